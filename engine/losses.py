@@ -54,7 +54,7 @@ def count_step(
 
 
 class WeightedSum:
-    """Divides losses by their counts and adds them up, without a copy from host to device in every step."""
+    """Divides losses by their counts and adds them up, without a copy of the weights to the device in every step."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -68,7 +68,7 @@ class WeightedSum:
         averages = totals / torch.stack([divisors[name] for name in losses])
         weights = tuple(loss.weight for loss in losses.values())
         if weights not in self.weights:
-            self.weights[weights] = torch.tensor(weights, device=self.device)
+            self.weights[weights] = send(torch.tensor(weights), self.device)
         return averages, (averages * self.weights[weights]).sum()
 
 

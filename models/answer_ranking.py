@@ -19,6 +19,7 @@ from torch import Tensor
 from models.memory import CrossMemory
 from models.packing import PackedTexts
 from models.vqa import AnswerDecoder
+from utils.accelerator import send
 
 Ranking = Literal["likelihood", "released"]
 """A candidate's score. "likelihood": the sum of its tokens' log-probabilities, by the chain rule. "released": the first
@@ -104,7 +105,7 @@ def rank_answers(
         nodes_per_call = 640 if questions.states.device.type == "cpu" else 8192
     memory = decoder.questions_memory(questions)
     first = _first_tokens(decoder, memory, tree)
-    opening = first.index_select(1, torch.from_numpy(tree.following[:, 0]).to(first.device))
+    opening = first.index_select(1, send(torch.from_numpy(tree.following[:, 0]), first.device))
     order = best_first(opening, min(k, len(tree)), ranking)
     candidates, device = order.cpu().numpy(), first.device
     scores = opening.gather(1, order) * (2 if ranking == "released" else 1)
@@ -176,7 +177,7 @@ class _Subtrees:
     def score(self, decoder: AnswerDecoder, memory: CrossMemory, device: torch.device) -> Tensor:
         """Sum (n, k) of the log-probabilities of a candidate's tokens after the first, the separator's included."""
         ids, depths, mask, positions, on_path, following = (
-            torch.from_numpy(array).to(device)
+            send(torch.from_numpy(array), device)
             for array in (self.ids, self.depths, self.mask, self.positions, self.on_path, self.following)
         )
         questions = torch.arange(len(ids), device=device)

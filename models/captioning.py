@@ -16,6 +16,7 @@ from models.heads import WordHead
 from models.memory import CrossMemory, KVCache, MemoryGroup
 from models.text import TextEncoder
 from models.xvlm import XVLM, ModelConfig
+from utils.accelerator import send
 from utils.batch import IGNORE, CaptioningBatch, LeftToRightText, Losses, Term, Work
 from utils.config import Config
 from utils.errors import UserError
@@ -92,7 +93,7 @@ class CaptioningModel(XVLM):
         self, memory: CrossMemory, tokens: CaptionTokens, config: DecodingConfig, uniforms: Tensor | None = None
     ) -> Generated:
         """Generate a caption for each image of ``memory``; see :func:`~models.generation.generate`."""
-        prompt = torch.tensor(tokens.prompt, device=memory.device).expand(len(memory), -1)
+        prompt = send(torch.tensor(tokens.prompt), memory.device).expand(len(memory), -1)
         return generate(CaptionDecoder(self, memory, tokens.mask), prompt, tokens.end, config, uniforms)
 
     def decode(

@@ -17,6 +17,7 @@ from models.fusion import FusionEncoder, FusionPass
 from models.losses import at_least_float32
 from models.packing import PackedTexts
 from models.vision import Concepts
+from utils.accelerator import send
 
 RerankingScore = Literal["matching", "sum"]
 RERANKING_SCORE = (
@@ -54,7 +55,7 @@ class TextBank:
 
     def select(self, texts: Tensor) -> PackedTexts:
         """Texts ``texts`` (M,) of the bank, int64 on the CPU; attention pads them to the longest of them."""
-        lengths, numbers = self.lengths[texts], self.numbers[texts].to(self.texts.states.device)
+        lengths, numbers = self.lengths[texts], send(self.numbers[texts], self.texts.states.device)
         return self.texts.select(numbers, int(lengths.sum()), int(lengths.max()))
 
 
@@ -124,7 +125,7 @@ def score_each(
     for image, candidates in enumerate(texts):
         of_image = at_least_float32(bank.texts.states.new_empty(len(candidates)))
         for part in _similar_lengths(bank.lengths[candidates], tokens_per_call):
-            of_image[part.to(device)] = score(image, bank.select(candidates[part]))
+            of_image[send(part, device)] = score(image, bank.select(candidates[part]))
         scores.append(of_image)
     return scores
 

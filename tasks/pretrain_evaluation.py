@@ -272,9 +272,9 @@ class PretrainEvaluator:
             best = self.model.predict_words(masked, self._encode_images(block), words).max(dim=1)  # NaN if any logit is
             finite(best.values, "logits of masked words")
             predicted = best.indices
-            counts = words.labels != IGNORE
             record = start + words.queries.packing.text_index
-            local.append(torch.stack([record, words.labels, predicted == words.labels])[:, counts].cpu().numpy())
+            judged = torch.stack([record, words.labels, predicted == words.labels]).cpu().numpy()
+            local.append(judged[:, judged[1] != IGNORE])
         by_rank = distributed.gather_objects(local)
         found = np.concatenate(
             [np.zeros((3, 0), np.int64), *(batch for of_rank in by_rank for batch in of_rank)], axis=1

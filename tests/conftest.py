@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from demo.scenes.build import build
-from tests.devices import DEVICES, as_in_a_run_without_tf32
+from tests.devices import DEVICES, PRETEND, as_in_a_run_without_tf32
 from tests.pretend.device import as_accelerator, register
 from tests.pretend.tensor import NAME
 
-if NAME in DEVICES:
+if PRETEND:
     register()  # before any test, as torch sets up its devices at the first backward pass
 
 
@@ -56,6 +56,15 @@ def device(request) -> Iterator[torch.device]:
     """The CPU, the pretend device, and CUDA without TF32 (marked ``gpu``, skipped where there is none)."""
     with as_accelerator() if request.param == NAME else nullcontext(), as_in_a_run_without_tf32():
         yield torch.device(request.param)
+
+
+@pytest.fixture
+def pretend() -> Iterator[torch.device]:
+    """The pretend device, where our code looks for a GPU."""
+    if not PRETEND:
+        pytest.skip("there is a GPU, and torch knows one accelerator a process")
+    with as_accelerator() as device:
+        yield device
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 
 from tests.pretend.tensor import NAME
@@ -18,8 +19,17 @@ WHY_SKIPPED = "no CUDA device"
 CUDA = pytest.param(
     "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason=WHY_SKIPPED)]
 )
-DEVICES = ("cpu", CUDA) if torch.cuda.is_available() else ("cpu", NAME, CUDA)
-"""Torch knows one accelerator a process, so where there is a GPU, none has to be pretended."""
+PRETEND = () if torch.cuda.is_available() or Version(torch.__version__) < Version("2.13") else (NAME,)
+"""Torch knows one accelerator a process, so where there is a GPU, none is pretended; older releases are not ready for one that is
+written in Python."""
+DEVICES = ("cpu", *PRETEND, CUDA)
+ON_ACCELERATORS = pytest.mark.parametrize("device", [*PRETEND, CUDA], indirect=True)
+ON_REAL_DEVICES = pytest.mark.parametrize("device", ["cpu", CUDA], indirect=True)
+"""For what is compiled: no pretend tensor can be traced."""
+PRETEND_IS_SLOW = pytest.mark.parametrize(
+    "device", ["cpu", *(pytest.param(name, marks=pytest.mark.slow) for name in PRETEND), CUDA], indirect=True
+)
+"""For long tests, whose run on the pretend device is in the slow tier."""
 
 BOUNDS = {"cpu": 1e-5, NAME: 1e-5, "cuda": 1e-4}
 """Largest error of a float32 number against the expected one, relative above 1. CUDA's kernels add in other orders."""

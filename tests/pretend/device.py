@@ -10,20 +10,34 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 from tests.pretend import autocast, streams
 from tests.pretend.tensor import NAME, PINNED, compute, copy
 from utils import accelerator
 
 
-class _Module(_DummyBackendModule):
-    """What is ``torch.cuda`` for CUDA."""
+class _Module:
+    """What ``torch.cuda`` is for CUDA."""
 
     Stream, Event = streams.Stream, streams.Event
     stream = staticmethod(streams.stream)
     current_stream = staticmethod(streams.current_stream)
     synchronize = staticmethod(streams.synchronize)
+
+    def is_available(self) -> bool:
+        return True
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+    def device_count(self) -> int:
+        return 1
+
+    def current_device(self) -> int:
+        return 0
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
@@ -31,10 +45,14 @@ class _Module(_DummyBackendModule):
     def manual_seed(self, seed: int) -> None:
         """Nothing: the CPU's generator draws for the pretend device, too."""
 
+    manual_seed_all = manual_seed
+
 
 @cache
 def register() -> torch.device:
     """Register the device in this process, before the first backward pass of any: torch then starts a thread for each device."""
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
     library = torch.library.Library("aten", "IMPL")
     for operation in _factories():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,38 +45,74 @@ PINNED = "_pretend_pinned"
 """Attribute of host tensors in memory from which the device can copy while the host goes on."""
 
 
+class Place(NamedTuple):
+    """Where our code calls torch: file, and the outermost function or method there; both "" inside a backward pass."""
+
+    file: str
+    function: str
+
+
 class Wait(NamedTuple):
-    """A wait of the host for the device: what for, and the line of our code that caused it ("" inside a backward pass)."""
+    """A wait of the host for the device, and what for."""
 
     what: str
-    file: str
-    line: int
+    place: Place
 
 
-_waits: list[Wait] = []
+class Computed(NamedTuple):
+    """An operation of a forward pass, and the precisions of its operands that are no integers."""
+
+    operation: str
+    dtypes: tuple[torch.dtype, ...]
+    place: Place
+
+
+_waits: list[list[Wait]] = []
+_computed: list[list[Computed]] = []
+"""Of each, the innermost list takes what is recorded, in all threads."""
 
 
 @contextmanager
-def recorded_waits() -> Iterator[list[Wait]]:
-    """Yields the list of the host's waits for the device inside, in all threads."""
-    _waits.clear()
-    yield _waits
+def _recording(lists: list[list[Any]]) -> Iterator[list[Any]]:
+    lists.append([])
+    try:
+        yield lists[-1]
+    finally:
+        lists.pop()
+
+
+def recorded_waits() -> AbstractContextManager[list[Wait]]:
+    """Yields the list of the host's waits for the device inside."""
+    return _recording(_waits)
+
+
+def recorded_operations() -> AbstractContextManager[list[Computed]]:
+    """Yields the list of the forward passes' operations inside."""
+    return _recording(_computed)
 
 
 def waits_for_device(what: str) -> None:
     """Record that the host waits until the device has done all that is enqueued."""
-    _waits.append(Wait(what, *_line_of_ours()))
+    if _waits:
+        _waits[-1].append(Wait(what, _place()))
     current_stream().synchronize()
 
 
-def _line_of_ours() -> tuple[str, int]:
+def _place() -> Place:
     frame = sys._getframe()
     while frame is not None:
-        path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(ROOT) and ".venv" not in path.parts and not path.is_relative_to(HERE):
-            return str(path.relative_to(ROOT)), frame.f_lineno
+        if (file := _of_ours(frame.f_code.co_filename)) is not None:
+            return Place(file, frame.f_code.co_qualname.split(".<locals>")[0])
         frame = frame.f_back
-    return "", 0
+    return Place("", "")
+
+
+@cache
+def _of_ours(name: str) -> str | None:
+    path = Path(name)
+    pretends = path.parent == HERE and not path.name.startswith("test_")
+    ours = path.is_relative_to(ROOT) and ".venv" not in path.parts and not pretends
+    return str(path.relative_to(ROOT)) if ours else None
 
 
 class PretendTensor(Tensor):
@@ -164,6 +200,9 @@ def compute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return tensor
         return PretendTensor(value, written)
 
+    if _computed and torch._C._current_graph_task_id() == -1:
+        dtypes = [each.dtype for each in (*ours.values(), *others) if each.is_floating_point()]
+        _computed[-1].append(Computed(operation.name(), tuple(dtypes), _place()))
     if operation is aten.native_dropout.default:
         return wrapped(_dropout(*host_args))
     return wrapped(operation(*host_args, **host_kwargs))

@@ -1,0 +1,33 @@
+"""Comparison of what two devices give."""
+
+from __future__ import annotations
+
+from dataclasses import is_dataclass
+from typing import Any
+
+import numpy as np
+
+BOUND = 1e-5
+"""Largest error of a number, relative above 1."""
+
+
+def differences(found: Any, expected: Any, place: str = "") -> list[str]:
+    """Where two results differ, numbers by more than :data:`BOUND`."""
+    if isinstance(expected, np.ndarray):
+        if expected.dtype == np.uint8:  # a picture, in which a number may round to the next level
+            return [] if np.abs(found.astype(int) - expected).max() <= 1 else [f"{place}: another picture"]
+        return differences(found.tolist(), expected.tolist(), place)
+    if is_dataclass(expected):
+        return differences(vars(found), vars(expected), place)
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), place
+        return [each for key in expected for each in differences(found[key], expected[key], f"{place}/{key}")]
+    if isinstance(expected, list | tuple):
+        assert len(found) == len(expected), place
+        return [
+            each
+            for number, value in enumerate(expected)
+            for each in differences(found[number], value, f"{place}/{number}")
+        ]
+    close = isinstance(expected, float) and abs(found - expected) <= BOUND * max(1, abs(expected))
+    return [] if close or found == expected else [f"{place}: {found}, not {expected}"]

@@ -1,0 +1,91 @@
+"""What stays in float32 in a step and an evaluation in bf16, by torch's own lists of CUDA's autocast."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing._internal.autocast_test_lists import AutocastTestLists
+
+from benchmarks.synthetic import pretrain_batch
+from engine.memory import trainer_of
+from tasks.pretrain import PretrainConfig, PretrainTask
+from tests.engine.test_static_step import ALL
+from tests.pretend.tensor import Computed, recorded_operations
+from tests.pretend.test_runs import run
+from tests.tasks.conftest import data, overrides, settings_of_a_process  # noqa: F401 (fixtures)
+from tests.tasks.painted import KINDS
+from utils.batch import Work
+from utils.config import load_config
+
+KERNELS = {
+    "softmax": ("_softmax", "_safe_softmax"),
+    "log_softmax": ("_log_softmax",),
+    "layer_norm": ("native_layer_norm",),
+    "nll_loss": ("nll_loss_forward",),
+    "norm": ("linalg_vector_norm",),
+    "smooth_l1_loss": ("smooth_l1_loss",),
+}
+"""What torch computes some functions of the lists with."""
+NOT_LISTED = ("mean", "log_sigmoid_forward", "sigmoid", "logcumsumexp", "var", "std")
+"""Reductions and parts of losses that autocast leaves in the precision of their operand, so that our code has to see to it."""
+
+PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
+EXACT = {
+    ("models/contrastive.py", "ContrastiveHead.similarity"): "near cosines are divided by a small temperature",
+    ("models/losses.py", "_compare"): "the same",
+    ("models/losses.py", "_judge"): "the same",
+    ("models/vision.py", "VisionEncoder.regions"): "means of patches",
+    ("tasks/two_stage.py", "TwoStageRetrieval._nearest"): "near cosines would tie",
+}
+"""Where products are in float32, and why."""
+ATTENTION = ("Attention.attend", "VisionEncoder.patches")
+"""Without a kernel for it, torch computes attention by products in float32."""
+
+
+def in_float32(device: torch.device) -> set[str]:
+    """Kernels whose operands CUDA's autocast, or our code, has in float32."""
+    lists = AutocastTestLists(device)
+    named = {name for name, *_ in (*lists.torch_fp32, *lists.nn_fp32)}
+    return {kernel for name in named for kernel in KERNELS.get(name, (name,))} | set(NOT_LISTED)
+
+
+def check(operations: list[Computed], device: torch.device) -> set[tuple[str, str]]:
+    """Check the precision of all operations; returns the places of exact products."""
+    exact, wanted, seen = set(), in_float32(device), set()
+    for name, dtypes, place in operations:
+        kernel = name.removeprefix("aten::").split(".")[0]
+        if kernel in wanted and dtypes:
+            assert set(dtypes) == {torch.float32}, (name, dtypes, place)
+            seen.add(kernel)
+        if kernel in PRODUCTS and place.function not in ATTENTION:
+            if place in EXACT:
+                exact.add(tuple(place))
+            expected = torch.float32 if place in EXACT else torch.bfloat16
+            assert set(dtypes) == {expected}, (name, dtypes, place)
+    assert seen >= {"native_layer_norm", "sum"}
+    return exact
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_a_step_of_all_streams_has_products_in_bf16_and_the_rest_in_float32(loss, tiny_overrides, pretend):
+    given = [*tiny_overrides, *ALL, "train.precision=bf16", f"model.contrastive.loss={loss}"]
+    config = load_config("configs/demo/pretrain.yaml", given, PretrainConfig)
+    model = PretrainTask.build_model(config, 200)
+    model.work = lambda batch: Work()
+    trainer = trainer_of(model, config.train, config.optim, pretend)
+    batch = pretrain_batch(config.data, model.vision, 200, seed=0, static=False)
+    with recorded_operations() as operations:
+        trainer.train_step([batch])
+    places = {("models/contrastive.py", "ContrastiveHead.similarity"), ("models/vision.py", "VisionEncoder.regions")}
+    places.add(("models/losses.py", "_compare" if loss == "softmax" else "_judge"))
+    assert check(operations, pretend) == places
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", KINDS)
+def test_a_task_has_products_in_bf16_and_the_rest_in_float32(task, overrides, pretend, tmp_path):  # noqa: F811
+    options = [*overrides(task), "train.precision=bf16", "evaluation.precision=bf16", "train.steps=2"]
+    with recorded_operations() as operations:
+        run(task, tmp_path / "run", options)
+    exact = check(operations, pretend)
+    assert (("tasks/two_stage.py", "TwoStageRetrieval._nearest") in exact) == (task == "retrieval")

@@ -1,0 +1,207 @@
+"""Runs on the pretend device: they give the CPU's numbers, resume, and their steps never wait for the device."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.report import PendingStep
+from engine.trainer import Trainer
+from tasks.job import run_task
+from tests.conftest import tiny_run
+from tests.engine.runs import curve
+from tests.engine.toy import trainer
+from tests.pretend.differences import differences
+from tests.pretend.tensor import Wait, recorded_waits
+from tests.tasks.conftest import data, overrides, settings_of_a_process  # noqa: F401 (fixtures)
+from tests.tasks.painted import KINDS, ROOT
+from utils import accelerator
+
+STILL = ["model.text.dropout=0", "model.text.attention_dropout=0", "model.vision.drop_path=0", "train.precision=fp32"]
+
+
+@pytest.fixture
+def options(scenes_folder, overrides) -> Callable[[str], list[str]]:  # noqa: F811
+    """Overrides for a task; of what is random, they leave the hard negatives."""
+
+    def of(task: str) -> list[str]:
+        if task == "pretrain":
+            return [*tiny_run(scenes_folder), *STILL, "train.steps=6"]
+        return [*overrides(task), *STILL, "evaluation.precision=fp32"]
+
+    return of
+
+
+@pytest.fixture
+def waits_of_steps(monkeypatch) -> list[Wait]:
+    """What the host waits for from the first step of a run to the last, without validations and checkpoints."""
+    found: list[Wait] = []
+
+    def outside(name: str) -> Any:
+        method = getattr(Trainer, name)
+
+        def called(self: Trainer, *arguments: Any) -> None:
+            with recorded_waits():
+                method(self, *arguments)
+
+        return called
+
+    def train(self: Trainer, *arguments: Any) -> None:
+        assert all(parameter.device.type == accelerator.best_device().type for parameter in self.model.parameters())
+        with recorded_waits() as waits:
+            steps(self, *arguments)
+        found.extend(waits)
+
+    steps = Trainer._train
+    monkeypatch.setattr(Trainer, "_train", train)
+    for name in ("_validate", "_save"):
+        monkeypatch.setattr(Trainer, name, outside(name))
+    return found
+
+
+def run(task: str, output: Path, options: list[str], *flags: str) -> None:
+    arguments = ["--config", str(ROOT / f"configs/demo/{task}.yaml"), "--output", str(output), *flags, *options]
+    assert run_task(arguments, task) == 0
+
+
+def run_on_the_cpu(task: str, output: Path, options: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accelerator, "best_device", lambda index=None: torch.device("cpu"))
+        run(task, output, options)
+
+
+def report_of(output: Path) -> dict[str, Any]:
+    return json.loads((output / "evaluation.json").read_text())
+
+
+FAST = ("pretrain", "retrieval")
+
+
+@pytest.mark.parametrize(
+    "task", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in KINDS if name not in FAST)]
+)
+def test_a_task_trains_validates_evaluates_and_resumes_with_the_numbers_of_the_cpu(
+    task, options, pretend, waits_of_steps, tmp_path
+):
+    run_on_the_cpu(task, tmp_path / "cpu", options(task))
+    waits_of_steps.clear()
+    run(task, tmp_path / "run", options(task))
+    assert not waits_of_steps
+    assert not differences(curve(tmp_path / "run"), curve(tmp_path / "cpu"))
+    assert not differences(report_of(tmp_path / "run"), report_of(tmp_path / "cpu"))
+
+    whole = curve(tmp_path / "run")
+    for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
+        if checkpoint.name > "step-00000003":
+            shutil.rmtree(checkpoint)
+    (tmp_path / "run" / "evaluation.json").unlink()
+    run(task, tmp_path / "run", options(task), "--resume")
+    assert curve(tmp_path / "run") == whole
+    assert not differences(report_of(tmp_path / "run"), report_of(tmp_path / "cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["model.contrastive.chunks=2", "train.accumulate=2"],
+        ["optim.lora={rank: 2, lr: 0.01}"],
+        ["optim.freeze={vision: 2, vision_blocks: 1, cache: {folder: FEATURES}}", "model.vision.depth=2"],
+        ["optim.ema={decay: 0.6}"],
+        ["train.recompute=[vision, text, fusion]"],
+    ],
+    ids=["gradient caching", "adapters", "frozen blocks and their cache", "averaged weights", "recomputed activations"],
+)
+def test_ways_of_training_give_the_numbers_of_the_cpu(extra, options, pretend, tmp_path):
+    for device, start in (("cpu", run_on_the_cpu), ("pretend", run)):
+        given = [each.replace("FEATURES", str(tmp_path / f"features of {device}")) for each in extra]
+        start("pretrain", tmp_path / device, [*options("pretrain"), *given])
+    assert not differences(curve(tmp_path / "pretend"), curve(tmp_path / "cpu"))
+    assert not differences(report_of(tmp_path / "pretend"), report_of(tmp_path / "cpu"))
+
+
+def test_the_numbers_of_a_step_are_read_one_step_late(pretend, tmp_path, monkeypatch):
+    read = PendingStep.read
+    reading: list[tuple[int, int]] = []
+    run = trainer(tmp_path, device=pretend, steps=4)
+
+    def watched(pending: PendingStep) -> dict[str, float]:
+        assert pending.values.isnan().all(), "the copy is still on its way"
+        reading.append((pending.step, run.step))
+        return read(pending)
+
+    monkeypatch.setattr(PendingStep, "read", watched)
+    run.fit()
+    assert reading == [(1, 2), (2, 3), (3, 4), (4, 4)]
+
+
+INPUTS = "inputs of a batch: evaluations read images between batches, so the device would wait for them anyway"
+RESULTS = "results of a batch"
+SPOOL = "states of images: those of a split may be more than the device holds"
+OF_EVALUATIONS = {
+    ("copies from the host", "tasks/job.py", "_run"): "the model, once",
+    ("copies from the host", "utils/batch.py", "to_device"): INPUTS,
+    ("copies from the host", "tasks/captioning.py", "CaptioningTask.captions"): INPUTS,
+    ("copies from the host", "tasks/grounding.py", "GroundingTask._locate"): INPUTS,
+    ("copies from the host", "tasks/nlvr.py", "NLVRTask._predict"): INPUTS,
+    ("copies from the host", "tasks/vqa.py", "VQATask._predict"): INPUTS,
+    ("copies from the host", "tasks/pretrain_evaluation.py", "PretrainEvaluator._encode_images"): INPUTS,
+    ("copies from the host", "tasks/pretrain_evaluation.py", "PretrainEvaluator._predict_boxes"): INPUTS,
+    ("copies from the host", "tasks/two_stage.py", "TwoStageRetrieval._encode_images"): INPUTS,
+    (
+        "copies from the host",
+        "tasks/two_stage.py",
+        "TwoStageRetrieval._rerank",
+    ): SPOOL,
+    (
+        "copies from the host",
+        "tasks/two_stage.py",
+        "TwoStageRetrieval._nearest",
+    ): "embeddings of a split, a block at a time",
+    ("copies to the host", "utils/spool.py", "TensorSpool.append"): SPOOL,
+    ("copies to the host", "tasks/two_stage.py", "TwoStageRetrieval._encode_images"): RESULTS,
+    ("copies to the host", "tasks/two_stage.py", "TwoStageRetrieval._encode_texts"): RESULTS,
+    ("copies to the host", "tasks/two_stage.py", "TwoStageRetrieval._nearest"): RESULTS,
+    ("copies to the host", "tasks/two_stage.py", "TwoStageRetrieval._rerank"): RESULTS,
+    ("copies to the host", "tasks/pretrain_evaluation.py", "PretrainEvaluator._predict_boxes"): RESULTS,
+    ("copies to the host", "tasks/pretrain_evaluation.py", "PretrainEvaluator._words"): RESULTS,
+    ("copies to the host", "tasks/finetune.py", "FineTuneTask.outputs"): RESULTS,
+    (
+        "copies to the host",
+        "tasks/inference.py",
+        "finite",
+    ): "scores, of which none may be NaN before a prediction is chosen",
+    (
+        "copies to the host",
+        "models/reranking.py",
+        "TextBank.of",
+    ): "lengths of all texts, once, to sort them by length",
+    (
+        "copies to the host",
+        "models/answer_ranking.py",
+        "rank_answers",
+    ): "the best first words, whose answers are scored in full",
+    (
+        "reads a number",
+        "models/generation.py",
+        "beam_search",
+    ): "whether all captions of a batch are finished, after each word",
+}
+"""What the host waits for in an evaluation: what, file and function, and the reason."""
+
+
+def test_evaluations_wait_for_nothing_but_what_is_listed(options, pretend, tmp_path):
+    found = set()
+    for task in ("pretrain", *KINDS):
+        run(task, tmp_path / task, [*options(task), "train.steps=1", "schedule.warmup_steps=0.5"])
+        again = [*options(task), f"init.checkpoint={tmp_path / task}"]
+        with recorded_waits() as waits:
+            run(task, tmp_path / f"{task} again", again, "--evaluate")
+        found |= {(what, *place) for what, place in waits}
+    assert found == set(OF_EVALUATIONS)
