@@ -20,13 +20,14 @@ RUN := runs/demo/$(TASK)-seed$(SEED)
 
 REAL := runs/real/pretrain-seed$(SEED)
 
-.PHONY: help real demo demo-quick scenes clips test test-all faults test-lowest test-newest lint types setup setup-dev clean-demo clean-real
+.PHONY: help gpu real demo demo-quick scenes clips test test-all faults test-lowest test-newest lint types setup setup-dev clean-demo clean-real
 
 help:
 	@echo "make demo               set up, draw scenes, pre-train a tiny model from scratch in ten minutes"
 	@echo "make demo QUICK=1       the same in two minutes, to see that the model learns"
 	@echo "make demo TASK=vqa      fine-tune the demo's model: retrieval, nlvr, grounding, vqa, captioning (SEED=1: another seed)"
 	@echo "make real               train a small model on real pictures, in about half an hour (docs/real_model.md)"
+	@echo "make gpu                all that we measure on a GPU, in forty minutes, with a receipt (CPU=1: the way, in small, on the CPU)"
 	@echo "make setup              only .venv with the packages; make setup-dev adds those of tests and checks"
 	@echo "make test               the tests that take seconds, in some five minutes"
 	@echo "make test-all           all tests; make faults: only the tests that stop, kill and damage runs"
@@ -86,6 +87,10 @@ data/packages/complete: | .venv/installed
 		{ echo "make real: apt-get cannot download them, as printed above; if it finds no package, run apt-get update first"; exit 1; }
 	cd data/packages && for package in *.deb; do dpkg-deb -x "$$package" . || exit 1; done && rm *.deb
 	touch $@
+
+# The same command goes on where it was stopped. docs/performance.md says what the receipt holds.
+gpu: .venv/installed-dev
+	.venv/bin/python -m benchmarks.gpu_receipt $(if $(filter-out 0,$(CPU)),--cpu)
 
 PYTEST := .venv/bin/python -m pytest -n auto --dist worksteal
 

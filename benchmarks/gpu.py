@@ -35,6 +35,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.plain_path import Padding, plain_losses, why_not_plain
+from benchmarks.results import add_json, keep
 from benchmarks.step_clock import PHASES, Stepper
 from benchmarks.step_config import (
     CONFIG,
@@ -83,7 +84,7 @@ def supported_ways(config: PretrainConfig, ways: Sequence[str]) -> list[str]:
     return others
 
 
-def attempt(way: str, config: PretrainConfig, flags: argparse.Namespace, device: torch.device) -> float | None:
+def attempt(way: str, config: PretrainConfig, flags: argparse.Namespace, device: torch.device) -> dict[str, Any] | None:
     """:func:`measure`, or None and a line if memory runs out. Batches have equal sizes on all ranks, so memory runs out on all
     ranks or on none."""
     try:
@@ -95,8 +96,8 @@ def attempt(way: str, config: PretrainConfig, flags: argparse.Namespace, device:
     return None
 
 
-def measure(way: str, config: PretrainConfig, flags: argparse.Namespace, device: torch.device) -> float:
-    """Measure one way and print its line; returns its samples per second over all ranks."""
+def measure(way: str, config: PretrainConfig, flags: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Measure one way and print its line; returns its numbers: rates over all ranks, FLOPs of one."""
     torch.manual_seed(0)
     model = build(config)
     if way == "plain":
@@ -141,18 +142,27 @@ def _warm_up(train: TrainConfig, small: bool, batches: int) -> int:
 
 def _print_way(
     way: str, train: TrainConfig, device: torch.device, work: Work, times: tuple[list[float], float, float]
-) -> float:
-    """Print the line of a way; returns its samples per second. ``work``: mean of a rank's step."""
+) -> dict[str, Any]:
+    """Print the line of a way; returns its numbers. ``work``: mean of a rank's step."""
     phases, communication, step_s = times
     speed = work.samples * distributed.world_size() / step_s
     tflops = work.flops / step_s / 1e12
     peak = train.peak_tflops or peak_of(device, train.precision)
     split = ", ".join(f"{name} {value:.1f}" for name, value in zip(PHASES, phases, strict=True))
     line = f"{way}: {speed:.1f} samples/s, {1000 * step_s:.1f} ms a step ({split}, communication {communication:.1f})"
-    if device.type == "cuda":
-        line += f", {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB"
+    memory_gb = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
+    if memory_gb is not None:
+        line += f", {memory_gb:.1f} GB"
     _print(f"{line}, {_utilisation(tflops, peak)}")
-    return speed
+    return {
+        "way": way,
+        "samples_per_s": speed,
+        "milliseconds_per_step": 1000 * step_s,
+        "phases": {**dict(zip(PHASES, phases, strict=True)), "communication": communication},
+        "memory_gb": memory_gb,
+        "tflops_per_s": None if math.isnan(tflops) else tflops,
+        "utilisation": tflops / peak if peak and not math.isnan(tflops) else None,
+    }
 
 
 def _utilisation(tflops: float, peak: float | None) -> str:
@@ -216,6 +226,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="check that it runs, with a small model and batch; on a CPU it compiles for minutes (not with --ways plain,eager)",
     )
+    add_json(parser)
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -245,21 +256,23 @@ def run(flags: argparse.Namespace) -> int:
     with distributed.process_group() as device:
         if device.type == "cuda":
             _print(f"{torch.cuda.get_device_name(device)}, {config.train.precision}, {flags.config}")
-        speeds: dict[str, float] = {}
+        rows: list[dict[str, Any]] = []
         ways = supported_ways(config, flags.ways)
         for line in filter(None, (describe_step(config), describe_other_steps(config))):
             _print(line)
         for way in ways:
-            speed = attempt(way, config, flags, device)
-            if speed is not None:
-                speeds[way] = speed
+            row = attempt(way, config, flags, device)
+            if row is not None:
+                rows.append(row)
             _clean_up()
-        if not speeds:
+        if not rows:
             key, size = config.data.micro_batch
             raise UserError(f"no way fits into memory; give smaller batches, such as {key}={max(1, size // 2)}")
-        first, fastest = next(iter(speeds)), max(speeds, key=lambda way: speeds[way])
-        _print(f"the fastest is {fastest}, and the ratio is to {first}")
-        _print(f"ratio: {speeds[fastest] / speeds[first]:.2f}")
+        first, fastest = rows[0], max(rows, key=lambda row: row["samples_per_s"])
+        _print(f"the fastest is {fastest['way']}, and the ratio is to {first['way']}")
+        _print(f"ratio: {fastest['samples_per_s'] / first['samples_per_s']:.2f}")
+        if distributed.rank() == 0:
+            keep(flags, rows)
     return 0
 
 

@@ -1,7 +1,8 @@
-"""Memory of a training step, planned over measured, on the CPU: ``python -m benchmarks.step_memory``.
+"""Memory of a training step, planned over measured: ``python -m benchmarks.step_memory``.
 
-Each real step runs in a separate process. The measured memory is the process's peak in the step (the kernel's high-water mark)
-less its memory before the model is built, after a step of another small model.
+Each real step runs in a separate process. On a GPU, the measured memory is the peak of torch's allocator, and the time is
+measured, too: ``run.py plan`` estimates it from FLOPs and the GPU's peak. On the CPU, the memory is the process's peak in the
+step (the kernel's high-water mark) less its memory before the model is built, after a step of another small model.
 """
 
 from __future__ import annotations
@@ -9,19 +10,25 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.results import add_json, keep
+from benchmarks.step_config import VOCABULARY
+from engine.devices import ASSUMED_UTILISATION, peak_of
 from engine.memory import FakeSteps, trainer_of
+from engine.real_steps import RealSteps
 from tasks.kinds import kind_of
 from tools.plan.synthetic import scaled, synthetic_batch
+from utils import accelerator
 from utils.config import load_config
 
 TINY = ["model.text.arch.vocab_size=500"]
@@ -40,6 +47,11 @@ CASES: list[tuple[str, list[str], Sequence[int]]] = [
 ]
 """Config, overrides, and examples of the leading stream in a micro-batch."""
 
+ON_GPU: list[tuple[str, list[str], Sequence[int]]] = [
+    ("configs/pretrain/base_4m.yaml", ["train.global_batch=null"], (16, 48, 96)),
+    ("configs/retrieval/coco_base_4m.yaml", ["train.global_batch=null"], (8, 16, 32)),
+]
+
 SMALL = [("configs/demo/pretrain.yaml", TINY, (64,)), (CASES[2][0], CASES[2][1], (8,))]
 
 
@@ -48,50 +60,88 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", action="store_true", help="check that it runs, with two cases")
     parser.add_argument("--measure", nargs="+", metavar="WORD", help=argparse.SUPPRESS)
+    add_json(parser)
     arguments = parser.parse_args(argv)
     if arguments.measure:
         config, examples, *overrides = arguments.measure
-        sys.stdout.write(f"{measure_here(config, overrides, int(examples))}\n")
+        sys.stdout.write(f"{json.dumps(measure_here(config, overrides, int(examples)))}\n")
         return
-    worst = 1.0
-    for config, overrides, sizes in SMALL if arguments.small else CASES:
+    worst, rows = 1.0, []
+    on_gpu = accelerator.best_device().type != "cpu"
+    for config, overrides, sizes in SMALL if arguments.small else ON_GPU if on_gpu else CASES:
         for examples in sizes:
-            planned, actual = estimate(config, overrides, examples), measure(config, overrides, examples)
-            worst = max(worst, planned / actual, key=lambda ratio: abs(ratio - 1))
+            planned, (actual, seconds) = estimate(config, overrides, examples), measure(config, overrides, examples)
             case = " ".join([config, *(override for override in overrides if override.startswith("train."))])
-            sys.stdout.write(
-                f"{case}, {examples} examples: {planned / 1e6:.0f} MB planned, {actual / 1e6:.0f} MB measured\n"
-            )
+            line = f"{case}, {examples} examples: {planned.memory / 1e6:.0f} MB planned, "
+            if actual is None:
+                line += "which does not fit"
+            else:
+                worst = max(worst, planned.memory / actual, key=lambda ratio: abs(ratio - 1))
+                line += f"{actual / 1e6:.0f} MB measured"
+            if planned.seconds and seconds:
+                line += f"; {planned.seconds:.3f} s planned, {seconds:.3f} s measured"
+            rows.append({"case": case, "examples": examples, "planned": planned._asdict()})
+            rows[-1]["measured"] = {"memory": actual, "seconds": seconds}
+            sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
     sys.stdout.write(f"ratio: {worst:.2f}\n")
+    keep(arguments, rows)
 
 
-def estimate(path: str, overrides: list[str], examples: int) -> int:
-    """Peak bytes of a step, planned for this CPU."""
+class Planned(NamedTuple):
+    """Peak bytes of a step; its seconds on a known GPU."""
+
+    memory: int
+    seconds: float | None
+
+
+def estimate(path: str, overrides: list[str], examples: int) -> Planned:
+    """What is planned for this device."""
     schema, kind = kind_of(Path(path), overrides)
-    config = scaled(load_config(path, overrides, schema), examples)
-    steps = FakeSteps(lambda: kind.build_model(config, None), config.train, config.optim, as_on_gpu=False)
+    config, device = scaled(load_config(path, overrides, schema), examples), accelerator.best_device()
+    on_gpu = device.type != "cpu"
+    steps = FakeSteps(lambda: _model(kind, config), config.train, config.optim, as_on_gpu=on_gpu)
     several = config.train.accumulation(config.data, 1) > 1
-    return steps.memory(lambda model: synthetic_batch(config, model), gradients_stay=several).total
+    memory = steps.memory(lambda model: synthetic_batch(config, model), gradients_stay=several).total
+    peak = peak_of(device, config.train.precision)
+    if peak is None:
+        return Planned(memory, None)
+    with torch.device("meta"):
+        model = _model(kind, config)
+    return Planned(memory, model.work(synthetic_batch(config, model)).flops / (1e12 * peak * ASSUMED_UTILISATION))
 
 
-def measure(path: str, overrides: list[str], examples: int) -> int:
-    """Peak bytes of a real step, in a process that returns freed memory to the system at once."""
+def _model(kind: Any, config: Any) -> Any:
+    return kind.build_model(config, None if config.model.text.knows_vocabulary else VOCABULARY)
+
+
+def measure(path: str, overrides: list[str], examples: int) -> tuple[int | None, float | None]:
+    """Peak bytes and seconds of a real step, in a process that returns freed memory to the system at once."""
     settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "benchmarks.step_memory", "--measure", path, str(examples), *overrides]
     root = Path(__file__).parent.parent
     process = subprocess.run(command, env=os.environ | settings, cwd=root, capture_output=True, text=True, check=True)
-    return int(process.stdout)
+    memory, seconds = json.loads(process.stdout)
+    return memory, seconds
 
 
-def measure_here(path: str, overrides: list[str], examples: int) -> int:
-    """Peak bytes of a step in this process."""
+def measure_here(path: str, overrides: list[str], examples: int) -> tuple[int | None, float | None]:
+    """Peak bytes of a step in this process, and on a GPU its seconds; None: it does not fit, or was not measured."""
+    device = accelerator.best_device(0)
+    if device.type != "cpu":
+        schema, kind = kind_of(Path(path), overrides)
+        config = scaled(load_config(path, overrides, schema), examples)
+        steps = RealSteps(lambda: _model(kind, config), config.train, config.optim, device)
+        several = config.train.accumulation(config.data, 1) > 1
+        memory = steps.memory(lambda model: synthetic_batch(config, model), gradients_stay=several)
+        seconds = steps.seconds(lambda model: synthetic_batch(config, model))
+        return None if memory is None else memory.total, seconds
     _steps("configs/demo/pretrain.yaml", TINY, 2)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = _memory("VmRSS")
     _steps(path, overrides, examples)
-    return _memory("VmHWM") - before
+    return _memory("VmHWM") - before, None
 
 
 def _steps(path: str, overrides: list[str], examples: int) -> None:
@@ -99,7 +149,7 @@ def _steps(path: str, overrides: list[str], examples: int) -> None:
     schema, kind = kind_of(Path(path), overrides)
     config: Any = scaled(load_config(path, overrides, schema), examples)
     torch.manual_seed(0)
-    trainer = trainer_of(kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
+    trainer = trainer_of(_model(kind, config), config.train, config.optim, torch.device("cpu"))
     batch = synthetic_batch(config, trainer.model)
     for _ in range(2):
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark

@@ -329,7 +329,7 @@ def test_a_way_that_needs_too_much_memory_does_not_end_the_others(capsys, monkey
     def measure(way, *_):
         if way not in speeds:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return speeds[way]
+        return {"way": way, "samples_per_s": speeds[way]}
 
     monkeypatch.setattr(gpu, "measure", measure)
     assert gpu.main(["--small"]) == 0
@@ -346,7 +346,7 @@ def test_a_way_that_needs_too_much_memory_does_not_end_the_others(capsys, monkey
 
 
 def test_the_plain_way_is_left_out_with_a_word_where_it_has_not_all(capsys, monkeypatch):
-    monkeypatch.setattr(gpu, "measure", lambda *_: 1.0)
+    monkeypatch.setattr(gpu, "measure", lambda way, *_: {"way": way, "samples_per_s": 1.0})
     assert gpu.main(["--small", "model.fusion.drop_path=0.1"]) == 0
     left_out, *_ = capsys.readouterr().out.splitlines()
     assert left_out == OneLine("model.fusion.drop_path", "plain")

@@ -1,0 +1,126 @@
+"""What a step of pre-training spends its time on, by torch's profiler: ``python -m benchmarks.profile_step``.
+
+After a warm-up, a few steps of the trainer run under the profiler. It prints the kernels by their share of the device's time (on
+a CPU: operators by their share of the host's), which back end computed attention how often, and the part of the time in which
+the device had nothing to do. ``--trace FILE`` keeps all of it for https://ui.perfetto.dev.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.results import add_json, keep
+from benchmarks.step_clock import Stepper
+from benchmarks.step_config import CONFIG, LENGTH_FACTORS, SMALL, batches_for, build, config_for, describe_step
+from engine.memory import trainer_of
+from utils import accelerator
+from utils.errors import one_line_errors
+from utils.flags import positive
+
+ATTENTION = {
+    "aten::_scaled_dot_product_flash_attention": "flash",
+    "aten::_scaled_dot_product_efficient_attention": "memory-efficient",
+    "aten::_scaled_dot_product_cudnn_attention": "cuDNN",
+    "aten::_scaled_dot_product_attention_math": "products and a softmax",
+    "aten::_scaled_dot_product_flash_attention_for_cpu": "flash on the CPU",
+}
+"""What ``scaled_dot_product_attention`` calls in a forward pass, by its back end."""
+
+
+def profiled(stepper: Stepper, steps: int, device: torch.device, trace: Path | None) -> dict[str, Any]:
+    """Run some steps under the profiler; ``trace``: a file for all that it saw."""
+    on_gpu = device.type != "cpu"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    _finish(device)
+    started = time.perf_counter()
+    with profile(activities=activities) as profiler:
+        for _ in range(steps):
+            stepper.step(nullcontext())
+        _finish(device)
+        seconds = time.perf_counter() - started
+    if trace is not None:
+        profiler.export_chrome_trace(str(trace))
+    events = profiler.key_averages()
+    # A kernel is an event of the device, and has no time of the host; an operator's time is that of the kernels that it starts.
+    times = {
+        event.key: (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
+        for event in events
+        if not on_gpu or event.device_type != torch.autograd.DeviceType.CPU
+    }
+    busy = sum(times.values())
+    attention = Counter({ATTENTION[event.key]: event.count for event in events if event.key in ATTENTION})
+    return {
+        "steps": steps,
+        "milliseconds_per_step": 1000 * seconds / steps,
+        "idle": max(0.0, 1 - busy / seconds) if on_gpu else None,
+        "kernels": [
+            {"name": name, "share": spent / busy, "milliseconds_per_step": 1000 * spent / steps}
+            for name, spent in sorted(times.items(), key=lambda item: -item[1])
+        ],
+        "attention": {name: count / steps for name, count in attention.items()},
+    }
+
+
+def _finish(device: torch.device) -> None:
+    if module := accelerator.asynchronous(device):
+        module.synchronize(device)
+
+
+def lines_of(found: dict[str, Any], most: int) -> list[str]:
+    """What is printed: at most ``most`` kernels."""
+    lines = [f"{found['milliseconds_per_step']:.1f} ms a step, with the profiler"]
+    if found["idle"] is not None:
+        lines.append(f"the device is idle {found['idle']:.0%} of the time")
+    lines += [f"attention: {count:g} calls a step, {name}" for name, count in found["attention"].items()]
+    shown = found["kernels"][:most]
+    lines += [f"{each['share']:6.1%} {each['milliseconds_per_step']:9.2f} ms  {each['name'][:100]}" for each in shown]
+    rest = sum(each["share"] for each in found["kernels"][most:])
+    return [*lines, f"{rest:6.1%}               {len(found['kernels']) - len(shown)} others"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; a user's mistake is one line on stderr and status 2."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=positive, default=8, help="steps under the profiler")
+    parser.add_argument("--config", type=Path, default=CONFIG, help=f"YAML file of pre-training (default: {CONFIG})")
+    parser.add_argument("--small", action="store_true", help="check that it runs, with a small model and batch")
+    parser.add_argument("--kernels", type=positive, default=20, help="how many kernels are printed")
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE", help="a trace for https://ui.perfetto.dev, such as trace.json.gz"
+    )
+    add_json(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of the config")
+    flags = parser.parse_intermixed_args(argv)
+
+    @one_line_errors
+    def run() -> int:
+        path, overrides = (SMALL[0], [*SMALL[1], *flags.overrides]) if flags.small else (flags.config, flags.overrides)
+        config, device = config_for(path, overrides), accelerator.best_device()
+        model = build(config)
+        trainer = trainer_of(model, config.train, config.optim, device)
+        batches = batches_for(config, model, static=bool(config.train.compile))
+        if device.type != "cpu":
+            batches = [batch.pin_memory() for batch in batches]
+        stepper = Stepper(trainer, batches, config.train.accumulation(config.data))
+        for _ in range(1 if flags.small else 2 * len(LENGTH_FACTORS)):
+            stepper.step(nullcontext())
+        found = profiled(stepper, flags.steps, device, flags.trace)
+        sys.stdout.write("\n".join([describe_step(config), *lines_of(found, flags.kernels)]) + "\n")
+        keep(flags, found)
+        return 0
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

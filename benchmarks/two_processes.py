@@ -1,0 +1,121 @@
+"""Two processes on one device against one process: ``python -m benchmarks.two_processes``.
+
+The two share each step of pre-training (DDP, gathered embeddings, summed counts), in float32 and without dropout. The one process
+runs the same micro-batches, with contrastive losses that span both (``model.contrastive.chunks``). All losses of all steps must
+agree. NCCL refuses two processes on one card, so that gloo is the default; it lacks collectives of CUDA tensors in some releases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from benchmarks.results import add_json, keep
+from benchmarks.step_config import CONFIG, SMALL, build, config_for
+from benchmarks.synthetic import pretrain_batch
+from engine.memory import trainer_of
+from tasks.pretrain import PretrainConfig
+from utils import accelerator, distributed
+from utils.errors import UserError, one_line_errors
+from utils.flags import positive
+
+STILL = (
+    *("model.text.dropout=0", "model.text.attention_dropout=0", "model.vision.drop_path=0", "train.precision=fp32"),
+    *("train.global_batch=null", "optim.lr=0.001"),
+)
+BOUND = 1e-4
+"""Largest relative difference of a loss: kernels of other sizes add in other orders."""
+
+
+def by_chance_alone(similarity: Tensor, allowed: Tensor) -> Tensor:
+    """Hard negatives that do not depend on similarities, which a rounding changes."""
+    noise = torch.rand(allowed.shape, generator=torch.Generator().manual_seed(0)).to(allowed.device)
+    return (noise * allowed).argmax(dim=1)
+
+
+def losses(config: PretrainConfig, device: torch.device, steps: int) -> list[dict[str, float]]:
+    """The losses of some steps of this rank's micro-batches; a single rank has those of both."""
+    torch.manual_seed(0)
+    model = build(config)
+    model.sample_negatives = by_chance_alone  # type: ignore[method-assign]
+    trainer = trainer_of(model, config.train, config.optim, device)
+    vocabulary = len(model.text.word_embeddings)
+    both = [pretrain_batch(config.data, model.vision, vocabulary, seed=seed) for seed in range(2)]
+    mine = [both[distributed.rank()]] if distributed.is_distributed() else both
+    found = [trainer.train_step(mine).read() for _ in range(steps)]
+    return [
+        {name: value for name, value in step.items() if "/" in name and not name.startswith("ranks/")} for step in found
+    ]
+
+
+def _rank(rank: int, port: int, backend: str, arguments: tuple[Any, ...], out: str) -> None:
+    device = accelerator.best_device(0)
+    torch.set_num_threads(1)
+    dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    found = losses(config_for(*arguments[:2]), device, arguments[2])
+    if rank == 0:
+        torch.save(found, out)
+    dist.destroy_process_group()
+
+
+def on_two_processes(path: Path, overrides: Sequence[str], steps: int, backend: str) -> list[dict[str, float]]:
+    """The losses of two processes on the same device.
+
+    Raises:
+        UserError: one of them failed, with the last line of its error.
+    """
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        out = str(Path(folder) / "losses.pt")
+        try:
+            mp.start_processes(_rank, (port, backend, (path, overrides, steps), out), nprocs=2, start_method="spawn")
+        except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
+            raise UserError(f"{backend}: {str(error).strip().splitlines()[-1]}") from None
+        return torch.load(out, weights_only=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; status 1 if the losses differ."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=positive, default=5)
+    parser.add_argument("--backend", choices=["gloo", "nccl"], default="gloo")
+    parser.add_argument("--small", action="store_true", help="a small model and batch")
+    add_json(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of the config")
+    flags = parser.parse_intermixed_args(argv)
+
+    @one_line_errors
+    def run() -> int:
+        path, small = SMALL if flags.small else (CONFIG, [])
+        overrides = [*small, *STILL, *flags.overrides]
+        two = on_two_processes(path, overrides, flags.steps, flags.backend)
+        spanning = [*overrides, "train.accumulate=2", "model.contrastive.chunks=2"]
+        one = losses(config_for(path, spanning), accelerator.best_device(), flags.steps)
+        worst = max(
+            abs(ours[name] - theirs[name]) / max(1.0, abs(theirs[name]))
+            for ours, theirs in zip(two, one, strict=True)
+            for name in theirs
+        )
+        keep(
+            flags, {"backend": flags.backend, "steps": flags.steps, "losses": len(one[0]), "largest_difference": worst}
+        )
+        sys.stdout.write(f"{len(one[0])} losses of {flags.steps} steps differ by {worst:.1e} at most\n")
+        return 0 if worst <= BOUND else 1
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

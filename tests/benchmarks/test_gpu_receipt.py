@@ -1,0 +1,104 @@
+"""The receipt of a GPU: what a step gives is kept, failures are told, and the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import gpu_receipt, profile_step, two_processes
+from benchmarks.gpu_receipt import PYTHON, SMALLER, SPEEDS, Step, as_markdown, make, read_tests, speed_words, steps_of
+from tests.messages import OneLine
+
+
+def writing(numbers: object, status: int = 0, said: str = "") -> list[str]:
+    code = "import sys; open(sys.argv[1], 'w').write(sys.argv[2]); print(sys.argv[3]); sys.exit(int(sys.argv[4]))"
+    return [PYTHON, "-c", code, "NUMBERS", json.dumps(numbers), said, str(status)]
+
+
+def test_steps_are_kept_and_only_failed_ones_are_run_again(tmp_path, capsys):
+    bad = Step("bad", [writing([1], 3, "out of luck")], 1)
+    receipt = make([Step("good", [writing({"a": 1})], 1), bad], tmp_path, cpu=True, minutes=1)
+    good, failed = receipt["steps"]
+    assert (good["numbers"], good["failure"]) == ({"a": 1}, None)
+    assert failed["failure"] == "status 3: out of luck" and failed["numbers"] == [1]
+    assert json.loads((tmp_path / "receipt.json").read_text())["steps"] == receipt["steps"]
+    again = [Step("good", [writing({"a": 2})], 1), Step("bad", [writing([2])], 1)]
+    good, mended = make(again, tmp_path, cpu=True, minutes=1)["steps"]
+    assert good["numbers"] == {"a": 1}, "it was done"
+    assert (mended["numbers"], mended["failure"]) == ([2], None)
+    assert capsys.readouterr().out.count("1/2 good") == 1
+
+
+def test_commands_are_tried_in_turn_until_one_succeeds(tmp_path):
+    step = Step("fits", [writing([], 2, "out of memory"), writing(["half"]), writing(["quarter"])], 1)
+    (kept,) = make([step], tmp_path, cpu=True, minutes=1)["steps"]
+    assert kept["numbers"] == ["half"] and kept["failure"] is None
+    assert kept["command"].startswith("python -c")
+
+
+def test_a_step_that_hangs_is_stopped_and_what_has_no_time_is_left(tmp_path):
+    hangs = Step("hangs", [[sys.executable, "-c", "import time; time.sleep(60)"]], 0.01)
+    receipt = make([hangs, Step("later", [writing(1)], 1)], tmp_path, cpu=True, minutes=0.001)
+    assert receipt["steps"][0]["failure"] == "stopped after 0.01 minutes"
+    assert receipt["not_run"] == ["later"]
+    assert "| later | | not run |" in as_markdown(receipt)
+
+
+def test_results_of_other_sources_do_not_count(tmp_path, monkeypatch):
+    make([Step("one", [writing(1)], 1)], tmp_path, cpu=True, minutes=1)
+    code = gpu_receipt.code_identity()
+    monkeypatch.setattr(gpu_receipt, "code_identity", lambda: {**code, "sha256": "other"})
+    (kept,) = make([Step("one", [writing(2)], 1)], tmp_path, cpu=True, minutes=1)["steps"]
+    assert kept["numbers"] == 2
+
+
+def test_tests_are_counted_by_group_and_failures_are_named(tmp_path):
+    cases = [
+        ("tests.models.test_golden_plus", "a[cuda]", ""),
+        ("tests.models.test_golden_plus", "b_bf16[cuda]", "<failure/>"),
+    ]
+    cases += [("tests.engine.test_trainer", "c[cuda]", ""), ("tests.engine.test_trainer", "d[cuda]", "<skipped/>")]
+    text = "".join(f'<testcase classname="{of}" name="{name}">{inner}</testcase>' for of, name, inner in cases)
+    (tmp_path / "tests.xml").write_text(f"<testsuites><testsuite>{text}</testsuite></testsuites>")
+    assert read_tests(tmp_path / "tests.xml") == {
+        "golden cases, float32": {"passed": 1, "skipped": 0, "failed": []},
+        "golden cases, bf16": {"passed": 0, "skipped": 0, "failed": ["tests.models.test_golden_plus::b_bf16[cuda]"]},
+        "others": {"passed": 1, "skipped": 1, "failed": []},
+    }
+
+
+def test_the_steps_of_a_gpu_fit_in_their_time_but_for_what_fails(tmp_path):
+    steps = list(steps_of(tmp_path, cpu=False))
+    assert [step.name for step in steps if step.name.startswith("speed")] == [
+        f"speed of {size} at {side} px" for size in ("base", "large") for side in SPEEDS
+    ]
+    assert all("--gpus" in step.commands[0] for step in steps if step.name == "demo")
+    sizes = list(speed_words("large", 768, cpu=False))
+    assert len(sizes) == len([1, 2, 4, SMALLER])
+    assert "data.images.batch_size=1" in sizes[-1] and "model.vision.image_size=768" in sizes[-1]
+    assert {step.name for step in steps_of(tmp_path, cpu=True)} <= {step.name for step in steps}
+
+
+def test_without_a_gpu_the_command_says_how_to_see_the_way(capsys):
+    assert gpu_receipt.main([]) == 2
+    assert capsys.readouterr().err == OneLine("--cpu", "CPU=1")
+
+
+@pytest.mark.slow
+def test_a_profile_has_shares_and_attention(tmp_path, capsys):
+    assert profile_step.main(["--small", "--steps", "1", "--kernels", "3", "--json", str(tmp_path / "found.json")]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert sum(each["share"] for each in found["kernels"]) == pytest.approx(1)
+    assert found["kernels"][0]["share"] >= found["kernels"][1]["share"] > 0
+    assert sum(found["attention"].values()) > 0
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(found["attention"]) + 3 + 1
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_of_one(tmp_path, capsys):
+    assert two_processes.main(["--small", "--steps", "2", "--json", str(tmp_path / "found.json")]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["losses"] == 8 and found["largest_difference"] < 1e-5
+    assert "8 losses of 2 steps" in capsys.readouterr().out
