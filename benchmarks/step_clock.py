@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from engine.trainer import Trainer
+from utils import accelerator
 from utils.batch import PretrainBatch, to_device
 
 PHASES = ("data", "forward", "backward", "optimiser")
@@ -37,20 +38,20 @@ class Clock:
     def mark(self, phase: str) -> None:
         """Record the end of ``phase``."""
         mark: Any = time.perf_counter()
-        if self.device.type == "cuda":
-            mark = torch.cuda.Event(enable_timing=True)
+        if module := accelerator.asynchronous(self.device):
+            mark = module.Event(enable_timing=True)
             mark.record()
         self.marks.append(mark)
         self.phases.append(phase)
 
     def milliseconds(self) -> list[float]:
         """Milliseconds of each of :data:`PHASES`, summed over micro-batches."""
-        on_gpu = self.device.type == "cuda"
-        if on_gpu:
-            torch.cuda.synchronize(self.device)
+        module = accelerator.asynchronous(self.device)
+        if module:
+            module.synchronize(self.device)
         totals = dict.fromkeys(PHASES, 0.0)
         for (start, end), phase in zip(itertools.pairwise(self.marks), self.phases[1:], strict=True):
-            totals[REPORTED_PHASE[phase]] += start.elapsed_time(end) if on_gpu else 1000 * (end - start)
+            totals[REPORTED_PHASE[phase]] += start.elapsed_time(end) if module else 1000 * (end - start)
         return list(totals.values())
 
 

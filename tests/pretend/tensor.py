@@ -53,10 +53,11 @@ class Place(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """A wait of the host for the device, and what for."""
+    """A wait of the host for the device: what for, where, and in which line."""
 
     what: str
     place: Place
+    line: int
 
 
 class Computed(NamedTuple):
@@ -94,17 +95,18 @@ def recorded_operations() -> AbstractContextManager[list[Computed]]:
 def waits_for_device(what: str) -> None:
     """Record that the host waits until the device has done all that is enqueued."""
     if _waits:
-        _waits[-1].append(Wait(what, _place()))
+        _waits[-1].append(Wait(what, *_place()))
     current_stream().synchronize()
 
 
-def _place() -> Place:
+def _place() -> tuple[Place, int]:
+    """The innermost place of ours, with its line."""
     frame = sys._getframe()
     while frame is not None:
         if (file := _of_ours(frame.f_code.co_filename)) is not None:
-            return Place(file, frame.f_code.co_qualname.split(".<locals>")[0])
+            return Place(file, frame.f_code.co_qualname.split(".<locals>")[0]), frame.f_lineno
         frame = frame.f_back
-    return Place("", "")
+    return Place("", ""), 0
 
 
 @cache
@@ -202,7 +204,7 @@ def compute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
     if _computed and torch._C._current_graph_task_id() == -1:
         dtypes = [each.dtype for each in (*ours.values(), *others) if each.is_floating_point()]
-        _computed[-1].append(Computed(operation.name(), tuple(dtypes), _place()))
+        _computed[-1].append(Computed(operation.name(), tuple(dtypes), _place()[0]))
     if operation is aten.native_dropout.default:
         return wrapped(_dropout(*host_args))
     return wrapped(operation(*host_args, **host_kwargs))

@@ -57,6 +57,8 @@ def test_waits_are_recorded_with_their_place(what, operation, pretend):
         operation(ours)
     assert what in [wait.what for wait in waits]
     assert {wait.place.file for wait in waits} == {"tests/pretend/test_device.py"}
+    first = operation.__code__.co_firstlineno
+    assert {wait.line for wait in waits} == {first}
 
 
 def test_what_a_step_may_do_waits_for_nothing(pretend):

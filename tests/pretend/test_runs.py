@@ -21,6 +21,7 @@ from tests.pretend.differences import differences
 from tests.pretend.tensor import Wait, recorded_waits
 from tests.tasks.conftest import data, overrides, settings_of_a_process  # noqa: F401 (fixtures)
 from tests.tasks.painted import KINDS, ROOT
+from tests.tasks.test_video import clips, retrieval_options, video_qa_options  # noqa: F401 (a fixture)
 from utils import accelerator
 
 STILL = ["model.text.dropout=0", "model.text.attention_dropout=0", "model.vision.drop_path=0", "train.precision=fp32"]
@@ -66,7 +67,8 @@ def waits_of_steps(monkeypatch) -> list[Wait]:
 
 
 def run(task: str, output: Path, options: list[str], *flags: str) -> None:
-    arguments = ["--config", str(ROOT / f"configs/demo/{task}.yaml"), "--output", str(output), *flags, *options]
+    config = "vqa/msrvtt_qa_base" if task == "video_qa" else f"demo/{task}"
+    arguments = ["--config", str(ROOT / f"configs/{config}.yaml"), "--output", str(output), *flags, *options]
     assert run_task(arguments, task) == 0
 
 
@@ -103,6 +105,18 @@ def test_a_task_trains_validates_evaluates_and_resumes_with_the_numbers_of_the_c
     (tmp_path / "run" / "evaluation.json").unlink()
     run(task, tmp_path / "run", options(task), "--resume")
     assert curve(tmp_path / "run") == whole
+    assert not differences(report_of(tmp_path / "run"), report_of(tmp_path / "cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["retrieval", "video_qa"])
+def test_tasks_on_videos_give_the_numbers_of_the_cpu(task, clips, scenes_folder, pretend, waits_of_steps, tmp_path):  # noqa: F811
+    given = (retrieval_options if task == "retrieval" else video_qa_options)(clips, scenes_folder)
+    run_on_the_cpu(task, tmp_path / "cpu", [*given, *STILL])
+    waits_of_steps.clear()
+    run(task, tmp_path / "run", [*given, *STILL])
+    assert not waits_of_steps
+    assert not differences(curve(tmp_path / "run"), curve(tmp_path / "cpu"))
     assert not differences(report_of(tmp_path / "run"), report_of(tmp_path / "cpu"))
 
 
@@ -203,5 +217,5 @@ def test_evaluations_wait_for_nothing_but_what_is_listed(options, pretend, tmp_p
         again = [*options(task), f"init.checkpoint={tmp_path / task}"]
         with recorded_waits() as waits:
             run(task, tmp_path / f"{task} again", again, "--evaluate")
-        found |= {(what, *place) for what, place in waits}
+        found |= {(what, *place) for what, place, line in waits}
     assert found == set(OF_EVALUATIONS)

@@ -59,19 +59,23 @@ def sizes(scenes_folder: Path) -> list[str]:
 PLAIN = "{family: bert, width: 16, layers: 1, heads: 2, intermediate: 32, max_positions: 64}"
 
 
-def retrieval(clips: Path, scenes_folder: Path, *more: str) -> RetrievalConfig:
-    overrides = [
+def retrieval_options(clips: Path, scenes_folder: Path) -> list[str]:
+    return [
         *sizes(scenes_folder),
         f"data.train.annotations={clips}/pairs.jsonl",
         f"evaluation.validation.annotations={clips}/pairs.jsonl",
         f"evaluation.test.test.annotations={clips}/pairs.jsonl",
         "model.vision.video.frames=3",
     ]
+
+
+def retrieval(clips: Path, scenes_folder: Path, *more: str) -> RetrievalConfig:
+    overrides = retrieval_options(clips, scenes_folder)
     return load_config(ROOT / "configs/demo/retrieval.yaml", [*overrides, *more], RetrievalConfig)
 
 
-def video_qa(clips: Path, scenes_folder: Path, *more: str) -> VideoQAConfig:
-    overrides = [
+def video_qa_options(clips: Path, scenes_folder: Path) -> list[str]:
+    return [
         *sizes(scenes_folder),
         f"data.train.questions={clips}/asked.jsonl",
         f"data.train.videos={clips}",
@@ -85,6 +89,10 @@ def video_qa(clips: Path, scenes_folder: Path, *more: str) -> VideoQAConfig:
         "model.vision.patch_size=8",
         "model.vision.video.frames=3",
     ]
+
+
+def video_qa(clips: Path, scenes_folder: Path, *more: str) -> VideoQAConfig:
+    overrides = video_qa_options(clips, scenes_folder)
     return load_config(ROOT / "configs/vqa/msrvtt_qa_base.yaml", [*overrides, *more], VideoQAConfig)
 
 
