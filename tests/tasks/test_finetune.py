@@ -186,6 +186,23 @@ def test_a_resumed_run_repeats_validations_and_best_weights_to_the_last_byte(run
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+def test_questions_that_share_an_image_train_together_and_resume(overrides, tmp_path):
+    """26 questions about 13 images are 13 examples; a step has 4 of them."""
+    options, whole = [*overrides("vqa"), "data.questions_per_example=2", "data.careful_flip=false"], tmp_path / "whole"
+    report = start("vqa", whole, options)
+    assert report["test"]["questions"]["value"] == 14, "evaluations count questions"
+    *_, checkpoint = list_checkpoints(whole / "checkpoints")
+    assert checkpoint.training_state()["run"]["records"] == {"questions": 13}
+    shutil.copytree(whole, tmp_path / "killed")
+    for each in list_checkpoints(tmp_path / "killed" / "checkpoints"):
+        if each.step > 3:
+            shutil.rmtree(each.folder)
+    (tmp_path / "killed" / "evaluation.json").unlink()
+    assert start("vqa", tmp_path / "killed", options, "--resume") == report
+    weights = "checkpoints/step-00000006/model.safetensors"
+    assert (tmp_path / "killed" / weights).read_bytes() == (whole / weights).read_bytes()
+
+
 def best_step(run: Path) -> int:
     with safe_open(run / "best.safetensors", "pt") as file:
         return json.loads(file.metadata()["about"])["validation"]["step"]

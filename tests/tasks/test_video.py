@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,21 @@ def test_retrieval_on_videos_trains_every_parameter_and_measures_both_ways(clips
     assert found["videos"].value == CLIPS
     assert 0 <= found["text to video R@1"].value <= 1
     assert found["mean recall"].chance > 0
+
+
+def test_questions_about_a_video_share_its_frames(clips, scenes_folder):
+    """Two questions each about three clips."""
+    task = VideoQATask.build(video_qa(clips, scenes_folder, "data.questions_per_example=2"))
+    batch = next(task.train_loader().batches(0, 1))
+    assert batch.pixels.shape[:2] == (3, 3) and len(batch.text.ids) == 6
+    assert batch.image_of_question.tolist() == [0, 0, 1, 1, 2, 2]
+    task.model.eval()
+    repeated = replace(batch, pixels=batch.pixels[batch.image_of_question], image_of_question=None)
+    found, expected = (
+        {name: term.total.item() for name, term in task.model(each).items()} for each in (batch, repeated)
+    )
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert all(np.isfinite(value) for value in losses(task).values())
 
 
 @pytest.mark.parametrize(("pooling", "differs"), [("mean", False), ("tokens", True)])
