@@ -1,4 +1,4 @@
-"""The accelerator of this process: which it is, and how numbers reach it and come back while the host goes on."""
+"""The accelerator of this process, and copies to and from it that do not block the host."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ def best_device(index: int | None = None) -> torch.device:
 
 
 def asynchronous(device: torch.device) -> Any:
-    """The module of a device that works while the host goes on, such as ``torch.cuda``, with its streams and events; None for the
-    CPU."""
+    """Returns the module with the streams and events of an asynchronous device, such as ``torch.cuda``; None for the CPU."""
     return None if device.type == "cpu" else torch.get_device_module(device)
 
 
 def send(numbers: Tensor, device: torch.device) -> Tensor:
-    """A copy on ``device`` of what the host has computed. The host does not wait; on the CPU, it is the tensor itself."""
+    """Copies a tensor from the host to ``device`` without blocking the host; on the CPU, returns the tensor itself."""
     return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
 
 
 def start_copy_to_host(values: Tensor) -> tuple[Tensor, Any]:
-    """Start to copy numbers to the host; returns the copy, and the event after which it can be read, None: at once."""
+    """Starts to copy a tensor to the host. Returns the copy and the event to wait for before reading it (None: no need to wait)."""
     module = asynchronous(values.device)
     if module is None:
         return values, None

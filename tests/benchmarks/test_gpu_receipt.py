@@ -1,4 +1,4 @@
-"""The receipt of a GPU: what a step gives is kept, failures are told, and the same command goes on."""
+"""The receipt of a GPU: results are kept, failures are reported, and the same command resumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a GPU needs of a step, tested without one too: no waiting for the device, no graph breaks, no shapes that change."""
+"""Requirements of a GPU on a step, also tested without one: no waiting for the device, no graph breaks, no shapes that change."""
 
 from __future__ import annotations
 

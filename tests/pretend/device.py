@@ -17,7 +17,7 @@ from utils import accelerator
 
 
 class _Module:
-    """What ``torch.cuda`` is for CUDA."""
+    """The counterpart of ``torch.cuda``."""
 
     Stream, Event = streams.Stream, streams.Event
     stream = staticmethod(streams.stream)
@@ -59,7 +59,7 @@ def register() -> torch.device:
         library.impl(
             operation, lambda *args, operation=operation, **kwargs: _made(operation, args, kwargs), "PrivateUse1"
         )
-    # torch.tensor() copies in a way of its own, with source and target exchanged.
+    # torch.tensor() copies with this operation, whose arguments are in the other order.
     library.impl(
         "_copy_from", lambda source, target, non_blocking=False: copy(target, source, non_blocking), "PrivateUse1"
     )
@@ -104,7 +104,7 @@ def _pin_memory(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def as_accelerator() -> Iterator[torch.device]:
-    """Inside, our code finds the pretend device where it looks for a GPU."""
+    """Within this context, our code finds the pretend device when it looks for a GPU."""
     device = register()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tensor, "pin_memory", _pin_memory)

@@ -77,11 +77,11 @@ class Stream(torch.Stream):
         host.fill_(torch.nan if host.is_floating_point() else -1)
 
     def wait_stream(self, other: Stream) -> None:
-        """What is enqueued from now on comes after what ``other`` has enqueued."""
+        """Later operations of this stream come after the present ones of ``other``."""
         self._after({**other.seen, other: other.enqueued})
 
     def wait_event(self, event: Event) -> None:
-        """What is enqueued from now on comes after ``event``."""
+        """Later operations of this stream come after ``event``."""
         self._after(event.after)
 
     def record_event(self, event: Event | None = None) -> Event:
@@ -156,7 +156,7 @@ def current_stream(device: Any = None) -> Stream:
 
 @contextmanager
 def stream(chosen: Stream) -> Iterator[None]:
-    """Inside, this thread's operations are enqueued in ``chosen``."""
+    """Enqueues this thread's operations in ``chosen``."""
     with chosen:
         yield
 

@@ -1,7 +1,7 @@
-"""Tensors on a pretend device, whose numbers are in the host's memory. What would fail or wait on a GPU does not go unnoticed.
+"""Tensors on a pretend device, whose numbers are in the host's memory, but which fail and block where a GPU's tensors would.
 
 An operation that mixes devices raises an error. An operation for which the host would wait is recorded, with the line of our code
-that caused it. An operation that uses what another stream has not finished raises an error.
+that caused it. An operation raises an error if it uses a tensor that another stream has not finished writing.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ WAITS = {
     aten.unique_dim.default: "counts unique numbers",
     aten.unique_consecutive.default: "counts unique numbers",
 }
-"""Operations for which the host of a GPU waits, beside copies, and masks as indices."""
+"""Operations that block the host of a GPU, in addition to copies and to indexing with masks."""
 
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 
 PINNED = "_pretend_pinned"
-"""Attribute of host tensors in memory from which the device can copy while the host goes on."""
+"""Attribute of host tensors in page-locked memory, which the device can copy without blocking the host."""
 
 
 class Place(NamedTuple):
@@ -61,7 +61,7 @@ class Wait(NamedTuple):
 
 
 class Computed(NamedTuple):
-    """An operation of a forward pass, and the precisions of its operands that are no integers."""
+    """An operation of a forward pass, and the types of its floating-point operands."""
 
     operation: str
     dtypes: tuple[torch.dtype, ...]
@@ -70,7 +70,7 @@ class Computed(NamedTuple):
 
 _waits: list[list[Wait]] = []
 _computed: list[list[Computed]] = []
-"""Of each, the innermost list takes what is recorded, in all threads."""
+"""Stacks of lists; records of all threads are added to the innermost list."""
 
 
 @contextmanager
@@ -211,7 +211,7 @@ def compute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _wait(operation: Any, args: Any, to_host: bool) -> str | None:
-    """What the host waits for in an operation; None: it does not wait."""
+    """Why an operation blocks the host; None: it does not."""
     if operation is aten._to_copy.default and to_host:
         return "copies to the host"
     if operation in INDEXED and any(

@@ -1,4 +1,4 @@
-"""What users ask of a trained model, on the pretend device: it says what it says on the CPU."""
+"""Calls of a trained model, search and the page give the same results on the pretend device as on the CPU."""
 
 from __future__ import annotations
 

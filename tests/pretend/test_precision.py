@@ -1,4 +1,4 @@
-"""What stays in float32 in a step and an evaluation in bf16, by torch's own lists of CUDA's autocast."""
+"""Operations that stay in float32 when training and evaluating in bf16, by torch's own lists for CUDA's autocast."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KERNELS = {
     "norm": ("linalg_vector_norm",),
     "smooth_l1_loss": ("smooth_l1_loss",),
 }
-"""What torch computes some functions of the lists with."""
+"""Operations with which torch computes some functions of the lists."""
 NOT_LISTED = ("mean", "log_sigmoid_forward", "sigmoid", "logcumsumexp", "var", "std")
 """Reductions and parts of losses that autocast leaves in the precision of their operand, so that our code has to see to it."""
 

@@ -41,7 +41,7 @@ def options(scenes_folder, overrides) -> Callable[[str], list[str]]:  # noqa: F8
 
 @pytest.fixture
 def waits_of_steps(monkeypatch) -> list[Wait]:
-    """What the host waits for from the first step of a run to the last, without validations and checkpoints."""
+    """Waits of the host from the first step of a run to the last, except in validations and checkpoints."""
     found: list[Wait] = []
 
     def outside(name: str) -> Any:
@@ -157,7 +157,7 @@ def test_the_numbers_of_a_step_are_read_one_step_late(pretend, tmp_path, monkeyp
 
 INPUTS = "inputs of a batch: evaluations read images between batches, so the device would wait for them anyway"
 RESULTS = "results of a batch"
-SPOOL = "states of images: those of a split may be more than the device holds"
+SPOOL = "states of images: a split's may not fit into the device's memory"
 OF_EVALUATIONS = {
     ("copies from the host", "tasks/job.py", "_run"): "the model, once",
     ("copies from the host", "utils/batch.py", "to_device"): INPUTS,
@@ -207,7 +207,7 @@ OF_EVALUATIONS = {
         "beam_search",
     ): "whether all captions of a batch are finished, after each word",
 }
-"""What the host waits for in an evaluation: what, file and function, and the reason."""
+"""Waits of the host in an evaluation: kind, file and function, and the reason."""
 
 
 def test_evaluations_wait_for_nothing_but_what_is_listed(options, pretend, tmp_path):
