@@ -1,11 +1,11 @@
-"""Everything that we want to know of a GPU, in one command: ``make gpu``, or ``python -m benchmarks.gpu_receipt``.
+"""Tests and measurements on a GPU, in one command with one receipt: ``make gpu``, or ``python -m benchmarks.gpu_receipt``.
 
-The steps run one after the other, each a command of its own with a limit of time: tests on the device, the demo against its table
-of the CPU, speed of base and large models, a profile, planned against measured memory and time, and two processes on the device.
-What a step gave is kept at once, so the same command goes on where it was stopped; failed steps are run again. The receipt is
-``receipt.json`` and ``receipt.md``, with the logs of all steps beside them.
+The steps run one after another, each a separate command with a time limit: tests on the device, the demo compared with its results
+on the CPU, speed of base and large models, a profile, planned and measured memory and time, and two processes on the device. The
+results of a step are saved at once, so the same command resumes after an interruption; failed steps are run again. The receipt
+is ``receipt.json`` and ``receipt.md``, next to the logs of all steps.
 
-``--cpu`` goes the same way on the CPU in small sizes: it shows that all works, and its numbers mean nothing.
+``--cpu`` runs the same steps on the CPU with small sizes, to check that everything works; its numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def read_tests(path: Path) -> dict[str, Any]:
 
 
 def read_demo(folder: Path) -> list[dict[str, Any]]:
-    """The demo's numbers beside those of the CPU (``configs/tables_demo.yaml``)."""
+    """The demo's results, each with the one on the CPU (``configs/tables_demo.yaml``)."""
     receipts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("receipt.json"))]
     by_cell = {receipt["cell"]: receipt["numbers"] for receipt in receipts}
     return [{"cell": name, **number} for name in read_tables(DEMO) for number in by_cell.get(name, [])]
@@ -129,7 +129,7 @@ def machine(cpu: bool) -> dict[str, Any]:
     try:
         driver = subprocess.run(query, capture_output=True, text=True, timeout=60).stdout.strip()
     except OSError:
-        driver = "unknown: there is no nvidia-smi"
+        driver = "unknown, since nvidia-smi is missing"
     return {
         **facts,
         "memory_gb": card.total_memory / 1e9,
@@ -263,7 +263,7 @@ def _planned(rows: list[dict[str, Any]]) -> list[str]:
 
 def _two(found: dict[str, Any]) -> list[str]:
     return [
-        f"{found['losses']} losses of {found['steps']} steps differ from those of one process by "
+        f"{found['losses']} losses of {found['steps']} steps differ from one process by "
         f"{found['largest_difference']:.1e} at most ({found['backend']})."
     ]
 
@@ -344,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if not flags.cpu and not torch.cuda.is_available():
             raise UserError(
-                "there is no GPU that torch can use here; give --cpu (make gpu CPU=1) to see the way without one"
+                "torch finds no GPU here; give --cpu (make gpu CPU=1) to try all steps on the CPU with small sizes"
             )
         out = flags.out or Path("runs/gpu_on_cpu" if flags.cpu else "runs/gpu")
         receipt = make(list(steps_of(out, cpu=flags.cpu)), out, cpu=flags.cpu, minutes=flags.minutes)
@@ -352,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = [f"failed: {', '.join(failed)}"] * bool(failed) + [f"not run: {', '.join(receipt['not_run'])}"] * bool(
             receipt["not_run"]
         )
-        again = "; the same command goes on" if told else ""
+        again = "; run the same command again to resume" if told else ""
         sys.stdout.write(f"{out / 'receipt.md'} and receipt.json; {'; '.join(told) or 'all steps are done'}{again}\n")
         return 1 if told else 0
 

@@ -1,4 +1,4 @@
-"""What a step of pre-training spends its time on, by torch's profiler: ``python -m benchmarks.profile_step``.
+"""Profile of a pre-training step by kernel and attention back end: ``python -m benchmarks.profile_step``.
 
 After a warm-up, a few steps of the trainer run under the profiler. It prints the kernels by their share of the device's time (on
 a CPU: operators by their share of the host's), which back end computed attention how often, and the part of the time in which
@@ -34,7 +34,7 @@ ATTENTION = {
     "aten::_scaled_dot_product_attention_math": "products and a softmax",
     "aten::_scaled_dot_product_flash_attention_for_cpu": "flash on the CPU",
 }
-"""What ``scaled_dot_product_attention`` calls in a forward pass, by its back end."""
+"""Operations that ``scaled_dot_product_attention`` calls in a forward pass, with their back ends."""
 
 
 def profiled(stepper: Stepper, steps: int, device: torch.device, trace: Path | None) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def profiled(stepper: Stepper, steps: int, device: torch.device, trace: Path | N
     if trace is not None:
         profiler.export_chrome_trace(str(trace))
     events = profiler.key_averages()
-    # A kernel is an event of the device, and has no time of the host; an operator's time is that of the kernels that it starts.
+    # On a GPU, kernels are events of the device; operators would count the time of their kernels again.
     times = {
         event.key: (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
         for event in events
@@ -77,7 +77,7 @@ def _finish(device: torch.device) -> None:
 
 
 def lines_of(found: dict[str, Any], most: int) -> list[str]:
-    """What is printed: at most ``most`` kernels."""
+    """Lines of the report, with at most ``most`` kernels."""
     lines = [f"{found['milliseconds_per_step']:.1f} ms a step, with the profiler"]
     if found["idle"] is not None:
         lines.append(f"the device is idle {found['idle']:.0%} of the time")

@@ -96,7 +96,7 @@ class Planned(NamedTuple):
 
 
 def estimate(path: str, overrides: list[str], examples: int) -> Planned:
-    """What is planned for this device."""
+    """Planned memory and time on this device."""
     schema, kind = kind_of(Path(path), overrides)
     config, device = scaled(load_config(path, overrides, schema), examples), accelerator.best_device()
     on_gpu = device.type != "cpu"

@@ -44,7 +44,7 @@ def by_chance_alone(similarity: Tensor, allowed: Tensor) -> Tensor:
 
 
 def losses(config: PretrainConfig, device: torch.device, steps: int) -> list[dict[str, float]]:
-    """The losses of some steps of this rank's micro-batches; a single rank has those of both."""
+    """Losses of some steps on this rank's micro-batch; a single process trains on both micro-batches."""
     torch.manual_seed(0)
     model = build(config)
     model.sample_negatives = by_chance_alone  # type: ignore[method-assign]

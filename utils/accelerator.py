@@ -26,7 +26,7 @@ def send(numbers: Tensor, device: torch.device) -> Tensor:
 
 
 def start_copy_to_host(values: Tensor) -> tuple[Tensor, Any]:
-    """Starts to copy a tensor to the host. Returns the copy and the event to wait for before reading it (None: no need to wait)."""
+    """Starts to copy a tensor to the host. Returns the copy, and the event to wait for before reading it (None: none)."""
     module = asynchronous(values.device)
     if module is None:
         return values, None
