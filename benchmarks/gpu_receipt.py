@@ -1,9 +1,9 @@
 """Tests and measurements on a GPU, in one command with one receipt: ``make gpu``, or ``python -m benchmarks.gpu_receipt``.
 
-The steps run one after another, each a separate command with a time limit: tests on the device, the demo compared with its results
-on the CPU, speed of base and large models, a profile, planned and measured memory and time, and two processes on the device. The
-results of a step are saved at once, so the same command resumes after an interruption; failed steps are run again. The receipt
-is ``receipt.json`` and ``receipt.md``, next to the logs of all steps.
+The steps run one after another, each a separate command with a time limit: tests on the device, the demo compared with its
+results on the CPU, speed of base and large models, a profile, planned and measured memory and time, and two processes on the
+device. The results of a step are saved at once, so the same command resumes after an interruption; failed steps are run again.
+The receipt is ``receipt.json`` and ``receipt.md``, next to the logs of all steps.
 
 ``--cpu`` runs the same steps on the CPU with small sizes, to check that everything works; its numbers mean nothing.
 """
