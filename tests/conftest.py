@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -41,6 +42,14 @@ def own_logging() -> Iterator[None]:
     _remove_logging_of_runs()
     yield
     _remove_logging_of_runs()
+
+
+@pytest.fixture(autouse=True)
+def own_path() -> Iterator[None]:
+    """A task that is found in a folder adds the folder to the paths of Python, which child processes inherit."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
 
 
 def _remove_logging_of_runs() -> None:

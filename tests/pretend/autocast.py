@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -44,6 +47,18 @@ def operations(macro: str) -> Iterator[str]:
         return
     for name, overload in re.findall(r"_\((\w+)(?:,\s*(\w+))?\)", text):
         yield f"{name}.{overload}" if overload else name
+
+
+def lists_of_torch(device: torch.device) -> Any:
+    """Operations with operands on ``device``, by rule, as torch's own tests of CUDA's autocast list them.
+
+    Torch keeps them with helpers of its tests, which change settings of the process when they are imported: they are replaced.
+    """
+    helpers = SimpleNamespace(TEST_WITH_ROCM=False, TestCase=object)
+    with patch.dict(sys.modules, {"torch.testing._internal.common_utils": helpers}):
+        from torch.testing._internal.autocast_test_lists import AutocastTestLists
+
+        return AutocastTestLists(device)
 
 
 def _overload(name: str) -> Any:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.testing._internal.autocast_test_lists import AutocastTestLists
 
 from tests.pretend import streams
+from tests.pretend.autocast import lists_of_torch
 from tests.pretend.tensor import recorded_waits
 from utils.accelerator import send, start_copy_to_host
 
@@ -126,7 +126,7 @@ RULES = {
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_autocast_follows_the_lists_of_torch(rule, pretend):
     seen = 0
-    for name, *given in getattr(AutocastTestLists(pretend), rule):
+    for name, *given in getattr(lists_of_torch(pretend), rule):
         if name in NOT_OF_THE_CPU:
             continue
         equation = [given.pop(0)] if isinstance(given[0], str) else []

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.testing._internal.autocast_test_lists import AutocastTestLists
 
 from benchmarks.synthetic import pretrain_batch
 from engine.memory import trainer_of
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.engine.test_static_step import ALL
+from tests.pretend.autocast import lists_of_torch
 from tests.pretend.tensor import Computed, recorded_operations
 from tests.pretend.test_runs import run
 from tests.tasks.conftest import data, overrides, settings_of_a_process  # noqa: F401 (fixtures)
@@ -44,7 +44,7 @@ ATTENTION = ("Attention.attend", "VisionEncoder.patches")
 
 def in_float32(device: torch.device) -> set[str]:
     """Kernels whose operands CUDA's autocast, or our code, has in float32."""
-    lists = AutocastTestLists(device)
+    lists = lists_of_torch(device)
     named = {name for name, *_ in (*lists.torch_fp32, *lists.nn_fp32)}
     return {kernel for name in named for kernel in KERNELS.get(name, (name,))} | set(NOT_LISTED)
 
