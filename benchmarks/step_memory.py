@@ -52,7 +52,8 @@ ON_GPU: list[tuple[str, list[str], Sequence[int]]] = [
     ("configs/retrieval/coco_base_4m.yaml", ["train.global_batch=null"], (8, 16, 32)),
 ]
 
-SMALL = [("configs/demo/pretrain.yaml", TINY, (64,)), (CASES[2][0], CASES[2][1], (8,))]
+SHALLOW = [*MIDDLE, "model.vision.depth=2", "model.text.arch.layers=2", "model.fusion.layers=1", "train.precision=bf16"]
+SMALL = [("configs/demo/pretrain.yaml", TINY, (64,)), (CASES[2][0], SHALLOW, (8,))]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import gpu_receipt, profile_step, two_processes
 from benchmarks.gpu_receipt import PYTHON, SMALLER, SPEEDS, Step, as_markdown, make, read_tests, speed_words, steps_of
+from tests.benchmarks.test_benchmarks import SMALLER as SMALLER_MODEL
 from tests.messages import OneLine
 
 
@@ -88,7 +89,12 @@ def test_without_a_gpu_the_command_says_how_to_see_the_way(capsys):
 
 @pytest.mark.slow
 def test_a_profile_has_shares_and_attention(tmp_path, capsys):
-    assert profile_step.main(["--small", "--steps", "1", "--kernels", "3", "--json", str(tmp_path / "found.json")]) == 0
+    assert (
+        profile_step.main(
+            ["--small", *SMALLER_MODEL, "--steps", "1", "--kernels", "3", "--json", str(tmp_path / "found.json")]
+        )
+        == 0
+    )
     found = json.loads((tmp_path / "found.json").read_text())
     assert sum(each["share"] for each in found["kernels"]) == pytest.approx(1)
     assert found["kernels"][0]["share"] >= found["kernels"][1]["share"] > 0
@@ -98,7 +104,8 @@ def test_a_profile_has_shares_and_attention(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(tmp_path, capsys):
-    assert two_processes.main(["--small", "--steps", "2", "--json", str(tmp_path / "found.json")]) == 0
+    words = ["--small", *SMALLER_MODEL, "--steps", "2", "--json", str(tmp_path / "found.json")]
+    assert two_processes.main(words) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["losses"] == 8 and found["largest_difference"] < 1e-5
     assert "8 losses of 2 steps" in capsys.readouterr().out

@@ -113,7 +113,7 @@ def _place() -> tuple[Place, int]:
 def _of_ours(name: str) -> str | None:
     path = Path(name)
     pretends = path.parent == HERE and not path.name.startswith("test_")
-    ours = path.is_relative_to(ROOT) and ".venv" not in path.parts and not pretends
+    ours = path.is_relative_to(ROOT) and "site-packages" not in path.parts and not pretends
     return str(path.relative_to(ROOT)) if ours else None
 
 

@@ -1,4 +1,4 @@
-"""A task in a folder outside the checkout, run from the command line: it trains, resumes and is evaluated.
+"""A task in a folder outside the checkout, run from the command line: it trains and is evaluated.
 
 The launcher starts the first run and the one on two ranks.
 """
@@ -77,7 +77,7 @@ def launch(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
 
-def test_a_folder_trains_resumes_and_is_evaluated(folder, overrides):
+def test_a_folder_trains_and_is_evaluated(folder, overrides):
     """From the folder around it, with worker processes; the last time on two ranks."""
     cwd = folder.parent
     options = [
@@ -92,17 +92,6 @@ def test_a_folder_trains_resumes_and_is_evaluated(folder, overrides):
     assert "hello from counting.task" in done.stderr
     run = cwd / "runs" / "counting" / "config"
     expected = (run / "evaluation.json").read_text()
-    last = run / "checkpoints" / "step-00000002" / "model.safetensors"
-    weights = last.read_bytes()
-
-    for file in last.parent.iterdir():
-        file.unlink()
-    last.parent.rmdir()
-    (run / "evaluation.json").unlink()
-    status, told = run_alone(cwd, "counting", "--config", "counting/config.yaml", "--resume", *options)
-    assert status == 0, told[-3000:]
-    assert last.read_bytes() == weights
-    assert (run / "evaluation.json").read_text() == expected
 
     start = f"init.checkpoint={run}"
     done = launch(cwd, "--task", str(folder), "--cpu", "2", "--evaluate", *options, start)
