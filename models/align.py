@@ -15,12 +15,13 @@ from torch import Tensor
 from models import losses
 from models.blocks import MOST_WIDTH
 from models.contrastive import GREATEST_TEMPERATURE, ContrastiveConfig, ContrastiveHead, EmbeddedExamples, Examples
-from models.fusion import FusionPass
+from models.fusion import FusionQueue
 from models.gradient_cache import cached_losses
 from models.heads import mlp_head
 from models.memory import CrossMemory
 from models.negatives import negative_weights, sample
 from models.packing import PackedTexts
+from models.vision import Concepts
 from models.xvlm import XVLM, ModelConfig
 
 
@@ -110,20 +111,36 @@ class AligningModel(XVLM):
         """One negative for each example, (N,) int64; see :mod:`models.negatives`."""
         return sample(negative_weights(similarity, allowed))
 
-    @staticmethod
-    def matching_passes(texts: PackedTexts, memory: CrossMemory, negatives: HardNegatives) -> list[FusionPass]:
-        """The passes of the matching loss, which needs [CLS] alone: text n with memory row n, a hard negative text with that row,
-        text n with a hard negative row. The first is the matched one (:meth:`matching_loss`); the last, whose rows are selected,
-        has keys of its own, so that it stands behind those that share theirs."""
-        # A GPU's host does not know the lengths of the texts sampled, so that these stay padded there.
-        return [
-            FusionPass.cls(texts, memory),
-            FusionPass.cls(texts.select(negatives.text), memory),
-            FusionPass.cls(texts, memory.select(negatives.image)),
+    def embed_pairs(self, images: Concepts | PackedTexts, texts: PackedTexts, examples: Examples) -> EmbeddedExamples:
+        """The embeddings of N images, or of texts in their place, and of their texts."""
+        head = self.contrastive
+        first = head.embed_text(images) if isinstance(images, PackedTexts) else head.embed_image(images)
+        return EmbeddedExamples(first, head.embed_text(texts), examples)
+
+    def start_matching(
+        self, queue: FusionQueue, texts: PackedTexts, memory: CrossMemory, embedded: EmbeddedExamples
+    ) -> Callable[[], Tensor]:
+        """Sample hard negatives, and queue texts and images that match and that do not; the function that is returned gives the
+        matching loss once the queue has run.
+
+        Args:
+            queue: for texts to be fused.
+            texts: N texts.
+            memory: what they match, a row for each text.
+            embedded: the embeddings of both, by which negatives are sampled.
+        """
+        negatives = self.hard_negatives(embedded)
+        # A GPU's host does not know the lengths of the texts sampled, so that these stay padded there. The last pass, whose rows
+        # are selected, has keys of its own, so it stands behind those that share theirs.
+        fused = [
+            queue.cls(texts, memory),
+            queue.cls(texts.select(negatives.text), memory),
+            queue.cls(texts, memory.select(negatives.image)),
         ]
+        return lambda: self.matching_loss([states() for states in fused], negatives)
 
     def matching_loss(self, fused: Sequence[Tensor], negatives: HardNegatives) -> Tensor:
-        """Eq. 2 from the fused [CLS] states (N, D) of :meth:`matching_passes`, of which the first pass is matched.
+        """Eq. 2 from fused [CLS] states (N, D) of matched pairs, then of pairs with hard negatives.
 
         An example without a hard negative is left out altogether: its matched pair alone would only teach to answer "matched".
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -145,6 +145,37 @@ class FusionEncoder(BlockStack):
         dtype = linear_dtype(patches)
         region_memory = CrossMemory(layers, attention_mask(see_region, dtype))
         return region_memory, CrossMemory(layers, attention_mask(see_image, dtype))
+
+
+class FusionQueue:
+    """Texts that wait to be fused, so that the texts of several losses are fused in one call.
+
+    :meth:`cls` and :meth:`at` return a function that gives the fused states once the queue has run. Passes over the same keys
+    share them in attention if they are queued one after the other.
+    """
+
+    def __init__(self, fusion: FusionEncoder):
+        self.fusion = fusion
+        self._passes: list[FusionPass] = []
+        self._fused: list[Tensor] = []
+
+    def cls(self, texts: PackedTexts, memory: CrossMemory | None) -> Callable[[], Tensor]:
+        """Queue texts of which the fused [CLS] states (N, D) are needed; see :class:`FusionPass`."""
+        return self._add(FusionPass.cls(texts, memory))
+
+    def at(self, texts: PackedTexts, memory: CrossMemory | None, queries: QueryPositions) -> Callable[[], Tensor]:
+        """Queue texts of which the fused states (Q, D) at the positions ``queries`` are needed; see :class:`FusionPass`."""
+        return self._add(FusionPass(texts, memory, queries))
+
+    def run(self) -> None:
+        """Fuse all queued texts."""
+        if self._passes:
+            self._fused = self.fusion.fuse(self._passes)
+
+    def _add(self, fusion_pass: FusionPass) -> Callable[[], Tensor]:
+        number = len(self._passes)
+        self._passes.append(fusion_pass)
+        return lambda: self._fused[number]
 
 
 def _memory_groups(passes: Sequence[FusionPass]) -> list[MemoryGroup]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,8 +15,9 @@ from models import losses
 from models.align import AligningConfig, AligningModel
 from models.blocks import QueryPositions
 from models.contrastive import ContrastiveConfig
-from models.fusion import FusionPass
+from models.fusion import FusionPass, FusionQueue
 from models.heads import WordHead, mlp_head, predict_box
+from models.memory import CrossMemory
 from models.packing import PackedTexts, Packing
 from models.vision import Concepts
 from utils.batch import IGNORE, MaskedText
@@ -107,9 +108,14 @@ class MultiGrainedModel(AligningModel):
         # BERT's head belongs to the text encoder's family, and so does its eps (as released).
         self.word_head = WordHead(width, vocabulary, self.text.block_config.eps, own_table=own_table)
 
-    def word_loss(self, fused: Tensor, words: MaskedWords) -> Tensor:
-        """Eq. 3: the loss of masked words, from their fused states (Q, D), summed over them."""
-        return losses.masked_words(self.word_head(fused, self.text.word_embeddings), words.labels)
+    def start_words(
+        self, queue: FusionQueue, masked: PackedTexts, memory: CrossMemory | None, text: MaskedText
+    ) -> Callable[[], Tensor]:
+        """Queue masked texts; the function that is returned gives the loss of their masked words (eq. 3), summed over them, once
+        the queue has run. ``memory``: what the texts attend to; None: nothing."""
+        words = MaskedWords.of(text)
+        fused = queue.at(masked, memory, words.queries)
+        return lambda: losses.masked_words(self.word_head(fused(), self.text.word_embeddings), words.labels)
 
     def predict_boxes(self, texts: PackedTexts, images: Concepts, image_index: Tensor) -> Tensor:
         """Eq. 4: the box of each of N texts in a whole image, (N, 4) in 0..1 as centre and size; ``image_index`` (N,) int64 names

@@ -7,14 +7,14 @@ losses of the fused states (:mod:`models.streams`). :mod:`models.reference` says
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from models.contrastive import EmbeddedExamples
 from models.multigrained import LossWeights, MultiGrainedModel, PretrainModelConfig, StreamWeights, zero_loss
-from models.streams.base import AlignedStream, Encoded, Stream, StreamBatch
+from models.streams.base import AlignedStream, Encoded, Stream
 from models.streams.image_text import ImageTextStream, VideoTextStream
 from models.streams.region_text import RegionTextStream
 from models.streams.text import TextStream
@@ -22,7 +22,7 @@ from models.streams.translation import TranslationStream
 from utils.batch import Losses, PretrainBatch, Term, Work
 from utils.errors import UserError
 
-STREAMS: dict[str, type[Stream]] = {
+STREAMS: dict[str, type[Stream[Any]]] = {
     "images": ImageTextStream,
     "videos": VideoTextStream,
     "regions": RegionTextStream,
@@ -35,8 +35,8 @@ STREAMS: dict[str, type[Stream]] = {
 class StreamStep(NamedTuple):
     """A stream, its batch, and the losses that are ``wanted`` of it: some steps have no matching loss."""
 
-    stream: Stream
-    batch: StreamBatch
+    stream: Stream[Any]
+    batch: Any
     wanted: list[str]
 
 
@@ -77,7 +77,7 @@ class PretrainModel(MultiGrainedModel):
         """See :class:`~models.align.AligningModel`."""
         steps = self._steps(batch)
         return [
-            stream.embed(self, of_stream, stream.views(self, of_stream, encoded))
+            stream.embed(self, of_stream, encoded)
             for (stream, of_stream, wanted), encoded in zip(steps, self._encode(steps), strict=True)
             if isinstance(stream, AlignedStream) and "contrastive" in wanted
         ]
@@ -146,7 +146,7 @@ class PretrainModel(MultiGrainedModel):
                 parameter.requires_grad_(False)
 
 
-def build_streams(config: PretrainModelConfig, weights: LossWeights, factors: StreamWeights) -> dict[str, Stream]:
+def build_streams(config: PretrainModelConfig, weights: LossWeights, factors: StreamWeights) -> dict[str, Stream[Any]]:
     """The streams that the run has, by name."""
     by_name = {name: getattr(factors, name) for name in STREAMS}
     return {

@@ -7,6 +7,7 @@ from torch import Tensor
 from models.align import AligningModel
 from models.contrastive import EmbeddedExamples, Examples
 from models.flops import frames_of, lengths
+from models.fusion import FusionQueue
 from models.packing import PackedTexts
 from models.vision import Concepts
 from utils.batch import Losses, RetrievalBatch, Term, Work
@@ -22,16 +23,16 @@ class RetrievalModel(AligningModel):
         """The contrastive and the matching loss of a micro-batch, as sums."""
         self.contrastive.clamp_temperature()
         images, texts = self._encode(batch)
-        embedded = self._embed(batch, images, texts)
+        queue = FusionQueue(self.fusion)
+        embedded = self.embed_pairs(images, texts, _examples(batch))
         contrastive = self.contrastive.start_loss(embedded)
-        negatives = self.hard_negatives(embedded)
-        fused = self.fusion.fuse(self.matching_passes(texts, self.fusion.concept_memory(images), negatives))
-        matching = self.matching_loss(fused, negatives)
-        return {"contrastive": Term(contrastive(), 1.0), "matching": Term(matching, 1.0)}
+        matching = self.start_matching(queue, texts, self.fusion.concept_memory(images), embedded)
+        queue.run()
+        return {"contrastive": Term(contrastive(), 1.0), "matching": Term(matching(), 1.0)}
 
     def embed(self, batch: RetrievalBatch) -> list[EmbeddedExamples]:
         """See :class:`~models.align.AligningModel`."""
-        return [self._embed(batch, *self._encode(batch))]
+        return [self.embed_pairs(*self._encode(batch), _examples(batch))]
 
     def compared(self, batch: RetrievalBatch) -> list[int]:
         """See :class:`~models.align.AligningModel`."""
@@ -40,11 +41,6 @@ class RetrievalModel(AligningModel):
     def _encode(self, batch: RetrievalBatch) -> tuple[Concepts, PackedTexts]:
         images, (texts,) = self.vision(batch.pixels), self.text([batch.text])
         return images, texts
-
-    def _embed(self, batch: RetrievalBatch, images: Concepts, texts: PackedTexts) -> EmbeddedExamples:
-        return EmbeddedExamples(
-            self.contrastive.embed_image(images), self.contrastive.embed_text(texts), _examples(batch)
-        )
 
     def counts(self, batch: RetrievalBatch) -> dict[str, Tensor]:
         """Divisors of the losses: the valid examples, and the pairs of the matching loss."""

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from torch import Tensor, nn
 
+from models.contrastive import EmbeddedExamples
 from models.flops import ModelCost, frames_of, lengths
-from models.multigrained import MaskedWords, MultiGrainedModel
-from models.streams.base import AlignedStream, Encoded, Passes, Views, fuse_by_loss, needs_fusion
+from models.fusion import FusionQueue
+from models.multigrained import MultiGrainedModel
+from models.streams.base import AlignedStream, Encoded, aligns, needs_fusion
 from utils.batch import ImageTextBatch, VideoTextBatch, Work
 
 
-class ImageTextStream(AlignedStream):
+class ImageTextStream(AlignedStream[ImageTextBatch | VideoTextBatch]):
     """Images with their texts."""
-
-    def views(self, model: MultiGrainedModel, batch: ImageTextBatch | VideoTextBatch, encoded: Encoded) -> Views:
-        return encoded.images, encoded.texts.get("plain")
 
     def losses(
         self,
@@ -27,12 +26,26 @@ class ImageTextStream(AlignedStream):
     ) -> dict[str, Tensor]:
         images, texts = encoded.images, encoded.texts
         assert images is not None
-        alignment = self.align(model, batch, self.views(model, batch, encoded), wanted)
-        words = MaskedWords.of(batch.text) if "mlm" in wanted else None
-        passes: Passes = {}
+        queue = FusionQueue(model.fusion)
+        started: dict[str, Callable[[], Tensor]] = {}
+        if aligns(wanted):
+            embedded = self.embed(model, batch, encoded)
         if needs_fusion(wanted):
-            passes = self.common_passes(texts, model.fusion.concept_memory(images), alignment, words)
-        return self.common_losses(model, alignment, words, fuse_by_loss(model.fusion, passes))
+            memory = model.fusion.concept_memory(images)
+        if "contrastive" in wanted:
+            started["contrastive"] = model.contrastive.start_loss(embedded)  # eq. 1
+        if "mlm" in wanted:
+            started["mlm"] = model.start_words(queue, texts["masked"], memory, batch.text)  # eq. 3
+        if "matching" in wanted:
+            started["matching"] = model.start_matching(queue, texts["plain"], memory, embedded)  # eq. 2
+        queue.run()
+        return {loss: finish() for loss, finish in started.items()}
+
+    def embed(
+        self, model: MultiGrainedModel, batch: ImageTextBatch | VideoTextBatch, encoded: Encoded
+    ) -> EmbeddedExamples:
+        assert encoded.images is not None
+        return model.embed_pairs(encoded.images, encoded.texts["plain"], self.examples(batch))
 
     def work(self, cost: ModelCost, batch: ImageTextBatch | VideoTextBatch, wanted: Collection[str]) -> Work:
         tokens, frames = lengths(batch.text.mask, batch.valid), frames_of(batch.pixels)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 from torch import Tensor, nn
 
+from models.contrastive import EmbeddedExamples
 from models.flops import ModelCost, lengths
-from models.fusion import FusionPass
+from models.fusion import FusionQueue
 from models.heads import predict_box
 from models.losses import box_giou, box_l1
-from models.multigrained import IdenticalTexts, LossWeights, MaskedWords, MultiGrainedModel
-from models.packing import PackedTexts
-from models.streams.base import AlignedStream, Encoded, Passes, fuse_by_loss, needs_fusion
-from models.vision import Concepts
+from models.multigrained import IdenticalTexts, LossWeights, MultiGrainedModel
+from models.streams.base import AlignedStream, Encoded, aligns, needs_fusion
 from utils.batch import RegionBatch, Work
 
 
-class RegionTextStream(AlignedStream):
+class RegionTextStream(AlignedStream[RegionBatch]):
     """Regions, objects and whole images with their texts (section 3.2): aligned as images are, by the patches of each region; and
     the box of each text, predicted from the whole image.
 
@@ -31,35 +30,39 @@ class RegionTextStream(AlignedStream):
         super().__init__(name, factor, weights, identical)
         self.whole_image_boxes = weights.whole_image_boxes
 
-    def views(
-        self, model: MultiGrainedModel, batch: RegionBatch, encoded: Encoded
-    ) -> tuple[Concepts, PackedTexts | None]:
-        assert encoded.images is not None
-        regions = model.vision.regions(encoded.images, batch.patch_mask, batch.image_index)
-        return regions, encoded.texts.get("plain")
-
     def losses(
         self, model: MultiGrainedModel, batch: RegionBatch, encoded: Encoded, wanted: Collection[str]
     ) -> dict[str, Tensor]:
         images, texts = encoded.images, encoded.texts
         assert images is not None
-        views = regions, _ = self.views(model, batch, encoded)
-        alignment = self.align(model, batch, views, wanted)
-        words = MaskedWords.of(batch.text) if "mlm" in wanted else None
-        passes: Passes = {}
+        regions = model.vision.regions(images, batch.patch_mask, batch.image_index)
+        queue = FusionQueue(model.fusion)
+        started: dict[str, Callable[[], Tensor]] = {}
+        if aligns(wanted):
+            embedded = model.embed_pairs(regions, texts["plain"], self.examples(batch))
         if needs_fusion(wanted):
             # A text is matched with its region; its box is predicted from the whole image.
-            region_memory, image_memory = model.fusion.region_memories(regions, images)
-            if learns_boxes(wanted):
-                passes["boxes"] = [FusionPass.cls(texts["plain"], image_memory)]
-            passes |= self.common_passes(texts, region_memory, alignment, words)
-        fused = fuse_by_loss(model.fusion, passes)
-        totals = self.common_losses(model, alignment, words, fused)
-        if "boxes" in fused:
-            predicted, has_box = predict_box(model.box_head, fused["boxes"][0]), self.has_box(batch)
-            totals["l1"] = box_l1(predicted, batch.boxes_cxcywh, has_box)
-            totals["giou"] = box_giou(predicted, batch.boxes_cxcywh, has_box)
-        return {loss: total for loss, total in totals.items() if loss in wanted}
+            region, whole_image = model.fusion.region_memories(regions, images)
+        if "contrastive" in wanted:
+            started["contrastive"] = model.contrastive.start_loss(embedded)  # eq. 1
+        if learns_boxes(wanted):
+            located = queue.cls(texts["plain"], whole_image)  # eq. 4
+        if "mlm" in wanted:
+            started["mlm"] = model.start_words(queue, texts["masked"], region, batch.text)  # eq. 3
+        if "matching" in wanted:
+            started["matching"] = model.start_matching(queue, texts["plain"], region, embedded)  # eq. 2
+        queue.run()
+        totals = {loss: finish() for loss, finish in started.items()}
+        if learns_boxes(wanted):
+            boxes, has_box = predict_box(model.box_head, located()), self.has_box(batch)
+            totals["l1"] = box_l1(boxes, batch.boxes_cxcywh, has_box)  # eq. 5
+            totals["giou"] = box_giou(boxes, batch.boxes_cxcywh, has_box)
+        return {loss: totals[loss] for loss in wanted}
+
+    def embed(self, model: MultiGrainedModel, batch: RegionBatch, encoded: Encoded) -> EmbeddedExamples:
+        assert encoded.images is not None
+        regions = model.vision.regions(encoded.images, batch.patch_mask, batch.image_index)
+        return model.embed_pairs(regions, encoded.texts["plain"], self.examples(batch))
 
     def has_box(self, batch: RegionBatch) -> Tensor:
         """The texts whose box is learned, (R,) bool."""

@@ -8,13 +8,13 @@ from collections.abc import Collection, Iterator
 from torch import Tensor, nn
 
 from models.flops import ModelCost, lengths
-from models.fusion import FusionPass
-from models.multigrained import MaskedWords, MultiGrainedModel
+from models.fusion import FusionQueue
+from models.multigrained import MultiGrainedModel
 from models.streams.base import Encoded, Stream, word_flops
 from utils.batch import IGNORE, Text, TextBatch, Work
 
 
-class TextStream(Stream):
+class TextStream(Stream[TextBatch]):
     """Texts alone: masked words, with the fusion's cross-attention left out (as released)."""
 
     all_losses = ("mlm",)
@@ -26,16 +26,17 @@ class TextStream(Stream):
     def losses(
         self, model: MultiGrainedModel, batch: TextBatch, encoded: Encoded, wanted: Collection[str]
     ) -> dict[str, Tensor]:
-        words = MaskedWords.of(batch.text)
-        (fused,) = model.fusion.fuse([FusionPass(encoded.texts["masked"], None, words.queries)])
-        return {"mlm": model.word_loss(fused, words)}
+        queue = FusionQueue(model.fusion)
+        words = model.start_words(queue, encoded.texts["masked"], None, batch.text)
+        queue.run()
+        return {"mlm": words()}
 
     def counts(self, batch: TextBatch) -> dict[str, Tensor]:
         return {"mlm": (batch.text.labels != IGNORE).sum()}
 
     def work(self, cost: ModelCost, batch: TextBatch, wanted: Collection[str]) -> Work:
         tokens = lengths(batch.text.mask, batch.valid)
-        flops = cost.text.run(tokens) + word_flops(cost.of_texts, batch, tokens, None)
+        flops = cost.text.run(tokens) + word_flops(cost.of_texts, batch.text, batch.valid, tokens, None)
         return Work(len(tokens), 0, int(tokens.sum()), flops)
 
     def trained(self, model: MultiGrainedModel, losses: Collection[str]) -> Iterator[nn.Parameter]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from torch import Tensor
 
+from models.contrastive import EmbeddedExamples
 from models.flops import ModelCost, lengths
-from models.fusion import FusionEncoder, FusionPass
+from models.fusion import FusionEncoder, FusionQueue
 from models.memory import CrossMemory
-from models.multigrained import MaskedWords, MultiGrainedModel
+from models.multigrained import MultiGrainedModel
 from models.packing import PackedTexts
-from models.streams.base import AlignedStream, Encoded, Passes, Views, fuse_by_loss, word_flops
+from models.streams.base import AlignedStream, Encoded, aligns, word_flops
 from utils.batch import Text, TranslationBatch, Work
 
 
-class TranslationStream(AlignedStream):
+class TranslationStream(AlignedStream[TranslationBatch]):
     """Texts and their translations: cross-view language modelling (CCLM, arXiv:2206.00621), two views of one meaning.
 
     As released, the first text stands where an image does in the contrastive and the matching loss, and both are projected by
@@ -27,22 +28,27 @@ class TranslationStream(AlignedStream):
     def texts_to_encode(self, batch: TranslationBatch, wanted: Collection[str]) -> dict[str, Text]:
         return {**super().texts_to_encode(batch, wanted), "translation": batch.other} if wanted else {}
 
-    def views(self, model: MultiGrainedModel, batch: TranslationBatch, encoded: Encoded) -> Views:
-        return encoded.texts.get("plain"), encoded.texts["translation"]
-
     def losses(
         self, model: MultiGrainedModel, batch: TranslationBatch, encoded: Encoded, wanted: Collection[str]
     ) -> dict[str, Tensor]:
         texts, translation = encoded.texts, encoded.texts["translation"]
-        alignment = self.align(model, batch, self.views(model, batch, encoded), wanted)
-        words = MaskedWords.of(batch.text) if "mlm" in wanted else None
-        passes: Passes = {}
-        if alignment.negatives is not None:
+        queue = FusionQueue(model.fusion)
+        started: dict[str, Callable[[], Tensor]] = {}
+        if aligns(wanted):
+            embedded = self.embed(model, batch, encoded)
+        if "contrastive" in wanted:
+            started["contrastive"] = model.contrastive.start_loss(embedded)  # eq. 1
+        if "matching" in wanted:
             memory = text_memory(model.fusion, texts["plain"])
-            passes["matching"] = model.matching_passes(translation, memory, alignment.negatives)
-        if words is not None:
-            passes["mlm"] = [FusionPass(texts["masked"], text_memory(model.fusion, translation), words.queries)]
-        return self.common_losses(model, alignment, words, fuse_by_loss(model.fusion, passes))
+            started["matching"] = model.start_matching(queue, translation, memory, embedded)  # eq. 2
+        if "mlm" in wanted:
+            memory = text_memory(model.fusion, translation)
+            started["mlm"] = model.start_words(queue, texts["masked"], memory, batch.text)  # eq. 3
+        queue.run()
+        return {loss: finish() for loss, finish in started.items()}
+
+    def embed(self, model: MultiGrainedModel, batch: TranslationBatch, encoded: Encoded) -> EmbeddedExamples:
+        return model.embed_pairs(encoded.texts["plain"], encoded.texts["translation"], self.examples(batch))
 
     def work(self, cost: ModelCost, batch: TranslationBatch, wanted: Collection[str]) -> Work:
         first, second = lengths(batch.text.mask, batch.valid), lengths(batch.other.mask, batch.valid)
@@ -53,7 +59,7 @@ class TranslationStream(AlignedStream):
         if "matching" in wanted:
             flops += cost.fusion.project(int(first.sum())) + cost.match(second, first)
         if "mlm" in wanted:
-            flops += cost.fusion.project(int(second.sum())) + word_flops(cost, batch, first, second)
+            flops += cost.fusion.project(int(second.sum())) + word_flops(cost, batch.text, batch.valid, first, second)
         return Work(len(first), 0, tokens, flops)
 
 
