@@ -11,16 +11,18 @@ The receipt is ``receipt.json`` and ``receipt.md``, next to the logs of all step
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from tasks.kinds import ROOT
 from tasks.tables import DEMO, read_tables
@@ -154,15 +156,13 @@ def run_step(step: Step, out: Path, minutes: float, environment: dict[str, str])
             left = 60 * min(step.minutes, minutes) - (time.monotonic() - started)
             said.write(f"$ {shlex.join(command)}\n")
             said.flush()
-            try:
-                status = subprocess.run(
-                    command, cwd=ROOT, env=environment, stdout=said, stderr=said, timeout=max(left, 1)
-                ).returncode
-            except subprocess.TimeoutExpired:
-                kept["failure"] = f"stopped after {step.minutes:g} minutes"
+            kept["command"] = shlex.join(["python" if word == PYTHON else word for word in command]).replace(
+                str(out), "OUT"
+            )
+            status = _run(command, environment, said, max(left, 1))
+            if status is None:
+                kept["failure"] = f"stopped after {(time.monotonic() - started) / 60:.2g} minutes"
                 break
-            finally:
-                kept["command"] = shlex.join(["python" if word == PYTHON else word for word in command])
             kept["failure"] = None if status == 0 else f"status {status}: {_last_line(log)}"
             if status == 0:
                 break
@@ -173,6 +173,21 @@ def run_step(step: Step, out: Path, minutes: float, environment: dict[str, str])
         kept["numbers"] = None
         kept["failure"] = kept["failure"] or f"wrote no numbers; see {log.name}"
     return kept
+
+
+def _run(command: list[str], environment: dict[str, str], said: IO[str], seconds: float) -> int | None:
+    """The exit status of a command; None: it was stopped after ``seconds``, with all processes that it had started."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:  # also after Ctrl-C
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _read_json(path: Path) -> Any:
@@ -346,7 +361,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(
                 "torch finds no GPU here; give --cpu (make gpu CPU=1) to try all steps on the CPU with small sizes"
             )
-        out = flags.out or Path("runs/gpu_on_cpu" if flags.cpu else "runs/gpu")
+        out = (flags.out or ROOT / "runs" / ("gpu_on_cpu" if flags.cpu else "gpu")).absolute()
         receipt = make(list(steps_of(out, cpu=flags.cpu)), out, cpu=flags.cpu, minutes=flags.minutes)
         failed = [each["step"] for each in receipt["steps"] if each["failure"]]
         told = [f"failed: {', '.join(failed)}"] * bool(failed) + [f"not run: {', '.join(receipt['not_run'])}"] * bool(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 
 import pytest
 
@@ -40,9 +41,17 @@ def test_commands_are_tried_in_turn_until_one_succeeds(tmp_path):
 
 
 def test_a_step_that_hangs_is_stopped_and_what_has_no_time_is_left(tmp_path):
-    hangs = Step("hangs", [[sys.executable, "-c", "import time; time.sleep(60)"]], 0.01)
-    receipt = make([hangs, Step("later", [writing(1)], 1)], tmp_path, cpu=True, minutes=0.001)
-    assert receipt["steps"][0]["failure"] == "stopped after 0.01 minutes"
+    child = f"import pathlib, time; time.sleep(2); pathlib.Path({str(tmp_path / 'outlived')!r}).touch()"
+    code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    receipt = make(
+        [Step("hangs", [[sys.executable, "-c", code]], 0.02), Step("later", [writing(1)], 1)],
+        tmp_path,
+        cpu=True,
+        minutes=0.01,
+    )
+    assert receipt["steps"][0]["failure"].startswith("stopped after 0.0")
+    time.sleep(2)
+    assert not (tmp_path / "outlived").exists(), "a child goes with its parent"
     assert receipt["not_run"] == ["later"]
     assert "| later | | not run |" in as_markdown(receipt)
 
