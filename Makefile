@@ -27,7 +27,7 @@ help:
 	@echo "make demo QUICK=1       the same in two minutes, to see that the model learns"
 	@echo "make demo TASK=vqa      fine-tune the demo's model: retrieval, nlvr, grounding, vqa, captioning (SEED=1: another seed)"
 	@echo "make real               train a small model on real pictures, in about half an hour (docs/real_model.md)"
-	@echo "make gpu                all that we measure on a GPU, in forty minutes, with a receipt (CPU=1: the way, in small, on the CPU)"
+	@echo "make gpu                tests and measurements on a GPU in forty minutes, with a receipt (CPU=1: try all steps on the CPU)"
 	@echo "make setup              only .venv with the packages; make setup-dev adds those of tests and checks"
 	@echo "make test               the tests that take seconds, in some five minutes"
 	@echo "make test-all           all tests; make faults: only the tests that stop, kill and damage runs"

@@ -257,13 +257,18 @@ def run(flags: argparse.Namespace) -> int:
         if device.type == "cuda":
             _print(f"{torch.cuda.get_device_name(device)}, {config.train.precision}, {flags.config}")
         rows: list[dict[str, Any]] = []
+        failed: list[dict[str, Any]] = []
         ways = supported_ways(config, flags.ways)
         for line in filter(None, (describe_step(config), describe_other_steps(config))):
             _print(line)
         for way in ways:
             row = attempt(way, config, flags, device)
-            if row is not None:
+            if row is None:
+                failed.append({"way": way, "failure": "out of memory"})
+            else:
                 rows.append(row)
+            if distributed.rank() == 0:
+                keep(flags, [*rows, *failed])
             _clean_up()
         if not rows:
             key, size = config.data.micro_batch
@@ -271,8 +276,6 @@ def run(flags: argparse.Namespace) -> int:
         first, fastest = rows[0], max(rows, key=lambda row: row["samples_per_s"])
         _print(f"the fastest is {fastest['way']}, and the ratio is to {first['way']}")
         _print(f"ratio: {fastest['samples_per_s'] / first['samples_per_s']:.2f}")
-        if distributed.rank() == 0:
-            keep(flags, rows)
     return 0
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import shlex
@@ -32,7 +33,7 @@ from utils.files import write_text
 from utils.flags import positive
 
 MINUTES = 40
-"""Of all steps of a call together."""
+"""Time limit of a call."""
 
 PYTHON = sys.executable
 SPEEDS = {224: (128, 128, 50), 384: (48, 48, 18), 768: (12, 12, 4)}
@@ -44,41 +45,42 @@ SMALLER = 8
 class Step(NamedTuple):
     """A step of the receipt.
 
-    ``commands``: are tried in their order until one ends with status 0; "NUMBERS" in them is a file for the step's numbers.
-    ``minutes``: after which it is stopped. ``read``: that file -> numbers as JSON values; None: it holds JSON.
+    ``commands``: the first one is run, and the next one only if the log has the words ``retry_on``. "NUMBERS" in a command is a
+    file for the step's numbers. ``minutes``: time limit. ``read``: that file -> numbers as JSON values; None: it holds JSON.
     """
 
     name: str
     commands: list[list[str]]
     minutes: float
     read: Callable[[Path], Any] | None = None
+    retry_on: str | None = None
 
 
 def steps_of(out: Path, *, cpu: bool) -> Iterator[Step]:
-    """The steps on a GPU, or small ones on the CPU."""
+    """The steps on a GPU, or small ones on the CPU. ``out``: folder of the demo's runs."""
 
     def benchmark(module: str, *words: str) -> list[str]:
         return [PYTHON, "-m", f"benchmarks.{module}", *(["--small"] if cpu else []), *words, "--json", "NUMBERS"]
 
     tests = ["tests/models/test_golden_random64.py", "-k", "cpu", "-m", "not slow"] if cpu else ["-m", "gpu"]
-    yield Step(
-        "tests", [[PYTHON, "-m", "pytest", *tests, "-p", "no:cacheprovider", "--junitxml", "NUMBERS"]], 10, read_tests
-    )
-    yield Step("scenes", [[PYTHON, "-m", "demo.scenes", "--out", "data/scenes", "--seed", "0"]], 5, lambda path: None)
-    demo = [PYTHON, "run.py", "reproduce", "--table", "demo", "--unchecked", "--output", str(out / "demo")]
-    placement = ["--cpu", "1", "--small"] if cpu else ["--gpus", "1"]
-    yield Step("demo", [[*demo, *placement]], 15, lambda path: read_demo(out / "demo"))
+    pytest = [PYTHON, "-m", "pytest", *tests, "-p", "no:cacheprovider", "--junitxml", "NUMBERS"]
+    yield Step("tests", [pytest], 10, read_tests)
     for size in ("base",) if cpu else ("base", "large"):
         for side in (224,) if cpu else SPEEDS:
-            yield Step(
-                f"speed of {size} at {side} px", [benchmark("gpu", *words) for words in speed_words(size, side, cpu)], 4
-            )
+            commands = [benchmark("gpu", *words) for words in speed_words(size, side, cpu)]
+            yield Step(f"speed of {size} at {side} px", commands, 4, retry_on="no way fits")
     yield Step("profile", [benchmark("profile_step", *([] if cpu else ["--trace", str(out / "trace.json.gz")]))], 3)
     yield Step("planned and measured", [benchmark("step_memory")], 6)
     small = ["data.images.batch_size=16", "data.regions.batch_size=16", "data.regions.max_images=4"]
-    backends = ("gloo",) if cpu else ("gloo", "nccl")
-    words = [["--backend", backend, *([] if cpu else small)] for backend in backends]
-    yield Step("two processes", [benchmark("two_processes", *each) for each in words], 3)
+    yield Step("two processes", [benchmark("two_processes", *([] if cpu else small))], 3)
+    scenes = [PYTHON, "-m", "demo.scenes", "--out", "data/scenes", "--seed", "0"]
+    yield Step("demo: scenes", [scenes], 5, lambda _: None)
+    for name, cell in read_tables(DEMO).items():
+        words = [PYTHON, "run.py", "reproduce", "--cell", name, "--unchecked", "--output", str(out / "demo")]
+        words += ["--cpu", "1", "--small"] if cpu else ["--gpus", "1"]
+        if cell.column == "pretraining":  # one process with the batches and losses of the two in the table
+            words += ["train.accumulate=2", "model.contrastive.chunks=2"]
+        yield Step(f"demo: {cell.column}", [words], 6, lambda _, name=name: read_demo(out / "demo", name))  # type: ignore[misc]
 
 
 def speed_words(size: str, side: int, cpu: bool) -> Iterator[list[str]]:
@@ -112,31 +114,32 @@ def read_tests(path: Path) -> dict[str, Any]:
     return groups
 
 
-def read_demo(folder: Path) -> list[dict[str, Any]]:
-    """The demo's results, each with the one on the CPU (``configs/tables_demo.yaml``)."""
+def read_demo(folder: Path, cell: str) -> list[dict[str, Any]]:
+    """The results of a cell of the demo, each with the one on the CPU (``configs/tables_demo.yaml``)."""
     receipts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("receipt.json"))]
-    by_cell = {receipt["cell"]: receipt["numbers"] for receipt in receipts}
-    return [{"cell": name, **number} for name in read_tables(DEMO) for number in by_cell.get(name, [])]
+    return [{"cell": cell, **number} for each in receipts if each["cell"] == cell for number in each["numbers"]]
 
 
-def machine(cpu: bool) -> dict[str, Any]:
-    """The device, its driver, and the packages."""
+def machine() -> dict[str, Any]:
+    """The device, its driver, and the packages. It leaves a context on the GPU, so it is called in a process of its own."""
     import torch
 
     facts = machine_and_packages()
-    if cpu or not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         return {**facts, "device": "CPU"}
     card = torch.cuda.get_device_properties(0)
-    query = ["nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm", "--format=csv,noheader", "--id=0"]
+    query = ["nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm", "--format=csv,noheader"]
     try:
-        driver = subprocess.run(query, capture_output=True, text=True, timeout=60).stdout.strip()
-    except OSError:
-        driver = "unknown, since nvidia-smi is missing"
+        driver = subprocess.run(
+            [*query, f"--id=GPU-{card.uuid}"], capture_output=True, text=True, timeout=60
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        driver = ""
     return {
         **facts,
-        "memory_gb": card.total_memory / 1e9,
+        "memory_gb": round(card.total_memory / 1e9, 1),
         "compute_capability": f"{card.major}.{card.minor}",
-        "driver, power limit, clock": driver,
+        "driver, power limit, clock": driver or "unknown, since nvidia-smi does not tell them",
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "nccl": ".".join(map(str, torch.cuda.nccl.version())),
@@ -144,35 +147,47 @@ def machine(cpu: bool) -> dict[str, Any]:
 
 
 def run_step(step: Step, out: Path, minutes: float, environment: dict[str, str]) -> dict[str, Any]:
-    """Run a step's commands until one succeeds; returns what is kept of it."""
-    slug = step.name.replace(" ", "-")
+    """Run a step, for at most some ``minutes``; returns what is kept of it."""
+    slug = step.name.replace(": ", "-").replace(" ", "-")
     log, numbers = out / f"{slug}.log", out / f"{slug}.numbers"
+    numbers.unlink(missing_ok=True)
     started = time.monotonic()
-    kept: dict[str, Any] = {"step": step.name, "failure": None}
+    failures: list[str] = []
+    kept: dict[str, Any] = {"step": step.name}
     with log.open("w", encoding="utf-8") as said:
         for words in step.commands:
             command = [str(numbers) if word == "NUMBERS" else word for word in words]
-            numbers.unlink(missing_ok=True)
-            left = 60 * min(step.minutes, minutes) - (time.monotonic() - started)
+            kept["command"] = shlex.join(["python" if word == PYTHON else word for word in words])
             said.write(f"$ {shlex.join(command)}\n")
             said.flush()
-            kept["command"] = shlex.join(["python" if word == PYTHON else word for word in command]).replace(
-                str(out), "OUT"
-            )
+            left = 60 * min(step.minutes, minutes) - (time.monotonic() - started)
             status = _run(command, environment, said, max(left, 1))
-            if status is None:
-                kept["failure"] = f"stopped after {(time.monotonic() - started) / 60:.2g} minutes"
-                break
-            kept["failure"] = None if status == 0 else f"status {status}: {_last_line(log)}"
             if status == 0:
+                failures = []
+                break
+            ended = f"status {status}" if status else f"stopped after {(time.monotonic() - started) / 60:.1f} minutes"
+            failures.append(f"{ended}: {_last_line(log)}" if status else ended)
+            if not status or not step.retry_on or step.retry_on not in _last_line(log):
                 break
     kept["seconds"] = round(time.monotonic() - started, 1)
     try:
         kept["numbers"] = (step.read or _read_json)(numbers)
     except (OSError, ValueError, ElementTree.ParseError):
         kept["numbers"] = None
-        kept["failure"] = kept["failure"] or f"wrote no numbers; see {log.name}"
-    return kept
+        failures = failures or [f"wrote no numbers; see {log.name}"]
+    kept["failure"] = "; ".join(failures) or None
+    return _without_paths(kept, out)
+
+
+def _without_paths(value: Any, out: Path) -> Any:
+    """``value`` without paths of this machine."""
+    if isinstance(value, str):
+        for path, name in ((out, "OUT"), (ROOT, "."), (Path.home(), "~")):
+            value = value.replace(str(path), name)
+        return value
+    if isinstance(value, dict):
+        return {key: _without_paths(each, out) for key, each in value.items()}
+    return [_without_paths(each, out) for each in value] if isinstance(value, list) else value
 
 
 def _run(command: list[str], environment: dict[str, str], said: IO[str], seconds: float) -> int | None:
@@ -204,7 +219,7 @@ def as_markdown(receipt: dict[str, Any]) -> str:
     where, code = receipt["machine"], receipt["code"]
     lines = [f"# {where['device']}", ""]
     if receipt["cpu"]:
-        lines += ["On the CPU in small sizes, to see that all works: the numbers mean nothing.", ""]
+        lines += ["On the CPU in small sizes, to check that everything works: the numbers mean nothing.", ""]
     lines += ["| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in where.items() if not isinstance(value, dict)]
     lines.append(f"| packages | {', '.join(f'{name} {release}' for name, release in where['packages'].items())} |")
@@ -220,6 +235,8 @@ def as_markdown(receipt: dict[str, Any]) -> str:
             lines += ["", f"## {name[0].upper()}{name[1:]}", "", *table(by_name[name])]
     if speeds := {name: rows for name, rows in by_name.items() if name.startswith("speed")}:
         lines += ["", "## Speed", "", *_speeds(speeds)]
+    if demo := [number for name, numbers in by_name.items() if name.startswith("demo") for number in numbers]:
+        lines += ["", "## Demo", "", *_demo(demo)]
     return "\n".join(lines) + "\n"
 
 
@@ -244,6 +261,9 @@ def _speeds(speeds: dict[str, list[dict[str, Any]]]) -> list[str]:
     lines.append("|---|---|---|---|---|---|---|---|")
     for name, rows in speeds.items():
         for row in rows:
+            if "failure" in row:
+                lines.append(f"| {name.removeprefix('speed of ')} | {row['way']} | {row['failure']} | | | | | |")
+                continue
             phases = ", ".join(f"{row['phases'][phase]:.1f}" for phase in ("forward", "backward", "optimiser"))
             numbers = [
                 _shown(row["memory_gb"], ".1f"),
@@ -289,26 +309,27 @@ def _shown(number: float | None, form: str, unit: float = 1) -> str:
 
 TABLES: dict[str, Callable[[Any], list[str]]] = {
     "tests": _tests,
-    "demo": _demo,
     "profile": _profile,
     "planned and measured": _planned,
     "two processes": _two,
 }
 
 
-def make(steps: Sequence[Step], out: Path, *, cpu: bool, minutes: float) -> dict[str, Any]:
+def make(steps: Sequence[Step], out: Path, facts: dict[str, Any], *, cpu: bool, minutes: float) -> dict[str, Any]:
     """Run the steps that are not done yet, and write the receipt after each of them; returns it.
+
+    Steps that failed before come last. Results of other sources, versions or devices do not count.
 
     Args:
         steps: all steps of the receipt.
         out: the folder of the receipt.
+        facts: see :func:`machine`.
         cpu: whether no GPU is to be used.
-        minutes: what does not begin within them is left to the next call.
+        minutes: no step begins after them.
     """
     out.mkdir(parents=True, exist_ok=True)
-    code, facts = code_identity(), machine(cpu)
-    same = {"cpu": cpu, "sources": code["sha256"], "device": facts["device"]}
-    kept_file = out / "kept.json"
+    code, kept_file = code_identity(), out / "kept.json"
+    same = {"cpu": cpu, "sources": code["sha256"], "benchmarks": _digest(ROOT / "benchmarks"), "machine": facts}
     kept = _read_json(kept_file) if kept_file.is_file() else {}
     done = kept["steps"] if kept.get("of") == same else {}
     environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if cpu else {})}
@@ -324,14 +345,14 @@ def make(steps: Sequence[Step], out: Path, *, cpu: bool, minutes: float) -> dict
             "not_run": [step.name for step in steps if step.name not in done],
         }
 
-    for number, step in enumerate(steps, 1):
+    due = [step for step in steps if step.name not in done]
+    due += [step for step in steps if step.name in done and done[step.name]["failure"]]
+    for number, step in enumerate(due):
         left = minutes - (time.monotonic() - started) / 60
-        if step.name in done and done[step.name]["failure"] is None:
-            continue
         if left <= 0:
             break
-        most = sum(each.minutes for each in steps[number - 1 :])
-        sys.stdout.write(f"{number}/{len(steps)} {step.name} (at most {min(left, most):.0f} minutes are left)\n")
+        most = min(left, sum(each.minutes for each in due[number:]))
+        sys.stdout.write(f"{number + 1}/{len(due)} {step.name}; done in at most {most:.0f} minutes\n")
         sys.stdout.flush()
         done[step.name] = run_step(step, out, left, environment)
         sys.stdout.write(f"    {done[step.name]['seconds']:.0f} s: {done[step.name]['failure'] or 'done'}\n")
@@ -341,35 +362,50 @@ def make(steps: Sequence[Step], out: Path, *, cpu: bool, minutes: float) -> dict
     return receipt()
 
 
+def _digest(folder: Path) -> str:
+    """Hash of the sources in a folder."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        total.update(path.read_bytes())
+    return total.hexdigest()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the receipt; status 1 if a step failed or was not run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the receipt (default: runs/gpu, runs/gpu_on_cpu)"
     )
-    parser.add_argument("--cpu", action="store_true", help="small sizes on the CPU: shows the way, not the numbers")
+    parser.add_argument("--cpu", action="store_true", help="run on the CPU with small sizes, to try all steps")
     parser.add_argument(
-        "--minutes", type=positive, default=MINUTES, help="the next call does what does not begin in them"
+        "--minutes", type=positive, default=MINUTES, help="no step begins after them; run the command again"
     )
+    parser.add_argument("--machine", action="store_true", help=argparse.SUPPRESS)
     flags = parser.parse_args(argv)
 
     @one_line_errors
     def run() -> int:
         import torch
 
+        if flags.machine:
+            sys.stdout.write(json.dumps(machine()))
+            return 0
         if not flags.cpu and not torch.cuda.is_available():
             raise UserError(
                 "torch finds no GPU here; give --cpu (make gpu CPU=1) to try all steps on the CPU with small sizes"
             )
         out = (flags.out or ROOT / "runs" / ("gpu_on_cpu" if flags.cpu else "gpu")).absolute()
-        receipt = make(list(steps_of(out, cpu=flags.cpu)), out, cpu=flags.cpu, minutes=flags.minutes)
-        failed = [each["step"] for each in receipt["steps"] if each["failure"]]
-        told = [f"failed: {', '.join(failed)}"] * bool(failed) + [f"not run: {', '.join(receipt['not_run'])}"] * bool(
-            receipt["not_run"]
-        )
-        again = "; run the same command again to resume" if told else ""
-        sys.stdout.write(f"{out / 'receipt.md'} and receipt.json; {'; '.join(told) or 'all steps are done'}{again}\n")
-        return 1 if told else 0
+        environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if flags.cpu else {})}
+        asked = [PYTHON, "-m", "benchmarks.gpu_receipt", "--machine"]
+        facts = json.loads(subprocess.run(asked, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+        digest = code_identity()["sha256"][:8]  # the demo's runs of other sources stay apart
+        steps = list(steps_of(out / f"runs-{digest}", cpu=flags.cpu))
+        receipt = make(steps, out, facts, cpu=flags.cpu, minutes=flags.minutes)
+        told = {"failed": [each["step"] for each in receipt["steps"] if each["failure"]], "not run": receipt["not_run"]}
+        said = "; ".join(f"{what}: {', '.join(names)}" for what, names in told.items() if names)
+        again = "; run the same command again to resume" if said else ""
+        sys.stdout.write(f"{out / 'receipt.md'} and receipt.json; {said or 'all steps are done'}{again}\n")
+        return 1 if said else 0
 
     return run()
 

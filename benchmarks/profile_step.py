@@ -49,13 +49,14 @@ def profiled(stepper: Stepper, steps: int, device: torch.device, trace: Path | N
         _finish(device)
         seconds = time.perf_counter() - started
     if trace is not None:
+        trace.parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(trace))
     events = profiler.key_averages()
-    # On a GPU, kernels are events of the device; operators would count the time of their kernels again.
+    # On a GPU, kernels are events of the device; operators and annotations would count the time of their kernels again.
     times = {
         event.key: (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
         for event in events
-        if not on_gpu or event.device_type != torch.autograd.DeviceType.CPU
+        if not on_gpu or (event.device_type != torch.autograd.DeviceType.CPU and not event.is_user_annotation)
     }
     busy = sum(times.values())
     attention = Counter({ATTENTION[event.key]: event.count for event in events if event.key in ATTENTION})

@@ -85,8 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows[-1]["measured"] = {"memory": actual, "seconds": seconds}
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
+            keep(arguments, rows)
     sys.stdout.write(f"ratio: {worst:.2f}\n")
-    keep(arguments, rows)
 
 
 class Planned(NamedTuple):
@@ -121,7 +121,9 @@ def measure(path: str, overrides: list[str], examples: int) -> tuple[int | None,
     settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "benchmarks.step_memory", "--measure", path, str(examples), *overrides]
     root = Path(__file__).parent.parent
-    process = subprocess.run(command, env=os.environ | settings, cwd=root, capture_output=True, text=True, check=True)
+    process = subprocess.run(
+        command, env=os.environ | settings, cwd=root, stdout=subprocess.PIPE, text=True, check=True
+    )
     memory, seconds = json.loads(process.stdout)
     return memory, seconds
 

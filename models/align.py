@@ -130,8 +130,8 @@ class AligningModel(XVLM):
             embedded: the embeddings of both, by which negatives are sampled.
         """
         negatives = self.hard_negatives(embedded)
-        # A GPU's host does not know the lengths of the texts sampled, so that these stay padded there. The last pass, whose rows
-        # are selected, has keys of its own, so it stands behind those that share theirs.
+        # On a GPU, the sampled texts stay padded, since the host does not know their lengths. The first two passes share their
+        # keys with what was queued before; the last one selects other rows.
         fused = [
             queue.cls(texts, memory),
             queue.cls(texts.select(negatives.text), memory),

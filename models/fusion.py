@@ -150,32 +150,40 @@ class FusionEncoder(BlockStack):
 class FusionQueue:
     """Texts that wait to be fused, so that the texts of several losses are fused in one call.
 
-    :meth:`cls` and :meth:`at` return a function that gives the fused states once the queue has run. Passes over the same keys
-    share them in attention if they are queued one after the other.
+    :meth:`cls` and :meth:`at_positions` return a function that gives the fused states once the queue has run. The order of the
+    texts does not change the results. It changes the speed: texts that attend to the same keys share them in attention only if
+    they are neighbours.
     """
 
     def __init__(self, fusion: FusionEncoder):
         self.fusion = fusion
         self._passes: list[FusionPass] = []
-        self._fused: list[Tensor] = []
+        self._fused: list[Tensor] | None = None
 
     def cls(self, texts: PackedTexts, memory: CrossMemory | None) -> Callable[[], Tensor]:
         """Queue texts of which the fused [CLS] states (N, D) are needed; see :class:`FusionPass`."""
         return self._add(FusionPass.cls(texts, memory))
 
-    def at(self, texts: PackedTexts, memory: CrossMemory | None, queries: QueryPositions) -> Callable[[], Tensor]:
-        """Queue texts of which the fused states (Q, D) at the positions ``queries`` are needed; see :class:`FusionPass`."""
-        return self._add(FusionPass(texts, memory, queries))
+    def at_positions(
+        self, texts: PackedTexts, memory: CrossMemory | None, positions: QueryPositions
+    ) -> Callable[[], Tensor]:
+        """Queue texts of which the fused states (Q, D) at some positions are needed; see :class:`FusionPass`."""
+        return self._add(FusionPass(texts, memory, positions))
 
     def run(self) -> None:
         """Fuse all queued texts."""
-        if self._passes:
-            self._fused = self.fusion.fuse(self._passes)
+        assert self._fused is None, "the queue has already run"
+        self._fused = self.fusion.fuse(self._passes) if self._passes else []
 
     def _add(self, fusion_pass: FusionPass) -> Callable[[], Tensor]:
         number = len(self._passes)
         self._passes.append(fusion_pass)
-        return lambda: self._fused[number]
+
+        def fused() -> Tensor:
+            assert self._fused is not None, "the queue has not run yet"
+            return self._fused[number]
+
+        return fused
 
 
 def _memory_groups(passes: Sequence[FusionPass]) -> list[MemoryGroup]:

@@ -108,13 +108,13 @@ class MultiGrainedModel(AligningModel):
         # BERT's head belongs to the text encoder's family, and so does its eps (as released).
         self.word_head = WordHead(width, vocabulary, self.text.block_config.eps, own_table=own_table)
 
-    def start_words(
+    def start_mlm(
         self, queue: FusionQueue, masked: PackedTexts, memory: CrossMemory | None, text: MaskedText
     ) -> Callable[[], Tensor]:
         """Queue masked texts; the function that is returned gives the loss of their masked words (eq. 3), summed over them, once
         the queue has run. ``memory``: what the texts attend to; None: nothing."""
         words = MaskedWords.of(text)
-        fused = queue.at(masked, memory, words.queries)
+        fused = queue.at_positions(masked, memory, words.queries)
         return lambda: losses.masked_words(self.word_head(fused(), self.text.word_embeddings), words.labels)
 
     def predict_boxes(self, texts: PackedTexts, images: Concepts, image_index: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Multi-grained pre-training (section 3.3, eqs. 1-6).
 
-The text encoder and the vision encoder run once for all streams, then the fusion encoder once for each stream, which makes its
-losses of the fused states (:mod:`models.streams`). :mod:`models.reference` says the same without packing.
+The text encoder and the vision encoder run once for all streams, then the fusion encoder once for each stream, which computes
+its losses from the fused states (:mod:`models.streams`). :mod:`models.reference` says the same without packing.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Texts are padded, each pass through the fusion is a call of its own that projects its keys and values anew, and every state is
 computed. :mod:`models.pretrain` gets the same losses and gradients from the same modules without what is computed twice or never
 read: padding (:mod:`models.packing`), keys and values (:mod:`models.memory`), states of the last block
-(:class:`models.blocks.QueryPositions`), and calls (:meth:`models.fusion.FusionEncoder.fuse`). ``tests/models/test_reference.py``
+(:class:`models.blocks.QueryPositions`), and calls (:class:`models.fusion.FusionQueue`). ``tests/models/test_reference.py``
 holds the two against each other, without dropout. Left out here: drop path, steps without a matching loss, losses of weight 0.
 """
 

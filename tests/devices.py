@@ -20,8 +20,8 @@ CUDA = pytest.param(
     "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason=WHY_SKIPPED)]
 )
 PRETEND = () if torch.cuda.is_available() or Version(torch.__version__) < Version("2.13") else (NAME,)
-"""Torch knows one accelerator a process, so where there is a GPU, none is pretended; older releases are not ready for one that is
-written in Python."""
+"""Torch knows one accelerator per process, so where there is a GPU, none is pretended. Older releases are not ready for one in
+Python."""
 DEVICES = ("cpu", *PRETEND, CUDA)
 ON_ACCELERATORS = pytest.mark.parametrize("device", [*PRETEND, CUDA], indirect=True)
 ON_REAL_DEVICES = pytest.mark.parametrize("device", ["cpu", CUDA], indirect=True)

@@ -35,7 +35,7 @@ class ImageTextStream(AlignedStream[ImageTextBatch | VideoTextBatch]):
         if "contrastive" in wanted:
             started["contrastive"] = model.contrastive.start_loss(embedded)  # eq. 1
         if "mlm" in wanted:
-            started["mlm"] = model.start_words(queue, texts["masked"], memory, batch.text)  # eq. 3
+            started["mlm"] = model.start_mlm(queue, texts["masked"], memory, batch.text)  # eq. 3
         if "matching" in wanted:
             started["matching"] = model.start_matching(queue, texts["plain"], memory, embedded)  # eq. 2
         queue.run()

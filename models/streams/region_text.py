@@ -46,15 +46,15 @@ class RegionTextStream(AlignedStream[RegionBatch]):
         if "contrastive" in wanted:
             started["contrastive"] = model.contrastive.start_loss(embedded)  # eq. 1
         if learns_boxes(wanted):
-            located = queue.cls(texts["plain"], whole_image)  # eq. 4
+            box_states = queue.cls(texts["plain"], whole_image)
         if "mlm" in wanted:
-            started["mlm"] = model.start_words(queue, texts["masked"], region, batch.text)  # eq. 3
+            started["mlm"] = model.start_mlm(queue, texts["masked"], region, batch.text)  # eq. 3
         if "matching" in wanted:
             started["matching"] = model.start_matching(queue, texts["plain"], region, embedded)  # eq. 2
         queue.run()
         totals = {loss: finish() for loss, finish in started.items()}
         if learns_boxes(wanted):
-            boxes, has_box = predict_box(model.box_head, located()), self.has_box(batch)
+            boxes, has_box = predict_box(model.box_head, box_states()), self.has_box(batch)  # eq. 4
             totals["l1"] = box_l1(boxes, batch.boxes_cxcywh, has_box)  # eq. 5
             totals["giou"] = box_giou(boxes, batch.boxes_cxcywh, has_box)
         return {loss: totals[loss] for loss in wanted}

@@ -27,7 +27,7 @@ class TextStream(Stream[TextBatch]):
         self, model: MultiGrainedModel, batch: TextBatch, encoded: Encoded, wanted: Collection[str]
     ) -> dict[str, Tensor]:
         queue = FusionQueue(model.fusion)
-        words = model.start_words(queue, encoded.texts["masked"], None, batch.text)
+        words = model.start_mlm(queue, encoded.texts["masked"], None, batch.text)
         queue.run()
         return {"mlm": words()}
 

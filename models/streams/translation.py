@@ -39,11 +39,11 @@ class TranslationStream(AlignedStream[TranslationBatch]):
         if "contrastive" in wanted:
             started["contrastive"] = model.contrastive.start_loss(embedded)  # eq. 1
         if "matching" in wanted:
-            memory = text_memory(model.fusion, texts["plain"])
-            started["matching"] = model.start_matching(queue, translation, memory, embedded)  # eq. 2
+            first = text_memory(model.fusion, texts["plain"])
+            started["matching"] = model.start_matching(queue, translation, first, embedded)  # eq. 2
         if "mlm" in wanted:
-            memory = text_memory(model.fusion, translation)
-            started["mlm"] = model.start_words(queue, texts["masked"], memory, batch.text)  # eq. 3
+            second = text_memory(model.fusion, translation)
+            started["mlm"] = model.start_mlm(queue, texts["masked"], second, batch.text)  # eq. 3
         queue.run()
         return {loss: finish() for loss, finish in started.items()}
 

@@ -13,6 +13,8 @@ from benchmarks.gpu_receipt import PYTHON, SMALLER, SPEEDS, Step, as_markdown, m
 from tests.benchmarks.test_benchmarks import SMALLER as SMALLER_MODEL
 from tests.messages import OneLine
 
+FACTS = {"device": "none", "packages": {"torch": "2.13"}}
+
 
 def writing(numbers: object, status: int = 0, said: str = "") -> list[str]:
     code = "import sys; open(sys.argv[1], 'w').write(sys.argv[2]); print(sys.argv[3]); sys.exit(int(sys.argv[4]))"
@@ -21,23 +23,43 @@ def writing(numbers: object, status: int = 0, said: str = "") -> list[str]:
 
 def test_steps_are_kept_and_only_failed_ones_are_run_again(tmp_path, capsys):
     bad = Step("bad", [writing([1], 3, "out of luck")], 1)
-    receipt = make([Step("good", [writing({"a": 1})], 1), bad], tmp_path, cpu=True, minutes=1)
+    receipt = make([Step("good", [writing({"a": 1})], 1), bad], tmp_path, FACTS, cpu=True, minutes=1)
     good, failed = receipt["steps"]
     assert (good["numbers"], good["failure"]) == ({"a": 1}, None)
     assert failed["failure"] == "status 3: out of luck" and failed["numbers"] == [1]
     assert json.loads((tmp_path / "receipt.json").read_text())["steps"] == receipt["steps"]
     again = [Step("good", [writing({"a": 2})], 1), Step("bad", [writing([2])], 1)]
-    good, mended = make(again, tmp_path, cpu=True, minutes=1)["steps"]
+    good, mended = make(again, tmp_path, FACTS, cpu=True, minutes=1)["steps"]
     assert good["numbers"] == {"a": 1}, "it was done"
     assert (mended["numbers"], mended["failure"]) == ([2], None)
     assert capsys.readouterr().out.count("1/2 good") == 1
 
 
-def test_commands_are_tried_in_turn_until_one_succeeds(tmp_path):
-    step = Step("fits", [writing([], 2, "out of memory"), writing(["half"]), writing(["quarter"])], 1)
-    (kept,) = make([step], tmp_path, cpu=True, minutes=1)["steps"]
+def test_smaller_batches_are_tried_where_memory_is_short_and_nowhere_else(tmp_path):
+    commands = [writing([], 2, "no way fits"), writing(["half"]), writing(["quarter"])]
+    step = Step("fits", commands, 1, retry_on="no way fits")
+    (kept,) = make([step], tmp_path, FACTS, cpu=True, minutes=1)["steps"]
     assert kept["numbers"] == ["half"] and kept["failure"] is None
     assert kept["command"].startswith("python -c")
+    crash = Step("crash", [writing([], 1, "a crash"), writing(["half"])], 1, retry_on="no way fits")
+    (kept,) = make([crash], tmp_path, FACTS, cpu=True, minutes=1)["steps"]
+    assert kept["failure"] == "status 1: a crash"
+
+
+def test_what_failed_before_waits_for_what_was_never_run(tmp_path, capsys):
+    bad = Step("bad", [writing([], 1)], 1)
+    make([bad], tmp_path, FACTS, cpu=True, minutes=1)
+    capsys.readouterr()
+    make([bad, Step("new", [writing(1)], 1)], tmp_path, FACTS, cpu=True, minutes=1)
+    said = capsys.readouterr().out
+    assert said.index("new") < said.index("bad")
+
+
+def test_paths_of_the_machine_are_not_told(tmp_path):
+    step = Step("bad", [writing([], 1, f"{tmp_path}/a.txt: broken")], 1)
+    (kept,) = make([step], tmp_path, FACTS, cpu=True, minutes=1)["steps"]
+    assert kept["failure"] == "status 1: OUT/a.txt: broken"
+    assert str(tmp_path) not in (tmp_path / "receipt.json").read_text()
 
 
 def test_a_step_that_hangs_is_stopped_and_what_has_no_time_is_left(tmp_path):
@@ -46,22 +68,26 @@ def test_a_step_that_hangs_is_stopped_and_what_has_no_time_is_left(tmp_path):
     receipt = make(
         [Step("hangs", [[sys.executable, "-c", code]], 0.02), Step("later", [writing(1)], 1)],
         tmp_path,
+        FACTS,
         cpu=True,
         minutes=0.01,
     )
-    assert receipt["steps"][0]["failure"].startswith("stopped after 0.0")
+    assert receipt["steps"][0]["failure"] == "stopped after 0.0 minutes"
     time.sleep(2)
     assert not (tmp_path / "outlived").exists(), "a child goes with its parent"
     assert receipt["not_run"] == ["later"]
     assert "| later | | not run |" in as_markdown(receipt)
 
 
-def test_results_of_other_sources_do_not_count(tmp_path, monkeypatch):
-    make([Step("one", [writing(1)], 1)], tmp_path, cpu=True, minutes=1)
+def test_results_of_other_sources_or_releases_do_not_count(tmp_path, monkeypatch):
+    make([Step("one", [writing(1)], 1)], tmp_path, FACTS, cpu=True, minutes=1)
     code = gpu_receipt.code_identity()
     monkeypatch.setattr(gpu_receipt, "code_identity", lambda: {**code, "sha256": "other"})
-    (kept,) = make([Step("one", [writing(2)], 1)], tmp_path, cpu=True, minutes=1)["steps"]
+    (kept,) = make([Step("one", [writing(2)], 1)], tmp_path, FACTS, cpu=True, minutes=1)["steps"]
     assert kept["numbers"] == 2
+    newer = {**FACTS, "packages": {"torch": "2.15"}}
+    (kept,) = make([Step("one", [writing(3)], 1)], tmp_path, newer, cpu=True, minutes=1)["steps"]
+    assert kept["numbers"] == 3
 
 
 def test_tests_are_counted_by_group_and_failures_are_named(tmp_path):
@@ -79,12 +105,16 @@ def test_tests_are_counted_by_group_and_failures_are_named(tmp_path):
     }
 
 
-def test_the_steps_of_a_gpu_fit_in_their_time_but_for_what_fails(tmp_path):
+def test_a_gpu_has_all_steps_and_the_demo_the_batches_of_its_table(tmp_path):
     steps = list(steps_of(tmp_path, cpu=False))
     assert [step.name for step in steps if step.name.startswith("speed")] == [
         f"speed of {size} at {side} px" for size in ("base", "large") for side in SPEEDS
     ]
-    assert all("--gpus" in step.commands[0] for step in steps if step.name == "demo")
+    demo = {
+        step.name: step.commands[0] for step in steps if step.name.startswith("demo: ") and "scenes" not in step.name
+    }
+    assert len(demo) == 6 and all("--gpus" in words for words in demo.values())
+    assert "train.accumulate=2" in demo["demo: pretraining"] and "train.accumulate=2" not in demo["demo: vqa"]
     sizes = list(speed_words("large", 768, cpu=False))
     assert len(sizes) == len([1, 2, 4, SMALLER])
     assert "data.images.batch_size=1" in sizes[-1] and "model.vision.image_size=768" in sizes[-1]
