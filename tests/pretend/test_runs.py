@@ -15,6 +15,7 @@ from engine.report import PendingStep
 from engine.trainer import Trainer
 from tasks.job import run_task
 from tests.conftest import tiny_run
+from tests.dataset.media.test_video import encoded
 from tests.engine.runs import curve
 from tests.engine.toy import trainer
 from tests.pretend.differences import differences
@@ -78,6 +79,14 @@ def run_on_the_cpu(task: str, output: Path, options: list[str]) -> None:
         run(task, output, options)
 
 
+def forget_after(output: Path, step: int) -> None:
+    """Make a run one that was stopped after a step."""
+    for checkpoint in (output / "checkpoints").iterdir():
+        if checkpoint.name > f"step-{step:08d}":
+            shutil.rmtree(checkpoint)
+    (output / "evaluation.json").unlink()
+
+
 def report_of(output: Path) -> dict[str, Any]:
     return json.loads((output / "evaluation.json").read_text())
 
@@ -99,13 +108,49 @@ def test_a_task_trains_validates_evaluates_and_resumes_with_the_numbers_of_the_c
     assert not differences(report_of(tmp_path / "run"), report_of(tmp_path / "cpu"))
 
     whole = curve(tmp_path / "run")
-    for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
-        if checkpoint.name > "step-00000003":
-            shutil.rmtree(checkpoint)
-    (tmp_path / "run" / "evaluation.json").unlink()
+    forget_after(tmp_path / "run", 3)
     run(task, tmp_path / "run", options(task), "--resume")
     assert curve(tmp_path / "run") == whole
     assert not differences(report_of(tmp_path / "run"), report_of(tmp_path / "cpu"))
+
+
+@pytest.fixture
+def all_streams(tmp_path) -> list[str]:
+    """Overrides that add texts, translations and videos to pre-training."""
+    star, frames = "a small red star", [encoded(number) for number in range(9)]
+    records: dict[str, list[dict[str, Any]]] = {
+        "texts": [{"text": f"{star} {n}"} for n in range(6)],
+        "translations": [{"source_text": f"{star} {n}", "target_text": f"a circle {n}"} for n in range(5)],
+        "videos": [{"video": frames[n : n + 2], "caption": f"{star} {n}"} for n in range(8)],
+    }
+    for name, rows in records.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    streams = [f"data.{name}={{files: [{tmp_path}/{name}.jsonl], batch_size: 3}}" for name in records]
+    return [*streams, "model.vision.video.frames=2"]
+
+
+@pytest.mark.slow
+def test_all_streams_train_and_resume_with_the_numbers_of_the_cpu(
+    all_streams, options, pretend, waits_of_steps, tmp_path
+):
+    given = [*options("pretrain"), *all_streams]
+    run_on_the_cpu("pretrain", tmp_path / "cpu", given)
+    waits_of_steps.clear()
+    run("pretrain", tmp_path / "run", given)
+    assert not waits_of_steps
+    whole = curve(tmp_path / "run")
+    streams = {name.split("/")[0] for name in whole[0] if name.endswith("/mlm")}
+    assert streams == {"images", "regions", "texts", "translations", "videos"}
+        "images",
+        "regions",
+        "texts",
+        "translations",
+        "videos",
+    }
+    assert not differences(whole, curve(tmp_path / "cpu"))
+    forget_after(tmp_path / "run", 3)
+    run("pretrain", tmp_path / "run", given, "--resume")
+    assert curve(tmp_path / "run") == whole
 
 
 @pytest.mark.slow
