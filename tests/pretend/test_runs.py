@@ -141,12 +141,6 @@ def test_all_streams_train_and_resume_with_the_numbers_of_the_cpu(
     whole = curve(tmp_path / "run")
     streams = {name.split("/")[0] for name in whole[0] if name.endswith("/mlm")}
     assert streams == {"images", "regions", "texts", "translations", "videos"}
-        "images",
-        "regions",
-        "texts",
-        "translations",
-        "videos",
-    }
     assert not differences(whole, curve(tmp_path / "cpu"))
     forget_after(tmp_path / "run", 3)
     run("pretrain", tmp_path / "run", given, "--resume")
