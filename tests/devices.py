@@ -25,11 +25,7 @@ Python."""
 DEVICES = ("cpu", *PRETEND, CUDA)
 ON_ACCELERATORS = pytest.mark.parametrize("device", [*PRETEND, CUDA], indirect=True)
 ON_REAL_DEVICES = pytest.mark.parametrize("device", ["cpu", CUDA], indirect=True)
-"""For what is compiled: no pretend tensor can be traced."""
-PRETEND_IS_SLOW = pytest.mark.parametrize(
-    "device", ["cpu", *(pytest.param(name, marks=pytest.mark.slow) for name in PRETEND), CUDA], indirect=True
-)
-"""For long tests, whose run on the pretend device is in the slow tier."""
+"""For what is compiled, as no pretend tensor can be traced, and for what takes long."""
 
 BOUNDS = {"cpu": 1e-5, NAME: 1e-5, "cuda": 1e-4}
 """Largest error of a float32 number against the expected one, relative above 1. CUDA's kernels add in other orders."""

@@ -13,7 +13,7 @@ from benchmarks.synthetic import pretrain_batch
 from models import packing
 from models.pretrain import PretrainModel
 from tasks.pretrain import PretrainConfig, PretrainTask
-from tests.devices import BOUNDS, PRETEND_IS_SLOW, bf16, copied_to, flattened, moved, relative_error
+from tests.devices import BOUNDS, ON_REAL_DEVICES, bf16, copied_to, flattened, moved, relative_error
 from tests.models.golden import in_float64
 from tests.models.test_flops import MODEL, STREAMS
 from utils.batch import Losses, MaskedText, PretrainBatch, map_tensors
@@ -120,7 +120,7 @@ MIXES = {name: STREAMS[name] for name in ("texts", "translations", "videos", "fr
 
 
 @pytest.mark.parametrize("mix", MIXES)
-@PRETEND_IS_SLOW
+@ON_REAL_DEVICES
 def test_every_stream_of_a_config_gives_the_plain_paths_numbers(mix, monkeypatch, device):
     """Also in the shapes of compiled encoders, where nothing but the batch's numbers is known, as on a GPU. In float64: the
     temperature's gradient is a small difference of large sums, which float32 rounds by more than the tolerance."""

@@ -167,9 +167,8 @@ def test_tasks_on_videos_give_the_numbers_of_the_cpu(task, clips, scenes_folder,
         ["optim.lora={rank: 2, lr: 0.01}"],
         ["optim.freeze={vision: 2, vision_blocks: 1, cache: {folder: FEATURES}}", "model.vision.depth=2"],
         ["optim.ema={decay: 0.6}"],
-        ["train.recompute=[vision, text, fusion]"],
     ],
-    ids=["gradient caching", "adapters", "frozen blocks and their cache", "averaged weights", "recomputed activations"],
+    ids=["gradient caching", "adapters", "frozen blocks and their cache", "averaged weights"],
 )
 def test_ways_of_training_give_the_numbers_of_the_cpu(extra, options, pretend, tmp_path):
     for device, start in (("cpu", run_on_the_cpu), ("pretend", run)):
