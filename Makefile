@@ -88,7 +88,7 @@ data/packages/complete: | .venv/installed
 	cd data/packages && for package in *.deb; do dpkg-deb -x "$$package" . || exit 1; done && rm *.deb
 	touch $@
 
-# The same command goes on where it was stopped. docs/performance.md says what the receipt holds.
+# The same command resumes after an interruption. docs/performance.md describes the receipt.
 gpu: .venv/installed-dev
 	.venv/bin/python -m benchmarks.gpu_receipt $(if $(filter-out 0,$(CPU)),--cpu)
 

@@ -38,8 +38,8 @@ MINUTES = 40
 PYTHON = sys.executable
 SPEEDS = {224: (128, 128, 50), 384: (48, 48, 18), 768: (12, 12, 4)}
 """Side of the images in pixels -> pairs, regions and images of regions in a micro-batch."""
-SMALLER = 8
-"""A micro-batch that does not fit is made half as large, down to this part of it."""
+DIVISORS = (1, 2, 4, 8)
+"""A micro-batch that does not fit is divided by the next of these numbers."""
 
 
 class Step(NamedTuple):
@@ -89,15 +89,13 @@ def speed_words(size: str, side: int, cpu: bool) -> Iterator[list[str]]:
         yield ["--rounds", "2", "--ways", "plain,eager"]
         return
     ways = "plain,eager,compiled" if side == 224 else "eager,compiled"
-    part = 1
-    while part <= SMALLER:
-        pairs, regions, images = (max(1, number // part) for number in SPEEDS[side])
+    for divisor in DIVISORS:
+        pairs, regions, images = (max(1, number // divisor) for number in SPEEDS[side])
         yield [
             *("--config", f"configs/pretrain/{size}_4m.yaml", "--rounds", "10", "--ways", ways),
             *(f"model.vision.image_size={side}", "train.global_batch=null", f"data.images.batch_size={pairs}"),
             *(f"data.regions.batch_size={regions}", f"data.regions.max_images={images}"),
         ]
-        part *= 2
 
 
 def read_tests(path: Path) -> dict[str, Any]:
@@ -121,7 +119,7 @@ def read_demo(folder: Path, cell: str) -> list[dict[str, Any]]:
 
 
 def machine() -> dict[str, Any]:
-    """The device, its driver, and the packages. It leaves a context on the GPU, so it is called in a process of its own."""
+    """The device, its driver, and the packages. It leaves a context on the GPU, so it is called in a separate process."""
     import torch
 
     facts = machine_and_packages()
@@ -318,7 +316,7 @@ TABLES: dict[str, Callable[[Any], list[str]]] = {
 def make(steps: Sequence[Step], out: Path, facts: dict[str, Any], *, cpu: bool, minutes: float) -> dict[str, Any]:
     """Run the steps that are not done yet, and write the receipt after each of them; returns it.
 
-    Steps that failed before come last. Results of other sources, versions or devices do not count.
+    Steps that failed before are run after the others. Results of other sources, versions or devices do not count.
 
     Args:
         steps: all steps of the receipt.
@@ -329,10 +327,15 @@ def make(steps: Sequence[Step], out: Path, facts: dict[str, Any], *, cpu: bool, 
     """
     out.mkdir(parents=True, exist_ok=True)
     code, kept_file = code_identity(), out / "kept.json"
-    same = {"cpu": cpu, "sources": code["sha256"], "benchmarks": _digest(ROOT / "benchmarks"), "machine": facts}
+    same = {
+        "cpu": cpu,
+        "sources": code["sha256"],
+        "others": _digest("benchmarks", "tests", "demo", "tools"),
+        "machine": facts,
+    }
     kept = _read_json(kept_file) if kept_file.is_file() else {}
     done = kept["steps"] if kept.get("of") == same else {}
-    environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if cpu else {})}
+    environment = _environment(cpu)
     started = time.monotonic()
 
     def receipt() -> dict[str, Any]:
@@ -362,12 +365,18 @@ def make(steps: Sequence[Step], out: Path, facts: dict[str, Any], *, cpu: bool, 
     return receipt()
 
 
-def _digest(folder: Path) -> str:
-    """Hash of the sources in a folder."""
+def _digest(*folders: str) -> str:
+    """Hash of the sources in some folders of the checkout."""
     total = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        total.update(path.read_bytes())
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            total.update(path.read_bytes())
     return total.hexdigest()
+
+
+def _environment(cpu: bool) -> dict[str, str]:
+    """The environment of a step; on the CPU, GPUs are hidden."""
+    return {**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if cpu else {})}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -395,9 +404,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "torch finds no GPU here; give --cpu (make gpu CPU=1) to try all steps on the CPU with small sizes"
             )
         out = (flags.out or ROOT / "runs" / ("gpu_on_cpu" if flags.cpu else "gpu")).absolute()
-        environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if flags.cpu else {})}
         asked = [PYTHON, "-m", "benchmarks.gpu_receipt", "--machine"]
-        facts = json.loads(subprocess.run(asked, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+        facts = json.loads(
+            subprocess.run(asked, cwd=ROOT, env=_environment(flags.cpu), stdout=subprocess.PIPE, check=True).stdout
+        )
         digest = code_identity()["sha256"][:8]  # the demo's runs of other sources stay apart
         steps = list(steps_of(out / f"runs-{digest}", cpu=flags.cpu))
         receipt = make(steps, out, facts, cpu=flags.cpu, minutes=flags.minutes)

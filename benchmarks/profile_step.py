@@ -73,7 +73,7 @@ def profiled(stepper: Stepper, steps: int, device: torch.device, trace: Path | N
 
 
 def _finish(device: torch.device) -> None:
-    if module := accelerator.asynchronous(device):
+    if module := accelerator.device_module(device):
         module.synchronize(device)
 
 

@@ -38,7 +38,7 @@ class Clock:
     def mark(self, phase: str) -> None:
         """Record the end of ``phase``."""
         mark: Any = time.perf_counter()
-        if module := accelerator.asynchronous(self.device):
+        if module := accelerator.device_module(self.device):
             mark = module.Event(enable_timing=True)
             mark.record()
         self.marks.append(mark)
@@ -46,7 +46,7 @@ class Clock:
 
     def milliseconds(self) -> list[float]:
         """Milliseconds of each of :data:`PHASES`, summed over micro-batches."""
-        module = accelerator.asynchronous(self.device)
+        module = accelerator.device_module(self.device)
         if module:
             module.synchronize(self.device)
         totals = dict.fromkeys(PHASES, 0.0)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from utils.accelerator import asynchronous
+from utils.accelerator import device_module
 from utils.batch import map_tensors, to_device
 
 
@@ -25,7 +25,7 @@ def prefetch(batches: Iterator[Any], device: torch.device) -> Iterator[HostAndDe
     A GPU copies on a separate stream. The host is ahead of the GPU: when it requests the next micro-batch, the GPU still computes
     the step before, and the copy runs in parallel.
     """
-    module = asynchronous(device)
+    module = device_module(device)
     copying = module.Stream(device) if module else None
     for batch in batches:
         yield HostAndDevice(batch, _copy(batch, device, module, copying) if module else to_device(batch, device))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from utils import distributed
-from utils.accelerator import asynchronous, send
+from utils.accelerator import device_module, send
 
 
 class RankTimes:
@@ -33,7 +33,7 @@ class RankTimes:
         self.data_wait_s = 0.0
         """Wait for the micro-batches of the newest step."""
         self._now: Callable[[], Any] = (
-            partial(_recorded_event, module) if (module := asynchronous(device)) else time.perf_counter
+            partial(_recorded_event, module) if (module := device_module(device)) else time.perf_counter
         )
         self._began: Any = None
         """The moment at which the present forward pass began; None outside of forward passes."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from utils.accelerator import asynchronous
+from utils.accelerator import device_module
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
     """Seed torch's generators on the CPU and on ``device``. ``torch.manual_seed`` also queues calls for unused devices."""
     torch.default_generator.manual_seed(seed)
-    if module := asynchronous(device):
+    if module := device_module(device):
         module.manual_seed(seed)
 
 

@@ -15,7 +15,7 @@ def best_device(index: int | None = None) -> torch.device:
     return torch.device("cuda" if index is None else f"cuda:{index}")
 
 
-def asynchronous(device: torch.device) -> Any:
+def device_module(device: torch.device) -> Any:
     """Returns the module with the streams and events of an asynchronous device, such as ``torch.cuda``; None for the CPU."""
     return None if device.type == "cpu" else torch.get_device_module(device)
 
@@ -26,8 +26,8 @@ def send(numbers: Tensor, device: torch.device) -> Tensor:
 
 
 def start_copy_to_host(values: Tensor) -> tuple[Tensor, Any]:
-    """Starts to copy a tensor to the host. Returns the copy, and the event to wait for before reading it (None: none)."""
-    module = asynchronous(values.device)
+    """Starts to copy a tensor to the host. Returns the copy and the event to wait for (None: it can be read at once)."""
+    module = device_module(values.device)
     if module is None:
         return values, None
     host = torch.empty(values.shape, dtype=values.dtype).pin_memory()

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from benchmarks import gpu_receipt, profile_step, two_processes
-from benchmarks.gpu_receipt import PYTHON, SMALLER, SPEEDS, Step, as_markdown, make, read_tests, speed_words, steps_of
+from benchmarks.gpu_receipt import DIVISORS, PYTHON, SPEEDS, Step, as_markdown, make, read_tests, speed_words, steps_of
 from tests.benchmarks.test_benchmarks import SMALLER as SMALLER_MODEL
 from tests.messages import OneLine
 
@@ -116,24 +116,20 @@ def test_a_gpu_has_all_steps_and_the_demo_the_batches_of_its_table(tmp_path):
     assert len(demo) == 6 and all("--gpus" in words for words in demo.values())
     assert "train.accumulate=2" in demo["demo: pretraining"] and "train.accumulate=2" not in demo["demo: vqa"]
     sizes = list(speed_words("large", 768, cpu=False))
-    assert len(sizes) == len([1, 2, 4, SMALLER])
+    assert len(sizes) == len(DIVISORS)
     assert "data.images.batch_size=1" in sizes[-1] and "model.vision.image_size=768" in sizes[-1]
     assert {step.name for step in steps_of(tmp_path, cpu=True)} <= {step.name for step in steps}
 
 
-def test_without_a_gpu_the_command_says_how_to_see_the_way(capsys):
+def test_without_a_gpu_the_command_names_the_flag_for_the_cpu(capsys):
     assert gpu_receipt.main([]) == 2
     assert capsys.readouterr().err == OneLine("--cpu", "CPU=1")
 
 
 @pytest.mark.slow
 def test_a_profile_has_shares_and_attention(tmp_path, capsys):
-    assert (
-        profile_step.main(
-            ["--small", *SMALLER_MODEL, "--steps", "1", "--kernels", "3", "--json", str(tmp_path / "found.json")]
-        )
-        == 0
-    )
+    words = ["--small", *SMALLER_MODEL, "--steps", "1", "--kernels", "3", "--json", str(tmp_path / "found.json")]
+    assert profile_step.main(words) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert sum(each["share"] for each in found["kernels"]) == pytest.approx(1)
     assert found["kernels"][0]["share"] >= found["kernels"][1]["share"] > 0

@@ -157,7 +157,7 @@ def arguments(tmp_path_factory, overrides) -> list[str]:
 
 
 def start_undisturbed(folder: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
-    """The same run on one node, beside the other one; both mostly wait."""
+    """Start an undisturbed run on one node. It runs at the same time as the other one, since both mostly wait."""
     (folder / "straight" / "trained").mkdir(parents=True)
     with (folder / "undisturbed.txt").open("w") as err:
         return subprocess.Popen(

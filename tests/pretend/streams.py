@@ -78,26 +78,13 @@ class Stream(torch.Stream):
 
     def wait_stream(self, other: Stream) -> None:
         """Later operations of this stream come after the present ones of ``other``."""
-        self._after({**other.seen, other: other.enqueued})
-
-    def wait_event(self, event: Event) -> None:
-        """Later operations of this stream come after ``event``."""
-        self._after(event.after)
-
-    def record_event(self, event: Event | None = None) -> Event:
-        """An event after what is enqueued."""
-        event = event or Event()
-        event.record(self)
-        return event
+        for stream, number in {**other.seen, other: other.enqueued}.items():
+            if stream is not self:
+                self.seen[stream] = max(number, self.seen.get(stream, 0))
 
     def synchronize(self) -> None:
         """The host waits for all that is enqueued."""
         finish({**self.seen, self: self.enqueued})
-
-    def _after(self, moments: dict[Stream, int]) -> None:
-        for stream, number in moments.items():
-            if stream is not self:
-                self.seen[stream] = max(number, self.seen.get(stream, 0))
 
     def __enter__(self) -> Stream:
         self._before = current_stream()

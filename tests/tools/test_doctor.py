@@ -27,7 +27,7 @@ FINE = "0 refused, 0 warnings, 0 not checked"
 
 
 def unwrapped(printed: str) -> list[str]:
-    """Each check, and each finding with its fact and remedy, in a line of its own."""
+    """Each check, and each finding with its fact and remedy, on its own line."""
     lines: list[str] = []
     for line in printed.splitlines():
         starts = not lines or re.match(r"  (ok|warning|refused|not checked) | +\d+\. |\S", line)
