@@ -1,10 +1,10 @@
 """Ranking 3,129 candidate answers, base size: ``python -m benchmarks.answer_ranking``.
 
-The benchmark compares :func:`models.answer_ranking.rank_answers` with a naive way. The naive way takes the k = 128 candidates
-of a question with the likeliest first tokens, pads them to the longest, decodes them in one call, and projects the question's
-keys and values for each candidate. Both ways alternate on the same questions in one process, with the same first step and fused
-attention, and must return the same candidates in the same order with the same scores. Weights, questions and candidates are
-random: the time depends on sizes alone. The last line is the median ratio of the times.
+The benchmark compares :func:`models.inference.answer_ranking.rank_answers` with a naive way. The naive way takes the k = 128
+candidates of a question with the likeliest first tokens, pads them to the longest, decodes them in one call, and projects the
+question's keys and values for each candidate. Both ways alternate on the same questions in one process, with the same first step
+and fused attention, and must return the same candidates in the same order with the same scores. Weights, questions and candidates
+are random: the time depends on sizes alone. The last line is the median ratio of the times.
 
 Candidates have the lengths of :data:`LENGTHS`, our assumption about VQA v2's list in WordPiece: mostly one or two pieces.
 Pieces are sampled with the frequencies of words, so that some candidates share their first pieces.
@@ -20,13 +20,13 @@ from collections.abc import Sequence
 
 import torch
 
-from models.answer_ranking import AnswerTree, RankedAnswers, Ranking, best_first, rank_answers
-from models.blocks import BlockConfig
-from models.fusion import FusionConfig
-from models.packing import PackedTexts, Packing
-from models.text import TextArchitecture, TextConfig
-from models.vision import VisionConfig
-from models.vqa import AnswerDecoder, VQAModelConfig, left_to_right
+from models.core.blocks import BlockConfig
+from models.core.fusion import FusionConfig
+from models.core.packing import PackedTexts, Packing
+from models.core.text import TextArchitecture, TextConfig
+from models.core.vision import VisionConfig
+from models.inference.answer_ranking import AnswerTree, RankedAnswers, Ranking, best_first, rank_answers
+from models.tasks.vqa import AnswerDecoder, VQAModelConfig, left_to_right
 from utils.flags import positive
 
 LENGTHS = {1: 2050, 2: 800, 3: 230, 4: 40, 5: 8, 6: 1}
@@ -67,7 +67,7 @@ def naive_way(
     values of the question."""
     start = torch.full((questions.packing.count, 1), CLS)
     mask = left_to_right(torch.ones_like(start, dtype=torch.bool))
-    states = decoder.decode(start, mask, decoder.questions_memory(questions))
+    states = decoder.decode(start, mask, decoder.project_texts(questions))
     opening = decoder.logits(states[:, 0]).log_softmax(dim=1)[:, [ids[1] for ids in candidates]]
     order = best_first(opening, k, ranking)
     scores = opening.gather(1, order) * (ranking == "released")
@@ -75,8 +75,8 @@ def naive_way(
         width = max(len(candidates[place]) for place in places)
         ids = torch.tensor([candidates[place] + [PAD] * (width - len(candidates[place])) for place in places])
         mask = ids != PAD
-        memory = decoder.questions_memory(questions.select(torch.full((len(places),), question)))
-        logits = decoder.logits(decoder.decode(ids, left_to_right(mask), memory))[:, :-1]
+        keys_values = decoder.project_texts(questions.select(torch.full((len(places),), question)))
+        logits = decoder.logits(decoder.decode(ids, left_to_right(mask), keys_values))[:, :-1]
         token_scores = logits.log_softmax(dim=2).gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2)
         scores[question] += token_scores.masked_fill(~mask[:, 1:], 0).sum(dim=1)
     ranks = best_first(scores, k, ranking)

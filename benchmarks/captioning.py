@@ -16,13 +16,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.captioning import CaptionDecoder, CaptioningModel, CaptionTokens
-from models.fusion import FusionConfig
-from models.generation import Decoder, DecodingConfig, Generated, generate
-from models.memory import CrossMemory
-from models.text import TextArchitecture, TextConfig
-from models.vision import VisionConfig
-from models.xvlm import ModelConfig
+from models.core.fusion import FusionConfig
+from models.core.generation import Decoder, DecodingConfig, Generated, generate
+from models.core.keys_values import KeysValues
+from models.core.text import TextArchitecture, TextConfig
+from models.core.vision import VisionConfig
+from models.core.xvlm import ModelConfig
+from models.tasks.captioning import CaptionDecoder, CaptioningModel, CaptionTokens
 from utils.flags import positive
 from utils.image_size import in_words, sides_of
 
@@ -33,17 +33,17 @@ DECODING = DecodingConfig(beams=3, min_length=19, max_length=20, no_repeat_ngram
 class UncachedDecoder:
     """A decoder that stores tokens instead of states, and recomputes all of them in every step."""
 
-    def __init__(self, model: CaptioningModel, memory: CrossMemory, mask_id: int):
-        self.model, self.memory, self.mask_id = model, memory, mask_id
+    def __init__(self, model: CaptioningModel, images: KeysValues, mask_id: int):
+        self.model, self.images, self.mask_id = model, images, mask_id
         self.tokens: Tensor
 
     def start(self, prompt: Tensor) -> Tensor:
         self.tokens = prompt
-        return CaptionDecoder(self.model, self.memory, self.mask_id).start(prompt)
+        return CaptionDecoder(self.model, self.images, self.mask_id).start(prompt)
 
     def step(self, words: Tensor, rows: Tensor) -> Tensor:
         self.tokens = torch.cat([self.tokens.index_select(0, rows), words.unsqueeze(1)], dim=1)
-        return CaptionDecoder(self.model, self.memory, self.mask_id).start(self.tokens)
+        return CaptionDecoder(self.model, self.images, self.mask_id).start(self.tokens)
 
 
 def build(width: int, text_layers: int, fusion_layers: int, image_size: int) -> CaptioningModel:
@@ -79,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     sides = sides_of(model.config.vision.image_size)
     ratios = []
     for number in range(flags.rounds + 1):
-        memory = model.images_memory(torch.randn(flags.images, 3, *sides))
-        uncached_s, expected = timed(UncachedDecoder(model, memory, TOKENS.mask), flags.images)
-        cached_s, captions = timed(CaptionDecoder(model, memory, TOKENS.mask), flags.images)
+        keys_values = model.project_images(torch.randn(flags.images, 3, *sides))
+        uncached_s, expected = timed(UncachedDecoder(model, keys_values, TOKENS.mask), flags.images)
+        cached_s, captions = timed(CaptionDecoder(model, keys_values, TOKENS.mask), flags.images)
         assert torch.equal(captions.tokens, expected.tokens), "the captions differ"
         if number:  # the first round warms up
             ratios.append(uncached_s / cached_s)

@@ -20,11 +20,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.fusion import FusionConfig
-from models.multigrained import MultiGrainedModel, PretrainModelConfig
-from models.reranking import TextBank
-from models.text import TextArchitecture, TextConfig
-from models.vision import VisionConfig
+from models.core.fusion import FusionConfig
+from models.core.text import TextArchitecture, TextConfig
+from models.core.vision import VisionConfig
+from models.inference.reranking import TextBank
+from models.pretraining.config import PretrainModelConfig
+from models.pretraining.model import PretrainModel
 from utils.batch import Text
 from utils.flags import positive
 from utils.image_size import sides_of
@@ -45,7 +46,7 @@ class Work(NamedTuple):
     run: Callable[[Runtime], Tensor]
 
 
-def build(size: str) -> MultiGrainedModel:
+def build(size: str) -> PretrainModel:
     """A model with random weights, of the ``size`` of the demo (64 px), of X²-VLM base (224 px), or of a test."""
     if size == "base":
         vision, arch, layers = VisionConfig(), TextArchitecture(vocab_size=30522), 6
@@ -54,10 +55,10 @@ def build(size: str) -> MultiGrainedModel:
         vision = VisionConfig(image_size=64, patch_size=8, width=width, depth=depth, heads=4)
         arch, layers = TextArchitecture(vocab_size=200, width=width, layers=2, heads=4, intermediate=4 * width), 2
     config = PretrainModelConfig(vision=vision, text=TextConfig(arch=arch), fusion=FusionConfig(layers=layers))
-    return MultiGrainedModel(config).eval()
+    return PretrainModel(config).eval()
 
 
-def works(model: MultiGrainedModel) -> Iterator[Work]:
+def works(model: PretrainModel) -> Iterator[Work]:
     """One of a kind, and a batch."""
     sides, runtime = sides_of(model.config.vision.image_size), TorchRuntime(model, "fp32")
     for count in (1, 8):

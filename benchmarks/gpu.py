@@ -11,7 +11,7 @@ optimiser, accumulation and ``train.recompute``, in three ways with the same los
 All ways cycle through the same few batches. A first line lists the examples of a step. Each way then has a line with samples
 per second; milliseconds of data, forward, backward, optimiser and communication; memory; and utilisation. Data is the copy to
 the device, which a run overlaps with the step before. Communication is the time that the sum of gradients over processes adds
-to the backward pass; contrastive embeddings are gathered beside the fusion. Utilisation is FLOPs by :mod:`models.flops` over
+to the backward pass; contrastive embeddings are gathered beside the fusion. Utilisation is FLOPs by :mod:`models.core.flops` over
 the device's dense peak (``train.peak_tflops`` for unknown devices).
 
 A way that does not fit prints "out of memory". The last line is the ratio of the fastest way to the first; the line before it

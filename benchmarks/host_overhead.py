@@ -33,7 +33,7 @@ from torch import nn
 from benchmarks.step_config import CONFIG, SMALL, batches_for, build, config_for
 from engine.run_folder import RunFolder
 from engine.trainer import PHASES, Trainer
-from models.pretrain import PretrainModel
+from models.pretraining.model import PretrainModel
 from scheduler import ScheduleConfig
 from tasks.pretrain import PretrainConfig
 from utils.batch import Losses, MicroBatch, PretrainBatch, Term

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from torch.nn import functional as F
 
-from models.pretrain import PretrainModel
+from models.core.text import TextEncoder
+from models.pretraining.model import PretrainModel
 from models.reference import reference_losses
-from models.text import TextEncoder
-from utils.batch import Losses, MaskedText, PretrainBatch, Term, Text, TranslationBatch
+from utils.batch import Losses, MaskedText, PretrainBatch, Text, TranslationBatch
 
 
 class Padding(NamedTuple):
@@ -47,11 +47,8 @@ def plain_losses(model: PretrainModel, batch: PretrainBatch, padded: Padding = R
         parts[name] = replace(part, text=_masked_to(length, part.text, pad_id))
         if isinstance(part, TranslationBatch):
             parts[name] = replace(parts[name], other=_text_to(length, part.other, pad_id))
-    totals = reference_losses(model, replace(batch, **parts))
-    weights = {
-        f"{name}/{loss}": weight for name, stream in model.streams.items() for loss, weight in stream.weights.items()
-    }
-    return {name: Term(total, weights[name]) for name, total in totals.items() if name in weights}
+    _, losses = reference_losses(model, replace(batch, **parts))
+    return losses
 
 
 def _text_to(length: int, text: Text, pad_id: int) -> Text:

@@ -28,11 +28,11 @@ from benchmarks.synthetic import pretrain_batch
 from dataset.tasks.pretrain import DataConfig, ImageStreamConfig, RegionStreamConfig
 from engine.memory import trainer_of
 from engine.train_config import TrainConfig
-from models.fusion import FusionConfig
-from models.multigrained import PretrainModelConfig
-from models.pretrain import PretrainModel
-from models.text import TextArchitecture, TextConfig
-from models.vision import VisionConfig
+from models.core.fusion import FusionConfig
+from models.core.text import TextArchitecture, TextConfig
+from models.core.vision import VisionConfig
+from models.pretraining.config import PretrainModelConfig
+from models.pretraining.model import PretrainModel
 from optim import OptimConfig
 from utils.batch import PretrainBatch
 from utils.flags import positive

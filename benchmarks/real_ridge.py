@@ -31,8 +31,8 @@ from dataset.text.processors import TextProcessor
 from demo.real.collect import CUTOUT_SOURCES
 from metrics.retrieval import ranks_of_first_match, retrieval_recalls
 from models.checkpoints import initialise
-from models.contrastive import masked_mean
-from models.pretrain import PretrainModel
+from models.core.contrastive import masked_mean
+from models.pretraining.model import PretrainModel
 from utils.errors import one_line_errors
 
 CONFIG = Path("configs/real/pretrain.yaml")

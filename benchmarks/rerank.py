@@ -1,10 +1,10 @@
 """Re-ranking at COCO proportions, base size, 384 px: ``python -m benchmarks.rerank``.
 
-The benchmark compares :func:`models.reranking.score_pairs` with the usual way: k pairs per call, texts padded to 40 tokens for
-attention, keys and values of the image projected for every pair, all states of the last block computed, fused attention. Both
-alternate in one process and score the same pairs of an image. Ours also scores the pairs of the other direction, as in an
-evaluation; its time is divided by all pairs. Weights, patches and texts are random: the time depends on sizes alone. The last
-line is the median ratio of the times per pair.
+The benchmark compares :func:`models.inference.reranking.score_pairs` with the usual way: k pairs per call, texts padded to 40
+tokens for attention, keys and values of the image projected for every pair, all states of the last block computed, fused
+attention. Both alternate in one process and score the same pairs of an image. Ours also scores the pairs of the other direction,
+as in an evaluation; its time is divided by all pairs. Weights, patches and texts are random: the time depends on sizes alone. The
+last line is the median ratio of the times per pair.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from models.align import AligningConfig
-from models.fusion import FusionConfig, FusionPass
-from models.packing import PackedTexts, Packing
-from models.reranking import TextBank, score_pairs
-from models.retrieval import RetrievalModel
-from models.text import TextArchitecture, TextConfig
-from models.vision import Concepts, VisionConfig
+from models.core.contrastive import AligningConfig
+from models.core.fusion import FusionConfig
+from models.core.packing import PackedTexts, Packing
+from models.core.text import TextArchitecture, TextConfig
+from models.core.vision import Concepts, VisionConfig
+from models.inference.reranking import TextBank, score_pairs
+from models.tasks.retrieval import RetrievalModel
 from utils.flags import positive
 
 IMAGES, CAPTIONS, K = 5000, 25010, 80
@@ -50,7 +50,7 @@ def usual_way(model: RetrievalModel, image: Concepts, texts: PackedTexts) -> Ten
     """Matching logits (k,) of one image with k texts; the image is copied and projected k times."""
     k = texts.packing.count
     copies = Concepts(image.patches.expand(k, -1, -1).contiguous(), image.mean.expand(k, -1).contiguous())
-    (states,) = model.fusion.fuse([FusionPass(texts, model.fusion.concept_memory(copies))])
+    states = model.fusion.tokens(texts, model.fusion.project_concepts(copies)).states
     cls = states.index_select(0, texts.packing.starts)
     return cast(Tensor, model.matching_head(cls))[:, 1]
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
-from models.vqa import VQAModel
+from models.tasks.vqa import VQAModel
 from tasks.vqa import VQAConfig
 from utils.batch import QuestionBatch, Text
 from utils.config import load_config

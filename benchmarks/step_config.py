@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.synthetic import pretrain_batch
-from models.pretrain import PretrainModel
+from models.pretraining.model import PretrainModel
 from tasks.pretrain import PretrainConfig, PretrainTask
 from utils.batch import PretrainBatch
 from utils.config import load_config, peek

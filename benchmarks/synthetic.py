@@ -14,12 +14,12 @@ from torch import Tensor
 
 from dataset.tasks.pretrain import DataConfig, RegionStreamConfig
 from dataset.text.processors import TextDataConfig, rounded_up
-from models.vision import VisionEncoder
+from models.core.vision import VisionEncoder
 from tools.plan import synthetic
 from tools.plan.parts import FIRST_WORD
 from tools.plan.synthetic import text_limits
 from utils.batch import IGNORE, MaskedText, PretrainBatch, RegionBatch, Text
-from utils.sequences import stack_rows, text_keys
+from utils.sequences import stack_rows, text_ids
 
 CLS_ID, SEP_ID, MASK_ID, FIRST_RANDOM = range(FIRST_WORD, FIRST_WORD + 4)
 
@@ -95,7 +95,7 @@ class Writer:
             masked_ids=stack_rows(masked, 0, text.ids.shape[1]),
             positions=stack_rows(positions, 0, most),
             labels=stack_rows(labels, IGNORE, most),
-            key=text_keys(text.ids, text.mask),
+            text_id=text_ids(text.ids, text.mask),
             tokens=text.tokens,
             masked=rounded_up(used, len(texts) * most) if self.static else used,
         )

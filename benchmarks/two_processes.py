@@ -47,7 +47,7 @@ def losses(config: PretrainConfig, device: torch.device, steps: int) -> list[dic
     """Losses of some steps on this rank's micro-batch; a single process trains on both micro-batches."""
     torch.manual_seed(0)
     model = build(config)
-    model.sample_negatives = by_chance_alone  # type: ignore[method-assign]
+    model.matching_head.sample_negatives = by_chance_alone  # type: ignore[method-assign]
     trainer = trainer_of(model, config.train, config.optim, device)
     vocabulary = len(model.text.word_embeddings)
     both = [pretrain_batch(config.data, model.vision, vocabulary, seed=seed) for seed in range(2)]

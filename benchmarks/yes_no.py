@@ -21,10 +21,8 @@ from torch.nn import functional as F
 
 from dataset.text.loading import load_tokenizer
 from dataset.text.processors import PlainTextProcessor, TextLimits
-from models.fusion import FusionPass
-from models.packing import PackedTexts
-from models.vision import Concepts
-from models.vqa import VQAModel
+from models.core.vision import Concepts
+from models.tasks.vqa import VQAModel
 from tasks.vqa import VQAConfig
 from utils.batch import Text
 from utils.config import load_config
@@ -93,12 +91,11 @@ class Learner:
         fusion, decoder, count = self.model.fusion, self.model.decoder, len(scenes.questions)
         image_of_question = torch.arange(len(scenes.patches)).repeat_interleave(2)
         concepts = Concepts(scenes.patches, scenes.patches.mean(dim=1))
-        memory = fusion.concept_memory(concepts).select(image_of_question)
+        keys_values = fusion.project_concepts(concepts).select(image_of_question)
         asked = Text(self.questions.ids[scenes.questions], self.questions.mask[scenes.questions])
         (questions,) = self.model.text([asked])
-        (fused,) = fusion.fuse([FusionPass(questions, memory)])
         start, mask = self.answers[:1, :1].expand(count, 1), torch.ones(1, 1, 1, dtype=torch.bool)
-        states = decoder.decode(start, mask, decoder.questions_memory(PackedTexts(fused, questions.packing)))
+        states = decoder.decode(start, mask, decoder.project_texts(fusion.tokens(questions, keys_values)))
         return decoder.logits(states[:, 0])
 
     def learn(self, steps: int, images: int, seed: int) -> float:

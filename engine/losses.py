@@ -1,4 +1,4 @@
-"""The losses of a step: their divisors over all ranks and micro-batches, and their weighted sum."""
+"""The divisors of a step's losses, over all ranks and micro-batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.report import RESERVED_NAMES
 from engine.task import TaskModel
 from utils import distributed
 from utils.accelerator import send
-from utils.batch import WORK, Losses, Work
+from utils.batch import WORK, Work
 
 
 class StepCounts(NamedTuple):
@@ -51,25 +51,6 @@ def count_step(
     divisors, total_work = distributed.sum_over_ranks(send(numbers, device)).split([len(names), len(WORK)])
     after("work")
     return StepCounts(dict(zip(names, divisors.clamp(min=1).unbind(), strict=True)), total_work)
-
-
-class WeightedSum:
-    """Divides losses by their counts and adds them up, without a copy of the weights to the device in every step."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.weights: dict[tuple[float, ...], Tensor] = {}
-
-    def __call__(self, losses: Losses, divisors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The divided losses, (K,), and their weighted sum, a scalar."""
-        if losses.keys() != divisors.keys():
-            raise ValueError(f"forward() gives the losses {list(losses)}, but counts() gives {list(divisors)}")
-        totals = torch.stack([loss.total for loss in losses.values()])
-        averages = totals / torch.stack([divisors[name] for name in losses])
-        weights = tuple(loss.weight for loss in losses.values())
-        if weights not in self.weights:
-            self.weights[weights] = send(torch.tensor(weights), self.device)
-        return averages, (averages * self.weights[weights]).sum()
 
 
 def sum_tensors(tensors: list[Tensor]) -> Tensor:

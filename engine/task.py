@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
@@ -29,15 +29,6 @@ class TaskModel(Protocol):
 
     def __call__(self, batch: Any) -> Losses:
         """All losses of a micro-batch, as sums over examples or tokens."""
-
-    def set_recompute(self, parts: Collection[Encoder]) -> None:
-        """Recompute the activations of these encoders in the backward pass instead of storing them."""
-
-    def set_frozen(self, parts: Collection[str]) -> None:
-        """Freeze these encoders, names of submodules, and have the others train; called only where ``optim.freeze`` names any."""
-
-    def compile_encoders(self, *, mode: str | None) -> None:
-        """Compile the encoders in a mode of ``torch.compile`` (None: its default)."""
 
     def counts(self, batch: Any) -> dict[str, Tensor]:
         """The divisor of each loss, a scalar by the loss's name, equal names on every rank. ``batch`` is on the host: counting

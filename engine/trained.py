@@ -8,7 +8,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,10 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engine.checkpoint import Checkpoint
 from engine.parallel import data_parallel
-from engine.task import TaskModel
 from optim import OptimConfig, build_optimizer, parameter_groups
 from optim.ema import WeightAverage
 from optim.lora import is_adapter
+from optim.setup import set_frozen
 from utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ class Trained:
     def _set_frozen(self, frozen: tuple[str, ...]) -> None:
         self.frozen = frozen
         if self.freeze.steps:
-            cast(TaskModel, self.model).set_frozen(frozen)
+            set_frozen(self.model, frozen)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if not self.parameters:
             raise UserError("optim.freeze: no parameter of this model is left to train; freeze fewer parts")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from engine.checkpoint import Checkpoint
 from engine.chunks import in_turn
 from engine.identity import RunIdentity
-from engine.losses import WeightedSum, count_step, sum_tensors
+from engine.losses import count_step, sum_tensors
 from engine.metrics_log import MetricsLog
 from engine.precision import Precision
 from engine.prefetch import HostAndDevice, prefetch
@@ -36,10 +36,11 @@ from engine.trained import Trained
 from engine.update import GuardedUpdate
 from engine.validation import Validations
 from optim import OptimConfig
+from optim.setup import compile_encoders, set_gradient_checkpointing
 from scheduler import ScheduleConfig, build_schedule
 from utils import distributed
 from utils.accelerator import start_copy_to_host
-from utils.batch import WORK, Losses, to_device
+from utils.batch import WORK, Losses, to_device, weighted_sum
 from utils.errors import UserError
 from utils.progress import progress_bar
 
@@ -97,7 +98,6 @@ class Trainer:
         self.times = RankTimes(device, train.log_every, self.steps)
         self.stall = StallWatch(train.stall_s, folder.log_of(distributed.rank()))
         self.validations = Validations(task, train, self.loader, self.trained, folder, steps=self.steps)
-        self.weighted_sum = WeightedSum(device)
         self.after: Callable[[str], None] = lambda phase: None
         """Called after the host has enqueued a phase of a step, with its name in :data:`PHASES`."""
         if checkpoint is not None and state is not None:
@@ -125,12 +125,11 @@ class Trainer:
         )
 
     def _set_up_encoders(self) -> None:
-        model = cast(TaskModel, self.model)
         if self.config.recompute:
-            model.set_recompute(self.config.recompute)
+            set_gradient_checkpointing(self.model, self.config.recompute)
         if self.config.compile:
             logger.info("train.compile: the encoders are compiled in the first steps, each of which can take minutes")
-            model.compile_encoders(mode=None if self.config.compile is True else self.config.compile)
+            compile_encoders(self.model, mode=None if self.config.compile is True else self.config.compile)
 
     def fit(self) -> None:
         """Train from the current step to the last; write metrics and checkpoints into the run folder. Afterwards the model has
@@ -277,7 +276,7 @@ class Trainer:
                 with self.precision.autocast():
                     losses: Losses = self.parallel(batch)
                 self._reached("forward")
-                divided, loss = self.weighted_sum(losses, divisors)
+                divided, loss = weighted_sum(losses, divisors)
                 averages.append(torch.cat([divided, loss.view(1)]).detach())
                 self._reached("losses")
                 # DDP averages gradients over ranks, but the divisors already span all ranks.

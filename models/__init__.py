@@ -2,14 +2,30 @@
 
 Read in this order:
 
-1. :mod:`models.reference`: all losses of pre-training on one page, padded, one call per pass. The rest computes the same, faster.
-2. :mod:`models.vision`, :mod:`models.text`, :mod:`models.fusion`: the encoders; :mod:`models.blocks`: the block of the last two.
-3. :mod:`models.packing`, :mod:`models.memory`: texts without padding; keys and values that are projected once.
-4. :mod:`models.xvlm`, :mod:`models.align`, :mod:`models.multigrained`: the model, with more heads from each to the next.
-5. :mod:`models.streams`, :mod:`models.pretrain`: what each stream asks of the model, and the step over all streams.
+1. :mod:`models.reference`: all losses of pre-training on one page, in the plainest way. The rest computes the same, faster.
+2. :mod:`models.pretraining.streams`: the same losses as they run, stream by stream; :mod:`models.pretraining.model`: the model
+   and its forward pass over all streams.
+3. :mod:`models.core.vision`, :mod:`models.core.text`, :mod:`models.core.fusion`: the encoders; :mod:`models.core.blocks`: the
+   transformer block of the last two.
+4. :mod:`models.core.contrastive`, :mod:`models.core.matching`, :mod:`models.core.heads`: the heads.
+5. :mod:`models.core.packing`, :mod:`models.core.keys_values`: texts without padding; keys and values that are projected once.
 
-Axes of tensors have these letters: N texts or examples, L tokens of a padded text, T packed tokens, Q query positions (W of each
-text, padded), I images, R regions or rows of a memory, P patches, K keys, D width, E width of contrastive embeddings, V words.
+:mod:`models.tasks` has the models of fine-tuning, :mod:`models.inference` ranks with trained models, and
+:mod:`models.checkpoints` loads weights.
 
-"Released" is what the authors' code does, "published" what the paper or the checkpoints of its authors say.
+Each axis of a tensor has one letter:
+
+====  ==============================================  ====  ==============================================
+N     texts, pairs or examples                        Q     packed query positions
+I     images or videos                                W     query positions of each text, padded
+F     frames of a video                               H, d  attention heads, and the width of a head
+P     patches of an image                             D     width of states
+R     regions; rows of keys and values                E     width of contrastive embeddings
+K     states of a row (keys)                          V     words of the vocabulary
+L     tokens of a padded text                         C     classes, or candidate answers
+T     packed tokens                                   A     answers
+S     texts that attend to the same row               M     selected entries, of any kind
+====  ==============================================  ====  ==============================================
+
+"Released" refers to the authors' code, "published" to the paper or the authors' checkpoints.
 """

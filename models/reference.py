@@ -1,81 +1,99 @@
-"""The losses of pre-training, written plainly: **read this file first**.
+"""The losses of pre-training, written in the plainest way: **read this file first**.
 
-Texts are padded, each pass through the fusion is a call of its own that projects its keys and values anew, and every state is
-computed. :mod:`models.pretrain` gets the same losses and gradients from the same modules without what is computed twice or never
-read: padding (:mod:`models.packing`), keys and values (:mod:`models.memory`), states of the last block
-(:class:`models.blocks.QueryPositions`), and calls (:class:`models.fusion.FusionQueue`). ``tests/models/test_reference.py``
-holds the two against each other, without dropout. Left out here: drop path, steps without a matching loss, losses of weight 0.
+Texts are padded, each pass through the fusion encoder is a separate call that projects its own keys and values, and every state
+is computed. :mod:`models.pretraining.model` gets the same losses and gradients from the same modules, but does not compute
+anything twice or in vain: it skips padding (:mod:`models.core.packing`), projects keys and values once
+(:mod:`models.core.keys_values`), computes only the needed states of the last block (:class:`models.core.blocks.QueryPositions`),
+and groups calls (:class:`models.core.fusion.FusionQueue`). ``tests/models/test_reference.py`` compares the two, without dropout.
+This file leaves out drop path and steps without a matching loss.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models import losses
-from models.align import HardNegatives
-from models.blocks import Attention, Block, ResidualOutput
-from models.contrastive import EmbeddedExamples, Examples
-from models.fusion import FusionEncoder
-from models.heads import predict_box
-from models.hub_text import HubTextEncoder
-from models.multigrained import MultiGrainedModel
-from models.pretrain import PretrainModel
-from models.streams.base import AlignedStream
-from models.streams.region_text import RegionTextStream
-from models.streams.translation import TranslationStream
-from models.text import TextEncoder
-from utils.batch import ImageTextBatch, MaskedText, PretrainBatch, RegionBatch, TranslationBatch, VideoTextBatch
+from models.core import losses
+from models.core.blocks import Attention, Block, ResidualOutput
+from models.core.fusion import FusionEncoder
+from models.core.hub_text import HubTextEncoder
+from models.core.losses import EmbeddedPairs, SameGroup
+from models.core.matching import HardNegatives, allowed_negatives
+from models.core.text import TextEncoder
+from models.pretraining.model import PretrainModel
+from models.pretraining.streams import PairStream, RegionTextStream, Stream, TranslationStream
+from utils.batch import (
+    ImageTextBatch,
+    Losses,
+    MaskedText,
+    PretrainBatch,
+    RegionBatch,
+    Term,
+    TranslationBatch,
+    VideoTextBatch,
+)
 
 
 @dataclass(frozen=True)
 class Padded:
-    """``states`` (N, L, D) of texts or of images, and which of them are attended to, ``mask`` (N, L) bool; None: all."""
+    """``states`` (N, L, D) of texts or images, and ``mask`` (N, L) bool, True = attend; None: attend to all."""
 
     states: Tensor
     mask: Tensor | None = None
 
     def select(self, index: Tensor) -> Padded:
-        """The sequences numbered ``index`` (M,)."""
+        """The sequences with the indices ``index`` (M,)."""
         return Padded(self.states[index], None if self.mask is None else self.mask[index])
 
 
-def reference_losses(model: PretrainModel, batch: PretrainBatch) -> dict[str, Tensor]:
-    """Every loss of every stream, as a sum, by the names that ``model(batch)`` gives them."""
+def reference_losses(model: PretrainModel, batch: PretrainBatch) -> tuple[Tensor, Losses]:
+    """The loss of a step on one micro-batch of one rank (eq. 6), and every loss of every stream, as a sum."""
     model.contrastive.clamp_temperature()
-    totals: dict[str, Tensor] = {}
+    terms: Losses = {}
+    loss = torch.zeros((), device=model.contrastive.temperature.device)
     batches = batch.streams()
     for name, stream in model.streams.items():  # hard negatives are sampled in this order
         if name not in batches:
             continue
-        of_stream = batches[name]
-        if isinstance(stream, RegionTextStream):
-            by_loss = region_text_losses(model, of_stream, stream.examples(of_stream), stream.has_box(of_stream))
-        elif isinstance(stream, TranslationStream):
-            by_loss = translation_losses(model, of_stream, stream.examples(of_stream))
-        elif isinstance(stream, AlignedStream):
-            by_loss = image_text_losses(model, of_stream, stream.examples(of_stream))
-        else:
-            by_loss = {"mlm": word_loss(model, of_stream.text, None)}
-        totals |= {f"{name}/{loss}": total for loss, total in by_loss.items()}
-    return totals
+        totals = stream_losses(model, stream, batches[name])
+        for declared in stream.declared:
+            if declared.name in stream.weights:
+                term = Term(totals[declared.name], stream.weights[declared.name])
+                terms[f"{name}/{declared.name}"] = term
+                loss = loss + term.weight * term.total / declared.count(batches[name]).clamp(min=1)
+    return loss, terms
+
+
+def stream_losses(model: PretrainModel, stream: Stream[Any], batch: Any) -> dict[str, Tensor]:
+    """The losses of a stream, as sums."""
+    match stream:
+        case RegionTextStream():
+            return region_text_losses(model, batch, stream.same_group, stream.has_box(batch))
+        case TranslationStream():
+            return translation_losses(model, batch, stream.same_group)
+        case PairStream():
+            return image_text_losses(model, batch, stream.same_group)
+        case _:
+            return {"mlm": word_loss(model, batch.text, None)}
 
 
 def region_text_losses(
-    model: MultiGrainedModel, batch: RegionBatch, examples: Examples, has_box: Tensor
+    model: PretrainModel, batch: RegionBatch, same_group: SameGroup, has_box: Tensor
 ) -> dict[str, Tensor]:
-    """The five losses of R texts of regions of I images (section 3.3)."""
-    images = model.vision(batch.pixels)  # patches (I, P, D), and the mean of each image's
+    """The five losses of R texts about regions of I images (section 3.3)."""
+    images = model.vision(batch.pixels)  # the patches (I, P, D), and their mean for each image
     regions = model.vision.regions(images, batch.patch_mask, batch.image_index)  # the mean of each region's patches
     text = encode(model.text, batch.text.ids, batch.text.mask)
-    contrastive, negatives = align(model, model.contrastive.embed_image(regions), embed_text(model, text), examples)
+    pairs = pairs_of(batch, model.contrastive.embed_image(regions), embed_text(model, text), same_group)
+    contrastive, negatives = align(model, pairs)
     # The text sees the mean and the patches of its region; its box is predicted from the whole image.
     region = Padded(regions.tokens(), F.pad(batch.patch_mask, (1, 0), value=True))
     whole_image = Padded(images.tokens()[batch.image_index])
-    box = predict_box(model.box_head, fuse(model.fusion, text, whole_image)[:, 0])  # eq. 4
+    box = model.box_head(fuse(model.fusion, text, whole_image)[:, 0])  # eq. 4
     return {
         "contrastive": contrastive,  # eq. 1
         "matching": matching_loss(model, text, region, negatives),  # eq. 2
@@ -86,12 +104,13 @@ def region_text_losses(
 
 
 def image_text_losses(
-    model: MultiGrainedModel, batch: ImageTextBatch | VideoTextBatch, examples: Examples
+    model: PretrainModel, batch: ImageTextBatch | VideoTextBatch, same_group: SameGroup
 ) -> dict[str, Tensor]:
     """The losses of N texts of whole images or videos."""
     images = model.vision(batch.pixels)
     text = encode(model.text, batch.text.ids, batch.text.mask)
-    contrastive, negatives = align(model, model.contrastive.embed_image(images), embed_text(model, text), examples)
+    pairs = pairs_of(batch, model.contrastive.embed_image(images), embed_text(model, text), same_group)
+    contrastive, negatives = align(model, pairs)
     whole_image = Padded(images.tokens())
     return {
         "contrastive": contrastive,
@@ -100,11 +119,12 @@ def image_text_losses(
     }
 
 
-def translation_losses(model: MultiGrainedModel, batch: TranslationBatch, examples: Examples) -> dict[str, Tensor]:
-    """The losses of N texts and their translations: the first text stands where an image does."""
+def translation_losses(model: PretrainModel, batch: TranslationBatch, same_group: SameGroup) -> dict[str, Tensor]:
+    """The losses of N texts and their translations: the first text takes the place of an image."""
     first = encode(model.text, batch.text.ids, batch.text.mask)
     second = encode(model.text, batch.other.ids, batch.other.mask)
-    contrastive, negatives = align(model, embed_text(model, first), embed_text(model, second), examples)
+    pairs = pairs_of(batch, embed_text(model, first), embed_text(model, second), same_group)
+    contrastive, negatives = align(model, pairs)
     return {
         "contrastive": contrastive,
         "matching": matching_loss(model, second, first, negatives),
@@ -112,37 +132,48 @@ def translation_losses(model: MultiGrainedModel, batch: TranslationBatch, exampl
     }
 
 
-def align(model: MultiGrainedModel, first: Tensor, second: Tensor, examples: Examples) -> tuple[Tensor, HardNegatives]:
-    """The contrastive loss of the embeddings (N, E) of two views of each example, and hard negatives by their similarity."""
-    embedded = EmbeddedExamples(first, second, examples)
-    wait_for_loss = model.contrastive.start_loss(embedded)  # gathers the embeddings of other ranks
-    return wait_for_loss(), model.hard_negatives(embedded)
+def pairs_of(
+    batch: ImageTextBatch | VideoTextBatch | RegionBatch | TranslationBatch,
+    image: Tensor,
+    text: Tensor,
+    same_group: SameGroup,
+) -> EmbeddedPairs:
+    """Pairs with the embeddings ``image`` and ``text`` (N, E), grouped by equal texts."""
+    return EmbeddedPairs(image, text, batch.valid, batch.text.text_id, same_group)
 
 
-def embed_text(model: MultiGrainedModel, text: Padded) -> Tensor:
+def align(model: PretrainModel, pairs: EmbeddedPairs) -> tuple[Tensor, HardNegatives]:
+    """The contrastive loss of N pairs, and hard negatives that are sampled by the similarity of their embeddings."""
+    wait_for_loss = model.contrastive.start_loss(pairs)  # gathers the embeddings of other ranks
+    allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
+    similarity = model.contrastive.similarity(pairs.image, pairs.text)
+    return wait_for_loss(), model.matching_head.hard_negatives(similarity, allowed)
+
+
+def embed_text(model: PretrainModel, text: Padded) -> Tensor:
     """Normalised embeddings (N, E) of texts."""
     assert text.mask is not None
     return model.contrastive.embed_padded(text.states, text.mask)
 
 
-def matching_loss(model: MultiGrainedModel, text: Padded, memory: Padded, negatives: HardNegatives) -> Tensor:
-    """Eq. 2: do a text and what it attends to match? Matched pairs, hard negative texts, hard negative images."""
-    matched = fuse(model.fusion, text, memory)
-    negative_text = fuse(model.fusion, text.select(negatives.text), memory)
-    negative_image = fuse(model.fusion, text, memory.select(negatives.image))
-    return model.matching_loss([states[:, 0] for states in (matched, negative_text, negative_image)], negatives)
+def matching_loss(model: PretrainModel, text: Padded, image: Padded, negatives: HardNegatives) -> Tensor:
+    """Eq. 2: do a text and an image match? For matched pairs, hard negative texts, and hard negative images."""
+    matched = fuse(model.fusion, text, image)
+    negative_text = fuse(model.fusion, text.select(negatives.text), image)
+    negative_image = fuse(model.fusion, text, image.select(negatives.image))
+    return model.matching_head.loss([states[:, 0] for states in (matched, negative_text, negative_image)], negatives)
 
 
-def word_loss(model: MultiGrainedModel, text: MaskedText, memory: Padded | None) -> Tensor:
-    """Eq. 3: which words were masked? ``memory`` None: predicted from the text alone, without cross-attention."""
-    fused = fuse(model.fusion, encode(model.text, text.masked_ids, text.mask), memory)
+def word_loss(model: PretrainModel, text: MaskedText, image: Padded | None) -> Tensor:
+    """Eq. 3: which words were masked? ``image`` None: predicted from the text alone, without cross-attention."""
+    fused = fuse(model.fusion, encode(model.text, text.masked_ids, text.mask), image)
     masked = torch.take_along_dim(fused, text.positions.unsqueeze(2), dim=1)
     logits = model.word_head(masked, model.text.word_embeddings)
     return losses.masked_words(logits.flatten(0, 1), text.labels.flatten())
 
 
 def encode(encoder: TextEncoder | HubTextEncoder, ids: Tensor, mask: Tensor) -> Padded:
-    """Texts ``ids`` (N, L) through the text encoder."""
+    """Encode texts with the token ids ``ids`` (N, L)."""
     assert isinstance(encoder, TextEncoder), "an encoder on our own blocks"
     states = encoder.embeddings(ids)
     for block in encoder.encoder.blocks:
@@ -150,28 +181,28 @@ def encode(encoder: TextEncoder | HubTextEncoder, ids: Tensor, mask: Tensor) -> 
     return Padded(states if encoder.projection is None else encoder.projection(states), mask)
 
 
-def fuse(fusion: FusionEncoder, text: Padded, memory: Padded | None) -> Tensor:
-    """Texts through the fusion encoder, where text n attends to sequence n of ``memory``: (N, L, D)."""
+def fuse(fusion: FusionEncoder, text: Padded, image: Padded | None) -> Tensor:
+    """Run the fusion encoder on texts, where text n attends to the states of image n: (N, L, D)."""
     states = text.states
     for block in fusion.blocks:
-        states = run_block(block, Padded(states, text.mask), memory)
+        states = run_block(block, Padded(states, text.mask), image)
     return states
 
 
-def run_block(block: Block, text: Padded, memory: Padded | None) -> Tensor:
+def run_block(block: Block, text: Padded, image: Padded | None) -> Tensor:
     """The post-norm transformer block."""
     states = attend(block.attention, text.states, text)
-    if memory is not None and block.crossattention is not None:
-        states = attend(block.crossattention, states, memory)
+    if image is not None and block.crossattention is not None:
+        states = attend(block.crossattention, states, image)
     return add_and_norm(block.output, F.gelu(block.intermediate.dense(states)), states)
 
 
-def attend(attention: Attention, states: Tensor, memory: Padded) -> Tensor:
-    """``states`` (N, L, D) attend to those of ``memory`` (N, K, D') that its mask allows."""
+def attend(attention: Attention, states: Tensor, seen: Padded) -> Tensor:
+    """``states`` (N, L, D) attend to the states of ``seen`` (N, K, D')."""
     project = attention.self
-    projected = project.query(states), project.key(memory.states), project.value(memory.states)
+    projected = project.query(states), project.key(seen.states), project.value(seen.states)
     query, key, value = map(attention.split_heads, projected)
-    mask = None if memory.mask is None else memory.mask[:, None, None, :]
+    mask = None if seen.mask is None else seen.mask[:, None, None, :]
     return add_and_norm(attention.output, attention.attend(query, key, value, mask), states)
 
 

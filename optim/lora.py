@@ -65,7 +65,7 @@ def check_package(config: LoraConfig | None) -> None:
         raise UserError('optim.lora: needs peft, which is not installed: pip install ".[lora]"')
 
 
-def add_adapters(parts: Mapping[str, nn.Module], layers: Collection[str], config: LoraConfig) -> None:
+def inject_adapters(parts: Mapping[str, nn.Module], layers: Collection[str], config: LoraConfig) -> None:
     """Replace linear layers by adapted ones. All else in ``parts`` stays as it is: nothing but the adapters trains there.
 
     Args:

@@ -18,15 +18,16 @@ from dataset.text.loading import load_tokenizer, token_ids_digest
 from engine.checkpoint import Checkpoint, find_weights, run_of
 from engine.run_folder import RunFolder
 from engine.train_config import TrainConfig
-from models.align import AligningModel
 from models.checkpoints import InitConfig, LoadReport, initialise, load_weights
 from models.checkpoints.initialise import fresh_parameters, loading_lines, random_parameters
 from models.checkpoints.settings import model_section, require_same_settings, unlike_published
-from models.hub_text import hub_config_of
-from models.xvlm import BESIDE_BLOCKS, XVLM, ModelConfig
+from models.core.hub_text import hub_config_of
+from models.core.xvlm import XVLM, ModelConfig
+from models.inference.reranking import AligningModel
 from optim import OptimConfig
 from optim.freeze import FeatureCacheConfig
 from optim.lora import PARTS
+from optim.setup import OUTSIDE_BLOCKS, add_adapters
 from scheduler import ScheduleConfig
 from utils import distributed
 from utils.config import Config, read_yaml
@@ -220,7 +221,7 @@ def set_up_training(config: RunConfig, model: XVLM) -> None:
         model.vision.freeze_blocks(blocks)
         logger.info("optim.freeze: what comes before block %d of the vision encoder never trains", blocks)
     if config.optim.lora is not None:
-        model.add_adapters(config.optim.lora, tuple(config.optim.frozen.steps))
+        add_adapters(model, config.optim.lora, tuple(config.optim.frozen.steps))
 
 
 def keep_features(config: FeatureCacheConfig, model: XVLM) -> None:
@@ -263,7 +264,7 @@ def _initialise(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> se
         "lora": [
             name
             for name in random
-            if name.startswith(tuple(f"{part}." for part in targets)) and not name.startswith(BESIDE_BLOCKS)
+            if name.startswith(tuple(f"{part}." for part in targets)) and not name.startswith(OUTSIDE_BLOCKS)
         ],
     }
     for key, names in kept.items():

@@ -26,10 +26,10 @@ from metrics.captions import caption_metrics, caption_scores, tokenize, tokenize
 from metrics.captions.cider import CiderD, DocumentFrequencies
 from metrics.captions.frequencies import read_document_frequencies
 from metrics.captions.java import check_java_metrics, java_metrics
-from models.captioning import CaptioningLossConfig, CaptioningModel, CaptionTokens
 from models.checkpoints import LoadReport
-from models.generation import DecodingConfig
-from models.self_critical import Reward, SelfCriticalConfig, SelfCriticalModel
+from models.core.generation import DecodingConfig
+from models.tasks.captioning import CaptioningLossConfig, CaptioningModel, CaptionTokens
+from models.tasks.self_critical import Reward, SelfCriticalConfig, SelfCriticalModel
 from tasks.base import Parts
 from tasks.drawing import DrawnImage, ImageReader, Line, Panel
 from tasks.evaluation import Evaluation, Metric, count
@@ -182,7 +182,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
         def generate(images: list[tuple[int, Tensor]], text: Text) -> Tensor:
             pixels = torch.stack([image for _, image in images]).to(text.ids.device)
             of_images = torch.from_numpy(uniforms[[index for index, _ in images]]).float().to(pixels.device)
-            generated = self.model.generate(self.model.images_memory(pixels), self.tokens, decoding, of_images)
+            generated = self.model.generate(self.model.project_images(pixels), self.tokens, decoding, of_images)
             finite(generated.score, "log-likelihoods of captions")
             return generated.tokens
 

@@ -19,7 +19,7 @@ from dataset.tasks.pretrain import MATCHED_STREAMS, DataConfig, PretrainBatches
 from dataset.tasks.questions import QuestionTable
 from dataset.tasks.streams.regions import RegionStream
 from metrics.vqa import normalize_answer
-from models.align import AligningModel
+from models.inference.reranking import AligningModel
 from tasks.base import BaseTask
 from tasks.finetune import FineTuneTask
 from utils import distributed

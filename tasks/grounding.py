@@ -15,7 +15,7 @@ from dataset.tasks.finetune import cleaned
 from dataset.tasks.grounding import GroundingBatches, GroundingDataConfig, GroundingSplitConfig, Phrase, read_phrases
 from metrics.bootstrap import Scores
 from metrics.grounding import iou, pixel_iou, share_at_least
-from models.grounding import GroundingModel
+from models.tasks.grounding import GroundingModel
 from tasks.drawing import BOX_LEGEND, DrawnImage, ImageReader, Line, Panel, colours, pair_of_boxes
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options, name_of

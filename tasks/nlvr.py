@@ -24,7 +24,7 @@ from dataset.tasks.nlvr import (
 )
 from metrics.bootstrap import Scores
 from metrics.classification import all_correct
-from models.nlvr import NLVRModel, NLVRModelConfig
+from models.tasks.nlvr import NLVRModel, NLVRModelConfig
 from tasks.drawing import SIDE, DrawnImage, ImageReader, Line, Panel
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options, name_of

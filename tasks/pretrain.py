@@ -11,8 +11,9 @@ from dataset.tasks.pretrain import DataConfig, PretrainBatches
 from dataset.text.processors import TextProcessor
 from engine.checkpoint import newest_step
 from engine.run_folder import RunFolder
-from models.multigrained import LossWeights, PretrainModelConfig, StreamWeights
-from models.pretrain import PretrainModel
+from models.pretraining.config import PretrainModelConfig, StreamWeights
+from models.pretraining.model import PretrainModel
+from models.pretraining.streams import LossWeights
 from tasks.base import BaseTask, Parts, RunConfig, video_frames
 from tasks.evaluation import write_evaluations, write_predictions
 from tasks.facts import Facts, files_of, measured_weights

@@ -26,11 +26,11 @@ from dataset.text.processors import TextProcessor
 from metrics.bootstrap import Scores
 from metrics.grounding import accuracy_at_iou, iou
 from metrics.retrieval import NO_MATCH
-from models.multigrained import MaskedWords
-from models.packing import PackedTexts
-from models.pretrain import PretrainModel
-from models.reranking import RERANKING_SCORE, RULES, RerankingScore
-from models.vision import Concepts, VisionConfig
+from models.core.heads import MaskedWords
+from models.core.packing import PackedTexts
+from models.core.vision import Concepts, VisionConfig
+from models.inference.reranking import RERANKING_SCORE, RULES, RerankingScore
+from models.pretraining.model import PretrainModel
 from tasks.drawing import (
     BOX_LEGEND,
     PANELS,

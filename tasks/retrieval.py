@@ -17,9 +17,9 @@ from dataset.records.schema import ImageSource
 from dataset.tasks.finetune import cleaned, in_batches
 from dataset.tasks.retrieval import RetrievalBatches, RetrievalDataConfig
 from metrics.retrieval import chance_recalls, recall_scores, retrieval_recalls
-from models.align import AligningConfig
-from models.reranking import RERANKING_SCORE, RULES, RerankingScore
-from models.retrieval import RetrievalModel
+from models.core.contrastive import AligningConfig
+from models.inference.reranking import RERANKING_SCORE, RULES, RerankingScore
+from models.tasks.retrieval import RetrievalModel
 from tasks.base import video_frames
 from tasks.drawing import DrawnImage, ImageReader, Line, Panel, spread
 from tasks.evaluation import Evaluation, Metric, count

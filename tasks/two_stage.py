@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from metrics.retrieval import RECALL_AT, ranks_of_first_match
-from models.align import AligningModel
-from models.reranking import Margin, RerankingScore, TextBank, score_pairs
-from models.vision import Concepts
+from models.core.vision import Concepts
+from models.inference.reranking import AligningModel, Margin, RerankingScore, TextBank, score_pairs
 from tasks.inference import device_of, progress
 from utils import distributed
 from utils.batch import Text, to_device

@@ -26,7 +26,7 @@ from dataset.tasks.video_qa import (
     read_video_questions,
 )
 from metrics.bootstrap import Scores
-from models.video_qa import VideoQAModel, VideoQAModelConfig
+from models.tasks.video_qa import VideoQAModel, VideoQAModelConfig
 from tasks.base import ANSWERS, Parts
 from tasks.drawing import ImageReader, Panel
 from tasks.evaluation import Evaluation, Metric, count

@@ -27,8 +27,8 @@ from dataset.tasks.vqa import (
 from dataset.text.processors import PlainTextProcessor, TextLimits
 from metrics.bootstrap import Scores
 from metrics.vqa import SOFT, accuracy_rule, exact_match, normalize_answer, soft_accuracy
-from models.answer_ranking import AnswerTree, Ranking, rank_answers
-from models.vqa import VQAModel, VQAModelConfig
+from models.inference.answer_ranking import AnswerTree, Ranking, rank_answers
+from models.tasks.vqa import VQAModel, VQAModelConfig
 from optim import OptimConfig
 from tasks.base import ANSWERS, Parts
 from tasks.drawing import DrawnImage, ImageReader, Line, Panel

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from utils.accelerator import send
 from utils.sequences import stack_rows
 
 B = TypeVar("B")
@@ -45,9 +46,9 @@ class MaskedText:
     """Texts and a masked copy of each (X²-VLM, section 3.3, eq. 3), padded on the right to the longest of the batch.
 
     ``ids`` (N, L) int64: token ids. ``mask`` (N, L) bool: True = token, False = padding; every text has at least one token.
-    ``masked_ids`` (N, L) int64: the ids after masking. ``positions`` (N, M) int64: masked positions, unused ones last and 0.
-    ``labels`` (N, M) int64: the original ids; :data:`IGNORE` where unused, and everywhere in examples that do not count.
-    ``key`` (N,) int64: equal exactly for equal texts. ``tokens``, ``masked``: number of tokens and of masked tokens in all
+    ``masked_ids`` (N, L) int64: the ids after masking. ``positions`` (N, W) int64: masked positions, unused ones last and 0.
+    ``labels`` (N, W) int64: the original ids; :data:`IGNORE` where unused, and everywhere in examples that do not count.
+    ``text_id`` (N,) int64: equal exactly for equal texts. ``tokens``, ``masked``: number of tokens and of masked tokens in all
     texts, or a little more; None: unknown to the host. With them, no step waits for a GPU to count.
     """
 
@@ -56,7 +57,7 @@ class MaskedText:
     masked_ids: Tensor
     positions: Tensor
     labels: Tensor
-    key: Tensor
+    text_id: Tensor
     tokens: int | None = None
     masked: int | None = None
 
@@ -254,7 +255,7 @@ class LeftToRightText:
     no other token attends to it (X²-VLM, section 4.3, after Zeng and Nie). Training and generation so predict a word alike.
 
     ``ids`` (N, L) int64. ``mask`` (N, L, L) bool: first L = the token that attends. ``positions`` (N, L) int64 from 0.
-    ``places`` (N, M) int64: indices of the [MASK]s, 0 where unused. ``labels`` (N, M) int64: the tokens to predict,
+    ``places`` (N, W) int64: indices of the [MASK]s, 0 where unused. ``labels`` (N, W) int64: the tokens to predict,
     :data:`IGNORE` where unused.
     """
 
@@ -302,7 +303,7 @@ class CaptioningBatch(Batch):
 
 class Term(NamedTuple):
     """One loss before division. ``total``: scalar sum over the examples or tokens that count; ``weight``: its factor in equation
-    6. The divisor comes from the model's ``counts(batch)``, summed over ranks and micro-batches."""
+    6 (:func:`weighted_sum`)."""
 
     total: Tensor
     weight: float
@@ -311,10 +312,32 @@ class Term(NamedTuple):
 Losses = dict[str, Term]
 
 
+def weighted_sum(losses: Losses, divisors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Equation 6: the loss of a step is the sum of weight * total / divisor over all losses.
+
+    Args:
+        losses: of a micro-batch.
+        divisors: for each loss, how many examples or tokens count: the model's ``counts(batch)``, summed over the ranks and
+            micro-batches of the step, at least 1.
+
+    Returns:
+        The divided losses, (K,) for K losses, and their weighted sum, a scalar.
+
+    Raises:
+        ValueError: if a loss has no divisor, or the other way round.
+    """
+    if losses.keys() != divisors.keys():
+        raise ValueError(f"forward() gives the losses {list(losses)}, but counts() gives {list(divisors)}")
+    totals = torch.stack([loss.total for loss in losses.values()])
+    averages = totals / torch.stack([divisors[name] for name in losses])
+    weights = send(torch.tensor([loss.weight for loss in losses.values()]), averages.device)
+    return averages, (averages * weights).sum()
+
+
 @dataclass(frozen=True)
 class Work:
     """Size of a step: ``samples``, the examples that count; ``images``, frames included; ``tokens``, without padding and masked
-    copies; ``flops`` forward and backward (:mod:`models.flops`). NaN: unknown before the step, or not counted."""
+    copies; ``flops`` forward and backward (:mod:`models.core.flops`). NaN: unknown before the step, or not counted."""
 
     samples: float = 0
     images: float = 0

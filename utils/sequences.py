@@ -12,7 +12,7 @@ from torch import Tensor
 _KEY_FACTOR, _KEY_OFFSET = 6364136223846793005, 1442695040888963407
 
 
-def text_keys(ids: Tensor, mask: Tensor) -> Tensor:
+def text_ids(ids: Tensor, mask: Tensor) -> Tensor:
     """A key for each text: ``ids`` and ``mask`` (N, L) -> (N,) int64, equal exactly for equal ids (up to 64-bit collisions).
 
     The key is a polynomial in the ids modulo 2^64, so padding does not change it.

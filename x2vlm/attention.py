@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.align import AligningModel
-from models.blocks import Attention
-from models.fusion import FusionPass
-from models.losses import at_least_float32
+from models.core.blocks import Attention
+from models.core.losses import at_least_float32
+from models.inference.reranking import AligningModel
 from tasks.inference import evaluating
 from utils.errors import UserError
 from x2vlm.base import LoadedModel
@@ -71,10 +70,10 @@ def _weighted_attention(model: LoadedModel, network: AligningModel, view: View, 
     """(L, K) attention of the tokens to the keys, times the positive part of its gradient, the mean over heads."""
     block = network.fusion.blocks[layer]
     assert block.crossattention is not None
-    texts, memory = model.encoded([text]), network.fusion.concept_memory(network.vision(model.pixels([view])))
+    texts, keys_values = model.encoded([text]), network.fusion.project_concepts(network.vision(model.pixels([view])))
     with _recording(block.crossattention) as recorded:
-        (states,) = network.fusion.fuse([FusionPass(texts, memory)])
-    logits = at_least_float32(network.matching_head(states[:1]))
+        fused = network.fusion.tokens(texts, keys_values)
+    logits = at_least_float32(network.matching_head(fused.cls))
     (attention,) = recorded
     (gradient,) = torch.autograd.grad(logits[0, 1], attention)
     return (attention * gradient.clamp(min=0)).mean(dim=1)[0]
@@ -82,12 +81,12 @@ def _weighted_attention(model: LoadedModel, network: AligningModel, view: View, 
 
 @contextmanager
 def _recording(attention: Attention) -> Iterator[list[Tensor]]:
-    """Within, the attention is written out in full, and its weights (N, heads, L, K) are kept."""
+    """Within, the attention is written out in full, and its weights (N, H, L, K) are kept."""
     kept: list[Tensor] = []
 
-    def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         scores = queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1])
-        weights = (scores if mask is None else scores + mask).softmax(dim=-1)
+        weights = (scores if bias is None else scores + bias).softmax(dim=-1)
         kept.append(weights)
         return (weights @ values).transpose(1, 2).flatten(2)
 

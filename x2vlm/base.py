@@ -13,8 +13,8 @@ from torch import Tensor
 from dataset.media.video import FrameSampler
 from dataset.text.processors import PlainTextProcessor, clean_caption, clean_question
 from engine.precision import PrecisionName
-from models.packing import PackedTexts
-from models.xvlm import XVLM
+from models.core.packing import PackedTexts
+from models.core.xvlm import XVLM
 from utils.batch import Text, to_device
 from utils.errors import UserError
 from x2vlm.calls import CALLS, EXPORTED

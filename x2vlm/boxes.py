@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from dataset.records.boxes import patch_mask
-from models.fusion import FusionPass
-from models.grounding import GroundingModel
-from models.heads import predict_box
-from models.losses import at_least_float32
-from models.multigrained import MultiGrainedModel
-from models.packing import PackedTexts
-from models.vision import Concepts
+from models.core.losses import at_least_float32
+from models.core.packing import PackedTexts
+from models.core.vision import Concepts
+from models.pretraining.model import PretrainModel
+from models.tasks.grounding import GroundingModel
 from utils.image_size import ImageSize, sides_of
 
 
@@ -36,21 +34,20 @@ class Box:
 
 
 def relative_boxes(
-    network: MultiGrainedModel | GroundingModel, texts: PackedTexts, images: Concepts, image_index: Tensor
+    network: PretrainModel | GroundingModel, texts: PackedTexts, images: Concepts, image_index: Tensor
 ) -> tuple[list[list[float]], list[float | None]]:
     """The box of text n in the image that ``image_index`` (N,) names, as centre and size relative to it, and the probability that
     the text matches what the box shows; None where the model has no matching head."""
-    memory = network.fusion.concept_memory(images).select(image_index)
-    (cls,) = network.fusion.fuse([FusionPass.cls(texts, memory)])
-    relative = at_least_float32(predict_box(network.box_head, cls)).cpu()
+    keys_values = network.fusion.project_concepts(images).select(image_index)
+    relative = network.box_head(network.fusion.cls(texts, keys_values)).cpu()
     scores: list[float | None] = [None] * len(relative)
-    if isinstance(network, MultiGrainedModel):
+    if isinstance(network, PretrainModel):
         scores = list(_region_scores(network, texts, images, relative, image_index))
     return relative.tolist(), scores
 
 
 def _region_scores(
-    network: MultiGrainedModel, texts: PackedTexts, images: Concepts, boxes: Tensor, image_index: Tensor
+    network: PretrainModel, texts: PackedTexts, images: Concepts, boxes: Tensor, image_index: Tensor
 ) -> list[float]:
     """The probability that text n matches what box n shows: the matching of pre-training's regions (section 3.3).
 
@@ -59,7 +56,7 @@ def _region_scores(
     vision = network.vision
     masks = region_masks(boxes, vision.config.image_size, vision.patch_size)
     regions = vision.regions(images, masks.to(image_index.device), image_index)
-    (cls,) = network.fusion.fuse([FusionPass.cls(texts, network.fusion.region_memories(regions, images)[0])])
+    cls = network.fusion.cls(texts, network.fusion.project_regions(regions, images)[0])
     scores: list[float] = at_least_float32(network.matching_head(cls)).softmax(dim=1)[:, 1].tolist()
     return scores
 

@@ -15,7 +15,7 @@ from engine.precision import DTYPES, PrecisionName, check_precision
 from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_weights
 from models.checkpoints.recognise import XLM_R_WORDS, Recognised, recognise
-from models.video_qa import VideoQAModelConfig
+from models.tasks.video_qa import VideoQAModelConfig
 from tasks.base import ADAPTERS, ANSWERS, TOKENIZER
 from tasks.kinds import ROOT
 from utils import accelerator

@@ -14,14 +14,13 @@ from torch import Tensor
 from dataset.tasks.captioning import prompt_tokens
 from dataset.tasks.nlvr import LABELS
 from dataset.text.processors import TextDataConfig, TextLimits, TextProcessor
-from models.align import AligningModel
-from models.answer_ranking import AnswerTree, rank_answers
-from models.captioning import CaptioningModel, CaptionTokens
-from models.losses import at_least_float32
-from models.nlvr import NLVRModel
-from models.reranking import TextBank
-from models.video_qa import VideoQAModel
-from models.vqa import VQAModel
+from models.core.losses import at_least_float32
+from models.inference.answer_ranking import AnswerTree, rank_answers
+from models.inference.reranking import TextBank
+from models.tasks.captioning import CaptioningModel, CaptionTokens
+from models.tasks.nlvr import NLVRModel
+from models.tasks.video_qa import VideoQAModel
+from models.tasks.vqa import VQAModel
 from utils.batch import IGNORE
 from utils.errors import UserError
 from x2vlm.base import LoadedModel
@@ -62,9 +61,10 @@ class Model(LoadedModel):
         decoding, rng = self.settings.evaluation.decoding, np.random.default_rng(0)
 
         def say(images: Sequence[Image]) -> list[str]:
-            memory = network.images_memory(self.pixels(self.views(images)))
-            uniforms = torch.from_numpy(rng.random((len(images), decoding.max_length))).float().to(memory.device)
-            return [self._spelled(ids) for ids in network.generate(memory, tokens, decoding, uniforms).tokens.tolist()]
+            keys_values = network.project_images(self.pixels(self.views(images)))
+            uniforms = torch.from_numpy(rng.random((len(images), decoding.max_length))).float().to(keys_values.device)
+            captions = network.generate(keys_values, tokens, decoding, uniforms)
+            return [self._spelled(ids) for ids in captions.tokens.tolist()]
 
         return self.run(as_list(images), say)
 
@@ -136,7 +136,7 @@ class Model(LoadedModel):
         """The log-odds that each text is about each image, (images, texts) float32: what :meth:`match` makes probabilities of."""
         self._check("match")
         (bank,) = self.run([_texts(texts)], lambda batch: [TextBank.of([self.encoded(batch[0])])])
-        every = torch.arange(len(bank.numbers))
+        every = torch.arange(len(bank.index))
 
         def score(images: Sequence[Image]) -> list[np.ndarray]:
             states = self.runtime.image_states(self.pixels(self.views(images)))
@@ -198,7 +198,7 @@ class Model(LoadedModel):
         """Where the model looks in an image for each word of a text; see :func:`x2vlm.attention.word_maps`."""
         from x2vlm.attention import word_maps
 
-        self._network("explain", AligningModel)
+        self._network("explain", PretrainModel, RetrievalModel)
         (text,) = _texts(text)
         return word_maps(self, image, text, layer)
 

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from engine.precision import PrecisionName
-from models.align import AligningModel
-from models.grounding import GroundingModel
-from models.multigrained import MultiGrainedModel
-from models.packing import PackedTexts
-from models.reranking import Margin, TextBank, score_pairs
-from models.vision import Concepts
-from models.xvlm import XVLM
+from models.core.packing import PackedTexts
+from models.core.vision import Concepts
+from models.core.xvlm import XVLM
+from models.inference.reranking import AligningModel, Margin, TextBank, score_pairs
+from models.pretraining.model import PretrainModel
+from models.tasks.grounding import GroundingModel
 from tasks.inference import device_of, evaluating
 from utils.batch import Text
 from x2vlm.boxes import relative_boxes
@@ -75,7 +74,7 @@ class Runtime(Protocol):
 
     def margins(self, images: Tensor, texts: Sequence[Tensor], bank: TextBank) -> list[Tensor]:
         """For each image, of states (N, K, D), the log-odds that its texts are about it; ``texts`` as in
-        :func:`~models.reranking.score_pairs`. Log-odds, since probabilities near 1 are all alike in float32."""
+        :func:`~models.inference.reranking.score_pairs`. Log-odds, since probabilities near 1 are all alike in float32."""
 
     def locate(self, images: Tensor, texts: PackedTexts, image_index: Tensor) -> Located:
         """The box of each of N texts in the image that ``image_index`` (N,) int64 names; ``images`` (I, K, D)."""
@@ -133,7 +132,7 @@ class TorchRuntime:
 
     def locate(self, images: Tensor, texts: PackedTexts, image_index: Tensor) -> Located:
         """See :class:`Runtime`."""
-        assert isinstance(self.network, MultiGrainedModel | GroundingModel)
+        assert isinstance(self.network, PretrainModel | GroundingModel)
         return relative_boxes(self.network, texts, Concepts(images[:, 1:], images[:, 0]), image_index)
 
     @property

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from engine.checkpoint import MODEL_FILE
 from engine.run_files import CONFIG_FILE, EVALUATION_FILE
-from models.hub_text import hub_config_of
+from models.core.hub_text import hub_config_of
 from tasks.base import ANSWERS, TOKENIZER
 from utils.config import dump_config
 from utils.errors import UserError

@@ -15,18 +15,19 @@ from dataset.media.video import VideoReadingConfig
 from dataset.tasks.captioning import CaptioningDataConfig
 from dataset.tasks.vqa import VQADataConfig
 from dataset.text.processors import TextLimits
-from models.align import AligningConfig
-from models.answer_ranking import Ranking
-from models.captioning import CaptioningModel
-from models.generation import DecodingConfig
-from models.grounding import GroundingModel
-from models.multigrained import MultiGrainedModel, PretrainModelConfig
-from models.nlvr import NLVRModel, NLVRModelConfig
-from models.reranking import RerankingScore
-from models.retrieval import RetrievalModel
-from models.video_qa import VideoQAModel, VideoQAModelConfig
-from models.vqa import VQAModel, VQAModelConfig
-from models.xvlm import XVLM, ModelConfig
+from models.core.contrastive import AligningConfig
+from models.core.generation import DecodingConfig
+from models.core.xvlm import XVLM, ModelConfig
+from models.inference.answer_ranking import Ranking
+from models.inference.reranking import RerankingScore
+from models.pretraining.config import PretrainModelConfig
+from models.pretraining.model import PretrainModel
+from models.tasks.captioning import CaptioningModel
+from models.tasks.grounding import GroundingModel
+from models.tasks.nlvr import NLVRModel, NLVRModelConfig
+from models.tasks.retrieval import RetrievalModel
+from models.tasks.video_qa import VideoQAModel, VideoQAModelConfig
+from models.tasks.vqa import VQAModel, VQAModelConfig
 from utils.config import Config, bind
 from utils.errors import UserError
 
@@ -45,7 +46,7 @@ def _nlvr(config: NLVRModelConfig, vocab_size: int) -> NLVRModel:
 
 
 KINDS = {
-    "pretrain": Kind(PretrainModelConfig, MultiGrainedModel),
+    "pretrain": Kind(PretrainModelConfig, PretrainModel),
     "retrieval": Kind(AligningConfig, RetrievalModel),
     "grounding": Kind(ModelConfig, GroundingModel),
     "nlvr": Kind(NLVRModelConfig, _nlvr),

@@ -17,7 +17,7 @@ from dataset.records.schema import BrokenRecordError, Texts, alternatives
 from utils.batch import IGNORE, MaskedText, Text
 from utils.config import Config
 from utils.errors import UserError
-from utils.sequences import stack_rows, text_keys
+from utils.sequences import stack_rows, text_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -274,7 +274,7 @@ class TextProcessor(PlainTextProcessor):
             masked_ids=stack_rows([example.masked_ids for example in examples], self.pad_id, length),
             positions=stack_rows([example.positions for example in examples], 0, masks),
             labels=stack_rows([example.labels for example in examples], IGNORE, masks),
-            key=text_keys(ids, mask),
+            text_id=text_ids(ids, mask),
             tokens=rounded_up(tokens, ids.numel()) if self.static else tokens,
             masked=rounded_up(masked, len(ids) * masks) if self.static else masked,
         )

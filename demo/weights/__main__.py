@@ -18,11 +18,11 @@ from demo.folder import Folder, command_parser, run_command
 from demo.weights.text import SENTENCES, package_states, write_text_folder
 from demo.weights.vision import VisionGraph, read_graph, run_graph, to_timm
 from models.checkpoints import InitConfig, initialise
-from models.fusion import FusionConfig
-from models.multigrained import PretrainModelConfig
-from models.pretrain import PretrainModel
-from models.text import TextConfig
-from models.vision import PIXEL_MEAN, PIXEL_STD, VisionConfig
+from models.core.fusion import FusionConfig
+from models.core.text import TextConfig
+from models.core.vision import PIXEL_MEAN, PIXEL_STD, VisionConfig
+from models.pretraining.config import PretrainModelConfig
+from models.pretraining.model import PretrainModel
 from utils.batch import Text
 from utils.errors import UserError, one_line_errors
 from utils.weight_file import save_weights

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.vision import PIXEL_MEAN, PIXEL_STD
+from models.core.vision import PIXEL_MEAN, PIXEL_STD
 from utils.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -61,7 +61,7 @@ class VisionGraph(NamedTuple):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Patch size, width, depth and heads, as :class:`~models.vision.VisionConfig` calls them."""
+        """Patch size, width, depth and heads, as :class:`~models.core.vision.VisionConfig` calls them."""
         width, _, patch_size, _ = self.tensors[PATCHES + "weight"].shape
         depth = 1 + max(int(match[1]) for name in self.tensors if (match := LAYER.fullmatch(name)))
         return {"patch_size": patch_size, "width": width, "depth": depth, "heads": width // HEAD_WIDTH}

@@ -16,9 +16,8 @@ from torch.nn import functional as F
 
 from dataset.media.views import EvaluationView
 from dataset.tasks.finetune import cleaned
-from models.fusion import FusionPass
-from models.heads import mlp_head
-from models.xvlm import XVLM, ModelConfig
+from models.core.heads import MLPHead
+from models.core.xvlm import XVLM, ModelConfig
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options
 from tasks.kinds import TaskKind
@@ -33,7 +32,7 @@ class EntailmentModel(XVLM):
 
     def __init__(self, config: ModelConfig, vocab_size: int | None = None):
         super().__init__(config, vocab_size)
-        self.classifier = mlp_head(self.text.width, len(CLASSES))
+        self.classifier = MLPHead(self.text.width, len(CLASSES))
 
     def forward(self, batch: EntailmentBatch) -> Losses:
         """The cross-entropy of a micro-batch, as a sum over the examples that count."""
@@ -51,9 +50,7 @@ class EntailmentModel(XVLM):
 
     def classify(self, pixels: Tensor, text: Text) -> Tensor:
         """Logits (N, 3) of the classes."""
-        (sentences,) = self.text([text])
-        (cls,) = self.fusion.fuse([FusionPass.cls(sentences, self.fusion.concept_memory(self.vision(pixels)))])
-        return self.classifier(cls)
+        return self.classifier(self.fusion.cls(*self.encode(pixels, text)))
 
 
 class EntailmentConfig(FineTuneConfig):

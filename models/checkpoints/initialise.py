@@ -14,9 +14,9 @@ from models.checkpoints.files import read_hub_weights, read_weights
 from models.checkpoints.loading import BIAS_TABLE, assign, load_weights
 from models.checkpoints.rename import DROPPED, bert_to_ours
 from models.checkpoints.report import LoadReport, by_module
-from models.hub_text import HubTextEncoder
-from models.vision import FRAME_POSITIONS
-from models.xvlm import XVLM
+from models.core.hub_text import HubTextEncoder
+from models.core.vision import FRAME_POSITIONS
+from models.core.xvlm import XVLM
 from utils.config import Config
 from utils.errors import UserError
 from utils.inputs import InputFile, InputModel, InputWeights

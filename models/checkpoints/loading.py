@@ -22,9 +22,9 @@ from models.checkpoints.rename import (
 )
 from models.checkpoints.report import LoadReport
 from models.checkpoints.tables import resize_bias_table, resize_positions
-from models.hub_text import HubTextEncoder
-from models.vision import FRAME_POSITIONS
-from models.xvlm import XVLM
+from models.core.hub_text import HubTextEncoder
+from models.core.vision import FRAME_POSITIONS
+from models.core.xvlm import XVLM
 from optim.lora import has_adapters
 from utils.errors import UserError
 
@@ -162,7 +162,7 @@ def assign(
 def _copies(
     model: XVLM, named: Sequence[tuple[str, str | None, Tensor]], report: LoadReport
 ) -> list[tuple[str, str, Tensor]]:
-    """Tensors that the model copies from a checkpoint of pre-training (:meth:`~models.xvlm.XVLM.copied_from`), noted in
+    """Tensors that the model copies from a checkpoint of pre-training (:meth:`~models.core.xvlm.XVLM.copied_from`), noted in
     ``report``."""
     wanted = model.copied_from()
     sources = {ours: (name, tensor) for name, ours, tensor in named if ours is not None}

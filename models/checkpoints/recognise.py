@@ -19,7 +19,7 @@ from models.checkpoints.rename import (
     published_to_ours,
 )
 from models.checkpoints.tables import CLS_ROWS
-from models.vision import FRAME_POSITIONS
+from models.core.vision import FRAME_POSITIONS
 
 WORDS = "text.embeddings.word_embeddings.weight"
 VOCABULARIES = {

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from models.hub_text import architecture_of, hub_config_of, is_bert_family
-from models.text import TextConfig, TextEncoder
-from models.xvlm import XVLM, ModelConfig
+from models.core.hub_text import architecture_of, hub_config_of, is_bert_family
+from models.core.text import TextConfig, TextEncoder
+from models.core.xvlm import XVLM, ModelConfig
 from utils.errors import UserError
 from utils.image_size import ImageSize, sides_of
 

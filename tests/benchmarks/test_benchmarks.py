@@ -28,7 +28,7 @@ from benchmarks import (
     yes_no,
 )
 from engine.trainer import PHASES
-from models.pretrain import PretrainModel
+from models.pretraining.model import PretrainModel
 from tests.dataset.prepare.official import photograph
 from tests.messages import OneLine
 

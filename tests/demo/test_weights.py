@@ -16,7 +16,7 @@ from dataset.prepare.tokenizer import train_wordpiece
 from dataset.text.loading import load_tokenizer
 from demo.weights import __main__ as command
 from demo.weights import vision
-from models.vision import PIXEL_MEAN, PIXEL_STD
+from models.core.vision import PIXEL_MEAN, PIXEL_STD
 from tests.messages import naming
 from utils.errors import UserError
 from utils.weight_file import read_about

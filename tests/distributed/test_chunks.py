@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engine.chunks import check_chunks, in_turn
 from engine.seeds import mix_seed, seed_generators
-from models import gradient_cache, losses
-from models.pretrain import PretrainModel
+from models.core import gradient_cache, losses
+from models.pretraining.model import PretrainModel
 from tests.distributed.test_two_ranks import WEIGHTS, build, gradients, tensors, with_an_invalid_row
 from tests.messages import naming
 from tests.models.golden import GOLDEN, arrays, pretrain_batch
@@ -124,7 +124,7 @@ def test_dropout_draws_the_same_numbers_both_times(monkeypatch):
     model, first, second = in_chunks(2).train(), [], []
     cached = gradient_cache.cached_losses
     monkeypatch.setattr(
-        "models.align.cached_losses",
+        "models.core.matching.cached_losses",
         lambda head, embedded: first.extend(one for [one] in embedded) or cached(head, embedded),
     )
     loss = gradient_cache.CachedLoss.loss

@@ -7,6 +7,7 @@ import torch
 from torch._dynamo.backends.debugging import aot_eager
 from torch.nn.parallel import DistributedDataParallel
 
+from optim.setup import compile_encoders, set_gradient_checkpointing
 from tests.distributed.test_two_ranks import build, gradients, half, single
 from tests.models.golden import GOLDEN, arrays, pretrain_batch
 from tests.ranks import on_two_ranks
@@ -30,8 +31,8 @@ def compiled_step() -> dict[str, torch.Tensor]:
 
     model = build(shallow=True)
     model.box_head.requires_grad_(False)
-    model.set_recompute(("vision", "text", "fusion"))
-    model.compile_encoders(backend=backend, fullgraph=True)
+    set_gradient_checkpointing(model, ("vision", "text", "fusion"))
+    compile_encoders(model, backend=backend, fullgraph=True)
     batch = half(pretrain_batch(arrays(GOLDEN / "pretrain" / "inputs.npz")), distributed.rank())
     found = gradients(model, DistributedDataParallel(model, bucket_cap_mb=0.05), batch)
     return {**found, "graphs": torch.tensor(graphs)}

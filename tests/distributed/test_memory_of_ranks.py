@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from engine.memory import GRADIENTS, OPTIMISER, WEIGHTS, FakeSteps, LiveMemory, chunks_of, trainable, trainer_of
-from models import losses
+from models.core import losses
 from tasks.kinds import kind_of
 from tests.ranks import on_ranks
 from tests.tools.test_plan import ALONE, BASE, SMALL

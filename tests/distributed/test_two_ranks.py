@@ -10,9 +10,9 @@ import torch.distributed as dist
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from models.contrastive import EmbeddedExamples, Examples
-from models.multigrained import LossWeights, PretrainContrastiveConfig, StreamWeights
-from models.pretrain import PretrainModel
+from models.core.contrastive import EmbeddedExamples, Examples
+from models.pretraining.config import LossWeights, PretrainContrastiveConfig, StreamWeights
+from models.pretraining.model import PretrainModel
 from tests.models.golden import GOLDEN, arrays, manifest, model_config, pretrain_batch
 from tests.ranks import on_two_ranks
 from utils import distributed

@@ -17,7 +17,7 @@ from engine.run_folder import RunFolder
 from engine.train_config import TrainConfig
 from engine.trainer import Trainer
 from optim import OptimConfig
-from optim.lora import LoraConfig, add_adapters
+from optim.lora import LoraConfig, inject_adapters
 from scheduler import ScheduleConfig
 from tests.engine.frozen import Encoders
 from tests.engine.toy import Empty, ToyTask
@@ -38,7 +38,7 @@ class ReadsAWeight(nn.Module):
 
 
 def trainer(folder, model, layers) -> Trainer:
-    add_adapters({"vision": model.vision, "text": model.text}, layers, LORA)
+    inject_adapters({"vision": model.vision, "text": model.text}, layers, LORA)
     task = ToyTask()
     task.model = model
     return Trainer(

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import optim
 from engine.run_folder import RunFolder
 from engine.watch import Watch
-from models.xvlm import XVLM
+from models.core.xvlm import XVLM
 from tasks import job
 from tasks.pretrain import PretrainConfig
 from tests.engine.frozen import (

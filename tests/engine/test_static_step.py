@@ -13,7 +13,8 @@ from torch._dynamo.testing import CompileCounter
 
 from benchmarks.synthetic import pretrain_batch
 from engine.memory import trainer_of
-from models import packing
+from models.core import packing
+from optim.setup import compile_encoders
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.devices import BOUNDS, CUDA, ON_ACCELERATORS, ON_REAL_DEVICES, moved
 from tests.pretend.tensor import NAME, recorded_waits
@@ -158,7 +159,7 @@ def test_encoders_compile_without_graph_breaks_and_after_a_few_batches_no_more(t
     torch._dynamo.reset()
     try:
         counter = CompileCounter()
-        task.model.compile_encoders(fullgraph=True, backend=counter)
+        compile_encoders(task.model, fullgraph=True, backend=counter)
         torch.manual_seed(0)
         assert {name: term.total.item() for name, term in task.model(made[0]).items()} == pytest.approx(expected)
         assert counter.frame_count == 4, "vision, text, and the fusion of images and of regions"
@@ -183,7 +184,7 @@ def test_encoders_compiled_by_inductor_give_the_losses_and_gradients_of_others(t
     try:
         for compiled in (False, True):
             if compiled:
-                task.model.compile_encoders()
+                compile_encoders(task.model)
             for number, batch in enumerate(made):
                 torch.manual_seed(number)
                 backward(task, batch)
@@ -200,7 +201,7 @@ def test_encoders_compiled_by_inductor_give_the_losses_and_gradients_of_others(t
 
 
 def test_the_compiler_does_not_give_up_after_a_few_forms_of_a_step(task):
-    task.model.compile_encoders(backend="eager")
+    compile_encoders(task.model, backend="eager")
     assert torch._dynamo.config.recompile_limit >= 64
 
 

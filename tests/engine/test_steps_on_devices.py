@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.synthetic import pretrain_batch
 from engine.memory import trainer_of
-from models.pretrain import PretrainModel
+from models.pretraining.model import PretrainModel
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.devices import copied_to
 from tests.models.golden import in_float64
@@ -32,7 +32,7 @@ def config(tiny_overrides) -> PretrainConfig:
 def on_cpu(config) -> PretrainModel:
     torch.manual_seed(0)
     model = PretrainTask.build_model(config, 200)
-    model.sample_negatives = sampled_by_the_mask_alone
+    model.matching_head.sample_negatives = sampled_by_the_mask_alone
     model.work = lambda batch: Work()
     return model
 

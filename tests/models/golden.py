@@ -13,15 +13,15 @@ from torch import Tensor
 
 from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_published
-from models.fusion import FusionConfig, FusionPass
-from models.hub_text import BERT_FAMILY
-from models.memory import CrossMemory
-from models.multigrained import PretrainContrastiveConfig, PretrainModelConfig
-from models.packing import PackedTexts
-from models.pretrain import PretrainModel
-from models.text import TextArchitecture, TextConfig
-from models.vision import VideoConfig, VisionConfig
-from models.xvlm import XVLM
+from models.core.fusion import FusionConfig, FusionPass
+from models.core.hub_text import BERT_FAMILY
+from models.core.keys_values import KeysValues
+from models.core.packing import PackedTexts
+from models.core.text import TextArchitecture, TextConfig
+from models.core.vision import VideoConfig, VisionConfig
+from models.core.xvlm import XVLM
+from models.pretraining.config import PretrainContrastiveConfig, PretrainModelConfig
+from models.pretraining.model import PretrainModel
 from tests.devices import BOUNDS
 from utils.batch import (
     ImageTextBatch,
@@ -33,7 +33,7 @@ from utils.batch import (
     TranslationBatch,
     VideoTextBatch,
 )
-from utils.sequences import text_keys
+from utils.sequences import text_ids
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -108,7 +108,7 @@ def encoded(model: XVLM, ids: Tensor, mask: Tensor) -> PackedTexts:
     return texts
 
 
-def fused(model: XVLM, texts: PackedTexts, memory: CrossMemory | None = None) -> Tensor:
+def fused(model: XVLM, texts: PackedTexts, memory: KeysValues | None = None) -> Tensor:
     """Texts through the fusion, padded: (N, L, D)."""
     (states,) = model.fusion.fuse([FusionPass(texts, memory)])
     return texts.packing.pad(states)
@@ -172,7 +172,7 @@ def masked_text(given: dict[str, Tensor], prefix: str = "") -> MaskedText:
         masked_ids=given[f"{prefix}text_ids_masked"],
         positions=given[f"{prefix}masked_pos"],
         labels=given[f"{prefix}masked_ids"],
-        key=text_keys(ids, mask),
+        text_id=text_ids(ids, mask),
     )
 
 

@@ -7,7 +7,7 @@ import json
 from torch import Tensor
 
 from models.checkpoints.rename import LAYER, SHARED_WORDS, TIED, published_to_ours
-from models.xvlm import XVLM
+from models.core.xvlm import XVLM
 from tests.models.golden import GOLDEN
 
 TEXT_LAYERS = 12

@@ -10,6 +10,7 @@ from tests.messages import naming
 pytest.importorskip("peft", reason="adapters need the package peft")
 
 from optim.lora import LoraConfig, has_adapters, is_adapter, merged
+from optim.setup import add_adapters
 from tests.models.test_flops import CASES, counted, fine_tuning, pretraining
 from utils.errors import UserError
 
@@ -17,7 +18,7 @@ from utils.errors import UserError
 def adapted(make, name, **options):
     """Model and batch; B starts at zero, and gets some numbers here."""
     model, batch = make(name)
-    model.add_adapters(LoraConfig(**{"rank": 2, **options}))
+    add_adapters(model, LoraConfig(**{"rank": 2, **options}))
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if ".lora_B." in parameter_name:
@@ -72,20 +73,20 @@ def test_merged_weights_give_the_losses_of_the_adapters(name):
 def test_a_new_adapter_changes_nothing():
     plain, batch = fine_tuning("nlvr")
     expected = plain.eval().classify(batch.pixels, batch.text)
-    plain.add_adapters(LoraConfig(rank=2))
+    add_adapters(plain, LoraConfig(rank=2))
     torch.testing.assert_close(plain.eval().classify(batch.pixels, batch.text), expected)
 
 
 def test_parameters_that_no_loss_trains_get_no_adapter():
     model, _ = pretraining("texts")
     idle = {name.rpartition(".")[0] for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    model.add_adapters(LoraConfig(rank=2))
+    add_adapters(model, LoraConfig(rank=2))
     assert not any(f"{layer}.lora_A.default.weight" in model.state_dict() for layer in idle)
 
 
 def test_targets_name_the_parts_and_the_others_train_as_before():
     model, batch = fine_tuning("vqa")
-    model.add_adapters(LoraConfig(rank=2, targets=["vision"]))
+    add_adapters(model, LoraConfig(rank=2, targets=["vision"]))
     backward(model, batch)
     with_adapters = {name.split(".")[0] for name in model.state_dict() if is_adapter(name)}
     assert with_adapters == {"vision"}
@@ -94,21 +95,21 @@ def test_targets_name_the_parts_and_the_others_train_as_before():
 
 def test_the_positions_of_frames_train_beside_adapters():
     model, batch = fine_tuning("retrieval of videos")
-    model.add_adapters(LoraConfig(rank=2))
+    add_adapters(model, LoraConfig(rank=2))
     backward(model, batch)
     assert model.vision.frame_positions.grad is not None
 
 
 def test_parts_that_are_frozen_get_none_unless_named():
     model, _ = fine_tuning("vqa")
-    model.add_adapters(LoraConfig(rank=2), frozen=("vision", "decoder"))
+    add_adapters(model, LoraConfig(rank=2), frozen=("vision", "decoder"))
     assert {name.split(".")[0] for name in model.state_dict() if is_adapter(name)} == {"text", "fusion"}
 
 
 def test_a_part_that_the_model_lacks_is_refused_by_name():
     model, _ = fine_tuning("nlvr")
     with pytest.raises(UserError, match=naming("decoder", "vision, text, fusion")):
-        model.add_adapters(LoraConfig(rank=2, targets=["decoder"]))
+        add_adapters(model, LoraConfig(rank=2, targets=["decoder"]))
     assert not has_adapters(model.state_dict())
 
 
@@ -116,5 +117,5 @@ def test_a_rank_at_which_no_adapter_is_smaller_than_its_weight_is_refused():
     model, _ = fine_tuning("nlvr")
     widest = max(min(layer.weight.shape) for layer in model.vision.modules() if isinstance(layer, torch.nn.Linear))
     with pytest.raises(UserError, match=naming("optim.lora.rank", widest, "vision.backbone.blocks.0.attn.qkv")):
-        model.add_adapters(LoraConfig(rank=widest, targets=["vision"]))
-    model.add_adapters(LoraConfig(rank=widest - 1, targets=["vision"]))
+        add_adapters(model, LoraConfig(rank=widest, targets=["vision"]))
+    add_adapters(model, LoraConfig(rank=widest - 1, targets=["vision"]))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.blocks import Attention, BlockConfig, QueryPositions, ResidualOutput, TokenLayout, attention_mask
-from models.fusion import FusionConfig, FusionEncoder, FusionPass
-from models.packing import PackedTexts, Packing
-from models.vision import Concepts
+from models.core.blocks import Attention, BlockConfig, QueryPositions, ResidualOutput, TokenLayout, attention_mask
+from models.core.fusion import FusionConfig, FusionEncoder, FusionPass
+from models.core.packing import PackedTexts, Packing
+from models.core.vision import Concepts
 
 LENGTHS = (3, 1, 5, 2, 4, 5, 2, 3)
 MASK = torch.arange(5) < torch.tensor(LENGTHS).unsqueeze(1)
@@ -43,7 +43,7 @@ def test_a_drop_path_leaves_out_whole_texts_and_each_by_itself(seeing):
         torch.nn.init.zeros_(output.dense.weight)
         torch.nn.init.constant_(output.dense.bias, FAR)
         output.LayerNorm.register_forward_pre_hook(lambda _, given: kept.append(given[0][:, 0].detach()))
-    memory = encoder.concept_memory(Concepts.whole(torch.randn(len(LENGTHS), 4, 8))) if seeing else None
+    memory = encoder.project_concepts(Concepts.whole(torch.randn(len(LENGTHS), 4, 8))) if seeing else None
     two = None if memory is None else memory.split([2, len(LENGTHS) - 2])[0]
     encoder.fuse([FusionPass(texts(LENGTHS[:2]), two), FusionPass(texts(LENGTHS), memory)])
     assert len(kept) == (3 if seeing else 2), "self-attention, cross-attention where something is seen, feed-forward"
@@ -95,7 +95,7 @@ def test_patches_projected_once_give_the_keys_and_gradients_of_copies_for_each_r
         patches, mean = (torch.randn(*shape, generator=draws).requires_grad_() for shape in ((3, 4, 12), (4, 12)))
         regions = Concepts(patches, mean, masks, index)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            memory = encoder.concept_memory(regions) if shared else encoder.memory(regions.tokens())
+            memory = encoder.project_concepts(regions) if shared else encoder.project(regions.tokens())
         parts = torch.stack([part for layer in memory.layers for part in layer])
         if shared:
             parts = torch.cat([parts[:, :, :1], parts[:, :, 2:]], dim=2)  # the second key is the whole image's
@@ -140,7 +140,7 @@ def test_recomputed_blocks_give_the_same_gradients():
         encoder.recompute = recompute
         encoder.zero_grad()
         torch.manual_seed(1)
-        (states,) = encoder.fuse([FusionPass(given, encoder.concept_memory(concepts))])
+        (states,) = encoder.fuse([FusionPass(given, encoder.project_concepts(concepts))])
         states.pow(3).sum().backward()
         found.append({name: parameter.grad for name, parameter in encoder.named_parameters()})
     torch.testing.assert_close(found[0], found[1])

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.align import AligningConfig
-from models.contrastive import ContrastiveConfig, ContrastiveHead
-from models.packing import PackedTexts, Packing
+from models.core.contrastive import AligningConfig, ContrastiveConfig, ContrastiveHead
+from models.core.packing import PackedTexts, Packing
 from tests.messages import naming
 from utils.errors import UserError
 

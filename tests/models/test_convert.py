@@ -9,11 +9,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from models.captioning import CaptioningModel
 from models.checkpoints import load_weights
 from models.checkpoints.convert import PUBLISHED, Form, computed_buffers, grid_side, same_bits, to_ours, to_published
 from models.checkpoints.files import read_weights
 from models.checkpoints.rename import LAYER, Layout, ours_to_published, published_to_ours
+from models.tasks.captioning import CaptioningModel
 from tests.messages import naming
 from tests.models.golden import GOLDEN, manifest, model_config
 from utils.errors import UserError

@@ -16,15 +16,15 @@ from transformers import (
     T5Config,
 )
 
-from models import hub_text
-from models.blocks import BlockConfig, TokenLayout, heads_error
 from models.checkpoints import InitConfig, initialise
-from models.fusion import FusionConfig, FusionPass
-from models.hub_text import HubTextEncoder, architecture_of, build_text_encoder
-from models.multigrained import PretrainModelConfig
-from models.pretrain import PretrainModel
-from models.text import TextArchitecture, TextConfig, TextEncoder
-from models.vision import Concepts, VisionConfig, VisionEncoder, sincos_positions
+from models.core import hub_text
+from models.core.blocks import BlockConfig, TokenLayout, heads_error
+from models.core.fusion import FusionConfig, FusionPass
+from models.core.hub_text import HubTextEncoder, architecture_of, build_text_encoder
+from models.core.text import TextArchitecture, TextConfig, TextEncoder
+from models.core.vision import Concepts, VisionConfig, VisionEncoder, sincos_positions
+from models.pretraining.config import PretrainModelConfig
+from models.pretraining.model import PretrainModel
 from tests.messages import OneLine, naming
 from tests.models.golden import encoded, fused
 from utils.batch import Text
@@ -181,7 +181,7 @@ def test_any_other_hugging_face_encoder_runs_and_loads_its_weights(tmp_path):
     assert not any(name.startswith("text.") for name in report.fresh)
     expected = AutoModel.from_pretrained(folder).eval()(input_ids=IDS, attention_mask=MASK.long()).last_hidden_state
     torch.testing.assert_close(padded(model.text)[MASK], expected[MASK])
-    memory = model.fusion.concept_memory(model.vision(PIXELS[:, :, :16, :16]))
+    memory = model.fusion.project_concepts(model.vision(PIXELS[:, :, :16, :16]))
     assert fused(model, encoded(model, IDS, MASK), memory).shape == (2, 5, 16)
 
 
@@ -248,7 +248,7 @@ def small() -> PretrainModel:
 @torch.no_grad()
 def test_texts_that_share_an_image_equal_texts_one_by_one(small):
     """Texts at three images, two side by side at each or in any order, against one call each."""
-    memory = small.fusion.concept_memory(small.vision(torch.randn(3, 3, 16, 16)))
+    memory = small.fusion.project_concepts(small.vision(torch.randn(3, 3, 16, 16)))
     texts = encoded(small, torch.randint(4, 40, (6, 4)), torch.ones(6, 4))
     beside, in_any_order = [0, 0, 1, 1, 2, 2], [2, 0, 2, 2, 1, 0]
     for rows, seen in ((beside, memory), (in_any_order, memory.select(torch.tensor(in_any_order)))):
@@ -270,7 +270,7 @@ def test_batches_encoded_together_equal_each_alone(small):
 
 @torch.no_grad()
 def test_the_last_block_computes_the_wanted_states_alone_and_they_are_those_of_all(small):
-    memory = small.fusion.concept_memory(small.vision(torch.randn(2, 3, 16, 16)))
+    memory = small.fusion.project_concepts(small.vision(torch.randn(2, 3, 16, 16)))
     texts = encoded(small, IDS, MASK)
     (cls,) = small.fusion.fuse([FusionPass.cls(texts, memory)])
     torch.testing.assert_close(cls, fused(small, texts, memory)[:, 0], atol=2e-6, rtol=1e-5)

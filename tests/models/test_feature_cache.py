@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.vision import VisionConfig, VisionEncoder
+from models.core.vision import VisionConfig, VisionEncoder
+from optim.setup import set_frozen
 from tests.messages import naming
 from tests.models.test_flops import counted, fine_tuning
 from utils.errors import UserError
@@ -120,7 +121,7 @@ def test_the_count_of_operations_is_that_of_the_step_that_runs(task):
     model, batch = fine_tuning(task)
     whole = model.work(batch).flops
     model.vision.freeze_blocks(1)
-    model.set_frozen([])  # the count is made anew
+    set_frozen(model, [])  # the count is made anew
     runs, count = counted(model, batch), model.work(batch).flops
     assert 0.99 * runs <= count <= runs
     assert count < whole

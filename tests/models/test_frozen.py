@@ -8,8 +8,9 @@ from itertools import chain, combinations
 import pytest
 import torch
 
-from models.flops import step_flops
-from models.vqa import VQAModel
+from models.core.flops import step_flops
+from models.tasks.vqa import VQAModel
+from optim.setup import set_frozen, set_gradient_checkpointing
 from tests.models.test_flops import CASES, FINE_TUNING, counted, made, pretraining
 from tests.models.test_streams import ALL, built, only
 
@@ -36,11 +37,11 @@ def test_frozen_encoders_have_no_gradient_and_all_others_have_one(make, name):
     model, batch = make(name)
     before = backward(model, batch)
     for parts in CHOICES:
-        model.set_frozen(parts)
+        set_frozen(model, parts)
         has = backward(model, batch)
         assert has == {key: each and part_of(key) not in parts for key, each in before.items()}, parts
         assert has == {key: each.requires_grad for key, each in model.named_parameters()}, parts
-    model.set_frozen(())
+    set_frozen(model, ())
     assert backward(model, batch) == before
 
 
@@ -51,17 +52,17 @@ def test_the_count_is_that_of_the_step_that_runs(make, name):
     model, batch = make(name)
     beyond = counted(model, batch) - model.work(batch).flops
     for parts in CHOICES:
-        model.set_frozen(parts)
+        set_frozen(model, parts)
         runs, count = counted(model, batch), model.work(batch).flops
         assert runs - beyond <= count <= runs, parts
-    model.set_frozen(())
+    set_frozen(model, ())
     assert counted(model, batch) - model.work(batch).flops == beyond
 
 
 def test_a_frozen_vision_encoder_counts_its_forward_pass_alone():
     model, batch = pretraining("images")
     whole, vision = model.work(batch).flops, model.cost.vision
-    model.set_frozen(["vision"])
+    set_frozen(model, ["vision"])
     spared = 6 * (vision.embedding // 2 + vision.blocks * 2 // 3)  # the backward pass
     spared += (
         step_flops(6 * vision.width * (2 * 128 * 2 * (1 + vision.patches) + 256), True) // 2
@@ -72,8 +73,8 @@ def test_a_frozen_vision_encoder_counts_its_forward_pass_alone():
 def test_thawing_leaves_parameters_frozen_that_no_loss_trains():
     model, batch = built(ALL, **only("contrastive"))
     assert not any(each.requires_grad for each in model.fusion.parameters())
-    model.set_frozen(PARTS)
-    model.set_frozen(())
+    set_frozen(model, PARTS)
+    set_frozen(model, ())
     assert not any(each.requires_grad for each in model.fusion.parameters())
     assert all(each.requires_grad for each in model.text.parameters())
     assert backward(model, batch) == {name: each.requires_grad for name, each in model.named_parameters()}
@@ -81,7 +82,7 @@ def test_thawing_leaves_parameters_frozen_that_no_loss_trains():
 
 def test_a_step_without_matching_losses_has_every_gradient_too():
     model, batch = built(ALL, **only("matching"))
-    model.set_frozen(["vision", "text"])
+    set_frozen(model, ["vision", "text"])
     has = backward(model, replace(batch, unmatched=("images", "regions", "videos", "translations")))
     assert has == {name: each.requires_grad for name, each in model.named_parameters()}
     assert any(has.values())
@@ -92,14 +93,14 @@ def test_frozen_encoders_have_no_dropout_whatever_mode_the_model_is_set_to(parts
     overrides = ["data.batch_size=2", "model.vision.drop_path=0.5", "model.text.dropout=0.5", "model.decoder.layers=2"]
     model, _ = made(FINE_TUNING["vqa"], overrides)
     assert isinstance(model, VQAModel)
-    model.train().set_frozen(parts)
+    set_frozen(model.train(), parts)
     for mode in (True, False, True):
         model.train(mode)
         training = {part: [each.training for each in model.get_submodule(part).modules()] for part in PARTS}
         assert {part: any(each) for part, each in training.items()} == {p: mode and p not in parts for p in PARTS}
         assert all(all(each) == any(each) for each in training.values())
         assert model.decoder.training == model.training == mode
-    model.set_frozen(())
+    set_frozen(model, ())
     assert all(each.training for each in model.modules())
 
 
@@ -111,7 +112,7 @@ def test_the_states_of_a_frozen_encoder_are_those_of_evaluation():
     model.train()
     torch.manual_seed(0)
     assert not torch.equal(model.vision(batch.pixels).patches, expected), "drop path"
-    model.set_frozen(["vision"])
+    set_frozen(model, ["vision"])
     frozen = model.vision(batch.pixels).patches
     torch.testing.assert_close(frozen, expected.detach())  # a step without gradients takes other kernels
     assert not frozen.requires_grad
@@ -122,9 +123,9 @@ def test_the_states_of_a_frozen_encoder_are_those_of_evaluation():
 def test_a_frozen_encoder_may_be_named_in_recompute():
     """It is recomputed when it thaws; until then there is nothing to recompute."""
     model, batch = pretraining("both")
-    model.set_frozen(["vision", "text"])
-    model.set_recompute(PARTS)
+    set_frozen(model, ["vision", "text"])
+    set_gradient_checkpointing(model, PARTS)
     before = backward(model, batch)
     assert before == {name: each.requires_grad for name, each in model.named_parameters()}
-    model.set_frozen(())
+    set_frozen(model, ())
     assert all(backward(model, batch).values())

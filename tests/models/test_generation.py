@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.captioning import CaptionDecoder, CaptioningModel, CaptionTokens
-from models.fusion import FusionConfig
-from models.generation import DecodingConfig, SamplingConfig, beam_search, forbid, generate, sample, sample_token
-from models.text import TextArchitecture, TextConfig
-from models.vision import VisionConfig
-from models.xvlm import ModelConfig
+from models.core.fusion import FusionConfig
+from models.core.generation import DecodingConfig, SamplingConfig, beam_search, forbid, generate, sample, sample_token
+from models.core.text import TextArchitecture, TextConfig
+from models.core.vision import VisionConfig
+from models.core.xvlm import ModelConfig
+from models.tasks.captioning import CaptionDecoder, CaptioningModel, CaptionTokens
 from utils.batch import IGNORE, LeftToRightText
 from utils.errors import UserError
 
@@ -226,7 +226,7 @@ def tiny(family: str = "bert") -> CaptioningModel:
 def test_kept_keys_and_values_give_what_computing_anew_gives(family):
     """Each step's logits are those of the whole text so far, as in training; hypotheses may change places."""
     model = tiny(family)
-    memory = model.images_memory(torch.randn(2, 3, 16, 16))
+    memory = model.project_images(torch.randn(2, 3, 16, 16))
     decoder = CaptionDecoder(model, memory, TOKENS.mask)
     texts = [list(TOKENS.prompt) for _ in range(2)]
     logits = decoder.start(torch.tensor(texts))
@@ -245,7 +245,7 @@ def test_kept_keys_and_values_give_what_computing_anew_gives(family):
 def test_a_caption_has_the_likelihood_that_training_gives_it():
     """The [MASK]s of training predict each word from what generation predicts it from."""
     model = tiny()
-    memory = model.images_memory(torch.randn(3, 3, 16, 16))
+    memory = model.project_images(torch.randn(3, 3, 16, 16))
     config = plain(max_length=6, sampling=SamplingConfig())
     found = model.generate(memory, TOKENS, config, torch.rand(3, 6))
     texts = [

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.captioning import CaptioningLossConfig, CaptioningModel, CaptionTokens
 from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_published
-from models.generation import DecodingConfig
+from models.core.generation import DecodingConfig
+from models.tasks.captioning import CaptioningLossConfig, CaptioningModel, CaptionTokens
 from tests.devices import BOUNDS, copied_to, moved
 from tests.models.golden import GOLDEN, arrays, assert_golden, load_model, manifest, model_config
 from utils.batch import IGNORE, CaptioningBatch, LeftToRightText
@@ -48,7 +48,7 @@ def batch(kind: str) -> CaptioningBatch:
 @torch.no_grad()
 def test_captioning_loss(model, kind, device):
     given, expected = moved(batch(kind), device), arrays(GOLDEN / "captioning/expected.npz")
-    logits = model.logits(given.text, model.images_memory(given.pixels))
+    logits = model.logits(given.text, model.project_images(given.pixels))
     # In float64, ours differ from the authors' float32 by up to 3.4e-5: their own rounding. The loss is closer.
     bound = max(5e-5, BOUNDS[device.type])
     torch.testing.assert_close(logits.cpu(), expected[f"{kind}_logits"], rtol=bound, atol=bound)
@@ -95,7 +95,7 @@ def test_generated_words(model, name, device):
         length_penalty=given["length_penalty"],
         no_repeat_ngram=3 if given.get("forbid_duplicate_ngrams", True) else 0,
     )
-    found = model.generate(model.images_memory(pixels), TOKENS, config)
+    found = model.generate(model.project_images(pixels), TOKENS, config)
     for row in range(facts["n_images"]):
         words = [word for word in found.tokens[row].tolist() if word != IGNORE]
         wanted = [word for word in expected[row].tolist() if word not in (SPECIAL["pad"], SPECIAL["sep"])]

@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from models.core.negatives import negative_weights
 from torch import Tensor
 from torch.nn import functional as F
 
 from metrics.retrieval import ranks_of_first_match, retrieval_recalls
-from models.contrastive import Examples
-from models.fusion import FusionPass
-from models.grounding import GroundingModel
-from models.negatives import negative_weights
-from models.nlvr import NLVRModel
-from models.reranking import TextBank, score_pairs
-from models.retrieval import RetrievalModel
+from models.core.contrastive import Examples
+from models.core.fusion import FusionPass
+from models.inference.reranking import TextBank, score_pairs
+from models.tasks.grounding import GroundingModel
+from models.tasks.nlvr import NLVRModel
+from models.tasks.retrieval import RetrievalModel
 from tests.devices import copied_to, moved
 from tests.models.golden import GOLDEN, arrays, assert_golden, load_model, manifest
 from utils.batch import GroundingBatch, Losses, RetrievalBatch, StatementBatch, Text
@@ -193,6 +193,6 @@ def test_regions_are_reranked_through_their_patch_masks(retrieval, device):
     found = score_pairs(retrieval.fusion, retrieval.matching_head, regions, wanted, TextBank.of([texts]))
     tokens, seen = regions.tokens(), F.pad(masks, (1, 0), value=True)
     for region, (rows, scores) in enumerate(zip(wanted, found, strict=True)):
-        memory = retrieval.fusion.memory(tokens[region : region + 1], seen[region : region + 1])
+        memory = retrieval.fusion.project(tokens[region : region + 1], seen[region : region + 1])
         (cls,) = retrieval.fusion.fuse([FusionPass.cls(texts.select(rows.to(device)), memory)])
         assert_golden(scores, retrieval.matching_head(cls)[:, 1])

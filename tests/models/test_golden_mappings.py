@@ -17,23 +17,23 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.captioning import CaptioningModel
 from models.checkpoints import InitConfig, LoadReport, initialise
 from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published
 from models.checkpoints.rename import DROPPED, TIED, bert_to_ours, published_to_ours
 from models.checkpoints.tables import resize_bias_table
-from models.grounding import GroundingModel
-from models.multigrained import PretrainModelConfig, StreamWeights
-from models.nlvr import NLVRModel
-from models.pretrain import PretrainModel
-from models.retrieval import RetrievalModel
-from models.text import TextConfig
-from models.video_qa import VideoQAModel, VideoQAModelConfig
-from models.vision import FRAME_POSITIONS
-from models.vqa import DecoderConfig, VQAModel, VQAModelConfig
-from models.xvlm import XVLM
+from models.core.text import TextConfig
+from models.core.vision import FRAME_POSITIONS
+from models.core.xvlm import XVLM
+from models.pretraining.config import PretrainModelConfig, StreamWeights
+from models.pretraining.model import PretrainModel
+from models.tasks.captioning import CaptioningModel
+from models.tasks.grounding import GroundingModel
+from models.tasks.nlvr import NLVRModel
+from models.tasks.retrieval import RetrievalModel
+from models.tasks.video_qa import VideoQAModel, VideoQAModelConfig
+from models.tasks.vqa import DecoderConfig, VQAModel, VQAModelConfig
 from tests.models.golden import GOLDEN, manifest, model_config
 from tests.models.published import published_state
 

@@ -6,25 +6,25 @@ import json
 
 import pytest
 import torch
+from models.pretraining.streams.translation import text_memory
 from torch import Tensor
 
-from models.align import AligningConfig
-from models.captioning import CaptioningModel
 from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published
 from models.checkpoints.rename import DROPPED, SHARED_WORDS, TIED, published_to_ours
-from models.fusion import FusionConfig
-from models.multigrained import LossWeights, PretrainModelConfig, StreamWeights
-from models.nlvr import NLVRModel
-from models.packing import PackedTexts
-from models.pretrain import PretrainModel
-from models.retrieval import RetrievalModel
-from models.streams.translation import text_memory
-from models.text import TextArchitecture, TextConfig
-from models.vision import VisionConfig
-from models.vqa import DecoderConfig, VQAModel, VQAModelConfig
-from models.xvlm import XVLM, ModelConfig
+from models.core.contrastive import AligningConfig
+from models.core.fusion import FusionConfig
+from models.core.packing import PackedTexts
+from models.core.text import TextArchitecture, TextConfig
+from models.core.vision import VisionConfig
+from models.core.xvlm import XVLM, ModelConfig
+from models.pretraining.config import LossWeights, PretrainModelConfig, StreamWeights
+from models.pretraining.model import PretrainModel
+from models.tasks.captioning import CaptioningModel
+from models.tasks.nlvr import NLVRModel
+from models.tasks.retrieval import RetrievalModel
+from models.tasks.vqa import DecoderConfig, VQAModel, VQAModelConfig
 from optim import OptimConfig, parameter_groups
 from tests.devices import copied_to, moved
 from tests.models.golden import (
@@ -96,7 +96,7 @@ def test_text_states_equal_those_of_the_published_xlm_roberta(text):
 
 
 def test_fusion_equals_the_published_cross_encoder(model, text, given):
-    memory = model.fusion.concept_memory(model.vision(given["image"]))
+    memory = model.fusion.project_concepts(model.vision(given["image"]))
     assert_golden(fused(model, text, memory), EXPECTED["fusion_embeds"], text.packing.mask)
 
 

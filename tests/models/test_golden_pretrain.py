@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from models.core.negatives import allowed_negatives, negative_weights
+from models.pretraining.streams.text import TextStream
 from torch import Tensor
 
 from models.checkpoints.rename import published_to_ours
-from models.fusion import FusionPass
-from models.multigrained import IdenticalTexts, LossWeights, MaskedWords
-from models.negatives import allowed_negatives, negative_weights
-from models.packing import PackedTexts
-from models.streams.text import TextStream
+from models.core.fusion import FusionPass
+from models.core.packing import PackedTexts
+from models.pretraining.config import IdenticalTexts, LossWeights, MaskedWords
 from tests.devices import BOUNDS, copied_to, moved
 from tests.models.golden import (
     GOLDEN,
@@ -78,19 +78,19 @@ def test_text_without_image_skips_cross_attention(model, text):
 
 
 def test_fusion_equals_the_published_one(model, text, given):
-    memory = model.fusion.concept_memory(model.vision(given["image"]))
+    memory = model.fusion.project_concepts(model.vision(given["image"]))
     assert_golden(fused(model, text, memory), EXPECTED["fusion_embeds"], text.packing.mask)
 
 
 def test_it_does_with_texts_and_images_in_another_order(model, text, given, device):
-    memory = model.fusion.concept_memory(model.vision(given["image"]))
+    memory = model.fusion.project_concepts(model.vision(given["image"]))
     order = torch.arange(text.packing.count, device=device).flip(0)
     states = fused(model, text.select(order), memory.select(order))
     assert_golden(states, EXPECTED["fusion_embeds"][order.cpu()], text.packing.mask[order])
 
 
 def test_it_does_with_several_texts_at_an_image_and_several_passes(model, text, given, device):
-    memory = model.fusion.concept_memory(model.vision(given["image"]))
+    memory = model.fusion.project_concepts(model.vision(given["image"]))
     rows = torch.arange(text.packing.count, device=device)
     twice, thrice = (text.select(rows.repeat_interleave(times)) for times in (2, 3))
     passes = [FusionPass(texts, memory) for texts in (text, twice, thrice, text)]
@@ -104,7 +104,7 @@ def test_it_does_with_several_texts_at_an_image_and_several_passes(model, text, 
 def test_fusion_sees_a_region_through_its_patch_mask(model, beside_whole_images, given):
     images, regions = region_concepts(model, given)
     text = encoded(model, given["region_text_ids"], given["region_text_atts"])
-    of_regions, of_images = model.fusion.region_memories(regions, images)
+    of_regions, of_images = model.fusion.project_regions(regions, images)
     passes = [FusionPass(text, of_regions)]
     if beside_whole_images:
         passes = [FusionPass(text, of_images), *passes]

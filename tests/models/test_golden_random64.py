@@ -15,7 +15,7 @@ from torch import Tensor
 from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_published
 from models.checkpoints.rename import published_to_ours
-from models.multigrained import LossWeights, StreamWeights
+from models.pretraining.config import LossWeights, StreamWeights
 from tests.devices import bf16, flattened, moved, relative_error
 from tests.models.golden import (
     GOLDEN,

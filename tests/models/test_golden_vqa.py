@@ -10,18 +10,18 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.answer_ranking import AnswerTree, best_first, rank_answers
 from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published, load_weights
 from models.checkpoints.rename import published_to_ours
-from models.fusion import FusionConfig
-from models.packing import PackedTexts, Packing
-from models.pretrain import PretrainModel
-from models.text import TextArchitecture, TextConfig
-from models.vision import VisionConfig
-from models.vqa import DecoderConfig, VQAModel, VQAModelConfig, left_to_right
-from models.xvlm import ModelConfig
+from models.core.fusion import FusionConfig
+from models.core.packing import PackedTexts, Packing
+from models.core.text import TextArchitecture, TextConfig
+from models.core.vision import VisionConfig
+from models.core.xvlm import ModelConfig
+from models.inference.answer_ranking import AnswerTree, best_first, rank_answers
+from models.pretraining.model import PretrainModel
+from models.tasks.vqa import DecoderConfig, VQAModel, VQAModelConfig, left_to_right
 from tests.devices import copied_to, moved
 from tests.messages import naming
 from tests.models.golden import GOLDEN, arrays, assert_golden, manifest, model_config
@@ -124,7 +124,7 @@ def test_question_states_and_decoder_logits(model, device):
     given = moved(batch(), device)
     states = model.fuse_questions(given.pixels, given.text)
     assert_golden(states.padded(), EXPECTED["question_states"], states.packing.mask)
-    memory = model.decoder.questions_memory(states).select(given.question_of_answer)
+    memory = model.decoder.project_texts(states).select(given.question_of_answer)
     decoded = model.decoder.decode(given.answers.ids, left_to_right(given.answers.mask), memory)
     assert_golden(model.decoder.logits(decoded), EXPECTED["train_decoder_logits"])
 
@@ -159,7 +159,7 @@ def test_the_first_tokens_choose_the_candidates(model, asked, device):
         found = rank_answers(model.decoder, asked, AnswerTree(candidates()), k, "likelihood")
         assert torch.equal(found.ids.sort(dim=1).values.cpu(), likeliest[:, :k].sort(dim=1).values)
     start = torch.full((2, 1), candidates()[0][0], device=device)
-    memory = model.decoder.questions_memory(asked)
+    memory = model.decoder.project_texts(asked)
     states = model.decoder.decode(start, torch.ones(1, 1, 1, dtype=torch.bool, device=device), memory)
     probabilities = model.decoder.logits(states[:, 0]).softmax(dim=1)
     assert_golden(probabilities[:, [ids[1] for ids in candidates()]], EXPECTED["first_token_probs"])
@@ -185,7 +185,7 @@ def naive_scores(model: VQAModel, question: PackedTexts, chosen: list[list[int]]
     scores = []
     for ids in chosen:
         row = torch.tensor([ids])
-        memory = model.decoder.questions_memory(question)
+        memory = model.decoder.project_texts(question)
         states = model.decoder.decode(row[:, :-1], left_to_right(torch.ones_like(row[:, :-1]).bool()), memory)
         logs = model.decoder.logits(states).log_softmax(dim=2)
         scores.append(logs[0, torch.arange(len(ids) - 1), row[0, 1:]])

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models import losses
-from models.losses import ContrastiveExamples
+from models.core import losses
+from models.core.losses import ContrastiveExamples
 from tests.models.test_precision import captioning, grounding, nlvr, retrieval, video_qa, vqa
 
 TEMPERATURE = torch.tensor(0.1)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.blocks import BlockConfig
-from models.fusion import FusionConfig, FusionEncoder, FusionPass, _memory_groups
-from models.memory import CrossMemory, KVCache, MemoryGroup
-from models.packing import PackedTexts, Packing
+from models.core.blocks import BlockConfig
+from models.core.fusion import FusionConfig, FusionEncoder, FusionPass, _attention_groups
+from models.core.keys_values import AttentionGroup, KeysValues, KVCache
+from models.core.packing import PackedTexts, Packing
 
 ROWS, KEYS, WIDTH = 3, 4, 8
 
@@ -22,15 +22,15 @@ def fusion() -> FusionEncoder:
 
 
 @pytest.fixture(scope="module")
-def memory(fusion) -> CrossMemory:
+def memory(fusion) -> KeysValues:
     states = torch.randn(ROWS, KEYS, WIDTH, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        return fusion.memory(states, torch.arange(KEYS) < torch.tensor([[4], [2], [3]]))
+        return fusion.project(states, torch.arange(KEYS) < torch.tensor([[4], [2], [3]]))
 
 
-def read(memory: CrossMemory) -> list[Tensor]:
+def read(memory: KeysValues) -> list[Tensor]:
     """Keys, values and mask of all layers."""
-    layers = [MemoryGroup((memory,), len(memory)).layer(index) for index in range(len(memory.layers))]
+    layers = [AttentionGroup((memory,), len(memory)).layer(index) for index in range(len(memory.layers))]
     return [part for layer in layers for part in (*layer.read(), layer.mask(1)) if part is not None]
 
 
@@ -68,7 +68,7 @@ def test_a_part_of_a_split_memory_is_those_rows_without_a_copy(memory):
 def test_a_memory_without_a_mask_hides_nothing(fusion):
     with torch.no_grad():
         states = torch.randn(ROWS, KEYS, WIDTH)
-        bare, masked = fusion.memory(states), fusion.memory(states, torch.ones(ROWS, KEYS, dtype=torch.bool))
+        bare, masked = fusion.project(states), fusion.project(states, torch.ones(ROWS, KEYS, dtype=torch.bool))
         assert bare.mask is None
         assert bare.split([1, ROWS - 1])[0].mask is None
         given = texts(ROWS, 2)
@@ -106,7 +106,7 @@ def test_in_each_pass_text_m_attends_to_row_m_over_s(fusion, memory):
 def test_neighbouring_passes_over_one_memory_with_equally_many_texts_share_its_keys(memory):
     other = memory.select(torch.tensor([1, 0, 2]))
     numbers = [(3, memory), (3, memory), (6, memory), (6, memory), (3, other), (3, memory)]
-    found = _memory_groups([FusionPass(texts(count, 0), seen) for count, seen in numbers])
+    found = _attention_groups([FusionPass(texts(count, 0), seen) for count, seen in numbers])
     assert [(each.text_count, len(each.memories)) for each in found] == [(6, 2), (12, 2), (3, 1), (3, 1)]
     assert [each.memories[0] for each in found] == [memory, memory, other, memory]
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from models.core.negatives import allowed_negatives, negative_weights, sample
 
-from models.align import AligningModel
-from models.contrastive import EmbeddedExamples, Examples
-from models.negatives import allowed_negatives, negative_weights, sample
+from models.core.contrastive import EmbeddedExamples, Examples
+from models.core.matching import AligningModel
 from tests.models.test_initialise import CONFIG
 
 

@@ -7,20 +7,20 @@ import torch
 from safetensors.torch import save_file
 from transformers import DistilBertConfig
 
-from models.align import AligningConfig
 from models.checkpoints import InitConfig, initialise
 from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters, loading_lines
 from models.checkpoints.loading import load_published
-from models.fusion import FusionConfig
-from models.hub_text import HubTextEncoder
-from models.multigrained import PretrainModelConfig
-from models.nlvr import NLVRModel
-from models.pretrain import PretrainModel
-from models.retrieval import RetrievalModel
-from models.text import TextArchitecture, TextConfig
-from models.vision import VisionConfig
-from models.vqa import DecoderConfig, VQAModel, VQAModelConfig
+from models.core.contrastive import AligningConfig
+from models.core.fusion import FusionConfig
+from models.core.hub_text import HubTextEncoder
+from models.core.text import TextArchitecture, TextConfig
+from models.core.vision import VisionConfig
+from models.pretraining.config import PretrainModelConfig
+from models.pretraining.model import PretrainModel
+from models.tasks.nlvr import NLVRModel
+from models.tasks.retrieval import RetrievalModel
+from models.tasks.vqa import DecoderConfig, VQAModel, VQAModelConfig
 from tests.messages import OneLine, naming
 from tests.models.golden import GOLDEN, encoded, manifest, model_config
 from utils.batch import Text
@@ -197,7 +197,7 @@ def test_a_published_file_with_another_text_encoder_is_one_line_with_the_remedy(
 def test_any_other_hub_encoder_can_take_the_place(checkpoint, monkeypatch):
     path, english = checkpoint
     hub = DistilBertConfig(vocab_size=50, dim=12, n_layers=1, n_heads=2, hidden_dim=24, max_position_embeddings=16)
-    monkeypatch.setattr("models.hub_text.hub_config_of", lambda encoder: hub)
+    monkeypatch.setattr("models.core.hub_text.hub_config_of", lambda encoder: hub)
     config = AligningConfig(vision=VISION, text=TextConfig(encoder="any"), fusion=KEPT, embed_dim=8)
     model = RetrievalModel(config)
     assert isinstance(model.text, HubTextEncoder)

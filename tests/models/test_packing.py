@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import packing
-from models.packing import PackedTexts, Packing, packings_of
+from models.core import packing
+from models.core.packing import PackedTexts, Packing, packings_of
 from utils.batch import Text
 
 LENGTHS = (3, 5, 1, 4)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.captioning import CaptioningModel
-from models.generation import DecodingConfig
-from models.grounding import GroundingModel
-from models.losses import at_least_float32
-from models.nlvr import NLVRModel
-from models.reranking import TextBank, score_pairs
-from models.retrieval import RetrievalModel
-from models.video_qa import VideoQAModel, VideoQAModelConfig
-from models.vqa import VQAModel, VQAModelConfig
-from models.xvlm import XVLM
+from models.core.generation import DecodingConfig
+from models.core.losses import at_least_float32
+from models.core.xvlm import XVLM
+from models.inference.reranking import TextBank, score_pairs
+from models.tasks.captioning import CaptioningModel
+from models.tasks.grounding import GroundingModel
+from models.tasks.nlvr import NLVRModel
+from models.tasks.retrieval import RetrievalModel
+from models.tasks.video_qa import VideoQAModel, VideoQAModelConfig
+from models.tasks.vqa import VQAModel, VQAModelConfig
 from tests.models import test_golden_captioning, test_golden_vqa, test_video
 from tests.models.golden import GOLDEN, arrays, manifest, model_config
 from tests.models.test_golden_downstream import retrieval_batch, text_of
@@ -71,7 +71,7 @@ def test_no_loss_of_a_float64_model_is_float32(task):
 @torch.no_grad()
 def test_scores_of_decoding_and_of_re_ranking_stay_in_float64():
     model, batch = in_float64(*captioning())
-    memory = model.images_memory(batch.pixels)
+    memory = model.project_images(batch.pixels)
     found = model.generate(memory, test_golden_captioning.TOKENS, DecodingConfig(max_length=3, min_length=0))
     assert found.score.dtype == torch.float64
     model, batch = in_float64(*retrieval())

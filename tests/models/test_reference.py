@@ -10,8 +10,9 @@ import torch
 from benchmarks.plain_path import plain_losses
 from benchmarks.pretrain_step import build
 from benchmarks.synthetic import pretrain_batch
-from models import packing
-from models.pretrain import PretrainModel
+from models.core import packing
+from models.pretraining.model import PretrainModel
+from optim.setup import set_gradient_checkpointing
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.devices import BOUNDS, ON_REAL_DEVICES, bf16, copied_to, flattened, moved, relative_error
 from tests.models.golden import in_float64
@@ -103,7 +104,7 @@ def test_they_do_where_nothing_is_known_and_nothing_packed(built, monkeypatch):
 
 def test_they_do_with_recomputed_activations(built):
     model, batch = built
-    model.set_recompute(("vision", "text", "fusion"))
+    set_gradient_checkpointing(model, ("vision", "text", "fusion"))
     assert_as_plain(model, batch, batch)
 
 
@@ -147,7 +148,7 @@ def test_in_bf16_both_paths_are_as_near_to_the_numbers_of_float64(on_cpu, device
     of a parameter 5.5e-2; the fast path's error was at most 0.995 of the plain path's. The bounds are about three times as wide,
     for other kernels."""
     model, batch = copied_to(torch.device("cpu"), on_cpu[0]), on_cpu[1]
-    model.sample_negatives = sampled_by_the_mask_alone
+    model.matching_head.sample_negatives = sampled_by_the_mask_alone
     exact_model = copied_to(torch.device("cpu"), model).double()
     exact_losses = plain_losses(exact_model, map_tensors(batch, in_float64))
     exact = gradients(exact_model, exact_losses)

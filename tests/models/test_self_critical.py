@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from models.captioning import CaptioningModel
-from models.self_critical import SelfCriticalConfig, SelfCriticalModel
+from models.tasks.captioning import CaptioningModel
+from models.tasks.self_critical import SelfCriticalConfig, SelfCriticalModel
 from tests.models.test_generation import TOKENS, tiny
 from utils.batch import CaptioningBatch, LeftToRightText
 
@@ -69,7 +69,7 @@ def test_the_loss_is_each_likelihood_times_how_much_better_than_the_others_it_is
     torch.manual_seed(0)
     policy = model(given)["policy"].total
     torch.manual_seed(0)
-    memory = model.images_memory(given.pixels)
+    memory = model.project_images(given.pixels)
     likelihood = model._sample(memory).score.view(3, 3)
     expected = 0.0
     for image in range(2):  # the third does not count
@@ -90,7 +90,7 @@ def test_likelihoods_are_those_at_the_temperature_of_the_draw():
     model = critic(lambda said, references: [0.0] * len(said)).eval()
     model.critic = SelfCriticalConfig(samples=2, max_length=6, temperature=0.5)
     with torch.no_grad():
-        memory = model.images_memory(batch(1).pixels)
+        memory = model.project_images(batch(1).pixels)
         torch.manual_seed(0)
         said = model._captions(model._sample(memory))
         found = model._likelihood(said, memory)

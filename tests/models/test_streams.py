@@ -6,12 +6,12 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from models.pretraining.streams.base import AlignedStream
 
 from benchmarks.synthetic import pretrain_batch
-from models.multigrained import IdenticalTexts, StreamWeights, zero_loss
-from models.pretrain import STREAMS as STREAM_CLASSES
-from models.pretrain import PretrainModel
-from models.streams.base import AlignedStream
+from models.pretraining.config import IdenticalTexts, StreamWeights, zero_loss
+from models.pretraining.model import STREAMS as STREAM_CLASSES
+from models.pretraining.model import PretrainModel
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.models.test_flops import MODEL, STREAMS
 from utils.batch import Batch, PretrainBatch

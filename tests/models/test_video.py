@@ -13,12 +13,12 @@ from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published
 from models.checkpoints.rename import DROPPED, TIED, published_to_ours
-from models.fusion import FusionPass
-from models.multigrained import PretrainModelConfig, StreamWeights
-from models.pretrain import PretrainModel
-from models.retrieval import RetrievalModel
-from models.video_qa import VideoQAModel, VideoQAModelConfig
-from models.vision import FRAME_POSITIONS, VideoConfig, VisionConfig, VisionEncoder
+from models.core.fusion import FusionPass
+from models.core.vision import FRAME_POSITIONS, VideoConfig, VisionConfig, VisionEncoder
+from models.pretraining.config import PretrainModelConfig, StreamWeights
+from models.pretraining.model import PretrainModel
+from models.tasks.retrieval import RetrievalModel
+from models.tasks.video_qa import VideoQAModel, VideoQAModelConfig
 from tests.devices import copied_to, moved
 from tests.models.golden import (
     GOLDEN,
@@ -82,7 +82,7 @@ def test_a_video_equals_the_published_encoder(model, given):
 def test_matching_logits_of_videos(model, given):
     concepts = model.vision(given["video"])
     text = encoded(model, given["video_text_ids"], given["video_text_atts"])
-    memory = model.fusion.concept_memory(concepts)
+    memory = model.fusion.project_concepts(concepts)
     passes = [
         FusionPass.cls(text, memory),
         FusionPass.cls(text, memory.select(given["video_image_neg_idx"])),
@@ -249,7 +249,7 @@ def test_the_fusion_looks_at_every_frame_of_tokens():
     text = encoded(other, GIVEN["video_text_ids"], GIVEN["video_text_atts"])
 
     def cls(pixels: Tensor) -> Tensor:
-        (states,) = other.fusion.fuse([FusionPass.cls(text, other.fusion.concept_memory(other.vision(pixels)))])
+        (states,) = other.fusion.fuse([FusionPass.cls(text, other.fusion.project_concepts(other.vision(pixels)))])
         return states
 
     pixels = GIVEN["video"]
@@ -266,7 +266,7 @@ def test_published_video_checkpoints_have_a_place_for_every_tensor():
         "retrieval_base_video": (RetrievalModel, 8),
         "videoqa_base": (VideoQAModel, 5),
     }
-    from models.text import TextArchitecture, TextConfig
+    from models.core.text import TextArchitecture, TextConfig
 
     counts = json.loads((GOLDEN / "checkpoint_keys/param_counts.json").read_text())
     rename = published_to_ours(text_layers=12)

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from models.blocks import Block, BlockStack, Projections
-from models.vqa import VQAModel
+from models.core.blocks import Block, BlockStack, Projections
+from models.tasks.vqa import VQAModel
+from optim.setup import compile_encoders, set_gradient_checkpointing
 from tests.models.test_flops import FINE_TUNING, made
 
 
@@ -43,11 +44,11 @@ def test_an_answer_decoder_is_recomputed_with_the_fusion_and_gets_the_same_gradi
     model, batch = vqa
     expected = backward(model, batch)
     counted = calls(model, Block)
-    model.set_recompute(["fusion"])
+    set_gradient_checkpointing(model, ["fusion"])
     found = backward(model, batch)
     assert {name.split(".")[0]: count for name, count in counted.items()} == {"text": 1, "fusion": 2, "decoder": 2}
     torch.testing.assert_close(found, expected)
-    model.set_recompute(["text"])
+    set_gradient_checkpointing(model, ["text"])
     backward(model, batch)
     assert {name.split(".")[0]: count for name, count in counted.items()} == {"text": 3, "fusion": 3, "decoder": 3}
 
@@ -59,7 +60,7 @@ def test_an_answer_decoder_is_compiled_with_the_other_encoders(vqa):
     torch._dynamo.reset()
     try:
         counter = CompileCounter()
-        model.compile_encoders(fullgraph=True, backend=counter)
+        compile_encoders(model, fullgraph=True, backend=counter)
         torch.testing.assert_close(model(batch)["answers"].total, expected)
         assert counter.frame_count == 4, "vision, text, fusion and decoder"
     finally:

@@ -13,12 +13,12 @@ from torch import nn
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.rename import published_to_ours
 from models.checkpoints.report import LoadReport
-from models.multigrained import PretrainModelConfig, StreamWeights
-from models.nlvr import NLVRModel
-from models.pretrain import PretrainModel
-from models.text import TextArchitecture, TextConfig
-from models.vision import VideoConfig, VisionConfig
-from models.vqa import VQAModel, VQAModelConfig
+from models.core.text import TextArchitecture, TextConfig
+from models.core.vision import VideoConfig, VisionConfig
+from models.pretraining.config import PretrainModelConfig, StreamWeights
+from models.pretraining.model import PretrainModel
+from models.tasks.nlvr import NLVRModel
+from models.tasks.vqa import VQAModel, VQAModelConfig
 from optim import OptimConfig, build_optimizer, learning_rate, parameter_groups
 from utils.errors import UserError
 

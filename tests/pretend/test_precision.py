@@ -29,10 +29,10 @@ NOT_LISTED = ("mean", "log_sigmoid_forward", "sigmoid", "logcumsumexp", "var", "
 
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
 EXACT = {
-    ("models/contrastive.py", "ContrastiveHead.similarity"): "near cosines are divided by a small temperature",
-    ("models/losses.py", "_compare"): "the same",
-    ("models/losses.py", "_judge"): "the same",
-    ("models/vision.py", "VisionEncoder.regions"): "means of patches",
+    ("models/core/contrastive.py", "ContrastiveHead.similarity"): "near cosines are divided by a small temperature",
+    ("models/core/losses.py", "_compare"): "the same",
+    ("models/core/losses.py", "_judge"): "the same",
+    ("models/core/vision.py", "VisionEncoder.regions"): "means of patches",
     ("tasks/two_stage.py", "TwoStageRetrieval._nearest"): "near cosines would tie",
 }
 """Where products are in float32, and why."""
@@ -73,8 +73,11 @@ def test_a_step_of_all_streams_has_products_in_bf16_and_the_rest_in_float32(loss
     batch = pretrain_batch(config.data, model.vision, 200, seed=0, static=False)
     with recorded_operations() as operations:
         trainer.train_step([batch])
-    places = {("models/contrastive.py", "ContrastiveHead.similarity"), ("models/vision.py", "VisionEncoder.regions")}
-    places.add(("models/losses.py", "_compare" if loss == "softmax" else "_judge"))
+    places = {
+        ("models/core/contrastive.py", "ContrastiveHead.similarity"),
+        ("models/core/vision.py", "VisionEncoder.regions"),
+    }
+    places.add(("models/core/losses.py", "_compare" if loss == "softmax" else "_judge"))
     assert check(operations, pretend) == places
 
 

@@ -217,9 +217,9 @@ OF_EVALUATIONS = {
     "copies to the host: tasks/pretrain_evaluation.py PretrainEvaluator._words": RESULTS,
     "copies to the host: tasks/finetune.py FineTuneTask.outputs": RESULTS,
     "copies to the host: tasks/inference.py finite": "scores, of which none may be NaN before a prediction is chosen",
-    "copies to the host: models/reranking.py TextBank.of": "lengths of all texts, once, to sort them by length",
-    "copies to the host: models/answer_ranking.py rank_answers": "the best first words, whose answers are scored in full",
-    "reads a number: models/generation.py beam_search": "whether all captions of a batch are finished, after each word",
+    "copies to the host: models/inference/reranking.py TextBank.of": "lengths of all texts, once, to sort them by length",
+    "copies to the host: models/inference/answer_ranking.py rank_answers": "the best first words, to score their answers",
+    "reads a number: models/core/generation.py beam_search": "whether all captions of a batch are finished, after each word",
 }
 """Waits of the host in an evaluation: kind, file and function, and the reason."""
 

@@ -16,7 +16,7 @@ from engine.checkpoint import write_checkpoint
 from models.checkpoints.convert import same_bits
 from models.checkpoints.files import read_weights
 from models.checkpoints.recognise import recognise
-from models.pretrain import PretrainModel
+from models.pretraining.model import PretrainModel
 from run import main
 from tasks.kinds import ROOT
 from tests.messages import OneLine

@@ -14,8 +14,8 @@ from dataset.text.loading import load_tokenizer
 from engine.checkpoint import MODEL_FILE, run_of
 from engine.run_files import CONFIG_FILE
 from models.checkpoints.files import read_weight_file
-from models.xvlm import BESIDE_BLOCKS
 from optim.lora import HEADER, config_of, has_adapters, is_adapter, merged, plain_name
+from optim.setup import OUTSIDE_BLOCKS, add_adapters
 from tasks.base import ADAPTERS, ANSWERS, TOKENIZER, load_initial
 from tasks.kept import with_kept_inputs
 from tasks.kinds import choose
@@ -101,7 +101,7 @@ def _parted(tensors: Mapping[str, Tensor], frozen: Sequence[str]) -> tuple[dict[
     kept = tuple(f"{part}." for part in frozen)
     trained, base = {}, {}
     for name, tensor in tensors.items():
-        of_base = name.startswith(kept) or (name.startswith(targets) and not name.startswith(BESIDE_BLOCKS))
+        of_base = name.startswith(kept) or (name.startswith(targets) and not name.startswith(OUTSIDE_BLOCKS))
         if is_adapter(name) or not of_base:
             trained[name] = tensor
         else:
@@ -136,7 +136,7 @@ def _model_on(folder: Path, base: str, about: Mapping[str, Any]) -> Any:
     torch.manual_seed(config.seed)
     model = task.build_model(config, len(load_tokenizer(config.model.text.encoder, "model.text.encoder")))
     load_initial(task, config, model)
-    model.add_adapters(config_of(about, str(folder / ADAPTERS)), tuple(config.optim.frozen.steps))
+    add_adapters(model, config_of(about, str(folder / ADAPTERS)), tuple(config.optim.frozen.steps))
     return model
 
 

@@ -12,8 +12,8 @@ import torch
 from models.checkpoints.recognise import TABLE, THEIR_OWN, WORDS, Recognised
 from models.checkpoints.rename import Shapes
 from models.checkpoints.settings import model_section
-from models.vision import FRAME_POSITIONS
-from models.xvlm import XVLM, ModelConfig
+from models.core.vision import FRAME_POSITIONS
+from models.core.xvlm import XVLM, ModelConfig
 from tasks import TASKS
 from tasks.kinds import ROOT
 from utils.config import read_config

@@ -14,7 +14,7 @@ import torch
 from engine.memory import trainer_of
 from engine.precision import APEX_LEVELS
 from engine.real_steps import ran_out_of_memory
-from models.self_critical import SelfCriticalModel
+from models.tasks.self_critical import SelfCriticalModel
 from tasks.base import load_initial, set_up_training
 from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.panels import panels_of

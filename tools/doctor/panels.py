@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.vision import PIXEL_MEAN, PIXEL_STD
+from models.core.vision import PIXEL_MEAN, PIXEL_STD
 from utils.batch import IGNORE, LeftToRightText, MaskedText, PretrainBatch, RegionBatch, Text
 
 MOST_PANELS, MOST_LINES = 4, 8

@@ -12,7 +12,8 @@ import torch
 from dataset.tasks.pretrain import DataConfig
 from dataset.tasks.streams.regions import RegionStreamConfig
 from dataset.text.loading import load_tokenizer
-from models.align import AligningModel
+from models.inference.reranking import AligningModel
+from optim.setup import set_frozen
 from tasks.base import set_up_training
 from tasks.finetune import FineTuneTask
 from tasks.kinds import Choice
@@ -173,4 +174,4 @@ def shorten(names: Sequence[str], most: int = 3) -> str:
 def _freeze(config: Any, model: Any) -> None:
     """Freeze what never trains in the run."""
     if frozen := config.optim.frozen.frozen_for_good:
-        model.set_frozen(frozen)
+        set_frozen(model, frozen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.vision import VisionConfig
+from models.core.vision import VisionConfig
 from utils.batch import LeftToRightText, MaskedText, Text
 from utils.image_size import sides_of
 
@@ -43,7 +43,7 @@ def masked_text(count: int, tokens: int, masks: int, vocabulary: int) -> MaskedT
         masked_ids=plain.ids,
         positions=torch.arange(1, masks + 1).repeat(count, 1),
         labels=token_ids(count, masks, vocabulary),
-        key=torch.arange(count),
+        text_id=torch.arange(count),
     )
 
 

@@ -15,7 +15,8 @@ from engine.chunks import check_chunks
 from engine.communication import StepSizes
 from engine.memory import AVERAGE, FakeSteps, StepMemory, tensor_bytes, trainable
 from engine.real_steps import RealSteps, ran_out_of_memory
-from models.align import AligningModel
+from models.inference.reranking import AligningModel
+from optim.setup import set_frozen
 from tasks.base import set_up_training
 from tasks.kinds import choose
 from tools.plan.scaling import RANKS, Scale, scale_of
@@ -53,7 +54,7 @@ class Planner:
         with torch.device("meta"):
             self.meta_model = self._build()
         if frozen := self.config.optim.frozen.frozen_for_good:
-            self.meta_model.set_frozen(frozen)
+            set_frozen(self.meta_model, frozen)
         self.steps = self._make_steps()
         self.memories: dict[tuple[int, int], dict[str, int] | None] = {}
         """Memory of a step by the examples of its micro-batch and the ranks; None: it does not fit."""

@@ -13,13 +13,13 @@ import torch
 from dataset.tasks.pretrain import DataConfig, RegionStreamConfig
 from dataset.tasks.streams.base import StreamConfig
 from dataset.text.processors import TextDataConfig
-from models.nlvr import NLVRModel
-from models.pretrain import PretrainModel
-from models.retrieval import RetrievalModel
-from models.video_qa import VideoQAModel
-from models.vision import VisionEncoder
-from models.vqa import VQAModel
-from models.xvlm import XVLM
+from models.core.vision import VisionEncoder
+from models.core.xvlm import XVLM
+from models.pretraining.model import PretrainModel
+from models.tasks.nlvr import NLVRModel
+from models.tasks.retrieval import RetrievalModel
+from models.tasks.video_qa import VideoQAModel
+from models.tasks.vqa import VQAModel
 from tasks.captioning import CaptioningConfig
 from tasks.grounding import GroundingConfig
 from tasks.nlvr import NLVRConfig

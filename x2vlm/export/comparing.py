@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from models.reranking import TextBank
+from models.inference.reranking import TextBank
 from utils.batch import Text
 from utils.image_size import sides_of
 from x2vlm.model import Model

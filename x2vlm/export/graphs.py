@@ -21,15 +21,14 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
 
-from models.align import AligningModel
-from models.grounding import GroundingModel
-from models.heads import predict_box
-from models.hub_text import HubTextEncoder
-from models.losses import at_least_float32
-from models.multigrained import MultiGrainedModel
+from models.core.hub_text import HubTextEncoder
+from models.core.losses import at_least_float32
+from models.core.vision import Concepts
+from models.core.xvlm import XVLM
+from models.inference.reranking import AligningModel
+from models.pretraining.model import PretrainModel
 from models.reference import Padded, add_and_norm, attend, encode
-from models.vision import Concepts
-from models.xvlm import XVLM
+from models.tasks.grounding import GroundingModel
 from utils.errors import UserError
 from utils.image_size import sides_of
 from x2vlm.export.files import (
@@ -122,7 +121,7 @@ class FusionGraph(nn.Module):
         self.fusion = network.fusion
         self.matching_head = network.matching_head if isinstance(network, AligningModel) else None
         self.box_head: nn.Module | None = None
-        if isinstance(network, MultiGrainedModel | GroundingModel):
+        if isinstance(network, PretrainModel | GroundingModel):
             self.box_head = network.box_head
 
     @property
@@ -139,7 +138,7 @@ class FusionGraph(nn.Module):
             logits = at_least_float32(self.matching_head(cls))
             results.append(logits[..., 1] - logits[..., 0])
         if self.box_head is not None:
-            results.append(predict_box(self.box_head, cls))
+            results.append(self.box_head(cls))
         return tuple(results)
 
     def _cls(self, text_states: Tensor, text_mask: Tensor, images: Padded) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.packing import PackedTexts, Packing
-from models.reranking import TextBank, score_each
+from models.core.packing import PackedTexts, Packing
+from models.inference.reranking import TextBank, score_each
 from utils.batch import Text
 from utils.errors import UserError
 from utils.image_size import ImageSize

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.align import AligningConfig
-from models.reranking import TextBank
+from models.core.contrastive import AligningConfig
+from models.inference.reranking import TextBank
 from utils.errors import UserError
 from x2vlm.inputs import Image
 from x2vlm.model import Model

@@ -7,14 +7,13 @@ import json
 import pytest
 import torch
 
-from models.align import AligningConfig
-from models.contrastive import ContrastiveConfig
-from models.fusion import FusionConfig
-from models.packing import PackedTexts, Packing
-from models.reranking import TextBank
-from models.retrieval import RetrievalModel
-from models.text import TextArchitecture, TextConfig
-from models.vision import VideoConfig, VisionConfig
+from models.core.contrastive import AligningConfig, ContrastiveConfig
+from models.core.fusion import FusionConfig
+from models.core.packing import PackedTexts, Packing
+from models.core.text import TextArchitecture, TextConfig
+from models.core.vision import VideoConfig, VisionConfig
+from models.inference.reranking import TextBank
+from models.tasks.retrieval import RetrievalModel
 from utils.batch import Text
 from x2vlm import UserError
 from x2vlm.export import graphs

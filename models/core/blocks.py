@@ -1,0 +1,349 @@
+"""The post-norm transformer block of BERT with an optional cross-attention (section 3.3), and stacks of it.
+
+Parameters have Hugging Face's names. States are packed, (T, D); attention pads them (:mod:`models.core.packing`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from models.core.keys_values import AttentionGroup, KeysValues, KVCache, aligned_zeros
+from models.core.packing import PackedTexts, Packing
+from utils.config import Config
+
+MAX_BLOCKS, MAX_HEADS, MAX_WIDTH, MAX_ROWS = 1000, 1024, 65536, 10_000_000
+"""Maximum sizes in a config: blocks, heads of a block, widths, and rows of a table. No published model comes near them. Without a
+limit, building the model of a damaged config could take hours."""
+
+
+class BlockConfig(Config):
+    """Sizes of a BERT block."""
+
+    width: int
+    heads: int
+    intermediate: int
+    eps: float = 1e-12
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    drop_path: float = 0.0
+    init_std: float = 0.02
+
+    def at_depth(self, index: int, blocks: int) -> BlockConfig:
+        """Sizes of block ``index`` of a stack: its drop path rises linearly from 0 to ``drop_path``, and replaces the dropout
+        on residual branches (as released)."""
+        depth = index / (blocks - 1) if blocks > 1 else 0.0
+        dropout = 0.0 if self.drop_path else self.dropout
+        return self.model_copy(update={"drop_path": self.drop_path * depth, "dropout": dropout})
+
+
+@dataclass(frozen=True)
+class QueryPositions:
+    """The tokens whose states the last block computes: up to W of each of N texts.
+
+    ``positions`` (N, W) int64 in the padded text; ``packing`` of these tokens, N texts padded to W.
+    """
+
+    positions: Tensor
+    packing: Packing
+
+    @staticmethod
+    def cls(count: int, device: torch.device) -> QueryPositions:
+        """[CLS] of each of ``count`` texts."""
+        positions = torch.zeros(count, 1, dtype=torch.int64, device=device)
+        return QueryPositions(positions, Packing.padded(count, 1, device))
+
+    @staticmethod
+    def concat(parts: Sequence[QueryPositions]) -> QueryPositions:
+        """Query positions of the concatenated texts."""
+        packing = Packing.concat([part.packing for part in parts])
+        positions = [F.pad(part.positions, (0, packing.length - part.positions.shape[1])) for part in parts]
+        return QueryPositions(torch.cat(positions), packing)
+
+    def tokens_of(self, packing: Packing) -> Tensor:
+        """Numbers (Q,) of the query positions among the tokens of ``packing``; a spare one names any token."""
+        text = self.packing.text_index.clamp(max=packing.count - 1)
+        return packing.starts.index_select(0, text) + self.packing.pack(self.positions)
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """What self-attention needs to know about the tokens of a call: how they are packed, and which tokens see each other.
+
+    Attributes:
+        packing: of all tokens.
+        bias: added to the attention scores (:func:`attention_bias`); it broadcasts to (N, H, W or L, K).
+        queries: the tokens whose states are computed; None: all.
+        cache: keys and values of earlier tokens, to which those of this call are appended; K counts both.
+    """
+
+    packing: Packing
+    bias: Tensor
+    queries: QueryPositions | None = None
+    cache: KVCache | None = None
+
+    @staticmethod
+    def of(packing: Packing, dtype: torch.dtype, queries: QueryPositions | None = None) -> TokenLayout:
+        """Texts whose tokens see all tokens of their own text. ``dtype``: of projected queries (:func:`linear_dtype`)."""
+        return TokenLayout(packing, attention_bias(packing.mask, dtype), queries)
+
+    @staticmethod
+    def with_mask(count: int, mask: Tensor, dtype: torch.dtype, cache: KVCache | None = None) -> TokenLayout:
+        """``count`` texts of L tokens each. ``mask`` (N or 1, L, K) bool: a query attends to a key where it is True."""
+        packing = Packing.padded(count, mask.shape[1], mask.device)
+        return TokenLayout(packing, attention_bias(mask, dtype), cache=cache)
+
+
+class Projections(nn.Module):
+    """Query, key and value projections; keys and values may come from states of another width (``cross_width``)."""
+
+    def __init__(self, width: int, cross_width: int | None = None):
+        super().__init__()
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(cross_width or width, width)
+        self.value = nn.Linear(cross_width or width, width)
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (..., D) of ``states`` (..., D'). Queries are projected separately, at the query positions only."""
+        return self.key(states), self.value(states)
+
+
+class ResidualOutput(nn.Module):
+    """Linear, dropout, drop path, residual, LayerNorm.
+
+    The drop path leaves out whole texts. (In the released code it leaves out a position, the same one of all texts of the batch.)
+    """
+
+    def __init__(self, inputs: int, config: BlockConfig):
+        super().__init__()
+        self.dense = nn.Linear(inputs, config.width)
+        self.LayerNorm = nn.LayerNorm(config.width, eps=config.eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.drop_path = config.drop_path
+
+    def forward(self, states: Tensor, residual: Tensor, packing: Packing) -> Tensor:
+        """``states`` (T, inputs), ``residual`` (T, D) -> (T, D)."""
+        added = self.dropout(self.dense(states))
+        if self.training and self.drop_path:
+            keep = 1 - self.drop_path
+            kept = added.new_empty(packing.count + 1, 1).bernoulli_(keep).div_(keep)  # one more for spare tokens
+            added = added * kept.index_select(0, packing.text_index)
+        return self.LayerNorm(added + residual)
+
+
+class Attention(nn.Module):
+    """Attention with its projections and its residual output."""
+
+    def __init__(self, config: BlockConfig, cross_width: int | None = None):
+        super().__init__()
+        self.heads, self.dropout = config.heads, config.attention_dropout
+        self.self = Projections(config.width, cross_width)
+        self.output = ResidualOutput(config.width, config)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        """Scaled dot-product attention.
+
+        Args:
+            queries: (N, H, L, d).
+            keys, values: (N, H, K, d).
+            bias: added to the scores; broadcasts to (N, H, L, K).
+
+        Returns:
+            (N, L, D).
+        """
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, dropout_p=dropout)
+        return attended.transpose(1, 2).flatten(2)
+
+    def split_heads(self, states: Tensor) -> Tensor:
+        """(N, L, D) -> (N, H, L, d)."""
+        return states.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+class SelfAttention(Attention):
+    """Tokens attend to the tokens of their own text."""
+
+    def forward(self, states: Tensor, layout: TokenLayout) -> tuple[Tensor, Packing]:
+        """``states`` (T, D) of all tokens -> those of the queries (Q, D), with their packing."""
+        queries, packing = states, layout.packing
+        if layout.queries is not None:
+            queries = states.index_select(0, layout.queries.tokens_of(packing))
+            packing = layout.queries.packing
+        query = self.split_heads(packing.pad(self.self.query(queries)))
+        keys, values = (self.split_heads(layout.packing.pad(packed)) for packed in self.self(states))
+        if layout.cache is not None:
+            keys, values = layout.cache.update(self, keys, values)
+        attended = self.attend(query, keys, values, layout.bias)
+        return self.output(packing.pack(attended), queries, packing), packing
+
+
+class CrossAttention(Attention):
+    """Tokens attend to keys and values that have been projected beforehand."""
+
+    def forward(self, states: Tensor, packing: Packing, groups: Sequence[AttentionGroup]) -> Tensor:
+        """``states`` (T, D) -> (T, D). The texts of ``packing`` are those of the groups, in order, which have one layer."""
+        queries = packing.pad(self.self.query(states)).split([group.text_count for group in groups])
+        attended = [self._attend_to(group, of_group) for group, of_group in zip(groups, queries, strict=True)]
+        return self.output(packing.pack(torch.cat(attended)), states, packing)
+
+    def _attend_to(self, group: AttentionGroup, queries: Tensor) -> Tensor:
+        """``queries`` (N, L, D) of the group's texts -> (N, L, D). In the last block there are W query positions instead of L."""
+        keys, values = group.read()
+        passes, rows, width = len(group.passes), len(keys), queries.shape[2]
+        # (passes * R * S, L, D) -> (passes, R, S * L, D) -> (R, passes, S * L, D): all queries that attend to a row, from S texts
+        # in each pass, are next to each other, so that the row's keys and values are read once.
+        by_row = queries.reshape(passes, rows, -1, width).transpose(0, 1)
+        bias = group.bias(queries=by_row.shape[2])
+        query, keys, values = map(self.split_heads, (by_row.reshape(rows, -1, width), keys, values))
+        attended = self.attend(query, keys, values, bias).view(rows, passes, -1, width)
+        return attended.transpose(0, 1).reshape(queries.shape)
+
+
+class Intermediate(nn.Module):
+    """The first half of the feed-forward block; GELU is the exact one."""
+
+    def __init__(self, config: BlockConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.width, config.intermediate)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return F.gelu(self.dense(states))
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention to states of ``cross_width`` if it is given, and feed-forward; each has its own residual
+    and norm."""
+
+    def __init__(self, config: BlockConfig, cross_width: int | None = None):
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.crossattention = CrossAttention(config, cross_width) if cross_width else None
+        self.intermediate = Intermediate(config)
+        self.output = ResidualOutput(config.intermediate, config)
+
+    def forward(self, states: Tensor, layout: TokenLayout, groups: Sequence[AttentionGroup] = ()) -> Tensor:
+        """Run the block.
+
+        Args:
+            states: (T, D).
+            layout: of the tokens; its query positions are the states that are computed.
+            groups: what the texts attend to, with this block's keys and values alone; if there are none, the cross-attention is
+                skipped, as for texts that have no image.
+
+        Returns:
+            (Q, D); without query positions Q = T.
+        """
+        states, packing = self.attention(states, layout)
+        if self.crossattention is not None and groups:
+            states = self.crossattention(states, packing, groups)
+        return self.output(self.intermediate(states), states, packing)
+
+
+class BlockStack(nn.Module):
+    """Blocks under the key ``layer.N``. It is compiled as a whole, and gradient checkpointing recomputes it block by block."""
+
+    def __init__(self, blocks: int, config: BlockConfig, cross_width: int | None = None):
+        super().__init__()
+        self.config = config
+        self.layer = nn.ModuleList(Block(config.at_depth(index, blocks), cross_width) for index in range(blocks))
+        self.gradient_checkpointing = False
+        self.apply(partial(init_bert_weights, std=config.init_std))
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks, first to last."""
+        return cast(list[Block], list(self.layer))
+
+    def forward(self, states: Tensor, layout: TokenLayout, groups: Sequence[AttentionGroup] = ()) -> Tensor:
+        """Run all blocks.
+
+        Args:
+            states: (T, D).
+            layout: of the tokens. The last block computes the states at its query positions only; the blocks before it compute
+                all states, since the next block attends to all tokens.
+            groups: the keys and values of all layers that the texts attend to, in the order of the texts; may be empty.
+
+        Returns:
+            (Q, D).
+        """
+        all_tokens = replace(layout, queries=None)
+        for index, block in enumerate(self.blocks):
+            is_last = index == len(self.layer) - 1
+            inputs = (states, layout if is_last else all_tokens, tuple(group.layer(index) for group in groups))
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                states = cast(Tensor, checkpoint(block, *inputs, use_reentrant=False))
+            else:
+                states = block(*inputs)
+        return states
+
+    def project_layers(self, states: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Keys and values for the cross-attention of each block, (..., D), of ``states`` (..., D')."""
+        projections = [block.crossattention.self for block in self.blocks if block.crossattention is not None]
+        return tuple(project(states) for project in projections)
+
+    def project(self, states: Tensor, mask: Tensor | None = None) -> KeysValues:
+        """Keys and values of ``states`` (R, K, D') that texts can attend to; ``mask`` (R, K) bool, True = attend; None: all."""
+        bias = None if mask is None else attention_bias(mask, linear_dtype(states))
+        return KeysValues(self.project_layers(states), bias)
+
+    def project_texts(self, texts: PackedTexts) -> KeysValues:
+        """Keys and values of texts that other texts can attend to, a row each."""
+        return self.project(texts.padded(), texts.packing.mask)
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """See :class:`optim.setup.Encoder`."""
+        self.gradient_checkpointing = enabled
+
+    def compile_blocks(self, **options: Any) -> None:
+        """See :class:`optim.setup.Encoder`. Numbers of tokens change from step to step: compiled for any number at once, all
+        ranks compile in the same step."""
+        self.compile(dynamic=True, **options)
+
+
+def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn a mask into the bias that ``scaled_dot_product_attention`` adds to the scores: 0 = attend, -inf = do not.
+
+    Attention kernels would convert a boolean mask again in each layer.
+
+    Args:
+        mask: (N, K) bool, or (N, L, K) with a mask per query; True = attend.
+        dtype: of the queries.
+
+    Returns:
+        (N, 1, 1 or L, K).
+    """
+    mask = mask[:, None, None, :] if mask.dim() == 2 else mask[:, None]
+    return aligned_zeros(tuple(mask.shape), dtype, mask.device).masked_fill_(~mask, -torch.inf)
+
+
+def linear_dtype(states: Tensor) -> torch.dtype:
+    """Dtype of a linear layer's output on ``states``: under autocast, that of autocast."""
+    kind = states.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+
+
+def heads_error(width: int, heads: int) -> str | None:
+    """Error message if ``heads`` does not divide ``width``, with the nearest numbers that do; else None."""
+    if width % heads == 0:
+        return None
+    divisors = [number for number in range(1, width + 1) if width % number == 0]
+    near = (max(number for number in divisors if number < heads), *(number for number in divisors if number > heads))
+    return f"width {width} is not a multiple of heads {heads}; {' or '.join(map(str, near[:2]))} heads would do"
+
+
+def init_bert_weights(module: nn.Module, std: float) -> None:
+    """BERT's initialisation: normal weights, zero biases, unit norms."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=std)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)

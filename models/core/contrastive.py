@@ -1,0 +1,200 @@
+"""The contrastive loss between images and texts (section 3.3, eq. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.core import losses
+from models.core.blocks import MAX_WIDTH
+from models.core.losses import EmbeddedPairs, SameGroup
+from models.core.packing import PackedTexts
+from models.core.vision import Concepts
+from models.core.xvlm import ModelConfig
+from utils import distributed
+from utils.config import Config
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from models.core.gradient_cache import CachedLoss
+
+MAX_TEMPERATURE = 0.5
+
+
+class ContrastiveConfig(Config):
+    """The contrastive loss over the global batch."""
+
+    loss: Literal["softmax", "sigmoid"] = Field(
+        "softmax",
+        description="softmax: equation 1 of the paper; sigmoid: each pair is judged alone, matched or not (SigLIP)",
+    )
+    bias: float = Field(
+        -10.0,
+        description="initial bias of the sigmoid loss, which is learned; -log of the examples in a global batch is what a model "
+        "that knows nothing should have (SigLIP: -10)",
+    )
+    least_temperature: float = Field(
+        0.001,
+        gt=0,
+        le=MAX_TEMPERATURE,
+        description="the learned temperature does not fall below this. Few images are soon known by heart, it falls, and images "
+        "that were not seen are ranked worse: the initial temperature may be the better limit there",
+    )
+    text: Literal["cls", "mean"] = Field(
+        "cls",
+        description="what represents a text: cls: the state of its first token (published); mean: the mean of its tokens' "
+        "states, as sentence encoders such as MiniLM were trained",
+    )
+    text_projection: Literal["random", "identity"] = Field(
+        "random",
+        description="what the projection of texts starts from. identity: the joint space begins as the text encoder's own, which "
+        "keeps what that knows of words that no training text has; embed_dim must be its width",
+    )
+    gradient: Literal["exact", "released"] = Field(
+        "exact",
+        description="exact: the gradient that one process with the whole batch has; released: on several ranks, the "
+        "embeddings receive 1/ranks of it, since the released code passes no gradient to gathered embeddings (the "
+        "temperature's is exact)",
+    )
+    chunks: int = Field(
+        1,
+        ge=1,
+        description="micro-batches of a rank that this loss takes as one, so that it has that many times the negatives; their "
+        "encoders run twice (gradient caching). It must divide the accumulation",
+    )
+
+
+class AligningConfig(ModelConfig):
+    """Adds the joint space of images and texts, for pre-training and retrieval."""
+
+    embed_dim: int = Field(256, ge=1, le=MAX_WIDTH, description="width of the contrastive embeddings")
+    temperature: float = Field(
+        0.07,
+        gt=0,
+        le=MAX_TEMPERATURE,
+        description="initial temperature of the contrastive loss; it is learned, and kept within "
+        "`contrastive.least_temperature` .. 0.5",
+    )
+    contrastive: ContrastiveConfig = ContrastiveConfig()
+
+    @model_validator(mode="after")
+    def _temperature_is_in_its_range(self) -> AligningConfig:
+        if self.temperature < (low := self.contrastive.least_temperature):
+            raise ValueError(
+                f"temperature is {self.temperature:g}, but contrastive.least_temperature {low:g}; raise it, or lower that"
+            )
+        return self
+
+    @property
+    def chunks(self) -> int:
+        return self.contrastive.chunks
+
+
+def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
+    """The mean (N, D) of the token states (N, L, D) of each text; ``mask`` (N, L) bool, True = token."""
+    total = states.masked_fill(~mask.unsqueeze(2), 0).sum(dim=1)
+    return total / mask.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+class ContrastiveHead(nn.Module):
+    """Projections to the joint space, and the temperature."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, model: AligningConfig, vision_width: int, text_width: int):
+        super().__init__()
+        self.config = config = model.contrastive
+        self.vision_proj = nn.Linear(vision_width, model.embed_dim)
+        self.text_proj = nn.Linear(text_width, model.embed_dim)
+        if config.text_projection == "identity":
+            if text_width != model.embed_dim:
+                raise UserError(
+                    f"model.contrastive.text_projection is identity, but model.embed_dim is {model.embed_dim} and the text "
+                    f"encoder's width {text_width}; set embed_dim to {text_width}"
+                )
+            nn.init.eye_(self.text_proj.weight)
+            nn.init.zeros_(self.text_proj.bias)
+        self.temperature = nn.Parameter(torch.tensor(model.temperature))
+        self.register_parameter("bias", nn.Parameter(torch.tensor(config.bias)) if config.loss == "sigmoid" else None)
+        self.cached: Iterator[CachedLoss] | None = None
+        """Losses of the forward passes to come: see :mod:`models.core.gradient_cache`."""
+
+    def embed_pairs(
+        self, images: Concepts | PackedTexts, texts: PackedTexts, valid: Tensor, group: Tensor, same_group: SameGroup
+    ) -> EmbeddedPairs:
+        """Embed N pairs; other arguments as in :class:`EmbeddedPairs`.
+
+        Args:
+            images: N images, videos or regions; of translations, N texts.
+            texts: N texts.
+        """
+        first = self.embed_text(images) if isinstance(images, PackedTexts) else self.embed_image(images)
+        return EmbeddedPairs(first, self.embed_text(texts), valid, group, same_group)
+
+    def embed_image(self, concepts: Concepts) -> Tensor:
+        """Normalised embeddings (R, E) of visual concepts, at least float32."""
+        return F.normalize(losses.at_least_float32(self.vision_proj(concepts.mean)), dim=1)
+
+    def embed_text(self, texts: PackedTexts) -> Tensor:
+        """Normalised embeddings (N, E) of texts, at least float32."""
+        if self.config.text == "cls":
+            return self._embed(texts.cls)
+        return self.embed_padded(texts.padded(), texts.packing.mask)
+
+    def embed_padded(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Normalised embeddings (N, E) of texts by their token states (N, L, D); ``mask`` (N, L) bool, True = token."""
+        return self._embed(states[:, 0] if self.config.text == "cls" else masked_mean(states, mask))
+
+    def _embed(self, states: Tensor) -> Tensor:
+        return F.normalize(losses.at_least_float32(self.text_proj(states)), dim=1)
+
+    @property
+    def scalars(self) -> tuple[nn.Parameter, ...]:
+        """The parameters of the loss itself: the temperature, and with the sigmoid loss the bias."""
+        return (self.temperature,) if self.bias is None else (self.temperature, self.bias)
+
+    def clamp_temperature(self) -> None:
+        """Keep the temperature in its range, before each step (0.001 to 0.5 as released)."""
+        with torch.no_grad():
+            self.temperature.clamp_(self.config.least_temperature, MAX_TEMPERATURE)
+
+    def similarity(self, image: Tensor, text: Tensor) -> Tensor:
+        """Cosine similarities (R, N), divided by the temperature, between all embeddings ``image`` (R, E) and ``text`` (N, E)."""
+        with torch.autocast(image.device.type, enabled=False):
+            return image @ text.t() / self.temperature
+
+    def start_loss(self, pairs: EmbeddedPairs) -> Callable[[], Tensor]:
+        """Start the loss (eq. 1, or the sigmoid loss) over the global batch, summed over this rank's valid pairs. Every rank
+        computes its own sum.
+
+        The method returns while the embeddings (N, E) of all ranks are still being gathered, so that the caller can start other
+        work. The function that it returns waits for them and computes the loss. The gradient is that of the single-process loss,
+        or 1/ranks of it (``config.gradient``).
+        """
+        if self.cached is not None:
+            return partial(next(self.cached).loss, pairs, self.scalars)
+        image, text, valid, group, same_group = pairs
+        if self.config.gradient == "released":
+            share = 1 / distributed.world_size()
+            image, text = (distributed.scale_gradient(embed, share) for embed in (image, text))
+        local = EmbeddedPairs(image, text, valid, group, same_group)
+        wait_for_embeddings = distributed.start_gather(torch.cat([image, text], dim=1))
+        wait_for_groups = distributed.start_gather(torch.stack([valid.long(), group], dim=1))
+
+        def finish() -> Tensor:
+            all_images, all_texts = wait_for_embeddings().split(image.shape[1], dim=1)
+            all_valid, all_groups = wait_for_groups().unbind(dim=1)
+            all_ranks = EmbeddedPairs(all_images, all_texts, all_valid.bool(), all_groups, same_group)
+            offset = distributed.rank() * len(valid)
+            with torch.autocast(image.device.type, enabled=False):
+                if self.bias is not None:
+                    return losses.sigmoid_contrastive(local, all_ranks, offset, self.temperature, self.bias)
+                return losses.contrastive(local, all_ranks, offset, self.temperature)
+
+        return finish

@@ -1,0 +1,414 @@
+"""The FLOPs of a training step, counted on the host from sizes alone.
+
+The sizes of a model's parts are read once, into coefficients: multiply-accumulates for each image, token, or pair of a query and
+a key (:class:`ModelCost`). The FLOPs of a step are products of these with the counts of its micro-batch, such as the sum of the
+lengths of texts.
+
+We count the minimum arithmetic needed to compute the losses and their gradients:
+
+- each image, or frame of a video, goes through the backbone once, and is projected to keys and values once per layer;
+- texts have their true length, without padding, and examples that do not count are left out;
+- if only [CLS] is read (matching, boxes, classes), or only masked words in pre-training, the last layer computes the states at
+  these query positions, and only keys and values of the other tokens;
+- words are predicted only at masked positions.
+
+A multiply-accumulate is two FLOPs, plus two for each of its factors that has a gradient (:func:`step_flops`). So we count only
+the forward pass of a frozen encoder. For a frozen fusion encoder, through which gradients pass to other parts, we count
+everything except the gradients of its weights. A layer that reads the states of a frozen encoder has no gradient for them. We
+count matrix products, convolutions and attention. We do not count norms, activations, softmax, lookups, masks and the optimiser,
+which take a few per cent of the time and do not use tensor cores. A mask within a sequence (causal, or the patches of a region)
+does not reduce the count. Recomputation that saves memory (gradient checkpointing, the backward pass of fused attention) is not
+counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from optim.lora import UP
+from utils import distributed
+from utils.batch import ClassifiedBatch, QuestionBatch, Work
+
+Lengths = npt.NDArray[np.int64]
+"""For each text, its number of tokens, of query positions, or of keys that it attends to."""
+
+
+def step_flops(macs: int, *gradients: bool) -> int:
+    """FLOPs of multiply-accumulates in a step. ``gradients``: for each factor, whether it has a gradient; factors without one may
+    be left out."""
+    return 2 * macs * (1 + sum(gradients))
+
+
+def trains(module: nn.Module) -> bool:
+    """True if any parameter of a part trains. We assume that a part trains or is frozen as a whole."""
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def lengths(mask: Tensor, valid: Tensor) -> Lengths:
+    """Number of True values for each valid example: ``mask`` (N, L) bool, ``valid`` (N,) bool, both on the host."""
+    return np.count_nonzero(mask.numpy()[valid.numpy()], axis=1)
+
+
+def frames_of(pixels: Tensor) -> int:
+    """Number of images of an example: 1 for images (I, 3, H, W), F for videos (I, F, 3, H, W)."""
+    return pixels.shape[1] if pixels.dim() == 5 else 1
+
+
+def images_of(batch: QuestionBatch | ClassifiedBatch) -> int:
+    """Number of images or videos in a batch, counting only valid questions."""
+    if batch.image_of_question is None:
+        return int(batch.valid.sum())
+    return len(batch.image_of_question[batch.valid].unique())
+
+
+def linear_macs(*modules: nn.Module | None) -> int:
+    """Multiply-accumulates for one state that goes through all linear layers of ``modules``."""
+    parts = (part for module in modules if module is not None for part in module.modules())
+    return sum(part.weight.numel() for part in parts if isinstance(part, nn.Linear))
+
+
+def linear_flops(states: bool, *modules: nn.Module | None) -> int:
+    """FLOPs of a step for one state that goes through all linear layers of ``modules``, including the gradients of weights that
+    train. ``states``: whether the input states have gradients; the states between the two layers of an adapter always do."""
+    total = 0
+    for module in modules:
+        for name, part in () if module is None else module.named_modules():
+            if isinstance(part, nn.Linear):
+                enters = states or f"{name}.weight".endswith(UP)
+                total += step_flops(part.weight.numel(), part.weight.requires_grad, enters)
+    return total
+
+
+@dataclass(frozen=True)
+class VisionCost:
+    """The vision encoder.
+
+    Attributes:
+        embedding: FLOPs of a step for embedding the pixels of an image, or of a frame.
+        blocks: FLOPs of a step for everything after that.
+        patches, width: number of patches of an image, and width of their states.
+        keeps_frames: True if a video has the patches of all its frames.
+        trains: False if the encoder is frozen.
+    """
+
+    embedding: int
+    blocks: int
+    patches: int
+    width: int
+    keeps_frames: bool
+    trains: bool
+
+    @staticmethod
+    def of(vision: Any) -> VisionCost:
+        """Coefficients of a :class:`models.core.vision.VisionEncoder`."""
+        backbone, video, patches = vision.backbone, vision.config.video, math.prod(vision.grid)
+        tokens = patches + backbone.num_prefix_tokens
+        embeds = trains(backbone.patch_embed)
+        entering, linear, attention = embeds, 0, 0
+        for block in backbone.blocks:
+            later = entering or trains(block)
+            # If the normed input states have no gradient, the first matrix products compute none for them.
+            normed = entering or trains(block.norm1)
+            entry = [getattr(block.attn, name, None) for name in ("qkv", "q_proj", "k_proj", "v_proj")]
+            linear += linear_flops(later, block) + linear_flops(normed, *entry) - linear_flops(later, *entry)
+            attention += step_flops(2 * tokens**2 * vision.width, later, later)
+            entering = later
+        return VisionCost(
+            # Pixels have no gradient.
+            embedding=step_flops(patches * backbone.patch_embed.proj.weight.numel(), embeds),
+            blocks=tokens * linear + attention,
+            patches=patches,
+            width=vision.width,
+            keeps_frames=video is not None and video.pooling == "tokens",
+            trains=trains(vision),
+        )
+
+    def encode(self, images: int) -> int:
+        """FLOPs of encoding images, or frames, to patches."""
+        return images * (self.embedding + self.blocks)
+
+    def pool_regions(self, regions: int) -> int:
+        """FLOPs of the mean of each region's patches. The weights of this mean have no gradient."""
+        return step_flops(regions * self.patches * self.width, self.trains)
+
+    def keys(self, frames: int = 1) -> int:
+        """Number of keys of an image, or of a video of so many frames: its patches and their mean."""
+        return 1 + self.patches * (frames if self.keeps_frames else 1)
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """FLOPs of a step for one transformer block, or for several together.
+
+    Attributes:
+        token: for each token, the keys and values of self-attention.
+        query: for each query position, everything else except attention itself.
+        pair: for each pair of a query position and a token that it attends to.
+        cross_query, cross_pair: the same for cross-attention.
+        cross_key: for each state that texts attend to, the keys and values of cross-attention.
+    """
+
+    token: int = 0
+    query: int = 0
+    pair: int = 0
+    cross_query: int = 0
+    cross_pair: int = 0
+    cross_key: int = 0
+
+    @staticmethod
+    def of(block: Any, weights: bool, states: bool, cross: bool | None) -> BlockCost:
+        """A block with the names of BERT's layer in Hugging Face's library.
+
+        Args:
+            block: has a cross-attention or None.
+            weights: whether the block trains.
+            states: whether the input states have gradients.
+            cross: whether the states that texts attend to have gradients; None: cross-attention is skipped.
+        """
+        attention, crossattention = block.attention, block.crossattention
+        after = states or weights  # whether queries, keys, values, and all that is made of them, have gradients
+        entry = attention.self
+        cost = BlockCost(
+            token=linear_flops(states, entry.key, entry.value),
+            query=linear_flops(states, entry.query) + linear_flops(after, attention.output),
+            pair=step_flops(2 * entry.query.out_features, after, after),
+        )
+        if crossattention is not None and cross is not None:
+            keys, before = cross or weights, after
+            after = before or keys
+            project = crossattention.self
+            query, width = linear_flops(before, project.query), project.query.out_features
+            cost += BlockCost(
+                cross_query=query + linear_flops(after, crossattention.output),
+                # The factors of scores are queries and keys, those of the result are attention weights and values.
+                cross_pair=step_flops(width, before, keys) + step_flops(width, after, keys),
+                cross_key=linear_flops(cross, project.key, project.value),
+            )
+        return cost + BlockCost(query=linear_flops(after, block.intermediate, block.output))
+
+    def __add__(self, other: BlockCost) -> BlockCost:
+        return BlockCost(
+            *(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True))
+        )
+
+    def flops(self, tokens: Lengths, queries: Lengths, keys: Lengths | int | None) -> int:
+        """FLOPs of texts with so many tokens, query positions and keys of cross-attention. ``keys`` None: it is skipped."""
+        count = int(queries.sum())
+        total = self.token * int(tokens.sum()) + self.query * count + self.pair * int((queries * tokens).sum())
+        if keys is not None:
+            total += self.cross_query * count + self.cross_pair * int((queries * keys).sum())
+        return total
+
+
+@dataclass(frozen=True)
+class StackCost:
+    """A stack of transformer blocks. The last block may compute only some of the positions.
+
+    Attributes:
+        blocks: of the stack.
+        weights, states, cross: of the first block, see :meth:`BlockCost.of`.
+        projection: FLOPs of projecting an output state to another width, or to words.
+    """
+
+    blocks: Sequence[Any]
+    weights: bool
+    states: bool
+    cross: bool
+    projection: int = 0
+
+    @staticmethod
+    def of(stack: Any, states: bool, cross: bool = False, projection: int = 0) -> StackCost:
+        """Coefficients of a :class:`models.core.blocks.BlockStack`."""
+        return StackCost(tuple(stack.layer), trains(stack), states, cross, projection)
+
+    @property
+    def has_gradients(self) -> bool:
+        """True if the output states have gradients."""
+        return self.weights or self.states or self.cross
+
+    @cached_property
+    def attending(self) -> tuple[BlockCost, BlockCost]:
+        """All blocks before the last one together, and the last one, with cross-attention."""
+        return self._inner_and_last(self.cross)
+
+    @cached_property
+    def alone(self) -> tuple[BlockCost, BlockCost]:
+        """The same without cross-attention."""
+        return self._inner_and_last(None)
+
+    def _inner_and_last(self, cross: bool | None) -> tuple[BlockCost, BlockCost]:
+        later = self.states or self.weights or bool(cross)  # whether the states between blocks have gradients
+        states = [self.states, *([later] * (len(self.blocks) - 1))]
+        costs = [
+            BlockCost.of(block, self.weights, each, cross) for block, each in zip(self.blocks, states, strict=True)
+        ]
+        return sum(costs[:-1], BlockCost()), costs[-1]
+
+    def run(self, tokens: Lengths, keys: Lengths | int | None = None, queries: Lengths | int | None = None) -> int:
+        """FLOPs of texts through all blocks.
+
+        Args:
+            tokens: of each text.
+            keys: of the cross-attention for each text, or for all alike; None: it is skipped.
+            queries: how many states of each text the last block computes; None: all.
+        """
+        inner, last = self.alone if keys is None else self.attending
+        if queries is None:
+            return (inner + last).flops(tokens, tokens, keys) + self.projection * int(tokens.sum())
+        queries = np.broadcast_to(queries, tokens.shape)
+        flops = inner.flops(tokens, tokens, keys) + last.flops(tokens, queries, keys)
+        return flops + self.projection * int(queries.sum())
+
+    def project(self, states: int) -> int:
+        """FLOPs of the keys and values, in every block, of so many states that texts attend to."""
+        return states * sum(part.cross_key for part in self.attending)
+
+
+@dataclass(frozen=True)
+class UnknownCost:
+    """A text encoder whose structure is unknown."""
+
+    def run(self, tokens: Lengths) -> float:
+        return math.nan
+
+
+@dataclass(frozen=True)
+class ContrastiveCost:
+    """The contrastive head: FLOPs of projecting an ``image`` or a ``text`` to the joint space, and the ``width`` of that
+    space."""
+
+    image: int
+    text: int
+    width: int
+
+    @staticmethod
+    def of(head: Any, images: bool, texts: bool) -> ContrastiveCost:
+        """Coefficients of a :class:`models.core.contrastive.ContrastiveHead`; ``images`` and ``texts`` say whether the states of
+        images and texts have gradients."""
+        return ContrastiveCost(
+            step_flops(linear_macs(head.vision_proj), True, images),
+            step_flops(linear_macs(head.text_proj), True, texts),
+            width=head.text_proj.out_features,
+        )
+
+    def run(self, images: int, texts: int) -> int:
+        """FLOPs of the embeddings, and of the similarities between this rank's pairs and those of all ranks, in both
+        directions."""
+        pairs = (images + texts) // 2
+        similarity = 2 * pairs * pairs * distributed.world_size() * self.width
+        return images * self.image + texts * self.text + step_flops(similarity, True, True)
+
+
+@dataclass(frozen=True)
+class HeadCost:
+    """A head on single states: multiply-accumulates of its first layer (``entry``), of its other layers (``rest``), and of a word
+    table of the text encoder that it reads (``words``)."""
+
+    entry: int
+    rest: int
+    words: int
+    words_train: bool
+
+    @staticmethod
+    def of(head: nn.Module, words: Tensor) -> HeadCost:
+        """Coefficients of a head. A word head without its own table reads ``words`` (V, D)."""
+        entry, *rest = [linear_macs(part) for part in head.modules() if isinstance(part, nn.Linear)] or [0]
+        tied = hasattr(head, "decoder") and head.decoder is None
+        return HeadCost(entry, sum(rest), words.numel() if tied else 0, words.requires_grad)
+
+    def flops(self, states: bool) -> int:
+        """FLOPs of a step for one state. ``states``: whether the state has a gradient."""
+        entry, rest = step_flops(self.entry, True, states), step_flops(self.rest, True, True)
+        return entry + rest + step_flops(self.words, self.words_train, True)
+
+
+NO_HEADS = ("vision", "text", "fusion", "decoder", "contrastive")
+"""Parts of a model that are not heads on single states."""
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Coefficients of a model's parts.
+
+    Attributes:
+        heads: by their names in the model.
+        texts_train: whether the states of texts have gradients.
+        contrastive: None if the model has no contrastive head.
+        decoder: the answer decoder with the prediction of a word from every state; None if the model has none.
+    """
+
+    vision: VisionCost
+    text: StackCost | UnknownCost
+    fusion: StackCost
+    heads: dict[str, HeadCost]
+    texts_train: bool
+    contrastive: ContrastiveCost | None = None
+    decoder: StackCost | None = None
+
+    @staticmethod
+    def of(model: Any) -> ModelCost:
+        """Coefficients of a :class:`models.core.xvlm.XVLM`."""
+        text, contrastive, decoder = model.text, getattr(model, "contrastive", None), getattr(model, "decoder", None)
+        others = ((name, child) for name, child in model.named_children() if name not in NO_HEADS)
+        images_train, texts_train = trains(model.vision), trains(text)
+        projection = step_flops(linear_macs(getattr(text, "projection", None)), texts_train, texts_train)
+        fusion = StackCost.of(model.fusion, states=texts_train, cross=images_train)
+        answers = None
+        if decoder is not None:
+            words = HeadCost.of(decoder.word_head, decoder.words).flops(states=True)
+            answers = StackCost.of(decoder, states=True, cross=fusion.has_gradients, projection=words)
+        return ModelCost(
+            vision=VisionCost.of(model.vision),
+            text=StackCost.of(text.encoder, states=trains(text.embeddings), projection=projection)
+            if hasattr(text, "encoder")
+            else UnknownCost(),
+            fusion=fusion,
+            heads={name: HeadCost.of(child, text.word_embeddings) for name, child in others},
+            texts_train=texts_train,
+            contrastive=None if contrastive is None else ContrastiveCost.of(contrastive, images_train, texts_train),
+            decoder=answers,
+        )
+
+    @cached_property
+    def of_texts(self) -> ModelCost:
+        """The same for a fusion encoder that attends to texts, or to nothing."""
+        return replace(self, fusion=replace(self.fusion, cross=self.texts_train))
+
+    def head(self, name: str, states: int) -> int:
+        """FLOPs of passing so many fused states through a head."""
+        return states * self.heads[name].flops(self.fusion.has_gradients)
+
+    def align(self, images: int, texts: int) -> int:
+        """FLOPs of the contrastive loss, see :meth:`ContrastiveCost.run`."""
+        assert self.contrastive is not None, "the model has no contrastive head"
+        return self.contrastive.run(images, texts)
+
+    def match(self, tokens: Lengths, keys: Lengths | int) -> int:
+        """FLOPs of the matching loss: each text with its image, a hard negative text with the image, and the text with a hard
+        negative image. The length of the negative text is not known in advance, so we assume that of the matched text."""
+        return 3 * (self.fusion.run(tokens, keys, queries=1) + self.head("matching_head", len(tokens)))
+
+    def fuse_pairs(
+        self, tokens: Lengths, frames: int = 1, queries: Lengths | int | None = 1, images: int | None = None
+    ) -> Work:
+        """Work of examples that each fuse one text with one image, or with a video of so many frames.
+
+        Args:
+            tokens: of each text.
+            frames: of a video.
+            queries: see :meth:`StackCost.run`.
+            images: number of images or videos that the examples share; None: each example has its own.
+        """
+        examples, keys = len(tokens), self.vision.keys(frames)
+        images = examples if images is None else images
+        flops = self.vision.encode(images * frames) + self.text.run(tokens)
+        flops += self.fusion.project(images * keys) + self.fusion.run(tokens, keys, queries)
+        return Work(examples, images * frames, int(tokens.sum()), flops)

@@ -1,0 +1,225 @@
+"""The fusion encoder: texts attend to images, regions, videos or other texts through cross-attention (section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.core.blocks import (
+    MAX_BLOCKS,
+    MAX_HEADS,
+    MAX_WIDTH,
+    BlockConfig,
+    BlockStack,
+    QueryPositions,
+    TokenLayout,
+    attention_bias,
+    heads_error,
+    linear_dtype,
+)
+from models.core.keys_values import AttentionGroup, KeysValues
+from models.core.packing import PackedTexts
+from models.core.vision import Concepts
+from utils.config import Config
+from utils.errors import UserError
+
+
+class FusionConfig(Config):
+    """Sizes of the fusion encoder. Those left out are the text encoder's; the others stay when the text encoder is replaced."""
+
+    layers: int = Field(6, ge=1, le=MAX_BLOCKS, description="number of blocks")
+    width: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_WIDTH,
+        description="width of the states; text states of another width are projected to it; null: the text encoder's",
+    )
+    heads: int | None = Field(None, ge=1, le=MAX_HEADS, description="attention heads; null: the text encoder's")
+    intermediate: int | None = Field(
+        None, ge=1, le=MAX_WIDTH, description="width inside the feed-forward block; null: the text encoder's"
+    )
+    eps: float | None = Field(None, gt=0, description="epsilon of every LayerNorm; null: the text encoder's")
+    drop_path: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="drop rate of the last block, rising linearly from 0 in the first; replaces the dropout of residuals",
+    )
+
+    def block(self, text: BlockConfig) -> BlockConfig:
+        """Sizes of a block, beside a text encoder whose blocks have the sizes ``text``.
+
+        Raises:
+            UserError: if its heads do not divide its width.
+        """
+        sizes = {"width": self.width, "heads": self.heads, "intermediate": self.intermediate, "eps": self.eps}
+        in_config = {name: size for name, size in sizes.items() if size is not None}
+        block = text.model_copy(update={**in_config, "drop_path": self.drop_path})
+        error = heads_error(block.width, block.heads)
+        if error:
+            raise UserError(
+                f"model.fusion: {error} (sizes left out are the text encoder's; set both, and intermediate)"
+            )
+        return block
+
+
+@dataclass(frozen=True)
+class FusionPass:
+    """N texts and what they attend to.
+
+    Attributes:
+        texts: N texts.
+        keys_values: R rows, each for S = N / R texts: text n attends to row n // S. None: cross-attention is skipped, as for
+            texts that have no image.
+        queries: the tokens whose fused states are computed; None: all.
+    """
+
+    texts: PackedTexts
+    keys_values: KeysValues | None
+    queries: QueryPositions | None = None
+
+    @staticmethod
+    def cls(texts: PackedTexts, keys_values: KeysValues | None) -> FusionPass:
+        """A pass that computes the fused states of [CLS] only."""
+        return FusionPass(texts, keys_values, QueryPositions.cls(texts.packing.count, texts.states.device))
+
+
+class FusionEncoder(BlockStack):
+    """Blocks whose cross-attention sees visual concepts, or other texts."""
+
+    def __init__(self, config: FusionConfig, text: BlockConfig, vision_width: int):
+        """``text``: the sizes of the text encoder's blocks."""
+        super().__init__(config.layers, config.block(text), vision_width)
+
+    def cls(self, texts: PackedTexts, keys_values: KeysValues | None) -> Tensor:
+        """The fused states (N, D) of [CLS]; arguments as in :class:`FusionPass`."""
+        return self.fuse([FusionPass.cls(texts, keys_values)])[0]
+
+    def tokens(self, texts: PackedTexts, keys_values: KeysValues | None) -> PackedTexts:
+        """The fused states of all tokens; arguments as in :class:`FusionPass`."""
+        return PackedTexts(self.fuse([FusionPass(texts, keys_values)])[0], texts.packing)
+
+    def fuse(self, passes: Sequence[FusionPass]) -> list[Tensor]:
+        """Fuse the texts of several passes in one call. Either every pass has keys and values, or none has.
+
+        Returns:
+            For each pass, the fused states (Q, D) at its query positions, packed.
+        """
+        texts = PackedTexts.concat([each.texts for each in passes])
+        queries = [each.queries for each in passes if each.queries is not None]
+        assert len(queries) in (0, len(passes)), "passes with query positions, and others without"
+        positions = QueryPositions.concat(queries) if queries else None
+        layout = TokenLayout.of(texts.packing, linear_dtype(texts.states), positions)
+        fused = self(texts.states, layout, _attention_groups(passes))
+        computed = [each.texts if each.queries is None else each.queries for each in passes]
+        return list(fused.split([part.packing.tokens for part in computed]))
+
+    def project_concepts(self, concepts: Concepts) -> KeysValues:
+        """Keys and values of whole images or videos, a row each: the mean patch, then the patches. For regions see
+        :meth:`project_regions`."""
+        if concepts.patch_mask is None:
+            return self.project(concepts.tokens())
+        return self.project_regions(concepts, Concepts.whole(concepts.patches))[0]
+
+    def project_regions(self, regions: Concepts, images: Concepts) -> tuple[KeysValues, KeysValues]:
+        """Keys and values of R regions, and of the whole image of each region.
+
+        Both share the same tensors, which hold the region's mean patch, the image's mean patch, and all patches. Each state is
+        projected once and then copied, since each row begins with its own mean. The bias for regions hides the image's mean and
+        the patches outside the region; the bias for whole images hides the region's mean.
+        """
+        assert regions.patch_mask is not None and regions.image_index is not None
+        patches, image_index = regions.patches, regions.image_index
+        (image_count, length, _), region_count = patches.shape, len(regions.mean)
+        # Project every state once: all patches, the mean of each image, the mean of each region.
+        projected = self.project_layers(torch.cat([patches.flatten(0, 1), images.mean, regions.mean]))
+        # A row gathers its states: the region's mean, its image's mean, its image's patches.
+        region_state = image_count * (length + 1) + torch.arange(region_count, device=image_index.device)
+        image_state = image_count * length + image_index
+        patch_states = image_index.unsqueeze(1) * length + torch.arange(length, device=image_index.device)
+        gathered = torch.cat([region_state.unsqueeze(1), image_state.unsqueeze(1), patch_states], dim=1)
+        layers = tuple(
+            (
+                keys.index_select(0, gathered.flatten()).view(*gathered.shape, -1),
+                values.index_select(0, gathered.flatten()).view(*gathered.shape, -1),
+            )
+            for keys, values in projected
+        )
+        see_region = F.pad(F.pad(regions.patch_mask, (1, 0), value=False), (1, 0), value=True)
+        see_image = F.pad(torch.ones_like(see_region[:, 1:]), (1, 0), value=False)
+        dtype = linear_dtype(patches)
+        return (
+            KeysValues(layers, attention_bias(see_region, dtype)),
+            KeysValues(layers, attention_bias(see_image, dtype)),
+        )
+
+
+class FusionQueue:
+    """Collects texts to be fused, so that the texts of several losses are fused in one call.
+
+    :meth:`cls` and :meth:`at_positions` return a function that gives the fused states once the queue has run. The order of the
+    texts does not change the results. It does change the speed: texts that attend to the same keys and values share one call of
+    attention only if they are neighbours in the queue.
+    """
+
+    def __init__(self, fusion: FusionEncoder):
+        self.fusion = fusion
+        self._passes: list[FusionPass] = []
+        self._fused: list[Tensor] | None = None
+
+    def cls(self, texts: PackedTexts, keys_values: KeysValues | None) -> Callable[[], Tensor]:
+        """Queue texts whose fused [CLS] states (N, D) are needed; arguments as in :class:`FusionPass`."""
+        return self._add(FusionPass.cls(texts, keys_values))
+
+    def at_positions(
+        self, texts: PackedTexts, keys_values: KeysValues | None, positions: QueryPositions
+    ) -> Callable[[], Tensor]:
+        """Queue texts whose fused states (Q, D) at some positions are needed; arguments as in :class:`FusionPass`."""
+        return self._add(FusionPass(texts, keys_values, positions))
+
+    def run(self) -> None:
+        """Fuse all queued texts."""
+        assert self._fused is None, "the queue has already run"
+        self._fused = self.fusion.fuse(self._passes) if self._passes else []
+
+    def _add(self, fusion_pass: FusionPass) -> Callable[[], Tensor]:
+        index = len(self._passes)
+        self._passes.append(fusion_pass)
+
+        def fused() -> Tensor:
+            assert self._fused is not None, "the queue has not run yet"
+            return self._fused[index]
+
+        return fused
+
+
+def _attention_groups(passes: Sequence[FusionPass]) -> list[AttentionGroup]:
+    """Group neighbouring passes that attend to the same keys and values into one call of attention.
+
+    Keys and values are the same if they are the same tensors with the same selected rows. So the order of the passes determines
+    the number of calls, and nothing else.
+    """
+    groups: list[AttentionGroup] = []
+    for each in passes:
+        keys_values, texts = each.keys_values, each.texts.packing.count
+        assert (keys_values is None) == (passes[0].keys_values is None), (
+            "passes with keys and values, and others without"
+        )
+        if keys_values is None:
+            continue
+        last = groups[-1] if groups else None
+        # The same tensors, and as many texts as in each of the passes before.
+        if (
+            last is not None
+            and keys_values.same_tensors(last.passes[0])
+            and last.text_count == texts * len(last.passes)
+        ):
+            groups[-1] = AttentionGroup((*last.passes, keys_values), last.text_count + texts)
+        else:
+            groups.append(AttentionGroup((keys_values,), texts))
+    return groups

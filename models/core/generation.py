@@ -1,0 +1,199 @@
+"""Text generation, token by token: beam search and sampling over a decoder with a cache."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from models.core.losses import at_least_float32
+from utils.batch import IGNORE
+from utils.config import Config
+
+UNITS = 2**52
+"""Probability 1 in integer units. Their sums are exact, in float64 too."""
+
+
+class SamplingConfig(Config):
+    """Sampling of tokens instead of a search for the likeliest text."""
+
+    temperature: float = Field(
+        1.0, gt=0, description="temperature of sampling; below 1, likely tokens are drawn more often"
+    )
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="sample among the likeliest tokens that together have this probability"
+    )
+
+
+class DecodingConfig(Config):
+    """Limits and method of text generation. Lengths count tokens without the prompt."""
+
+    beams: int = Field(3, ge=1, description="hypotheses of the beam search; 1: greedy")
+    max_length: int = Field(
+        50,
+        ge=1,
+        description="most tokens, the end token counted; the released code counts the prompt too, and adds one for "
+        "each image of the batch",
+    )
+    min_length: int = Field(5, ge=0, description="fewest tokens before the end token")
+    length_penalty: float = Field(
+        0.0, ge=0, description="exponent p: a log-likelihood is divided by ((5 + tokens) / 6)^p; 0 prefers short texts"
+    )
+    no_repeat_ngram: int = Field(3, ge=0, description="no n-gram of this size occurs twice; 0: no limit")
+    sampling: SamplingConfig | None = Field(None, description="sample one text instead of searching for the likeliest")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> DecodingConfig:
+        if self.min_length >= self.max_length:
+            raise ValueError(
+                f"min_length {self.min_length} leaves no room for the end within max_length {self.max_length}; lower min_length"
+            )
+        if self.sampling is not None and self.beams != 1:
+            raise ValueError(f"beams is {self.beams}, but sampling generates one text; set beams to 1")
+        return self
+
+
+@dataclass(frozen=True)
+class Generated:
+    """N generated texts.
+
+    ``tokens`` (N, max_length) int64, without prompt and end token, :data:`~utils.batch.IGNORE` after the end; ``ended`` (N,)
+    bool, whether the end token was generated; ``score`` (N,) log-likelihoods after the length penalty, at least float32.
+    """
+
+    tokens: Tensor
+    ended: Tensor
+    score: Tensor
+
+
+class Decoder(Protocol):
+    """Predictor of the next token of hypotheses, which keeps their states between calls."""
+
+    def start(self, prompt: Tensor) -> Tensor:
+        """Logits (N, V) after ``prompt`` (N, P)."""
+
+    def step(self, tokens: Tensor, sources: Tensor) -> Tensor:
+        """Logits (M, V) after ``tokens`` (M,), where hypothesis m continues hypothesis ``sources[m]`` of the last call.
+
+        The hypotheses of a prompt lie together, equally many per prompt.
+        """
+
+
+def generate(
+    decoder: Decoder, prompt: Tensor, end: int, config: DecodingConfig, uniforms: Tensor | None = None
+) -> Generated:
+    """Generate a text after each prompt of ``prompt`` (N, P), up to the token ``end``; ``uniforms`` as in :func:`sample`."""
+    if config.sampling is None:
+        return beam_search(decoder, prompt, end, config)
+    assert uniforms is not None, "config.sampling is set, but uniforms is None; pass random numbers (N, max_length)"
+    return sample(decoder, prompt, end, config, uniforms)
+
+
+def beam_search(decoder: Decoder, prompt: Tensor, end: int, config: DecodingConfig) -> Generated:
+    """Search for the likeliest text with ``config.beams`` hypotheses per prompt, ``prompt`` (N, P).
+
+    The result is the best of the hypotheses that ended in any step or are still open at the greatest length. The search stops
+    when no open hypothesis of any prompt could become better.
+    """
+    count, beams, longest = len(prompt), config.beams, config.max_length
+    tokens = prompt.new_full((count, 1, longest), IGNORE)
+    scores = torch.zeros(count, 1, device=prompt.device)
+    best, best_tokens = scores.new_full((count,), -torch.inf), tokens[:, 0]
+    first = torch.arange(count, device=prompt.device).unsqueeze(1)
+    logits = decoder.start(prompt)
+    for length in range(1, longest + 1):
+        likelihood = at_least_float32(logits).log_softmax(dim=1).view(count, tokens.shape[1], -1)
+        forbid(likelihood, tokens[:, :, : length - 1], end, config)
+        vocabulary = likelihood.shape[2]
+        scores, flat = (scores.unsqueeze(2) + likelihood).flatten(1).topk(beams, dim=1)
+        beam, token = flat // vocabulary, flat % vocabulary
+        sources = (first * tokens.shape[1] + beam).flatten()
+        tokens = tokens.flatten(0, 1).index_select(0, sources).view(count, beams, longest)
+        tokens[:, :, length - 1] = token
+        ended = token == end
+        value = _penalised(scores, length, config).masked_fill(~(ended | (length == longest)), -torch.inf)
+        top, top_beam = value.max(dim=1)
+        top_tokens = tokens.gather(1, top_beam.view(-1, 1, 1).expand(-1, 1, longest)).squeeze(1)
+        best_tokens = torch.where((top > best).unsqueeze(1), top_tokens, best_tokens)
+        best = torch.maximum(best, top)
+        scores = scores.masked_fill(ended, -torch.inf)
+        # Log-likelihoods only fall, and the greatest length is penalised least.
+        if length == longest or bool((_penalised(scores, longest, config).amax(dim=1) <= best).all()):
+            break
+        logits = decoder.step(token.flatten(), sources)
+    return _generated(best_tokens, end, best)
+
+
+def sample(decoder: Decoder, prompt: Tensor, end: int, config: DecodingConfig, uniforms: Tensor) -> Generated:
+    """Sample a text token by token after each prompt of ``prompt`` (N, P).
+
+    The scores are log-likelihoods before temperature and ``top_p``.
+
+    Args:
+        decoder: predicts the next token.
+        prompt: (N, P) int64.
+        end: id of the end token.
+        config: with ``sampling``.
+        uniforms: (N, max_length) in 0..1, uniformly random. They are the only source of randomness, so a text does not depend
+            on the others of its batch.
+    """
+    assert config.sampling is not None
+    count, longest = len(prompt), config.max_length
+    tokens = prompt.new_full((count, 1, longest), IGNORE)
+    score = torch.zeros(count, device=prompt.device)
+    ended = torch.zeros(count, dtype=torch.bool, device=prompt.device)
+    sources = torch.arange(count, device=prompt.device)
+    logits = decoder.start(prompt)
+    for length in range(1, longest + 1):
+        likelihood = at_least_float32(logits).log_softmax(dim=1)
+        allowed = likelihood.clone().unsqueeze(1)
+        forbid(allowed, tokens[:, :, : length - 1], end, config)
+        token = sample_token(allowed.squeeze(1), config.sampling, uniforms[:, length - 1])
+        score = score + likelihood.gather(1, token.unsqueeze(1)).squeeze(1).masked_fill(ended, 0)
+        tokens[:, 0, length - 1] = token.masked_fill(ended, IGNORE)
+        ended = ended | (token == end)
+        if length == longest or bool(ended.all()):
+            break
+        logits = decoder.step(token, sources)
+    return _generated(tokens[:, 0], end, score)
+
+
+def sample_token(likelihood: Tensor, config: SamplingConfig, uniform: Tensor) -> Tensor:
+    """Sample a token (N,) per sequence from log-likelihoods (N, V) by uniform random numbers ``uniform`` (N,) in 0..1."""
+    probability, token = (likelihood / config.temperature).softmax(dim=1).sort(dim=1, descending=True, stable=True)
+    # The sum of integers does not depend on their order. That of floats does on a GPU, so deterministic algorithms refuse them.
+    units = (probability.double() * UNITS).long()
+    units_before = units.cumsum(dim=1) - units
+    nucleus = units * (units_before < math.ceil(config.top_p * UNITS))
+    cumulative = nucleus.cumsum(dim=1)
+    rank = (cumulative <= uniform.double().unsqueeze(1) * cumulative[:, -1:]).sum(dim=1)
+    last = (nucleus > 0).sum(dim=1) - 1
+    return token.gather(1, torch.minimum(rank, last).unsqueeze(1)).squeeze(1)
+
+
+def forbid(likelihood: Tensor, tokens: Tensor, end: int, config: DecodingConfig) -> None:
+    """Set ``likelihood`` (N, K, V) to -inf for an early end and for tokens that repeat an n-gram of ``tokens`` (N, K, L)."""
+    length, size = tokens.shape[2], config.no_repeat_ngram
+    if length < config.min_length:
+        likelihood[:, :, end] = -torch.inf
+    if not size or length < size:
+        return
+    ngrams = tokens.unfold(2, size, 1)
+    tail = tokens[:, :, length - size + 1 :]
+    repeats = (ngrams[..., :-1] == tail.unsqueeze(2)).all(dim=3)
+    limit = likelihood.new_full(repeats.shape, torch.inf).masked_fill(repeats, -torch.inf)
+    # A hypothesis that ended has IGNORE, which is negative and no index, after its end.
+    likelihood.scatter_reduce_(2, ngrams[..., -1].clamp(min=0), limit, "amin")
+
+
+def _penalised(scores: Tensor, length: int, config: DecodingConfig) -> Tensor:
+    return scores / ((5 + length) / 6) ** config.length_penalty
+
+
+def _generated(tokens: Tensor, end: int, score: Tensor) -> Generated:
+    ends = tokens == end
+    return Generated(tokens.masked_fill(ends, IGNORE), ends.any(dim=1), score)

@@ -1,0 +1,109 @@
+"""Heads on the states of the fusion encoder: boxes (eq. 4), masked words (eq. 3), and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.core import losses
+from models.core.blocks import QueryPositions
+from models.core.fusion import FusionQueue
+from models.core.keys_values import KeysValues
+from models.core.losses import at_least_float32
+from models.core.packing import PackedTexts, Packing
+from utils.batch import IGNORE, MaskedText
+
+
+class MLPHead(nn.Sequential):
+    """Linear, LayerNorm, GELU, Linear: states (N, width) -> (N, outputs). The hidden layer has twice the width."""
+
+    def __init__(self, width: int, outputs: int):
+        super().__init__(nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, outputs))
+
+
+class BoxHead(MLPHead):
+    """Predicts the box of a text from its fused [CLS] state (eq. 4)."""
+
+    def __init__(self, width: int):
+        super().__init__(width, 4)
+
+    def forward(self, cls: Tensor) -> Tensor:
+        """Boxes (N, 4) from states (N, D): centre and size in 0..1, at least float32."""
+        return at_least_float32(super().forward(cls)).sigmoid()
+
+
+class WordHead(nn.Module):
+    """BERT's head for masked words (eq. 3).
+
+    Its output table is the word embedding, an argument of each call. With ``own_table`` the head has a table (as released for
+    XLM-R).
+    """
+
+    def __init__(self, width: int, vocab_size: int, eps: float = 1e-12, *, own_table: bool = False):
+        super().__init__()
+        self.transform = WordTransform(width, eps)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.decoder = nn.Linear(width, vocab_size, bias=False) if own_table else None
+
+    def forward(self, states: Tensor, word_embeddings: Tensor) -> Tensor:
+        """Logits (..., V) of ``states`` (..., D). ``word_embeddings`` (V, D) is ignored by a head with its own table."""
+        table = word_embeddings if self.decoder is None else self.decoder.weight
+        return F.linear(self.transform(states), table, self.bias)
+
+    def start_loss(
+        self,
+        queue: FusionQueue,
+        masked: PackedTexts,
+        keys_values: KeysValues | None,
+        text: MaskedText,
+        word_embeddings: Tensor,
+    ) -> Callable[[], Tensor]:
+        """Queue masked texts. The function that is returned gives the loss of their masked words (eq. 3), summed over the words,
+        once the queue has run.
+
+        Args:
+            queue: of the texts to be fused.
+            masked: the states of N masked texts.
+            keys_values: what the texts attend to; None: nothing.
+            text: the batch of texts, with the masked positions and the words there.
+            word_embeddings: (V, D).
+        """
+        words = MaskedWords.of(text)
+        fused = queue.at_positions(masked, keys_values, words.queries)
+        return lambda: losses.masked_words(self(fused(), word_embeddings), words.labels)
+
+
+class WordTransform(nn.Module):
+    """Linear, GELU and LayerNorm before the output table."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.LayerNorm(F.gelu(self.dense(states)))
+
+
+@dataclass(frozen=True)
+class MaskedWords:
+    """The masked tokens of texts, packed.
+
+    Attributes:
+        queries: their positions, the only ones at which the fusion computes states for the word head.
+        labels: (Q,) int64, the original token ids; :data:`~utils.batch.IGNORE` for spare tokens.
+    """
+
+    queries: QueryPositions
+    labels: Tensor
+
+    @staticmethod
+    def of(text: MaskedText) -> MaskedWords:
+        """The masked tokens of a batch of texts."""
+        packing = Packing.of(text.labels.ne(IGNORE).sum(dim=1), text.labels.shape[1], text.masked)
+        labels = packing.pack(text.labels).masked_fill(packing.text_index >= packing.count, IGNORE)
+        return MaskedWords(QueryPositions(text.positions, packing), labels)

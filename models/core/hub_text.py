@@ -1,0 +1,223 @@
+"""Text encoders by Hugging Face name or folder: our blocks for the BERT and RoBERTa families, an adapter for others."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.core.blocks import MAX_BLOCKS, MAX_HEADS, MAX_ROWS, MAX_WIDTH, BlockConfig
+from models.core.packing import PackedTexts, packings_of
+from models.core.text import TextArchitecture, TextConfig, TextEncoder
+from utils.batch import Text
+from utils.errors import UserError
+from utils.hub import local_folder
+
+logger = logging.getLogger(__name__)
+
+BERT_FAMILY = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta"}
+"""Family of :class:`~models.core.text.TextArchitecture` by Hugging Face ``model_type``."""
+
+_DROPOUT = ("hidden_dropout_prob", "dropout", "dropout_rate", "hidden_dropout", "embedding_dropout", "mlp_dropout")
+_ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
+"""Names of both dropouts in Hugging Face configurations."""
+
+
+class HubTextEncoder(nn.Module):
+    """Any other Hugging Face encoder through ``AutoModel``, with padding masks only. ``width``: see :class:`TextEncoder`."""
+
+    def __init__(self, config: TextConfig, hub_config: Any, width: int | None = None):
+        super().__init__()
+        if config.drop_path:
+            raise UserError(
+                f"model.text.drop_path is {config.drop_path}, but only BERT and RoBERTa families support it; set it to 0"
+            )
+        from transformers import AutoModel
+
+        self.model = AutoModel.from_config(_with_dropout(hub_config, config), trust_remote_code=False)
+        if getattr(self.model, "pooler", None) is not None:
+            self.model.pooler = None  # nothing uses it, and DDP waits for the gradient of every parameter
+        hidden: int = hub_config.hidden_size
+        self.width: int = width or hidden
+        self.projection = nn.Linear(hidden, self.width) if self.width != hidden else None
+        heads = getattr(hub_config, "num_attention_heads", None) or max(1, hidden // 64)
+        self.block_config = BlockConfig(
+            width=hidden,
+            heads=heads,
+            intermediate=getattr(hub_config, "intermediate_size", None) or 4 * hidden,
+            dropout=config.dropout,
+            attention_dropout=config.attention_dropout,
+            init_std=getattr(hub_config, "initializer_range", 0.02),
+        )
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """See :class:`optim.setup.Encoder`.
+
+        Raises:
+            UserError: if the Hugging Face model does not support it.
+        """
+        if not enabled:
+            if getattr(self.model, "is_gradient_checkpointing", False):
+                self.model.gradient_checkpointing_disable()
+            return
+        try:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        except ValueError as error:
+            raise UserError(f"train.recompute: {error}; leave out `text`") from None
+
+    def compile_blocks(self, **options: Any) -> None:
+        """See :class:`optim.setup.Encoder`."""
+        self.model.compile(dynamic=True, **options)
+
+    @property
+    def longest_text(self) -> int | None:
+        """Maximum number of tokens of a text; None: the architecture sets no limit."""
+        positions: int | None = getattr(self.model.config, "max_position_embeddings", None)
+        table = getattr(getattr(self.model, "embeddings", None), "position_embeddings", None)
+        padding_index = getattr(
+            table, "padding_idx", None
+        )  # like RoBERTa, some encoders count positions from the next number
+        return positions if positions is None or padding_index is None else positions - padding_index - 1
+
+    @property
+    def word_embeddings(self) -> Tensor:
+        return self.model.get_input_embeddings().weight
+
+    def forward(self, texts: Sequence[Text]) -> list[PackedTexts]:
+        """See :meth:`TextEncoder.forward`; Hugging Face's layers pad all texts to the longest."""
+        longest = max(text.ids.shape[1] for text in texts)
+        ids, mask = (
+            torch.cat([F.pad(part, (0, longest - part.shape[1])) for part in parts])
+            for parts in ([text.ids for text in texts], [text.mask for text in texts])
+        )
+        states = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        if self.projection is not None:
+            states = self.projection(states)
+        padded = states.split([len(text.ids) for text in texts])
+        return [
+            PackedTexts(packing.pack(batch_states[:, : packing.length]), packing)
+            for packing, batch_states in zip(packings_of(texts), padded, strict=True)
+        ]
+
+
+def _with_dropout(hub_config: Any, config: TextConfig) -> Any:
+    """Copy of a Hugging Face configuration with the run's dropout; a warning is logged for a dropout that it lacks."""
+    result = copy.deepcopy(hub_config)
+    settings = {
+        "dropout": (_DROPOUT, config.dropout),
+        "attention_dropout": (_ATTENTION_DROPOUT, config.attention_dropout),
+    }
+    for key, (names, value) in settings.items():
+        present = [name for name in names if hasattr(result, name)]
+        for name in present:
+            setattr(result, name, value)
+        if not present:
+            logger.warning("model.text.%s: %s has no such setting and keeps its default", key, type(result).__name__)
+    return result
+
+
+def build_text_encoder(
+    config: TextConfig, vocab_size: int | None, width: int | None = None
+) -> TextEncoder | HubTextEncoder:
+    """Build the encoder that ``config`` names, with random weights.
+
+    Args:
+        config: the encoder.
+        vocab_size: entries of the tokenizer, for architectures that leave the vocabulary open.
+        width: width of the states; None: the encoder's.
+
+    Raises:
+        UserError: ``encoder`` has no Hugging Face configuration and ``arch`` is null, or the vocabulary does not fit.
+    """
+    arch = config.arch
+    if arch is None:
+        hub_config = hub_config_of(config.encoder)
+        _check_sizes(config.encoder, hub_config)
+        if not is_bert_family(hub_config):
+            _check_vocabulary(vocab_size, getattr(hub_config, "vocab_size", None))
+            return HubTextEncoder(config, hub_config, width)
+        arch = architecture_of(hub_config)
+    if arch.vocab_size is None:
+        if vocab_size is None:
+            raise UserError("model.text.arch.vocab_size is null, and there is no tokenizer to take it from; set it")
+        arch = arch.model_copy(update={"vocab_size": vocab_size})
+    _check_vocabulary(vocab_size, arch.vocab_size)
+    return TextEncoder(config, arch, width)
+
+
+def _check_sizes(encoder: str, hub_config: Any) -> None:
+    """Raises :class:`UserError` for sizes that no encoder has, in a folder's ``config.json``."""
+    limits = {
+        "num_hidden_layers": MAX_BLOCKS,
+        "num_attention_heads": MAX_HEADS,
+        "hidden_size": MAX_WIDTH,
+        "intermediate_size": MAX_WIDTH,
+        "vocab_size": MAX_ROWS,
+        "max_position_embeddings": MAX_ROWS,
+    }
+    for name, most in limits.items():
+        size = getattr(hub_config, name, None)
+        if isinstance(size, int) and size > most:
+            raise UserError(
+                f"{encoder}: {name} = {size:,} in its config.json is more than {most:,}; is the file damaged?"
+            )
+
+
+def _check_vocabulary(vocab_size: int | None, embeddings: int | None) -> None:
+    """Check that every entry of the tokenizer has a word embedding; None: unknown.
+
+    Raises:
+        UserError: there are more entries than embeddings.
+    """
+    if vocab_size is not None and embeddings is not None and vocab_size > embeddings:
+        raise UserError(
+            f"model.text: the tokenizer has {vocab_size} entries, but the encoder only {embeddings} word embeddings; "
+            "use the encoder's tokenizer"
+        )
+
+
+def architecture_of(hub_config: Any) -> TextArchitecture:
+    """Sizes of our encoder from a Hugging Face configuration of the BERT or RoBERTa families."""
+    return TextArchitecture(
+        family=BERT_FAMILY[hub_config.model_type],
+        vocab_size=hub_config.vocab_size,
+        width=hub_config.hidden_size,
+        layers=hub_config.num_hidden_layers,
+        heads=hub_config.num_attention_heads,
+        intermediate=hub_config.intermediate_size,
+        max_positions=hub_config.max_position_embeddings,
+        token_types=hub_config.type_vocab_size,
+        eps=hub_config.layer_norm_eps,
+        pad_id=hub_config.pad_token_id or 0,
+        init_std=hub_config.initializer_range,
+    )
+
+
+def is_bert_family(hub_config: Any) -> bool:
+    """Whether a Hugging Face configuration is of the BERT and RoBERTa families, which run on our blocks."""
+    return hub_config.model_type in BERT_FAMILY
+
+
+def hub_config_of(encoder: str) -> Any:
+    """The Hugging Face configuration of a name or folder.
+
+    Raises:
+        UserError: there is no such configuration.
+    """
+    from transformers import AutoConfig
+
+    folder = local_folder(encoder, ("config.json",), "model.text.encoder")
+    try:
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error).split("\n")[0]
+        if "trust_remote_code" in str(error):
+            reason = "its config.json asks to run code of the folder, which we never do"
+        raise UserError(
+            f"model.text.encoder: no configuration for {encoder!r}, and model.text.arch is null; set one of them: {reason}"
+        ) from None

@@ -1,0 +1,130 @@
+"""Keys and values that are projected once: of the states that texts attend to, and of generated tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class KeysValues:
+    """Keys and values for cross-attention: R rows of K states, projected once per layer.
+
+    A row is an image, a region, a video, a question or a text. The keys and values of an image depend on the image alone, so all
+    texts that attend to it share them.
+
+    Attributes:
+        layers: the keys and the values of each layer, both (R', K, D).
+        bias: (R', 1, 1, K), added to the attention scores: 0 = attend, -inf = do not; None: texts attend to all states.
+        rows: (R,) int64, the indices of this object's rows among the R' stored ones, which are copied when they are used; None:
+            all stored rows, in order.
+    """
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    bias: Tensor | None = None
+    rows: Tensor | None = None
+
+    def __len__(self) -> int:
+        """R, the number of rows."""
+        return len(self.layers[0][0]) if self.rows is None else len(self.rows)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the keys and values."""
+        return self.layers[0][0].device
+
+    def same_tensors(self, other: KeysValues) -> bool:
+        """True if both have the same keys and values. Their biases may differ, if both have one."""
+        return self.layers is other.layers and self.rows is other.rows and (self.bias is None) == (other.bias is None)
+
+    def select(self, rows: Tensor) -> KeysValues:
+        """The rows with the indices ``rows`` (M,) int64, in that order; nothing is copied yet."""
+        return KeysValues(self.layers, self.bias, rows if self.rows is None else self.rows.index_select(0, rows))
+
+    def split(self, sizes: Sequence[int]) -> list[KeysValues]:
+        """Split the rows, in order and without a copy, into parts of ``sizes`` rows."""
+        assert self.rows is None, "selected rows cannot be split: split before selecting"
+        biases = [None] * len(sizes) if self.bias is None else self.bias.split(list(sizes))
+        layers = [zip(keys.split(list(sizes)), values.split(list(sizes)), strict=True) for keys, values in self.layers]
+        return [KeysValues(part, bias) for part, bias in zip(zip(*layers, strict=True), biases, strict=True)]
+
+
+@dataclass(frozen=True)
+class AttentionGroup:
+    """Texts of one or more passes that attend to the same R rows of keys and values in one call of attention.
+
+    Attributes:
+        passes: the keys and values of each pass, the same tensors in all of them; their biases may differ.
+        text_count: number of texts of all passes. Each pass has R * S texts, of which text n attends to row n // S.
+    """
+
+    passes: tuple[KeysValues, ...]
+    text_count: int
+
+    def layer(self, index: int) -> AttentionGroup:
+        """The same texts with the keys and values of layer ``index`` alone."""
+        passes = (KeysValues((each.layers[index],), each.bias, each.rows) for each in self.passes)
+        return AttentionGroup(tuple(passes), self.text_count)
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Keys and values (R, K, D) of a group with one layer; selected rows are copied."""
+        ((keys, values),), rows = self.passes[0].layers, self.passes[0].rows
+        return (keys, values) if rows is None else (keys.index_select(0, rows), values.index_select(0, rows))
+
+    def bias(self, queries: int) -> Tensor | None:
+        """The bias (R, 1, 1, K) that all passes share, or (R, 1, passes * queries, K) if their biases differ.
+
+        Args:
+            queries: number of queries that each row has in each pass.
+        """
+        first, rows = self.passes[0].bias, self.passes[0].rows
+        if first is None:
+            return None
+        shared = all(keys_values.bias is first for keys_values in self.passes)
+        if shared and rows is None:
+            return first
+        biases, repeats = ([first], 1) if shared else ([keys_values.bias for keys_values in self.passes], queries)
+        row_count = len(first) if rows is None else len(rows)
+        joined = aligned_zeros((row_count, 1, len(biases) * repeats, first.shape[3]), first.dtype, first.device)
+        for index, bias in enumerate(biases):
+            assert bias is not None
+            joined[:, :, index * repeats : (index + 1) * repeats] = bias if rows is None else bias.index_select(0, rows)
+        return joined
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros of ``shape`` whose last axis begins at multiples of 8 numbers in memory, as attention kernels of GPUs require of a
+    bias."""
+    *others, length = shape
+    return torch.zeros(*others, -(-length // 8) * 8, dtype=dtype, device=device)[..., :length]
+
+
+class KVCache:
+    """Keys and values, (N, H, L, d), of the tokens of N hypotheses so far, for each self-attention of a decoder."""
+
+    def __init__(self) -> None:
+        self.layers: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def update(self, attention: nn.Module, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the keys and values (N, H, L', d) of new tokens, and return those of all tokens."""
+        if attention in self.layers:
+            past_keys, past_values = self.layers[attention]
+            keys, values = torch.cat([past_keys, keys], dim=2), torch.cat([past_values, values], dim=2)
+        self.layers[attention] = keys, values
+        return keys, values
+
+    def crop(self, length: int) -> None:
+        """Drop all tokens after the first ``length``."""
+        self.layers = {
+            attention: (keys[:, :, :length], values[:, :, :length]) for attention, (keys, values) in self.layers.items()
+        }
+
+    def reorder(self, hypotheses: Tensor) -> None:
+        """Keep the hypotheses with the indices ``hypotheses`` (M,) int64, in that order."""
+        self.layers = {
+            attention: (keys.index_select(0, hypotheses), values.index_select(0, hypotheses))
+            for attention, (keys, values) in self.layers.items()
+        }

@@ -1,0 +1,237 @@
+"""The losses of equations 1-5, as pure functions that return sums.
+
+The divisor spans ranks and micro-batches, so the caller divides (see :class:`utils.batch.Term`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from utils.batch import IGNORE
+
+COLUMNS = 4096
+"""Number of pairs of all ranks that the contrastive loss compares with this rank's at a time."""
+
+SameGroup = Literal["negative", "ignore", "positive"]
+"""Role of two pairs of the same group for each other: negatives, no role, or positives."""
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """``tensor`` in float32 if its precision is lower, else unchanged: a float64 model stays in float64."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+class EmbeddedPairs(NamedTuple):
+    """N pairs of an image and a text, embedded; of translations, pairs of two texts.
+
+    Attributes:
+        image, text: (N, E) L2-normalised embeddings.
+        valid: (N,) bool, the pairs that count.
+        group: (N,) int64. Pairs of one group must not be told apart: they have equal texts in pre-training, and the same image in
+            retrieval.
+        same_group: role of pairs of one group for each other in the contrastive loss.
+    """
+
+    image: Tensor
+    text: Tensor
+    valid: Tensor
+    group: Tensor
+    same_group: SameGroup
+
+
+def contrastive(
+    local: EmbeddedPairs,
+    all_ranks: EmbeddedPairs,
+    offset: int,
+    temperature: Tensor,
+) -> Tensor:
+    """Eq. 1: the mean of both directions' cross-entropies, summed over this rank's valid pairs.
+
+    With ``same_group="positive"``, the target is spread evenly over all pairs of the same group (as released for retrieval). More
+    than :data:`COLUMNS` pairs are compared block by block, and their similarities are not kept, so memory does not grow with the
+    number of ranks.
+
+    Args:
+        local: the N pairs of this rank.
+        all_ranks: the pairs of all ranks in order of rank; pair ``offset + i`` is local pair i.
+        temperature: () divisor of the similarities.
+    """
+    count = len(all_ranks.valid)
+    run: Callable[..., tuple[Tensor, Tensor, Tensor]] = _compare if count <= COLUMNS else partial(_recomputed, _compare)
+    loss = local.image.new_zeros(())
+    for queries, keys in ((local.image, all_ranks.text), (local.text, all_ranks.image)):
+        blocks = []
+        for start in range(0, count, COLUMNS):
+            block = slice(start, start + COLUMNS)
+            theirs = all_ranks.group[block], all_ranks.valid[block]
+            blocks.append(run(queries, keys[block], temperature, local.group, theirs, offset - start, local.same_group))
+        of_all, of_positives, positives = (torch.stack(part) for part in zip(*blocks, strict=True))
+        likelihood = of_positives.sum(dim=0) / positives.sum(dim=0) - of_all.logsumexp(dim=0)
+        loss = loss - likelihood.masked_fill(~local.valid, 0).sum() / 2
+    return loss
+
+
+def sigmoid_contrastive(
+    local: EmbeddedPairs,
+    all_ranks: EmbeddedPairs,
+    offset: int,
+    temperature: Tensor,
+    bias: Tensor,
+) -> Tensor:
+    """The sigmoid loss (Zhai et al., 2023, arXiv:2303.15343): each image and text is classified on its own as matched or not, by
+    the sigmoid of their similarity. The mean of both directions, summed over this rank's valid pairs.
+
+    Args:
+        local, all_ranks, offset, temperature: as in :func:`contrastive`.
+        bias: () added to the divided similarities: a priori, most images and texts do not match.
+    """
+    count = len(all_ranks.valid)
+    loss = local.image.new_zeros(())
+    for queries, keys in ((local.image, all_ranks.text), (local.text, all_ranks.image)):
+        for start in range(0, count, COLUMNS):
+            block = slice(start, start + COLUMNS)
+            theirs = all_ranks.group[block], all_ranks.valid[block]
+            arguments = (
+                *(queries, keys[block], temperature, bias),
+                *(local.group, theirs, offset - start, local.same_group),
+            )
+            judged = _judge(*arguments) if count <= COLUMNS else _recomputed(_judge, *arguments)
+            loss = loss + judged.masked_fill(~local.valid, 0).sum() / 2
+    return loss
+
+
+def _judge(
+    queries: Tensor,
+    keys: Tensor,
+    temperature: Tensor,
+    bias: Tensor,
+    group: Tensor,
+    theirs: tuple[Tensor, Tensor],
+    offset: int,
+    same_group: SameGroup,
+) -> Tensor:
+    """The sigmoid losses (N,) of N queries, each summed over M keys; arguments as in :func:`_compare`."""
+    hidden, positive = _roles(group, theirs, offset, same_group)
+    logits = queries @ keys.t() / temperature + bias
+    return -F.logsigmoid(torch.where(positive, logits, -logits)).masked_fill(hidden, 0).sum(dim=1)
+
+
+def _roles(group: Tensor, theirs: tuple[Tensor, Tensor], offset: int, same_group: SameGroup) -> tuple[Tensor, Tensor]:
+    """Masks (N, M) of the keys that do not count for a query, and of those that match it; arguments as in :func:`_compare`."""
+    their_group, their_valid = theirs
+    index = torch.arange(len(group), device=group.device) + offset
+    itself = index.unsqueeze(1) == torch.arange(len(their_group), device=group.device)
+    equal = (group.unsqueeze(1) == their_group.unsqueeze(0)) & their_valid | itself
+    hidden = ~their_valid & ~itself
+    if same_group == "ignore":
+        hidden = hidden | equal & ~itself
+    return hidden, equal if same_group == "positive" else itself
+
+
+def _compare(
+    queries: Tensor,
+    keys: Tensor,
+    temperature: Tensor,
+    group: Tensor,
+    theirs: tuple[Tensor, Tensor],
+    offset: int,
+    same_group: SameGroup,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compare the embeddings of N queries with those of M keys.
+
+    Args:
+        queries, keys: (N, E) and (M, E).
+        temperature: () divisor of the similarities.
+        group: (N,) of the queries.
+        theirs: ``group`` and ``valid`` (M,) of the keys.
+        offset: query i is key ``offset + i``.
+        same_group: role of a query and a key of the same group.
+
+    Returns:
+        For each query, (N,): the log of the sum of exponentials over the keys, the sum over its positives, and their number.
+    """
+    hidden, positive = _roles(group, theirs, offset, same_group)
+    # A large negative number instead of -inf: a block of hidden columns must have a gradient of 0, not NaN.
+    likeness = (queries @ keys.t() / temperature).masked_fill(hidden, torch.finfo(queries.dtype).min / 2)
+    return likeness.logsumexp(dim=1), likeness.masked_fill(~positive, 0).sum(dim=1), positive.sum(dim=1)
+
+
+def _recomputed(compare: Callable[..., Any], *arguments: Any) -> Any:
+    """Call ``compare``, and call it again in the backward pass, so that only its results stay in memory."""
+    return checkpoint(compare, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+def matching(logits: Tensor, matched: Tensor, valid: Tensor) -> Tensor:
+    """Eq. 2 summed over the valid pairs. ``logits`` (M, 2), ``matched`` (M,) bool, ``valid`` (M,) bool."""
+    per_pair = F.cross_entropy(at_least_float32(logits), matched.long(), reduction="none")
+    return per_pair.masked_fill(~valid, 0).sum()
+
+
+def masked_words(logits: Tensor, labels: Tensor) -> Tensor:
+    """Eq. 3 summed over the masked tokens. ``logits`` (Q, V); ``labels`` (Q,) int64, :data:`IGNORE` where there is no label."""
+    return F.cross_entropy(at_least_float32(logits), labels, ignore_index=IGNORE, reduction="sum")
+
+
+def smoothed_words(logits: Tensor, labels: Tensor, smoothing: float, never: Tensor) -> Tensor:
+    """Divergence of the predicted words from a smoothed target, summed over the labelled tokens.
+
+    The target is ``1 - smoothing`` for the label; all other words except ``never`` share the rest evenly (as released for
+    captioning).
+
+    Args:
+        logits: (Q, V).
+        labels: (Q,) int64, :data:`IGNORE` for tokens without a label.
+        smoothing: in 0..1; 0 gives the cross-entropy.
+        never: (Q,) int64, the word ([CLS]) whose target is 0 at each token.
+    """
+    labelled = labels != IGNORE
+    label = labels.masked_fill(~labelled, 0).unsqueeze(1)
+    likelihood = at_least_float32(logits).log_softmax(dim=1)
+    label_likelihood = likelihood.gather(1, label)
+    per_token = -(1 - smoothing) * label_likelihood
+    if smoothing:
+        share = smoothing / (likelihood.shape[1] - 2)
+        others = likelihood.sum(dim=1, keepdim=True) - label_likelihood - likelihood.gather(1, never.unsqueeze(1))
+        # With the target's negative entropy a perfect prediction costs 0.
+        negative_entropy = (1 - smoothing) * math.log(1 - smoothing) + smoothing * math.log(share)
+        per_token = per_token - share * others + negative_entropy
+    return per_token.squeeze(1).masked_fill(~labelled, 0).sum()
+
+
+def box_l1(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """L1 part of eq. 5, summed over the four coordinates (cx, cy, w, h) of the valid boxes. Boxes (N, 4), ``valid`` (N,) bool."""
+    per_box = (predicted - target).abs().sum(dim=1)
+    return per_box.masked_fill(~valid, 0).sum()
+
+
+def box_giou(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """GIoU part of eq. 5: the sum of 1 - GIoU over the valid boxes; shapes as in :func:`box_l1`.
+
+    A degenerate box affects only its own example (in the released code it sets the loss of the whole batch to zero).
+    """
+    per_box = 1 - giou(corners(predicted), corners(target))
+    return per_box.masked_fill(~valid, 0).sum()
+
+
+def corners(boxes_cxcywh: Tensor) -> Tensor:
+    """Convert boxes (N, 4) from centre and size to left, top, right, bottom."""
+    centre, size = boxes_cxcywh[:, :2], boxes_cxcywh[:, 2:]
+    return torch.cat([centre - size / 2, centre + size / 2], dim=1)
+
+
+def giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU (N,) in [-1, 1] of boxes n of ``a`` and ``b``, (N, 4) corners; finite for boxes without area."""
+    tiny = torch.finfo(a.dtype).tiny
+    overlap = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(dim=1)
+    areas = [(box[:, 2:] - box[:, :2]).clamp(min=0).prod(dim=1) for box in (a, b)]
+    union = areas[0] + areas[1] - overlap
+    hull = (torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])).clamp(min=0).prod(dim=1)
+    return overlap / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)

@@ -1,0 +1,129 @@
+"""The matching loss with hard negatives (section 3.3, eq. 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.core import losses
+from models.core.fusion import FusionQueue
+from models.core.heads import MLPHead
+from models.core.keys_values import KeysValues
+from models.core.losses import SameGroup, at_least_float32
+from models.core.packing import PackedTexts
+
+
+@dataclass(frozen=True)
+class HardNegatives:
+    """Hard negatives of N pairs.
+
+    Attributes:
+        image: (N,) int64, the pair whose image is a negative for text n; of translations, whose first text is.
+        text: (N,) int64, the pair whose text is a negative for image n.
+        exist: (N,) bool; where it is False, the pair has no negatives, and ``image`` and ``text`` are undefined.
+    """
+
+    image: Tensor
+    text: Tensor
+    exist: Tensor
+
+
+class MatchingHead(MLPHead):
+    """Classifies fused [CLS] states (N, D): do the text and the image match? Class 1 of the logits (N, 2) is "matched"."""
+
+    def __init__(self, width: int):
+        super().__init__(width, 2)
+
+    @torch.no_grad()
+    def hard_negatives(self, similarity: Tensor, allowed: Tensor) -> HardNegatives:
+        """Sample a negative image and a negative text for each of N pairs of the local batch, similar ones more often.
+
+        Args:
+            similarity: (N images, N texts), divided by the temperature.
+            allowed: (N, N) bool, see :func:`allowed_negatives`.
+        """
+        return HardNegatives(
+            image=self.sample_negatives(similarity.t(), allowed),
+            text=self.sample_negatives(similarity, allowed),
+            exist=allowed.any(dim=1),
+        )
+
+    def sample_negatives(self, similarity: Tensor, allowed: Tensor) -> Tensor:
+        """The index (N,) of one negative for each row of ``similarity`` (N, N)."""
+        return sample(negative_weights(similarity, allowed))
+
+    def start_loss(
+        self, queue: FusionQueue, texts: PackedTexts, keys_values: KeysValues, negatives: HardNegatives
+    ) -> Callable[[], Tensor]:
+        """Queue matched texts and images, and the same with hard negatives. The function that is returned gives the loss once the
+        queue has run.
+
+        Args:
+            queue: of the texts to be fused.
+            texts: N texts.
+            keys_values: of the images, a row for each text.
+            negatives: of the N pairs.
+        """
+        # On a GPU, the sampled texts stay padded, since the host does not know their lengths. The first two passes share their
+        # keys with what was queued before; the last one selects other rows.
+        fused = [
+            queue.cls(texts, keys_values),
+            queue.cls(texts.select(negatives.text), keys_values),
+            queue.cls(texts, keys_values.select(negatives.image)),
+        ]
+        return lambda: self.loss([states() for states in fused], negatives)
+
+    def loss(self, fused: Sequence[Tensor], negatives: HardNegatives) -> Tensor:
+        """Eq. 2 from fused [CLS] states (N, D) of matched pairs, then of pairs with hard negatives.
+
+        A pair without hard negatives is left out altogether: the matched pair alone would only teach the model to always answer
+        "matched".
+        """
+        logits = self(torch.cat(list(fused)))
+        matched = torch.arange(len(logits), device=logits.device) < len(negatives.exist)
+        return losses.matching(logits, matched, negatives.exist.repeat(len(fused)))
+
+
+def allowed_negatives(valid: Tensor, group: Tensor, same_group: SameGroup) -> Tensor:
+    """Mask (N, N) of the pairs that may serve as each other's negatives: symmetric, False on the diagonal.
+
+    Args:
+        valid: (N,) bool, the pairs that count.
+        group: (N,) int64.
+        same_group: role of pairs of one group; only with "negative" they are each other's negatives.
+    """
+    allowed = valid.unsqueeze(0) & valid.unsqueeze(1)
+    allowed = allowed & ~torch.eye(len(valid), dtype=torch.bool, device=valid.device)
+    if same_group != "negative":
+        allowed = allowed & (group.unsqueeze(0) != group.unsqueeze(1))
+    return allowed
+
+
+def matching_count(valid: Tensor, group: Tensor, same_group: SameGroup) -> Tensor:
+    """The divisor of the matching loss: three classified pairs for each pair that has negatives; arguments as in
+    :func:`allowed_negatives`."""
+    if same_group == "negative":  # all valid pairs are negatives of each other
+        count = valid.sum()
+        return 3 * count * (count > 1)
+    return 3 * allowed_negatives(valid, group, same_group).any(dim=1).sum()
+
+
+def negative_weights(similarity: Tensor, allowed: Tensor) -> Tensor:
+    """Unnormalised sampling weights (N, N): softmax over the batch plus 1e-5, zero where not allowed (as released).
+
+    ``similarity`` (N, N) is already divided by the temperature; row i weighs the negatives of pair i.
+    """
+    return (at_least_float32(similarity).softmax(dim=1) + 1e-5) * allowed
+
+
+def sample(weights: Tensor) -> Tensor:
+    """Sample an index (N,) int64 for each row of ``weights`` (N, M), in proportion to the weights.
+
+    The index of a row without any weight is undefined. Unlike ``multinomial``, this function does not make the host wait, and a
+    row without weights raises no error.
+    """
+    noise = torch.empty_like(weights).exponential_()
+    return (weights / noise).argmax(dim=1)

@@ -1,0 +1,200 @@
+"""The text encoder of the BERT and RoBERTa families; :mod:`models.core.hub_text` has the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.core.blocks import (
+    MAX_BLOCKS,
+    MAX_HEADS,
+    MAX_ROWS,
+    MAX_WIDTH,
+    BlockConfig,
+    BlockStack,
+    TokenLayout,
+    heads_error,
+    init_bert_weights,
+    linear_dtype,
+)
+from models.core.packing import PackedTexts, Packing, packings_of
+from utils.batch import Text
+from utils.config import Config
+from utils.inputs import InputModel
+
+
+class TextArchitecture(Config):
+    """Sizes of a BERT or RoBERTa encoder."""
+
+    family: Literal["bert", "roberta"] = Field("bert", description="how positions are counted and texts are padded")
+    vocab_size: int | None = Field(
+        None, ge=1, le=MAX_ROWS, description="entries of the word table; null: those of the tokenizer"
+    )
+    width: int = Field(768, ge=1, le=MAX_WIDTH, description="width of the states")
+    layers: int = Field(12, ge=1, le=MAX_BLOCKS, description="number of blocks")
+    heads: int = Field(12, ge=1, le=MAX_HEADS, description="attention heads; they divide the width")
+    intermediate: int = Field(3072, ge=1, le=MAX_WIDTH, description="width inside the feed-forward block")
+    max_positions: int = Field(
+        512, ge=1, le=MAX_ROWS, description="rows of the position table; RoBERTa does not use the first two"
+    )
+    token_types: int = Field(2, ge=1, description="rows of the token type table, of which the first is used")
+    eps: float = Field(1e-12, gt=0, description="epsilon of every LayerNorm; also in the fusion and the word head")
+    pad_id: int = Field(0, ge=0, description="token id of padding")
+    init_std: float = Field(
+        0.02,
+        gt=0,
+        description="standard deviation of random weights, in the fusion encoder too; 0.02 suits a width of 768, a "
+        "narrow model needs more",
+    )
+
+    @property
+    def first_position(self) -> int:
+        """Position of the first token; RoBERTa's positions start after ``pad_id``."""
+        return self.pad_id + 1 if self.family == "roberta" else 0
+
+    @property
+    def longest_text(self) -> int:
+        """Most tokens of a text: the number of positions."""
+        return self.max_positions - self.first_position
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> TextArchitecture:
+        error = heads_error(self.width, self.heads)
+        if error:
+            raise ValueError(error)
+        return self
+
+
+class TextConfig(Config):
+    """The text encoder and its dropout."""
+
+    encoder: InputModel = Field(
+        "bert-base-uncased",
+        description="Hugging Face name or folder of the tokenizer; and of the sizes, where `arch` is null",
+    )
+    arch: TextArchitecture | None = Field(None, description="sizes of the text encoder; null: those of `encoder`")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of embeddings and residuals, in the fusion too")
+    attention_dropout: float = Field(0.1, ge=0, lt=1, description="dropout of attention weights, in the fusion too")
+    drop_path: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="drop rate of the last block, rising linearly from 0 in the first; replaces the dropout of residuals",
+    )
+
+    @property
+    def knows_vocabulary(self) -> bool:
+        """Whether the vocabulary size is known without a tokenizer."""
+        return self.arch is None or self.arch.vocab_size is not None
+
+
+class Embeddings(nn.Module):
+    """Word, position and type embeddings, under BERT's key names. RoBERTa counts the positions of tokens from ``pad_id + 1``.
+
+    Without ``with_words`` the word table is an argument of each call.
+    """
+
+    def __init__(self, arch: TextArchitecture, dropout: float, *, with_words: bool = True):
+        super().__init__()
+        assert arch.vocab_size is not None
+        self.arch = arch
+        self.word_embeddings = (
+            nn.Embedding(arch.vocab_size, arch.width, padding_idx=arch.pad_id) if with_words else None
+        )
+        padding_index = arch.pad_id if arch.family == "roberta" else None
+        self.position_embeddings = nn.Embedding(arch.max_positions, arch.width, padding_idx=padding_index)
+        self.token_type_embeddings = nn.Embedding(arch.token_types, arch.width)
+        self.LayerNorm = nn.LayerNorm(arch.width, eps=arch.eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, ids: Tensor, positions: Tensor | None = None, words: Tensor | None = None) -> Tensor:
+        """Embeddings (N, L, D) of ``ids`` (N, L).
+
+        ``positions`` (N, L): indices in the position table; None: in the order of the tokens. ``words`` (V, D): the word table of
+        embeddings without one.
+        """
+        if positions is None:
+            positions = self.positions(ids)
+        types = self.token_type_embeddings.weight[0]
+        if self.word_embeddings is not None:
+            embedded = self.word_embeddings(ids)
+        else:
+            assert words is not None
+            embedded = F.embedding(ids, words, padding_idx=self.arch.pad_id)
+        return self.dropout(self.LayerNorm(embedded + types + self.position_embeddings(positions)))
+
+    def positions(self, ids: Tensor) -> Tensor:
+        """Positions (N, L) of ``ids`` (N, L), in the order of the tokens."""
+        if self.arch.family == "roberta":
+            is_token = ids.ne(self.arch.pad_id)
+            return is_token.cumsum(dim=1) * is_token + self.arch.pad_id
+        return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+
+
+class TextEncoder(nn.Module):
+    """BERT or RoBERTa without a pooler.
+
+    ``width``: width of the states, which are projected to it if the architecture has another; None: the architecture's.
+    """
+
+    def __init__(self, config: TextConfig, arch: TextArchitecture, width: int | None = None):
+        super().__init__()
+        self.arch = arch
+        self.width = width or arch.width
+        self.block_config = block_config(config, arch)
+        self.embeddings = Embeddings(arch, config.dropout)
+        self.encoder = BlockStack(arch.layers, self.block_config)
+        self.projection = nn.Linear(arch.width, self.width) if self.width != arch.width else None
+        for module in (self.embeddings, self.projection):
+            if module is not None:
+                module.apply(partial(init_bert_weights, std=arch.init_std))
+
+    @property
+    def longest_text(self) -> int:
+        """See :attr:`TextArchitecture.longest_text`."""
+        return self.arch.longest_text
+
+    @property
+    def word_embeddings(self) -> Tensor:
+        """The word table (V, D), which the word head shares; D is the architecture's width."""
+        assert self.embeddings.word_embeddings is not None
+        return self.embeddings.word_embeddings.weight
+
+    def forward(self, texts: Sequence[Text]) -> list[PackedTexts]:
+        """Encode several batches of texts in one pass."""
+        packings = packings_of(texts)
+        # One lookup for all batches: the gradient of every lookup is a table of the vocabulary's size.
+        ids = torch.cat([packing.pack(text.ids) for packing, text in zip(packings, texts, strict=True)])
+        positions = torch.cat([packing.positions for packing in packings]) + self.arch.first_position
+        embedded = self.embeddings(ids, positions)
+        states = self._encode(embedded, TokenLayout.of(Packing.concat(packings), linear_dtype(embedded)))
+        return PackedTexts.split(states, packings)
+
+    def decode(self, ids: Tensor, positions: Tensor, layout: TokenLayout) -> Tensor:
+        """States (N * L, D) of ``ids`` (N, L) at ``positions`` (N, L), from 0, under the masks of ``layout``."""
+        embedded = self.embeddings(ids, positions + self.arch.first_position).flatten(0, 1)
+        return self._encode(embedded, layout)
+
+    def _encode(self, embedded: Tensor, layout: TokenLayout) -> Tensor:
+        states: Tensor = self.encoder(embedded, layout)
+        return states if self.projection is None else self.projection(states)
+
+
+def block_config(config: TextConfig, arch: TextArchitecture) -> BlockConfig:
+    """Block sizes of an architecture with the run's dropout."""
+    return BlockConfig(
+        width=arch.width,
+        heads=arch.heads,
+        intermediate=arch.intermediate,
+        eps=arch.eps,
+        dropout=config.dropout,
+        attention_dropout=config.attention_dropout,
+        drop_path=config.drop_path,
+        init_std=arch.init_std,
+    )

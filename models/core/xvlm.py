@@ -1,0 +1,72 @@
+"""The encoders that all tasks share: vision encoder, text encoder and fusion encoder (section 3)."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from torch import Tensor, nn
+
+from models.core.flops import ModelCost
+from models.core.fusion import FusionConfig, FusionEncoder
+from models.core.hub_text import build_text_encoder
+from models.core.keys_values import KeysValues
+from models.core.packing import PackedTexts
+from models.core.text import TextConfig
+from models.core.vision import VisionConfig, VisionEncoder
+from utils.batch import Text
+from utils.config import Config
+
+
+class ModelConfig(Config):
+    """The shared model."""
+
+    vision: VisionConfig = VisionConfig()
+    text: TextConfig = TextConfig()
+    fusion: FusionConfig = FusionConfig()
+
+    @property
+    def chunks(self) -> int:
+        """Number of micro-batches of a rank that a loss spans: see :class:`engine.task.TaskModel`."""
+        return 1
+
+
+class XVLM(nn.Module):
+    """X²-VLM (section 3): the encoders. The model of a task adds its heads and ``forward(batch)``."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int | None = None):
+        super().__init__()
+        self.config = config
+        self.vision = VisionEncoder(config.vision)
+        self.text = build_text_encoder(config.text, vocab_size, config.fusion.width)
+        self.fusion = FusionEncoder(config.fusion, self.text.block_config, self.vision.width)
+
+    def encode(
+        self, pixels: Tensor | None, text: Text, image_of_text: Tensor | None = None
+    ) -> tuple[PackedTexts, KeysValues | None]:
+        """Encode N texts, and project the keys and values of the images that they attend to.
+
+        Args:
+            pixels: (I, 3, H, W), or (I, F, 3, H, W) of videos; None: the texts attend to nothing.
+            text: N texts.
+            image_of_text: (N,) int64, the index of each text's image; None: text n is about image n.
+        """
+        keys_values = None if pixels is None else self.fusion.project_concepts(self.vision(pixels))
+        (texts,) = self.text([text])
+        if keys_values is not None and image_of_text is not None:
+            keys_values = keys_values.select(image_of_text)
+        return texts, keys_values
+
+    @cached_property
+    def cost(self) -> ModelCost:
+        """Coefficients of the FLOPs of a step."""
+        return ModelCost.of(self)
+
+    @property
+    def chunks(self) -> int:
+        """See :class:`engine.task.TaskModel`."""
+        return self.config.chunks
+
+    def copied_from(self) -> dict[str, str]:
+        """Parameters that start as copies of others where a pre-training checkpoint lacks them: name -> name in the pre-training
+        model."""
+        return {}

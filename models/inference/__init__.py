@@ -1,0 +1,1 @@
+"""Scoring with a trained model: candidate answers, and texts with images."""

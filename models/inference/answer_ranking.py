@@ -1,0 +1,199 @@
+"""Ranking of candidate answers by their likelihood under the decoder (appendix A.1).
+
+As released, the k candidates with the likeliest first tokens are scored in full. Candidates share prefixes: the distinct
+prefixes of a question's k candidates form a tree whose nodes are tokens. The decoder runs all nodes together, each node once; a
+node attends only to itself and its ancestors. A question's keys and values are projected once for all its nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.core.keys_values import KeysValues
+from models.core.packing import PackedTexts
+from models.tasks.vqa import AnswerDecoder
+from utils.accelerator import send
+
+Ranking = Literal["likelihood", "released"]
+"""A candidate's score. "likelihood": the sum of its tokens' log-probabilities, by the chain rule. "released": the first
+token's counts twice."""
+
+Ints = NDArray[np.int64]
+
+ROOT = 0
+"""The node of [CLS], the first token of every answer."""
+
+NONE = -1
+"""Padding of shorter paths."""
+
+
+class AnswerTree:
+    """Prefix tree of C candidate answers.
+
+    ``tokens`` (nodes,) the token of a node; ``depths`` (nodes,) its position in the answers that go through it; ``path`` (C, D)
+    the nodes of a candidate below the root, in order, then :data:`NONE`; ``following`` (C, 1 + D) the tokens after the root and
+    after the nodes of the path, the separator last; ``ancestors`` (nodes, D) the path down to a node, which it includes.
+
+    Args:
+        candidates: token ids per candidate, with the classification token (the same in all) and the separator.
+
+    Raises:
+        ValueError: there is no candidate, or one without a token between classification token and separator.
+    """
+
+    def __init__(self, candidates: Sequence[Sequence[int]]):
+        if not candidates or min(map(len, candidates)) < 3:
+            raise ValueError("candidate answers need at least one token between [CLS] and [SEP]")
+        nodes: dict[tuple[int, ...], int] = {}
+        paths = []
+        for ids in candidates:
+            path = []
+            for end in range(2, len(ids)):
+                path.append(nodes.setdefault(tuple(ids[1:end]), len(nodes) + 1))
+            paths.append(path)
+        deepest = max(map(len, paths))
+        self.path = _padded(paths, deepest)
+        self.following = _padded([ids[1:] for ids in candidates], deepest + 1)
+        self.tokens = np.array([candidates[0][0], *(prefix[-1] for prefix in nodes)], dtype=np.int64)
+        self.depths = np.array([0, *(len(prefix) for prefix in nodes)], dtype=np.int64)
+        ancestors = [[nodes[prefix[:end]] for end in range(1, len(prefix) + 1)] for prefix in nodes]
+        self.ancestors = _padded([[], *ancestors], deepest)
+
+    def __len__(self) -> int:
+        """The number of candidates."""
+        return len(self.path)
+
+
+@dataclass(frozen=True)
+class RankedAnswers:
+    """The k best candidates of N questions, likeliest first.
+
+    ``ids`` (N, k) int64, indices in the list of candidates; ``probabilities`` (N, k), softmax over the scores of these k, at
+    least float32.
+    """
+
+    ids: Tensor
+    probabilities: Tensor
+
+
+def rank_answers(
+    decoder: AnswerDecoder,
+    questions: PackedTexts,
+    tree: AnswerTree,
+    k: int,
+    ranking: Ranking,
+    nodes_per_call: int | None = None,
+) -> RankedAnswers:
+    """Rank the candidates of each question.
+
+    Args:
+        decoder: in evaluation mode.
+        questions: N fused questions.
+        tree: tree of the candidates.
+        k: number of candidates that are scored in full.
+        ranking: the score, and the order of equal scores (:func:`best_first`).
+        nodes_per_call: questions with more nodes than this are split into several calls; None: a number for a CPU or a GPU.
+    """
+    if nodes_per_call is None:
+        nodes_per_call = 640 if questions.states.device.type == "cpu" else 8192
+    keys_values = decoder.project_texts(questions)
+    first = _first_tokens(decoder, keys_values, tree)
+    opening = first.index_select(1, send(torch.from_numpy(tree.following[:, 0]), first.device))
+    order = best_first(opening, min(k, len(tree)), ranking)
+    candidates, device = order.cpu().numpy(), first.device
+    scores = opening.gather(1, order) * (2 if ranking == "released" else 1)
+    calls = list(_calls([np.unique(tree.path[of_question]) for of_question in candidates], nodes_per_call))
+    parts = keys_values.split([len(call) for call, _ in calls])
+    for (call, nodes), part in zip(calls, parts, strict=True):
+        subtrees = _Subtrees(tree, nodes, candidates[call.start : call.stop])
+        scores[call.start : call.stop] += subtrees.score(decoder, part, device)
+    ranks = best_first(scores, scores.shape[1], ranking)
+    return RankedAnswers(order.gather(1, ranks), scores.gather(1, ranks).softmax(dim=1))
+
+
+def best_first(scores: Tensor, k: int, ranking: Ranking) -> Tensor:
+    """Indices (N, k) of the k best of ``scores`` (N, C), best first.
+
+    Equal scores are frequent, since candidates share prefixes. The earlier candidate comes first; "released" leaves the order to
+    ``topk``, which differs between kinds of device.
+    """
+    if ranking == "released":
+        return scores.topk(k, dim=1).indices
+    return scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+
+
+def _first_tokens(decoder: AnswerDecoder, questions: KeysValues, tree: AnswerTree) -> Tensor:
+    """Log-probabilities (N, V) of the token after [CLS]."""
+    start = torch.full((len(questions), 1), int(tree.tokens[ROOT]), device=questions.device)
+    states = decoder.decode(start, torch.ones(1, 1, 1, dtype=torch.bool, device=questions.device), questions)
+    return decoder.logits(states[:, 0]).log_softmax(dim=1)
+
+
+def _calls(nodes: Sequence[Ints], max_nodes: int) -> Iterator[tuple[range, list[Ints]]]:
+    """Split neighbouring questions, given by their nodes, into calls of at most about ``max_nodes`` nodes, including padding.
+
+    A call is the range of its questions with their nodes, without :data:`NONE`. A question with more nodes is a call by itself.
+    """
+    start = widest = 0
+    for question, question_nodes in enumerate(nodes):
+        count = len(question_nodes)
+        widest = max(widest, count)
+        if question > start and widest * (question + 1 - start) > max_nodes:
+            yield range(start, question), [padded[padded != NONE] for padded in nodes[start:question]]
+            start, widest = question, count
+    yield range(start, len(nodes)), [padded[padded != NONE] for padded in nodes[start:]]
+
+
+class _Subtrees:
+    """Sequences of the tree's nodes for N questions: the root, then the ``nodes`` on the paths of ``candidates`` (N, k)."""
+
+    def __init__(self, tree: AnswerTree, nodes: Sequence[Ints], candidates: Ints):
+        width = 1 + max(map(len, nodes))
+        self.ids = np.full((len(nodes), width), tree.tokens[ROOT])
+        self.depths = np.zeros((len(nodes), width), dtype=np.int64)
+        self.mask = np.zeros((len(nodes), width, width), dtype=bool)
+        self.mask[:, :, 0] = True  # for padding, too: attention to nothing is NaN
+        self.positions = np.zeros((*candidates.shape, tree.path.shape[1]), dtype=np.int64)
+        for question, question_nodes in enumerate(nodes):
+            end = 1 + len(question_nodes)
+            self.ids[question, 1:end] = tree.tokens[question_nodes]
+            self.depths[question, 1:end] = tree.depths[question_nodes]
+            self._attend_to_ancestors(question, question_nodes, tree.ancestors[question_nodes])
+            self.positions[question] = 1 + np.searchsorted(question_nodes, tree.path[candidates[question]])
+        self.on_path = tree.path[candidates] != NONE
+        self.following = tree.following[candidates][..., 1:]
+
+    def _attend_to_ancestors(self, question: int, nodes: Ints, ancestors: Ints) -> None:
+        node, level = np.nonzero(ancestors != NONE)
+        self.mask[question, 1 + node, 1 + np.searchsorted(nodes, ancestors[node, level])] = True
+
+    def score(self, decoder: AnswerDecoder, keys_values: KeysValues, device: torch.device) -> Tensor:
+        """Sum (N, k) of the log-probabilities of a candidate's tokens after the first, the separator's included."""
+        ids, depths, mask, positions, on_path, following = (
+            send(torch.from_numpy(array), device)
+            for array in (self.ids, self.depths, self.mask, self.positions, self.on_path, self.following)
+        )
+        questions = torch.arange(len(ids), device=device)
+        # The states of all nodes but the root, which predicts the first token.
+        states = decoder.decode(ids, mask, keys_values, positions=depths)[:, 1:]
+        logits = decoder.logits(states)
+        total = logits.logsumexp(dim=2)
+        positions, following = (part.masked_fill(~on_path, 0).flatten(1) for part in (positions - 1, following))
+        state_index = questions.unsqueeze(1) * logits.shape[1] + positions
+        likelihood = logits.flatten(0, 1)[state_index, following] - total.gather(1, positions)
+        return likelihood.view(on_path.shape).masked_fill(~on_path, 0).sum(dim=2)
+
+
+def _padded(lists: Sequence[Sequence[int]], width: int) -> Ints:
+    """Array (len(lists), width) of ``lists``, padded with :data:`NONE`."""
+    padded = np.full((len(lists), width), NONE, dtype=np.int64)
+    for index, numbers in enumerate(lists):
+        padded[index, : len(numbers)] = numbers
+    return padded

@@ -1,0 +1,144 @@
+"""Re-ranking: matching scores of many texts with few images (A.1).
+
+To save work, an image's keys and values are projected once for all its texts, the texts are packed without padding, and the last
+block computes only [CLS].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.core.fusion import FusionEncoder
+from models.core.losses import at_least_float32
+from models.core.packing import PackedTexts
+from models.core.vision import Concepts
+from models.pretraining.model import PretrainModel
+from models.tasks.retrieval import RetrievalModel
+from utils.accelerator import send
+
+AligningModel = PretrainModel | RetrievalModel
+"""A model with a contrastive and a matching head."""
+
+RerankingScore = Literal["matching", "sum"]
+RERANKING_SCORE = (
+    "what re-ranked pairs are ordered by. matching: the logit of the matching head (published); sum: its log-odds plus the "
+    "cosine divided by the temperature"
+)
+"""Description of the key in configs."""
+RULES: dict[RerankingScore, str] = {
+    "matching": "",
+    "sum": " by the matching head's log-odds plus the cosine over the temperature",
+}
+"""How candidates are ordered, as a note in tables; the published way needs no note."""
+
+
+@dataclass(frozen=True)
+class TextBank:
+    """Many encoded texts: text n of the bank has index ``index[n]`` in ``texts`` and ``lengths[n]`` tokens.
+
+    ``index`` and ``lengths`` (N,) int64 are on the CPU, which plans the calls.
+    """
+
+    texts: PackedTexts
+    index: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def of(cls, parts: Sequence[PackedTexts]) -> TextBank:
+        """The bank of all texts of ``parts``, in order."""
+        texts = PackedTexts.concat(parts)
+        return cls(texts, torch.arange(texts.packing.count), texts.packing.lengths.cpu())
+
+    def reordered(self, order: Tensor) -> TextBank:
+        """The bank whose text n is text ``order[n]`` of this bank; nothing is copied."""
+        return TextBank(self.texts, self.index[order], self.lengths[order])
+
+    def select(self, texts: Tensor) -> PackedTexts:
+        """The texts with the indices ``texts`` (M,), int64 on the CPU. Attention pads them to the longest of them."""
+        lengths, index = self.lengths[texts], send(self.index[texts], self.texts.states.device)
+        return self.texts.select(index, int(lengths.sum()), int(lengths.max()))
+
+
+class Margin(nn.Module):
+    """The matching head with one logit, that of "matched" minus that of "not matched": its sigmoid is the probability."""
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        self.head = head
+
+    def forward(self, cls: Tensor) -> Tensor:
+        """(N, D) -> (N, 2), of which :func:`score_pairs` reads the second column."""
+        logits = at_least_float32(self.head(cls))
+        margin = logits[:, 1] - logits[:, 0]
+        return torch.stack([-margin, margin], dim=1)
+
+
+def score_pairs(
+    fusion: FusionEncoder,
+    matching_head: nn.Module,
+    images: Concepts,
+    texts: Sequence[Tensor],
+    bank: TextBank,
+    tokens_per_call: int | None = None,
+) -> list[Tensor]:
+    """Compute the matching logits of images with their candidate texts.
+
+    Args:
+        fusion: the fusion encoder.
+        matching_head: the head whose class 1 is "matched".
+        images: B whole images.
+        texts: per image, the indices of its texts in ``bank`` (int64, on the CPU).
+        bank: the encoded texts.
+        tokens_per_call: maximum number of tokens of a call, including padding; the texts of an image are split into several calls
+            if they have more. None: as many as a CPU's caches hold, or enough to fill a GPU.
+
+    Returns:
+        Per image the logits of class "matched", at least float32, in the order of its texts.
+    """
+    keys_values = fusion.project_concepts(images).split([1] * len(texts))
+
+    def score(image: int, candidates: PackedTexts) -> Tensor:
+        return at_least_float32(matching_head(fusion.cls(candidates, keys_values[image]))[:, 1])
+
+    return score_each(score, texts, bank, tokens_per_call)
+
+
+def score_each(
+    score: Callable[[int, PackedTexts], Tensor],
+    texts: Sequence[Tensor],
+    bank: TextBank,
+    tokens_per_call: int | None = None,
+) -> list[Tensor]:
+    """Compute scores of images with their candidate texts. Texts of similar lengths go into one call.
+
+    Args:
+        score: from the index of an image and M texts to their scores (M,), at least float32.
+        texts, bank, tokens_per_call: as in :func:`score_pairs`, which returns the same.
+    """
+    device = bank.texts.states.device
+    if tokens_per_call is None:
+        tokens_per_call = 1536 if device.type == "cpu" else 16384
+    scores = []
+    for image, candidates in enumerate(texts):
+        of_image = at_least_float32(bank.texts.states.new_empty(len(candidates)))
+        for part in _similar_lengths(bank.lengths[candidates], tokens_per_call):
+            of_image[send(part, device)] = score(image, bank.select(candidates[part]))
+        scores.append(of_image)
+    return scores
+
+
+def _similar_lengths(lengths: Tensor, tokens_per_call: int) -> Iterator[Tensor]:
+    """Split texts, sorted by length, into calls of at most ``tokens_per_call`` tokens, including padding; yield their indices."""
+    order = lengths.argsort(stable=True)
+    start = 0
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and (end + 1 - start) * int(lengths[order[end]]) <= tokens_per_call:
+            end += 1
+        yield order[start:end]
+        start = end

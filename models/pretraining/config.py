@@ -1,0 +1,62 @@
+"""The configuration of the pre-training model."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from models.core.contrastive import AligningConfig, ContrastiveConfig
+from utils.config import Config
+
+Identical = Literal["ignore", "negative"]
+
+
+class StreamWeights(Config):
+    """Factor of each stream's losses; None: the run does not have the stream."""
+
+    images: float | None = 1.0
+    regions: float | None = 1.0
+    texts: float | None = None
+    translations: float | None = None
+    videos: float | None = None
+
+
+class IdenticalTexts(Config):
+    """The role of equal texts of a batch for each other, by stream."""
+
+    images: Identical = Field(
+        "negative", description="examples with equal texts are each other's negatives (negative), or are not (ignore)"
+    )
+    videos: Identical = Field(
+        "negative", description="examples with equal texts are each other's negatives (negative), or are not (ignore)"
+    )
+    translations: Identical = Field(
+        "negative", description="examples with equal texts are each other's negatives (negative), or are not (ignore)"
+    )
+    regions: Identical = Field(
+        "ignore",
+        description="regions with equal texts, such as 'a man', are each other's negatives (negative), or are not (ignore)",
+    )
+
+
+class PretrainContrastiveConfig(ContrastiveConfig):
+    """The contrastive loss of pre-training, where texts can be equal."""
+
+    identical_texts: IdenticalTexts = IdenticalTexts()
+
+    @field_validator("identical_texts", mode="before")
+    @classmethod
+    def _one_word_for_all(cls, value: Any) -> Any:
+        return dict.fromkeys(IdenticalTexts.model_fields, value) if isinstance(value, str) else value
+
+
+class PretrainModelConfig(AligningConfig):
+    """The model of pre-training."""
+
+    contrastive: PretrainContrastiveConfig = PretrainContrastiveConfig()
+    word_table: Literal["tied", "own"] = Field(
+        "tied",
+        description="word table of the word head. tied: that of the word embeddings, as in BERT; own: a table apart, "
+        "as released for XLM-R",
+    )

@@ -1,0 +1,117 @@
+"""The FLOPs of pre-training's streams; :mod:`models.core.flops` says what is counted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from models.core.flops import Lengths, ModelCost, frames_of, lengths
+from models.pretraining.streams import RegionTextStream, Stream
+from utils.batch import (
+    IGNORE,
+    ImageTextBatch,
+    MaskedText,
+    RegionBatch,
+    TextBatch,
+    TranslationBatch,
+    VideoTextBatch,
+    Work,
+)
+
+COUNTED = ("contrastive", "matching", "mlm", "l1", "giou")
+"""The losses whose FLOPs are counted here."""
+
+
+def work_of(cost: ModelCost, stream: Stream[Any], batch: Any, wanted: Collection[str]) -> Work:
+    """Number of examples, images and tokens, and FLOPs, of a batch in host memory.
+
+    The FLOPs of a step with a loss that is not counted here are unknown, NaN.
+    """
+    match batch:
+        case TextBatch():
+            work = _texts(cost, batch)
+        case TranslationBatch():
+            work = _translations(cost, stream, batch, wanted)
+        case RegionBatch():
+            assert isinstance(stream, RegionTextStream)
+            work = _regions(cost, stream, batch, wanted)
+        case _:
+            work = _images(cost, stream, batch, wanted)
+    return work + Work(flops=0 if set(wanted) <= set(COUNTED) else math.nan)
+
+
+def _texts(cost: ModelCost, batch: TextBatch) -> Work:
+    tokens = lengths(batch.text.mask, batch.valid)
+    flops = cost.text.run(tokens) + _mlm(cost.of_texts, batch.text, batch.valid, tokens, None)
+    return Work(len(tokens), 0, int(tokens.sum()), flops)
+
+
+def _images(
+    cost: ModelCost, stream: Stream[Any], batch: ImageTextBatch | VideoTextBatch, wanted: Collection[str]
+) -> Work:
+    tokens, frames = lengths(batch.text.mask, batch.valid), frames_of(batch.pixels)
+    examples, keys = len(tokens), cost.vision.keys(frames)
+    flops: float = cost.vision.encode(examples * frames)
+    if stream.needs("fusion", wanted):
+        flops += cost.fusion.project(examples * keys)
+    flops += _pairs(cost, stream, batch, tokens, keys, wanted)
+    return Work(examples, examples * frames, int(tokens.sum()), flops)
+
+
+def _regions(cost: ModelCost, stream: RegionTextStream, batch: RegionBatch, wanted: Collection[str]) -> Work:
+    tokens = lengths(batch.text.mask, batch.valid)
+    regions, keys = len(tokens), cost.vision.keys()
+    images = len(np.unique(batch.image_index.numpy()[batch.valid.numpy()]))
+    flops: float = cost.vision.encode(images) + cost.vision.pool_regions(regions)
+    if stream.needs("fusion", wanted):
+        # All patches once, the mean of every region, and that of every whole image, from which boxes are predicted.
+        flops += cost.fusion.project(images * keys + regions)
+    flops += _pairs(cost, stream, batch, tokens, keys, wanted)
+    if stream.needs("box_head", wanted):
+        located = lengths(batch.text.mask, stream.has_box(batch))
+        flops += cost.fusion.run(located, keys, queries=1) + cost.head("box_head", len(located))
+    return Work(regions, images, int(tokens.sum()), flops)
+
+
+def _translations(cost: ModelCost, stream: Stream[Any], batch: TranslationBatch, wanted: Collection[str]) -> Work:
+    first, second = lengths(batch.text.mask, batch.valid), lengths(batch.other.mask, batch.valid)
+    tokens, cost = int(first.sum() + second.sum()), cost.of_texts
+    copies = len(stream.texts_to_encode(batch, wanted)) - 1  # the first text, its masked copy, or both
+    flops = cost.text.run(second) + copies * cost.text.run(first)
+    if "contrastive" in wanted:
+        flops += cost.align(0, 2 * len(first))
+    if "matching" in wanted:
+        flops += cost.fusion.project(int(first.sum())) + cost.match(second, first)
+    if "mlm" in wanted:
+        flops += cost.fusion.project(int(second.sum())) + _mlm(cost, batch.text, batch.valid, first, second)
+    return Work(len(first), 0, tokens, flops)
+
+
+def _pairs(
+    cost: ModelCost,
+    stream: Stream[Any],
+    batch: ImageTextBatch | VideoTextBatch | RegionBatch,
+    tokens: Lengths,
+    keys: int,
+    wanted: Collection[str],
+) -> float:
+    """The text encoder, and the contrastive, matching and mlm losses. Hard negatives are sampled by the same embeddings without
+    gradients, which are not counted."""
+    flops = len(stream.texts_to_encode(batch, wanted)) * cost.text.run(tokens)
+    if "contrastive" in wanted:
+        flops += cost.align(len(tokens), len(tokens))
+    if "matching" in wanted:
+        flops += cost.match(tokens, keys)
+    if "mlm" in wanted:
+        flops += _mlm(cost, batch.text, batch.valid, tokens, keys)
+    return flops
+
+
+def _mlm(cost: ModelCost, text: MaskedText, valid: Tensor, tokens: Lengths, keys: Lengths | int | None) -> float:
+    """The fusion of masked texts, and the word head."""
+    masked = lengths(text.labels != IGNORE, valid)
+    return cost.fusion.run(tokens, keys, queries=masked) + cost.head("word_head", int(masked.sum()))

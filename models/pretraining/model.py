@@ -1,0 +1,199 @@
+"""Multi-grained pre-training (section 3.3, eqs. 1-6).
+
+The text encoder and the vision encoder run once for all streams. Then each stream computes its losses with one call of the fusion
+encoder (:mod:`models.pretraining.streams`). :mod:`models.reference` computes the same losses in the plainest way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.core.contrastive import ContrastiveHead
+from models.core.fusion import FusionPass
+from models.core.gradient_cache import spanning
+from models.core.heads import BoxHead, MaskedWords, WordHead
+from models.core.losses import EmbeddedPairs
+from models.core.matching import MatchingHead
+from models.core.packing import PackedTexts
+from models.core.vision import Concepts
+from models.core.xvlm import XVLM
+from models.pretraining.config import PretrainModelConfig, StreamWeights
+from models.pretraining.flops import work_of
+from models.pretraining.streams import STREAMS, Encoded, LossWeights, PairStream, Stream, covers
+from utils.batch import Losses, PretrainBatch, Term, Work
+from utils.errors import UserError
+
+
+class StreamStep(NamedTuple):
+    """A stream, its batch, and the losses that are ``wanted`` of it: some steps have no matching loss."""
+
+    stream: Stream[Any]
+    batch: Any
+    wanted: list[str]
+
+
+class PretrainModel(XVLM):
+    """The encoders and the four heads of section 3.3. ``forward(batch)`` gives all losses of all streams."""
+
+    config: PretrainModelConfig
+
+    def __init__(
+        self,
+        config: PretrainModelConfig,
+        vocab_size: int | None = None,
+        weights: LossWeights | None = None,
+        streams: StreamWeights | None = None,
+    ):
+        super().__init__(config, vocab_size)
+        width, (vocabulary, embedded) = self.text.width, self.text.word_embeddings.shape
+        own_table = config.word_table == "own"
+        if embedded != width and not own_table:
+            raise UserError(
+                f"model.word_table: tied, but words are embedded in {embedded} dimensions and model.fusion has {width}; "
+                "set it to `own`"
+            )
+        self.contrastive = ContrastiveHead(config, self.vision.width, width)
+        self.matching_head = MatchingHead(width)
+        self.box_head = BoxHead(width)
+        # BERT's head belongs to the text encoder's family, and so does its eps (as released).
+        self.word_head = WordHead(width, vocabulary, self.text.block_config.eps, own_table=own_table)
+        self.streams = self._build_streams(config, weights or LossWeights(), streams or StreamWeights())
+        self._untrained: dict[tuple[tuple[str, ...], ...], list[nn.Parameter]] = {}
+        """See :meth:`_untrained_by`; by the losses of a step, since going through all parameters takes the host milliseconds."""
+
+    def forward(self, batch: PretrainBatch) -> Losses:
+        """All losses of a micro-batch, as sums; :func:`utils.batch.weighted_sum` adds them up (eq. 6)."""
+        self.contrastive.clamp_temperature()
+        steps = self._steps(batch)
+        no_loss = zero_loss(self._untrained_by(steps), self.contrastive.temperature.device)
+        terms: Losses = {}
+        for (stream, stream_batch, wanted), encoded in zip(steps, self._encode_all(steps), strict=True):
+            totals = stream.losses(self, stream_batch, encoded, wanted) if wanted else {}
+            for loss, weight in stream.weights.items():
+                terms[f"{stream.name}/{loss}"] = Term(totals[loss] if loss in wanted else no_loss, weight)
+        return terms
+
+    def counts(self, batch: PretrainBatch) -> dict[str, Tensor]:
+        """The divisor of each loss: the number of pairs, words or boxes of this micro-batch. Needs no forward pass."""
+        counts: dict[str, Tensor] = {}
+        for stream, stream_batch, wanted in self._steps(batch):
+            for loss in stream.declared:
+                if loss.name in stream.weights:
+                    count = loss.count(stream_batch)
+                    counts[f"{stream.name}/{loss.name}"] = count if loss.name in wanted else torch.zeros_like(count)
+        return counts
+
+    def work(self, batch: PretrainBatch) -> Work:
+        """See :class:`engine.task.TaskModel`."""
+        steps = [step for step in self._steps(batch) if step.wanted]
+        return sum((work_of(self.cost, *step) for step in steps), Work())
+
+    def compared(self, batch: PretrainBatch) -> list[int]:
+        """The number of pairs in each contrastive loss of a micro-batch, in the order of :meth:`embed`."""
+        return [len(step.batch.valid) for step in self._steps(batch) if "contrastive" in step.wanted]
+
+    def spanning(
+        self, micro_batches: Sequence[PretrainBatch], before: Callable[[int], None]
+    ) -> AbstractContextManager[None]:
+        """See :class:`engine.task.TaskModel`."""
+        return spanning(self.contrastive, self.embed, micro_batches, before)
+
+    def embed(self, batch: PretrainBatch) -> list[EmbeddedPairs]:
+        """The pairs of each contrastive loss. The forward pass begins with the same computation."""
+        steps = self._steps(batch)
+        return [
+            stream.embed(self, stream_batch, encoded)
+            for (stream, stream_batch, wanted), encoded in zip(steps, self._encode_all(steps), strict=True)
+            if isinstance(stream, PairStream) and "contrastive" in wanted
+        ]
+
+    def predict_boxes(self, texts: PackedTexts, images: Concepts, image_index: Tensor) -> Tensor:
+        """Eq. 4: the box of each of N texts in a whole image, (N, 4), centre and size in 0..1. ``image_index`` (N,) int64: the
+        image of each text."""
+        return self.box_head(self.fusion.cls(texts, self.fusion.project_concepts(images).select(image_index)))
+
+    def predict_words(self, texts: PackedTexts, images: Concepts, words: MaskedWords) -> Tensor:
+        """Logits (Q, V) of the masked words of N texts, in order, from text n and image n."""
+        keys_values = self.fusion.project_concepts(images)
+        (fused,) = self.fusion.fuse([FusionPass(texts, keys_values, words.queries)])
+        return self.word_head(fused, self.text.word_embeddings)
+
+    def _steps(self, batch: PretrainBatch) -> list[StreamStep]:
+        """Each stream that has a loss, with its batch and the losses of this step, in the order of the streams."""
+        batches = batch.streams()
+        assert batches.keys() <= self.streams.keys(), (
+            f"the batch has {list(batches)}, the run only {list(self.streams)}"
+        )
+        steps = []
+        for name, stream in self.streams.items():
+            if name in batches and stream.weights:
+                wanted = [loss for loss in stream.weights if not (loss == "matching" and name in batch.unmatched)]
+                steps.append(StreamStep(stream, batches[name], wanted))
+        return steps
+
+    def _encode_all(self, steps: Sequence[StreamStep]) -> list[Encoded]:
+        """The texts and images of each stream, from one pass of each encoder over those of all streams."""
+        texts = [step.stream.texts_to_encode(step.batch, step.wanted) for step in steps]
+        all_texts = [text for stream_texts in texts for text in stream_texts.values()]
+        has_images = [step.stream.has_images and bool(step.wanted) for step in steps]
+        pixels = [step.batch.pixels for step, has in zip(steps, has_images, strict=True) if has]
+        packed = iter(self.text(all_texts) if all_texts else [])  # in the order of `steps`, as the images
+        images = iter(self.vision.encode(pixels) if pixels else [])
+        return [
+            Encoded(next(images) if has else None, {name: next(packed) for name in stream_texts})
+            for has, stream_texts in zip(has_images, texts, strict=True)
+        ]
+
+    def _build_streams(
+        self, config: PretrainModelConfig, weights: LossWeights, factors: StreamWeights
+    ) -> dict[str, Stream[Any]]:
+        """The streams of the run, by name. Parameters that only losses outside this run train are frozen: they cost nothing, and
+        DDP does not wait for their gradients.
+
+        Raises:
+            UserError: if the model does not fit the streams.
+            ValueError: if no loss of any stream declares that it trains some parameter.
+        """
+        factor = {name: getattr(factors, name) for name in STREAMS}
+        identical = config.contrastive.identical_texts
+        streams = {name: kind(name, factor[name] or 0.0, weights, identical) for name, kind in STREAMS.items()}
+        if factor["translations"] is not None and self.vision.width != self.text.width:
+            raise UserError(
+                f"data.translations: the fusion attends to texts as it does to images, but images have width {self.vision.width} "
+                f"and texts {self.text.width}; give model.vision and model.fusion one width, or drop data.translations"
+            )
+        declared = self.trained_by((stream, [loss.name for loss in stream.declared]) for stream in streams.values())
+        unclaimed = [name for name, _ in self.named_parameters() if name not in declared]
+        if unclaimed:
+            raise ValueError(f"{unclaimed[0]}: no loss declares that it trains this parameter; add it to its `trains`")
+        trained = self.trained_by((stream, stream.weights) for stream in streams.values())
+        for name, parameter in self.named_parameters():
+            if name not in trained:
+                parameter.requires_grad_(False)
+        return {name: stream for name, stream in streams.items() if factor[name] is not None}
+
+    def trained_by(self, losses: Iterable[tuple[Stream[Any], Collection[str]]]) -> set[str]:
+        """Names of the parameters that these losses train, by their declarations: streams with the names of their losses."""
+        parts = {part for stream, wanted in losses for part in stream.trained_by(wanted)}
+        return {name for name, _ in self.named_parameters() if any(covers(part, name) for part in parts)}
+
+    def _untrained_by(self, steps: Sequence[StreamStep]) -> list[nn.Parameter]:
+        """The parameters that only losses left out of this step train."""
+        key = tuple((step.stream.name, *step.wanted) for step in steps)
+        if key not in self._untrained:
+            trained = self.trained_by((step.stream, step.wanted) for step in steps)
+            in_other_steps = self.trained_by((step.stream, step.stream.weights) for step in steps) - trained
+            self._untrained[key] = [each for name, each in self.named_parameters() if name in in_other_steps]
+        return self._untrained[key]
+
+
+def zero_loss(parameters: Sequence[nn.Parameter], device: torch.device) -> Tensor:
+    """Zero on ``device`` that depends on all ``parameters``: DDP waits for the gradient of each, also in a step that does not
+    train it."""
+    zero = torch.zeros((), device=device)
+    return sum((0 * parameter.sum() for parameter in parameters), zero)

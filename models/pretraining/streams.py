@@ -1,0 +1,354 @@
+"""The streams of pre-training and their losses (section 3.3). The ``losses`` of each stream follow :mod:`models.reference`.
+
+To add a loss, give it a weight in :class:`LossWeights`, and declare and compute it in a stream here; then add it to
+:mod:`models.reference`. ``docs/architecture.md`` has a worked example.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from pydantic import Field
+from torch import Tensor
+
+from models.core.contrastive import ContrastiveHead
+from models.core.fusion import FusionEncoder, FusionQueue
+from models.core.heads import BoxHead, WordHead
+from models.core.hub_text import HubTextEncoder
+from models.core.losses import EmbeddedPairs, box_giou, box_l1
+from models.core.matching import HardNegatives, MatchingHead, allowed_negatives, matching_count
+from models.core.packing import PackedTexts
+from models.core.text import TextEncoder
+from models.core.vision import Concepts, VisionEncoder
+from models.pretraining.config import Identical, IdenticalTexts
+from utils.batch import IGNORE, ImageTextBatch, RegionBatch, Text, TextBatch, TranslationBatch, VideoTextBatch
+from utils.config import Config
+
+
+class LossWeights(Config):
+    """Weights of the losses in equation 6; in the paper all are 1. A loss of weight 0 is not computed."""
+
+    contrastive: float = Field(1.0, ge=0, description="weight of the contrastive loss (paper, equation 1)")
+    matching: float = Field(1.0, ge=0, description="weight of the matching loss (paper, equation 2)")
+    mlm: float = Field(1.0, ge=0, description="weight of the loss on masked words (paper, equation 3)")
+    l1: float = Field(1.0, ge=0, description="weight of the boxes' L1 loss (paper, equation 5)")
+    giou: float = Field(1.0, ge=0, description="weight of the boxes' GIoU loss (paper, equation 5)")
+    whole_image_boxes: bool = Field(
+        False, description="captions of whole images have box losses too; their box is (0.5, 0.5, 1, 1)"
+    )
+
+
+class Modules(Protocol):
+    """The encoders and heads that streams use: the children of :class:`models.pretraining.model.PretrainModel`."""
+
+    vision: VisionEncoder
+    text: TextEncoder | HubTextEncoder
+    fusion: FusionEncoder
+    contrastive: ContrastiveHead
+    matching_head: MatchingHead
+    word_head: WordHead
+    box_head: BoxHead
+
+
+B = TypeVar("B", bound=ImageTextBatch | VideoTextBatch | RegionBatch | TranslationBatch | TextBatch)
+"""The batch of a stream."""
+
+P = TypeVar("P", bound=ImageTextBatch | VideoTextBatch | RegionBatch | TranslationBatch)
+"""The batch of a stream whose examples are pairs."""
+
+
+@dataclass(frozen=True)
+class Loss(Generic[B]):
+    """What a stream declares about one of its losses. :meth:`Stream.losses` computes it.
+
+    Attributes:
+        name: of the loss.
+        weight: its factor in equation 6, before that of the stream.
+        trains: the parts of the model that it trains, besides the encoders of the stream. The name of a module stands for all
+            parameters in it; ``*`` stands for one step of a name, such as the index of a block.
+        count: the divisor of its sum: the number of pairs, words or boxes of a batch that count, a scalar.
+    """
+
+    name: str
+    weight: float
+    trains: tuple[str, ...]
+    count: Callable[[B], Tensor]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A stream's batch after the encoders: its whole images or videos, None if it has none, and its texts by name."""
+
+    images: Concepts | None
+    texts: Mapping[str, PackedTexts]
+
+
+class Stream(ABC, Generic[B]):
+    """One source of training examples, with its losses.
+
+    Attributes:
+        declared: all losses of the stream.
+        weights: the factor of each loss in the sum of equation 6, without the losses whose factor is 0.
+    """
+
+    encoders: ClassVar[tuple[str, ...]]
+    """Parts of the model that every loss of the stream trains; names as in :attr:`Loss.trains`."""
+    has_images: ClassVar[bool] = True
+
+    def __init__(self, name: str, factor: float, weights: LossWeights, identical: IdenticalTexts):
+        """``factor``: of all losses of the stream; ``weights`` and ``identical``: of all streams."""
+        self.name = name
+        self.declared = self.declare(weights)
+        self.weights = {loss.name: factor * loss.weight for loss in self.declared if factor * loss.weight}
+
+    @abstractmethod
+    def declare(self, weights: LossWeights) -> list[Loss[B]]:
+        """The losses of the stream."""
+
+    @abstractmethod
+    def texts_to_encode(self, batch: B, wanted: Collection[str]) -> dict[str, Text]:
+        """The texts to encode for the ``wanted`` losses, by name."""
+
+    @abstractmethod
+    def losses(self, model: Modules, batch: B, encoded: Encoded, wanted: Collection[str]) -> dict[str, Tensor]:
+        """The ``wanted`` losses of a micro-batch, as sums over what :attr:`Loss.count` counts."""
+
+    def trained_by(self, wanted: Collection[str]) -> list[str]:
+        """The parts of the model that the ``wanted`` losses train; names as in :attr:`Loss.trains`."""
+        parts = [part for loss in self.declared if loss.name in wanted for part in loss.trains]
+        return [*self.encoders, *parts] if wanted else []
+
+    def needs(self, part: str, wanted: Collection[str]) -> bool:
+        """True if any of the ``wanted`` losses trains this part of the model."""
+        return part in self.trained_by(wanted)
+
+
+class PairStream(Stream[P]):
+    """Pairs of an image and a text: the contrastive and the matching loss, and masked words that are predicted with the image.
+
+    ``same_group``: the role of pairs with equal texts for each other.
+    """
+
+    encoders: ClassVar[tuple[str, ...]] = ("vision.backbone", "text")
+    contrastive_parts: ClassVar[tuple[str, ...]] = ("contrastive",)
+
+    def __init__(self, name: str, factor: float, weights: LossWeights, identical: IdenticalTexts):
+        super().__init__(name, factor, weights, identical)
+        self.same_group: Identical = getattr(identical, name)
+
+    def declare(self, weights: LossWeights) -> list[Loss[P]]:
+        return [
+            Loss("contrastive", weights.contrastive, self.contrastive_parts, lambda batch: batch.valid.sum()),
+            Loss(
+                "matching",
+                weights.matching,
+                ("fusion", "matching_head"),
+                lambda batch: matching_count(batch.valid, batch.text.text_id, self.same_group),
+            ),
+            Loss("mlm", weights.mlm, ("fusion", "word_head"), lambda batch: (batch.text.labels != IGNORE).sum()),
+        ]
+
+    def texts_to_encode(self, batch: P, wanted: Collection[str]) -> dict[str, Text]:
+        texts = {}
+        if any(loss != "mlm" for loss in wanted):
+            texts["plain"] = batch.text.plain()
+        if "mlm" in wanted:
+            texts["masked"] = batch.text.masked_copy()
+        return texts
+
+    @abstractmethod
+    def embed(self, model: Modules, batch: P, encoded: Encoded) -> EmbeddedPairs:
+        """The pairs of the contrastive loss."""
+
+    def embed_pairs(
+        self, model: Modules, batch: P, images: Concepts | PackedTexts, texts: PackedTexts
+    ) -> EmbeddedPairs:
+        """Embed the pairs of a batch; of translations, ``images`` are texts."""
+        return model.contrastive.embed_pairs(images, texts, batch.valid, batch.text.text_id, self.same_group)
+
+    def hard_negatives(self, model: Modules, pairs: EmbeddedPairs) -> HardNegatives:
+        """Sample hard negatives of the matching loss by the similarity of the embeddings."""
+        allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
+        return model.matching_head.hard_negatives(model.contrastive.similarity(pairs.image, pairs.text), allowed)
+
+
+class ImageTextStream(PairStream[ImageTextBatch | VideoTextBatch]):
+    """Whole images with their texts."""
+
+    def losses(
+        self, model: Modules, batch: ImageTextBatch | VideoTextBatch, encoded: Encoded, wanted: Collection[str]
+    ) -> dict[str, Tensor]:
+        images, texts = encoded.images, encoded.texts
+        assert images is not None
+        queue = FusionQueue(model.fusion)
+        started: dict[str, Callable[[], Tensor]] = {}
+        if aligns(wanted):
+            pairs = self.embed(model, batch, encoded)
+        if self.needs("fusion", wanted):
+            whole_image = model.fusion.project_concepts(images)
+        if "contrastive" in wanted:
+            started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
+        if "mlm" in wanted:
+            started["mlm"] = model.word_head.start_loss(  # eq. 3
+                queue, texts["masked"], whole_image, batch.text, model.text.word_embeddings
+            )
+        if "matching" in wanted:
+            negatives = self.hard_negatives(model, pairs)
+            started["matching"] = model.matching_head.start_loss(queue, texts["plain"], whole_image, negatives)  # eq. 2
+        queue.run()
+        return {loss: finish() for loss, finish in started.items()}
+
+    def embed(self, model: Modules, batch: ImageTextBatch | VideoTextBatch, encoded: Encoded) -> EmbeddedPairs:
+        assert encoded.images is not None
+        return self.embed_pairs(model, batch, encoded.images, encoded.texts["plain"])
+
+
+class VideoTextStream(ImageTextStream):
+    """Videos with their texts. The vision encoder makes one concept of each video, so everything else is as for images."""
+
+    encoders = ("vision.backbone", "vision.frame_positions", "text")
+
+
+class RegionTextStream(PairStream[RegionBatch]):
+    """Regions, objects and whole images with their texts (section 3.2). A text is aligned with the patches of its region, and its
+    box is predicted from the whole image.
+
+    ``whole_image_boxes``: whether texts of whole images have box losses.
+    """
+
+    def __init__(self, name: str, factor: float, weights: LossWeights, identical: IdenticalTexts):
+        super().__init__(name, factor, weights, identical)
+        self.whole_image_boxes = weights.whole_image_boxes
+
+    def declare(self, weights: LossWeights) -> list[Loss[RegionBatch]]:
+        return [
+            *super().declare(weights),
+            Loss("l1", weights.l1, ("fusion", "box_head"), lambda batch: self.has_box(batch).sum()),
+            Loss("giou", weights.giou, ("fusion", "box_head"), lambda batch: self.has_box(batch).sum()),
+        ]
+
+    def losses(
+        self, model: Modules, batch: RegionBatch, encoded: Encoded, wanted: Collection[str]
+    ) -> dict[str, Tensor]:
+        images, texts = encoded.images, encoded.texts
+        assert images is not None
+        regions = model.vision.regions(images, batch.patch_mask, batch.image_index)
+        queue = FusionQueue(model.fusion)
+        started: dict[str, Callable[[], Tensor]] = {}
+        if aligns(wanted):
+            pairs = self.embed_pairs(model, batch, regions, texts["plain"])
+        if self.needs("fusion", wanted):
+            # A text is matched with its region; its box is predicted from the whole image.
+            region, whole_image = model.fusion.project_regions(regions, images)
+        if "contrastive" in wanted:
+            started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
+        if self.needs("box_head", wanted):
+            cls = queue.cls(texts["plain"], whole_image)
+        if "mlm" in wanted:
+            started["mlm"] = model.word_head.start_loss(  # eq. 3
+                queue, texts["masked"], region, batch.text, model.text.word_embeddings
+            )
+        if "matching" in wanted:
+            negatives = self.hard_negatives(model, pairs)
+            started["matching"] = model.matching_head.start_loss(queue, texts["plain"], region, negatives)  # eq. 2
+        queue.run()
+        totals = {loss: finish() for loss, finish in started.items()}
+        if self.needs("box_head", wanted):
+            boxes, has_box = model.box_head(cls()), self.has_box(batch)  # eq. 4
+            totals["l1"] = box_l1(boxes, batch.boxes_cxcywh, has_box)  # eq. 5
+            totals["giou"] = box_giou(boxes, batch.boxes_cxcywh, has_box)
+        return {loss: totals[loss] for loss in wanted}
+
+    def embed(self, model: Modules, batch: RegionBatch, encoded: Encoded) -> EmbeddedPairs:
+        assert encoded.images is not None
+        regions = model.vision.regions(encoded.images, batch.patch_mask, batch.image_index)
+        return self.embed_pairs(model, batch, regions, encoded.texts["plain"])
+
+    def has_box(self, batch: RegionBatch) -> Tensor:
+        """The texts that have box losses, (R,) bool."""
+        return batch.valid if self.whole_image_boxes else batch.valid & ~batch.is_image
+
+
+class TextStream(Stream[TextBatch]):
+    """Texts alone: masked words, without cross-attention in the fusion encoder (as released)."""
+
+    encoders = ("text",)
+    has_images = False
+
+    def declare(self, weights: LossWeights) -> list[Loss[TextBatch]]:
+        fusion = ("fusion.layer.*.attention", "fusion.layer.*.intermediate", "fusion.layer.*.output")
+        return [Loss("mlm", weights.mlm, (*fusion, "word_head"), lambda batch: (batch.text.labels != IGNORE).sum())]
+
+    def texts_to_encode(self, batch: TextBatch, wanted: Collection[str]) -> dict[str, Text]:
+        return {"masked": batch.text.masked_copy()} if wanted else {}
+
+    def losses(self, model: Modules, batch: TextBatch, encoded: Encoded, wanted: Collection[str]) -> dict[str, Tensor]:
+        queue, masked = FusionQueue(model.fusion), encoded.texts["masked"]
+        words = model.word_head.start_loss(queue, masked, None, batch.text, model.text.word_embeddings)  # eq. 3
+        queue.run()
+        return {"mlm": words()}
+
+
+class TranslationStream(PairStream[TranslationBatch]):
+    """Texts and their translations: cross-view language modelling (CCLM, arXiv:2206.00621).
+
+    As released, the first text takes the place of an image in the contrastive and the matching loss, and both texts go through
+    the text projection. Masked words of the first text are predicted with the translation.
+    """
+
+    encoders = ("text",)
+    contrastive_parts = ("contrastive.text_proj", "contrastive.temperature", "contrastive.bias")
+    has_images = False
+
+    def texts_to_encode(self, batch: TranslationBatch, wanted: Collection[str]) -> dict[str, Text]:
+        return {**super().texts_to_encode(batch, wanted), "translation": batch.other} if wanted else {}
+
+    def losses(
+        self, model: Modules, batch: TranslationBatch, encoded: Encoded, wanted: Collection[str]
+    ) -> dict[str, Tensor]:
+        texts, translation = encoded.texts, encoded.texts["translation"]
+        queue = FusionQueue(model.fusion)
+        started: dict[str, Callable[[], Tensor]] = {}
+        if aligns(wanted):
+            pairs = self.embed(model, batch, encoded)
+        if "contrastive" in wanted:
+            started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
+        if "matching" in wanted:
+            first, negatives = model.fusion.project_texts(texts["plain"]), self.hard_negatives(model, pairs)
+            started["matching"] = model.matching_head.start_loss(queue, translation, first, negatives)  # eq. 2
+        if "mlm" in wanted:
+            second = model.fusion.project_texts(translation)
+            started["mlm"] = model.word_head.start_loss(  # eq. 3
+                queue, texts["masked"], second, batch.text, model.text.word_embeddings
+            )
+        queue.run()
+        return {loss: finish() for loss, finish in started.items()}
+
+    def embed(self, model: Modules, batch: TranslationBatch, encoded: Encoded) -> EmbeddedPairs:
+        return self.embed_pairs(model, batch, encoded.texts["plain"], encoded.texts["translation"])
+
+
+def aligns(wanted: Collection[str]) -> bool:
+    """True if any of the losses needs embeddings: hard negatives of the matching loss are sampled by their similarity."""
+    return "contrastive" in wanted or "matching" in wanted
+
+
+STREAMS: dict[str, type[Stream[Any]]] = {
+    "images": ImageTextStream,
+    "videos": VideoTextStream,
+    "regions": RegionTextStream,
+    "texts": TextStream,
+    "translations": TranslationStream,
+}
+"""Streams by their names in configs, batches and losses. Hard negatives are sampled in this order, which makes them
+reproducible."""
+
+
+def covers(part: str, parameter: str) -> bool:
+    """True if ``part``, a name as in :attr:`Loss.trains`, stands for this parameter."""
+    steps: Sequence[str] = part.split(".")
+    found = parameter.split(".")[: len(steps)]
+    return len(found) == len(steps) and all(step in ("*", name) for step, name in zip(steps, found, strict=True))

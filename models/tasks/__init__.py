@@ -1,0 +1,1 @@
+"""The models of the fine-tuning tasks (appendix A.1)."""

@@ -1,0 +1,153 @@
+"""Image captioning by left-to-right masked language modelling (X²-VLM, section 4.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from models.core import losses
+from models.core.blocks import TokenLayout, linear_dtype
+from models.core.flops import frames_of, lengths
+from models.core.generation import DecodingConfig, Generated, generate
+from models.core.heads import WordHead
+from models.core.keys_values import AttentionGroup, KeysValues, KVCache
+from models.core.text import TextEncoder
+from models.core.xvlm import XVLM, ModelConfig
+from utils.accelerator import send
+from utils.batch import IGNORE, CaptioningBatch, LeftToRightText, Losses, Term, Work
+from utils.config import Config
+from utils.errors import UserError
+
+
+class CaptioningLossConfig(Config):
+    """Loss of the captions' words."""
+
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target that goes to all other words")
+
+
+@dataclass(frozen=True)
+class CaptionTokens:
+    """Token ids for generation: the ``prompt`` with its [CLS], the ``end`` ([SEP]), ``mask`` ([MASK]) and ``pad``."""
+
+    prompt: tuple[int, ...]
+    end: int
+    mask: int
+    pad: int
+
+
+class CaptioningModel(XVLM):
+    """Text encoder and fusion encoder as one decoder: every token attends to the image and to the tokens up to itself."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int | None = None, loss: CaptioningLossConfig | None = None):
+        super().__init__(config, vocab_size)
+        if not isinstance(self.text, TextEncoder):
+            raise UserError(
+                f"model.text.encoder: {config.text.encoder!r} takes no mask per token, which captioning needs; use an encoder "
+                "of the BERT or RoBERTa families"
+            )
+        self.loss = loss or CaptioningLossConfig()
+        vocabulary, embedding_width = self.text.word_embeddings.shape
+        if embedding_width != self.text.width:
+            raise UserError(
+                f"model.fusion.width is {self.text.width}, but captioning predicts words from the fusion's states by word "
+                f"embeddings of width {embedding_width}; set model.fusion.width to {embedding_width}"
+            )
+        # The eps of the text encoder's family, as in the pre-training model that this one starts from.
+        self.word_head = WordHead(embedding_width, vocabulary, self.text.block_config.eps)
+
+    def forward(self, batch: CaptioningBatch) -> Losses:
+        """Loss of the words of a micro-batch, as a sum."""
+        logits = self.logits(batch.text, self.project_images(batch.pixels))
+        labels = batch.text.labels.masked_fill(~batch.valid.unsqueeze(1), IGNORE)
+        starts = batch.text.ids[:, :1].expand_as(labels)
+        smoothing = self.loss.label_smoothing
+        total = losses.smoothed_words(logits.flatten(0, 1), labels.flatten(), smoothing, starts.flatten())
+        return {"words": Term(total, 1.0)}
+
+    def counts(self, batch: CaptioningBatch) -> dict[str, Tensor]:
+        """Divisor of the loss: the predicted tokens of the valid examples."""
+        return {"words": (batch.text.labels.ne(IGNORE) & batch.valid.unsqueeze(1)).sum()}
+
+    def work(self, batch: CaptioningBatch) -> Work:
+        """See :class:`engine.task.TaskModel`. The [MASK]s before the predicted tokens count as tokens, and the last block
+        computes the states of all tokens."""
+        assert isinstance(self.text, TextEncoder)
+        tokens = lengths(batch.text.ids != self.text.arch.pad_id, batch.valid)
+        predicted = lengths(batch.text.labels != IGNORE, batch.valid)
+        fused = self.cost.fuse_pairs(tokens, frames_of(batch.pixels), queries=None)
+        return fused + Work(flops=self.cost.head("word_head", int(predicted.sum())))
+
+    def project_images(self, pixels: Tensor) -> KeysValues:
+        """Keys and values of images (I, 3, H, W), which captions attend to."""
+        return self.fusion.project_concepts(self.vision(pixels))
+
+    def logits(self, text: LeftToRightText, images: KeysValues) -> Tensor:
+        """Logits (N, W, V) at the [MASK]s of N texts; text n attends to row n // S of the N / S rows of ``images``."""
+        states = self.decode(text.ids, text.mask, text.positions, images)
+        return self.word_head(gather_positions(states, text.places), self.text.word_embeddings)
+
+    def generate(
+        self, images: KeysValues, tokens: CaptionTokens, config: DecodingConfig, uniforms: Tensor | None = None
+    ) -> Generated:
+        """Generate a caption for each image; see :func:`~models.core.generation.generate`."""
+        prompt = send(torch.tensor(tokens.prompt), images.device).expand(len(images), -1)
+        return generate(CaptionDecoder(self, images, tokens.mask), prompt, tokens.end, config, uniforms)
+
+    def decode(
+        self, ids: Tensor, mask: Tensor, positions: Tensor, images: KeysValues, cache: KVCache | None = None
+    ) -> Tensor:
+        """States (N, L, D) of texts through text encoder and fusion as one decoder.
+
+        Args:
+            ids: (N, L) int64.
+            mask: (N or 1, L, K) bool, True = attend; K counts the tokens in the cache, too.
+            positions: (N, L) int64, from 0.
+            images: keys and values of N / S images; text n attends to image n // S.
+            cache: keys and values of earlier tokens; those of ``ids`` are appended.
+        """
+        assert isinstance(self.text, TextEncoder)
+        layout = TokenLayout.with_mask(len(ids), mask, linear_dtype(self.word_head.bias), cache)
+        states = self.text.decode(ids, positions, layout)
+        return self.fusion(states, layout, [AttentionGroup((images,), len(ids))]).view(*ids.shape, -1)
+
+
+class CaptionDecoder:
+    """A captioning model as a :class:`~models.core.generation.Decoder`.
+
+    A step runs the last word and a [MASK] after it, and predicts the next word at the [MASK]. The cache keeps the keys and values
+    of words and drops those of the [MASK].
+    """
+
+    def __init__(self, model: CaptioningModel, images: KeysValues, mask_id: int):
+        self.model, self.images, self.mask_id = model, images, mask_id
+        self.length = 0
+        self.cache = KVCache()
+
+    def start(self, prompt: Tensor) -> Tensor:
+        return self._append(prompt)
+
+    def step(self, tokens: Tensor, sources: Tensor) -> Tensor:
+        self.cache.reorder(sources)
+        return self._append(tokens.unsqueeze(1))
+
+    def _append(self, tokens: Tensor) -> Tensor:
+        """Append ``tokens`` (N, L) to those of earlier calls, and return the logits (N, V) of the next token."""
+        count, past = len(tokens), self.length
+        ids = torch.cat([tokens, tokens.new_full((count, 1), self.mask_id)], dim=1)
+        self.length += tokens.shape[1]
+        total = self.length + 1
+        positions = torch.arange(past, total, device=tokens.device).expand(count, -1)
+        mask = torch.ones(1, total - past, total, dtype=torch.bool, device=tokens.device).tril(past)
+        states = self.model.decode(ids, mask, positions, self.images, self.cache)
+        self.cache.crop(self.length)
+        return self.model.word_head(states[:, -1], self.model.text.word_embeddings)
+
+
+def gather_positions(states: Tensor, positions: Tensor) -> Tensor:
+    """States (N, W, D) at ``positions`` (N, W) of ``states`` (N, L, D)."""
+    count, length, width = states.shape
+    flat = positions + torch.arange(count, device=positions.device).unsqueeze(1) * length
+    return states.flatten(0, 1).index_select(0, flat.flatten()).view(count, -1, width)

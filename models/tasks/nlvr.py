@@ -1,0 +1,61 @@
+"""Visual reasoning: whether a statement is true of two images (appendix A.1), or whether an image entails it."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.core.flops import lengths
+from models.core.fusion import FusionQueue
+from models.core.heads import MLPHead
+from models.core.losses import at_least_float32
+from models.core.xvlm import XVLM, ModelConfig
+from utils.batch import Losses, StatementBatch, Term, Text, Work
+
+
+class NLVRModelConfig(ModelConfig):
+    """The shared model and a classifier."""
+
+    images: int = Field(2, ge=1, le=2, description="images per statement: 2 in NLVR2 and MaRVL, 1 in XVNLI")
+    classes: int = Field(2, ge=2, description="number of labels. 2: false, true; 3: contradiction, entailment, neutral")
+
+
+class NLVRModel(XVLM):
+    """The fusion encoder fuses the statement with its images one by one; a classifier reads their concatenated [CLS] states."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int | None = None, *, images: int = 2, classes: int = 2):
+        super().__init__(config, vocab_size)
+        self.images = images
+        self.classifier = MLPHead(images * self.text.width, classes)
+
+    def forward(self, batch: StatementBatch) -> Losses:
+        """The cross-entropy of a micro-batch, as a sum."""
+        logits = self.classify(batch.pixels, batch.text)
+        per_example = F.cross_entropy(at_least_float32(logits), batch.label, reduction="none")
+        return {"classes": Term(per_example.masked_fill(~batch.valid, 0).sum(), 1.0)}
+
+    def counts(self, batch: StatementBatch) -> dict[str, Tensor]:
+        """Divisor of the loss: the valid examples."""
+        return {"classes": batch.valid.sum()}
+
+    def work(self, batch: StatementBatch) -> Work:
+        """See :class:`engine.task.TaskModel`."""
+        tokens = lengths(batch.text.mask, batch.valid)
+        statements, keys = len(tokens), self.cost.vision.keys()
+        images = statements * self.images
+        flops = self.cost.vision.encode(images) + self.cost.text.run(tokens) + self.cost.fusion.project(images * keys)
+        flops += self.images * self.cost.fusion.run(tokens, keys, queries=1) + self.cost.head("classifier", statements)
+        return Work(statements, images, int(tokens.sum()), flops)
+
+    def classify(self, pixels: Tensor, text: Text) -> Tensor:
+        """Logits (N, C) of the classes of N statements.
+
+        ``pixels`` (images * N, 3, H, W): all first (left) images, then all second (right) ones.
+        """
+        keys_values, (statements,) = self.fusion.project_concepts(self.vision(pixels)), self.text([text])
+        queue = FusionQueue(self.fusion)
+        fused = [queue.cls(statements, images) for images in keys_values.split([len(text.ids)] * self.images)]
+        queue.run()
+        return self.classifier(torch.cat([states() for states in fused], dim=1))

@@ -1,0 +1,83 @@
+"""Image-text retrieval (A.1): the matching loss, and the contrastive loss with all captions of an image as positives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+from torch import Tensor
+
+from models.core.contrastive import AligningConfig, ContrastiveHead
+from models.core.flops import frames_of, lengths
+from models.core.fusion import FusionQueue
+from models.core.gradient_cache import spanning
+from models.core.losses import EmbeddedPairs
+from models.core.matching import MatchingHead, allowed_negatives, matching_count
+from models.core.packing import PackedTexts
+from models.core.vision import Concepts
+from models.core.xvlm import XVLM
+from utils.batch import Losses, RetrievalBatch, Term, Work
+
+
+class RetrievalModel(XVLM):
+    """The contrastive and the matching head of pre-training, on image-text pairs.
+
+    Captions of one image are never each other's negatives (as released).
+    """
+
+    config: AligningConfig
+
+    def __init__(self, config: AligningConfig, vocab_size: int | None = None):
+        super().__init__(config, vocab_size)
+        self.contrastive = ContrastiveHead(config, self.vision.width, self.text.width)
+        self.matching_head = MatchingHead(self.text.width)
+
+    def forward(self, batch: RetrievalBatch) -> Losses:
+        """The contrastive and the matching loss of a micro-batch, as sums."""
+        self.contrastive.clamp_temperature()
+        images, texts = self._encode(batch)
+        pairs = self._embed(batch, images, texts)
+        contrastive = self.contrastive.start_loss(pairs)  # eq. 1
+        allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
+        negatives = self.matching_head.hard_negatives(self.contrastive.similarity(pairs.image, pairs.text), allowed)
+        queue = FusionQueue(self.fusion)
+        keys_values = self.fusion.project_concepts(images)
+        matching = self.matching_head.start_loss(queue, texts, keys_values, negatives)  # eq. 2
+        queue.run()
+        return {"contrastive": Term(contrastive(), 1.0), "matching": Term(matching(), 1.0)}
+
+    def compared(self, batch: RetrievalBatch) -> list[int]:
+        """The number of pairs in each contrastive loss of a micro-batch."""
+        return [len(batch.valid)]
+
+    def spanning(
+        self, micro_batches: Sequence[RetrievalBatch], before: Callable[[int], None]
+    ) -> AbstractContextManager[None]:
+        """See :class:`engine.task.TaskModel`."""
+        return spanning(self.contrastive, self.embed, micro_batches, before)
+
+    def embed(self, batch: RetrievalBatch) -> list[EmbeddedPairs]:
+        """The pairs of the contrastive loss. The forward pass begins with the same computation."""
+        return [self._embed(batch, *self._encode(batch))]
+
+    def counts(self, batch: RetrievalBatch) -> dict[str, Tensor]:
+        """Divisors of the losses: the valid pairs, and the pairs that the matching loss classifies."""
+        return {
+            "contrastive": batch.valid.sum(),
+            "matching": matching_count(batch.valid, batch.group, "positive"),
+        }
+
+    def work(self, batch: RetrievalBatch) -> Work:
+        """See :class:`engine.task.TaskModel`."""
+        tokens, frames = lengths(batch.text.mask, batch.valid), frames_of(batch.pixels)
+        pairs, keys = len(tokens), self.cost.vision.keys(frames)
+        flops = self.cost.vision.encode(pairs * frames) + self.cost.text.run(tokens) + self.cost.align(pairs, pairs)
+        flops += self.cost.fusion.project(pairs * keys) + self.cost.match(tokens, keys)
+        return Work(pairs, pairs * frames, int(tokens.sum()), flops)
+
+    def _encode(self, batch: RetrievalBatch) -> tuple[Concepts, PackedTexts]:
+        images, (texts,) = self.vision(batch.pixels), self.text([batch.text])
+        return images, texts
+
+    def _embed(self, batch: RetrievalBatch, images: Concepts, texts: PackedTexts) -> EmbeddedPairs:
+        return self.contrastive.embed_pairs(images, texts, batch.valid, batch.group, "positive")

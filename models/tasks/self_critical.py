@@ -1,0 +1,116 @@
+"""Self-critical training of captioning (Rennie et al. 2017): it reinforces sampled captions that beat the others of their image.
+
+This is an optional second stage after likelihood training, which strong captioning systems have; the paper has none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from models.core.flops import frames_of
+from models.core.generation import DecodingConfig, Generated, SamplingConfig, sample
+from models.core.keys_values import KeysValues
+from models.core.losses import at_least_float32
+from models.tasks.captioning import CaptionDecoder, CaptioningModel, CaptionTokens
+from utils.batch import IGNORE, CaptioningBatch, LeftToRightText, Losses, Term, Work, to_device
+from utils.config import Config
+
+Reward = Callable[[Sequence[Sequence[int]], Sequence[tuple[str, ...]]], Sequence[float]]
+"""Computes the rewards of captions from their token ids, with the end token if there is one, and their references."""
+
+
+class SelfCriticalConfig(Config):
+    """Sampling of the captions that are rewarded."""
+
+    samples: int = Field(
+        5, ge=2, description="captions sampled per image; the mean reward of the others is the baseline"
+    )
+    max_length: int = Field(32, ge=1, description="most tokens of a caption, the end counted")
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        description="temperature of sampling, and so of the trained distribution; below 1 where label smoothing has "
+        "flattened the model",
+    )
+
+
+class SelfCriticalModel(CaptioningModel):
+    """:class:`~models.tasks.captioning.CaptioningModel` whose loss is the negative expected reward.
+
+    Call :meth:`set_reward` before the first step.
+    """
+
+    critic: SelfCriticalConfig
+    reward: Reward
+    tokens: CaptionTokens
+
+    def set_reward(self, reward: Reward, tokens: CaptionTokens, config: SelfCriticalConfig) -> None:
+        """Set the reward of captions and the sampling."""
+        self.reward, self.tokens, self.critic = reward, tokens, config
+
+    def forward(self, batch: CaptioningBatch) -> Losses:
+        """Losses ``policy``, with the gradient of the negative expected reward, and ``reward``, the reward itself for the log."""
+        count, samples = len(batch.pixels), self.critic.samples
+        images = self.project_images(batch.pixels)
+        captions = self._captions(self._sample(images))
+        references = [image_references for image_references in batch.references for _ in range(samples)]
+        rewards = torch.tensor(list(self.reward(captions, references)), device=batch.pixels.device).view(count, samples)
+        # The baseline is the mean of the other captions, (sum - reward) / (samples - 1), which needs no further pass.
+        advantage = (rewards - rewards.mean(dim=1, keepdim=True)) * (samples / (samples - 1))
+        likelihood = self._likelihood(captions, images).view(count, samples)
+        policy = -(advantage * likelihood).mean(dim=1).masked_fill(~batch.valid, 0).sum()
+        mean = rewards.mean(dim=1).masked_fill(~batch.valid, 0).sum()
+        return {"policy": Term(policy, 1.0), "reward": Term(mean, 0.0)}
+
+    def counts(self, batch: CaptioningBatch) -> dict[str, Tensor]:
+        """Divisor of both losses: the valid images."""
+        return {"policy": batch.valid.sum(), "reward": batch.valid.sum()}
+
+    def work(self, batch: CaptioningBatch) -> Work:
+        """See :class:`engine.task.TaskModel`. The lengths of sampled captions are unknown before the step."""
+        images = int(batch.valid.sum())
+        return Work(images, images * frames_of(batch.pixels), math.nan, math.nan)
+
+    @torch.no_grad()
+    def _sample(self, images: KeysValues) -> Generated:
+        """Sample captions without dropout; the captions of an image lie together."""
+        config = DecodingConfig(
+            beams=1,
+            min_length=1,
+            max_length=self.critic.max_length,
+            no_repeat_ngram=0,
+            sampling=SamplingConfig(temperature=self.critic.temperature),
+        )
+        device, captions = images.device, len(images) * self.critic.samples
+        prompt = torch.tensor(self.tokens.prompt, device=device).expand(captions, -1)
+        uniforms = torch.rand(captions, config.max_length, device=device)
+        training = self.training
+        self.eval()
+        try:
+            return sample(CaptionDecoder(self, images, self.tokens.mask), prompt, self.tokens.end, config, uniforms)
+        finally:
+            self.train(training)
+
+    def _captions(self, generated: Generated) -> list[list[int]]:
+        """Token ids of the captions, with the end token if there is one."""
+        return [
+            [*(token for token in tokens if token != IGNORE), *([self.tokens.end] if ended else [])]
+            for tokens, ended in zip(generated.tokens.tolist(), generated.ended.tolist(), strict=True)
+        ]
+
+    def _likelihood(self, captions: list[list[int]], images: KeysValues) -> Tensor:
+        """Differentiable log-likelihoods (N * samples,) of the captions at the sampling temperature."""
+        prompt = self.tokens.prompt
+        texts = [[*prompt, *tokens] for tokens in captions]
+        places = [list(range(len(prompt), len(text))) for text in texts]
+        text = to_device(LeftToRightText.of(texts, places, self.tokens.mask, self.tokens.pad), images.device)
+        logits = self.logits(text, images) / self.critic.temperature
+        labelled = text.labels != IGNORE
+        labels = text.labels.masked_fill(~labelled, 0).unsqueeze(2)
+        per_token = at_least_float32(logits).log_softmax(dim=2).gather(2, labels).squeeze(2)
+        return per_token.masked_fill(~labelled, 0).sum(dim=1)

@@ -1,0 +1,65 @@
+"""Video question answering as classification over candidate answers (section 4.5, appendix A.1)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.core.flops import frames_of, images_of, lengths
+from models.core.heads import MLPHead
+from models.core.losses import at_least_float32
+from models.core.xvlm import XVLM, ModelConfig
+from utils.batch import IGNORE, ClassifiedBatch, Losses, Term, Text, Work
+
+
+class VideoQAModelConfig(ModelConfig):
+    """The shared model and a classifier."""
+
+    classes: int = Field(ge=2, description="number of candidate answers, as evaluation.answers lists them")
+
+
+class VideoQAModel(XVLM):
+    """The fusion encoder fuses question and video; a classifier reads the fused [CLS] state."""
+
+    def __init__(self, config: VideoQAModelConfig, vocab_size: int | None = None):
+        super().__init__(config, vocab_size)
+        self.classifier = MLPHead(self.text.width, config.classes)
+
+    def forward(self, batch: ClassifiedBatch) -> Losses:
+        """Sum over the answers of a micro-batch of cross-entropy times weight. Answers that are no candidates add nothing (as
+        released)."""
+        logits = self.classify(batch.pixels, batch.text, batch.image_of_question).index_select(
+            0, batch.question_of_answer
+        )
+        per_answer = F.cross_entropy(at_least_float32(logits), batch.labels, ignore_index=IGNORE, reduction="none")
+        valid = batch.valid.index_select(0, batch.question_of_answer)
+        return {"answers": Term((per_answer * batch.weights).masked_fill(~valid, 0).sum(), 1.0)}
+
+    def counts(self, batch: ClassifiedBatch) -> dict[str, Tensor]:
+        """Divisor of the loss: the valid questions that have a candidate among their answers (as released)."""
+        labels = torch.zeros(len(batch.valid), dtype=torch.int64, device=batch.valid.device)
+        has_label = labels.index_add(0, batch.question_of_answer, (batch.labels != IGNORE).long()) > 0
+        return {"answers": (has_label & batch.valid).sum()}
+
+    def work(self, batch: ClassifiedBatch) -> Work:
+        """See :class:`engine.task.TaskModel`."""
+        tokens = lengths(batch.text.mask, batch.valid)
+        fused = self.cost.fuse_pairs(tokens, frames_of(batch.pixels), images=images_of(batch))
+        return fused + Work(flops=self.cost.head("classifier", len(tokens)))
+
+    def classify(
+        self,
+        pixels: Tensor | None,
+        text: Text,
+        video_of_question: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (N, C) of the C candidates for N questions.
+
+        Args:
+            pixels: (I, F, 3, H, W) or (I, 3, H, W); None: the logits depend on the questions alone.
+            text: N questions.
+            video_of_question: (N,) int64; None: question n asks about video n.
+        """
+        return self.classifier(self.fusion.cls(*self.encode(pixels, text, video_of_question)))

@@ -1,0 +1,207 @@
+"""Question answering: an answer decoder attends to the question, fused with the image (section 4.3, appendix A.1)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.core.blocks import MAX_BLOCKS, BlockConfig, BlockStack, TokenLayout, init_bert_weights, linear_dtype
+from models.core.flops import images_of, lengths
+from models.core.heads import WordHead
+from models.core.hub_text import HubTextEncoder
+from models.core.keys_values import AttentionGroup, KeysValues
+from models.core.losses import at_least_float32
+from models.core.packing import PackedTexts
+from models.core.text import Embeddings, TextArchitecture, TextEncoder
+from models.core.xvlm import XVLM, ModelConfig
+from utils.batch import IGNORE, Losses, QuestionBatch, Term, Text, Work
+from utils.config import Config
+from utils.errors import UserError
+
+
+class DecoderConfig(Config):
+    """Depth and word table of the answer decoder; its blocks have the fusion's sizes."""
+
+    layers: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_BLOCKS,
+        description="number of blocks: that of the fusion, whose weights they start from, or half of it; null: that of "
+        "the fusion",
+    )
+    word_table: Literal["own", "shared"] = Field(
+        "own",
+        description="own: the decoder has a word table of its own, as in released files for VQA and xGQA, which load "
+        "only so; shared: it uses the text encoder's table, which is pre-trained and saves 192M parameters with XLM-R",
+    )
+
+
+class VQAModelConfig(ModelConfig):
+    """The shared model and an answer decoder."""
+
+    decoder: DecoderConfig = DecoderConfig()
+
+    @model_validator(mode="after")
+    def _layers_have_a_source(self) -> VQAModelConfig:
+        fusion_layers, layers = self.fusion.layers, self.decoder_layers
+        if layers != fusion_layers and 2 * layers != fusion_layers:
+            raise ValueError(
+                f"decoder.layers is {layers}, neither all nor half of the {fusion_layers} fusion layers; use {fusion_layers}"
+            )
+        return self
+
+    @property
+    def decoder_layers(self) -> int:
+        """Number of the decoder's layers."""
+        return self.decoder.layers or self.fusion.layers
+
+
+class AnswerDecoder(BlockStack):
+    """BERT as a left-to-right language model that attends to questions, with embeddings and a word head."""
+
+    def __init__(
+        self, config: VQAModelConfig, arch: TextArchitecture, block: BlockConfig, text: TextEncoder | None = None
+    ):
+        """``arch``: sizes of the text encoder; ``block``: of the fusion's blocks; ``text``: the encoder that shares its words.
+
+        With XLM-R as text encoder the decoder is still BERT (as released): 512 positions, two token types, and the fusion's eps.
+        """
+        super().__init__(config.decoder_layers, block, block.width)
+        if arch.width != block.width:
+            raise UserError(
+                f"model.fusion.width is {block.width}, but the answer decoder predicts words from states of this width by word "
+                f"embeddings of width {arch.width}; set model.fusion.width to {arch.width}"
+            )
+        self.shared = () if text is None else (text,)  # in a tuple, so that it is no submodule of the decoder
+        if text is not None or arch.family != "bert":
+            bert_sizes = {"family": "bert", "max_positions": 512, "token_types": 2, "eps": block.eps}
+            arch = arch.model_copy(update=bert_sizes)
+        assert arch.vocab_size is not None
+        self.embeddings = Embeddings(arch, config.text.dropout, with_words=not self.shared)
+        self.word_head = WordHead(block.width, arch.vocab_size, block.eps)
+        for module in (self.embeddings, self.word_head):
+            module.apply(partial(init_bert_weights, std=arch.init_std))
+
+    def decode(self, ids: Tensor, mask: Tensor, questions: KeysValues, positions: Tensor | None = None) -> Tensor:
+        """States (A, L, D) of answers.
+
+        Args:
+            ids: (A, L) int64.
+            mask: (A or 1, L, L) bool, True = attend.
+            questions: keys and values of A / S fused questions; answer a attends to question a // S.
+            positions: (A, L) int64, from 0; None: in order.
+        """
+        if positions is not None:
+            positions = positions + self.embeddings.arch.first_position
+        embedded = self.embeddings(ids, positions, self.words)
+        layout = TokenLayout.with_mask(len(ids), mask, linear_dtype(embedded))
+        states: Tensor = self(embedded.flatten(0, 1), layout, [AttentionGroup((questions,), len(ids))])
+        return states.view(*ids.shape, -1)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits of the next token, (..., V), at least float32."""
+        return at_least_float32(self.word_head(states, self.words))
+
+    @property
+    def words(self) -> Tensor:
+        """The (V, D) table of words."""
+        if self.shared:
+            return self.shared[0].word_embeddings
+        assert self.embeddings.word_embeddings is not None
+        return self.embeddings.word_embeddings.weight
+
+
+class VQAModel(XVLM):
+    """The fusion encoder fuses question and image; the decoder answers from the fused states of all the question's tokens.
+
+    Raises:
+        UserError: for a text encoder outside the BERT and RoBERTa families, whose sizes the decoder shares.
+    """
+
+    def __init__(self, config: VQAModelConfig, vocab_size: int | None = None):
+        super().__init__(config, vocab_size)
+        if isinstance(self.text, HubTextEncoder):
+            encoder = config.text.encoder
+            raise UserError(
+                f"model.text.encoder: {encoder!r} is not of the BERT or RoBERTa families, which question answering needs"
+            )
+        shared = self.text if config.decoder.word_table == "shared" else None
+        self.decoder = AnswerDecoder(config, self.text.arch, self.fusion.config, shared)
+
+    def forward(self, batch: QuestionBatch) -> Losses:
+        """Sum over the answers of a micro-batch of their tokens' cross-entropy, times the answer's weight."""
+        fused = self.fuse_questions(batch.pixels, batch.text, batch.image_of_question)
+        questions = self.decoder.project_texts(fused)
+        ids, mask, question_index = batch.answers.ids, batch.answers.mask, batch.question_of_answer
+        states = self.decoder.decode(ids[:, :-1], left_to_right(mask[:, :-1]), questions.select(question_index))
+        labels = ids[:, 1:].masked_fill(~mask[:, 1:], IGNORE)
+        per_token = F.cross_entropy(
+            self.decoder.logits(states).flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none"
+        )
+        per_answer = per_token.view_as(labels).sum(dim=1) * batch.weights
+        valid = batch.valid.index_select(0, question_index)
+        return {"answers": Term(per_answer.masked_fill(~valid, 0).sum(), 1.0)}
+
+    def counts(self, batch: QuestionBatch) -> dict[str, Tensor]:
+        """Divisor of the loss: the valid questions (as released)."""
+        return {"answers": batch.valid.sum()}
+
+    def work(self, batch: QuestionBatch) -> Work:
+        """See :class:`engine.task.TaskModel`."""
+        valid = batch.valid.index_select(0, batch.question_of_answer)
+        questions, answers = lengths(batch.text.mask, batch.valid), lengths(batch.answers.mask, valid)
+        question_of_answer = lengths(batch.text.mask.index_select(0, batch.question_of_answer), valid)
+        # The decoder predicts the last token of an answer and does not read it.
+        decoder = self.cost.decoder
+        assert decoder is not None
+        flops = decoder.project(int(questions.sum())) + decoder.run(answers - 1, question_of_answer)
+        fused = self.cost.fuse_pairs(questions, queries=None, images=images_of(batch))
+        return fused + Work(tokens=int(answers.sum()), flops=flops)
+
+    def fuse_questions(self, pixels: Tensor, text: Text, image_of_question: Tensor | None = None) -> PackedTexts:
+        """Fuse N questions with their images; arguments as in :meth:`models.core.xvlm.XVLM.encode`."""
+        return self.fusion.tokens(*self.encode(pixels, text, image_of_question))
+
+    def copied_from(self) -> dict[str, str]:
+        """See :meth:`models.core.xvlm.XVLM.copied_from`. The decoder's layers start from the fusion's (as released).
+
+        Without shared words, its embeddings and word head start from the pre-trained ones with BERT, and from random numbers with
+        XLM-R (both as released). With shared words the word head alone is copied, which the released code does not do.
+        Keys and values of the cross-attention are copied only where images are as wide as texts: elsewhere their shapes differ.
+        """
+        assert isinstance(self.text, TextEncoder)
+        is_bert = self.text.arch.family == "bert"
+        equal_width = self.vision.width == self.text.width
+        sources = {}
+        for name in self.decoder.state_dict():
+            part, _, rest = name.partition(".")
+            if part == "layer":
+                number, _, inner = rest.partition(".")
+                if equal_width or not inner.startswith(("crossattention.self.key.", "crossattention.self.value.")):
+                    sources[f"decoder.{name}"] = f"fusion.layer.{self._fusion_layer(int(number))}.{inner}"
+            elif part != "embeddings":
+                if is_bert or self.decoder.shared:
+                    sources[f"decoder.{name}"] = name
+            elif is_bert and not self.decoder.shared:
+                sources[f"decoder.{name}"] = f"text.{name}"
+        return sources
+
+    def _fusion_layer(self, layer: int) -> int:
+        """The fusion layer from which a decoder layer starts. A decoder of half the depth starts from the layers with an odd
+        number in the stack of text and fusion layers, counted from 0 (as released: 13, 15, 17 of 12 + 6)."""
+        if len(self.decoder.layer) == len(self.fusion.layer):
+            return layer
+        assert isinstance(self.text, TextEncoder)
+        first_odd = 1 - len(self.text.encoder.layer) % 2
+        return first_odd + 2 * layer
+
+
+def left_to_right(mask: Tensor) -> Tensor:
+    """Masks per query (N, L, L) from padding masks (N, L): a token attends to itself and to the tokens before it."""
+    length = mask.shape[1]
+    return torch.ones(length, length, dtype=torch.bool, device=mask.device).tril() & mask.unsqueeze(1)
