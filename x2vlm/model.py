@@ -17,8 +17,10 @@ from dataset.text.processors import TextDataConfig, TextLimits, TextProcessor
 from models.core.losses import at_least_float32
 from models.inference.answer_ranking import AnswerTree, rank_answers
 from models.inference.reranking import TextBank
+from models.pretraining.model import PretrainModel
 from models.tasks.captioning import CaptioningModel, CaptionTokens
 from models.tasks.nlvr import NLVRModel
+from models.tasks.retrieval import RetrievalModel
 from models.tasks.video_qa import VideoQAModel
 from models.tasks.vqa import VQAModel
 from utils.batch import IGNORE

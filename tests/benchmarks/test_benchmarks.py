@@ -27,8 +27,8 @@ from benchmarks import (
     video_memory,
     yes_no,
 )
+from engine import trainer
 from engine.trainer import PHASES
-from models.pretraining.model import PretrainModel
 from tests.dataset.prepare.official import photograph
 from tests.messages import OneLine
 
@@ -239,16 +239,16 @@ def test_all_streams_of_a_config_are_measured(streams, capsys):
 def test_the_steps_are_those_of_the_config(monkeypatch, capsys):
     """Which of its keys reach which way; what they do is the trainer's."""
     asked, steppers = [], []
-    monkeypatch.setattr(PretrainModel, "set_recompute", lambda model, encoders: asked.append(encoders))
-    monkeypatch.setattr(PretrainModel, "compile_encoders", lambda model, **options: asked.append(options))
+    monkeypatch.setattr(trainer, "set_gradient_checkpointing", lambda model, parts: asked.append(parts))
+    monkeypatch.setattr(trainer, "compile_encoders", lambda model, **options: asked.append(options))
     monkeypatch.setattr(gpu.Stepper, "milliseconds", lambda stepper, *_: steppers.append(stepper) or [[1.0] * 4])
     given = ["train.recompute=[vision]", "train.precision=bf16", "train.clip_grad_norm=null", "optim.lr=0.5"]
     assert gpu.main(["--small", "train.global_batch=8", *given]) == 0
     assert asked == [["vision"], ["vision"], {"mode": None}], "the released algebra computes nothing anew"
     for stepper in steppers:
-        trainer = stepper.trainer
-        assert (stepper.accumulate, trainer.precision.name, trainer.config.clip_grad_norm) == (2, "bf16", None)
-        assert trainer.optimizer.param_groups[0]["peak_lr"] == 0.5
+        own = stepper.trainer
+        assert (stepper.accumulate, own.precision.name, own.config.clip_grad_norm) == (2, "bf16", None)
+        assert own.optimizer.param_groups[0]["peak_lr"] == 0.5
     assert capsys.readouterr().out.splitlines()[0] == OneLine("2 times 4")
     asked.clear()
     assert gpu.main(["--small", "train.compile=reduce-overhead", "--ways", "eager,compiled"]) == 0
@@ -269,7 +269,7 @@ def test_the_steps_are_those_of_the_config(monkeypatch, capsys):
 def test_each_batch_is_seen_before_the_clock_runs(way, flags, steps, monkeypatch):
     taken = []
     monkeypatch.setattr(gpu.Stepper, "milliseconds", lambda stepper, steps, _: taken.append(steps) or [[1.0] * 4])
-    monkeypatch.setattr(PretrainModel, "compile_encoders", lambda *_, **__: None)
+    monkeypatch.setattr(trainer, "compile_encoders", lambda *_, **__: None)
     parsed = gpu.parse([*flags, "--ways", way])
     small_config, small = step_config.SMALL
     gpu.measure(way, step_config.config_for(small_config, [*small, *parsed.overrides]), parsed, torch.device("cpu"))

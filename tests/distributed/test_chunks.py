@@ -124,7 +124,7 @@ def test_dropout_draws_the_same_numbers_both_times(monkeypatch):
     model, first, second = in_chunks(2).train(), [], []
     cached = gradient_cache.cached_losses
     monkeypatch.setattr(
-        "models.core.matching.cached_losses",
+        "models.core.gradient_cache.cached_losses",
         lambda head, embedded: first.extend(one for [one] in embedded) or cached(head, embedded),
     )
     loss = gradient_cache.CachedLoss.loss

@@ -19,7 +19,7 @@ def sharded_step() -> dict[str, torch.Tensor]:
     """Each block is a unit, and each projection of keys and values, since memories are made before the blocks run."""
     mesh = init_device_mesh("cpu", (distributed.world_size(),))
     model = build()
-    for stack in model.stacks():
+    for stack in (model.text.encoder, model.fusion):
         for block in stack.blocks:
             if block.crossattention is not None:
                 fully_shard(block.crossattention.self.key, mesh=mesh)

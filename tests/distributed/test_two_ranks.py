@@ -10,9 +10,10 @@ import torch.distributed as dist
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from models.core.contrastive import EmbeddedExamples, Examples
-from models.pretraining.config import LossWeights, PretrainContrastiveConfig, StreamWeights
+from models.core.losses import EmbeddedPairs
+from models.pretraining.config import PretrainContrastiveConfig, StreamWeights
 from models.pretraining.model import PretrainModel
+from models.pretraining.streams import LossWeights
 from tests.models.golden import GOLDEN, arrays, manifest, model_config, pretrain_batch
 from tests.ranks import on_two_ranks
 from utils import distributed
@@ -160,8 +161,8 @@ def both_released_ways() -> dict[str, torch.Tensor]:
         image, text = embeddings()
         head.temperature.grad = None
         if way == "ours":
-            valid, key = torch.ones(3, dtype=torch.bool), torch.arange(3) + 3 * distributed.rank()
-            loss = head.start_loss(EmbeddedExamples(image, text, Examples(valid, key, "negative")))() / 6 * 2
+            valid, group = torch.ones(3, dtype=torch.bool), torch.arange(3) + 3 * distributed.rank()
+            loss = head.start_loss(EmbeddedPairs(image, text, valid, group, "negative"))() / 6 * 2
         else:
             logits = ReleasedGather.apply(image) @ ReleasedGather.apply(text).t() / head.temperature
             target = torch.arange(6)

@@ -14,9 +14,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import optim
+from engine import trainer
 from engine.run_folder import RunFolder
 from engine.watch import Watch
-from models.core.xvlm import XVLM
 from tasks import job
 from tasks.pretrain import PretrainConfig
 from tests.engine.frozen import (
@@ -319,7 +319,7 @@ def test_compiled_encoders_thaw(tiny_overrides, tmp_path, monkeypatch):
     finally:
         torch._dynamo.reset()
     assert counts[1] < counts[2] < counts[3], "compiled anew at both thaws"
-    monkeypatch.setattr(XVLM, "compile_encoders", lambda *_, **__: None)
+    monkeypatch.setattr(trainer, "compile_encoders", lambda *_, **__: None)
     pretraining(tmp_path / "plain", tiny_overrides, FREEZE, "train.compile=true").fit()
     for one, other in zip(lines(tmp_path / "run"), lines(tmp_path / "plain"), strict=True):
         assert one == pytest.approx(other, rel=1e-4)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_published
-from models.core.fusion import FusionConfig, FusionPass
+from models.core.fusion import FusionConfig
 from models.core.hub_text import BERT_FAMILY
 from models.core.keys_values import KeysValues
+from models.core.matching import MatchingHead
 from models.core.packing import PackedTexts
 from models.core.text import TextArchitecture, TextConfig
 from models.core.vision import VideoConfig, VisionConfig
@@ -110,15 +111,14 @@ def encoded(model: XVLM, ids: Tensor, mask: Tensor) -> PackedTexts:
 
 def fused(model: XVLM, texts: PackedTexts, memory: KeysValues | None = None) -> Tensor:
     """Texts through the fusion, padded: (N, L, D)."""
-    (states,) = model.fusion.fuse([FusionPass(texts, memory)])
-    return texts.packing.pad(states)
+    return model.fusion.tokens(texts, memory).padded()
 
 
 def in_float64(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-class PublishedNegatives(PretrainModel):
+class DrawnNegatives(MatchingHead):
     """Negatives as the golden case drew them, in the order of the draws: images, then texts, stream by stream."""
 
     drawn: list[Tensor]
@@ -130,6 +130,17 @@ class PublishedNegatives(PretrainModel):
 M = TypeVar("M", bound=XVLM)
 
 
+def with_drawn_negatives(kind: type[M]) -> type[M]:
+    """A model of this kind whose matching head takes the negatives in ``model.matching_head.drawn``."""
+
+    class Drawn(kind):  # type: ignore[misc, valid-type]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.matching_head.__class__ = DrawnNegatives
+
+    return Drawn
+
+
 def assert_golden(actual: Tensor, expected: Tensor, mask: Tensor | None = None) -> None:
     """Equal to within :data:`~tests.devices.BOUNDS`, where ``mask`` is true; the tensors may be on different devices."""
     expected = expected.cpu()
@@ -139,10 +150,17 @@ def assert_golden(actual: Tensor, expected: Tensor, mask: Tensor | None = None) 
     assert error.max() < BOUNDS[actual.device.type], f"off by {error.max():.2e}"
 
 
-def load_case(case: str = "pretrain", root: Path = GOLDEN, image_size: int | None = None) -> PublishedNegatives:
+PublishedNegatives = with_drawn_negatives(PretrainModel)
+
+
+def load_case(case: str = "pretrain", root: Path = GOLDEN, image_size: int | None = None) -> PretrainModel:
     facts = manifest(case, root)
     return load_model(
-        case, PublishedNegatives, root, image_size, facts["files"].get("state", facts.get("state_from", ""))
+        case,
+        with_drawn_negatives(PretrainModel),
+        root,
+        image_size,
+        facts["files"].get("state", facts.get("state_from", "")),
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.core.blocks import Attention, BlockConfig, QueryPositions, ResidualOutput, TokenLayout, attention_mask
+from models.core.blocks import Attention, BlockConfig, QueryPositions, ResidualOutput, TokenLayout, attention_bias
 from models.core.fusion import FusionConfig, FusionEncoder, FusionPass
 from models.core.packing import PackedTexts, Packing
 from models.core.vision import Concepts
@@ -73,14 +73,14 @@ def test_attention_and_residuals_have_their_own_dropout():
 
 
 def test_an_attention_mask_hides_what_is_not_to_be_seen_and_has_rows_8_numbers_apart():
-    added = attention_mask(MASK, torch.bfloat16)
+    added = attention_bias(MASK, torch.bfloat16)
     assert added.shape == (len(LENGTHS), 1, 1, 5)
     assert added.dtype == torch.bfloat16
     assert torch.equal(added == 0, MASK[:, None, None])
     assert torch.equal(added == -torch.inf, ~MASK[:, None, None])
     assert added.stride()[:3] == (8, 8, 8)
     per_query = MASK[:, None, :] & torch.ones(5, 5, dtype=torch.bool).tril()
-    assert torch.equal(attention_mask(per_query, torch.float32) == 0, per_query[:, None])
+    assert torch.equal(attention_bias(per_query, torch.float32) == 0, per_query[:, None])
 
 
 @pytest.mark.parametrize(("half", "rtol", "atol"), [(False, 1e-5, 1e-6), (True, 0.02, 0.005)])
@@ -104,8 +104,8 @@ def test_patches_projected_once_give_the_keys_and_gradients_of_copies_for_each_r
         found.append([patches.grad, mean.grad, parts.float()])
         if shared:
             seen = torch.cat([torch.tensor([[True, False]]).expand(4, 2), masks], dim=1)
-            assert torch.equal(memory.mask == 0, seen[:, None, None])
-            assert memory.mask.dtype == parts.dtype
+            assert torch.equal(memory.bias == 0, seen[:, None, None])
+            assert memory.bias.dtype == parts.dtype
     torch.testing.assert_close(found[0], found[1], rtol=rtol, atol=atol)
 
 

@@ -16,7 +16,8 @@ WIDTH = 6
 
 def head(embed_dim: int = WIDTH, **options) -> ContrastiveHead:
     torch.manual_seed(0)
-    return ContrastiveHead(8, WIDTH, embed_dim, 0.07, ContrastiveConfig(**options))
+    config = AligningConfig(embed_dim=embed_dim, contrastive=ContrastiveConfig(**options))
+    return ContrastiveHead(config, 8, WIDTH)
 
 
 @pytest.mark.parametrize("tokens", [None, 9], ids=["packed", "with spare tokens"])

@@ -5,19 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from models.core.negatives import negative_weights
 from torch import Tensor
 from torch.nn import functional as F
 
 from metrics.retrieval import ranks_of_first_match, retrieval_recalls
-from models.core.contrastive import Examples
-from models.core.fusion import FusionPass
+from models.core.matching import allowed_negatives, negative_weights
 from models.inference.reranking import TextBank, score_pairs
 from models.tasks.grounding import GroundingModel
 from models.tasks.nlvr import NLVRModel
 from models.tasks.retrieval import RetrievalModel
 from tests.devices import copied_to, moved
-from tests.models.golden import GOLDEN, arrays, assert_golden, load_model, manifest
+from tests.models.golden import GOLDEN, arrays, assert_golden, load_model, manifest, with_drawn_negatives
 from utils.batch import GroundingBatch, Losses, RetrievalBatch, StatementBatch, Text
 
 
@@ -36,18 +34,9 @@ def means(model, batch) -> dict[str, Tensor]:
     return {name: term.total / counts[name] for name, term in terms.items()}
 
 
-class PublishedNegatives(RetrievalModel):
-    """Negatives as the golden case drew them: images, then texts."""
-
-    drawn: list[Tensor]
-
-    def sample_negatives(self, similarity: Tensor, allowed: Tensor) -> Tensor:
-        return self.drawn.pop(0)
-
-
 @pytest.fixture(scope="module")
 def loaded():
-    return load_model("retrieval", PublishedNegatives)
+    return load_model("retrieval", with_drawn_negatives(RetrievalModel))
 
 
 @pytest.fixture
@@ -63,7 +52,7 @@ def retrieval_batch(given: dict[str, Tensor], group: Tensor) -> RetrievalBatch:
 
 def test_retrieval_losses(retrieval, device):
     given, expected = case("retrieval", device)
-    retrieval.drawn = [given["train_image_neg_idx"], given["train_text_neg_idx"]]
+    retrieval.matching_head.drawn = [given["train_image_neg_idx"], given["train_text_neg_idx"]]
     losses = means(retrieval, retrieval_batch(given, given["train_idx"]))
     assert_golden(losses["contrastive"], expected["loss_itc_idx"])
     assert_golden(losses["matching"], expected["loss_itm"])
@@ -71,7 +60,7 @@ def test_retrieval_losses(retrieval, device):
 
 def test_retrieval_loss_without_groups(retrieval, device):
     given, expected = case("retrieval", device)
-    retrieval.drawn = [given["train_image_neg_idx"], given["train_text_neg_idx"]]
+    retrieval.matching_head.drawn = [given["train_image_neg_idx"], given["train_text_neg_idx"]]
     losses = means(retrieval, retrieval_batch(given, torch.arange(5, device=device)))
     assert_golden(losses["contrastive"], expected["loss_itc_noidx"])
 
@@ -79,13 +68,13 @@ def test_retrieval_loss_without_groups(retrieval, device):
 def test_captions_of_one_image_are_never_negatives(retrieval, device):
     given, expected = case("retrieval", device)
     valid = torch.ones(5, dtype=torch.bool, device=device)
-    head, examples = retrieval.contrastive, Examples(valid, given["train_idx"], "positive")
+    head = retrieval.contrastive
     with torch.no_grad():
         text = text_of(given, 5)
         similarity = head.similarity(
             head.embed_image(retrieval.vision(given["image"])), head.embed_text(*retrieval.text([text]))
         )
-    allowed = examples.allowed_negatives()
+    allowed = allowed_negatives(valid, given["train_idx"], "positive")
     assert_golden(negative_weights(similarity.t(), allowed), expected["hard_negative_weights_for_image"])
     assert_golden(negative_weights(similarity, allowed), expected["hard_negative_weights_for_text"])
 
@@ -194,5 +183,5 @@ def test_regions_are_reranked_through_their_patch_masks(retrieval, device):
     tokens, seen = regions.tokens(), F.pad(masks, (1, 0), value=True)
     for region, (rows, scores) in enumerate(zip(wanted, found, strict=True)):
         memory = retrieval.fusion.project(tokens[region : region + 1], seen[region : region + 1])
-        (cls,) = retrieval.fusion.fuse([FusionPass.cls(texts.select(rows.to(device)), memory)])
+        cls = retrieval.fusion.cls(texts.select(rows.to(device)), memory)
         assert_golden(scores, retrieval.matching_head(cls)[:, 1])

@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from models.pretraining.streams.translation import text_memory
 from torch import Tensor
 
 from models.checkpoints.files import read_weights
@@ -19,8 +18,9 @@ from models.core.packing import PackedTexts
 from models.core.text import TextArchitecture, TextConfig
 from models.core.vision import VisionConfig
 from models.core.xvlm import XVLM, ModelConfig
-from models.pretraining.config import LossWeights, PretrainModelConfig, StreamWeights
+from models.pretraining.config import PretrainModelConfig, StreamWeights
 from models.pretraining.model import PretrainModel
+from models.pretraining.streams import LossWeights
 from models.tasks.captioning import CaptioningModel
 from models.tasks.nlvr import NLVRModel
 from models.tasks.retrieval import RetrievalModel
@@ -67,7 +67,7 @@ def case_config() -> PretrainModelConfig:
 
 
 @pytest.fixture(scope="module")
-def loaded() -> PublishedNegatives:
+def loaded() -> PretrainModel:
     model = PublishedNegatives(case_config(), streams=StreamWeights(images=1.0, regions=1.0, translations=1.0))
     state = read_weights(CASE / "model.safetensors")
     report = load_published(model, state, "case")
@@ -77,7 +77,7 @@ def loaded() -> PublishedNegatives:
 
 
 @pytest.fixture
-def model(loaded, device) -> PublishedNegatives:
+def model(loaded, device) -> PretrainModel:
     return copied_to(device, loaded)
 
 
@@ -102,7 +102,7 @@ def test_fusion_equals_the_published_cross_encoder(model, text, given):
 
 @pytest.mark.parametrize("order", ["as given", "reversed", "two at each"])
 def test_fusion_looks_at_texts_as_published(model, text, given, order, device):
-    memory = text_memory(model.fusion, encoded(model, given["text_ids_2"], given["text_atts_2"]))
+    memory = model.fusion.project_texts(encoded(model, given["text_ids_2"], given["text_atts_2"]))
     rows = torch.arange(text.packing.count, device=device)
     if order == "reversed":
         rows = rows.flip(0)
@@ -125,7 +125,7 @@ def batch() -> PretrainBatch:
 
 
 def test_losses_of_images_and_of_parallel_texts_equal_the_published_ones(model, given, device):
-    model.drawn = [
+    model.matching_head.drawn = [
         given[f"{name}_neg_idx{end}"] for name, end in (("image", ""), ("text", ""), ("para", "_a"), ("para", "_b"))
     ]
     everything = moved(batch(), device)

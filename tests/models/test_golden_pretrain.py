@@ -7,14 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models.core.negatives import allowed_negatives, negative_weights
-from models.pretraining.streams.text import TextStream
 from torch import Tensor
 
 from models.checkpoints.rename import published_to_ours
 from models.core.fusion import FusionPass
+from models.core.heads import MaskedWords
+from models.core.matching import allowed_negatives, negative_weights
 from models.core.packing import PackedTexts
-from models.pretraining.config import IdenticalTexts, LossWeights, MaskedWords
+from models.pretraining.config import IdenticalTexts
+from models.pretraining.streams import LossWeights, TextStream
 from tests.devices import BOUNDS, copied_to, moved
 from tests.models.golden import (
     GOLDEN,
@@ -119,7 +120,9 @@ def test_embeddings_similarity_and_sampling_weights(model, text, given, device):
     assert_golden(text_embed, EXPECTED["text_feat"])
     similarity = head.similarity(image_embed, text_embed)
     assert_golden(similarity, EXPECTED["sim_over_temp"])
-    allowed = allowed_negatives(torch.ones(len(similarity), dtype=torch.bool, device=device))
+    allowed = allowed_negatives(
+        torch.ones(len(similarity), dtype=torch.bool, device=device), torch.zeros(1), "negative"
+    )
     assert_golden(negative_weights(similarity.t(), allowed), EXPECTED["hard_negative_weights_for_image"])
     assert_golden(negative_weights(similarity, allowed), EXPECTED["hard_negative_weights_for_text"])
 
@@ -147,7 +150,7 @@ def whole_step(model, device) -> tuple[Losses, dict[str, Tensor]]:
         place[GIVEN["region_image_neg_idx"]][order],
         place[GIVEN["region_text_neg_idx"]][order],
     ]
-    model.drawn = [each.to(device) for each in drawn]
+    model.matching_head.drawn = [each.to(device) for each in drawn]
     batch = moved(pretrain_batch(GIVEN), device)
     terms = model(batch)
     counts = model.counts(batch)
@@ -198,7 +201,11 @@ def assert_gradients(model) -> None:
 def test_boxes_of_whole_images_can_be_learned_too(model, given, device):
     batch = moved(pretrain_batch(GIVEN), device)
     regions = torch.zeros_like(batch.regions.is_image)
-    model.drawn = [given["image_neg_idx"], given["text_neg_idx"], *[torch.arange(len(regions), device=device)] * 2]
+    model.matching_head.drawn = [
+        given["image_neg_idx"],
+        given["text_neg_idx"],
+        *[torch.arange(len(regions), device=device)] * 2,
+    ]
     batch = replace(batch, regions=replace(batch.regions, is_image=regions))
     terms, counts = model(batch), model.counts(batch)
     for name in ("l1", "giou"):

@@ -15,7 +15,9 @@ from torch import Tensor
 from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_published
 from models.checkpoints.rename import published_to_ours
-from models.pretraining.config import LossWeights, StreamWeights
+from models.pretraining.config import StreamWeights
+from models.pretraining.model import PretrainModel
+from models.pretraining.streams import LossWeights
 from tests.devices import bf16, flattened, moved, relative_error
 from tests.models.golden import (
     GOLDEN,
@@ -51,7 +53,7 @@ def difference(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
 
 
-def load(case: str) -> PublishedNegatives:
+def load(case: str) -> PretrainModel:
     facts = manifest(case, ROOT)
     given = arrays(ROOT / case / "inputs.npz")
     has_videos, has_translations = "video" in given, "pair_text_ids" in given
@@ -76,7 +78,7 @@ def whole_step(
     """Losses, their weighted sum ``total`` among them, and gradients of one step with all streams: in float64, or by the
     autocast of float32 to bf16."""
     model, given = load(case).to(device), arrays(ROOT / case / "inputs.npz")
-    model.drawn = [each.to(device) for each in drawn_negatives(given)]
+    model.matching_head.drawn = [each.to(device) for each in drawn_negatives(given)]
     batch = moved(all_streams_batch(given), device)
     if in_bf16:
         with bf16(device):
@@ -85,7 +87,7 @@ def whole_step(
         batch = map_tensors(batch, in_float64)
         terms = model(batch)
     counts = model.counts(batch)
-    assert model.drawn == []
+    assert model.matching_head.drawn == []
     assert terms.keys() == counts.keys()
     losses = {name: term.total / counts[name] for name, term in terms.items()}
     total = sum(terms[name].weight * loss for name, loss in losses.items())

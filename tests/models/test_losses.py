@@ -8,25 +8,29 @@ import torch
 from torch.nn import functional as F
 
 from models.core import losses
-from models.core.losses import ContrastiveExamples
+from models.core.losses import EmbeddedPairs, SameGroup
 from tests.models.test_precision import captioning, grounding, nlvr, retrieval, video_qa, vqa
 
 TEMPERATURE = torch.tensor(0.1)
 
 
-def examples(n: int, valid=None, key=None, seed: int = 0) -> ContrastiveExamples:
+def pairs(n: int, valid=None, group=None, same_group: SameGroup = "negative", seed: int = 0) -> EmbeddedPairs:
     generator = torch.Generator().manual_seed(seed)
     image, text = (F.normalize(torch.randn(n, 8, generator=generator), dim=1) for _ in range(2))
     valid = torch.ones(n, dtype=torch.bool) if valid is None else torch.tensor(valid)
-    return ContrastiveExamples(image, text, valid, torch.arange(n) if key is None else torch.tensor(key))
+    return EmbeddedPairs(image, text, valid, torch.arange(n) if group is None else torch.tensor(group), same_group)
 
 
-def contrastive(local, all_ranks=None, offset=0, same_key="negative") -> torch.Tensor:
-    return losses.contrastive(local, all_ranks or local, offset, TEMPERATURE, same_key)
+def part_of(whole: EmbeddedPairs, index: slice | list[int]) -> EmbeddedPairs:
+    return EmbeddedPairs(*(part[index] for part in whole[:4]), whole.same_group)
+
+
+def contrastive(local, all_ranks=None, offset=0) -> torch.Tensor:
+    return losses.contrastive(local, all_ranks or local, offset, TEMPERATURE)
 
 
 def test_contrastive_is_the_mean_of_both_cross_entropies():
-    local = examples(5)
+    local = pairs(5)
     logits = local.image @ local.text.t() / TEMPERATURE
     target = torch.arange(5)
     expected = (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
@@ -36,56 +40,56 @@ def test_contrastive_is_the_mean_of_both_cross_entropies():
 BIAS = torch.tensor(-2.0)
 
 
-def sigmoid(local, all_ranks=None, offset=0, same_key="negative") -> torch.Tensor:
-    return losses.sigmoid_contrastive(local, all_ranks or local, offset, TEMPERATURE, BIAS, same_key)
+def sigmoid(local, all_ranks=None, offset=0) -> torch.Tensor:
+    return losses.sigmoid_contrastive(local, all_ranks or local, offset, TEMPERATURE, BIAS)
 
 
 def test_the_sigmoid_loss_judges_each_pair_by_itself():
-    local = examples(5)
+    local = pairs(5)
     logits = local.image @ local.text.t() / TEMPERATURE + BIAS
     expected = F.binary_cross_entropy_with_logits(logits, torch.eye(5), reduction="sum")
     torch.testing.assert_close(sigmoid(local), expected)
-    alone = [sigmoid(ContrastiveExamples(*(part[i : i + 1] for part in local)), local, i) for i in range(5)]
+    alone = [sigmoid(part_of(local, slice(i, i + 1)), local, i) for i in range(5)]
     torch.testing.assert_close(sum(alone), expected)
 
 
 def test_examples_of_one_key_are_negatives_left_out_or_matched_by_the_sigmoid_loss():
-    same = examples(4, key=[7, 7, 1, 2], valid=[True, True, True, False])
+    same = pairs(4, group=[7, 7, 1, 2], valid=[True, True, True, False])
     logits = (same.image @ same.text.t() / TEMPERATURE + BIAS)[:3, :3]
     matched, equal = torch.eye(3), torch.zeros(3, 3)
     equal[0, 1] = equal[1, 0] = 1
-    for same_key, target, weight in (
+    for same_group, target, weight in (
         ("negative", matched, None),
         ("ignore", matched, 1 - equal),
         ("positive", matched + equal, None),
     ):
         expected = F.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum")
-        torch.testing.assert_close(sigmoid(same, same_key=same_key), expected)
+        torch.testing.assert_close(sigmoid(same._replace(same_group=same_group)), expected)
 
 
 def test_examples_that_do_not_count_are_neither_queries_nor_negatives():
-    whole, cut = examples(5, valid=[True, True, False, True, False]), [0, 1, 3]
-    kept = ContrastiveExamples(*(part[cut] for part in whole))
+    whole, cut = pairs(5, valid=[True, True, False, True, False]), [0, 1, 3]
+    kept = part_of(whole, cut)
     torch.testing.assert_close(contrastive(whole), contrastive(kept))
 
 
 def test_equal_texts_are_negatives_only_when_asked():
-    same = examples(4, key=[7, 7, 1, 2])
-    ignoring = contrastive(same, same_key="ignore")
+    same = pairs(4, group=[7, 7, 1, 2])
+    ignoring = contrastive(same._replace(same_group="ignore"))
     assert ignoring < contrastive(same)
-    torch.testing.assert_close(contrastive(examples(4), same_key="ignore"), contrastive(examples(4)))
+    torch.testing.assert_close(contrastive(pairs(4, same_group="ignore")), contrastive(pairs(4)))
 
 
 def test_examples_of_a_rank_add_up_to_the_whole():
-    whole = examples(6)
-    halves = [ContrastiveExamples(*(part[i : i + 3] for part in whole)) for i in (0, 3)]
+    whole = pairs(6)
+    halves = [part_of(whole, slice(i, i + 3)) for i in (0, 3)]
     parts = [contrastive(half, whole, offset) for half, offset in zip(halves, (0, 3), strict=True)]
     torch.testing.assert_close(sum(parts), contrastive(whole))
 
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_no_valid_example_gives_zero_and_finite_gradients(n):
-    local = examples(n, valid=[False] * n)
+    local = pairs(n, valid=[False] * n)
     local.image.requires_grad_(True)
     loss = contrastive(local)
     loss.backward()
@@ -93,26 +97,26 @@ def test_no_valid_example_gives_zero_and_finite_gradients(n):
     assert local.image.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("same_key", ["negative", "ignore", "positive"])
+@pytest.mark.parametrize("same_group", ["negative", "ignore", "positive"])
 @pytest.mark.parametrize("columns", [1, 3, 4])
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
-def test_blocks_of_columns_give_the_same_loss_and_gradients(kind, same_key, columns, monkeypatch):
+def test_blocks_of_columns_give_the_same_loss_and_gradients(kind, same_group, columns, monkeypatch):
     """Whole blocks of examples do not count; examples of one key lie in several blocks."""
 
     def loss_and_gradients() -> list[torch.Tensor]:
         valid = [True, True, False, True, True, True, True, False, False, False]
-        everything = examples(10, valid=valid, key=[5, 1, 2, 5, 3, 4, 5, 6, 7, 5])
+        everything = pairs(10, valid=valid, group=[5, 1, 2, 5, 3, 4, 5, 6, 7, 5], same_group=same_group)
         leaves = [
             everything.image.requires_grad_(),
             everything.text.requires_grad_(),
             TEMPERATURE.clone().requires_grad_(),
         ]
-        local = ContrastiveExamples(*(part[2:6] for part in everything))
+        local = part_of(everything, slice(2, 6))
         if kind == "softmax":
-            loss = losses.contrastive(local, everything, 2, leaves[2], same_key)
+            loss = losses.contrastive(local, everything, 2, leaves[2])
         else:
             leaves.append(BIAS.clone().requires_grad_())
-            loss = losses.sigmoid_contrastive(local, everything, 2, *leaves[2:], same_key)
+            loss = losses.sigmoid_contrastive(local, everything, 2, *leaves[2:])
         return [loss, *torch.autograd.grad(loss, leaves)]
 
     expected = loss_and_gradients()
@@ -126,9 +130,9 @@ def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_other_ranks_s
 
     def kept(others: int) -> int:
         """The numbers kept beside the embeddings themselves."""
-        everything, sizes = examples(others), {}
+        everything, sizes = pairs(others), {}
         everything.image.requires_grad_()
-        own = {part.data_ptr() for part in everything}
+        own = {part.data_ptr() for part in everything[:4]}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
@@ -137,7 +141,7 @@ def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_other_ranks_s
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            contrastive(ContrastiveExamples(*(part[:8] for part in everything)), everything)
+            contrastive(part_of(everything, slice(8)), everything)
         return sum(sizes.values())
 
     assert kept(1024) < 8 * 1024 * 4 / 4, "a fourth of one matrix of similarities, of which there are two"

@@ -2,17 +2,19 @@
 
 import pytest
 import torch
-from models.core.negatives import allowed_negatives, negative_weights, sample
 
-from models.core.contrastive import EmbeddedExamples, Examples
-from models.core.matching import AligningModel
-from tests.models.test_initialise import CONFIG
+from models.core.matching import MatchingHead, allowed_negatives, matching_count, negative_weights, sample
+
+
+def every_pair(count: int) -> torch.Tensor:
+    """All pairs may be each other's negatives."""
+    return allowed_negatives(torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.int64), "negative")
 
 
 def test_an_example_is_never_its_own_negative():
     torch.manual_seed(0)
     similarity = torch.full((6, 6), -30.0).fill_diagonal_(30.0)
-    allowed = allowed_negatives(torch.ones(6, dtype=torch.bool))
+    allowed = every_pair(6)
     for _ in range(200):
         assert (sample(negative_weights(similarity, allowed)) != torch.arange(6)).all()
 
@@ -28,13 +30,10 @@ def test_samples_follow_the_weights():
 def test_an_image_samples_texts_and_a_text_samples_images_by_their_similarity():
     """Image n is similar to text n + 1, so text n is similar to image n - 1; the most similar ones are sampled three times as
     often as the others."""
-    model = AligningModel(CONFIG)
-    model.contrastive.temperature.data.fill_(1.0)
     similarity = torch.eye(3).roll(1, dims=1) * torch.tensor(3.0).log()
-    examples = Examples(torch.ones(3, dtype=torch.bool), torch.arange(3), "negative")
-    embedded = EmbeddedExamples(torch.eye(3), similarity.t(), examples)
     torch.manual_seed(0)
-    sampled = [model.hard_negatives(embedded) for _ in range(1000)]
+    head = MatchingHead(4)
+    sampled = [head.hard_negatives(similarity, every_pair(3)) for _ in range(1000)]
     others = torch.arange(3).expand(1000, 3)
     for found, step in (("text", 1), ("image", -1)):
         index = torch.stack([getattr(each, found) for each in sampled])
@@ -43,22 +42,22 @@ def test_an_image_samples_texts_and_a_text_samples_images_by_their_similarity():
 
 
 def test_a_batch_of_one_has_no_negative_and_does_not_fail():
-    allowed = allowed_negatives(torch.ones(1, dtype=torch.bool))
+    allowed = every_pair(1)
     assert not allowed.any()
     assert sample(negative_weights(torch.zeros(1, 1), allowed)).shape == (1,)
 
 
-@pytest.mark.parametrize("same_key", ["negative", "ignore", "positive"])
+@pytest.mark.parametrize("same_group", ["negative", "ignore", "positive"])
 @pytest.mark.parametrize("valid", [[1, 1, 1, 1], [1, 0, 1, 1], [1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0]])
-def test_the_matching_loss_counts_three_pairs_for_each_example_that_has_a_negative(valid, same_key):
-    examples = Examples(torch.tensor(valid, dtype=torch.bool), torch.tensor([7, 8, 9, 7]), same_key)
-    assert AligningModel.matching_count(examples) == 3 * examples.allowed_negatives().any(dim=1).sum()
+def test_the_matching_loss_counts_three_pairs_for_each_pair_that_has_a_negative(valid, same_group):
+    arguments = torch.tensor(valid, dtype=torch.bool), torch.tensor([7, 8, 9, 7]), same_group
+    assert matching_count(*arguments) == 3 * allowed_negatives(*arguments).any(dim=1).sum()
 
 
 def test_examples_that_do_not_count_and_equal_texts_are_not_sampled():
     torch.manual_seed(0)
     valid = torch.tensor([True, True, False, True])
-    allowed = allowed_negatives(valid, key=torch.tensor([5, 5, 6, 7]))
+    allowed = allowed_negatives(valid, torch.tensor([5, 5, 6, 7]), "ignore")
     assert allowed.nonzero().tolist() == [[0, 3], [1, 3], [3, 0], [3, 1]]
     for _ in range(50):
         sampled = sample(negative_weights(torch.zeros(4, 4), allowed))

@@ -6,12 +6,12 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from models.pretraining.streams.base import AlignedStream
 
 from benchmarks.synthetic import pretrain_batch
-from models.pretraining.config import IdenticalTexts, StreamWeights, zero_loss
-from models.pretraining.model import STREAMS as STREAM_CLASSES
-from models.pretraining.model import PretrainModel
+from models.pretraining.config import IdenticalTexts, StreamWeights
+from models.pretraining.model import PretrainModel, zero_loss
+from models.pretraining.streams import STREAMS as STREAM_CLASSES
+from models.pretraining.streams import PairStream
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.models.test_flops import MODEL, STREAMS
 from utils.batch import Batch, PretrainBatch
@@ -119,7 +119,7 @@ def test_the_streams_of_the_model_are_those_of_batches_and_weights():
     parts = {field.name for field in fields(PretrainBatch)} - {field.name for field in fields(Batch)} - {"unmatched"}
     assert STREAM_CLASSES.keys() == StreamWeights.model_fields.keys() == parts
     assert IdenticalTexts.model_fields.keys() == {
-        name for name, kind in STREAM_CLASSES.items() if issubclass(kind, AlignedStream)
+        name for name, kind in STREAM_CLASSES.items() if issubclass(kind, PairStream)
     }
 
 

@@ -48,13 +48,13 @@ def load(model, case: str):
 
 
 @pytest.fixture(scope="module")
-def loaded() -> PublishedNegatives:
+def loaded() -> PretrainModel:
     streams = StreamWeights(videos=1.0)
     return load(PublishedNegatives(model_config(manifest("pretrain"), frames=3), streams=streams), "pretrain")
 
 
 @pytest.fixture
-def model(loaded, device) -> PublishedNegatives:
+def model(loaded, device) -> PretrainModel:
     return copied_to(device, loaded)
 
 
@@ -93,7 +93,7 @@ def test_matching_logits_of_videos(model, given):
 
 
 def test_losses_of_videos(model, given, device):
-    model.drawn = [given["video_image_neg_idx"], given["video_text_neg_idx"]]
+    model.matching_head.drawn = [given["video_image_neg_idx"], given["video_text_neg_idx"]]
     for name, loss in means(model, moved(video_batch(GIVEN), device)).items():
         assert_golden(loss, EXPECTED[f"video_loss_{LOSSES[name.removeprefix('videos/')]}"])
 
@@ -107,7 +107,7 @@ def test_one_backbone_pass_over_all_streams_gives_each_its_own_losses(model, mon
     patches = model.vision.patches
     monkeypatch.setattr(model.vision, "patches", lambda pixels: calls.append(len(pixels)) or patches(pixels))
     negatives = [*("image_neg_idx", "text_neg_idx"), *("video_image_neg_idx", "video_text_neg_idx")]
-    model.drawn = [*(given[name] for name in negatives), *[torch.arange(7, device=device).roll(1)] * 2]
+    model.matching_head.drawn = [*(given[name] for name in negatives), *[torch.arange(7, device=device).roll(1)] * 2]
     found = means(model, moved(all_streams(), device))
     assert calls == [4 + 3 + 2 * 3]
     for stream, published in (("images", "image"), ("videos", "video")):
@@ -118,9 +118,9 @@ def test_one_backbone_pass_over_all_streams_gives_each_its_own_losses(model, mon
 
 def test_without_matching_the_other_losses_stay_and_every_parameter_has_a_gradient(model, device):
     both = [torch.arange(count, device=device).roll(1) for count in (4, 2, 7)]
-    model.drawn = [each for each in both for _ in range(2)]
+    model.matching_head.drawn = [each for each in both for _ in range(2)]
     expected = means(model, moved(all_streams(), device))
-    model.drawn = [each for each in both for _ in range(2)]
+    model.matching_head.drawn = [each for each in both for _ in range(2)]
     batch = replace(moved(all_streams(), device), unmatched=("images", "videos", "regions"))
     found = means(model, batch)
     assert found.keys() == expected.keys()

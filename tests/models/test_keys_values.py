@@ -1,4 +1,4 @@
-"""What texts attend to: rows of a memory, shared by texts and passes, and the tokens that have been generated."""
+"""Keys and values that texts attend to: rows that texts and passes share, and the tokens that have been generated."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def fusion() -> FusionEncoder:
 
 
 @pytest.fixture(scope="module")
-def memory(fusion) -> KeysValues:
+def keys_values(fusion) -> KeysValues:
     states = torch.randn(ROWS, KEYS, WIDTH, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         return fusion.project(states, torch.arange(KEYS) < torch.tensor([[4], [2], [3]]))
 
 
-def read(memory: KeysValues) -> list[Tensor]:
-    """Keys, values and mask of all layers."""
-    layers = [AttentionGroup((memory,), len(memory)).layer(index) for index in range(len(memory.layers))]
-    return [part for layer in layers for part in (*layer.read(), layer.mask(1)) if part is not None]
+def read(keys_values: KeysValues) -> list[Tensor]:
+    """Keys, values and bias of all layers."""
+    layers = [AttentionGroup((keys_values,), len(keys_values)).layer(index) for index in range(len(keys_values.layers))]
+    return [part for layer in layers for part in (*layer.read(), layer.bias(1)) if part is not None]
 
 
 def texts(count: int, seed: int) -> PackedTexts:
@@ -39,38 +39,38 @@ def texts(count: int, seed: int) -> PackedTexts:
     return PackedTexts(torch.randn(packing.tokens, WIDTH, generator=torch.Generator().manual_seed(seed)), packing)
 
 
-def test_selected_rows_are_those_rows(memory):
+def test_selected_rows_are_those_rows(keys_values):
     rows = torch.tensor([2, 0, 2, 1])
-    found = memory.select(rows)
-    assert (len(memory), len(found)) == (3, 4)
-    for ours, all_rows in zip(read(found), read(memory), strict=True):
+    found = keys_values.select(rows)
+    assert (len(keys_values), len(found)) == (3, 4)
+    for ours, all_rows in zip(read(found), read(keys_values), strict=True):
         assert torch.equal(ours, all_rows[rows])
 
 
-def test_rows_can_be_selected_of_selected_ones(memory):
+def test_rows_can_be_selected_of_selected_ones(keys_values):
     rows = torch.tensor([2, 0, 2, 1])
-    again = memory.select(rows).select(torch.tensor([3, 0]))
-    for ours, expected in zip(read(again), read(memory.select(torch.tensor([1, 2]))), strict=True):
+    again = keys_values.select(rows).select(torch.tensor([3, 0]))
+    for ours, expected in zip(read(again), read(keys_values.select(torch.tensor([1, 2]))), strict=True):
         assert torch.equal(ours, expected)
 
 
-def test_a_part_of_a_split_memory_is_those_rows_without_a_copy(memory):
-    found = memory.split([1, 2])[1]
+def test_a_part_of_a_split_is_those_rows_without_a_copy(keys_values):
+    found = keys_values.split([1, 2])[1]
     assert len(found) == 2
-    for ours, all_rows in zip(read(found), read(memory), strict=True):
+    for ours, all_rows in zip(read(found), read(keys_values), strict=True):
         assert torch.equal(ours, all_rows[1:3])
         assert ours.untyped_storage().data_ptr() == all_rows.untyped_storage().data_ptr()
     assert [len(part) for part in read(found.select(torch.tensor([1])))] == [1] * 6
-    with pytest.raises(AssertionError, match="before they are selected"):
-        memory.select(torch.tensor([0])).split([1])
+    with pytest.raises(AssertionError, match="before selecting"):
+        keys_values.select(torch.tensor([0])).split([1])
 
 
-def test_a_memory_without_a_mask_hides_nothing(fusion):
+def test_keys_and_values_without_a_bias_hides_nothing(fusion):
     with torch.no_grad():
         states = torch.randn(ROWS, KEYS, WIDTH)
         bare, masked = fusion.project(states), fusion.project(states, torch.ones(ROWS, KEYS, dtype=torch.bool))
-        assert bare.mask is None
-        assert bare.split([1, ROWS - 1])[0].mask is None
+        assert bare.bias is None
+        assert bare.split([1, ROWS - 1])[0].bias is None
         given = texts(ROWS, 2)
         for selected in (torch.tensor([1, 0, 2]), torch.arange(ROWS)):
             passes = [FusionPass(given, each.select(selected)) for each in (bare, masked)]
@@ -79,41 +79,41 @@ def test_a_memory_without_a_mask_hides_nothing(fusion):
 
 def one_by_one(fusion: FusionEncoder, each: FusionPass) -> list[Tensor]:
     """The states of each text of a pass, fused alone with its own row."""
-    share = each.texts.packing.count // len(each.memory)
+    share = each.texts.packing.count // len(each.keys_values)
     found = []
     for text in range(each.texts.packing.count):
         row = torch.tensor([text // share])
-        (states,) = fusion.fuse([FusionPass(each.texts.select(torch.tensor([text])), each.memory.select(row))])
+        (states,) = fusion.fuse([FusionPass(each.texts.select(torch.tensor([text])), each.keys_values.select(row))])
         found.append(states)
     return found
 
 
 @torch.no_grad()
-def test_in_each_pass_text_m_attends_to_row_m_over_s(fusion, memory):
-    """Passes over one memory, with as many texts or more, beside passes over a part of it and over chosen rows."""
+def test_in_each_pass_text_m_attends_to_row_m_over_s(fusion, keys_values):
+    """Passes over the same rows, with as many texts or more, beside passes over some of them and over chosen rows."""
     passes = [
-        FusionPass(texts(3, 2), memory),
-        FusionPass(texts(3, 3), memory),
-        FusionPass(texts(6, 4), memory),
-        FusionPass(texts(4, 5), memory.split([2, ROWS - 2])[0]),
-        FusionPass(texts(3, 6), memory.select(torch.tensor([2, 2, 0]))),
-        FusionPass(texts(3, 7), memory),
+        FusionPass(texts(3, 2), keys_values),
+        FusionPass(texts(3, 3), keys_values),
+        FusionPass(texts(6, 4), keys_values),
+        FusionPass(texts(4, 5), keys_values.split([2, ROWS - 2])[0]),
+        FusionPass(texts(3, 6), keys_values.select(torch.tensor([2, 2, 0]))),
+        FusionPass(texts(3, 7), keys_values),
     ]
     for each, states in zip(passes, fusion.fuse(passes), strict=True):
         torch.testing.assert_close(states, torch.cat(one_by_one(fusion, each)), atol=1e-5, rtol=1e-5)
 
 
-def test_neighbouring_passes_over_one_memory_with_equally_many_texts_share_its_keys(memory):
-    other = memory.select(torch.tensor([1, 0, 2]))
-    numbers = [(3, memory), (3, memory), (6, memory), (6, memory), (3, other), (3, memory)]
+def test_neighbouring_passes_over_the_same_rows_with_equally_many_texts_share_its_keys(keys_values):
+    other = keys_values.select(torch.tensor([1, 0, 2]))
+    numbers = [(3, keys_values), (3, keys_values), (6, keys_values), (6, keys_values), (3, other), (3, keys_values)]
     found = _attention_groups([FusionPass(texts(count, 0), seen) for count, seen in numbers])
-    assert [(each.text_count, len(each.memories)) for each in found] == [(6, 2), (12, 2), (3, 1), (3, 1)]
-    assert [each.memories[0] for each in found] == [memory, memory, other, memory]
+    assert [(each.text_count, len(each.passes)) for each in found] == [(6, 2), (12, 2), (3, 1), (3, 1)]
+    assert [each.passes[0] for each in found] == [keys_values, keys_values, other, keys_values]
 
 
-def test_passes_with_a_memory_and_without_do_not_go_together(fusion, memory):
+def test_passes_with_keys_and_values_and_without_do_not_go_together(fusion, keys_values):
     with pytest.raises(AssertionError, match="others without"):
-        fusion.fuse([FusionPass(texts(3, 0), memory), FusionPass(texts(3, 0), None)])
+        fusion.fuse([FusionPass(texts(3, 0), keys_values), FusionPass(texts(3, 0), None)])
 
 
 def test_a_text_that_sees_nothing_skips_cross_attention(fusion):
