@@ -4,6 +4,7 @@ utils, optim, scheduler, metrics <- models, dataset <- engine <- tasks <- tools,
 """
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,54 @@ def test_a_package_imports_only_what_lies_below_it(package):
     for path in files:
         above = (imported_packages(path) & ALLOWED.keys()) - ALLOWED[package]
         assert not above, f"{path.relative_to(ROOT)} imports {', '.join(sorted(above))}"
+
+
+INSIDE_MODELS = {
+    "core": {"core"},
+    "pretraining": {"core", "pretraining"},
+    "tasks": {"core", "tasks"},
+    "inference": {"core", "pretraining", "tasks", "inference"},
+    "checkpoints": {"core", "pretraining", "tasks", "checkpoints"},
+    "reference": {"core", "pretraining"},
+}
+"""What the parts of ``models`` may import of each other."""
+
+
+def imported_parts(path: Path) -> set[str]:
+    """The parts of ``models`` that a file imports."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    modules = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return {module.split(".")[1] for module in modules if module.startswith("models.")}
+
+
+@pytest.mark.parametrize("part", INSIDE_MODELS)
+def test_a_part_of_models_imports_only_what_lies_below_it(part):
+    files = [*(ROOT / "models").rglob("*.py")]
+    assert {path.relative_to(ROOT / "models").parts[0].removesuffix(".py") for path in files} == {
+        *INSIDE_MODELS,
+        "__init__",
+    }
+    for path in files:
+        if path.relative_to(ROOT / "models").parts[0].removesuffix(".py") == part:
+            assert imported_parts(path) <= INSIDE_MODELS[part], path.relative_to(ROOT)
+
+
+@pytest.mark.parametrize("part", ["core", "pretraining", "tasks", "inference"])
+def test_modules_of_a_part_of_models_import_each_other_in_one_direction(part):
+    """Imports for types alone are no exception."""
+    folder = ROOT / "models" / part
+    imports = {}
+    for path in folder.glob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        prefix = f"models.{part}"
+        found = set()
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and node.module == prefix:
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(f"{prefix}."):
+                found.add(node.module.split(".")[2])
+        imports[path.stem] = found & {other.stem for other in folder.glob("*.py")}
+    TopologicalSorter(imports).prepare()  # raises CycleError
 
 
 def test_every_package_of_ours_has_its_place_in_the_order():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -20,9 +20,6 @@ from models.core.xvlm import ModelConfig
 from utils import distributed
 from utils.config import Config
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from models.core.gradient_cache import CachedLoss
 
 MAX_TEMPERATURE = 0.5
 
@@ -122,8 +119,8 @@ class ContrastiveHead(nn.Module):
             nn.init.zeros_(self.text_proj.bias)
         self.temperature = nn.Parameter(torch.tensor(model.temperature))
         self.register_parameter("bias", nn.Parameter(torch.tensor(config.bias)) if config.loss == "sigmoid" else None)
-        self.cached: Iterator[CachedLoss] | None = None
-        """Losses of the forward passes to come: see :mod:`models.core.gradient_cache`."""
+        self.cached: Iterator[Callable[[EmbeddedPairs, Sequence[Tensor]], Tensor]] | None = None
+        """Losses of the next forward passes, from their pairs and :attr:`scalars`: see :mod:`models.core.gradient_cache`."""
 
     def embed_pairs(
         self, images: Concepts | PackedTexts, texts: PackedTexts, valid: Tensor, group: Tensor, same_group: SameGroup
@@ -178,7 +175,7 @@ class ContrastiveHead(nn.Module):
         or 1/ranks of it (``config.gradient``).
         """
         if self.cached is not None:
-            return partial(next(self.cached).loss, pairs, self.scalars)
+            return partial(next(self.cached), pairs, self.scalars)
         image, text, valid, group, same_group = pairs
         if self.config.gradient == "released":
             share = 1 / distributed.world_size()

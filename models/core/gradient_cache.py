@@ -73,7 +73,7 @@ def spanning(
 def cached_losses(head: ContrastiveHead, embedded: Sequence[Sequence[EmbeddedPairs]]) -> Iterator[None]:
     """See :func:`spanning`. ``embedded``: for each micro-batch, the pairs of each of its contrastive losses."""
     by_loss = [_losses(head, micro_batches) for micro_batches in zip(*embedded, strict=True)]
-    head.cached = iter([loss for of_micro_batch in zip(*by_loss, strict=True) for loss in of_micro_batch])
+    head.cached = iter([cached.loss for of_micro_batch in zip(*by_loss, strict=True) for cached in of_micro_batch])
     try:
         yield
     finally:

@@ -67,8 +67,8 @@ class Loss(Generic[B]):
     Attributes:
         name: of the loss.
         weight: its factor in equation 6, before that of the stream.
-        trains: the parts of the model that it trains, besides the encoders of the stream. The name of a module stands for all
-            parameters in it; ``*`` stands for one step of a name, such as the index of a block.
+        trains: the parts of the model that it trains. The name of a module stands for all parameters in it; ``*`` stands for one
+            step of a name, such as the index of a block.
         count: the divisor of its sum: the number of pairs, words or boxes of a batch that count, a scalar.
     """
 
@@ -95,7 +95,7 @@ class Stream(ABC, Generic[B]):
     """
 
     encoders: ClassVar[tuple[str, ...]]
-    """Parts of the model that every loss of the stream trains; names as in :attr:`Loss.trains`."""
+    """The encoders of images and texts that the losses of the stream train; names as in :attr:`Loss.trains`."""
     has_images: ClassVar[bool] = True
 
     def __init__(self, name: str, factor: float, weights: LossWeights, identical: IdenticalTexts):
@@ -118,8 +118,7 @@ class Stream(ABC, Generic[B]):
 
     def trained_by(self, wanted: Collection[str]) -> list[str]:
         """The parts of the model that the ``wanted`` losses train; names as in :attr:`Loss.trains`."""
-        parts = [part for loss in self.declared if loss.name in wanted for part in loss.trains]
-        return [*self.encoders, *parts] if wanted else []
+        return [part for loss in self.declared if loss.name in wanted for part in loss.trains]
 
     def needs(self, part: str, wanted: Collection[str]) -> bool:
         """True if any of the ``wanted`` losses trains this part of the model."""
@@ -141,14 +140,24 @@ class PairStream(Stream[P]):
 
     def declare(self, weights: LossWeights) -> list[Loss[P]]:
         return [
-            Loss("contrastive", weights.contrastive, self.contrastive_parts, lambda batch: batch.valid.sum()),
+            Loss(
+                "contrastive",
+                weights.contrastive,
+                trains=(*self.encoders, *self.contrastive_parts),
+                count=lambda batch: batch.valid.sum(),
+            ),
             Loss(
                 "matching",
                 weights.matching,
-                ("fusion", "matching_head"),
-                lambda batch: matching_count(batch.valid, batch.text.text_id, self.same_group),
+                trains=(*self.encoders, "fusion", "matching_head"),
+                count=lambda batch: matching_count(batch.valid, batch.text.text_id, self.same_group),
             ),
-            Loss("mlm", weights.mlm, ("fusion", "word_head"), lambda batch: (batch.text.labels != IGNORE).sum()),
+            Loss(
+                "mlm",
+                weights.mlm,
+                trains=(*self.encoders, "fusion", "word_head"),
+                count=lambda batch: (batch.text.labels != IGNORE).sum(),
+            ),
         ]
 
     def texts_to_encode(self, batch: P, wanted: Collection[str]) -> dict[str, Text]:
@@ -224,10 +233,11 @@ class RegionTextStream(PairStream[RegionBatch]):
         self.whole_image_boxes = weights.whole_image_boxes
 
     def declare(self, weights: LossWeights) -> list[Loss[RegionBatch]]:
+        trains = (*self.encoders, "fusion", "box_head")
         return [
             *super().declare(weights),
-            Loss("l1", weights.l1, ("fusion", "box_head"), lambda batch: self.has_box(batch).sum()),
-            Loss("giou", weights.giou, ("fusion", "box_head"), lambda batch: self.has_box(batch).sum()),
+            Loss("l1", weights.l1, trains, count=lambda batch: self.has_box(batch).sum()),
+            Loss("giou", weights.giou, trains, count=lambda batch: self.has_box(batch).sum()),
         ]
 
     def losses(
@@ -258,9 +268,11 @@ class RegionTextStream(PairStream[RegionBatch]):
         totals = {loss: finish() for loss, finish in started.items()}
         if self.needs("box_head", wanted):
             boxes, has_box = model.box_head(cls()), self.has_box(batch)  # eq. 4
-            totals["l1"] = box_l1(boxes, batch.boxes_cxcywh, has_box)  # eq. 5
-            totals["giou"] = box_giou(boxes, batch.boxes_cxcywh, has_box)
-        return {loss: totals[loss] for loss in wanted}
+            if "l1" in wanted:
+                totals["l1"] = box_l1(boxes, batch.boxes_cxcywh, has_box)  # eq. 5
+            if "giou" in wanted:
+                totals["giou"] = box_giou(boxes, batch.boxes_cxcywh, has_box)  # eq. 5
+        return totals
 
     def embed(self, model: Modules, batch: RegionBatch, encoded: Encoded) -> EmbeddedPairs:
         assert encoded.images is not None
@@ -280,7 +292,14 @@ class TextStream(Stream[TextBatch]):
 
     def declare(self, weights: LossWeights) -> list[Loss[TextBatch]]:
         fusion = ("fusion.layer.*.attention", "fusion.layer.*.intermediate", "fusion.layer.*.output")
-        return [Loss("mlm", weights.mlm, (*fusion, "word_head"), lambda batch: (batch.text.labels != IGNORE).sum())]
+        return [
+            Loss(
+                "mlm",
+                weights.mlm,
+                trains=(*self.encoders, *fusion, "word_head"),
+                count=lambda batch: (batch.text.labels != IGNORE).sum(),
+            )
+        ]
 
     def texts_to_encode(self, batch: TextBatch, wanted: Collection[str]) -> dict[str, Text]:
         return {"masked": batch.text.masked_copy()} if wanted else {}

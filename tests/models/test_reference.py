@@ -12,12 +12,13 @@ from benchmarks.pretrain_step import build
 from benchmarks.synthetic import pretrain_batch
 from models.core import packing
 from models.pretraining.model import PretrainModel
+from models.reference import reference_losses
 from optim.setup import set_gradient_checkpointing
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.devices import BOUNDS, ON_REAL_DEVICES, bf16, copied_to, flattened, moved, relative_error
 from tests.models.golden import in_float64
 from tests.models.test_flops import MODEL, STREAMS
-from utils.batch import Losses, MaskedText, PretrainBatch, map_tensors
+from utils.batch import Losses, MaskedText, PretrainBatch, map_tensors, weighted_sum
 from utils.config import load_config
 
 
@@ -64,6 +65,21 @@ def assert_as_plain(model: PretrainModel, batch: PretrainBatch, reference: Pretr
     for name, gradient in expected_gradients.items():
         scale = float(gradient.abs().max().clamp(min=1))
         torch.testing.assert_close(found_gradients[name] / scale, gradient / scale, rtol=0, atol=bound, msg=name)
+
+
+def test_the_reference_returns_the_loss_of_the_step(built):
+    """Equation 6."""
+    model, batch = built
+    torch.manual_seed(1)
+    expected, terms = reference_losses(model, batch)
+    torch.manual_seed(1)
+    counts = {name: count.clamp(min=1) for name, count in model.counts(batch).items()}
+    averages, loss = weighted_sum(model(batch), counts)
+    bound = BOUNDS[loss.device.type]
+    torch.testing.assert_close(loss, expected, rtol=bound, atol=bound)
+    assert len(averages) == len(terms)
+    by_hand = sum(term.weight * term.total / counts[name] for name, term in terms.items())
+    torch.testing.assert_close(expected, by_hand)
 
 
 def with_counts(text: MaskedText, extra: int) -> MaskedText:

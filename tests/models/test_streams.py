@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.synthetic import pretrain_batch
 from models.pretraining.config import IdenticalTexts, StreamWeights
-from models.pretraining.model import PretrainModel, zero_loss
+from models.pretraining.model import PretrainModel, StreamStep, zero_loss
 from models.pretraining.streams import STREAMS as STREAM_CLASSES
-from models.pretraining.streams import PairStream
+from models.pretraining.streams import ImageTextStream, Loss, LossWeights, PairStream, Stream
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.models.test_flops import MODEL, STREAMS
-from utils.batch import Batch, PretrainBatch
+from utils.batch import Batch, PretrainBatch, weighted_sum
 from utils.config import load_config
 
 LOSSES = ("contrastive", "matching", "mlm", "l1", "giou")
@@ -55,6 +58,127 @@ def test_every_parameter_that_trains_has_a_gradient_whatever_losses_are_left_out
     assert not [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
     reached = [name for name, each in model.named_parameters() if not each.requires_grad and each.grad is not None]
     assert not reached
+
+
+LOSSES_OF = {name: kind(name, 1.0, LossWeights(), IdenticalTexts()).declared for name, kind in STREAM_CLASSES.items()}
+SETS = [
+    (name, wanted)
+    for name, declared in LOSSES_OF.items()
+    for count in range(1, len(declared) + 1)
+    for wanted in itertools.combinations([loss.name for loss in declared], count)
+]
+
+
+@pytest.fixture(scope="module")
+def all_streams() -> tuple[PretrainModel, PretrainBatch]:
+    return built(ALL)
+
+
+def trained_in(model: PretrainModel, stream: Stream[Any], batch: Any, wanted: tuple[str, ...]) -> set[str]:
+    """The parameters that have a gradient after a backward pass of these losses."""
+    model.zero_grad()
+    (encoded,) = model._encode_all([StreamStep(stream, batch, list(wanted))])
+    totals = stream.losses(model, batch, encoded, wanted)
+    assert totals.keys() == set(wanted)
+    torch.stack([*totals.values()]).sum().backward()
+    return {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize(("name", "wanted"), SETS, ids=[f"{name}-{'+'.join(wanted)}" for name, wanted in SETS])
+def test_a_set_of_losses_trains_what_the_losses_declare(name, wanted, all_streams):
+    model, batch = all_streams
+    stream = model.streams[name]
+    assert trained_in(model, stream, batch.streams()[name], wanted) == model.trained_by([(stream, wanted)])
+
+
+class OneMoreHead(PretrainModel):
+    """A head that no loss declares to train."""
+
+    def _build_streams(self, *arguments):
+        self.forgotten_head = torch.nn.Linear(2, 2)
+        return super()._build_streams(*arguments)
+
+
+def test_a_parameter_that_no_loss_declares_to_train_is_an_error():
+    with pytest.raises(ValueError, match=r"forgotten_head\.weight: no loss declares"):
+        OneMoreHead(all_config().model)
+
+
+def all_config() -> PretrainConfig:
+    return load_config("configs/pretrain/base_4m.yaml", [*MODEL, *ALL], PretrainConfig)
+
+
+# A loss from outside: the worked example of docs/architecture.md
+
+
+def uniformity(embedded: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """The uniformity of normalised embeddings (N, E) (Wang and Isola, 2020, arXiv:2005.10242), summed over the valid ones."""
+    others = (valid.unsqueeze(0) & valid.unsqueeze(1)).fill_diagonal_(False)
+    distance = (2 - 2 * embedded @ embedded.t()).masked_fill(~others, torch.inf)
+    return (-2 * distance).exp().sum(dim=1).clamp(min=1e-9).log().masked_fill(~valid, 0).sum()
+
+
+class MoreLossWeights(LossWeights):
+    uniformity: float = 0.5
+
+
+class UniformTexts(ImageTextStream):
+    def declare(self, weights):
+        assert isinstance(weights, MoreLossWeights)
+        return [
+            *super().declare(weights),
+            Loss(
+                "uniformity",
+                weights.uniformity,
+                trains=("text", "contrastive.text_proj"),
+                count=lambda batch: batch.valid.sum(),
+            ),
+        ]
+
+    def losses(self, model, batch, encoded, wanted):
+        totals = super().losses(model, batch, encoded, wanted)
+        if "uniformity" in wanted:
+            totals["uniformity"] = uniformity(model.contrastive.embed_text(encoded.texts["plain"]), batch.valid)
+        return totals
+
+
+@pytest.fixture
+def uniform(monkeypatch) -> tuple[PretrainModel, PretrainBatch]:
+    monkeypatch.setitem(STREAM_CLASSES, "images", UniformTexts)
+    config = load_config("configs/pretrain/base_4m.yaml", [*MODEL, *STREAMS["images"]], PretrainConfig)
+    torch.manual_seed(0)
+    model = PretrainModel(config.model, None, MoreLossWeights(), StreamWeights(images=1.0, regions=None)).eval()
+    return model, pretrain_batch(config.data, model.vision, 300)
+
+
+def test_a_loss_can_be_added_from_outside(uniform):
+    model, batch = uniform
+    losses, counts = model(batch), model.counts(batch)
+    encoded = model.text([batch.images.text.plain()])[0]
+    expected = uniformity(model.contrastive.embed_text(encoded), batch.images.valid)
+    torch.testing.assert_close(losses["images/uniformity"].total, expected)
+    assert losses["images/uniformity"].weight == 0.5
+    averages, loss = weighted_sum(losses, counts)
+    weights = [term.weight for term in losses.values()]
+    torch.testing.assert_close(loss, (averages * torch.tensor(weights)).sum())
+    streams = StreamWeights(images=1.0, regions=None)
+    without = PretrainModel(model.config, None, MoreLossWeights(uniformity=0.0), streams).eval()
+    without.load_state_dict(model.state_dict())
+    expected_totals = totals(without, batch)
+    torch.testing.assert_close({name: totals(model, batch)[name] for name in expected_totals}, expected_totals)
+
+
+@pytest.mark.parametrize("wanted", [("uniformity",), ("mlm", "uniformity"), ("contrastive", "matching", "uniformity")])
+def test_it_trains_what_it_declares(uniform, wanted):
+    model, batch = uniform
+    stream = model.streams["images"]
+    assert trained_in(model, stream, batch.images, wanted) == model.trained_by([(stream, wanted)])
+
+
+def test_its_flops_are_unknown_until_they_are_counted(uniform):
+    model, batch = uniform
+    work = model.work(batch)
+    assert math.isnan(work.flops) and work.samples == batch.images.valid.sum()
 
 
 ALIGNED = ("images", "videos", "regions", "translations")
