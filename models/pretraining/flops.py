@@ -26,7 +26,7 @@ COUNTED = ("contrastive", "matching", "mlm", "l1", "giou")
 """The losses whose FLOPs are counted here."""
 
 
-def work_of(cost: ModelCost, stream: Stream[Any], batch: Any, wanted: Collection[str]) -> Work:
+def work_of(cost: ModelCost, stream: Stream[Any], batch: Any, requested: Collection[str]) -> Work:
     """Number of examples, images and tokens, and FLOPs, of a batch in host memory.
 
     The FLOPs of a step with a loss that is not counted here are unknown, NaN.
@@ -35,13 +35,13 @@ def work_of(cost: ModelCost, stream: Stream[Any], batch: Any, wanted: Collection
         case TextBatch():
             work = _texts(cost, batch)
         case TranslationBatch():
-            work = _translations(cost, stream, batch, wanted)
+            work = _translations(cost, stream, batch, requested)
         case RegionBatch():
             assert isinstance(stream, RegionTextStream)
-            work = _regions(cost, stream, batch, wanted)
+            work = _regions(cost, stream, batch, requested)
         case _:
-            work = _images(cost, stream, batch, wanted)
-    return work + Work(flops=0 if set(wanted) <= set(COUNTED) else math.nan)
+            work = _images(cost, stream, batch, requested)
+    return work + Work(flops=0 if set(requested) <= set(COUNTED) else math.nan)
 
 
 def _texts(cost: ModelCost, batch: TextBatch) -> Work:
@@ -51,42 +51,42 @@ def _texts(cost: ModelCost, batch: TextBatch) -> Work:
 
 
 def _images(
-    cost: ModelCost, stream: Stream[Any], batch: ImageTextBatch | VideoTextBatch, wanted: Collection[str]
+    cost: ModelCost, stream: Stream[Any], batch: ImageTextBatch | VideoTextBatch, requested: Collection[str]
 ) -> Work:
     tokens, frames = lengths(batch.text.mask, batch.valid), frames_of(batch.pixels)
     examples, keys = len(tokens), cost.vision.keys(frames)
     flops: float = cost.vision.encode(examples * frames)
-    if stream.needs("fusion", wanted):
+    if stream.needs("fusion", requested):
         flops += cost.fusion.project(examples * keys)
-    flops += _pairs(cost, stream, batch, tokens, keys, wanted)
+    flops += _pairs(cost, stream, batch, tokens, keys, requested)
     return Work(examples, examples * frames, int(tokens.sum()), flops)
 
 
-def _regions(cost: ModelCost, stream: RegionTextStream, batch: RegionBatch, wanted: Collection[str]) -> Work:
+def _regions(cost: ModelCost, stream: RegionTextStream, batch: RegionBatch, requested: Collection[str]) -> Work:
     tokens = lengths(batch.text.mask, batch.valid)
     regions, keys = len(tokens), cost.vision.keys()
     images = len(np.unique(batch.image_index.numpy()[batch.valid.numpy()]))
     flops: float = cost.vision.encode(images) + cost.vision.pool_regions(regions)
-    if stream.needs("fusion", wanted):
+    if stream.needs("fusion", requested):
         # All patches once, the mean of every region, and that of every whole image, from which boxes are predicted.
         flops += cost.fusion.project(images * keys + regions)
-    flops += _pairs(cost, stream, batch, tokens, keys, wanted)
-    if stream.needs("box_head", wanted):
+    flops += _pairs(cost, stream, batch, tokens, keys, requested)
+    if stream.needs("box_head", requested):
         located = lengths(batch.text.mask, stream.has_box(batch))
         flops += cost.fusion.run(located, keys, queries=1) + cost.head("box_head", len(located))
     return Work(regions, images, int(tokens.sum()), flops)
 
 
-def _translations(cost: ModelCost, stream: Stream[Any], batch: TranslationBatch, wanted: Collection[str]) -> Work:
+def _translations(cost: ModelCost, stream: Stream[Any], batch: TranslationBatch, requested: Collection[str]) -> Work:
     first, second = lengths(batch.text.mask, batch.valid), lengths(batch.other.mask, batch.valid)
     tokens, cost = int(first.sum() + second.sum()), cost.of_texts
-    copies = len(stream.texts_to_encode(batch, wanted)) - 1  # the first text, its masked copy, or both
+    copies = len(stream.texts_to_encode(batch, requested)) - 1  # the first text, its masked copy, or both
     flops = cost.text.run(second) + copies * cost.text.run(first)
-    if "contrastive" in wanted:
+    if "contrastive" in requested:
         flops += cost.align(0, 2 * len(first))
-    if "matching" in wanted:
+    if "matching" in requested:
         flops += cost.fusion.project(int(first.sum())) + cost.match(second, first)
-    if "mlm" in wanted:
+    if "mlm" in requested:
         flops += cost.fusion.project(int(second.sum())) + _mlm(cost, batch.text, batch.valid, first, second)
     return Work(len(first), 0, tokens, flops)
 
@@ -97,16 +97,16 @@ def _pairs(
     batch: ImageTextBatch | VideoTextBatch | RegionBatch,
     tokens: Lengths,
     keys: int,
-    wanted: Collection[str],
+    requested: Collection[str],
 ) -> float:
     """The text encoder, and the contrastive, matching and mlm losses. Hard negatives are sampled by the same embeddings without
     gradients, which are not counted."""
-    flops = len(stream.texts_to_encode(batch, wanted)) * cost.text.run(tokens)
-    if "contrastive" in wanted:
+    flops = len(stream.texts_to_encode(batch, requested)) * cost.text.run(tokens)
+    if "contrastive" in requested:
         flops += cost.align(len(tokens), len(tokens))
-    if "matching" in wanted:
+    if "matching" in requested:
         flops += cost.match(tokens, keys)
-    if "mlm" in wanted:
+    if "mlm" in requested:
         flops += _mlm(cost, batch.text, batch.valid, tokens, keys)
     return flops
 

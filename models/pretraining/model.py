@@ -30,11 +30,11 @@ from utils.errors import UserError
 
 
 class StreamStep(NamedTuple):
-    """A stream, its batch, and the losses that are ``wanted`` of it: some steps have no matching loss."""
+    """A stream, its batch, and the losses that are ``requested`` of it: some steps have no matching loss."""
 
     stream: Stream[Any]
     batch: Any
-    wanted: list[str]
+    requested: list[str]
 
 
 class PretrainModel(XVLM):
@@ -72,30 +72,30 @@ class PretrainModel(XVLM):
         steps = self._steps(batch)
         no_loss = zero_loss(self._untrained_by(steps), self.contrastive.temperature.device)
         terms: Losses = {}
-        for (stream, stream_batch, wanted), encoded in zip(steps, self._encode_all(steps), strict=True):
-            totals = stream.losses(self, stream_batch, encoded, wanted) if wanted else {}
+        for (stream, stream_batch, requested), encoded in zip(steps, self._encode_all(steps), strict=True):
+            totals = stream.losses(self, stream_batch, encoded, requested) if requested else {}
             for loss, weight in stream.weights.items():
-                terms[f"{stream.name}/{loss}"] = Term(totals[loss] if loss in wanted else no_loss, weight)
+                terms[f"{stream.name}/{loss}"] = Term(totals[loss] if loss in requested else no_loss, weight)
         return terms
 
     def counts(self, batch: PretrainBatch) -> dict[str, Tensor]:
         """The divisor of each loss: the number of pairs, words or boxes of this micro-batch. Needs no forward pass."""
         counts: dict[str, Tensor] = {}
-        for stream, stream_batch, wanted in self._steps(batch):
+        for stream, stream_batch, requested in self._steps(batch):
             for loss in stream.declared:
                 if loss.name in stream.weights:
                     count = loss.count(stream_batch)
-                    counts[f"{stream.name}/{loss.name}"] = count if loss.name in wanted else torch.zeros_like(count)
+                    counts[f"{stream.name}/{loss.name}"] = count if loss.name in requested else torch.zeros_like(count)
         return counts
 
     def work(self, batch: PretrainBatch) -> Work:
         """See :class:`engine.task.TaskModel`."""
-        steps = [step for step in self._steps(batch) if step.wanted]
+        steps = [step for step in self._steps(batch) if step.requested]
         return sum((work_of(self.cost, *step) for step in steps), Work())
 
     def compared(self, batch: PretrainBatch) -> list[int]:
         """The number of pairs in each contrastive loss of a micro-batch, in the order of :meth:`embed`."""
-        return [len(step.batch.valid) for step in self._steps(batch) if "contrastive" in step.wanted]
+        return [len(step.batch.valid) for step in self._steps(batch) if "contrastive" in step.requested]
 
     def spanning(
         self, micro_batches: Sequence[PretrainBatch], before: Callable[[int], None]
@@ -108,8 +108,8 @@ class PretrainModel(XVLM):
         steps = self._steps(batch)
         return [
             stream.embed(self, stream_batch, encoded)
-            for (stream, stream_batch, wanted), encoded in zip(steps, self._encode_all(steps), strict=True)
-            if isinstance(stream, PairStream) and "contrastive" in wanted
+            for (stream, stream_batch, requested), encoded in zip(steps, self._encode_all(steps), strict=True)
+            if isinstance(stream, PairStream) and "contrastive" in requested
         ]
 
     def predict_boxes(self, texts: PackedTexts, images: Concepts, image_index: Tensor) -> Tensor:
@@ -132,15 +132,15 @@ class PretrainModel(XVLM):
         steps = []
         for name, stream in self.streams.items():
             if name in batches and stream.weights:
-                wanted = [loss for loss in stream.weights if not (loss == "matching" and name in batch.unmatched)]
-                steps.append(StreamStep(stream, batches[name], wanted))
+                requested = [loss for loss in stream.weights if not (loss == "matching" and name in batch.unmatched)]
+                steps.append(StreamStep(stream, batches[name], requested))
         return steps
 
     def _encode_all(self, steps: Sequence[StreamStep]) -> list[Encoded]:
         """The texts and images of each stream, from one pass of each encoder over those of all streams."""
-        texts = [step.stream.texts_to_encode(step.batch, step.wanted) for step in steps]
+        texts = [step.stream.texts_to_encode(step.batch, step.requested) for step in steps]
         all_texts = [text for stream_texts in texts for text in stream_texts.values()]
-        has_images = [step.stream.has_images and bool(step.wanted) for step in steps]
+        has_images = [step.stream.has_images and bool(step.requested) for step in steps]
         pixels = [step.batch.pixels for step, has in zip(steps, has_images, strict=True) if has]
         packed = iter(self.text(all_texts) if all_texts else [])  # in the order of `steps`, as the images
         images = iter(self.vision.encode(pixels) if pixels else [])
@@ -179,14 +179,14 @@ class PretrainModel(XVLM):
 
     def trained_by(self, losses: Iterable[tuple[Stream[Any], Collection[str]]]) -> set[str]:
         """Names of the parameters that these losses train, by their declarations: streams with the names of their losses."""
-        parts = {part for stream, wanted in losses for part in stream.trained_by(wanted)}
+        parts = {part for stream, requested in losses for part in stream.trained_by(requested)}
         return {name for name, _ in self.named_parameters() if any(covers(part, name) for part in parts)}
 
     def _untrained_by(self, steps: Sequence[StreamStep]) -> list[nn.Parameter]:
         """The parameters that only losses left out of this step train."""
-        key = tuple((step.stream.name, *step.wanted) for step in steps)
+        key = tuple((step.stream.name, *step.requested) for step in steps)
         if key not in self._untrained:
-            trained = self.trained_by((step.stream, step.wanted) for step in steps)
+            trained = self.trained_by((step.stream, step.requested) for step in steps)
             in_other_steps = self.trained_by((step.stream, step.stream.weights) for step in steps) - trained
             self._untrained[key] = [each for name, each in self.named_parameters() if name in in_other_steps]
         return self._untrained[key]

@@ -109,20 +109,20 @@ class Stream(ABC, Generic[B]):
         """The losses of the stream."""
 
     @abstractmethod
-    def texts_to_encode(self, batch: B, wanted: Collection[str]) -> dict[str, Text]:
-        """The texts to encode for the ``wanted`` losses, by name."""
+    def texts_to_encode(self, batch: B, requested: Collection[str]) -> dict[str, Text]:
+        """The texts to encode for the ``requested`` losses, by name."""
 
     @abstractmethod
-    def losses(self, model: Modules, batch: B, encoded: Encoded, wanted: Collection[str]) -> dict[str, Tensor]:
-        """The ``wanted`` losses of a micro-batch, as sums over what :attr:`Loss.count` counts."""
+    def losses(self, model: Modules, batch: B, encoded: Encoded, requested: Collection[str]) -> dict[str, Tensor]:
+        """The ``requested`` losses of a micro-batch, as sums over what :attr:`Loss.count` counts."""
 
-    def trained_by(self, wanted: Collection[str]) -> list[str]:
-        """The parts of the model that the ``wanted`` losses train; names as in :attr:`Loss.trains`."""
-        return [part for loss in self.declared if loss.name in wanted for part in loss.trains]
+    def trained_by(self, requested: Collection[str]) -> list[str]:
+        """The parts of the model that the ``requested`` losses train; names as in :attr:`Loss.trains`."""
+        return [part for loss in self.declared if loss.name in requested for part in loss.trains]
 
-    def needs(self, part: str, wanted: Collection[str]) -> bool:
-        """True if any of the ``wanted`` losses trains this part of the model."""
-        return part in self.trained_by(wanted)
+    def needs(self, part: str, requested: Collection[str]) -> bool:
+        """True if any of the ``requested`` losses trains this part of the model."""
+        return part in self.trained_by(requested)
 
 
 class PairStream(Stream[P]):
@@ -160,11 +160,11 @@ class PairStream(Stream[P]):
             ),
         ]
 
-    def texts_to_encode(self, batch: P, wanted: Collection[str]) -> dict[str, Text]:
+    def texts_to_encode(self, batch: P, requested: Collection[str]) -> dict[str, Text]:
         texts = {}
-        if any(loss != "mlm" for loss in wanted):
+        if any(loss != "mlm" for loss in requested):
             texts["plain"] = batch.text.plain()
-        if "mlm" in wanted:
+        if "mlm" in requested:
             texts["masked"] = batch.text.masked_copy()
         return texts
 
@@ -188,23 +188,23 @@ class ImageTextStream(PairStream[ImageTextBatch | VideoTextBatch]):
     """Whole images with their texts."""
 
     def losses(
-        self, model: Modules, batch: ImageTextBatch | VideoTextBatch, encoded: Encoded, wanted: Collection[str]
+        self, model: Modules, batch: ImageTextBatch | VideoTextBatch, encoded: Encoded, requested: Collection[str]
     ) -> dict[str, Tensor]:
         images, texts = encoded.images, encoded.texts
         assert images is not None
         queue = FusionQueue(model.fusion)
         started: dict[str, Callable[[], Tensor]] = {}
-        if aligns(wanted):
+        if aligns(requested):
             pairs = self.embed(model, batch, encoded)
-        if self.needs("fusion", wanted):
+        if self.needs("fusion", requested):
             whole_image = model.fusion.project_concepts(images)
-        if "contrastive" in wanted:
+        if "contrastive" in requested:
             started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
-        if "mlm" in wanted:
+        if "mlm" in requested:
             started["mlm"] = model.word_head.start_loss(  # eq. 3
                 queue, texts["masked"], whole_image, batch.text, model.text.word_embeddings
             )
-        if "matching" in wanted:
+        if "matching" in requested:
             negatives = self.hard_negatives(model, pairs)
             started["matching"] = model.matching_head.start_loss(queue, texts["plain"], whole_image, negatives)  # eq. 2
         queue.run()
@@ -241,36 +241,36 @@ class RegionTextStream(PairStream[RegionBatch]):
         ]
 
     def losses(
-        self, model: Modules, batch: RegionBatch, encoded: Encoded, wanted: Collection[str]
+        self, model: Modules, batch: RegionBatch, encoded: Encoded, requested: Collection[str]
     ) -> dict[str, Tensor]:
         images, texts = encoded.images, encoded.texts
         assert images is not None
         regions = model.vision.regions(images, batch.patch_mask, batch.image_index)
         queue = FusionQueue(model.fusion)
         started: dict[str, Callable[[], Tensor]] = {}
-        if aligns(wanted):
+        if aligns(requested):
             pairs = self.embed_pairs(model, batch, regions, texts["plain"])
-        if self.needs("fusion", wanted):
+        if self.needs("fusion", requested):
             # A text is matched with its region; its box is predicted from the whole image.
             region, whole_image = model.fusion.project_regions(regions, images)
-        if "contrastive" in wanted:
+        if "contrastive" in requested:
             started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
-        if self.needs("box_head", wanted):
+        if self.needs("box_head", requested):
             cls = queue.cls(texts["plain"], whole_image)
-        if "mlm" in wanted:
+        if "mlm" in requested:
             started["mlm"] = model.word_head.start_loss(  # eq. 3
                 queue, texts["masked"], region, batch.text, model.text.word_embeddings
             )
-        if "matching" in wanted:
+        if "matching" in requested:
             negatives = self.hard_negatives(model, pairs)
             started["matching"] = model.matching_head.start_loss(queue, texts["plain"], region, negatives)  # eq. 2
         queue.run()
         totals = {loss: finish() for loss, finish in started.items()}
-        if self.needs("box_head", wanted):
+        if self.needs("box_head", requested):
             boxes, has_box = model.box_head(cls()), self.has_box(batch)  # eq. 4
-            if "l1" in wanted:
+            if "l1" in requested:
                 totals["l1"] = box_l1(boxes, batch.boxes_cxcywh, has_box)  # eq. 5
-            if "giou" in wanted:
+            if "giou" in requested:
                 totals["giou"] = box_giou(boxes, batch.boxes_cxcywh, has_box)  # eq. 5
         return totals
 
@@ -301,10 +301,12 @@ class TextStream(Stream[TextBatch]):
             )
         ]
 
-    def texts_to_encode(self, batch: TextBatch, wanted: Collection[str]) -> dict[str, Text]:
-        return {"masked": batch.text.masked_copy()} if wanted else {}
+    def texts_to_encode(self, batch: TextBatch, requested: Collection[str]) -> dict[str, Text]:
+        return {"masked": batch.text.masked_copy()} if requested else {}
 
-    def losses(self, model: Modules, batch: TextBatch, encoded: Encoded, wanted: Collection[str]) -> dict[str, Tensor]:
+    def losses(
+        self, model: Modules, batch: TextBatch, encoded: Encoded, requested: Collection[str]
+    ) -> dict[str, Tensor]:
         queue, masked = FusionQueue(model.fusion), encoded.texts["masked"]
         words = model.word_head.start_loss(queue, masked, None, batch.text, model.text.word_embeddings)  # eq. 3
         queue.run()
@@ -322,23 +324,23 @@ class TranslationStream(PairStream[TranslationBatch]):
     contrastive_parts = ("contrastive.text_proj", "contrastive.temperature", "contrastive.bias")
     has_images = False
 
-    def texts_to_encode(self, batch: TranslationBatch, wanted: Collection[str]) -> dict[str, Text]:
-        return {**super().texts_to_encode(batch, wanted), "translation": batch.other} if wanted else {}
+    def texts_to_encode(self, batch: TranslationBatch, requested: Collection[str]) -> dict[str, Text]:
+        return {**super().texts_to_encode(batch, requested), "translation": batch.other} if requested else {}
 
     def losses(
-        self, model: Modules, batch: TranslationBatch, encoded: Encoded, wanted: Collection[str]
+        self, model: Modules, batch: TranslationBatch, encoded: Encoded, requested: Collection[str]
     ) -> dict[str, Tensor]:
         texts, translation = encoded.texts, encoded.texts["translation"]
         queue = FusionQueue(model.fusion)
         started: dict[str, Callable[[], Tensor]] = {}
-        if aligns(wanted):
+        if aligns(requested):
             pairs = self.embed(model, batch, encoded)
-        if "contrastive" in wanted:
+        if "contrastive" in requested:
             started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
-        if "matching" in wanted:
+        if "matching" in requested:
             first, negatives = model.fusion.project_texts(texts["plain"]), self.hard_negatives(model, pairs)
             started["matching"] = model.matching_head.start_loss(queue, translation, first, negatives)  # eq. 2
-        if "mlm" in wanted:
+        if "mlm" in requested:
             second = model.fusion.project_texts(translation)
             started["mlm"] = model.word_head.start_loss(  # eq. 3
                 queue, texts["masked"], second, batch.text, model.text.word_embeddings
@@ -350,9 +352,9 @@ class TranslationStream(PairStream[TranslationBatch]):
         return self.embed_pairs(model, batch, encoded.texts["plain"], encoded.texts["translation"])
 
 
-def aligns(wanted: Collection[str]) -> bool:
+def aligns(requested: Collection[str]) -> bool:
     """True if any of the losses needs embeddings: hard negatives of the matching loss are sampled by their similarity."""
-    return "contrastive" in wanted or "matching" in wanted
+    return "contrastive" in requested or "matching" in requested
 
 
 STREAMS: dict[str, type[Stream[Any]]] = {

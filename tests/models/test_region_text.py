@@ -1,5 +1,5 @@
-"""From a region's text to its five losses, step by step. ``python -m tests.models.test_region_text`` prints all steps with their file
-and line.
+"""From a region's text to its five losses, step by step. ``python -m tests.models.test_region_text`` prints all steps with their
+file and line.
 
 The steps are what a reader of ``models/`` should be able to tell. The test runs a step of pre-training and checks that it calls
 these functions in this order.
