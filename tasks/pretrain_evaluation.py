@@ -26,7 +26,7 @@ from dataset.text.processors import TextProcessor
 from metrics.bootstrap import Scores
 from metrics.grounding import accuracy_at_iou, iou
 from metrics.retrieval import NO_MATCH
-from models.core.heads import MaskedWords
+from models.core.heads import masked_words
 from models.core.packing import PackedTexts
 from models.core.vision import Concepts, VisionConfig
 from models.inference.reranking import RERANKING_SCORE, RULES, RerankingScore
@@ -268,12 +268,13 @@ class PretrainEvaluator:
             examples = [self.processor.encode(r.captions[0], rng) for r, rng in zip(block, rngs, strict=True)]
             text = to_device(self.processor.collate(examples), self.device)
             (masked,) = self.model.text([text.masked_copy()])
-            words = MaskedWords.of(text)
-            best = self.model.predict_words(masked, self._encode_images(block), words).max(dim=1)  # NaN if any logit is
+            positions, labels = masked_words(text)
+            logits = self.model.predict_words(masked, self._encode_images(block), positions)
+            best = logits.max(dim=1)  # NaN if any logit is
             finite(best.values, "logits of masked words")
             predicted = best.indices
-            record = start + words.queries.packing.text_index
-            judged = torch.stack([record, words.labels, predicted == words.labels]).cpu().numpy()
+            record = start + positions.packing.text_index
+            judged = torch.stack([record, labels, predicted == labels]).cpu().numpy()
             local.append(judged[:, judged[1] != IGNORE])
         by_rank = distributed.gather_objects(local)
         found = np.concatenate(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from metrics.retrieval import RECALL_AT, ranks_of_first_match
 from models.core.vision import Concepts
-from models.inference.reranking import AligningModel, Margin, RerankingScore, TextBank, score_pairs
+from models.inference.reranking import AligningModel, RerankingScore, TextBank, matching_margin, score_pairs
 from tasks.inference import device_of, progress
 from utils import distributed
 from utils.batch import Text, to_device
@@ -149,7 +149,7 @@ class TwoStageRetrieval:
 
     def _rerank(self, patches: TensorSpool, bank: TextBank, stage: Stage) -> Stage:
         """The candidates of ``stage``, scored by the fusion; a pair that both directions ask for is scored once."""
-        head = self.model.matching_head if self.score == "matching" else Margin(self.model.matching_head)
+        head = self.model.matching_head if self.score == "matching" else matching_margin(self.model.matching_head)
         texts, images = stage.texts.ids, stage.images.ids
         text_count = len(images)
         # A pair is one number, image * text_count + text, so that sorting puts the pairs of an image side by side.

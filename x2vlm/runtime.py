@@ -18,7 +18,7 @@ from engine.precision import PrecisionName
 from models.core.packing import PackedTexts
 from models.core.vision import Concepts
 from models.core.xvlm import XVLM
-from models.inference.reranking import AligningModel, Margin, TextBank, score_pairs
+from models.inference.reranking import AligningModel, TextBank, matching_margin, score_pairs
 from models.pretraining.model import PretrainModel
 from models.tasks.grounding import GroundingModel
 from tasks.inference import device_of, evaluating
@@ -128,7 +128,7 @@ class TorchRuntime:
     def margins(self, images: Tensor, texts: Sequence[Tensor], bank: TextBank) -> list[Tensor]:
         """See :class:`Runtime`."""
         network, concepts = self._aligning, Concepts(images[:, 1:], images[:, 0])
-        return score_pairs(network.fusion, Margin(network.matching_head), concepts, texts, bank)
+        return score_pairs(network.fusion, matching_margin(network.matching_head), concepts, texts, bank)
 
     def locate(self, images: Tensor, texts: PackedTexts, image_index: Tensor) -> Located:
         """See :class:`Runtime`."""

@@ -273,14 +273,6 @@ class StackCost:
 
 
 @dataclass(frozen=True)
-class UnknownCost:
-    """A text encoder whose structure is unknown."""
-
-    def run(self, tokens: Lengths) -> float:
-        return math.nan
-
-
-@dataclass(frozen=True)
 class ContrastiveCost:
     """The contrastive head: FLOPs of projecting an ``image`` or a ``text`` to the joint space, and the ``width`` of that
     space."""
@@ -339,6 +331,7 @@ class ModelCost:
     """Coefficients of a model's parts.
 
     Attributes:
+        text: None if the structure of the text encoder is unknown.
         heads: by their names in the model.
         texts_train: whether the states of texts have gradients.
         contrastive: None if the model has no contrastive head.
@@ -346,7 +339,7 @@ class ModelCost:
     """
 
     vision: VisionCost
-    text: StackCost | UnknownCost
+    text: StackCost | None
     fusion: StackCost
     heads: dict[str, HeadCost]
     texts_train: bool
@@ -369,7 +362,7 @@ class ModelCost:
             vision=VisionCost.of(model.vision),
             text=StackCost.of(text.encoder, states=trains(text.embeddings), projection=projection)
             if hasattr(text, "encoder")
-            else UnknownCost(),
+            else None,
             fusion=fusion,
             heads={name: HeadCost.of(child, text.word_embeddings) for name, child in others},
             texts_train=texts_train,
@@ -381,6 +374,10 @@ class ModelCost:
     def of_texts(self) -> ModelCost:
         """The same for a fusion encoder that attends to texts, or to nothing."""
         return replace(self, fusion=replace(self.fusion, cross=self.texts_train))
+
+    def encode_texts(self, tokens: Lengths) -> float:
+        """FLOPs of the text encoder; NaN if its structure is unknown."""
+        return math.nan if self.text is None else self.text.run(tokens)
 
     def head(self, name: str, states: int) -> int:
         """FLOPs of passing so many fused states through a head."""
@@ -409,6 +406,6 @@ class ModelCost:
         """
         examples, keys = len(tokens), self.vision.keys(frames)
         images = examples if images is None else images
-        flops = self.vision.encode(images * frames) + self.text.run(tokens)
+        flops = self.vision.encode(images * frames) + self.encode_texts(tokens)
         flops += self.fusion.project(images * keys) + self.fusion.run(tokens, keys, queries)
         return Work(examples, images * frames, int(tokens.sum()), flops)

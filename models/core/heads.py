@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -72,9 +71,9 @@ class WordHead(nn.Module):
             text: the batch of texts, with the masked positions and the words there.
             word_embeddings: (V, D).
         """
-        words = MaskedWords.of(text)
-        fused = queue.at_positions(masked, keys_values, words.queries)
-        return lambda: losses.masked_words(self(fused(), word_embeddings), words.labels)
+        positions, labels = masked_words(text)
+        fused = queue.at_positions(masked, keys_values, positions)
+        return lambda: losses.masked_words(self(fused(), word_embeddings), labels)
 
 
 class WordTransform(nn.Module):
@@ -89,21 +88,13 @@ class WordTransform(nn.Module):
         return self.LayerNorm(F.gelu(self.dense(states)))
 
 
-@dataclass(frozen=True)
-class MaskedWords:
-    """The masked tokens of texts, packed.
+def masked_words(text: MaskedText) -> tuple[QueryPositions, Tensor]:
+    """The masked tokens of a batch of texts, packed.
 
-    Attributes:
-        queries: their positions, the only ones at which the fusion computes states for the word head.
-        labels: (Q,) int64, the original token ids; :data:`~utils.batch.IGNORE` for spare tokens.
+    Returns:
+        Their positions, the only ones at which the fusion computes states for the word head; and ``labels`` (Q,) int64, the
+        original token ids, :data:`~utils.batch.IGNORE` for spare tokens.
     """
-
-    queries: QueryPositions
-    labels: Tensor
-
-    @staticmethod
-    def of(text: MaskedText) -> MaskedWords:
-        """The masked tokens of a batch of texts."""
-        packing = Packing.of(text.labels.ne(IGNORE).sum(dim=1), text.labels.shape[1], text.masked)
-        labels = packing.pack(text.labels).masked_fill(packing.text_index >= packing.count, IGNORE)
-        return MaskedWords(QueryPositions(text.positions, packing), labels)
+    packing = Packing.of(text.labels.ne(IGNORE).sum(dim=1), text.labels.shape[1], text.masked)
+    labels = packing.pack(text.labels).masked_fill(packing.text_index >= packing.count, IGNORE)
+    return QueryPositions(text.positions, packing), labels

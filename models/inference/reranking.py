@@ -64,23 +64,21 @@ class TextBank:
         return self.texts.select(index, int(lengths.sum()), int(lengths.max()))
 
 
-class Margin(nn.Module):
-    """The matching head with one logit, that of "matched" minus that of "not matched": its sigmoid is the probability."""
+def matching_margin(head: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Logits (N, 2) of [CLS] states (N, D) whose second column, which :func:`score_pairs` reads, is the logit of "matched" minus
+    the logit of "not matched". Its sigmoid is the probability that the pair matches."""
 
-    def __init__(self, head: nn.Module):
-        super().__init__()
-        self.head = head
-
-    def forward(self, cls: Tensor) -> Tensor:
-        """(N, D) -> (N, 2), of which :func:`score_pairs` reads the second column."""
-        logits = at_least_float32(self.head(cls))
+    def margins(cls: Tensor) -> Tensor:
+        logits = at_least_float32(head(cls))
         margin = logits[:, 1] - logits[:, 0]
         return torch.stack([-margin, margin], dim=1)
+
+    return margins
 
 
 def score_pairs(
     fusion: FusionEncoder,
-    matching_head: nn.Module,
+    matching_head: Callable[[Tensor], Tensor],
     images: Concepts,
     texts: Sequence[Tensor],
     bank: TextBank,

@@ -46,7 +46,7 @@ def work_of(cost: ModelCost, stream: Stream[Any], batch: Any, requested: Collect
 
 def _texts(cost: ModelCost, batch: TextBatch) -> Work:
     tokens = lengths(batch.text.mask, batch.valid)
-    flops = cost.text.run(tokens) + _mlm(cost.of_texts, batch.text, batch.valid, tokens, None)
+    flops = cost.encode_texts(tokens) + _mlm(cost.of_texts, batch.text, batch.valid, tokens, None)
     return Work(len(tokens), 0, int(tokens.sum()), flops)
 
 
@@ -81,7 +81,7 @@ def _translations(cost: ModelCost, stream: Stream[Any], batch: TranslationBatch,
     first, second = lengths(batch.text.mask, batch.valid), lengths(batch.other.mask, batch.valid)
     tokens, cost = int(first.sum() + second.sum()), cost.of_texts
     copies = len(stream.texts_to_encode(batch, requested)) - 1  # the first text, its masked copy, or both
-    flops = cost.text.run(second) + copies * cost.text.run(first)
+    flops = cost.encode_texts(second) + copies * cost.encode_texts(first)
     if "contrastive" in requested:
         flops += cost.align(0, 2 * len(first))
     if "matching" in requested:
@@ -101,7 +101,7 @@ def _pairs(
 ) -> float:
     """The text encoder, and the contrastive, matching and mlm losses. Hard negatives are sampled by the same embeddings without
     gradients, which are not counted."""
-    flops = len(stream.texts_to_encode(batch, requested)) * cost.text.run(tokens)
+    flops = len(stream.texts_to_encode(batch, requested)) * cost.encode_texts(tokens)
     if "contrastive" in requested:
         flops += cost.align(len(tokens), len(tokens))
     if "matching" in requested:

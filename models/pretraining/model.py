@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.core.blocks import QueryPositions
 from models.core.contrastive import ContrastiveHead
 from models.core.fusion import FusionPass
 from models.core.gradient_cache import spanning
-from models.core.heads import BoxHead, MaskedWords, WordHead
+from models.core.heads import BoxHead, WordHead
 from models.core.losses import EmbeddedPairs
 from models.core.matching import MatchingHead
 from models.core.packing import PackedTexts
@@ -117,10 +118,10 @@ class PretrainModel(XVLM):
         image of each text."""
         return self.box_head(self.fusion.cls(texts, self.fusion.project_concepts(images).select(image_index)))
 
-    def predict_words(self, texts: PackedTexts, images: Concepts, words: MaskedWords) -> Tensor:
-        """Logits (Q, V) of the masked words of N texts, in order, from text n and image n."""
+    def predict_words(self, texts: PackedTexts, images: Concepts, positions: QueryPositions) -> Tensor:
+        """Logits (Q, V) of the words at some positions of N texts, in order, from text n and image n."""
         keys_values = self.fusion.project_concepts(images)
-        (fused,) = self.fusion.fuse([FusionPass(texts, keys_values, words.queries)])
+        (fused,) = self.fusion.fuse([FusionPass(texts, keys_values, positions)])
         return self.word_head(fused, self.text.word_embeddings)
 
     def _steps(self, batch: PretrainBatch) -> list[StreamStep]:

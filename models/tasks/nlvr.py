@@ -45,7 +45,9 @@ class NLVRModel(XVLM):
         tokens = lengths(batch.text.mask, batch.valid)
         statements, keys = len(tokens), self.cost.vision.keys()
         images = statements * self.images
-        flops = self.cost.vision.encode(images) + self.cost.text.run(tokens) + self.cost.fusion.project(images * keys)
+        flops = (
+            self.cost.vision.encode(images) + self.cost.encode_texts(tokens) + self.cost.fusion.project(images * keys)
+        )
         flops += self.images * self.cost.fusion.run(tokens, keys, queries=1) + self.cost.head("classifier", statements)
         return Work(statements, images, int(tokens.sum()), flops)
 

@@ -71,7 +71,7 @@ class RetrievalModel(XVLM):
         """See :class:`engine.task.TaskModel`."""
         tokens, frames = lengths(batch.text.mask, batch.valid), frames_of(batch.pixels)
         pairs, keys = len(tokens), self.cost.vision.keys(frames)
-        flops = self.cost.vision.encode(pairs * frames) + self.cost.text.run(tokens) + self.cost.align(pairs, pairs)
+        flops = self.cost.vision.encode(pairs * frames) + self.cost.encode_texts(tokens) + self.cost.align(pairs, pairs)
         flops += self.cost.fusion.project(pairs * keys) + self.cost.match(tokens, keys)
         return Work(pairs, pairs * frames, int(tokens.sum()), flops)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.checkpoints.rename import published_to_ours
 from models.core.fusion import FusionPass
-from models.core.heads import MaskedWords
+from models.core.heads import masked_words
 from models.core.matching import allowed_negatives, negative_weights
 from models.core.packing import PackedTexts
 from models.pretraining.config import IdenticalTexts
@@ -135,9 +135,9 @@ def test_boxes_and_words(model, given, device):
     text = masked_text(GIVEN)
     used = text.labels != IGNORE
     text = moved(replace(text, masked=int(used.sum())), device)
-    masked, words = encoded(model, text.masked_ids, text.mask), MaskedWords.of(text)
-    logits = model.predict_words(masked, model.vision(given["image"]), words)
-    assert torch.equal(words.labels, text.labels[used.to(device)])
+    masked, (positions, labels) = encoded(model, text.masked_ids, text.mask), masked_words(text)
+    logits = model.predict_words(masked, model.vision(given["image"]), positions)
+    assert torch.equal(labels, text.labels[used.to(device)])
     assert_golden(logits, EXPECTED["image_mlm_logits"][used])
 
 

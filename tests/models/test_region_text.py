@@ -19,7 +19,7 @@ from models.core import losses
 from models.core.blocks import Block, BlockStack, CrossAttention, QueryPositions, SelfAttention, TokenLayout
 from models.core.contrastive import ContrastiveHead
 from models.core.fusion import FusionEncoder, FusionQueue, _attention_groups
-from models.core.heads import BoxHead, MaskedWords, WordHead
+from models.core.heads import BoxHead, WordHead, masked_words
 from models.core.keys_values import AttentionGroup
 from models.core.matching import MatchingHead, allowed_negatives
 from models.core.packing import PackedTexts, packings_of
@@ -55,7 +55,7 @@ STEPS: list[tuple[Callable[..., Any], str]] = [
     (ContrastiveHead.start_loss, "starts gathering the embeddings of all ranks (eq. 1)"),
     (FusionQueue.cls, "queues the texts with their whole images, for the boxes"),
     (WordHead.start_loss, "queues the masked texts with their regions (eq. 3)"),
-    (MaskedWords.of, "finds the masked positions, the only states that the last block computes for mlm"),
+    (masked_words, "finds the masked positions, the only states that the last block computes for mlm"),
     (FusionQueue.at_positions, "takes the masked texts"),
     (PairStream.hard_negatives, "samples, for each text, another region, and for each region, another text"),
     (allowed_negatives, "rules out the pair itself and equal texts"),
