@@ -60,7 +60,7 @@ def test_all_ways_have_the_same_texts_and_the_compiled_one_other_counts_from_ste
     for stream in compiled_task.config.data.streams():
         for ours, theirs in zip(padded, plain, strict=True):
             text, other = getattr(ours, stream).text, getattr(theirs, stream).text
-            assert torch.equal(text.key, other.key)
+            assert torch.equal(text.text_id, other.text_id)
             assert torch.equal(text.ids[text.mask], other.ids[other.mask])
             assert torch.equal(text.labels[text.labels != IGNORE], other.labels[other.labels != IGNORE])
             assert text.tokens >= other.tokens == int(other.mask.sum())

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.core.heads import masked_words
 from tasks import pretrain_evaluation
 from tasks.inference import evaluating
 from tasks.pretrain import PretrainConfig, PretrainTask
@@ -135,9 +136,17 @@ def test_metrics_are_shares_with_their_chance(evaluator):
 
 @pytest.mark.parametrize(("shift", "right"), [(0, 1.0), (1, 0.0)])
 def test_a_masked_word_is_right_where_its_own_token_is_the_likeliest(evaluator, monkeypatch, shift, right):
-    def predicted(texts, images, words):
-        return torch.nn.functional.one_hot(words.labels.clamp(min=0) + shift, 1000).float()
+    labels = []
 
+    def noted(text):
+        positions, words = masked_words(text)
+        labels.append(words)
+        return positions, words
+
+    def predicted(texts, images, positions):
+        return torch.nn.functional.one_hot(labels[-1].clamp(min=0) + shift, 1000).float()
+
+    monkeypatch.setattr(pretrain_evaluation, "masked_words", noted)
     monkeypatch.setattr(evaluator.model, "predict_words", predicted)
     with evaluating(evaluator.model, "fp32"):
         metrics = {metric.name: metric.value for metric in evaluator.evaluate().metrics}

@@ -208,7 +208,7 @@ def test_masked_places_are_marked():
         masked_ids=torch.tensor([[3, 2, 4, 0]]),
         positions=torch.tensor([[1, 0]]),
         labels=torch.tensor([[3, IGNORE]]),
-        key=torch.tensor([0]),
+        text_id=torch.tensor([0]),
     )
     shown, target = lines_of(text, 0, Tokenizer(), box=2)
     assert shown.box == 2

@@ -268,7 +268,7 @@ def test_a_batch_is_padded_to_its_longest_text(tokenizer):
     assert (batch.labels[1] == IGNORE).all()
     used = batch.labels != IGNORE
     assert (batch.ids.gather(1, batch.positions)[used] == batch.labels[used]).all()
-    assert batch.key[0] == batch.key[3] != batch.key[2]
+    assert batch.text_id[0] == batch.text_id[3] != batch.text_id[2]
     assert text.collate([text.filler()]).positions.shape == (1, 1)
 
 
