@@ -2,15 +2,16 @@
 
 Read in this order:
 
-1. :mod:`models.reference`: all losses of pre-training on one page, in the plainest way. The rest computes the same, faster.
-2. :mod:`models.pretraining.streams`: the same losses as they run, stream by stream; :mod:`models.pretraining.model`: the model
-   and its forward pass over all streams.
+1. :mod:`models.reference`: all losses of pre-training on one page, in the simplest form. The other modules compute the same
+   losses, but faster.
+2. :mod:`models.pretraining.streams`: the same losses as they run in training, stream by stream; :mod:`models.pretraining.model`:
+   the model, and its forward pass, which covers all streams.
 3. :mod:`models.core.vision`, :mod:`models.core.text`, :mod:`models.core.fusion`: the encoders; :mod:`models.core.blocks`: the
-   transformer block of the last two.
+   transformer block of the text and fusion encoders.
 4. :mod:`models.core.contrastive`, :mod:`models.core.matching`, :mod:`models.core.heads`: the heads.
-5. :mod:`models.core.packing`, :mod:`models.core.keys_values`: texts without padding; keys and values that are projected once.
+5. :mod:`models.core.packing`, :mod:`models.core.keys_values`: texts without padding; keys and values, projected only once.
 
-:mod:`models.tasks` has the models of fine-tuning, :mod:`models.inference` ranks with trained models, and
+:mod:`models.tasks` has the models for fine-tuning, :mod:`models.inference` ranks answers and texts with trained models, and
 :mod:`models.checkpoints` loads weights.
 
 Each axis of a tensor has one letter:

@@ -1,11 +1,11 @@
-"""The losses of pre-training, written in the plainest way: **read this file first**.
+"""The losses of pre-training, written in the simplest way: **read this file first**.
 
-Texts are padded, each pass through the fusion encoder is a separate call that projects its own keys and values, and every state
-is computed. :mod:`models.pretraining.model` gets the same losses and gradients from the same modules, but does not compute
-anything twice or in vain: it skips padding (:mod:`models.core.packing`), projects keys and values once
+This is the reference path: texts are padded, each pass through the fusion encoder is a separate call that projects its own keys
+and values, and every state is computed. The packed path, :mod:`models.pretraining.model`, gets the same losses and gradients from
+the same modules without redundant work: it skips padding (:mod:`models.core.packing`), projects keys and values once
 (:mod:`models.core.keys_values`), computes only the needed states of the last block (:class:`models.core.blocks.QueryPositions`),
-and groups calls (:class:`models.core.fusion.FusionQueue`). ``tests/models/test_reference.py`` compares the two, without dropout.
-This file leaves out drop path and steps without a matching loss.
+and groups calls (:class:`models.core.fusion.FusionQueue`). ``tests/models/test_reference.py`` compares the two without dropout.
+This file does not implement drop path or steps without a matching loss.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from utils.batch import (
 
 @dataclass(frozen=True)
 class Padded:
-    """``states`` (N, L, D) of texts or images, and ``mask`` (N, L) bool, True = attend; None: attend to all."""
+    """``states`` (N, L, D) of texts or images, and ``mask`` (N, L) bool, True = attend; without a mask, attend to all."""
 
     states: Tensor
     mask: Tensor | None = None
@@ -51,7 +51,7 @@ class Padded:
 
 
 def reference_losses(model: PretrainModel, batch: PretrainBatch) -> tuple[Tensor, Losses]:
-    """The loss of a step on one micro-batch of one rank (eq. 6), and every loss of every stream, as a sum."""
+    """The loss of a step with one micro-batch on one rank (eq. 6), and every loss of every stream, as a sum."""
     model.contrastive.clamp_temperature()
     terms: Losses = {}
     loss = torch.zeros((), device=model.contrastive.temperature.device)
@@ -90,7 +90,7 @@ def region_text_losses(
     text = encode(model.text, batch.text.ids, batch.text.mask)
     pairs = pairs_of(batch, model.contrastive.embed_image(regions), embed_text(model, text), same_group)
     contrastive, negatives = align(model, pairs)
-    # The text sees the mean and the patches of its region; its box is predicted from the whole image.
+    # The text attends to the mean and the patches of its region; its box is predicted from the whole image.
     region = Padded(regions.tokens(), F.pad(batch.patch_mask, (1, 0), value=True))
     whole_image = Padded(images.tokens()[batch.image_index])
     box = model.box_head(fuse(model.fusion, text, whole_image)[:, 0])  # eq. 4
@@ -138,7 +138,7 @@ def pairs_of(
     text: Tensor,
     same_group: SameGroup,
 ) -> EmbeddedPairs:
-    """Pairs with the embeddings ``image`` and ``text`` (N, E), grouped by equal texts."""
+    """Pairs with the embeddings ``image`` and ``text`` (N, E). Pairs with equal texts form a group."""
     return EmbeddedPairs(image, text, batch.valid, batch.text.text_id, same_group)
 
 
@@ -165,7 +165,7 @@ def matching_loss(model: PretrainModel, text: Padded, image: Padded, negatives: 
 
 
 def word_loss(model: PretrainModel, text: MaskedText, image: Padded | None) -> Tensor:
-    """Eq. 3: which words were masked? ``image`` None: predicted from the text alone, without cross-attention."""
+    """Eq. 3: which words were masked? Without an ``image``, they are predicted from the text alone, without cross-attention."""
     fused = fuse(model.fusion, encode(model.text, text.masked_ids, text.mask), image)
     masked = torch.take_along_dim(fused, text.positions.unsqueeze(2), dim=1)
     logits = model.word_head(masked, model.text.word_embeddings)

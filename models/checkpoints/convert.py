@@ -1,4 +1,7 @@
-"""Weights under the published names to ours and back, bit for bit: names change, and computed copies and buffers come and go."""
+"""Conversion of weights from the published names to ours and back, bit for bit.
+
+Names are changed. Copies and computed buffers, which only the published files have, are dropped and restored.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +31,16 @@ from utils.files import expanded
 from utils.weight_file import read_about
 
 PUBLISHED = "published"
-"""Entry of the header of a converted file: a :class:`Form` as plain values."""
+"""Key in the header of a converted file. The value is a :class:`Form` as plain values."""
 BIAS_TABLES = re.compile(r"(vision_encoder\.(?:.*\.)?)relative_position_bias_table")
 POSITIONS = re.compile(r"(.*\.embeddings\.)position_embeddings\.weight")
 MOST_INDEX_BYTES = 4 << 30
-"""Bytes that the indices of all tables may take: each grows with the fourth power of its grid's side."""
+"""Maximum number of bytes for the indices of all tables. Each index grows with the fourth power of its grid's side."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """The facts of a published file that its names of ours do not show: the layout, and the computed tensors that it lacks."""
+    """Facts about a published file that our names do not show: its layout, and the computed tensors that it lacks."""
 
     layout: Layout
     absent: tuple[str, ...] = ()
@@ -52,10 +55,10 @@ class Form:
 
     @staticmethod
     def of_plain(values: Any, layout: Layout) -> Form:
-        """Read :meth:`as_plain`; ``layout`` says the rest.
+        """Read the values of :meth:`as_plain`. The number of text layers is taken from ``layout``.
 
         Raises:
-            UserError: if the header holds something else.
+            UserError: if ``values`` are not the values of a form.
         """
         try:
             masked_words, fused_apart, absent = values["masked_words"], values["fused_apart"], values["absent"]
@@ -67,22 +70,22 @@ class Form:
 
 
 def was_published(path: str | Path) -> bool:
-    """Whether a weight file is one of ours that was converted from the published names."""
+    """True if a weight file has our names and was converted from the published names."""
     return Path(path).suffix == ".safetensors" and PUBLISHED in read_about(expanded(path))
 
 
 def to_ours(state: Mapping[str, Tensor], *, shared_words: bool | None = None) -> tuple[dict[str, Tensor], Form]:
-    """Tensors under the published names, under ours: without copies and buffers that :func:`to_published` makes again.
+    """Rename tensors from the published names to ours, and drop the copies and buffers that :func:`to_published` restores.
 
-    Tensors without a place in our models keep their names, and so do buffers that are computed otherwise.
+    Tensors that our models do not have keep their names, and so do buffers that differ from what we compute.
 
     Args:
         state: tensors of a published file.
-        shared_words: the answer decoder has the text encoder's words, and they are left out where they are equal; None: with
-            XLM-R, as the authors' code.
+        shared_words: True if the answer decoder uses the text encoder's words; equal copies of them are then dropped. If None,
+            True for files with XLM-R, as in the authors' code.
 
     Raises:
-        UserError: if two copies of a tied tensor differ, or two names become one.
+        UserError: if two copies of a tied tensor differ, or if two tensors would get the same name.
     """
     layout = Layout.of_published(state)
     left_out = _copies_of(state, layout.fused_apart if shared_words is None else shared_words)
@@ -101,8 +104,15 @@ def to_ours(state: Mapping[str, Tensor], *, shared_words: bool | None = None) ->
 
 
 def to_published(ours: Mapping[str, Tensor], form: Form | None = None) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors under our names as the authors' code saves them, tied ones twice in one storage, and the names that have no
-    published one. ``form``: of the published file that they come from; None: as the authors' code has this model."""
+    """Convert tensors with our names to the form in which the authors' code saves them.
+
+    Args:
+        ours: tensors with our names.
+        form: form of the published file that they come from; if None, the form in which the authors' code saves this model.
+
+    Returns:
+        The tensors with their published names, tied tensors twice in one storage, and the names without a published counterpart.
+    """
     layout = Layout.of_ours({name: tuple(tensor.shape) for name, tensor in ours.items()})
     form = form or Form(layout)
     published = _published(ours, form.layout)
@@ -126,10 +136,10 @@ def _is_ours(name: str) -> bool:
 
 
 def _copies_of(state: Mapping[str, Tensor], shared_words: bool) -> list[str]:
-    """The tensors of a published file that are copies of others in it.
+    """Names of the tensors in a published file that are copies of other tensors in it.
 
     Raises:
-        UserError: if one is not equal to its original, though the models tie them.
+        UserError: if a copy is not equal to its original, although the models tie them.
     """
     copies = []
     shared = SHARED_WORDS if shared_words else {}
@@ -148,15 +158,15 @@ def _without(state: Mapping[str, Tensor], names: list[str]) -> dict[str, Tensor]
 
 
 def is_buffer(name: str) -> bool:
-    """Whether a published name is that of a buffer that our models compute."""
+    """True if a published name belongs to a buffer that our models compute."""
     return name.rsplit(".", 1)[-1] in DROPPED
 
 
 def computed_buffers(published: Mapping[str, Tensor]) -> dict[str, Callable[[], Tensor]]:
-    """The buffers that the authors' code saves beside these tensors, as functions that compute them.
+    """The buffers that the authors' code saves together with these tensors, as functions that compute them.
 
     Raises:
-        UserError: if they would take more memory than those of any real model.
+        UserError: if the buffers would take more memory than in any real model.
     """
     buffers: dict[str, Callable[[], Tensor]] = {}
     index_bytes = 0
@@ -168,13 +178,13 @@ def computed_buffers(published: Mapping[str, Tensor]) -> dict[str, Callable[[], 
             buffers[f"{match[1]}position_ids"] = functools.partial(_position_ids, tensor.shape[0])
     if index_bytes > MOST_INDEX_BYTES:
         raise UserError(
-            f"the indices of its position biases would take {index_bytes:,} bytes, as those of no real model; take another file"
+            f"the indices of its position biases would take {index_bytes:,} bytes, more than in any real model; use another file"
         )
     return buffers
 
 
 def grid_side(rows: int) -> int | None:
-    """Side of the square patch grid to which a table of ``rows`` position biases belongs; None if there is none."""
+    """Side of the square patch grid to which a table of ``rows`` position biases belongs; None if no grid has this table."""
     side = offsets_side(rows)
     return None if side is None else (side + 1) // 2
 
@@ -194,7 +204,7 @@ def _position_ids(length: int) -> Tensor:
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors on the CPU have the same dtype, shape and bytes. Equal values need not: 0.0 and -0.0."""
+    """True if two CPU tensors have the same dtype, shape and bytes. Equal values can have different bytes: 0.0 and -0.0."""
     if first.dtype != second.dtype or first.shape != second.shape:
         return False
     return torch.equal(_bytes(first), _bytes(second))

@@ -22,16 +22,22 @@ from utils.hub import local_folder
 from utils.weight_file import is_damaged, read_about, refuse_inflating
 
 WRAPPERS = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before every name."""
+"""Prefixes that DistributedDataParallel and torch.compile add to every name."""
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _INFLATED = 8
-"""Tensors of a file may take this many times its bytes: published files store some of them twice under two names."""
+"""Maximum ratio of the bytes of a file's tensors to its size. Published files store some tensors once under two names."""
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """The tensors of a file by name. ``key``: of the dictionary that held them, None: none; ``beside``: what else the file
-    holds, by name; ``prefix``: what was left out before every name."""
+    """The tensors of a file, and how the file held them.
+
+    Attributes:
+        tensors: the tensors by name.
+        key: key of the nested dictionary that held the tensors; None if the tensors were not nested.
+        beside: names of everything else in the file.
+        prefix: prefix that was removed from every name.
+    """
 
     tensors: dict[str, Tensor]
     key: str | None = None
@@ -40,21 +46,23 @@ class WeightFile:
 
 
 def read_weights(path: str | Path, *, merge: bool = True) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` or PyTorch file by name; a nested ``model``, ``module`` or ``state_dict`` dictionary is
-    opened, and a prefix that all names have from DistributedDataParallel or torch.compile is left out.
+    """Read the tensors of a ``.safetensors`` or PyTorch file, by name.
+
+    A nested ``model``, ``module`` or ``state_dict`` dictionary is opened. If DistributedDataParallel or torch.compile has added a
+    prefix to all names, it is removed.
 
     Args:
-        path: of the file.
-        merge: add low-rank adapters in the file to the weights of their layers; false: give both as they are.
+        path: path of the file.
+        merge: add low-rank adapters in the file to the weights of their layers; if False, return both unchanged.
 
     Raises:
-        UserError: if the file is missing, damaged, no weight file (a web page, a git-lfs pointer), or would need code to run.
+        UserError: if the file is missing, damaged, not a weight file (a web page, a git-lfs pointer), or needs to run code.
     """
     return read_weight_file(path, merge=merge).tensors
 
 
 def read_weight_file(path: str | Path, *, merge: bool = True) -> WeightFile:
-    """The tensors of a file, and how it held them; see :func:`read_weights`."""
+    """Read the tensors of a file, and how the file held them; see :func:`read_weights`."""
     path = expanded(path)
     if not path.is_file():
         raise UserError(f"{path}: no such weight file")
@@ -63,21 +71,21 @@ def read_weight_file(path: str | Path, *, merge: bool = True) -> WeightFile:
         if path.suffix == ".safetensors":
             tensors = load_file(path)
             if is_damaged(path, tensors):
-                raise UserError(f"{path} is damaged: its weights are not those that were written; take another file")
+                raise UserError(f"{path} is damaged: its weights do not match their hash; use another file")
             if merge and has_adapters(tensors):
                 tensors = merged(tensors, read_about(path), str(path))
             return _unwrapped(tensors)
         refuse_inflating(path)
-        # Published checkpoints hold their command line beside the weights; an argparse namespace is plain data.
+        # Published checkpoints hold their command line in addition to the weights. An argparse namespace is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            # Mapped, not read: only the tensors that are used are, and a file of torch's old format cannot be.
+            # Map the file, so that only the tensors that are used are read. Files in torch's old format cannot be mapped.
             mapped = zipfile.is_zipfile(path)
             content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise unreadable(path, error) from None
     except UserError:
         raise
-    except Exception as error:  # a damaged pickle raises nearly anything
+    except Exception as error:  # a damaged pickle can raise almost any exception
         raise refusal(path, error) from None
     key = next((key for key in STATE_KEYS if isinstance(content, dict) and isinstance(content.get(key), dict)), None)
     beside: list[object] = [] if key is None else [name for name in content if name != key]
@@ -93,13 +101,13 @@ def read_weight_file(path: str | Path, *, merge: bool = True) -> WeightFile:
 
 
 def unreadable(path: Path, error: Exception) -> UserError:
-    """The error for a file whose contents cannot be read: cut off, or overwritten."""
+    """The error for a file that cannot be read because it is cut off or damaged."""
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return UserError(f"{path}: not a readable weight file: {reason}; it is damaged or cut off: copy or fetch it again")
 
 
 def _require_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raises :class:`UserError` for tensors that are not simply numbers of the file: a few bytes can stand for terabytes."""
+    """Raises :class:`UserError` for tensors that are not stored as plain numbers: a few bytes could expand to terabytes."""
     total = 0
     for name, tensor in tensors.items():
         plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
@@ -117,7 +125,7 @@ def _require_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def wrapper_of(names: Mapping[str, object]) -> str:
-    """The prefix that all names have from DistributedDataParallel or torch.compile."""
+    """The prefix that DistributedDataParallel or torch.compile has added to all names."""
     prefix = ""
     while more := next((each for each in WRAPPERS if names and all(n.startswith(prefix + each) for n in names)), None):
         prefix += more
@@ -125,16 +133,16 @@ def wrapper_of(names: Mapping[str, object]) -> str:
 
 
 def _unwrapped(tensors: dict[str, Tensor], key: str | None = None, beside: tuple[str, ...] = ()) -> WeightFile:
-    """The tensors under the model's own names."""
+    """A weight file whose tensors have the names of the model, without prefix."""
     prefix = wrapper_of(tensors)
     return WeightFile({name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, key, beside, prefix)
 
 
 def read_hub_weights(source: str, key: str) -> dict[str, Tensor]:
-    """The weights of a Hugging Face folder or name; ``key`` is the config key that named it.
+    """Read the weights of a Hugging Face folder or name. ``key`` is the config key that named it.
 
     Raises:
-        UserError: if there is neither such a folder nor, on the hub or in its cache, such a model.
+        UserError: if ``source`` is neither a local folder nor a model on the Hub or in its cache.
     """
     path = expanded(source)
     if path.is_file():

@@ -1,5 +1,8 @@
-"""Initialisation: of pre-training from a BEiT-2 file and a BERT folder or name (section 4.2), of anything else from a
-checkpoint, whose text encoder may be replaced by another one (section 4.6)."""
+"""Initialisation of models.
+
+Pre-training starts from a BEiT-2 file and a BERT folder or name (section 4.2). Everything else starts from a checkpoint, whose
+text encoder may be replaced by another one (section 4.6).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ TIED_TO_EMBEDDING = re.compile(r"(cls\.predictions|lm_head)\.decoder\.(weight|bi
 
 
 class InitConfig(Config):
-    """Where the weights start from; what is left out starts from random numbers."""
+    """Where the weights start from. Parts without a source start from random numbers."""
 
     vision: InputFile | None = Field(
         None, description="weights of the vision encoder: a BEiT-2 file, .pth or .safetensors"
@@ -44,7 +47,7 @@ class InitConfig(Config):
     checkpoint: InputWeights | None = Field(
         None,
         description="weights of the whole model: a published X²-VLM file, a weight file of ours, or the folder of a "
-        "run; with `text` beside it, the text encoder comes from there, and vision, fusion and heads from the checkpoint",
+        "run; with `text`, the text encoder comes from `text`, and vision, fusion and heads from the checkpoint",
     )
     new_text: bool = Field(
         False,
@@ -53,7 +56,7 @@ class InitConfig(Config):
 
 
 def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
-    """Load what ``config`` names; the reports say what was loaded, resized, copied and left fresh.
+    """Load the weights that ``config`` names. The reports say what was loaded, resized, copied and left fresh.
 
     Raises:
         UserError: if a file cannot be read or does not fit the model.
@@ -86,12 +89,12 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
 
 
 def fresh_parameters(model: XVLM, reports: list[LoadReport]) -> set[str]:
-    """The parameters that train at ``lr * lr_mult``: those that a loaded file left fresh, and every head without a file.
+    """The parameters that train at ``lr * lr_mult``: all parameters that a loaded file left fresh, and all random heads.
 
     A table of frame positions that a file fills only in part counts as fresh (as released).
 
-    A module that starts from scratch on purpose has nothing pre-trained beside it and keeps ``lr``; its heads do not (as
-    released).
+    An encoder for which no file was given starts from scratch on purpose and trains at ``lr``. Heads do not, even if the whole
+    model starts from scratch (as released).
     """
     loaded = {name for report in reports for name in (*report.loaded, *report.copied)}
     covered = {name for report in reports for name in report.fresh} - loaded
@@ -100,14 +103,17 @@ def fresh_parameters(model: XVLM, reports: list[LoadReport]) -> set[str]:
 
 
 def random_parameters(model: XVLM, reports: list[LoadReport]) -> list[str]:
-    """The parameters that no file has initialised."""
+    """The parameters that were not initialised from a file."""
     loaded = {name for report in reports for name in (*report.loaded, *report.copied)}
     return [name for name, _ in model.named_parameters() if name not in loaded]
 
 
 def loading_lines(model: XVLM, reports: list[LoadReport]) -> list[str]:
-    """Where the weights come from, as lines for a log: how many of which part from which file, and how many are random, in the
-    first one; then what is random, and what else became of each file's tensors."""
+    """Lines for a log that say where the weights come from.
+
+    The first line counts the parameters from each file and the random parameters, by part of the model. The other lines list the
+    random parameters, and what happened to the tensors of each file.
+    """
     random = random_parameters(model, reports)
     counts = [f"{_parts(sorted(report.loaded))} from {report.source}" for report in reports]
     lines = ["weights: " + "; ".join([*counts, f"{_parts(random)} from random numbers"])]
@@ -125,18 +131,18 @@ def loading_lines(model: XVLM, reports: list[LoadReport]) -> list[str]:
 
 
 def _parts(names: Sequence[str]) -> str:
-    """How many names there are of each part of the model."""
+    """The number of names in each part of the model."""
     parts = Counter(name.split(".")[0] for name in names)
     return ", ".join(f"{count} of {part}" for part, count in parts.items()) or "none"
 
 
 def _is_head(name: str) -> bool:
-    """The table of frame positions counts as one: published, it is no part of the vision encoder."""
+    """True if a parameter belongs to a head. Frame positions do: published files have them outside the vision encoder."""
     return name == FRAME_POSITIONS or not name.startswith(("vision.", "text.", "fusion.", "word_head."))
 
 
 def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadReport:
-    """BEiT-2 weights into the vision encoder. One shared table of position biases is copied to every block."""
+    """Load BEiT-2 weights into the vision encoder. A table of position biases that all blocks share is copied to every block."""
     report = LoadReport(source)
     kept: dict[str, Tensor] = {}
     blocks = len(model.vision.backbone.blocks)
@@ -159,11 +165,12 @@ def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadRepor
 
 
 def init_text(model: XVLM, state: dict[str, Tensor], source: str, *, alone: bool = False) -> LoadReport:
-    """BERT weights into the text encoder; its last layers again into the fusion layers, whose cross-attention stays fresh.
-    With ``alone``, into the text encoder only: fusion and word head come from a checkpoint.
+    """Load BERT weights into the text encoder, and copy its last layers to the fusion layers, whose cross-attention stays fresh.
 
-    A file with k times as many layers gives every k-th: 24 to 12 are layers 1, 3, … 23, as the released code takes them of BERT
-    large. How the authors made the 12-layer file from which their `large` starts is not published.
+    With ``alone``, only the text encoder is loaded, because fusion and word head come from a checkpoint.
+
+    If the file has k times the layers of the text encoder, every k-th layer is used: layers 1, 3, … 23 to reduce 24 layers to 12,
+    as the released code does for BERT large. It is not published how the authors made the 12-layer file for their `large`.
     """
     report = LoadReport(source)
     if isinstance(model.text, HubTextEncoder):
@@ -203,7 +210,7 @@ def init_text(model: XVLM, state: dict[str, Tensor], source: str, *, alone: bool
 def _init_hub_text(
     model: XVLM, text: HubTextEncoder, state: dict[str, Tensor], report: LoadReport, alone: bool
 ) -> LoadReport:
-    """Weights of an encoder outside the BERT and RoBERTa families, under the library's own names; the fusion stays fresh."""
+    """Load an encoder outside the BERT and RoBERTa families, whose file has Hugging Face's names. The fusion stays fresh."""
     prefix = f"{text.model.base_model_prefix}."
     assign(model, state, report, lambda name: f"text.model.{name.removeprefix(prefix)}")
     report.fresh = [name for name in report.fresh if name.startswith(_TEXT_ALONE if alone else _TEXT_AND_ABOVE)]
@@ -213,7 +220,7 @@ def _init_hub_text(
 
 
 def _bert_state(state: dict[str, Tensor], report: LoadReport) -> tuple[dict[str, Tensor], int]:
-    """The file's tensors under our names, and its number of layers."""
+    """The tensors of a BERT file under our names, and its number of layers."""
     kept: dict[str, Tensor] = {}
     layers = 0
     for name, tensor in state.items():

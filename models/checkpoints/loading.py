@@ -1,4 +1,4 @@
-"""Whole checkpoints into whole models: nothing is missing, resized or left over in silence."""
+"""Loading of whole checkpoints into whole models. Tensors that are missing, resized or unused are always reported."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from utils.errors import UserError
 
 BIAS_TABLE = "relative_position_bias_table"
 POSITIONS = "vision.backbone.pos_embed"
-"""A table of absolute positions, of most ViTs."""
+"""The table of absolute positions that most ViTs have."""
 OWN_WORDS = "decoder.embeddings.word_embeddings.weight"
-"""A parameter that only models have whose answer decoder does not share the text encoder's words."""
+"""A parameter that a model has only if its answer decoder does not share the text encoder's words."""
 
 
 REMEDY = (
@@ -42,7 +42,7 @@ REMEDY = (
 
 
 def load_weights(model: XVLM, path: str | Path, *, new_text: bool = False) -> LoadReport:
-    """Load our own or a published checkpoint file into ``model``; see :func:`load_published`.
+    """Load one of our own checkpoint files or a published one into ``model``; see :func:`load_published`.
 
     Adapters in the file are merged into the weights of their layers, unless the model has adapters, too.
     """
@@ -62,11 +62,12 @@ def load_weights(model: XVLM, path: str | Path, *, new_text: bool = False) -> Lo
 
 
 def load_published(model: XVLM, state: dict[str, Tensor], source: str, *, new_text: bool = False) -> LoadReport:
-    """Load a state dict under the published names; bias tables are resized to the model's grid.
+    """Load a state dict with the published names. Bias tables are resized to the model's grid.
 
-    Parameters that the file lacks stay as they are and are reported as fresh, tensors without a place as unused: ask
-    :meth:`LoadReport.require_complete` where that is not wanted. With ``new_text``, the model's text encoder is another than
-    the file's: it, and what has a row for each word of its vocabulary, stays as it is.
+    Parameters that are not in the file stay unchanged and are reported as fresh. Tensors without a parameter in the model are
+    reported as unused. Call :meth:`LoadReport.require_complete` to raise an error in these cases. With ``new_text``, the model's
+    text encoder differs from the file's: the text encoder, and all parameters with a row for each word of its vocabulary, stay
+    unchanged.
 
     Raises:
         UserError: if a shape or the depth of an encoder does not fit, or two copies of a tied tensor differ.
@@ -95,7 +96,7 @@ def load_published(model: XVLM, state: dict[str, Tensor], source: str, *, new_te
 
 
 def _text_layers(model: XVLM, state: dict[str, Tensor], source: str, fused_apart: bool, new_text: bool) -> int:
-    """How many of the file's layers are those of its text encoder."""
+    """The number of layers in the file that belong to its text encoder."""
     fused = len(model.fusion.layer)
     found = 1 + max((int(match[1]) for name in state if (match := LAYER.fullmatch(name))), default=-1)
     in_text = found if fused_apart else found - fused
@@ -117,7 +118,7 @@ def _text_layers(model: XVLM, state: dict[str, Tensor], source: str, fused_apart
 def _without_text(
     state: dict[str, Tensor], report: LoadReport, rename: Callable[[str], str | None]
 ) -> dict[str, Tensor]:
-    """The tensors that do not go with the file's text encoder; the others are noted as dropped."""
+    """The tensors that do not depend on the file's text encoder. The others are reported as dropped."""
     report.text_left_out = True
     kept = {}
     for name, tensor in state.items():
@@ -131,8 +132,8 @@ def _without_text(
 def assign(
     model: XVLM, state: dict[str, Tensor], report: LoadReport, rename: Callable[[str], str | None] = lambda name: name
 ) -> None:
-    """Copy ``state`` into the model's parameters, resizing position tables, and write into ``report`` what became of what."""
-    parameters = model.state_dict(keep_vars=True)  # buffers that are stored too, where a backbone has any
+    """Copy ``state`` into the model's parameters, resize position tables, and record in ``report`` what happened."""
+    parameters = model.state_dict(keep_vars=True)  # includes stored buffers, which some backbones have
     problems = []
     named = [(name, rename(name), tensor) for name, tensor in state.items()]
     copies = _copies(model, named, report)
@@ -162,8 +163,8 @@ def assign(
 def _copies(
     model: XVLM, named: Sequence[tuple[str, str | None, Tensor]], report: LoadReport
 ) -> list[tuple[str, str, Tensor]]:
-    """Tensors that the model copies from a checkpoint of pre-training (:meth:`~models.core.xvlm.XVLM.copied_from`), noted in
-    ``report``."""
+    """Tensors that the model copies from a pre-training checkpoint (:meth:`~models.core.xvlm.XVLM.copied_from`). The copies are
+    recorded in ``report``."""
     wanted = model.copied_from()
     sources = {ours: (name, tensor) for name, ours, tensor in named if ours is not None}
     if wanted.keys() & sources.keys():
@@ -174,8 +175,8 @@ def _copies(
 
 
 def fit(name: str, tensor: Tensor, parameter: Tensor, model: XVLM, report: LoadReport) -> Tensor:
-    """``tensor`` resized to ``parameter`` where it is a table of biases or positions of another grid, or one of other frames;
-    otherwise as it is."""
+    """Resize ``tensor`` to ``parameter`` if it is a table of position biases or positions for another grid, or of frame positions
+    for another number of frames. Other tensors are returned unchanged."""
     if name == FRAME_POSITIONS and tensor.shape != parameter.shape:
         return _fit_frames(name, tensor, parameter, report)
     axis = 0 if name.endswith(BIAS_TABLE) else 1
@@ -189,7 +190,7 @@ def fit(name: str, tensor: Tensor, parameter: Tensor, model: XVLM, report: LoadR
             resized = resize_bias_table(tensor, rows, columns)
     except ValueError as error:
         raise UserError(
-            f"{report.source}: {name} cannot be resized: {error}; set model.vision.image_size to that of the checkpoint"
+            f"{report.source}: {name} cannot be resized: {error}; set model.vision.image_size to the checkpoint's image size"
         ) from None
     unit = "positions" if name == POSITIONS else "rows"
     report.resized[name] = f"{tensor.shape[axis]} to {resized.shape[axis]} {unit}"
@@ -197,7 +198,7 @@ def fit(name: str, tensor: Tensor, parameter: Tensor, model: XVLM, report: LoadR
 
 
 def _fit_frames(name: str, tensor: Tensor, parameter: Tensor, report: LoadReport) -> Tensor:
-    """The first frames of ``tensor``; frames that it lacks stay as they are in ``parameter`` (as released)."""
+    """The first frames of ``tensor``. Frames that it lacks are taken from ``parameter`` (as released)."""
     if tensor.dim() != 4 or tensor.shape[2:] != parameter.shape[2:]:
         return tensor
     both = min(tensor.shape[1], parameter.shape[1])

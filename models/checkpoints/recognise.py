@@ -1,4 +1,4 @@
-"""Kinds of weight files, recognised by names and shapes alone: model, task, sizes, resolution, frames, vocabulary."""
+"""Recognises weight files by names and shapes alone: model, task, sizes, resolution, frames and vocabulary."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ VOCABULARIES = {
     50265: ("RoBERTa", "RoBERTa, English"),
     250002: ("XLM-R", "XLM-R, 100 languages"),
 }
-"""Numbers of words of published tokenizers: encoder, tokenizer and languages."""
+"""Vocabulary sizes of published tokenizers -> encoder, and tokenizer with its languages."""
 SIZES = {(768, 12): "base", (1024, 24): "large"}
-"""Width and layers of a vision encoder, or of BERT."""
+"""Width and number of layers of a vision encoder, or of BERT."""
 THEIR_OWN = "their own"
 TABLE = re.compile(r"vision\.backbone\.(?:.*\.)?relative_position_bias_table")
 OLDER = {
@@ -41,15 +41,15 @@ OLDER = {
     "CLIP's vision transformer": re.compile(r"vision_encoder\.encoder\.layers\.\d+\."),
     "a vision transformer without relative positions": re.compile(r"vision_encoder\.blocks\.\d+\."),
 }
-"""Vision encoders of X-VLM and CCLM, whose other names are those of X²-VLM; the first pattern that fits."""
+"""Vision encoders of X-VLM and CCLM, whose other parts have the same names as in X²-VLM. The first matching pattern counts."""
 XLM_R_WORDS = 250002
 SWIN_MASK = "vision_encoder.layers.0.blocks.1.attn_mask"
-"""A buffer of a Swin transformer: (windows, patches of a window, the same again)."""
+"""A buffer of a Swin transformer: (windows, patches per window, patches per window)."""
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Sizes of an encoder; ``heads``: None where no shape shows them."""
+    """Sizes of an encoder. ``heads`` may be None, because not all shapes show it."""
 
     width: int
     layers: int
@@ -58,10 +58,13 @@ class Stack:
 
 @dataclass(frozen=True)
 class Recognised:
-    """A weight file's kind, and its sizes; None: the file does not have the part, or it does not show.
+    """The kind and the sizes of a weight file; None for parts that the file does not have, and for sizes that no shape shows.
 
-    ``kind``: such as "X²-VLM"; None: not recognised. ``names``: "ours", "published" or :data:`THEIR_OWN`. ``shapes``: by our
-    names, without copies and buffers. ``grid``: patches along a side of an image.
+    Attributes:
+        kind: such as "X²-VLM"; None if the file was not recognised.
+        names: "ours", "published" or :data:`THEIR_OWN`.
+        shapes: shapes by our names, without copies and buffers.
+        grid: number of patches along a side of an image.
     """
 
     kind: str | None
@@ -80,13 +83,13 @@ class Recognised:
 
     @property
     def size(self) -> str | None:
-        """ "base" or "large", by the vision encoder, or in a file without one by the text encoder."""
+        """The size, "base" or "large", of the vision encoder; in a file without a vision encoder, of the text encoder."""
         stack = self.vision or self.text
         return None if stack is None else SIZES.get((stack.width, stack.layers))
 
 
 def recognise(shapes: Shapes) -> Recognised:
-    """What the names and shapes of a file's tensors say about it."""
+    """Recognise a file from the names and shapes of its tensors."""
     names = in_our_names(shapes)
     ours = {name: shapes[file_name] for name, file_name in names.items()}
     kind, whose = _kind_of(shapes, ours)
@@ -116,7 +119,7 @@ def recognise(shapes: Shapes) -> Recognised:
 
 
 def in_our_names(names: Collection[str]) -> dict[str, str]:
-    """Our name -> the file's, of each tensor of a file that is no copy and no buffer; a name that we do not have stays."""
+    """Map our name of each tensor to its name in the file. Copies and buffers are skipped; unknown names stay the same."""
     if is_published(names):
         layout = Layout.of_published(names)
         rename = published_to_ours(layout.text_layers)
@@ -132,7 +135,7 @@ def in_our_names(names: Collection[str]) -> dict[str, str]:
 
 
 def _kind_of(shapes: Shapes, ours: Shapes) -> tuple[str | None, str]:
-    """Kind and whose names the file has."""
+    """The kind of the file, and whose names it uses."""
     if is_published(shapes):
         apart = any(name.startswith(FUSED_APART) for name in shapes)
         multilingual = apart or ours.get(WORDS, ())[:1] == (XLM_R_WORDS,)
@@ -153,7 +156,7 @@ def _kind_of(shapes: Shapes, ours: Shapes) -> tuple[str | None, str]:
 
 
 def _is_mask(name: str) -> bool:
-    """Whether a tensor of a Swin transformer is a mask, no parameter."""
+    """True if a tensor of a Swin transformer is a mask instead of a parameter."""
     return name.endswith(".attn_mask")
 
 
@@ -166,7 +169,7 @@ def _is_swin(names: Collection[str]) -> bool:
 
 
 def _task_of(ours: Mapping[str, tuple[int, ...]]) -> str:
-    """Task by the heads."""
+    """The task, recognised by the heads."""
     parts = {name.split(".")[0] for name in ours}
     if "decoder" in parts:
         return "vqa"
@@ -186,7 +189,7 @@ def _task_of(ours: Mapping[str, tuple[int, ...]]) -> str:
 
 
 _RELATIONS = 3
-"""Classes of XVNLI, whose classifier sees one image, as that of video_qa sees one video."""
+"""Number of classes of XVNLI. Its classifier sees one image, just as the classifier of video_qa sees one video."""
 
 
 def _stack(ours: Shapes, prefix: str, of_width: str, heads: int | None = None) -> Stack | None:
@@ -197,7 +200,7 @@ def _stack(ours: Shapes, prefix: str, of_width: str, heads: int | None = None) -
 
 
 def _grid(ours: Shapes, table: tuple[int, ...] | None) -> int | None:
-    """Patches along a side, by a table of relative or of absolute positions."""
+    """Number of patches along a side, from a table of relative or absolute positions."""
     if table is not None and table[0] > CLS_ROWS:
         return grid_side(table[0])
     absolute = ours.get("vision.backbone.pos_embed", ())

@@ -1,4 +1,4 @@
-"""Weight files that are refused: what each is, or holds, and the remedy. Nothing in a pickle is imported or run."""
+"""Errors for weight files that are refused: what the file is or holds, and the remedy. Nothing in a pickle is imported or run."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 from utils.errors import UserError
 
 STATE_KEYS = ("model", "module", "state_dict")
-"""Where checkpoints keep their weights beside other things."""
+"""Keys under which checkpoints keep their weights if they hold other things, too."""
 _PLAIN = ("torch.", "collections.OrderedDict", "argparse.Namespace", "_codecs.encode", "builtins.set")
 """Classes and functions that weight files may name."""
 _LEGACY_HEADERS = 3
-"""Pickles before the content in a file of torch's old format: magic number, version, machine."""
+"""Number of pickles before the content in a file in torch's old format: magic number, version, machine."""
 _NAMED = 3
 
 
 def check_start(path: Path) -> None:
-    """Raises :class:`UserError` for a file whose first bytes say that it never was one of weights."""
+    """Raises :class:`UserError` if the first bytes of a file show that it does not contain weights."""
     with path.open("rb") as file:
         start = file.read(1024)
     if not start:
@@ -42,14 +42,14 @@ def check_start(path: Path) -> None:
 
 
 def refusal(path: Path, error: Exception) -> UserError:
-    """The error for a file that PyTorch does not load as weights: what it pickles beside them, and how to keep those alone."""
+    """The error for a file that PyTorch refuses to load as weights: what else it pickles, and how to save the weights alone."""
     names, content = _look(path)
     if not names:
         named = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
         names = [named[1]] if named else []
     if not names:
         reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
-        return UserError(f"{path} is no weight file of torch or safetensors ({reason})")
+        return UserError(f"{path} is not a weight file of torch or safetensors ({reason})")
     listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
     key = next((key for key in STATE_KEYS if isinstance(content, dict) and key in content), None)
     if key is not None:
@@ -68,7 +68,7 @@ def refusal(path: Path, error: Exception) -> UserError:
 
 
 class _Inert:
-    """Stands for whatever a pickle makes of a class or function that it names."""
+    """A placeholder for any object that a pickle would build with a class or function."""
 
     def __new__(cls, *_: Any, **__: Any) -> _Inert:
         return super().__new__(cls)
@@ -93,7 +93,7 @@ class _Inert:
 
 
 class _Looker(pickle.Unpickler):
-    """Builds plain containers, and inert objects in the place of all others; ``names``: the classes and functions it met."""
+    """Builds plain containers, and inert objects for everything else. ``names`` collects suspicious classes and functions."""
 
     def __init__(self, file: Any):
         super().__init__(file, encoding="latin1")
@@ -112,7 +112,10 @@ class _Looker(pickle.Unpickler):
 
 
 def _look(path: Path) -> tuple[list[str], Any]:
-    """What a file pickles that is no weight, and its content with inert objects; nothing where it cannot be looked into."""
+    """The classes and functions that a file pickles in addition to weights, and its content with inert objects.
+
+    Returns an empty list and None if the file cannot be inspected.
+    """
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -125,7 +128,7 @@ def _look(path: Path) -> tuple[list[str], Any]:
                 _Looker(file).load()
             looker = _Looker(file)
             return _names_and(looker, looker.load())
-    except Exception:  # a damaged pickle raises nearly anything
+    except Exception:  # a damaged pickle can raise almost any exception
         return [], None
 
 

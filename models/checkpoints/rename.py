@@ -1,4 +1,4 @@
-"""Rename tables: published names -> ours, and back. The one place that knows both."""
+"""Tables that rename published names to ours and back. All mapping between the two is in this module."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ PREFIXES = {
 }
 NAMES = {"temp": "contrastive.temperature", "absolute_frame_pos_embed": "vision.frame_positions"}
 FUSED_APART = "cross_encoder."
-"""Names that only files with the fusion encoder apart from the text encoder have: those with XLM-R."""
+"""Prefix that occurs only in files whose fusion encoder is separate from the text encoder, which are the files with XLM-R."""
 MASKED_WORDS = ("text_encoder.bert.", "text_encoder.cls.")
-"""Names that only files have whose text encoder is transformers' BERT for masked words, with its word head."""
+"""Prefixes that occur only in files whose text encoder is transformers' BERT for masked words, with its word head."""
 NO_MASKED_WORDS = ("text_encoder.embeddings.", "mlm_head.")
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -38,7 +38,7 @@ DROPPED = {
     "position_ids": "recomputed from the length",
     "one_hot": "the label smoothing's target, recomputed",
 }
-"""Buffers of the published files that are computed here."""
+"""Buffers of the published files that our models compute."""
 
 TIED = {
     "text_encoder.cls.predictions.decoder.weight": "text_encoder.bert.embeddings.word_embeddings.weight",
@@ -52,18 +52,18 @@ TIED = {
 SHARED_WORDS = {
     "text_decoder.bert.embeddings.word_embeddings.weight": "text_encoder.embeddings.word_embeddings.weight",
 }
-"""Tensors that files with XLM-R store twice beside those, where the answer decoder shares XLM-R's words. Elsewhere the two
-differ: with BERT, and in the files of the released xGQA script."""
+"""Tensors that files with XLM-R also store twice, if the answer decoder shares XLM-R's words: copy -> original. In other files
+the two differ: with BERT, and in the files of the released xGQA script."""
 
 OF_THE_VOCABULARY = re.compile(r"text\..*|(decoder\.)?word_head\.(bias|decoder\..*)|decoder\.embeddings\..*")
-"""Our parameters that go with a text encoder when it is replaced: it, and what has a row for each of its words."""
+"""Our parameters that are replaced together with the text encoder: its own, and all with a row for each word."""
 
 
 def published_to_ours(text_layers: int) -> Callable[[str], str | None]:
-    """A function from published names to ours; None for a name that has no place here.
+    """A function from published names to ours. It returns None for a name that our models do not have.
 
-    The published text encoder is one stack: its first ``text_layers`` layers are the text encoder, the rest the fusion. In
-    files with XLM-R the fusion is apart, and all layers of the stack are the text encoder's.
+    The published text encoder is one stack: its first ``text_layers`` layers are the text encoder, the rest are the fusion. In
+    files with XLM-R the fusion is separate, and all layers of the stack belong to the text encoder.
     """
 
     def rename(name: str) -> str | None:
@@ -83,7 +83,7 @@ def published_to_ours(text_layers: int) -> Callable[[str], str | None]:
 
 
 def is_published(names: Collection[str]) -> bool:
-    """Whether a file has the published names; one of ours may have a buffer under its published name."""
+    """True if a file has the published names. A file with our names can still have a buffer under its published name."""
     return _any(names, "vision_encoder.") and not _any(names, "vision.backbone.")
 
 
@@ -93,10 +93,12 @@ def _any(names: Collection[str], prefix: str | tuple[str, ...]) -> bool:
 
 @dataclass(frozen=True)
 class Layout:
-    """Facts of a published file that decide between the several published names of one of our names.
+    """Properties of a published file that decide which of several published names corresponds to one of our names.
 
-    ``text_layers``: of the text encoder alone. ``masked_words``: see :data:`MASKED_WORDS`. ``fused_apart``: see
-    :data:`FUSED_APART`.
+    Attributes:
+        text_layers: number of layers of the text encoder, without the fusion.
+        masked_words: see :data:`MASKED_WORDS`.
+        fused_apart: see :data:`FUSED_APART`.
     """
 
     text_layers: int
@@ -105,7 +107,7 @@ class Layout:
 
     @staticmethod
     def of_published(names: Collection[str]) -> Layout:
-        """The layout of a file with these names. In one stack, the fusion begins at the first layer with cross-attention."""
+        """The layout of a file with these names. In a single stack, the fusion begins at the first layer with cross-attention."""
         layers = [match for match in map(LAYER.fullmatch, names) if match]
         fused = [int(match[1]) for match in layers if match[2].startswith("crossattention.")]
         in_all = 1 + max((int(match[1]) for match in layers), default=-1)
@@ -115,15 +117,18 @@ class Layout:
 
     @staticmethod
     def of_ours(shapes: Shapes) -> Layout:
-        """The layout in which the authors' code would save a model with these names and shapes of ours: with BERT in one stack,
-        with XLM-R (which has one token type) apart; masked words of a text encoder whose word table is tied to its own."""
+        """The layout in which the authors' code would save a model with these names and shapes of ours.
+
+        With BERT, text encoder and fusion form one stack; with XLM-R, which has one token type, they are separate. A word head
+        without its own table makes the text encoder a BERT for masked words.
+        """
         layers = [int(match[1]) for match in map(_OUR_TEXT_LAYER.match, shapes) if match]
         token_types = shapes.get("text.embeddings.token_type_embeddings.weight", (2,))
         tied = "word_head.bias" in shapes and "word_head.decoder.weight" not in shapes
         return Layout(1 + max(layers, default=-1), tied, token_types[:1] == (1,))
 
     def has(self, published: str) -> bool:
-        """Whether a file of this layout can have names that begin with ``published``."""
+        """True if a file with this layout can have names that begin with ``published``."""
         if published.startswith(MASKED_WORDS):
             return self.masked_words
         return not (self.masked_words and published.startswith(NO_MASKED_WORDS))
@@ -134,7 +139,7 @@ _OUR_LAYER = re.compile(r"(text\.encoder|fusion)\.layer\.(\d+)\.(.*)")
 
 
 def ours_to_published(layout: Layout) -> Callable[[str], str | None]:
-    """The inverse of :func:`published_to_ours`; None for a name that no published file of the layout has."""
+    """The inverse of :func:`published_to_ours`. It returns None for a name that no published file with this layout has."""
     forward = published_to_ours(layout.text_layers)
     prefixes = {ours: published for published, ours in PREFIXES.items() if layout.has(published)}
     names = {ours: published for published, ours in NAMES.items()}
@@ -148,7 +153,7 @@ def ours_to_published(layout: Layout) -> Callable[[str], str | None]:
             layer = int(match[2]) + (layout.text_layers if match[1] == "fusion" else 0)
             published = f"{stack}.{layer}.{match[3]}"
         else:
-            # "decoder.embeddings." and "decoder." both fit: the longest is the one that was meant.
+            # Several prefixes can match, such as "decoder.embeddings." and "decoder."; use the longest.
             prefix = max((ours for ours in prefixes if name.startswith(ours)), key=len, default=None)
             if prefix is None:
                 return None
@@ -159,7 +164,7 @@ def ours_to_published(layout: Layout) -> Callable[[str], str | None]:
 
 
 def stored_twice(names: Collection[str], layout: Layout) -> dict[str, str]:
-    """The tensors that a published file stores twice beside ``names``: copy -> original."""
+    """The copies that a published file with ``names`` stores, too: copy -> original."""
     with_decoder = _any(names, "text_decoder.")
     copies = {copy: original for copy, original in SHARED_WORDS.items() if with_decoder and copy not in names}
     for copy, original in TIED.items():
@@ -170,7 +175,7 @@ def stored_twice(names: Collection[str], layout: Layout) -> dict[str, str]:
 
 
 def bert_to_ours(name: str) -> str | None:
-    """A BERT or RoBERTa file's name -> ours, for embeddings, layers and the masked-word head; None for the rest."""
+    """Rename a tensor of a BERT or RoBERTa file to our name, for embeddings, layers and the word head; None for the rest."""
     name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
     for prefix in ("bert.", "roberta."):
         name = name.removeprefix(prefix)

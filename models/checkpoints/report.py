@@ -12,7 +12,11 @@ from utils.errors import UserError
 
 @dataclass
 class LoadReport:
-    """Names are ours (model side), except in ``dropped`` and ``unused`` (file side). ``partly`` loaded ones have fresh rows."""
+    """A record of what happened to the tensors of a file and to the parameters of a model.
+
+    Names are our names (model side), except in ``dropped`` and ``unused`` (file side). Parameters in ``partly`` were loaded, but
+    some of their rows are fresh.
+    """
 
     source: str
     loaded: list[str] = field(default_factory=list)
@@ -25,10 +29,10 @@ class LoadReport:
     published: bool = False
     """The file has the published names."""
     text_left_out: bool = False
-    """The file's text encoder was left out: the model has another."""
+    """True if the file's text encoder was skipped, because the model has another one."""
 
     def lines(self) -> list[str]:
-        """Lines for a log: counts of the file's tensors, then those that were not simply loaded, grouped by module."""
+        """Lines for a log: counts of the file's tensors, then all tensors except the plainly loaded ones, grouped by module."""
         counts = (
             f"{self.source}: {len(self.loaded)} loaded, {len(self.resized)} of them resized, {len(self.copied)} copied, "
             f"{len(self.dropped)} dropped, {len(self.unused)} unused in the file"
@@ -43,15 +47,15 @@ class LoadReport:
         return lines
 
     def require_same_depth(self) -> None:
-        """Raise a :class:`UserError` if file and model have different numbers of layers in an encoder: half an encoder loads in
-        silence otherwise."""
+        """Raise a :class:`UserError` if an encoder has different numbers of layers in file and model. Otherwise half an encoder
+        would be loaded without any error."""
         for encoder, pattern in _LAYERS.items():
             if encoder == "text" and self.text_left_out:
                 continue
             spare = {int(match[1]) for name in self.unused if (match := pattern.match(name))}
             missing = {int(match[1]) for name in self.fresh if (match := pattern.match(name))}
             loaded = {int(match[1]) for name in self.loaded if (match := pattern.match(name))}
-            # A layer with some fresh parameters is of another kind, for the caller to judge; a file may lack an encoder.
+            # A layer with only some fresh parameters is of another kind and left to the caller. A file may lack an encoder.
             missing = missing - loaded if loaded else set()
             if spare or missing:
                 difference = _layers(len(spare), "more") if spare else _layers(len(missing), "fewer")
@@ -61,7 +65,7 @@ class LoadReport:
                 )
 
     def require_complete(self) -> None:
-        """Raise a :class:`UserError` if a parameter stayed fresh or a tensor of the file found no place."""
+        """Raise a :class:`UserError` if a parameter stayed fresh, or if a tensor of the file was not used."""
         problems = []
         if self.fresh:
             problems.append(f"{len(self.fresh)} parameters are not in the file ({_some(self.fresh)})")
@@ -95,7 +99,7 @@ def _pattern(name: str) -> str:
 
 
 def by_module(names: Iterable[str]) -> list[str]:
-    """Names with their numbers replaced by ``*``, each once with its count."""
+    """Replace the indices in names by ``*``, and list each resulting name once, with its count."""
     groups: dict[str, int] = {}
     for name in names:
         groups[_pattern(name)] = groups.get(_pattern(name), 0) + 1
@@ -103,7 +107,7 @@ def by_module(names: Iterable[str]) -> list[str]:
 
 
 def _by_part(copied: dict[str, str]) -> list[tuple[str, str]]:
-    """Targets and origins; several that differ in no more than the end of their names, as those of whole layers, are one."""
+    """Pairs of target and origin. Pairs that differ only in the ends of their names, as in a whole layer, are merged."""
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for names in copied.items():
         to, of = (_pattern(name).split(".") for name in names)

@@ -1,4 +1,4 @@
-"""Settings that the shapes of weights do not show: with other values, trained weights load but compute something else."""
+"""Settings that the shapes of weights do not show. With other values, trained weights load but compute something else."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ PUBLISHED_HEAD_WIDTH = 64
 PUBLISHED_FUSION_EPS = 1e-12
 
 Settings = dict[str, Any]
-"""Values by config key; None: not known."""
+"""Values by config key; None if unknown."""
 
 
 def unseen_settings(config: ModelConfig) -> Settings:
-    """The settings of a model that no shape shows; those that it takes from its text encoder are filled in."""
+    """The settings of a model that no shape shows, including settings that come from its text encoder."""
     text, vision, fusion = _text_settings(config.text), config.vision, config.fusion
     return {
         "model.vision.backbone": vision.backbone,
@@ -38,18 +38,18 @@ def _text_settings(config: TextConfig) -> Settings:
     if arch is None:
         try:
             hub = hub_config_of(config.encoder)
-        except UserError:  # the folder was moved since
+        except UserError:  # the folder has been moved
             return dict.fromkeys(("family", "heads", "eps", "pad_id"))
         if not is_bert_family(hub):
             return {"family": None, "heads": getattr(hub, "num_attention_heads", None), "eps": None, "pad_id": None}
         arch = architecture_of(hub)
-    # BERT counts positions from 0, whatever its padding is.
+    # BERT counts positions from 0, whatever its padding id.
     pad_id = arch.pad_id if arch.family == "roberta" else None
     return {"family": arch.family, "heads": arch.heads, "eps": arch.eps, "pad_id": pad_id}
 
 
 def model_section(values: Mapping[str, Any]) -> ModelConfig | None:
-    """The encoders of a run's plain config; None where it is of another version, which cannot be compared."""
+    """The encoders in a run's plain config; None if the config is from another version and cannot be compared."""
     section = values.get("model")
     if not isinstance(section, dict):
         return None
@@ -63,13 +63,13 @@ def require_same_settings(model: XVLM, trained: ModelConfig, source: str, *, new
     """Compare a model with the config that its weights were trained with.
 
     Args:
-        model: that has loaded them.
-        trained: their config.
-        source: its file, for the message.
-        new_text: the text encoder is another one than theirs.
+        model: the model that has loaded the weights.
+        trained: the config that the weights were trained with.
+        source: file of this config, for the message.
+        new_text: True if the model's text encoder differs from the trained one.
 
     Raises:
-        UserError: naming every setting that differs.
+        UserError: if any setting differs; the message names all differences.
     """
     ours, theirs = unseen_settings(model.config), unseen_settings(trained)
     wrong = {
@@ -91,15 +91,17 @@ def require_same_settings(model: XVLM, trained: ModelConfig, source: str, *, new
 
 
 def _ambiguous(ours: ImageSize, theirs: ImageSize) -> bool:
-    """Whether tables of positions do not fit, and their lengths need not show it: those of a grid that is no square are never
-    resized, and those of as many patches have the same length."""
+    """True if position tables do not fit, although their lengths may not show it.
+
+    Tables of a grid that is not square are never resized, and grids with the same number of patches have tables of one length.
+    """
     (height, width), (their_height, their_width) = sides_of(ours), sides_of(theirs)
     differ = (height, width) != (their_height, their_width)
     return differ and (their_height != their_width or height * width == their_height * their_width)
 
 
 def _sides(size: ImageSize) -> str:
-    """As a value of the command line, without a space."""
+    """The sides as a value for the command line, without a space."""
     return "[{},{}]".format(*sides_of(size))
 
 

@@ -1,8 +1,8 @@
 """Resizing of position tables to another patch grid.
 
-BEiT's relative position biases, as the authors do it (reference behaviour, 1): the patch offsets of a table are spread
-geometrically over the source grid and read off by a bicubic spline at the target's offsets; the three rows for the [CLS] token
-are kept. Absolute positions, which other ViTs have: bicubic interpolation, as DINOv2 does it.
+BEiT's relative position biases are resized as the authors do (reference behaviour, 1): the patch offsets of the source table are
+spread in a geometric progression, and a bicubic spline through them is read at the target's offsets. The three rows for the [CLS]
+token are kept. Absolute positions, which other ViTs have, are resized by bicubic interpolation, as in DINOv2.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def resize_bias_table(table: Tensor, rows: int, columns: int) -> Tensor:
     Raises:
         ValueError: if the table does not belong to a square grid.
     """
-    # Imported here: it takes a second, and most runs resize no table.
+    # Imported here because the import takes a second, and most runs do not resize a table.
     from scipy.interpolate import RectBivariateSpline
 
     high, wide = 2 * rows - 1, 2 * columns - 1
@@ -42,11 +42,11 @@ def resize_bias_table(table: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def resize_positions(table: Tensor, rows: int, columns: int, tokens: int) -> Tensor:
-    """Resize absolute positions (1, T + A^2, D) to (1, T + R C, D), for a grid of R ``rows`` and C ``columns``; those of the T
-    ``tokens`` before the patches ([CLS], registers) are kept.
+    """Resize absolute positions (1, T + A^2, D) to (1, T + R C, D), for a grid of R ``rows`` and C ``columns``. The
+    positions of the T ``tokens`` before the patches ([CLS], registers) are kept.
 
-    The interpolation is bicubic without antialiasing, as DINOv2 resizes its table for each image size: a smoothed table would
-    not give the outputs that its authors' code gives.
+    The interpolation is bicubic without antialiasing, which is how DINOv2 resizes its table for each image size. With a smoothed
+    table, the outputs would differ from the authors' code.
 
     Raises:
         ValueError: if the table does not belong to a square grid.
@@ -62,7 +62,7 @@ def resize_positions(table: Tensor, rows: int, columns: int, tokens: int) -> Ten
 
 
 def offsets_side(rows: int) -> int | None:
-    """Side S of the S x S patch offsets in a table of ``rows`` position biases; None if no square patch grid has so many."""
+    """Side S of the S x S patch offsets in a table of ``rows`` position biases; None if the patch grid is not square."""
     side = math.isqrt(max(0, rows - CLS_ROWS))
     return side if side % 2 and side * side == rows - CLS_ROWS else None
 
@@ -71,7 +71,7 @@ def table_side(rows: int) -> int:
     """Side S of the patch offsets in a table that can be resized.
 
     Raises:
-        ValueError: it belongs to no square patch grid, or is too small.
+        ValueError: if the table does not belong to a square patch grid, or is too small.
     """
     side = offsets_side(rows)
     if side is None:
@@ -82,15 +82,15 @@ def table_side(rows: int) -> int:
 
 
 def _offsets(source_side: int, target_side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the source's offsets lie along a side, and where they are read."""
+    """Positions of the source's offsets along a side, and the positions at which the spline is read."""
     target = np.arange(target_side) - target_side // 2
     source = target.astype(float) if source_side == target_side else _spread(source_side, target_side)
-    # The spread can end short of the target's last offset; the spline then holds its edge value.
+    # The spread offsets can end before the target's last offset. Beyond them, the spline keeps its edge value.
     return source, np.clip(target, source[0], source[-1])
 
 
 def _spread(source_side: int, target_side: int) -> np.ndarray:
-    """Where the source's offsets lie among the target's: a geometric progression of steps 1, q, q^2, … on both sides."""
+    """Positions of the source's offsets relative to the target's: a geometric progression of steps 1, q, q^2, … on both sides."""
     steps, reach = source_side // 2, target_side // 2
     low, high, ratio = 1.01, 1.5, 1.25
     while high - low > 1e-6:

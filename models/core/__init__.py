@@ -1,1 +1,1 @@
-"""What all tasks share: the encoders, the fusion encoder, the heads, the losses, text generation, and the count of FLOPs."""
+"""Code that all tasks share: the encoders, the fusion encoder, the heads, the losses, text generation, and FLOP counts."""

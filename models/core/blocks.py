@@ -1,6 +1,6 @@
-"""The post-norm transformer block of BERT with an optional cross-attention (section 3.3), and stacks of it.
+"""The post-norm transformer block of BERT with an optional cross-attention (section 3.3), and stacks of such blocks.
 
-Parameters have Hugging Face's names. States are packed, (T, D); attention pads them (:mod:`models.core.packing`).
+Parameters have the names that Hugging Face uses. States are packed, (T, D), and attention pads them (:mod:`models.core.packing`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from models.core.packing import PackedTexts, Packing
 from utils.config import Config
 
 MAX_BLOCKS, MAX_HEADS, MAX_WIDTH, MAX_ROWS = 1000, 1024, 65536, 10_000_000
-"""Maximum sizes in a config: blocks, heads of a block, widths, and rows of a table. No published model comes near them. Without a
-limit, building the model of a damaged config could take hours."""
+"""Maximum sizes in a config: blocks, heads per block, widths, and rows of a table. They are far above the sizes of any published
+model. Without them, building a model from a damaged config could take hours."""
 
 
 class BlockConfig(Config):
@@ -37,8 +37,11 @@ class BlockConfig(Config):
     init_std: float = 0.02
 
     def at_depth(self, index: int, blocks: int) -> BlockConfig:
-        """Sizes of block ``index`` of a stack: its drop path rises linearly from 0 to ``drop_path``, and replaces the dropout
-        on residual branches (as released)."""
+        """Sizes of block ``index`` in a stack of ``blocks``.
+
+        The drop path rate rises linearly from 0 in the first block to ``drop_path`` in the last. If ``drop_path`` is set, it
+        replaces the dropout on residual branches (as released).
+        """
         depth = index / (blocks - 1) if blocks > 1 else 0.0
         dropout = 0.0 if self.drop_path else self.dropout
         return self.model_copy(update={"drop_path": self.drop_path * depth, "dropout": dropout})
@@ -46,9 +49,11 @@ class BlockConfig(Config):
 
 @dataclass(frozen=True)
 class QueryPositions:
-    """The tokens whose states the last block computes: up to W of each of N texts.
+    """The tokens whose states the last block computes: up to W tokens of each of N texts.
 
-    ``positions`` (N, W) int64 in the padded text; ``packing`` of these tokens, N texts padded to W.
+    Attributes:
+        positions: (N, W) int64, positions in the padded texts.
+        packing: packing of these tokens, as N texts padded to W.
     """
 
     positions: Tensor
@@ -68,20 +73,20 @@ class QueryPositions:
         return QueryPositions(torch.cat(positions), packing)
 
     def tokens_of(self, packing: Packing) -> Tensor:
-        """Numbers (Q,) of the query positions among the tokens of ``packing``; a spare one names any token."""
+        """Indices (Q,) of the query positions among the tokens of ``packing``. The index of a spare position is arbitrary."""
         text = self.packing.text_index.clamp(max=packing.count - 1)
         return packing.starts.index_select(0, text) + self.packing.pack(self.positions)
 
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """What self-attention needs to know about the tokens of a call: how they are packed, and which tokens see each other.
+    """How the tokens of a call are packed, and which tokens attend to each other.
 
     Attributes:
-        packing: of all tokens.
+        packing: packing of all tokens.
         bias: added to the attention scores (:func:`attention_bias`); it broadcasts to (N, H, W or L, K).
-        queries: the tokens whose states are computed; None: all.
-        cache: keys and values of earlier tokens, to which those of this call are appended; K counts both.
+        queries: the tokens whose states are computed; if None, all tokens.
+        cache: keys and values of earlier tokens. The keys and values of this call are appended to them, and K counts both.
     """
 
     packing: Packing
@@ -91,12 +96,12 @@ class TokenLayout:
 
     @staticmethod
     def of(packing: Packing, dtype: torch.dtype, queries: QueryPositions | None = None) -> TokenLayout:
-        """Texts whose tokens see all tokens of their own text. ``dtype``: of projected queries (:func:`linear_dtype`)."""
+        """Every token attends to all tokens of its text. ``dtype`` is the dtype of projected queries (:func:`linear_dtype`)."""
         return TokenLayout(packing, attention_bias(packing.mask, dtype), queries)
 
     @staticmethod
     def with_mask(count: int, mask: Tensor, dtype: torch.dtype, cache: KVCache | None = None) -> TokenLayout:
-        """``count`` texts of L tokens each. ``mask`` (N or 1, L, K) bool: a query attends to a key where it is True."""
+        """``count`` texts of L tokens each. ``mask`` (N or 1, L, K) bool: a query attends to a key where the mask is True."""
         packing = Packing.padded(count, mask.shape[1], mask.device)
         return TokenLayout(packing, attention_bias(mask, dtype), cache=cache)
 
@@ -118,7 +123,7 @@ class Projections(nn.Module):
 class ResidualOutput(nn.Module):
     """Linear, dropout, drop path, residual, LayerNorm.
 
-    The drop path leaves out whole texts. (In the released code it leaves out a position, the same one of all texts of the batch.)
+    Drop path drops whole texts. (The released code drops the same position of all texts in the batch.)
     """
 
     def __init__(self, inputs: int, config: BlockConfig):
@@ -133,7 +138,7 @@ class ResidualOutput(nn.Module):
         added = self.dropout(self.dense(states))
         if self.training and self.drop_path:
             keep = 1 - self.drop_path
-            kept = added.new_empty(packing.count + 1, 1).bernoulli_(keep).div_(keep)  # one more for spare tokens
+            kept = added.new_empty(packing.count + 1, 1).bernoulli_(keep).div_(keep)  # one more row for spare tokens
             added = added * kept.index_select(0, packing.text_index)
         return self.LayerNorm(added + residual)
 
@@ -168,10 +173,10 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """Tokens attend to the tokens of their own text."""
+    """Self-attention: tokens attend to the tokens of the same text."""
 
     def forward(self, states: Tensor, layout: TokenLayout) -> tuple[Tensor, Packing]:
-        """``states`` (T, D) of all tokens -> those of the queries (Q, D), with their packing."""
+        """States (T, D) of all tokens -> states (Q, D) of the query tokens, with the packing of these."""
         queries, packing = states, layout.packing
         if layout.queries is not None:
             queries = states.index_select(0, layout.queries.tokens_of(packing))
@@ -185,20 +190,20 @@ class SelfAttention(Attention):
 
 
 class CrossAttention(Attention):
-    """Tokens attend to keys and values that have been projected beforehand."""
+    """Cross-attention: tokens attend to keys and values that have been projected beforehand."""
 
     def forward(self, states: Tensor, packing: Packing, groups: Sequence[AttentionGroup]) -> Tensor:
-        """``states`` (T, D) -> (T, D). The texts of ``packing`` are those of the groups, in order, which have one layer."""
+        """``states`` (T, D) -> (T, D). The groups cover the texts of ``packing`` in order, and each group has one layer."""
         queries = packing.pad(self.self.query(states)).split([group.text_count for group in groups])
         attended = [self._attend_to(group, of_group) for group, of_group in zip(groups, queries, strict=True)]
         return self.output(packing.pack(torch.cat(attended)), states, packing)
 
     def _attend_to(self, group: AttentionGroup, queries: Tensor) -> Tensor:
-        """``queries`` (N, L, D) of the group's texts -> (N, L, D). In the last block there are W query positions instead of L."""
+        """``queries`` (N, L, D) of the group's texts -> (N, L, D). In the last block, W query positions take the place of L."""
         keys, values = group.read()
         passes, rows, width = len(group.passes), len(keys), queries.shape[2]
         # (passes * R * S, L, D) -> (passes, R, S * L, D) -> (R, passes, S * L, D): all queries that attend to a row, from S texts
-        # in each pass, are next to each other, so that the row's keys and values are read once.
+        # in each pass, are now adjacent, so that the keys and values of the row are read only once.
         by_row = queries.reshape(passes, rows, -1, width).transpose(0, 1)
         bias = group.bias(queries=by_row.shape[2])
         query, keys, values = map(self.split_heads, (by_row.reshape(rows, -1, width), keys, values))
@@ -207,7 +212,7 @@ class CrossAttention(Attention):
 
 
 class Intermediate(nn.Module):
-    """The first half of the feed-forward block; GELU is the exact one."""
+    """The first half of the feed-forward layer, with the exact GELU."""
 
     def __init__(self, config: BlockConfig):
         super().__init__()
@@ -218,8 +223,10 @@ class Intermediate(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention to states of ``cross_width`` if it is given, and feed-forward; each has its own residual
-    and norm."""
+    """Self-attention, cross-attention and a feed-forward layer, each with its own residual and norm.
+
+    ``cross_width`` is the width of the states that the cross-attention reads; if None, the block has no cross-attention.
+    """
 
     def __init__(self, config: BlockConfig, cross_width: int | None = None):
         super().__init__()
@@ -233,9 +240,9 @@ class Block(nn.Module):
 
         Args:
             states: (T, D).
-            layout: of the tokens; its query positions are the states that are computed.
-            groups: what the texts attend to, with this block's keys and values alone; if there are none, the cross-attention is
-                skipped, as for texts that have no image.
+            layout: layout of the tokens; states are computed only at its query positions.
+            groups: keys and values of this block that the texts attend to; if empty, cross-attention is skipped, as for texts
+                without an image.
 
         Returns:
             (Q, D); without query positions Q = T.
@@ -247,7 +254,7 @@ class Block(nn.Module):
 
 
 class BlockStack(nn.Module):
-    """Blocks under the key ``layer.N``. It is compiled as a whole, and gradient checkpointing recomputes it block by block."""
+    """A stack of blocks, under the keys ``layer.N``. It is compiled as a whole; gradient checkpointing works block by block."""
 
     def __init__(self, blocks: int, config: BlockConfig, cross_width: int | None = None):
         super().__init__()
@@ -266,9 +273,9 @@ class BlockStack(nn.Module):
 
         Args:
             states: (T, D).
-            layout: of the tokens. The last block computes the states at its query positions only; the blocks before it compute
-                all states, since the next block attends to all tokens.
-            groups: the keys and values of all layers that the texts attend to, in the order of the texts; may be empty.
+            layout: layout of the tokens. The last block computes states only at the query positions. Earlier blocks compute all
+                states, since the next block attends to all tokens.
+            groups: keys and values, for all layers, that the texts attend to, in the order of the texts; may be empty.
 
         Returns:
             (Q, D).
@@ -284,17 +291,20 @@ class BlockStack(nn.Module):
         return states
 
     def project_layers(self, states: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Keys and values for the cross-attention of each block, (..., D), of ``states`` (..., D')."""
+        """Project ``states`` (..., D') to keys and values (..., D) for the cross-attention of each block."""
         projections = [block.crossattention.self for block in self.blocks if block.crossattention is not None]
         return tuple(project(states) for project in projections)
 
     def project(self, states: Tensor, mask: Tensor | None = None) -> KeysValues:
-        """Keys and values of ``states`` (R, K, D') that texts can attend to; ``mask`` (R, K) bool, True = attend; None: all."""
+        """Project ``states`` (R, K, D') to keys and values that texts can attend to.
+
+        ``mask`` (R, K) bool, True = attend; if None, texts attend to all states.
+        """
         bias = None if mask is None else attention_bias(mask, linear_dtype(states))
         return KeysValues(self.project_layers(states), bias)
 
     def project_texts(self, texts: PackedTexts) -> KeysValues:
-        """Keys and values of texts that other texts can attend to, a row each."""
+        """Project texts to keys and values that other texts can attend to, one row per text."""
         return self.project(texts.padded(), texts.packing.mask)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
@@ -302,19 +312,22 @@ class BlockStack(nn.Module):
         self.gradient_checkpointing = enabled
 
     def compile_blocks(self, **options: Any) -> None:
-        """See :class:`optim.setup.Encoder`. Numbers of tokens change from step to step: compiled for any number at once, all
-        ranks compile in the same step."""
+        """See :class:`optim.setup.Encoder`.
+
+        The number of tokens changes from step to step. Shapes are dynamic from the start, so that all ranks compile in the same
+        step.
+        """
         self.compile(dynamic=True, **options)
 
 
 def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Turn a mask into the bias that ``scaled_dot_product_attention`` adds to the scores: 0 = attend, -inf = do not.
 
-    Attention kernels would convert a boolean mask again in each layer.
+    Given a boolean mask, attention kernels would convert it again in every layer.
 
     Args:
         mask: (N, K) bool, or (N, L, K) with a mask per query; True = attend.
-        dtype: of the queries.
+        dtype: dtype of the queries.
 
     Returns:
         (N, 1, 1 or L, K).
@@ -324,18 +337,18 @@ def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def linear_dtype(states: Tensor) -> torch.dtype:
-    """Dtype of a linear layer's output on ``states``: under autocast, that of autocast."""
+    """Dtype of a linear layer's output for ``states``: under autocast, the autocast dtype."""
     kind = states.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
 
 
 def heads_error(width: int, heads: int) -> str | None:
-    """Error message if ``heads`` does not divide ``width``, with the nearest numbers that do; else None."""
+    """Error message if ``heads`` does not divide ``width``, with the nearest numbers of heads that do; otherwise None."""
     if width % heads == 0:
         return None
     divisors = [number for number in range(1, width + 1) if width % number == 0]
     near = (max(number for number in divisors if number < heads), *(number for number in divisors if number > heads))
-    return f"width {width} is not a multiple of heads {heads}; {' or '.join(map(str, near[:2]))} heads would do"
+    return f"width {width} is not a multiple of heads {heads}; use {' or '.join(map(str, near[:2]))} heads"
 
 
 def init_bert_weights(module: nn.Module, std: float) -> None:

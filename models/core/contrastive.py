@@ -40,8 +40,8 @@ class ContrastiveConfig(Config):
         0.001,
         gt=0,
         le=MAX_TEMPERATURE,
-        description="the learned temperature does not fall below this. Few images are soon known by heart, it falls, and images "
-        "that were not seen are ranked worse: the initial temperature may be the better limit there",
+        description="lower limit of the learned temperature. On small data sets the images are memorised, the temperature "
+        "collapses, and unseen images are ranked worse: there, the initial temperature may be a better limit",
     )
     text: Literal["cls", "mean"] = Field(
         "cls",
@@ -68,7 +68,7 @@ class ContrastiveConfig(Config):
 
 
 class AligningConfig(ModelConfig):
-    """Adds the joint space of images and texts, for pre-training and retrieval."""
+    """The shared model with the joint space of images and texts, for pre-training and retrieval."""
 
     embed_dim: int = Field(256, ge=1, le=MAX_WIDTH, description="width of the contrastive embeddings")
     temperature: float = Field(
@@ -120,7 +120,8 @@ class ContrastiveHead(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(model.temperature))
         self.register_parameter("bias", nn.Parameter(torch.tensor(config.bias)) if config.loss == "sigmoid" else None)
         self.cached: Iterator[Callable[[EmbeddedPairs, Sequence[Tensor]], Tensor]] | None = None
-        """Losses of the next forward passes, from their pairs and :attr:`scalars`: see :mod:`models.core.gradient_cache`."""
+        """Functions that compute the losses of the next forward passes from their pairs and :attr:`scalars`; see
+        :mod:`models.core.gradient_cache`."""
 
     def embed_pairs(
         self, images: Concepts | PackedTexts, texts: PackedTexts, valid: Tensor, group: Tensor, same_group: SameGroup
@@ -128,7 +129,7 @@ class ContrastiveHead(nn.Module):
         """Embed N pairs; other arguments as in :class:`EmbeddedPairs`.
 
         Args:
-            images: N images, videos or regions; of translations, N texts.
+            images: N images, videos or regions; for translations, N texts.
             texts: N texts.
         """
         first = self.embed_text(images) if isinstance(images, PackedTexts) else self.embed_image(images)
@@ -145,7 +146,7 @@ class ContrastiveHead(nn.Module):
         return self.embed_padded(texts.padded(), texts.packing.mask)
 
     def embed_padded(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Normalised embeddings (N, E) of texts by their token states (N, L, D); ``mask`` (N, L) bool, True = token."""
+        """Normalised embeddings (N, E) of texts, from their token states (N, L, D); ``mask`` (N, L) bool, True = token."""
         return self._embed(states[:, 0] if self.config.text == "cls" else masked_mean(states, mask))
 
     def _embed(self, states: Tensor) -> Tensor:
@@ -157,7 +158,7 @@ class ContrastiveHead(nn.Module):
         return (self.temperature,) if self.bias is None else (self.temperature, self.bias)
 
     def clamp_temperature(self) -> None:
-        """Keep the temperature in its range, before each step (0.001 to 0.5 as released)."""
+        """Clamp the temperature to its range, before each step (0.001 to 0.5 as released)."""
         with torch.no_grad():
             self.temperature.clamp_(self.config.least_temperature, MAX_TEMPERATURE)
 
@@ -171,8 +172,8 @@ class ContrastiveHead(nn.Module):
         computes its own sum.
 
         The method returns while the embeddings (N, E) of all ranks are still being gathered, so that the caller can start other
-        work. The function that it returns waits for them and computes the loss. The gradient is that of the single-process loss,
-        or 1/ranks of it (``config.gradient``).
+        work. The returned function waits for the embeddings and computes the loss. Its gradient is the gradient of the
+        single-process loss, or 1/ranks of it, depending on ``config.gradient``.
         """
         if self.cached is not None:
             return partial(next(self.cached), pairs, self.scalars)

@@ -1,7 +1,8 @@
-"""States of the vision encoder's frozen blocks, computed once for each image and kept on disk.
+"""A cache on disk for the states of the vision encoder's frozen blocks, which are computed once for each image.
 
-What the first blocks make of an image depends on its pixels and on their weights alone, as long as they are frozen. So the states
-are found by a hash of both, whatever the augmentation, the epoch or the run: an image that is cropped anew is computed anew.
+As long as the first blocks are frozen, their output depends only on the pixels of an image and on their weights. So the cache is
+keyed by a hash of both, and augmentations, epochs and runs share it. An image that is cropped differently is a different image to
+the cache.
 """
 
 from __future__ import annotations
@@ -24,35 +25,35 @@ from utils.weight_file import digest
 
 REMEDY = "give another folder in optim.freeze.cache.folder"
 TOLERANCE = 1e-4
-"""Greatest difference, relative to the largest state, between states that go through the cache and those that do not."""
+"""Maximum difference between states with and without the cache, relative to the largest state."""
 
 
 class FeatureCache:
-    """The states after the first ``blocks`` blocks of timm's ``backbone``, by image.
+    """Caches the states of images after the first ``blocks`` blocks of a timm ``backbone``.
 
     Args:
-        backbone: whose first blocks are frozen, in evaluation mode.
-        blocks: at least one.
-        folder: of the states, shared with other processes and runs.
-        bound: the most bytes in it; what was used longest ago goes first.
+        backbone: the backbone; its first blocks are frozen and in evaluation mode.
+        blocks: number of frozen blocks, at least one.
+        folder: folder of the cache; other processes and runs may share it.
+        bound: maximum size of the folder in bytes; least recently used states are evicted first.
 
     Raises:
-        UserError: at the first call, if the backbone's blocks cannot be run apart, or ``bound`` has no room for
-            an image's states.
+        UserError: on the first call, if the backbone's blocks cannot be run separately, or if ``bound`` has no room for the
+            states of one image.
     """
 
     def __init__(self, backbone: Any, blocks: int, folder: Path, bound: int):
         self.backbone, self.blocks, self.bound = backbone, blocks, bound
         self.cache = BlockCache(folder, bound, REMEDY)
         self._name: str | None = None
-        """Digest of what the states depend on beside the pixels."""
+        """Digest of the frozen weights, a part of each key; None before the first call."""
 
     def states(self, pixels: Tensor, normalised: Tensor) -> Tensor:
-        """Normed states (N, T, D) of images, as ``forward_features`` gives them.
+        """Normed states (N, T, D) of images, as returned by ``forward_features``.
 
         Args:
-            pixels: (N, 3, H, W) uint8, by which images are found.
-            normalised: the same as the backbone takes them, float.
+            pixels: (N, 3, H, W) uint8, from which the keys of the cache are computed.
+            normalised: (N, 3, H, W) float, the same images as input for the backbone.
         """
         if self._name is None:
             self._name = self._check(normalised)
@@ -64,7 +65,7 @@ class FeatureCache:
         for number, block in enumerate(kept):
             if block is not None:
                 state = np.frombuffer(block, np.float32).reshape(self._shape)
-                states[number] = torch.from_numpy(state.copy()).to(states)  # torch takes no read-only memory
+                states[number] = torch.from_numpy(state.copy()).to(states)  # torch does not accept read-only memory
         if missing:
             fresh = self._first_blocks(normalised[missing]).float()
             states[missing] = fresh.to(states)
@@ -77,7 +78,7 @@ class FeatureCache:
 
     @torch.no_grad()
     def _first_blocks(self, normalised: Tensor) -> Tensor:
-        """States (N, T, D) after the frozen blocks, those of [CLS] and the like first."""
+        """States (N, T, D) after the frozen blocks. Prefix tokens such as [CLS] come before the patches."""
         (found,) = self.backbone.forward_intermediates(
             normalised,
             indices=[self.blocks - 1],
@@ -90,7 +91,7 @@ class FeatureCache:
         return found if isinstance(found, Tensor) else torch.cat([found[1], found[0]], dim=1)
 
     def _last_blocks(self, states: Tensor) -> Tensor:
-        """The other blocks, and the norm."""
+        """Run the remaining blocks and the norm."""
         recompute = getattr(self.backbone, "grad_checkpointing", False) and torch.is_grad_enabled()
         for block in self.backbone.blocks[self.blocks :]:
             states = checkpoint(block, states, use_reentrant=False) if recompute else block(states)
@@ -99,8 +100,8 @@ class FeatureCache:
 
     @torch.no_grad()
     def _check(self, normalised: Tensor) -> str:
-        """Compare one image's states with the backbone's own, and their size with the bound; returns the digest of the frozen
-        weights."""
+        """Check that running the blocks separately gives an image the same states as running the whole backbone, and that they
+        fit into the bound. Returns the digest of the frozen weights."""
         image = normalised[:1]
         try:
             with _evaluating(self.backbone):
@@ -127,7 +128,7 @@ class FeatureCache:
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Inside, the module and all in it are in evaluation mode."""
+    """A context in which the module and all its submodules are in evaluation mode."""
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:
@@ -138,6 +139,6 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def is_before_block(name: str, count: int) -> bool:
-    """Whether a parameter of timm's backbone comes before block ``count``, from 0."""
+    """True if a parameter of a timm backbone comes before block ``count``, counted from 0."""
     module, _, rest = name.partition(".")
     return int(rest.partition(".")[0]) < count if module == "blocks" else module not in ("norm", "fc_norm")

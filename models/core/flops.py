@@ -7,9 +7,9 @@ lengths of texts.
 We count the minimum arithmetic needed to compute the losses and their gradients:
 
 - each image, or frame of a video, goes through the backbone once, and is projected to keys and values once per layer;
-- texts have their true length, without padding, and examples that do not count are left out;
-- if only [CLS] is read (matching, boxes, classes), or only masked words in pre-training, the last layer computes the states at
-  these query positions, and only keys and values of the other tokens;
+- texts count with their true length, without padding, and examples that do not count are skipped;
+- if only [CLS] is read (matching, boxes, classes), or only masked words in pre-training, the last layer computes states at these
+  query positions only, and just keys and values for the other tokens;
 - words are predicted only at masked positions.
 
 A multiply-accumulate is two FLOPs, plus two for each of its factors that has a gradient (:func:`step_flops`). So we count only
@@ -38,12 +38,12 @@ from utils import distributed
 from utils.batch import ClassifiedBatch, QuestionBatch, Work
 
 Lengths = npt.NDArray[np.int64]
-"""For each text, its number of tokens, of query positions, or of keys that it attends to."""
+"""For each text, its number of tokens, of query positions, or of keys that the text attends to."""
 
 
 def step_flops(macs: int, *gradients: bool) -> int:
-    """FLOPs of multiply-accumulates in a step. ``gradients``: for each factor, whether it has a gradient; factors without one may
-    be left out."""
+    """FLOPs of multiply-accumulates in a step. ``gradients``: for each factor, whether it has a gradient; factors without a
+    gradient may be omitted."""
     return 2 * macs * (1 + sum(gradients))
 
 
@@ -140,7 +140,7 @@ class VisionCost:
         return step_flops(regions * self.patches * self.width, self.trains)
 
     def keys(self, frames: int = 1) -> int:
-        """Number of keys of an image, or of a video of so many frames: its patches and their mean."""
+        """Number of keys of an image, or of a video of ``frames`` frames: its patches and their mean."""
         return 1 + self.patches * (frames if self.keeps_frames else 1)
 
 
@@ -165,16 +165,16 @@ class BlockCost:
 
     @staticmethod
     def of(block: Any, weights: bool, states: bool, cross: bool | None) -> BlockCost:
-        """A block with the names of BERT's layer in Hugging Face's library.
+        """Coefficients of a block whose modules have the names of Hugging Face's BERT layer.
 
         Args:
-            block: has a cross-attention or None.
+            block: the block; its ``crossattention`` may be None.
             weights: whether the block trains.
             states: whether the input states have gradients.
-            cross: whether the states that texts attend to have gradients; None: cross-attention is skipped.
+            cross: whether the states that texts attend to have gradients; if None, cross-attention is skipped.
         """
         attention, crossattention = block.attention, block.crossattention
-        after = states or weights  # whether queries, keys, values, and all that is made of them, have gradients
+        after = states or weights  # whether queries, keys, values, and everything after them, have gradients
         entry = attention.self
         cost = BlockCost(
             token=linear_flops(states, entry.key, entry.value),
@@ -188,7 +188,7 @@ class BlockCost:
             query, width = linear_flops(before, project.query), project.query.out_features
             cost += BlockCost(
                 cross_query=query + linear_flops(after, crossattention.output),
-                # The factors of scores are queries and keys, those of the result are attention weights and values.
+                # Scores are products of queries and keys, and the result is a product of attention weights and values.
                 cross_pair=step_flops(width, before, keys) + step_flops(width, after, keys),
                 cross_key=linear_flops(cross, project.key, project.value),
             )
@@ -200,7 +200,10 @@ class BlockCost:
         )
 
     def flops(self, tokens: Lengths, queries: Lengths, keys: Lengths | int | None) -> int:
-        """FLOPs of texts with so many tokens, query positions and keys of cross-attention. ``keys`` None: it is skipped."""
+        """FLOPs of texts, from the number of tokens, query positions and keys of each text.
+
+        ``keys`` are the keys of the cross-attention; if None, it is skipped.
+        """
         count = int(queries.sum())
         total = self.token * int(tokens.sum()) + self.query * count + self.pair * int((queries * tokens).sum())
         if keys is not None:
@@ -213,8 +216,8 @@ class StackCost:
     """A stack of transformer blocks. The last block may compute only some of the positions.
 
     Attributes:
-        blocks: of the stack.
-        weights, states, cross: of the first block, see :meth:`BlockCost.of`.
+        blocks: the blocks of the stack.
+        weights, states, cross: arguments of :meth:`BlockCost.of` for the first block.
         projection: FLOPs of projecting an output state to another width, or to words.
     """
 
@@ -236,12 +239,12 @@ class StackCost:
 
     @cached_property
     def attending(self) -> tuple[BlockCost, BlockCost]:
-        """All blocks before the last one together, and the last one, with cross-attention."""
+        """Cost of all blocks before the last one together, and of the last block, with cross-attention."""
         return self._inner_and_last(self.cross)
 
     @cached_property
     def alone(self) -> tuple[BlockCost, BlockCost]:
-        """The same without cross-attention."""
+        """Cost of all blocks before the last one together, and of the last block, without cross-attention."""
         return self._inner_and_last(None)
 
     def _inner_and_last(self, cross: bool | None) -> tuple[BlockCost, BlockCost]:
@@ -253,12 +256,12 @@ class StackCost:
         return sum(costs[:-1], BlockCost()), costs[-1]
 
     def run(self, tokens: Lengths, keys: Lengths | int | None = None, queries: Lengths | int | None = None) -> int:
-        """FLOPs of texts through all blocks.
+        """FLOPs of running texts through all blocks.
 
         Args:
-            tokens: of each text.
-            keys: of the cross-attention for each text, or for all alike; None: it is skipped.
-            queries: how many states of each text the last block computes; None: all.
+            tokens: number of tokens of each text.
+            keys: number of keys of the cross-attention, for each text or the same for all; if None, cross-attention is skipped.
+            queries: number of states that the last block computes for each text; if None, all states.
         """
         inner, last = self.alone if keys is None else self.attending
         if queries is None:
@@ -268,13 +271,13 @@ class StackCost:
         return flops + self.projection * int(queries.sum())
 
     def project(self, states: int) -> int:
-        """FLOPs of the keys and values, in every block, of so many states that texts attend to."""
+        """FLOPs of projecting ``states`` states to keys and values in every block."""
         return states * sum(part.cross_key for part in self.attending)
 
 
 @dataclass(frozen=True)
 class ContrastiveCost:
-    """The contrastive head: FLOPs of projecting an ``image`` or a ``text`` to the joint space, and the ``width`` of that
+    """The contrastive head: FLOPs of projecting an ``image`` or a ``text`` to the joint space, and the ``width`` of this
     space."""
 
     image: int
@@ -292,7 +295,7 @@ class ContrastiveCost:
         )
 
     def run(self, images: int, texts: int) -> int:
-        """FLOPs of the embeddings, and of the similarities between this rank's pairs and those of all ranks, in both
+        """FLOPs of the embeddings, and of the similarities between this rank's pairs and the pairs of all ranks, in both
         directions."""
         pairs = (images + texts) // 2
         similarity = 2 * pairs * pairs * distributed.world_size() * self.width
@@ -335,7 +338,7 @@ class ModelCost:
         heads: by their names in the model.
         texts_train: whether the states of texts have gradients.
         contrastive: None if the model has no contrastive head.
-        decoder: the answer decoder with the prediction of a word from every state; None if the model has none.
+        decoder: the answer decoder, with the prediction of a word from every state; None if the model has no decoder.
     """
 
     vision: VisionCost
@@ -372,7 +375,7 @@ class ModelCost:
 
     @cached_property
     def of_texts(self) -> ModelCost:
-        """The same for a fusion encoder that attends to texts, or to nothing."""
+        """Coefficients for a fusion encoder that attends to texts, or to nothing."""
         return replace(self, fusion=replace(self.fusion, cross=self.texts_train))
 
     def encode_texts(self, tokens: Lengths) -> float:
@@ -380,7 +383,7 @@ class ModelCost:
         return math.nan if self.text is None else self.text.run(tokens)
 
     def head(self, name: str, states: int) -> int:
-        """FLOPs of passing so many fused states through a head."""
+        """FLOPs of passing ``states`` fused states through a head."""
         return states * self.heads[name].flops(self.fusion.has_gradients)
 
     def align(self, images: int, texts: int) -> int:
@@ -390,19 +393,19 @@ class ModelCost:
 
     def match(self, tokens: Lengths, keys: Lengths | int) -> int:
         """FLOPs of the matching loss: each text with its image, a hard negative text with the image, and the text with a hard
-        negative image. The length of the negative text is not known in advance, so we assume that of the matched text."""
+        negative image. The length of the negative text is not known in advance, so we use the length of the matched text."""
         return 3 * (self.fusion.run(tokens, keys, queries=1) + self.head("matching_head", len(tokens)))
 
     def fuse_pairs(
         self, tokens: Lengths, frames: int = 1, queries: Lengths | int | None = 1, images: int | None = None
     ) -> Work:
-        """Work of examples that each fuse one text with one image, or with a video of so many frames.
+        """Work of examples that each fuse one text with one image or video.
 
         Args:
-            tokens: of each text.
-            frames: of a video.
+            tokens: number of tokens of each text.
+            frames: number of frames of a video; 1 for an image.
             queries: see :meth:`StackCost.run`.
-            images: number of images or videos that the examples share; None: each example has its own.
+            images: number of images or videos that the examples share; if None, each example has its own.
         """
         examples, keys = len(tokens), self.vision.keys(frames)
         images = examples if images is None else images

@@ -30,7 +30,10 @@ from utils.errors import UserError
 
 
 class FusionConfig(Config):
-    """Sizes of the fusion encoder. Those left out are the text encoder's; the others stay when the text encoder is replaced."""
+    """Sizes of the fusion encoder.
+
+    A size that is null is taken from the text encoder. The other sizes stay the same when the text encoder is replaced.
+    """
 
     layers: int = Field(6, ge=1, le=MAX_BLOCKS, description="number of blocks")
     width: int | None = Field(
@@ -52,7 +55,7 @@ class FusionConfig(Config):
     )
 
     def block(self, text: BlockConfig) -> BlockConfig:
-        """Sizes of a block, beside a text encoder whose blocks have the sizes ``text``.
+        """Sizes of a fusion block, given the sizes ``text`` of the text encoder's blocks.
 
         Raises:
             UserError: if its heads do not divide its width.
@@ -63,7 +66,7 @@ class FusionConfig(Config):
         error = heads_error(block.width, block.heads)
         if error:
             raise UserError(
-                f"model.fusion: {error} (sizes left out are the text encoder's; set both, and intermediate)"
+                f"model.fusion: {error} (unset sizes come from the text encoder; set both, and intermediate)"
             )
         return block
 
@@ -74,9 +77,9 @@ class FusionPass:
 
     Attributes:
         texts: N texts.
-        keys_values: R rows, each for S = N / R texts: text n attends to row n // S. None: cross-attention is skipped, as for
-            texts that have no image.
-        queries: the tokens whose fused states are computed; None: all.
+        keys_values: R rows, each for S = N / R texts: text n attends to row n // S. If None, cross-attention is skipped, as for
+            texts without an image.
+        queries: the tokens whose fused states are computed; if None, all tokens.
     """
 
     texts: PackedTexts
@@ -90,7 +93,7 @@ class FusionPass:
 
 
 class FusionEncoder(BlockStack):
-    """Blocks whose cross-attention sees visual concepts, or other texts."""
+    """Transformer blocks whose cross-attention reads visual concepts or other texts."""
 
     def __init__(self, config: FusionConfig, text: BlockConfig, vision_width: int):
         """``text``: the sizes of the text encoder's blocks."""
@@ -120,7 +123,7 @@ class FusionEncoder(BlockStack):
         return list(fused.split([part.packing.tokens for part in computed]))
 
     def project_concepts(self, concepts: Concepts) -> KeysValues:
-        """Keys and values of whole images or videos, a row each: the mean patch, then the patches. For regions see
+        """Keys and values of visual concepts, one row per concept: the mean patch, then the patches. For regions see
         :meth:`project_regions`."""
         if concepts.patch_mask is None:
             return self.project(concepts.tokens())
@@ -129,9 +132,9 @@ class FusionEncoder(BlockStack):
     def project_regions(self, regions: Concepts, images: Concepts) -> tuple[KeysValues, KeysValues]:
         """Keys and values of R regions, and of the whole image of each region.
 
-        Both share the same tensors, which hold the region's mean patch, the image's mean patch, and all patches. Each state is
-        projected once and then copied, since each row begins with its own mean. The bias for regions hides the image's mean and
-        the patches outside the region; the bias for whole images hides the region's mean.
+        Both results share the same tensors. A row holds the region's mean patch, its image's mean patch, and all patches of the
+        image. Each state is projected once and then copied into the rows that need it. The bias for regions hides the image's
+        mean and the patches outside the region; the bias for whole images hides the region's mean.
         """
         assert regions.patch_mask is not None and regions.image_index is not None
         patches, image_index = regions.patches, regions.image_index
@@ -162,8 +165,8 @@ class FusionEncoder(BlockStack):
 class FusionQueue:
     """Collects texts to be fused, so that the texts of several losses are fused in one call.
 
-    :meth:`cls` and :meth:`at_positions` return a function that gives the fused states once the queue has run. The order of the
-    texts does not change the results. It does change the speed: texts that attend to the same keys and values share one call of
+    :meth:`cls` and :meth:`at_positions` return a function that returns the fused states after :meth:`run`. The order of the texts
+    does not change the results, but it does change the speed: texts that attend to the same keys and values share one call of
     attention only if they are neighbours in the queue.
     """
 
@@ -192,7 +195,7 @@ class FusionQueue:
         self._passes.append(fusion_pass)
 
         def fused() -> Tensor:
-            assert self._fused is not None, "the queue has not run yet"
+            assert self._fused is not None, "call run() first"
             return self._fused[index]
 
         return fused
@@ -201,8 +204,8 @@ class FusionQueue:
 def _attention_groups(passes: Sequence[FusionPass]) -> list[AttentionGroup]:
     """Group neighbouring passes that attend to the same keys and values into one call of attention.
 
-    Keys and values are the same if they are the same tensors with the same selected rows. So the order of the passes determines
-    the number of calls, and nothing else.
+    Keys and values are the same if they are the same tensors with the same selected rows. The order of the passes affects only
+    the number of calls.
     """
     groups: list[AttentionGroup] = []
     for each in passes:
@@ -213,7 +216,7 @@ def _attention_groups(passes: Sequence[FusionPass]) -> list[AttentionGroup]:
         if keys_values is None:
             continue
         last = groups[-1] if groups else None
-        # The same tensors, and as many texts as in each of the passes before.
+        # A pass joins the last group if it has the same tensors, and the same number of texts as each pass of the group.
         if (
             last is not None
             and keys_values.same_tensors(last.passes[0])

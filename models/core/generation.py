@@ -15,11 +15,11 @@ from utils.batch import IGNORE
 from utils.config import Config
 
 UNITS = 2**52
-"""Probability 1 in integer units. Their sums are exact, in float64 too."""
+"""Probability 1 in integer units. Sums of units are exact, even in float64."""
 
 
 class SamplingConfig(Config):
-    """Sampling of tokens instead of a search for the likeliest text."""
+    """Settings for sampling tokens instead of searching for the most likely text."""
 
     temperature: float = Field(
         1.0, gt=0, description="temperature of sampling; below 1, likely tokens are drawn more often"
@@ -30,7 +30,7 @@ class SamplingConfig(Config):
 
 
 class DecodingConfig(Config):
-    """Limits and method of text generation. Lengths count tokens without the prompt."""
+    """Method and limits of text generation. Lengths do not include the prompt."""
 
     beams: int = Field(3, ge=1, description="hypotheses of the beam search; 1: greedy")
     max_length: int = Field(
@@ -61,8 +61,10 @@ class DecodingConfig(Config):
 class Generated:
     """N generated texts.
 
-    ``tokens`` (N, max_length) int64, without prompt and end token, :data:`~utils.batch.IGNORE` after the end; ``ended`` (N,)
-    bool, whether the end token was generated; ``score`` (N,) log-likelihoods after the length penalty, at least float32.
+    Attributes:
+        tokens: (N, max_length) int64, without prompt and end token; :data:`~utils.batch.IGNORE` after the end.
+        ended: (N,) bool, True if the end token was generated.
+        score: (N,) log-likelihoods after the length penalty, at least float32.
     """
 
     tokens: Tensor
@@ -71,7 +73,7 @@ class Generated:
 
 
 class Decoder(Protocol):
-    """Predictor of the next token of hypotheses, which keeps their states between calls."""
+    """Predicts the next token of hypotheses, and keeps their states between calls."""
 
     def start(self, prompt: Tensor) -> Tensor:
         """Logits (N, V) after ``prompt`` (N, P)."""
@@ -79,25 +81,25 @@ class Decoder(Protocol):
     def step(self, tokens: Tensor, sources: Tensor) -> Tensor:
         """Logits (M, V) after ``tokens`` (M,), where hypothesis m continues hypothesis ``sources[m]`` of the last call.
 
-        The hypotheses of a prompt lie together, equally many per prompt.
+        The hypotheses of a prompt are adjacent, and every prompt has the same number of hypotheses.
         """
 
 
 def generate(
     decoder: Decoder, prompt: Tensor, end: int, config: DecodingConfig, uniforms: Tensor | None = None
 ) -> Generated:
-    """Generate a text after each prompt of ``prompt`` (N, P), up to the token ``end``; ``uniforms`` as in :func:`sample`."""
+    """Continue each prompt in ``prompt`` (N, P) up to the token ``end``. ``uniforms``: see :func:`sample`."""
     if config.sampling is None:
         return beam_search(decoder, prompt, end, config)
-    assert uniforms is not None, "config.sampling is set, but uniforms is None; pass random numbers (N, max_length)"
+    assert uniforms is not None, "config.sampling is set, but uniforms are missing; pass random numbers (N, max_length)"
     return sample(decoder, prompt, end, config, uniforms)
 
 
 def beam_search(decoder: Decoder, prompt: Tensor, end: int, config: DecodingConfig) -> Generated:
-    """Search for the likeliest text with ``config.beams`` hypotheses per prompt, ``prompt`` (N, P).
+    """Search for the most likely continuation of each prompt in ``prompt`` (N, P) with ``config.beams`` hypotheses.
 
-    The result is the best of the hypotheses that ended in any step or are still open at the greatest length. The search stops
-    when no open hypothesis of any prompt could become better.
+    The result is the best hypothesis that ended in any step, or is still open at the maximum length. The search stops when no
+    open hypothesis of any prompt can become better than the best one found.
     """
     count, beams, longest = len(prompt), config.beams, config.max_length
     tokens = prompt.new_full((count, 1, longest), IGNORE)
@@ -121,7 +123,7 @@ def beam_search(decoder: Decoder, prompt: Tensor, end: int, config: DecodingConf
         best_tokens = torch.where((top > best).unsqueeze(1), top_tokens, best_tokens)
         best = torch.maximum(best, top)
         scores = scores.masked_fill(ended, -torch.inf)
-        # Log-likelihoods only fall, and the greatest length is penalised least.
+        # No open hypothesis can exceed this value: log-likelihoods only fall, and the maximum length has the largest divisor.
         if length == longest or bool((_penalised(scores, longest, config).amax(dim=1) <= best).all()):
             break
         logits = decoder.step(token.flatten(), sources)
@@ -129,7 +131,7 @@ def beam_search(decoder: Decoder, prompt: Tensor, end: int, config: DecodingConf
 
 
 def sample(decoder: Decoder, prompt: Tensor, end: int, config: DecodingConfig, uniforms: Tensor) -> Generated:
-    """Sample a text token by token after each prompt of ``prompt`` (N, P).
+    """Continue each prompt in ``prompt`` (N, P) by sampling token by token.
 
     The scores are log-likelihoods before temperature and ``top_p``.
 
@@ -137,9 +139,9 @@ def sample(decoder: Decoder, prompt: Tensor, end: int, config: DecodingConfig, u
         decoder: predicts the next token.
         prompt: (N, P) int64.
         end: id of the end token.
-        config: with ``sampling``.
-        uniforms: (N, max_length) in 0..1, uniformly random. They are the only source of randomness, so a text does not depend
-            on the others of its batch.
+        config: settings, with ``sampling`` set.
+        uniforms: (N, max_length) uniform random numbers in 0..1. They are the only source of randomness, so a text does not
+            depend on the other texts of its batch.
     """
     assert config.sampling is not None
     count, longest = len(prompt), config.max_length
@@ -163,9 +165,10 @@ def sample(decoder: Decoder, prompt: Tensor, end: int, config: DecodingConfig, u
 
 
 def sample_token(likelihood: Tensor, config: SamplingConfig, uniform: Tensor) -> Tensor:
-    """Sample a token (N,) per sequence from log-likelihoods (N, V) by uniform random numbers ``uniform`` (N,) in 0..1."""
+    """Sample a token (N,) per sequence from log-likelihoods (N, V), using uniform random numbers ``uniform`` (N,) in 0..1."""
     probability, token = (likelihood / config.temperature).softmax(dim=1).sort(dim=1, descending=True, stable=True)
-    # The sum of integers does not depend on their order. That of floats does on a GPU, so deterministic algorithms refuse them.
+    # A sum of integers does not depend on their order. A cumulative sum of floats on a GPU does, so PyTorch refuses it when
+    # deterministic algorithms are required.
     units = (probability.double() * UNITS).long()
     units_before = units.cumsum(dim=1) - units
     nucleus = units * (units_before < math.ceil(config.top_p * UNITS))
@@ -176,7 +179,8 @@ def sample_token(likelihood: Tensor, config: SamplingConfig, uniform: Tensor) ->
 
 
 def forbid(likelihood: Tensor, tokens: Tensor, end: int, config: DecodingConfig) -> None:
-    """Set ``likelihood`` (N, K, V) to -inf for an early end and for tokens that repeat an n-gram of ``tokens`` (N, K, L)."""
+    """Set ``likelihood`` (N, K, V) to -inf for end tokens that come too early, and for tokens that would repeat an n-gram of
+    ``tokens`` (N, K, L)."""
     length, size = tokens.shape[2], config.no_repeat_ngram
     if length < config.min_length:
         likelihood[:, :, end] = -torch.inf
@@ -186,7 +190,7 @@ def forbid(likelihood: Tensor, tokens: Tensor, end: int, config: DecodingConfig)
     tail = tokens[:, :, length - size + 1 :]
     repeats = (ngrams[..., :-1] == tail.unsqueeze(2)).all(dim=3)
     limit = likelihood.new_full(repeats.shape, torch.inf).masked_fill(repeats, -torch.inf)
-    # A hypothesis that ended has IGNORE, which is negative and no index, after its end.
+    # After its end, a hypothesis holds IGNORE, which is negative and therefore not a valid index.
     likelihood.scatter_reduce_(2, ngrams[..., -1].clamp(min=0), limit, "amin")
 
 

@@ -1,10 +1,10 @@
 """Gradient caching (Gao et al., 2021, arXiv:2101.06983): the contrastive loss over several micro-batches, with the activations
-of one in memory.
+of only one micro-batch in memory.
 
 First all micro-batches are embedded without storing activations, which gives the loss over all of them and its gradient with
-respect to each embedding. Then each micro-batch has its usual forward and backward pass, in which the loss is the linear function
-of its embeddings that has this gradient. The sum over the micro-batches is the exact gradient, provided that dropout draws the
-same numbers both times.
+respect to each embedding. Then each micro-batch has its usual forward and backward pass, in which a linear function of its
+embeddings with this gradient takes the place of the contrastive loss. The sum over the micro-batches is the exact gradient,
+provided that dropout draws the same random numbers both times.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from models.core.losses import EmbeddedPairs
 
 @dataclass(frozen=True)
 class CachedLoss:
-    """The share of one micro-batch in a contrastive loss.
+    """The share of one micro-batch in a contrastive loss over several.
 
     Attributes:
         value: () share of the loss.
         image, text: (N, E) gradients of the whole loss with respect to the embeddings.
-        scalars: () shares of its gradients with respect to the parameters of the loss (:attr:`ContrastiveHead.scalars`).
+        scalars: () shares of the gradients with respect to the parameters of the loss (:attr:`ContrastiveHead.scalars`).
     """
 
     value: Tensor
@@ -37,7 +37,7 @@ class CachedLoss:
     scalars: tuple[Tensor, ...]
 
     def loss(self, pairs: EmbeddedPairs, scalars: Sequence[Tensor]) -> Tensor:
-        """The value, with these gradients."""
+        """A scalar that has the stored value and the stored gradients."""
         linear = (pairs.image * self.image).sum() + (pairs.text * self.text).sum()
         for scalar, gradient in zip(scalars, self.scalars, strict=True):
             linear = linear + scalar * gradient
@@ -51,13 +51,14 @@ def spanning(
     micro_batches: Sequence[Any],
     before: Callable[[int], None],
 ) -> Iterator[None]:
-    """A context in which the forward passes of these micro-batches, in their order, have contrastive losses over all of them.
+    """A context in which the forward passes of these micro-batches, in this order, use contrastive losses over all of them.
 
     Args:
-        head: of the model.
-        embed: gives the pairs of each contrastive loss of a micro-batch, in the order of the forward pass.
-        micro_batches: of this rank, in one step.
-        before: seeds what micro-batch i draws; it is called here, and must be called before the forward pass, too.
+        head: contrastive head of the model.
+        embed: returns the pairs of each contrastive loss of a micro-batch, in the order of the forward pass.
+        micro_batches: micro-batches of this rank in one step.
+        before: seeds the random numbers of micro-batch i. It is called here, and the caller must call it again before each
+            forward pass.
     """
     head.clamp_temperature()
     embedded = []

@@ -38,8 +38,8 @@ class BoxHead(MLPHead):
 class WordHead(nn.Module):
     """BERT's head for masked words (eq. 3).
 
-    Its output table is the word embedding, an argument of each call. With ``own_table`` the head has a table (as released for
-    XLM-R).
+    Its output table is the word embedding table, which is passed to each call. With ``own_table`` the head has a separate table
+    (as released for XLM-R).
     """
 
     def __init__(self, width: int, vocab_size: int, eps: float = 1e-12, *, own_table: bool = False):
@@ -49,7 +49,7 @@ class WordHead(nn.Module):
         self.decoder = nn.Linear(width, vocab_size, bias=False) if own_table else None
 
     def forward(self, states: Tensor, word_embeddings: Tensor) -> Tensor:
-        """Logits (..., V) of ``states`` (..., D). ``word_embeddings`` (V, D) is ignored by a head with its own table."""
+        """Logits (..., V) of ``states`` (..., D). A head with ``own_table`` ignores ``word_embeddings`` (V, D)."""
         table = word_embeddings if self.decoder is None else self.decoder.weight
         return F.linear(self.transform(states), table, self.bias)
 
@@ -61,14 +61,14 @@ class WordHead(nn.Module):
         text: MaskedText,
         word_embeddings: Tensor,
     ) -> Callable[[], Tensor]:
-        """Queue masked texts. The function that is returned gives the loss of their masked words (eq. 3), summed over the words,
-        once the queue has run.
+        """Queue masked texts. After the queue has run, the returned function computes the loss of their masked words (eq. 3),
+        summed over the words.
 
         Args:
-            queue: of the texts to be fused.
+            queue: the queue of the fusion encoder.
             masked: the states of N masked texts.
-            keys_values: what the texts attend to; None: nothing.
-            text: the batch of texts, with the masked positions and the words there.
+            keys_values: keys and values that the texts attend to; if None, they attend to nothing else.
+            text: the batch of texts, with the masked positions and the original words.
             word_embeddings: (V, D).
         """
         positions, labels = masked_words(text)

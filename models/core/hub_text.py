@@ -1,4 +1,4 @@
-"""Text encoders by Hugging Face name or folder: our blocks for the BERT and RoBERTa families, an adapter for others."""
+"""Text encoders by Hugging Face name or folder: our own blocks for the BERT and RoBERTa families, and an adapter for others."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ BERT_FAMILY = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta"}
 
 _DROPOUT = ("hidden_dropout_prob", "dropout", "dropout_rate", "hidden_dropout", "embedding_dropout", "mlp_dropout")
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
-"""Names of both dropouts in Hugging Face configurations."""
+"""Names of the two dropout settings in Hugging Face configurations."""
 
 
 class HubTextEncoder(nn.Module):
-    """Any other Hugging Face encoder through ``AutoModel``, with padding masks only. ``width``: see :class:`TextEncoder`."""
+    """Any other Hugging Face encoder, built by ``AutoModel``, with padding masks only. ``width``: see :class:`TextEncoder`."""
 
     def __init__(self, config: TextConfig, hub_config: Any, width: int | None = None):
         super().__init__()
@@ -41,7 +41,7 @@ class HubTextEncoder(nn.Module):
 
         self.model = AutoModel.from_config(_with_dropout(hub_config, config), trust_remote_code=False)
         if getattr(self.model, "pooler", None) is not None:
-            self.model.pooler = None  # nothing uses it, and DDP waits for the gradient of every parameter
+            self.model.pooler = None  # unused, and DDP waits for the gradient of every parameter
         hidden: int = hub_config.hidden_size
         self.width: int = width or hidden
         self.projection = nn.Linear(hidden, self.width) if self.width != hidden else None
@@ -68,7 +68,7 @@ class HubTextEncoder(nn.Module):
         try:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         except ValueError as error:
-            raise UserError(f"train.recompute: {error}; leave out `text`") from None
+            raise UserError(f"train.recompute: {error}; remove `text`") from None
 
     def compile_blocks(self, **options: Any) -> None:
         """See :class:`optim.setup.Encoder`."""
@@ -76,12 +76,12 @@ class HubTextEncoder(nn.Module):
 
     @property
     def longest_text(self) -> int | None:
-        """Maximum number of tokens of a text; None: the architecture sets no limit."""
+        """Maximum number of tokens of a text; None if the architecture sets no limit."""
         positions: int | None = getattr(self.model.config, "max_position_embeddings", None)
         table = getattr(getattr(self.model, "embeddings", None), "position_embeddings", None)
         padding_index = getattr(
             table, "padding_idx", None
-        )  # like RoBERTa, some encoders count positions from the next number
+        )  # like RoBERTa, some encoders start positions at the next index
         return positions if positions is None or padding_index is None else positions - padding_index - 1
 
     @property
@@ -89,7 +89,7 @@ class HubTextEncoder(nn.Module):
         return self.model.get_input_embeddings().weight
 
     def forward(self, texts: Sequence[Text]) -> list[PackedTexts]:
-        """See :meth:`TextEncoder.forward`; Hugging Face's layers pad all texts to the longest."""
+        """See :meth:`TextEncoder.forward`. Hugging Face's layers need all texts padded to the longest."""
         longest = max(text.ids.shape[1] for text in texts)
         ids, mask = (
             torch.cat([F.pad(part, (0, longest - part.shape[1])) for part in parts])
@@ -106,7 +106,7 @@ class HubTextEncoder(nn.Module):
 
 
 def _with_dropout(hub_config: Any, config: TextConfig) -> Any:
-    """Copy of a Hugging Face configuration with the run's dropout; a warning is logged for a dropout that it lacks."""
+    """Copy a Hugging Face configuration and set the run's dropout in it. Logs a warning for each dropout setting it lacks."""
     result = copy.deepcopy(hub_config)
     settings = {
         "dropout": (_DROPOUT, config.dropout),
@@ -127,12 +127,12 @@ def build_text_encoder(
     """Build the encoder that ``config`` names, with random weights.
 
     Args:
-        config: the encoder.
-        vocab_size: entries of the tokenizer, for architectures that leave the vocabulary open.
-        width: width of the states; None: the encoder's.
+        config: the encoder and its dropout.
+        vocab_size: number of entries of the tokenizer; None if unknown. It is used where the architecture has no vocabulary size.
+        width: width of the states; if None, the encoder's own width.
 
     Raises:
-        UserError: ``encoder`` has no Hugging Face configuration and ``arch`` is null, or the vocabulary does not fit.
+        UserError: if ``arch`` is null and ``encoder`` has no Hugging Face configuration, or if the vocabulary does not fit.
     """
     arch = config.arch
     if arch is None:
@@ -144,14 +144,14 @@ def build_text_encoder(
         arch = architecture_of(hub_config)
     if arch.vocab_size is None:
         if vocab_size is None:
-            raise UserError("model.text.arch.vocab_size is null, and there is no tokenizer to take it from; set it")
+            raise UserError("model.text.arch.vocab_size is null, and no tokenizer provides it; set it")
         arch = arch.model_copy(update={"vocab_size": vocab_size})
     _check_vocabulary(vocab_size, arch.vocab_size)
     return TextEncoder(config, arch, width)
 
 
 def _check_sizes(encoder: str, hub_config: Any) -> None:
-    """Raises :class:`UserError` for sizes that no encoder has, in a folder's ``config.json``."""
+    """Raises :class:`UserError` if a folder's ``config.json`` has sizes that no encoder has."""
     limits = {
         "num_hidden_layers": MAX_BLOCKS,
         "num_attention_heads": MAX_HEADS,
@@ -169,10 +169,10 @@ def _check_sizes(encoder: str, hub_config: Any) -> None:
 
 
 def _check_vocabulary(vocab_size: int | None, embeddings: int | None) -> None:
-    """Check that every entry of the tokenizer has a word embedding; None: unknown.
+    """Check that every entry of the tokenizer has a word embedding. Either number may be unknown (None); then nothing is checked.
 
     Raises:
-        UserError: there are more entries than embeddings.
+        UserError: if the tokenizer has more entries than the encoder has embeddings.
     """
     if vocab_size is not None and embeddings is not None and vocab_size > embeddings:
         raise UserError(
@@ -199,7 +199,7 @@ def architecture_of(hub_config: Any) -> TextArchitecture:
 
 
 def is_bert_family(hub_config: Any) -> bool:
-    """Whether a Hugging Face configuration is of the BERT and RoBERTa families, which run on our blocks."""
+    """True if a Hugging Face configuration belongs to the BERT or RoBERTa family. These run on our own blocks."""
     return hub_config.model_type in BERT_FAMILY
 
 
@@ -207,7 +207,7 @@ def hub_config_of(encoder: str) -> Any:
     """The Hugging Face configuration of a name or folder.
 
     Raises:
-        UserError: there is no such configuration.
+        UserError: if there is no such configuration.
     """
     from transformers import AutoConfig
 

@@ -1,4 +1,4 @@
-"""Keys and values that are projected once: of the states that texts attend to, and of generated tokens."""
+"""Keys and values that are projected only once, for the states that texts attend to and for generated tokens."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class KeysValues:
 
     Attributes:
         layers: the keys and the values of each layer, both (R', K, D).
-        bias: (R', 1, 1, K), added to the attention scores: 0 = attend, -inf = do not; None: texts attend to all states.
-        rows: (R,) int64, the indices of this object's rows among the R' stored ones, which are copied when they are used; None:
-            all stored rows, in order.
+        bias: (R', 1, 1, K), added to the attention scores: 0 = attend, -inf = do not; if None, texts attend to all states.
+        rows: (R,) int64, indices of the selected rows among the R' stored rows. Selected rows are copied only when they are used.
+            If None, all stored rows are used, in order.
     """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
@@ -37,7 +37,7 @@ class KeysValues:
         return self.layers[0][0].device
 
     def same_tensors(self, other: KeysValues) -> bool:
-        """True if both have the same keys and values. Their biases may differ, if both have one."""
+        """True if both have the same keys and values. Their biases may differ, but either both or neither must have one."""
         return self.layers is other.layers and self.rows is other.rows and (self.bias is None) == (other.bias is None)
 
     def select(self, rows: Tensor) -> KeysValues:
@@ -57,15 +57,15 @@ class AttentionGroup:
     """Texts of one or more passes that attend to the same R rows of keys and values in one call of attention.
 
     Attributes:
-        passes: the keys and values of each pass, the same tensors in all of them; their biases may differ.
-        text_count: number of texts of all passes. Each pass has R * S texts, of which text n attends to row n // S.
+        passes: the keys and values of each pass. All passes share the same tensors, but their biases may differ.
+        text_count: total number of texts. Each pass has R * S texts, of which text n attends to row n // S.
     """
 
     passes: tuple[KeysValues, ...]
     text_count: int
 
     def layer(self, index: int) -> AttentionGroup:
-        """The same texts with the keys and values of layer ``index`` alone."""
+        """A group of the same texts, with the keys and values of layer ``index`` only."""
         passes = (KeysValues((each.layers[index],), each.bias, each.rows) for each in self.passes)
         return AttentionGroup(tuple(passes), self.text_count)
 
@@ -78,7 +78,7 @@ class AttentionGroup:
         """The bias (R, 1, 1, K) that all passes share, or (R, 1, passes * queries, K) if their biases differ.
 
         Args:
-            queries: number of queries that each row has in each pass.
+            queries: number of queries per row in each pass.
         """
         first, rows = self.passes[0].bias, self.passes[0].rows
         if first is None:
@@ -96,20 +96,20 @@ class AttentionGroup:
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros of ``shape`` whose last axis begins at multiples of 8 numbers in memory, as attention kernels of GPUs require of a
-    bias."""
+    """Zeros of ``shape``. In memory the last axis is padded to a multiple of 8 elements, the alignment that GPU attention kernels
+    require of a bias."""
     *others, length = shape
     return torch.zeros(*others, -(-length // 8) * 8, dtype=dtype, device=device)[..., :length]
 
 
 class KVCache:
-    """Keys and values, (N, H, L, d), of the tokens of N hypotheses so far, for each self-attention of a decoder."""
+    """Keys and values (N, H, L, d) of all earlier tokens of N hypotheses, for each self-attention of a decoder."""
 
     def __init__(self) -> None:
         self.layers: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def update(self, attention: nn.Module, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the keys and values (N, H, L', d) of new tokens, and return those of all tokens."""
+        """Append the keys and values (N, H, L', d) of new tokens, and return the keys and values of all tokens."""
         if attention in self.layers:
             past_keys, past_values = self.layers[attention]
             keys, values = torch.cat([past_keys, keys], dim=2), torch.cat([past_values, values], dim=2)

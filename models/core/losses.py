@@ -1,6 +1,6 @@
 """The losses of equations 1-5, as pure functions that return sums.
 
-The divisor spans ranks and micro-batches, so the caller divides (see :class:`utils.batch.Term`).
+The divisor covers all ranks and micro-batches, so the caller divides (see :class:`utils.batch.Term`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch.utils.checkpoint import checkpoint
 from utils.batch import IGNORE
 
 COLUMNS = 4096
-"""Number of pairs of all ranks that the contrastive loss compares with this rank's at a time."""
+"""Maximum number of pairs that the contrastive loss compares with this rank's pairs at a time."""
 
 SameGroup = Literal["negative", "ignore", "positive"]
-"""Role of two pairs of the same group for each other: negatives, no role, or positives."""
+"""How two pairs of the same group are treated: as negatives of each other, not at all, or as positives."""
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -30,14 +30,14 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 class EmbeddedPairs(NamedTuple):
-    """N pairs of an image and a text, embedded; of translations, pairs of two texts.
+    """The embeddings of N pairs of an image and a text; for translations, of two texts.
 
     Attributes:
         image, text: (N, E) L2-normalised embeddings.
         valid: (N,) bool, the pairs that count.
-        group: (N,) int64. Pairs of one group must not be told apart: they have equal texts in pre-training, and the same image in
-            retrieval.
-        same_group: role of pairs of one group for each other in the contrastive loss.
+        group: (N,) int64. Within a group, the text of each pair matches the image of every other pair: in pre-training they have
+            equal texts, in retrieval the same image.
+        same_group: how the contrastive loss treats pairs of the same group.
     """
 
     image: Tensor
@@ -56,8 +56,8 @@ def contrastive(
     """Eq. 1: the mean of both directions' cross-entropies, summed over this rank's valid pairs.
 
     With ``same_group="positive"``, the target is spread evenly over all pairs of the same group (as released for retrieval). More
-    than :data:`COLUMNS` pairs are compared block by block, and their similarities are not kept, so memory does not grow with the
-    number of ranks.
+    than :data:`COLUMNS` pairs are compared in chunks, and their similarities are recomputed in the backward pass, so memory does
+    not grow with the number of ranks.
 
     Args:
         local: the N pairs of this rank.
@@ -86,12 +86,12 @@ def sigmoid_contrastive(
     temperature: Tensor,
     bias: Tensor,
 ) -> Tensor:
-    """The sigmoid loss (Zhai et al., 2023, arXiv:2303.15343): each image and text is classified on its own as matched or not, by
-    the sigmoid of their similarity. The mean of both directions, summed over this rank's valid pairs.
+    """The sigmoid loss (Zhai et al., 2023, arXiv:2303.15343): each combination of an image and a text is classified as matched or
+    not, by the sigmoid of their similarity. Returns the mean of both directions, summed over this rank's valid pairs.
 
     Args:
         local, all_ranks, offset, temperature: as in :func:`contrastive`.
-        bias: () added to the divided similarities: a priori, most images and texts do not match.
+        bias: () added to the divided similarities; it expresses that most images and texts do not match.
     """
     count = len(all_ranks.valid)
     loss = local.image.new_zeros(())
@@ -125,7 +125,7 @@ def _judge(
 
 
 def _roles(group: Tensor, theirs: tuple[Tensor, Tensor], offset: int, same_group: SameGroup) -> tuple[Tensor, Tensor]:
-    """Masks (N, M) of the keys that do not count for a query, and of those that match it; arguments as in :func:`_compare`."""
+    """Masks (N, M) of the keys that a query ignores, and of the keys that match it; arguments as in :func:`_compare`."""
     their_group, their_valid = theirs
     index = torch.arange(len(group), device=group.device) + offset
     itself = index.unsqueeze(1) == torch.arange(len(their_group), device=group.device)
@@ -145,21 +145,22 @@ def _compare(
     offset: int,
     same_group: SameGroup,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compare the embeddings of N queries with those of M keys.
+    """Compare the embeddings of N queries with the embeddings of M keys.
 
     Args:
         queries, keys: (N, E) and (M, E).
         temperature: () divisor of the similarities.
-        group: (N,) of the queries.
+        group: (N,) groups of the queries.
         theirs: ``group`` and ``valid`` (M,) of the keys.
-        offset: query i is key ``offset + i``.
-        same_group: role of a query and a key of the same group.
+        offset: query i and key ``offset + i`` are the same pair.
+        same_group: how a query and a key of the same group are treated.
 
     Returns:
-        For each query, (N,): the log of the sum of exponentials over the keys, the sum over its positives, and their number.
+        For each query, (N,): the log of the sum of exponentials over the keys, the sum over its positives, and the number of
+        positives.
     """
     hidden, positive = _roles(group, theirs, offset, same_group)
-    # A large negative number instead of -inf: a block of hidden columns must have a gradient of 0, not NaN.
+    # A large negative number instead of -inf, so that a chunk in which all columns are hidden has a gradient of 0, not NaN.
     likeness = (queries @ keys.t() / temperature).masked_fill(hidden, torch.finfo(queries.dtype).min / 2)
     return likeness.logsumexp(dim=1), likeness.masked_fill(~positive, 0).sum(dim=1), positive.sum(dim=1)
 
@@ -176,7 +177,7 @@ def matching(logits: Tensor, matched: Tensor, valid: Tensor) -> Tensor:
 
 
 def masked_words(logits: Tensor, labels: Tensor) -> Tensor:
-    """Eq. 3 summed over the masked tokens. ``logits`` (Q, V); ``labels`` (Q,) int64, :data:`IGNORE` where there is no label."""
+    """Eq. 3 summed over the masked tokens. ``logits`` (Q, V); ``labels`` (Q,) int64, :data:`IGNORE` for unlabelled tokens."""
     return F.cross_entropy(at_least_float32(logits), labels, ignore_index=IGNORE, reduction="sum")
 
 
@@ -200,7 +201,7 @@ def smoothed_words(logits: Tensor, labels: Tensor, smoothing: float, never: Tens
     if smoothing:
         share = smoothing / (likelihood.shape[1] - 2)
         others = likelihood.sum(dim=1, keepdim=True) - label_likelihood - likelihood.gather(1, never.unsqueeze(1))
-        # With the target's negative entropy a perfect prediction costs 0.
+        # Adding the negative entropy of the target makes the loss of a perfect prediction 0.
         negative_entropy = (1 - smoothing) * math.log(1 - smoothing) + smoothing * math.log(share)
         per_token = per_token - share * others + negative_entropy
     return per_token.squeeze(1).masked_fill(~labelled, 0).sum()
@@ -228,7 +229,7 @@ def corners(boxes_cxcywh: Tensor) -> Tensor:
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU (N,) in [-1, 1] of boxes n of ``a`` and ``b``, (N, 4) corners; finite for boxes without area."""
+    """Generalised IoU (N,) in [-1, 1] of box n in ``a`` and box n in ``b``, (N, 4) corners; finite for boxes without area."""
     tiny = torch.finfo(a.dtype).tiny
     overlap = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(dim=1)
     areas = [(box[:, 2:] - box[:, :2]).clamp(min=0).prod(dim=1) for box in (a, b)]

@@ -21,9 +21,9 @@ class HardNegatives:
     """Hard negatives of N pairs.
 
     Attributes:
-        image: (N,) int64, the pair whose image is a negative for text n; of translations, whose first text is.
-        text: (N,) int64, the pair whose text is a negative for image n.
-        exist: (N,) bool; where it is False, the pair has no negatives, and ``image`` and ``text`` are undefined.
+        image: (N,) int64, index of the pair whose image is a negative for text n; for translations, whose first text is.
+        text: (N,) int64, index of the pair whose text is a negative for image n.
+        exist: (N,) bool. Where it is False, the pair has no negatives, and ``image`` and ``text`` are undefined.
     """
 
     image: Tensor
@@ -39,7 +39,7 @@ class MatchingHead(MLPHead):
 
     @torch.no_grad()
     def hard_negatives(self, similarity: Tensor, allowed: Tensor) -> HardNegatives:
-        """Sample a negative image and a negative text for each of N pairs of the local batch, similar ones more often.
+        """Sample a negative image and a negative text for each of N local pairs. Similar ones are sampled more often.
 
         Args:
             similarity: (N images, N texts), divided by the temperature.
@@ -58,17 +58,17 @@ class MatchingHead(MLPHead):
     def start_loss(
         self, queue: FusionQueue, texts: PackedTexts, keys_values: KeysValues, negatives: HardNegatives
     ) -> Callable[[], Tensor]:
-        """Queue matched texts and images, and the same with hard negatives. The function that is returned gives the loss once the
-        queue has run.
+        """Queue the matched pairs, and the pairs with hard negatives. After the queue has run, the returned function computes the
+        loss.
 
         Args:
-            queue: of the texts to be fused.
+            queue: the queue of the fusion encoder.
             texts: N texts.
-            keys_values: of the images, a row for each text.
-            negatives: of the N pairs.
+            keys_values: keys and values of the images, one row per text.
+            negatives: hard negatives of the N pairs.
         """
         # On a GPU, the sampled texts stay padded, since the host does not know their lengths. The first two passes share their
-        # keys with what was queued before; the last one selects other rows.
+        # keys with the passes queued before; the last one selects other rows.
         fused = [
             queue.cls(texts, keys_values),
             queue.cls(texts.select(negatives.text), keys_values),
@@ -79,8 +79,8 @@ class MatchingHead(MLPHead):
     def loss(self, fused: Sequence[Tensor], negatives: HardNegatives) -> Tensor:
         """Eq. 2 from fused [CLS] states (N, D) of matched pairs, then of pairs with hard negatives.
 
-        A pair without hard negatives is left out altogether: the matched pair alone would only teach the model to always answer
-        "matched".
+        A pair without hard negatives is skipped entirely, since the matched pair alone would only teach the model to always
+        answer "matched".
         """
         logits = self(torch.cat(list(fused)))
         matched = torch.arange(len(logits), device=logits.device) < len(negatives.exist)
@@ -93,7 +93,7 @@ def allowed_negatives(valid: Tensor, group: Tensor, same_group: SameGroup) -> Te
     Args:
         valid: (N,) bool, the pairs that count.
         group: (N,) int64.
-        same_group: role of pairs of one group; only with "negative" they are each other's negatives.
+        same_group: how pairs of the same group are treated. Only with "negative" are they negatives of each other.
     """
     allowed = valid.unsqueeze(0) & valid.unsqueeze(1)
     allowed = allowed & ~torch.eye(len(valid), dtype=torch.bool, device=valid.device)
@@ -103,7 +103,7 @@ def allowed_negatives(valid: Tensor, group: Tensor, same_group: SameGroup) -> Te
 
 
 def matching_count(valid: Tensor, group: Tensor, same_group: SameGroup) -> Tensor:
-    """The divisor of the matching loss: three classified pairs for each pair that has negatives; arguments as in
+    """The divisor of the matching loss: three classified pairs for each pair that has negatives. Arguments as in
     :func:`allowed_negatives`."""
     if same_group == "negative":  # all valid pairs are negatives of each other
         count = valid.sum()
@@ -122,8 +122,8 @@ def negative_weights(similarity: Tensor, allowed: Tensor) -> Tensor:
 def sample(weights: Tensor) -> Tensor:
     """Sample an index (N,) int64 for each row of ``weights`` (N, M), in proportion to the weights.
 
-    The index of a row without any weight is undefined. Unlike ``multinomial``, this function does not make the host wait, and a
-    row without weights raises no error.
+    If all weights of a row are zero, its index is undefined. Unlike ``multinomial``, this function does not force a device sync,
+    and does not raise an error for such a row.
     """
     noise = torch.empty_like(weights).exponential_()
     return (weights / noise).argmax(dim=1)

@@ -1,14 +1,13 @@
 """Texts without padding.
 
-Linear layers, norms and feed-forward blocks treat every token alike, so they run on the tokens alone, packed one after the
-other: (T, D). Attention needs the texts apart, padded to the longest of them: (N, L, D). A :class:`Packing` leads from one to
-the other, :class:`PackedTexts` are token states with their packing.
+Linear layers and norms treat every token alike, so they run on packed tokens, without padding: (T, D). Attention needs separate
+texts, padded to the longest of them: (N, L, D). A :class:`Packing` converts between the two layouts, and :class:`PackedTexts` are
+token states with their packing.
 
-The host must not ask a GPU for a text's length: that would wait for the device. So T is a number that the host knows, and may be
-larger than the number of tokens: spare tokens come after those of their batch, hold any finite numbers, and are never read. For
-example,
-texts of 3 and 1 tokens, padded to L = 3, are packed as 4 tokens, whose padded index is 0, 1, 2 and 3; with T = 5 a spare one
-follows, whose padded index is 6.
+Reading the lengths of texts back from a GPU would force a device sync. So T is a number that the host knows, and it may be larger
+than the number of tokens. Spare tokens come after the real tokens of their batch, hold arbitrary finite numbers, and are never
+read. For example, texts of 3 and 1 tokens, padded to L = 3, are packed as 4 tokens with the padded indices 0, 1, 2 and 3. With
+T = 5, one spare token follows, with the padded index 6.
 """
 
 from __future__ import annotations
@@ -27,12 +26,15 @@ from utils.batch import Text
 
 @dataclass(frozen=True)
 class Packing:
-    """Where each of T packed tokens stands in N texts that are padded to L.
+    """The position of each of T packed tokens in N texts that are padded to L.
 
-    ``lengths`` (N,) int64, tokens of each text; ``starts`` (N,) int64, the number of its first packed token; ``length`` L;
-    ``padded_index`` (T,) int64, text * L + position of each token, N * L for a spare one. ``dense``: T = N * L, packed and
-    padded tokens are the same in the same order, and nothing has to be moved; padding then takes the place of spare tokens, each
-    with its own padded index.
+    Attributes:
+        lengths: (N,) int64, number of tokens of each text.
+        starts: (N,) int64, index of each text's first packed token.
+        length: L.
+        padded_index: (T,) int64, text * L + position of each token; N * L for a spare token.
+        dense: True if T = N * L. Then packed and padded tokens are the same, in the same order, and nothing has to be moved.
+            Padding takes the place of spare tokens, and each padding token has its own padded index.
     """
 
     lengths: Tensor
@@ -43,13 +45,13 @@ class Packing:
 
     @staticmethod
     def of(lengths: Tensor, length: int, tokens: int | None = None) -> Packing:
-        """Texts of these ``lengths`` (N,), one after the other.
+        """Pack texts one after the other.
 
         Args:
-            lengths: (N,) int64.
-            length: L, what the texts are padded to for attention.
-            tokens: T, at least the sum of ``lengths``. None: counted where the lengths are in the host's memory; elsewhere the
-                padded size, so that nobody has to wait.
+            lengths: (N,) int64, number of tokens of each text.
+            length: L, the length to which attention pads the texts.
+            tokens: T, at least the sum of ``lengths``. If None, the tokens are counted if the lengths are in host memory;
+                otherwise T is the padded size N * L, which avoids a device sync.
         """
         count = len(lengths)
         if tokens is None:
@@ -72,7 +74,7 @@ class Packing:
 
     @staticmethod
     def concat(parts: Sequence[Packing]) -> Packing:
-        """All texts of ``parts``, padded to the longest of them; each part keeps its spare tokens behind its own."""
+        """All texts of ``parts``, padded to the longest of them. The spare tokens of each part stay behind its real tokens."""
         if len(parts) == 1:
             return parts[0]
         length, count = max(part.length for part in parts), sum(part.count for part in parts)
@@ -94,7 +96,7 @@ class Packing:
 
     @property
     def tokens(self) -> int:
-        """T, the number of packed tokens, spare ones included."""
+        """T, the number of packed tokens, including spare tokens."""
         return len(self.padded_index)
 
     @property
@@ -104,16 +106,16 @@ class Packing:
 
     @property
     def positions(self) -> Tensor:
-        """(T,) int64: where each token stands in its text, from 0."""
+        """(T,) int64: the position of each token in its text, from 0."""
         return self.padded_index % self.length
 
     @property
     def text_index(self) -> Tensor:
-        """(T,) int64: the text of each token; N for a spare one behind the texts."""
+        """(T,) int64: the index of each token's text; N for a spare token."""
         return self.padded_index // self.length
 
     def pad(self, packed: Tensor) -> Tensor:
-        """(T, D) -> (N, L, D). Behind the end of a text are finite numbers, which attention masks."""
+        """(T, D) -> (N, L, D). Positions after the end of a text hold finite numbers; attention masks them."""
         width = packed.shape[1]
         if self.dense:
             return packed.view(self.count, self.length, width)
@@ -126,13 +128,16 @@ class Packing:
 
 
 def _spread(packed: Tensor, padded_index: Tensor, count: int) -> Tensor:
-    """(T, ...) -> (count, ...): each token at its padded index, zeros elsewhere. One more place takes the spare tokens."""
+    """(T, ...) -> (count, ...): each token at its padded index, zeros elsewhere. An extra row for spare tokens is dropped."""
     return packed.new_zeros(count + 1, *packed.shape[1:]).index_copy_(0, padded_index, packed)[:-1]
 
 
 class _Pack(torch.autograd.Function):
-    """``padded.index_select(0, padded_index)`` with another gradient. Spare ones apart, no two tokens have one padded index, so
-    the gradient is written; that of ``index_select`` is added up, which is slow, and on a GPU in no fixed order."""
+    """``padded.index_select(0, padded_index)`` with a faster, deterministic gradient.
+
+    Apart from spare tokens, no two tokens have the same padded index, so each gradient is simply written to its place. The
+    backward pass of ``index_select`` adds gradients instead, which is slow, and on a GPU the order is not fixed.
+    """
 
     @staticmethod
     def forward(ctx: Any, padded: Tensor, padded_index: Tensor) -> Tensor:
@@ -148,7 +153,7 @@ class _Pack(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class PackedTexts:
-    """Token states of N texts: ``states`` (T, D) and where each stands."""
+    """Token states of N texts: ``states`` (T, D) and their packing."""
 
     states: Tensor
     packing: Packing
@@ -163,10 +168,13 @@ class PackedTexts:
         return self.packing.pad(self.states)
 
     def select(self, index: Tensor, tokens: int | None = None, length: int | None = None) -> PackedTexts:
-        """The texts numbered ``index`` (M,), in that order; ``tokens`` and ``length`` as in :meth:`Packing.of`, None: L stays."""
+        """The texts with the indices ``index`` (M,), in that order.
+
+        ``tokens`` and ``length`` are arguments of :meth:`Packing.of`; without ``length``, L does not change.
+        """
         lengths = self.packing.lengths.index_select(0, index)
         packing = Packing.of(lengths, length or self.packing.length, tokens)
-        # Spare tokens, and padding in a dense packing, get any state.
+        # Spare tokens, and padding in a dense packing, get arbitrary states.
         text, position = packing.text_index.clamp(max=len(index) - 1), packing.positions
         start = self.packing.starts.index_select(0, index).index_select(0, text)
         source = (start + position).clamp(max=len(self.states) - 1)
@@ -179,13 +187,13 @@ class PackedTexts:
 
     @staticmethod
     def split(states: Tensor, packings: Sequence[Packing]) -> list[PackedTexts]:
-        """Undo a concatenation: the texts of each of ``packings``, whose ``states`` (T, D) are one after the other."""
+        """Undo a concatenation: split the concatenated ``states`` (T, D) into the texts of each packing."""
         parts = states.split([packing.tokens for packing in packings])
         return list(itertools.starmap(PackedTexts, zip(parts, packings, strict=True)))
 
 
 def packings_of(texts: Sequence[Text]) -> list[Packing]:
-    """The packing of each batch of texts; texts and their masked copies, which have one mask, share one."""
+    """The packing of each batch of texts. Texts and their masked copies have the same mask and share one packing."""
     by_mask: dict[int, Packing] = {}
     for text in texts:
         if id(text.mask) not in by_mask:
@@ -194,5 +202,5 @@ def packings_of(texts: Sequence[Text]) -> list[Packing]:
 
 
 def on_host(tensor: Tensor) -> bool:
-    """Whether the host can look at the numbers without waiting: not on a GPU, not for a fake tensor, not while compiling."""
+    """True if the host can read the values without waiting: not on a GPU, not for a fake tensor, and not while compiling."""
     return tensor.device.type == "cpu" and type(tensor) is Tensor and not torch.compiler.is_compiling()

@@ -34,7 +34,7 @@ class TextArchitecture(Config):
 
     family: Literal["bert", "roberta"] = Field("bert", description="how positions are counted and texts are padded")
     vocab_size: int | None = Field(
-        None, ge=1, le=MAX_ROWS, description="entries of the word table; null: those of the tokenizer"
+        None, ge=1, le=MAX_ROWS, description="rows of the word table; null: the number of entries of the tokenizer"
     )
     width: int = Field(768, ge=1, le=MAX_WIDTH, description="width of the states")
     layers: int = Field(12, ge=1, le=MAX_BLOCKS, description="number of blocks")
@@ -55,12 +55,12 @@ class TextArchitecture(Config):
 
     @property
     def first_position(self) -> int:
-        """Position of the first token; RoBERTa's positions start after ``pad_id``."""
+        """Position of the first token. RoBERTa's positions start after ``pad_id``."""
         return self.pad_id + 1 if self.family == "roberta" else 0
 
     @property
     def longest_text(self) -> int:
-        """Most tokens of a text: the number of positions."""
+        """Maximum number of tokens of a text: the number of positions."""
         return self.max_positions - self.first_position
 
     @model_validator(mode="after")
@@ -78,7 +78,7 @@ class TextConfig(Config):
         "bert-base-uncased",
         description="Hugging Face name or folder of the tokenizer; and of the sizes, where `arch` is null",
     )
-    arch: TextArchitecture | None = Field(None, description="sizes of the text encoder; null: those of `encoder`")
+    arch: TextArchitecture | None = Field(None, description="sizes of the text encoder; null: the sizes of `encoder`")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout of embeddings and residuals, in the fusion too")
     attention_dropout: float = Field(0.1, ge=0, lt=1, description="dropout of attention weights, in the fusion too")
     drop_path: float = Field(
@@ -90,14 +90,14 @@ class TextConfig(Config):
 
     @property
     def knows_vocabulary(self) -> bool:
-        """Whether the vocabulary size is known without a tokenizer."""
+        """True if the vocabulary size is known without a tokenizer."""
         return self.arch is None or self.arch.vocab_size is not None
 
 
 class Embeddings(nn.Module):
     """Word, position and type embeddings, under BERT's key names. RoBERTa counts the positions of tokens from ``pad_id + 1``.
 
-    Without ``with_words`` the word table is an argument of each call.
+    If ``with_words`` is False, the word table is passed to each call.
     """
 
     def __init__(self, arch: TextArchitecture, dropout: float, *, with_words: bool = True):
@@ -116,8 +116,10 @@ class Embeddings(nn.Module):
     def forward(self, ids: Tensor, positions: Tensor | None = None, words: Tensor | None = None) -> Tensor:
         """Embeddings (N, L, D) of ``ids`` (N, L).
 
-        ``positions`` (N, L): indices in the position table; None: in the order of the tokens. ``words`` (V, D): the word table of
-        embeddings without one.
+        Args:
+            ids: (N, L) int64.
+            positions: (N, L) int64, indices in the position table; if None, in the order of the tokens.
+            words: (V, D), the word table if this module has none.
         """
         if positions is None:
             positions = self.positions(ids)
@@ -140,7 +142,8 @@ class Embeddings(nn.Module):
 class TextEncoder(nn.Module):
     """BERT or RoBERTa without a pooler.
 
-    ``width``: width of the states, which are projected to it if the architecture has another; None: the architecture's.
+    ``width`` is the width of the states, which are projected if the architecture has a different width; if None, it is the
+    architecture's width.
     """
 
     def __init__(self, config: TextConfig, arch: TextArchitecture, width: int | None = None):
@@ -162,14 +165,14 @@ class TextEncoder(nn.Module):
 
     @property
     def word_embeddings(self) -> Tensor:
-        """The word table (V, D), which the word head shares; D is the architecture's width."""
+        """The word table (V, D), shared with the word head. D is the architecture's width."""
         assert self.embeddings.word_embeddings is not None
         return self.embeddings.word_embeddings.weight
 
     def forward(self, texts: Sequence[Text]) -> list[PackedTexts]:
         """Encode several batches of texts in one pass."""
         packings = packings_of(texts)
-        # One lookup for all batches: the gradient of every lookup is a table of the vocabulary's size.
+        # One lookup for all batches, because the gradient of each lookup is a table as large as the vocabulary.
         ids = torch.cat([packing.pack(text.ids) for packing, text in zip(packings, texts, strict=True)])
         positions = torch.cat([packing.positions for packing in packings]) + self.arch.first_position
         embedded = self.embeddings(ids, positions)
@@ -177,7 +180,7 @@ class TextEncoder(nn.Module):
         return PackedTexts.split(states, packings)
 
     def decode(self, ids: Tensor, positions: Tensor, layout: TokenLayout) -> Tensor:
-        """States (N * L, D) of ``ids`` (N, L) at ``positions`` (N, L), from 0, under the masks of ``layout``."""
+        """States (N * L, D) of ``ids`` (N, L) at ``positions`` (N, L), counted from 0, with the attention bias of ``layout``."""
         embedded = self.embeddings(ids, positions + self.arch.first_position).flatten(0, 1)
         return self._encode(embedded, layout)
 

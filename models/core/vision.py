@@ -1,4 +1,4 @@
-"""The vision encoder: a timm backbone; images, regions and videos are means of its normed patches (section 3.2)."""
+"""The vision encoder, a timm backbone. Images, regions and videos are means of its normed patches (section 3.2)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from utils.image_size import ImageSize, sides_of
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
-"""CLIP's statistics: the published models use them for every backbone, BEiT-2 included."""
+"""CLIP's statistics. The published models use them for every backbone, including BEiT-2."""
 
 
 FRAME_POSITIONS = "vision.frame_positions"
-"""Name of the frame positions among the parameters of a model."""
+"""Name of the parameter that holds a model's frame positions."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Concepts:
     Attributes:
         patches: (I, P, D) normed patch states.
         mean: (R, D) mean of each concept's patches, which represents the concept as [CLS] represents a text.
-        patch_mask: (R, P) bool, True = a patch of the concept.
-        image_index: (R,) int64, the image of each concept. It and ``patch_mask`` are None if concept r is the whole image r.
+        patch_mask: (R, P) bool, True = a patch of the concept; None if concept r is the whole image r.
+        image_index: (R,) int64, the image of each concept; None if concept r is the whole image r.
     """
 
     patches: Tensor
@@ -51,7 +51,7 @@ class Concepts:
         return Concepts(patches, patches.mean(dim=1))
 
     def tokens(self) -> Tensor:
-        """The published layout (R, 1 + P, D): a concept's ``mean``, then all patches of its image, copied for each concept."""
+        """The published layout (R, 1 + P, D): the ``mean`` of a concept, then a copy of all patches of its image."""
         patches = self.patches if self.image_index is None else self.patches.index_select(0, self.image_index)
         return torch.cat([self.mean.unsqueeze(1), patches], dim=1)
 
@@ -96,7 +96,7 @@ class VisionConfig(Config):
 
 
 class VisionEncoder(nn.Module):
-    """Encodes pixels as :class:`Concepts`. In the blocks of the backbone, patches attend to its [CLS], which is dropped
+    """Encodes pixels as :class:`Concepts`. Within the backbone, patches attend to its [CLS] token, which is dropped
     afterwards."""
 
     backbone: Any  # timm's ViTs share attributes, not a base class
@@ -109,7 +109,7 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.features: FeatureCache | None = None
-        """Cached states of frozen blocks; None: they are computed in each step."""
+        """Cache for the states of frozen blocks; if None, they are computed in each step."""
         self._frozen_blocks = 0
         self.backbone = _create_backbone(config)
         self.width: int = self.backbone.num_features
@@ -141,10 +141,10 @@ class VisionEncoder(nn.Module):
         ]
 
     def video(self, patches: Tensor) -> Concepts:
-        """Videos from the patches (I, F, P, D) of their frames; the position of a frame is added to its patches.
+        """Combine the patches (I, F, P, D) of frames into videos. The position embedding of a frame is added to its patches.
 
-        Their mean over time has P patches, as an image. The mean adds only the mean of the positions, whatever the order of the
-        frames: that is the published model. With ``pooling: tokens`` all F * P patches stay, frame by frame.
+        By default, patches are averaged over time, and a video has P patches, like an image (as published). The average is the
+        same for every order of the frames. With ``pooling: tokens`` all F * P patches are kept, frame by frame.
         """
         assert self.config.video is not None and self.frame_positions is not None, "model.vision.video is null; set it"
         frames, max_frames = patches.shape[1], self.frame_positions.shape[1]
@@ -157,7 +157,7 @@ class VisionEncoder(nn.Module):
     def patches(self, pixels: Tensor) -> Tensor:
         """Normed patch states (I, P, D) of ``pixels`` (I, 3, H, W), row-major.
 
-        Patches are normed before any mean; timm norms the mean.
+        Patches are normed before they are averaged, whereas timm norms the average.
         """
         stored = pixels
         if pixels.dtype == torch.uint8:
@@ -171,10 +171,10 @@ class VisionEncoder(nn.Module):
         return patches if self.patch_positions is None else patches + self.patch_positions
 
     def freeze_blocks(self, count: int) -> None:
-        """Freeze, for good, all that comes before block ``count``.
+        """Permanently freeze everything before block ``count``.
 
         Raises:
-            UserError: if there is no such block.
+            UserError: if the backbone has no block ``count``.
         """
         blocks = len(self.backbone.blocks)
         if count >= blocks:
@@ -190,7 +190,10 @@ class VisionEncoder(nn.Module):
             stay_in_evaluation_mode(block)
 
     def keep_features(self, folder: Path, bound: int) -> None:
-        """Keep the states of the blocks that are frozen, or of all, in a folder of at most ``bound`` bytes."""
+        """Cache the output of the frozen blocks, or of all blocks if :meth:`freeze_blocks` was not called, in ``folder``.
+
+        The folder holds at most ``bound`` bytes.
+        """
         self.features = FeatureCache(self.backbone, self._frozen_blocks or len(self.backbone.blocks), folder, bound)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
@@ -205,7 +208,7 @@ class VisionEncoder(nn.Module):
             if enabled:
                 name = self.config.backbone
                 raise UserError(
-                    f"train.recompute: {name!r} does not support recomputation; leave out `vision`"
+                    f"train.recompute: {name!r} does not support gradient checkpointing; remove `vision`"
                 ) from None
 
     def compile_blocks(self, **options: Any) -> None:
@@ -213,24 +216,24 @@ class VisionEncoder(nn.Module):
         self.backbone.forward_features = torch.compile(self.backbone.forward_features, **options)
 
     def call_projections(self) -> None:
-        """Make each block call its linear layers, so that adapters of them take part. By default timm's BEiT and EVA only read
-        the weight of one layer."""
+        """Make each block call its linear layers, so that adapters on these layers take effect. By default, timm's BEiT and EVA
+        only read the weight of one layer without calling it."""
         for module in self.backbone.modules():
             if getattr(module, "qkv_bias_separate", None) is False:
                 module.qkv_bias_separate = True
 
     def regions(self, images: Concepts, patch_mask: Tensor, image_index: Tensor) -> Concepts:
-        """R regions that share the patches of their images, without a second pass of the backbone or a copy of patches.
+        """Build R regions that share the patches of their images, without running the backbone again or copying patches.
 
         Args:
             images: I whole images.
             patch_mask: (R, P) bool, at least one True per region.
-            image_index: (R,) int64, the image of a region.
+            image_index: (R,) int64, the image of each region.
         """
         patches = images.patches
         count, length, width = patches.shape
         share = patch_mask.to(patches.dtype) / patch_mask.sum(dim=1, keepdim=True)
-        # One matrix product over all patches of the batch: its backward pass adds in a fixed order, and nothing is copied.
+        # One matrix product over all patches of the batch copies nothing, and its backward pass adds in a fixed order.
         weights = share.new_zeros(patch_mask.shape[0], count, length)
         weights.scatter_(1, image_index.view(-1, 1, 1).expand(-1, 1, length), share.unsqueeze(1))
         with torch.autocast(patches.device.type, enabled=False):
@@ -239,10 +242,10 @@ class VisionEncoder(nn.Module):
 
 
 def _frame_table(config: VideoConfig, width: int) -> nn.Parameter:
-    """Frame positions (1, F, 1, D) of the published shape and, for the mean, the published initialisation.
+    """Frame positions (1, F, 1, D). The shape is as published; so is the initialisation with ``pooling: mean``.
 
-    With ``pooling: tokens`` the fusion has to tell frames apart. There the table starts as sine-cosine at the patches' scale: at
-    a scale of 0.02 the fusion would not see it for hundreds of steps.
+    With ``pooling: tokens`` the fusion encoder has to distinguish frames, so the table starts with sine-cosine positions at the
+    scale of the patches. At a scale of 0.02 the fusion encoder would not notice them for hundreds of steps.
     """
     if config.pooling == "tokens":
         return nn.Parameter(sincos_positions(config.frames, 1, width).view(1, config.frames, 1, width))
@@ -250,12 +253,12 @@ def _frame_table(config: VideoConfig, width: int) -> nn.Parameter:
 
 
 def _check_sizes(image_size: ImageSize, patch_size: int | None, width: int | None, heads: int | None) -> None:
-    """Check the sizes of a config or of a backbone; None: the backbone's, which is not known yet.
+    """Check the sizes of a config or of a backbone. None means the backbone's size, which is not known yet.
 
-    Not every backbone of timm refuses sizes that do not divide each other.
+    Not every timm backbone rejects sizes that do not divide each other.
 
     Raises:
-        UserError: a size does not divide the other.
+        UserError: if ``patch_size`` does not divide ``image_size``, or ``heads`` does not divide ``width``.
     """
     for side in sides_of(image_size):
         if patch_size is not None and side % patch_size:
@@ -304,14 +307,14 @@ def _create_backbone(config: VisionConfig) -> Any:
         )
     _check_sizes(config.image_size, backbone.patch_embed.patch_size[0], backbone.num_features, _heads_of(backbone))
     if getattr(backbone, "attn_pool", None) is not None:
-        backbone.attn_pool = None  # nothing uses it, and DDP waits for the gradient of every parameter
+        backbone.attn_pool = None  # unused, and DDP waits for the gradient of every parameter
     if config.positions == "sincos":
         _set_sincos_positions(backbone, config.backbone)
     return backbone
 
 
 def _heads_of(backbone: Any) -> int | None:
-    """Heads per block; None: the backbone has no such attribute."""
+    """Number of heads per block; None if the backbone has no such attribute."""
     heads: int | None = getattr(getattr(backbone.blocks[0], "attn", None), "num_heads", None)
     return heads
 

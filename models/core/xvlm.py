@@ -1,4 +1,4 @@
-"""The encoders that all tasks share: vision encoder, text encoder and fusion encoder (section 3)."""
+"""The encoders that all tasks share: the vision encoder, the text encoder and the fusion encoder (section 3)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ModelConfig(Config):
 
 
 class XVLM(nn.Module):
-    """X²-VLM (section 3): the encoders. The model of a task adds its heads and ``forward(batch)``."""
+    """The encoders of X²-VLM (section 3). The model of each task adds its heads and ``forward(batch)``."""
 
     def __init__(self, config: ModelConfig, vocab_size: int | None = None):
         super().__init__()
@@ -46,9 +46,9 @@ class XVLM(nn.Module):
         """Encode N texts, and project the keys and values of the images that they attend to.
 
         Args:
-            pixels: (I, 3, H, W), or (I, F, 3, H, W) of videos; None: the texts attend to nothing.
+            pixels: (I, 3, H, W), or (I, F, 3, H, W) for videos; if None, the texts attend to no images.
             text: N texts.
-            image_of_text: (N,) int64, the index of each text's image; None: text n is about image n.
+            image_of_text: (N,) int64, the index of each text's image; if None, text n is about image n.
         """
         keys_values = None if pixels is None else self.fusion.project_concepts(self.vision(pixels))
         (texts,) = self.text([text])
@@ -67,6 +67,6 @@ class XVLM(nn.Module):
         return self.config.chunks
 
     def copied_from(self) -> dict[str, str]:
-        """Parameters that start as copies of others where a pre-training checkpoint lacks them: name -> name in the pre-training
-        model."""
+        """Parameters that start as copies of other parameters if a pre-training checkpoint lacks them: name -> name in the
+        pre-training model."""
         return {}

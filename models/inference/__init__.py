@@ -1,1 +1,1 @@
-"""Scoring with a trained model: candidate answers, and texts with images."""
+"""Scoring with a trained model: ranking candidate answers, and re-ranking texts for images."""

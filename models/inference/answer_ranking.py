@@ -1,8 +1,8 @@
 """Ranking of candidate answers by their likelihood under the decoder (appendix A.1).
 
-As released, the k candidates with the likeliest first tokens are scored in full. Candidates share prefixes: the distinct
-prefixes of a question's k candidates form a tree whose nodes are tokens. The decoder runs all nodes together, each node once; a
-node attends only to itself and its ancestors. A question's keys and values are projected once for all its nodes.
+As released, only the k candidates with the most likely first tokens are scored in full. Candidates share prefixes: the distinct
+prefixes of a question's k candidates form a tree whose nodes are tokens. The decoder runs all nodes together, and each node only
+once; a node attends only to itself and its ancestors. A question's keys and values are projected once for all its nodes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from models.tasks.vqa import AnswerDecoder
 from utils.accelerator import send
 
 Ranking = Literal["likelihood", "released"]
-"""A candidate's score. "likelihood": the sum of its tokens' log-probabilities, by the chain rule. "released": the first
-token's counts twice."""
+"""How a candidate is scored. "likelihood": the sum of the log-probabilities of its tokens, by the chain rule. "released": the
+same sum, in which the log-probability of the first token counts twice."""
 
 Ints = NDArray[np.int64]
 
@@ -31,21 +31,24 @@ ROOT = 0
 """The node of [CLS], the first token of every answer."""
 
 NONE = -1
-"""Padding of shorter paths."""
+"""Padding after shorter paths."""
 
 
 class AnswerTree:
     """Prefix tree of C candidate answers.
 
-    ``tokens`` (nodes,) the token of a node; ``depths`` (nodes,) its position in the answers that go through it; ``path`` (C, D)
-    the nodes of a candidate below the root, in order, then :data:`NONE`; ``following`` (C, 1 + D) the tokens after the root and
-    after the nodes of the path, the separator last; ``ancestors`` (nodes, D) the path down to a node, which it includes.
-
     Args:
-        candidates: token ids per candidate, with the classification token (the same in all) and the separator.
+        candidates: token ids of each candidate, including the classification token (the same in all) and the separator.
+
+    Attributes:
+        tokens: (nodes,) the token of each node.
+        depths: (nodes,) the position of each node in the answers that contain it.
+        path: (C, D) the nodes of each candidate below the root, in order, then :data:`NONE`.
+        following: (C, 1 + D) the tokens that follow the root and the nodes of the path, the separator at the end.
+        ancestors: (nodes, D) the path from the root to each node, including the node but not the root.
 
     Raises:
-        ValueError: there is no candidate, or one without a token between classification token and separator.
+        ValueError: without candidates, or if a candidate has no token between classification token and separator.
     """
 
     def __init__(self, candidates: Sequence[Sequence[int]]):
@@ -73,10 +76,11 @@ class AnswerTree:
 
 @dataclass(frozen=True)
 class RankedAnswers:
-    """The k best candidates of N questions, likeliest first.
+    """The k best candidates of N questions, most likely first.
 
-    ``ids`` (N, k) int64, indices in the list of candidates; ``probabilities`` (N, k), softmax over the scores of these k, at
-    least float32.
+    Attributes:
+        ids: (N, k) int64, indices in the list of candidates.
+        probabilities: (N, k), softmax over the scores of these k candidates, at least float32.
     """
 
     ids: Tensor
@@ -94,12 +98,13 @@ def rank_answers(
     """Rank the candidates of each question.
 
     Args:
-        decoder: in evaluation mode.
+        decoder: the answer decoder, in evaluation mode.
         questions: N fused questions.
         tree: tree of the candidates.
         k: number of candidates that are scored in full.
-        ranking: the score, and the order of equal scores (:func:`best_first`).
-        nodes_per_call: questions with more nodes than this are split into several calls; None: a number for a CPU or a GPU.
+        ranking: how candidates are scored, and how ties are broken (:func:`best_first`).
+        nodes_per_call: questions that together have more nodes than this are split into several calls; if None, a default for the
+            device, CPU or GPU.
     """
     if nodes_per_call is None:
         nodes_per_call = 640 if questions.states.device.type == "cpu" else 8192
@@ -121,8 +126,8 @@ def rank_answers(
 def best_first(scores: Tensor, k: int, ranking: Ranking) -> Tensor:
     """Indices (N, k) of the k best of ``scores`` (N, C), best first.
 
-    Equal scores are frequent, since candidates share prefixes. The earlier candidate comes first; "released" leaves the order to
-    ``topk``, which differs between kinds of device.
+    Ties are frequent, since candidates share prefixes. They are broken in favour of the earlier candidate. With "released" the
+    order is left to ``topk``, which differs between CPU and GPU.
     """
     if ranking == "released":
         return scores.topk(k, dim=1).indices
@@ -137,9 +142,10 @@ def _first_tokens(decoder: AnswerDecoder, questions: KeysValues, tree: AnswerTre
 
 
 def _calls(nodes: Sequence[Ints], max_nodes: int) -> Iterator[tuple[range, list[Ints]]]:
-    """Split neighbouring questions, given by their nodes, into calls of at most about ``max_nodes`` nodes, including padding.
+    """Split neighbouring questions, given by their nodes, into calls of about ``max_nodes`` nodes at most, including padding.
 
-    A call is the range of its questions with their nodes, without :data:`NONE`. A question with more nodes is a call by itself.
+    Yields for each call the range of its questions, and their nodes without :data:`NONE`. A question with more nodes than
+    ``max_nodes`` has a separate call.
     """
     start = widest = 0
     for question, question_nodes in enumerate(nodes):
@@ -152,14 +158,14 @@ def _calls(nodes: Sequence[Ints], max_nodes: int) -> Iterator[tuple[range, list[
 
 
 class _Subtrees:
-    """Sequences of the tree's nodes for N questions: the root, then the ``nodes`` on the paths of ``candidates`` (N, k)."""
+    """For each of N questions, a sequence of tree nodes: the root, then the ``nodes`` on the paths of ``candidates`` (N, k)."""
 
     def __init__(self, tree: AnswerTree, nodes: Sequence[Ints], candidates: Ints):
         width = 1 + max(map(len, nodes))
         self.ids = np.full((len(nodes), width), tree.tokens[ROOT])
         self.depths = np.zeros((len(nodes), width), dtype=np.int64)
         self.mask = np.zeros((len(nodes), width, width), dtype=bool)
-        self.mask[:, :, 0] = True  # for padding, too: attention to nothing is NaN
+        self.mask[:, :, 0] = True  # also for padding: attending to nothing gives NaN
         self.positions = np.zeros((*candidates.shape, tree.path.shape[1]), dtype=np.int64)
         for question, question_nodes in enumerate(nodes):
             end = 1 + len(question_nodes)
@@ -175,13 +181,13 @@ class _Subtrees:
         self.mask[question, 1 + node, 1 + np.searchsorted(nodes, ancestors[node, level])] = True
 
     def score(self, decoder: AnswerDecoder, keys_values: KeysValues, device: torch.device) -> Tensor:
-        """Sum (N, k) of the log-probabilities of a candidate's tokens after the first, the separator's included."""
+        """Sum (N, k) of the log-probabilities of a candidate's tokens after the first, including the separator."""
         ids, depths, mask, positions, on_path, following = (
             send(torch.from_numpy(array), device)
             for array in (self.ids, self.depths, self.mask, self.positions, self.on_path, self.following)
         )
         questions = torch.arange(len(ids), device=device)
-        # The states of all nodes but the root, which predicts the first token.
+        # The states of all nodes except the root, which predicts the first token.
         states = decoder.decode(ids, mask, keys_values, positions=depths)[:, 1:]
         logits = decoder.logits(states)
         total = logits.logsumexp(dim=2)

@@ -1,4 +1,4 @@
-"""Re-ranking: matching scores of many texts with few images (A.1).
+"""Re-ranking: matching scores of many texts for few images (appendix A.1).
 
 To save work, an image's keys and values are projected once for all its texts, the texts are packed without padding, and the last
 block computes only [CLS].
@@ -29,19 +29,22 @@ RERANKING_SCORE = (
     "what re-ranked pairs are ordered by. matching: the logit of the matching head (published); sum: its log-odds plus the "
     "cosine divided by the temperature"
 )
-"""Description of the key in configs."""
+"""Description of the config key."""
 RULES: dict[RerankingScore, str] = {
     "matching": "",
     "sum": " by the matching head's log-odds plus the cosine over the temperature",
 }
-"""How candidates are ordered, as a note in tables; the published way needs no note."""
+"""How candidates are ordered, as a note in tables. The published order needs no note."""
 
 
 @dataclass(frozen=True)
 class TextBank:
-    """Many encoded texts: text n of the bank has index ``index[n]`` in ``texts`` and ``lengths[n]`` tokens.
+    """Many encoded texts.
 
-    ``index`` and ``lengths`` (N,) int64 are on the CPU, which plans the calls.
+    Attributes:
+        texts: the encoded texts.
+        index: (N,) int64, the index in ``texts`` of each text of the bank; on the CPU, where the calls are planned.
+        lengths: (N,) int64, the number of tokens of each text of the bank; on the CPU, too.
     """
 
     texts: PackedTexts
@@ -55,11 +58,11 @@ class TextBank:
         return cls(texts, torch.arange(texts.packing.count), texts.packing.lengths.cpu())
 
     def reordered(self, order: Tensor) -> TextBank:
-        """The bank whose text n is text ``order[n]`` of this bank; nothing is copied."""
+        """A bank whose text n is text ``order[n]`` of this bank, without copying any states."""
         return TextBank(self.texts, self.index[order], self.lengths[order])
 
     def select(self, texts: Tensor) -> PackedTexts:
-        """The texts with the indices ``texts`` (M,), int64 on the CPU. Attention pads them to the longest of them."""
+        """The texts with the indices ``texts`` (M,), int64 on the CPU. Attention pads them to the longest selected text."""
         lengths, index = self.lengths[texts], send(self.index[texts], self.texts.states.device)
         return self.texts.select(index, int(lengths.sum()), int(lengths.max()))
 
@@ -84,19 +87,19 @@ def score_pairs(
     bank: TextBank,
     tokens_per_call: int | None = None,
 ) -> list[Tensor]:
-    """Compute the matching logits of images with their candidate texts.
+    """Compute the matching logits of images and their candidate texts.
 
     Args:
         fusion: the fusion encoder.
         matching_head: the head whose class 1 is "matched".
         images: B whole images.
-        texts: per image, the indices of its texts in ``bank`` (int64, on the CPU).
+        texts: for each image, the indices of its texts in ``bank`` (int64, on the CPU).
         bank: the encoded texts.
         tokens_per_call: maximum number of tokens of a call, including padding; the texts of an image are split into several calls
-            if they have more. None: as many as a CPU's caches hold, or enough to fill a GPU.
+            if they have more. If None, a number that fits in a CPU's caches, or that fills a GPU.
 
     Returns:
-        Per image the logits of class "matched", at least float32, in the order of its texts.
+        For each image the logits of class "matched", at least float32, in the order of its texts.
     """
     keys_values = fusion.project_concepts(images).split([1] * len(texts))
 
@@ -112,10 +115,10 @@ def score_each(
     bank: TextBank,
     tokens_per_call: int | None = None,
 ) -> list[Tensor]:
-    """Compute scores of images with their candidate texts. Texts of similar lengths go into one call.
+    """Compute scores of images and their candidate texts. Texts of similar lengths are scored in the same call.
 
     Args:
-        score: from the index of an image and M texts to their scores (M,), at least float32.
+        score: function from the index of an image and M texts to their scores (M,), at least float32.
         texts, bank, tokens_per_call: as in :func:`score_pairs`, which returns the same.
     """
     device = bank.texts.states.device
@@ -131,7 +134,7 @@ def score_each(
 
 
 def _similar_lengths(lengths: Tensor, tokens_per_call: int) -> Iterator[Tensor]:
-    """Split texts, sorted by length, into calls of at most ``tokens_per_call`` tokens, including padding; yield their indices."""
+    """Sort texts by length, split them into calls of at most ``tokens_per_call`` tokens with padding, and yield their indices."""
     order = lengths.argsort(stable=True)
     start = 0
     while start < len(order):

@@ -13,7 +13,7 @@ Identical = Literal["ignore", "negative"]
 
 
 class StreamWeights(Config):
-    """Factor of each stream's losses; None: the run does not have the stream."""
+    """Factor of each stream's losses; None if the run does not use the stream."""
 
     images: float | None = 1.0
     regions: float | None = 1.0
@@ -23,7 +23,7 @@ class StreamWeights(Config):
 
 
 class IdenticalTexts(Config):
-    """The role of equal texts of a batch for each other, by stream."""
+    """How pairs with equal texts in a batch are treated, by stream."""
 
     images: Identical = Field(
         "negative", description="examples with equal texts are each other's negatives (negative), or are not (ignore)"
@@ -41,7 +41,7 @@ class IdenticalTexts(Config):
 
 
 class PretrainContrastiveConfig(ContrastiveConfig):
-    """The contrastive loss of pre-training, where texts can be equal."""
+    """The contrastive loss of pre-training, where several pairs can have the same text."""
 
     identical_texts: IdenticalTexts = IdenticalTexts()
 
@@ -57,6 +57,6 @@ class PretrainModelConfig(AligningConfig):
     contrastive: PretrainContrastiveConfig = PretrainContrastiveConfig()
     word_table: Literal["tied", "own"] = Field(
         "tied",
-        description="word table of the word head. tied: that of the word embeddings, as in BERT; own: a table apart, "
+        description="word table of the word head. tied: the table of the word embeddings, as in BERT; own: a separate table, "
         "as released for XLM-R",
     )

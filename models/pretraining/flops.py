@@ -1,4 +1,4 @@
-"""The FLOPs of pre-training's streams; :mod:`models.core.flops` says what is counted."""
+"""The FLOPs of the streams of pre-training. :mod:`models.core.flops` explains what is counted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COUNTED = ("contrastive", "matching", "mlm", "l1", "giou")
 def work_of(cost: ModelCost, stream: Stream[Any], batch: Any, requested: Collection[str]) -> Work:
     """Number of examples, images and tokens, and FLOPs, of a batch in host memory.
 
-    The FLOPs of a step with a loss that is not counted here are unknown, NaN.
+    If a requested loss is not counted here, the FLOPs are unknown (NaN).
     """
     match batch:
         case TextBatch():
@@ -68,7 +68,7 @@ def _regions(cost: ModelCost, stream: RegionTextStream, batch: RegionBatch, requ
     images = len(np.unique(batch.image_index.numpy()[batch.valid.numpy()]))
     flops: float = cost.vision.encode(images) + cost.vision.pool_regions(regions)
     if stream.needs("fusion", requested):
-        # All patches once, the mean of every region, and that of every whole image, from which boxes are predicted.
+        # All patches once, the mean of every region, and the mean of every whole image, which boxes are predicted from.
         flops += cost.fusion.project(images * keys + regions)
     flops += _pairs(cost, stream, batch, tokens, keys, requested)
     if stream.needs("box_head", requested):
@@ -99,8 +99,8 @@ def _pairs(
     keys: int,
     requested: Collection[str],
 ) -> float:
-    """The text encoder, and the contrastive, matching and mlm losses. Hard negatives are sampled by the same embeddings without
-    gradients, which are not counted."""
+    """FLOPs of the text encoder and of the contrastive, matching and mlm losses. Sampling hard negatives reuses the embeddings
+    without gradients and is not counted."""
     flops = len(stream.texts_to_encode(batch, requested)) * cost.encode_texts(tokens)
     if "contrastive" in requested:
         flops += cost.align(len(tokens), len(tokens))
@@ -112,6 +112,6 @@ def _pairs(
 
 
 def _mlm(cost: ModelCost, text: MaskedText, valid: Tensor, tokens: Lengths, keys: Lengths | int | None) -> float:
-    """The fusion of masked texts, and the word head."""
+    """FLOPs of fusing masked texts, and of the word head."""
     masked = lengths(text.labels != IGNORE, valid)
     return cost.fusion.run(tokens, keys, queries=masked) + cost.head("word_head", int(masked.sum()))

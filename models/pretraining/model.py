@@ -1,7 +1,7 @@
 """Multi-grained pre-training (section 3.3, eqs. 1-6).
 
 The text encoder and the vision encoder run once for all streams. Then each stream computes its losses with one call of the fusion
-encoder (:mod:`models.pretraining.streams`). :mod:`models.reference` computes the same losses in the plainest way.
+encoder (:mod:`models.pretraining.streams`). :mod:`models.reference` computes the same losses in the simplest way.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from utils.errors import UserError
 
 
 class StreamStep(NamedTuple):
-    """A stream, its batch, and the losses that are ``requested`` of it: some steps have no matching loss."""
+    """A stream, its batch, and the losses ``requested`` in this step. Some steps have no matching loss."""
 
     stream: Stream[Any]
     batch: Any
@@ -39,7 +39,7 @@ class StreamStep(NamedTuple):
 
 
 class PretrainModel(XVLM):
-    """The encoders and the four heads of section 3.3. ``forward(batch)`` gives all losses of all streams."""
+    """The encoders and the four heads of section 3.3. ``forward(batch)`` computes all losses of all streams."""
 
     config: PretrainModelConfig
 
@@ -65,7 +65,7 @@ class PretrainModel(XVLM):
         self.word_head = WordHead(width, vocabulary, self.text.block_config.eps, own_table=own_table)
         self.streams = self._build_streams(config, weights or LossWeights(), streams or StreamWeights())
         self._untrained: dict[tuple[tuple[str, ...], ...], list[nn.Parameter]] = {}
-        """See :meth:`_untrained_by`; by the losses of a step, since going through all parameters takes the host milliseconds."""
+        """Cache of :meth:`_untrained_by`, keyed by the losses of a step: going through all parameters takes milliseconds."""
 
     def forward(self, batch: PretrainBatch) -> Losses:
         """All losses of a micro-batch, as sums; :func:`utils.batch.weighted_sum` adds them up (eq. 6)."""
@@ -114,12 +114,13 @@ class PretrainModel(XVLM):
         ]
 
     def predict_boxes(self, texts: PackedTexts, images: Concepts, image_index: Tensor) -> Tensor:
-        """Eq. 4: the box of each of N texts in a whole image, (N, 4), centre and size in 0..1. ``image_index`` (N,) int64: the
-        image of each text."""
+        """Eq. 4: predict the box (N, 4) of each of N texts in a whole image, centre and size in 0..1. ``image_index`` (N,) int64:
+        the image of each text."""
         return self.box_head(self.fusion.cls(texts, self.fusion.project_concepts(images).select(image_index)))
 
     def predict_words(self, texts: PackedTexts, images: Concepts, positions: QueryPositions) -> Tensor:
-        """Logits (Q, V) of the words at some positions of N texts, in order, from text n and image n."""
+        """Logits (Q, V) of the words at some positions of N texts, in order. The words of text n are predicted from text n and
+        image n."""
         keys_values = self.fusion.project_concepts(images)
         (fused,) = self.fusion.fuse([FusionPass(texts, keys_values, positions)])
         return self.word_head(fused, self.text.word_embeddings)
@@ -138,12 +139,12 @@ class PretrainModel(XVLM):
         return steps
 
     def _encode_all(self, steps: Sequence[StreamStep]) -> list[Encoded]:
-        """The texts and images of each stream, from one pass of each encoder over those of all streams."""
+        """Encode the texts and images of all streams, in one pass of each encoder."""
         texts = [step.stream.texts_to_encode(step.batch, step.requested) for step in steps]
         all_texts = [text for stream_texts in texts for text in stream_texts.values()]
         has_images = [step.stream.has_images and bool(step.requested) for step in steps]
         pixels = [step.batch.pixels for step, has in zip(steps, has_images, strict=True) if has]
-        packed = iter(self.text(all_texts) if all_texts else [])  # in the order of `steps`, as the images
+        packed = iter(self.text(all_texts) if all_texts else [])  # in the order of `steps`, like the images
         images = iter(self.vision.encode(pixels) if pixels else [])
         return [
             Encoded(next(images) if has else None, {name: next(packed) for name in stream_texts})
@@ -153,12 +154,14 @@ class PretrainModel(XVLM):
     def _build_streams(
         self, config: PretrainModelConfig, weights: LossWeights, factors: StreamWeights
     ) -> dict[str, Stream[Any]]:
-        """The streams of the run, by name. Parameters that only losses outside this run train are frozen: they cost nothing, and
-        DDP does not wait for their gradients.
+        """Build the streams of the run, by name.
+
+        Parameters that are trained only by losses outside this run are frozen. They then cost nothing, and DDP does not wait for
+        their gradients.
 
         Raises:
             UserError: if the model does not fit the streams.
-            ValueError: if no loss of any stream declares that it trains some parameter.
+            ValueError: if there is a parameter that no loss of any stream declares to train.
         """
         factor = {name: getattr(factors, name) for name in STREAMS}
         identical = config.contrastive.identical_texts
@@ -179,12 +182,12 @@ class PretrainModel(XVLM):
         return {name: stream for name, stream in streams.items() if factor[name] is not None}
 
     def trained_by(self, losses: Iterable[tuple[Stream[Any], Collection[str]]]) -> set[str]:
-        """Names of the parameters that these losses train, by their declarations: streams with the names of their losses."""
+        """Names of the parameters that these losses declare to train. ``losses``: streams, each with the names of its losses."""
         parts = {part for stream, requested in losses for part in stream.trained_by(requested)}
         return {name for name, _ in self.named_parameters() if any(covers(part, name) for part in parts)}
 
     def _untrained_by(self, steps: Sequence[StreamStep]) -> list[nn.Parameter]:
-        """The parameters that only losses left out of this step train."""
+        """The parameters that are trained in this run, but not by the losses of this step."""
         key = tuple((step.stream.name, *step.requested) for step in steps)
         if key not in self._untrained:
             trained = self.trained_by((step.stream, step.requested) for step in steps)
@@ -194,7 +197,7 @@ class PretrainModel(XVLM):
 
 
 def zero_loss(parameters: Sequence[nn.Parameter], device: torch.device) -> Tensor:
-    """Zero on ``device`` that depends on all ``parameters``: DDP waits for the gradient of each, also in a step that does not
-    train it."""
+    """A zero on ``device`` that depends on all ``parameters``, because DDP waits for the gradient of every parameter, even in a
+    step that does not train it."""
     zero = torch.zeros((), device=device)
     return sum((0 * parameter.sum() for parameter in parameters), zero)

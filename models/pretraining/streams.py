@@ -1,6 +1,6 @@
 """The streams of pre-training and their losses (section 3.3). The ``losses`` of each stream follow :mod:`models.reference`.
 
-To add a loss, give it a weight in :class:`LossWeights`, and declare and compute it in a stream here; then add it to
+To add a loss, give it a weight in :class:`LossWeights`, declare and compute it in a stream here, and add it to
 :mod:`models.reference`. ``docs/architecture.md`` has a worked example.
 """
 
@@ -29,7 +29,7 @@ from utils.config import Config
 
 
 class LossWeights(Config):
-    """Weights of the losses in equation 6; in the paper all are 1. A loss of weight 0 is not computed."""
+    """Weights of the losses in equation 6. In the paper all are 1. A loss with weight 0 is not computed."""
 
     contrastive: float = Field(1.0, ge=0, description="weight of the contrastive loss (paper, equation 1)")
     matching: float = Field(1.0, ge=0, description="weight of the matching loss (paper, equation 2)")
@@ -62,14 +62,14 @@ P = TypeVar("P", bound=ImageTextBatch | VideoTextBatch | RegionBatch | Translati
 
 @dataclass(frozen=True)
 class Loss(Generic[B]):
-    """What a stream declares about one of its losses. :meth:`Stream.losses` computes it.
+    """A stream's declaration of one of its losses. :meth:`Stream.losses` computes the loss.
 
     Attributes:
-        name: of the loss.
-        weight: its factor in equation 6, before that of the stream.
-        trains: the parts of the model that it trains. The name of a module stands for all parameters in it; ``*`` stands for one
-            step of a name, such as the index of a block.
-        count: the divisor of its sum: the number of pairs, words or boxes of a batch that count, a scalar.
+        name: name of the loss.
+        weight: factor of the loss in equation 6, which is multiplied by the factor of the stream.
+        trains: the parts of the model that the loss trains. The name of a module includes all parameters in it; ``*`` matches one
+            component of a name, such as the index of a block.
+        count: returns the divisor of the loss, a scalar: the number of valid pairs, words or boxes of a batch.
     """
 
     name: str
@@ -80,7 +80,12 @@ class Loss(Generic[B]):
 
 @dataclass(frozen=True)
 class Encoded:
-    """A stream's batch after the encoders: its whole images or videos, None if it has none, and its texts by name."""
+    """A stream's batch after the encoders.
+
+    Attributes:
+        images: whole images or videos; None if the stream has no images.
+        texts: texts by name.
+    """
 
     images: Concepts | None
     texts: Mapping[str, PackedTexts]
@@ -91,22 +96,22 @@ class Stream(ABC, Generic[B]):
 
     Attributes:
         declared: all losses of the stream.
-        weights: the factor of each loss in the sum of equation 6, without the losses whose factor is 0.
+        weights: the factor of each loss in equation 6; losses with factor 0 are omitted.
     """
 
     encoders: ClassVar[tuple[str, ...]]
-    """The encoders of images and texts that the losses of the stream train; names as in :attr:`Loss.trains`."""
+    """The image and text encoders that the losses of the stream train; names as in :attr:`Loss.trains`."""
     has_images: ClassVar[bool] = True
 
     def __init__(self, name: str, factor: float, weights: LossWeights, identical: IdenticalTexts):
-        """``factor``: of all losses of the stream; ``weights`` and ``identical``: of all streams."""
+        """``factor`` multiplies all losses of this stream; ``weights`` and ``identical`` are the settings of all streams."""
         self.name = name
         self.declared = self.declare(weights)
         self.weights = {loss.name: factor * loss.weight for loss in self.declared if factor * loss.weight}
 
     @abstractmethod
     def declare(self, weights: LossWeights) -> list[Loss[B]]:
-        """The losses of the stream."""
+        """Declare all losses of the stream."""
 
     @abstractmethod
     def texts_to_encode(self, batch: B, requested: Collection[str]) -> dict[str, Text]:
@@ -114,7 +119,7 @@ class Stream(ABC, Generic[B]):
 
     @abstractmethod
     def losses(self, model: Modules, batch: B, encoded: Encoded, requested: Collection[str]) -> dict[str, Tensor]:
-        """The ``requested`` losses of a micro-batch, as sums over what :attr:`Loss.count` counts."""
+        """The ``requested`` losses of a micro-batch, as sums. :attr:`Loss.count` counts the summands."""
 
     def trained_by(self, requested: Collection[str]) -> list[str]:
         """The parts of the model that the ``requested`` losses train; names as in :attr:`Loss.trains`."""
@@ -126,9 +131,10 @@ class Stream(ABC, Generic[B]):
 
 
 class PairStream(Stream[P]):
-    """Pairs of an image and a text: the contrastive and the matching loss, and masked words that are predicted with the image.
+    """Pairs of an image and a text: the contrastive loss, the matching loss, and masked words that are predicted with the image.
 
-    ``same_group``: the role of pairs with equal texts for each other.
+    Attributes:
+        same_group: how pairs with equal texts are treated.
     """
 
     encoders: ClassVar[tuple[str, ...]] = ("vision.backbone", "text")
@@ -175,11 +181,11 @@ class PairStream(Stream[P]):
     def embed_pairs(
         self, model: Modules, batch: P, images: Concepts | PackedTexts, texts: PackedTexts
     ) -> EmbeddedPairs:
-        """Embed the pairs of a batch; of translations, ``images`` are texts."""
+        """Embed the pairs of a batch. For translations, ``images`` are texts."""
         return model.contrastive.embed_pairs(images, texts, batch.valid, batch.text.text_id, self.same_group)
 
     def hard_negatives(self, model: Modules, pairs: EmbeddedPairs) -> HardNegatives:
-        """Sample hard negatives of the matching loss by the similarity of the embeddings."""
+        """Sample hard negatives for the matching loss by the similarity of the embeddings."""
         allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
         return model.matching_head.hard_negatives(model.contrastive.similarity(pairs.image, pairs.text), allowed)
 
@@ -216,7 +222,7 @@ class ImageTextStream(PairStream[ImageTextBatch | VideoTextBatch]):
 
 
 class VideoTextStream(ImageTextStream):
-    """Videos with their texts. The vision encoder makes one concept of each video, so everything else is as for images."""
+    """Videos with their texts. The vision encoder turns each video into one concept, so everything else is as for images."""
 
     encoders = ("vision.backbone", "vision.frame_positions", "text")
 
@@ -225,7 +231,8 @@ class RegionTextStream(PairStream[RegionBatch]):
     """Regions, objects and whole images with their texts (section 3.2). A text is aligned with the patches of its region, and its
     box is predicted from the whole image.
 
-    ``whole_image_boxes``: whether texts of whole images have box losses.
+    Attributes:
+        whole_image_boxes: True if texts of whole images have box losses, too.
     """
 
     def __init__(self, name: str, factor: float, weights: LossWeights, identical: IdenticalTexts):
@@ -285,7 +292,7 @@ class RegionTextStream(PairStream[RegionBatch]):
 
 
 class TextStream(Stream[TextBatch]):
-    """Texts alone: masked words, without cross-attention in the fusion encoder (as released)."""
+    """Texts without images: masked words, without cross-attention in the fusion encoder (as released)."""
 
     encoders = ("text",)
     has_images = False
@@ -353,7 +360,7 @@ class TranslationStream(PairStream[TranslationBatch]):
 
 
 def aligns(requested: Collection[str]) -> bool:
-    """True if any of the losses needs embeddings: hard negatives of the matching loss are sampled by their similarity."""
+    """True if any of the losses needs embeddings. The matching loss samples hard negatives by their similarity."""
     return "contrastive" in requested or "matching" in requested
 
 
@@ -364,12 +371,12 @@ STREAMS: dict[str, type[Stream[Any]]] = {
     "texts": TextStream,
     "translations": TranslationStream,
 }
-"""Streams by their names in configs, batches and losses. Hard negatives are sampled in this order, which makes them
+"""Streams by their names in configs, batches and losses. Hard negatives are always sampled in this order, which makes them
 reproducible."""
 
 
 def covers(part: str, parameter: str) -> bool:
-    """True if ``part``, a name as in :attr:`Loss.trains`, stands for this parameter."""
+    """True if ``part``, a name as in :attr:`Loss.trains`, includes this parameter."""
     steps: Sequence[str] = part.split(".")
     found = parameter.split(".")[: len(steps)]
     return len(found) == len(steps) and all(step in ("*", name) for step, name in zip(steps, found, strict=True))

@@ -39,7 +39,7 @@ class CaptionTokens:
 
 
 class CaptioningModel(XVLM):
-    """Text encoder and fusion encoder as one decoder: every token attends to the image and to the tokens up to itself."""
+    """Text encoder and fusion encoder as one decoder: every token attends to the image, to itself and to earlier tokens."""
 
     def __init__(self, config: ModelConfig, vocab_size: int | None = None, loss: CaptioningLossConfig | None = None):
         super().__init__(config, vocab_size)
@@ -55,7 +55,7 @@ class CaptioningModel(XVLM):
                 f"model.fusion.width is {self.text.width}, but captioning predicts words from the fusion's states by word "
                 f"embeddings of width {embedding_width}; set model.fusion.width to {embedding_width}"
             )
-        # The eps of the text encoder's family, as in the pre-training model that this one starts from.
+        # The eps of the text encoder's family, as in the pre-training model from which training starts.
         self.word_head = WordHead(embedding_width, vocabulary, self.text.block_config.eps)
 
     def forward(self, batch: CaptioningBatch) -> Losses:
@@ -72,8 +72,8 @@ class CaptioningModel(XVLM):
         return {"words": (batch.text.labels.ne(IGNORE) & batch.valid.unsqueeze(1)).sum()}
 
     def work(self, batch: CaptioningBatch) -> Work:
-        """See :class:`engine.task.TaskModel`. The [MASK]s before the predicted tokens count as tokens, and the last block
-        computes the states of all tokens."""
+        """See :class:`engine.task.TaskModel`. The [MASK] inserted before each predicted token counts as a token, and the last
+        block computes the states of all tokens."""
         assert isinstance(self.text, TextEncoder)
         tokens = lengths(batch.text.ids != self.text.arch.pad_id, batch.valid)
         predicted = lengths(batch.text.labels != IGNORE, batch.valid)
@@ -81,7 +81,7 @@ class CaptioningModel(XVLM):
         return fused + Work(flops=self.cost.head("word_head", int(predicted.sum())))
 
     def project_images(self, pixels: Tensor) -> KeysValues:
-        """Keys and values of images (I, 3, H, W), which captions attend to."""
+        """Keys and values of images (I, 3, H, W), for captions to attend to."""
         return self.fusion.project_concepts(self.vision(pixels))
 
     def logits(self, text: LeftToRightText, images: KeysValues) -> Tensor:
@@ -99,14 +99,14 @@ class CaptioningModel(XVLM):
     def decode(
         self, ids: Tensor, mask: Tensor, positions: Tensor, images: KeysValues, cache: KVCache | None = None
     ) -> Tensor:
-        """States (N, L, D) of texts through text encoder and fusion as one decoder.
+        """States (N, L, D) of texts after the text encoder and the fusion encoder, which form one decoder.
 
         Args:
             ids: (N, L) int64.
-            mask: (N or 1, L, K) bool, True = attend; K counts the tokens in the cache, too.
+            mask: (N or 1, L, K) bool, True = attend; K includes the tokens in the cache.
             positions: (N, L) int64, from 0.
             images: keys and values of N / S images; text n attends to image n // S.
-            cache: keys and values of earlier tokens; those of ``ids`` are appended.
+            cache: keys and values of earlier tokens; the keys and values of ``ids`` are appended.
         """
         assert isinstance(self.text, TextEncoder)
         layout = TokenLayout.with_mask(len(ids), mask, linear_dtype(self.word_head.bias), cache)
@@ -118,7 +118,7 @@ class CaptionDecoder:
     """A captioning model as a :class:`~models.core.generation.Decoder`.
 
     A step runs the last word and a [MASK] after it, and predicts the next word at the [MASK]. The cache keeps the keys and values
-    of words and drops those of the [MASK].
+    of words and drops the keys and values of the [MASK].
     """
 
     def __init__(self, model: CaptioningModel, images: KeysValues, mask_id: int):
@@ -134,7 +134,7 @@ class CaptionDecoder:
         return self._append(tokens.unsqueeze(1))
 
     def _append(self, tokens: Tensor) -> Tensor:
-        """Append ``tokens`` (N, L) to those of earlier calls, and return the logits (N, V) of the next token."""
+        """Append ``tokens`` (N, L) to the tokens of earlier calls, and return the logits (N, V) of the next token."""
         count, past = len(tokens), self.length
         ids = torch.cat([tokens, tokens.new_full((count, 1), self.mask_id)], dim=1)
         self.length += tokens.shape[1]

@@ -1,4 +1,4 @@
-"""Visual reasoning: whether a statement is true of two images (appendix A.1), or whether an image entails it."""
+"""Visual reasoning: is a statement true of two images (appendix A.1), or does an image entail it?"""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class NLVRModel(XVLM):
     def classify(self, pixels: Tensor, text: Text) -> Tensor:
         """Logits (N, C) of the classes of N statements.
 
-        ``pixels`` (images * N, 3, H, W): all first (left) images, then all second (right) ones.
+        ``pixels`` (images * N, 3, H, W): all first (left) images, then all second (right) images.
         """
         keys_values, (statements,) = self.fusion.project_concepts(self.vision(pixels)), self.text([text])
         queue = FusionQueue(self.fusion)

@@ -1,6 +1,6 @@
 """Self-critical training of captioning (Rennie et al. 2017): it reinforces sampled captions that beat the others of their image.
 
-This is an optional second stage after likelihood training, which strong captioning systems have; the paper has none.
+This is an optional second stage after likelihood training. Strong captioning systems use one; the paper does not.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from utils.batch import IGNORE, CaptioningBatch, LeftToRightText, Losses, Term, 
 from utils.config import Config
 
 Reward = Callable[[Sequence[Sequence[int]], Sequence[tuple[str, ...]]], Sequence[float]]
-"""Computes the rewards of captions from their token ids, with the end token if there is one, and their references."""
+"""Computes the rewards of captions from their token ids, including the end token if there is one, and their references."""
 
 
 class SelfCriticalConfig(Config):
-    """Sampling of the captions that are rewarded."""
+    """How the captions are sampled that receive a reward."""
 
     samples: int = Field(
         5, ge=2, description="captions sampled per image; the mean reward of the others is the baseline"
@@ -50,17 +50,17 @@ class SelfCriticalModel(CaptioningModel):
     tokens: CaptionTokens
 
     def set_reward(self, reward: Reward, tokens: CaptionTokens, config: SelfCriticalConfig) -> None:
-        """Set the reward of captions and the sampling."""
+        """Set the reward function, the special tokens, and the sampling settings."""
         self.reward, self.tokens, self.critic = reward, tokens, config
 
     def forward(self, batch: CaptioningBatch) -> Losses:
-        """Losses ``policy``, with the gradient of the negative expected reward, and ``reward``, the reward itself for the log."""
+        """Losses ``policy``, with the gradient of the negative expected reward, and ``reward``, which only logs the reward."""
         count, samples = len(batch.pixels), self.critic.samples
         images = self.project_images(batch.pixels)
         captions = self._captions(self._sample(images))
         references = [image_references for image_references in batch.references for _ in range(samples)]
         rewards = torch.tensor(list(self.reward(captions, references)), device=batch.pixels.device).view(count, samples)
-        # The baseline is the mean of the other captions, (sum - reward) / (samples - 1), which needs no further pass.
+        # The baseline is the mean reward of the other captions, (sum - reward) / (samples - 1), which needs no extra pass.
         advantage = (rewards - rewards.mean(dim=1, keepdim=True)) * (samples / (samples - 1))
         likelihood = self._likelihood(captions, images).view(count, samples)
         policy = -(advantage * likelihood).mean(dim=1).masked_fill(~batch.valid, 0).sum()
@@ -78,7 +78,7 @@ class SelfCriticalModel(CaptioningModel):
 
     @torch.no_grad()
     def _sample(self, images: KeysValues) -> Generated:
-        """Sample captions without dropout; the captions of an image lie together."""
+        """Sample captions without dropout. The captions of an image are adjacent."""
         config = DecodingConfig(
             beams=1,
             min_length=1,
@@ -97,7 +97,7 @@ class SelfCriticalModel(CaptioningModel):
             self.train(training)
 
     def _captions(self, generated: Generated) -> list[list[int]]:
-        """Token ids of the captions, with the end token if there is one."""
+        """Token ids of the captions, including the end token if there is one."""
         return [
             [*(token for token in tokens if token != IGNORE), *([self.tokens.end] if ended else [])]
             for tokens, ended in zip(generated.tokens.tolist(), generated.ended.tolist(), strict=True)

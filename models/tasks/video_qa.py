@@ -28,8 +28,8 @@ class VideoQAModel(XVLM):
         self.classifier = MLPHead(self.text.width, config.classes)
 
     def forward(self, batch: ClassifiedBatch) -> Losses:
-        """Sum over the answers of a micro-batch of cross-entropy times weight. Answers that are no candidates add nothing (as
-        released)."""
+        """Sum of cross-entropy times weight over the answers of a micro-batch. Answers outside the list of candidates are ignored
+        (as released)."""
         logits = self.classify(batch.pixels, batch.text, batch.image_of_question).index_select(
             0, batch.question_of_answer
         )
@@ -58,8 +58,8 @@ class VideoQAModel(XVLM):
         """Logits (N, C) of the C candidates for N questions.
 
         Args:
-            pixels: (I, F, 3, H, W) or (I, 3, H, W); None: the logits depend on the questions alone.
+            pixels: (I, F, 3, H, W) or (I, 3, H, W); if None, the logits depend only on the questions.
             text: N questions.
-            video_of_question: (N,) int64; None: question n asks about video n.
+            video_of_question: (N,) int64, the video of each question; if None, question n is about video n.
         """
         return self.classifier(self.fusion.cls(*self.encode(pixels, text, video_of_question)))

@@ -1,4 +1,4 @@
-"""Question answering: an answer decoder attends to the question, fused with the image (section 4.3, appendix A.1)."""
+"""Question answering: an answer decoder attends to the question fused with the image (section 4.3, appendix A.1)."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class DecoderConfig(Config):
         None,
         ge=1,
         le=MAX_BLOCKS,
-        description="number of blocks: that of the fusion, whose weights they start from, or half of it; null: that of "
-        "the fusion",
+        description="number of blocks, which start from the weights of the fusion: the number of fusion blocks or half of it; "
+        "null: the number of fusion blocks",
     )
     word_table: Literal["own", "shared"] = Field(
         "own",
-        description="own: the decoder has a word table of its own, as in released files for VQA and xGQA, which load "
-        "only so; shared: it uses the text encoder's table, which is pre-trained and saves 192M parameters with XLM-R",
+        description="own: the decoder has its own word table, which released files for VQA and xGQA require; "
+        "shared: it uses the text encoder's table, which is pre-trained and saves 192M parameters with XLM-R",
     )
 
 
@@ -57,7 +57,7 @@ class VQAModelConfig(ModelConfig):
 
     @property
     def decoder_layers(self) -> int:
-        """Number of the decoder's layers."""
+        """Number of layers in the decoder."""
         return self.decoder.layers or self.fusion.layers
 
 
@@ -67,9 +67,15 @@ class AnswerDecoder(BlockStack):
     def __init__(
         self, config: VQAModelConfig, arch: TextArchitecture, block: BlockConfig, text: TextEncoder | None = None
     ):
-        """``arch``: sizes of the text encoder; ``block``: of the fusion's blocks; ``text``: the encoder that shares its words.
+        """Build the decoder with random weights.
 
         With XLM-R as text encoder the decoder is still BERT (as released): 512 positions, two token types, and the fusion's eps.
+
+        Args:
+            config: config of the model.
+            arch: sizes of the text encoder.
+            block: sizes of the fusion's blocks.
+            text: the text encoder whose word table the decoder shares; if None, the decoder has its own table.
         """
         super().__init__(config.decoder_layers, block, block.width)
         if arch.width != block.width:
@@ -77,7 +83,9 @@ class AnswerDecoder(BlockStack):
                 f"model.fusion.width is {block.width}, but the answer decoder predicts words from states of this width by word "
                 f"embeddings of width {arch.width}; set model.fusion.width to {arch.width}"
             )
-        self.shared = () if text is None else (text,)  # in a tuple, so that it is no submodule of the decoder
+        self.shared = (
+            () if text is None else (text,)
+        )  # in a tuple, so that it does not become a submodule of the decoder
         if text is not None or arch.family != "bert":
             bert_sizes = {"family": "bert", "max_positions": 512, "token_types": 2, "eps": block.eps}
             arch = arch.model_copy(update=bert_sizes)
@@ -94,7 +102,7 @@ class AnswerDecoder(BlockStack):
             ids: (A, L) int64.
             mask: (A or 1, L, L) bool, True = attend.
             questions: keys and values of A / S fused questions; answer a attends to question a // S.
-            positions: (A, L) int64, from 0; None: in order.
+            positions: (A, L) int64, from 0; if None, in order.
         """
         if positions is not None:
             positions = positions + self.embeddings.arch.first_position
@@ -109,7 +117,7 @@ class AnswerDecoder(BlockStack):
 
     @property
     def words(self) -> Tensor:
-        """The (V, D) table of words."""
+        """The word table (V, D)."""
         if self.shared:
             return self.shared[0].word_embeddings
         assert self.embeddings.word_embeddings is not None
@@ -117,7 +125,7 @@ class AnswerDecoder(BlockStack):
 
 
 class VQAModel(XVLM):
-    """The fusion encoder fuses question and image; the decoder answers from the fused states of all the question's tokens.
+    """The fusion encoder fuses question and image. The decoder answers from the fused states of all tokens of the question.
 
     Raises:
         UserError: for a text encoder outside the BERT and RoBERTa families, whose sizes the decoder shares.
@@ -134,7 +142,7 @@ class VQAModel(XVLM):
         self.decoder = AnswerDecoder(config, self.text.arch, self.fusion.config, shared)
 
     def forward(self, batch: QuestionBatch) -> Losses:
-        """Sum over the answers of a micro-batch of their tokens' cross-entropy, times the answer's weight."""
+        """Cross-entropy of the tokens of all answers in a micro-batch, weighted by answer, as a sum."""
         fused = self.fuse_questions(batch.pixels, batch.text, batch.image_of_question)
         questions = self.decoder.project_texts(fused)
         ids, mask, question_index = batch.answers.ids, batch.answers.mask, batch.question_of_answer
@@ -170,9 +178,10 @@ class VQAModel(XVLM):
     def copied_from(self) -> dict[str, str]:
         """See :meth:`models.core.xvlm.XVLM.copied_from`. The decoder's layers start from the fusion's (as released).
 
-        Without shared words, its embeddings and word head start from the pre-trained ones with BERT, and from random numbers with
-        XLM-R (both as released). With shared words the word head alone is copied, which the released code does not do.
-        Keys and values of the cross-attention are copied only where images are as wide as texts: elsewhere their shapes differ.
+        If the decoder has its own word table, its embeddings and word head start from the pre-trained weights with BERT, and from
+        random weights with XLM-R (both as released). If the word table is shared, only the word head is copied; the released code
+        has no such option. The key and value projections of the cross-attention are copied only if images and texts have the same
+        width; otherwise their shapes differ.
         """
         assert isinstance(self.text, TextEncoder)
         is_bert = self.text.arch.family == "bert"
@@ -193,7 +202,7 @@ class VQAModel(XVLM):
 
     def _fusion_layer(self, layer: int) -> int:
         """The fusion layer from which a decoder layer starts. A decoder of half the depth starts from the layers with an odd
-        number in the stack of text and fusion layers, counted from 0 (as released: 13, 15, 17 of 12 + 6)."""
+        index in the stack of text and fusion layers, counted from 0 (as released: 13, 15, 17 of 12 + 6)."""
         if len(self.decoder.layer) == len(self.fusion.layer):
             return layer
         assert isinstance(self.text, TextEncoder)

@@ -86,7 +86,7 @@ def test_a_backbone_that_cannot_be_built_is_one_line(options, message):
 
 @pytest.mark.parametrize(("width", "heads", "said"), [(12, 5, "4 or 6"), (12, 13, "12"), (7, 3, "1 or 7")])
 def test_heads_that_do_not_divide_the_width_are_answered_with_those_that_do(width, heads, said):
-    expected = f"width {width} is not a multiple of heads {heads}; {said} heads would do"
+    expected = f"width {width} is not a multiple of heads {heads}; use {said} heads"
     assert heads_error(width, heads) == expected
     with pytest.raises(ValueError, match=expected):
         TextArchitecture(width=width, heads=heads)
