@@ -67,9 +67,12 @@ def assert_as_plain(model: PretrainModel, batch: PretrainBatch, reference: Pretr
         torch.testing.assert_close(found_gradients[name] / scale, gradient / scale, rtol=0, atol=bound, msg=name)
 
 
-def test_the_reference_returns_the_loss_of_the_step(built):
+def test_the_reference_returns_the_loss_of_the_step(built, monkeypatch):
     """Equation 6."""
     model, batch = built
+    for factor, stream in enumerate(model.streams.values(), start=2):
+        weights = {loss: factor / (3 + index) for index, loss in enumerate(stream.weights)}
+        monkeypatch.setattr(stream, "weights", weights)
     torch.manual_seed(1)
     expected, terms = reference_losses(model, batch)
     torch.manual_seed(1)
