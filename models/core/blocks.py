@@ -158,7 +158,7 @@ class Attention(nn.Module):
         Args:
             queries: (N, H, L, d).
             keys, values: (N, H, K, d).
-            bias: added to the scores; broadcasts to (N, H, L, K).
+            bias: added to the scores, or a boolean mask, True = attend; broadcasts to (N, H, L, K).
 
         Returns:
             (N, L, D).
@@ -201,11 +201,11 @@ class CrossAttention(Attention):
     def _attend_to(self, group: AttentionGroup, queries: Tensor) -> Tensor:
         """``queries`` (N, L, D) of the group's texts -> (N, L, D). In the last block, W query positions take the place of L."""
         keys, values = group.read()
-        passes, rows, width = len(group.passes), len(keys), queries.shape[2]
+        passes, rows, width = len(group.keys_values), len(keys), queries.shape[2]
         # (passes * R * S, L, D) -> (passes, R, S * L, D) -> (R, passes, S * L, D): all queries that attend to a row, from S texts
         # in each pass, are now adjacent, so that the keys and values of the row are read only once.
         by_row = queries.reshape(passes, rows, -1, width).transpose(0, 1)
-        bias = group.bias(queries=by_row.shape[2])
+        bias = group.joined_bias(queries_per_row=by_row.shape[2])
         query, keys, values = map(self.split_heads, (by_row.reshape(rows, -1, width), keys, values))
         attended = self.attend(query, keys, values, bias).view(rows, passes, -1, width)
         return attended.transpose(0, 1).reshape(queries.shape)

@@ -33,8 +33,8 @@ class ContrastiveConfig(Config):
     )
     bias: float = Field(
         -10.0,
-        description="initial bias of the sigmoid loss, which is learned; -log of the examples in a global batch is what a model "
-        "that knows nothing should have (SigLIP: -10)",
+        description="initial bias of the sigmoid loss, which is learned. An untrained model fits the data best with the negative "
+        "logarithm of the number of examples in a global batch (SigLIP: -10)",
     )
     least_temperature: float = Field(
         0.001,
@@ -45,13 +45,13 @@ class ContrastiveConfig(Config):
     )
     text: Literal["cls", "mean"] = Field(
         "cls",
-        description="what represents a text: cls: the state of its first token (published); mean: the mean of its tokens' "
+        description="representation of a text. cls: the state of its first token (published); mean: the mean of its tokens' "
         "states, as sentence encoders such as MiniLM were trained",
     )
     text_projection: Literal["random", "identity"] = Field(
         "random",
-        description="what the projection of texts starts from. identity: the joint space begins as the text encoder's own, which "
-        "keeps what that knows of words that no training text has; embed_dim must be its width",
+        description="initial projection of texts. identity: the joint space starts as the text encoder's own space, which keeps "
+        "its knowledge of words that are not in the training texts; embed_dim must be its width",
     )
     gradient: Literal["exact", "released"] = Field(
         "exact",

@@ -219,10 +219,10 @@ def _attention_groups(passes: Sequence[FusionPass]) -> list[AttentionGroup]:
         # A pass joins the last group if it has the same tensors, and the same number of texts as each pass of the group.
         if (
             last is not None
-            and keys_values.same_tensors(last.passes[0])
-            and last.text_count == texts * len(last.passes)
+            and keys_values.same_tensors(last.keys_values[0])
+            and last.text_count == texts * len(last.keys_values)
         ):
-            groups[-1] = AttentionGroup((*last.passes, keys_values), last.text_count + texts)
+            groups[-1] = AttentionGroup((*last.keys_values, keys_values), last.text_count + texts)
         else:
             groups.append(AttentionGroup((keys_values,), texts))
     return groups

@@ -53,7 +53,7 @@ class WordHead(nn.Module):
         table = word_embeddings if self.decoder is None else self.decoder.weight
         return F.linear(self.transform(states), table, self.bias)
 
-    def start_loss(
+    def queue_loss(
         self,
         queue: FusionQueue,
         masked: PackedTexts,

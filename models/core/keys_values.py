@@ -57,36 +57,39 @@ class AttentionGroup:
     """Texts of one or more passes that attend to the same R rows of keys and values in one call of attention.
 
     Attributes:
-        passes: the keys and values of each pass. All passes share the same tensors, but their biases may differ.
+        keys_values: of each pass. All passes share the same tensors, but their biases may differ.
         text_count: total number of texts. Each pass has R * S texts, of which text n attends to row n // S.
     """
 
-    passes: tuple[KeysValues, ...]
+    keys_values: tuple[KeysValues, ...]
     text_count: int
 
     def layer(self, index: int) -> AttentionGroup:
         """A group of the same texts, with the keys and values of layer ``index`` only."""
-        passes = (KeysValues((each.layers[index],), each.bias, each.rows) for each in self.passes)
-        return AttentionGroup(tuple(passes), self.text_count)
+        of_layer = (KeysValues((each.layers[index],), each.bias, each.rows) for each in self.keys_values)
+        return AttentionGroup(tuple(of_layer), self.text_count)
 
     def read(self) -> tuple[Tensor, Tensor]:
         """Keys and values (R, K, D) of a group with one layer; selected rows are copied."""
-        ((keys, values),), rows = self.passes[0].layers, self.passes[0].rows
+        ((keys, values),), rows = self.keys_values[0].layers, self.keys_values[0].rows
         return (keys, values) if rows is None else (keys.index_select(0, rows), values.index_select(0, rows))
 
-    def bias(self, queries: int) -> Tensor | None:
-        """The bias (R, 1, 1, K) that all passes share, or (R, 1, passes * queries, K) if their biases differ.
+    def joined_bias(self, queries_per_row: int) -> Tensor | None:
+        """The bias (R, 1, 1, K) that all passes share, or (R, 1, passes * queries_per_row, K) if their biases differ.
+
+        For example, texts of regions attend to the same tensors twice: for their boxes they see the whole image, for the other
+        losses only their region.
 
         Args:
-            queries: number of queries per row in each pass.
+            queries_per_row: number of queries per row in each pass.
         """
-        first, rows = self.passes[0].bias, self.passes[0].rows
+        first, rows = self.keys_values[0].bias, self.keys_values[0].rows
         if first is None:
             return None
-        shared = all(keys_values.bias is first for keys_values in self.passes)
+        shared = all(each.bias is first for each in self.keys_values)
         if shared and rows is None:
             return first
-        biases, repeats = ([first], 1) if shared else ([keys_values.bias for keys_values in self.passes], queries)
+        biases, repeats = ([first], 1) if shared else ([each.bias for each in self.keys_values], queries_per_row)
         row_count = len(first) if rows is None else len(rows)
         joined = aligned_zeros((row_count, 1, len(biases) * repeats, first.shape[3]), first.dtype, first.device)
         for index, bias in enumerate(biases):

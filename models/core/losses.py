@@ -103,12 +103,14 @@ def sigmoid_contrastive(
                 *(queries, keys[block], temperature, bias),
                 *(local.group, theirs, offset - start, local.same_group),
             )
-            judged = _judge(*arguments) if count <= COLUMNS else _recomputed(_judge, *arguments)
-            loss = loss + judged.masked_fill(~local.valid, 0).sum() / 2
+            per_query = (
+                _pairwise_sigmoid(*arguments) if count <= COLUMNS else _recomputed(_pairwise_sigmoid, *arguments)
+            )
+            loss = loss + per_query.masked_fill(~local.valid, 0).sum() / 2
     return loss
 
 
-def _judge(
+def _pairwise_sigmoid(
     queries: Tensor,
     keys: Tensor,
     temperature: Tensor,
@@ -161,8 +163,8 @@ def _compare(
     """
     hidden, positive = _roles(group, theirs, offset, same_group)
     # A large negative number instead of -inf, so that a chunk in which all columns are hidden has a gradient of 0, not NaN.
-    likeness = (queries @ keys.t() / temperature).masked_fill(hidden, torch.finfo(queries.dtype).min / 2)
-    return likeness.logsumexp(dim=1), likeness.masked_fill(~positive, 0).sum(dim=1), positive.sum(dim=1)
+    logits = (queries @ keys.t() / temperature).masked_fill(hidden, torch.finfo(queries.dtype).min / 2)
+    return logits.logsumexp(dim=1), logits.masked_fill(~positive, 0).sum(dim=1), positive.sum(dim=1)
 
 
 def _recomputed(compare: Callable[..., Any], *arguments: Any) -> Any:

@@ -55,7 +55,7 @@ class MatchingHead(MLPHead):
         """The index (N,) of one negative for each row of ``similarity`` (N, N)."""
         return sample(negative_weights(similarity, allowed))
 
-    def start_loss(
+    def queue_loss(
         self, queue: FusionQueue, texts: PackedTexts, keys_values: KeysValues, negatives: HardNegatives
     ) -> Callable[[], Tensor]:
         """Queue the matched pairs, and the pairs with hard negatives. After the queue has run, the returned function computes the

@@ -114,11 +114,11 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, ids: Tensor, positions: Tensor | None = None, words: Tensor | None = None) -> Tensor:
-        """Embeddings (N, L, D) of ``ids`` (N, L).
+        """Embeddings (..., D) of ``ids``.
 
         Args:
-            ids: (N, L) int64.
-            positions: (N, L) int64, indices in the position table; if None, in the order of the tokens.
+            ids: (...,) int64, such as (T,) of packed tokens or (N, L).
+            positions: of the same shape, indices in the position table; if None, in the order of the tokens of ``ids`` (N, L).
             words: (V, D), the word table if this module has none.
         """
         if positions is None:

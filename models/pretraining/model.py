@@ -63,7 +63,10 @@ class PretrainModel(XVLM):
         self.box_head = BoxHead(width)
         # BERT's head belongs to the text encoder's family, and so does its eps (as released).
         self.word_head = WordHead(width, vocabulary, self.text.block_config.eps, own_table=own_table)
-        self.streams = self._build_streams(config, weights or LossWeights(), streams or StreamWeights())
+        factors = (streams or StreamWeights()).model_dump()
+        all_streams = self._build_streams(config, weights or LossWeights(), factors)
+        self.streams = {name: stream for name, stream in all_streams.items() if factors[name] is not None}
+        self._freeze_untrained(all_streams.values())
         self._untrained: dict[tuple[tuple[str, ...], ...], list[nn.Parameter]] = {}
         """Cache of :meth:`_untrained_by`, keyed by the losses of a step: going through all parameters takes milliseconds."""
 
@@ -152,34 +155,38 @@ class PretrainModel(XVLM):
         ]
 
     def _build_streams(
-        self, config: PretrainModelConfig, weights: LossWeights, factors: StreamWeights
+        self, config: PretrainModelConfig, weights: LossWeights, factors: dict[str, float | None]
     ) -> dict[str, Stream[Any]]:
-        """Build the streams of the run, by name.
-
-        Parameters that are trained only by losses outside this run are frozen. They then cost nothing, and DDP does not wait for
-        their gradients.
+        """Build all streams, by name. Streams that the run does not have get the factor 0.
 
         Raises:
-            UserError: if the model does not fit the streams.
-            ValueError: if there is a parameter that no loss of any stream declares to train.
+            UserError: if the model does not fit the streams of the run.
         """
-        factor = {name: getattr(factors, name) for name in STREAMS}
-        identical = config.contrastive.identical_texts
-        streams = {name: kind(name, factor[name] or 0.0, weights, identical) for name, kind in STREAMS.items()}
-        if factor["translations"] is not None and self.vision.width != self.text.width:
+        if factors["translations"] is not None and self.vision.width != self.text.width:
             raise UserError(
                 f"data.translations: the fusion attends to texts as it does to images, but images have width {self.vision.width} "
                 f"and texts {self.text.width}; give model.vision and model.fusion one width, or drop data.translations"
             )
-        declared = self.trained_by((stream, [loss.name for loss in stream.declared]) for stream in streams.values())
-        unclaimed = [name for name, _ in self.named_parameters() if name not in declared]
-        if unclaimed:
-            raise ValueError(f"{unclaimed[0]}: no loss declares that it trains this parameter; add it to its `trains`")
-        trained = self.trained_by((stream, stream.weights) for stream in streams.values())
+        identical = config.contrastive.identical_texts
+        return {name: kind(name, factors[name] or 0.0, weights, identical) for name, kind in STREAMS.items()}
+
+    def _freeze_untrained(self, streams: Collection[Stream[Any]]) -> None:
+        """Freeze the parameters that are trained only by losses outside this run. They then cost nothing, and DDP does not wait
+        for their gradients.
+
+        Raises:
+            ValueError: if there is a parameter that no loss of any stream declares to train.
+        """
+        declared = self.trained_by((stream, [loss.name for loss in stream.declared]) for stream in streams)
+        trained = self.trained_by((stream, stream.weights) for stream in streams)
         for name, parameter in self.named_parameters():
+            if name not in declared:
+                raise ValueError(
+                    f"{name}: no loss declares that it trains this parameter; add it to `trains` of a loss in "
+                    "models/pretraining/streams.py"
+                )
             if name not in trained:
                 parameter.requires_grad_(False)
-        return {name: stream for name, stream in streams.items() if factor[name] is not None}
 
     def trained_by(self, losses: Iterable[tuple[Stream[Any], Collection[str]]]) -> set[str]:
         """Names of the parameters that these losses declare to train. ``losses``: streams, each with the names of its losses."""
@@ -187,7 +194,8 @@ class PretrainModel(XVLM):
         return {name for name, _ in self.named_parameters() if any(covers(part, name) for part in parts)}
 
     def _untrained_by(self, steps: Sequence[StreamStep]) -> list[nn.Parameter]:
-        """The parameters that are trained in this run, but not by the losses of this step."""
+        """The parameters that are trained in this run, but not by the losses of this step. Every batch has all streams of the
+        run."""
         key = tuple((step.stream.name, *step.requested) for step in steps)
         if key not in self._untrained:
             trained = self.trained_by((step.stream, step.requested) for step in steps)

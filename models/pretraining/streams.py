@@ -1,7 +1,7 @@
 """The streams of pre-training and their losses (section 3.3). The ``losses`` of each stream follow :mod:`models.reference`.
 
 To add a loss, give it a weight in :class:`LossWeights`, declare and compute it in a stream here, and add it to
-:mod:`models.reference`. ``docs/architecture.md`` has a worked example.
+:mod:`models.reference`. ``docs/architecture.md`` has a worked example. :mod:`models.pretraining.flops` counts the FLOPs.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ class Stream(ABC, Generic[B]):
         return [part for loss in self.declared if loss.name in requested for part in loss.trains]
 
     def needs(self, part: str, requested: Collection[str]) -> bool:
-        """True if any of the ``requested`` losses trains this part of the model."""
-        return part in self.trained_by(requested)
+        """True if any of the ``requested`` losses trains this part of the model, or a part of it."""
+        return any(each == part or each.startswith(f"{part}.") for each in self.trained_by(requested))
 
 
 class PairStream(Stream[P]):
@@ -141,8 +141,8 @@ class PairStream(Stream[P]):
     contrastive_parts: ClassVar[tuple[str, ...]] = ("contrastive",)
 
     def __init__(self, name: str, factor: float, weights: LossWeights, identical: IdenticalTexts):
-        super().__init__(name, factor, weights, identical)
         self.same_group: Identical = getattr(identical, name)
+        super().__init__(name, factor, weights, identical)
 
     def declare(self, weights: LossWeights) -> list[Loss[P]]:
         return [
@@ -176,7 +176,7 @@ class PairStream(Stream[P]):
 
     @abstractmethod
     def embed(self, model: Modules, batch: P, encoded: Encoded) -> EmbeddedPairs:
-        """The pairs of the contrastive loss."""
+        """The pairs of the contrastive loss, for gradient caching and for streams whose images need no further computation."""
 
     def embed_pairs(
         self, model: Modules, batch: P, images: Concepts | PackedTexts, texts: PackedTexts
@@ -207,12 +207,12 @@ class ImageTextStream(PairStream[ImageTextBatch | VideoTextBatch]):
         if "contrastive" in requested:
             started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
         if "mlm" in requested:
-            started["mlm"] = model.word_head.start_loss(  # eq. 3
+            started["mlm"] = model.word_head.queue_loss(  # eq. 3
                 queue, texts["masked"], whole_image, batch.text, model.text.word_embeddings
             )
         if "matching" in requested:
             negatives = self.hard_negatives(model, pairs)
-            started["matching"] = model.matching_head.start_loss(queue, texts["plain"], whole_image, negatives)  # eq. 2
+            started["matching"] = model.matching_head.queue_loss(queue, texts["plain"], whole_image, negatives)  # eq. 2
         queue.run()
         return {loss: finish() for loss, finish in started.items()}
 
@@ -236,8 +236,8 @@ class RegionTextStream(PairStream[RegionBatch]):
     """
 
     def __init__(self, name: str, factor: float, weights: LossWeights, identical: IdenticalTexts):
-        super().__init__(name, factor, weights, identical)
         self.whole_image_boxes = weights.whole_image_boxes
+        super().__init__(name, factor, weights, identical)
 
     def declare(self, weights: LossWeights) -> list[Loss[RegionBatch]]:
         trains = (*self.encoders, "fusion", "box_head")
@@ -253,6 +253,8 @@ class RegionTextStream(PairStream[RegionBatch]):
         images, texts = encoded.images, encoded.texts
         assert images is not None
         regions = model.vision.regions(images, batch.patch_mask, batch.image_index)
+        # The contrastive loss comes first, since its gather overlaps with the fusion. Neighbours in the queue share attention to
+        # the same keys, so the matching loss comes last: its negatives select other rows.
         queue = FusionQueue(model.fusion)
         started: dict[str, Callable[[], Tensor]] = {}
         if aligns(requested):
@@ -263,18 +265,18 @@ class RegionTextStream(PairStream[RegionBatch]):
         if "contrastive" in requested:
             started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
         if self.needs("box_head", requested):
-            cls = queue.cls(texts["plain"], whole_image)
+            box_states = queue.cls(texts["plain"], whole_image)
         if "mlm" in requested:
-            started["mlm"] = model.word_head.start_loss(  # eq. 3
+            started["mlm"] = model.word_head.queue_loss(  # eq. 3
                 queue, texts["masked"], region, batch.text, model.text.word_embeddings
             )
         if "matching" in requested:
             negatives = self.hard_negatives(model, pairs)
-            started["matching"] = model.matching_head.start_loss(queue, texts["plain"], region, negatives)  # eq. 2
+            started["matching"] = model.matching_head.queue_loss(queue, texts["plain"], region, negatives)  # eq. 2
         queue.run()
         totals = {loss: finish() for loss, finish in started.items()}
         if self.needs("box_head", requested):
-            boxes, has_box = model.box_head(cls()), self.has_box(batch)  # eq. 4
+            boxes, has_box = model.box_head(box_states()), self.has_box(batch)  # eq. 4
             if "l1" in requested:
                 totals["l1"] = box_l1(boxes, batch.boxes_cxcywh, has_box)  # eq. 5
             if "giou" in requested:
@@ -315,7 +317,7 @@ class TextStream(Stream[TextBatch]):
         self, model: Modules, batch: TextBatch, encoded: Encoded, requested: Collection[str]
     ) -> dict[str, Tensor]:
         queue, masked = FusionQueue(model.fusion), encoded.texts["masked"]
-        words = model.word_head.start_loss(queue, masked, None, batch.text, model.text.word_embeddings)  # eq. 3
+        words = model.word_head.queue_loss(queue, masked, None, batch.text, model.text.word_embeddings)  # eq. 3
         queue.run()
         return {"mlm": words()}
 
@@ -346,10 +348,10 @@ class TranslationStream(PairStream[TranslationBatch]):
             started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
         if "matching" in requested:
             first, negatives = model.fusion.project_texts(texts["plain"]), self.hard_negatives(model, pairs)
-            started["matching"] = model.matching_head.start_loss(queue, translation, first, negatives)  # eq. 2
+            started["matching"] = model.matching_head.queue_loss(queue, translation, first, negatives)  # eq. 2
         if "mlm" in requested:
             second = model.fusion.project_texts(translation)
-            started["mlm"] = model.word_head.start_loss(  # eq. 3
+            started["mlm"] = model.word_head.queue_loss(  # eq. 3
                 queue, texts["masked"], second, batch.text, model.text.word_embeddings
             )
         queue.run()

@@ -42,7 +42,7 @@ class RetrievalModel(XVLM):
         negatives = self.matching_head.hard_negatives(self.contrastive.similarity(pairs.image, pairs.text), allowed)
         queue = FusionQueue(self.fusion)
         keys_values = self.fusion.project_concepts(images)
-        matching = self.matching_head.start_loss(queue, texts, keys_values, negatives)  # eq. 2
+        matching = self.matching_head.queue_loss(queue, texts, keys_values, negatives)  # eq. 2
         queue.run()
         return {"contrastive": Term(contrastive(), 1.0), "matching": Term(matching(), 1.0)}
 

@@ -31,7 +31,7 @@ def keys_values(fusion) -> KeysValues:
 def read(keys_values: KeysValues) -> list[Tensor]:
     """Keys, values and bias of all layers."""
     layers = [AttentionGroup((keys_values,), len(keys_values)).layer(index) for index in range(len(keys_values.layers))]
-    return [part for layer in layers for part in (*layer.read(), layer.bias(1)) if part is not None]
+    return [part for layer in layers for part in (*layer.read(), layer.joined_bias(1)) if part is not None]
 
 
 def texts(count: int, seed: int) -> PackedTexts:
@@ -107,8 +107,8 @@ def test_neighbouring_passes_over_the_same_rows_with_equally_many_texts_share_it
     other = keys_values.select(torch.tensor([1, 0, 2]))
     numbers = [(3, keys_values), (3, keys_values), (6, keys_values), (6, keys_values), (3, other), (3, keys_values)]
     found = _attention_groups([FusionPass(texts(count, 0), seen) for count, seen in numbers])
-    assert [(each.text_count, len(each.passes)) for each in found] == [(6, 2), (12, 2), (3, 1), (3, 1)]
-    assert [each.passes[0] for each in found] == [keys_values, keys_values, other, keys_values]
+    assert [(each.text_count, len(each.keys_values)) for each in found] == [(6, 2), (12, 2), (3, 1), (3, 1)]
+    assert [each.keys_values[0] for each in found] == [keys_values, keys_values, other, keys_values]
 
 
 def test_passes_with_keys_and_values_and_without_do_not_go_together(fusion, keys_values):

@@ -31,7 +31,7 @@ PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
 EXACT = {
     ("models/core/contrastive.py", "ContrastiveHead.similarity"): "near cosines are divided by a small temperature",
     ("models/core/losses.py", "_compare"): "the same",
-    ("models/core/losses.py", "_judge"): "the same",
+    ("models/core/losses.py", "_pairwise_sigmoid"): "the same",
     ("models/core/vision.py", "VisionEncoder.regions"): "means of patches",
     ("tasks/two_stage.py", "TwoStageRetrieval._nearest"): "near cosines would tie",
 }
@@ -77,7 +77,7 @@ def test_a_step_of_all_streams_has_products_in_bf16_and_the_rest_in_float32(loss
         ("models/core/contrastive.py", "ContrastiveHead.similarity"),
         ("models/core/vision.py", "VisionEncoder.regions"),
     }
-    places.add(("models/core/losses.py", "_compare" if loss == "softmax" else "_judge"))
+    places.add(("models/core/losses.py", "_compare" if loss == "softmax" else "_pairwise_sigmoid"))
     assert check(operations, pretend) == places
 
 
