@@ -205,9 +205,10 @@ class BlockCost:
         ``keys`` are the keys of the cross-attention; if None, it is skipped.
         """
         count = int(queries.sum())
-        total = self.token * int(tokens.sum()) + self.query * count + self.pair * int((queries * tokens).sum())
+        total = self.token * int(tokens.sum()) + self.query * count + self.pair * int(queries @ tokens)
         if keys is not None:
-            total += self.cross_query * count + self.cross_pair * int((queries * keys).sum())
+            pairs = keys * count if isinstance(keys, int) else int(queries @ keys)
+            total += self.cross_query * count + self.cross_pair * pairs
         return total
 
 
@@ -266,7 +267,8 @@ class StackCost:
         inner, last = self.alone if keys is None else self.attending
         if queries is None:
             return (inner + last).flops(tokens, tokens, keys) + self.projection * int(tokens.sum())
-        queries = np.broadcast_to(queries, tokens.shape)
+        if isinstance(queries, int):
+            queries = np.full_like(tokens, queries)
         flops = inner.flops(tokens, tokens, keys) + last.flops(tokens, queries, keys)
         return flops + self.projection * int(queries.sum())
 

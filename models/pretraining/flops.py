@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from utils.batch import (
     Work,
 )
 
-COUNTED = ("contrastive", "matching", "mlm", "l1", "giou")
+COUNTED = frozenset({"contrastive", "matching", "mlm", "l1", "giou"})
 """The losses whose FLOPs are counted here."""
 
 
@@ -41,7 +42,7 @@ def work_of(cost: ModelCost, stream: Stream[Any], batch: Any, requested: Collect
             work = _regions(cost, stream, batch, requested)
         case _:
             work = _images(cost, stream, batch, requested)
-    return work + Work(flops=0 if set(requested) <= set(COUNTED) else math.nan)
+    return work if COUNTED.issuperset(requested) else replace(work, flops=math.nan)
 
 
 def _texts(cost: ModelCost, batch: TextBatch) -> Work:
