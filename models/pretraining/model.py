@@ -25,7 +25,7 @@ from models.core.vision import Concepts
 from models.core.xvlm import XVLM
 from models.pretraining.config import PretrainModelConfig, StreamWeights
 from models.pretraining.flops import work_of
-from models.pretraining.streams import STREAMS, Encoded, LossWeights, PairStream, Stream, covers
+from models.pretraining.streams import STREAMS, Encoded, LossWeights, PairStream, Stream, includes
 from utils.batch import Losses, PretrainBatch, Term, Work
 from utils.errors import UserError
 
@@ -191,7 +191,7 @@ class PretrainModel(XVLM):
     def trained_by(self, losses: Iterable[tuple[Stream[Any], Collection[str]]]) -> set[str]:
         """Names of the parameters that these losses declare to train. ``losses``: streams, each with the names of its losses."""
         parts = {part for stream, requested in losses for part in stream.trained_by(requested)}
-        return {name for name, _ in self.named_parameters() if any(covers(part, name) for part in parts)}
+        return {name for name, _ in self.named_parameters() if any(includes(part, name) for part in parts)}
 
     def _untrained_by(self, steps: Sequence[StreamStep]) -> list[nn.Parameter]:
         """The parameters that are trained in this run, but not by the losses of this step. Every batch has all streams of the

@@ -377,7 +377,7 @@ STREAMS: dict[str, type[Stream[Any]]] = {
 reproducible."""
 
 
-def covers(part: str, parameter: str) -> bool:
+def includes(part: str, parameter: str) -> bool:
     """True if ``part``, a name as in :attr:`Loss.trains`, includes this parameter."""
     steps: Sequence[str] = part.split(".")
     found = parameter.split(".")[: len(steps)]

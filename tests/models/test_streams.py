@@ -287,6 +287,14 @@ def test_without_masked_words_matching_and_boxes_the_fusion_does_not_run(monkeyp
 def test_the_boxes_of_whole_images_are_learned_where_the_config_says_so():
     model, batch = built(STREAMS["regions"])
     every, _ = built(STREAMS["regions"], whole_image_boxes=True)
-    region = batch.regions
-    assert model.counts(batch)["regions/l1"] == (region.valid & ~region.is_image).sum()
-    assert every.counts(batch)["regions/l1"] == region.valid.sum()
+    every.load_state_dict(model.state_dict())
+    rows = torch.arange(len(batch.regions.valid))
+    region = replace(batch.regions, is_image=rows % 3 == 0, valid=rows != 1)
+    batch = replace(batch, regions=region)
+    for each, learned in ((model, region.valid & ~region.is_image), (every, region.valid)):
+        assert 0 < learned.sum() < len(rows)
+        (encoded,) = each._encode_all([StreamStep(each.streams["regions"], region, ["l1"])])
+        predicted = each.predict_boxes(encoded.texts["plain"], encoded.images, region.image_index)
+        by_hand = (predicted - region.boxes_cxcywh).abs().sum(dim=1)[learned].sum()
+        assert each.counts(batch)["regions/l1"] == each.counts(batch)["regions/giou"] == learned.sum()
+        torch.testing.assert_close(totals(each, batch)["regions/l1"], by_hand)
