@@ -22,7 +22,7 @@ from models.core.blocks import Attention, Block, ResidualOutput
 from models.core.fusion import FusionEncoder
 from models.core.hub_text import HubTextEncoder
 from models.core.losses import EmbeddedPairs, SameGroup
-from models.core.matching import HardNegatives, allowed_negatives
+from models.core.matching import HardNegatives
 from models.core.text import TextEncoder
 from models.pretraining.model import PretrainModel
 from models.pretraining.streams import PairStream, RegionTextStream, Stream, TranslationStream
@@ -145,9 +145,7 @@ def pairs_of(
 def align(model: PretrainModel, pairs: EmbeddedPairs) -> tuple[Tensor, HardNegatives]:
     """The contrastive loss of N pairs, and hard negatives that are sampled by the similarity of their embeddings."""
     wait_for_loss = model.contrastive.start_loss(pairs)  # gathers the embeddings of other ranks
-    allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
-    similarity = model.contrastive.similarity(pairs.image, pairs.text)
-    return wait_for_loss(), model.matching_head.hard_negatives(similarity, allowed)
+    return wait_for_loss(), model.matching_head.hard_negatives(model.contrastive, pairs)
 
 
 def embed_text(model: PretrainModel, text: Padded) -> Tensor:

@@ -1,7 +1,7 @@
 """How a model trains: which parts are frozen, which get adapters, which use gradient checkpointing, and how they are compiled.
 
 The functions work on any model. A part is a direct child of the model and is found by its name. Encoders say what they support by
-having the methods of :class:`Encoder`; a part without them can still be frozen.
+having the methods of :class:`EncoderBlocks`; a part without them can still be frozen.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COMPILATIONS = 64
 
 
 @runtime_checkable
-class Encoder(Protocol):
+class EncoderBlocks(Protocol):
     """An encoder, or a stack of blocks inside one, that supports gradient checkpointing and compiling."""
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
@@ -42,9 +42,9 @@ class CallsProjections(Protocol):
         """Make the blocks call all of their linear layers, so that adapters take part."""
 
 
-def encoders_in(module: nn.Module) -> Iterator[Encoder]:
+def encoders_in(module: nn.Module) -> Iterator[EncoderBlocks]:
     """All encoders in a module, itself included."""
-    return (each for each in module.modules() if isinstance(each, Encoder))
+    return (each for each in module.modules() if isinstance(each, EncoderBlocks))
 
 
 def set_gradient_checkpointing(model: nn.Module, parts: Collection[str]) -> None:
@@ -107,7 +107,7 @@ def stay_in_evaluation_mode(module: nn.Module) -> None:
 
 
 def _keep_mode(module: nn.Module, mode: bool = True) -> nn.Module:
-    """Stands in for ``train`` of a module that stays in evaluation mode."""
+    """Replaces the method ``train`` of a module that stays in evaluation mode."""
     return module
 
 
@@ -121,8 +121,8 @@ def add_adapters(model: nn.Module, config: LoraConfig, frozen: Collection[str] =
         frozen: parts that never train, which get no adapters.
 
     Raises:
-        UserError: if the model lacks a part that is named, nothing would train there, or the rank is not below that of the
-            weights.
+        UserError: if the model lacks a part that is named, nothing would train there, or the rank is not smaller than the
+            rank of any weight.
     """
     present = [part for part in PARTS if hasattr(model, part)]
     if missing := [part for part in config.targets or () if part not in present]:
@@ -150,7 +150,7 @@ def add_adapters(model: nn.Module, config: LoraConfig, frozen: Collection[str] =
 
 
 def _layers_to_adapt(model: nn.Module, part: str, layers: str) -> list[str]:
-    """Names of the trainable linear layers in the blocks of ``part``: all of them, or those of attention only."""
+    """Names of the trainable linear layers in the blocks of ``part``: all, or only the attention layers."""
     return [
         name
         for inner, module in model.get_submodule(part).named_modules()
@@ -173,5 +173,5 @@ def _check_rank(model: nn.Module, rank: int, layers: Sequence[str]) -> None:
 
 
 def _recount(model: nn.Module) -> None:
-    """Have the model count its FLOPs anew (:class:`models.core.flops.ModelCost`): they depend on what trains."""
+    """Clear the model's cached :class:`models.core.flops.ModelCost`, which depends on the parameters that train."""
     model.__dict__.pop("cost", None)

@@ -64,7 +64,7 @@ INSIDE_MODELS = {
     "checkpoints": {"core", "pretraining", "tasks", "checkpoints"},
     "reference": {"core", "pretraining"},
 }
-"""What the parts of ``models`` may import of each other."""
+"""For each part of ``models``, the parts that it may import."""
 
 
 def imported_parts(path: Path) -> set[str]:
@@ -88,7 +88,7 @@ def test_a_part_of_models_imports_only_what_lies_below_it(part):
 
 @pytest.mark.parametrize("part", ["core", "pretraining", "tasks", "inference"])
 def test_modules_of_a_part_of_models_import_each_other_in_one_direction(part):
-    """Imports for types alone are no exception."""
+    """This includes imports that only type checkers use."""
     folder = ROOT / "models" / part
     imports = {}
     for path in folder.glob("*.py"):

@@ -308,11 +308,11 @@ class BlockStack(nn.Module):
         return self.project(texts.padded(), texts.packing.mask)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """See :class:`optim.setup.Encoder`."""
+        """See :class:`optim.setup.EncoderBlocks`."""
         self.gradient_checkpointing = enabled
 
     def compile_blocks(self, **options: Any) -> None:
-        """See :class:`optim.setup.Encoder`.
+        """See :class:`optim.setup.EncoderBlocks`.
 
         The number of tokens changes from step to step. Shapes are dynamic from the start, so that all ranks compile in the same
         step.

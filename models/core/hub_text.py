@@ -56,7 +56,7 @@ class HubTextEncoder(nn.Module):
         )
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """See :class:`optim.setup.Encoder`.
+        """See :class:`optim.setup.EncoderBlocks`.
 
         Raises:
             UserError: if the Hugging Face model does not support it.
@@ -71,7 +71,7 @@ class HubTextEncoder(nn.Module):
             raise UserError(f"train.recompute: {error}; remove `text`") from None
 
     def compile_blocks(self, **options: Any) -> None:
-        """See :class:`optim.setup.Encoder`."""
+        """See :class:`optim.setup.EncoderBlocks`."""
         self.model.compile(dynamic=True, **options)
 
     @property

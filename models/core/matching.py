@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from models.core import losses
+from models.core.contrastive import ContrastiveHead
 from models.core.fusion import FusionQueue
 from models.core.heads import MLPHead
 from models.core.keys_values import KeysValues
-from models.core.losses import SameGroup, at_least_float32
+from models.core.losses import EmbeddedPairs, SameGroup, at_least_float32
 from models.core.packing import PackedTexts
 
 
@@ -38,13 +39,10 @@ class MatchingHead(MLPHead):
         super().__init__(width, 2)
 
     @torch.no_grad()
-    def hard_negatives(self, similarity: Tensor, allowed: Tensor) -> HardNegatives:
-        """Sample a negative image and a negative text for each of N local pairs. Similar ones are sampled more often.
-
-        Args:
-            similarity: (N images, N texts), divided by the temperature.
-            allowed: (N, N) bool, see :func:`allowed_negatives`.
-        """
+    def hard_negatives(self, contrastive: ContrastiveHead, pairs: EmbeddedPairs) -> HardNegatives:
+        """Sample a negative image and a negative text for each of N pairs of the local batch, similar ones more often."""
+        allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
+        similarity = contrastive.similarity(pairs.image, pairs.text)
         return HardNegatives(
             image=self.sample_negatives(similarity.t(), allowed),
             text=self.sample_negatives(similarity, allowed),

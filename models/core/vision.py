@@ -197,7 +197,7 @@ class VisionEncoder(nn.Module):
         self.features = FeatureCache(self.backbone, self._frozen_blocks or len(self.backbone.blocks), folder, bound)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """See :class:`optim.setup.Encoder`.
+        """See :class:`optim.setup.EncoderBlocks`.
 
         Raises:
             UserError: if timm's backbone does not support it.
@@ -212,7 +212,7 @@ class VisionEncoder(nn.Module):
                 ) from None
 
     def compile_blocks(self, **options: Any) -> None:
-        """See :class:`optim.setup.Encoder`. Only ``forward_features`` of the backbone is called, so only it is compiled."""
+        """See :class:`optim.setup.EncoderBlocks`. Only ``forward_features`` of the backbone is called, so only it is compiled."""
         self.backbone.forward_features = torch.compile(self.backbone.forward_features, **options)
 
     def call_projections(self) -> None:

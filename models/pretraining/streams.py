@@ -19,7 +19,7 @@ from models.core.fusion import FusionEncoder, FusionQueue
 from models.core.heads import BoxHead, WordHead
 from models.core.hub_text import HubTextEncoder
 from models.core.losses import EmbeddedPairs, box_giou, box_l1
-from models.core.matching import HardNegatives, MatchingHead, allowed_negatives, matching_count
+from models.core.matching import MatchingHead, matching_count
 from models.core.packing import PackedTexts
 from models.core.text import TextEncoder
 from models.core.vision import Concepts, VisionEncoder
@@ -184,11 +184,6 @@ class PairStream(Stream[P]):
         """Embed the pairs of a batch. For translations, ``images`` are texts."""
         return model.contrastive.embed_pairs(images, texts, batch.valid, batch.text.text_id, self.same_group)
 
-    def hard_negatives(self, model: Modules, pairs: EmbeddedPairs) -> HardNegatives:
-        """Sample hard negatives for the matching loss by the similarity of the embeddings."""
-        allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
-        return model.matching_head.hard_negatives(model.contrastive.similarity(pairs.image, pairs.text), allowed)
-
 
 class ImageTextStream(PairStream[ImageTextBatch | VideoTextBatch]):
     """Whole images with their texts."""
@@ -211,7 +206,7 @@ class ImageTextStream(PairStream[ImageTextBatch | VideoTextBatch]):
                 queue, texts["masked"], whole_image, batch.text, model.text.word_embeddings
             )
         if "matching" in requested:
-            negatives = self.hard_negatives(model, pairs)
+            negatives = model.matching_head.hard_negatives(model.contrastive, pairs)
             started["matching"] = model.matching_head.queue_loss(queue, texts["plain"], whole_image, negatives)  # eq. 2
         queue.run()
         return {loss: finish() for loss, finish in started.items()}
@@ -253,8 +248,8 @@ class RegionTextStream(PairStream[RegionBatch]):
         images, texts = encoded.images, encoded.texts
         assert images is not None
         regions = model.vision.regions(images, batch.patch_mask, batch.image_index)
-        # The contrastive loss comes first, since its gather overlaps with the fusion. Neighbours in the queue share attention to
-        # the same keys, so the matching loss comes last: its negatives select other rows.
+        # Start the contrastive loss first, so that its gather overlaps with the fusion. Neighbours in the queue share attention
+        # to the same keys. Queue the matching loss after the others, because its negatives select other rows.
         queue = FusionQueue(model.fusion)
         started: dict[str, Callable[[], Tensor]] = {}
         if aligns(requested):
@@ -271,7 +266,7 @@ class RegionTextStream(PairStream[RegionBatch]):
                 queue, texts["masked"], region, batch.text, model.text.word_embeddings
             )
         if "matching" in requested:
-            negatives = self.hard_negatives(model, pairs)
+            negatives = model.matching_head.hard_negatives(model.contrastive, pairs)
             started["matching"] = model.matching_head.queue_loss(queue, texts["plain"], region, negatives)  # eq. 2
         queue.run()
         totals = {loss: finish() for loss, finish in started.items()}
@@ -347,7 +342,8 @@ class TranslationStream(PairStream[TranslationBatch]):
         if "contrastive" in requested:
             started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
         if "matching" in requested:
-            first, negatives = model.fusion.project_texts(texts["plain"]), self.hard_negatives(model, pairs)
+            first = model.fusion.project_texts(texts["plain"])
+            negatives = model.matching_head.hard_negatives(model.contrastive, pairs)
             started["matching"] = model.matching_head.queue_loss(queue, translation, first, negatives)  # eq. 2
         if "mlm" in requested:
             second = model.fusion.project_texts(translation)

@@ -12,7 +12,7 @@ from models.core.flops import frames_of, lengths
 from models.core.fusion import FusionQueue
 from models.core.gradient_cache import spanning
 from models.core.losses import EmbeddedPairs
-from models.core.matching import MatchingHead, allowed_negatives, matching_count
+from models.core.matching import MatchingHead, matching_count
 from models.core.packing import PackedTexts
 from models.core.vision import Concepts
 from models.core.xvlm import XVLM
@@ -38,8 +38,7 @@ class RetrievalModel(XVLM):
         images, texts = self._encode(batch)
         pairs = self._embed(batch, images, texts)
         contrastive = self.contrastive.start_loss(pairs)  # eq. 1
-        allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
-        negatives = self.matching_head.hard_negatives(self.contrastive.similarity(pairs.image, pairs.text), allowed)
+        negatives = self.matching_head.hard_negatives(self.contrastive, pairs)
         queue = FusionQueue(self.fusion)
         keys_values = self.fusion.project_concepts(images)
         matching = self.matching_head.queue_loss(queue, texts, keys_values, negatives)  # eq. 2

@@ -90,7 +90,7 @@ def one_by_one(fusion: FusionEncoder, each: FusionPass) -> list[Tensor]:
 
 @torch.no_grad()
 def test_in_each_pass_text_m_attends_to_row_m_over_s(fusion, keys_values):
-    """Passes over the same rows, with as many texts or more, beside passes over some of them and over chosen rows."""
+    """Some passes attend to the same rows with different numbers of texts, others to a part of the rows or to selected rows."""
     passes = [
         FusionPass(texts(3, 2), keys_values),
         FusionPass(texts(3, 3), keys_values),

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from models.core.contrastive import AligningConfig, ContrastiveHead
+from models.core.losses import EmbeddedPairs
 from models.core.matching import MatchingHead, allowed_negatives, matching_count, negative_weights, sample
 
 
@@ -32,8 +34,12 @@ def test_an_image_samples_texts_and_a_text_samples_images_by_their_similarity():
     often as the others."""
     similarity = torch.eye(3).roll(1, dims=1) * torch.tensor(3.0).log()
     torch.manual_seed(0)
-    head = MatchingHead(4)
-    sampled = [head.hard_negatives(similarity, every_pair(3)) for _ in range(1000)]
+    head, contrastive = MatchingHead(4), ContrastiveHead(AligningConfig(embed_dim=3, temperature=0.5), 4, 4)
+    every = torch.ones(3, dtype=torch.bool)
+    pairs = EmbeddedPairs(
+        torch.eye(3), contrastive.temperature.item() * similarity.t(), every, torch.arange(3), "negative"
+    )
+    sampled = [head.hard_negatives(contrastive, pairs) for _ in range(1000)]
     others = torch.arange(3).expand(1000, 3)
     for found, step in (("text", 1), ("image", -1)):
         index = torch.stack([getattr(each, found) for each in sampled])

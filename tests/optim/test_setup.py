@@ -11,7 +11,7 @@ from optim.setup import compile_encoders, set_frozen, set_gradient_checkpointing
 
 
 class Plain(nn.Module):
-    """A model that is none of ours: two parts, one of which has a parameter that never trains."""
+    """A plain model with two parts, one of which has a parameter that never trains."""
 
     def __init__(self) -> None:
         super().__init__()
