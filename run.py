@@ -1,55 +1,76 @@
 """The command line: ``python run.py --task TASK ...`` runs a task, ``python run.py COMMAND ...`` runs another command.
 
-``python run.py --help`` lists both. The module of a command is imported only when the command runs.
+``python run.py --help`` lists both. The module of a command is imported only when the command runs. To add a command, write its
+function (:mod:`utils.commands`) and its line in :data:`COMMANDS`.
 """
+
+from __future__ import annotations
 
 import difflib
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tasks import TASKS
 from utils.errors import UserError, one_line_errors
 
+if TYPE_CHECKING:
+    from utils.commands import CommandLine
+
 
 class Command(NamedTuple):
-    """A command. ``module`` defines ``main(argv) -> int``, from the arguments after the command's name to the exit status.
-    ``overrides``: it takes ``--config`` and ``key=value`` arguments, whose keys are checked before the module is imported."""
+    """A command: where its function is, as ``module:function``, and what it does, for the list of commands."""
 
-    module: str
+    target: str
     help: str
-    overrides: bool = False
+
+    def load(self) -> Callable[..., int]:
+        """Import the module, and return the function."""
+        module, _, function = self.target.partition(":")
+        command: Callable[..., int] = getattr(importlib.import_module(module), function)
+        return command
 
 
 COMMANDS = {
     "config": Command(
-        "tools.config.command", "the keys of a task's config, or a file's values and where they come from"
+        "tools.config.command:config", "the keys of a task's config, or a file's values and where they come from"
     ),
     "doctor": Command(
-        "tools.doctor.command", "check files, data, weights, memory and one step before a run, in half a minute", True
+        "tools.doctor.command:doctor",
+        "check files, data, weights, memory and one step before a run, in half a minute",
     ),
-    "prepare": Command("tools.prepare.command", "records for pre-training from the official files of public data sets"),
-    "index-shards": Command("tools.index_shards", "where each record of a run's shards begins, by several processes"),
-    "leaks": Command("tools.leaks", "images that training data share with held-out splits"),
-    "tables": Command("tools.tables", "the cells of the paper's tables, and which of their files are here"),
+    "prepare": Command(
+        "tools.prepare.command:prepare", "records for pre-training from the official files of public data sets"
+    ),
+    "index-shards": Command(
+        "tools.index_shards:index_shards", "where each record of a run's shards begins, by several processes"
+    ),
+    "leaks": Command("tools.leaks:leaks", "images that training data share with held-out splits"),
+    "tables": Command("tools.tables:tables", "the cells of the paper's tables, and which of their files are here"),
     "reproduce": Command(
-        "tools.reproduce.command", "run cells of the paper's tables; numbers beside the published ones"
+        "tools.reproduce.command:reproduce", "run cells of the paper's tables; numbers beside the published ones"
     ),
-    "sweep": Command("tools.sweep", "variants of a config one after another, and one table"),
-    "report": Command("tools.report.command", "one HTML page of a run, or of several side by side"),
-    "status": Command("tools.status.command", "how runs are doing: progress, losses, checkpoints, slow ranks, faults"),
+    "sweep": Command("tools.sweep:sweep", "variants of a config one after another, and one table"),
+    "report": Command("tools.report.command:report", "one HTML page of a run, or of several side by side"),
+    "status": Command(
+        "tools.status.command:status", "how runs are doing: progress, losses, checkpoints, slow ranks, faults"
+    ),
     "checkpoint": Command(
-        "tools.checkpoint.command", "what a weight file is, its published or our form, and how two files differ"
+        "tools.checkpoint.command:checkpoint",
+        "what a weight file is, its published or our form, and how two files differ",
     ),
-    "predict": Command("x2vlm.command", "ask a trained model about your images"),
-    "index": Command("x2vlm.search.index_command", "embed a folder of images, to search it by a sentence"),
-    "search": Command("x2vlm.search.search_command", "the images of an index that a sentence is about, and where"),
-    "export": Command("x2vlm.export.command", "a trained model as graphs of ONNX, for machines without a GPU"),
-    "serve": Command("x2vlm.page.command", "a page in the browser on which anyone tries models"),
-    "plan": Command("tools.plan.command", "the largest micro-batch that fits, and how long a run takes", True),
-    "tokenizer": Command("tools.tokenizer", "learn a tokenizer from the texts of your records"),
+    "predict": Command("x2vlm.command:predict", "ask a trained model about your images"),
+    "index": Command("x2vlm.search.index_command:index", "embed a folder of images, to search it by a sentence"),
+    "search": Command(
+        "x2vlm.search.search_command:search", "the images of an index that a sentence is about, and where"
+    ),
+    "export": Command("x2vlm.export.command:export", "a trained model as graphs of ONNX, for machines without a GPU"),
+    "serve": Command("x2vlm.page.command:serve", "a page in the browser on which anyone tries models"),
+    "plan": Command("tools.plan.command:plan", "the largest micro-batch that fits, and how long a run takes"),
+    "tokenizer": Command("tools.tokenizer:tokenizer", "learn a tokenizer from the texts of your records"),
+    "completion": Command("run:completion", "a script with which your shell completes commands and flags"),
 }
 
 START = """run.py: give a task, a config or a command.
@@ -67,37 +88,43 @@ def main(argv: Sequence[str]) -> int:
     if not argv:
         sys.stderr.write(START)
         return 2
+    # Imported here, so that packages that are not installed are one line.
+    from tasks.known_keys import known_keys
+    from utils.commands import call
+
     first, *rest = argv
     if first in COMMANDS:
-        command = COMMANDS[first]
-        if command.overrides:
-            _check_keys(rest)
-        return importlib.import_module(command.module).main(rest)
+        return call(COMMANDS[first].load(), rest, f"run.py {first}")
     if not first.startswith("-") and "=" not in first:
         raise UserError(_unknown_command(first))
-    launch = importlib.import_module("tasks.launch")
-    return launch.main(argv, lists())
+    return call(whole_command_line(), argv, "run.py", known_keys())
 
 
-def _check_keys(words: Sequence[str]) -> None:
-    """Look for misspelled keys in the config and the overrides of a command, before its module imports torch.
+def whole_command_line() -> CommandLine:
+    """The command that runs a task, with all others as its subcommands."""
+    from launch.command import run_task
+    from utils.commands import CommandLine, command_line
 
-    Raises:
-        ConfigError: see :func:`tasks.known_keys.check_keys`.
+    app, examples = command_line(run_task, "run.py")
+    for name, command in COMMANDS.items():
+        app.command(command.target, name=name, help=command.help)
+    tasks = "".join(f"  {name:13}{entry.help}\n" for name, entry in TASKS.items())
+    return CommandLine(app, f"\ntasks (--task TASK):\n{tasks}{examples}")
+
+
+def completion(shell: Literal["bash", "zsh", "fish"] = "bash") -> int:
+    """Print a script with which your shell completes the commands and flags of x2vlm.
+
+    Args:
+        shell: your shell.
+
+    Examples:
+        x2vlm completion bash > ~/.local/share/bash-completion/completions/x2vlm
+        x2vlm completion zsh > ~/.zfunc/_x2vlm
+        x2vlm completion fish > ~/.config/fish/completions/x2vlm.fish
     """
-    config = next((words[place + 1] for place, word in enumerate(words[:-1]) if word == "--config"), None)
-    if config is not None and "--task" not in words and Path(config).is_file():
-        kinds = importlib.import_module("tasks.kinds")
-        kinds.choose(config, [word for word in words if "=" in word and not word.startswith("-")], None).check_keys()
-
-
-def lists() -> str:
-    """The lists of commands and tasks for the help."""
-    lines = ["commands (python run.py COMMAND --help):"]
-    lines += [f"  {name:13}{command.help}" for name, command in COMMANDS.items()]
-    lines += ["", "tasks (--task TASK):"]
-    lines += [f"  {name:13}{entry.help}" for name, entry in TASKS.items()]
-    return "\n".join(lines) + "\n\n"
+    sys.stdout.write(whole_command_line().app.generate_completion(prog_name="x2vlm", shell=shell))
+    return 0
 
 
 def _unknown_command(word: str) -> str:

@@ -19,13 +19,13 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
-INSIDE = ("utils", "optim", "scheduler", "metrics", "models", "dataset", "engine", "tasks", "tools", "demo")
+INSIDE = ("utils", "optim", "scheduler", "metrics", "models", "dataset", "engine", "tasks", "launch", "tools", "demo")
 """Packages that become subpackages of x2vlm; run.py becomes a module of it."""
 
 NAMES = "|".join([*INSIDE, "run"])
 IMPORT = re.compile(rf"^(\s*from )({NAMES})(?=[. ])", re.MULTILINE)
-MODULE = re.compile(rf'"((?:{NAMES})(?:\.\w+)+)"')
-"""A text that may name a module, such as those of run.py's table of commands."""
+MODULE = re.compile(rf'"((?:{NAMES})(?:\.\w+)*)(:\w+)?"')
+"""A text that may name a module, or as in run.py's table of commands a module and a function of it."""
 
 
 class BuildAsOnePackage(build_py):
@@ -61,8 +61,10 @@ def as_subpackage(text: str) -> str:
 
 
 def _renamed(found: re.Match[str]) -> str:
-    path = HERE.joinpath(*found[1].split("."))
-    return f'"x2vlm.{found[1]}"' if path.is_dir() or path.with_suffix(".py").is_file() else found[0]
+    module, function = found[1], found[2] or ""
+    path = HERE.joinpath(*module.split("."))
+    named = (path.is_dir() or path.with_suffix(".py").is_file()) and ("." in module or function)
+    return f'"x2vlm.{module}{function}"' if named else found[0]
 
 
 if __name__ == "__main__":

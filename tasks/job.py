@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tasks import TASKS
 from tasks.kinds import Choice, TaskKind, choose
+from utils.commands import FLAGS, call
 from utils.config import load_config
 from utils.errors import UserError, of_surroundings
-from utils.flags import add_config, add_evaluate, add_output, add_overrides, add_resume, add_wait, parse
+from utils.flags import Override, Positive
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,28 @@ C = TypeVar("C", bound="RunConfig")
 
 logger = logging.getLogger(__name__)
 
+OVERRIDES = "values that replace the config's, as key=value."
+
+
+@FLAGS
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """What a run does, and where its results are.
+
+    Attributes:
+        config: YAML file; see configs/ (default: the task's own).
+        output: folder of the run (default: runs/<task>/<config's name>).
+        resume: resume from the newest checkpoint in --output.
+        evaluate: do not train: evaluate the weights of init.checkpoint (with --resume: those of the run).
+        wait: wait up to so many seconds for an --output in use: a lost node gives its run up late (default: refuse at once).
+    """
+
+    config: str | None = None
+    output: Path | None = None
+    resume: bool = False
+    evaluate: bool = False
+    wait: Positive | None = None
+
 
 def run_task(argv: Sequence[str], name: str, kind: TaskKind | None = None) -> int:
     """The command of a task's own script; returns the exit status.
@@ -36,32 +59,21 @@ def run_task(argv: Sequence[str], name: str, kind: TaskKind | None = None) -> in
         argv: the command line.
         name: of the task, in the table.
         kind: runs in place of the table's, with any config of the task.
-
-    Raises:
-        UserError: for a mistake in the command line, the config or the data.
     """
-    parser = argparse.ArgumentParser(prog=TASKS[name].script, description=TASKS[name].help, allow_abbrev=False)
-    add_run_flags(parser)
-    arguments = parse(parser, argv)
-    return run(choose(arguments.config, arguments.overrides, name, remedy="run {script}"), arguments, kind)
+
+    def run_script(*overrides: Override, flags: RunFlags = RunFlags()) -> int:
+        return run(choose(flags.config, overrides, name, remedy="run {script}"), flags, kind)
+
+    run_script.__doc__ = f"Run this task in one process: {TASKS[name].help}.\n\nArgs:\n    overrides: {OVERRIDES}"
+    return call(run_script, argv, TASKS[name].script)
 
 
-def add_run_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of a run, without those that start it on many devices."""
-    add_config(parser)
-    add_output(parser)
-    add_resume(parser)
-    add_evaluate(parser)
-    add_wait(parser)
-    add_overrides(parser)
-
-
-def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = None) -> int:
+def run(choice: Choice, flags: RunFlags, kind: TaskKind | None = None) -> int:
     """Train and report, or with ``--evaluate`` only report; returns the exit status.
 
     Args:
         choice: the task and its config.
-        arguments: of :func:`add_run_flags`.
+        flags: of the command line.
         kind: runs in place of the chosen one.
 
     Raises:
@@ -74,20 +86,20 @@ def run(choice: Choice, arguments: argparse.Namespace, kind: TaskKind | None = N
     from utils.distributed import process_group, rank
 
     schema, task_class = choice.load() if kind is None else kind
-    config = load_config(choice.config, arguments.overrides, schema)
-    if arguments.evaluate and not arguments.resume and config.init.checkpoint is None:
+    config = load_config(choice.config, choice.overrides, schema)
+    if flags.evaluate and not flags.resume and config.init.checkpoint is None:
         raise UserError("--evaluate needs weights: give init.checkpoint=..., or --resume with the --output of a run")
-    evaluates_others = arguments.evaluate and not arguments.resume
-    output = Path(arguments.output) if arguments.output else default_output(choice, evaluates_others=evaluates_others)
+    evaluates_others = flags.evaluate and not flags.resume
+    output = flags.output or default_output(choice, evaluates_others=evaluates_others)
     try:
         with ExitStack() as stack:
             device = stack.enter_context(process_group(config.train.start_timeout_min, output))
-            if not arguments.evaluate:
+            if not flags.evaluate:
                 _check_config(config)
-            stack.enter_context(claimed(output, arguments.wait or 0))
+            stack.enter_context(claimed(output, flags.wait or 0))
             stop = stack.enter_context(StopRequest(config.train.grace_s))
             try:
-                _run(task_class, config, output, arguments, device, stop)
+                _run(task_class, config, output, flags, device, stop)
             except Stopped as stopped:
                 if rank() == 0:
                     logger.warning("stopped by %s: %s", stop.name, stopped)
@@ -105,7 +117,7 @@ def _run(
     task_class: type[BaseTask[Any, Any, Any]],
     config: RunConfig,
     output: Path,
-    arguments: argparse.Namespace,
+    flags: RunFlags,
     device: torch.device,
     stop: StopRequest,
 ) -> None:
@@ -113,19 +125,19 @@ def _run(
     from utils import distributed, log
 
     with stop.at_once():
-        folder, checkpoint = RunFolder.open(output, config, arguments.resume, evaluate=arguments.evaluate)
+        folder, checkpoint = RunFolder.open(output, config, flags.resume, evaluate=flags.evaluate)
         log.set_up(folder.log_of(distributed.rank()))
         for fault in folder.passed_over:
             logger.warning("passed over a checkpoint: %s", fault)
         with _watched("the set-up", config, folder):
             task_class.make_inputs(config)
-            config = _usable(config, folder, checkpoint, arguments)
-            task = task_class.build(config, checkpoint, trains=not arguments.evaluate)
-        if arguments.evaluate:
+            config = _usable(config, folder, checkpoint, flags)
+            task = task_class.build(config, checkpoint, trains=not flags.evaluate)
+        if flags.evaluate:
             task.model.to(device)
-    if not arguments.evaluate:
+    if not flags.evaluate:
         _train(task, folder, device, checkpoint, stop)
-    again = "the same command" + ("" if arguments.resume or arguments.evaluate else " with --resume")
+    again = "the same command" + ("" if flags.resume or flags.evaluate else " with --resume")
     with stop.at_once(lambda: f"the evaluation is not finished; {again} makes it"):
         distributed.set_timeout(config.train.start_timeout_min)
         with _watched("the evaluation", config, folder):
@@ -176,7 +188,7 @@ def _train(
     trainer.fit()
 
 
-def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, arguments: argparse.Namespace) -> C:
+def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, flags: RunFlags) -> C:
     """The config with what the run, or the one that it starts from, keeps in place of what is gone.
 
     Raises:
@@ -185,7 +197,7 @@ def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, argumen
     from tasks.kept import check_words, weights_behind, with_kept_inputs
     from utils.inputs import check_inputs
 
-    evaluates_itself = arguments.evaluate and arguments.resume
+    evaluates_itself = flags.evaluate and flags.resume
     if evaluates_itself and checkpoint is None and not folder.best.is_file():
         raise UserError(
             f"--evaluate --resume: {folder.path} holds no weights; give the --output of a run that was trained"
@@ -196,7 +208,7 @@ def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, argumen
     if own:
         run, weights = folder.path, folder.best if checkpoint is None else checkpoint.model_file
     config = with_kept_inputs(config, run)
-    check_inputs(config, (*(("init",) if own else ()), *(("data",) if arguments.evaluate else ())))
+    check_inputs(config, (*(("init",) if own else ()), *(("data",) if flags.evaluate else ())))
     check_words(config, run, weights, resumes=own)
     return config
 

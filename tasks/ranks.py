@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from engine.chunks import check_chunks
@@ -11,12 +10,11 @@ from utils.config import load_config
 from utils.errors import UserError
 
 
-def check_ranks(choice: Choice, arguments: argparse.Namespace, numbers: Sequence[int], flags: str) -> None:
+def check_ranks(choice: Choice, numbers: Sequence[int], flags: str) -> None:
     """Refuse numbers of ranks on which steps of the run would differ, or that it cannot have. Imports the task.
 
     Args:
         choice: the task and its config.
-        arguments: of the run.
         numbers: of ranks that the job may have.
         flags: that allow these numbers, for messages.
 
@@ -25,7 +23,7 @@ def check_ranks(choice: Choice, arguments: argparse.Namespace, numbers: Sequence
             divide.
     """
     schema, _ = choice.load()
-    config = load_config(choice.config, arguments.overrides, schema)
+    config = load_config(choice.config, choice.overrides, schema)
     if len(numbers) > 1 and config.train.global_batch is None:
         raise UserError(
             f"{flags} needs train.global_batch: without it, another number of nodes would change the records of a step; give "

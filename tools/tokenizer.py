@@ -2,80 +2,69 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from dataset.formats.annotations import Row, read_rows
 from dataset.prepare.tokenizer import train_wordpiece
 from dataset.records.broken import broken_record
 from dataset.shards.readers import Shards
-from utils.errors import UserError, one_line_errors
+from utils.errors import UserError
 from utils.files import expanded
-from utils.flags import positive
+from utils.flags import SEVERAL, Positive, read_by
 from utils.progress import progress_bar
 
 TEXT_KEYS = ("caption", "text", "sentence", "question", "answer", "attributes", "source_text", "target_text")
 """Keys whose texts are learned from, in a record and in its elements."""
 
-EXAMPLES = """examples:
-  python run.py tokenizer --records data/own/captions_train.jsonl --out data/own/tokenizer
-  python run.py tokenizer --records data/pairs/*.tar data/regions --out data/tokenizer --size 8000
-  python run.py tokenizer --records list.jsonl --keys title,alt_text --out data/tokenizer"""
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
-def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments after ``run.py tokenizer``."""
-    parser = argparse.ArgumentParser(
-        prog="run.py tokenizer",
-        description="Learn a tokenizer from the texts of records; model.text.encoder takes its folder.",
-        epilog=f"{EXAMPLES}\n\nkeys that hold texts: {', '.join(TEXT_KEYS)}, and these in elems",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--records", nargs="+", required=True, metavar="FILE", help="JSON lines, a JSON array, tars, folders"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
-    parser.add_argument(
-        "--size", type=positive, default=30_000, metavar="N", help="largest number of entries (default: 30000)"
-    )
-    parser.add_argument(
-        "--keys",
-        type=lambda text: tuple(text.split(",")),
-        default=TEXT_KEYS,
-        metavar="KEY,...",
-        help="keys that hold texts (default: those listed below)",
-    )
-    parser.add_argument("--cased", action="store_true", help="keep upper and lower case apart")
-    parser.add_argument("--overwrite", action="store_true", help="replace a tokenizer in DIR")
-    return parser.parse_args(argv)
+def tokenizer(
+    *,
+    records: Annotated[list[str], SEVERAL],
+    out: Path,
+    size: Positive = 30_000,
+    keys: Annotated[tuple[str, ...], read_by(_names)] = TEXT_KEYS,
+    cased: bool = False,
+    overwrite: bool = False,
+) -> int:
+    """Learn a tokenizer from the texts of records; model.text.encoder takes its folder.
 
+    Args:
+        records: JSON lines, a JSON array, tars, folders.
+        out: folder to make.
+        size: largest number of entries.
+        keys: keys that hold texts, in a record and in its elems, separated by commas.
+        cased: keep upper and lower case apart.
+        overwrite: replace a tokenizer in --out.
 
-@one_line_errors
-def main(argv: Sequence[str]) -> int:
-    """Learn and save the tokenizer, and print what it was made of; exit status 2 for a mistake of the user."""
-    arguments = arguments_of(argv)
-    if (arguments.out / "tokenizer.json").exists() and not arguments.overwrite:
-        raise UserError(f"--out {arguments.out}: holds a tokenizer; give another folder, or --overwrite")
+    Examples:
+        python run.py tokenizer --records data/own/captions_train.jsonl --out data/own/tokenizer
+        python run.py tokenizer --records data/pairs/*.tar data/regions --out data/tokenizer --size 8000
+        python run.py tokenizer --records list.jsonl --keys title,alt_text --out data/tokenizer
+    """
+    if (out / "tokenizer.json").exists() and not overwrite:
+        raise UserError(f"--out {out}: holds a tokenizer; give another folder, or --overwrite")
     counts = {"records": 0, "texts": 0}
     broken: list[str] = []
-    texts = dict.fromkeys(_texts(arguments.records, arguments.keys, counts, broken))
+    texts = dict.fromkeys(_texts(records, keys, counts, broken))
     if not texts:
         raise UserError(
-            f"--records: no text under the keys {', '.join(arguments.keys)} in {counts['records']} records; name them in --keys"
+            f"--records: no text under the keys {', '.join(keys)} in {counts['records']} records; name them in --keys"
         )
     try:
-        entries = train_wordpiece(texts, arguments.out, vocab_size=arguments.size, lowercase=not arguments.cased)
+        entries = train_wordpiece(texts, out, vocab_size=size, lowercase=not cased)
     except ValueError as error:
-        raise UserError(f"--size {arguments.size}: {error}") from None
+        raise UserError(f"--size {size}: {error}") from None
     except OSError as error:
-        raise UserError(f"--out {arguments.out}: cannot be written: {error.strerror or error}") from None
+        raise UserError(f"--out {out}: cannot be written: {error.strerror or error}") from None
     left_out = f"; {len(broken)} records left out, the first: {broken[0]}" if broken else ""
     sys.stdout.write(
-        f"{arguments.out}: {entries} entries, from {counts['texts']} texts of {counts['records']} records{left_out}\n"
+        f"{out}: {entries} entries, from {counts['texts']} texts of {counts['records']} records{left_out}\n"
     )
     return 0
 

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from utils import accelerator
-from utils.clusters import check_rank
 from utils.errors import PeerLostError
 from utils.processes import die_with_parent
+from utils.rank_variables import check_rank
 
 T = TypeVar("T")
 

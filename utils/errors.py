@@ -36,6 +36,7 @@ PACKAGES = (
     "tqdm",
     "tensorboard",
     "av",
+    "cyclopts",
 )
 """What the packages of requirements.txt are imported as."""
 

@@ -1,140 +1,101 @@
-"""Flags that several commands share, and argparse types for their values."""
+"""Types of the values of flags: ``gpus: Positive`` takes a whole number of at least 1."""
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import math
 from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
-from utils.config import nearest_keys
-
-
-def add_task(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--task", metavar="TASK", help="a task's name, a folder with task.py, or a module (default: the config's task)"
-    )
+from cyclopts import Parameter
+from cyclopts.token import Token
 
 
-def add_config(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
-    default = "" if required else " (default: the task's own)"
-    parser.add_argument("--config", required=required, metavar="FILE", help=f"YAML file; see configs/{default}")
+class WrongValueError(ValueError):
+    """A word is not a value of a flag; says why."""
 
 
-def add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", metavar="DIR", help="folder of the run (default: runs/<task>/<config's name>)")
+class NotAnOverrideError(WrongValueError):
+    """A word is not of the form ``key=value``."""
 
 
-def add_resume(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--resume", action="store_true", help="resume from the newest checkpoint in --output")
+def read_by(read: Callable[[str], Any], **options: Any) -> Parameter:
+    """Marks a type whose values ``read`` makes of a word. It raises WrongValueError for a wrong one."""
+
+    def convert(_: type, tokens: Sequence[Token]) -> Any:
+        return read(tokens[0].value)
+
+    return Parameter(converter=convert, **options)
 
 
-def add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--evaluate",
-        action="store_true",
-        help="do not train: evaluate the weights of init.checkpoint (with --resume: those of the run)",
-    )
-
-
-def add_wait(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--wait",
-        type=positive,
-        metavar="S",
-        help="wait up to S seconds for an --output in use: a lost node gives its run up late (default: refuse at once)",
-    )
-
-
-def add_overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
-
-
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str], keys: Sequence[str] = ()) -> argparse.Namespace:
-    """Parse flags and overrides in any order. A wrong argument ends the program with one line and status 2.
-
-    Args:
-        parser: with :func:`add_overrides`.
-        argv: words of the command line.
-        keys: paths of the keys that overrides may set, to explain a key that was given as a flag.
-    """
-    arguments, unknown = parser.parse_known_intermixed_args(argv)
-    if unknown:
-        word = next((word for word in unknown if word.startswith("-")), unknown[0])
-        given = word.partition("=")[0]
-        name = given.lstrip("-").replace("-", "_")
-        near = nearest_keys(name, keys)[:2]
-        flags = [flag for action in parser._actions for flag in action.option_strings]
-        is_key = any(key.rpartition(".")[2] == name for key in near)
-        close = [] if is_key else difflib.get_close_matches(given, flags, n=1)
-        close = close or [f"{key}=VALUE" for key in near]
-        hint = f"did you mean {' or '.join(close)}?" if close else "see --help"
-        parser.error(f"{word} is not a flag; {hint} (values of the config are given as key=value, without dashes)")
-    for text in arguments.overrides:
-        if "=" not in text:
-            close = nearest_keys(text, keys)[:2]
-            remedy = f"; did you mean {' or '.join(f'{key}=VALUE' for key in close)}?" if close else ""
-            remedy = f"; did you mean --config {text}?" if text.endswith((".yaml", ".yml")) else remedy
-            parser.error(f"{text!r} is neither a flag nor of the form key=value{remedy}")
-    return arguments
-
-
-def one_of(names: Sequence[str]) -> Callable[[str], str]:
-    """One of some names, for argparse; a misspelled one is reported with the nearest."""
-
-    def name(text: str) -> str:
-        if text in names:
-            return text
-        close = difflib.get_close_matches(text, names, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(names)}"
-        raise argparse.ArgumentTypeError(f"{text!r} is unknown; {hint}")
-
-    return name
+SEVERAL = Parameter(consume_multiple=1)
+"""Marks a list: the flag takes all words up to the next flag, and may be repeated."""
 
 
 def positive(text: str) -> int:
-    """An integer of at least 1, for argparse."""
-    if not text.isdecimal() or int(text) < 1:  # not isdigit, which takes ² for a digit
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return int(text)
+    """An integer of at least 1."""
+    return whole_number(1)(text)
 
 
-def positive_real(text: str) -> float:
-    """A finite number above 0, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Reads an integer within bounds."""
+
+    def number(text: str) -> int:
+        # not isdigit, which takes ² for a digit
+        if text.isascii() and text.isdecimal() and least <= int(text) and (most is None or int(text) <= most):
+            return int(text)
+        wanted = f"a number from {least:,} to {most:,}" if most is not None else f"a whole number of at least {least}"
+        raise WrongValueError(f"{text!r} is not {wanted}")
+
+    return number
 
 
-def within(least: float, most: float) -> Callable[[str], float]:
-    """A number from ``least`` to ``most``, for argparse."""
+def within(least: float, most: float, *, above: bool = False) -> Callable[[str], float]:
+    """Reads a finite number from ``least``, or with ``above`` any number above it, to ``most``."""
 
     def number(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number from {least:g} to {most:g}")
+        if not least <= value <= most or not math.isfinite(value) or (above and value == least):
+            first = "above" if above else "from"
+            last = "" if most == math.inf else f" {'and at most' if above else 'to'} {most:g}"
+            raise WrongValueError(f"{text!r} is not a number {first} {least:g}{last}")
         return value
 
     return number
 
 
+def one_of(names: Sequence[str]) -> Callable[[str], str]:
+    """Reads one of some names; the nearest one is suggested for a misspelled one."""
+
+    def name(text: str) -> str:
+        if text in names:
+            return text
+        close = difflib.get_close_matches(text, names, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(names)}"
+        raise WrongValueError(f"{text!r} is unknown; {hint}")
+
+    return name
+
+
 def sentence(text: str) -> str:
-    """A text that is not blank, for argparse."""
+    """A text that is not blank."""
     if not text.strip():
-        raise argparse.ArgumentTypeError(f"{text!r} is blank; give a text")
+        raise WrongValueError(f"{text!r} is blank; give a text")
     return text
 
 
-def share(text: str) -> float:
-    """A number above 0 and at most 1, for argparse."""
-    value = positive_real(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is more than 1, all there is")
-    return value
+def override(text: str) -> str:
+    """A value that replaces one of the config, as ``key=value``."""
+    if "=" not in text:
+        remedy = f"; did you mean --config {text}?" if text.endswith((".yaml", ".yml")) else ""
+        raise NotAnOverrideError(f"{text!r} is neither a flag nor of the form key=value{remedy}")
+    return text
+
+
+Positive = Annotated[int, read_by(positive)]
+PositiveReal = Annotated[float, read_by(within(0, math.inf, above=True))]
+Share = Annotated[float, read_by(within(0, 1, above=True))]
+Override = Annotated[str, read_by(override)]

@@ -7,37 +7,21 @@ of srun.
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from launch.placement import ONE_NODE, Nodes, Placement, check_address, parse_nodes
 from utils.errors import UserError
+from utils.flags import WrongValueError
+from utils.rank_variables import Variables, is_rank
 
 PORT = 29500
 """Port of node 0 where nothing else is said: torchrun's."""
 
-LAST_PORT = 65535
-
 SLURM_PORTS = range(15000, 25000)
 """Ports of SLURM jobs, by their numbers, so that two jobs on one node have two; below those that the kernel gives out."""
-
-
-class Nodes(NamedTuple):
-    """Number of nodes: fixed, or ``elastic``, from ``least`` to ``most``, with restarts when it changes."""
-
-    least: int
-    most: int
-    elastic: bool = False
-
-    @property
-    def counts(self) -> range:
-        """The numbers of nodes that there may be."""
-        return range(self.least, self.most + 1)
-
-    def __str__(self) -> str:
-        return f"{self.least}:{self.most}" if self.elastic else str(self.most)
 
 
 class Rank(NamedTuple):
@@ -48,9 +32,6 @@ class Rank(NamedTuple):
     local: int
     all: int
     bound: bool = False
-
-
-ONE_NODE = Nodes(1, 1)
 
 
 @dataclass(frozen=True)
@@ -90,39 +71,14 @@ class Place:
         return self.rank.number == 0 if self.rank is not None else not self.node_rank
 
 
-def whole_number(text: str) -> int | None:
-    """The number that ``text`` has in decimal digits; None if it is something else. ``str.isdigit`` also accepts ²."""
-    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
-
-
-def parse_nodes(text: str) -> Nodes:
-    """``N`` or ``MIN:MAX``, for argparse."""
-    least, colon, most = text.partition(":")
-    parts = [least, most] if colon else [least]
-    counts = [whole_number(part) or 0 for part in parts]
-    if not all(counts) or counts[0] > counts[-1]:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a positive number N nor MIN:MAX")
-    return Nodes(counts[0], counts[-1], bool(colon))
-
-
-def check_address(address: str, name: str) -> None:
-    """Raises :class:`UserError`, in which ``name`` names the address, unless it is HOST:PORT with a port that exists."""
-    host, _, port = address.rpartition(":")
-    number = whole_number(port)
-    if not host or number is None:
-        raise UserError(f"{name} {address!r} is not of the form HOST:PORT")
-    if not 1 <= number <= LAST_PORT:
-        raise UserError(f"{name} {address!r}: ports are within 1 .. {LAST_PORT}")
-
-
 def recognise(environment: Mapping[str, str]) -> Place | None:
     """The place that the environment of this process describes; None if it describes none.
 
     Raises:
         UserError: if a variable has no valid value, or one is missing.
     """
-    variables = _Variables(environment)
-    if _is_rank(environment):
+    variables = Variables(environment)
+    if is_rank(environment):
         return _of_torchrun(variables)
     if variables.has("PET_NNODES") or variables.has("PET_NODE_RANK") or variables.has("PET_RDZV_ENDPOINT"):
         return _of_torchruns_flags(variables)
@@ -134,28 +90,28 @@ def recognise(environment: Mapping[str, str]) -> Place | None:
     return None
 
 
-def place_of(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Place:
-    """The place of a job: the flags of :func:`utils.launcher.add_placement`, and for what they leave open, the environment.
+def place_of(placement: Placement, environment: Mapping[str, str]) -> Place:
+    """The place of a job: its flags, and for what they leave open, the environment.
 
     Raises:
         UserError: if flags contradict the environment, or the address of node 0 or the number of this node is missing.
     """
-    if arguments.master is not None and not _is_rank(environment):
-        nodes, rank = arguments.nodes or ONE_NODE, arguments.node_rank
+    if placement.master is not None and not is_rank(environment):
+        nodes, rank = placement.nodes or ONE_NODE, placement.node_rank
         if rank is None and (there := recognise(environment)) is not None and there.nodes == nodes:
             rank = there.node_rank
         if rank is None and not nodes.elastic and nodes.most > 1:
             raise UserError(
                 f"--nodes {nodes}: give --node-rank R too, the number of this node, from 0 to {nodes.most - 1}"
             )
-        return Place("flags", nodes, None if nodes.elastic else rank or 0, arguments.master)
+        return Place("flags", nodes, None if nodes.elastic else rank or 0, placement.master)
     place = recognise(environment)
     if place is None:
-        if arguments.nodes not in (None, ONE_NODE):
-            raise UserError(f"--nodes {arguments.nodes}: --nodes needs --master HOST:PORT")
+        if placement.nodes not in (None, ONE_NODE):
+            raise UserError(f"--nodes {placement.nodes}: --nodes needs --master HOST:PORT")
         return Place("flags")
     for flag in ("--nodes", "--node-rank", "--master", "--gpus", "--cpu"):
-        value = getattr(arguments, flag[2:].replace("-", "_"))
+        value = getattr(placement, flag[2:].replace("-", "_"))
         if value is None:
             continue
         if place.rank is not None:
@@ -167,26 +123,9 @@ def place_of(arguments: argparse.Namespace, environment: Mapping[str, str]) -> P
     return place
 
 
-def _is_rank(environment: Mapping[str, str]) -> bool:
-    """Whether this process is a rank of torchrun, or of a launcher that sets the same."""
-    return _Variables(environment).has("LOCAL_RANK", "RANK", "WORLD_SIZE")
-
-
-def check_rank(environment: Mapping[str, str]) -> None:
-    """Raises :class:`UserError` if the variables of this rank, where they are set, do not fit together: ranks would wait for one
-    that cannot come."""
-    variables = _Variables(environment)
-    if variables.has("RANK", "WORLD_SIZE"):
-        variables.index("RANK", count=variables.number("WORLD_SIZE", least=1), of="ranks")
-    if variables.has("LOCAL_RANK"):
-        variables.number("LOCAL_RANK")
-    if variables.has("WORLD_SIZE", "MASTER_PORT") and variables.number("WORLD_SIZE", least=1) > 1:
-        variables.port("MASTER_PORT")
-
-
 def nodes_left_out(environment: Mapping[str, str]) -> str | None:
     """The line for a SLURM job of several nodes in which this process was not started by srun; None elsewhere."""
-    variables = _Variables(environment)
+    variables = Variables(environment)
     if not variables.has("SLURM_JOB_ID", "SLURM_NNODES") or variables.has("SLURM_STEP_ID"):
         return None
     if (nodes := variables.number("SLURM_NNODES", least=1)) == 1:
@@ -194,49 +133,7 @@ def nodes_left_out(environment: Mapping[str, str]) -> str | None:
     return f"SLURM job {variables.text('SLURM_JOB_ID')} has {nodes} nodes, and this run is on one: start it by srun to use all"
 
 
-class _Variables:
-    """Variables of an environment, with errors that name them."""
-
-    def __init__(self, environment: Mapping[str, str]):
-        self._environment = environment
-
-    def has(self, *names: str) -> bool:
-        return all(self._environment.get(name, "") for name in names)
-
-    def text(self, *names: str) -> str:
-        """The first of ``names`` that is set."""
-        for name in names:
-            if value := self._environment.get(name):
-                return value
-        raise UserError(
-            f"{names[0]} is not set, but {self._others()} tell of a job; start the job by the scheduler, or unset them"
-        )
-
-    def number(self, *names: str, least: int = 0, most: int | None = None, reason: str = "") -> int:
-        """The number in the first of ``names`` that is set, from ``least`` to ``most``; ``reason``: for ``most``."""
-        text = self.text(*names)
-        name = next(name for name in names if self.has(name))
-        number = whole_number(text)
-        if number is None:
-            raise UserError(f"{name} = {text!r} is no number; the launcher or the scheduler should have set one")
-        if number < least or (most is not None and number > most):
-            wanted = f"{least} or more" if most is None else f"within {least} .. {most}{reason}"
-            raise UserError(f"{name} = {number} is not {wanted}; the launcher or the scheduler should have set it so")
-        return number
-
-    def port(self, *names: str) -> int:
-        return self.number(*names, least=1, most=LAST_PORT)
-
-    def index(self, *names: str, count: int, of: str) -> int:
-        """A number from 0 of one of ``count`` nodes or ranks."""
-        return self.number(*names, most=count - 1, reason=f" ({count} {of})")
-
-    def _others(self) -> str:
-        known = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "PET_NNODES", "PET_NODE_RANK", "SLURM_JOB_ID")
-        return ", ".join(name for name in known if self.has(name))
-
-
-def _of_torchrun(variables: _Variables) -> Place:
+def _of_torchrun(variables: Variables) -> Place:
     """A rank, of torchrun or another launcher that sets the same."""
     ranks = variables.number("WORLD_SIZE", least=1)
     number = variables.index("RANK", count=ranks, of="ranks")
@@ -245,11 +142,11 @@ def _of_torchrun(variables: _Variables) -> Place:
     return Place("torchrun" if variables.has("TORCHELASTIC_RUN_ID") else "a launcher", master=master, rank=rank)
 
 
-def _of_torchruns_flags(variables: _Variables) -> Place:
+def _of_torchruns_flags(variables: Variables) -> Place:
     """A node whose torchrun would get its flags as ``PET_*`` variables."""
     try:
         nodes = parse_nodes(variables.text("PET_NNODES")) if variables.has("PET_NNODES") else ONE_NODE
-    except argparse.ArgumentTypeError as error:
+    except WrongValueError as error:
         raise UserError(f"PET_NNODES: {error}") from None
     processes = None
     if variables.has("PET_NPROC_PER_NODE") or variables.has("PET_N_PROC_PER_NODE"):
@@ -267,7 +164,7 @@ def _of_torchruns_flags(variables: _Variables) -> Place:
     return Place(name, nodes._replace(elastic=True), None, master, processes, restarts)
 
 
-def _fixed(name: str, variables: _Variables, nodes: int, node_rank: int, processes: int | None) -> Place:
+def _fixed(name: str, variables: Variables, nodes: int, node_rank: int, processes: int | None) -> Place:
     if nodes == 1:
         return Place(name, processes=processes)
     port = variables.port("PET_MASTER_PORT", "MASTER_PORT") if _has_port(variables) else PORT
@@ -275,11 +172,11 @@ def _fixed(name: str, variables: _Variables, nodes: int, node_rank: int, process
     return Place(name, Nodes(nodes, nodes), node_rank, master, processes)
 
 
-def _has_port(variables: _Variables) -> bool:
+def _has_port(variables: Variables) -> bool:
     return variables.has("PET_MASTER_PORT") or variables.has("MASTER_PORT")
 
 
-def _of_slurm(variables: _Variables) -> Place:
+def _of_slurm(variables: Variables) -> Place:
     """A task of a job step: of one a node, it starts the ranks there; of more, each is a rank."""
     job = variables.number("SLURM_JOB_ID")
     name = f"SLURM job {job}"

@@ -6,10 +6,10 @@ there then, from the newest checkpoint. Built as torch's documentation shows und
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
+from argparse import Namespace  # torchrun's own
 from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
@@ -57,7 +57,7 @@ class Agent(LocalElasticAgent):
         super()._shutdown(death_sig, *more, **options)
 
 
-def run_elastic(arguments: argparse.Namespace, grace_s: int) -> None:
+def run_elastic(arguments: Namespace, grace_s: int) -> None:
     """Run the ranks of this node until the job ends.
 
     Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
 import logging
@@ -17,10 +16,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from utils.clusters import ONE_NODE, Place, check_address, parse_nodes
+from launch.clusters import Place
+from launch.placement import Placement
 from utils.cores import usable_cores
 from utils.errors import UserError
-from utils.flags import positive
 from utils.processes import ECHO_S, GRACE_S, MISTAKE, STOP_SIGNALS, signal_name, status_of_stop, stop_signals
 
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
@@ -42,46 +41,6 @@ UNHEARD_S = 3.0
 
 DEVICE = re.compile(r"\d|GPU-|MIG-")
 """Start of a valid entry of CUDA_VISIBLE_DEVICES."""
-
-
-def add_placement(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags for the number of devices and nodes of a job."""
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--gpus", type=positive, metavar="N", help="processes per node, one a GPU (default: every GPU there is)"
-    )
-    where.add_argument("--cpu", type=positive, metavar="N", help="N processes on the CPU (default without a GPU: 1)")
-    parser.add_argument(
-        "--nodes",
-        type=parse_nodes,
-        metavar="N",
-        help="number of nodes; run the line on each, with its --node-rank. MIN:MAX: nodes may come and go, without numbers",
-    )
-    parser.add_argument("--node-rank", type=int, metavar="R", help="this node's number, from 0")
-    parser.add_argument(
-        "--master",
-        metavar="HOST:PORT",
-        help="address of node 0, or for MIN:MAX of the node where all meet; needed with --nodes, except where SLURM, "
-        "PyTorchJob or torchrun start run.py: they tell the nodes",
-    )
-
-
-def check_placement(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """End the program with one line and status 2 if the flags of :func:`add_placement` contradict each other."""
-    nodes = arguments.nodes or ONE_NODE
-    if arguments.master and nodes == ONE_NODE:
-        parser.error("--master needs --nodes N")
-    if arguments.master is not None:
-        try:
-            check_address(arguments.master, "--master")
-        except UserError as error:
-            parser.error(str(error))
-    if arguments.node_rank is None:
-        return
-    if nodes.elastic:
-        parser.error(f"--node-rank {arguments.node_rank}: with --nodes {nodes}, nodes number themselves; leave it out")
-    if not 0 <= arguments.node_rank < nodes.most:
-        parser.error(f"--node-rank {arguments.node_rank} is not within 0 .. {nodes.most - 1}")
 
 
 def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int = GRACE_S) -> int:
@@ -106,7 +65,7 @@ def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int 
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import get_args_parser, run
 
-    from utils.elastic import run_elastic
+    from launch.elastic import run_elastic
 
     _share_cores(processes)
     flags = _torchrun_flags(place, processes)
@@ -240,27 +199,27 @@ def _ended_by(rank: int, name: str) -> str:
     return f"rank {rank} was ended by {name}{reason}; the same command with --resume goes on from the newest checkpoint"
 
 
-def processes_of(arguments: argparse.Namespace, place: Place) -> int:
-    """Ranks on this node: by the flags of :func:`add_placement`, the scheduler, or one a GPU; without a GPU, they use the CPU.
+def processes_of(placement: Placement, place: Place) -> int:
+    """Ranks on this node: by the flags, the scheduler, or one a GPU; without a GPU, they use the CPU.
 
     Raises:
         UserError: if there are too few GPUs.
     """
-    if arguments.cpu:
+    if placement.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        return int(arguments.cpu)
+        return placement.cpu
     available = _gpus()
-    if arguments.gpus is not None and arguments.gpus > available:
-        raise UserError(f"--gpus {arguments.gpus}: this machine has {available}; use --cpu N to run without")
+    if placement.gpus is not None and placement.gpus > available:
+        raise UserError(f"--gpus {placement.gpus}: this machine has {available}; use --cpu N to run without")
     if available:
         let_segments_grow()
-    if arguments.gpus is None and place.processes is not None:
+    if placement.gpus is None and place.processes is not None:
         if available and place.processes > available:
             raise UserError(
                 f"{place}: {place.processes} processes on this node, which shows {available} GPUs; give --gpus N"
             )
         return place.processes
-    return arguments.gpus or max(1, available)
+    return placement.gpus or max(1, available)
 
 
 def become_rank(place: Place) -> None:

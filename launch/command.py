@@ -1,0 +1,135 @@
+"""The command that runs a task: it starts ``python -m tasks.run`` on every rank."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from engine.run_files import CONFIG_FILE
+from launch import slurm
+from launch.clusters import Place, nodes_left_out, place_of
+from launch.placement import ONE_NODE, Placement
+from launch.slurm import SlurmFlags
+from launch.torchrun import become_rank, processes_of, torchrun
+from tasks.job import RunFlags, default_output
+from tasks.kinds import Choice, choose
+from tasks.run import run_rank
+from utils.commands import argv_of
+from utils.config import peek, why_no_file
+from utils.errors import UserError
+from utils.flags import Override
+from utils.folder_lock import WAIT_S
+from utils.processes import GRACE_S
+
+TOP = Path(__file__).parents[__name__.count(".")]
+"""The folder of this checkout; where the project is installed, this module is x2vlm.launch.command, and the folder holds x2vlm."""
+
+
+def run_task(
+    *overrides: Override,
+    task: str | None = None,
+    flags: RunFlags = RunFlags(),
+    placement: Placement = Placement(),
+    max_restarts: int | None = None,
+    job: SlurmFlags = SlurmFlags(),
+) -> int:
+    """Run a task on the CPU, on GPUs, or on many nodes; or run another command.
+
+    Args:
+        overrides: values that replace the config's, as key=value.
+        task: a task's name, a folder with task.py, or a module (default: the config's task).
+        max_restarts: failures on a node after which a job with --nodes MIN:MAX ends (default: 10).
+
+    Examples:
+        python run.py --task pretrain --output runs/demo
+        python run.py --config configs/pretrain/base_4m.yaml --gpus 8 --output runs/base_4m
+        python run.py --config C --gpus 8 --evaluate init.checkpoint=base_4m.safetensors
+        python run.py --output runs/base_4m --resume --evaluate
+        python run.py --config C --gpus 8 --nodes 4 --node-rank 0 --master node0:29500 --output runs/base_4m
+        python run.py --config C --gpus 8 --nodes 1:2 --master node0:29500 --output runs/base_4m --resume
+        python run.py --config C --output runs/base_4m --slurm --nodes 4 --gpus 8 --time 24:00:00 --partition gpu --dry-run
+        python run.py --task my/counting --cpu 2 optim.lr=3e-5
+    """
+    job.check(placement)
+    placement.check()
+    if max_restarts is not None and (job.slurm or (placement.nodes and not placement.nodes.elastic)):
+        raise UserError("--max-restarts is for --nodes MIN:MAX without --slurm; leave it out")
+    choice = choose(config_of(flags, task), overrides, task)
+    choice.check_keys()
+    if job.slurm:
+        return slurm.submit(_job_of(choice, flags, placement, job))
+    place = place_of(placement, os.environ)
+    if place.name != "flags" and place.first:
+        sys.stderr.write(f"started as {place}\n")
+    elif place.nodes == ONE_NODE and (left_out := nodes_left_out(os.environ)):
+        sys.stderr.write(f"{left_out}\n")
+    flags = replace(flags, config=str(choice.config))
+    if place.rank is not None:
+        become_rank(place)
+        return run_rank(choice.source.argument, *overrides, flags=flags)
+    processes = processes_of(placement, place)
+    if place.nodes.elastic:
+        _check_elastic(choice, flags, place, processes)
+        place = place if max_restarts is None else replace(place, max_restarts=max_restarts)
+        flags = replace(flags, wait=flags.wait or WAIT_S)
+    # Ranks import this checkout from any working directory, and packages of the working directory do not hide it.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TOP), os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONSAFEPATH"] = "1"
+    words = argv_of(run_rank, choice.source.argument, *overrides, flags=flags)
+    return torchrun(place, processes, ["--module", "tasks.run", *words], grace_of(choice.config, overrides))
+
+
+def _job_of(choice: Choice, flags: RunFlags, placement: Placement, options: SlurmFlags) -> slurm.Job:
+    """The job of SLURM, whose nodes run this command again, without the flags of the job."""
+    folder = (flags.output or default_output(choice, evaluates_others=flags.evaluate and not flags.resume)).absolute()
+    flags_of_node = replace(
+        flags,
+        config=str(choice.config.absolute()),
+        output=folder,
+        wait=flags.wait or WAIT_S,
+        # With --resume, an evaluation is one of the folder's own run.
+        resume=flags.resume or not flags.evaluate,
+    )
+    words = argv_of(
+        run_task,
+        *choice.overrides,
+        task=choice.source.argument,
+        flags=flags_of_node,
+        placement=Placement(gpus=placement.gpus, cpu=placement.cpu),
+    )
+    return slurm.Job(choice, flags, placement, options, folder, words)
+
+
+def config_of(flags: RunFlags, task: str | None) -> str | None:
+    """The config of the command line, or that of the run that resumes."""
+    if flags.config is not None or task is not None or not (flags.resume and flags.output):
+        return flags.config
+    saved = flags.output / CONFIG_FILE
+    if not saved.is_file():
+        fact = f"its {CONFIG_FILE} {why_no_file(saved)}" if saved.exists() else f"holds no {CONFIG_FILE}"
+        raise UserError(f"--output {flags.output} --resume: {fact}; give the folder of a run, or --config")
+    return str(saved)
+
+
+def _check_elastic(choice: Choice, flags: RunFlags, place: Place, processes: int) -> None:
+    """Raises :class:`UserError` if the run could not go on with each number of nodes."""
+    nodes = place.nodes
+    if not flags.resume:
+        raise UserError(
+            f"--nodes {nodes} starts the ranks again, which go on from the newest checkpoint: add --resume (in an empty folder, "
+            "the run starts anew)"
+        )
+    if nodes.least < nodes.most:
+        from tasks.ranks import check_ranks  # imports torch
+
+        check_ranks(choice, [count * processes for count in nodes.counts], f"--nodes {nodes}")
+
+
+def grace_of(config: Path, overrides: Sequence[str]) -> int:
+    """``train.grace_s``; its default where the config cannot be read or has another kind of value, which the ranks report."""
+    train = peek(config, overrides, "train")
+    given = train.get("grace_s") if isinstance(train, dict) else None
+    return given if isinstance(given, int) and given > 0 else GRACE_S
