@@ -89,15 +89,21 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write(START)
         return 2
     # Imported here, so that packages that are not installed are one line.
-    from tasks.known_keys import known_keys
-    from utils.commands import call
+    from utils.commands import execute
 
     first, *rest = argv
     if first in COMMANDS:
-        return call(COMMANDS[first].load(), rest, f"run.py {first}")
+        return execute(COMMANDS[first].load(), rest, f"run.py {first}")
     if not first.startswith("-") and "=" not in first:
         raise UserError(_unknown_command(first))
-    return call(whole_command_line(), argv, "run.py", known_keys())
+    return execute(whole_command_line(), argv, "run.py", known_keys)
+
+
+def known_keys() -> Sequence[str]:
+    """The keys of all configs."""
+    from tasks.known_keys import known_keys  # reads a file, and only mistakes need it
+
+    return known_keys()
 
 
 def whole_command_line() -> CommandLine:

@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
+from utils.launcher import let_segments_grow
 
 from benchmarks.plain_path import Padding, plain_losses, why_not_plain
 from benchmarks.results import add_json, keep
@@ -57,7 +58,6 @@ from utils import distributed
 from utils.batch import Work
 from utils.errors import UserError, one_line_errors
 from utils.flags import positive
-from utils.launcher import let_segments_grow
 
 WAYS = ("plain", "eager", "compiled")
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools import sweep
-from utils.config import peek
+from utils.config_files import peek
 from utils.errors import one_line_errors
 
 CONFIGS = {task: Path(f"configs/real/{task}.yaml") for task in ("retrieval", "grounding", "captioning")}

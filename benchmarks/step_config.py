@@ -9,7 +9,8 @@ from benchmarks.synthetic import pretrain_batch
 from models.pretraining.model import PretrainModel
 from tasks.pretrain import PretrainConfig, PretrainTask
 from utils.batch import PretrainBatch
-from utils.config import load_config, peek
+from utils.config import load_config
+from utils.config_files import peek
 from utils.errors import UserError
 
 VOCABULARY = 30522

@@ -23,7 +23,8 @@ from engine.run_files import (
     VALIDATION_PREDICTIONS_FILE,
 )
 from utils import distributed
-from utils.config import Config, dump_config, read_yaml
+from utils.config import Config, dump_config
+from utils.config_files import read_yaml
 from utils.errors import UserError
 from utils.files import check_regular, write_text
 from utils.folder_lock import FolderLock

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from engine.outlet import Outlet
-from utils.config import Config, read_yaml
+from utils.config import Config
+from utils.config_files import read_yaml
 from utils.errors import UserError
 from utils.files import write_text
 

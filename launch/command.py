@@ -7,25 +7,26 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.run_files import CONFIG_FILE
 from launch import slurm
-from launch.clusters import Place, nodes_left_out, place_of
 from launch.placement import ONE_NODE, Placement
 from launch.slurm import SlurmFlags
-from launch.torchrun import become_rank, processes_of, torchrun
 from tasks.job import RunFlags, default_output
-from tasks.kinds import Choice, choose
 from tasks.run import run_rank
 from utils.commands import argv_of
-from utils.config import peek, why_no_file
 from utils.errors import UserError
 from utils.flags import Override
 from utils.folder_lock import WAIT_S
 from utils.processes import GRACE_S
 
+if TYPE_CHECKING:
+    from launch.clusters import Place
+    from tasks.kinds import Choice
+
 TOP = Path(__file__).parents[__name__.count(".")]
-"""The folder of this checkout; where the project is installed, this module is x2vlm.launch.command, and the folder holds x2vlm."""
+"""The folder of this checkout; where the project is installed, this module is x2vlm.launch.command, and it holds x2vlm."""
 
 
 def run_task(
@@ -53,6 +54,11 @@ def run_task(
         python run.py --config C --output runs/base_4m --slurm --nodes 4 --gpus 8 --time 24:00:00 --partition gpu --dry-run
         python run.py --task my/counting --cpu 2 optim.lr=3e-5
     """
+    # Imported here, so that --help does not wait for what starts a run.
+    from launch.clusters import nodes_left_out, place_of
+    from launch.torchrun import become_rank, processes_of, torchrun
+    from tasks.kinds import choose
+
     job.check(placement)
     placement.check()
     if max_restarts is not None and (job.slurm or (placement.nodes and not placement.nodes.elastic)):
@@ -107,6 +113,8 @@ def config_of(flags: RunFlags, task: str | None) -> str | None:
     """The config of the command line, or that of the run that resumes."""
     if flags.config is not None or task is not None or not (flags.resume and flags.output):
         return flags.config
+    from utils.config_files import why_no_file
+
     saved = flags.output / CONFIG_FILE
     if not saved.is_file():
         fact = f"its {CONFIG_FILE} {why_no_file(saved)}" if saved.exists() else f"holds no {CONFIG_FILE}"
@@ -130,6 +138,8 @@ def _check_elastic(choice: Choice, flags: RunFlags, place: Place, processes: int
 
 def grace_of(config: Path, overrides: Sequence[str]) -> int:
     """``train.grace_s``; its default where the config cannot be read or has another kind of value, which the ranks report."""
+    from utils.config_files import peek
+
     train = peek(config, overrides, "train")
     given = train.get("grace_s") if isinstance(train, dict) else None
     return given if isinstance(given, int) and given > 0 else GRACE_S

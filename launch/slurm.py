@@ -14,18 +14,19 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from engine.run_files import METRICS_FILE
 from launch.placement import ONE_NODE, Placement
 from tasks.job import RunFlags
-from tasks.kinds import Choice
-from utils.config import load_config
 from utils.errors import UserError
 from utils.flags import Positive, WrongValueError, read_by
 from utils.processes import REQUEUE
+
+if TYPE_CHECKING:
+    from tasks.kinds import Choice
 
 SCRIPT = "slurm.sh"
 """Name of the script in the run's folder."""
@@ -142,6 +143,8 @@ def submit(job: Job) -> int:
     Raises:
         UserError: for a mistake in the config, a folder with another run, a time too short to save a checkpoint, or no sbatch.
     """
+    from utils.config import load_config  # imports pydantic, for which --help need not wait
+
     schema, _ = job.choice.load()
     config = load_config(job.choice.config, job.choice.overrides, schema)
     _check_folder(job)

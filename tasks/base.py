@@ -30,7 +30,8 @@ from optim.lora import PARTS
 from optim.setup import OUTSIDE_BLOCKS, add_adapters
 from scheduler import ScheduleConfig
 from utils import distributed
-from utils.config import Config, read_yaml
+from utils.config import Config
+from utils.config_files import read_yaml
 from utils.errors import UserError
 from utils.files import cache_folder, expanded
 from utils.weight_file import TOKEN_IDS

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from engine.checkpoint import find_weights, list_checkpoints, run_of
 from engine.run_files import CONFIG_FILE
 from engine.run_folder import RunFolder
-from utils.config import Config, read_yaml
+from utils.config import Config
+from utils.config_files import read_yaml
 from utils.errors import UserError
 from utils.files import expanded
 from utils.inputs import inputs_of

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tasks import TASKS
-from tasks.kinds import Choice, TaskKind, choose
-from utils.commands import FLAGS, call
-from utils.config import load_config
+from utils.commands import FLAGS, execute
 from utils.errors import UserError, of_surroundings
 from utils.flags import Override, Positive
 
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from engine.run_folder import RunFolder
     from engine.stopping import StopRequest
     from tasks.base import BaseTask, RunConfig
+    from tasks.kinds import Choice, TaskKind
 
 C = TypeVar("C", bound="RunConfig")
 
@@ -59,13 +58,18 @@ def run_task(argv: Sequence[str], name: str, kind: TaskKind | None = None) -> in
         argv: the command line.
         name: of the task, in the table.
         kind: runs in place of the table's, with any config of the task.
+
+    Raises:
+        UserError: for a mistake in the command line, the config or the data.
     """
 
     def run_script(*overrides: Override, flags: RunFlags = RunFlags()) -> int:
+        from tasks.kinds import choose
+
         return run(choose(flags.config, overrides, name, remedy="run {script}"), flags, kind)
 
     run_script.__doc__ = f"Run this task in one process: {TASKS[name].help}.\n\nArgs:\n    overrides: {OVERRIDES}"
-    return call(run_script, argv, TASKS[name].script)
+    return execute(run_script, argv, TASKS[name].script)
 
 
 def run(choice: Choice, flags: RunFlags, kind: TaskKind | None = None) -> int:
@@ -83,6 +87,7 @@ def run(choice: Choice, flags: RunFlags, kind: TaskKind | None = None) -> int:
     from engine.run_folder import claimed
     from engine.stopping import Stopped, StopRequest
     from utils import log
+    from utils.config import load_config
     from utils.distributed import process_group, rank
 
     schema, task_class = choice.load() if kind is None else kind

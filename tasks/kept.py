@@ -11,7 +11,8 @@ from engine.checkpoint import find_weights, run_of
 from engine.run_files import CONFIG_FILE
 from tasks.base import ANSWERS, TOKENIZER, RunConfig
 from utils import distributed
-from utils.config import Config, read_yaml
+from utils.config import Config
+from utils.config_files import read_yaml
 from utils.errors import UserError
 from utils.files import expanded
 from utils.hub import looks_like_path

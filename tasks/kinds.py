@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks import TASKS
 from tasks.known_keys import check_keys
-from utils.config import peek, read_config, why_no_file
+from utils.config_files import peek, read_config, why_no_file
 from utils.errors import UserError
 from utils.files import expanded
 

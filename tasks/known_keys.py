@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from utils.config import ConfigError, nearest_place, read_with_places, unknown_key
+from utils.config_files import ConfigError, nearest_place, read_with_places, unknown_key
 
 FILE = Path(__file__).parent.parent / "configs/keys.json"
 

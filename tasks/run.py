@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 
 from tasks.job import RunFlags, run
-from tasks.kinds import choose
 from utils.commands import call
 from utils.flags import Override
 
@@ -20,6 +19,8 @@ def run_rank(task: str, /, *overrides: Override, flags: RunFlags = RunFlags()) -
         task: a task's name, a folder with task.py, or a module.
         overrides: values that replace the config's, as key=value.
     """
+    from tasks.kinds import choose  # reads YAML, for which --help need not wait
+
     return run(choose(flags.config, overrides, task, remedy="give {config_task} instead of {task}"), flags)
 
 

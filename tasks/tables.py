@@ -14,7 +14,8 @@ from typing import Literal
 from pydantic import Field
 
 from tasks.kinds import ROOT
-from utils.config import Config, bind, read_yaml
+from utils.config import Config, bind
+from utils.config_files import read_yaml
 
 TABLES = ROOT / "configs/tables.yaml"
 """The one home of the published numbers."""

@@ -18,10 +18,10 @@ from torch.utils import tensorboard  # noqa: F401
 from transformers import AutoTokenizer, BertTokenizer  # noqa: F401
 
 from engine import trainer  # noqa: F401
-from tasks import captioning, grounding, nlvr, pretrain, pretrain_evaluation, retrieval, vqa  # noqa: F401
+from tasks import captioning, grounding, nlvr, pretrain, pretrain_evaluation, retrieval, run, vqa  # noqa: F401
 from tasks.drawing import sheet  # noqa: F401
-from tasks.run import main
 from utils import distributed
+from utils.commands import call
 
 START = "forkserver"
 CONTEXT = multiprocessing.get_context(START)
@@ -50,7 +50,7 @@ def run_rank(rank: int, ranks: int, port: int, errors: str, arguments: list[str]
     if file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     become_rank(rank, ranks, port)
-    sys.exit(main(arguments))
+    sys.exit(call(run.run_rank, arguments, "python -m tasks.run"))
 
 
 def run_alone(cwd: Path, *arguments: str) -> tuple[int, str]:

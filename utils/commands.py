@@ -32,7 +32,6 @@ from cyclopts import (
 )
 from cyclopts.token import Token
 
-from utils.config import nearest_keys
 from utils.errors import UserError, one_line_errors
 from utils.flags import NotAnOverrideError, WrongValueError
 
@@ -40,6 +39,8 @@ FLAGS = Parameter(name="*")
 """Decorates a dataclass whose fields are flags."""
 
 STANDARD_INPUT = "/dev/stdin"
+
+Keys = Callable[[], Sequence[str]]
 
 NUMBERS = {int: "a whole number", float: "a number"}
 """What flags of a type take, in errors."""
@@ -72,14 +73,22 @@ class HelpFormatter:
 
 
 @one_line_errors
-def call(command: Callable[..., int] | CommandLine, argv: Sequence[str], name: str, keys: Sequence[str] = ()) -> int:
-    """Run a command and return its exit status. A mistake of the user ends it with one line and status 2.
+def call(command: Callable[..., int] | CommandLine, argv: Sequence[str], name: str, keys: Keys = tuple) -> int:
+    """Run a command as :func:`execute` does; a mistake of the user is printed as one line and has the exit status 2."""
+    return execute(command, argv, name, keys)
+
+
+def execute(command: Callable[..., int] | CommandLine, argv: Sequence[str], name: str, keys: Keys = tuple) -> int:
+    """Run a command and return its exit status.
 
     Args:
         command: the function, or what :func:`command_line` made of it.
         argv: the words after the name of the command. A lone ``-`` stands for standard input.
         name: how the command is called, for its help.
-        keys: the config keys that overrides may set, to help a user who writes a key as a flag.
+        keys: lists the config keys that overrides may set, to help a user who writes a key as a flag.
+
+    Raises:
+        UserError: for a mistake in the command line, or of the command.
     """
     app, end_of_help = command if isinstance(command, CommandLine) else command_line(command, name)
     words = [STANDARD_INPUT if word == "-" else word for word in argv]
@@ -149,7 +158,7 @@ def _shown_default(value: Any) -> str | None:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _message(error: CycloptsError, name: str, keys: Sequence[str]) -> str:
+def _message(error: CycloptsError, name: str, keys: Keys) -> str:
     """The line for a mistake in the command line: what is wrong, and the nearest flag or config key."""
     if isinstance(error, UnknownOptionError):
         return _unknown_flag(error.token, error.argument_collection, keys)
@@ -165,10 +174,10 @@ def _message(error: CycloptsError, name: str, keys: Sequence[str]) -> str:
     return str(error)
 
 
-def _of_a_value(error: CoercionError, token: Token, keys: Sequence[str]) -> str:
+def _of_a_value(error: CoercionError, token: Token, keys: Keys) -> str:
     if (wrong := _wrong_value(error)) is not None:
         fact = str(wrong)
-        if isinstance(wrong, NotAnOverrideError) and (near := nearest_keys(token.value, keys)[:2]):
+        if isinstance(wrong, NotAnOverrideError) and (near := _nearest_keys(token.value, keys)):
             fact += f"; did you mean {' or '.join(f'{key}=VALUE' for key in near)}?"
         return f"{token.keyword}: {fact}" if token.keyword else fact
     if error.target_type is bool:
@@ -186,10 +195,16 @@ def _wrong_value(error: BaseException) -> WrongValueError | None:
     return _wrong_value(earlier)
 
 
-def _unknown_flag(token: Token, arguments: ArgumentCollection, keys: Sequence[str]) -> str:
+def _nearest_keys(name: str, keys: Keys) -> list[str]:
+    from utils.config_files import nearest_keys  # only mistakes need it
+
+    return nearest_keys(name, keys())[:2]
+
+
+def _unknown_flag(token: Token, arguments: ArgumentCollection, keys: Keys) -> str:
     given = (token.keyword or token.value).partition("=")[0]
     name = given.lstrip("-").replace("-", "_")
-    near = nearest_keys(name, keys)[:2]
+    near = _nearest_keys(name, keys)
     is_key = any(key.rpartition(".")[2] == name for key in near)
     flags = [flag for argument in arguments for flag in argument.names if flag.startswith("-")]
     close = [] if is_key else difflib.get_close_matches(given, flags, n=1)

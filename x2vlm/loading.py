@@ -19,7 +19,7 @@ from models.tasks.video_qa import VideoQAModelConfig
 from tasks.base import ADAPTERS, ANSWERS, TOKENIZER
 from tasks.kinds import ROOT
 from utils import accelerator
-from utils.config import read_config, read_yaml
+from utils.config_files import read_config, read_yaml
 from utils.errors import UserError
 from utils.files import expanded
 from utils.hub import local_folder

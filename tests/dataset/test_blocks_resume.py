@@ -12,7 +12,8 @@ from dataset.loaders import BatchLoader
 from dataset.tasks.pretrain import DataConfig, ImageStreamConfig, PretrainBatches, TextStreamConfig
 from dataset.tasks.streams.base import CleanSetConfig
 from tests.messages import OneLine, naming
-from utils.config import ConfigError, bind
+from utils.config import bind
+from utils.config_files import ConfigError
 from utils.errors import UserError
 
 STEP = 4

@@ -11,7 +11,8 @@ from engine.train_config import TrainConfig
 from tests.engine.toy import ToyTask, trainer
 from utils import distributed
 from utils.batch import MicroBatch
-from utils.config import ConfigError, bind
+from utils.config import bind
+from utils.config_files import ConfigError
 from utils.errors import UserError
 
 KEY = "data.batch_size"

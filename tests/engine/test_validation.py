@@ -22,7 +22,8 @@ from engine.saving import save_best
 from engine.train_config import TrainConfig
 from tests.engine.toy import Line, ToyLoader, ToyTask, trainer
 from tests.messages import naming
-from utils.config import ConfigError, bind
+from utils.config import bind
+from utils.config_files import ConfigError
 from utils.errors import UserError
 
 NAN = math.nan

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.launch import parse_run
+from launch import torchrun
+from launch.clusters import Place, Rank, first_host, nodes_left_out, place_of, recognise
+from launch.placement import Nodes, Placement, parse_nodes
 from tests.messages import OneLine, naming
-from utils import launcher
-from utils.clusters import Nodes, Place, Rank, first_host, nodes_left_out, parse_nodes, place_of, recognise
+from utils.commands import call
 from utils.distributed import process_group
 from utils.errors import UserError
+
+
+def placement_of(words: list[str]) -> Placement:
+    """The placement of a command line."""
+    found: list[Placement] = []
+
+    def keep(*, placement: Placement = Placement()) -> int:
+        found.append(placement)
+        return 0
+
+    assert call(keep, words, "keep") == 0
+    return found[0]
+
 
 TORCHRUN = {
     "LOCAL_RANK": "1",
@@ -144,7 +158,7 @@ def test_the_first_host_of_a_short_list(hosts, first):
     ],
 )
 def test_flags_win_and_the_environment_fills_in_the_rest(flags, environment, place):
-    assert place_of(parse_run(flags), environment) == place
+    assert place_of(placement_of(flags), environment) == place
 
 
 @pytest.mark.parametrize(
@@ -161,7 +175,7 @@ def test_flags_win_and_the_environment_fills_in_the_rest(flags, environment, pla
 )
 def test_a_contradiction_is_one_line(flags, environment, message):
     with pytest.raises(UserError, match=naming(*message)):
-        place_of(parse_run(flags), environment)
+        place_of(placement_of(flags), environment)
 
 
 def test_a_job_of_many_nodes_without_srun_is_told():
@@ -186,7 +200,7 @@ def test_numbers_of_nodes_are_read_and_written(text, nodes):
 def test_a_task_a_gpu_becomes_a_rank_as_of_torchrun(monkeypatch, visible, local):
     environment = {"CUDA_VISIBLE_DEVICES": visible}
     monkeypatch.setattr("os.environ", environment)
-    launcher.become_rank(recognise(TASK_A_GPU))
+    torchrun.become_rank(recognise(TASK_A_GPU))
     expected = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": local, "MASTER_ADDR": "gpu07", "MASTER_PORT": "17017"}
     expected["LOCAL_WORLD_SIZE"] = "4"
     assert {name: environment[name] for name in expected} == expected
@@ -195,23 +209,23 @@ def test_a_task_a_gpu_becomes_a_rank_as_of_torchrun(monkeypatch, visible, local)
 def test_the_number_of_ranks_on_a_node_is_torchruns_own(monkeypatch):
     environment = TORCHRUN | {"LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": ""}
     monkeypatch.setattr("os.environ", environment)
-    launcher.become_rank(recognise(dict(environment)))
+    torchrun.become_rank(recognise(dict(environment)))
     assert (environment["WORLD_SIZE"], environment["LOCAL_WORLD_SIZE"]) == ("4", "2")
 
 
 def test_a_node_with_fewer_gpus_than_tasks_is_refused(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(UserError, match=naming("2 GPUs", "one task a GPU")):
-        launcher.become_rank(recognise(TASK_A_GPU | {"SLURM_LOCALID": "2"}))
+        torchrun.become_rank(recognise(TASK_A_GPU | {"SLURM_LOCALID": "2"}))
     with pytest.raises(UserError, match=naming("8 processes", "2 GPUs", "--gpus N")):
-        launcher.processes_of(parse_run([]), recognise(ELASTIC_JOB))
-    assert launcher.processes_of(parse_run(["--gpus", "2"]), recognise(ELASTIC_JOB)) == 2
+        torchrun.processes_of(Placement(), recognise(ELASTIC_JOB))
+    assert torchrun.processes_of(Placement(gpus=2), recognise(ELASTIC_JOB)) == 2
 
 
 def test_the_scheduler_tells_the_number_of_processes_without_a_gpu_too(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert launcher.processes_of(parse_run([]), recognise(ELASTIC_JOB)) == 8
-    assert launcher.processes_of(parse_run([]), recognise(TRAINJOB)) == 1
+    assert torchrun.processes_of(Placement(), recognise(ELASTIC_JOB)) == 8
+    assert torchrun.processes_of(Placement(), recognise(TRAINJOB)) == 1
 
 
 @pytest.mark.parametrize(

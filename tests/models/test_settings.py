@@ -14,7 +14,8 @@ from models.core.vision import VisionConfig
 from models.core.xvlm import XVLM, ModelConfig
 from tasks.kinds import choose
 from tests.messages import OneLine, naming
-from utils.config import ConfigError, load_config
+from utils.config import load_config
+from utils.config_files import ConfigError
 from utils.errors import UserError
 
 ARCH = TextArchitecture(vocab_size=40, width=128, layers=1, heads=2, intermediate=32, max_positions=12)

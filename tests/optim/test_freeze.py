@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from optim import OptimConfig
 from optim.freeze import FreezeConfig
 from tests.messages import OneLine
-from utils.config import Config, ConfigError, dump_config, load_config
+from utils.config import Config, dump_config, load_config
+from utils.config_files import ConfigError
 from utils.errors import UserError
 
 

@@ -10,7 +10,8 @@ import torch
 from models.checkpoints.rename import DROPPED, TIED, published_to_ours
 from tasks import TASKS
 from tasks.kinds import find_task, kind_of
-from utils.config import Config, dump_config, load_config, peek
+from utils.config import Config, dump_config, load_config
+from utils.config_files import peek
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = sorted(ROOT.glob("configs/*/*.yaml"))

@@ -11,7 +11,7 @@ from tasks.finetune import _with_published
 from tasks.tables import TABLES, read_tables
 from tests.messages import OneLine, naming
 from tests.recipes.oracle import ROOT, load, runs_of_the_paper, shipped
-from utils.config import ConfigError
+from utils.config_files import ConfigError
 
 CELLS = read_tables()
 PRINTED = YAML(typ="safe").load((Path(__file__).parent / "results.yaml").read_text(encoding="utf-8"))

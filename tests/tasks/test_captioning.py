@@ -14,7 +14,8 @@ from tasks.captioning import CaptioningConfig, CaptioningTask, _server_id
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.conftest import tiny_run
 from tests.messages import OneLine, naming
-from utils.config import ConfigError, dump_config, load_config
+from utils.config import dump_config, load_config
+from utils.config_files import ConfigError
 from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent

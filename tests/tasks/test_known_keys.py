@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tasks.known_keys import check_keys, known_keys
-from utils.config import ConfigError, nearest_keys, read_config
+from utils.config_files import ConfigError, nearest_keys, read_config
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "presets")

@@ -18,10 +18,14 @@ from dataset.records.schema import RawRecord, parse_text_record, parse_translati
 from dataset.tasks.grounding import GroundingSplitConfig, read_phrases
 from dataset.tasks.nlvr import NLVRSplitConfig, read_statements
 from dataset.tasks.vqa import QuestionsConfig, read_questions
-from tasks import job, launch
+from launch.command import config_of
+from launch.placement import Placement
+from tasks import job
+from tasks.job import RunFlags
 from tasks.kinds import choose
 from tests.messages import OneLine
 from tests.tasks.painted import LOOKS, box_of, rows_of, write_pictures
+from utils.commands import call
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/own_data.md").read_text(encoding="utf-8")
@@ -117,12 +121,19 @@ def test_the_walk_of_the_page_runs_as_printed(newcomer, capsys):
             assert run.main([*arguments, *SMALL[:-1], *BATCH["pretrain"]]) == 0
             assert (newcomer / "first_batch.png").is_file()
             continue
-        flags = launch.parse_run(arguments)
-        choice = choose(launch.config_of(flags), flags.overrides, flags.task)
-        walked.append(choice.config.stem)
-        resumes = [] if flags.resume else [*SMALL, *BATCH.get(choice.config.stem, ["data.batch_size=4"])]
-        flags.overrides = [*resumes, *flags.overrides]
-        assert job.run(choice, flags) == 0, command
+
+        def run_small(
+            *overrides: str,
+            task: str | None = None,
+            flags: RunFlags = RunFlags(),
+            placement: Placement = Placement(),
+        ) -> int:
+            choice = choose(config_of(flags, task), overrides, task)
+            walked.append(choice.config.stem)
+            small = () if flags.resume else (*SMALL, *BATCH.get(choice.config.stem, ["data.batch_size=4"]))
+            return job.run(choose(choice.config, (*small, *overrides), task), flags)
+
+        assert call(run_small, arguments, "run.py") == 0, command
     assert walked == ["pretrain", "retrieval", "grounding", "captioning", "vqa", "config", "retrieval"]
     printed = capsys.readouterr().out
     assert "text to image R@1" in printed

@@ -20,7 +20,8 @@ from tasks.vqa import VQAConfig, VQATask
 from tests.conftest import tiny_run
 from tests.dataset.media.test_video import BITS, encoded, without_decoders
 from tests.messages import OneLine, naming
-from utils.config import load_config, peek
+from utils.config import load_config
+from utils.config_files import peek
 from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent

@@ -6,7 +6,8 @@ import pytest
 from pydantic import model_validator
 
 from tests.messages import OneLine, naming
-from utils.config import Config, ConfigError, dump_config, load_config
+from utils.config import Config, dump_config, load_config
+from utils.config_files import ConfigError
 
 
 class Inner(Config):

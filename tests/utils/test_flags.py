@@ -1,19 +1,53 @@
-"""Types of command-line arguments."""
+"""Types of the values of flags."""
 
 from __future__ import annotations
-
-import argparse
 
 import pytest
 
 from tests.messages import naming
-from utils.flags import one_of
+from utils.flags import WrongValueError, one_of, override, positive, sentence, whole_number, within
 
 
 def test_a_misspelled_name_is_reported_with_the_nearest():
     name = one_of(["caption", "answer"])
     assert name("caption") == "caption"
-    with pytest.raises(argparse.ArgumentTypeError, match=naming("'captoin'", "caption")):
+    with pytest.raises(WrongValueError, match=naming("'captoin'", "caption")):
         name("captoin")
-    with pytest.raises(argparse.ArgumentTypeError, match="choose from caption, answer"):
+    with pytest.raises(WrongValueError, match="choose from caption, answer"):
         name("zzz")
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "value"),
+    [
+        (positive, "3", 3),
+        (whole_number(0, 10), "10", 10),
+        (within(-1, 1), "-1e0", -1.0),
+        (within(0, 1, above=True), "1", 1.0),
+        (sentence, "a dog", "a dog"),
+        (override, "a.b=c=d", "a.b=c=d"),
+    ],
+)
+def test_a_value_is_read(read, text, value):
+    assert read(text) == value
+
+
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [
+        (positive, "0"),
+        (positive, "-1"),
+        (positive, "²"),
+        (positive, "1.0"),
+        (whole_number(0, 10), "11"),
+        (within(-1, 1), "nan"),
+        (within(-1, 1), "1.1"),
+        (within(0, float("inf"), above=True), "0"),
+        (within(0, float("inf"), above=True), "inf"),
+        (sentence, " "),
+        (override, "a.b"),
+    ],
+)
+def test_a_wrong_value_is_named(read, text):
+    with pytest.raises(WrongValueError, match=naming(repr(text))):
+        read(text)

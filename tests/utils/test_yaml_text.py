@@ -9,7 +9,8 @@ import pytest
 from pydantic import Field
 
 from tests.messages import OneLine, naming
-from utils.config import Config, ConfigError, load_config, load_with_places, read_config, read_yaml
+from utils.config import Config, load_config, load_with_places
+from utils.config_files import ConfigError, read_config, read_yaml
 from utils.yaml_text import MAX_CHARACTERS, MAX_DEPTH, YamlError, parse
 
 ROOT = Path(__file__).parent.parent.parent

@@ -18,7 +18,7 @@ from models.checkpoints.recognise import VOCABULARIES, XLM_R_WORDS, Recognised, 
 from run import main
 from tasks.kinds import ROOT
 from tests.messages import naming
-from utils.config import read_yaml
+from utils.config_files import read_yaml
 from utils.weight_file import save_weights
 from x2vlm import UserError, load, loading
 from x2vlm.saving import HEADING

@@ -11,7 +11,7 @@ from models.checkpoints.recognise import VOCABULARIES, Recognised, Stack, recogn
 from optim.lora import HEADER
 from tools.checkpoint.outline import Outline, read_outline, shown, weights_at, wholeness
 from tools.checkpoint.starts import starts
-from utils.config import read_yaml
+from utils.config_files import read_yaml
 from utils.errors import UserError
 
 WIDTH = 120

@@ -16,7 +16,7 @@ from models.core.vision import FRAME_POSITIONS
 from models.core.xvlm import XVLM, ModelConfig
 from tasks import TASKS
 from tasks.kinds import ROOT
-from utils.config import read_config
+from utils.config_files import read_config
 from utils.errors import UserError
 
 ENCODERS = ("vision.", "text.", "fusion.")

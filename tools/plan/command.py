@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from utils.launcher import let_segments_grow
+
 from engine.devices import ASSUMED_UTILISATION, PEAKS
 from tools.plan.planner import Planner
 from tools.plan.scaling import RANKS
@@ -16,7 +18,6 @@ from tools.plan.target import ASSUMED_GPU
 from utils.distributed import process_group
 from utils.errors import one_line_errors
 from utils.flags import add_config, add_overrides, add_task, parse, positive, positive_real, share
-from utils.launcher import let_segments_grow
 
 EXAMPLES = """examples:
   python run.py plan --config configs/pretrain/base_4m.yaml --gpus 8 --memory 80 --gpu h100

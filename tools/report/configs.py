@@ -13,7 +13,8 @@ from pydantic_core import PydanticUndefined
 from tasks import TASKS
 from tasks.kinds import find_task
 from tools.runs.reading import Run
-from utils.config import ConfigError, bind
+from utils.config import bind
+from utils.config_files import ConfigError
 from utils.errors import UserError
 
 LONGEST = 300

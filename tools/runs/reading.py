@@ -15,7 +15,7 @@ from engine.manifest import CHECKPOINTS, checkpoint_folders
 from engine.run_files import CONFIG_FILE, EVALUATION_FILE, EVENTS_FOLDER, LOG_FILE, METRICS_FILE, VALIDATION_FILE
 from tools.runs.log_facts import LogFacts, read_log
 from tools.runs.series import Metrics, read_metrics
-from utils.config import ConfigError, read_yaml
+from utils.config_files import ConfigError, read_yaml
 from utils.errors import UserError
 from utils.files import expanded, parse_json, read_text
 from utils.folder_lock import LEASE_FILE, LOCK_FILE

@@ -8,7 +8,7 @@ from typing import Any
 from dataset.text.loading import load_tokenizer
 from engine.run_files import CONFIG_FILE
 from tasks.base import TOKENIZER
-from utils.config import read_yaml
+from utils.config_files import read_yaml
 from utils.errors import UserError
 from x2vlm.export.files import read_about
 from x2vlm.export.runtime import OnnxRuntime

@@ -28,7 +28,7 @@ from dataset.prepare.output import JOURNAL, OutputFolder
 from dataset.tasks.pretrain import DataConfig, PretrainBatches, VideoStreamConfig
 from tests.dataset.media.test_video import encoded, number_on, write_video
 from tests.messages import OneLine, naming
-from utils.config import read_yaml
+from utils.config_files import read_yaml
 from utils.errors import UserError
 
 WHOLE = AugmentConfig(scale=(1, 1), ratio=(4, 4), flip=0, rand_augment_ops=0)

@@ -14,7 +14,8 @@ from PIL import Image
 from dataset.media.augment import RegionAugmentConfig
 from dataset.tasks.grounding import GroundingBatches, GroundingDataConfig, GroundingSplitConfig, read_phrases
 from tests.messages import OneLine, naming
-from utils.config import ConfigError, bind
+from utils.config import bind
+from utils.config_files import ConfigError
 from utils.errors import UserError
 from utils.pickles import read_plain_pickle
 

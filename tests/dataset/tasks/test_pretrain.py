@@ -20,7 +20,8 @@ from dataset.media.encoded import decode
 from dataset.tasks.pretrain import DataConfig, ImageStreamConfig, PretrainBatches, RegionStreamConfig, TextStreamConfig
 from tests.messages import naming
 from utils.batch import IGNORE, PretrainBatch, RegionBatch
-from utils.config import ConfigError, bind
+from utils.config import bind
+from utils.config_files import ConfigError
 from utils.errors import UserError
 
 PLAIN = RegionAugmentConfig(flip=0, rand_augment_ops=0)

@@ -1,0 +1,260 @@
+"""Reads config files: YAML files that inherit, and command-line overrides, as plain values.
+
+Files follow YAML 1.2: ``1e-4`` is a number, ``no`` is a string, a repeated key is an error; ``<<: *name`` merges as in YAML
+1.1. ``base:`` names one or more files, relative to the file itself, whose values the file inherits. ``a.b=value`` on the
+command line overrides both. :mod:`utils.config` binds the values to types.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.yaml_text import MAX_CHARACTERS, MAX_DEPTH, KeyPath, YamlError, parse
+
+COMMAND_LINE = "command line"
+"""The place of an override."""
+
+MAX_FINDINGS = 20
+"""Errors of a config that are shown."""
+MAX_SHOWN = 200
+"""Characters of a wrong value that are shown."""
+MAX_FILES = 100
+"""Files that a config may inherit from, each as often as it is named."""
+
+Places = dict[KeyPath, str]
+
+
+class ConfigError(UserError):
+    """All errors of a config, one per line."""
+
+    def __init__(self, findings: Sequence[str]):
+        self.findings = [_printable(finding) for finding in findings]
+        shown = self.findings[:MAX_FINDINGS]
+        if len(self.findings) > len(shown):
+            shown.append(f"… and {len(self.findings) - len(shown):,} more")
+        super().__init__("\n       ".join(shown))
+
+
+def _printable(text: str) -> str:
+    """The text in one line: names and values of a file may hold line breaks and control characters."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def read_with_places(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Places]:
+    """The plain, unbound values of a config with its bases and overrides, and where each key was written.
+
+    Raises:
+        ConfigError: if a file cannot be read, or an override is malformed.
+    """
+    places: Places = {}
+    values = _read_with_bases(Path(path), places, chain=())
+    findings: list[str] = []
+    for override in overrides:
+        _apply_override(values, override, places, findings)
+    if findings:
+        raise ConfigError(findings)
+    return values, places
+
+
+def read_config(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The plain, unbound values of a config with its bases and overrides. Malformed overrides are skipped: binding reports them.
+
+    Raises:
+        ConfigError: if a file cannot be read.
+    """
+    values = _read_with_bases(Path(path), {}, chain=())
+    for override in overrides:
+        _apply_override(values, override, {}, [])
+    return values
+
+
+def peek(path: str | Path, overrides: Sequence[str], key: str) -> Any:
+    """The plain, unbound value of a top-level key; None if the key is absent, or the config cannot be read (binding reports
+    that)."""
+    try:
+        values = read_config(path, overrides)
+    except ConfigError:
+        return None
+    return values.get(key)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as plain values, without bases or binding.
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
+    return _read_yaml(path, {})
+
+
+def _read_with_bases(
+    path: Path, places: Places, chain: tuple[Path, ...], files: list[Path] | None = None
+) -> dict[str, Any]:
+    """The values of a file over those of its bases. ``chain``: the files that lead here; ``files``: all that were read."""
+    files = [] if files is None else files
+    files.append(path)
+    if len(files) > MAX_FILES:
+        raise ConfigError([f"{path}: more than {MAX_FILES} files are inherited from; inherit from fewer"])
+    own_places: Places = {}
+    document = _read_yaml(path, own_places)
+    absolute = Path(os.path.realpath(path))
+    if absolute in chain:
+        raise ConfigError([f"{path}: base files form a circle: {' -> '.join(p.name for p in (*chain, path))}"])
+    bases = document.pop("base", [])
+    if isinstance(bases, str):
+        bases = [bases]
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(
+            [f"{own_places[('base',)]}: base must be a file name or a list of file names, not {shown_value(bases)}"]
+        )
+    values: dict[str, Any] = {}
+    for base in bases:
+        base_path = Path(os.path.normpath(path.parent / base))
+        if not os.path.isfile(base_path):
+            raise ConfigError([f"{path}: base file {base_path} does not exist; base is relative to the file it is in"])
+        _merge(values, _read_with_bases(base_path, places, (*chain, absolute), files))
+    places.update({keys: place for keys, place in own_places.items() if keys[0] != "base"})
+    _merge(values, document)
+    return values
+
+
+def _read_yaml(path: Path, places: Places) -> dict[str, Any]:
+    """The values of a file; adds the places of its keys."""
+    # os.path: Path.is_file raises for a name that is too long, or in a folder that may not be entered.
+    if not os.path.isfile(path):
+        raise ConfigError([f"{path}: {why_no_file(path)}"])
+    try:
+        size = path.stat().st_size
+        if size > 4 * MAX_CHARACTERS:
+            raise ConfigError([f"{path}:1: {size:,} bytes are more than a config may have; is this a config?"])
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}; check its permissions"]) from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError([f"{path}:{line}: cannot be read: it is not UTF-8 text; save it as UTF-8"]) from None
+    try:
+        values, lines = parse(text)
+    except YamlError as error:
+        raise ConfigError([f"{path}:{error.line}: {error.problem}"]) from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError([f"{path}:1: a config is a mapping of keys to values, not a {type(values).__name__}"])
+    places.update({keys: f"{path}:{line}" for keys, line in lines.items()})
+    return values
+
+
+def why_no_file(path: Path) -> str:
+    """Why a path is not the file of a config, with the remedy."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return "no such config file"
+    except (OSError, ValueError) as error:
+        return f"no such config file ({getattr(error, 'strerror', None) or error}); check the path"
+    return (
+        "is a folder, not a config file; give a file in it"
+        if path.is_dir()
+        else "is not a plain file; give a YAML file"
+    )
+
+
+def _merge(target: dict[str, Any], update: Mapping[str, Any]) -> None:
+    """Merge mappings key by key; any other value, lists included, replaces the old value."""
+    for key, value in update.items():
+        if isinstance(value, dict) and isinstance(target.get(key), dict):
+            _merge(target[key], value)
+        else:
+            target[key] = value
+
+
+def _apply_override(values: dict[str, Any], override: str, places: Places, findings: list[str]) -> None:
+    name, equals, text = override.partition("=")
+    keys = tuple(name.split("."))
+    if not equals or not all(keys):
+        findings.append(f"{COMMAND_LINE}: {shown_value(override)} is not of the form section.key=value")
+        return
+    if len(keys) > MAX_DEPTH:
+        findings.append(f"{COMMAND_LINE}: {shown_value(override)} is nested more than {MAX_DEPTH} deep; check the key")
+        return
+    try:
+        value, _ = parse(text)
+    except YamlError as error:
+        findings.append(f"{COMMAND_LINE}: the value of {shown_value(override)}: {error.problem}")
+        return
+    node = values
+    for depth, key in enumerate(keys[:-1], start=1):
+        child = node.get(key)
+        if isinstance(child, list):
+            name = ".".join(keys[:depth])
+            findings.append(f"{COMMAND_LINE}: {name} is a list; give it whole, as {name}=[...]")
+            return
+        if not isinstance(child, dict):
+            child = {}
+            node[key] = child
+            places[keys[:depth]] = COMMAND_LINE
+        node = child
+    node[keys[-1]] = value
+    for replaced in [path for path in places if path[: len(keys)] == keys]:
+        del places[replaced]
+    _record_override(value, places, keys)
+
+
+def _record_override(value: Any, places: Places, keys: KeyPath) -> None:
+    places[keys] = COMMAND_LINE
+    if isinstance(value, dict):
+        for key, child in value.items():
+            _record_override(child, places, (*keys, key))
+
+
+def unknown_key(name: str, place: str, known: Sequence[str]) -> str:
+    """The error for a key that does not exist, with the nearest keys of the whole config.
+
+    Args:
+        name: path of the key, such as ``train.batch_size``.
+        place: where it was written.
+        known: paths of the keys that exist; ``[]`` stands for an entry of a list, ``<name>`` for a name that the user chooses.
+    """
+    close = nearest_keys(name, known)
+    section, dot, _ = name.rpartition(".")
+    prefix = section + dot
+    inside = dict.fromkeys(key.removeprefix(prefix).partition(".")[0] for key in known if key.startswith(prefix))
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(inside)}"
+    return f"{place}: {name} is not a key of this config; {hint}"
+
+
+def nearest_keys(name: str, known: Sequence[str]) -> list[str]:
+    """Up to three keys that the user may have meant by a misspelled or misplaced one, the likeliest first.
+
+    A similar name in the same section is preferred; then the same name in other sections; then similar names anywhere.
+    """
+    section, _, last = name.rpartition(".")
+    sections = {".".join(key.split(".")[:end]) for key in known for end in range(1, key.count(".") + 1)}
+    paths = [*dict.fromkeys([*known, *sorted(sections)])]
+    last_of = {path: path.rpartition(".")[2].removesuffix("[]") for path in paths}
+    siblings = [path for path in paths if path.rpartition(".")[0] == section]
+    if found := difflib.get_close_matches(last, [last_of[path] for path in siblings], n=1):
+        return [path for path in siblings if last_of[path] == found[0]][:1]
+    same = [path for path in paths if last_of[path] == last]
+    if not same and (found := difflib.get_close_matches(last, set(last_of.values()), n=1, cutoff=0.75)):
+        same = [path for path in paths if last_of[path] == found[0]]
+    return sorted(same, key=lambda path: (path.count("."), -difflib.SequenceMatcher(None, name, path).ratio()))[:3]
+
+
+def shown_value(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
+
+
+def nearest_place(keys: KeyPath, places: Places, source: str) -> str:
+    """Where a key was written, or the nearest section around it; ``source`` if neither is known."""
+    for end in range(len(keys), 0, -1):
+        if keys[:end] in places:
+            return places[keys[:end]]
+    return source
