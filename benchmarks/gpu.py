@@ -33,7 +33,6 @@ from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from utils.launcher import let_segments_grow
 
 from benchmarks.plain_path import Padding, plain_losses, why_not_plain
 from benchmarks.results import add_json, keep
@@ -52,6 +51,7 @@ from engine.devices import peak_of
 from engine.memory import trainer_of
 from engine.real_steps import ran_out_of_memory
 from engine.train_config import TrainConfig
+from launch.torchrun import let_segments_grow
 from tasks.pretrain import PretrainConfig
 from tools.plan.synthetic import text_limits
 from utils import distributed
@@ -103,7 +103,7 @@ def measure(way: str, config: PretrainConfig, flags: argparse.Namespace, device:
     if way == "plain":
         model.forward = functools.partial(plain_losses, model, padded=padding_of(config))  # type: ignore[method-assign]
     train = train_of(way, config.train)
-    accumulation = train.accumulation(config.data)
+    accumulation = config.model_copy(update={"train": train}).plan(distributed.world_size()).accumulation
     trainer = trainer_of(model, train, config.optim, device)
     batches = batches_for(config, model, static=bool(train.compile))
     if device.type == "cuda":

@@ -86,6 +86,9 @@ class StubTask:
     def train_loader(self) -> StubTask:
         return self
 
+    def check_ranks(self, ranks: int) -> None:
+        """Any number will do."""
+
     def batches(self, consumed: int, count: int) -> Iterator[PretrainBatch]:
         return itertools.islice(itertools.cycle(self.micro_batches), count)
 

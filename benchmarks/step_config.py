@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks.synthetic import pretrain_batch
 from models.pretraining.model import PretrainModel
 from tasks.pretrain import PretrainConfig, PretrainTask
+from utils import distributed
 from utils.batch import PretrainBatch
 from utils.config import load_config
 from utils.config_files import peek
@@ -78,7 +79,7 @@ def describe_step(config: PretrainConfig) -> str:
         streams["regions"] += f" of {data.regions.max_images} images"
     if video is not None and data.videos is not None:
         streams["videos"] += f" of {video.frames} frames"
-    accumulation = config.train.accumulation(config.data)
+    accumulation = config.plan(distributed.world_size()).accumulation
     times = f"{accumulation} times " if accumulation > 1 else ""
     return f"a step: {times}" + ", ".join(streams.values())
 

@@ -102,7 +102,7 @@ def estimate(path: str, overrides: list[str], examples: int) -> Planned:
     config, device = scaled(load_config(path, overrides, schema), examples), accelerator.best_device()
     on_gpu = device.type != "cpu"
     steps = FakeSteps(lambda: _model(kind, config), config.train, config.optim, as_on_gpu=on_gpu)
-    several = config.train.accumulation(config.data, 1) > 1
+    several = config.plan(1).accumulation > 1
     memory = steps.memory(lambda model: synthetic_batch(config, model), gradients_stay=several).total
     peak = peak_of(device, config.train.precision)
     if peak is None:
@@ -135,7 +135,7 @@ def measure_here(path: str, overrides: list[str], examples: int) -> tuple[int | 
         schema, kind = kind_of(Path(path), overrides)
         config = scaled(load_config(path, overrides, schema), examples)
         steps = RealSteps(lambda: _model(kind, config), config.train, config.optim, device)
-        several = config.train.accumulation(config.data, 1) > 1
+        several = config.plan(1).accumulation > 1
         memory = steps.memory(lambda model: synthetic_batch(config, model), gradients_stay=several)
         seconds = steps.seconds(lambda model: synthetic_batch(config, model))
         return None if memory is None else memory.total, seconds
@@ -156,7 +156,7 @@ def _steps(path: str, overrides: list[str], examples: int) -> None:
     batch = synthetic_batch(config, trainer.model)
     for _ in range(2):
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-        trainer.train_step([batch] * config.train.accumulation(config.data, 1))
+        trainer.train_step([batch] * config.plan(1).accumulation)
 
 
 def _memory(field: str) -> int:

@@ -45,8 +45,13 @@ class LoadingConfig(Config):
 
     @property
     def micro_batch(self) -> MicroBatch:
-        """Size of a micro-batch. The data of a task say it, if its configs may set ``train.global_batch``."""
-        raise UserError("train.global_batch: the data of this task do not know their micro-batch; set train.accumulate")
+        """Size of a micro-batch. The config class of each task's data says it."""
+        raise NotImplementedError(f"{type(self).__name__} does not say its micro_batch")
+
+    @property
+    def records_per_batch(self) -> int:
+        """Records of the leading stream that a rank reads for a micro-batch."""
+        return self.micro_batch.size
 
     def check_ranks(self, ranks: int) -> None:
         """Raise a :class:`UserError` for a number of ranks that the data cannot be dealt to; by default all will do."""
@@ -189,6 +194,9 @@ class BatchLoader:
     @property
     def micro_batch(self) -> MicroBatch:
         return self.config.micro_batch
+
+    def check_ranks(self, ranks: int) -> None:
+        self.config.check_ranks(ranks)
 
     @property
     def epoch_size(self) -> int:

@@ -7,19 +7,6 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from engine.task import TaskModel
-from utils.errors import UserError
-
-
-def check_chunks(chunks: int, accumulation: int) -> None:
-    """Raise a :class:`UserError` unless the micro-batches of a step and rank make whole groups of ``chunks``."""
-    if accumulation % chunks:
-        fits = [str(number) for number in range(1, accumulation + 1) if accumulation % number == 0]
-        would_do = f"one of {', '.join(fits)}" if len(fits) > 1 else "1"
-        batches = "1 micro-batch" if accumulation == 1 else f"{accumulation} micro-batches"
-        raise UserError(
-            f"model.contrastive.chunks = {chunks}: does not divide the accumulation, {batches} per step and rank; set it to "
-            f"{would_do}, or change train.global_batch, train.accumulate or the micro-batch"
-        )
 
 
 def in_turn(

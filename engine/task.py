@@ -38,22 +38,29 @@ class TaskModel(Protocol):
         """Size and FLOPs of a step on a micro-batch; ``batch`` is on the host."""
 
 
-class SizesMicroBatch(Protocol):
-    """Training data with a fixed size of micro-batches."""
+class TrainingData(Protocol):
+    """Training data as far as the plan of a run depends on them. ``records_per_batch``: records of the leading stream that a rank
+    reads for a micro-batch."""
 
     @property
-    def micro_batch(self) -> MicroBatch: ...
+    def records_per_batch(self) -> int: ...
+
+    @property
+    def micro_batch(self) -> MicroBatch:
+        """Size of a micro-batch; read only if the config sets ``train.global_batch``."""
+
+    def check_ranks(self, ranks: int) -> None:
+        """Raise a :class:`UserError` for a number of ranks that the data cannot be dealt to."""
 
 
-class Loader(SizesMicroBatch, Protocol):
+class Loader(TrainingData, Protocol):
     """Micro-batches as a function of their number, so that a resumed run equals an uninterrupted one.
 
-    ``examples_per_batch``: examples of a micro-batch, all streams together. ``records_per_batch``: records of the leading stream
-    in a micro-batch; ``epoch_size``: those of an epoch. ``stream_sizes``: records of each stream, the leading one first.
+    ``examples_per_batch``: examples of a micro-batch, all streams together. ``epoch_size``: records of the leading stream in an
+    epoch. ``stream_sizes``: records of each stream, the leading one first.
     """
 
     examples_per_batch: int
-    records_per_batch: int
     stream_sizes: dict[str, int]
 
     @property

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from engine.global_batch import accumulation
 from engine.precision import PrecisionName
-from engine.task import Encoder, Loader, SizesMicroBatch
+from engine.task import Encoder
 from engine.wandb_curves import WandbConfig
 from utils import distributed
 from utils.config import Config
@@ -115,34 +113,3 @@ class TrainConfig(Config):
     def records_graphs(self) -> bool:
         """Whether ``train.compile`` records CUDA graphs."""
         return isinstance(self.compile, str)
-
-    def accumulation(self, data: SizesMicroBatch, ranks: int | None = None) -> int:
-        """Micro-batches per step and rank, on ``ranks`` (None: the ranks of this run).
-
-        Raises:
-            UserError: if ``global_batch`` is not a multiple of micro-batch x ranks.
-        """
-        if self.global_batch is None:
-            return self.accumulate or 1
-        graphs = self.compile if isinstance(self.compile, str) else None
-        return accumulation(self.global_batch, data.micro_batch, ranks or distributed.world_size(), graphs=graphs)
-
-    def total_steps(self, loader: Loader) -> int:
-        """Number of optimiser steps of the run, rounded up."""
-        if self.steps is not None:
-            return self.steps
-        return self.steps_of(loader.epoch_size, self.records_per_step(loader))
-
-    def steps_of(self, epoch_size: int, per_step: int) -> int:
-        """Number of steps in ``epochs``, from the records of the leading stream per epoch and per step."""
-        assert self.epochs is not None
-        steps = self.epochs * epoch_size / per_step
-        return max(1, math.ceil(round(steps, 6)))  # in binary, 7 hundredths of 100 are a little more than 7
-
-    def steps_between_validations(self, loader: Loader) -> int:
-        """Steps from one validation to the next: ``validate_every``, or an epoch, rounded up."""
-        return self.validate_every or math.ceil(loader.epoch_size / self.records_per_step(loader))
-
-    def records_per_step(self, loader: Loader) -> int:
-        """Records of the leading stream in a step, over all ranks."""
-        return loader.records_per_batch * self.accumulation(loader) * distributed.world_size()

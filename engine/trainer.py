@@ -26,6 +26,7 @@ from engine.prefetch import HostAndDevice, prefetch
 from engine.rank_times import RankTimes
 from engine.report import COMPILE_STEPS, PendingStep, Reporter, Tally
 from engine.run_folder import RunFolder
+from engine.run_plan import RunPlan
 from engine.saving import CheckpointWriter
 from engine.seeds import mix_seed, seed_generators
 from engine.stall import StallWatch
@@ -84,11 +85,19 @@ class Trainer:
         state = None if checkpoint is None else checkpoint.training_state()
         self.fresh = set(task.fresh if state is None else state["fresh"])
         self.loader = task.train_loader()
-        self.steps = train.total_steps(self.loader)
+        self.plan = RunPlan.of(
+            train,
+            optim,
+            schedule,
+            self.loader,
+            chunks=cast(TaskModel, self.model).chunks,
+            ranks=distributed.world_size(),
+            epoch_size=self.loader.epoch_size,
+        )
+        assert self.plan.steps is not None
+        self.steps, self.accumulation = self.plan.steps, self.plan.accumulation
         self.step = 0 if checkpoint is None else checkpoint.step
         self.trained = Trained(self.model, optim, self.fresh, device, step=self.step, steps=self.steps)
-        self.accumulation = train.accumulation(self.loader)
-        """Micro-batches per step of this rank."""
         self.identity = self._identity(data or {})
         self.writer = CheckpointWriter(folder.checkpoints, train.keep_checkpoints)
         self.schedule = build_schedule(schedule, self.steps)
@@ -97,7 +106,7 @@ class Trainer:
         self.stop = stop or StopRequest()
         self.times = RankTimes(device, train.log_every, self.steps)
         self.stall = StallWatch(train.stall_s, folder.log_of(distributed.rank()))
-        self.validations = Validations(task, train, self.loader, self.trained, folder, steps=self.steps)
+        self.validations = Validations(task, self.plan, self.trained, folder)
         self.after: Callable[[str], None] = lambda phase: None
         """Called after the host has enqueued a phase of a step, with its name in :data:`PHASES`."""
         if checkpoint is not None and state is not None:
@@ -117,8 +126,8 @@ class Trainer:
 
     def _identity(self, data: Mapping[str, str]) -> RunIdentity:
         return RunIdentity(
-            ranks=distributed.world_size(),
-            records_per_step=self.config.records_per_step(self.loader),
+            ranks=self.plan.ranks,
+            records_per_step=self.plan.records_per_step,
             steps=self.steps,
             records=dict(self.loader.stream_sizes),
             data=dict(data),

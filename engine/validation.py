@@ -7,9 +7,9 @@ import math
 
 from engine.metrics_log import MetricsLog
 from engine.run_folder import RunFolder
+from engine.run_plan import RunPlan
 from engine.saving import save_best
-from engine.task import Loader, Task
-from engine.train_config import TrainConfig
+from engine.task import Task
 from engine.trained import Trained
 
 logger = logging.getLogger(__name__)
@@ -20,25 +20,13 @@ class Validations:
 
     Args:
         task: whose metric ``selects`` is compared, higher is better; None: it is never validated.
-        train: the config section.
-        loader: of the training data.
+        plan: of the run; there is a validation after the last step.
         trained: the model's weights. The model holds their average, where there is one, while it is validated.
         folder: of the run.
-        steps: of the whole run; there is a validation after the last one.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        train: TrainConfig,
-        loader: Loader,
-        trained: Trained,
-        folder: RunFolder,
-        *,
-        steps: int,
-    ):
-        self.task, self.train, self.loader, self.trained, self.folder = task, train, loader, trained, folder
-        self.steps = steps
+    def __init__(self, task: Task, plan: RunPlan, trained: Trained, folder: RunFolder):
+        self.task, self.run, self.trained, self.folder = task, plan, trained, folder
         self.best: float | None = None
         """The highest value of the metric so far."""
         self.due = False
@@ -46,9 +34,8 @@ class Validations:
 
     def plan(self, step: int) -> None:
         """Set whether a validation follows ``step``."""
-        self.due = self.task.selects is not None and (
-            step % self.train.steps_between_validations(self.loader) == 0 or step == self.steps
-        )
+        assert self.run.validate_every is not None
+        self.due = self.task.selects is not None and (step % self.run.validate_every == 0 or step == self.run.steps)
 
     def measure(self) -> dict[str, float]:
         """The metrics of a validation, by all ranks."""

@@ -131,7 +131,7 @@ def _check_elastic(choice: Choice, flags: RunFlags, place: Place, processes: int
             "the run starts anew)"
         )
     if nodes.least < nodes.most:
-        from tasks.ranks import check_ranks  # imports torch
+        from launch.ranks import check_ranks  # imports torch
 
         check_ranks(choice, [count * processes for count in nodes.counts], f"--nodes {nodes}")
 

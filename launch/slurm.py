@@ -256,7 +256,7 @@ def _check_folder(job: Job) -> None:
 
 def _check_nodes(job: Job) -> None:
     """Refuse, before the job waits in the queue, numbers of ranks on which the run could not go on."""
-    from tasks.ranks import check_ranks  # imports torch
+    from launch.ranks import check_ranks  # imports torch
 
     nodes, each = job.placement.nodes or ONE_NODE, job.placement.gpus or job.placement.cpu
     if each is not None:

@@ -17,6 +17,7 @@ from dataset.loaders import BatchLoader, BatchMaker, LoadingConfig
 from dataset.text.loading import load_tokenizer, token_ids_digest
 from engine.checkpoint import Checkpoint, find_weights, run_of
 from engine.run_folder import RunFolder
+from engine.run_plan import RunPlan
 from engine.train_config import TrainConfig
 from models.checkpoints import InitConfig, LoadReport, initialise, load_weights
 from models.checkpoints.initialise import fresh_parameters, loading_lines, random_parameters
@@ -59,6 +60,23 @@ class RunConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig
     data: LoadingConfig
+
+    def plan(self, ranks: int, epoch_size: int | None = None, accumulation: int | None = None) -> RunPlan:
+        """The plan of the run on ``ranks`` processes; see :meth:`engine.run_plan.RunPlan.of`.
+
+        Raises:
+            UserError: if the numbers of the run contradict each other.
+        """
+        return RunPlan.of(
+            self.train,
+            self.optim,
+            self.schedule,
+            self.data,
+            chunks=self.model.chunks,
+            ranks=ranks,
+            epoch_size=epoch_size,
+            accumulation=accumulation,
+        )
 
 
 C = TypeVar("C", bound=RunConfig)
@@ -202,7 +220,7 @@ def build_parts(
     if trains:
         training = kind.training_data(config, tokenizer, model)
         loader = BatchLoader(training, config.data, rank=distributed.rank(), world_size=distributed.world_size())
-        _log_sizes(config.train, loader, model)
+        _log_sizes(config, loader, model)
     elif kind.reads_training_data_to_evaluate:
         try:
             training = kind.training_data(config, tokenizer, model)
@@ -309,16 +327,16 @@ def _check_origin(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM, wei
         logger.warning("%s: %s; is the model meant to differ?", weights, "; ".join(differences))
 
 
-def _log_sizes(train: TrainConfig, loader: BatchLoader, model: XVLM) -> None:
+def _log_sizes(config: RunConfig, loader: BatchLoader, model: XVLM) -> None:
     """Log the sizes of the data, of a step and of the run, and where the contrastive loss has fewer examples than the batch."""
-    ranks, accumulation = distributed.world_size(), train.accumulation(loader)
-    steps, per_step = train.total_steps(loader), train.records_per_step(loader)
+    plan = config.plan(distributed.world_size(), loader.epoch_size)
+    train, ranks, accumulation = config.train, plan.ranks, plan.accumulation
     logger.info(
         "records: %s; %d examples a step over all ranks; %d steps are %.1f epochs of %s",
         ", ".join(f"{count} {name}" for name, count in loader.stream_sizes.items()),
         loader.examples_per_batch * ranks * accumulation,
-        steps,
-        steps * per_step / loader.epoch_size,
+        plan.steps,
+        plan.epochs,
         next(iter(loader.stream_sizes)),
     )
     if train.global_batch is not None and accumulation > model.chunks and isinstance(model, AligningModel):

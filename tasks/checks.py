@@ -18,6 +18,7 @@ from dataset.tasks.grounding import Phrase
 from dataset.tasks.pretrain import MATCHED_STREAMS, DataConfig, PretrainBatches
 from dataset.tasks.questions import QuestionTable
 from dataset.tasks.streams.regions import RegionStream
+from engine.run_plan import RunPlan
 from metrics.vqa import normalize_answer
 from models.inference.reranking import AligningModel
 from tasks.base import BaseTask
@@ -63,8 +64,8 @@ def findings_at_start(task: BaseTask[Any, Any, Any]) -> list[Finding]:
     if isinstance(task.model, AligningModel):
         sizes = records_per_micro_batch(config.data)
         found += small_data(sizes, loader.stream_sizes, ranks, config.model.chunks)
-    steps, per_step = config.train.total_steps(loader), config.train.records_per_step(loader)
-    found.append(length_of_run(steps, per_step, loader.epoch_size, fine_tunes=isinstance(task, FineTuneTask)))
+    plan = config.plan(ranks, loader.epoch_size)
+    found.append(length_of_run(plan, fine_tunes=isinstance(task, FineTuneTask)))
     found += findings_in_items(getattr(training, "items", None))
     if isinstance(training, PretrainBatches) and training.regions is not None:
         found += findings_in_regions(training.regions)
@@ -148,26 +149,25 @@ def small_data(
     return findings
 
 
-def length_of_run(steps: int, per_step: int, records: int, *, fine_tunes: bool) -> Finding | None:
+def length_of_run(plan: RunPlan, *, fine_tunes: bool) -> Finding | None:
     """The finding for a run of more than :data:`MOST_EPOCHS` epochs, or for fine-tuning on less than :data:`LEAST_EPOCHS`.
 
-    Args:
-        steps: of the run.
-        per_step: records of the leading stream in a step, over all ranks.
-        records: of the leading stream.
-        fine_tunes: whether the run is fine-tuning. Pre-training on a part of a large data set is normal.
+    ``fine_tunes``: whether the run is fine-tuning. Pre-training on a part of a large data set is normal.
     """
-    epochs = steps * per_step / records
-    if epochs > MOST_EPOCHS:
-        fact = f"the run makes {epochs:,.0f} passes over {records:,} records, which it memorises long before its end"
+    steps, per_step, records = plan.steps, plan.records_per_step, plan.epoch_size
+    assert steps is not None and records is not None
+    if plan.epochs > MOST_EPOCHS:
+        fact = (
+            f"the run makes {plan.epochs:,.0f} passes over {records:,} records, which it memorises long before its end"
+        )
         most = max(1, MOST_EPOCHS * records // per_step)
         return Finding(
             "warning", "train", fact, f"give train.steps={most} ({MOST_EPOCHS} passes) or less, or more data"
         )
-    if fine_tunes and epochs < LEAST_EPOCHS:
+    if fine_tunes and plan.epochs < LEAST_EPOCHS:
         fact = (
             f"the run sees a part of its training records: {steps:,} steps x {per_step:,} = {steps * per_step:,} of "
-            f"{records:,}, {epochs:.2g} epochs"
+            f"{records:,}, {plan.epochs:.2g} epochs"
         )
         remedy = f"train.steps={math.ceil(records / per_step)} is one epoch; or give train.epochs"
         return Finding("warning", "train", fact, remedy)

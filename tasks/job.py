@@ -219,22 +219,16 @@ def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, flags: 
 
 
 def _check_config(config: RunConfig) -> None:
-    """Refuse, before anything is loaded, a limit on open files that is too low, a global batch, lanes or chunks that do not
-    divide, a warm-up or a freeze longer than the run, and a package that is not installed."""
-    from engine.chunks import check_chunks
+    """Refuse, before anything is loaded, a limit on open files that is too low, a plan that does not work out, and a package that
+    is not installed."""
     from engine.wandb_curves import check_package
     from optim import lora
-    from scheduler import build_schedule
     from utils import distributed, open_files
 
     open_files.check_limit(config.data.workers)
     check_package(config.train.wandb)
     lora.check_package(config.optim.lora)
-    check_chunks(config.model.chunks, config.train.accumulation(config.data))
-    config.data.check_ranks(distributed.world_size())
-    if config.train.steps is not None:
-        build_schedule(config.schedule, config.train.steps)
-        config.optim.frozen.check_steps(config.train.steps)
+    config.plan(distributed.world_size())
 
 
 def default_output(choice: Choice, *, evaluates_others: bool = False) -> Path:

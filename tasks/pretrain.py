@@ -75,7 +75,7 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
             seed=config.seed,
             world_size=distributed.world_size(),
             frames=video_frames(config),
-            accumulate=config.train.accumulation(config.data),
+            accumulate=config.plan(distributed.world_size()).accumulation,
             static=bool(config.train.compile),
         )
 

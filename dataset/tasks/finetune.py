@@ -42,10 +42,6 @@ class FineTuneDataConfig(LoadingConfig):
     def micro_batch(self) -> MicroBatch:
         return MicroBatch("data.batch_size", self.batch_size)
 
-    @property
-    def records_per_batch(self) -> int:
-        """Records that a rank reads for a micro-batch."""
-        return self.batch_size
 
 
 class MediaDataConfig(FineTuneDataConfig):

@@ -7,7 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from engine.checkpoint import list_checkpoints
+from engine.run_plan import RunPlan
 from engine.train_config import TrainConfig
+from optim import OptimConfig
+from scheduler import ScheduleConfig
 from tests.engine.toy import ToyTask, trainer
 from utils import distributed
 from utils.batch import MicroBatch
@@ -20,12 +23,15 @@ KEY = "data.batch_size"
 
 class Data:
     def __init__(self, size: int):
-        self.micro_batch = MicroBatch(KEY, size)
+        self.micro_batch, self.records_per_batch = MicroBatch(KEY, size), size
+
+    def check_ranks(self, ranks: int) -> None:
+        pass
 
 
 def accumulation(global_batch: int | None, size: int, ranks: int, **options) -> int:
     train = bind({"steps": 1, "global_batch": global_batch, **options}, TrainConfig)
-    return train.accumulation(Data(size), ranks)
+    return RunPlan.of(train, OptimConfig(lr=1), ScheduleConfig(), Data(size), chunks=1, ranks=ranks).accumulation
 
 
 @pytest.mark.parametrize(

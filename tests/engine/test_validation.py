@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 
 from engine.checkpoint import Checkpoint, find_weights, list_checkpoints
 from engine.metrics_log import remove_later
+from engine.run_plan import steps_of
 from engine.saving import save_best
 from engine.train_config import TrainConfig
-from tests.engine.toy import Line, ToyLoader, ToyTask, trainer
+from tests.engine.toy import Line, ToyTask, trainer
 from tests.messages import naming
 from utils.config import bind
 from utils.config_files import ConfigError
@@ -67,10 +68,8 @@ def test_a_run_gives_steps_or_epochs(values):
     ],
 )
 def test_epochs_are_steps_by_the_records_that_a_step_takes(size, records, accumulate, epochs, steps):
-    loader = ToyLoader(set())
-    loader.epoch_size, loader.records_per_batch = size, records
-    assert TrainConfig(epochs=epochs, accumulate=accumulate).total_steps(loader) == steps
-    assert TrainConfig(steps=7, accumulate=accumulate).total_steps(loader) == 7
+    assert steps_of(TrainConfig(epochs=epochs), size, records * accumulate) == steps
+    assert steps_of(TrainConfig(steps=7), size, records * accumulate) == 7
 
 
 def test_a_run_of_epochs_takes_that_many_steps(tmp_path):

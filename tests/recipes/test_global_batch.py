@@ -33,5 +33,5 @@ def test_a_config_for_several_gpus_carries_a_global_batch_that_they_make(path):
     config, ranks = load(path), gpus(path)
     assert (config.train.global_batch is None) == (ranks is None)
     if ranks is not None:
-        accumulation = config.train.accumulation(config.data, ranks)
+        accumulation = config.plan(ranks).accumulation
         assert config.data.micro_batch.size * ranks * accumulation == config.train.global_batch

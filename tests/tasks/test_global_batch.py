@@ -30,7 +30,7 @@ SAID = (
         ("retrieval", 4, 1, ""),
         ("retrieval", 8, 2, ""),
         ("retrieval", None, 1, ""),
-        ("retrieval, chunks 2", 24, 2, "16 examples (2 chunks x micro-batch 4 x 2 ranks)"),
+        ("retrieval, chunks 2", 32, 2, "16 examples (2 chunks x micro-batch 4 x 2 ranks)"),
         ("retrieval, chunks 3", 24, 2, ""),
         ("nlvr", 12, 1, ""),  # has no contrastive loss
     ],

@@ -95,7 +95,7 @@ def test_a_run_with_the_keys_of_a_plan_makes_its_global_batch(fixed):
     overrides = [f"{key}={value}" for key, value in plan.overrides.items()]
     assert as_table(plan).endswith(f"run with: {' '.join(overrides)}")
     config = load_config(BASE, [fixed, *overrides], kind_of(Path(BASE), [])[0])
-    assert config.train.accumulation(config.data, 2) == plan.chosen.accumulation > 1
+    assert config.plan(2).accumulation == plan.chosen.accumulation > 1
     assert config.data.micro_batch.size * 2 * plan.chosen.accumulation == 1024
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from engine.chunks import check_chunks
 from tasks.checks import (
     findings_in_answers,
     length_of_run,
@@ -93,9 +92,7 @@ def _check_sizes(subject: Subject, report: Report) -> None:
     """The batch against the data, and the number of epochs."""
     config, training = subject.config, subject.training
     # A config that does not divide is told without data.
-    accumulation = config.train.accumulation(config.data, subject.gpus)
-    check_chunks(config.model.chunks, accumulation)
-    config.data.check_ranks(subject.gpus)
+    config.plan(subject.gpus)
     if training is None:
         raise NotCheckedError("the training data cannot be read")
     findings = []
@@ -103,14 +100,13 @@ def _check_sizes(subject: Subject, report: Report) -> None:
         sizes = records_per_micro_batch(config.data)
         findings += small_data(sizes, training.stream_sizes, subject.gpus, config.model.chunks)
     records = next(iter(training.stream_sizes.values()))
-    per_step = config.data.records_per_batch * accumulation * subject.gpus
-    train = config.train
-    steps = train.steps or train.steps_of(records, per_step)
-    if finding := length_of_run(steps, per_step, records, fine_tunes=issubclass(subject.task, FineTuneTask)):
+    plan = config.plan(subject.gpus, records)
+    if finding := length_of_run(plan, fine_tunes=issubclass(subject.task, FineTuneTask)):
         findings.append(finding)
-    epochs = train.epochs or steps * per_step / records
+    epochs = config.train.epochs or plan.epochs
     on = "1 process" if subject.gpus == 1 else f"{subject.gpus} processes"
-    report.add("batch", findings, f"{per_step:,} records a step on {on}; {epochs:.3g} passes over {records:,} records")
+    text = f"{plan.records_per_step:,} records a step on {on}; {epochs:.3g} passes over {records:,} records"
+    report.add("batch", findings, text)
 
 
 def _check_answers(subject: Subject, report: Report) -> None:

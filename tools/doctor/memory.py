@@ -50,8 +50,7 @@ def estimate(subject: Subject) -> StepMemory:
     if subject.model is None:
         raise NotCheckedError("it needs the model")
     steps = FakeSteps(subject.build_for_training, config.train, config.optim, as_on_gpu=True)
-    accumulates = (config.train.accumulate or 1) > 1 or config.train.global_batch is not None
-    stay = subject.gpus > 1 or (accumulates and config.train.accumulation(config.data, subject.gpus) > 1)
+    stay = subject.gpus > 1 or config.plan(subject.gpus).accumulation > 1
     return steps.memory(lambda built: synthetic_batch(config, built), gradients_stay=stay, ranks=subject.gpus)
 
 

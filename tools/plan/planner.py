@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from dataset.text.loading import load_tokenizer
-from engine.chunks import check_chunks
 from engine.communication import StepSizes
 from engine.memory import AVERAGE, FakeSteps, StepMemory, tensor_bytes, trainable
 from engine.real_steps import RealSteps, ran_out_of_memory
+from engine.run_plan import steps_of
 from models.inference.reranking import AligningModel
 from optim.setup import set_frozen
 from tasks.base import set_up_training
@@ -67,7 +67,7 @@ class Planner:
                 ``model.contrastive.chunks`` do not allow the necessary accumulation.
         """
         train = self.config.train
-        self.config.data.check_ranks(self.ranks)
+        self.config.data.check_ranks(self.ranks)  # before the search for the largest micro-batch
         largest = self._largest(self.ranks, self.leading)
         size, accumulation = self._split(self.ranks, largest)
         total = size * self.ranks * accumulation
@@ -109,7 +109,7 @@ class Planner:
                 f"{math.ceil(total / ranks):,} examples of a GPU {largest:,} fit; plan train.compile=true, "
                 f"more --gpus, or --global-batch {largest * ranks}"
             )
-        check_chunks(self.config.model.chunks, accumulation)
+        self.config.plan(ranks, accumulation=accumulation)
         return size, accumulation
 
     def _scaling(self, largest: int) -> tuple[list[Scale], dict[int, str]]:
@@ -245,7 +245,7 @@ class Planner:
 
     def _steps_of_run(self, total: int) -> int | None:
         train, records = self.config.train, self.arguments.records
-        return train.steps if train.steps is not None or records is None else train.steps_of(records, total)
+        return train.steps if train.steps is not None or records is None else steps_of(train, records, total)
 
     def _assumptions(self) -> list[str]:
         train = self.config.train

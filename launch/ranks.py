@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.chunks import check_chunks
 from tasks.kinds import Choice
 from utils.config import load_config
 from utils.errors import UserError
@@ -31,8 +30,7 @@ def check_ranks(choice: Choice, numbers: Sequence[int], flags: str) -> None:
         )
     for ranks in numbers:
         try:
-            check_chunks(config.model.chunks, config.train.accumulation(config.data, ranks))
-            config.data.check_ranks(ranks)
+            config.plan(ranks)
         except UserError as error:
             verb = "gives" if len(numbers) == 1 else "may give"
             raise UserError(f"{flags} {verb} {ranks} ranks: {error}") from None

@@ -1,0 +1,152 @@
+"""The plan of a run: how many micro-batches make a step, and how many steps make the run, on a number of ranks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from engine.task import TrainingData
+from engine.train_config import TrainConfig
+from optim import OptimConfig
+from scheduler import ScheduleConfig, build_schedule
+from utils.batch import MicroBatch
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The sizes of a run on a number of ranks.
+
+    Attributes:
+        ranks: number of processes.
+        accumulation: micro-batches per step and rank.
+        records_per_step: records of the leading stream in a step, over all ranks.
+        epoch_size: records of the leading stream in an epoch; None if the data were not read yet.
+        steps: optimiser steps of the run; None if the config gives epochs and the data were not read yet.
+        validate_every: steps between validations; None if the config gives none and the data were not read yet.
+    """
+
+    ranks: int
+    accumulation: int
+    records_per_step: int
+    epoch_size: int | None
+    steps: int | None
+    validate_every: int | None
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the leading stream, once the data were read."""
+        assert self.steps is not None and self.epoch_size is not None
+        return self.steps * self.records_per_step / self.epoch_size
+
+    @staticmethod
+    def of(
+        train: TrainConfig,
+        optim: OptimConfig,
+        schedule: ScheduleConfig,
+        data: TrainingData,
+        *,
+        chunks: int,
+        ranks: int,
+        epoch_size: int | None = None,
+        accumulation: int | None = None,
+    ) -> RunPlan:
+        """The plan of a run, after its numbers were checked against each other.
+
+        Args:
+            train, optim, schedule: sections of the config.
+            data: the section ``data`` of the config, or a loader.
+            chunks: micro-batches of a rank that the contrastive loss spans (``model.contrastive.chunks``).
+            ranks: number of processes.
+            epoch_size: records of the leading stream in an epoch, if the data were read.
+            accumulation: micro-batches per step and rank, if they do not follow from ``train``.
+
+        Raises:
+            UserError: if the global batch, the chunks or the lanes of the data do not divide, or the warm-up or a freeze is
+                longer than the run.
+        """
+        data.check_ranks(ranks)
+        if accumulation is None:
+            accumulation = _accumulation(train, data, ranks)
+        _check_chunks(chunks, accumulation)
+        records_per_step = data.records_per_batch * accumulation * ranks
+        steps, validate_every = train.steps, train.validate_every
+        if epoch_size is not None:
+            steps = steps_of(train, epoch_size, records_per_step)
+            validate_every = validate_every or math.ceil(epoch_size / records_per_step)
+        if steps is not None:
+            build_schedule(schedule, steps)
+            optim.frozen.check_steps(steps)
+        return RunPlan(ranks, accumulation, records_per_step, epoch_size, steps, validate_every)
+
+
+def steps_of(train: TrainConfig, epoch_size: int, records_per_step: int) -> int:
+    """The optimiser steps of a run, rounded up. ``epoch_size`` and ``records_per_step``: records of the leading stream."""
+    if train.steps is not None:
+        return train.steps
+    assert train.epochs is not None
+    # Rounded, because in binary 7 hundredths of 100 are a little more than 7.
+    return max(1, math.ceil(round(train.epochs * epoch_size / records_per_step, 6)))
+
+
+def _accumulation(train: TrainConfig, data: TrainingData, ranks: int) -> int:
+    """Micro-batches per step and rank."""
+    if train.global_batch is None:
+        return train.accumulate or 1
+    graphs = train.compile if isinstance(train.compile, str) else None
+    return _accumulation_of(train.global_batch, data.micro_batch, ranks, graphs)
+
+
+def _check_chunks(chunks: int, accumulation: int) -> None:
+    """Raise a :class:`UserError` unless the micro-batches of a step and rank make whole groups of ``chunks``."""
+    if accumulation % chunks:
+        fits = [str(number) for number in range(1, accumulation + 1) if accumulation % number == 0]
+        would_do = f"one of {', '.join(fits)}" if len(fits) > 1 else "1"
+        batches = "1 micro-batch" if accumulation == 1 else f"{accumulation} micro-batches"
+        raise UserError(
+            f"model.contrastive.chunks = {chunks}: does not divide the accumulation, {batches} per step and rank; set it to "
+            f"{would_do}, or change train.global_batch, train.accumulate or the micro-batch"
+        )
+
+
+def _accumulation_of(global_batch: int, micro_batch: MicroBatch, ranks: int, graphs: str | None) -> int:
+    """Micro-batches per step and rank: ``global_batch = micro-batch x ranks x accumulation``.
+
+    Args:
+        graphs: the mode of ``train.compile`` if it records CUDA graphs, which allow one micro-batch per step; else None.
+
+    Raises:
+        UserError: if no whole number does; the message names the nearest sizes for which one does.
+    """
+    per_pass = micro_batch.size * ranks
+    count, rest = divmod(global_batch, per_pass)
+    if not rest and (count == 1 or graphs is None):
+        return count
+    on_ranks = f"{micro_batch.key} = {micro_batch.size} on {ranks} {'rank' if ranks == 1 else 'ranks'}"
+    sizes = _micro_batch_sizes(global_batch, micro_batch.size, ranks, single=graphs is not None)
+    remedies = [f"{micro_batch.key} to {_either(sizes)}"] if sizes else []
+    if graphs is not None:
+        fact = f"not one micro-batch of all ranks, and train.compile = {graphs} records graphs, which allow no accumulation"
+        remedies.append(f"train.global_batch to {per_pass}")
+        remedies += [] if rest else ["train.compile to true"]
+    else:
+        fact = f"not a multiple of {per_pass}"
+        below = global_batch - rest
+        remedies.append(f"train.global_batch to {_either([size for size in (below, below + per_pass) if size])}")
+    raise UserError(f"train.global_batch = {global_batch}: {fact} ({on_ranks}); set {', or '.join(remedies)}")
+
+
+def _micro_batch_sizes(global_batch: int, size: int, ranks: int, *, single: bool) -> list[int]:
+    """The nearest smaller and larger divisor of a rank's share of the global batch; with ``single``, the share itself."""
+    share, rest = divmod(global_batch, ranks)
+    if rest or not share:
+        return []
+    if single:
+        return [share]
+    divisors = [candidate for candidate in range(1, share + 1) if share % candidate == 0]
+    smaller = [divisor for divisor in divisors if divisor < size][-1:]
+    return smaller + [divisor for divisor in divisors if divisor > size][:1]
+
+
+def _either(numbers: list[int]) -> str:
+    return " or ".join(map(str, numbers))
