@@ -10,17 +10,15 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from engine.chunks import check_chunks, in_turn
+from engine.chunks import in_turn
 from engine.seeds import mix_seed, seed_generators
 from models.core import gradient_cache, losses
 from models.pretraining.model import PretrainModel
 from tests.distributed.test_two_ranks import WEIGHTS, build, gradients, tensors, with_an_invalid_row
-from tests.messages import naming
 from tests.models.golden import GOLDEN, arrays, pretrain_batch
 from tests.ranks import on_two_ranks
 from utils import distributed
 from utils.batch import ImageTextBatch, PretrainBatch
-from utils.errors import UserError
 
 
 def whole() -> PretrainBatch:
@@ -154,9 +152,3 @@ def test_after_a_step_the_loss_is_of_single_micro_batches_again():
     model, batch = in_chunks(2), whole()
     step(model, [rows_of(batch, slice(start, start + 2)) for start in (0, 2)])
     assert model.contrastive.cached is None
-
-
-def test_chunks_that_do_not_divide_the_accumulation_are_refused():
-    check_chunks(3, 6)
-    with pytest.raises(UserError, match=naming("model.contrastive.chunks = 4", "6", "1, 2, 3, 6")):
-        check_chunks(4, 6)

@@ -20,6 +20,7 @@ class NumberedLoader:
     """Micro-batches by number, dealt to ranks as the real loader deals them."""
 
     examples_per_batch = records_per_batch = 4
+    epoch_size = 1000
     micro_batch = MicroBatch("data.batch_size", 4)
 
     def __init__(self, poison: int | None = None):

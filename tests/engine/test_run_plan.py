@@ -1,4 +1,4 @@
-"""Accumulation that follows from the global batch: what divides, what is refused, and that a run is the same."""
+"""The plan of a run: what its numbers are, which are refused, and that a global batch gives the same run on any ranks."""
 
 import re
 
@@ -12,6 +12,7 @@ from engine.train_config import TrainConfig
 from optim import OptimConfig
 from scheduler import ScheduleConfig
 from tests.engine.toy import ToyTask, trainer
+from tests.messages import naming
 from utils import distributed
 from utils.batch import MicroBatch
 from utils.config import bind
@@ -29,9 +30,24 @@ class Data:
         pass
 
 
+def plan(
+    train: dict, size: int = 4, ranks: int = 2, chunks: int = 1, epoch_size: int | None = None, **sections
+) -> RunPlan:
+    """The plan of a run with the section ``train``."""
+    optim, schedule = sections.get("optim", {}), sections.get("schedule", {})
+    return RunPlan.of(
+        bind({"steps": 1} | train, TrainConfig),
+        bind({"lr": 1.0} | optim, OptimConfig),
+        bind(schedule, ScheduleConfig),
+        Data(size),
+        chunks=chunks,
+        ranks=ranks,
+        epoch_size=epoch_size,
+    )
+
+
 def accumulation(global_batch: int | None, size: int, ranks: int, **options) -> int:
-    train = bind({"steps": 1, "global_batch": global_batch, **options}, TrainConfig)
-    return RunPlan.of(train, OptimConfig(lr=1), ScheduleConfig(), Data(size), chunks=1, ranks=ranks).accumulation
+    return plan({"global_batch": global_batch, **options}, size, ranks).accumulation
 
 
 @pytest.mark.parametrize(
@@ -45,6 +61,47 @@ def test_accumulation_follows_from_the_global_batch(global_batch, size, ranks, e
 def test_without_a_global_batch_the_config_says_how_often_to_accumulate():
     assert accumulation(None, 7, 3, accumulate=5) == 5
     assert accumulation(None, 7, 3, accumulate=None) == 1
+
+
+def test_the_numbers_of_a_run():
+    """Micro-batches of 4 on 2 ranks, 3 of them a step: 24 records."""
+    assert plan({"accumulate": 3, "steps": 10, "validate_every": 4}) == RunPlan(2, 3, 24, None, 10, 4)
+    before = plan({"accumulate": 3, "steps": None, "epochs": 2})
+    assert (before.steps, before.validate_every) == (None, None), "the data were not read yet"
+    after = plan({"accumulate": 3, "steps": None, "epochs": 2}, epoch_size=100)
+    assert after == RunPlan(2, 3, 24, 100, 9, 5)
+    assert after.epochs == 9 * 24 / 100
+
+
+def test_chunks_that_do_not_divide_the_accumulation_are_refused():
+    plan({"accumulate": 6}, chunks=3)
+    with pytest.raises(UserError, match=naming("model.contrastive.chunks = 4", "6", "1, 2, 3, 6")):
+        plan({"accumulate": 6}, chunks=4)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"schedule": {"warmup_steps": 11}}, ("schedule.warmup_steps", "11", "10 steps")),
+        ({"optim": {"freeze": {"vision": 10}}}, ("optim.freeze.vision", "10 steps")),
+    ],
+)
+def test_a_warm_up_or_a_freeze_is_not_longer_than_the_run(sections, message):
+    plan({"steps": 11 if "schedule" in sections else 12}, **sections)
+    with pytest.raises(UserError, match=naming(*message)):
+        plan({"steps": 10}, **sections)
+    with pytest.raises(UserError, match=naming(*message)):
+        plan({"steps": None, "epochs": 1}, epoch_size=80, **sections)
+    plan({"steps": None, "epochs": 1}, **sections)  # its steps are not known yet
+
+
+def test_the_data_check_the_number_of_ranks(monkeypatch):
+    def refuse(self: Data, ranks: int) -> None:
+        raise UserError(f"no {ranks}")
+
+    monkeypatch.setattr(Data, "check_ranks", refuse)
+    with pytest.raises(UserError, match="no 3"):
+        plan({}, ranks=3)
 
 
 @pytest.mark.parametrize("given", [{}, {"global_batch": None}])
