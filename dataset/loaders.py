@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ from dataset.records.broken import remedy_for
 from dataset.text.processors import TextLimits
 from dataset.workers import TIMEOUT_S, in_workers
 from utils.batch import Batch, BrokenRecord, MicroBatch
-from utils.config import Config
+from utils.config import MAY_CHANGE, Config
 from utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -29,13 +29,17 @@ class LoadingConfig(Config):
     """How records become batches, whatever the task."""
 
     text: TextLimits = Field(default_factory=TextLimits, description="how long a text may be")
-    workers: int = Field(4, ge=0, description="processes that make batches; 0: the training process itself")
-    worker_timeout_s: float = Field(
+    workers: Annotated[int, MAY_CHANGE] = Field(
+        4, ge=0, description="processes that make batches; 0: the training process itself"
+    )
+    worker_timeout_s: Annotated[float, MAY_CHANGE] = Field(
         TIMEOUT_S,
         gt=0,
         description="seconds without its next batch after which a worker is killed and replaced",
     )
-    max_broken: float = Field(0.01, ge=0, le=1, description="share of broken records that stops the run when exceeded")
+    max_broken: Annotated[float, MAY_CHANGE] = Field(
+        0.01, ge=0, le=1, description="share of broken records that stops the run when exceeded"
+    )
     max_pixels: int = Field(80_000_000, ge=1, description="images with more pixels are broken records")
     pixels: Literal["shown", "stored"] = Field(
         "shown",

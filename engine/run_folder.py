@@ -23,37 +23,11 @@ from engine.run_files import (
     VALIDATION_PREDICTIONS_FILE,
 )
 from utils import distributed
-from utils.config import Config, dump_config
+from utils.config import Config, WhenResumed, dump_config, when_resumed
 from utils.config_files import read_yaml
 from utils.errors import UserError
 from utils.files import check_regular, write_text
 from utils.folder_lock import FolderLock
-
-MAY_CHANGE = (
-    "train.accumulate",  # the records of a step may not: see engine.identity
-    "train.global_batch",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.max_skipped_steps",
-    "train.start_timeout_min",
-    "train.step_timeout_min",
-    "train.stall_s",
-    "train.grace_s",
-    "train.recompute",
-    "train.peak_tflops",
-    "train.wandb",
-    "data.workers",
-    "data.worker_timeout_s",
-    "data.max_broken",
-    "data.cache_index",
-    "data.remote",
-    "evaluation",
-)
-"""Keys and sections that may change when a run is resumed: they do not affect training."""
-
-MUST_STAY = ("evaluation.validation",)
-"""Exceptions in these sections: the best weights so far were selected with them."""
 
 logger = logging.getLogger(__name__)
 
@@ -191,12 +165,12 @@ class RunFolder:
         events.close()
 
     def _require_same_config(self, saved: Path, config: Config, evaluate: bool) -> None:
+        may_change = [WhenResumed.MAY_CHANGE, *([] if evaluate else [WhenResumed.CHANGES_METRICS])]
         before, now = _flat(_with_defaults(read_yaml(saved), type(config))), _flat(config.model_dump(mode="json"))
         changed = [
             f"{key} was {before.get(key)!r}, is now {now.get(key)!r}"
             for key in sorted(before.keys() | now.keys())
-            if not _equal(before.get(key), now.get(key))
-            and not (_may_change(key) and not (evaluate and _affects_metrics(key)))
+            if not _equal(before.get(key), now.get(key)) and when_resumed(type(config), key) not in may_change
         ]
         if changed:
             more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
@@ -217,23 +191,6 @@ def _with_defaults(saved: Any, schema: type[Config]) -> Any:
 def _equal(before: Any, now: Any) -> bool:
     """Whether a value is the same; in Python, 1 == True."""
     return bool(before == now) and isinstance(before, bool) == isinstance(now, bool)
-
-
-def _may_change(key: str) -> bool:
-    return _is_in(key, MAY_CHANGE) and not _is_in(key, MUST_STAY)
-
-
-def _affects_metrics(key: str) -> bool:
-    """Whether a key of the evaluation changes its metrics, and not only its speed or what is shown with them."""
-    return (
-        key.startswith("evaluation.")
-        and not key.endswith((".batch_size", ".precision", ".panels", ".bootstrap"))
-        and (".published" not in key)
-    )
-
-
-def _is_in(key: str, sections: tuple[str, ...]) -> bool:
-    return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,57 +11,62 @@ from engine.precision import PrecisionName
 from engine.task import Encoder
 from engine.wandb_curves import WandbConfig
 from utils import distributed
-from utils.config import Config
+from utils.config import MAY_CHANGE, Config
 from utils.processes import GRACE_S
 
 
 class TrainConfig(Config):
-    """Length, batch, precision and bookkeeping of training."""
+    """Length, batch, precision and bookkeeping of training.
+
+    ``accumulate`` and ``global_batch`` may change when a run is resumed, but not the records of a step (:mod:`engine.identity`).
+    """
 
     steps: int | None = Field(None, ge=1, description="number of optimiser steps; null: set by epochs")
     epochs: float | None = Field(None, gt=0, description="number of passes over the leading stream; null: set by steps")
-    global_batch: int | None = Field(
+    global_batch: Annotated[int | None, MAY_CHANGE] = Field(
         None,
         ge=1,
         description="examples of the leading stream per step over all ranks; sets the accumulation. null: micro-batch x ranks x "
         "accumulate",
     )
-    accumulate: int | None = Field(
+    accumulate: Annotated[int | None, MAY_CHANGE] = Field(
         None, ge=1, description="micro-batches per step and rank without global_batch; null: 1"
     )
     precision: PrecisionName = Field(
         "bf16", description="precision of the forward pass; O0 is fp32, O1 and O2 are fp16 (apex's names)"
     )
     clip_grad_norm: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
-    log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
-    checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
+    log_every: Annotated[int, MAY_CHANGE] = Field(50, ge=1, description="steps between lines of metrics.jsonl")
+    checkpoint_every: Annotated[int, MAY_CHANGE] = Field(1000, ge=1, description="steps between checkpoints")
     validate_every: int | None = Field(
         None, ge=1, description="steps between validations, with one after the last step; null: once per epoch"
     )
-    keep_checkpoints: int = Field(3, ge=1, description="number of newest checkpoints to keep")
-    max_skipped_steps: int = Field(
+    keep_checkpoints: Annotated[int, MAY_CHANGE] = Field(3, ge=1, description="number of newest checkpoints to keep")
+    max_skipped_steps: Annotated[int, MAY_CHANGE] = Field(
         0,
         ge=0,
         description="number of steps with a non-finite loss or gradient that may be skipped before the run stops",
     )
-    start_timeout_min: float = Field(
+    start_timeout_min: Annotated[float, MAY_CHANGE] = Field(
         distributed.TIMEOUT_MIN,
         gt=0,
         description="minutes that ranks wait for each other at the start, in validations and evaluations",
     )
-    step_timeout_min: float = Field(15.0, gt=0, description="minutes that ranks wait for each other in a step")
-    stall_s: float = Field(
+    step_timeout_min: Annotated[float, MAY_CHANGE] = Field(
+        15.0, gt=0, description="minutes that ranks wait for each other in a step"
+    )
+    stall_s: Annotated[float, MAY_CHANGE] = Field(
         300.0, gt=0, description="seconds without a finished step after which a rank says where it hangs"
     )
-    grace_s: int = Field(
+    grace_s: Annotated[int, MAY_CHANGE] = Field(
         GRACE_S, ge=1, description="seconds that ranks have to save a checkpoint after a signal, before they are ended"
     )
-    peak_tflops: float | None = Field(
+    peak_tflops: Annotated[float | None, MAY_CHANGE] = Field(
         None,
         gt=0,
         description="dense peak of a device in this precision, for the utilisation; null: from the table of known GPUs",
     )
-    recompute: list[Encoder] = Field(
+    recompute: Annotated[list[Encoder], MAY_CHANGE] = Field(
         [],
         description="encoders whose activations are recomputed in the backward pass: less memory, more time",
     )
@@ -69,7 +74,7 @@ class TrainConfig(Config):
         False,
         description="compile the encoders, true or a mode of torch.compile; pre-training then makes batches of few shapes",
     )
-    wandb: WandbConfig | None = Field(
+    wandb: Annotated[WandbConfig | None, MAY_CHANGE] = Field(
         None, description="show the run at Weights & Biases too; null: only in TensorBoard"
     )
     deterministic: bool = Field(

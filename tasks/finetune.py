@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -31,7 +31,7 @@ from tasks.inference import device_of, evaluating, progress
 from tasks.tables import check_name, read_tables
 from utils import accelerator, distributed
 from utils.batch import Text, to_device
-from utils.config import Config
+from utils.config import MAY_CHANGE, STAYS, Config, WhenResumed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -51,17 +51,22 @@ P = TypeVar("P")
 class HeldOutConfig(Config, Generic[S]):
     """The held-out splits of a fine-tuning task, and how they are evaluated."""
 
-    batch_size: int = Field(32, ge=1, description="items of a forward pass: images, videos, questions or statements")
-    precision: PrecisionName = Field(
+    when_resumed = WhenResumed.CHANGES_METRICS
+
+    batch_size: Annotated[int, MAY_CHANGE] = Field(
+        32, ge=1, description="items of a forward pass: images, videos, questions or statements"
+    )
+    precision: Annotated[PrecisionName, MAY_CHANGE] = Field(
         "fp32", description="precision of forward passes; O0 is fp32, O1 and O2 are fp16 (apex's names)"
     )
-    validation: S | None = Field(
+    # The best weights so far were selected with it.
+    validation: Annotated[S | None, STAYS] = Field(
         None, description="split that selects the best weights; null: the last weights are the result"
     )
     test: dict[str, S] = Field(min_length=1, description="splits to report on, by name")
-    panels: int = Field(12, ge=0, le=200, description=PANELS)
-    bootstrap: int = Field(0, ge=0, description=BOOTSTRAP)
-    published: str | None = Field(
+    panels: Annotated[int, MAY_CHANGE] = Field(12, ge=0, le=200, description=PANELS)
+    bootstrap: Annotated[int, MAY_CHANGE] = Field(0, ge=0, description=BOOTSTRAP)
+    published: Annotated[str | None, MAY_CHANGE] = Field(
         None,
         description="cell of `configs/tables.yaml`, such as `3/base_4m/coco_5k`, whose numbers stand beside the measured ones",
     )

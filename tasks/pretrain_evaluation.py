@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ from tasks.inference import device_of, finite
 from tasks.two_stage import TwoStageRetrieval
 from utils import distributed
 from utils.batch import IGNORE, to_device
-from utils.config import Config
+from utils.config import MAY_CHANGE, Config, WhenResumed
 from utils.errors import UserError
 from utils.inputs import InputShards
 
@@ -61,6 +61,8 @@ MOST_BOXES = 10
 class EvaluationConfig(Config):
     """Held-out records; their first caption is the one that has to be found."""
 
+    when_resumed = WhenResumed.CHANGES_METRICS
+
     files: InputShards = Field([], description="shards of images with captions, of which the first of each counts")
     region_files: InputShards = Field([], description="shards of images with boxes, if other than `files`")
     video_files: InputShards = Field([], description="shards of videos, read as those of data.videos")
@@ -68,10 +70,10 @@ class EvaluationConfig(Config):
         16, ge=1, description="number of candidates that the fusion encoder re-ranks for each image and each text"
     )
     score: RerankingScore = Field("matching", description=RERANKING_SCORE)
-    batch_size: int = Field(50, ge=1, description="images of a forward pass")
+    batch_size: Annotated[int, MAY_CHANGE] = Field(50, ge=1, description="images of a forward pass")
     limit: int | None = Field(None, ge=1, description="most records that are read; null: all")
-    panels: int = Field(12, ge=0, le=200, description=PANELS)
-    bootstrap: int = Field(0, ge=0, description=BOOTSTRAP)
+    panels: Annotated[int, MAY_CHANGE] = Field(12, ge=0, le=200, description=PANELS)
+    bootstrap: Annotated[int, MAY_CHANGE] = Field(0, ge=0, description=BOOTSTRAP)
 
     @model_validator(mode="after")
     def _has_files(self) -> EvaluationConfig:

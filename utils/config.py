@@ -10,8 +10,9 @@ import io
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
@@ -28,8 +29,24 @@ from utils.config_files import (
 )
 
 
+class WhenResumed(Enum):
+    """Whether a key may change when a run is resumed. A field declares it in its annotation (``Annotated[int, MAY_CHANGE]``), a
+    section as its ``when_resumed``. A field that declares nothing does what its section does."""
+
+    STAYS = "the key affects training"
+    CHANGES_METRICS = "the key may change, but in a finished run it would change the metrics that are kept"
+    MAY_CHANGE = "the key may change"
+
+
+MAY_CHANGE = WhenResumed.MAY_CHANGE
+STAYS = WhenResumed.STAYS
+
+
 class Config(BaseModel):
     """Base of every config section: immutable; an unknown key is an error, and so is a number that is not finite."""
+
+    when_resumed: ClassVar[WhenResumed | None] = None
+    """For the keys of this section; None: as for the section around it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -138,6 +155,21 @@ def fields_of(schema: type[Config], prefix: str = "") -> Iterator[tuple[str, Fie
         yield path, field
         for section_path, section in sections_of(field.annotation, path):
             yield from fields_of(section, f"{section_path}.")
+
+
+def when_resumed(schema: type[Config], key: str) -> WhenResumed:
+    """Whether ``key``, a path in a config of class ``schema``, may change when a run is resumed."""
+    found, section = schema.when_resumed or STAYS, schema
+    for part in key.split("."):
+        field = section.model_fields.get(part)
+        if field is None:  # a name that the user chose, or the index of an entry
+            continue
+        inner = _config_class(field.annotation)
+        if inner is not None:
+            section = inner
+            found = inner.when_resumed or found
+        found = next((each for each in field.metadata if isinstance(each, WhenResumed)), found)
+    return found
 
 
 def sections_of(annotation: Any, path: str) -> Iterator[tuple[str, type[Config]]]:

@@ -43,7 +43,6 @@ class FineTuneDataConfig(LoadingConfig):
         return MicroBatch("data.batch_size", self.batch_size)
 
 
-
 class MediaDataConfig(FineTuneDataConfig):
     """What the training data have where they are images or videos."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,7 @@ from dataset.tasks.streams.texts import TextStream, TextStreamConfig, Translatio
 from dataset.text.processors import TextDataConfig, TextProcessor
 from utils.addresses import is_address
 from utils.batch import MicroBatch, PretrainBatch
+from utils.config import MAY_CHANGE
 from utils.errors import UserError
 from utils.image_size import ImageSize, sides_of
 
@@ -50,8 +51,10 @@ class DataConfig(LoadingConfig):
     matching_steps: int | None = Field(
         None, ge=0, description="steps with a matching loss: later ones have none in any stream; null: all have one"
     )
-    cache_index: str | None = Field(None, description="folder of shard indexes; null: the user's cache folder")
-    remote: RemoteConfig = Field(default_factory=RemoteConfig, description="shards at addresses")
+    cache_index: Annotated[str | None, MAY_CHANGE] = Field(
+        None, description="folder of shard indexes; null: the user's cache folder"
+    )
+    remote: Annotated[RemoteConfig, MAY_CHANGE] = Field(default_factory=RemoteConfig, description="shards at addresses")
 
     @model_validator(mode="after")
     def _has_a_stream(self) -> DataConfig:

@@ -1,12 +1,12 @@
 """The config system: inheritance, overrides, and every error at once with its place and a suggestion."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from tests.messages import OneLine, naming
-from utils.config import Config, dump_config, load_config
+from utils.config import MAY_CHANGE, STAYS, Config, WhenResumed, dump_config, load_config, when_resumed
 from utils.config_files import ConfigError
 
 
@@ -174,3 +174,46 @@ def test_a_boolean_is_no_number(write, override):
 
 def test_a_boolean_is_what_it_is_where_one_is_meant(write):
     assert load_config(write("a.yaml", "mode: true\n"), [], Numbers).mode is True
+
+
+class Split(Config):
+    file: str = "x"
+    shown: Annotated[int, MAY_CHANGE] = 1
+
+
+class Evaluation(Config):
+    when_resumed = WhenResumed.CHANGES_METRICS
+
+    limit: int = 1
+    panels: Annotated[int, MAY_CHANGE] = 1
+    validation: Annotated[Split | None, STAYS] = None
+    test: dict[str, Split] = Field(default_factory=dict)
+
+
+class Run(Config):
+    lr: float = 1.0
+    workers: Annotated[int, MAY_CHANGE] = 1
+    evaluation: Evaluation | None = None
+    remote: Annotated[Split, MAY_CHANGE] = Split()
+    parts: list[Split] = Field(default_factory=list)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("lr", STAYS),
+        ("workers", MAY_CHANGE),
+        ("evaluation", WhenResumed.CHANGES_METRICS),
+        ("evaluation.limit", WhenResumed.CHANGES_METRICS),
+        ("evaluation.panels", MAY_CHANGE),
+        ("evaluation.validation", STAYS),
+        ("evaluation.validation.file", STAYS),
+        ("evaluation.test.mine.file", WhenResumed.CHANGES_METRICS),
+        ("evaluation.test.mine.shown", MAY_CHANGE),
+        ("remote.file", MAY_CHANGE),
+        ("parts.0.file", STAYS),
+        ("parts.0.shown", MAY_CHANGE),
+    ],
+)
+def test_a_key_declares_whether_it_may_change_when_a_run_is_resumed(key, expected):
+    assert when_resumed(Run, key) is expected

@@ -30,7 +30,7 @@ TITLE = """# Config keys
 Every key of every task, as `python run.py config --markdown` prints them. `python run.py config TASK` shows those of one task;
 `python run.py config FILE` shows the values of a file, with the file and line that each comes from. `[]` stands for an entry of a
 list, `<name>` for a name that you choose. The default of a section, such as `{"max_tokens": 40}`, holds where a config leaves the
-section out; in a section that a config gives, the defaults of its keys hold.
+section out; in a section that a config gives, the defaults of its keys hold. ↻ marks keys that may change when a run is resumed.
 """
 
 

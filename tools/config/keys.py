@@ -14,9 +14,11 @@ import annotated_types
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from utils.config import Config, fields_of, sections_of
+from utils.config import Config, WhenResumed, fields_of, sections_of, when_resumed
 
 REQUIRED = "required"
+CHANGES = "↻"
+"""Marks the meaning of keys that may change when a run is resumed."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,10 @@ def keys_of(schema: type[Config]) -> Iterator[Key]:
     for path, field in fields_of(schema):
         has_sections = next(sections_of(field.annotation, path), None) is not None
         if not has_sections or _takes_other_values(field.annotation) or field.description or _changes_defaults(field):
-            yield Key(path, type_of(field), default_of(field), field.description or "")
+            changes = (
+                "; may change when a run is resumed" if when_resumed(schema, path) is not WhenResumed.STAYS else ""
+            )
+            yield Key(path, type_of(field), default_of(field), f"{field.description or ''}{changes}".removeprefix("; "))
 
 
 def type_of(field: FieldInfo) -> str:
