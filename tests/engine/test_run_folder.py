@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tracemalloc
+from typing import Annotated
 
 import pytest
 
@@ -12,13 +13,16 @@ from engine.metrics_log import keep_until
 from engine.run_folder import RunFolder
 from tests.engine.toy import trainer
 from tests.messages import naming
-from utils.config import Config
+from utils.config import MAY_CHANGE, STAYS, Config, WhenResumed
 from utils.errors import NotRegularError, UserError
 
 
 class Evaluation(Config):
-    batch_size: int = 1
-    validation: str = "a"
+    when_resumed = WhenResumed.CHANGES_METRICS
+
+    batch_size: Annotated[int, MAY_CHANGE] = 1
+    limit: int = 1
+    validation: Annotated[str, STAYS] = "a"
 
 
 class Run(Config):
@@ -43,9 +47,18 @@ def test_a_fifo_in_place_of_a_file_of_the_run_is_refused(name, tmp_path):
 def test_what_selected_the_best_weights_may_not_change(tmp_path):
     RunFolder.open(tmp_path, Run(), resume=False)
     (tmp_path / "metrics.jsonl").touch()
-    RunFolder.open(tmp_path, Run(evaluation=Evaluation(batch_size=2)), resume=True)
+    RunFolder.open(tmp_path, Run(evaluation=Evaluation(batch_size=2, limit=2)), resume=True)
     with pytest.raises(UserError, match=naming("evaluation.validation was 'a'", "now 'b'")):
         RunFolder.open(tmp_path, Run(evaluation=Evaluation(validation="b")), resume=True)
+
+
+def test_an_evaluation_of_a_finished_run_keeps_what_its_metrics_depend_on(tmp_path):
+    """They would be replaced by others."""
+    RunFolder.open(tmp_path, Run(), resume=False)
+    (tmp_path / "metrics.jsonl").touch()
+    RunFolder.open(tmp_path, Run(evaluation=Evaluation(batch_size=2)), resume=True, evaluate=True)
+    with pytest.raises(UserError, match=naming("evaluation.limit was 1", "now 2")):
+        RunFolder.open(tmp_path, Run(evaluation=Evaluation(limit=2)), resume=True, evaluate=True)
 
 
 def test_a_run_that_is_older_than_a_key_had_its_default(tmp_path):
