@@ -192,13 +192,13 @@ def run_block(block: Block, text: Padded, image: Padded | None) -> Tensor:
     states = attend(block.attention, text.states, text)
     if image is not None and block.crossattention is not None:
         states = attend(block.crossattention, states, image)
-    return add_and_norm(block.output, F.gelu(block.intermediate.dense(states)), states)
+    return add_and_norm(block.output, block.intermediate(states), states)
 
 
 def attend(attention: Attention, states: Tensor, seen: Padded) -> Tensor:
     """``states`` (N, L, D) attend to the states of ``seen`` (N, K, D')."""
     project = attention.self
-    projected = project.query(states), project.key(seen.states), project.value(seen.states)
+    projected = project["query"](states), project["key"](seen.states), project["value"](seen.states)
     query, key, value = map(attention.split_heads, projected)
     mask = None if seen.mask is None else seen.mask[:, None, None, :]
     return add_and_norm(attention.output, attention.attend(query, key, value, mask), states)

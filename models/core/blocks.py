@@ -5,8 +5,9 @@ Parameters have the names that Hugging Face uses. States are packed, (T, D), and
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from models.core.keys_values import AttentionGroup, KeysValues, KVCache, aligned_zeros
+from models.core.keys_values import KeysValues, KVCache, aligned_zeros
 from models.core.packing import PackedTexts, Packing
 from utils.config import Config
 
@@ -78,48 +79,6 @@ class QueryPositions:
         return packing.starts.index_select(0, text) + self.packing.pack(self.positions)
 
 
-@dataclass(frozen=True)
-class TokenLayout:
-    """How the tokens of a call are packed, and which tokens attend to each other.
-
-    Attributes:
-        packing: packing of all tokens.
-        bias: added to the attention scores (:func:`attention_bias`); it broadcasts to (N, H, W or L, K).
-        queries: the tokens whose states are computed; if None, all tokens.
-        cache: keys and values of earlier tokens. The keys and values of this call are appended to them, and K counts both.
-    """
-
-    packing: Packing
-    bias: Tensor
-    queries: QueryPositions | None = None
-    cache: KVCache | None = None
-
-    @staticmethod
-    def of(packing: Packing, dtype: torch.dtype, queries: QueryPositions | None = None) -> TokenLayout:
-        """Every token attends to all tokens of its text. ``dtype`` is the dtype of projected queries (:func:`linear_dtype`)."""
-        return TokenLayout(packing, attention_bias(packing.mask, dtype), queries)
-
-    @staticmethod
-    def with_mask(count: int, mask: Tensor, dtype: torch.dtype, cache: KVCache | None = None) -> TokenLayout:
-        """``count`` texts of L tokens each. ``mask`` (N or 1, L, K) bool: a query attends to a key where the mask is True."""
-        packing = Packing.padded(count, mask.shape[1], mask.device)
-        return TokenLayout(packing, attention_bias(mask, dtype), cache=cache)
-
-
-class Projections(nn.Module):
-    """Query, key and value projections; keys and values may come from states of another width (``cross_width``)."""
-
-    def __init__(self, width: int, cross_width: int | None = None):
-        super().__init__()
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(cross_width or width, width)
-        self.value = nn.Linear(cross_width or width, width)
-
-    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (..., D) of ``states`` (..., D'). Queries are projected separately, at the query positions only."""
-        return self.key(states), self.value(states)
-
-
 class ResidualOutput(nn.Module):
     """Linear, dropout, drop path, residual, LayerNorm.
 
@@ -144,13 +103,78 @@ class ResidualOutput(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention with its projections and its residual output."""
+    """Self-attention or cross-attention, with its projections and its residual output.
+
+    ``cross_width`` is the width of the states that cross-attention reads; if None, it is the width of the block.
+    """
 
     def __init__(self, config: BlockConfig, cross_width: int | None = None):
         super().__init__()
         self.heads, self.dropout = config.heads, config.attention_dropout
-        self.self = Projections(config.width, cross_width)
+        self.self = nn.ModuleDict(
+            {
+                "query": nn.Linear(config.width, config.width),
+                "key": nn.Linear(cross_width or config.width, config.width),
+                "value": nn.Linear(cross_width or config.width, config.width),
+            }
+        )
         self.output = ResidualOutput(config.width, config)
+
+    def project(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (..., D) of ``states`` (..., D')."""
+        return self.self["key"](states), self.self["value"](states)
+
+    def to_own_text(
+        self,
+        states: Tensor,
+        packing: Packing,
+        bias: Tensor,
+        queries: QueryPositions | None = None,
+        cache: KVCache | None = None,
+    ) -> tuple[Tensor, Packing]:
+        """Self-attention: tokens attend to the tokens of the same text.
+
+        Args:
+            states: (T, D).
+            packing, bias, queries, cache: as in :meth:`BlockStack.forward`.
+
+        Returns:
+            The states (Q, D) of the query tokens, and the packing of these tokens.
+        """
+        keys, values = (self.split_heads(packing.pad(packed)) for packed in self.project(states))
+        if cache is not None:
+            keys, values = cache.update(self, keys, values)
+        if queries is not None:
+            states, packing = states.index_select(0, queries.tokens_of(packing)), queries.packing
+        query = self.split_heads(packing.pad(self.self["query"](states)))
+        return self.output(packing.pack(self.attend(query, keys, values, bias)), states, packing), packing
+
+    def to_keys_values(self, states: Tensor, packing: Packing, keys_values: Sequence[KeysValues]) -> Tensor:
+        """Cross-attention: tokens attend to keys and values that have been projected beforehand.
+
+        Args:
+            states: (T, D).
+            packing: packing of the N texts of these tokens.
+            keys_values: keys and values of one layer, in the order of the texts that attend to them.
+
+        Returns:
+            (T, D).
+        """
+        queries = packing.pad(self.self["query"](states))
+        # (N, L, D) -> (N / S, S * L, D): the S texts of a pass that attend to the same row are neighbours.
+        by_row = queries.reshape(sum(len(each.biases) * len(each) for each in keys_values), -1, queries.shape[2])
+        parts = by_row.split([len(each.biases) * len(each) for each in keys_values])
+        attended = [self._to_rows(part, each) for part, each in zip(parts, keys_values, strict=True)]
+        return self.output(packing.pack(torch.cat(attended).view(queries.shape)), states, packing)
+
+    def _to_rows(self, queries: Tensor, keys_values: KeysValues) -> Tensor:
+        """``queries`` (passes * R, S * L, D), for each pass the queries of each row, attend to the R rows of keys and values."""
+        passes, (keys, values) = len(keys_values.biases), keys_values.read()
+        # Each row attends once for all passes, with passes * S * L queries, so its keys and values are read only once.
+        by_row = queries.unflatten(0, (passes, -1)).transpose(0, 1)
+        bias = keys_values.joined_bias(queries_per_row=queries.shape[1])
+        query, keys, values = map(self.split_heads, (by_row.flatten(1, 2), keys, values))
+        return self.attend(query, keys, values, bias).view(by_row.shape).transpose(0, 1).flatten(0, 1)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """Scaled dot-product attention.
@@ -172,84 +196,37 @@ class Attention(nn.Module):
         return states.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
-class SelfAttention(Attention):
-    """Self-attention: tokens attend to the tokens of the same text."""
-
-    def forward(self, states: Tensor, layout: TokenLayout) -> tuple[Tensor, Packing]:
-        """States (T, D) of all tokens -> states (Q, D) of the query tokens, with the packing of these."""
-        queries, packing = states, layout.packing
-        if layout.queries is not None:
-            queries = states.index_select(0, layout.queries.tokens_of(packing))
-            packing = layout.queries.packing
-        query = self.split_heads(packing.pad(self.self.query(queries)))
-        keys, values = (self.split_heads(layout.packing.pad(packed)) for packed in self.self(states))
-        if layout.cache is not None:
-            keys, values = layout.cache.update(self, keys, values)
-        attended = self.attend(query, keys, values, layout.bias)
-        return self.output(packing.pack(attended), queries, packing), packing
-
-
-class CrossAttention(Attention):
-    """Cross-attention: tokens attend to keys and values that have been projected beforehand."""
-
-    def forward(self, states: Tensor, packing: Packing, groups: Sequence[AttentionGroup]) -> Tensor:
-        """``states`` (T, D) -> (T, D). The groups cover the texts of ``packing`` in order, and each group has one layer."""
-        queries = packing.pad(self.self.query(states)).split([group.text_count for group in groups])
-        attended = [self._attend_to(group, of_group) for group, of_group in zip(groups, queries, strict=True)]
-        return self.output(packing.pack(torch.cat(attended)), states, packing)
-
-    def _attend_to(self, group: AttentionGroup, queries: Tensor) -> Tensor:
-        """``queries`` (N, L, D) of the group's texts -> (N, L, D). In the last block, W query positions take the place of L."""
-        keys, values = group.read()
-        passes, rows, width = len(group.keys_values), len(keys), queries.shape[2]
-        # (passes * R * S, L, D) -> (passes, R, S * L, D) -> (R, passes, S * L, D): all queries that attend to a row, from S texts
-        # in each pass, are now adjacent, so that the keys and values of the row are read only once.
-        by_row = queries.reshape(passes, rows, -1, width).transpose(0, 1)
-        bias = group.joined_bias(queries_per_row=by_row.shape[2])
-        query, keys, values = map(self.split_heads, (by_row.reshape(rows, -1, width), keys, values))
-        attended = self.attend(query, keys, values, bias).view(rows, passes, -1, width)
-        return attended.transpose(0, 1).reshape(queries.shape)
-
-
-class Intermediate(nn.Module):
-    """The first half of the feed-forward layer, with the exact GELU."""
-
-    def __init__(self, config: BlockConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.width, config.intermediate)
-
-    def forward(self, states: Tensor) -> Tensor:
-        return F.gelu(self.dense(states))
-
-
 class Block(nn.Module):
     """Self-attention, cross-attention and a feed-forward layer, each with its own residual and norm.
 
     ``cross_width`` is the width of the states that the cross-attention reads; if None, the block has no cross-attention.
     """
 
+    intermediate: Any
+    """The first half of the feed-forward layer, with the exact GELU."""
+
     def __init__(self, config: BlockConfig, cross_width: int | None = None):
         super().__init__()
-        self.attention = SelfAttention(config)
-        self.crossattention = CrossAttention(config, cross_width) if cross_width else None
-        self.intermediate = Intermediate(config)
+        self.attention = Attention(config)
+        self.crossattention = Attention(config, cross_width) if cross_width else None
+        self.intermediate = nn.Sequential(
+            OrderedDict(dense=nn.Linear(config.width, config.intermediate), gelu=nn.GELU())
+        )
         self.output = ResidualOutput(config.intermediate, config)
 
-    def forward(self, states: Tensor, layout: TokenLayout, groups: Sequence[AttentionGroup] = ()) -> Tensor:
-        """Run the block.
-
-        Args:
-            states: (T, D).
-            layout: layout of the tokens; states are computed only at its query positions.
-            groups: keys and values of this block that the texts attend to; if empty, cross-attention is skipped, as for texts
-                without an image.
-
-        Returns:
-            (Q, D); without query positions Q = T.
-        """
-        states, packing = self.attention(states, layout)
-        if self.crossattention is not None and groups:
-            states = self.crossattention(states, packing, groups)
+    def forward(
+        self,
+        states: Tensor,
+        packing: Packing,
+        bias: Tensor,
+        keys_values: Sequence[KeysValues] = (),
+        queries: QueryPositions | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Run the block; arguments and result as in :meth:`BlockStack.forward`, with the keys and values of this block only."""
+        states, packing = self.attention.to_own_text(states, packing, bias, queries, cache)
+        if self.crossattention is not None and keys_values:
+            states = self.crossattention.to_keys_values(states, packing, keys_values)
         return self.output(self.intermediate(states), states, packing)
 
 
@@ -268,22 +245,35 @@ class BlockStack(nn.Module):
         """The blocks, first to last."""
         return cast(list[Block], list(self.layer))
 
-    def forward(self, states: Tensor, layout: TokenLayout, groups: Sequence[AttentionGroup] = ()) -> Tensor:
+    def forward(
+        self,
+        states: Tensor,
+        packing: Packing,
+        bias: Tensor,
+        keys_values: Sequence[KeysValues] = (),
+        queries: QueryPositions | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
         """Run all blocks.
 
         Args:
             states: (T, D).
-            layout: layout of the tokens. The last block computes states only at the query positions. Earlier blocks compute all
-                states, since the next block attends to all tokens.
-            groups: keys and values, for all layers, that the texts attend to, in the order of the texts; may be empty.
+            packing: packing of the tokens.
+            bias: added to the scores of self-attention (:func:`attention_bias`); it broadcasts to (N, H, W or L, K).
+            keys_values: keys and values for all layers, in the order of the texts that attend to them; if empty, cross-attention
+                is skipped, as for texts without an image.
+            queries: the tokens whose states the last block computes; if None, all tokens. Earlier blocks compute all states,
+                since the next block attends to all tokens.
+            cache: keys and values of earlier tokens in self-attention. The keys and values of this call are appended to them,
+                and K counts both.
 
         Returns:
-            (Q, D).
+            (Q, D); without query positions Q = T.
         """
-        all_tokens = replace(layout, queries=None)
         for index, block in enumerate(self.blocks):
+            of_block = tuple(each.layer(index) for each in keys_values)
             is_last = index == len(self.layer) - 1
-            inputs = (states, layout if is_last else all_tokens, tuple(group.layer(index) for group in groups))
+            inputs = (states, packing, bias, of_block, queries if is_last else None, cache)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 states = cast(Tensor, checkpoint(block, *inputs, use_reentrant=False))
             else:
@@ -292,8 +282,7 @@ class BlockStack(nn.Module):
 
     def project_layers(self, states: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
         """Project ``states`` (..., D') to keys and values (..., D) for the cross-attention of each block."""
-        projections = [block.crossattention.self for block in self.blocks if block.crossattention is not None]
-        return tuple(project(states) for project in projections)
+        return tuple(block.crossattention.project(states) for block in self.blocks if block.crossattention is not None)
 
     def project(self, states: Tensor, mask: Tensor | None = None) -> KeysValues:
         """Project ``states`` (R, K, D') to keys and values that texts can attend to.
@@ -301,7 +290,7 @@ class BlockStack(nn.Module):
         ``mask`` (R, K) bool, True = attend; if None, texts attend to all states.
         """
         bias = None if mask is None else attention_bias(mask, linear_dtype(states))
-        return KeysValues(self.project_layers(states), bias)
+        return KeysValues(self.project_layers(states), (bias,))
 
     def project_texts(self, texts: PackedTexts) -> KeysValues:
         """Project texts to keys and values that other texts can attend to, one row per text."""

@@ -17,12 +17,11 @@ from models.core.blocks import (
     BlockConfig,
     BlockStack,
     QueryPositions,
-    TokenLayout,
     attention_bias,
     heads_error,
     linear_dtype,
 )
-from models.core.keys_values import AttentionGroup, KeysValues
+from models.core.keys_values import KeysValues
 from models.core.packing import PackedTexts
 from models.core.vision import Concepts
 from utils.config import Config
@@ -77,8 +76,8 @@ class FusionPass:
 
     Attributes:
         texts: N texts.
-        keys_values: R rows, each for S = N / R texts: text n attends to row n // S. If None, cross-attention is skipped, as for
-            texts without an image.
+        keys_values: R rows, each for S = N / R texts: text n attends to row n // S. All passes of a call have the same S. If
+            None, cross-attention is skipped, as for texts without an image.
         queries: the tokens whose fused states are computed; if None, all tokens.
     """
 
@@ -114,11 +113,19 @@ class FusionEncoder(BlockStack):
             For each pass, the fused states (Q, D) at its query positions, packed.
         """
         texts = PackedTexts.concat([each.texts for each in passes])
+        keys_values = [each.keys_values for each in passes if each.keys_values is not None]
+        assert len(keys_values) in (0, len(passes)), "passes with keys and values, and others without"
+        shares = {each.texts.packing.count / len(rows) for each, rows in zip(passes, keys_values, strict=False)}
+        assert len(shares) <= 1, f"passes with {shares} texts per row of keys and values; all need the same number"
         queries = [each.queries for each in passes if each.queries is not None]
         assert len(queries) in (0, len(passes)), "passes with query positions, and others without"
-        positions = QueryPositions.concat(queries) if queries else None
-        layout = TokenLayout.of(texts.packing, linear_dtype(texts.states), positions)
-        fused = self(texts.states, layout, _attention_groups(passes))
+        fused = self(
+            texts.states,
+            texts.packing,
+            attention_bias(texts.packing.mask, linear_dtype(texts.states)),
+            KeysValues.merge(keys_values),
+            QueryPositions.concat(queries) if queries else None,
+        )
         computed = [each.texts if each.queries is None else each.queries for each in passes]
         return list(fused.split([part.packing.tokens for part in computed]))
 
@@ -157,8 +164,8 @@ class FusionEncoder(BlockStack):
         see_image = F.pad(torch.ones_like(see_region[:, 1:]), (1, 0), value=False)
         dtype = linear_dtype(patches)
         return (
-            KeysValues(layers, attention_bias(see_region, dtype)),
-            KeysValues(layers, attention_bias(see_image, dtype)),
+            KeysValues(layers, (attention_bias(see_region, dtype),)),
+            KeysValues(layers, (attention_bias(see_image, dtype),)),
         )
 
 
@@ -199,30 +206,3 @@ class FusionQueue:
             return self._fused[index]
 
         return fused
-
-
-def _attention_groups(passes: Sequence[FusionPass]) -> list[AttentionGroup]:
-    """Group neighbouring passes that attend to the same keys and values into one call of attention.
-
-    Keys and values are the same if they are the same tensors with the same selected rows. The order of the passes affects only
-    the number of calls.
-    """
-    groups: list[AttentionGroup] = []
-    for each in passes:
-        keys_values, texts = each.keys_values, each.texts.packing.count
-        assert (keys_values is None) == (passes[0].keys_values is None), (
-            "passes with keys and values, and others without"
-        )
-        if keys_values is None:
-            continue
-        last = groups[-1] if groups else None
-        # A pass joins the last group if it has the same tensors, and the same number of texts as each pass of the group.
-        if (
-            last is not None
-            and keys_values.same_tensors(last.keys_values[0])
-            and last.text_count == texts * len(last.keys_values)
-        ):
-            groups[-1] = AttentionGroup((*last.keys_values, keys_values), last.text_count + texts)
-        else:
-            groups.append(AttentionGroup((keys_values,), texts))
-    return groups

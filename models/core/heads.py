@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -44,7 +45,9 @@ class WordHead(nn.Module):
 
     def __init__(self, width: int, vocab_size: int, eps: float = 1e-12, *, own_table: bool = False):
         super().__init__()
-        self.transform = WordTransform(width, eps)
+        self.transform = nn.Sequential(
+            OrderedDict(dense=nn.Linear(width, width), gelu=nn.GELU(), LayerNorm=nn.LayerNorm(width, eps=eps))
+        )
         self.bias = nn.Parameter(torch.zeros(vocab_size))
         self.decoder = nn.Linear(width, vocab_size, bias=False) if own_table else None
 
@@ -74,18 +77,6 @@ class WordHead(nn.Module):
         positions, labels = masked_words(text)
         fused = queue.at_positions(masked, keys_values, positions)
         return lambda: losses.masked_words(self(fused(), word_embeddings), labels)
-
-
-class WordTransform(nn.Module):
-    """Linear, GELU and LayerNorm before the output table."""
-
-    def __init__(self, width: int, eps: float):
-        super().__init__()
-        self.dense = nn.Linear(width, width)
-        self.LayerNorm = nn.LayerNorm(width, eps=eps)
-
-    def forward(self, states: Tensor) -> Tensor:
-        return self.LayerNorm(F.gelu(self.dense(states)))
 
 
 def masked_words(text: MaskedText) -> tuple[QueryPositions, Tensor]:

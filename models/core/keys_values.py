@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,14 @@ class KeysValues:
 
     Attributes:
         layers: the keys and the values of each layer, both (R', K, D).
-        bias: (R', 1, 1, K), added to the attention scores: 0 = attend, -inf = do not; if None, texts attend to all states.
+        biases: (R', 1, 1, K), added to the attention scores: 0 = attend, -inf = do not; None = attend to all states. There is one
+            bias for each pass (:class:`models.core.fusion.FusionPass`) that attends to these rows: one until passes are merged.
         rows: (R,) int64, indices of the selected rows among the R' stored rows. Selected rows are copied only when they are used.
             If None, all stored rows are used, in order.
     """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
-    bias: Tensor | None = None
+    biases: tuple[Tensor | None, ...] = (None,)
     rows: Tensor | None = None
 
     def __len__(self) -> int:
@@ -36,62 +38,63 @@ class KeysValues:
         """Device of the keys and values."""
         return self.layers[0][0].device
 
-    def same_tensors(self, other: KeysValues) -> bool:
-        """True if both have the same keys and values. Their biases may differ, but either both or neither must have one."""
-        return self.layers is other.layers and self.rows is other.rows and (self.bias is None) == (other.bias is None)
-
     def select(self, rows: Tensor) -> KeysValues:
         """The rows with the indices ``rows`` (M,) int64, in that order; nothing is copied yet."""
-        return KeysValues(self.layers, self.bias, rows if self.rows is None else self.rows.index_select(0, rows))
+        return replace(self, rows=rows if self.rows is None else self.rows.index_select(0, rows))
 
     def split(self, sizes: Sequence[int]) -> list[KeysValues]:
         """Split the rows, in order and without a copy, into parts of ``sizes`` rows."""
         assert self.rows is None, "selected rows cannot be split: split before selecting"
-        biases = [None] * len(sizes) if self.bias is None else self.bias.split(list(sizes))
-        layers = [zip(keys.split(list(sizes)), values.split(list(sizes)), strict=True) for keys, values in self.layers]
-        return [KeysValues(part, bias) for part, bias in zip(zip(*layers, strict=True), biases, strict=True)]
+        ends = list(itertools.accumulate(sizes))
+        return [
+            KeysValues(
+                tuple((keys[end - size : end], values[end - size : end]) for keys, values in self.layers),
+                tuple(None if bias is None else bias[end - size : end] for bias in self.biases),
+            )
+            for size, end in zip(sizes, ends, strict=True)
+        ]
 
+    @staticmethod
+    def merge(passes: Sequence[KeysValues]) -> list[KeysValues]:
+        """Merge neighbours that have the same rows of the same tensors, so that their texts share one call of attention.
 
-@dataclass(frozen=True)
-class AttentionGroup:
-    """Texts of one or more passes that attend to the same R rows of keys and values in one call of attention.
+        For example, texts of regions attend to the same tensors twice: for their boxes they see the whole image, for the other
+        losses only their region. The biases of merged passes may differ, but either all or none must be None.
+        """
+        merged: list[KeysValues] = []
+        for each in passes:
+            last = merged[-1] if merged else None
+            if (
+                last is not None
+                and last.layers is each.layers
+                and last.rows is each.rows
+                and (last.biases[0] is None) == (each.biases[0] is None)
+            ):
+                merged[-1] = replace(last, biases=(*last.biases, *each.biases))
+            else:
+                merged.append(each)
+        return merged
 
-    Attributes:
-        keys_values: of each pass. All passes share the same tensors, but their biases may differ.
-        text_count: total number of texts. Each pass has R * S texts, of which text n attends to row n // S.
-    """
-
-    keys_values: tuple[KeysValues, ...]
-    text_count: int
-
-    def layer(self, index: int) -> AttentionGroup:
-        """A group of the same texts, with the keys and values of layer ``index`` only."""
-        of_layer = (KeysValues((each.layers[index],), each.bias, each.rows) for each in self.keys_values)
-        return AttentionGroup(tuple(of_layer), self.text_count)
+    def layer(self, index: int) -> KeysValues:
+        """The keys and values of layer ``index`` only."""
+        return replace(self, layers=(self.layers[index],))
 
     def read(self) -> tuple[Tensor, Tensor]:
-        """Keys and values (R, K, D) of a group with one layer; selected rows are copied."""
-        ((keys, values),), rows = self.keys_values[0].layers, self.keys_values[0].rows
+        """Keys and values (R, K, D), if there is one layer; selected rows are copied."""
+        ((keys, values),), rows = self.layers, self.rows
         return (keys, values) if rows is None else (keys.index_select(0, rows), values.index_select(0, rows))
 
     def joined_bias(self, queries_per_row: int) -> Tensor | None:
         """The bias (R, 1, 1, K) that all passes share, or (R, 1, passes * queries_per_row, K) if their biases differ.
-
-        For example, texts of regions attend to the same tensors twice: for their boxes they see the whole image, for the other
-        losses only their region.
-
-        Args:
-            queries_per_row: number of queries per row in each pass.
-        """
-        first, rows = self.keys_values[0].bias, self.keys_values[0].rows
+        ``queries_per_row``: number of queries per row in each pass."""
+        first, rows = self.biases[0], self.rows
         if first is None:
             return None
-        shared = all(each.bias is first for each in self.keys_values)
+        shared = all(bias is first for bias in self.biases)
         if shared and rows is None:
             return first
-        biases, repeats = ([first], 1) if shared else ([each.bias for each in self.keys_values], queries_per_row)
-        row_count = len(first) if rows is None else len(rows)
-        joined = aligned_zeros((row_count, 1, len(biases) * repeats, first.shape[3]), first.dtype, first.device)
+        biases, repeats = ((first,), 1) if shared else (self.biases, queries_per_row)
+        joined = aligned_zeros((len(self), 1, len(biases) * repeats, first.shape[3]), first.dtype, first.device)
         for index, bias in enumerate(biases):
             assert bias is not None
             joined[:, :, index * repeats : (index + 1) * repeats] = bias if rows is None else bias.index_select(0, rows)

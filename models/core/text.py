@@ -18,11 +18,12 @@ from models.core.blocks import (
     MAX_WIDTH,
     BlockConfig,
     BlockStack,
-    TokenLayout,
+    attention_bias,
     heads_error,
     init_bert_weights,
     linear_dtype,
 )
+from models.core.keys_values import KVCache
 from models.core.packing import PackedTexts, Packing, packings_of
 from utils.batch import Text
 from utils.config import Config
@@ -176,16 +177,19 @@ class TextEncoder(nn.Module):
         ids = torch.cat([packing.pack(text.ids) for packing, text in zip(packings, texts, strict=True)])
         positions = torch.cat([packing.positions for packing in packings]) + self.arch.first_position
         embedded = self.embeddings(ids, positions)
-        states = self._encode(embedded, TokenLayout.of(Packing.concat(packings), linear_dtype(embedded)))
-        return PackedTexts.split(states, packings)
+        packing = Packing.concat(packings)
+        states = self.encoder(embedded, packing, attention_bias(packing.mask, linear_dtype(embedded)))
+        return PackedTexts.split(self._project(states), packings)
 
-    def decode(self, ids: Tensor, positions: Tensor, layout: TokenLayout) -> Tensor:
-        """States (N * L, D) of ``ids`` (N, L) at ``positions`` (N, L), counted from 0, with the attention bias of ``layout``."""
+    def decode(self, ids: Tensor, positions: Tensor, bias: Tensor, cache: KVCache | None = None) -> Tensor:
+        """States (N * L, D) of ``ids`` (N, L) at ``positions`` (N, L), counted from 0; ``bias`` and ``cache`` as in
+        :meth:`BlockStack.forward`."""
         embedded = self.embeddings(ids, positions + self.arch.first_position).flatten(0, 1)
-        return self._encode(embedded, layout)
+        return self._project(
+            self.encoder(embedded, Packing.padded(len(ids), ids.shape[1], ids.device), bias, cache=cache)
+        )
 
-    def _encode(self, embedded: Tensor, layout: TokenLayout) -> Tensor:
-        states: Tensor = self.encoder(embedded, layout)
+    def _project(self, states: Tensor) -> Tensor:
         return states if self.projection is None else self.projection(states)
 
 

@@ -9,11 +9,12 @@ from pydantic import Field
 from torch import Tensor
 
 from models.core import losses
-from models.core.blocks import TokenLayout, linear_dtype
+from models.core.blocks import attention_bias, linear_dtype
 from models.core.flops import frames_of, lengths
 from models.core.generation import DecodingConfig, Generated, generate
 from models.core.heads import WordHead
-from models.core.keys_values import AttentionGroup, KeysValues, KVCache
+from models.core.keys_values import KeysValues, KVCache
+from models.core.packing import Packing
 from models.core.text import TextEncoder
 from models.core.xvlm import XVLM, ModelConfig
 from utils.accelerator import send
@@ -109,9 +110,10 @@ class CaptioningModel(XVLM):
             cache: keys and values of earlier tokens; the keys and values of ``ids`` are appended.
         """
         assert isinstance(self.text, TextEncoder)
-        layout = TokenLayout.with_mask(len(ids), mask, linear_dtype(self.word_head.bias), cache)
-        states = self.text.decode(ids, positions, layout)
-        return self.fusion(states, layout, [AttentionGroup((images,), len(ids))]).view(*ids.shape, -1)
+        bias = attention_bias(mask, linear_dtype(self.word_head.bias))
+        states = self.text.decode(ids, positions, bias, cache)
+        packing = Packing.padded(len(ids), ids.shape[1], ids.device)
+        return self.fusion(states, packing, bias, [images], cache=cache).view(*ids.shape, -1)
 
 
 class CaptionDecoder:

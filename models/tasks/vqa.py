@@ -10,13 +10,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.core.blocks import MAX_BLOCKS, BlockConfig, BlockStack, TokenLayout, init_bert_weights, linear_dtype
+from models.core.blocks import MAX_BLOCKS, BlockConfig, BlockStack, attention_bias, init_bert_weights, linear_dtype
 from models.core.flops import images_of, lengths
 from models.core.heads import WordHead
 from models.core.hub_text import HubTextEncoder
-from models.core.keys_values import AttentionGroup, KeysValues
+from models.core.keys_values import KeysValues
 from models.core.losses import at_least_float32
-from models.core.packing import PackedTexts
+from models.core.packing import PackedTexts, Packing
 from models.core.text import Embeddings, TextArchitecture, TextEncoder
 from models.core.xvlm import XVLM, ModelConfig
 from utils.batch import IGNORE, Losses, QuestionBatch, Term, Text, Work
@@ -107,8 +107,8 @@ class AnswerDecoder(BlockStack):
         if positions is not None:
             positions = positions + self.embeddings.arch.first_position
         embedded = self.embeddings(ids, positions, self.words)
-        layout = TokenLayout.with_mask(len(ids), mask, linear_dtype(embedded))
-        states: Tensor = self(embedded.flatten(0, 1), layout, [AttentionGroup((questions,), len(ids))])
+        bias, packing = attention_bias(mask, linear_dtype(embedded)), Packing.padded(len(ids), ids.shape[1], ids.device)
+        states: Tensor = self(embedded.flatten(0, 1), packing, bias, [questions])
         return states.view(*ids.shape, -1)
 
     def logits(self, states: Tensor) -> Tensor:

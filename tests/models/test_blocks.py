@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.core.blocks import Attention, BlockConfig, QueryPositions, ResidualOutput, TokenLayout, attention_bias
+from models.core.blocks import Attention, BlockConfig, QueryPositions, ResidualOutput, attention_bias
 from models.core.fusion import FusionConfig, FusionEncoder, FusionPass
 from models.core.packing import PackedTexts, Packing
 from models.core.vision import Concepts
@@ -104,8 +104,8 @@ def test_patches_projected_once_give_the_keys_and_gradients_of_copies_for_each_r
         found.append([patches.grad, mean.grad, parts.float()])
         if shared:
             seen = torch.cat([torch.tensor([[True, False]]).expand(4, 2), masks], dim=1)
-            assert torch.equal(memory.bias == 0, seen[:, None, None])
-            assert memory.bias.dtype == parts.dtype
+            assert torch.equal(memory.biases[0] == 0, seen[:, None, None])
+            assert memory.biases[0].dtype == parts.dtype
     torch.testing.assert_close(found[0], found[1], rtol=rtol, atol=atol)
 
 
@@ -125,8 +125,9 @@ def test_wanted_states_are_those_of_all_tokens():
     given = texts(LENGTHS)
     positions = torch.stack([torch.tensor(LENGTHS) - 1, torch.zeros(len(LENGTHS), dtype=torch.int64)], dim=1)
     wanted = QueryPositions(positions, Packing.padded(len(LENGTHS), 2, positions.device))
-    every = encoder(given.states, TokenLayout.of(given.packing, given.states.dtype))
-    found = encoder(given.states, TokenLayout.of(given.packing, given.states.dtype, wanted))
+    bias = attention_bias(given.packing.mask, given.states.dtype)
+    every = encoder(given.states, given.packing, bias)
+    found = encoder(given.states, given.packing, bias, queries=wanted)
     expected = given.packing.pad(every).take_along_dim(positions.unsqueeze(2), dim=1)
     torch.testing.assert_close(found.view(expected.shape), expected)
 

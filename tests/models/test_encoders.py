@@ -18,7 +18,7 @@ from transformers import (
 
 from models.checkpoints import InitConfig, initialise
 from models.core import hub_text
-from models.core.blocks import BlockConfig, TokenLayout, heads_error
+from models.core.blocks import BlockConfig, attention_bias, heads_error
 from models.core.fusion import FusionConfig, FusionPass
 from models.core.hub_text import HubTextEncoder, architecture_of, build_text_encoder
 from models.core.text import TextArchitecture, TextConfig, TextEncoder
@@ -157,11 +157,11 @@ def test_a_mask_per_query_hides_what_it_says():
     encoder = TextEncoder(
         TextConfig(), TextArchitecture(vocab_size=40, width=16, layers=2, heads=2, intermediate=32)
     ).eval()
-    layout = TokenLayout.with_mask(2, torch.ones(1, 5, 5).tril().bool(), torch.float32)
+    bias = attention_bias(torch.ones(1, 5, 5).tril().bool(), torch.float32)
     positions = torch.arange(5).expand(2, -1)
     changed = IDS.clone()
     changed[:, 4] = 20
-    before, after = (encoder.decode(ids, positions, layout).view(2, 5, -1) for ids in (IDS, changed))
+    before, after = (encoder.decode(ids, positions, bias).view(2, 5, -1) for ids in (IDS, changed))
     torch.testing.assert_close(before[:, :4], after[:, :4])
     assert not torch.allclose(before[:, 4], after[:, 4])
 

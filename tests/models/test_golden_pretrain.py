@@ -90,15 +90,15 @@ def test_it_does_with_texts_and_images_in_another_order(model, text, given, devi
     assert_golden(states, EXPECTED["fusion_embeds"][order.cpu()], text.packing.mask[order])
 
 
-def test_it_does_with_several_texts_at_an_image_and_several_passes(model, text, given, device):
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_it_does_with_several_texts_at_an_image_and_several_passes(model, text, given, times, device):
     memory = model.fusion.project_concepts(model.vision(given["image"]))
     rows = torch.arange(text.packing.count, device=device)
-    twice, thrice = (text.select(rows.repeat_interleave(times)) for times in (2, 3))
-    passes = [FusionPass(texts, memory) for texts in (text, twice, thrice, text)]
-    for each, states in zip(passes, model.fusion.fuse(passes), strict=True):
-        packing = each.texts.packing
-        expected = EXPECTED["fusion_embeds"].repeat_interleave(packing.count // len(rows), dim=0)
-        assert_golden(packing.pad(states), expected, packing.mask)
+    repeated = text.select(rows.repeat_interleave(times))
+    passes = [FusionPass(repeated, seen) for seen in (memory, memory, memory.select(rows), memory)]
+    expected = EXPECTED["fusion_embeds"].repeat_interleave(times, dim=0)
+    for states in model.fusion.fuse(passes):
+        assert_golden(repeated.packing.pad(states), expected, repeated.packing.mask)
 
 
 @pytest.mark.parametrize("beside_whole_images", [False, True])

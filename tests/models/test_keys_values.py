@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from models.core.blocks import BlockConfig
-from models.core.fusion import FusionConfig, FusionEncoder, FusionPass, _attention_groups
-from models.core.keys_values import AttentionGroup, KeysValues, KVCache
+from models.core.fusion import FusionConfig, FusionEncoder, FusionPass
+from models.core.keys_values import KeysValues, KVCache
 from models.core.packing import PackedTexts, Packing
 
 ROWS, KEYS, WIDTH = 3, 4, 8
@@ -30,7 +30,7 @@ def keys_values(fusion) -> KeysValues:
 
 def read(keys_values: KeysValues) -> list[Tensor]:
     """Keys, values and bias of all layers."""
-    layers = [AttentionGroup((keys_values,), len(keys_values)).layer(index) for index in range(len(keys_values.layers))]
+    layers = [keys_values.layer(index) for index in range(len(keys_values.layers))]
     return [part for layer in layers for part in (*layer.read(), layer.joined_bias(1)) if part is not None]
 
 
@@ -69,8 +69,7 @@ def test_keys_and_values_without_a_bias_hides_nothing(fusion):
     with torch.no_grad():
         states = torch.randn(ROWS, KEYS, WIDTH)
         bare, masked = fusion.project(states), fusion.project(states, torch.ones(ROWS, KEYS, dtype=torch.bool))
-        assert bare.bias is None
-        assert bare.split([1, ROWS - 1])[0].bias is None
+        assert bare.biases == bare.split([1, ROWS - 1])[0].biases == (None,)
         given = texts(ROWS, 2)
         for selected in (torch.tensor([1, 0, 2]), torch.arange(ROWS)):
             passes = [FusionPass(given, each.select(selected)) for each in (bare, masked)]
@@ -89,26 +88,35 @@ def one_by_one(fusion: FusionEncoder, each: FusionPass) -> list[Tensor]:
 
 
 @torch.no_grad()
-def test_in_each_pass_text_m_attends_to_row_m_over_s(fusion, keys_values):
-    """Some passes attend to the same rows with different numbers of texts, others to a part of the rows or to selected rows."""
+@pytest.mark.parametrize("share", [1, 2])
+def test_in_each_pass_text_m_attends_to_row_m_over_s(fusion, keys_values, share):
+    """Some passes attend to the same rows, others to a part of the rows or to selected rows."""
+    other_bias = KeysValues(keys_values.layers, (keys_values.biases[0].flip(0),))
     passes = [
-        FusionPass(texts(3, 2), keys_values),
-        FusionPass(texts(3, 3), keys_values),
-        FusionPass(texts(6, 4), keys_values),
-        FusionPass(texts(4, 5), keys_values.split([2, ROWS - 2])[0]),
-        FusionPass(texts(3, 6), keys_values.select(torch.tensor([2, 2, 0]))),
-        FusionPass(texts(3, 7), keys_values),
+        FusionPass(texts(share * 3, 2), keys_values),
+        FusionPass(texts(share * 3, 3), keys_values),
+        FusionPass(texts(share * 3, 4), other_bias),
+        FusionPass(texts(share * 2, 5), keys_values.split([2, ROWS - 2])[0]),
+        FusionPass(texts(share * 3, 6), keys_values.select(torch.tensor([2, 2, 0]))),
+        FusionPass(texts(share * 3, 7), keys_values),
     ]
     for each, states in zip(passes, fusion.fuse(passes), strict=True):
         torch.testing.assert_close(states, torch.cat(one_by_one(fusion, each)), atol=1e-5, rtol=1e-5)
 
 
-def test_neighbouring_passes_over_the_same_rows_with_equally_many_texts_share_its_keys(keys_values):
+def test_passes_with_different_numbers_of_texts_per_row_do_not_go_together(fusion, keys_values):
+    with pytest.raises(AssertionError, match="texts per row"):
+        fusion.fuse([FusionPass(texts(3, 0), keys_values), FusionPass(texts(6, 0), keys_values)])
+
+
+def test_neighbouring_passes_over_the_same_rows_share_one_call_of_attention(keys_values):
     other = keys_values.select(torch.tensor([1, 0, 2]))
-    numbers = [(3, keys_values), (3, keys_values), (6, keys_values), (6, keys_values), (3, other), (3, keys_values)]
-    found = _attention_groups([FusionPass(texts(count, 0), seen) for count, seen in numbers])
-    assert [(each.text_count, len(each.keys_values)) for each in found] == [(6, 2), (12, 2), (3, 1), (3, 1)]
-    assert [each.keys_values[0] for each in found] == [keys_values, keys_values, other, keys_values]
+    other_bias = KeysValues(keys_values.layers, (keys_values.biases[0].flip(0),))
+    without_bias = KeysValues(keys_values.layers)
+    found = KeysValues.merge([keys_values, other_bias, other, other, keys_values, without_bias])
+    assert [len(each.biases) for each in found] == [2, 2, 1, 1]
+    assert [each.rows for each in found] == [None, other.rows, None, None]
+    assert found[0].biases[1] is other_bias.biases[0]
 
 
 def test_passes_with_keys_and_values_and_without_do_not_go_together(fusion, keys_values):

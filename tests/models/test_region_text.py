@@ -16,11 +16,11 @@ from typing import Any
 
 from benchmarks.synthetic import pretrain_batch
 from models.core import losses
-from models.core.blocks import Block, BlockStack, CrossAttention, QueryPositions, SelfAttention, TokenLayout
+from models.core.blocks import Attention, Block, BlockStack, QueryPositions, attention_bias
 from models.core.contrastive import ContrastiveHead
-from models.core.fusion import FusionEncoder, FusionQueue, _attention_groups
+from models.core.fusion import FusionEncoder, FusionQueue
 from models.core.heads import BoxHead, WordHead, masked_words
-from models.core.keys_values import AttentionGroup
+from models.core.keys_values import KeysValues
 from models.core.matching import MatchingHead, allowed_negatives
 from models.core.packing import PackedTexts, packings_of
 from models.core.text import Embeddings, TextEncoder
@@ -42,7 +42,7 @@ STEPS: list[tuple[Callable[..., Any], str]] = [
     (packings_of, "says where each token is without padding; a text and its masked copy share this packing"),
     (Embeddings.forward, "looks up words, positions and types: (T, D)"),
     (BlockStack.forward, "runs the blocks of the text encoder on packed tokens"),
-    (SelfAttention.forward, "pads the tokens for attention only, and packs them again"),
+    (Attention.to_own_text, "pads the tokens for attention only, and packs them again"),
     (PackedTexts.split, "gives each stream its texts"),
     (VisionEncoder.encode, "encodes all images together: patches (I, P, D) and their mean"),
     (RegionTextStream.losses, "computes the five losses"),
@@ -64,13 +64,13 @@ STEPS: list[tuple[Callable[..., Any], str]] = [
     (MatchingHead.queue_loss, "queues matched pairs, negative texts and negative regions (eq. 2)"),
     (FusionQueue.run, "fuses everything in the queue in one call"),
     (FusionEncoder.fuse, "concatenates the texts of the five passes"),
+    (attention_bias, "makes the bias that keeps tokens within their text"),
+    (KeysValues.merge, "lets neighbouring passes share one call of attention"),
     (QueryPositions.concat, "concatenates the positions whose states are needed: [CLS], or masked words"),
-    (TokenLayout.of, "makes the bias that keeps tokens within their text"),
-    (_attention_groups, "lets neighbouring passes share one call of attention"),
     (BlockStack.forward, "runs the fusion blocks; the last one computes only the needed states"),
     (Block.forward, "runs self-attention, cross-attention and feed-forward"),
-    (CrossAttention.forward, "lets each text attend to the keys and values of its row"),
-    (AttentionGroup.read, "copies the rows of sampled negatives"),
+    (Attention.to_keys_values, "lets each text attend to the keys and values of its row"),
+    (KeysValues.read, "copies the rows of sampled negatives"),
     (losses.contrastive, "eq. 1, over all ranks"),
     (losses.masked_words, "eq. 3, from the word head's logits"),
     (MatchingHead.loss, "skips pairs without negatives"),
