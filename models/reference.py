@@ -25,7 +25,7 @@ from models.core.losses import EmbeddedPairs, SameGroup
 from models.core.matching import HardNegatives
 from models.core.text import TextEncoder
 from models.pretraining.model import PretrainModel
-from models.pretraining.streams import PairStream, RegionTextStream, Stream, TranslationStream
+from models.pretraining.streams import RegionTextStream, Stream, TextStream, TranslationStream
 from utils.batch import (
     ImageTextBatch,
     Losses,
@@ -75,10 +75,10 @@ def stream_losses(model: PretrainModel, stream: Stream[Any], batch: Any) -> dict
             return region_text_losses(model, batch, stream.same_group, stream.has_box(batch))
         case TranslationStream():
             return translation_losses(model, batch, stream.same_group)
-        case PairStream():
-            return image_text_losses(model, batch, stream.same_group)
-        case _:
+        case TextStream():
             return {"mlm": word_loss(model, batch.text, None)}
+        case _:
+            return image_text_losses(model, batch, stream.same_group)
 
 
 def region_text_losses(

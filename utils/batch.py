@@ -179,8 +179,14 @@ class PretrainBatch(Batch):
 
     def streams(self) -> dict[str, Any]:
         """The batches of the streams, without those that are None, by the name of the stream."""
-        names = [field.name for field in fields(self) if field.name not in {*Batch.__dataclass_fields__, "unmatched"}]
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        batches = {
+            "images": self.images,
+            "regions": self.regions,
+            "texts": self.texts,
+            "videos": self.videos,
+            "translations": self.translations,
+        }
+        return {name: batch for name, batch in batches.items() if batch is not None}
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ encoder (:mod:`models.pretraining.streams`). :mod:`models.reference` computes th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,17 +25,9 @@ from models.core.vision import Concepts
 from models.core.xvlm import XVLM
 from models.pretraining.config import PretrainModelConfig, StreamWeights
 from models.pretraining.flops import work_of
-from models.pretraining.streams import STREAMS, Encoded, LossWeights, PairStream, Stream, includes
+from models.pretraining.streams import STREAMS, LossWeights, Stream, includes
 from utils.batch import Losses, PretrainBatch, Term, Work
 from utils.errors import UserError
-
-
-class StreamStep(NamedTuple):
-    """A stream, its batch, and the losses ``requested`` in this step. Some steps have no matching loss."""
-
-    stream: Stream[Any]
-    batch: Any
-    requested: list[str]
 
 
 class PretrainModel(XVLM):
@@ -73,33 +65,78 @@ class PretrainModel(XVLM):
     def forward(self, batch: PretrainBatch) -> Losses:
         """All losses of a micro-batch, as sums; :func:`utils.batch.weighted_sum` adds them up (eq. 6)."""
         self.contrastive.clamp_temperature()
-        steps = self._steps(batch)
-        no_loss = zero_loss(self._untrained_by(steps), self.contrastive.temperature.device)
+        batches, requested = batch.streams(), self.requested(batch)
+        images, texts = self.encode_streams(batches, requested)
+        no_loss = zero_loss(self._untrained_by(requested), self.contrastive.temperature.device)
         terms: Losses = {}
-        for (stream, stream_batch, requested), encoded in zip(steps, self._encode_all(steps), strict=True):
-            totals = stream.losses(self, stream_batch, encoded, requested) if requested else {}
+        for name, losses in requested.items():
+            stream = self.streams[name]
+            totals = stream.losses(self, batches[name], images.get(name), texts[name], losses) if losses else {}
             for loss, weight in stream.weights.items():
-                terms[f"{stream.name}/{loss}"] = Term(totals[loss] if loss in requested else no_loss, weight)
+                terms[f"{name}/{loss}"] = Term(totals[loss] if loss in losses else no_loss, weight)
         return terms
+
+    def requested(self, batch: PretrainBatch) -> dict[str, list[str]]:
+        """The losses to compute for a micro-batch, by stream, in the order of the streams. Streams without losses are omitted; a
+        stream whose only loss is not computed in this step has an empty list."""
+        batches = batch.streams()
+        assert batches.keys() <= self.streams.keys(), (
+            f"the batch has {list(batches)}, the run only {list(self.streams)}"
+        )
+        return {
+            name: [loss for loss in stream.weights if not (loss == "matching" and name in batch.unmatched)]
+            for name, stream in self.streams.items()
+            if name in batches and stream.weights
+        }
+
+    def encode_streams(
+        self, batches: Mapping[str, Any], requested: Mapping[str, Collection[str]]
+    ) -> tuple[dict[str, Concepts], dict[str, dict[str, PackedTexts]]]:
+        """Encode the texts and images of all streams, in one pass of each encoder.
+
+        Args:
+            batches: the batch of each stream.
+            requested: as :meth:`requested` returns them.
+
+        Returns:
+            The images of each stream that has images, and the texts of each stream, with the names of
+            :meth:`Stream.texts_to_encode`.
+        """
+        to_encode = {
+            name: self.streams[name].texts_to_encode(batches[name], losses) for name, losses in requested.items()
+        }
+        all_texts = [text for of_stream in to_encode.values() for text in of_stream.values()]
+        packed = iter(self.text(all_texts) if all_texts else [])
+        texts = {name: {text: next(packed) for text in of_stream} for name, of_stream in to_encode.items()}
+        with_images = [name for name, losses in requested.items() if losses and self.streams[name].has_images]
+        images = self.vision.encode([batches[name].pixels for name in with_images]) if with_images else []
+        return dict(zip(with_images, images, strict=True)), texts
 
     def counts(self, batch: PretrainBatch) -> dict[str, Tensor]:
         """The divisor of each loss: the number of pairs, words or boxes of this micro-batch. Needs no forward pass."""
+        batches = batch.streams()
         counts: dict[str, Tensor] = {}
-        for stream, stream_batch, requested in self._steps(batch):
-            for loss in stream.declared:
-                if loss.name in stream.weights:
-                    count = loss.count(stream_batch)
-                    counts[f"{stream.name}/{loss.name}"] = count if loss.name in requested else torch.zeros_like(count)
+        for name, losses in self.requested(batch).items():
+            for loss in self.streams[name].declared:
+                if loss.name in self.streams[name].weights:
+                    count = loss.count(batches[name])
+                    counts[f"{name}/{loss.name}"] = count if loss.name in losses else torch.zeros_like(count)
         return counts
 
     def work(self, batch: PretrainBatch) -> Work:
         """See :class:`engine.task.TaskModel`."""
-        steps = [step for step in self._steps(batch) if step.requested]
-        return sum((work_of(self.cost, *step) for step in steps), Work())
+        batches, requested = batch.streams(), self.requested(batch)
+        works = (
+            work_of(self.cost, self.streams[name], batches[name], requested[name])
+            for name in requested
+            if requested[name]
+        )
+        return sum(works, Work())
 
     def compared(self, batch: PretrainBatch) -> list[int]:
         """The number of pairs in each contrastive loss of a micro-batch, in the order of :meth:`embed`."""
-        return [len(step.batch.valid) for step in self._steps(batch) if "contrastive" in step.requested]
+        batches = batch.streams()
+        return [len(batches[name].valid) for name, losses in self.requested(batch).items() if "contrastive" in losses]
 
     def spanning(
         self, micro_batches: Sequence[PretrainBatch], before: Callable[[int], None]
@@ -109,11 +146,12 @@ class PretrainModel(XVLM):
 
     def embed(self, batch: PretrainBatch) -> list[EmbeddedPairs]:
         """The pairs of each contrastive loss. The forward pass begins with the same computation."""
-        steps = self._steps(batch)
+        batches, requested = batch.streams(), self.requested(batch)
+        images, texts = self.encode_streams(batches, requested)
         return [
-            stream.embed(self, stream_batch, encoded)
-            for (stream, stream_batch, requested), encoded in zip(steps, self._encode_all(steps), strict=True)
-            if isinstance(stream, PairStream) and "contrastive" in requested
+            self.streams[name].embed(self, batches[name], images.get(name), texts[name])
+            for name, losses in requested.items()
+            if "contrastive" in losses
         ]
 
     def predict_boxes(self, texts: PackedTexts, images: Concepts, image_index: Tensor) -> Tensor:
@@ -128,32 +166,6 @@ class PretrainModel(XVLM):
         (fused,) = self.fusion.fuse([FusionPass(texts, keys_values, positions)])
         return self.word_head(fused, self.text.word_embeddings)
 
-    def _steps(self, batch: PretrainBatch) -> list[StreamStep]:
-        """Each stream that has a loss, with its batch and the losses of this step, in the order of the streams."""
-        batches = batch.streams()
-        assert batches.keys() <= self.streams.keys(), (
-            f"the batch has {list(batches)}, the run only {list(self.streams)}"
-        )
-        steps = []
-        for name, stream in self.streams.items():
-            if name in batches and stream.weights:
-                requested = [loss for loss in stream.weights if not (loss == "matching" and name in batch.unmatched)]
-                steps.append(StreamStep(stream, batches[name], requested))
-        return steps
-
-    def _encode_all(self, steps: Sequence[StreamStep]) -> list[Encoded]:
-        """Encode the texts and images of all streams, in one pass of each encoder."""
-        texts = [step.stream.texts_to_encode(step.batch, step.requested) for step in steps]
-        all_texts = [text for stream_texts in texts for text in stream_texts.values()]
-        has_images = [step.stream.has_images and bool(step.requested) for step in steps]
-        pixels = [step.batch.pixels for step, has in zip(steps, has_images, strict=True) if has]
-        packed = iter(self.text(all_texts) if all_texts else [])  # in the order of `steps`, like the images
-        images = iter(self.vision.encode(pixels) if pixels else [])
-        return [
-            Encoded(next(images) if has else None, {name: next(packed) for name in stream_texts})
-            for has, stream_texts in zip(has_images, texts, strict=True)
-        ]
-
     def _build_streams(
         self, config: PretrainModelConfig, weights: LossWeights, factors: dict[str, float | None]
     ) -> dict[str, Stream[Any]]:
@@ -167,8 +179,11 @@ class PretrainModel(XVLM):
                 f"data.translations: the fusion attends to texts as it does to images, but images have width {self.vision.width} "
                 f"and texts {self.text.width}; give model.vision and model.fusion one width, or drop data.translations"
             )
-        identical = config.contrastive.identical_texts
-        return {name: kind(name, factors[name] or 0.0, weights, identical) for name, kind in STREAMS.items()}
+        same_group = config.contrastive.identical_texts.model_dump()
+        return {
+            name: kind(name, factors[name] or 0.0, weights, same_group.get(name, "negative"))
+            for name, kind in STREAMS.items()
+        }
 
     def _freeze_untrained(self, streams: Collection[Stream[Any]]) -> None:
         """Freeze the parameters that are trained only by losses outside this run. They then cost nothing, and DDP does not wait
@@ -193,13 +208,14 @@ class PretrainModel(XVLM):
         parts = {part for stream, requested in losses for part in stream.trained_by(requested)}
         return {name for name, _ in self.named_parameters() if any(includes(part, name) for part in parts)}
 
-    def _untrained_by(self, steps: Sequence[StreamStep]) -> list[nn.Parameter]:
-        """The parameters that are trained in this run, but not by the losses of this step. Every batch has all streams of the
-        run."""
-        key = tuple((step.stream.name, *step.requested) for step in steps)
+    def _untrained_by(self, requested: Mapping[str, Collection[str]]) -> list[nn.Parameter]:
+        """The parameters that are trained in this run, but not by the ``requested`` losses of this step. Every batch has all
+        streams of the run."""
+        key = tuple((name, *losses) for name, losses in requested.items())
         if key not in self._untrained:
-            trained = self.trained_by((step.stream, step.requested) for step in steps)
-            in_other_steps = self.trained_by((step.stream, step.stream.weights) for step in steps) - trained
+            streams = {name: self.streams[name] for name in requested}
+            trained = self.trained_by((stream, requested[name]) for name, stream in streams.items())
+            in_other_steps = self.trained_by((stream, stream.weights) for stream in streams.values()) - trained
             self._untrained[key] = [each for name, each in self.named_parameters() if name in in_other_steps]
         return self._untrained[key]
 

@@ -18,12 +18,11 @@ from models.core.contrastive import ContrastiveHead
 from models.core.fusion import FusionEncoder, FusionQueue
 from models.core.heads import BoxHead, WordHead
 from models.core.hub_text import HubTextEncoder
-from models.core.losses import EmbeddedPairs, box_giou, box_l1
+from models.core.losses import EmbeddedPairs, SameGroup, box_giou, box_l1
 from models.core.matching import MatchingHead, matching_count
 from models.core.packing import PackedTexts
 from models.core.text import TextEncoder
 from models.core.vision import Concepts, VisionEncoder
-from models.pretraining.config import Identical, IdenticalTexts
 from utils.batch import IGNORE, ImageTextBatch, RegionBatch, Text, TextBatch, TranslationBatch, VideoTextBatch
 from utils.config import Config
 
@@ -56,9 +55,6 @@ class Modules(Protocol):
 B = TypeVar("B", bound=ImageTextBatch | VideoTextBatch | RegionBatch | TranslationBatch | TextBatch)
 """The batch of a stream."""
 
-P = TypeVar("P", bound=ImageTextBatch | VideoTextBatch | RegionBatch | TranslationBatch)
-"""The batch of a stream whose examples are pairs."""
-
 
 @dataclass(frozen=True)
 class Loss(Generic[B]):
@@ -78,73 +74,28 @@ class Loss(Generic[B]):
     count: Callable[[B], Tensor]
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A stream's batch after the encoders.
-
-    Attributes:
-        images: whole images or videos; None if the stream has no images.
-        texts: texts by name.
-    """
-
-    images: Concepts | None
-    texts: Mapping[str, PackedTexts]
-
-
 class Stream(ABC, Generic[B]):
-    """One source of training examples, with its losses.
+    """One source of training examples, with its losses. Unless a subclass says otherwise, examples are pairs of an image and a text.
 
     Attributes:
+        same_group: how pairs with equal texts are treated.
         declared: all losses of the stream.
         weights: the factor of each loss in equation 6; losses with factor 0 are omitted.
     """
 
-    encoders: ClassVar[tuple[str, ...]]
+    encoders: ClassVar[tuple[str, ...]] = ("vision.backbone", "text")
     """The image and text encoders that the losses of the stream train; names as in :attr:`Loss.trains`."""
+    contrastive_parts: ClassVar[tuple[str, ...]] = ("contrastive",)
     has_images: ClassVar[bool] = True
 
-    def __init__(self, name: str, factor: float, weights: LossWeights, identical: IdenticalTexts):
-        """``factor`` multiplies all losses of this stream; ``weights`` and ``identical`` are the settings of all streams."""
-        self.name = name
+    def __init__(self, name: str, factor: float, weights: LossWeights, same_group: SameGroup):
+        """``factor`` multiplies all losses of this stream; ``weights`` are the settings of all streams."""
+        self.name, self.same_group = name, same_group
         self.declared = self.declare(weights)
         self.weights = {loss.name: factor * loss.weight for loss in self.declared if factor * loss.weight}
 
-    @abstractmethod
     def declare(self, weights: LossWeights) -> list[Loss[B]]:
         """Declare all losses of the stream."""
-
-    @abstractmethod
-    def texts_to_encode(self, batch: B, requested: Collection[str]) -> dict[str, Text]:
-        """The texts to encode for the ``requested`` losses, by name."""
-
-    @abstractmethod
-    def losses(self, model: Modules, batch: B, encoded: Encoded, requested: Collection[str]) -> dict[str, Tensor]:
-        """The ``requested`` losses of a micro-batch, as sums. :attr:`Loss.count` counts the summands."""
-
-    def trained_by(self, requested: Collection[str]) -> list[str]:
-        """The parts of the model that the ``requested`` losses train; names as in :attr:`Loss.trains`."""
-        return [part for loss in self.declared if loss.name in requested for part in loss.trains]
-
-    def needs(self, part: str, requested: Collection[str]) -> bool:
-        """True if any of the ``requested`` losses trains this part of the model, or a part of it."""
-        return any(each == part or each.startswith(f"{part}.") for each in self.trained_by(requested))
-
-
-class PairStream(Stream[P]):
-    """Pairs of an image and a text: the contrastive loss, the matching loss, and masked words that are predicted with the image.
-
-    Attributes:
-        same_group: how pairs with equal texts are treated.
-    """
-
-    encoders: ClassVar[tuple[str, ...]] = ("vision.backbone", "text")
-    contrastive_parts: ClassVar[tuple[str, ...]] = ("contrastive",)
-
-    def __init__(self, name: str, factor: float, weights: LossWeights, identical: IdenticalTexts):
-        self.same_group: Identical = getattr(identical, name)
-        super().__init__(name, factor, weights, identical)
-
-    def declare(self, weights: LossWeights) -> list[Loss[P]]:
         return [
             Loss(
                 "contrastive",
@@ -166,7 +117,8 @@ class PairStream(Stream[P]):
             ),
         ]
 
-    def texts_to_encode(self, batch: P, requested: Collection[str]) -> dict[str, Text]:
+    def texts_to_encode(self, batch: B, requested: Collection[str]) -> dict[str, Text]:
+        """The texts to encode for the ``requested`` losses, by name."""
         texts = {}
         if any(loss != "mlm" for loss in requested):
             texts["plain"] = batch.text.plain()
@@ -175,28 +127,62 @@ class PairStream(Stream[P]):
         return texts
 
     @abstractmethod
-    def embed(self, model: Modules, batch: P, encoded: Encoded) -> EmbeddedPairs:
-        """The pairs of the contrastive loss, for gradient caching and for streams whose images need no further computation."""
+    def losses(
+        self,
+        model: Modules,
+        batch: B,
+        images: Concepts | None,
+        texts: Mapping[str, PackedTexts],
+        requested: Collection[str],
+    ) -> dict[str, Tensor]:
+        """The ``requested`` losses of a micro-batch, as sums. :attr:`Loss.count` counts the summands.
+
+        Args:
+            model: the encoders and heads.
+            batch: the micro-batch.
+            images: its whole images or videos after the vision encoder; None if the stream has no images.
+            texts: its texts after the text encoder, with the names of :meth:`texts_to_encode`.
+            requested: names of the losses of this step.
+        """
+
+    def embed(
+        self, model: Modules, batch: B, images: Concepts | None, texts: Mapping[str, PackedTexts]
+    ) -> EmbeddedPairs:
+        """The pairs of the contrastive loss; arguments as in :meth:`losses`."""
+        assert images is not None
+        return self.embed_pairs(model, batch, images, texts["plain"])
 
     def embed_pairs(
-        self, model: Modules, batch: P, images: Concepts | PackedTexts, texts: PackedTexts
+        self, model: Modules, batch: B, images: Concepts | PackedTexts, texts: PackedTexts
     ) -> EmbeddedPairs:
         """Embed the pairs of a batch. For translations, ``images`` are texts."""
         return model.contrastive.embed_pairs(images, texts, batch.valid, batch.text.text_id, self.same_group)
 
+    def trained_by(self, requested: Collection[str]) -> list[str]:
+        """The parts of the model that the ``requested`` losses train; names as in :attr:`Loss.trains`."""
+        return [part for loss in self.declared if loss.name in requested for part in loss.trains]
 
-class ImageTextStream(PairStream[ImageTextBatch | VideoTextBatch]):
+    def needs(self, part: str, requested: Collection[str]) -> bool:
+        """True if any of the ``requested`` losses trains this part of the model, or a part of it."""
+        return any(each == part or each.startswith(f"{part}.") for each in self.trained_by(requested))
+
+
+class ImageTextStream(Stream[ImageTextBatch | VideoTextBatch]):
     """Whole images with their texts."""
 
     def losses(
-        self, model: Modules, batch: ImageTextBatch | VideoTextBatch, encoded: Encoded, requested: Collection[str]
+        self,
+        model: Modules,
+        batch: ImageTextBatch | VideoTextBatch,
+        images: Concepts | None,
+        texts: Mapping[str, PackedTexts],
+        requested: Collection[str],
     ) -> dict[str, Tensor]:
-        images, texts = encoded.images, encoded.texts
         assert images is not None
         queue = FusionQueue(model.fusion)
         started: dict[str, Callable[[], Tensor]] = {}
         if aligns(requested):
-            pairs = self.embed(model, batch, encoded)
+            pairs = self.embed(model, batch, images, texts)
         if self.needs("fusion", requested):
             whole_image = model.fusion.project_concepts(images)
         if "contrastive" in requested:
@@ -211,10 +197,6 @@ class ImageTextStream(PairStream[ImageTextBatch | VideoTextBatch]):
         queue.run()
         return {loss: finish() for loss, finish in started.items()}
 
-    def embed(self, model: Modules, batch: ImageTextBatch | VideoTextBatch, encoded: Encoded) -> EmbeddedPairs:
-        assert encoded.images is not None
-        return self.embed_pairs(model, batch, encoded.images, encoded.texts["plain"])
-
 
 class VideoTextStream(ImageTextStream):
     """Videos with their texts. The vision encoder turns each video into one concept, so everything else is as for images."""
@@ -222,7 +204,7 @@ class VideoTextStream(ImageTextStream):
     encoders = ("vision.backbone", "vision.frame_positions", "text")
 
 
-class RegionTextStream(PairStream[RegionBatch]):
+class RegionTextStream(Stream[RegionBatch]):
     """Regions, objects and whole images with their texts (section 3.2). A text is aligned with the patches of its region, and its
     box is predicted from the whole image.
 
@@ -230,9 +212,9 @@ class RegionTextStream(PairStream[RegionBatch]):
         whole_image_boxes: True if texts of whole images have box losses, too.
     """
 
-    def __init__(self, name: str, factor: float, weights: LossWeights, identical: IdenticalTexts):
+    def __init__(self, name: str, factor: float, weights: LossWeights, same_group: SameGroup):
         self.whole_image_boxes = weights.whole_image_boxes
-        super().__init__(name, factor, weights, identical)
+        super().__init__(name, factor, weights, same_group)
 
     def declare(self, weights: LossWeights) -> list[Loss[RegionBatch]]:
         trains = (*self.encoders, "fusion", "box_head")
@@ -243,9 +225,13 @@ class RegionTextStream(PairStream[RegionBatch]):
         ]
 
     def losses(
-        self, model: Modules, batch: RegionBatch, encoded: Encoded, requested: Collection[str]
+        self,
+        model: Modules,
+        batch: RegionBatch,
+        images: Concepts | None,
+        texts: Mapping[str, PackedTexts],
+        requested: Collection[str],
     ) -> dict[str, Tensor]:
-        images, texts = encoded.images, encoded.texts
         assert images is not None
         regions = model.vision.regions(images, batch.patch_mask, batch.image_index)
         # Start the contrastive loss first, so that its gather overlaps with the fusion. Neighbours in the queue share attention
@@ -278,10 +264,12 @@ class RegionTextStream(PairStream[RegionBatch]):
                 totals["giou"] = box_giou(boxes, batch.boxes_cxcywh, has_box)  # eq. 5
         return totals
 
-    def embed(self, model: Modules, batch: RegionBatch, encoded: Encoded) -> EmbeddedPairs:
-        assert encoded.images is not None
-        regions = model.vision.regions(encoded.images, batch.patch_mask, batch.image_index)
-        return self.embed_pairs(model, batch, regions, encoded.texts["plain"])
+    def embed(
+        self, model: Modules, batch: RegionBatch, images: Concepts | None, texts: Mapping[str, PackedTexts]
+    ) -> EmbeddedPairs:
+        assert images is not None
+        regions = model.vision.regions(images, batch.patch_mask, batch.image_index)
+        return self.embed_pairs(model, batch, regions, texts["plain"])
 
     def has_box(self, batch: RegionBatch) -> Tensor:
         """The texts that have box losses, (R,) bool."""
@@ -305,19 +293,21 @@ class TextStream(Stream[TextBatch]):
             )
         ]
 
-    def texts_to_encode(self, batch: TextBatch, requested: Collection[str]) -> dict[str, Text]:
-        return {"masked": batch.text.masked_copy()} if requested else {}
-
     def losses(
-        self, model: Modules, batch: TextBatch, encoded: Encoded, requested: Collection[str]
+        self,
+        model: Modules,
+        batch: TextBatch,
+        images: Concepts | None,
+        texts: Mapping[str, PackedTexts],
+        requested: Collection[str],
     ) -> dict[str, Tensor]:
-        queue, masked = FusionQueue(model.fusion), encoded.texts["masked"]
+        queue, masked = FusionQueue(model.fusion), texts["masked"]
         words = model.word_head.queue_loss(queue, masked, None, batch.text, model.text.word_embeddings)  # eq. 3
         queue.run()
         return {"mlm": words()}
 
 
-class TranslationStream(PairStream[TranslationBatch]):
+class TranslationStream(Stream[TranslationBatch]):
     """Texts and their translations: cross-view language modelling (CCLM, arXiv:2206.00621).
 
     As released, the first text takes the place of an image in the contrastive and the matching loss, and both texts go through
@@ -332,13 +322,18 @@ class TranslationStream(PairStream[TranslationBatch]):
         return {**super().texts_to_encode(batch, requested), "translation": batch.other} if requested else {}
 
     def losses(
-        self, model: Modules, batch: TranslationBatch, encoded: Encoded, requested: Collection[str]
+        self,
+        model: Modules,
+        batch: TranslationBatch,
+        images: Concepts | None,
+        texts: Mapping[str, PackedTexts],
+        requested: Collection[str],
     ) -> dict[str, Tensor]:
-        texts, translation = encoded.texts, encoded.texts["translation"]
+        translation = texts["translation"]
         queue = FusionQueue(model.fusion)
         started: dict[str, Callable[[], Tensor]] = {}
         if aligns(requested):
-            pairs = self.embed(model, batch, encoded)
+            pairs = self.embed(model, batch, images, texts)
         if "contrastive" in requested:
             started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
         if "matching" in requested:
@@ -353,8 +348,10 @@ class TranslationStream(PairStream[TranslationBatch]):
         queue.run()
         return {loss: finish() for loss, finish in started.items()}
 
-    def embed(self, model: Modules, batch: TranslationBatch, encoded: Encoded) -> EmbeddedPairs:
-        return self.embed_pairs(model, batch, encoded.texts["plain"], encoded.texts["translation"])
+    def embed(
+        self, model: Modules, batch: TranslationBatch, images: Concepts | None, texts: Mapping[str, PackedTexts]
+    ) -> EmbeddedPairs:
+        return self.embed_pairs(model, batch, texts["plain"], texts["translation"])
 
 
 def aligns(requested: Collection[str]) -> bool:

@@ -14,7 +14,6 @@ from models.core.fusion import FusionPass
 from models.core.heads import masked_words
 from models.core.matching import allowed_negatives, negative_weights
 from models.core.packing import PackedTexts
-from models.pretraining.config import IdenticalTexts
 from models.pretraining.streams import LossWeights, TextStream
 from tests.devices import BOUNDS, copied_to, moved
 from tests.models.golden import (
@@ -215,7 +214,7 @@ def test_boxes_of_whole_images_can_be_learned_too(model, given, device):
 
 def test_text_only_masked_words(model, monkeypatch, device):
     text = masked_text(GIVEN)
-    monkeypatch.setitem(model.streams, "texts", TextStream("texts", 1.0, LossWeights(), IdenticalTexts()))
+    monkeypatch.setitem(model.streams, "texts", TextStream("texts", 1.0, LossWeights(), "negative"))
     batch = moved(PretrainBatch(None, None, TextBatch(text, everything(text.ids))), device)
     loss = model(batch)["texts/mlm"].total / model.counts(batch)["texts/mlm"]
     assert (text.labels != IGNORE).any()

@@ -26,7 +26,7 @@ from models.core.packing import PackedTexts, packings_of
 from models.core.text import Embeddings, TextEncoder
 from models.core.vision import VisionEncoder
 from models.pretraining.model import PretrainModel
-from models.pretraining.streams import PairStream, RegionTextStream
+from models.pretraining.streams import RegionTextStream, Stream
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.models.test_flops import MODEL, STREAMS
 from utils.batch import Losses, weighted_sum
@@ -35,9 +35,10 @@ from utils.config import load_config
 ROOT = Path(__file__).parent.parent.parent
 
 STEPS: list[tuple[Callable[..., Any], str]] = [
-    (PretrainModel.forward, "clamps the temperature and lists the streams of the batch with the losses of this step"),
-    (PretrainModel._encode_all, "runs each encoder once for all streams"),
-    (PairStream.texts_to_encode, "names the texts that the losses need: the plain text, and its masked copy for mlm"),
+    (PretrainModel.forward, "clamps the temperature"),
+    (PretrainModel.requested, "lists the losses of this step, by stream"),
+    (PretrainModel.encode_streams, "runs each encoder once for all streams"),
+    (Stream.texts_to_encode, "names the texts that the losses need: the plain text, and its masked copy for mlm"),
     (TextEncoder.forward, "encodes plain and masked texts together"),
     (packings_of, "says where each token is without padding; a text and its masked copy share this packing"),
     (Embeddings.forward, "looks up words, positions and types: (T, D)"),

@@ -12,9 +12,9 @@ import torch
 
 from benchmarks.synthetic import pretrain_batch
 from models.pretraining.config import IdenticalTexts, StreamWeights
-from models.pretraining.model import PretrainModel, StreamStep, zero_loss
+from models.pretraining.model import PretrainModel, zero_loss
 from models.pretraining.streams import STREAMS as STREAM_CLASSES
-from models.pretraining.streams import ImageTextStream, Loss, LossWeights, PairStream, Stream
+from models.pretraining.streams import ImageTextStream, Loss, LossWeights, Stream
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.models.test_flops import MODEL, STREAMS
 from utils.batch import Batch, PretrainBatch, weighted_sum
@@ -60,7 +60,7 @@ def test_every_parameter_that_trains_has_a_gradient_whatever_losses_are_left_out
     assert not reached
 
 
-LOSSES_OF = {name: kind(name, 1.0, LossWeights(), IdenticalTexts()).declared for name, kind in STREAM_CLASSES.items()}
+LOSSES_OF = {name: kind(name, 1.0, LossWeights(), "negative").declared for name, kind in STREAM_CLASSES.items()}
 SETS = [
     (name, wanted)
     for name, declared in LOSSES_OF.items()
@@ -77,8 +77,8 @@ def all_streams() -> tuple[PretrainModel, PretrainBatch]:
 def trained_in(model: PretrainModel, stream: Stream[Any], batch: Any, wanted: tuple[str, ...]) -> set[str]:
     """The parameters that have a gradient after a backward pass of these losses."""
     model.zero_grad()
-    (encoded,) = model._encode_all([StreamStep(stream, batch, list(wanted))])
-    totals = stream.losses(model, batch, encoded, wanted)
+    images, texts = model.encode_streams({stream.name: batch}, {stream.name: wanted})
+    totals = stream.losses(model, batch, images.get(stream.name), texts[stream.name], wanted)
     assert totals.keys() == set(wanted)
     torch.stack([*totals.values()]).sum().backward()
     return {name for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -135,10 +135,10 @@ class UniformTexts(ImageTextStream):
             ),
         ]
 
-    def losses(self, model, batch, encoded, wanted):
-        totals = super().losses(model, batch, encoded, wanted)
+    def losses(self, model, batch, images, texts, wanted):
+        totals = super().losses(model, batch, images, texts, wanted)
         if "uniformity" in wanted:
-            totals["uniformity"] = uniformity(model.contrastive.embed_text(encoded.texts["plain"]), batch.valid)
+            totals["uniformity"] = uniformity(model.contrastive.embed_text(texts["plain"]), batch.valid)
         return totals
 
 
@@ -230,7 +230,7 @@ def test_the_zero_of_a_loss_left_out_is_on_the_models_device():
 
 
 def untrained(model: PretrainModel, batch: PretrainBatch) -> list[torch.nn.Parameter]:
-    return model._untrained_by(model._steps(batch))
+    return model._untrained_by(model.requested(batch))
 
 
 def test_a_stream_that_is_not_encoded_counts_as_no_work():
@@ -243,7 +243,7 @@ def test_the_streams_of_the_model_are_those_of_batches_and_weights():
     parts = {field.name for field in fields(PretrainBatch)} - {field.name for field in fields(Batch)} - {"unmatched"}
     assert STREAM_CLASSES.keys() == StreamWeights.model_fields.keys() == parts
     assert IdenticalTexts.model_fields.keys() == {
-        name for name, kind in STREAM_CLASSES.items() if issubclass(kind, PairStream)
+        name for name, declared in LOSSES_OF.items() if any(loss.name == "matching" for loss in declared)
     }
 
 
@@ -293,8 +293,8 @@ def test_the_boxes_of_whole_images_are_learned_where_the_config_says_so():
     batch = replace(batch, regions=region)
     for each, learned in ((model, region.valid & ~region.is_image), (every, region.valid)):
         assert 0 < learned.sum() < len(rows)
-        (encoded,) = each._encode_all([StreamStep(each.streams["regions"], region, ["l1"])])
-        predicted = each.predict_boxes(encoded.texts["plain"], encoded.images, region.image_index)
+        images, texts = each.encode_streams({"regions": region}, {"regions": ["l1"]})
+        predicted = each.predict_boxes(texts["regions"]["plain"], images["regions"], region.image_index)
         by_hand = (predicted - region.boxes_cxcywh).abs().sum(dim=1)[learned].sum()
         assert each.counts(batch)["regions/l1"] == each.counts(batch)["regions/giou"] == learned.sum()
         torch.testing.assert_close(totals(each, batch)["regions/l1"], by_hand)
