@@ -22,7 +22,7 @@ from models.core.blocks import Attention, Block, ResidualOutput
 from models.core.fusion import FusionEncoder
 from models.core.hub_text import HubTextEncoder
 from models.core.losses import EmbeddedPairs, SameGroup
-from models.core.matching import HardNegatives
+from models.core.matching import allowed_negatives
 from models.core.text import TextEncoder
 from models.pretraining.model import PretrainModel
 from models.pretraining.streams import RegionTextStream, Stream, TextStream, TranslationStream
@@ -89,14 +89,13 @@ def region_text_losses(
     regions = model.vision.regions(images, batch.patch_mask, batch.image_index)  # the mean of each region's patches
     text = encode(model.text, batch.text.ids, batch.text.mask)
     pairs = pairs_of(batch, model.contrastive.embed_image(regions), embed_text(model, text), same_group)
-    contrastive, negatives = align(model, pairs)
     # The text attends to the mean and the patches of its region; its box is predicted from the whole image.
     region = Padded(regions.tokens(), F.pad(batch.patch_mask, (1, 0), value=True))
     whole_image = Padded(images.tokens()[batch.image_index])
     box = model.box_head(fuse(model.fusion, text, whole_image)[:, 0])  # eq. 4
     return {
-        "contrastive": contrastive,  # eq. 1
-        "matching": matching_loss(model, text, region, negatives),  # eq. 2
+        "contrastive": model.contrastive.start_loss(pairs)(),  # eq. 1
+        "matching": matching_loss(model, text, region, pairs),  # eq. 2
         "mlm": word_loss(model, batch.text, region),  # eq. 3
         "l1": losses.box_l1(box, batch.boxes_cxcywh, has_box),  # eq. 5
         "giou": losses.box_giou(box, batch.boxes_cxcywh, has_box),
@@ -110,11 +109,10 @@ def image_text_losses(
     images = model.vision(batch.pixels)
     text = encode(model.text, batch.text.ids, batch.text.mask)
     pairs = pairs_of(batch, model.contrastive.embed_image(images), embed_text(model, text), same_group)
-    contrastive, negatives = align(model, pairs)
     whole_image = Padded(images.tokens())
     return {
-        "contrastive": contrastive,
-        "matching": matching_loss(model, text, whole_image, negatives),
+        "contrastive": model.contrastive.start_loss(pairs)(),
+        "matching": matching_loss(model, text, whole_image, pairs),
         "mlm": word_loss(model, batch.text, whole_image),
     }
 
@@ -124,10 +122,9 @@ def translation_losses(model: PretrainModel, batch: TranslationBatch, same_group
     first = encode(model.text, batch.text.ids, batch.text.mask)
     second = encode(model.text, batch.other.ids, batch.other.mask)
     pairs = pairs_of(batch, embed_text(model, first), embed_text(model, second), same_group)
-    contrastive, negatives = align(model, pairs)
     return {
-        "contrastive": contrastive,
-        "matching": matching_loss(model, second, first, negatives),
+        "contrastive": model.contrastive.start_loss(pairs)(),
+        "matching": matching_loss(model, second, first, pairs),
         "mlm": word_loss(model, batch.text, second),
     }
 
@@ -142,24 +139,23 @@ def pairs_of(
     return EmbeddedPairs(image, text, batch.valid, batch.text.text_id, same_group)
 
 
-def align(model: PretrainModel, pairs: EmbeddedPairs) -> tuple[Tensor, HardNegatives]:
-    """The contrastive loss of N pairs, and hard negatives that are sampled by the similarity of their embeddings."""
-    wait_for_loss = model.contrastive.start_loss(pairs)  # gathers the embeddings of other ranks
-    return wait_for_loss(), model.matching_head.hard_negatives(model.contrastive, pairs)
-
-
 def embed_text(model: PretrainModel, text: Padded) -> Tensor:
     """Normalised embeddings (N, E) of texts."""
     assert text.mask is not None
     return model.contrastive.embed_padded(text.states, text.mask)
 
 
-def matching_loss(model: PretrainModel, text: Padded, image: Padded, negatives: HardNegatives) -> Tensor:
-    """Eq. 2: do a text and an image match? For matched pairs, hard negative texts, and hard negative images."""
-    matched = fuse(model.fusion, text, image)
-    negative_text = fuse(model.fusion, text.select(negatives.text), image)
-    negative_image = fuse(model.fusion, text, image.select(negatives.image))
-    return model.matching_head.loss([states[:, 0] for states in (matched, negative_text, negative_image)], negatives)
+def matching_loss(model: PretrainModel, text: Padded, image: Padded, pairs: EmbeddedPairs) -> Tensor:
+    """Eq. 2: do a text and an image match? For matched pairs, hard negative texts, and hard negative images, which are sampled by
+    the similarity of their embeddings."""
+    allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
+    negative_image, negative_text = model.matching_head.hard_negatives(model.contrastive, pairs, allowed)
+    fused = [
+        fuse(model.fusion, text, image),
+        fuse(model.fusion, text.select(negative_text), image),
+        fuse(model.fusion, text, image.select(negative_image)),
+    ]
+    return model.matching_head.loss([states[:, 0] for states in fused], allowed.any(dim=1))
 
 
 def word_loss(model: PretrainModel, text: MaskedText, image: Padded | None) -> Tensor:
@@ -197,9 +193,8 @@ def run_block(block: Block, text: Padded, image: Padded | None) -> Tensor:
 
 def attend(attention: Attention, states: Tensor, seen: Padded) -> Tensor:
     """``states`` (N, L, D) attend to the states of ``seen`` (N, K, D')."""
-    project = attention.self
-    projected = project["query"](states), project["key"](seen.states), project["value"](seen.states)
-    query, key, value = map(attention.split_heads, projected)
+    query, (key, value) = attention.self["query"](states), attention.project(seen.states)
+    query, key, value = map(attention.split_heads, (query, key, value))
     mask = None if seen.mask is None else seen.mask[:, None, None, :]
     return add_and_norm(attention.output, attention.attend(query, key, value, mask), states)
 

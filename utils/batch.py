@@ -178,7 +178,7 @@ class PretrainBatch(Batch):
     unmatched: tuple[str, ...] = ()
 
     def streams(self) -> dict[str, Any]:
-        """The batches of the streams, without those that are None, by the name of the stream."""
+        """The batch of each stream of the run, by the name of the stream."""
         batches = {
             "images": self.images,
             "regions": self.regions,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,72 +16,73 @@ from models.core.losses import EmbeddedPairs, SameGroup, at_least_float32
 from models.core.packing import PackedTexts
 
 
-@dataclass(frozen=True)
-class HardNegatives:
-    """Hard negatives of N pairs.
-
-    Attributes:
-        image: (N,) int64, index of the pair whose image is a negative for text n; for translations, whose first text is.
-        text: (N,) int64, index of the pair whose text is a negative for image n.
-        exist: (N,) bool. Where it is False, the pair has no negatives, and ``image`` and ``text`` are undefined.
-    """
-
-    image: Tensor
-    text: Tensor
-    exist: Tensor
-
-
 class MatchingHead(MLPHead):
     """Classifies fused [CLS] states (N, D): do the text and the image match? Class 1 of the logits (N, 2) is "matched"."""
 
     def __init__(self, width: int):
         super().__init__(width, 2)
 
-    @torch.no_grad()
-    def hard_negatives(self, contrastive: ContrastiveHead, pairs: EmbeddedPairs) -> HardNegatives:
-        """Sample a negative image and a negative text for each of N pairs of the local batch, similar ones more often."""
-        allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
-        similarity = contrastive.similarity(pairs.image, pairs.text)
-        return HardNegatives(
-            image=self.sample_negatives(similarity.t(), allowed),
-            text=self.sample_negatives(similarity, allowed),
-            exist=allowed.any(dim=1),
-        )
-
-    def sample_negatives(self, similarity: Tensor, allowed: Tensor) -> Tensor:
-        """The index (N,) of one negative for each row of ``similarity`` (N, N)."""
-        return sample(negative_weights(similarity, allowed))
-
     def queue_loss(
-        self, queue: FusionQueue, texts: PackedTexts, keys_values: KeysValues, negatives: HardNegatives
+        self,
+        queue: FusionQueue,
+        texts: PackedTexts,
+        keys_values: KeysValues,
+        pairs: EmbeddedPairs,
+        contrastive: ContrastiveHead,
     ) -> Callable[[], Tensor]:
-        """Queue the matched pairs, and the pairs with hard negatives. After the queue has run, the returned function computes the
+        """Queue N matched pairs, and the pairs with hard negatives. After the queue has run, the returned function computes the
         loss.
 
         Args:
             queue: the queue of the fusion encoder.
             texts: N texts.
             keys_values: keys and values of the images, one row per text.
-            negatives: hard negatives of the N pairs.
+            pairs: embeddings of the images and texts, by which negatives are sampled.
+            contrastive: the head that embedded them.
         """
+        allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
+        negative_image, negative_text = self.hard_negatives(contrastive, pairs, allowed)
         # On a GPU, the sampled texts stay padded, since the host does not know their lengths. The first two passes share their
         # keys with the passes queued before; the last one selects other rows.
         fused = [
             queue.cls(texts, keys_values),
-            queue.cls(texts.select(negatives.text), keys_values),
-            queue.cls(texts, keys_values.select(negatives.image)),
+            queue.cls(texts.select(negative_text), keys_values),
+            queue.cls(texts, keys_values.select(negative_image)),
         ]
-        return lambda: self.loss([states() for states in fused], negatives)
+        return lambda: self.loss([states() for states in fused], allowed.any(dim=1))
 
-    def loss(self, fused: Sequence[Tensor], negatives: HardNegatives) -> Tensor:
+    @torch.no_grad()
+    def hard_negatives(
+        self, contrastive: ContrastiveHead, pairs: EmbeddedPairs, allowed: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Sample a negative image and a negative text for each of N pairs of the local batch, similar ones more often.
+
+        Args:
+            contrastive: the head that embedded the pairs.
+            pairs: the embeddings.
+            allowed: (N, N) bool, as :func:`allowed_negatives` returns it.
+
+        Returns:
+            (N,) int64, the index of the pair whose image is a negative for text n (for translations, whose first text is); and
+            (N,) int64, the index of the pair whose text is a negative for image n. Both are undefined for a pair without allowed
+            negatives.
+        """
+        similarity = contrastive.similarity(pairs.image, pairs.text)
+        return self.sample_negatives(similarity.t(), allowed), self.sample_negatives(similarity, allowed)
+
+    def sample_negatives(self, similarity: Tensor, allowed: Tensor) -> Tensor:
+        """The index (N,) of one negative for each row of ``similarity`` (N, N)."""
+        return sample(negative_weights(similarity, allowed))
+
+    def loss(self, fused: Sequence[Tensor], has_negatives: Tensor) -> Tensor:
         """Eq. 2 from fused [CLS] states (N, D) of matched pairs, then of pairs with hard negatives.
 
-        A pair without hard negatives is skipped entirely, since the matched pair alone would only teach the model to always
-        answer "matched".
+        ``has_negatives`` (N,) bool: a pair without hard negatives is skipped entirely, since the matched pair alone would only
+        teach the model to always answer "matched".
         """
         logits = self(torch.cat(list(fused)))
-        matched = torch.arange(len(logits), device=logits.device) < len(negatives.exist)
-        return losses.matching(logits, matched, negatives.exist.repeat(len(fused)))
+        matched = torch.arange(len(logits), device=logits.device) < len(has_negatives)
+        return losses.matching(logits, matched, has_negatives.repeat(len(fused)))
 
 
 def allowed_negatives(valid: Tensor, group: Tensor, same_group: SameGroup) -> Tensor:

@@ -75,7 +75,7 @@ class Loss(Generic[B]):
 
 
 class Stream(ABC, Generic[B]):
-    """One source of training examples, with its losses. Unless a subclass says otherwise, examples are pairs of an image and a text.
+    """One source of training examples, with its losses. By default, examples are pairs of an image and a text.
 
     Attributes:
         same_group: how pairs with equal texts are treated.
@@ -192,8 +192,9 @@ class ImageTextStream(Stream[ImageTextBatch | VideoTextBatch]):
                 queue, texts["masked"], whole_image, batch.text, model.text.word_embeddings
             )
         if "matching" in requested:
-            negatives = model.matching_head.hard_negatives(model.contrastive, pairs)
-            started["matching"] = model.matching_head.queue_loss(queue, texts["plain"], whole_image, negatives)  # eq. 2
+            started["matching"] = model.matching_head.queue_loss(  # eq. 2
+                queue, texts["plain"], whole_image, pairs, model.contrastive
+            )
         queue.run()
         return {loss: finish() for loss, finish in started.items()}
 
@@ -252,8 +253,9 @@ class RegionTextStream(Stream[RegionBatch]):
                 queue, texts["masked"], region, batch.text, model.text.word_embeddings
             )
         if "matching" in requested:
-            negatives = model.matching_head.hard_negatives(model.contrastive, pairs)
-            started["matching"] = model.matching_head.queue_loss(queue, texts["plain"], region, negatives)  # eq. 2
+            started["matching"] = model.matching_head.queue_loss(  # eq. 2
+                queue, texts["plain"], region, pairs, model.contrastive
+            )
         queue.run()
         totals = {loss: finish() for loss, finish in started.items()}
         if self.needs("box_head", requested):
@@ -338,8 +340,9 @@ class TranslationStream(Stream[TranslationBatch]):
             started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
         if "matching" in requested:
             first = model.fusion.project_texts(texts["plain"])
-            negatives = model.matching_head.hard_negatives(model.contrastive, pairs)
-            started["matching"] = model.matching_head.queue_loss(queue, translation, first, negatives)  # eq. 2
+            started["matching"] = model.matching_head.queue_loss(  # eq. 2
+                queue, translation, first, pairs, model.contrastive
+            )
         if "mlm" in requested:
             second = model.fusion.project_texts(translation)
             started["mlm"] = model.word_head.queue_loss(  # eq. 3

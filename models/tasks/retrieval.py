@@ -38,10 +38,9 @@ class RetrievalModel(XVLM):
         images, texts = self._encode(batch)
         pairs = self._embed(batch, images, texts)
         contrastive = self.contrastive.start_loss(pairs)  # eq. 1
-        negatives = self.matching_head.hard_negatives(self.contrastive, pairs)
         queue = FusionQueue(self.fusion)
         keys_values = self.fusion.project_concepts(images)
-        matching = self.matching_head.queue_loss(queue, texts, keys_values, negatives)  # eq. 2
+        matching = self.matching_head.queue_loss(queue, texts, keys_values, pairs, self.contrastive)  # eq. 2
         queue.run()
         return {"contrastive": Term(contrastive(), 1.0), "matching": Term(matching(), 1.0)}
 

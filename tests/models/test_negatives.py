@@ -39,10 +39,10 @@ def test_an_image_samples_texts_and_a_text_samples_images_by_their_similarity():
     pairs = EmbeddedPairs(
         torch.eye(3), contrastive.temperature.item() * similarity.t(), every, torch.arange(3), "negative"
     )
-    sampled = [head.hard_negatives(contrastive, pairs) for _ in range(1000)]
+    sampled = [head.hard_negatives(contrastive, pairs, every_pair(3)) for _ in range(1000)]
     others = torch.arange(3).expand(1000, 3)
-    for found, step in (("text", 1), ("image", -1)):
-        index = torch.stack([getattr(each, found) for each in sampled])
+    for found, step in zip(zip(*sampled, strict=True), (-1, 1), strict=True):  # images, then texts
+        index = torch.stack(found)
         assert (index != others).all()
         assert (index == (others + step) % 3).float().mean(dim=0).tolist() == pytest.approx([0.75] * 3, abs=0.05)
 
