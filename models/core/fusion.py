@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from pydantic import Field
@@ -70,27 +69,6 @@ class FusionConfig(Config):
         return block
 
 
-@dataclass(frozen=True)
-class FusionPass:
-    """N texts and what they attend to.
-
-    Attributes:
-        texts: N texts.
-        keys_values: R rows, each for S = N / R texts: text n attends to row n // S. All passes of a call have the same S. If
-            None, cross-attention is skipped, as for texts without an image.
-        queries: the tokens whose fused states are computed; if None, all tokens.
-    """
-
-    texts: PackedTexts
-    keys_values: KeysValues | None
-    queries: QueryPositions | None = None
-
-    @staticmethod
-    def cls(texts: PackedTexts, keys_values: KeysValues | None) -> FusionPass:
-        """A pass that computes the fused states of [CLS] only."""
-        return FusionPass(texts, keys_values, QueryPositions.cls(texts.packing.count, texts.states.device))
-
-
 class FusionEncoder(BlockStack):
     """Transformer blocks whose cross-attention reads visual concepts or other texts."""
 
@@ -99,35 +77,18 @@ class FusionEncoder(BlockStack):
         super().__init__(config.layers, config.block(text), vision_width)
 
     def cls(self, texts: PackedTexts, keys_values: KeysValues | None) -> Tensor:
-        """The fused states (N, D) of [CLS]; arguments as in :class:`FusionPass`."""
-        return self.fuse([FusionPass.cls(texts, keys_values)])[0]
+        """The fused states (N, D) of [CLS]; arguments as in :class:`FusionQueue`."""
+        queue = FusionQueue(self)
+        fused = queue.cls(texts, keys_values)
+        queue.run()
+        return fused()
 
     def tokens(self, texts: PackedTexts, keys_values: KeysValues | None) -> PackedTexts:
-        """The fused states of all tokens; arguments as in :class:`FusionPass`."""
-        return PackedTexts(self.fuse([FusionPass(texts, keys_values)])[0], texts.packing)
-
-    def fuse(self, passes: Sequence[FusionPass]) -> list[Tensor]:
-        """Fuse the texts of several passes in one call. Either every pass has keys and values, or none has.
-
-        Returns:
-            For each pass, the fused states (Q, D) at its query positions, packed.
-        """
-        texts = PackedTexts.concat([each.texts for each in passes])
-        keys_values = [each.keys_values for each in passes if each.keys_values is not None]
-        assert len(keys_values) in (0, len(passes)), "passes with keys and values, and others without"
-        shares = {each.texts.packing.count / len(rows) for each, rows in zip(passes, keys_values, strict=False)}
-        assert len(shares) <= 1, f"passes with {shares} texts per row of keys and values; all need the same number"
-        queries = [each.queries for each in passes if each.queries is not None]
-        assert len(queries) in (0, len(passes)), "passes with query positions, and others without"
-        fused = self(
-            texts.states,
-            texts.packing,
-            attention_bias(texts.packing.mask, linear_dtype(texts.states)),
-            KeysValues.merge(keys_values),
-            QueryPositions.concat(queries) if queries else None,
-        )
-        computed = [each.texts if each.queries is None else each.queries for each in passes]
-        return list(fused.split([part.packing.tokens for part in computed]))
+        """The fused states of all tokens; arguments as in :class:`FusionQueue`."""
+        queue = FusionQueue(self)
+        fused = queue.tokens(texts, keys_values)
+        queue.run()
+        return PackedTexts(fused(), texts.packing)
 
     def project_concepts(self, concepts: Concepts) -> KeysValues:
         """Keys and values of visual concepts, one row per concept: the mean patch, then the patches. For regions see
@@ -172,37 +133,61 @@ class FusionEncoder(BlockStack):
 class FusionQueue:
     """Collects texts to be fused, so that the texts of several losses are fused in one call.
 
-    :meth:`cls` and :meth:`at_positions` return a function that returns the fused states after :meth:`run`. The order of the texts
-    does not change the results, but it does change the speed: texts that attend to the same keys and values share one call of
-    attention only if they are neighbours in the queue.
+    Each of :meth:`cls`, :meth:`tokens` and :meth:`at_positions` queues a pass of N texts, and returns a function that returns
+    their fused states after :meth:`run`. ``keys_values`` has R rows, each for S = N / R texts: text n attends to row n // S. All
+    passes of a queue have the same S. If ``keys_values`` is None, cross-attention is skipped, as for texts without an image;
+    then it must be None in every pass.
+
+    The order of the passes does not change the results, but it does change the speed: passes that attend to the same keys and
+    values share one call of attention only if they are neighbours in the queue.
     """
 
     def __init__(self, fusion: FusionEncoder):
         self.fusion = fusion
-        self._passes: list[FusionPass] = []
-        self._fused: list[Tensor] | None = None
+        self._texts: list[PackedTexts] = []
+        self._keys_values: list[KeysValues] = []
+        self._queries: list[QueryPositions] = []
+        self._fused: Sequence[Tensor] | None = None
 
     def cls(self, texts: PackedTexts, keys_values: KeysValues | None) -> Callable[[], Tensor]:
-        """Queue texts whose fused [CLS] states (N, D) are needed; arguments as in :class:`FusionPass`."""
-        return self._add(FusionPass.cls(texts, keys_values))
+        """Queue texts whose fused [CLS] states (N, D) are needed."""
+        return self.at_positions(texts, keys_values, QueryPositions.cls(texts.packing.count, texts.states.device))
 
     def at_positions(
         self, texts: PackedTexts, keys_values: KeysValues | None, positions: QueryPositions
     ) -> Callable[[], Tensor]:
-        """Queue texts whose fused states (Q, D) at some positions are needed; arguments as in :class:`FusionPass`."""
-        return self._add(FusionPass(texts, keys_values, positions))
+        """Queue texts whose fused states (Q, D) at some positions are needed."""
+        self._queries.append(positions)
+        return self.tokens(texts, keys_values)
 
-    def run(self) -> None:
-        """Fuse all queued texts."""
-        assert self._fused is None, "the queue has already run"
-        self._fused = self.fusion.fuse(self._passes) if self._passes else []
-
-    def _add(self, fusion_pass: FusionPass) -> Callable[[], Tensor]:
-        index = len(self._passes)
-        self._passes.append(fusion_pass)
+    def tokens(self, texts: PackedTexts, keys_values: KeysValues | None) -> Callable[[], Tensor]:
+        """Queue texts whose fused states (T, D) are needed, of all tokens. A queue cannot mix such texts with others."""
+        index = len(self._texts)
+        self._texts.append(texts)
+        if keys_values is not None:
+            self._keys_values.append(keys_values)
 
         def fused() -> Tensor:
             assert self._fused is not None, "call run() first"
             return self._fused[index]
 
         return fused
+
+    def run(self) -> None:
+        """Fuse all queued texts."""
+        assert self._fused is None, "the queue has already run"
+        if not self._texts:
+            return
+        assert len(self._keys_values) in (0, len(self._texts)), "passes with keys and values, and others without"
+        assert len(self._queries) in (0, len(self._texts)), "passes with query positions, and others without"
+        shares = {each.packing.count / len(rows) for each, rows in zip(self._texts, self._keys_values, strict=False)}
+        assert len(shares) <= 1, f"passes with {shares} texts per row of keys and values; all need the same number"
+        texts = PackedTexts.concat(self._texts)
+        fused = self.fusion(
+            texts.states,
+            texts.packing,
+            attention_bias(texts.packing.mask, linear_dtype(texts.states)),
+            KeysValues.merge(self._keys_values),
+            QueryPositions.concat(self._queries) if self._queries else None,
+        )
+        self._fused = fused.split([part.packing.tokens for part in self._queries or self._texts])

@@ -20,7 +20,7 @@ class KeysValues:
     Attributes:
         layers: the keys and the values of each layer, both (R', K, D).
         biases: (R', 1, 1, K), added to the attention scores: 0 = attend, -inf = do not; None = attend to all states. There is one
-            bias for each pass (:class:`models.core.fusion.FusionPass`) that attends to these rows: one until passes are merged.
+            bias for each pass that attends to these rows (:class:`models.core.fusion.FusionQueue`): one until they are merged.
         rows: (R,) int64, indices of the selected rows among the R' stored rows. Selected rows are copied only when they are used.
             If None, all stored rows are used, in order.
     """

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.core.blocks import QueryPositions
 from models.core.contrastive import ContrastiveHead
-from models.core.fusion import FusionPass
+from models.core.fusion import FusionQueue
 from models.core.gradient_cache import spanning
 from models.core.heads import BoxHead, WordHead
 from models.core.losses import EmbeddedPairs
@@ -162,9 +162,10 @@ class PretrainModel(XVLM):
     def predict_words(self, texts: PackedTexts, images: Concepts, positions: QueryPositions) -> Tensor:
         """Logits (Q, V) of the words at some positions of N texts, in order. The words of text n are predicted from text n and
         image n."""
-        keys_values = self.fusion.project_concepts(images)
-        (fused,) = self.fusion.fuse([FusionPass(texts, keys_values, positions)])
-        return self.word_head(fused, self.text.word_embeddings)
+        queue = FusionQueue(self.fusion)
+        fused = queue.at_positions(texts, self.fusion.project_concepts(images), positions)
+        queue.run()
+        return self.word_head(fused(), self.text.word_embeddings)
 
     def _build_streams(
         self, config: PretrainModelConfig, weights: LossWeights, factors: dict[str, float | None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_published
-from models.core.fusion import FusionConfig
+from models.core.fusion import FusionConfig, FusionEncoder, FusionQueue
 from models.core.hub_text import BERT_FAMILY
 from models.core.keys_values import KeysValues
 from models.core.matching import MatchingHead
@@ -112,6 +113,14 @@ def encoded(model: XVLM, ids: Tensor, mask: Tensor) -> PackedTexts:
 def fused(model: XVLM, texts: PackedTexts, memory: KeysValues | None = None) -> Tensor:
     """Texts through the fusion, padded: (N, L, D)."""
     return model.fusion.tokens(texts, memory).padded()
+
+
+def fused_together(fusion: FusionEncoder, passes: Sequence[tuple[PackedTexts, KeysValues | None]]) -> list[Tensor]:
+    """The fused states (T, D) of all tokens of each pass, in one call."""
+    queue = FusionQueue(fusion)
+    waiting = [queue.tokens(*each) for each in passes]
+    queue.run()
+    return [states() for states in waiting]
 
 
 def in_float64(tensor: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from models.core.blocks import Attention, BlockConfig, QueryPositions, ResidualOutput, attention_bias
-from models.core.fusion import FusionConfig, FusionEncoder, FusionPass
+from models.core.fusion import FusionConfig, FusionEncoder
 from models.core.packing import PackedTexts, Packing
 from models.core.vision import Concepts
+from tests.models.golden import fused_together
 
 LENGTHS = (3, 1, 5, 2, 4, 5, 2, 3)
 MASK = torch.arange(5) < torch.tensor(LENGTHS).unsqueeze(1)
@@ -45,7 +46,7 @@ def test_a_drop_path_leaves_out_whole_texts_and_each_by_itself(seeing):
         output.LayerNorm.register_forward_pre_hook(lambda _, given: kept.append(given[0][:, 0].detach()))
     memory = encoder.project_concepts(Concepts.whole(torch.randn(len(LENGTHS), 4, 8))) if seeing else None
     two = None if memory is None else memory.split([2, len(LENGTHS) - 2])[0]
-    encoder.fuse([FusionPass(texts(LENGTHS[:2]), two), FusionPass(texts(LENGTHS), memory)])
+    fused_together(encoder, [(texts(LENGTHS[:2]), two), (texts(LENGTHS), memory)])
     assert len(kept) == (3 if seeing else 2), "self-attention, cross-attention where something is seen, feed-forward"
     for rows in kept:
         assert_left_out_whole(rows, [*LENGTHS[:2], *LENGTHS])
@@ -141,7 +142,7 @@ def test_recomputed_blocks_give_the_same_gradients():
         encoder.recompute = recompute
         encoder.zero_grad()
         torch.manual_seed(1)
-        (states,) = encoder.fuse([FusionPass(given, encoder.project_concepts(concepts))])
+        states = encoder.tokens(given, encoder.project_concepts(concepts)).states
         states.pow(3).sum().backward()
         found.append({name: parameter.grad for name, parameter in encoder.named_parameters()})
     torch.testing.assert_close(found[0], found[1])

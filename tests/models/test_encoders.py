@@ -19,7 +19,7 @@ from transformers import (
 from models.checkpoints import InitConfig, initialise
 from models.core import hub_text
 from models.core.blocks import BlockConfig, attention_bias, heads_error
-from models.core.fusion import FusionConfig, FusionPass
+from models.core.fusion import FusionConfig
 from models.core.hub_text import HubTextEncoder, architecture_of, build_text_encoder
 from models.core.text import TextArchitecture, TextConfig, TextEncoder
 from models.core.vision import Concepts, VisionConfig, VisionEncoder, sincos_positions
@@ -272,5 +272,5 @@ def test_batches_encoded_together_equal_each_alone(small):
 def test_the_last_block_computes_the_wanted_states_alone_and_they_are_those_of_all(small):
     memory = small.fusion.project_concepts(small.vision(torch.randn(2, 3, 16, 16)))
     texts = encoded(small, IDS, MASK)
-    (cls,) = small.fusion.fuse([FusionPass.cls(texts, memory)])
+    cls = small.fusion.cls(texts, memory)
     torch.testing.assert_close(cls, fused(small, texts, memory)[:, 0], atol=2e-6, rtol=1e-5)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from models.checkpoints.rename import published_to_ours
-from models.core.fusion import FusionPass
 from models.core.heads import masked_words
 from models.core.matching import allowed_negatives, negative_weights
 from models.core.packing import PackedTexts
@@ -23,6 +22,7 @@ from tests.models.golden import (
     encoded,
     everything,
     fused,
+    fused_together,
     load_case,
     masked_text,
     pretrain_batch,
@@ -94,9 +94,9 @@ def test_it_does_with_several_texts_at_an_image_and_several_passes(model, text, 
     memory = model.fusion.project_concepts(model.vision(given["image"]))
     rows = torch.arange(text.packing.count, device=device)
     repeated = text.select(rows.repeat_interleave(times))
-    passes = [FusionPass(repeated, seen) for seen in (memory, memory, memory.select(rows), memory)]
+    passes = [(repeated, seen) for seen in (memory, memory, memory.select(rows), memory)]
     expected = EXPECTED["fusion_embeds"].repeat_interleave(times, dim=0)
-    for states in model.fusion.fuse(passes):
+    for states in fused_together(model.fusion, passes):
         assert_golden(repeated.packing.pad(states), expected, repeated.packing.mask)
 
 
@@ -105,10 +105,10 @@ def test_fusion_sees_a_region_through_its_patch_mask(model, beside_whole_images,
     images, regions = region_concepts(model, given)
     text = encoded(model, given["region_text_ids"], given["region_text_atts"])
     of_regions, of_images = model.fusion.project_regions(regions, images)
-    passes = [FusionPass(text, of_regions)]
+    passes = [(text, of_regions)]
     if beside_whole_images:
-        passes = [FusionPass(text, of_images), *passes]
-    states = text.packing.pad(model.fusion.fuse(passes)[-1])
+        passes = [(text, of_images), *passes]
+    states = text.packing.pad(fused_together(model.fusion, passes)[-1])
     assert_golden(states, EXPECTED["region_fusion_embeds"], text.packing.mask)
 
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from models.core.blocks import BlockConfig
-from models.core.fusion import FusionConfig, FusionEncoder, FusionPass
+from models.core.fusion import FusionConfig, FusionEncoder
 from models.core.keys_values import KeysValues, KVCache
 from models.core.packing import PackedTexts, Packing
+from tests.models.golden import fused_together
 
 ROWS, KEYS, WIDTH = 3, 4, 8
 
@@ -72,19 +73,15 @@ def test_keys_and_values_without_a_bias_hides_nothing(fusion):
         assert bare.biases == bare.split([1, ROWS - 1])[0].biases == (None,)
         given = texts(ROWS, 2)
         for selected in (torch.tensor([1, 0, 2]), torch.arange(ROWS)):
-            passes = [FusionPass(given, each.select(selected)) for each in (bare, masked)]
-            torch.testing.assert_close(*fusion.fuse(passes))
+            passes = [(given, each.select(selected)) for each in (bare, masked)]
+            torch.testing.assert_close(*fused_together(fusion, passes))
 
 
-def one_by_one(fusion: FusionEncoder, each: FusionPass) -> list[Tensor]:
+def one_by_one(fusion: FusionEncoder, given: PackedTexts, keys_values: KeysValues) -> list[Tensor]:
     """The states of each text of a pass, fused alone with its own row."""
-    share = each.texts.packing.count // len(each.keys_values)
-    found = []
-    for text in range(each.texts.packing.count):
-        row = torch.tensor([text // share])
-        (states,) = fusion.fuse([FusionPass(each.texts.select(torch.tensor([text])), each.keys_values.select(row))])
-        found.append(states)
-    return found
+    share = given.packing.count // len(keys_values)
+    rows = [(given.select(torch.tensor([text])), torch.tensor([text // share])) for text in range(given.packing.count)]
+    return [fusion.tokens(text, keys_values.select(row)).states for text, row in rows]
 
 
 @torch.no_grad()
@@ -93,20 +90,20 @@ def test_in_each_pass_text_m_attends_to_row_m_over_s(fusion, keys_values, share)
     """Some passes attend to the same rows, others to a part of the rows or to selected rows."""
     other_bias = KeysValues(keys_values.layers, (keys_values.biases[0].flip(0),))
     passes = [
-        FusionPass(texts(share * 3, 2), keys_values),
-        FusionPass(texts(share * 3, 3), keys_values),
-        FusionPass(texts(share * 3, 4), other_bias),
-        FusionPass(texts(share * 2, 5), keys_values.split([2, ROWS - 2])[0]),
-        FusionPass(texts(share * 3, 6), keys_values.select(torch.tensor([2, 2, 0]))),
-        FusionPass(texts(share * 3, 7), keys_values),
+        (texts(share * 3, 2), keys_values),
+        (texts(share * 3, 3), keys_values),
+        (texts(share * 3, 4), other_bias),
+        (texts(share * 2, 5), keys_values.split([2, ROWS - 2])[0]),
+        (texts(share * 3, 6), keys_values.select(torch.tensor([2, 2, 0]))),
+        (texts(share * 3, 7), keys_values),
     ]
-    for each, states in zip(passes, fusion.fuse(passes), strict=True):
-        torch.testing.assert_close(states, torch.cat(one_by_one(fusion, each)), atol=1e-5, rtol=1e-5)
+    for each, states in zip(passes, fused_together(fusion, passes), strict=True):
+        torch.testing.assert_close(states, torch.cat(one_by_one(fusion, *each)), atol=1e-5, rtol=1e-5)
 
 
 def test_passes_with_different_numbers_of_texts_per_row_do_not_go_together(fusion, keys_values):
     with pytest.raises(AssertionError, match="texts per row"):
-        fusion.fuse([FusionPass(texts(3, 0), keys_values), FusionPass(texts(6, 0), keys_values)])
+        fused_together(fusion, [(texts(3, 0), keys_values), (texts(6, 0), keys_values)])
 
 
 def test_neighbouring_passes_over_the_same_rows_share_one_call_of_attention(keys_values):
@@ -121,14 +118,14 @@ def test_neighbouring_passes_over_the_same_rows_share_one_call_of_attention(keys
 
 def test_passes_with_keys_and_values_and_without_do_not_go_together(fusion, keys_values):
     with pytest.raises(AssertionError, match="others without"):
-        fusion.fuse([FusionPass(texts(3, 0), keys_values), FusionPass(texts(3, 0), None)])
+        fused_together(fusion, [(texts(3, 0), keys_values), (texts(3, 0), None)])
 
 
 def test_a_text_that_sees_nothing_skips_cross_attention(fusion):
     with torch.no_grad():
         given = texts(3, 0)
-        (states,) = fusion.fuse([FusionPass(given, None)])
-        alone = fusion.fuse([FusionPass(given.select(torch.tensor([text])), None) for text in range(3)])
+        states = fusion.tokens(given, None).states
+        alone = fused_together(fusion, [(given.select(torch.tensor([text])), None) for text in range(3)])
         torch.testing.assert_close(states, torch.cat(alone), atol=1e-5, rtol=1e-5)
 
 

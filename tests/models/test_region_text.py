@@ -64,7 +64,7 @@ STEPS: list[tuple[Callable[..., Any], str]] = [
     (ContrastiveHead.similarity, "compares all embeddings of the local batch: (R, R)"),
     (MatchingHead.sample_negatives, "draws similar negatives more often"),
     (FusionQueue.run, "fuses everything in the queue in one call"),
-    (FusionEncoder.fuse, "concatenates the texts of the five passes"),
+    (PackedTexts.concat, "concatenates the texts of the five passes"),
     (attention_bias, "makes the bias that keeps tokens within their text"),
     (KeysValues.merge, "lets neighbouring passes share one call of attention"),
     (QueryPositions.concat, "concatenates the positions whose states are needed: [CLS], or masked words"),

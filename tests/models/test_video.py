@@ -13,7 +13,7 @@ from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published
 from models.checkpoints.rename import DROPPED, TIED, published_to_ours
-from models.core.fusion import FusionPass
+from models.core.fusion import FusionQueue
 from models.core.vision import FRAME_POSITIONS, VideoConfig, VisionConfig, VisionEncoder
 from models.pretraining.config import PretrainModelConfig, StreamWeights
 from models.pretraining.model import PretrainModel
@@ -83,12 +83,14 @@ def test_matching_logits_of_videos(model, given):
     concepts = model.vision(given["video"])
     text = encoded(model, given["video_text_ids"], given["video_text_atts"])
     memory = model.fusion.project_concepts(concepts)
+    queue = FusionQueue(model.fusion)
     passes = [
-        FusionPass.cls(text, memory),
-        FusionPass.cls(text, memory.select(given["video_image_neg_idx"])),
-        FusionPass.cls(text.select(given["video_text_neg_idx"]), memory),
+        queue.cls(text, memory),
+        queue.cls(text, memory.select(given["video_image_neg_idx"])),
+        queue.cls(text.select(given["video_text_neg_idx"]), memory),
     ]
-    found = model.matching_head(torch.cat(model.fusion.fuse(passes)))
+    queue.run()
+    found = model.matching_head(torch.cat([states() for states in passes]))
     assert_golden(found, EXPECTED["video_itm_logits"])
 
 
@@ -249,8 +251,7 @@ def test_the_fusion_looks_at_every_frame_of_tokens():
     text = encoded(other, GIVEN["video_text_ids"], GIVEN["video_text_atts"])
 
     def cls(pixels: Tensor) -> Tensor:
-        (states,) = other.fusion.fuse([FusionPass.cls(text, other.fusion.project_concepts(other.vision(pixels)))])
-        return states
+        return other.fusion.cls(text, other.fusion.project_concepts(other.vision(pixels)))
 
     pixels = GIVEN["video"]
     for frame in range(3):

@@ -12,7 +12,6 @@ from dataset.formats.captioned import CaptionedImages
 from dataset.media.views import EvaluationView
 from dataset.text.processors import PlainTextProcessor, clean_caption
 from metrics.retrieval import chance_recalls
-from models.core.fusion import FusionPass
 from tasks import two_stage
 from tasks.evaluation import Evaluation
 from tasks.inference import evaluating
@@ -72,7 +71,7 @@ def every_score(retrieval, items) -> tuple[np.ndarray, np.ndarray]:
             concepts = model.vision(view(items.images[i])[None])
             text = model.text([processor.encode_plain([clean_caption(items.captions[t], 40)])])[0]
             cosines[i, t] = model.contrastive.embed_image(concepts)[0] @ model.contrastive.embed_text(text)[0]
-            (cls,) = model.fusion.fuse([FusionPass.cls(text, model.fusion.project_concepts(concepts))])
+            cls = model.fusion.cls(text, model.fusion.project_concepts(concepts))
             logits[i, t] = model.matching_head(cls)[0]
     for scores in (cosines, logits[..., 1]):
         assert np.diff(np.sort(scores.ravel())).min() > 1e-6, "ties would make this test random"
