@@ -141,13 +141,15 @@ class Attention(nn.Module):
         Returns:
             The states (Q, D) of the query tokens, and the packing of these tokens.
         """
+        query_states, query_packing = states, packing
+        if queries is not None:
+            query_states, query_packing = states.index_select(0, queries.tokens_of(packing)), queries.packing
+        query = self.split_heads(query_packing.pad(self.self["query"](query_states)))
         keys, values = (self.split_heads(packing.pad(packed)) for packed in self.project(states))
         if cache is not None:
             keys, values = cache.update(self, keys, values)
-        if queries is not None:
-            states, packing = states.index_select(0, queries.tokens_of(packing)), queries.packing
-        query = self.split_heads(packing.pad(self.self["query"](states)))
-        return self.output(packing.pack(self.attend(query, keys, values, bias)), states, packing), packing
+        attended = query_packing.pack(self.attend(query, keys, values, bias))
+        return self.output(attended, query_states, query_packing), query_packing
 
     def to_keys_values(self, states: Tensor, packing: Packing, keys_values: Sequence[KeysValues]) -> Tensor:
         """Cross-attention: tokens attend to keys and values that have been projected beforehand.
@@ -161,9 +163,10 @@ class Attention(nn.Module):
             (T, D).
         """
         queries = packing.pad(self.self["query"](states))
-        # (N, L, D) -> (N / S, S * L, D): the S texts of a pass that attend to the same row are neighbours.
-        by_row = queries.reshape(sum(len(each.biases) * len(each) for each in keys_values), -1, queries.shape[2])
-        parts = by_row.split([len(each.biases) * len(each) for each in keys_values])
+        # (N, L, D) -> (N / S, S * L, D): the S texts of a pass that attend to the same row are neighbours. In the last block, W
+        # query positions take the place of L.
+        sizes = [len(each.biases) * len(each) for each in keys_values]
+        parts = queries.reshape(sum(sizes), -1, queries.shape[2]).split(sizes)
         attended = [self._to_rows(part, each) for part, each in zip(parts, keys_values, strict=True)]
         return self.output(packing.pack(torch.cat(attended).view(queries.shape)), states, packing)
 

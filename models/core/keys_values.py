@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -45,14 +44,9 @@ class KeysValues:
     def split(self, sizes: Sequence[int]) -> list[KeysValues]:
         """Split the rows, in order and without a copy, into parts of ``sizes`` rows."""
         assert self.rows is None, "selected rows cannot be split: split before selecting"
-        ends = list(itertools.accumulate(sizes))
-        return [
-            KeysValues(
-                tuple((keys[end - size : end], values[end - size : end]) for keys, values in self.layers),
-                tuple(None if bias is None else bias[end - size : end] for bias in self.biases),
-            )
-            for size, end in zip(sizes, ends, strict=True)
-        ]
+        biases = [[None] * len(sizes) if bias is None else bias.split(list(sizes)) for bias in self.biases]
+        layers = [zip(keys.split(list(sizes)), values.split(list(sizes)), strict=True) for keys, values in self.layers]
+        return [KeysValues(*part) for part in zip(zip(*layers, strict=True), zip(*biases, strict=True), strict=True)]
 
     @staticmethod
     def merge(passes: Sequence[KeysValues]) -> list[KeysValues]:
