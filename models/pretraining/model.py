@@ -125,12 +125,8 @@ class PretrainModel(XVLM):
 
     def work(self, batch: PretrainBatch) -> Work:
         """See :class:`engine.task.TaskModel`."""
-        batches, requested = batch.streams(), self.requested(batch)
-        works = (
-            work_of(self.cost, self.streams[name], batches[name], requested[name])
-            for name in requested
-            if requested[name]
-        )
+        batches, requested = batch.streams(), self.requested(batch).items()
+        works = [work_of(self.cost, self.streams[name], batches[name], losses) for name, losses in requested if losses]
         return sum(works, Work())
 
     def compared(self, batch: PretrainBatch) -> list[int]:
