@@ -121,9 +121,14 @@ class VisionCost:
             linear += linear_flops(later, block) + linear_flops(normed, *entry) - linear_flops(later, *entry)
             attention += step_flops(2 * tokens**2 * vision.width, later, later)
             entering = later
+        embedding, positions = 0, patches
+        convolutions = [layer for layer in backbone.patch_embed.modules() if isinstance(layer, nn.Conv2d)]
+        for index in reversed(range(len(convolutions))):
+            # Pixels have no gradient, but the states between convolutions do.
+            embedding += step_flops(positions * convolutions[index].weight.numel(), embeds, embeds and index > 0)
+            positions *= math.prod(convolutions[index].stride)
         return VisionCost(
-            # Pixels have no gradient.
-            embedding=step_flops(patches * backbone.patch_embed.proj.weight.numel(), embeds),
+            embedding=embedding,
             blocks=tokens * linear + attention,
             patches=patches,
             width=vision.width,

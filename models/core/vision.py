@@ -18,7 +18,7 @@ from models.core.feature_cache import FeatureCache, is_before_block
 from optim.setup import stay_in_evaluation_mode
 from utils.config import Config
 from utils.errors import UserError
-from utils.image_size import ImageSize, sides_of
+from utils.image_size import ImageSize, grid_of, sides_of
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -75,6 +75,11 @@ class VisionConfig(Config):
         224, description="side of the square input in pixels; or [height, width], for images that share another aspect"
     )
     patch_size: int | None = Field(None, ge=1, description="side of a patch, pixels; null: the backbone's")
+    stem: Literal["linear", "convolutions"] = Field(
+        "linear",
+        description="what turns the pixels of a patch into a state. linear: one linear layer, as in every ViT; convolutions: "
+        "small convolutions, with which a small model from scratch learns shapes within hundreds of steps",
+    )
     width: int | None = Field(None, ge=1, le=MAX_WIDTH, description="width of the states; null: the backbone's")
     depth: int | None = Field(None, ge=1, le=MAX_BLOCKS, description="number of blocks; null: the backbone's")
     heads: int | None = Field(None, ge=1, le=MAX_HEADS, description="attention heads; null: the backbone's")
@@ -241,6 +246,61 @@ class VisionEncoder(nn.Module):
         return Concepts(patches, mean, patch_mask, image_index)
 
 
+class ConvolutionalStem(nn.Sequential):
+    """Convolutions with strides of 2 or 3 that turn each patch into a state, in place of one linear layer.
+
+    They see edges and corners wherever these are in a patch. The linear layer sees each position of a pixel on its own, and a small
+    model that is trained from scratch then needs thousands of steps to tell shapes apart. After Xiao et al. (arXiv:2106.14881), but
+    with GroupNorm: BatchNorm would make the states of an image depend on the other images of its batch.
+    """
+
+    def __init__(self, grid: tuple[int, int], patch_size: int, width: int):
+        """``grid``: rows and columns of patches. ``width``: of the states; the channels double with each stride, up to ``width``.
+
+        Raises:
+            UserError: if ``patch_size`` is not a product of twos and threes.
+        """
+        strides = _strides(patch_size)
+        layers: list[nn.Module] = []
+        channels = 3
+        for index, stride in enumerate(strides):
+            following = max(8, width >> (len(strides) - 1 - index))
+            # A window reaches one pixel beyond its patch on each side, so that the middles of both are the same.
+            convolution = nn.Conv2d(channels, following, kernel_size=stride + 2, stride=stride, padding=1)
+            layers += [convolution, nn.GroupNorm(1, following), nn.GELU()]
+            channels = following
+        super().__init__(*layers, nn.Conv2d(channels, width, 1))
+        # The attributes of timm's patch embeddings that we use.
+        self.patch_size = (patch_size, patch_size)
+        self.grid_size = grid
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """States (I, P, D) of the patches of ``pixels`` (I, 3, H, W), row-major."""
+        states: Tensor = super().forward(pixels)
+        return states.flatten(2).transpose(1, 2)
+
+
+def _strides(patch_size: int) -> list[int]:
+    """The strides of the convolutions of a stem: the prime factors of the side of a patch.
+
+    Raises:
+        UserError: if there are others than 2 and 3.
+    """
+    strides, rest = [], patch_size
+    for stride in (2, 3):
+        while rest % stride == 0:
+            strides.append(stride)
+            rest //= stride
+    if rest > 1:
+        fits = [2**twos * 3**threes for twos in range(10) for threes in range(6)]
+        near = [max(side for side in fits if side < patch_size), min(side for side in fits if side > patch_size)]
+        raise UserError(
+            f"model.vision.patch_size: {patch_size} is not a product of twos and threes, which `stem: convolutions` needs; "
+            f"use {near[0]} or {near[1]}, or `stem: linear`"
+        )
+    return strides
+
+
 def _frame_table(config: VideoConfig, width: int) -> nn.Parameter:
     """Frame positions (1, F, 1, D). The shape is as published; so is the initialisation with ``pooling: mean``.
 
@@ -306,6 +366,10 @@ def _create_backbone(config: VisionConfig) -> Any:
             f"model.vision.backbone: {config.backbone!r} is not a ViT: it has no {', '.join(missing)}; choose a ViT"
         )
     _check_sizes(config.image_size, backbone.patch_embed.patch_size[0], backbone.num_features, _heads_of(backbone))
+    if config.stem == "convolutions":
+        patch_size = backbone.patch_embed.patch_size[0]
+        grid = grid_of(config.image_size, patch_size)
+        backbone.patch_embed = ConvolutionalStem(grid, patch_size, backbone.num_features)
     if getattr(backbone, "attn_pool", None) is not None:
         backbone.attn_pool = None  # unused, and DDP waits for the gradient of every parameter
     if config.positions == "sincos":

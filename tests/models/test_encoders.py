@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from transformers import (
     AutoModel,
     BertConfig,
@@ -60,9 +61,39 @@ def test_any_timm_vit_gives_one_normed_state_per_patch(backbone):
     torch.testing.assert_close(concepts.mean, concepts.patches.mean(dim=1))
 
 
+STEM = {"stem": "convolutions", "width": 24, "depth": 1, "heads": 2}
+
+
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "beitv2_base_patch16_224"])
+@pytest.mark.parametrize(("patch_size", "strides"), [(8, [2, 2, 2]), (12, [2, 2, 3]), (1, [])])
+def test_a_stem_of_convolutions_gives_one_state_per_patch(backbone, patch_size, strides):
+    config = VisionConfig(backbone=backbone, image_size=(48, 24), patch_size=patch_size, **STEM)
+    encoder = VisionEncoder(config)
+    stem = encoder.backbone.patch_embed
+    assert [layer.stride[0] for layer in stem.modules() if isinstance(layer, nn.Conv2d)] == [*strides, 1]
+    assert encoder.grid == (48 // patch_size, 24 // patch_size)
+    pixels = torch.randn(2, 3, 48, 24)
+    patches = encoder(pixels).patches
+    assert patches.shape == (2, encoder.grid[0] * encoder.grid[1], 24)
+    # An image's states do not depend on the others of its batch, as they would with BatchNorm.
+    torch.testing.assert_close(encoder(pixels[:1]).patches, patches[:1])
+    patches.sum().backward()
+    assert all(parameter.grad is not None for parameter in stem.parameters())
+
+
+def test_a_patch_of_a_stem_is_where_its_pixels_are():
+    stem = VisionEncoder(VisionConfig(image_size=64, patch_size=8, **STEM)).backbone.patch_embed
+    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    changed = pixels.clone()
+    changed[:, :, 40:48, 16:24] *= -1  # row 5, column 2
+    # GroupNorm spreads a little of a change over the image, but most of it is at the pixel's patch.
+    assert (stem(changed) - stem(pixels)).norm(dim=2)[0].argmax() == 5 * 8 + 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"image_size": 28, "patch_size": 14, **STEM}, ("model.vision.patch_size", "14", "12", "16")),
         ({"backbone": "vit_none"}, ("'vit_none'",)),
         ({"backbone": "resnet18"}, ("resnet18",)),
         ({"image_size": 30, "patch_size": 8}, ("image_size", "30", "patch_size", "8", "24", "32")),

@@ -94,10 +94,15 @@ def fine_tuning(task: str, *overrides: str):
     return made(FINE_TUNING[task], ["data.batch_size=4", *decoder, *overrides])
 
 
+def with_a_stem(task: str):
+    return fine_tuning(task, "model.vision.stem=convolutions")
+
+
 CASES = [(pretraining, stream) for stream in STREAMS] + [(fine_tuning, task) for task in FINE_TUNING]
+CASES += [(with_a_stem, "grounding")]
 
 
-@pytest.mark.parametrize(("make", "name"), CASES, ids=[name for _, name in CASES])
+@pytest.mark.parametrize(("make", "name"), CASES, ids=[f"{make.__name__} {name}" for make, name in CASES])
 def test_the_count_is_that_of_the_step_without_padding(make, name):
     """Within one percent, and never more. What runs beyond the count: the similarities from which negatives are drawn, which
     the loss has too; the mean of a region's patches, which runs over those of all images; the concept tokens of the other
