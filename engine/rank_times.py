@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -42,8 +42,10 @@ class RankTimes:
         self._forward_s = self._waited_s = 0.0
         self._steps = 0
         self.alone = distributed.world_size() == 1
-        if not self.alone:
-            distributed.around_waits = self._waiting_for_ranks
+
+    def noting_waits(self) -> AbstractContextManager[None]:
+        """Inside, waits for other ranks in forward passes are left out of this rank's own time."""
+        return nullcontext() if self.alone else distributed.noting_waits(self._waiting_for_ranks)
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:

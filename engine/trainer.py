@@ -162,7 +162,7 @@ class Trainer:
         progress = progress_bar(total=self.steps, quiet=not main, initial=self.step, unit="step")
         report = self._reporter(metrics, progress)
         try:
-            with self.stall.watching():
+            with self.stall.watching(), self.times.noting_waits():
                 self._train(batches, metrics, report)
         finally:
             self.writer.wait()

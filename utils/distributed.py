@@ -28,8 +28,8 @@ PEER_GONE = "the connection to another rank broke; that rank reports why it stop
 RECORDED_COLLECTIVES = 2000
 """Collectives that the flight recorder keeps of each rank: those of tens of steps."""
 
-around_waits: Callable[[], AbstractContextManager[None]] = nullcontext
-"""Context in which this process waits for what other ranks gather in a forward pass; set by who measures that."""
+_around_waits: Callable[[], AbstractContextManager[None]] = nullcontext
+"""Set by :func:`noting_waits`."""
 
 # The variants for one tensor; those for lists of tensors copy. Newer versions of torch rename both.
 _all_gather: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
@@ -81,6 +81,17 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
+@contextmanager
+def noting_waits(context: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Inside, each wait for what other ranks gather in a forward pass has a ``context`` of its own, which can measure it."""
+    global _around_waits
+    before, _around_waits = _around_waits, context
+    try:
+        yield
+    finally:
+        _around_waits = before
+
+
 def start_gather(tensor: Tensor) -> Callable[[], Tensor]:
     """Start to concatenate the tensors of all ranks along axis 0, in order of rank: (n, ...) -> (ranks * n, ...), n equal on all
     ranks.
@@ -97,7 +108,7 @@ def start_gather(tensor: Tensor) -> Callable[[], Tensor]:
     transfer = _all_gather(gathered, local, async_op=True)
 
     def finish() -> Tensor:
-        with around_waits():
+        with _around_waits():
             transfer.wait()
         return cast(Tensor, _GatherTensors.apply(tensor, gathered)) if tensor.requires_grad else gathered
 

@@ -6,6 +6,7 @@ import json
 import logging
 import random
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -212,20 +213,21 @@ def test_on_a_device_times_are_added_once_they_are_over(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "around_waits", distributed.around_waits)
     ranks = RankTimes(torch.device("cuda"), 2, 9)
 
     def step() -> None:
         with ranks.waiting_for_data():
             pass
-        ranks.reached("work")
-        with distributed.around_waits():
-            pass
-        ranks.reached("losses")  # three seconds, in one of which this rank waits
-        ranks.reached("backward")
-        ranks.reached("clip")
-        with distributed.around_waits():
-            pass  # as in a validation: no part of a forward pass of training
+        with ranks.noting_waits():
+            ranks.reached("work")
+            with distributed._around_waits():
+                pass
+            ranks.reached("losses")  # three seconds, in one of which this rank waits
+            ranks.reached("backward")
+            ranks.reached("clip")
+            with distributed._around_waits():
+                pass  # as in a validation: no part of a forward pass of training
+        assert distributed._around_waits is nullcontext
 
     def own_s(number: int) -> float:
         return ranks.news(False, number, torch.zeros(1))[1][1].item()
