@@ -20,13 +20,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from batches.texts import Text
 from models.core.fusion import FusionConfig
 from models.core.text import TextArchitecture, TextConfig
 from models.core.vision import VisionConfig
 from models.inference.reranking import TextBank
 from models.pretraining.config import PretrainModelConfig
 from models.pretraining.model import PretrainModel
-from utils.batch import Text
 from utils.flags import positive
 from utils.image_size import sides_of
 from x2vlm.export.comparing import TOLERANCE, difference

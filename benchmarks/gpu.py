@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from batches.losses import Work
 from benchmarks.plain_path import Padding, plain_losses, why_not_plain
 from benchmarks.results import add_json, keep
 from benchmarks.step_clock import PHASES, Stepper
@@ -55,7 +56,6 @@ from launch.torchrun import let_segments_grow
 from tasks.pretrain import PretrainConfig
 from tools.plan.synthetic import text_limits
 from utils import distributed
-from utils.batch import Work
 from utils.errors import UserError, one_line_errors
 from utils.flags import positive
 

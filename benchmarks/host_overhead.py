@@ -30,13 +30,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from batches.base import MicroBatch
+from batches.losses import Losses, Term
+from batches.pretraining import PretrainBatch
 from benchmarks.step_config import CONFIG, SMALL, batches_for, build, config_for
 from engine.run_folder import RunFolder
 from engine.trainer import PHASES, Trainer
 from models.pretraining.model import PretrainModel
 from scheduler import ScheduleConfig
 from tasks.pretrain import PretrainConfig
-from utils.batch import Losses, MicroBatch, PretrainBatch, Term
 from utils.errors import one_line_errors
 from utils.flags import positive
 

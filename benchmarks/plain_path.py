@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 from torch.nn import functional as F
 
+from batches.losses import Losses
+from batches.pretraining import PretrainBatch, TranslationBatch
+from batches.texts import MaskedText, Text
 from models.core.text import TextEncoder
 from models.pretraining.model import PretrainModel
 from models.reference import reference_losses
-from utils.batch import Losses, MaskedText, PretrainBatch, Text, TranslationBatch
 
 
 class Padding(NamedTuple):

@@ -24,6 +24,7 @@ import timm
 import torch
 from torch import Tensor
 
+from batches.pretraining import PretrainBatch
 from benchmarks.synthetic import pretrain_batch
 from dataset.tasks.pretrain import DataConfig, ImageStreamConfig, RegionStreamConfig
 from engine.memory import trainer_of
@@ -34,7 +35,6 @@ from models.core.vision import VisionConfig
 from models.pretraining.config import PretrainModelConfig
 from models.pretraining.model import PretrainModel
 from optim import OptimConfig
-from utils.batch import PretrainBatch
 from utils.flags import positive
 
 BACKBONE = "beitv2_base_patch16_224"

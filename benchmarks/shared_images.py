@@ -16,9 +16,10 @@ from collections.abc import Sequence
 
 import torch
 
+from batches.questions import QuestionBatch
+from batches.texts import Text
 from models.tasks.vqa import VQAModel
 from tasks.vqa import VQAConfig
-from utils.batch import QuestionBatch, Text
 from utils.config import load_config
 from utils.flags import positive
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from batches.base import to_device
+from batches.pretraining import PretrainBatch
 from engine.trainer import Trainer
 from utils import accelerator
-from utils.batch import PretrainBatch, to_device
 
 PHASES = ("data", "forward", "backward", "optimiser")
 """The reported phases of a step."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from batches.pretraining import PretrainBatch
 from benchmarks.synthetic import pretrain_batch
 from models.pretraining.model import PretrainModel
 from tasks.pretrain import PretrainConfig, PretrainTask
 from utils import distributed
-from utils.batch import PretrainBatch
 from utils.config import load_config
 from utils.config_files import peek
 from utils.errors import UserError

@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from batches.base import IGNORE
+from batches.pretraining import PretrainBatch, RegionBatch
+from batches.texts import MaskedText, Text
 from dataset.tasks.pretrain import DataConfig, RegionStreamConfig
 from dataset.text.processors import TextDataConfig, rounded_up
 from models.core.vision import VisionEncoder
 from tools.plan import synthetic
 from tools.plan.parts import FIRST_WORD
 from tools.plan.synthetic import text_limits
-from utils.batch import IGNORE, MaskedText, PretrainBatch, RegionBatch, Text
 from utils.sequences import stack_rows, text_ids
 
 CLS_ID, SEP_ID, MASK_ID, FIRST_RANDOM = range(FIRST_WORD, FIRST_WORD + 4)

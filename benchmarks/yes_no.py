@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from batches.texts import Text
 from dataset.text.loading import load_tokenizer
 from dataset.text.processors import PlainTextProcessor, TextLimits
 from models.core.vision import Concepts
 from models.tasks.vqa import VQAModel
 from tasks.vqa import VQAConfig
-from utils.batch import Text
 from utils.config import load_config
 
 COLOURS = ("red", "blue", "green", "yellow", "purple")

@@ -9,10 +9,10 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import Field
 
+from batches.base import Batch, BrokenRecord, MicroBatch
 from dataset.records.broken import remedy_for
 from dataset.text.processors import TextLimits
 from dataset.workers import TIMEOUT_S, in_workers
-from utils.batch import Batch, BrokenRecord, MicroBatch
 from utils.config import MAY_CHANGE, Config
 from utils.errors import UserError
 

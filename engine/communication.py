@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from utils.batch import WORK
+from batches.losses import WORK
 
 Kind = Literal["all-reduce", "all-gather", "reduce-scatter"]
 

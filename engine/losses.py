@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from batches.losses import WORK, Work
 from engine.report import RESERVED_NAMES
 from engine.task import TaskModel
 from utils import distributed
 from utils.accelerator import send
-from utils.batch import WORK, Work
 
 
 class StepCounts(NamedTuple):
     """Counts of a step over all ranks and micro-batches, on the device.
 
     ``divisors``: by loss, a scalar of at least 1. ``work`` (4,) float32: size and FLOPs, in the order of
-    :data:`~utils.batch.WORK`.
+    :data:`~batches.losses.WORK`.
     """
 
     divisors: dict[str, Tensor]

@@ -26,6 +26,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from batches.base import MicroBatch
+from batches.losses import Work
 from engine.other_ranks import as_one_of
 from engine.precision import APEX_LEVELS
 from engine.run_folder import RunFolder
@@ -34,7 +36,6 @@ from engine.train_config import TrainConfig
 from engine.trainer import Trainer
 from optim import OptimConfig
 from scheduler import ScheduleConfig
-from utils.batch import MicroBatch, Work
 from utils.errors import UserError
 
 WEIGHTS, GRADIENTS, OPTIMISER, ACTIVATIONS = "weights", "gradients", "optimiser", "activations"

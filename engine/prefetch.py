@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from batches.base import map_tensors, to_device
 from utils.accelerator import device_module
-from utils.batch import map_tensors, to_device
 
 
 class HostAndDevice(NamedTuple):

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from batches.base import to_device
 from engine.memory import StepMemory, chunks_of, tensor_bytes, trainable, trainer_of
 from engine.other_ranks import as_one_of
 from engine.precision import Precision
 from engine.train_config import TrainConfig
 from optim import OptimConfig
-from utils.batch import to_device
 
 T = TypeVar("T")
 

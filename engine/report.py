@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from batches.losses import WORK, Work
 from engine.devices import peak_of
 from engine.metrics_log import MetricsLog
 from engine.throughput import Throughput
 from engine.train_config import TrainConfig
 from engine.watch import Watch, pop_times
 from utils import distributed
-from utils.batch import WORK, Work
 from utils.errors import UserError
 from utils.files import replacing
 

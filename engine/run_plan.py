@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from batches.base import MicroBatch
 from engine.task import TrainingData
 from engine.train_config import TrainConfig
 from optim import OptimConfig
 from scheduler import ScheduleConfig, build_schedule
-from utils.batch import MicroBatch
 from utils.errors import UserError
 
 

@@ -8,7 +8,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-from utils.batch import Losses, MicroBatch, Work
+from batches.base import MicroBatch
+from batches.losses import Losses, Work
 
 Encoder = Literal["vision", "text", "fusion"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from utils.batch import WORK, Work
+from batches.losses import WORK, Work
 
 
 class Throughput:

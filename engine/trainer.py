@@ -16,6 +16,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from batches.base import to_device
+from batches.losses import WORK, Losses, weighted_sum
 from engine.checkpoint import Checkpoint
 from engine.chunks import in_turn
 from engine.identity import RunIdentity
@@ -41,7 +43,6 @@ from optim.setup import compile_encoders, set_gradient_checkpointing
 from scheduler import ScheduleConfig, build_schedule
 from utils import distributed
 from utils.accelerator import start_copy_to_host
-from utils.batch import WORK, Losses, to_device, weighted_sum
 from utils.errors import UserError
 from utils.progress import progress_bar
 

@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from batches.losses import Losses, Term
+from batches.pretraining import ImageTextBatch, PretrainBatch, RegionBatch, TranslationBatch, VideoTextBatch
+from batches.texts import MaskedText
 from models.core import losses
 from models.core.blocks import Attention, Block, ResidualOutput
 from models.core.fusion import FusionEncoder
@@ -26,16 +29,6 @@ from models.core.matching import allowed_negatives
 from models.core.text import TextEncoder
 from models.pretraining.model import PretrainModel
 from models.pretraining.streams import RegionTextStream, Stream, TextStream, TranslationStream
-from utils.batch import (
-    ImageTextBatch,
-    Losses,
-    MaskedText,
-    PretrainBatch,
-    RegionBatch,
-    Term,
-    TranslationBatch,
-    VideoTextBatch,
-)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from batches.base import IGNORE
+from batches.texts import Text
 from dataset.formats.captioned import CaptionedImages, CaptionedSplitConfig, read_captioned_images
 from dataset.media.video import VideoSource
 from dataset.media.views import EvaluationView
@@ -37,7 +39,6 @@ from tasks.finetune import HeldOut, data_options
 from tasks.inference import finite
 from tasks.kinds import TaskKind
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
-from utils.batch import IGNORE, Text
 from utils.errors import UserError
 from utils.inputs import InputFile
 

@@ -13,6 +13,8 @@ import numpy as np
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from batches.base import to_device
+from batches.texts import Text
 from dataset.media.video import VideoSource
 from dataset.media.views import EvaluationView
 from dataset.records.schema import ImageSource
@@ -30,7 +32,6 @@ from tasks.image_blind import ADVICE, not_beaten
 from tasks.inference import device_of, evaluating, progress
 from tasks.tables import check_name, read_tables
 from utils import accelerator, distributed
-from utils.batch import Text, to_device
 from utils.config import MAY_CHANGE, STAYS, Config, WhenResumed
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from batches.texts import Text
 from dataset.media.views import EvaluationView
 from dataset.tasks.finetune import cleaned
 from dataset.tasks.grounding import GroundingBatches, GroundingDataConfig, GroundingSplitConfig, Phrase, read_phrases
@@ -20,7 +21,6 @@ from tasks.drawing import BOX_LEGEND, DrawnImage, ImageReader, Line, Panel, colo
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options, name_of
 from tasks.kinds import TaskKind
-from utils.batch import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from batches.texts import Text
 from dataset.media.views import EvaluationView
 from dataset.tasks.finetune import cleaned
 from dataset.tasks.nlvr import (
@@ -30,7 +31,6 @@ from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options, name_of
 from tasks.inference import finite
 from tasks.kinds import TaskKind
-from utils.batch import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

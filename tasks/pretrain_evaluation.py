@@ -13,6 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from batches.base import IGNORE, to_device
 from dataset.media.video import FrameSampler, check_backend
 from dataset.media.views import EvaluationView
 from dataset.records.schema import parse_region_record
@@ -49,7 +50,6 @@ from tasks.evaluation import BOOTSTRAP, Evaluation, Metric, count
 from tasks.inference import device_of, finite
 from tasks.two_stage import TwoStageRetrieval
 from utils import distributed
-from utils.batch import IGNORE, to_device
 from utils.config import MAY_CHANGE, Config, WhenResumed
 from utils.errors import UserError
 from utils.inputs import InputShards

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from batches.texts import Text
 from dataset.media.video import VideoSource
 from dataset.media.views import EvaluationView
 from dataset.records.schema import ImageSource
@@ -36,7 +37,6 @@ from tasks.inference import finite
 from tasks.kinds import TaskKind
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from tasks.vqa import by_answer_type, number_of_image, question_panel
-from utils.batch import Text
 from utils.files import write_text
 from utils.inputs import InputFile
 

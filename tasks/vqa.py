@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from batches.texts import Text
 from dataset.media.views import EvaluationView
 from dataset.tasks.finetune import cleaned_question
 from dataset.tasks.questions import Question, QuestionTable
@@ -37,7 +38,6 @@ from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOut, HeldOutConfig,
 from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline
 from tasks.inference import finite
 from tasks.kinds import TaskKind
-from utils.batch import Text
 from utils.errors import UserError
 from utils.files import write_text
 from utils.inputs import InputFile

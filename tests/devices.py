@@ -12,8 +12,8 @@ import torch
 from packaging.version import Version
 from torch import Tensor, nn
 
+from batches.base import to_device
 from tests.pretend.tensor import NAME
-from utils.batch import to_device
 
 WHY_SKIPPED = "no CUDA device"
 CUDA = pytest.param(

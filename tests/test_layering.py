@@ -1,7 +1,7 @@
 """Arrows between packages point one way.
 
-utils, optim, scheduler, metrics <- models, dataset <- engine <- tasks <- launch <- tools, examples; tasks <- x2vlm;
-utils, models, dataset <- demo
+utils <- batches, optim, scheduler, metrics <- models, dataset <- engine <- tasks <- launch <- tools, examples
+tasks <- x2vlm; models, dataset <- demo
 """
 
 import ast
@@ -13,17 +13,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "utils": {"utils"},
+    "batches": {"utils", "batches"},
     "scheduler": {"utils", "scheduler"},
     "optim": {"utils", "optim"},
     "metrics": {"utils", "metrics"},
-    "models": {"utils", "optim", "models"},
-    "dataset": {"utils", "dataset"},
-    "demo": {"utils", "models", "dataset", "demo"},
-    "engine": {"utils", "optim", "scheduler", "engine"},
-    "tasks": {"utils", "optim", "scheduler", "metrics", "models", "dataset", "engine", "tasks"},
+    "models": {"utils", "batches", "optim", "models"},
+    "dataset": {"utils", "batches", "dataset"},
+    "demo": {"utils", "batches", "models", "dataset", "demo"},
+    "engine": {"utils", "batches", "optim", "scheduler", "engine"},
+    "tasks": {"utils", "batches", "optim", "scheduler", "metrics", "models", "dataset", "engine", "tasks"},
     "launch": {"utils", "engine", "tasks", "launch"},
-    "tools": {"utils", "optim", "scheduler", "metrics", "models", "dataset", "engine", "tasks", "launch", "tools"},
-    "x2vlm": {"utils", "metrics", "models", "dataset", "engine", "tasks", "x2vlm"},
+    "tools": {"utils", "batches", "optim", "scheduler", "metrics", "models", "dataset", "engine", "tasks", "launch", "tools"},
+    "x2vlm": {"utils", "batches", "metrics", "models", "dataset", "engine", "tasks", "x2vlm"},
 }
 TOP = ("demo", "tools", "examples", "x2vlm")
 """Packages that no other imports, tests and benchmarks apart: a command's module is imported when the command is asked for."""

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batches.base import to_device
+from batches.texts import Text
 from dataset.media.video import FrameSampler
 from dataset.text.processors import PlainTextProcessor, clean_caption, clean_question
 from engine.precision import PrecisionName
 from models.core.packing import PackedTexts
 from models.core.xvlm import XVLM
-from utils.batch import Text, to_device
 from utils.errors import UserError
 from x2vlm.calls import CALLS, EXPORTED
 from x2vlm.inputs import Image, Reader, View

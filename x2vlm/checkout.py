@@ -10,7 +10,7 @@ import importlib.util
 from pathlib import Path
 
 TOP = Path(__file__).parent.parent
-PACKAGES = "utils", "optim", "scheduler", "metrics", "models", "dataset", "engine", "tasks", "launch"
+PACKAGES = "batches", "utils", "optim", "scheduler", "metrics", "models", "dataset", "engine", "tasks", "launch"
 
 
 def check_names() -> None:

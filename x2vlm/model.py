@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batches.base import IGNORE
 from dataset.tasks.captioning import prompt_tokens
 from dataset.tasks.nlvr import LABELS
 from dataset.text.processors import TextDataConfig, TextLimits, TextProcessor
@@ -23,7 +24,6 @@ from models.tasks.nlvr import NLVRModel
 from models.tasks.retrieval import RetrievalModel
 from models.tasks.video_qa import VideoQAModel
 from models.tasks.vqa import VQAModel
-from utils.batch import IGNORE
 from utils.errors import UserError
 from x2vlm.base import LoadedModel
 from x2vlm.boxes import Box, in_pixels

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from batches.texts import Text
 from engine.precision import PrecisionName
 from models.core.packing import PackedTexts
 from models.core.vision import Concepts
@@ -22,7 +23,6 @@ from models.inference.reranking import AligningModel, TextBank, matching_margin,
 from models.pretraining.model import PretrainModel
 from models.tasks.grounding import GroundingModel
 from tasks.inference import device_of, evaluating
-from utils.batch import Text
 from x2vlm.boxes import relative_boxes
 from x2vlm.search.files import weights_hash
 

@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from batches.base import BrokenRecord
 from dataset.media.encoded import FORMATS, image_fault
 from dataset.records.broken import broken_record, json_fault, remedy_for
 from dataset.records.forms import convert_hint, foreign_form
 from dataset.records.schema import BrokenRecordError, ImageSource, check_text, spoken, texts_in
 from dataset.text.processors import clean_caption
-from utils.batch import BrokenRecord
 from utils.errors import UserError
 from utils.files import expanded
 from utils.files import read_text as read_regular

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from batches.base import BrokenRecord
 from dataset.media.video import VideoReadingConfig
 from dataset.prepare.folders import LineParser, tally, whole_number
 from dataset.prepare.frame_files import OutputFile, outputs_of_folder, outputs_of_shards
@@ -35,7 +36,6 @@ from dataset.prepare.official import command_parser, manifest_of
 from dataset.prepare.output import Entry, OutputFolder
 from dataset.prepare.processes import in_order
 from utils import log
-from utils.batch import BrokenRecord
 from utils.cores import usable_cores
 from utils.errors import UserError, one_line_errors
 from utils.files import sync_file

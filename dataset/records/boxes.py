@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batches.base import BrokenRecord
 from dataset.media.encoded import EncodedImage, crop
 from dataset.records.schema import Box, BrokenRecordError, Element, RegionRecord, place_box
-from utils.batch import BrokenRecord
 from utils.image_size import ImageSize, grid_of
 
 WHOLE_BOX: Box = (0.5, 0.5, 1.0, 1.0)

@@ -6,7 +6,7 @@ import json
 import traceback
 from collections.abc import Callable, Mapping
 
-from utils.batch import BrokenRecord
+from batches.base import BrokenRecord
 from utils.errors import UserError
 
 BrokenKind = str

@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from batches.base import BrokenRecord
 from dataset.files import IMAGE_BYTES, check_bytes, read_file
 from dataset.records.broken import BrokenRecordError
-from utils.batch import BrokenRecord
 
 ImageIs = Literal["auto", "path", "base64"]
 Box = tuple[float, float, float, float]

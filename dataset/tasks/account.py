@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batches.base import BrokenRecord, RecordCount
 from dataset.records.broken import broken_record
 from dataset.workers import reading
-from utils.batch import BrokenRecord, RecordCount
 
 E = TypeVar("E")
 
@@ -67,7 +67,7 @@ class Account:
         self._count(stream, usable=-1)
 
     def fields(self) -> dict[str, Any]:
-        """The account as fields of :class:`~utils.batch.Batch`."""
+        """The account as fields of :class:`~batches.base.Batch`."""
         return {"records": tuple(self.usable), "broken": tuple(self.broken), "counts": self.counts}
 
     def _count(self, stream: str, read: int = 0, usable: int = 0) -> None:

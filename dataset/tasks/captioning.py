@@ -10,11 +10,11 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
+from batches.captioning import CaptioningBatch, LeftToRightText
 from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
 from dataset.media.augment import stack_views
 from dataset.tasks.finetune import FineTuneBatches, MediaDataConfig, media_view
 from dataset.text.processors import TextDataConfig, TextProcessor, mentions_side
-from utils.batch import CaptioningBatch, LeftToRightText
 from utils.errors import UserError
 
 

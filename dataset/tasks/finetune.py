@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
+from batches.base import Batch, MicroBatch
 from dataset.loaders import LoadingConfig
 from dataset.media.augment import AugmentConfig
 from dataset.media.video import FrameSampler, VideoReadingConfig, VideoSource, check_backend
@@ -21,7 +22,6 @@ from dataset.shards.samplers import RandomOrder, sample_rng
 from dataset.tasks.account import Account, filled
 from dataset.text.processors import PlainTextProcessor, TextLimits, clean_caption, clean_question
 from dataset.workers import in_workers, reading
-from utils.batch import Batch, MicroBatch
 from utils.image_size import ImageSize
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class FineTuneBatches(ABC, Generic[D, E]):
 
     @abstractmethod
     def collate(self, examples: Sequence[E], valid: Tensor, **account: Any) -> Batch:
-        """The batch; ``account`` holds the fields of :class:`~utils.batch.Batch`."""
+        """The batch; ``account`` holds the fields of :class:`~batches.base.Batch`."""
 
     def make(self, number: int) -> Batch:
         """Micro-batch ``number``, counted over all ranks."""

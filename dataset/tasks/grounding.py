@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from batches.grounding import GroundingBatch
 from dataset.formats import refcoco
 from dataset.formats.annotations import ImageFiles, Row, images_folder, parse_rows, read_records, texts_of
 from dataset.media.augment import RandAugment, RegionAugmentConfig, hflip, resize, stack_views
@@ -30,7 +31,6 @@ from dataset.records.schema import (
 )
 from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, cleaned
 from dataset.text.processors import mentions_side
-from utils.batch import GroundingBatch
 from utils.config import Config
 from utils.files import expanded
 from utils.inputs import InputFile, InputFolder

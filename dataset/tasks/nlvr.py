@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from batches.nlvr import StatementBatch
 from dataset.formats import iglue, nlvr2
 from dataset.formats.annotations import (
     ImageFiles,
@@ -27,7 +28,6 @@ from dataset.media.views import TrainingView
 from dataset.records.schema import BrokenRecordError, ImageSource
 from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, cleaned
 from dataset.text.processors import mentions_side
-from utils.batch import StatementBatch
 from utils.config import Config
 from utils.errors import UserError
 from utils.inputs import InputFile, InputFolder

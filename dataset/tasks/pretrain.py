@@ -1,4 +1,4 @@
-"""Pre-training data: records of up to five streams to examples to one :class:`~utils.batch.PretrainBatch`."""
+"""Pre-training data: records of up to five streams to examples to one :class:`~batches.pretraining.PretrainBatch`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, model_validator
 
+from batches.base import MicroBatch
+from batches.pretraining import PretrainBatch
 from dataset.loaders import LoadingConfig
 from dataset.media.video import FrameSampler
 from dataset.media.views import TrainingView
@@ -21,7 +23,6 @@ from dataset.tasks.streams.regions import RegionStream, RegionStreamConfig
 from dataset.tasks.streams.texts import TextStream, TextStreamConfig, TranslationStream, TranslationStreamConfig
 from dataset.text.processors import TextDataConfig, TextProcessor
 from utils.addresses import is_address
-from utils.batch import MicroBatch, PretrainBatch
 from utils.config import MAY_CHANGE
 from utils.errors import UserError
 from utils.image_size import ImageSize, sides_of

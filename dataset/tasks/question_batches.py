@@ -91,7 +91,7 @@ class QuestionBatches(FineTuneBatches[D, QuestionExample]):
         return QuestionExample(self.view.filler(), [FILLER_TEXT], [[(FILLER_TEXT, 0.0)]])
 
     def fields(self, examples: Sequence[QuestionExample], valid: Tensor) -> dict[str, Any]:
-        """The fields that :class:`~utils.batch.QuestionBatch` and :class:`~utils.batch.ClassifiedBatch` share.
+        """The fields that :class:`~batches.questions.QuestionBatch` and :class:`~batches.questions.ClassifiedBatch` share.
 
         ``valid`` (I,) bool: the examples that count.
         """

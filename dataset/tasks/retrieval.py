@@ -11,11 +11,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from batches.retrieval import RetrievalBatch
 from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
 from dataset.media.augment import stack_views
 from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, MediaDataConfig, cleaned, media_view
 from dataset.text.processors import TextLimits, mentions_side
-from utils.batch import RetrievalBatch
 
 
 class RetrievalDataConfig(MediaDataConfig):

@@ -11,6 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from batches.base import IGNORE
+from batches.questions import ClassifiedBatch
 from dataset.formats.annotations import Row, images_folder, parse_rows, read_json, read_rows, read_text
 from dataset.formats.video_files import Videos
 from dataset.media.views import TrainingView
@@ -18,7 +20,6 @@ from dataset.records.schema import BrokenRecordError
 from dataset.tasks.finetune import MediaDataConfig, media_view
 from dataset.tasks.question_batches import QuestionBatches, QuestionExample, QuestionsDataConfig, given_answers
 from dataset.tasks.questions import Question, QuestionTable, check_all_answered_or_none, question_of
-from utils.batch import IGNORE, ClassifiedBatch
 from utils.config import Config
 from utils.errors import UserError
 from utils.inputs import InputFile, InputFolder

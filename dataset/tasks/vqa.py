@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from batches.questions import QuestionBatch
 from dataset.formats import iglue, visual_genome, vqa2
 from dataset.formats.annotations import ImageFiles, Row, images_folder, parse_rows, read_json, read_records
 from dataset.media.augment import AugmentConfig
@@ -21,7 +22,6 @@ from dataset.records.schema import BrokenRecordError
 from dataset.tasks.question_batches import QuestionBatches, QuestionExample, QuestionsDataConfig, given_answers
 from dataset.tasks.questions import Question, QuestionTable, check_all_answered_or_none, question_of
 from dataset.text.processors import PlainTextProcessor, TextLimits
-from utils.batch import QuestionBatch
 from utils.config import Config
 from utils.errors import UserError
 from utils.inputs import InputFile, InputFolder

@@ -13,8 +13,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
+from batches.base import IGNORE
+from batches.texts import MaskedText, Text
 from dataset.records.schema import BrokenRecordError, Texts, alternatives
-from utils.batch import IGNORE, MaskedText, Text
 from utils.config import Config
 from utils.errors import UserError
 from utils.sequences import stack_rows, text_ids

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 import demo.weights
+from batches.texts import Text
 from dataset.text.loading import load_tokenizer
 from demo.folder import Folder, command_parser, run_command
 from demo.weights.text import SENTENCES, package_states, write_text_folder
@@ -23,7 +24,6 @@ from models.core.text import TextConfig
 from models.core.vision import PIXEL_MEAN, PIXEL_STD, VisionConfig
 from models.pretraining.config import PretrainModelConfig
 from models.pretraining.model import PretrainModel
-from utils.batch import Text
 from utils.errors import UserError, one_line_errors
 from utils.weight_file import save_weights
 

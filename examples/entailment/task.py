@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from batches.losses import Losses, Term, Work
+from batches.texts import Text
 from dataset.media.views import EvaluationView
 from dataset.tasks.finetune import cleaned
 from models.core.heads import MLPHead
@@ -22,7 +24,6 @@ from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options
 from tasks.kinds import TaskKind
 from utils import distributed
-from utils.batch import Losses, Term, Text, Work
 
 from .data import CLASSES, EntailmentBatch, EntailmentBatches, EntailmentDataConfig, Item, SplitConfig, draw, read_items
 

@@ -33,9 +33,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from batches.losses import Work
+from batches.questions import ClassifiedBatch, QuestionBatch
 from optim.lora import UP
 from utils import distributed
-from utils.batch import ClassifiedBatch, QuestionBatch, Work
 
 Lengths = npt.NDArray[np.int64]
 """For each text, its number of tokens, of query positions, or of keys that the text attends to."""

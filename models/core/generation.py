@@ -10,8 +10,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from batches.base import IGNORE
 from models.core.losses import at_least_float32
-from utils.batch import IGNORE
 from utils.config import Config
 
 UNITS = 2**52
@@ -62,7 +62,7 @@ class Generated:
     """N generated texts.
 
     Attributes:
-        tokens: (N, max_length) int64, without prompt and end token; :data:`~utils.batch.IGNORE` after the end.
+        tokens: (N, max_length) int64, without prompt and end token; :data:`~batches.base.IGNORE` after the end.
         ended: (N,) bool, True if the end token was generated.
         score: (N,) log-likelihoods after the length penalty, at least float32.
     """

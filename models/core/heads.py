@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from batches.base import IGNORE
+from batches.texts import MaskedText
 from models.core import losses
 from models.core.blocks import QueryPositions
 from models.core.fusion import FusionQueue
 from models.core.keys_values import KeysValues
 from models.core.losses import at_least_float32
 from models.core.packing import PackedTexts, Packing
-from utils.batch import IGNORE, MaskedText
 
 
 class MLPHead(nn.Sequential):
@@ -84,7 +85,7 @@ def masked_words(text: MaskedText) -> tuple[QueryPositions, Tensor]:
 
     Returns:
         Their positions, the only ones at which the fusion computes states for the word head; and ``labels`` (Q,) int64, the
-        original token ids, :data:`~utils.batch.IGNORE` for spare tokens.
+        original token ids, :data:`~batches.base.IGNORE` for spare tokens.
     """
     packing = Packing.of(text.labels.ne(IGNORE).sum(dim=1), text.labels.shape[1], text.masked)
     labels = packing.pack(text.labels).masked_fill(packing.text_index >= packing.count, IGNORE)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from batches.texts import Text
 from models.core.blocks import MAX_BLOCKS, MAX_HEADS, MAX_ROWS, MAX_WIDTH, BlockConfig
 from models.core.packing import PackedTexts, packings_of
 from models.core.text import TextArchitecture, TextConfig, TextEncoder
-from utils.batch import Text
 from utils.errors import UserError
 from utils.hub import local_folder
 

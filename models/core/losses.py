@@ -1,6 +1,6 @@
 """The losses of equations 1-5, as pure functions that return sums.
 
-The divisor covers all ranks and micro-batches, so the caller divides (see :class:`utils.batch.Term`).
+The divisor covers all ranks and micro-batches, so the caller divides (see :class:`batches.losses.Term`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from utils.batch import IGNORE
+from batches.base import IGNORE
 
 COLUMNS = 4096
 """Maximum number of pairs that the contrastive loss compares with this rank's pairs at a time."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils.batch import Text
+from batches.texts import Text
 
 
 @dataclass(frozen=True)

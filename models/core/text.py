@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from batches.texts import Text
 from models.core.blocks import (
     MAX_BLOCKS,
     MAX_HEADS,
@@ -25,7 +26,6 @@ from models.core.blocks import (
 )
 from models.core.keys_values import KVCache
 from models.core.packing import PackedTexts, Packing, packings_of
-from utils.batch import Text
 from utils.config import Config
 from utils.inputs import InputModel
 

@@ -249,9 +249,9 @@ class VisionEncoder(nn.Module):
 class ConvolutionalStem(nn.Sequential):
     """Convolutions with strides of 2 or 3 that turn each patch into a state, in place of one linear layer.
 
-    They see edges and corners wherever these are in a patch. The linear layer sees each position of a pixel on its own, and a small
-    model that is trained from scratch then needs thousands of steps to tell shapes apart. After Xiao et al. (arXiv:2106.14881), but
-    with GroupNorm: BatchNorm would make the states of an image depend on the other images of its batch.
+    They see edges and corners wherever these are in a patch. The linear layer sees each position of a pixel on its own, and a
+    small model that is trained from scratch then needs thousands of steps to tell shapes apart. After Xiao et al.
+    (arXiv:2106.14881), but with GroupNorm: BatchNorm would make the states of an image depend on the others of its batch.
     """
 
     def __init__(self, grid: tuple[int, int], patch_size: int, width: int):

@@ -10,18 +10,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from batches.base import IGNORE
+from batches.losses import Work
+from batches.pretraining import ImageTextBatch, RegionBatch, TextBatch, TranslationBatch, VideoTextBatch
+from batches.texts import MaskedText
 from models.core.flops import Lengths, ModelCost, frames_of, lengths
 from models.pretraining.streams import RegionTextStream, Stream
-from utils.batch import (
-    IGNORE,
-    ImageTextBatch,
-    MaskedText,
-    RegionBatch,
-    TextBatch,
-    TranslationBatch,
-    VideoTextBatch,
-    Work,
-)
 
 COUNTED = frozenset({"contrastive", "matching", "mlm", "l1", "giou"})
 """The losses whose FLOPs are counted here."""

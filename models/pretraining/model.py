@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from batches.losses import Losses, Term, Work
+from batches.pretraining import PretrainBatch
 from models.core.blocks import QueryPositions
 from models.core.contrastive import ContrastiveHead
 from models.core.fusion import FusionQueue
@@ -26,7 +28,6 @@ from models.core.xvlm import XVLM
 from models.pretraining.config import PretrainModelConfig, StreamWeights
 from models.pretraining.flops import work_of
 from models.pretraining.streams import STREAMS, LossWeights, Stream, includes
-from utils.batch import Losses, PretrainBatch, Term, Work
 from utils.errors import UserError
 
 
@@ -63,7 +64,7 @@ class PretrainModel(XVLM):
         """Cache of :meth:`_untrained_by`, keyed by the losses of a step: going through all parameters takes milliseconds."""
 
     def forward(self, batch: PretrainBatch) -> Losses:
-        """All losses of a micro-batch, as sums; :func:`utils.batch.weighted_sum` adds them up (eq. 6)."""
+        """All losses of a micro-batch, as sums; :func:`batches.losses.weighted_sum` adds them up (eq. 6)."""
         self.contrastive.clamp_temperature()
         batches, requested = batch.streams(), self.requested(batch)
         images, texts = self.encode_streams(batches, requested)

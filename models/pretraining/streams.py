@@ -14,6 +14,9 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from pydantic import Field
 from torch import Tensor
 
+from batches.base import IGNORE
+from batches.pretraining import ImageTextBatch, RegionBatch, TextBatch, TranslationBatch, VideoTextBatch
+from batches.texts import Text
 from models.core.contrastive import ContrastiveHead
 from models.core.fusion import FusionEncoder, FusionQueue
 from models.core.heads import BoxHead, WordHead
@@ -23,7 +26,6 @@ from models.core.matching import MatchingHead, matching_count
 from models.core.packing import PackedTexts
 from models.core.text import TextEncoder
 from models.core.vision import Concepts, VisionEncoder
-from utils.batch import IGNORE, ImageTextBatch, RegionBatch, Text, TextBatch, TranslationBatch, VideoTextBatch
 from utils.config import Config
 
 

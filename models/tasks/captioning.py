@@ -8,6 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from batches.base import IGNORE
+from batches.captioning import CaptioningBatch, LeftToRightText
+from batches.losses import Losses, Term, Work
 from models.core import losses
 from models.core.blocks import attention_bias, linear_dtype
 from models.core.flops import frames_of, lengths
@@ -18,7 +21,6 @@ from models.core.packing import Packing
 from models.core.text import TextEncoder
 from models.core.xvlm import XVLM, ModelConfig
 from utils.accelerator import send
-from utils.batch import IGNORE, CaptioningBatch, LeftToRightText, Losses, Term, Work
 from utils.config import Config
 from utils.errors import UserError
 

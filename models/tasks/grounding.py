@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from batches.grounding import GroundingBatch
+from batches.losses import Losses, Term, Work
+from batches.texts import Text
 from models.core import losses
 from models.core.flops import lengths
 from models.core.heads import BoxHead
 from models.core.xvlm import XVLM, ModelConfig
-from utils.batch import GroundingBatch, Losses, Term, Text, Work
 
 
 class GroundingModel(XVLM):

@@ -7,12 +7,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from batches.losses import Losses, Term, Work
+from batches.nlvr import StatementBatch
+from batches.texts import Text
 from models.core.flops import lengths
 from models.core.fusion import FusionQueue
 from models.core.heads import MLPHead
 from models.core.losses import at_least_float32
 from models.core.xvlm import XVLM, ModelConfig
-from utils.batch import Losses, StatementBatch, Term, Text, Work
 
 
 class NLVRModelConfig(ModelConfig):

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 
 from torch import Tensor
 
+from batches.losses import Losses, Term, Work
+from batches.retrieval import RetrievalBatch
 from models.core.contrastive import AligningConfig, ContrastiveHead
 from models.core.flops import frames_of, lengths
 from models.core.fusion import FusionQueue
@@ -16,7 +18,6 @@ from models.core.matching import MatchingHead, matching_count
 from models.core.packing import PackedTexts
 from models.core.vision import Concepts
 from models.core.xvlm import XVLM
-from utils.batch import Losses, RetrievalBatch, Term, Work
 
 
 class RetrievalModel(XVLM):

@@ -12,12 +12,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from batches.base import IGNORE, to_device
+from batches.captioning import CaptioningBatch, LeftToRightText
+from batches.losses import Losses, Term, Work
 from models.core.flops import frames_of
 from models.core.generation import DecodingConfig, Generated, SamplingConfig, sample
 from models.core.keys_values import KeysValues
 from models.core.losses import at_least_float32
 from models.tasks.captioning import CaptionDecoder, CaptioningModel, CaptionTokens
-from utils.batch import IGNORE, CaptioningBatch, LeftToRightText, Losses, Term, Work, to_device
 from utils.config import Config
 
 Reward = Callable[[Sequence[Sequence[int]], Sequence[tuple[str, ...]]], Sequence[float]]

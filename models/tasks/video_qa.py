@@ -7,11 +7,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from batches.base import IGNORE
+from batches.losses import Losses, Term, Work
+from batches.questions import ClassifiedBatch
+from batches.texts import Text
 from models.core.flops import frames_of, images_of, lengths
 from models.core.heads import MLPHead
 from models.core.losses import at_least_float32
 from models.core.xvlm import XVLM, ModelConfig
-from utils.batch import IGNORE, ClassifiedBatch, Losses, Term, Text, Work
 
 
 class VideoQAModelConfig(ModelConfig):

@@ -10,6 +10,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from batches.base import IGNORE
+from batches.losses import Losses, Term, Work
+from batches.questions import QuestionBatch
+from batches.texts import Text
 from models.core.blocks import MAX_BLOCKS, BlockConfig, BlockStack, attention_bias, init_bert_weights, linear_dtype
 from models.core.flops import images_of, lengths
 from models.core.heads import WordHead
@@ -19,7 +23,6 @@ from models.core.losses import at_least_float32
 from models.core.packing import PackedTexts, Packing
 from models.core.text import Embeddings, TextArchitecture, TextEncoder
 from models.core.xvlm import XVLM, ModelConfig
-from utils.batch import IGNORE, Losses, QuestionBatch, Term, Text, Work
 from utils.config import Config
 from utils.errors import UserError
 

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
+from batches.base import IGNORE
 from benchmarks import step_config
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.dataset.media.test_video import encoded
 from tests.engine.test_static_step import batches as made_by_the_trainer
 from tests.engine.test_static_step import shapes
-from utils.batch import IGNORE
 from utils.config import load_config
 
 

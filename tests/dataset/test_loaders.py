@@ -7,12 +7,13 @@ import logging
 import pytest
 import torch
 
+from batches.base import BrokenRecord, RecordCount
+from batches.pretraining import PretrainBatch
 from dataset.loaders import BatchLoader, BrokenRecordLog
 from dataset.shards.readers import Shards
 from dataset.tasks.pretrain import DataConfig, ImageStreamConfig, PretrainBatches, RegionStreamConfig, TextStreamConfig
 from dataset.tasks.streams.base import CleanSetConfig
 from tests.messages import OneLine, naming
-from utils.batch import BrokenRecord, PretrainBatch, RecordCount
 from utils.errors import UserError
 
 

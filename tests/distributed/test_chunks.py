@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from batches.pretraining import ImageTextBatch, PretrainBatch
 from engine.chunks import in_turn
 from engine.seeds import mix_seed, seed_generators
 from models.core import gradient_cache, losses
@@ -18,7 +19,6 @@ from tests.distributed.test_two_ranks import WEIGHTS, build, gradients, tensors,
 from tests.models.golden import GOLDEN, arrays, pretrain_batch
 from tests.ranks import on_two_ranks
 from utils import distributed
-from utils.batch import ImageTextBatch, PretrainBatch
 
 
 def whole() -> PretrainBatch:

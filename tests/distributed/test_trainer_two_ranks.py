@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from batches.base import MicroBatch
 from tests.engine.toy import Points, ToyTask, points, trainer
 from tests.ranks import on_two_ranks
 from utils import distributed
-from utils.batch import MicroBatch
 from utils.errors import UserError
 
 

@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from batches.pretraining import ImageTextBatch, PretrainBatch, TranslationBatch
+from batches.texts import MaskedText, Text
 from models.core.losses import EmbeddedPairs
 from models.pretraining.config import PretrainContrastiveConfig, StreamWeights
 from models.pretraining.model import PretrainModel
@@ -17,7 +19,6 @@ from models.pretraining.streams import LossWeights
 from tests.models.golden import GOLDEN, arrays, manifest, model_config, pretrain_batch
 from tests.ranks import on_two_ranks
 from utils import distributed
-from utils.batch import ImageTextBatch, MaskedText, PretrainBatch, Text, TranslationBatch
 
 # Negatives are drawn within the local batch, so the matching loss of two halves is not that of the whole.
 WEIGHTS = LossWeights(matching=0.0)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from batches.losses import Losses, Term
 from engine.checkpoint import Checkpoint, list_checkpoints
 from engine.run_folder import RunFolder
 from engine.train_config import TrainConfig
@@ -19,7 +20,6 @@ from scheduler import ScheduleConfig
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.engine.runs import OF_TIME
 from tests.engine.toy import Empty, Line, Points, ToyTask
-from utils.batch import Losses, Term
 from utils.config import load_config
 
 

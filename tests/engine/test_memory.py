@@ -6,11 +6,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from batches.losses import Losses, Term
 from engine.memory import FakeSteps, as_on_gpu
 from engine.train_config import TrainConfig
 from optim import OptimConfig
 from tests.engine.toy import Points
-from utils.batch import Losses, Term
 from utils.errors import UserError
 
 WIDTH, ROWS, LAYERS = 256, 4096, 8

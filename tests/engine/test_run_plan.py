@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from batches.base import MicroBatch
 from engine.checkpoint import list_checkpoints
 from engine.run_plan import RunPlan
 from engine.train_config import TrainConfig
@@ -14,7 +15,6 @@ from scheduler import ScheduleConfig
 from tests.engine.toy import ToyTask, trainer
 from tests.messages import naming
 from utils import distributed
-from utils.batch import MicroBatch
 from utils.config import bind
 from utils.config_files import ConfigError
 from utils.errors import UserError

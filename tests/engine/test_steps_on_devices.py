@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from batches.base import map_tensors
+from batches.losses import Work
+from batches.pretraining import PretrainBatch
 from benchmarks.synthetic import pretrain_batch
 from engine.memory import trainer_of
 from models.pretraining.model import PretrainModel
@@ -12,7 +15,6 @@ from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.devices import copied_to
 from tests.models.golden import in_float64
 from tests.models.test_reference import sampled_by_the_mask_alone
-from utils.batch import PretrainBatch, Work, map_tensors
 from utils.config import load_config
 
 CPU, STEPS = torch.device("cpu"), 8

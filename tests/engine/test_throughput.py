@@ -4,9 +4,9 @@ import math
 
 import pytest
 
+from batches.losses import Work
 from engine.devices import PEAKS, peak, peak_key
 from engine.throughput import Throughput
-from utils.batch import Work
 
 
 def test_neither_the_first_step_nor_a_validation_counts():

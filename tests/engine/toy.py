@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from batches.base import MicroBatch
+from batches.losses import Losses, Term, Work
 from engine.checkpoint import Checkpoint
 from engine.run_folder import RunFolder
 from engine.train_config import TrainConfig
 from engine.trainer import Trainer
 from optim import OptimConfig
 from scheduler import ScheduleConfig
-from utils.batch import Losses, MicroBatch, Term, Work
 from utils.config import Config
 
 

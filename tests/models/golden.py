@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batches.pretraining import ImageTextBatch, PretrainBatch, RegionBatch, TextBatch, TranslationBatch, VideoTextBatch
+from batches.texts import MaskedText, Text
 from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_published
 from models.core.fusion import FusionConfig, FusionEncoder, FusionQueue
@@ -25,16 +27,6 @@ from models.core.xvlm import XVLM
 from models.pretraining.config import PretrainContrastiveConfig, PretrainModelConfig
 from models.pretraining.model import PretrainModel
 from tests.devices import BOUNDS
-from utils.batch import (
-    ImageTextBatch,
-    MaskedText,
-    PretrainBatch,
-    RegionBatch,
-    Text,
-    TextBatch,
-    TranslationBatch,
-    VideoTextBatch,
-)
 from utils.sequences import text_ids
 
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -17,6 +17,7 @@ from transformers import (
     T5Config,
 )
 
+from batches.texts import Text
 from models.checkpoints import InitConfig, initialise
 from models.core import hub_text
 from models.core.blocks import BlockConfig, attention_bias, heads_error
@@ -28,7 +29,6 @@ from models.pretraining.config import PretrainModelConfig
 from models.pretraining.model import PretrainModel
 from tests.messages import OneLine, naming
 from tests.models.golden import encoded, fused
-from utils.batch import Text
 from utils.errors import UserError
 
 SIZES = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 40}

@@ -12,10 +12,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from batches.base import IGNORE
 from optim.setup import set_frozen
 from tasks.kinds import kind_of
 from tools.plan.synthetic import synthetic_batch
-from utils.batch import IGNORE
 from utils.config import load_config
 
 ROOT = Path(__file__).parent.parent.parent

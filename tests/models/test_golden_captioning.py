@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from batches.base import IGNORE
+from batches.captioning import CaptioningBatch, LeftToRightText
 from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_published
 from models.core.generation import DecodingConfig
 from models.tasks.captioning import CaptioningLossConfig, CaptioningModel, CaptionTokens
 from tests.devices import BOUNDS, copied_to, moved
 from tests.models.golden import GOLDEN, arrays, assert_golden, load_model, manifest, model_config
-from utils.batch import IGNORE, CaptioningBatch, LeftToRightText
 
 FACTS = manifest("captioning")
 SPECIAL = FACTS["special_ids"]

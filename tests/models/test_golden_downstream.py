@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from batches.grounding import GroundingBatch
+from batches.losses import Losses
+from batches.nlvr import StatementBatch
+from batches.retrieval import RetrievalBatch
+from batches.texts import Text
 from metrics.retrieval import ranks_of_first_match, retrieval_recalls
 from models.core.matching import allowed_negatives, negative_weights
 from models.inference.reranking import TextBank, score_pairs
@@ -16,7 +21,6 @@ from models.tasks.nlvr import NLVRModel
 from models.tasks.retrieval import RetrievalModel
 from tests.devices import copied_to, moved
 from tests.models.golden import GOLDEN, arrays, assert_golden, load_model, manifest, with_drawn_negatives
-from utils.batch import GroundingBatch, Losses, RetrievalBatch, StatementBatch, Text
 
 
 def case(name: str, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

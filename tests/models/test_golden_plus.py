@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from batches.pretraining import ImageTextBatch, PretrainBatch, TranslationBatch
+from batches.texts import Text
 from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published
@@ -40,7 +42,6 @@ from tests.models.golden import (
     text_architecture,
 )
 from tests.models.published import published_state
-from utils.batch import ImageTextBatch, PretrainBatch, Text, TranslationBatch
 from utils.errors import UserError
 
 CASE = GOLDEN / "xvlmplus"

@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from batches.base import IGNORE
+from batches.losses import Losses
+from batches.pretraining import PretrainBatch, TextBatch
 from models.checkpoints.rename import published_to_ours
 from models.core.heads import masked_words
 from models.core.matching import allowed_negatives, negative_weights
@@ -28,7 +31,6 @@ from tests.models.golden import (
     pretrain_batch,
     region_order,
 )
-from utils.batch import IGNORE, Losses, PretrainBatch, TextBatch
 
 GIVEN = arrays(GOLDEN / "pretrain" / "inputs.npz")
 EXPECTED = arrays(GOLDEN / "pretrain" / "expected.npz")

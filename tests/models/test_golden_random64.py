@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from batches.base import map_tensors
 from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_published
 from models.checkpoints.rename import published_to_ours
@@ -29,7 +30,6 @@ from tests.models.golden import (
     manifest,
     model_config,
 )
-from utils.batch import map_tensors
 
 ROOT = GOLDEN / "random64"
 CASES = ("a", "b", "cclm")

@@ -10,6 +10,8 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from batches.questions import QuestionBatch
+from batches.texts import Text
 from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published, load_weights
@@ -25,7 +27,6 @@ from models.tasks.vqa import DecoderConfig, VQAModel, VQAModelConfig, left_to_ri
 from tests.devices import copied_to, moved
 from tests.messages import naming
 from tests.models.golden import GOLDEN, arrays, assert_golden, manifest, model_config
-from utils.batch import QuestionBatch, Text
 from utils.errors import UserError
 
 GIVEN, EXPECTED = arrays(GOLDEN / "vqa" / "inputs.npz"), arrays(GOLDEN / "vqa" / "expected.npz")

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import DistilBertConfig
 
+from batches.texts import Text
 from models.checkpoints import InitConfig, initialise
 from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters, loading_lines
@@ -23,7 +24,6 @@ from models.tasks.retrieval import RetrievalModel
 from models.tasks.vqa import DecoderConfig, VQAModel, VQAModelConfig
 from tests.messages import OneLine, naming
 from tests.models.golden import GOLDEN, encoded, manifest, model_config
-from utils.batch import Text
 from utils.errors import UserError
 
 BERT = TextArchitecture(vocab_size=40, width=16, layers=2, heads=2, intermediate=32, max_positions=12)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from batches.texts import Text
 from models.core import packing
 from models.core.packing import PackedTexts, Packing, packings_of
-from utils.batch import Text
 
 LENGTHS = (3, 5, 1, 4)
 MASK = torch.arange(5) < torch.tensor(LENGTHS).unsqueeze(1)

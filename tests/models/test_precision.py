@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from batches.base import Batch, map_tensors
+from batches.grounding import GroundingBatch
+from batches.nlvr import StatementBatch
 from models.core.generation import DecodingConfig
 from models.core.losses import at_least_float32
 from models.core.xvlm import XVLM
@@ -18,7 +21,6 @@ from models.tasks.vqa import VQAModel, VQAModelConfig
 from tests.models import test_golden_captioning, test_golden_vqa, test_video
 from tests.models.golden import GOLDEN, arrays, manifest, model_config
 from tests.models.test_golden_downstream import retrieval_batch, text_of
-from utils.batch import Batch, GroundingBatch, StatementBatch, map_tensors
 
 
 def vqa() -> tuple[XVLM, Batch]:

@@ -7,6 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from batches.base import map_tensors
+from batches.losses import Losses, weighted_sum
+from batches.pretraining import PretrainBatch
+from batches.texts import MaskedText
 from benchmarks.plain_path import plain_losses
 from benchmarks.pretrain_step import build
 from benchmarks.synthetic import pretrain_batch
@@ -18,7 +22,6 @@ from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.devices import BOUNDS, ON_REAL_DEVICES, bf16, copied_to, flattened, moved, relative_error
 from tests.models.golden import in_float64
 from tests.models.test_flops import MODEL, STREAMS
-from utils.batch import Losses, MaskedText, PretrainBatch, map_tensors, weighted_sum
 from utils.config import load_config
 
 

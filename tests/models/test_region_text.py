@@ -14,6 +14,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+from batches.losses import Losses, weighted_sum
 from benchmarks.synthetic import pretrain_batch
 from models.core import losses
 from models.core.blocks import Attention, Block, BlockStack, QueryPositions, attention_bias
@@ -29,7 +30,6 @@ from models.pretraining.model import PretrainModel
 from models.pretraining.streams import RegionTextStream, Stream
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.models.test_flops import MODEL, STREAMS
-from utils.batch import Losses, weighted_sum
 from utils.config import load_config
 
 ROOT = Path(__file__).parent.parent.parent

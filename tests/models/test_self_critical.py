@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from batches.captioning import CaptioningBatch, LeftToRightText
 from models.tasks.captioning import CaptioningModel
 from models.tasks.self_critical import SelfCriticalConfig, SelfCriticalModel
 from tests.models.test_generation import TOKENS, tiny
-from utils.batch import CaptioningBatch, LeftToRightText
 
 
 def critic(reward, samples: int = 4) -> SelfCriticalModel:

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from batches.base import Batch
+from batches.losses import weighted_sum
+from batches.pretraining import PretrainBatch
 from benchmarks.synthetic import pretrain_batch
 from models.pretraining.config import IdenticalTexts, StreamWeights
 from models.pretraining.model import PretrainModel, zero_loss
@@ -17,7 +20,6 @@ from models.pretraining.streams import STREAMS as STREAM_CLASSES
 from models.pretraining.streams import ImageTextStream, Loss, LossWeights, Stream
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.models.test_flops import MODEL, STREAMS
-from utils.batch import Batch, PretrainBatch, weighted_sum
 from utils.config import load_config
 
 LOSSES = ("contrastive", "matching", "mlm", "l1", "giou")

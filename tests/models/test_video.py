@@ -9,6 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from batches.base import IGNORE
+from batches.pretraining import PretrainBatch
+from batches.questions import ClassifiedBatch
+from batches.texts import Text
 from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published
@@ -31,7 +35,6 @@ from tests.models.golden import (
     pretrain_batch,
     video_batch,
 )
-from utils.batch import IGNORE, ClassifiedBatch, PretrainBatch, Text
 from utils.errors import UserError
 
 GIVEN = arrays(GOLDEN / "pretrain" / "inputs.npz")

@@ -198,7 +198,7 @@ RESULTS = "results of a batch"
 SPOOL = "states of images: a split's may not fit into the device's memory"
 OF_EVALUATIONS = {
     "copies from the host: tasks/job.py _run": "the model, once",
-    "copies from the host: utils/batch.py to_device": INPUTS,
+    "copies from the host: batches/base.py to_device": INPUTS,
     "copies from the host: tasks/captioning.py CaptioningTask.captions": INPUTS,
     "copies from the host: tasks/grounding.py GroundingTask._locate": INPUTS,
     "copies from the host: tasks/nlvr.py NLVRTask._predict": INPUTS,

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from batches.base import IGNORE
+from batches.pretraining import PretrainBatch
 from models.core.heads import masked_words
 from tasks import pretrain_evaluation
 from tasks.inference import evaluating
@@ -17,7 +19,6 @@ from tasks.pretrain import PretrainConfig, PretrainTask
 from tasks.pretrain_evaluation import PretrainEvaluator
 from tests.dataset.media.test_video import encoded
 from tests.messages import OneLine, naming
-from utils.batch import IGNORE, PretrainBatch
 from utils.config import load_config
 from utils.errors import UserError
 

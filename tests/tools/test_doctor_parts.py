@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from batches.base import IGNORE
+from batches.texts import MaskedText
 from dataset import leaks, look_alikes
 from dataset.leaks import shared_images
 from dataset.media.video import VideoSource
@@ -27,7 +29,6 @@ from tools.doctor.machine import versions
 from tools.doctor.panels import Segment, as_image, images_of, lines_of
 from tools.doctor.shared import _check_looks
 from tools.doctor.text_log import TextLog
-from utils.batch import IGNORE, MaskedText
 from utils.commands import call
 from utils.errors import UserError
 from utils.findings import Finding

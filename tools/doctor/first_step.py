@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from batches.base import Batch
+from batches.pretraining import PretrainBatch
 from engine.memory import trainer_of
 from engine.precision import APEX_LEVELS
 from engine.real_steps import ran_out_of_memory
@@ -20,7 +22,6 @@ from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.panels import panels_of
 from tools.doctor.picture import draw
 from tools.doctor.subject import Subject
-from utils.batch import Batch, PretrainBatch
 from utils.findings import Finding
 
 LARGEST_ON_CPU = 60_000_000

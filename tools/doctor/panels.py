@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batches.base import IGNORE
+from batches.captioning import LeftToRightText
+from batches.pretraining import PretrainBatch, RegionBatch
+from batches.texts import MaskedText, Text
 from models.core.vision import PIXEL_MEAN, PIXEL_STD
-from utils.batch import IGNORE, LeftToRightText, MaskedText, PretrainBatch, RegionBatch, Text
 
 MOST_PANELS, MOST_LINES = 4, 8
 

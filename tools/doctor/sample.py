@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batches.base import Batch, BrokenRecord
+from batches.pretraining import PretrainBatch
 from engine.devices import ASSUMED_UTILISATION, peak_of
 from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.subject import Subject
-from utils.batch import Batch, BrokenRecord, PretrainBatch
 from utils.cores import usable_cores
 from utils.findings import Finding
 

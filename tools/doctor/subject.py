@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from batches.base import Batch
 from dataset.tasks.pretrain import DataConfig
 from dataset.tasks.streams.regions import RegionStreamConfig
 from dataset.text.loading import load_tokenizer
@@ -19,7 +20,6 @@ from tasks.finetune import FineTuneTask
 from tasks.kinds import Choice
 from tools.doctor.findings import NotCheckedError
 from tools.doctor.text_log import TextLog
-from utils.batch import Batch
 from utils.inputs import missing_inputs
 
 ROWS = 4

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from batches.captioning import LeftToRightText
+from batches.texts import MaskedText, Text
 from models.core.vision import VisionConfig
-from utils.batch import LeftToRightText, MaskedText, Text
 from utils.image_size import sides_of
 
 FIRST_WORD = 3

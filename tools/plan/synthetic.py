@@ -10,6 +10,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from batches.base import Batch
+from batches.captioning import CaptioningBatch
+from batches.grounding import GroundingBatch
+from batches.nlvr import StatementBatch
+from batches.pretraining import ImageTextBatch, PretrainBatch, RegionBatch, TextBatch, TranslationBatch, VideoTextBatch
+from batches.questions import ClassifiedBatch, QuestionBatch
+from batches.retrieval import RetrievalBatch
+from batches.texts import MaskedText
 from dataset.tasks.pretrain import DataConfig, RegionStreamConfig
 from dataset.tasks.streams.base import StreamConfig
 from dataset.text.processors import TextDataConfig
@@ -28,22 +36,6 @@ from tasks.retrieval import RetrievalConfig
 from tasks.video_qa import VideoQAConfig
 from tasks.vqa import VQAConfig
 from tools.plan import parts
-from utils.batch import (
-    Batch,
-    CaptioningBatch,
-    ClassifiedBatch,
-    GroundingBatch,
-    ImageTextBatch,
-    MaskedText,
-    PretrainBatch,
-    QuestionBatch,
-    RegionBatch,
-    RetrievalBatch,
-    StatementBatch,
-    TextBatch,
-    TranslationBatch,
-    VideoTextBatch,
-)
 from utils.errors import UserError
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from batches.texts import Text
 from models.inference.reranking import TextBank
-from utils.batch import Text
 from utils.image_size import sides_of
 from x2vlm.model import Model
 from x2vlm.runtime import Runtime

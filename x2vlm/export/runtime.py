@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from batches.texts import Text
 from models.core.packing import PackedTexts, Packing
 from models.inference.reranking import TextBank, score_each
-from utils.batch import Text
 from utils.errors import UserError
 from utils.image_size import ImageSize
 from x2vlm.boxes import region_masks

@@ -11,6 +11,8 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
+from batches.pretraining import ImageTextBatch, VideoTextBatch
+from batches.texts import MaskedText
 from dataset.media.augment import AugmentConfig, stack_views
 from dataset.media.video import VideoReadingConfig, VideoSource, check_backend
 from dataset.media.views import TrainingView
@@ -21,7 +23,6 @@ from dataset.shards.samplers import RecordSource
 from dataset.tasks.account import Account, filled
 from dataset.tasks.streams.base import CleanSetConfig, ImageRecordsConfig, StreamConfig, read_examples
 from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
-from utils.batch import ImageTextBatch, MaskedText, VideoTextBatch
 from utils.errors import UserError
 from utils.files import expanded
 from utils.inputs import InputFolder

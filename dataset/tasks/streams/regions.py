@@ -11,6 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from batches.base import BrokenRecord
+from batches.pretraining import RegionBatch
 from dataset.media.augment import RandAugment, RegionAugmentConfig, hflip, resize, stack_views
 from dataset.media.encoded import EncodedImage, PixelsAre, for_boxes
 from dataset.media.views import black
@@ -20,7 +22,6 @@ from dataset.shards.samplers import RecordSource, sample_rng
 from dataset.tasks.account import Account
 from dataset.tasks.streams.base import ImageRecordsConfig, read_examples
 from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
-from utils.batch import BrokenRecord, RegionBatch
 from utils.image_size import ImageSize, grid_of, sides_of
 
 FIRST_RECORDS, MOST_RECORDS = 20, 300

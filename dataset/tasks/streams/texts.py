@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field
 
+from batches.pretraining import TextBatch, TranslationBatch
 from dataset.records.schema import RawRecord, parse_text_record, parse_translation_record
 from dataset.shards.samplers import RecordSource
 from dataset.tasks.account import Account, filled
 from dataset.tasks.streams.base import StreamConfig, read_examples
 from dataset.text.processors import TextDataConfig, TextExample, TextProcessor
-from utils.batch import TextBatch, TranslationBatch
 
 
 class TextStreamConfig(StreamConfig):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from batches.base import IGNORE
 from dataset.formats.annotations import Row
 from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
 from dataset.formats.video_files import Videos
@@ -26,7 +27,6 @@ from dataset.tasks.video_qa import (
 )
 from tests.dataset.media.test_video import encoded
 from tests.messages import naming
-from utils.batch import IGNORE
 from utils.errors import UserError
 
 WHOLE = AugmentConfig(scale=(1, 1), ratio=(4, 4), flip=0, rand_augment_ops=0)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from batches.base import IGNORE
 from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
 from dataset.media.augment import AugmentConfig
 from dataset.tasks.captioning import CaptioningBatches, CaptioningDataConfig
 from dataset.text.processors import TextDataConfig
 from tests.messages import naming
-from utils.batch import IGNORE
 from utils.errors import UserError
 
 WHOLE = AugmentConfig(scale=(1, 1), ratio=(1, 1), flip=0, rand_augment_ops=0)

@@ -15,11 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
+from batches.base import IGNORE
+from batches.pretraining import PretrainBatch, RegionBatch
 from dataset.media.augment import AugmentConfig, RegionAugmentConfig, evaluation_view
 from dataset.media.encoded import decode
 from dataset.tasks.pretrain import DataConfig, ImageStreamConfig, PretrainBatches, RegionStreamConfig, TextStreamConfig
 from tests.messages import naming
-from utils.batch import IGNORE, PretrainBatch, RegionBatch
 from utils.config import bind
 from utils.config_files import ConfigError
 from utils.errors import UserError

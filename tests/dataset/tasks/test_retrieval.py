@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from batches.retrieval import RetrievalBatch
 from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
 from dataset.loaders import BatchLoader
 from dataset.media.augment import AugmentConfig
 from dataset.tasks.retrieval import RetrievalBatches, RetrievalDataConfig
 from tests.messages import OneLine, naming
-from utils.batch import RetrievalBatch
 from utils.errors import UserError
 
 WHOLE = AugmentConfig(scale=(1, 1), ratio=(1, 1), flip=0, rand_augment_ops=0)

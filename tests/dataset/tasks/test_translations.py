@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from batches.base import IGNORE
 from dataset.tasks.pretrain import DataConfig, PretrainBatches, TranslationStreamConfig
 from dataset.text.processors import TextDataConfig
-from utils.batch import IGNORE
 
 
 @pytest.fixture

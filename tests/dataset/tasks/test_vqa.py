@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from batches.texts import Text
 from dataset.media.augment import AugmentConfig
 from dataset.tasks.questions import QuestionTable
 from dataset.tasks.vqa import (
@@ -25,7 +26,6 @@ from dataset.tasks.vqa import (
 )
 from metrics.vqa import soft_accuracy
 from tests.messages import OneLine, naming
-from utils.batch import Text
 from utils.errors import UserError
 
 WHOLE = AugmentConfig(scale=(1, 1), ratio=(1, 1), flip=0, rand_augment_ops=0)

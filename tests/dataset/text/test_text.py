@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
+from batches.base import IGNORE
 from dataset.records.schema import BrokenRecordError
 from dataset.text.loading import difference_of_tokenizers, load_tokenizer
 from dataset.text.processors import (
@@ -24,7 +25,6 @@ from dataset.text.processors import (
     mentions_side,
 )
 from tests.messages import OneLine, naming
-from utils.batch import IGNORE
 from utils.errors import UserError
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "data_helpers.json").read_text(encoding="utf-8"))

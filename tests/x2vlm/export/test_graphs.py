@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from batches.texts import Text
 from models.core.contrastive import AligningConfig, ContrastiveConfig
 from models.core.fusion import FusionConfig
 from models.core.packing import PackedTexts, Packing
@@ -14,7 +15,6 @@ from models.core.text import TextArchitecture, TextConfig
 from models.core.vision import VideoConfig, VisionConfig
 from models.inference.reranking import TextBank
 from models.tasks.retrieval import RetrievalModel
-from utils.batch import Text
 from x2vlm import UserError
 from x2vlm.export import graphs
 from x2vlm.export.runtime import Graph

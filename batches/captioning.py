@@ -1,0 +1,65 @@
+"""The batches of captioning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from batches.base import IGNORE, Batch, TokenIds
+from utils.sequences import stack_rows
+
+
+@dataclass(frozen=True)
+class LeftToRightText:
+    """Texts under a causal mask, with [MASK] tokens where the model predicts a word (captioning).
+
+    A [MASK] stands before each token to predict. It shares the token's position and attends to itself and the tokens before it;
+    no other token attends to it (X²-VLM, section 4.3, after Zeng and Nie). Training and generation so predict a word alike.
+
+    ``ids`` (N, L) int64. ``mask`` (N, L, L) bool: first L = the token that attends. ``positions`` (N, L) int64 from 0.
+    ``places`` (N, W) int64: indices of the [MASK]s, 0 where unused. ``labels`` (N, W) int64: the tokens to predict,
+    :data:`IGNORE` where unused.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+    places: Tensor
+    labels: Tensor
+
+    @staticmethod
+    def of(texts: TokenIds, targets: TokenIds, mask_id: int, pad_id: int) -> LeftToRightText:
+        """The batch of ``texts`` (token ids) and ``targets``: ascending indices of the tokens to predict in each text."""
+        ids, positions, places, labels = [], [], [], []
+        for text, indices in zip(texts, targets, strict=True):
+            # Pairs (index, is it the token?): a [MASK] sorts before the token of the same index.
+            order = sorted([*((index, 1) for index in range(len(text))), *((index, 0) for index in indices)])
+            ids.append([text[index] if is_token else mask_id for index, is_token in order])
+            positions.append([index for index, _ in order])
+            places.append([place for place, (_, is_token) in enumerate(order) if not is_token])
+            labels.append([text[index] for index in indices])
+        padded, most = stack_rows(ids, pad_id), max(1, *(len(indices) for indices in targets), 0)
+        length = padded.shape[1]
+        where = stack_rows(places, length, most)
+        is_mask = torch.zeros(len(texts), length + 1, dtype=torch.bool).scatter_(1, where, True)[:, :length]
+        causal = torch.ones(length, length, dtype=torch.bool).tril() & ~is_mask.unsqueeze(1)
+        return LeftToRightText(
+            ids=padded,
+            mask=causal | torch.eye(length, dtype=torch.bool),
+            positions=stack_rows(positions, 0, length),
+            places=where.masked_fill(where == length, 0),
+            labels=stack_rows(labels, IGNORE, most),
+        )
+
+
+@dataclass(frozen=True)
+class CaptioningBatch(Batch):
+    """Images with one caption each. ``pixels`` (N, 3, H, W) uint8; ``references``: all captions of each image, unedited;
+    ``valid`` (N,) bool: examples that count."""
+
+    pixels: Tensor
+    text: LeftToRightText
+    references: tuple[tuple[str, ...], ...]
+    valid: Tensor

@@ -1,0 +1,21 @@
+"""The batches of grounding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from batches.base import Batch
+from batches.texts import Text
+
+
+@dataclass(frozen=True)
+class GroundingBatch(Batch):
+    """Phrases with the box they refer to. ``pixels`` (N, 3, H, W) uint8; ``boxes_cxcywh`` (N, 4) float32: centre and size
+    relative to the image; ``valid`` (N,) bool: examples that count."""
+
+    pixels: Tensor
+    text: Text
+    boxes_cxcywh: Tensor
+    valid: Tensor

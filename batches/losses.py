@@ -1,0 +1,62 @@
+"""What models return: losses as sums, and the size of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from utils.accelerator import send
+
+
+class Term(NamedTuple):
+    """One loss before division. ``total``: scalar sum over the examples or tokens that count; ``weight``: its factor in equation
+    6 (:func:`weighted_sum`)."""
+
+    total: Tensor
+    weight: float
+
+
+Losses = dict[str, Term]
+
+
+def weighted_sum(losses: Losses, divisors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Equation 6: the loss of a step is the sum of weight * total / divisor over all losses.
+
+    Args:
+        losses: of a micro-batch.
+        divisors: for each loss, how many examples or tokens count: the model's ``counts(batch)``, summed over the ranks and
+            micro-batches of the step, at least 1.
+
+    Returns:
+        The divided losses, (K,) for K losses, and their weighted sum, a scalar.
+
+    Raises:
+        ValueError: if a loss has no divisor, or the other way round.
+    """
+    if losses.keys() != divisors.keys():
+        raise ValueError(f"forward() gives the losses {list(losses)}, but counts() gives {list(divisors)}")
+    totals = torch.stack([loss.total for loss in losses.values()])
+    averages = totals / torch.stack([divisors[name] for name in losses])
+    weights = send(torch.tensor([loss.weight for loss in losses.values()]), averages.device)
+    return averages, (averages * weights).sum()
+
+
+@dataclass(frozen=True)
+class Work:
+    """Size of a step: ``samples``, the examples that count; ``images``, frames included; ``tokens``, without padding and masked
+    copies; ``flops`` forward and backward (:mod:`models.core.flops`). NaN: unknown before the step, or not counted."""
+
+    samples: float = 0
+    images: float = 0
+    tokens: float = 0
+    flops: float = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(getattr(self, name) + getattr(other, name) for name in WORK))
+
+
+WORK = tuple(field.name for field in fields(Work))

@@ -1,0 +1,21 @@
+"""The batches of visual reasoning about several images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from batches.base import Batch
+from batches.texts import Text
+
+
+@dataclass(frozen=True)
+class StatementBatch(Batch):
+    """Statements about K images, mostly two. ``pixels`` (K N, 3, H, W) uint8: all first (left) images, then all second (right)
+    ones; ``label`` (N,) int64: 1 = true or entailed; ``valid`` (N,) bool: examples that count."""
+
+    pixels: Tensor
+    text: Text
+    label: Tensor
+    valid: Tensor

@@ -1,0 +1,90 @@
+"""The batches of pre-training, one for each stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from batches.base import Batch
+from batches.texts import MaskedText, Text
+
+
+@dataclass(frozen=True)
+class ImageTextBatch:
+    """Image-text pairs. ``pixels`` (N, 3, H, W) uint8 (or float, normalised); ``valid`` (N,) bool: examples that count."""
+
+    pixels: Tensor
+    text: MaskedText
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class VideoTextBatch:
+    """Video-text pairs. ``pixels`` (N, F, 3, H, W) uint8 (or float, normalised): the frames of each video in order;
+    ``valid`` (N,) bool: examples that count."""
+
+    pixels: Tensor
+    text: MaskedText
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class RegionBatch:
+    """Texts of regions, objects or whole images that share I images (one backbone pass per image, section 3.2).
+
+    ``pixels`` (I, 3, H, W) uint8 (or float, normalised). ``image_index`` (R,) int64 into I: **ascending**, so that the regions
+    of an image are neighbours. ``patch_mask`` (R, P) bool: the patches of each region, row-major, at least one.
+    ``boxes_cxcywh`` (R, 4) float32: centre and size relative to the image. ``is_image`` (R,) bool: the text describes the whole
+    image, and the box loss leaves it out. ``valid`` (R,) bool: examples that count.
+    """
+
+    pixels: Tensor
+    image_index: Tensor
+    patch_mask: Tensor
+    boxes_cxcywh: Tensor
+    is_image: Tensor
+    text: MaskedText
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Texts without an image. ``valid`` (N,) bool: examples that count."""
+
+    text: MaskedText
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class TranslationBatch:
+    """Texts and their translations ``other``. ``valid`` (N,) bool: examples that count."""
+
+    text: MaskedText
+    other: Text
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class PretrainBatch(Batch):
+    """One micro-batch of every stream of pre-training; None for a stream that the run does not have. ``unmatched``: names of the
+    streams without matching loss in this step, equal on all ranks."""
+
+    images: ImageTextBatch | None
+    regions: RegionBatch | None
+    texts: TextBatch | None
+    videos: VideoTextBatch | None = None
+    translations: TranslationBatch | None = None
+    unmatched: tuple[str, ...] = ()
+
+    def streams(self) -> dict[str, Any]:
+        """The batch of each stream of the run, by the name of the stream."""
+        batches = {
+            "images": self.images,
+            "regions": self.regions,
+            "texts": self.texts,
+            "videos": self.videos,
+            "translations": self.translations,
+        }
+        return {name: batch for name, batch in batches.items() if batch is not None}

@@ -1,0 +1,41 @@
+"""The batches of question answering, about images or videos."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from batches.base import Batch
+from batches.texts import Text
+
+
+@dataclass(frozen=True)
+class QuestionBatch(Batch):
+    """Questions about images, with answers. ``pixels`` (I, 3, H, W) uint8; ``text``: N questions; ``answers``: A answers with
+    [CLS] and [SEP]; ``question_of_answer`` (A,) int64 into N; ``weights`` (A,) float32: weights of the answers' losses;
+    ``valid`` (N,) bool: questions that count; ``image_of_question`` (N,) int64 into I, None: question n asks about image n."""
+
+    pixels: Tensor
+    text: Text
+    answers: Text
+    question_of_answer: Tensor
+    weights: Tensor
+    valid: Tensor
+    image_of_question: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ClassifiedBatch(Batch):
+    """Questions about images or videos, with answers as classes. ``pixels`` (I, 3, H, W) or (I, F, 3, H, W) uint8; ``text``: N
+    questions; ``labels`` (A,) int64: index of each answer in the candidate list, :data:`IGNORE` if it is not in the list;
+    ``question_of_answer`` (A,) int64 into N; ``weights`` (A,) float32: weights of the answers' losses; ``valid`` (N,) bool:
+    questions that count; ``image_of_question`` (N,) int64 into I, None: question n asks about image or video n."""
+
+    pixels: Tensor
+    text: Text
+    labels: Tensor
+    question_of_answer: Tensor
+    weights: Tensor
+    valid: Tensor
+    image_of_question: Tensor | None = None
