@@ -27,7 +27,7 @@ from dataset.text.processors import TextProcessor
 from metrics.bootstrap import Scores
 from metrics.grounding import accuracy_at_iou, iou
 from metrics.retrieval import NO_MATCH
-from models.core.heads import masked_words
+from models.core.heads import masked_positions
 from models.core.packing import PackedTexts
 from models.core.vision import Concepts, VisionConfig
 from models.inference.reranking import RERANKING_SCORE, RULES, RerankingScore
@@ -270,7 +270,7 @@ class PretrainEvaluator:
             examples = [self.processor.encode(r.captions[0], rng) for r, rng in zip(block, rngs, strict=True)]
             text = to_device(self.processor.collate(examples), self.device)
             (masked,) = self.model.text([text.masked_copy()])
-            positions, labels = masked_words(text)
+            positions, labels = masked_positions(text)
             logits = self.model.predict_words(masked, self._encode_images(block), positions)
             best = logits.max(dim=1)  # NaN if any logit is
             finite(best.values, "logits of masked words")

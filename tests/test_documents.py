@@ -6,8 +6,9 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -20,9 +21,12 @@ from dataset.prepare.catalogue import GROUPS, SETS
 from dataset.tasks.grounding import GroundingSplitConfig
 from dataset.tasks.nlvr import NLVRSplitConfig
 from dataset.tasks.vqa import QuestionsConfig
-from tasks import TASKS, launch
+from launch.command import run_task
+from tasks import TASKS
+from tasks.job import RunFlags
 from tasks.kinds import choose
 from tools.prepare.command import CONVERTERS
+from utils.commands import command_line
 from utils.config import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -105,11 +109,11 @@ def test_the_job_of_kubernetes_runs_a_command_that_exists(monkeypatch):
 
 def check_run(arguments: list[str]) -> None:
     if arguments[0] in run.COMMANDS:
-        module = importlib.import_module(run.COMMANDS[arguments[0]].module)
-        module.arguments_of(arguments[1:])
+        parsed(run.COMMANDS[arguments[0]].load(), arguments[1:])
         return
-    flags = launch.parse_run(arguments)
-    if flags.config is None and flags.task is None:
+    given = parsed(run_task, arguments)
+    flags, task, overrides = given.get("flags", RunFlags()), given.get("task"), given.get("overrides", ())
+    if flags.config is None and task is None:
         assert flags.output and flags.resume
         return
     config = None if flags.config in (None, "C", "FILE") else flags.config
@@ -118,8 +122,14 @@ def check_run(arguments: list[str]) -> None:
     assert not str(config).startswith("runs/"), (
         f"{config} is there only after a run; a page names a config of the repository"
     )
-    choice = choose(config, flags.overrides, flags.task)
-    load_config(choice.config, flags.overrides, choice.load()[0])
+    choice = choose(config, overrides, task)
+    load_config(choice.config, overrides, choice.load()[0])
+
+
+def parsed(command: Callable[..., int], words: list[str]) -> dict[str, Any]:
+    """The arguments of a command, which does not run."""
+    _, bound, _ = command_line(command, "run.py").app.parse_args(words, exit_on_error=False, print_error=False)
+    return bound.arguments
 
 
 def test_the_readme_names_the_tier_of_each_test():

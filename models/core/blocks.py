@@ -165,15 +165,15 @@ class Attention(nn.Module):
         queries = packing.pad(self.self["query"](states))
         # (N, L, D) -> (N / S, S * L, D): the S texts of a pass that attend to the same row are neighbours. In the last block, W
         # query positions take the place of L.
-        sizes = [len(each.biases) * len(each) for each in keys_values]
+        sizes = [each.passes * len(each) for each in keys_values]
         parts = queries.reshape(sum(sizes), -1, queries.shape[2]).split(sizes)
-        attended = [self._to_rows(part, each) for part, each in zip(parts, keys_values, strict=True)]
+        attended = [self._attend_to_rows(part, each) for part, each in zip(parts, keys_values, strict=True)]
         return self.output(packing.pack(torch.cat(attended).view(queries.shape)), states, packing)
 
-    def _to_rows(self, queries: Tensor, keys_values: KeysValues) -> Tensor:
+    def _attend_to_rows(self, queries: Tensor, keys_values: KeysValues) -> Tensor:
         """``queries`` (passes * R, S * L, D), for each pass the queries of each row, attend to the R rows of keys and values."""
-        passes, (keys, values) = len(keys_values.biases), keys_values.read()
-        # Each row attends once for all passes, with passes * S * L queries, so its keys and values are read only once.
+        passes, (keys, values) = keys_values.passes, keys_values.read()
+        # All passes attend to a row in one call, with passes * S * L queries, so that its keys and values are read only once.
         by_row = queries.unflatten(0, (passes, -1)).transpose(0, 1)
         bias = keys_values.joined_bias(queries_per_row=queries.shape[1])
         query, keys, values = map(self.split_heads, (by_row.flatten(1, 2), keys, values))

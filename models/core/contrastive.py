@@ -158,7 +158,7 @@ class ContrastiveHead(nn.Module):
         return (self.temperature,) if self.bias is None else (self.temperature, self.bias)
 
     def clamp_temperature(self) -> None:
-        """Clamp the temperature to its range, before each step (0.001 to 0.5 as released)."""
+        """Clamp the temperature to its range, before each forward pass (0.001 to 0.5 as released)."""
         with torch.no_grad():
             self.temperature.clamp_(self.config.least_temperature, MAX_TEMPERATURE)
 

@@ -75,12 +75,12 @@ class WordHead(nn.Module):
             text: the batch of texts, with the masked positions and the original words.
             word_embeddings: (V, D).
         """
-        positions, labels = masked_words(text)
+        positions, labels = masked_positions(text)
         fused = queue.at_positions(masked, keys_values, positions)
         return lambda: losses.masked_words(self(fused(), word_embeddings), labels)
 
 
-def masked_words(text: MaskedText) -> tuple[QueryPositions, Tensor]:
+def masked_positions(text: MaskedText) -> tuple[QueryPositions, Tensor]:
     """The masked tokens of a batch of texts, packed.
 
     Returns:

@@ -33,6 +33,11 @@ class KeysValues:
         return len(self.layers[0][0]) if self.rows is None else len(self.rows)
 
     @property
+    def passes(self) -> int:
+        """Number of passes that attend to these rows."""
+        return len(self.biases)
+
+    @property
     def device(self) -> torch.device:
         """Device of the keys and values."""
         return self.layers[0][0].device

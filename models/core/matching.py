@@ -42,8 +42,8 @@ class MatchingHead(MLPHead):
         """
         allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
         negative_image, negative_text = self.hard_negatives(contrastive, pairs, allowed)
-        # On a GPU, the sampled texts stay padded, since the host does not know their lengths. The first two passes share their
-        # keys with the passes queued before; the last one selects other rows.
+        # On a GPU, the sampled texts stay padded, since the host does not know their lengths. The first two passes can share
+        # attention with the passes queued before, which have the same keys and values; the last one selects other rows.
         fused = [
             queue.cls(texts, keys_values),
             queue.cls(texts.select(negative_text), keys_values),

@@ -207,8 +207,8 @@ class PretrainModel(XVLM):
         return {name for name, _ in self.named_parameters() if any(includes(part, name) for part in parts)}
 
     def _untrained_by(self, requested: Mapping[str, Collection[str]]) -> list[nn.Parameter]:
-        """The parameters that are trained in this run, but not by the ``requested`` losses of this step. Every batch has all
-        streams of the run."""
+        """The parameters that the streams of this batch train in other steps, but not by the ``requested`` losses of this one. In
+        a run, every batch has all streams."""
         key = tuple((name, *losses) for name, losses in requested.items())
         if key not in self._untrained:
             streams = {name: self.streams[name] for name in requested}

@@ -185,10 +185,10 @@ class ImageTextStream(Stream[ImageTextBatch | VideoTextBatch]):
         started: dict[str, Callable[[], Tensor]] = {}
         if aligns(requested):
             pairs = self.embed(model, batch, images, texts)
-        if self.needs("fusion", requested):
-            whole_image = model.fusion.project_concepts(images)
         if "contrastive" in requested:
             started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
+        if self.needs("fusion", requested):
+            whole_image = model.fusion.project_concepts(images)
         if "mlm" in requested:
             started["mlm"] = model.word_head.queue_loss(  # eq. 3
                 queue, texts["masked"], whole_image, batch.text, model.text.word_embeddings
@@ -243,11 +243,11 @@ class RegionTextStream(Stream[RegionBatch]):
         started: dict[str, Callable[[], Tensor]] = {}
         if aligns(requested):
             pairs = self.embed_pairs(model, batch, regions, texts["plain"])
+        if "contrastive" in requested:
+            started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
         if self.needs("fusion", requested):
             # A text is matched with its region; its box is predicted from the whole image.
             region, whole_image = model.fusion.project_regions(regions, images)
-        if "contrastive" in requested:
-            started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
         if self.needs("box_head", requested):
             box_states = queue.cls(texts["plain"], whole_image)
         if "mlm" in requested:

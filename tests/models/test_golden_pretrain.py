@@ -13,7 +13,7 @@ from batches.base import IGNORE
 from batches.losses import Losses
 from batches.pretraining import PretrainBatch, TextBatch
 from models.checkpoints.rename import published_to_ours
-from models.core.heads import masked_words
+from models.core.heads import masked_positions
 from models.core.matching import allowed_negatives, negative_weights
 from models.core.packing import PackedTexts
 from models.pretraining.streams import LossWeights, TextStream
@@ -136,7 +136,7 @@ def test_boxes_and_words(model, given, device):
     text = masked_text(GIVEN)
     used = text.labels != IGNORE
     text = moved(replace(text, masked=int(used.sum())), device)
-    masked, (positions, labels) = encoded(model, text.masked_ids, text.mask), masked_words(text)
+    masked, (positions, labels) = encoded(model, text.masked_ids, text.mask), masked_positions(text)
     logits = model.predict_words(masked, model.vision(given["image"]), positions)
     assert torch.equal(labels, text.labels[used.to(device)])
     assert_golden(logits, EXPECTED["image_mlm_logits"][used])

@@ -20,7 +20,7 @@ from models.core import losses
 from models.core.blocks import Attention, Block, BlockStack, QueryPositions, attention_bias
 from models.core.contrastive import ContrastiveHead
 from models.core.fusion import FusionEncoder, FusionQueue
-from models.core.heads import BoxHead, WordHead, masked_words
+from models.core.heads import BoxHead, WordHead, masked_positions
 from models.core.keys_values import KeysValues
 from models.core.matching import MatchingHead, allowed_negatives
 from models.core.packing import PackedTexts, packings_of
@@ -49,14 +49,14 @@ STEPS: list[tuple[Callable[..., Any], str]] = [
     (RegionTextStream.losses, "computes the five losses"),
     (VisionEncoder.regions, "takes the mean of each region's patches (R, D), without copying patches"),
     (ContrastiveHead.embed_pairs, "projects and normalises the regions' means and the texts' [CLS] states: (R, E)"),
+    (ContrastiveHead.start_loss, "starts gathering the embeddings of all ranks (eq. 1)"),
     (
         FusionEncoder.project_regions,
         "projects keys and values once per image; biases hide patches outside a region, or show the whole image",
     ),
-    (ContrastiveHead.start_loss, "starts gathering the embeddings of all ranks (eq. 1)"),
     (FusionQueue.cls, "queues the texts with their whole images, for the boxes"),
     (WordHead.queue_loss, "queues the masked texts with their regions (eq. 3)"),
-    (masked_words, "finds the masked positions, the only states that the last block computes for mlm"),
+    (masked_positions, "finds the masked positions, the only states that the last block computes for mlm"),
     (FusionQueue.at_positions, "takes the masked texts"),
     (MatchingHead.queue_loss, "queues matched pairs, negative texts and negative regions (eq. 2)"),
     (allowed_negatives, "rules out the pair itself and equal texts"),

@@ -59,4 +59,10 @@ def test_the_page_answers_as_on_the_cpu(on_both, data):  # noqa: F811
     files = [str(data / "images/3.png")]
     for ability, expected in zip(ours, theirs, strict=True):
         texts = [TEXTS[0] for _ in ability.texts]
-        assert not differences(ability.ask(files, texts), expected.ask(files, texts), ability.name)
+        found, wanted = ability.ask(files, texts), expected.ask(files, texts)
+        if ability.name == "explain":
+            # Colours are relative to the largest weight, which in this model is hardly above rounding errors. The weights
+            # themselves are compared above.
+            assert [each.caption for each in found.pictures] == [each.caption for each in wanted.pictures]
+        else:
+            assert not differences(found, wanted, ability.name)

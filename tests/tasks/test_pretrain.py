@@ -12,7 +12,7 @@ import torch
 
 from batches.base import IGNORE
 from batches.pretraining import PretrainBatch
-from models.core.heads import masked_words
+from models.core.heads import masked_positions
 from tasks import pretrain_evaluation
 from tasks.inference import evaluating
 from tasks.pretrain import PretrainConfig, PretrainTask
@@ -140,14 +140,14 @@ def test_a_masked_word_is_right_where_its_own_token_is_the_likeliest(evaluator, 
     labels = []
 
     def noted(text):
-        positions, words = masked_words(text)
+        positions, words = masked_positions(text)
         labels.append(words)
         return positions, words
 
     def predicted(texts, images, positions):
         return torch.nn.functional.one_hot(labels[-1].clamp(min=0) + shift, 1000).float()
 
-    monkeypatch.setattr(pretrain_evaluation, "masked_words", noted)
+    monkeypatch.setattr(pretrain_evaluation, "masked_positions", noted)
     monkeypatch.setattr(evaluator.model, "predict_words", predicted)
     with evaluating(evaluator.model, "fp32"):
         metrics = {metric.name: metric.value for metric in evaluator.evaluate().metrics}
