@@ -26,7 +26,7 @@ from tools.doctor.boxes import RawBox, findings_in_boxes
 from tools.doctor.findings import NotCheckedError, Report, finding_of
 from tools.doctor.first_step import step_findings
 from tools.doctor.machine import versions
-from tools.doctor.panels import Segment, as_image, images_of, lines_of
+from tools.doctor.panels import as_image, drawn_boxes, images_of, lines_of
 from tools.doctor.shared import _check_looks
 from tools.doctor.text_log import TextLog
 from utils.commands import call
@@ -213,10 +213,10 @@ def test_masked_places_are_marked():
         labels=torch.tensor([[3, IGNORE]]),
         text_id=torch.tensor([0]),
     )
-    shown, target = lines_of(text, 0, Tokenizer(), box=2)
-    assert shown.box == 2
-    assert shown.segments == [Segment("red"), Segment(" [MASK]", True), Segment("dish")]
-    assert target.segments[1] == Segment("red", True)
+    (box,) = drawn_boxes(torch.tensor([[0.5, 0.5, 0.5, 1.0]]))
+    shown, target = lines_of(text, 0, Tokenizer(), box)
+    assert box.predicted == (0.25, 0.0, 0.5, 1.0) and shown.key == (box.colour, box.number)
+    assert (shown.text, target.text) == ("red «[MASK]»dish", "to predict: «red»")
 
 
 def test_images_are_shown_as_the_batch_has_them():

@@ -18,9 +18,9 @@ from engine.precision import APEX_LEVELS
 from engine.real_steps import ran_out_of_memory
 from models.tasks.self_critical import SelfCriticalModel
 from tasks.base import load_initial, set_up_training
+from tasks.drawing import Sheet, draw_sheet
 from tools.doctor.findings import NotCheckedError, Report
-from tools.doctor.panels import panels_of
-from tools.doctor.picture import draw
+from tools.doctor.panels import LEGEND, panels_of
 from tools.doctor.subject import Subject
 from utils.findings import Finding
 
@@ -38,7 +38,8 @@ def check_first_step(subject: Subject, report: Report, out: Path) -> None:
         assert subject.tokenizer is not None
         out.mkdir(parents=True, exist_ok=True)
         classes = {label: answer for answer, label in getattr(subject.training, "labels", {}).items()}
-        draw(panels_of(batch, subject.tokenizer, classes), out / FILE)
+        panels = panels_of(batch, subject.tokenizer, classes)
+        draw_sheet(Sheet("", LEGEND, panels), out / FILE)
         report.ok("image", f"{out / FILE}: images, boxes and texts as the model gets them")
     with report.check("step"):
         _check_step(subject, report)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,31 +14,15 @@ from batches.captioning import LeftToRightText
 from batches.pretraining import PretrainBatch, RegionBatch
 from batches.texts import MaskedText, Text
 from models.core.vision import PIXEL_MEAN, PIXEL_STD
+from tasks.drawing import DrawnImage, Line, PairOfBoxes, Panel, colours
+from tasks.drawing.images import fitted
 
 MOST_PANELS, MOST_LINES = 4, 8
 
 
-class Segment(NamedTuple):
-    """A piece of text; ``marked``: the model does not see it, or has to predict it."""
-
-    text: str
-    marked: bool = False
-
-
-class Line(NamedTuple):
-    """A text, and the number of the box that it describes; None: it has none."""
-
-    segments: list[Segment]
-    box: int | None = None
-
-
-class Panel(NamedTuple):
-    """Images (H, W, 3) uint8 side by side, boxes (cx, cy, w, h) relative to the first of them, and texts."""
-
-    title: str
-    images: list[np.ndarray]
-    boxes: list[tuple[float, ...]]
-    lines: list[Line]
+LEGEND = "«in quotes»: masked, or to predict · a number: the box of this text"
+SIDE = 224
+"""Pixels of an image's longer side."""
 
 
 def panels_of(batch: Any, tokenizer: Any, classes: Mapping[int, str] | None = None) -> list[Panel]:
@@ -61,24 +45,38 @@ def _of_stream(name: str, part: Any, tokenizer: Any, classes: Mapping[int, str])
         pixels = pixels[shared[:MOST_PANELS]]
     for row in range(min(count, MOST_PANELS)):
         images = [] if pixels is None else images_of(pixels, row, count)
-        own = [tuple(boxes[row].tolist())] if isinstance(boxes, Tensor) else []
-        lines = lines_of(text, row, tokenizer, box=0 if own else None)
+        own = drawn_boxes(boxes[row : row + 1]) if isinstance(boxes, Tensor) else ()
+        lines = lines_of(text, row, tokenizer, own[0] if own else None)
         lines += _other_lines(part, row, tokenizer, classes)
         if isinstance(valid, Tensor) and not valid[row]:
-            lines.append(Line([Segment("(does not count)", True)]))
-        yield Panel(f"{name} {row}".strip(), images, own, lines)
+            lines.append(Line("(does not count)", faint=True))
+        yield _panel(f"{name} {row}".strip(), images, own, lines)
 
 
 def _of_regions(name: str, part: RegionBatch, tokenizer: Any) -> Iterator[Panel]:
     for image in range(min(len(part.pixels), MOST_PANELS)):
         rows = [row for row in torch.nonzero(part.image_index == image).flatten().tolist() if part.valid[row]]
-        boxes: list[tuple[float, ...]] = []
-        lines: list[Line] = []
-        for row in rows[:MOST_LINES]:
-            whole = bool(part.is_image[row])
-            lines += lines_of(part.text, row, tokenizer, box=None if whole else len(boxes))
-            boxes += [] if whole else [tuple(part.boxes_cxcywh[row].tolist())]
-        yield Panel(f"{name} {image}", images_of(part.pixels, image, len(part.pixels)), boxes, lines)
+        rows = rows[:MOST_LINES]
+        with_box = [row for row in rows if not part.is_image[row]]
+        boxes = dict(zip(with_box, drawn_boxes(part.boxes_cxcywh[with_box]), strict=True))
+        lines = [line for row in rows for line in lines_of(part.text, row, tokenizer, boxes.get(row))]
+        images = images_of(part.pixels, image, len(part.pixels))
+        yield _panel(f"{name} {image}", images, tuple(boxes.values()), lines)
+
+
+def _panel(title: str, images: Sequence[np.ndarray], boxes: tuple[PairOfBoxes, ...], lines: Sequence[Line]) -> Panel:
+    """Images side by side, with boxes on the first of them."""
+    pictures = [DrawnImage(image, boxes if not place else ()) for place, image in enumerate(images)]
+    return Panel(tuple(pictures), tuple(lines), (Line(title, faint=True),))
+
+
+def drawn_boxes(boxes: Tensor) -> tuple[PairOfBoxes, ...]:
+    """Boxes (N, 4), centre and size relative to an image, each with a colour and a number."""
+    names = colours(len(boxes))
+    return tuple(
+        PairOfBoxes((cx - w / 2, cy - h / 2, w, h), None, names[index], str(index + 1))
+        for index, (cx, cy, w, h) in enumerate(boxes.tolist())
+    )
 
 
 def images_of(pixels: Tensor, row: int, count: int) -> list[np.ndarray]:
@@ -92,42 +90,41 @@ def as_image(pixels: Tensor) -> np.ndarray:
     if pixels.is_floating_point():
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
         pixels = ((pixels.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-    return pixels.permute(1, 2, 0).contiguous().numpy()
+    return fitted(pixels, SIDE).permute(1, 2, 0).contiguous().numpy()
 
 
-def lines_of(text: Any, row: int, tokenizer: Any, box: int | None = None) -> list[Line]:
-    """The text of an example as the model gets it; masked places are marked, and what stands there follows."""
+def lines_of(text: Any, row: int, tokenizer: Any, box: PairOfBoxes | None = None) -> list[Line]:
+    """The text of an example as the model gets it; masked places are in quotes, and what stands there follows. ``box``: the one
+    that the text describes."""
+    key = None if box is None else (box.colour, box.number)
     if isinstance(text, MaskedText):
         length = int(text.mask[row].sum())
         labels = text.labels[row]
         places = set(text.positions[row][labels != IGNORE].tolist())
-        line = segments(text.masked_ids[row][:length].tolist(), places, tokenizer)
-        return [Line(line, box), *_targets(labels, tokenizer)]
+        shown = spelled(text.masked_ids[row][:length].tolist(), places, tokenizer)
+        return [Line(shown, key=key), *_targets(labels, tokenizer)]
     if isinstance(text, LeftToRightText):
         ids, labels = text.ids[row], text.labels[row]
         length = int((ids != tokenizer.pad_token_id).sum())
         places = set(text.places[row][labels != IGNORE].tolist())
-        return [Line(segments(ids[:length].tolist(), places, tokenizer), box), *_targets(labels, tokenizer)]
+        return [Line(spelled(ids[:length].tolist(), places, tokenizer), key=key), *_targets(labels, tokenizer)]
     if isinstance(text, Text):
-        return [Line(segments(text.ids[row][text.mask[row]].tolist(), set(), tokenizer), box)]
+        return [Line(spelled(text.ids[row][text.mask[row]].tolist(), set(), tokenizer), key=key)]
     return []
 
 
 def _targets(labels: Tensor, tokenizer: Any) -> list[Line]:
     ids = labels[labels != IGNORE].tolist()
-    if not ids:
-        return []
-    return [Line([Segment("to predict: "), Segment(" ".join(tokenizer.convert_ids_to_tokens(ids)), True)])]
+    return [Line(f"to predict: «{' '.join(tokenizer.convert_ids_to_tokens(ids))}»")] if ids else []
 
 
-def segments(ids: list[int], places: set[int], tokenizer: Any) -> list[Segment]:
-    """Token ids as pieces of text, those at ``places`` marked; pieces of a word are joined."""
-    found: list[Segment] = []
+def spelled(ids: list[int], places: set[int], tokenizer: Any) -> str:
+    """Token ids as text, those at ``places`` in quotes; pieces of a word are joined."""
+    text = ""
     for place, token in enumerate(tokenizer.convert_ids_to_tokens(ids)):
         shown, joined = as_word(str(token))
-        space = "" if joined or not place else " "
-        found.append(Segment(space + shown, place in places))
-    return found
+        text += ("" if joined or not place else " ") + (f"«{shown}»" if place in places else shown)
+    return text
 
 
 def as_word(token: str) -> tuple[str, bool]:
@@ -145,20 +142,13 @@ def _other_lines(part: Any, row: int, tokenizer: Any, classes: Mapping[int, str]
         for place in torch.nonzero(owner == row).flatten().tolist()[:MOST_LINES]:
             weight = f"{float(part.weights[place]):.2g} x "
             if isinstance(answers, Text):
-                lines += [Line([Segment(weight), *each.segments]) for each in lines_of(answers, place, tokenizer)]
+                lines += [Line(weight + each.text) for each in lines_of(answers, place, tokenizer)]
             elif isinstance(labels, Tensor):
                 number = int(labels[place])
-                lines.append(
-                    Line(
-                        [
-                            Segment(
-                                "no class" if number == IGNORE else f"{weight}class {number} {classes.get(number, '')}"
-                            )
-                        ]
-                    )
-                )
+                known = f"{weight}class {number} {classes.get(number, '')}"
+                lines.append(Line("no class" if number == IGNORE else known))
     lines += lines_of(getattr(part, "other", None), row, tokenizer)
     label = getattr(part, "label", None)
     if isinstance(label, Tensor):
-        lines.append(Line([Segment(f"label {int(label[row])}")]))
+        lines.append(Line(f"label {int(label[row])}"))
     return lines
