@@ -1,0 +1,147 @@
+"""Does a vision encoder from scratch learn to tell shapes apart? ``python -m benchmarks.shapes``.
+
+The vision encoder of ``configs/presets/tiny.yaml`` learns from nothing to name the shape and the colour of each object of the
+demo's scenes, from the mean of the object's patches: with a linear layer that turns pixels into states, and with a stem of
+convolutions. Scenes of the validation split are held out. This is what region descriptions could teach the encoder at best.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from demo.scenes.compose import Scene, compose_scene
+from demo.scenes.draw import draw_scene
+from demo.scenes.vocabulary import COLOURS, SHAPES
+from models.core.vision import VisionConfig, VisionEncoder
+from utils.commands import call
+from utils.config_files import read_config
+from utils.flags import Positive
+from utils.progress import progress_bar
+
+Stem = Literal["linear", "convolutions"]
+MOST_OBJECTS = 5
+NOTHING = -100
+"""The shape and the colour of an object that is not there."""
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """N scenes with up to M objects. ``pixels`` (N, 3, H, W) uint8; ``patches`` (N, M, P) float32: the share of each patch in the
+    mean of an object's patches; ``shapes`` and ``colours`` (N, M) int64."""
+
+    pixels: Tensor
+    patches: Tensor
+    shapes: Tensor
+    colours: Tensor
+
+
+def scenes_of(split: str, count: int, patch_size: int) -> Scenes:
+    """The first scenes of a split."""
+    parts = [_parts(compose_scene(0, split, index), patch_size) for index in range(count)]
+    return Scenes(*(torch.from_numpy(np.stack(part)) for part in zip(*parts, strict=True)))
+
+
+def _parts(scene: Scene, patch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    rows, columns = scene.height // patch_size, scene.width // patch_size
+    patches = np.zeros((MOST_OBJECTS, rows, columns), dtype=np.float32)
+    shapes, colours = (np.full(MOST_OBJECTS, NOTHING) for _ in range(2))
+    for index, thing in enumerate(scene.objects):
+        x, y, w, h = thing.box
+        within = np.s_[y // patch_size : (y + h - 1) // patch_size + 1, x // patch_size : (x + w - 1) // patch_size + 1]
+        patches[index][within] = 1 / patches[index][within].size
+        shapes[index], colours[index] = SHAPES.index(thing.shape), list(COLOURS).index(thing.colour)
+    return draw_scene(scene).transpose(2, 0, 1), patches.reshape(MOST_OBJECTS, -1), shapes, colours
+
+
+class Namer(nn.Module):
+    """Names the shape and the colour of objects."""
+
+    def __init__(self, stem: Stem):
+        super().__init__()
+        values = read_config("configs/presets/tiny.yaml", [])["model"]["vision"]
+        self.vision = VisionEncoder(VisionConfig(**{**values, "stem": stem}))
+        self.head = nn.Linear(self.vision.width, len(SHAPES) + len(COLOURS))
+
+    def forward(self, scenes: Scenes, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the shapes and of the colours of some scenes, both (B, M, classes)."""
+        states = self.vision.patches(scenes.pixels[rows])
+        shapes, colours = self.head(scenes.patches[rows] @ states).split([len(SHAPES), len(COLOURS)], dim=2)
+        return shapes, colours
+
+
+def train(stem: Stem, training: Scenes, steps: int, batch_size: int, seed: int) -> Namer:
+    """Train for ``steps`` with the demo's learning rate, warm-up and decay."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    namer = Namer(stem)
+    optimizer = torch.optim.AdamW(namer.parameters(), lr=1.5e-3, weight_decay=0.01, betas=(0.9, 0.98))
+    warmup = max(1, steps // 6)
+    for step in progress_bar(range(1, steps + 1), total=steps, desc=stem, unit="step"):
+        for group in optimizer.param_groups:
+            group["lr"] = 1.5e-3 * min(step / warmup, (steps - step + 1) / (steps - warmup + 1))
+        rows = torch.from_numpy(rng.integers(0, len(training.pixels), batch_size))
+        shapes, colours = namer(training, rows)
+        loss = F.cross_entropy(shapes.flatten(0, 1), training.shapes[rows].flatten(), ignore_index=NOTHING)
+        loss += F.cross_entropy(colours.flatten(0, 1), training.colours[rows].flatten(), ignore_index=NOTHING)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(namer.parameters(), 1.0)
+        optimizer.step()
+    return namer.eval()
+
+
+@torch.no_grad()
+def accuracies(namer: Namer, held_out: Scenes) -> tuple[float, float]:
+    """The share of objects whose shape, and whose colour, is named rightly."""
+    right = []
+    for rows in torch.arange(len(held_out.pixels)).split(100):
+        there = held_out.shapes[rows] != NOTHING
+        shapes, colours = (logits.argmax(dim=2) for logits in namer(held_out, rows))
+        both = torch.stack([shapes == held_out.shapes[rows], colours == held_out.colours[rows]])
+        right.append(both[:, there])
+    shape, colour = torch.cat(right, dim=1).float().mean(dim=1).tolist()
+    return shape, colour
+
+
+def shapes(
+    *,
+    steps: Positive = 900,
+    batch_size: Positive = 64,
+    scenes: Positive = 6000,
+    held_out: Positive = 500,
+    seed: int = 0,
+) -> int:
+    """Train the tiny vision encoder to name shapes and colours, with both stems, and print how often it is right.
+
+    Args:
+        steps: training steps.
+        batch_size: scenes of a step.
+        scenes: training scenes.
+        held_out: validation scenes.
+        seed: of the weights and of the order of scenes.
+    """
+    patch_size = Namer("linear").vision.patch_size
+    training, validation = scenes_of("train", scenes, patch_size), scenes_of("val", held_out, patch_size)
+    sys.stdout.write(f"{'stem':14}{'shape':>8}{'colour':>8}{'ms/step':>9}\n")
+    for stem in get_args(Stem):
+        started = time.process_time()
+        namer = train(stem, training, steps, batch_size, seed)
+        spent_ms = 1000 * (time.process_time() - started) / steps
+        shape, colour = accuracies(namer, validation)
+        sys.stdout.write(f"{stem:14}{shape:8.1%}{colour:8.1%}{spent_ms:9.0f}\n")
+    sys.stdout.write(
+        f"(chance: {1 / len(SHAPES):.1%} and {1 / len(COLOURS):.1%}; {steps} steps of {batch_size} scenes)\n"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(call(shapes, sys.argv[1:], "python -m benchmarks.shapes"))
