@@ -7,30 +7,17 @@ function (:mod:`utils.commands`) and its line in :data:`COMMANDS`.
 from __future__ import annotations
 
 import difflib
-import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from tasks import TASKS
 from utils.errors import UserError, one_line_errors
+from utils.subcommands import Command
 
 if TYPE_CHECKING:
     from utils.commands import CommandLine
-
-
-class Command(NamedTuple):
-    """A command: where its function is, as ``module:function``, and what it does, for the list of commands."""
-
-    target: str
-    help: str
-
-    def load(self) -> Callable[..., int]:
-        """Import the module, and return the function."""
-        module, _, function = self.target.partition(":")
-        command: Callable[..., int] = getattr(importlib.import_module(module), function)
-        return command
 
 
 COMMANDS = {
