@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 from dataset.shards.readers import Shards
 from tasks.kinds import choose
 from utils.config import Config, load_config
 from utils.cores import usable_cores
 from utils.errors import UserError
-from utils.flags import Positive
+from utils.flags import positive, read_by
 from utils.inputs import inputs_of
 
+
 def index_shards(
-    *words: str, config: str | None = None, index: str | None = None, workers: Positive = usable_cores()
+    *words: str,
+    config: str | None = None,
+    index: str | None = None,
+    workers: Annotated[int, read_by(positive)] = usable_cores(),
 ) -> int:
     """Find where each record begins in the shards of a config's streams, or of one list.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,6 +45,7 @@ EXACT = (
 EXACT_TOO = "compared: ids, paths and equal bytes of all images, and the looks of"
 
 NOT_COMPARED = "; contents are too many to compare"
+
 
 @dataclass
 class Sides:

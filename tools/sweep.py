@@ -15,6 +15,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from utils.launcher import add_placement, check_placement
+
 from tasks.kinds import choose
 from tools.reproduce.measured import read_evaluation
 from tools.reproduce.runs import Run, make, parse_seeds, placement_words
@@ -22,7 +24,6 @@ from utils.config import load_config
 from utils.errors import UserError, one_line_errors
 from utils.files import write_text
 from utils.flags import add_config, add_overrides, parse
-from utils.launcher import add_placement, check_placement
 
 EXAMPLES = """examples:
   python run.py sweep --config configs/own/retrieval.yaml --grid optim.lr=1e-4,3e-4 --seeds 0,1

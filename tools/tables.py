@@ -39,8 +39,8 @@ class CellFlags:
 
 
 def tables(*, flags: CellFlags = CellFlags()) -> int:
-    """The cells of the paper's tables 3 to 6 for X²-VLM: published numbers, config, weights, and what is here. With --table, --row
-    or --cell, each in full.
+    """The cells of the paper's tables 3 to 6 for X²-VLM: published numbers, config, weights, and what is here. With --table,
+    --row or --cell, each in full.
 
     Examples:
         python run.py tables

@@ -19,6 +19,7 @@ from utils.progress import progress_bar
 TEXT_KEYS = ("caption", "text", "sentence", "question", "answer", "attributes", "source_text", "target_text")
 """Keys whose texts are learned from, in a record and in its elements."""
 
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 

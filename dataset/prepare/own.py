@@ -274,9 +274,7 @@ def own(
     if out.suffix != ".jsonl" or not out.parent.is_dir():
         raise UserError(f"--out {out}: give a file *.jsonl in a folder that exists")
     if out.exists() and (not overwrite or out.samefile(file)):
-        raise UserError(
-            f"--out {out} is there already; give another name, or --overwrite for what is not FILE itself"
-        )
+        raise UserError(f"--out {out} is there already; give another name, or --overwrite for what is not FILE itself")
     if wrong := [each for each in rename if not all(each.partition("=")[::2])]:
         raise UserError(f"--rename {wrong[0]}: give OLD=NEW")
     form, read = read_any(file)

@@ -41,9 +41,7 @@ def translations(source: Path, at_least: float = THRESHOLD) -> Iterator[dict[str
         raise UserError(f"{source} cannot be read: {error}") from None
 
 
-def wikimatrix(
-    *, output: OutputFlags, source: Annotated[list[Path], SEVERAL], at_least: float = THRESHOLD
-) -> int:
+def wikimatrix(*, output: OutputFlags, source: Annotated[list[Path], SEVERAL], at_least: float = THRESHOLD) -> int:
     """Make records of WikiMatrix's translations, for multilingual pre-training.
 
     The sources are the official WikiMatrix.<a>-<b>.tsv.gz, gzipped or not: a score, a text and its translation in each line,

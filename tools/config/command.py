@@ -25,9 +25,7 @@ section out; in a section that a config gives, the defaults of its keys hold.
 """
 
 
-def config(
-    target: str | None = None, /, *filters: str, markdown: bool = False, keys: bool = False
-) -> int:
+def config(target: str | None = None, /, *filters: str, markdown: bool = False, keys: bool = False) -> int:
     """Print the keys of a task's config with type, default and meaning; or the values of a file and where each comes from.
 
     Args:

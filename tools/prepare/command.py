@@ -157,9 +157,7 @@ def prepare(
         overwrite=overwrite,
         workers=workers,
         tell=lambda line: sys.stdout.write(f"{line}\n"),
-        filters=Filters(
-            laion.min_side, laion.min_similarity, laion.safety, laion.max_unsafe, laion.max_watermark
-        ),
+        filters=Filters(laion.min_side, laion.min_similarity, laion.safety, laion.max_unsafe, laion.max_watermark),
         videos=VideoOptions(videos.short_side, videos.frames_per_second, videos.clips, videos.words),
         ray=laion.ray,
     )

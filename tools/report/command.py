@@ -25,8 +25,8 @@ def report(
     output: Path = Path("report.html"),
     examples: Annotated[int, read_by(whole_number(0, MOST_EXAMPLES))] = 24,
 ) -> int:
-    """Write one HTML page of a run, finished or not: metrics, curves, predictions with failures first, broken records, throughput,
-    config; or of several runs, side by side.
+    """Write one HTML page of a run, finished or not: metrics, curves, predictions with failures first, broken records,
+    throughput, config; or of several runs, side by side.
 
     The page needs no other file and no network. Run the command in the directory in which the run was started: from there, its
     config names the images of predictions.

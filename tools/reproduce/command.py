@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils.launcher import add_placement, check_placement
+
 from tasks.kinds import ROOT
 from tasks.tables import Cell
 from tools.reproduce.cells import ReadyCell, chosen, ready
@@ -19,7 +21,6 @@ from tools.reproduce.submissions import check_submissions
 from tools.tables import add_choice, title_of
 from utils.errors import UserError, one_line_errors
 from utils.flags import add_overrides, parse, positive
-from utils.launcher import add_placement, check_placement
 
 OUTPUT = Path("runs/reproduce")
 

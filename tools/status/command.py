@@ -14,8 +14,8 @@ from utils.files import expanded
 
 
 def status(runs: list[str], /, *, json_: bool = False, hashes: bool = False) -> int:
-    """How runs are doing, while they go and after: progress, rate, time left, losses, validations, checkpoints, slow ranks, broken
-    records, restarts, warnings. Reads their folders alone, and disturbs nothing.
+    """How runs are doing, while they go and after: progress, rate, time left, losses, validations, checkpoints, slow ranks,
+    broken records, restarts, warnings. Reads their folders alone, and disturbs nothing.
 
     Args:
         runs: folder of a run, its --output, or a folder of runs.
