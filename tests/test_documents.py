@@ -20,9 +20,11 @@ from dataset.prepare.catalogue import GROUPS, SETS
 from dataset.tasks.grounding import GroundingSplitConfig
 from dataset.tasks.nlvr import NLVRSplitConfig
 from dataset.tasks.vqa import QuestionsConfig
-from tasks import TASKS, launch
+from launch.command import run_task
+from tasks import TASKS
 from tasks.kinds import choose
 from tools.prepare.command import CONVERTERS
+from utils.commands import read_words
 from utils.config import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -105,11 +107,12 @@ def test_the_job_of_kubernetes_runs_a_command_that_exists(monkeypatch):
 
 def check_run(arguments: list[str]) -> None:
     if arguments[0] in run.COMMANDS:
-        module = importlib.import_module(run.COMMANDS[arguments[0]].module)
-        module.arguments_of(arguments[1:])
+        read_words(run.COMMANDS[arguments[0]].load(), arguments[1:], "run.py")
         return
-    flags = launch.parse_run(arguments)
-    if flags.config is None and flags.task is None:
+    _, given = read_words(run_task, arguments, "run.py")
+    given.apply_defaults()
+    overrides, task, flags = (given.arguments[name] for name in ("overrides", "task", "flags"))
+    if flags.config is None and task is None:
         assert flags.output and flags.resume
         return
     config = None if flags.config in (None, "C", "FILE") else flags.config
@@ -118,8 +121,8 @@ def check_run(arguments: list[str]) -> None:
     assert not str(config).startswith("runs/"), (
         f"{config} is there only after a run; a page names a config of the repository"
     )
-    choice = choose(config, flags.overrides, flags.task)
-    load_config(choice.config, flags.overrides, choice.load()[0])
+    choice = choose(config, overrides, task)
+    load_config(choice.config, overrides, choice.load()[0])
 
 
 def test_the_readme_names_the_tier_of_each_test():

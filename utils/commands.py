@@ -17,7 +17,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from cyclopts import (
     App,
@@ -34,7 +34,7 @@ from cyclopts.token import Token
 
 from utils.config import nearest_keys
 from utils.errors import UserError, one_line_errors
-from utils.flags import NotAnOverrideError, WrongValueError
+from utils.flags import NotAnOverrideError, WrongValueError, unknown
 from utils.subcommands import subcommands_of
 
 FLAGS = Parameter(name="*")
@@ -205,6 +205,9 @@ def _of_a_value(error: CoercionError, token: Token, keys: Sequence[str]) -> str:
         fact = str(wrong)
         if isinstance(wrong, NotAnOverrideError) and (near := nearest_keys(token.value, keys)[:2]):
             fact += f"; did you mean {' or '.join(f'{key}=VALUE' for key in near)}?"
+        return f"{token.keyword}: {fact}" if token.keyword else fact
+    if get_origin(error.target_type) is Literal:
+        fact = unknown(token.value, get_args(error.target_type))
         return f"{token.keyword}: {fact}" if token.keyword else fact
     if error.target_type is bool:
         return f"{token.keyword} takes no value; leave out {token.value!r}"

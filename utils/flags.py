@@ -85,11 +85,16 @@ def one_of(names: Sequence[str]) -> Callable[[str], str]:
     def name(text: str) -> str:
         if text in names:
             return text
-        close = difflib.get_close_matches(text, names, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(names)}"
-        raise WrongValueError(f"{text!r} is unknown; {hint}")
+        raise WrongValueError(unknown(text, names))
 
     return name
+
+
+def unknown(text: str, names: Sequence[str]) -> str:
+    """That a word is none of the names, with the nearest one."""
+    close = difflib.get_close_matches(text, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(names)}"
+    return f"{text!r} is unknown; {hint}"
 
 
 def sentence(text: str) -> str:

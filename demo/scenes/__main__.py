@@ -14,10 +14,12 @@ from utils.flags import WrongValueError, read_by, whole_number
 
 def _size(text: str) -> tuple[int, int]:
     side = whole_number(32, 1024)
-    parts = text.lower().split("x")
-    if len(parts) > 2:
-        raise WrongValueError(f"{text!r} is no size; write 64, or 96x64 for width x height")
-    return side(parts[0]), side(parts[-1])
+    width, cross, height = text.lower().partition("x")
+    try:
+        return side(width), side(height if cross else width)
+    except WrongValueError:
+        fact = f"{text!r} is not a size from 32 to 1,024"
+        raise WrongValueError(f"{fact}; write 64, or 96x64 for width x height") from None
 
 
 Split = Annotated[int, read_by(whole_number(1, 10_000))]
