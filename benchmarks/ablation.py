@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from launch.placement import Placement
+from tools.reproduce.runs import Seeds
 from tools.sweep import sweep
 from utils.commands import call
 from utils.files import write_text
@@ -43,7 +45,7 @@ def variants(folder: Path) -> dict[str, list[str]]:
     }
 
 
-def main(*, steps: int = 300, seeds: str = "0,1,2", output: Path = Path("runs/ablation")) -> int:
+def main(*, steps: int = 300, seeds: Seeds = (0, 1, 2), output: Path = Path("runs/ablation")) -> int:
     """The paper's claim in small, after make scenes.
 
     The demo is trained for 300 steps as it is, and without one part of the method each: region descriptions, object descriptions,
@@ -57,11 +59,14 @@ def main(*, steps: int = 300, seeds: str = "0,1,2", output: Path = Path("runs/ab
     Examples:
         python -m benchmarks.ablation
     """
-    named = [
-        word for name, overrides in variants(output).items() for word in ("--variant", f"{name}: {' '.join(overrides)}")
-    ]
-    placed = ["--seeds", seeds, "--cpu", "2", "--output", str(output), f"train.steps={steps}"]
-    return call(sweep, ["--config", "configs/demo/pretrain.yaml", *named, *placed], "run.py sweep")
+    return sweep(
+        f"train.steps={steps}",
+        config="configs/demo/pretrain.yaml",
+        variant=tuple(f"{name}: {' '.join(overrides)}" for name, overrides in variants(output).items()),
+        seeds=seeds,
+        output=output,
+        placement=Placement(cpu=2),
+    )
 
 
 if __name__ == "__main__":

@@ -11,13 +11,16 @@ from typing import Any
 
 from dataset.text.loading import load_tokenizer
 from engine.memory import FakeSteps, StepMemory
+from launch.placement import Placement
 from tasks.base import set_up_training
 from tasks.finetune import FineTuneTask
 from tasks.kinds import choose
 from tools.plan.synthetic import synthetic_batch
+from tools.reproduce.runs import Seeds
 from tools.sweep import sweep
 from utils.commands import call
 from utils.config import load_config
+from utils.errors import one_line_errors
 
 TASKS = ("retrieval", "nlvr", "grounding", "vqa", "captioning")
 VARIANTS = {
@@ -54,7 +57,7 @@ def measure_of(task: str) -> str:
     return kind.measure
 
 
-def main(*tasks: str, seeds: str = "0,1,2", output: Path = Path("runs/adapters")) -> int:
+def main(*tasks: str, seeds: Seeds = (0, 1, 2), output: Path = Path("runs/adapters")) -> int:
     """Adapters against full fine-tuning on the demo's tasks, after make demo.
 
     Each task is fine-tuned from the demo's pre-trained model at equal steps: all weights; low-rank adapters; with frozen vision
@@ -69,16 +72,14 @@ def main(*tasks: str, seeds: str = "0,1,2", output: Path = Path("runs/adapters")
     Examples:
         python -m benchmarks.adapters
     """
-    named = [
-        word
-        for name, overrides in VARIANTS.items()
-        for word in ("--variant", f"{name}: {' '.join(map(quoted, overrides))}")
-    ]
+    named = tuple(f"{name}: {' '.join(map(quoted, overrides))}" for name, overrides in VARIANTS.items())
     status, rows = 0, []
     for task in tasks or TASKS:
         folder = output / task
-        placed = ["--seeds", seeds, "--cpu", "1", "--output", str(folder)]
-        status |= (code := call(sweep, ["--config", f"configs/demo/{task}.yaml", *named, *placed], "run.py sweep"))
+        code = one_line_errors(sweep)(
+            config=f"configs/demo/{task}.yaml", variant=named, seeds=seeds, output=folder, placement=Placement(cpu=1)
+        )
+        status |= code
         if code == 2:  # nothing was measured, as printed
             continue
         measured, measure = json.loads((folder / "sweep.json").read_text(encoding="utf-8")), measure_of(task)

@@ -135,7 +135,7 @@ def _run(steps: int, small: bool) -> int:
     """Measure; print the phases and their sum."""
     config, overrides = SMALL if small else (CONFIG, [])
     measured = measure(config_for(config, overrides), steps)
-    total = statistics.median(sum(step[phase] for phase in HOST_PHASES) for step in steps)
+    total = statistics.median(sum(step[phase] for phase in HOST_PHASES) for step in measured)
     lines = [*table(measured), f"{torch.get_num_threads()} threads, {config}", f"ms: {total:.2f}"]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

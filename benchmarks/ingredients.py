@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.placement import Placement
+from tools.reproduce.runs import Seeds
 from tools.sweep import sweep
 from utils.commands import call
 
@@ -74,17 +76,20 @@ def on_wide_scenes() -> dict[str, list[str]]:
     }
 
 
-def swept(variants: Mapping[str, Sequence[str]], steps: int, seeds: str, folder: Path) -> int:
+def swept(variants: Mapping[str, Sequence[str]], steps: int, seeds: Seeds, folder: Path) -> int:
     """Make the runs of some variants that are missing, and print their table; returns the exit status."""
-    named = []
-    for name, overrides in variants.items():
-        words = " ".join(f"'{override}'" for override in overrides)
-        named += ["--variant", f"{name}: {words}"]
-    placed = ["--seeds", seeds, "--cpu", "2", "--output", str(folder), f"train.steps={steps}"]
-    return call(sweep, ["--config", "configs/demo/pretrain.yaml", *named, *placed], "run.py sweep")
+    quoted = {name: " ".join(f"'{override}'" for override in overrides) for name, overrides in variants.items()}
+    return sweep(
+        f"train.steps={steps}",
+        config="configs/demo/pretrain.yaml",
+        variant=tuple(f"{name}: {words}" for name, words in quoted.items()),
+        seeds=seeds,
+        output=folder,
+        placement=Placement(cpu=2),
+    )
 
 
-def main(*, steps: int = 300, seeds: str = "0,1,2", output: Path = Path("runs/ingredients")) -> int:
+def main(*, steps: int = 300, seeds: Seeds = (0, 1, 2), output: Path = Path("runs/ingredients")) -> int:
     """Newer ingredients on the demo, after make scenes.
 
     The demo is pre-trained for 300 steps as it is, with the sigmoid loss, and with a ModernBERT of the same size as text encoder;

@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from tools import sweep
+from launch.placement import Placement
+from tools.reproduce.runs import Seeds
+from tools.sweep import sweep, table_of
 from utils.commands import call
 from utils.config import peek
-from utils.flags import Override, one_of, read_by
+from utils.errors import one_line_errors
+from utils.flags import Override, Positive, one_of, read_by
 
 CONFIGS = {task: Path(f"configs/real/{task}.yaml") for task in ("retrieval", "grounding", "captioning")}
 HEADLINES = {
@@ -40,14 +43,14 @@ def headlines(folder: Path, task: str) -> str:
         name: [{metric: run[metric] for metric in HEADLINES[task] if metric in run} for run in runs]
         for name, runs in measured.items()
     }
-    return sweep.table_of(chosen, max(map(len, chosen.values()))).replace("| |", f"| {task} |", 1)
+    return table_of(chosen, max(map(len, chosen.values()))).replace("| |", f"| {task} |", 1)
 
 
 def main(
-    *overrides_: Override,
+    *overrides: Override,
     task_: tuple[Annotated[str, read_by(one_of(list(CONFIGS)))], ...] = (),
-    seeds: str = "0,1,2",
-    cpu: str = "2",
+    seeds: Seeds = (0, 1, 2),
+    cpu: Positive = 2,
     output: Path = Path("runs/real/gain"),
 ) -> int:
     """Gain from pre-training the small real model, after make real.
@@ -61,18 +64,21 @@ def main(
         seeds: seeds of the runs.
         cpu: processes of a run.
         output: folder of the runs.
-        overrides_: of all runs.
+        overrides: of all runs.
 
     Examples:
         python -m benchmarks.real_gain
     """
     status, tables = 0, []
     for task in task_ or CONFIGS:
-        variants: list[str] = []
-        for name, overrides in starts(CONFIGS[task]).items():
-            variants += ["--variant", " ".join([f"{name}:", *overrides])]
-        placed = ["--seeds", seeds, "--cpu", cpu, "--output", str(output / task)]
-        code = call(sweep.sweep, ["--config", str(CONFIGS[task]), *variants, *placed, *overrides_], "run.py sweep")
+        code = one_line_errors(sweep)(
+            *overrides,
+            config=str(CONFIGS[task]),
+            variant=tuple(" ".join([f"{name}:", *changes]) for name, changes in starts(CONFIGS[task]).items()),
+            seeds=seeds,
+            output=output / task,
+            placement=Placement(cpu=cpu),
+        )
         status = max(status, code)
         if code < 2:  # else there is no table
             tables.append(headlines(output / task, task))

@@ -70,9 +70,9 @@ def main(
         python -m benchmarks.step_memory
     """
     if measure_:
-        config, examples, *overrides = measure_
-        sys.stdout.write(f"{json.dumps(measure_here(config, overrides, int(examples)))}\n")
-        return None
+        measured, count, *words = measure_
+        sys.stdout.write(f"{json.dumps(measure_here(measured, words, int(count)))}\n")
+        return 0
     worst, rows = 1.0, []
     on_gpu = accelerator.best_device().type != "cpu"
     for config, overrides, sizes in SMALL if small else ON_GPU if on_gpu else CASES:
