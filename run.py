@@ -87,14 +87,18 @@ def main(argv: Sequence[str]) -> int:
     return call(whole_command_line(), argv, "run.py", known_keys())
 
 
-def whole_command_line() -> CommandLine:
-    """The command that runs a task, with all others as its subcommands."""
+def whole_command_line(*, loads: bool = False) -> CommandLine:
+    """The command that runs a task, with all others as its subcommands; with ``loads`` their modules are imported, and their
+    subcommands are there too."""
     from launch.command import run_task
     from utils.commands import CommandLine, command_line
 
     app, examples = command_line(run_task, "run.py")
     for name, command in COMMANDS.items():
-        app.command(command.target, name=name, help=command.help)
+        if loads:
+            app.command(command_line(command.load(), name).app, name=name)
+        else:
+            app.command(command.target, name=name, help=command.help)
     tasks = "".join(f"  {name:13}{entry.help}\n" for name, entry in TASKS.items())
     return CommandLine(app, f"\ntasks (--task TASK):\n{tasks}{examples}")
 
@@ -110,7 +114,7 @@ def completion(shell: Literal["bash", "zsh", "fish"] = "bash") -> int:
         x2vlm completion zsh > ~/.zfunc/_x2vlm
         x2vlm completion fish > ~/.config/fish/completions/x2vlm.fish
     """
-    sys.stdout.write(whole_command_line().app.generate_completion(prog_name="x2vlm", shell=shell))
+    sys.stdout.write(whole_command_line(loads=True).app.generate_completion(prog_name="x2vlm", shell=shell))
     return 0
 
 

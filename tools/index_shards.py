@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-from dataset.shards.readers import Shards
 from tasks.kinds import choose
 from utils.config import Config, load_config
 from utils.cores import usable_cores
@@ -49,6 +48,8 @@ def index_shards(
         folder, remote = folder or getattr(values.data, "cache_index", None), getattr(values.data, "remote", None)
         if not lists:
             raise UserError(f"--config {config}: names no shards; only pre-training reads any")
+    from dataset.shards.readers import Shards  # imports torch, which takes seconds
+
     for key, files in lists.items():
         shards = Shards(files, key=key, index_folder=folder, remote=remote, workers=workers, ask=True)
         where = shards.index.folder or "memory alone"
