@@ -7,30 +7,17 @@ function (:mod:`utils.commands`) and its line in :data:`COMMANDS`.
 from __future__ import annotations
 
 import difflib
-import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from tasks import TASKS
 from utils.errors import UserError, one_line_errors
+from utils.subcommands import Command
 
 if TYPE_CHECKING:
     from utils.commands import CommandLine
-
-
-class Command(NamedTuple):
-    """A command: where its function is, as ``module:function``, and what it does, for the list of commands."""
-
-    target: str
-    help: str
-
-    def load(self) -> Callable[..., int]:
-        """Import the module, and return the function."""
-        module, _, function = self.target.partition(":")
-        command: Callable[..., int] = getattr(importlib.import_module(module), function)
-        return command
 
 
 COMMANDS = {
@@ -106,14 +93,18 @@ def known_keys() -> Sequence[str]:
     return known_keys()
 
 
-def whole_command_line() -> CommandLine:
-    """The command that runs a task, with all others as its subcommands."""
+def whole_command_line(*, loads: bool = False) -> CommandLine:
+    """The command that runs a task, with all others as its subcommands; with ``loads`` their modules are imported, and their
+    subcommands are there too."""
     from launch.command import run_task
     from utils.commands import CommandLine, command_line
 
     app, examples = command_line(run_task, "run.py")
     for name, command in COMMANDS.items():
-        app.command(command.target, name=name, help=command.help)
+        if loads:
+            app.command(command_line(command.load(), name).app, name=name)
+        else:
+            app.command(command.target, name=name, help=command.help)
     tasks = "".join(f"  {name:13}{entry.help}\n" for name, entry in TASKS.items())
     return CommandLine(app, f"\ntasks (--task TASK):\n{tasks}{examples}")
 
@@ -129,7 +120,7 @@ def completion(shell: Literal["bash", "zsh", "fish"] = "bash") -> int:
         x2vlm completion zsh > ~/.zfunc/_x2vlm
         x2vlm completion fish > ~/.config/fish/completions/x2vlm.fish
     """
-    sys.stdout.write(whole_command_line().app.generate_completion(prog_name="x2vlm", shell=shell))
+    sys.stdout.write(whole_command_line(loads=True).app.generate_completion(prog_name="x2vlm", shell=shell))
     return 0
 
 

@@ -1,17 +1,16 @@
-"""The paper's claim in small: ``python -m benchmarks.ablation``, after ``make scenes``.
-
-The demo is trained for 300 steps as it is, and without one part of the method each: region descriptions, object descriptions,
-both, the box losses, the matching loss. ``run.py sweep`` makes the runs and the table; docs/ablations.md has the numbers.
-"""
+"""The paper's claim in small: ``python -m benchmarks.ablation``, after ``make scenes``."""
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from tools import sweep
+from launch.placement import Placement
+from tools.reproduce.runs import Seeds
+from tools.sweep import sweep
+from utils.commands import call
 from utils.files import write_text
 
 SCENES = Path("data/scenes")
@@ -46,21 +45,29 @@ def variants(folder: Path) -> dict[str, list[str]]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Make the runs that are missing, and print the table; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--output", type=Path, default=Path("runs/ablation"))
-    flags = parser.parse_args(argv)
-    named = [
-        word
-        for name, overrides in variants(flags.output).items()
-        for word in ("--variant", f"{name}: {' '.join(overrides)}")
-    ]
-    placed = ["--seeds", flags.seeds, "--cpu", "2", "--output", str(flags.output), f"train.steps={flags.steps}"]
-    return sweep.main(["--config", "configs/demo/pretrain.yaml", *named, *placed])
+def main(*, steps: int = 300, seeds: Seeds = (0, 1, 2), output: Path = Path("runs/ablation")) -> int:
+    """The paper's claim in small, after make scenes.
+
+    The demo is trained for 300 steps as it is, and without one part of the method each: region descriptions, object descriptions,
+    both, the box losses, the matching loss. run.py sweep makes the runs and the table; docs/ablations.md has the numbers.
+
+    Args:
+        steps: steps of a run.
+        seeds: seeds of the runs.
+        output: folder of the runs.
+
+    Examples:
+        python -m benchmarks.ablation
+    """
+    return sweep(
+        f"train.steps={steps}",
+        config="configs/demo/pretrain.yaml",
+        variant=tuple(f"{name}: {' '.join(overrides)}" for name, overrides in variants(output).items()),
+        seeds=seeds,
+        output=output,
+        placement=Placement(cpu=2),
+    )
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.ablation"))

@@ -1,13 +1,7 @@
-"""Adapters against full fine-tuning on the demo's tasks: ``python -m benchmarks.adapters``, after ``make demo``.
-
-Each task is fine-tuned from the demo's pre-trained model at equal steps: all weights; low-rank adapters; with frozen vision and
-text encoders. ``run.py sweep`` makes the runs, and resumes. Printed are the metric that selects the weights, on the test split,
-and the planned memory of a step. docs/finetuning.md has the numbers.
-"""
+"""Adapters against full fine-tuning on the demo's tasks: ``python -m benchmarks.adapters``, after ``make demo``."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -17,12 +11,16 @@ from typing import Any
 
 from dataset.text.loading import load_tokenizer
 from engine.memory import FakeSteps, StepMemory
+from launch.placement import Placement
 from tasks.base import set_up_training
 from tasks.finetune import FineTuneTask
 from tasks.kinds import choose
-from tools import sweep
 from tools.plan.synthetic import synthetic_batch
+from tools.reproduce.runs import Seeds
+from tools.sweep import sweep
+from utils.commands import call
 from utils.config import load_config
+from utils.errors import one_line_errors
 
 TASKS = ("retrieval", "nlvr", "grounding", "vqa", "captioning")
 VARIANTS = {
@@ -59,30 +57,36 @@ def measure_of(task: str) -> str:
     return kind.measure
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Make the runs that are missing, and print the tables; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", default=TASKS, help=f"of {', '.join(TASKS)} (default: all)")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--output", type=Path, default=Path("runs/adapters"))
-    flags = parser.parse_args(argv)
-    named = [
-        word
-        for name, overrides in VARIANTS.items()
-        for word in ("--variant", f"{name}: {' '.join(map(quoted, overrides))}")
-    ]
+def main(*tasks: str, seeds: Seeds = (0, 1, 2), output: Path = Path("runs/adapters")) -> int:
+    """Adapters against full fine-tuning on the demo's tasks, after make demo.
+
+    Each task is fine-tuned from the demo's pre-trained model at equal steps: all weights; low-rank adapters; with frozen vision
+    and text encoders. run.py sweep makes the runs, and resumes. Printed are the metric that selects the weights, on the test
+    split, and the planned memory of a step. docs/finetuning.md has the numbers.
+
+    Args:
+        tasks: the tasks (default: all).
+        seeds: seeds of the runs.
+        output: folder of the runs.
+
+    Examples:
+        python -m benchmarks.adapters
+    """
+    named = tuple(f"{name}: {' '.join(map(quoted, overrides))}" for name, overrides in VARIANTS.items())
     status, rows = 0, []
-    for task in flags.tasks:
-        folder = flags.output / task
-        placed = ["--seeds", flags.seeds, "--cpu", "1", "--output", str(folder)]
-        status |= (code := sweep.main(["--config", f"configs/demo/{task}.yaml", *named, *placed]))
+    for task in tasks or TASKS:
+        folder = output / task
+        code = one_line_errors(sweep)(
+            config=f"configs/demo/{task}.yaml", variant=named, seeds=seeds, output=folder, placement=Placement(cpu=1)
+        )
+        status |= code
         if code == 2:  # nothing was measured, as printed
             continue
         measured, measure = json.loads((folder / "sweep.json").read_text(encoding="utf-8")), measure_of(task)
         entries = [shown([run[measure] for run in measured[name]]) for name in VARIANTS]
         rows.append(f"| `{task}`: {measure} | {' | '.join(entries)} |")
     lines = [f"| | {' | '.join(VARIANTS)} |", f"|---|{'---|' * len(VARIANTS)}", *rows]
-    for path in (*(f"configs/demo/{task}.yaml" for task in flags.tasks), LARGER):
+    for path in (*(f"configs/demo/{task}.yaml" for task in tasks or TASKS), LARGER):
         sizes = [f"{memory_of(path, overrides).total / 1e6:,.0f} MB" for overrides in VARIANTS.values()]
         lines.append(f"| memory of a step, `{path}` | {' | '.join(sizes)} |")
     sys.stdout.write("\n" + "\n".join(lines) + "\n")
@@ -101,4 +105,4 @@ def shown(values: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.adapters"))

@@ -1,22 +1,10 @@
-"""Ranking 3,129 candidate answers, base size: ``python -m benchmarks.answer_ranking``.
-
-The benchmark compares :func:`models.inference.answer_ranking.rank_answers` with a naive way. The naive way takes the k = 128
-candidates of a question with the likeliest first tokens, pads them to the longest, decodes them in one call, and projects the
-question's keys and values for each candidate. Both ways alternate on the same questions in one process, with the same first step
-and fused attention, and must return the same candidates in the same order with the same scores. Weights, questions and candidates
-are random: the time depends on sizes alone. The last line is the median ratio of the times.
-
-Candidates have the lengths of :data:`LENGTHS`, our assumption about VQA v2's list in WordPiece: mostly one or two pieces.
-Pieces are sampled with the frequencies of words, so that some candidates share their first pieces.
-"""
+"""Ranking 3,129 candidate answers, base size: ``python -m benchmarks.answer_ranking``."""
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 
 import torch
 
@@ -27,7 +15,8 @@ from models.core.text import TextArchitecture, TextConfig
 from models.core.vision import VisionConfig
 from models.inference.answer_ranking import AnswerTree, RankedAnswers, Ranking, best_first, rank_answers
 from models.tasks.vqa import AnswerDecoder, VQAModelConfig, left_to_right
-from utils.flags import positive
+from utils.commands import call
+from utils.flags import Positive
 
 LENGTHS = {1: 2050, 2: 800, 3: 230, 4: 40, 5: 8, 6: 1}
 """Word pieces of a candidate -> number of candidates, 3,129 in all."""
@@ -107,23 +96,34 @@ def draw_questions(number: int, width: int, generator: torch.Generator) -> Packe
 
 
 @torch.no_grad()
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark and print its ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=positive, default=5, help="number of pairs of measurements")
-    parser.add_argument(
-        "--small", action="store_true", help="check that it runs, with a small model and few candidates"
-    )
-    flags = parser.parse_args(argv)
+def main(*, rounds: Positive = 5, small: bool = False) -> int:
+    """Ranking 3,129 candidate answers, base size.
+
+    The benchmark compares models.inference.answer_ranking.rank_answers with a naive way. The naive way takes the k = 128
+    candidates of a question with the likeliest first tokens, pads them to the longest, decodes them in one call, and projects the
+    question's keys and values for each candidate. Both ways alternate on the same questions in one process, with the same first
+    step and fused attention, and must return the same candidates in the same order with the same scores. Weights, questions and
+    candidates are random: the time depends on sizes alone. The last line is the median ratio of the times.
+
+    Candidates have the lengths of LENGTHS, our assumption about VQA v2's list in WordPiece: mostly one or two pieces.
+    Pieces are sampled with the frequencies of words, so that some candidates share their first pieces.
+
+    Args:
+        rounds: number of pairs of measurements.
+        small: check that it runs, with a small model and few candidates.
+
+    Examples:
+        python -m benchmarks.answer_ranking
+    """
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    width, layers, vocab, share, number = (64, 2, 1200, 0.05, 2) if flags.small else (768, 6, 30522, 1.0, 4)
-    k = 16 if flags.small else K
+    width, layers, vocab, share, number = (64, 2, 1200, 0.05, 2) if small else (768, 6, 30522, 1.0, 4)
+    k = 16 if small else K
     decoder = build(width, layers, vocab)
     candidates = draw_candidates(vocab, share, generator)
     tree = AnswerTree(candidates)
     ratios = []
-    for place in range(flags.rounds + 1):
+    for place in range(rounds + 1):
         questions = draw_questions(number, width, generator)
         started = time.perf_counter()
         expected = naive_way(decoder, questions, candidates, k, "likelihood")
@@ -145,7 +145,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{len(candidates)} candidates of {pieces:.2f} word pieces on average, k = {k}, {torch.get_num_threads()} threads\n"
     )
     sys.stdout.write(f"ratio: {statistics.median(ratios):.2f}\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.answer_ranking"))

@@ -1,17 +1,10 @@
-"""Caption generation with and without a KV cache, base size: ``python -m benchmarks.captioning``.
-
-Both ways alternate in one process: beam search with 3 beams and 20 word pieces per caption. Both project each image once and
-run the same search; without the cache, every step recomputes all tokens so far. Weights are random, so captions may not end
-before 20 pieces. Both must generate the same words. The last line is the median ratio of the times.
-"""
+"""Caption generation with and without a KV cache, base size: ``python -m benchmarks.captioning``."""
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,7 +16,8 @@ from models.core.text import TextArchitecture, TextConfig
 from models.core.vision import VisionConfig
 from models.core.xvlm import ModelConfig
 from models.tasks.captioning import CaptionDecoder, CaptioningModel, CaptionTokens
-from utils.flags import positive
+from utils.commands import call
+from utils.flags import Positive
 from utils.image_size import in_words, sides_of
 
 TOKENS = CaptionTokens(prompt=(101, 1037, 3861, 1997), end=102, mask=103, pad=0)
@@ -67,31 +61,40 @@ def timed(decoder: Decoder, images: int) -> tuple[float, Generated]:
 
 
 @torch.no_grad()
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark and print its ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=positive, default=5, help="number of pairs of measurements")
-    parser.add_argument("--images", type=int, default=32, help="number of images per batch")
-    parser.add_argument("--small", action="store_true", help="check that it runs, with a small model")
-    flags = parser.parse_args(argv)
+def main(*, rounds: Positive = 5, images: int = 32, small: bool = False) -> int:
+    """Caption generation with and without a KV cache, base size.
+
+    Both ways alternate in one process: beam search with 3 beams and 20 word pieces per caption. Both project each image once and
+    run the same search; without the cache, every step recomputes all tokens so far. Weights are random, so captions may not end
+    before 20 pieces. Both must generate the same words. The last line is the median ratio of the times.
+
+    Args:
+        rounds: number of pairs of measurements.
+        images: number of images per batch.
+        small: check that it runs, with a small model.
+
+    Examples:
+        python -m benchmarks.captioning
+    """
     torch.manual_seed(0)
-    model = build(64, 2, 2, 64) if flags.small else build(768, 12, 6, 480)
+    model = build(64, 2, 2, 64) if small else build(768, 12, 6, 480)
     sides = sides_of(model.config.vision.image_size)
     ratios = []
-    for number in range(flags.rounds + 1):
-        keys_values = model.project_images(torch.randn(flags.images, 3, *sides))
-        uncached_s, expected = timed(UncachedDecoder(model, keys_values, TOKENS.mask), flags.images)
-        cached_s, captions = timed(CaptionDecoder(model, keys_values, TOKENS.mask), flags.images)
+    for number in range(rounds + 1):
+        keys_values = model.project_images(torch.randn(images, 3, *sides))
+        uncached_s, expected = timed(UncachedDecoder(model, keys_values, TOKENS.mask), images)
+        cached_s, captions = timed(CaptionDecoder(model, keys_values, TOKENS.mask), images)
         assert torch.equal(captions.tokens, expected.tokens), "the captions differ"
         if number:  # the first round warms up
             ratios.append(uncached_s / cached_s)
             sys.stdout.write(
-                f"{flags.images} captions uncached {uncached_s:.2f} s, cached {cached_s:.2f} s, "
+                f"{images} captions uncached {uncached_s:.2f} s, cached {cached_s:.2f} s, "
                 f"ratio {ratios[-1]:.2f}, same words\n"
             )
     sys.stdout.write(f"3 beams, 20 pieces, {in_words(sides)}, {torch.get_num_threads()} threads\n")
     sys.stdout.write(f"ratio: {statistics.median(ratios):.2f}\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.captioning"))

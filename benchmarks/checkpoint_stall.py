@@ -1,18 +1,10 @@
-"""How long the train loop waits for a checkpoint: ``python -m benchmarks.checkpoint_stall``.
-
-The model is X²-VLM base with AdamW's state, some 3 GB. A save that the loop waits for writes, hashes and syncs the checkpoint.
-The run's own save copies the states, and a thread does the rest. Both alternate, and none begins before the other ends.
-
-The last line is the median of the seconds that the loop waits over those of a save that it waits for.
-"""
+"""How long the train loop waits for a checkpoint: ``python -m benchmarks.checkpoint_stall``."""
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,15 +12,27 @@ import torch
 from benchmarks.pretrain_step import build, seconds
 from engine.checkpoint import write_checkpoint
 from engine.saving import CheckpointWriter, copied_to_cpu
-from utils.flags import positive
+from utils.commands import call
+from utils.flags import Positive
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint_stall", description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="saves of each kind (default 3)")
-    parser.add_argument("--small", action="store_true", help="a small model, to see that the benchmark runs")
-    arguments = parser.parse_args(argv)
-    model, _ = build(arguments.small)
+def main(*, rounds: Positive = 3, small: bool = False) -> int:
+    """How long the train loop waits for a checkpoint.
+
+    The model is X²-VLM base with AdamW's state, some 3 GB. A save that the loop waits for writes, hashes and syncs the
+    checkpoint. The run's own save copies the states, and a thread does the rest. Both alternate, and none begins before the
+    other ends.
+
+    The last line is the median of the seconds that the loop waits over those of a save that it waits for.
+
+    Args:
+        rounds: saves of each kind.
+        small: a small model, to see that the benchmark runs.
+
+    Examples:
+        python -m benchmarks.checkpoint_stall
+    """
+    model, _ = build(small)
     optimizer = torch.optim.AdamW(model.parameters())
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -41,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
             weights, state = copied_to_cpu(dict(model.state_dict())), copied_to_cpu(optimizer.state_dict())
             write_checkpoint(Path(folder), step, weights, {"optimizer": state})
 
-        for number in range(arguments.rounds):
+        for number in range(rounds):
             waited = seconds(lambda step=2 * number: save_and_wait(step))  # type: ignore[misc]
             stalled = seconds(
                 lambda step=2 * number + 1: writer.save(step, model, {"optimizer": optimizer.state_dict()})  # type: ignore[misc]
@@ -54,4 +58,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.checkpoint_stall"))

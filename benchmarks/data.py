@@ -1,23 +1,7 @@
-"""The data path of pre-training, on one core: ``python -m benchmarks.data``.
-
-The benchmark writes JPEG files of COCO's sizes into a temporary folder (:mod:`benchmarks.records`), which the system caches,
-and measures, in processor time (``time.process_time``), which other programs disturb less:
-
-- each stage of the image-text stream alone, through the functions that a run calls, and the whole stream;
-- the loader of ``configs/pretrain/base_4m.yaml`` (pairs and regions), without workers and with two;
-- the loader of ``configs/pretrain/base_1b_stage2.yaml`` with two workers, its videos stored as lists of images or as files.
-
-A table then compares the images/s that the step of each config needs with the images/s of eight workers. The time of a step is
-the model's FLOPs over an assumed fraction of a GPU's peak. Workers are as fast as one of two: for pre-training in the loaders
-above, for other tasks on pairs, or on videos of as many frames, at their image size.
-
-The last line is the median ratio of two times on the same files and crops: decoding, cropping and bicubic resizing to a uint8
-tensor by Pillow, over ours.
-"""
+"""The data path of pre-training, on one core: ``python -m benchmarks.data``."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import statistics
 import sys
@@ -25,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -38,12 +22,12 @@ from benchmarks.loader_rates import CONFIG, SMALL, WHOLE, Files, print_loaders, 
 from benchmarks.records import write_records, write_videos
 from dataset.media.augment import RandAugment, draw_crop, hflip, resize, stack_views
 from dataset.media.encoded import EncodedImage, crop
-from dataset.prepare.folders import whole_number
 from dataset.records.schema import parse_image_record
 from dataset.tasks.pretrain import DataConfig, PretrainBatches
 from dataset.tasks.streams.pairs import ImageStream
 from engine.devices import ASSUMED_UTILISATION, PEAKS
-from utils.flags import positive, positive_real, share
+from utils.commands import call
+from utils.flags import Positive, PositiveReal, Share, one_of, read_by, whole_number
 
 _MAX_DIFFERENCE = 0.5
 """Limit on the mean difference in grey levels: Pillow and torch round a bicubic resize differently."""
@@ -162,34 +146,48 @@ def ratios(contents: Sequence[bytes], data: DataConfig, size: int, rounds: int) 
     return values
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark and print its ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=positive, default=5, help="number of measurements")
-    parser.add_argument("--small", action="store_true", help="check that it runs, with few and small images")
-    parser.add_argument(
-        "--quality",
-        type=whole_number(1, 100),
-        default=90,
-        help="quality of the JPEG files, 1 to 100 (90: about COCO's 160 kB)",
-    )
-    parser.add_argument("--gpu", choices=list(PEAKS), default="h100", help="GPU whose steps need the images")
-    parser.add_argument(
-        "--utilisation",
-        type=share,
-        default=ASSUMED_UTILISATION,
-        help=f"assumed fraction of its peak ({ASSUMED_UTILISATION}, as in run.py plan)",
-    )
-    parser.add_argument(
-        "--step-images-per-s", type=positive_real, help="measured images/s of a step, instead of the assumption"
-    )
-    flags = parser.parse_args(argv)
-    scale = SMALL if flags.small else WHOLE
+def main(
+    *,
+    rounds: Positive = 5,
+    small: bool = False,
+    quality: Annotated[int, read_by(whole_number(1, 100))] = 90,
+    gpu: Annotated[str, read_by(one_of(list(PEAKS)))] = "h100",
+    utilisation: Share = ASSUMED_UTILISATION,
+    step_images_per_s: PositiveReal | None = None,
+) -> int:
+    """The data path of pre-training, on one core.
+
+    The benchmark writes JPEG files of COCO's sizes into a temporary folder (benchmarks.records), which the system caches,
+    and measures, in processor time (time.process_time), which other programs disturb less:
+
+    - each stage of the image-text stream alone, through the functions that a run calls, and the whole stream;
+    - the loader of configs/pretrain/base_4m.yaml (pairs and regions), without workers and with two;
+    - the loader of configs/pretrain/base_1b_stage2.yaml with two workers, its videos stored as lists of images or as files.
+
+    A table then compares the images/s that the step of each config needs with the images/s of eight workers. The time of a step
+    is the model's FLOPs over an assumed fraction of a GPU's peak. Workers are as fast as one of two: for pre-training in the
+    loaders above, for other tasks on pairs, or on videos of as many frames, at their image size.
+
+    The last line is the median ratio of two times on the same files and crops: decoding, cropping and bicubic resizing to a uint8
+    tensor by Pillow, over ours.
+
+    Args:
+        rounds: number of measurements.
+        small: check that it runs, with few and small images.
+        quality: quality of the JPEG files, 1 to 100 (90: about COCO's 160 kB).
+        gpu: GPU whose steps need the images.
+        utilisation: assumed fraction of its peak; the default is that of run.py plan.
+        step_images_per_s: measured images/s of a step, instead of the assumption.
+
+    Examples:
+        python -m benchmarks.data
+    """
+    scale = SMALL if small else WHOLE
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files = Files(folder, scale)
-        mean = write_records(folder, scale.images, scale.records, divide=scale.divide, quality=flags.quality)
+        mean = write_records(folder, scale.images, scale.records, divide=scale.divide, quality=quality)
         sys.stdout.write(f"{scale.images} JPEG files of {mean / 1e3:.0f} kB on average, one thread\n")
         file, frame = write_videos(folder, scale.videos, scale.records, seconds=scale.seconds, divide=scale.divide)
         sys.stdout.write(
@@ -197,12 +195,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         data = files.config(CONFIG).data
         contents = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
-        print_stages(files.batches(data, regions=None), 224, flags.rounds)
-        print_needs(print_loaders(files, flags.rounds), flags)
+        print_stages(files.batches(data, regions=None), 224, rounds)
+        print_needs(print_loaders(files, rounds), gpu, utilisation, step_images_per_s)
         print_entropy_decoding(contents)
-        values = ratios(contents, data, 224, flags.rounds)
+        values = ratios(contents, data, 224, rounds)
     sys.stdout.write(f"ratio: {statistics.median(values):.2f}\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.data"))

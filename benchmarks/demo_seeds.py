@@ -1,24 +1,19 @@
-"""Gain from pre-training in the demo's tasks: ``python -m benchmarks.demo_seeds retrieval nlvr grounding vqa captioning``.
-
-For each task and seed, the benchmark fine-tunes the demo's pre-trained model and, with equal steps, a model with random
-weights, and evaluates both on the test scenes. It skips complete runs and resumes stopped ones. It prints all metrics of all
-runs, and whether the worst pre-trained run is above the best from scratch. A run takes minutes; run ``make demo`` first.
-"""
+"""Gain from pre-training in the demo's tasks: ``python -m benchmarks.demo_seeds retrieval nlvr grounding vqa captioning``."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from engine.run_files import EVALUATION_FILE
 from tasks import TASKS
+from utils.commands import call
+from utils.flags import SEVERAL, one_of, read_by
 
 ROOT = Path(__file__).parent.parent
 Metrics = dict[str, dict[str, Any]]
@@ -62,31 +57,45 @@ def lines_of(task: str, runs_by_start: dict[str, list[Metrics]]) -> list[str]:
     return [*lines, f"(x 100; {len(runs_by_start['pre-trained'])} seeds; {sizes})"]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run all missing runs and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "tasks",
-        nargs="+",
-        choices=[name for name in TASKS if name != "pretrain"],
-        help="tasks to run with their demo configs",
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2, help="number of parallel runs, one thread each")
-    parser.add_argument("--folder", type=Path, default=Path("runs/demo/seeds"))
-    flags = parser.parse_args(argv)
-    with ThreadPoolExecutor(flags.jobs) as pool:
+FINE_TUNING = [name for name in TASKS if name != "pretrain"]
+
+
+def main(
+    tasks: list[Annotated[str, read_by(one_of(FINE_TUNING))]],
+    /,
+    *,
+    seeds: Annotated[tuple[int, ...], SEVERAL] = (0, 1, 2),
+    jobs: int = 2,
+    folder: Path = Path("runs/demo/seeds"),
+) -> int:
+    """Gain from pre-training in the demo's tasks.
+
+    For each task and seed, the benchmark fine-tunes the demo's pre-trained model and, with equal steps, a model with random
+    weights, and evaluates both on the test scenes. It skips complete runs and resumes stopped ones. It prints all metrics of all
+    runs, and whether the worst pre-trained run is above the best from scratch. A run takes minutes; run make demo first.
+
+    Args:
+        tasks: tasks to run with their demo configs.
+        seeds: seeds of the runs.
+        jobs: number of parallel runs, one thread each.
+        folder: folder of the runs.
+
+    Examples:
+        python -m benchmarks.demo_seeds retrieval nlvr grounding vqa captioning
+    """
+    with ThreadPoolExecutor(jobs) as pool:
         runs = {
-            (task, start, seed): pool.submit(run, task, start, seed, flags.folder)
-            for task in flags.tasks
+            (task, start, seed): pool.submit(run, task, start, seed, folder)
+            for task in tasks
             for start in STARTS
-            for seed in flags.seeds
+            for seed in seeds
         }
-        for task in flags.tasks:
-            runs_by_start = {start: [runs[task, start, seed].result() for seed in flags.seeds] for start in STARTS}
+        for task in tasks:
+            runs_by_start = {start: [runs[task, start, seed].result() for seed in seeds] for start in STARTS}
             sys.stdout.write("\n".join(lines_of(task, runs_by_start)) + "\n\n")
             sys.stdout.flush()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.demo_seeds"))

@@ -1,18 +1,12 @@
-"""A model in torch against its export to ONNX: ``python -m benchmarks.export``.
-
-Both run the same images, texts and pairs in turn, in one process with as many threads; what they find must be equal to 1e-4. A
-ratio is the time of torch over that of onnxruntime in a round; the table has medians over the rounds. Weights, pixels and tokens
-are random: the time depends on sizes alone. Reading and scaling images is not timed, and is the same for both.
-"""
+"""A model in torch against its export to ONNX: ``python -m benchmarks.export``."""
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from operator import methodcaller
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +21,9 @@ from models.core.vision import VisionConfig
 from models.inference.reranking import TextBank
 from models.pretraining.config import PretrainModelConfig
 from models.pretraining.model import PretrainModel
-from utils.flags import positive
+from utils.batch import Text
+from utils.commands import call
+from utils.flags import Positive
 from utils.image_size import sides_of
 from x2vlm.export.comparing import TOLERANCE, difference
 from x2vlm.export.graphs import write_graphs
@@ -110,28 +106,35 @@ def measure(work: Work, ours: Runtime, exported: Runtime, rounds: int) -> str:
     return f"{work.name:34} {torch_ms:9.1f} {onnx_ms:9.1f} {statistics.median(ratios):7.2f}   {ratios[0]:.2f} to {ratios[-1]:.2f}"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Export, measure, and print a table for each size."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=positive, default=11, help="number of pairs of measurements")
-    parser.add_argument("--threads", type=positive, default=2, help="threads of both (default: %(default)s)")
-    parser.add_argument("--small", action="store_true", help="check that it runs, with a small model")
-    flags = parser.parse_args(argv)
-    torch.set_num_threads(flags.threads)
+def main(*, rounds: Positive = 11, threads: Positive = 2, small: bool = False) -> int:
+    """A model in torch against its export to ONNX.
+
+    Both run the same images, texts and pairs in turn, in one process with as many threads; what they find must be equal to 1e-4.
+    A ratio is the time of torch over that of onnxruntime in a round; the table has medians over the rounds. Weights, pixels and
+    tokens are random: the time depends on sizes alone. Reading and scaling images is not timed, and is the same for both.
+
+    Args:
+        rounds: number of pairs of measurements.
+        threads: threads of both.
+        small: check that it runs, with a small model.
+
+    Examples:
+        python -m benchmarks.export
+    """
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
-    for size in ("small",) if flags.small else ("demo", "base"):
+    for size in ("small",) if small else ("demo", "base"):
         model = build(size)
         ours = TorchRuntime(model, "fp32")
         with tempfile.TemporaryDirectory() as folder:
             write_graphs(model, Path(folder), size)
             exported = OnnxRuntime(Path(folder), describe(ours), model.config.vision.image_size)
-            sys.stdout.write(
-                f"{size}, {flags.threads} threads{'':18}torch, ms  onnx, ms   ratio   of {flags.rounds} rounds\n"
-            )
+            sys.stdout.write(f"{size}, {threads} threads{'':18}torch, ms  onnx, ms   ratio   of {rounds} rounds\n")
             for work in works(model):
-                sys.stdout.write(measure(work, ours, exported, flags.rounds) + "\n")
+                sys.stdout.write(measure(work, ours, exported, rounds) + "\n")
                 sys.stdout.flush()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.export"))

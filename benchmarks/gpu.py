@@ -1,26 +1,7 @@
-"""A step of pre-training on a GPU, split into its phases: ``python -m benchmarks.gpu``, or with ``torchrun``.
-
-The benchmark runs steps of the trainer (:meth:`engine.trainer.Trainer.train_step`) with the config's streams, precision,
-optimiser, accumulation and ``train.recompute``, in three ways with the same losses:
-
-- ``plain``: the algebra of the released code (:mod:`benchmarks.plain_path`), without recomputation, texts padded to the
-  config's maximum;
-- ``eager``: ours, not compiled;
-- ``compiled``: ours, compiled as in ``train.compile`` (true if that is false), texts padded as by the trainer.
-
-All ways cycle through the same few batches. A first line lists the examples of a step. Each way then has a line with samples
-per second; milliseconds of data, forward, backward, optimiser and communication; memory; and utilisation. Data is the copy to
-the device, which a run overlaps with the step before. Communication is the time that the sum of gradients over processes adds
-to the backward pass; contrastive embeddings are gathered beside the fusion. Utilisation is FLOPs by :mod:`models.core.flops` over
-the device's dense peak (``train.peak_tflops`` for unknown devices).
-
-A way that does not fit prints "out of memory". The last line is the ratio of the fastest way to the first; the line before it
-names them. Without a GPU, the benchmark runs on the CPU.
-"""
+"""A step of pre-training on a GPU, split into its phases: ``python -m benchmarks.gpu``, or with ``torchrun``."""
 
 from __future__ import annotations
 
-import argparse
 import functools
 import gc
 import math
@@ -29,18 +10,17 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from batches.losses import Work
 from benchmarks.plain_path import Padding, plain_losses, why_not_plain
-from benchmarks.results import add_json, keep
+from benchmarks.results import keep
 from benchmarks.step_clock import PHASES, Stepper
 from benchmarks.step_config import (
     CONFIG,
-    LENGTH_FACTORS,
     SMALL,
     batches_for,
     build,
@@ -56,8 +36,10 @@ from launch.torchrun import let_segments_grow
 from tasks.pretrain import PretrainConfig
 from tools.plan.synthetic import text_limits
 from utils import distributed
-from utils.errors import UserError, one_line_errors
-from utils.flags import positive
+from utils.batch import Work
+from utils.commands import call
+from utils.errors import UserError
+from utils.flags import Override, Positive, WrongValueError, read_by
 
 WAYS = ("plain", "eager", "compiled")
 
@@ -84,11 +66,19 @@ def supported_ways(config: PretrainConfig, ways: Sequence[str]) -> list[str]:
     return others
 
 
-def attempt(way: str, config: PretrainConfig, flags: argparse.Namespace, device: torch.device) -> dict[str, Any] | None:
+class Timing(NamedTuple):
+    """How a way is timed: so many steps, after ``warm_up`` others (None: as many as :func:`_warm_up` says)."""
+
+    rounds: int
+    warm_up: int | None
+    small: bool
+
+
+def attempt(way: str, config: PretrainConfig, timing: Timing, device: torch.device) -> dict[str, Any] | None:
     """:func:`measure`, or None and a line if memory runs out. Batches have equal sizes on all ranks, so memory runs out on all
     ranks or on none."""
     try:
-        return measure(way, config, flags, device)
+        return measure(way, config, timing, device)
     except Exception as error:
         if not ran_out_of_memory(error):
             raise
@@ -96,7 +86,7 @@ def attempt(way: str, config: PretrainConfig, flags: argparse.Namespace, device:
     return None
 
 
-def measure(way: str, config: PretrainConfig, flags: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+def measure(way: str, config: PretrainConfig, timing: Timing, device: torch.device) -> dict[str, Any]:
     """Measure one way and print its line; returns its numbers: rates over all ranks, FLOPs of one."""
     torch.manual_seed(0)
     model = build(config)
@@ -110,11 +100,11 @@ def measure(way: str, config: PretrainConfig, flags: argparse.Namespace, device:
         batches = [batch.pin_memory() for batch in batches]
     stepper = Stepper(trainer, batches, accumulation)
     no_sync = trainer.parallel.no_sync if isinstance(trainer.parallel, DistributedDataParallel) else nullcontext
-    stepper.milliseconds(flags.warm_up or _warm_up(train, flags.small, len(batches)), nullcontext)
+    stepper.milliseconds(timing.warm_up or _warm_up(train, timing.small, len(batches)), nullcontext)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    steps = stepper.milliseconds(flags.rounds, nullcontext)
-    steps_without_sync = stepper.milliseconds(flags.rounds, no_sync) if no_sync is not nullcontext else steps
+    steps = stepper.milliseconds(timing.rounds, nullcontext)
+    steps_without_sync = stepper.milliseconds(timing.rounds, no_sync) if no_sync is not nullcontext else steps
     phases = [statistics.median(column) for column in zip(*steps, strict=True)]
     backward = PHASES.index("backward")
     communication = max(0.0, phases[backward] - statistics.median(step[backward] for step in steps_without_sync))
@@ -189,89 +179,82 @@ def _clean_up() -> None:
     torch.cuda.empty_cache()
 
 
-def way_names(text: str) -> list[str]:
-    """Distinct names of ways, separated by commas, for argparse."""
+def way_names(text: str) -> tuple[str, ...]:
+    """Distinct names of ways, separated by commas."""
     names = text.split(",")
     for name in names:
         if name not in WAYS:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {','.join(WAYS)}")
+            raise WrongValueError(f"{name!r} is none of {','.join(WAYS)}")
         if names.count(name) > 1:
-            raise argparse.ArgumentTypeError(f"{name!r} occurs twice")
-    return names
+            raise WrongValueError(f"{name!r} occurs twice")
+    return tuple(names)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line; a wrong one ends the program with one line and status 2."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    count = len(LENGTH_FACTORS)
-    parser.add_argument("--rounds", type=positive, default=20, help="number of timed steps")
-    parser.add_argument(
-        "--warm-up",
-        type=positive,
-        help=f"number of steps before timing, {count} of which compile (default: {2 * count}, with CUDA graphs {3 * count}; with "
-        f"--small 1, compiled {count})",
-    )
-    parser.add_argument("--config", type=Path, help=f"YAML file of pre-training (default: {CONFIG})")
-    parser.add_argument(
-        "--ways",
-        type=way_names,
-        default=list(WAYS),
-        metavar="WAY,...",
-        help=f"ways to measure, in order (default: {','.join(WAYS)})",
-    )
-    parser.add_argument(
-        "--small",
-        action="store_true",
-        help="check that it runs, with a small model and batch; on a CPU it compiles for minutes (not with --ways plain,eager)",
-    )
-    add_json(parser)
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="values of the config, such as data.images.batch_size=64 train.recompute=[vision] train.compile=reduce-overhead",
-    )
-    flags = parser.parse_intermixed_args(argv)
-    wrong = [text for text in flags.overrides if "=" not in text]
-    if wrong:
-        parser.error(f"{wrong[0]!r} is neither a flag nor of the form key=value")
-    if flags.small and flags.config:
-        parser.error("--small sets the config; leave out --small or --config")
-    small_config, small_overrides = SMALL
-    if flags.small:
-        flags.config, flags.overrides = small_config, [*small_overrides, *flags.overrides]
-    flags.config = flags.config or CONFIG
-    return flags
+def main(
+    *overrides: Override,
+    rounds: Positive = 20,
+    warm_up: Positive | None = None,
+    config: Path | None = None,
+    ways: Annotated[tuple[str, ...], read_by(way_names, n_tokens=1, accepts_keys=False)] = tuple(WAYS),
+    small: bool = False,
+    json_: Path | None = None,
+) -> int:
+    """A step of pre-training on a GPU, split into its phases.
 
+    The benchmark runs steps of the trainer (engine.trainer.Trainer.train_step) with the config's streams, precision,
+    optimiser, accumulation and train.recompute, in three ways with the same losses:
 
-def run(flags: argparse.Namespace) -> int:
-    """Measure every way and print the ratio.
+    - plain: the algebra of the released code (benchmarks.plain_path), without recomputation, texts padded to the
+      config's maximum;
+    - eager: ours, not compiled;
+    - compiled: ours, compiled as in train.compile (true if that is false), texts padded as by the trainer.
 
-    Raises:
-        UserError: for a mistake in the config, or if no way fits into memory.
+    All ways cycle through the same few batches. A first line lists the examples of a step. Each way then has a line with samples
+    per second; milliseconds of data, forward, backward, optimiser and communication; memory; and utilisation. Data is the copy to
+    the device, which a run overlaps with the step before. Communication is the time that the sum of gradients over processes adds
+    to the backward pass; contrastive embeddings are gathered beside the fusion. Utilisation is FLOPs by models.core.flops over
+    the device's dense peak (train.peak_tflops for unknown devices).
+
+    A way that does not fit prints "out of memory". The last line is the ratio of the fastest way to the first; the line before it
+    names them. Without a GPU, the benchmark runs on the CPU.
+
+    Args:
+        overrides: values of the config, such as data.images.batch_size=64 train.recompute=[vision] train.compile=reduce-overhead.
+        rounds: number of timed steps.
+        warm_up: number of steps before timing, 4 of which compile (default: 8, with CUDA graphs 12; with --small 1, compiled 4).
+        config: YAML file of pre-training (default: configs/pretrain/base_4m.yaml).
+        ways: ways to measure, in order, separated by commas.
+        small: check that it runs, with a small model and batch; on a CPU it compiles for minutes (not with --ways plain,eager).
+        json_: keep the numbers in a file, too.
+
+    Examples:
+        python -m benchmarks.gpu
     """
-    config = config_for(flags.config, flags.overrides)
+    if small and config:
+        raise UserError("--small sets the config; leave out --small or --config")
+    path, start = SMALL if small else (config or CONFIG, [])
+    timing = Timing(rounds, warm_up, small)
+    let_segments_grow()
+    values = config_for(path, [*start, *overrides])
     with distributed.process_group() as device:
         if device.type == "cuda":
-            _print(f"{torch.cuda.get_device_name(device)}, {config.train.precision}, {flags.config}")
+            _print(f"{torch.cuda.get_device_name(device)}, {values.train.precision}, {path}")
         rows: list[dict[str, Any]] = []
         failed: list[dict[str, Any]] = []
-        ways = supported_ways(config, flags.ways)
-        for line in filter(None, (describe_step(config), describe_other_steps(config))):
+        measured = supported_ways(values, ways)
+        for line in filter(None, (describe_step(values), describe_other_steps(values))):
             _print(line)
-        for way in ways:
-            row = attempt(way, config, flags, device)
+        for way in measured:
+            row = attempt(way, values, timing, device)
             if row is None:
                 failed.append({"way": way, "failure": "out of memory"})
             else:
                 rows.append(row)
             if distributed.rank() == 0:
-                keep(flags, [*rows, *failed])
+                keep(json_, [*rows, *failed])
             _clean_up()
         if not rows:
-            key, size = config.data.micro_batch
+            key, size = values.data.micro_batch
             raise UserError(f"no way fits into memory; give smaller batches, such as {key}={max(1, size // 2)}")
         first, fastest = rows[0], max(rows, key=lambda row: row["samples_per_s"])
         _print(f"the fastest is {fastest['way']}, and the ratio is to {first['way']}")
@@ -279,12 +262,5 @@ def run(flags: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; a user's mistake is one line on stderr and status 2."""
-    flags = parse(argv)
-    let_segments_grow()
-    return one_line_errors(lambda: run(flags))()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.gpu"))

@@ -1,16 +1,7 @@
-"""Tests and measurements on a GPU, in one command with one receipt: ``make gpu``, or ``python -m benchmarks.gpu_receipt``.
-
-The steps run one after another, each a separate command with a time limit: tests on the device, the demo compared with its
-results on the CPU, speed of base and large models, a profile, planned and measured memory and time, and two processes on the
-device. The results of a step are saved at once, so the same command resumes after an interruption; failed steps are run again.
-The receipt is ``receipt.json`` and ``receipt.md``, next to the logs of all steps.
-
-``--cpu`` runs the same steps on the CPU with small sizes, to check that everything works; its numbers mean nothing.
-"""
+"""Tests and measurements on a GPU, in one command with one receipt: ``make gpu``, or ``python -m benchmarks.gpu_receipt``."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -28,9 +19,10 @@ from typing import IO, Any, NamedTuple
 from tasks.kinds import ROOT
 from tasks.tables import DEMO, read_tables
 from tools.reproduce.identity import code_identity, machine_and_packages
+from utils.commands import call
 from utils.errors import UserError, one_line_errors
 from utils.files import write_text
-from utils.flags import positive
+from utils.flags import Positive
 
 MINUTES = 40
 """Time limit of a call."""
@@ -379,38 +371,45 @@ def _environment(cpu: bool) -> dict[str, str]:
     return {**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if cpu else {})}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Make the receipt; status 1 if a step failed or was not run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the receipt (default: runs/gpu, runs/gpu_on_cpu)"
-    )
-    parser.add_argument("--cpu", action="store_true", help="run on the CPU with small sizes, to try all steps")
-    parser.add_argument(
-        "--minutes", type=positive, default=MINUTES, help="no step begins after them; run the command again"
-    )
-    parser.add_argument("--machine", action="store_true", help=argparse.SUPPRESS)
-    flags = parser.parse_args(argv)
+def main(*, out_: Path | None = None, cpu: bool = False, minutes: Positive = MINUTES, machine_: bool = False) -> int:
+    """Tests and measurements on a GPU, in one command with one receipt: make gpu, or python -m benchmarks.gpu_receipt.
+
+    The steps run one after another, each a separate command with a time limit: tests on the device, the demo compared with its
+    results on the CPU, speed of base and large models, a profile, planned and measured memory and time, and two processes on the
+    device. The results of a step are saved at once, so the same command resumes after an interruption; failed steps are run
+    again. The receipt is receipt.json and receipt.md, next to the logs of all steps.
+
+    --cpu runs the same steps on the CPU with small sizes, to check that everything works; its numbers mean nothing.
+
+    Args:
+        out_: folder of the receipt (default: runs/gpu, runs/gpu_on_cpu).
+        cpu: run on the CPU with small sizes, to try all steps.
+        minutes: no step begins after them; run the command again.
+        machine_: print the facts of the machine: what the benchmark calls itself with, in a process of its own.
+
+    Examples:
+        python -m benchmarks.gpu_receipt
+    """
 
     @one_line_errors
     def run() -> int:
         import torch
 
-        if flags.machine:
+        if machine_:
             sys.stdout.write(json.dumps(machine()))
             return 0
-        if not flags.cpu and not torch.cuda.is_available():
+        if not cpu and not torch.cuda.is_available():
             raise UserError(
                 "torch finds no GPU here; give --cpu (make gpu CPU=1) to try all steps on the CPU with small sizes"
             )
-        out = (flags.out or ROOT / "runs" / ("gpu_on_cpu" if flags.cpu else "gpu")).absolute()
+        out = (out_ or ROOT / "runs" / ("gpu_on_cpu" if cpu else "gpu")).absolute()
         asked = [PYTHON, "-m", "benchmarks.gpu_receipt", "--machine"]
         facts = json.loads(
-            subprocess.run(asked, cwd=ROOT, env=_environment(flags.cpu), stdout=subprocess.PIPE, check=True).stdout
+            subprocess.run(asked, cwd=ROOT, env=_environment(cpu), stdout=subprocess.PIPE, check=True).stdout
         )
         digest = code_identity()["sha256"][:8]  # the demo's runs of other sources stay apart
-        steps = list(steps_of(out / f"runs-{digest}", cpu=flags.cpu))
-        receipt = make(steps, out, facts, cpu=flags.cpu, minutes=flags.minutes)
+        steps = list(steps_of(out / f"runs-{digest}", cpu=cpu))
+        receipt = make(steps, out, facts, cpu=cpu, minutes=minutes)
         told = {"failed": [each["step"] for each in receipt["steps"] if each["failure"]], "not run": receipt["not_run"]}
         said = "; ".join(f"{what}: {', '.join(names)}" for what, names in told.items() if names)
         again = "; run the same command again to resume" if said else ""
@@ -421,4 +420,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.gpu_receipt"))

@@ -1,21 +1,7 @@
-"""Time of the host in a pre-training step: ``python -m benchmarks.host_overhead``.
-
-A GPU idles if the host takes longer to enqueue a step than the GPU to compute it. The benchmark measures the train loop
-(:meth:`engine.trainer.Trainer.fit`) on the host without forward, backward, clipping, optimiser and copies to the device. The
-rest is seeding, learning rates, counts, the sum of the losses, FLOPs, and the report, which writes a line of metrics every
-``log_every`` steps.
-
-The trainer runs with the config's settings and batches of their real sizes, on the CPU. A stub replaces the model: it returns
-zeros for all losses, and has as many parameters as the model, of one element each. Counts and FLOPs are those of the real model
-on the meta device. On the CPU nothing is copied, so "data" is the bookkeeping of the loader alone.
-
-A table has the median and the mean of each phase; means include the lines of metrics, medians do not. The last line is the
-median over steps of the sum.
-"""
+"""Time of the host in a pre-training step: ``python -m benchmarks.host_overhead``."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import sys
@@ -39,8 +25,9 @@ from engine.trainer import PHASES, Trainer
 from models.pretraining.model import PretrainModel
 from scheduler import ScheduleConfig
 from tasks.pretrain import PretrainConfig
-from utils.errors import one_line_errors
-from utils.flags import positive
+from utils.batch import Losses, MicroBatch, PretrainBatch, Term
+from utils.commands import call
+from utils.flags import Positive
 
 DEVICE_PHASES = ("forward", "backward", "clip", "optimiser")
 """Phases in which the device computes; they are not measured."""
@@ -150,24 +137,40 @@ def table(steps: Sequence[dict[str, float]]) -> list[str]:
     ]
 
 
-def run(flags: argparse.Namespace) -> int:
+def _run(steps: int, small: bool) -> int:
     """Measure; print the phases and their sum."""
-    config, overrides = SMALL if flags.small else (CONFIG, [])
-    steps = measure(config_for(config, overrides), flags.steps)
-    total = statistics.median(sum(step[phase] for phase in HOST_PHASES) for step in steps)
-    lines = [*table(steps), f"{torch.get_num_threads()} threads, {config}", f"ms: {total:.2f}"]
+    config, overrides = SMALL if small else (CONFIG, [])
+    measured = measure(config_for(config, overrides), steps)
+    total = statistics.median(sum(step[phase] for phase in HOST_PHASES) for step in measured)
+    lines = [*table(measured), f"{torch.get_num_threads()} threads, {config}", f"ms: {total:.2f}"]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=positive, default=50, help="number of timed steps")
-    parser.add_argument("--small", action="store_true", help="check that it runs, with a small model and batch")
-    flags = parser.parse_args(argv)
-    return one_line_errors(lambda: run(flags))()
+def main(*, steps: Positive = 50, small: bool = False) -> int:
+    """Time of the host in a pre-training step.
+
+    A GPU idles if the host takes longer to enqueue a step than the GPU to compute it. The benchmark measures the train loop
+    (engine.trainer.Trainer.fit) on the host without forward, backward, clipping, optimiser and copies to the device. The
+    rest is seeding, learning rates, counts, the sum of the losses, FLOPs, and the report, which writes a line of metrics every
+    log_every steps.
+
+    The trainer runs with the config's settings and batches of their real sizes, on the CPU. A stub replaces the model: it returns
+    zeros for all losses, and has as many parameters as the model, of one element each. Counts and FLOPs are those of the real
+    model on the meta device. On the CPU nothing is copied, so "data" is the bookkeeping of the loader alone.
+
+    A table has the median and the mean of each phase; means include the lines of metrics, medians do not. The last line is the
+    median over steps of the sum.
+
+    Args:
+        steps: number of timed steps.
+        small: check that it runs, with a small model and batch.
+
+    Examples:
+        python -m benchmarks.host_overhead
+    """
+    return _run(steps, small)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.host_overhead"))

@@ -1,13 +1,7 @@
-"""Newer ingredients on the demo: ``python -m benchmarks.ingredients``, after ``make scenes``.
-
-The demo is pre-trained for 300 steps as it is, with the sigmoid loss, and with a ModernBERT of the same size as text encoder;
-then on scenes of 96 x 64 pixels, which are squeezed into squares or keep their aspect. ``run.py sweep`` makes the runs and both
-tables; docs/ablations.md has the numbers.
-"""
+"""Newer ingredients on the demo: ``python -m benchmarks.ingredients``, after ``make scenes``."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import shutil
@@ -17,7 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tools import sweep
+from launch.placement import Placement
+from tools.reproduce.runs import Seeds
+from tools.sweep import sweep
+from utils.commands import call
 
 SCENES = Path("data/scenes")
 WIDE = Path("data/scenes_wide")
@@ -79,27 +76,38 @@ def on_wide_scenes() -> dict[str, list[str]]:
     }
 
 
-def swept(variants: Mapping[str, Sequence[str]], flags: argparse.Namespace, folder: Path) -> int:
+def swept(variants: Mapping[str, Sequence[str]], steps: int, seeds: Seeds, folder: Path) -> int:
     """Make the runs of some variants that are missing, and print their table; returns the exit status."""
-    named = []
-    for name, overrides in variants.items():
-        words = " ".join(f"'{override}'" for override in overrides)
-        named += ["--variant", f"{name}: {words}"]
-    placed = ["--seeds", flags.seeds, "--cpu", "2", "--output", str(folder), f"train.steps={flags.steps}"]
-    return sweep.main(["--config", "configs/demo/pretrain.yaml", *named, *placed])
+    quoted = {name: " ".join(f"'{override}'" for override in overrides) for name, overrides in variants.items()}
+    return sweep(
+        f"train.steps={steps}",
+        config="configs/demo/pretrain.yaml",
+        variant=tuple(f"{name}: {words}" for name, words in quoted.items()),
+        seeds=seeds,
+        output=folder,
+        placement=Placement(cpu=2),
+    )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Make the runs that are missing, and print the tables; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--output", type=Path, default=Path("runs/ingredients"))
-    flags = parser.parse_args(argv)
-    flags.output.mkdir(parents=True, exist_ok=True)
-    status = swept(on_squares(flags.output), flags, flags.output / "square")
-    return status | swept(on_wide_scenes(), flags, flags.output / "wide")
+def main(*, steps: int = 300, seeds: Seeds = (0, 1, 2), output: Path = Path("runs/ingredients")) -> int:
+    """Newer ingredients on the demo, after make scenes.
+
+    The demo is pre-trained for 300 steps as it is, with the sigmoid loss, and with a ModernBERT of the same size as text encoder;
+    then on scenes of 96 x 64 pixels, which are squeezed into squares or keep their aspect. run.py sweep makes the runs and both
+    tables; docs/ablations.md has the numbers.
+
+    Args:
+        steps: steps of a run.
+        seeds: seeds of the runs.
+        output: folder of the runs.
+
+    Examples:
+        python -m benchmarks.ingredients
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    status = swept(on_squares(output), steps, seeds, output / "square")
+    return status | swept(on_wide_scenes(), steps, seeds, output / "wide")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.ingredients"))

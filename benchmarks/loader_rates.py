@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import resource
 import statistics
@@ -164,10 +163,15 @@ def print_loaders(files: Files, rounds: int) -> Callable[[PretrainConfig | Any, 
     return worker_rate
 
 
-def print_needs(worker_rate: Callable[[PretrainConfig | Any, str], float], flags: argparse.Namespace) -> None:
+def print_needs(
+    worker_rate: Callable[[PretrainConfig | Any, str], float],
+    gpu: str,
+    utilisation: float,
+    step_images_per_s: float | None,
+) -> None:
     """Print the images/s that a GPU's step needs and that its workers load, for pre-training and the base size of each task."""
     sys.stdout.write(
-        f"assumed: {flags.utilisation:.0%} of the peak of one {flags.gpu}, texts of maximum length\n"
+        f"assumed: {utilisation:.0%} of the peak of one {gpu}, texts of maximum length\n"
         f"{'config':32}{'pixels':>7}{'images a step':>15}{'TFLOP a step':>14}{'needed images/s':>17}{'8 workers load':>16}\n"
     )
     for path in [*sorted(CONFIG.parent.glob("*.yaml")), *(CONFIG.parents[1] / name for name in FINE_TUNING)]:
@@ -178,8 +182,8 @@ def print_needs(worker_rate: Callable[[PretrainConfig | Any, str], float], flags
         with torch.device("meta"):
             model = kind.build_model(config, None)
         work = model.work(synthetic_batch(config, model))
-        step_s = work.flops / (1e12 * peak(flags.gpu, config.train.precision) * flags.utilisation)
-        needed = flags.step_images_per_s or work.images / step_s
+        step_s = work.flops / (1e12 * peak(gpu, config.train.precision) * utilisation)
+        needed = step_images_per_s or work.images / step_s
         sys.stdout.write(
             f"{path.parent.name + '/' + path.stem:32}{config.model.vision.image_size:7}{work.images:15.0f}"
             f"{work.flops / 1e12:14.2f}{needed:17,.0f}"

@@ -1,24 +1,18 @@
-"""How many copies of photographs ``run.py leaks --perceptual`` finds: ``python -m benchmarks.look_alikes FOLDER``.
-
-FOLDER has photographs of different subjects, 300 or more. Copies of the first photographs (crops, half the size,
-recompressed, grey, brighter) are compared with all of them. For both thresholds of :mod:`dataset.look_alikes`, the benchmark
-prints the share of copies that is found with its original, and the number of pairs of different photographs that are taken
-for copies.
-"""
+"""How many copies of photographs ``run.py leaks --perceptual`` finds: ``python -m benchmarks.look_alikes FOLDER``."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image, ImageEnhance
 
 from dataset.look_alikes import MIN_CORRELATION, SURE, look_of, similar
-from utils.flags import positive
+from utils.commands import call
+from utils.flags import Positive
 from utils.suffixes import IMAGE_SUFFIXES
 
 CROPS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -51,17 +45,26 @@ def _photograph(path: Path) -> Image.Image:
     return image
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print a table in Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--photographs", type=positive, default=300)
-    parser.add_argument("--copied", type=positive, default=60, help="photographs of which copies are made")
-    flags = parser.parse_args(argv)
-    files = sorted(path for path in flags.folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+def main(folder: Path, /, *, photographs: Positive = 300, copied: Positive = 60) -> int:
+    """How many copies of photographs run.py leaks --perceptual finds.
+
+    FOLDER has photographs of different subjects, 300 or more. Copies of the first photographs (crops, half the size,
+    recompressed, grey, brighter) are compared with all of them. For both thresholds of dataset.look_alikes, the benchmark
+    prints the share of copies that is found with its original, and the number of pairs of different photographs that are taken
+    for copies.
+
+    Args:
+        folder: folder of the photographs.
+        photographs: photographs that are compared.
+        copied: photographs of which copies are made.
+
+    Examples:
+        python -m benchmarks.look_alikes FOLDER
+    """
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     rng = random.Random(0)
-    chosen = [_photograph(path) for path in rng.sample(files, min(flags.photographs, len(files)))]
-    made = [(n, name, copy) for n, image in enumerate(chosen[: flags.copied]) for name, copy in copies(image, rng)]
+    chosen = [_photograph(path) for path in rng.sample(files, min(photographs, len(files)))]
+    made = [(n, name, copy) for n, image in enumerate(chosen[:copied]) for name, copy in copies(image, rng)]
     names = list(dict.fromkeys(name for _, name, _ in made))
     originals, looks = [look_of(image) for image in chosen], [look_of(copy) for _, _, copy in made]
     pairs = len(looks) * (len(originals) - 1)
@@ -69,10 +72,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for threshold in (MIN_CORRELATION, SURE):
         found = list(similar(looks, originals, threshold))
         hits = [made[copy][1] for copy, original in found if made[copy][0] == original]
-        shares = " | ".join(f"{hits.count(name) / min(flags.copied, len(chosen)):.2f}" for name in names)
+        shares = " | ".join(f"{hits.count(name) / min(copied, len(chosen)):.2f}" for name in names)
         sys.stdout.write(f"| {threshold} | {shares} | {len(found) - len(hits)} |\n")
         sys.stdout.flush()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.look_alikes"))

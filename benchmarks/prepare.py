@@ -1,15 +1,7 @@
-"""Rows that ``run.py prepare`` converts per second: ``python -m benchmarks.prepare``.
-
-Files in the official schemas are generated, without images, with as many rows for each image as the official ones have. A row is
-a region, an object, a caption or a pair. Each set is prepared by one process and by ``--workers``; hashing sources and shards is
-part of the time. ``--images 108077`` is the size of Visual Genome, and gives the peak of memory there.
-
-The last line is the lowest rate of a set, in rows per second and process, over 10,000.
-"""
+"""Rows that ``run.py prepare`` converts per second: ``python -m benchmarks.prepare``."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import resource
@@ -17,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -25,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from dataset.prepare.catalogue import Options, prepare
-from utils.flags import positive
+from utils.commands import call
+from utils.flags import Positive
 
 WANTED = 10_000
 REGIONS, OBJECTS = 50, 35
@@ -50,22 +43,31 @@ _WORDS = (
 )
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.prepare", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--images", type=positive, default=10_000, metavar="N", help="of each set (default %(default)d)"
-    )
-    parser.add_argument("--workers", type=positive, default=2, metavar="N", help="processes (default %(default)d)")
-    parser.add_argument("--small", action="store_true", help="a few images, to see that the benchmark runs")
-    flags = parser.parse_args(argv)
-    images = 100 if flags.small else flags.images
+def main(*, images_: Positive = 10_000, workers_: Positive = 2, small: bool = False) -> int:
+    """Rows that run.py prepare converts per second.
+
+    Files in the official schemas are generated, without images, with as many rows for each image as the official ones have. A
+    row is a region, an object, a caption or a pair. Each set is prepared by one process and by --workers; hashing sources and
+    shards is part of the time. --images 108077 is the size of Visual Genome, and gives the peak of memory there.
+
+    The last line is the lowest rate of a set, in rows per second and process, over 10,000.
+
+    Args:
+        images_: of each set.
+        workers_: processes.
+        small: a few images, to see that the benchmark runs.
+
+    Examples:
+        python -m benchmarks.prepare
+    """
+    images = 100 if small else images_
     rates = []
     with tempfile.TemporaryDirectory() as folder:
         for name, generate in GENERATORS.items():
             raw = Path(folder) / name
             raw.mkdir()
             rows = generate(raw, images)
-            seconds = {workers: _seconds(name, raw, workers) for workers in dict.fromkeys((1, flags.workers))}
+            seconds = {workers: _seconds(name, raw, workers) for workers in dict.fromkeys((1, workers_))}
             rates += [rows / seconds[1]]
             each = ", ".join(f"{rows / taken:,.0f} rows/s by {workers}" for workers, taken in seconds.items())
             sys.stdout.write(f"{name}: {rows:,} rows: {each}\n")
@@ -197,4 +199,4 @@ GENERATORS: dict[str, Callable[[Path, int], int]] = {"visual_genome": visual_gen
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.prepare"))

@@ -1,23 +1,12 @@
-"""Time of a whole pre-training step over that of the bare backbone: ``python -m benchmarks.pretrain_step``.
-
-The step is :meth:`engine.trainer.Trainer.train_step` (forward, backward, clipping, AdamW) in base size, 224 px, float32, on 8
-image-text pairs and 12 regions of 4 images. The backbone is timm's BEiT-2 base alone, forward and backward, on the same 12
-images in one batch, with fused attention and drop path 0.1. Both alternate in one process, in train mode.
-
-The last line is the median ratio of the times. The line before it is the ratio of the fastest times, which other programs
-disturb least. The memory is the process's peak before the bare backbone is built. Virtual machines may reclaim memory that is
-idle for some seconds: ``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000`` before the command prevents that
-(``benchmarks/README.md``).
-"""
+"""Time of a whole pre-training step over that of the bare backbone: ``python -m benchmarks.pretrain_step``."""
 
 from __future__ import annotations
 
-import argparse
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -35,7 +24,9 @@ from models.core.vision import VisionConfig
 from models.pretraining.config import PretrainModelConfig
 from models.pretraining.model import PretrainModel
 from optim import OptimConfig
-from utils.flags import positive
+from utils.batch import PretrainBatch
+from utils.commands import call
+from utils.flags import Positive
 
 BACKBONE = "beitv2_base_patch16_224"
 PAIRS, REGIONS, IMAGES = 8, 12, 4
@@ -79,14 +70,27 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark and print its ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=positive, default=7, help="number of pairs of measurements")
-    parser.add_argument("--small", action="store_true", help="check that it runs, with a small model")
-    flags = parser.parse_args(argv)
+def main(*, rounds: Positive = 7, small: bool = False) -> int:
+    """Time of a whole pre-training step over that of the bare backbone.
+
+    The step is engine.trainer.Trainer.train_step (forward, backward, clipping, AdamW) in base size, 224 px, float32, on 8
+    image-text pairs and 12 regions of 4 images. The backbone is timm's BEiT-2 base alone, forward and backward, on the same 12
+    images in one batch, with fused attention and drop path 0.1. Both alternate in one process, in train mode.
+
+    The last line is the median ratio of the times. The line before it is the ratio of the fastest times, which other programs
+    disturb least. The memory is the process's peak before the bare backbone is built. Virtual machines may reclaim memory that is
+    idle for some seconds: MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000 before the command prevents that
+    (benchmarks/README.md).
+
+    Args:
+        rounds: number of pairs of measurements.
+        small: check that it runs, with a small model.
+
+    Examples:
+        python -m benchmarks.pretrain_step
+    """
     torch.manual_seed(0)
-    model, batch = build(flags.small)
+    model, batch = build(small)
     assert batch.images is not None and batch.regions is not None
     trainer = trainer_of(
         model, TrainConfig(steps=1, precision="fp32"), OptimConfig(lr=1e-4), device=torch.device("cpu")
@@ -98,11 +102,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for _ in range(2):  # the first step makes the optimiser's states
         step()
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    backbone = bare_backbone(torch.cat([batch.images.pixels, batch.regions.pixels]), flags.small)
+    backbone = bare_backbone(torch.cat([batch.images.pixels, batch.regions.pixels]), small)
     backbone()
     step()  # now with the backbone in memory: later steps allocate no new memory
     times = []
-    for _ in range(flags.rounds):
+    for _ in range(rounds):
         step_s, backbone_s = seconds(step), seconds(backbone)
         times.append((step_s, backbone_s))
         sys.stdout.write(f"step {step_s:.2f} s, backbone alone {backbone_s:.2f} s, ratio {step_s / backbone_s:.2f}\n")
@@ -116,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     fastest_step, fastest_backbone = map(min, zip(*times, strict=True))
     sys.stdout.write(f"fastest step over fastest backbone: {fastest_step / fastest_backbone:.2f}\n")
     sys.stdout.write(f"ratio: {statistics.median(step_s / backbone_s for step_s, backbone_s in times):.2f}\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.pretrain_step"))

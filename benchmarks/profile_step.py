@@ -1,17 +1,10 @@
-"""Profile of a pre-training step by kernel and attention back end: ``python -m benchmarks.profile_step``.
-
-After a warm-up, a few steps of the trainer run under the profiler. It prints the kernels by their share of the device's time (on
-a CPU: operators by their share of the host's), which back end computed attention how often, and the part of the time in which
-the device had nothing to do. ``--trace FILE`` keeps all of it for https://ui.perfetto.dev.
-"""
+"""Profile of a pre-training step by kernel and attention back end: ``python -m benchmarks.profile_step``."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,13 +12,14 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.results import add_json, keep
+from benchmarks.results import keep
 from benchmarks.step_clock import Stepper
 from benchmarks.step_config import CONFIG, LENGTH_FACTORS, SMALL, batches_for, build, config_for, describe_step
 from engine.memory import trainer_of
 from utils import accelerator
+from utils.commands import call
 from utils.errors import one_line_errors
-from utils.flags import positive
+from utils.flags import Override, Positive
 
 ATTENTION = {
     "aten::_scaled_dot_product_flash_attention": "flash",
@@ -89,39 +83,53 @@ def lines_of(found: dict[str, Any], most: int) -> list[str]:
     return [*lines, f"{rest:6.1%}               {len(found['kernels']) - len(shown)} others"]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; a user's mistake is one line on stderr and status 2."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=positive, default=8, help="steps under the profiler")
-    parser.add_argument("--config", type=Path, default=CONFIG, help=f"YAML file of pre-training (default: {CONFIG})")
-    parser.add_argument("--small", action="store_true", help="check that it runs, with a small model and batch")
-    parser.add_argument("--kernels", type=positive, default=20, help="how many kernels are printed")
-    parser.add_argument(
-        "--trace", type=Path, metavar="FILE", help="a trace for https://ui.perfetto.dev, such as trace.json.gz"
-    )
-    add_json(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of the config")
-    flags = parser.parse_intermixed_args(argv)
+def main(
+    *overrides_: Override,
+    steps: Positive = 8,
+    config_: Path = CONFIG,
+    small: bool = False,
+    kernels: Positive = 20,
+    trace: Path | None = None,
+    json_: Path | None = None,
+) -> int:
+    """Profile of a pre-training step by kernel and attention back end.
+
+    After a warm-up, a few steps of the trainer run under the profiler. It prints the kernels by their share of the device's time
+    (on a CPU: operators by their share of the host's), which back end computed attention how often, and the part of the time in
+    which the device had nothing to do. --trace FILE keeps all of it for https://ui.perfetto.dev.
+
+    Args:
+        steps: steps under the profiler.
+        config_: YAML file of pre-training.
+        small: check that it runs, with a small model and batch.
+        kernels: how many kernels are printed.
+        trace: a trace for https://ui.perfetto.dev, such as trace.json.gz.
+        overrides_: values of the config.
+        json_: keep the numbers in a file, too.
+
+    Examples:
+        python -m benchmarks.profile_step
+    """
 
     @one_line_errors
     def run() -> int:
-        path, overrides = (SMALL[0], [*SMALL[1], *flags.overrides]) if flags.small else (flags.config, flags.overrides)
+        path, overrides = (SMALL[0], [*SMALL[1], *overrides_]) if small else (config_, overrides_)
         config, device = config_for(path, overrides), accelerator.best_device()
         model = build(config)
         trainer = trainer_of(model, config.train, config.optim, device)
         batches = batches_for(config, model, static=bool(config.train.compile))
         if device.type != "cpu":
             batches = [batch.pin_memory() for batch in batches]
-        stepper = Stepper(trainer, batches, config.plan(1).accumulation)
-        for _ in range(1 if flags.small else 2 * len(LENGTH_FACTORS)):
+        stepper = Stepper(trainer, batches, config.train.accumulation(config.data))
+        for _ in range(1 if small else 2 * len(LENGTH_FACTORS)):
             stepper.step(nullcontext())
-        found = profiled(stepper, flags.steps, device, flags.trace)
-        sys.stdout.write("\n".join([describe_step(config), *lines_of(found, flags.kernels)]) + "\n")
-        keep(flags, found)
+        found = profiled(stepper, steps, device, trace)
+        sys.stdout.write("\n".join([describe_step(config), *lines_of(found, kernels)]) + "\n")
+        keep(json_, found)
         return 0
 
     return run()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.profile_step"))

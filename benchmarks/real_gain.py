@@ -1,21 +1,19 @@
-"""Gain from pre-training the small real model: ``python -m benchmarks.real_gain``, after ``make real``.
-
-Retrieval, grounding and captioning are fine-tuned at equal steps from the pre-trained model, from its encoders alone, and from
-random weights. From random weights everything trains, at the rate that random parameters have in the other runs. ``run.py sweep``
-makes the runs and the tables of all metrics; the last table has the main ones.
-"""
+"""Gain from pre-training the small real model: ``python -m benchmarks.real_gain``, after ``make real``."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from tools import sweep
-from utils.config_files import peek
+from launch.placement import Placement
+from tools.reproduce.runs import Seeds
+from tools.sweep import sweep, table_of
+from utils.commands import call
+from utils.config import peek
 from utils.errors import one_line_errors
+from utils.flags import Override, Positive, one_of, read_by
 
 CONFIGS = {task: Path(f"configs/real/{task}.yaml") for task in ("retrieval", "grounding", "captioning")}
 HEADLINES = {
@@ -45,32 +43,48 @@ def headlines(folder: Path, task: str) -> str:
         name: [{metric: run[metric] for metric in HEADLINES[task] if metric in run} for run in runs]
         for name, runs in measured.items()
     }
-    return sweep.table_of(chosen, max(map(len, chosen.values()))).replace("| |", f"| {task} |", 1)
+    return table_of(chosen, max(map(len, chosen.values()))).replace("| |", f"| {task} |", 1)
 
 
-@one_line_errors
-def main(argv: Sequence[str] | None = None) -> int:
-    """Make the runs that are missing, and print the tables; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=CONFIGS, action="append", help="may be repeated; default: all three")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--cpu", default="2", help="processes of a run")
-    parser.add_argument("--output", type=Path, default=Path("runs/real/gain"))
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of all runs")
-    flags = parser.parse_args(argv)
+def main(
+    *overrides: Override,
+    task_: tuple[Annotated[str, read_by(one_of(list(CONFIGS)))], ...] = (),
+    seeds: Seeds = (0, 1, 2),
+    cpu: Positive = 2,
+    output: Path = Path("runs/real/gain"),
+) -> int:
+    """Gain from pre-training the small real model, after make real.
+
+    Retrieval, grounding and captioning are fine-tuned at equal steps from the pre-trained model, from its encoders alone, and
+    from random weights. From random weights everything trains, at the rate that random parameters have in the other runs. run.py
+    sweep makes the runs and the tables of all metrics; the last table has the main ones.
+
+    Args:
+        task_: may be repeated; default: all three.
+        seeds: seeds of the runs.
+        cpu: processes of a run.
+        output: folder of the runs.
+        overrides: of all runs.
+
+    Examples:
+        python -m benchmarks.real_gain
+    """
     status, tables = 0, []
-    for task in flags.task or CONFIGS:
-        variants: list[str] = []
-        for name, overrides in starts(CONFIGS[task]).items():
-            variants += ["--variant", " ".join([f"{name}:", *overrides])]
-        placed = ["--seeds", flags.seeds, "--cpu", flags.cpu, "--output", str(flags.output / task)]
-        code = sweep.main(["--config", str(CONFIGS[task]), *variants, *placed, *flags.overrides])
+    for task in task_ or CONFIGS:
+        code = one_line_errors(sweep)(
+            *overrides,
+            config=str(CONFIGS[task]),
+            variant=tuple(" ".join([f"{name}:", *changes]) for name, changes in starts(CONFIGS[task]).items()),
+            seeds=seeds,
+            output=output / task,
+            placement=Placement(cpu=cpu),
+        )
         status = max(status, code)
         if code < 2:  # else there is no table
-            tables.append(headlines(flags.output / task, task))
+            tables.append(headlines(output / task, task))
     sys.stdout.write("\n".join(["", *tables]))
     return status
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.real_gain"))

@@ -1,15 +1,10 @@
-"""Drawings of the small real model: ``python -m benchmarks.real_pictures RUN --seed 1 --out docs`` drew docs/real_model.md's.
-
-``real_names.png`` has the nearest names of held-out images, ``real_boxes.png`` the boxes of names in held-out composites. The
-seed chooses them, right or wrong. Stamps are left out, whose licence would be that of the drawings too.
-"""
+"""Drawings of the small real model: ``python -m benchmarks.real_pictures RUN --seed 1 --out docs`` drew docs/real_model.md's."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
-from collections.abc import Sequence
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +23,8 @@ from tasks.drawing import (
     draw_sheet,
     pair_of_boxes,
 )
-from utils.errors import UserError, one_line_errors
+from utils.commands import call
+from utils.errors import UserError
 from x2vlm import load
 from x2vlm.model import Model
 
@@ -91,23 +87,29 @@ def composite(model: Model, record: dict[str, Any]) -> Panel:
     return Panel(resized(image, tuple(pairs)), tuple(lines))
 
 
-@one_line_errors
-def main(argv: Sequence[str] | None = None) -> int:
-    """Draw both sheets; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of configs/real/pretrain.yaml")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of images")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the drawings (default: RUN)")
-    flags = parser.parse_args(argv)
+def main(run: Path, /, *, seed: int = 0, out_: Path | None = None) -> int:
+    """Drawings of the small real model drew docs/real_model.md's.
+
+    real_names.png has the nearest names of held-out images, real_boxes.png the boxes of names in held-out composites. The
+    seed chooses them, right or wrong. Stamps are left out, whose licence would be that of the drawings too.
+
+    Args:
+        run: folder of a run of configs/real/pretrain.yaml.
+        seed: of the choice of images.
+        out_: folder of the drawings (default: RUN).
+
+    Examples:
+        python -m benchmarks.real_pictures RUN --seed 1 --out docs
+    """
     if not RECORDS.is_dir():
         raise UserError(f"there is no {RECORDS}; make it: docs/real_model.md")
-    model = load(flags.run)
-    out = flags.out or flags.run
+    model = load(run)
+    out = out_ or run
     out.mkdir(parents=True, exist_ok=True)
     for name, sheet in (("names", names), ("boxes", boxes)):
-        draw_sheet(sheet(model, random.Random(flags.seed)), out / f"real_{name}.png")
+        draw_sheet(sheet(model, random.Random(seed)), out / f"real_{name}.png")
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.real_pictures"))

@@ -1,15 +1,8 @@
-"""Two linear baselines of the small real model: ``python -m benchmarks.real_ridge``, once its data is made (docs/real_model.md).
-
-Each source by itself, ridge regression leads from DINOv2's features of a training picture to MiniLM's embedding of its first
-caption, the mean of the token states. Held-out captions are then ranked for each held-out picture by their cosine to what the
-regression gives, and pictures for each caption. Features are [CLS] and the mean of the patches at 224 pixels: A of the last
-layer, B of the last four. The penalty is chosen on validation, by the mean of R@1, R@5 and R@10 both ways; the test split is
-looked at once.
-"""
+"""Two linear baselines of the small real model: ``python -m benchmarks.real_ridge``, once its data is made
+(docs/real_model.md)."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -33,7 +26,7 @@ from metrics.retrieval import ranks_of_first_match, retrieval_recalls
 from models.checkpoints import initialise
 from models.core.contrastive import masked_mean
 from models.pretraining.model import PretrainModel
-from utils.errors import one_line_errors
+from utils.commands import call
 
 CONFIG = Path("configs/real/pretrain.yaml")
 LAYERS = {"A": 1, "B": 4}
@@ -120,17 +113,26 @@ def baseline(splits: dict[str, Encoded], layers: int) -> tuple[float, dict[str, 
     return best, fits[best].recalls(x["test"], y["test"])
 
 
-@one_line_errors
-def main(argv: Sequence[str] | None = None) -> int:
-    """Compute the features and print a line for each source and baseline; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=Path, default=Path("data/real/records"), metavar="DIR")
-    flags = parser.parse_args(argv)
+def main(*, records: Path = Path("data/real/records")) -> int:
+    """Two linear baselines of the small real model, once its data is made (docs/real_model.md).
+
+    Each source by itself, ridge regression leads from DINOv2's features of a training picture to MiniLM's embedding of its first
+    caption, the mean of the token states. Held-out captions are then ranked for each held-out picture by their cosine to what the
+    regression gives, and pictures for each caption. Features are [CLS] and the mean of the patches at 224 pixels: A of the last
+    layer, B of the last four. The penalty is chosen on validation, by the mean of R@1, R@5 and R@10 both ways; the test split is
+    looked at once.
+
+    Args:
+        records: folder of the records.
+
+    Examples:
+        python -m benchmarks.real_ridge
+    """
     config = config_for(CONFIG, ["model.vision.depth=null", "model.vision.image_size=224"])
     model = build(config).eval()
     initialise(model, config.init)
     processor = TextProcessor(load_tokenizer(config.model.text.encoder), config.data.text)
-    encoded = {split: encode(model, processor, flags.records / f"{split}.jsonl") for split in SPLITS}
+    encoded = {split: encode(model, processor, records / f"{split}.jsonl") for split in SPLITS}
     for source in CUTOUT_SOURCES:
         splits = {split: by_source[source] for split, by_source in encoded.items()}
         for name, layers in LAYERS.items():
@@ -148,4 +150,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.real_ridge"))

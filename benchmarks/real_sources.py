@@ -1,13 +1,7 @@
-"""Measurements of the small real model on pictures of held-out concepts: ``python -m benchmarks.real_sources RUN [RUN …]``.
-
-Each source by itself, names are ranked for its pictures and pictures for its names, by cosine and re-ranked, and masked words of
-names are predicted; then names of cut-outs are located in composites, and names of divisions in maps. Several runs, such as those
-of three seeds, give means with standard deviations. Measurements that are newer than the run and the records are kept.
-"""
+"""Measurements of the small real model on pictures of held-out concepts: ``python -m benchmarks.real_sources RUN [RUN …]``."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import statistics
@@ -15,12 +9,13 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from demo.real.collect import CUTOUT_SOURCES
 from engine.run_files import EVALUATION_FILE
 from metrics.retrieval import RECALL_AT
-from utils.errors import UserError, one_line_errors
+from utils.commands import call
+from utils.errors import UserError
 
 RECORDS = Path("data/real/records")
 COUNTS = RECORDS / "real.json"
@@ -111,18 +106,24 @@ def table(runs: Sequence[dict[str, Metrics]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-@one_line_errors
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure what is missing, and print the tables; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help="folder of a run of configs/real/pretrain.yaml"
-    )
-    parser.add_argument("--split", choices=("val", "test"), default="test")
-    flags = parser.parse_args(argv)
-    sys.stdout.write(table([measure_all(run, flags.split) for run in flags.runs]))
+def main(runs: list[Path], /, *, split: Literal["val", "test"] = "test") -> int:
+    """Measurements of the small real model on pictures of held-out concepts.
+
+    Each source by itself, names are ranked for its pictures and pictures for its names, by cosine and re-ranked, and masked
+    words of names are predicted; then names of cut-outs are located in composites, and names of divisions in maps. Several runs,
+    such as those of three seeds, give means with standard deviations. Measurements that are newer than the run and the records
+    are kept.
+
+    Args:
+        runs: folder of a run of configs/real/pretrain.yaml.
+        split: of the pictures.
+
+    Examples:
+        python -m benchmarks.real_sources RUN [RUN …]
+    """
+    sys.stdout.write(table([measure_all(run, split) for run in runs]))
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.real_sources"))

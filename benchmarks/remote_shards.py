@@ -1,15 +1,7 @@
-"""Shards on a server against shards on the disk: ``python -m benchmarks.remote_shards``.
-
-Tars of pictures are read in the order by blocks, by one process: from the disk, from a server on this machine that answers every
-request, and from one where 1 % of the requests fail. Once pictures become views for training, as in a run; once they are decoded
-alone. Each round begins with an empty cache of blocks; the index is there. Blocks of records are so small that an epoch has
-several windows, as it has with more data. Then two nodes read half of the lanes each, in blocks of the usual size: how many bytes
-one fetches, as a multiple of its share.
-"""
+"""Shards on a server against shards on the disk: ``python -m benchmarks.remote_shards``."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import multiprocessing
 import random
@@ -18,7 +10,6 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -34,6 +25,7 @@ from dataset.records.schema import ImageSource
 from dataset.shards.readers import Shards
 from dataset.shards.remote.server import RemoteConfig
 from dataset.tasks.streams.base import StreamConfig
+from utils.commands import call
 
 LANES, BATCH, SMALL = 2, 32, 100
 
@@ -109,19 +101,29 @@ def read(
         return count / (time.perf_counter() - started)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, and print a line for each number."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tars", type=int, default=8)
-    parser.add_argument("--per-tar", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=5)
-    flags = parser.parse_args(argv)
+def main(*, tars: int = 8, per_tar: int = 2000, rounds_: int = 5) -> int:
+    """Shards on a server against shards on the disk.
+
+    Tars of pictures are read in the order by blocks, by one process: from the disk, from a server on this machine that answers
+    every request, and from one where 1 % of the requests fail. Once pictures become views for training, as in a run; once they
+    are decoded alone. Each round begins with an empty cache of blocks; the index is there. Blocks of records are so small that
+    an epoch has several windows, as it has with more data. Then two nodes read half of the lanes each, in blocks of the usual
+    size: how many bytes one fetches, as a multiple of its share.
+
+    Args:
+        tars: number of tars.
+        per_tar: pictures of a tar.
+        rounds_: measurements of each place.
+
+    Examples:
+        python -m benchmarks.remote_shards
+    """
     torch.set_num_threads(1)  # as in the workers of a run
     context = multiprocessing.get_context("fork")
     servers = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_tars(folder / "tars", flags.tars, flags.per_tar)
+        write_tars(folder / "tars", tars, per_tar)
         files, sent = {"disk": [str(folder / "tars")]}, context.Value("q", 0)
         for failing in (0.0, 0.01):
             port = context.Value("i", 0)
@@ -129,12 +131,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             servers[-1].start()
             while not port.value:
                 time.sleep(0.01)
-            address = f"http://127.0.0.1:{port.value}/{{00000..{flags.tars - 1:05d}}}.tar"
+            address = f"http://127.0.0.1:{port.value}/{{00000..{tars - 1:05d}}}.tar"
             files[f"server, {failing:.0%} of the requests fail"] = [address]
         for own in files.values():  # makes the indexes
             read(own, folder)
         for views, done in ((True, "views made"), (False, "decoded")):
-            rounds = [[read(own, folder, views=views) for own in files.values()] for _ in range(flags.rounds)]
+            rounds = [[read(own, folder, views=views) for own in files.values()] for _ in range(rounds_)]
             medians = np.median(rounds, axis=0)
             for what, rate, rates in zip(files, medians, zip(*rounds, strict=True), strict=True):
                 each = f"rounds {min(rates):,.0f} to {max(rates):,.0f}"
@@ -147,7 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.write(f"one of two nodes fetches {(sent.value - before) / share:.2f} times its share\n")
     for process in servers:
         process.terminate()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.remote_shards"))

@@ -1,19 +1,10 @@
-"""Re-ranking at COCO proportions, base size, 384 px: ``python -m benchmarks.rerank``.
-
-The benchmark compares :func:`models.inference.reranking.score_pairs` with the usual way: k pairs per call, texts padded to 40
-tokens for attention, keys and values of the image projected for every pair, all states of the last block computed, fused
-attention. Both alternate in one process and score the same pairs of an image. Ours also scores the pairs of the other direction,
-as in an evaluation; its time is divided by all pairs. Weights, patches and texts are random: the time depends on sizes alone. The
-last line is the median ratio of the times per pair.
-"""
+"""Re-ranking at COCO proportions, base size, 384 px: ``python -m benchmarks.rerank``."""
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -26,7 +17,8 @@ from models.core.text import TextArchitecture, TextConfig
 from models.core.vision import Concepts, VisionConfig
 from models.inference.reranking import TextBank, score_pairs
 from models.tasks.retrieval import RetrievalModel
-from utils.flags import positive
+from utils.commands import call
+from utils.flags import Positive
 
 IMAGES, CAPTIONS, K = 5000, 25010, 80
 PADDED = 40
@@ -69,16 +61,26 @@ def shared_pairs(generator: torch.Generator) -> float:
 
 
 @torch.no_grad()
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark and print its ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=positive, default=5, help="number of pairs of measurements")
-    parser.add_argument("--small", action="store_true", help="check that it runs, with a small model and few pairs")
-    flags = parser.parse_args(argv)
+def main(*, rounds: Positive = 5, small: bool = False) -> int:
+    """Re-ranking at COCO proportions, base size, 384 px.
+
+    The benchmark compares models.inference.reranking.score_pairs with the usual way: k pairs per call, texts padded to 40
+    tokens for attention, keys and values of the image projected for every pair, all states of the last block computed, fused
+    attention. Both alternate in one process and score the same pairs of an image. Ours also scores the pairs of the other
+    direction, as in an evaluation; its time is divided by all pairs. Weights, patches and texts are random: the time depends on
+    sizes alone. The last line is the median ratio of the times per pair.
+
+    Args:
+        rounds: number of pairs of measurements.
+        small: check that it runs, with a small model and few pairs.
+
+    Examples:
+        python -m benchmarks.rerank
+    """
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    model = build(64, 2, 64) if flags.small else build(768, 6, 384)
-    k = 8 if flags.small else K
+    model = build(64, 2, 64) if small else build(768, 6, 384)
+    k = 8 if small else K
     pairs = k + round(k * CAPTIONS / IMAGES)
     width, patches = model.vision.width, model.vision.grid[0] * model.vision.grid[1]
     lengths = (MEAN_LENGTH + SPREAD * torch.randn(pairs, generator=generator)).round().clamp(6, PADDED).long()
@@ -87,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     bank = TextBank.of([PackedTexts(packing.pack(states), packing)])
     first = bank.texts.select(torch.arange(k))
     ratios = []
-    for number in range(flags.rounds + 1):
+    for number in range(rounds + 1):
         image = Concepts(
             torch.randn(1, patches, width, generator=generator), torch.randn(1, width, generator=generator)
         )
@@ -105,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{k} pairs the usual way {1e3 * usual_s:.1f} ms each, {pairs} pairs ours {1e3 * ours_s:.2f} ms each, "
                 f"ratio {ratios[-1]:.2f}, scores differ by {difference:.1e}\n"
             )
-    if not flags.small:
+    if not small:
         share = shared_pairs(generator)
         sys.stdout.write(
             f"not in the ratio: of the {K * (IMAGES + CAPTIONS)} pairs, {100 * share:.1f} % occur in both directions and are "
@@ -113,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     sys.stdout.write(f"mean length {lengths.float().mean():.1f} tokens, {torch.get_num_threads()} threads\n")
     sys.stdout.write(f"ratio: {statistics.median(ratios):.2f}\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.rerank"))

@@ -1,21 +1,16 @@
-"""The first stage of a search over many images: ``python -m benchmarks.search``.
-
-The embeddings are made up: a million, as wide as those of X²-VLM base, mapped from a file that is in memory. Each search
-has a query of its own. Encoding the text, and re-ranking, are not timed.
-"""
+"""The first stage of a search over many images: ``python -m benchmarks.search``."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from utils.commands import call
 from x2vlm.search.files import About, open_embeddings
 from x2vlm.search.index import nearest_rows
 
@@ -36,18 +31,25 @@ def unit(rng: np.random.Generator, count: int, width: int) -> np.ndarray:
     return np.asarray(vectors / lengths)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, and print a line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1_000_000)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--searches", type=int, default=51)
-    flags = parser.parse_args(argv)
+def main(*, images: int = 1_000_000, width: int = 256, searches: int = 51) -> int:
+    """The first stage of a search over many images.
+
+    The embeddings are made up: a million, as wide as those of X²-VLM base, mapped from a file that is in memory. Each search
+    has a query of its own. Encoding the text, and re-ranking, are not timed.
+
+    Args:
+        images: embeddings that are searched.
+        width: of an embedding.
+        searches: searches that are timed.
+
+    Examples:
+        python -m benchmarks.search
+    """
     with tempfile.TemporaryDirectory() as name:
-        about = About(name, "made up", "", flags.width, made=1)
-        write_embeddings(about.embeddings_in(Path(name)), flags.images, flags.width)
-        embeddings = open_embeddings(Path(name), about, flags.images)
-        queries, took = unit(np.random.default_rng(1), flags.searches, flags.width), []
+        about = About(name, "made up", "", width, made=1)
+        write_embeddings(about.embeddings_in(Path(name)), images, width)
+        embeddings = open_embeddings(Path(name), about, images)
+        queries, took = unit(np.random.default_rng(1), searches, width), []
         nearest_rows(embeddings, queries[0], 64)  # the file comes into memory
         for query in queries:
             started = time.perf_counter()
@@ -56,10 +58,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         right = set(np.argsort(-(np.asarray(embeddings) @ queries[-1]))[:64].tolist()) == set(rows.tolist())
     p50, p95 = 1000 * np.percentile(took, [50, 95])
     sys.stdout.write(
-        f"{flags.images:,} images on {torch.get_num_threads()} cores: p50 {p50:.0f} ms, p95 {p95:.0f} ms of "
-        f"{flags.searches} searches; the last one's 64 best are {'' if right else 'not '}those of numpy\n"
+        f"{images:,} images on {torch.get_num_threads()} cores: p50 {p50:.0f} ms, p95 {p95:.0f} ms of "
+        f"{searches} searches; the last one's 64 best are {'' if right else 'not '}those of numpy\n"
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.search"))

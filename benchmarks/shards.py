@@ -1,14 +1,7 @@
-"""Many shards: ``python -m benchmarks.shards``. How fast tars are indexed, and what a run costs that reads 130,000 of them.
-
-The first part writes tars of small images with captions and JSON, and indexes them from the disk's cache, by one process and by
-two. The second makes as many empty files as the paper's largest set has shards, and an index as large as that of its records
-(sparse: it takes no room on disk), and opens it in a process of its own: seconds, anonymous memory beyond the imports, files;
-and how many positions a second become places of records, in random order and in the order by blocks.
-"""
+"""Many shards: ``python -m benchmarks.shards``. How fast tars are indexed, and what a run costs that reads 130,000 of them."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import multiprocessing
@@ -31,6 +24,7 @@ from dataset.shards.index import name_of
 from dataset.shards.readers import Shards
 from dataset.shards.samplers import Order, RandomOrder
 from dataset.shards.states import states_of
+from utils.commands import call
 
 SHARDS, RECORDS = 130_000, 1_300_000_000
 TARS, PER_TAR, IMAGE_BYTES = 8, 10_000, 2_000
@@ -129,27 +123,39 @@ def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.apply(function, arguments)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure both parts, and print a line for each number."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tars", type=int, default=TARS)
-    parser.add_argument("--per-tar", type=int, default=PER_TAR)
-    parser.add_argument("--shards", type=int, default=SHARDS)
-    parser.add_argument("--records", type=int, default=RECORDS)
-    parser.add_argument("--rounds", type=int, default=3)
-    flags = parser.parse_args(argv)
+def main(
+    *, tars: int = TARS, per_tar: int = PER_TAR, shards: int = SHARDS, records: int = RECORDS, rounds: int = 3
+) -> int:
+    """Many shards. How fast tars are indexed, and what a run costs that reads 130,000 of them.
+
+    The first part writes tars of small images with captions and JSON, and indexes them from the disk's cache, by one process and
+    by two. The second makes as many empty files as the paper's largest set has shards, and an index as large as that of its
+    records (sparse: it takes no room on disk), and opens it in a process of its own: seconds, anonymous memory beyond the
+    imports, files; and how many positions a second become places of records, in random order and in the order by blocks.
+
+    Args:
+        tars: tars that are indexed.
+        per_tar: images of a tar.
+        shards: empty shards of the second part.
+        records: records of its index.
+        rounds: measurements.
+
+    Examples:
+        python -m benchmarks.shards
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "tars").mkdir()
         making.PART = 1
-        paths = write_tars(folder / "tars", flags.tars, flags.per_tar)
+        paths = write_tars(folder / "tars", tars, per_tar)
         for workers in (1, 2):
-            rate = index_rate(paths, folder / "made", workers, flags.rounds)
+            rate = index_rate(paths, folder / "made", workers, rounds)
             sys.stdout.write(f"indexed by {workers}: {rate:,.0f} records/s\n")
-        files = write_large(folder, flags.shards, flags.records)
+        files = write_large(folder, shards, records)
         for what, value in in_a_process(open_large, files, folder).items():
-            sys.stdout.write(f"{flags.shards:,} shards, {flags.records:,} records: {value:,.1f} {what}\n")
+            sys.stdout.write(f"{shards:,} shards, {records:,} records: {value:,.1f} {what}\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.shards"))

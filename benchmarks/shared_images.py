@@ -1,18 +1,10 @@
-"""Questions with an image each, and the same number of questions that share images: ``python -m benchmarks.shared_images``.
-
-Forward and backward passes of VQA fine-tuning in base size, in turn in one process: 32 questions about 32 images, and 32
-questions about 32 / K images (``data.questions_per_example=K``). A question has ten tokens and two answers, each of three tokens.
-VQA v2 asks 5.4 questions about an image on average. The last line is the median of the ratios: time with shared images over
-time without.
-"""
+"""Questions with an image each, and the same number of questions that share images: ``python -m benchmarks.shared_images``."""
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 
 import torch
 
@@ -20,8 +12,11 @@ from batches.questions import QuestionBatch
 from batches.texts import Text
 from models.tasks.vqa import VQAModel
 from tasks.vqa import VQAConfig
+from utils.batch import QuestionBatch, Text
+from utils.commands import call
 from utils.config import load_config
-from utils.flags import positive
+from utils.errors import UserError
+from utils.flags import Positive
 
 SMALL = (
     "model.vision.width=64",
@@ -60,26 +55,42 @@ def seconds(model: VQAModel, given: QuestionBatch) -> float:
     return time.perf_counter() - started
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark and print its ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=positive, default=5, help="number of pairs of measurements")
-    parser.add_argument("--questions", type=positive, default=32, help="questions of a step")
-    parser.add_argument("--per-image", type=positive, default=4, help="questions about an image, where they share it")
-    parser.add_argument("--size", type=positive, default=384, help="side of an image in pixels")
-    parser.add_argument("--small", action="store_true", help="check that it runs, with a small model")
-    flags = parser.parse_args(argv)
-    if flags.questions % flags.per_image:
-        parser.error(f"--questions {flags.questions} is not a multiple of --per-image {flags.per_image}")
-    size = 32 if flags.small else flags.size
+def main(
+    *,
+    rounds: Positive = 5,
+    questions: Positive = 32,
+    per_image_: Positive = 4,
+    size_: Positive = 384,
+    small: bool = False,
+) -> int:
+    """Questions with an image each, and the same number of questions that share images.
+
+    Forward and backward passes of VQA fine-tuning in base size, in turn in one process: 32 questions about 32 images, and 32
+    questions about 32 / K images (data.questions_per_example=K). A question has ten tokens and two answers, each of three tokens.
+    VQA v2 asks 5.4 questions about an image on average. The last line is the median of the ratios: time with shared images over
+    time without.
+
+    Args:
+        rounds: number of pairs of measurements.
+        questions: questions of a step.
+        per_image_: questions about an image, where they share it.
+        size_: side of an image in pixels.
+        small: check that it runs, with a small model.
+
+    Examples:
+        python -m benchmarks.shared_images
+    """
+    if questions % per_image_:
+        raise UserError(f"--questions {questions} is not a multiple of --per-image {per_image_}")
+    size = 32 if small else size_
     arch = "model.text.arch={family: bert, vocab_size: 30522}"
-    overrides = [f"model.vision.image_size={size}", *(SMALL if flags.small else [arch])]
+    overrides = [f"model.vision.image_size={size}", *(SMALL if small else [arch])]
     config = load_config("configs/vqa/vqa2_base_4m.yaml", overrides, VQAConfig)
     torch.manual_seed(0)
     model = VQAModel(config.model)
-    alone, shared = (batch(size, flags.questions, per_image) for per_image in (1, flags.per_image))
+    alone, shared = (batch(size, questions, per_image) for per_image in (1, per_image_))
     ratios = []
-    for number in range(flags.rounds + 1):
+    for number in range(rounds + 1):
         times = seconds(model, alone), seconds(model, shared)
         if number:  # the first round warms up
             ratios.append(times[1] / times[0])
@@ -88,10 +99,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     work = [model.work(each) for each in (alone, shared)]
     flops = work[1].flops / work[0].flops
     sys.stdout.write(
-        f"{flags.questions} questions, {work[0].images} and {work[1].images} images of {size} px, ratio of FLOPs {flops:.2f}\n"
+        f"{questions} questions, {work[0].images} and {work[1].images} images of {size} px, ratio of FLOPs {flops:.2f}\n"
     )
     sys.stdout.write(f"ratio: {statistics.median(ratios):.2f}\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.shared_images"))

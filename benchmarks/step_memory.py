@@ -1,13 +1,7 @@
-"""Memory of a training step, planned over measured: ``python -m benchmarks.step_memory``.
-
-Each real step runs in a separate process. On a GPU, the measured memory is the peak of torch's allocator, and the time is
-measured, too: ``run.py plan`` estimates it from FLOPs and the GPU's peak. On the CPU, the memory is the process's peak in the
-step (the kernel's high-water mark) less its memory before the model is built, after a step of another small model.
-"""
+"""Memory of a training step, planned over measured: ``python -m benchmarks.step_memory``."""
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
 import json
@@ -17,11 +11,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 
-from benchmarks.results import add_json, keep
+from benchmarks.results import keep
 from benchmarks.step_config import VOCABULARY
 from engine.devices import ASSUMED_UTILISATION, peak_of
 from engine.memory import FakeSteps, trainer_of
@@ -29,7 +23,9 @@ from engine.real_steps import RealSteps
 from tasks.kinds import kind_of
 from tools.plan.synthetic import scaled, synthetic_batch
 from utils import accelerator
+from utils.commands import call
 from utils.config import load_config
+from utils.flags import SEVERAL
 
 TINY = ["model.text.arch.vocab_size=500"]
 MIDDLE = [
@@ -56,20 +52,30 @@ SHALLOW = [*MIDDLE, "model.vision.depth=2", "model.text.arch.layers=2", "model.f
 SMALL = [("configs/demo/pretrain.yaml", TINY, (64,)), (CASES[2][0], SHALLOW, (8,))]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark and print the ratio furthest from 1."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="check that it runs, with two cases")
-    parser.add_argument("--measure", nargs="+", metavar="WORD", help=argparse.SUPPRESS)
-    add_json(parser)
-    arguments = parser.parse_args(argv)
-    if arguments.measure:
-        config, examples, *overrides = arguments.measure
-        sys.stdout.write(f"{json.dumps(measure_here(config, overrides, int(examples)))}\n")
-        return
+def main(
+    *, small: bool = False, measure_: Annotated[tuple[str, ...], SEVERAL] | None = None, json_: Path | None = None
+) -> int:
+    """Memory of a training step, planned over measured.
+
+    Each real step runs in a separate process. On a GPU, the measured memory is the peak of torch's allocator, and the time is
+    measured, too: run.py plan estimates it from FLOPs and the GPU's peak. On the CPU, the memory is the process's peak in the
+    step (the kernel's high-water mark) less its memory before the model is built, after a step of another small model.
+
+    Args:
+        small: check that it runs, with two cases.
+        measure_: a config, examples and overrides: what the benchmark calls itself with, in a process of its own.
+        json_: keep the numbers in a file, too.
+
+    Examples:
+        python -m benchmarks.step_memory
+    """
+    if measure_:
+        measured, count, *words = measure_
+        sys.stdout.write(f"{json.dumps(measure_here(measured, words, int(count)))}\n")
+        return 0
     worst, rows = 1.0, []
     on_gpu = accelerator.best_device().type != "cpu"
-    for config, overrides, sizes in SMALL if arguments.small else ON_GPU if on_gpu else CASES:
+    for config, overrides, sizes in SMALL if small else ON_GPU if on_gpu else CASES:
         for examples in sizes:
             planned, (actual, seconds) = estimate(config, overrides, examples), measure(config, overrides, examples)
             case = " ".join([config, *(override for override in overrides if override.startswith("train."))])
@@ -85,8 +91,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows[-1]["measured"] = {"memory": actual, "seconds": seconds}
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
-            keep(arguments, rows)
+            keep(json_, rows)
     sys.stdout.write(f"ratio: {worst:.2f}\n")
+    return 0
 
 
 class Planned(NamedTuple):
@@ -166,4 +173,4 @@ def _memory(field: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.step_memory"))

@@ -1,33 +1,28 @@
-"""Two processes on one device against one process: ``python -m benchmarks.two_processes``.
-
-The two share each step of pre-training (DDP, gathered embeddings, summed counts), in float32 and without dropout. The one process
-runs the same micro-batches, with contrastive losses that span both (``model.contrastive.chunks``). All losses of all steps must
-agree. NCCL refuses two processes on one card, so that gloo is the default; it lacks collectives of CUDA tensors in some releases.
-"""
+"""Two processes on one device against one process: ``python -m benchmarks.two_processes``."""
 
 from __future__ import annotations
 
-import argparse
 import socket
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from benchmarks.results import add_json, keep
+from benchmarks.results import keep
 from benchmarks.step_config import CONFIG, SMALL, build, config_for
 from benchmarks.synthetic import pretrain_batch
 from engine.memory import trainer_of
 from tasks.pretrain import PretrainConfig
 from utils import accelerator, distributed
+from utils.commands import call
 from utils.errors import UserError, one_line_errors
-from utils.flags import positive
+from utils.flags import Override, Positive
 
 STILL = (
     *("model.text.dropout=0", "model.text.attention_dropout=0", "model.vision.drop_path=0", "train.precision=fp32"),
@@ -86,36 +81,49 @@ def on_two_processes(path: Path, overrides: Sequence[str], steps: int, backend: 
         return torch.load(out, weights_only=True)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; status 1 if the losses differ."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=positive, default=5)
-    parser.add_argument("--backend", choices=["gloo", "nccl"], default="gloo")
-    parser.add_argument("--small", action="store_true", help="a small model and batch")
-    add_json(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of the config")
-    flags = parser.parse_intermixed_args(argv)
+def main(
+    *overrides_: Override,
+    steps: Positive = 5,
+    backend: Literal["gloo", "nccl"] = "gloo",
+    small_: bool = False,
+    json_: Path | None = None,
+) -> int:
+    """Two processes on one device against one process.
+
+    The two share each step of pre-training (DDP, gathered embeddings, summed counts), in float32 and without dropout. The one
+    process runs the same micro-batches, with contrastive losses that span both (model.contrastive.chunks). All losses of all
+    steps must agree. NCCL refuses two processes on one card, so that gloo is the default; it lacks collectives of CUDA tensors
+    in some releases.
+
+    Args:
+        steps: steps of a run.
+        backend: of torch.distributed.
+        small_: a small model and batch.
+        overrides_: values of the config.
+        json_: keep the numbers in a file, too.
+
+    Examples:
+        python -m benchmarks.two_processes
+    """
 
     @one_line_errors
     def run() -> int:
-        path, small = SMALL if flags.small else (CONFIG, [])
-        overrides = [*small, *STILL, *flags.overrides]
-        two = on_two_processes(path, overrides, flags.steps, flags.backend)
+        path, small = SMALL if small_ else (CONFIG, [])
+        overrides = [*small, *STILL, *overrides_]
+        two = on_two_processes(path, overrides, steps, backend)
         spanning = [*overrides, "train.accumulate=2", "model.contrastive.chunks=2"]
-        one = losses(config_for(path, spanning), accelerator.best_device(), flags.steps)
+        one = losses(config_for(path, spanning), accelerator.best_device(), steps)
         worst = max(
             abs(ours[name] - theirs[name]) / max(1.0, abs(theirs[name]))
             for ours, theirs in zip(two, one, strict=True)
             for name in theirs
         )
-        keep(
-            flags, {"backend": flags.backend, "steps": flags.steps, "losses": len(one[0]), "largest_difference": worst}
-        )
-        sys.stdout.write(f"{len(one[0])} losses of {flags.steps} steps differ by {worst:.1e} at most\n")
+        keep(json_, {"backend": backend, "steps": steps, "losses": len(one[0]), "largest_difference": worst})
+        sys.stdout.write(f"{len(one[0])} losses of {steps} steps differ by {worst:.1e} at most\n")
         return 0 if worst <= BOUND else 1
 
     return run()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.two_processes"))

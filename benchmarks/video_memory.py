@@ -1,17 +1,11 @@
-"""``python -m benchmarks.video_memory [--files 1000] [--backend av]``: memory while many video files are read.
-
-The benchmark writes one short file with PyAV, reads five frames of it ``--files`` times, and prints the memory of the process
-on the way. Each read opens the file again, so that leaks of a decoder add up.
-"""
+"""``python -m benchmarks.video_memory [--files 1000] [--backend av]``: memory while many video files are read."""
 
 from __future__ import annotations
 
-import argparse
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import av
@@ -19,6 +13,7 @@ import numpy as np
 
 from dataset.media.encoded import pixels_of
 from dataset.media.video import FrameSampler, VideoReadingConfig, VideoSource
+from utils.commands import call
 
 FRAMES = 150
 SIDE = 256
@@ -45,27 +40,34 @@ def memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--files", type=int, default=1000)
-    parser.add_argument("--backend", default="av")
-    flags = parser.parse_args(argv)
-    sampler = FrameSampler(5, VideoReadingConfig(backend=flags.backend), 10**7)
+def main(*, files: int = 1000, backend: str = "av") -> int:
+    """Memory while many video files are read.
+
+    The benchmark writes one short file with PyAV, reads five frames of it --files times, and prints the memory of the process
+    on the way. Each read opens the file again, so that leaks of a decoder add up.
+
+    Args:
+        files: videos that are read.
+        backend: av or decord.
+
+    Examples:
+        python -m benchmarks.video_memory [--files 1000] [--backend av]
+    """
+    sampler = FrameSampler(5, VideoReadingConfig(backend=backend), 10**7)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         write_file(path)
         started = time.monotonic()
-        for number in range(1, flags.files + 1):
+        for number in range(1, files + 1):
             sampler.training(
                 VideoSource("benchmark", path=path), rng, lambda frame, _: pixels_of(frame)[:, ::2, ::2].clone()
             )
-            if number in (10, 100) or number % max(1, flags.files // 4) == 0:
+            if number in (10, 100) or number % max(1, files // 4) == 0:
                 elapsed_s = time.monotonic() - started
                 sys.stdout.write(f"{number} files: {memory_mb():.0f} MB, {1000 * elapsed_s / number:.0f} ms a file\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.video_memory"))

@@ -1,12 +1,8 @@
-"""Do the maps of words point at things? ``python -m benchmarks.word_maps --model runs/demo/pretrain-seed0``, after ``make demo``.
-
-For each object phrase of some test scenes: whether the greatest weight of the sum of its words' maps lies in the right box, or
-within half a patch of it. Beside it, the share of the images that these boxes take, which is what chance would give.
-"""
+"""Do the maps of words point at things? ``python -m benchmarks.word_maps --model runs/demo/pretrain-seed0``, after ``make
+demo``."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -14,21 +10,29 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.commands import call
 from x2vlm import load
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print both shares."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--records", type=Path, default=Path("data/scenes/test.jsonl"))
-    parser.add_argument("--count", type=int, default=60, help="scenes")
-    flags = parser.parse_args(argv)
-    model = load(flags.model)
+def main(*, model_: str, records: Path = Path("data/scenes/test.jsonl"), count: int = 60) -> int:
+    """Do the maps of words point at things? python -m benchmarks.word_maps --model runs/demo/pretrain-seed0, after make demo.
+
+    For each object phrase of some test scenes: whether the greatest weight of the sum of its words' maps lies in the right box,
+    or within half a patch of it. Beside it, the share of the images that these boxes take, which is what chance would give.
+
+    Args:
+        model_: a run's folder, a weight file, or an export.
+        records: test scenes.
+        count: scenes.
+
+    Examples:
+        python -m benchmarks.word_maps --model runs/demo/pretrain-seed0
+    """
+    model = load(model_)
     hits, areas = [], []
-    for line in flags.records.read_text(encoding="utf-8").splitlines()[: flags.count]:
+    for line in records.read_text(encoding="utf-8").splitlines()[:count]:
         record = json.loads(line)
-        view = model.read(flags.records.parent / record["image"])
+        view = model.read(records.parent / record["image"])
         for box in (each for each in record["elems"] if each["grain"] == "object"):
             maps = model.explain(view, box["caption"])
             hit, area = pointed_at(np.sum([each.weights for each in maps], axis=0), box["bb"], view.size)
@@ -37,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.stdout.write(
         f"{len(hits)} phrases: {100 * np.mean(hits):.1f} % point at their box; chance {100 * np.mean(areas):.1f} %\n"
     )
+    return 0
 
 
 def pointed_at(weights: np.ndarray, box: Sequence[float], size: tuple[int, int]) -> tuple[bool, float]:
@@ -55,4 +60,4 @@ def pointed_at(weights: np.ndarray, box: Sequence[float], size: tuple[int, int])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.word_maps"))

@@ -1,18 +1,10 @@
-"""Which initial weights let a tiny model learn yes/no questions: ``python -m benchmarks.yes_no``, after ``make scenes``.
-
-The text encoder, the fusion encoder and the answer decoder of ``configs/demo/vqa.yaml`` learn from nothing to answer "is there
-a red star?". Images are symbolic: instead of a vision encoder, each object is ten patches with the same fixed code of its
-colour, its shape and a place, among sixty patches of background. So the benchmark shows what the size of the initial weights
-does to attention that depends on the text, without the minutes that a vision encoder needs. Every question is balanced: half of
-the answers are yes, and no wording is likelier true than another.
-"""
+"""Which initial weights let a tiny model learn yes/no questions: ``python -m benchmarks.yes_no``, after ``make scenes``."""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -25,7 +17,10 @@ from dataset.text.processors import PlainTextProcessor, TextLimits
 from models.core.vision import Concepts
 from models.tasks.vqa import VQAModel
 from tasks.vqa import VQAConfig
+from utils.batch import Text
+from utils.commands import call
 from utils.config import load_config
+from utils.flags import SEVERAL
 
 COLOURS = ("red", "blue", "green", "yellow", "purple")
 SHAPES = ("star", "circle", "square", "triangle", "cross")
@@ -120,22 +115,39 @@ class Learner:
         return float((said_yes == held_out.answers).float().mean())
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Train with each size of the initial weights and each seed, and print the accuracies; chance is 50 %."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--init-std", type=float, nargs="+", default=[0.02, 0.04, 0.08])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--images", type=int, default=24, help="images of a step, with two questions each")
-    flags = parser.parse_args(argv)
-    for init_std in flags.init_std:
+def main(
+    *,
+    init_std_: Annotated[tuple[float, ...], SEVERAL] = (0.02, 0.04, 0.08),
+    seeds: Annotated[tuple[int, ...], SEVERAL] = (0, 1, 2),
+    steps: int = 600,
+    images: int = 24,
+) -> int:
+    """Which initial weights let a tiny model learn yes/no questions, after make scenes.
+
+    The text encoder, the fusion encoder and the answer decoder of configs/demo/vqa.yaml learn from nothing to answer "is there
+    a red star?". Images are symbolic: instead of a vision encoder, each object is ten patches with the same fixed code of its
+    colour, its shape and a place, among sixty patches of background. So the benchmark shows what the size of the initial weights
+    does to attention that depends on the text, without the minutes that a vision encoder needs. Every question is balanced: half
+    of the answers are yes, and no wording is likelier true than another.
+
+    Args:
+        init_std_: standard deviations of the initial weights.
+        seeds: seeds of the runs.
+        steps: steps of a run.
+        images: images of a step, with two questions each.
+
+    Examples:
+        python -m benchmarks.yes_no
+    """
+    for init_std in init_std_:
         found = []
-        for seed in flags.seeds:
-            found.append(Learner(init_std, seed).learn(flags.steps, flags.images, seed))
+        for seed in seeds:
+            found.append(Learner(init_std, seed).learn(steps, images, seed))
         shown = ", ".join(f"{100 * accuracy:.1f}" for accuracy in found)
-        sys.stdout.write(f"init_std {init_std:g}: {shown} % of the held-out questions (seeds {flags.seeds})\n")
+        sys.stdout.write(f"init_std {init_std:g}: {shown} % of the held-out questions (seeds {seeds})\n")
         sys.stdout.flush()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.yes_no"))

@@ -1,9 +1,4 @@
-"""``python -m demo.clips --out DIR``: clips of drawn scenes in which the order of the frames matters.
-
-In each clip one object of a scene moves across it, to the left, to the right, up or down, and the others stay. No single frame
-tells which way, and neither do all frames without their order: a clip played backwards is as likely a clip as itself. A clip is a
-JSON list of base64 JPEGs, the released form of a video, and what a clip shows is a pure function of (seed, split, index).
-"""
+"""``python -m demo.clips``: clips of drawn scenes in which the order of the frames matters."""
 
 from __future__ import annotations
 
@@ -12,18 +7,21 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from PIL import Image
 
-from dataset.prepare.folders import SPLITS, whole_number, write_records
-from demo.folder import Folder, command_parser, run_command
+from dataset.prepare.folders import SPLITS, write_records
+from demo.folder import Folder, FolderFlags, Seed, fill_folder
 from demo.scenes.compose import Scene, compose_scene, one_of, stream
 from demo.scenes.describe import looks_of
 from demo.scenes.draw import draw_scene
-from utils.errors import one_line_errors
+from utils.commands import call
 from utils.files import write_text
+from utils.flags import read_by, whole_number
 from utils.progress import progress_bar
+
+Count = Annotated[int, read_by(whole_number(1, 1_000_000))]
 
 Direction = Literal["left", "right", "up", "down"]
 DIRECTIONS: tuple[Direction, ...] = ("left", "right", "up", "down")
@@ -136,23 +134,44 @@ def build(
         write_text(out / ANSWERS, json.dumps(list(DIRECTIONS)) + "\n")
 
 
-@one_line_errors
-def main() -> int:
-    """Draw the clips and print one line of facts; exit status 2 for a mistake of the user."""
-    parser = command_parser("clips", __doc__)
-    parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0)
-    for split, count in (("train", 2000), ("val", 200), ("test", 200)):
-        parser.add_argument(f"--{split}", type=whole_number(1, 1_000_000), default=count, metavar="N", help="clips")
-    parser.add_argument("--size", type=whole_number(32, 1024), default=64, metavar="PIXELS", help="side of a frame")
-    parser.add_argument("--frames", type=whole_number(2, 100), default=4, metavar="N", help="frames of a clip")
+def clips(
+    *,
+    output: FolderFlags,
+    seed: Seed = 0,
+    train: Count = 2000,
+    val: Count = 200,
+    test: Count = 200,
+    size: Annotated[int, read_by(whole_number(32, 1024))] = 64,
+    frames: Annotated[int, read_by(whole_number(2, 100))] = 4,
+) -> int:
+    """Draw clips of scenes in which the order of the frames matters.
+
+    In each clip one object of a scene moves across it, to the left, to the right, up or down, and the others stay. No single
+    frame tells which way, and neither do all frames without their order: a clip played backwards is as likely a clip as itself.
+    A clip is a JSON list of base64 JPEGs, the released form of a video, and what a clip shows is a pure function of (seed,
+    split, index).
+
+    Args:
+        seed: of what the clips show.
+        train: clips to train on.
+        val: clips for validation.
+        test: clips for the test.
+        size: side of a frame in pixels.
+        frames: frames of a clip.
+
+    Examples:
+        python -m demo.clips --out data/clips
+    """
 
     def summary(facts: dict[str, Any]) -> str:
         arguments = facts["arguments"]
         numbers = ", ".join(f"{arguments[split]} {split}" for split in SPLITS)
         return f"{numbers} clips of {arguments['frames']} frames"
 
-    return run_command(parser, FACTS, build, summary)
+    return fill_folder(
+        output, FACTS, build, summary, seed=seed, train=train, val=val, test=test, size=size, frames=frames
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(call(clips, sys.argv[1:], "python -m demo.clips"))

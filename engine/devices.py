@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from engine.precision import APEX_LEVELS, PrecisionName
+    from engine.precision import PrecisionName
 
 
 class Peak(NamedTuple):
@@ -55,6 +56,8 @@ def peak_of(device: torch.device, precision: PrecisionName) -> float | None:
     """Peak TFLOP/s of ``device``; None if it is no GPU, an unknown one, or a part of one (MIG)."""
     if device.type != "cuda":
         return None
+    import torch  # not at the top: the command line needs the names in PEAKS alone
+
     key = peak_key(torch.cuda.get_device_name(device))
     return None if key is None else peak(key, precision)
 
@@ -69,6 +72,10 @@ def peak_key(name: str) -> str | None:
 
 def peak(key: str, precision: PrecisionName) -> float:
     """Peak TFLOP/s of a device in :data:`PEAKS` in a precision; for fp32 that of TF32 if torch may use it."""
+    import torch
+
+    from engine.precision import APEX_LEVELS
+
     entry = PEAKS[key]
     if APEX_LEVELS.get(precision, precision) != "fp32":
         return entry.half

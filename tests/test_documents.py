@@ -23,10 +23,9 @@ from dataset.tasks.nlvr import NLVRSplitConfig
 from dataset.tasks.vqa import QuestionsConfig
 from launch.command import run_task
 from tasks import TASKS
-from tasks.job import RunFlags
 from tasks.kinds import choose
 from tools.prepare.command import CONVERTERS
-from utils.commands import command_line
+from utils.commands import read_words
 from utils.config import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -109,10 +108,11 @@ def test_the_job_of_kubernetes_runs_a_command_that_exists(monkeypatch):
 
 def check_run(arguments: list[str]) -> None:
     if arguments[0] in run.COMMANDS:
-        parsed(run.COMMANDS[arguments[0]].load(), arguments[1:])
+        read_words(run.COMMANDS[arguments[0]].load(), arguments[1:], "run.py")
         return
-    given = parsed(run_task, arguments)
-    flags, task, overrides = given.get("flags", RunFlags()), given.get("task"), given.get("overrides", ())
+    _, given = read_words(run_task, arguments, "run.py")
+    given.apply_defaults()
+    overrides, task, flags = (given.arguments[name] for name in ("overrides", "task", "flags"))
     if flags.config is None and task is None:
         assert flags.output and flags.resume
         return
@@ -124,12 +124,6 @@ def check_run(arguments: list[str]) -> None:
     )
     choice = choose(config, overrides, task)
     load_config(choice.config, overrides, choice.load()[0])
-
-
-def parsed(command: Callable[..., int], words: list[str]) -> dict[str, Any]:
-    """The arguments of a command, which does not run."""
-    _, bound, _ = command_line(command, "run.py").app.parse_args(words, exit_on_error=False, print_error=False)
-    return bound.arguments
 
 
 def test_the_readme_names_the_tier_of_each_test():

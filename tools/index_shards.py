@@ -2,72 +2,56 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
+from typing import Annotated
 
-from dataset.shards.readers import Shards
 from tasks.kinds import choose
 from utils.config import Config, load_config
 from utils.cores import usable_cores
-from utils.errors import UserError, one_line_errors
-from utils.flags import positive
+from utils.errors import UserError
+from utils.flags import positive, read_by
 from utils.inputs import inputs_of
 
-EXAMPLES = """examples:
-  python run.py index-shards --config configs/pretrain/base_1b.yaml --workers 32
-  python run.py index-shards data/pretrain/cc3m --workers 8
 
-An index lies in the user's cache folder, or in data.cache_index of the config (--index). A run makes what is missing, by one
-process; the others wait for it. Interrupted, the same command goes on.
+def index_shards(
+    *words: str,
+    config: str | None = None,
+    index: str | None = None,
+    workers: Annotated[int, read_by(positive)] = usable_cores(),
+) -> int:
+    """Find where each record begins in the shards of a config's streams, or of one list.
 
-exit status: 0 all shards are indexed; 2 one cannot be read"""
+    An index lies in the user's cache folder, or in data.cache_index of the config (--index). A run makes what is missing, by one
+    process; the others wait for it. If the command is interrupted, give it again, and it goes on.
 
+    Args:
+        words: one list of files, patterns or folders; or values of the config, as key=value.
+        config: index every list of shards that this config names.
+        index: folder of indexes (default: the config's data.cache_index, or the user's cache folder).
+        workers: processes.
 
-def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments after ``run.py index-shards``."""
-    parser = argparse.ArgumentParser(
-        prog="run.py index-shards",
-        description="Find where each record begins in the shards of a config's streams, or of one list.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    flag = parser.add_argument
-    flag("--config", metavar="FILE", help="index every list of shards that this config names")
-    flag(
-        "--index",
-        metavar="DIR",
-        help="folder of indexes (default: the config's data.cache_index, or the user's cache folder)",
-    )
-    flag("--workers", type=positive, default=usable_cores(), metavar="N", help="processes (default: %(default)s)")
-    flag(
-        "words",
-        nargs="*",
-        metavar="FILES | key=value",
-        help="one list of files, patterns or folders; or values of the config",
-    )
-    arguments = parser.parse_intermixed_args(argv)
-    files = [word for word in arguments.words if "=" not in word]
-    if bool(files) == bool(arguments.config):
-        parser.error("give --config FILE, or one list of files, patterns or folders")
-    return arguments
+    Examples:
+        python run.py index-shards --config configs/pretrain/base_1b.yaml --workers 32
+        python run.py index-shards data/pretrain/cc3m --workers 8
 
-
-@one_line_errors
-def main(argv: Sequence[str]) -> int:
-    """Index the shards, and print a line for each list; returns the exit status."""
-    flags = arguments_of(argv)
-    folder, lists, remote = flags.index, {"FILES": flags.words}, None
-    if flags.config is not None:
-        choice = choose(flags.config, flags.words, None)
-        config = load_config(choice.config, flags.words, choice.load().config)
-        lists = shard_lists(config)
-        folder, remote = folder or getattr(config.data, "cache_index", None), getattr(config.data, "remote", None)
+    Returns:
+        0 all shards are indexed; 2 one cannot be read
+    """
+    if any("=" not in word for word in words) == (config is not None):
+        raise UserError("give --config FILE, or one list of files, patterns or folders")
+    folder, lists, remote = index, {"FILES": list(words)}, None
+    if config is not None:
+        choice = choose(config, words, None)
+        choice.check_keys()
+        values = load_config(choice.config, words, choice.load().config)
+        lists = shard_lists(values)
+        folder, remote = folder or getattr(values.data, "cache_index", None), getattr(values.data, "remote", None)
         if not lists:
-            raise UserError(f"--config {flags.config}: names no shards; only pre-training reads any")
+            raise UserError(f"--config {config}: names no shards; only pre-training reads any")
+    from dataset.shards.readers import Shards  # imports torch, which takes seconds
+
     for key, files in lists.items():
-        shards = Shards(files, key=key, index_folder=folder, remote=remote, workers=flags.workers, ask=True)
+        shards = Shards(files, key=key, index_folder=folder, remote=remote, workers=workers, ask=True)
         where = shards.index.folder or "memory alone"
         sys.stdout.write(f"{key}: {len(shards):,} records in {len(shards.paths):,} shards; {where}\n")
         sys.stdout.flush()

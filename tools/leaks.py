@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,9 +27,9 @@ from tasks.pretrain import PretrainConfig
 from tools.doctor.findings import NotCheckedError
 from tools.doctor.shared import images_of_record, sources_of
 from utils.config import load_config
-from utils.errors import UserError, one_line_errors
+from utils.errors import UserError
 from utils.files import replacing
-from utils.flags import positive
+from utils.flags import Positive
 from utils.progress import progress_bar
 
 NAMED = 5
@@ -47,14 +46,6 @@ EXACT_TOO = "compared: ids, paths and equal bytes of all images, and the looks o
 
 NOT_COMPARED = "; contents are too many to compare"
 
-EXAMPLES = """examples:
-  python run.py leaks configs/pretrain/base_4m.yaml configs/retrieval/coco_base_4m.yaml configs/vqa/vqa2_base_4m.yaml
-  python run.py leaks my/pretrain.yaml my/retrieval.yaml --out leaks.tsv
-  python run.py leaks my/pretrain.yaml --held-out data/coco --held-out data/refcoco+
-
-exit status: 0 nothing is shared; 1 something is; 2 a config or the command line is wrong; 3 nothing is shared in what could be
-compared, and the lines "not checked" name the rest: what cannot be read, and ids that no file links"""
-
 
 @dataclass
 class Sides:
@@ -66,34 +57,56 @@ class Sides:
     """What cannot be read, and why."""
 
 
-def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments after ``run.py leaks``."""
-    return _parser().parse_args(argv)
+def leaks(
+    configs: list[str],
+    /,
+    *,
+    held_out: tuple[Path, ...] = (),
+    perceptual: bool = False,
+    sample: Positive = 1000,
+    seed: int = 0,
+    out: Path | None = None,
+) -> int:
+    """Look for images that training data share with held-out splits, over all configs that are given: by the ids that public data
+    sets share (COCO, Visual Genome, Flickr), by path, and of up to 20,000 files by content.
 
+    Args:
+        configs: configs of pre-training or fine-tuning.
+        held_out: a folder; the validation and test splits of the official files below it too (dataset_coco.json, refs(unc).p,
+            ...), by id; may be repeated.
+        perceptual: compare a sample by its looks too: resized, recompressed or recoloured copies, and crops (needs imagehash).
+        sample: images of each side for --perceptual.
+        seed: of the sample.
+        out: write every pair of a training record and a held-out image to a table, separated by tabs.
 
-@one_line_errors
-def main(argv: Sequence[str]) -> int:
-    """Print a line for each training side and held-out split that share images; returns the exit status."""
-    flags = arguments_of(argv)
-    if flags.perceptual:
+    Examples:
+        python run.py leaks configs/pretrain/base_4m.yaml configs/retrieval/coco_base_4m.yaml configs/vqa/vqa2_base_4m.yaml
+        python run.py leaks my/pretrain.yaml my/retrieval.yaml --out leaks.tsv
+        python run.py leaks my/pretrain.yaml --held-out data/coco --held-out data/refcoco+
+
+    Returns:
+        0 nothing is shared; 1 something is; 2 a config or the command line is wrong; 3 nothing is shared in what could be
+        compared, and the lines "not checked" name the rest: what cannot be read, and ids that no file links
+    """
+    if perceptual:
         look_alikes.require()
     sides = Sides()
-    for config in flags.configs:
+    for config in configs:
         _read(config, sides)
-    raw = RawFolder(flags.held_out)
+    raw = RawFolder(held_out)
     links = read_links(raw)
     official = _official_splits(raw)
-    if flags.held_out and not official and not links.files:
+    if held_out and not official and not links.files:
         files = ", ".join([*(splits.file for splits in SPLITS.values()), *links.absent])
-        raise UserError(f"--held-out {', '.join(map(str, flags.held_out))}: none of {files} is there")
+        raise UserError(f"--held-out {', '.join(map(str, held_out))}: none of {files} is there")
     sides.held_out |= official
     if not sides.training or not sides.held_out:
         missing = "training data" if not sides.training else "held-out split"
         first = sides.not_checked[0] if sides.not_checked else "none is named"
         more = f"; and {len(sides.not_checked) - 1} more" if len(sides.not_checked) > 1 else ""
-        raise UserError(f"{', '.join(flags.configs)}: no {missing} could be read: {first}{more}")
-    looks = _Looks(flags.sample, flags.seed)
-    with _Table(flags.out) as table:
+        raise UserError(f"{', '.join(configs)}: no {missing} could be read: {first}{more}")
+    looks = _Looks(sample, seed)
+    with _Table(out) as table:
         for training, images in sides.training.items():
             try:
                 found = shared_with_splits(images, sides.held_out, links.all_ids, partial(table.add, training))
@@ -105,14 +118,14 @@ def main(argv: Sequence[str]) -> int:
                 if shared.shared:
                     _tell(training, split, shared)
             sides.not_checked += _unlinked(training, found, links)
-            if flags.perceptual:
+            if perceptual:
                 _compare_looks(training, images, sides.held_out, found, looks, table)
     not_checked = [*sides.not_checked, *_broken({**sides.training, **sides.held_out})]
     for each in not_checked:
         sys.stdout.write(f"not checked: {each}\n")
-    sys.stdout.write(EXACT if not flags.perceptual else f"{EXACT_TOO} a sample of {flags.sample:,} images a side\n")
-    if flags.out is not None:
-        sys.stdout.write(f"{flags.out}: {table.rows:,} pairs of a training image and a held-out image\n")
+    sys.stdout.write(EXACT if not perceptual else f"{EXACT_TOO} a sample of {sample:,} images a side\n")
+    if out is not None:
+        sys.stdout.write(f"{out}: {table.rows:,} pairs of a training image and a held-out image\n")
     return 1 if table.rows else 3 if not_checked else 0
 
 
@@ -339,39 +352,3 @@ def _tell(training: str, split: str, found: SharedImages) -> None:
         sys.stdout.write(f"  {pair.held_out} is {pair.training}\n")
     if found.shared > NAMED:
         sys.stdout.write(f"  and {found.shared - NAMED:,} more (--out FILE lists all)\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="run.py leaks",
-        description="Look for images that training data share with held-out splits, over all configs that are given: by the ids "
-        "that public data sets share (COCO, Visual Genome, Flickr), by path, and of up to 20,000 files by content.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="configs of pre-training or fine-tuning")
-    parser.add_argument(
-        "--held-out",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="the validation and test splits of the official files below it too (dataset_coco.json, refs(unc).p, ...), by id",
-    )
-    parser.add_argument(
-        "--perceptual",
-        action="store_true",
-        help="compare a sample by its looks too: resized, recompressed or recoloured copies, and crops (needs imagehash)",
-    )
-    parser.add_argument(
-        "--sample", type=positive, default=1000, metavar="N", help="images of each side for --perceptual (1000)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sample (0)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="write every pair of a training record and a held-out image to a table, separated by tabs",
-    )
-    return parser

@@ -5,7 +5,6 @@ Variants are either all combinations of the values of some keys, or named sets o
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import re
@@ -15,22 +14,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from utils.launcher import add_placement, check_placement
-
+from launch.placement import Placement
 from tasks.kinds import choose
 from tools.reproduce.measured import read_evaluation
-from tools.reproduce.runs import Run, make, parse_seeds, placement_words
+from tools.reproduce.runs import Run, Seeds, make
 from utils.config import load_config
-from utils.errors import UserError, one_line_errors
+from utils.errors import UserError
 from utils.files import write_text
-from utils.flags import add_config, add_overrides, parse
-
-EXAMPLES = """examples:
-  python run.py sweep --config configs/own/retrieval.yaml --grid optim.lr=1e-4,3e-4 --seeds 0,1
-  python run.py sweep --config configs/demo/pretrain.yaml --cpu 2 \\
-    --variant "all:" --variant "without boxes: loss.l1=0 loss.giou=0" train.steps=300
-
-exit status: 0 all variants have numbers; 1 some could not be run; 2 the command line is wrong"""
+from utils.flags import Override
 
 Grid = list[tuple[str, list[str]]]
 """Keys, and the values that each takes in turn."""
@@ -39,66 +30,65 @@ Overrides = tuple[str, ...]
 """``key=value`` arguments."""
 
 
-def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments after ``run.py sweep``."""
-    parser = argparse.ArgumentParser(
-        prog="run.py sweep",
-        description="Train and evaluate every combination of the given values, or each named variant, one run after another, and "
-        "print one table: a row a variant, with the mean over seeds and its standard deviation. The same command resumes.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_config(parser, required=True)
-    flag = parser.add_argument
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--grid", type=_axis, action="append", metavar="key=v,v", help="values of a key; may be repeated")
-    what.add_argument(
-        "--variant",
-        type=_named,
-        action="append",
-        metavar='"NAME: key=v …"',
-        help="a row of the table, and the overrides of its runs, which may be none; may be repeated",
-    )
-    flag(
-        "--seeds", type=parse_seeds, default=(None,), metavar="S,S", help="a run for each seed (default: the config's)"
-    )
-    flag("--output", type=Path, metavar="DIR", help="folder of the runs (default: runs/sweep/<config's name>)")
-    add_placement(parser)
-    add_overrides(parser)
-    arguments = parse(parser, argv)
-    check_placement(parser, arguments)
-    arguments.output = arguments.output or Path("runs/sweep") / Path(arguments.config).stem
-    return arguments
+def sweep(
+    *overrides: Override,
+    config: str,
+    grid: tuple[str, ...] = (),
+    variant: tuple[str, ...] = (),
+    seeds: Seeds = None,
+    output: Path | None = None,
+    placement: Placement = Placement(),
+) -> int:
+    """Train and evaluate every combination of the given values, or each named variant, one run after another, and print one
+    table: a row a variant, with the mean over seeds and its standard deviation. The same command resumes.
 
+    Args:
+        overrides: values that replace the config's, as key=value.
+        config: YAML file; see configs/.
+        grid: key=v,v: values of a key; may be repeated.
+        variant: "NAME: key=v …": a row of the table, and the overrides of its runs, which may be none; may be repeated.
+        seeds: S,S: a run for each seed (default: the config's).
+        output: folder of the runs (default: runs/sweep/<config's name>).
 
-@one_line_errors
-def main(argv: Sequence[str]) -> int:
-    """Run the variants, and print and write their table; returns the exit status."""
-    flags = arguments_of(argv)
-    named = flags.variant or combinations(flags.grid)
+    Examples:
+        python run.py sweep --config configs/own/retrieval.yaml --grid optim.lr=1e-4,3e-4 --seeds 0,1
+        python run.py sweep --config configs/demo/pretrain.yaml --cpu 2 \\
+          --variant "all:" --variant "without boxes: loss.l1=0 loss.giou=0" train.steps=300
+
+    Returns:
+        0 all variants have numbers; 1 some could not be run; 2 the command line is wrong
+    """
+    placement.check()
+    if bool(grid) == bool(variant):
+        raise UserError("give --grid key=v,v or --variant 'NAME: key=v', and not both")
+    output = output or Path("runs/sweep") / Path(config).stem
+    named = list(map(_named, variant)) or combinations(list(map(_axis, grid)))
     variants = dict(named)
     if len({folder_of(name) for name in variants}) < len(named):
         twice = next(name for name, _ in named if [folder_of(other) for other, _ in named].count(folder_of(name)) > 1)
         raise UserError(f"two variants are called {twice!r}; give each a name of its own")
-    _check(flags, variants)
+    _check(config, overrides, variants)
     measured: dict[str, list[dict[str, float]]] = {}
     failed = 0
-    for number, (name, variant) in enumerate(variants.items(), start=1):
+    chosen_seeds = seeds or (None,)
+    for number, (name, changes) in enumerate(variants.items(), start=1):
         sys.stdout.write(f"== {name} ({number} of {len(variants)})\n")
         sys.stdout.flush()
-        for seed in flags.seeds:
+        for seed in chosen_seeds:
             try:
-                measured.setdefault(name, []).append(_measure(flags, name, variant, seed))
+                folder = output / folder_of(name) / ("seed" if seed is None else f"seed-{seed}")
+                of_seed = () if seed is None else (f"seed={seed}",)
+                run = Run(config, folder, (*overrides, *changes, *of_seed), placement)
+                measured.setdefault(name, []).append(_measure(run))
             except UserError as error:
                 failed += 1
                 sys.stdout.write(f"not run: {error}\n")
     if not any(measured.values()):
-        raise UserError(f"--config {flags.config}: no variant could be run, as printed above")
-    table = table_of(measured, len(flags.seeds))
-    write_text(flags.output / "sweep.md", table)
-    write_text(flags.output / "sweep.json", json.dumps(measured, indent=2) + "\n")
-    sys.stdout.write(f"\n{table}\nthe table: {flags.output / 'sweep.md'}\n")
+        raise UserError(f"--config {config}: no variant could be run, as printed above")
+    table = table_of(measured, len(chosen_seeds))
+    write_text(output / "sweep.md", table)
+    write_text(output / "sweep.json", json.dumps(measured, indent=2) + "\n")
+    sys.stdout.write(f"\n{table}\nthe table: {output / 'sweep.md'}\n")
     return 1 if failed else 0
 
 
@@ -116,28 +106,27 @@ def combinations(grid: Grid) -> list[tuple[str, Overrides]]:
     return [(" ".join(variant), variant) for variant in variants]
 
 
-def _check(flags: argparse.Namespace, variants: Mapping[str, Overrides]) -> None:
+def _check(config: str, common: Overrides, variants: Mapping[str, Overrides]) -> None:
     """Read the config of every variant: a sweep takes hours, and a mistake in its last value is told before the first run.
 
     Raises:
         UserError: one is wrong.
     """
     for variant in variants.values():
-        overrides = [*flags.overrides, *variant]
-        choice = choose(flags.config, overrides, None)
+        overrides = [*common, *variant]
+        choice = choose(config, overrides, None)
+        choice.check_keys()
         load_config(choice.config, overrides, choice.load().config)
 
 
-def _measure(flags: argparse.Namespace, name: str, variant: Overrides, seed: int | None) -> dict[str, float]:
+def _measure(run: Run) -> dict[str, float]:
     """Train and evaluate one variant with one seed; returns its metrics in percent.
 
     Raises:
         UserError: the run failed.
     """
-    folder = flags.output / folder_of(name) / ("seed" if seed is None else f"seed-{seed}")
-    overrides = (*flags.overrides, *variant, *(() if seed is None else (f"seed={seed}",)))
-    make(Run(flags.config, folder, (*placement_words(flags), "--resume"), overrides))
-    splits = read_evaluation(folder)
+    make(run)
+    splits = read_evaluation(run.folder)
     several = len(splits) > 1
     return {
         f"{split} {metric}" if several else metric: value
@@ -166,7 +155,7 @@ def _entry(values: Sequence[float], seeds: int) -> str:
 
 
 def _axis(text: str) -> tuple[str, list[str]]:
-    """ "key=v,v" for argparse; a comma inside brackets belongs to its value."""
+    """ "key=v,v"; a comma inside brackets belongs to its value."""
     key, sign, values = text.partition("=")
     parts, depth = [""], 0
     for character in values:
@@ -176,14 +165,14 @@ def _axis(text: str) -> tuple[str, list[str]]:
         else:
             parts[-1] += character
     if not sign or not key or "" in parts:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form key=value,value")
+        raise UserError(f"--grid: {text!r} is not of the form key=value,value")
     return key, parts
 
 
 def _named(text: str) -> tuple[str, Overrides]:
-    """ "NAME: key=value key=value" for argparse."""
+    """ "NAME: key=value key=value"."""
     name, colon, overrides = text.partition(":")
     words = tuple(shlex.split(overrides))
     if not colon or not name.strip() or not all("=" in word for word in words):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 'NAME: key=value key=value'")
+        raise UserError(f"--variant: {text!r} is not of the form 'NAME: key=value key=value'")
     return name.strip(), words

@@ -2,56 +2,55 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import textwrap
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tools.reproduce.cells import ReadyCell, chosen, ready
+from utils.commands import FLAGS
 from utils.image_size import in_words
 
 WIDTH = 110
 
-EXAMPLES = """examples:
-  python run.py tables
-  python run.py tables --table 3 --row base_4m
-  python run.py tables --cell coco_5k --checkpoints ~/weights"""
+
+@FLAGS
+@dataclass(frozen=True, kw_only=True)
+class CellFlags:
+    """Which cells of the tables, and where their weights are.
+
+    Attributes:
+        table: 3, 4, 5, 6, or demo (default: 3 to 6).
+        row: model: base_4m, large_1b, base, ...
+        cell: data set: coco_5k, vqa2, ... or a whole name, 3/base_4m/coco_5k.
+        checkpoints: folder of published weights, under the authors' names.
+    """
+
+    table: str | None = None
+    row: str | None = None
+    cell: str | None = None
+    checkpoints: Path | None = None
+
+    @property
+    def given(self) -> bool:
+        """True if a flag chooses cells."""
+        return any((self.table, self.row, self.cell))
 
 
-def add_choice(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags that choose cells, and the folder of weights."""
-    flag = parser.add_argument
-    flag("--table", metavar="N", help="3, 4, 5, 6, or demo (default: 3 to 6)")
-    flag("--row", metavar="ROW", help="model: base_4m, large_1b, base, ...")
-    flag("--cell", metavar="COLUMN", help="data set: coco_5k, vqa2, ... or a whole name, 3/base_4m/coco_5k")
-    flag("--checkpoints", type=Path, metavar="DIR", help="folder of published weights, under the authors' names")
+def tables(*, flags: CellFlags = CellFlags()) -> int:
+    """The cells of the paper's tables 3 to 6 for X²-VLM: published numbers, config, weights, and what is here. With --table,
+    --row or --cell, each in full.
 
-
-def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments after ``run.py tables``."""
-    parser = argparse.ArgumentParser(
-        prog="run.py tables",
-        description="The cells of the paper's tables 3 to 6 for X²-VLM: published numbers, config, weights, and what is here. "
-        "With --table, --row or --cell, each in full.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_choice(parser)
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str]) -> int:
-    """Print the cells."""
-    flags = arguments_of(argv)
-    cells = chosen(flags.table, flags.row, flags.cell)
-    in_full = any((flags.table, flags.row, flags.cell))
-    for cell in cells:
+    Examples:
+        python run.py tables
+        python run.py tables --table 3 --row base_4m
+        python run.py tables --cell coco_5k --checkpoints ~/weights
+    """
+    for cell in chosen(flags.table, flags.row, flags.cell):
         at_hand = ready(cell, flags.checkpoints, ())
-        sys.stdout.write(_in_full(at_hand) if in_full else _in_a_line(at_hand))
-    if not in_full:
+        sys.stdout.write(_in_full(at_hand) if flags.given else _in_a_line(at_hand))
+    if not flags.given:
         sys.stdout.write("\n--table N, --row ROW or --cell COLUMN shows cells in full; `run.py reproduce` runs them\n")
     return 0
 

@@ -17,7 +17,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from cyclopts import (
     App,
@@ -33,7 +33,8 @@ from cyclopts import (
 from cyclopts.token import Token
 
 from utils.errors import UserError, one_line_errors
-from utils.flags import NotAnOverrideError, WrongValueError
+from utils.flags import NotAnOverrideError, WrongValueError, unknown
+from utils.subcommands import subcommands_of
 
 FLAGS = Parameter(name="*")
 """Decorates a dataclass whose fields are flags."""
@@ -90,23 +91,49 @@ def execute(command: Callable[..., int] | CommandLine, argv: Sequence[str], name
     Raises:
         UserError: for a mistake in the command line, or of the command.
     """
-    app, end_of_help = command if isinstance(command, CommandLine) else command_line(command, name)
+    command, argv, name = _subcommand(command, argv, name)
+    command = command if isinstance(command, CommandLine) else command_line(command, name)
+    function, bound = read_words(command, argv, name, keys)
+    status = function(*bound.args, **bound.kwargs)
+    if status is None:  # the function has printed the help
+        sys.stdout.write(command.end_of_help)
+        return 0
+    return int(status)
+
+
+def read_words(
+    command: Callable[..., int] | CommandLine, argv: Sequence[str], name: str, keys: Sequence[str] = ()
+) -> tuple[Callable[..., int | None], inspect.BoundArguments]:
+    """The function that :func:`call` would call, and its arguments.
+
+    Raises:
+        UserError: the words are wrong.
+    """
+    command, argv, name = _subcommand(command, argv, name)
+    app = (command if isinstance(command, CommandLine) else command_line(command, name)).app
     words = [STANDARD_INPUT if word == "-" else word for word in argv]
     try:
         function, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False, verbose=False)
     except CycloptsError as error:
         raise UserError(_message(error, name, keys)) from None
-    status = function(*bound.args, **bound.kwargs)
-    if status is None:  # the function has printed the help
-        sys.stdout.write(end_of_help)
-        return 0
-    return int(status)
+    return function, bound
+
+
+def _subcommand(
+    command: Callable[..., int] | CommandLine, argv: Sequence[str], name: str
+) -> tuple[Callable[..., int] | CommandLine, Sequence[str], str]:
+    """The subcommand that the first word names, the words after it, and its name; for other words, the command itself."""
+    subcommands = subcommands_of(command)
+    if argv and argv[0] in subcommands:
+        return _subcommand(subcommands[argv[0]].load(), argv[1:], f"{name} {argv[0]}")
+    return command, argv, name
 
 
 def command_line(command: Callable[..., int], name: str) -> CommandLine:
     """The command line of a command that is called ``name``."""
     app = App(
         name=name,
+        help=_description(command),
         help_format="plaintext",
         help_formatter=HelpFormatter(),
         version_flags=(),
@@ -114,6 +141,8 @@ def command_line(command: Callable[..., int], name: str) -> CommandLine:
     )
     app["--help"].show = False  # or the help of each command begins with a list of commands, which is --help alone
     app.default(command)
+    for word, subcommand in subcommands_of(command).items():
+        app.command(subcommand.target, name=word, help=subcommand.help)
     # Not an epilogue of cyclopts, which would break the lines of the examples.
     return CommandLine(app, "".join(f"\n{part}\n" for part in _end_of_help(command)))
 
@@ -140,6 +169,12 @@ def argv_of(command: Callable[..., Any], *overrides: str, **values: Any) -> list
 def _in_dataclass(values: dict[str, Any], name: str, default: Any) -> Any:
     """The value of a flag that is the field of a dataclass."""
     return next((getattr(value, name) for value in values.values() if hasattr(value, name)), default)
+
+
+def _description(command: Callable[..., Any]) -> str:
+    """The docstring above its first section. A paragraph is one line, which the help breaks where its page ends."""
+    text = re.split(r"^\w+:\n", inspect.getdoc(command) or "", maxsplit=1, flags=re.MULTILINE)[0]
+    return re.sub(r"(?<=\S)\n(?=\S)", " ", text).strip()
 
 
 def _end_of_help(command: Callable[..., Any]) -> Iterator[str]:
@@ -179,6 +214,9 @@ def _of_a_value(error: CoercionError, token: Token, keys: Keys) -> str:
         fact = str(wrong)
         if isinstance(wrong, NotAnOverrideError) and (near := _nearest_keys(token.value, keys)):
             fact += f"; did you mean {' or '.join(f'{key}=VALUE' for key in near)}?"
+        return f"{token.keyword}: {fact}" if token.keyword else fact
+    if get_origin(error.target_type) is Literal:
+        fact = unknown(token.value, get_args(error.target_type))
         return f"{token.keyword}: {fact}" if token.keyword else fact
     if error.target_type is bool:
         return f"{token.keyword} takes no value; leave out {token.value!r}"

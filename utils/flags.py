@@ -28,8 +28,20 @@ def read_by(read: Callable[[str], Any], **options: Any) -> Parameter:
     return Parameter(converter=convert, **options)
 
 
+def alone_or(read: Callable[[str], Any]) -> Parameter:
+    """Marks a type ``bool | ...``: the flag alone is True, and ``read`` makes a value of a word after it."""
+
+    def convert(_: type, tokens: Sequence[Token]) -> Any:
+        return read(tokens[0].value)
+
+    return Parameter(converter=convert, consume_multiple=(0, 1), n_tokens=-1, accepts_keys=False)
+
+
 SEVERAL = Parameter(consume_multiple=1)
 """Marks a list: the flag takes all words up to the next flag, and may be repeated."""
+
+ANY_NUMBER = Parameter(consume_multiple=0)
+"""Marks a list: as SEVERAL, but the flag may also stand alone."""
 
 
 def positive(text: str) -> int:
@@ -73,11 +85,16 @@ def one_of(names: Sequence[str]) -> Callable[[str], str]:
     def name(text: str) -> str:
         if text in names:
             return text
-        close = difflib.get_close_matches(text, names, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(names)}"
-        raise WrongValueError(f"{text!r} is unknown; {hint}")
+        raise WrongValueError(unknown(text, names))
 
     return name
+
+
+def unknown(text: str, names: Sequence[str]) -> str:
+    """That a word is none of the names, with the nearest one."""
+    close = difflib.get_close_matches(text, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(names)}"
+    return f"{text!r} is unknown; {hint}"
 
 
 def sentence(text: str) -> str:

@@ -1,19 +1,19 @@
-"""``python run.py predict CALL``: ask a trained model about images, and print, save or draw what it says."""
+"""``run.py predict CALL``: ask a trained model about images, and print, save or draw what it says."""
 
 from __future__ import annotations
 
-import argparse
 import glob
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-from utils.errors import UserError, one_line_errors
-from utils.flags import one_of, positive, sentence
+from utils.commands import FLAGS, STANDARD_INPUT
+from utils.errors import UserError
+from utils.flags import SEVERAL, Positive, one_of, read_by, sentence
 from utils.progress import progress_bar
 from utils.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from x2vlm.calls import CALLS
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from x2vlm.matching import Match
     from x2vlm.model import Box, Judgement, Model
 
-STANDARD_INPUT = "-"
 MOST_DRAWN = 48
 """Results that are drawn by --save, at most."""
 MOST_TOLD = 5
@@ -32,14 +31,8 @@ MOST_TOLD = 5
 TEXTS = {name: call.text for name, call in CALLS.items() if call.text}
 """What --text is in each call that takes one."""
 
-EXAMPLES = """examples:
-  python run.py predict caption --model runs/demo/captioning-seed0 --image photos/
-  python run.py predict answer --model runs/x --image dog.jpg --text "what is the dog doing?"
-  python run.py predict locate --model weights/x2vlm_base_4m.th --image "photos/*.jpg" --text "the red car" --save boxes.png
-  python run.py predict match --model runs/x --image dog.jpg --text "a dog" --text "a cat" --json
-  find . -name "*.png" | python run.py predict caption --model runs/x --image -
-
-exit status: 0 all images were read; 1 some could not be, and are told at the end; 2 nothing could be done"""
+ASKED = [name for name, call in CALLS.items() if call.text is not None]
+"""The calls of the command."""
 
 
 class Result(NamedTuple):
@@ -50,107 +43,103 @@ class Result(NamedTuple):
     panels: Callable[[], list[Panel]]
 
 
-def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments after ``run.py predict``."""
-    parser = argparse.ArgumentParser(
-        prog="run.py predict",
-        description="Ask a trained model about your images: captions, answers, boxes, matches, comparisons, where it looks.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    flag = parser.add_argument
-    calls = [name for name, call in CALLS.items() if call.text is not None]
-    flag("call", type=one_of(calls), metavar="CALL", help=f"what is asked for: {', '.join(calls)}")
-    add_model(parser)
-    flag(
-        "--image",
-        required=True,
-        action="append",
-        nargs="+",
-        metavar="F",
-        help="images, videos, folders, patterns; - reads paths from standard input",
-    )
-    flag(
-        "--text",
-        type=sentence,
-        action="append",
-        default=[],
-        metavar="T",
-        help="; ".join(f"{name}: {is_}" for name, is_ in TEXTS.items()),
-    )
-    flag(
-        "--answers",
-        metavar="FILE",
-        help="answer: JSON list of the candidate answers (default: those that the run keeps)",
-    )
-    flag("--layer", type=int, metavar="N", help="explain: block of the fusion encoder, from 0")
-    flag("--save", type=Path, metavar="PNG", help=f"draw the first {MOST_DRAWN} results")
-    flag("--json", action="store_true", help="a JSON object in a line for each image")
-    arguments = parser.parse_args(argv)
-    if arguments.call in TEXTS and not arguments.text:
-        parser.error(f"{arguments.call} needs --text: {TEXTS[arguments.call]}")
-    if arguments.call == "caption" and arguments.text:
-        parser.error("caption takes no --text")
-    return arguments
+@FLAGS
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    """How a model runs.
+
+    Attributes:
+        device: cpu, cuda, cuda:1 (default: a GPU if there is one).
+        precision: of the computation.
+        batch_size: images of a forward pass.
+        config: config of the weights, where the file does not lie in its run's folder.
+        tokenizer: tokenizer, if other than the model's own.
+    """
+
+    device: str | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    batch_size: Positive = 32
+    config: str | None = None
+    tokenizer: str | None = None
+
+    def load(self, source: str, answers: str | None = None) -> Model:
+        """The model ``source``, as these flags say."""
+        from x2vlm.loading import load
+
+        model = load(
+            source,
+            device=self.device,
+            precision=self.precision,
+            config=self.config,
+            tokenizer=self.tokenizer,
+            answers=answers,
+        )
+        model.batch_size = self.batch_size
+        return model
 
 
-def add_model(parser: argparse.ArgumentParser, *, required: bool = True, several: bool = False) -> None:
-    """Declare the flags of commands that load a model: which one, or ``several``, and how it runs."""
-    flag = parser.add_argument
-    what = f"a run's folder, a weight file, hub:owner/name, or an export{'; may be repeated' if several else ''}"
-    flag("--model", required=required, action="append" if several else "store", metavar="M", help=what)
-    flag("--device", metavar="D", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
-    flag("--precision", default="fp32", choices=["fp32", "bf16", "fp16"], help="default: %(default)s")
-    flag("--batch-size", type=positive, default=32, metavar="N", help="images of a forward pass (default: %(default)s)")
-    flag("--config", metavar="FILE", help="config of the weights, where the file does not lie in its run's folder")
-    flag("--tokenizer", metavar="DIR", help="tokenizer, if other than the model's own")
+def predict(
+    call: Annotated[str, read_by(one_of(ASKED))],
+    /,
+    *,
+    model: str,
+    image: Annotated[list[str], SEVERAL],
+    text: tuple[Annotated[str, read_by(sentence)], ...] = (),
+    answers: str | None = None,
+    layer: int | None = None,
+    save: Path | None = None,
+    json_: bool = False,
+    running: ModelFlags = ModelFlags(),
+) -> int:
+    """Ask a trained model about your images: captions, answers, boxes, matches, comparisons, where it looks.
 
+    Args:
+        call: what is asked for: caption, answer, match, locate, compare or explain.
+        model: a run's folder, a weight file, hub:owner/name, or an export.
+        image: images, videos, folders, patterns; - reads paths from standard input.
+        text: for answer, a question; for locate, a phrase; for match, a text; for compare, a statement about the images, two at
+            a time; for explain, a text, whose words are looked for in every image. May be repeated: each is asked of every image.
+        answers: of answer: JSON list of the candidate answers (default: those that the run keeps).
+        layer: of explain: block of the fusion encoder, from 0.
+        save: draw the first 48 results, as a PNG.
+        json_: a JSON object in a line for each image.
 
-def loaded(flags: argparse.Namespace, source: str, answers: str | None = None) -> Model:
-    """The model ``source``, as the flags of :func:`add_model` say."""
-    from x2vlm.loading import load
+    Examples:
+        python run.py predict caption --model runs/demo/captioning-seed0 --image photos/
+        python run.py predict answer --model runs/x --image dog.jpg --text "what is the dog doing?"
+        python run.py predict locate --model weights/x2vlm_base_4m.th --image "photos/*.jpg" --text "the red car" --save boxes.png
+        python run.py predict match --model runs/x --image dog.jpg --text "a dog" --text "a cat" --json
+        find . -name "*.png" | python run.py predict caption --model runs/x --image -
 
-    model = load(
-        source,
-        device=flags.device,
-        precision=flags.precision,
-        config=flags.config,
-        tokenizer=flags.tokenizer,
-        answers=answers,
-    )
-    model.batch_size = flags.batch_size
-    return model
-
-
-@one_line_errors
-def main(argv: Sequence[str]) -> int:
-    """Ask the model about every image; returns the exit status."""
-    flags = arguments_of(argv)
-    named = [path for patterns in flags.image for pattern in patterns for path in expand_pattern(pattern)]
-    if flags.save is not None:
-        check_save(flags.save, named)
-    model = loaded(flags, flags.model, flags.answers)
-    paths = [path for name in named for path in expand_folder(name, videos=model.read.videos is not None)]
+    Returns:
+        0 all images were read; 1 some could not be, and are told at the end; 2 nothing could be done
+    """
+    if call in TEXTS and not text:
+        raise UserError(f"{call} needs --text: {TEXTS[call]}")
+    if call == "caption" and text:
+        raise UserError("caption takes no --text")
+    named = [path for pattern in image for path in expand_pattern(pattern)]
+    if save is not None:
+        check_save(save, named)
+    asked = running.load(model, answers)
+    paths = [path for name in named for path in expand_folder(name, videos=asked.read.videos is not None)]
     panels: list[Panel] = []
     broken: list[str] = []
     drawn = 0
-    with progress_bar(total=len(paths), desc=flags.call, leave=False) as bar:
-        for groups in _groups(model, paths, flags.call, broken):
-            for result in _ask(model, groups, flags):
+    with progress_bar(total=len(paths), desc=call, leave=False) as bar:
+        for groups in _groups(asked, paths, call, broken):
+            for result in _ask(asked, groups, call, list(text), layer):
                 bar.write(
-                    json.dumps(result.values, ensure_ascii=False)
-                    if flags.json
-                    else "\n".join(map(printed, result.lines))
+                    json.dumps(result.values, ensure_ascii=False) if json_ else "\n".join(map(printed, result.lines))
                 )
-                if flags.save is not None and drawn < MOST_DRAWN:
+                if save is not None and drawn < MOST_DRAWN:
                     panels += result.panels()
                     drawn += 1
             bar.update(sum(map(len, groups)))
-    if panels:
+    if panels and save is not None:
         from x2vlm.figures import draw
 
-        sys.stderr.write(f"drawn: {draw(panels, flags.save, f'{flags.call}, by {flags.model}')}\n")
+        sys.stderr.write(f"drawn: {draw(panels, save, f'{call}, by {model}')}\n")
     return report_broken(broken, len(paths))
 
 
@@ -234,35 +223,34 @@ def _groups(model: Model, paths: Sequence[str], call: str, broken: list[str]) ->
         yield groups
 
 
-def _ask(model: Model, groups: list[list[View]], flags: argparse.Namespace) -> Iterator[Result]:
+def _ask(model: Model, groups: list[list[View]], call: str, texts: list[str], layer: int | None) -> Iterator[Result]:
     """What the model says of each group."""
     views = [group[0] for group in groups]
-    texts: list[str] = flags.text
-    if flags.call == "caption":
+    if call == "caption":
         for view, caption in zip(views, model.caption(views), strict=True):
             yield _lines(model, view, [caption], {"caption": caption})
-    elif flags.call == "answer":
+    elif call == "answer":
         answers = iter(model.answer([view for view in views for _ in texts], texts * len(views)))
         for view in views:
             replies = [{"question": text, "answer": next(answers)} for text in texts]
             lines = [f"{reply['question']}  {reply['answer']}" for reply in replies]
             yield _lines(model, view, lines, {"answers": replies})
-    elif flags.call == "match":
+    elif call == "match":
         from x2vlm.matching import matches
 
         for view, row in zip(views, matches(model, views, texts), strict=True):
             yield _matched(model, view, texts, row)
-    elif flags.call == "locate":
+    elif call == "locate":
         for view, boxes in zip(views, model.locate(views, [texts] * len(views)), strict=True):
             yield _located(model, view, boxes)
-    elif flags.call == "compare":
+    elif call == "compare":
         for text in texts:
             for group, judgement in zip(groups, model.compare(groups, [text] * len(groups)), strict=True):
                 yield _compared(model, group, text, judgement)
     else:
         for view in views:
             for text in texts:
-                yield _explained(model, view, text, flags.layer)
+                yield _explained(model, view, text, layer)
 
 
 def _lines(model: Model, view: View, lines: list[str], values: dict[str, Any]) -> Result:

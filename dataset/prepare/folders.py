@@ -1,42 +1,17 @@
-"""Parts of every command that makes a folder of records: flags, splits, writing records, the closing line."""
+"""Parts of every command that makes a folder of records: splits, writing records, the closing line."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from dataset.prepare.output import read_facts
-from utils.errors import UserError
 
 SPLITS = ("train", "val", "test")
-
-
-class LineParser(argparse.ArgumentParser):
-    """Argument parser that raises a :class:`~utils.errors.UserError`, so that the user sees one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise a UserError that names --help."""
-        raise UserError(f"{message}; --help lists the flags")
-
-
-def whole_number(low: int, high: int) -> Callable[[str], int]:
-    """A converter for ``argparse``: an integer from ``low`` to ``high``, both included."""
-
-    def convert(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if not low <= number <= high:
-            raise argparse.ArgumentTypeError(f"{number} is not within {low} and {high}")
-        return number
-
-    return convert
 
 
 def split_by_hash(key: str) -> str:

@@ -1,21 +1,7 @@
-"""``python run.py prepare frames (--records FILE ... | --folder DIR) --out DIR``: videos become lists of frames.
-
-Training on video files decodes them again in every epoch, which costs many times as much as images. This command decodes each
-video once and keeps the frames of whole seconds (X²-VLM, section 3.2) as base64 JPEGs, the form of the released data.
-
---records   shards of pre-training (files, patterns or folders): for each shard DIR/<its name>.jsonl, the same records with
-            frames instead of the path. Records that hold base64 images stay as they are.
---folder    every video file below a folder: DIR/<its path>.json for each, a list of frames. With DIR in place of the
-            folder in a config, the lists are found as the files were (by the video_id of MSR-VTT and others).
-
-A video that cannot be read is left out with its record, counted, and named in DIR/_frames/broken.jsonl. The same command resumes
-an interrupted run: finished files are kept, and made again only if they were deleted or their source has another size. Broken
-videos of a folder are tried again each time; those of a shard once the shard is deleted. One run at a time fills DIR.
-"""
+"""``run.py prepare frames``: videos become lists of frames."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import logging
 import os
@@ -25,25 +11,27 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from batches.base import BrokenRecord
 from dataset.media.video import VideoReadingConfig
-from dataset.prepare.folders import LineParser, tally, whole_number
+from dataset.prepare.folders import tally
 from dataset.prepare.frame_files import OutputFile, outputs_of_folder, outputs_of_shards
 from dataset.prepare.frame_making import MAKING, FrameMaking, RecordLine, killed, work
-from dataset.prepare.official import command_parser, manifest_of
+from dataset.prepare.official import OutputFlags, manifest_of
 from dataset.prepare.output import Entry, OutputFolder
 from dataset.prepare.processes import in_order
 from utils import log
 from utils.cores import usable_cores
-from utils.errors import UserError, one_line_errors
+from utils.errors import UserError
 from utils.files import sync_file
-from utils.flags import positive_real
+from utils.flags import SEVERAL, PositiveReal, read_by, whole_number
 from utils.progress import progress_bar
-from utils.suffixes import VIDEO_SUFFIXES
 
 MANIFEST, BROKEN = manifest_of("frames"), "_frames/broken.jsonl"
+
+USUAL = FrameMaking()
+"""How frames are made if no flag says otherwise."""
 
 NAMED = 3
 """Broken videos of a kind that are logged; the file has all."""
@@ -173,85 +161,91 @@ def _log(broken: BrokenRecord, logged: Counter[str]) -> None:
         logger.warning("left out: %s: %s: %s%s", broken.place, broken.kind, broken.message, more)
 
 
-def _parser() -> LineParser:
-    parser = command_parser("frames", __doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--records", nargs="+", metavar="FILE", help="shards, patterns, or folders of shards")
-    suffixes = " ".join(VIDEO_SUFFIXES)
-    source.add_argument("--folder", type=Path, metavar="DIR", help=f"every video file below it ({suffixes})")
-    add = parser.add_argument
-    add("--video-key", default="video", metavar="KEY", help="of the video in a record (default: video)")
-    add("--video-root", type=Path, metavar="DIR", help="of relative paths (default: the shard's folder)")
-    _add_making(parser)
-    cores = usable_cores()
-    add("--workers", type=whole_number(1, 1024), default=cores, metavar="N", help="default: one a core, %(default)d")
-    return parser
+def frames(
+    *,
+    output: OutputFlags,
+    records: Annotated[tuple[str, ...], SEVERAL] = (),
+    folder: Path | None = None,
+    video_key: str = "video",
+    video_root: Path | None = None,
+    frames_per_second: PositiveReal = 1.0,
+    short_side: Annotated[int, read_by(whole_number(16, 4096))] = USUAL.short_side,
+    quality: Annotated[int, read_by(whole_number(1, 100))] = USUAL.quality,
+    max_frames: Annotated[int | None, read_by(whole_number(1, 1_000_000))] = None,
+    backend: Literal["av", "decord"] = "av",
+    time_limit: PositiveReal = USUAL.reading.time_limit_s,
+    max_pixels: Annotated[int, read_by(whole_number(1, 2**31))] = USUAL.max_pixels,
+    workers: Annotated[int, read_by(whole_number(1, 1024))] = usable_cores(),
+) -> int:
+    """Turn videos into lists of frames.
 
+    Training on video files decodes them again in every epoch, which costs many times as much as images. This command decodes each
+    video once and keeps the frames of whole seconds (X²-VLM, section 3.2) as base64 JPEGs, the form of the released data.
 
-def _add_making(parser: argparse.ArgumentParser) -> None:
-    """Flags that decide the content of a file."""
-    making = FrameMaking()
-    add = parser.add_argument
-    add("--frames-per-second", type=positive_real, default=1.0, metavar="N", help="default 1, the paper's")
-    side = """of a frame at most (default %(default)d: the largest input of any config of videos; smaller
-frames stay as they are). 256 is enough for pre-training at 224, and takes less than half the
-space and the time to decode it"""
-    add("--short-side", type=whole_number(16, 4096), default=making.short_side, metavar="PIXELS", help=side)
-    add(
-        "--quality",
-        type=whole_number(1, 100),
-        default=making.quality,
-        metavar="N",
-        help="of JPEGs (default %(default)d)",
-    )
-    limit = """of a video, at even distances (default: all). A list is read whole whenever some of its
-frames are wanted: set it where videos last many minutes"""
-    add("--max-frames", type=whole_number(1, 1_000_000), metavar="N", help=limit)
-    add("--backend", choices=("av", "decord"), default="av", help="default av (PyAV)")
-    seconds = "a video that takes longer is broken (default %(default)g)"
-    add("--time-limit", type=positive_real, default=making.reading.time_limit_s, metavar="SECONDS", help=seconds)
-    pixels = "a video of larger frames, too (default %(default)d)"
-    add("--max-pixels", type=whole_number(1, 2**31), default=making.max_pixels, metavar="N", help=pixels)
+    With --records, it reads shards of pre-training, and writes for each shard <its name>.jsonl to the folder of --out: the same
+    records with frames instead of the path. Records that hold base64 images stay as they are. With --folder, it writes for every
+    video file <its path>.json, a list of frames. With the folder of --out in place of the folder of videos in a config, the lists
+    are found as the files were (by the video_id of MSR-VTT and others).
 
+    A video that cannot be read is left out with its record, counted, and named in _frames/broken.jsonl in the folder of --out.
+    The same command resumes an interrupted run: finished files are kept, and made again only if they were deleted or their source
+    has another size. Broken videos of a folder are tried again each time; those of a shard once the shard is deleted. Only one
+    run at a time can fill a folder.
 
-def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments after ``run.py prepare frames``."""
-    return _parser().parse_args(argv)
-
-
-@one_line_errors
-def main(argv: Sequence[str]) -> int:
-    """Make the frames and print one line of what there is; exit status 2 for a mistake of the user."""
-    flags = arguments_of(argv)
+    Args:
+        records: shards, patterns, or folders of shards.
+        folder: every video file below it (.mp4 .avi .mov .mkv .webm .m4v .mpg .mpeg).
+        video_key: key of the video in a record.
+        video_root: folder of relative paths (default: the shard's folder).
+        frames_per_second: frames of each second; 1 is the paper's.
+        short_side: of a frame in pixels, at most. The default is the largest input of any config of videos; smaller frames stay
+            as they are. 256 is enough for pre-training at 224, and takes less than half the space and the time to decode it.
+        quality: of JPEGs.
+        max_frames: of a video, at even distances (default: all). A list is read whole whenever some of its frames are wanted: set
+            it where videos last many minutes.
+        backend: av is PyAV.
+        time_limit: a video that takes more seconds is broken.
+        max_pixels: a video of larger frames is broken, too.
+        workers: processes (default: one a core).
+    """
+    if bool(records) == (folder is not None):
+        raise UserError("give --records FILE ... or --folder DIR, and not both; see run.py prepare frames --help")
+    out = output.out
     log.set_up()
-    reading = VideoReadingConfig(
-        backend=flags.backend, frames_per_second=flags.frames_per_second, time_limit_s=flags.time_limit
-    )
-    making = FrameMaking(reading, flags.short_side, flags.quality, flags.max_frames, flags.max_pixels)
-    if flags.folder is not None:
-        if flags.video_root is not None:
+    reading = VideoReadingConfig(backend=backend, frames_per_second=frames_per_second, time_limit_s=time_limit)
+    making = FrameMaking(reading, short_side, quality, max_frames, max_pixels)
+    if folder is not None:
+        if video_root is not None:
             raise UserError("--video-root is for --records; videos of --folder are found below it")
-        if flags.out.resolve() == flags.folder.resolve():
+        if out.resolve() == folder.resolve():
             raise UserError(
-                f"--out: {flags.out} is the folder of the videos, which are found before their lists; give another"
+                f"--out: {out} is the folder of the videos, which are found before their lists; give another"
             )
-        outputs = outputs_of_folder(flags.folder, making)
-        arguments: dict[str, Any] = {"folder": str(flags.folder.resolve())}
+        outputs = outputs_of_folder(folder, making)
+        arguments: dict[str, Any] = {"folder": str(folder.resolve())}
     else:
-        outputs = outputs_of_shards(flags.records, making, video_key=flags.video_key, video_root=flags.video_root)
-        root = None if flags.video_root is None else str(flags.video_root.resolve())
-        arguments = {"video_key": flags.video_key, "video_root": root}
-    names = ("frames_per_second", "short_side", "quality", "max_frames", "backend", "time_limit", "max_pixels")
-    arguments |= {**{name: getattr(flags, name) for name in names}, "making": MAKING}
+        outputs = outputs_of_shards(records, making, video_key=video_key, video_root=video_root)
+        root = None if video_root is None else str(video_root.resolve())
+        arguments = {"video_key": video_key, "video_root": root}
+    arguments |= {
+        "frames_per_second": frames_per_second,
+        "short_side": short_side,
+        "quality": quality,
+        "max_frames": max_frames,
+        "backend": backend,
+        "time_limit": time_limit,
+        "max_pixels": max_pixels,
+        "making": MAKING,
+    }
     try:
-        summary = build(flags.out, outputs, arguments, workers=flags.workers, overwrite=flags.overwrite, progress=True)
+        summary = build(out, outputs, arguments, workers=workers, overwrite=output.overwrite, progress=True)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command resumes\n")
         return 130
     if summary.tried:
-        sys.stdout.write(f"{flags.out}: {summary.line()}\n")
+        sys.stdout.write(f"{out}: {summary.line()}\n")
     else:
-        sys.stdout.write(f"{flags.out} is already complete with these arguments; nothing to do\n")
+        sys.stdout.write(f"{out} is already complete with these arguments; nothing to do\n")
     if summary.broken:
-        sys.stdout.write(f"broken videos: {flags.out / BROKEN}\n")
+        sys.stdout.write(f"broken videos: {out / BROKEN}\n")
     return 0

@@ -1,19 +1,13 @@
-"""``python run.py prepare multi30k --source DIR --out DIR``: records of Multi30K, captions by language.
-
-``--source`` is a copy of the official repository (multi30k/dataset). English and German have five captions of each image,
-written independently (task 2); French and Czech have one, a translation (task 1), and so have English and German without task 2.
-The test split is that of 2016. Images are those of Flickr30K, named relative to their own folder.
-"""
+"""``run.py prepare multi30k``: records of Multi30K."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dataset.prepare.official import command_parser, read_lines, write_splits
-from utils.errors import UserError, one_line_errors
+from dataset.prepare.official import OutputFlags, read_lines, write_splits
+from utils.errors import UserError
 
 LANGUAGES = ("en", "de", "fr", "cs")
 DESCRIBED = ("en", "de")
@@ -72,17 +66,19 @@ def _lines(path: Path, count: int) -> list[str]:
     return lines
 
 
-def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments after ``run.py prepare multi30k``."""
-    parser = command_parser("multi30k", "Records of Multi30K.")
-    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="copy of multi30k/dataset")
-    return parser.parse_args(argv)
+def multi30k(*, output: OutputFlags, source: Path) -> int:
+    """Make records of Multi30K, with captions by language.
 
+    --source is a copy of the official repository (multi30k/dataset). English and German have five captions of each image,
+    written independently (task 2); French and Czech have one, a translation (task 1), and so have English and German without
+    task 2. The test split is that of 2016. Images are those of Flickr30K, named relative to their own folder.
 
-@one_line_errors
-def main(argv: Sequence[str]) -> int:
-    """Make the records and print one line; exit status 2 for a mistake of the user."""
-    flags = arguments_of(argv)
-    arguments = {"source": str(flags.source.resolve())}
-    write_splits("multi30k", flags, arguments, {split: records(flags.source, split) for split in SPLITS})
+    Args:
+        source: copy of multi30k/dataset.
+
+    Examples:
+        python run.py prepare multi30k --source dataset --out data/multi30k
+    """
+    arguments = {"source": str(source.resolve())}
+    write_splits("multi30k", output, arguments, {split: records(source, split) for split in SPLITS})
     return 0

@@ -1,14 +1,7 @@
-"""``python run.py prepare multilingual --records DIR --translations DIR --out DIR``: all that multilingual pre-training reads.
-
-The records are those of ``prepare 4m``. The first run writes their texts, each once, to ``texts.txt`` in the folder of
-translations. Have a system of your choice translate it line by line into ``texts.de.txt``, ``texts.fr.txt`` and so on, and give
-the command again: it makes each folder anew, with captions by language. ``--wikimatrix`` gives the official files of translated
-sentences.
-"""
+"""``run.py prepare multilingual``: captions by language for the records of 4m, and translated sentences."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -17,26 +10,28 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from dataset.prepare import wikimatrix
 from dataset.prepare.building import WorkerDiedError
 from dataset.prepare.counts import Counts
-from dataset.prepare.folders import tally, whole_number
-from dataset.prepare.official import command_parser, manifest_of
+from dataset.prepare.folders import tally
+from dataset.prepare.official import OutputFlags, manifest_of
 from dataset.prepare.output import Entry, OutputFolder, json_line
 from dataset.prepare.processes import in_order
 from dataset.prepare.raw_folder import file_digest
 from dataset.prepare.translations import TEXTS, Translator, fill_store, translate_record, translated_files, write_texts
+from dataset.prepare.wikimatrix import wikimatrix as prepare_wikimatrix
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import ImageKeys, RawRecord, image_source
 from dataset.shards.finding import TAR_SUFFIX, find_shards
 from dataset.shards.readers import Shards
 from utils.cores import usable_cores
-from utils.errors import UserError, one_line_errors
+from utils.errors import UserError
 from utils.files import replacing
+from utils.flags import ANY_NUMBER, read_by, whole_number
 from utils.progress import progress_bar
 
 FOLDERS = ("coco", "vg", "sbu", "cc3m", "coco_regions", "vg_regions")
@@ -54,45 +49,44 @@ class _Job(NamedTuple):
     languages: tuple[str, ...]
 
 
-def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments after ``run.py prepare multilingual``."""
-    parser = command_parser(COMMAND, "Captions by language for records, and translated sentences.")
-    add, cores = parser.add_argument, usable_cores()
-    add(
-        "--records",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help=f"holds folders of `prepare 4m`: {', '.join(FOLDERS)}",
-    )
-    add("--translations", type=Path, required=True, metavar="DIR", help=f"of {TEXTS}, which is made, texts.de.txt, …")
-    add("--wikimatrix", type=Path, nargs="*", default=[], metavar="FILE", help="WikiMatrix.<a>-<b>.tsv.gz")
-    add("--workers", type=whole_number(1, 1024), default=cores, metavar="N", help=f"processes (default: {cores})")
-    return parser.parse_args(argv)
+def multilingual(
+    *,
+    output: OutputFlags,
+    records: Path,
+    translations: Path,
+    wikimatrix: Annotated[tuple[Path, ...], ANY_NUMBER] = (),
+    workers: Annotated[int, read_by(whole_number(1, 1024))] = usable_cores(),
+) -> int:
+    """Make all that multilingual pre-training reads: captions by language for records, and translated sentences.
 
+    The records are those of `prepare 4m`. The first run writes their texts, each once, to texts.txt in the folder of
+    translations. Have a system of your choice translate it line by line into texts.de.txt, texts.fr.txt and so on, and give the
+    command again: it makes each folder anew, with captions by language. --wikimatrix gives the official files of translated
+    sentences.
 
-@one_line_errors
-def main(argv: Sequence[str]) -> int:
-    """Make what can be made, and say what is missing; exit status 2 for a mistake of the user."""
-    flags = arguments_of(argv)
-    folders = [flags.records / name for name in FOLDERS if (flags.records / name).is_dir()]
+    Args:
+        records: holds folders of `prepare 4m`: coco, vg, sbu, cc3m, coco_regions, vg_regions.
+        translations: folder of texts.txt, which is made, texts.de.txt, …
+        wikimatrix: WikiMatrix.<a>-<b>.tsv.gz.
+        workers: processes.
+    """
+    folders = [records / name for name in FOLDERS if (records / name).is_dir()]
     if not folders:
-        raise UserError(f"--records {flags.records}: holds none of {', '.join(FOLDERS)}; make them with `prepare 4m`")
-    if missing := [name for name in FOLDERS if flags.records / name not in folders]:
-        _tell(f"{flags.records}: no {', '.join(missing)}, which the multilingual configs read too")
-    if flags.wikimatrix:
-        given = ["--out", str(flags.out / "wikimatrix"), "--source", *map(str, flags.wikimatrix)]
-        wikimatrix.main([*given, *(["--overwrite"] if flags.overwrite else [])])
-    files = translated_files(flags.translations) if flags.translations.is_dir() else {}
-    if not (flags.translations / TEXTS).is_file() or not files:
-        _write_texts(folders, flags.translations)
+        raise UserError(f"--records {records}: holds none of {', '.join(FOLDERS)}; make them with `prepare 4m`")
+    if missing := [name for name in FOLDERS if records / name not in folders]:
+        _tell(f"{records}: no {', '.join(missing)}, which the multilingual configs read too")
+    if wikimatrix:
+        prepare_wikimatrix(output=replace(output, out=output.out / "wikimatrix"), source=list(wikimatrix))
+    files = translated_files(translations) if translations.is_dir() else {}
+    if not (translations / TEXTS).is_file() or not files:
+        _write_texts(folders, translations)
         return 0
-    with tempfile.TemporaryDirectory(prefix="translations-", dir=_made(flags.out)) as scratch:
+    with tempfile.TemporaryDirectory(prefix="translations-", dir=_made(output.out)) as scratch:
         store = Path(scratch, "store")
-        fill_store(store, flags.translations, files)
+        fill_store(store, translations, files)
         digests = {language: file_digest(path) for language, path in files.items()}
         for folder in folders:
-            _translate(folder, flags, store, tuple(files), digests)
+            _translate(folder, output, store, tuple(files), digests, workers)
     return 0
 
 
@@ -130,14 +124,19 @@ def _values(raw: RawRecord) -> dict[str, Any]:
 
 
 def _translate(
-    source: Path, flags: argparse.Namespace, store: Path, languages: tuple[str, ...], digests: dict[str, str]
+    source: Path,
+    output: OutputFlags,
+    store: Path,
+    languages: tuple[str, ...],
+    digests: dict[str, str],
+    workers: int,
 ) -> None:
     """Make a folder with captions by language."""
-    out = flags.out / source.name
+    out = output.out / source.name
     shards = [Path(str(path)) for path in find_shards([str(source)], str(source))]
     names = [path.name for path in shards]
     arguments = {"records": str(source.resolve()), "translations": digests}
-    with OutputFolder(out, manifest_of(COMMAND), arguments, names, overwrite=flags.overwrite) as folder:
+    with OutputFolder(out, manifest_of(COMMAND), arguments, names, overwrite=output.overwrite) as folder:
         if folder.complete:
             _tell(f"{out} is already complete with these translations; nothing to do")
             return
@@ -145,7 +144,7 @@ def _translate(
         done = {path: Counts.from_values(entry.counts) for path, entry in entries.items() if entry is not None}
         left = [path for path in shards if path not in done]
         jobs = [_Job(path, out / path.name, store, languages) for path in left]
-        with closing(in_order(_translate_shard, jobs, flags.workers, _died)) as results:
+        with closing(in_order(_translate_shard, jobs, workers, _died)) as results:
             for path, made in zip(
                 left, progress_bar(results, total=len(left), desc=source.name, unit="shard"), strict=True
             ):

@@ -1,16 +1,7 @@
-"""``python run.py prepare multilingual_coco --karpathy FILE --stair FILE FILE --coco-cn DIR --out DIR``.
-
-Records of COCO with captions by language: English from Karpathy's ``dataset_coco.json``, whose splits they keep; Japanese from
-STAIR's ``stair_captions_v1.2_{train,val}.json``, by image id; Chinese from COCO-CN, which has splits of its own.
-
-Made are ``karpathy_{train,val,test}.jsonl`` (en, ja), ``karpathy_test_1k.jsonl`` (the first 1,000 images of the test),
-``coco_cn_{train,val,test}.jsonl`` (zh), and ``joint_train.jsonl`` (all three), which leaves out every image that is held out in
-either: an English caption would teach what the Chinese test asks.
-"""
+"""``run.py prepare multilingual_coco``: records of COCO in English, Japanese and Chinese."""
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dataset.prepare.official import command_parser, read_lines, read_object, write_splits
-from utils.errors import UserError, one_line_errors
+from dataset.prepare.official import OutputFlags, read_lines, read_object, write_splits
+from utils.errors import UserError
 
 SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
 """Our name of a split -> Karpathy's."""
@@ -123,24 +114,22 @@ def _path_of(name: str, source: Path) -> str:
     return f"{match[1]}/{match[0]}.jpg"
 
 
-def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments after ``run.py prepare multilingual_coco``."""
-    parser = command_parser("multilingual_coco", "Records of COCO in en, ja, zh.")
-    add = parser.add_argument
-    add("--karpathy", type=Path, required=True, metavar="FILE", help="dataset_coco.json")
-    stair = "stair_captions_v1.2_train.json and …_val.json"
-    add("--stair", type=Path, required=True, nargs=2, metavar="FILE", help=stair)
-    add("--coco-cn", type=Path, required=True, metavar="DIR", help="folder coco-cn-version1805v1.1")
-    return parser.parse_args(argv)
+def multilingual_coco(*, output: OutputFlags, karpathy: Path, stair: tuple[Path, Path], coco_cn: Path) -> int:
+    """Make records of COCO with captions by language: English from Karpathy's dataset_coco.json, whose splits they keep; Japanese
+    from STAIR's stair_captions_v1.2_{train,val}.json, by image id; Chinese from COCO-CN, which has splits of its own.
 
+    The command writes karpathy_{train,val,test}.jsonl (en, ja), karpathy_test_1k.jsonl (the first 1,000 images of the test),
+    coco_cn_{train,val,test}.jsonl (zh), and joint_train.jsonl (all three), which leaves out every image that is held out in
+    either: an English caption would teach what the Chinese test asks.
 
-@one_line_errors
-def main(argv: Sequence[str]) -> int:
-    """Make the records and print one line; exit status 2 for a mistake of the user."""
-    flags = arguments_of(argv)
-    paths = {"karpathy": flags.karpathy, "stair": flags.stair[0], "stair_2": flags.stair[1], "coco_cn": flags.coco_cn}
+    Args:
+        karpathy: dataset_coco.json.
+        stair: stair_captions_v1.2_train.json and …_val.json.
+        coco_cn: folder coco-cn-version1805v1.1.
+    """
+    paths = {"karpathy": karpathy, "stair": stair[0], "stair_2": stair[1], "coco_cn": coco_cn}
     arguments = {name: str(path.resolve()) for name, path in paths.items()}
-    english, japanese, chinese = read_karpathy(flags.karpathy), read_stair(flags.stair), read_coco_cn(flags.coco_cn)
+    english, japanese, chinese = read_karpathy(karpathy), read_stair(stair), read_coco_cn(coco_cn)
     splits = {
         f"karpathy_{split}": records({"en": captions, "ja": _of(captions, japanese)})
         for split, captions in english.items()
@@ -149,5 +138,5 @@ def main(argv: Sequence[str]) -> int:
     splits["karpathy_test_1k"] = records({"en": small, "ja": _of(small, japanese)})
     splits |= {f"coco_cn_{split}": records({"zh": captions}) for split, captions in chinese.items()}
     splits["joint_train"] = records(joint_training(english, japanese, chinese))
-    write_splits("multilingual_coco", flags, arguments, splits)
+    write_splits("multilingual_coco", output, arguments, splits)
     return 0

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataset.prepare.folders import LineParser, tally, write_records
+from dataset.prepare.folders import tally, write_records
 from dataset.prepare.output import Entry, OutputFolder
 from dataset.prepare.raw_folder import RawFile, differing, same_content
+from utils.commands import FLAGS
 from utils.errors import UserError
 from utils.files import read_json, replacing
 
@@ -54,13 +55,18 @@ def read_object(path: Path, key: str) -> dict[str, Any]:
     return content
 
 
-def command_parser(command: str, description: str) -> LineParser:
-    """The parser of a command of this package, with the flags that every one of them has."""
-    program, formatter = f"run.py prepare {command}", argparse.RawTextHelpFormatter
-    parser = LineParser(prog=program, description=description, formatter_class=formatter)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill; made if missing")
-    parser.add_argument("--overwrite", action="store_true", help="replace what this command made in DIR")
-    return parser
+@FLAGS
+@dataclass(frozen=True, kw_only=True)
+class OutputFlags:
+    """The folder that a command of this package fills.
+
+    Attributes:
+        out: folder to fill; made if missing.
+        overwrite: replace what this command made in --out.
+    """
+
+    out: Path
+    overwrite: bool = False
 
 
 def manifest_of(command: str) -> str:
@@ -71,7 +77,7 @@ def manifest_of(command: str) -> str:
 
 def write_splits(
     command: str,
-    flags: argparse.Namespace,
+    flags: OutputFlags,
     arguments: Mapping[str, Any],
     splits: Mapping[str, Iterable[Mapping[str, Any]]],
 ) -> None:
@@ -88,7 +94,7 @@ def write_splits(
 
 def write_by_source(
     command: str,
-    flags: argparse.Namespace,
+    flags: OutputFlags,
     arguments: Mapping[str, Any],
     sources: Mapping[str, Path],
     records: Callable[[Path], Iterable[Mapping[str, Any]]],

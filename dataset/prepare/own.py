@@ -1,22 +1,7 @@
-"""``python run.py prepare own FILE --out FILE.jsonl``: records from your own CSV file, JSON array, JSON lines or COCO file.
-
-The names of the columns decide which records are written (docs/own_data.md):
-
-  question   questions:  image, question; answer, answer_type, question_id if there are any
-  sentence   statements: image, sentence, label; image2 for the right image of a pair
-  boxes      regions:    image, caption, and a row for each box: x1, y1, x2, y2 (corners), or x, y, width, height
-  caption    captions:   image, caption; image_id if there is one
-
-JSON objects have the same keys, or the keys of records (elems, bb, images, lists of captions and answers). COCO's caption and
-instance files are converted, too. Give --rename OLD=NEW if your columns have other names.
-
-Every image must exist, and every box must lie in its image. Rows and boxes that cannot be used are written with their reason to
-<name of --out>_broken.jsonl. Exit status: 0, 1 if anything was broken, 2 if nothing was written.
-"""
+"""``run.py prepare own``: records from your own CSV file, JSON array, JSON lines or COCO file (docs/own_data.md)."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import os
@@ -24,20 +9,20 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from dataset.files import RECORD_BYTES
 from dataset.formats.annotations import ImageFiles, Row, listed_rows, read_rows, read_text, texts_of
-from dataset.prepare.folders import LineParser, tally, write_records
+from dataset.prepare.folders import tally, write_records
 from dataset.records.box_form import are_relative, look_like_corners
 from dataset.records.broken import BrokenRecordError
 from dataset.records.forms import delimiter_of, foreign_form
 from dataset.records.schema import Box, box_in, place_box
 from dataset.tasks.nlvr import LABELS
 from dataset.tasks.questions import question_of
-from utils.errors import UserError, one_line_errors
+from utils.errors import UserError
 from utils.files import parse_json, replacing
 
 CORNERS, XYWH = ("x1", "y1", "x2", "y2"), ("x", "y", "width", "height")
@@ -240,63 +225,76 @@ def _kept(row: Row, *keys: str) -> dict[str, Any]:
     return {key: row.values[key] for key in keys if row.values.get(key) is not None}
 
 
-def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments after ``run.py prepare own``."""
-    parser = LineParser(
-        prog="run.py prepare own", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("file", type=Path, metavar="FILE", help="CSV file with a header, JSON array, JSON lines, or COCO's JSON file")
-    add("--out", type=Path, required=True, metavar="FILE", help="file of records to write, *.jsonl")
-    add(
-        "--images", type=Path, metavar="FOLDER", help="folder that image paths start from (default: the folder of FILE)"
-    )
-    add(
-        "--boxes",
-        choices=("corners", "xywh"),
-        help="form of boxes in bb or bbox: x1, y1, x2, y2, or x, y, width, height",
-    )
-    add("--rename", action="append", default=[], metavar="OLD=NEW", help="read the column OLD as NEW; may be repeated")
-    add("--overwrite", action="store_true", help="replace what is there")
-    return parser.parse_args(argv)
-
-
 def _renamed(rows: Rows, names: dict[str, str]) -> Iterator[Row | BrokenRecordError]:
     for row in rows:
         yield Row({names.get(k, k): v for k, v in row.values.items()}, row.place) if isinstance(row, Row) else row
 
 
-@one_line_errors
-def main(argv: Sequence[str]) -> int:
-    """Write the records and the broken ones, and print the counts; returns the exit status."""
-    flags = arguments_of(argv)
-    broken_file = flags.out.with_name(f"{flags.out.stem}_broken.jsonl")
-    if flags.out.suffix != ".jsonl" or not flags.out.parent.is_dir():
-        raise UserError(f"--out {flags.out}: give a file *.jsonl in a folder that exists")
-    if flags.out.exists() and (not flags.overwrite or flags.out.samefile(flags.file)):
-        raise UserError(
-            f"--out {flags.out} is there already; give another name, or --overwrite for what is not FILE itself"
-        )
-    if wrong := [each for each in flags.rename if not all(each.partition("=")[::2])]:
+def own(
+    file: Path,
+    /,
+    *,
+    out: Path,
+    images: Path | None = None,
+    boxes: Literal["corners", "xywh"] | None = None,
+    rename: tuple[str, ...] = (),
+    overwrite: bool = False,
+) -> int:
+    """Make records from your own CSV file, JSON array, JSON lines or COCO file.
+
+    The names of the columns decide which records are written (docs/own_data.md):
+
+      question   questions:  image, question; answer, answer_type, question_id if there are any
+      sentence   statements: image, sentence, label; image2 for the right image of a pair
+      boxes      regions:    image, caption, and a row for each box: x1, y1, x2, y2 (corners), or x, y, width, height
+      caption    captions:   image, caption; image_id if there is one
+
+    JSON objects have the same keys, or the keys of records (elems, bb, images, lists of captions and answers). COCO's caption and
+    instance files are converted, too. Give --rename OLD=NEW if your columns have other names.
+
+    Every image must exist, and every box must lie in its image. Rows and boxes that cannot be used are written with their reason
+    to <name of --out>_broken.jsonl.
+
+    Args:
+        file: CSV file with a header, JSON array, JSON lines, or COCO's JSON file.
+        out: file of records to write, *.jsonl.
+        images: folder that image paths start from (default: the folder of FILE).
+        boxes: form of boxes in bb or bbox: x1, y1, x2, y2, or x, y, width, height.
+        rename: OLD=NEW: read the column OLD as NEW; may be repeated.
+        overwrite: replace what is there.
+
+    Examples:
+        python run.py prepare own captions.csv --out data/own/captions_train.jsonl
+        python run.py prepare own boxes.csv --images photos --out data/own/regions.jsonl --rename text=caption
+
+    Returns:
+        0 all rows were used; 1 something was broken; 2 nothing was written
+    """
+    broken_file = out.with_name(f"{out.stem}_broken.jsonl")
+    if out.suffix != ".jsonl" or not out.parent.is_dir():
+        raise UserError(f"--out {out}: give a file *.jsonl in a folder that exists")
+    if out.exists() and (not overwrite or out.samefile(file)):
+        raise UserError(f"--out {out} is there already; give another name, or --overwrite for what is not FILE itself")
+    if wrong := [each for each in rename if not all(each.partition("=")[::2])]:
         raise UserError(f"--rename {wrong[0]}: give OLD=NEW")
-    form, read = read_any(flags.file)
-    rows = list(_renamed(read, dict(each.split("=", 1) for each in flags.rename)))
+    form, read = read_any(file)
+    rows = list(_renamed(read, dict(each.split("=", 1) for each in rename)))
     if any("bbox" in row.values for row in rows if isinstance(row, Row)):
-        if flags.boxes is None:
-            raise UserError(f"{flags.file}: say what bbox holds: --boxes xywh (x, y, width, height) or --boxes corners")
+        if boxes is None:
+            raise UserError(f"{file}: say what bbox holds: --boxes xywh (x, y, width, height) or --boxes corners")
         rows = list(_renamed(rows, {"bbox": "bb"}))
-    folder = flags.images if flags.images is not None else flags.file.parent
-    converter = Converter(rows, ImageFiles(folder), flags.out.parent, flags.boxes)
+    folder = images if images is not None else file.parent
+    converter = Converter(rows, ImageFiles(folder), out.parent, boxes)
     records = converter.records()
     reasons = Counter(error.kind for error, _ in converter.broken)
     first = f"; first {converter.broken[0][0]}" if converter.broken else ""
     if not records:
-        raise UserError(f"{flags.file}: none of {len(rows):,} rows can be used: {tally(reasons)}{first}")
+        raise UserError(f"{file}: none of {len(rows):,} rows can be used: {tally(reasons)}{first}")
     broken = [
         {"kind": error.kind, "place": error.place, "message": error.message, "record": values}
         for error, values in converter.broken
     ]
-    for path, lines in ((flags.out, records), (broken_file, broken)):
+    for path, lines in ((out, records), (broken_file, broken)):
         if lines:
             with replacing(path) as part:
                 write_records(part, lines)
@@ -306,7 +304,7 @@ def main(argv: Sequence[str]) -> int:
     counts = (
         f"{len(records):,} {converter.kind}" if not elements else f"{elements:,} regions in {len(records):,} records"
     )
-    sys.stdout.write(f"{flags.out}: {counts} of {len(rows):,} rows ({form})\n")
+    sys.stdout.write(f"{out}: {counts} of {len(rows):,} rows ({form})\n")
     if converter.dropped:
         sys.stdout.write(f"  dropped, since no record has them: {', '.join(map(str, converter.dropped))[:300]}\n")
     if broken:

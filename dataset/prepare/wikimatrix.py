@@ -1,20 +1,17 @@
-"""``python run.py prepare wikimatrix --source FILE ... --out DIR``: translations of WikiMatrix for multilingual pre-training.
-
-The sources are the official ``WikiMatrix.<a>-<b>.tsv.gz``, gzipped or not: a score, a text and its translation in each line,
-separated by tabs. Each source becomes ``DIR/<its name>.jsonl``, of ``{"source_text", "target_text"}``.
-"""
+"""``run.py prepare wikimatrix``: translations of WikiMatrix for multilingual pre-training."""
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
-from dataset.prepare.official import command_parser, write_by_source
-from utils.errors import UserError, one_line_errors
+from dataset.prepare.official import OutputFlags, write_by_source
+from utils.errors import UserError
+from utils.flags import SEVERAL
 
 THRESHOLD = 1.04
 """Margin score from which the authors of WikiMatrix take two texts for translations."""
@@ -44,21 +41,17 @@ def translations(source: Path, at_least: float = THRESHOLD) -> Iterator[dict[str
         raise UserError(f"{source} cannot be read: {error}") from None
 
 
-def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments after ``run.py prepare wikimatrix``."""
-    parser = command_parser("wikimatrix", "Translations of WikiMatrix.")
-    add = parser.add_argument
-    add("--source", type=Path, required=True, nargs="+", metavar="FILE", help="WikiMatrix.<a>-<b>.tsv.gz")
-    add("--at-least", type=float, default=THRESHOLD, metavar="SCORE", help=f"default {THRESHOLD}")
-    return parser.parse_args(argv)
+def wikimatrix(*, output: OutputFlags, source: Annotated[list[Path], SEVERAL], at_least: float = THRESHOLD) -> int:
+    """Make records of WikiMatrix's translations, for multilingual pre-training.
 
+    The sources are the official WikiMatrix.<a>-<b>.tsv.gz, gzipped or not: a score, a text and its translation in each line,
+    separated by tabs. Each source becomes a file <its name>.jsonl of {"source_text", "target_text"} in the folder of --out.
 
-@one_line_errors
-def main(argv: Sequence[str]) -> int:
-    """Make the records and print a line for each source; exit status 2 for a mistake of the user."""
-    flags = arguments_of(argv)
-    sources = {path.name.removesuffix(".gz").removesuffix(".tsv") + ".jsonl": path for path in flags.source}
-    arguments = {"at_least": flags.at_least}
-    records = partial(translations, at_least=flags.at_least)
-    write_by_source("wikimatrix", flags, arguments, sources, records, "translations")
+    Args:
+        source: WikiMatrix.<a>-<b>.tsv.gz.
+        at_least: margin score from which two texts are taken for translations.
+    """
+    sources = {path.name.removesuffix(".gz").removesuffix(".tsv") + ".jsonl": path for path in source}
+    records = partial(translations, at_least=at_least)
+    write_by_source("wikimatrix", output, {"at_least": at_least}, sources, records, "translations")
     return 0

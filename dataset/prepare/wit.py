@@ -1,24 +1,19 @@
-"""``python run.py prepare wit --source FILE ... --out DIR``: records of IGLUE's WIT, with their images as files.
-
-The sources are ``test_<language>.jsonl``, ``val_en.jsonl`` or ``train_en.jsonl`` with ``image_content`` beside the official keys:
-the image in base64, which each user downloads from ``image_url``. Captions with one URL are captions of one image; lines without
-a caption are left out. Each source becomes ``DIR/<its name>``, with its images in ``DIR/images``.
-"""
+"""``run.py prepare wit``: records of IGLUE's WIT, with their images as files."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from dataset.prepare.official import command_parser, write_by_source
+from dataset.prepare.official import OutputFlags, write_by_source
 from dataset.records.schema import BrokenRecordError, ImageKeys, RawRecord, image_source
-from utils.errors import UserError, one_line_errors
+from utils.errors import UserError
 from utils.files import replacing
+from utils.flags import SEVERAL
 
 KEYS = ImageKeys(image_key="image_content", image_is="base64")
 
@@ -67,18 +62,16 @@ def _row(line: str, place: str) -> dict[str, Any]:
     return row
 
 
-def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments after ``run.py prepare wit``."""
-    parser = command_parser("wit", "Records of IGLUE's WIT.")
-    add = parser.add_argument
-    add("--source", type=Path, required=True, nargs="+", metavar="FILE", help="JSON lines with image_content")
-    return parser.parse_args(argv)
+def wit(*, output: OutputFlags, source: Annotated[list[Path], SEVERAL]) -> int:
+    """Make records of IGLUE's WIT, with their images as files.
 
+    The sources are test_<language>.jsonl, val_en.jsonl or train_en.jsonl with image_content beside the official keys: the image
+    in base64, which each user downloads from image_url. Captions with one URL are captions of one image; lines without a caption
+    are left out. Each source becomes a file of its name in the folder of --out, with its images in the folder images.
 
-@one_line_errors
-def main(argv: Sequence[str]) -> int:
-    """Make the records and print a line for each source; exit status 2 for a mistake of the user."""
-    flags = arguments_of(argv)
-    sources = {path.name: path for path in flags.source}
-    write_by_source("wit", flags, {}, sources, partial(records, out=flags.out), "captions", ("images",))
+    Args:
+        source: JSON lines with image_content.
+    """
+    sources = {path.name: path for path in source}
+    write_by_source("wit", output, {}, sources, partial(records, out=output.out), "captions", ("images",))
     return 0

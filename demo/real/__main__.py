@@ -6,16 +6,17 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from PIL import Image
 
-import demo.real
-from dataset.prepare.folders import SPLITS, tally, whole_number, write_records
-from demo.folder import Folder, command_parser, run_command
+from dataset.prepare.folders import SPLITS, tally, write_records
+from demo.folder import Folder, FolderFlags, Seed, fill_folder
 from demo.real.collect import CUTOUT_SOURCES, HELD_OUT, collect
 from demo.real.records import composite_records, map_records, name_of, single_records
-from utils.errors import UserError, one_line_errors
+from utils.commands import call
+from utils.errors import UserError
+from utils.flags import read_by, whole_number
 from utils.progress import progress_bar
 
 FACTS = "real.json"
@@ -98,14 +99,40 @@ def _write_singles(out: Path, split: str, sources: Mapping[str, Sequence[Any]], 
     return {source: len(group) for source, group in records.items()}
 
 
-@one_line_errors
-def main() -> int:
-    """Make the records and print one line of facts; exit status 2 for a mistake of the user."""
-    parser = command_parser("real", demo.real.__doc__)
-    parser.add_argument("--packages", type=Path, required=True, metavar="DIR", help="with .tgz files and usr/share")
-    parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0)
-    parser.add_argument("--side", type=whole_number(64, 1024), default=224, metavar="PIXELS", help="default: 224")
-    parser.add_argument("--composites", type=whole_number(1, 1_000_000), default=4000, metavar="N", help="in train")
+def real(
+    *,
+    output: FolderFlags,
+    packages: Path,
+    seed: Seed = 0,
+    side: Annotated[int, read_by(whole_number(64, 1024))] = 224,
+    composites: Annotated[int, read_by(whole_number(1, 1_000_000))] = 4000,
+) -> int:
+    """Make records of real pictures with human texts, from four sources and maps.
+
+    The sources are cut-outs, names of emoji and maps:
+
+      stamps          apt: tuxpaint-stamps-default; GPL-2
+      emoji_google    npm: emoji-datasource-google; pictures Apache-2.0, package MIT
+      emoji_fluent    npm: @lobehub/fluent-emoji-3d; MIT
+      names of emoji  npm: cldr-annotations-full, cldr-annotations-derived-full; Unicode-3.0
+      clipart         apt: openclipart-png, openclipart-svg; public domain
+      maps            apt: kgeography-data; GPL-2 or later
+
+    Install them, ship none of them. --packages is a folder with the .tgz files of npm pack and, unless the Debian packages
+    are installed, with what dpkg-deb -x unpacks (usr/share/…); docs/real_model.md has the commands.
+
+    One split by concept holds for all sources (demo/real/concepts.py): no name and no picture of a held-out record is in
+    training. Each source has its own validation and test files; composites of cut-outs, and maps, have boxes.
+
+    Args:
+        packages: folder with .tgz files and usr/share.
+        seed: of what lies where in composites, and their backgrounds.
+        side: longest side in pixels of an image that is no map.
+        composites: composites in train; validation and test have a tenth each.
+
+    Examples:
+        python -m demo.real --packages packages --out data/real
+    """
     # Open Clip Art has pictures of 169 million pixels, which are left out as too large; Pillow warns of each.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
@@ -114,8 +141,9 @@ def main() -> int:
         left_out = sum(sum(reasons.values()) for reasons in facts["left_out"].values())
         return f"{counts}; {left_out} left out, by source and reason in {FACTS}"
 
-    return run_command(parser, FACTS, build, summary)
+    arguments = {"packages": packages, "seed": seed, "side": side, "composites": composites}
+    return fill_folder(output, FACTS, build, summary, **arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(call(real, sys.argv[1:], "python -m demo.real"))

@@ -1,37 +1,51 @@
-"""``python -m demo.scenes --out DIR [--seed 0]``: draw the scenes data set."""
+"""``python -m demo.scenes``: draw the scenes data set."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
-from typing import Any
+from typing import Annotated, Any
 
-from dataset.prepare.folders import whole_number
-from demo.folder import command_parser, run_command
+from demo.folder import FolderFlags, Seed, fill_folder
 from demo.scenes.build import FACTS, build
-from utils.errors import one_line_errors
+from utils.commands import call
+from utils.flags import WrongValueError, read_by, whole_number
 
 
 def _size(text: str) -> tuple[int, int]:
     side = whole_number(32, 1024)
-    parts = text.lower().split("x")
-    if len(parts) > 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 64, or 96x64 for width x height")
-    return side(parts[0]), side(parts[-1])
+    width, cross, height = text.lower().partition("x")
+    try:
+        return side(width), side(height if cross else width)
+    except WrongValueError:
+        fact = f"{text!r} is not a size from 32 to 1,024"
+        raise WrongValueError(f"{fact}; write 64, or 96x64 for width x height") from None
 
 
-@one_line_errors
-def main() -> int:
-    """Draw the data set and print one line of facts; exit status 2 for a mistake of the user."""
-    parser = command_parser("scenes", "Draw the scenes data set.")
-    parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0)
-    parser.add_argument("--train", type=whole_number(1, 1_000_000), default=6000, metavar="N", help="training scenes")
-    parser.add_argument("--val", type=whole_number(1, 10_000), default=200, metavar="N", help="validation scenes")
-    parser.add_argument("--test", type=whole_number(1, 10_000), default=200, metavar="N", help="test scenes")
-    parser.add_argument(
-        "--size", type=_size, default=(64, 64), metavar="PIXELS", help="64, or 96x64 for width x height"
-    )
+Split = Annotated[int, read_by(whole_number(1, 10_000))]
+
+
+def scenes(
+    *,
+    output: FolderFlags,
+    seed: Seed = 0,
+    train: Annotated[int, read_by(whole_number(1, 1_000_000))] = 6000,
+    val: Split = 200,
+    test: Split = 200,
+    size: Annotated[tuple[int, int], read_by(_size, n_tokens=1, accepts_keys=False)] = (64, 64),
+) -> int:
+    """Draw the scenes data set.
+
+    Args:
+        seed: of what the scenes show.
+        train: training scenes.
+        val: validation scenes.
+        test: test scenes.
+        size: of an image in pixels: 64, or 96x64 for width x height.
+
+    Examples:
+        python -m demo.scenes --out data/scenes
+    """
     started = time.monotonic()
 
     def summary(facts: dict[str, Any]) -> str:
@@ -47,8 +61,8 @@ def main() -> int:
             f"{facts['vocabulary']} word pieces; {time.monotonic() - started:.0f} s"
         )
 
-    return run_command(parser, FACTS, build, summary)
+    return fill_folder(output, FACTS, build, summary, seed=seed, train=train, val=val, test=test, size=size)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(call(scenes, sys.argv[1:], "python -m demo.scenes"))

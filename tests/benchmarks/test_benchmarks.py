@@ -31,6 +31,7 @@ from engine import trainer
 from engine.trainer import PHASES
 from tests.dataset.prepare.official import photograph
 from tests.messages import OneLine
+from utils.commands import call, read_words
 
 SMALLER = (
     "model.text.arch={family: bert, width: 32, layers: 1, heads: 2, intermediate: 64, max_positions: 64}",
@@ -43,7 +44,7 @@ SMALLER = (
 
 
 def test_reranking_scores_as_the_usual_way_and_prints_its_ratio(capsys):
-    rerank.main(["--small", "--rounds", "1"])
+    assert call(rerank.main, ["--small", "--rounds", "1"], "rerank") == 0
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
 
 
@@ -51,25 +52,25 @@ def test_reranking_scores_as_the_usual_way_and_prints_its_ratio(capsys):
 def test_an_export_is_timed_beside_torch(capsys):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"needs {package}: pip install -r requirements-dev.txt")
-    export.main(["--small", "--rounds", "1"])
+    assert call(export.main, ["--small", "--rounds", "1"], "export") == 0
     title, *rows = capsys.readouterr().out.splitlines()
     assert title.startswith("small, 2 threads") and len(rows) == 6
     assert all(re.search(r" [\d.]+ +[\d.]+ +\d+\.\d\d   \d+\.\d\d to \d+\.\d\d$", row) for row in rows)
 
 
 def test_answers_are_ranked_as_the_naive_way_does_and_the_ratio_is_printed(capsys):
-    answer_ranking.main(["--small", "--rounds", "1"])
+    assert call(answer_ranking.main, ["--small", "--rounds", "1"], "answer_ranking") == 0
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
 
 
 @pytest.mark.slow
 def test_captioning_runs_and_ends_with_its_ratio(capsys):
-    captioning.main(["--small", "--rounds", "1"])
+    assert call(captioning.main, ["--small", "--rounds", "1"], "captioning") == 0
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
 
 
 def test_the_wait_for_a_checkpoint_is_printed(capsys):
-    checkpoint_stall.main(["--small", "--rounds", "1"])
+    assert call(checkpoint_stall.main, ["--small", "--rounds", "1"], "checkpoint_stall") == 0
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
 
 
@@ -81,7 +82,7 @@ def test_rows_that_are_prepared_are_counted_by_set_and_the_ratio_is_printed(monk
         return seconds[0]
 
     monkeypatch.setattr(prepare, "_seconds", in_this_process)
-    prepare.main(["--small"])
+    assert call(prepare.main, ["--small"], "prepare") == 0
     *sets, memory, ratio = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in sets] == [
         ["visual_genome:", "13,500", "rows:"],
@@ -93,13 +94,13 @@ def test_rows_that_are_prepared_are_counted_by_set_and_the_ratio_is_printed(monk
 
 
 def test_the_memory_of_reading_videos_is_printed(capsys):
-    video_memory.main(["--files", "12"])
+    assert call(video_memory.main, ["--files", "12"], "video_memory") == 0
     assert re.fullmatch(r"12 files: \d+ MB, \d+ ms a file", capsys.readouterr().out.splitlines()[-1])
 
 
 @pytest.mark.slow
 def test_the_data_path_is_timed_by_stage_and_the_ratio_is_printed(capsys):
-    data.main(["--small", "--rounds", "1"])
+    assert call(data.main, ["--small", "--rounds", "1"], "data") == 0
     *lines, last = capsys.readouterr().out.splitlines()
     stages = [line[:20].strip() for line in lines]
     assert {"read", "decode", "resize", "RandAugment", "tokenise and mask", "collate"} <= set(stages)
@@ -118,22 +119,21 @@ def test_the_data_path_is_timed_by_stage_and_the_ratio_is_printed(capsys):
 
 @pytest.mark.parametrize("benchmark", [answer_ranking, captioning, data, gpu, pretrain_step, rerank])
 def test_no_rounds_are_refused_in_a_line(benchmark, capsys):
-    with pytest.raises(SystemExit):
-        benchmark.main(["--small", "--rounds", "0"])
+    assert call(benchmark.main, ["--small", "--rounds", "0"], "a benchmark") == 2
     assert OneLine("--rounds", "'0'") in capsys.readouterr().err.splitlines()
 
 
 @pytest.mark.slow
 def test_the_planned_memory_of_a_step_is_within_15_percent_of_what_it_takes(capsys):
     """A tiny model in fp32 and a middle one in bf16, with the optimiser's states, each in a process of its own."""
-    step_memory.main(["--small"])
+    assert call(step_memory.main, ["--small"], "step_memory") == 0
     *cases, last = capsys.readouterr().out.splitlines()
     assert len(cases) == 2
     assert 0.85 < float(last.removeprefix("ratio: ")) < 1.15
 
 
 def test_a_step_of_pre_training_is_held_against_the_bare_backbone(capsys):
-    pretrain_step.main(["--small", "--rounds", "1"])
+    assert call(pretrain_step.main, ["--small", "--rounds", "1"], "pretrain_step") == 0
     *_, memory, fastest, last = capsys.readouterr().out.splitlines()
     assert re.search(r"memory.* \d+\.\d\d GiB$", memory)
     assert re.search(r"fastest.* \d+\.\d\d$", fastest)
@@ -141,7 +141,7 @@ def test_a_step_of_pre_training_is_held_against_the_bare_backbone(capsys):
 
 
 def test_the_hosts_share_of_a_step_is_timed_by_part(capsys):
-    host_overhead.main(["--small", "--steps", "1"])  # of one step, medians add up
+    assert call(host_overhead.main, ["--small", "--steps", "1"], "host_overhead") == 0  # of one step, medians add up
     head, *parts, _, last = capsys.readouterr().out.splitlines()
     assert head.split() == ["ms", "a", "step", "median", "mean"]
     assert [line.split()[0] for line in parts] == [
@@ -172,8 +172,7 @@ def test_the_stub_has_the_losses_and_the_counts_of_the_model():
     ],
 )
 def test_a_rate_or_a_quality_that_cannot_be_is_refused(wrong, said, capsys):
-    with pytest.raises(SystemExit):
-        data.main(["--small", *wrong])
+    assert call(data.main, ["--small", *wrong], "data") == 2
     assert OneLine(*said) in capsys.readouterr().err.splitlines()
 
 
@@ -216,7 +215,7 @@ def assert_is_split(line: str) -> None:
 def test_the_ways_to_a_step_are_split_into_their_phases(capsys):
     """Overrides after ``--ways`` are the config's."""
     flags = ["--small", "--rounds", "1", "--ways", "plain,eager", PEAK, "data.images.batch_size=2"]
-    assert gpu.main(flags) == 0
+    assert call(gpu.main, flags, "gpu") == 0
     step, plain, eager, which, last = capsys.readouterr().out.splitlines()
     assert step == OneLine("2 pairs", "6 regions", "2 images")
     for way, line in {"plain": plain, "eager": eager}.items():
@@ -229,7 +228,7 @@ def test_the_ways_to_a_step_are_split_into_their_phases(capsys):
 @pytest.mark.parametrize("streams", STREAMS)
 def test_all_streams_of_a_config_are_measured(streams, capsys):
     flags = ["--small", "--rounds", "1", "--ways", "plain,eager", PEAK]
-    assert gpu.main([*flags, *SMALLER, *mixed(streams)]) == 0
+    assert call(gpu.main, [*flags, *SMALLER, *mixed(streams)], "gpu") == 0
     step, plain, eager, _, _ = capsys.readouterr().out.splitlines()
     assert step == f"a step: {STEPS[streams]}"
     assert_is_split(plain)
@@ -243,7 +242,7 @@ def test_the_steps_are_those_of_the_config(monkeypatch, capsys):
     monkeypatch.setattr(trainer, "compile_encoders", lambda model, **options: asked.append(options))
     monkeypatch.setattr(gpu.Stepper, "milliseconds", lambda stepper, *_: steppers.append(stepper) or [[1.0] * 4])
     given = ["train.recompute=[vision]", "train.precision=bf16", "train.clip_grad_norm=null", "optim.lr=0.5"]
-    assert gpu.main(["--small", "train.global_batch=8", *given]) == 0
+    assert call(gpu.main, ["--small", "train.global_batch=8", *given], "gpu") == 0
     assert asked == [["vision"], ["vision"], {"mode": None}], "the released algebra computes nothing anew"
     for stepper in steppers:
         own = stepper.trainer
@@ -251,7 +250,7 @@ def test_the_steps_are_those_of_the_config(monkeypatch, capsys):
         assert own.optimizer.param_groups[0]["peak_lr"] == 0.5
     assert capsys.readouterr().out.splitlines()[0] == OneLine("2 times 4")
     asked.clear()
-    assert gpu.main(["--small", "train.compile=reduce-overhead", "--ways", "eager,compiled"]) == 0
+    assert call(gpu.main, ["--small", "train.compile=reduce-overhead", "--ways", "eager,compiled"], "gpu") == 0
     assert asked == [{"mode": "reduce-overhead"}]
 
 
@@ -270,10 +269,13 @@ def test_each_batch_is_seen_before_the_clock_runs(way, flags, steps, monkeypatch
     taken = []
     monkeypatch.setattr(gpu.Stepper, "milliseconds", lambda stepper, steps, _: taken.append(steps) or [[1.0] * 4])
     monkeypatch.setattr(trainer, "compile_encoders", lambda *_, **__: None)
-    parsed = gpu.parse([*flags, "--ways", way])
+    _, given = read_words(gpu.main, [*flags, "--ways", way], "gpu")
+    given.apply_defaults()
+    overrides, *timing = (given.arguments[name] for name in ("overrides", "rounds", "warm_up", "small"))
     small_config, small = step_config.SMALL
-    gpu.measure(way, step_config.config_for(small_config, [*small, *parsed.overrides]), parsed, torch.device("cpu"))
-    assert taken == [steps, parsed.rounds]
+    config = step_config.config_for(small_config, [*small, *overrides])
+    gpu.measure(way, config, gpu.Timing(*timing), torch.device("cpu"))
+    assert taken == [steps, timing[0]]
 
 
 @pytest.mark.parametrize(
@@ -296,7 +298,7 @@ def test_each_batch_is_seen_before_the_clock_runs(way, flags, steps, monkeypatch
     ],
 )
 def test_a_config_that_cannot_be_measured_is_refused_in_a_line(wrong, said, capsys):
-    assert gpu.main(wrong) == 2
+    assert call(gpu.main, wrong, "gpu") == 2
     assert capsys.readouterr() == ("", OneLine("error:", *said))
 
 
@@ -311,16 +313,17 @@ def test_a_config_that_cannot_be_measured_is_refused_in_a_line(wrong, said, caps
     ],
 )
 def test_a_wrong_flag_of_the_gpu_benchmark_is_refused(wrong, said, capsys):
-    with pytest.raises(SystemExit) as ended:
-        gpu.main(wrong)
-    assert ended.value.code == 2
+    assert call(gpu.main, wrong, "gpu") == 2
     assert OneLine("error:", *said) in capsys.readouterr().err.splitlines()
 
 
-def test_the_small_check_keeps_what_the_user_gave():
-    flags = gpu.parse(["--small", "--warm-up", "3", "data.images.batch_size=2"])
-    assert flags.warm_up == 3
-    assert step_config.config_for(flags.config, flags.overrides).data.images.batch_size == 2
+def test_the_small_check_keeps_what_the_user_gave(monkeypatch):
+    asked = []
+    monkeypatch.setattr(gpu, "attempt", lambda *given: asked.append(given))
+    words = ["--small", "--warm-up", "3", "--ways", "eager", "data.images.batch_size=2"]
+    assert call(gpu.main, words, "gpu") == 2, "no way fits"
+    ((_, config, timing, _),) = asked
+    assert timing.warm_up == 3 and config.data.images.batch_size == 2
 
 
 def test_a_way_that_needs_too_much_memory_does_not_end_the_others(capsys, monkeypatch):
@@ -332,22 +335,22 @@ def test_a_way_that_needs_too_much_memory_does_not_end_the_others(capsys, monkey
         return {"way": way, "samples_per_s": speeds[way]}
 
     monkeypatch.setattr(gpu, "measure", measure)
-    assert gpu.main(["--small"]) == 0
+    assert call(gpu.main, ["--small"], "gpu") == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
         "plain: out of memory",
         OneLine("fastest is compiled", "to eager"),
         "ratio: 1.50",
     ]
     speeds.clear()
-    assert gpu.main(["--small"]) == 2
+    assert call(gpu.main, ["--small"], "gpu") == 2
     assert capsys.readouterr().err == OneLine("data.images.batch_size=2", "memory")
-    assert gpu.main(["--small", "data.images=null"]) == 2
+    assert call(gpu.main, ["--small", "data.images=null"], "gpu") == 2
     assert capsys.readouterr().err == OneLine("data.regions.batch_size=3", "memory")
 
 
 def test_the_plain_way_is_left_out_with_a_word_where_it_has_not_all(capsys, monkeypatch):
     monkeypatch.setattr(gpu, "measure", lambda way, *_: {"way": way, "samples_per_s": 1.0})
-    assert gpu.main(["--small", "model.fusion.drop_path=0.1"]) == 0
+    assert call(gpu.main, ["--small", "model.fusion.drop_path=0.1"], "gpu") == 0
     left_out, *_ = capsys.readouterr().out.splitlines()
     assert left_out == OneLine("model.fusion.drop_path", "plain")
 
@@ -357,7 +360,7 @@ def test_another_text_encoder_has_no_plain_way_and_no_utilisation(capsys, tmp_pa
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "distilbert", **sizes}))
     encoder = ["model.text.arch=null", f"model.text.encoder={tmp_path}", "model.fusion.heads=2"]
     flags = ["--small", "--rounds", "1", "--ways", "plain,eager", "model.word_table=own"]
-    assert gpu.main([*flags, *SMALLER[1:], *encoder]) == 0
+    assert call(gpu.main, [*flags, *SMALLER[1:], *encoder], "gpu") == 0
     left_out, _, eager, _, _ = capsys.readouterr().out.splitlines()
     assert left_out == OneLine("model.text.encoder", "BERT's", "RoBERTa's")
     assert eager == OneLine("FLOPs", "unknown")
@@ -375,11 +378,11 @@ def test_what_a_run_leaves_out_of_some_steps_is_said():
 def test_another_error_of_a_way_is_told(monkeypatch):
     monkeypatch.setattr(gpu, "measure", lambda *_: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
-        gpu.main(["--small"])
+        call(gpu.main, ["--small"], "gpu")
 
 
 def test_questions_that_share_images_are_timed(capsys):
-    shared_images.main(["--small", "--rounds", "1", "--questions", "8"])
+    assert call(shared_images.main, ["--small", "--rounds", "1", "--questions", "8"], "shared_images") == 0
     said = capsys.readouterr().out
     assert OneLine("8 questions", "8 and 2 images", "32 px") in said.splitlines() and re.search(
         r"^ratio: \d+\.\d\d$", said, re.MULTILINE
@@ -393,13 +396,13 @@ def test_yes_no_questions_are_balanced_and_learned_from(scenes_folder, monkeypat
     loaded = yes_no.load_config
     tokenizer = f"model.text.encoder={scenes_folder}/tokenizer"
     monkeypatch.setattr(yes_no, "load_config", lambda path, more, schema: loaded(path, [*more, tokenizer], schema))
-    yes_no.main(["--init-std", "0.04", "--seeds", "0", "--steps", "2", "--images", "4"])
+    assert call(yes_no.main, ["--init-std", "0.04", "--seeds", "0", "--steps", "2", "--images", "4"], "yes_no") == 0
     assert re.match(r"init_std 0.04: \d+\.\d % of the held-out questions", capsys.readouterr().out)
 
 
 def test_copies_of_photographs_are_counted(tmp_path, capsys):
     for seed in range(4):
         photograph(seed).save(tmp_path / f"{seed}.png")
-    look_alikes.main([str(tmp_path), "--photographs", "4", "--copied", "1"])
+    assert call(look_alikes.main, [str(tmp_path), "--photographs", "4", "--copied", "1"], "look_alikes") == 0
     header, sure, surer = capsys.readouterr().out.splitlines()
     assert header.count("|") == sure.count("|") == surer.count("|") == 12 and "in 27 pairs" in header

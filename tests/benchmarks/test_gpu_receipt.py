@@ -12,6 +12,7 @@ from benchmarks import gpu_receipt, profile_step, two_processes
 from benchmarks.gpu_receipt import DIVISORS, PYTHON, SPEEDS, Step, as_markdown, make, read_tests, speed_words, steps_of
 from tests.benchmarks.test_benchmarks import SMALLER as SMALLER_MODEL
 from tests.messages import OneLine
+from utils.commands import call
 
 FACTS = {"device": "none", "packages": {"torch": "2.13"}}
 
@@ -122,14 +123,14 @@ def test_a_gpu_has_all_steps_and_the_demo_the_batches_of_its_table(tmp_path):
 
 
 def test_without_a_gpu_the_command_names_the_flag_for_the_cpu(capsys):
-    assert gpu_receipt.main([]) == 2
+    assert call(gpu_receipt.main, [], "gpu_receipt") == 2
     assert capsys.readouterr().err == OneLine("--cpu", "CPU=1")
 
 
 @pytest.mark.slow
 def test_a_profile_has_shares_and_attention(tmp_path, capsys):
     words = ["--small", *SMALLER_MODEL, "--steps", "1", "--kernels", "3", "--json", str(tmp_path / "found.json")]
-    assert profile_step.main(words) == 0
+    assert call(profile_step.main, words, "profile_step") == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert sum(each["share"] for each in found["kernels"]) == pytest.approx(1)
     assert found["kernels"][0]["share"] >= found["kernels"][1]["share"] > 0
@@ -140,7 +141,7 @@ def test_a_profile_has_shares_and_attention(tmp_path, capsys):
 @pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(tmp_path, capsys):
     words = ["--small", *SMALLER_MODEL, "--steps", "2", "--json", str(tmp_path / "found.json")]
-    assert two_processes.main(words) == 0
+    assert call(two_processes.main, words, "two_processes") == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["losses"] == 8 and found["largest_difference"] < 1e-5
     assert "8 losses of 2 steps" in capsys.readouterr().out

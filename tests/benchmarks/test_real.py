@@ -14,6 +14,7 @@ from benchmarks import real_gain, real_pictures, real_ridge, real_sources
 from benchmarks.real_ridge import Encoded, Ridge, baseline
 from tasks.kinds import choose
 from tests.messages import OneLine
+from utils.commands import call
 from utils.config import load_config
 from x2vlm.model import Box
 
@@ -69,7 +70,7 @@ def test_runs_are_measured_once_and_shown_with_their_spread(tmp_path, monkeypatc
     for run in runs:
         Path(run).mkdir()
         (Path(run) / "evaluation.json").write_text("{}")
-    assert real_sources.main([*runs, "--split", "val"]) == 0
+    assert call(real_sources.main, [*runs, "--split", "val"], "real_sources") == 0
     printed = capsys.readouterr().out
     assert "| stamps | 30.0 ± 14.1 | 31.0 ± 14.1 | 32.0 ± 14.1 | 33.0 ± 14.1 | 1.0 | 58.3 ± 11.8 |" in printed
     assert (
@@ -85,22 +86,22 @@ def test_runs_are_measured_once_and_shown_with_their_spread(tmp_path, monkeypatc
     assert "evaluation.files=[data/real/records/val_clipart.jsonl]" in files
     assert not any("test" in word for word in files)
     count = len(commands)
-    assert real_sources.main([*runs, "--split", "val"]) == 0
+    assert call(real_sources.main, [*runs, "--split", "val"], "real_sources") == 0
     assert len(commands) == count == 2 * 6
     later = (tmp_path / "one/val_stamps/evaluation.json").stat().st_mtime + 9
     os.utime(tmp_path / "one/evaluation.json", (later, later))  # trained on since
     monkeypatch.setattr(real_sources.subprocess, "run", lambda command, **_: commands.append(command))
-    assert real_sources.main([*runs, "--split", "val"]) == 0
+    assert call(real_sources.main, [*runs, "--split", "val"], "real_sources") == 0
     assert len(commands) == count + 6
     monkeypatch.setattr(real_sources, "COUNTS", tmp_path / "real.json")
     (tmp_path / "real.json").touch()
     os.utime(tmp_path / "real.json", (later, later))  # records made anew
-    assert real_sources.main([*runs, "--split", "val"]) == 0
+    assert call(real_sources.main, [*runs, "--split", "val"], "real_sources") == 0
     assert len(commands) == count + 6 + 12
 
 
 def test_a_run_that_has_not_ended_is_refused_in_one_line(tmp_path, capsys):
-    assert real_sources.main([str(tmp_path)]) == 2
+    assert call(real_sources.main, [str(tmp_path)], "real_sources") == 2
     assert capsys.readouterr().err == OneLine(f"error: {tmp_path}", "evaluation.json")
     assert list(tmp_path.iterdir()) == []
 
@@ -158,9 +159,9 @@ def test_boxes_are_drawn_beside_the_true_ones_and_marked(tmp_path, monkeypatch):
     assert panel.pictures[0].boxes[1].true == (0.6, 0.6, 0.2, 0.2)
 
 
-@pytest.mark.parametrize("command", [real_ridge.main, lambda arguments: real_pictures.main(["runs/no", *arguments])])
-def test_missing_data_are_told_in_one_line(command, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("command", "words"), [(real_ridge.main, []), (real_pictures.main, ["runs/no"])])
+def test_missing_data_are_told_in_one_line(command, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert command([]) == 2
+    assert call(command, words, "a benchmark") == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
     assert list(tmp_path.iterdir()) == []

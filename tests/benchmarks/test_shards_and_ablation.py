@@ -9,12 +9,14 @@ import pytest
 
 from benchmarks import ablation, remote_shards, shards, word_maps
 from tests.messages import OneLine
+from utils.commands import call
 
 
 def test_many_shards_are_indexed_and_opened(monkeypatch, capsys):
     monkeypatch.setattr(shards, "in_a_process", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(shards, "POSITIONS", 2048)
-    shards.main(["--tars", "2", "--per-tar", "5", "--shards", "30", "--records", "3000", "--rounds", "1"])
+    words = ["--tars", "2", "--per-tar", "5", "--shards", "30", "--records", "3000", "--rounds", "1"]
+    assert call(shards.main, words, "shards") == 0
     printed = capsys.readouterr().out
     assert "indexed by 1: " in printed and "indexed by 2: " in printed
     for what in ("seconds to open", "MiB anonymous", "1.0 descriptors", "positions/s"):
@@ -24,7 +26,7 @@ def test_many_shards_are_indexed_and_opened(monkeypatch, capsys):
 @pytest.mark.slow
 def test_shards_on_a_server_are_compared_with_the_disk(capsys):
     pytest.importorskip("aiohttp")
-    remote_shards.main(["--tars", "1", "--per-tar", "300", "--rounds", "1"])
+    assert call(remote_shards.main, ["--tars", "1", "--per-tar", "300", "--rounds", "1"], "remote_shards") == 0
     printed = capsys.readouterr().out
     assert OneLine("1% of the requests") in printed.splitlines() and "times its share" in printed
 
@@ -54,11 +56,11 @@ def test_variants_leave_out_one_part_each(tmp_path, monkeypatch):
 def test_the_ablation_is_a_sweep_of_named_variants(seeds, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(ablation, "variants", lambda folder: {"all": [], "without box losses": ["loss.l1=0"]})
-    monkeypatch.setattr(ablation.sweep, "main", lambda argv: asked.append(argv) or 0)
-    assert ablation.main(["--seeds", seeds, "--output", str(tmp_path)]) == 0
-    (argv,) = asked
-    assert argv[argv.index("--variant") + 1] == "all: " and "without box losses: loss.l1=0" in argv
-    assert argv[argv.index("--seeds") + 1] == seeds and argv[-1] == "train.steps=300"
+    monkeypatch.setattr(ablation, "sweep", lambda *overrides, **flags: asked.append((overrides, flags)) or 0)
+    assert call(ablation.main, ["--seeds", seeds, "--output", str(tmp_path)], "ablation") == 0
+    ((overrides, flags),) = asked
+    assert flags["variant"] == ("all: ", "without box losses: loss.l1=0")
+    assert ",".join(map(str, flags["seeds"])) == seeds and overrides == ("train.steps=300",)
 
 
 def test_a_map_points_at_a_box_within_half_a_patch():

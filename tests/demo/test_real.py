@@ -17,6 +17,7 @@ from demo.real import clipart, concepts, duplicates, maps
 from demo.real.concepts import MAX_WITHIN, ConceptSplit, concept_of, leaks
 from tests.demo.real_packages import NAMES, encoded, picture, write_clipart, write_emoji, write_maps, write_stamps
 from tests.demo.scene_texts import read
+from utils.commands import call
 from utils.errors import UserError
 
 SOURCES = ("stamps", "emoji_google", "emoji_fluent", "clipart")
@@ -179,8 +180,8 @@ def test_a_missing_package_is_one_line_with_the_remedy(packages, tmp_path, monke
     for name in ("tuxpaint", "openclipart"):
         (tmp_path / "usr/share" / name).symlink_to(packages / "usr/share" / name)
     (tmp_path / "usr/share/kgeography").mkdir()
-    monkeypatch.setattr("sys.argv", ["real", "--out", str(tmp_path / "out"), "--packages", str(tmp_path)])
-    assert command.main() == 2
+    argv = ["--out", str(tmp_path / "out"), "--packages", str(tmp_path)]
+    assert call(command.real, argv, "python -m demo.real") == 2
     error = capsys.readouterr().err
     assert "kgeography holds no map: apt install kgeography-data" in error and error.count("\n") == 1
     (tmp_path / "emoji-datasource-google-16.0.0.tgz").unlink()

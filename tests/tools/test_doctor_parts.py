@@ -16,7 +16,6 @@ from dataset.leaks import shared_images
 from dataset.media.video import VideoSource
 from dataset.records.box_form import are_relative, look_like_corners
 from dataset.records.schema import ImageSource
-from engine.run_plan import RunPlan
 from tasks.checks import check_start, small_data
 from tasks.run import run_rank
 from tests.conftest import tiny_run
@@ -29,6 +28,7 @@ from tools.doctor.machine import versions
 from tools.doctor.panels import as_image, drawn_boxes, images_of, lines_of
 from tools.doctor.shared import _check_looks
 from tools.doctor.text_log import TextLog
+from utils.batch import IGNORE, MaskedText
 from utils.commands import call
 from utils.errors import UserError
 from utils.findings import Finding
@@ -253,7 +253,7 @@ def start(task: str, folder: Path, output: Path, *overrides: str) -> int:
     splits = [f"evaluation.{split}.{key}={folder}/{name}_test.jsonl" for split in ("validation", "test.test")]
     splits.append(f"data.train=[{{questions: {train}}}]" if task == "vqa" else f"data.train.annotations={train}")
     common = ["--output", str(output), "init.checkpoint=null", "data.workers=0", "data.batch_size=4"]
-    return call(run_rank, [task, *common, *splits, *tiny, *overrides], "run")
+    return call(run_rank, [task, *common, *splits, *tiny, *overrides], "python -m tasks.run")
 
 
 @pytest.fixture
@@ -287,7 +287,7 @@ def test_pre_training_starts_with_a_look_at_its_first_boxes(scenes_folder, tmp_p
             element["bb"] = [value / 32 for value in element["bb"]]
     relative.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = ["--config", "configs/demo/pretrain.yaml", "--output", str(tmp_path / "a"), *tiny_run(scenes_folder)]
-    assert call(run_rank, ["pretrain", *given, f"data.regions.files=[{relative}]"], "run") == 2
+    assert call(run_rank, ["pretrain", *given, f"data.regions.files=[{relative}]"], "python -m tasks.run") == 2
     told = capsys.readouterr().err
     assert (
         "data.regions: all " in told
@@ -302,7 +302,7 @@ def test_pre_training_does_not_start_on_regions_without_boxes(scenes_folder, tmp
     named = tmp_path / "regions.jsonl"
     named.write_text("".join(json.dumps({**row, "elems": [], "regions": row["elems"]}) + "\n" for row in rows))
     given = ["--config", "configs/demo/pretrain.yaml", "--output", str(tmp_path / "a"), *tiny_run(scenes_folder)]
-    assert call(run_rank, ["pretrain", *given, f"data.regions.files=[{named}]"], "run") == 2
+    assert call(run_rank, ["pretrain", *given, f"data.regions.files=[{named}]"], "python -m tasks.run") == 2
     told = capsys.readouterr().err
     assert (
         OneLine("data.regions", "40 records", "box") in told.splitlines()

@@ -11,17 +11,19 @@ import torch
 
 from engine import real_steps
 from engine.real_steps import RealSteps
+from run import main
 from tasks import TASKS
-from tasks.kinds import kind_of
+from tasks.kinds import choose, kind_of
 from tests.devices import CUDA
 from tests.engine.fake_gpu import CONTEXT, ROW, FakeGPU
 from tests.messages import OneLine, naming
 from tests.models.test_flops import FINE_TUNING
 from tools.plan import synthetic
-from tools.plan.command import arguments_of, main
+from tools.plan.command import plan as command
 from tools.plan.planner import Planner
 from tools.plan.synthetic import SYNTHETIC, batch_sizes, scaled, synthetic_batch
 from tools.plan.table import Plan, as_table
+from utils.commands import read_words
 from utils.config import load_config
 from utils.errors import UserError
 
@@ -47,9 +49,16 @@ FEW = [ALONE, "data.images.batch_size=8"]
 MEMORY = ["--memory", "0.9"]
 
 
+def planner_of(words: list[str]) -> Planner:
+    """The planner of a command line."""
+    _, given = read_words(command, words, "run.py plan")
+    flags = given.arguments["flags"]
+    return Planner(choose(flags.config, given.arguments.get("overrides", ()), flags.task), flags)
+
+
 def on_gpu(*flags: str) -> Plan:
     """A plan of pre-training where a GPU is pretended."""
-    return Planner(arguments_of(["--config", BASE, *flags, *SMALL, *FEW])).plan()
+    return planner_of(["--config", BASE, *flags, *SMALL, *FEW]).plan()
 
 
 def by_hand(planner: Planner, examples: int, ranks: int) -> dict[str, int]:
@@ -59,7 +68,7 @@ def by_hand(planner: Planner, examples: int, ranks: int) -> dict[str, int]:
 
 def sized_by_hand(*flags: str) -> Planner:
     """A planner in which every example takes 10 MB."""
-    planner = Planner(arguments_of([*flags, *SMALL]))
+    planner = planner_of([*flags, *SMALL])
     planner._memory = partial(by_hand, planner)
     return planner
 
@@ -73,7 +82,7 @@ def test_the_streams_of_a_micro_batch_keep_their_proportion():
 @pytest.mark.slow
 def test_a_plan_of_pre_training_fits_and_reaches_the_published_batch():
     flags = [BASE, "--gpus", "2", "--memory", "1.9", "--utilisation", "0.5", "train.peak_tflops=100"]
-    plan = Planner(arguments_of(["--config", *flags, *SMALL])).plan()
+    plan = planner_of(["--config", *flags, *SMALL]).plan()
     assert plan.global_batch == plan.asked_batch == 1024
     size, largest = (each.sizes["data.images.batch_size"] for each in (plan.chosen, plan.largest))
     assert size * plan.chosen.accumulation * 2 == 1024
@@ -102,7 +111,7 @@ def test_a_run_with_the_keys_of_a_plan_makes_its_global_batch(fixed):
 @pytest.mark.parametrize(("flags", "total"), [([], 128 * 3), (["train.accumulate=2"], 128 * 3 * 2)])
 def test_without_a_global_batch_the_config_s_own_sizes_make_it(flags, total):
     flags = ["--config", BASE, "--gpus", "3", *MEMORY, "train.global_batch=null", *flags, *SMALL]
-    assert Planner(arguments_of(flags)).global_batch == total
+    assert planner_of(flags).global_batch == total
 
 
 @pytest.mark.slow
@@ -110,7 +119,7 @@ def test_without_a_global_batch_the_config_s_own_sizes_make_it(flags, total):
 def test_every_fine_tuning_task_can_be_planned(task):
     decoder = ["model.decoder.layers=1"] if task == "vqa" else []
     config = f"configs/{FINE_TUNING[task]}.yaml"
-    planner = Planner(arguments_of(["--config", config, *MEMORY, "--gpu", "a100", *SMALL, *decoder]))
+    planner = planner_of(["--config", config, *MEMORY, "--gpu", "a100", *SMALL, *decoder])
     two, four = (planner._setting(examples, 3, 1) for examples in (2, 4))
     assert two.sizes == {"data.batch_size": 2}
     assert two.memory["weights"] == four.memory["weights"]
@@ -122,7 +131,7 @@ def test_every_task_has_a_synthetic_batch_and_one_without_is_refused(monkeypatch
     assert TASKS.keys() == SYNTHETIC.keys()
     monkeypatch.setattr(synthetic, "SYNTHETIC", {})
     with pytest.raises(UserError, match=naming("task = pretrain", "train.steps=5")):
-        Planner(arguments_of(["--config", BASE, *MEMORY, *SMALL]))
+        planner_of(["--config", BASE, *MEMORY, *SMALL])
 
 
 @pytest.mark.parametrize(("asked", "taken"), [(1018, 1020), (1024, 1024)])
@@ -148,8 +157,8 @@ def test_without_a_name_a_gpu_is_assumed_and_the_end_of_epochs_needs_the_records
 @pytest.mark.slow
 def test_recomputed_and_compiled_encoders_are_planned_and_what_an_estimate_leaves_out_is_said():
     deep = ["--config", BASE, *MEMORY, *SMALL, ALONE, "model.vision.depth=3"]
-    plain = Planner(arguments_of(deep))
-    less = Planner(arguments_of([*deep, "train.recompute=[vision,text,fusion]", "train.compile=true"]))
+    plain = planner_of(deep)
+    less = planner_of([*deep, "train.recompute=[vision,text,fusion]", "train.compile=true"])
     assert less._memory(64, 1)["activations"] < 0.7 * plain._memory(64, 1)["activations"]
     added = sorted(set(less._assumptions()) - set(plain._assumptions()))
     assert added == [OneLine("memory", "train.compile"), OneLine("train.recompute", "vision, text, fusion")]
@@ -178,14 +187,13 @@ def test_recomputed_and_compiled_encoders_are_planned_and_what_an_estimate_leave
 def test_a_plan_that_cannot_be_made_is_refused_in_one_line(flags, message):
     smaller = FEW if BASE in flags else []
     with pytest.raises(UserError) as error:
-        Planner(arguments_of([*smaller, *flags, *SMALL])).plan()
+        planner_of([*smaller, *flags, *SMALL]).plan()
     assert str(error.value) == OneLine(*message)
     assert "\n" not in str(error.value)
 
 
 def test_more_than_the_peak_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        arguments_of(["--config", BASE, "--utilisation", "3"])
+    assert main(["plan", "--config", BASE, "--utilisation", "3"]) == 2
     assert OneLine("'3'", "1") in capsys.readouterr().err.splitlines()
 
 
@@ -202,7 +210,7 @@ def test_run_plans_and_prints_json(monkeypatch, capsys):
 
 
 def test_a_mistake_ends_with_a_line_and_status_2(capsys):
-    assert main(["--config", BASE, "--memory", "1", "optim.lrr=1"]) == 2
+    assert main(["plan", "--config", BASE, "--memory", "1", "optim.lrr=1"]) == 2
     assert capsys.readouterr().err == OneLine("error", "optim.lrr")
 
 
@@ -238,7 +246,7 @@ def gpu(monkeypatch) -> FakeGPU:
 )
 def test_an_estimate_is_of_the_gpu_at_hand_unless_another_is_named(gpu, monkeypatch, device, flags, peak, said):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _=None: device)
-    planner = Planner(arguments_of(["--config", BASE, "--estimate", "--memory", "2", *flags, *SMALL]))
+    planner = planner_of(["--config", BASE, "--estimate", "--memory", "2", *flags, *SMALL])
     assert not planner.target.measures
     assert f"35% of {said}" in planner.target.assumptions()
     assert planner._seconds(1, 1e12) == pytest.approx(1 / (0.35 * peak))

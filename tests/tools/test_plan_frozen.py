@@ -12,10 +12,9 @@ from engine.memory import FakeSteps, StepMemory, tensor_bytes
 from engine.real_steps import RealSteps
 from tasks.kinds import kind_of
 from tests.messages import OneLine
-from tests.tools.test_plan import BASE, FEW, MEMORY, SMALL
+from tests.tools.test_plan import BASE, FEW, MEMORY, SMALL, planner_of
 from tools.doctor.memory import needed_bytes
 from tools.doctor.subject import Subject
-from tools.plan.command import arguments_of
 from tools.plan.planner import Planner
 from tools.plan.synthetic import scaled, synthetic_batch
 from utils.config import load_config
@@ -25,7 +24,7 @@ DEEP = [*SMALL, "model.vision.depth=4", *FEW]
 
 
 def planner(*overrides: str) -> Planner:
-    return Planner(arguments_of(["--config", BASE, *MEMORY, "--gpu", "a100", "--estimate", *DEEP, *overrides]))
+    return planner_of(["--config", BASE, *MEMORY, "--gpu", "a100", "--estimate", *DEEP, *overrides])
 
 
 def memory(*overrides: str) -> StepMemory:

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from engine.memory import tensor_bytes, trainable
+from run import main
 from tests.messages import OneLine
-from tests.tools.test_plan import ALONE, BASE, SMALL, sized_by_hand
-from tools.plan.command import arguments_of, main
+from tests.tools.test_plan import ALONE, BASE, SMALL, planner_of, sized_by_hand
 from tools.plan.planner import Planner
 from tools.plan.rows import aligned, bytes_of
 from tools.plan.table import Plan, as_table
@@ -93,7 +93,7 @@ def test_numbers_of_gpus_that_the_run_cannot_have_are_told_with_the_reason():
 def test_more_gpus_than_one_take_more_memory_for_the_same_micro_batch():
     """The embeddings of all ranks: 8 kB for each of 8 examples of each rank."""
     flags = ["--config", BASE, "--memory", "1", *SMALL, ALONE, "model.vision.image_size=16", "model.embed_dim=1024"]
-    planner = Planner(arguments_of(flags))
+    planner = planner_of(flags)
     eight, sixteen = (planner._memory(8, ranks)["activations"] for ranks in (8, 16))
     assert sixteen - eight >= 8 * 8 * 8 * 1024
 
@@ -114,15 +114,13 @@ def test_without_nodes_nothing_is_told_of_other_numbers():
     ],
 )
 def test_flags_that_do_not_go_together_are_refused_in_a_line(flags, message, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        arguments_of(flags)
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1] == OneLine("run.py plan: error:", *message)
+    assert main(["plan", *flags]) == 2
+    assert capsys.readouterr().err == OneLine("error:", *message)
 
 
 def test_json_has_the_scaling(monkeypatch, capsys):
     monkeypatch.setattr(Planner, "_memory", lambda self, examples, ranks: {"activations": 10**7 * examples})
-    assert main([*FOUR_NODES, "--network", "10", "--json", *SMALL]) == 0
+    assert main(["plan", *FOUR_NODES, "--network", "10", "--json", *SMALL]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [scale["ranks"] for scale in found["scaling"]] == [8, 32, 64, 512]
     assert 0 < found["scaling"][1]["network_share"] < 1

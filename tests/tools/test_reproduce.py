@@ -168,7 +168,7 @@ def test_a_finished_run_gets_intervals_without_training(cell, fake_runs, capsys)
     fake_runs.commands.clear()
     assert main([*CELL, str(cell), "--intervals"]) == 0
     (again,) = fake_runs.commands
-    assert "--resume --evaluate" in " ".join(again) and again[-2:] == ["seed=0", "evaluation.bootstrap=1000"]
+    assert {"--resume", "--evaluate", "seed=0", "evaluation.bootstrap=1000"} <= set(again)
     printed = capsys.readouterr().out
     assert "80.0 [78.0, 81.0]" in printed and OneLine("measured again") in printed.splitlines()
     assert OneLine("95 %", "bootstrap") in printed.splitlines()
@@ -181,7 +181,7 @@ def test_a_finished_run_gets_intervals_without_training(cell, fake_runs, capsys)
         assert main([*CELL, str(cell), *more]) == 0
         assert fake_runs.commands == [] and "80.0 [78.0, 81.0]" in capsys.readouterr().out
     assert main([*CELL, str(cell), "--intervals", "200"]) == 0
-    assert fake_runs.commands[0][-1] == "evaluation.bootstrap=200"
+    assert "evaluation.bootstrap=200" in fake_runs.commands[0]
 
 
 def test_with_several_seeds_the_spread_is_shown_and_the_receipt_has_each_interval(cell, fake_runs, capsys):
@@ -198,7 +198,7 @@ def test_an_evaluation_is_made_again_for_its_intervals(cell, fake_runs):
     for more in ([], ["--intervals"]):
         assert main([*CELL, str(cell), "--evaluate", *more]) == 0
     plain, again = (each for each in fake_runs.commands)
-    assert again == [*plain, "evaluation.bootstrap=1000"]
+    assert sorted(again) == sorted([*plain, "evaluation.bootstrap=1000"])
 
 
 def test_intervals_that_fail_leave_the_run_finished(cell, fake_runs, capsys):
@@ -211,9 +211,20 @@ def test_intervals_that_fail_leave_the_run_finished(cell, fake_runs, capsys):
     assert fake_runs.commands == [] and "finished before" in capsys.readouterr().out
 
 
+def test_a_run_is_known_again_by_the_note_of_an_earlier_version_whose_words_had_another_order(cell, fake_runs):
+    argv = [*CELL, str(cell), "train.steps=3"]
+    assert main(argv) == 0
+    path = cell / "demo-tiny-pretraining/seed-0" / runs_module.MADE_BY_FILE
+    note = json.loads(path.read_text())
+    flags = note["command"].index("--config")
+    note["command"] = note["command"][flags:] + note["command"][:flags]
+    path.write_text(json.dumps(note))
+    fake_runs.commands.clear()
+    assert main(argv) == 0 and fake_runs.commands == []
+
+
 def test_an_override_after_the_bare_flag_is_told_apart(capsys):
-    with pytest.raises(SystemExit):
-        main([*CELL, "out", "--intervals", "optim.lr=1e-4"])
+    assert main([*CELL, "out", "--intervals", "optim.lr=1e-4"]) == 2
     assert OneLine("'optim.lr=1e-4'", "--intervals 1000 optim.lr=1e-4") in capsys.readouterr().err.splitlines()
 
 
@@ -277,8 +288,8 @@ def test_a_run_is_checked_made_once_for_each_seed_and_has_a_receipt(cell, fake_r
     argv = [*CELL, str(cell), "--seeds", "0,1"]
     assert main(argv) == 0
     assert ["doctor" in each for each in fake_runs.commands] == [True, False, False]
-    assert fake_runs.commands[1][-1] == "seed=0" and "--resume" in fake_runs.commands[1]
-    assert " --cpu 2 " in " ".join(fake_runs.commands[1]), "what the cell's numbers were measured with"
+    assert {"seed=0", "--resume"} <= set(fake_runs.commands[1])
+    assert "--cpu 2" in " ".join(fake_runs.commands[1]), "what the cell's numbers were measured with"
     printed = capsys.readouterr().out
     assert "held-out masked word" in printed and "80.5 ± 0.7" in printed and "not measured" in printed
     made = json.loads((cell / "demo-tiny-pretraining/receipt.json").read_text())
@@ -295,7 +306,7 @@ def test_a_run_is_checked_made_once_for_each_seed_and_has_a_receipt(cell, fake_r
     assert fake_runs.commands == [] and capsys.readouterr().out.count("finished before") == 2
     assert main([*argv, "--cpu", "3", "optim.lr=1e-4"]) == 0
     assert len(fake_runs.commands) == 3 and "not the published setting: optim.lr=1e-4" in capsys.readouterr().out
-    assert " --cpu 3 " in " ".join(fake_runs.commands[1])
+    assert "--cpu 3" in " ".join(fake_runs.commands[1])
 
 
 def test_a_run_that_fails_is_told_and_leaves_no_receipt(cell, fake_runs, capsys):
@@ -347,13 +358,13 @@ def test_a_finished_run_is_known_again_by_the_content_of_its_weights(tmp_path, m
         return 0
 
     monkeypatch.setattr(runs_module, "run_command", done)
-    evaluation = runs_module.Run("c.yaml", folder, ("--evaluate",), (), weights=str(weights))
+    evaluation = runs_module.Run("c.yaml", folder, evaluates=True, weights=str(weights))
     for content, count in ((b"a", 1), (b"a", 1), (b"b", 2)):
         weights.write_bytes(content)
         runs_module.make(evaluation)
         assert len(commands) == count
     assert OneLine("weights", "measured again") in capsys.readouterr().out.splitlines()
-    training = runs_module.Run("c.yaml", folder, ("--resume",), (), weights=str(weights))
+    training = runs_module.Run("c.yaml", folder, weights=str(weights))
     runs_module.make(training)
     weights.write_bytes(b"c")
     with pytest.raises(UserError, match=naming("weights", "--output")):

@@ -149,11 +149,7 @@ def test_mistakes_are_one_line_and_status_2(argv, told, run, photos, tmp_path, c
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     (tmp_path / "empty").mkdir()
     words = [word.format(photos=photos, empty=tmp_path / "empty") for word in argv]
-    try:
-        status = main(["predict", *words, "--model", str(run("captioning"))])
-    except SystemExit as stop:
-        status = stop.code
-    assert status == 2
+    assert main(["predict", *words, "--model", str(run("captioning"))]) == 2
     assert OneLine(*told) in capsys.readouterr().err.splitlines()
 
 

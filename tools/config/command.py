@@ -1,8 +1,7 @@
-"""The command line of ``run.py config``."""
+"""``run.py config``: the keys of a config, or the values of a file."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,15 +11,7 @@ from tasks import TASKS
 from tasks.kinds import choose, find_task
 from tools.config.keys import REQUIRED, Key, keys_of
 from utils.config import Config, fields_of, load_with_places
-from utils.errors import UserError, one_line_errors
-
-EXAMPLES = """examples:
-  python run.py config retrieval                                   every key of a retrieval run
-  python run.py config retrieval optim. schedule.                  the keys of these sections
-  python run.py config configs/pretrain/base_4m.yaml train.        values, and the file and line of each
-  python run.py config configs/pretrain/base_4m.yaml train. train.steps=10
-  python run.py config --markdown > docs/config.md                 every key of every task
-  python run.py config --keys > configs/keys.json                  only their names, which are checked before a run starts"""
+from utils.errors import UserError
 
 DEFAULT = "default"
 """The place of a value that no file and no override sets."""
@@ -34,55 +25,43 @@ section out; in a section that a config gives, the defaults of its keys hold. â†
 """
 
 
-def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments after ``run.py config``."""
-    parser = argparse.ArgumentParser(
-        prog="run.py config",
-        description="Print the keys of a task's config with type, default and meaning; or the values of a file and their places.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("target", nargs="?", metavar="TASK|FILE", help="a task, a folder with task.py, or a YAML file")
-    parser.add_argument(
-        "filters",
-        nargs="*",
-        metavar="PREFIX|key=value",
-        help="show keys with this prefix alone; values that replace a file's",
-    )
-    parser.add_argument("--markdown", action="store_true", help="print the keys of all tasks as a document")
-    parser.add_argument("--keys", action="store_true", help="print the names of the keys of all tasks as JSON")
-    arguments = parser.parse_intermixed_args(argv)
-    if sum((arguments.markdown, arguments.keys, bool(arguments.target))) != 1:
-        parser.error("give a TASK or a FILE, or --markdown or --keys alone")
-    return arguments
+def config(target: str | None = None, /, *filters: str, markdown: bool = False, keys: bool = False) -> int:
+    """Print the keys of a task's config with type, default and meaning; or the values of a file and where each comes from.
 
+    Args:
+        target: a task, a folder with task.py, or a YAML file.
+        filters: show only keys with this prefix; key=value replaces a value of the file.
+        markdown: print the keys of all tasks as a document.
+        keys: print the names of the keys of all tasks as JSON.
 
-@one_line_errors
-def main(argv: Sequence[str]) -> int:
-    """Print the keys; exit status 2 for a mistake of the user."""
-    arguments = arguments_of(argv)
-    if arguments.markdown:
+    Examples:
+        python run.py config retrieval                                   every key of a retrieval run
+        python run.py config retrieval optim. schedule.                  the keys of these sections
+        python run.py config configs/pretrain/base_4m.yaml train.        values, and the file and line of each
+        python run.py config configs/pretrain/base_4m.yaml train. train.steps=10
+        python run.py config --markdown > docs/config.md                 every key of every task
+        python run.py config --keys > configs/keys.json                  only their names, which are checked before a run starts
+    """
+    if sum((markdown, keys, target is not None)) != 1:
+        raise UserError("give a TASK or a FILE, or --markdown or --keys alone")
+    if markdown:
         sys.stdout.write(document())
         return 0
-    if arguments.keys:
+    if keys:
         names = {task: [path for path, _ in fields_of(find_task(task).load().config)] for task in TASKS}
         sys.stdout.write(json.dumps(names, indent=0) + "\n")
         return 0
-    prefixes = [text for text in arguments.filters if "=" not in text]
-    overrides = [text for text in arguments.filters if "=" in text]
-    if arguments.target.endswith((".yaml", ".yml")):
-        lines = list(lines_of_file(arguments.target, overrides, prefixes))
+    assert target is not None
+    prefixes = [text for text in filters if "=" not in text]
+    overrides = [text for text in filters if "=" in text]
+    if target.endswith((".yaml", ".yml")):
+        lines = list(lines_of_file(target, overrides, prefixes))
     else:
         if overrides:
-            raise UserError(
-                f"{overrides[0]}: a value replaces one of a file; give a FILE instead of {arguments.target}"
-            )
-        lines = list(lines_of_task(arguments.target, prefixes))
+            raise UserError(f"{overrides[0]}: a value replaces one of a file; give a FILE instead of {target}")
+        lines = list(lines_of_task(target, prefixes))
     if not lines:
-        raise UserError(
-            f"{arguments.target} has no key that begins with {' or '.join(prefixes)}; leave it out to see all"
-        )
+        raise UserError(f"{target} has no key that begins with {' or '.join(prefixes)}; leave it out to see all")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 

@@ -1,70 +1,63 @@
-"""The command line of ``run.py doctor``."""
+"""``run.py doctor``: checks of a run before it starts."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.job import default_output
 from tasks.kinds import choose
-from tools.doctor.data import check_data
-from tools.doctor.files import check_files
-from tools.doctor.findings import Report
-from tools.doctor.first_step import FILE, check_first_step
-from tools.doctor.machine import check_machine
-from tools.doctor.memory import check_disk, check_memory
-from tools.doctor.subject import Subject
-from tools.doctor.weights import check_weights
 from utils.config import load_config
-from utils.distributed import process_group
-from utils.errors import one_line_errors
-from utils.flags import add_config, add_output, add_overrides, add_task, parse, positive
-
-EXAMPLES = """examples:
-  python run.py doctor --config configs/demo/retrieval.yaml
-  python run.py doctor --config configs/own/grounding.yaml data.train.annotations=my/regions.jsonl
-  python run.py doctor --config configs/pretrain/base_4m.yaml --gpus 8
-  python run.py doctor --task examples/entailment
-
-exit status: 0 fine, or warnings; 1 a run would be refused; 2 the config or the command line is wrong"""
+from utils.flags import Override, Positive
 
 
-def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the arguments after ``run.py doctor``."""
-    parser = argparse.ArgumentParser(
-        prog="run.py doctor",
-        description="Check a run before it starts: missing files, versions, a sample of the records, weights, memory, disk, and "
-        "one real step of each stream on a tiny batch. All findings are reported at once, each with a remedy, in half a minute.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    flag = parser.add_argument
-    add_config(parser)
-    add_task(parser)
-    flag(
-        "--gpus", type=positive, default=1, metavar="N", help="GPUs, or processes, of the run on all nodes (default: 1)"
-    )
-    add_output(parser)
-    flag("--out", default=".", metavar="DIR", help=f"folder for {FILE} (default: the working directory)")
-    add_overrides(parser)
-    return parse(parser, argv)
+def doctor(
+    *overrides: Override,
+    config: str | None = None,
+    task: str | None = None,
+    gpus: Positive = 1,
+    output: Path | None = None,
+    out: Path = Path("."),
+) -> int:
+    """Check a run before it starts: missing files, versions, a sample of the records, weights, memory, disk, and one real step of
+    each stream on a tiny batch. All findings are reported at once, each with a remedy, in half a minute.
 
+    Args:
+        overrides: values that replace the config's, as key=value.
+        config: YAML file; see configs/ (default: the task's own).
+        task: a task's name, a folder with task.py, or a module (default: the config's task).
+        gpus: GPUs, or processes, of the run on all nodes.
+        output: folder of the run (default: runs/<task>/<config's name>).
+        out: folder for first_batch.png (default: the working directory).
 
-@one_line_errors
-def main(argv: Sequence[str]) -> int:
-    """Print the report."""
-    arguments = arguments_of(argv)
+    Examples:
+        python run.py doctor --config configs/demo/retrieval.yaml
+        python run.py doctor --config configs/own/grounding.yaml data.train.annotations=my/regions.jsonl
+        python run.py doctor --config configs/pretrain/base_4m.yaml --gpus 8
+        python run.py doctor --task examples/entailment
+
+    Returns:
+        0 fine, or warnings; 1 a run would be refused; 2 the config or the command line is wrong
+    """
     started = time.perf_counter()
+    choice = choose(config, overrides, task)
+    choice.check_keys()
+    # Imported here, so that --help and misspelled keys do not wait for torch.
+    from tools.doctor.data import check_data
+    from tools.doctor.files import check_files
+    from tools.doctor.findings import Report
+    from tools.doctor.first_step import check_first_step
+    from tools.doctor.machine import check_machine
+    from tools.doctor.memory import check_disk, check_memory
+    from tools.doctor.subject import Subject
+    from tools.doctor.weights import check_weights
+    from utils.distributed import process_group
+
     logging.getLogger().addHandler(logging.NullHandler())  # the report says what would be logged
-    choice = choose(arguments.config, arguments.overrides, arguments.task)
-    schema, task = choice.load()
-    config = load_config(choice.config, arguments.overrides, schema)
-    output = Path(arguments.output) if arguments.output else default_output(choice)
+    schema, task_class = choice.load()
+    values = load_config(choice.config, overrides, schema)
 
     def write(text: str) -> None:
         sys.stdout.write(text)
@@ -72,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
     write(f"{choice.config}: {choice.source.name}\n")
     with process_group() as device:
-        subject = Subject(choice, config, task, arguments.gpus, output, device)
+        subject = Subject(choice, values, task_class, gpus, output or default_output(choice), device)
         report = Report(write)
         check_machine(subject, report)
         check_files(subject, report)
@@ -80,5 +73,5 @@ def main(argv: Sequence[str]) -> int:
         check_data(subject, report)
         check_memory(subject, report)
         check_disk(subject, report)
-        check_first_step(subject, report, Path(arguments.out))
+        check_first_step(subject, report, out)
         return report.end(time.perf_counter() - started)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,7 +17,8 @@ from engine.run_plan import steps_of
 from models.inference.reranking import AligningModel
 from optim.setup import set_frozen
 from tasks.base import set_up_training
-from tasks.kinds import choose
+from tasks.kinds import Choice
+from tools.plan.flags import PlanFlags
 from tools.plan.scaling import RANKS, Scale, scale_of
 from tools.plan.search import largest_that_fits, share_out
 from tools.plan.synthetic import batch_sizes, scaled, synthetic_batch
@@ -34,21 +34,21 @@ class Planner:
     """Plans a run of a config: measures its steps on a GPU, or estimates them.
 
     Args:
-        arguments: the flags of :func:`tools.plan.command.arguments_of`.
+        choice: the config and its task.
+        flags: of the command line.
 
     Raises:
         UserError: if the config or its task cannot be planned, or the GPU lacks memory or the precision.
     """
 
-    def __init__(self, arguments: argparse.Namespace):
-        choice = choose(arguments.config, arguments.overrides, arguments.task)
-        self.arguments, self.path = arguments, choice.config
-        self.ranks = arguments.gpus * (arguments.nodes or 1)
+    def __init__(self, choice: Choice, flags: PlanFlags):
+        self.flags, self.path = flags, choice.config
+        self.ranks = flags.gpus_per_node * (flags.nodes or 1)
         schema, self.task = choice.load()
-        self.config: Any = load_config(self.path, arguments.overrides, schema)
+        self.config: Any = load_config(self.path, choice.overrides, schema)
         self.leading = next(iter(batch_sizes(self.config).values()))
         """Examples of the leading stream in a micro-batch of the config."""
-        self.target = Target(arguments, self.config.train)
+        self.target = Target(flags, self.config.train)
         self.global_batch = self._global_batch(self.ranks)
         self.vocabulary = self._vocabulary()
         with torch.device("meta"):
@@ -77,7 +77,7 @@ class Planner:
         return Plan(
             config=str(self.path),
             gpus=self.ranks,
-            nodes=self.arguments.nodes,
+            nodes=self.flags.nodes,
             memory_gb=self.target.memory / 1e9,
             precision=train.precision,
             measured_on=self.target.product if self.target.measures else None,
@@ -118,7 +118,7 @@ class Planner:
         ``largest``: the largest micro-batch on the asked number.
         """
         scales, refused = [], {}
-        for ranks in sorted({*RANKS, self.ranks}) if self.arguments.nodes else []:
+        for ranks in sorted({*RANKS, self.ranks}) if self.flags.nodes else []:
             try:
                 scales.append(self._scale(ranks, largest))
             except UserError as error:
@@ -140,8 +140,8 @@ class Planner:
             size,
             memory=sum(setting.memory.values()),
             step_s=setting.step_s,
-            nodes=math.ceil(ranks / self.arguments.gpus),
-            network=self.arguments.network,
+            nodes=math.ceil(ranks / self.flags.gpus_per_node),
+            network=self.flags.network,
         )
 
     def _step_sizes(self, examples: int, accumulation: int) -> StepSizes:
@@ -235,7 +235,7 @@ class Planner:
 
     def _global_batch(self, ranks: int) -> int:
         """Examples of the leading stream per step, from the command line, ``train.global_batch``, or the config's sizes."""
-        train, flag = self.config.train, self.arguments.global_batch
+        train, flag = self.config.train, self.flags.global_batch
         return flag or train.global_batch or self.leading * (train.accumulate or 1) * ranks
 
     def _vocabulary(self) -> int | None:
@@ -244,8 +244,8 @@ class Planner:
         return None if text.knows_vocabulary else len(load_tokenizer(text.encoder))
 
     def _steps_of_run(self, total: int) -> int | None:
-        train, records = self.config.train, self.arguments.records
-        return train.steps if train.steps is not None or records is None else steps_of(train, records, total)
+        train, records = self.config.train, self.flags.records
+        return train.steps if train.steps is not None or records is None else train.steps_of(records, total)
 
     def _assumptions(self) -> list[str]:
         train = self.config.train
@@ -268,8 +268,8 @@ class Planner:
         return lines
 
     def _assumptions_of_scaling(self) -> list[str]:
-        network = self.arguments.network
-        if self.arguments.nodes is None:
+        network = self.flags.network
+        if self.flags.nodes is None:
             return []
         if network is None:
             return ["a ring of all ranks; for the time on the network, give --network GB/S"]

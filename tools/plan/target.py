@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 
 from engine.devices import PEAKS, peak, peak_key
 from engine.train_config import TrainConfig
+from tools.plan.flags import PlanFlags
 from utils.errors import UserError
 
 CONTEXT, FRAGMENTS = 700_000_000, 0.05
@@ -27,21 +26,21 @@ class Target:
         UserError: if its memory is unknown, more than this GPU has, or it lacks the config's precision.
     """
 
-    def __init__(self, arguments: argparse.Namespace, train: TrainConfig):
+    def __init__(self, flags: PlanFlags, train: TrainConfig):
         has_gpu = torch.cuda.is_available()
         self.device = (
             torch.device("cuda", torch.cuda.current_device()) if has_gpu else None
         )  # torch limits memory by index
         self.product = torch.cuda.get_device_name(self.device) if has_gpu else ""
-        self.measures = has_gpu and not arguments.estimate
+        self.measures = has_gpu and not flags.estimate
         self.local_gpu = peak_key(self.product)
-        self.gpu_flag: str | None = arguments.gpu
+        self.gpu_flag = flags.gpu
         self.gpu = self.gpu_flag or self.local_gpu or ASSUMED_GPU
         self.config_peak = None if self.gpu_flag else train.peak_tflops
-        self.utilisation: float = arguments.utilisation
-        self.several = arguments.nodes is not None or arguments.gpus > 1
+        self.utilisation = flags.utilisation
+        self.several = flags.nodes is not None or flags.gpus_per_node > 1
         self._check_precision(train)
-        self.memory = self._memory(arguments.memory)
+        self.memory = self._memory(flags.memory)
         self.peak = peak(self.gpu, train.precision) if self.config_peak is None else self.config_peak
         """TFLOP/s."""
 

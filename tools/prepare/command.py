@@ -1,111 +1,174 @@
-"""``python run.py prepare NAME --raw DIR --out DIR``: records for pre-training from the official files of a public data set.
-
-NAME is a data set of `--list`, or a group: 4m for all that configs/pretrain/base_4m.yaml reads, 1b for what base_1b.yaml reads
-besides, videos for the second step of 1b. DIR of --raw holds the official
-annotation files, plain or zipped, and the images, in any folders; files of downstream splits are looked for there too: their
-images are left out. A run that is cut goes on when the same command is given again; a folder of records appears when it is whole.
-"""
+"""``run.py prepare``: records for pre-training from the official files of a public data set."""
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from types import ModuleType
-from typing import get_args
+from typing import Annotated, Any
 
-from dataset.prepare.catalogue import GROUPS, READERS, SETS, Options, prepare
-from dataset.prepare.folders import LineParser, whole_number
+from cyclopts import Parameter
+
+from dataset.prepare.catalogue import GROUPS, READERS, SETS, Options
+from dataset.prepare.catalogue import prepare as prepare_set
 from dataset.prepare.held_out import SPLITS, VIDEO_SPLITS
 from dataset.prepare.manifest import faults, prepared_folders, read_manifest
 from dataset.prepare.missing import read_missing
 from dataset.prepare.sets.laion import Filters, Safety
 from dataset.prepare.video_clips import VideoOptions
 from utils.cores import usable_cores
-from utils.errors import UserError, one_line_errors
-from utils.flags import positive_real, within
-
-OUT = Path("data/pretrain")
+from utils.errors import UserError
+from utils.flags import PositiveReal, read_by, whole_number, within
+from utils.subcommands import Command, with_subcommands
 
 CONVERTERS = {
-    "own": "your own CSV, JSON or COCO file to records",
-    "multi30k": "Multi30K, captions in four languages",
-    "multilingual_coco": "COCO in English, Japanese and Chinese",
-    "wit": "IGLUE's WIT",
-    "wikimatrix": "WikiMatrix's translations",
-    "multilingual": "captions by language for the records of 4m, and WikiMatrix: all that the multilingual configs read",
-    "frames": "video files to lists of frames",
+    name: Command(f"dataset.prepare.{name}:{name}", what)
+    for name, what in {
+        "own": "your own CSV, JSON or COCO file to records",
+        "multi30k": "Multi30K, captions in four languages",
+        "multilingual_coco": "COCO in English, Japanese and Chinese",
+        "wit": "IGLUE's WIT",
+        "wikimatrix": "WikiMatrix's translations",
+        "multilingual": "captions by language for the records of 4m, and WikiMatrix: all that the multilingual configs read",
+        "frames": "video files to lists of frames",
+    }.items()
 }
-"""Names with flags of their own, and what each one converts: modules of dataset.prepare."""
+"""Subcommands, with flags of their own: what each one converts."""
 
-LAION_FLAGS = ("min_side", "min_similarity", "safety", "max_unsafe", "max_watermark", "ray")
-VIDEO_FLAGS = ("short_side", "frames_per_second", "clips", "words")
-
-
-def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments after ``run.py prepare``."""
-    if argv and argv[0] in CONVERTERS:
-        arguments: argparse.Namespace = _converter(argv[0]).arguments_of(argv[1:])
-        return arguments
-    return _parser().parse_args(argv)
+USUAL = VideoOptions()
 
 
-def _converter(name: str) -> ModuleType:
-    return importlib.import_module(f"dataset.prepare.{name}")
+@Parameter(name="*", group="laion (the paper does not say how it was filtered)")
+@dataclass(frozen=True, kw_only=True)
+class LaionFlags:
+    """How laion is filtered, and where.
+
+    Attributes:
+        min_side: of the shorter side in pixels, as listed.
+        min_similarity: of image and text, by CLIP, as listed; from -1 to 1.
+        safety: the tag left out: NSFW, UNSURE too, or none.
+        max_unsafe: largest probability of an unsafe image (column punsafe).
+        max_watermark: largest probability of a watermark (pwatermark).
+        ray: work on a Ray cluster that shares the disk: its address, auto, or local.
+    """
+
+    min_side: Annotated[int, read_by(whole_number(0, 100_000))] = 0
+    min_similarity: Annotated[float, read_by(within(-1, 1))] = -1.0
+    safety: Safety = "NSFW"
+    max_unsafe: Annotated[float, read_by(within(0, 1))] = 1.0
+    max_watermark: Annotated[float, read_by(within(0, 1))] = 1.0
+    ray: str | None = None
 
 
-@one_line_errors
-def main(argv: Sequence[str]) -> int:
-    """Prepare, list or check; returns the exit status: 1 if a check found a fault, 2 for a mistake of the user."""
-    if argv and argv[0] in CONVERTERS:
-        status: int = _converter(argv[0]).main(argv[1:])
-        return status
-    flags = arguments_of(argv)
-    if flags.list:
+@Parameter(name="*", group="videos")
+@dataclass(frozen=True, kw_only=True)
+class VideoFlags:
+    """How videos are converted.
+
+    Attributes:
+        short_side: of a frame in pixels, at most; the default is enough for pre-training at 224.
+        frames_per_second: frames that are kept of each second; 1 is the paper's.
+        clips: neighbouring clips of a record, at most.
+        words: of a clip of yt_temporal.
+    """
+
+    short_side: Annotated[int, read_by(whole_number(16, 4096))] = USUAL.short_side
+    frames_per_second: PositiveReal = USUAL.frames_per_second
+    clips: Annotated[int, read_by(whole_number(1, 10_000))] = USUAL.clips
+    words: Annotated[int, read_by(whole_number(1, 1000))] = USUAL.words
+
+
+@with_subcommands(CONVERTERS)
+def prepare(
+    name: str | None = None,
+    /,
+    *,
+    list_: bool = False,
+    check: Path | None = None,
+    raw: Path | None = None,
+    out: Path = Path("data/pretrain"),
+    held_out: tuple[Path, ...] = (),
+    without: tuple[str, ...] = (),
+    missing: Path | None = None,
+    verify: bool = False,
+    overwrite: bool = False,
+    workers: Annotated[int, read_by(whole_number(1, 1024))] = usable_cores(),
+    laion: LaionFlags = LaionFlags(),
+    videos: VideoFlags = VideoFlags(),
+) -> int:
+    """Make records for pre-training from the official files of a public data set.
+
+    NAME is a data set of --list, or a group: 4m for all that configs/pretrain/base_4m.yaml reads, 1b for what base_1b.yaml reads
+    besides, videos for the second step of 1b. The folder of --raw holds the official annotation files, plain or zipped, and the
+    images, in any folders; files of downstream splits are looked for there too: their images are left out. A run that is cut goes
+    on when the same command is given again; a folder of records appears when it is whole.
+
+    Args:
+        name: coco, visual_genome, sbu, cc3m, refcoco, gqa, flickr30k_entities, objects365, openimages, cc12m, laion, webvid,
+            howto100m, yt_temporal, 4m, 1b or videos.
+        list_: show the data sets: files, sizes, licence, what is made.
+        check: compare the prepared folders in this folder with their manifests.
+        raw: folder of the official files and images.
+        out: folder for the folders of records.
+        held_out: one more folder with files of downstream splits; may be repeated.
+        without: keep the held-out images of this set, on which you never measure; may be repeated.
+        missing: leave out these images too: another group's missing.txt, or its --out.
+        verify: decode every image: broken ones and duplicates are left out.
+        overwrite: make anew what is there.
+        workers: processes (default: one a core).
+
+    Examples:
+        python run.py prepare --list
+        python run.py prepare 4m --raw raw --out data/pretrain
+        python run.py prepare --check data/pretrain
+        python run.py prepare own --help
+
+    Returns:
+        0 the records are there, or all folders are whole; 1 --check found a fault; 2 a mistake in the command line or the files
+    """
+    if list_:
         sys.stdout.write(listing())
         return 0
-    if flags.check is not None:
-        return check(flags.check)
-    if flags.name is None:
+    if check is not None:
+        return check_folders(check)
+    if name is None:
         raise UserError("give the name of a data set; --list shows them")
-    names = GROUPS.get(flags.name, (flags.name,))
-    if unknown := [name for name in names if name not in SETS]:
+    names = GROUPS.get(name, (name,))
+    if unknown := [each for each in names if each not in SETS]:
         known = ", ".join((*SETS, *GROUPS, *CONVERTERS))
         raise UserError(f"{unknown[0]!r} is no data set; known: {known}; --list describes them")
-    if flags.raw is None:
+    if raw is None:
         raise UserError("give the folder of the official files: --raw DIR")
     splits = {**SPLITS, **VIDEO_SPLITS}
-    if unknown := [name for name in flags.without if name not in splits]:
+    if unknown := [each for each in without if each not in splits]:
         raise UserError(f"--without {unknown[0]}: no such splits; known: {', '.join(splits)}")
-    _refuse_unread(flags, names)
+    if verify and set(names) <= {"laion", *GROUPS["videos"]}:
+        raise UserError(f"--verify: {', '.join(names)} does not decode images; leave it out")
+    _refuse_unread(laion, ("laion",), names)
+    _refuse_unread(videos, GROUPS["videos"], names)
     options = Options(
-        raw=flags.raw,
-        out=flags.out,
-        held_out=tuple(flags.held_out),
-        without=tuple(flags.without),
-        missing=frozenset() if flags.missing is None else read_missing(flags.missing),
-        verify=flags.verify,
-        overwrite=flags.overwrite,
-        workers=flags.workers,
+        raw=raw,
+        out=out,
+        held_out=held_out,
+        without=without,
+        missing=frozenset() if missing is None else read_missing(missing),
+        verify=verify,
+        overwrite=overwrite,
+        workers=workers,
         tell=lambda line: sys.stdout.write(f"{line}\n"),
-        filters=Filters(flags.min_side, flags.min_similarity, flags.safety, flags.max_unsafe, flags.max_watermark),
-        videos=VideoOptions(flags.short_side, flags.frames_per_second, flags.clips, flags.words),
-        ray=flags.ray,
+        filters=Filters(laion.min_side, laion.min_similarity, laion.safety, laion.max_unsafe, laion.max_watermark),
+        videos=VideoOptions(videos.short_side, videos.frames_per_second, videos.clips, videos.words),
+        ray=laion.ray,
     )
     return prepare_all(names, options)
 
 
-def _refuse_unread(flags: argparse.Namespace, names: Sequence[str]) -> None:
+def _refuse_unread(flags: Any, readers: Sequence[str], names: Sequence[str]) -> None:
     """Refuse a flag that none of the sets reads."""
-    usual = arguments_of(["laion"])
-    if flags.verify and set(names) <= {"laion", *GROUPS["videos"]}:
-        raise UserError(f"--verify: {', '.join(names)} does not decode images; leave it out")
-    for readers, of_them in ((("laion",), LAION_FLAGS), (GROUPS["videos"], VIDEO_FLAGS)):
-        for name in of_them if not set(readers) & set(names) else ():
-            if (value := getattr(flags, name)) != getattr(usual, name):
-                raise UserError(f"--{name.replace('_', '-')} {value}: only {', '.join(readers)} read it; leave it out")
+    for each in fields(flags) if not set(readers) & set(names) else ():
+        if (value := getattr(flags, each.name)) != each.default:
+            raise UserError(f"--{each.name.replace('_', '-')} {value}: only {', '.join(readers)} read it; leave it out")
 
 
 def prepare_all(names: Sequence[str], options: Options) -> int:
@@ -113,7 +176,7 @@ def prepare_all(names: Sequence[str], options: Options) -> int:
     errors = []
     for name in names:
         try:
-            prepare(name, options)
+            prepare_set(name, options)
         except UserError as error:
             if len(names) == 1:
                 raise
@@ -146,11 +209,11 @@ def listing() -> str:
         lines.append("")
     lines += [f"{group}: {', '.join(names)}" for group, names in GROUPS.items()]
     lines += ["", "With flags of their own (python run.py prepare NAME --help):"]
-    lines += [f"  {name:19}{what}" for name, what in CONVERTERS.items()]
+    lines += [f"  {name:19}{converter.help}" for name, converter in CONVERTERS.items()]
     return "\n".join(lines) + "\n"
 
 
-def check(root: Path) -> int:
+def check_folders(root: Path) -> int:
     """Compare the prepared folders below ``root`` with their manifests; returns 1 if one of them was changed.
 
     Raises:
@@ -168,88 +231,3 @@ def check(root: Path) -> int:
             lines = [f"{folder}: whole, {shards} {'file' if shards == 1 else 'files'}"]
         sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 1 if found else 0
-
-
-def _parser() -> LineParser:
-    parser = LineParser(
-        prog="run.py prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("name", nargs="?", metavar="NAME", help=f"{', '.join((*SETS, *GROUPS))}")
-    add("--list", action="store_true", help="show the data sets: files, sizes, licence, what is made")
-    add("--check", type=Path, metavar="DIR", help="compare prepared folders with their manifests")
-    add("--raw", type=Path, metavar="DIR", help="folder of the official files and images")
-    add("--out", type=Path, default=OUT, metavar="DIR", help="folder for the folders of records (default: %(default)s)")
-    add(
-        "--held-out",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="one more folder with files of downstream splits; may be repeated",
-    )
-    add(
-        "--without",
-        action="append",
-        default=[],
-        metavar="SPLITS",
-        help="keep the held-out images of this set, on which you never measure; may be repeated",
-    )
-    add(
-        "--missing",
-        type=Path,
-        metavar="FILE",
-        help="leave out these images too: another group's missing.txt, or its --out",
-    )
-    add("--verify", action="store_true", help="decode every image: broken ones and duplicates are left out")
-    add("--overwrite", action="store_true", help="make anew what is there")
-    cores = usable_cores()
-    add(
-        "--workers",
-        type=whole_number(1, 1024),
-        default=cores,
-        metavar="N",
-        help="processes (default: one a core, %(default)d)",
-    )
-    _add_laion(parser)
-    _add_videos(parser)
-    return parser
-
-
-def _add_videos(parser: argparse.ArgumentParser) -> None:
-    add, usual = parser.add_argument_group("videos").add_argument, VideoOptions()
-    side = "of a frame, at most (default %(default)d, enough for pre-training at 224)"
-    add("--short-side", type=whole_number(16, 4096), default=usual.short_side, metavar="PIXELS", help=side)
-    rate = "frames that are kept of each (default %(default)g, the paper's)"
-    add("--frames-per-second", type=positive_real, default=usual.frames_per_second, metavar="N", help=rate)
-    clips = "neighbouring clips of a record, at most (default %(default)d)"
-    add("--clips", type=whole_number(1, 10_000), default=usual.clips, metavar="N", help=clips)
-    words = "of a clip of yt_temporal (default %(default)d)"
-    add("--words", type=whole_number(1, 1000), default=usual.words, metavar="N", help=words)
-
-
-def _add_laion(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("laion (the paper does not say how it was filtered)").add_argument
-    add("--min-side", type=whole_number(0, 100_000), default=0, metavar="PIXELS", help="of the shorter side, as listed")
-    add("--min-similarity", type=within(-1, 1), default=-1.0, metavar="S", help="of image and text, by CLIP, as listed")
-    add(
-        "--safety",
-        choices=get_args(Safety),
-        default="NSFW",
-        help="the tag left out: NSFW, UNSURE too, or none (%(default)s)",
-    )
-    add(
-        "--max-unsafe",
-        type=within(0, 1),
-        default=1.0,
-        metavar="P",
-        help="largest probability of an unsafe image (column punsafe)",
-    )
-    add(
-        "--max-watermark",
-        type=within(0, 1),
-        default=1.0,
-        metavar="P",
-        help="largest probability of a watermark (pwatermark)",
-    )
-    add("--ray", metavar="ADDRESS", help="work on a Ray cluster that shares the disk: its address, auto, or local")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -10,20 +9,25 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from engine.manifest import CHECKPOINTS
 from engine.run_files import EVALUATION_FILE
+from launch.command import run_task
+from launch.placement import Placement
+from tasks.job import RunFlags
 from tasks.kinds import ROOT
 from tools.reproduce.identity import code_identity, weights_identity
 from tools.runs.reading import MADE_BY_FILE
+from utils.commands import argv_of
 from utils.errors import UserError
 from utils.files import read_json, write_text
+from utils.flags import WrongValueError, read_by
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run: its config, its folder, the flags beside these, and its overrides.
+    """A run, or with ``evaluates`` an evaluation of other weights: its config, folder, overrides and placement.
 
     ``draws``: for the intervals of its metrics; 0: none are asked for. ``weights``: what it starts from, a file or a folder, by
     whose content a finished run is known again too.
@@ -31,16 +35,19 @@ class Run:
 
     config: str
     folder: Path
-    flags: tuple[str, ...]
-    overrides: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
+    placement: Placement = Placement()
+    evaluates: bool = False
     draws: int = 0
     weights: str | None = None
 
     def command(self, *, measure: bool = False) -> list[str]:
         """The words after ``run.py``; ``measure``: the finished run's own weights again, without training."""
-        more = ["--evaluate"] if measure and "--evaluate" not in self.flags else []
         draws = [f"evaluation.bootstrap={self.draws}"] if self.draws else []
-        return ["--config", self.config, "--output", str(self.folder), *self.flags, *more, *self.overrides, *draws]
+        flags = RunFlags(
+            config=self.config, output=self.folder, resume=not self.evaluates, evaluate=self.evaluates or measure
+        )
+        return argv_of(run_task, *self.overrides, *draws, flags=flags, placement=self.placement)
 
     def identity(self) -> list[str]:
         """The command without the draws, which change no weight and no number: by it a finished run is known again."""
@@ -59,7 +66,7 @@ def make(run: Run) -> dict[str, Any]:
     started_from = None if run.weights is None else weights_identity(run.weights)["sha256"]
     done = finished(run)
     if done is not None and done.get("weights", started_from) != started_from:
-        if "--evaluate" not in run.flags:
+        if not run.evaluates:
             raise UserError(
                 f"{run.folder} was trained from other weights than {run.weights} has now; give another --output"
             )
@@ -99,7 +106,8 @@ def finished(run: Run) -> dict[str, Any] | None:
 def _noted(run: Run) -> dict[str, Any]:
     """What the last run of the same command noted; empty where there is none."""
     noted = _read_note(run)
-    return noted if noted.get("command") == run.identity() else {}
+    # Earlier versions wrote the same words in another order.
+    return noted if sorted(noted.get("command", ())) == sorted(run.identity()) else {}
 
 
 def _read_note(run: Run) -> dict[str, Any]:
@@ -133,18 +141,12 @@ def run_command(command: Sequence[str]) -> int:
     return subprocess.run(command, check=False).returncode
 
 
-def placement_words(flags: argparse.Namespace, cpu: int | None = None) -> tuple[str, ...]:
-    """The flags of :func:`utils.launcher.add_placement`, as words of a command; ``cpu``: processes if neither number is given."""
-    if flags.gpus is not None or flags.cpu is not None:
-        cpu = flags.cpu
-    given = {"--gpus": flags.gpus, "--cpu": cpu, "--master": flags.master}
-    given |= {"--nodes": flags.nodes, "--node-rank": flags.node_rank}
-    return tuple(word for flag, value in given.items() if value is not None for word in (flag, str(value)))
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """ "0,1,2" for argparse."""
+def _seeds(text: str) -> tuple[int, ...]:
     try:
         return tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds, such as 0,1,2") from None
+        raise WrongValueError(f"{text!r} is no list of seeds, such as 0,1,2") from None
+
+
+Seeds = Annotated[tuple[int, ...] | None, read_by(_seeds, n_tokens=1, accepts_keys=False)]
+"""The value of --seeds."""

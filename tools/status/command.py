@@ -1,8 +1,7 @@
-"""The command line of ``run.py status``."""
+"""``run.py status``: how runs are doing."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -10,56 +9,42 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from utils.errors import UserError, one_line_errors
+from utils.errors import UserError
 from utils.files import expanded
 
-EXAMPLES = """examples:
-  python run.py status runs/grounding/demo
-  python run.py status runs/sweep/x                  every run below it, a line each
-  python run.py status runs --json | jq '.[] | select(.well | not) | .folder'
 
-exit status: 0 all runs are running or finished; 1 a run was cut, stopped or killed, has failed, or hangs (below
-a folder of runs, one that never started does not count); 2 the command line is wrong, or a folder holds no run"""
+def status(runs: list[str], /, *, json_: bool = False, hashes: bool = False) -> int:
+    """How runs are doing, while they go and after: progress, rate, time left, losses, validations, checkpoints, slow ranks,
+    broken records, restarts, warnings. Reads their folders alone, and disturbs nothing.
 
+    Args:
+        runs: folder of a run, its --output, or a folder of runs.
+        json_: print a list with an object for each run.
+        hashes: compare checkpoints with their hashes, which reads all their bytes (default: compare sizes).
 
-def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments after ``run.py status``."""
-    parser = argparse.ArgumentParser(
-        prog="run.py status",
-        description="How runs are doing, while they go and after: progress, rate, time left, losses, validations, checkpoints, "
-        "slow ranks, broken records, restarts, warnings. Reads their folders alone, and disturbs nothing.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, its --output, or a folder of runs")
-    parser.add_argument("--json", action="store_true", help="print a list with an object for each run")
-    parser.add_argument(
-        "--hashes",
-        action="store_true",
-        help="compare checkpoints with their hashes, which reads all their bytes (default: compare sizes)",
-    )
-    return parser.parse_args(argv)
+    Examples:
+        python run.py status runs/grounding/demo
+        python run.py status runs/sweep/x                  every run below it, a line each
+        python run.py status runs --json | jq '.[] | select(.well | not) | .folder'
 
-
-@one_line_errors
-def main(argv: Sequence[str]) -> int:
-    """Print the status; returns the exit status, see ``--help``."""
-    arguments = arguments_of(argv)
+    Returns:
+        0 all runs are running or finished; 1 a run was cut, stopped or killed, has failed, or hangs (below
+        a folder of runs, one that never started does not count); 2 the command line is wrong, or a folder holds no run
+    """
     from tools.runs.reading import NEVER_STARTED, read_runs
     from tools.status import text
     from tools.status.facts import status_of
 
-    statuses = [status_of(run, arguments.hashes) for run in read_runs(folders_of(arguments.runs), brief=True)]
+    statuses = [status_of(run, hashes) for run in read_runs(folders_of(runs), brief=True)]
     columns = shutil.get_terminal_size((text.WIDEST, 24)).columns
-    if arguments.json:
-        sys.stdout.write(json.dumps([dataclasses.asdict(status) for status in statuses], indent=2) + "\n")
+    if json_:
+        sys.stdout.write(json.dumps([dataclasses.asdict(one) for one in statuses], indent=2) + "\n")
     elif len(statuses) == 1:
         sys.stdout.write(text.page(statuses[0], columns))
     else:
         sys.stdout.write(text.table(statuses, columns))
     # Below a folder of runs, starts that failed stay for ever; nothing is wrong with the other runs for that.
-    given = {os.path.realpath(expanded(name)) for name in arguments.runs}
+    given = {os.path.realpath(expanded(name)) for name in runs}
     return (
         0
         if all(

@@ -1,8 +1,7 @@
-"""``python run.py serve --model M``: a page in the browser on which anyone tries a model."""
+"""``run.py serve --model M``: a page in the browser on which anyone tries a model."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import signal
@@ -12,16 +11,18 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.errors import UserError, one_line_errors
-from utils.flags import positive
+from utils.commands import FLAGS
+from utils.errors import UserError
+from utils.flags import Positive
 from utils.folder_lock import LOCK_FILE, FolderLock
 from utils.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from x2vlm.command import add_model, loaded, printed
+from x2vlm.command import ModelFlags, printed
 
 if TYPE_CHECKING:
     from x2vlm.inputs import Reader
@@ -33,69 +34,60 @@ FOLDERS, UNNAMED = "x2vlm-page-", "x2vlm-new-page-"
 EXAMPLE_FILES = 8
 """Files of a folder that are offered as examples."""
 
-EXAMPLES = """examples:
-  python run.py serve --model runs/demo/pretrain-seed0
-  python run.py serve --model runs/demo/captioning-seed0 --model runs/demo/vqa-seed0
-  python run.py serve --model runs/demo/pretrain-seed0 --index runs/demo/test.index --examples data/scenes/images/test
 
-The page is for this machine alone unless --host says otherwise; nothing is fetched from the internet. Ctrl-C or SIGTERM ends it.
-With --host, browsers may ask for it by any IP address, by the value of --host, by this machine's name, and by each --name.
+@FLAGS
+@dataclass(frozen=True, kw_only=True)
+class PageFlags:
+    """Who can reach the page, and how much they may ask.
 
-exit status: 0 ended by Ctrl-C or SIGTERM; 2 it could not begin"""
+    Attributes:
+        host: address to listen at; the default is this machine alone.
+        name: another name that this server has for browsers, such as the name of a proxy in front of it; may be repeated.
+        port: port to listen at.
+        max_mb: largest file that is taken.
+        per_minute: questions of a visitor; files, twice as many.
+    """
 
-
-def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments after ``run.py serve``."""
-    parser = argparse.ArgumentParser(
-        prog="run.py serve",
-        description="A page in the browser with a tab for each thing that the models can be asked.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    flag = parser.add_argument
-    add_model(parser, several=True)
-    flag(
-        "--index", type=Path, metavar="I", help="an index of images (run.py index) that the first model made, to search"
-    )
-    flag(
-        "--examples",
-        type=Path,
-        metavar="FOLDER",
-        help=f"images (for a model of videos, videos) of which the first {EXAMPLE_FILES} can be clicked instead of an upload",
-    )
-    flag(
-        "--host", default=LOOPBACK, metavar="H", help="address to listen at (default: %(default)s, this machine alone)"
-    )
-    flag(
-        "--name",
-        action="append",
-        default=[],
-        metavar="N",
-        help="another name that this server has for browsers, such as the name of a proxy in front of it; may be repeated",
-    )
-    flag("--port", type=positive, default=7860, metavar="N", help="default: %(default)s")
-    flag("--max-mb", type=positive, default=20, metavar="N", help="largest file that is taken (default: %(default)s)")
-    flag(
-        "--per-minute",
-        type=positive,
-        default=60,
-        metavar="N",
-        help="questions of a visitor; files, twice as many (default: %(default)s)",
-    )
-    return parser.parse_args(argv)
+    host: str = LOOPBACK
+    name: tuple[str, ...] = ()
+    port: Positive = 7860
+    max_mb: Positive = 20
+    per_minute: Positive = 60
 
 
-@one_line_errors
-def main(argv: Sequence[str]) -> int:
-    """Load the models, and serve the page until Ctrl-C; returns the exit status."""
-    flags = arguments_of(argv)
+def serve(
+    *,
+    model: list[str],
+    index: Path | None = None,
+    examples: Path | None = None,
+    page: PageFlags = PageFlags(),
+    running: ModelFlags = ModelFlags(),
+) -> int:
+    """A page in the browser with a tab for each thing that the models can be asked.
+
+    The page is for this machine alone unless --host says otherwise; nothing is fetched from the internet. Ctrl-C or SIGTERM ends
+    it. With --host, browsers may ask for it by any IP address, by the value of --host, by this machine's name, and by each
+    --name.
+
+    Args:
+        model: a run's folder, a weight file, hub:owner/name, or an export; may be repeated.
+        index: an index of images (run.py index) that the first model made, to search.
+        examples: folder of images (for a model of videos, videos) of which the first 8 can be clicked instead of an upload.
+
+    Examples:
+        python run.py serve --model runs/demo/pretrain-seed0
+        python run.py serve --model runs/demo/captioning-seed0 --model runs/demo/vqa-seed0
+        python run.py serve --model runs/demo/pretrain-seed0 --index runs/demo/test.index --examples data/scenes/images/test
+
+    Returns:
+        0 ended by Ctrl-C or SIGTERM; 2 it could not begin
+    """
     from x2vlm.page.app import gradio
 
     gr = gradio()
     with upload_folder() as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
-        _serve(gr, flags, _tabs(flags, folder))
+        _serve(gr, page, _tabs(model, index, examples, running, folder))
     return 0
 
 
@@ -126,7 +118,9 @@ def _remove_leftovers(temporary: Path) -> None:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _tabs(flags: argparse.Namespace, folder: Path) -> list[Tab]:
+def _tabs(
+    models: Sequence[str], index: Path | None, examples: Path | None, running: ModelFlags, folder: Path
+) -> list[Tab]:
     """The tabs of all models. Examples are copied to ``folder``, which the page may show.
 
     Raises:
@@ -136,20 +130,20 @@ def _tabs(flags: argparse.Namespace, folder: Path) -> list[Tab]:
     from x2vlm.page.app import Tab
 
     found = []
-    for number, source in enumerate(flags.model):
-        model, index = loaded(flags, source), None
-        if flags.index is not None and number == 0:
+    for number, source in enumerate(models):
+        model, opened = running.load(source), None
+        if index is not None and number == 0:
             from x2vlm.search.index import ImageIndex
 
-            index = ImageIndex(flags.index, model)
-            if not len(index):
-                raise UserError(f"--index {flags.index} has no image")
-        examples = copied_examples(flags.examples, folder / "examples", model.read)
-        found += [(ability, model.read, Path(source).name, examples) for ability in abilities_of(model, index)]
+            opened = ImageIndex(index, model)
+            if not len(opened):
+                raise UserError(f"--index {index} has no image")
+        copied = copied_examples(examples, folder / "examples", model.read)
+        found += [(ability, model.read, Path(source).name, copied) for ability in abilities_of(model, opened)]
     if not found:
-        raise UserError(f"{', '.join(flags.model)}: nothing can be asked of these models on the page")
-    if flags.examples is not None and not any(examples for *_, examples in found):
-        raise UserError(f"--examples {flags.examples}: no image or video that these models take is in this folder")
+        raise UserError(f"{', '.join(models)}: nothing can be asked of these models on the page")
+    if examples is not None and not any(copied for *_, copied in found):
+        raise UserError(f"--examples {examples}: no image or video that these models take is in this folder")
     titles = titles_of([(ability.name, model) for ability, _, model, _ in found])
     return [Tab(title, *each) for title, each in zip(titles, found, strict=True)]
 
@@ -190,7 +184,7 @@ def _is_readable(read: Reader, path: Path) -> bool:
     return True
 
 
-def _serve(gr: Any, flags: argparse.Namespace, tabs: Sequence[Tab]) -> None:
+def _serve(gr: Any, flags: PageFlags, tabs: Sequence[Tab]) -> None:
     """Serve the page until Ctrl-C."""
     from starlette.middleware import Middleware
 

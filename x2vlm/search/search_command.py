@@ -1,102 +1,88 @@
-"""``python run.py search I TEXT``: the images of an index that a sentence is about, and where in them it is true."""
+"""``run.py search I TEXT``: the images of an index that a sentence is about, and where in them it is true."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from utils.errors import UserError, one_line_errors
-from utils.flags import positive, positive_real, sentence
-from x2vlm.command import MOST_DRAWN, add_model, check_save, counted, loaded, printed
+from utils.errors import UserError
+from utils.flags import Positive, PositiveReal, alone_or, read_by, sentence
+from x2vlm.command import MOST_DRAWN, ModelFlags, check_save, counted, printed
 from x2vlm.search import CACHE_GB
 
 if TYPE_CHECKING:
     from x2vlm.search.index import Hit, ImageIndex
 
-EXAMPLES = """examples:
-  python run.py search photos.index "a dog on a lawn"
-  python run.py search photos.index "a dog on a lawn" --locate --save hits.png
-  python run.py search photos.index "a dog" "a cat" --top 3 --json
 
-Each line has the numbers that the first one names, and the path, the best first: by the probability that the text is
-about the image; where the model's run has evaluation.score: sum, by the sum of its log-odds and the cosine over the
-temperature. With --locate also the probability that the text is about what the box shows, and the box.
+def search(
+    index: Path,
+    texts: list[Annotated[str, read_by(sentence)]],
+    /,
+    *,
+    top: Positive = 10,
+    rerank: int = 64,
+    locate: Annotated[str | bool, alone_or(sentence)] = False,
+    save: Path | None = None,
+    json_: bool = False,
+    cache_gb: PositiveReal = CACHE_GB,
+    model: str | None = None,
+    running: ModelFlags = ModelFlags(),
+) -> int:
+    """Find images by a sentence: by cosine, then by the matching head; and the box where the sentence is true.
 
-exit status: 0 the index was searched; 2 it could not be"""
+    Each line has the numbers that the first one names, and the path, the best first: by the probability that the text is about
+    the image; where the model's run has evaluation.score: sum, by the sum of its log-odds and the cosine over the temperature.
+    With --locate also the probability that the text is about what the box shows, and the box.
 
+    Args:
+        index: folder of the index.
+        texts: a sentence; each is searched by itself.
+        top: hits.
+        rerank: best images by cosine that are matched with the text; 0: none.
+        locate: find the box in each hit where the text is true, or, with a phrase after the flag, where the phrase is; needs a
+            model of task pretrain.
+        save: draw the hits, the first 48 at most, as a PNG.
+        json_: a JSON object in a line for each hit.
+        cache_gb: of the disk for images that were re-ranked.
+        model: a run's folder, a weight file, hub:owner/name, or an export (default: the model that made the index).
 
-def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments after ``run.py search``."""
-    parser = argparse.ArgumentParser(
-        prog="run.py search",
-        description="Find images by a sentence: by cosine, then by the matching head; and the box where the sentence is true.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    flag = parser.add_argument
-    flag("index", type=Path, metavar="I", help="folder of the index")
-    flag("texts", type=sentence, nargs="+", metavar="TEXT", help="a sentence; each is searched by itself")
-    flag("--top", type=positive, default=10, metavar="N", help="hits (default: %(default)s)")
-    flag(
-        "--rerank",
-        type=int,
-        default=64,
-        metavar="K",
-        help="best images by cosine that are matched with the text (default: %(default)s; 0: none)",
-    )
-    phrase = "find the box in each hit where the text is true, or PHRASE is; needs a model of task pretrain"
-    flag("--locate", type=sentence, nargs="?", const=True, default=False, metavar="PHRASE", help=phrase)
-    flag("--save", type=Path, metavar="PNG", help=f"draw the hits, the first {MOST_DRAWN} at most")
-    flag("--json", action="store_true", help="a JSON object in a line for each hit")
-    flag(
-        "--cache-gb",
-        type=positive_real,
-        default=CACHE_GB,
-        metavar="GB",
-        help="of the disk for images that were re-ranked (default: %(default)g)",
-    )
-    add_model(parser, required=False)
-    arguments = parser.parse_args(argv)
-    if arguments.rerank < 0:
-        parser.error(f"--rerank {arguments.rerank} is less than 0")
-    return arguments
+    Examples:
+        python run.py search photos.index "a dog on a lawn"
+        python run.py search photos.index "a dog on a lawn" --locate --save hits.png
+        python run.py search photos.index "a dog" "a cat" --top 3 --json
 
-
-@one_line_errors
-def main(argv: Sequence[str]) -> int:
-    """Search, and print a line for each hit; returns the exit status."""
-    flags = arguments_of(argv)
+    Returns:
+        0 the index was searched; 2 it could not be
+    """
+    if rerank < 0:
+        raise UserError(f"--rerank {rerank} is less than 0")
     from x2vlm.search.files import read_about
 
-    about = read_about(flags.index)
-    if flags.save is not None:
-        check_save(flags.save, [about.folder])
+    about = read_about(index)
+    if save is not None:
+        check_save(save, [about.folder])
     from x2vlm.search.index import ImageIndex
 
-    model = loaded(flags, flags.model or about.model)
-    index = ImageIndex(flags.index, model, cache_gb=flags.cache_gb)
-    if not len(index):
-        raise UserError(f"{flags.index} has no image")
-    found = [
-        (text, index.search(text, top=flags.top, rerank=flags.rerank, locate=flags.locate)) for text in flags.texts
-    ]
+    loaded = running.load(model or about.model)
+    opened = ImageIndex(index, loaded, cache_gb=cache_gb)
+    if not len(opened):
+        raise UserError(f"{index} has no image")
+    found = [(text, opened.search(text, top=top, rerank=rerank, locate=locate)) for text in texts]
     if not any(hits for _, hits in found):
-        raise UserError(f"{flags.index}: the images have gone or changed; bring it up to date with python run.py index")
+        raise UserError(f"{index}: the images have gone or changed; bring it up to date with python run.py index")
     for text, hits in found:
-        if not flags.json:
+        if not json_:
             names = f"  ({', '.join(hits[0].numbers())})" if hits else ""
             sys.stdout.write(f"{printed(text)}{names}\n")
         for hit in hits:
-            sys.stdout.write(f"{json.dumps(_values(text, hit)) if flags.json else printed(_line(hit))}\n")
-    if flags.save is not None:
+            sys.stdout.write(f"{json.dumps(_values(text, hit)) if json_ else printed(_line(hit))}\n")
+    if save is not None:
         drawn = min(MOST_DRAWN, sum(len(hits) for _, hits in found))
-        sys.stderr.write(f"drawn: {_draw(index, found, flags.save)}, {counted(drawn, 'hit', 'hits')}\n")
+        sys.stderr.write(f"drawn: {_draw(opened, found, save)}, {counted(drawn, 'hit', 'hits')}\n")
     return 0
 
 

@@ -26,6 +26,7 @@ from dataset.prepare.frame_making import FrameMaking
 from dataset.prepare.frames import Summary, build
 from dataset.prepare.output import JOURNAL, OutputFolder
 from dataset.tasks.pretrain import DataConfig, PretrainBatches, VideoStreamConfig
+from run import main
 from tests.dataset.media.test_video import encoded, number_on, write_video
 from tests.messages import OneLine, naming
 from utils.config_files import read_yaml
@@ -428,13 +429,13 @@ def test_rows_that_name_files_and_data_sets_with_a_mapping_find_lists_too(videos
 
 def run(monkeypatch, *flags: Any) -> int:
     monkeypatch.setattr(frames.log, "set_up", lambda: None)
-    return frames.main([*map(str, flags)])
+    return main(["prepare", "frames", *map(str, flags)])
 
 
 def test_the_command_says_in_a_line_what_there_is(videos, files, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    command = ("--folder", videos, "--out", out, "--workers", 2)
-    assert run(monkeypatch, *command) == 0
+    command = ("--folder", videos, "--out", out)
+    assert run(monkeypatch, *command, "--workers", 2) == 0
     said = capsys.readouterr()
     assert said.out.startswith(f"{out}: 3 videos, 15 frames, ")
     assert "GB; none broken; " in said.out and said.out.endswith(" videos a second\n")
@@ -463,8 +464,8 @@ def test_the_command_makes_records(videos, files, tmp_path, monkeypatch, capsys)
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--out", "o"], ("--records --folder",)),
-        (["--folder", "videos", "--records", "a.jsonl", "--out", "o"], ("not allowed with argument",)),
+        (["--out", "o"], ("--records", "--folder")),
+        (["--folder", "videos", "--records", "a.jsonl", "--out", "o"], ("--records", "--folder", "not both")),
         (["--folder", "videos"], ("--out",)),
         (["--folder", "none", "--out", "o"], ("--folder", "none")),
         (
@@ -474,7 +475,7 @@ def test_the_command_makes_records(videos, files, tmp_path, monkeypatch, capsys)
         (["--folder", "twice", "--out", "o"], ("twice/a.mp4", "twice/a.webm", "a.json")),
         (["--folder", "videos", "--out", "videos"], ("--out", "videos")),
         (["--folder", "videos", "--out", "o", "--video-root", "v"], ("--video-root", "--records")),
-        (["--folder", "videos", "--out", "o", "--quality", "101"], ("101 is not within 1 and 100",)),
+        (["--folder", "videos", "--out", "o", "--quality", "101"], ("--quality", "'101'", "1 to 100")),
         (["--folder", "videos", "--out", "o", "--frames-per-second", "0"], ("'0'",)),
         (["--folder", "videos", "--out", "o", "--backend", "cv"], ("'cv'",)),
         (["--folder", "videos", "--out", "a.jsonl/o"], ("Not a directory",)),

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
 from dataset.prepare import multi30k, multilingual_coco, wikimatrix, wit
+from run import main
 from tests.messages import OneLine, naming
 from utils.errors import UserError
 
@@ -51,9 +52,9 @@ def test_multi30k_has_five_captions_in_english_and_german_and_one_in_french_and_
 def test_multi30k_is_read_by_retrieval_in_one_language_or_in_all(repository, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     argv = ["--source", str(repository), "--out", str(out)]
-    assert multi30k.main(argv) == 0
+    assert main(["prepare", "multi30k", *argv]) == 0
     assert "3 in train.jsonl, 2 in val.jsonl, 2 in test.jsonl" in capsys.readouterr().out
-    assert multi30k.main(argv) == 0
+    assert main(["prepare", "multi30k", *argv]) == 0
     assert OneLine("complete") in capsys.readouterr().out.splitlines()
     for split, count in TRANSLATED.items():
         for number in range(count):
@@ -74,7 +75,7 @@ def test_multi30k_that_is_cut_or_missing_is_one_line(repository, capsys, monkeyp
     with pytest.raises(UserError, match=naming("train.fr", "train.fr.gz")):
         list(multi30k.records(repository, "train"))
     argv = ["--source", str(tmp_path / "no"), "--out", str(tmp_path / "out")]
-    assert multi30k.main(argv) == 2
+    assert main(["prepare", "multi30k", *argv]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
@@ -116,7 +117,7 @@ def test_coco_keeps_karpathys_splits_and_coco_cns_and_joins_no_held_out_image(co
     arguments = ["--karpathy", coco / "karpathy.json", "--stair", coco / "stair_train.json", coco / "stair_val.json"]
     arguments += ["--coco-cn", coco / "cn", "--out", coco / "out"]
     argv = [*map(str, arguments)]
-    assert multilingual_coco.main(argv) == 0, capsys.readouterr().err
+    assert main(["prepare", "multilingual_coco", *argv]) == 0, capsys.readouterr().err
 
     def read(name: str) -> dict[int, dict]:
         lines = (coco / "out" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
@@ -137,7 +138,7 @@ def test_the_small_test_of_coco_has_the_first_images_of_the_test(coco, monkeypat
     arguments += ["--coco-cn", coco / "cn", "--out", coco / "out"]
     argv = [*map(str, arguments)]
     monkeypatch.setattr(multilingual_coco, "SMALL_TEST", 1)
-    assert multilingual_coco.main(argv) == 0, capsys.readouterr().err
+    assert main(["prepare", "multilingual_coco", *argv]) == 0, capsys.readouterr().err
     images = [
         [json.loads(line)["image_id"] for line in (coco / "out" / f"{name}.jsonl").read_text().splitlines()]
         for name in ("karpathy_test", "karpathy_test_1k")
@@ -196,7 +197,7 @@ def test_wikimatrix_makes_only_the_files_that_are_missing(tmp_path, monkeypatch,
 
     def run(*flags) -> int:
         argv = ["--out", str(out), "--source", *map(str, flags)]
-        return wikimatrix.main(argv)
+        return main(["prepare", "wikimatrix", *argv])
 
     assert run(sources[0], tmp_path / "none.tsv") == 2
     assert "none.tsv cannot be read" in capsys.readouterr().err
@@ -221,7 +222,7 @@ def test_wit_gives_an_image_for_each_address_and_leaves_out_empty_captions(tmp_p
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "wit"
     argv = ["--source", str(source), "--out", str(out)]
-    assert wit.main(argv) == 0
+    assert main(["prepare", "wit", *argv]) == 0
     items = read_captioned_images(
         CaptionedSplitConfig(annotations=str(out / "test_ja.jsonl")), "evaluation.test.ja", 0.0
     )

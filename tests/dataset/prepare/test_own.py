@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
-from dataset.prepare.own import main
 from dataset.tasks.grounding import GroundingSplitConfig, read_phrases
+from run import main
 from tests.messages import OneLine
 
 
@@ -30,7 +30,9 @@ def convert(folder, capsys):
         text = content if isinstance(content, str) else json.dumps(content)
         (folder / name).write_text(text)
         out = folder / "out.jsonl"
-        status = main([str(folder / name), "--out", str(out), "--images", str(folder / "pictures"), *flags])
+        status = main(
+            ["prepare", "own", str(folder / name), "--out", str(out), "--images", str(folder / "pictures"), *flags]
+        )
         printed = capsys.readouterr()
         records, broken = (
             [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

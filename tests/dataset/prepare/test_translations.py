@@ -10,6 +10,7 @@ import pytest
 from dataset.prepare import building, multilingual
 from dataset.records.schema import ImageKeys, parse_image_record, parse_region_record
 from dataset.shards.readers import Shards
+from run import main
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import downloaded, prepared, write
 from tests.messages import OneLine
@@ -36,7 +37,7 @@ def folders(tmp_path) -> Path:
 def run(folders, tmp_path, capsys):
     def call(*flags: str) -> tuple[int, str, str]:
         given = ["--records", str(folders), "--translations", str(tmp_path / "texts"), "--out", str(tmp_path / "out")]
-        status = multilingual.main([*given, "--workers", "1", *flags])
+        status = main(["prepare", "multilingual", *given, "--workers", "1", *flags])
         printed = capsys.readouterr()
         return status, printed.out, printed.err
 
@@ -192,7 +193,7 @@ def test_mistakes_are_one_line(run, tmp_path, capsys):
     assert (
         status == 2 and "texts.de.txt: 1 lines, but" in error and error.splitlines()[-1] == OneLine("texts.txt", "12")
     )
-    assert multilingual.main(["--records", str(tmp_path), "--translations", "x", "--out", "y"]) == 2
+    assert main(["prepare", "multilingual", "--records", str(tmp_path), "--translations", "x", "--out", "y"]) == 2
     assert OneLine("coco, vg, sbu, cc3m, coco_regions, vg_regions") in capsys.readouterr().err.splitlines()
 
 
