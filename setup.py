@@ -19,7 +19,20 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
-INSIDE = ("batches", "utils", "optim", "scheduler", "metrics", "models", "dataset", "engine", "tasks", "launch", "tools", "demo")
+INSIDE = (
+    "batches",
+    "utils",
+    "optim",
+    "scheduler",
+    "metrics",
+    "models",
+    "dataset",
+    "engine",
+    "tasks",
+    "launch",
+    "tools",
+    "demo",
+)
 """Packages that become subpackages of x2vlm; run.py becomes a module of it."""
 
 NAMES = "|".join([*INSIDE, "run"])

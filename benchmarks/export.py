@@ -21,7 +21,6 @@ from models.core.vision import VisionConfig
 from models.inference.reranking import TextBank
 from models.pretraining.config import PretrainModelConfig
 from models.pretraining.model import PretrainModel
-from utils.batch import Text
 from utils.commands import call
 from utils.flags import Positive
 from utils.image_size import sides_of

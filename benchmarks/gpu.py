@@ -36,7 +36,6 @@ from launch.torchrun import let_segments_grow
 from tasks.pretrain import PretrainConfig
 from tools.plan.synthetic import text_limits
 from utils import distributed
-from utils.batch import Work
 from utils.commands import call
 from utils.errors import UserError
 from utils.flags import Override, Positive, WrongValueError, read_by

@@ -25,7 +25,6 @@ from engine.trainer import PHASES, Trainer
 from models.pretraining.model import PretrainModel
 from scheduler import ScheduleConfig
 from tasks.pretrain import PretrainConfig
-from utils.batch import Losses, MicroBatch, PretrainBatch, Term
 from utils.commands import call
 from utils.flags import Positive
 

@@ -24,7 +24,6 @@ from models.core.vision import VisionConfig
 from models.pretraining.config import PretrainModelConfig
 from models.pretraining.model import PretrainModel
 from optim import OptimConfig
-from utils.batch import PretrainBatch
 from utils.commands import call
 from utils.flags import Positive
 

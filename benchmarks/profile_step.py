@@ -120,7 +120,7 @@ def main(
         batches = batches_for(config, model, static=bool(config.train.compile))
         if device.type != "cpu":
             batches = [batch.pin_memory() for batch in batches]
-        stepper = Stepper(trainer, batches, config.train.accumulation(config.data))
+        stepper = Stepper(trainer, batches, config.plan(1).accumulation)
         for _ in range(1 if small else 2 * len(LENGTH_FACTORS)):
             stepper.step(nullcontext())
         found = profiled(stepper, steps, device, trace)

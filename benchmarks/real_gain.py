@@ -11,7 +11,7 @@ from launch.placement import Placement
 from tools.reproduce.runs import Seeds
 from tools.sweep import sweep, table_of
 from utils.commands import call
-from utils.config import peek
+from utils.config_files import peek
 from utils.errors import one_line_errors
 from utils.flags import Override, Positive, one_of, read_by
 

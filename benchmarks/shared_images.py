@@ -12,7 +12,6 @@ from batches.questions import QuestionBatch
 from batches.texts import Text
 from models.tasks.vqa import VQAModel
 from tasks.vqa import VQAConfig
-from utils.batch import QuestionBatch, Text
 from utils.commands import call
 from utils.config import load_config
 from utils.errors import UserError

@@ -17,7 +17,6 @@ from dataset.text.processors import PlainTextProcessor, TextLimits
 from models.core.vision import Concepts
 from models.tasks.vqa import VQAModel
 from tasks.vqa import VQAConfig
-from utils.batch import Text
 from utils.commands import call
 from utils.config import load_config
 from utils.flags import SEVERAL

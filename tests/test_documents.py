@@ -6,9 +6,8 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import yaml

@@ -23,7 +23,19 @@ ALLOWED = {
     "engine": {"utils", "batches", "optim", "scheduler", "engine"},
     "tasks": {"utils", "batches", "optim", "scheduler", "metrics", "models", "dataset", "engine", "tasks"},
     "launch": {"utils", "engine", "tasks", "launch"},
-    "tools": {"utils", "batches", "optim", "scheduler", "metrics", "models", "dataset", "engine", "tasks", "launch", "tools"},
+    "tools": {
+        "utils",
+        "batches",
+        "optim",
+        "scheduler",
+        "metrics",
+        "models",
+        "dataset",
+        "engine",
+        "tasks",
+        "launch",
+        "tools",
+    },
     "x2vlm": {"utils", "batches", "metrics", "models", "dataset", "engine", "tasks", "x2vlm"},
 }
 TOP = ("demo", "tools", "examples", "x2vlm")

@@ -102,7 +102,7 @@ def execute(command: Callable[..., int] | CommandLine, argv: Sequence[str], name
 
 
 def read_words(
-    command: Callable[..., int] | CommandLine, argv: Sequence[str], name: str, keys: Sequence[str] = ()
+    command: Callable[..., int] | CommandLine, argv: Sequence[str], name: str, keys: Keys = tuple
 ) -> tuple[Callable[..., int | None], inspect.BoundArguments]:
     """The function that :func:`call` would call, and its arguments.
 

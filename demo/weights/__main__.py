@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from batches.texts import Text
 from dataset.text.loading import load_tokenizer
 from demo.folder import Folder, FolderFlags, fill_folder
 from demo.weights.text import SENTENCES, package_states, write_text_folder
@@ -22,7 +23,6 @@ from models.core.text import TextConfig
 from models.core.vision import PIXEL_MEAN, PIXEL_STD, VisionConfig
 from models.pretraining.config import PretrainModelConfig
 from models.pretraining.model import PretrainModel
-from utils.batch import Text
 from utils.commands import call
 from utils.errors import UserError
 from utils.weight_file import save_weights

@@ -16,6 +16,7 @@ from dataset.leaks import shared_images
 from dataset.media.video import VideoSource
 from dataset.records.box_form import are_relative, look_like_corners
 from dataset.records.schema import ImageSource
+from engine.run_plan import RunPlan
 from tasks.checks import check_start, small_data
 from tasks.run import run_rank
 from tests.conftest import tiny_run
@@ -28,7 +29,6 @@ from tools.doctor.machine import versions
 from tools.doctor.panels import as_image, drawn_boxes, images_of, lines_of
 from tools.doctor.shared import _check_looks
 from tools.doctor.text_log import TextLog
-from utils.batch import IGNORE, MaskedText
 from utils.commands import call
 from utils.errors import UserError
 from utils.findings import Finding

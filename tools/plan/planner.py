@@ -13,7 +13,6 @@ from dataset.text.loading import load_tokenizer
 from engine.communication import StepSizes
 from engine.memory import AVERAGE, FakeSteps, StepMemory, tensor_bytes, trainable
 from engine.real_steps import RealSteps, ran_out_of_memory
-from engine.run_plan import steps_of
 from models.inference.reranking import AligningModel
 from optim.setup import set_frozen
 from tasks.base import set_up_training

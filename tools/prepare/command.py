@@ -23,16 +23,18 @@ from utils.flags import PositiveReal, read_by, whole_number, within
 from utils.subcommands import Command, with_subcommands
 
 CONVERTERS = {
-    name: Command(f"dataset.prepare.{name}:{name}", what)
-    for name, what in {
-        "own": "your own CSV, JSON or COCO file to records",
-        "multi30k": "Multi30K, captions in four languages",
-        "multilingual_coco": "COCO in English, Japanese and Chinese",
-        "wit": "IGLUE's WIT",
-        "wikimatrix": "WikiMatrix's translations",
-        "multilingual": "captions by language for the records of 4m, and WikiMatrix: all that the multilingual configs read",
-        "frames": "video files to lists of frames",
-    }.items()
+    "own": Command("dataset.prepare.own:own", "your own CSV, JSON or COCO file to records"),
+    "multi30k": Command("dataset.prepare.multi30k:multi30k", "Multi30K, captions in four languages"),
+    "multilingual_coco": Command(
+        "dataset.prepare.multilingual_coco:multilingual_coco", "COCO in English, Japanese and Chinese"
+    ),
+    "wit": Command("dataset.prepare.wit:wit", "IGLUE's WIT"),
+    "wikimatrix": Command("dataset.prepare.wikimatrix:wikimatrix", "WikiMatrix's translations"),
+    "multilingual": Command(
+        "dataset.prepare.multilingual:multilingual",
+        "captions by language for the records of 4m, and WikiMatrix: all that the multilingual configs read",
+    ),
+    "frames": Command("dataset.prepare.frames:frames", "video files to lists of frames"),
 }
 """Subcommands, with flags of their own: what each one converts."""
 
