@@ -1,7 +1,7 @@
 """The command line: ``python run.py --task TASK ...`` runs a task, ``python run.py COMMAND ...`` runs another command.
 
 ``python run.py --help`` lists both. The module of a command is imported only when the command runs. To add a command, write its
-function (:mod:`utils.commands`) and its line in :data:`COMMANDS`.
+function in ``commands/`` and its line in :data:`commands.COMMANDS`.
 """
 
 from __future__ import annotations
@@ -12,53 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from commands import COMMANDS
 from tasks import TASKS
 from utils.errors import UserError, one_line_errors
-from utils.subcommands import Command
 
 if TYPE_CHECKING:
     from utils.commands import CommandLine
-
-
-COMMANDS = {
-    "config": Command(
-        "tools.config.command:config", "the keys of a task's config, or a file's values and where they come from"
-    ),
-    "doctor": Command(
-        "tools.doctor.command:doctor",
-        "check files, data, weights, memory and one step before a run, in half a minute",
-    ),
-    "prepare": Command(
-        "tools.prepare.command:prepare", "records for pre-training from the official files of public data sets"
-    ),
-    "index-shards": Command(
-        "tools.index_shards:index_shards", "where each record of a run's shards begins, by several processes"
-    ),
-    "leaks": Command("tools.leaks:leaks", "images that training data share with held-out splits"),
-    "tables": Command("tools.tables:tables", "the cells of the paper's tables, and which of their files are here"),
-    "reproduce": Command(
-        "tools.reproduce.command:reproduce", "run cells of the paper's tables; numbers beside the published ones"
-    ),
-    "sweep": Command("tools.sweep:sweep", "variants of a config one after another, and one table"),
-    "report": Command("tools.report.command:report", "one HTML page of a run, or of several side by side"),
-    "status": Command(
-        "tools.status.command:status", "how runs are doing: progress, losses, checkpoints, slow ranks, faults"
-    ),
-    "checkpoint": Command(
-        "tools.checkpoint.command:checkpoint",
-        "what a weight file is, its published or our form, and how two files differ",
-    ),
-    "predict": Command("x2vlm.command:predict", "ask a trained model about your images"),
-    "index": Command("x2vlm.search.index_command:index", "embed a folder of images, to search it by a sentence"),
-    "search": Command(
-        "x2vlm.search.search_command:search", "the images of an index that a sentence is about, and where"
-    ),
-    "export": Command("x2vlm.export.command:export", "a trained model as graphs of ONNX, for machines without a GPU"),
-    "serve": Command("x2vlm.page.command:serve", "a page in the browser on which anyone tries models"),
-    "plan": Command("tools.plan.command:plan", "the largest micro-batch that fits, and how long a run takes"),
-    "tokenizer": Command("tools.tokenizer:tokenizer", "learn a tokenizer from the texts of your records"),
-    "completion": Command("run:completion", "a script with which your shell completes commands and flags"),
-}
 
 START = """run.py: give a task, a config or a command.
 

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from commands.sweep import sweep
 from launch.placement import Placement
 from tools.reproduce.runs import Seeds
-from tools.sweep import sweep
 from utils.commands import call
 from utils.files import write_text
 

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from commands.sweep import sweep
 from dataset.text.loading import load_tokenizer
-from engine.memory import FakeSteps, StepMemory
 from launch.placement import Placement
 from tasks.base import set_up_training
 from tasks.finetune import FineTuneTask
 from tasks.kinds import choose
 from tools.plan.synthetic import synthetic_batch
 from tools.reproduce.runs import Seeds
-from tools.sweep import sweep
+from tools.steps.fake import FakeSteps, StepMemory
 from utils.commands import call
 from utils.config import load_config
 from utils.errors import one_line_errors

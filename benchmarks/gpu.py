@@ -29,12 +29,12 @@ from benchmarks.step_config import (
     describe_step,
 )
 from engine.devices import peak_of
-from engine.memory import trainer_of
-from engine.real_steps import ran_out_of_memory
 from engine.train_config import TrainConfig
 from launch.torchrun import let_segments_grow
 from tasks.pretrain import PretrainConfig
 from tools.plan.synthetic import text_limits
+from tools.steps.fake import trainer_of
+from tools.steps.real import ran_out_of_memory
 from utils import distributed
 from utils.commands import call
 from utils.errors import UserError

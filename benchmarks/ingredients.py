@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from commands.sweep import sweep
 from launch.placement import Placement
 from tools.reproduce.runs import Seeds
-from tools.sweep import sweep
 from utils.commands import call
 
 SCENES = Path("data/scenes")

@@ -16,7 +16,6 @@ from torch import Tensor
 from batches.pretraining import PretrainBatch
 from benchmarks.synthetic import pretrain_batch
 from dataset.tasks.pretrain import DataConfig, ImageStreamConfig, RegionStreamConfig
-from engine.memory import trainer_of
 from engine.train_config import TrainConfig
 from models.core.fusion import FusionConfig
 from models.core.text import TextArchitecture, TextConfig
@@ -24,6 +23,7 @@ from models.core.vision import VisionConfig
 from models.pretraining.config import PretrainModelConfig
 from models.pretraining.model import PretrainModel
 from optim import OptimConfig
+from tools.steps.fake import trainer_of
 from utils.commands import call
 from utils.flags import Positive
 

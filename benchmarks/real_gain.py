@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+from commands.sweep import sweep, table_of
 from launch.placement import Placement
 from tools.reproduce.runs import Seeds
-from tools.sweep import sweep, table_of
 from utils.commands import call
 from utils.config_files import peek
 from utils.errors import one_line_errors

@@ -18,10 +18,10 @@ import torch
 from benchmarks.results import keep
 from benchmarks.step_config import VOCABULARY
 from engine.devices import ASSUMED_UTILISATION, peak_of
-from engine.memory import FakeSteps, trainer_of
-from engine.real_steps import RealSteps
 from tasks.kinds import kind_of
 from tools.plan.synthetic import scaled, synthetic_batch
+from tools.steps.fake import FakeSteps, trainer_of
+from tools.steps.real import RealSteps
 from utils import accelerator
 from utils.commands import call
 from utils.config import load_config

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import run
+from commands.prepare import CONVERTERS
 from dataset.formats.captioned import CaptionedSplitConfig
 from dataset.prepare.catalogue import GROUPS, SETS
 from dataset.tasks.grounding import GroundingSplitConfig
@@ -23,7 +24,6 @@ from dataset.tasks.vqa import QuestionsConfig
 from launch.command import run_task
 from tasks import TASKS
 from tasks.kinds import choose
-from tools.prepare.command import CONVERTERS
 from utils.commands import read_words
 from utils.config import load_config
 

@@ -1,7 +1,7 @@
 """Arrows between packages point one way.
 
-utils <- batches, optim, scheduler, metrics <- models, dataset <- engine <- tasks <- launch <- tools, examples
-tasks <- x2vlm; models, dataset <- demo
+utils <- batches, optim, scheduler, metrics <- models, dataset <- engine <- tasks <- launch <- tools <- commands
+tasks <- x2vlm <- commands; tasks <- examples; models, dataset <- demo
 """
 
 import ast
@@ -38,7 +38,8 @@ ALLOWED = {
     },
     "x2vlm": {"utils", "batches", "metrics", "models", "dataset", "engine", "tasks", "x2vlm"},
 }
-TOP = ("demo", "tools", "examples", "x2vlm")
+ALLOWED["commands"] = {*ALLOWED, "commands"} - {"demo"}
+TOP = ("demo", "commands", "examples")
 """Packages that no other imports, tests and benchmarks apart: a command's module is imported when the command is asked for."""
 SCRIPTS = [path for path in ROOT.glob("*.py") if path.name not in ("run.py", "setup.py")]
 
@@ -101,22 +102,37 @@ def test_a_part_of_models_imports_only_what_lies_below_it(part):
             assert imported_parts(path) <= INSIDE_MODELS[part], path.relative_to(ROOT)
 
 
-@pytest.mark.parametrize("part", ["core", "pretraining", "tasks", "inference"])
-def test_modules_of_a_part_of_models_import_each_other_in_one_direction(part):
-    """This includes imports that only type checkers use."""
-    folder = ROOT / "models" / part
-    imports = {}
-    for path in folder.glob("*.py"):
-        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        prefix = f"models.{part}"
+def modules_of(package: str) -> dict[str, Path]:
+    """The modules of a package by name."""
+    files = {path.relative_to(ROOT).with_suffix("").parts: path for path in (ROOT / package).rglob("*.py")}
+    return {".".join(parts[:-1] if parts[-1] == "__init__" else parts): path for parts, path in files.items()}
+
+
+@pytest.mark.parametrize("package", [*ALLOWED, "examples"])
+def test_modules_of_a_package_import_each_other_in_one_direction(package):
+    """This includes imports inside functions, and those that only type checkers use."""
+    modules = modules_of(package)
+    imports: dict[str, set[str]] = {}
+    for name, path in modules.items():
         found = set()
-        for node in nodes:
-            if isinstance(node, ast.ImportFrom) and node.module == prefix:
-                found |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(f"{prefix}."):
-                found.add(node.module.split(".")[2])
-        imports[path.stem] = found & {other.stem for other in folder.glob("*.py")}
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                for alias in node.names:
+                    whole = f"{node.module}.{alias.name}"
+                    found.add(whole if whole in modules else node.module)
+        imports[name] = (found & modules.keys()) - {name}
     TopologicalSorter(imports).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("package", ["commands", "launch", "tools", "tasks", "engine", "demo"])
+def test_folders_of_a_package_import_each_other_in_one_direction(package):
+    imports: dict[str, set[str]] = {}
+    for name, path in modules_of(package).items():
+        own = name.split(".")[1:2]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if own and isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}."):
+                imports.setdefault(own[0], set()).update({(node.module or "").split(".")[1]} - set(own))
+    TopologicalSorter(imports).prepare()
 
 
 def test_every_package_of_ours_has_its_place_in_the_order():
@@ -127,13 +143,14 @@ def test_every_package_of_ours_has_its_place_in_the_order():
 @pytest.mark.parametrize("package", TOP)
 def test_a_package_at_the_top_is_imported_by_itself_and_tests_alone(package):
     others = (ALLOWED.keys() | {"docs", *TOP}) - {package}
-    for path in [*ROOT.glob("*.py"), *(path for other in others for path in (ROOT / other).rglob("*.py"))]:
+    scripts = SCRIPTS if package == "commands" else ROOT.glob("*.py")  # run.py has the table of commands
+    for path in [*scripts, *(path for other in others for path in (ROOT / other).rglob("*.py"))]:
         assert package not in imported_packages(path), path.relative_to(ROOT)
 
 
 def test_run_imports_only_tables_and_the_framework_of_commands():
     ours = ALLOWED.keys() | set(TOP) | {"benchmarks", "tests"}
-    assert imported_packages(ROOT / "run.py") & ours == {"tasks", "utils", "launch"}
+    assert imported_packages(ROOT / "run.py") & ours == {"commands", "tasks", "utils", "launch"}
     assert imported_packages(ROOT / "tasks" / "__init__.py") <= {"__future__", "typing"}
 
 

@@ -1,9 +1,9 @@
-"""The base of all calls of a model: reading images, making tokens, running the network on batches."""
+"""The base of all calls of a model: reading images, making tokens, running the network on batches, embeddings and matches."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -17,9 +17,10 @@ from dataset.text.processors import PlainTextProcessor, clean_caption, clean_que
 from engine.precision import PrecisionName
 from models.core.packing import PackedTexts
 from models.core.xvlm import XVLM
+from models.inference.reranking import TextBank
 from utils.errors import UserError
 from x2vlm.calls import CALLS, EXPORTED
-from x2vlm.inputs import Image, Reader, View
+from x2vlm.inputs import Image, Reader, View, as_list
 from x2vlm.runtime import Runtime, TorchRuntime
 from x2vlm.settings import Settings
 
@@ -169,3 +170,54 @@ class LoadedModel:
         if not cleaned.strip():
             raise UserError(f"the text {text!r} has no word (punctuation does not count); write one")
         return cleaned
+
+    def margins(self, images: Image | Sequence[Image], texts: str | Sequence[str]) -> np.ndarray:
+        """The log-odds that each text is about each image, (images, texts) float32: what :meth:`match` makes probabilities of."""
+        self._check("match")
+        (bank,) = self.run([as_texts(texts)], lambda batch: [TextBank.of([self.encoded(batch[0])])])
+        every = torch.arange(len(bank.index))
+
+        def score(images: Sequence[Image]) -> list[np.ndarray]:
+            states = self.runtime.image_states(self.pixels(self.views(images)))
+            return [each.cpu().numpy() for each in self.runtime.margins(states, [every] * len(images), bank)]
+
+        return np.stack(self.run(as_list(images), score))
+
+    def embed_images(self, images: Image | Sequence[Image]) -> np.ndarray:
+        """Embeddings of images, (images, E) float32 of length 1; their products with those of texts are cosines."""
+        self._check("embed_images")
+
+        def embed(images: Sequence[Image]) -> list[np.ndarray]:
+            return list(self.runtime.image_embeddings(self.pixels(self.views(images))).cpu().numpy())
+
+        return np.stack(self.run(as_list(images), embed))
+
+    def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Embeddings of texts, (texts, E) float32 of length 1."""
+        self._check("embed_texts")
+
+        def embed(texts: Sequence[str]) -> list[np.ndarray]:
+            return list(self.runtime.text_embeddings(self.tokens(texts)).cpu().numpy())
+
+        return np.stack(self.run(as_texts(texts), embed))
+
+    def _check(self, call: str) -> None:
+        """Check that the model takes a call."""
+        if self.takes(call):
+            return
+        if self.settings.task in CALLS[call].tasks:
+            raise UserError(
+                f"{call}: {self.origin} is an export to ONNX, without this call; load what it was exported from"
+            )
+        raise UserError(
+            f"{call}: {self.origin} is a model of task {self.settings.task}, which was not trained for it; load one of task "
+            f"{' or '.join(CALLS[call].tasks)}"
+        )
+
+
+def as_texts(texts: Any) -> list[str]:
+    """Texts as a list; one text is a list of one."""
+    listed = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str | bytes) else [texts]
+    if odd := [text for text in listed if not isinstance(text, str)]:
+        raise UserError(f"{odd[0]!r} is no text")
+    return listed

@@ -11,8 +11,8 @@ import numpy as np
 from utils.errors import UserError
 
 if TYPE_CHECKING:
+    from x2vlm.base import LoadedModel
     from x2vlm.inputs import View
-    from x2vlm.model import Model
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Match:
     sum: float | None = None
 
 
-def matches(model: Model, views: Sequence[View], texts: Sequence[str]) -> list[list[Match]]:
+def matches(model: LoadedModel, views: Sequence[View], texts: Sequence[str]) -> list[list[Match]]:
     """For each image its texts, the best first: by the sum where the model's run ranks by it, else by the probability."""
     margins = model.margins(views, texts).astype(np.float64)
     ranking, scores = margins, probabilities(margins)
@@ -46,7 +46,7 @@ def probabilities(margins: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip(np.asarray(margins, np.float64), -700, 700)))
 
 
-def sums(model: Model, margins: np.ndarray, cosines: np.ndarray) -> np.ndarray:
+def sums(model: LoadedModel, margins: np.ndarray, cosines: np.ndarray) -> np.ndarray:
     """The log-odds of the matching head plus the cosines over the temperature, float64 of their shape, by which a run with
     ``evaluation.score: sum`` ranks.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -17,7 +17,6 @@ from dataset.tasks.nlvr import LABELS
 from dataset.text.processors import TextDataConfig, TextLimits, TextProcessor
 from models.core.losses import at_least_float32
 from models.inference.answer_ranking import AnswerTree, rank_answers
-from models.inference.reranking import TextBank
 from models.pretraining.model import PretrainModel
 from models.tasks.captioning import CaptioningModel, CaptionTokens
 from models.tasks.nlvr import NLVRModel
@@ -25,9 +24,8 @@ from models.tasks.retrieval import RetrievalModel
 from models.tasks.video_qa import VideoQAModel
 from models.tasks.vqa import VQAModel
 from utils.errors import UserError
-from x2vlm.base import LoadedModel
+from x2vlm.base import LoadedModel, as_texts
 from x2vlm.boxes import Box, in_pixels
-from x2vlm.calls import CALLS
 from x2vlm.inputs import Image, View, as_list
 from x2vlm.matching import probabilities
 
@@ -81,8 +79,8 @@ class Model(LoadedModel):
             candidates: the answers to choose from; None: those of the model.
         """
         network = cast("VQAModel | VideoQAModel", self._network("answer", VQAModel, VideoQAModel))
-        pairs = _pairs("answer", as_list(images), _texts(questions))
-        answers = self.answers if candidates is None else _texts(candidates)
+        pairs = _pairs("answer", as_list(images), as_texts(questions))
+        answers = self.answers if candidates is None else as_texts(candidates)
         if isinstance(network, VideoQAModel):
             return self._classified(network, pairs, answers)
         if not answers:
@@ -112,7 +110,9 @@ class Model(LoadedModel):
         listed = as_list(images)
         groups: list[Any] = [phrases] if isinstance(phrases, str) else list(phrases)
         each = (
-            [_texts(groups)] if all(isinstance(group, str) for group in groups) else [_texts(group) for group in groups]
+            [as_texts(groups)]
+            if all(isinstance(group, str) for group in groups)
+            else [as_texts(group) for group in groups]
         )
         if len(each) != len(listed):
             raise UserError(
@@ -134,41 +134,11 @@ class Model(LoadedModel):
         """The probability that each text is about each image, (images, texts) float32."""
         return probabilities(self.margins(images, texts)).astype(np.float32)
 
-    def margins(self, images: Image | Sequence[Image], texts: str | Sequence[str]) -> np.ndarray:
-        """The log-odds that each text is about each image, (images, texts) float32: what :meth:`match` makes probabilities of."""
-        self._check("match")
-        (bank,) = self.run([_texts(texts)], lambda batch: [TextBank.of([self.encoded(batch[0])])])
-        every = torch.arange(len(bank.index))
-
-        def score(images: Sequence[Image]) -> list[np.ndarray]:
-            states = self.runtime.image_states(self.pixels(self.views(images)))
-            return [each.cpu().numpy() for each in self.runtime.margins(states, [every] * len(images), bank)]
-
-        return np.stack(self.run(as_list(images), score))
-
     def index(self, folder: str | Path, out: str | Path) -> ImageIndex:
         """An index of the images in a folder, videos left out, to be searched; see :func:`x2vlm.search.making.index`."""
         from x2vlm.search.making import index
 
         return index(self, folder, out)
-
-    def embed_images(self, images: Image | Sequence[Image]) -> np.ndarray:
-        """Embeddings of images, (images, E) float32 of length 1; their products with those of texts are cosines."""
-        self._check("embed_images")
-
-        def embed(images: Sequence[Image]) -> list[np.ndarray]:
-            return list(self.runtime.image_embeddings(self.pixels(self.views(images))).cpu().numpy())
-
-        return np.stack(self.run(as_list(images), embed))
-
-    def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
-        """Embeddings of texts, (texts, E) float32 of length 1."""
-        self._check("embed_texts")
-
-        def embed(texts: Sequence[str]) -> list[np.ndarray]:
-            return list(self.runtime.text_embeddings(self.tokens(texts)).cpu().numpy())
-
-        return np.stack(self.run(_texts(texts), embed))
 
     def compare(
         self, images: Sequence[Image] | Sequence[Sequence[Image]], statements: str | Sequence[str]
@@ -183,7 +153,7 @@ class Model(LoadedModel):
         network = self._network("compare", NLVRModel)
         listed = as_list(images)
         nested = bool(listed) and all(isinstance(group, list | tuple) for group in listed)
-        pairs = _pairs("compare", [as_list(group) for group in listed] if nested else [listed], _texts(statements))
+        pairs = _pairs("compare", [as_list(group) for group in listed] if nested else [listed], as_texts(statements))
         for group, statement in pairs:
             if len(group) != network.images:
                 raise UserError(f"compare: {statement!r} has {len(group)} images, the model compares {network.images}")
@@ -201,7 +171,7 @@ class Model(LoadedModel):
         from x2vlm.attention import word_maps
 
         self._network("explain", PretrainModel, RetrievalModel)
-        (text,) = _texts(text)
+        (text,) = as_texts(text)
         return word_maps(self, image, text, layer)
 
     def save(self, folder: str | Path) -> Path:
@@ -209,19 +179,6 @@ class Model(LoadedModel):
         from x2vlm.saving import save
 
         return save(self, Path(folder))
-
-    def _check(self, call: str) -> None:
-        """Check that the model takes a call."""
-        if self.takes(call):
-            return
-        if self.settings.task in CALLS[call].tasks:
-            raise UserError(
-                f"{call}: {self.origin} is an export to ONNX, without this call; load what it was exported from"
-            )
-        raise UserError(
-            f"{call}: {self.origin} is a model of task {self.settings.task}, which was not trained for it; load one of task "
-            f"{' or '.join(CALLS[call].tasks)}"
-        )
 
     def _network(self, call: str, *kinds: type[N]) -> N:
         """The network, of one of the ``kinds`` that take a call."""
@@ -274,14 +231,6 @@ class Model(LoadedModel):
     def _spelled(self, ids: Sequence[int]) -> str:
         kept = [token for token in ids if token != IGNORE]
         return str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=True))
-
-
-def _texts(texts: Any) -> list[str]:
-    """Texts as a list; one text is a list of one."""
-    listed = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str | bytes) else [texts]
-    if odd := [text for text in listed if not isinstance(text, str)]:
-        raise UserError(f"{odd[0]!r} is no text")
-    return listed
 
 
 def _pairs(call: str, images: list[N], texts: list[str]) -> list[tuple[N, str]]:

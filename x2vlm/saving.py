@@ -19,13 +19,13 @@ from utils.weight_file import save_weights
 from x2vlm.calls import CALLS
 
 if TYPE_CHECKING:
-    from x2vlm.model import Model
+    from x2vlm.base import LoadedModel
 
 CARD = "README.md"
 HEADING = "## Numbers"
 
 
-def save(model: Model, folder: Path) -> Path:
+def save(model: LoadedModel, folder: Path) -> Path:
     """Write ``model.safetensors``, ``config.yaml``, ``tokenizer/``, where it has any ``answers.json``, and a model card.
 
     The card has the numbers of the run that the model was loaded from. A run may start from the folder by ``init.checkpoint``.
@@ -43,7 +43,7 @@ def save(model: Model, folder: Path) -> Path:
     return folder
 
 
-def save_settings(model: Model, folder: Path) -> None:
+def save_settings(model: LoadedModel, folder: Path) -> None:
     """Write what a model computes with beside its weights: ``config.yaml``, ``tokenizer/``, where it has any ``answers.json``."""
     text = model.settings.model.text
     model.tokenizer.save_pretrained(str(folder / TOKENIZER))
@@ -55,7 +55,7 @@ def save_settings(model: Model, folder: Path) -> None:
         write_text(folder / ANSWERS, json.dumps(model.answers, ensure_ascii=False) + "\n")
 
 
-def card(model: Model, name: str) -> str:
+def card(model: LoadedModel, name: str) -> str:
     """The model card: what the model is, how it is used, and what it measured."""
     parameters = sum(parameter.numel() for parameter in model.network.parameters()) / 1e6
     vision = model.settings.model.vision

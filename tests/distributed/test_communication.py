@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine.communication import StepSizes
-from engine.memory import tensor_bytes, trainable, trainer_of
 from tasks.kinds import kind_of
 from tests.ranks import on_ranks
 from tests.tools.test_plan import BASE, SMALL
 from tools.plan.synthetic import synthetic_batch
+from tools.steps.communication import StepSizes
+from tools.steps.fake import tensor_bytes, trainable, trainer_of
 from utils.config import load_config
 
 SIZES = [

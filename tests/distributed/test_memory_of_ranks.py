@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from engine.memory import GRADIENTS, OPTIMISER, WEIGHTS, FakeSteps, LiveMemory, chunks_of, trainable, trainer_of
 from models.core import losses
 from tasks.kinds import kind_of
 from tests.ranks import on_ranks
 from tests.tools.test_plan import ALONE, BASE, SMALL
 from tools.plan.synthetic import synthetic_batch
+from tools.steps.fake import GRADIENTS, OPTIMISER, WEIGHTS, FakeSteps, LiveMemory, chunks_of, trainable, trainer_of
 from utils.config import load_config
 
 pytestmark = pytest.mark.slow

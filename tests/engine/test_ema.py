@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from engine.checkpoint import Checkpoint, find_weights, list_checkpoints, newest_whole
-from engine.memory import FakeSteps
 from engine.metrics_log import MetricsLog
 from engine.run_folder import RunFolder
 from engine.train_config import TrainConfig
@@ -28,6 +27,7 @@ from tests.engine.toy import Empty, Points, ToyLoader, ToyTask, points
 from tests.messages import naming
 from tests.ranks import on_two_ranks
 from tools.runs.log_facts import BEST, SELECTS
+from tools.steps.fake import FakeSteps
 from utils.errors import UserError
 from utils.weight_file import read_about
 

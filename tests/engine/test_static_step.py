@@ -14,12 +14,12 @@ from torch._dynamo.testing import CompileCounter
 from batches.losses import Work
 from batches.pretraining import PretrainBatch
 from benchmarks.synthetic import pretrain_batch
-from engine.memory import trainer_of
 from models.core import packing
 from optim.setup import compile_encoders
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.devices import BOUNDS, CUDA, ON_ACCELERATORS, ON_REAL_DEVICES, moved
 from tests.pretend.tensor import NAME, recorded_waits
+from tools.steps.fake import trainer_of
 from utils.config import load_config
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from benchmarks.synthetic import pretrain_batch
-from engine.memory import trainer_of
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.engine.test_static_step import ALL
 from tests.pretend.autocast import lists_of_torch
@@ -14,6 +13,7 @@ from tests.pretend.tensor import Computed, recorded_operations
 from tests.pretend.test_runs import run
 from tests.tasks.conftest import data, overrides, settings_of_a_process  # noqa: F401 (fixtures)
 from tests.tasks.painted import KINDS
+from tools.steps.fake import trainer_of
 from utils.config import load_config
 
 KERNELS = {

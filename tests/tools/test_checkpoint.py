@@ -161,7 +161,7 @@ def test_what_cannot_be_converted_is_told_with_the_way_out(published, tmp_path, 
 CONFIG = """base: {base}
 model:
   embed_dim: 16
-  vision: {{image_size: 48, patch_size: 8, width: 24, depth: 3, heads: 4, layer_scale: 0.1, positions: backbone}}
+  vision: {{image_size: 48, patch_size: 8, stem: linear, width: 24, depth: 3, heads: 4, layer_scale: 0.1, positions: backbone}}
   text: {{arch: {{family: bert, width: 24, layers: {layers}, heads: 4, intermediate: 48, max_positions: 48}}}}
   fusion: {{layers: 2}}
 """

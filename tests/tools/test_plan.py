@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import real_steps
-from engine.real_steps import RealSteps
+from commands.plan import plan as command
 from run import main
 from tasks import TASKS
 from tasks.kinds import choose, kind_of
 from tests.devices import CUDA
-from tests.engine.fake_gpu import CONTEXT, ROW, FakeGPU
 from tests.messages import OneLine, naming
 from tests.models.test_flops import FINE_TUNING
+from tests.tools.fake_gpu import CONTEXT, ROW, FakeGPU
 from tools.plan import synthetic
-from tools.plan.command import plan as command
 from tools.plan.planner import Planner
 from tools.plan.synthetic import SYNTHETIC, batch_sizes, scaled, synthetic_batch
 from tools.plan.table import Plan, as_table
+from tools.steps import real as real_steps
+from tools.steps.real import RealSteps
 from utils.commands import read_words
 from utils.config import load_config
 from utils.errors import UserError
@@ -294,7 +294,7 @@ def test_a_model_whose_weights_do_not_fit_is_refused_in_a_line(gpu, monkeypatch)
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("engine.real_steps.trainer_of", full)
+    monkeypatch.setattr("tools.steps.real.trainer_of", full)
     with pytest.raises(UserError, match=naming("weights fit")):
         on_gpu("--memory", "620e-9")
 

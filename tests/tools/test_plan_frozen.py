@@ -8,8 +8,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.memory import FakeSteps, StepMemory, tensor_bytes
-from engine.real_steps import RealSteps
 from tasks.kinds import kind_of
 from tests.messages import OneLine
 from tests.tools.test_plan import BASE, FEW, MEMORY, SMALL, planner_of
@@ -17,6 +15,8 @@ from tools.doctor.memory import needed_bytes
 from tools.doctor.subject import Subject
 from tools.plan.planner import Planner
 from tools.plan.synthetic import scaled, synthetic_batch
+from tools.steps.fake import FakeSteps, StepMemory, tensor_bytes
+from tools.steps.real import RealSteps
 from utils.config import load_config
 
 DEEP = [*SMALL, "model.vision.depth=4", *FEW]

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
+from commands import reproduce as command
+from commands.prepare import CONVERTERS
 from demo.scenes.build import build
 from run import main
 from tasks.kinds import ROOT
 from tasks.tables import DEMO, read_tables
 from tests.conftest import tiny_run
 from tests.messages import OneLine, naming
-from tools.prepare.command import CONVERTERS
-from tools.reproduce import command, receipt
+from tools.reproduce import receipt
 from tools.reproduce import runs as runs_module
 from tools.reproduce.cells import ready
 from tools.reproduce.identity import source_remarks, weights_identity

@@ -110,7 +110,7 @@ def test_arguments_become_words_that_become_the_same_arguments(seed):
         (["--image", "a", "--gpus", "0"], ("--gpus", "'0'")),
         (["--image", "a", "--share", "1.5"], ("--share", "'1.5'", "at most 1")),
         (["--image", "a", "--text", " "], ("--text", "' '", "blank")),
-        (["--image", "a", "--precision", "fp23"], ("fp23", "--precision", "fp32", "bf16")),
+        (["--image", "a", "--precision", "fp23"], ("'fp23'", "--precision", "fp32")),
         (["--image", "a", "--as-json=3"], ("--as-json", "no value", "'3'")),
         (["--image", "a", "--out", "b", "--out", "c"], ("--out", "twice")),
         (["--image", "a", "--gpsu", "1"], ("--gpsu", "--gpus", "key=value")),

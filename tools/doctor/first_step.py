@@ -13,15 +13,15 @@ import torch
 
 from batches.base import Batch
 from batches.pretraining import PretrainBatch
-from engine.memory import trainer_of
 from engine.precision import APEX_LEVELS
-from engine.real_steps import ran_out_of_memory
 from models.tasks.self_critical import SelfCriticalModel
 from tasks.base import load_initial, set_up_training
 from tasks.drawing import Sheet, draw_sheet
 from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.panels import LEGEND, panels_of
 from tools.doctor.subject import Subject
+from tools.steps.fake import trainer_of
+from tools.steps.real import ran_out_of_memory
 from utils.findings import Finding
 
 LARGEST_ON_CPU = 60_000_000

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from engine.memory import FakeSteps, StepMemory, tensor_bytes, trainable
 from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.subject import Subject
 from tools.plan.synthetic import batch_sizes, synthetic_batch
 from tools.plan.target import CONTEXT, FRAGMENTS, NCCL
+from tools.steps.fake import FakeSteps, StepMemory, tensor_bytes, trainable
 from utils.errors import UserError
 from utils.files import expanded
 from utils.findings import Finding

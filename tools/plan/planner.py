@@ -10,9 +10,7 @@ from typing import Any
 import torch
 
 from dataset.text.loading import load_tokenizer
-from engine.communication import StepSizes
-from engine.memory import AVERAGE, FakeSteps, StepMemory, tensor_bytes, trainable
-from engine.real_steps import RealSteps, ran_out_of_memory
+from engine.run_plan import steps_of
 from models.inference.reranking import AligningModel
 from optim.setup import set_frozen
 from tasks.base import set_up_training
@@ -23,6 +21,9 @@ from tools.plan.search import largest_that_fits, share_out
 from tools.plan.synthetic import batch_sizes, scaled, synthetic_batch
 from tools.plan.table import Plan, Setting
 from tools.plan.target import CONTEXT, FRAGMENTS, Target
+from tools.steps.communication import StepSizes
+from tools.steps.fake import AVERAGE, FakeSteps, StepMemory, tensor_bytes, trainable
+from tools.steps.real import RealSteps, ran_out_of_memory
 from utils.config import load_config
 from utils.errors import UserError
 
@@ -244,7 +245,7 @@ class Planner:
 
     def _steps_of_run(self, total: int) -> int | None:
         train, records = self.config.train, self.flags.records
-        return train.steps if train.steps is not None or records is None else train.steps_of(records, total)
+        return train.steps if train.steps is not None or records is None else steps_of(train, records, total)
 
     def _assumptions(self) -> list[str]:
         train = self.config.train

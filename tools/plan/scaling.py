@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.communication import StepSizes
 from tools.plan.rows import aligned, bytes_of, or_unknown
+from tools.steps.communication import StepSizes
 
 RANKS = (8, 64, 512)
 """Numbers of GPUs that are told beside the one asked for."""
@@ -22,7 +22,7 @@ class Scale:
         negatives: with which the first contrastive loss compares each example; 0: there is no such loss.
         memory: bytes of a GPU.
         step_s: seconds of a step without communication; None: unknown.
-        sent: bytes that a rank sends in a step, by content (:mod:`engine.communication`).
+        sent: bytes that a rank sends in a step, by content (:mod:`tools.steps.communication`).
         network_s: seconds that these take between nodes; None: unknown, or there is one node.
         network_share: fraction of the step that these take, if nothing else goes on meanwhile; None: unknown.
     """

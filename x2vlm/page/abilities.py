@@ -12,8 +12,9 @@ import numpy as np
 
 from tasks.drawing import Panel, Sheet, draw_sheet
 from utils.errors import UserError
+from utils.printing import printed
 from x2vlm import figures
-from x2vlm.command import printed
+from x2vlm.base import LoadedModel
 from x2vlm.matching import matches, numbers
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def _compare(model: Model, files: Sequence[str], text: str) -> Answer:
     return Answer(lines)
 
 
-def _in_words_of(model: Model, text: str) -> bool:
+def _in_words_of(model: LoadedModel, text: str) -> bool:
     """Whether the tokenizer of a model has the words of a text, and does not spell them: a model of drawn shapes knows no dog."""
     tokens = model.tokenizer.tokenize(text)
     return not model.text.unknown(text) and len(tokens) <= 1.5 * len(text.split())

@@ -11,8 +11,8 @@ from torch import Tensor
 from models.core.contrastive import AligningConfig
 from models.inference.reranking import TextBank
 from utils.errors import UserError
+from x2vlm.base import LoadedModel
 from x2vlm.inputs import Image
-from x2vlm.model import Model
 from x2vlm.runtime import Located
 
 
@@ -28,7 +28,7 @@ class Encoder:
         UserError: the model is of another task, or one of videos.
     """
 
-    def __init__(self, model: Model):
+    def __init__(self, model: LoadedModel):
         if not model.takes("match"):
             raise UserError(
                 f"{model.origin} is a model of task {model.settings.task}, which compares no texts with images; load one of task "

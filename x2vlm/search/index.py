@@ -24,7 +24,7 @@ from x2vlm.search.encoding import Encoder
 from x2vlm.search.files import IndexedImage, check_digests, image_of, open_embeddings, read_about, read_lines
 
 if TYPE_CHECKING:
-    from x2vlm.model import Model
+    from x2vlm.base import LoadedModel
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class ImageIndex:
     def __init__(
         self,
         folder: str | Path,
-        model: Model,
+        model: LoadedModel,
         *,
         cache_gb: float = CACHE_GB,
         cache: str | Path | None = None,

@@ -44,8 +44,8 @@ from x2vlm.search.files import (
 from x2vlm.search.index import ImageIndex
 
 if TYPE_CHECKING:
+    from x2vlm.base import LoadedModel
     from x2vlm.inputs import View
-    from x2vlm.model import Model
 
 PART = 512
 """Images of a part, which is kept when the making is interrupted."""
@@ -72,7 +72,7 @@ class Made(NamedTuple):
     embedded: int
 
 
-def index(model: Model, folder: str | Path, out: str | Path) -> ImageIndex:
+def index(model: LoadedModel, folder: str | Path, out: str | Path) -> ImageIndex:
     """An index of all images in a folder and the folders in it; it is made in ``out``, or brought up to date. Raises as
     :func:`make`."""
     encoder = Encoder(model)
@@ -236,7 +236,7 @@ class _Parts:
         return len(rows)
 
 
-def _embed(model: Model, folder: Path, files: Sequence[_File], parts: _Parts) -> list[tuple[str, str]]:
+def _embed(model: LoadedModel, folder: Path, files: Sequence[_File], parts: _Parts) -> list[tuple[str, str]]:
     """Embed what is not known yet; returns the files that cannot be read, each with its reason."""
     broken: list[tuple[str, str]] = []
     with progress_bar(total=len(files), desc="indexing", unit="image") as bar:

@@ -25,12 +25,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from commands.serve import copied_examples, titles_of, upload_folder
 from run import main
 from tests.messages import OneLine, naming
 from tests.tasks.painted import ROOT
 from utils.errors import UserError
 from x2vlm.page.abilities import MOST_TEXTS, abilities_of, lines_of
-from x2vlm.page.command import copied_examples, titles_of, upload_folder
 from x2vlm.page.limits import KEPT_S, BodyLimit, HostCheck, RateLimit, UploadLimit
 
 TABS = {
@@ -239,7 +239,7 @@ def test_a_foreign_host_is_refused(own_machine, accepted, refused):
 
 def test_uploads_that_a_killed_server_left_are_removed_and_no_others(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    serve = "from x2vlm.page.command import upload_folder\nwith upload_folder() as f: print(f, flush=True); input()"
+    serve = "from commands.serve import upload_folder\nwith upload_folder() as f: print(f, flush=True); input()"
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     started = partial(
         subprocess.Popen, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=environment

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from x2vlm.command import ModelFlags, counted, report_broken
+from commands.models import ModelFlags, report_broken
+from utils.printing import counted
 
 
 def index(folder: Path, /, *, model: str, out: Path, running: ModelFlags = ModelFlags()) -> int:

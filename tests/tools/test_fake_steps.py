@@ -7,10 +7,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from batches.losses import Losses, Term
-from engine.memory import FakeSteps, as_on_gpu
 from engine.train_config import TrainConfig
 from optim import OptimConfig
 from tests.engine.toy import Points
+from tools.steps.fake import FakeSteps, as_on_gpu
 from utils.errors import UserError
 
 WIDTH, ROWS, LAYERS = 256, 4096, 8

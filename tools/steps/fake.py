@@ -28,7 +28,6 @@ from torch.utils._pytree import tree_leaves
 
 from batches.base import MicroBatch
 from batches.losses import Work
-from engine.other_ranks import as_one_of
 from engine.precision import APEX_LEVELS
 from engine.run_folder import RunFolder
 from engine.task import TaskModel
@@ -36,6 +35,7 @@ from engine.train_config import TrainConfig
 from engine.trainer import Trainer
 from optim import OptimConfig
 from scheduler import ScheduleConfig
+from tools.steps.other_ranks import as_one_of
 from utils.errors import UserError
 
 WEIGHTS, GRADIENTS, OPTIMISER, ACTIVATIONS = "weights", "gradients", "optimiser", "activations"
@@ -59,7 +59,7 @@ class StepMemory:
 
 
 class FakeSteps:
-    """Runs the trainer's steps on fake tensors; :class:`engine.real_steps.RealSteps` measures real ones.
+    """Runs the trainer's steps on fake tensors; :class:`tools.steps.real.RealSteps` measures real ones.
 
     Args:
         build: builds the model on torch's default device.
@@ -150,7 +150,8 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
 def trainer_of(model: nn.Module, train: TrainConfig, optim: OptimConfig, device: torch.device) -> Trainer:
     """A trainer without data, for single steps on the caller's batches, as they are when ``optim.freeze`` has thawed all that it
     freezes for some steps."""
-    single_step = {"steps": 1, "epochs": None, "deterministic": False, "global_batch": None, "accumulate": None}
+    single_step = {"steps": 1, "epochs": None, "deterministic": False, "global_batch": None}
+    single_step["accumulate"] = chunks_of(model)
     train = train.model_copy(update=single_step)
     optim = optim.model_copy(update={"freeze": optim.frozen.at_end()})
     if device.type == "cpu":

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from engine.communication import Exchange, StepSizes
+from tools.steps.communication import Exchange, StepSizes
 
 PART = 5
 """Bytes of each of the R parts of a tensor."""

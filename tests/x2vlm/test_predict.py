@@ -9,10 +9,10 @@ import shutil
 import pytest
 from PIL import Image
 
+from commands.predict import expand_folder
 from run import main
 from tests.messages import OneLine
 from tests.tasks.painted import SIZE
-from x2vlm.command import expand_folder
 
 CALLS = {
     "caption": ("captioning", []),

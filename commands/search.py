@@ -9,9 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from commands.models import MOST_DRAWN, ModelFlags, check_save
 from utils.errors import UserError
 from utils.flags import Positive, PositiveReal, alone_or, read_by, sentence
-from x2vlm.command import MOST_DRAWN, ModelFlags, check_save, counted, printed
+from utils.printing import counted, printed
 from x2vlm.search import CACHE_GB
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from typing import Literal
 import pytest
 from pydantic import Field
 
+from commands.config import document
 from run import main
 from tasks import TASKS
 from tasks.kinds import find_task
 from tests.messages import OneLine
-from tools.config.command import document
 from tools.config.keys import Key, keys_of
 from utils.config import Config
 

@@ -7,12 +7,13 @@ import torch
 from torch._dynamo.exc import BackendCompilerFailed
 
 from batches.base import to_device
-from engine import real_steps, trainer
-from engine.real_steps import RealSteps, ran_out_of_memory
+from engine import trainer
 from engine.train_config import TrainConfig
 from optim import OptimConfig
-from tests.engine.fake_gpu import CONTEXT, ROW, TOTAL, FakeGPU
 from tests.engine.toy import Line, points
+from tests.tools.fake_gpu import CONTEXT, ROW, TOTAL, FakeGPU
+from tools.steps import real as real_steps
+from tools.steps.real import RealSteps, ran_out_of_memory
 
 GPU = torch.device("cuda", 0)
 

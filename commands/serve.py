@@ -17,12 +17,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from commands.models import ModelFlags
 from utils.commands import FLAGS
 from utils.errors import UserError
 from utils.flags import Positive
 from utils.folder_lock import LOCK_FILE, FolderLock
+from utils.printing import printed
 from utils.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from x2vlm.command import ModelFlags, printed
 
 if TYPE_CHECKING:
     from x2vlm.inputs import Reader

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from engine import real_steps
-from engine.memory import trainer_of
 from engine.trainer import Trainer
+from tools.steps import real as real_steps
+from tools.steps.fake import trainer_of
 
 TOTAL, CONTEXT, ROW = 80_000, 500, 10
 """Bytes of the GPU, those that are taken by CUDA at once, and those that a step takes for each row of a micro-batch."""

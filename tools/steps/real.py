@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from batches.base import to_device
-from engine.memory import StepMemory, chunks_of, tensor_bytes, trainable, trainer_of
-from engine.other_ranks import as_one_of
 from engine.precision import Precision
 from engine.train_config import TrainConfig
 from optim import OptimConfig
+from tools.steps.fake import StepMemory, chunks_of, tensor_bytes, trainable, trainer_of
+from tools.steps.other_ranks import as_one_of
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ def ran_out_of_memory(error: BaseException | None) -> bool:
 
 
 class RealSteps:
-    """Measures real steps of a model with random weights; :class:`engine.memory.FakeSteps` estimates them.
+    """Measures real steps of a model with random weights; :class:`tools.steps.fake.FakeSteps` estimates them.
 
     Args:
         build: builds the model.
@@ -85,8 +85,8 @@ class RealSteps:
     ) -> StepMemory | None:
         """Memory of a step on one micro-batch, or on as many as a loss spans; None if it does not fit.
 
-        See :meth:`engine.memory.FakeSteps.memory`. With ``gradients_stay``, the step has a second micro-batch. CUDA graphs allow
-        only one: then the bytes of the gradients are added, a slight overestimate, since some exist at the peak anyway.
+        See :meth:`tools.steps.fake.FakeSteps.memory`. With ``gradients_stay``, the step has a second micro-batch. CUDA graphs
+        allow only one: then the bytes of the gradients are added, a slight overestimate, since some exist at the peak anyway.
         """
         batch = make_batch(self.trainer.model)
         adds_gradients = gradients_stay and self.records_graphs

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+from commands.doctor import doctor
+from commands.tables import CellFlags, title_of
 from launch.placement import Placement
 from tasks.kinds import ROOT
 from tasks.tables import Cell
-from tools.doctor.command import doctor
 from tools.reproduce.cells import ReadyCell, chosen, ready
 from tools.reproduce.measured import Number, numbers_of, sizes_of, table_of
 from tools.reproduce.missing import require
@@ -19,7 +20,6 @@ from tools.reproduce.page import read_receipts, write_page
 from tools.reproduce.receipt import receipt_of, write_receipt
 from tools.reproduce.runs import Run, Seeds, finished, make, run_command
 from tools.reproduce.submissions import check_submissions
-from tools.tables import CellFlags, title_of
 from utils.commands import FLAGS, argv_of
 from utils.errors import UserError
 from utils.flags import Override, WrongValueError, alone_or, positive

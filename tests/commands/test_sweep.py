@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from commands import sweep
 from run import main
 from tests.messages import OneLine
-from tools import sweep
 from tools.reproduce import runs
 from utils.errors import UserError
 

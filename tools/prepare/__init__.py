@@ -1,1 +1,0 @@
-"""``python run.py prepare``: official files of public data sets to records for pre-training."""
