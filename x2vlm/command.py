@@ -29,14 +29,14 @@ MOST_DRAWN = 48
 MOST_TOLD = 5
 
 TEXTS = {name: call.text for name, call in CALLS.items() if call.text}
-"""What --text is in each call that takes one."""
+"""Meaning of --text in each call that takes one."""
 
 ASKED = [name for name, call in CALLS.items() if call.text is not None]
 """The calls of the command."""
 
 
 class Result(NamedTuple):
-    """What a model says of an image (of a group of images): lines to print, values for JSON, panels to draw."""
+    """The answer of a model about an image (or a group of images): lines to print, values for JSON, panels to draw."""
 
     lines: list[str]
     values: dict[str, Any]
@@ -99,7 +99,7 @@ def predict(
         image: images, videos, folders, patterns; - reads paths from standard input.
         text: for answer, a question; for locate, a phrase; for match, a text; for compare, a statement about the images, two at
             a time; for explain, a text, whose words are looked for in every image. May be repeated: each is asked of every image.
-        answers: of answer: JSON list of the candidate answers (default: those that the run keeps).
+        answers: of answer: JSON list of the candidate answers (default: the answers that the run keeps).
         layer: of explain: block of the fusion encoder, from 0.
         save: draw the first 48 results, as a PNG.
         json_: a JSON object in a line for each image.
@@ -112,7 +112,7 @@ def predict(
         find . -name "*.png" | python run.py predict caption --model runs/x --image -
 
     Returns:
-        0 all images were read; 1 some could not be, and are told at the end; 2 nothing could be done
+        0 all images were read; 1 some could not be, and are listed at the end; 2 nothing could be done
     """
     if call in TEXTS and not text:
         raise UserError(f"{call} needs --text: {TEXTS[call]}")
@@ -147,7 +147,7 @@ def check_save(path: Path, images: Sequence[str]) -> None:
     """Check the file of a figure before anything is computed, and make its folder.
 
     Raises:
-        UserError: it is no PNG, one of the images, or cannot be written.
+        UserError: it is not a PNG, is one of the images, or cannot be written.
     """
     if path.suffix.lower() != ".png":
         raise UserError(f"--save {path}: a figure is a PNG; give a name that ends with .png")
@@ -169,7 +169,7 @@ def expand_pattern(pattern: str) -> list[str]:
     """The files and folders that a word of --image names.
 
     Raises:
-        UserError: there is none.
+        UserError: nothing was found.
     """
     if pattern == STANDARD_INPUT:
         listed = [line for line in (line.rstrip("\n") for line in sys.stdin) if line]
@@ -188,7 +188,7 @@ def expand_folder(name: str, *, videos: bool) -> list[str]:
     the folder itself, which then holds the frames of one.
 
     Raises:
-        UserError: there is none.
+        UserError: nothing was found.
     """
     if not Path(name).is_dir():
         return [name]
@@ -200,8 +200,8 @@ def expand_folder(name: str, *, videos: bool) -> list[str]:
 
 
 def _groups(model: Model, paths: Sequence[str], call: str, broken: list[str]) -> Iterator[list[list[View]]]:
-    """The views of images, in batches: each in a group of its own, for "compare" in groups of as many as the model compares. A
-    group with an image that cannot be read is left out, and noted in ``broken``.
+    """The views of images, in batches: each in a separate group, for "compare" in groups of the size that the model compares. A
+    group with an image that cannot be read is skipped, and noted in ``broken``.
 
     Raises:
         UserError: images are left over.
@@ -224,7 +224,7 @@ def _groups(model: Model, paths: Sequence[str], call: str, broken: list[str]) ->
 
 
 def _ask(model: Model, groups: list[list[View]], call: str, texts: list[str], layer: int | None) -> Iterator[Result]:
-    """What the model says of each group."""
+    """The answers of the model about each group."""
     views = [group[0] for group in groups]
     if call == "caption":
         for view, caption in zip(views, model.caption(views), strict=True):
@@ -335,7 +335,7 @@ def counted(number: int, one: str, more: str) -> str:
 
 
 def printed(text: str, encoding: str | None = None) -> str:
-    """A text that names a file, in one line of an encoding, that of standard output by default; other characters are escaped."""
+    """A text in one line, in an encoding (by default the encoding of standard output); other characters are escaped."""
     wanted = encoding or sys.stdout.encoding or "utf-8"
     return text.replace("\n", "\\n").encode(wanted, "backslashreplace").decode(wanted)
 
