@@ -107,7 +107,7 @@ def _noted(run: Run) -> dict[str, Any]:
     """The note of the last run of the same command; empty if there was no such run."""
     noted = _read_note(run)
     # Earlier versions wrote the same words in another order.
-    return noted if sorted(noted.get("command", ())) == sorted(run.identity()) else {}
+    return noted if sorted(noted.get("command") or ()) == sorted(run.identity()) else {}
 
 
 def _read_note(run: Run) -> dict[str, Any]:
