@@ -28,7 +28,7 @@ def checkpoint(command: Annotated[str, read_by(one_of(list(SUBCOMMANDS)))], /) -
     A FILE is a weight file (.safetensors, .th, .pth, .bin), a run's folder, or a folder step-N of its checkpoints.
 
     Args:
-        command: inspect, convert, compare, adapters or merge; each has flags of its own, see run.py checkpoint COMMAND --help.
+        command: inspect, convert, compare, adapters or merge; each has its own flags, see run.py checkpoint COMMAND --help.
 
     Examples:
         python run.py checkpoint inspect weights/*.th runs/pre

@@ -95,7 +95,7 @@ def _meaning_of(keys: Sequence[str], meanings: Mapping[str, str]) -> str | None:
 
 
 def document() -> str:
-    """The keys of every task in Markdown: first those that all tasks have alike, then those of each task."""
+    """The keys of every task in Markdown: first the keys that all tasks share, then the keys of each task."""
     by_task = {task: list(keys_of(find_task(task).load().config)) for task in TASKS}
     first, *others = by_task.values()
     common = [key for key in first if all(key in keys for keys in others)]

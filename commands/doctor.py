@@ -30,7 +30,7 @@ def doctor(
         task: a task's name, a folder with task.py, or a module (default: the config's task).
         gpus: GPUs, or processes, of the run on all nodes.
         output: folder of the run (default: runs/<task>/<config's name>).
-        out: folder for first_batch.png (default: the working directory).
+        out: folder for first_batch.png; the default is the working directory.
 
     Examples:
         python run.py doctor --config configs/demo/retrieval.yaml

@@ -10,7 +10,7 @@ def export(model: str, /, *, out: Path, config: str | None = None, tokenizer: st
     """Write a model of task pretrain, retrieval or grounding as graphs of ONNX, for machines without a GPU.
 
     The folder holds the image encoder, the text encoder, the fusion encoder with its heads, config and tokenizer: it stands
-    alone. Where a model is given, to predict, index, search, serve or in Python to load, the folder will do.
+    alone. Where a model is given, to predict, index, search, serve or in Python to load, the folder works.
 
     Args:
         model: a run's folder, a weight file, or hub:owner/name.
@@ -23,7 +23,7 @@ def export(model: str, /, *, out: Path, config: str | None = None, tokenizer: st
         python run.py predict match --model pretrain.onnx --image dog.jpg --text "a dog"
 
     Returns:
-        0 it was written, and onnxruntime's results are those of torch to 1e-4; 2 nothing was written
+        0 it was written, and onnxruntime's results equal torch's to 1e-4; 2 nothing was written
     """
     from x2vlm.export import writing
     from x2vlm.export.files import GRAPHS

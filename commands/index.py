@@ -10,10 +10,10 @@ from utils.printing import counted
 
 
 def index(folder: Path, /, *, model: str, out: Path, running: ModelFlags = ModelFlags()) -> int:
-    """Embed every image in a folder and the folders in it, each content once. Videos are passed over.
+    """Embed every image in a folder and the folders in it, each content once. Videos are skipped.
 
-    If it is run again, the command embeds the images that are new or have changed, and drops those that are gone. If it was
-    interrupted, it goes on.
+    If it is run again, the command embeds the images that are new or have changed, and drops images that are gone. If it was
+    interrupted, it continues.
 
     Args:
         folder: folder of the images.

@@ -22,7 +22,7 @@ def index_shards(
     """Find where each record begins in the shards of a config's streams, or of one list.
 
     An index lies in the user's cache folder, or in data.cache_index of the config (--index). A run makes what is missing, by one
-    process; the others wait for it. If the command is interrupted, give it again, and it goes on.
+    process; the others wait for it. If the command is interrupted, run it again to continue.
 
     Args:
         words: one list of files, patterns or folders; or values of the config, as key=value.

@@ -49,12 +49,12 @@ NOT_COMPARED = "; contents are too many to compare"
 
 @dataclass
 class Sides:
-    """The images of some configs: those that are trained on and those that are held out, by ``CONFIG KEY``."""
+    """The images of some configs: training images and held-out images, by ``CONFIG KEY``."""
 
     training: dict[str, Iterable[KnownImage]] = field(default_factory=dict)
     held_out: dict[str, Iterable[KnownImage]] = field(default_factory=dict)
     not_checked: list[str] = field(default_factory=list)
-    """What cannot be read, and why."""
+    """Sides that cannot be read, with the reason."""
 
 
 def leaks(
@@ -272,7 +272,7 @@ def _read_pretraining(path: str, config: Any, sides: Sides) -> None:
 
 
 class _Records:
-    """The images of the records of shards, read when they are gone through; broken records are left out, as in a run.
+    """The images of the records of shards, read when they are gone through; broken records are skipped, as in a run.
 
     ``broken``: their number when the records were gone through last, and ``first`` of them.
     """

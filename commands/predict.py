@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 
 TEXTS = {name: call.text for name, call in CALLS.items() if call.text}
-"""What --text is in each call that takes one."""
+"""Meaning of --text in each call that takes one."""
 
 ASKED = [name for name, call in CALLS.items() if call.text is not None]
 """The calls of the command."""
 
 
 class Result(NamedTuple):
-    """What a model says of an image (of a group of images): lines to print, values for JSON, panels to draw."""
+    """The answer of a model about an image (or a group of images): lines to print, values for JSON, panels to draw."""
 
     lines: list[str]
     values: dict[str, Any]
@@ -62,7 +62,7 @@ def predict(
         image: images, videos, folders, patterns; - reads paths from standard input.
         text: for answer, a question; for locate, a phrase; for match, a text; for compare, a statement about the images, two at
             a time; for explain, a text, whose words are looked for in every image. May be repeated: each is asked of every image.
-        answers: of answer: JSON list of the candidate answers (default: those that the run keeps).
+        answers: of answer: JSON list of the candidate answers (default: the answers that the run keeps).
         layer: of explain: block of the fusion encoder, from 0.
         save: draw the first 48 results, as a PNG.
         json_: a JSON object in a line for each image.
@@ -75,7 +75,7 @@ def predict(
         find . -name "*.png" | python run.py predict caption --model runs/x --image -
 
     Returns:
-        0 all images were read; 1 some could not be, and are told at the end; 2 nothing could be done
+        0 all images were read; 1 some could not be, and are listed at the end; 2 nothing could be done
     """
     if call in TEXTS and not text:
         raise UserError(f"{call} needs --text: {TEXTS[call]}")
@@ -106,11 +106,33 @@ def predict(
     return report_broken(broken, len(paths))
 
 
+def check_save(path: Path, images: Sequence[str]) -> None:
+    """Check the file of a figure before anything is computed, and make its folder.
+
+    Raises:
+        UserError: it is not a PNG, is one of the images, or cannot be written.
+    """
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--save {path}: a figure is a PNG; give a name that ends with .png")
+    # Not Path.resolve, which raises where symbolic links are a loop.
+    target = Path(os.path.realpath(path))
+    for image in (Path(os.path.realpath(name)) for name in images):
+        # What lies in a folder of images, and is there already, is one of them.
+        if target == image or (target.exists() and image.is_dir() and target.is_relative_to(image)):
+            raise UserError(f"--save {path}: this is one of the images; give another name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--save {path}: its folder cannot be made: {error.strerror}") from None
+    if not os.access(path if path.exists() else path.parent, os.W_OK) or path.is_dir():
+        raise UserError(f"--save {path}: cannot be written; give another name")
+
+
 def expand_pattern(pattern: str) -> list[str]:
     """The files and folders that a word of --image names.
 
     Raises:
-        UserError: there is none.
+        UserError: nothing was found.
     """
     if pattern == STANDARD_INPUT:
         listed = [line for line in (line.rstrip("\n") for line in sys.stdin) if line]
@@ -129,7 +151,7 @@ def expand_folder(name: str, *, videos: bool) -> list[str]:
     the folder itself, which then holds the frames of one.
 
     Raises:
-        UserError: there is none.
+        UserError: nothing was found.
     """
     if not Path(name).is_dir():
         return [name]
@@ -141,8 +163,8 @@ def expand_folder(name: str, *, videos: bool) -> list[str]:
 
 
 def _groups(model: Model, paths: Sequence[str], call: str, broken: list[str]) -> Iterator[list[list[View]]]:
-    """The views of images, in batches: each in a group of its own, for "compare" in groups of as many as the model compares. A
-    group with an image that cannot be read is left out, and noted in ``broken``.
+    """The views of images, in batches: each in a separate group, for "compare" in groups of the size that the model compares. A
+    group with an image that cannot be read is skipped, and noted in ``broken``.
 
     Raises:
         UserError: images are left over.
@@ -165,7 +187,7 @@ def _groups(model: Model, paths: Sequence[str], call: str, broken: list[str]) ->
 
 
 def _ask(model: Model, groups: list[list[View]], call: str, texts: list[str], layer: int | None) -> Iterator[Result]:
-    """What the model says of each group."""
+    """The answers of the model about each group."""
     views = [group[0] for group in groups]
     if call == "caption":
         for view, caption in zip(views, model.caption(views), strict=True):
@@ -268,3 +290,28 @@ def _explained(model: Model, view: View, text: str, layer: int | None) -> Result
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
+
+
+def counted(number: int, one: str, more: str) -> str:
+    """A number with its noun: "1 image", "2,000 images"."""
+    return f"{number:,} {one if number == 1 else more}"
+
+
+def printed(text: str, encoding: str | None = None) -> str:
+    """A text in one line, in an encoding (by default the encoding of standard output); other characters are escaped."""
+    wanted = encoding or sys.stdout.encoding or "utf-8"
+    return text.replace("\n", "\\n").encode(wanted, "backslashreplace").decode(wanted)
+
+
+def report_broken(broken: Sequence[str], count: int) -> int:
+    """Tell what could not be read; returns the exit status."""
+    if not broken:
+        return 0
+    for line in broken[:MOST_TOLD]:
+        sys.stderr.write(f"not read: {line}\n")
+    if len(broken) > MOST_TOLD:
+        sys.stderr.write(f"not read: … and {len(broken) - MOST_TOLD:,} more\n")
+    if len(broken) == count:
+        raise UserError("no image could be read")
+    sys.stderr.write(f"error: {len(broken):,} of {count:,} images could not be read\n")
+    return 1

@@ -36,7 +36,7 @@ CONVERTERS = {
     ),
     "frames": Command("dataset.prepare.frames:frames", "video files to lists of frames"),
 }
-"""Subcommands, with flags of their own: what each one converts."""
+"""Subcommands, with their own flags, by what each one converts."""
 
 USUAL = VideoOptions()
 
@@ -49,7 +49,7 @@ class LaionFlags:
     Attributes:
         min_side: of the shorter side in pixels, as listed.
         min_similarity: of image and text, by CLIP, as listed; from -1 to 1.
-        safety: the tag left out: NSFW, UNSURE too, or none.
+        safety: the tag to exclude: NSFW, UNSURE too, or none.
         max_unsafe: largest probability of an unsafe image (column punsafe).
         max_watermark: largest probability of a watermark (pwatermark).
         ray: work on a Ray cluster that shares the disk: its address, auto, or local.
@@ -103,7 +103,7 @@ def prepare(
 
     NAME is a data set of --list, or a group: 4m for all that configs/pretrain/base_4m.yaml reads, 1b for what base_1b.yaml reads
     besides, videos for the second step of 1b. The folder of --raw holds the official annotation files, plain or zipped, and the
-    images, in any folders; files of downstream splits are looked for there too: their images are left out. A run that is cut goes
+    images, in any folders; files of downstream splits are looked for there too: their images are excluded. A run that is cut goes
     on when the same command is given again; a folder of records appears when it is whole.
 
     Args:
@@ -115,9 +115,9 @@ def prepare(
         out: folder for the folders of records.
         held_out: one more folder with files of downstream splits; may be repeated.
         without: keep the held-out images of this set, on which you never measure; may be repeated.
-        missing: leave out these images too: another group's missing.txt, or its --out.
-        verify: decode every image: broken ones and duplicates are left out.
-        overwrite: make anew what is there.
+        missing: exclude these images too: another group's missing.txt, or its --out.
+        verify: decode every image: broken ones and duplicates are excluded.
+        overwrite: rebuild what is there.
         workers: processes (default: one a core).
 
     Examples:
@@ -139,7 +139,7 @@ def prepare(
     names = GROUPS.get(name, (name,))
     if unknown := [each for each in names if each not in SETS]:
         known = ", ".join((*SETS, *GROUPS, *CONVERTERS))
-        raise UserError(f"{unknown[0]!r} is no data set; known: {known}; --list describes them")
+        raise UserError(f"{unknown[0]!r} is not a data set; known: {known}; --list describes them")
     if raw is None:
         raise UserError("give the folder of the official files: --raw DIR")
     splits = {**SPLITS, **VIDEO_SPLITS}
@@ -174,7 +174,7 @@ def _refuse_unread(flags: Any, readers: Sequence[str], names: Sequence[str]) -> 
 
 
 def prepare_all(names: Sequence[str], options: Options) -> int:
-    """Prepare several sets. One that cannot be made does not keep the others from it; all of these are told at the end."""
+    """Prepare several sets. One that cannot be made does not keep the others from it; all errors are reported at the end."""
     errors = []
     for name in names:
         try:
@@ -210,7 +210,7 @@ def listing() -> str:
         lines += [f"  read by   {READERS[group]}" for group, names in GROUPS.items() if name in names]
         lines.append("")
     lines += [f"{group}: {', '.join(names)}" for group, names in GROUPS.items()]
-    lines += ["", "With flags of their own (python run.py prepare NAME --help):"]
+    lines += ["", "With their own flags (python run.py prepare NAME --help):"]
     lines += [f"  {name:19}{converter.help}" for name, converter in CONVERTERS.items()]
     return "\n".join(lines) + "\n"
 
@@ -219,7 +219,7 @@ def check_folders(root: Path) -> int:
     """Compare the prepared folders below ``root`` with their manifests; returns 1 if one of them was changed.
 
     Raises:
-        UserError: there is none.
+        UserError: no folder was prepared there.
     """
     folders = prepared_folders(root) if root.is_dir() else []
     if not folders:

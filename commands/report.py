@@ -66,7 +66,7 @@ def report(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No messages about images and annotations on the screen: the page tells of those that cannot be shown."""
+    """No messages about images and annotations on the screen: the page lists what cannot be shown."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     try:

@@ -33,9 +33,9 @@ FAR = 2.0
 
 
 def _draws(text: str) -> int:
-    """A number of draws; an override that follows the bare flag is told apart."""
+    """A number of draws; an override that follows the bare flag is refused."""
     if "=" in text:
-        raise WrongValueError(f"{text!r} is no number of draws; write --intervals {DRAWS} {text}")
+        raise WrongValueError(f"{text!r} is not a number of draws; write --intervals {DRAWS} {text}")
     return positive(text)
 
 
@@ -48,7 +48,8 @@ class ReproduceFlags:
         evaluate: do not train: evaluate the weights as they are.
         seeds: S,S: a run for each seed (default: the config's).
         output: folder of runs and receipts.
-        intervals: 95 % interval of each number over the held-out examples, from so many bootstrap draws (without a number: 1000);
+        intervals: 95 % interval of each number over the held-out examples, from this number of bootstrap draws (without a
+        number: 1000);
             finished runs are measured again, not trained.
         small: runs of seconds, where a cell has any: shows the way, not the number.
         unchecked: without `run.py doctor` before each training.
@@ -68,7 +69,7 @@ class ReproduceFlags:
 
 
 class _Order(NamedTuple):
-    """What the command line asks for, beside the cells."""
+    """The command line, without the cells."""
 
     flags: ReproduceFlags
     placement: Placement
@@ -86,7 +87,7 @@ def reproduce(
     flags: ReproduceFlags = ReproduceFlags(),
     placement: Placement = Placement(),
 ) -> int:
-    """Run cells of the paper's tables from the published weights: check, fine-tune, evaluate, and print numbers beside the
+    """Run cells of the paper's tables from the published weights: check, fine-tune, evaluate, and print numbers next to the
     published ones. The same command resumes; nothing is downloaded.
 
     Args:
@@ -179,7 +180,7 @@ def _check(at_hand: ReadyCell, run: Run, output: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     words = argv_of(doctor, *at_hand.overrides, config=run.config, output=run.folder, out=out)
     if run_command([sys.executable, str(ROOT / "run.py"), "doctor", *words]) != 0:
-        raise UserError("the doctor refuses this run, as printed above; mend it, or give --unchecked")
+        raise UserError("the doctor refuses this run, as printed above; fix it, or give --unchecked")
 
 
 def _remarks(at_hand: ReadyCell, numbers: Sequence[Number], order: _Order) -> list[str]:

@@ -41,7 +41,7 @@ def search(
 
     Args:
         index: folder of the index.
-        texts: a sentence; each is searched by itself.
+        texts: a sentence; each is searched separately.
         top: hits.
         rerank: best images by cosine that are matched with the text; 0: none.
         locate: find the box in each hit where the text is true, or, with a phrase after the flag, where the phrase is; needs a

@@ -46,7 +46,7 @@ class PageFlags:
         name: another name that this server has for browsers, such as the name of a proxy in front of it; may be repeated.
         port: port to listen at.
         max_mb: largest file that is taken.
-        per_minute: questions of a visitor; files, twice as many.
+        per_minute: questions of a visitor; for files, the limit is doubled.
     """
 
     host: str = LOOPBACK
@@ -161,7 +161,7 @@ def titles_of(tabs: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def copied_examples(source: Path | None, folder: Path, read: Reader) -> list[Path]:
-    """The first images, or videos, in a folder and the folders in it that a model can read, copied; the others are told."""
+    """The first images, or videos, in a folder and the folders in it that a model can read, copied; the others are reported."""
     if source is None:
         return []
     if not source.is_dir():

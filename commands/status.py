@@ -67,7 +67,7 @@ def folders_of(given: Sequence[str]) -> list[str]:
         folder = expanded(name)
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; give the folder of a run, its --output, or a folder of runs")
-        # A folder in which there is none goes on as it is: reading it says what is missing.
+        # A folder without runs is kept: reading it reports what is missing.
         for found in runs_below(folder) or [folder]:
             folders.setdefault(os.path.realpath(found), str(found))
     return list(folders.values())

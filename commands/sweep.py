@@ -66,7 +66,7 @@ def sweep(
     variants = dict(named)
     if len({folder_of(name) for name in variants}) < len(named):
         twice = next(name for name, _ in named if [folder_of(other) for other, _ in named].count(folder_of(name)) > 1)
-        raise UserError(f"two variants are called {twice!r}; give each a name of its own")
+        raise UserError(f"two variants are called {twice!r}; give each its own name")
     _check(config, overrides, variants)
     measured: dict[str, list[dict[str, float]]] = {}
     failed = 0
@@ -107,7 +107,7 @@ def combinations(grid: Grid) -> list[tuple[str, Overrides]]:
 
 
 def _check(config: str, common: Overrides, variants: Mapping[str, Overrides]) -> None:
-    """Read the config of every variant: a sweep takes hours, and a mistake in its last value is told before the first run.
+    """Read the config of every variant: a sweep takes hours, and a mistake in its last value is reported before the first run.
 
     Raises:
         UserError: one is wrong.

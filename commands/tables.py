@@ -82,7 +82,7 @@ def _in_full(at_hand: ReadyCell) -> str:
 
 
 def facts_of(config: Any) -> str:
-    """What a run costs and how it measures, as far as the config says."""
+    """Cost and measurement of a run, as far as the config says."""
     train, model, evaluation = config.train, config.model, config.evaluation
     length = f"{train.epochs:g} epochs" if train.epochs is not None else f"{train.steps:,} steps"
     facts = [

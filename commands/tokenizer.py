@@ -118,7 +118,7 @@ def _record(shards: Shards, number: int) -> Mapping[str, Any] | str:
     except Exception as error:
         broken = broken_record(error, lambda: shards.place(number))
         return f"{broken.place}: {broken.kind}: {broken.message}"
-    # The caption of a pair in a tar is a member of its own.
+    # The caption of a pair in a tar is a separate member.
     return record.values if record.text is None else {"text": record.text, **record.values}
 
 

@@ -32,7 +32,7 @@ TASKS = ("retrieval", "questions")
 OWNED = (*(f"{task}_{split}.jsonl" for task in TASKS for split in SPLITS), ANSWERS, "frames")
 
 CLIP_STREAM = 100
-"""Purpose of random numbers, apart from those of the scenes."""
+"""Purpose of random numbers, apart from the scenes' own."""
 
 MAX_OBJECTS = 2
 """Objects of a clip: a moving object should not hide many others."""

@@ -92,10 +92,10 @@ def build(
 
 
 def find_package(folder: Path, name: str) -> Path:
-    """The .tgz of a package by name; of several the one of the highest release.
+    """The .tgz of a package by name; of several, the highest release.
 
     Raises:
-        UserError: there is none.
+        UserError: the package is missing.
     """
     archives = sorted(
         folder.glob(f"{name}-[0-9]*.tgz"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)]
@@ -201,7 +201,7 @@ def emoji(
     Each animated emoji (MIT) becomes a JSON list of base64 JPEGs, frames at even distances on white, with the names that
     Unicode's CLDR (Unicode licence) gives it in six languages. The names decide the split. Five skin tones of one emoji are five
     names, so that much of a held-out name, though never all of it, may have been seen in training; images that do not move are
-    left out.
+    skipped.
 
     Args:
         packages: folder with the three .tgz files.

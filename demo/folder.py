@@ -38,7 +38,7 @@ class Folder(NamedTuple):
         out: its path; made if missing.
         facts_name: the file that is written last.
         owned: files and folders that the command writes, and may replace.
-        arguments: by which the command tells whether a complete folder is the wanted one.
+        arguments: by which the command tells whether a complete folder is the requested one.
         overwrite: replace what other arguments made.
     """
 

@@ -61,7 +61,7 @@ def build(
     side of an image. Train has ``regions`` region images, validation and test a tenth each.
 
     Raises:
-        UserError: there are no stamps, a split would be empty, the tokenizer's size is too small, or ``out`` cannot be used.
+        UserError: stamps are missing, a split would be empty, the tokenizer's size is too small, or ``out`` cannot be used.
     """
     arguments = {
         "stamps": str(stamps), "seed": seed, "side": side, "regions": regions, "languages": list(languages),
@@ -90,7 +90,7 @@ def build(
 
 
 def find_stamps(folder: Path) -> tuple[list[Cutout], Counter[str]]:
-    """The usable stamps below ``folder`` in the order of their names, and how many were left out, by reason.
+    """The usable stamps below ``folder`` in the order of their names, and how many were skipped, by reason.
 
     Raises:
         UserError: the folder is missing or holds no usable stamp.
@@ -172,7 +172,7 @@ def _images(
     for number, stamp in enumerate(members):
         rng = np.random.default_rng([seed, SPLITS.index(split), number, 0])
         cutout = resized(read_cutout(stamp.content), side - 2 * margin)
-        # At most twice as long as wide: a pencil keeps some room beside it.
+        # At most twice as long as wide: a pencil keeps some room next to it.
         width = max(cutout.width, cutout.height // 2) + 2 * margin
         height = max(cutout.height, cutout.width // 2) + 2 * margin
         box = ((width - cutout.width) // 2, (height - cutout.height) // 2, *cutout.size)
@@ -215,7 +215,7 @@ def stamps(
 
     The package (GPL-2; install it, ship none of it) holds photographed and drawn cut-outs, each with a caption in many languages.
     This makes two kinds of records: images (one cut-out on a soft background, its caption by language) and regions (one to four
-    cut-outs beside each other, with their exact boxes). A cut-out is in one split only, for both kinds, and cut-outs of the same
+    cut-outs next to each other, with their exact boxes). A cut-out is in one split only, for both kinds, and cut-outs of the same
     English caption share the split; the split hangs on the caption alone, not on the seed. Letters, digits and coins are left
     out.
 

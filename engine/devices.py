@@ -53,7 +53,7 @@ _BRAND = re.compile(r"^(NVIDIA |Tesla |GeForce )*")
 
 
 def peak_of(device: torch.device, precision: PrecisionName) -> float | None:
-    """Peak TFLOP/s of ``device``; None if it is no GPU, an unknown one, or a part of one (MIG)."""
+    """Peak TFLOP/s of ``device``; None if it is not a GPU, an unknown one, or a part of one (MIG)."""
     if device.type != "cuda":
         return None
     import torch  # not at the top: the command line needs the names in PEAKS alone
@@ -71,7 +71,7 @@ def peak_key(name: str) -> str | None:
 
 
 def peak(key: str, precision: PrecisionName) -> float:
-    """Peak TFLOP/s of a device in :data:`PEAKS` in a precision; for fp32 that of TF32 if torch may use it."""
+    """Peak TFLOP/s of a device in :data:`PEAKS` in a precision; for fp32 the peak of TF32 if torch may use it."""
     import torch
 
     from engine.precision import APEX_LEVELS

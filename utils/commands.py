@@ -44,7 +44,7 @@ STANDARD_INPUT = "/dev/stdin"
 Keys = Callable[[], Sequence[str]]
 
 NUMBERS = {int: "a whole number", float: "a number"}
-"""What flags of a type take, in errors."""
+"""Words for the values of a type, in errors."""
 
 
 class CommandLine(NamedTuple):
@@ -83,8 +83,8 @@ def execute(command: Callable[..., int] | CommandLine, argv: Sequence[str], name
     """Run a command and return its exit status.
 
     Args:
-        command: the function, or what :func:`command_line` made of it.
-        argv: the words after the name of the command. A lone ``-`` stands for standard input.
+        command: the function, or its :func:`command_line`.
+        argv: the words after the name of the command. A lone ``-`` is standard input.
         name: how the command is called, for its help.
         keys: lists the config keys that overrides may set, to help a user who writes a key as a flag.
 
@@ -148,9 +148,9 @@ def command_line(command: Callable[..., int], name: str) -> CommandLine:
 
 
 def argv_of(command: Callable[..., Any], *overrides: str, **values: Any) -> list[str]:
-    """The words with which :func:`call` would call ``command(*overrides, **values)``. Values that are the default are left out.
+    """The words with which :func:`call` would call ``command(*overrides, **values)``. Values equal to the default are omitted.
 
-    Overrides come first, because a flag with several values takes all words up to the next flag.
+    Overrides precede the flags, because a flag with several values takes all words up to the next flag.
     """
     words: list[str] = []
     for argument in command_line(command, "").app.assemble_argument_collection():
@@ -219,7 +219,7 @@ def _of_a_value(error: CoercionError, token: Token, keys: Keys) -> str:
         fact = unknown(token.value, get_args(error.target_type))
         return f"{token.keyword}: {fact}" if token.keyword else fact
     if error.target_type is bool:
-        return f"{token.keyword} takes no value; leave out {token.value!r}"
+        return f"{token.keyword} takes no value; remove {token.value!r}"
     if error.target_type in NUMBERS:
         return f"{token.keyword}: {token.value!r} is not {NUMBERS[error.target_type]}; give one"
     return str(error)

@@ -20,7 +20,7 @@ class NotAnOverrideError(WrongValueError):
 
 
 def read_by(read: Callable[[str], Any], **options: Any) -> Parameter:
-    """Marks a type whose values ``read`` makes of a word. It raises WrongValueError for a wrong one."""
+    """Marks a type whose values ``read`` converts from a word. It raises WrongValueError for a wrong one."""
 
     def convert(_: type, tokens: Sequence[Token]) -> Any:
         return read(tokens[0].value)
@@ -29,7 +29,7 @@ def read_by(read: Callable[[str], Any], **options: Any) -> Parameter:
 
 
 def alone_or(read: Callable[[str], Any]) -> Parameter:
-    """Marks a type ``bool | ...``: the flag alone is True, and ``read`` makes a value of a word after it."""
+    """Marks a type ``bool | ...``: the flag alone is True, and ``read`` converts a word after it."""
 
     def convert(_: type, tokens: Sequence[Token]) -> Any:
         return read(tokens[0].value)
@@ -91,7 +91,7 @@ def one_of(names: Sequence[str]) -> Callable[[str], str]:
 
 
 def unknown(text: str, names: Sequence[str]) -> str:
-    """That a word is none of the names, with the nearest one."""
+    """The message that a word is not among the names, with the nearest one."""
     close = difflib.get_close_matches(text, names, n=1)
     hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(names)}"
     return f"{text!r} is unknown; {hint}"

@@ -70,7 +70,7 @@ def build(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Summary:
-    """Make those of ``outputs`` in ``out`` that are not there yet, by ``workers`` processes.
+    """Make the files of ``outputs`` that are not yet in ``out``, by ``workers`` processes.
 
     Raises:
         UserError: as :class:`~dataset.prepare.output.OutputFolder`; or no video could be read.
@@ -187,10 +187,10 @@ def frames(
     video file <its path>.json, a list of frames. With the folder of --out in place of the folder of videos in a config, the lists
     are found as the files were (by the video_id of MSR-VTT and others).
 
-    A video that cannot be read is left out with its record, counted, and named in _frames/broken.jsonl in the folder of --out.
+    A video that cannot be read is skipped with its record, counted, and named in _frames/broken.jsonl in the folder of --out.
     The same command resumes an interrupted run: finished files are kept, and made again only if they were deleted or their source
-    has another size. Broken videos of a folder are tried again each time; those of a shard once the shard is deleted. Only one
-    run at a time can fill a folder.
+    has another size. Broken videos of a folder are tried again each time; broken videos of a shard, when the shard is deleted.
+    Only one run at a time can fill a folder.
 
     Args:
         records: shards, patterns, or folders of shards.
@@ -201,7 +201,7 @@ def frames(
         short_side: of a frame in pixels, at most. The default is the largest input of any config of videos; smaller frames stay
             as they are. 256 is enough for pre-training at 224, and takes less than half the space and the time to decode it.
         quality: of JPEGs.
-        max_frames: of a video, at even distances (default: all). A list is read whole whenever some of its frames are wanted: set
+        max_frames: of a video, at even distances (default: all). A list is read whole whenever some of its frames are needed: set
             it where videos last many minutes.
         backend: av is PyAV.
         time_limit: a video that takes more seconds is broken.

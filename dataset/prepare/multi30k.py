@@ -22,7 +22,7 @@ def records(source: Path, split: str) -> Iterator[dict[str, Any]]:
     """``image``, ``caption`` (lists by language) and ``image_id`` of each image of a split, in the order of task 1.
 
     Raises:
-        UserError: a file is missing, or its lines are not as many as the images.
+        UserError: a file is missing, or the number of its lines differs from the number of images.
     """
     translated, described = SPLITS[split]
     tasks = source / "data"
@@ -71,7 +71,7 @@ def multi30k(*, output: OutputFlags, source: Path) -> int:
 
     --source is a copy of the official repository (multi30k/dataset). English and German have five captions of each image,
     written independently (task 2); French and Czech have one, a translation (task 1), and so have English and German without
-    task 2. The test split is that of 2016. Images are those of Flickr30K, named relative to their own folder.
+    task 2. The test split is the one from 2016. Images are from Flickr30K, named relative to their own folder.
 
     Args:
         source: copy of multi30k/dataset.

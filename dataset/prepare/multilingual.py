@@ -59,9 +59,9 @@ def multilingual(
 ) -> int:
     """Make all that multilingual pre-training reads: captions by language for records, and translated sentences.
 
-    The records are those of `prepare 4m`. The first run writes their texts, each once, to texts.txt in the folder of
+    The records come from `prepare 4m`. The first run writes their texts, each once, to texts.txt in the folder of
     translations. Have a system of your choice translate it line by line into texts.de.txt, texts.fr.txt and so on, and give the
-    command again: it makes each folder anew, with captions by language. --wikimatrix gives the official files of translated
+    command again: it rebuilds each folder, with captions by language. --wikimatrix gives the official files of translated
     sentences.
 
     Args:
@@ -93,7 +93,7 @@ def multilingual(
 def _write_texts(folders: Sequence[Path], translations: Path) -> None:
     count = write_texts(translations, _texts(folders))
     _tell(
-        f"{translations / TEXTS}: {count:,} texts. Translate it line by line; an empty line is no translation. Name the files"
+        f"{translations / TEXTS}: {count:,} texts. Translate it line by line; an empty line is not a translation. Name the files"
     )
     _tell(f"  texts.de.txt, texts.fr.txt, … in {translations}, and give this command again")
 
@@ -110,7 +110,7 @@ def _texts(folders: Sequence[Path]) -> Iterator[str]:
 
 
 def _readable(shards: Shards, counts: Counts) -> Iterator[RawRecord]:
-    """The records in their order, without those that cannot be read, which are counted."""
+    """The records in their order, without unreadable records, which are counted."""
     for number in range(len(shards)):
         try:
             yield shards.read(number)
@@ -119,7 +119,7 @@ def _readable(shards: Shards, counts: Counts) -> Iterator[RawRecord]:
 
 
 def _values(raw: RawRecord) -> dict[str, Any]:
-    """The values of a record; the text beside it in a tar is its caption."""
+    """The values of a record; the text next to it in a tar is its caption."""
     return {**({"caption": raw.text} if raw.text is not None else {}), **raw.values}
 
 

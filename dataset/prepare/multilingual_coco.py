@@ -110,16 +110,16 @@ def _of(images: Iterable[str], captions: Captions) -> Captions:
 def _path_of(name: str, source: Path) -> str:
     match = _NAME.search(name)
     if not match:
-        raise UserError(f"{source}: {name!r} is no image of COCO 2014")
+        raise UserError(f"{source}: {name!r} is not an image of COCO 2014")
     return f"{match[1]}/{match[0]}.jpg"
 
 
 def multilingual_coco(*, output: OutputFlags, karpathy: Path, stair: tuple[Path, Path], coco_cn: Path) -> int:
     """Make records of COCO with captions by language: English from Karpathy's dataset_coco.json, whose splits they keep; Japanese
-    from STAIR's stair_captions_v1.2_{train,val}.json, by image id; Chinese from COCO-CN, which has splits of its own.
+    from STAIR's stair_captions_v1.2_{train,val}.json, by image id; Chinese from COCO-CN, which has its own splits.
 
     The command writes karpathy_{train,val,test}.jsonl (en, ja), karpathy_test_1k.jsonl (the first 1,000 images of the test),
-    coco_cn_{train,val,test}.jsonl (zh), and joint_train.jsonl (all three), which leaves out every image that is held out in
+    coco_cn_{train,val,test}.jsonl (zh), and joint_train.jsonl (all three), which excludes every image that is held out in
     either: an English caption would teach what the Chinese test asks.
 
     Args:

@@ -101,7 +101,7 @@ def write_by_source(
     unit: str,
     beside: Sequence[str] = (),
 ) -> None:
-    """Write a file of records for each source, unless it is finished, and print a line for each. ``beside``: folders that
+    """Write a file of records for each source, unless it is finished, and print a line for each. ``beside``: more folders that
     ``records`` fills; what is in them belongs to the command."""
     owned = (*sources, *beside)
     with OutputFolder(flags.out, manifest_of(command), arguments, owned, overwrite=flags.overwrite) as folder:

@@ -18,7 +18,7 @@ THRESHOLD = 1.04
 
 
 def translations(source: Path, at_least: float = THRESHOLD) -> Iterator[dict[str, str]]:
-    """Texts of a file with their translations, from that score on; those with an empty side are left out.
+    """Texts of a file with their translations, from that score on; pairs with an empty side are skipped.
 
     Raises:
         UserError: the file cannot be read, or a line does not have three columns.

@@ -46,7 +46,7 @@ def records(source: Path, out: Path) -> Iterator[dict[str, Any]]:
                 yield {"image": name, "caption": caption, "image_id": url}
     except BrokenRecordError as error:
         raise UserError(
-            f"{error}; download each image from its image_url, and put it beside the official keys in base64"
+            f"{error}; download each image from its image_url, and put it next to the official keys in base64"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{source} cannot be read, or {out} not written: {error}") from None
@@ -65,9 +65,9 @@ def _row(line: str, place: str) -> dict[str, Any]:
 def wit(*, output: OutputFlags, source: Annotated[list[Path], SEVERAL]) -> int:
     """Make records of IGLUE's WIT, with their images as files.
 
-    The sources are test_<language>.jsonl, val_en.jsonl or train_en.jsonl with image_content beside the official keys: the image
-    in base64, which each user downloads from image_url. Captions with one URL are captions of one image; lines without a caption
-    are left out. Each source becomes a file of its name in the folder of --out, with its images in the folder images.
+    The sources are test_<language>.jsonl, val_en.jsonl or train_en.jsonl with image_content in addition to the official keys:
+    the image in base64, which each user downloads from image_url. Captions with one URL are captions of one image; lines without
+    a caption are skipped. Each source becomes a file of its name in the folder of --out, with its images in the folder images.
 
     Args:
         source: JSON lines with image_content.

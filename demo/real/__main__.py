@@ -26,8 +26,8 @@ FILES = (
     *(f"{split}_{source}.jsonl" for split in HELD_OUT for source in CUTOUT_SOURCES),
     *(f"regions_{split}_{kind}.jsonl" for split in SPLITS for kind in ("composites", "maps")),
 )
-"""train, val and test have all single cut-outs, and ``train_names.jsonl`` those of train with their names alone, which captioning
-learns; ``test_stamps.jsonl`` and others have those of one source."""
+"""train, val and test have all single cut-outs, and ``train_names.jsonl`` the cut-outs of train with their names alone, which
+captioning learns; ``test_stamps.jsonl`` and others have the cut-outs of one source."""
 
 MAKING = 3
 """Goes up when the same arguments give other images or texts."""
@@ -46,7 +46,7 @@ def build(
     """Make the files :data:`FILES`, ``out/images/`` and, last, ``out/real.json`` with all counts.
 
     ``seed`` decides what lies where in composites, and their backgrounds; the splits do not depend on it. ``side`` is the longest
-    side of an image that is no map. Train has ``composites`` composites, validation and test a tenth each.
+    side of an image that is not a map. Train has ``composites`` composites, validation and test a tenth each.
 
     Raises:
         UserError: a package is missing or damaged, a split of a source would be empty, or ``out`` cannot be used.
@@ -83,7 +83,7 @@ def build(
 
 
 def _write_singles(out: Path, split: str, sources: Mapping[str, Sequence[Any]], side: int, bar: Any) -> dict[str, int]:
-    """Write the single cut-outs of a split: all together, and those of each source (of train: all with names alone).
+    """Write the single cut-outs of a split: all together, and the cut-outs of each source (of train: all with names alone).
 
     Returns the number of each source."""
     records = {
@@ -127,13 +127,13 @@ def real(
     Args:
         packages: folder with .tgz files and usr/share.
         seed: of what lies where in composites, and their backgrounds.
-        side: longest side in pixels of an image that is no map.
+        side: longest side in pixels of an image that is not a map.
         composites: composites in train; validation and test have a tenth each.
 
     Examples:
         python -m demo.real --packages packages --out data/real
     """
-    # Open Clip Art has pictures of 169 million pixels, which are left out as too large; Pillow warns of each.
+    # Open Clip Art has pictures of 169 million pixels, which are skipped as too large; Pillow warns of each.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
     def summary(facts: dict[str, Any]) -> str:

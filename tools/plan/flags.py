@@ -14,12 +14,12 @@ from utils.flags import Positive, PositiveReal, Share, one_of, read_by
 @FLAGS
 @dataclass(frozen=True, kw_only=True)
 class PlanFlags:
-    """What is planned, and for which GPUs.
+    """The run that is planned, and its GPUs.
 
     Attributes:
         config: YAML file; see configs/ (default: the task's own).
         task: a task's name, a folder with task.py, or a module (default: the config's task).
-        gpus: GPUs of the run; with --nodes, those of each node (default: 1).
+        gpus: GPUs of the run; with --nodes, GPUs of each node (default: 1).
         nodes: nodes of the run; tells also what changes on 8, 64, 512 GPUs.
         network: bus bandwidth between nodes in 1e9 bytes/s, as all_reduce_perf of nccl-tests reports it (default: unknown).
         memory: memory of a whole GPU, in 1e9 bytes (default: this GPU's).
@@ -54,4 +54,6 @@ class PlanFlags:
         if self.nodes is not None and self.gpus is None:
             raise UserError(f"--nodes {self.nodes} needs --gpus N, the GPUs of each node")
         if self.network is not None and self.nodes is None:
-            raise UserError(f"--network {self.network:g} needs --nodes N: without it, no time on the network is told")
+            raise UserError(
+                f"--network {self.network:g} needs --nodes N: without it, the plan has no time on the network"
+            )

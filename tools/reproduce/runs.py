@@ -1,4 +1,4 @@
-"""A run as a process of its own, made once: what it did is noted in its folder."""
+"""A run as a separate process, made once; its folder keeps a note of it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def make(run: Run) -> dict[str, Any]:
     """Make a run, unless this very run came to its end before; returns its note: command, folder, sources, draws, and seconds,
     cut attempts included.
 
-    A finished run that has no intervals, or those of other draws than are asked for, is measured again and not trained.
+    A finished run that has no intervals, or intervals of another number of draws, is measured again and not trained.
 
     Raises:
         UserError: it failed, or was trained from other weights than are at their path now.
@@ -98,16 +98,16 @@ def make(run: Run) -> dict[str, Any]:
 
 
 def finished(run: Run) -> dict[str, Any] | None:
-    """What an earlier run of the same command noted; None where there is none that came to its end."""
+    """The note of an earlier run of the same command; None unless that run came to its end."""
     noted = _noted(run)
     return noted if noted.get("finished") and (run.folder / EVALUATION_FILE).is_file() else None
 
 
 def _noted(run: Run) -> dict[str, Any]:
-    """What the last run of the same command noted; empty where there is none."""
+    """The note of the last run of the same command; empty if there was no such run."""
     noted = _read_note(run)
     # Earlier versions wrote the same words in another order.
-    return noted if sorted(noted.get("command", ())) == sorted(run.identity()) else {}
+    return noted if sorted(noted.get("command") or ()) == sorted(run.identity()) else {}
 
 
 def _read_note(run: Run) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _write_note(run: Run, note: dict[str, Any]) -> None:
 
 
 def _sources(run: Run) -> list[dict[str, Any]] | None:
-    """The identities of the sources that made what is in the run's folder, and last the present one; None where those that
+    """The identities of the sources that made what is in the run's folder, and last the present one; None if the sources that
     trained it so far were not noted."""
     code = code_identity()
     if not (run.folder / CHECKPOINTS).exists():
@@ -145,7 +145,7 @@ def _seeds(text: str) -> tuple[int, ...]:
     try:
         return tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
-        raise WrongValueError(f"{text!r} is no list of seeds, such as 0,1,2") from None
+        raise WrongValueError(f"{text!r} is not a list of seeds, such as 0,1,2") from None
 
 
 Seeds = Annotated[tuple[int, ...] | None, read_by(_seeds, n_tokens=1, accepts_keys=False)]
