@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
 
     first, *rest = argv
     if first in COMMANDS:
-        return execute(COMMANDS[first].load(), rest, f"run.py {first}")
+        return execute(COMMANDS[first].load(), rest, f"run.py {first}", known_keys)
     if not first.startswith("-") and "=" not in first:
         raise UserError(_unknown_command(first))
     return execute(whole_command_line(), argv, "run.py", known_keys)

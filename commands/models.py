@@ -60,7 +60,7 @@ def check_save(path: Path, images: Sequence[str]) -> None:
     """Check the file of a figure before anything is computed, and make its folder.
 
     Raises:
-        UserError: it is no PNG, one of the images, or cannot be written.
+        UserError: it is not a PNG, is one of the images, or cannot be written.
     """
     if path.suffix.lower() != ".png":
         raise UserError(f"--save {path}: a figure is a PNG; give a name that ends with .png")

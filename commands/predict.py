@@ -106,28 +106,6 @@ def predict(
     return report_broken(broken, len(paths))
 
 
-def check_save(path: Path, images: Sequence[str]) -> None:
-    """Check the file of a figure before anything is computed, and make its folder.
-
-    Raises:
-        UserError: it is not a PNG, is one of the images, or cannot be written.
-    """
-    if path.suffix.lower() != ".png":
-        raise UserError(f"--save {path}: a figure is a PNG; give a name that ends with .png")
-    # Not Path.resolve, which raises where symbolic links are a loop.
-    target = Path(os.path.realpath(path))
-    for image in (Path(os.path.realpath(name)) for name in images):
-        # What lies in a folder of images, and is there already, is one of them.
-        if target == image or (target.exists() and image.is_dir() and target.is_relative_to(image)):
-            raise UserError(f"--save {path}: this is one of the images; give another name")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--save {path}: its folder cannot be made: {error.strerror}") from None
-    if not os.access(path if path.exists() else path.parent, os.W_OK) or path.is_dir():
-        raise UserError(f"--save {path}: cannot be written; give another name")
-
-
 def expand_pattern(pattern: str) -> list[str]:
     """The files and folders that a word of --image names.
 
@@ -290,28 +268,3 @@ def _explained(model: Model, view: View, text: str, layer: int | None) -> Result
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
-
-
-def counted(number: int, one: str, more: str) -> str:
-    """A number with its noun: "1 image", "2,000 images"."""
-    return f"{number:,} {one if number == 1 else more}"
-
-
-def printed(text: str, encoding: str | None = None) -> str:
-    """A text in one line, in an encoding (by default the encoding of standard output); other characters are escaped."""
-    wanted = encoding or sys.stdout.encoding or "utf-8"
-    return text.replace("\n", "\\n").encode(wanted, "backslashreplace").decode(wanted)
-
-
-def report_broken(broken: Sequence[str], count: int) -> int:
-    """Tell what could not be read; returns the exit status."""
-    if not broken:
-        return 0
-    for line in broken[:MOST_TOLD]:
-        sys.stderr.write(f"not read: {line}\n")
-    if len(broken) > MOST_TOLD:
-        sys.stderr.write(f"not read: … and {len(broken) - MOST_TOLD:,} more\n")
-    if len(broken) == count:
-        raise UserError("no image could be read")
-    sys.stderr.write(f"error: {len(broken):,} of {count:,} images could not be read\n")
-    return 1

@@ -17,6 +17,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import is_dataclass
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from cyclopts import (
@@ -40,6 +41,9 @@ FLAGS = Parameter(name="*")
 """Decorates a dataclass whose fields are flags."""
 
 STANDARD_INPUT = "/dev/stdin"
+
+OVERRIDES = "overrides"
+"""Name of the parameter that collects values of the config."""
 
 Keys = Callable[[], Sequence[str]]
 
@@ -168,7 +172,8 @@ def argv_of(command: Callable[..., Any], *overrides: str, **values: Any) -> list
 
 def _in_dataclass(values: dict[str, Any], name: str, default: Any) -> Any:
     """The value of a flag that is the field of a dataclass."""
-    return next((getattr(value, name) for value in values.values() if hasattr(value, name)), default)
+    sections = (value for value in values.values() if is_dataclass(value))
+    return next((getattr(section, name) for section in sections if hasattr(section, name)), default)
 
 
 def _description(command: Callable[..., Any]) -> str:
@@ -242,12 +247,12 @@ def _nearest_keys(name: str, keys: Keys) -> list[str]:
 def _unknown_flag(token: Token, arguments: ArgumentCollection, keys: Keys) -> str:
     given = (token.keyword or token.value).partition("=")[0]
     name = given.lstrip("-").replace("-", "_")
-    near = _nearest_keys(name, keys)
+    takes_overrides = any(argument.field_info.name == OVERRIDES for argument in arguments)
+    near = _nearest_keys(name, keys) if takes_overrides else []
     is_key = any(key.rpartition(".")[2] == name for key in near)
     flags = [flag for argument in arguments for flag in argument.names if flag.startswith("-")]
     close = [] if is_key else difflib.get_close_matches(given, flags, n=1)
     close = close or [f"{key}=VALUE" for key in near]
     hint = f"did you mean {' or '.join(close)}?" if close else "see --help"
-    takes_overrides = any(argument.field_info.kind is inspect.Parameter.VAR_POSITIONAL for argument in arguments)
     explained = " (values of the config are given as key=value, without dashes)" if takes_overrides else ""
     return f"{given} is not a flag; {hint}{explained}"

@@ -11,6 +11,6 @@ def counted(number: int, one: str, more: str) -> str:
 
 
 def printed(text: str, encoding: str | None = None) -> str:
-    """A text that names a file, in one line of an encoding, that of standard output by default; other characters are escaped."""
+    """A text in one line, in an encoding (by default the encoding of standard output); other characters are escaped."""
     wanted = encoding or sys.stdout.encoding or "utf-8"
     return text.replace("\n", "\\n").encode(wanted, "backslashreplace").decode(wanted)
