@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from launch.clusters import Place
@@ -74,34 +74,35 @@ def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int 
         flags += [f"--signals-to-handle={HANDLED_BY_TORCHRUN}"]
     os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(grace_s)
     _forward_first_signal(SignalException, grace_s)
-    statuses = _statuses_of_ranks()
     _silence_torchrun()
     torchrun_arguments = parser.parse_args([*flags, *command])
-    try:
-        if place.nodes.elastic:
-            run_elastic(torchrun_arguments, grace_s)
-        else:
-            run(torchrun_arguments)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode >= 0:
-            return failure.exitcode
-        sys.stderr.write(f"error: {_ended_by(rank, signal_name(-failure.exitcode))}\n")
-        return 128 - failure.exitcode
-    except SignalException as stopped:
-        signum = int(stopped.sigval)
-        if MISTAKE in statuses:  # the rank has printed its error
-            return MISTAKE
-        return status_of_stop(signum) if signum in STOP_SIGNALS else 128 + signum
-    except (RendezvousError, ConnectionError, TimeoutError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the nodes did not find each other (--master {place.master}): {reason}") from None
+    with _statuses_of_ranks() as statuses:
+        try:
+            if place.nodes.elastic:
+                run_elastic(torchrun_arguments, grace_s)
+            else:
+                run(torchrun_arguments)
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            if failure.exitcode >= 0:
+                return failure.exitcode
+            sys.stderr.write(f"error: {_ended_by(rank, signal_name(-failure.exitcode))}\n")
+            return 128 - failure.exitcode
+        except SignalException as stopped:
+            signum = int(stopped.sigval)
+            if MISTAKE in statuses:  # the rank has printed its error
+                return MISTAKE
+            return status_of_stop(signum) if signum in STOP_SIGNALS else 128 + signum
+        except (RendezvousError, ConnectionError, TimeoutError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"the nodes did not find each other (--master {place.master}): {reason}") from None
     return 0
 
 
-def _statuses_of_ranks() -> list[int]:
-    """A list that receives the exit statuses of this node's ranks when torchrun ends them after a signal; torchrun itself only
-    tells the signal."""
+@contextlib.contextmanager
+def _statuses_of_ranks() -> Iterator[list[int]]:
+    """Inside, a list receives the exit statuses of this node's ranks when torchrun ends them after a signal; torchrun itself
+    only reports the signal."""
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
     statuses: list[int] = []
@@ -113,7 +114,10 @@ def _statuses_of_ranks() -> list[int]:
         statuses[:] = [handler.proc.returncode for handler in handlers.values()]
 
     LocalElasticAgent._shutdown = shut_down_and_keep  # type: ignore[method-assign,assignment]
-    return statuses
+    try:
+        yield statuses
+    finally:
+        LocalElasticAgent._shutdown = shut_down  # type: ignore[method-assign]
 
 
 def _share_cores(processes: int) -> None:

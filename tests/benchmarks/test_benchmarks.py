@@ -21,6 +21,7 @@ from benchmarks import (
     prepare,
     pretrain_step,
     rerank,
+    shapes,
     shared_images,
     step_config,
     step_memory,
@@ -406,3 +407,12 @@ def test_copies_of_photographs_are_counted(tmp_path, capsys):
     assert call(look_alikes.main, [str(tmp_path), "--photographs", "4", "--copied", "1"], "look_alikes") == 0
     header, sure, surer = capsys.readouterr().out.splitlines()
     assert header.count("|") == sure.count("|") == surer.count("|") == 12 and "in 27 pairs" in header
+
+
+def test_the_benchmark_of_shapes_trains_both_stems_and_measures_held_out_objects(capsys):
+    held_out = shapes.scenes_of("val", 3, 8)
+    objects = held_out.shapes != shapes.NOTHING
+    torch.testing.assert_close(held_out.patches.sum(dim=2), objects.float())
+    assert shapes.shapes(steps=2, batch_size=2, scenes=4, held_out=3) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed] == ["stem", "linear", "convolutions", "(chance:"]
