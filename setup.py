@@ -31,6 +31,7 @@ INSIDE = (
     "tasks",
     "launch",
     "tools",
+    "commands",
     "demo",
 )
 """Packages that become subpackages of x2vlm; run.py becomes a module of it."""
