@@ -143,7 +143,7 @@ def test_mistakes_are_one_line(whole, base, tmp_path, capsys, overrides):
     assert checkpoint(capsys, "adapters", whole, "--out", tmp_path / "small")[0] == 0
     said = checkpoint(capsys, "merge", tmp_path / "small", "--base", "nowhere", "--out", tmp_path / "z")[1]
     assert OneLine("--base nowhere") in said.splitlines()
-    assert "is there already" in checkpoint(capsys, "adapters", whole, "--out", tmp_path / "small")[1]
+    assert "already exists" in checkpoint(capsys, "adapters", whole, "--out", tmp_path / "small")[1]
     small = tmp_path / "small/adapters.safetensors"
     merging = ("merge", tmp_path / "small", "--base", base, "--out", tmp_path / "z")
     content = small.read_bytes()
