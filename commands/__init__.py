@@ -1,4 +1,4 @@
-"""What a user can do in addition to running a task: the commands of ``run.py``, one module for each.
+"""The commands of ``run.py`` other than running a task, one module for each.
 
 A command is a function, whose parameters become flags (:mod:`utils.commands`), and a line in :data:`COMMANDS`. Its module is
 imported only when the command runs or its help is printed.

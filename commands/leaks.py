@@ -124,7 +124,7 @@ def leaks(
     not_checked = [*sides.not_checked, *_broken({**sides.training, **sides.held_out})]
     for each in not_checked:
         sys.stdout.write(f"not checked: {each}\n")
-    sys.stdout.write(EXACT if not perceptual else f"{EXACT_TOO} a sample of {sample:,} images a side\n")
+    sys.stdout.write(EXACT if not perceptual else f"{EXACT_TOO} a sample of {sample:,} images per side\n")
     if out is not None:
         sys.stdout.write(f"{out}: {table.rows:,} pairs of a training image and a held-out image\n")
     return 1 if table.rows else 3 if not_checked else 0

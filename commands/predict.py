@@ -126,8 +126,8 @@ def expand_pattern(pattern: str) -> list[str]:
 
 
 def expand_folder(name: str, *, videos: bool) -> list[str]:
-    """Returns a file, or the images in a folder and its subfolders. For a model of ``videos``, returns the video files or, if
-    there are none, the folder itself, which must then contain the frames of one video.
+    """Returns a file, or the images in a folder and its subfolders. For a model of ``videos``, returns the video files or,
+    without video files, the folder itself, which must then contain the frames of one video.
 
     Raises:
         UserError: nothing was found.
@@ -137,7 +137,7 @@ def expand_folder(name: str, *, videos: bool) -> list[str]:
     wanted = VIDEO_SUFFIXES if videos else IMAGE_SUFFIXES
     files = [str(file) for file in sorted(Path(name).rglob("*")) if file.suffix.lower() in wanted]
     if not files and not videos:
-        raise UserError(f"--image {name}: no image is in this folder")
+        raise UserError(f"--image {name}: there is no image in this folder")
     return files or [name]
 
 

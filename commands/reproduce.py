@@ -196,6 +196,6 @@ def _remarks(at_hand: ReadyCell, numbers: Sequence[Number], order: _Order) -> li
         remarks.append(f"far from the published numbers: by up to {max(differences):.1f} points")
     if any(number.interval for number in numbers):
         remarks.append(
-            "in brackets: 95 % bootstrap interval over the held-out examples; the spread over seeds comes on top"
+            "in brackets: 95 % bootstrap interval over the held-out examples; the spread over seeds comes in addition"
         )
     return remarks

@@ -74,7 +74,7 @@ def search(
         raise UserError(f"{index} has no image")
     found = [(text, opened.search(text, top=top, rerank=rerank, locate=locate)) for text in texts]
     if not any(hits for _, hits in found):
-        raise UserError(f"{index}: the images have gone or changed; update the index with python run.py index")
+        raise UserError(f"{index}: the images have been removed or changed; update the index with python run.py index")
     for text, hits in found:
         if not json_:
             names = f"  ({', '.join(hits[0].numbers())})" if hits else ""

@@ -87,7 +87,7 @@ def facts_of(config: Any) -> str:
     length = f"{train.epochs:g} epochs" if train.epochs is not None else f"{train.steps:,} steps"
     facts = [
         length,
-        f"{train.global_batch} examples a step" if train.global_batch else "",
+        f"{train.global_batch} examples per step" if train.global_batch else "",
         in_words(model.vision.image_size),
     ]
     facts += [f"k = {evaluation.candidates}"] if getattr(evaluation, "candidates", None) else []

@@ -53,7 +53,7 @@ def word_maps(model: LoadedModel, image: Image, text: str, layer: int | None = N
     last = len(network.fusion.blocks) - 1
     number = max(0, (last + 1) // 2 - 1) if layer is None else layer
     if not 0 <= number < last:
-        which = f"0 to {last - 1}" if last else "none: there is one"
+        which = f"0 to {last - 1}" if last else "none: the fusion has one block"
         raise UserError(f"explain: layer {number}: words have maps in the fusion's blocks before the last ({which})")
     # Gradients of attention underflow in 16 bits; running one image in 32 bits costs little.
     with evaluating(network, "fp32"), torch.enable_grad():

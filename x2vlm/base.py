@@ -80,7 +80,7 @@ class LoadedModel:
         """
         if not isinstance(self.runtime, TorchRuntime):
             raise UserError(
-                f"{self.origin} is an export to ONNX, without a torch module; load what it was exported from"
+                f"{self.origin} is an export to ONNX, without a torch module; load the model it was exported from"
             )
         return self.runtime.network
 
@@ -93,7 +93,7 @@ class LoadedModel:
         """Run ``forward`` on all items, one batch at a time, and return the results in order.
 
         Raises:
-            UserError: there are no items, or a result is NaN or infinite.
+            UserError: the list of items is empty, or a result is NaN or infinite.
         """
         if not items:
             raise UserError("nothing was given: no image, no text")
@@ -147,7 +147,7 @@ class LoadedModel:
         cleaned = [self.cleaned(text, question=questions) for text in texts]
         pieces, most = [self.text.pieces(text)[0] for text in cleaned], self.text.limits.max_tokens
         if cut := [text for text, ids in zip(cleaned, pieces, strict=True) if len(ids) > most - 2]:
-            logger.warning("texts of more than %d tokens are cut there: %d, such as %.60r", most, len(cut), cut[0])
+            logger.warning("texts are truncated to %d tokens: %d texts, such as %.60r", most, len(cut), cut[0])
         unread = [text for text, ids in zip(cleaned, pieces, strict=True) if self.text.unk_id in ids]
         if unknown := [word for text in unread for word in self.text.unknown(text)]:
             logger.warning("the tokenizer does not know %d of the words, such as %.60r", len(unknown), unknown[0])
@@ -207,7 +207,7 @@ class LoadedModel:
             return
         if self.settings.task in CALLS[call].tasks:
             raise UserError(
-                f"{call}: {self.origin} is an export to ONNX, without this call; load what it was exported from"
+                f"{call}: {self.origin} is an export to ONNX, without this call; load the model it was exported from"
             )
         raise UserError(
             f"{call}: {self.origin} is a model of task {self.settings.task}, which was not trained for it; load one of task "

@@ -1,4 +1,4 @@
-"""Loading a model: from a run, a weight file, one of the authors' files, or the hub."""
+"""Loads a model: from a run, a weight file, one of the authors' files, or the hub."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def read_about(folder: Path) -> About:
     """Read the manifest of an export and check that its files are unchanged.
 
     Raises:
-        UserError: there is no export, or it is damaged or of another version.
+        UserError: the export does not exist, or is damaged or of another version.
     """
     if folder.is_file():
         raise UserError(

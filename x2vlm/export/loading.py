@@ -1,4 +1,4 @@
-"""Loading an export, for :func:`x2vlm.load`."""
+"""Loads an export, for :func:`x2vlm.load`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exporting a model: its graphs are compared with torch before the export is moved into place."""
+"""Exports a model: its graphs are compared with torch before the export is moved into place."""
 
 from __future__ import annotations
 

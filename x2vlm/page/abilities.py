@@ -1,4 +1,4 @@
-"""The requests that a page can make of a model: files and a text in, lines and a picture out. Independent of the page itself."""
+"""The requests that a page can send to a model: files and a text in, lines and a picture out. Independent of the page."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ def abilities_of(model: Model, index: ImageIndex | None = None) -> list[Ability]
     def box(label: str, example: str, lines: int = 3) -> TextBox:
         return TextBox(label, example if _in_words_of(model, example) else "", lines)
 
-    sentence, phrases = box("a sentence", "a dog on a lawn"), box("phrases, one a line", "the dog")
+    sentence, phrases = box("a sentence", "a dog on a lawn"), box("phrases, one per line", "the dog")
     known = [
         Ability("caption", 1, [], "none", lambda files, texts: _caption(model, files)),
         Ability(
             "answer",
             1,
-            [box("questions, one a line", "what is this?")],
+            [box("questions, one per line", "what is this?")],
             "none",
             lambda files, texts: _answer(model, files, *texts),
         ),
@@ -90,14 +90,14 @@ def abilities_of(model: Model, index: ImageIndex | None = None) -> list[Ability]
         Ability(
             "match",
             1,
-            [box("sentences, one a line", "a dog on a lawn")],
+            [box("sentences, one per line", "a dog on a lawn")],
             "none",
             lambda files, texts: _match(model, files, *texts),
         ),
         Ability(
             "compare",
             int(getattr(model.network, "images", 2)) if model.takes("compare") else 2,
-            [box("statements about the images, one a line", "both images show a dog")],
+            [box("statements about the images, one per line", "both images show a dog")],
             "none",
             lambda files, texts: _compare(model, files, *texts),
         ),
@@ -114,7 +114,7 @@ def lines_of(text: str) -> list[str]:
     """Returns the lines of a text box that are not empty.
 
     Raises:
-        UserError: there is no text, or too much.
+        UserError: the text is empty or too long.
     """
     if len(text) > MOST_CHARACTERS:
         raise UserError(f"the text has {len(text):,} characters; give at most {MOST_CHARACTERS:,}")

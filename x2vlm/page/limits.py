@@ -59,7 +59,7 @@ class RateLimit:
             while times and now - times[0] >= 60:
                 times.popleft()
             if len(times) >= self.per_minute:
-                raise UserError(f"{self.per_minute} {self.what} a minute; try again in {60 - (now - times[0]):.0f} s")
+                raise UserError(f"{self.per_minute} {self.what} per minute; try again in {60 - (now - times[0]):.0f} s")
             times.append(now)
 
 

@@ -84,7 +84,7 @@ def read_about(folder: Path) -> About:
     """Read the description of an index.
 
     Raises:
-        UserError: there is no index, or it is of another version.
+        UserError: the index does not exist, or is of another version.
     """
     try:
         about = About(**read_json(folder / ABOUT))

@@ -83,7 +83,7 @@ class ImageIndex:
         encoder: an existing encoder of the model.
 
     Raises:
-        UserError: there is no index, or it is unfinished, damaged, or made by another model.
+        UserError: the index does not exist, or is unfinished, damaged, or made by another model.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class ImageIndex:
                 hits[row] = Hit(paths[0], tuple(paths[1:]), cosine, content=self._image(row).content)
         if gone := len(cosines) - len(hits):
             logger.warning(
-                "%s: %d of the nearest %d images have gone or changed and are skipped; python run.py index updates the index",
+                "%s: %d of the nearest %d images are missing or have changed, and are skipped; update with python run.py index",
                 self.folder,
                 gone,
                 len(cosines),

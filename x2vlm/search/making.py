@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 
 
 class _File(NamedTuple):
-    """What identifies a file: its path relative to the folder, its size, and its modification time."""
+    """The identity of a file: its path relative to the folder, its size, and its modification time."""
 
     path: str
     bytes: int
@@ -85,14 +85,14 @@ def make(encoder: Encoder, folder: Path, out: Path) -> Made:
     skipped.
 
     Raises:
-        UserError: there is no image; the index belongs to another model or folder, or cannot be written; it is being built.
+        UserError: the folder has no image; the index belongs to another model or folder, or cannot be written; it is being built.
     """
     origin = Path(encoder.model.origin)
     source = os.path.realpath(origin) if origin.exists() else encoder.model.origin
     about = About(os.path.realpath(folder), source, encoder.weights, encoder.width)
     files = _files(folder)
     if not files:
-        raise UserError(f"{folder}: no image is in this folder; an index contains images, not videos")
+        raise UserError(f"{folder}: there is no image in this folder; an index contains images, not videos")
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not (out / LOCK).exists():

@@ -196,7 +196,7 @@ def test_what_is_no_index_or_one_of_another_model_is_refused_in_one_line(model, 
             "is an index of .*photos, not of .*other",
         ),
         (lambda: make(Encoder(model("pretrain")), photos, photos), "holds other files; give an empty folder"),
-        (lambda: make(Encoder(model("pretrain")), tmp_path / "index", tmp_path / "x"), "no image is in this folder"),
+        (lambda: make(Encoder(model("pretrain")), tmp_path / "index", tmp_path / "x"), "no image in this folder"),
         (lambda: make(Encoder(model("captioning")), photos, tmp_path / "x"), "cannot compare texts with images"),
         (lambda: ImageIndex(tmp_path / "index", model("pretrain")).search(" . "), "has no word"),
     ]:
