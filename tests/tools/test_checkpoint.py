@@ -148,7 +148,7 @@ def test_what_cannot_be_converted_is_told_with_the_way_out(published, tmp_path, 
         return told(capsys, "convert", source, "--out", tmp_path / out, *flags)
 
     assert OneLine("end with .safetensors") in said(published, "o.th").splitlines()
-    assert "there is no folder" in said(published, "gone/o.safetensors")
+    assert "does not exist" in said(published, "gone/o.safetensors")
     assert OneLine("--form ours") in said(published, "o.th", "--form", "published").splitlines()
     names = {f"encoder.layer.0.{n}": torch.ones(2) for n in ("output.dense.bias", "output.dense.weight")}
     save_file({"embeddings.word_embeddings.weight": torch.ones(5, 2), **names}, tmp_path / "bert.safetensors")
@@ -197,7 +197,7 @@ def test_inspect_says_kind_sizes_resolution_words_and_what_lies_beside(published
         "vision 3 layers of width 24, 4 heads, text 2 layers of width 24, fusion 2 layers of width 24",
         "images 32 px, patches of 8 px",
         "words 120: of an unknown tokenizer",
-        "a PyTorch file, weights in `model`; beside them config, epoch",
+        "a PyTorch file, weights in `model`; it also contains config, epoch",
         "whole yes, by the checksums of its archive",
     ):
         assert fact in text
