@@ -45,8 +45,8 @@ class PageFlags:
         host: address to listen on; by default, only this machine can reach the page.
         name: another name that browsers use for this server, such as the name of a proxy in front of it; may be repeated.
         port: port to listen on.
-        max_mb: maximum file size.
-        per_minute: maximum number of questions of a visitor; for files, the limit is doubled.
+        max_mb: maximum file size, in MB.
+        per_minute: maximum number of questions per visitor and minute; for files, the limit is doubled.
     """
 
     host: str = LOOPBACK
