@@ -1,4 +1,4 @@
-"""``run.py checkpoint`` and its subcommands: what weight files are, other forms of them, and how they differ."""
+"""``run.py checkpoint`` and its subcommands: inspect, convert and compare weight files, and extract and merge adapters."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from utils.flags import Positive, one_of, read_by
 from utils.subcommands import Command, with_subcommands
 
 SUBCOMMANDS = {
-    "inspect": Command(f"{__name__}:inspect", "kind, task, sizes, resolution, frames, words, and whether it is whole"),
+    "inspect": Command(
+        f"{__name__}:inspect", "kind, task, sizes, resolution, frames, vocabulary, and whether it is intact"
+    ),
     "convert": Command(f"{__name__}:convert", "from published names to ours, or from ours to the published ones"),
-    "compare": Command(f"{__name__}:compare", "tensors in one file alone, of other shapes, and with other numbers"),
-    "adapters": Command(f"{__name__}:adapters", "what a run with optim.lora has trained, as a small folder"),
+    "compare": Command(f"{__name__}:compare", "tensors in only one file, with other shapes, and with other values"),
+    "adapters": Command(f"{__name__}:adapters", "save what a run with optim.lora has trained as a small folder"),
     "merge": Command(
-        f"{__name__}:merge", "the whole model again, from such a folder and the weights it was trained on"
+        f"{__name__}:merge", "rebuild the whole model from such a folder and the weights it was trained on"
     ),
 }
 
 
 @with_subcommands(SUBCOMMANDS)
 def checkpoint(command: Annotated[str, read_by(one_of(list(SUBCOMMANDS)))], /) -> int:
-    """Say what a weight file is, by the names and shapes in it; write it in the published or in our form; compare two; take the
-    adapters out of a run with optim.lora, or merge them. No code of a file is run.
+    """Identify a weight file by the names and shapes in it; convert it between the published form and ours; compare two files;
+    extract the adapters of a run with optim.lora, or merge them. Code in a file is never run.
 
     A FILE is a weight file (.safetensors, .th, .pth, .bin), a run's folder, or a folder step-N of its checkpoints.
 
@@ -39,22 +41,22 @@ def checkpoint(command: Annotated[str, read_by(one_of(list(SUBCOMMANDS)))], /) -
         python run.py checkpoint merge vqa_adapters --base weights/x2vlm_base_4m.th --out vqa_model
 
     Returns:
-        0 fine, or equal; 1 a file is not whole, or the two differ; 2 a file cannot be read, or the command line is wrong
+        0 success, or equal; 1 a file is damaged, or the two files differ; 2 a file cannot be read, or the command line is wrong
     """
     raise AssertionError(f"{command} is a subcommand")
 
 
 def inspect(files: list[str], /, *, no_configs: bool = False) -> int:
-    """Say of weight files their kind, task, sizes, resolution, frames, words, and whether each is whole.
+    """Print the kind, task, sizes, resolution, frames and vocabulary of weight files, and whether each file is intact.
 
-    A file that cannot be read is reported in its place, and the others are still inspected.
+    A file that cannot be read is reported in its place, and the other files are still inspected.
 
     Args:
         files: weight files or folders.
-        no_configs: without the configs that can start from it.
+        no_configs: do not list the configs that can start from the file.
 
     Returns:
-        0 all files are whole; 1 one is not; 2 one cannot be read, or the command line is wrong
+        0 all files are intact; 1 a file is damaged; 2 a file cannot be read, or the command line is wrong
     """
     from tools.checkpoint import inspect as inspecting
 
@@ -83,14 +85,14 @@ def convert(
     config: str | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Write a weight file with our names in place of the published ones, or with the published names in place of ours.
+    """Rename the tensors in a weight file from the published names to ours, or from ours to the published names.
 
     Args:
         file: a weight file or folder.
         out: the file to write.
-        form: form to write (default: the other one than the file's).
-        config: a config whose model the file must fill, with its shapes.
-        overwrite: replace the file that is there.
+        form: form to write (default: the form that the file does not have).
+        config: a config whose model the file must match in all names and shapes.
+        overwrite: replace an existing file.
     """
     from tools.checkpoint import convert as converting
 
@@ -99,13 +101,13 @@ def convert(
 
 
 def compare(first: str, second: str, /, *, most: Positive = 20, all_: bool = False) -> int:
-    """List the tensors that are in only one of two files, that have other shapes, or that hold other numbers.
+    """List the tensors that are in only one of two files, that have other shapes, or that have other values.
 
     Args:
         first: a weight file or folder.
-        second: another one.
-        most: lines of each kind.
-        all_: all lines.
+        second: another weight file or folder.
+        most: maximum number of lines of each kind.
+        all_: print all lines.
 
     Returns:
         0 the files are equal; 1 they differ; 2 a file cannot be read, or the command line is wrong
@@ -118,7 +120,7 @@ def compare(first: str, second: str, /, *, most: Positive = 20, all_: bool = Fal
 
 
 def adapters(run: str, /, *, out: str) -> int:
-    """Write what a run with optim.lora has trained, as a small folder.
+    """Save what a run with optim.lora has trained as a small folder.
 
     Args:
         run: the folder of a run, or one of its weight files.
@@ -131,10 +133,10 @@ def adapters(run: str, /, *, out: str) -> int:
 
 
 def merge(folder: str, /, *, base: str, out: str) -> int:
-    """Write the whole model again, from a folder of adapters and the weights that they were trained on.
+    """Rebuild the whole model from a folder of adapters and the weights that they were trained on.
 
     Args:
-        folder: what `checkpoint adapters` wrote.
+        folder: a folder that `checkpoint adapters` wrote.
         base: the weights that the run started from.
         out: a new folder.
     """

@@ -1,4 +1,4 @@
-"""``run.py config``: the keys of a config, or the values of a file."""
+"""``run.py config``: the keys of a config, or the values in a file."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from utils.config import Config, fields_of, load_with_places
 from utils.errors import UserError
 
 DEFAULT = "default"
-"""The place of a value that no file and no override sets."""
+"""The location of a value that neither a file nor an override sets."""
 
 TITLE = """# Config keys
 
-Every key of every task, as `python run.py config --markdown` prints them. `python run.py config TASK` shows those of one task;
-`python run.py config FILE` shows the values of a file, with the file and line that each comes from. `[]` stands for an entry of a
-list, `<name>` for a name that you choose. The default of a section, such as `{"max_tokens": 40}`, holds where a config leaves the
-section out; in a section that a config gives, the defaults of its keys hold. ↻ marks keys that may change when a run is resumed.
+This page lists all keys of all tasks, as printed by `python run.py config --markdown`. `python run.py config TASK` shows the keys
+of one task; `python run.py config FILE` shows the values in a file, with the file and line that each comes from. `[]` is an entry
+of a list, `<name>` a name that you choose. The default of a section, such as `{"max_tokens": 40}`, applies if a config omits the
+section; if a config contains the section, the defaults of its keys apply. ↻ marks keys that may change when a run is resumed.
 """
 
 
 def config(target: str | None = None, /, *filters: str, markdown: bool = False, keys: bool = False) -> int:
-    """Print the keys of a task's config with type, default and meaning; or the values of a file and where each comes from.
+    """Print the keys of a task's config with type, default and meaning; or the values in a file and where each comes from.
 
     Args:
         target: a task, a folder with task.py, or a YAML file.
         filters: show only keys with this prefix; key=value replaces a value of the file.
-        markdown: print the keys of all tasks as a document.
+        markdown: print the keys of all tasks as a Markdown document.
         keys: print the names of the keys of all tasks as JSON.
 
     Examples:
@@ -40,7 +40,7 @@ def config(target: str | None = None, /, *filters: str, markdown: bool = False, 
         python run.py config configs/pretrain/base_4m.yaml train.        values, and the file and line of each
         python run.py config configs/pretrain/base_4m.yaml train. train.steps=10
         python run.py config --markdown > docs/config.md                 every key of every task
-        python run.py config --keys > configs/keys.json                  only their names, which are checked before a run starts
+    python run.py config --keys > configs/keys.json                  only their names, which are checked before a run starts
     """
     if sum((markdown, keys, target is not None)) != 1:
         raise UserError("give a TASK or a FILE, or --markdown or --keys alone")
@@ -58,16 +58,16 @@ def config(target: str | None = None, /, *filters: str, markdown: bool = False, 
         lines = list(lines_of_file(target, overrides, prefixes))
     else:
         if overrides:
-            raise UserError(f"{overrides[0]}: a value replaces one of a file; give a FILE instead of {target}")
+            raise UserError(f"{overrides[0]}: a value replaces a value in a file; give a FILE instead of {target}")
         lines = list(lines_of_task(target, prefixes))
     if not lines:
-        raise UserError(f"{target} has no key that begins with {' or '.join(prefixes)}; leave it out to see all")
+        raise UserError(f"{target} has no key that begins with {' or '.join(prefixes)}; give no prefix to see all")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
 
 def lines_of_task(task: str, prefixes: Sequence[str]) -> Iterator[str]:
-    """Two lines for each key: path, type and default; its meaning."""
+    """Yield two lines for each key: path, type and default; then its meaning."""
     for key in _selected(keys_of(find_task(task).load().config), prefixes):
         yield f"{key.path}: {key.type} ({key.default if key.default == REQUIRED else f'default: {key.default}'})"
         if key.meaning:
@@ -75,7 +75,7 @@ def lines_of_task(task: str, prefixes: Sequence[str]) -> Iterator[str]:
 
 
 def lines_of_file(path: str, overrides: Sequence[str], prefixes: Sequence[str]) -> Iterator[str]:
-    """Two lines for each value of a config: path, value and place; its meaning."""
+    """Yield two lines for each value of a config: path, value and location; then its meaning."""
     schema = choose(path, overrides, None).load().config
     config, places = load_with_places(path, overrides, schema)
     meanings = {key.path: key.meaning for key in keys_of(schema)}
@@ -89,13 +89,13 @@ def lines_of_file(path: str, overrides: Sequence[str], prefixes: Sequence[str]) 
 
 
 def _meaning_of(keys: Sequence[str], meanings: Mapping[str, str]) -> str | None:
-    """The meaning of a key, one part of which the user may have chosen."""
+    """Returns the meaning of a key, one part of which the user may have chosen."""
     chosen = [[*keys[:place], "<name>", *keys[place + 1 :]] for place in range(len(keys))]
     return next((meanings[path] for path in map(".".join, [keys, *chosen]) if path in meanings), None)
 
 
 def document() -> str:
-    """The keys of every task in Markdown: first the keys that all tasks share, then the keys of each task."""
+    """Yield the keys of every task in Markdown: first the keys that all tasks share, then the keys of each task."""
     by_task = {task: list(keys_of(find_task(task).load().config)) for task in TASKS}
     first, *others = by_task.values()
     common = [key for key in first if all(key in keys for keys in others)]
@@ -118,7 +118,7 @@ def _selected(keys: Iterable[Key], prefixes: Sequence[str]) -> Iterator[Key]:
 
 
 def _values(config: Config) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The values of a bound config with their keys; a list is one value."""
+    """Yield the values of a bound config with their keys; a list is one value."""
 
     def walk(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
         if isinstance(node, dict) and node:

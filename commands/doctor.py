@@ -1,4 +1,4 @@
-"""``run.py doctor``: checks of a run before it starts."""
+"""``run.py doctor``: checks a run before it starts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def doctor(
     output: Path | None = None,
     out: Path = Path("."),
 ) -> int:
-    """Check a run before it starts: missing files, versions, a sample of the records, weights, memory, disk, and one real step of
-    each stream on a tiny batch. All findings are reported at once, each with a remedy, in half a minute.
+    """Check a run before it starts: missing files, versions, a sample of the records, weights, memory, disk, and one training
+    step of each stream on a tiny batch. All findings are reported at once, each with a remedy, in half a minute.
 
     Args:
         overrides: values that replace the config's, as key=value.
@@ -39,7 +39,7 @@ def doctor(
         python run.py doctor --task examples/entailment
 
     Returns:
-        0 fine, or warnings; 1 a run would be refused; 2 the config or the command line is wrong
+        0 no findings, or only warnings; 1 a run would be refused; 2 the config or the command line is wrong
     """
     started = time.perf_counter()
     choice = choose(config, overrides, task)
@@ -55,7 +55,7 @@ def doctor(
     from tools.doctor.weights import check_weights
     from utils.distributed import process_group
 
-    logging.getLogger().addHandler(logging.NullHandler())  # the report says what would be logged
+    logging.getLogger().addHandler(logging.NullHandler())  # the report contains what would be logged
     schema, task_class = choice.load()
     values = load_config(choice.config, overrides, schema)
 

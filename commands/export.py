@@ -1,4 +1,4 @@
-"""``run.py export MODEL --out X.onnx``: write a trained model as graphs of ONNX."""
+"""``run.py export MODEL --out X.onnx``: write a trained model as ONNX graphs."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from pathlib import Path
 
 
 def export(model: str, /, *, out: Path, config: str | None = None, tokenizer: str | None = None) -> int:
-    """Write a model of task pretrain, retrieval or grounding as graphs of ONNX, for machines without a GPU.
+    """Write a model of task pretrain, retrieval or grounding as ONNX graphs, for machines without a GPU.
 
-    The folder holds the image encoder, the text encoder, the fusion encoder with its heads, config and tokenizer: it stands
-    alone. Where a model is given, to predict, index, search, serve or in Python to load, the folder works.
+    The folder is self-contained: it has the image encoder, the text encoder, the fusion encoder with its heads, config and
+    tokenizer. It can be used wherever a model is expected: by predict, index, search, serve, and load in Python.
 
     Args:
         model: a run's folder, a weight file, or hub:owner/name.
-        out: folder to write, such as X.onnx; it must not be there yet.
-        config: config of the weights, where the file does not lie in its run's folder.
-        tokenizer: tokenizer, if other than the model's own.
+        out: folder to write, such as X.onnx; it must not exist yet.
+        config: config of the weights, if the file is not in its run's folder.
+        tokenizer: tokenizer, if it is not the model's own.
 
     Examples:
         python run.py export runs/demo/pretrain-seed0 --out pretrain.onnx
         python run.py predict match --model pretrain.onnx --image dog.jpg --text "a dog"
 
     Returns:
-        0 it was written, and onnxruntime's results equal torch's to 1e-4; 2 nothing was written
+        0 the folder was written, and onnxruntime's results equal torch's to 1e-4; 2 nothing was written
     """
     from x2vlm.export import writing
     from x2vlm.export.files import GRAPHS

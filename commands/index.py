@@ -1,4 +1,4 @@
-"""``run.py index FOLDER``: embed the images of a folder, so that they can be searched by a sentence."""
+"""``run.py index FOLDER``: embed the images in a folder, so that they can be searched with a sentence."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from utils.printing import counted
 
 
 def index(folder: Path, /, *, model: str, out: Path, running: ModelFlags = ModelFlags()) -> int:
-    """Embed every image in a folder and the folders in it, each content once. Videos are skipped.
+    """Embed every image in a folder and its subfolders, each distinct content once. Videos are skipped.
 
-    If it is run again, the command embeds the images that are new or have changed, and drops images that are gone. If it was
-    interrupted, it continues.
+    To update an index, run the command again: it embeds images that are new or have changed, and drops images that have been
+    removed. An interrupted command continues when it is run again.
 
     Args:
         folder: folder of the images.
@@ -25,7 +25,8 @@ def index(folder: Path, /, *, model: str, out: Path, running: ModelFlags = Model
         python run.py search photos.index "a dog on a lawn" --locate --save hits.png
 
     Returns:
-        0 all images were read; 1 some could not be: broken.jsonl in the folder of the index names them; 2 nothing could be done
+        0 all images were read; 1 some images could not be read and are listed in broken.jsonl in the index folder; 2 nothing was
+        indexed
     """
     encoder = running.load(model)
     from x2vlm.search.encoding import Encoder

@@ -1,4 +1,4 @@
-"""``python run.py index-shards``: make the indexes of a run's shards before it starts, by several processes."""
+"""``python run.py index-shards``: index a run's shards before it starts, with several processes."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ def index_shards(
     index: str | None = None,
     workers: Annotated[int, read_by(positive)] = usable_cores(),
 ) -> int:
-    """Find where each record begins in the shards of a config's streams, or of one list.
+    """Find where each record begins in the shards of a config's streams, or in one list of shards.
 
-    An index lies in the user's cache folder, or in data.cache_index of the config (--index). A run makes what is missing, by one
-    process; the others wait for it. If the command is interrupted, run it again to continue.
+    Indexes are stored in the user's cache folder, or in data.cache_index of the config (--index). A run builds missing indexes
+    itself, in one process while the others wait. If the command is interrupted, run it again to continue.
 
     Args:
-        words: one list of files, patterns or folders; or values of the config, as key=value.
-        config: index every list of shards that this config names.
+        words: one list of files, patterns or folders; or values that replace the config's, as key=value.
+        config: index every list of shards in this config.
         index: folder of indexes (default: the config's data.cache_index, or the user's cache folder).
-        workers: processes.
+        workers: number of processes.
 
     Examples:
         python run.py index-shards --config configs/pretrain/base_1b.yaml --workers 32
         python run.py index-shards data/pretrain/cc3m --workers 8
 
     Returns:
-        0 all shards are indexed; 2 one cannot be read
+        0 all shards are indexed; 2 a shard cannot be read
     """
     if any("=" not in word for word in words) == (config is not None):
         raise UserError("give --config FILE, or one list of files, patterns or folders")
@@ -47,7 +47,7 @@ def index_shards(
         lists = shard_lists(values)
         folder, remote = folder or getattr(values.data, "cache_index", None), getattr(values.data, "remote", None)
         if not lists:
-            raise UserError(f"--config {config}: names no shards; only pre-training reads any")
+            raise UserError(f"--config {config}: names no shards; only pre-training reads shards")
     from dataset.shards.readers import Shards  # imports torch, which takes seconds
 
     for key, files in lists.items():
@@ -59,7 +59,7 @@ def index_shards(
 
 
 def shard_lists(config: Config) -> dict[str, list[str]]:
-    """Every list of shards that a config names, by its key."""
+    """Returns every list of shards in a config, by its key."""
     lists: dict[str, list[str]] = {}
     for key, kind, path in inputs_of(config):
         if kind == "shards":

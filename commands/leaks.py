@@ -1,4 +1,4 @@
-"""``python run.py leaks CONFIG ...``: images that the training data of configs share with the held-out splits of any of them."""
+"""``python run.py leaks CONFIG ...``: finds images shared by the training data and the held-out splits of configs."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from utils.flags import Positive
 from utils.progress import progress_bar
 
 NAMED = 5
-"""Shared images of a pair of sides that are printed; --out has all."""
+"""Maximum number of shared images that are printed for a pair of sides; --out lists all."""
 
 NAMES = {"coco": "COCO", "flickr": "Flickr", "vg": "Visual Genome"}
-"""The data sets that give ids."""
+"""The data sets that provide ids."""
 
 EXACT = (
-    "compared: ids, paths and equal bytes; resized, recompressed, recoloured or cropped copies are looked for only with "
-    "--perceptual\n"
+    "compared: ids, paths and equal bytes; add --perceptual to find resized, recompressed, recoloured or cropped copies "
+    "too\n"
 )
-EXACT_TOO = "compared: ids, paths and equal bytes of all images, and the looks of"
+EXACT_TOO = "compared: ids, paths and equal bytes of all images, and the appearance of"
 
-NOT_COMPARED = "; contents are too many to compare"
+NOT_COMPARED = "; too many files to compare their contents"
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Sides:
     training: dict[str, Iterable[KnownImage]] = field(default_factory=dict)
     held_out: dict[str, Iterable[KnownImage]] = field(default_factory=dict)
     not_checked: list[str] = field(default_factory=list)
-    """Sides that cannot be read, with the reason."""
+    """Sides that cannot be read, each with the reason."""
 
 
 def leaks(
@@ -67,17 +67,18 @@ def leaks(
     seed: int = 0,
     out: Path | None = None,
 ) -> int:
-    """Look for images that training data share with held-out splits, over all configs that are given: by the ids that public data
-    sets share (COCO, Visual Genome, Flickr), by path, and of up to 20,000 files by content.
+    """Find images that training data share with held-out splits, over all given configs: by the ids that public data sets share
+    (COCO, Visual Genome, Flickr), by path, and, for up to 20,000 files, by content.
 
     Args:
         configs: configs of pre-training or fine-tuning.
-        held_out: a folder; the validation and test splits of the official files below it too (dataset_coco.json, refs(unc).p,
-            ...), by id; may be repeated.
-        perceptual: compare a sample by its looks too: resized, recompressed or recoloured copies, and crops (needs imagehash).
+        held_out: a folder; also compare, by id, with the validation and test splits in its official files (dataset_coco.json,
+            refs(unc).p, ...); may be repeated.
+        perceptual: compare a sample by appearance too, to find resized, recompressed or recoloured copies, and crops (needs
+            imagehash).
         sample: images of each side for --perceptual.
-        seed: of the sample.
-        out: write every pair of a training record and a held-out image to a table, separated by tabs.
+        seed: seed of the sample.
+        out: write every pair of a training record and a held-out image to a tab-separated table.
 
     Examples:
         python run.py leaks configs/pretrain/base_4m.yaml configs/retrieval/coco_base_4m.yaml configs/vqa/vqa2_base_4m.yaml
@@ -85,8 +86,8 @@ def leaks(
         python run.py leaks my/pretrain.yaml --held-out data/coco --held-out data/refcoco+
 
     Returns:
-        0 nothing is shared; 1 something is; 2 a config or the command line is wrong; 3 nothing is shared in what could be
-        compared, and the lines "not checked" name the rest: what cannot be read, and ids that no file links
+        0 no image is shared; 1 images are shared; 2 a config or the command line is wrong; 3 no shared image was found, but not
+        everything could be compared: the lines "not checked" name what cannot be read, and ids that no file links
     """
     if perceptual:
         look_alikes.require()
@@ -98,11 +99,11 @@ def leaks(
     official = _official_splits(raw)
     if held_out and not official and not links.files:
         files = ", ".join([*(splits.file for splits in SPLITS.values()), *links.absent])
-        raise UserError(f"--held-out {', '.join(map(str, held_out))}: none of {files} is there")
+        raise UserError(f"--held-out {', '.join(map(str, held_out))}: contains none of {files}")
     sides.held_out |= official
     if not sides.training or not sides.held_out:
         missing = "training data" if not sides.training else "held-out split"
-        first = sides.not_checked[0] if sides.not_checked else "none is named"
+        first = sides.not_checked[0] if sides.not_checked else "the configs name none"
         more = f"; and {len(sides.not_checked) - 1} more" if len(sides.not_checked) > 1 else ""
         raise UserError(f"{', '.join(configs)}: no {missing} could be read: {first}{more}")
     looks = _Looks(sample, seed)
@@ -110,7 +111,7 @@ def leaks(
         for training, images in sides.training.items():
             try:
                 found = shared_with_splits(images, sides.held_out, links.all_ids, partial(table.add, training))
-            except UserError as error:  # shards that cannot be read any more
+            except UserError as error:  # shards that can no longer be read
                 sides.not_checked.append(f"{training}: {error}")
                 continue
             _tell_clean(training, {split: each for split, each in found.items() if not each.shared})
@@ -123,14 +124,14 @@ def leaks(
     not_checked = [*sides.not_checked, *_broken({**sides.training, **sides.held_out})]
     for each in not_checked:
         sys.stdout.write(f"not checked: {each}\n")
-    sys.stdout.write(EXACT if not perceptual else f"{EXACT_TOO} a sample of {sample:,} images a side\n")
+    sys.stdout.write(EXACT if not perceptual else f"{EXACT_TOO} a sample of {sample:,} images per side\n")
     if out is not None:
         sys.stdout.write(f"{out}: {table.rows:,} pairs of a training image and a held-out image\n")
     return 1 if table.rows else 3 if not_checked else 0
 
 
 class _Table:
-    """The table of ``--out``, written row by row; it replaces the file when all is compared. Without a path, rows are counted."""
+    """The table of ``--out``, written row by row; it replaces the file at the end. Without a path, rows are only counted."""
 
     def __init__(self, path: Path | None):
         self.rows = 0
@@ -159,14 +160,14 @@ class _Table:
 
 
 class _Looks:
-    """The looks of a random sample of each side, computed once a side."""
+    """The appearance of a random sample of each side, computed once for each side."""
 
     def __init__(self, count: int, seed: int):
         self._count, self._seed = count, seed
         self._of: dict[str, list[tuple[Source, Look]]] = {}
 
     def of(self, name: str, images: Iterable[KnownImage]) -> list[tuple[Source, Look]]:
-        """The looks of a side."""
+        """Returns the appearance of a side's sample."""
         if name not in self._of:
             rng = random.Random(self._seed)
             if isinstance(images, _Records):
@@ -186,7 +187,7 @@ def _compare_looks(
     looks: _Looks,
     table: _Table,
 ) -> None:
-    """Print the pairs of a training image and a held-out image that look alike, except images that are known to be shared."""
+    """Print the pairs of a training image and a held-out image that look alike, except images already known to be shared."""
     ours = looks.of(training, images)
     for split, held_out in splits.items():
         theirs = looks.of(split, held_out)
@@ -208,7 +209,8 @@ def _compare_looks(
 
 
 def _unlinked(training: str, found: Mapping[str, SharedImages], links: Links) -> Iterator[str]:
-    """A line for each pair of data sets whose ids cannot be compared, since no file says which of their images are one."""
+    """Yield a line for each pair of data sets whose ids cannot be compared, since no file says which of their images are the
+    same."""
     missing: dict[tuple[str, str], list[str]] = {}
     counts: Counter[tuple[str, str]] = Counter()
     for split, shared in found.items():
@@ -228,7 +230,7 @@ def _unlinked(training: str, found: Mapping[str, SharedImages], links: Links) ->
 
 
 def _official_splits(raw: RawFolder) -> dict[str, Iterable[KnownImage]]:
-    """The held-out images that official files below the folders name, by split. Only their ids are compared: none has to be here.
+    """Returns the held-out images in official files in the folders, by split. Only ids are compared, so no image has to exist.
 
     Raises:
         UserError: a file cannot be read.
@@ -272,9 +274,9 @@ def _read_pretraining(path: str, config: Any, sides: Sides) -> None:
 
 
 class _Records:
-    """The images of the records of shards, read when they are gone through; broken records are skipped, as in a run.
+    """The images in the records of shards, read on iteration; broken records are skipped, as in a run.
 
-    ``broken``: their number when the records were gone through last, and ``first`` of them.
+    ``broken``: number of broken records in the last iteration, and ``first`` the first of them.
     """
 
     def __init__(self, files: list[str], stream: Any, key: str, data: DataConfig):
@@ -291,7 +293,7 @@ class _Records:
                 self.broken += 1
 
     def sample(self, count: int, rng: random.Random) -> list[KnownImage]:
-        """The images of ``count`` records at random, each image once. Broken records are skipped."""
+        """Returns the images of ``count`` random records, each image once. Broken records are skipped."""
         found: dict[Any, KnownImage] = {}
         for number in sorted(rng.sample(range(len(self.shards)), min(count, len(self.shards)))):
             try:
@@ -327,7 +329,7 @@ def _try(
 
 
 def _broken(sides: Mapping[str, Iterable[KnownImage]]) -> list[str]:
-    """A line for each side with broken records, whose images are not known."""
+    """Yield a line for each side with broken records, whose images are unknown."""
     records = {name: side for name, side in sides.items() if isinstance(side, _Records) and side.broken}
     return [
         f"{name}: {side.broken:,} of {len(side.shards):,} records are broken, the first: {side.first}"
@@ -336,7 +338,7 @@ def _broken(sides: Mapping[str, Iterable[KnownImage]]) -> list[str]:
 
 
 def _tell_clean(training: str, splits: Mapping[str, SharedImages]) -> None:
-    """Print the splits that share nothing with a training side, in one line."""
+    """Print the splits that share no image with a training side, in one line."""
     if splits:
         sizes = ", ".join(f"{found.held_out:,} of {split}" for split, found in splits.items())
         compared = all(found.contents_compared for found in splits.values())

@@ -1,4 +1,4 @@
-"""What the commands that use a trained model have in common."""
+"""Code shared by the commands that use a trained model."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from x2vlm.model import Model
 
 MOST_DRAWN = 48
-"""Results that are drawn by --save, at most."""
+"""Maximum number of results that --save draws."""
 MOST_TOLD = 5
 
 
 @FLAGS
 @dataclass(frozen=True, kw_only=True)
 class ModelFlags:
-    """How a model runs.
+    """Options for running a model.
 
     Attributes:
         device: cpu, cuda, cuda:1 (default: a GPU if there is one).
-        precision: of the computation.
-        batch_size: images of a forward pass.
-        config: config of the weights, where the file does not lie in its run's folder.
-        tokenizer: tokenizer, if other than the model's own.
+        precision: precision of the computation.
+        batch_size: images in a forward pass.
+        config: config of the weights, if the file is not in its run's folder.
+        tokenizer: tokenizer, if it is not the model's own.
     """
 
     device: str | None = None
@@ -41,7 +41,7 @@ class ModelFlags:
     tokenizer: str | None = None
 
     def load(self, source: str, answers: str | None = None) -> Model:
-        """The model ``source``, as these flags say."""
+        """Load the model ``source`` with these options."""
         from x2vlm.loading import load
 
         model = load(
@@ -57,17 +57,17 @@ class ModelFlags:
 
 
 def check_save(path: Path, images: Sequence[str]) -> None:
-    """Check the file of a figure before anything is computed, and make its folder.
+    """Check the path of a figure before anything is computed, and create its folder.
 
     Raises:
-        UserError: it is not a PNG, is one of the images, or cannot be written.
+        UserError: the path is not a PNG, is one of the images, or cannot be written.
     """
     if path.suffix.lower() != ".png":
         raise UserError(f"--save {path}: a figure is a PNG; give a name that ends with .png")
-    # Not Path.resolve, which raises where symbolic links are a loop.
+    # Path.resolve would raise an error for a loop of symbolic links.
     target = Path(os.path.realpath(path))
     for image in (Path(os.path.realpath(name)) for name in images):
-        # What lies in a folder of images, and is there already, is one of them.
+        # An existing file in a folder of images is one of the images.
         if target == image or (target.exists() and image.is_dir() and target.is_relative_to(image)):
             raise UserError(f"--save {path}: this is one of the images; give another name")
     try:
@@ -79,7 +79,7 @@ def check_save(path: Path, images: Sequence[str]) -> None:
 
 
 def report_broken(broken: Sequence[str], count: int) -> int:
-    """Tell what could not be read; returns the exit status."""
+    """Report what could not be read; returns the exit status."""
     if not broken:
         return 0
     for line in broken[:MOST_TOLD]:

@@ -12,8 +12,8 @@ from utils.flags import Override
 
 
 def plan(*overrides: Override, flags: PlanFlags = PlanFlags(), json_: bool = False) -> int:
-    """Find the largest micro-batch that fits, the accumulation for the global batch, and the time of a run: measured with a GPU,
-    else estimated.
+    """Find the largest micro-batch that fits, the accumulation for the global batch, and the time of a run. They are measured if
+    there is a GPU, and estimated otherwise.
 
     Args:
         overrides: values that replace the config's, as key=value.

@@ -1,4 +1,4 @@
-"""``run.py predict CALL``: ask a trained model about images, and print, save or draw what it says."""
+"""``run.py predict CALL``: run a trained model on images, and print, save or draw the results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ASKED = [name for name, call in CALLS.items() if call.text is not None]
 
 
 class Result(NamedTuple):
-    """The answer of a model about an image (or a group of images): lines to print, values for JSON, panels to draw."""
+    """The result of a model for an image (or a group of images): lines to print, values for JSON, panels to draw."""
 
     lines: list[str]
     values: dict[str, Any]
@@ -54,18 +54,19 @@ def predict(
     json_: bool = False,
     running: ModelFlags = ModelFlags(),
 ) -> int:
-    """Ask a trained model about your images: captions, answers, boxes, matches, comparisons, where it looks.
+    """Run a trained model on your images: captions, answers, boxes, matches, comparisons, attention maps.
 
     Args:
-        call: what is asked for: caption, answer, match, locate, compare or explain.
+        call: what to compute: caption, answer, match, locate, compare or explain.
         model: a run's folder, a weight file, hub:owner/name, or an export.
         image: images, videos, folders, patterns; - reads paths from standard input.
         text: for answer, a question; for locate, a phrase; for match, a text; for compare, a statement about the images, two at
-            a time; for explain, a text, whose words are looked for in every image. May be repeated: each is asked of every image.
-        answers: of answer: JSON list of the candidate answers (default: the answers that the run keeps).
-        layer: of explain: block of the fusion encoder, from 0.
-        save: draw the first 48 results, as a PNG.
-        json_: a JSON object in a line for each image.
+            a time; for explain, a text, whose words are looked for in every image. May be repeated: each is used with every
+            image.
+        answers: for answer: JSON list of the candidate answers (default: the answers that the run keeps).
+        layer: for explain: block of the fusion encoder, from 0.
+        save: draw the first 48 results as a PNG.
+        json_: print a JSON object for each image, one per line.
 
     Examples:
         python run.py predict caption --model runs/demo/captioning-seed0 --image photos/
@@ -75,7 +76,7 @@ def predict(
         find . -name "*.png" | python run.py predict caption --model runs/x --image -
 
     Returns:
-        0 all images were read; 1 some could not be, and are listed at the end; 2 nothing could be done
+        0 all images were read; 1 some could not be read and are listed at the end; 2 nothing was computed
     """
     if call in TEXTS and not text:
         raise UserError(f"{call} needs --text: {TEXTS[call]}")
@@ -107,7 +108,7 @@ def predict(
 
 
 def expand_pattern(pattern: str) -> list[str]:
-    """The files and folders that a word of --image names.
+    """Returns the files and folders that a value of --image names.
 
     Raises:
         UserError: nothing was found.
@@ -115,18 +116,18 @@ def expand_pattern(pattern: str) -> list[str]:
     if pattern == STANDARD_INPUT:
         listed = [line for line in (line.rstrip("\n") for line in sys.stdin) if line]
         if not listed:
-            raise UserError("--image -: standard input has no path; give one a line")
+            raise UserError("--image -: no path on standard input; give one path per line")
         return listed
     path = str(Path(pattern).expanduser())
     found = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))
     if not found:
-        raise UserError(f"--image {pattern}: no such file, and no file fits it as a pattern")
+        raise UserError(f"--image {pattern}: no such file, and no file matches it as a pattern")
     return found
 
 
 def expand_folder(name: str, *, videos: bool) -> list[str]:
-    """A file; or the images in a folder and the folders in it. For a model of ``videos`` the video files, or where there are none
-    the folder itself, which then holds the frames of one.
+    """Returns a file, or the images in a folder and its subfolders. For a model of ``videos``, returns the video files or,
+    without video files, the folder itself, which must then contain the frames of one video.
 
     Raises:
         UserError: nothing was found.
@@ -136,13 +137,13 @@ def expand_folder(name: str, *, videos: bool) -> list[str]:
     wanted = VIDEO_SUFFIXES if videos else IMAGE_SUFFIXES
     files = [str(file) for file in sorted(Path(name).rglob("*")) if file.suffix.lower() in wanted]
     if not files and not videos:
-        raise UserError(f"--image {name}: no image is in this folder")
+        raise UserError(f"--image {name}: there is no image in this folder")
     return files or [name]
 
 
 def _groups(model: Model, paths: Sequence[str], call: str, broken: list[str]) -> Iterator[list[list[View]]]:
-    """The views of images, in batches: each in a separate group, for "compare" in groups of the size that the model compares. A
-    group with an image that cannot be read is skipped, and noted in ``broken``.
+    """Yield the views of images in batches: each image in its own group or, for "compare", in groups of the size that the model
+    compares. A group with an image that cannot be read is skipped and added to ``broken``.
 
     Raises:
         UserError: images are left over.
@@ -155,7 +156,7 @@ def _groups(model: Model, paths: Sequence[str], call: str, broken: list[str]) ->
         try:
             groups.append([model.read(path) for path in paths[start : start + size]])
         except UserError as error:
-            others = f"; left out with it: {', '.join(paths[start : start + size])}" if size > 1 else ""
+            others = f"; skipped with it: {', '.join(paths[start : start + size])}" if size > 1 else ""
             broken.append(f"{error}{others}")
         if len(groups) == model.batch_size:
             yield groups
@@ -165,7 +166,7 @@ def _groups(model: Model, paths: Sequence[str], call: str, broken: list[str]) ->
 
 
 def _ask(model: Model, groups: list[list[View]], call: str, texts: list[str], layer: int | None) -> Iterator[Result]:
-    """The answers of the model about each group."""
+    """Returns the model's result for each group."""
     views = [group[0] for group in groups]
     if call == "caption":
         for view, caption in zip(views, model.caption(views), strict=True):
@@ -206,7 +207,7 @@ def _lines(model: Model, view: View, lines: list[str], values: dict[str, Any]) -
 
 
 def _matched(model: Model, view: View, texts: Sequence[str], best_first: Sequence[Match]) -> Result:
-    """An image with its texts; the numbers are named where there are several."""
+    """An image with its texts; the numbers are named if there are several."""
     from x2vlm import figures
     from x2vlm.matching import numbers
 
@@ -248,7 +249,7 @@ def _compared(model: Model, group: Sequence[View], text: str, judgement: Judgeme
 
 
 def _explained(model: Model, view: View, text: str, layer: int | None) -> Result:
-    """Where the greatest weight of each word is, in pixels; the whole map in the figure and in JSON."""
+    """Returns where the maximum weight of each word is, in pixels; the whole map is in the figure and in the JSON."""
     from x2vlm import figures
 
     maps, (width, height) = model.explain(view, text, layer=layer), view.size

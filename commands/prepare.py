@@ -1,4 +1,4 @@
-"""``run.py prepare``: records for pre-training from the official files of a public data set."""
+"""``run.py prepare``: make records for pre-training from the official files of a public data set."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from utils.flags import PositiveReal, read_by, whole_number, within
 from utils.subcommands import Command, with_subcommands
 
 CONVERTERS = {
-    "own": Command("dataset.prepare.own:own", "your own CSV, JSON or COCO file to records"),
+    "own": Command("dataset.prepare.own:own", "convert your own CSV, JSON or COCO file to records"),
     "multi30k": Command("dataset.prepare.multi30k:multi30k", "Multi30K, captions in four languages"),
     "multilingual_coco": Command(
         "dataset.prepare.multilingual_coco:multilingual_coco", "COCO in English, Japanese and Chinese"
@@ -36,7 +36,7 @@ CONVERTERS = {
     ),
     "frames": Command("dataset.prepare.frames:frames", "video files to lists of frames"),
 }
-"""Subcommands, with their own flags, by what each one converts."""
+"""Subcommands with their own flags; the help of each says what it converts."""
 
 USUAL = VideoOptions()
 
@@ -44,15 +44,15 @@ USUAL = VideoOptions()
 @Parameter(name="*", group="laion (the paper does not say how it was filtered)")
 @dataclass(frozen=True, kw_only=True)
 class LaionFlags:
-    """How laion is filtered, and where.
+    """How laion is filtered, and where this runs.
 
     Attributes:
-        min_side: of the shorter side in pixels, as listed.
-        min_similarity: of image and text, by CLIP, as listed; from -1 to 1.
+        min_side: minimum length of the shorter side in pixels, as listed.
+        min_similarity: minimum similarity of image and text according to CLIP, as listed; from -1 to 1.
         safety: the tag to exclude: NSFW, UNSURE too, or none.
-        max_unsafe: largest probability of an unsafe image (column punsafe).
-        max_watermark: largest probability of a watermark (pwatermark).
-        ray: work on a Ray cluster that shares the disk: its address, auto, or local.
+        max_unsafe: maximum probability of an unsafe image (column punsafe).
+        max_watermark: maximum probability of a watermark (pwatermark).
+        ray: run on a Ray cluster with a shared disk: its address, auto, or local.
     """
 
     min_side: Annotated[int, read_by(whole_number(0, 100_000))] = 0
@@ -69,10 +69,10 @@ class VideoFlags:
     """How videos are converted.
 
     Attributes:
-        short_side: of a frame in pixels, at most; the default is enough for pre-training at 224.
-        frames_per_second: frames that are kept of each second; 1 is the paper's.
-        clips: neighbouring clips of a record, at most.
-        words: of a clip of yt_temporal.
+        short_side: maximum length of a frame's shorter side, in pixels; the default is enough for pre-training at 224.
+        frames_per_second: frames that are kept of each second; the paper uses 1.
+        clips: maximum number of neighbouring clips in a record.
+        words: number of words in a clip of yt_temporal.
     """
 
     short_side: Annotated[int, read_by(whole_number(16, 4096))] = USUAL.short_side
@@ -101,24 +101,24 @@ def prepare(
 ) -> int:
     """Make records for pre-training from the official files of a public data set.
 
-    NAME is a data set of --list, or a group: 4m for all that configs/pretrain/base_4m.yaml reads, 1b for what base_1b.yaml reads
-    besides, videos for the second step of 1b. The folder of --raw holds the official annotation files, plain or zipped, and the
-    images, in any folders; files of downstream splits are looked for there too: their images are excluded. A run that is cut goes
-    on when the same command is given again; a folder of records appears when it is whole.
+    NAME is a data set of --list, or a group: 4m for everything that configs/pretrain/base_4m.yaml reads, 1b for what base_1b.yaml
+    reads in addition, videos for the second step of 1b. The folder of --raw contains the official annotation files, plain or
+    zipped, and the images, in any subfolders; files of downstream splits are looked for there too, and their images are excluded.
+    To continue an interrupted run, repeat the command; a folder of records appears when it is complete.
 
     Args:
         name: coco, visual_genome, sbu, cc3m, refcoco, gqa, flickr30k_entities, objects365, openimages, cc12m, laion, webvid,
             howto100m, yt_temporal, 4m, 1b or videos.
-        list_: show the data sets: files, sizes, licence, what is made.
+        list_: show the data sets: files, sizes, licence, and the resulting records.
         check: compare the prepared folders in this folder with their manifests.
         raw: folder of the official files and images.
         out: folder for the folders of records.
-        held_out: one more folder with files of downstream splits; may be repeated.
-        without: keep the held-out images of this set, on which you never measure; may be repeated.
+        held_out: another folder with files of downstream splits; may be repeated.
+        without: keep the held-out images of this set, on which you will never evaluate; may be repeated.
         missing: exclude these images too: another group's missing.txt, or its --out.
-        verify: decode every image: broken ones and duplicates are excluded.
-        overwrite: rebuild what is there.
-        workers: processes (default: one a core).
+        verify: decode every image, and exclude broken images and duplicates.
+        overwrite: rebuild existing folders.
+        workers: number of processes (default: one per core).
 
     Examples:
         python run.py prepare --list
@@ -127,7 +127,8 @@ def prepare(
         python run.py prepare own --help
 
     Returns:
-        0 the records are there, or all folders are whole; 1 --check found a fault; 2 a mistake in the command line or the files
+        0 the records exist, or all folders are intact; 1 --check found a fault; 2 there is a mistake in the command line or the
+        files
     """
     if list_:
         sys.stdout.write(listing())
@@ -146,7 +147,7 @@ def prepare(
     if unknown := [each for each in without if each not in splits]:
         raise UserError(f"--without {unknown[0]}: no such splits; known: {', '.join(splits)}")
     if verify and set(names) <= {"laion", *GROUPS["videos"]}:
-        raise UserError(f"--verify: {', '.join(names)} does not decode images; leave it out")
+        raise UserError(f"--verify: {', '.join(names)} does not decode images; remove the flag")
     _refuse_unread(laion, ("laion",), names)
     _refuse_unread(videos, GROUPS["videos"], names)
     options = Options(
@@ -167,14 +168,16 @@ def prepare(
 
 
 def _refuse_unread(flags: Any, readers: Sequence[str], names: Sequence[str]) -> None:
-    """Refuse a flag that none of the sets reads."""
+    """Reject a flag that none of the data sets uses."""
     for each in fields(flags) if not set(readers) & set(names) else ():
         if (value := getattr(flags, each.name)) != each.default:
-            raise UserError(f"--{each.name.replace('_', '-')} {value}: only {', '.join(readers)} read it; leave it out")
+            raise UserError(
+                f"--{each.name.replace('_', '-')} {value}: only used by {', '.join(readers)}; remove the flag"
+            )
 
 
 def prepare_all(names: Sequence[str], options: Options) -> int:
-    """Prepare several sets. One that cannot be made does not keep the others from it; all errors are reported at the end."""
+    """Prepare several data sets. If one fails, the others are still prepared; all errors are reported at the end."""
     errors = []
     for name in names:
         try:
@@ -185,14 +188,14 @@ def prepare_all(names: Sequence[str], options: Options) -> int:
             errors.append(f"{name}: {error}")
     if errors:
         raise UserError(
-            f"{len(errors)} of {len(names)} sets were not made; the others are whole\n  " + "\n  ".join(errors)
+            f"{len(errors)} of {len(names)} sets could not be made; the others are complete\n  " + "\n  ".join(errors)
         )
     return 0
 
 
 def listing() -> str:
-    """The known sets: official files, sizes, licence, what is made, and which config reads it."""
-    lines = ["Licences as the sets' own pages are said to state them: none was verified here.", ""]
+    """Returns a list of the known data sets: official files, sizes, licence, resulting records, and which config reads them."""
+    lines = ["Licences as reported on the data sets' own pages; none was verified here.", ""]
     for name, data_set in SETS.items():
         sizes = ", ".join(f"{number:,} {unit}" for unit, number in data_set.sizes.items()) or "not known"
         lines += [f"{name}: {data_set.title}", f"  from      {data_set.home}", f"  licence   {data_set.licence}"]
@@ -216,10 +219,10 @@ def listing() -> str:
 
 
 def check_folders(root: Path) -> int:
-    """Compare the prepared folders below ``root`` with their manifests; returns 1 if one of them was changed.
+    """Compare the prepared folders in ``root`` with their manifests; returns 1 if a folder has changed.
 
     Raises:
-        UserError: no folder was prepared there.
+        UserError: no prepared folder was found.
     """
     folders = prepared_folders(root) if root.is_dir() else []
     if not folders:

@@ -25,21 +25,21 @@ def report(
     output: Path = Path("report.html"),
     examples: Annotated[int, read_by(whole_number(0, MOST_EXAMPLES))] = 24,
 ) -> int:
-    """Write one HTML page of a run, finished or not: metrics, curves, predictions with failures first, broken records,
-    throughput, config; or of several runs, side by side.
+    """Write an HTML page of a run, finished or not: metrics, curves, predictions with failures first, broken records, throughput,
+    config; or of several runs side by side.
 
-    The page needs no other file and no network. Run the command in the directory in which the run was started: from there, its
-    config names the images of predictions.
+    The page is a single file and needs no network. Run the command in the directory in which the run was started: the paths of
+    the images in its config are relative to it.
 
     Args:
         runs: folder of each run, its --output.
-        output: the page.
-        examples: predictions of each split, at most; from 0 to 200.
+        output: the page to write.
+        examples: maximum number of predictions of each split; from 0 to 200.
 
     Examples:
         python run.py report runs/demo/grounding
         python run.py report runs/ablation/*/seed-0 --output variants.html
-        python run.py report runs/big --examples 0                       no predictions: quick, and no data are needed
+    python run.py report runs/big --examples 0                       no predictions: quick, and no data are needed
     """
     output = expanded(output)
     if len(runs) > MOST_RUNS:
@@ -47,7 +47,7 @@ def report(
     if output.is_dir():
         raise UserError(f"--output {output}: is a folder; give a file, such as {output / 'report.html'}")
     if not output.parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.parent}; make it, or give another file")
+        raise UserError(f"--output {output}: the folder {output.parent} does not exist; make it, or give another file")
     # Imported here, so that --help and mistakes in the command line do not wait for torch.
     from tools.report.page import page_of
     from tools.runs.reading import read_runs
@@ -66,7 +66,7 @@ def report(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No messages about images and annotations on the screen: the page lists what cannot be shown."""
+    """Silence messages about images and annotations: the page lists what cannot be shown."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     try:

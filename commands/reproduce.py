@@ -1,4 +1,4 @@
-"""``python run.py reproduce``: run cells of the paper's tables one after another, each checked first, with a receipt."""
+"""``python run.py reproduce``: checks and runs cells of the paper's tables one after another, and writes a receipt for each."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ OUTPUT = Path("runs/reproduce")
 DRAWS = 1000
 
 FAR = 2.0
-"""Points from which on a difference is said to be large."""
+"""Difference in points from which a remark calls it large."""
 
 
 def _draws(text: str) -> int:
-    """A number of draws; an override that follows the bare flag is refused."""
+    """Parses a number of draws; an override after the bare flag is rejected."""
     if "=" in text:
         raise WrongValueError(f"{text!r} is not a number of draws; write --intervals {DRAWS} {text}")
     return positive(text)
@@ -45,14 +45,14 @@ class ReproduceFlags:
     """How cells are run.
 
     Attributes:
-        evaluate: do not train: evaluate the weights as they are.
+        evaluate: evaluate the weights as they are, without training.
         seeds: S,S: a run for each seed (default: the config's).
         output: folder of runs and receipts.
-        intervals: 95 % interval of each number over the held-out examples, from this number of bootstrap draws (without a
-        number: 1000);
-            finished runs are measured again, not trained.
-        small: runs of seconds, where a cell has any: shows the way, not the number.
-        unchecked: without `run.py doctor` before each training.
+        intervals: 95 % interval of each number over the held-out examples, from this number of bootstrap draws (1000 if the
+            flag has no number);
+            finished runs are measured again, but not trained again.
+        small: make runs of a few seconds, for cells that have them: these show that the steps work, not the number.
+        unchecked: skip `run.py doctor` before each training.
     """
 
     evaluate: bool = False
@@ -64,7 +64,7 @@ class ReproduceFlags:
 
     @property
     def draws(self) -> int:
-        """Bootstrap draws for the intervals; 0: no intervals."""
+        """Number of bootstrap draws for the intervals; 0: no intervals."""
         return DRAWS if self.intervals is True else int(self.intervals)
 
 
@@ -77,7 +77,7 @@ class _Order(NamedTuple):
     checkpoints: Path | None
 
     def changes(self, cell: Cell) -> tuple[str, ...]:
-        """Overrides after the cell's own."""
+        """Overrides after the cell's own overrides."""
         return (*(cell.small if self.flags.small else ()), *self.overrides)
 
 
@@ -88,7 +88,7 @@ def reproduce(
     placement: Placement = Placement(),
 ) -> int:
     """Run cells of the paper's tables from the published weights: check, fine-tune, evaluate, and print numbers next to the
-    published ones. The same command resumes; nothing is downloaded.
+    published ones. Repeat the command to resume; nothing is downloaded.
 
     Args:
         overrides: values that replace the config's, as key=value.
@@ -154,7 +154,7 @@ def _seeds(at_hand: ReadyCell, flags: ReproduceFlags) -> list[int]:
 
 
 def _planned(at_hand: ReadyCell, seed: int, order: _Order) -> Run:
-    """The run of a cell with one seed."""
+    """Returns the run of a cell with one seed."""
     flags, placement = order.flags, order.placement
     folder = flags.output / at_hand.folder / (f"evaluation-{seed}" if flags.evaluate else f"seed-{seed}")
     if placement.gpus is None and placement.cpu is None:
@@ -171,10 +171,10 @@ def _planned(at_hand: ReadyCell, seed: int, order: _Order) -> Run:
 
 
 def _check(at_hand: ReadyCell, run: Run, output: Path) -> None:
-    """Let the doctor see the cell, whose seeds differ in nothing that it looks at.
+    """Check the cell with the doctor. Seeds make no difference to the doctor's checks.
 
     Raises:
-        UserError: it refuses.
+        UserError: the doctor refuses the run.
     """
     out = output / at_hand.folder
     out.mkdir(parents=True, exist_ok=True)
@@ -196,6 +196,6 @@ def _remarks(at_hand: ReadyCell, numbers: Sequence[Number], order: _Order) -> li
         remarks.append(f"far from the published numbers: by up to {max(differences):.1f} points")
     if any(number.interval for number in numbers):
         remarks.append(
-            "in brackets: 95 % bootstrap interval over the held-out examples; the spread over seeds comes on top"
+            "in brackets: 95 % bootstrap interval over the held-out examples; the spread over seeds comes in addition"
         )
     return remarks

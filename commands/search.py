@@ -1,4 +1,4 @@
-"""``run.py search I TEXT``: the images of an index that a sentence is about, and where in them it is true."""
+"""``run.py search I TEXT``: find the images of an index that a sentence describes, and where in them it applies."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def search(
     model: str | None = None,
     running: ModelFlags = ModelFlags(),
 ) -> int:
-    """Find images by a sentence: by cosine, then by the matching head; and the box where the sentence is true.
+    """Find images with a sentence: by cosine, then by the matching head; optionally with the box where the sentence applies.
 
-    Each line has the numbers that the first one names, and the path, the best first: by the probability that the text is about
-    the image; where the model's run has evaluation.score: sum, by the sum of its log-odds and the cosine over the temperature.
-    With --locate also the probability that the text is about what the box shows, and the box.
+    Each line has the values named in the header and the path, best first: by the probability that the text is about the image
+    or, if the model's run has evaluation.score: sum, by the sum of its log-odds and the cosine over the temperature. With
+    --locate, it also has the probability that the text is about the content of the box, and the box.
 
     Args:
         index: folder of the index.
         texts: a sentence; each is searched separately.
-        top: hits.
-        rerank: best images by cosine that are matched with the text; 0: none.
-        locate: find the box in each hit where the text is true, or, with a phrase after the flag, where the phrase is; needs a
+        top: maximum number of hits.
+        rerank: number of images, the best by cosine, that are matched with the text; 0: none.
+        locate: find the box in each hit where the text applies, or, with a phrase after the flag, where the phrase is; needs a
             model of task pretrain.
-        save: draw the hits, the first 48 at most, as a PNG.
-        json_: a JSON object in a line for each hit.
-        cache_gb: of the disk for images that were re-ranked.
+        save: draw the first 48 hits as a PNG.
+        json_: print a JSON object for each hit, one per line.
+        cache_gb: disk space for caching re-ranked images.
         model: a run's folder, a weight file, hub:owner/name, or an export (default: the model that made the index).
 
     Examples:
@@ -57,7 +57,7 @@ def search(
         python run.py search photos.index "a dog" "a cat" --top 3 --json
 
     Returns:
-        0 the index was searched; 2 it could not be
+        0 the index was searched; 2 it could not be searched
     """
     if rerank < 0:
         raise UserError(f"--rerank {rerank} is less than 0")
@@ -74,7 +74,7 @@ def search(
         raise UserError(f"{index} has no image")
     found = [(text, opened.search(text, top=top, rerank=rerank, locate=locate)) for text in texts]
     if not any(hits for _, hits in found):
-        raise UserError(f"{index}: the images have gone or changed; bring it up to date with python run.py index")
+        raise UserError(f"{index}: the images have been removed or changed; update the index with python run.py index")
     for text, hits in found:
         if not json_:
             names = f"  ({', '.join(hits[0].numbers())})" if hits else ""
@@ -103,7 +103,7 @@ def _values(text: str, hit: Hit) -> dict[str, Any]:
 
 
 def _draw(index: ImageIndex, found: Sequence[tuple[str, Sequence[Hit]]], path: Path) -> Path:
-    """Draw the hits, the best first, each with its box if it has one; under its text, where there are several."""
+    """Draw the hits, best first, each with its box if it has one, grouped by text if there are several."""
     from x2vlm import figures
     from x2vlm.search.figures import panels_of
 
@@ -113,7 +113,7 @@ def _draw(index: ImageIndex, found: Sequence[tuple[str, Sequence[Hit]]], path: P
     explained = {
         "sum: log-odds of image, plus the cosine over the temperature": any(hit.sum is not None for hit in hits),
         "image: probability that the text is about it": any(hit.score is not None for hit in hits),
-        "at a phrase: probability that it is about what its box shows": any(hit.box is not None for hit in hits),
+        "at a phrase: probability that it is about the content of its box": any(hit.box is not None for hit in hits),
     }
     legend = " · ".join(text for text, is_drawn in explained.items() if is_drawn)
     return figures.draw(panels[:MOST_DRAWN], path, title, legend)

@@ -1,4 +1,4 @@
-"""``run.py serve --model M``: a page in the browser on which anyone tries a model."""
+"""``run.py serve --model M``: a web page on which anyone can try a model."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 FOLDERS, UNNAMED = "x2vlm-page-", "x2vlm-new-page-"
-"""How the names of the folders of uploads begin, in the folder of temporary files: with a lock, and before they have one."""
+"""Prefixes of upload folders in the folder of temporary files: with a lock, and before they have a lock."""
 EXAMPLE_FILES = 8
-"""Files of a folder that are offered as examples."""
+"""Maximum number of files from a folder that are offered as examples."""
 
 
 @FLAGS
@@ -42,11 +42,11 @@ class PageFlags:
     """Who can reach the page, and how much they may ask.
 
     Attributes:
-        host: address to listen at; the default is this machine alone.
-        name: another name that this server has for browsers, such as the name of a proxy in front of it; may be repeated.
-        port: port to listen at.
-        max_mb: largest file that is taken.
-        per_minute: questions of a visitor; for files, the limit is doubled.
+        host: address to listen on; by default, only this machine can reach the page.
+        name: another name that browsers use for this server, such as the name of a proxy in front of it; may be repeated.
+        port: port to listen on.
+        max_mb: maximum file size, in MB.
+        per_minute: maximum number of questions per visitor and minute; for files, the limit is doubled.
     """
 
     host: str = LOOPBACK
@@ -64,16 +64,16 @@ def serve(
     page: PageFlags = PageFlags(),
     running: ModelFlags = ModelFlags(),
 ) -> int:
-    """A page in the browser with a tab for each thing that the models can be asked.
+    """Serve a web page with a tab for each call that the models support.
 
-    The page is for this machine alone unless --host says otherwise; nothing is fetched from the internet. Ctrl-C or SIGTERM ends
-    it. With --host, browsers may ask for it by any IP address, by the value of --host, by this machine's name, and by each
-    --name.
+    Only this machine can reach the page unless --host says otherwise; nothing is fetched from the internet. Ctrl-C or SIGTERM
+    stops the server. With --host, browsers may use any IP address, the value of --host, this machine's name, and each --name.
 
     Args:
         model: a run's folder, a weight file, hub:owner/name, or an export; may be repeated.
         index: an index of images (run.py index) that the first model made, to search.
-        examples: folder of images (for a model of videos, videos) of which the first 8 can be clicked instead of an upload.
+        examples: folder of images (or of videos, for a video model), the first 8 of which can be clicked instead of uploading a
+            file.
 
     Examples:
         python run.py serve --model runs/demo/pretrain-seed0
@@ -81,7 +81,7 @@ def serve(
         python run.py serve --model runs/demo/pretrain-seed0 --index runs/demo/test.index --examples data/scenes/images/test
 
     Returns:
-        0 ended by Ctrl-C or SIGTERM; 2 it could not begin
+        0 stopped by Ctrl-C or SIGTERM; 2 it could not start
     """
     from x2vlm.page.app import gradio
 
@@ -94,10 +94,10 @@ def serve(
 
 @contextmanager
 def upload_folder() -> Iterator[Path]:
-    """A new folder for uploads and drawn pictures, which is removed when the block ends. The folders of killed servers are
-    removed first. The new folder gets its name when it is locked: before that, another server could take it for a leftover.
+    """A new folder for uploads and drawn pictures, which is removed at the end of the context. The folders of killed servers are
+    removed first. The new folder is renamed once it is locked: until then, another server could mistake it for a leftover.
 
-    Gradio's own folder would be shared with other users of the machine, and stay.
+    Gradio's own folder would be shared with other users of the machine, and would not be removed.
     """
     _remove_leftovers(Path(tempfile.gettempdir()))
     unnamed = Path(tempfile.mkdtemp(prefix=UNNAMED))
@@ -111,9 +111,9 @@ def upload_folder() -> Iterator[Path]:
 
 
 def _remove_leftovers(temporary: Path) -> None:
-    """Remove the folders of uploads that belong to this user and whose server is dead, as their lock says."""
+    """Remove this user's upload folders whose server is dead according to their lock."""
     for folder in temporary.glob(f"{FOLDERS}*"):
-        with suppress(UserError, FileNotFoundError):  # its server lives, or another one removes it now
+        with suppress(UserError, FileNotFoundError):  # its server is alive, or another server is removing it
             if not folder.is_symlink() and folder.stat().st_uid == os.getuid() and (folder / LOCK_FILE).is_file():
                 with FolderLock(folder):
                     shutil.rmtree(folder, ignore_errors=True)
@@ -122,10 +122,10 @@ def _remove_leftovers(temporary: Path) -> None:
 def _tabs(
     models: Sequence[str], index: Path | None, examples: Path | None, running: ModelFlags, folder: Path
 ) -> list[Tab]:
-    """The tabs of all models. Examples are copied to ``folder``, which the page may show.
+    """Returns the tabs of all models. Examples are copied to ``folder``, which the page may serve.
 
     Raises:
-        UserError: a model or an index cannot be loaded, no example is there, or nothing can be asked.
+        UserError: a model or an index cannot be loaded, there is no example, or the models support no call of the page.
     """
     from x2vlm.page.abilities import abilities_of
     from x2vlm.page.app import Tab
@@ -142,7 +142,7 @@ def _tabs(
         copied = copied_examples(examples, folder / "examples", model.read)
         found += [(ability, model.read, Path(source).name, copied) for ability in abilities_of(model, opened)]
     if not found:
-        raise UserError(f"{', '.join(models)}: nothing can be asked of these models on the page")
+        raise UserError(f"{', '.join(models)}: the page supports none of these models' calls")
     if examples is not None and not any(copied for *_, copied in found):
         raise UserError(f"--examples {examples}: no image or video that these models take is in this folder")
     titles = titles_of([(ability.name, model) for ability, _, model, _ in found])
@@ -150,8 +150,8 @@ def _tabs(
 
 
 def titles_of(tabs: Sequence[tuple[str, str]]) -> list[str]:
-    """Titles of tabs, each by its ability and model: the ability, with the model where several have it, with a number where even
-    that is not enough."""
+    """Returns the title of each tab, given its ability and model: the ability, with the model if several models have it, and with
+    a number if that is still ambiguous."""
     abilities = Counter(ability for ability, _ in tabs)
     titles = [ability if abilities[ability] == 1 else f"{ability} · {model}" for ability, model in tabs]
     return [
@@ -161,7 +161,8 @@ def titles_of(tabs: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def copied_examples(source: Path | None, folder: Path, read: Reader) -> list[Path]:
-    """The first images, or videos, in a folder and the folders in it that a model can read, copied; the others are reported."""
+    """Returns copies of the first images, or videos, in a folder and its subfolders that a model can read; the rest are
+    reported."""
     if source is None:
         return []
     if not source.is_dir():
@@ -180,7 +181,7 @@ def _is_readable(read: Reader, path: Path) -> bool:
     try:
         read(path)
     except UserError as error:
-        sys.stderr.write(f"left out of the examples: {printed(str(error))}\n")
+        sys.stderr.write(f"not used as an example: {printed(str(error))}\n")
         return False
     return True
 
@@ -199,7 +200,7 @@ def _serve(gr: Any, flags: PageFlags, tabs: Sequence[Tab]) -> None:
         sys.stderr.write(
             f"the page can be reached by others, at {flags.host}; give no --host to keep it to this machine\n"
         )
-    theme = gr.themes.Default(font=["sans-serif"], font_mono=["monospace"])  # Gradio's own are fetched
+    theme = gr.themes.Default(font=["sans-serif"], font_mono=["monospace"])  # Gradio's default fonts are downloaded
     try:
         page.launch(
             server_name=flags.host,
@@ -222,9 +223,9 @@ def _serve(gr: Any, flags: PageFlags, tabs: Sequence[Tab]) -> None:
             },
         )
     except (OSError, OverflowError) as error:
-        cause = str(error).partition(". ")[0]  # the rest is advice to programmers
+        cause = str(error).partition(". ")[0]  # the rest is advice for programmers
         raise UserError(f"--host {flags.host} --port {flags.port}: {cause}; give another --port") from None
     sys.stdout.write(f"http://{flags.host}:{flags.port}\n")
     sys.stdout.flush()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: uploads are removed
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: uploads are removed
     page.block_thread()

@@ -1,4 +1,4 @@
-"""``run.py status``: how runs are doing."""
+"""``run.py status``: shows how runs are doing."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from utils.files import expanded
 
 
 def status(runs: list[str], /, *, json_: bool = False, hashes: bool = False) -> int:
-    """How runs are doing, while they go and after: progress, rate, time left, losses, validations, checkpoints, slow ranks,
-    broken records, restarts, warnings. Reads their folders alone, and disturbs nothing.
+    """Show how runs are doing, during and after training: progress, rate, time left, losses, validations, checkpoints, slow
+    ranks, broken records, restarts, warnings. The command only reads the runs' folders, so it does not disturb them.
 
     Args:
         runs: folder of a run, its --output, or a folder of runs.
         json_: print a list with an object for each run.
-        hashes: compare checkpoints with their hashes, which reads all their bytes (default: compare sizes).
+        hashes: verify the hashes of checkpoints, which reads all their bytes (default: compare sizes).
 
     Examples:
         python run.py status runs/grounding/demo
-        python run.py status runs/sweep/x                  every run below it, a line each
+    python run.py status runs/sweep/x                  every run in the folder, one per line
         python run.py status runs --json | jq '.[] | select(.well | not) | .folder'
 
     Returns:
-        0 all runs are running or finished; 1 a run was cut, stopped or killed, has failed, or hangs (below
-        a folder of runs, one that never started does not count); 2 the command line is wrong, or a folder holds no run
+        0 all runs are running or finished; 1 a run was cut, stopped or killed, has failed, or hangs (in a folder of
+        runs, a run that never started does not count); 2 the command line is wrong, or a folder contains no run
     """
     from tools.runs.reading import NEVER_STARTED, read_runs
     from tools.status import text
@@ -43,7 +43,7 @@ def status(runs: list[str], /, *, json_: bool = False, hashes: bool = False) -> 
         sys.stdout.write(text.page(statuses[0], columns))
     else:
         sys.stdout.write(text.table(statuses, columns))
-    # Below a folder of runs, starts that failed stay for ever; nothing is wrong with the other runs for that.
+    # In a folder of runs, failed starts are kept forever; they do not mean that anything is wrong with the other runs.
     given = {os.path.realpath(expanded(name)) for name in runs}
     return (
         0
@@ -55,7 +55,7 @@ def status(runs: list[str], /, *, json_: bool = False, hashes: bool = False) -> 
 
 
 def folders_of(given: Sequence[str]) -> list[str]:
-    """The folders of runs that are given, or lie below a given one, each once.
+    """Returns the given folders of runs and those found inside the given folders, each once.
 
     Raises:
         UserError: a folder does not exist.

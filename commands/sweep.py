@@ -1,4 +1,4 @@
-"""``python run.py sweep``: variants of a config one after another, with seeds, and one table of what they measured.
+"""``python run.py sweep``: runs variants of a config one after another, with several seeds, and prints one table of the results.
 
 Variants are either all combinations of the values of some keys, or named sets of overrides.
 """
@@ -24,7 +24,7 @@ from utils.files import write_text
 from utils.flags import Override
 
 Grid = list[tuple[str, list[str]]]
-"""Keys, and the values that each takes in turn."""
+"""Keys, each with the values to try."""
 
 Overrides = tuple[str, ...]
 """``key=value`` arguments."""
@@ -40,13 +40,13 @@ def sweep(
     placement: Placement = Placement(),
 ) -> int:
     """Train and evaluate every combination of the given values, or each named variant, one run after another, and print one
-    table: a row a variant, with the mean over seeds and its standard deviation. The same command resumes.
+    table: a row per variant, with the mean over seeds and its standard deviation. Repeat the command to resume.
 
     Args:
         overrides: values that replace the config's, as key=value.
         config: YAML file; see configs/.
         grid: key=v,v: values of a key; may be repeated.
-        variant: "NAME: key=v …": a row of the table, and the overrides of its runs, which may be none; may be repeated.
+        variant: "NAME: key=v …": a row of the table, and the overrides of its runs (possibly none); may be repeated.
         seeds: S,S: a run for each seed (default: the config's).
         output: folder of the runs (default: runs/sweep/<config's name>).
 
@@ -60,7 +60,7 @@ def sweep(
     """
     placement.check()
     if bool(grid) == bool(variant):
-        raise UserError("give --grid key=v,v or --variant 'NAME: key=v', and not both")
+        raise UserError("give either --grid key=v,v or --variant 'NAME: key=v'")
     output = output or Path("runs/sweep") / Path(config).stem
     named = list(map(_named, variant)) or combinations(list(map(_axis, grid)))
     variants = dict(named)
@@ -93,12 +93,12 @@ def sweep(
 
 
 def folder_of(name: str) -> str:
-    """The folder of a variant's runs, by its name: the same wherever it stands among the variants."""
+    """Returns the folder of a variant's runs, by its name: independent of its position among the variants."""
     return re.sub(r"[^\w.=]+", "-", name).strip("-.") or "variant"
 
 
 def combinations(grid: Grid) -> list[tuple[str, Overrides]]:
-    """Every combination of the values, with the name that it has in the table; the last key changes fastest."""
+    """Returns every combination of the values, by its name in the table; the last key changes fastest."""
     variants = [
         tuple(f"{key}={value}" for (key, _), value in zip(grid, values, strict=True))
         for values in itertools.product(*(values for _, values in grid))
@@ -107,10 +107,10 @@ def combinations(grid: Grid) -> list[tuple[str, Overrides]]:
 
 
 def _check(config: str, common: Overrides, variants: Mapping[str, Overrides]) -> None:
-    """Read the config of every variant: a sweep takes hours, and a mistake in its last value is reported before the first run.
+    """Read the config of every variant: a sweep takes hours, so a mistake in its last value is reported before the first run.
 
     Raises:
-        UserError: one is wrong.
+        UserError: a config is wrong.
     """
     for variant in variants.values():
         overrides = [*common, *variant]
@@ -136,8 +136,8 @@ def _measure(run: Run) -> dict[str, float]:
 
 
 def table_of(measured: Mapping[str, Sequence[Mapping[str, float]]], seeds: int) -> str:
-    """A table in Markdown: a row a variant, a column a metric, each the mean over seeds and its standard deviation. An entry of
-    fewer than ``seeds`` runs says of how many."""
+    """Returns a table in Markdown: a row per variant, a column per metric, each the mean over seeds and its standard deviation.
+    Entries with fewer than ``seeds`` runs say how many they have."""
     metrics = list(dict.fromkeys(metric for runs in measured.values() for run in runs for metric in run))
     lines = [f"| | {' | '.join(metrics)} |", f"|---|{'---|' * len(metrics)}"]
     for name, runs in measured.items():
@@ -155,7 +155,7 @@ def _entry(values: Sequence[float], seeds: int) -> str:
 
 
 def _axis(text: str) -> tuple[str, list[str]]:
-    """ "key=v,v"; a comma inside brackets belongs to its value."""
+    """ "key=v,v"; a comma in brackets belongs to its value."""
     key, sign, values = text.partition("=")
     parts, depth = [""], 0
     for character in values:

@@ -18,13 +18,13 @@ WIDTH = 110
 @FLAGS
 @dataclass(frozen=True, kw_only=True)
 class CellFlags:
-    """Which cells of the tables, and where their weights are.
+    """Selects cells of the tables, and says where their weights are.
 
     Attributes:
         table: 3, 4, 5, 6, or demo (default: 3 to 6).
         row: model: base_4m, large_1b, base, ...
-        cell: data set: coco_5k, vqa2, ... or a whole name, 3/base_4m/coco_5k.
-        checkpoints: folder of published weights, under the authors' names.
+        cell: data set: coco_5k, vqa2, ... or a full name, 3/base_4m/coco_5k.
+        checkpoints: folder of published weights, with the authors' file names.
     """
 
     table: str | None = None
@@ -34,13 +34,13 @@ class CellFlags:
 
     @property
     def given(self) -> bool:
-        """True if a flag chooses cells."""
+        """True if a flag selects cells."""
         return any((self.table, self.row, self.cell))
 
 
 def tables(*, flags: CellFlags = CellFlags()) -> int:
-    """The cells of the paper's tables 3 to 6 for X²-VLM: published numbers, config, weights, and what is here. With --table,
-    --row or --cell, each in full.
+    """Show the cells of the paper's tables 3 to 6 for X²-VLM: published numbers, config, weights, and which files are here. With
+    --table, --row or --cell, each cell is shown in full.
 
     Examples:
         python run.py tables
@@ -82,12 +82,12 @@ def _in_full(at_hand: ReadyCell) -> str:
 
 
 def facts_of(config: Any) -> str:
-    """Cost and measurement of a run, as far as the config says."""
+    """The cost of a run and how it is measured, as far as the config says."""
     train, model, evaluation = config.train, config.model, config.evaluation
     length = f"{train.epochs:g} epochs" if train.epochs is not None else f"{train.steps:,} steps"
     facts = [
         length,
-        f"{train.global_batch} examples a step" if train.global_batch else "",
+        f"{train.global_batch} examples per step" if train.global_batch else "",
         in_words(model.vision.image_size),
     ]
     facts += [f"k = {evaluation.candidates}"] if getattr(evaluation, "candidates", None) else []

@@ -1,4 +1,4 @@
-"""The command line of ``run.py tokenizer``: a WordPiece tokenizer learned from the texts of records."""
+"""The command line of ``run.py tokenizer``: learns a WordPiece tokenizer from the texts of records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from utils.flags import SEVERAL, Positive, read_by
 from utils.progress import progress_bar
 
 TEXT_KEYS = ("caption", "text", "sentence", "question", "answer", "attributes", "source_text", "target_text")
-"""Keys whose texts are learned from, in a record and in its elements."""
+"""Default keys of the texts, in a record and in its elements."""
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -33,14 +33,14 @@ def tokenizer(
     cased: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Learn a tokenizer from the texts of records; model.text.encoder takes its folder.
+    """Learn a tokenizer from the texts of records; model.text.encoder can name its folder.
 
     Args:
         records: JSON lines, a JSON array, tars, folders.
-        out: folder to make.
-        size: largest number of entries.
-        keys: keys that hold texts, in a record and in its elems, separated by commas.
-        cased: keep upper and lower case apart.
+        out: folder to create.
+        size: maximum number of vocabulary entries.
+        keys: keys that contain texts, in a record and in its elems, separated by commas.
+        cased: distinguish upper and lower case.
         overwrite: replace a tokenizer in --out.
 
     Examples:
@@ -55,7 +55,7 @@ def tokenizer(
     texts = dict.fromkeys(_texts(records, keys, counts, broken))
     if not texts:
         raise UserError(
-            f"--records: no text under the keys {', '.join(keys)} in {counts['records']} records; name them in --keys"
+            f"--records: no text under the keys {', '.join(keys)} in {counts['records']} records; give the right keys with --keys"
         )
     try:
         entries = train_wordpiece(texts, out, vocab_size=size, lowercase=not cased)
@@ -63,7 +63,7 @@ def tokenizer(
         raise UserError(f"--size {size}: {error}") from None
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written: {error.strerror or error}") from None
-    left_out = f"; {len(broken)} records left out, the first: {broken[0]}" if broken else ""
+    left_out = f"; {len(broken)} records skipped, the first: {broken[0]}" if broken else ""
     sys.stdout.write(
         f"{out}: {entries} entries, from {counts['texts']} texts of {counts['records']} records{left_out}\n"
     )
@@ -84,7 +84,7 @@ def _texts(files: Iterable[str], keys: tuple[str, ...], counts: dict[str, int], 
 
 
 def texts_of(record: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[str]:
-    """All texts under ``keys``, in lists and by language too, of a record and of its ``elems``."""
+    """Yield all texts of a record and of its ``elems`` under ``keys``, including texts in lists and by language."""
     for key in keys:
         yield from _strings(record.get(key))
     elements = record.get("elems")
@@ -95,7 +95,7 @@ def texts_of(record: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[str]:
 
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
-        # Half of a surrogate pair is in no vocabulary; runs count such a record as broken.
+        # An unpaired surrogate is in no vocabulary; runs count such a record as broken.
         yield value.encode("utf-8", "replace").decode("utf-8")
     elif isinstance(value, Mapping | list):
         for part in value.values() if isinstance(value, Mapping) else value:
@@ -103,7 +103,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _records(file: str) -> tuple[Iterator[Mapping[str, Any] | str], int]:
-    """The records of a file, and how many there are; for one that cannot be read, where and why."""
+    """Yield the records of a file, and their number; for a record that cannot be read, where and why."""
     path = expanded(file)
     if path.is_file() and path.suffix in (".json", ".jsonl") and _starts_array(path):
         rows = read_rows(file, "--records")
@@ -118,7 +118,7 @@ def _record(shards: Shards, number: int) -> Mapping[str, Any] | str:
     except Exception as error:
         broken = broken_record(error, lambda: shards.place(number))
         return f"{broken.place}: {broken.kind}: {broken.message}"
-    # The caption of a pair in a tar is a separate member.
+    # In a tar, the caption of a pair is a separate member.
     return record.values if record.text is None else {"text": record.text, **record.values}
 
 

@@ -1,1 +1,1 @@
-"""Tools that look at a run from outside: they know tasks, models and engine, none of which knows them."""
+"""Tools that look at a run from outside: they import tasks, models and the engine, none of which imports them."""

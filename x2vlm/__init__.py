@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import x2vlm.checkout  # noqa: F401  first: it tells a module of the user's that hides ours
+import x2vlm.checkout  # noqa: F401  first: it reports user modules that hide ours
 from utils.errors import UserError
 from utils.version import VERSION
 
@@ -43,7 +43,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for: torch takes seconds, and a command's ``--help`` does not need it."""
+    """Import names lazily: importing torch takes seconds, and a command's ``--help`` does not need it."""
     import importlib
 
     if name not in _HOME:

@@ -1,4 +1,4 @@
-"""``python -m x2vlm COMMAND``, and ``x2vlm COMMAND`` where it is installed: what ``python run.py COMMAND`` is in a checkout."""
+"""``python -m x2vlm COMMAND`` or, once installed, ``x2vlm COMMAND``: the same as ``python run.py COMMAND`` in a checkout."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from run import main
 
 
 def run() -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     return main(sys.argv[1:])
 
 

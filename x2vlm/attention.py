@@ -1,8 +1,8 @@
 """Where a model looks in an image for each word of a text: gradient-weighted cross-attention.
 
-The attention of a word to the patches, in one block of the fusion encoder, is weighted by its gradient: by how much more of it
-would raise the matching score. Heads whose attention does not matter for the score then count little (as in Grad-CAM; for
-vision-language fusion: Li et al. 2021, ALBEF, section 6.4).
+The attention from a word to the patches, in one block of the fusion encoder, is weighted by its gradient, that is, by how much
+the matching score would rise if the attention rose. Heads whose attention does not affect the score therefore contribute little
+(as in Grad-CAM; for vision-language fusion: Li et al. 2021, ALBEF, section 6.4).
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ from x2vlm.inputs import Image, View
 
 @dataclass(frozen=True)
 class WordMap:
-    """Where a model looks for a ``word``: ``weights`` (rows, columns) float32 of the patches, at least 0."""
+    """Where a model looks for a ``word``: ``weights`` (rows, columns) float32 of the patches, nonnegative."""
 
     word: str
     weights: np.ndarray
 
 
 def word_maps(model: LoadedModel, image: Image, text: str, layer: int | None = None) -> list[WordMap]:
-    """The map of each word of a text in an image. Pieces of a word count together.
+    """Returns an attention map over the image for each word of a text. The pieces of a word are averaged.
 
     Args:
-        model: one with a matching head.
-        image: one image.
-        text: one text.
-        layer: the block of the fusion encoder, from 0; None: the last of its first half. In the last block the score depends on
-            the attention of [CLS] alone.
+        model: a model with a matching head.
+        image: an image.
+        text: a text.
+        layer: index of a block of the fusion encoder; None: the last block of its first half. In the last block, the score
+            depends only on the attention of [CLS].
 
     Raises:
-        UserError: the text has no word, the model is one of videos, or the layer is none that words have maps of.
+        UserError: the text has no word, the model is a video model, or no word maps are available for the layer.
     """
     network, view = model.network, model.read(image)
     assert isinstance(network, AligningModel)
     if view.pixels.dim() == 4:
-        raise UserError(f"explain: {view.name} is a video; there are maps of images alone")
+        raise UserError(f"explain: {view.name} is a video; maps are available only for images")
     last = len(network.fusion.blocks) - 1
     number = max(0, (last + 1) // 2 - 1) if layer is None else layer
     if not 0 <= number < last:
-        which = f"0 to {last - 1}" if last else "none: there is one"
+        which = f"0 to {last - 1}" if last else "none: the fusion has one block"
         raise UserError(f"explain: layer {number}: words have maps in the fusion's blocks before the last ({which})")
-    # Gradients of attention in 16 bits vanish; one image costs little in 32.
+    # Gradients of attention underflow in 16 bits; running one image in 32 bits costs little.
     with evaluating(network, "fp32"), torch.enable_grad():
         weights = _weighted_attention(model, network, view, text, number)
     rows, columns = network.vision.grid
@@ -67,7 +67,7 @@ def word_maps(model: LoadedModel, image: Image, text: str, layer: int | None = N
 
 
 def _weighted_attention(model: LoadedModel, network: AligningModel, view: View, text: str, layer: int) -> Tensor:
-    """(L, K) attention of the tokens to the keys, times the positive part of its gradient, the mean over heads."""
+    """Returns the (L, K) attention of the tokens to the keys, times the positive part of its gradient, averaged over heads."""
     block = network.fusion.blocks[layer]
     assert block.crossattention is not None
     texts, keys_values = model.encoded([text]), network.fusion.project_concepts(network.vision(model.pixels([view])))
@@ -81,7 +81,7 @@ def _weighted_attention(model: LoadedModel, network: AligningModel, view: View, 
 
 @contextmanager
 def _recording(attention: Attention) -> Iterator[list[Tensor]]:
-    """Within, the attention is written out in full, and its weights (N, H, L, K) are kept."""
+    """Inside the context, attention is computed explicitly, and its weights (N, H, L, K) are kept."""
     kept: list[Tensor] = []
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
@@ -98,7 +98,7 @@ def _recording(attention: Attention) -> Iterator[list[Tensor]]:
 
 
 def _words(model: LoadedModel, text: str, count: int) -> list[tuple[str, int, int]]:
-    """The words of the first ``count`` tokens of a text, each with its first token and the one after its last."""
+    """Returns the words of the first ``count`` tokens of a text, each with its first token and the token after its last."""
     cleaned = model.cleaned(text)
     ids, continues = model.text.pieces(cleaned)
     starts = [place for place, joined in enumerate(continues[:count]) if not joined]

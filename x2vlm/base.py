@@ -1,4 +1,4 @@
-"""The base of all calls of a model: reading images, making tokens, running the network on batches, embeddings and matches."""
+"""The base class of all model calls: reads images, tokenizes texts, runs the network, computes embeddings and matches."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class LoadedModel:
 
     Attributes:
         runtime: runs the network.
-        tokenizer: of its texts.
-        settings: what it computes with beside its weights.
-        answers: the candidate answers for question answering; None: each call has to name its own.
-        origin: what it was loaded from.
-        batch_size: images, or pairs of an image and a text, of a forward pass.
-        read: makes a :class:`~x2vlm.inputs.View` of an image; calls take views, too.
+        tokenizer: tokenizes the texts.
+        settings: the settings that the model needs in addition to its weights.
+        answers: the candidate answers for question answering; None: each call has to provide its own.
+        origin: what the model was loaded from.
+        batch_size: images, or image-text pairs, in a forward pass.
+        read: turns an image into a :class:`~x2vlm.inputs.View`; calls accept views, too.
     """
 
     def __init__(
@@ -73,27 +73,27 @@ class LoadedModel:
 
     @property
     def network(self) -> XVLM:
-        """The torch module.
+        """Returns the torch module.
 
         Raises:
-            UserError: the model was exported, and has none.
+            UserError: the model was exported, and has no torch module.
         """
         if not isinstance(self.runtime, TorchRuntime):
             raise UserError(
-                f"{self.origin} is an export to ONNX, without a torch module; load what it was exported from"
+                f"{self.origin} is an export to ONNX, without a torch module; load the model it was exported from"
             )
         return self.runtime.network
 
     def takes(self, call: str) -> bool:
-        """Whether the model was trained for a call, and where it was exported, the export holds it."""
+        """True if the model was trained for a call and, if it was exported, the export contains the call."""
         is_here = isinstance(self.runtime, TorchRuntime) or call in EXPORTED
         return is_here and self.settings.task in CALLS[call].tasks
 
     def run(self, items: Sequence[Any], forward: Callable[[Sequence[Any]], Sequence[T]]) -> list[T]:
-        """The results of ``forward`` on all items, in order; it gets a batch of them at a time.
+        """Run ``forward`` on all items, one batch at a time, and return the results in order.
 
         Raises:
-            UserError: there is no item, or a result is NaN or infinite.
+            UserError: the list of items is empty, or a result is NaN or infinite.
         """
         if not items:
             raise UserError("nothing was given: no image, no text")
@@ -104,10 +104,10 @@ class LoadedModel:
             ]
 
     def finite(self, result: T) -> T:
-        """A result of the network; anything but an array or a tensor is not checked.
+        """Check a result of the network; only arrays and tensors are checked.
 
         Raises:
-            UserError: it is NaN or infinite.
+            UserError: the result is NaN or infinite.
         """
         is_finite = True
         if isinstance(result, Tensor):
@@ -121,47 +121,47 @@ class LoadedModel:
         return result
 
     def views(self, images: Sequence[Image]) -> list[View]:
-        """The views of images; the same image, named several times in a row, is read once."""
+        """Returns the views of images; an image that is given several times in a row is read once."""
         views: list[View] = []
         for place, image in enumerate(images):
             views.append(views[-1] if place and image is images[place - 1] else self.read(image))
         return views
 
     def distinct(self, images: Sequence[Image]) -> tuple[Tensor, Tensor]:
-        """The pixels of images, of equal neighbours once, and for each image the number (N,) int64 of its pixels."""
+        """Returns the pixels of images, with equal neighbours merged, and the index (N,) int64 of each image's pixels."""
         views = self.views(images)
         is_new = [place == 0 or view is not views[place - 1] for place, view in enumerate(views)]
         pixels = self.pixels([view for view, new in zip(views, is_new, strict=True) if new])
         return pixels, torch.tensor(is_new, device=pixels.device).cumsum(0) - 1
 
     def pixels(self, views: Sequence[View]) -> Tensor:
-        """(N, 3, S, S) or (N, F, 3, S, S) uint8 on the network's device."""
+        """Returns (N, 3, S, S) or (N, F, 3, S, S) uint8 on the network's device."""
         return torch.stack([view.pixels for view in views]).to(self.runtime.device)
 
     def tokens(self, texts: Sequence[str], *, questions: bool = False) -> Text:
-        """Token ids of texts, cleaned as in training; the log tells of those that are cut, or have unknown words.
+        """Returns the token ids of texts, cleaned as in training; texts that are truncated or have unknown words are logged.
 
         Raises:
-            UserError: nothing is left of one.
+            UserError: a text is empty after cleaning.
         """
         cleaned = [self.cleaned(text, question=questions) for text in texts]
         pieces, most = [self.text.pieces(text)[0] for text in cleaned], self.text.limits.max_tokens
         if cut := [text for text, ids in zip(cleaned, pieces, strict=True) if len(ids) > most - 2]:
-            logger.warning("texts of more than %d tokens are cut there: %d, such as %.60r", most, len(cut), cut[0])
+            logger.warning("texts are truncated to %d tokens: %d texts, such as %.60r", most, len(cut), cut[0])
         unread = [text for text, ids in zip(cleaned, pieces, strict=True) if self.text.unk_id in ids]
         if unknown := [word for text in unread for word in self.text.unknown(text)]:
             logger.warning("the tokenizer does not know %d of the words, such as %.60r", len(unknown), unknown[0])
         return to_device(self.text.encode_plain(cleaned), self.runtime.device)
 
     def encoded(self, texts: Sequence[str]) -> PackedTexts:
-        """States of the text encoder."""
+        """Returns the states of the text encoder."""
         return self.runtime.text_states(self.tokens(texts))
 
     def cleaned(self, text: str, *, question: bool = False) -> str:
-        """A text as in training: lower case, without punctuation, cut to the most words.
+        """Clean a text as in training: lower case, without punctuation, truncated to the maximum number of words.
 
         Raises:
-            UserError: nothing is left of it.
+            UserError: the text is empty after cleaning.
         """
         try:
             cleaned = (clean_question if question else clean_caption)(text, self.text.max_words)
@@ -172,7 +172,7 @@ class LoadedModel:
         return cleaned
 
     def margins(self, images: Image | Sequence[Image], texts: str | Sequence[str]) -> np.ndarray:
-        """The log-odds that each text is about each image, (images, texts) float32: what :meth:`match` makes probabilities of."""
+        """Returns the log-odds that each text is about each image, (images, texts) float32; :meth:`match` gives probabilities."""
         self._check("match")
         (bank,) = self.run([as_texts(texts)], lambda batch: [TextBank.of([self.encoded(batch[0])])])
         every = torch.arange(len(bank.index))
@@ -184,7 +184,7 @@ class LoadedModel:
         return np.stack(self.run(as_list(images), score))
 
     def embed_images(self, images: Image | Sequence[Image]) -> np.ndarray:
-        """Embeddings of images, (images, E) float32 of length 1; their products with those of texts are cosines."""
+        """Returns embeddings of images, (images, E) float32 of length 1; their products with text embeddings are cosines."""
         self._check("embed_images")
 
         def embed(images: Sequence[Image]) -> list[np.ndarray]:
@@ -193,7 +193,7 @@ class LoadedModel:
         return np.stack(self.run(as_list(images), embed))
 
     def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
-        """Embeddings of texts, (texts, E) float32 of length 1."""
+        """Returns embeddings of texts, (texts, E) float32 of length 1."""
         self._check("embed_texts")
 
         def embed(texts: Sequence[str]) -> list[np.ndarray]:
@@ -202,12 +202,12 @@ class LoadedModel:
         return np.stack(self.run(as_texts(texts), embed))
 
     def _check(self, call: str) -> None:
-        """Check that the model takes a call."""
+        """Check that the model supports a call."""
         if self.takes(call):
             return
         if self.settings.task in CALLS[call].tasks:
             raise UserError(
-                f"{call}: {self.origin} is an export to ONNX, without this call; load what it was exported from"
+                f"{call}: {self.origin} is an export to ONNX, without this call; load the model it was exported from"
             )
         raise UserError(
             f"{call}: {self.origin} is a model of task {self.settings.task}, which was not trained for it; load one of task "
@@ -216,8 +216,8 @@ class LoadedModel:
 
 
 def as_texts(texts: Any) -> list[str]:
-    """Texts as a list; one text is a list of one."""
+    """Returns texts as a list; a single text becomes a list of one."""
     listed = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str | bytes) else [texts]
     if odd := [text for text in listed if not isinstance(text, str)]:
-        raise UserError(f"{odd[0]!r} is no text")
+        raise UserError(f"{odd[0]!r} is not a text")
     return listed

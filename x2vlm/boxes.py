@@ -1,4 +1,4 @@
-"""Boxes of phrases: predicted from whole images, and judged by the patches that they hold."""
+"""Boxes of phrases: predicted from whole images, and scored by the patches that they contain."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from utils.image_size import ImageSize, sides_of
 
 @dataclass(frozen=True)
 class Box:
-    """Where a phrase is: ``x``, ``y`` of the upper left corner, ``width`` and ``height``, in pixels of the image as it is shown.
+    """Where a phrase is: ``x``, ``y`` of the upper left corner, ``width`` and ``height``, in pixels of the displayed image.
 
-    ``score``: the probability that the phrase matches what the box shows; None where the model was fine-tuned for grounding, and
+    ``score``: the probability that the phrase matches the content of the box; None if the model was fine-tuned for grounding and
     has no matching head.
     """
 
@@ -36,8 +36,8 @@ class Box:
 def relative_boxes(
     network: PretrainModel | GroundingModel, texts: PackedTexts, images: Concepts, image_index: Tensor
 ) -> tuple[list[list[float]], list[float | None]]:
-    """The box of text n in the image that ``image_index`` (N,) names, as centre and size relative to it, and the probability that
-    the text matches what the box shows; None where the model has no matching head."""
+    """Returns the box of text n in image ``image_index[n]``, as centre and size relative to the image, and the probability that
+    the text matches the content of the box, or None if the model has no matching head."""
     keys_values = network.fusion.project_concepts(images).select(image_index)
     relative = network.box_head(network.fusion.cls(texts, keys_values)).cpu()
     scores: list[float | None] = [None] * len(relative)
@@ -49,7 +49,7 @@ def relative_boxes(
 def _region_scores(
     network: PretrainModel, texts: PackedTexts, images: Concepts, boxes: Tensor, image_index: Tensor
 ) -> list[float]:
-    """The probability that text n matches what box n shows: the matching of pre-training's regions (section 3.3).
+    """Returns the probability that text n matches the content of box n: pre-training's matching of regions (section 3.3).
 
     ``boxes`` (N, 4) as centre and size, relative to their images.
     """
@@ -62,7 +62,7 @@ def _region_scores(
 
 
 def region_masks(boxes: Tensor, image_size: ImageSize, patch_size: int) -> Tensor:
-    """The patches (N, P) bool that boxes (N, 4), centre and size relative to their images, touch; sizes are pixels."""
+    """Returns the patches (N, P) bool that boxes (N, 4), centre and size relative to their images, touch; sizes are in pixels."""
     height, width = sides_of(image_size)
     corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], dim=1)
     pixels = corners * torch.tensor([width, height, width, height])
@@ -70,7 +70,7 @@ def region_masks(boxes: Tensor, image_size: ImageSize, patch_size: int) -> Tenso
 
 
 def in_pixels(phrase: str, relative: Sequence[float], score: float | None, size: tuple[int, int]) -> Box:
-    """A box, relative as centre and size, in pixels and inside its image."""
+    """Converts a box from relative centre and size to pixels, clipped to its image."""
     cx, cy, w, h = relative
     left, right = (min(max(edge, 0.0), 1.0) * size[0] for edge in (cx - w / 2, cx + w / 2))
     top, bottom = (min(max(edge, 0.0), 1.0) * size[1] for edge in (cy - h / 2, cy + h / 2))

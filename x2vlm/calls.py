@@ -1,6 +1,6 @@
-"""The calls of a model: which models take each, and what its texts are; and which files are images or videos.
+"""The calls of a model: which models support each call, and what its texts are; and which files are images or videos.
 
-Plain data: importing it costs nothing.
+This module contains only plain data, so importing it costs nothing.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 
 class Call(NamedTuple):
-    """A call. ``tasks``: whose models take it. ``text``: what ``run.py predict CALL --text`` is; "": it has none; None: the
-    command does not have the call."""
+    """A call. ``tasks``: the tasks whose models support it. ``text``: what ``run.py predict CALL --text`` takes; "": no text;
+    None: the command does not offer the call."""
 
     tasks: tuple[str, ...]
     text: str | None
@@ -30,5 +30,5 @@ CALLS = {
 }
 
 EXPORTED = ("locate", "match", "embed_images", "embed_texts")
-"""The calls that an export to ONNX holds (``run.py export``)."""
+"""The calls that an ONNX export supports (``run.py export``)."""
 EXPORTED_TASKS = ("pretrain", "retrieval", "grounding")

@@ -1,7 +1,7 @@
 """Names that a checkout needs at the top level.
 
-In a checkout, and so in an editable installation, ``utils``, ``models`` and the other packages have these names, and a
-module of the user's with one of them hides ours. A wheel has them below ``x2vlm`` (``setup.py``), where nothing hides them.
+In a checkout, and therefore in an editable installation, ``utils``, ``models`` and the other packages are top-level, so a user's
+module with one of these names hides ours. In a wheel they are inside ``x2vlm`` (``setup.py``), where nothing can hide them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ PACKAGES = "batches", "utils", "optim", "scheduler", "metrics", "models", "datas
 
 
 def check_names() -> None:
-    """Raises :class:`ImportError` if a module elsewhere hides one of our packages."""
+    """Raise :class:`ImportError` if a module elsewhere hides one of our packages."""
     if (TOP / "x2vlm" / "utils").is_dir():
         return
     for name in PACKAGES:
@@ -23,7 +23,7 @@ def check_names() -> None:
             found = "nothing" if spec is None else spec.origin or ", ".join(spec.submodule_search_locations or ())
             raise ImportError(
                 f"x2vlm needs its package {name!r} from {TOP}, but Python finds {found}; rename your module, or install x2vlm "
-                f"without -e (pip install {TOP}), which keeps all of it below x2vlm"
+                f"without -e (pip install {TOP}), which keeps all packages inside x2vlm"
             )
 
 

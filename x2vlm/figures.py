@@ -1,4 +1,4 @@
-"""Figures of what a model says: captions and answers under images, boxes of phrases in them, maps of words over them."""
+"""Figures of a model's results: captions and answers below images, boxes of phrases, attention maps of words."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from x2vlm.inputs import Image, Reader
 from x2vlm.model import Box, Judgement
 
 MAP_SIDE = 150
-"""Pixels of the longer side of an image with the map of a word."""
+"""Maximum length, in pixels, of the longer side of an image with a word's map."""
 HEAT = np.array([(0, 0, 90), (20, 90, 220), (60, 200, 150), (250, 220, 50), (220, 30, 30)], dtype=np.float32)
-"""Colours of a map from 0 to its greatest weight."""
+"""Colours of a map from 0 to its maximum weight."""
 SHARE_OF_IMAGE = 0.5
-"""How much of an image shows through its map."""
+"""Opacity of an image under its map."""
 
 
 def draw(panels: Sequence[Panel], path: str | Path, title: str = "", legend: str = "") -> Path:
@@ -37,7 +37,7 @@ def described(read: Reader, image: Image, lines: Sequence[str]) -> Panel:
 
 
 def located(read: Reader, image: Image, boxes: Sequence[Box]) -> Panel:
-    """An image with the boxes of phrases, and below it the phrases in the colours of their boxes, with their scores."""
+    """An image with the boxes of phrases; below it, the phrases in the colours of their boxes, with their scores."""
     picture, (width, height) = read.picture(image), read(image).size
     drawn, lines = [], []
     for number, (box, colour) in enumerate(zip(boxes, colours(len(boxes)), strict=True), start=1):
@@ -50,7 +50,7 @@ def located(read: Reader, image: Image, boxes: Sequence[Box]) -> Panel:
 
 
 def marked(read: Reader, image: Image, box: Box | None) -> np.ndarray:
-    """An image (H, W, 3) uint8 with a box, if there is one."""
+    """An image (H, W, 3) uint8 with a box, if it has one."""
     picture = PILImage.fromarray(read.picture(image))
     if box is not None:
         width, height = read(image).size
@@ -60,14 +60,14 @@ def marked(read: Reader, image: Image, box: Box | None) -> np.ndarray:
 
 
 def compared(read: Reader, images: Sequence[Image], statement: str, judgement: Judgement) -> Panel:
-    """Images side by side, with a statement and what it is judged to be."""
+    """Images side by side, with a statement and the verdict on it."""
     pictures = tuple(DrawnImage(read.picture(image, 240)) for image in images)
     lines = (Line(statement), Line(f"{judgement.label} · {judgement.score:.2f}"))
     return Panel(pictures, lines, _names(images))
 
 
 def explained(read: Reader, image: Image, maps: Sequence[WordMap], text: str, across: int = 6) -> list[Panel]:
-    """An image under its name and the text, and the same with the map of each word over it; one scale for all words."""
+    """An image with its name and the text, followed by the image with the map of each word; all words share one scale."""
     most = max(float(each.weights.max()) for each in maps) or 1.0
     picture = read.picture(image, MAP_SIDE)
     drawn = [
@@ -79,7 +79,7 @@ def explained(read: Reader, image: Image, maps: Sequence[WordMap], text: str, ac
 
 
 def _names(images: Sequence[Image]) -> tuple[Line, ...]:
-    """The names of files above a panel; nothing for images without one."""
+    """The file names above a panel; empty for images without a name."""
     names = [Path(image).name for image in images if isinstance(image, str | Path)]
     return (Line(", ".join(names), faint=True),) if names else ()
 

@@ -1,4 +1,4 @@
-"""Images and videos in whatever form they are at hand, as the tensors that a model takes, and as pictures to draw."""
+"""Converts images and videos of any supported form to model inputs, and to pictures for drawing."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from utils.image_size import ImageSize
 from utils.suffixes import VIDEO_SUFFIXES
 
 OF_VIDEOS = (*VIDEO_SUFFIXES, LIST_SUFFIX)
-"""Suffixes of video files, and of lists of base64 images."""
+"""Suffixes of video files, and of files with lists of base64 images."""
 
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
-"""Modes of Pillow images that a PNG file holds as they are."""
+"""Modes of Pillow images that PNG stores unchanged."""
 
 SIDE = 320
-"""Pixels of the longer side of a drawn image."""
+"""Longer side of a drawn image, in pixels."""
 
 
 @dataclass(frozen=True)
 class View:
     """An image or a video as a model sees it.
 
-    ``pixels`` (3, S, S) or (F, 3, S, S) uint8; ``size``: width and height of the original, in pixels; ``name``: for messages.
+    ``pixels`` (3, S, S) or (F, 3, S, S) uint8; ``size``: width and height of the original, in pixels; ``name``: used in messages.
     """
 
     pixels: Tensor
@@ -46,14 +46,14 @@ class View:
 
 
 Image = str | Path | PILImage.Image | np.ndarray | Tensor | View
-"""A path of an image or a video, a Pillow image, an array (H, W, 3) or a tensor (3, H, W) of uint8; a video also as an array
+"""A path of an image or a video, a Pillow image, a uint8 array (H, W, 3) or tensor (3, H, W); videos also as an array
 (F, H, W, 3) or a tensor (F, 3, H, W)."""
 
 FrameView = Callable[[Tensor | EncodedImage], Tensor]
 
 
 class _Views(NamedTuple):
-    """The views of the frames of a video, or of the one image; ``size``: width and height of the original."""
+    """The views of a video's frames, or of a single image; ``size``: width and height of the original."""
 
     frames: list[Tensor]
     size: tuple[int, int]
@@ -61,28 +61,28 @@ class _Views(NamedTuple):
 
 
 def as_list(images: Any) -> list[Any]:
-    """A list of images; one image is a list of one. Any other iterable is a list, too."""
+    """Returns a list of images; a single image becomes a list of one. Any other iterable is converted to a list."""
     one = isinstance(images, str | bytes | Path | PILImage.Image | np.ndarray | Tensor | View)
     return list(images) if isinstance(images, Iterable) and not one else [images]
 
 
 class Reader:
-    """Reads images, turned as their EXIF orientation says, with transparency laid on white; or videos.
+    """Reads images, rotated as their EXIF orientation says and with transparency rendered on white, or videos.
 
     Args:
-        image_size: of the views.
-        max_pixels: images with more are refused before they are decoded.
-        videos: how frames are taken of videos; None: the model is one of images.
+        image_size: size of the views.
+        max_pixels: images with more pixels are rejected before they are decoded.
+        videos: how frames are sampled from videos; None: the model is an image model.
     """
 
     def __init__(self, image_size: ImageSize, max_pixels: int, videos: FrameSampler | None):
         self.image_size, self.max_pixels, self.videos = image_size, max_pixels, videos
 
     def __call__(self, image: Image) -> View:
-        """The view of an image or a video.
+        """Returns the view of an image or a video.
 
         Raises:
-            UserError: it cannot be read, or is of another kind than the model's.
+            UserError: it cannot be read, or the model does not accept this kind of input.
         """
         if isinstance(image, View):
             return image
@@ -90,10 +90,10 @@ class Reader:
         return View(torch.stack(views.frames) if self.videos else views.frames[0], views.size, views.name)
 
     def picture(self, image: Image, side: int = SIDE) -> np.ndarray:
-        """An image to draw, (H, W, 3) uint8 with a longer side of ``side``; of a video, its frames side by side.
+        """Returns an image for drawing, (H, W, 3) uint8 with a longer side of ``side``; for a video, its frames side by side.
 
         Raises:
-            UserError: as when it is called.
+            UserError: for the same reasons as a call.
         """
         if isinstance(image, View):
             image = image.pixels
@@ -105,7 +105,7 @@ class Reader:
     def _views(self, image: Image, view: FrameView) -> _Views:
         try:
             if isinstance(image, str) and "://" in image:
-                raise UserError(f"{image}: addresses are not read; download the image, and give its path")
+                raise UserError(f"{image}: addresses are not supported; download the image, and give its path")
             if isinstance(image, str | Path):
                 return self._of_file(Path(image).expanduser(), view)
             if isinstance(image, PILImage.Image):
@@ -114,7 +114,7 @@ class Reader:
                 return self._of_array(image, view)
         except BrokenRecordError as error:
             raise UserError(str(error)) from None
-        raise UserError(f"an image is a path, a Pillow image, an array or a tensor, and not {type(image).__name__}")
+        raise UserError(f"an image is a path, a Pillow image, an array or a tensor, not {type(image).__name__}")
 
     def _of_file(self, path: Path, view: FrameView) -> _Views:
         name = str(path)
@@ -131,9 +131,9 @@ class Reader:
         return _Views(list(frames), sizes[0], name)
 
     def _of_array(self, image: np.ndarray | Tensor, view: FrameView) -> _Views:
-        """Axes of an array end with the channels, those of a tensor have them before height and width."""
+        """An array has its channels last; a tensor has them before height and width."""
         name = f"{'an array' if isinstance(image, np.ndarray) else 'a tensor'} of shape {tuple(image.shape)}"
-        # Copied, since torch warns about read-only arrays, such as numpy views of Pillow images.
+        # Copied, since torch warns about read-only arrays such as numpy views of Pillow images.
         pixels = torch.from_numpy(np.array(image, order="C")) if isinstance(image, np.ndarray) else image.cpu()
         if pixels.dtype != torch.uint8:
             raise UserError(f"{name} holds {str(pixels.dtype).removeprefix('torch.')}; images are uint8, in 0..255")
@@ -142,7 +142,7 @@ class Reader:
             pixels = pixels.movedim(-1, -3) if pixels.dim() >= 3 else pixels
         if pixels.dim() not in (3, 4) or pixels.shape[-3] != 3 or 0 in pixels.shape:
             raise UserError(
-                f"{name} is no image: an array is (H, W, 3), a tensor (3, H, W); a video has frames in front"
+                f"{name} is not an image: an array is (H, W, 3), a tensor (3, H, W); a video has frames in front"
             )
         if pixels.dim() == 3:
             return self._of_image(pixels, name, view)
@@ -151,11 +151,13 @@ class Reader:
 
     def _of_image(self, pixels: Tensor, name: str, view: FrameView) -> _Views:
         if self.videos is not None:
-            raise UserError(f"{name} is an image, the model is one of videos; give it a video, or the frames of one")
+            raise UserError(
+                f"{name} is an image, but the model takes videos; give it a video, or the frames of a video"
+            )
         return _Views([view(pixels)], (pixels.shape[2], pixels.shape[1]), name)
 
     def _of_pillow(self, image: PILImage.Image) -> Tensor:
-        """(3, H, W) uint8 of a Pillow image, as of a file: it is written to memory as PNG, which loses nothing."""
+        """Returns (3, H, W) uint8 of a Pillow image. It is written to memory as PNG, which is lossless, and read like a file."""
         name, content = "a Pillow image", io.BytesIO()
         if image.width * image.height > self.max_pixels:
             size = f"{image.width} x {image.height} pixels"
@@ -171,6 +173,6 @@ class Reader:
 def _of_videos(videos: FrameSampler | None, name: str) -> FrameSampler:
     if videos is None:
         raise UserError(
-            f"{name} is a folder or a video, the model is one of images; give it an image, or load a model of videos"
+            f"{name} is a folder or a video, but the model takes images; give it an image, or load a video model"
         )
     return videos

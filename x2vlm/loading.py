@@ -1,4 +1,4 @@
-"""Loading a model: from a run, a weight file, one of the authors' files, or the hub."""
+"""Loads a model: from a run, a weight file, one of the authors' files, or the hub."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PUBLISHED = {
     "vqa": "vqa/vqa2_{size}_4m.yaml",
     "captioning": "captioning/coco_{size}_4m.yaml",
 }
-"""The config of a published file by its task: the settings that its shapes do not show are those of this run."""
+"""The config for a published file, by task; it supplies the settings that the file's shapes do not show."""
 
 PUBLISHED_VIDEO = {"retrieval": "retrieval/msrvtt_{size}.yaml", "video_qa": "vqa/msrvtt_qa_{size}.yaml"}
 
@@ -60,20 +60,20 @@ def load(
     tokenizer: str | Path | None = None,
     answers: str | Path | None = None,
 ) -> Model:
-    """Load a trained model, ready to be asked.
+    """Load a trained model.
 
     Args:
         source: the folder of a run or of :meth:`~x2vlm.model.Model.save`; a weight file, ours or the authors';
-            ``hub:owner/name``, a saved folder on the Hugging Face hub; or the folder ``X.onnx`` of ``run.py export``.
+            ``hub:owner/name``, a saved folder on the Hugging Face Hub; or the folder ``X.onnx`` of ``run.py export``.
         device: such as "cuda:1"; None: a GPU if there is one.
         precision: "fp32", "bf16" or "fp16".
-        config: the config that the weights were trained with, where the file does not lie in a run's folder and is none of the
-            authors'.
-        tokenizer: folder or hub name of the tokenizer, if other than the model's own.
-        answers: JSON list of the candidate answers, for question answering.
+        config: the config that the weights were trained with; needed if the file is not in a run's folder and not one of the
+            authors' files.
+        tokenizer: folder or Hub name of the tokenizer, if it is not the model's own.
+        answers: JSON list of the candidate answers for question answering.
 
     Raises:
-        UserError: in one line: there is no such file, it is damaged, or it does not fit.
+        UserError: the file does not exist, is damaged, or does not fit; the message is one line.
     """
     if not str(source).startswith(HUB) and is_export(expanded(source)):
         from x2vlm.export.loading import load_export
@@ -88,7 +88,7 @@ def load(
         return load_export(expanded(source), str(source), **options)
     on = _device(device)
     if precision not in DTYPES:
-        raise UserError(f"precision {precision!r} is none of {', '.join(DTYPES)}")
+        raise UserError(f"precision {precision!r} is not one of {', '.join(DTYPES)}")
     check_precision(precision, on, "precision")
     return _load_weights(str(source), on, precision, config, tokenizer, answers)
 
@@ -101,7 +101,7 @@ def _load_weights(
     tokenizer: str | Path | None,
     answers: str | Path | None,
 ) -> Model:
-    """The model of a weight file, in torch; arguments as in :func:`load`."""
+    """Load the model of a weight file with torch; arguments as in :func:`load`."""
     weights = _weights_of(source)
     run = run_of(weights)
     settings, folder = _settings(weights, run, config), None if run is None else run.parent
@@ -128,10 +128,10 @@ def _load_weights(
 
 
 def _check_finite(network: torch.nn.Module, weights: Path) -> None:
-    """Refuse weights that hold NaN or infinity, with which a model answers nothing.
+    """Reject weights that contain NaN or infinity.
 
     Raises:
-        UserError: with the first tensor that does.
+        UserError: names the first tensor that contains NaN or infinity.
     """
     for name, parameter in network.named_parameters():
         if not torch.stack(parameter.aminmax()).isfinite().all():
@@ -142,7 +142,7 @@ def _check_finite(network: torch.nn.Module, weights: Path) -> None:
 
 
 def _device(device: str | torch.device | None) -> torch.device:
-    """The device that was asked for; None: a GPU if there is one.
+    """Returns the requested device; None: a GPU if there is one.
 
     Raises:
         UserError: there is no such device.
@@ -156,7 +156,7 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 
 def _weights_of(source: str) -> Path:
-    """The weight file of ``source``; a model on the hub is fetched."""
+    """Returns the weight file of ``source``; a model on the Hub is downloaded."""
     if source.startswith(HUB):
         folder = local_folder(
             source.removeprefix(HUB), ["model.safetensors"], source, beside=["*.yaml", "*.json", "tokenizer/*"]
@@ -167,13 +167,13 @@ def _weights_of(source: str) -> Path:
         raise UserError(f"{source}: no such file or folder; give a run's folder, a weight file, or {HUB}owner/name")
     if (path / ADAPTERS).is_file():
         raise UserError(
-            f"{source}: has adapters alone; make a model of it with `python run.py checkpoint merge {source} --base …`"
+            f"{source}: contains only adapters; make a model of it with `python run.py checkpoint merge {source} --base …`"
         )
     return find_weights(path)
 
 
 def _settings(weights: Path, run: Path | None, config: str | Path | None) -> Settings:
-    """The settings of a weight file: of the given config, of its run, or of the authors' run that it is of."""
+    """Returns the settings of a weight file: from the given config, from its run, or from the matching run of the authors."""
     if config is not None:
         path = expanded(config)
         if not path.is_file():
@@ -192,21 +192,21 @@ def _settings(weights: Path, run: Path | None, config: str | Path | None) -> Set
 
 
 def _published_config(found: Recognised, weights: Path) -> str:
-    """The config of the authors' run that a file is of.
+    """Returns the config of the authors' run that a file belongs to.
 
     Raises:
-        UserError: it is none of theirs, or has no head that could be asked.
+        UserError: the file does not belong to one of the authors' runs, or has no head.
     """
     remedy = "give config=, the config that it was trained with"
     if found.kind is None or not found.kind.startswith("X²-VLM"):
-        raise UserError(f"{weights} lies in no run's folder, and is {found.kind or 'not recognised'}; {remedy}")
+        raise UserError(f"{weights} is not in a run's folder, and is {found.kind or 'not recognised'}; {remedy}")
     table = PUBLISHED
     if found.words == XLM_R_WORDS:
         table = PUBLISHED_MULTILINGUAL
     elif found.frames is not None:
         table = PUBLISHED_VIDEO
     if found.task in (None, "none"):
-        raise UserError(f"{weights} has encoders without a head, which cannot be asked anything; fine-tune it first")
+        raise UserError(f"{weights} has encoders without a head, so no call can use it; fine-tune it first")
     config = table.get(found.task or "", "").format(size=found.size)
     if not config or not (ROOT / "configs" / config).is_file() or found.image_size is None:
         raise UserError(f"{weights} is {found.kind}, task {found.task}, of an unknown size or language; {remedy}")
@@ -214,7 +214,7 @@ def _published_config(found: Recognised, weights: Path) -> str:
 
 
 def _tokenizer_name(settings: Settings, folder: Path | None, tokenizer: str | Path | None) -> str:
-    """The tokenizer that was asked for, else the one that the run keeps, else the one of its config."""
+    """Returns the requested tokenizer, or the tokenizer that the run keeps, or the config's tokenizer."""
     if tokenizer is not None:
         return str(tokenizer)
     if folder is not None and (folder / TOKENIZER).is_dir():
@@ -223,14 +223,14 @@ def _tokenizer_name(settings: Settings, folder: Path | None, tokenizer: str | Pa
 
 
 def _with_encoder(settings: Settings, words: str) -> object:
-    """The section ``model`` whose text encoder is named by its tokenizer; its sizes, where they are not in the config, are read
+    """Returns the section ``model`` with its text encoder named after its tokenizer; sizes that the config does not set are read
     from the same folder."""
     model = settings.model
     return model.model_copy(update={"text": model.text.model_copy(update={"encoder": words})})
 
 
 def _answers(settings: Settings, folder: Path | None, answers: str | Path | None) -> list[str] | None:
-    """The candidate answers: those asked for, else those that the run keeps; a classifier's in order of their labels."""
+    """Returns the requested candidate answers, or the answers that the run keeps; a classifier's are in label order."""
     if answers is None:
         if folder is None or not (folder / ANSWERS).exists():
             return None

@@ -1,4 +1,4 @@
-"""How well texts fit images: by the matching head's probability, and where the model's run ranks by both, with the cosine."""
+"""How well texts fit images: the matching head's probability, combined with the cosine if the model's run ranks by both."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Match:
-    """How well a text fits an image: ``probability`` by the matching head; ``cosine`` and ``sum``, see :func:`sums`, where the
-    model's run ranks by them."""
+    """How well a text fits an image: ``probability`` from the matching head; ``cosine`` and ``sum`` (see :func:`sums`) only
+    if the model's run ranks by their sum."""
 
     text: str
     probability: float
@@ -27,7 +27,7 @@ class Match:
 
 
 def matches(model: LoadedModel, views: Sequence[View], texts: Sequence[str]) -> list[list[Match]]:
-    """For each image its texts, the best first: by the sum where the model's run ranks by it, else by the probability."""
+    """The texts of each image, best first: by the sum if the model's run ranks by it, otherwise by the probability."""
     margins = model.margins(views, texts).astype(np.float64)
     ranking, scores = margins, probabilities(margins)
     if model.settings.evaluation.score == "matching":
@@ -42,16 +42,16 @@ def matches(model: LoadedModel, views: Sequence[View], texts: Sequence[str]) -> 
 
 
 def probabilities(margins: np.ndarray) -> np.ndarray:
-    """The probabilities of log-odds, float64 of their shape."""
+    """Converts log-odds to probabilities, float64 of the same shape."""
     return 1 / (1 + np.exp(-np.clip(np.asarray(margins, np.float64), -700, 700)))
 
 
 def sums(model: LoadedModel, margins: np.ndarray, cosines: np.ndarray) -> np.ndarray:
-    """The log-odds of the matching head plus the cosines over the temperature, float64 of their shape, by which a run with
-    ``evaluation.score: sum`` ranks.
+    """The log-odds of the matching head plus the cosines divided by the temperature, float64 of the same shape. A run with
+    ``evaluation.score: sum`` ranks by these.
 
     Raises:
-        UserError: the export of such a run does not know the temperature.
+        UserError: the export of such a run does not record the temperature.
     """
     if model.runtime.temperature is None:
         raise UserError(
@@ -62,7 +62,7 @@ def sums(model: LoadedModel, margins: np.ndarray, cosines: np.ndarray) -> np.nda
 
 
 def numbers(probability: float | None, cosine: float | None, summed: float | None) -> dict[str, str]:
-    """Those of sum, probability and cosine that are known, to be printed, by their names."""
+    """Returns the known values of sum, probability and cosine for printing, by name."""
     shown = {
         "sum": None if summed is None else f"{summed:+.2f}",
         "probability": None if probability is None else f"{probability:.3f}",

@@ -1,4 +1,4 @@
-"""A trained model and the questions that it can be asked."""
+"""A trained model and its calls."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ N = TypeVar("N")
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a statement is: its ``label`` (true, false; contradiction, entailment, neutral), and the label's probability."""
+    """The verdict on a statement: its ``label`` (true, false; contradiction, entailment, neutral) and the label's probability."""
 
     label: str
     score: float
 
 
 class Model(LoadedModel):
-    """A trained model; :func:`x2vlm.load` makes it.
+    """A trained model, as returned by :func:`x2vlm.load`.
 
-    Each call takes one image or a list of them (paths, Pillow images, arrays, tensors; videos where the model is one of videos)
-    and returns a list with an entry for each. A call that the model was not trained for raises a :class:`x2vlm.UserError` that
-    names the task whose model would do. The same call gives the same result, also where the config's decoding samples.
+    Each call takes one image or a list of images (paths, Pillow images, arrays, tensors; videos if the model is a video model)
+    and returns a list with an entry for each. If the model was not trained for a call, the call raises a :class:`x2vlm.UserError`
+    that names the tasks whose models support it. Calls are deterministic, even if the config's decoding samples.
     """
 
     def caption(self, images: Image | Sequence[Image]) -> list[str]:
-        """A sentence about each image."""
+        """Returns a caption for each image."""
         network = self._network("caption", CaptioningModel)
         processor = TextProcessor(self.tokenizer, TextDataConfig(max_tokens=self.text.limits.max_tokens))
         prompt = prompt_tokens(processor, self.settings.data.prompt)
@@ -71,12 +71,12 @@ class Model(LoadedModel):
     def answer(
         self, images: Image | Sequence[Image], questions: str | Sequence[str], candidates: Sequence[str] | None = None
     ) -> list[str]:
-        """The likeliest answer to each question about its image; one image takes several questions, one question several images.
+        """Returns the likeliest answer to each question about its image; one image or question is paired with all others.
 
         Args:
             images: see :class:`Model`.
             questions: one for each image.
-            candidates: the answers to choose from; None: those of the model.
+            candidates: the answers to choose from; None: the model's own candidates.
         """
         network = cast("VQAModel | VideoQAModel", self._network("answer", VQAModel, VideoQAModel))
         pairs = _pairs("answer", as_list(images), as_texts(questions))
@@ -84,7 +84,7 @@ class Model(LoadedModel):
         if isinstance(network, VideoQAModel):
             return self._classified(network, pairs, answers)
         if not answers:
-            raise UserError("answer: the model keeps no list of answers; give candidates=, or answers= to load")
+            raise UserError("answer: the model has no list of answers; give candidates=, or answers= to load")
         tree, config = self._tree(answers), self.settings.evaluation
 
         def reply(pairs: Sequence[tuple[Image, str]]) -> list[str]:
@@ -100,11 +100,11 @@ class Model(LoadedModel):
     def locate(
         self, images: Image | Sequence[Image], phrases: str | Sequence[str] | Sequence[Sequence[str]]
     ) -> list[list[Box]]:
-        """Where in each image its phrases are.
+        """Locate the phrases of each image.
 
         Args:
             images: see :class:`Model`.
-            phrases: a list for each image; for one image also a plain list, or one phrase.
+            phrases: a list of phrases for each image; for a single image also a plain list, or one phrase.
         """
         self._check("locate")
         listed = as_list(images)
@@ -131,11 +131,11 @@ class Model(LoadedModel):
         return self.run(list(zip(listed, each, strict=True)), find)
 
     def match(self, images: Image | Sequence[Image], texts: str | Sequence[str]) -> np.ndarray:
-        """The probability that each text is about each image, (images, texts) float32."""
+        """Returns the probability that each text is about each image, (images, texts) float32."""
         return probabilities(self.margins(images, texts)).astype(np.float32)
 
     def index(self, folder: str | Path, out: str | Path) -> ImageIndex:
-        """An index of the images in a folder, videos left out, to be searched; see :func:`x2vlm.search.making.index`."""
+        """Build a searchable index of the images in a folder; videos are skipped. See :func:`x2vlm.search.making.index`."""
         from x2vlm.search.making import index
 
         return index(self, folder, out)
@@ -143,12 +143,12 @@ class Model(LoadedModel):
     def compare(
         self, images: Sequence[Image] | Sequence[Sequence[Image]], statements: str | Sequence[str]
     ) -> list[Judgement]:
-        """Whether each statement is true of its images.
+        """Decide whether each statement is true of its images.
 
         Args:
-            images: for each statement as many as the model compares, two in NLVR2, the left one first; for one statement also a
-                plain list.
-            statements: about them.
+            images: for each statement, the number of images that the model compares (two in NLVR2, the left one first); for one
+                statement also a plain list.
+            statements: a statement about each group of images.
         """
         network = self._network("compare", NLVRModel)
         listed = as_list(images)
@@ -156,7 +156,9 @@ class Model(LoadedModel):
         pairs = _pairs("compare", [as_list(group) for group in listed] if nested else [listed], as_texts(statements))
         for group, statement in pairs:
             if len(group) != network.images:
-                raise UserError(f"compare: {statement!r} has {len(group)} images, the model compares {network.images}")
+                raise UserError(
+                    f"compare: {statement!r} has {len(group)} images, but the model compares {network.images}"
+                )
 
         def judge(pairs: Sequence[tuple[list[Image], str]]) -> list[Judgement]:
             views = self.views([group[place] for place in range(network.images) for group, _ in pairs])
@@ -167,7 +169,7 @@ class Model(LoadedModel):
         return self.run(pairs, judge)
 
     def explain(self, image: Image, text: str, *, layer: int | None = None) -> list[WordMap]:
-        """Where the model looks in an image for each word of a text; see :func:`x2vlm.attention.word_maps`."""
+        """Returns where the model looks in an image for each word of a text; see :func:`x2vlm.attention.word_maps`."""
         from x2vlm.attention import word_maps
 
         self._network("explain", PretrainModel, RetrievalModel)
@@ -175,13 +177,13 @@ class Model(LoadedModel):
         return word_maps(self, image, text, layer)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the model as a folder that :func:`x2vlm.load` reads anywhere; see :func:`x2vlm.saving.save`."""
+        """Write the model to a folder that :func:`x2vlm.load` can read on any machine; see :func:`x2vlm.saving.save`."""
         from x2vlm.saving import save
 
         return save(self, Path(folder))
 
     def _network(self, call: str, *kinds: type[N]) -> N:
-        """The network, of one of the ``kinds`` that take a call."""
+        """Returns the network, which must be one of the ``kinds`` that support a call."""
         self._check(call)
         assert isinstance(self.network, kinds)
         return self.network
@@ -192,7 +194,7 @@ class Model(LoadedModel):
         texts: Sequence[str],
         image_index: Tensor,
     ) -> list[Box]:
-        """The box of each text in the image that ``image_index`` names."""
+        """Returns the box of each text in image ``image_index``."""
         packed, states = self.encoded(texts), self.finite(self.runtime.image_states(self.pixels(views)))
         self.finite(packed.states)
         found = self.runtime.locate(states, packed, image_index.to(packed.states.device))
@@ -202,12 +204,14 @@ class Model(LoadedModel):
     def _classified(
         self, network: VideoQAModel, pairs: Sequence[tuple[Image, str]], answers: Sequence[str] | None
     ) -> list[str]:
-        """The likeliest of ``answers`` by a classifier, which knows no others than its classes."""
+        """Returns the likeliest of ``answers`` with a classifier, which only knows its classes."""
         classes = self.answers
         if classes is None or answers is None:
-            raise UserError("answer: the model's classes have no names; give answers= to load: a JSON list of them")
+            raise UserError(
+                "answer: the model's classes have no names; give answers= to load: a JSON list of the names"
+            )
         if unknown := [answer for answer in answers if answer not in classes]:
-            raise UserError(f"answer: {unknown[0]!r} is none of the model's {len(classes)} classes; leave it out")
+            raise UserError(f"answer: {unknown[0]!r} is not one of the model's {len(classes)} classes; remove it")
         numbers = torch.tensor([classes.index(answer) for answer in answers])
 
         def reply(pairs: Sequence[tuple[Image, str]]) -> list[str]:
@@ -225,7 +229,7 @@ class Model(LoadedModel):
             for answer in answers
         ]
         if empty := [answer for answer, ids in zip(answers, tokens, strict=True) if len(ids) < 3]:
-            raise UserError(f"answer: the tokenizer makes nothing of the candidate {empty[0]!r}; leave it out")
+            raise UserError(f"answer: the tokenizer returns no tokens for the candidate {empty[0]!r}; remove it")
         return AnswerTree(tokens)
 
     def _spelled(self, ids: Sequence[int]) -> str:
@@ -234,11 +238,11 @@ class Model(LoadedModel):
 
 
 def _pairs(call: str, images: list[N], texts: list[str]) -> list[tuple[N, str]]:
-    """Each text with its image; where there is one of the one, it goes with each of the other."""
+    """Pair each text with its image; a single image or text is paired with all of the others."""
     count = max(len(images), len(texts))
     if {len(images), len(texts)} - {1, count}:
         raise UserError(
-            f"{call}: {len(images)} images and {len(texts)} texts; give as many of both, or one of one kind"
+            f"{call}: {len(images)} images and {len(texts)} texts; give equal numbers of both, or a single image or text"
         )
     return list(
         zip(images * (count // len(images) if images else 1), texts * (count // max(1, len(texts))), strict=True)

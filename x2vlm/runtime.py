@@ -1,5 +1,5 @@
-"""The tensor functions below the calls of a model that aligns images with texts, or finds boxes: in torch here, and in ONNX in
-:mod:`x2vlm.export.runtime`.
+"""The tensor functions that the calls are built on, for models that align images with texts or find boxes: in torch here, and in
+ONNX in :mod:`x2vlm.export.runtime`.
 
 Axes: N images or texts, K = 1 + P states of an image (the mean patch, then its patches), D width, E embedding.
 """
@@ -27,19 +27,19 @@ from x2vlm.boxes import relative_boxes
 from x2vlm.search.files import weights_hash
 
 Located = tuple[list[list[float]], list[float | None]]
-"""Boxes as centre and size, relative to their images, and the probability that the text matches what each box shows; None where
-the model has no matching head."""
+"""Boxes as centre and size, relative to their images, and the probability that the text matches the content of each box, or None
+if the model has no matching head."""
 
 
 class Runtime(Protocol):
-    """Runs a model's encoders, its fusion and its heads.
+    """Runs a model's encoders, fusion and heads.
 
     Attributes:
-        device: of the tensors that its functions take and return.
-        parameters: their number.
-        weights: a hash of them; embeddings of runtimes with equal hashes can be compared.
-        state_shape: (K, D), the states of an image.
-        temperature: of the contrastive loss, by which cosines are divided; None: there is none.
+        device: device of the tensors that its functions take and return.
+        parameters: number of parameters.
+        weights: hash of the weights; embeddings of runtimes with equal hashes can be compared.
+        state_shape: (K, D) of an image's states.
+        temperature: temperature of the contrastive loss, by which cosines are divided; None: the model has no such loss.
     """
 
     @property
@@ -58,7 +58,7 @@ class Runtime(Protocol):
     def temperature(self) -> float | None: ...
 
     def running(self) -> AbstractContextManager[None]:
-        """The context in which all functions below are called."""
+        """Returns the context in which all functions below must be called."""
 
     def image_states(self, pixels: Tensor) -> Tensor:
         """Pixels (N, 3, S, S), or (N, F, 3, S, S) of videos, uint8 -> states (N, K, D)."""
@@ -67,21 +67,21 @@ class Runtime(Protocol):
         """Pixels as above -> embeddings (N, E) float32 of length 1."""
 
     def text_states(self, text: Text) -> PackedTexts:
-        """States of the text encoder."""
+        """Returns the states of the text encoder."""
 
     def text_embeddings(self, text: Text) -> Tensor:
-        """(N, E) float32 of length 1."""
+        """Returns text embeddings (N, E) float32 of length 1."""
 
     def margins(self, images: Tensor, texts: Sequence[Tensor], bank: TextBank) -> list[Tensor]:
-        """For each image, of states (N, K, D), the log-odds that its texts are about it; ``texts`` as in
-        :func:`~models.inference.reranking.score_pairs`. Log-odds, since probabilities near 1 are all alike in float32."""
+        """For each image in states (N, K, D), the log-odds that its texts are about it; ``texts`` as in
+        :func:`~models.inference.reranking.score_pairs`. Log-odds, since float32 cannot distinguish probabilities near 1."""
 
     def locate(self, images: Tensor, texts: PackedTexts, image_index: Tensor) -> Located:
-        """The box of each of N texts in the image that ``image_index`` (N,) int64 names; ``images`` (I, K, D)."""
+        """Returns the box of each of N texts in image ``image_index`` (N,) int64; ``images`` (I, K, D)."""
 
 
 class TorchRuntime:
-    """A torch module with its precision."""
+    """Runs a torch module in its precision."""
 
     def __init__(self, network: XVLM, precision: PrecisionName):
         self.network, self.precision = network, precision
@@ -104,7 +104,7 @@ class TorchRuntime:
         return self.network.cost.vision.keys(1 if video is None else video.frames), self.network.vision.width
 
     def running(self) -> AbstractContextManager[None]:
-        """Without gradients, in the model's precision."""
+        """Disable gradients and set the model's precision."""
         return evaluating(self.network, self.precision)
 
     def image_states(self, pixels: Tensor) -> Tensor:

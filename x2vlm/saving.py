@@ -1,4 +1,4 @@
-"""A model as a folder of its own: weights, settings, tokenizer, answers, and a card with its numbers."""
+"""Saves a model as a self-contained folder: weights, settings, tokenizer, answers, and a model card with its results."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ HEADING = "## Numbers"
 
 
 def save(model: LoadedModel, folder: Path) -> Path:
-    """Write ``model.safetensors``, ``config.yaml``, ``tokenizer/``, where it has any ``answers.json``, and a model card.
+    """Write ``model.safetensors``, ``config.yaml``, ``tokenizer/``, ``answers.json`` if there is one, and a model card.
 
-    The card has the numbers of the run that the model was loaded from. A run may start from the folder by ``init.checkpoint``.
+    The card lists the results of the run that the model was loaded from. ``init.checkpoint`` can name the folder to start a run
+    from it.
 
     Raises:
         UserError: the folder exists and is not empty.
     """
     folder = expanded(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there and not an empty folder; give another")
+        raise UserError(f"{folder} already exists and is not an empty folder; give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder / MODEL_FILE, {name: value.cpu() for name, value in model.network.state_dict().items()})
     save_settings(model, folder)
@@ -44,7 +45,7 @@ def save(model: LoadedModel, folder: Path) -> Path:
 
 
 def save_settings(model: LoadedModel, folder: Path) -> None:
-    """Write what a model computes with beside its weights: ``config.yaml``, ``tokenizer/``, where it has any ``answers.json``."""
+    """Write what a model needs in addition to its weights: ``config.yaml``, ``tokenizer/``, and any ``answers.json``."""
     text = model.settings.model.text
     model.tokenizer.save_pretrained(str(folder / TOKENIZER))
     if text.arch is None:
@@ -56,7 +57,7 @@ def save_settings(model: LoadedModel, folder: Path) -> None:
 
 
 def card(model: LoadedModel, name: str) -> str:
-    """The model card: what the model is, how it is used, and what it measured."""
+    """Write the model card: what the model is, how to use it, and its results."""
     parameters = sum(parameter.numel() for parameter in model.network.parameters()) / 1e6
     vision = model.settings.model.vision
     calls = [name for name, call in CALLS.items() if model.settings.task in call.tasks]
@@ -78,12 +79,12 @@ def card(model: LoadedModel, name: str) -> str:
     ]
     lines += [f"| {key} | {value} |" for key, value in about.items() if value]
     lines += ["", "```python", "from x2vlm import load", "", 'model = load("path/of/this/folder")', "```", ""]
-    lines += [f"It takes {', '.join(f'`{call}`' for call in calls)}.", ""]
+    lines += [f"It supports {', '.join(f'`{call}`' for call in calls)}.", ""]
     return "\n".join([*lines, *_numbers(model.origin)]) + "\n"
 
 
 def _numbers(origin: str) -> list[str]:
-    """The numbers of the run that a model was loaded from, as a table; where there is one, its receipt."""
+    """Returns the results of the run that a model was loaded from, as a table, with its receipt if there is one."""
     folder = expanded(origin)
     folder = folder if folder.is_dir() else folder.parent
     kept = folder / CARD
@@ -92,7 +93,7 @@ def _numbers(origin: str) -> list[str]:
     try:
         splits = read_json(folder / EVALUATION_FILE)
     except (OSError, ValueError):
-        return [HEADING, "", "None were found beside the weights."]
+        return [HEADING, "", "No results were found next to the weights."]
     lines = [HEADING, "", "| split | metric | measured | chance |", "|---|---|---|---|"]
     for split, metrics in splits.items():
         for metric, entry in metrics.items():

@@ -1,7 +1,7 @@
-"""What a model computes with beside its weights: its sizes, the lengths of texts, how captions and answers are made.
+"""The settings that a model needs in addition to its weights: sizes, text lengths, and how captions and answers are decoded.
 
-A run's ``config.yaml`` has all of it, among what only training needs; :meth:`x2vlm.model.Model.save` writes these sections alone,
-in the same form.
+A run's ``config.yaml`` contains all of them, together with settings that only training needs; :meth:`x2vlm.model.Model.save`
+writes only these sections, in the same form.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ C = TypeVar("C", bound=Config)
 
 
 class Kind(NamedTuple):
-    """The model of a task: the class of its section ``model``, and the model, from that and the size of the vocabulary."""
+    """The model of a task: the class of its section ``model``, and the model builder, called with it and the vocabulary size."""
 
     config: type[ModelConfig]
     build: Callable[[Any, int], XVLM]
@@ -57,7 +57,7 @@ KINDS = {
 
 
 class DataSettings(Config):
-    """How texts, images and videos become tensors."""
+    """How texts, images and videos are converted to tensors."""
 
     text: TextLimits = TextLimits()
     prompt: str = CaptioningDataConfig.model_fields["prompt"].default
@@ -67,7 +67,7 @@ class DataSettings(Config):
 
 
 class EvaluationSettings(Config):
-    """How captions are generated, and answers and images ranked."""
+    """How captions are generated, and how answers and images are ranked."""
 
     decoding: DecodingConfig = DecodingConfig()
     score: RerankingScore = "matching"
@@ -85,16 +85,16 @@ class Settings(Config):
 
     @property
     def kind(self) -> Kind:
-        """The model of the task."""
+        """Build the model of the task."""
         return KINDS[self.task]
 
 
 def settings_of(values: Mapping[str, Any], source: str) -> Settings:
-    """The settings in the values of a run's config; what only training needs is left aside.
+    """Extract the settings from the values of a run's config; settings that only training needs are ignored.
 
     Args:
         values: plain values by section.
-        source: their file, for messages.
+        source: the file that they come from, for messages.
 
     Raises:
         UserError: the task is not among :data:`KINDS`, or a value does not fit.
@@ -104,7 +104,7 @@ def settings_of(values: Mapping[str, Any], source: str) -> Settings:
         raise UserError(f"{source}: task is {task!r}; x2vlm loads models of {', '.join(KINDS)}")
     data, evaluation = (values.get(name) or {} for name in ("data", "evaluation"))
     model = bind(values.get("model") or {}, KINDS[task].config, source=f"{source}: model")
-    of_stream = (data.get("videos") or {}).get("reading")  # where pre-training has what other tasks have as data.video
+    of_stream = (data.get("videos") or {}).get("reading")  # pre-training's counterpart of data.video in other tasks
     data = {**data, "video": of_stream} if of_stream is not None else data
     kept = _kept(data, DataSettings) | {
         name: _kept(data[name], schema)
@@ -121,5 +121,5 @@ def settings_of(values: Mapping[str, Any], source: str) -> Settings:
 
 
 def _kept(values: Mapping[str, Any], schema: type[Config]) -> dict[str, Any]:
-    """The values that the schema knows."""
+    """Keep only the values that the schema knows."""
     return {name: value for name, value in values.items() if name in schema.model_fields}

@@ -107,7 +107,7 @@ def test_adapters_are_taken_out_and_merged_again(whole, base, tmp_path, capsys):
     assert checkpoint(capsys, "adapters", whole, "--out", tmp_path / "small")[0] == 0
     small = tmp_path / "small/adapters.safetensors"
     assert small.stat().st_size < 0.5 * (whole / "best.safetensors").stat().st_size
-    with pytest.raises(UserError, match="has adapters alone"):
+    with pytest.raises(UserError, match="contains only adapters"):
         load(tmp_path / "small")
     status, said = checkpoint(capsys, "inspect", tmp_path / "small")
     assert status == 0 and "kind       ours, adapters without the weights" in said and "starts" not in said
@@ -143,7 +143,7 @@ def test_mistakes_are_one_line(whole, base, tmp_path, capsys, overrides):
     assert checkpoint(capsys, "adapters", whole, "--out", tmp_path / "small")[0] == 0
     said = checkpoint(capsys, "merge", tmp_path / "small", "--base", "nowhere", "--out", tmp_path / "z")[1]
     assert OneLine("--base nowhere") in said.splitlines()
-    assert "is there already" in checkpoint(capsys, "adapters", whole, "--out", tmp_path / "small")[1]
+    assert "already exists" in checkpoint(capsys, "adapters", whole, "--out", tmp_path / "small")[1]
     small = tmp_path / "small/adapters.safetensors"
     merging = ("merge", tmp_path / "small", "--base", base, "--out", tmp_path / "z")
     content = small.read_bytes()

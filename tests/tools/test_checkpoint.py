@@ -147,8 +147,8 @@ def test_what_cannot_be_converted_is_told_with_the_way_out(published, tmp_path, 
     def said(source: object, out: str = "o.safetensors", *flags: str) -> str:
         return told(capsys, "convert", source, "--out", tmp_path / out, *flags)
 
-    assert OneLine("ends with .safetensors") in said(published, "o.th").splitlines()
-    assert "there is no folder" in said(published, "gone/o.safetensors")
+    assert OneLine("end with .safetensors") in said(published, "o.th").splitlines()
+    assert "does not exist" in said(published, "gone/o.safetensors")
     assert OneLine("--form ours") in said(published, "o.th", "--form", "published").splitlines()
     names = {f"encoder.layer.0.{n}": torch.ones(2) for n in ("output.dense.bias", "output.dense.weight")}
     save_file({"embeddings.word_embeddings.weight": torch.ones(5, 2), **names}, tmp_path / "bert.safetensors")
@@ -196,8 +196,8 @@ def test_inspect_says_kind_sizes_resolution_words_and_what_lies_beside(published
         "kind X²-VLM, pre-trained",
         "vision 3 layers of width 24, 4 heads, text 2 layers of width 24, fusion 2 layers of width 24",
         "images 32 px, patches of 8 px",
-        "words 120: of no tokenizer known here",
-        "a PyTorch file, weights in `model`; beside them config, epoch",
+        "words 120: of an unknown tokenizer",
+        "a PyTorch file, weights in `model`; it also contains config, epoch",
         "whole yes, by the checksums of its archive",
     ):
         assert fact in text
@@ -249,7 +249,7 @@ def test_a_damaged_file_is_one_line_and_the_others_are_inspected(published, tmp_
     content[len(content) // 2] ^= 255
     published.write_bytes(content)
     status, out, err = run(capsys, "inspect", published, "--no-configs")
-    assert (status == 1 and "another checksum" in out) or (status == 2 and err.count("\n") == 1)
+    assert (status == 1 and "does not match" in out) or (status == 2 and err.count("\n") == 1)
 
 
 class Trap:

@@ -67,10 +67,10 @@ def test_boxes_on_the_turned_view_of_photographs_are_not_taken_for_corners():
     stored, turned = sizes * np.array([1.0, 0.4]), boxes * np.array([0.4, 1.0, 0.4, 1.0])
     (finding,) = found_in(turned, stored, 6)
     assert finding.level == "warning" and finding.fact == OneLine("200 of 200", "EXIF")
-    assert "100% of the" in finding.fact and "lie in the turned one, as [" in finding.fact
+    assert "100% of the" in finding.fact and "lie in the rotated one, such as [" in finding.fact
     assert "exif_transpose" in finding.remedy
     (finding,) = found_in(boxes * np.array([1.0, 0.4, 1.0, 0.4]), stored, 6)
-    assert finding.fact == OneLine("EXIF", "stored pixels") and "turned one" not in finding.fact
+    assert finding.fact == OneLine("EXIF", "stored pixels") and "rotated one" not in finding.fact
     assert found_in(boxes, sizes, 1) == []
 
 
@@ -78,7 +78,7 @@ def test_corners_in_turned_images_are_still_taken_for_corners():
     boxes, sizes = random_boxes()
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     orientation, form = found_in(corners, sizes, 6)
-    assert "turned one" not in orientation.fact
+    assert "rotated one" not in orientation.fact
     assert form.fact.startswith("boxes look like x1, y1, x2, y2")
 
 

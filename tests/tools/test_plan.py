@@ -302,8 +302,8 @@ def test_a_model_whose_weights_do_not_fit_is_refused_in_a_line(gpu, monkeypatch)
 def test_recorded_graphs_are_not_planned_with_accumulation():
     flags = ["--config", BASE, "--memory", "2", "--global-batch", "1000000", "train.compile=reduce-overhead"]
     planner = sized_by_hand(*flags)
-    refused = "train.compile = reduce-overhead: takes one micro-batch per step, and of the 1,000,000 examples of a GPU 200 fit"
-    with pytest.raises(UserError, match=refused):
+    refused = "allows only one micro-batch per step, but of the 1,000,000 examples of a GPU only 200 fit"
+    with pytest.raises(UserError, match=f"train.compile = reduce-overhead: {refused}"):
         planner.plan()
 
 

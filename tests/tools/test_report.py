@@ -100,7 +100,7 @@ def test_damaged_files_are_told_and_leave_the_rest(make, tmp_path, capsys):
     (folder / "predictions_test.json").write_text('[{"phr')
     text = report(tmp_path, folder)
     assert OneLine("metrics.jsonl", "2 lines", "11, 12") in text.splitlines()
-    assert "evaluation.json: is no JSON" in text and "predictions_test.json: is no JSON" in text
+    assert "evaluation.json: is not JSON" in text and "predictions_test.json: is not JSON" in text
     assert "<figcaption>loss (total)" in text
     assert "3 remarks, see the page" in capsys.readouterr().out
 
@@ -147,7 +147,7 @@ def test_mistakes_are_one_line(make, tmp_path, capsys):
     assert f"did you mean {folder}?" in error(str(tmp_path / "sweep"))
     assert "is given twice" in error(str(folder), f"{folder}/")
     assert OneLine("a folder", "a file") in error(str(folder), "--output", str(tmp_path)).splitlines()
-    assert "there is no folder" in error(str(folder), "--output", str(tmp_path / "no" / "x.html"))
+    assert "does not exist" in error(str(folder), "--output", str(tmp_path / "no" / "x.html"))
     assert "more than a page can show" in error(*["x"] * 41)
     assert main(["report", str(folder), "--examples", "many"]) == 2
     assert OneLine("'many'", "0 to 200") in capsys.readouterr().err.splitlines()

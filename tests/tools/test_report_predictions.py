@@ -132,7 +132,7 @@ def test_runs_are_compared_with_the_best_of_each_row_marked(make, tmp_path):
     assert re.search(r"<th>IoU &gt;= 0.5</th><td>50.0 %</td><td>50.0 %</td>", text)  # a tie has no best
     assert re.search(r"<th>loss, mean of the last 5 %</th><td>11</td><td class=best>1</td>", text)
     assert "best" not in re.search(r"<th>phrases</th>(.*?)</tr>", text)[1]
-    differences = text.split('id="s1">Differences of config</h2>')[1].split("<h2")[0]
+    differences = text.split('id="s1">Config differences</h2>')[1].split("<h2")[0]
     assert rows_with(differences, "<th>optim.lr</th>") == ["optim.lr 0.1 0.2"]
     assert len(re.findall("<tr", differences)) == 2  # the head, and the one key
     loss = re.search(r"<figcaption>loss \(total\).*?</figure>", text, re.S)[0]
@@ -144,7 +144,7 @@ def test_runs_are_compared_with_the_best_of_each_row_marked(make, tmp_path):
 def test_the_same_examples_are_compared_over_runs(make, tmp_path):
     text = report(tmp_path, make("a", predictions=boxes(right=(0, 1))), make("b", predictions=boxes(right=(1, 2))))
     assert OneLine("1 of 7", "4 in none", "2 in some") in text.splitlines()
-    section = text.split("The same examples</h2>")[1].split("<h2")[0]
+    section = text.split("Examples in common</h2>")[1].split("<h2")[0]
     assert [row.split(" · ")[0] for row in rows_with(section, " · ")] == ["0", "2"]
     assert [row.rsplit("· ")[1].split(" ", 4)[-1] for row in rows_with(section, " · ")] == [
         "✓ IoU 1.00 ✗ IoU 0.00",
@@ -152,7 +152,7 @@ def test_the_same_examples_are_compared_over_runs(make, tmp_path):
     ]
     assert section.count("<img") == 4  # each run's boxes beside its answer
     other = report(tmp_path, make("c", predictions=boxes(6)), make("d", predictions=boxes(7)))
-    assert "The same examples" not in other
+    assert "Examples in common" not in other
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_the_images_of_a_page_are_bounded(make, tmp_path):
     text = page_of(found, 24, Room(room))
     images = re.findall(r"data:image/\w+;base64,([^\"]+)", text)
     assert 0 < sum(map(len, images)) <= room
-    assert OneLine("images", "bounded") in text.splitlines()
+    assert OneLine("images", "limited") in text.splitlines()
     halves = [sum(map(len, re.findall(r"base64,([^\"]+)", part))) for part in text.split('<details class="run">')[1:]]
     assert len(halves) == 2 and all(0 < half <= room / 2 for half in halves)
 
@@ -179,7 +179,7 @@ def test_the_images_of_a_page_are_bounded(make, tmp_path):
 def test_without_examples_no_data_are_read(make, tmp_path, monkeypatch):
     folder = make(predictions=boxes())
     monkeypatch.setattr("tools.report.examples.read_split", lambda *_: pytest.fail("read"))
-    assert "Left out by --examples 0" in report(tmp_path, folder, flags=("--examples", "0"))
+    assert "Hidden by --examples 0" in report(tmp_path, folder, flags=("--examples", "0"))
 
 
 def test_runs_measured_on_different_files_have_no_best_value_and_each_its_chance(make, tmp_path):

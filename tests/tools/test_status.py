@@ -369,5 +369,5 @@ def test_metrics_with_a_hole_of_gigabytes_are_not_read_through(make, capsys):
     with (folder / "metrics.jsonl").open("r+b") as file:
         file.truncate(200_000_000_000)  # sparse: it takes no room
     started = time.monotonic()
-    assert "too large to be read whole" in page_of(capsys, folder)
+    assert "too large to be read completely" in page_of(capsys, folder)
     assert time.monotonic() - started < 10

@@ -18,14 +18,14 @@ def test_a_whole_file_is_said_to_be_whole(tmp_path):
     path = tmp_path / "predictions_test2015.json"
     path.write_text(json.dumps([{"question_id": 1, "answer": "yes"}, {"question_id": 2, "answer": ""}]))
     assert check_submission(path, VQA) == OneLine(path, "2 entries")
-    assert check_submission(path, VQA, frozenset({1, 2})).endswith(", all that the server asks for")
+    assert check_submission(path, VQA, frozenset({1, 2})).endswith(", all that the server requires")
 
 
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        ({"question_id": 1}, ("the server takes a list",)),
-        (["yes"], ("[0]: it is no object",)),
+        ({"question_id": 1}, ("the server accepts a list",)),
+        (["yes"], ("[0]: it is not an object",)),
         ([{"question_id": 1, "answer": "yes"}, {"question_id": 2}], ("[1]", "['question_id']")),
         ([{"question_id": "1", "answer": "yes"}], ("[0]", "question_id is '1'")),
         ([{"question_id": True, "answer": "yes"}], ("[0]", "question_id is True")),
@@ -41,7 +41,7 @@ def test_what_a_server_would_refuse_is_one_line(tmp_path, content, fault):
     with pytest.raises(UserError, match=naming(*fault)):
         check_submission(path, VQA, frozenset({1, 2}))
     path.write_text("[")
-    with pytest.raises(UserError, match="is no JSON"):
+    with pytest.raises(UserError, match="is not JSON"):
         check_submission(path, VQA)
 
 

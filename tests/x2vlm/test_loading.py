@@ -61,7 +61,7 @@ def test_the_card_has_the_numbers_of_the_run_and_its_receipt(run, tmp_path):
     saved = load(folder).save(tmp_path / "saved")
     card = (saved / "README.md").read_text()
     assert "| test | accuracy | 51.5 | 25.0 |" in card and "### demo/tiny/vqa\n\nmeasured on 14 questions" in card
-    assert "It takes `answer`." in card
+    assert "It supports `answer`." in card
     again = (load(saved).save(tmp_path / "again") / "README.md").read_text()
     assert again[again.index(HEADING) :] == card[card.index(HEADING) :]
 
@@ -186,7 +186,7 @@ def test_what_the_shapes_of_an_authors_file_show_is_taken_from_them(monkeypatch)
         (found("none"), ("without a head",)),
         (found("vqa", words=XLM_R_WORDS), ("task vqa", "config=")),
         (found("vqa", size="tiny"), ("of an unknown size",)),
-        (found("vqa", kind=None), ("no run's folder", "config=")),
+        (found("vqa", kind=None), ("not in a run's folder", "config=")),
         (found("vqa", kind="X-VLM with a Swin transformer"), ("X-VLM", "Swin", "config=")),
     ],
 )

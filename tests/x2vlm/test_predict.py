@@ -138,7 +138,7 @@ def test_a_figure_is_checked_before_anything_is_computed_and_never_replaces_an_i
         (["match", "--image", "{photos}", "--text", " "], ("--text", "' '")),
         (["describe", "--image", "{photos}"], ("'describe'",)),
         (["caption", "--image", "nowhere.png"], ("--image nowhere.png",)),
-        (["caption", "--image", "{empty}"], ("no image is in this folder",)),
+        (["caption", "--image", "{empty}"], ("no image in this folder",)),
         (["match", "--image", "{photos}", "--text", "a star"], ("captioning",)),
         (["caption", "--image", "-"], ("--image -",)),
         (["caption", "--image", "{photos}/notes.txt"], ("no image could be read",)),

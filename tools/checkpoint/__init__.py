@@ -1,1 +1,1 @@
-"""``python run.py checkpoint``: what a weight file is, its other form, and how two differ."""
+"""``python run.py checkpoint``: inspects, converts and compares weight files."""

@@ -1,4 +1,5 @@
-"""``run.py checkpoint adapters`` and ``merge``: what a run with ``optim.lora`` has trained, as a small folder, and back."""
+"""``run.py checkpoint adapters`` and ``merge``: save what a run with ``optim.lora`` trained as a small folder, and merge it
+back."""
 
 from __future__ import annotations
 
@@ -26,14 +27,15 @@ from utils.files import expanded, new_folder
 from utils.weight_file import digest, read_about, save_weights
 
 BASE = "base_sha256"
-"""Entry of the header: the hash of the weights that the run has left as they were."""
+"""Header entry: the hash of the weights that the run did not change."""
 
 
 def extract(run: str, out: str) -> str:
-    """Write what a run has trained, and what a model needs beside its weights, into a new folder; returns a line about it.
+    """Save the trained tensors of a run, and what a model needs in addition to its weights, to a new folder; returns a summary
+    line.
 
     Raises:
-        UserError: if the weights have no adapters or lie in no run's folder, or ``out`` is there.
+        UserError: if the weights have no adapters or are not in a run's folder, or ``out`` exists.
     """
     file, _ = weights_at(run)
     tensors = read_weight_file(file, merge=False).tensors
@@ -44,7 +46,7 @@ def extract(run: str, out: str) -> str:
     config = run_of(file)
     if config is None:
         raise UserError(
-            f"{file}: lies in no run's folder, and without {CONFIG_FILE} its adapters are of no use; give the run"
+            f"{file}: is not in a run's folder, and its adapters are useless without {CONFIG_FILE}; give the run"
         )
     about = read_about(file)
     config_of(about, str(file))
@@ -56,16 +58,16 @@ def extract(run: str, out: str) -> str:
     size, whole = (folder / ADAPTERS).stat().st_size, file.stat().st_size
     return (
         f"{file} -> {folder}: {len(trained)} of {len(tensors)} tensors, {size / 1e6:.1f} of {whole / 1e6:.1f} MB; "
-        "the model again, with the WEIGHTS that the run started from: "
+        "to get the model back, with the WEIGHTS that the run started from: "
         f"python run.py checkpoint merge {folder} --base WEIGHTS --out FOLDER\n"
     )
 
 
 def merge(source: str, base: str, out: str) -> str:
-    """Write the model of a folder of adapters and the weights that they were trained on into a new folder; returns a line.
+    """Merge a folder of adapters with the weights that they were trained on into a new folder; returns a summary line.
 
     Raises:
-        UserError: if the folder or the weights cannot be read, they are other weights than the run's, or ``out`` is there.
+        UserError: if the folder or the weights cannot be read, the weights are not the run's, or ``out`` exists.
     """
     folder = expanded(source)
     file = folder / ADAPTERS
@@ -91,11 +93,12 @@ def merge(source: str, base: str, out: str) -> str:
 
 
 def _parted(tensors: Mapping[str, Tensor], frozen: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors that a run with adapters trains, and those that it leaves as they are, under the names of a plain model.
+    """Returns the tensors that a run with adapters trains and the tensors that it does not change, with the names of a plain
+    model.
 
     Args:
-        tensors: of the run.
-        frozen: the parts that it has frozen from first to last step.
+        tensors: tensors of the run.
+        frozen: the parts that are frozen for the whole run.
     """
     targets = tuple({f"{name.partition('.')[0]}." for name in tensors if is_adapter(name)})
     kept = tuple(f"{part}." for part in frozen)
@@ -110,7 +113,7 @@ def _parted(tensors: Mapping[str, Tensor], frozen: Sequence[str]) -> tuple[dict[
 
 
 def _frozen_parts(config: Path) -> tuple[str, ...]:
-    """The parts that the run of a config froze from first to last step.
+    """Returns the parts that a run's config freezes for the whole run.
 
     Raises:
         UserError: if the config cannot be read.
@@ -122,16 +125,14 @@ def _frozen_parts(config: Path) -> tuple[str, ...]:
 
 
 def _model_on(folder: Path, base: str, about: Mapping[str, Any]) -> Any:
-    """The model of a run's config with the weights ``base``, as the run has started from them, and with fresh adapters."""
+    """Returns the model of a run's config with the weights ``base``, from which the run started, and with fresh adapters."""
     choice = choose(str(folder / CONFIG_FILE), [], None)
     schema, task = choice.load()
     if not expanded(base).exists():
         raise UserError(f"--base {base}: no such file or folder; give the weights that the run started from")
     started: Any = load_config(choice.config, [], schema)
     if started.init.checkpoint is None:
-        raise UserError(
-            f"{folder / CONFIG_FILE}: its run started from no init.checkpoint, which --base would stand for"
-        )
+        raise UserError(f"{folder / CONFIG_FILE}: its run had no init.checkpoint, which --base would replace")
     config: Any = with_kept_inputs(load_config(choice.config, [f"init.checkpoint={base}"], schema), folder)
     torch.manual_seed(config.seed)
     model = task.build_model(config, len(load_tokenizer(config.model.text.encoder, "model.text.encoder")))
@@ -141,16 +142,16 @@ def _model_on(folder: Path, base: str, about: Mapping[str, Any]) -> Any:
 
 
 def _free_place(out: str) -> Path:
-    """The place of a new folder.
+    """Returns the path of a new folder.
 
     Raises:
-        UserError: if there is something at ``out``, or no folder to make it in.
+        UserError: if ``out`` exists, or its parent folder does not.
     """
     folder = expanded(out)
     if folder.exists():
-        raise UserError(f"--out {out}: is there already; give the name of a new folder")
+        raise UserError(f"--out {out}: already exists; give the name of a new folder")
     if not folder.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {folder.parent}; make it first")
+        raise UserError(f"--out {out}: the folder {folder.parent} does not exist; make it first")
     return folder
 
 

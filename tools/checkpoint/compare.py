@@ -18,12 +18,12 @@ from tools.checkpoint.outline import shown, weights_at
 from utils.errors import UserError
 
 PIECE = 1 << 20
-"""Numbers that are compared at once, in float64."""
+"""Number of values that are compared at once, in float64."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A tensor that both files have, with other numbers: the largest differences, NaN where one file has a NaN alone."""
+    """A tensor with different values in two files: the largest differences; NaN if only one file has a NaN."""
 
     name: str
     absolute: float
@@ -31,13 +31,14 @@ class Difference:
 
     @property
     def rank(self) -> float:
-        """Key for sorting: a NaN is the largest difference."""
+        """Sort key; a NaN counts as the largest difference."""
         return math.inf if math.isnan(self.absolute) else self.absolute
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two files in our names. ``only``: names in the first, and in the second alone; ``other``: lines on shapes and dtypes."""
+    """The comparison of two files, in our names. ``only``: names in the first and in the second file only; ``other``: lines on
+    shapes and dtypes."""
 
     equal: int
     only: tuple[list[str], list[str]]
@@ -50,19 +51,19 @@ class Comparison:
 
 
 def compare(first: str, second: str, most: int) -> tuple[bool, str]:
-    """Whether two weight files are equal bit for bit, and lines that say how they differ, ``most`` of each kind.
+    """Returns whether two weight files are equal bit for bit, and lines that list the differences, up to ``most`` of each kind.
 
     Raises:
-        UserError: if one of them cannot be read.
+        UserError: if a file cannot be read.
     """
     files = [weights_at(path)[0] for path in (first, second)]
     found = compare_states(*(_in_our_names(file) for file in files))
     lines = [f"A {files[0]}", f"B {files[1]}", f"{found.equal} tensors are equal bit for bit"]
     for letter, names in zip("AB", found.only, strict=True):
         lines += _listed(f"only in {letter}", [shown(name) for name in names], most)
-    lines += _listed("of another shape or dtype", found.other, most)
+    lines += _listed("with another shape or dtype", found.other, most)
     numbers = [f"{each.absolute:<10.3g} {each.relative:<10.3g} {shown(each.name)}" for each in found.differences]
-    lines += _listed("with other numbers: largest absolute and relative difference", numbers, most)
+    lines += _listed("with other values: largest absolute and relative difference", numbers, most)
     lines.append("equal" if found.same else "different")
     return found.same, "\n".join(lines) + "\n"
 
@@ -85,7 +86,7 @@ def _in_our_names(file: Path) -> dict[str, Tensor]:
 
 
 def compare_states(first: dict[str, Tensor], second: dict[str, Tensor]) -> Comparison:
-    """Compare tensors on the CPU by name; differences are sorted, the largest first."""
+    """Compare tensors on the CPU by name; differences are sorted in descending order."""
     equal, other, differences = 0, [], []
     for name in [name for name in first if name in second]:
         one, two = first[name], second[name]
@@ -113,8 +114,8 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def largest_differences(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """The largest ``|a - b|`` and the largest ``|a - b| / max(|a|, |b|)`` of two tensors of one shape; NaN if only one of two
-    numbers is NaN. Infinities of one sign are equal."""
+    """Returns the largest ``|a - b|`` and the largest ``|a - b| / max(|a|, |b|)`` of two tensors of the same shape; NaN if a
+    value is NaN in only one of them. Infinities of the same sign are equal."""
     absolute = relative = torch.zeros((), dtype=torch.float64)
     pairs = zip(first.detach().reshape(-1).split(PIECE), second.detach().reshape(-1).split(PIECE), strict=True)
     for one, two in pairs:
@@ -131,5 +132,5 @@ def largest_differences(first: Tensor, second: Tensor) -> tuple[float, float]:
 
 
 def _real(tensor: Tensor) -> Tensor:
-    """In float64; a complex number as its two parts."""
+    """Converts to float64; a complex number becomes its real and imaginary part."""
     return torch.view_as_real(tensor).reshape(-1).double() if tensor.is_complex() else tensor.double()

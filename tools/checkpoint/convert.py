@@ -1,4 +1,4 @@
-"""``run.py checkpoint convert``: published weights to our safetensors, and ours to the published names, bit for bit."""
+"""``run.py checkpoint convert``: converts published weights to our safetensors and back, bit for bit."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ STATE = "model"
 
 
 def convert(source: str, out: str, form: str | None, config: str | None, overwrite: bool) -> str:
-    """Write the weights at ``source`` in their other form; returns a line that says what was done.
+    """Write the weights at ``source`` in their other form; returns a line that reports what was done.
 
     Raises:
-        UserError: if they cannot be converted, or ``out`` may not be written.
+        UserError: if the weights cannot be converted, or ``out`` cannot be written.
     """
     file, _ = weights_at(source)
     target = expanded(out)
@@ -50,44 +50,44 @@ def convert(source: str, out: str, form: str | None, config: str | None, overwri
             torch.save({STATE: published}, opened)
         note = f"{len(published)} tensors in `{STATE}`, {len(published) - len(read.tensors)} of them copies and buffers"
         left = []
-    kept = f"; left out, being no weights: {', '.join(map(shown, left[:8]))}" if left else ""
+    kept = f"; skipped, since they are not weights: {', '.join(map(shown, left[:8]))}" if left else ""
     return f"{file} -> {target} ({'our' if wanted == 'ours' else 'published'} names): {note}{kept}\n"
 
 
 def _form(file: Path, found: Recognised, form: str | None) -> str:
-    """The form to write: the other one than the file's."""
+    """Returns the form to write: the form that the file does not have."""
     if found.kind is None or found.task is None or found.vision is None:
         what = found.kind or "not recognised"
         remedy = {"vision": "init.vision reads it as it is", "text": "init.text reads it as it is"}
         part = "vision" if found.task is None and found.vision else "text" if found.task is None and found.text else ""
         raise UserError(
-            f"{file}: is {what}, and only models of X²-VLM have two forms; {remedy.get(part, 'give a file of one')}"
+            f"{file}: is {what}, and only X²-VLM models have two forms; {remedy.get(part, 'give a file of an X²-VLM model')}"
         )
     other = "published" if found.names == "ours" else "ours"
     if form not in (None, other):
-        raise UserError(f"--form {form}: {file} has this form already; copy it, or give --form {other}")
+        raise UserError(f"--form {form}: {file} already has this form; copy it, or give --form {other}")
     return other
 
 
 def _check_target(target: Path, form: str, overwrite: bool) -> None:
     if target.suffix not in SUFFIXES[form]:
         raise UserError(
-            f"--out {target}: a file of this form ends with {' or '.join(SUFFIXES[form])}; give such a name"
+            f"--out {target}: a file in this form must end with {' or '.join(SUFFIXES[form])}; give such a name"
         )
     if not target.parent.is_dir():
-        raise UserError(f"--out {target}: there is no folder {target.parent}; make it first")
+        raise UserError(f"--out {target}: the folder {target.parent} does not exist; make it first")
     if target.is_dir():
         raise UserError(f"--out {target}: is a folder; give the name of a file")
     if target.exists() and not overwrite:
-        raise UserError(f"--out {target}: is there already; give another name, or --overwrite")
+        raise UserError(f"--out {target}: already exists; give another name, or --overwrite")
 
 
 def _check_config(file: Path, config: str | None, found: Recognised) -> bool | None:
-    """Load the file into a config's model, which keeps nothing; returns whether its answer decoder shares the words of its text
-    encoder, None without a config.
+    """Check that the file loads into a config's model, which is then discarded. Returns whether the model's answer decoder shares
+    the word embeddings of its text encoder, or None without a config.
 
     Raises:
-        UserError: if a shape or a depth differs.
+        UserError: if a shape or the number of blocks differs.
     """
     if config is None:
         return None
@@ -114,7 +114,8 @@ def _to_ours(file: Path, tensors: Mapping[str, Tensor], shared_words: bool | Non
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor in memory of its own, as safetensors asks: a file may hold one under two names that no model ties."""
+    """Give each tensor separate memory, as safetensors requires: a file may contain one tensor under two names that no model
+    ties."""
     seen: set[int] = set()
     apart = {}
     for name, tensor in tensors.items():
@@ -137,14 +138,14 @@ def _to_published(file: Path, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if unnamed:
         more = f" and {len(unnamed) - 3} more" if len(unnamed) > 3 else ""
         raise UserError(
-            f"{file}: the authors' models have no place for {', '.join(map(shown, unnamed[:3]))}{more}; keep it in our form"
+            f"{file}: the authors' models have no counterpart of {', '.join(map(shown, unnamed[:3]))}{more}; keep it in our form"
         )
     _require_equal(file, back, ours)
     return published
 
 
 def _require_equal(file: Path, back: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Raise :class:`UserError` if the way back does not give the file's tensors, bit for bit."""
+    """Raise :class:`UserError` if converting back does not restore the file's tensors bit for bit."""
     wrong = [
         name
         for name in {**given, **back}
@@ -152,6 +153,6 @@ def _require_equal(file: Path, back: Mapping[str, Tensor], given: Mapping[str, T
     ]
     if wrong:
         raise UserError(
-            f"{file}: {len(wrong)} tensors would not come back as they are, the first {shown(wrong[0])}; nothing was written: "
+            f"{file}: {len(wrong)} tensors would change when converted back, the first {shown(wrong[0])}; nothing was written: "
             "keep the file as it is"
         )

@@ -1,4 +1,4 @@
-"""``run.py checkpoint inspect``: what a weight file is, in a few lines."""
+"""``run.py checkpoint inspect``: describes a weight file in a few lines."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ WIDTH = 120
 FIRST_NAMES = 6
 TASKS = {
     "pretrain": "pre-trained",
-    "none": "without a head: encoders alone",
+    "none": "without a head: encoders only",
 }
 
 
 def inspect(path: str, *, with_configs: bool = True) -> tuple[bool, str]:
-    """Whether the weights at ``path`` are whole, and lines that say what they are.
+    """Returns whether the weights at ``path`` are intact, and lines that describe them.
 
     Raises:
-        UserError: if there are none, or they cannot be read.
+        UserError: if the weights are missing or cannot be read.
     """
     file, checkpoints = weights_at(path)
     outline = read_outline(file)
@@ -57,7 +57,7 @@ def _kind(found: Recognised, outline: Outline) -> str:
     if outline.apart:
         return "ours, adapters without the weights that they are added to"
     if found.kind is None:
-        return "not recognised: neither a model of ours, nor X²-VLM, X-VLM, CCLM, BEiT-2, BERT, RoBERTa or XLM-R"
+        return "not recognised: neither one of our models, nor X²-VLM, X-VLM, CCLM, BEiT-2, BERT, RoBERTa or XLM-R"
     if found.task is None:
         return found.kind
     task = TASKS.get(found.task, f"fine-tuned: {found.task}")
@@ -67,7 +67,7 @@ def _kind(found: Recognised, outline: Outline) -> str:
 
 
 def _run(file: Path) -> list[tuple[str, str]]:
-    """The run that the file is of, where it lies in one's folder."""
+    """Returns a row on the run that the file belongs to, if it is in a run's folder."""
     config = run_of(file)
     if config is None:
         return []
@@ -83,18 +83,18 @@ def _sizes(found: Recognised) -> list[tuple[str, str]]:
     sizes = ", ".join(f"{name} {_stack(stack)}" for name, stack in stacks.items() if stack is not None)
     rows = [("size", f"{found.size or 'neither base nor large'}: {sizes}")]
     if found.patch:
-        side = f"{found.image_size} px" if found.image_size else "of a side that no table shows"
+        side = f"{found.image_size} px" if found.image_size else "of unknown size (no table shows it)"
         rows.append(("images", f"{side}, patches of {found.patch} px"))
     if found.frames:
         rows.append(("videos", f"{found.frames} frames"))
     if found.words:
-        _, known = VOCABULARIES.get(found.words, ("", "of no tokenizer known here; its run or folder keeps it"))
+        _, known = VOCABULARIES.get(found.words, ("", "of an unknown tokenizer; its run or folder keeps it"))
         rows.append(("words", f"{found.words:,}: {known}"))
     return rows
 
 
 def _adapters(outline: Outline) -> str:
-    """Low-rank adapters, and how they come to the weights."""
+    """Describes low-rank adapters, and how they are applied to the weights."""
     lora = outline.about.get(HEADER)
     rank = (
         f"of rank {shown(str(lora['rank']))}"
@@ -114,7 +114,7 @@ def _stack(stack: Stack) -> str:
 
 
 def _numbers(found: Recognised, outline: Outline) -> str:
-    """Parameters: numbers of tensors that are no copies and no buffers."""
+    """Parameters: numbers of tensors, excluding copies and buffers."""
     parameters = 0
     for shape in found.shapes.values():
         size = 1
@@ -135,7 +135,7 @@ def _first_names(outline: Outline) -> str:
 def _starts(found: Recognised) -> str:
     key, configs = starts(found)
     if not configs:
-        return f"no config of configs/ has these sizes{f' for {key}' if key else ''}"
+        return f"no config in configs/ has these sizes{f' for {key}' if key else ''}"
     folders: dict[str, list[str]] = {}
     for name in configs:
         folder, _, rest = name.partition("/")

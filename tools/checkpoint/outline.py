@@ -1,4 +1,4 @@
-"""The names, shapes and dtypes of a weight file, and whether it is whole."""
+"""The names, shapes and dtypes in a weight file, and whether it is intact."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Outline:
-    """``shapes``: without adapters, which are merged when a file is read, and ``adapters``, their number. ``dtypes``: numbers of
-    each dtype; ``held``: how the file holds the tensors; ``about``: our entry of its header; ``apart``: the adapters are without
-    the weights that they are added to."""
+    """``shapes``: of all tensors except adapters, which are merged when a file is read; ``adapters``: their number. ``dtypes``:
+    counts of each dtype; ``held``: how the file stores the tensors; ``about``: our entry in its header; ``apart``: True if the
+    file has adapters without the weights that they are added to."""
 
     path: Path
     shapes: Shapes
@@ -58,21 +58,21 @@ class Outline:
 
 
 def shown(text: str) -> str:
-    """A name of a file in one short line: it may hold anything."""
+    """A name from a file in one short line: it may contain anything."""
     line = text if text.isprintable() else repr(text)[1:-1]
     return line if len(line) <= 100 else f"{line[:97]}…"
 
 
 def weights_at(path: str | Path) -> tuple[Path, list[str]]:
-    """The weight file of a path: itself, that of a checkpoint or of a Hugging Face folder, or the one from which other runs
-    start; beside it, for a run's folder, a line for each of its checkpoints.
+    """Returns the weight file of a path: the file itself, the file in a checkpoint or a Hugging Face folder, or the file of a run
+    from which other runs start; and, for a run's folder, a line for each of its checkpoints.
 
     Raises:
-        UserError: if there is none.
+        UserError: if the weight file is missing.
     """
     path = expanded(path)
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder; give a weight file, a run's folder, or a folder step-N of it")
+        raise UserError(f"{path}: no such file or folder; give a weight file, a run's folder, or its checkpoint step-N")
     if not path.is_dir():
         return path, []
     inside = next((path / name for name in (*WEIGHT_FILES, ADAPTERS) if (path / name).is_file()), None)
@@ -84,10 +84,10 @@ def weights_at(path: str | Path) -> tuple[Path, list[str]]:
 
 
 def read_outline(path: Path) -> Outline:
-    """The outline of a weight file.
+    """Reads the outline of a weight file.
 
     Raises:
-        UserError: if it is no weight file, or cut off.
+        UserError: if the file is not a weight file, or is truncated.
     """
     if path.suffix == ".safetensors":
         return _of_safetensors(path)
@@ -100,7 +100,7 @@ def read_outline(path: Path) -> Outline:
     held += f", weights in `{file.key}`" if file.key else ""
     held += f", without the prefix {file.prefix}" if file.prefix else ""
     beside = [shown(name) for name in file.beside]
-    held += f"; beside them {', '.join(beside[:6])}{', …' if len(beside) > 6 else ''}" if beside else ""
+    held += f"; it also contains {', '.join(beside[:6])}{', …' if len(beside) > 6 else ''}" if beside else ""
     return Outline(path, shapes, dtypes, held, {})
 
 
@@ -110,7 +110,7 @@ def _of_safetensors(path: Path) -> Outline:
     dtypes: Counter[str] = Counter()
     try:
         with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+            for name in file.keys():  # noqa: SIM118 (it is not a dictionary)
                 entry = file.get_slice(name)
                 shapes[name] = tuple(entry.get_shape())
                 dtypes[DTYPES.get(entry.get_dtype(), entry.get_dtype())] += _product(shapes[name])
@@ -134,18 +134,18 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 def wholeness(outline: Outline) -> tuple[bool, str]:
-    """Whether a file is as it was written, as far as that shows, and what was compared."""
+    """Returns whether a file is unchanged, as far as this can be checked, and what was compared."""
     path = outline.path
     if NAME.fullmatch(path.parent.name) and path.name == MODEL_FILE and (path.parent / MANIFEST).is_file():
         fault = fault_of(path.parent)
         return fault is None, fault or "yes, by the sizes and hashes of its manifest"
     if path.suffix == ".safetensors":
         if "sha256" not in outline.about:
-            return True, "its sizes are those of its header, which has no hash"
+            return True, "the size matches its header, which has no hash"
         damaged = is_damaged(path, load_file(path))
         return (
             not damaged,
-            "no: the tensors are not those that were written" if damaged else "yes, by the hash in its header",
+            "no: the hash of the tensors does not match the header" if damaged else "yes, by the hash in its header",
         )
     if not zipfile.is_zipfile(path):
         return True, "it could be read to its end; the old format has no checksums"
@@ -156,5 +156,5 @@ def wholeness(outline: Outline) -> tuple[bool, str]:
         return False, f"no: {shown(str(error))}"
     return (
         broken is None,
-        f"no: {shown(broken)} has another checksum" if broken else "yes, by the checksums of its archive",
+        f"no: the checksum of {shown(broken)} does not match" if broken else "yes, by the checksums of its archive",
     )

@@ -1,4 +1,4 @@
-"""The shipped configs that can start from a weight file, and the key that names it."""
+"""The shipped configs that can start from a weight file, and the config key that takes the file."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from utils.errors import UserError
 
 ENCODERS = ("vision.", "text.", "fusion.")
 _GRID = 4
-"""Patches along a side of the models that are built here: only tables of position biases depend on them."""
+"""Patches along a side of the models that are built here; only the tables of position biases depend on it."""
 
 
 class Candidate(NamedTuple):
-    """A config: its path below ``configs/``, its section ``init``, its encoders."""
+    """A config: its path relative to ``configs/``, its section ``init``, its encoders."""
 
     name: str
     init: dict[str, Any]
@@ -33,7 +33,7 @@ class Candidate(NamedTuple):
 
 
 def starts(found: Recognised) -> tuple[str, list[str]]:
-    """The key that takes the file, and the configs of ``configs/`` whose encoders have its shapes; "" where no key takes it."""
+    """Returns the key that takes the file, or "" if none does, and the configs of ``configs/`` whose encoders have its shapes."""
     if found.names != THEIR_OWN:
         fits, key = _fits_whole, "init.checkpoint"
     elif found.vision is not None:
@@ -47,7 +47,7 @@ def starts(found: Recognised) -> tuple[str, list[str]]:
 
 @functools.cache
 def candidates() -> tuple[Candidate, ...]:
-    """All configs of runs."""
+    """Returns all configs of runs."""
     listed = []
     for path in sorted((ROOT / "configs").glob("*/*.yaml")):
         values = read_config(path, [])
@@ -87,7 +87,7 @@ _TEXT_LAYER = re.compile(r"text\.encoder\.layer\.(\d+)\.")
 
 
 def _parts(shapes: Shapes, prefixes: tuple[str, ...]) -> Shapes:
-    """The tensors that must have the same shape to load: all but those that are resized or may be missing."""
+    """Returns the tensors whose shapes must match for loading, that is, all except tensors that are resized or may be missing."""
     return {
         name: tuple(shape)
         for name, shape in shapes.items()
@@ -96,11 +96,12 @@ def _parts(shapes: Shapes, prefixes: tuple[str, ...]) -> Shapes:
 
 
 def encoders_of(model: ModelConfig, words: int | None) -> Shapes | None:
-    """Shapes of a config's encoders; ``words``: of a vocabulary that the config leaves open. None where they cannot be built."""
+    """Returns the shapes of a config's encoders, or None if they cannot be built; ``words``: vocabulary size if the config sets
+    none."""
     vision = model.vision.model_copy(update={"video": None, "drop_path": 0.0})
     if vision.positions == "backbone" and vision.backbone.startswith("beit"):
         vision = vision.model_copy(update={"image_size": _GRID * (vision.patch_size or 16)})
-    if model.text.arch is None:  # its files would have to be fetched
+    if model.text.arch is None:  # its files would have to be downloaded
         return None
     section = model.model_copy(update={"vision": vision})
     return _build(section.model_dump_json(), model.text.arch.vocab_size or words)

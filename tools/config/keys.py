@@ -25,8 +25,8 @@ CHANGES = "↻"
 class Key:
     """A key of a config.
 
-    ``path``: ``section.name``; ``[]`` stands for an entry of a list, ``<name>`` for a key that the user chooses. ``type``,
-    ``default`` and ``meaning`` are text; ``default`` is :data:`REQUIRED` where there is none.
+    ``path``: ``section.name``; ``[]`` is an entry of a list, ``<name>`` a key that the user chooses. ``type``, ``default`` and
+    ``meaning`` are text; ``default`` is :data:`REQUIRED` if the key has no default.
     """
 
     path: str
@@ -36,7 +36,7 @@ class Key:
 
 
 def keys_of(schema: type[Config]) -> Iterator[Key]:
-    """Every key of a config class and of its sections, in their order."""
+    """Yield every key of a config class and of its sections, in order."""
     for path, field in fields_of(schema):
         has_sections = next(sections_of(field.annotation, path), None) is not None
         if not has_sections or _takes_other_values(field.annotation) or field.description or _changes_defaults(field):
@@ -47,13 +47,13 @@ def keys_of(schema: type[Config]) -> Iterator[Key]:
 
 
 def type_of(field: FieldInfo) -> str:
-    """The values that a field takes, such as ``int >= 1 or null``."""
+    """Returns the values that a field accepts, such as ``int >= 1 or null``."""
     limits = "".join(f" {sign} {limit:g}" for sign, limit in _limits(field.metadata))
     return re.sub(r"\b(int|float|text)\b", rf"\1{limits}", _type(field.annotation), count=1)
 
 
 def default_of(field: FieldInfo) -> str:
-    """The default value as JSON; of a section, the values in which it differs from its keys' defaults."""
+    """Returns the default value as JSON; for a section, the values that differ from its keys' defaults."""
     if field.is_required():
         return REQUIRED
     default = field.get_default(call_default_factory=True)
@@ -65,7 +65,7 @@ def default_of(field: FieldInfo) -> str:
 
 
 def _changes_defaults(field: FieldInfo) -> bool:
-    """Whether a section left out has other values than its keys' defaults."""
+    """True if omitting a section gives other values than its keys' defaults."""
     default = None if field.is_required() else field.get_default(call_default_factory=True)
     return isinstance(default, Config) and bool(_changes(default))
 
@@ -75,7 +75,7 @@ def _changes(section: Config) -> dict[str, Any]:
 
 
 def _takes_other_values(annotation: Any) -> bool:
-    """Whether something that is no section may stand there, such as null."""
+    """True if the field also accepts something other than a section, such as null."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return any(_takes_other_values(argument) for argument in typing.get_args(annotation))
     return next(sections_of(annotation, ""), None) is None

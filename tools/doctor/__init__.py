@@ -1,1 +1,1 @@
-"""``run.py doctor``: what would stop a run, or spoil it, told before it starts and all at once."""
+"""``run.py doctor``: finds everything that would stop or spoil a run before it starts, and reports it all at once."""

@@ -1,4 +1,4 @@
-"""The form of boxes in a sample of the annotations as they stand there, before training reads them."""
+"""Checks the form of boxes in a sample of the raw annotations, before training reads them."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from utils.findings import Finding
 
 RECORDS = 300
 CORNERS = (
-    "records hold [x, y, width, height]: where yours hold [x1, y1, x2, y2], write [x1, y1, x2 - x1, y2 - y1] instead"
+    "records contain [x, y, width, height]: if yours contain [x1, y1, x2, y2], write [x1, y1, x2 - x1, y2 - y1] instead"
 )
-STORED = "check that the boxes were drawn on images that were not turned (docs/own_data.md#records, Pixels)"
+STORED = "check that the boxes were drawn on images that were not rotated (docs/own_data.md#records, Pixels)"
 TURNED = (
-    "the boxes were drawn on the turned view: keep them and save the images turned, without an orientation "
-    "(PIL.ImageOps.exif_transpose), or turn the boxes back to the stored pixels"
+    "the boxes were drawn on the rotated view: keep them and save the images rotated, without an orientation "
+    "(PIL.ImageOps.exif_transpose), or rotate the boxes back to the stored pixels"
 )
 
 
 class RawBox(NamedTuple):
-    """A box as it is in a record, with the (width, height) and the EXIF orientation of its stored image; ``size`` is None if the
+    """A raw box from a record, with the (width, height) and the EXIF orientation of its stored image; ``size`` is None if the
     image cannot be read."""
 
     box: Box
@@ -46,7 +46,7 @@ class RawBox(NamedTuple):
 
 
 def check_boxes(subject: Subject, report: Report) -> None:
-    """Boxes that are relative, or corners; nothing for tasks without boxes."""
+    """Report boxes that are relative or given as corners; skipped for tasks without boxes."""
     config: Any = subject.config
     split: Any
     if isinstance(config, GroundingConfig):
@@ -68,7 +68,7 @@ def check_boxes(subject: Subject, report: Report) -> None:
 
 
 def findings_in_boxes(boxes: list[RawBox], key: str) -> list[Finding]:
-    """What is wrong with the form of boxes."""
+    """Yield findings on the form of boxes."""
     if relative := findings_of_relative([(each.box, each.place) for each in boxes], key):
         return relative
     sized = [each for each in boxes if each.size is not None]
@@ -85,7 +85,7 @@ def findings_in_boxes(boxes: list[RawBox], key: str) -> list[Finding]:
     if look_like_corners(numbers, sizes) and corners > turned:
         fact = (
             f"boxes look like x1, y1, x2, y2: {int(outside.sum()):,} of {len(sized):,} reach out of their image as x, y, width, "
-            f"height, and nearly all fit as corners, as {example}"
+            f"height, and nearly all fit as corners, such as {example}"
         )
         findings.append(Finding("warning", key, fact, CORNERS))
     return findings
@@ -94,8 +94,8 @@ def findings_in_boxes(boxes: list[RawBox], key: str) -> list[Finding]:
 def _orientation_findings(
     boxes: list[RawBox], outside: np.ndarray, turned: float, example: str, key: str
 ) -> list[Finding]:
-    """The finding for images with an EXIF orientation; ``turned``: the share of the boxes ``outside`` the stored images that lie
-    inside the turned ones, or 0 if this does not explain them."""
+    """The finding for images with an EXIF orientation. ``turned``: the fraction of the boxes ``outside`` the stored images that
+    lie inside the rotated images, or 0 if rotation does not explain them."""
     images = {each.place: each.orientation for each in boxes}
     count = sum(orientation > 1 for orientation in images.values())
     if not count:
@@ -104,8 +104,8 @@ def _orientation_findings(
     if not turned:
         return [Finding("warning", key, fact, STORED)]
     fact += (
-        f", but {turned:.0%} of the {int(outside.sum()):,} boxes that reach out of the stored image lie in the turned one, as "
-        f"{example}"
+        f", but {turned:.0%} of the {int(outside.sum()):,} boxes that reach out of the stored image lie in the rotated one, such "
+        f"as {example}"
     )
     return [Finding("warning", key, fact, TURNED)]
 
@@ -145,7 +145,8 @@ def _of_shards(subject: Subject, stream: Any, rng: np.random.Generator) -> Itera
 
 
 def _boxes_of(read: Callable[[], RegionRecord]) -> Iterator[RawBox]:
-    """The boxes of a record; none if the record cannot be read, and without sizes if the image cannot: the sample counts both."""
+    """The boxes of a record; empty if the record cannot be read, and without sizes if the image cannot: the sample counts
+    both."""
     try:
         record = read()
     except Exception:
@@ -155,12 +156,12 @@ def _boxes_of(read: Callable[[], RegionRecord]) -> Iterator[RawBox]:
 
 
 def _stored(image: ImageSource) -> tuple[tuple[int, int] | None, int]:
-    """The (width, height) of the stored pixels and the EXIF orientation, from the header; (None, 1) if it cannot be read."""
+    """The (width, height) of the stored pixels and the EXIF orientation, from the file header; (None, 1) if it cannot be read."""
     try:
         file = open_regular(image.path) if image.path is not None else io.BytesIO(image.load())
         with file, Image.open(file, formats=FORMATS) as header:
-            # Pillow itself turns TIFF files when it decodes them.
+            # Pillow rotates TIFF files itself when it decodes them.
             exif = b"" if header.format == "TIFF" else header.info.get("exif") or b""
             return header.size, exif_orientation(exif)
-    except Exception:  # Pillow's readers raise many kinds on malformed bytes
+    except Exception:  # Pillow's readers raise many kinds of errors for malformed bytes
         return None, 1

@@ -1,4 +1,4 @@
-"""The data: can they be read, are they enough, and what is in a sample of them."""
+"""Checks the data: whether they can be read, whether there are enough, and what a sample contains."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from utils.findings import Finding
 
 
 def check_data(subject: Subject, report: Report) -> None:
-    """The section ``data``; reads training data and held-out splits, and a sample of their records."""
+    """The section ``data``: reads training data and held-out splits, and a sample of their records."""
     report.section("data")
     with report.check("training"), _warnings_of("dataset.formats.annotations") as left_out:
         training = subject.read_training()
@@ -50,7 +50,7 @@ def check_data(subject: Subject, report: Report) -> None:
 
 @contextmanager
 def _warnings_of(name: str) -> Iterator[list[str]]:
-    """The warnings that a module logs meanwhile."""
+    """Collects the warnings that a module logs inside the context."""
     messages: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
@@ -64,7 +64,7 @@ def _warnings_of(name: str) -> Iterator[list[str]]:
 
 def _left_out(line: str) -> Finding:
     key, _, fact = line.partition(": ")
-    return Finding("warning", key, fact, "mend or remove them, if they matter to you")
+    return Finding("warning", key, fact, "fix or remove them, if they matter to you")
 
 
 def _check_held_out(subject: Subject, report: Report) -> None:
@@ -89,9 +89,9 @@ def _counted(items: Any) -> str:
 
 
 def _check_sizes(subject: Subject, report: Report) -> None:
-    """The batch against the data, and the number of epochs."""
+    """Checks the batch size against the data, and reports the number of epochs."""
     config, training = subject.config, subject.training
-    # A config that does not divide is told without data.
+    # A config whose batch sizes do not divide is reported even without data.
     config.plan(subject.gpus)
     if training is None:
         raise NotCheckedError("the training data cannot be read")
@@ -105,12 +105,12 @@ def _check_sizes(subject: Subject, report: Report) -> None:
         findings.append(finding)
     epochs = config.train.epochs or plan.epochs
     on = "1 process" if subject.gpus == 1 else f"{subject.gpus} processes"
-    text = f"{plan.records_per_step:,} records a step on {on}; {epochs:.3g} passes over {records:,} records"
+    text = f"{plan.records_per_step:,} records per step on {on}; {epochs:.3g} passes over {records:,} records"
     report.add("batch", findings, text)
 
 
 def _check_answers(subject: Subject, report: Report) -> None:
-    """Answers of questions outside the list of candidates."""
+    """Checks for answers of questions that are not in the list of candidates."""
     from dataset.tasks.video_qa import read_classes
     from dataset.tasks.vqa import read_candidates
 

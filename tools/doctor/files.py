@@ -1,4 +1,4 @@
-"""Inputs that are missing, each with a remedy of its kind, and the tokenizer."""
+"""Reports missing inputs, each with a remedy for its kind, and loads the tokenizer."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ REMEDIES = {
     "file": "check the path; the first lines of the config, and of its bases, say how the file is made",
     "folder": "check the path; the first lines of the config say where the images come from",
     "shards": "check the path or pattern; the first lines of the config say how the records are made",
-    "weights": "download the file, name the folder of a finished run, or set {key}=null to start from random numbers",
-    "model": "give a folder or a name on the Hugging Face hub",
+    "weights": "download the file, name the folder of a finished run, or set {key}=null to start from random weights",
+    "model": "give a folder or a name on the Hugging Face Hub",
 }
 
 
 def check_files(subject: Subject, report: Report) -> None:
-    """The section ``files``; loads the tokenizer."""
+    """The section ``files``: checks that inputs exist, and loads the tokenizer."""
     report.section("files")
     subject.make_inputs()
     found = missing_files(subject)
     count = len({path for _, _, path in inputs_of(subject.config)})
-    report.add("inputs", found, f"{count} files and folders of the config are there")
+    report.add("inputs", found, f"all {count} files and folders of the config exist")
     with report.check("tokenizer"):
         encoder = subject.config.model.text.encoder
         subject.require_inputs("model.text.encoder")
@@ -35,11 +35,11 @@ def check_files(subject: Subject, report: Report) -> None:
         subject.unfetched = name
         with report.check("init.text"):
             check_hub(name, "init.text")
-            raise NotCheckedError(f"{name} is not in the hub's cache; the run fetches it")
+            raise NotCheckedError(f"{name} is not in the Hub's cache; the run downloads it")
 
 
 def missing_files(subject: Subject) -> list[Finding]:
-    """A finding for each input that is not there."""
+    """A finding for each missing input."""
     kinds = {path: kind for _, kind, path in inputs_of(subject.config)}
     findings = []
     for path, keys in subject.missing.items():

@@ -1,4 +1,4 @@
-"""The report of ``run.py doctor``: a line for each check as it ends, then the numbered findings."""
+"""The report of ``run.py doctor``: a line for each check as it finishes, then the numbered findings."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class NotCheckedError(Exception):
 
 
 class Report:
-    """Writes the lines of a report and keeps its findings. Findings that differ only in their place are kept as one.
+    """Writes the lines of a report and keeps its findings. Findings that differ only in their location are merged.
 
     Args:
-        write: writes a text; it is called as soon as a line is complete.
+        write: writes a text; called immediately when a line is complete.
     """
 
     def __init__(self, write: Callable[[str], object]):
@@ -35,16 +35,16 @@ class Report:
         self._write(f"\n{name}\n")
 
     def ok(self, check: str, text: str) -> None:
-        """A check that found nothing wrong."""
+        """Report a check that found nothing wrong."""
         self._line("ok", check, text)
 
     def skip(self, check: str, why: str) -> None:
-        """A check that could not run."""
+        """Report a check that could not run."""
         self.not_checked += 1
         self._line("-", check, f"not checked: {why}")
 
     def add(self, check: str, findings: Sequence[Finding], otherwise: str | None = None) -> bool:
-        """The findings of a check, or if there are none, the line ``otherwise``; returns whether there are any."""
+        """Report the findings of a check or, without findings, the line ``otherwise``; returns whether there are findings."""
         for finding in findings:
             number, known = self._number(finding)
             fact = "the same" if known else finding.fact
@@ -55,21 +55,21 @@ class Report:
 
     @contextlib.contextmanager
     def check(self, name: str) -> Iterator[None]:
-        """Run a check: an error becomes a finding or a line, and the next check goes on."""
+        """Run a check: an error becomes a finding or a line, and the report continues with the next check."""
         try:
             yield
         except NotCheckedError as error:
             self.skip(name, str(error))
         except UserError as error:
             self.add(name, [finding_of(error)])
-        except Exception as error:  # of a task's own code: the other checks do not depend on it
+        except Exception as error:  # raised by a task's own code: the other checks do not depend on it
             last = traceback.extract_tb(error.__traceback__)[-1]
             fact = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            remedy = "mend the code there, or report it if it is not yours"
+            remedy = "fix the code there, or report it if it is not yours"
             self.add(name, [Finding("refused", f"{last.filename}:{last.lineno}", fact, remedy)])
 
     def end(self, seconds: float) -> int:
-        """Write the numbered findings and the number of each kind; returns the exit status."""
+        """Write the numbered findings and their counts by level; returns the exit status."""
         if self.findings:
             self._write("\nfindings\n")
         for number, finding in enumerate(self.findings, start=1):
@@ -84,7 +84,7 @@ class Report:
         return 1 if refused else 0
 
     def _number(self, finding: Finding) -> tuple[int, bool]:
-        """The number of a finding, and whether an equal one was reported before, perhaps for another place."""
+        """Returns the number of a finding, and whether an equal finding was reported before, perhaps for another location."""
         for number, (other, places) in enumerate(zip(self.findings, self._places, strict=True), start=1):
             if (other.level, other.fact, other.remedy) == (finding.level, finding.fact, finding.remedy):
                 places += [] if finding.place in places else [finding.place]
@@ -100,7 +100,7 @@ class Report:
 
 
 def finding_of(error: UserError) -> Finding:
-    """A refused finding for an error of one line: place, fact and remedy as far as they are told apart in it."""
+    """A refused finding from a one-line error: location, fact and remedy, as far as they can be separated."""
     text = str(error)
     place, colon, rest = text.partition(": ")
     if not colon or " " in place:

@@ -1,4 +1,4 @@
-"""One real step of each stream on a tiny batch, and a picture of the batch."""
+"""One real training step of each stream on a tiny batch, and a picture of the batch."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tools.steps.real import ran_out_of_memory
 from utils.findings import Finding
 
 LARGEST_ON_CPU = 60_000_000
-"""Parameters of a model from which on no step is made on a CPU: it would take longer than all other checks together."""
+"""Number of parameters from which the step is skipped on a CPU: it would take longer than all other checks together."""
 
 FILE = "first_batch.png"
 
 
 def check_first_step(subject: Subject, report: Report, out: Path) -> None:
-    """The section ``first step``."""
+    """The section ``first step``: runs a training step and draws its batch."""
     report.section("first step")
     with report.check("image"):
         batch = first_batch(subject)
@@ -46,10 +46,10 @@ def check_first_step(subject: Subject, report: Report, out: Path) -> None:
 
 
 def first_batch(subject: Subject) -> Batch:
-    """The first micro-batch of training, as tiny as those of the sample.
+    """Returns the first micro-batch of training, as small as the sample's.
 
     Raises:
-        NotCheckedError: if there is none.
+        NotCheckedError: if the micro-batch cannot be made.
     """
     if subject.training is None:
         raise NotCheckedError("there is no batch: the training data cannot be read")
@@ -63,7 +63,7 @@ def _check_step(subject: Subject, report: Report) -> None:
     parameters = sum(parameter.numel() for parameter in subject.model.parameters())
     if subject.device.type == "cpu" and parameters > LARGEST_ON_CPU:
         raise NotCheckedError(
-            f"a step of {parameters / 1e6:,.0f} M parameters takes minutes on a CPU; run this with a GPU"
+            f"a step with {parameters / 1e6:,.0f} M parameters takes minutes on a CPU; run this with a GPU"
         )
     if isinstance(subject.model, SelfCriticalModel):
         raise NotCheckedError("the self-critical step needs the whole task; try train.steps=1")
@@ -75,7 +75,7 @@ def _check_step(subject: Subject, report: Report) -> None:
         except RuntimeError as error:
             if not ran_out_of_memory(error):
                 raise
-            raise NotCheckedError("the GPU has no room even for a tiny batch; is another program using it?") from None
+            raise NotCheckedError("not even a tiny batch fits on the GPU; is another program using it?") from None
         if pending.copied is not None:
             pending.copied.synchronize()
         values = dict(zip(pending.names, pending.values.tolist(), strict=True))
@@ -83,7 +83,7 @@ def _check_step(subject: Subject, report: Report) -> None:
 
 
 def _trainer(subject: Subject) -> Any:
-    """A trainer of the model with the weights from which the run starts, or random ones if these do not fit."""
+    """Returns a trainer with the weights from which the run starts, or random weights if these do not fit."""
     config, device = subject.config, subject.device
     assert subject.tokenizer is not None
     torch.manual_seed(config.seed)
@@ -98,7 +98,7 @@ def _trainer(subject: Subject) -> Any:
 
 
 def streams_of(batch: Any) -> Iterator[tuple[str, Any]]:
-    """A batch for each stream alone, by the stream's name; "" for a batch that has only one."""
+    """Returns a separate batch for each stream, by the stream's name; "" for a batch with a single stream."""
     if not isinstance(batch, PretrainBatch):
         yield "", batch
         return
@@ -109,7 +109,7 @@ def streams_of(batch: Any) -> Iterator[tuple[str, Any]]:
 
 
 def step_findings(name: str, values: dict[str, float]) -> list[Finding]:
-    """Losses or a gradient that are not finite."""
+    """Returns findings on losses or a gradient that are not finite."""
     wrong = [key for key, value in values.items() if key in _shown(values) and not math.isfinite(value)]
     if not wrong:
         return []
@@ -119,7 +119,7 @@ def step_findings(name: str, values: dict[str, float]) -> list[Finding]:
 
 
 def _shown(values: dict[str, float]) -> list[str]:
-    """The names of losses, of their sum and of the gradient's norm."""
+    """Names the losses, their sum and the gradient norm."""
     return [*list(values)[: list(values).index("loss") + 1], "grad_norm"]
 
 

@@ -1,4 +1,4 @@
-"""A sample of the images or videos of a held-out split, decoded as evaluation does it."""
+"""Decodes a sample of the images or videos of a held-out split in the same way as evaluation."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from tools.doctor.shared import sources_of
 from tools.doctor.subject import Subject
 
 IMAGES, SECONDS = 50, 1.0
-"""Images of a split that are decoded, and the time after which no more are."""
+"""Maximum number of images of a split that are decoded, and time limit for decoding."""
 VIDEOS = 5
-"""Held-out videos of pre-training that are decoded."""
+"""Maximum number of held-out pre-training videos that are decoded."""
 
 
 def check_images(subject: Subject, key: str, items: Any) -> str:
-    """Decode a sample of a split's images; says how many.
+    """Decode a sample of a split's images; returns a text with their number.
 
     Raises:
-        UserError: for the first one that cannot be read: a held-out set has to be whole.
+        UserError: for the first image that cannot be read; a held-out set must be complete.
     """
     try:
         sources = sources_of(items)
@@ -43,15 +43,15 @@ def check_images(subject: Subject, key: str, items: Any) -> str:
         count += 1
         if time.perf_counter() > until:
             break
-    return f"{count:,} at random are whole"
+    return f"{count:,} random ones are intact"
 
 
 def check_records(subject: Subject) -> str:
-    """Read a sample of the held-out records of pre-training as its evaluation does; says how many.
+    """Read a sample of the held-out pre-training records in the same way as evaluation; returns a text with their number.
 
     Raises:
-        NotCheckedError: there is no tokenizer.
-        UserError: for the first one that cannot be used.
+        NotCheckedError: the tokenizer could not be loaded.
+        UserError: for the first record that cannot be used.
     """
     tokenizer: Any = subject.tokenizer
     if tokenizer is None:
@@ -67,4 +67,4 @@ def check_records(subject: Subject) -> str:
     records = [record for which in lists if getattr(config.evaluation, which) for record in reader.images(which)]
     if config.evaluation.video_files:
         records += replace(reader, choose=at_random(VIDEOS)).videos()
-    return f"{len(records):,} records at random are whole"
+    return f"{len(records):,} random records are intact"

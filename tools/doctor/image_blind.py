@@ -1,4 +1,4 @@
-"""How far questions can be answered without their images, and whether the run that this one starts from did better."""
+"""How well questions can be answered without their images, and whether the run that this one starts from did better."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from utils.files import expanded
 from utils.findings import Finding
 
 MOST = 0.9
-"""Accuracy of the image-blind baseline from which on the doctor warns."""
+"""Accuracy of the image-blind baseline from which the doctor warns."""
 
 
 def check_image_blind(subject: Subject, report: Report) -> None:
-    """The image-blind baseline of each held-out split, and the evaluation of the run from which this one starts."""
+    """Check the image-blind baseline of each held-out split, and the evaluation of the run from which this one starts."""
     if not isinstance(subject.config, VQAConfig | VideoQAConfig):
         return
     with report.check("image-blind"):
@@ -37,7 +37,7 @@ def check_image_blind(subject: Subject, report: Report) -> None:
             types = f" ({', '.join(others)})" if others else ""
             fact = f"{IMAGE_BLIND} {accuracy} of {len(questions):,} questions{types}"
             remedy = (
-                "these questions can be answered without the images: add some with other answers to the same wording "
+                "these questions can be answered without the images: add some with the same wording but other answers "
                 "(docs/own_data.md#records)"
             )
             known = [Finding("warning", key, fact, remedy)] if scores.mean() >= MOST else []
@@ -47,7 +47,7 @@ def check_image_blind(subject: Subject, report: Report) -> None:
 
 
 def start_not_above(subject: Subject) -> list[Finding]:
-    """A finding for each accuracy of the run of ``init.checkpoint`` that is not above its image-blind baseline."""
+    """Returns a finding for each accuracy of the run in ``init.checkpoint`` that is not above its image-blind baseline."""
     folder = _run_of_start(subject)
     if folder is None:
         return []
@@ -70,6 +70,6 @@ def _run_of_start(subject: Subject) -> Path | None:
         return None
     try:
         config = run_of(find_weights(expanded(checkpoint)))
-    except (UserError, OSError):  # reported with the weights
+    except (UserError, OSError):  # the check of the weights reports it
         return None
     return None if config is None else config.parent

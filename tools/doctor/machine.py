@@ -1,4 +1,4 @@
-"""Versions, device and cores."""
+"""Checks versions, device and cores."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OLDEST_PYTHON = (3, 11)
 
 
 def check_machine(subject: Subject, report: Report) -> None:
-    """The section ``environment``."""
+    """The section ``environment``: checks versions, device and cores."""
     report.section("environment")
     found = versions(ROOT / "requirements.txt")
     shown = ", ".join(f"{name} {installed(name) or 'missing'}" for name in SHOWN)
@@ -40,12 +40,12 @@ def check_machine(subject: Subject, report: Report) -> None:
 
 
 def versions(requirements: Path) -> list[Finding]:
-    """Packages that are missing, or of a version that the requirements exclude."""
+    """Returns findings on packages that are missing or whose version the requirements exclude."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     findings = []
     if sys.version_info < OLDEST_PYTHON:
-        findings.append(Finding("refused", "python", f"version {platform.python_version()}", "take 3.11 or newer"))
+        findings.append(Finding("refused", "python", f"version {platform.python_version()}", "use 3.11 or newer"))
     lines = requirements.read_text(encoding="utf-8").splitlines() if requirements.is_file() else []
     for line in lines:
         try:
@@ -63,7 +63,7 @@ def versions(requirements: Path) -> list[Finding]:
 
 
 def installed(name: str) -> str | None:
-    """The version of a package; None if it is not installed."""
+    """Returns the version of a package, or None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -71,7 +71,7 @@ def installed(name: str) -> str | None:
 
 
 def described(device: torch.device) -> str:
-    """A device with its memory."""
+    """Describes a device with its memory."""
     if device.type != "cuda":
         return f"CPU, {torch.get_num_threads()} threads; no GPU"
     memory = torch.cuda.get_device_properties(device).total_memory

@@ -1,4 +1,4 @@
-"""Memory of a step, and disk space for the run's checkpoints."""
+"""Checks the memory of a step, and the disk space for the run's checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from utils.findings import Finding
 
 
 def check_memory(subject: Subject, report: Report) -> None:
-    """The section ``memory``: the estimate of ``run.py plan`` for the config as it is."""
+    """The section ``memory``: the estimate of ``run.py plan`` for the unchanged config."""
     report.section("memory")
     with report.check("a step"):
         try:
@@ -41,7 +41,7 @@ def check_memory(subject: Subject, report: Report) -> None:
 
 
 def estimate(subject: Subject) -> StepMemory:
-    """Memory of a step on a full micro-batch, by fake tensors.
+    """Estimate the memory of a step on a full micro-batch with fake tensors.
 
     Raises:
         UserError: if the task cannot be planned.
@@ -55,12 +55,12 @@ def estimate(subject: Subject) -> StepMemory:
 
 
 def outside(gpus: int, tensors: int) -> int:
-    """Bytes of a GPU beside those of tensors, as ``run.py plan`` assumes them."""
+    """Bytes of GPU memory in addition to tensors, with the same assumptions as ``run.py plan``."""
     return CONTEXT + int(FRAGMENTS * tensors) + (NCCL if gpus > 1 else 0)
 
 
 def memory_findings(subject: Subject, total: float, text: str, key: str) -> list[Finding]:
-    """A warning if the device at hand has less memory."""
+    """A warning if the available device has less memory."""
     if subject.device.type == "cuda":
         there, what = float(torch.cuda.get_device_properties(subject.device).total_memory), "this GPU has"
     elif subject.gpus > 1:
@@ -69,12 +69,12 @@ def memory_findings(subject: Subject, total: float, text: str, key: str) -> list
         there, what = free_memory(), "this machine has no GPU, and its free memory is"
     if total <= there:
         return []
-    remedy = f"lower {key}, take a larger device, or let `python run.py plan` find the largest micro-batch"
+    remedy = f"lower {key}, use a larger device, or let `python run.py plan` find the largest micro-batch"
     return [Finding("warning", key, f"{text}, and {what} {there / 1e9:.1f} GB", remedy)]
 
 
 def free_memory() -> float:
-    """Free bytes of this machine's memory; infinite if they cannot be read."""
+    """Returns the free memory of this machine in bytes; infinity if it cannot be read."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         values = {name: text for name, _, text in (line.partition(":") for line in lines)}
@@ -84,7 +84,7 @@ def free_memory() -> float:
 
 
 def check_disk(subject: Subject, report: Report) -> None:
-    """The section ``disk``: free space where the run writes against its checkpoints."""
+    """The section ``disk``: compares the free space where the run writes with the size of its checkpoints."""
     report.section("disk")
     with report.check("checkpoints"):
         if subject.model is None:
@@ -101,7 +101,7 @@ def check_disk(subject: Subject, report: Report) -> None:
         folder = existing(subject.output)
         free = shutil.disk_usage(folder).free
         kept = subject.config.train.keep_checkpoints
-        text = f"{_size(total)}: checkpoints of {_size(one)}, of which {kept} stay, one more while it is written"
+        text = f"{_size(total)}: checkpoints of {_size(one)}, {kept} of which are kept, one more while it is written"
         text += f", best weights of {_size(best)}" if has_best else ""
         text += f"; {_size(free)} are free at {folder}"
         remedy = "free space there, lower train.keep_checkpoints, or give another --output"
@@ -110,7 +110,7 @@ def check_disk(subject: Subject, report: Report) -> None:
 
 
 def needed_bytes(model: Any, keep: int, *, has_best: bool, has_average: bool = False) -> tuple[int, int, int]:
-    """Bytes of a checkpoint, of the best weights, and of all that a run has on disk at its most."""
+    """Returns the bytes of a checkpoint, of the best weights, and of the run's peak disk usage."""
     weights = tensor_bytes([*model.parameters(), *model.buffers()])
     one = weights * (2 if has_average else 1) + 2 * tensor_bytes(trainable(model))
     best = weights if has_best else 0
@@ -118,7 +118,7 @@ def needed_bytes(model: Any, keep: int, *, has_best: bool, has_average: bool = F
 
 
 def existing(path: Path) -> Path:
-    """The nearest folder at or above ``path`` that exists."""
+    """Returns the nearest existing folder: ``path`` or one of its parents."""
     path = Path(os.path.abspath(expanded(path)))
     return next(folder for folder in (path, *path.parents) if folder.exists())
 

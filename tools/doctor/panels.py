@@ -1,4 +1,4 @@
-"""A batch as panels: its pixels, its boxes, and its texts decoded from their ids."""
+"""Draws a batch as panels: its pixels, its boxes, and its texts decoded from their ids."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ MOST_PANELS, MOST_LINES = 4, 8
 
 LEGEND = "«in quotes»: masked, or to predict · a number: the box of this text"
 SIDE = 224
-"""Pixels of an image's longer side."""
+"""Maximum length of the longer side of an image, in pixels."""
 
 
 def panels_of(batch: Any, tokenizer: Any, classes: Mapping[int, str] | None = None) -> list[Panel]:
-    """The first examples of each stream of a batch. A batch of an unknown class is shown by its fields ``pixels``, ``text`` and
-    ``boxes_cxcywh``; ``classes``: names of labels, as far as they are known."""
+    """Returns panels of the first examples of each stream in a batch. A batch of an unknown class is drawn from its fields
+    ``pixels``, ``text`` and ``boxes_cxcywh``; ``classes``: names of labels, as far as known."""
     if isinstance(batch, PretrainBatch):
         return [panel for name, part in batch.streams().items() for panel in _of_stream(name, part, tokenizer, {})]
     return list(_of_stream("", batch, tokenizer, classes or {}))
@@ -65,7 +65,7 @@ def _of_regions(name: str, part: RegionBatch, tokenizer: Any) -> Iterator[Panel]
 
 
 def _panel(title: str, images: Sequence[np.ndarray], boxes: tuple[PairOfBoxes, ...], lines: Sequence[Line]) -> Panel:
-    """Images side by side, with boxes on the first of them."""
+    """Images side by side, with boxes on the first image."""
     pictures = [DrawnImage(image, boxes if not place else ()) for place, image in enumerate(images)]
     return Panel(tuple(pictures), tuple(lines), (Line(title, faint=True),))
 
@@ -80,13 +80,13 @@ def drawn_boxes(boxes: Tensor) -> tuple[PairOfBoxes, ...]:
 
 
 def images_of(pixels: Tensor, row: int, count: int) -> list[np.ndarray]:
-    """The images of an example: frames of a video, or with K images an example, one of each K-th part of the batch."""
+    """The images of an example: frames of a video or, with K images per example, one from each of the K parts of the batch."""
     shown = pixels[row] if pixels.dim() == 5 else pixels[row::count]
     return [as_image(image) for image in shown]
 
 
 def as_image(pixels: Tensor) -> np.ndarray:
-    """Pixels (3, H, W) as (H, W, 3) uint8; normalised ones are made pixels again."""
+    """Converts pixels (3, H, W) to (H, W, 3) uint8; normalised pixels are denormalised."""
     if pixels.is_floating_point():
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
         pixels = ((pixels.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
@@ -94,8 +94,8 @@ def as_image(pixels: Tensor) -> np.ndarray:
 
 
 def lines_of(text: Any, row: int, tokenizer: Any, box: PairOfBoxes | None = None) -> list[Line]:
-    """The text of an example as the model gets it; masked places are in quotes, and what stands there follows. ``box``: the one
-    that the text describes."""
+    """The text of an example as the model gets it; masked positions are in quotes, followed by the original tokens. ``box``: the
+    box that the text describes."""
     key = None if box is None else (box.colour, box.number)
     if isinstance(text, MaskedText):
         length = int(text.mask[row].sum())
@@ -119,7 +119,7 @@ def _targets(labels: Tensor, tokenizer: Any) -> list[Line]:
 
 
 def spelled(ids: list[int], places: set[int], tokenizer: Any) -> str:
-    """Token ids as text, those at ``places`` in quotes; pieces of a word are joined."""
+    """Decodes token ids to text, with the tokens at ``places`` in quotes; word pieces are joined."""
     text = ""
     for place, token in enumerate(tokenizer.convert_ids_to_tokens(ids)):
         shown, joined = as_word(str(token))
@@ -128,14 +128,14 @@ def spelled(ids: list[int], places: set[int], tokenizer: Any) -> str:
 
 
 def as_word(token: str) -> tuple[str, bool]:
-    """A token without the marks of its tokenizer, and whether it continues the word before it."""
+    """Returns a token without its tokenizer's marks, and whether it continues the previous word."""
     if token.startswith("##"):
         return token[2:], True
     return token.lstrip("\u2581\u0120"), False
 
 
 def _other_lines(part: Any, row: int, tokenizer: Any, classes: Mapping[int, str]) -> list[Line]:
-    """Answers with their weights, translations, labels and references of an example."""
+    """Returns the answers with their weights, and the translations, labels and references of an example."""
     lines: list[Line] = []
     owner, answers, labels = (getattr(part, name, None) for name in ("question_of_answer", "answers", "labels"))
     if isinstance(owner, Tensor):

@@ -1,4 +1,4 @@
-"""Keys of records that nothing reads: they may be misspelled."""
+"""Reports record keys that nothing reads: they may be misspelled."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tools.doctor.subject import Subject
 from utils.findings import Finding
 
 RECORDS = 300
-"""Records of a file whose keys are counted, chosen at random."""
+"""Number of random records of a file whose keys are counted."""
 
 OTHERS = {"id", "image_id", "question_id", "identifier", "coco_id", "flickr_id", "vg_id", "dataset", "caption", "elems"}
-"""Keys of records for any purpose: ids, and parts that another task reads."""
+"""Keys that records may have for any purpose: ids, and parts that another task reads."""
 CAPTIONED = {"image", "video", "video_id", "caption"}
 OF_TASKS: dict[type[Any], set[str]] = {
     RetrievalConfig: CAPTIONED,
@@ -35,7 +35,7 @@ OF_TASKS: dict[type[Any], set[str]] = {
     VQAConfig: {"image", "question", "answer", "answer_type"},
     NLVRConfig: {"images", "sentence", "label"},
 }
-"""The keys that fine-tuning tasks read."""
+"""Keys that fine-tuning tasks read."""
 
 OTHER_NAMES = {
     "elems": ("regions", "boxes", "objects", "elements", "annotations", "bboxes"),
@@ -44,11 +44,11 @@ OTHER_NAMES = {
     "answer": ("answers",),
     "sentence": ("caption", "statement", "text"),
 }
-"""Names that other formats use for the same things."""
+"""Names that other formats use for the same keys."""
 
 
 class _Sampled(NamedTuple):
-    """Some records of a file: its ``key`` in the config, the keys that are ``read`` there, and the ``others`` that are known."""
+    """Some records of a file: its ``key`` in the config, the keys that are ``read``, and the ``others`` that are known."""
 
     key: str
     read: set[str]

@@ -1,4 +1,4 @@
-"""A sample of the training records over the whole data, decoded as training does it."""
+"""Decodes a sample of training records from all data in the same way as training."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from utils.cores import usable_cores
 from utils.findings import Finding
 
 MICRO_BATCHES, SECONDS = 60, 4.0
-"""Tiny micro-batches of the sample, and the time after which no more are made."""
+"""Maximum number of tiny micro-batches in the sample, and time limit for making them."""
 
 MOST_UNKNOWN = 0.05
-"""Share of unknown tokens from which on the doctor warns."""
+"""Fraction of unknown tokens from which the doctor warns."""
 
 
 def check_sample(subject: Subject, report: Report) -> None:
-    """Decode a sample: broken records by kind, and images per second."""
+    """Decode a sample: report broken records by kind, and images per second."""
     with report.check("sample"):
         training = subject.training
         if training is None:
@@ -44,12 +44,12 @@ def check_sample(subject: Subject, report: Report) -> None:
                 break
         read = sum(batch.read for batch in subject.batches)
         findings = broken_findings(subject.batches, read, subject.config.data.max_broken)
-        report.add("sample", findings, f"{read:,} records at random are whole")
+        report.add("sample", findings, f"{read:,} random records are intact")
         check_speed(subject, seconds, report)
 
 
 def broken_findings(batches: list[Batch], read: int, max_broken: float) -> list[Finding]:
-    """Broken records by kind; refused if they are more than the run tolerates."""
+    """Returns findings on broken records by kind; refused if there are more than the run tolerates."""
     broken = [each for batch in batches for each in batch.broken]
     records = len({each.place for each in broken})
     level = "refused" if records > max_broken * read else "warning"
@@ -61,14 +61,14 @@ def broken_findings(batches: list[Batch], read: int, max_broken: float) -> list[
             level,  # type: ignore[arg-type]
             first[kind].place,
             f"{kind}: {first[kind].message} ({count:,} of this kind; {rest})",
-            "mend or remove these records, or check the paths in the section data",
+            "fix or remove these records, or check the paths in the section data",
         )
         for kind, count in kinds.most_common()
     ]
 
 
 def check_speed(subject: Subject, seconds: float, report: Report) -> None:
-    """Images per second of one core, against what a step on the device would take."""
+    """Compares the images per second of one core with what a step on the device would need."""
     images = sum(images_in(batch) for batch in subject.batches)
     texts_alone = images == 0
     count = sum(batch.read for batch in subject.batches) if texts_alone else images
@@ -89,7 +89,7 @@ def check_speed(subject: Subject, seconds: float, report: Report) -> None:
 
 
 def needed_per_second(subject: Subject) -> float | None:
-    """Images per second that a step on the device takes; None where that cannot be told."""
+    """Returns the images per second that a step on the device needs, or None if this is unknown."""
     train = subject.config.train
     peak = train.peak_tflops or peak_of(subject.device, train.precision)
     if peak is None or subject.model is None or not subject.batches:
@@ -101,14 +101,14 @@ def needed_per_second(subject: Subject) -> float | None:
 
 
 def images_in(batch: Any) -> int:
-    """Images and frames of a batch."""
+    """Number of images and frames in a batch."""
     parts = list(batch.streams().values()) if isinstance(batch, PretrainBatch) else [batch]
     pixels = [part.pixels for part in parts if isinstance(getattr(part, "pixels", None), Tensor)]
     return sum(math.prod(tensor.shape[:-3]) for tensor in pixels)
 
 
 def check_unknown(subject: Subject, report: Report) -> None:
-    """The share of unknown tokens in the sampled texts."""
+    """Reports the fraction of unknown tokens in the sampled texts."""
     with report.check("unknown tokens"):
         log = subject.tokenizer
         if log is None or not subject.batches:
@@ -126,5 +126,5 @@ def _unknown_finding(subject: Subject, unknown: int, tokens: int) -> Finding:
     words = ", ".join(f"{word} ({count:,})" for word, count in subject.tokenizer.unknown.most_common(8))
     place = f"model.text.encoder = {subject.config.model.text.encoder}"
     remedy = "learn a tokenizer from your texts (python run.py tokenizer --help), or name an encoder that knows their language"
-    fact = f"{unknown / tokens:.1%} of {tokens:,} tokens in the sample are unknown, those of: {words}"
+    fact = f"{unknown / tokens:.1%} of {tokens:,} tokens in the sample are unknown, mostly in the words {words}"
     return Finding("warning", place, fact, remedy)

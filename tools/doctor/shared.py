@@ -1,4 +1,4 @@
-"""Images that training and held-out splits share."""
+"""Finds images that training and held-out splits share."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from tools.doctor.subject import Subject
 from utils.findings import Finding
 
 MOST_RECORDS, MOST_SECONDS = 20_000, 3.0
-"""Records of pre-training that are read at most, on each side."""
+"""Maximum number of pre-training records that are read on each side."""
 
 MOST_LOOKS, LOOK_SECONDS = 200, 3.0
-"""Images of each side whose looks are compared, and the time for the looks of a side, and for comparing them."""
+"""Number of images on each side whose appearance is compared, and time limits for hashing a side and for the comparison."""
 
-REMEDY = "split by image, not by text: take these images out of one of the two"
+REMEDY = "split by image, not by text: remove these images from one of the two"
 
 
 def check_shared(subject: Subject, report: Report) -> None:
-    """Training images among those of each held-out split."""
+    """Report training images that also occur in a held-out split, for each split."""
     if isinstance(subject.config, PretrainConfig):
         _check_pretraining(subject, report)
         return
@@ -57,7 +57,7 @@ def _required_items(subject: Subject) -> Any:
 
 
 def _tell(found: SharedImages, key: str, of: str, report: Report) -> None:
-    how = "by id, path and content" if found.contents_compared else "by id and path; contents are too many to compare"
+    how = "by id, path and content" if found.contents_compared else "by id and path; too many files to compare contents"
     if not found.shared:
         report.ok("shared images", f"none of {found.held_out:,} in {key} is in training{of} ({how})")
         return
@@ -65,8 +65,8 @@ def _tell(found: SharedImages, key: str, of: str, report: Report) -> None:
     copies = f", {found.count('content'):,} of them under another path" if found.count("content") else ""
     photographs = f", {found.count('id'):,} of them by their ids in public data sets" if found.count("id") else ""
     fact = (
-        f"{found.shared:,} of its {found.held_out:,} images are also in training{of}{copies}{photographs}, as {first.held_out} "
-        f"and {first.training}"
+        f"{found.shared:,} of its {found.held_out:,} images are also in training{of}{copies}{photographs}, such as "
+        f"{first.held_out} and {first.training}"
     )
     report.add("shared images", [Finding("warning", key, fact, REMEDY)])
 
@@ -74,7 +74,8 @@ def _tell(found: SharedImages, key: str, of: str, report: Report) -> None:
 def _check_looks(
     training: Sequence[Source], held_out: Sequence[Source], shared: SharedImages, key: str, seed: int, report: Report
 ) -> None:
-    """Images of a split that look like training images, and are not known to be shared: of a random sample of both sides."""
+    """Report images of a split that look like training images and are not known to be shared, from a random sample of both
+    sides."""
     check = "similar images"
     if not look_alikes.available():
         report.skip(check, f'{key}: copies and crops that look alike need imagehash: pip install ".[leaks]"')
@@ -97,7 +98,7 @@ def _check_looks(
         Finding(
             "warning",
             key,
-            f"{len(found):,} images look like a training image ({sample} compared), as {theirs[other][0].place} and "
+            f"{len(found):,} images look like a training image ({sample} compared), such as {theirs[other][0].place} and "
             f"{ours[own][0].place}",
             "look at both; `python run.py leaks --perceptual` lists such pairs. Split by photograph, not by crop",
         )
@@ -107,10 +108,10 @@ def _check_looks(
 
 
 def sources_of(items: Any) -> list[Source]:
-    """The images or videos of a split.
+    """Returns the images or videos of a split.
 
     Raises:
-        NotCheckedError: if no item has any.
+        NotCheckedError: if no item has images or videos.
     """
     if not (found := held_out_media.sources_of(items)):
         raise NotCheckedError("its items have no image, images or source that is an ImageSource or a VideoSource")
@@ -151,11 +152,11 @@ def _check_pretraining(subject: Subject, report: Report) -> None:
 
 
 def _read(files: list[str], stream: Any, subject: Subject, key: str) -> tuple[list[KnownImage], int, int]:
-    """The images or videos of at most :data:`MOST_RECORDS` records at random, how many were read, and how many there are."""
+    """The images or videos of up to :data:`MOST_RECORDS` random records, how many records were read, and how many there are."""
     shards = Shards(files, key=key, index_folder=subject.config.data.cache_index, remote=subject.config.data.remote)
     count = min(len(shards), MOST_RECORDS)
     rng, until = np.random.default_rng(subject.config.seed), time.perf_counter() + MOST_SECONDS
-    chosen = rng.choice(len(shards), count, replace=False).tolist()  # unsorted: the time may end before the list
+    chosen = rng.choice(len(shards), count, replace=False).tolist()  # unsorted: the time limit may cut the list short
     found: list[KnownImage] = []
     read = 0
     for index in chosen:
@@ -165,16 +166,16 @@ def _read(files: list[str], stream: Any, subject: Subject, key: str) -> tuple[li
         try:
             raw = shards.read(index)
             found += images_of_record(raw, stream)
-        except Exception:  # counted by the sample
+        except Exception:  # the sample counts it
             continue
     return found, read, len(shards)
 
 
 def images_of_record(raw: RawRecord, stream: Any) -> list[KnownImage]:
-    """The image of a record of pre-training, or its video clips, with the ids that it gives.
+    """Returns the image of a pre-training record, or its video clips, with the record's ids.
 
     Raises:
-        BrokenRecordError: it has none.
+        BrokenRecordError: the record has no image or clips.
     """
     if isinstance(stream, ImageRecordsConfig):
         return [known_image(image_source(raw, stream.keys()), raw.values)]

@@ -1,4 +1,4 @@
-"""The run that is examined: its config, and the parts of it that can be built, each of which may be missing."""
+"""The run that the doctor examines: its config, and the parts of it that can be built, each of which may be missing."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ from tools.doctor.text_log import TextLog
 from utils.inputs import missing_inputs
 
 ROWS = 4
-"""Examples of a stream in a tiny micro-batch."""
+"""Number of examples of a stream in a tiny micro-batch."""
 
 TEXTS_OF_AN_IMAGE = 3
 
 
 @dataclass
 class Subject:
-    """A run and what of it could be built so far.
+    """A run, and the parts of it that could be built so far.
 
-    ``missing``: inputs that are not there, with the config keys that name them. ``model``: on the meta device. ``training``:
-    makes tiny micro-batches of the training data; ``held_out``: splits by config key; ``batches``: of the sample.
-    ``weights_fit``: the weights of ``init`` can be loaded. ``unfetched``: the model of ``init.text``, if a run has to fetch it.
+    ``missing``: missing inputs, with the config keys that name them. ``model``: on the meta device. ``training``: makes tiny
+    micro-batches of the training data; ``held_out``: splits by config key; ``batches``: micro-batches of the sample.
+    ``weights_fit``: the weights of ``init`` can be loaded. ``unfetched``: the model of ``init.text``, if a run has to download
+    it.
     """
 
     choice: Choice
@@ -58,7 +59,7 @@ class Subject:
         """The config with tiny micro-batches."""
 
     def missing_below(self, *prefixes: str) -> list[str]:
-        """The keys that name a missing input and begin with one of the prefixes."""
+        """Returns the keys that name a missing input and begin with one of the prefixes."""
         keys = [key for of_path in self.missing.values() for key in of_path]
         return [key for key in keys if key.startswith(prefixes)]
 
@@ -69,16 +70,17 @@ class Subject:
             raise NotCheckedError(f"{keys[0]}{more} {'are' if more else 'is'} missing")
 
     def load_tokenizer(self) -> TextLog:
-        """Load the tokenizer; its texts are recorded.
+        """Load the tokenizer, and count the tokens of the texts that it encodes.
 
         Raises:
-            UserError: if there is none.
+            UserError: if the tokenizer cannot be loaded.
         """
         self.tokenizer = TextLog(load_tokenizer(self.config.model.text.encoder, "model.text.encoder"))
         return self.tokenizer
 
     def build_meta_model(self) -> Any:
-        """Build the model without contents, frozen as it is when ``optim.freeze`` has thawed what it freezes for some steps."""
+        """Build the model on the meta device, with the parts frozen that remain frozen when ``optim.freeze`` has finished
+        unfreezing."""
         vocabulary = None if self.tokenizer is None else len(self.tokenizer)
         if vocabulary is None and not self.config.model.text.knows_vocabulary:
             raise NotCheckedError("without the tokenizer, the size of the vocabulary is unknown")
@@ -98,13 +100,13 @@ class Subject:
         return model
 
     def build_as_trained(self) -> Any:
-        """Build the model as in :meth:`build_for_training`, frozen as in :meth:`build_meta_model`."""
+        """Build the model as in :meth:`build_for_training`, with parts frozen as in :meth:`build_meta_model`."""
         model = self.build_for_training()
         _freeze(self.config, model)
         return model
 
     def read_training(self) -> Any:
-        """Read the training data; micro-batches are tiny.
+        """Read the training data, with tiny micro-batches.
 
         Raises:
             NotCheckedError: if a part is missing.
@@ -123,14 +125,14 @@ class Subject:
 
         Raises:
             NotCheckedError: if a file is missing.
-            UserError: if it is not whole.
+            UserError: if the split is not complete.
         """
         self.require_inputs(key)
         self.held_out[key] = self.task.read_split(self.config, split, key)
         return self.held_out[key]
 
     def splits(self) -> dict[str, Any]:
-        """The configs of the held-out splits of a fine-tuning task by their keys."""
+        """Returns the configs of a fine-tuning task's held-out splits, by key."""
         if not issubclass(self.task, FineTuneTask):
             return {}
         evaluation = self.config.evaluation
@@ -141,13 +143,13 @@ class Subject:
         return isinstance(self.model, AligningModel)
 
     def make_inputs(self) -> None:
-        """Have the task make the files that it makes itself."""
+        """Let the task write the files that it generates itself."""
         self.task.make_inputs(self.config)
         self.missing = missing_inputs(self.config)
 
 
 def small(config: Any) -> Any:
-    """The config with tiny micro-batches and no accumulation."""
+    """Returns the config with tiny micro-batches and without accumulation."""
     train = config.train.model_copy(update={"global_batch": None, "accumulate": 1, "compile": False})
     data = config.data
     if isinstance(data, DataConfig):
@@ -166,12 +168,12 @@ def _small_stream(stream: Any) -> Any:
 
 
 def shorten(names: Sequence[str], most: int = 3) -> str:
-    """The first names, and how many more there are."""
+    """Returns the first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def _freeze(config: Any, model: Any) -> None:
-    """Freeze what never trains in the run."""
+    """Freeze the parts that never train in the run."""
     if frozen := config.optim.frozen.frozen_for_good:
         set_frozen(model, frozen)

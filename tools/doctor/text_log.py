@@ -1,4 +1,4 @@
-"""A tokenizer that records how many of its tokens are unknown, and of which words."""
+"""A tokenizer that counts its unknown tokens, and the words that have them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 
 class TextLog:
-    """Stands for a tokenizer: all that is asked of it, it asks the tokenizer.
+    """Wraps a tokenizer, to which it forwards all calls, and counts tokens.
 
-    ``tokens``: number of tokens of all texts without special ones; ``unknown``: how often each word had an unknown token.
+    ``tokens``: number of tokens of all texts, excluding special tokens; ``unknown``: number of unknown tokens by word.
     """
 
     def __init__(self, tokenizer: Any):

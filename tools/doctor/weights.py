@@ -1,4 +1,4 @@
-"""The model's size, and what a run would load into it, told without building a tensor of it."""
+"""Reports the model's size and the weights that a run would load into it, without building any tensor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENCODERS = ("vision.", "text.", "fusion.")
 
 
 def check_weights(subject: Subject, report: Report) -> None:
-    """The section ``model and weights``; builds the model on the meta device."""
+    """The section ``model and weights``: builds the model on the meta device, and checks the weights."""
     report.section("model and weights")
     with report.check("model"):
         model = subject.build_meta_model()
@@ -31,7 +31,7 @@ def check_weights(subject: Subject, report: Report) -> None:
 def _check_loading(subject: Subject, report: Report) -> None:
     init = subject.config.init
     if init.checkpoint is None and init.vision is None and init.text is None:
-        report.ok("weights", "all from random numbers (init names no file)")
+        report.ok("weights", "all random (init names no file)")
         subject.weights_fit = True
         return
     subject.require_inputs("init.")
@@ -52,15 +52,15 @@ def _check_loading(subject: Subject, report: Report) -> None:
 
 
 def counts(report: LoadReport) -> str:
-    """What becomes of a file's tensors, in numbers."""
+    """Summarises what happens to a file's tensors, in numbers."""
     return (
         f"{report.source}: {len(report.loaded)} loaded ({len(report.resized)} of them resized), {len(report.copied)} copied, "
-        f"{len(report.dropped)} dropped, {len(report.unused)} without a place"
+        f"{len(report.dropped)} dropped, {len(report.unused)} without a counterpart"
     )
 
 
 def details(report: LoadReport) -> Iterator[tuple[str, str]]:
-    """What was not simply loaded, a line for each kind."""
+    """Yield a line for each kind of tensor that was not simply loaded."""
     if report.resized:
         first = next(iter(report.resized.values()))
         yield "resized", f"{_listed(list(report.resized))}: {first}"
@@ -74,17 +74,17 @@ def details(report: LoadReport) -> Iterator[tuple[str, str]]:
         yield "dropped", "; ".join(f"{count} {why}" for why, count in reasons.items())
     if report.unused:
         parts = Counter(name.split(".")[0] for name in report.unused)
-        yield "without a place", ", ".join(f"{name} ({count})" for name, count in parts.items())
+        yield "without a counterpart", ", ".join(f"{name} ({count})" for name, count in parts.items())
 
 
 def encoder_findings(subject: Subject, reports: list[LoadReport], random: list[str]) -> list[Finding]:
-    """Parameters of the encoders that a checkpoint lacks; none where that is meant."""
+    """Returns findings on encoder parameters that a checkpoint lacks; empty if this is intended."""
     if subject.config.init.checkpoint is None or reports[0].text_left_out:
         return []
     missing = [name for name in random if name.startswith(ENCODERS)]
     if not missing:
         return []
-    fact = f"{len(missing)} parameters of the encoders are not in the file and start from random numbers: {_listed(missing)}"
+    fact = f"{len(missing)} parameters of the encoders are not in the file and start from random values: {_listed(missing)}"
     return [
         Finding("warning", "init.checkpoint", fact, "is it the right file, and is model the one it was trained with?")
     ]

@@ -14,22 +14,22 @@ from utils.flags import Positive, PositiveReal, Share, one_of, read_by
 @FLAGS
 @dataclass(frozen=True, kw_only=True)
 class PlanFlags:
-    """The run that is planned, and its GPUs.
+    """The planned run, and its GPUs.
 
     Attributes:
         config: YAML file; see configs/ (default: the task's own).
         task: a task's name, a folder with task.py, or a module (default: the config's task).
         gpus: GPUs of the run; with --nodes, GPUs of each node (default: 1).
-        nodes: nodes of the run; tells also what changes on 8, 64, 512 GPUs.
-        network: bus bandwidth between nodes in 1e9 bytes/s, as all_reduce_perf of nccl-tests reports it (default: unknown).
-        memory: memory of a whole GPU, in 1e9 bytes (default: this GPU's).
+        nodes: nodes of the run; also shows what changes on 8, 64, 512 GPUs.
+        network: bus bandwidth between nodes in 1e9 bytes/s, as reported by all_reduce_perf of nccl-tests (default: unknown).
+        memory: total memory of a GPU, in 1e9 bytes (default: this GPU's).
         gpu: v100, v100-pcie, v100s, t4, a10, a30, a40, a100, a6000, 3090, 4090, l4, l40, l40s, h100, h100-pcie, h100-nvl, h200 or
             h200-nvl (default: this GPU; without one, h100); for others, give train.peak_tflops=X.
         utilisation: assumed fraction of the peak in an estimate.
         global_batch: examples of the leading stream per step (default: the config's train.global_batch).
-        records: records of the leading stream (of fine-tuning: captions, phrases, questions, statements), for the time of a run
+        records: records of the leading stream (for fine-tuning: captions, phrases, questions, statements), for the time of a run
             in epochs.
-        estimate: do not measure, even with a GPU.
+        estimate: estimate without measuring, even with a GPU.
     """
 
     config: str | None = None
@@ -46,14 +46,14 @@ class PlanFlags:
 
     @property
     def gpus_per_node(self) -> int:
-        """``--gpus``, or its default."""
+        """The value of ``--gpus``, or its default."""
         return self.gpus or 1
 
     def check(self) -> None:
-        """Raises :class:`UserError` if the flags contradict each other."""
+        """Raise :class:`UserError` if the flags contradict each other."""
         if self.nodes is not None and self.gpus is None:
             raise UserError(f"--nodes {self.nodes} needs --gpus N, the GPUs of each node")
         if self.network is not None and self.nodes is None:
             raise UserError(
-                f"--network {self.network:g} needs --nodes N: without it, the plan has no time on the network"
+                f"--network {self.network:g} needs --nodes N: without it, the plan does not include network time"
             )

@@ -11,7 +11,7 @@ from models.core.vision import VisionConfig
 from utils.image_size import sides_of
 
 FIRST_WORD = 3
-"""Smallest token id that is neither padding nor [CLS] in any family."""
+"""Smallest token id that is neither padding nor [CLS] in any model family."""
 
 
 def images(count: int, vision: VisionConfig) -> Tensor:
@@ -51,12 +51,12 @@ def masked_text(count: int, tokens: int, masks: int, vocabulary: int) -> MaskedT
 def left_to_right_text(count: int, tokens: int, targets: int, vocabulary: int) -> LeftToRightText:
     """N texts whose last ``targets`` tokens are predicted, each from a [MASK] before it."""
     targets = min(targets, tokens - 1)
-    # Plain numbers: fake tensors have no contents to make a text from.
+    # Plain numbers: fake tensors have no contents from which a text could be made.
     words = [FIRST_WORD + place % max(1, vocabulary - FIRST_WORD) for place in range(tokens)]
     indices = list(range(tokens - targets, tokens))
     return LeftToRightText.of([words] * count, [indices] * count, mask_id=FIRST_WORD, pad_id=0)
 
 
 def all_valid(count: int) -> Tensor:
-    """The mask of N examples that all count, (N,) bool."""
+    """The mask (N,) bool of N examples, all valid."""
     return torch.ones(count, dtype=torch.bool)

@@ -35,7 +35,7 @@ class Planner:
 
     Args:
         choice: the config and its task.
-        flags: of the command line.
+        flags: flags of the command line.
 
     Raises:
         UserError: if the config or its task cannot be planned, or the GPU lacks memory or the precision.
@@ -57,10 +57,10 @@ class Planner:
             set_frozen(self.meta_model, frozen)
         self.steps = self._make_steps()
         self.memories: dict[tuple[int, int], dict[str, int] | None] = {}
-        """Memory of a step by the examples of its micro-batch and the ranks; None: it does not fit."""
+        """Memory of a step by the number of examples in its micro-batch and of ranks; None: it does not fit."""
 
     def plan(self) -> Plan:
-        """The plan.
+        """Returns the plan.
 
         Raises:
             UserError: if not even one example fits, the GPUs do not divide the data's lanes, or ``train.compile`` or
@@ -93,29 +93,30 @@ class Planner:
         )
 
     def _largest(self, ranks: int, start: int) -> int:
-        """The largest micro-batch that fits on each of ``ranks`` GPUs; the search begins at ``start`` examples."""
+        """Returns the largest micro-batch that fits on each of ``ranks`` GPUs; the search begins at ``start`` examples."""
         largest = largest_that_fits(lambda examples: self._cost(examples, ranks), self.target.memory, start)
         if largest == 0:
             self._refuse_memory(ranks)
         return largest
 
     def _split(self, ranks: int, largest: int) -> tuple[int, int]:
-        """Examples of a micro-batch and accumulation for the global batch on ``ranks`` GPUs."""
+        """Returns the examples in a micro-batch and the accumulation for the global batch on ``ranks`` GPUs."""
         train, total = self.config.train, self._global_batch(ranks)
         size, accumulation = share_out(total, ranks, largest)
         if accumulation > 1 and train.records_graphs:
             raise UserError(
-                f"train.compile = {train.compile}: takes one micro-batch per step, and of the "
-                f"{math.ceil(total / ranks):,} examples of a GPU {largest:,} fit; plan train.compile=true, "
+                f"train.compile = {train.compile}: allows only one micro-batch per step, but of the "
+                f"{math.ceil(total / ranks):,} examples of a GPU only {largest:,} fit; plan train.compile=true, "
                 f"more --gpus, or --global-batch {largest * ranks}"
             )
         self.config.plan(ranks, accumulation=accumulation)
         return size, accumulation
 
     def _scaling(self, largest: int) -> tuple[list[Scale], dict[int, str]]:
-        """With ``--nodes``, the step on the asked number of GPUs and on :data:`RANKS`; numbers that are refused, with the reason.
+        """With ``--nodes``, returns the step on the requested number of GPUs and on :data:`RANKS`, and unsupported numbers with
+        the reason.
 
-        ``largest``: the largest micro-batch on the asked number.
+        ``largest``: the largest micro-batch on the requested number.
         """
         scales, refused = [], {}
         for ranks in sorted({*RANKS, self.ranks}) if self.flags.nodes else []:
@@ -126,10 +127,10 @@ class Planner:
         return scales, refused
 
     def _scale(self, ranks: int, known: int) -> Scale:
-        """The step on ``ranks`` GPUs; ``known``: the largest micro-batch on the asked number, and nearly so on others."""
+        """The step on ``ranks`` GPUs; ``known``: the largest micro-batch on the requested number, similar on other numbers."""
         self.config.data.check_ranks(ranks)
         largest, share = known, math.ceil(self._global_batch(ranks) / ranks)
-        if ranks != self.ranks:  # no search where the whole share of a GPU fits
+        if ranks != self.ranks:  # no search is needed if a GPU's whole share fits
             fits = share <= known and self._cost(share, ranks) <= self.target.memory
             largest = share if fits else self._largest(ranks, known)
         size, accumulation = self._split(ranks, largest)
@@ -145,7 +146,7 @@ class Planner:
         )
 
     def _step_sizes(self, examples: int, accumulation: int) -> StepSizes:
-        """The sizes on which the communication of a step depends."""
+        """The sizes that determine the communication of a step."""
         model, config = self.meta_model, self.config.model
         batch = self._batch(examples)(model)
         aligns = isinstance(model, AligningModel)
@@ -159,7 +160,7 @@ class Planner:
         )
 
     def _cost(self, examples: int, ranks: int) -> float:
-        """Bytes of a step on a micro-batch; infinite if it does not fit."""
+        """Bytes of a step on a micro-batch; infinity if it does not fit."""
         memory = self._memory(examples, ranks)
         return math.inf if memory is None else sum(memory.values())
 
@@ -185,7 +186,7 @@ class Planner:
         needed = self._cost(1, ranks)
         fact = f"needs {needed / 1e9:.1f} GB" if math.isfinite(needed) else "does not fit"
         raise UserError(
-            f"--memory {self.target.memory / 1e9:g}: a micro-batch of one example {fact}; take smaller images "
+            f"--memory {self.target.memory / 1e9:g}: a micro-batch of one example {fact}; use smaller images "
             "(model.vision.image_size), a smaller model or a larger GPU"
         )
 
@@ -221,7 +222,7 @@ class Planner:
             if not ran_out_of_memory(error):
                 raise
             raise UserError(
-                f"--memory {target.memory / 1e9:g}: not even the weights fit; take a smaller model or a larger GPU"
+                f"--memory {target.memory / 1e9:g}: not even the weights fit; use a smaller model or a larger GPU"
             ) from None
 
     def _build(self) -> Any:
@@ -250,19 +251,19 @@ class Planner:
     def _assumptions(self) -> list[str]:
         train = self.config.train
         lines = [
-            "texts of maximum length; no time for data or for the network between GPUs",
+            "texts of maximum length; without the time for data or for the network between GPUs",
             *self.target.assumptions(),
         ]
         if thawed := self.config.optim.frozen.thawed:
             names, last = ", ".join(thawed), max(thawed.values())
             lines.append(
-                f"steps as after step {last:,}, when optim.freeze has ended for {names}; earlier ones take less"
+                f"steps as after step {last:,}, when optim.freeze has ended for {names}; earlier steps take less"
             )
         lines += self._assumptions_of_scaling()
         if train.recompute and not self.target.measures:
-            lines.append(f"no time for recomputation (train.recompute: {', '.join(train.recompute)})")
+            lines.append(f"without the time for recomputation (train.recompute: {', '.join(train.recompute)})")
         if (chunks := self.config.model.chunks) > 1 and not self.target.measures:
-            lines.append(f"no time to run the encoders twice (model.contrastive.chunks: {chunks})")
+            lines.append(f"without the time to run the encoders twice (model.contrastive.chunks: {chunks})")
         if train.compile and not self.target.measures:
             lines.append("memory and time as without train.compile")
         return lines

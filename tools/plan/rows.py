@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Rows of equally many cells as lines: the first column to the left, the others to the right."""
+    """Formats rows with equal numbers of cells as lines: the first column left-aligned, the others right-aligned."""
     first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
     return [
         "  ".join(
@@ -17,17 +17,17 @@ def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def or_unknown(value: float | None, form: str) -> str:
-    """The value in a form of :meth:`str.format`; None: "unknown"."""
+    """Formats the value with :meth:`str.format`; None: "unknown"."""
     return "unknown" if value is None else form.format(value)
 
 
 def gigabytes(size: float) -> str:
-    """Bytes in units of 1e9."""
+    """Formats bytes in units of 1e9."""
     return f"{size / 1e9:.2f} GB"
 
 
 def bytes_of(size: float) -> str:
-    """Bytes in a suitable decimal unit."""
+    """Formats bytes in a suitable decimal unit."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= factor:
             number = size / factor

@@ -1,4 +1,4 @@
-"""A step on other numbers of GPUs, which ``run.py plan --nodes`` tells: batch, memory, and time on the network."""
+"""A step on other numbers of GPUs, as shown by ``run.py plan --nodes``: batch, memory, and time on the network."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from tools.plan.rows import aligned, bytes_of, or_unknown
 from tools.steps.communication import StepSizes
 
 RANKS = (8, 64, 512)
-"""Numbers of GPUs that are told beside the one asked for."""
+"""Numbers of GPUs that are shown in addition to the requested number."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A step on ``ranks`` GPUs, a rank each, of ``nodes`` nodes.
+    """A step on ``ranks`` GPUs, one rank each, on ``nodes`` nodes.
 
     Attributes:
         micro_batch, global_batch: examples of the leading stream.
         accumulation: micro-batches of a GPU.
-        negatives: with which the first contrastive loss compares each example; 0: there is no such loss.
+        negatives: number of negatives of each example in the first contrastive loss; 0: the model has no contrastive loss.
         memory: bytes of a GPU.
         step_s: seconds of a step without communication; None: unknown.
         sent: bytes that a rank sends in a step, by content (:mod:`tools.steps.communication`).
-        network_s: seconds that these take between nodes; None: unknown, or there is one node.
-        network_share: fraction of the step that these take, if nothing else goes on meanwhile; None: unknown.
+        network_s: seconds of communication between nodes; None: unknown, or there is one node.
+        network_share: fraction of the step spent on communication, if it does not overlap with anything; None: unknown.
     """
 
     ranks: int
@@ -50,15 +50,15 @@ def scale_of(
     nodes: int,
     network: float | None,
 ) -> Scale:
-    """The step of ``sizes`` on ``ranks`` GPUs.
+    """Returns the step of ``sizes`` on ``ranks`` GPUs.
 
     Args:
-        sizes: of the step on one rank.
-        ranks: R.
+        sizes: sizes of the step on one rank.
+        ranks: number of ranks R.
         micro_batch: examples of the leading stream.
         memory: bytes of a GPU.
         step_s: seconds of a step without communication; None: unknown.
-        nodes: that have these GPUs.
+        nodes: number of nodes with these GPUs.
         network: bus bandwidth of collectives between nodes in 1e9 bytes/s; None: unknown.
     """
     sent = {exchange.content: exchange.sent(ranks) for exchange in sizes.exchanges(ranks)}
@@ -80,7 +80,7 @@ def scale_of(
 
 
 def scaling_lines(scales: Sequence[Scale], refused: dict[int, str], asked: int) -> list[str]:
-    """A table with a line for each number of GPUs, and what each rank of the ``asked`` ones sends."""
+    """Returns a table with a line for each number of GPUs, and what each rank sends on the ``asked`` number of GPUs."""
     parts = next(", ".join(_parts(scale)) for scale in scales if scale.ranks == asked)
     return [
         *aligned(_rows(scales)),

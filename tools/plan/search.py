@@ -1,4 +1,4 @@
-"""Arithmetic of the plan: the split of a global batch, and the search for the largest micro-batch."""
+"""The arithmetic of the plan: splits a global batch, and searches for the largest micro-batch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 
 def share_out(total: int, gpus: int, largest: int) -> tuple[int, int]:
-    """Examples of a micro-batch (at most ``largest``) and accumulation for a global batch of ``total`` on ``gpus``.
+    """Returns the micro-batch size (at most ``largest``) and the accumulation for a global batch of ``total`` on ``gpus``.
 
-    The accumulation is the smallest one that makes exactly ``total``, if it is at most twice the smallest one that fits. Else it
-    is the smallest one that fits, with the next larger total: smaller micro-batches would cost the contrastive loss negatives.
+    The accumulation is the smallest that gives exactly ``total``, if it is at most twice the smallest that fits. Otherwise it is
+    the smallest that fits, with the next larger total, since smaller micro-batches would reduce the negatives of the contrastive
+    loss.
     """
     fewest = math.ceil(total / (gpus * largest))
     for accumulate in range(fewest, fewest + min(fewest, 1000) + 1):
@@ -21,11 +22,11 @@ def share_out(total: int, gpus: int, largest: int) -> tuple[int, int]:
 
 
 def largest_that_fits(cost: Callable[[int], float], limit: float, start: int) -> int:
-    """The largest number of examples whose ``cost`` is at most ``limit``, to within 2 % below; 0: not even one fits.
+    """Returns the largest number of examples whose ``cost`` is at most ``limit``, up to 2 % too low; 0: not even one fits.
 
-    A finite cost grows roughly linearly, so the next guess is where the line through two costs meets the limit. Near the limit
+    A finite cost grows roughly linearly, so the next guess is where the line through two costs meets the limit. Near the limit,
     costs may grow more slowly, since the allocator returns cached memory: if the guess is known to be too large, the search
-    bisects instead.
+    falls back to bisection.
     """
     known_costs: dict[int, float] = {}
     fits, too_many, examples = 0, 0, start
@@ -40,15 +41,15 @@ def largest_that_fits(cost: Callable[[int], float], limit: float, start: int) ->
 
 
 def _finest(fits: int) -> int:
-    """Smallest difference between two guesses."""
+    """Returns the smallest difference between two guesses."""
     return max(1, fits // 50)
 
 
 def _next_guess(fits: int, too_many: int, guess: int) -> int:
-    """The next number of examples, above ``fits`` and below ``too_many`` (0: unknown).
+    """Returns the next number of examples, above ``fits`` and below ``too_many`` (0: unknown).
 
-    It is the ``guess`` (0: none) if that lies between them. While ``too_many`` is unknown, it is at most four times ``fits``: the
-    line through two small costs is inaccurate.
+    This is the ``guess`` (0: none) if it lies between them. While ``too_many`` is unknown, it is at most four times ``fits``,
+    since the line through two small costs is inaccurate.
     """
     if guess:
         guess = max(guess, fits + _finest(fits))
@@ -58,7 +59,7 @@ def _next_guess(fits: int, too_many: int, guess: int) -> int:
 
 
 def _where_line_meets(costs: dict[int, float], limit: float) -> int:
-    """Examples at which the line through the two finite costs nearest to ``limit`` meets it; 0: fewer than two costs."""
+    """Returns where the line through the two finite costs nearest to ``limit`` meets it; 0: there are fewer than two costs."""
     near = sorted((abs(cost - limit), examples) for examples, cost in costs.items() if math.isfinite(cost))[:2]
     if len(near) < 2:
         return 0

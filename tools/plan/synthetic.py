@@ -40,7 +40,7 @@ from utils.errors import UserError
 
 
 def batch_sizes(config: Any) -> dict[str, int]:
-    """Config keys for the size of a micro-batch, with their values; that of the leading stream comes first.
+    """Returns the config keys for the size of a micro-batch, with their values; the leading stream is first.
 
     Raises:
         UserError: if the config's task has no synthetic batch.
@@ -49,7 +49,7 @@ def batch_sizes(config: Any) -> dict[str, int]:
 
 
 def synthetic_batch(config: Any, model: Any) -> Any:
-    """A micro-batch of the sizes in the config.
+    """Returns a micro-batch with the sizes in the config.
 
     Raises:
         UserError: see :func:`batch_sizes`.
@@ -58,7 +58,7 @@ def synthetic_batch(config: Any, model: Any) -> Any:
 
 
 def scaled(config: Any, examples: int) -> Any:
-    """The config with ``examples`` of the leading stream per micro-batch, and the other streams in proportion."""
+    """Returns the config with ``examples`` of the leading stream per micro-batch, and the other streams in proportion."""
     sizes = batch_sizes(config)
     leading = next(iter(sizes.values()))
     for key, size in sizes.items():
@@ -72,13 +72,13 @@ def _with(config: Any, keys: list[str], value: int) -> Any:
 
 
 def text_limits(data: DataConfig, stream: str) -> TextDataConfig:
-    """Limits on the texts of a pre-training stream; translations may have separate ones."""
+    """Returns the limits on the texts of a pre-training stream; translations may have separate limits."""
     limits = data.translations.text if stream == "translations" and data.translations is not None else None
     return limits or data.text
 
 
 def pretrain_batch(data: DataConfig, vision: VisionEncoder, vocabulary: int) -> PretrainBatch:
-    """A micro-batch of every configured stream."""
+    """Returns a micro-batch of every configured stream."""
 
     def masked(stream: StreamConfig, limits: TextDataConfig = data.text) -> MaskedText:
         return parts.masked_text(stream.batch_size, limits.max_tokens, limits.max_masks, vocabulary)
@@ -123,7 +123,8 @@ def _regions(stream: RegionStreamConfig, vision: VisionEncoder, texts: MaskedTex
 
 
 def _regions_of_images(regions: int, images: int, most: int) -> list[int]:
-    """Number of regions of each image: ``most`` for the first, if one remains for every other; equal shares for the others."""
+    """Number of regions of each image: ``most`` for the first, if every other image still gets one; equal shares for the
+    others."""
     images = min(images, regions)
     first = min(max(most, -(-regions // images)), regions - images + 1)
     others = images - 1
@@ -157,7 +158,7 @@ def _grounding(config: GroundingConfig, model: XVLM) -> GroundingBatch:
 
 
 def _questions(config: VQAConfig | VideoQAConfig, model: XVLM, answers: int) -> dict[str, Any]:
-    """Fields of the batches of question answering: each example with all the questions it may have, of ``answers`` answers."""
+    """Fields of question-answering batches: each example has the maximum number of questions, with ``answers`` answers."""
     examples, most = config.data.batch_size, config.data.questions_per_example
     count = examples * most
     return {
@@ -171,7 +172,7 @@ def _questions(config: VQAConfig | VideoQAConfig, model: XVLM, answers: int) -> 
 
 
 def _vqa(config: VQAConfig, model: VQAModel) -> QuestionBatch:
-    """Ten answers per question, as at most in VQA v2, of eight tokens: answers of five words have at most that many."""
+    """Ten answers per question, the maximum in VQA v2, of eight tokens each, the maximum for answers of five words."""
     fields = _questions(config, model, answers=10)
     tokens = min(config.data.max_answer_tokens, 8)
     answers = parts.text(len(fields["weights"]), tokens, len(model.text.word_embeddings))
@@ -234,6 +235,6 @@ def _entry(config: Any) -> Synthetic:
     name = getattr(config, "task", None)
     if name not in SYNTHETIC:
         raise UserError(
-            f"task = {name}: cannot be planned: tools/plan knows the tasks of the checkout alone; try train.steps=5 instead"
+            f"task = {name}: cannot be planned: tools/plan only knows the tasks in this repository; try train.steps=5 instead"
         )
     return SYNTHETIC[name]

@@ -1,4 +1,4 @@
-"""A plan, and its table, which ``run.py plan`` prints."""
+"""A plan, and the table that ``run.py plan`` prints."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Plan:
     """The plan of a run; its fields are the keys of ``run.py plan --json``.
 
     ``global_batch``: examples of the leading stream per step, ``asked_batch``: the requested number. ``largest``: the largest
-    micro-batch that fits; ``chosen``: the one for the global batch; ``overrides``: config keys and values for it. ``steps``:
-    steps of the whole run, None: unknown. ``gpus``: on all nodes together. With ``nodes``, ``scaling`` tells other numbers of
-    GPUs too, and ``refused`` those that the run cannot have, with the reason.
+    micro-batch that fits; ``chosen``: the micro-batch for the global batch; ``overrides``: config keys and values for it.
+    ``steps``: steps of the whole run, None: unknown. ``gpus``: on all nodes together. With ``nodes``, ``scaling`` has other
+    numbers of GPUs too, and ``refused`` the unsupported numbers with the reason.
     """
 
     config: str
@@ -97,7 +97,7 @@ def _rows(plan: Plan) -> list[tuple[str, ...]]:
 
 
 def _duration(step_s: float | None, steps: int) -> str:
-    """Time of ``steps`` steps, in a suitable unit."""
+    """Formats the time of ``steps`` steps, in a suitable unit."""
     if step_s is None:
         return "unknown"
     seconds = step_s * steps

@@ -10,7 +10,7 @@ from tools.plan.flags import PlanFlags
 from utils.errors import UserError
 
 CONTEXT, FRAGMENTS = 700_000_000, 0.05
-"""Assumptions of an estimate: bytes of CUDA and its libraries; fragments of the allocator, as a fraction of the tensors."""
+"""Assumptions of an estimate: bytes of CUDA and its libraries; memory fragmentation, as a fraction of the tensors."""
 
 NCCL = 1_000_000_000
 """Assumption for several GPUs, measured or estimated: bytes of NCCL's communication buffers."""
@@ -53,7 +53,7 @@ class Target:
         total = torch.cuda.get_device_properties(self.device).total_memory
         if flag_gb is not None and flag_gb * 1e9 > total and self.measures:
             raise UserError(
-                f"--memory {flag_gb:g}: this GPU has {total / 1e9:.1f} GB; add --estimate to plan for another"
+                f"--memory {flag_gb:g}: this GPU has {total / 1e9:.1f} GB; add --estimate to plan for another GPU"
             )
         return total if flag_gb is None else int(flag_gb * 1e9)
 
@@ -72,7 +72,7 @@ class Target:
         return flops / (self.peak * 1e12 * self.utilisation)
 
     def assumptions(self) -> list[str]:
-        """Assumptions about this GPU, for the report. Where steps are measured, only several GPUs need one."""
+        """Assumptions about this GPU, for the report. If steps are measured, only plans for several GPUs need one."""
         buffers = [f"{NCCL / 1e9:.0f} GB for NCCL's buffers"] if self.several else []
         if self.measures:
             return buffers

@@ -1,4 +1,4 @@
-"""What several runs predict of the same examples: how many all have right, and those on which they differ, side by side."""
+"""Compares the predictions of several runs: how many examples all runs get right, and the examples on which they differ."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tools.report.pictures import Room, figures
 from tools.runs.reading import Run
 
 THUMBNAIL = 170
-"""Pixels of an image in the table, at most."""
+"""Maximum length of an image in the table, in pixels."""
 MOST_IMAGES = 2
-"""Images of an example that are shown, at most."""
+"""Maximum number of images that are shown for an example."""
 
 Compared = Sequence[tuple[Run, SplitPredictions]]
 
@@ -23,8 +23,8 @@ Compared = Sequence[tuple[Run, SplitPredictions]]
 def agreement(
     runs: Sequence[Run], predictions: Sequence[Sequence[SplitPredictions]], room: Room, count: int = 12
 ) -> str:
-    """A table for each split that several runs predicted; at most ``count`` examples on which they differ. Empty where there is
-    none."""
+    """Returns a table for each split that several runs predicted, with up to ``count`` examples on which they differ; empty
+    without such a split."""
     parts = []
     for split in dict.fromkeys(split.split for splits in predictions for split in splits):
         by_run = [
@@ -33,7 +33,7 @@ def agreement(
             for found in splits
             if found.split == split and all(example.right is not None for example in found.judged)
         ]
-        # Only examples that are the same in all runs are compared.
+        # Only examples that are the same in all runs can be compared.
         if len(by_run) > 1 and len({tuple(example.subject for example in found.judged) for _, found in by_run}) == 1:
             parts.append(_compared(split, by_run, count, room))
     return "".join(parts)
@@ -55,7 +55,7 @@ def _compared(split: str, by_run: Compared, count: int, room: Room) -> str:
 
 
 def _shares_compared(split: str, by_run: Compared, rows: Sequence[Sequence[Judged]], count: int, room: Room) -> str:
-    """Of pre-training, where an example has several boxes and ranks, and few have all right: those whose shares differ most."""
+    """For pre-training, where an example has several boxes and ranks, and few are all right: the examples that differ most."""
     means = ", ".join(
         f"{escape(run.name)} {100 * sum(example.score or 0.0 for example in found.judged) / len(rows):.1f} %"
         for run, found in by_run
@@ -63,13 +63,13 @@ def _shares_compared(split: str, by_run: Compared, rows: Sequence[Sequence[Judge
     apart = sorted(rows, key=lambda row: min(one.score or 0.0 for one in row) - max(one.score or 0.0 for one in row))
     head = "".join(f"<th>{escape(run.name)}</th>" for run, _ in by_run)
     lines = [_row(row, by_run, room) for row in apart[:count]]
-    text = f"Boxes and ranks of an example that are right, on average: {means}. Below, the examples that differ most."
+    text = f"Average share of an example's boxes and ranks that are right: {means}. The examples that differ most are below."
     table = f'<table class="left"><tr class="head"><th></th>{head}</tr>{"".join(lines)}</table>'
     return f'<h3>{escape(split)}</h3><p>{text}</p><div class="scroll">{table}</div>'
 
 
 def _row(row: Sequence[Judged], by_run: Compared, room: Room) -> str:
-    """An example: its images once, or with the boxes of each run beside its answer."""
+    """An example: its images once, or each run's boxes next to its answer."""
     panels = [
         panel_of(found, example, found.predictions[example.number], Counter())
         for example, (_, found) in zip(row, by_run, strict=True)
@@ -84,5 +84,5 @@ def _row(row: Sequence[Judged], by_run: Compared, room: Room) -> str:
 
 
 def _images(panel: Panel, room: Room) -> str:
-    """The images of a panel; none of one whose images are the prediction, as in retrieval."""
+    """The images of a panel; empty if the images are the prediction, as in retrieval."""
     return figures(panel.pictures, room, THUMBNAIL) if len(panel.pictures) <= MOST_IMAGES else ""

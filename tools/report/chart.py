@@ -1,4 +1,4 @@
-"""A chart as inline SVG: one or several lines over the steps of runs, on axes with round ticks, with values to point at."""
+"""Draws charts as inline SVG: one or several lines over the steps of runs, on axes with round ticks, with values on hover."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tools.runs.series import Point, Series
 WIDTH, HEIGHT = 440, 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 16, 8, 24
 COLUMNS = 55
-"""Places of a chart that can be pointed at, at most."""
+"""Maximum number of hover positions in a chart."""
 COLOURS = 8
 DOTS = 40
-"""Lines of so many points, at most, have a dot at each."""
+"""Maximum number of points for which each point of a line has a dot."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """``points``: as drawn; ``smooth``: means, drawn above the points, which are faint then; ``colour``: its number."""
+    """``points``: as drawn; ``smooth``: means, drawn above the points, which are faint in this case; ``colour``: its index."""
 
     label: str
     colour: int
@@ -31,20 +31,20 @@ class Line:
 
     @classmethod
     def of(cls, series: Series, label: str, colour: int, scale: float = 1.0) -> Line:
-        """The line of a series, its values times ``scale``."""
+        """Returns the line of a series, its values multiplied by ``scale``."""
         return cls(label, colour, _scaled(series.points(), scale), _scaled(series.smoothed(), scale))
 
     @property
     def read(self) -> Sequence[Point]:
-        """The points whose values are told."""
+        """The points whose values are shown on hover."""
         return self.smooth or self.points
 
 
 @dataclass(frozen=True)
 class Chart:
-    """``unit``: follows values, such as " %"; ``may_be_log``: whether the axis of values may be logarithmic; ``mark``: a step
-    that is marked, and its label; ``from_zero``: whether the axis has zero; ``keys``: whether the chart tells itself which
-    colour each line has."""
+    """``unit``: follows values, such as " %"; ``may_be_log``: whether the axis of values may be logarithmic; ``mark``: a step to
+    mark, and its label; ``from_zero``: whether the axis includes zero; ``keys``: whether the chart has a legend of line
+    colours."""
 
     title: str
     lines: Sequence[Line]
@@ -104,7 +104,7 @@ class Chart:
         ]
 
     def _values(self, lines: Sequence[Line], x: Axis) -> list[str]:
-        """Invisible columns, each of which tells the values at its step."""
+        """Invisible columns, each of which shows the values at its step on hover."""
         steps = sorted({step for line in lines for step, _ in line.read})
         if len(steps) > COLUMNS:
             steps = [steps[round(place * (len(steps) - 1) / (COLUMNS - 1))] for place in range(COLUMNS)]
@@ -127,7 +127,7 @@ class Chart:
 
 
 def thinned(points: Sequence[Point], place: Callable[[float], float]) -> list[Point]:
-    """The points, or of those in one column of pixels the least and the greatest, in the order of their steps."""
+    """The points or, if several share a column of pixels, the minimum and the maximum of each column, ordered by step."""
     columns: dict[int, tuple[Point, Point]] = {}
     for point in points:
         column = int(place(point[0]))
@@ -137,13 +137,13 @@ def thinned(points: Sequence[Point], place: Callable[[float], float]) -> list[Po
 
 
 def legend(labels: Sequence[str]) -> str:
-    """Which colour each run has."""
+    """A legend of the runs' colours."""
     keys = (f'<span class="key">{_swatch(n)}{escape(label)}</span>' for n, label in enumerate(labels))
     return f'<p class="legend">{" ".join(keys)}</p>'
 
 
 def _swatch(colour: int) -> str:
-    """A field in the colour of a line."""
+    """A swatch in the colour of a line."""
     return f'<i class="{_style(colour)}"></i>'
 
 
@@ -167,7 +167,7 @@ def _path(points: Sequence[Point], style: str, x: Axis, y: Axis) -> str:
 
 
 def _nearest(points: Sequence[Point], step: float) -> float:
-    """The value at the step that is nearest."""
+    """Returns the value at the nearest step."""
     place = bisect.bisect_left(points, step, key=lambda point: point[0])
     near = points[max(0, place - 1) : place + 1]
     return min(near, key=lambda point: abs(point[0] - step))[1]

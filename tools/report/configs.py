@@ -1,4 +1,5 @@
-"""The config of a run with the values that differ from the defaults, and the keys in which the configs of several runs differ."""
+"""Shows the config of a run with the values that differ from the defaults, and the keys in which configs of several runs
+differ."""
 
 from __future__ import annotations
 
@@ -18,13 +19,13 @@ from utils.config_files import ConfigError
 from utils.errors import UserError
 
 LONGEST = 300
-"""Characters of a value that are shown."""
+"""Maximum number of characters of a value that are shown."""
 
 Flat = dict[str, Any]
 
 
 def flat(values: Any, prefix: str = "") -> Flat:
-    """The values by their whole keys; a list is one value."""
+    """Returns the values by full key; a list is one value."""
     if not isinstance(values, dict) or not values:
         return {prefix: values}
     result: Flat = {}
@@ -54,7 +55,7 @@ def differences(runs: Sequence[Run]) -> str:
 
 
 def config_of(run: Run) -> str:
-    """The config as YAML; a value that differs from its key's default is marked, with the default beside it."""
+    """Returns the config as YAML; values that differ from their key's default are marked, and followed by the default."""
     if run.config is None:
         return '<p class="faint">The run has no config that can be read.</p>'
     defaults = _defaults(run.config)
@@ -62,7 +63,7 @@ def config_of(run: Run) -> str:
     note = (
         "Marked: values that differ from the default of their key, or that have none; # the default"
         if defaults is not None
-        else f"The defaults of task {run.task!r} are not known here, so that nothing is marked"
+        else f"The defaults of task {run.task!r} are unknown here, so nothing is marked"
     )
     return f'<p class="faint">{escape(note)}.</p><pre class="config">{"".join(lines)}</pre>'
 
@@ -84,7 +85,7 @@ def _lines(values: dict[str, Any], defaults: Flat, prefix: str, depth: int) -> I
 
 
 def _defaults(config: dict[str, Any]) -> Flat | None:
-    """The default of each key of a config, undefined where it has none; None where the task or its keys are of another
+    """Returns the default of each key of a config, undefined if it has none; or None if the task or its keys belong to another
     version."""
     task = config.get("task")
     if task not in TASKS:
@@ -110,7 +111,7 @@ def _defaults_in(section: BaseModel, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _shown(value: Any) -> str:
-    """A value as YAML would have it on one line."""
+    """Returns a value on one line of YAML."""
     if value is PydanticUndefined:
         return ""
     if isinstance(value, BaseModel):

@@ -1,4 +1,4 @@
-"""Which curves a page shows: losses, learning rate, validation, throughput; of several runs, one line for each."""
+"""Selects the curves of a page: losses, learning rate, validation, throughput; for several runs, one line each."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from tools.runs.reading import Run
 from tools.runs.series import Series
 
 PARTS = ("loss", "grad_norm", "loss_scale")
-"""Values of ``metrics.jsonl`` that come first among the losses, and those that come last."""
+"""Values of ``metrics.jsonl`` that are listed first and last among the losses."""
 SPEED = {
     "samples_per_s": ("samples per second", 1.0, ""),
     "images_per_s": ("images per second", 1.0, ""),
     "tokens_per_s": ("tokens per second", 1.0, ""),
     "step_s": ("time of a step", 1.0, " s"),
     "data_wait": ("waiting for data", 100.0, " %"),
-    "ranks/slowest_s": ("own part of a step, slowest rank", 1.0, " s"),
-    "ranks/median_s": ("own part of a step, median of the others", 1.0, " s"),
+    "ranks/slowest_s": ("time for its own part of a step, slowest rank", 1.0, " s"),
+    "ranks/median_s": ("time for their own part of a step, median of the other ranks", 1.0, " s"),
     "tflops_per_s": ("TFLOP/s", 1.0, ""),
     "utilisation": ("utilisation of the peak", 100.0, " %"),
 }
-"""How values of ``metrics.jsonl`` are called that tell the speed: title, factor, unit."""
+"""Display names of the throughput values in ``metrics.jsonl``: title, factor, unit."""
 FIRST_VALIDATION = 9
-"""Curves of validation that are shown at once; more are folded."""
+"""Validation curves that are shown at once; the rest are collapsed."""
 
 
 def training_charts(runs: Sequence[Run]) -> str:
-    """The losses, the norm of the gradient, and the learning rate."""
+    """The losses, the gradient norm, and the learning rate."""
     names = _names(runs, lambda run: run.metrics.series)
     losses = [name for name in names if is_of_training(name)]
     if all(_same(run, name, "loss") for run in runs for name in losses[:2]):  # the only loss is the total
@@ -45,10 +45,10 @@ def training_charts(runs: Sequence[Run]) -> str:
 
 
 def validation_charts(runs: Sequence[Run]) -> str:
-    """The metrics of the validations that change; a single validation is a table of numbers."""
+    """The metrics that change between validations; a single validation is shown as a table of numbers."""
     names = _names(runs, lambda run: run.validation.series)
     if not names:
-        return _nothing("No validation was made during training.")
+        return _nothing("There was no validation during training.")
     charts = []
     for name in names:
         scale, unit = _unit_of(runs, name)
@@ -63,7 +63,7 @@ def validation_charts(runs: Sequence[Run]) -> str:
 
 
 def _last_validation(runs: Sequence[Run], names: Sequence[str]) -> str:
-    """The numbers of the last validation of each run, folded."""
+    """The numbers of the last validation of each run, collapsed."""
     heads = "".join(
         f"<th>{escape(run.name) if len(runs) > 1 else 'value'}<br>step {run.validation.last_step or 0:,}</th>"
         for run in runs
@@ -129,12 +129,12 @@ def _lines(
 
 
 def _rates(runs: Sequence[Run]) -> Chart:
-    """The learning rates: of one run those of all groups that differ, of several the highest one of each."""
+    """The learning rates: for one run, all groups that differ; for several runs, the highest rate of each."""
     lines = []
     for number, run in enumerate(runs):
         groups: dict[str, Series] = {}
         for name, series in run.metrics.series.items():
-            if name.startswith("lr/"):  # groups that differ in weight decay alone have one rate
+            if name.startswith("lr/"):  # groups that differ only in weight decay have the same rate
                 groups.setdefault(name.removeprefix("lr/").partition(",")[0], series)
         if len(runs) > 1 and groups:
             highest = max(groups.values(), key=lambda series: series.range()[1])
@@ -151,13 +151,13 @@ def _best(run: Run) -> tuple[float, str] | None:
 
 
 def _unit_of(runs: Sequence[Run], name: str) -> tuple[float, str]:
-    """By what the values of a metric are multiplied when they are shown, and the unit after them: ``evaluation.json`` tells."""
+    """Returns the factor for showing the values of a metric and the unit that follows them, as read from ``evaluation.json``."""
     units = {str(metrics[name].get("unit")) for run in runs for metrics in run.evaluation.values() if name in metrics}
     return (100.0, " %") if "share" in units else (100.0, "") if "score" in units else (1.0, "")
 
 
 def _without_constants(charts: Sequence[Chart]) -> list[Chart]:
-    """The charts of values that change: of sizes of sets, the table of metrics tells more."""
+    """Returns charts of values that change; sizes of sets are constant, and shown in the table of metrics."""
     return [chart for chart in charts if len({value for line in chart.lines for _, value in line.points}) > 1]
 
 

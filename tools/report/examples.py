@@ -1,4 +1,4 @@
-"""The predictions of a run: failures first, drawn where the held-out data are at hand, else as text."""
+"""Shows the predictions of a run: failures first, drawn if the held-out data are available, otherwise as text."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tools.runs.reading import Run, read_json
 from utils.errors import UserError
 
 MOST_SPLITS = 6
-"""Splits of a run whose predictions are shown, at most."""
+"""Maximum number of a run's splits whose predictions are shown."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class SplitPredictions:
-    """The predictions of a run's split, judged. ``held_out``: None where the data cannot be read, ``why`` then says why."""
+    """The judged predictions of a run's split. ``held_out``: None if the data cannot be read; ``why`` is the reason."""
 
     split: str
     predictions: Sequence[Mapping[str, Any]]
@@ -35,7 +35,7 @@ class SplitPredictions:
 
 
 def read_predictions(run: Run) -> list[SplitPredictions]:
-    """The predictions of each split; remarks of the run tell of files that cannot be read."""
+    """Returns the predictions of each split; adds a remark to the run for each file that cannot be read."""
     found = []
     paths = run.predictions()
     for split, path in list(paths.items())[:MOST_SPLITS]:
@@ -43,7 +43,7 @@ def read_predictions(run: Run) -> list[SplitPredictions]:
         if values is None:
             continue
         if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-            run.remarks.append(f"{path}: holds no list of predictions")
+            run.remarks.append(f"{path}: contains no list of predictions")
             continue
         found.append(_read(run, split, values))
     if len(paths) > MOST_SPLITS:
@@ -57,7 +57,7 @@ def _read(run: Run, split: str, predictions: list[dict[str, Any]]) -> SplitPredi
         held_out = read_split(run, split, predictions)
     except (UserError, OSError) as error:
         why = str(error).splitlines()[0]
-    except Exception as error:  # data of any kind; the page has the rest of the run
+    except Exception as error:  # any kind of data may be there; the page still shows the rest of the run
         logger.warning("%s: the held-out data of %s cannot be read", run.folder, split, exc_info=True)
         why = f"{type(error).__name__}: {error}"
     try:
@@ -71,13 +71,11 @@ def _read(run: Run, split: str, predictions: list[dict[str, Any]]) -> SplitPredi
 
 
 def section(run: Run, splits: Sequence[SplitPredictions], count: int, room: Room) -> str:
-    """The predictions of a run, at most ``count`` of each split."""
+    """Shows up to ``count`` predictions of each split of a run."""
     if not count:
-        return '<p class="faint">Left out by --examples 0.</p>'
+        return '<p class="faint">Hidden by --examples 0.</p>'
     if not splits:
-        return (
-            _sheets(run, room) or '<p class="faint">The run has no predictions: they are written by its evaluation.</p>'
-        )
+        return _sheets(run, room) or '<p class="faint">The run has no predictions; its evaluation writes them.</p>'
     parts = []
     for number, split in enumerate(splits):
         parts.append(f"<h3>{escape(split.split)}</h3><p>{escape(_summary(split, count))}</p>")
@@ -103,7 +101,7 @@ def _cards(split: SplitPredictions, count: int, room: Room) -> str:
         cards.append(card(panel, example.number, example.right, room))
         images = max(images, len(panel.pictures))
     notes = [f"{times} cannot be drawn: {reason}" for reason, times in broken.most_common(3)]
-    notes += [f"{room.left_out} images are left out: the page is bounded in size"] if room.left_out else []
+    notes += [f"{room.left_out} images are omitted: the page is limited in size"] if room.left_out else []
     remark = f'<p class="remark">{escape("; ".join(notes))}</p>' if notes else ""
     legend = f'<p class="faint">{escape(split.held_out.legend)}</p>' if split.held_out is not None and cards else ""
     kind = " wide" if images > 2 else " two" if images == 2 else ""
@@ -111,21 +109,21 @@ def _cards(split: SplitPredictions, count: int, room: Room) -> str:
 
 
 def panel_of(split: SplitPredictions, example: Judged, prediction: Mapping[str, Any], broken: Counter[str]) -> Panel:
-    """The panel of a prediction; of text alone where it cannot be drawn, which ``broken`` counts by reason."""
+    """The panel of a prediction; only text if it cannot be drawn, which ``broken`` counts by reason."""
     if split.held_out is not None:
         try:
             if panel := split.held_out.draw(example.number, prediction):
                 return panel
         except BrokenRecordError as error:
             broken[str(error)] += 1
-        except Exception as error:  # an image is not worth the page
+        except Exception as error:  # one image must not stop the page
             logger.warning("example %d of %s cannot be drawn", example.number, split.split, exc_info=True)
             broken[f"{type(error).__name__}: {error}"] += 1
     return Panel((), lines_of(prediction))
 
 
 def _summary(split: SplitPredictions, count: int) -> str:
-    """How many are right, and which are shown."""
+    """Says how many predictions are right, and which are shown."""
     total, shown = len(split.judged), min(count, len(split.judged))
     right = sum(example.right is True for example in split.judged)
     if any(example.right is not None for example in split.judged):
@@ -134,11 +132,11 @@ def _summary(split: SplitPredictions, count: int) -> str:
         )
     if any(example.score is not None for example in split.judged):
         return f"{shown} of {total:,} are shown: the lowest CIDEr first, then some of the highest."
-    return f"{shown} of {total:,} are shown, from all over the split: the file does not say which are right."
+    return f"{shown} of {total:,} are shown, spread over the split: the file does not say which are right."
 
 
 def _sheets(run: Run, room: Room) -> str:
-    """The sheets that the run drew itself, folded."""
+    """The example sheets that the run drew itself, collapsed."""
     parts = [
         f"<h4>{escape(path.name)}</h4>{sheet(path, room)}" for path in sorted(run.folder.glob("predictions*.png"))[:3]
     ]

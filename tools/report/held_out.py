@@ -1,4 +1,4 @@
-"""The held-out data of a finished run, read again without its model: images and annotations for its predictions."""
+"""Reads the held-out data of a finished run again without its model: the images and annotations for its predictions."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from utils.config import Config, bind
 from utils.errors import UserError
 
 MOST_RECORDS = 200_000
-"""Held-out records of pre-training that are looked through for those of the predictions."""
+"""Maximum number of held-out pre-training records that are searched for the predicted ones."""
 IDENTITIES = {"phrase": "text", "sentence": "sentence", "question_id": "question_id"}
-"""Keys of predictions, and the field of an item that they repeat."""
+"""Keys of predictions, and the item field that each repeats."""
 
 Prediction = Mapping[str, Any]
 Draw = Callable[[int, Prediction], Panel | None]
-"""Makes the panel of a prediction by its number; raises where an image cannot be read."""
+"""Makes the panel of a prediction by its index; raises an error if an image cannot be read."""
 
 
 class HeldOutSplit:
-    """A split beside its predictions. ``items``: as the task reads them; None for pre-training, whose predictions hold all but
-    the images. ``legend``: how panels are read."""
+    """A split for its predictions. ``items``: as the task reads them; None for pre-training, whose predictions contain everything
+    except the images. ``legend``: explains the panels."""
 
     def __init__(self, items: Any | None, draw: Draw, legend: str):
         self.items, self.draw, self.legend = items, draw, legend
 
 
 def read_split(run: Run, split: str, predictions: Sequence[Prediction]) -> HeldOutSplit:
-    """The held-out data of a run's split.
+    """Returns the held-out data of a run's split.
 
     Raises:
-        UserError: they cannot be read from here, or are no longer those of the predictions.
+        UserError: the data cannot be read from here, or no longer match the predictions.
     """
     if run.config is None or run.task not in TASKS:
-        raise UserError(f"task {run.task!r} is none of {', '.join(TASKS)}")
+        raise UserError(f"task {run.task!r} is not one of {', '.join(TASKS)}")
     kind = find_task(str(run.task)).load()
     config = bind(run.config, kind.config)
     if not issubclass(kind.task, FineTuneTask):
@@ -65,19 +65,19 @@ def read_split(run: Run, split: str, predictions: Sequence[Prediction]) -> HeldO
 
 
 def _without_model(kind: type[FineTuneTask[Any, Any, Any]], config: Config) -> FineTuneTask[Any, Any, Any]:
-    """A task that can only draw: its constructor would build the model. A panel is made of the split and the config."""
+    """A task that can only draw: its constructor would build the model. It draws panels from the split and the config."""
     task = kind.__new__(kind)
     task.config = config
     return task
 
 
 def _require_same(items: Any, predictions: Sequence[Prediction], split: str) -> None:
-    """Raise a :class:`UserError` if the predictions are of other items."""
+    """Raise a :class:`UserError` if the predictions belong to other items."""
     captions = getattr(items, "captions", None)
     sizes = {len(items.images), len(items.images) + len(captions)} if captions is not None else {len(items)}
     if len(predictions) not in sizes:
         raise UserError(
-            f"split {split!r} has changed since: it gives {max(sizes):,} predictions, the run has {len(predictions):,}"
+            f"split {split!r} has changed since: it gives {max(sizes):,} predictions, but the run has {len(predictions):,}"
         )
     for key, field in IDENTITIES.items():
         for number in spread(len(predictions), 50):
@@ -91,10 +91,10 @@ def _require_same(items: Any, predictions: Sequence[Prediction], split: str) -> 
 
 
 def _records(config: Config) -> Draw:
-    """Draws predictions of pre-training, whose images lie in shards."""
+    """Draws predictions of pre-training, whose images are in shards."""
     evaluation, data = cast(Any, config).evaluation, cast(Any, config).data
     if evaluation is None:
-        raise UserError("the config has no evaluation any more")
+        raise UserError("the config no longer has an evaluation")
     places: dict[str, tuple[Shards, int, Any]] = {}
     for which in ("files", "region_files"):
         if not (files := getattr(evaluation, which)):
@@ -128,6 +128,6 @@ def _record_panel(
 
 
 def _size_of(encoded: bytes) -> tuple[int, int]:
-    """Width and height of an image as it lies in its file, which its boxes are of."""
+    """Width and height of an image as stored in its file; its boxes refer to these."""
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         return image.size

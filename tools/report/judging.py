@@ -1,4 +1,4 @@
-"""Which predictions of a run are right: by themselves where the file says it, else by the annotations of the split."""
+"""Judges which predictions of a run are right, by the file itself if it says so, otherwise by the annotations of the split."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tasks.drawing import Line
 Prediction = Mapping[str, Any]
 
 FAILURES = 0.75
-"""Share of the examples shown that are failures, where there are enough; right ones follow."""
+"""Fraction of the shown examples that are failures, if there are enough; right examples follow."""
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
-"""What is raised for a prediction that is in no known form."""
+"""Errors that are raised for a prediction of unknown form."""
 LONGEST = 200
-"""Characters of a value that is shown of an unknown form."""
+"""Maximum number of characters shown for a value of unknown form."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A prediction. ``score``: the less, the worse, and None where nobody knows; ``right``: None where there is no right or
-    wrong; ``subject``: the text that it is about; ``answer``: the prediction in a few words."""
+    """A prediction. ``score``: lower is worse, None if unknown; ``right``: None if the task has no right or wrong; ``subject``:
+    the text that it is about; ``answer``: the prediction in a few words."""
 
     number: int
     subject: str
@@ -34,11 +34,11 @@ class Judged:
 
 
 def judged(predictions: Sequence[Prediction], items: Any | None, task: str | None) -> list[Judged]:
-    """The predictions of a split in their order.
+    """Judges the predictions of a split, in order.
 
     Args:
-        predictions: of the file.
-        items: the split as the task reads it; None where it cannot be read.
+        predictions: predictions in the file.
+        items: the split as the task reads it; None if it cannot be read.
         task: name of the task.
     """
     if items is not None and task == "captioning":
@@ -54,9 +54,10 @@ def judged(predictions: Sequence[Prediction], items: Any | None, task: str | Non
 
 
 def chosen(examples: Sequence[Judged], count: int) -> list[Judged]:
-    """At most ``count`` examples, the worst failures first, then right ones; those that are as bad come from all over the split.
+    """Returns up to ``count`` examples, the worst failures first, then right ones; equally bad examples are spread over the
+    split.
 
-    Where nothing is judged, they are spread over the split in its order.
+    If nothing can be judged, the examples are spread evenly over the split, in order.
     """
     mixed = random.Random(0).sample(list(examples), len(examples))
     known = [example for example in mixed if example.score is not None]
@@ -64,7 +65,7 @@ def chosen(examples: Sequence[Judged], count: int) -> list[Judged]:
         every = max(1, -(-len(examples) // max(1, count)))
         return list(examples[::every][:count])
     worst_first = sorted(known, key=lambda example: (example.right is True, example.score))
-    if any(example.right is None for example in known):  # no right or wrong: the worst, then the best
+    if any(example.right is None for example in known):  # no right or wrong: the worst first, then the best
         failures = min(len(worst_first), max(1, round(FAILURES * count)))
         best = worst_first[failures:][::-1][: count - failures][::-1]
         return [*worst_first[:failures], *best][:count]
@@ -75,7 +76,7 @@ def chosen(examples: Sequence[Judged], count: int) -> list[Judged]:
 
 
 def lines_of(prediction: Prediction) -> tuple[Line, ...]:
-    """A prediction as text, where it cannot be drawn."""
+    """Shows a prediction as text, for predictions that cannot be drawn."""
     for known, lines, _ in _FORMS:
         if known(prediction):
             try:
@@ -137,7 +138,7 @@ def _ranking(number: int, prediction: Prediction) -> Judged:
 
 
 def _marks(prediction: Prediction) -> list[bool]:
-    """Which of the nearest are right."""
+    """Returns which of the nearest items are right."""
     return [
         near.get("image_id") == prediction["image_id"] if "text" in prediction else bool(near.get("right"))
         for near in prediction["nearest"]
@@ -167,7 +168,7 @@ def _record(number: int, prediction: Prediction) -> Judged:
 
 
 def ranks_of(prediction: Prediction) -> dict[str, int | None]:
-    """The ranks of a pre-training record by direction, after re-ranking where it has been."""
+    """Returns the ranks of a pre-training record by direction, after re-ranking if there was any."""
     ranks = prediction.get("ranks") or {}
     return dict(ranks.get("reranked") or ranks.get("cosine") or {})
 
@@ -214,4 +215,4 @@ _FORMS: list[
     (_is_record, _record_lines, _record),
     (_is_class, _class_lines, _class),
 ]
-"""The forms of predictions that say themselves whether they are right: how to know them, their lines, and their judgement."""
+"""Prediction forms that state whether they are right: how to recognise them, their lines, and their judgement."""

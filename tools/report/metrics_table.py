@@ -1,4 +1,4 @@
-"""Tables of what was measured at the end: beside chance and published numbers, or of several runs side by side."""
+"""Tables of the final metrics: next to chance and published numbers, or of several runs side by side."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tools.report.ticks import written
 from tools.runs.reading import Run
 
 LOWER = re.compile(r"loss|error|perplexity|(median|mean) rank|distance", re.I)
-"""Metrics of which less is better, by their name; of the others, more is."""
+"""Names of metrics for which lower is better; for all others, higher is better."""
 
 Metric = Mapping[str, Any]
 
 
 def table_of(run: Run) -> str:
-    """The metrics of one run, a table for each split."""
+    """The metrics of one run, one table per split."""
     if not run.evaluation:
-        return '<p class="faint">No evaluation: the run has no evaluation.json, or none that can be read.</p>'
+        return '<p class="faint">No evaluation: the run has no readable evaluation.json.</p>'
     parts = []
     for split, metrics in run.evaluation.items():
         shown = {name: metric for name, metric in metrics.items() if metric.get("unit") != "count"}
@@ -53,7 +53,7 @@ def _table(metrics: Mapping[str, Metric]) -> str:
 
 
 def comparison(runs: Sequence[Run]) -> str:
-    """The metrics of several runs, a row each and a column for each run, the best of a row marked; then loss and speed."""
+    """The metrics of several runs, one row per metric and one column per run, the best value in bold; then loss and speed."""
     columns = "".join(f'<th><i class="c{number % 8}"></i> {escape(run.name)}</th>' for number, run in enumerate(runs))
     parts = [f'<div class="scroll"><table><tr class="head"><th></th>{columns}<th>chance</th></tr>']
     splits = dict.fromkeys(split for run in runs for split in run.evaluation)
@@ -75,14 +75,16 @@ def comparison(runs: Sequence[Run]) -> str:
             parts.append(_cells(title, values, texts, lower, ""))
     steps = "".join(f"<td>{run.metrics.last_step or 0:,}</td>" for run in runs)
     parts.append(f"<tr><th>steps</th>{steps}<td></td></tr></table></div>")
-    note = "Bold: the best of a row; less is better for losses, errors, ranks and perplexity, more for everything else."
+    note = (
+        "Bold: best in its row; lower is better for losses, errors, ranks and perplexity, higher for everything else."
+    )
     if any(_test_sets_differ(runs, split) for split in splits):
         note += " Rows whose runs were measured on different files have no best value."
     return "".join(parts) + f'<p class="faint">{note}</p>'
 
 
 def _row(name: str, metrics: Sequence[Metric]) -> str:
-    """A row of the comparison. If the runs were measured on different files, each value shows its own chance."""
+    """A row of the comparison. If the runs were measured on different files, each value shows its own chance level."""
     counts = next(metric for metric in metrics if metric).get("unit") == "count"
     values = [None if counts else number_of(metric.get("value")) for metric in metrics]
     texts = [_count(m["value"]) if counts and "value" in m else value_of(m, "value") for m in metrics]
@@ -107,7 +109,7 @@ def _cells(
     *,
     comparable: bool = True,
 ) -> str:
-    """A row. The best value is marked if the values are comparable and look different when they are rounded."""
+    """A row. The best value is marked if the values are comparable and still differ after rounding."""
     known = {text: value for text, value in zip(texts, values, strict=True) if value is not None}
     best = None
     if comparable and len(known) > 1:
@@ -117,7 +119,7 @@ def _cells(
 
 
 def value_of(metric: Metric, key: str) -> str:
-    """A number of a metric as tables show it: a share in percent, a score times 100."""
+    """A number of a metric as tables show it: a fraction in percent, a score times 100."""
     if key == "value" and "value" in metric and metric["value"] is None:
         return "none"
     value = number_of(metric.get(key))
@@ -151,7 +153,7 @@ def _bar(metric: Metric) -> str:
 
 
 def _facts(metrics: Any) -> list[str]:
-    """The rules, files and weights of a split's metrics, each once."""
+    """The rules, files and weights behind a split's metrics, each listed once."""
     texts: dict[str, None] = {}
     for metric in metrics:
         if metric.get("unit") != "count":

@@ -1,4 +1,4 @@
-"""How the predictions of the same examples change from validation to validation."""
+"""Shows how the predictions for the same examples change from validation to validation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from utils.config import bind
 from utils.errors import UserError
 
 MOST_VALIDATIONS = 8
-"""Validations that have a column, from the first to the last."""
+"""Maximum number of validations with a column, from the first to the last."""
 
 Predictions = Sequence[Mapping[str, Any]]
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def over_time(run: Run) -> str:
-    """A table with a row for each example and a column for each of some validations; says so where the run keeps none."""
+    """A table with a row per example and a column for each of several validations, or a note if the run keeps no predictions."""
     kept = read_kept(run)
     if not kept:
         return '<p class="faint">The run keeps no predictions of its validations.</p>'
@@ -40,12 +40,12 @@ def over_time(run: Run) -> str:
         cells = "".join(f"<td>{_cell(column.get(number))}</td>" for column in columns)
         rows.append(f"<tr><th>{number} · {escape(last.subject)}</th>{cells}</tr>")
     table = f'<table class="left"><tr class="head"><th></th>{head}</tr>{"".join(rows)}</table>'
-    text = f"{len(rows)} examples of the validation split, from all over it, after {len(steps)} of {len(kept)} validations."
+    text = f"{len(rows)} examples, spread over the validation split, after {len(steps)} of {len(kept)} validations."
     return f'<p>{text}</p><div class="scroll">{table}</div>'
 
 
 def read_kept(run: Run) -> dict[int, Predictions]:
-    """The kept predictions by the step of their validation; remarks of the run tell of lines that cannot be read."""
+    """Returns the kept predictions by validation step; adds a remark to the run for lines that cannot be read."""
     path, kept, torn = run.folder / VALIDATION_PREDICTIONS_FILE, {}, 0
     if not path.is_file():
         return {}
@@ -63,7 +63,7 @@ def read_kept(run: Run) -> dict[int, Predictions]:
 
 
 def _judged(run: Run, predictions: Predictions, questions: Any | None) -> dict[int, Judged]:
-    """The predictions of one validation by the number of their example; ``questions``: see :func:`_questions`."""
+    """Returns the predictions of one validation by the index of their example; ``questions``: see :func:`_questions`."""
     numbers = [int(one["number"]) for one in predictions]
     plain = [{name: value for name, value in one.items() if name != "number"} for one in predictions]
     known = questions is not None and max(numbers) < len(questions)
@@ -79,8 +79,8 @@ def _judged(run: Run, predictions: Predictions, questions: Any | None) -> dict[i
 
 
 def _questions(run: Run) -> Any | None:
-    """The validation split of question answering, whose predictions do not say whether they are right; None for other tasks, or
-    where it cannot be read."""
+    """Returns the validation split of question answering, whose predictions do not say whether they are right; None for other
+    tasks, or if it cannot be read."""
     if run.task not in ("vqa", "video_qa") or run.config is None:
         return None
     assert run.task in TASKS

@@ -1,4 +1,4 @@
-"""The page: of one run its sections; of several what sets them apart, and below it the sections of each, folded."""
+"""Builds the page: the sections of one run; for several runs, their differences, followed by each run's sections, collapsed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Section = tuple[str, str]
 
 
 def page_of(runs: Sequence[Run], count: int, room: Room | None = None) -> str:
-    """The page of one or several runs, with at most ``count`` predictions of each split."""
+    """Returns the page of one or several runs, with up to ``count`` predictions of each split."""
     room = Room() if room is None else room
     predictions = [read_predictions(run) if count else [] for run in runs]
     if len(runs) == 1:
@@ -41,7 +41,7 @@ def page_of(runs: Sequence[Run], count: int, room: Room | None = None) -> str:
 
 
 def _sections(run: Run, predictions: Sequence[SplitPredictions], count: int, room: Room) -> Iterator[Section]:
-    shown = section(run, predictions, count, room)  # first: it adds to the remarks
+    shown = section(run, predictions, count, room)  # first, since it adds to the remarks
     yield "Metrics", metrics_table.table_of(run)
     yield "Losses", curves.training_charts([run])
     yield "Validation", curves.validation_charts([run])
@@ -56,12 +56,12 @@ def _comparison(
     runs: Sequence[Run], predictions: Sequence[Sequence[SplitPredictions]], room: Room
 ) -> Iterator[Section]:
     yield "Metrics", metrics_table.comparison(runs)
-    yield "Differences of config", differences(runs)
+    yield "Config differences", differences(runs)
     yield "Losses", curves.training_charts(runs)
     yield "Validation", curves.validation_charts(runs)
     share = room.share(3)
     if same := agreement(runs, predictions, share):
-        yield "The same examples", same
+        yield "Examples in common", same
     room.give_back(share)
     yield "Throughput", curves.throughput(runs)
 
@@ -80,13 +80,13 @@ def _folded(runs: Sequence[Run], predictions: Sequence[Sequence[SplitPredictions
 
 
 def _head(run: Run) -> str:
-    """What is known of the run as a list."""
+    """The known facts about the run as a list."""
     facts = [(name, fact) for name, fact in _facts(run) if fact]
     return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{fact}</dd>' for name, fact in facts)}</dl>"
 
 
 def _heads(runs: Sequence[Run]) -> str:
-    """State and start of each run as a table."""
+    """A table with the state and start of each run."""
     rows = []
     for number, run in enumerate(runs):
         cells = [
@@ -102,7 +102,7 @@ def _heads(runs: Sequence[Run]) -> str:
 
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
-    """Facts of a run by name, as HTML."""
+    """Yield facts about a run by name, as HTML."""
     command = run.made_by.get("command")
     words = [str(word) for word in command] if isinstance(command, list) else []
     config = words[words.index("--config") + 1] if "--config" in words[:-1] else ""
@@ -144,7 +144,7 @@ def _records(run: Run) -> str:
     """Broken records by kind."""
     log = run.log
     if not log.kinds:
-        return f"<p>{escape(log.read or 'The log does not say how many records were read; none is told to be broken.')}</p>"
+        return f"<p>{escape(log.read or 'The log does not say how many records were read; it reports no broken records.')}</p>"
     rows = []
     for kind in sorted(log.kinds.values(), key=lambda kind: -(kind.count or 0)):
         count = "not counted" if kind.count is None else f"{kind.count:,}"
@@ -156,12 +156,12 @@ def _records(run: Run) -> str:
 
 
 def _faults(run: Run) -> str:
-    """Resumptions, stops, steps that were skipped, and warnings."""
+    """Resumptions, stops, skipped steps, and warnings."""
     log = run.log
     parts = (
         [_events("Resumed and stopped", log.events)]
         if log.events
-        else ["<p>The log tells of no stop and no resumption.</p>"]
+        else ["<p>The log reports no stop and no resumption.</p>"]
     )
     if log.skipped_steps:
         parts.append(f"<p>{log.skipped_steps:,} steps were skipped, since a loss or gradient was not finite.</p>")

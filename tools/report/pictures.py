@@ -1,4 +1,4 @@
-"""Images inside a page, as base64, within a bound for all of them together."""
+"""Embeds images in a page as base64, with a limit on their total size."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from tasks.drawing import DrawnImage, Line, Panel
 from tasks.drawing.boxes import draw_boxes
 
 SIDE = 340
-"""Pixels of an example's longer side, at most."""
+"""Maximum length of an example's longer side, in pixels."""
 SHEET = (1100, 4000)
-"""Pixels of a run's own sheet of predictions, at most: width and height."""
+"""Maximum width and height of a run's own sheet of predictions, in pixels."""
 PAGE_BYTES = 7_000_000
-"""Base64 characters of all images of a page, at most."""
+"""Maximum number of base64 characters of all images in a page."""
 QUALITY = 82
 
 logger = logging.getLogger(__name__)
 
 
 class Room:
-    """Counts the characters that images take in a page. ``left_out``: how many images found no room."""
+    """Counts the characters of the images in a page. ``left_out``: number of images that exceeded the limit."""
 
     def __init__(self, size: int = PAGE_BYTES):
         self.left, self.left_out = size, 0
 
     def image(self, image: Image.Image, alt: str = "") -> str:
-        """An image as HTML; empty where it has no room."""
+        """Returns an image as HTML; empty if it exceeds the limit."""
         kind, text = _encoded(image)
         if len(text) > self.left:
             self.left_out += 1
@@ -44,13 +44,13 @@ class Room:
         return f'<img width="{width}" height="{height}" alt="{escape(alt)}" src="data:image/{kind};base64,{text}">'
 
     def share(self, of: int) -> Room:
-        """A part of the room that is left, for one of so many."""
+        """Reserve an equal share of the remaining room for one of ``count`` parts."""
         part = Room(self.left // max(1, of))
         self.left -= part.left
         return part
 
     def give_back(self, part: Room) -> None:
-        """Take back what a part did not use."""
+        """Return the room that a part did not use."""
         self.left, self.left_out = self.left + part.left, self.left_out + part.left_out
 
 
@@ -66,7 +66,7 @@ def card(panel: Panel, number: int, right: bool | None, room: Room) -> str:
 
 
 def sheet(path: Path, room: Room) -> str:
-    """The sheet of predictions that a run drew itself, scaled down; empty where it cannot be read."""
+    """The sheet of predictions that a run drew itself, scaled down; empty if it cannot be read."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             image.thumbnail(SHEET)
@@ -77,7 +77,7 @@ def sheet(path: Path, room: Room) -> str:
 
 
 def figures(pictures: Sequence[DrawnImage], room: Room, side: int = SIDE) -> str:
-    """Images side by side with their boxes, at most ``side`` pixels high and wide; empty where none has room."""
+    """Images side by side with their boxes, at most ``side`` pixels high and wide; empty if no image has room."""
     images = "".join(_figure(picture, room, side) for picture in pictures)
     return f'<div class="images">{images}</div>' if images else ""
 
@@ -103,7 +103,7 @@ def _line(line: Line) -> str:
 
 
 def _encoded(image: Image.Image) -> tuple[str, str]:
-    """The image as PNG or as JPEG, whichever is smaller, and which."""
+    """Encodes the image as PNG or JPEG, whichever is smaller; returns the bytes and the format."""
     files = {}
     for kind, options in (("jpeg", {"quality": QUALITY}), ("png", {"optimize": True})):
         if kind == "png" and image.width * image.height > 400_000:

@@ -1,4 +1,4 @@
-"""The style sheet of a page, light or dark as the reader's machine is set."""
+"""The style sheet of a page, light or dark according to the reader's system setting."""
 
 _LIGHT = ("#2563eb", "#d9480f", "#2b8a3e", "#862e9c", "#c2255c", "#0c8599", "#946200", "#495057")
 _DARK = ("#74a9ff", "#ff9457", "#69db7c", "#da77f2", "#f783ac", "#3bc9db", "#ffd43b", "#ced4da")

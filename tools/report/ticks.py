@@ -1,4 +1,4 @@
-"""Axes of a chart: their range, their ticks, and how numbers are written on them."""
+"""Axes of a chart: their range, their ticks, and the format of the numbers on them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 LOG_FROM = 20.0
-"""An axis is logarithmic where the greatest value is so many times the least one."""
+"""Minimum ratio of maximum to minimum for a logarithmic axis."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """From values to places: ``low`` lies at ``start``, ``high`` at ``end``."""
+    """Maps values to positions: ``low`` is at ``start``, ``high`` at ``end``."""
 
     low: float
     high: float
@@ -34,8 +34,8 @@ class Axis:
 def y_axis(
     values: Iterable[float], start: float, end: float, *, may_be_log: bool = False, from_zero: bool = False
 ) -> Axis:
-    """The axis of values: logarithmic if it may be and they are of several orders of magnitude, else from zero if they come
-    near it, or ``from_zero`` says so."""
+    """The axis of values: logarithmic if this is allowed and the values span several orders of magnitude; otherwise from zero if
+    ``from_zero`` is set or the values come near zero."""
     values = list(values)
     low, high = min(values), max(values)
     if from_zero:
@@ -50,7 +50,7 @@ def y_axis(
 
 
 def linear_ticks(low: float, high: float, about: int) -> list[float]:
-    """Multiples of 1, 2, 2.5 or 5 times a power of ten from ``low`` to ``high``, some ``about`` of them."""
+    """Returns multiples of 1, 2, 2.5 or 5 times a power of ten from ``low`` to ``high``, roughly ``about`` of them."""
     rough = (high - low) / max(1, about)
     if not rough > 0 or not math.isfinite(rough):
         return [low]
@@ -70,7 +70,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def written(value: float, digits: int = 4) -> str:
-    """A number in a few digits: 12,500 · 0.0123 · 3e-07."""
+    """Formats a number with a few digits: 12,500 · 0.0123 · 3e-07."""
     if value == 0:
         return "0"
     if not math.isfinite(value):
@@ -81,7 +81,7 @@ def written(value: float, digits: int = 4) -> str:
 
 
 def short(value: float) -> str:
-    """A number on an axis: 12.5k, 3M, 0.01, 2.5e-4."""
+    """Formats a number for an axis: 12.5k, 3M, 0.01, 2.5e-4."""
     if 0 < abs(value) < 0.00099999:
         digits, _, power = f"{value:.3e}".partition("e")
         return f"{float(digits):g}e{int(power)}"

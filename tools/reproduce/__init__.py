@@ -1,1 +1,1 @@
-"""``python run.py reproduce``: the runs of the paper's cells, their numbers beside the published ones, and a receipt for each."""
+"""``python run.py reproduce``: runs the paper's cells, compares their numbers with the published ones, and writes receipts."""

@@ -1,4 +1,4 @@
-"""The cells that a command line chooses, each with its config, its weights and what is missing here."""
+"""The cells that a command line selects, each with its config, its weights and a list of missing files."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from utils.errors import UserError
 from utils.inputs import missing_inputs
 
 OTHER_CELL = "cell "
-"""Start of a ``checkpoint`` that is the run of another cell."""
+"""Prefix of a ``checkpoint`` that is the run of another cell."""
 
 
 @dataclass(frozen=True)
 class ReadyCell:
-    """A cell with what its run needs.
+    """A cell and the inputs of its run.
 
-    ``weights``: the file or the run's folder that it starts from; None: random weights. ``overrides``: all of the run's.
-    ``missing``: paths that are not here, each with the config keys that name it.
+    ``weights``: the file or the run's folder that the run starts from; None: random weights. ``overrides``: all overrides of the
+    run. ``missing``: paths that do not exist, each with the config keys that name it.
     """
 
     cell: Cell
@@ -33,20 +33,20 @@ class ReadyCell:
 
     @property
     def folder(self) -> str:
-        """The name of the folder of the cell's runs."""
+        """Name of the folder of the cell's runs."""
         return folder_of(self.cell.name)
 
 
 def folder_of(name: str) -> str:
-    """The folder of a cell's runs, by the cell's name."""
+    """Returns the folder of a cell's runs, given the cell's name."""
     return name.replace("/", "-")
 
 
 def chosen(table: str | None, row: str | None, column: str | None) -> list[Cell]:
-    """The cells that are asked for; None: any, of the paper's tables.
+    """Returns the requested cells; None selects any of the paper's tables.
 
     Raises:
-        UserError: there is none, with the names that there are.
+        UserError: there is no such cell; the message lists the known names.
     """
     cells = read_tables(DEMO) if table == "demo" else read_tables()
     if column is not None and "/" in column:
@@ -71,14 +71,14 @@ def chosen(table: str | None, row: str | None, column: str | None) -> list[Cell]
 def ready(
     cell: Cell, checkpoints: Path | None, more: tuple[str, ...], *, runs: Path | None = None, evaluate: bool = False
 ) -> ReadyCell:
-    """What the run of a cell needs, and what of it is missing.
+    """Returns a cell with the inputs that its run needs, and the missing inputs.
 
     Args:
         cell: the cell.
-        checkpoints: folder of published weights; None: where the cell says.
-        more: overrides after the cell's own.
+        checkpoints: folder of published weights; None: the cell's default.
+        more: overrides after the cell's own overrides.
         runs: folder of the runs of other cells.
-        evaluate: the run only evaluates, and needs no training data.
+        evaluate: the run only evaluates, so it needs no training data.
     """
     weights = cell.checkpoint
     if weights is not None and weights.startswith(OTHER_CELL):
@@ -90,7 +90,7 @@ def ready(
     choice = choose(str(ROOT / cell.config), list(overrides), None)
     config: Any = load_config(choice.config, list(overrides), choice.load().config)
     missing = missing_inputs(config, ("data",) if evaluate else ())
-    # A run of another cell that was cut holds weights too, but half-trained ones.
+    # An interrupted run of another cell has weights too, but they are half-trained.
     of_a_cell = (cell.checkpoint or "").startswith(OTHER_CELL)
     if weights is not None and of_a_cell and not (Path(weights) / EVALUATION_FILE).is_file():
         missing.setdefault(weights, ["init.checkpoint"])

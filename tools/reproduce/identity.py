@@ -1,4 +1,4 @@
-"""The sources, the machine and the packages that make a number."""
+"""The sources, the machine and the packages that produced a number."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from utils.cores import usable_cores
 from utils.version import VERSION
 
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "tokenizers", "numpy", "scipy")
-"""Packages whose releases may change a number."""
+"""Packages whose version may change a number."""
 
 SOURCES = ("models", "dataset", "tasks", "engine", "optim", "scheduler", "metrics", "utils")
 
 
 def code_identity() -> dict[str, Any]:
-    """Version, hash of the sources, and the commit where there is a repository."""
+    """Returns the version, the hash of the sources and, in a repository, the commit."""
     total = hashlib.sha256()
     for package in SOURCES:
         for path in sorted((ROOT / package).rglob("*.py")):
@@ -36,7 +36,7 @@ def code_identity() -> dict[str, Any]:
 
 
 def weights_identity(path: str) -> dict[str, Any]:
-    """The file that a run starts from, with its hash."""
+    """Returns the file that a run starts from, with its hash."""
     from engine.checkpoint import find_weights  # imports torch
 
     file = find_weights(Path(path).expanduser())
@@ -45,8 +45,8 @@ def weights_identity(path: str) -> dict[str, Any]:
 
 
 def machine_and_packages() -> dict[str, Any]:
-    """The machine and the packages."""
-    import torch  # takes seconds, and a wrong command line should not wait for it
+    """Describes the machine and the packages."""
+    import torch  # takes seconds, so that a wrong command line is reported first
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
     packages = {}
@@ -67,14 +67,14 @@ def machine_and_packages() -> dict[str, Any]:
 
 
 def source_remarks(runs: Mapping[int, Mapping[str, Any]], now: Mapping[str, Any]) -> list[str]:
-    """Remarks where not all of a cell's runs were made by one state of the sources, or the sources are others now.
+    """Returns remarks if a cell's runs were made by different sources, or the sources have changed since.
 
     Args:
-        runs: by seed: what was noted of each run; ``code``: the identities of all sources that worked on it, as far as known.
-        now: the present :func:`code_identity`.
+        runs: by seed, the record of each run; ``code``: the identities of all sources that worked on it, as far as known.
+        now: the current :func:`code_identity`.
     """
     made = {f"seed {seed}": [code["sha256"] for code in run.get("code") or []] for seed, run in runs.items()}
-    remarks = [f"{name} was made by sources that were not noted" for name, hashes in made.items() if not hashes]
+    remarks = [f"{name} was made by sources that were not recorded" for name, hashes in made.items() if not hashes]
     known = {name: hashes for name, hashes in made.items() if hashes}
     if len({digest for hashes in known.values() for digest in hashes}) > 1:
         listed = "; ".join(f"{name} by {sources_text(hashes)}" for name, hashes in known.items())
@@ -87,12 +87,12 @@ def source_remarks(runs: Mapping[int, Mapping[str, Any]], now: Mapping[str, Any]
 
 
 def sources_text(hashes: Sequence[str]) -> str:
-    """The sources that worked on a run, in order."""
+    """Returns the sources that worked on a run, in order."""
     return ", then ".join(digest[:12] for digest in hashes) or "not noted"
 
 
 def _git(*arguments: str) -> str:
-    """What git prints; "" without git or a repository."""
+    """Returns the output of git; "" without git or a repository."""
     try:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     except OSError:

@@ -1,4 +1,4 @@
-"""What the runs of a cell measured, beside what was published."""
+"""The numbers that the runs of a cell measured, next to the published numbers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Number:
-    """One number of a cell, in percent: as published, and as measured with each seed.
+    """A number of a cell, in percent: as published, and as measured with each seed.
 
-    ``intervals``: the 95 % interval over examples for each measured value; None where the run has none.
+    ``intervals``: the 95 % interval over examples for each measured value; None if the run has none.
     """
 
     split: str
@@ -31,26 +31,26 @@ class Number:
 
     @property
     def mean(self) -> float | None:
-        """The mean over seeds; None where nothing was measured."""
+        """The mean over seeds, or None if nothing was measured."""
         return statistics.fmean(self.measured) if self.measured else None
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation over seeds; None for fewer than two."""
+        """The standard deviation over seeds, or None for fewer than two seeds."""
         return statistics.stdev(self.measured) if len(self.measured) > 1 else None
 
     @property
     def difference(self) -> float | None:
-        """Measured less published."""
+        """Measured minus published value."""
         return None if self.mean is None else self.mean - self.published
 
     @property
     def interval(self) -> Interval | None:
-        """The interval of the only seed; None where it has none, or there are several: their spread says more."""
+        """The interval of the only seed; None if it has none, or for several seeds, whose spread says more."""
         return self.intervals[0] if len(self.intervals) == 1 else None
 
     def as_json(self) -> dict[str, Any]:
-        """The number for a receipt; ``intervals``, where a seed has one, by seed."""
+        """Returns the number for a receipt; ``intervals`` by seed, if any seed has one."""
         rounded = {"mean": self.mean, "spread": self.spread, "difference": self.difference}
         intervals = [None if ends is None else [round(end, 4) for end in ends] for ends in self.intervals]
         return {
@@ -64,12 +64,12 @@ class Number:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Number:
-        """The number that :meth:`as_json` gave."""
+        """Restores a number from :meth:`as_json`."""
         intervals = tuple(ends and (ends[0], ends[1]) for ends in values.get("intervals", []))
         return cls(values["split"], values["metric"], values["published"], tuple(values["measured"]), intervals)
 
     def text(self) -> str:
-        """The measured value as tables have it: "80.4", "80.4 [79.7, 81.1]", "80.4 ± 0.2", or why there is none."""
+        """Formats the measured value for tables: "80.4", "80.4 [79.7, 81.1]", "80.4 ± 0.2", or the reason why it is missing."""
         if self.mean is None:
             return "not measured"
         if self.interval is not None:
@@ -78,10 +78,10 @@ class Number:
 
 
 def read_evaluation(run: Path) -> dict[str, dict[str, float]]:
-    """The metrics of a finished run, in percent, {split: {metric: percent}}; sizes and empty ones left out.
+    """Returns the metrics of a finished run, in percent, {split: {metric: percent}}, without sizes and empty metrics.
 
     Raises:
-        UserError: the run has none, or it is damaged.
+        UserError: the run has no evaluation, or it is damaged.
     """
     return {
         split: {
@@ -94,7 +94,7 @@ def read_evaluation(run: Path) -> dict[str, dict[str, float]]:
 
 
 def read_intervals(run: Path) -> dict[str, dict[str, Interval]]:
-    """The 95 % intervals of a finished run's metrics that have one, in percent. Raises as :func:`read_evaluation`."""
+    """Returns the 95 % intervals of a finished run's metrics, if any, in percent. Raises like :func:`read_evaluation`."""
     return {
         split: {
             name: (100 * metric["interval"][0], 100 * metric["interval"][1])
@@ -106,7 +106,8 @@ def read_intervals(run: Path) -> dict[str, dict[str, Interval]]:
 
 
 def sizes_of(run: Path) -> list[str]:
-    """The sizes of each measured split, as texts: "test: 1000 images, 5000 captions". Raises as :func:`read_evaluation`."""
+    """Returns the sizes of each measured split as text: "test: 1000 images, 5000 captions". Raises like
+    :func:`read_evaluation`."""
     sizes = {
         split: [f"{metric['value']} {name}" for name, metric in metrics.items() if metric["unit"] == "count"]
         for split, metrics in _read(run).items()
@@ -128,7 +129,7 @@ def _read(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def numbers_of(cell: Cell, runs: Sequence[Path]) -> list[Number]:
-    """The cell's numbers beside those of its runs' folders, in the order of the table. Raises as :func:`read_evaluation`."""
+    """Returns the cell's numbers and the numbers in its run folders, in table order. Raises like :func:`read_evaluation`."""
     found = [(read_evaluation(run), read_intervals(run)) for run in runs]
     numbers = []
     for split, metrics in cell.numbers.items():
@@ -144,7 +145,7 @@ def numbers_of(cell: Cell, runs: Sequence[Path]) -> list[Number]:
 
 
 def table_of(numbers: Sequence[Number], published: str) -> str:
-    """The numbers as text: measured, published, and the difference. ``published``: the header of the published column."""
+    """Formats the numbers: measured, published, and the difference. ``published``: the header of the published column."""
     width = max(len(f"{number.split} {number.metric}") for number in numbers)
     room = max(12, *(len(number.text()) for number in numbers))
     lines = [f"{'':{width}}  {'measured':>{room}}  {published:>9}  difference"]

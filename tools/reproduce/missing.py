@@ -1,4 +1,4 @@
-"""The files that a cell's run lacks, each with the command that makes it, or the page that says where it is published."""
+"""Reports the files that a cell's run lacks, each with the command that makes it, or the page that says where to get it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MADE = {
     "data/multi30k": "python run.py prepare multi30k, with the flags in docs/data.md (Other languages)",
     "data/coco_multilingual": "python run.py prepare multilingual_coco, with the flags in docs/data.md (Other languages)",
 }
-"""Folders of data, and what makes all that configs read there; everything else is published and is downloaded by hand."""
+"""Data folders, and the command that makes everything that configs read there; all other data must be downloaded by hand."""
 
 WEIGHTS = "docs/checkpoints.md (Files to start from); --checkpoints DIR names a folder of weights"
 DATA = "docs/data.md (Fine-tuning)"
@@ -22,7 +22,7 @@ def require(at_hand: ReadyCell) -> None:
     """Check that nothing is missing.
 
     Raises:
-        UserError: something is; each way to get it has a line with its files.
+        UserError: files are missing; the message has a line for each way to get them, with the files.
     """
     if not at_hand.missing:
         return
@@ -35,7 +35,7 @@ def require(at_hand: ReadyCell) -> None:
 
 
 def _source(at_hand: ReadyCell, path: str, keys: list[str]) -> str:
-    """What gives the file or folder at ``path``."""
+    """Returns how to get the file or folder at ``path``."""
     other = at_hand.cell.checkpoint or ""
     if path == at_hand.weights and other.startswith(OTHER_CELL):
         output = PurePath(path).parents[1]

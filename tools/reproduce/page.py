@@ -1,4 +1,4 @@
-"""The page of a table: rows and columns as in the paper, with the measured numbers below the published ones."""
+"""The HTML page of a table: rows and columns as in the paper, with the measured numbers below the published ones."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ th:first-child, td:first-child { text-align: left; }
 """
 
 NEAR = 0.5
-"""Percent points within which a number counts as the published one on the page."""
+"""Difference in percent points up to which the page counts a number as equal to the published one."""
 
 
 def write_page(path: Path, title: str, receipts: Sequence[Mapping[str, Any]]) -> None:
-    """Write the page as HTML that needs no other file.
+    """Write a self-contained HTML page.
 
     Args:
-        path: the file.
-        title: of the table.
-        receipts: of its cells, as :func:`~tools.reproduce.receipt.receipt_of` gives them.
+        path: the file to write.
+        title: title of the table.
+        receipts: receipts of its cells, as returned by :func:`~tools.reproduce.receipt.receipt_of`.
     """
     parts = [f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"]
     parts += [
         f"<h1>{html.escape(title)}</h1><p>Published numbers, and below them those measured here: green within {NEAR}"
     ]
-    parts += [" points of the published one, else red.</p>"]
+    parts += [" points of the published one, otherwise red.</p>"]
     columns = dict.fromkeys(receipt["cell"].split("/")[2] for receipt in receipts)
     for column in columns:
         rows = [receipt for receipt in receipts if receipt["cell"].split("/")[2] == column]
@@ -54,7 +54,7 @@ def write_page(path: Path, title: str, receipts: Sequence[Mapping[str, Any]]) ->
 
 
 def read_receipts(folder: Path, table: str) -> list[dict[str, Any]]:
-    """The receipts of a table's cells below a folder of reproduced cells; one that is damaged is left out."""
+    """Returns the receipts of a table's cells in a folder of reproduced cells; damaged receipts are skipped."""
     found = []
     for path in sorted(folder.glob("*/receipt.json")):
         try:

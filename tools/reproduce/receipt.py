@@ -1,4 +1,4 @@
-"""The receipt of a cell: what was run, on what, with what, and what came out; as JSON and as Markdown."""
+"""The receipt of a cell: what was run, with which inputs, on which machine, and the results; as JSON and as Markdown."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from utils.files import write_text
 def receipt_of(
     ready: ReadyCell, runs: Mapping[int, Mapping[str, Any]], numbers: Sequence[Number], remarks: Sequence[str]
 ) -> dict[str, Any]:
-    """The receipt as JSON values.
+    """Returns the receipt as JSON values.
 
     Args:
         ready: the cell, as it was run.
-        runs: by seed: the command, the folder, the seconds and the sources of each run.
+        runs: by seed, the command, the folder, the seconds and the sources of each run.
         numbers: the cell's numbers.
         remarks: facts that a reader of the numbers has to know.
     """
@@ -50,7 +50,7 @@ def receipt_of(
 
 
 def write_receipt(folder: Path, receipt: Mapping[str, Any], numbers: Sequence[Number]) -> Path:
-    """Write ``receipt.json`` and ``receipt.md``; returns the path of the second."""
+    """Write ``receipt.json`` and ``receipt.md``; returns the path of ``receipt.md``."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "receipt.json", json.dumps(receipt, indent=2, ensure_ascii=False) + "\n")
     write_text(folder / "receipt.md", as_markdown(receipt, numbers))
@@ -58,7 +58,7 @@ def write_receipt(folder: Path, receipt: Mapping[str, Any], numbers: Sequence[Nu
 
 
 def as_markdown(receipt: Mapping[str, Any], numbers: Sequence[Number]) -> str:
-    """The receipt for people."""
+    """Returns the receipt as Markdown."""
     weights, code, where = receipt["weights"], receipt["code"], receipt["environment"]
     started = "random weights" if weights is None else f"{weights['path']} (SHA-256 {weights['sha256'][:16]})"
     state = (
@@ -83,7 +83,7 @@ def as_markdown(receipt: Mapping[str, Any], numbers: Sequence[Number]) -> str:
 
 
 def _data(config: Any) -> dict[str, str]:
-    """Digests of the training data and of the data that are measured on, by key, as far as they are here."""
+    """Returns digests of the training data and of the evaluation data, by key, for the data that are available."""
     from tasks.data_identity import data_identity  # imports torch
 
     found: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""A run as a separate process, made once; its folder keeps a note of it."""
+"""Makes a run once, in a separate process, and records it in its folder."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from utils.flags import WrongValueError, read_by
 
 @dataclass(frozen=True)
 class Run:
-    """A run, or with ``evaluates`` an evaluation of other weights: its config, folder, overrides and placement.
+    """A run or, with ``evaluates``, an evaluation of other weights: its config, folder, overrides and placement.
 
-    ``draws``: for the intervals of its metrics; 0: none are asked for. ``weights``: what it starts from, a file or a folder, by
-    whose content a finished run is known again too.
+    ``draws``: bootstrap draws for the intervals of its metrics; 0: no intervals. ``weights``: the file or folder that it starts
+    from; a finished run is recognised by their content, too.
     """
 
     config: str
@@ -42,7 +42,7 @@ class Run:
     weights: str | None = None
 
     def command(self, *, measure: bool = False) -> list[str]:
-        """The words after ``run.py``; ``measure``: the finished run's own weights again, without training."""
+        """Returns the arguments of ``run.py``; ``measure``: evaluate the finished run's own weights again, without training."""
         draws = [f"evaluation.bootstrap={self.draws}"] if self.draws else []
         flags = RunFlags(
             config=self.config, output=self.folder, resume=not self.evaluates, evaluate=self.evaluates or measure
@@ -50,18 +50,18 @@ class Run:
         return argv_of(run_task, *self.overrides, *draws, flags=flags, placement=self.placement)
 
     def identity(self) -> list[str]:
-        """The command without the draws, which change no weight and no number: by it a finished run is known again."""
+        """Returns the command without the draws, which change neither weights nor numbers; finished runs are recognised by it."""
         return replace(self, draws=0).command()
 
 
 def make(run: Run) -> dict[str, Any]:
-    """Make a run, unless this very run came to its end before; returns its note: command, folder, sources, draws, and seconds,
-    cut attempts included.
+    """Make a run, unless it was finished before; returns its record: command, folder, sources, draws, and seconds, including
+    interrupted attempts.
 
-    A finished run that has no intervals, or intervals of another number of draws, is measured again and not trained.
+    A finished run that has no intervals, or intervals from another number of draws, is measured again but not trained.
 
     Raises:
-        UserError: it failed, or was trained from other weights than are at their path now.
+        UserError: the run failed, or was trained from other weights than the path has now.
     """
     started_from = None if run.weights is None else weights_identity(run.weights)["sha256"]
     done = finished(run)
@@ -81,7 +81,7 @@ def make(run: Run) -> dict[str, Any]:
     note = _noted(run) or {"command": run.identity(), "folder": str(run.folder), "finished": False, "seconds": 0.0}
     if (
         done is None
-    ):  # noted first: training that is cut, perhaps together with this process, has its part in the weights
+    ):  # recorded first: interrupted training, perhaps together with this process, still affects the weights
         note["code"] = sources
         _write_note(run, note)
     started, status = time.perf_counter(), None
@@ -98,15 +98,15 @@ def make(run: Run) -> dict[str, Any]:
 
 
 def finished(run: Run) -> dict[str, Any] | None:
-    """The note of an earlier run of the same command; None unless that run came to its end."""
+    """Returns the record of an earlier run of the same command, or None if the run did not finish."""
     noted = _noted(run)
     return noted if noted.get("finished") and (run.folder / EVALUATION_FILE).is_file() else None
 
 
 def _noted(run: Run) -> dict[str, Any]:
-    """The note of the last run of the same command; empty if there was no such run."""
+    """Returns the record of the last run of the same command; empty if there was no such run."""
     noted = _read_note(run)
-    # Earlier versions wrote the same words in another order.
+    # Earlier versions wrote the same arguments in another order.
     return noted if sorted(noted.get("command") or ()) == sorted(run.identity()) else {}
 
 
@@ -124,8 +124,8 @@ def _write_note(run: Run, note: dict[str, Any]) -> None:
 
 
 def _sources(run: Run) -> list[dict[str, Any]] | None:
-    """The identities of the sources that made what is in the run's folder, and last the present one; None if the sources that
-    trained it so far were not noted."""
+    """Returns the identities of the sources that produced the contents of the run's folder, with the current identity last; None
+    if the sources that trained it so far were not recorded."""
     code = code_identity()
     if not (run.folder / CHECKPOINTS).exists():
         return [code]
@@ -136,7 +136,7 @@ def _sources(run: Run) -> list[dict[str, Any]] | None:
 
 
 def run_command(command: Sequence[str]) -> int:
-    """Run a command whose output is the user's to see; returns its exit status."""
+    """Run a command whose output goes to the user; returns its exit status."""
     sys.stdout.flush()
     return subprocess.run(command, check=False).returncode
 

@@ -1,4 +1,4 @@
-"""Files of predictions for the evaluation servers of VQA v2 and of COCO's captions, held against what these take."""
+"""Checks prediction files for the evaluation servers of VQA v2 and COCO captions against the format that the servers accept."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 
 class Form(NamedTuple):
-    """The form of a server's file: a list of objects with an integer ``id_key``, each once, and a text ``text_key``."""
+    """The format of a server's file: a list of objects with a unique integer ``id_key`` and a text ``text_key``."""
 
     id_key: str
     text_key: str
 
 
 FORMS = {"vqa": Form("question_id", "answer"), "captioning": Form("image_id", "caption")}
-"""Forms by task."""
+"""Formats by task."""
 
 
 def check_submissions(folder: Path, config: FineTuneConfig) -> list[str]:
-    """A line for each file of predictions in a run's folder that a server takes.
+    """Returns a line for each prediction file in a run's folder that a server accepts.
 
     Raises:
-        UserError: a file is not as the server takes it.
+        UserError: a file does not have the format that the server accepts.
     """
     task = getattr(config, "task", None)
     form = FORMS.get(task) if isinstance(task, str) else None
@@ -44,31 +44,31 @@ def check_submissions(folder: Path, config: FineTuneConfig) -> list[str]:
 
 
 def check_submission(path: Path, form: Form, expected: frozenset[int] | None = None) -> str:
-    """Check a file of predictions; returns a line that says what it holds.
+    """Check a prediction file; returns a line that describes it.
 
     Args:
         path: the file.
-        form: what the server takes.
-        expected: the ids that it has to hold; None: they are not known.
+        form: the format that the server accepts.
+        expected: the ids that it has to contain; None: unknown.
 
     Raises:
-        UserError: it is no such file, with the first entry that is wrong, or an id is missing, there twice or unknown.
+        UserError: the file has another format (the first wrong entry is named), or an id is missing, repeated or unknown.
     """
     try:
         entries = read_json(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no JSON: {error}; evaluate the run again") from None
+        raise UserError(f"{path} is not JSON: {error}; evaluate the run again") from None
     if not isinstance(entries, list):
-        raise UserError(f"{path}: the server takes a list, and this is none; evaluate the run again")
+        raise UserError(f"{path}: the server accepts a list, and this is not a list; evaluate the run again")
     for index, entry in enumerate(entries):
         if fault := _fault(entry, form):
             raise UserError(
-                f"{path}[{index}]: {fault}; the server takes {{{form.id_key}: integer, {form.text_key}: text}}"
+                f"{path}[{index}]: {fault}; the server accepts {{{form.id_key}: integer, {form.text_key}: text}}"
             )
     counts = Counter(entry[form.id_key] for entry in entries)
     if twice := [number for number, count in counts.items() if count > 1]:
         raise UserError(
-            f"{path}: {form.id_key} {twice[0]} is there {counts[twice[0]]} times; the server takes each once"
+            f"{path}: {form.id_key} {twice[0]} occurs {counts[twice[0]]} times; the server accepts each only once"
         )
     if expected is not None and counts.keys() != expected:
         absent, strange = sorted(expected - counts.keys()), sorted(counts.keys() - expected)
@@ -77,21 +77,21 @@ def check_submission(path: Path, form: Form, expected: frozenset[int] | None = N
             if absent
             else f"{len(strange):,} are unknown, such as {strange[0]}"
         )
-        raise UserError(f"{path}: of {len(expected):,} {form.id_key}s {which}; the server refuses such a file")
-    known = "" if expected is None else ", all that the server asks for"
-    return f"{path}: {len(entries):,} entries in the server's form{known}"
+        raise UserError(f"{path}: of {len(expected):,} {form.id_key}s {which}; the server rejects such a file")
+    known = "" if expected is None else ", all that the server requires"
+    return f"{path}: {len(entries):,} entries in the server's format{known}"
 
 
 def _fault(entry: Any, form: Form) -> str:
     if not isinstance(entry, dict) or set(entry) != set(form):
-        return f"it has the keys {sorted(entry)}" if isinstance(entry, dict) else "it is no object"
+        return f"it has the keys {sorted(entry)}" if isinstance(entry, dict) else "it is not an object"
     if not isinstance(entry[form.id_key], int) or isinstance(entry[form.id_key], bool):
         return f"{form.id_key} is {entry[form.id_key]!r:.60}"
     return "" if isinstance(entry[form.text_key], str) else f"{form.text_key} is {entry[form.text_key]!r:.60}"
 
 
 def _expected(split: Any) -> frozenset[int] | None:
-    """The ids that a split asks for, from its official file."""
+    """Returns the ids that a split requires, from its official file."""
     reader = READERS.get(getattr(split, "format", ""))
     return None if reader is None else reader(split)
 
@@ -108,4 +108,4 @@ def _karpathy(split: Any) -> frozenset[int] | None:
 
 
 READERS: dict[str, Callable[[Any], frozenset[int] | None]] = {"vqa2": _vqa2, "karpathy": _karpathy}
-"""Readers of the ids of an official file, by format."""
+"""Functions that read the ids in an official file, by format."""

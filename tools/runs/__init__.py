@@ -1,1 +1,1 @@
-"""The reading of runs' folders, which commands share."""
+"""Reads run folders; shared by several commands."""

@@ -1,4 +1,4 @@
-"""Where runs are below a folder."""
+"""Finds runs in a folder."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from engine.run_files import EVALUATION_FILE, LOG_FILE, METRICS_FILE
 
 SIGNS = (METRICS_FILE, LOG_FILE, EVALUATION_FILE)
-"""Files of which a run's folder has one. A config alone may lie anywhere."""
+"""Files of which every run folder has at least one. A config alone may be anywhere."""
 DEEPEST = 6
 MOST_FOLDERS = 20_000
-"""Folders that are looked into, at most."""
+"""Maximum number of folders that are searched."""
 
 
 def is_run(folder: Path) -> bool:
@@ -19,9 +19,9 @@ def is_run(folder: Path) -> bool:
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """The folders of runs below ``folder``, in order of their paths; the folder itself if it is one.
+    """Returns the run folders in ``folder``, sorted by path; the folder itself if it is a run.
 
-    A run that is there under two names, as by a link, counts once.
+    A run that has two names, for example through a link, counts once.
     """
     found: dict[str, Path] = {}
     seen: set[str] = set()
@@ -31,7 +31,7 @@ def runs_below(folder: Path) -> list[Path]:
         place = os.path.realpath(here)
         if is_run(here):
             known = found.get(place)
-            # A link never hides the folder that it leads to.
+            # A link never hides the folder that it points to.
             found[place] = here if known is None or known.is_symlink() else known
         elif place not in seen and depth < DEEPEST:
             waiting += [(path, depth + 1) for path in _folders_in(here)]
@@ -43,4 +43,4 @@ def _folders_in(folder: Path) -> list[Path]:
     try:
         return [path for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir()]
     except OSError:
-        return []  # not ours to read
+        return []  # no permission to read it

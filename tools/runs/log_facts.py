@@ -1,4 +1,4 @@
-"""Facts that only a run's log has: when it ran, how often it resumed, what stopped it, and which records were broken."""
+"""Facts that only a run's log contains: when it ran, how often it resumed, what stopped it, and which records were broken."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ BEST = re.compile(r"step (\d+): validation .*, the best so far$")
 PARAMETERS = re.compile(r"[\d.]+ M parameters")
 
 MOST = 50
-"""Lines of a sort that are kept, at most."""
+"""Maximum number of lines of a kind that are kept."""
 NEWEST = 5
-"""Newest warnings that are kept as well."""
+"""Number of newest warnings that are kept in addition."""
 LONGEST_LINE = 20_000
 
 
 @dataclass
 class BrokenKind:
-    """Broken records of one kind. ``count``: None where the run ended before it counted them; ``message``: of the first one."""
+    """Broken records of one kind. ``count``: None if the run ended before it counted them; ``message``: of the first record."""
 
     kind: str
     count: int | None
@@ -40,9 +40,9 @@ class BrokenKind:
 
 @dataclass
 class LogFacts:
-    """``events``: resumptions and stops, with their time. ``read``: what the last process that ended orderly said of the records
-    that it read; ``starts``: of processes; ``steps``: of the whole run; ``selects``: the metric that selects the best weights,
-    ``best``: their step."""
+    """``events``: resumptions and stops, with their time. ``read``: the last process with an orderly end reported this about the
+    records that it read; ``starts``: number of processes; ``steps``: of the whole run; ``selects``: the metric that selects the
+    best weights; ``best``: their step."""
 
     started: str | None = None
     ended: str | None = None
@@ -61,10 +61,10 @@ class LogFacts:
     weights: str | None = None
     parameters: str | None = None
     stop: str | None = None
-    """Why the newest process ended before its time; None: it did not, or does not say."""
+    """Why the newest process ended early; None: it did not, or the log does not say."""
 
     def add(self, time: str, level: str, logger: str, message: str) -> None:
-        """Take one message of the log."""
+        """Process one message of the log."""
         self.started, self.ended = self.started or time, time
         if message.startswith("weights: "):  # the first message of a process that does not resume
             self.weights, self.stop = self.weights or message.splitlines()[0].removeprefix("weights: "), None
@@ -110,9 +110,9 @@ class LogFacts:
 
 
 def read_log(path: Path, most_bytes: int | None = None) -> LogFacts:
-    """The facts of ``log.txt``; empty where there is none.
+    """Returns the facts in ``log.txt``; empty if the log does not exist.
 
-    ``most_bytes``: of a longer log, only the beginning and the end are read, and counts are lower bounds; None: all is read.
+    ``most_bytes``: if the log is longer, only its beginning and end are read, and counts are lower bounds; None: read all of it.
     """
     facts = LogFacts()
     if not path.is_file():
@@ -124,7 +124,7 @@ def read_log(path: Path, most_bytes: int | None = None) -> LogFacts:
             if message is not None:
                 facts.add(*message)
             message = (match[1], match[2], match[3], match[4])
-        elif message is not None and len(message[3]) < LONGEST_LINE:  # messages may have several lines
+        elif message is not None and len(message[3]) < LONGEST_LINE:  # a message may span several lines
             message = (*message[:3], f"{message[3]}\n{line.rstrip()}")
     if message is not None:
         facts.add(*message)
@@ -132,7 +132,7 @@ def read_log(path: Path, most_bytes: int | None = None) -> LogFacts:
 
 
 def _lines(path: Path, most_bytes: int | None) -> Iterator[str]:
-    """The lines of a log; of one that is longer than ``most_bytes``, without its middle."""
+    """The lines of a log; if it is longer than ``most_bytes``, the middle is skipped."""
     size = path.stat().st_size
     skips = most_bytes is not None and size > most_bytes
     first = most_bytes // 10 if skips and most_bytes is not None else size

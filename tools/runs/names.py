@@ -1,4 +1,4 @@
-"""Which values of ``metrics.jsonl`` are losses."""
+"""Which values in ``metrics.jsonl`` are losses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OF_UPDATES = ("grad_norm", "loss_scale")
 
 
 def is_of_training(name: str) -> bool:
-    """Whether a value is a loss, or tells of the update, as the norm of the gradient does."""
+    """True if a value is a loss, or describes the update, like the gradient norm."""
     return not NO_LOSS.match(name) and not MEMORY.search(name)
 
 

@@ -1,4 +1,4 @@
-"""A run's folder, whatever is there: of a run that is finished, going on, or was cut off."""
+"""Reads the folder of a run that has finished, is still running, or was interrupted, whatever files it has."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from utils.files import expanded, parse_json, read_text
 from utils.folder_lock import LEASE_FILE, LOCK_FILE
 
 QUIET_S = 900.0
-"""A folder that is locked, and in which nothing was written for so long, is of a run that was killed or hangs."""
+"""A run was killed or hangs if its folder is locked and nothing has been written for this many seconds."""
 QUIET_LINES = 3.0
-"""Where lines of metrics are far apart, so many times their distance counts instead."""
+"""If the lines of metrics are further apart, this multiple of their distance counts instead."""
 TAIL_BYTES = 500_000
-"""The end of the metrics that is read where the whole is not needed: some 700 lines."""
+"""Size of the end of the metrics that is read if the whole file is not needed: about 700 lines."""
 LOG_BYTES = 8_000_000
-"""The part of a log that is read then, at most."""
+"""Maximum size of the part of a log that is read in this case."""
 LARGEST_JSON = 400_000_000
-"""Bytes of a file of predictions that is read, at most."""
+"""Maximum size in bytes of a prediction file that is read."""
 FILES = (CONFIG_FILE, METRICS_FILE, VALIDATION_FILE, EVALUATION_FILE, LOG_FILE)
 PREDICTIONS = "predictions_"
 MADE_BY_FILE = "made_by.json"
-"""By ``run.py reproduce``: the command that made the run, by which sources, and how long it took."""
+"""Written by ``run.py reproduce``: the command that made the run, its sources, and the time it took."""
 
 
 NEVER_STARTED = "never started"
-"""Name of the state of a run that failed, or was asked to stop, before training began."""
+"""State of a run that failed, or was asked to stop, before training began."""
 
 
 class State(NamedTuple):
-    """``name``: running, hanging, killed, stopped, failed, cut, finished or :data:`NEVER_STARTED`; ``text``: it in words;
-    ``well``: whether all is well with the run."""
+    """``name``: running, hanging, killed, stopped, failed, cut, finished or :data:`NEVER_STARTED`; ``text``: the state in words;
+    ``well``: whether the run is in order."""
 
     name: str
     text: str
@@ -51,7 +51,7 @@ class State(NamedTuple):
 
 @dataclass
 class Run:
-    """A run. ``name``: what pages call it; ``remarks``: files that could not be read, and why."""
+    """A run. ``name``: its display name; ``remarks``: files that could not be read, and why."""
 
     folder: Path
     name: str
@@ -77,20 +77,20 @@ class Run:
 
     @property
     def steps(self) -> int | None:
-        """The steps that the run is to train; None where neither its config nor its log says it."""
+        """Number of steps that the run is to train; None if neither its config nor its log says it."""
         train = (self.config or {}).get("train")
         steps = train.get("steps") if isinstance(train, dict) else None
         return steps if isinstance(steps, int) else self.log.steps
 
     @cached_property
     def step(self) -> int | None:
-        """The last step that is known: the last one logged, or that of a later checkpoint; None: neither is there."""
+        """The last known step: the last logged step, or the step of a later checkpoint; None: there is neither."""
         saved = [step for step, _ in checkpoint_folders(self.folder / CHECKPOINTS)]
         return max([*saved, *filter(None, [self.metrics.last_step])], default=None)
 
     @cached_property
     def state(self) -> State:
-        """How the run is."""
+        """The state of the run."""
         step, steps = self.step, self.steps
         of = f" of {steps:,}" if steps else ""
         if owner := self._owner():
@@ -125,7 +125,7 @@ class Run:
         return State("hanging", f"killed or hanging {where}: nothing was written for {quiet / 60:.0f} minutes", False)
 
     def _owner(self) -> dict[str, Any]:
-        """What the lock of the folder says of the process that has it; empty: there is no lock."""
+        """The facts that the folder's lock records about the process holding it; empty without a lock."""
         for name in (LOCK_FILE, LEASE_FILE):
             try:
                 text = read_text(self.folder / name, errors="replace")
@@ -139,7 +139,7 @@ class Run:
         return {}
 
     def _quiet_limit_s(self) -> float:
-        """Seconds without any writing from which a run is not taken for a running one."""
+        """Seconds without any output after which a run no longer counts as running."""
         elapsed = self.metrics.series.get("elapsed_s")
         if elapsed is None or len(elapsed.buckets) < 2:
             return QUIET_S
@@ -147,22 +147,22 @@ class Run:
         return max(QUIET_S, QUIET_LINES * (last.mean[1] - before.mean[1]))
 
     def predictions(self) -> dict[str, Path]:
-        """The files of predictions by split."""
+        """The prediction files by split."""
         paths = sorted(self.folder.glob(f"{PREDICTIONS}*.json"))
         return {path.stem.removeprefix(PREDICTIONS): path for path in paths}
 
     @property
     def quiet_s(self) -> float:
-        """Seconds since a file of the run was written."""
+        """Seconds since the last write to a file of the run."""
         times = [os.path.getmtime(path) for name in (*FILES, LEASE_FILE) if (path := self.folder / name).exists()]
         return time.time() - max(times, default=0.0)
 
 
 def read_runs(folders: Sequence[str], brief: bool = False) -> list[Run]:
-    """The runs, each with the shortest name that tells it from the others; ``brief``: see :func:`read_run`.
+    """Returns the runs, each with the shortest name that distinguishes it from the others; ``brief``: see :func:`read_run`.
 
     Raises:
-        UserError: one is no run's folder, or is given twice.
+        UserError: a folder is not a run's folder, or is given twice.
     """
     paths = [expanded(folder) for folder in folders]
     real = [os.path.realpath(path) for path in paths]
@@ -173,10 +173,10 @@ def read_runs(folders: Sequence[str], brief: bool = False) -> list[Run]:
 
 
 def read_run(folder: Path, name: str, brief: bool = False) -> Run:
-    """A run; ``brief``: with the end of its metrics alone and a bounded part of its log, however long they are.
+    """Read a run; ``brief``: read only the end of its metrics and a bounded part of its log.
 
     Raises:
-        UserError: the folder does not exist, or holds no run.
+        UserError: the folder does not exist, or contains no run.
     """
     if not folder.is_dir():
         raise UserError(
@@ -200,7 +200,7 @@ def read_run(folder: Path, name: str, brief: bool = False) -> Run:
     remarks += [*_damage(METRICS_FILE, metrics), *_damage(VALIDATION_FILE, validation)]
     if metrics.partial and not metrics.lines:
         remarks.append(
-            f"{METRICS_FILE}: its end holds no metrics, and it is too large to be read whole; is the disk damaged?"
+            f"{METRICS_FILE}: its end contains no metrics, and it is too large to be read completely; is the disk damaged?"
         )
     evaluation = read_json(folder / EVALUATION_FILE, remarks)
     made_by = read_json(folder / MADE_BY_FILE, remarks)
@@ -218,7 +218,7 @@ def read_run(folder: Path, name: str, brief: bool = False) -> Run:
 
 
 def read_json(path: Path, remarks: list[str]) -> Any:
-    """The JSON in a file; None where there is none, or with a remark where it cannot be read."""
+    """Returns the JSON in a file; None if the file does not exist, or, with a remark, if it cannot be read."""
     if not path.is_file():
         return None
     if path.stat().st_size > LARGEST_JSON:
@@ -227,12 +227,12 @@ def read_json(path: Path, remarks: list[str]) -> Any:
     try:
         return parse_json(read_text(path))
     except ValueError as error:
-        remarks.append(f"{path}: is no JSON ({error}): was the run stopped while it wrote it?")
+        remarks.append(f"{path}: is not JSON ({error}): was the run stopped while writing it?")
         return None
 
 
 def _evaluation_of(values: Any, folder: Path, remarks: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
-    """The metrics by split and name, without anything that is none."""
+    """Returns the metrics by split and name; everything else is dropped."""
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -250,28 +250,28 @@ def _evaluates(config: dict[str, Any] | None) -> bool:
 
 
 def _damage(file: str, metrics: Metrics) -> list[str]:
-    """A remark on the lines of a file that hold no metrics."""
+    """A remark on the lines of a file that contain no metrics."""
     if not metrics.damaged_count:
         return []
     numbers = ", ".join(map(str, metrics.damaged)) + (", …" if metrics.damaged_count > len(metrics.damaged) else "")
     where = "near its end" if metrics.partial else numbers
     words = "lines hold no metrics and are" if metrics.damaged_count > 1 else "line holds no metrics and is"
-    return [f"{file}: {metrics.damaged_count:,} {words} left out ({where})"]
+    return [f"{file}: {metrics.damaged_count:,} {words} skipped ({where})"]
 
 
 def _lives(process: int) -> bool:
-    """Whether a process of this machine is there."""
+    """True if a process exists on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
-        return True  # that of another user
+        return True  # the process of another user
     return True
 
 
 def _names(places: Sequence[str]) -> list[str]:
-    """The paths without the beginning and the end that all share: ``variant-1`` for ``runs/variant-1/seed-0``."""
+    """Returns the paths without their common beginning and end: ``variant-1`` for ``runs/variant-1/seed-0``."""
     parts = [Path(place).parts for place in places]
     if len(parts) == 1:
         return ["/".join(parts[0][-2:]).lstrip("/")]

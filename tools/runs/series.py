@@ -1,4 +1,4 @@
-"""The values of a run over its steps, read line by line: a file of any length takes bounded memory, and no extreme is lost."""
+"""The values of a run over its steps, read line by line: a file of any length needs bounded memory, and all extremes are kept."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from utils.lines import bounded_lines
 
 CAPACITY = 1024
-"""Buckets of a series, at most. When they are full, neighbours are merged, and each new bucket holds twice as many lines."""
+"""Maximum number of buckets in a series. When they are full, neighbours are merged, and the lines per bucket double."""
 LONGEST_LINE = 100_000
-"""Bytes of a line of metrics; a longer one is damaged."""
+"""Maximum size in bytes of a line of metrics; a longer line is damaged."""
 WHOLE_BYTES = 1_000_000_000
-"""Size up to which all of a file is read where its end holds no metrics."""
+"""Maximum size of a file that is read completely if its end contains no metrics."""
 MOST_NAMES = 500
-"""Values of a file by name, at most; more are left out."""
+"""Maximum number of named values in a file; more are ignored."""
 
 Point = tuple[float, float]
 """A step and a value."""
@@ -26,7 +26,7 @@ Point = tuple[float, float]
 
 @dataclass
 class Bucket:
-    """Values of neighbouring steps: their mean, and their least and greatest with the steps of these."""
+    """The values of neighbouring steps: their mean, and their minimum and maximum with the steps of these."""
 
     low: Point
     high: Point
@@ -57,8 +57,8 @@ class Bucket:
 
 
 class Series:
-    """One value over the steps. ``first``, ``last``: its first and last finite points; ``not_finite``: how many values were NaN
-    or infinite."""
+    """One value over the steps. ``first``, ``last``: its first and last finite points; ``not_finite``: number of values that were
+    NaN or infinite."""
 
     def __init__(self) -> None:
         self.buckets: list[Bucket] = []
@@ -86,7 +86,7 @@ class Series:
         self.buckets, self._width = self.buckets[::2], 2 * self._width
 
     def points(self) -> list[Point]:
-        """The least and the greatest point of each bucket, in the order of their steps; and the first and the last one of all."""
+        """The minimum and maximum point of each bucket, ordered by step, and the first and the last point of all."""
         points = [point for bucket in self.buckets for point in sorted({bucket.low, bucket.high})]
         if self.first is not None and self.first != points[0]:
             points.insert(0, self.first)
@@ -95,20 +95,20 @@ class Series:
         return points
 
     def smoothed(self, share: float = 0.05) -> list[Point]:
-        """Means over a window of ``share`` of the run, one for each bucket; empty for a window of fewer than three buckets."""
+        """Moving averages over ``share`` of the run, one per bucket; empty if the window has fewer than three buckets."""
         reach = round(len(self.buckets) * share / 2)
         if reach < 1:
             return []
         points = []
         for place, bucket in enumerate(self.buckets):
-            near = min(reach, place, len(self.buckets) - 1 - place)  # symmetric: else a slope is bent at both ends
+            near = min(reach, place, len(self.buckets) - 1 - place)  # symmetric: otherwise slopes are bent at both ends
             window = self.buckets[place - near : place + near + 1]
             count = sum(other.count for other in window)
             points.append((bucket.mean[0], sum(other.total for other in window) / count))
         return points
 
     def range(self) -> tuple[float, float]:
-        """The least and the greatest value."""
+        """The minimum and the maximum value."""
         return min(bucket.low[1] for bucket in self.buckets), max(bucket.high[1] for bucket in self.buckets)
 
     def median(self) -> float:
@@ -122,7 +122,7 @@ class Series:
 
 @dataclass
 class Metrics:
-    """The series of a file by name. ``damaged``: numbers of the first lines that hold no metrics; ``damaged_count``: of all."""
+    """The series in a file by name. ``damaged``: numbers of the first lines without metrics; ``damaged_count``: their total."""
 
     series: dict[str, Series] = field(default_factory=dict)
     lines: int = 0
@@ -131,7 +131,7 @@ class Metrics:
     first_step: int | None = None
     last_step: int | None = None
     partial: bool = False
-    """Whether only the end of the file was read: then ``damaged`` is empty, since its lines have no numbers."""
+    """True if only the end of the file was read: ``damaged`` is empty then, since line numbers are unknown."""
 
     def _damage(self, number: int) -> None:
         self.damaged_count += 1
@@ -150,14 +150,14 @@ class Metrics:
 
 
 def read_metrics(path: Path, tail_bytes: int | None = None) -> Metrics:
-    """The metrics of ``metrics.jsonl`` or ``validation.jsonl``; none where there is no such file.
+    """Returns the metrics in ``metrics.jsonl`` or ``validation.jsonl``; empty if the file does not exist.
 
-    A series that never has a finite value is left out. ``step_s``, the time of a step, is derived from ``elapsed_s``.
+    Series without any finite value are dropped. ``step_s``, the time of a step, is derived from ``elapsed_s``.
 
     Args:
-        path: of the file.
-        tail_bytes: read only this much of its end; None: read all of it. An end without any metrics is no end of a run: then
-            all is read, up to :data:`WHOLE_BYTES`.
+        path: path of the file.
+        tail_bytes: read only the last ``tail_bytes`` of the file; None: read all of it. If this part contains no metrics, files
+            of up to :data:`WHOLE_BYTES` are read completely.
     """
     if not path.is_file():
         return Metrics()
@@ -168,7 +168,7 @@ def read_metrics(path: Path, tail_bytes: int | None = None) -> Metrics:
 
 
 def sampled(path: Path, name: str, count: int) -> list[Point]:
-    """A value at ``count`` places, at most, that are spread evenly over a file: few lines are read, however many it has."""
+    """Returns a value at up to ``count`` positions, evenly spread over a file: few lines are read, however many there are."""
     if not path.is_file():
         return []
     size, points = path.stat().st_size, {}
@@ -185,7 +185,7 @@ def sampled(path: Path, name: str, count: int) -> list[Point]:
 
 
 def _read_from(path: Path, start: int) -> Metrics:
-    """The metrics of the lines that begin after the byte ``start``; from 0, of all lines."""
+    """Reads the metrics in lines that begin after the byte ``start``; 0: in all lines."""
     metrics = Metrics(partial=start > 0)
     before: Point | None = None
     for number, line in _lines(path, start):
@@ -204,17 +204,17 @@ def _read_from(path: Path, start: int) -> Metrics:
 
 
 def _lines(path: Path, start: int = 0) -> Iterator[tuple[int, str]]:
-    """The lines of a file with their numbers. Of one that is too long, the pieces after the first are left out.
+    """Yield the lines of a file with their numbers. Of a line that is too long, only the first piece is returned.
 
-    ``start``: the byte from which to read; the line that it is in is left out, and numbers count from there.
+    ``start``: the byte from which to read; the line that contains it is skipped, and numbers count from the next line.
     """
     with path.open("rb") as opened:
-        opened.seek(max(0, start - 1))  # a line that begins at the very byte stays
+        opened.seek(max(0, start - 1))  # a line that begins exactly at this byte is kept
         yield from bounded_lines(opened, LONGEST_LINE, within=start > 0)
 
 
 def _metrics_of(line: str) -> dict[str, float | None] | None:
-    """The numbers of a line, null as None; None where the line is torn or holds something else."""
+    """Returns the numbers in a line, null as None; None if the line is truncated or contains something else."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):

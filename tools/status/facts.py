@@ -1,4 +1,4 @@
-"""How a run is doing, from its folder, in bounded time: numbers for a page in the terminal and for scripts."""
+"""Determines how a run is doing from its folder, in bounded time: numbers for a terminal page and for scripts."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tools.runs.reading import Run
 from tools.runs.series import Point, Series, sampled
 
 RECENT = 20
-"""Newest lines of metrics that count as recent."""
+"""Number of newest lines of metrics that count as recent."""
 FEWEST = 3
-"""Lines that a trend needs on either side, at least."""
+"""Minimum number of lines on either side for a trend."""
 COURSE = 40
-"""Places of the run at which the loss is sampled."""
+"""Number of positions at which the loss is sampled over the run."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Rate:
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss. ``last``: as logged last; ``mean``: of the recent lines; ``before``: of as many lines before them; ``trend``:
-    falling, rising or level, None if too few lines were logged."""
+    """A loss. ``last``: last logged value; ``mean``: mean of the recent lines; ``before``: mean of the same number of lines
+    before them; ``trend``: falling, rising or level, None if too few lines were logged."""
 
     last: float
     mean: float
@@ -45,7 +45,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class SavedStep:
-    """A checkpoint. ``fault``: what is wrong with it, None: nothing was seen; ``hashed``: whether its bytes were looked at."""
+    """A checkpoint. ``fault``: what is wrong with it, None: no fault was found; ``hashed``: whether its hashes were checked."""
 
     step: int
     age_s: float
@@ -56,7 +56,8 @@ class SavedStep:
 
 @dataclass(frozen=True)
 class Validation:
-    """The last validation. ``metric``: the one that selects weights, None if the log does not say; ``best``: its best value."""
+    """The last validation. ``metric``: the metric that selects weights, None if the log does not say; ``best``: its best
+    value."""
 
     step: int
     values: dict[str, float]
@@ -68,10 +69,10 @@ class Validation:
 
 @dataclass(frozen=True)
 class Ranks:
-    """How long ranks take for their own part of a step, by the last line.
+    """How long the ranks take for their own part of a step, according to the last line.
 
-    ``slowest``: the slowest rank; ``slowest_s``: its time; ``data_s``: its wait for data, which is part of that; ``median_s``:
-    the median of the other ranks; ``share``: of the recent lines in which it was the slowest.
+    ``slowest``: the slowest rank; ``slowest_s``: its time; ``data_s``: the part of this time that it waited for data;
+    ``median_s``: the median of the other ranks; ``share``: fraction of the recent lines in which it was the slowest.
     """
 
     slowest: int
@@ -83,11 +84,11 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Status:
-    """The state of a run; None and empty: unknown.
+    """The state of a run; None or empty means unknown.
 
-    ``left_s``: time of the steps that are left; ``elapsed_s``: time of those that are done; ``quiet_s``: since the last writing;
-    ``course``: the loss over the whole run; ``broken``: broken records by kind, None where they are not counted yet; ``stops``,
-    ``warnings``: with their times, of warnings the newest; ``remarks``: files that could not be read.
+    ``left_s``: time for the remaining steps; ``elapsed_s``: time spent on the finished steps; ``quiet_s``: time since the last
+    write; ``course``: the loss over the whole run; ``broken``: broken records by kind, None if they are not counted yet;
+    ``stops``, ``warnings``: with their times, only the newest warnings; ``remarks``: files that could not be read.
     """
 
     name: str
@@ -122,7 +123,8 @@ class Status:
 
 
 def status_of(run: Run, hashes: bool = False) -> Status:
-    """The status of a run that was read briefly; ``hashes``: compare those of its checkpoints too, which reads all bytes."""
+    """Returns the status of a run that was read with ``brief``; ``hashes``: also verify the hashes of its checkpoints, which
+    reads all their bytes."""
     series, log, step = run.metrics.series, run.log, run.step or 0
     recent, overall = _rates(series)
     elapsed = series.get("elapsed_s")
@@ -162,7 +164,7 @@ def status_of(run: Run, hashes: bool = False) -> Status:
 
 
 def _rates(series: dict[str, Series]) -> tuple[Rate, Rate]:
-    """The rates over the recent lines, and over the whole run, validations apart."""
+    """Returns the rates over the recent lines and over the whole run, excluding validations."""
     elapsed = series.get("elapsed_s")
     if elapsed is None or elapsed.last is None:
         return Rate(), Rate()
@@ -179,14 +181,14 @@ def _ratio(steps: float, seconds: float) -> float | None:
 
 
 def _losses(series: dict[str, Series]) -> dict[str, Loss]:
-    """The losses, their total first."""
+    """Returns the losses, the total first."""
     names = sorted((name for name in series if is_loss(name)), key=lambda name: name != "loss")
     return {name: loss for name in names if (loss := loss_of(series[name])) is not None}
 
 
 def loss_of(series: Series) -> Loss | None:
-    """A loss and its trend: it falls or rises if the means of the recent lines and of as many before them differ by more than
-    two standard errors."""
+    """Returns a loss and its trend: it falls or rises if the means of the recent lines and of the same number of lines before
+    them differ by more than two standard errors."""
     if series.last is None:
         return None
     values = [bucket.mean[1] for bucket in series.buckets]
@@ -203,7 +205,7 @@ def loss_of(series: Series) -> Loss | None:
 
 
 def _course(file: Path, loss: Series | None) -> list[Point]:
-    """The loss over the whole run: means of the end are the series', which was read; the rest is sampled."""
+    """Returns the loss over the whole run: the end from the series, which has been read; the rest is sampled."""
     last = [loss.last] if loss is not None and loss.last is not None else []
     return sorted({*sampled(file, "loss", COURSE), *last})
 
@@ -226,7 +228,7 @@ def _validation(run: Run) -> Validation | None:
 
 
 def _checkpoints(folder: Path, hashes: bool) -> list[SavedStep]:
-    """The checkpoints that are there, oldest first; one may be removed while it is looked at."""
+    """Returns the existing checkpoints, oldest first; a checkpoint may be removed while it is being checked."""
     saved = []
     for step, path in checkpoint_folders(folder):
         try:
@@ -240,7 +242,7 @@ def _checkpoints(folder: Path, hashes: bool) -> list[SavedStep]:
 
 
 def _ranks(series: dict[str, Series]) -> Ranks | None:
-    """What the last line tells of the ranks; None: nothing, as where a run goes on with one rank."""
+    """Returns what the last line says about the ranks; None: nothing, for example if a run continues with one rank."""
     told, newest = series.get("ranks/slowest"), series.get("elapsed_s")
     if told is None or told.last is None or (newest and newest.last and newest.last[0] > told.last[0]):
         return None

@@ -1,4 +1,4 @@
-"""Status as text: a page for one run, one line each for several."""
+"""Formats the status as text: a page for one run, one line each for several."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BAR = 24
 MOST_METRICS = 4
 
 Row = tuple[str, str, int]
-"""A label, its text, and the lines that it may take."""
+"""A label, its text, and the maximum number of lines."""
 
 
 def page(status: Status, columns: int) -> str:
@@ -85,7 +85,7 @@ def _time(status: Status) -> str:
 def _losses(status: Status) -> str:
     parts = [f"{name} {_loss(loss)}" for name, loss in status.losses.items()]
     curve = sparkline(status.course)
-    # Its parts must not be torn apart by the end of a line.
+    # Its parts must not be broken across lines.
     return " ".join(part.replace(" ", "\N{NO-BREAK SPACE}") + "  " for part in [*parts[:1], curve, *parts[1:]] if part)
 
 
@@ -187,7 +187,7 @@ def _cells(status: Status) -> tuple[str, ...]:
 
 
 def sparkline(course: Sequence[Point]) -> str:
-    """A curve of blocks, one for each point, from the least to the greatest value; empty below three points."""
+    """A curve of block characters, one per point, scaled from the minimum to the maximum; empty for fewer than three points."""
     values = [value for _, value in course]
     low, high = min(values, default=0.0), max(values, default=0.0)
     if len(values) < 3 or low == high:
@@ -196,7 +196,7 @@ def sparkline(course: Sequence[Point]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in its two largest units."""
+    """Formats a time in its two largest units."""
     whole = max(0, round(seconds))
     for unit, name, small, small_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if whole >= unit:
@@ -206,7 +206,7 @@ def duration(seconds: float) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without characters that steer a terminal: files may hold anything."""
+    """Returns the text without terminal control characters: files may contain anything."""
     return "".join(c if c.isprintable() or c in "\n\N{NO-BREAK SPACE}" else "?" for c in text)
 
 

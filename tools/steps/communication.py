@@ -1,11 +1,11 @@
-"""Communication of a training step by formula: which collectives ranks call, and how many bytes each rank sends.
+"""Communication of a training step by formula: which collectives the ranks call, and how many bytes each rank sends.
 
 Three parts of the code call collectives in a step. DDP sums the gradients once, in the backward pass of the last micro-batch.
 Each contrastive loss gathers embeddings and keys, and scatters the summed gradients of the embeddings. The trainer sums counts,
-losses and news. ``tests/distributed/test_communication.py`` compares the formulas with the collectives of real steps.
+losses and status flags. ``tests/distributed/test_communication.py`` compares the formulas with the collectives of real steps.
 
-In a ring of R ranks, a tensor has R parts. A ring passes each part on R - 1 times to gather it, R - 1 times to reduce and scatter
-it, and both in turn for an all-reduce. So a rank sends (R - 1) / R of the whole tensor, or twice that, the least that is possible
+In a ring of R ranks, a tensor has R parts. A ring forwards each part R - 1 times to gather it, R - 1 times to reduce and scatter
+it, and 2 (R - 1) times for an all-reduce. So a rank sends (R - 1) / R of the whole tensor, or twice that, which is the minimum
 (Patarasuk and Yuan, 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations"). nccl-tests reports the "bus
 bandwidth" of collectives by the same factors (its doc/PERFORMANCE.md).
 """
@@ -21,10 +21,10 @@ from batches.losses import WORK
 Kind = Literal["all-reduce", "all-gather", "reduce-scatter"]
 
 ROUNDS: dict[Kind, int] = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}
-"""How often a ring passes on each part of the whole tensor to all ranks but one."""
+"""How often a ring forwards each part of the whole tensor to all ranks but one."""
 
 FLOAT32, INT64 = 4, 8
-"""Bytes of a number."""
+"""Bytes per number."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Exchange:
     """A collective that a step calls on each of R ranks.
 
     Attributes:
-        content: of the tensors.
-        kind: of the collective.
-        calls: in a step. None: one for each of DDP's buckets.
-        whole: bytes of the whole tensor, over all calls: of an all-gather its result, else its argument.
+        content: content of the tensors.
+        kind: kind of collective.
+        calls: number of calls in a step. None: one for each of DDP's buckets.
+        whole: bytes of the whole tensor, over all calls: the result of an all-gather, the argument of any other collective.
     """
 
     content: str
@@ -44,21 +44,21 @@ class Exchange:
     whole: int
 
     def sent(self, ranks: int) -> float:
-        """Bytes that a rank sends in a step, and receives, if ranks form a ring."""
+        """Bytes that a rank sends, and receives, in a step if the ranks form a ring."""
         return ROUNDS[self.kind] * self.whole * (ranks - 1) / ranks
 
 
 @dataclass(frozen=True)
 class StepSizes:
-    """Sizes of a step on one rank, on which its communication depends.
+    """Sizes of a step on one rank, which determine its communication.
 
     Attributes:
-        gradients: bytes of the gradients of all parameters that train; frozen ones have none.
+        gradients: bytes of the gradients of all trainable parameters; frozen parameters have none.
         losses: number of losses.
-        examples: of each contrastive loss in a micro-batch, equally many on each rank.
-        embed_dim: width of an embedding, of which each example has two.
-        accumulation: micro-batches.
-        chunks: micro-batches whose embeddings are gathered at once (``model.contrastive.chunks``).
+        examples: examples of each contrastive loss in a micro-batch; each rank has the same number.
+        embed_dim: width of an embedding; each example has two embeddings.
+        accumulation: number of micro-batches.
+        chunks: number of micro-batches whose embeddings are gathered at once (``model.contrastive.chunks``).
     """
 
     gradients: int
@@ -69,18 +69,18 @@ class StepSizes:
     chunks: int = 1
 
     def exchanges(self, ranks: int, *, logs: bool = False) -> list[Exchange]:
-        """The collectives of a step on ``ranks`` ranks; none on a single one.
+        """Returns the collectives of a step on ``ranks`` ranks; empty for a single rank.
 
         Args:
-            ranks: R, at least 1.
-            logs: the step has a line of metrics (``train.log_every``), for which ranks tell their times, two numbers for each.
+            ranks: number of ranks R, at least 1.
+            logs: the step writes a line of metrics (``train.log_every``), for which ranks exchange their times, two numbers each.
         """
         if ranks == 1:
             return []
         gathered = sum(self.examples) * self.accumulation * ranks
         calls = len(self.examples) * self.accumulation // self.chunks
         embeddings = gathered * 2 * self.embed_dim * FLOAT32
-        keys = gathered * 2 * INT64  # with the flag of valid examples
+        keys = gathered * 2 * INT64  # including the flag of valid examples
         news = 1 + 2 * ranks * logs
         sums = (self.losses + len(WORK)) + (self.losses + 1 + news)
         contrastive = [
@@ -95,5 +95,5 @@ class StepSizes:
         ]
 
     def sent(self, ranks: int) -> float:
-        """Bytes that a rank sends in a step, if ranks form a ring."""
+        """Bytes that a rank sends in a step if the ranks form a ring."""
         return sum(exchange.sent(ranks) for exchange in self.exchanges(ranks))

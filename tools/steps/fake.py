@@ -1,7 +1,7 @@
-"""Memory of a training step, estimated with fake tensors: they have shapes and no contents.
+"""Estimates the memory of a training step with fake tensors, which have shapes but no contents.
 
-The trainer takes its real step on them. So the estimate includes all options of the config, and the model need not fit into this
-machine's memory.
+The trainer runs its real step on them. So the estimate covers all options of the config, and the model does not have to fit into
+this machine's memory.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ AVERAGE = "average"
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes at the peak of a step by their use; ``activations`` are all bytes with no other use, ``average`` those of
-    ``optim.ema``."""
+    """Bytes at the peak of a step by their use; ``activations`` are all bytes without any other use, ``average`` the averaged
+    weights of ``optim.ema``."""
 
     weights: int
     gradients: int
@@ -64,7 +64,7 @@ class FakeSteps:
     Args:
         build: builds the model on torch's default device.
         train, optim: the sections of the run's config.
-        as_on_gpu: assume the kernels of a GPU, else those of this CPU.
+        as_on_gpu: assume the kernels of a GPU; otherwise, the kernels of this CPU.
     """
 
     def __init__(self, build: Callable[[], nn.Module], train: TrainConfig, optim: OptimConfig, *, as_on_gpu: bool):
@@ -88,14 +88,14 @@ class FakeSteps:
         self.started = False
 
     def memory(self, make_batch: Callable[[nn.Module], Any], *, gradients_stay: bool, ranks: int = 1) -> StepMemory:
-        """Memory of a step on one micro-batch, or on as many as a loss spans, after a first step that makes the optimiser's
-        states.
+        """Returns the memory of a step on one micro-batch, or on all the micro-batches that a loss spans, after a first step that
+        creates the optimiser's states.
 
         Args:
             make_batch: makes the micro-batch for the model.
-            gradients_stay: gradients exist beside the activations of a whole forward pass, as with several micro-batches per
-                step or several processes.
-            ranks: those whose examples contrastive losses gather.
+            gradients_stay: gradients exist in addition to the activations of a whole forward pass, as with several micro-batches
+                per step or several processes.
+            ranks: number of ranks whose examples contrastive losses gather.
 
         Raises:
             UserError: if the step depends on the contents of its tensors.
@@ -133,12 +133,12 @@ class FakeSteps:
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that have gradients."""
+    """Returns the parameters that have gradients."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def chunks_of(model: nn.Module) -> int:
-    """The number of micro-batches that a loss spans."""
+    """Returns the number of micro-batches that a loss spans."""
     return cast(TaskModel, model).chunks
 
 
@@ -148,8 +148,8 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def trainer_of(model: nn.Module, train: TrainConfig, optim: OptimConfig, device: torch.device) -> Trainer:
-    """A trainer without data, for single steps on the caller's batches, as they are when ``optim.freeze`` has thawed all that it
-    freezes for some steps."""
+    """Returns a trainer without data, for single steps on the caller's batches, in the state after ``optim.freeze`` has unfrozen
+    everything that is only frozen for some steps."""
     single_step = {"steps": 1, "epochs": None, "deterministic": False, "global_batch": None}
     single_step["accumulate"] = chunks_of(model)
     train = train.model_copy(update=single_step)
@@ -168,7 +168,7 @@ def trainer_of(model: nn.Module, train: TrainConfig, optim: OptimConfig, device:
 
 
 class _NoData:
-    """A task without data; it is its own empty loader."""
+    """A task without data; it is also its own empty loader."""
 
     selects: str | None = None
     validated: Sequence[Mapping[str, Any]] = ()
@@ -185,7 +185,7 @@ class _NoData:
         return self
 
     def check_ranks(self, ranks: int) -> None:
-        """Any number will do."""
+        """Any number works."""
 
     def batches(self, consumed: int, count: int) -> Iterator[Any]:
         return iter(())
@@ -195,9 +195,9 @@ class _NoData:
 
 
 class LiveMemory(TorchDispatchMode):
-    """Counts the bytes of live storages by their use.
+    """Counts the bytes of live storages by use.
 
-    ``at_peak``: the counts when their total was largest; ``most_activations``: the largest count of activations, possibly at
+    ``at_peak``: the counts when the total was largest; ``most_activations``: the largest count of activations, possibly at
     another time.
     """
 
@@ -215,7 +215,7 @@ class LiveMemory(TorchDispatchMode):
         return result
 
     def register(self, tensors: Iterable[Tensor]) -> None:
-        """Count the storages of the tensors; those that operations make are counted by themselves."""
+        """Count the storages of the tensors; the outputs of operations are counted automatically."""
         for tensor in tensors:
             self._register(tensor)
 
@@ -228,7 +228,7 @@ class LiveMemory(TorchDispatchMode):
 
     @contextlib.contextmanager
     def named(self, kind: str) -> Iterator[None]:
-        """Set the use of storages created within the context."""
+        """Set the use of storages created inside the context."""
         before, self.kind = self.kind, kind
         try:
             yield
@@ -265,10 +265,10 @@ def _identity(tensor: Tensor) -> int:
 
 @contextlib.contextmanager
 def as_on_gpu() -> Iterator[None]:
-    """Replace functions of torch by those that a GPU would run, for fake tensors that are nominally on the CPU.
+    """Replace functions of torch with their GPU versions, for fake tensors that are nominally on the CPU.
 
     Attention is fused and stores no probabilities, with any mask and with dropout; norms are in 32 bits under autocast; dropout
-    stores one byte per element. The functions themselves are replaced: a mode of torch would not reach recomputation in the
+    stores one byte per element. The functions themselves are replaced, since a torch mode would not affect recomputation in the
     backward pass.
     """
     originals = {name: getattr(F, name) for name in _ON_GPU}

@@ -1,4 +1,4 @@
-"""The memory that examples of other ranks take, in a process without other ranks: to plan a run on more GPUs than there are."""
+"""Simulates the memory of examples from other ranks in a single process, to plan a run on more GPUs than the machine has."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from utils import distributed
 
 @contextmanager
 def as_one_of(ranks: int) -> Iterator[None]:
-    """Replace :func:`utils.distributed.start_gather` by one that gives tensors of the size that ``ranks`` ranks gather.
+    """Replace :func:`utils.distributed.start_gather` by a function that returns tensors of the size that ``ranks`` ranks gather.
 
-    Each rank is taken to have the same examples as this one. Nothing is sent, and gradients are not those of a run.
+    Each rank is assumed to have the same examples as this one. Nothing is sent, and the gradients differ from a real run's.
     """
     original = distributed.start_gather
     if ranks > 1:
@@ -29,7 +29,7 @@ def as_one_of(ranks: int) -> Iterator[None]:
 
 
 def _repeated(ranks: int, tensor: Tensor) -> Callable[[], Tensor]:
-    """As :func:`~utils.distributed.start_gather`: what it returns holds the same tensors."""
+    """Like :func:`~utils.distributed.start_gather`: its result holds the same tensors."""
     local = tensor.detach().contiguous()
     gathered = local.repeat(ranks, *[1] * (local.dim() - 1))
 

@@ -1,4 +1,4 @@
-"""Memory and time of a training step, measured by running it on a GPU."""
+"""Measures the memory and time of a training step by running it on a GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tools.steps.other_ranks import as_one_of
 T = TypeVar("T")
 
 WARM_UP, TIMED = 3, 5
-"""Number of steps before and during the measurement of time."""
+"""Number of steps before and during the time measurement."""
 
 OUT_OF_MEMORY = (
     "CUDA error: out of memory",
@@ -28,13 +28,13 @@ OUT_OF_MEMORY = (
     "Triton Error [CUDA]: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
-"""Messages of code that allocates GPU memory without torch's allocator: other parts of torch, compiled kernels, cuBLAS."""
+"""Messages of code that allocates GPU memory outside torch's allocator: other parts of torch, compiled kernels, cuBLAS."""
 
 
 def ran_out_of_memory(error: BaseException | None) -> bool:
-    """Whether a lack of GPU memory caused the error.
+    """True if the error was caused by a lack of GPU memory.
 
-    The whole chain of exceptions is searched: the compiler wraps errors, and clean-up after an error may raise another.
+    The whole chain of exceptions is searched: the compiler wraps errors, and cleanup after an error may raise another one.
     """
     visited: list[BaseException] = []
     queue = [error]
@@ -58,7 +58,7 @@ class RealSteps:
         build: builds the model.
         train, optim: the sections of the run's config.
         device: a GPU with its index (time can also be measured on a CPU).
-        limit: bytes of GPU memory that may be used, those outside torch's allocator included; None: all.
+        limit: maximum GPU memory in bytes, including memory outside torch's allocator; None: no limit.
 
     Raises:
         ValueError: if a GPU has no index: torch limits memory by index.
@@ -83,10 +83,11 @@ class RealSteps:
     def memory(
         self, make_batch: Callable[[nn.Module], Any], *, gradients_stay: bool, ranks: int = 1
     ) -> StepMemory | None:
-        """Memory of a step on one micro-batch, or on as many as a loss spans; None if it does not fit.
+        """Returns the memory of a step on one micro-batch, or on all that a loss spans; None if it does not fit.
 
         See :meth:`tools.steps.fake.FakeSteps.memory`. With ``gradients_stay``, the step has a second micro-batch. CUDA graphs
-        allow only one: then the bytes of the gradients are added, a slight overestimate, since some exist at the peak anyway.
+        allow only one, so the bytes of the gradients are added instead: a slight overestimate, since some exist at the peak
+        anyway.
         """
         batch = make_batch(self.trainer.model)
         adds_gradients = gradients_stay and self.records_graphs
@@ -104,7 +105,8 @@ class RealSteps:
         return StepMemory(weights, gradients, 2 * gradients, peak - weights - 3 * gradients - average, average)
 
     def seconds(self, make_batch: Callable[[nn.Module], Any]) -> float | None:
-        """Seconds of a step on one micro-batch that is on the device, after warm-up steps; None if it does not fit."""
+        """Returns the seconds of a step on one micro-batch that is on the device, after warm-up steps; None if it does not
+        fit."""
         batch = make_batch(self.trainer.model)
         return self._run_fresh(lambda: self._time(batch))
 
@@ -117,8 +119,8 @@ class RealSteps:
         """Peak bytes of torch's allocator in a step with optimiser states and compiled code."""
         # Two copies: in a run, the batch of the next step is copied during this one.
         on_device, _ahead = ([to_device(batch, self.trainer.device) for batch in batches] for _ in range(2))
-        for _ in range(3 if self.records_graphs else 2):  # graphs are recorded in the second
-            # The peak starts at the memory in use, which must not include leftovers of a step or of kernel tuning.
+        for _ in range(3 if self.records_graphs else 2):  # graphs are recorded in the second step
+            # The peak counter starts at the memory in use, which must not include leftovers of a step or of kernel tuning.
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
             self.trainer.train_step(batches, on_device)
@@ -126,7 +128,7 @@ class RealSteps:
         return torch.cuda.max_memory_reserved(self.device)
 
     def _time(self, batch: Any) -> float:
-        # Copied once: in a run, the copy is made during the step before.
+        # Copied once: in a run, the copy is made during the previous step.
         on_device = [to_device(batch, self.trainer.device)]
         for _ in range(WARM_UP):
             self.trainer.train_step([batch], on_device)
@@ -136,15 +138,15 @@ class RealSteps:
         return (self._now() - started) / TIMED
 
     def _run_fresh(self, steps: Callable[[], T]) -> T | None:
-        """Result of ``steps``, which start from a clean state; None if the GPU is full."""
+        """Returns the result of ``steps``, which start from a clean state; None if the GPU is full."""
         self._clean_up()
         try:
             return steps()
         except Exception as error:
             if not ran_out_of_memory(error):
                 raise
-        # Not within `except`: the error holds the frames that raised it, and these hold the step's tensors. The optimiser may
-        # have some of its states, and the loss scaler is in the middle of a step.
+        # Not inside `except`: the error references the frames that raised it, and these reference the step's tensors. The
+        # optimiser may have only some of its states, and the loss scaler is in the middle of a step.
         self.trainer.optimizer.state.clear()
         self.trainer.precision = Precision(self.trainer.config.precision, self.trainer.device)
         self._clean_up()
@@ -154,13 +156,13 @@ class RealSteps:
         """Free the memory of earlier steps, and limit torch's allocator again."""
         self.trainer.optimizer.zero_grad(set_to_none=True)
         if self.trainer.config.compile:
-            torch._dynamo.reset()  # each size is a new shape, and the compiler stops after a few shapes
+            torch._dynamo.reset()  # each size is a new shape, and the compiler gives up after a few shapes
         gc.collect()
         torch.cuda.empty_cache()
         self._cap()
 
     def _cap(self) -> None:
-        """Limit torch's allocator to ``limit`` less the memory outside it, which grows as kernels are loaded."""
+        """Limit torch's allocator to ``limit`` minus the memory outside it, which grows as kernels are loaded."""
         if self.limit is not None:
             total = torch.cuda.get_device_properties(self.device).total_memory
             fraction = max(0, self.limit - self.outside()) / total

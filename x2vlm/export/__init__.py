@@ -1,1 +1,1 @@
-"""Models as graphs of ONNX: ``run.py export`` writes them, :func:`x2vlm.load` reads them, and onnxruntime runs them."""
+"""Models as ONNX graphs: ``run.py export`` writes them, :func:`x2vlm.load` reads them, and onnxruntime runs them."""

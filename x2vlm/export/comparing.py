@@ -1,4 +1,4 @@
-"""How far the results of onnxruntime are from those of torch, on made-up images and texts."""
+"""Measures how far the results of onnxruntime are from torch's results, on random images and texts."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from x2vlm.runtime import Runtime
 
 TOLERANCE = 1e-4
 SIZES = ((1, 1), (2, 5), (3, 16), (5, 40))
-"""Images and texts of a batch, and tokens of its longest text."""
+"""Images and texts in a batch, and tokens of its longest text."""
 
 
 def differences(model: Model, other: Runtime) -> dict[str, float]:
-    """The largest difference of each result between a model and another runtime of it, over batches of :data:`SIZES`.
+    """Returns the largest difference of each result between a model and another runtime of it, over batches of :data:`SIZES`.
 
-    It is absolute, or where a result has numbers above 1, relative to the largest of them; NaN where either result has any.
+    The difference is absolute or, if a result has values above 1, relative to the largest value. NaN in either result gives NaN.
     """
     largest: dict[str, float] = {}
     generator = torch.Generator().manual_seed(0)
@@ -42,14 +42,14 @@ def difference(expected: Tensor, found: Tensor) -> float:
 
 
 def made_up(model: Model, count: int, length: int, generator: torch.Generator) -> tuple[Tensor, Text]:
-    """Random pixels of ``count`` images, and as many texts of random tokens, the first of ``length``, the others up to that."""
+    """Random pixels of ``count`` images and ``count`` random texts; the first text has ``length`` tokens, the longest."""
     vision = model.settings.model.vision
     frames = () if vision.video is None else (vision.video.frames,)
     shape = (count, *frames, 3, *sides_of(vision.image_size))
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     pad = model.text.pad_id
     ids = torch.randint(0, len(model.tokenizer) - 1, (count, length), generator=generator)
-    ids += ids >= pad  # any token but padding
+    ids += ids >= pad  # any token except padding
     lengths = torch.randint(1, length + 1, (count, 1), generator=generator)
     lengths[0] = length
     mask = torch.arange(length) < lengths
@@ -57,7 +57,7 @@ def made_up(model: Model, count: int, length: int, generator: torch.Generator) -
 
 
 def _results(model: Model, runtime: Runtime, pixels: Tensor, text: Text) -> Iterator[tuple[str, Tensor]]:
-    """Each result that the model's calls read, by its name."""
+    """Returns each result that the model's calls read, by name."""
     images, texts = runtime.image_states(pixels), runtime.text_states(text)
     yield "image states", images
     yield "text states", texts.padded() * text.mask.unsqueeze(2)
@@ -75,5 +75,5 @@ def _results(model: Model, runtime: Runtime, pixels: Tensor, text: Text) -> Iter
 
 
 def _larger(one: float, other: float) -> float:
-    """The larger of two numbers; NaN where either is."""
+    """Returns the larger of two numbers; NaN if either is NaN."""
     return one if one != one or one > other else other

@@ -1,4 +1,4 @@
-"""The files of an export: three graphs, the model's config and tokenizer, and a manifest by which any change of them shows.
+"""The files of an export: three graphs, the model's config and tokenizer, and a manifest that reveals any change to them.
 
 A folder ``X.onnx`` has ``image.onnx``, ``text.onnx`` and ``fusion.onnx``, ``config.yaml``, ``tokenizer/`` and ``export.json``.
 """
@@ -32,14 +32,14 @@ class About:
     """Description of an export.
 
     Attributes:
-        weights: the hash of the weights that were exported, as in an index of images.
-        parameters: their number.
-        state_shape: (K, D), the states of an image: the mean patch and the patches.
-        patch_size: pixels.
-        temperature: of the contrastive loss; None: the model has none, or was exported before it was written.
-        made_with: releases of the packages that wrote the graphs.
-        differences: of the results, between torch and onnxruntime, by their names.
-        files: bytes and SHA-256 of each file.
+        weights: the hash of the exported weights, as in an index of images.
+        parameters: number of parameters.
+        state_shape: (K, D) of an image's states: the mean patch and the patches.
+        patch_size: in pixels.
+        temperature: of the contrastive loss; None: the model has no contrastive loss, or the export predates this field.
+        made_with: versions of the packages that wrote the graphs.
+        differences: differences between the results of torch and onnxruntime, by name.
+        files: size in bytes and SHA-256 of each file.
     """
 
     weights: str
@@ -54,12 +54,12 @@ class About:
 
 
 def is_export(path: Path) -> bool:
-    """Whether a path is an export, or is called as one."""
+    """True if a path is an export, or has the name of an export."""
     return path.suffix == SUFFIX or (path / MANIFEST).is_file()
 
 
 def files_in(folder: Path) -> dict[str, Mapping[str, int | str]]:
-    """Bytes and SHA-256 of each file below a folder, the manifest apart."""
+    """Returns the size in bytes and the SHA-256 of each file in a folder, except the manifest."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest_of(path)} for path in paths
@@ -72,10 +72,10 @@ def write_about(folder: Path, about: About) -> None:
 
 
 def read_about(folder: Path) -> About:
-    """The manifest of an export whose files are as they were written.
+    """Read the manifest of an export and check that its files are unchanged.
 
     Raises:
-        UserError: there is no export, it is damaged, or of another version.
+        UserError: the export does not exist, or is damaged or of another version.
     """
     if folder.is_file():
         raise UserError(
@@ -94,25 +94,25 @@ def read_about(folder: Path) -> About:
         rows, width = map(int, about.state_shape)
     except FileNotFoundError:
         raise UserError(
-            f"{folder} has no {MANIFEST}: run.py export did not write it, or not to the end; {REMEDY}"
+            f"{folder} has no {MANIFEST}: run.py export did not write it, or was interrupted; {REMEDY}"
         ) from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"{folder / MANIFEST} cannot be read; {REMEDY}") from None
     for name in GRAPHS:
         if name not in expected:
-            raise UserError(f"{folder / MANIFEST} names no {name}; {REMEDY}")
+            raise UserError(f"{folder / MANIFEST} has no {name}; {REMEDY}")
     for name, (size, digest) in expected.items():
         _check(folder / name, size, digest)
     return About(**{**values, "state_shape": (rows, width)})
 
 
 def _check(file: Path, size: int, digest: str) -> None:
-    """Refuse a file that is not as it was written."""
+    """Raise an error if a file has changed since it was written."""
     try:
         found = file.stat().st_size
         if found != size:
             raise UserError(f"{file} has {found:,} of {size:,} bytes; {REMEDY}")
         if digest_of(file) != digest:
-            raise UserError(f"{file} is damaged: its bytes are not those that were written; {REMEDY}")
+            raise UserError(f"{file} is damaged: its hash does not match the manifest; {REMEDY}")
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}; {REMEDY}") from None

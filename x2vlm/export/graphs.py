@@ -1,8 +1,8 @@
-"""The graphs of an export, as torch modules and as files of ONNX: image encoder, text encoder, and fusion encoder with its heads
+"""The graphs of an export, as torch modules and as ONNX files: image encoder, text encoder, and fusion encoder with its heads
 (the re-ranker).
 
-The modules compute what :mod:`x2vlm.runtime` does, with texts padded as in :mod:`models.reference`: a graph of ONNX has padded
-tensors, and no packing. Axes: B images, S texts of each image, N images or texts, L tokens, K = 1 + P states of an image (the
+The modules compute the same as :mod:`x2vlm.runtime`, with texts padded as in :mod:`models.reference`: ONNX graphs use padded
+tensors instead of packing. Axes: B images, S texts per image, N images or texts, L tokens, K = 1 + P states of an image (the
 mean patch, then its patches), D width, E embedding.
 """
 
@@ -50,16 +50,16 @@ from x2vlm.export.files import (
 from x2vlm.runtime import TorchRuntime
 
 ONE_FILE = 1_800_000_000
-"""Bytes of weights up to which a graph is one file; a file of protobuf has at most 2 GiB."""
+"""Maximum size of weights, in bytes, for a graph in one file; protobuf limits a file to 2 GiB."""
 
 EXAMPLES = 3
-"""Images of an example input. Each axis that stays open has another size there: two that agree could be taken for one."""
+"""Images in an example input. Each dynamic axis has a different size there: the exporter could merge two equal axes."""
 
 Axes = Mapping[int, Dim]
 
 
 class ImageGraph(nn.Module):
-    """Pixels (N, 3, S, S), or (N, F, 3, S, S) of videos, uint8 -> states (N, K, D), and embeddings (N, E) where the model has
+    """Pixels (N, 3, S, S), or (N, F, 3, S, S) of videos, uint8 -> states (N, K, D), and embeddings (N, E) if the model has
     them."""
 
     def __init__(self, network: XVLM):
@@ -76,15 +76,15 @@ class ImageGraph(nn.Module):
         return (concepts.tokens(),) if self.head is None else (concepts.tokens(), self.head.embed_image(concepts))
 
     def _concepts(self, pixels: Tensor) -> Concepts:
-        """As :meth:`VisionEncoder.encode`, which asks for numbers of images that a graph leaves open."""
+        """Like :meth:`VisionEncoder.encode`, which depends on the number of images; a graph leaves this number dynamic."""
         if self.vision.config.video is None:
             return Concepts.whole(self.vision.patches(pixels))
         return self.vision.video(self.vision.patches(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]))
 
 
 class TextGraph(nn.Module):
-    """Ids (N, L) int64 and mask (N, L) bool, True = token -> states (N, L, D), undefined where there is no token, and
-    embeddings (N, E) where the model has them."""
+    """Ids (N, L) int64 and mask (N, L) bool, True = token -> states (N, L, D), undefined at padding, and embeddings (N, E) if the
+    model has them."""
 
     def __init__(self, network: XVLM):
         super().__init__()
@@ -109,11 +109,11 @@ class TextGraph(nn.Module):
 
 
 class FusionGraph(nn.Module):
-    """Text states (B, S, L, D) with their mask (B, S, L), and image states (B, K, D) with theirs (B, K), True = attend -> the
+    """Text states (B, S, L, D) with their mask (B, S, L), and image states (B, K, D) with their mask (B, K), True = attend -> the
     margin (B, S), which is the log-odds that the text is about the image, and the box (B, S, 4) of the text, centre and size
-    in 0..1; each where the model has the head.
+    in 0..1; each only if the model has the head.
 
-    The keys and values of an image are projected once for all its texts, and the last block computes [CLS] alone.
+    The keys and values of an image are projected once for all its texts, and the last block computes only [CLS].
     """
 
     def __init__(self, network: XVLM):
@@ -142,7 +142,7 @@ class FusionGraph(nn.Module):
         return tuple(results)
 
     def _cls(self, text_states: Tensor, text_mask: Tensor, images: Padded) -> Tensor:
-        """The fused states (B, S, D) of [CLS]."""
+        """Returns the fused states (B, S, D) of [CLS]."""
         batch, texts, _, width = text_states.shape
         states, mask = text_states.flatten(0, 1), text_mask.flatten(0, 1)
         blocks = self.fusion.blocks
@@ -150,7 +150,7 @@ class FusionGraph(nn.Module):
             queries = states[:, :1] if block is blocks[-1] else states
             states = attend(block.attention, queries, Padded(states, mask))
             assert block.crossattention is not None
-            # The queries of an image stand side by side, of all its texts, so that its keys are needed once.
+            # The queries of all texts of an image are concatenated, so that the image's keys are needed once.
             by_image = states.reshape(batch, -1, width)
             states = attend(block.crossattention, by_image, images).reshape(batch * texts, -1, width)
             states = add_and_norm(block.output, F.gelu(block.intermediate.dense(states)), states)
@@ -158,7 +158,7 @@ class FusionGraph(nn.Module):
 
 
 def write_graphs(network: XVLM, folder: Path, name: str) -> None:
-    """Write the three graphs of a network on the CPU, in float32, into ``folder``; ``name`` stands for it in messages.
+    """Write the three graphs of a network on the CPU, in float32, into ``folder``; messages use ``name`` for the network.
 
     Raises:
         UserError: a package is missing, or a part of the network cannot be exported.
@@ -169,7 +169,7 @@ def write_graphs(network: XVLM, folder: Path, name: str) -> None:
 
 
 def write_image_graph(network: XVLM, path: Path, name: str) -> None:
-    """Write the image encoder; raises as :func:`write_graphs`."""
+    """Write the image encoder; raises the same errors as :func:`write_graphs`."""
     sides, video = sides_of(network.vision.config.image_size), network.vision.config.video
     frames = () if video is None else (video.frames,)
     pixels = torch.zeros(EXAMPLES, *frames, 3, *sides, dtype=torch.uint8)
@@ -178,7 +178,7 @@ def write_image_graph(network: XVLM, path: Path, name: str) -> None:
 
 
 def write_text_graph(network: XVLM, path: Path, name: str) -> None:
-    """Write the text encoder; raises as :func:`write_graphs`."""
+    """Write the text encoder; raises the same errors as :func:`write_graphs`."""
     text, shape = network.text, (EXAMPLES, 7)
     axes = {0: Dim("batch"), 1: Dim("length", max=text.longest_text)}
     ids, mask = torch.ones(shape, dtype=torch.int64), torch.ones(shape, dtype=torch.bool)
@@ -187,7 +187,7 @@ def write_text_graph(network: XVLM, path: Path, name: str) -> None:
 
 
 def write_fusion_graph(network: XVLM, path: Path, name: str) -> None:
-    """Write the fusion encoder with its heads; raises as :func:`write_graphs`."""
+    """Write the fusion encoder with its heads; raises the same errors as :func:`write_graphs`."""
     texts = torch.zeros(EXAMPLES, 2, 7, network.text.width)
     images = torch.zeros(EXAMPLES, *TorchRuntime(network, "fp32").state_shape)
     of_texts, of_images = {0: Dim("batch"), 1: Dim("texts"), 2: Dim("length")}, {0: Dim("batch")}
@@ -201,7 +201,7 @@ def write_fusion_graph(network: XVLM, path: Path, name: str) -> None:
 
 
 def _write(path: Path, graph: Any, inputs: Mapping[str, tuple[Tensor, Axes]], named: str) -> None:
-    """Write a graph; its ``inputs`` have example tensors, and the names of their axes that stay open."""
+    """Write a graph; its ``inputs`` have example tensors and the names of their dynamic axes."""
     require_packages()
     tensors, axes = zip(*inputs.values(), strict=True)
     try:
@@ -228,7 +228,7 @@ def _write(path: Path, graph: Any, inputs: Mapping[str, tuple[Tensor, Axes]], na
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch and onnxscript say, log and warn about themselves; an error is raised as well."""
+    """Suppress the output, logs and warnings of torch and onnxscript; errors are raised as well."""
     former = logging.root.manager.disable
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -240,14 +240,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _clean(model: Any) -> None:
-    """Remove the notes of torch's exporter: they name the files of the machine that exported."""
+    """Remove the notes of torch's exporter: they contain file paths of the exporting machine."""
     for noted in _parts(model):
         noted.metadata_props.clear()
         noted.doc_string = None
 
 
 def _parts(model: Any) -> Iterator[Any]:
-    """A model's graph, nodes and values."""
+    """Yield a model's graph, nodes and values."""
     graph = model.graph
     yield from (model, graph, *graph.inputs, *graph.outputs, *graph.initializers.values())
     for node in graph.all_nodes():
@@ -255,10 +255,10 @@ def _parts(model: Any) -> Iterator[Any]:
 
 
 def require_packages() -> None:
-    """Check that the packages that write graphs are installed.
+    """Check that the packages for writing graphs are installed.
 
     Raises:
-        UserError: one is missing.
+        UserError: a package is missing.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         try:

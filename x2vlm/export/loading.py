@@ -1,4 +1,4 @@
-"""Loading an export, for :func:`x2vlm.load`."""
+"""Loads an export, for :func:`x2vlm.load`."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from x2vlm.settings import settings_of
 
 
 def load_export(folder: Path, source: str, **options: Any) -> Model:
-    """The model in the folder of an export.
+    """Load the model in the folder of an export.
 
     Args:
-        folder: of the export.
-        source: as the user named it.
-        options: those of :func:`x2vlm.load`; an export has its own config, tokenizer, device and precision.
+        folder: folder of the export.
+        source: the name that the user gave.
+        options: the options of :func:`x2vlm.load`; an export has its own config, tokenizer, device and precision.
 
     Raises:
-        UserError: it is no export, damaged, or an option is given that does not fit.
+        UserError: the folder is not an export, the export is damaged, or an option does not apply to exports.
     """
     own = {"device": (None, "cpu"), "precision": ("fp32",), "config": (None,), "tokenizer": (None,), "answers": (None,)}
     for name, value in options.items():
         if (value if value is None else str(value)) not in own[name]:
             raise UserError(
-                f"{source} is an export to ONNX, which runs on the CPU in fp32 with its own config and tokenizer; leave out "
+                f"{source} is an export to ONNX, which runs on the CPU in fp32 with its own config and tokenizer; remove "
                 f"{name} ({value})"
             )
     about = read_about(folder)

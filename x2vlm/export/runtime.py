@@ -40,10 +40,10 @@ from x2vlm.runtime import Located
 
 
 class Graph:
-    """A graph of ONNX that onnxruntime runs, on as many threads as torch has.
+    """An ONNX graph that onnxruntime runs, with the same number of threads as torch.
 
     Raises:
-        UserError: onnxruntime is not installed, or cannot read the file.
+        UserError: onnxruntime is not installed, or it cannot read the file.
     """
 
     def __init__(self, path: Path):
@@ -53,12 +53,12 @@ class Graph:
             raise UserError(f'{path}: needs onnxruntime, which is not installed: pip install ".[onnx]"') from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors, which it raises as well
-        # Its threads would keep cores busy for a while after a call, which torch's want for the images.
+        options.log_severity_level = 3  # errors, which are raised as well
+        # Without this, its threads keep spinning after a call, on cores that torch needs for the images.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self.session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its errors have no common class
+        except Exception as error:  # its errors have no common base class
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"{path}: onnxruntime {onnxruntime.__version__} cannot run it ({reason}); {REMEDY}"
@@ -66,7 +66,7 @@ class Graph:
         self.outputs = [each.name for each in self.session.get_outputs()]
 
     def __call__(self, *wanted: str, **inputs: Tensor) -> list[Tensor]:
-        """The outputs that are ``wanted``."""
+        """Returns the outputs named in ``wanted``."""
         found: list[np.ndarray] = self.session.run(list(wanted), {name: each.numpy() for name, each in inputs.items()})
         return [torch.from_numpy(array) for array in found]
 
@@ -75,9 +75,9 @@ class OnnxRuntime:
     """See :class:`x2vlm.runtime.Runtime`.
 
     Args:
-        folder: with the graphs.
-        about: what they are of.
-        image_size: of the images in pixels.
+        folder: folder with the graphs.
+        about: description of the export.
+        image_size: size of the images in pixels.
 
     Raises:
         UserError: see :class:`Graph`.
@@ -107,7 +107,7 @@ class OnnxRuntime:
         return self.about.temperature
 
     def running(self) -> AbstractContextManager[None]:
-        """Nothing is to be set."""
+        """There is nothing to set."""
         return nullcontext()
 
     def image_states(self, pixels: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class OnnxRuntime:
         return boxes.tolist(), scores
 
     def _region_scores(self, texts: PackedTexts, images: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
-        """The probability (N,) that text n is about what box n shows; see :func:`x2vlm.boxes.relative_boxes`."""
+        """Returns the probability (N,) that text n is about the content of box n; see :func:`x2vlm.boxes.relative_boxes`."""
         masks = region_masks(boxes, self.image_size, self.about.patch_size)
         patches = images[image_index, 1:]
         share = masks.float() / masks.sum(dim=1, keepdim=True)
@@ -156,7 +156,7 @@ class OnnxRuntime:
         return self._fuse(MARGIN, texts, regions, F.pad(masks, (1, 0), value=True)).flatten().sigmoid()
 
     def _fuse(self, wanted: str, texts: PackedTexts, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """An output (B, S, ...) for texts, S of each of B images (B, K, D); ``mask`` (B, K) bool, None: they see all states."""
+        """Returns an output (B, S, ...) for S texts per image (B, K, D); ``mask`` (B, K) bool; None: texts see all states."""
         count = len(images)
         inputs = {
             TEXT_STATES: texts.padded().unflatten(0, (count, -1)),

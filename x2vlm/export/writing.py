@@ -1,4 +1,4 @@
-"""Exporting a model: its graphs, compared with torch before anything takes its place."""
+"""Exports a model: its graphs are compared with torch before the export is moved into place."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from x2vlm.saving import save_settings
 
 
 def export(model: Model, out: Path) -> About:
-    """Write a model as a folder of graphs in ONNX, which :func:`x2vlm.load` reads without its weights.
+    """Write a model as a folder of ONNX graphs, which :func:`x2vlm.load` can read without the weights.
 
     Args:
-        model: on the CPU, in float32; of a task with an export.
-        out: the folder, whose name ends with ``.onnx``.
+        model: on the CPU, in float32; its task must have an export.
+        out: the new folder, whose name ends with ``.onnx``.
 
     Raises:
-        UserError: the task has no export, a package is missing, the folder is there already or cannot be written, a part of the
-            network cannot be exported, or onnxruntime's results are not those of torch.
+        UserError: the task has no export, a package is missing, the folder already exists or cannot be written, a part of the
+            network cannot be exported, or onnxruntime's results differ from torch's.
     """
     out = expanded(out)
     _check(model, out)
@@ -44,13 +44,13 @@ def export(model: Model, out: Path) -> About:
             write_about(folder, about)
     except OSError as error:
         raise UserError(
-            f"{out}: cannot be written: {error.strerror or error}; give another place, or make room"
+            f"{out}: cannot be written: {error.strerror or error}; give another folder, or free some space"
         ) from None
     return about
 
 
 def describe(runtime: TorchRuntime) -> About:
-    """Description of an export of a network, without its files."""
+    """Returns the description of a network's export, without its files."""
     releases = {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")}
     patch_size, made_with = runtime.network.vision.patch_size, {"x2vlm": VERSION, **releases}
     return About(
@@ -59,7 +59,7 @@ def describe(runtime: TorchRuntime) -> About:
 
 
 def _check(model: Model, out: Path) -> None:
-    """Refuse what cannot be exported, before any work."""
+    """Reject what cannot be exported, before any work is done."""
     if model.settings.task not in EXPORTED_TASKS:
         raise UserError(
             f"export: {model.origin} is a model of task {model.settings.task}, which has no graphs; give one of task "
@@ -69,17 +69,17 @@ def _check(model: Model, out: Path) -> None:
     if out.suffix != SUFFIX:
         raise UserError(f"--out {out}: an export is a folder whose name ends with {SUFFIX}; give {out}{SUFFIX}")
     if out.exists():
-        raise UserError(f"--out {out}: is there already; remove it, or give another")
+        raise UserError(f"--out {out}: already exists; remove it, or give another folder")
 
 
 def _small(largest: dict[str, float], origin: str) -> dict[str, float]:
-    """The differences, none of which is above the tolerance.
+    """Returns the differences, after checking that each is within the tolerance.
 
     Raises:
-        UserError: one is.
+        UserError: a difference is above the tolerance.
     """
     for name, apart in largest.items():
-        if not apart <= TOLERANCE:  # NaN is no small difference
+        if not apart <= TOLERANCE:  # NaN also fails this comparison
             raise UserError(
                 f"export: {name} of {origin} differ by {apart:.1e} between torch and onnxruntime, more than {TOLERANCE:.0e}; "
                 "nothing was written: use the model with torch, or try another release of onnxruntime"

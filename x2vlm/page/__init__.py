@@ -1,1 +1,1 @@
-"""A page in the browser on which models are tried: ``python run.py serve``."""
+"""A web page for trying out models: ``python run.py serve``."""

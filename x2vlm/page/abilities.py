@@ -1,4 +1,4 @@
-"""What a page can ask of a model: from files and a text to lines and a picture. Nothing here knows of the page."""
+"""The requests that a page can send to a model: files and a text in, lines and a picture out. Independent of the page."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from x2vlm.search.index import ImageIndex
 
 MOST_TEXTS = 8
-"""Lines of a text box that are read."""
+"""Maximum number of lines that are read from a text box."""
 MOST_CHARACTERS = 2000
 HITS = 12
 OF_IMAGES = ("locate", "explain")
-"""Abilities that show a place in an image, which a video has not."""
+"""Abilities that point to a location in an image, which videos do not support."""
 
 
 class Picture(NamedTuple):
@@ -38,14 +38,14 @@ class Picture(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An answer as it is shown: lines of text, and pictures."""
+    """An answer for display: lines of text, and pictures."""
 
     lines: list[str]
     pictures: Sequence[Picture] = ()
 
 
 class TextBox(NamedTuple):
-    """A text box: its label, a text to begin with, and the lines that it shows."""
+    """A text box: its label, its initial text, and the number of lines that it shows."""
 
     label: str
     example: str = ""
@@ -53,14 +53,14 @@ class TextBox(NamedTuple):
 
 
 class Ability(NamedTuple):
-    """Something that a model can be asked on the page.
+    """A request that the page offers for a model.
 
     Attributes:
-        name: of its tab.
+        name: name of its tab.
         files: images (or videos) that it takes.
         texts: its text boxes.
-        pictures: whether it shows none, one or many.
-        ask: files and texts -> what is shown.
+        pictures: whether it shows no picture, one or several.
+        ask: maps files and texts to the answer that is shown.
     """
 
     name: str
@@ -71,18 +71,18 @@ class Ability(NamedTuple):
 
 
 def abilities_of(model: Model, index: ImageIndex | None = None) -> list[Ability]:
-    """Abilities of a model, in the order of :data:`~x2vlm.calls.CALLS`; with an ``index``, to search it first."""
+    """Returns the abilities of a model, in the order of :data:`~x2vlm.calls.CALLS`; with an ``index``, search is first."""
 
     def box(label: str, example: str, lines: int = 3) -> TextBox:
         return TextBox(label, example if _in_words_of(model, example) else "", lines)
 
-    sentence, phrases = box("a sentence", "a dog on a lawn"), box("phrases, one a line", "the dog")
+    sentence, phrases = box("a sentence", "a dog on a lawn"), box("phrases, one per line", "the dog")
     known = [
         Ability("caption", 1, [], "none", lambda files, texts: _caption(model, files)),
         Ability(
             "answer",
             1,
-            [box("questions, one a line", "what is this?")],
+            [box("questions, one per line", "what is this?")],
             "none",
             lambda files, texts: _answer(model, files, *texts),
         ),
@@ -90,14 +90,14 @@ def abilities_of(model: Model, index: ImageIndex | None = None) -> list[Ability]
         Ability(
             "match",
             1,
-            [box("sentences, one a line", "a dog on a lawn")],
+            [box("sentences, one per line", "a dog on a lawn")],
             "none",
             lambda files, texts: _match(model, files, *texts),
         ),
         Ability(
             "compare",
             int(getattr(model.network, "images", 2)) if model.takes("compare") else 2,
-            [box("statements about the images, one a line", "both images show a dog")],
+            [box("statements about the images, one per line", "both images show a dog")],
             "none",
             lambda files, texts: _compare(model, files, *texts),
         ),
@@ -111,10 +111,10 @@ def abilities_of(model: Model, index: ImageIndex | None = None) -> list[Ability]
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text box that are not empty.
+    """Returns the lines of a text box that are not empty.
 
     Raises:
-        UserError: there is none, or too much.
+        UserError: the text is empty or too long.
     """
     if len(text) > MOST_CHARACTERS:
         raise UserError(f"the text has {len(text):,} characters; give at most {MOST_CHARACTERS:,}")
@@ -127,7 +127,7 @@ def lines_of(text: str) -> list[str]:
 
 
 def drawn(panels: Sequence[Panel]) -> np.ndarray:
-    """Panels as a picture, (H, W, 3) uint8."""
+    """Draw panels as a picture, (H, W, 3) uint8."""
     with tempfile.TemporaryDirectory() as folder:
         return draw_sheet(Sheet("", "", panels), Path(folder, "sheet.png"))
 
@@ -170,7 +170,7 @@ def _compare(model: Model, files: Sequence[str], text: str) -> Answer:
 
 
 def _in_words_of(model: LoadedModel, text: str) -> bool:
-    """Whether the tokenizer of a model has the words of a text, and does not spell them: a model of drawn shapes knows no dog."""
+    """True if a model's tokenizer has the words of a text without spelling them: a model of drawn shapes does not know "dog"."""
     tokens = model.tokenizer.tokenize(text)
     return not model.text.unknown(text) and len(tokens) <= 1.5 * len(text.split())
 
@@ -180,11 +180,13 @@ def _explain(model: Model, files: Sequence[str], text: str) -> Answer:
     maps, picture = model.explain(files[0], sentence), model.read.picture(files[0])
     most = max(float(each.weights.max()) for each in maps) or 1.0
     pictures = [Picture(figures.overlaid(picture, each.weights / most), each.word) for each in maps]
-    return Answer(["Where the model looks for each word: from blue, nowhere, to red, the most of all words."], pictures)
+    return Answer(
+        ["Where the model looks for each word, from blue (low) to red (the highest value of all words)."], pictures
+    )
 
 
 def _searching(index: ImageIndex) -> Ability:
-    """To search an index; a model of task pretrain also finds the box."""
+    """Search an index; a model of task pretrain also finds the box."""
     example = "a dog on a lawn"
     texts = [TextBox("a sentence", example if _in_words_of(index.model, example) else "", 1)]
     if index.model.takes("locate"):
@@ -193,12 +195,12 @@ def _searching(index: ImageIndex) -> Ability:
 
 
 def _search(index: ImageIndex, text: str, phrase: str | None = None) -> Answer:
-    """The hits, with boxes where a phrase ("": the sentence) is to be found; None: without."""
+    """Returns the hits. If ``phrase`` is given, each has the box of the phrase ("": of the sentence); None: no boxes."""
     [sentence, *_] = lines_of(text)
     locate = phrase is not None and (lines_of(phrase)[0] if phrase.strip() else True)
     hits = index.search(sentence, top=HITS, locate=locate)
     if not hits:
-        return Answer(["no image is left of the index; its images have gone or changed"])
+        return Answer(["no image of the index is left; its images have been removed or changed"])
     named = [(hit, printed(hit.path.name, "utf-8")) for hit in hits]
     return Answer(
         [

@@ -1,4 +1,4 @@
-"""The page, in Gradio: a tab for each thing that the models can be asked."""
+"""The Gradio page: a tab for each request that the models support."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from x2vlm.page.abilities import Ability
 from x2vlm.page.limits import KEPT_S, RateLimit
 
 WAITING = 32
-"""Questions that wait for their turn, at most."""
+"""Maximum number of questions in the queue."""
 
 STYLE = """
 footer {display: none !important}
@@ -30,12 +30,12 @@ footer {display: none !important}
 .examples .grid-container {grid-template-columns: repeat(auto-fill, minmax(52px, 1fr)) !important}
 """
 BUTTONS = ["fullscreen", "download"]
-"""Buttons of a picture. Gradio's third, "share", sends it to a server."""
+"""Buttons of a picture. Gradio's third button, "share", sends the picture to a server."""
 
 
 @dataclass(frozen=True)
 class Tab:
-    """A tab: its title, what it asks, how its model reads files, the model's name, and files to try it with."""
+    """A tab: its title, its ability, how its model reads files, the model's name, and example files."""
 
     title: str
     ability: Ability
@@ -46,19 +46,21 @@ class Tab:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of each visitor for a minute."""
+    """Rate limits per visitor and minute."""
 
     questions: RateLimit
     files: RateLimit
 
 
 def gradio() -> Any:
-    """The package.
+    """Import and return gradio.
 
     Raises:
-        UserError: it is not installed.
+        UserError: gradio is not installed.
     """
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # Gradio has no argument for the check at its import
+    os.environ.setdefault(
+        "GRADIO_ANALYTICS_ENABLED", "False"
+    )  # the only way to disable the check that it makes when imported
     try:
         import gradio
     except ImportError:
@@ -81,7 +83,7 @@ def build(tabs: Sequence[Tab], per_minute: int, title: str) -> Any:
 
 
 def _add(gr: Any, tab: Tab, limits: Limits) -> None:
-    """Lay out a tab: files and texts on the left and the answer on the right; without files, the answer below."""
+    """Lay out a tab: files and texts on the left and the answer on the right; without files, the answer is below."""
     ability, files, texts = tab.ability, [], []
     with gr.Row() if ability.files else gr.Column():
         with gr.Column():
@@ -114,7 +116,7 @@ def _add(gr: Any, tab: Tab, limits: Limits) -> None:
 
 
 def _add_files(gr: Any, tab: Tab, limits: Limits) -> list[Any]:
-    """The files of a tab, each shown below, and examples to click."""
+    """Add the files of a tab, each with a preview, and examples to click."""
     name, kind = re.sub(r"\W+", "-", tab.title), "video" if tab.read.videos is not None else "image"
     many = tab.ability.files > 1
     files = [
@@ -144,7 +146,7 @@ def _add_files(gr: Any, tab: Tab, limits: Limits) -> list[Any]:
 
 
 def _chosen(gr: Any, examples: Sequence[Path]) -> Callable[..., Any]:
-    """Puts an example that was clicked into the first empty place for a file, or where there is none, into the last."""
+    """Put a clicked example into the first empty file slot or, if all are full, into the last."""
 
     def chosen(event: Any, *files: Any) -> Any:
         place = files.index(None) if None in files else len(files) - 1
@@ -156,14 +158,14 @@ def _chosen(gr: Any, examples: Sequence[Path]) -> Callable[..., Any]:
 
 
 def _preview(gr: Any, read: Reader, path: str | None) -> Any:
-    """A file that was uploaded, as a picture."""
+    """Returns a preview of an uploaded file."""
     if path is None:
         return gr.update(value=None, visible=False)
     return gr.update(value=read.picture(path), visible=True)
 
 
 def _ask(gr: Any, tab: Tab, *given: Any) -> Any:
-    """The values of the components that show an answer."""
+    """Returns the values of the components that show an answer."""
     ability = tab.ability
     files, texts = given[: ability.files], [text or "" for text in given[ability.files :]]
     if None in files:
@@ -181,7 +183,7 @@ def _ask(gr: Any, tab: Tab, *given: Any) -> Any:
 
 
 def _guarded(gr: Any, limit: RateLimit, work: Callable[..., Any]) -> Callable[..., Any]:
-    """``work`` with the limit of its client, whose mistakes are told in the page, without the folders of this machine."""
+    """Wrap ``work`` with its client's rate limit, and show user errors on the page without the paths of this machine."""
 
     def guarded(request: Any, *given: Any) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""Limits of the page's server: foreign hosts, large requests, and visitors who ask or upload too much are refused."""
+"""Limits of the page's server: it rejects foreign hosts, large requests, and visitors who ask or upload too much."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 from utils.errors import UserError
 
 CLIENTS = 10_000
-"""Clients that are remembered."""
+"""Maximum number of clients that are remembered."""
 KEPT_S = 3600
-"""Age at which the files of visitors are deleted, in seconds."""
+"""Age at which uploaded files are deleted, in seconds."""
 UPLOADED_BYTES = 2 * 1024**3
-"""Bytes of all uploads in :data:`KEPT_S`, and so of those that are on the disk."""
+"""Maximum size, in bytes, of all uploads within :data:`KEPT_S`, and therefore of the uploads on disk."""
 FORM_BYTES = 64 * 1024
-"""Bytes of an upload in addition to its file."""
+"""Bytes that an upload may have in addition to its file."""
 MESSAGE_BYTES = 1024**2
-"""Largest body of any other request, in bytes: a question has some texts and the names of uploaded files."""
+"""Largest body of any other request, in bytes: a question has a few texts and the names of uploaded files."""
 HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
-"""The header ``Host``: a name or an address, and maybe a port."""
+"""The header ``Host``: a name or an address, optionally followed by a port."""
 
 Message = MutableMapping[str, Any]
 Application = Callable[
@@ -32,11 +32,11 @@ Application = Callable[
 
 
 class RateLimit:
-    """Requests of each client in a minute.
+    """Limits the requests of each client per minute.
 
     Args:
-        per_minute: the most.
-        what: the requests, for the message.
+        per_minute: maximum number of requests.
+        what: name of the requests, for the message.
     """
 
     def __init__(self, per_minute: int, what: str = "questions"):
@@ -48,7 +48,7 @@ class RateLimit:
         """Count a request; ``now`` is in seconds.
 
         Raises:
-            UserError: the client has asked too often.
+            UserError: the client has made too many requests.
         """
         now = time.monotonic() if now is None else now
         with self._lock:
@@ -59,12 +59,12 @@ class RateLimit:
             while times and now - times[0] >= 60:
                 times.popleft()
             if len(times) >= self.per_minute:
-                raise UserError(f"{self.per_minute} {self.what} a minute; try again in {60 - (now - times[0]):.0f} s")
+                raise UserError(f"{self.per_minute} {self.what} per minute; try again in {60 - (now - times[0]):.0f} s")
             times.append(now)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or a name can be reached from this machine alone."""
+    """True if an address or a name can only be reached from this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -72,16 +72,16 @@ def is_loopback(host: str) -> bool:
 
 
 class HostCheck:
-    """Refuses requests whose ``Host`` is foreign. ASGI middleware.
+    """Rejects requests whose ``Host`` is foreign. ASGI middleware.
 
-    A web page of a stranger can have its own name point to the address of this server (DNS rebinding), and then read what the
-    server answers to the visitor's browser. Such a request has the stranger's name as its host.
+    A malicious web page can make its own host name resolve to the address of this server (DNS rebinding) and then read the
+    server's answers to the visitor's browser. Such a request has the malicious host name as its host.
 
     Args:
         app: the page.
         names: names of this server.
-        own_machine: the server listens on a loopback address; otherwise any IP address is accepted as a host, since no name can
-            be made to point to it.
+        own_machine: the server listens on a loopback address; otherwise any IP address is accepted as a host, since
+            DNS rebinding needs a name.
     """
 
     def __init__(self, app: Application, names: Collection[str], own_machine: bool):
@@ -89,7 +89,7 @@ class HostCheck:
         self.names = {name.lower() for name in names}
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
-        """Answer a request that is refused; pass on everything else."""
+        """Respond to a rejected request, and pass on all other requests."""
         if scope["type"] in ("http", "websocket"):
             hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
             if len(hosts) != 1 or not self.accepts(hosts[0]):
@@ -99,7 +99,7 @@ class HostCheck:
         await self.app(scope, receive, send)
 
     def accepts(self, header: str) -> bool:
-        """Whether a ``Host`` is one of this server's."""
+        """True if a ``Host`` belongs to this server."""
         match = HOST.fullmatch(header)
         host = match[1].strip("[]").lower() if match else ""
         if is_loopback(host) or host in self.names:
@@ -111,18 +111,18 @@ class HostCheck:
 
 
 class BodyLimit:
-    """Refuses requests with too large a body, by their header or while they are received. ASGI middleware.
+    """Rejects requests with too large a body, by their header or while the body is received. ASGI middleware.
 
     Args:
         app: the page.
-        file_bytes: of a file that is uploaded.
+        file_bytes: maximum size of an uploaded file.
     """
 
     def __init__(self, app: Application, file_bytes: int):
         self.app, self.file_bytes = app, file_bytes
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
-        """Answer a request that is refused; pass on everything else, and count the bytes of its body."""
+        """Respond to a rejected request; pass on all other requests, and count the bytes of their bodies."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -159,13 +159,13 @@ class BodyLimit:
 
 
 class UploadLimit:
-    """Refuses uploads before they are read: of a client that uploads too often, and all while the disk holds enough. ASGI
-    middleware, behind a :class:`BodyLimit`.
+    """Rejects uploads before they are read: from a client that uploads too often, and from every client while the disk holds
+    ``total_bytes``. ASGI middleware, behind a :class:`BodyLimit`.
 
     Args:
         app: the page.
-        per_minute: uploads of a client.
-        total_bytes: of all uploads within :data:`KEPT_S`.
+        per_minute: maximum number of uploads per client.
+        total_bytes: maximum size of all uploads within :data:`KEPT_S`.
     """
 
     def __init__(self, app: Application, per_minute: int, total_bytes: int = UPLOADED_BYTES):
@@ -174,7 +174,7 @@ class UploadLimit:
         self._taken: deque[tuple[float, int]] = deque()
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
-        """Answer an upload that is refused; hand on everything else."""
+        """Respond to a rejected upload, and pass on all other requests."""
         if _is_upload(scope):
             try:
                 self.count((scope.get("client") or ("",))[0], dict(scope["headers"]).get(b"content-length", b""))
@@ -184,10 +184,10 @@ class UploadLimit:
         await self.app(scope, receive, send)
 
     def count(self, client: str, length: bytes, now: float | None = None) -> None:
-        """Count an upload of a ``length``, as the header of its request says.
+        """Count an upload of ``length`` bytes, as given in the request's header.
 
         Raises:
-            UserError: it is refused.
+            UserError: the upload is rejected.
         """
         now = time.monotonic() if now is None else now
         self._rate.count(client, now)
@@ -206,7 +206,7 @@ def _is_upload(scope: Message) -> bool:
 
 
 async def _refuse(send: Any, status: int, said: str) -> None:
-    """Answer with one line, and close the connection, whose body is not read."""
+    """Send a one-line response, and close the connection without reading the body."""
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": said.encode()})

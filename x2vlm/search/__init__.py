@@ -1,4 +1,4 @@
-"""Images found by a sentence, and where in each of them the sentence is true."""
+"""Finds the images that a sentence describes, and where in each image the sentence applies."""
 
 CACHE_GB = 2.0
-"""Of the disk, at most, for what the vision encoder says of images that were re-ranked, unless a user says otherwise."""
+"""Default limit of the disk cache, in GB, for the vision encoder's output on re-ranked images."""

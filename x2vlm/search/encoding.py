@@ -1,4 +1,4 @@
-"""What a search asks of a model: tokens of images that can be kept, and how well a text fits them."""
+"""The model functions that a search needs: image tokens that can be cached, and how well a text fits them."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from x2vlm.runtime import Located
 
 
 class Encoder:
-    """A model of images with a contrastive and a matching head.
+    """An image model with a contrastive and a matching head.
 
     Attributes:
-        width: of embeddings.
-        weights: the hash of the model's weights.
-        token_shape: (1 + P, D), that of :meth:`tokens`.
+        width: size of the embeddings.
+        weights: hash of the model's weights.
+        token_shape: (1 + P, D), the shape returned by :meth:`tokens`.
 
     Raises:
-        UserError: the model is of another task, or one of videos.
+        UserError: the model is of another task, or is a video model.
     """
 
     def __init__(self, model: LoadedModel):
         if not model.takes("match"):
             raise UserError(
-                f"{model.origin} is a model of task {model.settings.task}, which compares no texts with images; load one of task "
-                "pretrain or retrieval"
+                f"{model.origin} is a model of task {model.settings.task}, which cannot compare texts with images; load one "
+                "of task pretrain or retrieval"
             )
         if model.read.videos is not None:
-            raise UserError(f"{model.origin} is a model of videos; an index is of images: give a model of images")
+            raise UserError(f"{model.origin} is a video model, but an index contains images: give an image model")
         assert isinstance(model.settings.model, AligningConfig)
         self.model, self.runtime = model, model.runtime
         self.width, self.weights = model.settings.model.embed_dim, self.runtime.weights
         self.token_shape = self.runtime.state_shape
 
     def tokens(self, image: Image) -> Tensor:
-        """The mean patch and the patches of an image, (1 + P, D) float32."""
+        """Returns the mean patch and the patches of an image, (1 + P, D) float32."""
 
         def encode(images: Sequence[Image]) -> list[Tensor]:
             return list(self.runtime.image_states(self.model.pixels(self.model.views(images))).float().cpu())
@@ -50,7 +50,7 @@ class Encoder:
         return self.model.run([image], encode)[0]
 
     def locate(self, tokens: Sequence[Tensor], text: str) -> Located:
-        """The box of a text in each of some images, and its score.
+        """Returns the box of a text in each of several images, and its score.
 
         Raises:
             UserError: the model has no box head.
@@ -69,7 +69,7 @@ class Encoder:
         return self.model.run([text], find)[0]
 
     def margins(self, tokens: Sequence[Tensor], text: str) -> np.ndarray:
-        """The log-odds that a text is about each of some images, given by their tokens; (images,) float32."""
+        """Returns the log-odds that a text is about each of several images, given by their tokens; (images,) float32."""
 
         def score(texts: Sequence[str]) -> list[np.ndarray]:
             stacked = torch.stack(list(tokens)).to(self.runtime.device)

@@ -11,7 +11,7 @@ from x2vlm.search.index import Hit, ImageIndex
 
 
 def panels_of(index: ImageIndex, hits: Sequence[Hit], heading: str = "") -> list[Panel]:
-    """A panel for each hit: the image with its box, if it has one, its sum, if it has one, probability and cosine; a ``heading``
+    """Returns a panel for each hit: the image, its box and sum if it has them, its probability and cosine, and a ``heading``
     above each."""
     above = (Line(heading),) if heading else ()
     panels = []

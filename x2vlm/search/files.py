@@ -1,10 +1,10 @@
-"""The files of an index of images: embeddings, mapped into memory, and the list of images.
+"""The files of an index of images: memory-mapped embeddings, and the list of images.
 
-A folder ``I`` has ``embeddings-N.npy`` (rows, E) float32, a row for each content; ``images-N.jsonl``, a line for each file:
-line n is an image with row n, and behind these come the copies; ``broken.jsonl``, the files that cannot be read; and
-``index.json``: the model, the folder, and N, how often the index was made. It is written last, so that whoever opens an index has
-a list and embeddings that belong together; it has their SHA-256, which are checked when an index is opened. While an index is
-made, parts of it are in ``I/parts``: an interrupted run continues from them.
+A folder ``I`` has ``embeddings-N.npy`` (rows, E) float32, with a row for each distinct content; ``images-N.jsonl``, with a line
+for each file: line n is an image with row n, and the copies follow after all images; ``broken.jsonl``, the files that cannot be
+read; and ``index.json``: the model, the folder, and N, the number of builds so far. ``index.json`` is written last, so that
+readers always see a list and embeddings that belong together; it contains their SHA-256, which are checked when an index is
+opened. While an index is being built, its parts are in ``I/parts``: an interrupted run continues from them.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from utils.files import check_regular, open_regular, parse_json, read_json, repl
 
 ABOUT, BROKEN, PARTS, LOCK = "index.json", "broken.jsonl", "parts", "lock"
 FORMAT = 3
-"""Increased when the files change."""
+"""Incremented when the file format changes."""
 WITHOUT_DIGESTS = 2
-"""An earlier format that is still read: it has no digests."""
+"""An earlier format that can still be read: it has no digests."""
 LENGTH_ERROR = 1e-2
-"""Largest distance of the length of an embedding from 1."""
+"""Maximum difference between the length of an embedding and 1."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class IndexedImage:
-    """A file of an index: its path below the indexed folder, its size and the time of its last change, by which it is known
-    again, the hash of its content, and the ``row`` of its embedding."""
+    """A file in an index: its path relative to the indexed folder, its size and modification time, which identify it, the hash of
+    its content, and the ``row`` of its embedding."""
 
     path: str
     bytes: int
@@ -50,9 +50,9 @@ class IndexedImage:
 
 @dataclass(frozen=True)
 class About:
-    """What an index is of: the images in ``folder``, embedded by ``model``, whose weights have the hash ``weights``; ``made``:
-    how often it was made, 0 while it is made for the first time; ``digests``: SHA-256 of the list and the embeddings by the name
-    of the file."""
+    """Description of an index of the images in ``folder``, embedded by ``model``, whose weights have the hash ``weights``.
+    ``made``: the number of builds so far, 0 during the first build; ``digests``: SHA-256 of the list and of the embeddings, by
+    file name."""
 
     folder: str
     model: str
@@ -63,16 +63,16 @@ class About:
     digests: Mapping[str, str] = field(default_factory=dict)
 
     def images_in(self, index: Path) -> Path:
-        """The list of images in the folder of the index."""
+        """Returns the path of the list of images in the index folder."""
         return index / f"images-{self.made}.jsonl"
 
     def embeddings_in(self, index: Path) -> Path:
-        """The embeddings in the folder of the index."""
+        """Returns the path of the embeddings in the index folder."""
         return index / f"embeddings-{self.made}.npy"
 
 
 def weights_hash(network: torch.nn.Module) -> str:
-    """A hash of all weights of a network: embeddings of two networks cannot be compared."""
+    """Returns a hash of all weights of a network; embeddings of different networks cannot be compared."""
     found = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(network.state_dict().items()):
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -81,35 +81,35 @@ def weights_hash(network: torch.nn.Module) -> str:
 
 
 def read_about(folder: Path) -> About:
-    """Description of an index.
+    """Read the description of an index.
 
     Raises:
-        UserError: there is no index, or it is of another version.
+        UserError: the index does not exist, or is of another version.
     """
     try:
         about = About(**read_json(folder / ABOUT))
         if type(about.made) is not int or not isinstance(about.folder, str) or not isinstance(about.digests, dict):
             raise TypeError("a value is of another type")
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder}: no index of images is there; make one with python run.py index") from None
+        raise UserError(f"{folder}: there is no index of images; make one with python run.py index") from None
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{folder / ABOUT} cannot be read ({error}); remove the folder and make the index again"
         ) from None
     if about.format not in (FORMAT, WITHOUT_DIGESTS):
         raise UserError(
-            f"{folder}: an index of format {about.format}, this version reads {FORMAT}; remove the folder and make it again"
+            f"{folder}: an index of format {about.format}, but this version reads {FORMAT}; remove the folder and make it again"
         )
     return about
 
 
 def write_about(folder: Path, about: About) -> None:
-    """Write what an index is of."""
+    """Write the description of an index."""
     _write(folder / ABOUT, [asdict(about)], indent=2)
 
 
 def read_images(path: Path) -> list[IndexedImage]:
-    """The files of an index, or of a part of one.
+    """Read the list of files of an index, or of a part of one.
 
     Raises:
         UserError: the list is damaged.
@@ -118,7 +118,7 @@ def read_images(path: Path) -> list[IndexedImage]:
 
 
 def read_lines(path: Path) -> list[bytes]:
-    """The lines of the list, a million of which take a second to parse; raises as :func:`read_images`."""
+    """Returns the unparsed lines of the list (parsing a million takes a second); raises like :func:`read_images`."""
     try:
         with open_regular(path) as file:
             return file.read().splitlines()
@@ -127,16 +127,16 @@ def read_lines(path: Path) -> list[bytes]:
 
 
 def check_digests(folder: Path, about: About) -> None:
-    """Check that the list and the embeddings of an index are as they were written. An old index has no digests: that is logged.
+    """Check that the list and the embeddings of an index are unchanged. An old index has no digests, which is logged.
 
-    This reads both files once, 1 GB for a million images with embeddings of 256 numbers.
+    This reads both files once: 1 GB for a million images with 256-dimensional embeddings.
 
     Raises:
         UserError: a file is damaged.
     """
     if about.format == WITHOUT_DIGESTS:
         logger.warning(
-            "%s: an older version made this index, without digests of its files: a flipped bit in them is not noticed; run "
+            "%s: an older version made this index without digests of its files, so corruption cannot be detected; run "
             "python run.py index again to add the digests",
             folder,
         )
@@ -148,11 +148,11 @@ def check_digests(folder: Path, about: About) -> None:
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}); make the index again") from None
         if digest != about.digests.get(path.name):
-            raise UserError(f"{path} is damaged: its bytes are not those that were written; make the index again")
+            raise UserError(f"{path} is damaged: its hash does not match the index; make the index again")
 
 
 def image_of(line: bytes, path: Path) -> IndexedImage:
-    """The file of a line; raises as :func:`read_images`."""
+    """Parse the file in a line; raises the same errors as :func:`read_images`."""
     try:
         return IndexedImage(**parse_json(line))
     except (ValueError, TypeError) as error:
@@ -170,7 +170,7 @@ def write_broken(folder: Path, broken: Iterable[tuple[str, str]]) -> None:
 
 
 def remove_others(folder: Path, about: About) -> None:
-    """Remove lists and embeddings of an index as it was before, and what a killed process has left."""
+    """Remove the lists and embeddings of earlier builds, and the leftovers of killed processes."""
     kept = about.images_in(folder), about.embeddings_in(folder)
     for pattern in ("images-*.jsonl", "embeddings-*.npy", ".*.tmp"):
         for path in folder.glob(pattern):
@@ -179,17 +179,17 @@ def remove_others(folder: Path, about: About) -> None:
 
 
 def open_embeddings(folder: Path, about: About, count: int) -> np.ndarray:
-    """(N, E) float32, mapped into memory.
+    """Returns the embeddings (N, E) float32, memory-mapped.
 
     Raises:
-        UserError: the file is damaged, or of another number of images.
+        UserError: the file is damaged, or does not match the number of images.
     """
     if not count:
         return np.zeros((0, about.width), np.float32)
     path = about.embeddings_in(folder)
     try:
         check_regular(path)
-        # Of a map that is read-only, torch makes no tensor without a warning; this one is never written either.
+        # torch warns about tensors over a read-only map; this map is writable, but never written.
         found = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}); make the index again") from None
@@ -204,7 +204,7 @@ def open_embeddings(folder: Path, about: About, count: int) -> np.ndarray:
 
 
 def write_part(folder: Path, number: int, images: Sequence[IndexedImage], embeddings: np.ndarray) -> None:
-    """Write a part of an index that is being made; the names of its two files have a digest of both."""
+    """Write a part of an index that is being built; the names of its two files contain a digest of both."""
     folder.mkdir(exist_ok=True)
     listed, array = "".join(map(_line, map(asdict, images))).encode("utf-8"), io.BytesIO()
     np.save(array, embeddings)
@@ -215,10 +215,10 @@ def write_part(folder: Path, number: int, images: Sequence[IndexedImage], embedd
 
 
 def read_part(path: Path) -> tuple[list[IndexedImage], np.ndarray]:
-    """The images and the embeddings of a part, by the path of its embeddings.
+    """Returns the images and the embeddings of a part, given the path of its embeddings.
 
     Raises:
-        UserError: it is not as it was written.
+        UserError: the part is damaged.
     """
     total = hashlib.sha256()
     try:
@@ -229,7 +229,7 @@ def read_part(path: Path) -> tuple[list[IndexedImage], np.ndarray]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
     if path.stem.partition("-")[2] != total.hexdigest():
-        raise UserError(f"{path} is not as it was written")
+        raise UserError(f"{path} is damaged: its hash does not match its name")
     return read_images(path.with_suffix(".jsonl")), np.load(path, mmap_mode="r", allow_pickle=False)
 
 

@@ -1,4 +1,4 @@
-"""An index of images, and the two stages of a search: cosine over all of them, then the matching head on the best."""
+"""An index of images, and the two stages of a search: cosine over all images, then the matching head on the best ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BLOCK = 1 << 17
-"""Images that are compared at a time, so that memory holds no score of each."""
+"""Images that are compared at a time, which bounds the memory for scores."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Hit:
     """An image that a search found.
 
     Attributes:
-        path: of the image.
+        path: path of the image.
         copies: files with the same content.
-        cosine: of image and text.
-        score: the probability that the text is about the whole image; None: it was not re-ranked.
-        sum: what ranks hits where the config of the model's run has ``evaluation.score: sum`` (:func:`x2vlm.matching.sums`);
-            None: it has not, or the hit was not re-ranked.
-        box: where the text is true, with the probability that it is about what the box shows; None: it was not asked for.
+        cosine: cosine between image and text.
+        score: the probability that the text is about the whole image; None: the hit was not re-ranked.
+        sum: the ranking score if the config of the model's run has ``evaluation.score: sum`` (:func:`x2vlm.matching.sums`);
+            None: the config does not have it, or the hit was not re-ranked.
+        box: where the text applies, with the probability that it is about the content of the box; None: no box was requested.
         content: hash of the file's content.
     """
 
@@ -56,13 +56,13 @@ class Hit:
     content: str = ""
 
     def numbers(self) -> dict[str, str]:
-        """Those of sum, probability and cosine that the hit has, to be printed, by their names."""
+        """Returns the hit's known values of sum, probability and cosine for printing, by name."""
         return numbers(self.score, self.cosine, self.sum)
 
 
 def nearest_rows(embeddings: np.ndarray, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows (k,) of embeddings (N, E) that have the greatest products with ``query`` (E,), and these (k,), the greatest first;
-    k = ``count``, if there are as many."""
+    """Returns the rows (k,) of the embeddings (N, E) with the largest products with ``query`` (E,), and the products (k,) in
+    descending order; k = min(``count``, N)."""
     vector, best, rows = torch.from_numpy(query), torch.zeros(0), torch.zeros(0, dtype=torch.int64)
     for start in range(0, len(embeddings), BLOCK):
         scores = torch.mv(torch.from_numpy(embeddings[start : start + BLOCK]), vector)
@@ -76,14 +76,14 @@ class ImageIndex:
     """An index that :meth:`x2vlm.Model.index` or ``run.py index`` made.
 
     Args:
-        folder: of the index.
-        model: that made it.
-        cache_gb: of the disk, at most, for what the vision encoder says of images that were re-ranked.
-        cache: folder for it; None: in the user's cache folder.
-        encoder: of the model, where there is one already.
+        folder: folder of the index.
+        model: the model that made the index.
+        cache_gb: maximum disk space for the vision encoder's output on re-ranked images.
+        cache: folder of this cache; None: in the user's cache folder.
+        encoder: an existing encoder of the model.
 
     Raises:
-        UserError: there is no index, it is not finished, damaged, or of another model.
+        UserError: the index does not exist, or is unfinished, damaged, or made by another model.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class ImageIndex:
         self.folder, self.model, self.encoder = Path(folder), model, encoder or Encoder(model)
         self.about = read_about(self.folder)
         if not self.about.made:
-            raise UserError(f"{folder}: the index is not finished; python run.py index goes on with it")
+            raise UserError(f"{folder}: the index is not finished; continue with python run.py index")
         if self.encoder.weights != self.about.weights:
             raise UserError(
-                f"{folder} was made by {self.about.model}, whose weights are not those of {model.origin}; index again"
+                f"{folder} was made by {self.about.model}, whose weights differ from {model.origin}; index again"
             )
         check_digests(self.folder, self.about)
         self._list = self.about.images_in(self.folder)
@@ -115,11 +115,11 @@ class ImageIndex:
         )
 
     def __len__(self) -> int:
-        """The number of different images."""
+        """Returns the number of distinct images."""
         return len(self.embeddings)
 
     def _count_rows(self) -> int:
-        """The copies stand behind the images, each of which has the row of its line."""
+        """Copies come after the images in the list; the row of an image is its line number."""
         low, high = 0, len(self._lines)
         while low < high:
             middle = (low + high) // 2
@@ -130,17 +130,17 @@ class ImageIndex:
         return image_of(self._lines[line], self._list)
 
     def search(self, text: str, *, top: int = 10, rerank: int = 64, locate: bool | str = False) -> list[Hit]:
-        """The images that a text is most likely about, the best first: by the matching head's probability, or by the sum if the
-        hits have one (see :class:`Hit`); those not re-ranked stand behind, by their cosines.
+        """Returns the images that the text most likely describes, best first: by the matching head's probability, or by the
+        sum if the hits have one (see :class:`Hit`); hits that were not re-ranked follow, by their cosines.
 
         Args:
             text: a sentence.
-            top: hits.
-            rerank: images, the best by cosine, that the matching head judges; 0: none.
-            locate: find the box in each hit where the text is true, or where this phrase is.
+            top: maximum number of hits.
+            rerank: number of images, the best by cosine, that the matching head scores; 0: none.
+            locate: in each hit, find the box where the text applies, or the box of this phrase.
 
         Raises:
-            UserError: nothing is left of the text; the model locates nothing.
+            UserError: the text is empty after cleaning, or the model has no box head.
         """
         rows, cosines = self.nearest(text, max(top, rerank))
         found = self._there(dict(zip(rows.tolist(), cosines.tolist(), strict=True)))
@@ -159,11 +159,11 @@ class ImageIndex:
         return [replace(hit, box=box) for hit, box in zip(best, boxes, strict=True)]
 
     def nearest(self, text: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (k,) of the images nearest to a text by cosine, and their cosines (k,); k = ``count``, if there are as many."""
+        """Returns the rows (k,) of the images nearest to a text by cosine, and their cosines (k,); k = min(``count``, images)."""
         return nearest_rows(self.embeddings, self.model.embed_texts(text)[0], count)
 
     def _there(self, cosines: dict[int, float]) -> dict[int, Hit]:
-        """The hits in rows of which a file still is as it was when it was indexed; the others are told."""
+        """Returns the hits for rows that still have an unchanged file; the others are logged."""
         hits = {}
         for row, cosine in cosines.items():
             paths = [path for path in map(self._unchanged, [self._image(row), *self._copies.get(row, ())]) if path]
@@ -171,7 +171,7 @@ class ImageIndex:
                 hits[row] = Hit(paths[0], tuple(paths[1:]), cosine, content=self._image(row).content)
         if gone := len(cosines) - len(hits):
             logger.warning(
-                "%s: %d of the nearest %d images have gone or changed and are left out; python run.py index updates the index",
+                "%s: %d of the nearest %d images are missing or have changed, and are skipped; update with python run.py index",
                 self.folder,
                 gone,
                 len(cosines),
@@ -179,7 +179,7 @@ class ImageIndex:
         return hits
 
     def _unchanged(self, image: IndexedImage) -> Path | None:
-        """The path of a file that has the size and the time of its last change that it had when it was indexed."""
+        """Returns the path of a file whose size and modification time are unchanged since it was indexed."""
         path = Path(self.about.folder) / image.path
         try:
             status = path.stat()
@@ -188,12 +188,12 @@ class ImageIndex:
         return path if (status.st_size, status.st_mtime_ns) == (image.bytes, image.changed_ns) else None
 
     def _margins(self, text: str, hits: Sequence[Hit]) -> Iterator[float]:
-        """The log-odds that the text is about each image."""
+        """Returns the log-odds that the text is about each image."""
         for part in self._batches(hits):
             yield from self.encoder.margins([self._tokens(hit) for hit in part], text).tolist()
 
     def _boxes(self, text: str, hits: Sequence[Hit]) -> Iterator[Box]:
-        """Where in each image the text is true."""
+        """Returns where in each image the text applies."""
         for part in self._batches(hits):
             boxes, scores = self.encoder.locate([self._tokens(hit) for hit in part], text)
             for hit, box, score in zip(part, boxes, scores, strict=True):
@@ -204,10 +204,10 @@ class ImageIndex:
         return (hits[start : start + size] for start in range(0, len(hits), size))
 
     def _tokens(self, hit: Hit) -> Tensor:
-        """The mean patch and the patches of an image, (1 + P, D) float32.
+        """Returns the mean patch and the patches of an image, (1 + P, D) float32.
 
-        Keys and values of the fusion are projected from them anew. On the disk these would take as much space for each layer,
-        twice.
+        The fusion encoder's keys and values are recomputed from them: caching keys and values would take twice as much disk space
+        for each layer.
         """
         shape = self.encoder.token_shape
         size = 4 * shape[0] * shape[1]
@@ -223,7 +223,7 @@ class ImageIndex:
 
     @cached_property
     def _copies(self) -> dict[int, list[IndexedImage]]:
-        """The copies of each image that has any."""
+        """Returns the copies of each image that has copies."""
         found: dict[int, list[IndexedImage]] = {}
         for line in range(len(self), len(self._lines)):
             copy = self._image(line)

@@ -1,4 +1,4 @@
-"""Making an index of the images in a folder: once for each content, in parts, and only what is new."""
+"""Builds an index of the images in a folder: embeds each distinct content once, in parts, and skips what is already indexed."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ if TYPE_CHECKING:
     from x2vlm.inputs import View
 
 PART = 512
-"""Images of a part, which is kept when the making is interrupted."""
+"""Images in a part; finished parts are kept if the build is interrupted."""
 
 
 logger = logging.getLogger(__name__)
 
 
 class _File(NamedTuple):
-    """A file, as it is known again: its path below the folder, its size, and the time of its last change."""
+    """The identity of a file: its path relative to the folder, its size, and its modification time."""
 
     path: str
     bytes: int
@@ -63,8 +63,8 @@ class _File(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What became of the files of a folder: different images, copies of these, files that cannot be read (each with its reason),
-    and how many images were embedded now."""
+    """The result of a build: the number of distinct images and of copies, the files that cannot be read (each with its reason),
+    and the number of newly embedded images."""
 
     images: int
     copies: int
@@ -73,7 +73,7 @@ class Made(NamedTuple):
 
 
 def index(model: LoadedModel, folder: str | Path, out: str | Path) -> ImageIndex:
-    """An index of all images in a folder and the folders in it; it is made in ``out``, or brought up to date. Raises as
+    """Build or update an index in ``out`` of all images in a folder and its subfolders. Raises the same errors as
     :func:`make`."""
     encoder = Encoder(model)
     make(encoder, Path(folder), Path(out))
@@ -81,22 +81,22 @@ def index(model: LoadedModel, folder: str | Path, out: str | Path) -> ImageIndex
 
 
 def make(encoder: Encoder, folder: Path, out: Path) -> Made:
-    """Index every image in ``folder`` and the folders in it, or bring an index up to date: what it has already is kept.
-    Videos are passed over.
+    """Index every image in ``folder`` and its subfolders. An existing index is updated: its embeddings are kept. Videos are
+    skipped.
 
     Raises:
-        UserError: there is no image; the index is of another model or folder, or cannot be written; another process makes it.
+        UserError: the folder has no image; the index belongs to another model or folder, or cannot be written; it is being built.
     """
     origin = Path(encoder.model.origin)
     source = os.path.realpath(origin) if origin.exists() else encoder.model.origin
     about = About(os.path.realpath(folder), source, encoder.weights, encoder.width)
     files = _files(folder)
     if not files:
-        raise UserError(f"{folder}: no image is in this folder; an index is of images, not of videos")
+        raise UserError(f"{folder}: there is no image in this folder; an index contains images, not videos")
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not (out / LOCK).exists():
-            _check_empty(out)  # before the lock is put into a folder of other files
+            _check_empty(out)  # before the lock file is created in a folder with other files
         with _alone(out):
             _check_empty(out)
             about = _continued(out, about)
@@ -111,7 +111,7 @@ def make(encoder: Encoder, folder: Path, out: Path) -> Made:
         raise
     except OSError as error:
         raise UserError(
-            f"{out}: cannot be written: {error.strerror or error}; give another folder, or make room"
+            f"{out}: cannot be written: {error.strerror or error}; give another folder, or free some space"
         ) from None
     return Made(images, len(files) - len(broken) - images, broken, parts.embedded)
 
@@ -122,14 +122,14 @@ def _files(folder: Path) -> list[_File]:
     found = []
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-            with suppress(FileNotFoundError):  # it has gone since it was listed
+            with suppress(FileNotFoundError):  # it was removed after it was listed
                 stat = path.stat()
                 found.append(_File(path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns))
     return found
 
 
 def _check_empty(out: Path) -> None:
-    """Refuse a folder with other files and no index."""
+    """Reject a folder that contains other files but no index."""
     others = (path.name for path in out.iterdir() if path.name != LOCK and not path.match(f".{ABOUT}.*.tmp"))
     if not (out / ABOUT).exists() and any(others):
         raise UserError(f"{out} holds other files; give an empty folder for the index")
@@ -137,7 +137,7 @@ def _check_empty(out: Path) -> None:
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Within, no other process makes the index; on disks without locks, nobody knows."""
+    """Inside the context, no other process builds the index; disks without locks cannot guarantee this."""
     check_regular(out / LOCK)
     with (out / LOCK).open("a") as file:
         try:
@@ -145,12 +145,12 @@ def _alone(out: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"{out}: another process is making this index; wait until it is done") from None
         except OSError as error:
-            logger.warning("%s: the disk has no locks (%s); make the index by one process alone", out, error.strerror)
+            logger.warning("%s: the disk has no locks (%s); make the index with only one process", out, error.strerror)
         yield
 
 
 def _continued(out: Path, about: About) -> About:
-    """``about`` with the number of the index that is there; refuse one of another model or folder."""
+    """Returns ``about`` with the build number of the existing index; rejects an index of another model or folder."""
     if not (out / ABOUT).exists():
         return about
     before = read_about(out)
@@ -158,24 +158,24 @@ def _continued(out: Path, about: About) -> About:
         raise UserError(f"{out} is an index of {before.folder}, not of {about.folder}; give another folder")
     if before.weights != about.weights:
         raise UserError(
-            f"{out} was made by {before.model}, whose weights are not those of {about.model}; give another folder"
+            f"{out} was made by {before.model}, whose weights differ from {about.model}; give another folder"
         )
     return replace(about, made=before.made, format=before.format, digests=before.digests)
 
 
 class _Parts:
-    """The embeddings that there are, of the index as it was and of parts that came since.
+    """The existing embeddings, from the previous index and from parts that were written since.
 
     Attributes:
-        contents: the hash of the content of each file that needs no reading.
-        embedded: images that were embedded now.
+        contents: the content hash of each file that does not have to be read.
+        embedded: number of newly embedded images.
     """
 
     def __init__(self, out: Path, about: About):
         self.out, self.about, self.embedded = out, about, 0
         self.contents: dict[_File, str] = {}
         self.places: dict[str, tuple[int, int]] = {}
-        """Number of the part, and row in it, of each content."""
+        """Returns the part number and the row in it for each content."""
         self.parts: list[np.ndarray] = []
         if about.made:
             try:
@@ -183,7 +183,7 @@ class _Parts:
                 images = read_images(about.images_in(out))
                 self._add(images, open_embeddings(out, about, 1 + max((image.row for image in images), default=-1)))
             except UserError as error:
-                logger.warning("%s: all images are embedded anew", error)
+                logger.warning("%s: all images are embedded again", error)
         for path in sorted((out / PARTS).glob("*.npy")):
             try:
                 self._add(*read_part(path))
@@ -199,7 +199,7 @@ class _Parts:
         self.parts.append(embeddings)
 
     def keep(self, contents: Sequence[tuple[_File, str]], embeddings: np.ndarray) -> None:
-        """Write a part: files with their contents, and the embeddings of those contents that are new, in their order."""
+        """Write a part: files with their content hashes, and the embeddings of new contents, in order."""
         rows: dict[str, int] = {}
         images = []
         for file, content in contents:
@@ -210,7 +210,7 @@ class _Parts:
         self.embedded += len(embeddings)
 
     def join(self, files: Sequence[_File]) -> int:
-        """Write the index of those files that could be read, and return the number of contents."""
+        """Write the index of the files that could be read, and return the number of distinct contents."""
         rows: dict[str, int] = {}
         first: list[IndexedImage] = []
         copies: list[IndexedImage] = []
@@ -231,13 +231,13 @@ class _Parts:
         write_images(about.images_in(self.out), [*first, *copies])
         digests[about.images_in(self.out).name] = digest_of(about.images_in(self.out))
         about = replace(about, digests=digests)
-        write_about(self.out, about)  # from here on the index is the new one
+        write_about(self.out, about)  # from this point on, the new index is valid
         remove_others(self.out, about)
         return len(rows)
 
 
 def _embed(model: LoadedModel, folder: Path, files: Sequence[_File], parts: _Parts) -> list[tuple[str, str]]:
-    """Embed what is not known yet; returns the files that cannot be read, each with its reason."""
+    """Embed everything that is not known yet; returns the files that cannot be read, each with its reason."""
     broken: list[tuple[str, str]] = []
     with progress_bar(total=len(files), desc="indexing", unit="image") as bar:
         for start in range(0, len(files), PART):

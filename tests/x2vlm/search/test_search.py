@@ -187,17 +187,17 @@ def test_what_is_no_index_or_one_of_another_model_is_refused_in_one_line(model, 
     for call, said in [
         (
             lambda: ImageIndex(tmp_path, model("pretrain")),
-            "no index of images is there; make one with python run.py index",
+            "there is no index of images; make one with python run.py index",
         ),
-        (lambda: ImageIndex(tmp_path / "index", model("retrieval")), "whose weights are not those of"),
-        (lambda: make(Encoder(model("retrieval")), photos, tmp_path / "index"), "whose weights are not those of"),
+        (lambda: ImageIndex(tmp_path / "index", model("retrieval")), "whose weights differ from"),
+        (lambda: make(Encoder(model("retrieval")), photos, tmp_path / "index"), "whose weights differ from"),
         (
             lambda: make(Encoder(model("pretrain")), tmp_path / "other", tmp_path / "index"),
             "is an index of .*photos, not of .*other",
         ),
         (lambda: make(Encoder(model("pretrain")), photos, photos), "holds other files; give an empty folder"),
-        (lambda: make(Encoder(model("pretrain")), tmp_path / "index", tmp_path / "x"), "no image is in this folder"),
-        (lambda: make(Encoder(model("captioning")), photos, tmp_path / "x"), "compares no texts with images"),
+        (lambda: make(Encoder(model("pretrain")), tmp_path / "index", tmp_path / "x"), "no image in this folder"),
+        (lambda: make(Encoder(model("captioning")), photos, tmp_path / "x"), "cannot compare texts with images"),
         (lambda: ImageIndex(tmp_path / "index", model("pretrain")).search(" . "), "has no word"),
     ]:
         with pytest.raises(UserError, match=said) as error:
@@ -402,7 +402,7 @@ def test_the_sheet_is_no_image_of_the_index_and_names_the_text_of_each_hit(run, 
     assert [[line.text for line in panel.above] for panel in under_text] == [["a star", hit.path.name] for hit in hits]
     shutil.rmtree(photos)
     assert main(["search", index, TEXT, "--save", str(tmp_path / "a.png")]) == 2
-    assert OneLine("images", "up to date") in capsys.readouterr().err.splitlines()
+    assert OneLine("images", "update the index") in capsys.readouterr().err.splitlines()
 
 
 def test_names_that_are_no_text_are_printed(run, photos, tmp_path, capfd, monkeypatch):
