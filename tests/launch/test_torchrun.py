@@ -52,7 +52,7 @@ from launch.clusters import place_of
 from launch.placement import Placement
 from launch.torchrun import processes_of, torchrun
 from utils.commands import call
-def launch(flags, command):
+def launch_job(flags, command):
     def start(*, placement: Placement = Placement()) -> int:
         place = place_of(placement, os.environ)
         return torchrun(place, processes_of(placement, place), command)
@@ -63,7 +63,7 @@ def launch(flags, command):
 def run_job(folder: Path, body: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Launch a script that has nothing but ``body``."""
     (folder / "Job.py").write_text(body)
-    call = f"import sys\n{LAUNCH}sys.exit(launch(sys.argv[2:], [sys.argv[1]]))"
+    call = f"import sys\n{LAUNCH}sys.exit(launch_job(sys.argv[2:], [sys.argv[1]]))"
     command = [sys.executable, "-c", call, str(folder / "Job.py"), *flags]
     kept = {name: value for name, value in os.environ.items() if name not in (*ALLOCATOR, "OMP_NUM_THREADS")}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=kept | environment)
@@ -90,7 +90,7 @@ def test_segments_grow_on_gpus_unless_the_user_has_set_up_the_allocator(tmp_path
     (tmp_path / "Job.py").write_text("import json, os; print(json.dumps(dict(os.environ)), flush=True)")
     call = (
         f"import json, os, sys\n{LAUNCH}before = dict(os.environ)\nfor flag, given in json.loads(sys.argv[2]):\n"
-        "    os.environ.clear()\n    os.environ.update(before | given)\n    launch([flag, '1'], [sys.argv[1]])"
+        "    os.environ.clear()\n    os.environ.update(before | given)\n    launch_job([flag, '1'], [sys.argv[1]])"
     )
     asked = json.dumps([[flag, given] for flag, given, _ in cases])
     command = [sys.executable, "-c", call, str(tmp_path / "Job.py"), asked]
@@ -140,7 +140,7 @@ def test_threads_are_shared_out_over_the_cores_of_this_process_and_not_of_the_ma
     done = run_job(tmp_path, body, "--cpu", "1", OMP_NUM_THREADS="3")
     assert done.stdout == "3\n"
     (tmp_path / "Launch.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{call}{LAUNCH}sys.exit(launch(['--cpu', '1'], [sys.argv[1]]))"
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{call}{LAUNCH}sys.exit(launch_job(['--cpu', '1'], [sys.argv[1]]))"
     )
     kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     command = [sys.executable, str(tmp_path / "Launch.py"), str(tmp_path / "Job.py")]
@@ -249,7 +249,7 @@ def test_a_node_that_waits_for_others_ends_on_a_signal(nodes, signum, status, tm
     script.write_text("")
     code = f"from launch import torchrun as t; t.UNHEARD_S = 0.5\n{LAUNCH}\n"
     code += "import sys, torch.distributed.run, launch.elastic\n"  # a slow import on some machines
-    code += "print(flush=True); sys.exit(launch(sys.argv[2:], [sys.argv[1]]))"
+    code += "print(flush=True); sys.exit(launch_job(sys.argv[2:], [sys.argv[1]]))"
     flags = ["--cpu", "1", *nodes, "--master", f"127.0.0.1:{free_port()}", *(["--resume"] if ":" in nodes[1] else [])]
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(script), *flags],
@@ -280,7 +280,7 @@ def stopped_job(folder: Path, name: str, status: int, ignored: bool = False) -> 
     script = folder / "rank.py"
     script.write_text(STOPPABLE.format(name="SIGTERM" if ignored else name, status=status))
     start = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" if ignored else ""
-    code = f"{start}{LAUNCH}\nimport sys; sys.exit(launch(sys.argv[2:], [sys.argv[1]]))"
+    code = f"{start}{LAUNCH}\nimport sys; sys.exit(launch_job(sys.argv[2:], [sys.argv[1]]))"
     command = [sys.executable, "-c", code, str(script), "--cpu", "1"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     ends = time.monotonic() + 60
