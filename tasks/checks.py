@@ -188,7 +188,7 @@ def answers_outside(
         "build the list from these answers (python -m tasks.answer_list --config FILE), or set evaluation.answers=null"
     )
     if without == total:
-        fact = f"none of the {total:,} answers is among the {len(candidates):,} of {path}, for example {examples}"
+        fact = f"none of the {total:,} answers is among the {len(candidates):,} of {path}, such as {examples}"
         return Finding("refused", key, fact, remedy)
-    fact = f"{without / total:.1%} of the {total:,} answers are not among the {len(candidates):,} of {path}, for example {examples}"
+    fact = f"{without / total:.1%} of the {total:,} answers are not among the {len(candidates):,} of {path}, such as {examples}"
     return Finding("warning", key, fact, f"they always count as wrong; {remedy}")

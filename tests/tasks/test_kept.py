@@ -87,7 +87,7 @@ def test_its_weights_are_evaluated_without_what_it_was_trained_with(data, run, t
     expected = without_guesses(json.loads((run / "evaluation.json").read_text()))
     options = vqa(data, f"init.checkpoint={run}")
     assert without_guesses(start(tmp_path / "elsewhere", "--evaluate", *options)) == expected
-    line = f"model.text.encoder: {run}/tokenizer, which the run keeps, stands for {data}/tokenizer"
+    line = f"model.text.encoder: using {run}/tokenizer, the copy kept by the run, instead of {data}/tokenizer"
     assert line in (tmp_path / "elsewhere" / "log.txt").read_text()
     shutil.copytree(run, tmp_path / "copy")
     assert without_guesses(start(tmp_path / "copy", "--evaluate", "--resume", *vqa(data))) == expected
