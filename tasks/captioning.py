@@ -81,7 +81,7 @@ class CaptioningTrainConfig(TrainConfig):
 class CaptioningConfig(MediaConfig):
     """A captioning run."""
 
-    task: Literal["captioning"] = Field("captioning", description="the task that the config is of")
+    task: Literal["captioning"] = Field("captioning", description="task of the config")
     loss: CaptioningLossConfig = CaptioningLossConfig()
     self_critical: SelfCriticalConfig = SelfCriticalConfig()
     data: CaptioningDataConfig

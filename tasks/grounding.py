@@ -33,7 +33,7 @@ class GroundingEvaluationConfig(HeldOutConfig[GroundingSplitConfig]):
 class GroundingConfig(FineTuneConfig):
     """A grounding run."""
 
-    task: Literal["grounding"] = Field("grounding", description="the task that the config is of")
+    task: Literal["grounding"] = Field("grounding", description="task of the config")
     data: GroundingDataConfig
     evaluation: GroundingEvaluationConfig
 

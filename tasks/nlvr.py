@@ -43,7 +43,7 @@ class NLVREvaluationConfig(HeldOutConfig[NLVRSplitConfig]):
 class NLVRConfig(FineTuneConfig):
     """A visual reasoning run."""
 
-    task: Literal["nlvr"] = Field("nlvr", description="the task that the config is of")
+    task: Literal["nlvr"] = Field("nlvr", description="task of the config")
     model: NLVRModelConfig
     data: NLVRDataConfig
     evaluation: NLVREvaluationConfig

@@ -32,7 +32,7 @@ HELD_OUT = "held-out"
 class PretrainConfig(RunConfig):
     """A pre-training run."""
 
-    task: Literal["pretrain"] = Field("pretrain", description="the task that the config is of")
+    task: Literal["pretrain"] = Field("pretrain", description="task of the config")
     model: PretrainModelConfig
     loss: LossWeights = LossWeights()
     data: DataConfig
@@ -42,7 +42,7 @@ class PretrainConfig(RunConfig):
     def _has_images(self) -> PretrainConfig:
         if self.data.images is None and self.data.regions is None and self.data.videos is None:
             raise ValueError(
-                "pre-training needs data.images, data.regions or data.videos: texts alone cannot be aligned with anything; add one"
+                "pre-training needs data.images, data.regions or data.videos, since texts alone align nothing; add one"
             )
         if (self.data.videos is None) != (self.model.vision.video is None):
             raise ValueError("data.videos and model.vision.video belong together: set both, or neither")

@@ -51,7 +51,7 @@ class RetrievalEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
 class RetrievalConfig(MediaConfig):
     """A retrieval run."""
 
-    task: Literal["retrieval"] = Field("retrieval", description="the task that the config is of")
+    task: Literal["retrieval"] = Field("retrieval", description="task of the config")
     model: AligningConfig
     data: RetrievalDataConfig
     evaluation: RetrievalEvaluationConfig

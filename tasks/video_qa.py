@@ -56,7 +56,7 @@ class VideoQAEvaluationConfig(MediaEvaluationConfig[VideoQuestionsConfig]):
 class VideoQAConfig(MediaConfig):
     """A video question answering run."""
 
-    task: Literal["video_qa"] = Field("video_qa", description="the task that the config is of")
+    task: Literal["video_qa"] = Field("video_qa", description="task of the config")
     model: VideoQAModelConfig
     data: VideoQADataConfig
     evaluation: VideoQAEvaluationConfig

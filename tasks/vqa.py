@@ -77,7 +77,7 @@ class VQAEvaluationConfig(HeldOutConfig[QuestionsConfig]):
 class VQAConfig(FineTuneConfig):
     """A question answering run."""
 
-    task: Literal["vqa"] = Field("vqa", description="the task that the config is of")
+    task: Literal["vqa"] = Field("vqa", description="task of the config")
     model: VQAModelConfig
     data: VQADataConfig
     optim: VQAOptimConfig
