@@ -38,7 +38,7 @@ def weighted_sum(losses: Losses, divisors: Mapping[str, Tensor]) -> tuple[Tensor
         ValueError: if a loss has no divisor, or a divisor has no loss.
     """
     if losses.keys() != divisors.keys():
-        raise ValueError(f"forward() gives the losses {list(losses)}, but counts() gives {list(divisors)}")
+        raise ValueError(f"forward() returns the losses {list(losses)}, but counts() returns {list(divisors)}")
     totals = torch.stack([loss.total for loss in losses.values()])
     averages = totals / torch.stack([divisors[name] for name in losses])
     weights = send(torch.tensor([loss.weight for loss in losses.values()]), averages.device)

@@ -117,7 +117,7 @@ def config_of(flags: RunFlags, task: str | None) -> str | None:
 
     saved = flags.output / CONFIG_FILE
     if not saved.is_file():
-        fact = f"its {CONFIG_FILE} {why_no_file(saved)}" if saved.exists() else f"holds no {CONFIG_FILE}"
+        fact = f"its {CONFIG_FILE} {why_no_file(saved)}" if saved.exists() else f"does not contain {CONFIG_FILE}"
         raise UserError(f"--output {flags.output} --resume: {fact}; give the folder of a run, or --config")
     return str(saved)
 

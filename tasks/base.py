@@ -288,7 +288,9 @@ def _initialise(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> se
     }
     for key, names in kept.items():
         if names:
-            logger.warning("optim.%s: %d tensors keep their random values, as %s; see init", key, len(names), names[0])
+            logger.warning(
+                "optim.%s: %d tensors keep their random values, such as %s; see init", key, len(names), names[0]
+            )
     return fresh_parameters(model, reports)
 
 
@@ -337,7 +339,7 @@ def _log_sizes(config: RunConfig, loader: BatchLoader, model: XVLM) -> None:
     plan = config.plan(distributed.world_size(), loader.epoch_size)
     train, ranks, accumulation = config.train, plan.ranks, plan.accumulation
     logger.info(
-        "records: %s; %d examples a step over all ranks; %d steps are %.1f epochs of %s",
+        "records: %s; %d examples per step over all ranks; %d steps are %.1f epochs of %s",
         ", ".join(f"{count} {name}" for name, count in loader.stream_sizes.items()),
         loader.examples_per_batch * ranks * accumulation,
         plan.steps,

@@ -92,7 +92,7 @@ class CaptioningConfig(MediaConfig):
     def _has_something_to_judge(self) -> CaptioningConfig:
         if self.train.objective == "self_critical" and self.init.checkpoint is None:
             raise ValueError(
-                "train.objective: self_critical is a second step; give init.checkpoint the folder of a captioning run"
+                "train.objective: self_critical is a second training stage; set init.checkpoint to the folder of a captioning run"
             )
         return self
 
@@ -101,7 +101,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
     """Model, data and evaluation of a captioning run."""
 
     measure = "CIDEr"
-    legend = "black: generated · grey: the first of the reference captions"
+    legend = "black: generated · grey: the first reference caption"
 
     def __init__(self, config: CaptioningConfig, parts: Parts[CaptioningModel, CaptioningBatches], held_out: HeldOut):
         super().__init__(config, parts, held_out)
@@ -135,7 +135,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
         """Check that self-critical training, which improves the captions of a model, starts from a captioning run."""
         if config.train.objective != "self_critical":
             return
-        remedy = "train.objective: self_critical is a second step; give init.checkpoint the folder of a captioning run"
+        remedy = "train.objective: self_critical is a second training stage; set init.checkpoint to the folder of a captioning run"
         if task not in (None, "captioning"):
             raise UserError(f"init.checkpoint: {weights} was written by a run of task {task}; {remedy}")
         if any(name.startswith(OF_PRE_TRAINING) for name in report.unused):

@@ -186,7 +186,7 @@ def _in_folder(argument: str, folder: Path) -> TaskSource:
     if spec is None or spec.origin is None or not file.samefile(spec.origin):
         other = _place_of(_spec_of(folder.name))
         raise UserError(
-            f"--task {argument}: Python imports another {folder.name!r} ({other}); rename the folder {folder}"
+            f"--task {argument}: Python imports a different {folder.name!r} ({other}); rename the folder {folder}"
         )
     return TaskSource(argument, folder.name, module, _beside(file))
 

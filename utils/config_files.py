@@ -107,7 +107,7 @@ def _read_with_bases(
     document = _read_yaml(path, own_places)
     absolute = Path(os.path.realpath(path))
     if absolute in chain:
-        raise ConfigError([f"{path}: base files form a circle: {' -> '.join(p.name for p in (*chain, path))}"])
+        raise ConfigError([f"{path}: base files form a cycle: {' -> '.join(p.name for p in (*chain, path))}"])
     bases = document.pop("base", [])
     if isinstance(bases, str):
         bases = [bases]
