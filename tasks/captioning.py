@@ -92,7 +92,7 @@ class CaptioningConfig(MediaConfig):
     def _has_something_to_judge(self) -> CaptioningConfig:
         if self.train.objective == "self_critical" and self.init.checkpoint is None:
             raise ValueError(
-                "train.objective: self_critical is a second training stage; set init.checkpoint to the folder of a captioning run"
+                "train.objective: self_critical is a second training stage; set init.checkpoint to a captioning run's folder"
             )
         return self
 
@@ -135,7 +135,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
         """Check that self-critical training, which improves the captions of a model, starts from a captioning run."""
         if config.train.objective != "self_critical":
             return
-        remedy = "train.objective: self_critical is a second training stage; set init.checkpoint to the folder of a captioning run"
+        remedy = "train.objective: self_critical is a second training stage; set init.checkpoint to a captioning run's folder"
         if task not in (None, "captioning"):
             raise UserError(f"init.checkpoint: {weights} was written by a run of task {task}; {remedy}")
         if any(name.startswith(OF_PRE_TRAINING) for name in report.unused):
