@@ -205,7 +205,7 @@ def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, flags: 
     evaluates_itself = flags.evaluate and flags.resume
     if evaluates_itself and checkpoint is None and not folder.best.is_file():
         raise UserError(
-            f"--evaluate --resume: {folder.path} does not contain weights; give the --output of a run that was trained"
+            f"--evaluate --resume: {folder.path} has no weights; give the --output of a run that was trained"
         )
     # With a checkpoint of the run itself, init is not needed, and an evaluation does not need training data.
     own = checkpoint is not None or evaluates_itself

@@ -148,7 +148,7 @@ def test_weights_are_refused_with_a_tokenizer_whose_ids_have_changed(how, data, 
         str(tmp_path / "run" / "tokenizer"),
         "2 of its",
         "'blue'",
-        "bring" if not started else "set",
+        "restore" if not started else "set",
     ):
         assert fact in message
     assert list((tmp_path / "run/checkpoints").iterdir()) and (tmp_path / "run/tokenizer/tokenizer.json").is_file()
