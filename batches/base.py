@@ -1,4 +1,4 @@
-"""What all micro-batches have, and what is done with any of them."""
+"""Base class of all micro-batches, and helpers that work on any of them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ B = TypeVar("B")
 TokenIds = Sequence[Sequence[int]]
 
 IGNORE = -100
-"""Label of a position that no loss counts."""
+"""Label of a position that every loss ignores."""
 
 
 class MicroBatch(NamedTuple):
-    """The size of one rank's micro-batch: examples of the leading stream, and the config key that sets their number."""
+    """Size of one rank's micro-batch: the number of examples of the main stream, and the config key that sets it."""
 
     key: str
     size: int
@@ -26,8 +26,8 @@ class MicroBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class BrokenRecord:
-    """A record that could not be used: the kind of its fault (``bad json``, ``missing key``, …), ``file:line``, and a message.
-    ``traceback``: of an unforeseen exception."""
+    """A record that could not be used: the kind of fault (``bad json``, ``missing key``, …), its ``file:line``, and a message.
+    ``traceback`` is set if the exception was unexpected."""
 
     kind: str
     place: str
@@ -36,7 +36,7 @@ class BrokenRecord:
 
 
 class RecordCount(NamedTuple):
-    """Records of a stream that were ``read`` for a batch, and those of them that an example was made of."""
+    """Number of records that were ``read`` from a stream for a batch, and how many of them became examples (``usable``)."""
 
     read: int
     usable: int
@@ -44,10 +44,10 @@ class RecordCount(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Base of all micro-batches: where their examples come from.
+    """Base class of all micro-batches, which records where the examples come from.
 
-    ``records``: the record of each example; ``broken``: records that were skipped while the batch was made; ``counts``: how many
-    records of each stream were read.
+    ``records``: the record of each example; ``broken``: records that were skipped while building the batch; ``counts``: how
+    many records of each stream were read.
     """
 
     records: tuple[str, ...] = ()
@@ -56,21 +56,21 @@ class Batch:
 
     @property
     def read(self) -> int:
-        """Number of records that were read, broken ones among them."""
+        """Number of records that were read, including broken ones."""
         return sum(count.read for count in self.counts.values())
 
     def pin_memory(self: B) -> B:
-        """A copy of the batch in page-locked memory (called by torch's ``DataLoader``)."""
+        """Returns a copy of the batch in page-locked memory (called by torch's ``DataLoader``)."""
         return map_tensors(self, lambda tensor: tensor.pin_memory())
 
 
 def to_device(batch: B, device: torch.device) -> B:
-    """A copy of the batch with every tensor on ``device``. Copies from pinned memory do not block."""
+    """Returns a copy of the batch with every tensor on ``device``. Copies from pinned memory do not block."""
     return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def map_tensors(value: Any, function: Any) -> Any:
-    """A copy of a batch, or of a part of it, whose tensors are replaced by ``function(tensor)``."""
+    """Returns a copy of a batch, or of a part of one, in which every tensor is replaced by ``function(tensor)``."""
     if isinstance(value, Tensor):
         return function(value)
     if is_dataclass(value) and not isinstance(value, type):

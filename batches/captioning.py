@@ -1,4 +1,4 @@
-"""The batches of captioning."""
+"""Batches for captioning."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from utils.sequences import stack_rows
 class LeftToRightText:
     """Texts under a causal mask, with [MASK] tokens where the model predicts a word (captioning).
 
-    A [MASK] stands before each token to predict. It shares the token's position and attends to itself and the tokens before it;
-    no other token attends to it (X²-VLM, section 4.3, after Zeng and Nie). Training and generation so predict a word alike.
+    A [MASK] is inserted before each token to predict. It shares that token's position and attends to itself and to the tokens
+    before it; no other token attends to it (X²-VLM, section 4.3, following Zeng and Nie). This way, words are predicted in
+    training exactly as in generation.
 
-    ``ids`` (N, L) int64. ``mask`` (N, L, L) bool: first L = the token that attends. ``positions`` (N, L) int64 from 0.
-    ``places`` (N, W) int64: indices of the [MASK]s, 0 where unused. ``labels`` (N, W) int64: the tokens to predict,
+    ``ids`` (N, L) int64. ``mask`` (N, L, L) bool: the first L is the token that attends. ``positions`` (N, L) int64, starting
+    at 0. ``places`` (N, W) int64: indices of the [MASK] tokens, 0 where unused. ``labels`` (N, W) int64: the tokens to predict,
     :data:`IGNORE` where unused.
     """
 
@@ -31,10 +32,10 @@ class LeftToRightText:
 
     @staticmethod
     def of(texts: TokenIds, targets: TokenIds, mask_id: int, pad_id: int) -> LeftToRightText:
-        """The batch of ``texts`` (token ids) and ``targets``: ascending indices of the tokens to predict in each text."""
+        """Builds the batch from ``texts`` (token ids) and ``targets``, ascending indices of the tokens to predict per text."""
         ids, positions, places, labels = [], [], [], []
         for text, indices in zip(texts, targets, strict=True):
-            # Pairs (index, is it the token?): a [MASK] sorts before the token of the same index.
+            # Pairs (index, is_token): a [MASK] sorts before the token with the same index.
             order = sorted([*((index, 1) for index in range(len(text))), *((index, 0) for index in indices)])
             ids.append([text[index] if is_token else mask_id for index, is_token in order])
             positions.append([index for index, _ in order])
@@ -56,7 +57,7 @@ class LeftToRightText:
 
 @dataclass(frozen=True)
 class CaptioningBatch(Batch):
-    """Images with one caption each. ``pixels`` (N, 3, H, W) uint8; ``references``: all captions of each image, unedited;
+    """Images with one caption each. ``pixels`` (N, 3, H, W) uint8; ``references``: all captions of each image, unmodified;
     ``valid`` (N,) bool: examples that count."""
 
     pixels: Tensor

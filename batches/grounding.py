@@ -1,4 +1,4 @@
-"""The batches of grounding."""
+"""Batches for grounding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from batches.texts import Text
 
 @dataclass(frozen=True)
 class GroundingBatch(Batch):
-    """Phrases with the box they refer to. ``pixels`` (N, 3, H, W) uint8; ``boxes_cxcywh`` (N, 4) float32: centre and size
+    """Phrases with the boxes they refer to. ``pixels`` (N, 3, H, W) uint8; ``boxes_cxcywh`` (N, 4) float32: centre and size
     relative to the image; ``valid`` (N,) bool: examples that count."""
 
     pixels: Tensor

@@ -1,4 +1,4 @@
-"""What models return: losses as sums, and the size of a step."""
+"""Return types of models: losses as sums, and the size of a step."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from utils.accelerator import send
 
 
 class Term(NamedTuple):
-    """One loss before division. ``total``: scalar sum over the examples or tokens that count; ``weight``: its factor in equation
-    6 (:func:`weighted_sum`)."""
+    """One loss before it is averaged. ``total``: scalar sum over the examples or tokens that count; ``weight``: factor of the
+    loss in equation 6 (:func:`weighted_sum`)."""
 
     total: Tensor
     weight: float
@@ -27,18 +27,18 @@ def weighted_sum(losses: Losses, divisors: Mapping[str, Tensor]) -> tuple[Tensor
     """Equation 6: the loss of a step is the sum of weight * total / divisor over all losses.
 
     Args:
-        losses: of a micro-batch.
-        divisors: for each loss, how many examples or tokens count: the model's ``counts(batch)``, summed over the ranks and
-            micro-batches of the step, at least 1.
+        losses: losses of a micro-batch.
+        divisors: for each loss, the number of examples or tokens that count, which is the model's ``counts(batch)`` summed over
+            the ranks and micro-batches of the step; at least 1.
 
     Returns:
-        The divided losses, (K,) for K losses, and their weighted sum, a scalar.
+        The averaged losses, (K,) for K losses, and their weighted sum, a scalar.
 
     Raises:
-        ValueError: if a loss has no divisor, or the other way round.
+        ValueError: if a loss has no divisor, or a divisor has no loss.
     """
     if losses.keys() != divisors.keys():
-        raise ValueError(f"forward() gives the losses {list(losses)}, but counts() gives {list(divisors)}")
+        raise ValueError(f"forward() returns the losses {list(losses)}, but counts() returns {list(divisors)}")
     totals = torch.stack([loss.total for loss in losses.values()])
     averages = totals / torch.stack([divisors[name] for name in losses])
     weights = send(torch.tensor([loss.weight for loss in losses.values()]), averages.device)
@@ -47,8 +47,9 @@ def weighted_sum(losses: Losses, divisors: Mapping[str, Tensor]) -> tuple[Tensor
 
 @dataclass(frozen=True)
 class Work:
-    """Size of a step: ``samples``, the examples that count; ``images``, frames included; ``tokens``, without padding and masked
-    copies; ``flops`` forward and backward (:mod:`models.core.flops`). NaN: unknown before the step, or not counted."""
+    """Size of a step. ``samples``: examples that count; ``images``: images, including frames; ``tokens``: tokens, excluding
+    padding and masked copies; ``flops``: forward and backward (:mod:`models.core.flops`). NaN if unknown before the step, or if
+    not counted."""
 
     samples: float = 0
     images: float = 0

@@ -1,4 +1,4 @@
-"""The batches of visual reasoning about several images."""
+"""Batches for visual reasoning about several images."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from batches.texts import Text
 
 @dataclass(frozen=True)
 class StatementBatch(Batch):
-    """Statements about K images, mostly two. ``pixels`` (K N, 3, H, W) uint8: all first (left) images, then all second (right)
-    ones; ``label`` (N,) int64: 1 = true or entailed; ``valid`` (N,) bool: examples that count."""
+    """Statements about K images, usually two. ``pixels`` (K N, 3, H, W) uint8: all first (left) images, then all second (right)
+    images; ``label`` (N,) int64: 1 = true or entailed; ``valid`` (N,) bool: examples that count."""
 
     pixels: Tensor
     text: Text

@@ -1,4 +1,4 @@
-"""The batches of pre-training, one for each stream."""
+"""Batches for pre-training, one type per stream."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class VideoTextBatch:
 
 @dataclass(frozen=True)
 class RegionBatch:
-    """Texts of regions, objects or whole images that share I images (one backbone pass per image, section 3.2).
+    """Texts about regions, objects or whole images, and the I images they share (one backbone pass per image, section 3.2).
 
-    ``pixels`` (I, 3, H, W) uint8 (or float, normalised). ``image_index`` (R,) int64 into I: **ascending**, so that the regions
-    of an image are neighbours. ``patch_mask`` (R, P) bool: the patches of each region, row-major, at least one.
-    ``boxes_cxcywh`` (R, 4) float32: centre and size relative to the image. ``is_image`` (R,) bool: the text describes the whole
-    image, and the box loss leaves it out. ``valid`` (R,) bool: examples that count.
+    ``pixels`` (I, 3, H, W) uint8 (or float, normalised). ``image_index`` (R,) int64, the image of each region: **ascending**, so
+    that the regions of an image are adjacent. ``patch_mask`` (R, P) bool: the patches of each region, row-major, at least one.
+    ``boxes_cxcywh`` (R, 4) float32: centre and size relative to the image. ``is_image`` (R,) bool: True if the text describes the
+    whole image, in which case the box loss ignores it. ``valid`` (R,) bool: examples that count.
     """
 
     pixels: Tensor
@@ -68,8 +68,8 @@ class TranslationBatch:
 
 @dataclass(frozen=True)
 class PretrainBatch(Batch):
-    """One micro-batch of every stream of pre-training; None for a stream that the run does not have. ``unmatched``: names of the
-    streams without matching loss in this step, equal on all ranks."""
+    """One micro-batch of every pre-training stream, None for streams that the run does not use. ``unmatched``: names of the
+    streams without a matching loss in this step; the same on all ranks."""
 
     images: ImageTextBatch | None
     regions: RegionBatch | None
@@ -79,7 +79,7 @@ class PretrainBatch(Batch):
     unmatched: tuple[str, ...] = ()
 
     def streams(self) -> dict[str, Any]:
-        """The batch of each stream of the run, by the name of the stream."""
+        """Returns the batches of the streams in use, keyed by stream name."""
         batches = {
             "images": self.images,
             "regions": self.regions,

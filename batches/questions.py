@@ -1,4 +1,4 @@
-"""The batches of question answering, about images or videos."""
+"""Batches for question answering about images or videos."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from batches.texts import Text
 @dataclass(frozen=True)
 class QuestionBatch(Batch):
     """Questions about images, with answers. ``pixels`` (I, 3, H, W) uint8; ``text``: N questions; ``answers``: A answers with
-    [CLS] and [SEP]; ``question_of_answer`` (A,) int64 into N; ``weights`` (A,) float32: weights of the answers' losses;
-    ``valid`` (N,) bool: questions that count; ``image_of_question`` (N,) int64 into I, None: question n asks about image n."""
+    [CLS] and [SEP]; ``question_of_answer`` (A,) int64: index of each answer's question; ``weights`` (A,) float32: weights of the
+    answers' losses; ``valid`` (N,) bool: questions that count; ``image_of_question`` (N,) int64: index of each question's image;
+    if None, question n is about image n."""
 
     pixels: Tensor
     text: Text
@@ -29,8 +30,9 @@ class QuestionBatch(Batch):
 class ClassifiedBatch(Batch):
     """Questions about images or videos, with answers as classes. ``pixels`` (I, 3, H, W) or (I, F, 3, H, W) uint8; ``text``: N
     questions; ``labels`` (A,) int64: index of each answer in the candidate list, :data:`IGNORE` if it is not in the list;
-    ``question_of_answer`` (A,) int64 into N; ``weights`` (A,) float32: weights of the answers' losses; ``valid`` (N,) bool:
-    questions that count; ``image_of_question`` (N,) int64 into I, None: question n asks about image or video n."""
+    ``question_of_answer`` (A,) int64: index of each answer's question; ``weights`` (A,) float32: weights of the answers' losses;
+    ``valid`` (N,) bool: questions that count; ``image_of_question`` (N,) int64: index of each question's image or video; if
+    None, question n is about image or video n."""
 
     pixels: Tensor
     text: Text

@@ -1,4 +1,4 @@
-"""The batches of retrieval."""
+"""Batches for retrieval."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from batches.texts import Text
 
 @dataclass(frozen=True)
 class RetrievalBatch(Batch):
-    """Image-text pairs of retrieval. ``pixels`` (N, 3, H, W) uint8, of videos (N, F, 3, H, W); ``group`` (N,) int64: equal
-    exactly for captions of one image, which are positives of each other; ``valid`` (N,) bool: examples that count."""
+    """Image-text or video-text pairs for retrieval. ``pixels`` (N, 3, H, W) uint8 for images, (N, F, 3, H, W) for videos;
+    ``group`` (N,) int64: equal if and only if two captions belong to the same image, which makes them positives of each other;
+    ``valid`` (N,) bool: examples that count."""
 
     pixels: Tensor
     text: Text

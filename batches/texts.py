@@ -9,8 +9,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Text:
-    """Texts padded on the right to the longest of the batch: ``ids`` (N, L) int64; ``mask`` (N, L) bool, True = token.
-    ``tokens``: number of tokens in all texts, or a little more; None: the host does not know it."""
+    """Texts, right-padded to the longest text of the batch. ``ids`` (N, L) int64; ``mask`` (N, L) bool, True = token.
+    ``tokens``: total number of tokens, or a slightly larger number; None if the host does not know it."""
 
     ids: Tensor
     mask: Tensor
@@ -19,13 +19,13 @@ class Text:
 
 @dataclass(frozen=True)
 class MaskedText:
-    """Texts and a masked copy of each (X²-VLM, section 3.3, eq. 3), padded on the right to the longest of the batch.
+    """Texts and a masked copy of each (X²-VLM, section 3.3, eq. 3), right-padded to the longest text of the batch.
 
     ``ids`` (N, L) int64: token ids. ``mask`` (N, L) bool: True = token, False = padding; every text has at least one token.
-    ``masked_ids`` (N, L) int64: the ids after masking. ``positions`` (N, W) int64: masked positions, unused ones last and 0.
-    ``labels`` (N, W) int64: the original ids; :data:`IGNORE` where unused, and everywhere in examples that do not count.
-    ``text_id`` (N,) int64: equal exactly for equal texts. ``tokens``, ``masked``: number of tokens and of masked tokens in all
-    texts, or a little more; None: unknown to the host. With them, no step waits for a GPU to count.
+    ``masked_ids`` (N, L) int64: the ids after masking. ``positions`` (N, W) int64: masked positions, padded with zeros at the
+    end. ``labels`` (N, W) int64: the original ids; :data:`IGNORE` in padding, and everywhere in examples that do not count.
+    ``text_id`` (N,) int64: equal if and only if the texts are equal. ``tokens``, ``masked``: total number of tokens and of masked
+    tokens, or slightly larger numbers; None if the host does not know them. Knowing them saves each step a device sync.
     """
 
     ids: Tensor
@@ -38,9 +38,9 @@ class MaskedText:
     masked: int | None = None
 
     def plain(self) -> Text:
-        """The unmasked texts."""
+        """Returns the unmasked texts."""
         return Text(self.ids, self.mask, self.tokens)
 
     def masked_copy(self) -> Text:
-        """The masked copies."""
+        """Returns the masked copies."""
         return Text(self.masked_ids, self.mask, self.tokens)

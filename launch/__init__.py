@@ -1,1 +1,1 @@
-"""Starts a run: on this machine, on many nodes whose launcher or scheduler is recognised, or as a job of SLURM."""
+"""Starts a run on this machine, on several nodes whose launcher or scheduler is recognised, or as a SLURM job."""

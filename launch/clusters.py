@@ -1,8 +1,8 @@
-"""Where a job runs, as variables of a process tell it: torchrun, PyTorchJob and TrainJob on Kubernetes, SLURM.
+"""Detects where a job runs from environment variables: torchrun, PyTorchJob and TrainJob on Kubernetes, or SLURM.
 
-Sources of the names: torchrun's manual (``LOCAL_RANK`` and so on for ranks, ``PET_*`` for its flags); Kubeflow's training
-operator (``pkg/controller.v1/pytorch``: envvar.go, elastic.go) and trainer (``pkg/runtime/framework/plugins/torch``); the manual
-of srun.
+Sources of the variable names: torchrun's manual (``LOCAL_RANK`` and so on for ranks, ``PET_*`` for its flags); Kubeflow's
+training operator (``pkg/controller.v1/pytorch``: envvar.go, elastic.go) and trainer (``pkg/runtime/framework/plugins/torch``);
+and srun's manual.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from utils.flags import WrongValueError
 from utils.rank_variables import Variables, is_rank
 
 PORT = 29500
-"""Port of node 0 where nothing else is said: torchrun's."""
+"""Default port of node 0; the same as torchrun's."""
 
 SLURM_PORTS = range(15000, 25000)
-"""Ports of SLURM jobs, by their numbers, so that two jobs on one node have two; below those that the kernel gives out."""
+"""Ports for SLURM jobs, chosen by job ID so that two jobs on one node use different ports. They are below the kernel's ephemeral
+ports."""
 
 
 class Rank(NamedTuple):
-    """This process is a rank: its number, its number on its node, and the number of all ranks; ``bound``: it may see its own GPU
-    alone."""
+    """Rank of this process: the global rank, the local rank, and the number of ranks. ``bound``: True if the process may see only
+    its own GPU."""
 
     number: int
     local: int
@@ -39,13 +40,13 @@ class Place:
     """Where a job runs.
 
     Attributes:
-        name: who started this process, for messages.
-        nodes: of the job.
-        node_rank: number of this node; None: the nodes number themselves.
-        master: HOST:PORT of node 0, or of the rendezvous; None: one node, which needs none.
-        processes: on this node; None: one a GPU, or one.
-        max_restarts: failures after which an elastic job ends; None: the default.
-        rank: this process as a rank; None: it starts the ranks of its node.
+        name: what started this process, for messages.
+        nodes: number of nodes of the job.
+        node_rank: rank of this node; None if the rendezvous assigns it.
+        master: HOST:PORT of node 0 or of the rendezvous; None for a single node, which does not need an address.
+        processes: processes on this node; None for one per GPU, or one without a GPU.
+        max_restarts: number of failures after which an elastic job ends; None for the default.
+        rank: rank of this process; None if this process starts the ranks of its node.
     """
 
     name: str
@@ -67,15 +68,15 @@ class Place:
 
     @property
     def first(self) -> bool:
-        """Whether this process speaks for the job."""
+        """True if this process prints messages on behalf of the whole job."""
         return self.rank.number == 0 if self.rank is not None else not self.node_rank
 
 
 def recognise(environment: Mapping[str, str]) -> Place | None:
-    """The place that the environment of this process describes; None if it describes none.
+    """Returns the place that the environment of this process describes, or None if it does not describe one.
 
     Raises:
-        UserError: if a variable has no valid value, or one is missing.
+        UserError: if a variable is invalid or missing.
     """
     variables = Variables(environment)
     if is_rank(environment):
@@ -91,10 +92,10 @@ def recognise(environment: Mapping[str, str]) -> Place | None:
 
 
 def place_of(placement: Placement, environment: Mapping[str, str]) -> Place:
-    """The place of a job: its flags, and for what they leave open, the environment.
+    """Returns the place of a job, from its flags and, where they are not given, from the environment.
 
     Raises:
-        UserError: if flags contradict the environment, or the address of node 0 or the number of this node is missing.
+        UserError: if flags contradict the environment, or the address of node 0 or the rank of this node is missing.
     """
     if placement.master is not None and not is_rank(environment):
         nodes, rank = placement.nodes or ONE_NODE, placement.node_rank
@@ -102,7 +103,7 @@ def place_of(placement: Placement, environment: Mapping[str, str]) -> Place:
             rank = there.node_rank
         if rank is None and not nodes.elastic and nodes.most > 1:
             raise UserError(
-                f"--nodes {nodes}: give --node-rank R too, the number of this node, from 0 to {nodes.most - 1}"
+                f"--nodes {nodes}: also give --node-rank R, the rank of this node, from 0 to {nodes.most - 1}"
             )
         return Place("flags", nodes, None if nodes.elastic else rank or 0, placement.master)
     place = recognise(environment)
@@ -115,26 +116,27 @@ def place_of(placement: Placement, environment: Mapping[str, str]) -> Place:
         if value is None:
             continue
         if place.rank is not None:
-            raise UserError(f"{flag} {value}: this process is already a rank ({place}); leave out {flag}")
+            raise UserError(f"{flag} {value}: this process is already a rank ({place}); remove {flag}")
         if flag in ("--nodes", "--node-rank") and value != getattr(place, flag[2:].replace("-", "_")):
-            raise UserError(
-                f"{flag} {value}: this process was started as {place}; leave out {flag}, or give --master too"
-            )
+            raise UserError(f"{flag} {value}: this process was started as {place}; remove {flag}, or give --master too")
     return place
 
 
 def nodes_left_out(environment: Mapping[str, str]) -> str | None:
-    """The line for a SLURM job of several nodes in which this process was not started by srun; None elsewhere."""
+    """Returns a warning if this process runs in a SLURM job with several nodes but was not started by srun, otherwise None."""
     variables = Variables(environment)
     if not variables.has("SLURM_JOB_ID", "SLURM_NNODES") or variables.has("SLURM_STEP_ID"):
         return None
     if (nodes := variables.number("SLURM_NNODES", least=1)) == 1:
         return None
-    return f"SLURM job {variables.text('SLURM_JOB_ID')} has {nodes} nodes, and this run is on one: start it by srun to use all"
+    return (
+        f"SLURM job {variables.text('SLURM_JOB_ID')} has {nodes} nodes, but this run uses only one; start it with srun to use "
+        "all of them"
+    )
 
 
 def _of_torchrun(variables: Variables) -> Place:
-    """A rank, of torchrun or another launcher that sets the same."""
+    """The place of a rank that was started by torchrun, or by another launcher that sets the same variables."""
     ranks = variables.number("WORLD_SIZE", least=1)
     number = variables.index("RANK", count=ranks, of="ranks")
     rank = Rank(number, variables.index("LOCAL_RANK", count=ranks, of="ranks"), ranks)
@@ -143,7 +145,7 @@ def _of_torchrun(variables: Variables) -> Place:
 
 
 def _of_torchruns_flags(variables: Variables) -> Place:
-    """A node whose torchrun would get its flags as ``PET_*`` variables."""
+    """The place of a node on which torchrun would read its flags from ``PET_*`` variables."""
     try:
         nodes = parse_nodes(variables.text("PET_NNODES")) if variables.has("PET_NNODES") else ONE_NODE
     except WrongValueError as error:
@@ -177,7 +179,8 @@ def _has_port(variables: Variables) -> bool:
 
 
 def _of_slurm(variables: Variables) -> Place:
-    """A task of a job step: of one a node, it starts the ranks there; of more, each is a rank."""
+    """The place of a task in a SLURM job step. If there is one task per node, it starts the ranks; otherwise each task is a
+    rank."""
     job = variables.number("SLURM_JOB_ID")
     name = f"SLURM job {job}"
     nodes = variables.number("SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES", least=1)
@@ -200,6 +203,6 @@ def _of_slurm(variables: Variables) -> Place:
 
 
 def first_host(hosts: str) -> str:
-    """The first host of SLURM's short form of a list: ``node[03-05,9],big1`` is node03 and others."""
+    """Returns the first host of a SLURM host list: node03 for ``node[03-05,9],big1``."""
     first = re.split(r",(?![^\[]*\])", hosts)[0]
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first)

@@ -1,4 +1,4 @@
-"""The command that runs a task: it starts ``python -m tasks.run`` on every rank."""
+"""The command that runs a task, by starting ``python -m tasks.run`` on every rank."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tasks.kinds import Choice
 
 TOP = Path(__file__).parents[__name__.count(".")]
-"""The folder of this checkout; where the project is installed, this module is x2vlm.launch.command, and it holds x2vlm."""
+"""The folder of this checkout, or the folder that contains x2vlm if the project is installed (as x2vlm.launch.command)."""
 
 
 def run_task(
@@ -37,12 +37,12 @@ def run_task(
     max_restarts: int | None = None,
     job: SlurmFlags = SlurmFlags(),
 ) -> int:
-    """Run a task on the CPU, on GPUs, or on many nodes; or run another command.
+    """Run a task on the CPU, on GPUs, or on several nodes; or run another command.
 
     Args:
-        overrides: values that replace the config's, as key=value.
+        overrides: config values to override, as key=value.
         task: a task's name, a folder with task.py, or a module (default: the config's task).
-        max_restarts: failures on a node after which a job with --nodes MIN:MAX ends (default: 10).
+        max_restarts: number of failures on a node after which a job with --nodes MIN:MAX ends (default: 10).
 
     Examples:
         python run.py --task pretrain --output runs/demo
@@ -54,7 +54,7 @@ def run_task(
         python run.py --config C --output runs/base_4m --slurm --nodes 4 --gpus 8 --time 24:00:00 --partition gpu --dry-run
         python run.py --task my/counting --cpu 2 optim.lr=3e-5
     """
-    # Imported here, so that --help does not wait for what starts a run.
+    # Imported here to keep --help fast.
     from launch.clusters import nodes_left_out, place_of
     from launch.torchrun import become_rank, processes_of, torchrun
     from tasks.kinds import choose
@@ -62,7 +62,7 @@ def run_task(
     job.check(placement)
     placement.check()
     if max_restarts is not None and (job.slurm or (placement.nodes and not placement.nodes.elastic)):
-        raise UserError("--max-restarts is for --nodes MIN:MAX without --slurm; leave it out")
+        raise UserError("--max-restarts is only for --nodes MIN:MAX without --slurm; remove it")
     choice = choose(config_of(flags, task), overrides, task)
     choice.check_keys()
     if job.slurm:
@@ -81,7 +81,7 @@ def run_task(
         _check_elastic(choice, flags, place, processes)
         place = place if max_restarts is None else replace(place, max_restarts=max_restarts)
         flags = replace(flags, wait=flags.wait or WAIT_S)
-    # Ranks import this checkout from any working directory, and packages of the working directory do not hide it.
+    # Ranks must import this checkout from any working directory, and packages in the working directory must not shadow it.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TOP), os.environ.get("PYTHONPATH")]))
     os.environ["PYTHONSAFEPATH"] = "1"
     words = argv_of(run_rank, choice.source.argument, *overrides, flags=flags)
@@ -89,14 +89,14 @@ def run_task(
 
 
 def _job_of(choice: Choice, flags: RunFlags, placement: Placement, options: SlurmFlags) -> slurm.Job:
-    """The job of SLURM, whose nodes run this command again, without the flags of the job."""
+    """Returns the SLURM job. Its nodes run this command again, without the job's flags."""
     folder = (flags.output or default_output(choice, evaluates_others=flags.evaluate and not flags.resume)).absolute()
     flags_of_node = replace(
         flags,
         config=str(choice.config.absolute()),
         output=folder,
         wait=flags.wait or WAIT_S,
-        # With --resume, an evaluation is one of the folder's own run.
+        # With --resume, an evaluation measures the run in the folder itself.
         resume=flags.resume or not flags.evaluate,
     )
     words = argv_of(
@@ -110,25 +110,25 @@ def _job_of(choice: Choice, flags: RunFlags, placement: Placement, options: Slur
 
 
 def config_of(flags: RunFlags, task: str | None) -> str | None:
-    """The config of the command line, or that of the run that resumes."""
+    """Returns the config from the command line or, when resuming, the config saved by the run."""
     if flags.config is not None or task is not None or not (flags.resume and flags.output):
         return flags.config
     from utils.config_files import why_no_file
 
     saved = flags.output / CONFIG_FILE
     if not saved.is_file():
-        fact = f"its {CONFIG_FILE} {why_no_file(saved)}" if saved.exists() else f"holds no {CONFIG_FILE}"
+        fact = f"its {CONFIG_FILE} {why_no_file(saved)}" if saved.exists() else f"does not contain {CONFIG_FILE}"
         raise UserError(f"--output {flags.output} --resume: {fact}; give the folder of a run, or --config")
     return str(saved)
 
 
 def _check_elastic(choice: Choice, flags: RunFlags, place: Place, processes: int) -> None:
-    """Raises :class:`UserError` if the run could not go on with each number of nodes."""
+    """Raises :class:`UserError` if the run could not continue with every possible number of nodes."""
     nodes = place.nodes
     if not flags.resume:
         raise UserError(
-            f"--nodes {nodes} starts the ranks again, which go on from the newest checkpoint: add --resume (in an empty folder, "
-            "the run starts anew)"
+            f"--nodes {nodes} restarts the ranks, which then resume from the newest checkpoint: add --resume (in an empty "
+            "folder, the run starts from the beginning)"
         )
     if nodes.least < nodes.most:
         from launch.ranks import check_ranks  # imports torch
@@ -137,7 +137,8 @@ def _check_elastic(choice: Choice, flags: RunFlags, place: Place, processes: int
 
 
 def grace_of(config: Path, overrides: Sequence[str]) -> int:
-    """``train.grace_s``; its default where the config cannot be read or has another kind of value, which the ranks report."""
+    """Returns ``train.grace_s``, or its default if the config is unreadable or the value invalid; the ranks report such
+    errors."""
     from utils.config_files import peek
 
     train = peek(config, overrides, "train")

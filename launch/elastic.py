@@ -1,7 +1,7 @@
-"""Jobs whose nodes come and go: torch's elastic agent, with what it does when ranks end.
+"""Jobs whose nodes may join and leave: torch's elastic agent, customised for how our ranks end.
 
-The agents of the nodes meet at a rendezvous. When a node comes or is lost, all ranks end and start again, on the nodes that are
-there then, from the newest checkpoint. Built as torch's documentation shows under "Customization" of torch.distributed.elastic.
+The agents of the nodes meet at a rendezvous. When a node joins or is lost, all ranks stop and restart from the newest checkpoint
+on the nodes that are then available. The agent follows "Customization" in the documentation of torch.distributed.elastic.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from utils.errors import PeerLostError
 from utils.processes import INTERRUPTED, MISTAKE, REQUEUE
 
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-"""Variable by which each start of the ranks has a store of its own. The agents' store outlives the ranks, and with it requests to
-stop and addresses of nodes that are gone."""
+"""Environment variable that gives the ranks a new store each time they start. The agents' store outlives the ranks, and would
+keep old stop requests and the addresses of lost nodes."""
 
 
 class Agent(LocalElasticAgent):
-    """Starts the ranks of a node, and starts them again: after a lost node or a failure as often as the job may restart, after a
-    stop that another node asked for always, after a user's mistake never."""
+    """Starts and restarts the ranks of a node. After a lost node or a failure, they restart up to the job's limit. After a stop
+    that another node requested they always restart, and after a user error they never do."""
 
     grace_s: int = 30
-    """Seconds that ranks have to save a checkpoint and end."""
+    """Seconds that ranks have to save a checkpoint and exit."""
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result = super()._monitor_workers(worker_group)
@@ -41,7 +41,7 @@ class Agent(LocalElasticAgent):
             if MISTAKE in statuses:
                 self._remaining_restarts = 0
             elif statuses & {REQUEUE, INTERRUPTED}:
-                self._remaining_restarts += 1  # the agent counts as a failure that the ranks stopped in order
+                self._remaining_restarts += 1  # the agent counts an orderly stop as a failure
         return result
 
     def _initialize_workers(self, worker_group: WorkerGroup) -> None:
@@ -49,11 +49,11 @@ class Agent(LocalElasticAgent):
         super()._initialize_workers(worker_group)
         nodes = worker_group.group_world_size
         if again and worker_group.group_rank == 0:
-            sys.stderr.write(f"the ranks start again, on {nodes} {'node' if nodes == 1 else 'nodes'}\n")
+            sys.stderr.write(f"restarting the ranks on {nodes} {'node' if nodes == 1 else 'nodes'}\n")
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, *more: Any, **options: Any) -> None:
         if self._pcontext is not None:
-            self._pcontext.close(death_sig, self.grace_s)  # torch gives ranks that make room for others 30 s
+            self._pcontext.close(death_sig, self.grace_s)  # torch allows ranks only 30 s to stop
         super()._shutdown(death_sig, *more, **options)
 
 
@@ -61,13 +61,13 @@ def run_elastic(arguments: Namespace, grace_s: int) -> None:
     """Run the ranks of this node until the job ends.
 
     Args:
-        arguments: of torchrun.
-        grace_s: seconds that ranks have to save a checkpoint and end.
+        arguments: torchrun's arguments.
+        grace_s: seconds that ranks have to save a checkpoint and exit.
 
     Raises:
-        ChildFailedError: if a rank failed, and the job may not restart.
-        PeerLostError: if the job ended on another node, or the nodes lost each other.
-        SignalException: if this process got a signal: this node leaves, and the others go on.
+        ChildFailedError: if a rank failed and the job may not restart.
+        PeerLostError: if the job ended on another node, or the nodes lost contact with each other.
+        SignalException: if this process received a signal: this node leaves, and the others continue.
         RendezvousError, RuntimeError: if the nodes do not find each other at the start.
     """
     os.environ[OWN_STORE] = "1"
@@ -80,22 +80,22 @@ def run_elastic(arguments: Namespace, grace_s: int) -> None:
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise PeerLostError(
-            f"the nodes of --nodes {config.min_nodes}:{config.max_nodes} lost each other ({reason}); when the node of "
-            f"{config.rdzv_endpoint} is there again, the same command goes on from the newest checkpoint"
+            f"the nodes of --nodes {config.min_nodes}:{config.max_nodes} lost contact with each other ({reason}); when the node "
+            f"of {config.rdzv_endpoint} is available again, run the same command to resume from the newest checkpoint"
         ) from None
-    # Not after a signal: the rendezvous stays open, this node leaves, and the others go on.
+    # Not reached after a signal: this node then leaves, but the rendezvous stays open and the other nodes continue.
     handler.shutdown()
     if result is None and agent.get_worker_group().state != WorkerState.INIT:
-        raise PeerLostError("the job was ended on another node, which tells why")
+        raise PeerLostError("the job ended on another node, which reports the reason")
     if result is None:
-        sys.stderr.write("the job is over: this node came too late\n")
+        sys.stderr.write("the job has already ended: this node joined too late\n")
     elif result.is_failed():
         raise ChildFailedError(str(entrypoint), result.failures)
 
 
 def _agent_of(config: Any, entrypoint: Any, rank_arguments: list[str], grace_s: int) -> tuple[Agent, Any]:
-    """The agent that runs the ranks of this node, and its rendezvous, as torchrun's ``config`` says."""
-    if signals := getattr(config, "signals_to_handle", None):  # of torch since 2.10
+    """Returns the agent that runs the ranks of this node and its rendezvous, both configured by torchrun's ``config``."""
+    if signals := getattr(config, "signals_to_handle", None):  # since torch 2.10
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = signals
     handler = get_rendezvous_handler(
         RendezvousParameters(

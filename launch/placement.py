@@ -1,4 +1,4 @@
-"""On how many devices and nodes a run is started: the flags of the commands that start runs."""
+"""Flags that set the number of devices and nodes, shared by all commands that start runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from utils.rank_variables import LAST_PORT, whole_number
 
 
 class Nodes(NamedTuple):
-    """Number of nodes: fixed, or ``elastic``, from ``least`` to ``most``, with restarts when it changes."""
+    """Number of nodes: fixed, or if ``elastic``, between ``least`` and ``most``; the ranks restart when it changes."""
 
     least: int
     most: int
@@ -20,7 +20,7 @@ class Nodes(NamedTuple):
 
     @property
     def counts(self) -> range:
-        """The numbers of nodes that there may be."""
+        """All numbers of nodes that the job may have."""
         return range(self.least, self.most + 1)
 
     def __str__(self) -> str:
@@ -31,7 +31,7 @@ ONE_NODE = Nodes(1, 1)
 
 
 def parse_nodes(text: str) -> Nodes:
-    """``N`` or ``MIN:MAX``."""
+    """Parses ``N`` or ``MIN:MAX``."""
     least, colon, most = text.partition(":")
     parts = [least, most] if colon else [least]
     counts = [whole_number(part) or 0 for part in parts]
@@ -41,27 +41,29 @@ def parse_nodes(text: str) -> Nodes:
 
 
 def check_address(address: str, name: str) -> None:
-    """Raises :class:`UserError`, in which ``name`` names the address, unless it is HOST:PORT with a port that exists."""
+    """Raises :class:`UserError` unless the address is HOST:PORT with a valid port. ``name`` identifies the address in the
+    error."""
     host, _, port = address.rpartition(":")
     number = whole_number(port)
     if not host or number is None:
         raise UserError(f"{name} {address!r} is not of the form HOST:PORT")
     if not 1 <= number <= LAST_PORT:
-        raise UserError(f"{name} {address!r}: ports are within 1 .. {LAST_PORT}")
+        raise UserError(f"{name} {address!r}: the port must be within 1 .. {LAST_PORT}")
 
 
 @FLAGS
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Numbers of devices and nodes.
+    """Number of devices and nodes.
 
     Attributes:
-        gpus: processes per node, one a GPU (default: every GPU there is).
-        cpu: processes on the CPU, instead of GPUs (default without a GPU: 1).
-        nodes: number of nodes; run the line on each, with its --node-rank. MIN:MAX: nodes may come and go, without numbers.
-        node_rank: this node's number, from 0.
-        master: HOST:PORT of node 0, or for MIN:MAX of the node where all meet; needed with --nodes, except where SLURM,
-            PyTorchJob or torchrun start run.py, which tell the nodes.
+        gpus: processes per node, one per GPU (default: all GPUs of the node).
+        cpu: number of processes on the CPU, instead of GPUs (default without a GPU: 1).
+        nodes: number of nodes; run the command on each node with its --node-rank. With MIN:MAX, nodes may join and leave, and
+            need no --node-rank.
+        node_rank: rank of this node, from 0.
+        master: HOST:PORT of node 0 or, with MIN:MAX, of the node where all nodes meet. Required with --nodes unless SLURM,
+            PyTorchJob or torchrun starts run.py.
     """
 
     gpus: Positive | None = None
@@ -83,7 +85,7 @@ class Placement:
             return
         if nodes.elastic:
             raise UserError(
-                f"--node-rank {self.node_rank}: with --nodes {nodes}, nodes number themselves; leave it out"
+                f"--node-rank {self.node_rank}: with --nodes {nodes}, node ranks are assigned automatically; remove it"
             )
         if not 0 <= self.node_rank < nodes.most:
             raise UserError(f"--node-rank {self.node_rank} is not within 0 .. {nodes.most - 1}")

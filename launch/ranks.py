@@ -1,4 +1,4 @@
-"""A run checked for numbers of ranks before it starts on any of them."""
+"""Checks, before a run starts, that it works with every number of ranks that it may get."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from utils.errors import UserError
 
 
 def check_ranks(choice: Choice, numbers: Sequence[int], flags: str) -> None:
-    """Refuse numbers of ranks on which steps of the run would differ, or that it cannot have. Imports the task.
+    """Refuse numbers of ranks that would change the steps of the run, or that the run does not support. Imports the task.
 
     Args:
         choice: the task and its config.
-        numbers: of ranks that the job may have.
-        flags: that allow these numbers, for messages.
+        numbers: the numbers of ranks that the job may have.
+        flags: the flags that allow these numbers, for messages.
 
     Raises:
-        UserError: if ``train.global_batch`` is not set for more than one number, or if it, chunks or an order by blocks do not
-            divide.
+        UserError: if there are several numbers and ``train.global_batch`` is not set, or if the global batch, the chunks or the
+            block order cannot be divided among the ranks.
     """
     schema, _ = choice.load()
     config = load_config(choice.config, choice.overrides, schema)
     if len(numbers) > 1 and config.train.global_batch is None:
         raise UserError(
-            f"{flags} needs train.global_batch: without it, another number of nodes would change the records of a step; give "
-            "train.global_batch=N"
+            f"{flags} needs train.global_batch: without it, a different number of nodes would change which records a step uses; "
+            "give train.global_batch=N"
         )
     for ranks in numbers:
         try:

@@ -1,4 +1,4 @@
-"""Start a job through torchrun: on this machine's GPUs or cores, as the only node or as one of many."""
+"""Starts a job through torchrun on this machine's GPUs or cores, as a single node or as one of several."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 """Environment variables with the settings of torch's CUDA allocator."""
 
 HANDLED_BY_TORCHRUN = "SIGQUIT"
-"""The signal that torchrun forwards by itself; the others are :data:`~utils.processes.STOP_SIGNALS`."""
+"""The signal that torchrun forwards on its own; we forward the others, :data:`~utils.processes.STOP_SIGNALS`."""
 
 MAX_RESTARTS = 10
-"""Failures on a node after which an elastic job ends, unless a flag says otherwise; nodes that come do not count."""
+"""Default number of failures on a node after which an elastic job ends; joining nodes are not counted."""
 
 RENDEZVOUS = "x2vlm"
 """Name of a job at its rendezvous."""
@@ -37,7 +37,7 @@ RENDEZVOUS = "x2vlm"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 UNHEARD_S = 3.0
-"""Seconds after which a signal is not handled any more by Python."""
+"""If Python has not handled a signal within this many seconds, it will not handle it at all."""
 
 DEVICE = re.compile(r"\d|GPU-|MIG-")
 """Start of a valid entry of CUDA_VISIBLE_DEVICES."""
@@ -46,20 +46,20 @@ DEVICE = re.compile(r"\d|GPU-|MIG-")
 def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int = GRACE_S) -> int:
     """Run a command on every rank; returns the job's exit status (128 + n if signal n ended it).
 
-    A signal goes on to the ranks, which have ``grace_s`` seconds to end: 75 is the status then, by which schedulers requeue, and
-    130 after Ctrl-C. It is 2 if a rank could not stop in order, such as when the checkpoint could not be written. A second signal
-    ends all ranks at once.
+    A signal is forwarded to the ranks, which have ``grace_s`` seconds to exit. The exit status is then 75, on which schedulers
+    requeue, or 130 after Ctrl-C. It is 2 if a rank could not stop cleanly, for example because the checkpoint could not be
+    written. A second signal kills all ranks immediately.
 
     Args:
-        place: the nodes of the job, and this one.
-        processes: ranks on this node.
+        place: the nodes of the job, including this one.
+        processes: number of ranks on this node.
         command: a script and its arguments; or ``--module``, a module and its arguments.
-        grace_s: seconds from a signal to the end of the ranks.
+        grace_s: seconds that ranks have to exit after a signal.
 
     Raises:
         UserError: if the nodes do not find each other.
     """
-    # Imported here, so that --help and errors do not wait for torch.
+    # Imported here so that --help and errors do not wait for torch.
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
@@ -99,10 +99,9 @@ def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int 
     return 0
 
 
-@contextlib.contextmanager
-def _statuses_of_ranks() -> Iterator[list[int]]:
-    """Inside, a list receives the exit statuses of this node's ranks when torchrun ends them after a signal; torchrun itself
-    only reports the signal."""
+def _statuses_of_ranks() -> list[int]:
+    """Returns a list that will receive the exit statuses of this node's ranks when torchrun stops them after a signal; torchrun
+    itself reports only the signal."""
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
     statuses: list[int] = []
@@ -121,14 +120,14 @@ def _statuses_of_ranks() -> Iterator[list[int]]:
 
 
 def _share_cores(processes: int) -> None:
-    """Give each rank its share of this machine's cores, unless the user has set it."""
+    """Give each rank an equal share of this machine's cores, unless the user has set the number of threads."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
-    # A waiting thread yields its core early: the loader's workers and other programs need it.
+    # Waiting threads yield their cores early because the loader's workers and other programs need them.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def _torchrun_flags(place: Place, processes: int) -> list[str]:
-    """All that place the job, since torchrun takes what is left out from ``PET_*`` variables."""
+    """Returns all flags that place the job, because torchrun would read any missing flag from ``PET_*`` variables."""
     flags = [f"--nproc-per-node={processes}", f"--nnodes={place.nodes}"]
     if place.master is None:
         return [*flags, "--max-restarts=0", "--standalone"]
@@ -137,22 +136,23 @@ def _torchrun_flags(place: Place, processes: int) -> list[str]:
         restarts = MAX_RESTARTS if place.max_restarts is None else place.max_restarts
         flags += ["--rdzv-backend=c10d", f"--rdzv-endpoint={place.master}", f"--max-restarts={restarts}"]
         flags += [] if "PET_RDZV_ID" in os.environ else [f"--rdzv-id={RENDEZVOUS}"]
-        # Else this node goes by its full name, which other processes of the same machine may not find.
+        # Otherwise torchrun uses this node's full name, which other processes on the same machine may not resolve.
         return [*flags, "--local-addr=127.0.0.1"] if host in LOOPBACK else flags
     flags += ["--rdzv-backend=static", "--rdzv-endpoint=", "--max-restarts=0", f"--node-rank={place.node_rank}"]
     return [*flags, f"--master-addr={host}", f"--master-port={port}"]
 
 
 def _silence_torchrun() -> None:
-    """The job prints its error itself; torchrun's report would bury that line. Each of torch's loggers has a level of its own."""
+    """Silence torchrun's loggers: the job prints its own error, which torchrun's report would bury. Each logger has its own
+    level."""
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _forward_first_signal(exception: Callable[[str, signal.Signals], Exception], grace_s: int) -> None:
-    """Raise torchrun's ``exception`` for the first stop signal, which makes it forward that; end at once on the second. The ranks
-    end with their launcher (:func:`utils.processes.die_with_parent`)."""
+    """On the first stop signal, raise torchrun's ``exception``, which makes torchrun forward the signal; on the second, exit at
+    once. The ranks die with their launcher (:func:`utils.processes.die_with_parent`)."""
     received_s: list[float] = []
 
     def receive(signum: int, _: object) -> None:
@@ -173,8 +173,8 @@ def _forward_first_signal(exception: Callable[[str, signal.Signals], Exception],
 
 
 def _end_where_unheard(received_s: Sequence[float]) -> None:
-    """End this process some seconds after a stop signal that ``received_s`` does not have: it waits for other nodes in a function
-    of torch, in which Python handles no signal. No rank has started then."""
+    """End this process :data:`UNHEARD_S` seconds after a stop signal that is still missing in ``received_s``. The process is then
+    waiting for other nodes inside torch, where Python cannot handle signals, and no rank has started yet."""
     arrived, arrive = os.pipe()
     os.set_blocking(arrive, False)
     signal.set_wakeup_fd(arrive, warn_on_full_buffer=False)
@@ -192,19 +192,20 @@ def _end_where_unheard(received_s: Sequence[float]) -> None:
 
 
 def _ended_by(rank: int, name: str) -> str:
-    """The line for a rank that a signal ended."""
+    """Returns the error message for a rank that was killed by a signal."""
     reasons = {
-        "SIGKILL": "where memory is full, the system kills: lower the batch size or data.workers",
-        "SIGABRT": "a library gave up, such as NCCL after a time-out: the rank's log has its last lines",
-        "SIGSEGV": "a library failed: its version may not fit the others",
-        "SIGBUS": "shared memory or the disk is full: look at /dev/shm, or lower data.workers",
+        "SIGKILL": "the system kills processes when memory is full: lower the batch size or data.workers",
+        "SIGABRT": "a library aborted, such as NCCL after a timeout: see the last lines of the rank's log",
+        "SIGSEGV": "a library crashed: its version may be incompatible with the others",
+        "SIGBUS": "shared memory or the disk is full: check /dev/shm, or lower data.workers",
     }
     reason = f" ({reasons[name]})" if name in reasons else ""
-    return f"rank {rank} was ended by {name}{reason}; the same command with --resume goes on from the newest checkpoint"
+    return f"rank {rank} was killed by {name}{reason}; rerun with --resume to continue from the newest checkpoint"
 
 
 def processes_of(placement: Placement, place: Place) -> int:
-    """Ranks on this node: by the flags, the scheduler, or one a GPU; without a GPU, they use the CPU.
+    """Returns the number of ranks on this node: from the flags, from the scheduler, or one per GPU. Without a GPU, they use the
+    CPU.
 
     Raises:
         UserError: if there are too few GPUs.
@@ -214,48 +215,48 @@ def processes_of(placement: Placement, place: Place) -> int:
         return placement.cpu
     available = _gpus()
     if placement.gpus is not None and placement.gpus > available:
-        raise UserError(f"--gpus {placement.gpus}: this machine has {available}; use --cpu N to run without")
+        raise UserError(f"--gpus {placement.gpus}: this machine has {available} GPUs; use --cpu N to run without")
     if available:
         let_segments_grow()
     if placement.gpus is None and place.processes is not None:
         if available and place.processes > available:
             raise UserError(
-                f"{place}: {place.processes} processes on this node, which shows {available} GPUs; give --gpus N"
+                f"{place}: {place.processes} processes on this node, but only {available} GPUs are visible; give --gpus N"
             )
         return place.processes
     return placement.gpus or max(1, available)
 
 
 def become_rank(place: Place) -> None:
-    """Set the environment of this process, which is a rank, as torchrun does.
+    """Set the environment variables of a rank in this process, as torchrun does.
 
     Raises:
-        UserError: if its node shows too few GPUs.
+        UserError: if too few GPUs are visible on its node.
     """
     assert place.rank is not None
     rank, gpus = place.rank, _gpus()
     local = 0 if gpus == 1 and rank.bound else rank.local
     if gpus and local >= gpus:
-        raise UserError(f"{place}: it is number {local} on its node, which shows {gpus} GPUs; start one task a GPU")
+        raise UserError(f"{place}: its local rank is {local}, but only {gpus} GPUs are visible; start one task per GPU")
     host, _, port = (place.master or "127.0.0.1:0").rpartition(":")
     os.environ |= {"RANK": str(rank.number), "LOCAL_RANK": str(local), "WORLD_SIZE": str(rank.all)}
     os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": port}
-    if rank.bound:  # a task of SLURM, which starts as many on each node; other launchers set it themselves
+    if rank.bound:  # SLURM starts the same number of tasks on each node; other launchers set this variable
         os.environ["LOCAL_WORLD_SIZE"] = str(-(-rank.all // place.nodes.most))
     if gpus:
         let_segments_grow()
 
 
 def let_segments_grow() -> None:
-    """Let torch's CUDA allocator use segments that grow, unless the user has configured it: blocks whose sizes change from step
-    to step leave gaps in segments of fixed size."""
+    """Enable expandable segments in torch's CUDA allocator, unless the user has configured it: blocks whose sizes vary from step
+    to step fragment segments of fixed size."""
     if not any(name in os.environ for name in ALLOCATOR):
-        # The second name alone is not enough for torch 2.9, and for the first alone torch 2.9 warns.
+        # In torch 2.9, the second name alone is not enough, and the first name alone causes a warning.
         os.environ.update(dict.fromkeys(ALLOCATOR, "expandable_segments:True"))
 
 
 def _gpus() -> int:
-    """Number of GPUs that this process may use, counted without importing torch."""
+    """Returns the number of GPUs that this process may use, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         # CUDA stops at the first invalid entry: "-1" and "" hide all GPUs.

@@ -1,4 +1,4 @@
-"""The tasks of the checkout, one row each. Plain data: importing it costs nothing."""
+"""Table of the built-in tasks. It is plain data, so that importing it is cheap."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ class TaskEntry(NamedTuple):
     """Defines ``TASK``, a :class:`tasks.kinds.TaskKind`."""
 
     script: str
-    """Runs the task in one process, from the top of the checkout."""
+    """Script that runs the task in one process, relative to the top of the checkout."""
 
     default_config: str
-    """The config of a run without ``--config``, from the top of the checkout."""
+    """The config of a run without ``--config``, relative to the top of the checkout."""
 
     help: str
 
     also: tuple[str, ...] = ()
-    """Other tasks whose configs ``--task`` and the script take too."""
+    """Other tasks whose configs ``--task`` and the script also accept."""
 
 
 TASKS = {

@@ -1,4 +1,4 @@
-"""``python -m tasks.answer_list``: the candidate answers of question answering, from the training questions."""
+"""``python -m tasks.answer_list``: builds the list of candidate answers for question answering from the training questions."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from utils.flags import Override, Positive
 
 def answer_list(*overrides: Override, config: Path, at_least: Positive = COMMON) -> int:
     """Write the frequent answers of the training questions, normalised as in the metric, to the file evaluation.answers, and
-    print how many there are and what they cover.
+    print their number and coverage.
 
-    The published list of VQA v2 follows this rule, from training and validation questions.
+    The published list for VQA v2 follows this rule, applied to the training and validation questions.
 
     Args:
-        overrides: values that replace the config's, as key=value.
+        overrides: config values to override, as key=value.
         config: YAML file of a question-answering run.
-        at_least: least number of questions with an answer.
+        at_least: minimum number of questions that must have an answer.
 
     Examples:
         python -m tasks.answer_list --config configs/vqa/vqa2_base_4m.yaml evaluation.answers=answers.json

@@ -1,4 +1,4 @@
-"""What every task shares: the sections of its config, and how its tokenizer, model, weights and training data are built."""
+"""Base of all tasks: common config sections, and the set-up of the tokenizer, model, weights and training data."""
 
 from __future__ import annotations
 
@@ -41,19 +41,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 TOKENIZER, ANSWERS = "tokenizer", "answers.json"
-"""Names in a run's folder of the copies that it keeps."""
+"""Names of the copies that a run keeps in its folder."""
 ADAPTERS = "adapters.safetensors"
-"""Name in a folder of the weights that a run with adapters has trained, without those that it left as they were."""
+"""Name of the file that holds only the weights that a run with adapters has trained, without the frozen weights."""
 
 logger = logging.getLogger(__name__)
 
 
 class RunConfig(Config):
-    """The sections of every run; a task adds its evaluation and narrows the types of the others."""
+    """Config sections that all runs have. Each task adds its evaluation section and narrows the types of the other sections."""
 
-    seed: int = Field(
-        0, ge=0, description="seed of random weights, order of the data, augmentation, masking and dropout"
-    )
+    seed: int = Field(0, ge=0, description="seed for random weights, data order, augmentation, masking and dropout")
     model: ModelConfig
     init: InitConfig = InitConfig()
     optim: OptimConfig
@@ -62,10 +60,10 @@ class RunConfig(Config):
     data: LoadingConfig
 
     def plan(self, ranks: int, epoch_size: int | None = None, accumulation: int | None = None) -> RunPlan:
-        """The plan of the run on ``ranks`` processes; see :meth:`engine.run_plan.RunPlan.of`.
+        """Returns the plan of the run on ``ranks`` processes; see :meth:`engine.run_plan.RunPlan.of`.
 
         Raises:
-            UserError: if the numbers of the run contradict each other.
+            UserError: if numbers in the config contradict each other.
         """
         return RunPlan.of(
             self.train,
@@ -88,8 +86,9 @@ B = TypeVar("B", bound=BatchMaker)
 class Parts(Generic[M, B]):
     """The parts of a task that :func:`build_parts` builds from its config.
 
-    ``fresh``: names of the parameters that train at ``lr * lr_mult``; a resumed run takes them from its checkpoint instead.
-    ``training``: the training data, and ``loader``, which makes their batches on this rank; None where the task only evaluates.
+    ``fresh``: names of the parameters that train with ``lr * lr_mult``; a resumed run takes the names from its checkpoint
+    instead. ``training``: the training data. ``loader``: loads batches of the training data on this rank. Both are None if the
+    task is only evaluated.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -102,8 +101,8 @@ class Parts(Generic[M, B]):
 class BaseTask(ABC, Generic[C, M, B]):
     """A model with its training data (see :class:`engine.task.Task`).
 
-    A task is made by :meth:`build`, which builds the parts from the config by the static methods below and hands them to the
-    constructor. A subclass whose constructor adds fields calls this one first.
+    A task is created by :meth:`build`, which builds the parts from the config with the static methods below and passes them to
+    the constructor. A subclass that adds fields calls this constructor first.
     """
 
     selects: str | None = None
@@ -111,10 +110,10 @@ class BaseTask(ABC, Generic[C, M, B]):
     validated: Sequence[Mapping[str, Any]] = ()
 
     takes_videos: ClassVar[bool] = False
-    """Whether the data may be videos, where ``model.vision.video`` says so."""
+    """True if the task supports videos, which ``model.vision.video`` enables."""
 
     reads_training_data_to_evaluate: ClassVar[bool] = False
-    """Whether an evaluation compares with the training data, if they are there."""
+    """True if evaluation uses the training data for comparison when they are available."""
 
     def __init__(self, config: C, parts: Parts[M, B]):
         self.config = config
@@ -124,45 +123,46 @@ class BaseTask(ABC, Generic[C, M, B]):
 
     @classmethod
     def build(cls, config: C, checkpoint: Checkpoint | None = None, *, trains: bool = True) -> Self:
-        """The task of a config, with the weights of ``checkpoint`` or of ``config.init``.
+        """Builds the task of a config, with the weights of ``checkpoint`` or of ``config.init``.
 
-        Everything that the run needs is checked: weights, tokenizer, data, held-out data. Without ``trains`` no training data
-        are needed.
+        This checks everything that the run needs: weights, tokenizer, data, and held-out data. If ``trains`` is False, training
+        data are not required.
 
         Raises:
-            UserError: if one of them cannot be used.
+            UserError: if any of these cannot be used.
         """
         return cls(config, build_parts(cls, config, checkpoint, trains=trains))
 
     @staticmethod
     def make_inputs(config: C) -> None:
-        """Make files that the config names, if the task makes any itself; called before they are looked for, on every rank."""
+        """Create input files that the config names, if the task generates any. Called on every rank before inputs are checked."""
 
     @staticmethod
     @abstractmethod
     def build_model(config: C, vocab_size: int | None) -> M:
-        """The model of a config, with random weights on torch's current default device."""
+        """Builds the model of a config, with random weights on torch's current default device."""
 
     @staticmethod
     @abstractmethod
     def training_data(config: C, tokenizer: PreTrainedTokenizerFast, model: M) -> B:
-        """The training data of a config.
+        """Opens the training data of a config.
 
         Raises:
-            UserError: if they cannot be used.
+            UserError: if the training data cannot be used.
         """
 
     @staticmethod
     def text_lengths(config: C) -> dict[str, int]:
-        """The greatest length of a text, in tokens, by the config keys that set one."""
+        """Returns the maximum text lengths, in tokens, by the config keys that set them."""
         return {"data.text.max_tokens": config.data.text.max_tokens}
 
     @staticmethod
     def check_origin(config: C, task: str | None, weights: Path, report: LoadReport) -> None:
-        """Check the task that ``init.checkpoint`` is of; None where the file is not in a run's folder.
+        """Check that this run can start from ``init.checkpoint``. ``task``: the task that trained it; None if the file is not in
+        a run's folder.
 
         Raises:
-            UserError: if this run cannot start from it.
+            UserError: if the run cannot start from it.
         """
 
     @abstractmethod
@@ -171,10 +171,10 @@ class BaseTask(ABC, Generic[C, M, B]):
 
     @abstractmethod
     def report(self, folder: RunFolder) -> str:
-        """Evaluate the result of the run on held-out data, on all ranks; write it into ``folder`` and return it as a table."""
+        """Evaluate the run on held-out data on all ranks, write the results to ``folder`` and return them as a table."""
 
     def keep_inputs(self, folder: Path) -> None:
-        """Copy into a run's folder what its weights cannot be used without; see :mod:`tasks.kept`."""
+        """Copy everything that the weights need in order to be used into the run's folder; see :mod:`tasks.kept`."""
         self.tokenizer.save_pretrained(str(folder / TOKENIZER))
         text = self.config.model.text
         if text.arch is None:
@@ -187,7 +187,7 @@ class BaseTask(ABC, Generic[C, M, B]):
 
 
 def video_frames(config: RunConfig) -> int | None:
-    """Frames of a video; None where the model is one of images."""
+    """Returns the number of frames per video, or None if the model takes images."""
     video = config.model.vision.video
     return None if video is None else video.frames
 
@@ -195,9 +195,9 @@ def video_frames(config: RunConfig) -> int | None:
 def build_parts(
     kind: type[BaseTask[C, M, B]], config: C, checkpoint: Checkpoint | None, *, trains: bool
 ) -> Parts[M, B]:
-    """The parts of a task; see :meth:`BaseTask.build`."""
+    """Builds the parts of a task; see :meth:`BaseTask.build`."""
     if video_frames(config) is not None and not kind.takes_videos:
-        raise UserError("model.vision.video: this task is one of images; drop it")
+        raise UserError("model.vision.video: this task takes images only; remove the key")
     tokenizer = load_tokenizer(config.model.text.encoder, "model.text.encoder")
     _check_padding(config, tokenizer)
     torch.manual_seed(config.seed)
@@ -230,35 +230,35 @@ def build_parts(
 
 
 def set_up_training(config: RunConfig, model: XVLM) -> None:
-    """Freeze the blocks of ``optim.freeze.vision_blocks``, and give the model the adapters of ``optim.lora``.
+    """Freeze the blocks of ``optim.freeze.vision_blocks``, and add the adapters of ``optim.lora`` to the model.
 
     Raises:
-        UserError: if they do not fit the model, or peft is not installed.
+        UserError: if the settings do not fit the model, or peft is not installed.
     """
     blocks = config.optim.frozen.vision_blocks
     if blocks is not None:
         model.vision.freeze_blocks(blocks)
-        logger.info("optim.freeze: what comes before block %d of the vision encoder never trains", blocks)
+        logger.info("optim.freeze: everything before block %d of the vision encoder stays frozen", blocks)
     if config.optim.lora is not None:
         add_adapters(model, config.optim.lora, tuple(config.optim.frozen.steps))
 
 
 def keep_features(config: FeatureCacheConfig, model: XVLM) -> None:
-    """Keep the states of frozen blocks on disk.
+    """Cache the states of frozen blocks on disk.
 
     Raises:
-        UserError: if there is no folder for them.
+        UserError: if the config does not name a folder and the user has no cache folder.
     """
     caches = cache_folder()
     if config.folder is None and caches is None:
-        raise UserError("optim.freeze.cache.folder: this user has no cache folder; name one")
+        raise UserError("optim.freeze.cache.folder: this user has no cache folder; set the key to a folder")
     folder = expanded(config.folder) if config.folder is not None else cast(Path, caches) / "features"
     model.vision.keep_features(folder, int(config.gigabytes * 1e9))
-    logger.info("optim.freeze: states of frozen blocks are kept in %s, up to %g GB", folder, config.gigabytes)
+    logger.info("optim.freeze: states of frozen blocks are cached in %s, up to %g GB", folder, config.gigabytes)
 
 
 def check_length(model: XVLM, key: str, length: int) -> None:
-    """Raise a :class:`UserError` with the config ``key`` of ``length``, if the text encoder has no place for so many tokens."""
+    """Raise a :class:`UserError` if ``length``, the value of the config ``key``, exceeds the positions of the text encoder."""
     longest = model.text.longest_text
     if longest is not None and length > longest:
         raise UserError(f"{key} is {length}, but model.text has positions for {longest} tokens; lower it")
@@ -268,12 +268,12 @@ def _check_padding(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> Non
     arch, pad = config.model.text.arch, tokenizer.pad_token_id
     if arch is not None and arch.family == "roberta" and arch.pad_id != pad:
         raise UserError(
-            f"model.text.arch.pad_id is {arch.pad_id}, the tokenizer's {pad}: RoBERTa counts positions from it"
+            f"model.text.arch.pad_id is {arch.pad_id}, but RoBERTa counts positions from the tokenizer's, {pad}; set it to {pad}"
         )
 
 
 def _initialise(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> set[str]:
-    """Load what ``config.init`` names; returns the names of the parameters that stay random."""
+    """Load the weights that ``config.init`` names; returns the names of the parameters that remain random."""
     reports = load_initial(kind, config, model)
     logger.info("%s", "\n".join(loading_lines(model, reports)))
     random = random_parameters(model, reports)
@@ -288,15 +288,17 @@ def _initialise(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> se
     }
     for key, names in kept.items():
         if names:
-            logger.warning("optim.%s: %d tensors keep their random values, as %s; see init", key, len(names), names[0])
+            logger.warning(
+                "optim.%s: %d tensors keep their random values, such as %s; see init", key, len(names), names[0]
+            )
     return fresh_parameters(model, reports)
 
 
 def load_initial(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> list[LoadReport]:
-    """Load what ``config.init`` names; a model on the meta device is only compared with the files.
+    """Load the weights that ``config.init`` names. A model on the meta device is only compared with the files.
 
     Raises:
-        UserError: if a file cannot be used, or this run cannot start from it.
+        UserError: if a file cannot be used, or the run cannot start from it.
     """
     init = config.init
     if init.checkpoint is not None:
@@ -308,31 +310,36 @@ def load_initial(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> l
 
 
 def _check_origin(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM, weights: Path, report: LoadReport) -> None:
-    """Compare the settings that no shape shows with the config of the run that wrote the weights, or with published models."""
+    """Compare settings that do not affect any tensor shape with the config of the run that wrote the weights, or with the
+    published models."""
     run = run_of(weights)
     trained = None if run is None else read_yaml(run)
     if trained is not None and not isinstance(trained.get("task"), str):
         raise UserError(
-            f"init.checkpoint: {run}, beside the weights, names no task, so it is not the config of a run; move the weights "
-            "away from it"
+            f"init.checkpoint: {run}, next to the weights, does not name a task, so it is not the config of a run; move the "
+            "weights to another folder"
         )
     kind.check_origin(config, None if trained is None else trained["task"], weights, report)
     if trained is not None and run is not None:
         section = model_section(trained)
         if section is None:
-            logger.warning("%s is of another version; what no shape of its weights shows is not compared", run)
+            logger.warning(
+                "%s is from another version; settings that do not affect the shapes of its weights are not compared",
+                run,
+            )
         else:
             require_same_settings(model, section, str(run), new_text=report.text_left_out)
     elif report.published and (differences := unlike_published(model)):
-        logger.warning("%s: %s; is the model meant to differ?", weights, "; ".join(differences))
+        logger.warning("%s: %s; is this difference intended?", weights, "; ".join(differences))
 
 
 def _log_sizes(config: RunConfig, loader: BatchLoader, model: XVLM) -> None:
-    """Log the sizes of the data, of a step and of the run, and where the contrastive loss has fewer examples than the batch."""
+    """Log the sizes of the data, of a step and of the run, and whether the contrastive loss sees fewer examples than the batch
+    has."""
     plan = config.plan(distributed.world_size(), loader.epoch_size)
     train, ranks, accumulation = config.train, plan.ranks, plan.accumulation
     logger.info(
-        "records: %s; %d examples a step over all ranks; %d steps are %.1f epochs of %s",
+        "records: %s; %d examples per step over all ranks; %d steps are %.1f epochs of %s",
         ", ".join(f"{count} {name}" for name, count in loader.stream_sizes.items()),
         loader.examples_per_batch * ranks * accumulation,
         plan.steps,
@@ -342,7 +349,7 @@ def _log_sizes(config: RunConfig, loader: BatchLoader, model: XVLM) -> None:
     if train.global_batch is not None and accumulation > model.chunks and isinstance(model, AligningModel):
         size, chunks = loader.micro_batch.size, f"{model.chunks} chunks x " if model.chunks > 1 else ""
         logger.info(
-            "contrastive loss: %s examples (%smicro-batch %d x %d ranks) of train.global_batch = %s: fewer negatives; "
-            "model.contrastive.chunks takes several micro-batches as one",
+            "contrastive loss: %s examples (%smicro-batch %d x %d ranks) of train.global_batch = %s, so it has fewer negatives; "
+            "set model.contrastive.chunks to combine several micro-batches",
             *(f"{model.chunks * size * ranks:,}", chunks, size, ranks, f"{train.global_batch:,}"),
         )

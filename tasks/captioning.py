@@ -1,4 +1,4 @@
-"""Image captioning as a task: fine-tuning, generation, and the metrics of what was generated."""
+"""The image captioning task: fine-tuning, generation, and metrics of the generated captions."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 END = "</s>"
-"""The word that stands for a caption's end in the self-critical reward; no tokenized caption has it."""
+"""The word that marks the end of a caption in the self-critical reward; it never occurs in a tokenized caption."""
 
 logger = logging.getLogger(__name__)
 
 OF_PRE_TRAINING = ("box_head.", "bbox_head.")
-"""Prefixes, ours and published, of parameters that pre-training has and captioning has not."""
+"""Prefixes (ours and in the published weights) of parameters that exist in pre-training but not in captioning."""
 
 
 class CaptioningEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
@@ -60,27 +60,28 @@ class CaptioningEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
     decoding: DecodingConfig = DecodingConfig()
     document_frequencies: InputFile | None = Field(
         None,
-        description="file with document frequencies for CIDEr, JSON or the usual pickle; null: counted in the split's "
-        "own references, as is standard; the self-critical reward always counts them in the training captions",
+        description="file with document frequencies for CIDEr, as JSON or the usual pickle; null: counted in the references of "
+        "the split, which is standard. The self-critical reward always counts them in the training captions",
     )
     java_metrics: list[Literal["METEOR", "SPICE"]] = Field(
-        [], description="metrics that need the optional pycocoevalcap and Java"
+        [], description="metrics that require the optional pycocoevalcap and Java"
     )
 
 
 class CaptioningTrainConfig(TrainConfig):
-    """How long to train, and by which objective."""
+    """How long to train, and with which objective."""
 
     objective: Literal["likelihood", "self_critical"] = Field(
         "likelihood",
-        description="likelihood: of the captions; self_critical: CIDEr-D of sampled captions, from the weights of a finished run",
+        description="likelihood: likelihood of the captions; self_critical: CIDEr-D of sampled captions, starting from the "
+        "weights of a finished run",
     )
 
 
 class CaptioningConfig(MediaConfig):
     """A captioning run."""
 
-    task: Literal["captioning"] = Field("captioning", description="the task that the config is of")
+    task: Literal["captioning"] = Field("captioning", description="task of the config")
     loss: CaptioningLossConfig = CaptioningLossConfig()
     self_critical: SelfCriticalConfig = SelfCriticalConfig()
     data: CaptioningDataConfig
@@ -91,7 +92,7 @@ class CaptioningConfig(MediaConfig):
     def _has_something_to_judge(self) -> CaptioningConfig:
         if self.train.objective == "self_critical" and self.init.checkpoint is None:
             raise ValueError(
-                "train.objective: self_critical is a second step; give init.checkpoint the folder of a captioning run"
+                "train.objective: self_critical is a second training stage; set init.checkpoint to a captioning run's folder"
             )
         return self
 
@@ -100,7 +101,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
     """Model, data and evaluation of a captioning run."""
 
     measure = "CIDEr"
-    legend = "black: generated · grey: the first of the reference captions"
+    legend = "black: generated · grey: the first reference caption"
 
     def __init__(self, config: CaptioningConfig, parts: Parts[CaptioningModel, CaptioningBatches], held_out: HeldOut):
         super().__init__(config, parts, held_out)
@@ -131,14 +132,14 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
 
     @staticmethod
     def check_origin(config: CaptioningConfig, task: str | None, weights: Path, report: LoadReport) -> None:
-        """Check that the self-critical step, which improves the captions of a model, starts from a captioning run."""
+        """Check that self-critical training, which improves the captions of a model, starts from a captioning run."""
         if config.train.objective != "self_critical":
             return
-        remedy = "train.objective: self_critical is a second step; give init.checkpoint the folder of a captioning run"
+        remedy = "train.objective: self_critical is a second training stage; set init.checkpoint to a captioning run's folder"
         if task not in (None, "captioning"):
-            raise UserError(f"init.checkpoint: {weights} is of a run of task {task}; {remedy}")
+            raise UserError(f"init.checkpoint: {weights} was written by a run of task {task}; {remedy}")
         if any(name.startswith(OF_PRE_TRAINING) for name in report.unused):
-            logger.warning("init.checkpoint: %s has heads of pre-training; %s", weights, remedy)
+            logger.warning("init.checkpoint: %s has pre-training heads; %s", weights, remedy)
 
     @staticmethod
     def read_split(config: CaptioningConfig, split: CaptionedSplitConfig, key: str) -> CaptionedImages:
@@ -149,8 +150,8 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
         return items.images
 
     def evaluate(self, items: CaptionedImages) -> Evaluation:
-        """The metrics of COCO's evaluation. Chance: the first caption of the next image. Intervals of CIDEr are of the images'
-        scores as they are: the document frequencies of the references stay."""
+        """Computes the metrics of COCO's evaluation. Chance level: the first caption of the next image. The intervals of CIDEr
+        resample the scores of the images, while the document frequencies of the references stay fixed."""
         captions = self.captions(items)
         references = items.references()
         next_captions = [written[0] for written in (*references[1:], references[0])]
@@ -175,9 +176,9 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
         return Panel((DrawnImage(read(items.images[number])),), lines)
 
     def captions(self, items: CaptionedImages) -> list[str]:
-        """A generated caption for each image, the same on every rank."""
+        """Generates a caption for each image; returns the same captions on every rank."""
         decoding = self.config.evaluation.decoding
-        # Each image has random numbers of its own, so that nothing depends on which rank has which image.
+        # Each image gets its own random numbers, so that results do not depend on the assignment of images to ranks.
         uniforms = np.random.default_rng(self.config.seed).random((len(items.images), decoding.max_length))
 
         def generate(images: list[tuple[int, Tensor]], text: Text) -> Tensor:
@@ -196,9 +197,10 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=True))
 
     def _reward(self, references: Sequence[tuple[str, ...]]) -> Reward:
-        """CIDEr-D against the references of an image, whose weights of words come from all ``references``, the training captions.
+        """Returns the CIDEr-D reward against the references of an image. The word weights come from all ``references``, which are
+        the training captions.
 
-        The end is a word like others: else nothing tells a caption that stops after "a red" from one that goes on.
+        The end of a caption counts as a word; otherwise a caption that stops after "a red" would look like an unfinished one.
         """
         tokens = {
             captions: [f"{caption} {END}" for caption in tokenized]
@@ -211,7 +213,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
                 f"{caption} {END}" if self.tokens.end in ids else caption
                 for caption, ids in zip(tokenize([self._spelled(ids) for ids in generated]), generated, strict=True)
             ]
-            # An example that does not count has no references; nobody reads its reward.
+            # Examples that do not count have no references, and their reward is ignored.
             return cider.scores(captions, [tokens.get(captions, [""]) for captions in true]).tolist()
 
         return reward
@@ -223,27 +225,27 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
         beams, words = config.evaluation.decoding.beams, len(self.tokenizer)
         if beams > words:
             raise UserError(
-                f"evaluation.decoding.beams is {beams}, more than the {words} entries of the tokenizer; lower it"
+                f"evaluation.decoding.beams is {beams}, but the tokenizer has only {words} entries; lower it"
             )
         longest = self.model.text.longest_text
         for section, length in lengths.items():
             if longest is not None and prompt + length > longest:
                 raise UserError(
-                    f"{section}.max_length: with the prompt, a caption could have {prompt + length} tokens, but model.text has "
-                    f"positions for {longest}; lower it"
+                    f"{section}.max_length: including the prompt, a caption could have {prompt + length} tokens, but model.text "
+                    f"has positions for {longest}; lower it"
                 )
 
 
 def _read(
     view: EvaluationView, max_words: int, images: Sequence[ImageSource | VideoSource], index: int, *, prompt: str
 ) -> tuple[tuple[int, Tensor], str]:
-    """The image (3, S, S) or video (F, 3, S, S) with its number, and the prompt."""
+    """Returns the image (3, S, S) or video (F, 3, S, S) with its index, and the prompt."""
     return (index, view(images[index])), prompt
 
 
 def _server_id(identity: str) -> int | str:
-    """COCO's evaluation takes numbers: "coco_391895", "391895" and "val2014/COCO_val2014_000000391895.jpg" are 391895; other
-    names stay."""
+    """Converts an image id to the number that COCO's evaluation expects: "coco_391895", "391895" and
+    "val2014/COCO_val2014_000000391895.jpg" become 391895. Other names are returned unchanged."""
     match = re.fullmatch(r"(?:coco_|(?:.*/)?COCO_\w+?_)?0*(\d+)(?:\.jpg)?", identity)
     return int(match[1]) if match else identity
 

@@ -1,6 +1,6 @@
-"""Checks of a run that cost nothing: made at the start of every run, and by ``run.py doctor``.
+"""Cheap checks at the start of every run, which ``run.py doctor`` makes too.
 
-They decode no image. What is wrong on purpose is a warning, and the run goes on.
+They do not decode any image. Findings that may be intentional are warnings, which do not stop the run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from utils.findings import Finding
 
 MOST_EPOCHS = 100
 LEAST_EPOCHS = 0.5
-"""Fine-tuning on less warns: most records are never seen."""
+"""Fine-tuning for fewer epochs causes a warning, because most records would never be seen."""
 NO_BOXES = (
     'write the boxes as "elems": [{"bb": [x, y, width, height], "caption": text}] (docs/own_data.md#records), or set '
     "data.regions=null to train without boxes"
@@ -40,10 +40,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_start(task: BaseTask[Any, Any, Any]) -> None:
-    """Log the warnings of a task that is about to train.
+    """Log the warnings for a task that is about to train.
 
     Raises:
-        UserError: with everything for which the run is refused.
+        UserError: listing all reasons to refuse the run, if there are any.
     """
     findings = findings_at_start(task)
     for finding in findings:
@@ -55,7 +55,7 @@ def check_start(task: BaseTask[Any, Any, Any]) -> None:
 
 
 def findings_at_start(task: BaseTask[Any, Any, Any]) -> list[Finding]:
-    """The findings of the free checks."""
+    """Returns the findings of the cheap checks."""
     loader, training, config = task.loader, task.training, task.config
     if loader is None or training is None:
         return []
@@ -78,44 +78,44 @@ def findings_at_start(task: BaseTask[Any, Any, Any]) -> list[Finding]:
 
 
 def findings_in_items(items: Any, key: str = "data.train") -> list[Finding]:
-    """The findings in the annotations of a split, by themselves."""
+    """Returns the findings in the annotations of one split."""
     is_phrases = isinstance(items, list) and bool(items) and isinstance(items[0], Phrase)
     return findings_of_relative([(phrase.box, phrase.place) for phrase in items], key) if is_phrases else []
 
 
 def findings_in_regions(regions: RegionStream) -> list[Finding]:
-    """The finding for a stream of regions whose records have no box, or only relative ones."""
+    """Returns a finding if the records of a region stream have no boxes, or only relative boxes."""
     boxes, records = regions.first_boxes()
     if boxes or not records:
         return findings_of_relative(boxes, "data.regions")
     first = records[0]
     why = first.broken[0].message if first.broken else "no 'elems', or an empty list"
-    fact = f"none of {len(records):,} records has a box that can be read, as {first.place}: {why}"
+    fact = f"none of {len(records):,} records has a readable box, for example {first.place}: {why}"
     return [Finding("refused", "data.regions", fact, NO_BOXES)]
 
 
 def findings_of_relative(boxes: Sequence[tuple[Box, str]], key: str) -> list[Finding]:
-    """The finding for boxes, each with its place, all of which are within 0 and 1."""
+    """Returns a finding if all boxes, which are given with their locations, lie within 0 and 1."""
     if not are_relative(np.array([box for box, _ in boxes])):
         return []
     box, place = boxes[0]
-    fact = f"all {len(boxes):,} boxes lie within 0 and 1, as {[round(value, 4) for value in box]} at {place}"
+    fact = f"all {len(boxes):,} boxes lie within 0 and 1, for example {[round(value, 4) for value in box]} at {place}"
     return [Finding("refused", key, fact, RELATIVE)]
 
 
 def findings_in_answers(
     splits: Mapping[str, Any], candidates: Sequence[str], path: str, *, exact: bool
 ) -> list[Finding]:
-    """Answers outside the candidates of the file ``path`` in each split of questions, by its config key; ``exact``: an answer has
-    to be met to the letter, as in video question answering."""
+    """Returns a finding for each split of questions, keyed by config key, that has answers outside the candidates of the file
+    ``path``. ``exact``: answers must match exactly, as in video question answering."""
     questions = {key: items for key, items in splits.items() if isinstance(items, QuestionTable)}
     found = [answers_outside(items, candidates, key, path, exact=exact) for key, items in questions.items()]
     return [finding for finding in found if finding is not None]
 
 
 def records_per_micro_batch(data: Any) -> dict[str, tuple[str, int]]:
-    """For each stream with a contrastive loss, the config key that sets how many records a rank reads at once, and the number;
-    "" stands for the one stream of a fine-tuning task."""
+    """Returns, for each stream with a contrastive loss, the config key that sets the number of records per micro-batch, and the
+    number. The only stream of a fine-tuning task is named ""."""
     if not isinstance(data, DataConfig):
         return {"": (data.micro_batch.key, data.micro_batch.size)}
     streams = {name: stream for name, stream in data.streams().items() if name in MATCHED_STREAMS}
@@ -125,13 +125,14 @@ def records_per_micro_batch(data: Any) -> dict[str, tuple[str, int]]:
 def small_data(
     sizes: Mapping[str, tuple[str, int]], records: Mapping[str, int], ranks: int, chunks: int
 ) -> list[Finding]:
-    """Streams of which the contrastive loss compares more than their data: a record would then be its own negative.
+    """Returns findings for streams that have fewer records than the contrastive loss compares, so that a record would be its own
+    negative.
 
     Args:
-        sizes: of :func:`records_per_micro_batch`.
-        records: by stream.
-        ranks: that share the data.
-        chunks: micro-batches of a rank that the loss spans.
+        sizes: the result of :func:`records_per_micro_batch`.
+        records: number of records of each stream.
+        ranks: number of ranks that share the data.
+        chunks: number of micro-batches per rank over which the loss is computed.
     """
     findings = []
     for stream, (key, size) in sizes.items():
@@ -145,31 +146,27 @@ def small_data(
                 "contrastive loss"
             )
             most = max(1, records[name] // (ranks * chunks))
-            findings.append(Finding("refused", key, fact, f"lower it to {most} at most"))
+            findings.append(Finding("refused", key, fact, f"lower it to at most {most}"))
     return findings
 
 
 def length_of_run(plan: RunPlan, *, fine_tunes: bool) -> Finding | None:
-    """The finding for a run of more than :data:`MOST_EPOCHS` epochs, or for fine-tuning on less than :data:`LEAST_EPOCHS`.
+    """Returns a finding for a run of more than :data:`MOST_EPOCHS` epochs, or for fine-tuning of less than :data:`LEAST_EPOCHS`.
 
-    ``fine_tunes``: whether the run is fine-tuning. Pre-training on a part of a large data set is normal.
+    ``fine_tunes``: whether the run is fine-tuning. Pre-training on part of a large data set is normal.
     """
     steps, per_step, records = plan.steps, plan.records_per_step, plan.epoch_size
     assert steps is not None and records is not None
     if plan.epochs > MOST_EPOCHS:
-        fact = (
-            f"the run makes {plan.epochs:,.0f} passes over {records:,} records, which it memorises long before its end"
-        )
+        fact = f"the run makes {plan.epochs:,.0f} passes over {records:,} records, and will memorise them long before it ends"
         most = max(1, MOST_EPOCHS * records // per_step)
-        return Finding(
-            "warning", "train", fact, f"give train.steps={most} ({MOST_EPOCHS} passes) or less, or more data"
-        )
+        return Finding("warning", "train", fact, f"set train.steps={most} ({MOST_EPOCHS} passes) or less, or add data")
     if fine_tunes and plan.epochs < LEAST_EPOCHS:
         fact = (
-            f"the run sees a part of its training records: {steps:,} steps x {per_step:,} = {steps * per_step:,} of "
+            f"the run sees only part of its training records: {steps:,} steps x {per_step:,} = {steps * per_step:,} of "
             f"{records:,}, {plan.epochs:.2g} epochs"
         )
-        remedy = f"train.steps={math.ceil(records / per_step)} is one epoch; or give train.epochs"
+        remedy = f"train.steps={math.ceil(records / per_step)} is one epoch; or set train.epochs"
         return Finding("warning", "train", fact, remedy)
     return None
 
@@ -177,7 +174,7 @@ def length_of_run(plan: RunPlan, *, fine_tunes: bool) -> Finding | None:
 def answers_outside(
     items: QuestionTable, candidates: Sequence[str], key: str, path: str, *, exact: bool
 ) -> Finding | None:
-    """The finding for answers that are none of the candidates in the file ``path``, so that no prediction can be right."""
+    """Returns a finding if answers are missing from the candidates in the file ``path``, so that they can never be predicted."""
     normal: Callable[[str], str] = str if exact else normalize_answer
     known = {normal(candidate) for candidate in candidates}
     counts = items.answer_counts()
@@ -188,12 +185,10 @@ def answers_outside(
     often = sorted(outside, key=lambda answer: -outside[answer])[:3]
     examples = ", ".join(f"{answer!r} ({outside[answer]:,})" for answer in often)
     remedy = (
-        "make the list of these answers (python -m tasks.answer_list --config FILE), or set evaluation.answers=null"
+        "build the list from these answers (python -m tasks.answer_list --config FILE), or set evaluation.answers=null"
     )
     if without == total:
-        fact = f"none of the {total:,} answers is among the {len(candidates):,} of {path}, as {examples}"
+        fact = f"none of the {total:,} answers is among the {len(candidates):,} of {path}, such as {examples}"
         return Finding("refused", key, fact, remedy)
-    fact = (
-        f"{without / total:.1%} of the {total:,} answers are not among the {len(candidates):,} of {path}, as {examples}"
-    )
-    return Finding("warning", key, fact, f"they count as wrong whatever is learned; {remedy}")
+    fact = f"{without / total:.1%} of the {total:,} answers are not among the {len(candidates):,} of {path}, such as {examples}"
+    return Finding("warning", key, fact, f"they always count as wrong; {remedy}")

@@ -1,4 +1,4 @@
-"""Digests of the files that a config names for training, so that a resumed run knows whether they have changed."""
+"""Digests of the training files that a config names, so that a resumed run can detect changes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from utils.inputs import inputs_of
 SAMPLED_FILES = 64
 SAMPLED_BLOCKS = 64
 BLOCK_BYTES = 1 << 16
-"""Blocks that are read of each sampled file, spread evenly over it. Files of up to 4 MB are read whole."""
+"""Number and size of the blocks that are read from each sampled file, evenly spaced. Files of up to 4 MB are read completely."""
 LONGEST_PATH = 1000
 NAMES = 1_000_000
-"""Names of files after which the listing of a folder of images stops."""
+"""Max number of file names that are listed in a folder of images."""
 
 
 class Hash(Protocol):
@@ -32,12 +32,14 @@ class Hash(Protocol):
 
 
 def data_identity(data: Config, section: str = "data") -> dict[str, str]:
-    """A digest for each key of the section ``data``, or another one, that names annotation files, shards or folders of images.
+    """Returns a digest for each key of the section ``data``, or of another one, that names annotation files, shards or image
+    folders.
 
-    It covers names and sizes of all annotation files and shards, and blocks of :data:`SAMPLED_FILES` of each key, or up to twice
-    as many: reading whole data sets would take hours. Images in a folder, and images that are named by the first and the last
-    record of a sampled shard, are sampled in the same way. Of remote files, it covers all addresses, and sizes and versions of as
-    many files. Modification times are ignored, since a copy of the data has others.
+    A digest covers the names and sizes of all annotation files and shards. Because reading whole data sets would take hours, only
+    blocks of a sample of the files are read: :data:`SAMPLED_FILES` per key, or up to twice that number. Images in a folder are
+    sampled in the same way, and so are the images that the first and last records of a sampled shard name. For remote files, a
+    digest covers all addresses, and the sizes and versions of a sample of that size. Modification times are ignored, since they
+    differ between copies of the data.
     """
     named: dict[str, list[ShardFile]] = defaultdict(list)
     digests: dict[str, str] = {}
@@ -69,10 +71,10 @@ def _digest(files: Sequence[ShardFile]) -> str:
 
 
 def _digest_of_folder(folder: Path) -> str:
-    """The digest of a sample of the files in and below a folder, and of the number of files."""
+    """Returns the digest of the number of files in a folder and its subfolders, and of a sample of these files."""
     names: list[str] = []
     for here, folders, files in os.walk(folder):
-        folders.sort()  # os.walk visits them in this order
+        folders.sort()  # makes os.walk visit them in this order
         names += [os.path.join(here, name) for name in sorted(files)]
         if len(names) > NAMES:
             break
@@ -86,7 +88,7 @@ def _digest_of_folder(folder: Path) -> str:
 
 
 def _images_beside(shard: Path) -> list[Path]:
-    """The files that the first and the last record of a shard of JSON lines name by a path, relative to the shard's folder."""
+    """Returns the files that the first and last records of a JSON lines shard name with a path relative to the shard's folder."""
     if shard.suffix not in LINES_SUFFIXES:
         return []
     with shard.open("rb") as opened:
@@ -106,7 +108,7 @@ def _images_beside(shard: Path) -> list[Path]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # longer than a path may be, or with a NUL
+    except (OSError, ValueError):  # the path is too long or contains a NUL
         return False
 
 

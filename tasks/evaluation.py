@@ -1,4 +1,4 @@
-"""What an evaluation gives: metrics beside chance, and predictions; as a table and as JSON."""
+"""Results of an evaluation: metrics with their chance levels, and predictions, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from utils.files import write_text
 logger = logging.getLogger(__name__)
 
 Unit = Literal["share", "score", "count"]
-"""share: in 0..1, shown as a percentage. score: shown times 100 without a sign, as papers do with BLEU or CIDEr. count: the size
-of a set, an integer."""
+"""share: a value in 0..1, shown as a percentage. score: shown times 100 without a percent sign, as papers do for BLEU or CIDEr.
+count: the size of a set, an integer."""
 
 BOOTSTRAP = (
-    "draws for the 95 % interval of each metric that is a mean over examples; 0: no intervals; 1000 suits tables. Examples "
-    "of one image, or statements of one sentence, are drawn together"
+    "number of bootstrap draws for the 95 % interval of each metric that is a mean over examples; 0: no intervals; 1000 is "
+    "enough for tables. Examples of the same image, or statements of the same sentence, are drawn together"
 )
 """Description of ``evaluation.bootstrap``."""
 
@@ -32,9 +32,9 @@ BOOTSTRAP = (
 class Metric:
     """One number of an evaluation.
 
-    ``chance``: the value of a guess; None where a guess has none. ``rule``: how it is measured, where there is more than one
-    way. ``published``: the paper's number, as a value. ``scores``: of the examples, where the value is the mean of them, or the
-    mean of such means. ``interval``: the 95 % interval over examples, where somebody asked for it.
+    ``chance``: value of a random guess; None if it is undefined. ``rule``: how the value is measured, if there are several ways.
+    ``published``: the paper's number, in the unit of ``value``. ``scores``: scores of the examples, if the value is their mean or
+    a mean of such means. ``interval``: the 95 % interval over examples, if requested.
     """
 
     name: str
@@ -48,33 +48,34 @@ class Metric:
 
     @classmethod
     def mean_of(cls, name: str, scores: Scores, chance: float | None = None, *, rule: str | None = None) -> Metric:
-        """The share that is the mean of ``scores``."""
+        """Creates a metric that is the mean of ``scores``, as a share."""
         return cls(name, scores.mean(), chance, rule=rule, scores=(scores,))
 
     def as_json(self) -> dict[str, Any]:
-        """The metric without its name. A value that is NaN, of an empty set for instance, is null; no chance is left out."""
+        """Returns the metric without its name. NaN, for example from an empty set, becomes null; a missing chance level is
+        omitted."""
         values = {"value": None if math.isnan(self.value) else self.value, "unit": self.unit}
         ends = None if self.interval is None else [round(end, 6) for end in self.interval]
         known = {"interval": ends, "chance": self.chance, "published": self.published, "rule": self.rule}
         return values | {name: value for name, value in known.items() if value is not None}
 
     def shown(self, value: float | None) -> str:
-        """A value of this metric in a column of tables; empty for None."""
+        """Formats a value of this metric for a table column; empty for None."""
         if value is None:
             return ""
         return "   none" if math.isnan(value) else f"{100 * value:6.1f}{'%' if self.unit == 'share' else ' '}"
 
     def shown_interval(self) -> str:
-        """The interval in a column of tables; empty where there is none."""
+        """Formats the interval for a table column; empty if it was not computed."""
         return "" if self.interval is None else f"[{', '.join(f'{100 * end:.1f}' for end in self.interval)}]"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of one split in the order in which they are shown.
+    """Metrics of one split, in display order.
 
-    ``predictions``: one JSON object per example, to be written to a file; where the data set has an evaluation server, as that
-    takes them. ``facts``: None where nobody asks for them, as in a validation.
+    ``predictions``: one JSON object per example, to be written to a file, in the format of the data set's evaluation server if it
+    has one. ``facts``: None if not needed, as in validation.
     """
 
     metrics: tuple[Metric, ...]
@@ -82,32 +83,33 @@ class Evaluation:
     facts: Facts | None = None
 
     def __getitem__(self, name: str) -> Metric:
-        """The metric of a name; raises a :class:`KeyError` where there is none."""
+        """Returns the metric with the given name; raises :class:`KeyError` if it does not exist."""
         for metric in self.metrics:
             if metric.name == name:
                 return metric
         raise KeyError(name)
 
     def values(self) -> dict[str, float]:
-        """The values by name."""
+        """Returns the values by name."""
         return {metric.name: metric.value for metric in self.metrics}
 
     def as_json(self) -> dict[str, Any]:
-        """The metrics by name, for ``evaluation.json``; with each but the sizes, the facts."""
+        """Returns the metrics by name, for ``evaluation.json``. All metrics except sizes include the facts."""
         facts = {} if self.facts is None else self.facts.as_json()
         return {metric.name: metric.as_json() | ({} if metric.unit == "count" else facts) for metric in self.metrics}
 
     def with_intervals(self, draws: int, seed: int) -> Evaluation:
-        """The same with the 95 % interval of each metric that has scores of examples; unchanged for 0 draws."""
+        """Returns a copy with the 95 % interval of each metric that has example scores; for 0 draws, the evaluation is
+        unchanged."""
         if not draws:
             return self
         metrics = (replace(metric, interval=interval(metric.scores, draws, seed)) for metric in self.metrics)
         return replace(self, metrics=tuple(metrics))
 
     def with_published(self, percent: Mapping[str, float], split: str) -> Evaluation:
-        """The same beside the published numbers, in percent by metric; logs those that ``split`` has no metric for."""
+        """Returns a copy with the published numbers, given in percent by metric; warns about numbers of unknown metrics."""
         for name in percent.keys() - self.values().keys():
-            logger.warning("evaluation.published.%s: there is no metric %r", split, name)
+            logger.warning("evaluation.published.%s: unknown metric %r is ignored", split, name)
         metrics = (
             replace(metric, published=round(percent[metric.name] / 100, 6)) if metric.name in percent else metric
             for metric in self.metrics
@@ -115,10 +117,11 @@ class Evaluation:
         return replace(self, metrics=tuple(metrics))
 
     def table(self, title: str = "held-out") -> str:
-        """The metrics as text: measured, chance, and where there are any the intervals and the published numbers. The line below
-        them says in brackets the sizes of the sets, the rules, the split's files, the weights, and how those were trained.
+        """Formats the metrics as text: the measured values, the chance levels, and if available the intervals and the published
+        numbers. A last line in parentheses lists the sizes of the sets, the rules, the files of the split, the weights, and how
+        the weights were trained.
 
-        Without any metric but sizes, the first line says so.
+        If there are no metrics except sizes, the first line says so.
         """
         shown = [metric for metric in self.metrics if metric.unit != "count"]
         sizes = ", ".join(f"{metric.value} {metric.name}" for metric in self.metrics if metric.unit == "count")
@@ -141,12 +144,13 @@ class Evaluation:
 
 
 def count(name: str, value: int) -> Metric:
-    """The size of a set."""
+    """Creates a metric that is the size of a set."""
     return Metric(name, value, unit="count")
 
 
 def mean_of_splits(evaluations: Iterable[Evaluation]) -> Evaluation | None:
-    """The mean of every metric, sizes apart, that all measured splits have, such as languages; None for fewer than two splits."""
+    """Returns the mean over the measured splits, such as languages, of every metric that all of them have, except sizes. Returns
+    None if there are fewer than two such splits."""
     measured = [
         {metric.name: metric for metric in evaluation.metrics if metric.unit != "count"} for evaluation in evaluations
     ]
@@ -158,13 +162,13 @@ def mean_of_splits(evaluations: Iterable[Evaluation]) -> Evaluation | None:
 
 
 def write_evaluations(folder: Path, evaluations: Mapping[str, Evaluation]) -> None:
-    """Write ``evaluation.json`` into ``folder``: for each split its metrics by name."""
+    """Write ``evaluation.json`` to ``folder``, with the metrics of each split by name."""
     results = {name: evaluation.as_json() for name, evaluation in evaluations.items()}
     write_text(folder / EVALUATION_FILE, json.dumps(results, indent=2) + "\n")
 
 
 def write_predictions(path: Path, predictions: Sequence[Mapping[str, Any]]) -> str:
-    """Write the predictions as a JSON list, one in a line; returns a line that names the file."""
+    """Write the predictions as a JSON list with one prediction per line; returns a message that names the file."""
     lines = ",\n".join(json.dumps(prediction, ensure_ascii=False) for prediction in predictions)
     write_text(path, f"[\n{lines}\n]\n")
     return f"{len(predictions)} predictions in {path}"

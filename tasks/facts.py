@@ -1,4 +1,4 @@
-"""What an evaluation measured: the files of a split, the weights, and whether a run trained them on the task."""
+"""Facts about an evaluation: the files of the split, the weights, and how the weights were trained."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from utils.inputs import inputs_of
 from utils.weight_file import read_about
 
 Training = Literal["zero-shot", "fine-tuned", "pre-trained", "unknown"]
-"""zero-shot: no run trained the weights on this task. fine-tuned: one did. pre-trained: one did, and the task is pre-training.
-unknown: they come from a file that is in no run's folder, such as a published one."""
+"""zero-shot: no run trained the weights on this task. fine-tuned: a run trained them on this task. pre-trained: the same, and the
+task is pre-training. unknown: the weights are in a file outside any run's folder, such as a published file."""
 
 MOST_RUNS = 50
-"""Runs that start from each other's weights, at most; a circle of them ends there."""
+"""Max number of runs that are followed from one run to the run whose weights it started from, in case they form a cycle."""
 
 
 @dataclass(frozen=True)
 class MeasuredWeights:
-    """``name``: of the weights in a report. ``training``: see :data:`Training`."""
+    """Weights that were measured. ``name``: how a report calls them. ``training``: see :data:`Training`."""
 
     name: str
     training: Training
@@ -34,23 +34,24 @@ class MeasuredWeights:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a split was measured on and with. ``split``: its files; None where they are not known."""
+    """The files of a split and the weights that were measured on it. ``split``: the files; None if unknown."""
 
     split: str | None
     weights: MeasuredWeights
 
     def as_json(self) -> dict[str, Any]:
-        """The facts, which stand beside each metric in ``evaluation.json``."""
+        """Returns the facts as they are added to each metric in ``evaluation.json``."""
         split = {} if self.split is None else {"split": self.split}
         return {**split, "weights": self.weights.name, "training": self.weights.training}
 
     def texts(self) -> list[str]:
-        """The facts for the line below a table."""
+        """Returns the facts for the line below a table."""
         return [*filter(None, [self.split]), f"{self.weights.name}, {self.weights.training}"]
 
 
 def files_of(config: Config) -> str | None:
-    """The files that a split's section names, and which part of them it takes: "dataset_coco.json [test]"; None without files."""
+    """Describes the files of a split's section and the part of them in use, such as "dataset_coco.json [test]"; None without
+    files."""
     paths = ", ".join(path for _, kind, path in inputs_of(config) if kind in ("file", "shards"))
     taken = list(getattr(config, "splits", None) or [])
     taken += [language] if (language := getattr(config, "language", None)) else []
@@ -61,10 +62,10 @@ def files_of(config: Config) -> str | None:
 
 
 def measured_weights(folder: RunFolder, checkpoint: str | None, task: str | None) -> MeasuredWeights:
-    """The weights that a run in ``folder`` reports on: the best ones of the run, else its last ones, else those of
-    ``checkpoint`` (``init.checkpoint``).
+    """Returns the weights that a run in ``folder`` reports on: its best weights if it kept them, otherwise its last weights,
+    otherwise the weights of ``checkpoint`` (``init.checkpoint``).
 
-    ``task``: of the config.
+    ``task``: task of the config.
     """
     trained: Training = "pre-trained" if task == "pretrain" else "fine-tuned"
     if folder.best.is_file():
@@ -78,7 +79,7 @@ def measured_weights(folder: RunFolder, checkpoint: str | None, task: str | None
 
 
 def training_of(checkpoint: str, task: str | None) -> Training:
-    """How the weights at ``checkpoint`` were trained: their run is looked at, the one that it started from, and so on."""
+    """Determines how the weights at ``checkpoint`` were trained, by following the chain of runs that they started from."""
     for _ in range(MOST_RUNS):
         config = _config_of(checkpoint)
         if config is None:
@@ -93,21 +94,21 @@ def training_of(checkpoint: str, task: str | None) -> Training:
 
 
 def _config_of(checkpoint: str) -> dict[str, Any] | None:
-    """The config of the run that wrote the weights; None where it is not known."""
+    """Returns the config of the run that wrote the weights, or None if it is unknown."""
     try:
         path = expanded(checkpoint)
         run = path / CONFIG_FILE if (path / CONFIG_FILE).is_file() else run_of(find_weights(path))
         return None if run is None else read_yaml(run)
-    except (UserError, OSError):  # it was moved since
+    except (UserError, OSError):  # the file may have been moved
         return None
 
 
 def _best_step(path: Path) -> str:
-    """The step of a run's best weights, as the end of their name; empty where an earlier version wrote them."""
+    """Returns the step of a run's best weights, as a suffix of their name; empty if an earlier version wrote them."""
     validation = read_about(path).get("validation")
     return f", step {validation['step']}" if validation else ""
 
 
 def _averaged(path: Path) -> str:
-    """The end of the name of weights that ``optim.ema`` has averaged; empty for others."""
+    """Returns the suffix of the name of weights that ``optim.ema`` averaged, otherwise an empty string."""
     return ", averaged" if path.is_file() and "ema" in read_about(path) else ""

@@ -1,4 +1,4 @@
-"""What fine-tuning tasks share: held-out splits, of which one selects the weights, and their evaluation on all ranks."""
+"""Base of the fine-tuning tasks: held-out splits, one of which selects the best weights, and their evaluation on all ranks."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MEAN = "mean of splits"
-"""The entry of a report beside those of the splits."""
+"""Name of the report's entry with the mean over the splits."""
 KEPT = 12
-"""Predictions that are kept of each validation, of the same examples each time."""
+"""Number of predictions kept from each validation; they are always for the same examples."""
 
 S = TypeVar("S", bound=Config)
 T = TypeVar("T")
@@ -55,21 +55,21 @@ class HeldOutConfig(Config, Generic[S]):
     when_resumed = WhenResumed.CHANGES_METRICS
 
     batch_size: Annotated[int, MAY_CHANGE] = Field(
-        32, ge=1, description="items of a forward pass: images, videos, questions or statements"
+        32, ge=1, description="number of items in a forward pass: images, videos, questions or statements"
     )
     precision: Annotated[PrecisionName, MAY_CHANGE] = Field(
         "fp32", description="precision of forward passes; O0 is fp32, O1 and O2 are fp16 (apex's names)"
     )
-    # The best weights so far were selected with it.
+    # A resumed run must not change this split, since the best weights so far were selected with it.
     validation: Annotated[S | None, STAYS] = Field(
-        None, description="split that selects the best weights; null: the last weights are the result"
+        None, description="split that selects the best weights; null: the run keeps its last weights"
     )
     test: dict[str, S] = Field(min_length=1, description="splits to report on, by name")
     panels: Annotated[int, MAY_CHANGE] = Field(12, ge=0, le=200, description=PANELS)
     bootstrap: Annotated[int, MAY_CHANGE] = Field(0, ge=0, description=BOOTSTRAP)
     published: Annotated[str | None, MAY_CHANGE] = Field(
         None,
-        description="cell of `configs/tables.yaml`, such as `3/base_4m/coco_5k`, whose numbers stand beside the measured ones",
+        description="cell of `configs/tables.yaml`, such as `3/base_4m/coco_5k`; its numbers are shown next to the measured ones",
     )
 
     @field_validator("published", mode="before")
@@ -77,13 +77,13 @@ class HeldOutConfig(Config, Generic[S]):
     def _is_a_cell(cls, value: Any) -> Any:
         if isinstance(value, dict):
             raise ValueError(
-                "numbers are no cell of configs/tables.yaml; name one, such as 3/base_4m/coco_5k, or set it to null"
+                "numbers are not a cell of configs/tables.yaml; name a cell, such as 3/base_4m/coco_5k, or set it to null"
             )
         return check_name(value) if isinstance(value, str) else value
 
 
 class FineTuneConfig(RunConfig):
-    """The sections of a fine-tuning run; tasks narrow their types."""
+    """Config sections of a fine-tuning run; each task narrows their types."""
 
     data: FineTuneDataConfig
     evaluation: HeldOutConfig[Any]
@@ -94,26 +94,26 @@ F = TypeVar("F", bound=FineTuneConfig)
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out splits of a run. ``view``: how evaluation sees an image or a video."""
+    """The held-out splits of a run. ``view``: the preprocessing of images and videos for evaluation."""
 
     view: EvaluationView
     test: Mapping[str, Any]
     validation: Any | None
 
     def by_key(self) -> dict[str, Any]:
-        """Every split by its config key."""
+        """Returns all splits by config key."""
         splits = {f"evaluation.test.{name}": split for name, split in self.test.items()}
         return splits if self.validation is None else {**splits, "evaluation.validation": self.validation}
 
 
 class FineTuneTask(BaseTask[F, M, B]):
-    """A task that is evaluated on held-out splits and keeps the weights that are best on the one for validation."""
+    """A task that is evaluated on held-out splits and keeps the weights that are best on the validation split."""
 
     measure: ClassVar[str]
-    """The metric that selects."""
+    """The metric that selects the best weights."""
 
     legend: ClassVar[str] = "tick: right · cross: wrong"
-    """How the panels of a sheet are read."""
+    """Legend for the panels of a sheet."""
 
     def __init__(self, config: F, parts: Parts[M, B], held_out: HeldOut):
         super().__init__(config, parts)
@@ -124,15 +124,15 @@ class FineTuneTask(BaseTask[F, M, B]):
     @classmethod
     def build(cls, config: F, checkpoint: Checkpoint | None = None, *, trains: bool = True) -> Self:
         check_precision(config.evaluation.precision, accelerator.best_device(), "evaluation.precision")
-        held_out = cls.read_held_out(config)  # first, since a mistake in a file shows in seconds
+        held_out = cls.read_held_out(config)  # first, so that a mistake in a file is reported within seconds
         return cls(config, build_parts(cls, config, checkpoint, trains=trains), held_out)
 
     @classmethod
     def read_held_out(cls, config: F) -> HeldOut:
-        """The held-out splits of a config.
+        """Reads the held-out splits of a config.
 
         Raises:
-            UserError: if one is not whole.
+            UserError: if a split contains broken records.
         """
         splits, validation = config.evaluation, config.evaluation.validation
         return HeldOut(
@@ -144,20 +144,20 @@ class FineTuneTask(BaseTask[F, M, B]):
     @staticmethod
     @abstractmethod
     def read_split(config: F, split: Any, key: str) -> Any:
-        """A held-out split, which has to be whole.
+        """Reads a held-out split, which must not contain broken records.
 
         Raises:
-            UserError: with the config ``key``, if it is not.
+            UserError: (naming the config ``key``) if it contains a broken record.
         """
 
     @staticmethod
     def evaluation_view(config: F) -> EvaluationView:
-        """How evaluation sees an image."""
+        """Returns the preprocessing of images for evaluation."""
         return EvaluationView(config.model.vision.image_size, config.data.max_pixels, pixels=config.data.pixels)
 
     @abstractmethod
     def evaluate(self, items: Any) -> Evaluation:
-        """Evaluate the model, which is in evaluation mode, on a split; the same on every rank."""
+        """Evaluate the model, which must be in evaluation mode, on a split; returns the same result on every rank."""
 
     def outputs(
         self,
@@ -166,13 +166,13 @@ class FineTuneTask(BaseTask[F, M, B]):
         forward: Callable[[list[P], Text], Tensor],
         description: str,
     ) -> np.ndarray:
-        """Run ``forward`` on every item; each rank runs its share.
+        """Run ``forward`` on all items; each rank processes its share.
 
         Args:
-            items: at least one.
-            read: (view, words to keep, items, index) -> the item's images, or whatever goes with them, and its cleaned text.
-            forward: (images on the CPU, texts on the model's device) of several items -> a tensor with a row for each.
-            description: of the progress bar.
+            items: the items, at least one.
+            read: (view, words to keep, items, index) -> the item's images, possibly with other data, and its cleaned text.
+            forward: (images on the CPU, texts on the model's device) of several items -> a tensor with one row per item.
+            description: label of the progress bar.
 
         Returns:
             The rows of all items, in order.
@@ -198,11 +198,11 @@ class FineTuneTask(BaseTask[F, M, B]):
         return values
 
     def report(self, folder: RunFolder) -> str:
-        """Evaluate the best weights, or where the run kept none the present ones.
+        """Evaluate the best weights, or the current weights if the run did not keep any.
 
-        Writes ``evaluation.json``, with the mean where several splits are measured; for each split
-        ``predictions_<split>.json`` where there are predictions; and where the task draws them ``predictions.png``, or of
-        several splits ``predictions_<split>.png``.
+        Writes ``evaluation.json``, which includes the mean if several splits are measured; ``predictions_<split>.json`` for each
+        split with predictions; and, if the task draws predictions, ``predictions.png``, or ``predictions_<split>.png`` if there
+        are several splits.
         """
         if folder.best.is_file():
             load_weights(self.model, folder.best).require_complete()
@@ -228,22 +228,22 @@ class FineTuneTask(BaseTask[F, M, B]):
         )
 
     def panel(self, items: Any, number: int, prediction: Mapping[str, Any], read: ImageReader) -> Panel | None:
-        """What is drawn of prediction ``number`` of a split; None: nothing. A task that draws overrides this.
+        """Draws the prediction with index ``number`` of a split; None to draw nothing. Tasks that draw predictions override this.
 
         Args:
             items: the split.
-            number: of the prediction, among those of :meth:`evaluate`.
-            prediction: the prediction, which is also written to ``predictions_<split>.json``.
+            number: index of the prediction in the predictions of :meth:`evaluate`.
+            prediction: the prediction, as written to ``predictions_<split>.json``.
             read: reads an image or a video of ``items``.
         """
         return None
 
     def shown(self, predictions: Sequence[Mapping[str, Any]], count: int) -> list[int]:
-        """The numbers of the ``count`` predictions that are drawn, or of fewer where there are fewer."""
+        """Returns the indices of the predictions to draw: ``count``, or all if there are fewer."""
         return spread(len(predictions), count)
 
     def _with_facts(self, folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
-        """The evaluations, and their mean where there are several, with what the report says of them."""
+        """Adds the facts for the report and, if there are several evaluations, their mean."""
         config = self.config
         weights = measured_weights(folder, config.init.checkpoint, getattr(config, "task", None))
         named = {
@@ -255,7 +255,7 @@ class FineTuneTask(BaseTask[F, M, B]):
         return named if config.evaluation.published is None else _with_published(named, config.evaluation.published)
 
     def _draw(self, folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
-        """Draw some predictions of each split; returns by split a line that names the file."""
+        """Draw some predictions of each split; returns a message that names the file, by split."""
         test, count = self.held_out.test, self.config.evaluation.panels
         reader, notes, step = ImageReader(self.held_out.view), {}, newest_step(folder.checkpoints)
         for name, items in test.items():
@@ -268,19 +268,21 @@ class FineTuneTask(BaseTask[F, M, B]):
                 [partial(self.panel, items, number, predictions[number], reader) for number in numbers], path.name
             )
             if panels:
-                title = f"{name}: {len(panels)} of {len(predictions):,} predictions, from all over the split{broken}"
+                title = (
+                    f"{name}: {len(panels)} of {len(predictions):,} predictions, evenly spaced over the split{broken}"
+                )
                 folder.show(f"predictions/{name}", draw_sheet(Sheet(title, self.legend, panels), path), step)
                 notes[name] = f"{len(panels)} of them are drawn in {path}"
         return notes
 
 
 def _some(predictions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """:data:`KEPT` predictions from all over a split, each with its number."""
+    """Returns :data:`KEPT` predictions, evenly spaced over a split, each with its index."""
     return [{"number": number, **predictions[number]} for number in spread(len(predictions), KEPT)]
 
 
 def data_options(config: FineTuneConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """The arguments of :class:`dataset.tasks.finetune.FineTuneBatches` beside the section ``data``."""
+    """Returns the arguments of :class:`dataset.tasks.finetune.FineTuneBatches` other than the section ``data``."""
     return {
         "tokenizer": tokenizer,
         "image_size": config.model.vision.image_size,
@@ -290,11 +292,11 @@ def data_options(config: FineTuneConfig, tokenizer: PreTrainedTokenizerFast) -> 
 
 
 def _with_published(evaluations: Mapping[str, Evaluation], name: str) -> dict[str, Evaluation]:
-    """The evaluations beside the numbers of the cell ``name``; logs the splits of the cell that were not measured here."""
+    """Adds the published numbers of the cell ``name`` to the evaluations; logs splits of the cell that were not measured."""
     cell = read_tables()[name]
     for split in (split for split in cell.numbers if split not in evaluations):
         if cell.server is None:
-            logger.warning("evaluation.published: %s has numbers of %s, but no such split is measured", name, split)
+            logger.warning("evaluation.published: %s has numbers for %s, but this split is not measured", name, split)
         else:
             numbers = ", ".join(f"{metric} {percent}" for metric, percent in cell.numbers[split].items())
             logger.info("published for %s: %s, as measured by %s", split, numbers, cell.server)
@@ -305,10 +307,10 @@ def _with_published(evaluations: Mapping[str, Evaluation], name: str) -> dict[st
 
 
 def place_of(items: Sequence[Any], index: int) -> str:
-    """Where an item comes from, for messages."""
+    """Returns the location of an item, for messages."""
     return str(getattr(items[index], "place", f"record {index}"))
 
 
 def name_of(source: ImageSource | VideoSource) -> str:
-    """What predictions call an image or a video: its file, or where it lies in one."""
+    """Returns how predictions name an image or a video: by its file, or by its location inside a file."""
     return source.place if source.path is None else str(source.path)

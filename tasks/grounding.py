@@ -1,4 +1,4 @@
-"""Visual grounding as a task: fine-tuning on phrases with boxes, accuracy at IoU 0.5."""
+"""The visual grounding task: fine-tuning on phrases with boxes, evaluated by accuracy at IoU 0.5."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 class GroundingEvaluationConfig(HeldOutConfig[GroundingSplitConfig]):
-    """Splits to measure; the paper reports val, which also selects, testA and testB."""
+    """Splits to evaluate. The paper reports val, which also selects the weights, testA and testB."""
 
 
 class GroundingConfig(FineTuneConfig):
     """A grounding run."""
 
-    task: Literal["grounding"] = Field("grounding", description="the task that the config is of")
+    task: Literal["grounding"] = Field("grounding", description="task of the config")
     data: GroundingDataConfig
     evaluation: GroundingEvaluationConfig
 
@@ -59,7 +59,8 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatch
         return read_phrases(split, key, 0.0)
 
     def evaluate(self, items: list[Phrase]) -> Evaluation:
-        """Share of phrases located, by plain IoU and by the published script's; chance: always the mean box."""
+        """Computes the share of located phrases, with plain IoU and with the IoU of the published script. Chance level: always
+        the mean box."""
         predicted = self._locate(items)
         true = np.array([relative_box(item) for item in items])
         mean_box = np.broadcast_to(true.mean(axis=0), true.shape)
@@ -92,7 +93,7 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatch
         return Panel((DrawnImage(read(item.image, size=item.size), (boxes,)),), (line,))
 
     def _locate(self, items: list[Phrase]) -> np.ndarray:
-        """The box of every phrase, (N, 4)."""
+        """Predicts the box of every phrase, (N, 4)."""
 
         def locate(images: list[Tensor], text: Text) -> Tensor:
             return self.model.locate(torch.stack(images).to(text.ids.device), text)
@@ -101,13 +102,13 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatch
 
 
 def relative_box(item: Phrase) -> tuple[float, float, float, float]:
-    """The true box relative to its image, centre and size."""
+    """Returns the true box as centre and size relative to its image."""
     (x, y, w, h), (width, height) = item.box, item.size
     return (x + w / 2) / width, (y + h / 2) / height, w / width, h / height
 
 
 def _predictions(items: Sequence[Phrase], predicted: np.ndarray, true: np.ndarray) -> list[dict[str, Any]]:
-    """One of each phrase, with boxes as x, y, width, height in pixels."""
+    """Returns one prediction per phrase, with boxes as x, y, width, height in pixels."""
     sizes = np.array([item.size for item in items], dtype=np.float64)
     boxes = _in_pixels(predicted, sizes).round(2).tolist()
     return [
@@ -123,7 +124,7 @@ def _predictions(items: Sequence[Phrase], predicted: np.ndarray, true: np.ndarra
 
 
 def _published(a: np.ndarray, b: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """:func:`~metrics.grounding.pixel_iou` of relative boxes (N, 4) in images of ``sizes`` (N, 2)."""
+    """Computes :func:`~metrics.grounding.pixel_iou` of relative boxes (N, 4) in images of ``sizes`` (N, 2)."""
     return pixel_iou(*(_in_pixels(boxes, sizes) for boxes in (a, b)))
 
 

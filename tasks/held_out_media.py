@@ -1,5 +1,5 @@
-"""Held-out images and videos are decoded before training, within a bounded time: a damaged one would end the run at its
-evaluation, after the last training step."""
+"""Decodes held-out images and videos before training, for a bounded time, because a damaged file would otherwise stop the run in
+its evaluation, after the last training step."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from tasks.pretrain_evaluation import HeldOutReader
 from utils import distributed
 
 SECONDS = 15.0
-"""Time that each rank decodes held-out media for: some thousand images. Larger splits are decoded in part."""
+"""Seconds for which each rank decodes held-out media, enough for a few thousand images. Larger splits are decoded partially."""
 RECORDS = 500
-"""Held-out records of pre-training that are read, at most: their pixels are in memory together."""
+"""Max number of held-out pre-training records that are read, since all their pixels are in memory at the same time."""
 
 Source = ImageSource | VideoSource
 
@@ -34,10 +34,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_held_out_media(task: BaseTask[Any, Any, Any]) -> None:
-    """Decode held-out images and videos in random order for at most :data:`SECONDS`; each rank takes a share.
+    """Decode held-out images and videos in random order for at most :data:`SECONDS`; each rank decodes a share.
 
     Raises:
-        UserError: for the first one that cannot be decoded: a held-out set has to be whole.
+        UserError: for the first image or video that cannot be decoded, since held-out sets must not contain broken records.
     """
     until = time.perf_counter() + SECONDS
     if isinstance(task, FineTuneTask):
@@ -58,7 +58,7 @@ def _check_splits(task: FineTuneTask[Any, Any, Any], until: float) -> None:
             raise not_whole(error, lambda place=sources[index].place: place) from None  # type: ignore[misc]
         count += 1
     if sources:
-        logger.info("%d of %d held-out images and videos were decoded by this rank, and are whole", count, len(sources))
+        logger.info("this rank decoded %d of %d held-out images and videos without errors", count, len(sources))
 
 
 def _check_records(task: PretrainTask, until: float) -> None:
@@ -73,11 +73,11 @@ def _check_records(task: PretrainTask, until: float) -> None:
     lists: tuple[Literal["files", "region_files"], ...] = ("files", "region_files")
     count = sum(len(reader.images(which)) for which in lists if getattr(config.evaluation, which))
     count += len(reader.videos()) if config.evaluation.video_files else 0
-    logger.info("%d held-out records were read by this rank, and are whole", count)
+    logger.info("this rank read %d held-out records without errors", count)
 
 
 def _share(count: int, seed: int, until: float) -> Iterator[int]:
-    """This rank's share of the indexes below ``count`` in random order, until the time is over."""
+    """Yields this rank's share of the indices below ``count`` in random order, until the time is up."""
     order = np.random.default_rng(seed).permutation(count)
     for index in order[distributed.rank() :: distributed.world_size()].tolist():
         if time.perf_counter() > until:
@@ -86,8 +86,8 @@ def _share(count: int, seed: int, until: float) -> Iterator[int]:
 
 
 def sources_of(items: Any) -> list[Source]:
-    """The images or videos of a split: of our tables, or of the fields ``image``, ``images`` or ``source`` of each item; empty
-    if no item has such a field."""
+    """Returns the images or videos of a split, from our tables or from the fields ``image``, ``images`` or ``source`` of each
+    item; empty if no item has such a field."""
     if isinstance(items, CaptionedImages):
         return list(items.images)
     if isinstance(items, QuestionTable):

@@ -1,6 +1,6 @@
-"""The image-blind baseline of question answering: how far the wording of a question goes without its image.
+"""The image-blind baseline for question answering: the accuracy that the wording of a question alone allows.
 
-A model that answers "yes" to one wording and "no" to another, whatever the image, reaches this accuracy and no more.
+A model that answers "yes" to one wording and "no" to another, regardless of the image, cannot exceed this accuracy.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from dataset.tasks.questions import Question
 from dataset.text.processors import clean_question
 
 IMAGE_BLIND = "image-blind baseline"
-"""Name of the metric, after the answer type where there are several: "yes/no: image-blind baseline"."""
+"""Name of the metric, preceded by the answer type if there are several: "yes/no: image-blind baseline"."""
 STANDARD_ERRORS = 2.0
-"""A model beats the baseline if its accuracy is more than this many standard errors above it."""
+"""A model beats the baseline if its accuracy exceeds it by more than this number of standard errors."""
 ADVICE = "the model may ignore the images; see docs/own_data.md#questions"
 
 
 class ImageBlindBaseline:
     """Answers a question with the most frequent training answer to the same wording.
 
-    A wording that training does not have gets the most frequent answer of its answer type, and a type that training does not have
-    the most frequent answer of all.
+    For a wording that does not occur in training, it gives the most frequent answer of the answer type, and for a type that does
+    not occur in training, the most frequent answer overall.
 
     Args:
         training: the training questions.
-        asked: the held-out questions that will be answered; only their wordings are counted, since training may have millions.
+        asked: the held-out questions to answer. Only their wordings are counted, since there may be millions of training
+            questions.
     """
 
     def __init__(self, training: Iterable[Question], asked: Iterable[Sequence[Question]]):
@@ -44,16 +45,16 @@ class ImageBlindBaseline:
         self._of_all = _most_common(sum(of_types.values(), Counter()))
 
     def answer(self, question: Question) -> str:
-        """The answer of the baseline."""
+        """Returns the baseline's answer."""
         of_type = self._of_type.get(question.answer_type, self._of_all)
         return self._of_wording.get(_wording(question), of_type)
 
 
 def not_beaten(values: Mapping[str, float | None]) -> list[str]:
-    """A fact for each accuracy that is not clearly above its image-blind baseline; :data:`ADVICE` goes with them.
+    """Returns a statement for each accuracy that is not clearly above its image-blind baseline, to be shown with :data:`ADVICE`.
 
     Args:
-        values: the metrics of a split by name; accuracies and baselines are in 0..1.
+        values: metrics of a split by name; accuracies and baselines are in 0..1.
     """
     sentences = []
     for name, baseline in values.items():

@@ -1,4 +1,4 @@
-"""Running a model without training it."""
+"""Helpers for running a model without training it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 @contextmanager
 def evaluating(model: torch.nn.Module, precision: PrecisionName) -> Iterator[None]:
-    """The model in evaluation mode, without gradients, in ``precision``, and not compiled."""
+    """Context manager that puts the model in evaluation mode and runs it without gradients, in ``precision`` and uncompiled."""
     training = model.training
     model.eval()
     try:
-        # Functions compiled for evaluation count against the limit after which torch compiles no more for training either.
+        # Functions compiled for evaluation would count towards the limit after which torch stops compiling, also for training.
         with (
             torch.compiler.set_stance("force_eager"),
             torch.no_grad(),
@@ -35,20 +35,20 @@ def evaluating(model: torch.nn.Module, precision: PrecisionName) -> Iterator[Non
 
 
 def device_of(model: torch.nn.Module) -> torch.device:
-    """Device of the model's parameters."""
+    """Returns the device of the model's parameters."""
     return next(model.parameters()).device
 
 
 def finite(scores: Tensor, what: str) -> Tensor:
-    """Returns the scores that a prediction is chosen by, (N, ...), unchanged; ``what`` names them in messages.
+    """Checks scores that select a prediction, (N, ...), and returns them unchanged; ``what`` names them in messages.
 
     Raises:
-        UserError: one is NaN or infinite. ``argmax`` and ``topk`` would take NaN for the highest score.
+        UserError: if a score is NaN or infinite. ``argmax`` and ``topk`` would treat NaN as the highest score.
     """
     check_finite(scores.float().cpu().numpy(), what)
     return scores
 
 
 def progress(items: Iterable[T], description: str, total: int) -> Iterable[T]:
-    """``items`` with a progress bar that shows the time left, on rank 0."""
+    """Iterates over ``items`` with a progress bar on rank 0 that shows the remaining time."""
     return progress_bar(items, total=total, quiet=distributed.rank() != 0, desc=description, leave=False)

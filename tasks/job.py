@@ -1,4 +1,4 @@
-"""The story of a run in one process: config, run folder, task, training, report."""
+"""Runs a task in one process, from the config and the run folder to training and the report."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ C = TypeVar("C", bound="RunConfig")
 
 logger = logging.getLogger(__name__)
 
-OVERRIDES = "values that replace the config's, as key=value."
+OVERRIDES = "config values to override, as key=value."
 
 
 @FLAGS
 @dataclass(frozen=True, kw_only=True)
 class RunFlags:
-    """What a run does, and where its results are.
+    """Flags that set what a run does and where its results are written.
 
     Attributes:
-        config: YAML file; see configs/ (default: the task's own).
+        config: YAML file; see configs/ (default: the default config of the task).
         output: folder of the run (default: runs/<task>/<config's name>).
         resume: resume from the newest checkpoint in --output.
-        evaluate: do not train: evaluate the weights of init.checkpoint (with --resume: those of the run).
-        wait: wait up to so many seconds for an --output in use: a lost node gives its run up late (default: refuse at once).
+        evaluate: do not train; evaluate the weights of init.checkpoint (with --resume: the weights of the run).
+        wait: seconds to wait if --output is in use, since a lost node releases its run late (default: fail immediately).
     """
 
     config: str | None = None
@@ -52,15 +52,15 @@ class RunFlags:
 
 
 def run_task(argv: Sequence[str], name: str, kind: TaskKind | None = None) -> int:
-    """The command of a task's own script; returns the exit status.
+    """Runs the command of a task's script; returns the exit status.
 
     Args:
-        argv: the command line.
-        name: of the task, in the table.
-        kind: runs in place of the table's, with any config of the task.
+        argv: the command-line arguments.
+        name: name of the task in the table.
+        kind: replaces the kind in the table, and accepts any config of the task.
 
     Raises:
-        UserError: for a mistake in the command line, the config or the data.
+        UserError: if the command line, the config or the data are invalid.
     """
 
     def run_script(*overrides: Override, flags: RunFlags = RunFlags()) -> int:
@@ -73,17 +73,17 @@ def run_task(argv: Sequence[str], name: str, kind: TaskKind | None = None) -> in
 
 
 def run(choice: Choice, flags: RunFlags, kind: TaskKind | None = None) -> int:
-    """Train and report, or with ``--evaluate`` only report; returns the exit status.
+    """Train and report, or only report with ``--evaluate``; returns the exit status.
 
     Args:
         choice: the task and its config.
-        flags: of the command line.
-        kind: runs in place of the chosen one.
+        flags: flags of the command line.
+        kind: replaces the kind of the chosen task.
 
     Raises:
-        UserError: for a mistake in the config or the data.
+        UserError: if the config or the data are invalid.
     """
-    # Imported here, so that --help and mistakes in the command line do not wait for torch.
+    # Imported here so that --help and command-line errors do not wait for torch.
     from engine.run_folder import claimed
     from engine.stopping import Stopped, StopRequest
     from utils import log
@@ -133,7 +133,7 @@ def _run(
         folder, checkpoint = RunFolder.open(output, config, flags.resume, evaluate=flags.evaluate)
         log.set_up(folder.log_of(distributed.rank()))
         for fault in folder.passed_over:
-            logger.warning("passed over a checkpoint: %s", fault)
+            logger.warning("skipped a checkpoint: %s", fault)
         with _watched("the set-up", config, folder):
             task_class.make_inputs(config)
             config = _usable(config, folder, checkpoint, flags)
@@ -143,7 +143,7 @@ def _run(
     if not flags.evaluate:
         _train(task, folder, device, checkpoint, stop)
     again = "the same command" + ("" if flags.resume or flags.evaluate else " with --resume")
-    with stop.at_once(lambda: f"the evaluation is not finished; {again} makes it"):
+    with stop.at_once(lambda: f"the evaluation is not finished; run {again} to finish it"):
         distributed.set_timeout(config.train.start_timeout_min)
         with _watched("the evaluation", config, folder):
             results = task.report(folder)
@@ -152,7 +152,7 @@ def _run(
 
 
 def _watched(what: str, config: RunConfig, folder: RunFolder) -> AbstractContextManager[None]:
-    """Inside, ``what`` is done; if it takes long, the log says so, with the stacks."""
+    """Watches the step ``what`` while active; if the step takes long, its stacks are logged."""
     from engine.stall import StallWatch
     from utils.distributed import rank
 
@@ -194,10 +194,10 @@ def _train(
 
 
 def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, flags: RunFlags) -> C:
-    """The config with what the run, or the one that it starts from, keeps in place of what is gone.
+    """Replaces missing inputs in the config with the copies kept by the run, or by the run that it starts from.
 
     Raises:
-        UserError: if something that the run reads is not there, or the weights were trained with another tokenizer.
+        UserError: if an input of the run is missing, or the weights were trained with another tokenizer.
     """
     from tasks.kept import check_words, weights_behind, with_kept_inputs
     from utils.inputs import check_inputs
@@ -205,9 +205,9 @@ def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, flags: 
     evaluates_itself = flags.evaluate and flags.resume
     if evaluates_itself and checkpoint is None and not folder.best.is_file():
         raise UserError(
-            f"--evaluate --resume: {folder.path} holds no weights; give the --output of a run that was trained"
+            f"--evaluate --resume: {folder.path} has no weights; give the --output of a run that was trained"
         )
-    # A checkpoint of the run replaces what a fresh one starts from, and an evaluation needs no training data.
+    # With a checkpoint of the run itself, init is not needed, and an evaluation does not need training data.
     own = checkpoint is not None or evaluates_itself
     run, weights = weights_behind(config.init.checkpoint)
     if own:
@@ -219,8 +219,8 @@ def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, flags: 
 
 
 def _check_config(config: RunConfig) -> None:
-    """Refuse, before anything is loaded, a limit on open files that is too low, a plan that does not work out, and a package that
-    is not installed."""
+    """Check, before anything is loaded, the limit on open files, the plan of the run, and that optional packages are
+    installed."""
     from engine.wandb_curves import check_package
     from optim import lora
     from utils import distributed, open_files
@@ -232,6 +232,6 @@ def _check_config(config: RunConfig) -> None:
 
 
 def default_output(choice: Choice, *, evaluates_others: bool = False) -> Path:
-    """The folder of a run without --output; an evaluation of other weights gets one beside it."""
+    """Returns the folder of a run without --output. An evaluation of other weights gets a separate folder next to it."""
     suffix = "-evaluate" if evaluates_others else ""
     return Path("runs") / choice.source.name / f"{choice.config.stem}{suffix}"

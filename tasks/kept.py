@@ -1,4 +1,5 @@
-"""The tokenizer and the answers that a run's folder keeps, so that its weights can be used from anywhere, with the same words."""
+"""Copies of the tokenizer and the answers in a run's folder, so that its weights can be used anywhere with the same
+vocabulary."""
 
 from __future__ import annotations
 
@@ -27,13 +28,13 @@ logger = logging.getLogger(__name__)
 
 
 def with_kept_inputs(config: C, run: Path | None) -> C:
-    """The config with the tokenizer and the list of answers that a run keeps, where its own are not there.
+    """Returns the config with a missing tokenizer or answer list replaced by the copy in a run's folder.
 
-    A copy stands for what the run's config calls by the same name, and only where that is gone or a name on the hub.
+    A copy is used only if the run's config has the same value for the key, and the value is a missing path or a name on the Hub.
 
     Args:
-        config: of a run that resumes, evaluates or starts from ``run``.
-        run: its folder; one of an older version, or none at all, keeps nothing.
+        config: config of a run that resumes, evaluates or starts from ``run``.
+        run: the folder of the run, or None. Folders written by older versions do not contain copies.
     """
     if run is None or not (run / CONFIG_FILE).is_file():
         return config
@@ -42,22 +43,22 @@ def with_kept_inputs(config: C, run: Path | None) -> C:
     for key, copy in keys.items():
         now, before = _value(config, key), _value(kept, key)
         if copy.exists() and now == before and not _is_there(now) and _has(config, key):
-            logger.info("%s: %s, which the run keeps, stands for %s", key, copy, now)
+            logger.info("%s: using %s, the copy kept by the run, instead of %s", key, copy, now)
             config = _replaced(config, key.split("."), str(copy))
     return config
 
 
 def check_words(config: RunConfig, run: Path | None, weights: Path | None, *, resumes: bool) -> None:
-    """Check that the tokenizer of the config gives the token ids that ``weights`` were trained with.
+    """Check that the tokenizer of the config produces the token ids that ``weights`` were trained with.
 
-    Rank 0 compares it with the digest in the weights' header and with the copy that the run keeps; all ranks raise its error.
-    Weights of earlier versions have no digest, and runs of earlier versions no copy.
+    Rank 0 compares the tokenizer with the digest in the header of the weights and with the copy kept by the run; all ranks raise
+    the error. Weights from earlier versions have no digest, and runs of earlier versions have no copy.
 
     Args:
-        config: of a run that resumes, evaluates or starts from ``weights``.
-        run: the folder of the run that ``weights`` are of, or None.
-        weights: the file, or None.
-        resumes: ``run`` itself resumes or is evaluated.
+        config: config of a run that resumes, evaluates or starts from ``weights``.
+        run: folder of the run that wrote ``weights``, or None.
+        weights: the weight file, or None.
+        resumes: True if ``run`` itself resumes or is evaluated.
 
     Raises:
         UserError: if the token ids differ, since words would then get the embeddings of other words.
@@ -88,7 +89,7 @@ def _changed_words(config: RunConfig, run: Path | None, weights: Path | None, re
         difference = difference_of_tokenizers(ours, copy)
         if difference is None:
             return None
-        remedy = "bring that tokenizer back" if resumes else f"set model.text.encoder={kept}"
+        remedy = "restore the earlier tokenizer" if resumes else f"set model.text.encoder={kept}"
         return (
             f"model.text.encoder: the tokenizer {encoder} differs from the tokenizer that the weights of {run} were trained "
             f"with, which is kept in {kept}: {difference}; {remedy}, or {other}"
@@ -97,12 +98,12 @@ def _changed_words(config: RunConfig, run: Path | None, weights: Path | None, re
         return None
     return (
         f"model.text.encoder: the token ids of {encoder} differ from the token ids used to train {weights}, so words would "
-        f"get the embeddings of other words; bring that tokenizer back, or {other}"
+        f"get the embeddings of other words; restore the earlier tokenizer, or {other}"
     )
 
 
 def _readable(tokenizer: str | Path) -> PreTrainedTokenizerFast | None:
-    """The tokenizer; None, with a warning, if it cannot be loaded."""
+    """Loads a tokenizer; returns None with a warning if it cannot be loaded."""
     try:
         return load_tokenizer(tokenizer, "model.text.encoder")
     except UserError as error:
@@ -111,7 +112,7 @@ def _readable(tokenizer: str | Path) -> PreTrainedTokenizerFast | None:
 
 
 def weights_behind(weights: str | None) -> tuple[Path | None, Path | None]:
-    """The folder of the run that ``init.checkpoint`` is of, and its weight file; None for what there is not."""
+    """Returns the folder of the run that wrote ``init.checkpoint``, and the weight file; None for either if it does not exist."""
     if weights is None:
         return None, None
     try:

@@ -1,6 +1,6 @@
-"""Finding a task by its name in the table, by its folder, or by its module.
+"""Finds a task by its name in the table, by its folder, or by its module.
 
-This module does not import torch. The module of a task is imported when the task is loaded.
+This module does not import torch. A task's module is imported only when the task is loaded.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ ROOT = Path(__file__).parent.parent
 """Root folder of the checkout."""
 
 DEFAULT_CONFIG = "config.yaml"
-"""Name of the default config of a task outside the checkout, beside its ``task.py``."""
+"""Name of the default config of a task outside the checkout, in the same folder as its ``task.py``."""
 
 FORM = "TaskKind(config class, task class)"
 
 
 class TaskKind(NamedTuple):
-    """The classes of a task. Its module defines one as ``TASK``."""
+    """The config class and the task class of a task. The task's module defines it as ``TASK``."""
 
     config: type[RunConfig]
     task: type[BaseTask[Any, Any, Any]]
@@ -43,10 +43,10 @@ class TaskKind(NamedTuple):
 
 @dataclass(frozen=True)
 class TaskSource:
-    """Where a task is defined.
+    """The definition of a task.
 
-    ``argument``: its name on the command line; ``name``: folder of its runs below ``runs/``; ``module``: defines ``TASK``;
-    ``default_config``: None if it has none.
+    ``argument``: how the command line names the task; ``name``: folder of its runs in ``runs/``; ``module``: the module that
+    defines ``TASK``; ``default_config``: the default config, or None.
     """
 
     argument: str
@@ -55,25 +55,25 @@ class TaskSource:
     default_config: Path | None
 
     def load(self) -> TaskKind:
-        """Import the module and return its ``TASK``. Exceptions of the module itself pass through.
+        """Import the module and return its ``TASK``. Exceptions raised by the module itself are not caught.
 
         Raises:
-            UserError: if the module defines no ``TASK``, or one of another type.
+            UserError: if the module does not define ``TASK``, or defines it with a wrong type.
         """
         module = importlib.import_module(self.module)
         file = getattr(module, "__file__", None) or self.module
         if not hasattr(module, "TASK"):
-            raise UserError(f"{file}: defines no TASK; end it with TASK = {FORM}")
+            raise UserError(f"{file}: does not define TASK; end it with TASK = {FORM}")
         return _checked(module.TASK, file)
 
     def outside(self) -> bool:
-        """Whether the task is not in the table."""
+        """Returns True if the task is not in the table."""
         return self.argument not in TASKS
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The task and the config of a command line. ``config_task``: value of the config's key ``task``; ``overrides`` and
+    """The task and the config that a command line selects. ``config_task``: value of the config's key ``task``; ``overrides`` and
     ``remedy``: see :func:`choose`."""
 
     source: TaskSource
@@ -83,10 +83,10 @@ class Choice:
     remedy: str
 
     def check_keys(self) -> None:
-        """Look for misspelled keys before torch is imported, which takes seconds.
+        """Check for misspelled keys before importing torch, which takes seconds.
 
         Raises:
-            ConfigError: the config or an override has a key that the task's configs do not have.
+            ConfigError: if the config or an override has a key that is unknown to the task.
         """
         if not self.source.outside():
             check_keys(
@@ -96,11 +96,11 @@ class Choice:
             )
 
     def load(self) -> TaskKind:
-        """The classes of the task.
+        """Loads the classes of the task.
 
         Raises:
-            UserError: see :meth:`check_keys` and :meth:`TaskSource.load`; also if this task is outside the table, and the config
-                is of one in it.
+            UserError: see :meth:`check_keys` and :meth:`TaskSource.load`; also if this task is not in the table, but the config
+                is for a task in the table.
         """
         self.check_keys()
         kind = self.source.load()
@@ -111,22 +111,22 @@ class Choice:
 
 
 def choose(
-    config: str | Path | None, overrides: Sequence[str], task: str | None, remedy: str = "leave out --task {task}"
+    config: str | Path | None, overrides: Sequence[str], task: str | None, remedy: str = "remove --task {task}"
 ) -> Choice:
-    """The task and the config of a command line that names one of them, or both.
+    """Determines the task and the config from a command line that names one of them, or both.
 
     Args:
-        config: a YAML file; None: the default config of ``task``.
-        overrides: ``key=value`` arguments that replace values of the config.
-        task: a name, folder or module; None: the task in the config's folder, or the value of the config's key ``task``.
-        remedy: advice for the error message if ``task`` contradicts the config; may contain {task}, {config_task}, and the
-            {script} of the latter.
+        config: a YAML file; if None, the default config of ``task``.
+        overrides: ``key=value`` arguments that override config values.
+        task: a name, folder or module; if None, the task in the config's folder, or the value of the config's key ``task``.
+        remedy: advice in the error message if ``task`` contradicts the config; may contain {task}, {config_task}, and {script},
+            the script of the config's task.
 
     Raises:
-        UserError: if the task or the config does not exist, or they contradict each other.
+        UserError: if the task or the config does not exist, or if they contradict each other.
     """
     if config is None and task is None:
-        raise UserError("give --task TASK, or --config FILE with a key task")
+        raise UserError("give --task TASK, or --config FILE with the key task")
     source = None if task is None else find_task(task)
     path = _default_config(source) if config is None and source is not None else Path(str(config))
     if not path.is_file():
@@ -142,7 +142,7 @@ def choose(
 
 
 def kind_of(path: Path, overrides: list[str], task: str | None = None) -> TaskKind:
-    """The config class and the task class of ``task``, or if that is None, of the config's task.
+    """Returns the config class and the task class of ``task`` or, if ``task`` is None, of the config's task.
 
     Raises:
         UserError: see :func:`choose`.
@@ -151,13 +151,13 @@ def kind_of(path: Path, overrides: list[str], task: str | None = None) -> TaskKi
 
 
 def find_task(argument: str) -> TaskSource:
-    """Find a task by its name in the table, by a folder that holds ``task.py``, or by a module.
+    """Find a task by its name in the table, by a folder that contains ``task.py``, or by a module.
 
-    A folder is imported as a package, so that relative imports, pickling and worker processes find it: its parent folder is
-    appended to ``sys.path``. For a module, the working directory is appended.
+    A folder is imported as a package, so that relative imports, pickling and worker processes work: its parent folder is appended
+    to ``sys.path``. For a module, the working directory is appended.
 
     Raises:
-        UserError: if there is no such task.
+        UserError: if the task does not exist.
     """
     if argument in TASKS:
         entry = TASKS[argument]
@@ -178,7 +178,7 @@ def _in_folder(argument: str, folder: Path) -> TaskSource:
         raise UserError(f"--task {argument}: {folder} has no task.py; write one that ends with TASK = {FORM}")
     if not folder.name.isidentifier():
         raise UserError(
-            f"--task {argument}: {folder.name!r} is no Python name, and the folder is imported as a package; rename it"
+            f"--task {argument}: {folder.name!r} is not a Python identifier, but the folder is imported as a package; rename it"
         )
     module = f"{folder.name}.task"
     _append_to_path(folder.parent)
@@ -186,7 +186,7 @@ def _in_folder(argument: str, folder: Path) -> TaskSource:
     if spec is None or spec.origin is None or not file.samefile(spec.origin):
         other = _place_of(_spec_of(folder.name))
         raise UserError(
-            f"--task {argument}: Python imports another {folder.name!r} ({other}); rename the folder {folder}"
+            f"--task {argument}: Python imports a different {folder.name!r} ({other}); rename the folder {folder}"
         )
     return TaskSource(argument, folder.name, module, _beside(file))
 
@@ -203,7 +203,7 @@ def _in_module(argument: str) -> TaskSource:
         place, spec = _place_of(spec), _spec_of(module)
         if spec is None:
             raise UserError(
-                f"--task {argument}: the package ({place}) has no module task; name the module that has TASK"
+                f"--task {argument}: the package ({place}) has no module task; name the module that defines TASK"
             )
     *packages, last = module.split(".")
     name = packages[-1] if last == "task" and packages else last
@@ -211,18 +211,20 @@ def _in_module(argument: str) -> TaskSource:
 
 
 def _task_of(config: Path, overrides: Sequence[str], config_task: object) -> TaskSource:
-    """The task of a config without ``--task``: that in its folder, or that of its key ``task``."""
+    """Returns the task of a config without ``--task``: the task in the config's folder, or the value of its key ``task``."""
     if (config.parent / "task.py").is_file():
         return find_task(os.path.join(config.parent, ""))
-    read_config(config, overrides)  # raises if the config cannot be read: then it has no task either
+    read_config(config, overrides)  # raises if the config cannot be read, in which case its task is unknown
     if not isinstance(config_task, str) or config_task not in TASKS:
-        raise UserError(f"{config}: task is {config_task!r}, none of {', '.join(TASKS)}; set it, or give --task TASK")
+        raise UserError(
+            f"{config}: task is {config_task!r}, not one of {', '.join(TASKS)}; set it, or give --task TASK"
+        )
     return find_task(config_task)
 
 
 def _default_config(source: TaskSource) -> Path:
     if source.default_config is None:
-        raise UserError(f"--task {source.argument}: has no {DEFAULT_CONFIG} beside its task.py; give --config FILE")
+        raise UserError(f"--task {source.argument}: has no {DEFAULT_CONFIG} next to its task.py; give --config FILE")
     return source.default_config
 
 
@@ -232,14 +234,15 @@ def _contradiction(config: Path, config_task: str, task: str, remedy: str) -> Us
 
 
 def _append_to_path(folder: Path) -> None:
-    """Append a folder to ``sys.path``: at the end, it hides no module of the checkout."""
+    """Append a folder to the end of ``sys.path``, where it does not shadow modules of the checkout."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
     importlib.invalidate_caches()
 
 
 def _spec_of(module: str) -> ModuleSpec | None:
-    """The spec of a module; None if Python does not find it. Unlike ``importlib.util.find_spec``, it imports no package."""
+    """Returns the spec of a module, or None if Python does not find it. Unlike ``importlib.util.find_spec``, does not import the
+    parent packages."""
     first, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(first)
@@ -248,7 +251,8 @@ def _spec_of(module: str) -> ModuleSpec | None:
     for part in rest:
         if spec is None or spec.submodule_search_locations is None:
             return None
-        # Only the part: with the full name, Python would look up a folder without __init__.py in its package's module.
+        # Only the last part of the name is passed: with the full name, Python would look up the parent module of a folder without
+        # __init__.py.
         spec = PathFinder.find_spec(part, list(spec.submodule_search_locations))
     return spec
 
@@ -265,7 +269,7 @@ def _beside(file: Path) -> Path | None:
 
 
 def _checked(kind: Any, file: str) -> TaskKind:
-    # Imported here: torch takes seconds, and finding a task does not need it.
+    # Imported here because torch takes seconds to import and is not needed to find a task.
     from tasks.base import BaseTask, RunConfig
 
     if not isinstance(kind, TaskKind):
@@ -273,5 +277,7 @@ def _checked(kind: Any, file: str) -> TaskKind:
     for place, member, base in (("first", kind.config, RunConfig), ("second", kind.task, BaseTask)):
         if not (isinstance(member, type) and issubclass(member, base)):
             name = getattr(member, "__name__", repr(member))
-            raise UserError(f"{file}: the {place} class of TASK, {name}, is no {base.__name__}; write {FORM}")
+            raise UserError(
+                f"{file}: the {place} class of TASK, {name}, is not a subclass of {base.__name__}; write {FORM}"
+            )
     return kind

@@ -1,7 +1,7 @@
-"""The keys that the configs of our tasks may have, known without importing torch.
+"""The valid config keys of our tasks, available without importing torch.
 
-``configs/keys.json`` lists them by task. ``python run.py config --keys`` writes it from the config classes, and a test compares.
-A misspelled key is reported at once. Everything else about a config is checked when it is bound.
+``configs/keys.json`` lists them by task. ``python run.py config --keys`` generates the file from the config classes, and a test
+checks that it is up to date. Misspelled keys are thus reported immediately. All other checks happen when the config is bound.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ FILE = Path(__file__).parent.parent / "configs/keys.json"
 
 @cache
 def known_keys(task: str | None = None) -> tuple[str, ...]:
-    """Paths of all keys of a task's config, as ``run.py config`` prints them; of all tasks without one."""
+    """Returns the paths of all keys of a task's config, in the notation of ``run.py config``; if ``task`` is None, of all
+    tasks."""
     by_task = json.loads(FILE.read_text(encoding="utf-8"))
     return tuple(by_task[task] if task is not None else dict.fromkeys(key for keys in by_task.values() for key in keys))
 
 
 def check_keys(task: str, path: Path, overrides: Sequence[str]) -> None:
-    """Look for keys that no config of the task has, in a file with its bases and in overrides.
+    """Check a config file, its bases and the overrides for keys that are unknown to the task.
 
     Raises:
-        ConfigError: with a line for each of them, or if the file cannot be read.
+        ConfigError: with one line per unknown key, or if the file cannot be read.
     """
     values, places = read_with_places(path, overrides)
     keys = known_keys(task)
@@ -42,7 +43,8 @@ def check_keys(task: str, path: Path, overrides: Sequence[str]) -> None:
 def _unknown(
     values: Mapping[str, Any], pattern: str, name: tuple[str, ...], keys: Sequence[str]
 ) -> Iterator[tuple[str, ...]]:
-    """Unknown keys of a section. ``pattern``: its path among ``keys``; ``name``: its path in the config."""
+    """Yields the unknown keys of a section. ``pattern``: path of the section in ``keys``; ``name``: path of the section in the
+    config."""
     for key, value in values.items():
         path = next((each for each in (f"{pattern}{key}", f"{pattern}<name>") if _begins_one(each, keys)), None)
         if path is None:

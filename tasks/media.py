@@ -1,4 +1,4 @@
-"""What the tasks share whose data are images or videos."""
+"""Base of the tasks whose data are images or videos."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOut, HeldOutConfig,
 
 
 class MediaEvaluationConfig(HeldOutConfig[S], Generic[S]):
-    """Held-out splits of images or videos, and how videos are shown."""
+    """Held-out splits of images or videos, and the order of video frames."""
 
     shuffle_frames: bool = Field(
-        False, description="show videos with their frames out of order: does the model look at the order?"
+        False, description="shuffle the frames of videos, to test whether the model uses their order"
     )
 
 
 class MediaConfig(FineTuneConfig):
-    """The sections of such a run; tasks narrow their types."""
+    """Config sections of a run on images or videos; each task narrows their types."""
 
     data: MediaDataConfig
     evaluation: MediaEvaluationConfig[Any]
@@ -35,7 +35,7 @@ G = TypeVar("G", bound=MediaConfig)
 
 
 class MediaTask(FineTuneTask[G, M, B]):
-    """A fine-tuning task of images, or where ``model.vision.video`` says so of videos."""
+    """A fine-tuning task for images, or for videos if ``model.vision.video`` is set."""
 
     takes_videos = True
 
@@ -50,7 +50,7 @@ class MediaTask(FineTuneTask[G, M, B]):
     @staticmethod
     @abstractmethod
     def sources(items: Any) -> Sequence[ImageSource | VideoSource]:
-        """The images or videos of a split."""
+        """Returns the images or videos of a split."""
 
     @staticmethod
     def evaluation_view(config: G) -> EvaluationView:

@@ -1,4 +1,4 @@
-"""Visual reasoning as a task: fine-tuning on statements about two images, accuracy and consistency."""
+"""The visual reasoning task: fine-tuning on statements about two images, evaluated by accuracy and consistency."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 
 
 class NLVREvaluationConfig(HeldOutConfig[NLVRSplitConfig]):
-    """The paper reports dev, which also selects, and test-P (NLVR2's ``test1``)."""
+    """Splits to evaluate. The paper reports dev, which also selects the weights, and test-P (NLVR2's ``test1``)."""
 
 
 class NLVRConfig(FineTuneConfig):
     """A visual reasoning run."""
 
-    task: Literal["nlvr"] = Field("nlvr", description="the task that the config is of")
+    task: Literal["nlvr"] = Field("nlvr", description="task of the config")
     model: NLVRModelConfig
     data: NLVRDataConfig
     evaluation: NLVREvaluationConfig
@@ -72,7 +72,8 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel, NLVRBatches]):
         return items
 
     def evaluate(self, items: list[Statement]) -> Evaluation:
-        """Accuracy (chance: always the most frequent class), and the share of sentences that are judged right throughout."""
+        """Computes the accuracy (chance level: always the most frequent class), and the share of sentences whose statements are
+        all judged correctly."""
         predicted = self._predict(items)
         true = np.array([item.label for item in items])
         sentences = [item.sentence_id for item in items]
@@ -81,7 +82,7 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel, NLVRBatches]):
             [self.config.model.classes ** -float(statements) for statements in Counter(sentences).values()]
         )
         right = all_correct(predicted == true, sentences)
-        # Statements of one sentence are about pairs from one set of images.
+        # All statements with the same sentence are about pairs from the same set of images.
         groups = sentences if self.config.model.images > 1 else [name_of(item.images[0]) for item in items]
         metrics = (
             count("statements", len(items)),
@@ -114,7 +115,7 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel, NLVRBatches]):
         return Panel(tuple(DrawnImage(read(image, side=side)) for image in item.images), lines)
 
     def _predict(self, items: list[Statement]) -> np.ndarray:
-        """The class of every statement."""
+        """Predicts the class of every statement."""
 
         def classify(images: list[Tensor], text: Text) -> Tensor:
             pixels = torch.stack(images, dim=1).flatten(0, 1)
@@ -125,7 +126,7 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel, NLVRBatches]):
 
 
 def _read(view: EvaluationView, max_words: int, items: Sequence[Statement], index: int) -> tuple[Tensor, str]:
-    """The images (K, 3, S, S) and the cleaned sentence."""
+    """Returns the images (K, 3, S, S) and the cleaned sentence."""
     item = items[index]
     return torch.stack([view(image) for image in item.images]), cleaned(item.sentence, max_words, item.place)
 

@@ -1,4 +1,4 @@
-"""Pre-training as a task: its config, how it is built, and how its held-out records are evaluated."""
+"""The pre-training task: its config, its set-up, and the evaluation of held-out records."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 HELD_OUT = "held-out"
-"""The name of the one split in ``evaluation.json``."""
+"""Name of the only split in ``evaluation.json``."""
 
 
 class PretrainConfig(RunConfig):
     """A pre-training run."""
 
-    task: Literal["pretrain"] = Field("pretrain", description="the task that the config is of")
+    task: Literal["pretrain"] = Field("pretrain", description="task of the config")
     model: PretrainModelConfig
     loss: LossWeights = LossWeights()
     data: DataConfig
@@ -41,14 +41,16 @@ class PretrainConfig(RunConfig):
     @model_validator(mode="after")
     def _has_images(self) -> PretrainConfig:
         if self.data.images is None and self.data.regions is None and self.data.videos is None:
-            raise ValueError("pre-training needs data.images, data.regions or data.videos: texts alone align nothing")
+            raise ValueError(
+                "pre-training needs data.images, data.regions or data.videos, since texts alone align nothing; add one"
+            )
         if (self.data.videos is None) != (self.model.vision.video is None):
-            raise ValueError("data.videos and model.vision.video come together: set both, or neither")
+            raise ValueError("data.videos and model.vision.video belong together: set both, or neither")
         return self
 
 
 class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
-    """Model and data of a pre-training run. Its result is the last checkpoint: nothing is selected."""
+    """Model and data of a pre-training run. The result is the last checkpoint, without selection of the best weights."""
 
     takes_videos = True
 
@@ -87,12 +89,12 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
         return BaseTask.text_lengths(config) | lengths
 
     def validate(self) -> dict[str, float]:
-        """Not called: pre-training selects nothing."""
+        """Never called, since pre-training does not select weights."""
         return {}
 
     def report(self, folder: RunFolder) -> str:
-        """Evaluate on all ranks; write ``evaluation.json``, ``predictions_held-out.json`` and ``predictions.png`` into
-        ``folder``, and return the table."""
+        """Evaluate on all ranks, write ``evaluation.json``, ``predictions_held-out.json`` and ``predictions.png`` to ``folder``,
+        and return the table."""
         if self.config.evaluation is None:
             return ""
         evaluator = self.evaluator()
@@ -114,7 +116,7 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
         return "\n".join(texts)
 
     def evaluator(self) -> PretrainEvaluator:
-        """Reads the held-out records, to evaluate the model on them."""
+        """Creates the evaluator, which reads the held-out records."""
         config = self.config
         assert config.evaluation is not None
         processor = TextProcessor(self.tokenizer, config.data.text)

@@ -1,4 +1,4 @@
-"""Evaluation of pre-training on held-out records: retrieval, boxes and masked words, each beside its chance level."""
+"""Evaluates pre-training on held-out records: retrieval, boxes and masked words, each with its chance level."""
 
 from __future__ import annotations
 
@@ -55,30 +55,34 @@ from utils.errors import UserError
 from utils.inputs import InputShards
 
 MOST_BOXES = 10
-"""Phrases of an image that are drawn, at most."""
+"""Max number of phrases that are drawn per image."""
 
 
 class EvaluationConfig(Config):
-    """Held-out records; their first caption is the one that has to be found."""
+    """Held-out records. The first caption of each record is used for retrieval."""
 
     when_resumed = WhenResumed.CHANGES_METRICS
 
-    files: InputShards = Field([], description="shards of images with captions, of which the first of each counts")
-    region_files: InputShards = Field([], description="shards of images with boxes, if other than `files`")
-    video_files: InputShards = Field([], description="shards of videos, read as those of data.videos")
+    files: InputShards = Field(
+        [], description="shards of images with captions; only the first caption of each image is used"
+    )
+    region_files: InputShards = Field([], description="shards of images with boxes, if different from `files`")
+    video_files: InputShards = Field(
+        [], description="shards of videos, which are read with the settings of data.videos"
+    )
     candidates: int = Field(
         16, ge=1, description="number of candidates that the fusion encoder re-ranks for each image and each text"
     )
     score: RerankingScore = Field("matching", description=RERANKING_SCORE)
-    batch_size: Annotated[int, MAY_CHANGE] = Field(50, ge=1, description="images of a forward pass")
-    limit: int | None = Field(None, ge=1, description="most records that are read; null: all")
+    batch_size: Annotated[int, MAY_CHANGE] = Field(50, ge=1, description="number of images in a forward pass")
+    limit: int | None = Field(None, ge=1, description="max number of records to read; null: all")
     panels: Annotated[int, MAY_CHANGE] = Field(12, ge=0, le=200, description=PANELS)
     bootstrap: Annotated[int, MAY_CHANGE] = Field(0, ge=0, description=BOOTSTRAP)
 
     @model_validator(mode="after")
     def _has_files(self) -> EvaluationConfig:
         if not (self.files or self.region_files or self.video_files):
-            raise ValueError("names no files; give files, region_files or video_files, or drop evaluation")
+            raise ValueError("does not name any files; give files, region_files or video_files, or remove evaluation")
         return self
 
 
@@ -89,7 +93,9 @@ def check_files(config: EvaluationConfig, data: DataConfig) -> None:
             shards = Shards(files, key=f"evaluation.{which}", index_folder=data.cache_index, remote=data.remote)
             if which == "video_files":
                 if data.videos is None:
-                    raise UserError("evaluation.video_files: there is no data.videos to say how they are read; add it")
+                    raise UserError(
+                        "evaluation.video_files: data.videos is missing, which says how to read the files; add it"
+                    )
                 clips = first_clips(shards, data.videos, data.videos.caption_key)
                 check_backend(clips, data.videos.reading, "data.videos.reading")
 
@@ -100,10 +106,10 @@ class HeldOutReader:
 
     Attributes:
         config: the held-out files.
-        data: how training reads such records.
-        vision: sizes of images, and frames of videos.
-        processor: of training.
-        choose: from the number of records to the numbers of those that are read.
+        data: the data section of training, whose settings are used to read the records.
+        vision: image size and number of video frames.
+        processor: the text processor of training.
+        choose: function from the number of records to the indices of the records to read.
     """
 
     config: EvaluationConfig
@@ -113,10 +119,10 @@ class HeldOutReader:
     choose: Choose = range
 
     def images(self, which: Literal["files", "region_files"]) -> list[HeldOutRecord]:
-        """The records of images in one of the config's lists of files.
+        """Reads the image records in one of the config's lists of files.
 
         Raises:
-            UserError: for the first one that cannot be used.
+            UserError: for the first record that cannot be used.
         """
         stream = self.stream(which)
         return read_held_out(
@@ -135,10 +141,10 @@ class HeldOutReader:
         )
 
     def videos(self) -> list[HeldOutRecord]:
-        """The records of videos.
+        """Reads the video records.
 
         Raises:
-            UserError: as :meth:`images`.
+            UserError: for the first record that cannot be used.
         """
         stream = self.data.videos
         assert stream is not None and self.vision.video is not None
@@ -155,20 +161,20 @@ class HeldOutReader:
         )
 
     def stream(self, which: str) -> ImageRecordsConfig:
-        """How training reads such records: for boxes as the region stream does, if there is one."""
+        """Returns the stream config used to read the records: the region stream for boxes, if the run has one."""
         regions = self.data.regions if which == "region_files" or self.data.images is None else None
         return regions or self.data.images or ImageRecordsConfig(files=[], batch_size=1)
 
 
 class PretrainEvaluator:
-    """Evaluates a pre-trained model on held-out records, each rank on its share of them.
+    """Evaluates a pre-trained model on held-out records. Each rank evaluates a share of the records.
 
     Args:
         config: the held-out files.
-        data: how training reads such records.
-        model: in evaluation mode when :meth:`evaluate` or :meth:`draw` is called.
-        processor: of training.
-        seed: of the words that are masked.
+        data: the data section of training, whose settings are used to read the records.
+        model: must be in evaluation mode when :meth:`evaluate` or :meth:`draw` is called.
+        processor: the text processor of training.
+        seed: seed for the choice of masked words.
     """
 
     def __init__(
@@ -183,18 +189,19 @@ class PretrainEvaluator:
         self.videos = self.reader.videos() if config.video_files else []
 
     def evaluate(self) -> Evaluation:
-        """All metrics of the held-out records, and a prediction of each record that has any; the same on every rank."""
+        """Computes all metrics of the held-out records and their predictions; returns the same result on every rank."""
         self.predictions = {}
         metrics = [*self._retrieval(self.records, "image", "records"), *self._retrieval(self.videos, "video", "videos")]
         metrics += [*self._grounding(), *self._words()]
         return Evaluation(tuple(metrics), list(self.predictions.values()))
 
     def _prediction(self, record: HeldOutRecord) -> dict[str, Any]:
-        """The prediction of a record, which each metric adds to."""
+        """Returns the prediction of a record, to which each metric adds its results."""
         return self.predictions.setdefault(record.place, {"place": record.place})
 
     def _retrieval(self, records: Sequence[HeldOutRecord], medium: str, size: str) -> list[Metric]:
-        """Recall of the first caption of each image, and of its image, among all; chance: a random order."""
+        """Computes the recall of each image's first caption among all captions, and of the image among all images. Chance level:
+        a random order."""
         captioned = [record for record in records if record.captions]
         if not captioned:
             return []
@@ -227,7 +234,7 @@ class PretrainEvaluator:
         return metrics
 
     def _grounding(self) -> list[Metric]:
-        """Boxes of the elements, by grain; chance: always their mean box."""
+        """Computes the accuracy of the boxes, by grain. Chance level: always the mean box of the grain."""
         records = [record for record in self.with_boxes if record.elements]
         if not records:
             return []
@@ -249,7 +256,7 @@ class PretrainEvaluator:
         return metrics
 
     def _predict_boxes(self, records: Sequence[HeldOutRecord]) -> list[np.ndarray]:
-        """For each record the boxes of its elements, (E, 4) as centre and size."""
+        """Predicts the boxes of each record's elements, (E, 4) as centre and size."""
         boxes: list[np.ndarray] = []
         for block in _blocks(records, self.config.batch_size):
             counts = [len(record.elements) for record in block]
@@ -260,10 +267,11 @@ class PretrainEvaluator:
         return boxes
 
     def _words(self) -> list[Metric]:
-        """Masked words of captions, predicted with their image; chance: always the most frequent masked word."""
+        """Computes the accuracy of masked words of captions, predicted with their image. Chance level: always the most frequent
+        masked word."""
         captioned = [record for record in self.records if record.captions]
         share = distributed.share_of(len(captioned))
-        local: list[np.ndarray] = []  # of each batch (3, W): the record, the word, and whether it was predicted
+        local: list[np.ndarray] = []  # for each batch, (3, W): record, word, and whether the prediction is right
         for start in range(share.start, share.stop, self.config.batch_size):
             block = captioned[start : min(start + self.config.batch_size, share.stop)]
             rngs = [sample_rng(self.seed, "held-out", 0, start + index) for index in range(len(block))]
@@ -298,7 +306,7 @@ class PretrainEvaluator:
         return self.model.text([to_device(self.processor.encode_plain(texts), self.device)])[0]
 
     def _keep_boxes(self, records: Sequence[HeldOutRecord], predicted: np.ndarray, overlaps: np.ndarray) -> None:
-        """Predictions of boxes, as x, y, width, height in pixels."""
+        """Add the boxes to the predictions, as x, y, width, height in pixels."""
         boxes, ious = iter(predicted.tolist()), iter(overlaps.tolist())
         for record in records:
             assert record.size is not None
@@ -314,8 +322,8 @@ class PretrainEvaluator:
             ]
 
     def draw(self, path: Path) -> np.ndarray | None:
-        """Write a sheet of images with true and predicted boxes and their phrases, once they are evaluated; returns it, or None
-        where there are no boxes."""
+        """Write a sheet of images with true and predicted boxes and their phrases; returns the sheet, or None if the records have
+        no boxes. Call :meth:`evaluate` first."""
         numbers = [number for number, record in enumerate(self.with_boxes) if record.elements]
         shown = [numbers[place] for place in spread(len(numbers), self.config.panels)]
         which = "region_files" if self.config.region_files else "files"
@@ -328,11 +336,11 @@ class PretrainEvaluator:
         panels, broken = readable_panels((partial(self._panel, shards, which, number) for number in shown), path.name)
         if not panels:
             return None
-        title = f"held-out: {len(panels)} of {len(numbers):,} images with boxes, from all over the files{broken}"
+        title = f"held-out: {len(panels)} of {len(numbers):,} images with boxes, evenly spaced over the files{broken}"
         return draw_sheet(Sheet(title, BOX_LEGEND, panels), path)
 
     def _panel(self, shards: Shards, which: str, number: int) -> Panel:
-        """An image, decoded again, with the boxes of at most :data:`MOST_BOXES` phrases."""
+        """Draws an image, which is decoded again, with the boxes of at most :data:`MOST_BOXES` phrases."""
         record, stream = self.with_boxes[number], self.reader.stream(which)
         source = parse_region_record(shards.read(number), stream.keys(), stream.caption_key).image
         view = EvaluationView(self.model.config.vision.image_size, self.data.max_pixels, pixels=self.data.pixels)
@@ -350,7 +358,7 @@ class PretrainEvaluator:
 
 
 def _from_one(rank: np.int64) -> int | None:
-    """A rank from 1; None where the true one is not among the candidates."""
+    """Converts a rank to count from 1; None if the true match is not among the candidates."""
     return None if rank == NO_MATCH else int(rank) + 1
 
 

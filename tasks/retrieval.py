@@ -1,4 +1,5 @@
-"""Image-text and video-text retrieval as a task: fine-tuning with contrastive and matching losses, recall after re-ranking."""
+"""The image-text and video-text retrieval task: fine-tuning with contrastive and matching losses, evaluated by recall after
+re-ranking."""
 
 from __future__ import annotations
 
@@ -33,9 +34,9 @@ if TYPE_CHECKING:
 
 
 KEPT, SHOWN = 10, 5
-"""Nearest images or texts of a query: in ``predictions_<split>.json``, and drawn; fewer where fewer are re-ranked."""
+"""Number of nearest images or texts per query in ``predictions_<split>.json``, and in drawings; fewer if fewer are re-ranked."""
 QUERY_SIDE, CANDIDATE_SIDE = 280, 150
-"""Pixels of an image that is asked with, and of one that is retrieved."""
+"""Size in pixels of a query image, and of a retrieved image."""
 
 
 class RetrievalEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
@@ -50,7 +51,7 @@ class RetrievalEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
 class RetrievalConfig(MediaConfig):
     """A retrieval run."""
 
-    task: Literal["retrieval"] = Field("retrieval", description="the task that the config is of")
+    task: Literal["retrieval"] = Field("retrieval", description="task of the config")
     model: AligningConfig
     data: RetrievalDataConfig
     evaluation: RetrievalEvaluationConfig
@@ -81,7 +82,7 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
         return items.images
 
     def evaluate(self, items: CaptionedImages) -> Evaluation:
-        """Recalls after re-ranking and by cosine alone, each beside that of a random order."""
+        """Computes the recalls after re-ranking and by cosine alone. Chance level: a random order."""
         config = self.config.evaluation
         medium = "image" if video_frames(self.config) is None else "video"
         search = TwoStageRetrieval(
@@ -110,7 +111,7 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
         return Evaluation(tuple(metrics), Nearest(items, rankings.reranked))
 
     def shown(self, predictions: Sequence[Mapping[str, Any]], count: int) -> list[int]:
-        """Texts and their images, then images and their texts: half of each."""
+        """Returns the indices of the predictions to draw: one half with a text as the query, then one half with an image."""
         assert isinstance(predictions, Nearest)
         texts = len(predictions.items.captions)
         images = spread(len(predictions) - texts, count // 2)
@@ -146,9 +147,9 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
 
 
 class Nearest(Sequence[Mapping[str, Any]]):
-    """Predictions, each made when it is asked for: of each text its nearest images, then of each image its nearest texts.
+    """Predictions, which are computed on access: for each text the nearest images, then for each image the nearest texts.
 
-    A text is known by its number among the captions of the split, an image by its id.
+    Texts are identified by their index in the captions of the split, and images by their id.
     """
 
     def __init__(self, items: CaptionedImages, stage: Stage):
@@ -195,12 +196,12 @@ class Nearest(Sequence[Mapping[str, Any]]):
 
 
 def _shown(score: float) -> str:
-    """A score to draw; a hyphen would look like a part of the separator."""
+    """Formats a score for drawing, with a minus sign, since a hyphen would look like part of the separator."""
     return f"{score:.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _best(candidates: Candidates, query: int) -> list[tuple[int, float]]:
-    """The :data:`KEPT` best candidates of a query with their scores, best first."""
+    """Returns the :data:`KEPT` best candidates of a query with their scores, best first."""
     scores = candidates.scores[query]
     order = np.argsort(-scores, kind="stable")[:KEPT]
     return [(int(candidates.ids[query, place]), round(float(scores[place]), 4)) for place in order]

@@ -1,6 +1,7 @@
 """Run any task in one process, without a launcher: ``python -m tasks.run TASK [--config FILE] [--output DIR] [key=value ...]``.
 
-TASK is a name in the table of tasks, a folder that holds ``task.py``, or a module. ``run.py`` starts this module on every rank.
+TASK is a name in the table of tasks, a folder that contains ``task.py``, or a module. ``run.py`` starts this module on every
+rank.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ def run_rank(task: str, /, *overrides: Override, flags: RunFlags = RunFlags()) -
 
     Args:
         task: a task's name, a folder with task.py, or a module.
-        overrides: values that replace the config's, as key=value.
+        overrides: config values to override, as key=value.
     """
-    from tasks.kinds import choose  # reads YAML, for which --help need not wait
+    from tasks.kinds import choose  # imports the YAML parser, which would slow down --help
 
     return run(choose(flags.config, overrides, task, remedy="give {config_task} instead of {task}"), flags)
 

@@ -1,6 +1,6 @@
-"""The cells of the paper's tables 3 to 6, as ``configs/tables.yaml`` has them: numbers, config, overrides, protocol.
+"""The cells of the paper's tables 3 to 6, from ``configs/tables.yaml``: numbers, config, overrides and protocol.
 
-A config names its cell in ``evaluation.published``; the run shows the cell's numbers beside the measured ones.
+A config names its cell in ``evaluation.published``, and the run shows the cell's numbers next to the measured numbers.
 """
 
 from __future__ import annotations
@@ -18,48 +18,54 @@ from utils.config import Config, bind
 from utils.config_files import read_yaml
 
 TABLES = ROOT / "configs/tables.yaml"
-"""The one home of the published numbers."""
+"""The only file that contains the published numbers."""
 
 DEMO = ROOT / "configs/tables_demo.yaml"
-"""The table of the demo, as README and docs/demo_results.md have it, in the same form."""
+"""The results of the demo, as in README and docs/demo_results.md, in the same format."""
 
 Numbers = dict[str, dict[str, float]]
 """{split: {metric: percent}}."""
 
 
 class CellConfig(Config):
-    """A row of a column: what was published, and the run that claims to reproduce it."""
+    """A row of a column: the published numbers, and the run that should reproduce them."""
 
     numbers: Numbers = Field(min_length=1, description="published numbers, {split: {metric: percent}}")
     config: str = Field(description="config of the run, relative to the project's folder")
     overrides: list[str] = Field([], description="`key=value` arguments of the run")
     checkpoint: str | None = Field(
-        description="weights that the run starts from: a file; `cell NAME`, the run of another cell; null: none"
+        description="weights that the run starts from: a file, or `cell NAME` for the run of another cell; null: none"
     )
     cpu: int | None = Field(
-        None, ge=1, description="processes on the CPU, unless the command places the run; null: as it places any"
+        None,
+        ge=1,
+        description="number of processes on the CPU, unless the command sets the placement; null: the default",
     )
-    small: list[str] = Field([], description="more `key=value` arguments, for a run of seconds that shows the way")
+    small: list[str] = Field(
+        [], description="additional `key=value` arguments for a demonstration run of a few seconds"
+    )
 
 
 class ColumnConfig(Config):
-    """A column of a table: a data set, measured in one way. ``rows``: by the paper's model."""
+    """A column of a table: a data set, measured with one protocol. ``rows``: cells by model."""
 
-    table: Literal[3, 4, 5, 6, "demo"] = Field(description="of the paper, or the demo's own")
-    protocol: str = Field(description="what is trained on, what selects the weights, what is measured")
-    server: str | None = Field(None, description="the service that measures the numbers; null: the run does")
-    rows: dict[str, CellConfig] = Field(min_length=1, description="cells, by model: base_4m, large_1b, base, …")
+    table: Literal[3, 4, 5, 6, "demo"] = Field(description="table of the paper, or the demo's table")
+    protocol: str = Field(description="training data, how the weights are selected, and what is measured")
+    server: str | None = Field(
+        None, description="evaluation service that measures the numbers; null: the run measures them"
+    )
+    rows: dict[str, CellConfig] = Field(min_length=1, description="cells by model: base_4m, large_1b, base, …")
 
 
 class TablesConfig(Config):
-    """The file: columns by name."""
+    """The whole file, with columns by name."""
 
     columns: dict[str, ColumnConfig] = Field(min_length=1, description="columns of all tables, by name")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell with what its column says of it; fields as of :class:`CellConfig` and :class:`ColumnConfig`."""
+    """A cell combined with its column; for the fields, see :class:`CellConfig` and :class:`ColumnConfig`."""
 
     table: int | str
     row: str
@@ -81,10 +87,10 @@ class Cell:
 
 @cache
 def read_tables(path: Path = TABLES) -> dict[str, Cell]:
-    """All cells by name, in the order of the file.
+    """Reads all cells, keyed by name, in the order of the file.
 
     Raises:
-        ConfigError: if the file cannot be read or does not bind.
+        ConfigError: if the file cannot be read or is invalid.
     """
     tables = bind(read_yaml(path), TablesConfig, source=str(path))
     cells = (
@@ -108,10 +114,10 @@ def read_tables(path: Path = TABLES) -> dict[str, Cell]:
 
 
 def check_name(name: str) -> str:
-    """The name, if there is such a cell.
+    """Returns the name if the cell exists.
 
     Raises:
-        ValueError: if there is none, with the nearest name: a validator's error, to which the config system adds the place.
+        ValueError: if it does not exist, with the closest name. The config system adds the location to this validation error.
     """
     cells = read_tables()
     if name not in cells:

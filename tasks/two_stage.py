@@ -1,8 +1,8 @@
-"""Retrieval in two stages (appendix A.1): cosine similarities of all images and texts, then the fusion encoder re-ranks.
+"""Two-stage retrieval (appendix A.1): cosine similarities of all images and texts, then re-ranking by the fusion encoder.
 
-Each image is encoded once. Its patches wait on disk until the candidates are known, so that memory holds only the embeddings of
-images, and the states of texts. Its keys and values are projected once for all texts that it is scored with, in both directions.
-Every rank takes its share of the images. Texts are encoded by each rank, which costs little beside the pairs.
+Each image is encoded once. Its patches are kept on disk until the candidates are known, so that memory holds only the image
+embeddings and the text states. Its keys and values are projected once for all texts that it is scored with, in both directions.
+The images are split between the ranks. Every rank encodes all texts, which is cheap compared with scoring the pairs.
 """
 
 from __future__ import annotations
@@ -29,32 +29,34 @@ logger = logging.getLogger(__name__)
 
 
 class TextEncoding(Protocol):
-    """Makes token ids of cleaned texts, as the processors of :mod:`dataset.text.processors` do."""
+    """Converts cleaned texts to token ids, like the processors of :mod:`dataset.text.processors`."""
 
     def encode_plain(self, texts: Sequence[str]) -> Text: ...
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The best ``ids`` (Q, k) of each query, best first by cosine, and their ``scores`` (Q, k) float32."""
+    """The best candidates of each query, sorted by cosine: ``ids`` (Q, k), and ``scores`` (Q, k) float32."""
 
     ids: np.ndarray
     scores: np.ndarray
 
     def first(self, count: int) -> Candidates:
-        """The best ``count`` of each query."""
+        """Returns the best ``count`` candidates of each query."""
         return Candidates(self.ids[:, :count], self.scores[:, :count])
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Both directions under one kind of score: the candidate ``texts`` of each of I images, and ``images`` of each of T texts."""
+    """Both directions with the same kind of score: candidate ``texts`` for each of I images, and ``images`` for each of T
+    texts."""
 
     texts: Candidates
     images: Candidates
 
     def ranks(self, image_of_text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ranks (I,) of each image's best true text, and (T,) of each text's image; ``image_of_text`` (T,) int64 is the truth."""
+        """Returns the rank of each image's best matching text (I,), and of each text's image (T,). ``image_of_text`` (T,) int64:
+        true image of each text."""
         right_texts = image_of_text[self.texts.ids] == np.arange(len(self.texts.ids))[:, None]
         right_images = self.images.ids == image_of_text[:, None]
         return (
@@ -65,7 +67,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Rankings:
-    """Candidates by cosine, and re-ranked by the fusion."""
+    """Candidates ranked by cosine, and re-ranked by the fusion encoder."""
 
     cosine: Stage
     reranked: Stage
@@ -75,11 +77,11 @@ class TwoStageRetrieval:
     """Ranks the texts of each image and the images of each text.
 
     Args:
-        model: in evaluation mode.
-        text: makes token ids of the texts.
-        candidates: how many of each query are re-ranked.
-        batch_size: images in one forward pass, and in memory while they are re-ranked.
-        score: of a re-ranked pair.
+        model: the model, in evaluation mode.
+        text: converts texts to token ids.
+        candidates: number of candidates that are re-ranked per query.
+        batch_size: number of images in a forward pass, and in memory during re-ranking.
+        score: kind of score of a re-ranked pair.
     """
 
     def __init__(
@@ -96,12 +98,12 @@ class TwoStageRetrieval:
         self.device = device_of(model)
 
     def rank(self, image_count: int, read: Callable[[range], Iterator[list[Tensor]]], texts: Sequence[str]) -> Rankings:
-        """Rank ``image_count`` images and all ``texts``, which are cleaned; the same on every rank.
+        """Rank ``image_count`` images and all ``texts``; returns the same result on every rank.
 
         Args:
             image_count: I, the number of images.
-            read: a range of image numbers -> their pixels (3, S, S) or (F, 3, S, S), in order, in lists of the batch size.
-            texts: T texts.
+            read: a range of image indices -> their pixels (3, S, S) or (F, 3, S, S), in order, in lists of the batch size.
+            texts: T cleaned texts.
         """
         with TensorSpool() as patches:
             image_embed = self._encode_images(image_count, read, patches)
@@ -113,7 +115,7 @@ class TwoStageRetrieval:
     def _encode_images(
         self, count: int, read: Callable[[range], Iterator[list[Tensor]]], patches: TensorSpool
     ) -> Tensor:
-        """Embeddings of all images (I, E); the tokens of this rank's share go to ``patches``."""
+        """Returns the embeddings of all images (I, E), and appends the tokens of this rank's share to ``patches``."""
         share = distributed.share_of(count)
         local = [np.zeros((0, self.model.config.embed_dim), dtype=np.float32)]
         for pixels in progress(read(share), "encoding images", -(-len(share) // self.batch_size)):
@@ -123,7 +125,7 @@ class TwoStageRetrieval:
         return torch.from_numpy(np.concatenate(distributed.gather_objects(np.concatenate(local))))
 
     def _encode_texts(self, texts: Sequence[str]) -> tuple[TextBank, Tensor]:
-        """States and embeddings (T, E) of all texts; texts of similar length share a batch."""
+        """Returns the states and embeddings (T, E) of all texts. Texts of similar length are batched together."""
         order = np.argsort([len(text) for text in texts], kind="stable")
         size = 8 * self.batch_size
         states, embeds = [], []
@@ -136,11 +138,11 @@ class TwoStageRetrieval:
         return TextBank.of(states).reordered(back), torch.cat(embeds)[back]
 
     def _nearest(self, queries: Tensor, keys: Tensor) -> Candidates:
-        """The candidates of each query by cosine; at least as many as the recalls look at."""
+        """Returns the candidates of each query by cosine, at least the number needed to compute the recalls."""
         count = min(max(self.candidates, *RECALL_AT), len(keys))
         ids, scores = [], []
         keys = keys.to(self.device)
-        # In full precision whatever the evaluation's: rounded to 8 bits, near cosines tie.
+        # Always in full precision: rounded to 8 bits, similar cosines would be tied.
         with torch.autocast(self.device.type, enabled=False):
             for block in queries.split(1024):
                 best = (block.to(self.device) @ keys.t()).topk(count, dim=1)
@@ -149,11 +151,11 @@ class TwoStageRetrieval:
         return Candidates(np.concatenate(ids), np.concatenate(scores))
 
     def _rerank(self, patches: TensorSpool, bank: TextBank, stage: Stage) -> Stage:
-        """The candidates of ``stage``, scored by the fusion; a pair that both directions ask for is scored once."""
+        """Scores the candidates of ``stage`` with the fusion encoder. A pair that occurs in both directions is scored once."""
         head = self.model.matching_head if self.score == "matching" else matching_margin(self.model.matching_head)
         texts, images = stage.texts.ids, stage.images.ids
         text_count = len(images)
-        # A pair is one number, image * text_count + text, so that sorting puts the pairs of an image side by side.
+        # A pair is encoded as one number, image * text_count + text, so that sorting groups the pairs of an image.
         pairs = np.unique(np.concatenate([_pairs(texts, text_count), _pairs(images, text_count, flipped=True)]))
         share = distributed.share_of(len(texts))
         first, last = np.searchsorted(pairs, [share.start * text_count, share.stop * text_count])
@@ -168,16 +170,16 @@ class TwoStageRetrieval:
             concepts = Concepts(tokens[:, 1:], tokens[:, 0])
             logits = score_pairs(self.model.fusion, head, concepts, candidates, bank)
             scores += [of_image.cpu().numpy() for of_image in logits]
-        # Ranks have ascending shares, so that all scores together are in the order of `pairs`.
+        # The shares of the ranks are ascending, so the concatenated scores are in the order of `pairs`.
         score_of_pair = np.concatenate(distributed.gather_objects(np.concatenate(scores)))
         logger.info(
-            "re-ranked %d pairs for %d images and %d texts; direction by direction they would have been %d",
+            "re-ranked %d pairs for %d images and %d texts, instead of %d with separate directions",
             len(pairs),
             len(texts),
             text_count,
             texts.size + images.size,
         )
-        # Each direction looks its candidates up by their number.
+        # Each direction looks up its candidates by the number of the pair.
         by_image = score_of_pair[np.searchsorted(pairs, _pairs(texts, text_count))].reshape(texts.shape)
         by_text = score_of_pair[np.searchsorted(pairs, _pairs(images, text_count, flipped=True))].reshape(images.shape)
         if self.score == "sum":
@@ -187,7 +189,7 @@ class TwoStageRetrieval:
 
 
 def _pairs(ids: np.ndarray, texts: int, flipped: bool = False) -> np.ndarray:
-    """Each (query, candidate) as one number, image * ``texts`` + text; ``flipped``: the queries are texts."""
+    """Encodes each (query, candidate) as one number, image * ``texts`` + text. ``flipped``: True if the queries are texts."""
     queries = np.arange(len(ids))[:, None]
     pairs = ids * texts + queries if flipped else queries * texts + ids
     return pairs.ravel()

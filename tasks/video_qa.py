@@ -1,4 +1,5 @@
-"""Video question answering as a task: classification over candidate answers, accuracy over all questions (appendix A.1)."""
+"""The video question answering task: classification over candidate answers, evaluated by accuracy over all questions (appendix
+A.1)."""
 
 from __future__ import annotations
 
@@ -45,15 +46,17 @@ if TYPE_CHECKING:
 
 
 class VideoQAEvaluationConfig(MediaEvaluationConfig[VideoQuestionsConfig]):
-    """Splits without answers are answered and not measured."""
+    """Held-out splits. Splits without answers are answered but not measured."""
 
-    answers: InputFile = Field(description="the candidate answers: a JSON list, or an object from answer to label")
+    answers: InputFile = Field(
+        description="file with the candidate answers: a JSON list, or an object from answer to label"
+    )
 
 
 class VideoQAConfig(MediaConfig):
     """A video question answering run."""
 
-    task: Literal["video_qa"] = Field("video_qa", description="the task that the config is of")
+    task: Literal["video_qa"] = Field("video_qa", description="task of the config")
     model: VideoQAModelConfig
     data: VideoQADataConfig
     evaluation: VideoQAEvaluationConfig
@@ -68,7 +71,7 @@ class VideoQAConfig(MediaConfig):
 class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
     """Model, data and evaluation of a video question answering run.
 
-    ``classes``: the candidate answers by label. ``image_blind``: answers from the wording alone; None if an evaluation has no
+    ``classes``: the candidate answers by label. ``image_blind``: answers from the wording alone; None in an evaluation without
     training data.
     """
 
@@ -102,8 +105,8 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
         return items.sources()
 
     def evaluate(self, items: QuestionTable) -> Evaluation:
-        """The share of all questions whose answer is met to the letter, those that no candidate answers included, overall and by
-        type of answer, each with its image-blind baseline. Chance: a candidate at random."""
+        """Computes the share of questions answered exactly, overall and by answer type, each with its image-blind baseline.
+        Questions whose answer is not a candidate count as wrong. Chance level: a random candidate."""
         predicted = [self.classes[label] for label in self._predict(items)]
         questions = list(items)
         predictions = [
@@ -133,7 +136,7 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
 
     @staticmethod
     def image_blind_scores(blind: ImageBlindBaseline, questions: Sequence[Question]) -> np.ndarray:
-        """Whether (N,) the baseline answers each question right; all of them have answers."""
+        """Returns whether the baseline answers each question correctly (N,). All questions must have answers."""
         return np.array([blind.answer(question) == question.most_frequent() for question in questions])
 
     def panel(self, items: QuestionTable, number: int, prediction: Mapping[str, Any], read: ImageReader) -> Panel:
@@ -142,7 +145,7 @@ class VideoQATask(MediaTask[VideoQAConfig, VideoQAModel, VideoQABatches]):
         return question_panel(question, answer, score, read)
 
     def _predict(self, items: QuestionTable) -> np.ndarray:
-        """The label of every question's likeliest answer."""
+        """Predicts the label of the most likely answer to every question."""
 
         def answer(videos: list[Tensor], text: Text) -> Tensor:
             video_of_question = number_of_image(videos)
@@ -159,7 +162,8 @@ def _classes(config: VideoQAConfig) -> list[str]:
 
 
 class LastVideo:
-    """Keeps the frames of the video read last: files list the questions about a video together, and reading it costs most."""
+    """Caches the frames of the most recently read video: files list the questions about a video together, and reading it is the
+    most expensive part."""
 
     def __init__(self) -> None:
         self.path: Path | None = None
@@ -174,7 +178,7 @@ class LastVideo:
 def _read(
     last: LastVideo, view: EvaluationView, max_words: int, items: Sequence[Question], index: int
 ) -> tuple[Tensor, str]:
-    """The frames (F, 3, S, S) and the cleaned question."""
+    """Returns the frames (F, 3, S, S) and the cleaned question."""
     item = items[index]
     return last(view, item.source), cleaned_question(item.question, max_words, item.place)
 

@@ -1,4 +1,4 @@
-"""Question answering as a task: fine-tuning on weighted answers, accuracy of the likeliest candidate."""
+"""The visual question answering task: fine-tuning on weighted answers, evaluated by the accuracy of the most likely candidate."""
 
 from __future__ import annotations
 
@@ -47,35 +47,37 @@ if TYPE_CHECKING:
 
 
 class VQAOptimConfig(OptimConfig):
-    """Learning rates, and whether the decoder counts as fresh."""
+    """Learning rates, and whether the decoder counts as newly initialised."""
 
     fresh_decoder: bool = Field(
         True,
-        description="train the answer decoder at lr * lr_mult, though it starts as a copy of the fusion (released: "
+        description="train the answer decoder with lr * lr_mult, although it starts as a copy of the fusion encoder (released: "
         "large_lr_for_dec)",
     )
 
 
 class VQAEvaluationConfig(HeldOutConfig[QuestionsConfig]):
-    """Splits without answers are answered for the evaluation server and not measured."""
+    """Held-out splits. Splits without answers are answered for the evaluation server but not measured."""
 
     answers: InputFile | None = Field(
-        None, description="JSON list of the candidate answers; null: the answers of the training questions"
+        None, description="file with a JSON list of the candidate answers; null: the answers of the training questions"
     )
     candidates: int = Field(
-        128, ge=1, description="number k of candidates that are scored in full: those with the likeliest first tokens"
+        128,
+        ge=1,
+        description="number k of candidates that are scored in full, chosen by the likelihood of their first token",
     )
     ranking: Ranking = Field(
         "likelihood",
-        description="score of a candidate. likelihood: of the whole answer; released: the same with the first token "
-        "counted twice",
+        description="score of a candidate. likelihood: likelihood of the whole answer; released: the likelihood with the first "
+        "token counted twice",
     )
 
 
 class VQAConfig(FineTuneConfig):
     """A question answering run."""
 
-    task: Literal["vqa"] = Field("vqa", description="the task that the config is of")
+    task: Literal["vqa"] = Field("vqa", description="task of the config")
     model: VQAModelConfig
     data: VQADataConfig
     optim: VQAOptimConfig
@@ -85,8 +87,8 @@ class VQAConfig(FineTuneConfig):
 class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
     """Model, data and evaluation of a question answering run.
 
-    ``candidates``: the answers that can be predicted. ``image_blind``: answers from the wording alone; None if an evaluation has
-    no training data.
+    ``candidates``: the answers that can be predicted. ``image_blind``: answers from the wording alone; None in an evaluation
+    without training data.
     """
 
     measure = "accuracy"
@@ -119,8 +121,8 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         return QuestionTable(read_questions(split, key, 0.0, answered=False))
 
     def evaluate(self, items: QuestionTable) -> Evaluation:
-        """Accuracies, overall and by type of answer, each with its image-blind baseline. Chance: a candidate at random. A split
-        without answers is answered and not measured."""
+        """Computes the accuracy, overall and by answer type, each with its image-blind baseline. Chance level: a random
+        candidate. A split without answers is answered but not measured."""
         predicted = [self.candidates[place] for place in self._predict(items)]
         questions = list(items)
         predictions = [
@@ -149,7 +151,7 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
 
     @staticmethod
     def image_blind_scores(blind: ImageBlindBaseline, questions: Sequence[Question]) -> np.ndarray:
-        """The accuracy (N,) of the baseline's answer to each question, all of which have answers."""
+        """Returns the accuracy of the baseline's answer to each question (N,). All questions must have answers."""
         score = _score_of([question.answers for question in questions])
         return np.array([score(blind.answer(question), question.answers) for question in questions])
 
@@ -171,11 +173,13 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         tokens = [ids[: int(length)].tolist() for ids, length in zip(text.ids, text.mask.sum(dim=1), strict=True)]
         for answer, ids in zip(self.candidates, tokens, strict=True):
             if len(ids) < 3:
-                raise UserError(f"evaluation.answers: the tokenizer makes nothing of the answer {answer!r}; remove it")
+                raise UserError(
+                    f"evaluation.answers: the tokenizer produces no tokens for the answer {answer!r}; remove it"
+                )
         return AnswerTree(tokens)
 
     def _predict(self, items: QuestionTable) -> np.ndarray:
-        """The index of every question's answer in the list of candidates."""
+        """Predicts the index of every question's answer in the list of candidates."""
         config = self.config.evaluation
 
         def answer(images: list[Tensor], text: Text) -> Tensor:
@@ -192,7 +196,7 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
 
 
 def _score_of(answers: Sequence[Sequence[str]]) -> Callable[[str, Sequence[str]], float]:
-    """The accuracy of a prediction by the annotators' answers, for questions with these answers."""
+    """Returns the function that scores a prediction by the annotators' answers, for a split with these answers."""
     return soft_accuracy if accuracy_rule(answers) == SOFT else exact_match
 
 
@@ -201,15 +205,15 @@ def _candidates(config: VQAConfig, training: VQABatches | None) -> list[str]:
         return read_candidates(config.evaluation.answers, "evaluation.answers")
     if training is None:
         raise UserError(
-            "evaluation.answers is null, and the training questions, whose answers then are the candidates, cannot be read; give "
+            "evaluation.answers is null, so the candidates are the answers of the training questions, which cannot be read; give "
             "a list, or the files of data.train"
         )
     return frequent_answers(training.items, str.strip, at_least=1)
 
 
 def question_panel(question: Question, answer: str, score: float | None, read: ImageReader) -> Panel:
-    """An image or video with a question, the predicted ``answer``, and the annotators' answers; right from a ``score`` of 0.5
-    on. None: nobody answered."""
+    """Draws an image or video with a question, the predicted ``answer`` and the annotators' answers. The prediction is marked as
+    right if ``score`` is at least 0.5; ``score`` is None if there are no annotators' answers."""
     counts = Counter(question.answers).most_common()
     given = ", ".join(text if times == 1 else f"{text} ×{times}" for text, times in counts) or "none given"
     points = f" ({100 * score:.0f} %)" if score is not None and 0 < score < 1 else ""
@@ -222,7 +226,8 @@ def question_panel(question: Question, answer: str, score: float | None, read: I
 
 
 def by_answer_type(types: Sequence[str]) -> dict[str, np.ndarray]:
-    """Which questions, (N,) bool: all under "", and where there are several types of answer, those of each."""
+    """Groups the questions by answer type, as masks (N,) bool: "" selects all questions, and if there are several answer types,
+    each type selects its questions."""
     type_of = np.array(types)
     groups = {"": np.ones(len(type_of), dtype=bool)}
     if len(set(types)) > 1:
@@ -231,8 +236,8 @@ def by_answer_type(types: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def number_of_image(images: Sequence[Tensor]) -> np.ndarray:
-    """A number for each image (N,) int64, the same for equal neighbours. Files list the questions of an image together, and the
-    vision encoder costs most, so that it encodes an image once for all of them."""
+    """Numbers the images (N,) int64, with the same number for adjacent equal images. Files list the questions about an image
+    together, so that the vision encoder, the most expensive part, can encode the image once for all of them."""
     is_new = [place > 0 and not torch.equal(image, images[place - 1]) for place, image in enumerate(images)]
     return np.cumsum(is_new)
 
@@ -242,20 +247,21 @@ def chance_accuracy(
     answers: Sequence[Sequence[str]],
     score: Callable[[str, Sequence[str]], float] = soft_accuracy,
 ) -> np.ndarray:
-    """The expected accuracy of each question for a candidate at random, (N,); ``score``: of a prediction by the answers."""
+    """Returns the expected accuracy of a random candidate for each question (N,). ``score``: scores a prediction by the
+    answers."""
     of_normal: dict[str, list[str]] = {}
     for candidate in candidates:
         of_normal.setdefault(normalize_answer(candidate), []).append(candidate)
     sums = []
     for true in answers:
-        # No other candidate can agree with an annotator.
+        # Only candidates with the same normalised form can agree with an annotator.
         agreeing = {candidate for answer in true for candidate in of_normal.get(normalize_answer(answer), ())}
         sums.append(sum(score(candidate, true) for candidate in sorted(agreeing)))
     return np.array(sums) / len(candidates)
 
 
 def _read(view: EvaluationView, max_words: int, items: Sequence[Question], index: int) -> tuple[Tensor, str]:
-    """The image (3, S, S) and the cleaned question."""
+    """Returns the image (3, S, S) and the cleaned question."""
     item = items[index]
     return view(item.source), cleaned_question(item.question, max_words, item.place)
 

@@ -1,1 +1,1 @@
-"""Helpers that depend on no model, data set or task: configuration, errors, batches, ranks, files, logs."""
+"""Helpers that are independent of models, data sets and tasks: configuration, errors, batches, ranks, files and logs."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def best_device(index: int | None = None) -> torch.device:
-    """A GPU if there is one, else the CPU. ``index``: of the GPU; None: the current one."""
+    """Returns a GPU if one is available, otherwise the CPU. ``index``: index of the GPU; None for the current GPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda" if index is None else f"cuda:{index}")
@@ -26,7 +26,8 @@ def send(numbers: Tensor, device: torch.device) -> Tensor:
 
 
 def start_copy_to_host(values: Tensor) -> tuple[Tensor, Any]:
-    """Starts to copy a tensor to the host. Returns the copy and the event to wait for (None: it can be read at once)."""
+    """Starts copying a tensor to the host. Returns the copy and the event to wait for; None if the copy can be read
+    immediately."""
     module = device_module(values.device)
     if module is None:
         return values, None

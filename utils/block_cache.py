@@ -1,8 +1,9 @@
-"""A folder of blocks, bounded in bytes over all processes of a machine: what is dear to fetch or to compute again.
+"""An on-disk cache of blocks that are expensive to fetch or compute, with a size limit shared by all processes of a machine.
 
-A block is a file: its content, and a digest of it and of the block's name. It is written in one step, and read through a memory
-map once the digest has been checked. Blocks are spread over :data:`SHELVES` folders, each of which has its share of the bound
-and a file that says how many bytes its blocks have: a process looks through a folder only to make room.
+A block is a file with the content, followed by a digest of the content and the block's name. Blocks are written atomically, and
+read through a memory map after the digest has been verified. They are distributed over :data:`SHELVES` folders ("shelves"), each
+with an equal share of the limit and a file that records the total size of its blocks, so that a process scans a shelf only when
+it has to evict blocks.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from pathlib import Path
 SHELVES = 64
 _DIGEST = 16
 _NEW, _TOTAL = ".new", ".total"
-"""In a shelf: a block that is written, and the bytes of all blocks."""
+"""Files in a shelf: the block that is being written, and the total size of all blocks in bytes."""
 _MAPPED = 256
-"""Blocks that a process holds mapped; they stay on the disk until it lets them go."""
+"""Max number of blocks that a process keeps mapped; a mapped block takes disk space until the process unmaps it."""
 _CHECKED = 1 << 16
-"""Blocks of which a process knows that it has checked the digest."""
+"""Max number of blocks that a process remembers as verified."""
 _LOCKS = 1024
 _ROOM = 0.9
-"""Share of its bound down to which a full shelf is emptied, so that it is looked through seldom."""
+"""When a shelf is full, blocks are evicted until it is below this fraction of its limit, so that shelves are scanned rarely."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _USED_S = 30.0
-"""Time after which the use of a block is noted again."""
+"""Seconds after which the access time of a block in use is updated again."""
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +41,13 @@ Block = bytes | memoryview
 
 
 class BlockCache:
-    """The blocks of a folder. One thread of a process gets them; others may :meth:`bring` them before.
+    """A folder of cached blocks. Only one thread of a process may call :meth:`get`; other threads may prefetch with
+    :meth:`bring`.
 
     Args:
-        folder: made if missing.
-        bound: the most bytes of all blocks. The least recently used go first.
-        remedy: for the warning that nothing can be kept in the folder.
+        folder: folder of the cache; created if missing.
+        bound: max total size of all blocks, in bytes. The least recently used blocks are evicted first.
+        remedy: advice for the warning that the folder cannot be written.
     """
 
     def __init__(self, folder: Path, bound: int, remedy: str = "give another folder"):
@@ -55,11 +57,12 @@ class BlockCache:
 
     @staticmethod
     def least_bound(size: int) -> int:
-        """The least ``bound`` at which a block of ``size`` bytes can be kept: each shelf has room for one."""
+        """Returns the min ``bound`` at which blocks of ``size`` bytes can be cached: each shelf then has room for one block."""
         return (size + _DIGEST) * SHELVES
 
     def get(self, name: str, size: int, fetch: Callable[[], bytes]) -> Block:
-        """The block ``name`` of ``size`` bytes: from memory, from the folder, or by ``fetch``, in one process at a time."""
+        """Returns the block ``name`` of ``size`` bytes from memory, from the folder, or from ``fetch``, which is called by one
+        process at a time."""
         now = time.monotonic()
         block, used = self._mapped.get(name, (None, 0.0))
         if block is not None and now - used < _USED_S:
@@ -81,11 +84,11 @@ class BlockCache:
         return block
 
     def read(self, name: str, size: int) -> Block | None:
-        """The block ``name`` of ``size`` bytes; None where it is not in the folder."""
+        """Returns the block ``name`` of ``size`` bytes, or None if it is not in the folder."""
         return self._open(self._path(name), size)
 
     def bring(self, name: str, size: int, fetch: Callable[[], bytes]) -> bool:
-        """Have a block in the folder before it is got; returns whether it could be kept there."""
+        """Prefetch a block into the folder; returns True if it could be stored there."""
         path = self._path(name)
         if self._is_there(path, size):
             return True
@@ -105,20 +108,20 @@ class BlockCache:
         return self.folder / f"{int(name[-8:], 16) % SHELVES:02d}" / name
 
     def _use(self, path: Path, block: Block) -> Block:
-        """Note that a block is in use; another process may have taken its file away."""
+        """Update the access time of a block. Another process may have evicted its file."""
         with suppress(OSError):
             os.utime(path)
         return block
 
     def _open(self, path: Path, size: int) -> Block | None:
-        """A block of the folder; None where it is not there, or damaged: then it is taken away."""
+        """Map a block from the folder. Returns None if the block is missing or damaged; damaged blocks are deleted."""
         try:
             status = os.stat(path)
             if status.st_size == size + _DIGEST:
                 view = _mapped(path, status.st_size)
                 if self._is_whole(path.name, status.st_ino, view):
                     return self._use(path, view[:size])
-        except (OSError, RuntimeError):  # torch raises the second where the file has gone meanwhile
+        except (OSError, RuntimeError):  # torch raises RuntimeError if the file has been deleted in the meantime
             return None
         logger.warning("%s is damaged; the block is fetched again", path)
         with suppress(OSError), self._alone(f"shelf-{path.parent.name}"):
@@ -127,7 +130,7 @@ class BlockCache:
         return None
 
     def _is_whole(self, name: str, file: int, content: memoryview) -> bool:
-        """Whether content and digest agree; each file is looked at once."""
+        """Returns True if the content matches the digest; each file is verified only once."""
         if self._checked.get(name) == file:
             return True
         if _digest(name, content[:-_DIGEST]) != content[-_DIGEST:]:
@@ -136,13 +139,13 @@ class BlockCache:
         return True
 
     def _note(self, name: str, file: int) -> None:
-        """A file is known to be whole."""
+        """Remember that a file has been verified."""
         if len(self._checked) >= _CHECKED:
             self._checked.clear()
         self._checked[name] = file
 
     def _keep(self, path: Path, content: bytes) -> bool:
-        """Write a block, after making room; where the disk has none, or cannot be written, blocks stay in memory."""
+        """Store a block, evicting others if necessary. If the disk is full or read-only, blocks are only kept in memory."""
         needed, shelf = len(content) + _DIGEST, path.parent
         if needed > self.shelf_bound:
             return False
@@ -157,7 +160,7 @@ class BlockCache:
                 except OSError as error:
                     if error.errno not in _NO_ROOM:
                         raise
-                    # Others fill the disk too: the shelf gives back half of what it has.
+                    # The disk may have been filled by other programs: free half of the shelf and retry.
                     self._write(path, content, _make_room(shelf, total // 2, total // 2))
         except OSError as error:
             _warn_not_kept(self.folder, error.strerror or str(error), self.remedy)
@@ -165,20 +168,21 @@ class BlockCache:
         return True
 
     def _write(self, path: Path, content: bytes, total: int) -> None:
-        """Write a block to its shelf, which has ``total`` bytes."""
-        # One name for each shelf: what a killed process leaves is overwritten.
+        """Write a block to its shelf, whose blocks currently have ``total`` bytes."""
+        # There is one temporary name per shelf, so that the leftover of a killed process is overwritten.
         temporary = path.parent / _NEW
         with temporary.open("wb") as file:
             file.write(content)
             file.write(_digest(path.name, content))
-        # First the total: where a process is killed in between, it is too large, which a look at the shelf puts right.
+        # The total is updated first: if the process is killed in between, the total is too large, and the next scan corrects it.
         _write_total(path.parent, total + len(content) + _DIGEST)
         os.replace(temporary, path)
         self._note(path.name, os.stat(path).st_ino)
 
     @contextmanager
     def _alone(self, name: str) -> Iterator[bool]:
-        """Wait until no other process or thread has the lock; on disks without locks, do not. Yields whether there is one."""
+        """Hold a lock that excludes other processes and threads. On disks without locks, continue without one. Yields True if the
+        lock is held."""
         try:
             folder = self.folder / "locks"
             folder.mkdir(parents=True, exist_ok=True)
@@ -188,8 +192,9 @@ class BlockCache:
             yield False
             return
         with file:
-            # Unlike lockf's, these locks exclude threads too. They end with the last copy of the open file, and a process that is
-            # forked meanwhile has one: so they are given back before it is closed.
+            # Unlike lockf, flock also excludes other threads. The lock is only released with the last copy of the file
+            # descriptor, and processes forked in the meantime have a copy, so it is released explicitly before the file is
+            # closed.
             locked = False
             with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -202,7 +207,7 @@ class BlockCache:
 
 
 def _read_total(shelf: Path) -> int | None:
-    """The bytes of the blocks of a shelf; None: nobody has noted them."""
+    """Returns the recorded total size of a shelf in bytes, or None if it has not been recorded."""
     try:
         return int((shelf / _TOTAL).read_bytes())
     except (OSError, ValueError):
@@ -210,7 +215,7 @@ def _read_total(shelf: Path) -> int | None:
 
 
 def _write_total(shelf: Path, total: int) -> None:
-    # In place: the length stays the same, so that a full disk has room for it.
+    # Written in place with a fixed length, so that it also works on a full disk.
     file = os.open(shelf / _TOTAL, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
         os.write(file, b"%020d" % total)
@@ -219,12 +224,12 @@ def _write_total(shelf: Path, total: int) -> None:
 
 
 def _make_room(shelf: Path, room: int, most: int) -> int:
-    """Look through a shelf, and take the least recently used blocks away if it has too much; returns the bytes that are left.
+    """Scan a shelf and, if it is too large, evict the least recently used blocks; returns the remaining number of bytes.
 
     Args:
         shelf: the folder.
-        room: bytes that may be left where blocks are taken away.
-        most: bytes that may always be left.
+        room: max number of bytes that remain if blocks are evicted.
+        most: max number of bytes that remain in any case.
     """
     blocks = []
     (shelf / _NEW).unlink(missing_ok=True)
@@ -244,14 +249,14 @@ def _make_room(shelf: Path, room: int, most: int) -> int:
 
 
 def _mapped(path: Path, size: int) -> memoryview:
-    """The bytes of a file. Python's own map would hold a file descriptor for each of :data:`_MAPPED` blocks."""
+    """Map the bytes of a file. Python's mmap would keep a file descriptor open for each of :data:`_MAPPED` blocks."""
     import torch
 
     return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy().data.toreadonly()
 
 
 def _digest(name: str, content: Block) -> bytes:
-    # With the name: on disks without locks, processes can put their blocks in each other's place.
+    # The digest covers the name because, on disks without locks, a process may overwrite the temporary file of another block.
     digest = hashlib.sha256(name.encode())
     digest.update(content)
     return digest.digest()[:_DIGEST]
@@ -259,4 +264,4 @@ def _digest(name: str, content: Block) -> bytes:
 
 @functools.cache
 def _warn_not_kept(folder: Path, reason: str, remedy: str) -> None:
-    logger.warning("blocks are not kept in %s: %s; %s", folder, reason, remedy)
+    logger.warning("blocks cannot be cached in %s: %s; %s", folder, reason, remedy)

@@ -1,13 +1,13 @@
-"""Commands of the command line. A command is a function: its parameters are the flags, and its docstring is the help.
+"""Command-line commands. A command is a function whose parameters are the flags and whose docstring is the help.
 
-A parameter without a default is a required flag, a keyword-only ``batch_size`` is ``--batch-size``, a ``bool`` takes no value,
-and ``*overrides`` collects the remaining words. Flags that several commands share are the fields of a dataclass, marked with
-:data:`FLAGS`. The section "Args" describes the flags, "Examples" is printed at the end of the help, and "Returns" describes the
-exit statuses. :mod:`utils.flags` has the types of values.
+A parameter without a default is a required flag, a keyword-only ``batch_size`` becomes ``--batch-size``, a ``bool`` takes no
+value, and ``*overrides`` collects the remaining arguments. Flags that several commands share are the fields of a dataclass marked
+with :data:`FLAGS`. The "Args" section of the docstring describes the flags, "Examples" is printed at the end of the help, and
+"Returns" describes the exit statuses. :mod:`utils.flags` defines the types of values.
 
-cyclopts reads the arguments and prints the help. Of four libraries, it alone takes a flag with several values (``--records a b``)
-and lets us word the errors. It needs 81 ms of processor time to run a small command and 163 ms for its help; typer needs 150 and
-136 ms, pydantic-settings 164 and 162 ms, tyro 85 and 88 ms, and argparse 27 and 33 ms.
+cyclopts parses the arguments and prints the help. Of the four libraries we tried, only cyclopts both accepts a flag with several
+values (``--records a b``) and lets us word the errors. It takes 81 ms of CPU time to run a small command and 163 ms to print its
+help; typer takes 150 and 136 ms, pydantic-settings 164 and 162 ms, tyro 85 and 88 ms, and argparse 27 and 33 ms.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ from utils.flags import NotAnOverrideError, WrongValueError, unknown
 from utils.subcommands import subcommands_of
 
 FLAGS = Parameter(name="*")
-"""Decorates a dataclass whose fields are flags."""
+"""Decorator for a dataclass whose fields are flags."""
 
 STANDARD_INPUT = "/dev/stdin"
 
 OVERRIDES = "overrides"
-"""Name of the parameter that collects values of the config."""
+"""Name of the parameter that collects config overrides."""
 
 Keys = Callable[[], Sequence[str]]
 
 NUMBERS = {int: "a whole number", float: "a number"}
-"""Words for the values of a type, in errors."""
+"""How errors describe the values of a type."""
 
 
 class CommandLine(NamedTuple):
-    """The command line of a command: how its arguments are read, and what is printed after the help of its flags."""
+    """The command line of a command: the parser of its arguments, and the text printed after the help of its flags."""
 
     app: App
     end_of_help: str
 
 
 class HelpFormatter:
-    """cyclopts's formatter, with descriptions of flags that take several lines in a docstring."""
+    """cyclopts's help formatter, extended to flag descriptions that span several lines of a docstring."""
 
     def __call__(self, console: Any, options: Any, panel: Any) -> None:
         for entry in panel.entries:
@@ -72,14 +72,14 @@ class HelpFormatter:
 
     @staticmethod
     def _default() -> Any:
-        from cyclopts.help import DefaultFormatter  # takes time, and only the help needs it
+        from cyclopts.help import DefaultFormatter  # slow to import, and only needed for the help
 
         return DefaultFormatter()
 
 
 @one_line_errors
 def call(command: Callable[..., int] | CommandLine, argv: Sequence[str], name: str, keys: Keys = tuple) -> int:
-    """Run a command as :func:`execute` does; a mistake of the user is printed as one line and has the exit status 2."""
+    """Run a command like :func:`execute`, but print user errors as one line and return exit status 2 for them."""
     return execute(command, argv, name, keys)
 
 
@@ -88,18 +88,18 @@ def execute(command: Callable[..., int] | CommandLine, argv: Sequence[str], name
 
     Args:
         command: the function, or its :func:`command_line`.
-        argv: the words after the name of the command. A lone ``-`` is standard input.
-        name: how the command is called, for its help.
-        keys: lists the config keys that overrides may set, to help a user who writes a key as a flag.
+        argv: the arguments after the command's name. A lone ``-`` means standard input.
+        name: name of the command as shown in its help.
+        keys: returns the config keys that overrides may set, to help users who write a key as a flag.
 
     Raises:
-        UserError: for a mistake in the command line, or of the command.
+        UserError: if the command line is invalid, or the command raises it.
     """
     command, argv, name = _subcommand(command, argv, name)
     command = command if isinstance(command, CommandLine) else command_line(command, name)
     function, bound = read_words(command, argv, name, keys)
     status = function(*bound.args, **bound.kwargs)
-    if status is None:  # the function has printed the help
+    if status is None:  # cyclopts has printed the help
         sys.stdout.write(command.end_of_help)
         return 0
     return int(status)
@@ -108,10 +108,10 @@ def execute(command: Callable[..., int] | CommandLine, argv: Sequence[str], name
 def read_words(
     command: Callable[..., int] | CommandLine, argv: Sequence[str], name: str, keys: Keys = tuple
 ) -> tuple[Callable[..., int | None], inspect.BoundArguments]:
-    """The function that :func:`call` would call, and its arguments.
+    """Returns the function that :func:`call` would run, with its arguments.
 
     Raises:
-        UserError: the words are wrong.
+        UserError: if the command line is invalid.
     """
     command, argv, name = _subcommand(command, argv, name)
     app = (command if isinstance(command, CommandLine) else command_line(command, name)).app
@@ -126,7 +126,8 @@ def read_words(
 def _subcommand(
     command: Callable[..., int] | CommandLine, argv: Sequence[str], name: str
 ) -> tuple[Callable[..., int] | CommandLine, Sequence[str], str]:
-    """The subcommand that the first word names, the words after it, and its name; for other words, the command itself."""
+    """If the first argument names a subcommand, returns the subcommand, the remaining arguments and its full name; otherwise
+    returns the inputs."""
     subcommands = subcommands_of(command)
     if argv and argv[0] in subcommands:
         return _subcommand(subcommands[argv[0]].load(), argv[1:], f"{name} {argv[0]}")
@@ -134,7 +135,7 @@ def _subcommand(
 
 
 def command_line(command: Callable[..., int], name: str) -> CommandLine:
-    """The command line of a command that is called ``name``."""
+    """Builds the command line of a command named ``name``."""
     app = App(
         name=name,
         help=_description(command),
@@ -143,18 +144,18 @@ def command_line(command: Callable[..., int], name: str) -> CommandLine:
         version_flags=(),
         default_parameter=Parameter(negative=(), show_default=_shown_default),
     )
-    app["--help"].show = False  # or the help of each command begins with a list of commands, which is --help alone
+    app["--help"].show = False  # otherwise each help begins with a list of commands whose only entry is --help
     app.default(command)
     for word, subcommand in subcommands_of(command).items():
         app.command(subcommand.target, name=word, help=subcommand.help)
-    # Not an epilogue of cyclopts, which would break the lines of the examples.
+    # cyclopts would rewrap the lines of the examples in an epilogue, so they are printed separately.
     return CommandLine(app, "".join(f"\n{part}\n" for part in _end_of_help(command)))
 
 
 def argv_of(command: Callable[..., Any], *overrides: str, **values: Any) -> list[str]:
-    """The words with which :func:`call` would call ``command(*overrides, **values)``. Values equal to the default are omitted.
+    """Returns the arguments with which :func:`call` would run ``command(*overrides, **values)``, omitting default values.
 
-    Overrides precede the flags, because a flag with several values takes all words up to the next flag.
+    Overrides precede the flags because a flag with several values takes all arguments up to the next flag.
     """
     words: list[str] = []
     for argument in command_line(command, "").app.assemble_argument_collection():
@@ -162,7 +163,7 @@ def argv_of(command: Callable[..., Any], *overrides: str, **values: Any) -> list
             continue
         name, default = argument.field_info.name, argument.field_info.default
         value = values[name] if name in values else _in_dataclass(values, name, default)
-        if value is True or (value == [] and default is None):  # a list that is given may be empty
+        if value is True or (value == [] and default is None):  # an explicitly given list may be empty
             words.append(argument.name)
         elif value is not None and value is not False and value != default:
             for each in value if isinstance(value, list | tuple) else [value]:
@@ -171,19 +172,19 @@ def argv_of(command: Callable[..., Any], *overrides: str, **values: Any) -> list
 
 
 def _in_dataclass(values: dict[str, Any], name: str, default: Any) -> Any:
-    """The value of a flag that is the field of a dataclass."""
+    """Returns the value of a flag that is a field of a dataclass."""
     sections = (value for value in values.values() if is_dataclass(value))
     return next((getattr(section, name) for section in sections if hasattr(section, name)), default)
 
 
 def _description(command: Callable[..., Any]) -> str:
-    """The docstring above its first section. A paragraph is one line, which the help breaks where its page ends."""
+    """Returns the docstring up to its first section, with each paragraph on one line; the help wraps it to the terminal width."""
     text = re.split(r"^\w+:\n", inspect.getdoc(command) or "", maxsplit=1, flags=re.MULTILINE)[0]
     return re.sub(r"(?<=\S)\n(?=\S)", " ", text).strip()
 
 
 def _end_of_help(command: Callable[..., Any]) -> Iterator[str]:
-    """The examples and the exit statuses in a command's docstring."""
+    """Yields the examples and the exit statuses from a command's docstring."""
     document = f"{inspect.getdoc(command) or ''}\n"
     for section, title in (("Examples", "examples:\n"), ("Returns", "exit status: ")):
         if found := re.search(rf"^{section}:\n((?:    .*\n|\n)+)", document, re.MULTILINE):
@@ -192,14 +193,14 @@ def _end_of_help(command: Callable[..., Any]) -> Iterator[str]:
 
 
 def _shown_default(value: Any) -> str | None:
-    """A default as the help shows it; None if it need not be shown."""
+    """Returns a default value as shown in the help, or None to hide it."""
     if value is None or value is False or value in ([], ()):
         return None
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _message(error: CycloptsError, name: str, keys: Keys) -> str:
-    """The line for a mistake in the command line: what is wrong, and the nearest flag or config key."""
+    """Returns the message for an invalid command line: what is wrong, and the closest flag or config key."""
     if isinstance(error, UnknownOptionError):
         return _unknown_flag(error.token, error.argument_collection, keys)
     if isinstance(error, UnusedCliTokensError):
@@ -231,7 +232,7 @@ def _of_a_value(error: CoercionError, token: Token, keys: Keys) -> str:
 
 
 def _wrong_value(error: BaseException) -> WrongValueError | None:
-    """The error of a type of :mod:`utils.flags` that led to this one; in a list, cyclopts does not name it as the cause."""
+    """Returns the :mod:`utils.flags` error that led to this one. For list values, cyclopts does not set it as the cause."""
     earlier = error.__cause__ or error.__context__
     if earlier is None or isinstance(earlier, WrongValueError):
         return earlier
@@ -239,7 +240,7 @@ def _wrong_value(error: BaseException) -> WrongValueError | None:
 
 
 def _nearest_keys(name: str, keys: Keys) -> list[str]:
-    from utils.config_files import nearest_keys  # only mistakes need it
+    from utils.config_files import nearest_keys  # only needed for errors
 
     return nearest_keys(name, keys())[:2]
 
@@ -254,5 +255,5 @@ def _unknown_flag(token: Token, arguments: ArgumentCollection, keys: Keys) -> st
     close = [] if is_key else difflib.get_close_matches(given, flags, n=1)
     close = close or [f"{key}=VALUE" for key in near]
     hint = f"did you mean {' or '.join(close)}?" if close else "see --help"
-    explained = " (values of the config are given as key=value, without dashes)" if takes_overrides else ""
+    explained = " (config values are set with key=value, without dashes)" if takes_overrides else ""
     return f"{given} is not a flag; {hint}{explained}"

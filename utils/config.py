@@ -1,7 +1,7 @@
-"""The config system: values of config files and overrides are bound to typed models.
+"""The config system, which binds values from config files and overrides to typed models.
 
-:mod:`utils.config_files` reads the files. Binding reports all unknown, missing or mistyped keys at once, with file, line and the
-nearest valid name.
+:mod:`utils.config_files` reads the files. Binding reports all unknown, missing or mistyped keys at once, with the file, the line
+and the closest valid name.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from utils.config_files import (
 
 
 class WhenResumed(Enum):
-    """Whether a key may change when a run is resumed. A field declares it in its annotation (``Annotated[int, MAY_CHANGE]``), a
-    section as its ``when_resumed``. A field that declares nothing does what its section does."""
+    """Whether a key may change when a run is resumed. A field declares this in its annotation (``Annotated[int, MAY_CHANGE]``),
+    and a section with its ``when_resumed``. A field without a declaration inherits from its section."""
 
     STAYS = "the key affects training"
     CHANGES_METRICS = "the key may change, but in a finished run it would change the metrics that are kept"
@@ -43,17 +43,17 @@ STAYS = WhenResumed.STAYS
 
 
 class Config(BaseModel):
-    """Base of every config section: immutable; an unknown key is an error, and so is a number that is not finite."""
+    """Base class of all config sections. Sections are immutable and reject unknown keys and non-finite numbers."""
 
     when_resumed: ClassVar[WhenResumed | None] = None
-    """For the keys of this section; None: as for the section around it."""
+    """Applies to the keys of this section; if None, the enclosing section decides."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _booleans_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true and false for a number; pydantic would convert them to 1 and 0."""
+        """Reject true and false as numbers; pydantic would convert them to 1 and 0."""
         assert info.field_name is not None
         types_of_field = _leaf_types(cls.model_fields[info.field_name].annotation)
         values = value if isinstance(value, list) else [value]
@@ -67,7 +67,7 @@ class Config(BaseModel):
 
 
 def _leaf_types(annotation: Any) -> set[Any]:
-    """The leaf types of an annotation: int and None for ``list[int] | None``."""
+    """Returns the leaf types of an annotation, such as int and None for ``list[int] | None``."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return _leaf_types(arguments[0])
@@ -89,13 +89,13 @@ def load_config(path: str | Path, overrides: Sequence[str], schema: type[C]) -> 
 
 
 def load_with_places(path: str | Path, overrides: Sequence[str], schema: type[C]) -> tuple[C, Places]:
-    """Load as :func:`load_config`; also returns where each key was written, ``file:line`` or :data:`COMMAND_LINE`."""
+    """Like :func:`load_config`, but also returns the location of each key, ``file:line`` or :data:`COMMAND_LINE`."""
     values, places = read_with_places(path, overrides)
     return bind(values, schema, places, str(path)), places
 
 
 def bind(values: Mapping[str, Any], schema: type[C], places: Places | None = None, source: str = "config") -> C:
-    """Bind plain values to ``schema``. ``places``: ``file:line`` of each key, for error messages.
+    """Bind plain values to ``schema``. ``places``: location of each key (``file:line``), for error messages.
 
     Raises:
         ConfigError: see :func:`load_config`.
@@ -107,7 +107,7 @@ def bind(values: Mapping[str, Any], schema: type[C], places: Places | None = Non
 
 
 def dump_config(config: Config) -> str:
-    """The resolved config as YAML; :func:`load_config` reads it back to an equal config."""
+    """Returns the resolved config as YAML, which :func:`load_config` reads back as an equal config."""
     stream = io.StringIO()
     yaml = YAML(typ="safe")
     yaml.default_flow_style = False
@@ -128,7 +128,7 @@ def _finding(error: dict[str, Any], schema: type[Config], places: Places, source
         return f"{place}: {name} is missing; add it or give {name}=... on the command line"
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "model_type" and (section := _owner(schema, location)) is not None:
-        message = f"is a section; give keys of it: {', '.join(section.model_fields)}"
+        message = f"is a section; set keys inside it: {', '.join(section.model_fields)}"
     if isinstance(error["input"], Mapping | BaseModel):
         overridden = any(where == COMMAND_LINE and key[: len(keys)] == keys for key, where in places.items())
         if overridden and place != COMMAND_LINE:
@@ -138,7 +138,7 @@ def _finding(error: dict[str, Any], schema: type[Config], places: Places, source
 
 
 def _owner(schema: type[Config], location: Sequence[Any]) -> type[Config] | None:
-    """The section class that holds the key at ``location``, also inside optional and container annotations."""
+    """Returns the section class that contains the key at ``location``, looking through optional and container annotations."""
     owner: type[Config] | None = schema
     for part in location:
         if owner is None or not isinstance(part, str) or part not in owner.model_fields:
@@ -148,8 +148,8 @@ def _owner(schema: type[Config], location: Sequence[Any]) -> type[Config] | None
 
 
 def fields_of(schema: type[Config], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every field of a config class and of its sections, with its path: ``[]`` stands for an entry of a list, ``<name>`` for a
-    name that the user chooses."""
+    """Yields every field of a config class and of its sections, with its path. In a path, ``[]`` is any list entry, and
+    ``<name>`` is any name that the user chooses."""
     for name, field in schema.model_fields.items():
         path = f"{prefix}{name}"
         yield path, field
@@ -158,11 +158,11 @@ def fields_of(schema: type[Config], prefix: str = "") -> Iterator[tuple[str, Fie
 
 
 def when_resumed(schema: type[Config], key: str) -> WhenResumed:
-    """Whether ``key``, a path in a config of class ``schema``, may change when a run is resumed."""
+    """Returns whether ``key``, a path in a config of class ``schema``, may change when a run is resumed."""
     found, section = schema.when_resumed or STAYS, schema
     for part in key.split("."):
         field = section.model_fields.get(part)
-        if field is None:  # a name that the user chose, or the index of an entry
+        if field is None:  # a name chosen by the user, or a list index
             continue
         inner = _config_class(field.annotation)
         if inner is not None:
@@ -173,7 +173,7 @@ def when_resumed(schema: type[Config], key: str) -> WhenResumed:
 
 
 def sections_of(annotation: Any, path: str) -> Iterator[tuple[str, type[Config]]]:
-    """The config classes in an annotation, each with the path of its keys."""
+    """Yields the config classes in an annotation, each with the path of its keys."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, Config) and origin is None:
         yield path, annotation

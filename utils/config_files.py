@@ -1,8 +1,8 @@
-"""Reads config files: YAML files that inherit, and command-line overrides, as plain values.
+"""Reads config files, which are YAML files with inheritance, and command-line overrides as plain values.
 
-Files follow YAML 1.2: ``1e-4`` is a number, ``no`` is a string, a repeated key is an error; ``<<: *name`` merges as in YAML
-1.1. ``base:`` names one or more files, relative to the file itself, whose values the file inherits. ``a.b=value`` on the
-command line overrides both. :mod:`utils.config` binds the values to types.
+Files follow YAML 1.2: ``1e-4`` is a number, ``no`` is a string, and a repeated key is an error. ``<<: *name`` merges as in YAML
+1.1. ``base:`` lists one or more files whose values the file inherits; their paths are relative to the file itself. ``a.b=value``
+on the command line overrides both. :mod:`utils.config` binds the values to types.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from utils.errors import UserError
 from utils.yaml_text import MAX_CHARACTERS, MAX_DEPTH, KeyPath, YamlError, parse
 
 COMMAND_LINE = "command line"
-"""The place of an override."""
+"""Location of an override."""
 
 MAX_FINDINGS = 20
-"""Errors of a config that are shown."""
+"""Max number of config errors that are shown."""
 MAX_SHOWN = 200
-"""Characters of a wrong value that are shown."""
+"""Max number of characters that are shown of an invalid value."""
 MAX_FILES = 100
-"""Files that a config may inherit from, each as often as it is named."""
+"""Max number of files that a config may inherit from, counting repetitions."""
 
 Places = dict[KeyPath, str]
 
@@ -41,12 +41,13 @@ class ConfigError(UserError):
 
 
 def _printable(text: str) -> str:
-    """The text in one line: names and values of a file may hold line breaks and control characters."""
+    """Escapes line breaks and control characters, which names and values from a file may contain, so that a text fits on a
+    line."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def read_with_places(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Places]:
-    """The plain, unbound values of a config with its bases and overrides, and where each key was written.
+    """Returns the plain, unbound values of a config with its bases and overrides, and the location of each key.
 
     Raises:
         ConfigError: if a file cannot be read, or an override is malformed.
@@ -62,7 +63,8 @@ def read_with_places(path: str | Path, overrides: Sequence[str]) -> tuple[dict[s
 
 
 def read_config(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """The plain, unbound values of a config with its bases and overrides. Malformed overrides are skipped: binding reports them.
+    """Returns the plain, unbound values of a config with its bases and overrides, ignoring malformed overrides, which binding
+    reports.
 
     Raises:
         ConfigError: if a file cannot be read.
@@ -74,8 +76,8 @@ def read_config(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def peek(path: str | Path, overrides: Sequence[str], key: str) -> Any:
-    """The plain, unbound value of a top-level key; None if the key is absent, or the config cannot be read (binding reports
-    that)."""
+    """Returns the plain, unbound value of a top-level key, or None if the key is missing or the config cannot be read (which
+    binding reports)."""
     try:
         values = read_config(path, overrides)
     except ConfigError:
@@ -84,7 +86,7 @@ def peek(path: str | Path, overrides: Sequence[str], key: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file as plain values, without bases or binding.
+    """Reads a YAML file as plain values, without bases or binding.
 
     Raises:
         ConfigError: if it cannot be read.
@@ -95,16 +97,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _read_with_bases(
     path: Path, places: Places, chain: tuple[Path, ...], files: list[Path] | None = None
 ) -> dict[str, Any]:
-    """The values of a file over those of its bases. ``chain``: the files that lead here; ``files``: all that were read."""
+    """Returns the values of a file merged over the values of its bases. ``chain``: the files that led to this one; ``files``: all
+    files read so far."""
     files = [] if files is None else files
     files.append(path)
     if len(files) > MAX_FILES:
-        raise ConfigError([f"{path}: more than {MAX_FILES} files are inherited from; inherit from fewer"])
+        raise ConfigError([f"{path}: the config inherits from more than {MAX_FILES} files; inherit from fewer"])
     own_places: Places = {}
     document = _read_yaml(path, own_places)
     absolute = Path(os.path.realpath(path))
     if absolute in chain:
-        raise ConfigError([f"{path}: base files form a circle: {' -> '.join(p.name for p in (*chain, path))}"])
+        raise ConfigError([f"{path}: base files form a cycle: {' -> '.join(p.name for p in (*chain, path))}"])
     bases = document.pop("base", [])
     if isinstance(bases, str):
         bases = [bases]
@@ -116,7 +119,9 @@ def _read_with_bases(
     for base in bases:
         base_path = Path(os.path.normpath(path.parent / base))
         if not os.path.isfile(base_path):
-            raise ConfigError([f"{path}: base file {base_path} does not exist; base is relative to the file it is in"])
+            raise ConfigError(
+                [f"{path}: base file {base_path} does not exist; base is relative to the file that sets it"]
+            )
         _merge(values, _read_with_bases(base_path, places, (*chain, absolute), files))
     places.update({keys: place for keys, place in own_places.items() if keys[0] != "base"})
     _merge(values, document)
@@ -124,14 +129,14 @@ def _read_with_bases(
 
 
 def _read_yaml(path: Path, places: Places) -> dict[str, Any]:
-    """The values of a file; adds the places of its keys."""
-    # os.path: Path.is_file raises for a name that is too long, or in a folder that may not be entered.
+    """Returns the values of a file, and adds the locations of its keys to ``places``."""
+    # Path.is_file would raise for a name that is too long or in a folder without permission.
     if not os.path.isfile(path):
         raise ConfigError([f"{path}: {why_no_file(path)}"])
     try:
         size = path.stat().st_size
         if size > 4 * MAX_CHARACTERS:
-            raise ConfigError([f"{path}:1: {size:,} bytes are more than a config may have; is this a config?"])
+            raise ConfigError([f"{path}:1: the file has {size:,} bytes, too many for a config; is this a config?"])
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}; check its permissions"]) from None
@@ -151,7 +156,7 @@ def _read_yaml(path: Path, places: Places) -> dict[str, Any]:
 
 
 def why_no_file(path: Path) -> str:
-    """Why a path is not the file of a config, with the remedy."""
+    """Returns the reason why a path is not a config file, with the remedy."""
     try:
         path.stat()
     except FileNotFoundError:
@@ -166,7 +171,7 @@ def why_no_file(path: Path) -> str:
 
 
 def _merge(target: dict[str, Any], update: Mapping[str, Any]) -> None:
-    """Merge mappings key by key; any other value, lists included, replaces the old value."""
+    """Merge mappings key by key; any other value, including a list, replaces the old value."""
     for key, value in update.items():
         if isinstance(value, dict) and isinstance(target.get(key), dict):
             _merge(target[key], value)
@@ -193,7 +198,7 @@ def _apply_override(values: dict[str, Any], override: str, places: Places, findi
         child = node.get(key)
         if isinstance(child, list):
             name = ".".join(keys[:depth])
-            findings.append(f"{COMMAND_LINE}: {name} is a list; give it whole, as {name}=[...]")
+            findings.append(f"{COMMAND_LINE}: {name} is a list; set the whole list, as {name}=[...]")
             return
         if not isinstance(child, dict):
             child = {}
@@ -214,12 +219,12 @@ def _record_override(value: Any, places: Places, keys: KeyPath) -> None:
 
 
 def unknown_key(name: str, place: str, known: Sequence[str]) -> str:
-    """The error for a key that does not exist, with the nearest keys of the whole config.
+    """Returns the error message for an unknown key, which suggests the closest keys of the whole config.
 
     Args:
         name: path of the key, such as ``train.batch_size``.
-        place: where it was written.
-        known: paths of the keys that exist; ``[]`` stands for an entry of a list, ``<name>`` for a name that the user chooses.
+        place: location of the key.
+        known: paths of the valid keys, in which ``[]`` is any list entry and ``<name>`` is any name that the user chooses.
     """
     close = nearest_keys(name, known)
     section, dot, _ = name.rpartition(".")
@@ -230,9 +235,9 @@ def unknown_key(name: str, place: str, known: Sequence[str]) -> str:
 
 
 def nearest_keys(name: str, known: Sequence[str]) -> list[str]:
-    """Up to three keys that the user may have meant by a misspelled or misplaced one, the likeliest first.
+    """Returns up to three keys that the user may have meant by a misspelled or misplaced key, most likely first.
 
-    A similar name in the same section is preferred; then the same name in other sections; then similar names anywhere.
+    A similar name in the same section is preferred, then the same name in other sections, then similar names anywhere.
     """
     section, _, last = name.rpartition(".")
     sections = {".".join(key.split(".")[:end]) for key in known for end in range(1, key.count(".") + 1)}
@@ -253,7 +258,7 @@ def shown_value(value: Any) -> str:
 
 
 def nearest_place(keys: KeyPath, places: Places, source: str) -> str:
-    """Where a key was written, or the nearest section around it; ``source`` if neither is known."""
+    """Returns the location of a key or of its innermost known section, or ``source`` if neither is known."""
     for end in range(len(keys), 0, -1):
         if keys[:end] in places:
             return places[keys[:end]]

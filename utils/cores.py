@@ -10,17 +10,17 @@ PROCESS_CGROUP = Path("/proc/self/cgroup")
 
 
 def usable_cores() -> int:
-    """The smaller of the process's CPU affinity and its control group's CPU quota; at least 1.
+    """Returns the smaller of the process's CPU affinity and its cgroup's CPU quota; at least 1.
 
     A container on a shared machine sees all cores of the machine, but its quota may allow only a few.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Rounded down: one thread too many, and the kernel stops the group for the rest of each period.
+    # Rounded down, because with one thread too many the kernel throttles the cgroup for the rest of each period.
     return max(1, min([cores, *(int(quota) for quota in _quotas())]))
 
 
 def _quotas() -> list[float]:
-    """CPU quotas, in cores, of this process's control group and of its parents."""
+    """Returns the CPU quotas, in cores, of this process's cgroup and its parents."""
     quotas = [_quota_v2(folder) for folder in _with_parents(CGROUPS, _process_group(""))]
     first = CGROUPS / "cpu"
     quotas += [_quota_v1(folder) for folder in _with_parents(first, _process_group("cpu"))]
@@ -28,7 +28,7 @@ def _quotas() -> list[float]:
 
 
 def _process_group(controller: str) -> str:
-    """Path of this process's group below the root of ``controller`` ("": cgroup version 2, one tree for all controllers)."""
+    """Returns the path of this process's cgroup below the root of ``controller`` ("" for cgroup v2, which has a single tree)."""
     for line in _read(PROCESS_CGROUP).splitlines():
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):
@@ -51,7 +51,7 @@ def _quota_v1(folder: Path) -> float | None:
 
 
 def _ratio(quota: str, period: str) -> float | None:
-    """The quota in cores; None if there is none: the file says "max" or -1, or does not exist."""
+    """Returns the quota in cores, or None if it is unlimited ("max" or -1) or the file does not exist."""
     if not quota.strip().isdigit() or not period.strip().isdigit():
         return None
     return int(quota) / max(1, int(period))

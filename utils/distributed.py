@@ -1,4 +1,4 @@
-"""Ranks and collectives. Without a process group, each function acts as on a single rank."""
+"""Ranks and collectives. Without a process group, every function behaves as on a single rank."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from utils.rank_variables import check_rank
 T = TypeVar("T")
 
 TIMEOUT_MIN = 120.0
-"""Minutes that a rank waits for the others, unless a config says otherwise."""
+"""Default number of minutes that a rank waits for the others."""
 
 PEER_GONE = "the connection to another rank broke; that rank reports why it stopped"
 
 RECORDED_COLLECTIVES = 2000
-"""Collectives that the flight recorder keeps of each rank: those of tens of steps."""
+"""Number of collectives that the flight recorder keeps per rank, which covers tens of steps."""
 
 _around_waits: Callable[[], AbstractContextManager[None]] = nullcontext
 """Set by :func:`noting_waits`."""
 
-# The variants for one tensor; those for lists of tensors copy. Newer versions of torch rename both.
+# The single-tensor variants, since the variants for lists of tensors copy. Newer versions of torch rename both functions.
 _all_gather: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", getattr(dist, "reduce_scatter_tensor", None))
 
@@ -49,12 +49,12 @@ def world_size() -> int:
 
 
 def local_size() -> int:
-    """The number of ranks on this machine."""
+    """Returns the number of ranks on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if is_distributed() else 1
 
 
 def share_of(count: int) -> range:
-    """This rank's contiguous share of ``count`` items; the shares of all ranks, in order of rank, cover each item once."""
+    """Returns this rank's contiguous share of ``count`` items. The shares of all ranks, in rank order, cover each item once."""
     return range(count * rank() // world_size(), count * (rank() + 1) // world_size())
 
 
@@ -64,7 +64,7 @@ def barrier() -> None:
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Element-wise sum over ranks, without gradient."""
+    """Returns the element-wise sum over all ranks, without gradient."""
     if not is_distributed():
         return tensor
     total = tensor.detach().clone()
@@ -73,7 +73,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def gather_objects(value: T) -> list[T]:
-    """The values of all ranks, in order of rank; small and picklable."""
+    """Returns the values of all ranks in rank order. Values must be small and picklable."""
     if not is_distributed():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -83,7 +83,7 @@ def gather_objects(value: T) -> list[T]:
 
 @contextmanager
 def noting_waits(context: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Inside, each wait for what other ranks gather in a forward pass has a ``context`` of its own, which can measure it."""
+    """While active, every wait for a gather in a forward pass is wrapped in a new ``context``, which can measure the wait."""
     global _around_waits
     before, _around_waits = _around_waits, context
     try:
@@ -93,10 +93,10 @@ def noting_waits(context: Callable[[], AbstractContextManager[None]]) -> Iterato
 
 
 def start_gather(tensor: Tensor) -> Callable[[], Tensor]:
-    """Start to concatenate the tensors of all ranks along axis 0, in order of rank: (n, ...) -> (ranks * n, ...), n equal on all
-    ranks.
+    """Start concatenating the tensors of all ranks along axis 0, in rank order: (n, ...) -> (ranks * n, ...), with the same n on
+    all ranks.
 
-    The gradient is exact: that of the sum of all ranks' losses with respect to this rank's tensor.
+    The gradient is exact: it is the gradient of the sum of all ranks' losses with respect to this rank's tensor.
 
     Returns:
         A function that waits for the result and returns it.
@@ -144,53 +144,53 @@ def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
 
 
 def set_timeout(minutes: float) -> None:
-    """Change the time that ranks wait for each other from now on."""
+    """Change how long ranks wait for each other from now on."""
     if is_distributed():
-        # Public since torch 2.15, which deprecates the private name; older releases have only that.
+        # Public since torch 2.15, which deprecates the private name; older releases have only the private name.
         change = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
         change(timedelta(minutes=minutes))
 
 
 def shared_store(name: str) -> dist.Store | None:
-    """Keys and values that all ranks see, under ``name``, on a connection of its own, so that a thread may use it; None without a
-    process group."""
+    """Returns a key-value store, named ``name``, that all ranks share, or None without a process group. It uses a separate
+    connection, so that another thread may use it."""
     if not is_distributed():
         return None
     return dist.PrefixStore(name, dist.distributed_c10d._get_default_store().clone())  # type: ignore[attr-defined]
 
 
 def record_collectives(folder: Path) -> None:
-    """Have NCCL's flight recorder write the last collectives of each rank to ``folder/collectives_rank_<n>`` when one of them
-    times out. The user's own settings are kept. Call it before the process group is made."""
+    """Configure NCCL's flight recorder to write the last collectives of each rank to ``folder/collectives_rank_<n>`` when a
+    collective times out. Settings made by the user are kept. Call this before creating the process group."""
     settings = {
         ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"): str(RECORDED_COLLECTIVES),
         ("TORCH_NCCL_DUMP_ON_TIMEOUT",): "1",
         ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"): str(folder.absolute() / "collectives_rank_"),
     }
-    for names, value in settings.items():  # the second name is that of torch before 2.9
+    for names, value in settings.items():  # the second name is for torch before 2.9
         if not any(name in os.environ for name in names):
             os.environ.update(dict.fromkeys(names, value))
 
 
 @contextmanager
 def process_group(timeout_min: float = TIMEOUT_MIN, records: Path | None = None) -> Iterator[torch.device]:
-    """Join the process group of torchrun's environment, if there is one; yields this rank's device.
+    """Join the process group that torchrun's environment variables describe, if any; yields this rank's device.
 
     ``timeout_min``: minutes that ranks wait for each other, until :func:`set_timeout` changes it. ``records``: the folder for
-    :func:`record_collectives`. The backend is NCCL with CUDA, else gloo. Unless a rank fails, no rank leaves before the others.
-    Only this function reads torchrun's environment.
+    :func:`record_collectives`. The backend is NCCL with CUDA, otherwise gloo. Unless a rank fails, no rank leaves before the
+    others. Only this function reads torchrun's environment variables.
 
     Raises:
-        PeerLostError: if the connection to another rank breaks, or a rank does not answer in time.
+        PeerLostError: if the connection to another rank breaks, or a rank times out.
     """
     check_rank(os.environ)
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with_parent()  # no rank goes on alone when its launcher was killed
+        die_with_parent()  # a rank must not keep running after its launcher was killed
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = accelerator.best_device(local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        # cuDNN plans its attention on the host for each new shape, and texts and candidates have thousands of shapes.
+        # cuDNN attention builds a plan on the host for each new shape, and texts and candidates have thousands of shapes.
         torch.backends.cuda.enable_cudnn_sdp(False)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
@@ -209,11 +209,11 @@ def process_group(timeout_min: float = TIMEOUT_MIN, records: Path | None = None)
             raise PeerLostError(PEER_GONE) from None
         if "Timed out waiting" in str(error):
             raise PeerLostError(
-                f"rank {rank()} has waited in vain for another rank (train.start_timeout_min, train.step_timeout_min); the rank "
-                "that hangs says so after train.stall_s seconds, with its stacks in the logs of the run's folder"
+                f"rank {rank()} timed out waiting for another rank (train.start_timeout_min, train.step_timeout_min); the rank "
+                "that hangs reports it after train.stall_s seconds, and writes its stacks to its log in the run's folder"
             ) from None
         raise
-    # Not after an error: closed connections would stop the other ranks before this one has reported its error.
+    # Skipped after an error: closing the connections would stop the other ranks before this rank has reported its error.
     dist.destroy_process_group()
 
 

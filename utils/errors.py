@@ -1,4 +1,4 @@
-"""Errors that a user sees as one line instead of a traceback."""
+"""Errors that users see as one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ PACKAGES = (
     "av",
     "cyclopts",
 )
-"""What the packages of requirements.txt are imported as."""
+"""Import names of the packages in requirements.txt."""
 
 
 class UserError(Exception):
-    """A mistake in the user's input (a config, a file, a flag). The message has fact, value, place and remedy; ``status`` is the
-    exit status of a command that it ends."""
+    """A mistake in the user's input (a config, a file or a flag). The message states the fact, the value, the location and the
+    remedy; ``status`` is the exit status of the command."""
 
     status = MISTAKE
 
 
 class PeerLostError(UserError):
-    """Another rank is gone: no mistake, and the run may go on without it."""
+    """Another rank was lost. This is not a user error, and the run may continue without that rank."""
 
     status = PEER_LOST
 
 
 class NotRegularError(OSError):
-    """A FIFO, a folder or a device is where a regular file has to be."""
+    """A path that must be a regular file is a FIFO, a folder or a device."""
 
     def __init__(self, path: str | os.PathLike[str], reason: str):
         super().__init__(errno.EINVAL, reason, os.fspath(path))
@@ -75,22 +75,22 @@ _OF_SURROUNDINGS = (
 
 
 def of_surroundings(error: OSError) -> UserError | None:
-    """The error of a file that may not be read or written, in one line; None if it does not name a file, or has another cause."""
+    """Converts an error about an inaccessible file to one line; returns None if it does not name a file or has another cause."""
     if isinstance(error, NotRegularError):
         return UserError(f"{error.filename}: {error.strerror}; remove it, or give another path")
     if error.errno not in _OF_SURROUNDINGS or not isinstance(error.filename, str | bytes | os.PathLike):
         return None
-    # The target of a move is named second; the first is a temporary file.
+    # When moving a file fails, the second name is the target, and the first is a temporary file.
     name = os.fsdecode(error.filename2 if error.filename2 is not None else error.filename)
     remedy = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the path and its permissions"
     return UserError(f"{name}: {error.strerror}; {remedy}")
 
 
 def of_full_disk(error: Exception) -> UserError | None:
-    """The error in one line if a disk is full, or a quota is used up, and ``error`` does not name the file; else None.
+    """Converts an error to one line if a disk is full or a quota is exceeded and ``error`` does not name the file; otherwise
+    returns None.
 
-    Writing a file that is already open raises an OSError without a name, and libraries that write files make errors of their own
-    of it.
+    Writing to an open file raises an OSError without a file name, and libraries that write files convert it to their own errors.
     """
     codes = (errno.ENOSPC, errno.EDQUOT)
     code = getattr(error, "errno", None)
@@ -98,19 +98,19 @@ def of_full_disk(error: Exception) -> UserError | None:
     if reason is None:
         return None
     return UserError(
-        f"the output of this command, a file or what it prints, cannot be written: {reason}; make room on the disk of its output"
+        f"the output of this command (a file or standard output) cannot be written: {reason}; make room on the output's disk"
     )
 
 
 def _drop_output() -> None:
-    """Print nothing more to standard output: at its end, Python would try again to write what is left, and print the error."""
-    with contextlib.suppress(OSError, ValueError):  # not a file, as in tests
+    """Discard further standard output; otherwise Python would try to flush it at exit and print another error."""
+    with contextlib.suppress(OSError, ValueError):  # stdout may not be a file, as in tests
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def one_line_errors(main: Callable[P, int]) -> Callable[P, int]:
-    """Wrap a command's ``main``: it prints a :class:`UserError`, a file error :func:`of_surroundings`, or the error
-    :func:`of_full_disk` to stderr as one line and returns its exit status, which is 2 but for :class:`PeerLostError`."""
+    """Wrap a command's ``main`` so that a :class:`UserError`, or an error that :func:`of_surroundings` or :func:`of_full_disk`
+    recognises, is printed to stderr as one line. Returns its exit status, which is 2 except for :class:`PeerLostError`."""
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
@@ -120,7 +120,7 @@ def one_line_errors(main: Callable[P, int]) -> Callable[P, int]:
             return status
         except UserError as error:
             return report(error)
-        except BrokenPipeError:  # the reader of the output, such as head, has what it wants
+        except BrokenPipeError:  # the reader of the output, such as head, has stopped reading
             _drop_output()
             return 128 + signal.SIGPIPE
         except KeyboardInterrupt:
@@ -145,10 +145,10 @@ def one_line_errors(main: Callable[P, int]) -> Callable[P, int]:
 
 
 def report(error: UserError) -> int:
-    """Print an error as one line to stderr, on rank 0 at once; returns its exit status."""
+    """Print an error to stderr as one line, without delay on rank 0; returns its exit status."""
     if os.environ.get("RANK", "0") != "0":
-        # Most mistakes stop all ranks alike, and the launcher ends the others as soon as one has stopped: so rank 0 reports
-        # the error alone. An error of this rank alone is still reported.
+        # Most errors occur on all ranks, and the launcher stops the other ranks once one has exited, so usually only rank 0
+        # prints the error. An error that occurs only on this rank is printed after the delay.
         time.sleep(SILENCE_S)
     sys.stderr.write(f"error: {error}\n")
     return error.status

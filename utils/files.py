@@ -1,4 +1,4 @@
-"""Reading files of our own, and atomic writes: after a crash, a file has either its old or its new content."""
+"""Reads files that we wrote, and writes files atomically: after a crash, a file has either its old or its new content."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ KINDS = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a FIFO", stat.S_ISCHR: "a dev
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with ``~`` as the home folder; unchanged where there is none, which ``Path.expanduser`` refuses to do."""
+    """Expands ``~`` to the home folder. Unlike ``Path.expanduser``, leaves the path unchanged if there is no home folder."""
     return Path(os.path.expanduser(path))
 
 
 def cache_folder() -> Path | None:
-    """Our part of the user's cache folder of the platform; None for a user without a home."""
+    """Returns our subfolder of the platform's user cache folder, or None if the user has no home folder."""
     home = expanded("~")
     variable = {"darwin": "", "win32": "LOCALAPPDATA"}.get(sys.platform, "XDG_CACHE_HOME")
     named = os.environ.get(variable)
@@ -37,13 +37,13 @@ def cache_folder() -> Path | None:
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """A regular file, open for reading.
+    """Opens a regular file for reading.
 
-    It is opened without waiting and checked before any byte is read: a FIFO would block, and a device has no end.
+    The file is opened without blocking and checked before any byte is read: a FIFO would block, and a device never ends.
 
     Raises:
-        NotRegularError: it is something else.
-        OSError: it cannot be opened.
+        NotRegularError: if the path is not a regular file.
+        OSError: if the file cannot be opened.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
@@ -55,7 +55,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def check_regular(path: Path) -> None:
-    """Raise as :func:`open_regular` does, for a file that a library opens; a file that does not exist is fine."""
+    """Raise the errors of :func:`open_regular` for a file that a library will open. A missing file is accepted."""
     if os.path.exists(path):
         _check_regular(path, path.stat())
 
@@ -67,22 +67,23 @@ def _check_regular(path: Path, status: os.stat_result) -> None:
 
 
 def read_text(path: Path, encoding: str = "utf-8", errors: str = "strict") -> str:
-    """The text of a regular file, with line ends as "\\n"; raises as :func:`open_regular`, and UnicodeDecodeError."""
+    """Returns the text of a regular file with "\\n" as line ends. Raises UnicodeDecodeError and the errors of
+    :func:`open_regular`."""
     with open_regular(path) as file:
         text = file.read().decode(encoding, errors)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in a regular file; raises as :func:`read_text`, and ValueError as :func:`parse_json`."""
+    """Parses the JSON in a regular file. Raises the errors of :func:`read_text` and :func:`parse_json`."""
     return parse_json(read_text(path))
 
 
 def parse_json(text: str | bytes) -> Any:
-    """A JSON value.
+    """Parses a JSON value.
 
     Raises:
-        ValueError: it is not JSON, or nested too deeply to be parsed.
+        ValueError: if the text is not JSON, or is nested too deeply to be parsed.
     """
     try:
         return json.loads(text)
@@ -107,7 +108,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary file beside ``path``, which replaces ``path`` when the block ends without an exception."""
+    """Yields a temporary file in the same folder, which replaces ``path`` if the block ends without an exception."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -120,17 +121,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside ``path``, which is renamed to it when the block ends without an exception.
+    """Yields a temporary folder next to ``path``, which is renamed to ``path`` if the block ends without an exception.
 
     Raises:
-        UserError: another process is writing the same folder, or has written it meanwhile.
+        UserError: if another process is writing the same folder, or has written it in the meantime.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.mkdir(parents=True, exist_ok=True)
     handle = os.open(temporary, os.O_RDONLY)
     try:
         _lock_alone(handle, path)
-        for left in temporary.iterdir():  # by a process that was killed
+        for left in temporary.iterdir():  # leftovers of a process that was killed
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         try:
             yield temporary
@@ -141,7 +142,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                raise UserError(f"{path}: another process has written it meanwhile; give another place") from None
+                raise UserError(f"{path}: another process has written it in the meantime; give another path") from None
             sync_file(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -150,15 +151,13 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def _lock_alone(folder: int, path: Path) -> None:
-    """Lock the open temporary ``folder`` of ``path`` until it is closed; on disks without locks, do nothing."""
+    """Lock the open temporary ``folder`` of ``path`` until it is closed. On disks without locks, do nothing."""
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         status = os.fstat(folder)
         if not status.st_nlink or (path.exists() and os.path.samestat(status, path.stat())):
-            raise BlockingIOError  # the other process has finished since it was opened
+            raise BlockingIOError  # the other process finished after we opened the folder
     except BlockingIOError:
-        raise UserError(
-            f"{path}: another process is writing it; wait until it is done, or give another place"
-        ) from None
+        raise UserError(f"{path}: another process is writing it; wait until it is done, or give another path") from None
     except OSError:
         return

@@ -1,4 +1,4 @@
-"""What a check finds in a config or its data, for the start of a run and for ``run.py doctor``."""
+"""Findings of checks of a config and its data, for the start of a run and for ``run.py doctor``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ Level = Literal["warning", "refused"]
 
 @dataclass(frozen=True)
 class Finding:
-    """A fact with its numbers, the ``place`` it is about (a config key, a file and line), and what to do about it.
+    """A fact with its numbers, the ``place`` it refers to (a config key, or a file and line), and the remedy.
 
-    ``refused``: a run would stop, or teach nothing; ``warning``: it may be meant.
+    ``refused``: the run would fail or learn nothing; ``warning``: it may be intentional.
     """
 
     level: Level

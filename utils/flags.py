@@ -1,4 +1,4 @@
-"""Types of the values of flags: ``gpus: Positive`` takes a whole number of at least 1."""
+"""Types for the values of flags: ``gpus: Positive`` accepts a whole number of at least 1."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from cyclopts.token import Token
 
 
 class WrongValueError(ValueError):
-    """A word is not a value of a flag; says why."""
+    """An argument is not a valid value of a flag. The message says why."""
 
 
 class NotAnOverrideError(WrongValueError):
-    """A word is not of the form ``key=value``."""
+    """An argument is not of the form ``key=value``."""
 
 
 def read_by(read: Callable[[str], Any], **options: Any) -> Parameter:
-    """Marks a type whose values ``read`` converts from a word. It raises WrongValueError for a wrong one."""
+    """Marks a type whose values ``read`` parses from an argument. ``read`` raises WrongValueError for an invalid value."""
 
     def convert(_: type, tokens: Sequence[Token]) -> Any:
         return read(tokens[0].value)
@@ -29,7 +29,7 @@ def read_by(read: Callable[[str], Any], **options: Any) -> Parameter:
 
 
 def alone_or(read: Callable[[str], Any]) -> Parameter:
-    """Marks a type ``bool | ...``: the flag alone is True, and ``read`` converts a word after it."""
+    """Marks a type ``bool | ...``: without a value, the flag is True; otherwise ``read`` parses the value."""
 
     def convert(_: type, tokens: Sequence[Token]) -> Any:
         return read(tokens[0].value)
@@ -38,22 +38,22 @@ def alone_or(read: Callable[[str], Any]) -> Parameter:
 
 
 SEVERAL = Parameter(consume_multiple=1)
-"""Marks a list: the flag takes all words up to the next flag, and may be repeated."""
+"""Marks a list: the flag takes all arguments up to the next flag, and may be repeated."""
 
 ANY_NUMBER = Parameter(consume_multiple=0)
-"""Marks a list: as SEVERAL, but the flag may also stand alone."""
+"""Marks a list like SEVERAL, but the flag may also be given without a value."""
 
 
 def positive(text: str) -> int:
-    """An integer of at least 1."""
+    """Parses an integer of at least 1."""
     return whole_number(1)(text)
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
-    """Reads an integer within bounds."""
+    """Returns a parser for integers within bounds."""
 
     def number(text: str) -> int:
-        # not isdigit, which takes ² for a digit
+        # isdigit would accept ²
         if text.isascii() and text.isdecimal() and least <= int(text) and (most is None or int(text) <= most):
             return int(text)
         wanted = f"a number from {least:,} to {most:,}" if most is not None else f"a whole number of at least {least}"
@@ -63,7 +63,7 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def within(least: float, most: float, *, above: bool = False) -> Callable[[str], float]:
-    """Reads a finite number from ``least``, or with ``above`` any number above it, to ``most``."""
+    """Returns a parser for finite numbers from ``least`` to ``most``, excluding ``least`` itself if ``above``."""
 
     def number(text: str) -> float:
         try:
@@ -80,7 +80,7 @@ def within(least: float, most: float, *, above: bool = False) -> Callable[[str],
 
 
 def one_of(names: Sequence[str]) -> Callable[[str], str]:
-    """Reads one of some names; the nearest one is suggested for a misspelled one."""
+    """Returns a parser that accepts only the given names and suggests the closest name for a misspelled one."""
 
     def name(text: str) -> str:
         if text in names:
@@ -91,21 +91,21 @@ def one_of(names: Sequence[str]) -> Callable[[str], str]:
 
 
 def unknown(text: str, names: Sequence[str]) -> str:
-    """The message that a word is not among the names, with the nearest one."""
+    """Returns the message for an unknown name, which suggests the closest known name."""
     close = difflib.get_close_matches(text, names, n=1)
     hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(names)}"
     return f"{text!r} is unknown; {hint}"
 
 
 def sentence(text: str) -> str:
-    """A text that is not blank."""
+    """Parses a text that must not be blank."""
     if not text.strip():
         raise WrongValueError(f"{text!r} is blank; give a text")
     return text
 
 
 def override(text: str) -> str:
-    """A value that replaces one of the config, as ``key=value``."""
+    """Parses a config override of the form ``key=value``."""
     if "=" not in text:
         remedy = f"; did you mean --config {text}?" if text.endswith((".yaml", ".yml")) else ""
         raise NotAnOverrideError(f"{text!r} is neither a flag nor of the form key=value{remedy}")

@@ -1,4 +1,4 @@
-"""One writer for a folder, over processes and machines."""
+"""A lock that allows only one process on any machine to write to a folder."""
 
 from __future__ import annotations
 
@@ -21,40 +21,41 @@ from utils.files import parse_json, read_text
 LOCK_FILE = ".lock"
 LEASE_FILE = ".lease"
 RENEW_S = 20.0
-"""Time between two renewals of a lease."""
+"""Interval at which a lease is renewed."""
 STALE_S = 180.0
-"""Age from which a lease that was not renewed is of a process that is gone."""
+"""Age after which a lease is considered abandoned by its process."""
 WAIT_S = 240
-"""Time in which the lock of a process on a lost node ends: that of a lease, and more than NFS servers take (90 s)."""
+"""Time after which the lock of a process on a lost node has expired: longer than a lease lasts, and than NFS servers take (90
+s)."""
 POLL_S = 1.0
-"""Time between two looks at a folder that another process has."""
+"""Interval at which a folder that is in use is checked again."""
 SETTLE_S = 2.0
-"""Time in which two processes that take over one stale lease have both written: the last one has it."""
+"""Time to wait after taking over a stale lease: if several processes take it over at once, the last writer wins."""
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
-"""Errors of a disk without locks."""
+"""Error numbers of a disk that does not support locks."""
 
 
 logger = logging.getLogger(__name__)
 
 
 class FolderInUseError(UserError):
-    """Another process has the folder."""
+    """The folder is in use by another process."""
 
 
 class FolderLock:
-    """Context manager: the folder, made if missing, belongs to this process until the block ends or the process does.
+    """Context manager that locks a folder for this process until the block or the process ends; the folder is created if missing.
 
-    The lock is the kernel's, on ``folder/.lock``, which names host and process. A process that is killed gives it up, and forked
-    workers have no part in it. On disks without locks it is a lease, ``folder/.lease``: a thread renews it, and an old one is
-    free.
+    It holds a kernel lock on ``folder/.lock``, which records the host and the process. The lock is released when the process is
+    killed, and is not inherited by forked workers. On disks without locks, it holds a lease instead, ``folder/.lease``, which a
+    thread renews; an expired lease may be taken over.
 
     Args:
-        folder: the folder.
-        wait_s: seconds to wait for another process that has it.
+        folder: the folder to lock.
+        wait_s: seconds to wait if another process uses the folder.
 
     Raises:
-        UserError: (on entering) another process has the folder, or it cannot be written.
+        UserError: (on entering) if another process uses the folder, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path, wait_s: float = 0):
@@ -99,8 +100,8 @@ class FolderLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end.set()
-        if self._file is not None or self._token in self._read():  # else another process took the lease over
-            self.path.unlink(missing_ok=True)  # while it is locked: who waits looks whether the file is still there
+        if self._file is not None or self._token in self._read():  # otherwise another process took over the lease
+            self.path.unlink(missing_ok=True)  # while still locked: waiting processes check that the file still exists
         if self._file is not None:
             self._file.close()
 
@@ -108,7 +109,7 @@ class FolderLock:
         while True:
             file = self.path.open("a+", encoding="utf-8")
             try:
-                # Not flock: forked workers would share it, and one that hangs would hold it after the run.
+                # With flock, forked workers would share the lock, and a hanging worker would hold it after the run.
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 held = error.errno in (errno.EACCES, errno.EAGAIN)
@@ -118,7 +119,7 @@ class FolderLock:
                 raise
             if self.path.exists() and os.fstat(file.fileno()).st_ino == self.path.stat().st_ino:
                 break
-            file.close()  # the process before removed it at its end
+            file.close()  # the previous owner removed the file when it released the lock
         self._file = file
         file.truncate(0)
         file.write(self._owner())
@@ -129,7 +130,7 @@ class FolderLock:
         while not self._created():
             age = self._age()
             if age is None:
-                continue  # its owner has just given it up
+                continue  # the owner has just released it
             if age < STALE_S:
                 raise self._taken()
             self.path.write_text(self._owner(), encoding="utf-8")
@@ -140,7 +141,7 @@ class FolderLock:
         threading.Thread(target=self._renew, daemon=True, name="lease").start()
 
     def _created(self) -> bool:
-        """Create the lease; returns whether there was none."""
+        """Try to create the lease; returns False if one already exists."""
         try:
             with self.path.open("x", encoding="utf-8") as file:
                 file.write(self._owner())
@@ -149,7 +150,7 @@ class FolderLock:
         return True
 
     def _age(self) -> float | None:
-        """Seconds since the lease was renewed, by the clock of the disk; None: there is none."""
+        """Returns the seconds since the lease was renewed, measured with the disk's clock, or None if there is no lease."""
         probe = self.path.with_name(f"{LEASE_FILE}.{self._token}")
         probe.touch()
         try:
@@ -164,7 +165,7 @@ class FolderLock:
             try:
                 os.utime(self.path)
             except OSError:
-                continue  # the next renewal may succeed; a lease lasts for several
+                continue  # the next renewal may succeed; a lease outlasts several missed renewals
 
     def _owner(self) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S")

@@ -1,4 +1,5 @@
-"""Folders by path, or models by their name on the Hugging Face hub; one place asks the hub, and only where it can be reached."""
+"""Resolves folders and models of the Hugging Face Hub. All downloads go through this module, which checks first that the Hub can
+be reached."""
 
 from __future__ import annotations
 
@@ -12,22 +13,24 @@ from utils.errors import UserError
 from utils.files import expanded
 
 OWN_FOLDERS = ("data", "runs", "weights", "checkpoints")
-"""Folders of a checkout: a name that begins with one of them is a path, also where it is not there yet."""
+"""Folders of a checkout. A name that begins with one of them is a path, even if it does not exist yet."""
 
 REACH_S = 4.0
 
 
 def local_folder(name: str, files: Sequence[str], key: str, beside: Sequence[str] = ()) -> Path:
-    """The folder ``name``, or the one in the hub's cache that holds the model of this name, fetched where it has to be.
+    """Returns the local folder ``name``, or the folder in the Hub cache that contains the model, which is downloaded if
+    necessary.
 
     Args:
-        name: a folder, or a name on the hub such as ``bert-base-uncased`` or ``google-bert/bert-base-uncased``.
-        files: names or patterns of the wanted file, the preferred one first; the first that the model has is fetched.
-        key: what names it, for messages.
-        beside: files that are fetched with it where there are any.
+        name: a folder, or a model on the Hub such as ``bert-base-uncased`` or ``google-bert/bert-base-uncased``.
+        files: names or patterns of the required file, in order of preference; the first match is downloaded.
+        key: config key that names the model, for messages.
+        beside: additional files to download if they exist.
 
     Raises:
-        UserError: neither; a name that looks like a path is not looked for on the hub. Without network within five seconds.
+        UserError: if the folder does not exist and the model is not available. A name that looks like a path is not looked up on
+            the Hub. Without network, the error is raised within five seconds.
     """
     folder = expanded(name)
     if folder.is_dir():
@@ -38,24 +41,24 @@ def local_folder(name: str, files: Sequence[str], key: str, beside: Sequence[str
 
 
 def is_local(name: str, files: Sequence[str]) -> bool:
-    """Whether ``name`` is a folder, or a model in the hub's cache with one of ``files``: nothing has to be fetched."""
+    """Returns True if nothing has to be downloaded: ``name`` is a folder, or a model in the Hub cache with one of ``files``."""
     return expanded(name).is_dir() or (not looks_like_path(name) and _cached(name, files) is not None)
 
 
 def check_hub(name: str, key: str) -> None:
-    """Raise a :class:`UserError` with ``key``, which names a model to be fetched, if the hub cannot be asked."""
+    """Raise a :class:`UserError` if the Hub is not reachable. ``key`` is the config key that names the model to download."""
     from huggingface_hub import constants
 
     reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _unreachable(constants.ENDPOINT)
     if reason:
         raise UserError(
-            f"{key}: {name} is no folder and not in the hub's cache, and {constants.ENDPOINT} cannot be asked ({reason}); give a "
-            "folder with the model's files"
+            f"{key}: {name} is not a local folder and not in the Hub cache, and {constants.ENDPOINT} cannot be reached "
+            f"({reason}); give a folder with the model's files"
         )
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether ``name`` is meant as a path and not as ``model`` or ``owner/model``."""
+    """Returns True if ``name`` looks like a path rather than ``model`` or ``owner/model``."""
     first, _, rest = name.partition("/")
     return (
         name.startswith(("/", ".", "~"))
@@ -71,7 +74,7 @@ def _cached(name: str, files: Sequence[str]) -> Path | None:
 
     try:
         folder = Path(snapshot_download(name, local_files_only=True))
-    except Exception:  # not there, or no name that the hub knows
+    except Exception:  # not in the cache, or not a valid model name
         return None
     return folder if any(next(folder.glob(pattern), None) for pattern in files) else None
 
@@ -86,15 +89,16 @@ def _fetched(name: str, files: Sequence[str], key: str, beside: Sequence[str]) -
         except Exception as error:  # whatever the network layer raises
             said = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{key}: {name} is no folder, and the hub does not give it ({type(error).__name__}: {said})"
+                f"{key}: {name} is not a local folder, and downloading it from the Hub failed ({type(error).__name__}: {said})"
             ) from None
         if next(folder.glob(file), None):
             return folder
-    raise UserError(f"{key}: {name} is on the hub, but holds none of {', '.join(files)}")
+    raise UserError(f"{key}: {name} is on the Hub, but has none of the files {', '.join(files)}")
 
 
 def _unreachable(address: str) -> str | None:
-    """Why nothing answers at ``address``; None where something does. A thread asks, since looking up a name has no time limit."""
+    """Returns the reason why ``address`` is unreachable, or None if it responds. Runs in a thread because DNS lookups have no
+    timeout."""
     reasons: list[str | None] = []
 
     def ask() -> None:
@@ -102,7 +106,7 @@ def _unreachable(address: str) -> str | None:
         try:
             urllib.request.urlopen(request, timeout=REACH_S).close()
             reasons.append(None)
-        except urllib.error.HTTPError:  # an answer
+        except urllib.error.HTTPError:  # the server responded
             reasons.append(None)
         except OSError as error:
             reasons.append(str(getattr(error, "reason", error)))

@@ -1,4 +1,4 @@
-"""The size of a model's input: a square, or images of one aspect."""
+"""The size of a model's input images: a square, or a fixed height and width."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BeforeValidator
 
 
 def _checked(size: Any) -> Any:
-    """One error, where pydantic would give one for each type."""
+    """Raises a single error; pydantic would report one for each type of the union."""
     sides = size if isinstance(size, list | tuple) and len(size) == 2 else [size]
     if all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in sides):
         return size
@@ -16,21 +16,21 @@ def _checked(size: Any) -> Any:
 
 
 ImageSize = Annotated[int | tuple[int, int], BeforeValidator(_checked)]
-"""Pixels: the side of a square, or (height, width)."""
+"""Size in pixels: the side of a square, or (height, width)."""
 
 
 def sides_of(size: ImageSize) -> tuple[int, int]:
-    """Height and width in pixels."""
+    """Returns the height and width in pixels."""
     return (size, size) if isinstance(size, int) else size
 
 
 def grid_of(size: ImageSize, patch_size: int) -> tuple[int, int]:
-    """Rows and columns of patches."""
+    """Returns the number of rows and columns of patches."""
     height, width = sides_of(size)
     return height // patch_size, width // patch_size
 
 
 def in_words(size: ImageSize) -> str:
-    """Such as "224 px", or "64 x 96 px" of a height and a width that differ."""
+    """Formats a size, for example as "224 px", or as "64 x 96 px" if height and width differ."""
     height, width = sides_of(size)
     return f"{height} px" if height == width else f"{height} x {width} px"

@@ -1,6 +1,6 @@
-"""The files and folders that a config names for a run to read, and which of them are not there: all at once, before work starts.
+"""Finds the files and folders that a config names as inputs, and reports all missing ones at once before work starts.
 
-A config marks them by their type: ``annotations: InputFile``, ``images: InputFolder | None``.
+A config declares inputs by their type: ``annotations: InputFile``, ``images: InputFolder | None``.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from utils.files import expanded
 from utils.hub import looks_like_path
 
 Kind = Literal["file", "folder", "shards", "weights", "model"]
-"""shards: files, patterns or folders. weights: a file, or the folder of a run. model: a folder, or a name on the hub."""
+"""shards: files, patterns or folders. weights: a file, or the folder of a run. model: a folder, or the name of a model on the
+Hub."""
 
 
 @dataclass(frozen=True)
 class Input:
-    """Marks a field of a config as the path of something that a run reads."""
+    """Marks a config field as the path of an input of the run."""
 
     kind: Kind
 
@@ -39,11 +40,11 @@ InputModel = Annotated[str, Input("model")]
 
 TOKENIZER_KEY = "model.text.encoder"
 NO_TOKENIZER = "learn one from your texts with `python run.py tokenizer`, or name another encoder"
-"""The remedy for a tokenizer that is not there."""
+"""Remedy for a missing tokenizer."""
 
 
 class WeightedShards(Config):
-    """An entry of a list of shards with a weight."""
+    """An entry with a weight in a list of shards."""
 
     path: str = Field(description="a file, pattern, folder or address")
     weight: float = Field(gt=0, le=100, description="how often an epoch reads each of its records")
@@ -53,7 +54,7 @@ def _is_weighted(entry: Any) -> str:
     return "function-weighted" if isinstance(entry, Mapping | WeightedShards) else "function-path"
 
 
-# An error's location has the tag; messages leave out parts that begin with "function-".
+# The location of an error includes the tag; messages omit parts that begin with "function-".
 _Entry = Annotated[
     Annotated[str, Tag("function-path")] | Annotated[WeightedShards, Tag("function-weighted")],
     Discriminator(_is_weighted),
@@ -62,10 +63,10 @@ InputWeightedShards = Annotated[list[_Entry], Input("shards")]
 
 
 def inputs_of(config: Config, prefix: str = "") -> Iterator[tuple[str, Kind, str]]:
-    """Every input that the config names: its key, what it is, and the path."""
+    """Yields every input that the config names: the key, the kind and the path."""
     for name, field in type(config).model_fields.items():
         value, key = getattr(config, name), f"{prefix}{name}"
-        # Of an optional input, the mark is on a part of the union.
+        # For an optional input, the mark is on a member of the union.
         marks = [*field.metadata, *(mark for part in get_args(field.annotation) for mark in get_args(part))]
         mark = next((mark for mark in marks if isinstance(mark, Input)), None)
         if mark is not None and value is not None:
@@ -77,7 +78,7 @@ def inputs_of(config: Config, prefix: str = "") -> Iterator[tuple[str, Kind, str
 
 
 def missing_inputs(config: Config, leave_out: tuple[str, ...] = ()) -> dict[str, list[str]]:
-    """The paths that are not there, each with the keys that name it; ``leave_out``: sections that the run does not read."""
+    """Returns the missing paths, each with the keys that name it. ``leave_out``: sections to ignore."""
     missing: dict[str, list[str]] = {}
     for key, kind, path in inputs_of(config):
         if key.partition(".")[0] not in leave_out and not _is_there(kind, path):
@@ -86,17 +87,17 @@ def missing_inputs(config: Config, leave_out: tuple[str, ...] = ()) -> dict[str,
 
 
 def check_inputs(config: Config, leave_out: tuple[str, ...] = ()) -> None:
-    """Raises :class:`UserError` that names every input that is not there."""
+    """Raises a :class:`UserError` that lists all missing inputs."""
     missing = missing_inputs(config, leave_out)
     if not missing:
         return
     sources = "docs/data.md, docs/checkpoints.md and the first lines of the config"
-    remedy = f"check the path (it is relative to {Path.cwd()}); for its source, see {sources}"
+    remedy = f"check the path (it is relative to {Path.cwd()}); to find out where to get it, see {sources}"
     if len(missing) == 1:
         [(path, keys)] = missing.items()
         raise UserError(f"{keys[0]}: {path} does not exist; {NO_TOKENIZER if TOKENIZER_KEY in keys else remedy}")
     if any(TOKENIZER_KEY in keys for keys in missing.values()):
-        remedy += f"; of the tokenizer: {NO_TOKENIZER}"
+        remedy += f"; for the tokenizer: {NO_TOKENIZER}"
     listed = "\n".join(f"  {path}  ({_shortened(keys)})" for path, keys in missing.items())
     raise UserError(f"{len(missing)} files or folders of this config do not exist; {remedy}\n{listed}")
 
@@ -115,21 +116,21 @@ def _configs_in(value: Any, key: str) -> Iterator[tuple[Config, str]]:
 
 
 def pattern_of(path: Path) -> str:
-    """The pattern for ``glob`` of a path in which only names below the folders that exist have wildcards: the name of a folder
-    may have brackets."""
+    """Returns a pattern for ``glob`` in which the existing parent folders are escaped, because folder names may contain
+    brackets."""
     folder = next((folder for folder in path.parents if folder.is_dir()), path.parents[-1] if path.parents else path)
     return os.path.join(glob.escape(str(folder)), path.relative_to(folder)) if folder != path else str(path)
 
 
 def _is_there(kind: Kind, value: str) -> bool:
     if kind == "shards" and is_address(value):
-        return True  # whether it is there, says the server
+        return True  # only the server knows whether it exists
     path = expanded(value)
     try:
         if kind == "model" and not looks_like_path(value):
             return True
-        if path.exists():  # first, since the name of a file or folder may have brackets
+        if path.exists():  # checked first, since the name of a file or folder may contain brackets
             return True
         return kind == "shards" and next(glob.iglob(pattern_of(path), recursive=True), None) is not None
-    except (OSError, ValueError):  # longer than a path may be
+    except (OSError, ValueError):  # for example a path that is too long
         return False

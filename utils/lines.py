@@ -1,4 +1,4 @@
-"""Lines of a file of any size in bounded memory: files of a run may be damaged, such as by a hole of gigabytes of zeros."""
+"""Reads the lines of a file in bounded memory, since files may be damaged, for example by a hole of gigabytes of zeros."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ PIECE_BYTES = 1 << 20
 
 
 def bounded_lines(file: BinaryIO, longest: int, within: bool = False) -> Iterator[tuple[int, str]]:
-    """The lines from the present position on with their numbers, from 1; of a longer one, the first ``longest`` bytes.
+    """Yields the lines from the current position on, numbered from 1 and truncated to ``longest`` bytes.
 
-    ``within``: the position is in the middle of a line, whose rest is skipped.
+    ``within``: True if the position is in the middle of a line, the rest of which is then skipped.
     """
     number = 0
     while line := file.readline(PIECE_BYTES if within else longest):

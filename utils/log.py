@@ -1,4 +1,5 @@
-"""Set-up of the standard ``logging``: every rank logs to a file; on the screen, rank 0 shows all, the others their warnings."""
+"""Sets up the standard ``logging`` module. Every rank logs to a file; on the screen, rank 0 shows everything, and the other ranks
+only warnings."""
 
 from __future__ import annotations
 
@@ -18,15 +19,17 @@ from utils.files import check_regular
 
 
 class _ScreenHandler(logging.Handler):
-    """Prints lines above a progress bar, which they would otherwise break."""
+    """Prints lines above the progress bar, so that they do not break it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):  # a terminal that is gone, or a full disk: the log file has the line
+        with contextlib.suppress(
+            OSError
+        ):  # the terminal is closed or the disk is full; the line is still in the log file
             tqdm.write(self.format(record), file=sys.stderr)
 
 
 class _FileHandler(logging.handlers.WatchedFileHandler):
-    """Opens the file again if it was deleted or renamed. Lines that a full disk refuses are only on the screen."""
+    """Reopens the log file if it was deleted or renamed. If the disk is full, lines appear only on the screen."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):
@@ -38,26 +41,26 @@ class _FileHandler(logging.handlers.WatchedFileHandler):
 
 
 def keep_error(error: Exception) -> None:
-    """Write an error that ends this process into its log file, with the traceback unless it is a user's; the screen gets it
-    elsewhere."""
+    """Write an error that ends this process to its log file, with a traceback unless it is a user error. The error is printed on
+    the screen elsewhere."""
     text = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error)).rstrip()
-    record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, "the run ends: %s", (text,), None)
+    record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, "the run ended with an error: %s", (text,), None)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _FileHandler):
             handler.handle(record)
 
 
 def _thread_failed(error: threading.ExceptHookArgs) -> None:
-    """One line on the screen for a thread that ends with an exception; whoever waits for it reports what that means."""
+    """Log one line for a thread that ended with an exception; the code that waits for the thread reports the consequences."""
     name = "a thread" if error.thread is None else f"the thread {error.thread.name}"
     logging.getLogger(__name__).warning("%s ended with %s: %s", name, error.exc_type.__name__, error.exc_value)
 
 
 def set_up(log_file: Path | None = None) -> None:
-    """Configure the root logger of this process, which appends to ``log_file``.
+    """Configure the root logger of this process to append to ``log_file``.
 
     Raises:
-        UserError: if that file cannot be written.
+        UserError: if the file cannot be written.
     """
     root = logging.getLogger()
     for handler in list(root.handlers):

@@ -1,4 +1,4 @@
-"""Reading pickles as plain data, without running their code."""
+"""Reads pickles as plain data without executing any code in them."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _CONTAINERS = {
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Unpickler for lists, dictionaries (``defaultdict`` of numbers included), strings and numbers; refuses all else."""
+    """Unpickler for lists, dictionaries (including ``defaultdict`` of numbers), strings and numbers; rejects everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _CONTAINERS[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, but only plain data is read") from None
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, but only plain data is allowed") from None
 
 
 def read_plain_pickle(path: str, key: str) -> Any:
-    """The plain data of a pickle; no code in it runs. Strings of Python 2 are decoded as Latin-1.
+    """Reads the plain data in a pickle without executing code. Python 2 strings are decoded as Latin-1.
 
     Raises:
-        UserError: with the config ``key``, if the file is missing, damaged, or holds more than plain data.
+        UserError: (naming the config ``key``) if the file is missing or damaged, or contains anything other than plain data.
     """
     try:
         with expanded(path).open("rb") as stream:
@@ -45,14 +45,14 @@ def read_plain_pickle(path: str, key: str) -> Any:
 
 
 def load_plain_pickle(stream: IO[bytes]) -> Any:
-    """As :func:`read_plain_pickle`, from an open file.
+    """Like :func:`read_plain_pickle`, but reads an open file.
 
     Raises:
-        ValueError: it is damaged, or holds more than plain data.
+        ValueError: if the file is damaged or contains anything other than plain data.
     """
     try:
         return _PlainUnpickler(stream, encoding="latin1").load()
     except OSError:
         raise
-    except Exception as error:  # a damaged pickle can raise nearly anything
+    except Exception as error:  # a damaged pickle can raise almost any exception
         raise ValueError(str(error)) from None

@@ -1,4 +1,4 @@
-"""Processes that belong together: signals that ask a run to stop, and children that do not outlive their parent."""
+"""Signals that ask a run to stop, exit statuses, and child processes that do not outlive their parent."""
 
 from __future__ import annotations
 
@@ -8,38 +8,39 @@ import signal
 import sys
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU)
-"""Ask a run to save a checkpoint and end: a scheduler's notice, a scheduler's early notice, Ctrl-C, a terminal that is closed
-(such as a lost ssh connection), and the limit of CPU time."""
+"""Signals that ask a run to save a checkpoint and exit: a scheduler's notice, a scheduler's early notice, Ctrl-C, a closed
+terminal (such as a lost ssh connection), and the CPU time limit."""
 
 REQUEUE = 75
-"""Exit status of a run that was asked to stop and can be resumed (EX_TEMPFAIL: schedulers requeue on it)."""
+"""Exit status of a run that was asked to stop and can be resumed (EX_TEMPFAIL, on which schedulers requeue)."""
 
 PEER_LOST = 69
-"""Exit status of a rank that lost another one (EX_UNAVAILABLE). It is lower than :data:`REQUEUE`: srun returns the highest."""
+"""Exit status of a rank that lost another rank (EX_UNAVAILABLE). Lower than :data:`REQUEUE`, since srun returns the highest
+status."""
 
 MISTAKE = 2
-"""Exit status after a user's mistake, which another start would make again."""
+"""Exit status after a user error, which a restart would not fix."""
 
 GRACE_S = 120
-"""Seconds from a signal to the end of a run, unless a config says otherwise."""
+"""Default number of seconds that a run has to exit after a signal."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
 
 ECHO_S = 1.0
-"""Seconds in which signals count as one: a scheduler signals each process of a job, and the launcher forwards its own signal too;
-`timeout` sends each twice."""
+"""Signals within this many seconds count as one: a scheduler signals each process of a job, the launcher forwards its own signal
+too, and `timeout` sends each signal twice."""
 
 _PR_SET_PDEATHSIG = 1
 
 
 def status_of_stop(signum: int) -> int:
-    """Exit status of a run that one of :data:`STOP_SIGNALS` ended."""
+    """Returns the exit status of a run that was ended by one of :data:`STOP_SIGNALS`."""
     return INTERRUPTED if signum == signal.SIGINT else REQUEUE
 
 
 def signal_name(signum: int) -> str:
-    """SIGTERM for 15."""
+    """Returns the name of a signal, such as SIGTERM for 15."""
     try:
         return signal.Signals(signum).name
     except ValueError:
@@ -47,18 +48,18 @@ def signal_name(signum: int) -> str:
 
 
 def die_with_parent() -> None:
-    """Let the kernel end this process when its parent ends, however that was; only on Linux."""
+    """Ask the kernel to kill this process when its parent exits for any reason. Only supported on Linux."""
     if not sys.platform.startswith("linux"):
         return
     parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended in between
+    if os.getppid() != parent:  # the parent exited in the meantime
         os._exit(128 + signal.SIGKILL)
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals of :data:`STOP_SIGNALS` that this process handles: all of them, except SIGHUP under ``nohup``, which starts
-    programs with that signal ignored."""
+    """Returns the signals that this process handles: all of :data:`STOP_SIGNALS`, except SIGHUP under ``nohup``, which starts
+    programs with SIGHUP ignored."""
     return [
         signum
         for signum in STOP_SIGNALS
@@ -67,6 +68,6 @@ def stop_signals() -> list[signal.Signals]:
 
 
 def ignore_stop_signals() -> None:
-    """Leave it to the parent to stop: schedulers signal every process of a job."""
+    """Ignore stop signals in a child process: schedulers signal every process of a job, but only the parent should react."""
     for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Progress bars: redrawn in place on a screen; in a file, a line every 30 seconds."""
+"""Progress bars, which are redrawn in place on a screen and print a line every 30 seconds to a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ LINE = "{percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}
 
 
 def progress_bar(items: Iterable[Any] | None = None, *, total: int, quiet: bool = False, **options: Any) -> tqdm[Any]:
-    """A progress bar with remaining time, over ``items`` or updated by hand; hidden if ``quiet``. ``options``: tqdm's."""
+    """Creates a progress bar with remaining time, which iterates over ``items`` or is updated manually; hidden if ``quiet``.
+    ``options`` are passed to tqdm."""
     if sys.stderr.isatty():
         return tqdm(items, total=total, disable=quiet, mininterval=SECONDS_ON_A_SCREEN, dynamic_ncols=True, **options)
     return LineBar(
@@ -22,7 +23,7 @@ def progress_bar(items: Iterable[Any] | None = None, *, total: int, quiet: bool 
         disable=quiet,
         mininterval=SECONDS_IN_A_FILE,
         maxinterval=SECONDS_IN_A_FILE,
-        miniters=1,  # else tqdm skips lines when the steps get slower
+        miniters=1,  # otherwise tqdm skips lines when steps become slower
         delay=SECONDS_IN_A_FILE,
         bar_format=("{desc}: " if options.get("desc") else "") + LINE,
         **options,
@@ -30,8 +31,8 @@ def progress_bar(items: Iterable[Any] | None = None, *, total: int, quiet: bool 
 
 
 class LineBar(tqdm):
-    """A progress bar for a file: nothing before the first interval ends, then a line an interval, and the last state at the end,
-    unless ``leave`` is false."""
+    """A progress bar for files: prints one line per interval, starting when the first interval ends, and the final state unless
+    ``leave`` is false."""
 
     @staticmethod
     def status_printer(file: Any) -> Callable[[str], None]:
@@ -43,23 +44,23 @@ class LineBar(tqdm):
         return print_line
 
     def clear(self, nolock: bool = False) -> None:
-        """Nothing: lines in a file stay."""
+        """Does nothing, since lines in a file cannot be cleared."""
 
     def refresh(self, nolock: bool = False, lock_args: Any = None) -> None:
-        """Print a line; not with ``nolock``, by which tqdm restores a bar after a line of the log."""
+        """Print a line, except with ``nolock``, which tqdm passes to redraw a bar after a log line."""
         if not nolock:
             super().refresh(nolock, lock_args)
 
     def moveto(self, n: int) -> None:
-        """Nothing: a file has no cursor."""
+        """Does nothing, since a file has no cursor."""
 
     def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
-        """Set what the next line ends with; that alone makes no line."""
+        """Set the end of the next line, without printing a line."""
         super().set_postfix_str(s, refresh=False)
 
     def close(self) -> None:
         if not self.disable and self.leave and self.n > self.initial:
-            self._ema_dt = lambda: None  # the rate of the whole, not of the last steps
+            self._ema_dt = lambda: None  # show the average rate instead of the recent rate
             self.display(pos=0)
-        self.leave, self.delay = False, float("inf")  # tqdm has nothing to clear
+        self.leave, self.delay = False, float("inf")  # there is nothing for tqdm to clear
         super().close()

@@ -1,4 +1,4 @@
-"""The variables in which launchers and schedulers tell a process its rank, with errors that name them."""
+"""Environment variables in which launchers and schedulers pass a process its rank, with errors that name the variables."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ LAST_PORT = 65535
 
 
 def whole_number(text: str) -> int | None:
-    """The number that ``text`` has in decimal digits; None if it is something else. ``str.isdigit`` also accepts ²."""
+    """Parses decimal digits; returns None for any other text. ``str.isdigit`` would also accept ²."""
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 class Variables:
-    """Variables of an environment."""
+    """Reads variables of an environment."""
 
     def __init__(self, environment: Mapping[str, str]):
         self._environment = environment
@@ -25,31 +25,32 @@ class Variables:
         return all(self._environment.get(name, "") for name in names)
 
     def text(self, *names: str) -> str:
-        """The first of ``names`` that is set."""
+        """Returns the value of the first of ``names`` that is set."""
         for name in names:
             if value := self._environment.get(name):
                 return value
         raise UserError(
-            f"{names[0]} is not set, but {self._others()} tell of a job; start the job by the scheduler, or unset them"
+            f"{names[0]} is not set, although {self._others()} indicate a job; start the job with the scheduler, or unset them"
         )
 
     def number(self, *names: str, least: int = 0, most: int | None = None, reason: str = "") -> int:
-        """The number in the first of ``names`` that is set, from ``least`` to ``most``; ``reason``: for ``most``."""
+        """Returns the number in the first of ``names`` that is set, which must be within ``least`` and ``most``. ``reason``:
+        explains ``most`` in the error."""
         text = self.text(*names)
         name = next(name for name in names if self.has(name))
         number = whole_number(text)
         if number is None:
-            raise UserError(f"{name} = {text!r} is no number; the launcher or the scheduler should have set one")
+            raise UserError(f"{name} = {text!r} is not a number; the launcher or the scheduler should have set one")
         if number < least or (most is not None and number > most):
             wanted = f"{least} or more" if most is None else f"within {least} .. {most}{reason}"
-            raise UserError(f"{name} = {number} is not {wanted}; the launcher or the scheduler should have set it so")
+            raise UserError(f"{name} = {number} is not {wanted}; check how the launcher or the scheduler sets it")
         return number
 
     def port(self, *names: str) -> int:
         return self.number(*names, least=1, most=LAST_PORT)
 
     def index(self, *names: str, count: int, of: str) -> int:
-        """A number from 0 of one of ``count`` nodes or ranks."""
+        """Returns the index, from 0, of one of ``count`` nodes or ranks."""
         return self.number(*names, most=count - 1, reason=f" ({count} {of})")
 
     def _others(self) -> str:
@@ -58,13 +59,13 @@ class Variables:
 
 
 def is_rank(environment: Mapping[str, str]) -> bool:
-    """Whether this process is a rank of torchrun, or of a launcher that sets the same."""
+    """Returns True if this process is a rank of torchrun or of a launcher that sets the same variables."""
     return Variables(environment).has("LOCAL_RANK", "RANK", "WORLD_SIZE")
 
 
 def check_rank(environment: Mapping[str, str]) -> None:
-    """Raises :class:`UserError` if the variables of this rank, where they are set, do not fit together: ranks would wait for one
-    that cannot come."""
+    """Raises :class:`UserError` if the variables of this rank are inconsistent, in which case ranks would wait for a rank that
+    does not exist."""
     variables = Variables(environment)
     if variables.has("RANK", "WORLD_SIZE"):
         variables.index("RANK", count=variables.number("WORLD_SIZE", least=1), of="ranks")

@@ -1,4 +1,4 @@
-"""Token ids of several texts: stacked into a tensor, and compared by keys."""
+"""Stacks the token ids of several texts into a tensor, and hashes them for comparison."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ _KEY_FACTOR, _KEY_OFFSET = 6364136223846793005, 1442695040888963407
 
 
 def text_ids(ids: Tensor, mask: Tensor) -> Tensor:
-    """A key for each text: ``ids`` and ``mask`` (N, L) -> (N,) int64, equal exactly for equal ids (up to 64-bit collisions).
+    """Hashes each text: ``ids`` and ``mask`` (N, L) -> (N,) int64, equal if and only if the ids are equal (up to 64-bit
+    collisions).
 
-    The key is a polynomial in the ids modulo 2^64, so padding does not change it.
+    The hash is a polynomial in the ids modulo 2^64, so padding does not change it.
     """
     following = mask.sum(dim=1, keepdim=True) - mask.cumsum(dim=1)
     # This product and all arithmetic below wrap around at 2^64.
@@ -25,7 +26,7 @@ def text_ids(ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def stack_rows(rows: Sequence[Sequence[int]], fill: int, length: int | None = None) -> Tensor:
-    """Lists of integers as one (N, L) int64 tensor, padded on the right with ``fill`` to the longest (or to ``length``)."""
+    """Stacks lists of integers into an (N, L) int64 tensor, right-padded with ``fill`` to the longest list or to ``length``."""
     lengths = np.array([len(row) for row in rows], np.int64)
     width = int(lengths.max(initial=0)) if length is None else length
     out = np.full((len(rows), width), fill, np.int64)

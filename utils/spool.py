@@ -1,4 +1,4 @@
-"""A store on disk for tensors of one shape."""
+"""An on-disk store for tensors of the same shape."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from utils.errors import UserError
 
 
 class TensorSpool:
-    """Tensors of one shape and dtype in a temporary file, appended in order and read back in blocks.
+    """Tensors of the same shape and dtype in a temporary file, appended in order and read back in blocks.
 
-    Its use of memory does not grow with the number of tensors. With enough free memory, the system's file cache makes reading as
-    fast as memory.
+    Memory use does not grow with the number of tensors. With enough free memory, the system's file cache makes reading as fast as
+    reading from memory.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class TensorSpool:
         self.count = 0
 
     def append(self, tensors: Tensor) -> None:
-        """Append N tensors, (N, ...), of the same shape and dtype as those before.
+        """Append N tensors, (N, ...), of the same shape and dtype as the earlier tensors.
 
         Raises:
             UserError: if the disk is full.
@@ -51,7 +51,7 @@ class TensorSpool:
         self.count += len(array)
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Tensors ``start`` to ``stop`` (excluded), (N, ...); fewer at the end."""
+        """Returns tensors ``start`` to ``stop`` (exclusive), (N, ...), or fewer at the end."""
         start, stop = min(start, self.count), min(stop, self.count)
         self._file.seek(start * self._bytes_each)
         content = bytearray(self._file.read((stop - start) * self._bytes_each))

@@ -1,4 +1,4 @@
-"""Tables of commands, whose modules are imported only when a command runs."""
+"""Tables of commands whose modules are imported only when a command runs."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ F = TypeVar("F", bound=Callable[..., int])
 
 
 class Command(NamedTuple):
-    """A command: where its function is, as ``module:function``, and what it does, for the list of commands."""
+    """A command: its function, as ``module:function``, and a one-line description for the list of commands."""
 
     target: str
     help: str
 
     def load(self) -> Callable[..., int]:
-        """Import the module, and return the function."""
+        """Import the module and return the function."""
         module, _, function = self.target.partition(":")
         command: Callable[..., int] = getattr(importlib.import_module(module), function)
         return command
 
 
 def with_subcommands(table: Mapping[str, Command]) -> Callable[[F], F]:
-    """Decorates a command that has subcommands; its function runs if the first word names none of them."""
+    """Decorates a command with subcommands. The command's own function runs if the first argument is not a subcommand."""
 
     def add(command: F) -> F:
         command.subcommands = table  # type: ignore[attr-defined]
@@ -33,6 +33,6 @@ def with_subcommands(table: Mapping[str, Command]) -> Callable[[F], F]:
 
 
 def subcommands_of(command: Any) -> Mapping[str, Command]:
-    """The subcommands of a command by name; empty for most."""
+    """Returns the subcommands of a command by name; most commands do not have any."""
     table: Mapping[str, Command] = getattr(command, "subcommands", {})
     return table

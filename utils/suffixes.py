@@ -1,5 +1,5 @@
-"""Suffixes by which the images and the videos of a folder or an archive are told; a file that is named is read whatever it is
-called."""
+"""Suffixes that identify images and videos in a folder or an archive. A file that is given by name is read regardless of its
+suffix."""
 
 from __future__ import annotations
 

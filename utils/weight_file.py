@@ -1,4 +1,4 @@
-"""Weight files that show damage: safetensors with a hash of the tensors in the header."""
+"""Weight files that detect corruption: safetensors files with a hash of the tensors in the header."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from utils.errors import UserError
 from utils.files import replacing
 
 ABOUT = "about"
-"""Entry of the header: JSON, with the hash under ``sha256``. There is one, since safetensors writes several in random order."""
+"""Entry of the header, which holds JSON with the hash under ``sha256``. We use a single entry because safetensors writes several
+in random order."""
 
 TOKEN_IDS = "token_ids"
-"""Value in this entry: digest of the tokenizer's ids that the weights were trained with (:mod:`dataset.text.loading`)."""
+"""Key in this entry: the digest of the token ids that the weights were trained with (:mod:`dataset.text.loading`)."""
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
-    """Replace ``path`` atomically by a safetensors file of ``tensors``, which are on the CPU.
+    """Atomically replace ``path`` with a safetensors file of ``tensors``, which must be on the CPU.
 
-    ``about``: more values for the entry of the header. Equal tensors and values give equal files.
+    ``about``: additional values for the header entry. Equal tensors and values result in equal files.
     """
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     header = {ABOUT: json.dumps({"sha256": digest(contiguous), **(about or {})})}
@@ -35,14 +36,16 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
         temporary.touch()
         mode = temporary.stat().st_mode
         save_file(contiguous, temporary, metadata=header)
-        temporary.chmod(mode)  # as of any new file; newer releases of safetensors write for the owner alone
+        temporary.chmod(
+            mode
+        )  # the usual mode of new files; newer releases of safetensors make files readable only by the owner
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """The values in the header of a safetensors file; none where another program wrote it.
+    """Returns the values in the header entry of a safetensors file; empty if another program wrote the file.
 
     Raises:
-        UserError: the entry is no JSON object, so that its hash cannot be trusted.
+        UserError: if the entry is not a JSON object, so that its hash cannot be trusted.
     """
     with safe_open(path, "pt") as file:
         text = (file.metadata() or {}).get(ABOUT, "{}")
@@ -52,13 +55,13 @@ def read_about(path: Path) -> dict[str, Any]:
         values = None
     if not isinstance(values, dict):
         raise UserError(
-            f"{path}: the entry {ABOUT!r} of its header is no JSON object: it is damaged; copy or fetch it again"
+            f"{path}: damaged: the header entry {ABOUT!r} is not a JSON object; copy or download the file again"
         )
     return values
 
 
 def trained_token_ids(path: Path) -> str | None:
-    """The digest of the token ids that a weight file was trained with; None if the file does not say it.
+    """Returns the digest of the token ids that the weights were trained with, or None if the file does not contain it.
 
     Raises:
         UserError: see :func:`read_about`.
@@ -68,7 +71,7 @@ def trained_token_ids(path: Path) -> str | None:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of names, types, shapes and contents of tensors on the CPU, as hexadecimal digits."""
+    """Returns the hexadecimal SHA-256 of the names, dtypes, shapes and contents of tensors on the CPU."""
     total = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -78,22 +81,23 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def is_damaged(path: Path, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether ``tensors``, just read from the safetensors file ``path``, are not those that :func:`save_weights` wrote. A file
-    of another program has no hash: False."""
+    """Returns True if ``tensors``, just read from the safetensors file ``path``, differ from what :func:`save_weights` wrote.
+    Returns False for files of other programs, which have no hash."""
     stated = read_about(path).get("sha256")
     return stated is not None and stated != digest(tensors)
 
 
 def refuse_inflating(path: Path) -> None:
-    """Raises :class:`UserError` for an archive of torch that unpacks to more than it holds; torch itself compresses nothing."""
+    """Raises :class:`UserError` for a torch archive that would expand when unpacked; torch itself never compresses its
+    archives."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except Exception:  # no archive, or a damaged one, which torch.load reports
+    except Exception:  # not an archive, or a damaged one, which torch.load reports
         return
     unpacked = sum(member.file_size for member in members)
     if unpacked > path.stat().st_size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise UserError(
-            f"{path}: its archive is compressed, or says that it unpacks to {unpacked:,} bytes, as no weight file of torch does; "
-            "save the weights again with torch.save"
+            f"{path}: the archive is compressed, or claims to unpack to {unpacked:,} bytes, unlike any weight file written by "
+            "torch; save the weights again with torch.save"
         )

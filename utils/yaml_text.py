@@ -1,7 +1,7 @@
-"""Plain values of a YAML text, each with its line; any text ends in values or in one :class:`YamlError`, in bounded time.
+"""Parses YAML into plain values with line numbers. Any input results in values or in one :class:`YamlError`, in bounded time.
 
-ruamel.yaml parses the text to nodes. The values are made here: its constructors raise assorted exceptions for odd text, expand
-aliases without bound, and lose the lines of merged keys.
+ruamel.yaml parses the text into nodes. We construct the values ourselves because ruamel's constructors raise various exceptions
+for unusual input, expand aliases without limit, and lose the line numbers of merged keys.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from ruamel.yaml.reader import ReaderError
 
 MAX_CHARACTERS = 1_000_000
 MAX_NODES = 20_000
-"""Values of a text, keys included, with its aliases written out. The parser reads some 20,000 in a second."""
+"""Max number of values in a text, including keys and expanded aliases. The parser reads about 20,000 values per second."""
 MAX_DEPTH = 64
 MAX_KEY = 200
-"""Characters of a key."""
+"""Max number of characters of a key."""
 
 _TAG = "tag:yaml.org,2002:"
 _INTEGERS = range(-(2**63), 2**64)
@@ -33,7 +33,7 @@ Lines = dict[KeyPath, int]
 
 
 class YamlError(Exception):
-    """A text that holds no plain values. ``problem``: the fact and the remedy; ``line`` counts from 1."""
+    """A text does not contain plain values. ``problem``: the fact and the remedy; ``line``: line number, from 1."""
 
     def __init__(self, line: int, problem: str):
         super().__init__(f"line {line}: {problem}")
@@ -41,16 +41,16 @@ class YamlError(Exception):
 
 
 def parse(text: str) -> tuple[Any, Lines]:
-    """The value of a text (dict, list, str, int, float, bool or None), and the line on which each key is written.
+    """Returns the value of a text (dict, list, str, int, float, bool or None), and the line of each key.
 
-    YAML 1.2, with the merge keys of 1.1. A date stays text. Keys are text; a number as a key is the text as it is written.
+    Supports YAML 1.2 with the merge keys of YAML 1.1. Dates remain text. Keys are text; a numeric key is kept exactly as written.
 
     Raises:
-        YamlError: if it is no YAML, or holds something else than plain values, or too much.
+        YamlError: if the text is not valid YAML, contains anything other than plain values, or exceeds a limit.
     """
     if len(text) > MAX_CHARACTERS:
         raise YamlError(
-            1, f"{len(text):,} characters are more than a config may have ({MAX_CHARACTERS:,}); is this a config?"
+            1, f"the text has {len(text):,} characters, but a config may have {MAX_CHARACTERS:,}; is this a config?"
         )
     root = _compose(text)
     if root is None:
@@ -61,7 +61,7 @@ def parse(text: str) -> tuple[Any, Lines]:
 
 
 class _Composer(Composer):
-    """Stops at too many nodes, while it reads."""
+    """Stops reading as soon as there are too many nodes."""
 
     nodes = 0
 
@@ -72,17 +72,15 @@ class _Composer(Composer):
         return super().compose_node(parent, index)
 
 
-_TOO_MANY = (
-    f"more than {MAX_NODES:,} values, aliases written out; name many files by a pattern or a folder, or drop aliases"
-)
-_TOO_DEEP = f"values are nested more than {MAX_DEPTH} deep; write them flat"
+_TOO_MANY = f"more than {MAX_NODES:,} values after expanding aliases; name many files by a pattern or a folder, or remove aliases"
+_TOO_DEEP = f"values are nested more than {MAX_DEPTH} deep; flatten them"
 _CHECK = "check quotes, brackets and indentation"
 
 
 @lru_cache(maxsize=256)
 def _compose(text: str) -> Node | None:
-    """The nodes of a text, which nothing changes. Kept, since a command reads each file of a config several times: for its task,
-    its kind and its values."""
+    """Returns the nodes of a text, which callers must not modify. Cached, because a command reads each config file several times:
+    for its task, its kind and its values."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Composer = _Composer
     yaml.max_depth = MAX_DEPTH
@@ -99,7 +97,7 @@ def _compose(text: str) -> Node | None:
             f"holds the character U+{character:04X}, which YAML does not allow; remove it",
         ) from None
     except ReusedAnchorWarning as warning:
-        # As by the message of ruamel: "found duplicate anchor 'a'", then the places of both.
+        # ruamel's message consists of "found duplicate anchor 'a'" and the locations of both anchors.
         problem = str(warning).strip().split("\n")[0]
         line = int(str(warning).rpartition("line ")[2].split(",")[0])
         raise YamlError(line, f"{problem}; rename one of the two") from None
@@ -108,7 +106,7 @@ def _compose(text: str) -> Node | None:
     except MarkedYAMLError as error:
         problem = (error.problem or "not valid YAML").strip().split("\n")[0]
         raise YamlError(_line_of(error), f"{problem}; {_CHECK}") from None
-    except Exception as error:  # broken text raises what happens to fail inside the parser
+    except Exception as error:  # malformed text can raise any exception inside the parser
         reader = getattr(yaml, "_reader", None)
         line = getattr(reader, "line", 0) + 1
         raise YamlError(line, f"not valid YAML ({type(error).__name__}); {_CHECK}") from None
@@ -121,16 +119,16 @@ def _line_of(error: MarkedYAMLError) -> int:
 
 
 class _Bounds:
-    """Refuses a graph of nodes that contains itself, or is too large or too deep once its aliases are written out."""
+    """Rejects a node graph that contains itself, or that is too large or too deep once its aliases are expanded."""
 
     def __init__(self) -> None:
         self.sizes: dict[int, tuple[int, int]] = {}
         self.open: set[int] = set()
 
     def check(self, node: Node) -> tuple[int, int]:
-        """The number of values below a node and their depth; each node is counted once, however many aliases it has."""
+        """Returns the number of values below a node and their depth. Each node is visited once, however many aliases it has."""
         if id(node) in self.open:
-            raise YamlError(_line(node), f"&{node.anchor} contains itself by *{node.anchor}; write the value out")
+            raise YamlError(_line(node), f"&{node.anchor} contains itself by *{node.anchor}; write out the value")
         if id(node) not in self.sizes:
             self.open.add(id(node))
             children = [self.check(child) for child in _children(node)]
@@ -155,7 +153,7 @@ def _line(node: Node) -> int:
 
 
 def _value(node: Node, path: KeyPath, lines: Lines) -> Any:
-    """The plain value of a node at ``path``; adds the lines of its keys."""
+    """Returns the plain value of the node at ``path``, and adds the lines of its keys to ``lines``."""
     tag = _tag(node)
     if isinstance(node, MappingNode) and tag == "map":
         values = {}
@@ -167,7 +165,7 @@ def _value(node: Node, path: KeyPath, lines: Lines) -> Any:
         return [_value(child, path, {}) for child in node.value]
     if isinstance(node, ScalarNode) and tag in _SCALARS:
         return _scalar(node, tag)
-    raise YamlError(_line(node), f"the tag {node.tag} makes no plain value here; remove it")
+    raise YamlError(_line(node), f"the tag {node.tag} does not make a plain value here; remove it")
 
 
 def _tag(node: Node) -> str:
@@ -175,7 +173,8 @@ def _tag(node: Node) -> str:
 
 
 def _pairs(node: MappingNode) -> dict[str, tuple[Node, Node]]:
-    """Nodes of key and value by key: a mapping's own keys, then the merged ones that it has not, the earlier first."""
+    """Returns the key and value nodes by key: first the keys of the mapping itself, then merged keys that it does not define.
+    Earlier merged mappings take precedence."""
     own: dict[str, tuple[Node, Node]] = {}
     merged: list[MappingNode] = []
     merge_line = 0
@@ -224,14 +223,14 @@ def _scalar(node: ScalarNode, tag: str) -> Any:
         return _SCALARS[tag](node)
     except (ValueError, KeyError, IndexError):
         raise YamlError(
-            _line(node), f"{_short(node.value)} is no {_NAMES.get(tag, tag)}; quote it if it is text"
+            _line(node), f"{_short(node.value)} is not a valid {_NAMES.get(tag, tag)}; quote it if it is text"
         ) from None
 
 
 def _text(node: ScalarNode) -> str:
     value = str(node.value)
     if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-        raise YamlError(_line(node), f"{_short(value)} holds a character that no text may hold; remove it")
+        raise YamlError(_line(node), f"{_short(value)} holds a character that is not allowed in text; remove it")
     return value
 
 

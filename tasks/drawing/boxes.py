@@ -1,4 +1,4 @@
-"""Boxes on an image: the predicted one solid, the true one dashed in the same colour."""
+"""Draws boxes on an image: the predicted box is solid, and the true box is dashed in the same colour."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Box = tuple[float, float, float, float]
 """x, y, width, height, relative to the image."""
 
 BOX_LEGEND = "solid: predicted · dashed: true, in the same colour · tick: IoU >= 0.5 · cross: less"
-"""How the boxes of a sheet are read."""
+"""Legend for the boxes of a sheet."""
 
 TAG_TEXT, TAG_HEIGHT = 11, 14
-"""Sizes of the number at a box: white on the phrase's colour above the predicted box, the other way round below the true one."""
+"""Sizes of the number at a box: white on the phrase's colour above the predicted box, and the reverse below the true box."""
 
 _FIRST = ("#e6194b", "#0082c8", "#f58231", "#911eb4", "#008080", "#aa6e28", "#e000c0", "#3a9b00")
-"""Colours that are told apart on most images."""
+"""Colours that are easy to distinguish on most images."""
 
 
 @dataclass(frozen=True)
 class PairOfBoxes:
-    """A phrase's predicted and true box, with the phrase's colour and its number in the panel ("" where there is one phrase).
-    ``true``: None where nobody knows it."""
+    """The predicted and the true box of a phrase, with the phrase's colour and its number in the panel ("" if there is only one
+    phrase). ``true`` is None if unknown."""
 
     predicted: Box
     true: Box | None
@@ -38,7 +38,7 @@ class PairOfBoxes:
 def pair_of_boxes(
     prediction: Mapping[str, Any], size: tuple[int, int] | None, colour: str, number: str = ""
 ) -> PairOfBoxes:
-    """The boxes of a prediction that has them in pixels of an image of ``size`` (width, height)."""
+    """Returns the boxes of a prediction, which are in pixels of an image of ``size`` (width, height)."""
     assert size is not None, "a video has no boxes"
     width, height = size
 
@@ -50,7 +50,7 @@ def pair_of_boxes(
 
 
 def colours(count: int) -> list[str]:
-    """``count`` different colours."""
+    """Returns ``count`` different colours."""
     more = [_hue(index * 0.618 % 1, 0.9 if index % 2 else 0.65) for index in range(count - len(_FIRST))]
     return [*_FIRST[:count], *more]
 
@@ -79,7 +79,7 @@ def draw_boxes(image: Image.Image, pairs: tuple[PairOfBoxes, ...]) -> None:
 
 
 def _pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """First and last column and row of a box inside an image."""
+    """Returns the first and last column and row of a box, clipped to the image."""
     (x, y, w, h), (width, height) = box, size
     left, top = (min(max(0, round(low * side)), side - 1) for low, side in ((x, width), (y, height)))
     right, bottom = (round(high * side) - 1 for high, side in ((x + w, width), (y + h, height)))
@@ -93,7 +93,8 @@ def _shrunk(corners: tuple[int, int, int, int], inset: int) -> tuple[int, int, i
 
 
 def _dashed(canvas: ImageDraw.ImageDraw, corners: tuple[int, int, int, int], colour: str, thick: int) -> None:
-    """A rectangle of dashes of two colours, the second white: it shows on dark, on bright, and on a line of its own colour."""
+    """Draw a rectangle whose dashes alternate between ``colour`` and white, so that it is visible on dark and bright areas and on
+    a line of the same colour."""
     left, top, right, bottom = corners
     dash = 4 + 2 * thick
     for inset in range(thick):
@@ -112,7 +113,8 @@ def _dashed(canvas: ImageDraw.ImageDraw, corners: tuple[int, int, int, int], col
 def _place_of_tag(
     left: int, top: int, number: str, size: tuple[int, int], taken: list[tuple[int, int, int, int]]
 ) -> tuple[int, int, int, int]:
-    """Where a number stands: inside the image, and to the right of the numbers that stand there already, while there is room."""
+    """Returns the position of a number: inside the image, and if there is room, to the right of the numbers that it would
+    cover."""
     wide = round(lettering(TAG_TEXT).width(number)) + 6
     left, top = max(0, min(left, size[0] - wide)), max(0, min(top, size[1] - TAG_HEIGHT))
 

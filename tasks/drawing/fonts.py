@@ -1,7 +1,7 @@
-"""Text in any script that an installed font has: measured, wrapped and drawn.
+"""Measures, wraps and draws text in any script for which a font is installed.
 
-Latin letters come from the font that Pillow brings. A character that it lacks is looked for in the fonts of the machine, in the
-usual folders; nothing is downloaded. Where no font has it, the empty box of the built-in font stands for it.
+Latin letters use the font built into Pillow. Characters that it lacks are searched for in the fonts installed in the usual
+folders; nothing is downloaded. A character that no font has is drawn as the empty box of the built-in font.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ FONT_FOLDERS = (
     "C:/Windows/Fonts",
 )
 MAX_FILES, MAX_FONTS = 5000, 100
-"""Bounds of the search: files that are listed, and fonts that are opened."""
+"""Limits of the search: max number of files that are listed, and of fonts that are opened."""
 LONGEST = 2000
-"""Characters of a text that are drawn; a tokenizer keeps fewer."""
+"""Max number of characters of a text that are drawn; tokenizers keep fewer."""
 
 _SUFFIXES = (".ttf", ".otf", ".ttc")
 _BROAD = ("cjk", "fallback", "wqy", "pingfang", "hiragino", "unicode", "dejavusans.", "notosans-", "unifont")
@@ -44,7 +44,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Lettering:
-    """Text of one size in pixels. ``folders``: where fonts are looked for when the built-in one lacks a character."""
+    """Draws text of one size in pixels. ``folders``: searched for fonts when the built-in font lacks a character."""
 
     def __init__(self, size: int, folders: Sequence[str] = FONT_FOLDERS):
         self.size, self.folders = size, tuple(folders)
@@ -54,12 +54,12 @@ class Lettering:
         self._installed: list[Font] | None = None
 
     def width(self, text: str) -> float:
-        """Pixels that a line of ``text`` takes."""
+        """Returns the width of a line of ``text`` in pixels."""
         return sum(font.getlength(part) for font, part in self._runs(text))
 
     def wrap(self, text: str, width: float) -> list[str]:
-        """The whole text in lines of at most ``width`` pixels, broken at spaces and between ideographs, and inside a word only
-        where it is wider than a line."""
+        """Wraps the text into lines of at most ``width`` pixels. Lines break at spaces and between ideographs; a word is only
+        broken if it is wider than a line."""
         lines, line = list[str](), ""
         for piece in _pieces(printable(text)):
             if not line or self.width(line + piece.rstrip()) <= width:
@@ -74,7 +74,7 @@ class Lettering:
         return [*lines, line.rstrip()] if line.strip() or not lines else lines
 
     def draw(self, canvas: ImageDraw.ImageDraw, at: tuple[float, float], text: str, fill: str) -> None:
-        """Draw one line whose upper left corner is ``at``."""
+        """Draw one line with its upper left corner at ``at``."""
         x, y = at
         baseline = y + round(self.size * 1.05)
         for font, part in self._runs(text):
@@ -82,7 +82,7 @@ class Lettering:
             x += font.getlength(part)
 
     def _fitting(self, text: str, width: float) -> int:
-        """The number of characters, at least one, that fit into a line."""
+        """Returns the number of characters that fit on a line, at least one."""
         low, high = 1, len(text) - 1
         while low < high:
             middle = (low + high + 1) // 2
@@ -90,7 +90,7 @@ class Lettering:
         return low
 
     def _runs(self, text: str) -> Iterator[tuple[Font, str]]:
-        """The text cut where the font changes. Spaces and combining marks stay with what precedes them."""
+        """Splits the text where the font changes. Spaces and combining marks stay with the preceding character."""
         run, font = "", self.built_in
         for character in text:
             stays = run and (character.isspace() or unicodedata.combining(character))
@@ -120,27 +120,28 @@ class Lettering:
 
 @cache
 def lettering(size: int) -> Lettering:
-    """The lettering of a size, made once."""
+    """Returns the cached lettering of a size."""
     return Lettering(size)
 
 
 @cache
 def _say_missing(script: str) -> None:
-    """Warn once a script."""
+    """Warn once per script."""
     logger.warning(
-        "predictions: no installed font has %s characters; boxes stand for them (Noto Sans has most)", script
+        "predictions: no installed font has %s characters, so they are drawn as boxes; install one, such as Noto Sans",
+        script,
     )
 
 
 def printable(text: str) -> str:
-    """The text in one line, without characters that cannot be drawn, and no longer than :data:`LONGEST`."""
+    """Returns the text on one line, without unprintable characters, truncated to :data:`LONGEST`."""
     line = " ".join(text.split())
     line = line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"
     return "".join(character for character in line if character.isprintable())
 
 
 def _pieces(text: str) -> list[str]:
-    """Words with the spaces after them; an ideograph, which a line may end with, is a piece of its own."""
+    """Splits a text where a line may break: into words with their trailing spaces, and after every ideograph."""
     pieces = []
     for word in re.findall(r"\S+\s*", text):
         start = 0
@@ -155,18 +156,18 @@ def _pieces(text: str) -> list[str]:
 
 
 def _has(font: Font, character: str) -> bool:
-    """Whether the font has a glyph of its own for the character."""
+    """Returns True if the font has a glyph for the character, as opposed to the box for missing characters."""
     mask, missing = font.getmask(character), font.getmask(_NOT_A_CHARACTER)
     return mask.size != missing.size or bytes(mask) != bytes(missing)
 
 
 def _opened(folders: Sequence[str], size: int) -> Iterator[Font]:
-    """Installed fonts, those with many scripts first."""
+    """Yields the installed fonts, starting with fonts that cover many scripts."""
     files = sorted(islice(_font_files(folders), MAX_FILES), key=_preference)
     for path in files[:MAX_FONTS]:
         try:
             yield ImageFont.truetype(str(path), size)
-        except OSError:  # damaged, or a font of bitmaps in fixed sizes
+        except OSError:  # damaged, or a bitmap font with fixed sizes
             continue
 
 

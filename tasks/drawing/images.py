@@ -1,4 +1,4 @@
-"""The images of a sheet: decoded again from their files, at their own aspect ratio and resolution."""
+"""Loads the images of a sheet, decoded again from their files with their original aspect ratio and resolution."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from tasks.drawing.sheet import Panel
 logger = logging.getLogger(__name__)
 
 SIDE = 448
-"""Pixels of an image's longer side, at most."""
+"""Maximum length of the longer side, in pixels."""
 SMALL = 160
-"""An image whose longer side is shorter is magnified by a whole number: each of its pixels becomes a square."""
+"""If the longer side is below this, the image is magnified by an integer factor, so that each pixel becomes a square."""
 FRAMES, FRAMES_DOWN = 6, 3
-"""Frames of a video that are shown, at most: side by side, and below each other."""
+"""Max number of video frames shown side by side, and below each other."""
 
 
 class ImageReader:
-    """Reads an image, or a video as a strip of its frames, as (H, W, 3) uint8; turned and laid on white as the run's evaluation
-    sees it."""
+    """Reads an image, or a video as a strip of its frames, as (H, W, 3) uint8. Images are rotated and placed on white in the same
+    way as in the run's evaluation."""
 
     def __init__(self, view: EvaluationView):
         self.view = view
@@ -41,16 +41,16 @@ class ImageReader:
         side: int = SIDE,
         down: bool = False,
     ) -> np.ndarray:
-        """The image.
+        """Reads an image or a video.
 
         Args:
             source: the image or video.
-            size: (width, height) of an image with boxes, which then is not turned.
-            side: greatest length of its longer side; a strip is twice as wide, or as wide with ``down``.
-            down: lay the frames of a video below each other, not side by side.
+            size: (width, height) of an image with boxes, which is not rotated.
+            side: maximum length of the longer side; a strip of frames may be twice as wide, or equally wide with ``down``.
+            down: place the frames of a video below each other instead of side by side.
 
         Raises:
-            BrokenRecordError: it cannot be read.
+            BrokenRecordError: if the image or video cannot be read.
         """
         if isinstance(source, VideoSource):
             return self._strip(source, side, down)
@@ -81,19 +81,19 @@ class ImageReader:
 
 
 def readable_panels(makers: Iterable[Callable[[], Panel | None]], file: str) -> tuple[list[Panel], str]:
-    """The panels that can be made, and a remark for the sheet's title on those that cannot, such as one of a broken image.
+    """Returns the panels that can be drawn, and a note for the sheet's title about the rest, such as panels with a broken image.
 
-    ``file``: of the sheet, for the log.
+    ``file``: file name of the sheet, for the log.
     """
     panels, broken = list[Panel](), 0
     for make in makers:
         try:
             panel = make()
         except BrokenRecordError as error:
-            logger.warning("%s: left out, since it cannot be read: %s", file, error)
+            logger.warning("%s: skipped an example that cannot be read: %s", file, error)
             broken += 1
-        except Exception:  # an image is not worth the report of a run
-            logger.warning("%s: an example cannot be drawn and is left out", file, exc_info=True)
+        except Exception:  # a failed drawing must not cost the report of the run
+            logger.warning("%s: skipped an example that cannot be drawn", file, exc_info=True)
             broken += 1
         else:
             panels += [] if panel is None else [panel]
@@ -101,12 +101,13 @@ def readable_panels(makers: Iterable[Callable[[], Panel | None]], file: str) -> 
 
 
 def spread(count: int, wanted: int) -> list[int]:
-    """At most ``wanted`` of ``count`` places, at even distances from the first to the last."""
+    """Returns at most ``wanted`` of ``count`` indices, evenly spaced from the first to the last."""
     return sorted({round(place) for place in np.linspace(0, count - 1, min(wanted, count)).tolist()})
 
 
 def fitted(image: Tensor, side: int) -> Tensor:
-    """(3, H, W) uint8 scaled down to a longer side of ``side``, or magnified by a whole number where it is :data:`SMALL`."""
+    """Scales an image, (3, H, W) uint8, down to a longer side of ``side``, or up by an integer factor if it is below
+    :data:`SMALL`."""
     height, width = image.shape[1:]
     longer = max(height, width)
     if longer > side:
@@ -117,7 +118,7 @@ def fitted(image: Tensor, side: int) -> Tensor:
 
 
 def joined(frames: list[np.ndarray], *, down: bool, gap: int = 2) -> np.ndarray:
-    """Frames side by side, or below each other, on white."""
+    """Joins frames side by side, or below each other, on white."""
     axis = 0 if down else 1
     across = max(frame.shape[1 - axis] for frame in frames)
     parts = []

@@ -1,4 +1,4 @@
-"""A sheet of panels on white: images with boxes, and below or beside them lines of text with marks for right and wrong."""
+"""Draws a sheet of panels on white. A panel shows images with boxes, and lines of text marked as right or wrong."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from tasks.drawing.boxes import PairOfBoxes, draw_boxes
 from tasks.drawing.fonts import lettering
 from utils.files import replacing
 
-PANELS = "examples that are drawn beside their predictions, spread over each split; 0: none"
-"""What ``evaluation.panels`` means in every task."""
+PANELS = "number of examples drawn with their predictions, evenly spaced over each split; 0 draws none"
+"""Description of ``evaluation.panels`` in all tasks."""
 
 WIDEST = 1560
-"""Pixels of a sheet with several columns, at most."""
+"""Max width of a sheet with several columns, in pixels."""
 TEXT_WIDTH = 320
-"""Pixels that a panel gives its lines of text, at least."""
+"""Min width of the text in a panel, in pixels."""
 PADDING, GAP = 14, 10
 INK, FAINT, RULE = "#1f2328", "#57606a", "#d0d7de"
 RIGHT, WRONG = "#1a7f37", "#cf222e"
 TITLE, TEXT, SMALL_TEXT = 18, 15, 12
 FRAME = 4
-"""Pixels of the frame around a right image."""
+"""Width of the frame around an image, in pixels."""
 MARK = 20
-"""Pixels that the mark before a line takes."""
+"""Width of the mark before a line, in pixels."""
 
 
 @dataclass(frozen=True)
 class DrawnImage:
-    """An image (H, W, 3) uint8 with boxes. ``label``: a short text below it. ``right``: frame it as a right answer."""
+    """An image (H, W, 3) uint8 with boxes. ``label``: short text below the image. ``right``: True to frame it as a right
+    answer."""
 
     pixels: np.ndarray
     boxes: tuple[PairOfBoxes, ...] = ()
@@ -42,8 +43,8 @@ class DrawnImage:
 
 @dataclass(frozen=True)
 class Line:
-    """A text, which is wrapped. ``right``: marked by a tick or a cross; None: neither. ``key``: the colour and number that a
-    phrase has in the image. ``faint``: in grey."""
+    """A text, which is wrapped. ``right``: marked with a tick if True and with a cross if False; None for no mark. ``key``:
+    colour and number of a phrase in the image. ``faint``: drawn in grey."""
 
     text: str
     right: bool | None = None
@@ -53,8 +54,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """An example: lines above its images, the images side by side, and lines below them, or with ``beside`` to their
-    right."""
+    """An example: lines above the images, the images side by side, and lines below the images, or to their right if ``beside`` is
+    True."""
 
     pictures: tuple[DrawnImage, ...]
     lines: tuple[Line, ...]
@@ -64,7 +65,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Panels under a title, and a line that says how to read them."""
+    """Panels below a title and a legend."""
 
     title: str
     legend: str
@@ -72,8 +73,8 @@ class Sheet:
 
 
 def draw_sheet(sheet: Sheet, path: Path) -> np.ndarray:
-    """Write the sheet as a PNG; returns it, (H, W, 3) uint8. Panels have one width and read row by row,
-    though each stands right below the one above it."""
+    """Write the sheet as a PNG file and return it, (H, W, 3) uint8. All panels have the same width. They are ordered row by row,
+    and each panel is placed directly below the panel above it."""
     width = max(_width(panel) for panel in sheet.panels)
     drawn = [_draw_panel(panel, width) for panel in sheet.panels]
     columns = max(1, min(len(drawn), (WIDEST - GAP) // (width + GAP)))
@@ -102,7 +103,7 @@ def draw_sheet(sheet: Sheet, path: Path) -> np.ndarray:
 
 
 def _width(panel: Panel) -> int:
-    """The width that a panel wants, with its padding."""
+    """Returns the width that a panel needs, including padding."""
     pictures = _pictures_width(panel)
     return 2 * PADDING + (pictures + 2 * GAP + TEXT_WIDTH if panel.beside else max(TEXT_WIDTH, pictures))
 
@@ -112,7 +113,7 @@ def _pictures_width(panel: Panel) -> int:
 
 
 def _draw_panel(panel: Panel, width: int) -> Image.Image:
-    """The panel at its full height."""
+    """Draws a panel at its full height."""
     inner = width - 2 * PADDING
     pictures = _draw_pictures(panel.pictures)
     beside = inner - pictures.width - 2 * GAP
@@ -145,7 +146,7 @@ def _draw_pictures(pictures: Sequence[DrawnImage]) -> Image.Image:
 
 
 def _draw_picture(picture: DrawnImage) -> Image.Image:
-    """The image at its own size, within a frame that is green around a right one, with its label below."""
+    """Draws an image at its original size with its label below; the frame of a right answer is green."""
     image = Image.fromarray(picture.pixels)
     draw_boxes(image, picture.boxes)
     width, height = image.width + 2 * FRAME, image.height + 2 * FRAME
@@ -167,7 +168,7 @@ def _draw_picture(picture: DrawnImage) -> Image.Image:
 
 
 def _draw_lines(lines: Sequence[Line], width: int) -> Image.Image:
-    """The lines below each other, all of their text."""
+    """Draws the complete text of all lines, below each other."""
     letters = lettering(TEXT)
     texts = [letters.wrap(line.text, width - _indent(line)) for line in lines]
     height = sum(len(text) * letters.line_height + 2 for text in texts)
@@ -194,14 +195,14 @@ def _key_width(number: str) -> int:
 
 
 def _draw_key(canvas: ImageDraw.ImageDraw, at: tuple[int, int], colour: str, number: str) -> None:
-    """A field in the colour of a phrase's boxes, with its number."""
+    """Draw a rectangle in the colour of a phrase's boxes, with the phrase's number."""
     x, y = at
     canvas.rectangle((x, y, x + _key_width(number) - 1, y + 15), fill=colour)
     lettering(SMALL_TEXT).draw(canvas, (x + 4, y), number, "white")
 
 
 def _draw_texts(canvas: ImageDraw.ImageDraw, at: tuple[int, int], lines: Sequence[str], size: int, fill: str) -> int:
-    """Draw lines below each other; returns where the next one begins."""
+    """Draw lines below each other; returns the position of the next line."""
     x, y = at
     for line in lines:
         lettering(size).draw(canvas, (x, y), line, fill)
@@ -210,7 +211,7 @@ def _draw_texts(canvas: ImageDraw.ImageDraw, at: tuple[int, int], lines: Sequenc
 
 
 def _mark(canvas: ImageDraw.ImageDraw, at: tuple[int, int], *, right: bool) -> None:
-    """A tick or a cross, 12 pixels wide."""
+    """Draw a tick or a cross, 12 pixels wide."""
     x, y = at
     if right:
         canvas.line([(x, y + 7), (x + 4, y + 11), (x + 12, y + 1)], fill=RIGHT, width=3, joint="curve")

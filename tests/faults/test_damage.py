@@ -50,7 +50,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(copy_of, equa
     else:
         file.unlink()
     equals_whole(run)
-    (told,) = [line for line in (run / "log.txt").read_text().splitlines() if "passed over a checkpoint" in line]
+    (told,) = [line for line in (run / "log.txt").read_text().splitlines() if "skipped a checkpoint" in line]
     assert "step-00000012" in told
 
 

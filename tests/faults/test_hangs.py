@@ -20,7 +20,7 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run_in_time(tmp_path, overrides
         job.until_step(13)  # the time-out of steps holds after the first ones
         second = job.ranks()[1]
         pause(second)
-        job.until(lambda: "has waited in vain" in job.errors)
+        job.until(lambda: "timed out waiting" in job.errors)
         os.kill(second, signal.SIGCONT)
         assert job.statuses()[0] == PEER_LOST
     assert OneLine("rank 0", "2 s", "train.stall_s") in job.errors.splitlines()

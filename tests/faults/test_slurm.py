@@ -108,7 +108,7 @@ def test_a_job_is_asked_to_stop_queued_again_and_ends_as_an_undisturbed_one(tmp_
     slurm.signal(signal.SIGUSR1)
     assert job.wait(120) == 75, slurm.output
     assert slurm.requeued
-    assert "job 12017 is queued again" in slurm.output
+    assert "requeueing job 12017" in slurm.output
     done = lines(output)[-1]["step"]
     assert 3 <= done < 18
 

@@ -215,7 +215,7 @@ def test_the_number_of_ranks_on_a_node_is_torchruns_own(monkeypatch):
 
 def test_a_node_with_fewer_gpus_than_tasks_is_refused(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    with pytest.raises(UserError, match=naming("2 GPUs", "one task a GPU")):
+    with pytest.raises(UserError, match=naming("2 GPUs", "one task per GPU")):
         torchrun.become_rank(recognise(TASK_A_GPU | {"SLURM_LOCALID": "2"}))
     with pytest.raises(UserError, match=naming("8 processes", "2 GPUs", "--gpus N")):
         torchrun.processes_of(Placement(), recognise(ELASTIC_JOB))
@@ -231,7 +231,7 @@ def test_the_scheduler_tells_the_number_of_processes_without_a_gpu_too(monkeypat
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        (STEP | {"SLURM_STEP_NUM_NODES": "²"}, r"SLURM_STEP_NUM_NODES = '²' is no number"),
+        (STEP | {"SLURM_STEP_NUM_NODES": "²"}, r"SLURM_STEP_NUM_NODES = '²' is not a number"),
         (STEP | {"SLURM_NODEID": "5"}, r"SLURM_NODEID = 5 is not within 0 \.\. 1 \(2 nodes\)"),
         (TASK_A_GPU | {"SLURM_PROCID": "8"}, r"SLURM_PROCID = 8 is not within 0 \.\. 7"),
         (STEP | {"MASTER_PORT": "99999999"}, r"MASTER_PORT = 99999999 is not within 1 \.\. 65535"),
@@ -243,7 +243,7 @@ def test_the_scheduler_tells_the_number_of_processes_without_a_gpu_too(monkeypat
         (PYTORCHJOB_1_8 | {"PET_NODE_RANK": "3"}, r"PET_NODE_RANK = 3 is not within 0 \.\. 2"),
         (
             ELASTIC_JOB | {"PET_RDZV_ENDPOINT": "job:99999"},
-            r"PET_RDZV_ENDPOINT 'job:99999': ports are within 1 \.\. 65535",
+            r"PET_RDZV_ENDPOINT 'job:99999': the port must be within 1 \.\. 65535",
         ),
     ],
 )
@@ -253,7 +253,7 @@ def test_a_number_that_cannot_be_is_told_before_anything_waits(environment, mess
 
 
 def test_a_job_of_several_nodes_is_recognised_by_ascii_digits_alone():
-    with pytest.raises(UserError, match="SLURM_NNODES = '²' is no number"):
+    with pytest.raises(UserError, match="SLURM_NNODES = '²' is not a number"):
         nodes_left_out(BATCH | {"SLURM_NNODES": "²"})
 
 

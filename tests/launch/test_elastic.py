@@ -67,7 +67,7 @@ def test_ranks_start_again_unless_a_user_has_to_mend_something(tmp_path, stop, r
         "each start has a store of its own: in that of the one before, ranks were asked to stop"
     )
     assert "Traceback" not in done.stderr
-    assert done.stderr.count("the ranks start again, on 1 node\n") == starts - 1
+    assert done.stderr.count("restarting the ranks on 1 node\n") == starts - 1
 
 
 @pytest.mark.slow

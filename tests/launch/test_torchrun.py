@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent.parent
         (["--task", "pretrain", "--gpus", "1", "--cpu", "1"], ("--gpus 1", "--cpu 1", "one of them")),
         (["--task", "pretrain", "--cpu", "0"], ("'0'",)),
         (["--task", "pretrain", "--nodes", "3:2", "--master", "h:1"], ("3:2", "MIN:MAX")),
-        (["--task", "pretrain", "--nodes", "1:2", "--master", "h:1", "--node-rank", "1"], ("nodes number themselves",)),
+        (["--task", "pretrain", "--nodes", "1:2", "--master", "h:1", "--node-rank", "1"], ("assigned automatically",)),
         (["--task", "pretrain", "--master", "h:1"], ("--master", "--nodes N")),
         (["--task", "pretrain", "--max-restarts", "2", "--nodes", "2"], ("--max-restarts", "--nodes", "MIN:MAX")),
         (["--task", "pretrain", "--nodes", "2", "--master", "host"], ("not of the form HOST:PORT",)),

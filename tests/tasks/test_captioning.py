@@ -75,7 +75,7 @@ def test_the_reward_is_cider_and_its_model_steps(scenes_folder, tmp_path):
 
 
 def test_a_second_step_needs_a_first(scenes_folder):
-    with pytest.raises(ConfigError, match="self_critical is a second step"):
+    with pytest.raises(ConfigError, match="self_critical is a second training stage"):
         task_of(scenes_folder, "train.objective=self_critical")
 
 
@@ -101,7 +101,7 @@ def test_the_second_step_takes_a_captioning_run_and_no_other(scenes_folder, tiny
     caplog.clear()
     first = run_of_task(tmp_path / "captioning", task_of(scenes_folder))
     task_of(scenes_folder, second[0], f"init.checkpoint={first}")
-    assert "second step" not in caplog.text
+    assert "second training stage" not in caplog.text
 
 
 @pytest.mark.parametrize("folder", [".", "checkpoints/step-00000008"])

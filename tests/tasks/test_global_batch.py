@@ -17,8 +17,8 @@ from utils.config import load_config
 from utils.errors import UserError
 
 SAID = (
-    "contrastive loss: {} of train.global_batch = {}: fewer negatives; "
-    "model.contrastive.chunks takes several micro-batches as one"
+    "contrastive loss: {} of train.global_batch = {}, so it has fewer negatives; "
+    "set model.contrastive.chunks to combine several micro-batches"
 )
 
 

@@ -87,7 +87,7 @@ def test_its_weights_are_evaluated_without_what_it_was_trained_with(data, run, t
     expected = without_guesses(json.loads((run / "evaluation.json").read_text()))
     options = vqa(data, f"init.checkpoint={run}")
     assert without_guesses(start(tmp_path / "elsewhere", "--evaluate", *options)) == expected
-    line = f"model.text.encoder: {run}/tokenizer, which the run keeps, stands for {data}/tokenizer"
+    line = f"model.text.encoder: using {run}/tokenizer, the copy kept by the run, instead of {data}/tokenizer"
     assert line in (tmp_path / "elsewhere" / "log.txt").read_text()
     shutil.copytree(run, tmp_path / "copy")
     assert without_guesses(start(tmp_path / "copy", "--evaluate", "--resume", *vqa(data))) == expected
@@ -148,7 +148,7 @@ def test_weights_are_refused_with_a_tokenizer_whose_ids_have_changed(how, data, 
         str(tmp_path / "run" / "tokenizer"),
         "2 of its",
         "'blue'",
-        "bring" if not started else "set",
+        "restore" if not started else "set",
     ):
         assert fact in message
     assert list((tmp_path / "run/checkpoints").iterdir()) and (tmp_path / "run/tokenizer/tokenizer.json").is_file()

@@ -265,5 +265,5 @@ def test_held_out_videos_need_a_stream_that_says_how_they_are_read(tiny_override
 
 def test_videos_and_their_frames_are_configured_together(tiny_overrides, tmp_path):
     for missing in ("model.vision.video=null", "data.videos=null"):
-        with pytest.raises(UserError, match=r"data.videos and model.vision.video come together"):
+        with pytest.raises(UserError, match=r"data.videos and model.vision.video belong together"):
             with_videos(tiny_overrides, tmp_path, missing)

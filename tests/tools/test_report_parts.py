@@ -123,7 +123,7 @@ LOG = """\
 2026-01-02 03:04:05,678 INFO tasks.base: weights: 62 of vision from w.safetensors; none from random numbers
   w.safetensors: 62 loaded
 2026-01-02 03:04:06,000 INFO tasks.base: 1.9 M parameters
-2026-01-02 03:04:06,100 INFO tasks.base: records: 10 phrases; 4 examples a step; 40 steps are 16.0 epochs of phrases
+2026-01-02 03:04:06,100 INFO tasks.base: records: 10 phrases; 4 examples per step; 40 steps are 16.0 epochs of phrases
 2026-01-02 03:04:07,000 WARNING dataset.loaders: skipped a broken record: a.jsonl:3: bad json: Expecting ',': (column 3) \
 (more of this kind are counted, not logged)
 2026-01-02 03:04:08,000 WARNING engine.report: step 5: skipped, since a loss or gradient is not finite (loss nan)

@@ -67,7 +67,7 @@ def test_every_error_comes_at_once_with_file_line_and_suggestion(write):
         ("optim: [\n", r"bad.yaml:2: "),
         ("- 1\n", r"bad.yaml:1: a config is a mapping"),
         ("base: gone.yaml\n", r"base file .*gone.yaml does not exist"),
-        ("base: bad.yaml\n", r"form a circle"),
+        ("base: bad.yaml\n", r"form a cycle"),
         ("base: 3\n", r"base must be a file name"),
     ],
 )
