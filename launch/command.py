@@ -18,8 +18,7 @@ from tasks.run import run_rank
 from utils.commands import argv_of
 from utils.errors import UserError
 from utils.flags import Override
-from utils.folder_lock import WAIT_S
-from utils.processes import GRACE_S
+from utils.processes import GRACE_S, WAIT_S
 
 if TYPE_CHECKING:
     from launch.clusters import Place

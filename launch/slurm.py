@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,7 +144,11 @@ def submit(job: Job) -> int:
         UserError: if the config is invalid, the folder holds another run, the time limit is too short to save a checkpoint, or
             sbatch is not installed.
     """
-    from utils.config import load_config  # imports pydantic, which would slow down --help
+    # Imported here so that --help does not wait for them.
+    import shutil
+    import subprocess
+
+    from utils.config import load_config
 
     schema, _ = job.choice.load()
     config = load_config(job.choice.config, job.choice.overrides, schema)

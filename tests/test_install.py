@@ -110,7 +110,7 @@ def test_the_wheel_has_the_module_of_every_command(wheel):
 
 def test_imports_and_names_of_modules_are_those_below_x2vlm():
     ours = 'from utils.errors import A\n    from models import b\n"tasks.run", "engine.nothing", "run.py", "run:completion"\n'
-    below = 'from x2vlm.utils.errors import A\n    from x2vlm.models import b\n'
+    below = "from x2vlm.utils.errors import A\n    from x2vlm.models import b\n"
     below += '"x2vlm.tasks.run", "engine.nothing", "run.py", "x2vlm.run:completion"\n'
     other = "from dataset_of_mine import c\n"
     assert as_subpackage(ours + other) == below + other

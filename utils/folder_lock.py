@@ -24,9 +24,6 @@ RENEW_S = 20.0
 """Interval at which a lease is renewed."""
 STALE_S = 180.0
 """Age after which a lease is considered abandoned by its process."""
-WAIT_S = 240
-"""Time after which the lock of a process on a lost node has expired: longer than a lease lasts, and than NFS servers take (90
-s)."""
 POLL_S = 1.0
 """Interval at which a folder that is in use is checked again."""
 SETTLE_S = 2.0

@@ -21,6 +21,10 @@ status."""
 MISTAKE = 2
 """Exit status after a user error, which a restart would not fix."""
 
+WAIT_S = 240
+"""Time after which the lock of a process on a lost node has expired: longer than a lease lasts, and than NFS servers take (90
+s)."""
+
 GRACE_S = 120
 """Default number of seconds that a run has to exit after a signal."""
 

@@ -184,17 +184,17 @@ def test_the_help_lists_commands_and_tasks_without_torch():
 
 
 def test_the_help_takes_at_most_ten_times_as_long_as_python():
-    def processor_s(*arguments: str) -> float:
-        """The least of five times, without what other processes of this machine add."""
-        times = []
-        for _ in range(5):
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        return min(times)
+    """The least of nine processor times each, in turn: other processes of this machine only add to them."""
 
-    assert processor_s("run.py", "--help") <= 10 * processor_s("-c", "pass")
+    def processor_s(*arguments: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    pairs = [(processor_s("run.py", "--help"), processor_s("-c", "pass")) for _ in range(9)]
+    of_help, of_python = (min(times) for times in zip(*pairs, strict=True))
+    assert of_help <= 10 * of_python
 
 
 def test_each_command_has_a_main_that_takes_its_arguments(capsys):
@@ -250,7 +250,7 @@ def test_a_node_that_waits_for_others_ends_on_a_signal(nodes, signum, status, tm
     code = f"from launch import torchrun as t; t.UNHEARD_S = 0.5\n{LAUNCH}\n"
     code += "import sys, torch.distributed.run, launch.elastic\n"  # a slow import on some machines
     code += "print(flush=True); sys.exit(launch_job(sys.argv[2:], [sys.argv[1]]))"
-    flags = ["--cpu", "1", *nodes, "--master", f"127.0.0.1:{free_port()}", *(["--resume"] if ":" in nodes[1] else [])]
+    flags = ["--cpu", "1", *nodes, "--master", f"127.0.0.1:{free_port()}"]
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(script), *flags],
         cwd=ROOT,

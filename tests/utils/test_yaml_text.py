@@ -124,7 +124,11 @@ HOSTILE = {
     "a key twice": ("x: 1\nx: 2\n", 2, "found duplicate key 'x', first on line 1; keep one"),
     "two merge keys": ("x: &a {y: 1}\nz:\n  <<: *a\n  <<: *a\n", 4, "found duplicate key '<<', first on line 3"),
     "a merged list": ("x: &a [1]\nz: {<<: *a}\n", 2, "<< merges a mapping or a list of mappings"),
-    "an object": ("x: !!python/object/apply:os.system [echo]\n", 1, "python/object/apply:os.system does not make a plain"),
+    "an object": (
+        "x: !!python/object/apply:os.system [echo]\n",
+        1,
+        "python/object/apply:os.system does not make a plain",
+    ),
     "an object as a key": ("? !!python/name:os.system ''\n: 1\n", 1, "a key is tagged .*python/name:os.system"),
     "a tag of its own": ("x: !mine 1\n", 1, "the tag !mine does not make a plain value"),
     "a set": ("x: !!set {a, b}\n", 1, "does not make a plain value"),
