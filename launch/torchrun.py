@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from launch.clusters import Place
@@ -99,9 +99,10 @@ def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int 
     return 0
 
 
-def _statuses_of_ranks() -> list[int]:
-    """Returns a list that will receive the exit statuses of this node's ranks when torchrun stops them after a signal; torchrun
-    itself reports only the signal."""
+@contextlib.contextmanager
+def _statuses_of_ranks() -> Iterator[list[int]]:
+    """Collect, in a list, the exit statuses of this node's ranks that torchrun ends after a signal; torchrun itself only reports
+    the signal."""
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
     statuses: list[int] = []
