@@ -40,7 +40,7 @@ def config(target: str | None = None, /, *filters: str, markdown: bool = False, 
         python run.py config configs/pretrain/base_4m.yaml train.        values, and the file and line of each
         python run.py config configs/pretrain/base_4m.yaml train. train.steps=10
         python run.py config --markdown > docs/config.md                 every key of every task
-    python run.py config --keys > configs/keys.json                  only their names, which are checked before a run starts
+        python run.py config --keys > configs/keys.json                  only their names, which are checked before a run starts
     """
     if sum((markdown, keys, target is not None)) != 1:
         raise UserError("give a TASK or a FILE, or --markdown or --keys alone")

@@ -39,7 +39,7 @@ def report(
     Examples:
         python run.py report runs/demo/grounding
         python run.py report runs/ablation/*/seed-0 --output variants.html
-    python run.py report runs/big --examples 0                       no predictions: quick, and no data are needed
+        python run.py report runs/big --examples 0                       no predictions: quick, and no data are needed
     """
     output = expanded(output)
     if len(runs) > MOST_RUNS:

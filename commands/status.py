@@ -24,7 +24,7 @@ def status(runs: list[str], /, *, json_: bool = False, hashes: bool = False) -> 
 
     Examples:
         python run.py status runs/grounding/demo
-    python run.py status runs/sweep/x                  every run in the folder, one per line
+        python run.py status runs/sweep/x                  every run in the folder, one per line
         python run.py status runs --json | jq '.[] | select(.well | not) | .folder'
 
     Returns:

@@ -165,6 +165,8 @@ def test_nothing_reads_the_environment_at_import():
             for node in ast.parse(path.read_text(encoding="utf-8")).body:
                 if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
                     continue
+                if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):  # a docstring
+                    continue
                 text = ast.unparse(node)
                 assert "environ" not in text, f"{path.relative_to(ROOT)}:{node.lineno}"
                 assert "getenv" not in text, f"{path.relative_to(ROOT)}:{node.lineno}"

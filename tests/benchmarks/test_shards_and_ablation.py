@@ -60,7 +60,7 @@ def test_the_ablation_is_a_sweep_of_named_variants(seeds, tmp_path, monkeypatch)
     assert call(ablation.main, ["--seeds", seeds, "--output", str(tmp_path)], "ablation") == 0
     ((overrides, flags),) = asked
     assert flags["variant"] == ("all: ", "without box losses: loss.l1=0")
-    assert ",".join(map(str, flags["seeds"])) == seeds and overrides == ("train.steps=300",)
+    assert ",".join(map(str, flags["seeds"])) == seeds and overrides[0] == "train.steps=300"
 
 
 def test_a_map_points_at_a_box_within_half_a_patch():

@@ -234,7 +234,7 @@ def test_small_data_are_counted_by_stream():
     records = {"images": 8, "regions": 10}
     assert small_data(sizes, records, 1, 1) == []
     (found,) = small_data(sizes, records, 2, 1)
-    assert (found.place, found.remedy) == ("data.regions.max_images", OneLine("5 at most"))
+    assert (found.place, found.remedy) == ("data.regions.max_images", OneLine("lower it to at most 5"))
 
 
 def test_small_data_are_compared_with_all_chunks_of_the_loss():
@@ -242,7 +242,7 @@ def test_small_data_are_compared_with_all_chunks_of_the_loss():
     assert small_data(sizes, records, 1, 5) == []
     (found,) = small_data(sizes, records, 2, 3)
     assert found.fact == OneLine("4 on 2 ranks", "3 chunks", "24", "23 captions")
-    assert found.remedy == OneLine("3 at most")
+    assert found.remedy == OneLine("lower it to at most 3")
 
 
 def start(task: str, folder: Path, output: Path, *overrides: str) -> int:

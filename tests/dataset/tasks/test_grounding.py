@@ -134,7 +134,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(official, tmp_
         read_phrases(config, "data.train", 0.0)
     message = str(error.value)
     assert message == OneLine("data.train.refs", config.refs, "pickle")
-    assert message.endswith(", but only plain data is read")
+    assert message.endswith(", but only plain data is allowed")
     assert "\n" not in message
     assert not ran.exists()
     pickle.loads(Path(config.refs).read_bytes())
