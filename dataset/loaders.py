@@ -15,6 +15,7 @@ from dataset.text.processors import TextLimits
 from dataset.workers import TIMEOUT_S, in_workers
 from utils.config import MAY_CHANGE, Config
 from utils.errors import UserError
+from utils.events import BrokenKind, CountedRecords, SkippedRecord
 
 logger = logging.getLogger(__name__)
 
@@ -100,12 +101,7 @@ class BrokenRecordLog:
             self.kinds[broken.kind] += 1
             if broken.kind not in self.first:
                 self.first[broken.kind] = broken
-                logger.warning(
-                    "skipped a broken record: %s: %s: %s (more of this kind are counted, not logged)",
-                    broken.place,
-                    broken.kind,
-                    broken.message,
-                )
+                logger.warning(SkippedRecord(location=broken.place, kind=broken.kind, message=broken.message))
                 if broken.traceback:
                     logger.warning("%s at %s:\n%s", broken.kind, broken.place, broken.traceback)
         for stream, read in self.unusable.items():
@@ -125,7 +121,7 @@ class BrokenRecordLog:
             "the paths in the section data"
         )
 
-    def finish(self) -> str:
+    def finish(self) -> CountedRecords:
         """The summary at the end of a run, however short.
 
         Raises:
@@ -134,11 +130,12 @@ class BrokenRecordLog:
         self._judge()
         return self.summary()
 
-    def summary(self) -> str:
-        """How many records were read and broken, with the first of each kind, in one line."""
-        if not self.broken_records:
-            return f"{self.read} records read, none broken"
-        return f"{self._share()}: {self._kinds()}"
+    def summary(self) -> CountedRecords:
+        """How many records were read and broken, with the first of each kind."""
+        kinds = [
+            BrokenKind(kind=kind, count=count, first=self.first[kind].place) for kind, count in self.kinds.most_common()
+        ]
+        return CountedRecords(read=self.read, broken=self.broken_records, kinds=kinds)
 
     def _judge(self) -> None:
         if self.broken_records > self.max_broken * self.read:
@@ -147,16 +144,8 @@ class BrokenRecordLog:
                     raise self.none_usable(stream)
             limit = f"more than data.max_broken = {100 * self.max_broken:.3g} %"
             tolerated = "data.max_broken" if self.broken_records <= self.read / 2 else None
-            raise UserError(f"{self._share()}, {limit}: {self._kinds()}; {remedy_for(self.kinds, tolerated)}")
-
-    def _share(self) -> str:
-        percent = 100 * self.broken_records / max(self.read, 1)
-        return f"{self.broken_records} of {self.read} records ({percent:.1f} %) are broken"
-
-    def _kinds(self) -> str:
-        return ", ".join(
-            f"{count} {kind} (first: {self.first[kind].place})" for kind, count in self.kinds.most_common()
-        )
+            found = self.summary()
+            raise UserError(f"{found.share()}, {limit}: {found.listed()}; {remedy_for(self.kinds, tolerated)}")
 
 
 class BatchMaker(Protocol):
@@ -232,4 +221,4 @@ class BatchLoader:
             raise self.broken.none_usable(next(iter(self.broken.unusable)))
         # What a resumed run reads is too little to judge a share by, unless it is as much as anywhere.
         whole = consumed == 0 or self.broken.read >= self.broken.enough
-        logger.info("%s", self.broken.finish() if whole else self.broken.summary())
+        logger.info(self.broken.finish() if whole else self.broken.summary())

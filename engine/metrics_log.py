@@ -36,8 +36,8 @@ class MetricsLog:
         config = folder.path / CONFIG_FILE
         if config.is_file():
             # First: TensorBoard reads the files in order, and nothing that is added to one before the last.
-            show_config(folder.events, config.read_text(encoding="utf-8"))
-        self._sinks: list[ScalarSink] = [Curves(folder.events)]
+            show_config(folder.tensorboard, config.read_text(encoding="utf-8"))
+        self._sinks: list[ScalarSink] = [Curves(folder.tensorboard)]
         if wandb is not None:
             self._sinks.append(WandbCurves(folder.path, config, wandb))
         streams = ((folder.metrics, ""), (folder.validation, "validation/"))

@@ -20,6 +20,7 @@ from engine.train_config import TrainConfig
 from engine.watch import Watch, pop_times
 from utils import distributed
 from utils.errors import UserError
+from utils.events import SkippedStep, finite
 from utils.files import replacing
 
 MIN_SHOWN_DATA_WAIT = 0.05
@@ -165,7 +166,8 @@ class Reporter:
         too_many = self.tally.skipped > self.config.max_skipped_steps
         ruined = self._ruined_weights() if too_many or not self.has_checked_weights else None
         if not too_many and not ruined:
-            logger.warning("step %d: skipped, since a loss or gradient is not finite (%s)", pending.step, losses)
+            told = {name: finite(value) for name, value in values.items()}
+            logger.warning(SkippedStep(step=pending.step, losses=told))
             return
         file = save_bad_batch(self.folder, pending.step, pending.micro_batches)
         records = [record for batch in pending.micro_batches for record in getattr(batch, "records", ())]

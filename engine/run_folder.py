@@ -1,4 +1,4 @@
-"""The folder of a run: ``config.yaml``, ``metrics.jsonl``, ``log.txt``, TensorBoard events and ``checkpoints/``."""
+"""The folder of a run; docs/runs.md lists its files."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from engine.curves import Events
 from engine.run_files import (
     BEST_FILE,
     CONFIG_FILE,
-    EVENTS_FOLDER,
+    EVENTS_FILE,
     LOG_FILE,
     METRICS_FILE,
+    TENSORBOARD_FOLDER,
     VALIDATION_FILE,
     VALIDATION_PREDICTIONS_FILE,
 )
@@ -63,7 +64,8 @@ class RunFolder:
         self.validation = path / VALIDATION_FILE
         self.validated = path / VALIDATION_PREDICTIONS_FILE
         self.log = path / LOG_FILE
-        self.events = path / EVENTS_FOLDER
+        self.events = path / EVENTS_FILE
+        self.tensorboard = path / TENSORBOARD_FOLDER
         self.passed_over: list[str] = []
         """On rank 0: what is wrong with each checkpoint that is newer than the one the run resumes from."""
         self.resumed: Checkpoint | None = None
@@ -158,9 +160,9 @@ class RunFolder:
     def show(self, name: str, image: np.ndarray, step: int) -> None:
         """Show an image (H, W, 3) uint8 in TensorBoard, in the place of an earlier one of this name; nothing where the folder
         has no events, as after an evaluation."""
-        if not self.events.is_dir():
+        if not self.tensorboard.is_dir():
             return
-        events = Events(self.events, name)
+        events = Events(self.tensorboard, name)
         events.write(lambda events: events.add_image(name, image, step, dataformats="HWC"))
         events.close()
 

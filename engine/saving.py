@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from engine.checkpoint import remove_leftovers, remove_old, write_checkpoint
 from optim.ema import WeightAverage
 from utils.errors import UserError
+from utils.events import SavedCheckpoint
 from utils.weight_file import save_weights
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class CheckpointWriter:
             write_checkpoint(self.folder, step, weights, training, unaveraged=unaveraged, about=about)
             remove_old(self.folder, self.keep, step)
             self._fault = None
+            logger.info(SavedCheckpoint(step=step))
         # A disk that is full is an OSError, or whatever the library that writes makes of one.
         except Exception as error:
             self._fault = cannot_save(self.folder, f"the checkpoint of step {step}", error)

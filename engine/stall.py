@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from utils import distributed
+from utils.events import Stalled
 
 logger = logging.getLogger(__name__)
 
@@ -106,33 +107,32 @@ class StallWatch:
                 self._tell(waited)
 
     def _tell(self, waited: float) -> None:
-        where, rank = self._write_stacks() + self._silent_ranks(), distributed.rank()
-        if self._instead is not None:
-            logger.info("rank %d: %s has taken %.0f s by now%s", rank, self._instead, waited, where)
-            return
-        logger.warning(
-            "rank %d has finished no step for %.0f s (train.stall_s): it is in step %d, phase %s%s",
-            rank,
-            waited,
-            self.step + 1,
-            self.phase,
-            where,
+        stalled = Stalled(
+            rank=distributed.rank(),
+            waited_s=waited,
+            step=self.step + 1,
+            phase=self.phase,
+            stacks=self._write_stacks(),
+            silent_ranks=self._silent_ranks(),
         )
+        if self._instead is None:
+            logger.warning(stalled)
+        else:
+            logger.info("rank %d: %s has taken %.0f s by now%s", stalled.rank, self._instead, waited, stalled.details())
 
-    def _silent_ranks(self) -> str:
-        """The end of the line that names the ranks that gave no sign of life since half of the time."""
+    def _silent_ranks(self) -> dict[int, str]:
+        """The ranks that gave no sign of life since half of the time, with the phase that each was in last."""
         earlier, now = self._earlier or {}, self._signs.read()
         self._earlier = None
-        silent = {rank: sign.partition(" ")[2] for rank, sign in now.items() if earlier.get(rank) == sign}
-        return "".join(f"; rank {rank} gives no sign of life, last in {state}" for rank, state in silent.items())
+        return {rank: sign.partition(" ")[2] for rank, sign in now.items() if earlier.get(rank) == sign}
 
-    def _write_stacks(self) -> str:
-        """Write the stacks of all threads to the log; returns the end of the line that says so."""
+    def _write_stacks(self) -> str | None:
+        """Write the stacks of all threads to the log; returns its path, or None if they cannot be written."""
         if self.log is None:
-            return ""
+            return None
         try:
             with self.log.open("a", encoding="utf-8") as file:
                 faulthandler.dump_traceback(file)
         except OSError:
-            return "; its stacks cannot be written"
-        return f"; its stacks are in {self.log}"
+            return None
+        return str(self.log)

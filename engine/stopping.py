@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-from utils import distributed
+from utils import distributed, events
 from utils.errors import PeerLostError, report
 from utils.processes import ECHO_S, GRACE_S, MISTAKE, signal_name, status_of_stop, stop_signals
 
@@ -141,9 +141,9 @@ class StopRequest:
         status = self.status if self._status_of_rank_0 is None else self._status_of_rank_0
         if distributed.rank() == 0:
             try:
-                logger.warning("stopped by %s: %s", self.name, save())
+                logger.warning(events.Stopped(by=self.name, message=save()))
             except Exception as error:  # the process ends all the same; a requeued one would fail as this one has
-                logger.warning("stopped by %s; the checkpoint could not be saved: %s", self.name, error)
+                logger.warning(events.Stopped(by=self.name, message=f"the checkpoint could not be saved: {error}"))
                 status = MISTAKE
             with contextlib.suppress(RuntimeError):  # who kept the store has ended
                 if self.store is not None:

@@ -44,6 +44,7 @@ from scheduler import ScheduleConfig, build_schedule
 from utils import distributed
 from utils.accelerator import start_copy_to_host
 from utils.errors import UserError
+from utils.events import Resumed
 from utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -370,4 +371,4 @@ class Trainer:
         self.consumed = state["records"] // self.loader.records_per_batch
         self.validations.best, self.validations.due = state["best"], state["validation_due"]
         self.tally = Tally(state["skipped"], state["elapsed_s"])
-        logger.info("resuming from %s", checkpoint.folder)
+        logger.info(Resumed(step=checkpoint.step, folder=str(checkpoint.folder)))

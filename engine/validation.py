@@ -11,6 +11,7 @@ from engine.run_plan import RunPlan
 from engine.saving import save_best
 from engine.task import Task
 from engine.trained import Trained
+from utils.events import Validated, finite
 
 logger = logging.getLogger(__name__)
 
@@ -51,17 +52,11 @@ class Validations:
         assert self.task.selects is not None
         value = metrics[self.task.selects]
         better = not math.isnan(value) and (self.best is None or value > self.best)
-        logger.info(
-            "step %d: validation %s %.4f%s%s",
-            step,
-            self.task.selects,
-            value,
-            " of the averaged weights" if self.trained.average.config else "",
-            ", the best so far" if better else "",
-        )
         if log is not None:
             log.write_validation(step, metrics, self.task.validated)
             about = {**self.task.about, **self.trained.about}
             better = better and save_best(self.folder.best, step, self.task.model, metrics, about)
         if better:
             self.best = value
+        averaged = self.trained.average.config is not None
+        logger.info(Validated(step=step, metric=self.task.selects, value=finite(value), best=better, averaged=averaged))

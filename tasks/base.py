@@ -20,7 +20,7 @@ from engine.run_folder import RunFolder
 from engine.run_plan import RunPlan
 from engine.train_config import TrainConfig
 from models.checkpoints import InitConfig, LoadReport, initialise, load_weights
-from models.checkpoints.initialise import fresh_parameters, loading_lines, random_parameters
+from models.checkpoints.initialise import fresh_parameters, loaded_weights, random_parameters
 from models.checkpoints.settings import model_section, require_same_settings, unlike_published
 from models.core.hub_text import hub_config_of
 from models.core.xvlm import XVLM, ModelConfig
@@ -34,6 +34,7 @@ from utils import distributed
 from utils.config import Config
 from utils.config_files import read_yaml
 from utils.errors import UserError
+from utils.events import BuiltModel, Planned
 from utils.files import cache_folder, expanded
 from utils.weight_file import TOKEN_IDS
 
@@ -215,7 +216,7 @@ def build_parts(
             set_up_training(config, model)
     if trains and config.optim.frozen.cache is not None:
         keep_features(config.optim.frozen.cache, model)
-    logger.info("%.1f M parameters", sum(parameter.numel() for parameter in model.parameters()) / 1e6)
+    logger.info(BuiltModel(parameters=sum(parameter.numel() for parameter in model.parameters())))
     training, loader = None, None
     if trains:
         training = kind.training_data(config, tokenizer, model)
@@ -275,7 +276,7 @@ def _check_padding(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> Non
 def _initialise(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM) -> set[str]:
     """Load the weights that ``config.init`` names; returns the names of the parameters that remain random."""
     reports = load_initial(kind, config, model)
-    logger.info("%s", "\n".join(loading_lines(model, reports)))
+    logger.info(loaded_weights(model, reports))
     random = random_parameters(model, reports)
     targets = () if config.optim.lora is None else config.optim.lora.targets or PARTS
     kept = {
@@ -339,12 +340,12 @@ def _log_sizes(config: RunConfig, loader: BatchLoader, model: XVLM) -> None:
     plan = config.plan(distributed.world_size(), loader.epoch_size)
     train, ranks, accumulation = config.train, plan.ranks, plan.accumulation
     logger.info(
-        "records: %s; %d examples per step over all ranks; %d steps are %.1f epochs of %s",
-        ", ".join(f"{count} {name}" for name, count in loader.stream_sizes.items()),
-        loader.examples_per_batch * ranks * accumulation,
-        plan.steps,
-        plan.epochs,
-        next(iter(loader.stream_sizes)),
+        Planned(
+            records=dict(loader.stream_sizes),
+            examples_per_step=loader.examples_per_batch * ranks * accumulation,
+            steps=plan.steps,
+            epochs=plan.epochs,
+        )
     )
     if train.global_batch is not None and accumulation > model.chunks and isinstance(model, AligningModel):
         size, chunks = loader.micro_batch.size, f"{model.chunks} chunks x " if model.chunks > 1 else ""

@@ -86,7 +86,7 @@ def run(choice: Choice, flags: RunFlags, kind: TaskKind | None = None) -> int:
     # Imported here so that --help and command-line errors do not wait for torch.
     from engine.run_folder import claimed
     from engine.stopping import Stopped, StopRequest
-    from utils import log
+    from utils import events, log
     from utils.config import load_config
     from utils.distributed import process_group, rank
 
@@ -107,7 +107,7 @@ def run(choice: Choice, flags: RunFlags, kind: TaskKind | None = None) -> int:
                 _run(task_class, config, output, flags, device, stop)
             except Stopped as stopped:
                 if rank() == 0:
-                    logger.warning("stopped by %s: %s", stop.name, stopped)
+                    logger.warning(events.Stopped(by=stop.name, message=str(stopped)))
                 return stopped.status
     except Exception as error:
         told = of_surroundings(error) if isinstance(error, OSError) else None
@@ -127,13 +127,15 @@ def _run(
     stop: StopRequest,
 ) -> None:
     from engine.run_folder import RunFolder
-    from utils import distributed, log
+    from utils import distributed, events, log
 
     with stop.at_once():
         folder, checkpoint = RunFolder.open(output, config, flags.resume, evaluate=flags.evaluate)
-        log.set_up(folder.log_of(distributed.rank()))
+        log.set_up(folder.log_of(distributed.rank()), folder.events if distributed.rank() == 0 else None)
+        started = events.Started(command=sys.argv, ranks=distributed.world_size(), trains=not flags.evaluate)
+        logger.info(started)
         for fault in folder.passed_over:
-            logger.warning("skipped a checkpoint: %s", fault)
+            logger.warning(events.SkippedCheckpoint(fault=fault))
         with _watched("the set-up", config, folder):
             task_class.make_inputs(config)
             config = _usable(config, folder, checkpoint, flags)
@@ -149,6 +151,7 @@ def _run(
             results = task.report(folder)
         if results:
             sys.stdout.write(f"{results}\n")
+    logger.info(events.Finished())
 
 
 def _watched(what: str, config: RunConfig, folder: RunFolder) -> AbstractContextManager[None]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import logging.handlers
+import os
 import sys
 import threading
 import traceback
@@ -14,7 +15,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils import distributed
-from utils.errors import UserError
+from utils.errors import PeerLostError, UserError
+from utils.events import Event, EventLines, Failed, LostRank, is_fact
 from utils.files import check_regular
 
 
@@ -29,7 +31,7 @@ class _ScreenHandler(logging.Handler):
 
 
 class _FileHandler(logging.handlers.WatchedFileHandler):
-    """Reopens the log file if it was deleted or renamed. If the disk is full, lines appear only on the screen."""
+    """Reopens the file if it was deleted or renamed. If the disk is full, lines appear only on the screen."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):
@@ -41,10 +43,19 @@ class _FileHandler(logging.handlers.WatchedFileHandler):
 
 
 def keep_error(error: Exception) -> None:
-    """Write an error that ends this process to its log file, with a traceback unless it is a user error. The error is printed on
-    the screen elsewhere."""
-    text = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error)).rstrip()
-    record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, "the run ended with an error: %s", (text,), None)
+    """Write an error that ends this process to its log and to the events of the run, with a traceback unless it is a user error.
+    The error is printed on the screen elsewhere."""
+    event: Event
+    if isinstance(error, PeerLostError):
+        event = LostRank(message=str(error))
+    elif isinstance(error, UserError):
+        event = Failed(message=str(error))
+    else:
+        event = Failed(
+            message="".join(traceback.format_exception_only(error)).strip(),
+            traceback="".join(traceback.format_exception(error)).rstrip(),
+        )
+    record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, event, None, None)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _FileHandler):
             handler.handle(record)
@@ -56,11 +67,15 @@ def _thread_failed(error: threading.ExceptHookArgs) -> None:
     logging.getLogger(__name__).warning("%s ended with %s: %s", name, error.exc_type.__name__, error.exc_value)
 
 
-def set_up(log_file: Path | None = None) -> None:
-    """Configure the root logger of this process to append to ``log_file``.
+def set_up(log_file: Path | None = None, events_file: Path | None = None) -> None:
+    """Configure the root logger of this process.
+
+    Args:
+        log_file: all messages are appended to it.
+        events_file: events and warnings are appended to it, as JSON lines; see :mod:`utils.events`.
 
     Raises:
-        UserError: if the file cannot be written.
+        UserError: if a file cannot be written.
     """
     root = logging.getLogger()
     for handler in list(root.handlers):
@@ -72,15 +87,34 @@ def set_up(log_file: Path | None = None) -> None:
     screen.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     root.addHandler(screen)
     if log_file is not None:
-        try:
-            log_file.parent.mkdir(parents=True, exist_ok=True)
-            check_regular(log_file)
-            file = _FileHandler(log_file, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{log_file} cannot be written: {error.strerror}; give another --output") from None
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        root.addHandler(file)
+        root.addHandler(_appending(log_file, logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")))
+    if events_file is not None:
+        events = _appending(events_file, EventLines())
+        events.addFilter(is_fact)
+        root.addHandler(events)
     root.setLevel(logging.INFO)
     threading.excepthook = _thread_failed
     for chatty in ("httpx", "urllib3", "filelock", "huggingface_hub"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _appending(path: Path, formatter: logging.Formatter) -> _FileHandler:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        check_regular(path)
+        _end_last_line(path)
+        handler = _FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; give another --output") from None
+    handler.setFormatter(formatter)
+    return handler
+
+
+def _end_last_line(path: Path) -> None:
+    """End the last line of a file if an earlier process was killed while it wrote that line."""
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")

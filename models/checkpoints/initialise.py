@@ -22,6 +22,7 @@ from models.core.vision import FRAME_POSITIONS
 from models.core.xvlm import XVLM
 from utils.config import Config
 from utils.errors import UserError
+from utils.events import LoadedWeights
 from utils.inputs import InputFile, InputModel, InputWeights
 
 SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
@@ -108,15 +109,12 @@ def random_parameters(model: XVLM, reports: list[LoadReport]) -> list[str]:
     return [name for name, _ in model.named_parameters() if name not in loaded]
 
 
-def loading_lines(model: XVLM, reports: list[LoadReport]) -> list[str]:
-    """Lines for a log that say where the weights come from.
-
-    The first line counts the parameters from each file and the random parameters, by part of the model. The other lines list the
-    random parameters, and what happened to the tensors of each file.
-    """
+def loaded_weights(model: XVLM, reports: list[LoadReport]) -> LoadedWeights:
+    """Returns where the weights come from: the number of parameters from each file and of random parameters, by part of the
+    model; in detail, the random parameters, and what happened to the tensors of each file."""
     random = random_parameters(model, reports)
     counts = [f"{_parts(sorted(report.loaded))} from {report.source}" for report in reports]
-    lines = ["weights: " + "; ".join([*counts, f"{_parts(random)} from random numbers"])]
+    lines = []
     if reports and reports[0].text_left_out:
         fusion = model.fusion.config
         sizes = f"width {fusion.width}, {fusion.heads} heads, intermediate {fusion.intermediate}, eps {fusion.eps:g}"
@@ -127,7 +125,8 @@ def loading_lines(model: XVLM, reports: list[LoadReport]) -> list[str]:
         f"  random {part}.*" for part in dict.fromkeys(name.split(".")[0] for name in random) if part not in partly
     ]
     lines += [f"  random {name}" for name in by_module([name for name in random if name.split(".")[0] in partly])]
-    return [*lines, *(f"  {line}" for report in reports for line in report.lines())]
+    lines += [f"  {line}" for report in reports for line in report.lines()]
+    return LoadedWeights(sources="; ".join([*counts, f"{_parts(random)} from random numbers"]), details=lines)
 
 
 def _parts(names: Sequence[str]) -> str:

@@ -132,7 +132,7 @@ def test_broken_records_are_logged_once_a_kind_with_file_and_line(loader, write_
     text = caplog.text
     assert f"{file}:5: missing key: no 'image'" in text
     assert f"{file}:2: bad json" in text or f"{file}:4: bad json" in text
-    summary = own.broken.finish()
+    summary = str(own.broken.finish())
     assert summary == OneLine("3 of 6", "50.0 %", "2 bad json")
     assert f"1 missing key (first: {file}:5)" in summary
 
@@ -178,8 +178,8 @@ def test_a_stream_without_a_usable_record_is_named_where_too_many_of_all_are_bro
 def test_a_record_with_several_broken_parts_is_one_broken_record():
     log = BrokenRecordLog(0.02, {"images": 100})
     log.add(batch(100, *[("degenerate box", "a:1")] * 5, ("degenerate box", "a:2")))
-    assert log.finish() == OneLine("2 of 100", "2.0 %", "6 degenerate box", "a:1")
-    assert BrokenRecordLog(0.0, {"images": 10}).finish() == "0 records read, none broken"
+    assert str(log.finish()) == OneLine("2 of 100", "2.0 %", "6 degenerate box", "a:1")
+    assert str(BrokenRecordLog(0.0, {"images": 10}).finish()) == "0 records read, none broken"
 
 
 def test_pixels_stay_uint8_and_every_tensor_of_a_batch_is_pinned(loader, monkeypatch):

@@ -10,7 +10,7 @@ from transformers import DistilBertConfig
 from batches.texts import Text
 from models.checkpoints import InitConfig, initialise
 from models.checkpoints.files import read_weights
-from models.checkpoints.initialise import fresh_parameters, loading_lines
+from models.checkpoints.initialise import fresh_parameters, loaded_weights
 from models.checkpoints.loading import load_published
 from models.core.contrastive import AligningConfig
 from models.core.fusion import FusionConfig
@@ -85,7 +85,8 @@ def test_vision_fusion_and_heads_are_kept_and_the_text_encoder_is_replaced(check
         expected = text[name.removeprefix("text.")] if name.startswith("text.") else english[name]
         assert torch.equal(value, expected), name
     assert not fresh_parameters(model, reports)
-    first, *others = loading_lines(model, reports)
+    weights = loaded_weights(model, reports)
+    first, others = weights.sources, weights.details
     kept = {part: sum(name.startswith(f"{part}.") for name in reports[0].loaded) for part in ("contrastive", "fusion")}
     assert first == OneLine(f"{kept['contrastive']} of contrastive", f"{kept['fusion']} of fusion")
     assert first == OneLine(path, f"{len(text)} of text", folder)
@@ -105,7 +106,8 @@ def test_without_weights_the_new_text_encoder_is_fresh_and_said_to_be(checkpoint
     assert torch.equal(model.fusion.layer[0].output.dense.weight, english["fusion.layer.0.output.dense.weight"])
     fresh = fresh_parameters(model, reports)
     assert fresh == {f"text.{name}" for name, _ in model.text.named_parameters()}
-    first, *others = loading_lines(model, reports)
+    weights = loaded_weights(model, reports)
+    first, others = weights.sources, weights.details
     assert first == OneLine(f"{len(fresh)} of text", "random")
     assert others.count("  random text.*") == 1
     assert sum("text.embeddings.word_embeddings.weight" in line for line in others) == 1, "the file's is dropped"
@@ -137,9 +139,9 @@ def test_a_text_encoder_of_another_width_is_projected_and_all_else_is_kept(check
     ids = torch.tensor([[0, 5, 6, 2], [0, 7, 2, 1]])
     states = encoded(model, ids, ids.ne(1)).padded()
     assert states.shape == (2, 4, 16)
-    lines = loading_lines(model, reports)
-    assert lines[0] == OneLine("2 of text", "random")
-    assert [line for line in lines if "random" in line][1:] == [
+    weights = loaded_weights(model, reports)
+    assert weights.sources == OneLine("2 of text", "random")
+    assert [line for line in weights.details if "random" in line] == [
         "  random text.projection.weight",
         "  random text.projection.bias",
     ]

@@ -214,7 +214,7 @@ def test_evaluating_trains_nothing(runs, overrides, tmp_path):
     report = start("nlvr", tmp_path, options, "--evaluate", kind=watched(KINDS["nlvr"].task, []))
     written = {"predictions.png", "predictions_test.json"}
     files = {path.name for path in tmp_path.iterdir()} - written
-    assert files == {"config.yaml", "evaluation.json", "log.txt"}
+    assert files == {"config.yaml", "evaluation.json", "events.jsonl", "log.txt"}
     schema, kind = KINDS["nlvr"]
     fresh = kind.build(load_config(ROOT / "configs/demo/nlvr.yaml", options, schema))
     assert report["test"]["weights"]["value"] == pytest.approx(checksum(dict(fresh.model.state_dict())), rel=1e-12)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,25 @@ from tasks.kinds import find_task
 from tests.tasks.conftest import data, overrides  # noqa: F401 (fixtures)
 from tests.tasks.painted import rows_of
 from utils.config import dump_config, load_config
+from utils.events import BuiltModel, Event, EventLines, LoadedWeights, Started
 
 ROOT = Path(__file__).parents[2]
-LOG = "2026-01-02 03:04:05,678 INFO tasks.base: weights: 62 of vision from old.safetensors; none from random numbers\n"
+START = (
+    Started(command=["Grounding.py", "--config", "grounding.yaml"], ranks=1, trains=True),
+    LoadedWeights(sources="62 of vision from old.safetensors; none from random numbers"),
+    BuiltModel(parameters=1_900_000),
+)
+"""What a process writes first if it does not resume."""
+
+
+def event_lines(*events: Event, time: str = "2026-01-02T03:04:05") -> str:
+    """Lines of ``events.jsonl``, all with the same time, which is local."""
+    handler, lines = EventLines(), ""
+    for event in events:
+        record = logging.LogRecord("a.b", logging.INFO, "", 0, event, None, None)
+        record.created = datetime.fromisoformat(time).timestamp()
+        lines += handler.format(record) + "\n"
+    return lines
 
 
 def config_text(task: str, settings: list[str]) -> str:
@@ -27,13 +45,18 @@ def make_run(tmp_path, overrides):  # noqa: F811
     """Writes the folder of a grounding run of ten steps by hand, with what a test asks for."""
 
     def write(
-        name: str = "run", *settings: str, losses=range(10, 0, -1), predictions=None, log: str = LOG, **metrics
+        name: str = "run",
+        *settings: str,
+        losses=range(10, 0, -1),
+        predictions=None,
+        events: str | None = None,
+        **metrics,
     ) -> Path:
         folder = tmp_path / name
         folder.mkdir(parents=True)
         settings_of_all = [*overrides("grounding"), "train.steps=10", *settings]
         (folder / "config.yaml").write_text(config_text("grounding", settings_of_all))
-        (folder / "log.txt").write_text(log)
+        (folder / "events.jsonl").write_text(event_lines(*START) if events is None else events)
         lines = [
             {"step": step, "loss": loss, "l1": loss / 2, "lr/lr=0.1,decay=0": 0.1 / step, "samples_per_s": 50.0 + step}
             | {"data_wait": 0.25, "elapsed_s": 2.0 * step}

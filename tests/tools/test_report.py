@@ -12,8 +12,9 @@ from PIL import Image
 from run import main
 from tests.messages import OneLine
 from tests.tasks.conftest import data, overrides  # noqa: F401 (fixtures)
-from tests.tools.report_runs import LOG, boxes, make_run, report, rows_with  # noqa: F401 (fixture)
+from tests.tools.report_runs import START, boxes, event_lines, make_run, report, rows_with  # noqa: F401 (fixture)
 from tools.runs import reading
+from utils.events import BrokenKind, CountedRecords, Failed, LoadedWeights, SkippedRecord, Stopped, Warned
 
 
 def test_the_page_of_a_run_has_the_facts_of_its_files(make, tmp_path, capsys):
@@ -53,10 +54,14 @@ def test_everything_from_files_is_escaped(make, tmp_path):
     evil = "<script>alert('x')</script>"
     name = evil[:8]  # without a slash
     predictions = [{**box, "phrase": evil, "image": evil} for box in boxes(5)]
-    broken = f"skipped a broken record: {evil}:1: bad json: {evil} (more of this kind are counted, not logged)"
-    starts = LOG.replace("old.safetensors", evil)
-    log = "".join(f"{LOG[:24]}WARNING a.b: {message}\n" for message in (evil, broken, f"stopped by {evil}"))
-    first, second, third = (make(f"{name}{number}", predictions=predictions, log=starts + log) for number in range(3))
+    log = event_lines(
+        START[0],
+        LoadedWeights(sources=evil),
+        Warned(message=evil, logger=evil),
+        SkippedRecord(location=f"{evil}:1", kind="bad json", message=evil),
+        Stopped(by=evil, message=evil),
+    )
+    first, second, third = (make(f"{name}{number}", predictions=predictions, events=log) for number in range(3))
     values = {evil: 1.0, f"{evil} memory": 2.0, f"lr/{evil}": 0.1, f"lr/{evil}2": 0.2, "samples_per_s": 9.0}
     lines = [json.dumps({"step": step, **{key: value * step for key, value in values.items()}}) for step in (1, 2, 3)]
     metric = {"value": 0.5, "unit": "share", "rule": evil, "split": evil, "weights": evil}
@@ -106,11 +111,10 @@ def test_damaged_files_are_told_and_leave_the_rest(make, tmp_path, capsys):
 
 
 def test_a_run_that_was_cut_says_where_and_why(make, tmp_path):
-    log = LOG + "2026-01-02 03:05:00,000 ERROR utils.log: the run ends: disk full\n"
-    folder = make(losses=range(10, 6, -1), log=log)
+    folder = make(losses=range(10, 6, -1), events=event_lines(*START, Failed(message="disk full")))
     (folder / "evaluation.json").unlink()
     text = report(tmp_path, folder)
-    assert '<b class="no">failed at step 4 of 10 (the run ends: disk full)</b>' in text
+    assert '<b class="no">failed at step 4 of 10 (disk full)</b>' in text
     assert "No evaluation" in text and "The run has no predictions" in text
 
 
@@ -125,8 +129,11 @@ def test_a_locked_folder_is_of_a_running_run_unless_it_is_quiet(make, tmp_path):
 
 
 def test_broken_records_are_told_by_kind(make, tmp_path):
-    summary = "7 of 300 records (2.3 %) are broken: 5 bad json (first: a.jsonl:3), 2 missing image (first: a.jsonl:9)"
-    text = report(tmp_path, make(log=f"{LOG}2026-01-02 03:05:00,000 WARNING dataset.loaders: {summary}\n"))
+    kinds = [
+        BrokenKind(kind="bad json", count=5, first="a.jsonl:3"),
+        BrokenKind(kind="missing image", count=2, first="a.jsonl:9"),
+    ]
+    text = report(tmp_path, make(events=event_lines(*START, CountedRecords(read=300, broken=7, kinds=kinds))))
     assert "7 of 300 records (2.3 %) are broken" in text
     assert rows_with(text, "<td>bad json</td>") == ["bad json 5 a.jsonl:3"]
     assert rows_with(text, "<td>missing image</td>") == ["missing image 2 a.jsonl:9"]

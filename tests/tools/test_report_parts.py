@@ -13,7 +13,6 @@ from tools.report.chart import WIDTH, Chart, Line, thinned
 from tools.report.judging import chosen, judged, lines_of
 from tools.report.ticks import Axis, linear_ticks, short, written, y_axis
 from tools.runs import series as reading
-from tools.runs.log_facts import read_log
 from tools.runs.series import Series, read_metrics
 
 
@@ -117,43 +116,6 @@ def test_a_chart_tells_its_values_and_stays_within_its_frame():
     places = [pair.split() for pair in text.split('class="line c0" d="M')[1].split('"')[0].split("L")]
     assert all(0 <= float(x) <= WIDTH for x, _ in places) and len(places) == 100
     assert Chart("none", [Line("", 0, [])]).html() == ""
-
-
-LOG = """\
-2026-01-02 03:04:05,678 INFO tasks.base: weights: 62 of vision from w.safetensors; none from random numbers
-  w.safetensors: 62 loaded
-2026-01-02 03:04:06,000 INFO tasks.base: 1.9 M parameters
-2026-01-02 03:04:06,100 INFO tasks.base: records: 10 phrases; 4 examples per step; 40 steps are 16.0 epochs of phrases
-2026-01-02 03:04:07,000 WARNING dataset.loaders: skipped a broken record: a.jsonl:3: bad json: Expecting ',': (column 3) \
-(more of this kind are counted, not logged)
-2026-01-02 03:04:08,000 WARNING engine.report: step 5: skipped, since a loss or gradient is not finite (loss nan)
-2026-01-02 03:04:09,000 INFO engine.trainer: step 10: validation IoU >= 0.5 0.2500, the best so far
-2026-01-02 03:04:09,500 INFO engine.trainer: step 20: validation IoU >= 0.5 0.1000
-2026-01-02 03:05:00,000 WARNING dataset.loaders: 7 of 300 records (2.3 %) are broken: \
-5 bad json (first: a.jsonl:3), 2 missing image (first: a.jsonl:9)
-2026-01-02 03:05:00,000 WARNING tasks.job: stopped by SIGTERM: saved step 20
-2026-01-02 04:00:00,000 INFO tasks.base: weights: 62 of vision from w.safetensors; none from random numbers
-2026-01-02 04:00:01,000 INFO engine.trainer: resuming from runs/x/checkpoints/step-00000020
-2026-01-02 04:00:02,000 WARNING tasks.base: something else
-"""
-
-
-def test_the_log_tells_of_steps_stops_and_broken_records(tmp_path):
-    (tmp_path / "log.txt").write_text(LOG)
-    facts = read_log(tmp_path / "log.txt")
-    assert (facts.started, facts.ended) == ("2026-01-02 03:04:05", "2026-01-02 04:00:02")
-    assert (facts.steps, facts.selects, facts.best, facts.skipped_steps) == (40, "IoU >= 0.5", 10, 1)
-    assert facts.parameters == "1.9 M parameters"
-    assert facts.resumed == 1 and facts.stop is None
-    assert [text for _, text in facts.events] == [
-        "stopped by SIGTERM: saved step 20",
-        "resuming from runs/x/checkpoints/step-00000020",
-    ]
-    assert facts.read == "7 of 300 records (2.3 %) are broken"
-    kinds = {kind.kind: (kind.count, kind.place) for kind in facts.kinds.values()}
-    assert kinds == {"bad json": (5, "a.jsonl:3"), "missing image": (2, "a.jsonl:9")}
-    assert facts.kinds["bad json"].message == "Expecting ',': (column 3)"
-    assert facts.warnings == [("2026-01-02 04:00:02", "something else")]
 
 
 def test_failures_come_first_the_worst_at_the_top():

@@ -14,11 +14,12 @@ from engine.manifest import MANIFEST, MODEL_FILE, TRAINING_FILE, digest_of
 from run import main
 from tests.messages import OneLine
 from tests.tasks.conftest import data, overrides  # noqa: F401 (fixtures)
-from tests.tools.report_runs import LOG, make_run  # noqa: F401 (fixture)
+from tests.tools.report_runs import START, event_lines, make_run  # noqa: F401 (fixture)
 from tools.runs import reading, series
-from tools.runs.log_facts import read_log
 from tools.status import text
 from tools.status.facts import Loss, loss_of
+from utils import events
+from utils.events import Event
 
 NO_PROCESS = 2**22 + 1
 """More than Linux numbers processes by."""
@@ -51,12 +52,20 @@ def row_of(page: str, label: str) -> str:
     return next(line.removeprefix(label).strip() for line in page.splitlines() if line.startswith(f"{label} "))
 
 
-def line(second: str, message: str, level: str = "WARNING", logger: str = "a.b") -> str:
-    return f"2026-01-02 03:05:{second},000 {level} {logger}: {message}\n"
+def line(second: str, *found: Event) -> str:
+    """Events of 03:05 and some seconds."""
+    return event_lines(*found, time=f"2026-01-02T03:05:{second}")
 
 
-START = line("00", "1.9 M parameters", "INFO", "tasks.base")
-"""What each process logs, also one that resumes."""
+LOG = event_lines(*START)
+STARTED = line("00", START[0], START[2])
+"""What each process writes first, also one that resumes."""
+STOPPED = events.Stopped(by="SIGTERM", message="saved step 4")
+RESUMED = events.Resumed(step=4, folder="runs/x/checkpoints/step-00000004")
+
+
+def warned(message: str) -> Event:
+    return events.Warned(message=message, logger="a.b")
 
 
 def cut(folder: Path) -> Path:
@@ -96,11 +105,15 @@ def test_the_page_of_a_running_run_tells_progress_rates_and_the_time_that_is_lef
 
 
 def test_a_page_has_25_lines_at_most_whatever_the_run_met(make, capsys):
-    kinds = ", ".join(f"{n} kind {chr(97 + n)} of a fault that is long (first: a.jsonl:{n})" for n in range(1, 20))
-    log = LOG + "".join(line("01", f"stopped by SIGTERM: {'x' * 200}") + LOG for _ in range(40))
-    log += "".join(line("02", f"warning {n} {'y' * 300}") for n in range(60))
-    log += line("03", f"9 of 300 records (3.0 %) are broken: {kinds}", logger="dataset.loaders")
-    folder = make(losses=range(10, 5, -1), log=log)
+    kinds = [
+        events.BrokenKind(kind=f"kind {chr(97 + n)} of a fault that is long", count=n, first=f"a.jsonl:{n}")
+        for n in range(1, 20)
+    ]
+    stop = events.Stopped(by="SIGTERM", message="x" * 200)
+    log = LOG + "".join(line("01", stop) + LOG for _ in range(40))
+    log += "".join(line("02", warned(f"warning {n} {'y' * 300}")) for n in range(60))
+    log += line("03", events.CountedRecords(read=300, broken=9, kinds=kinds))
+    folder = make(losses=range(10, 5, -1), events=log)
     values = {f"images/loss-number-{n}": 1.5 for n in range(60)}
     (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": n, **values}) + "\n" for n in range(1, 9)))
     (folder / "validation.jsonl").write_text("torn\n" + json.dumps({"step": 5, **values}) + "\n")
@@ -124,9 +137,9 @@ def text_status(folder: Path):
     [("finished", 0), ("running", 0), ("hanging", 1), ("killed", 1), ("stopped", 1), ("failed", 1), ("cut", 1)],
 )
 def test_the_exit_status_tells_whether_all_is_well(make, capsys, state, status):
-    message = {"stopped": "stopped by SIGTERM: saved", "failed": "the run ends: disk full"}.get(state)
-    log = LOG + (line("00", message) if message else "")
-    folder = make(losses=range(10, 0 if state == "finished" else 6, -1), log=log)
+    last = {"stopped": STOPPED, "failed": events.Failed(message="disk full")}.get(state)
+    log = LOG + (line("00", last) if last else "")
+    folder = make(losses=range(10, 0 if state == "finished" else 6, -1), events=log)
     if state != "finished":
         cut(folder)
     if state in ("running", "hanging", "killed"):
@@ -170,8 +183,8 @@ def test_trends_are_told_where_they_exceed_the_noise():
 
 
 def test_the_last_validation_stands_beside_the_best(make, capsys):
-    log = LOG + line("01", "step 10: validation IoU >= 0.5 0.6000", "INFO", "engine.trainer")
-    folder = make(log=log)
+    log = LOG + line("01", events.Validated(step=10, metric="IoU >= 0.5", value=0.6, best=False, averaged=False))
+    folder = make(events=log)
     rows = [{"step": step, "IoU >= 0.5": value, "phrases": 5} for step, value in ((5, 0.7), (8, 0.7), (10, 0.6))]
     (folder / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert row_of(page_of(capsys, folder), "validation") == "step 10: IoU >= 0.5 0.6, best 0.7 at 5"
@@ -184,7 +197,7 @@ def test_the_last_validation_stands_beside_the_best(make, capsys):
         "best": 0.7,
         "best_step": 5,
     }
-    (folder / "log.txt").write_text(LOG)
+    (folder / "events.jsonl").write_text(LOG)
     assert row_of(page_of(capsys, folder), "validation") == "step 10: IoU >= 0.5 0.6, phrases 5"
 
 
@@ -202,19 +215,25 @@ def test_checkpoints_are_told_with_age_and_size_and_what_is_wrong_with_them(make
 
 
 def test_faults_are_told_broken_records_by_kind_restarts_stops_and_warnings(make, capsys, wide):
-    broken = "skipped a broken record: a.jsonl:7: bad box: outside (more of this kind are counted, not logged)"
-    summary = "7 of 300 records (2.3 %) are broken: 5 bad json (first: a.jsonl:3), 2 missing image (first: a.jsonl:9)"
-    log = "".join(
-        (
-            LOG
-            + START
-            + line("01", summary, logger="dataset.loaders")
-            + line("02", "stopped by SIGTERM: saved step 4"),
-            START + line("03", "resuming from runs/x/checkpoints/step-00000004", "INFO") + line("04", broken),
-            line("05", "step 6: skipped, since a loss or gradient is not finite (loss nan)") + line("06", "odd\nmore"),
-        )
+    counted = events.CountedRecords(
+        read=300,
+        broken=7,
+        kinds=[
+            events.BrokenKind(kind="bad json", count=5, first="a.jsonl:3"),
+            events.BrokenKind(kind="missing image", count=2, first="a.jsonl:9"),
+        ],
     )
-    page = page_of(capsys, make(log=log))
+    log = (
+        LOG
+        + line("01", counted)
+        + line("02", STOPPED)
+        + STARTED
+        + line("03", RESUMED)
+        + line("04", events.SkippedRecord(location="a.jsonl:7", kind="bad box", message="outside"))
+        + line("05", events.SkippedStep(step=6, losses={"loss": None}))
+        + line("06", warned("odd\nmore"))
+    )
+    page = page_of(capsys, make(events=log))
     assert row_of(page, "records") == OneLine("7 of 300", "2.3 %", "5 bad json", "2 missing image", "bad box")
     starts = " ".join(page.split("starts  ")[1].split("warnings")[0].split())
     assert starts == OneLine("2 starts", "1 steps")
@@ -223,14 +242,13 @@ def test_faults_are_told_broken_records_by_kind_restarts_stops_and_warnings(make
 
 
 def test_a_stop_before_the_newest_start_is_no_reason_of_the_state(make, capsys):
-    stopped = LOG + START + line("02", "stopped by SIGTERM: saved step 4")
-    folder = cut(make(losses=range(10, 5, -1), log=stopped))
+    stopped = LOG + line("02", STOPPED)
+    folder = cut(make(losses=range(10, 5, -1), events=stopped))
     assert object_of(capsys, folder, 1)["text"] == OneLine("step 5 of 10", "SIGTERM", "step 4")
     (folder / "checkpoints/step-00000006").mkdir(parents=True)
     after = object_of(capsys, folder, 1)  # the last steps are saved, and not logged
     assert (after["text"], after["step"]) == (OneLine("step 6 of 10", "SIGTERM", "step 4"), 6)
-    resumed = START + line("03", "resuming from runs/x/checkpoints/step-00000004", "INFO")
-    (folder / "log.txt").write_text(stopped + resumed)
+    (folder / "events.jsonl").write_text(stopped + STARTED + line("03", RESUMED))
     assert object_of(capsys, folder, 1)["text"] == "cut at step 6 of 10"
 
 
@@ -292,7 +310,7 @@ def test_of_a_hundred_thousand_lines_the_end_is_read_and_the_loss_of_the_whole_r
         for step in range(1, 100_001):
             values = {"step": step, "loss": 100_000.0 / (step + 100), "elapsed_s": 0.5 * step, "samples_per_s": 64.0}
             file.write(json.dumps(values) + "\n")
-    (tmp_path / "log.txt").write_text(LOG)
+    (tmp_path / "events.jsonl").write_text(LOG)
     parse, parsed = series._metrics_of, []
     monkeypatch.setattr(series, "_metrics_of", lambda line: parsed.append(1) or parse(line))
     found = object_of(capsys, tmp_path)
@@ -327,17 +345,8 @@ def test_a_line_that_begins_where_reading_begins_is_read(tmp_path):
     assert series.read_metrics(file, 10_000).first_step == 1
 
 
-def test_of_a_log_of_any_length_the_beginning_and_the_end_are_read(tmp_path):
-    file = tmp_path / "log.txt"
-    file.write_text(LOG + "".join(line("01", f"number {n}") for n in range(10_000)))
-    facts = read_log(file, 20_000)
-    assert facts.started == "2026-01-02 03:04:05" and facts.warning_count < 500
-    assert [message for _, message in facts.newest_warnings] == [f"number {n}" for n in range(9_995, 10_000)]
-    assert read_log(file).warning_count == 10_000
-
-
 def test_nothing_in_a_file_steers_the_terminal(make, capsys):
-    page = page_of(capsys, make(log=LOG + line("01", "\x1b[2J\x07 boo")))
+    page = page_of(capsys, make(events=LOG + line("01", warned("\x1b[2J\x07 boo"))))
     assert row_of(page, "warnings").endswith("?[2J? boo")
     assert "\x1b" not in page
 
@@ -354,8 +363,7 @@ def test_a_start_that_failed_does_not_count_below_a_folder_of_runs(make, tmp_pat
     failed = runs / "failed"
     failed.mkdir(parents=True)
     (failed / "config.yaml").write_text("task: vqa\n")
-    line = "2026-01-02 03:04:05,678 ERROR utils.log: the run ends: data.train: a.json does not exist\n"
-    (failed / "log.txt").write_text(line)
+    (failed / "events.jsonl").write_text(line("05", events.Failed(message="data.train: a.json does not exist")))
     make("runs/done")
     assert main(["status", str(runs)]) == 0
     assert "never started" in capsys.readouterr().out

@@ -54,7 +54,7 @@ def validation_charts(runs: Sequence[Run]) -> str:
         scale, unit = _unit_of(runs, name)
         lines = _lines(runs, name, lambda run: run.validation.series, scale)
         charts.append(Chart(name, lines, unit, mark=_best(runs[0]) if len(runs) == 1 else None))
-    selecting = {run.log.selects for run in runs}
+    selecting = {run.history.selects for run in runs}
     shown = [chart.html() for chart in sorted(_without_constants(charts), key=lambda c: c.title not in selecting)]
     first, more = shown[:FIRST_VALIDATION], shown[FIRST_VALIDATION:]
     text = _grid(first, runs) or _nothing("No metric changes from one validation to the next.")
@@ -147,7 +147,7 @@ def _rates(runs: Sequence[Run]) -> Chart:
 
 
 def _best(run: Run) -> tuple[float, str] | None:
-    return None if run.log.best is None else (run.log.best, f"best weights, step {run.log.best:,}")
+    return None if run.history.best is None else (run.history.best, f"best weights, step {run.history.best:,}")
 
 
 def _unit_of(runs: Sequence[Run], name: str) -> tuple[float, str]:

@@ -12,7 +12,7 @@ from tools.report.examples import SplitPredictions, read_predictions, section
 from tools.report.over_time import over_time
 from tools.report.pictures import Room
 from tools.report.style import STYLE
-from tools.runs.log_facts import LogFacts
+from tools.runs.history import History
 from tools.runs.reading import Run
 from utils.version import VERSION
 
@@ -92,7 +92,7 @@ def _heads(runs: Sequence[Run]) -> str:
         cells = [
             _state(run),
             escape(str(run.task or "unknown")),
-            escape(run.log.started or ""),
+            escape(run.history.started or ""),
             escape(str(run.folder)),
         ]
         name = f'<i class="c{number % 8}"></i> {escape(run.name)}'
@@ -107,10 +107,10 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     words = [str(word) for word in command] if isinstance(command, list) else []
     config = words[words.index("--config") + 1] if "--config" in words[:-1] else ""
     overrides = " ".join(word for word in words if "=" in word and not word.startswith("-"))
-    weights = run.log.weights or ""
+    weights = run.history.weights or ""
     if run.start and run.start not in weights:
         weights = f"init.checkpoint {run.start}" + (f"; {weights}" if weights else "")
-    time = " to ".join(filter(None, [run.log.started, run.log.ended]))
+    time = " to ".join(filter(None, [run.history.started, run.history.ended]))
     elapsed = run.metrics.series.get("elapsed_s")
     trained = f"{_duration(elapsed.last[1])} in steps" if elapsed is not None and elapsed.last else ""
     yield "state", _state(run)
@@ -118,11 +118,11 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "folder", escape(str(run.folder))
     yield "config file", escape(config or "not recorded by the run; its resolved config is below")
     yield "overrides", escape(overrides)
-    yield "weights", escape(weights or "the log does not say")
-    yield "size", escape(run.log.parameters or "")
+    yield "weights", escape(weights or "not recorded by the run")
+    yield "size", "" if run.history.parameters is None else f"{run.history.parameters / 1e6:.1f} M parameters"
     yield "version", escape(_version(run))
     yield "date", escape(", ".join(filter(None, [time, trained])))
-    yield "resumed", escape(f"{run.log.resumed} times" if run.log.resumed else "")
+    yield "resumed", escape(f"{run.history.resumed} times" if run.history.resumed else "")
     for remark in run.remarks:
         yield "remark", f'<span class="remark">{escape(remark)}</span>'
 
@@ -142,35 +142,35 @@ def _state(run: Run) -> str:
 
 def _records(run: Run) -> str:
     """Broken records by kind."""
-    log = run.log
-    if not log.kinds:
-        return f"<p>{escape(log.read or 'The log does not say how many records were read; it reports no broken records.')}</p>"
+    history = run.history
+    read = "" if history.records is None else history.records.share()
+    if not history.kinds:
+        return f"<p>{escape(read or 'The run did not record how many records it read; it reported no broken records.')}</p>"
     rows = []
-    for kind in sorted(log.kinds.values(), key=lambda kind: -(kind.count or 0)):
+    for kind in sorted(history.kinds.values(), key=lambda kind: -(kind.count or 0)):
         count = "not counted" if kind.count is None else f"{kind.count:,}"
-        cells = (kind.kind, count, kind.place, kind.message)
+        cells = (kind.kind, count, kind.location, kind.message)
         rows.append(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
     head = "<tr class=head><th>kind</th><th>parts</th><th>first</th><th>message</th></tr>"
-    text = log.read or "Not counted: the run ended before it wrote the number."
+    text = read or "Not counted: the run ended before it wrote the number."
     return f'<p>{escape(text)}</p><div class="scroll"><table class="left">{head}{"".join(rows)}</table></div>'
 
 
 def _faults(run: Run) -> str:
     """Resumptions, stops, skipped steps, and warnings."""
-    log = run.log
-    parts = (
-        [_events("Resumed and stopped", log.events)]
-        if log.events
-        else ["<p>The log reports no stop and no resumption.</p>"]
-    )
-    if log.skipped_steps:
-        parts.append(f"<p>{log.skipped_steps:,} steps were skipped, since a loss or gradient was not finite.</p>")
+    history = run.history
+    turns = [(time, str(event).partition("\n")[0]) for time, event in history.turns]
+    parts = [_events("Resumed and stopped", turns)] if turns else ["<p>The run was never stopped or resumed.</p>"]
+    if history.skipped_steps:
+        parts.append(
+            f"<p>{len(history.skipped_steps):,} steps were skipped, since a loss or gradient was not finite.</p>"
+        )
     not_finite = {name: series.not_finite for name, series in run.metrics.series.items() if series.not_finite}
     if not_finite:
         counts = ", ".join(f"{count} of {name}" for name, count in not_finite.items())
         parts.append(f"<p>Values in metrics.jsonl that are not finite: {escape(counts)}.</p>")
-    if log.warnings:
-        parts.append(_warnings(log))
+    if history.warnings:
+        parts.append(_warnings(history))
     return "".join(parts)
 
 
@@ -179,11 +179,11 @@ def _events(title: str, events: Sequence[tuple[str, str]]) -> str:
     return f'<h4>{escape(title)}</h4><div class="scroll"><table class="left">{rows}</table></div>'
 
 
-def _warnings(log: LogFacts) -> str:
-    shown = f"{log.warning_count:,} warnings" + (
-        f", the first {len(log.warnings)}" if log.warning_count > len(log.warnings) else ""
+def _warnings(history: History) -> str:
+    shown = f"{history.warning_count:,} warnings" + (
+        f", the first {len(history.warnings)}" if history.warning_count > len(history.warnings) else ""
     )
-    return f"<details><summary>{shown}</summary>{_events('', log.warnings)}</details>"
+    return f"<details><summary>{shown}</summary>{_events('', history.warnings)}</details>"
 
 
 def _duration(seconds: float) -> str:

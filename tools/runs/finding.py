@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from engine.run_files import EVALUATION_FILE, LOG_FILE, METRICS_FILE
+from engine.run_files import EVALUATION_FILE, EVENTS_FILE, LOG_FILE, METRICS_FILE
 
-SIGNS = (METRICS_FILE, LOG_FILE, EVALUATION_FILE)
+SIGNS = (METRICS_FILE, EVENTS_FILE, LOG_FILE, EVALUATION_FILE)
 """Files of which every run folder has at least one. A config alone may be anywhere."""
 DEEPEST = 6
 MOST_FOLDERS = 20_000

@@ -12,11 +12,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.manifest import CHECKPOINTS, checkpoint_folders
-from engine.run_files import CONFIG_FILE, EVALUATION_FILE, EVENTS_FOLDER, LOG_FILE, METRICS_FILE, VALIDATION_FILE
-from tools.runs.log_facts import LogFacts, read_log
+from engine.run_files import (
+    CONFIG_FILE,
+    EVALUATION_FILE,
+    EVENTS_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    TENSORBOARD_FOLDER,
+    VALIDATION_FILE,
+)
+from tools.runs.history import History, read_history
 from tools.runs.series import Metrics, read_metrics
 from utils.config_files import ConfigError, read_yaml
 from utils.errors import UserError
+from utils.events import Failed, LostRank, Stopped
 from utils.files import expanded, parse_json, read_text
 from utils.folder_lock import LEASE_FILE, LOCK_FILE
 
@@ -26,11 +35,11 @@ QUIET_LINES = 3.0
 """If the lines of metrics are further apart, this multiple of their distance counts instead."""
 TAIL_BYTES = 500_000
 """Size of the end of the metrics that is read if the whole file is not needed: about 700 lines."""
-LOG_BYTES = 8_000_000
-"""Maximum size of the part of a log that is read in this case."""
+EVENTS_BYTES = 8_000_000
+"""Maximum size of the part of the events that is read in this case."""
 LARGEST_JSON = 400_000_000
 """Maximum size in bytes of a prediction file that is read."""
-FILES = (CONFIG_FILE, METRICS_FILE, VALIDATION_FILE, EVALUATION_FILE, LOG_FILE)
+FILES = (CONFIG_FILE, METRICS_FILE, VALIDATION_FILE, EVALUATION_FILE, EVENTS_FILE, LOG_FILE)
 PREDICTIONS = "predictions_"
 MADE_BY_FILE = "made_by.json"
 """Written by ``run.py reproduce``: the command that made the run, its sources, and the time it took."""
@@ -58,7 +67,7 @@ class Run:
     config: dict[str, Any] | None
     metrics: Metrics
     validation: Metrics
-    log: LogFacts
+    history: History
     evaluation: dict[str, dict[str, dict[str, Any]]]
     made_by: dict[str, Any]
     remarks: list[str] = field(default_factory=list)
@@ -77,10 +86,10 @@ class Run:
 
     @property
     def steps(self) -> int | None:
-        """Number of steps that the run is to train; None if neither its config nor its log says it."""
+        """Number of steps that the run is to train; None if neither its config nor its events say it."""
         train = (self.config or {}).get("train")
         steps = train.get("steps") if isinstance(train, dict) else None
-        return steps if isinstance(steps, int) else self.log.steps
+        return steps if isinstance(steps, int) else self.history.steps
 
     @cached_property
     def step(self) -> int | None:
@@ -95,14 +104,13 @@ class Run:
         of = f" of {steps:,}" if steps else ""
         if owner := self._owner():
             return self._claimed(owner, f"at step {step or 0:,}{of}")
-        reason = f" ({self.log.stop.removeprefix('stopped ')})" if self.log.stop else ""
-        ended = "cut"
-        if self.log.stop:
-            ended = "failed" if self.log.stop.startswith("the run ends: ") else "stopped"
+        stop = self.history.stop
+        ended = "cut" if stop is None else "stopped" if isinstance(stop, Stopped) else "failed"
+        reason = "" if stop is None else f" ({_reason(stop)})"
         if step is None:
             if self.evaluation:
                 return State("finished", "evaluated, not trained", True)
-            if self.log.stop and not (self.folder / EVENTS_FOLDER).exists():
+            if stop is not None and not (self.folder / TENSORBOARD_FOLDER).exists():
                 return State(NEVER_STARTED, f"never started{reason}", False)
             return State(ended, f"{ended} before a step was logged{reason}", False)
         if steps and step < steps:
@@ -173,7 +181,7 @@ def read_runs(folders: Sequence[str], brief: bool = False) -> list[Run]:
 
 
 def read_run(folder: Path, name: str, brief: bool = False) -> Run:
-    """Read a run; ``brief``: read only the end of its metrics and a bounded part of its log.
+    """Read a run; ``brief``: read only the end of its metrics and a bounded part of its events.
 
     Raises:
         UserError: the folder does not exist, or contains no run.
@@ -202,6 +210,8 @@ def read_run(folder: Path, name: str, brief: bool = False) -> Run:
         remarks.append(
             f"{METRICS_FILE}: its end contains no metrics, and it is too large to be read completely; is the disk damaged?"
         )
+    history = read_history(folder / EVENTS_FILE, EVENTS_BYTES if brief else None)
+    remarks += history.remarks(folder / EVENTS_FILE)
     evaluation = read_json(folder / EVALUATION_FILE, remarks)
     made_by = read_json(folder / MADE_BY_FILE, remarks)
     return Run(
@@ -210,7 +220,7 @@ def read_run(folder: Path, name: str, brief: bool = False) -> Run:
         config,
         metrics,
         validation,
-        read_log(folder / LOG_FILE, LOG_BYTES if brief else None),
+        history,
         _evaluation_of(evaluation, folder, remarks),
         made_by if isinstance(made_by, dict) else {},
         remarks,
@@ -243,6 +253,12 @@ def _evaluation_of(values: Any, folder: Path, remarks: list[str]) -> dict[str, d
         for split, metrics in values.items()
         if isinstance(metrics, dict)
     }
+
+
+def _reason(stop: Stopped | Failed | LostRank) -> str:
+    """Why a run ended early, in one line."""
+    text = f"by {stop.by}: {stop.message}" if isinstance(stop, Stopped) else stop.message
+    return text.partition("\n")[0]
 
 
 def _evaluates(config: dict[str, Any] | None) -> bool:

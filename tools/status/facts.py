@@ -15,6 +15,7 @@ from engine.run_files import METRICS_FILE
 from tools.runs.names import is_loss
 from tools.runs.reading import Run
 from tools.runs.series import Point, Series, sampled
+from utils.events import Resumed
 
 RECENT = 20
 """Number of newest lines of metrics that count as recent."""
@@ -56,7 +57,7 @@ class SavedStep:
 
 @dataclass(frozen=True)
 class Validation:
-    """The last validation. ``metric``: the metric that selects weights, None if the log does not say; ``best``: its best
+    """The last validation. ``metric``: the metric that selects weights, None if no event names it; ``best``: its best
     value."""
 
     step: int
@@ -125,7 +126,7 @@ class Status:
 def status_of(run: Run, hashes: bool = False) -> Status:
     """Returns the status of a run that was read with ``brief``; ``hashes``: also verify the hashes of its checkpoints, which
     reads all their bytes."""
-    series, log, step = run.metrics.series, run.log, run.step or 0
+    series, history, step = run.metrics.series, run.history, run.step or 0
     recent, overall = _rates(series)
     elapsed = series.get("elapsed_s")
     left = max(0, run.steps - step) if run.steps else None
@@ -143,7 +144,7 @@ def status_of(run: Run, hashes: bool = False) -> Status:
         overall=overall,
         elapsed_s=_last(elapsed),
         left_s=left / speed if left is not None and speed else None,
-        started=log.started,
+        started=history.started,
         quiet_s=run.quiet_s,
         losses=_losses(series),
         course=_course(run.folder / METRICS_FILE, series.get("loss")),
@@ -151,14 +152,16 @@ def status_of(run: Run, hashes: bool = False) -> Status:
         checkpoints=_checkpoints(run.folder / CHECKPOINTS, hashes),
         data_wait=_mean_of_recent(series.get("data_wait")),
         ranks=_ranks(series),
-        records=log.read,
-        broken={kind.kind: kind.count for kind in log.kinds.values()},
-        starts=log.starts,
-        resumed=log.resumed,
-        skipped_steps=log.skipped_steps,
-        stops=[event for event in log.events if not event[1].startswith("resuming ")],
-        warning_count=log.warning_count,
-        warnings=list(log.newest_warnings),
+        records=None if history.records is None else history.records.share(),
+        broken={kind.kind: kind.count for kind in history.kinds.values()},
+        starts=history.starts,
+        resumed=history.resumed,
+        skipped_steps=len(history.skipped_steps),
+        stops=[
+            (time, str(event).partition("\n")[0]) for time, event in history.turns if not isinstance(event, Resumed)
+        ],
+        warning_count=history.warning_count,
+        warnings=list(history.newest_warnings),
         remarks=run.remarks,
     )
 
@@ -215,7 +218,7 @@ def _validation(run: Run) -> Validation | None:
     if step is None or not series:
         return None
     values = {name: one.last[1] for name, one in series.items() if one.last is not None and one.last[0] == step}
-    metric = run.log.selects if run.log.selects in series else None
+    metric = run.history.selects if run.history.selects in series else None
     best = max((bucket.high for bucket in series[metric].buckets), key=lambda point: point[1]) if metric else None
     return Validation(
         step,

@@ -1,0 +1,103 @@
+"""What the events of a run tell: why it stopped, what was broken, and what a resumption undid."""
+
+from __future__ import annotations
+
+from tests.tools.report_runs import START, event_lines
+from tools.runs.history import read_history
+from utils import events
+from utils.events import BrokenKind, CountedRecords, Validated, Warned
+
+COUNTED = CountedRecords(
+    read=300,
+    broken=7,
+    kinds=[
+        BrokenKind(kind="bad json", count=5, first="a.jsonl:3"),
+        BrokenKind(kind="missing image", count=2, first="a.jsonl:9"),
+    ],
+)
+
+
+def validated(step: int, value: float, best: bool = False) -> Validated:
+    return Validated(step=step, metric="IoU >= 0.5", value=value, best=best, averaged=False)
+
+
+def read(tmp_path, text: str, most_bytes: int | None = None):
+    (tmp_path / "events.jsonl").write_text(text)
+    return read_history(tmp_path / "events.jsonl", most_bytes)
+
+
+def test_steps_stops_and_broken_records_of_a_run_that_was_resumed(tmp_path):
+    first = event_lines(
+        *START,
+        events.Planned(records={"phrases": 10}, examples_per_step=4, steps=40, epochs=16.0),
+        events.SkippedRecord(location="a.jsonl:3", kind="bad json", message="Expecting ','"),
+        events.SkippedStep(step=5, losses={"loss": None}),
+        validated(10, 0.25, best=True),
+        validated(20, 0.1),
+        COUNTED,
+        events.Stopped(by="SIGTERM", message="saved step 20"),
+    )
+    second = event_lines(
+        START[0],
+        START[2],
+        events.Resumed(step=20, folder="runs/x/checkpoints/step-00000020"),
+        Warned(message="something else", logger="a.b"),
+        time="2026-01-02T04:00:02",
+    )
+    history = read(tmp_path, first + second)
+    assert (history.started, history.ended) == ("2026-01-02 03:04:05", "2026-01-02 04:00:02")
+    assert (history.steps, history.selects, history.best, history.skipped_steps) == (40, "IoU >= 0.5", 10, [5])
+    assert (history.parameters, history.weights) == (1_900_000, START[1].sources)
+    assert (history.starts, history.resumed, history.stop) == (2, 1, None)
+    assert [str(event) for _, event in history.turns] == [
+        "stopped by SIGTERM: saved step 20",
+        "resuming from runs/x/checkpoints/step-00000020",
+    ]
+    assert history.records.share() == "7 of 300 records (2.3 %) are broken"
+    kinds = {kind.kind: (kind.count, kind.location, kind.message) for kind in history.kinds.values()}
+    assert kinds == {"bad json": (5, "a.jsonl:3", "Expecting ','"), "missing image": (2, "a.jsonl:9", "")}
+    assert history.warnings == [("2026-01-02 04:00:02", "something else")]
+    assert history.remarks(tmp_path / "events.jsonl") == []
+
+
+def test_records_are_summed_over_the_processes_of_a_run(tmp_path):
+    whole = CountedRecords(read=100, broken=0)
+    history = read(tmp_path, event_lines(*START, COUNTED, *START, COUNTED, whole))
+    assert (history.records.read, history.records.broken) == (700, 14)
+    assert [kind.count for kind in history.kinds.values()] == [10, 4]
+
+
+def test_what_happened_after_the_step_from_which_a_run_resumes_does_not_count(tmp_path):
+    skipped = [events.SkippedStep(step=step, losses={"loss": None}) for step in (3, 8)]
+    killed = event_lines(*START, *skipped, validated(5, 0.2, best=True), validated(8, 0.3, best=True))
+    history = read(tmp_path, killed + event_lines(START[0], events.Resumed(step=5, folder="x")))
+    assert (history.best, history.skipped_steps) == (5, [3])
+
+
+def test_a_stop_is_forgotten_when_the_run_starts_again(tmp_path):
+    failed = events.Failed(message="disk full")
+    history = read(tmp_path, event_lines(*START, failed))
+    assert history.stop == failed
+    assert read(tmp_path, event_lines(*START, failed, START[0])).stop is None
+
+
+def test_damage_and_events_of_a_newer_version_are_remarks(tmp_path):
+    newer = '{"time": "2026-01-02T03:04:05+00:00", "event": "danced", "step": 3}\n'
+    path = tmp_path / "events.jsonl"
+    history = read(tmp_path, event_lines(*START) + "torn\n" + newer + newer)
+    damaged, unknown = history.remarks(path)
+    assert "1 damaged" in damaged and "danced" in unknown
+    path.unlink()
+    history = read_history(path)
+    (missing,) = history.remarks(path)
+    assert not history.complete and "events.jsonl" in missing and "log.txt" in missing
+
+
+def test_of_events_of_any_length_the_beginning_and_the_end_are_read(tmp_path):
+    many = [Warned(message=f"number {n}", logger="a.b") for n in range(10_000)]
+    text = event_lines(*START, *many)
+    history = read(tmp_path, text, 50_000)
+    assert history.starts == 1 and history.warning_count < 1000
+    assert [message for _, message in history.newest_warnings] == [f"number {n}" for n in range(9_995, 10_000)]
+    assert history.damaged_lines == 0
+    assert read(tmp_path, text).warning_count == 10_000

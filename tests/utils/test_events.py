@@ -1,0 +1,129 @@
+"""The facts of a run: each event survives ``events.jsonl``, its sentence goes to the log, and damage is reported."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from utils import events, log
+from utils.errors import PeerLostError, UserError
+
+ONE_OF_EACH = [
+    events.Started(command=["run.py", "--task", "vqa"], ranks=2, trains=True),
+    events.SkippedCheckpoint(fault="step-00000004 is cut off"),
+    events.Resumed(step=3, folder="runs/x/checkpoints/step-00000003"),
+    events.LoadedWeights(sources="9 of vision from a.safetensors", details=["  random text.*"]),
+    events.BuiltModel(parameters=1_900_000),
+    events.Planned(records={"images": 9, "regions": 4}, examples_per_step=8, steps=20, epochs=17.8),
+    events.SkippedStep(step=5, losses={"loss": None, "box/l1": 0.25}),
+    events.SkippedRecord(location="a.jsonl:7", kind="bad box", message="outside the image"),
+    events.CountedRecords(read=300, broken=7, kinds=[events.BrokenKind(kind="bad box", count=9, first="a.jsonl:7")]),
+    events.Validated(step=10, metric="IoU >= 0.5", value=0.625, best=True, averaged=False),
+    events.SavedCheckpoint(step=10),
+    events.Stalled(rank=0, waited_s=31.0, step=6, phase="data", silent_ranks={1: "step 5"}, stacks="runs/x/log.txt"),
+    events.LostRank(message="rank 1 is gone"),
+    events.Stopped(by="SIGTERM", message="step 10 is saved"),
+    events.Failed(message="data.train: a.json does not exist"),
+    events.Finished(),
+    events.Warned(message="odd\nmore", logger="a.b"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A folder whose log and events get what is logged during a test."""
+    log.set_up(tmp_path / "log.txt", tmp_path / "events.jsonl")
+    yield tmp_path
+    log.set_up()
+
+
+def lines_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+def test_there_is_an_example_of_each_event():
+    assert [type(event) for event in ONE_OF_EACH] == list(events.EVENTS.values())
+
+
+def test_each_event_is_read_as_it_was_logged_and_its_sentence_is_in_the_log(folder):
+    for event in ONE_OF_EACH:
+        logging.getLogger("x").info(event)
+    noted = list(events.read_events(folder / "events.jsonl"))
+    assert [each.event for each in noted] == ONE_OF_EACH
+    assert all(each.time.tzinfo is not None for each in noted)
+    text = (folder / "log.txt").read_text()
+    assert all(f"INFO x: {event}" in text for event in ONE_OF_EACH)
+
+
+def test_of_other_messages_only_warnings_are_facts(folder):
+    logger = logging.getLogger("a.b")
+    logger.info("the weather is fine")
+    logger.warning("%d of %d are odd", 2, 3)
+    (line,) = lines_of(folder)
+    assert (line["event"], line["message"], line["logger"]) == ("warned", "2 of 3 are odd", "a.b")
+
+
+def test_the_error_that_ends_a_process_is_a_fact(folder):
+    log.keep_error(UserError("data.train: gone"))
+    log.keep_error(PeerLostError("rank 1 is gone"))
+    try:
+        raise ValueError("wrong")
+    except ValueError as error:
+        log.keep_error(error)
+    lines = lines_of(folder)
+    assert [line["event"] for line in lines] == ["failed", "lost_rank", "failed"]
+    assert lines[0]["message"] == "data.train: gone" and lines[2]["message"] == "ValueError: wrong"
+    assert "Traceback" in lines[2]["traceback"] and lines[0]["traceback"] is None
+
+
+def test_values_that_are_not_finite_are_null(folder):
+    logging.getLogger("x").warning(events.SkippedStep(step=1, losses={"loss": events.finite(float("nan"))}))
+    assert lines_of(folder)[0]["losses"] == {"loss": None}
+
+
+def test_a_line_that_a_killed_process_left_unfinished_does_not_damage_the_next(folder):
+    file = folder / "events.jsonl"
+    log.set_up()
+    file.write_text('{"time": "2026-01-02T03:0')
+    log.set_up(folder / "log.txt", file)
+    logging.getLogger("x").info(events.Finished())
+    assert [type(each) for each in events.read_events(file)] == [events.Unreadable, events.Noted]
+
+
+@pytest.mark.parametrize(
+    ("line", "unknown"),
+    [
+        ("[]", None),
+        ('"x"', None),
+        ("null", None),
+        ('{"time": "yesterday", "event": "finished"}', None),
+        ('{"time": 5, "event": "finished"}', None),
+        ('{"time": "2026-01-02T03:04:05+00:00", "event": "resumed", "step": "many"}', None),
+        ('{"time": "2026-01-02T03:04:05+00:00", "event": ["finished"]}', None),
+        ('{"time": "2026-01-02T03:04:05+00:00", "event": "danced", "step": 4}', "danced"),
+        ("[" * 100_000, None),
+    ],
+)
+def test_what_is_not_an_event_is_reported_with_its_line(tmp_path, line, unknown):
+    file = tmp_path / "events.jsonl"
+    after = json.dumps({"time": "2026-01-02T03:04:05+00:00", "event": "finished", "mood": "of a newer version"})
+    file.write_text(f"\n{line}\n{after}\n")
+    first, second = events.read_events(file)
+    assert first == events.Unreadable(2, unknown)
+    assert second.event == events.Finished()
+
+
+def row_of(name: str, kind: type[events.Event]) -> str:
+    """The row of an event in the table of docs/runs.md: its name, fields and docstring."""
+    fields = " ".join(f"`{field}`" for field in kind.model_fields)
+    meaning = " ".join((kind.__doc__ or "").split()).replace("``", "`")
+    return f"| `{name}` | {fields} | {meaning} |"
+
+
+def test_the_documents_describe_each_event_as_the_code_does():
+    table = (Path(__file__).parents[2] / "docs/runs.md").read_text(encoding="utf-8")
+    assert all(row_of(name, kind) in table for name, kind in events.EVENTS.items())
+    assert f"schema_version` is {events.SCHEMA}" in table

@@ -1,0 +1,186 @@
+"""What happened to a run, according to its ``events.jsonl``."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import singledispatchmethod
+from pathlib import Path
+
+from utils import events
+from utils.events import Event, Unreadable, read_events
+
+MOST = 50
+"""Maximum number of warnings, and of resumptions and stops, that are kept."""
+NEWEST = 5
+"""Number of newest warnings that are kept in addition."""
+
+
+@dataclass
+class BrokenKind:
+    """Broken records of one kind. ``count``: None if no process counted them, since none ended regularly; ``location`` and
+    ``message``: of the first record."""
+
+    kind: str
+    count: int | None
+    location: str
+    message: str = ""
+
+
+@dataclass
+class History:
+    """What happened to a run. A run that resumes from an earlier step forgets the skipped steps and best weights after that step.
+
+    Attributes:
+        complete: false if ``events.jsonl`` is missing, as in runs of earlier versions, so that nothing is known.
+        started, ended: times of the first and the last event.
+        command, version: of the newest process that trains.
+        turns: resumptions and stops, with their times.
+        stop: why the newest process ended early; None if it did not, or was killed.
+        records: the records that were read by the processes that ended regularly, together.
+        kinds: broken records by kind.
+        steps: number of steps that the run is to train.
+        selects: the metric that selects the best weights.
+        weights: where the initial weights come from.
+        unknown_events: names of events of a newer version.
+    """
+
+    complete: bool = False
+    started: str | None = None
+    ended: str | None = None
+    command: list[str] = field(default_factory=list)
+    version: str | None = None
+    starts: int = 0
+    resumed: int = 0
+    turns: list[tuple[str, Event]] = field(default_factory=list)
+    stop: events.Stopped | events.Failed | events.LostRank | None = None
+    skipped_steps: list[int] = field(default_factory=list)
+    warnings: list[tuple[str, str]] = field(default_factory=list)
+    warning_count: int = 0
+    newest_warnings: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=NEWEST))
+    records: events.CountedRecords | None = None
+    kinds: dict[str, BrokenKind] = field(default_factory=dict)
+    steps: int | None = None
+    selects: str | None = None
+    best_steps: list[int] = field(default_factory=list)
+    weights: str | None = None
+    parameters: int | None = None
+    damaged_lines: int = 0
+    unknown_events: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def best(self) -> int | None:
+        """The step of the best weights."""
+        return self.best_steps[-1] if self.best_steps else None
+
+    def add(self, time: datetime, event: Event) -> None:
+        """Take account of the next event."""
+        self.ended = f"{time:%Y-%m-%d %H:%M:%S}"
+        self.started = self.started or self.ended
+        self._add(event)
+
+    @singledispatchmethod
+    def _add(self, event: Event) -> None:
+        """Events that only the log shows."""
+
+    @_add.register
+    def _(self, event: events.Started) -> None:
+        self.starts += 1
+        self.stop = None
+        self.version = event.version
+        if event.trains or not self.command:
+            self.command = event.command
+
+    @_add.register
+    def _(self, event: events.Resumed) -> None:
+        self.resumed += 1
+        self._turn(event)
+        self.skipped_steps = [step for step in self.skipped_steps if step <= event.step]
+        self.best_steps = [step for step in self.best_steps if step <= event.step]
+
+    @_add.register
+    def _(self, event: events.Stopped | events.Failed | events.LostRank) -> None:
+        self.stop = event
+        self._turn(event)
+
+    @_add.register
+    def _(self, event: events.LoadedWeights) -> None:
+        self.weights = self.weights or event.sources
+
+    @_add.register
+    def _(self, event: events.BuiltModel) -> None:
+        self.parameters = event.parameters
+
+    @_add.register
+    def _(self, event: events.Planned) -> None:
+        self.steps = event.steps
+
+    @_add.register
+    def _(self, event: events.Validated) -> None:
+        self.selects = event.metric
+        if event.best:
+            self.best_steps.append(event.step)
+
+    @_add.register
+    def _(self, event: events.SkippedStep) -> None:
+        self.skipped_steps.append(event.step)
+
+    @_add.register
+    def _(self, event: events.SkippedRecord) -> None:
+        kind = self.kinds.setdefault(event.kind, BrokenKind(event.kind, None, event.location))
+        kind.message = kind.message or event.message
+
+    @_add.register
+    def _(self, event: events.CountedRecords) -> None:
+        before = self.records or events.CountedRecords(read=0, broken=0)
+        self.records = events.CountedRecords(read=before.read + event.read, broken=before.broken + event.broken)
+        for found in event.kinds:
+            kind = self.kinds.setdefault(found.kind, BrokenKind(found.kind, 0, found.first))
+            kind.count = (kind.count or 0) + found.count
+
+    @_add.register
+    def _(self, event: events.Warned | events.SkippedCheckpoint | events.Stalled) -> None:
+        self.warning_count += 1
+        self.newest_warnings.append((str(self.ended), str(event).strip()[:1000]))
+        if len(self.warnings) < MOST:
+            self.warnings.append(self.newest_warnings[-1])
+
+    def _turn(self, event: Event) -> None:
+        if len(self.turns) < MOST:
+            self.turns.append((str(self.ended), event))
+
+    def remarks(self, path: Path) -> list[str]:
+        """What could not be read in ``path``, for the reader of a report."""
+        if not self.complete:
+            return [
+                f"{path.name} is missing, as in runs of earlier versions; starts, stops, skipped steps, broken records, "
+                "warnings, initial weights and the step of the best weights are unknown; log.txt has them"
+            ]
+        remarks = []
+        if self.damaged_lines:
+            remarks.append(f"{path.name}: {self.damaged_lines:,} damaged lines are skipped")
+        if self.unknown_events:
+            names = ", ".join(list(self.unknown_events)[:MOST])
+            remarks.append(f"{path.name}: events of a newer version are skipped: {names}")
+        return remarks
+
+
+def read_history(path: Path, most_bytes: int | None = None) -> History:
+    """Returns what happened to a run according to its events.
+
+    Args:
+        path: path of ``events.jsonl``; without the file, the history is empty.
+        most_bytes: if the file is larger, only its beginning and end are read, and counts are lower bounds; None: read all of it.
+    """
+    history = History(complete=path.is_file())
+    if not history.complete:
+        return history
+    for found in read_events(path, most_bytes):
+        if not isinstance(found, Unreadable):
+            history.add(found.time, found.event)
+        elif found.unknown is None:
+            history.damaged_lines += 1
+        else:
+            history.unknown_events.setdefault(found.unknown)
+    return history

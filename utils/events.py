@@ -1,0 +1,356 @@
+"""The facts of a run, which it writes to ``events.jsonl``, one JSON object per line.
+
+Code reports a fact by logging an event instead of a text::
+
+    logger.warning(SkippedStep(step=7, losses={"loss": math.nan}))
+
+The screen and ``log.txt`` show the sentence of the event, ``str(event)``. ``events.jsonl`` has its fields, and tools read only
+those, so a sentence may be reworded at any time. Any other warning is written as :class:`Warned`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from utils.lines import bounded_lines
+from utils.version import VERSION
+
+SCHEMA = 1
+"""Version of the events. It rises when the meaning of a field changes; new events and new fields do not change it."""
+LONGEST_LINE = 1_000_000
+"""Maximum size of an event in bytes; a longer line is damaged."""
+
+
+class Event(BaseModel):
+    """A fact about a run. ``str(event)`` is the sentence that the log shows."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Started(Event):
+    """A process of rank 0 started. ``command``: its command line; ``ranks``: number of ranks; ``trains``: false if it only
+    evaluates."""
+
+    command: list[str]
+    ranks: int
+    trains: bool
+    version: str = VERSION
+    schema_version: int = SCHEMA
+
+    def __str__(self) -> str:
+        ranks = "1 rank" if self.ranks == 1 else f"{self.ranks} ranks"
+        return f"version {self.version} starts to {'train' if self.trains else 'evaluate'} on {ranks}"
+
+
+class SkippedCheckpoint(Event):
+    """A checkpoint is damaged, so an older one is used. ``fault``: which checkpoint, and what is wrong with it."""
+
+    fault: str
+
+    def __str__(self) -> str:
+        return f"skipped a checkpoint: {self.fault}"
+
+
+class Resumed(Event):
+    """Training resumes after ``step``, from the checkpoint ``folder``."""
+
+    step: int
+    folder: str
+
+    def __str__(self) -> str:
+        return f"resuming from {self.folder}"
+
+
+class LoadedWeights(Event):
+    """A model was initialised. ``sources``: how many tensors of each part come from which file, or are random; ``details``: the
+    lines about single tensors."""
+
+    sources: str
+    details: list[str] = []
+
+    def __str__(self) -> str:
+        return "\n".join([f"weights: {self.sources}", *self.details])
+
+
+class BuiltModel(Event):
+    """A model was built. ``parameters``: number of its parameters."""
+
+    parameters: int
+
+    def __str__(self) -> str:
+        return f"{self.parameters / 1e6:.1f} M parameters"
+
+
+class Planned(Event):
+    """The sizes of a training run. ``records``: number of records of each stream; ``examples_per_step``: over all ranks;
+    ``epochs``: of the first stream."""
+
+    records: dict[str, int]
+    examples_per_step: int
+    steps: int
+    epochs: float
+
+    def __str__(self) -> str:
+        records = ", ".join(f"{count} {stream}" for stream, count in self.records.items())
+        return (
+            f"records: {records}; {self.examples_per_step} examples per step over all ranks; {self.steps} steps are "
+            f"{self.epochs:.1f} epochs of {next(iter(self.records))}"
+        )
+
+
+class SkippedStep(Event):
+    """The weights were not updated after ``step``, because a loss or gradient is not finite. ``losses``: by name; null: not
+    finite."""
+
+    step: int
+    losses: dict[str, float | None]
+
+    def __str__(self) -> str:
+        losses = ", ".join(
+            f"{name} {'not finite' if value is None else f'{value:.4g}'}" for name, value in self.losses.items()
+        )
+        return f"step {self.step}: skipped, since a loss or gradient is not finite ({losses})"
+
+
+class SkippedRecord(Event):
+    """The first broken record of its ``kind`` was skipped. ``location``: file and line, or shard and member."""
+
+    location: str
+    kind: str
+    message: str
+
+    def __str__(self) -> str:
+        record = f"{self.location}: {self.kind}: {self.message}"
+        return f"skipped a broken record: {record} (more of this kind are counted, not logged)"
+
+
+class BrokenKind(BaseModel):
+    """Number of broken parts of records of one kind, and the location of the first."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str
+    count: int
+    first: str
+
+
+class CountedRecords(Event):
+    """Number of records that a process of rank 0 has read, and how many of them were broken; ``kinds``: most frequent first."""
+
+    read: int
+    broken: int
+    kinds: list[BrokenKind] = []
+
+    def share(self) -> str:
+        """How many of the records read were broken."""
+        if not self.broken:
+            return f"{self.read} records read, none broken"
+        return f"{self.broken} of {self.read} records ({100 * self.broken / max(self.read, 1):.1f} %) are broken"
+
+    def listed(self) -> str:
+        """The kinds of broken records, with the first of each."""
+        return ", ".join(f"{kind.count} {kind.kind} (first: {kind.first})" for kind in self.kinds)
+
+    def __str__(self) -> str:
+        return f"{self.share()}: {self.listed()}" if self.broken else self.share()
+
+
+class Validated(Event):
+    """A validation after ``step``. ``metric``: the metric that selects the weights; ``value``: its value, null if it is not
+    finite; ``best``: whether the best weights were replaced; ``averaged``: whether the averaged weights were validated.
+    ``validation.jsonl`` has all metrics."""
+
+    step: int
+    metric: str
+    value: float | None
+    best: bool
+    averaged: bool
+
+    def __str__(self) -> str:
+        value = "nan" if self.value is None else f"{self.value:.4f}"
+        averaged = " of the averaged weights" if self.averaged else ""
+        return f"step {self.step}: validation {self.metric} {value}{averaged}{', the best so far' if self.best else ''}"
+
+
+class SavedCheckpoint(Event):
+    """The checkpoint of ``step`` was written completely."""
+
+    step: int
+
+    def __str__(self) -> str:
+        return f"step {self.step}: saved a checkpoint"
+
+
+class Stalled(Event):
+    """A rank has finished no step for ``waited_s`` seconds, and is in ``phase`` of ``step``. ``silent_ranks``: the other ranks
+    that gave no sign of life, with the phase that each was in last; ``stacks``: the file with the stacks of its threads."""
+
+    rank: int
+    waited_s: float
+    step: int
+    phase: str
+    silent_ranks: dict[int, str]
+    stacks: str | None
+
+    def details(self) -> str:
+        """The end of the sentence: where the stacks are, and which ranks are silent."""
+        stacks = "" if self.stacks is None else f"; its stacks are in {self.stacks}"
+        silent = (f"; rank {rank} gives no sign of life, last in {phase}" for rank, phase in self.silent_ranks.items())
+        return stacks + "".join(silent)
+
+    def __str__(self) -> str:
+        return (
+            f"rank {self.rank} has finished no step for {self.waited_s:.0f} s (train.stall_s): it is in step {self.step}, "
+            f"phase {self.phase}{self.details()}"
+        )
+
+
+class LostRank(Event):
+    """Another rank was lost, which ends this process. The launcher may start the run again."""
+
+    message: str
+
+    def __str__(self) -> str:
+        return f"a rank was lost: {self.message}"
+
+
+class Stopped(Event):
+    """The run was asked to stop. ``by``: the signal; ``message``: what was saved."""
+
+    by: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"stopped by {self.by}: {self.message}"
+
+
+class Failed(Event):
+    """The run ended with an error. ``traceback``: null if the error is a user's mistake, whose message says all."""
+
+    message: str
+    traceback: str | None = None
+
+    def __str__(self) -> str:
+        return "\n".join(filter(None, [f"the run ended with an error: {self.message}", self.traceback]))
+
+
+class Finished(Event):
+    """The process did all that it was started for: training, evaluation, or both."""
+
+    def __str__(self) -> str:
+        return "finished"
+
+
+class Warned(Event):
+    """Any other warning. ``logger``: name of the module that warned."""
+
+    message: str
+    logger: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
+EVENTS: dict[str, type[Event]] = {
+    "started": Started,
+    "skipped_checkpoint": SkippedCheckpoint,
+    "resumed": Resumed,
+    "loaded_weights": LoadedWeights,
+    "built_model": BuiltModel,
+    "planned": Planned,
+    "skipped_step": SkippedStep,
+    "skipped_record": SkippedRecord,
+    "counted_records": CountedRecords,
+    "validated": Validated,
+    "saved_checkpoint": SavedCheckpoint,
+    "stalled": Stalled,
+    "lost_rank": LostRank,
+    "stopped": Stopped,
+    "failed": Failed,
+    "finished": Finished,
+    "warned": Warned,
+}
+"""The events by their name in ``events.jsonl``."""
+
+_NAMES = {kind: name for name, kind in EVENTS.items()}
+
+
+def finite(value: float) -> float | None:
+    """Returns ``value``, or None, JSON's null, if it is not finite."""
+    return value if math.isfinite(value) else None
+
+
+class EventLines(logging.Formatter):
+    """Formats a message of the log as a line of ``events.jsonl``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        event = record.msg
+        if not isinstance(event, Event):
+            event = Warned(message=record.getMessage(), logger=record.name)
+        time = datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds")
+        return json.dumps({"time": time, "event": _NAMES[type(event)], **event.model_dump()}, ensure_ascii=False)
+
+
+def is_fact(record: logging.LogRecord) -> bool:
+    """True if a message of the log belongs in ``events.jsonl``: an event or a warning."""
+    return isinstance(record.msg, Event) or record.levelno >= logging.WARNING
+
+
+class Noted(NamedTuple):
+    """An event with its time, in the time zone of this machine."""
+
+    time: datetime
+    event: Event
+
+
+class Unreadable(NamedTuple):
+    """A line of ``events.jsonl`` that is not an event. ``unknown``: the name of the event if a newer version wrote it, None if
+    the line is damaged."""
+
+    line: int
+    unknown: str | None
+
+
+def read_events(path: Path, most_bytes: int | None = None) -> Iterator[Noted | Unreadable]:
+    """Yields the events of a run, in order, in memory that does not grow with the file.
+
+    Args:
+        path: path of ``events.jsonl``.
+        most_bytes: if the file is larger, its first tenth of this number and its end are read; None: read all of it.
+    """
+    size = path.stat().st_size
+    first = size if most_bytes is None or size <= most_bytes else most_bytes // 10
+    with path.open("rb") as file:
+        for number, line in bounded_lines(file, LONGEST_LINE):
+            if line.strip():
+                yield _event_of(number, line)
+            if most_bytes is not None and first < size and file.tell() > first:
+                file.seek(size - most_bytes + first)
+                file.readline(LONGEST_LINE)  # the rest of a line
+                first = size
+
+
+def _event_of(number: int, line: str) -> Noted | Unreadable:
+    try:
+        values: Any = json.loads(line)
+        time = datetime.fromisoformat(values["time"]).astimezone()
+        name = values["event"]
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return Unreadable(number, None)
+    if not isinstance(name, str):
+        return Unreadable(number, None)
+    if name not in EVENTS:
+        return Unreadable(number, name[:100])
+    fields: Mapping[str, Any] = {key: value for key, value in values.items() if key not in ("time", "event")}
+    try:
+        return Noted(time, EVENTS[name].model_validate(fields))
+    except ValidationError:
+        return Unreadable(number, None)
