@@ -1,5 +1,5 @@
-"""The metrics of a run: ``metrics.jsonl``, ``validation.jsonl``, TensorBoard's curves and those of W&B; and some predictions of
-each validation, ``validation_predictions.jsonl``."""
+"""The metrics of a run, in ``metrics.jsonl``, ``validation.jsonl`` and its trackers; and some predictions of each validation, in
+``validation_predictions.jsonl``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from engine.curves import Curves, ScalarSink, show_config
-from engine.run_files import CONFIG_FILE
 from engine.run_folder import RunFolder
-from engine.wandb_curves import WandbConfig, WandbCurves
+from engine.trackers.opening import Tracker, trackers_of
+from engine.trackers.wandb import WandbConfig
 from utils.files import open_regular, parse_json, write_text
 from utils.lines import bounded_lines
 
@@ -25,25 +24,19 @@ logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """Writes ``metrics.jsonl`` (a line per logged step), ``validation.jsonl`` (a line per validation), and both as TensorBoard
-    events: a curve of each value that is no constant, beside the config as text; with ``wandb``, also at W&B.
+    """Writes ``metrics.jsonl`` (a line per logged step) and ``validation.jsonl`` (a line per validation), and shows both in the
+    trackers of the run.
 
-    A line that cannot be written, on a full disk say, is lost: that is told, and training goes on.
+    If a line cannot be written, for example on a full disk, it is lost; this is reported, and training continues.
     """
 
     def __init__(self, folder: RunFolder, after_step: int, wandb: WandbConfig | None = None):
         """Open for appending, after removing lines later than ``after_step``: a run may have been killed after them."""
-        config = folder.path / CONFIG_FILE
-        if config.is_file():
-            # First: TensorBoard reads the files in order, and nothing that is added to one before the last.
-            show_config(folder.tensorboard, config.read_text(encoding="utf-8"))
-        self._sinks: list[ScalarSink] = [Curves(folder.tensorboard)]
-        if wandb is not None:
-            self._sinks.append(WandbCurves(folder.path, config, wandb))
+        self._trackers: list[Tracker] = trackers_of(folder, wandb)
         streams = ((folder.metrics, ""), (folder.validation, "validation/"))
         past = [(values, prefix) for path, prefix in streams for values in keep_until(path, after_step)]
         for values, prefix in sorted(past, key=lambda line: line[0]["step"]):
-            self._draw(values, prefix)
+            self._show(values, prefix)
         self._metrics = _Lines(folder.metrics)
         self._validation = _Lines(folder.validation)
         remove_later(folder.validated, after_step)
@@ -52,7 +45,7 @@ class MetricsLog:
     def write(self, values: dict[str, float]) -> None:
         """Append one line of ``values``, among them ``step``."""
         self._metrics.append(values)
-        self._draw(values, "")
+        self._show(values, "")
 
     def write_validation(
         self, step: int, values: dict[str, float], predictions: Sequence[Mapping[str, Any]] = ()
@@ -63,25 +56,25 @@ class MetricsLog:
         if predictions:
             self._validated.append({"step": step, "predictions": list(predictions)})
             self._validated.sync()
-        self._draw({"step": step, **values}, "validation/")
+        self._show({"step": step, **values}, "validation/")
 
     def sync(self) -> None:
         """Flush all lines to the disk: a checkpoint must never be newer than its metrics."""
         self._metrics.sync()
-        for sink in self._sinks:
-            sink.flush()
+        for tracker in self._trackers:
+            tracker.flush()
 
     def close(self) -> None:
         self._metrics.close()
         self._validation.close()
         self._validated.close()
-        for sink in self._sinks:
-            sink.close()
+        for tracker in self._trackers:
+            tracker.close()
 
-    def _draw(self, values: dict[str, float], prefix: str) -> None:
+    def _show(self, values: dict[str, float], prefix: str) -> None:
         scalars = {prefix + name: value for name, value in values.items() if name != "step"}
-        for sink in self._sinks:
-            sink.add(scalars, int(values["step"]))
+        for tracker in self._trackers:
+            tracker.add_values(scalars, int(values["step"]))
 
 
 class _Lines:
@@ -128,7 +121,7 @@ class _Lines:
 
 
 def keep_until(path: Path, step: int) -> list[dict[str, float]]:
-    """Remove the lines later than ``step``, and those that are no metrics, which are told; returns what is left."""
+    """Removes the lines after ``step`` and, with a warning, the lines that do not contain metrics; returns the rest."""
     if not path.exists():
         return []
     kept, odd = [], []
@@ -139,13 +132,13 @@ def keep_until(path: Path, step: int) -> list[dict[str, float]]:
         elif values["step"] <= step:
             kept.append(values)
     if odd:
-        logger.warning("%s: %d lines hold no metrics and are left out; the first is line %d", path, len(odd), odd[0])
+        logger.warning("%s: %d lines contain no metrics and are removed; the first is line %d", path, len(odd), odd[0])
     write_text(path, "".join(_json_line(values) for values in kept))
     return kept
 
 
 def remove_later(path: Path, step: int) -> None:
-    """Remove the lines of predictions later than ``step``, and those that are torn."""
+    """Removes the lines of predictions after ``step``, and truncated lines."""
     if not path.exists():
         return
     kept = []

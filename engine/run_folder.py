@@ -8,11 +8,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 
 from engine.checkpoint import CHECKPOINTS, Checkpoint, list_checkpoints, newest_whole
-from engine.curves import Events
 from engine.run_files import (
     BEST_FILE,
     CONFIG_FILE,
@@ -156,15 +154,6 @@ class RunFolder:
     def log_of(self, rank: int) -> Path:
         """The log of a rank: ``log.txt`` of rank 0, ``logs/rank-00001.txt`` of the next."""
         return self.log if rank == 0 else self.path / "logs" / f"rank-{rank:05d}.txt"
-
-    def show(self, name: str, image: np.ndarray, step: int) -> None:
-        """Show an image (H, W, 3) uint8 in TensorBoard, in the place of an earlier one of this name; nothing where the folder
-        has no events, as after an evaluation."""
-        if not self.tensorboard.is_dir():
-            return
-        events = Events(self.tensorboard, name)
-        events.write(lambda events: events.add_image(name, image, step, dataformats="HWC"))
-        events.close()
 
     def _require_same_config(self, saved: Path, config: Config, evaluate: bool) -> None:
         may_change = [WhenResumed.MAY_CHANGE, *([] if evaluate else [WhenResumed.CHANGES_METRICS])]

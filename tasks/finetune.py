@@ -23,6 +23,7 @@ from dataset.text.processors import PlainTextProcessor
 from engine.checkpoint import Checkpoint, newest_step
 from engine.precision import PrecisionName, check_precision
 from engine.run_folder import RunFolder
+from engine.trackers.opening import show_images
 from models.checkpoints import load_weights
 from tasks.base import B, BaseTask, M, Parts, RunConfig, build_parts, video_frames
 from tasks.drawing import PANELS, ImageReader, Panel, Sheet, draw_sheet, readable_panels, spread
@@ -257,7 +258,7 @@ class FineTuneTask(BaseTask[F, M, B]):
     def _draw(self, folder: RunFolder, evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
         """Draw some predictions of each split; returns a message that names the file, by split."""
         test, count = self.held_out.test, self.config.evaluation.panels
-        reader, notes, step = ImageReader(self.held_out.view), {}, newest_step(folder.checkpoints)
+        reader, notes, images = ImageReader(self.held_out.view), {}, {}
         for name, items in test.items():
             predictions = evaluations[name].predictions
             if not count or not predictions:
@@ -271,8 +272,9 @@ class FineTuneTask(BaseTask[F, M, B]):
                 title = (
                     f"{name}: {len(panels)} of {len(predictions):,} predictions, evenly spaced over the split{broken}"
                 )
-                folder.show(f"predictions/{name}", draw_sheet(Sheet(title, self.legend, panels), path), step)
+                images[f"predictions/{name}"] = draw_sheet(Sheet(title, self.legend, panels), path)
                 notes[name] = f"{len(panels)} of them are drawn in {path}"
+        show_images(folder, self.config.train.wandb, images, newest_step(folder.checkpoints))
         return notes
 
 

@@ -224,7 +224,7 @@ def _usable(config: C, folder: RunFolder, checkpoint: Checkpoint | None, flags: 
 def _check_config(config: RunConfig) -> None:
     """Check, before anything is loaded, the limit on open files, the plan of the run, and that optional packages are
     installed."""
-    from engine.wandb_curves import check_package
+    from engine.trackers.wandb import check_package
     from optim import lora
     from utils import distributed, open_files
 

@@ -11,6 +11,7 @@ from dataset.tasks.pretrain import DataConfig, PretrainBatches
 from dataset.text.processors import TextProcessor
 from engine.checkpoint import newest_step
 from engine.run_folder import RunFolder
+from engine.trackers.opening import show_images
 from models.pretraining.config import PretrainModelConfig, StreamWeights
 from models.pretraining.model import PretrainModel
 from models.pretraining.streams import LossWeights
@@ -111,7 +112,8 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
             texts.append(write_predictions(folder.path / f"predictions_{HELD_OUT}.json", evaluation.predictions))
         sheet = evaluator.draw(folder.path / "predictions.png")
         if sheet is not None:
-            folder.show(f"predictions/{HELD_OUT}", sheet, newest_step(folder.checkpoints))
+            images = {f"predictions/{HELD_OUT}": sheet}
+            show_images(folder, self.config.train.wandb, images, newest_step(folder.checkpoints))
             texts.append(f"some of them are drawn in {folder.path / 'predictions.png'}")
         return "\n".join(texts)
 

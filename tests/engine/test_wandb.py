@@ -12,12 +12,14 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engine.metrics_log import MetricsLog
 from engine.run_folder import RunFolder
-from engine.wandb_curves import WandbConfig, check_package
-from tests.engine.test_curves import curve
+from engine.trackers.opening import show_images
+from engine.trackers.wandb import WandbConfig, check_package, send_report
+from tests.engine.test_tensorboard import curve
 from tests.engine.toy import ToyTask, trainer
 from tests.messages import naming
 from utils.errors import UserError
@@ -28,13 +30,17 @@ class FakeRun:
 
     def __init__(self, ident: str):
         self.id, self.step, self.rows, self.status = ident, 0, dict[int, dict[str, float]](), list[int]()
+        self.shown: dict[str, Any] = {}
 
-    def log(self, values: dict[str, float], step: int) -> None:
+    def log(self, values: dict[str, float], step: int | None = None) -> None:
+        if step is None:
+            self.shown |= values
+            return
         assert step >= self.step, "W&B ignores such a step, with a warning"
         self.step = step
         self.rows.setdefault(step, {}).update(values)
 
-    def finish(self, exit_code: int) -> None:
+    def finish(self, exit_code: int = 0) -> None:
         self.status.append(exit_code)
         self.step += 1  # a run that resumes begins after its last step
 
@@ -48,6 +54,12 @@ class FakeWandb(types.ModuleType):
         super().__init__("wandb")
         self.__spec__ = importlib.machinery.ModuleSpec("wandb", None, origin=__file__)
         self.runs, self.calls = dict[str, FakeRun](), list[dict[str, Any]]()
+
+    def Image(self, image: np.ndarray, caption: str) -> tuple[tuple[int, ...], str]:
+        return image.shape, caption
+
+    def Html(self, text: str, inject: bool) -> str:
+        return text
 
     def Settings(self, **settings: Any) -> dict[str, Any]:
         return settings
@@ -98,7 +110,9 @@ def test_a_run_is_shown_where_its_config_says_and_nothing_else_is_sent(tmp_path,
     config = WandbConfig(project="p", entity="e", name="n", group="g", mode="offline")
     log(tmp_path, 0, {1: 5.0}, config)
     (call,) = wandb.calls
-    assert {name: call[name] for name in ("project", "entity", "name", "group", "mode")} == config.model_dump()
+    assert {name: call[name] for name in ("project", "entity", "name", "group", "mode")} == config.model_dump(
+        exclude={"images"}
+    )
     assert call["config"] == {"seed": 3, "train": {"steps": 4}}
     assert call["dir"] == str(tmp_path)
     off = {"disable_code", "disable_git", "x_disable_meta", "x_disable_stats", "x_disable_machine_info"}
@@ -135,6 +149,33 @@ def test_a_run_that_is_shown_from_later_on_is_shown_from_its_start(tmp_path, wan
     }
 
 
+def test_images_are_shown_under_their_names_unless_the_config_refuses(tmp_path, wandb):
+    image = np.zeros((20, 30, 3), np.uint8)
+    show_images(RunFolder(tmp_path), WandbConfig(), {"predictions/test": image}, 4)
+    assert not wandb.runs, "an evaluation of other weights is not a run at W&B"
+    log(tmp_path, 0, {1: 5.0, 4: 4.0})
+    show_images(RunFolder(tmp_path), WandbConfig(images=False), {"predictions/test": image}, 4)
+    assert not only_run(wandb).shown
+    show_images(RunFolder(tmp_path), WandbConfig(), {"predictions/test": image}, 4)
+    assert only_run(wandb).shown == {"predictions/test": ((20, 30, 3), "step 4")}
+    assert only_run(wandb).status == [0, 0]
+
+
+def test_the_report_is_shown_in_the_run(tmp_path, wandb):
+    page = tmp_path / "report.html"
+    page.write_text("<p>fine</p>")
+    (tmp_path / "config.yaml").write_text("train: {wandb: null}\n")
+    with pytest.raises(UserError, match=naming("--wandb", "train.wandb")):
+        send_report(tmp_path, page)
+    (tmp_path / "config.yaml").write_text("train: {wandb: {project: p}}\n")
+    log(tmp_path, 0, {1: 5.0})
+    send_report(tmp_path, page)
+    assert only_run(wandb).shown == {"report": "<p>fine</p>"}
+    wandb.fault = RuntimeError("no such host\nand more")
+    with pytest.raises(UserError, match=naming("no such host", page)):
+        send_report(tmp_path, page)
+
+
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
@@ -142,14 +183,14 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_run_goes_on_where_wandb_cannot_start(tmp_path, wandb, caplog):
     wandb.fault = RuntimeError("no such host\nand more")
     log(tmp_path, 0, {1: 5.0, 2: 4.0})
-    told = f"{tmp_path}: W&B's curves cannot be written (no such host); the run goes on without them"
+    told = f"{tmp_path}: the run at W&B cannot be written (no such host); the run continues without them"
     assert warnings(caplog) == [told]
     assert curve(tmp_path, "loss") == [(1, 5.0), (2, 4.0)]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_a_run_goes_on_where_wandb_fails_later_and_says_so_once(tmp_path, wandb, caplog, monkeypatch):
-    def fail(self: FakeRun, values: dict[str, float], step: int) -> None:
+    def fail(self: FakeRun, values: dict[str, float], step: int | None = None) -> None:
         raise BrokenPipeError("the service has ended")
 
     monkeypatch.setattr(FakeRun, "log", fail)
@@ -189,11 +230,12 @@ def test_the_real_package_writes_a_run_offline_without_anything_of_the_machine(t
     monkeypatch.setenv("SOME_TOKEN", "a-secret-value")
     (tmp_path / "config.yaml").write_text("seed: 31415\n")
     log(tmp_path, 0, {1: 5.0, 2: 0.8125}, WandbConfig(mode="offline"))
+    show_images(RunFolder(tmp_path), WandbConfig(mode="offline"), {"predictions/a": np.ones((9, 9, 3), np.uint8)}, 2)
     wandb.teardown()  # as at the end of the process: until then, its service may still be writing
     ident = (tmp_path / "wandb_id").read_text().strip()
-    (file,) = (tmp_path / "wandb").glob(f"offline-run-*/run-{ident}.wandb")
-    content = file.read_bytes()
-    for sent in ("31415", "validation/accuracy", "0.8125"):
+    files = sorted((tmp_path / "wandb").glob(f"offline-run-*/run-{ident}.wandb"))
+    content = b"".join(file.read_bytes() for file in files)
+    for sent in ("31415", "validation/accuracy", "0.8125", "predictions/a"):
         assert sent.encode() in content
     for kept in ("name-of-the-host", "SOME_TOKEN", "a-secret-value", str(tmp_path.parent)):
         assert kept.encode() not in content

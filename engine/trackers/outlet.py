@@ -39,4 +39,4 @@ class Outlet(Generic[W]):
     def _give_up(self, error: Exception) -> None:
         self._writer = None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        logger.warning("%s cannot be written (%s); the run goes on without them", self.what, reason)
+        logger.warning("%s cannot be written (%s); the run continues without them", self.what, reason)

@@ -12,6 +12,8 @@ from tensorboard.summary.writer import event_file_writer
 
 from engine.metrics_log import MetricsLog
 from engine.run_folder import RunFolder
+from engine.trackers.opening import show_images
+from tests.messages import OneLine
 
 
 @pytest.fixture(autouse=True)
@@ -98,13 +100,15 @@ def test_the_config_is_shown_once_also_in_a_resumed_run(tmp_path):
     accumulator = events(tmp_path)
     (event,) = accumulator.Tensors("config/text_summary")
     assert event.tensor_proto.string_val == [b"```yaml\nseed: 0\nworkers: 2\n\n```"]
+    (event,) = accumulator.Tensors("report/text_summary")
+    assert event.tensor_proto.string_val[0].decode() == OneLine(f"run.py report {tmp_path}", f"{tmp_path}/report.html")
 
 
 def test_an_image_takes_the_place_of_an_earlier_one(tmp_path):
     write(tmp_path, {1: 0.5, 2: 0.25})
-    folder = RunFolder(tmp_path)
-    for name in ("predictions/a", "predictions/a", "predictions/b"):
-        folder.show(name, np.zeros((20, 30, 3), np.uint8), 2)
+    image = np.zeros((20, 30, 3), np.uint8)
+    show_images(RunFolder(tmp_path), None, {"predictions/a": image}, 1)
+    show_images(RunFolder(tmp_path), None, {"predictions/a": image, "predictions/b": image}, 2)
     accumulator = events(tmp_path)
     assert sorted(accumulator.Tags()["images"]) == ["predictions/a", "predictions/b"]
     (image,) = accumulator.Images("predictions/a")
@@ -113,7 +117,7 @@ def test_an_image_takes_the_place_of_an_earlier_one(tmp_path):
 
 
 def test_an_evaluation_makes_no_events(tmp_path):
-    RunFolder(tmp_path).show("predictions/a", np.zeros((20, 30, 3), np.uint8), 0)
+    show_images(RunFolder(tmp_path), None, {"predictions/a": np.zeros((20, 30, 3), np.uint8)}, 0)
     assert not list(tmp_path.iterdir())
 
 

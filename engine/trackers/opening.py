@@ -1,0 +1,55 @@
+"""Opens the trackers of a run. All show the same values and images under the same names.
+
+A tracker that fails is reported once, and the run continues without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from engine.run_files import CONFIG_FILE, REPORT_FILE
+from engine.run_folder import RunFolder
+from engine.trackers.tensorboard import TensorBoard
+from engine.trackers.wandb import ID_FILE, Wandb, WandbConfig
+
+
+class Tracker(Protocol):
+    """Shows a run while it trains and afterwards."""
+
+    def add_values(self, values: Mapping[str, float], step: int) -> None:
+        """Show the values of a step. Steps never decrease."""
+
+    def add_image(self, name: str, image: np.ndarray, step: int) -> None:
+        """Show an image (H, W, 3), uint8, instead of an earlier image with this name."""
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+
+    def close(self) -> None: ...
+
+
+def trackers_of(folder: RunFolder, wandb: WandbConfig | None) -> list[Tracker]:
+    """Opens the trackers of a run that starts to train. They show its config and how to write its report."""
+    config = folder.path / CONFIG_FILE
+    tensorboard = TensorBoard(folder.tensorboard)
+    if config.is_file():
+        tensorboard.add_text("config", f"```yaml\n{config.read_text(encoding='utf-8')}\n```")
+    tensorboard.add_text("report", f"`python run.py report {folder.path}` writes `{folder.path / REPORT_FILE}`")
+    return [tensorboard] if wandb is None else [tensorboard, Wandb(folder.path, config, wandb)]
+
+
+def show_images(folder: RunFolder, wandb: WandbConfig | None, images: Mapping[str, np.ndarray], step: int) -> None:
+    """Show images (H, W, 3), uint8, by name in the trackers of a run that has trained. An evaluation of other weights has no
+    trackers, so nothing is shown."""
+    trackers: list[Tracker] = []
+    if images and folder.tensorboard.is_dir():
+        trackers.append(TensorBoard(folder.tensorboard))
+    if images and wandb is not None and wandb.images and (folder.path / ID_FILE).is_file():
+        trackers.append(Wandb(folder.path, folder.path / CONFIG_FILE, wandb))
+    for tracker in trackers:
+        for name, image in images.items():
+            tracker.add_image(name, image, step)
+        tracker.close()

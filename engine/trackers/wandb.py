@@ -1,0 +1,159 @@
+"""Weights & Biases: values, images and the report of a run."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import secrets
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import Field
+
+from engine.run_files import CONFIG_FILE
+from engine.trackers.outlet import Outlet
+from utils.config import Config
+from utils.config_files import read_yaml
+from utils.errors import UserError
+from utils.files import write_text
+
+if TYPE_CHECKING:
+    from wandb import Run
+
+ID_FILE = "wandb_id"
+"""File in a run's folder with the id of the run at W&B."""
+
+FINISH_TIMEOUT_S = 60.0
+"""Maximum wait at the end for values that are not sent yet. They stay in the run's folder, for `wandb sync`."""
+
+
+class WandbConfig(Config):
+    """Where a run is shown at Weights & Biases."""
+
+    project: str = Field("x2vlm", min_length=1, description="project at W&B")
+    entity: str | None = Field(None, description="user or team at W&B; null: the user who logged in")
+    name: str | None = Field(None, description="name of the run at W&B; null: name of its folder")
+    group: str | None = Field(None, description="group of runs at W&B")
+    mode: Literal["online", "offline"] = Field(
+        "online", description="offline: write into the run's folder, for `wandb sync`"
+    )
+    images: bool = Field(True, description="also send the pictures of predictions, which contain held-out images")
+
+
+def check_package(config: WandbConfig | None) -> None:
+    """Refuse a config that needs the package wandb if it is not installed.
+
+    Raises:
+        UserError: if it is missing.
+    """
+    if config is None:
+        return
+    found = importlib.util.find_spec("wandb")
+    if found is None or found.origin is None:  # W&B writes files into a folder of this name, which is not a package
+        raise UserError('train.wandb: the package wandb is not installed; pip install ".[wandb]", or set it to null')
+
+
+class Wandb:
+    """Shows the values, config and images of a run at W&B. Nothing else is sent, in particular no console output, code, host name
+    or environment.
+
+    A resumed run continues as the same run at W&B. Steps that W&B already has are not sent again.
+
+    Args:
+        folder: folder of the run.
+        settings: its ``config.yaml``.
+        config: the section ``train.wandb``.
+    """
+
+    def __init__(self, folder: Path, settings: Path, config: WandbConfig):
+        self._run = Outlet(f"{folder}: the run at W&B", partial(_opened, folder, settings, config))
+
+    def add_values(self, values: Mapping[str, float], step: int) -> None:
+        """Send the values of a step. Steps never decrease."""
+        self._run.write(lambda run: run.log(dict(values), step=step) if step >= run.step else None)
+
+    def add_image(self, name: str, image: np.ndarray, step: int) -> None:
+        """Show an image (H, W, 3), uint8. ``step`` becomes its caption, since W&B refuses values of earlier steps."""
+        self._run.write(lambda run: run.log({name: _package().Image(image, caption=f"step {step}")}))
+
+    def flush(self) -> None:
+        """Values are sent at once."""
+
+    def close(self) -> None:
+        """Wait until everything is sent. If an exception ends the run, W&B shows the run as failed."""
+        failed = sys.exc_info()[0] is not None
+        self._run.write(lambda run: run.finish(exit_code=int(failed)))
+
+
+def send_report(folder: Path, page: Path) -> None:
+    """Show the report of a run, an HTML file, at W&B.
+
+    Raises:
+        UserError: if the run is not at W&B, the package is missing, or W&B cannot be reached.
+    """
+    settings = folder / CONFIG_FILE
+    section = (read_yaml(settings).get("train") or {}).get("wandb") if settings.is_file() else None
+    if section is None or not (folder / ID_FILE).is_file():
+        raise UserError(
+            f"--wandb: {folder} was not trained with train.wandb, so W&B does not know the run; omit --wandb"
+        )
+    config = WandbConfig.model_validate(section)
+    check_package(config)
+    try:
+        run = _opened(folder, settings, config)
+        run.log({"report": _package().Html(page.read_text(encoding="utf-8"), inject=False)})
+        run.finish()
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"--wandb: the report of {folder} could not be sent to W&B: {reason}; the page is {page}"
+        ) from None
+
+
+def _package() -> ModuleType:
+    # Imported here: the import takes a second, and only the rank that writes needs it.
+    return importlib.import_module("wandb")
+
+
+def _opened(folder: Path, settings: Path, config: WandbConfig) -> Run:
+    wandb = _package()
+    # Silent from here on: it would ask for a login at a terminal, and the run would wait for the answer.
+    wandb.setup(wandb.Settings(silent=True))
+    return wandb.init(
+        project=config.project,
+        entity=config.entity,
+        name=config.name or folder.name,
+        group=config.group,
+        notes="`python run.py report RUN --wandb` shows the report of the run here",
+        mode=config.mode,
+        id=_id(folder),
+        resume="allow",
+        dir=str(folder),
+        config=read_yaml(settings) if settings.is_file() else {},
+        settings=wandb.Settings(
+            silent=True,
+            host="",
+            console="off",
+            save_code=False,
+            disable_code=True,
+            disable_git=True,
+            x_disable_meta=True,
+            x_disable_stats=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+            finish_timeout=FINISH_TIMEOUT_S,
+        ),
+    )
+
+
+def _id(folder: Path) -> str:
+    """Returns the id of the run at W&B, which is new if the folder has none."""
+    file = folder / ID_FILE
+    if not file.is_file():
+        write_text(file, secrets.token_hex(4) + "\n")
+    return file.read_text(encoding="utf-8").strip()
