@@ -171,7 +171,7 @@ def parse_rows(
                 raise row
             parsed.append(parse(row))
         except Exception as error:  # nothing in a record ends a run
-            broken.append(broken_record(error, lambda row=row: row.place))  # type: ignore[misc]
+            broken.append(broken_record(error, row.place))
     if not broken:
         return parsed
     for unforeseen in {record.kind: record.traceback for record in reversed(broken) if record.traceback}.values():

@@ -51,7 +51,7 @@ def outputs_of_shards(
             if raw.values.get(video_key) is None:
                 raise broken_key(raw, video_key)
         except Exception as error:
-            broken = broken_record(error, partial(shards.place, number))
+            broken = broken_record(error, shards.location(number))
             return Job(making, broken.place, Path(), {}, broken=broken)
         return Job(making, raw.place, video_root or raw.folder, raw.values, video_key)
 

@@ -120,7 +120,7 @@ def work(job: Job) -> RecordLine | BrokenRecord:
     except (OSError, MemoryError) as error:
         return BrokenRecord("unreadable video", job.place, str(error) or "it needs more memory than there is")
     except Exception as error:
-        return broken_record(error, lambda: job.place)
+        return broken_record(error, job.place)
     frames: Any = clips if has_clips(value) else clips[0]
     content = json.dumps(frames).encode("ascii") if job.bare else json_line({**job.values, job.key: frames})
     return RecordLine(content, len(clips), sum(map(len, clips)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from batches.base import BrokenRecord
 from utils.errors import UserError
@@ -32,8 +32,8 @@ class BrokenRecordError(Exception):
         return BrokenRecord(self.kind, self.place, self.message)
 
 
-def broken_record(error: Exception, place: Callable[[], str]) -> BrokenRecord:
-    """The broken record that ``error`` stands for, raised while the record at ``place`` was read or made.
+def broken_record(error: Exception, location: str) -> BrokenRecord:
+    """Returns the broken record that ``error`` stands for, raised while the record at ``location`` was read or used.
 
     A class of exceptions that nothing foresaw is a kind of its own and keeps its traceback, so that a mistake in the code shows.
 
@@ -45,7 +45,7 @@ def broken_record(error: Exception, place: Callable[[], str]) -> BrokenRecord:
     if isinstance(error, BrokenRecordError):
         return error.as_broken()
     message = printable(" ".join(str(error).split())[:_LONGEST_MESSAGE]) or "no message"
-    where = printable(place())
+    where = printable(location)
     return BrokenRecord(type(error).__name__, where, message, "".join(traceback.format_exception(error)))
 
 
@@ -73,9 +73,9 @@ def remedy_for(kinds: Mapping[str, int], limit: str | None) -> str:
     return "mend or remove them" + (f", or raise {limit}" if limit else "")
 
 
-def not_whole(error: Exception, place: Callable[[], str]) -> UserError:
+def not_whole(error: Exception, location: str) -> UserError:
     """The error for a broken record of a held-out set, in one line."""
-    broken = broken_record(error, place)
+    broken = broken_record(error, location)
     return UserError(f"{broken.place}: {broken.kind}: {broken.message}; a held-out set has to be whole")
 
 

@@ -98,6 +98,12 @@ class Shards:
         sizes = iter(self.sizes)
         return [list(itertools.islice(sizes, count)) for count in self._shards_by_entry]
 
+    def location(self, number: int) -> str:
+        """Where record ``number`` is, without reading the shard: its file and line, or its tar and its index in the tar."""
+        shard, row = self._locate(number)
+        path = self.paths[shard]
+        return f"{path}: record {row}" if path.suffix == TAR_SUFFIX else f"{path}:{self.index.line(shard, row)}"
+
     def place(self, number: int) -> str:
         """Where record ``number`` lies, for messages: as in the record, or for a tar that cannot be read its number there."""
         shard, row = self._locate(number)

@@ -1,12 +1,11 @@
-"""The one loop in which records become training examples, for every stream and task: nothing in a record ends a run."""
+"""Accounts for the records of a batch. Whatever is wrong with a record, it does not end a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,57 +16,61 @@ from dataset.workers import reading
 E = TypeVar("E")
 
 
+class Reading(Generic[E]):
+    """A record that is being read. ``location``: file and line, or shard and member; ``example``: what was made of it, None until
+    then and if the record cannot be used."""
+
+    def __init__(self, location: str):
+        self.location = location
+        self.example: E | None = None
+
+
 class Account:
-    """Account of the records of one batch: ``usable``, the places of those that examples were made of; ``broken``, all that
-    could not be used; ``counts``, of each stream."""
+    """Counts the records of one batch.
+
+    Attributes:
+        usable: locations of the records that examples were made of.
+        broken: the records, and parts of records, that could not be used.
+        counts: number of records read and used, by stream.
+    """
 
     def __init__(self) -> None:
         self.usable: list[str] = []
         self.broken: list[BrokenRecord] = []
         self.counts: dict[str, RecordCount] = {}
 
-    def examples(
-        self,
-        stream: str,
-        draws: Iterable[tuple[int, np.random.Generator]],
-        example: Callable[[int, np.random.Generator], E | None],
-        place: Callable[[int], str],
-    ) -> list[E | None]:
-        """An example of each record that is drawn, by its index and random numbers; None where there is none.
+    @contextmanager
+    def record(self, stream: str, location: str) -> Iterator[Reading[Any]]:
+        """Counts the record that is read inside. An exception inside makes it a broken record, and is not raised again.
 
         Args:
-            stream: whose records they are.
-            draws: the indexes, each with a generator of its own.
-            example: makes one; what it raises is a broken record, and None is one whose parts it has reported itself.
-            place: where a record lies.
+            stream: stream of the record.
+            location: location of the record, as far as it is known without reading it. If the worker hangs or is killed, the
+                message names it.
 
         Raises:
-            UserError: as ``example``: no record is to blame.
+            UserError: raised inside; it is not the fault of a record.
         """
-        examples: list[E | None] = []
-        note = reading.get(None)
-        for index, rng in draws:
-            made = None
-            if note is not None:
-                note(place(index))
-            try:
-                made = example(index, rng)
-            except Exception as error:
-                self.broken.append(broken_record(error, partial(place, index)))
-            if made is not None:
-                self.usable.append(place(index))
-            self._count(stream, read=1, usable=int(made is not None))
-            examples.append(made)
-        return examples
+        if (note := reading.get(None)) is not None:
+            note(location)
+        record = Reading[Any](location)
+        try:
+            yield record
+        except Exception as error:
+            record.example = None
+            self.broken.append(broken_record(error, record.location))
+        if record.example is not None:
+            self.usable.append(record.location)
+        self._count(stream, read=1, usable=int(record.example is not None))
 
-    def reject(self, stream: str, error: Exception, place: str) -> None:
-        """A record that seemed usable is broken after all."""
-        self.broken.append(broken_record(error, lambda: place))
-        self.usable.remove(place)
+    def reject(self, stream: str, error: Exception, location: str) -> None:
+        """Count a record that seemed usable as broken after all."""
+        self.broken.append(broken_record(error, location))
+        self.usable.remove(location)
         self._count(stream, usable=-1)
 
     def fields(self) -> dict[str, Any]:
-        """The account as fields of :class:`~batches.base.Batch`."""
+        """Returns the account as fields of :class:`~batches.base.Batch`."""
         return {"records": tuple(self.usable), "broken": tuple(self.broken), "counts": self.counts}
 
     def _count(self, stream: str, read: int = 0, usable: int = 0) -> None:
@@ -76,6 +79,6 @@ class Account:
 
 
 def filled(examples: Sequence[E | None], filler: Callable[[], E]) -> tuple[list[E], Tensor]:
-    """The examples with fillers for those that are None, and which count, (N,) bool."""
+    """Returns the examples, with fillers instead of None, and which of them count, (N,) bool."""
     rows = [filler() if example is None else example for example in examples]
     return rows, torch.tensor([example is not None for example in examples])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -119,8 +118,11 @@ class FineTuneBatches(ABC, Generic[D, E]):
         """Micro-batch ``number``, counted over all ranks."""
         account = Account()
         drawn = self.order.batch(number)
-        draws = [(index, sample_rng(self.seed, self.name, epoch, index)) for epoch, index in drawn]
-        examples = account.examples(self.name, draws, self.example, self.place)
+        examples: list[E | None] = []
+        for epoch, index in drawn:
+            with account.record(self.name, self.place(index)) as record:
+                record.example = self.example(index, sample_rng(self.seed, self.name, epoch, index))
+            examples.append(record.example)
         try:
             return self._batch(examples, account)
         except Exception:
@@ -171,12 +173,13 @@ class _Chunks(Generic[T]):
     def __call__(self, number: int) -> list[T]:
         items, note = [], reading.get(None)
         for index in self.items[number * self.size : (number + 1) * self.size]:
+            location = self.place(index)
+            if note is not None:
+                note(location)
             try:
-                if note is not None:
-                    note(self.place(index))
                 items.append(self.read(index))
             except Exception as error:
-                raise not_whole(error, partial(self.place, index)) from None
+                raise not_whole(error, location) from None
         return items
 
 

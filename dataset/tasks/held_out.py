@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor
 
@@ -113,7 +112,7 @@ def _whole(shards: Shards, numbers: Iterable[int], read: Callable[[RawRecord], H
         try:
             records.append(read(shards.read(number)))
         except Exception as error:
-            raise not_whole(error, partial(shards.place, number)) from None
+            raise not_whole(error, shards.location(number)) from None
     return records
 
 

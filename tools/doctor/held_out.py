@@ -39,7 +39,7 @@ def check_images(subject: Subject, key: str, items: Any) -> str:
         try:
             view(sources[index])
         except BrokenRecordError as error:
-            raise not_whole(error, lambda place=sources[index].place: place) from None  # type: ignore[misc]
+            raise not_whole(error, sources[index].place) from None
         count += 1
         if time.perf_counter() > until:
             break

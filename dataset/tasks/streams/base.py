@@ -175,18 +175,25 @@ class CleanSetConfig(Config):
 
 
 def read_examples(
-    source: RecordSource, number: int, account: Account, example: Callable[[RawRecord, np.random.Generator], E | None]
+    source: RecordSource, number: int, account: Account, make: Callable[[RawRecord, np.random.Generator], E | None]
 ) -> list[E | None]:
-    """An example of each record of micro-batch ``number``: see :meth:`~dataset.tasks.account.Account.examples`."""
-    places: dict[int, str] = {}
+    """Reads the records of micro-batch ``number`` and makes an example of each.
 
-    def of_record(index: int, rng: np.random.Generator) -> E | None:
-        raw = source.shards.read(index)
-        places[index] = raw.place
-        return example(raw, rng)
+    Args:
+        source: records of the stream in their order.
+        number: index of the micro-batch.
+        account: counts the records.
+        make: parses and augments a record. Whatever it raises makes the record a broken one, except for UserError; it returns
+            None if it has reported all parts of the record as broken.
 
-    # The place of a record that was read is known; in a tar, looking it up reads the file again.
-    place = source.shards.place
-    return account.examples(
-        source.name, source.samples(number), of_record, lambda index: places.get(index) or place(index)
-    )
+    Returns:
+        An example for each record, or None if the record cannot be used.
+    """
+    examples: list[E | None] = []
+    for index, rng in source.samples(number):
+        with account.record(source.name, source.shards.location(index)) as record:
+            raw = source.shards.read(index)
+            record.location = raw.place  # more exact in a tar: its member
+            record.example = make(raw, rng)
+        examples.append(record.example)
+    return examples

@@ -78,8 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
         return {"Location": self.path} if fault.startswith("3") else {} if after is None else {"Retry-After": after}
 
     def _answer(self, status: int, content: bytes, headers: dict[str, str], fault: str = "") -> None:
-        if fault == "silent":
-            time.sleep(1.5)
+        if fault in ("silent", "hang"):
+            time.sleep(1.5 if fault == "silent" else 30)
         self.send_response(status)
         if fault == "unsized":
             self._answer_without_length(content[:-1], headers)
