@@ -58,7 +58,7 @@ class ReproduceFlags:
     evaluate: bool = False
     seeds: Seeds = None
     output: Path = OUTPUT
-    intervals: Annotated[int | bool, alone_or(_draws)] = False
+    intervals: Annotated[int | bool, alone_or(_draws, "DRAWS")] = False
     small: bool = False
     unchecked: bool = False
 

@@ -26,7 +26,7 @@ def search(
     *,
     top: Positive = 10,
     rerank: int = 64,
-    locate: Annotated[str | bool, alone_or(sentence)] = False,
+    locate: Annotated[str | bool, alone_or(sentence, "PHRASE")] = False,
     save: Path | None = None,
     json_: bool = False,
     cache_gb: PositiveReal = CACHE_GB,
