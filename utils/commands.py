@@ -192,8 +192,8 @@ def command_line(command: Callable[..., int], name: str) -> CommandLine:
     app.help_formatter = HelpFormatter(app)
     app["--help"].show = False  # otherwise each help begins with a list of commands whose only entry is --help
     app.default(command)
-    for word, subcommand in subcommands_of(command).items():
-        app.command(subcommand.target, name=word, help=subcommand.help)
+    for position, (word, subcommand) in enumerate(subcommands_of(command).items()):
+        app.command(subcommand.target, name=word, help=subcommand.help, sort_key=position)
     # cyclopts would rewrap the lines of the examples in an epilogue, so they are printed separately.
     return CommandLine(app, "".join(f"\n{part}\n" for part in _end_of_help(command)))
 

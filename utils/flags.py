@@ -34,6 +34,11 @@ def alone_or(read: Callable[[str], Any], name: str) -> Parameter:
     return read_by(read, n_tokens=1, accepts_keys=False, metavar=f"[{name}]")
 
 
+def named(name: str) -> Parameter:
+    """Marks a type whose values the help calls ``name``, or a list whose flag takes one such value and may be repeated."""
+    return Parameter(metavar=name)
+
+
 SEVERAL = Parameter(consume_multiple=1)
 """Marks a list: the flag takes all arguments up to the next flag, and may be repeated."""
 
@@ -118,6 +123,6 @@ Positive = Annotated[int, read_by(positive)]
 PositiveReal = Annotated[float, read_by(within(0, math.inf, above=True))]
 Share = Annotated[float, read_by(within(0, 1, above=True))]
 Override = Annotated[str, read_by(override, name="key=value")]
-File = Annotated[str, Parameter(metavar="FILE")]
-ModelName = Annotated[str, Parameter(metavar="MODEL")]
+File = Annotated[str, named("FILE")]
+ModelName = Annotated[str, named("MODEL")]
 """A run's folder, a weight file, hub:owner/name, or an export."""
