@@ -73,7 +73,7 @@ def whole_command_line(*, loads: bool = False) -> CommandLine:
 
 
 def completion(shell: Literal["bash", "zsh", "fish"] = "bash", /) -> int:
-    """Print a script with which your shell completes the commands and flags of x2vlm.
+    """Print a script with which your shell completes the commands and flags of x2vlm; python run.py is not completed.
 
     Args:
         shell: your shell.
