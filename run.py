@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -42,6 +43,9 @@ def main(argv: Sequence[str]) -> int:
         return execute(COMMANDS[first].load(), rest, f"run.py {first}", known_keys)
     if not first.startswith("-") and "=" not in first:
         raise UserError(_unknown_command(first))
+    for before, word in pairwise(argv):
+        if word in COMMANDS and not before.startswith("-"):
+            raise UserError(f"{word} is a command; give it first: run.py {word} ...")
     return execute(whole_command_line(), argv, "run.py", known_keys)
 
 
@@ -59,17 +63,17 @@ def whole_command_line(*, loads: bool = False) -> CommandLine:
     from utils.commands import CommandLine, command_line
 
     app, examples = command_line(run_task, "run.py")
-    for name, command in COMMANDS.items():
+    for position, (name, command) in enumerate(COMMANDS.items()):
         if loads:
             app.command(command_line(command.load(), name).app, name=name)
         else:
-            app.command(command.target, name=name, help=command.help)
+            app.command(command.target, name=name, help=command.help, sort_key=position)
     tasks = "".join(f"  {name:13}{entry.help}\n" for name, entry in TASKS.items())
     return CommandLine(app, f"\ntasks (--task TASK):\n{tasks}{examples}")
 
 
-def completion(shell: Literal["bash", "zsh", "fish"] = "bash") -> int:
-    """Print a script with which your shell completes the commands and flags of x2vlm.
+def completion(shell: Literal["bash", "zsh", "fish"] = "bash", /) -> int:
+    """Print a script with which your shell completes the commands and flags of x2vlm; python run.py is not completed.
 
     Args:
         shell: your shell.
@@ -79,14 +83,16 @@ def completion(shell: Literal["bash", "zsh", "fish"] = "bash") -> int:
         x2vlm completion zsh > ~/.zfunc/_x2vlm
         x2vlm completion fish > ~/.config/fish/completions/x2vlm.fish
     """
-    sys.stdout.write(whole_command_line(loads=True).app.generate_completion(prog_name="x2vlm", shell=shell))
+    script = whole_command_line(loads=True).app.generate_completion(prog_name="x2vlm", shell=shell)
+    # Where nothing else fits, bash completes files, as zsh and fish do by themselves.
+    sys.stdout.write(script.replace("complete -F ", "complete -o default -F "))
     return 0
 
 
 def _unknown_command(word: str) -> str:
     if word.endswith((".yaml", ".yml")):
         return f"{word!r} is no command; to run a config, give --config {word}"
-    if Path(word).is_dir():
+    if word and Path(word).is_dir():
         return f"{word!r} is no command; to run the task of a folder, give --task {word}"
     if word in TASKS:
         return f"{word} is a task and no command; give --task {word}"

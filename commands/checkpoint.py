@@ -6,7 +6,7 @@ import sys
 from typing import Annotated, Literal
 
 from utils.errors import UserError
-from utils.flags import Positive, one_of, read_by
+from utils.flags import File, Positive, one_of, read_by
 from utils.subcommands import Command, with_subcommands
 
 SUBCOMMANDS = {
@@ -46,7 +46,7 @@ def checkpoint(command: Annotated[str, read_by(one_of(list(SUBCOMMANDS)))], /) -
     raise AssertionError(f"{command} is a subcommand")
 
 
-def inspect(files: list[str], /, *, no_configs: bool = False) -> int:
+def inspect(files: list[File], /, *, no_configs: bool = False) -> int:
     """Print the kind, task, sizes, resolution, frames and vocabulary of weight files, and whether each file is intact.
 
     A file that cannot be read is reported in its place, and the other files are still inspected.
@@ -77,12 +77,12 @@ def inspect(files: list[str], /, *, no_configs: bool = False) -> int:
 
 
 def convert(
-    file: str,
+    file: File,
     /,
     *,
-    out: str,
+    out: File,
     form: Literal["published", "ours"] | None = None,
-    config: str | None = None,
+    config: File | None = None,
     overwrite: bool = False,
 ) -> int:
     """Rename the tensors in a weight file from the published names to ours, or from ours to the published names.
@@ -100,7 +100,7 @@ def convert(
     return 0
 
 
-def compare(first: str, second: str, /, *, most: Positive = 20, all_: bool = False) -> int:
+def compare(first: File, second: File, /, *, most: Positive = 20, all_: bool = False) -> int:
     """List the tensors that are in only one of two files, that have other shapes, or that have other values.
 
     Args:
@@ -119,7 +119,7 @@ def compare(first: str, second: str, /, *, most: Positive = 20, all_: bool = Fal
     return 0 if same else 1
 
 
-def adapters(run: str, /, *, out: str) -> int:
+def adapters(run: str, /, *, out: File) -> int:
     """Save what a run with optim.lora has trained as a small folder.
 
     Args:
@@ -132,7 +132,7 @@ def adapters(run: str, /, *, out: str) -> int:
     return 0
 
 
-def merge(folder: str, /, *, base: str, out: str) -> int:
+def merge(folder: str, /, *, base: File, out: File) -> int:
     """Rebuild the whole model from a folder of adapters and the weights that they were trained on.
 
     Args:

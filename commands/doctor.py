@@ -7,16 +7,17 @@ import sys
 import time
 from pathlib import Path
 
+from tasks.flag import TaskName
 from tasks.job import default_output
 from tasks.kinds import choose
 from utils.config import load_config
-from utils.flags import Override, Positive
+from utils.flags import File, Override, Positive
 
 
 def doctor(
     *overrides: Override,
-    config: str | None = None,
-    task: str | None = None,
+    config: File | None = None,
+    task: TaskName | None = None,
     gpus: Positive = 1,
     output: Path | None = None,
     out: Path = Path("."),

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
+
+from utils.flags import File, ModelName, named
 
 
-def export(model: str, /, *, out: Path, config: str | None = None, tokenizer: str | None = None) -> int:
+def export(
+    model: ModelName,
+    /,
+    *,
+    out: Path,
+    config: File | None = None,
+    tokenizer: Annotated[str | None, named("FOLDER")] = None,
+) -> int:
     """Write a model of task pretrain, retrieval or grounding as ONNX graphs, for machines without a GPU.
 
     The folder is self-contained: it has the image encoder, the text encoder, the fusion encoder with its heads, config and

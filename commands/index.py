@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 from commands.models import ModelFlags, report_broken
+from utils.flags import ModelName
 from utils.printing import counted
 
 
-def index(folder: Path, /, *, model: str, out: Path, running: ModelFlags = ModelFlags()) -> int:
+def index(folder: Path, /, *, model: ModelName, out: Path, running: ModelFlags = ModelFlags()) -> int:
     """Embed every image in a folder and its subfolders, each distinct content once. Videos are skipped.
 
     To update an index, run the command again: it embeds images that are new or have changed, and drops images that have been

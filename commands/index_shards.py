@@ -9,14 +9,14 @@ from tasks.kinds import choose
 from utils.config import Config, load_config
 from utils.cores import usable_cores
 from utils.errors import UserError
-from utils.flags import positive, read_by
+from utils.flags import File, named, positive, read_by
 from utils.inputs import inputs_of
 
 
 def index_shards(
     *words: str,
-    config: str | None = None,
-    index: str | None = None,
+    config: File | None = None,
+    index: Annotated[str | None, named("FOLDER")] = None,
     workers: Annotated[int, read_by(positive)] = usable_cores(),
 ) -> int:
     """Find where each record begins in the shards of a config's streams, or in one list of shards.

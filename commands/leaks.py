@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 from dataset import look_alikes
 from dataset.leaks import KnownImage, SharedImage, SharedImages, Source, known_image, shared_with_splits
@@ -29,7 +29,7 @@ from tools.doctor.shared import images_of_record, sources_of
 from utils.config import load_config
 from utils.errors import UserError
 from utils.files import replacing
-from utils.flags import Positive
+from utils.flags import File, Positive, named
 from utils.progress import progress_bar
 
 NAMED = 5
@@ -58,10 +58,10 @@ class Sides:
 
 
 def leaks(
-    configs: list[str],
+    configs: list[File],
     /,
     *,
-    held_out: tuple[Path, ...] = (),
+    held_out: Annotated[tuple[Path, ...], named("FOLDER")] = (),
     perceptual: bool = False,
     sample: Positive = 1000,
     seed: int = 0,

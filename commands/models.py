@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from utils.commands import FLAGS
 from utils.errors import UserError
-from utils.flags import Positive
+from utils.flags import File, Positive, named
 
 if TYPE_CHECKING:
     from x2vlm.model import Model
@@ -34,11 +34,11 @@ class ModelFlags:
         tokenizer: tokenizer, if it is not the model's own.
     """
 
-    device: str | None = None
+    device: Annotated[str | None, named("DEVICE")] = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     batch_size: Positive = 32
-    config: str | None = None
-    tokenizer: str | None = None
+    config: File | None = None
+    tokenizer: Annotated[str | None, named("FOLDER")] = None
 
     def load(self, source: str, answers: str | None = None) -> Model:
         """Load the model ``source`` with these options."""

@@ -10,10 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+from cyclopts import Parameter
+
 from commands.models import MOST_DRAWN, ModelFlags, check_save, report_broken
 from utils.commands import STANDARD_INPUT
 from utils.errors import UserError
-from utils.flags import SEVERAL, one_of, read_by, sentence
+from utils.flags import SEVERAL, File, ModelName, named, read_by, sentence
 from utils.printing import printed
 from utils.progress import progress_bar
 from utils.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -42,13 +44,13 @@ class Result(NamedTuple):
 
 
 def predict(
-    call: Annotated[str, read_by(one_of(ASKED))],
+    call: Annotated[str, Parameter(choices=ASKED)],
     /,
     *,
-    model: str,
-    image: Annotated[list[str], SEVERAL],
-    text: tuple[Annotated[str, read_by(sentence)], ...] = (),
-    answers: str | None = None,
+    model: ModelName,
+    image: Annotated[list[File], SEVERAL],
+    text: Annotated[tuple[Annotated[str, read_by(sentence)], ...], named("TEXT")] = (),
+    answers: File | None = None,
     layer: int | None = None,
     save: Path | None = None,
     json_: bool = False,
@@ -57,7 +59,7 @@ def predict(
     """Run a trained model on your images: captions, answers, boxes, matches, comparisons, attention maps.
 
     Args:
-        call: what to compute: caption, answer, match, locate, compare or explain.
+        call: what to compute.
         model: a run's folder, a weight file, hub:owner/name, or an export.
         image: images, videos, folders, patterns; - reads paths from standard input.
         text: for answer, a question; for locate, a phrase; for match, a text; for compare, a statement about the images, two at

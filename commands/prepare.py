@@ -19,7 +19,7 @@ from dataset.prepare.sets.laion import Filters, Safety
 from dataset.prepare.video_clips import VideoOptions
 from utils.cores import usable_cores
 from utils.errors import UserError
-from utils.flags import PositiveReal, read_by, whole_number, within
+from utils.flags import PositiveReal, named, read_by, unknown, whole_number, within
 from utils.subcommands import Command, with_subcommands
 
 CONVERTERS = {
@@ -83,15 +83,15 @@ class VideoFlags:
 
 @with_subcommands(CONVERTERS)
 def prepare(
-    name: str | None = None,
+    name: Annotated[str | None, Parameter(choices=(*SETS, *GROUPS, *CONVERTERS), show_choices=False)] = None,
     /,
     *,
     list_: bool = False,
     check: Path | None = None,
     raw: Path | None = None,
     out: Path = Path("data/pretrain"),
-    held_out: tuple[Path, ...] = (),
-    without: tuple[str, ...] = (),
+    held_out: Annotated[tuple[Path, ...], named("FOLDER")] = (),
+    without: Annotated[tuple[str, ...], named("SET")] = (),
     missing: Path | None = None,
     verify: bool = False,
     overwrite: bool = False,
@@ -108,7 +108,7 @@ def prepare(
 
     Args:
         name: coco, visual_genome, sbu, cc3m, refcoco, gqa, flickr30k_entities, objects365, openimages, cc12m, laion, webvid,
-            howto100m, yt_temporal, 4m, 1b or videos.
+            howto100m, yt_temporal, 4m, 1b or videos; or a command.
         list_: show the data sets: files, sizes, licence, and the resulting records.
         check: compare the prepared folders in this folder with their manifests.
         raw: folder of the official files and images.
@@ -118,7 +118,7 @@ def prepare(
         missing: exclude these images too: another group's missing.txt, or its --out.
         verify: decode every image, and exclude broken images and duplicates.
         overwrite: rebuild existing folders.
-        workers: number of processes (default: one per core).
+        workers: number of processes; the default is one per core.
 
     Examples:
         python run.py prepare --list
@@ -130,6 +130,8 @@ def prepare(
         0 the records exist, or all folders are intact; 1 --check found a fault; 2 there is a mistake in the command line or the
         files
     """
+    if sum((list_, check is not None, name is not None)) > 1:
+        raise UserError("give one of NAME, --list and --check")
     if list_:
         sys.stdout.write(listing())
         return 0
@@ -138,14 +140,11 @@ def prepare(
     if name is None:
         raise UserError("give the name of a data set; --list shows them")
     names = GROUPS.get(name, (name,))
-    if unknown := [each for each in names if each not in SETS]:
-        known = ", ".join((*SETS, *GROUPS, *CONVERTERS))
-        raise UserError(f"{unknown[0]!r} is not a data set; known: {known}; --list describes them")
     if raw is None:
         raise UserError("give the folder of the official files: --raw DIR")
     splits = {**SPLITS, **VIDEO_SPLITS}
-    if unknown := [each for each in without if each not in splits]:
-        raise UserError(f"--without {unknown[0]}: no such splits; known: {', '.join(splits)}")
+    if wrong := [each for each in without if each not in splits]:
+        raise UserError(f"--without: {unknown(wrong[0], list(splits))}")
     if verify and set(names) <= {"laion", *GROUPS["videos"]}:
         raise UserError(f"--verify: {', '.join(names)} does not decode images; remove the flag")
     _refuse_unread(laion, ("laion",), names)

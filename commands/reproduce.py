@@ -46,7 +46,7 @@ class ReproduceFlags:
 
     Attributes:
         evaluate: evaluate the weights as they are, without training.
-        seeds: S,S: a run for each seed (default: the config's).
+        seeds: a run for each seed (default: the config's).
         output: folder of runs and receipts.
         intervals: 95 % interval of each number over the held-out examples, from this number of bootstrap draws (1000 if the
             flag has no number);
@@ -58,7 +58,7 @@ class ReproduceFlags:
     evaluate: bool = False
     seeds: Seeds = None
     output: Path = OUTPUT
-    intervals: Annotated[int | bool, alone_or(_draws)] = False
+    intervals: Annotated[int | bool, alone_or(_draws, "DRAWS")] = False
     small: bool = False
     unchecked: bool = False
 

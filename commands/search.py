@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from commands.models import MOST_DRAWN, ModelFlags, check_save
 from utils.errors import UserError
-from utils.flags import Positive, PositiveReal, alone_or, read_by, sentence
+from utils.flags import ModelName, Positive, PositiveReal, alone_or, read_by, sentence, whole_number
 from utils.printing import counted, printed
 from x2vlm.search import CACHE_GB
 
@@ -25,12 +25,12 @@ def search(
     /,
     *,
     top: Positive = 10,
-    rerank: int = 64,
-    locate: Annotated[str | bool, alone_or(sentence)] = False,
+    rerank: Annotated[int, read_by(whole_number(0))] = 64,
+    locate: Annotated[str | bool, alone_or(sentence, "PHRASE")] = False,
     save: Path | None = None,
     json_: bool = False,
     cache_gb: PositiveReal = CACHE_GB,
-    model: str | None = None,
+    model: ModelName | None = None,
     running: ModelFlags = ModelFlags(),
 ) -> int:
     """Find images with a sentence: by cosine, then by the matching head; optionally with the box where the sentence applies.
@@ -59,8 +59,6 @@ def search(
     Returns:
         0 the index was searched; 2 it could not be searched
     """
-    if rerank < 0:
-        raise UserError(f"--rerank {rerank} is less than 0")
     from x2vlm.search.files import read_about
 
     about = read_about(index)

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from commands.models import ModelFlags
 from utils.commands import FLAGS
 from utils.errors import UserError
-from utils.flags import Positive
+from utils.flags import Positive, named, read_by, whole_number
 from utils.folder_lock import LOCK_FILE, FolderLock
 from utils.printing import printed
+from utils.rank_variables import LAST_PORT
 from utils.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
@@ -49,16 +50,16 @@ class PageFlags:
         per_minute: maximum number of questions per visitor and minute; for files, the limit is doubled.
     """
 
-    host: str = LOOPBACK
-    name: tuple[str, ...] = ()
-    port: Positive = 7860
+    host: Annotated[str, named("HOST")] = LOOPBACK
+    name: Annotated[tuple[str, ...], named("NAME")] = ()
+    port: Annotated[int, read_by(whole_number(1, LAST_PORT))] = 7860
     max_mb: Positive = 20
     per_minute: Positive = 60
 
 
 def serve(
     *,
-    model: list[str],
+    model: Annotated[list[str], named("MODEL")],
     index: Path | None = None,
     examples: Path | None = None,
     page: PageFlags = PageFlags(),

@@ -13,6 +13,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 from launch.placement import Placement
 from tasks.kinds import choose
@@ -21,7 +22,7 @@ from tools.reproduce.runs import Run, Seeds, make
 from utils.config import load_config
 from utils.errors import UserError
 from utils.files import write_text
-from utils.flags import Override
+from utils.flags import File, Override, named
 
 Grid = list[tuple[str, list[str]]]
 """Keys, each with the values to try."""
@@ -32,22 +33,23 @@ Overrides = tuple[str, ...]
 
 def sweep(
     *overrides: Override,
-    config: str,
-    grid: tuple[str, ...] = (),
-    variant: tuple[str, ...] = (),
+    config: File,
+    grid: Annotated[tuple[str, ...], named("KEY=V,V")] = (),
+    variant: Annotated[tuple[str, ...], named('"NAME: KEY=V"')] = (),
     seeds: Seeds = None,
     output: Path | None = None,
     placement: Placement = Placement(),
 ) -> int:
     """Train and evaluate every combination of the given values, or each named variant, one run after another, and print one
-    table: a row per variant, with the mean over seeds and its standard deviation. Repeat the command to resume.
+    table: a row per variant, with the mean over seeds and its standard deviation. Give either --grid or --variant. Repeat the
+    command to resume.
 
     Args:
         overrides: values that replace the config's, as key=value.
         config: YAML file; see configs/.
-        grid: key=v,v: values of a key; may be repeated.
-        variant: "NAME: key=v …": a row of the table, and the overrides of its runs (possibly none); may be repeated.
-        seeds: S,S: a run for each seed (default: the config's).
+        grid: a key and the values to try; may be repeated, for all combinations.
+        variant: a row of the table, and the overrides of its runs (any number); may be repeated.
+        seeds: a run for each seed (default: the config's).
         output: folder of the runs (default: runs/sweep/<config's name>).
 
     Examples:

@@ -6,10 +6,11 @@ import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from tools.reproduce.cells import ReadyCell, chosen, ready
 from utils.commands import FLAGS
+from utils.flags import named
 from utils.image_size import in_words
 
 WIDTH = 110
@@ -27,9 +28,9 @@ class CellFlags:
         checkpoints: folder of published weights, with the authors' file names.
     """
 
-    table: str | None = None
-    row: str | None = None
-    cell: str | None = None
+    table: Annotated[str | None, named("TABLE")] = None
+    row: Annotated[str | None, named("ROW")] = None
+    cell: Annotated[str | None, named("COLUMN")] = None
     checkpoints: Path | None = None
 
     @property

@@ -13,6 +13,7 @@ from engine.run_files import CONFIG_FILE
 from launch import slurm
 from launch.placement import ONE_NODE, Placement
 from launch.slurm import SlurmFlags
+from tasks.flag import TaskName
 from tasks.job import RunFlags, default_output
 from tasks.run import run_rank
 from utils.commands import argv_of
@@ -30,7 +31,7 @@ TOP = Path(__file__).parents[__name__.count(".")]
 
 def run_task(
     *overrides: Override,
-    task: str | None = None,
+    task: TaskName | None = None,
     flags: RunFlags = RunFlags(),
     placement: Placement = Placement(),
     max_restarts: int | None = None,

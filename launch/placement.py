@@ -7,7 +7,8 @@ from typing import Annotated, NamedTuple
 
 from utils.commands import FLAGS
 from utils.errors import UserError
-from utils.flags import Positive, WrongValueError, read_by
+from utils.flags import Positive, WrongValueError, named, read_by
+from utils.flags import whole_number as at_least
 from utils.rank_variables import LAST_PORT, whole_number
 
 
@@ -62,15 +63,15 @@ class Placement:
         nodes: number of nodes; run the command on each node with its --node-rank. With MIN:MAX, nodes may join and leave, and
             need no --node-rank.
         node_rank: rank of this node, from 0.
-        master: HOST:PORT of node 0 or, with MIN:MAX, of the node where all nodes meet. Required with --nodes unless SLURM,
+        master: address of node 0 or, with MIN:MAX, of the node where all nodes meet. Required with --nodes unless SLURM,
             PyTorchJob or torchrun starts run.py.
     """
 
     gpus: Positive | None = None
     cpu: Positive | None = None
-    nodes: Annotated[Nodes | None, read_by(parse_nodes, n_tokens=1, accepts_keys=False)] = None
-    node_rank: int | None = None
-    master: str | None = None
+    nodes: Annotated[Nodes | None, read_by(parse_nodes, n_tokens=1, accepts_keys=False, metavar="N|MIN:MAX")] = None
+    node_rank: Annotated[int | None, read_by(at_least(0))] = None
+    master: Annotated[str | None, named("HOST:PORT")] = None
 
     def check(self) -> None:
         """Raises :class:`UserError` if the flags contradict each other."""

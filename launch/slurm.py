@@ -20,7 +20,7 @@ from engine.run_files import METRICS_FILE
 from launch.placement import ONE_NODE, Placement
 from tasks.job import RunFlags
 from utils.errors import UserError
-from utils.flags import Positive, WrongValueError, read_by
+from utils.flags import Positive, WrongValueError, named, read_by
 from utils.processes import REQUEUE
 
 if TYPE_CHECKING:
@@ -93,14 +93,14 @@ class SlurmFlags:
 
     slurm: bool = False
     dry_run: bool = False
-    time: Annotated[str | None, read_by(_time)] = None
+    time: Annotated[str | None, read_by(_time, metavar="TIME")] = None
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     cpus_per_task: Positive | None = None
     mem: str | None = None
     job_name: str | None = None
-    sbatch: list[Annotated[str, read_by(_option)]] = field(default_factory=list)
+    sbatch: Annotated[list[Annotated[str, read_by(_option)]], named("KEY[=VALUE]")] = field(default_factory=list)
 
     def check(self, placement: Placement) -> None:
         """Raises :class:`UserError` if the flags contradict each other or the flags of the placement."""

@@ -18,10 +18,12 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from cyclopts import (
     App,
+    Argument,
     ArgumentCollection,
     CoercionError,
     CycloptsError,
@@ -30,8 +32,10 @@ from cyclopts import (
     RepeatArgumentError,
     UnknownOptionError,
     UnusedCliTokensError,
+    default_name_transform,
 )
 from cyclopts.token import Token
+from cyclopts.utils import is_option_like
 
 from utils.errors import UserError, one_line_errors
 from utils.flags import NotAnOverrideError, WrongValueError, unknown
@@ -44,6 +48,15 @@ STANDARD_INPUT = "/dev/stdin"
 
 OVERRIDES = "overrides"
 """Name of the parameter that collects config overrides."""
+
+
+class DashedText(str):
+    """An argument that begins with a dash and contains a space, such as "-5 degrees". No flag contains a space, so this is a
+    value, but cyclopts takes every argument that begins with a dash for a flag."""
+
+    def startswith(self, prefix: str | tuple[str, ...], *bounds: Any) -> bool:
+        return prefix != "-" and super().startswith(prefix, *bounds)
+
 
 Keys = Callable[[], Sequence[str]]
 
@@ -59,16 +72,42 @@ class CommandLine(NamedTuple):
 
 
 class HelpFormatter:
-    """cyclopts's help formatter, extended to flag descriptions that span several lines of a docstring."""
+    """cyclopts's help formatter, which also joins the lines of a flag's description, and shows the names of positional arguments
+    in the usage: ``RUNS...`` if there may be several."""
+
+    def __init__(self, command: Callable[..., int]):
+        self.command = command
 
     def __call__(self, console: Any, options: Any, panel: Any) -> None:
+        labels = {label.removesuffix("..."): label for label in self._positionals}
         for entry in panel.entries:
             description = entry.description.primary_renderable
             description.plain = " ".join(description.plain.split())
+            entry.positional_label = labels.get(entry.positional_label, entry.positional_label)
         self._default()(console, options, panel)
 
-    def render_usage(self, *arguments: Any) -> None:
-        self._default().render_usage(*arguments)
+    def render_usage(self, console: Any, options: Any, usage: Any) -> None:
+        positionals = self._positionals
+        flags = [word for word in usage.plain.split() if not word.startswith("[ARGS")]
+        flags = flags[: len(flags) - sum(positionals.values())]  # without cyclopts's names of the required ones
+        named = [label if required else f"[{label}]" for label, required in positionals.items()]
+        if any("..." not in label for label in positionals) and "COMMAND" in flags:
+            flags.remove("COMMAND")  # the first positional argument is the command
+        usage.plain = " ".join([*flags, *named]) + "\n"
+        self._default().render_usage(console, options, usage)
+
+    @cached_property
+    def _positionals(self) -> dict[str, bool]:
+        """Names of the positional arguments, and whether each is required. Assembling cyclopts's arguments would take 6 ms."""
+        found = {}
+        for parameter in inspect.signature(self.command, eval_str=True).parameters.values():
+            if parameter.kind is not parameter.KEYWORD_ONLY:
+                hint, options = Parameter.from_annotation(parameter.annotation)
+                label = next(iter(options.name or [default_name_transform(parameter.name)])).upper()
+                several = parameter.kind is parameter.VAR_POSITIONAL or get_origin(hint) in (list, tuple)
+                required = parameter.kind is not parameter.VAR_POSITIONAL and parameter.default is parameter.empty
+                found[label + "..." * several] = required
+        return found
 
     @staticmethod
     def _default() -> Any:
@@ -115,12 +154,30 @@ def read_words(
     """
     command, argv, name = _subcommand(command, argv, name)
     app = (command if isinstance(command, CommandLine) else command_line(command, name)).app
-    words = [STANDARD_INPUT if word == "-" else word for word in argv]
+    words = list(map(_word, argv))
+    _refuse_values_of_switches(app, words)
     try:
         function, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False, verbose=False)
     except CycloptsError as error:
-        raise UserError(_message(error, name, keys)) from None
+        raise UserError(_message(error, app, keys)) from None
     return function, bound
+
+
+def _word(text: str) -> str:
+    if text == "-":
+        return STANDARD_INPUT
+    return DashedText(text) if text.startswith("-") and " " in text.partition("=")[0] else text
+
+
+def _refuse_values_of_switches(app: App, words: Sequence[str]) -> None:
+    """Raises UserError for ``--resume=no``, which cyclopts would accept for a ``bool``."""
+    flags = words[: words.index("--")] if "--" in words else words
+    values = {
+        name: value for name, equals, value in (word.partition("=") for word in flags) if equals and name[:1] == "-"
+    }
+    for argument in app.assemble_argument_collection(parse_docstring=False) if values else ():
+        if argument.is_flag() and (name := argument.name) in values:
+            raise UserError(f"{name} takes no value; remove {values[name]!r}")
 
 
 def _subcommand(
@@ -140,14 +197,14 @@ def command_line(command: Callable[..., int], name: str) -> CommandLine:
         name=name,
         help=_description(command),
         help_format="plaintext",
-        help_formatter=HelpFormatter(),
         version_flags=(),
-        default_parameter=Parameter(negative=(), show_default=_shown_default),
+        default_parameter=Parameter(negative=(), json_list=False, show_default=_shown_default),
     )
+    app.help_formatter = HelpFormatter(command)
     app["--help"].show = False  # otherwise each help begins with a list of commands whose only entry is --help
     app.default(command)
-    for word, subcommand in subcommands_of(command).items():
-        app.command(subcommand.target, name=word, help=subcommand.help)
+    for position, (word, subcommand) in enumerate(subcommands_of(command).items()):
+        app.command(subcommand.target, name=word, help=subcommand.help, sort_key=position)
     # cyclopts would rewrap the lines of the examples in an epilogue, so they are printed separately.
     return CommandLine(app, "".join(f"\n{part}\n" for part in _end_of_help(command)))
 
@@ -155,20 +212,43 @@ def command_line(command: Callable[..., int], name: str) -> CommandLine:
 def argv_of(command: Callable[..., Any], *overrides: str, **values: Any) -> list[str]:
     """Returns the arguments with which :func:`call` would run ``command(*overrides, **values)``, omitting default values.
 
-    Overrides precede the flags because a flag with several values takes all arguments up to the next flag.
+    Positional arguments, given by name or first among ``overrides``, precede the flags because a flag with several values takes
+    all arguments up to the next flag.
+
+    Raises:
+        TypeError: if the command has no parameter of a name in ``values``.
     """
+    if unknown_names := values.keys() - inspect.signature(command).parameters:
+        raise TypeError(f"{command.__name__} has no parameter {', '.join(sorted(unknown_names))}")
+    positionals: list[str] = []
     words: list[str] = []
-    for argument in command_line(command, "").app.assemble_argument_collection():
+    for argument in command_line(command, "").app.assemble_argument_collection(parse_docstring=False):
         if argument.field_info.kind is inspect.Parameter.VAR_POSITIONAL or argument.children:
             continue
         name, default = argument.field_info.name, argument.field_info.default
         value = values[name] if name in values else _in_dataclass(values, name, default)
-        if value is True or (value == [] and default is None):  # an explicitly given list may be empty
+        if argument.index is not None:
+            positionals += _texts_of(argument, value) if name in values and value is not None else ()
+        elif value is True or (value == [] and default is None):  # an explicitly given list may be empty
             words.append(argument.name)
         elif value is not None and value is not False and value != default:
-            for each in value if isinstance(value, list | tuple) else [value]:
-                words += [argument.name, str(each)]
-    return [*overrides, *words]
+            texts = _texts_of(argument, value)
+            if argument.token_count()[0] > 1:  # a pair, such as --stair A B
+                words += [argument.name, *texts]
+                continue
+            for each in texts:
+                # A value with a dash would be taken for a flag.
+                words += [f"{argument.name}={each}"] if each.startswith("-") else [argument.name, each]
+    positionals += overrides
+    dashed = any(each.startswith("-") for each in positionals)
+    return [*words, "--", *positionals] if dashed else [*positionals, *words]
+
+
+def _texts_of(argument: Argument, value: Any) -> list[str]:
+    """Returns the texts from which a flag's value is parsed; a tuple with its own parser is one text, such as ``0,1``."""
+    if type(value) is tuple and argument.parameter.converter:
+        return [",".join(map(str, value))]
+    return list(map(str, value)) if type(value) in (list, tuple) else [str(value)]
 
 
 def _in_dataclass(values: dict[str, Any], name: str, default: Any) -> Any:
@@ -199,13 +279,17 @@ def _shown_default(value: Any) -> str | None:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _message(error: CycloptsError, name: str, keys: Keys) -> str:
+def _message(error: CycloptsError, app: App, keys: Keys) -> str:
     """Returns the message for an invalid command line: what is wrong, and the closest flag or config key."""
+    name = app.name[0]
     if isinstance(error, UnknownOptionError):
-        return _unknown_flag(error.token, error.argument_collection, keys)
+        return _unknown_flag(error.token.keyword or error.token.value, error.argument_collection, keys)
     if isinstance(error, UnusedCliTokensError):
         return f"{(error.unused_tokens or ['?'])[0]!r} is one argument too many; see {name} --help"
     if isinstance(error, MissingArgumentError) and error.argument is not None:
+        unknown_flags = [word for word in error.unused_tokens or () if is_option_like(word)]
+        if unknown_flags and not error.keyword:  # the missing flag may be misspelled
+            return _unknown_flag(unknown_flags[0], app.assemble_argument_collection(), keys)
         flag = error.keyword or error.argument.name
         return f"{flag} {'needs a value' if error.keyword else 'is missing'}; see {name} --help"
     if isinstance(error, RepeatArgumentError):
@@ -224,10 +308,8 @@ def _of_a_value(error: CoercionError, token: Token, keys: Keys) -> str:
     if get_origin(error.target_type) is Literal:
         fact = unknown(token.value, get_args(error.target_type))
         return f"{token.keyword}: {fact}" if token.keyword else fact
-    if error.target_type is bool:
-        return f"{token.keyword} takes no value; remove {token.value!r}"
     if error.target_type in NUMBERS:
-        return f"{token.keyword}: {token.value!r} is not {NUMBERS[error.target_type]}; give one"
+        return f"{token.keyword}: {token.value!r} is not {NUMBERS[error.target_type]}"
     return str(error)
 
 
@@ -245,12 +327,14 @@ def _nearest_keys(name: str, keys: Keys) -> list[str]:
     return nearest_keys(name, keys())[:2]
 
 
-def _unknown_flag(token: Token, arguments: ArgumentCollection, keys: Keys) -> str:
-    given = (token.keyword or token.value).partition("=")[0]
+def _unknown_flag(word: str, arguments: ArgumentCollection, keys: Keys) -> str:
+    given = word.partition("=")[0]
     name = given.lstrip("-").replace("-", "_")
+    if any(argument.index is not None and argument.name == name.upper() for argument in arguments):
+        return f"{given} is not a flag; give {name.upper()} without a flag"
     takes_overrides = any(argument.field_info.name == OVERRIDES for argument in arguments)
     near = _nearest_keys(name, keys) if takes_overrides else []
-    is_key = any(key.rpartition(".")[2] == name for key in near)
+    is_key = any(name in (key, key.rpartition(".")[2]) for key in near)
     flags = [flag for argument in arguments for flag in argument.names if flag.startswith("-")]
     close = [] if is_key else difflib.get_close_matches(given, flags, n=1)
     close = close or [f"{key}=VALUE" for key in near]

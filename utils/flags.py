@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -23,18 +23,20 @@ def read_by(read: Callable[[str], Any], **options: Any) -> Parameter:
     """Marks a type whose values ``read`` parses from an argument. ``read`` raises WrongValueError for an invalid value."""
 
     def convert(_: type, tokens: Sequence[Token]) -> Any:
-        return read(tokens[0].value)
+        return read(str(tokens[0].value))
 
     return Parameter(converter=convert, **options)
 
 
-def alone_or(read: Callable[[str], Any]) -> Parameter:
-    """Marks a type ``bool | ...``: without a value, the flag is True; otherwise ``read`` parses the value."""
+def alone_or(read: Callable[[str], Any], name: str) -> Parameter:
+    """Marks a type ``bool | ...``: without a value, the flag is True; otherwise ``read`` parses the value. The help calls the
+    value ``name``."""
+    return read_by(read, n_tokens=1, accepts_keys=False, metavar=f"[{name}]")
 
-    def convert(_: type, tokens: Sequence[Token]) -> Any:
-        return read(tokens[0].value)
 
-    return Parameter(converter=convert, consume_multiple=(0, 1), n_tokens=-1, accepts_keys=False)
+def named(name: str) -> Parameter:
+    """Marks a type whose values the help calls ``name``, or a list whose flag takes one such value and may be repeated."""
+    return Parameter(metavar=name)
 
 
 SEVERAL = Parameter(consume_multiple=1)
@@ -42,11 +44,6 @@ SEVERAL = Parameter(consume_multiple=1)
 
 ANY_NUMBER = Parameter(consume_multiple=0)
 """Marks a list like SEVERAL, but the flag may also be given without a value."""
-
-
-def positive(text: str) -> int:
-    """Parses an integer of at least 1."""
-    return whole_number(1)(text)
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -60,6 +57,9 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
         raise WrongValueError(f"{text!r} is not {wanted}")
 
     return number
+
+
+positive = whole_number(1)
 
 
 def within(least: float, most: float, *, above: bool = False) -> Callable[[str], float]:
@@ -92,9 +92,16 @@ def one_of(names: Sequence[str]) -> Callable[[str], str]:
 
 def unknown(text: str, names: Sequence[str]) -> str:
     """Returns the message for an unknown name, which suggests the closest known name."""
-    close = difflib.get_close_matches(text, names, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(names)}"
+    close = nearest(text, names)
+    hint = f"did you mean {close}?" if close else f"choose from {', '.join(names)}"
     return f"{text!r} is unknown; {hint}"
+
+
+def nearest(text: str, names: Iterable[str]) -> str | None:
+    """Returns the name closest to a misspelled one, ignoring case, or None if no name is close."""
+    folded = {name.casefold(): name for name in names}
+    close = difflib.get_close_matches(text.casefold(), folded, n=1)
+    return folded[close[0]] if close else None
 
 
 def sentence(text: str) -> str:
@@ -115,4 +122,7 @@ def override(text: str) -> str:
 Positive = Annotated[int, read_by(positive)]
 PositiveReal = Annotated[float, read_by(within(0, math.inf, above=True))]
 Share = Annotated[float, read_by(within(0, 1, above=True))]
-Override = Annotated[str, read_by(override)]
+Override = Annotated[str, read_by(override, name="key=value")]
+File = Annotated[str, named("FILE")]
+ModelName = Annotated[str, named("MODEL")]
+"""A run's folder, a weight file, hub:owner/name, or an export."""

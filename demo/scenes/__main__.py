@@ -22,6 +22,7 @@ def _size(text: str) -> tuple[int, int]:
         raise WrongValueError(f"{fact}; write 64, or 96x64 for width x height") from None
 
 
+Size = Annotated[tuple[int, int], read_by(_size, n_tokens=1, accepts_keys=False, metavar="SIZE", show_default="64")]
 Split = Annotated[int, read_by(whole_number(1, 10_000))]
 
 
@@ -32,7 +33,7 @@ def scenes(
     train: Annotated[int, read_by(whole_number(1, 1_000_000))] = 6000,
     val: Split = 200,
     test: Split = 200,
-    size: Annotated[tuple[int, int], read_by(_size, n_tokens=1, accepts_keys=False)] = (64, 64),
+    size: Size = (64, 64),
 ) -> int:
     """Draw the scenes data set.
 

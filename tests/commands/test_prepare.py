@@ -106,7 +106,11 @@ def made_by(*groups: str) -> set[str]:
     ("argv", "said"),
     [
         ([], ("--list",)),
-        (["cocoo", "--raw", "."], ("'cocoo'", "coco, visual_genome, sbu")),
+        (["cocoo", "--raw", "."], ("'cocoo'", "did you mean coco?")),
+        (["onw"], ("'onw'", "did you mean own?")),
+        (["zzz"], ("'zzz'", "coco, visual_genome, sbu")),
+        (["laion", "--safety", "nsfw"], ("--safety", "'nsfw'", "NSFW")),
+        (["--list", "--check", "x"], ("--list", "--check")),
         (["coco"], ("--raw DIR",)),
         (["coco", "--raw", "nowhere"], ("nowhere",)),
         (["coco", "--raw", ".", "--without", "karpathy"], ("--without", "karpathy", "karpathy_coco")),

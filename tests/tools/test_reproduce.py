@@ -77,7 +77,7 @@ def test_tables_lists_every_cell_and_shows_one_in_full(capsys, tmp_path):
     ("argv", "message"),
     [
         (["--table", "9"], "--table 9: no such cell; known are --table: 3, 4, 5, 6, demo; --row: base_4m,"),
-        (["--cell", "coco"], "--cell coco: no such cell"),
+        (["--cell", "coco"], "--cell: 'coco' is unknown; did you mean coco_5k?"),
     ],
 )
 def test_a_cell_that_is_none_is_told_with_those_that_there_are(argv, message, capsys):

@@ -11,7 +11,7 @@ import pytest
 
 from tests.messages import OneLine
 from utils.commands import FLAGS, STANDARD_INPUT, argv_of, call
-from utils.flags import SEVERAL, Override, Positive, Share, read_by, sentence
+from utils.flags import SEVERAL, Override, Positive, Share, alone_or, positive, read_by, sentence
 
 CALLS: list[dict[str, object]] = []
 
@@ -112,6 +112,11 @@ def test_arguments_become_words_that_become_the_same_arguments(seed):
         (["--image", "a", "--text", " "], ("--text", "' '", "blank")),
         (["--image", "a", "--precision", "fp23"], ("'fp23'", "--precision", "fp32")),
         (["--image", "a", "--as-json=3"], ("--as-json", "no value", "'3'")),
+        (["--image", "a", "--as-json=no"], ("--as-json", "no value", "'no'")),
+        (["--image", "a", "--as-json=true"], ("--as-json", "no value", "'true'")),
+        (["--imgae", "a"], ("--imgae", "did you mean --image?")),
+        (["--image", "a", "--optim.lr", "3"], ("--optim.lr", "did you mean optim.lr=VALUE?")),
+        (["--image", "a", "--optim.lr=3"], ("--optim.lr", "did you mean optim.lr=VALUE?")),
         (["--image", "a", "--out", "b", "--out", "c"], ("--out", "twice")),
         (["--image", "a", "--gpsu", "1"], ("--gpsu", "--gpus", "key=value")),
         (["--image", "a", "--lr", "1"], ("--lr", "optim.lr=VALUE")),
@@ -122,6 +127,120 @@ def test_arguments_become_words_that_become_the_same_arguments(seed):
 def test_a_mistake_is_one_line_with_the_nearest_name(words, said, capsys):
     assert call(paint, words, "paint.py", lambda: ["optim.lr", "train.steps"]) == 2
     assert capsys.readouterr().err == OneLine("error:", *said)
+
+
+def find(
+    index: Path,
+    texts: list[Annotated[str, read_by(sentence)]],
+    /,
+    *,
+    locate: Annotated[str | bool, alone_or(sentence, "PHRASE")] = False,
+    seeds: Annotated[tuple[int, ...], read_by(lambda text: tuple(map(int, text.split(","))), n_tokens=1)] = (),
+    text: tuple[str, ...] = (),
+    top: Positive = 1,
+) -> int:
+    """Find texts."""
+    CALLS.append(dict(locals()))
+    return 3
+
+
+def found_by(*words: str) -> dict[str, object]:
+    """The arguments of :func:`find` with a command line that differ from their defaults."""
+    CALLS.clear()
+    assert call(find, words, "find.py") == 3
+    defaults = {"locate": False, "seeds": (), "text": (), "top": 1}
+    return {name: value for name, value in CALLS[0].items() if name not in defaults or value != defaults[name]}
+
+
+@pytest.mark.parametrize(
+    ("words", "locate", "texts"),
+    [
+        (["I", "--locate", "blue circle", "red square"], "blue circle", ["red square"]),
+        (["--locate", "blue circle", "I", "red square"], "blue circle", ["red square"]),
+        (["I", "red", "--locate", "--top", "1"], True, ["red"]),
+        (["I", "red", "--locate"], True, ["red"]),
+        (["I", "red", "--locate=blue"], "blue", ["red"]),
+        (["I", "red", "green", "--locate", "-1 degree"], "-1 degree", ["red", "green"]),
+    ],
+)
+def test_a_flag_with_an_optional_value_takes_at_most_one_argument(words, locate, texts):
+    assert found_by(*words) == {"index": Path("I"), "texts": texts, "locate": locate}
+
+
+def test_the_argument_after_an_optional_value_is_reported(capsys):
+    def count(*overrides: Override, draws: Annotated[int | bool, alone_or(positive, "DRAWS")] = False) -> int:
+        return 0
+
+    assert call(count, ["--draws", "10", "20"], "count.py") == 2
+    assert capsys.readouterr().err == OneLine("'20'", "key=value")
+
+
+def test_a_value_may_begin_with_a_dash_and_contain_a_space(capsys):
+    assert found_by("I", "-1 red", "--text", "-5 red", "--text", "--not a flag") == {
+        "index": Path("I"),
+        "texts": ["-1 red"],
+        "text": ("-5 red", "--not a flag"),
+    }
+    assert call(find, ["I", "red", "--txet=a red car"], "find.py") == 2
+    assert capsys.readouterr().err == OneLine("--txet", "--text")
+
+
+def test_a_positional_argument_that_is_given_as_a_flag_is_reported(capsys):
+    assert call(find, ["--index", "I", "red"], "find.py") == 2
+    assert capsys.readouterr().err == OneLine("--index", "INDEX", "without a flag")
+
+
+def test_arguments_of_a_call_begin_with_the_positional_ones():
+    assert argv_of(find, index="i", texts=["a"], locate=True) == ["i", "a", "--locate"]
+    assert argv_of(find, "i", "a", seeds=(0, 1)) == ["i", "a", "--seeds", "0,1"]
+    assert argv_of(find, "i", "-a", text=("-x",)) == ["--text=-x", "--", "i", "-a"]
+    with pytest.raises(TypeError, match="find has no parameter txt"):
+        argv_of(find, "i", "a", txt=["b"])
+
+
+ODD = [
+    "-",
+    "-x",
+    "--top",
+    "-1 red",
+    "--",
+    "-1",
+    "a=b",
+    "-a=b c",
+    "[1]",
+    '{"a": 1}',
+    "null",
+    "none",
+    "é ²",
+    "x",
+    "a b",
+    ",",
+]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_odd_values_become_words_that_become_the_same_values(seed):
+    rng = random.Random(seed)
+    values = {
+        "index": Path(rng.choice(ODD[1:])),  # a lone dash is standard input
+        "texts": rng.sample(ODD[1:], rng.randint(1, 3)),
+        "locate": rng.choice([True, *ODD]),
+        "text": tuple(rng.sample(ODD, rng.randint(1, 3))),
+        "seeds": rng.choice([(3,), (0, 1)]),
+        "top": 7,
+    }
+    assert found_by(*argv_of(find, **values)) == values
+
+
+def test_the_help_shows_names_of_values(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert call(find, ["--help"], "find.py") == 0
+    shown = capsys.readouterr().out
+    assert "Usage: find.py [OPTIONS] INDEX TEXTS...\n" in shown
+    assert "--locate [PHRASE]" in shown and "TEXTS... " in shown
+    assert call(paint, ["--help"], "paint.py") == 0
+    shown = capsys.readouterr().out
+    assert "Usage: paint.py --image STR... [OPTIONS] [KEY=VALUE...]\n" in shown
 
 
 def test_the_help_is_the_docstring(capsys, monkeypatch):

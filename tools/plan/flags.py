@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from cyclopts import Parameter
+
 from engine.devices import ASSUMED_UTILISATION, PEAKS
+from tasks.flag import TaskName
 from utils.commands import FLAGS
 from utils.errors import UserError
-from utils.flags import Positive, PositiveReal, Share, one_of, read_by
+from utils.flags import File, Positive, PositiveReal, Share, named
 
 
 @FLAGS
@@ -32,13 +35,13 @@ class PlanFlags:
         estimate: estimate without measuring, even with a GPU.
     """
 
-    config: str | None = None
-    task: str | None = None
+    config: File | None = None
+    task: TaskName | None = None
     gpus: Positive | None = None
     nodes: Positive | None = None
-    network: PositiveReal | None = None
-    memory: PositiveReal | None = None
-    gpu: Annotated[str | None, read_by(one_of(list(PEAKS)))] = None
+    network: Annotated[PositiveReal | None, named("GB/S")] = None
+    memory: Annotated[PositiveReal | None, named("GB")] = None
+    gpu: Annotated[str | None, Parameter(choices=PEAKS, show_choices=False)] = None
     utilisation: Share = ASSUMED_UTILISATION
     global_batch: Positive | None = None
     records: Positive | None = None

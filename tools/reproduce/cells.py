@@ -11,6 +11,7 @@ from tasks.kinds import ROOT, choose
 from tasks.tables import DEMO, Cell, read_tables
 from utils.config import load_config
 from utils.errors import UserError
+from utils.flags import nearest, unknown
 from utils.inputs import missing_inputs
 
 OTHER_CELL = "cell "
@@ -63,6 +64,10 @@ def chosen(table: str | None, row: str | None, column: str | None) -> list[Cell]
             "--cell": list(dict.fromkeys(cell.column for cell in cells.values())),
         }
         listed = "; ".join(f"{flag}: {', '.join(names)}" for flag, names in known.items())
+        named = {**known, "--cell": [*known["--cell"], *cells]}
+        for flag, value in zip(named, (table, row, column), strict=True):
+            if value and value not in named[flag] and nearest(value, named[flag]):
+                raise UserError(f"{flag}: {unknown(value, named[flag])}")
         asked = " ".join(f"{flag} {value}" for flag, value in zip(known, (table, row, column), strict=True) if value)
         raise UserError(f"{asked}: no such cell; known are {listed}")
     return found

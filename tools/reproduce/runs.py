@@ -148,5 +148,5 @@ def _seeds(text: str) -> tuple[int, ...]:
         raise WrongValueError(f"{text!r} is not a list of seeds, such as 0,1,2") from None
 
 
-Seeds = Annotated[tuple[int, ...] | None, read_by(_seeds, n_tokens=1, accepts_keys=False)]
+Seeds = Annotated[tuple[int, ...] | None, read_by(_seeds, n_tokens=1, accepts_keys=False, metavar="SEED,SEED")]
 """The value of --seeds."""
