@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tasks import TASKS
 from utils.commands import FLAGS, execute
 from utils.errors import UserError, of_surroundings
-from utils.flags import Override, Positive
+from utils.flags import File, Override, Positive
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ class RunFlags:
         wait: seconds to wait if --output is in use, since a lost node releases its run late (default: fail immediately).
     """
 
-    config: str | None = None
+    config: File | None = None
     output: Path | None = None
     resume: bool = False
     evaluate: bool = False

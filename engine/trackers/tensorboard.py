@@ -31,8 +31,8 @@ class _Constant:
 
 
 class TensorBoard:
-    """Writes event files into a folder: one for the curves, one for each text and one for each image. Each replaces the file of an
-    earlier process.
+    """Writes event files into a folder: one for the curves, one for each text and one for each image. Each replaces the file of
+    an earlier process.
 
     A constant value has no curve. Once the value changes, its curve begins with the first value.
 
