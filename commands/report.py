@@ -14,6 +14,7 @@ from utils.errors import UserError
 from utils.files import expanded, write_text
 from utils.flags import read_by, whole_number
 
+NAME = "report.html"
 MOST_RUNS = 40
 MOST_EXAMPLES = 200
 
@@ -22,18 +23,19 @@ def report(
     runs: list[str],
     /,
     *,
-    output: Path = Path("report.html"),
+    output: Path | None = None,
     examples: Annotated[int, read_by(whole_number(0, MOST_EXAMPLES))] = 24,
 ) -> int:
     """Write an HTML page of a run, finished or not: metrics, curves, predictions with failures first, broken records, throughput,
-    config; or of several runs side by side.
+    config; or of several runs side by side, beginning with the one that is best.
 
-    The page is a single file and needs no network. Run the command in the directory in which the run was started: the paths of
-    the images in its config are relative to it.
+    The page is a single file and needs no network. Runs whose configs differ only in their seed are shown as their mean and spread.
+    Run the command in the directory in which the run was started: the paths of the images in its config are relative to it.
 
     Args:
         runs: folder of each run, its --output.
-        output: the page to write.
+        output: the page to write. By default report.html in the folder of the run; for several runs, report.html in the current
+            directory.
         examples: maximum number of predictions of each split; from 0 to 200.
 
     Examples:
@@ -41,11 +43,13 @@ def report(
         python run.py report runs/ablation/*/seed-0 --output variants.html
         python run.py report runs/big --examples 0                       no predictions: quick, and no data are needed
     """
-    output = expanded(output)
     if len(runs) > MOST_RUNS:
         raise UserError(f"{len(runs)} runs are more than a page can show; give at most {MOST_RUNS}")
+    if output is None:
+        output = expanded(runs[0]) / NAME if len(runs) == 1 and expanded(runs[0]).is_dir() else Path(NAME)
+    output = expanded(output)
     if output.is_dir():
-        raise UserError(f"--output {output}: is a folder; give a file, such as {output / 'report.html'}")
+        raise UserError(f"--output {output}: is a folder; give a file, such as {output / NAME}")
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: the folder {output.parent} does not exist; make it, or give another file")
     # Imported here, so that --help and mistakes in the command line do not wait for torch.

@@ -6,7 +6,7 @@ import textwrap
 import time
 from collections.abc import Iterator, Sequence
 
-from tools.report.ticks import written
+from utils.printing import written
 from tools.runs.series import Point
 from tools.status.facts import Loss, Status
 
