@@ -29,8 +29,9 @@ def report(
     """Write an HTML page of a run, finished or not: metrics, curves, predictions with failures first, broken records, throughput,
     config; or of several runs side by side, beginning with the one that is best.
 
-    The page is a single file and needs no network. Runs whose configs differ only in their seed are shown as their mean and spread.
-    Run the command in the directory in which the run was started: the paths of the images in its config are relative to it.
+    The page is a single file and needs no network. Runs whose configs differ only in their seed are shown as one, with their mean
+    and spread. Run the command in the directory in which the run was started: the paths of the images in its config are relative
+    to it.
 
     Args:
         runs: folder of each run, its --output.

@@ -45,11 +45,15 @@ class CommonExample:
 
 @dataclass(frozen=True)
 class CommonSplit:
-    """A split that several runs predicted, with examples on which they differ; ``columns``: names of the runs or groups."""
+    """A split that several runs predicted, with examples on which they differ.
+
+    ``columns``: names of the runs or groups; ``of_seeds``: whether a column has several runs.
+    """
 
     split: str
     text: str
     columns: list[str]
+    of_seeds: bool
     examples: list[CommonExample]
 
 
@@ -65,9 +69,7 @@ class _Row:
         return max(self.shares) - min(self.shares)
 
 
-def common_splits(
-    columns: Sequence[Group], predictions: Predictions, room: Room, count: int = 12
-) -> list[CommonSplit]:
+def common_splits(columns: Sequence[Group], predictions: Predictions, room: Room, count: int = 12) -> list[CommonSplit]:
     """Returns the splits whose same examples several columns predicted, with up to ``count`` examples on which they differ."""
     found = []
     names = dict.fromkeys(split.split for group in columns for run in group.runs for split in predictions[run.folder])
@@ -95,19 +97,24 @@ def _common(
     for number in range(len(known[0][1][0].judged)):
         by_column = [[split.judged[number] for split in splits] for _, splits in known]
         # An example of pre-training has several boxes and ranks, which are seldom all right, so its score counts.
-        scores = [[float(one.score or 0.0) if pretrains else float(one.right or 0) for one in some] for some in by_column]
+        scores = [
+            [float(one.score or 0.0) if pretrains else float(one.right or 0) for one in some] for some in by_column
+        ]
         rows.append(_Row(by_column, [sum(some) / len(some) for some in scores]))
     if pretrains:
-        means = [f"{group.name} {100 * sum(row.shares[n] for row in rows) / len(rows):.1f} %" for n, (group, _) in enumerate(known)]
-        text = f"Average share of an example's boxes and ranks that are right: {', '.join(means)}."
+        means = [sum(row.shares[column] for row in rows) / len(rows) for column in range(len(known))]
+        shares = ", ".join(f"{group.name} {100 * mean:.1f} %" for (group, _), mean in zip(known, means, strict=True))
+        text = f"Average share of an example's boxes and ranks that are right: {shares}."
     else:
         every, none = sum(min(row.shares) == 1 for row in rows), sum(max(row.shares) == 0 for row in rows)
-        text = f"{every:,} of {len(rows):,} examples are right in all runs, {none:,} in none, {len(rows) - every - none:,} in some."
+        mixed = len(rows) - every - none
+        text = f"{every:,} of {len(rows):,} examples are right in all runs, {none:,} in none, {mixed:,} in some."
     chosen = _most_apart(rows, count)
     if chosen:
         text += " The examples that differ most are below."
     examples = [_example(row, [splits for _, splits in known], room) for row in chosen]
-    return CommonSplit(name, text, [group.name for group, _ in known], examples)
+    of_seeds = any(len(splits) > 1 for _, splits in known)
+    return CommonSplit(name, text, [group.name for group, _ in known], of_seeds, examples)
 
 
 def _most_apart(rows: Sequence[_Row], count: int) -> list[_Row]:

@@ -1,14 +1,14 @@
 """Turns lines over the steps of runs into Vega-Lite charts, which the page draws with Vega.
 
-Names of runs and metrics come from files, and Vega-Lite gives dots, brackets and quotes in field names a meaning. The fields of our
-data are therefore ``line``, ``step``, ``value`` and ``v0``, ``v1``, …; names appear only as titles.
+Names of runs and metrics come from files, and Vega-Lite gives dots, brackets and quotes in field names a meaning. The fields of
+our data are therefore ``line``, ``step``, ``value`` and ``v0``, ``v1``, …; names appear only as titles.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 import altair as alt
@@ -36,6 +36,8 @@ HEIGHT = 200
 """Height of a chart in pixels; its width is that of its column."""
 TEXT = 13
 """Font size in pixels."""
+EXPORTS = "window.vegaEmbed = vegaEmbed;"
+"""What the libraries' JavaScript makes available to the page."""
 LINE = ("line", "step", "value")
 """Columns of the points of lines."""
 
@@ -69,7 +71,7 @@ class Line:
 
     @classmethod
     def of_seeds(cls, several: Sequence[Series], label: str, colour: int, scale: float = 1.0) -> Line:
-        """Returns the mean line of runs that differ only in their seed, with its band, over the steps that all of them reached."""
+        """Returns the mean line of runs that differ only in their seed, with its band, over the steps that all runs reached."""
         lines = [np.array(scaled(series.smoothed() or series.points(), scale)) for series in several]
         low, high = max(line[0, 0] for line in lines), min(line[-1, 0] for line in lines)
         steps = np.unique(np.concatenate([line[:, 0] for line in lines]))
@@ -78,9 +80,7 @@ class Line:
             return cls(label, colour, ())
         values = np.stack([np.interp(steps, line[:, 0], line[:, 1]) for line in lines])
         means = list(zip(steps.tolist(), values.mean(0).tolist(), strict=True))
-        return cls(
-            label, colour, means, band=list(zip(values.min(0).tolist(), values.max(0).tolist(), strict=True))
-        )
+        return cls(label, colour, means, band=list(zip(values.min(0).tolist(), values.max(0).tolist(), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Chart:
             tables["raw"] = _table(LINE, raw)
         if bands:
             tables["bands"] = _table(("line", "step", "low", "high"), bands)
-        mark = None
+        mark: Literal["left", "right"] | None = None
         if self.mark is not None:
             first, last = points[0][1], max(step for _, step, _ in points)
             mark = "right" if self.mark[0] > (first + last) / 2 else "left"
@@ -193,7 +193,12 @@ class _Look:
 def _look(look: _Look) -> dict[str, Any]:
     """Returns a specification without data. Making one takes a tenth of a second, since altair validates it."""
     number = ".3~p" if look.percent else ".4~g"
-    x = alt.X("step:Q", title="step", scale=alt.Scale(nice=False, zero=False), axis=alt.Axis(format="~s", grid=False, tickMinStep=1, tickCount=5))
+    x = alt.X(
+        "step:Q",
+        title="step",
+        scale=alt.Scale(nice=False, zero=False),
+        axis=alt.Axis(format="~s", grid=False, tickMinStep=1, tickCount=5),
+    )
     scale = alt.Scale(type="log") if look.log else alt.Scale(zero=look.from_zero)
     y = alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(format=number, tickCount=5))
     lines = list(range(len(look.labels)))
@@ -211,9 +216,7 @@ def _look(look: _Look) -> dict[str, Any]:
     line = alt.Chart(alt.NamedData("lines")).mark_line(strokeWidth=1.8, aria=False)
     layers.append(line.encode(x=x, y=y, color=colour, strokeDash=dash))
     if look.dots:
-        dots = alt.Chart(alt.NamedData("lines")).mark_point(
-            size=22, filled=True, opacity=1, aria=False
-        )
+        dots = alt.Chart(alt.NamedData("lines")).mark_point(size=22, filled=True, opacity=1, aria=False)
         layers.append(dots.encode(x=x, y=y, color=colour))
     if look.mark is not None:
         best = alt.Chart(alt.NamedData("mark"))
@@ -249,7 +252,7 @@ def scaled(points: Sequence[Point], scale: float) -> list[Point]:
 
 
 def thinned(points: Sequence[Point], columns: int) -> list[Point]:
-    """Returns the minimum and the maximum of each of ``columns`` equal intervals of steps, ordered by step, and the last point."""
+    """Returns the minimum and the maximum of each of ``columns`` equal intervals of steps, and the last point, in order."""
     if len(points) <= 2 * columns:
         return list(points)
     first, width = points[0][0], (points[-1][0] - points[0][0]) / columns or 1.0
@@ -262,13 +265,14 @@ def thinned(points: Sequence[Point], columns: int) -> list[Point]:
     return kept if kept[-1] == points[-1] else [*kept, points[-1]]
 
 
+@cache
 def javascript() -> str:
     """Returns the JavaScript of Vega, Vega-Lite and vega-embed, for a page that needs no network."""
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     try:
-        return str(vl_convert.javascript_bundle(vl_version=version))
+        return str(vl_convert.javascript_bundle(EXPORTS, version))
     except ValueError:  # vl-convert is older or newer than altair; Vega-Lite reads the charts of other releases, too
-        return str(vl_convert.javascript_bundle())
+        return str(vl_convert.javascript_bundle(EXPORTS))
 
 
 def _every(items: Sequence[Any], most: int) -> list[Any]:
@@ -281,7 +285,8 @@ def _every(items: Sequence[Any], most: int) -> list[Any]:
 def _hover(lines: Sequence[Line]) -> list[tuple[float, ...]]:
     """Returns steps with the value of every line there; between the points of a line, the value is interpolated."""
     steps = _every(sorted({step for line in lines for step, _ in line.points}), HOVERS)
-    columns = [np.interp(steps, *zip(*line.points, strict=True)) for line in lines]
+    points = [np.array(line.points) for line in lines]
+    columns = [np.interp(steps, each[:, 0], each[:, 1]) for each in points]
     return [(step, *map(float, values)) for step, values in zip(steps, zip(*columns, strict=True), strict=True)]
 
 

@@ -61,7 +61,10 @@ class Validation:
 
 @dataclass(frozen=True)
 class Throughput:
+    """``of_seeds``: whether a column of the table has several runs."""
+
     table: Numbers | None
+    of_seeds: bool
     curves: Curves
 
 
@@ -105,18 +108,20 @@ def throughput(groups: Sequence[Group]) -> Throughput:
         names = [name for name in names if name != "images_per_s"]
     memory = [name for name in _names(runs, _metrics) if MEMORY.search(name)]
     if not names + memory:
-        return Throughput(None, Curves([], [], "No throughput was logged."))
+        return Throughput(None, False, Curves([], [], "No throughput was logged."))
     rows = []
     for name in names + memory:
         title, unit = SPEED.get(name, (name, ""))
-        rows.append((title, [_speed(run.metrics.series.get(name), unit) for run in runs]))
+        series = [[run.metrics.series[name] for run in group.runs if name in run.metrics.series] for group in groups]
+        rows.append((title, [_speed(several, unit) for several in series]))
     charts = []
     for name in names + memory:
         title, unit = SPEED.get(name, (name, ""))
         if name != "tflops_per_s":
             charts.append(Chart(title, _lines(groups, name, _metrics), unit, from_zero=True))
-    table = Numbers([run.name for run in runs] if len(runs) > 1 else [], rows)
-    return Throughput(table, _curves(groups, [chart for chart in charts if chart.drawn], ""))
+    table = Numbers([group.name for group in groups] if len(groups) > 1 else [], rows)
+    of_seeds = any(len(group.runs) > 1 for group in groups)
+    return Throughput(table, of_seeds, _curves(groups, [chart for chart in charts if chart.drawn], ""))
 
 
 def _lines(groups: Sequence[Group], name: str, select: Select, scale: float = 1.0) -> list[Line]:
@@ -154,13 +159,13 @@ def _curves(groups: Sequence[Group], charts: list[Chart], nothing: str) -> Curve
         return Curves([], [], nothing)
     legend = [(group.name, group.colour) for group in groups] if len(groups) > 1 else []
     seeds = any(len(group.runs) > 1 for group in groups)
-    return Curves(legend, charts, "Lines: mean over the seeds. Bands: minimum to maximum over the seeds." if seeds else "")
+    return Curves(
+        legend, charts, "Lines: mean over the seeds. Bands: minimum to maximum over the seeds." if seeds else ""
+    )
 
 
 def _last_validation(runs: Sequence[Run], names: Sequence[str]) -> Numbers:
-    heads = [
-        f"{run.name if len(runs) > 1 else 'value'}, step {run.validation.last_step or 0:,}" for run in runs
-    ]
+    heads = [f"{run.name if len(runs) > 1 else 'value'}, step {run.validation.last_step or 0:,}" for run in runs]
     rows = []
     for name in names:
         last = [run.validation.series[name].last if name in run.validation.series else None for run in runs]
@@ -169,12 +174,14 @@ def _last_validation(runs: Sequence[Run], names: Sequence[str]) -> Numbers:
     return Numbers(heads, rows)
 
 
-def _speed(series: Series | None, unit: str) -> str:
-    """The median of a series and its range."""
-    if series is None:
+def _speed(several: Sequence[Series], unit: str) -> str:
+    """The median of a series, or the mean of several medians, and the range of all values."""
+    if not several:
         return ""
-    low, high = (_written(value, unit, 3).removesuffix(unit) for value in series.range())
-    return f"{_written(series.median(), unit, 3)} ({low} to {high})"
+    low, high = min(series.range()[0] for series in several), max(series.range()[1] for series in several)
+    median = sum(series.median() for series in several) / len(several)
+    low_text, high_text = (_written(value, unit, 3).removesuffix(unit) for value in (low, high))
+    return f"{_written(median, unit, 3)} ({low_text} to {high_text})"
 
 
 def _written(value: float, unit: str, digits: int = 4) -> str:

@@ -96,7 +96,7 @@ class ShownSplit:
 
 @dataclass(frozen=True)
 class ShownPredictions:
-    """The predictions of a run. ``note``: why there are none; ``sheets``: sheets of examples that the run drew itself, by name."""
+    """The predictions of a run. ``note``: why there are none; ``sheets``: sheets of examples drawn by the run itself, by name."""
 
     note: str = ""
     splits: Sequence[ShownSplit] = ()
@@ -109,7 +109,9 @@ def shown_predictions(run: Run, splits: Sequence[SplitPredictions], count: int, 
         return ShownPredictions("Hidden by --examples 0.")
     if not splits:
         sheets = _sheets(run, room)
-        return ShownPredictions("" if sheets else "The run has no predictions; its evaluation writes them.", sheets=sheets)
+        return ShownPredictions(
+            "" if sheets else "The run has no predictions; its evaluation writes them.", sheets=sheets
+        )
     shown = []
     for number, split in enumerate(splits):
         share = room.share(len(splits) - number)

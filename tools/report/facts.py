@@ -56,9 +56,7 @@ def faults_of(run: Run) -> Faults:
     """Returns broken records by kind, resumptions, stops, skipped steps and warnings."""
     log = run.log
     broken = [
-        BrokenRecords(
-            kind.kind, "not counted" if kind.count is None else f"{kind.count:,}", kind.place, kind.message
-        )
+        BrokenRecords(kind.kind, "not counted" if kind.count is None else f"{kind.count:,}", kind.place, kind.message)
         for kind in sorted(log.kinds.values(), key=lambda kind: -(kind.count or 0))
     ]
     unknown = "The log does not say how many records were read; it reports no broken records."

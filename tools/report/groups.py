@@ -88,5 +88,6 @@ def _name(runs: Sequence[Run]) -> str:
     if len(runs) == 1:
         return runs[0].name
     names = [run.name for run in runs]
-    common = END_OF_NAME.sub("", os.path.commonprefix(names))
+    # Names are compared by characters, since the seed may be a part of a folder's name.
+    common = END_OF_NAME.sub("", os.path.commonprefix(names))  # noqa: RUF071
     return common or f"{names[0]} and {len(names) - 1} more"

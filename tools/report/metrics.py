@@ -88,7 +88,9 @@ def compared_metrics(groups: Sequence[Group]) -> ComparedMetrics:
             training.append(ComparedRow(title, _cells(spreads, [_number(spread) for spread in spreads], lower=lower)))
     steps = [sorted({run.metrics.last_step or 0 for run in group.runs}) for group in groups]
     training.append(ComparedRow("steps", [Cell(", ".join(f"{step:,}" for step in some)) for some in steps]))
-    note = "Bold: best in its row; lower is better for losses, errors, ranks and perplexity, higher for everything else."
+    note = (
+        "Bold: best in its row; lower is better for losses, errors, ranks and perplexity, higher for everything else."
+    )
     if any(len(group.runs) > 1 for group in groups):
         note += " With several seeds: mean ± standard deviation over the seeds."
     if any(len(splits_of(metric for run in runs for metric in run.evaluation.get(s, {}).values())) > 1 for s in splits):

@@ -44,9 +44,7 @@ def over_time(run: Run) -> OverTime | None:
     steps = [sorted(kept)[place] for place in spread(len(kept), MOST_VALIDATIONS)]
     questions = _questions(run)
     columns = [_judged(run, kept[step], questions) for step in steps]
-    rows = [
-        (number, last.subject, [column.get(number) for column in columns]) for number, last in columns[-1].items()
-    ]
+    rows = [(number, last.subject, [column.get(number) for column in columns]) for number, last in columns[-1].items()]
     return OverTime(steps, rows, len(kept))
 
 

@@ -33,7 +33,7 @@ from tools.report.metrics import (
 from tools.report.over_time import OverTime, over_time
 from tools.report.pictures import Room
 from tools.report.verdict import Verdict, verdicts
-from tools.runs.reading import Run
+from tools.runs.reading import Run, State
 from utils.version import VERSION
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -59,9 +59,10 @@ class RunSections:
 class RunRow:
     """A run in the table of a comparison; ``group``: name of its group, if it has several runs."""
 
-    facts: Facts
+    name: str
     colour: int
     group: str
+    state: State
     task: str
     started: str
 
@@ -119,9 +120,7 @@ def page_of(runs: Sequence[Run], count: int, room: Room | None = None) -> str:
     )
 
 
-def _sections(
-    run: Run, colour: int, predictions: Sequence[SplitPredictions], count: int, room: Room
-) -> RunSections:
+def _sections(run: Run, colour: int, predictions: Sequence[SplitPredictions], count: int, room: Room) -> RunSections:
     alone = [Group(run.name, 0, (run,))]
     shown = shown_predictions(run, predictions, count, room)
     kept = over_time(run)
@@ -139,9 +138,7 @@ def _sections(
     )
 
 
-def _comparison(
-    groups: Sequence[Group], predictions: dict[Path, list[SplitPredictions]], room: Room
-) -> Comparison:
+def _comparison(groups: Sequence[Group], predictions: dict[Path, list[SplitPredictions]], room: Room) -> Comparison:
     columns = columns_of(groups)
     alone = [Group(run.name, column.colour, (run,)) for column in columns for run in column.runs]
     differ = differences([(group.name, group.runs) for group in columns])
@@ -153,11 +150,11 @@ def _comparison(
         differences=differ,
         causes=[(key, values) for key, values in differ.rows if has_effect(key)],
         rows=[
-            RunRow(facts_of(run), column.colour, _group_of(run, groups), str(run.task or "unknown"), started(run))
+            RunRow(run.name, column.colour, _group_of(run, groups), run.state, str(run.task or "unknown"), started(run))
             for column in columns
             for run in column.runs
         ],
-        groups=groups,
+        groups=list(groups),
         metrics=compared_metrics(groups),
         alone=alone,
         every_run=compared_metrics(alone) if len(alone) > len(groups) else None,

@@ -19,8 +19,8 @@ test examples, or nothing."""
 
 @dataclass(frozen=True)
 class Side:
-    """A group in a verdict. ``half_interval``: half the width of the metric's 95 % interval, averaged over its runs; ``examples``:
-    number of test examples."""
+    """A group in a verdict. ``half_interval``: half the width of the metric's 95 % interval, averaged over its runs;
+    ``examples``: number of test examples."""
 
     name: str
     colour: int
@@ -82,7 +82,9 @@ def gap(best: Side, other: Side) -> Gap:
     if len(halves) == 2:
         return Gap(other, difference, "intervals", math.hypot(*halves))
     if all(side.examples for side in sides):
-        return Gap(other, difference, "examples", _binomial(*((side.spread.mean, side.examples or 1) for side in sides)))
+        return Gap(
+            other, difference, "examples", _binomial(*((side.spread.mean, side.examples or 1) for side in sides))
+        )
     return Gap(other, difference, "unknown", None)
 
 
