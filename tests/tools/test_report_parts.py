@@ -87,7 +87,7 @@ def test_an_axis_is_logarithmic_over_orders_of_magnitude_alone():
     def is_log(values: list[float], may: bool) -> bool:
         chart = Chart("a", [Line("", 0, list(enumerate(values)))], may_be_log=may)
         y = chart.spec["layer"][0]["encoding"]["y"]
-        return y["scale"] == {"type": "log"}
+        return y["scale"].get("type") == "log"
 
     assert is_log([0.01, 10.0], True)
     for values, may in (([0.01, 10.0], False), ([5.0, 10.0], True), ([0.0, 10.0], True), ([-1.0, 100.0], True)):

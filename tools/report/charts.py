@@ -199,7 +199,7 @@ def _look(look: _Look) -> dict[str, Any]:
         scale=alt.Scale(nice=False, zero=False),
         axis=alt.Axis(format="~s", grid=False, tickMinStep=1, tickCount=5),
     )
-    scale = alt.Scale(type="log") if look.log else alt.Scale(zero=look.from_zero)
+    scale = alt.Scale(type="log", nice=False, padding=8) if look.log else alt.Scale(zero=look.from_zero)
     y = alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(format=number, tickCount=5))
     lines = list(range(len(look.labels)))
     colours = [f"var(--c{colour % COLOURS})" for colour in look.colours]
