@@ -27,7 +27,7 @@ def report(
     examples: Annotated[int, read_by(whole_number(0, MOST_EXAMPLES))] = 24,
 ) -> int:
     """Write an HTML page of a run, finished or not: metrics, curves, predictions with failures first, broken records, throughput,
-    config; or of several runs side by side, beginning with the one that is best.
+    config; or of several runs side by side, with a verdict on which is best.
 
     The page is a single file and needs no network. Runs whose configs differ only in their seed are shown as one, with their mean
     and spread. Run the command in the directory in which the run was started: the paths of the images in its config are relative
@@ -41,7 +41,7 @@ def report(
 
     Examples:
         python run.py report runs/demo/grounding
-        python run.py report runs/ablation/*/seed-0 --output variants.html
+        python run.py report runs/ablation/*/seed-* --output variants.html
         python run.py report runs/big --examples 0                       no predictions: quick, and no data are needed
     """
     if len(runs) > MOST_RUNS:

@@ -55,6 +55,18 @@ def test_the_page_of_a_run_has_the_facts_of_its_files(make, tmp_path, capsys):
     assert re.search(r"page\.html: \d\.\d MB\n$", printed)
 
 
+def test_a_page_is_in_the_folder_of_its_run_and_a_comparison_in_the_current_one(make, tmp_path, monkeypatch, capsys):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    first, second = make("a"), make("b")
+    assert main(["report", str(first), "--examples", "0"]) == 0
+    assert (first / "report.html").is_file() and not list(here.iterdir())
+    assert f"{first}/report.html: " in capsys.readouterr().out
+    assert main(["report", str(first), str(second), "--examples", "0"]) == 0
+    assert [path.name for path in here.iterdir()] == ["report.html"]
+
+
 def test_the_page_needs_nothing_from_elsewhere(make, tmp_path):
     text = report(tmp_path, make("a", predictions=boxes()), make("b", predictions=boxes()))
     sources = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'>)\s]+)""", text)

@@ -160,7 +160,7 @@ def test_the_same_examples_are_compared_over_runs(make, tmp_path):
         "✓ IoU 1.00 ✗ IoU 0.00",
         "✗ IoU 0.02 ✓ IoU 1.00",
     ]
-    assert common.count("<img") == 4  # each run's boxes beside its answer
+    assert common.count("<img") == 4  # each run's boxes next to its answer
     other = report(tmp_path, make("c", predictions=boxes(6)), make("d", predictions=boxes(7)))
     assert "Examples in common" not in other
 
