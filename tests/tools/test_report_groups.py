@@ -137,6 +137,12 @@ def test_the_seeds_of_one_config_have_a_spread_and_no_winner(make, tmp_path):
     assert points_of(charts_of(text)["loss (total)"], "bands")
 
 
+def test_a_seed_that_differs_too_is_no_cause(make, tmp_path):
+    folders = make("a", "optim.lr=0.1", "seed=1", recall=0.1), make("b", "optim.lr=0.2", "seed=2", recall=0.9)
+    verdict = " ".join(section(report(tmp_path, *folders), "Verdict").split())
+    assert "Apart from the seed, only <b>optim.lr</b> differs (0.1 against 0.2)." in verdict
+
+
 def test_one_seed_each_without_a_number_of_examples_cannot_tell(make, tmp_path):
     text = report(tmp_path, *seeds_of(make, "a", 0.1, 0.5), *seeds_of(make, "b", 0.2, 0.6))
     verdict = section(text, "Verdict")

@@ -126,6 +126,11 @@ class Chart:
         return self.may_be_log and min(values) > 0 and max(values) / min(values) >= LOG_FROM
 
     @property
+    def note(self) -> str:
+        """What the axis of values does not say itself: its unit, or that it is logarithmic."""
+        return "log" if self.log else f"in {self.unit.strip()}" if self.unit == " s" else ""
+
+    @property
     def last(self) -> str:
         """The last value, if the chart has a single line."""
         if len(self.drawn) != 1:

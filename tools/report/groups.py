@@ -63,7 +63,8 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
         members.setdefault(key, []).append(run)
     found = list(members.values())
     names = [_name(group) for group in found]
-    unique = [name if names.count(name) == 1 else group[0].name for name, group in zip(names, found, strict=True)]
+    taken = [*names, *(run.name for group in found for run in group if len(group) > 1)]
+    unique = [name if taken.count(name) == 1 else _first_of(group) for name, group in zip(names, found, strict=True)]
     return [Group(name, n, tuple(group)) for n, (name, group) in enumerate(zip(unique, found, strict=True))]
 
 
@@ -90,4 +91,8 @@ def _name(runs: Sequence[Run]) -> str:
     names = [run.name for run in runs]
     # Names are compared by characters, since the seed may be a part of a folder's name.
     common = END_OF_NAME.sub("", os.path.commonprefix(names))  # noqa: RUF071
-    return common or f"{names[0]} and {len(names) - 1} more"
+    return common or _first_of(runs)
+
+
+def _first_of(runs: Sequence[Run]) -> str:
+    return runs[0].name if len(runs) == 1 else f"{runs[0].name} and {len(runs) - 1} more"
