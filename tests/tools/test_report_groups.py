@@ -117,7 +117,7 @@ def test_the_page_says_which_group_is_better_by_how_much_and_why(make, tmp_path)
         tmp_path, *seeds_of(make, "slow", 0.1, 0.50, 0.52, 0.54), *seeds_of(make, "fast", 0.2, 0.60, 0.62, 0.64)
     )
     verdict = " ".join(section(text, "Verdict").split())
-    assert 'class="swatch c1"></i>&nbsp;fast is better' in verdict
+    assert 'class="swatch c1"></i><span>fast</span></span> is better' in verdict
     assert "62.0 ± 2.0 %</b> over 3 seeds" in verdict and "<b>10.0 points</b>" in verdict
     assert OneLine("4.5 points", "Welch") in verdict.split("</p>")
     assert OneLine("optim.lr", "0.1 against 0.2") in verdict.split("</p>")

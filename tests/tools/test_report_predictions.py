@@ -148,7 +148,7 @@ def test_runs_are_compared_with_the_best_of_each_row_marked(make, tmp_path):
     assert loss["datasets"]["hover"]["rows"][-1] == [10, 11, 1]
     assert [tooltip["title"] for tooltip in loss["layer"][-1]["encoding"]["tooltip"]] == ["step", "one", "two"]
     assert text.count('<details class="run">') == 2
-    assert re.search(r'<summary><i class="swatch c1"></i>&nbsp;two</summary>', text)
+    assert re.search(r'<summary><span class="named"><i class="swatch c1"></i><span>two</span></span></summary>', text)
 
 
 def test_the_same_examples_are_compared_over_runs(make, tmp_path):
