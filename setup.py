@@ -61,6 +61,7 @@ def files() -> Iterator[tuple[Path, Path]]:
     yield from ((path, path.relative_to(HERE)) for path in own)
     below = [path for package in INSIDE for path in sorted((HERE / package).rglob("*.py"))]
     below += [
+        *sorted((HERE / "tools/report/templates").iterdir()),
         *sorted((HERE / "configs").rglob("*.yaml")),
         HERE / "configs/keys.json",
         HERE / "run.py",

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+from engine.run_files import REPORT_FILE
 from utils.errors import UserError
 from utils.files import expanded, write_text
 from utils.flags import read_by, whole_number
@@ -22,30 +23,38 @@ def report(
     runs: list[str],
     /,
     *,
-    output: Path = Path("report.html"),
+    output: Path | None = None,
     examples: Annotated[int, read_by(whole_number(0, MOST_EXAMPLES))] = 24,
+    wandb: bool = False,
 ) -> int:
     """Write an HTML page of a run, finished or not: metrics, curves, predictions with failures first, broken records, throughput,
-    config; or of several runs side by side.
+    config; or of several runs side by side, with a verdict on which is best.
 
-    The page is a single file and needs no network. Run the command in the directory in which the run was started: the paths of
-    the images in its config are relative to it.
+    The page is a single file and needs no network. Runs whose configs differ only in their seed are shown as one, with their mean
+    and spread. Run the command in the directory in which the run was started: the paths of the images in its config are relative
+    to it.
 
     Args:
         runs: folder of each run, its --output.
-        output: the page to write.
+        output: the page to write. By default report.html in the folder of the run; for several runs, report.html in the current
+            directory.
         examples: maximum number of predictions of each split; from 0 to 200.
+        wandb: also show the page of one run in this run at Weights & Biases, if it was trained with train.wandb.
 
     Examples:
         python run.py report runs/demo/grounding
-        python run.py report runs/ablation/*/seed-0 --output variants.html
+        python run.py report runs/ablation/*/seed-* --output variants.html
         python run.py report runs/big --examples 0                       no predictions: quick, and no data are needed
     """
-    output = expanded(output)
     if len(runs) > MOST_RUNS:
         raise UserError(f"{len(runs)} runs are more than a page can show; give at most {MOST_RUNS}")
+    if wandb and len(runs) > 1:
+        raise UserError(f"--wandb: the page of {len(runs)} runs belongs to none of them; give one run")
+    if output is None:
+        output = expanded(runs[0]) / REPORT_FILE if len(runs) == 1 and expanded(runs[0]).is_dir() else Path(REPORT_FILE)
+    output = expanded(output)
     if output.is_dir():
-        raise UserError(f"--output {output}: is a folder; give a file, such as {output / 'report.html'}")
+        raise UserError(f"--output {output}: is a folder; give a file, such as {output / REPORT_FILE}")
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: the folder {output.parent} does not exist; make it, or give another file")
     # Imported here, so that --help and mistakes in the command line do not wait for torch.
@@ -61,6 +70,11 @@ def report(
         remarks = f"; {count} remark{'s' if count > 1 else ''}, see the page" if count else ""
         sys.stdout.write(f"{run.name}: {run.state.text}{remarks}\n")
     sys.stdout.write(f"{output}: {len(page.encode()) / 1e6:.1f} MB\n")
+    if wandb:
+        from engine.trackers.wandb import send_report
+
+        send_report(read[0].folder, output)
+        sys.stdout.write("the page is sent to W&B\n")
     return 0
 
 

@@ -139,3 +139,10 @@ def test_a_trained_model_is_asked_from_another_folder(run, scenes_folder, tmp_pa
 def test_commands_find_their_configs(run):
     done = run("x2vlm", "tables", "--cell", "coco_5k")
     assert done.returncode == 0 and "configs/retrieval/coco_base_4m.yaml" in done.stdout, done.stderr
+
+
+def test_a_report_finds_its_templates(run, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+    done = run("x2vlm", "report", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "vegaEmbed" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -37,6 +37,9 @@ PACKAGES = (
     "tensorboard",
     "av",
     "cyclopts",
+    "jinja2",
+    "altair",
+    "vl_convert",
 )
 """Import names of the packages in requirements.txt."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 
@@ -14,3 +15,14 @@ def printed(text: str, encoding: str | None = None) -> str:
     """Returns a text on one line, with characters escaped that ``encoding`` (by default that used for standard output) lacks."""
     wanted = encoding or sys.stdout.encoding or "utf-8"
     return text.replace("\n", "\\n").encode(wanted, "backslashreplace").decode(wanted)
+
+
+def written(value: float, digits: int = 4) -> str:
+    """Formats a number with a few digits: 12,500 · 0.0123 · 3e-07."""
+    if value == 0:
+        return "0"
+    if not math.isfinite(value):
+        return str(value)
+    if abs(value) >= 10**digits or float(value).is_integer():
+        return f"{value:,.0f}" if abs(value) < 1e9 else f"{value:.{digits}g}"
+    return f"{value:.{digits}g}"

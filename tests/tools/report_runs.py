@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 import re
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,9 +16,11 @@ from run import main
 from tasks.kinds import find_task
 from tests.tasks.conftest import data, overrides  # noqa: F401 (fixtures)
 from tests.tasks.painted import rows_of
+from tools.report.charts import javascript
 from utils.config import dump_config, load_config
 from utils.events import BuiltModel, Event, EventLines, LoadedWeights, Started
 
+VEGA = "/* Vega */"
 ROOT = Path(__file__).parents[2]
 START = (
     Started(command=["Grounding.py", "--config", "grounding.yaml"], ranks=1, trains=True),
@@ -98,9 +102,29 @@ def boxes(count: int = 7, right: tuple[int, ...] = (0, 1)) -> list[dict]:
 
 
 def report(tmp_path: Path, *folders: Path, flags: tuple[str, ...] = ()) -> str:
+    """Writes a page, and returns it without Vega's JavaScript."""
     output = tmp_path / "page.html"
     assert main(["report", *map(str, folders), "--output", str(output), *flags]) == 0
-    return output.read_text(encoding="utf-8")
+    return output.read_text(encoding="utf-8").replace(javascript(), VEGA)
+
+
+def charts_of(text: str) -> dict[str, dict[str, Any]]:
+    """The Vega-Lite specifications on a page by title; of those with the same title, the first."""
+    found: dict[str, dict[str, Any]] = {}
+    head = r'<figure class="chart"><figcaption>(.*?)\s*(?:<span.*?)?</figcaption>'
+    for title, spec in re.findall(head + r'.*?<script type="application/json">(.*?)</script>', text, re.S):
+        found.setdefault(html.unescape(title.strip()), json.loads(spec))
+    return found
+
+
+def points_of(spec: dict[str, Any], table: str = "lines", line: int = 0) -> list[tuple[float, ...]]:
+    """The points of a line of a chart."""
+    return [tuple(row[1:]) for row in spec["datasets"][table]["rows"] if row[0] == line]
+
+
+def section(text: str, title: str) -> str:
+    """The part of a page below a heading."""
+    return text.split(f">{title}</h2>")[1].split("<h2")[0]
 
 
 def rows_with(text: str, words: str) -> list[str]:

@@ -12,9 +12,21 @@ from PIL import Image
 from run import main
 from tests.messages import OneLine
 from tests.tasks.conftest import data, overrides  # noqa: F401 (fixtures)
-from tests.tools.report_runs import START, boxes, event_lines, make_run, report, rows_with  # noqa: F401 (fixture)
+from tests.tools.report_runs import (
+    START,
+    VEGA,
+    boxes,
+    charts_of,
+    event_lines,
+    make_run,  # noqa: F401 (fixture)
+    points_of,
+    report,
+    rows_with,
+)
 from tools.runs import reading
 from utils.events import BrokenKind, CountedRecords, Failed, LoadedWeights, SkippedRecord, Stopped, Warned
+
+SCRIPTS = ('<script type="module">', '<script type="application/json">')
 
 
 def test_the_page_of_a_run_has_the_facts_of_its_files(make, tmp_path, capsys):
@@ -32,9 +44,11 @@ def test_the_page_of_a_run_has_the_facts_of_its_files(make, tmp_path, capsys):
     assert rows_with(text, "IoU &gt;= 0.5")[0] == "IoU >= 0.5 50.0 % 12.5 % 75.0 %".replace(">", "&gt;")
     assert rows_with(text, "right throughout") == ["right throughout 25.0 %"]
     assert "7 phrases; by rule; f.jsonl" in text
-    for title in ("loss (total)", "l1", "learning rate", "IoU &gt;= 0.5", "samples per second", "time of a step"):
-        assert f"<figcaption>{title}" in text, title
-    assert "step 10\n50 %" in text  # the validation, where one points at it
+    charts = charts_of(text)
+    expected = {"loss (total)", "l1", "learning rate", "IoU >= 0.5", "samples per second", "time of a step"}
+    assert expected <= charts.keys()
+    assert points_of(charts["IoU >= 0.5"]) == [(5, 0.25), (10, 0.5)]
+    assert charts["IoU >= 0.5"]["datasets"]["hover"]["rows"][-1] == [10, 0.5]  # the values at the pointer
     assert rows_with(text, "samples per second") == ["samples per second 55.5 (51 to 60)"]
     assert rows_with(text, "waiting for data") == ["waiting for data 25 % (25 to 25)"]
     assert OneLine("no predictions") in text.splitlines()
@@ -43,11 +57,25 @@ def test_the_page_of_a_run_has_the_facts_of_its_files(make, tmp_path, capsys):
     assert re.search(r"page\.html: \d\.\d MB\n$", printed)
 
 
+def test_a_page_is_in_the_folder_of_its_run_and_a_comparison_in_the_current_one(make, tmp_path, monkeypatch, capsys):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    first, second = make("a"), make("b")
+    assert main(["report", str(first), "--examples", "0"]) == 0
+    assert (first / "report.html").is_file() and not list(here.iterdir())
+    assert f"{first}/report.html: " in capsys.readouterr().out
+    assert main(["report", str(first), str(second), "--examples", "0"]) == 0
+    assert [path.name for path in here.iterdir()] == ["report.html"]
+
+
 def test_the_page_needs_nothing_from_elsewhere(make, tmp_path):
     text = report(tmp_path, make("a", predictions=boxes()), make("b", predictions=boxes()))
     sources = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'>)\s]+)""", text)
     assert sources and all(source.startswith(("data:image/", "#")) for source in sources)
-    assert not re.search(r"https?://|<script|<link|@import", text)
+    assert not re.search(r"<link|@import|<iframe|fetch\(|import\(", text)
+    assert {address.split("/")[2] for address in re.findall(r"https?://[^\"]+", text)} == {"vega.github.io"}  # $schema
+    assert text.count(VEGA) == 1 and "default-src 'none'; img-src data:" in text
 
 
 def test_everything_from_files_is_escaped(make, tmp_path):
@@ -83,8 +111,10 @@ def test_everything_from_files_is_escaped(make, tmp_path):
     (task / "config.yaml").write_text(f'task: "{evil}"\n')
     for folders in ([first], [task], [first, second], [first, second, third]):
         text = report(tmp_path, *folders)
-        assert "<script" not in text
+        assert [kind for kind in re.findall(r"<script[^>]*>", text) if kind not in SCRIPTS] == []
         assert "&lt;script&gt;" in text
+        evils = sum(json.dumps(spec).count(evil) for spec in charts_of(text).values())
+        assert evils or folders == [task]  # titles and labels of charts, as JSON
     assert text.count("&lt;script&gt;") > 100
 
 
@@ -106,7 +136,7 @@ def test_damaged_files_are_told_and_leave_the_rest(make, tmp_path, capsys):
     text = report(tmp_path, folder)
     assert OneLine("metrics.jsonl", "2 lines", "11, 12") in text.splitlines()
     assert "evaluation.json: is not JSON" in text and "predictions_test.json: is not JSON" in text
-    assert "<figcaption>loss (total)" in text
+    assert "loss (total)" in charts_of(text)
     assert "3 remarks, see the page" in capsys.readouterr().out
 
 
@@ -156,6 +186,8 @@ def test_mistakes_are_one_line(make, tmp_path, capsys):
     assert OneLine("a folder", "a file") in error(str(folder), "--output", str(tmp_path)).splitlines()
     assert "does not exist" in error(str(folder), "--output", str(tmp_path / "no" / "x.html"))
     assert "more than a page can show" in error(*["x"] * 41)
+    assert OneLine("--wandb", "train.wandb") in error(str(folder), "--wandb").splitlines()
+    assert OneLine("--wandb", "2 runs") in error(str(folder), str(tmp_path), "--wandb").splitlines()
     assert main(["report", str(folder), "--examples", "many"]) == 2
     assert OneLine("'many'", "0 to 200") in capsys.readouterr().err.splitlines()
 
@@ -168,12 +200,10 @@ def test_a_page_of_a_hundred_thousand_lines_is_small(tmp_path):
             file.write(f'{{"step": {step}, "loss": {50.0 if step == 61_234 else 1 + step % 7 / 10}}}\n')
     text = report(tmp_path, folder)
     assert len(text) < 100_000
+    assert (tmp_path / "page.html").stat().st_size < 1_500_000
     assert "trained 100,000 steps" in text
-    figure = re.search(r"<figcaption>loss \(total\).*?</figure>", text, re.S)[0]
-    heights = [
-        float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", re.search(r'class="line c0 raw" d="([^"]+)"', figure)[1])
-    ]
-    assert min(heights) < 20 < sorted(heights)[5]  # the one spike is there
+    values = sorted(value for _, value in points_of(charts_of(text)["loss (total)"], "raw"))
+    assert values[-1] == 50.0 and values[-2] < 2  # the one spike is there
 
 
 def test_predictions_of_the_same_examples_are_shown_over_the_validations(make, tmp_path):

@@ -9,11 +9,11 @@ from itertools import pairwise
 import pytest
 
 from metrics.captions import caption_scores
-from tools.report.chart import WIDTH, Chart, Line, thinned
+from tools.report.charts import Chart, Line, thinned
 from tools.report.judging import chosen, judged, lines_of
-from tools.report.ticks import Axis, linear_ticks, short, written, y_axis
 from tools.runs import series as reading
 from tools.runs.series import Series, read_metrics
+from utils.printing import written
 
 
 def test_a_long_series_keeps_its_extremes_its_mean_and_its_ends_in_bounded_room():
@@ -71,51 +71,60 @@ def test_a_line_without_end_is_one_damaged_line(tmp_path, monkeypatch):
     assert (metrics.damaged, metrics.lines, metrics.last_step) == ([1], 1, 2)
 
 
-def test_thinning_keeps_the_least_and_the_greatest_of_each_column():
+def test_thinning_keeps_the_minimum_and_the_maximum_of_each_interval():
     points = [(float(step), float(step % 10)) for step in range(10_000)]
     points[4321] = (4321.0, 99.0)
     points[8765] = (8765.0, -99.0)
-    thin = thinned(points, Axis(0, 10_000, 0, 200).place)
-    assert len(thin) <= 400
+    thin = thinned(points, 200)
+    assert len(thin) <= 401
     assert (4321.0, 99.0) in thin and (8765.0, -99.0) in thin
-    assert thin == sorted(thin)
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.61, 0.64), (-3, 17), (1e-7, 9e-7), (0, 123_456)])
-def test_ticks_are_few_round_and_within_the_axis(low, high):
-    ticks = linear_ticks(low, high, 4)
-    assert 2 <= len(ticks) <= 7
-    assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in ticks)
-    assert len({short(tick) for tick in ticks}) == len(ticks)
-    step = ticks[1] - ticks[0]
-    mantissa = step / 10 ** math.floor(math.log10(step) + 1e-9)
-    assert any(mantissa == pytest.approx(times) for times in (1, 2, 2.5, 5, 10))
+    assert thin == sorted(thin) and thin[-1] == points[-1]
+    assert thinned(points[:400], 200) == points[:400]
 
 
 def test_an_axis_is_logarithmic_over_orders_of_magnitude_alone():
-    wide = y_axis([0.01, 10.0], 100, 0, may_be_log=True)
-    assert wide.log and wide.ticks(4) == pytest.approx([0.01, 0.1, 1, 10])
-    assert wide.place(0.1) - wide.place(1) == pytest.approx(wide.place(1) - wide.place(10))
+    def is_log(values: list[float], may: bool) -> bool:
+        chart = Chart("a", [Line("", 0, list(enumerate(values)))], may_be_log=may)
+        y = chart.spec["layer"][0]["encoding"]["y"]
+        return y["scale"].get("type") == "log"
+
+    assert is_log([0.01, 10.0], True)
     for values, may in (([0.01, 10.0], False), ([5.0, 10.0], True), ([0.0, 10.0], True), ([-1.0, 100.0], True)):
-        assert not y_axis(values, 100, 0, may_be_log=may).log
-    assert y_axis([5.0, 6.0], 100, 0, from_zero=True).low == 0.0 < y_axis([5.0, 6.0], 100, 0).low
-    flat = y_axis([3.0, 3.0], 100, 0, may_be_log=True)
-    assert flat.low < 3 < flat.high
+        assert not is_log(values, may)
 
 
 def test_numbers_are_written_short():
     assert [written(v) for v in (0.0, 12_500.0, 0.0123456, 3e-7, 250.0)] == ["0", "12,500", "0.01235", "3e-07", "250"]
-    assert [short(v) for v in (0.0, 12_500.0, 3e6, 0.25, 0.00075)] == ["0", "12.5k", "3M", "0.25", "7.5e-4"]
 
 
-def test_a_chart_tells_its_values_and_stays_within_its_frame():
-    points = [(float(step), 100.0 - step) for step in range(1, 101)]
-    text = Chart("a < b", [Line("x & y", 0, points)], " %", mark=(60.0, "best")).html()
-    assert "a &lt; b" in text and "a < b" not in text
-    assert "step 100\nx &amp; y: 0 %" in text and ">best</text>" in text
-    places = [pair.split() for pair in text.split('class="line c0" d="M')[1].split('"')[0].split("L")]
-    assert all(0 <= float(x) <= WIDTH for x, _ in places) and len(places) == 100
-    assert Chart("none", [Line("", 0, [])]).html() == ""
+def test_names_from_files_are_titles_in_a_chart_and_no_fields():
+    name = "a.b[0]['\"] </script> datum"
+    spec = Chart(name, [Line(name, 0, [(1, 0.5), (3, 0.7)]), Line("y", 9, [(2, 1.0)])], " %", mark=(3, "best")).spec
+    fields = {value for key, value in _items(spec) if key == "field"}
+    assert fields == {"line", "step", "value", "label", "v0", "v1"}
+    assert {key for key, value in _items(spec) if value == name} == {"description", "title"}
+    assert spec["datasets"]["hover"]["rows"] == [[1, 0.5, 1], [2, 0.6, 1], [3, 0.7, 1]]
+
+
+def test_a_mean_line_has_the_range_over_seeds_where_all_have_values():
+    one, other = Series(), Series()
+    for step, value in ((0, 1.0), (10, 3.0), (20, 5.0)):
+        one.add(step, value)
+    for step, value in ((5, 4.0), (15, 8.0)):
+        other.add(step, value)
+    line = Line.of_seeds([one, other], "x", 0)
+    # At 5, 10 and 15, the first run has 2, 3 and 4, the second one 4, 6 and 8.
+    assert line.points == [(5, 3.0), (10, 4.5), (15, 6.0)]
+    assert line.band == [(2.0, 4.0), (3.0, 6.0), (4.0, 8.0)]
+    assert Line.of_seeds([one, other], "x", 0, 100.0).points[0] == (5, 300.0)
+
+
+def _items(value):
+    """All keys of nested values, with what they hold."""
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield key, inner if isinstance(inner, str) else None
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _items(inner)
 
 
 def test_failures_come_first_the_worst_at_the_top():

@@ -14,7 +14,16 @@ from tests.conftest import tiny_run
 from tests.messages import OneLine
 from tests.tasks.conftest import data, overrides  # noqa: F401 (fixtures)
 from tests.tasks.painted import KINDS, rows_of
-from tests.tools.report_runs import ROOT, boxes, config_text, make_run, report, rows_with  # noqa: F401 (fixture)
+from tests.tools.report_runs import (
+    ROOT,
+    boxes,
+    charts_of,
+    config_text,
+    make_run,  # noqa: F401 (fixture)
+    report,
+    rows_with,
+    section,
+)
 from tools.report import pictures
 from tools.report.page import page_of
 from tools.report.pictures import Room
@@ -25,9 +34,9 @@ from utils.config import load_config
 def test_failures_are_drawn_first_with_their_boxes(make, tmp_path):
     text = report(tmp_path, make(predictions=boxes(right=(2, 3))), flags=("--examples", "6"))
     assert "2 of 7 right. 6 are shown" in text
-    cards = re.findall(r'<div class="card( \w+)?">.*?class="number">(\d+)<.*?(<img.*?)?</div></div>', text, re.S)
-    assert [(kind.strip(), number) for kind, number, _ in cards[:4]] == [("wrong", n) for n in ("0", "1", "4", "5")]
-    assert {(kind.strip(), number) for kind, number, _ in cards[4:]} == {("right", "2"), ("right", "3")}
+    cards = re.findall(r'<div class="card( \w+)?"><span class="number">(\d+)<', text, re.S)
+    assert [(kind.strip(), number) for kind, number in cards[:4]] == [("wrong", n) for n in ("0", "1", "4", "5")]
+    assert {(kind.strip(), number) for kind, number in cards[4:]} == {("right", "2"), ("right", "3")}
     assert "solid: predicted" in text and "cannot be read" not in text
     data_of = re.search(r"data:image/\w+;base64,([^\"]+)", text)
     image = Image.open(io.BytesIO(base64.b64decode(data_of[1]))).convert("RGB")
@@ -127,30 +136,31 @@ def test_runs_are_compared_with_the_best_of_each_row_marked(make, tmp_path):
     one = make("sweep/one/seed-0", "optim.lr=0.1", recall=0.25, median_rank=3.0, losses=range(20, 10, -1))
     two = make("sweep/two/seed-0", "optim.lr=0.2", recall=0.75, median_rank=9.0)
     text = report(tmp_path, one, two)
-    assert re.search(r"<th>recall</th><td>25.0 %</td><td class=best>75.0 %</td>", text)
-    assert re.search(r"<th>median rank</th><td class=best>300.0 %</td><td>900.0 %</td>", text)
+    assert '<th>recall</th><td>25.0 %</td><td class="best">75.0 %</td>' in text
+    assert '<th>median rank</th><td class="best">300.0 %</td><td>900.0 %</td>' in text
     assert re.search(r"<th>IoU &gt;= 0.5</th><td>50.0 %</td><td>50.0 %</td>", text)  # a tie has no best
-    assert re.search(r"<th>loss, mean of the last 5 %</th><td>11</td><td class=best>1</td>", text)
+    assert '<th>loss, mean of the last 5 %</th><td>11</td><td class="best">1</td>' in text
     assert "best" not in re.search(r"<th>phrases</th>(.*?)</tr>", text)[1]
-    differences = text.split('id="s1">Config differences</h2>')[1].split("<h2")[0]
+    differences = section(text, "Config differences")
     assert rows_with(differences, "<th>optim.lr</th>") == ["optim.lr 0.1 0.2"]
     assert len(re.findall("<tr", differences)) == 2  # the head, and the one key
-    loss = re.search(r"<figcaption>loss \(total\).*?</figure>", text, re.S)[0]
-    assert 'class="line c0' in loss and 'class="line c1' in loss and "one: 11\ntwo: 1" in loss
+    loss = charts_of(text)["loss (total)"]
+    assert loss["datasets"]["hover"]["rows"][-1] == [10, 11, 1]
+    assert [tooltip["title"] for tooltip in loss["layer"][-1]["encoding"]["tooltip"]] == ["step", "one", "two"]
     assert text.count('<details class="run">') == 2
-    assert '<span class="key"><i class="c1"></i></span>two</summary>' in text
+    assert re.search(r'<summary><span class="named"><i class="swatch c1"></i><span>two</span></span></summary>', text)
 
 
 def test_the_same_examples_are_compared_over_runs(make, tmp_path):
     text = report(tmp_path, make("a", predictions=boxes(right=(0, 1))), make("b", predictions=boxes(right=(1, 2))))
     assert OneLine("1 of 7", "4 in none", "2 in some") in text.splitlines()
-    section = text.split("Examples in common</h2>")[1].split("<h2")[0]
-    assert [row.split(" · ")[0] for row in rows_with(section, " · ")] == ["0", "2"]
-    assert [row.rsplit("· ")[1].split(" ", 4)[-1] for row in rows_with(section, " · ")] == [
+    common = section(text, "Examples in common")
+    assert [row.split(" · ")[0] for row in rows_with(common, " · ")] == ["0", "2"]
+    assert [row.rsplit("· ")[1].split(" ", 4)[-1] for row in rows_with(common, " · ")] == [
         "✓ IoU 1.00 ✗ IoU 0.00",
         "✗ IoU 0.02 ✓ IoU 1.00",
     ]
-    assert section.count("<img") == 4  # each run's boxes beside its answer
+    assert common.count("<img") == 4  # each run's boxes next to its answer
     other = report(tmp_path, make("c", predictions=boxes(6)), make("d", predictions=boxes(7)))
     assert "Examples in common" not in other
 

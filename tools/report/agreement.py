@@ -3,86 +3,145 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from tasks.drawing import Panel
 from tools.report.examples import SplitPredictions, panel_of
+from tools.report.groups import Group
 from tools.report.judging import Judged
-from tools.report.pictures import Room, figures
-from tools.runs.reading import Run
+from tools.report.pictures import Picture, Room, pictures_of
 
 THUMBNAIL = 170
 """Maximum length of an image in the table, in pixels."""
 MOST_IMAGES = 2
 """Maximum number of images that are shown for an example."""
 
-Compared = Sequence[tuple[Run, SplitPredictions]]
+Predictions = Mapping[Path, Sequence[SplitPredictions]]
+"""The predictions of each run, by its folder."""
 
 
-def agreement(
-    runs: Sequence[Run], predictions: Sequence[Sequence[SplitPredictions]], room: Room, count: int = 12
-) -> str:
-    """Returns a table for each split that several runs predicted, with up to ``count`` examples on which they differ; empty
-    without such a split."""
-    parts = []
-    for split in dict.fromkeys(split.split for splits in predictions for split in splits):
-        by_run = [
-            (run, found)
-            for run, splits in zip(runs, predictions, strict=True)
-            for found in splits
-            if found.split == split and all(example.right is not None for example in found.judged)
-        ]
+@dataclass(frozen=True)
+class Answer:
+    """The prediction of a column's first run. ``right``: None if the runs of the column disagree; ``share``: how many of them are
+    right, in words, if there are several."""
+
+    right: bool | None
+    text: str
+    share: str
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class CommonExample:
+    """An example that all runs predicted. ``pictures``: its images, if the answers have none of their own."""
+
+    number: int
+    subject: str
+    pictures: list[Picture]
+    answers: list[Answer]
+
+
+@dataclass(frozen=True)
+class CommonSplit:
+    """A split that several runs predicted, with examples on which they differ.
+
+    ``columns``: names of the runs or groups; ``of_seeds``: whether a column has several runs.
+    """
+
+    split: str
+    text: str
+    columns: list[str]
+    of_seeds: bool
+    examples: list[CommonExample]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """An example as each run of each column judges it. ``shares``: mean score of each column, from 0 to 1."""
+
+    by_column: list[list[Judged]]
+    shares: list[float]
+
+    @property
+    def apart(self) -> float:
+        return max(self.shares) - min(self.shares)
+
+
+def common_splits(columns: Sequence[Group], predictions: Predictions, room: Room, count: int = 12) -> list[CommonSplit]:
+    """Returns the splits whose same examples several columns predicted, with up to ``count`` examples on which they differ."""
+    found = []
+    names = dict.fromkeys(split.split for group in columns for run in group.runs for split in predictions[run.folder])
+    for name in names:
+        known = [(group, _found(group, predictions, name)) for group in columns]
+        known = [(group, splits) for group, splits in known if splits]
+        subjects = {tuple(example.subject for example in split.judged) for _, splits in known for split in splits}
         # Only examples that are the same in all runs can be compared.
-        if len(by_run) > 1 and len({tuple(example.subject for example in found.judged) for _, found in by_run}) == 1:
-            parts.append(_compared(split, by_run, count, room))
-    return "".join(parts)
+        if len(known) > 1 and len(subjects) == 1:
+            found.append(_common(name, known, count, room))
+    return found
 
 
-def _compared(split: str, by_run: Compared, count: int, room: Room) -> str:
-    rows = list(zip(*(found.judged for _, found in by_run), strict=True))
-    if by_run[0][0].task == "pretrain":
-        return _shares_compared(split, by_run, rows, count, room)
-    right = [sum(bool(example.right) for example in row) for row in rows]
-    every, none = sum(number == len(by_run) for number in right), right.count(0)
-    differ = [row for row, number in zip(rows, right, strict=True) if 0 < number < len(by_run)]
-    text = f"{every:,} of {len(rows):,} examples are right in all runs, {none:,} in none, {len(differ):,} in some."
-    head = "".join(f"<th>{escape(run.name)}</th>" for run, _ in by_run)
-    step = max(1, len(differ) // max(1, count))
-    lines = [_row(row, by_run, room) for row in differ[::step][:count]]
-    table = f'<table class="left"><tr class="head"><th></th>{head}</tr>{"".join(lines)}</table>' if lines else ""
-    return f'<h3>{escape(split)}</h3><p>{text}</p><div class="scroll">{table}</div>'
+def _found(group: Group, predictions: Predictions, name: str) -> list[SplitPredictions]:
+    """Returns a split's predictions of each run in a group, as far as they can be judged."""
+    splits = [split for run in group.runs for split in predictions[run.folder] if split.split == name]
+    return [split for split in splits if all(example.right is not None for example in split.judged)]
 
 
-def _shares_compared(split: str, by_run: Compared, rows: Sequence[Sequence[Judged]], count: int, room: Room) -> str:
-    """For pre-training, where an example has several boxes and ranks, and few are all right: the examples that differ most."""
-    means = ", ".join(
-        f"{escape(run.name)} {100 * sum(example.score or 0.0 for example in found.judged) / len(rows):.1f} %"
-        for run, found in by_run
-    )
-    apart = sorted(rows, key=lambda row: min(one.score or 0.0 for one in row) - max(one.score or 0.0 for one in row))
-    head = "".join(f"<th>{escape(run.name)}</th>" for run, _ in by_run)
-    lines = [_row(row, by_run, room) for row in apart[:count]]
-    text = f"Average share of an example's boxes and ranks that are right: {means}. The examples that differ most are below."
-    table = f'<table class="left"><tr class="head"><th></th>{head}</tr>{"".join(lines)}</table>'
-    return f'<h3>{escape(split)}</h3><p>{text}</p><div class="scroll">{table}</div>'
+def _common(
+    name: str, known: Sequence[tuple[Group, Sequence[SplitPredictions]]], count: int, room: Room
+) -> CommonSplit:
+    pretrains = known[0][0].runs[0].task == "pretrain"
+    rows = []
+    for number in range(len(known[0][1][0].judged)):
+        by_column = [[split.judged[number] for split in splits] for _, splits in known]
+        # An example of pre-training has several boxes and ranks, which are seldom all right, so its score counts.
+        scores = [
+            [float(one.score or 0.0) if pretrains else float(one.right or 0) for one in some] for some in by_column
+        ]
+        rows.append(_Row(by_column, [sum(some) / len(some) for some in scores]))
+    if pretrains:
+        means = [sum(row.shares[column] for row in rows) / len(rows) for column in range(len(known))]
+        shares = ", ".join(f"{group.name} {100 * mean:.1f} %" for (group, _), mean in zip(known, means, strict=True))
+        text = f"Average share of an example's boxes and ranks that are right: {shares}."
+    else:
+        every, none = sum(min(row.shares) == 1 for row in rows), sum(max(row.shares) == 0 for row in rows)
+        mixed = len(rows) - every - none
+        text = f"{every:,} of {len(rows):,} examples are right in all runs, {none:,} in none, {mixed:,} in some."
+    chosen = _most_apart(rows, count)
+    if chosen:
+        text += " The examples that differ most are below."
+    examples = [_example(row, [splits for _, splits in known], room) for row in chosen]
+    of_seeds = any(len(splits) > 1 for _, splits in known)
+    return CommonSplit(name, text, [group.name for group, _ in known], of_seeds, examples)
 
 
-def _row(row: Sequence[Judged], by_run: Compared, room: Room) -> str:
-    """An example: its images once, or each run's boxes next to its answer."""
+def _most_apart(rows: Sequence[_Row], count: int) -> list[_Row]:
+    """Returns the examples on which the columns differ most; if too many differ equally, spread over the split."""
+    differ = sorted((row for row in rows if row.apart > 0), key=lambda row: -row.apart)
+    most = [row for row in differ if row.apart == differ[0].apart]
+    return differ[:count] if len(most) <= count else most[:: len(most) // max(1, count)][:count]
+
+
+def _example(row: _Row, by_column: Sequence[Sequence[SplitPredictions]], room: Room) -> CommonExample:
+    """An example with its images once, or each column's boxes next to its answer."""
+    first = [some[0] for some in row.by_column]
     panels = [
-        panel_of(found, example, found.predictions[example.number], Counter())
-        for example, (_, found) in zip(row, by_run, strict=True)
+        panel_of(splits[0], example, splits[0].predictions[example.number], Counter())
+        for example, splits in zip(first, by_column, strict=True)
     ]
     boxes = any(picture.boxes for panel in panels for picture in panel.pictures)
-    once = "" if boxes else _images(panels[0], room)
-    cells = []
-    for example, panel in zip(row, panels, strict=True):
-        mark = '<b class="yes">✓</b>' if example.right else '<b class="no">✗</b>'
-        cells.append(f"<td>{_images(panel, room) if boxes else ''}{mark} {escape(example.answer)}</td>")
-    return f"<tr><th>{once}{row[0].number} · {escape(row[0].subject)}</th>{''.join(cells)}</tr>"
+    answers = []
+    for some, panel in zip(row.by_column, panels, strict=True):
+        right = sum(bool(one.right) for one in some)
+        share = f"right in {right} of {len(some)} seeds" if len(some) > 1 else ""
+        agreed = bool(right) if right in (0, len(some)) else None
+        answers.append(Answer(agreed, some[0].answer, share, _pictures(panel, room) if boxes else []))
+    once = [] if boxes else _pictures(panels[0], room)
+    return CommonExample(first[0].number, first[0].subject, once, answers)
 
 
-def _images(panel: Panel, room: Room) -> str:
-    """The images of a panel; empty if the images are the prediction, as in retrieval."""
-    return figures(panel.pictures, room, THUMBNAIL) if len(panel.pictures) <= MOST_IMAGES else ""
+def _pictures(panel: Panel, room: Room) -> list[Picture]:
+    """The images of a panel; none if the images are the prediction, as in retrieval."""
+    return pictures_of(panel.pictures, room, THUMBNAIL) if len(panel.pictures) <= MOST_IMAGES else []

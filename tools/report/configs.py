@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from html import escape
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
@@ -20,6 +20,8 @@ from utils.errors import UserError
 
 LONGEST = 300
 """Maximum number of characters of a value that are shown."""
+MISSING = "—"
+"""Stands for the value of a key that a config lacks."""
 
 Flat = dict[str, Any]
 
@@ -34,54 +36,79 @@ def flat(values: Any, prefix: str = "") -> Flat:
     return result
 
 
-def differences(runs: Sequence[Run]) -> str:
-    """A table of the keys whose values differ, a column for each run."""
-    configs = [flat(run.config) for run in runs if run.config is not None]
-    without = [run.name for run in runs if run.config is None]
-    keys = list(dict.fromkeys(key for config in configs for key in config))
+@dataclass(frozen=True)
+class ConfigLine:
+    """A line of a config as YAML. ``marked``: whether the value differs from the default of its key; ``default``: that default,
+    or empty."""
+
+    text: str
+    marked: bool = False
+    default: str = ""
+
+
+@dataclass(frozen=True)
+class ShownConfig:
+    """A config as YAML, and what its marks mean."""
+
+    note: str
+    lines: list[ConfigLine]
+
+
+@dataclass(frozen=True)
+class Differences:
+    """The keys whose values differ, with a value for each column. ``same``: number of other keys; ``without``: names of columns
+    without a config; ``missing``: whether some configs lack a key."""
+
+    columns: list[str]
+    rows: list[tuple[str, list[str]]]
+    same: int
+    without: list[str]
+    missing: bool
+
+
+def differences(columns: Sequence[tuple[str, Sequence[Run]]]) -> Differences:
+    """Returns the keys whose values differ between columns, which are runs or groups of runs that differ only in their seed. A
+    column shows every value that its runs have."""
+    known = [(name, [flat(run.config) for run in runs if run.config is not None]) for name, runs in columns]
+    without = [name for name, configs in known if not configs]
+    known = [(name, configs) for name, configs in known if configs]
+    keys = list(dict.fromkeys(key for _, configs in known for config in configs for key in config))
     rows = []
     for key in keys:
-        values = [_shown(config[key]) if key in config else "—" for config in configs]
-        if len(set(values)) > 1:
-            rows.append(f"<tr><th>{escape(key)}</th>{''.join(f'<td>{escape(value)}</td>' for value in values)}</tr>")
-    note = f'<p class="faint">Without a config: {escape(", ".join(without))}.</p>' if without else ""
-    if not rows:
-        return f'<p class="faint">The {len(configs)} configs are the same.</p>{note}'
-    head = "".join(f"<th>{escape(run.name)}</th>" for run in runs if run.config is not None)
-    missing = " —: the config has no such key." if any("<td>—</td>" in row for row in rows) else ""
-    same = f'<p class="faint">{len(keys) - len(rows)} other keys are the same.{missing}</p>'
-    table = f'<table class="left"><tr class="head"><th></th>{head}</tr>{"".join(rows)}</table>'
-    return f'<div class="scroll">{table}</div>{same}{note}'
+        values = [
+            list(dict.fromkeys(_shown(config[key]) if key in config else MISSING for config in configs))
+            for _, configs in known
+        ]
+        if len({frozenset(some) for some in values}) > 1:
+            rows.append((key, [", ".join(some) for some in values]))
+    missing = any(MISSING in values for _, values in rows)
+    return Differences([name for name, _ in known], rows, len(keys) - len(rows), without, missing)
 
 
-def config_of(run: Run) -> str:
-    """Returns the config as YAML; values that differ from their key's default are marked, and followed by the default."""
+def config_of(run: Run) -> ShownConfig | None:
+    """Returns the config of a run, with the values that differ from their key's default marked."""
     if run.config is None:
-        return '<p class="faint">The run has no config that can be read.</p>'
+        return None
     defaults = _defaults(run.config)
-    lines = list(_lines(run.config, defaults or {}, "", 0))
     note = (
-        "Marked: values that differ from the default of their key, or that have none; # the default"
+        "Marked: values that differ from the default of their key, or that have none; # the default."
         if defaults is not None
-        else f"The defaults of task {run.task!r} are unknown here, so nothing is marked"
+        else f"The defaults of task {run.task!r} are unknown here, so nothing is marked."
     )
-    return f'<p class="faint">{escape(note)}.</p><pre class="config">{"".join(lines)}</pre>'
+    return ShownConfig(note, list(_lines(run.config, defaults or {}, "", 0)))
 
 
-def _lines(values: dict[str, Any], defaults: Flat, prefix: str, depth: int) -> Iterator[str]:
+def _lines(values: dict[str, Any], defaults: Flat, prefix: str, depth: int) -> Iterator[ConfigLine]:
     for name, value in values.items():
         key, indent = f"{prefix}{name}", "  " * depth
         if isinstance(value, dict) and value:
-            yield f"{indent}{escape(str(name))}:\n"
+            yield ConfigLine(f"{indent}{name}:")
             yield from _lines(value, defaults, f"{key}.", depth + 1)
             continue
-        text = f"{indent}{escape(str(name))}: {escape(_shown(value))}"
         default = defaults.get(key, value)
-        if _shown(default) == _shown(value):
-            yield f"{text}\n"
-        else:
-            beside = "" if default is PydanticUndefined else f'  <span class="faint"># {escape(_shown(default))}</span>'
-            yield f"<mark>{text}</mark>{beside}\n"
+        marked = _shown(default) != _shown(value)
+        beside = _shown(default) if marked and default is not PydanticUndefined else ""
+        yield ConfigLine(f"{indent}{name}: {_shown(value)}", marked, beside)
 
 
 def _defaults(config: dict[str, Any]) -> Flat | None:

@@ -1,188 +1,216 @@
-"""Selects the curves of a page: losses, learning rate, validation, throughput; for several runs, one line each."""
+"""Selects the curves of a page: losses, learning rate, validation, throughput; with a line for each run or group of runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from html import escape
+from dataclasses import dataclass
 
-from tools.report.chart import Chart, Line, legend
-from tools.report.ticks import written
+from tools.report.charts import Chart, Line
+from tools.report.facts import best_step, selecting_metric
+from tools.report.groups import Group
 from tools.runs.names import MEMORY, is_of_training
 from tools.runs.reading import Run
 from tools.runs.series import Series
+from utils.printing import written
 
 PARTS = ("loss", "grad_norm", "loss_scale")
 """Values of ``metrics.jsonl`` that are listed first and last among the losses."""
+TITLES = {"loss": "loss (total)", "grad_norm": "norm of the gradient", "loss_scale": "loss scale of fp16"}
 SPEED = {
-    "samples_per_s": ("samples per second", 1.0, ""),
-    "images_per_s": ("images per second", 1.0, ""),
-    "tokens_per_s": ("tokens per second", 1.0, ""),
-    "step_s": ("time of a step", 1.0, " s"),
-    "data_wait": ("waiting for data", 100.0, " %"),
-    "ranks/slowest_s": ("time for its own part of a step, slowest rank", 1.0, " s"),
-    "ranks/median_s": ("time for their own part of a step, median of the other ranks", 1.0, " s"),
-    "tflops_per_s": ("TFLOP/s", 1.0, ""),
-    "utilisation": ("utilisation of the peak", 100.0, " %"),
+    "samples_per_s": ("samples per second", ""),
+    "images_per_s": ("images per second", ""),
+    "tokens_per_s": ("tokens per second", ""),
+    "step_s": ("time of a step", " s"),
+    "data_wait": ("waiting for data", " %"),
+    "ranks/slowest_s": ("time for its own part of a step, slowest rank", " s"),
+    "ranks/median_s": ("time for their own part of a step, median of the other ranks", " s"),
+    "tflops_per_s": ("TFLOP/s", ""),
+    "utilisation": ("utilisation of the peak", " %"),
 }
-"""Display names of the throughput values in ``metrics.jsonl``: title, factor, unit."""
+"""Display names of the throughput values in ``metrics.jsonl``, and their units. Shares have the unit " %"."""
 FIRST_VALIDATION = 9
 """Validation curves that are shown at once; the rest are collapsed."""
 
+Select = Callable[[Run], dict[str, Series]]
 
-def training_charts(runs: Sequence[Run]) -> str:
+
+@dataclass(frozen=True)
+class Curves:
+    """Charts of a section. ``legend``: name and colour of each line, if several charts share them; ``more``: charts that are
+    collapsed; ``note``: what the lines and bands are, or why there are no charts."""
+
+    legend: list[tuple[str, int]]
+    charts: list[Chart]
+    note: str = ""
+    more: Sequence[Chart] = ()
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A table of numbers: the head of each column, and a title and cells for each row."""
+
+    columns: list[str]
+    rows: list[tuple[str, list[str]]]
+
+
+@dataclass(frozen=True)
+class Validation:
+    curves: Curves
+    last: Numbers | None
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """``of_seeds``: whether a column of the table has several runs."""
+
+    table: Numbers | None
+    of_seeds: bool
+    curves: Curves
+
+
+def training_curves(groups: Sequence[Group]) -> Curves:
     """The losses, the gradient norm, and the learning rate."""
-    names = _names(runs, lambda run: run.metrics.series)
+    runs = _runs(groups)
+    names = _names(runs, _metrics)
     losses = [name for name in names if is_of_training(name)]
     if all(_same(run, name, "loss") for run in runs for name in losses[:2]):  # the only loss is the total
         losses = ["loss", *losses[2:]]
     losses.sort(key=lambda name: (name in PARTS[1:], name != PARTS[0]))
-    charts = [Chart(_loss_title(n), _lines(runs, n), may_be_log=True) for n in losses]
-    if (rates := _rates(runs)).lines:
-        charts.append(rates)
-    return _grid([chart.html() for chart in _without_constants(charts)], runs) or _nothing(
-        "No training step was logged."
-    )
+    charts = [Chart(TITLES.get(name, name), _lines(groups, name, _metrics), may_be_log=True) for name in losses]
+    charts.append(_rates(groups))
+    return _curves(groups, _changing(charts), "No training step was logged.")
 
 
-def validation_charts(runs: Sequence[Run]) -> str:
-    """The metrics that change between validations; a single validation is shown as a table of numbers."""
+def validation_curves(groups: Sequence[Group]) -> Validation:
+    """The metrics that change between validations, and the numbers of the last validation."""
+    runs = _runs(groups)
     names = _names(runs, lambda run: run.validation.series)
     if not names:
-        return _nothing("There was no validation during training.")
+        return Validation(Curves([], [], "There was no validation during training."), None)
+    best = best_step(runs[0]) if len(runs) == 1 else None
+    mark = None if best is None else (float(best), f"best weights, step {best:,}")
     charts = []
     for name in names:
         scale, unit = _unit_of(runs, name)
-        lines = _lines(runs, name, lambda run: run.validation.series, scale)
-        charts.append(Chart(name, lines, unit, mark=_best(runs[0]) if len(runs) == 1 else None))
-    selecting = {run.history.selects for run in runs}
-    shown = [chart.html() for chart in sorted(_without_constants(charts), key=lambda c: c.title not in selecting)]
-    first, more = shown[:FIRST_VALIDATION], shown[FIRST_VALIDATION:]
-    text = _grid(first, runs) or _nothing("No metric changes from one validation to the next.")
-    folded = f"<details><summary>{len(more)} more curves</summary>{_grid(more, runs)}</details>" if more else ""
-    return f"{text}{folded}{_last_validation(runs, names)}"
+        charts.append(Chart(name, _lines(groups, name, lambda run: run.validation.series, scale), unit, mark=mark))
+    selecting = {selecting_metric(run) for run in runs}
+    shown = sorted(_changing(charts), key=lambda chart: chart.title not in selecting)
+    curves = _curves(groups, shown[:FIRST_VALIDATION], "No metric changes from one validation to the next.")
+    more = Curves(curves.legend, curves.charts, curves.note, shown[FIRST_VALIDATION:])
+    return Validation(more, _last_validation(runs, names))
 
 
-def _last_validation(runs: Sequence[Run], names: Sequence[str]) -> str:
-    """The numbers of the last validation of each run, collapsed."""
-    heads = "".join(
-        f"<th>{escape(run.name) if len(runs) > 1 else 'value'}<br>step {run.validation.last_step or 0:,}</th>"
-        for run in runs
-    )
-    rows = []
-    for name in names:
-        last = (run.validation.series[name].last if name in run.validation.series else None for run in runs)
-        scale, unit = _unit_of(runs, name)
-        numbers = "".join(f"<td>{'' if point is None else written(point[1] * scale) + unit}</td>" for point in last)
-        rows.append(f"<tr><th>{escape(name)}</th>{numbers}</tr>")
-    table = f'<div class="scroll"><table><tr class="head"><th></th>{heads}</tr>{"".join(rows)}</table></div>'
-    return f"<details><summary>The last validation in numbers</summary>{table}</details>"
-
-
-def throughput(runs: Sequence[Run]) -> str:
+def throughput(groups: Sequence[Group]) -> Throughput:
     """A table of medians, and the curves."""
+    runs = _runs(groups)
     names = [name for name in SPEED if any(name in run.metrics.series for run in runs)]
     if all(_same(run, "images_per_s", "samples_per_s") for run in runs):
         names = [name for name in names if name != "images_per_s"]
-    memory = [n for n in _names(runs, lambda run: run.metrics.series) if MEMORY.search(n)]
+    memory = [name for name in _names(runs, _metrics) if MEMORY.search(name)]
     if not names + memory:
-        return _nothing("No throughput was logged.")
+        return Throughput(None, False, Curves([], [], "No throughput was logged."))
     rows = []
     for name in names + memory:
-        title, scale, unit = SPEED.get(name, (name, 1.0, ""))
-        cells = "".join(_speed(run.metrics.series.get(name), scale, unit) for run in runs)
-        rows.append(f"<tr><th>{escape(title)}</th>{cells}</tr>")
-    heads = (
-        f'<tr class="head"><th></th>{"".join(f"<th>{escape(run.name)}</th>" for run in runs)}</tr>'
-        if len(runs) > 1
-        else ""
-    )
-    charts = [
-        Chart(SPEED[n][0], _lines(runs, n, scale=SPEED[n][1]), SPEED[n][2], from_zero=True).html()
-        for n in names
-        if n != "tflops_per_s"
-    ]
-    charts += [Chart(name, _lines(runs, name), from_zero=True).html() for name in memory]
-    note = '<p class="faint">The median, and in brackets the range, over the lines of metrics.jsonl.</p>'
-    return f'<div class="scroll"><table>{heads}{"".join(rows)}</table></div>{note}{_grid(charts, runs)}'
+        title, unit = SPEED.get(name, (name, ""))
+        series = [[run.metrics.series[name] for run in group.runs if name in run.metrics.series] for group in groups]
+        rows.append((title, [_speed(several, unit) for several in series]))
+    charts = []
+    for name in names + memory:
+        title, unit = SPEED.get(name, (name, ""))
+        if name != "tflops_per_s":
+            charts.append(Chart(title, _lines(groups, name, _metrics), unit, from_zero=True))
+    table = Numbers([group.name for group in groups] if len(groups) > 1 else [], rows)
+    of_seeds = any(len(group.runs) > 1 for group in groups)
+    return Throughput(table, of_seeds, _curves(groups, [chart for chart in charts if chart.drawn], ""))
 
 
-def _speed(series: Series | None, scale: float, unit: str) -> str:
-    """A cell with the median of a series and its range."""
-    if series is None:
-        return "<td></td>"
-    median, low, high = (written(value * scale, 3) for value in (series.median(), *series.range()))
-    return f'<td>{median}{escape(unit)} <span class="faint">({low} to {high})</span></td>'
-
-
-def _lines(
-    runs: Sequence[Run],
-    name: str,
-    series_of: Callable[[Run], dict[str, Series]] = lambda run: run.metrics.series,
-    scale: float = 1.0,
-) -> list[Line]:
-    """A line for each run that has the value."""
-    return [
-        Line.of(series_of(run)[name], run.name if len(runs) > 1 else "", number, scale)
-        for number, run in enumerate(runs)
-        if name in series_of(run)
-    ]
-
-
-def _rates(runs: Sequence[Run]) -> Chart:
-    """The learning rates: for one run, all groups that differ; for several runs, the highest rate of each."""
+def _lines(groups: Sequence[Group], name: str, select: Select, scale: float = 1.0) -> list[Line]:
+    """A line for each run or group that has the value."""
     lines = []
-    for number, run in enumerate(runs):
-        groups: dict[str, Series] = {}
-        for name, series in run.metrics.series.items():
-            if name.startswith("lr/"):  # groups that differ only in weight decay have the same rate
-                groups.setdefault(name.removeprefix("lr/").partition(",")[0], series)
-        if len(runs) > 1 and groups:
-            highest = max(groups.values(), key=lambda series: series.range()[1])
-            lines.append(Line(run.name, number, highest.points()))
-        elif groups:
-            lines += [Line(label, place, series.points()) for place, (label, series) in enumerate(groups.items())]
-    if len(lines) == 1:
-        lines = [Line("", lines[0].colour, lines[0].points)]
-    return Chart("learning rate" if len(runs) == 1 else "highest learning rate", lines, keys=len(runs) == 1)
+    for group in groups:
+        several = [select(run)[name] for run in group.runs if name in select(run)]
+        if len(several) > 1:
+            lines.append(Line.of_seeds(several, group.name, group.colour, scale))
+        elif several:
+            lines.append(Line.of(several[0], group.name, group.colour, scale))
+    return lines
 
 
-def _best(run: Run) -> tuple[float, str] | None:
-    return None if run.history.best is None else (run.history.best, f"best weights, step {run.history.best:,}")
+def _rates(groups: Sequence[Group]) -> Chart:
+    """The learning rates: for one run, all rates that differ; for several runs, the highest rate of each group."""
+    lines = []
+    for group in groups:
+        rates: dict[str, Series] = {}
+        for name, series in group.runs[0].metrics.series.items():
+            if name.startswith("lr/"):  # parameter groups that differ only in weight decay have the same rate
+                rates.setdefault(name.removeprefix("lr/").partition(",")[0], series)
+        if len(groups) > 1 and rates:
+            highest = max(rates.values(), key=lambda series: series.range()[1])
+            lines.append(Line(group.name, group.colour, highest.points()))
+        elif rates:
+            lines += [Line(label, place, series.points()) for place, (label, series) in enumerate(rates.items())]
+    if len(groups) > 1:
+        return Chart("highest learning rate", lines)
+    return Chart("learning rate", lines, keys=len(lines) > 1)
+
+
+def _curves(groups: Sequence[Group], charts: list[Chart], nothing: str) -> Curves:
+    if not charts:
+        return Curves([], [], nothing)
+    legend = [(group.name, group.colour) for group in groups] if len(groups) > 1 else []
+    seeds = any(len(group.runs) > 1 for group in groups)
+    return Curves(
+        legend, charts, "Lines: mean over the seeds. Bands: minimum to maximum over the seeds." if seeds else ""
+    )
+
+
+def _last_validation(runs: Sequence[Run], names: Sequence[str]) -> Numbers:
+    heads = [f"{run.name if len(runs) > 1 else 'value'}, step {run.validation.last_step or 0:,}" for run in runs]
+    rows = []
+    for name in names:
+        last = [run.validation.series[name].last if name in run.validation.series else None for run in runs]
+        scale, unit = _unit_of(runs, name)
+        rows.append((name, ["" if point is None else _written(point[1] * scale, unit) for point in last]))
+    return Numbers(heads, rows)
+
+
+def _speed(several: Sequence[Series], unit: str) -> str:
+    """The median of a series, or the mean of several medians, and the range of all values."""
+    if not several:
+        return ""
+    low, high = min(series.range()[0] for series in several), max(series.range()[1] for series in several)
+    median = sum(series.median() for series in several) / len(several)
+    low_text, high_text = (_written(value, unit, 3).removesuffix(unit) for value in (low, high))
+    return f"{_written(median, unit, 3)} ({low_text} to {high_text})"
+
+
+def _written(value: float, unit: str, digits: int = 4) -> str:
+    return f"{written(100 * value if unit == ' %' else value, digits)}{unit}"
 
 
 def _unit_of(runs: Sequence[Run], name: str) -> tuple[float, str]:
-    """Returns the factor for showing the values of a metric and the unit that follows them, as read from ``evaluation.json``."""
+    """Returns the factor for showing the values of a metric and its unit, as read from ``evaluation.json``."""
     units = {str(metrics[name].get("unit")) for run in runs for metrics in run.evaluation.values() if name in metrics}
-    return (100.0, " %") if "share" in units else (100.0, "") if "score" in units else (1.0, "")
+    return (1.0, " %") if "share" in units else (100.0, "") if "score" in units else (1.0, "")
 
 
-def _without_constants(charts: Sequence[Chart]) -> list[Chart]:
+def _changing(charts: Sequence[Chart]) -> list[Chart]:
     """Returns charts of values that change; sizes of sets are constant, and shown in the table of metrics."""
-    return [chart for chart in charts if len({value for line in chart.lines for _, value in line.points}) > 1]
+    return [chart for chart in charts if len(set(chart.values)) > 1]
 
 
-def _names(runs: Sequence[Run], series_of: Callable[[Run], dict[str, Series]]) -> list[str]:
-    return list(dict.fromkeys(name for run in runs for name in series_of(run)))
+def _metrics(run: Run) -> dict[str, Series]:
+    return run.metrics.series
+
+
+def _runs(groups: Sequence[Group]) -> list[Run]:
+    return [run for group in groups for run in group.runs]
+
+
+def _names(runs: Sequence[Run], select: Select) -> list[str]:
+    return list(dict.fromkeys(name for run in runs for name in select(run)))
 
 
 def _same(run: Run, one: str, other: str) -> bool:
     series = run.metrics.series
     return one in series and other in series and series[one].points() == series[other].points()
-
-
-def _loss_title(name: str) -> str:
-    return {"loss": "loss (total)", "grad_norm": "norm of the gradient", "loss_scale": "loss scale of fp16"}.get(
-        name, name
-    )
-
-
-def _grid(charts: Sequence[str], runs: Sequence[Run]) -> str:
-    drawn = [chart for chart in charts if chart]
-    if not drawn:
-        return ""
-    keys = legend([run.name for run in runs]) if len(runs) > 1 else ""
-    return f'{keys}<div class="charts">{"".join(drawn)}</div>'
-
-
-def _nothing(words: str) -> str:
-    return f'<p class="faint">{escape(words)}</p>'

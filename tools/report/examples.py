@@ -6,14 +6,13 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from typing import Any
 
 from dataset.records.schema import BrokenRecordError
 from tasks.drawing import Line, Panel
 from tools.report.held_out import HeldOutSplit, read_split
 from tools.report.judging import MALFORMED, Judged, chosen, judged, lines_of
-from tools.report.pictures import Room, card, sheet
+from tools.report.pictures import Embedded, Picture, Room, pictures_of, sheet
 from tools.runs.reading import Run, read_json
 from utils.errors import UserError
 
@@ -70,42 +69,73 @@ def _read(run: Run, split: str, predictions: list[dict[str, Any]]) -> SplitPredi
     return SplitPredictions(split, predictions, examples, held_out, why)
 
 
-def section(run: Run, splits: Sequence[SplitPredictions], count: int, room: Room) -> str:
-    """Shows up to ``count`` predictions of each split of a run."""
+@dataclass(frozen=True)
+class Card:
+    """An example: lines above its pictures, the pictures side by side, and lines below them, or to their right if ``beside`` is
+    True."""
+
+    number: int
+    right: bool | None
+    above: Sequence[Line]
+    pictures: list[Picture]
+    lines: Sequence[Line]
+    beside: bool
+
+
+@dataclass(frozen=True)
+class ShownSplit:
+    """The shown predictions of a split. ``images``: maximum number of pictures in a card; ``remarks``: what cannot be shown."""
+
+    split: str
+    summary: str
+    legend: str
+    remarks: list[str]
+    cards: list[Card]
+    images: int
+
+
+@dataclass(frozen=True)
+class ShownPredictions:
+    """The predictions of a run. ``note``: why there are none; ``sheets``: sheets of examples drawn by the run itself, by name."""
+
+    note: str = ""
+    splits: Sequence[ShownSplit] = ()
+    sheets: Sequence[tuple[str, Embedded]] = ()
+
+
+def shown_predictions(run: Run, splits: Sequence[SplitPredictions], count: int, room: Room) -> ShownPredictions:
+    """Returns up to ``count`` predictions of each split of a run."""
     if not count:
-        return '<p class="faint">Hidden by --examples 0.</p>'
+        return ShownPredictions("Hidden by --examples 0.")
     if not splits:
-        return _sheets(run, room) or '<p class="faint">The run has no predictions; its evaluation writes them.</p>'
-    parts = []
+        sheets = _sheets(run, room)
+        return ShownPredictions(
+            "" if sheets else "The run has no predictions; its evaluation writes them.", sheets=sheets
+        )
+    shown = []
     for number, split in enumerate(splits):
-        parts.append(f"<h3>{escape(split.split)}</h3><p>{escape(_summary(split, count))}</p>")
-        if split.why:
-            parts.append(
-                f'<p class="remark">Shown as text, since the held-out data cannot be read: {escape(split.why)}</p>'
-            )
         share = room.share(len(splits) - number)
-        parts.append(_cards(split, count, share))
+        shown.append(_shown(split, count, share))
         room.give_back(share)
-    if any(split.why for split in splits):
-        parts.append(_sheets(run, room))
-    return "".join(parts)
+    return ShownPredictions("", shown, _sheets(run, room) if any(split.why for split in splits) else ())
 
 
-def _cards(split: SplitPredictions, count: int, room: Room) -> str:
+def _shown(split: SplitPredictions, count: int, room: Room) -> ShownSplit:
     cards, broken, images = [], Counter[str](), 1
     for example in chosen(split.judged, count):
-        prediction = split.predictions[example.number]
-        panel = panel_of(split, example, prediction, broken)
+        panel = panel_of(split, example, split.predictions[example.number], broken)
         if example.right is None and example.score is not None:
             panel = replace(panel, lines=(*panel.lines, Line(f"CIDEr {100 * example.score:.1f}", faint=True)))
-        cards.append(card(panel, example.number, example.right, room))
+        pictures = pictures_of(panel.pictures, room)
+        beside = panel.beside and bool(pictures)
+        cards.append(Card(example.number, example.right, panel.above, pictures, panel.lines, beside))
         images = max(images, len(panel.pictures))
+    remarks = [f"Shown as text, since the held-out data cannot be read: {split.why}"] if split.why else []
     notes = [f"{times} cannot be drawn: {reason}" for reason, times in broken.most_common(3)]
     notes += [f"{room.left_out} images are omitted: the page is limited in size"] if room.left_out else []
-    remark = f'<p class="remark">{escape("; ".join(notes))}</p>' if notes else ""
-    legend = f'<p class="faint">{escape(split.held_out.legend)}</p>' if split.held_out is not None and cards else ""
-    kind = " wide" if images > 2 else " two" if images == 2 else ""
-    return f'{legend}{remark}<div class="cards{kind}">{"".join(cards)}</div>'
+    remarks += ["; ".join(notes)] if notes else []
+    legend = split.held_out.legend if split.held_out is not None and cards else ""
+    return ShownSplit(split.split, _summary(split, count), legend, remarks, cards, images)
 
 
 def panel_of(split: SplitPredictions, example: Judged, prediction: Mapping[str, Any], broken: Counter[str]) -> Panel:
@@ -135,11 +165,7 @@ def _summary(split: SplitPredictions, count: int) -> str:
     return f"{shown} of {total:,} are shown, spread over the split: the file does not say which are right."
 
 
-def _sheets(run: Run, room: Room) -> str:
-    """The example sheets that the run drew itself, collapsed."""
-    parts = [
-        f"<h4>{escape(path.name)}</h4>{sheet(path, room)}" for path in sorted(run.folder.glob("predictions*.png"))[:3]
-    ]
-    if not parts:
-        return ""
-    return f"<details><summary>The run's own sheets of examples</summary>{''.join(parts)}</details>"
+def _sheets(run: Run, room: Room) -> list[tuple[str, Embedded]]:
+    """Returns the sheets of examples that the run drew itself."""
+    sheets = [(path.name, sheet(path, room)) for path in sorted(run.folder.glob("predictions*.png"))[:3]]
+    return [(name, image) for name, image in sheets if image is not None]

@@ -1,11 +1,11 @@
-"""Shows how the predictions for the same examples change from validation to validation."""
+"""How the predictions for the same examples change from validation to validation."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from typing import Any, cast
 
 from engine.run_files import VALIDATION_PREDICTIONS_FILE
@@ -26,22 +26,26 @@ Predictions = Sequence[Mapping[str, Any]]
 logger = logging.getLogger(__name__)
 
 
-def over_time(run: Run) -> str:
-    """A table with a row per example and a column for each of several validations, or a note if the run keeps no predictions."""
+@dataclass(frozen=True)
+class OverTime:
+    """What several validations predicted of the same examples. ``rows``: index and text of each example, and its prediction at
+    each of ``steps``, None where there is none; ``kept``: number of validations whose predictions the run keeps."""
+
+    steps: list[int]
+    rows: list[tuple[int, str, list[Judged | None]]]
+    kept: int
+
+
+def over_time(run: Run) -> OverTime | None:
+    """Returns the predictions that a run keeps of its validations; None if it keeps none."""
     kept = read_kept(run)
     if not kept:
-        return '<p class="faint">The run keeps no predictions of its validations.</p>'
+        return None
     steps = [sorted(kept)[place] for place in spread(len(kept), MOST_VALIDATIONS)]
     questions = _questions(run)
     columns = [_judged(run, kept[step], questions) for step in steps]
-    head = "".join(f"<th>step {step:,}</th>" for step in steps)
-    rows = []
-    for number, last in columns[-1].items():
-        cells = "".join(f"<td>{_cell(column.get(number))}</td>" for column in columns)
-        rows.append(f"<tr><th>{number} · {escape(last.subject)}</th>{cells}</tr>")
-    table = f'<table class="left"><tr class="head"><th></th>{head}</tr>{"".join(rows)}</table>'
-    text = f"{len(rows)} examples, spread over the validation split, after {len(steps)} of {len(kept)} validations."
-    return f'<p>{text}</p><div class="scroll">{table}</div>'
+    rows = [(number, last.subject, [column.get(number) for column in columns]) for number, last in columns[-1].items()]
+    return OverTime(steps, rows, len(kept))
 
 
 def read_kept(run: Run) -> dict[int, Predictions]:
@@ -92,11 +96,3 @@ def _questions(run: Run) -> Any | None:
     except (UserError, OSError):
         logger.info("%s: the validation split cannot be read", run.folder)
         return None
-
-
-def _cell(example: Judged | None) -> str:
-    if example is None:
-        return ""
-    marks = {True: '<b class="yes">✓</b> ', False: '<b class="no">✗</b> '}
-    mark = "" if example.right is None else marks[example.right]
-    return f"{mark}{escape(example.answer)}"

@@ -6,9 +6,9 @@ import textwrap
 import time
 from collections.abc import Iterator, Sequence
 
-from tools.report.ticks import written
 from tools.runs.series import Point
 from tools.status.facts import Loss, Status
+from utils.printing import written
 
 LABEL = 13
 NARROWEST, WIDEST = 60, 140

@@ -27,6 +27,7 @@ from PIL import Image
 
 from commands.serve import copied_examples, titles_of, upload_folder
 from run import main
+from tests.browser import browser  # noqa: F401 (fixture)
 from tests.messages import OneLine, naming
 from tests.tasks.painted import ROOT
 from utils.errors import UserError
@@ -392,22 +393,8 @@ def test_the_server_refuses_a_large_body_and_a_foreign_host(served):
     assert Visitor(served, "127.0.0.6").request("GET", "/config")[0] == 200
 
 
-@pytest.fixture
-def browser() -> Iterator[object]:
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="a browser is driven by playwright: pip install playwright"
-    )
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("Chromium is not installed: apt install chromium")
-    with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield launched
-        launched.close()
-
-
 @pytest.mark.slow
-def test_the_page_in_a_browser(served, browser, data, tmp_path):
+def test_the_page_in_a_browser(served, browser, data, tmp_path):  # noqa: F811
     """A picture is uploaded, a question asked, the drawn result read; a hostile upload, and a large one, are refused."""
     page, asked = browser.new_page(), []
     page.on("request", lambda request: asked.append(request.url))

@@ -1,0 +1,138 @@
+"""The facts at the head of a run's page, and what went wrong while it ran: states, broken records, stops, warnings.
+
+Everything that the page takes from a run's events is read here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tools.runs.reading import Run, State
+from utils.version import VERSION
+
+Event = tuple[str, str]
+"""A time and a message."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The head of a page. ``listed``: names and values of known facts; ``remarks``: files that cannot be read, and why."""
+
+    name: str
+    state: State
+    listed: list[tuple[str, str]]
+    remarks: list[str]
+
+
+@dataclass(frozen=True)
+class BrokenRecords:
+    """Broken records of one kind, with the location and the message of the first."""
+
+    kind: str
+    count: str
+    location: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What went wrong. ``read``: how many records were read; ``notes``: skipped steps and values that are not finite."""
+
+    read: str
+    broken: list[BrokenRecords]
+    events: list[Event]
+    notes: list[str]
+    warnings: list[Event]
+    warning_count: int
+
+
+def facts_of(run: Run) -> Facts:
+    """Returns what is known about a run. Call it after everything else has been read, since reading adds remarks."""
+    return Facts(run.name, run.state, [(name, fact) for name, fact in _facts(run) if fact], run.remarks)
+
+
+def faults_of(run: Run) -> Faults:
+    """Returns broken records by kind, resumptions, stops, skipped steps and warnings."""
+    history = run.history
+    broken = [
+        BrokenRecords(
+            kind.kind, "not counted" if kind.count is None else f"{kind.count:,}", kind.location, kind.message
+        )
+        for kind in sorted(history.kinds.values(), key=lambda kind: -(kind.count or 0))
+    ]
+    if history.records is not None:
+        read = history.records.share()
+    elif broken:
+        read = "Not counted: the run ended before it wrote the number."
+    else:
+        read = "The run did not record how many records it read. It reported no broken records."
+    notes = []
+    if history.skipped_steps:
+        notes.append(f"{len(history.skipped_steps):,} steps were skipped, since a loss or gradient was not finite.")
+    infinite = {name: series.not_finite for name, series in run.metrics.series.items() if series.not_finite}
+    if infinite:
+        counts = ", ".join(f"{count} of {name}" for name, count in infinite.items())
+        notes.append(f"Values in metrics.jsonl that are not finite: {counts}.")
+    turns = [(time, str(event).partition("\n")[0]) for time, event in history.turns]
+    return Faults(read, broken, turns, notes, history.warnings, history.warning_count)
+
+
+def selecting_metric(run: Run) -> str | None:
+    """Returns the validation metric that selects the best weights of a run."""
+    return run.history.selects
+
+
+def best_step(run: Run) -> int | None:
+    """Returns the step of a run's best weights."""
+    return run.history.best
+
+
+def started(run: Run) -> str:
+    return run.history.started or ""
+
+
+def _facts(run: Run) -> Iterator[tuple[str, str]]:
+    command = run.made_by.get("command")
+    words = [str(word) for word in command] if isinstance(command, list) else run.history.command
+    weights = run.history.weights or ""
+    if run.start and run.start not in weights:
+        weights = f"init.checkpoint {run.start}" + (f"; {weights}" if weights else "")
+    time = " to ".join(filter(None, [run.history.started, run.history.ended]))
+    elapsed = run.metrics.series.get("elapsed_s")
+    trained = f"{_duration(elapsed.last[1])} in steps" if elapsed is not None and elapsed.last else ""
+    yield "task", str(run.task or "unknown")
+    yield "folder", str(run.folder)
+    yield "config file", _config_file(words) or "not recorded by the run; its resolved config is below"
+    yield "overrides", " ".join(word for word in words[1:] if "=" in word and not word.startswith("-"))
+    yield "weights", weights or "not recorded by the run"
+    yield "size", "" if run.history.parameters is None else f"{run.history.parameters / 1e6:.1f} M parameters"
+    yield "version", _version(run)
+    yield "date", ", ".join(filter(None, [time, trained]))
+    yield "resumed", f"{run.history.resumed} times" if run.history.resumed else ""
+
+
+def _version(run: Run) -> str:
+    code = run.made_by.get("code")
+    known = [each for each in code if isinstance(each, dict)] if isinstance(code, list) else []
+    if known:
+        return "; ".join(f"{each.get('version')}, sources {str(each.get('sha256', ''))[:12]}" for each in known)
+    return run.history.version or f"not recorded by the run; this page is by version {VERSION}"
+
+
+def _config_file(command: Sequence[str]) -> str:
+    """Returns the value of --config in a command line."""
+    for word, following in itertools.pairwise([*command, ""]):
+        if word == "--config":
+            return following
+        if word.startswith("--config="):
+            return word.removeprefix("--config=")
+    return ""
+
+
+def _duration(seconds: float) -> str:
+    for size, name, digits in ((86400.0, "days", 1), (3600.0, "hours", 1), (60.0, "minutes", 0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.{digits}f} {name}"
+    return f"{seconds:.0f} seconds"

@@ -1,0 +1,166 @@
+"""Says which of several runs or groups is best in the metric that matters, by how much, and whether this exceeds the noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tools.report.facts import selecting_metric
+from tools.report.groups import Group, Spread
+from tools.report.metrics import lower_is_better, number_of, splits_of
+
+LEVEL = 0.95
+Noise = Literal["seeds", "intervals", "examples", "unknown"]
+"""What the margin of a difference is computed from: the spread over seeds, the bootstrap intervals of the metrics, the number of
+test examples, or nothing."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """A group in a verdict. ``half_interval``: half the width of the metric's 95 % interval, averaged over its runs;
+    ``examples``: number of test examples."""
+
+    name: str
+    colour: int
+    spread: Spread
+    half_interval: float | None = None
+    examples: int | None = None
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far a side is behind the best one. ``margin``: half the width of the difference's 95 % interval; None if unknown."""
+
+    side: Side
+    difference: float
+    noise: Noise
+    margin: float | None
+
+    @property
+    def clear(self) -> bool | None:
+        """Whether the difference exceeds the noise; None if the noise is unknown."""
+        return None if self.margin is None else self.difference > self.margin
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The comparison of one metric on one split. ``gaps``: the other sides, ordered from good to bad; ``unit``: of the metric in
+    ``evaluation.json``; ``missing``: groups in which no run has measured the metric."""
+
+    split: str
+    metric: str
+    unit: str
+    best: Side
+    gaps: list[Gap]
+    missing: list[str]
+
+
+def verdicts(groups: Sequence[Group]) -> list[Verdict]:
+    """Returns a verdict for each split on which at least two groups have measured the same metric on the same files.
+
+    If there is only one group, its verdicts have no gaps: they give the metric and its spread over the seeds.
+    """
+    found = []
+    for split in dict.fromkeys(split for group in groups for run in group.runs for split in run.evaluation):
+        verdict = _verdict(groups, split)
+        if verdict is not None:
+            found.append(verdict)
+    return found
+
+
+def gap(best: Side, other: Side) -> Gap:
+    """Compares two sides. With several seeds on both sides, the margin is that of Welch's t-test; otherwise it is computed from
+    the intervals of both metrics, or from the number of test examples behind both shares."""
+    difference = abs(best.spread.mean - other.spread.mean)
+    sides = (best, other)
+    deviations = [(side.spread.deviation, side.spread.count) for side in sides if side.spread.deviation is not None]
+    if len(deviations) == 2:
+        return Gap(other, difference, "seeds", _welch(*((d**2 / count, count) for d, count in deviations)))
+    halves = [side.half_interval for side in sides if side.half_interval is not None]
+    if len(halves) == 2:
+        return Gap(other, difference, "intervals", math.hypot(*halves))
+    if all(side.examples for side in sides):
+        return Gap(
+            other, difference, "examples", _binomial(*((side.spread.mean, side.examples or 1) for side in sides))
+        )
+    return Gap(other, difference, "unknown", None)
+
+
+def _welch(one: tuple[float, int], other: tuple[float, int]) -> float:
+    """Returns the margin of the difference of two means, given the squared standard error and the number of values of each."""
+    from scipy.stats import t  # takes half a second to import
+
+    (a, m), (b, n) = one, other
+    if a + b == 0:
+        return 0.0
+    freedom = (a + b) ** 2 / (a**2 / (m - 1) + b**2 / (n - 1))
+    return float(t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(a + b)
+
+
+def _binomial(*shares: tuple[float, int]) -> float:
+    """Returns the margin of the difference of two shares, given each share and its number of examples, by the method of Agresti
+    and Caffo: a success and a failure are added to each, so that 0 of 7 is not certain."""
+    variance = 0.0
+    for share, count in shares:
+        share = (share * count + 1) / (count + 2)
+        variance += share * (1 - share) / (count + 2)
+    return 1.96 * math.sqrt(variance)
+
+
+def _verdict(groups: Sequence[Group], split: str) -> Verdict | None:
+    metric = _metric_of(groups, split)
+    if metric is None:
+        return None
+    measured = [run.evaluation[split][metric] for run in _runs(groups) if metric in run.evaluation.get(split, {})]
+    sides = [side for group in groups if (side := _side(group, split, metric)) is not None]
+    if len(sides) < min(2, len(groups)) or len(splits_of(measured)) > 1:
+        return None
+    best, *others = sorted(sides, key=lambda side: side.spread.mean, reverse=not lower_is_better(metric))
+    known = {side.name for side in sides}
+    missing = [group.name for group in groups if group.name not in known]
+    unit = str(measured[0].get("unit", "share"))
+    return Verdict(split, metric, unit, best, [gap(best, other) for other in others], missing)
+
+
+def _metric_of(groups: Sequence[Group], split: str) -> str | None:
+    """Returns the metric that selects the weights, or otherwise the first metric that most groups have measured."""
+    counts: dict[str, int] = {}
+    for group in groups:
+        metrics = [run.evaluation.get(split, {}) for run in group.runs]
+        for name in dict.fromkeys(name for each in metrics for name, metric in each.items() if _is_number(metric)):
+            counts[name] = counts.get(name, 0) + 1
+    selecting = {selecting_metric(run) for run in _runs(groups)}
+    shared = [name for name, count in counts.items() if count >= min(2, len(groups))]
+    return max(shared, key=lambda name: (name in selecting, counts[name]), default=None)
+
+
+def _side(group: Group, split: str, metric: str) -> Side | None:
+    values, halves, sizes = [], [], []
+    for run in group.runs:
+        metrics = run.evaluation.get(split, {})
+        value = number_of(metrics.get(metric, {}).get("value"))
+        if value is None:
+            continue
+        values.append(value)
+        ends = metrics[metric].get("interval")
+        if isinstance(ends, list) and len(ends) == 2 and all(number_of(end) is not None for end in ends):
+            halves.append((ends[1] - ends[0]) / 2)
+        # The first number of the split counts its examples; only a share of them has a binomial standard error.
+        size = next((number_of(each.get("value")) for each in metrics.values() if each.get("unit") == "count"), None)
+        if size is not None and size >= 1 and metrics[metric].get("unit") == "share" and 0 <= value <= 1:
+            sizes.append(int(size))
+    spread = Spread.of(values)
+    if spread is None:
+        return None
+    half = sum(halves) / len(halves) if len(halves) == len(values) else None
+    return Side(group.name, group.colour, spread, half, min(sizes) if len(sizes) == len(values) else None)
+
+
+def _runs(groups: Sequence[Group]) -> list[Any]:
+    return [run for group in groups for run in group.runs]
+
+
+def _is_number(metric: dict[str, Any]) -> bool:
+    return metric.get("unit") != "count" and number_of(metric.get("value")) is not None
