@@ -9,6 +9,7 @@ import pytest
 
 from tests.faults.conftest import Job, children, pause
 from tests.messages import OneLine
+from utils.events import Stalled, read_events
 from utils.processes import PEER_LOST
 
 pytestmark = pytest.mark.slow
@@ -27,6 +28,8 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run_in_time(tmp_path, overrides
     # Signs of life are seconds apart, and steps quick: the last one may be of any step.
     assert OneLine(f"{job.output}/log.txt", "rank 1") in job.errors.splitlines()
     assert "most recent call first" in (job.output / "log.txt").read_text()
+    stalled = [each.event for each in read_events(job.output / "events.jsonl") if isinstance(each.event, Stalled)]
+    assert any(set(event.silent_ranks) == {1} for event in stalled)
     assert OneLine("rank 0", "train.start_timeout_min") in job.errors.splitlines()
     assert "Traceback" not in job.errors
     equals_whole(job.output)

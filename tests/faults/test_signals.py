@@ -10,6 +10,8 @@ import pytest
 
 from tests.faults.conftest import STEPS, Job, lines, pause
 from tests.messages import OneLine
+from tools.runs.history import read_history
+from utils.events import LostRank
 from utils.processes import ECHO_S
 
 pytestmark = pytest.mark.slow
@@ -103,6 +105,7 @@ def test_a_rank_that_the_system_kills_is_named(tmp_path, overrides, equals_whole
         os.kill(job.ranks()[rank], signal.SIGKILL)
         assert job.wait() == 137
     assert OneLine(f"error: rank {rank}", "SIGKILL", "memory") in job.errors.splitlines()
+    assert isinstance(read_history(job.output / "events.jsonl").stop, LostRank)
     assert "Traceback" not in job.errors
     equals_whole(job.output, "data.workers=0")
 
