@@ -107,8 +107,8 @@ def prepare(
     To continue an interrupted run, repeat the command; a folder of records appears when it is complete.
 
     Args:
-        name: coco, visual_genome, sbu, cc3m, refcoco, gqa, flickr30k_entities, objects365, openimages, cc12m, laion, webvid,
-            howto100m, yt_temporal, 4m, 1b or videos; or a command.
+        name: coco, visual_genome, sbu, cc3m, refcoco, gqa, flickr30k_entities, objects365, openimages, v3det, cc12m, laion,
+            webvid, howto100m, yt_temporal, 4m, 1b or videos; or a command.
         list_: show the data sets: files, sizes, licence, and the resulting records.
         check: compare the prepared folders in this folder with their manifests.
         raw: folder of the official files and images.
@@ -209,7 +209,10 @@ def listing() -> str:
         lines += [
             f"  {'makes' if not index else '':9} {folder}/: {records}" for index, (folder, records) in enumerate(made)
         ]
-        lines += [f"  read by   {READERS[group]}" for group, names in GROUPS.items() if name in names]
+        readers = [READERS[group] for group, names in GROUPS.items() if name in names]
+        lines += [
+            f"  read by   {reader}" for reader in readers or ["no config here; add its folder to data.regions.files"]
+        ]
         lines.append("")
     lines += [f"{group}: {', '.join(names)}" for group, names in GROUPS.items()]
     lines += ["", "With their own flags (python run.py prepare NAME --help):"]

@@ -35,6 +35,7 @@ from dataset.prepare.sets.laion import LAION, Filters, Rules
 from dataset.prepare.sets.objects365 import OBJECTS365
 from dataset.prepare.sets.openimages import OPENIMAGES
 from dataset.prepare.sets.refcoco import REFCOCO
+from dataset.prepare.sets.v3det import V3DET
 from dataset.prepare.sets.videos import HOWTO100M, WEBVID, YT_TEMPORAL
 from dataset.prepare.sets.visual_genome import VISUAL_GENOME
 from dataset.prepare.sets.web import CC3M, CC12M, SBU, WEB_SETS
@@ -52,6 +53,7 @@ SETS: dict[str, DataSet] = {
     "flickr30k_entities": ENTITIES,
     "objects365": OBJECTS365,
     "openimages": OPENIMAGES,
+    "v3det": V3DET,
     "cc12m": CC12M,
     "laion": LAION,
     "webvid": WEBVID,

@@ -98,6 +98,38 @@ def test_objects365(raw, out, layout):
     assert (out / "objects365/_prepare/missing.txt").read_text().split() == ["patch0/objects365_v1_00000008.jpg"]
 
 
+def v3det(root: Path) -> None:
+    """Two photographs of Flickr, of which Flickr30K has one, and a category with a description."""
+    names = {
+        1: "images/n07745046/21_371_29405651261_633d076053_c.jpg",
+        2: f"images/a00000066/28_5_{official.FLICKR_TEST}_47807516a3_b.jpg",
+    }
+    images = [{"id": n, "file_name": file, "width": 64, "height": 48} for n, file in names.items()]
+    annotations = [
+        {"id": n, "image_id": n, "category_id": 7, "bbox": [1.5, 2, 10, 20], "iscrowd": 0, "area": 200} for n in names
+    ]
+    about = {"name_zh": "草莓", "cat_info": ["a fruit"], "cat_info_gpt": ["red"], "novel": False}
+    categories = [{"id": 7, "name": "Garden Strawberry", **about}]
+    write(
+        root / "annotations/v3det_2023_v1_train.json",
+        {"images": images, "categories": categories, "annotations": annotations},
+    )
+    for number, file in names.items():
+        image(root / file, shade=number)
+
+
+def test_v3det_is_converted_and_leaves_out_photographs_of_flickr30k(raw, out):
+    v3det(raw / "V3Det")
+    prepared("v3det", raw, out)
+    assert records(out / "v3det") == [
+        {
+            "image": "../../raw/V3Det/images/n07745046/21_371_29405651261_633d076053_c.jpg",
+            "elems": [{"caption": "garden strawberry", "bb": [1.5, 2, 10, 20], "grain": "object"}],
+        }
+    ]
+    assert counted(out / "v3det")["left_out"] == {"held out by Flickr30K (Karpathy) test": 1}
+
+
 def test_objects365_without_images_names_where_they_usually_lie(raw, out):
     objects365(raw / "o365")
     for path in (raw / "o365").rglob("*.jpg"):
