@@ -55,6 +55,8 @@ def report(
     output = expanded(output)
     if output.is_dir():
         raise UserError(f"--output {output}: is a folder; give a file, such as {output / REPORT_FILE}")
+    if output.suffix not in (".html", ".htm"):
+        raise UserError(f"--output {output}: the name of a page ends in .html; give such a file")
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: the folder {output.parent} does not exist; make it, or give another file")
     # Imported here, so that --help and mistakes in the command line do not wait for torch.

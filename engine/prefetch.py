@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ class HostAndDevice(NamedTuple):
     on_device: Any
 
 
-def prefetch(batches: Iterator[Any], device: torch.device) -> Iterator[HostAndDevice]:
+def prefetch(batches: Iterator[Any], device: torch.device) -> Generator[HostAndDevice]:
     """Yield each micro-batch with its copy on ``device``.
 
     A GPU copies on a separate stream. The host is ahead of the GPU: when it requests the next micro-batch, the GPU still computes

@@ -166,6 +166,9 @@ class Trainer:
         try:
             with self.stall.watching(), self.times.noting_waits():
                 self._train(batches, metrics, report)
+        except BaseException:
+            batches.close()  # the loader logs the records that it has read
+            raise
         finally:
             self.writer.wait()
             progress.close()

@@ -158,6 +158,16 @@ def test_a_locked_folder_is_of_a_running_run_unless_it_is_quiet(make, tmp_path):
     assert OneLine("step 4 of 10", "30 minutes") in report(tmp_path, folder).splitlines()
 
 
+def test_a_run_without_events_does_not_claim_that_nothing_went_wrong(make, tmp_path, capsys):
+    folder, other = make("old"), make("new")
+    (folder / "events.jsonl").unlink()
+    text = report(tmp_path, folder)
+    assert "events.jsonl is missing" in text and "Broken records, stops and warnings are unknown" in text
+    assert "never stopped" not in text
+    assert "never stopped" in report(tmp_path, other)
+    assert "old: events.jsonl is missing" in report(tmp_path, folder, other)
+
+
 def test_broken_records_are_told_by_kind(make, tmp_path):
     kinds = [
         BrokenKind(kind="bad json", count=5, first="a.jsonl:3"),
@@ -186,6 +196,12 @@ def test_mistakes_are_one_line(make, tmp_path, capsys):
     assert OneLine("a folder", "a file") in error(str(folder), "--output", str(tmp_path)).splitlines()
     assert "does not exist" in error(str(folder), "--output", str(tmp_path / "no" / "x.html"))
     assert "more than a page can show" in error(*["x"] * 41)
+    before = (folder / "config.yaml").read_text()
+    assert (
+        OneLine(".html", folder / "config.yaml")
+        in error(str(folder), "--output", str(folder / "config.yaml")).splitlines()
+    )
+    assert (folder / "config.yaml").read_text() == before
     assert OneLine("--wandb", "train.wandb") in error(str(folder), "--wandb").splitlines()
     assert OneLine("--wandb", "2 runs") in error(str(folder), str(tmp_path), "--wandb").splitlines()
     assert main(["report", str(folder), "--examples", "many"]) == 2

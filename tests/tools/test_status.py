@@ -148,6 +148,12 @@ def test_the_exit_status_tells_whether_all_is_well(make, capsys, state, status):
     assert (found["state"], found["well"]) == (state, status == 0)
 
 
+def test_a_run_that_was_stopped_during_a_validation_is_stopped_though_its_lock_is_there(make, capsys):
+    """Its process ends at once then, without releasing the folder."""
+    folder = lock(cut(make(losses=range(10, 5, -1), events=LOG + line("01", STOPPED))), NO_PROCESS)
+    assert object_of(capsys, folder, 1)["text"] == OneLine("stopped at step 5 of 10", "SIGTERM")
+
+
 def test_a_run_whose_lines_are_far_apart_is_not_taken_for_one_that_hangs(make, capsys):
     folder = make(losses=(2.0, 1.0))
     lines = [{"step": step, "loss": 1.0, "elapsed_s": 30.0 * step} for step in (50, 100)]  # 25 minutes apart

@@ -45,7 +45,7 @@ def lines_of(folder: Path) -> list[dict]:
 
 
 def test_there_is_an_example_of_each_event():
-    assert [type(event) for event in ONE_OF_EACH] == list(events.EVENTS.values())
+    assert [type(event) for event in ONE_OF_EACH] == list(events.EVENTS.values()) == events.Event.__subclasses__()
 
 
 def test_each_event_is_read_as_it_was_logged_and_its_sentence_is_in_the_log(folder):

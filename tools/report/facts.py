@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tools.runs.reading import Run, State
 from utils.version import VERSION
 
-Event = tuple[str, str]
+TimedText = tuple[str, str]
 """A time and a message."""
 
 
@@ -38,13 +38,15 @@ class BrokenRecords:
 
 @dataclass(frozen=True)
 class Faults:
-    """What went wrong. ``read``: how many records were read; ``notes``: skipped steps and values that are not finite."""
+    """What went wrong. ``known``: false if the run has no events; ``read``: how many records were read; ``notes``: skipped steps
+    and values that are not finite."""
 
+    known: bool
     read: str
     broken: list[BrokenRecords]
-    events: list[Event]
+    events: list[TimedText]
     notes: list[str]
-    warnings: list[Event]
+    warnings: list[TimedText]
     warning_count: int
 
 
@@ -62,7 +64,9 @@ def faults_of(run: Run) -> Faults:
         )
         for kind in sorted(history.kinds.values(), key=lambda kind: -(kind.count or 0))
     ]
-    if history.records is not None:
+    if not history.complete:
+        read = "Broken records, stops and warnings are unknown, since the run has no events.jsonl."
+    elif history.records is not None:
         read = history.records.share()
     elif broken:
         read = "Not counted: the run ended before it wrote the number."
@@ -76,7 +80,7 @@ def faults_of(run: Run) -> Faults:
         counts = ", ".join(f"{count} of {name}" for name, count in infinite.items())
         notes.append(f"Values in metrics.jsonl that are not finite: {counts}.")
     turns = [(time, str(event).partition("\n")[0]) for time, event in history.turns]
-    return Faults(read, broken, turns, notes, history.warnings, history.warning_count)
+    return Faults(history.complete, read, broken, turns, notes, history.warnings, history.warning_count)
 
 
 def selecting_metric(run: Run) -> str | None:
@@ -110,7 +114,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "size", "" if run.history.parameters is None else f"{run.history.parameters / 1e6:.1f} M parameters"
     yield "version", _version(run)
     yield "date", ", ".join(filter(None, [time, trained]))
-    yield "resumed", f"{run.history.resumed} times" if run.history.resumed else ""
+    yield "resumed", _times(run.history.resumed) if run.history.resumed else ""
 
 
 def _version(run: Run) -> str:
@@ -129,6 +133,10 @@ def _config_file(command: Sequence[str]) -> str:
         if word.startswith("--config="):
             return word.removeprefix("--config=")
     return ""
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _duration(seconds: float) -> str:

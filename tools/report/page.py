@@ -57,7 +57,7 @@ class RunSections:
 
 @dataclass(frozen=True)
 class RunRow:
-    """A run in the table of a comparison; ``group``: name of its group, if it has several runs."""
+    """A run in the table of a comparison; ``group``: name of its group, if it has several runs; ``remarks``: files that cannot be read."""
 
     name: str
     colour: int
@@ -65,6 +65,7 @@ class RunRow:
     state: State
     task: str
     started: str
+    remarks: list[str]
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,15 @@ def _comparison(groups: Sequence[Group], predictions: dict[Path, list[SplitPredi
         differences=differ,
         causes=[(key, values) for key, values in differ.rows if has_effect(key)],
         rows=[
-            RunRow(run.name, column.colour, _group_of(run, groups), run.state, str(run.task or "unknown"), started(run))
+            RunRow(
+                run.name,
+                column.colour,
+                _group_of(run, groups),
+                run.state,
+                str(run.task or "unknown"),
+                started(run),
+                run.remarks,
+            )
             for column in columns
             for run in column.runs
         ],

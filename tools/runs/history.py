@@ -154,8 +154,8 @@ class History:
         """What could not be read in ``path``, for the reader of a report."""
         if not self.complete:
             return [
-                f"{path.name} is missing, as in runs of earlier versions; starts, stops, skipped steps, broken records, "
-                "warnings, initial weights and the step of the best weights are unknown; log.txt has them"
+                f"{path.name} is missing, as in runs of earlier versions: starts, stops, skipped steps, broken records and "
+                "warnings are unknown; log.txt has them"
             ]
         remarks = []
         if self.damaged_lines:

@@ -100,11 +100,11 @@ class Run:
     @cached_property
     def state(self) -> State:
         """The state of the run."""
-        step, steps = self.step, self.steps
+        step, steps, stop = self.step, self.steps, self.history.stop
         of = f" of {steps:,}" if steps else ""
-        if owner := self._owner():
+        # A process that is stopped during a validation leaves its lock behind.
+        if stop is None and (owner := self._owner()):
             return self._claimed(owner, f"at step {step or 0:,}{of}")
-        stop = self.history.stop
         ended = "cut" if stop is None else "stopped" if isinstance(stop, Stopped) else "failed"
         reason = "" if stop is None else f" ({_reason(stop)})"
         if step is None:

@@ -145,7 +145,7 @@ def _starts(status: Status) -> str:
         parts.append(f"{status.skipped_steps:,} steps skipped, since a loss or gradient was not finite")
     if status.stops:
         when, text = status.stops[-1]
-        parts.append(f"{len(status.stops)} stop{'s' if len(status.stops) > 1 else ''}, the last {when}: {text}")
+        parts.append(f"{_counted(len(status.stops), 'stop')}, the last {when}: {text}")
     return "; ".join(parts)
 
 
@@ -170,8 +170,8 @@ def _cells(status: Status) -> tuple[str, ...]:
     left = duration(status.left_s) if status.left_s and status.state != "finished" else ""
     loss = status.losses.get("loss")
     best = status.validation.best if status.validation else None
-    notes = [f"{status.warning_count} warnings"] if status.warning_count else []
-    notes += [f"resumed {status.resumed} times"] if status.resumed else []
+    notes = [_counted(status.warning_count, "warning")] if status.warning_count else []
+    notes += ["resumed once" if status.resumed == 1 else f"resumed {status.resumed} times"] if status.resumed else []
     notes += ["damaged checkpoints"] if any(saved.fault for saved in status.checkpoints) else []
     cells = (
         status.name,
@@ -184,6 +184,10 @@ def _cells(status: Status) -> tuple[str, ...]:
         ", ".join(notes),
     )
     return tuple(printable(cell) for cell in cells)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def sparkline(course: Sequence[Point]) -> str:
