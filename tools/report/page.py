@@ -57,7 +57,8 @@ class RunSections:
 
 @dataclass(frozen=True)
 class RunRow:
-    """A run in the table of a comparison; ``group``: name of its group, if it has several runs; ``remarks``: files that cannot be read."""
+    """A run in the table of a comparison. ``group``: name of its group, if it has several runs; ``remarks``: files that cannot be
+    read."""
 
     name: str
     colour: int
