@@ -16,13 +16,13 @@ RECORD_BYTES = 1_000_000_000
 """Largest record: a JSON line, a JSON member of a tar or a JSON list of frames, with all the base64 in it."""
 
 
-def read_file(path: Path, limit: int, place: str, kind: str = "image") -> bytes:
+def read_file(path: Path, limit: int, location: str, kind: str = "image") -> bytes:
     """The content of a regular file.
 
     Args:
         path: the file.
         limit: the most bytes that are read.
-        place: where the record lies, for messages.
+        location: where the record lies, for messages.
         kind: the medium in the kind of the error.
 
     Raises:
@@ -31,20 +31,20 @@ def read_file(path: Path, limit: int, place: str, kind: str = "image") -> bytes:
     try:
         file = open_regular(path)
     except NotRegularError as error:
-        raise BrokenRecordError(f"unreadable {kind}", place, f"{path} {error.strerror}") from None
+        raise BrokenRecordError(f"unreadable {kind}", location, f"{path} {error.strerror}") from None
     except (OSError, ValueError) as error:
         if (told := too_many(error)) is not None:
             raise told from None
         reason = getattr(error, "strerror", None) or str(error)
-        raise BrokenRecordError(f"missing {kind}", place, f"{str(path)[:200]}: {reason}") from None
+        raise BrokenRecordError(f"missing {kind}", location, f"{str(path)[:200]}: {reason}") from None
     with file:
         size = os.fstat(file.fileno()).st_size
-        check_bytes(size, limit, place, f"{path}", kind)
+        check_bytes(size, limit, location, f"{path}", kind)
         return file.read(size)
 
 
-def check_bytes(size: int, limit: int, place: str, what: str, kind: str = "image") -> None:
+def check_bytes(size: int, limit: int, location: str, what: str, kind: str = "image") -> None:
     """Raises :class:`BrokenRecordError` ("unreadable <kind>") where ``what`` has more bytes than ``limit``."""
     if size > limit:
         message = f"{what} has {size:,} bytes, more than the limit of {limit:,} (dataset/files.py)"
-        raise BrokenRecordError(f"unreadable {kind}", place, message)
+        raise BrokenRecordError(f"unreadable {kind}", location, message)

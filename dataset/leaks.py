@@ -111,32 +111,32 @@ def shared_with_splits(
     ours: dict[str, _TrainingFile] = {}
     training_sets: Counter[frozenset[str]] = Counter()
 
-    def add(identity: str, place: str, how: How) -> None:
-        found.setdefault(identity, (place, how))
+    def add(identity: str, location: str, how: How) -> None:
+        found.setdefault(identity, (location, how))
         for name, split in members.items():
             if identity in split:
-                on_pair(name, SharedImage(split[identity].source.place, place, how))
+                on_pair(name, SharedImage(split[identity].source.location, location, how))
 
     for image in map(_known, training):
         own = _identity(image.source, folders)
         training_sets[_sets(image.ids)] += 1
         if own in theirs:
-            add(own, image.source.place, "path")
+            add(own, image.source.location, "path")
         for identity in dict.fromkeys(each for known in sorted(image.ids) for each in by_id.get(known, ())):
             if identity != own:
-                add(identity, image.source.place, "id")
+                add(identity, image.source.location, "id")
         if own not in ours and len(ours) <= MOST_FILES:
             ours[own] = _TrainingFile.of(image.source)
         if own in ours:
-            ours[own].images.append((image.source.place, image.ids))
+            ours[own].images.append((image.source.location, image.ids))
     complete = max(len(ours), len(theirs)) <= MOST_FILES
     if complete:
         copies, complete = _copies(ours, theirs)
         for identity, file in copies:
             ids = all_ids(theirs[identity].ids)
-            for place, own_ids in file.images:
+            for location, own_ids in file.images:
                 if not ids & own_ids:
-                    add(identity, place, "content")
+                    add(identity, location, "content")
     return {name: _shared(split, found, complete, training_sets) for name, split in members.items()}
 
 
@@ -168,7 +168,7 @@ def _shared(
     complete: bool,
     training_sets: Mapping[frozenset[str], int],
 ) -> SharedImages:
-    pairs = (SharedImage(image.source.place, *found[each]) for each, image in split.items() if each in found)
+    pairs = (SharedImage(image.source.location, *found[each]) for each, image in split.items() if each in found)
     sets = frozenset(of for image in split.values() for of in _sets(image.ids))
     return SharedImages(tuple(pairs), len(split), complete, sets, training_sets)
 
@@ -180,7 +180,7 @@ def _known(image: Source | KnownImage) -> KnownImage:
 def _identity(source: Source, folders: dict[Path, str]) -> str:
     """The real path of an image, or if a record holds the image itself, its content. ``folders``: real paths that are known."""
     if source.path is None:
-        return _digest(source) or source.place
+        return _digest(source) or source.location
     parent = source.path.parent
     folder = folders.get(parent) or folders.setdefault(parent, os.path.realpath(parent))
     return os.path.join(folder, source.path.name)

@@ -96,14 +96,14 @@ class BrokenRecordLog:
                 self.unusable.pop(stream, None)
             else:
                 self.unusable[stream] = self.unusable.get(stream, 0) + count.read
-        self.broken_records += len({broken.place for broken in batch.broken})
+        self.broken_records += len({broken.location for broken in batch.broken})
         for broken in batch.broken:
             self.kinds[broken.kind] += 1
             if broken.kind not in self.first:
                 self.first[broken.kind] = broken
-                logger.warning(SkippedRecord(location=broken.place, kind=broken.kind, message=broken.message))
+                logger.warning(SkippedRecord(location=broken.location, kind=broken.kind, message=broken.message))
                 if broken.traceback:
-                    logger.warning("%s at %s:\n%s", broken.kind, broken.place, broken.traceback)
+                    logger.warning("%s at %s:\n%s", broken.kind, broken.location, broken.traceback)
         for stream, read in self.unusable.items():
             if read >= min(self.stream_sizes[stream], _FIRST):
                 raise self.none_usable(stream)
@@ -113,7 +113,7 @@ class BrokenRecordLog:
     def none_usable(self, stream: str) -> UserError:
         """The error for a stream whose records are all broken."""
         kinds = "; ".join(
-            f"{count} {kind} (first: {self.first[kind].place}: {self.first[kind].message})"
+            f"{count} {kind} (first: {self.first[kind].location}: {self.first[kind].message})"
             for kind, count in self.kinds.most_common()
         )
         return UserError(
@@ -133,7 +133,8 @@ class BrokenRecordLog:
     def summary(self) -> CountedRecords:
         """How many records were read and broken, with the first of each kind."""
         kinds = [
-            BrokenKind(kind=kind, count=count, first=self.first[kind].place) for kind, count in self.kinds.most_common()
+            BrokenKind(kind=kind, count=count, first=self.first[kind].location)
+            for kind, count in self.kinds.most_common()
         ]
         return CountedRecords(read=self.read, broken=self.broken_records, kinds=kinds)
 

@@ -120,7 +120,7 @@ def looks_of(images: Sequence[Source], name: str, seconds: float = math.inf) -> 
         if isinstance(source, VideoSource):
             continue
         try:
-            pixels = decode(source.load(), MAX_PIXELS, source.place)
+            pixels = decode(source.load(), MAX_PIXELS, source.location)
         except BrokenRecordError:
             continue
         found.append((source, look_of(Image.fromarray(pixels.permute(1, 2, 0).numpy()))))

@@ -41,12 +41,12 @@ TIMEOUT_S = 600.0
 """Time for one batch, unless a config says otherwise."""
 
 reading: ContextVar[Callable[[str], object]] = ContextVar("reading")
-"""In a worker: called with the place of each record before it is read, for the message if the worker does not come back."""
+"""In a worker: called with the location of each record before it is read, for the message if the worker does not come back."""
 
 _NO_MEMORY = 88
 """Exit status of a worker that could not pass on a batch because shared memory is full."""
 
-_PLACE_BYTES = 480
+_LOCATION_BYTES = 480
 _END = object()
 
 logger = logging.getLogger(__name__)
@@ -106,8 +106,8 @@ class _Pool:
         self.handler: Any = None
         self.kill_children: Finalize | None = None
         self.ended = threading.Event()
-        # A row a worker: its process in the first 8 bytes, the place of the record that it reads in the others.
-        self.board = torch.zeros(max(1, self.workers), 8 + _PLACE_BYTES, dtype=torch.uint8)
+        # A row a worker: its process in the first 8 bytes, the location of the record that it reads in the others.
+        self.board = torch.zeros(max(1, self.workers), 8 + _LOCATION_BYTES, dtype=torch.uint8)
         if self.workers:
             self.board.share_memory_()
         self.loader: DataLoader[Any] = DataLoader(
@@ -203,7 +203,7 @@ class _Pool:
         if self.late is not None:
             raise _LostWorkerError(
                 f"worker {self.late} of rank {rank} has made no batch for {self.timeout_s:g} s (data.worker_timeout_s); it reads "
-                f"{self._place(self.late)}: is the disk there that holds it?"
+                f"{self._location(self.late)}: is the disk there that holds it?"
             )
         for child in self.children:
             if child.exitcode in (_NO_MEMORY, -signal.SIGBUS):
@@ -212,14 +212,14 @@ class _Pool:
                 worker = next((number for number in range(self.workers) if self._process(number) == child.pid), 0)
                 how = f"was ended by {signal_name(-child.exitcode)}" if child.exitcode < 0 else "ended by itself"
                 raise _LostWorkerError(
-                    f"worker {worker} of rank {rank} {how} while it read {self._place(worker)}; where memory is full, the system "
-                    "kills: lower data.workers"
+                    f"worker {worker} of rank {rank} {how} while it read {self._location(worker)}; where memory is full, the "
+                    "system kills: lower data.workers"
                 )
 
     def _process(self, worker: int) -> int:
         return int(self.board[worker, :8].view(torch.int64).item())
 
-    def _place(self, worker: int) -> str:
+    def _location(self, worker: int) -> str:
         text = bytes(self.board[worker, 8:].tolist()).rstrip(b"\0")
         return text.decode("utf-8", "replace") or "its first record"
 
@@ -281,8 +281,8 @@ def _no_memory() -> UserError:
     )
 
 
-def _note(row: np.ndarray, place: str) -> None:
-    text = place.encode("utf-8", "replace")[-_PLACE_BYTES:]
+def _note(row: np.ndarray, location: str) -> None:
+    text = location.encode("utf-8", "replace")[-_LOCATION_BYTES:]
     row[: len(text)] = np.frombuffer(text, np.uint8)
     row[len(text) :] = 0
 

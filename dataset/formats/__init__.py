@@ -1,1 +1,1 @@
-"""Files as data sets publish them, read as rows with their place: file and line, or file and index."""
+"""Files as data sets publish them, read as rows with their location: file and line, or file and index."""

@@ -1,6 +1,6 @@
 """Annotation files that fit into memory, JSON arrays or JSON lines; checked before any work starts.
 
-A split is read as a whole. What is wrong with its rows is counted by kind; too much of it is one line, with the first place
+A split is read as a whole. What is wrong with its rows is counted by kind; too much of it is one line, with the first location
 of each kind, before training. A split that is evaluated has to be whole.
 """
 
@@ -52,7 +52,7 @@ class Row:
     """One annotation as read, and where: ``file:line``, or ``file[index]`` in an array."""
 
     values: dict[str, Any]
-    place: str
+    location: str
 
     def get(self, key: str, kind: type[T]) -> T:
         """The value of ``key``.
@@ -63,11 +63,11 @@ class Row:
         value = self.values.get(key)
         if value is None:
             known = ", ".join(sorted(self.values)) or "none"
-            raise BrokenRecordError("missing key", self.place, f"no {key!r}; keys: {known[:200]}")
+            raise BrokenRecordError("missing key", self.location, f"no {key!r}; keys: {known[:200]}")
         if not isinstance(value, kind) or (isinstance(value, bool) and kind in (int, float)):
-            raise BrokenRecordError("wrong type", self.place, f"{key} is {value!r:.80}, not of type {kind.__name__}")
+            raise BrokenRecordError("wrong type", self.location, f"{key} is {value!r:.80}, not of type {kind.__name__}")
         if isinstance(value, str):
-            check_text(value, key, self.place)
+            check_text(value, key, self.location)
         return value
 
 
@@ -161,7 +161,7 @@ def parse_rows(
 
     Raises:
         UserError: if more than the share ``max_broken`` of the rows are broken, or none is left: one line that counts them by
-            kind, with the first place of each.
+            kind, with the first location of each.
     """
     parsed: list[T] = []
     broken: list[BrokenRecord] = []
@@ -171,7 +171,7 @@ def parse_rows(
                 raise row
             parsed.append(parse(row))
         except Exception as error:  # nothing in a record ends a run
-            broken.append(broken_record(error, row.place))
+            broken.append(broken_record(error, row.location))
     if not broken:
         return parsed
     for unforeseen in {record.kind: record.traceback for record in reversed(broken) if record.traceback}.values():
@@ -179,7 +179,7 @@ def parse_rows(
     total = len(parsed) + len(broken)
     kinds = Counter(record.kind for record in broken)
     first = {record.kind: record for record in reversed(broken)}
-    counts = "; ".join(f"{n} {kind} ({first[kind].place}: {first[kind].message})" for kind, n in kinds.most_common())
+    counts = "; ".join(f"{n} {kind} ({first[kind].location}: {first[kind].message})" for kind, n in kinds.most_common())
     line = f"{key}: {len(broken)} of {total} records are broken: {counts}"
     if len(broken) > max_broken * total or not parsed:
         remedy = remedy_for(kinds, "data.max_broken" if len(broken) <= total / 2 else None)
@@ -210,13 +210,13 @@ class ImageFiles:
         self.folder = folder
         self._there: dict[str, bool] = {}
 
-    def find(self, name: str, place: str) -> ImageSource:
+    def find(self, name: str, location: str) -> ImageSource:
         """Raises :class:`BrokenRecordError` ("missing image")."""
         path = self.folder / name
         if not self.has(name):
             reason = "is no regular file" if _exists(path) else "does not exist"
-            raise BrokenRecordError("missing image", place, f"{str(path)[:200]} {reason}")
-        return ImageSource(place, path=path)
+            raise BrokenRecordError("missing image", location, f"{str(path)[:200]} {reason}")
+        return ImageSource(location, path=path)
 
     def has(self, name: str) -> bool:
         """Whether there is such an image."""
@@ -235,7 +235,9 @@ class ImageFiles:
             with source.path.open("rb") as file, Image.open(file, formats=FORMATS) as header:
                 return header.size
         except Exception as error:  # Pillow's readers raise many kinds on malformed bytes
-            raise BrokenRecordError("unreadable image", source.place, f"{source.path}: {image_fault(error)}") from None
+            raise BrokenRecordError(
+                "unreadable image", source.location, f"{source.path}: {image_fault(error)}"
+            ) from None
 
 
 def images_folder(images: str | None, annotations: str) -> Path:
@@ -251,16 +253,16 @@ def texts_of(row: Row, key: str, language: str | None = None) -> list[str]:
         BrokenRecordError: "missing key", "wrong type" or "empty text".
     """
     texts: list[str] = []
-    for found in texts_in(row.get(key, object), key, row.place):
+    for found in texts_in(row.get(key, object), key, row.location):
         if not isinstance(found, str) and language is not None and language not in found:
-            raise BrokenRecordError("missing key", row.place, f"{key} has no text in language {language!r}")
+            raise BrokenRecordError("missing key", row.location, f"{key} has no text in language {language!r}")
         texts += spoken(found, language)
     for text in texts:
         try:
             clean_caption(text, 1)
         except ValueError:
             raise BrokenRecordError(
-                "empty text", row.place, f"{key} holds {text[:80]!r}, a text without words"
+                "empty text", row.location, f"{key} holds {text[:80]!r}, a text without words"
             ) from None
     return texts
 
@@ -279,17 +281,17 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _parsed_line(line: str, place: str) -> Row | BrokenRecordError:
+def _parsed_line(line: str, location: str) -> Row | BrokenRecordError:
     try:
-        return _row(json.loads(line), place)
+        return _row(json.loads(line), location)
     except (ValueError, RecursionError) as error:
-        return BrokenRecordError("bad json", place, json_fault(error))
+        return BrokenRecordError("bad json", location, json_fault(error))
 
 
-def _row(value: Any, place: str) -> Row | BrokenRecordError:
+def _row(value: Any, location: str) -> Row | BrokenRecordError:
     if isinstance(value, dict):
-        return Row(value, place)
-    return BrokenRecordError("wrong type", place, f"{value!r:.80} is no object")
+        return Row(value, location)
+    return BrokenRecordError("wrong type", location, f"{value!r:.80} is no object")
 
 
 def read_text(path: str, key: str) -> str:

@@ -104,7 +104,7 @@ def read_captioned_images(config: CaptionedSplitConfig, key: str, max_broken: fl
         first, known = by_image.setdefault(identity, (source, []))
         if first.path != source.path:
             raise UserError(
-                f"{key}: image_id {identity} is {first.path} ({first.place}) and {source.path} ({source.place}); "
+                f"{key}: image_id {identity} is {first.path} ({first.location}) and {source.path} ({source.location}); "
                 "give each image an id of its own"
             )
         known.extend(captions)
@@ -160,4 +160,4 @@ def _parse(
     name = row.get("image", str)
     captions = texts_of(row, "caption", language)
     identity = row.values.get("image_id")
-    return str(name if identity is None else identity), images.find(name, row.place), captions
+    return str(name if identity is None else identity), images.find(name, row.location), captions

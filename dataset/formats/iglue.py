@@ -29,7 +29,7 @@ def xflickrco_rows(path: str, key: str) -> Rows:
         name = row.get("img_path", str)
         folder = COCO_FOLDER if name.startswith("COCO_") else FLICKR_FOLDER
         values = {"image": f"{folder}/{name}", "caption": row.get("sentences", list), "image_id": name}
-        return Row(values, row.place)
+        return Row(values, row.location)
 
     return converted(read_rows(path, key), captioned)
 
@@ -45,7 +45,7 @@ def xvnli_rows(path: str, key: str) -> Rows:
             "label": row.get("gold_label", str),
             "images": [f"{image}.jpg"],
         }
-        return Row(values, row.place)
+        return Row(values, row.location)
 
     rows = read_rows(path, key)
     labelled = [row for row in rows if not isinstance(row, Row) or row.values.get("gold_label") not in ("-", "")]
@@ -63,7 +63,9 @@ def marvl_rows(path: str, key: str) -> Rows:
     def statement(row: Row) -> Row:
         sides = [row.get(side, str) for side in ("left_img", "right_img")]
         names = [name if "/" in name else f"{row.get('concept', str)}/{name}" for name in sides]
-        return Row({"sentence": row.get("caption", str), "label": row.get("label", object), "images": names}, row.place)
+        return Row(
+            {"sentence": row.get("caption", str), "label": row.get("label", object), "images": names}, row.location
+        )
 
     return converted(read_rows(path, key), statement)
 
@@ -86,7 +88,7 @@ def gqa_rows(path: str, key: str) -> Rows:
             "image": f"{GQA_FOLDER}/{row.get('imageId', str)}.jpg",
         }
         known = {"answer": row.get("answer", str)} if "answer" in row.values else {}
-        return Row(values | known, row.place)
+        return Row(values | known, row.location)
 
     rows = (
         Row({**(asked if isinstance(asked, dict) else {}), "question_id": identity}, f"{path}: {identity}")
@@ -106,6 +108,6 @@ def gqa_lxmert_rows(path: str, key: str) -> Rows:
             "image": f"{GQA_FOLDER}/{row.get('img_id', str)}.jpg",
             "answer": list(row.get("label", dict)),
         }
-        return Row(values, row.place)
+        return Row(values, row.location)
 
     return converted(read_rows(path, key), question)

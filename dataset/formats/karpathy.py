@@ -32,5 +32,5 @@ def _captioned(row: Row) -> Row:
             "caption": [sentence.get("raw") if isinstance(sentence, dict) else None for sentence in sentences],
             "image_id": str(row.values.get("cocoid", row.values.get("imgid", name))),
         },
-        row.place,
+        row.location,
     )

@@ -16,12 +16,12 @@ def statement_row(row: Row) -> Row:
     identifier = row.get("identifier", str)
     match = _IDENTIFIER.fullmatch(identifier)
     if not match:
-        raise BrokenRecordError("wrong type", row.place, f"identifier {identifier!r} is not split-set-pair-sentence")
+        raise BrokenRecordError("wrong type", row.location, f"identifier {identifier!r} is not split-set-pair-sentence")
     folder = match[1]
     if folder == "train":
         folder = f"train/{row.get('directory', int)}"
     stem = identifier.rpartition("-")[0]
-    return Row({**row.values, "images": [f"{folder}/{stem}-img{side}.png" for side in (0, 1)]}, row.place)
+    return Row({**row.values, "images": [f"{folder}/{stem}-img{side}.png" for side in (0, 1)]}, row.location)
 
 
 def sentence_id(row: Row) -> str | None:

@@ -35,14 +35,14 @@ def phrase_rows(refs: str, instances: str, splits: Sequence[str], key: str) -> I
         image, annotation = row.get("image_id", int), row.get("ann_id", int)
         if annotation not in boxes or image not in sizes:
             raise BrokenRecordError(
-                "missing key", row.place, f"ann_id {annotation}, image_id {image}: not in instances"
+                "missing key", row.location, f"ann_id {annotation}, image_id {image}: not in instances"
             )
         sentences = [sentence.get("sent") for sentence in row.get("sentences", list) if isinstance(sentence, dict)]
         phrases = [text for text in sentences if isinstance(text, str) and text.strip()]
         if not phrases:
-            raise BrokenRecordError("empty text", row.place, "no sentence with words")
+            raise BrokenRecordError("empty text", row.location, "no sentence with words")
         known = {"image": IMAGE_NAME.format(image), "size": sizes[image], "box": boxes[annotation]}
-        return Row({**known, "phrases": phrases, "split": row.get("split", str)}, row.place)
+        return Row({**known, "phrases": phrases, "split": row.get("split", str)}, row.location)
 
     rows = (Row(ref, f"{refs}[{index}]") for index, ref in enumerate(listed) if ref.get("split") in splits)
     return converted(rows, phrase_row)

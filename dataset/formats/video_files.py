@@ -37,24 +37,24 @@ class Videos:
         value, identity = row.values.get("video"), row.values.get("video_id", row.values.get("image_id"))
         if identity is not None and not isinstance(identity, str | int):
             raise BrokenRecordError(
-                "wrong type", row.place, f"video_id is {identity!r:.80}, neither a text nor a number"
+                "wrong type", row.location, f"video_id is {identity!r:.80}, neither a text nor a number"
             )
         if isinstance(value, str):
             # A folder of lists made of the files stands for theirs.
             path = self._find((value, os.path.splitext(value)[0] + LIST_SUFFIX))
             if path is None:
-                raise self._missing(value, row.place)
-            return str(value if identity is None else identity), VideoSource(row.place, path=path)
+                raise self._missing(value, row.location)
+            return str(value if identity is None else identity), VideoSource(row.location, path=path)
         if value is not None:
-            return str(row.place if identity is None else identity), video_source(
-                value, "video", row.place, self.folder
+            return str(row.location if identity is None else identity), video_source(
+                value, "video", row.location, self.folder
             )
         if identity is None:
             known = ", ".join(sorted(row.values)) or "none"
-            raise BrokenRecordError("missing key", row.place, f"no 'video' or 'video_id'; keys: {known[:200]}")
-        return str(identity), VideoSource(row.place, path=self.by_id(identity, row.place))
+            raise BrokenRecordError("missing key", row.location, f"no 'video' or 'video_id'; keys: {known[:200]}")
+        return str(identity), VideoSource(row.location, path=self.by_id(identity, row.location))
 
-    def by_id(self, identity: str | int, place: str) -> Path:
+    def by_id(self, identity: str | int, location: str) -> Path:
         """The video file, list of frames or folder of a video that is known by a name or a number.
 
         Raises:
@@ -67,7 +67,7 @@ class Videos:
         endings = (*VIDEO_SUFFIXES, LIST_SUFFIX, "")
         path = self._find(tuple(stem + ending for stem in dict.fromkeys(stems) for ending in endings))
         if path is None:
-            raise self._missing(f"{stems[0]} with any of {', '.join(endings[:-1])}", place)
+            raise self._missing(f"{stems[0]} with any of {', '.join(endings[:-1])}", location)
         return path
 
     def _find(self, names: tuple[str, ...]) -> Path | None:
@@ -77,8 +77,8 @@ class Videos:
             self._found[names] = next((path for path in there if _exists(path)), None)
         return self._found[names]
 
-    def _missing(self, what: str, place: str) -> BrokenRecordError:
-        return BrokenRecordError("missing video", place, f"{self.folder} has no {what[:200]}")
+    def _missing(self, what: str, location: str) -> BrokenRecordError:
+        return BrokenRecordError("missing video", location, f"{self.folder} has no {what[:200]}")
 
 
 def _exists(path: Path) -> bool:

@@ -26,7 +26,7 @@ def question_rows(path: str, images: ImageFiles, key: str) -> Iterator[Row | Bro
             yield error
             continue
         for index, values in enumerate(listed):
-            asked = Row(values if isinstance(values, dict) else {}, f"{row.place}.qas[{index}]")
+            asked = Row(values if isinstance(values, dict) else {}, f"{row.location}.qas[{index}]")
             try:
                 answer = asked.get("answer", str).lower().strip().rstrip(".")
                 image = _image_file(asked.get("image_id", int), images)
@@ -35,7 +35,7 @@ def question_rows(path: str, images: ImageFiles, key: str) -> Iterator[Row | Bro
                 continue
             yield Row(
                 {**asked.values, "question_id": asked.values.get("qa_id"), "image": image, "answer": answer},
-                asked.place,
+                asked.location,
             )
 
 

@@ -30,9 +30,9 @@ def question_rows(path: str, annotations: str | None, key: str) -> Iterable[Row 
     def with_answers(row: Row) -> Row:
         identity, image = row.get("question_id", int), row.get("image_id", int)
         if answers is not None and identity not in answers:
-            raise BrokenRecordError("missing key", row.place, f"{annotations} has no question_id {identity}")
+            raise BrokenRecordError("missing key", row.location, f"{annotations} has no question_id {identity}")
         known = {} if answers is None else answers[identity]
-        return Row({**row.values, "image": f"{subset}/COCO_{subset}_{image:012d}.jpg", **known}, row.place)
+        return Row({**row.values, "image": f"{subset}/COCO_{subset}_{image:012d}.jpg", **known}, row.location)
 
     return converted(rows, with_answers)
 

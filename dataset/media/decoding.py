@@ -41,8 +41,8 @@ _HANGING: list[threading.Thread] = []
 class Clock:
     """The time limit of one video."""
 
-    def __init__(self, limit_s: float, place: str):
-        self.limit_s, self.place = limit_s, place
+    def __init__(self, limit_s: float, location: str):
+        self.limit_s, self.location = limit_s, location
         self.ends = time.monotonic() + limit_s
 
     def check(self) -> None:
@@ -51,7 +51,9 @@ class Clock:
             raise self.late()
 
     def late(self) -> BrokenRecordError:
-        return BrokenRecordError("unreadable video", self.place, f"not read within time_limit_s = {self.limit_s:g} s")
+        return BrokenRecordError(
+            "unreadable video", self.location, f"not read within time_limit_s = {self.limit_s:g} s"
+        )
 
 
 def within(clock: Clock, work: Callable[[], T]) -> T:
@@ -63,7 +65,7 @@ def within(clock: Clock, work: Callable[[], T]) -> T:
     _HANGING[:] = [thread for thread in _HANGING if thread.is_alive()]
     if len(_HANGING) >= _MOST_HANGING:
         message = f"{_MOST_HANGING} videos before it still hang in the decoder; try another backend"
-        raise BrokenRecordError("unreadable video", clock.place, message)
+        raise BrokenRecordError("unreadable video", clock.location, message)
     done: list[T] = []
     failed: list[BaseException] = []
 
@@ -111,13 +113,15 @@ def index_of(path: Path, max_pixels: int, clock: Clock) -> FileIndex:
         BrokenRecordError: the file is no video, or not whole.
     """
     times, keys, timed = [], [], True
-    with _reading(path, clock.place), _open(path, clock) as container:
+    with _reading(path, clock.location), _open(path, clock) as container:
         stream = _video_stream_of(container)
         if stream is None:
-            raise BrokenRecordError("unreadable video", clock.place, f"{path} has no video stream, only sound or data")
+            raise BrokenRecordError(
+                "unreadable video", clock.location, f"{path} has no video stream, only sound or data"
+            )
         if stream.width * stream.height > max_pixels:
             size = f"{path}: {stream.width} x {stream.height} pixels, more than max_pixels = {max_pixels}"
-            raise BrokenRecordError("image too large", clock.place, size)
+            raise BrokenRecordError("image too large", clock.location, size)
         # Exact fractions would take as long as reading the packets.
         ticks = [float(other.time_base or 0) for other in container.streams]
         tick_s, reached_s = float(stream.time_base or 1), 0.0
@@ -137,14 +141,14 @@ def index_of(path: Path, max_pixels: int, clock: Clock) -> FileIndex:
                 keys.append(stamp)
         header_s = _header_length_s(container, stream)
     if not times:
-        raise BrokenRecordError("unreadable video", clock.place, f"{path} has no frames")
+        raise BrokenRecordError("unreadable video", clock.location, f"{path} has no frames")
     times.sort()
     # The file does not tell how long the last frame is shown: at most as long as any other.
     longest = max((later - earlier for earlier, later in itertools.pairwise(times)), default=0)
     reached_s = max(reached_s, (times[-1] + longest) * tick_s)
     if reached_s < _WHOLE_ENOUGH * header_s:
         length = f"it has {reached_s:.1f} of the {header_s:.1f} s that its header says"
-        raise BrokenRecordError("unreadable video", clock.place, f"{path} is truncated: {length}")
+        raise BrokenRecordError("unreadable video", clock.location, f"{path} is truncated: {length}")
     return FileIndex(times, sorted(keys), tick_s, timed)
 
 
@@ -173,7 +177,7 @@ def decoded(
     frames = _BACKENDS[backend](path, index, wanted, clock)
     try:
         for _ in wanted:
-            with _reading(path, clock.place):
+            with _reading(path, clock.location):
                 frame = next(frames)
             yield frame
     finally:
@@ -207,9 +211,9 @@ class _AvReader:
         if not self.index.timed:
             return self._counted(number)
         wanted = self.index.times[number]
-        place = bisect.bisect_right(self.index.keys, wanted) - 1
-        if place > 0 and self.index.keys[place] > self.reached:
-            self._jump(self.index.keys[place])
+        index = bisect.bisect_right(self.index.keys, wanted) - 1
+        if index > 0 and self.index.keys[index] > self.reached:
+            self._jump(self.index.keys[index])
         pixels = self._run_to(wanted)
         if pixels is None:
             # The container's table of key frames can be wrong: from the start, with all frames, nothing is missed.
@@ -217,7 +221,7 @@ class _AvReader:
             self._jump(self.index.times[0])
             pixels = self._run_to(wanted)
         if pixels is None:
-            raise BrokenRecordError("unreadable video", self.clock.place, f"frame {number} cannot be decoded")
+            raise BrokenRecordError("unreadable video", self.clock.location, f"frame {number} cannot be decoded")
         return pixels
 
     def _jump(self, stamp: int) -> None:
@@ -238,7 +242,7 @@ class _AvReader:
             self.passed += 1
             if self.passed == number + 1:
                 return _rgb(frame)
-        raise BrokenRecordError("unreadable video", self.clock.place, f"frame {number} cannot be decoded")
+        raise BrokenRecordError("unreadable video", self.clock.location, f"frame {number} cannot be decoded")
 
 
 def _decode(container: Any, stream: Any, needed: Set[int] | None, clock: Clock) -> Iterator[Any]:
@@ -266,7 +270,7 @@ def _decord_frames(path: Path, index: FileIndex, wanted: Sequence[int], clock: C
 def _check_count(count: int, index: FileIndex, backend: str, clock: Clock) -> None:
     if count != len(index.times):
         message = f"{backend} finds {count} frames where the file has {len(index.times)}; backend: av can read it"
-        raise BrokenRecordError("unreadable video", clock.place, message)
+        raise BrokenRecordError("unreadable video", clock.location, message)
 
 
 _BACKENDS: dict[Backend, Callable[[Path, FileIndex, Sequence[int], Clock], Generator[Tensor, None, None]]] = {
@@ -296,16 +300,18 @@ def _open(path: Path, clock: Clock) -> Any:
 
 
 @contextmanager
-def _reading(path: Path, place: str) -> Iterator[None]:
+def _reading(path: Path, location: str) -> Iterator[None]:
     """Turns what the decoding libraries raise, which is of many kinds, into a broken record."""
     try:
         yield
     except (BrokenRecordError, UserError):
         raise
     except ImportError as error:
-        raise UserError(f"{place}: {path} is a video file, and {error.name} cannot be loaded; pip install it") from None
+        raise UserError(
+            f"{location}: {path} is a video file, and {error.name} cannot be loaded; pip install it"
+        ) from None
     except Exception as error:
         # PyAV's errors repeat the path and FFmpeg's log after what they mean.
         reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0][:200] or type(error).__name__
-        detail = reason if place == str(path) else f"{path}: {reason}"
-        raise BrokenRecordError("unreadable video", place, detail) from None
+        detail = reason if location == str(path) else f"{path}: {reason}"
+        raise BrokenRecordError("unreadable video", location, detail) from None

@@ -60,9 +60,9 @@ class EncodedImage:
     Args:
         content: the file.
         max_pixels: the most that are decoded.
-        place: where it comes from, for messages.
+        location: where it comes from, for messages.
         pixels: see :data:`PixelsAre`.
-        file: that holds it, for messages, where the place is that of a record.
+        file: that holds it, for messages, where the location is that of a record.
 
     Raises:
         BrokenRecordError: "image too large" where the header says more than ``max_pixels`` (nothing is decoded then);
@@ -70,9 +70,9 @@ class EncodedImage:
     """
 
     def __init__(
-        self, content: bytes, max_pixels: int, place: str, pixels: PixelsAre = "shown", file: Path | None = None
+        self, content: bytes, max_pixels: int, location: str, pixels: PixelsAre = "shown", file: Path | None = None
     ):
-        self.content, self.place, self.on_white = content, place, pixels != "stored"
+        self.content, self.location, self.on_white = content, location, pixels != "stored"
         self._name = "" if file is None else f"{file}: "
         self._frame = jpeg_frame(content)
         self._header = self._open() if self._frame is None else None
@@ -82,7 +82,9 @@ class EncodedImage:
         """Shape of its pixels as a tensor."""
         if width * height > max_pixels:
             raise BrokenRecordError(
-                "image too large", place, f"{self._name}{width} x {height} pixels, more than max_pixels = {max_pixels}"
+                "image too large",
+                location,
+                f"{self._name}{width} x {height} pixels, more than max_pixels = {max_pixels}",
             )
 
     def rows(self, count: int) -> Tensor:
@@ -120,13 +122,13 @@ class EncodedImage:
                 warnings.simplefilter("ignore")  # Pillow warns at a size of its own
                 return Image.open(io.BytesIO(self.content), formats=FORMATS)
         except Image.DecompressionBombError as error:
-            raise BrokenRecordError("image too large", self.place, f"{self._name}{error}") from None
+            raise BrokenRecordError("image too large", self.location, f"{self._name}{error}") from None
         except Exception as error:  # Pillow's readers raise many kinds on malformed bytes
             raise self._unreadable(error) from None
 
     def _unreadable(self, error: Exception) -> BrokenRecordError:
         message = f"{self._name}{len(self.content)} bytes: {image_fault(error)}"
-        return BrokenRecordError("unreadable image", self.place, message)
+        return BrokenRecordError("unreadable image", self.location, message)
 
     def _decode(self, rows: int) -> Tensor:
         if self._frame is not None:
@@ -146,10 +148,10 @@ class EncodedImage:
 
 
 def decode(
-    content: bytes, max_pixels: int, place: str, pixels: PixelsAre = "shown", file: Path | None = None
+    content: bytes, max_pixels: int, location: str, pixels: PixelsAre = "shown", file: Path | None = None
 ) -> Tensor:
     """Encoded bytes to (3, H, W) uint8 RGB; see :class:`EncodedImage`, also for what it raises."""
-    return EncodedImage(content, max_pixels, place, pixels, file).pixels()
+    return EncodedImage(content, max_pixels, location, pixels, file).pixels()
 
 
 def for_boxes(pixels: PixelsAre) -> PixelsAre:

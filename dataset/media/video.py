@@ -58,12 +58,12 @@ class VideoSource:
     """A video that is read only when it is needed: a ``path`` (a video file, a JSON list of base64 images, or a folder of
     images), or the ``frames`` themselves."""
 
-    place: str
+    location: str
     path: Path | None = None
     frames: tuple[ImageSource, ...] = ()
 
 
-def video_source(value: Any, key: str, place: str, folder: Path) -> VideoSource:
+def video_source(value: Any, key: str, location: str, folder: Path) -> VideoSource:
     """The video that ``value`` of ``key`` names, a path from ``folder``, or holds, a list of base64 images or their paths.
 
     Raises:
@@ -71,13 +71,13 @@ def video_source(value: Any, key: str, place: str, folder: Path) -> VideoSource:
     """
     if isinstance(value, list):
         if not value:
-            raise BrokenRecordError("unreadable video", place, f"{key} is an empty list")
-        return VideoSource(place, frames=tuple(image_of(frame, f"{key}[…]", place, folder) for frame in value))
+            raise BrokenRecordError("unreadable video", location, f"{key} is an empty list")
+        return VideoSource(location, frames=tuple(image_of(frame, f"{key}[…]", location, folder) for frame in value))
     if not isinstance(value, str):
-        raise BrokenRecordError("wrong type", place, f"{key} is {value!r:.80}, neither a path nor a list of images")
+        raise BrokenRecordError("wrong type", location, f"{key} is {value!r:.80}, neither a path nor a list of images")
     if not value:
-        raise BrokenRecordError("missing video", place, f"{key} is empty")
-    return VideoSource(place, path=folder / value)
+        raise BrokenRecordError("missing video", location, f"{key} is empty")
+    return VideoSource(location, path=folder / value)
 
 
 def sample_frames(count: int, wanted: int, rng: np.random.Generator | None = None) -> list[int]:
@@ -152,7 +152,7 @@ def read_frames(
         BrokenRecordError: "missing video"; "unreadable video" for a file that is empty, truncated, damaged, without images,
             or not read within the time limit; "image too large"; and what an image of a list is broken by.
     """
-    clock = Clock(config.time_limit_s, source.place)
+    clock = Clock(config.time_limit_s, source.location)
     return within(clock, lambda: [view(frame) for frame in _chosen(source, config, choose, max_pixels, pixels, clock)])
 
 
@@ -169,7 +169,7 @@ def check_backend(sources: Iterable[VideoSource], config: VideoReadingConfig, ke
     if file is not None:
         remedy = "av" if config.backend == "av" else f"av {config.backend}, or use backend: av"
         raise UserError(
-            f"{key}.backend: {config.backend} cannot be loaded ({reason}), and {file.path} ({file.place}) is a video file; "
+            f"{key}.backend: {config.backend} cannot be loaded ({reason}), and {file.path} ({file.location}) is a video file; "
             f"pip install {remedy}"
         )
 
@@ -181,11 +181,11 @@ def check_held_out(sources: Sequence[VideoSource], config: VideoReadingConfig, m
         UserError: with the config ``key``, for the first file that is no whole video; or as :func:`check_backend`.
     """
     check_backend(sources, config, "data.video")
-    for path, place in {source.path: source.place for source in sources if source.path is not None}.items():
+    for path, location in {source.path: source.location for source in sources if source.path is not None}.items():
         if not _is_video_file(path):
             continue
         try:
-            index_of(path, max_pixels, Clock(config.time_limit_s, place))
+            index_of(path, max_pixels, Clock(config.time_limit_s, location))
         except BrokenRecordError as error:
             raise UserError(f"{key}: {error}; a held-out set has to be whole") from None
 
@@ -207,7 +207,7 @@ def _chosen(
     images = _images(source)
     if images is not None:
         for number, again in itertools.groupby(choose(len(images))):
-            image = EncodedImage(images[number].load(), max_pixels, source.place, pixels, images[number].path)
+            image = EncodedImage(images[number].load(), max_pixels, source.location, pixels, images[number].path)
             for _ in again:
                 clock.check()
                 yield image
@@ -236,30 +236,30 @@ def _images(source: VideoSource) -> Sequence[ImageSource] | None:
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
     except (OSError, ValueError) as error:  # longer than a name may be, or no name at all
-        raise BrokenRecordError("missing video", source.place, f"{str(path)[:200]}: {error}") from None
+        raise BrokenRecordError("missing video", source.location, f"{str(path)[:200]}: {error}") from None
     if not (is_folder or is_file):
         reason = "is no regular file" if path.exists() else "does not exist"
-        raise BrokenRecordError("missing video", source.place, f"{str(path)[:200]} {reason}")
+        raise BrokenRecordError("missing video", source.location, f"{str(path)[:200]} {reason}")
     if is_folder:
         files = sorted((file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES), key=_by_number)
-        images = [ImageSource(source.place, path=file) for file in files]
+        images = [ImageSource(source.location, path=file) for file in files]
     elif path.suffix.lower() == LIST_SUFFIX:
-        images = _listed_images(path, source.place)
+        images = _listed_images(path, source.location)
     else:
         return None
     if not images:
-        raise BrokenRecordError("unreadable video", source.place, f"{path} holds no images")
+        raise BrokenRecordError("unreadable video", source.location, f"{path} holds no images")
     return images
 
 
-def _listed_images(path: Path, place: str) -> list[ImageSource]:
+def _listed_images(path: Path, location: str) -> list[ImageSource]:
     try:
-        values = json.loads(read_file(path, RECORD_BYTES, place, "video"))
+        values = json.loads(read_file(path, RECORD_BYTES, location, "video"))
     except (ValueError, RecursionError) as error:
-        raise BrokenRecordError("unreadable video", place, f"{path} is no JSON list of images: {error}") from None
+        raise BrokenRecordError("unreadable video", location, f"{path} is no JSON list of images: {error}") from None
     if not isinstance(values, list):
-        raise BrokenRecordError("unreadable video", place, f"{path} is no JSON list of images")
-    return [image_of(value, f"{path.name}[{number}]", place, path.parent) for number, value in enumerate(values)]
+        raise BrokenRecordError("unreadable video", location, f"{path} is no JSON list of images")
+    return [image_of(value, f"{path.name}[{number}]", location, path.parent) for number, value in enumerate(values)]
 
 
 def _by_number(path: Path) -> list[Any]:

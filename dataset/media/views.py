@@ -50,7 +50,7 @@ class TrainingView:
         if isinstance(source, VideoSource):
             assert self.videos is not None, "videos without a number of frames"
             return self.videos.training(source, rng, view)
-        return view(EncodedImage(source.load(), self.max_pixels, source.place, self.pixels, source.path), rng)
+        return view(EncodedImage(source.load(), self.max_pixels, source.location, self.pixels, source.path), rng)
 
     def filler(self) -> Tensor:
         """A black view for a row that does not count."""
@@ -87,20 +87,20 @@ class EvaluationView:
         if isinstance(source, VideoSource):
             assert self.videos is not None, "videos without a number of frames"
             frames = self.videos.evaluation(source, lambda frame: evaluation_view(frame, self.image_size))
-            return _other_order(frames, source.place) if self.shuffle_frames else frames
+            return _other_order(frames, source.location) if self.shuffle_frames else frames
         pixels = self.pixels if size is None else for_boxes(self.pixels)
-        image = decode(source.load(), self.max_pixels, source.place, pixels, source.path)
+        image = decode(source.load(), self.max_pixels, source.location, pixels, source.path)
         if size is not None:
-            check_size(image, size, source.place)
+            check_size(image, size, source.location)
         return evaluation_view(image, self.image_size)
 
 
-def _other_order(frames: Tensor, place: str) -> Tensor:
+def _other_order(frames: Tensor, location: str) -> Tensor:
     """The frames in an order that is never their own, where there are two at least."""
     count = len(frames)
     if count < 2:
         return frames
-    rng = np.random.default_rng(zlib.crc32(place.encode()))
+    rng = np.random.default_rng(zlib.crc32(location.encode()))
     while (order := rng.permutation(count)).tolist() == list(range(count)):
         pass
     return frames[torch.from_numpy(order)]
@@ -115,11 +115,11 @@ def check_medium(sources: Sequence[ImageSource | VideoSource], frames: int | Non
         raise UserError(f"{key} holds images, the model is one of videos; drop model.vision.video")
 
 
-def check_size(image: Tensor | EncodedImage, size: tuple[int, int], place: str) -> None:
+def check_size(image: Tensor | EncodedImage, size: tuple[int, int], location: str) -> None:
     """Raises :class:`BrokenRecordError` where an image (3, H, W) is not of the (width, height) that its boxes refer to."""
     actual = (image.shape[2], image.shape[1])
     if actual != size:
-        raise BrokenRecordError("unreadable image", place, f"is of {actual} pixels, in the annotations of {size}")
+        raise BrokenRecordError("unreadable image", location, f"is of {actual} pixels, in the annotations of {size}")
 
 
 def black(size: ImageSize) -> Tensor:

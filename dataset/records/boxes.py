@@ -44,7 +44,7 @@ def elements_inside(record: RegionRecord, width: int, height: int) -> tuple[list
     elements, broken = [], []
     for element in record.elements:
         try:
-            box = place_box(element.box, width, height, record.place, element.name)
+            box = place_box(element.box, width, height, record.location, element.name)
         except BrokenRecordError as error:
             broken.append(error.as_broken())
         else:
@@ -74,7 +74,7 @@ def visible_elements(
     kept = elements[order[0]]
     part = crop_around(kept.box, width, height, rng) if crop else whole
     visible: list[tuple[Element, Box]] = []
-    for element in (elements[place] for place in order):
+    for element in (elements[index] for index in order):
         if len(visible) >= most:
             break
         if share_inside(element.box, part) > min_inside:

@@ -20,16 +20,16 @@ _LONGEST_MESSAGE = 300
 class BrokenRecordError(Exception):
     """A record that cannot be used: its kind, where it lies (``file:line``) and what was wrong."""
 
-    def __init__(self, kind: BrokenKind, place: str, message: str):
-        place, message = printable(place), printable(message)
-        super().__init__(f"{place}: {kind}: {message}")
+    def __init__(self, kind: BrokenKind, location: str, message: str):
+        location, message = printable(location), printable(message)
+        super().__init__(f"{location}: {kind}: {message}")
         self.kind: BrokenKind = kind
-        self.place = place
+        self.location = location
         self.message = message
 
     def as_broken(self) -> BrokenRecord:
         """The error as plain data, for the batch."""
-        return BrokenRecord(self.kind, self.place, self.message)
+        return BrokenRecord(self.kind, self.location, self.message)
 
 
 def broken_record(error: Exception, location: str) -> BrokenRecord:
@@ -76,7 +76,7 @@ def remedy_for(kinds: Mapping[str, int], limit: str | None) -> str:
 def not_whole(error: Exception, location: str) -> UserError:
     """The error for a broken record of a held-out set, in one line."""
     broken = broken_record(error, location)
-    return UserError(f"{broken.place}: {broken.kind}: {broken.message}; a held-out set has to be whole")
+    return UserError(f"{broken.location}: {broken.kind}: {broken.message}; a held-out set has to be whole")
 
 
 def printable(text: str) -> str:

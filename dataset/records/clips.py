@@ -24,7 +24,7 @@ NO_SPEECH = "[music]"
 class VideoRecord:
     """Clips, and for each the alternatives of its caption, of which one is drawn each time."""
 
-    place: str
+    location: str
     clips: tuple[VideoSource, ...]
     captions: tuple[Texts, ...]
     continuous: bool
@@ -46,27 +46,30 @@ def parse_video_record(raw: RawRecord, video_key: str, caption_key: str, root: P
         raise broken_key(raw, video_key)
     if caption is None:
         raise broken_key(raw, caption_key)
-    folder, place = root or raw.folder, raw.place
+    folder, location = root or raw.folder, raw.location
     continuous = raw.values.get("is_continuous") is True
     if not (isinstance(value, list) and value and all(isinstance(clip, list) for clip in value)):
         if continuous and isinstance(caption, list):
             raise BrokenRecordError(
                 "wrong type",
-                place,
+                location,
                 f"is_continuous joins clips that are lists of images or of their paths, and {video_key} is one video; give a "
                 f"list of lists, or one video a record without is_continuous",
             )
         return VideoRecord(
-            place, (video_source(value, video_key, place, folder),), (texts_in(caption, caption_key, place),), False
+            location,
+            (video_source(value, video_key, location, folder),),
+            (texts_in(caption, caption_key, location),),
+            False,
         )
     if not isinstance(caption, list) or len(caption) != len(value):
         count = f"{len(caption)} texts" if isinstance(caption, list) else "no list"
         raise BrokenRecordError(
-            "wrong type", place, f"{caption_key} is {count} for the {len(value)} clips of {video_key}"
+            "wrong type", location, f"{caption_key} is {count} for the {len(value)} clips of {video_key}"
         )
-    clips = [video_source(clip, f"{video_key}[{number}]", place, folder) for number, clip in enumerate(value)]
-    captions = [texts_in(text, f"{caption_key}[{number}]", place) for number, text in enumerate(caption)]
-    return VideoRecord(place, tuple(clips), tuple(captions), continuous)
+    clips = [video_source(clip, f"{video_key}[{number}]", location, folder) for number, clip in enumerate(value)]
+    captions = [texts_in(text, f"{caption_key}[{number}]", location) for number, text in enumerate(caption)]
+    return VideoRecord(location, tuple(clips), tuple(captions), continuous)
 
 
 def choose_clip(
@@ -82,7 +85,7 @@ def choose_clip(
     """
     spoken = record.spoken
     if not spoken:
-        raise BrokenRecordError("empty text", record.place, "no clip has anything but [Music] to say")
+        raise BrokenRecordError("empty text", record.location, "no clip has anything but [Music] to say")
     first = last = spoken[int(rng.integers(len(spoken)))]
     end = len(record.clips) - 1
     while (
@@ -94,7 +97,7 @@ def choose_clip(
     if len(chosen) == 1:
         return record.clips[chosen[0]], [record.captions[chosen[0]]]
     frames = tuple(frame for clip in chosen for frame in record.clips[clip].frames)
-    return VideoSource(record.place, frames=frames), [record.captions[clip] for clip in chosen]
+    return VideoSource(record.location, frames=frames), [record.captions[clip] for clip in chosen]
 
 
 def _frames(record: VideoRecord, spoken: Sequence[int], first: int, last: int) -> int:

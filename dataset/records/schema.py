@@ -41,7 +41,7 @@ class RawRecord:
     """
 
     values: Mapping[str, Any]
-    place: str
+    location: str
     folder: Path
     image: bytes | None = None
     text: str | None = None
@@ -51,7 +51,7 @@ class RawRecord:
 class ImageSource:
     """An image that is loaded only when it is needed: its ``content``, the same as ``base64`` text, or the ``path`` to it."""
 
-    place: str
+    location: str
     content: bytes | None = None
     path: Path | None = None
     base64: str | None = None
@@ -66,16 +66,16 @@ class ImageSource:
         if self.content is not None:
             return self.content
         if self.base64 is not None:
-            return _decode_base64(self.base64, self.place)
+            return _decode_base64(self.base64, self.location)
         assert self.path is not None
-        return read_file(self.path, IMAGE_BYTES, self.place)
+        return read_file(self.path, IMAGE_BYTES, self.location)
 
 
 @dataclass(frozen=True)
 class ImageRecord:
     """An image and its captions (alternatives: one is drawn each time)."""
 
-    place: str
+    location: str
     image: ImageSource
     captions: Texts
 
@@ -96,7 +96,7 @@ class Element:
 class RegionRecord:
     """An image with described boxes and, if the record has one, a caption of the whole; ``broken`` names unusable parts."""
 
-    place: str
+    location: str
     image: ImageSource
     elements: tuple[Element, ...]
     captions: Texts = ()
@@ -107,7 +107,7 @@ class RegionRecord:
 class TextRecord:
     """A text without an image."""
 
-    place: str
+    location: str
     texts: Texts
 
 
@@ -122,12 +122,12 @@ class ImageKeys:
 
 def parse_image_record(raw: RawRecord, keys: ImageKeys, caption_key: str) -> ImageRecord:
     """Raises :class:`BrokenRecordError` ("missing key", "wrong type", "missing image", "unreadable image")."""
-    return ImageRecord(raw.place, image_source(raw, keys), _captions_of(raw, caption_key))
+    return ImageRecord(raw.location, image_source(raw, keys), _captions_of(raw, caption_key))
 
 
 def parse_text_record(raw: RawRecord, text_key: str) -> TextRecord:
     """Raises :class:`BrokenRecordError` ("missing key", "wrong type")."""
-    return TextRecord(raw.place, _captions_of(raw, text_key))
+    return TextRecord(raw.location, _captions_of(raw, text_key))
 
 
 def parse_translation_record(raw: RawRecord, source_key: str, target_key: str) -> tuple[Texts, Texts]:
@@ -153,14 +153,14 @@ def parse_region_record(raw: RawRecord, keys: ImageKeys, caption_key: str) -> Re
     if values is None and not captions:
         raise broken_key(raw, "elems", caption_key)
     if values is not None and not isinstance(values, list):
-        raise BrokenRecordError("wrong type", raw.place, f"elems is {_type_name(values)}, not a list")
+        raise BrokenRecordError("wrong type", raw.location, f"elems is {_type_name(values)}, not a list")
     elements: list[Element] = []
     for index, value in enumerate(values or ()):
         try:
-            elements.append(_element(value, f"elems[{index}]", raw.place))
+            elements.append(_element(value, f"elems[{index}]", raw.location))
         except BrokenRecordError as error:
             broken.append(error.as_broken())
-    return RegionRecord(raw.place, image, tuple(elements), captions, tuple(broken))
+    return RegionRecord(raw.location, image, tuple(elements), captions, tuple(broken))
 
 
 def image_source(raw: RawRecord, keys: ImageKeys) -> ImageSource:
@@ -170,29 +170,29 @@ def image_source(raw: RawRecord, keys: ImageKeys) -> ImageSource:
     dot (no base64 text does, nearly every file name does), if it is a ``data:`` address, or if it is longer than any path.
     """
     if raw.image is not None:
-        return ImageSource(raw.place, content=raw.image)
+        return ImageSource(raw.location, content=raw.image)
     value = raw.values.get(keys.image_key)
     if value is None:
         raise broken_key(raw, keys.image_key)
-    return image_of(value, keys.image_key, raw.place, keys.image_root or raw.folder, keys.image_is)
+    return image_of(value, keys.image_key, raw.location, keys.image_root or raw.folder, keys.image_is)
 
 
-def image_of(value: Any, key: str, place: str, folder: Path, image_is: ImageIs = "auto") -> ImageSource:
+def image_of(value: Any, key: str, location: str, folder: Path, image_is: ImageIs = "auto") -> ImageSource:
     """The image that the text ``value`` of ``key`` holds or names, a path from ``folder``; see :func:`image_source`.
 
     Raises:
         BrokenRecordError: "wrong type" or "missing image".
     """
     if not isinstance(value, str):
-        raise BrokenRecordError("wrong type", place, f"{key} is {_type_name(value)}, not a string")
+        raise BrokenRecordError("wrong type", location, f"{key} is {_type_name(value)}, not a string")
     if not value:
-        raise BrokenRecordError("missing image", place, f"{key} is empty")
+        raise BrokenRecordError("missing image", location, f"{key} is empty")
     if image_is == "base64" or (image_is == "auto" and _looks_encoded(value)):
-        return ImageSource(place, base64=value)
-    return ImageSource(place, path=folder / value)
+        return ImageSource(location, base64=value)
+    return ImageSource(location, path=folder / value)
 
 
-def place_box(box: Box, width: int, height: int, place: str, name: str) -> Box:
+def place_box(box: Box, width: int, height: int, location: str, name: str) -> Box:
     """The box inside its image of ``width`` x ``height`` pixels: within one pixel of the border it is clamped.
 
     Rule (released, with our tolerance): x, y >= 0; w, h > 0; x + w <= width; y + h <= height.
@@ -202,18 +202,18 @@ def place_box(box: Box, width: int, height: int, place: str, name: str) -> Box:
     """
     x, y, w, h = box
     if w <= 0 or h <= 0:
-        raise BrokenRecordError("degenerate box", place, f"{name}.bb = {list(box)} has no area")
+        raise BrokenRecordError("degenerate box", location, f"{name}.bb = {list(box)} has no area")
     low, right, bottom = -BOX_TOLERANCE_PX, width + BOX_TOLERANCE_PX, height + BOX_TOLERANCE_PX
     if x < low or y < low or x + w > right or y + h > bottom:
         message = f"{name}.bb = {list(box)} (x, y, width, height) leaves the {width} x {height} image"
-        raise BrokenRecordError("box outside image", place, message)
+        raise BrokenRecordError("box outside image", location, message)
     x0, y0, x1, y1 = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
     if x1 <= x0 or y1 <= y0:
-        raise BrokenRecordError("degenerate box", place, f"{name}.bb = {list(box)} has no area inside the image")
+        raise BrokenRecordError("degenerate box", location, f"{name}.bb = {list(box)} has no area inside the image")
     return x0, y0, x1 - x0, y1 - y0
 
 
-def alternatives(texts: Texts, language: str | None, rng: np.random.Generator | None, place: str) -> list[str]:
+def alternatives(texts: Texts, language: str | None, rng: np.random.Generator | None, location: str) -> list[str]:
     """One string for each alternative; a dictionary gives ``language``, or a random one (the first without ``rng``).
 
     Raises:
@@ -228,7 +228,7 @@ def alternatives(texts: Texts, language: str | None, rng: np.random.Generator | 
             chosen += spoken(text, names[int(rng.integers(len(names))) if rng is not None else 0])
     if not chosen:
         wanted = "no text" if language is None else f"no text in language {language!r}"
-        raise BrokenRecordError("missing key", place, wanted)
+        raise BrokenRecordError("missing key", location, wanted)
     return chosen
 
 
@@ -246,10 +246,10 @@ def broken_key(raw: RawRecord, *names: str) -> BrokenRecordError:
     names = tuple(name for name in names if name)
     null = [name for name in names if name in raw.values]
     if null:
-        return BrokenRecordError("missing key", raw.place, f"{' and '.join(map(repr, null))} is null")
+        return BrokenRecordError("missing key", raw.location, f"{' and '.join(map(repr, null))} is null")
     known = ", ".join(sorted(map(str, raw.values))) or "none"
     absent = " and ".join(f"no {name!r}" for name in names)
-    return BrokenRecordError("missing key", raw.place, f"{absent}; keys: {known[:200]}")
+    return BrokenRecordError("missing key", raw.location, f"{absent}; keys: {known[:200]}")
 
 
 def _captions_of(raw: RawRecord, key: str) -> Texts:
@@ -259,26 +259,26 @@ def _captions_of(raw: RawRecord, key: str) -> Texts:
         value = raw.text
     if value is None:
         raise broken_key(raw, key)
-    return texts_in(value, key, raw.place)
+    return texts_in(value, key, raw.location)
 
 
-def _element(value: Any, name: str, place: str) -> Element:
+def _element(value: Any, name: str, location: str) -> Element:
     if not isinstance(value, dict):
-        raise BrokenRecordError("wrong type", place, f"{name} is {_type_name(value)}, not an object")
+        raise BrokenRecordError("wrong type", location, f"{name} is {_type_name(value)}, not an object")
     for key in ("bb", "caption"):
         if value.get(key) is None:
-            raise BrokenRecordError("missing key", place, f"{name} has no {key!r}")
+            raise BrokenRecordError("missing key", location, f"{name} has no {key!r}")
     attributes = value.get("attributes")
     return Element(
         name=name,
-        box=box_in(value["bb"], f"{name}.bb", place),
-        captions=texts_in(value["caption"], f"{name}.caption", place),
-        attributes=texts_in(attributes, f"{name}.attributes", place) if attributes else (),
+        box=box_in(value["bb"], f"{name}.bb", location),
+        captions=texts_in(value["caption"], f"{name}.caption", location),
+        attributes=texts_in(attributes, f"{name}.attributes", location) if attributes else (),
         grain=str(value.get("grain", "object")),
     )
 
 
-def box_in(value: Any, name: str, place: str) -> Box:
+def box_in(value: Any, name: str, location: str) -> Box:
     """The box that ``value`` of ``name`` gives as [x, y, width, height].
 
     Raises:
@@ -291,26 +291,28 @@ def box_in(value: Any, name: str, place: str) -> Box:
                 return x, y, w, h
     except (TypeError, OverflowError):  # no number, or an integer beyond all floats
         pass
-    raise BrokenRecordError("wrong type", place, f"{name} = {str(value)[:80]} is not [x, y, width, height]")
+    raise BrokenRecordError("wrong type", location, f"{name} = {str(value)[:80]} is not [x, y, width, height]")
 
 
-def check_text(text: str, key: str, place: str) -> None:
+def check_text(text: str, key: str, location: str) -> None:
     """Raises :class:`BrokenRecordError` ("bad text") for a text that no tokenizer takes: one with half a surrogate pair, or an
     endless one."""
     if len(text) > LONGEST_TEXT:
         message = (
             f"{key} has {len(text):,} characters, more than the limit of {LONGEST_TEXT:,} (dataset/records/schema.py)"
         )
-        raise BrokenRecordError("bad text", place, message)
+        raise BrokenRecordError("bad text", location, message)
     if text.isascii():
         return
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise BrokenRecordError("bad text", place, f"{key}: character {error.start} is half a surrogate pair") from None
+        raise BrokenRecordError(
+            "bad text", location, f"{key}: character {error.start} is half a surrogate pair"
+        ) from None
 
 
-def texts_in(value: Any, key: str, place: str) -> Texts:
+def texts_in(value: Any, key: str, location: str) -> Texts:
     """The alternatives in ``value`` of ``key``: a text, texts by language, or a list of such alternatives.
 
     Raises:
@@ -320,12 +322,12 @@ def texts_in(value: Any, key: str, place: str) -> Texts:
     for item in items:
         is_languages = isinstance(item, dict) and all(map(_is_text_or_texts, item.values()))
         if not isinstance(item, str) and not is_languages:
-            raise BrokenRecordError("wrong type", place, f"{key} holds {_type_name(item)}, not a text")
+            raise BrokenRecordError("wrong type", location, f"{key} holds {_type_name(item)}, not a text")
         for text in spoken(item, None):
-            check_text(text, key, place)
+            check_text(text, key, location)
     if not items or {} in items:
         raise BrokenRecordError(
-            "empty text", place, f"{key} {'holds an empty object' if items else 'is an empty list'}"
+            "empty text", location, f"{key} {'holds an empty object' if items else 'is an empty list'}"
         )
     return tuple(items)
 
@@ -341,14 +343,14 @@ def _looks_encoded(value: str) -> bool:
     return "." not in value and (value.startswith(_ENCODED_STARTS) or len(value) > _LONGEST_PATH)
 
 
-def _decode_base64(value: str, place: str) -> bytes:
+def _decode_base64(value: str, location: str) -> bytes:
     if value.startswith("data:"):
         value = value.partition(",")[2]
-    check_bytes(len(value) * 3 // 4, IMAGE_BYTES, place, "the base64 text")
+    check_bytes(len(value) * 3 // 4, IMAGE_BYTES, location, "the base64 text")
     try:
         return binascii.a2b_base64(value)
     except ValueError as error:
-        raise BrokenRecordError("unreadable image", place, f"not base64: {error}") from None
+        raise BrokenRecordError("unreadable image", location, f"not base64: {error}") from None
 
 
 def _type_name(value: Any) -> str:

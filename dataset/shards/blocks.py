@@ -159,9 +159,9 @@ class BlockOrder:
 
     def _make_window(self, lane: int, position: int) -> Window:
         own = self.lanes[lane]
-        epoch, place = divmod(position, own.records)
+        epoch, offset = divmod(position, own.records)
         row = self._row(lane, epoch)
-        block = int(np.searchsorted(row.ends, place, side="right"))
+        block = int(np.searchsorted(row.ends, offset, side="right"))
         number = int(np.searchsorted(row.cuts, block, side="right")) - 1
         blocks = row.blocks[row.cuts[number] : row.cuts[number + 1]]
         counts = own.counts[blocks]
@@ -238,10 +238,10 @@ def _deal(firsts: np.ndarray, counts: np.ndarray, lanes: int, keys: np.ndarray) 
     return dealt
 
 
-def _keys(seed: int, stream: str, *place: int) -> np.ndarray:
-    """(2,) uint64 for a permutation; ``place``: lane, epoch, window, as far as there are any."""
+def _keys(seed: int, stream: str, *indices: int) -> np.ndarray:
+    """(2,) uint64 for a permutation; ``indices``: lane, epoch, window, as far as there are any."""
     # The number of parts comes first: zeros at the end would make no difference.
-    entropy = [seed, zlib.crc32(f"{stream}/blocks".encode()), len(place), *place]
+    entropy = [seed, zlib.crc32(f"{stream}/blocks".encode()), len(indices), *indices]
     return np.random.SeedSequence(entropy).generate_state(2, np.uint64)
 
 

@@ -126,8 +126,8 @@ def _rows_of(index: Path, names: Sequence[str]) -> np.ndarray:
     try:
         known = np.load(index / NAMES, mmap_mode="r", allow_pickle=False)
         rows = np.load(index / _ROWS, allow_pickle=False) if (index / _ROWS).exists() else np.arange(len(known))
-        places = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-        return np.where(known[places] == wanted, rows[places], -1)
+        indices = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+        return np.where(known[indices] == wanted, rows[indices], -1)
     except (OSError, ValueError, EOFError, IndexError):
         return np.full(len(names), -1)
 

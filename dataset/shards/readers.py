@@ -22,7 +22,7 @@ from dataset.shards.index import default_index_folder
 from dataset.shards.making import open_index
 from dataset.shards.remote.server import RemoteConfig
 from dataset.shards.remote.shards import RemoteShard
-from dataset.shards.tars import parse_object, place_of, read_record
+from dataset.shards.tars import location_of, parse_object, read_record
 from utils import distributed, open_files
 from utils.errors import UserError
 from utils.files import expanded
@@ -104,14 +104,14 @@ class Shards:
         path = self.paths[shard]
         return f"{path}: record {row}" if path.suffix == TAR_SUFFIX else f"{path}:{self.index.line(shard, row)}"
 
-    def place(self, number: int) -> str:
+    def exact_location(self, number: int) -> str:
         """Where record ``number`` lies, for messages: as in the record, or for a tar that cannot be read its number there."""
         shard, row = self._locate(number)
         path = self.paths[shard]
         if path.suffix != TAR_SUFFIX:
             return f"{path}:{self.index.line(shard, row)}"
         try:
-            return place_of(self._open(shard), path, self.index.span(shard, row), self.index.apart(shard, row))
+            return location_of(self._open(shard), path, self.index.span(shard, row), self.index.apart(shard, row))
         except (OSError, tarfile.TarError, ValueError):
             return f"{path}: record {row}"
 
@@ -133,7 +133,7 @@ class Shards:
             path.expect(self.index.state(shard), *self.index.span(shard, row))
 
     def read(self, number: int) -> RawRecord:
-        """Record ``number``, with ``place`` as ``file:line`` or ``shard.tar:member``.
+        """Record ``number``, with ``location`` as ``file:line`` or ``shard.tar:member``.
 
         Raises:
             BrokenRecordError: "bad json" or "wrong type".
@@ -184,6 +184,6 @@ class _OpenFiles:
 
 def _read_line(file: BinaryIO, path: ShardFile, span: tuple[int, int], line: int) -> RawRecord:
     file.seek(span[0])
-    place = f"{path}:{line}"
-    check_bytes(span[1], RECORD_BYTES, place, "the line", "json")
-    return RawRecord(parse_object(file.read(span[1]), place), place, path.parent)
+    location = f"{path}:{line}"
+    check_bytes(span[1], RECORD_BYTES, location, "the line", "json")
+    return RawRecord(parse_object(file.read(span[1]), location), location, path.parent)

@@ -120,7 +120,7 @@ class RecordSource:
 
     Args:
         shards: the records.
-        order: of the records, or of the places of ``weights``.
+        order: of the records, or of the slots of ``weights``.
         name: of the stream: it has random numbers of its own.
         seed: of the run.
         weights: how often an epoch reads each record; None: once.
@@ -138,18 +138,18 @@ class RecordSource:
         """Record number and generator of each sample of micro-batch ``number``."""
         if self.shards.fetches_ahead:
             self._expect(number)
-        for epoch, place in self.order.batch(number):
-            record = self._record(epoch, place)
-            # By its place, so that a record which an epoch reads twice is not augmented twice alike.
-            yield record, sample_rng(self.seed, self.name, epoch, place)
+        for epoch, slot in self.order.batch(number):
+            record = self._record(epoch, slot)
+            # By its slot, so that a record which an epoch reads twice is not augmented twice alike.
+            yield record, sample_rng(self.seed, self.name, epoch, slot)
 
-    def _record(self, epoch: int, place: int) -> int:
-        return place if self.weights is None else self.weights.record(epoch, place)
+    def _record(self, epoch: int, slot: int) -> int:
+        return slot if self.weights is None else self.weights.record(epoch, slot)
 
     def _expect(self, number: int) -> None:
         """Have remote records fetched before they are read."""
         lane = self.order.lane(number)
         for later in self.order.soon(number, first=lane not in self._begun):
-            for epoch, place in self.order.batch(later):
-                self.shards.expect(self._record(epoch, place))
+            for epoch, slot in self.order.batch(later):
+                self.shards.expect(self._record(epoch, slot))
         self._begun.add(lane)

@@ -104,43 +104,45 @@ def members_of_record(file: BinaryIO, span: tuple[int, int], apart: Sequence[int
 
 
 def read_record(file: BinaryIO, path: ShardFile, span: tuple[int, int], apart: Sequence[int] = ()) -> RawRecord:
-    """The record of :func:`members_of_record`; its place is ``shard.tar:member``.
+    """The record of :func:`members_of_record`; its location is ``shard.tar:member``.
 
     Raises:
         BrokenRecordError: "bad json", "wrong type", or "unreadable image" for a member over its limit.
         tarfile.TarError, ValueError: there is no header.
     """
     members = list(members_of_record(file, span, apart))
-    place = _place(path, members)
+    location = _location(path, members)
     contents: list[bytes | None] = []
     for member, (limit, kind) in zip(_by_kind(members), _LIMITS, strict=True):
         if member is None:
             contents.append(None)
             continue
-        check_bytes(member.size, limit, place, f"the {kind} member", kind)
+        check_bytes(member.size, limit, location, f"the {kind} member", kind)
         file.seek(member.content)
         contents.append(file.read(member.size))
     image, text, values = contents
     try:
         caption = text.decode("utf-8") if text is not None else None
     except UnicodeDecodeError as error:
-        raise BrokenRecordError("wrong type", place, f"the text is not UTF-8: {error}") from None
-    return RawRecord(parse_object(values, place) if values is not None else {}, place, path.parent, image, caption)
+        raise BrokenRecordError("wrong type", location, f"the text is not UTF-8: {error}") from None
+    return RawRecord(
+        parse_object(values, location) if values is not None else {}, location, path.parent, image, caption
+    )
 
 
-def place_of(file: BinaryIO, path: ShardFile, span: tuple[int, int], apart: Sequence[int] = ()) -> str:
+def location_of(file: BinaryIO, path: ShardFile, span: tuple[int, int], apart: Sequence[int] = ()) -> str:
     """``shard.tar:member``, the first of the record's members in the order image, text, JSON."""
-    return _place(path, list(members_of_record(file, span, apart)))
+    return _location(path, list(members_of_record(file, span, apart)))
 
 
-def parse_object(line: bytes, place: str) -> dict[str, Any]:
+def parse_object(line: bytes, location: str) -> dict[str, Any]:
     """Raises :class:`BrokenRecordError` ("bad json" or "wrong type") for what is no JSON object."""
     try:
         values = json.loads(line.decode("utf-8-sig"))  # json's own decoding of bytes takes twice the time of the rest
     except (ValueError, RecursionError) as error:
-        raise BrokenRecordError("bad json", place, json_fault(error)) from None
+        raise BrokenRecordError("bad json", location, json_fault(error)) from None
     if not isinstance(values, dict):
-        raise BrokenRecordError("wrong type", place, "the line is not a JSON object")
+        raise BrokenRecordError("wrong type", location, "the line is not a JSON object")
     return values
 
 
@@ -156,7 +158,7 @@ def _by_kind(members: Sequence[Member]) -> list[Member | None]:
     return found
 
 
-def _place(path: ShardFile, members: Sequence[Member]) -> str:
+def _location(path: ShardFile, members: Sequence[Member]) -> str:
     if not members:
         raise tarfile.ReadError("no member of the record is there")
     first = next((member for member in _by_kind(members) if member is not None), members[0])

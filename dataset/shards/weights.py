@@ -1,7 +1,7 @@
 """Weights of the data sets in a stream: an epoch reads some records more often than others.
 
-An epoch has places instead of records: a data set of n records and weight w has round(w n) of them, and each epoch goes on in
-the data set where the one before has ended, from the last record to the first. With weights of one, places are records.
+An epoch has slots instead of records: a data set of n records and weight w has round(w n) of them, and each epoch goes on in
+the data set where the one before has ended, from the last record to the first. With weights of one, slots are records.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 
 
 class Weights:
-    """The places of an epoch.
+    """The slots of an epoch.
 
     Args:
         shard_sizes: records of each shard, for each data set.
         weights: of each data set.
 
     Attributes:
-        sizes: (P,) int64, places of each part: a shard, or its beginning, as often as the epoch reads it.
+        sizes: (P,) int64, slots of each part: a shard, or its beginning, as often as the epoch reads it.
     """
 
     def __init__(self, shard_sizes: Sequence[Sequence[int]], weights: Sequence[float]):
@@ -38,11 +38,11 @@ class Weights:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def record(self, epoch: int, place: int) -> int:
-        """The record at a place of an epoch."""
-        own = bisect.bisect_right(self._ends, place)
+    def record(self, epoch: int, slot: int) -> int:
+        """The record in a slot of an epoch."""
+        own = bisect.bisect_right(self._ends, slot)
         length = self._lengths[own]
-        shift = epoch * length + place - (self._ends[own] - length)
+        shift = epoch * length + slot - (self._ends[own] - length)
         return self._firsts[own] + shift % self._counts[own]
 
 

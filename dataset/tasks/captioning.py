@@ -91,8 +91,8 @@ class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, CaptionExample]):
         joined = [*[False] * before, *continues, False][:longest]
         return ids, self.text.mask_positions(joined, rng, prompt=before - 1)
 
-    def place(self, index: int) -> str:
-        return self.items.images[int(self.items.image_of_caption[index])].place
+    def location(self, index: int) -> str:
+        return self.items.images[int(self.items.image_of_caption[index])].location
 
     def filler(self) -> CaptionExample:
         return CaptionExample(self.view.filler(), [*self.prompt, self.text.sep_id], [len(self.prompt)], ())

@@ -103,7 +103,7 @@ class FineTuneBatches(ABC, Generic[D, E]):
         """
 
     @abstractmethod
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """Where the example comes from."""
 
     @abstractmethod
@@ -120,7 +120,7 @@ class FineTuneBatches(ABC, Generic[D, E]):
         drawn = self.order.batch(number)
         examples: list[E | None] = []
         for epoch, index in drawn:
-            with account.record(self.name, self.place(index)) as record:
+            with account.record(self.name, self.location(index)) as record:
                 record.example = self.example(index, sample_rng(self.seed, self.name, epoch, index))
             examples.append(record.example)
         try:
@@ -130,7 +130,7 @@ class FineTuneBatches(ABC, Generic[D, E]):
             if not (failed := self._not_collated(examples)):
                 raise
             for row, error in failed.items():
-                account.reject(self.name, error, self.place(drawn[row][1]))
+                account.reject(self.name, error, self.location(drawn[row][1]))
                 examples[row] = None
             return self._batch(examples, account)
 
@@ -154,26 +154,26 @@ def in_batches(
     items: range,
     batch_size: int,
     workers: int,
-    place: Callable[[int], str] = "held-out record {}".format,
+    location: Callable[[int], str] = "held-out record {}".format,
 ) -> Iterator[list[T]]:
-    """``read(item)`` of each item once, in order, in lists of ``batch_size``, read by worker processes; ``place``: of an item,
+    """``read(item)`` of each item once, in order, in lists of ``batch_size``, read by worker processes; ``location``: of an item,
     for messages.
 
     Raises:
         UserError: for the first broken record: a held-out set must be whole, or its numbers mean something else.
     """
-    chunks = _Chunks(read, items, batch_size, place)
+    chunks = _Chunks(read, items, batch_size, location)
     yield from in_workers(chunks, range(-(-len(items) // batch_size)), workers)
 
 
 class _Chunks(Generic[T]):
-    def __init__(self, read: Callable[[int], T], items: range, size: int, place: Callable[[int], str]):
-        self.read, self.items, self.size, self.place = read, items, size, place
+    def __init__(self, read: Callable[[int], T], items: range, size: int, location: Callable[[int], str]):
+        self.read, self.items, self.size, self.location = read, items, size, location
 
     def __call__(self, number: int) -> list[T]:
         items, note = [], reading.get(None)
         for index in self.items[number * self.size : (number + 1) * self.size]:
-            location = self.place(index)
+            location = self.location(index)
             if note is not None:
                 note(location)
             try:
@@ -201,7 +201,7 @@ def media_view(
     return TrainingView(image_size, data.max_pixels, data.augment, frame_sampler(data, frames), pixels=data.pixels)
 
 
-def cleaned(text: str, max_words: int, place: str) -> str:
+def cleaned(text: str, max_words: int, location: str) -> str:
     """The text after the released clean-up.
 
     Raises:
@@ -210,10 +210,10 @@ def cleaned(text: str, max_words: int, place: str) -> str:
     try:
         return clean_caption(text, max_words)
     except ValueError:
-        raise BrokenRecordError("empty text", place, f"nothing is left of {text[:80]!r} after cleaning") from None
+        raise BrokenRecordError("empty text", location, f"nothing is left of {text[:80]!r} after cleaning") from None
 
 
-def cleaned_question(text: str, max_words: int, place: str) -> str:
+def cleaned_question(text: str, max_words: int, location: str) -> str:
     """The question after the released clean-up, which is another than that of captions.
 
     Raises:
@@ -221,7 +221,7 @@ def cleaned_question(text: str, max_words: int, place: str) -> str:
     """
     cleaned = clean_question(text, max_words)
     if not cleaned.strip():
-        raise BrokenRecordError("empty text", place, f"nothing is left of {text[:80]!r} after cleaning")
+        raise BrokenRecordError("empty text", location, f"nothing is left of {text[:80]!r} after cleaning")
     return cleaned
 
 

@@ -91,8 +91,8 @@ class Phrase:
     grain: str
 
     @property
-    def place(self) -> str:
-        return self.image.place
+    def location(self) -> str:
+        return self.image.location
 
 
 def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float) -> list[Phrase]:
@@ -117,25 +117,25 @@ def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float) -> l
 
 
 def _parse_reference(row: Row, images: ImageFiles) -> list[Phrase]:
-    source = images.find(row.get("image", str), row.place)
+    source = images.find(row.get("image", str), row.location)
     width, height = size = row.values["size"]
-    box = place_box(box_in(row.values["box"], "bbox", row.place), width, height, row.place, "annotation")
+    box = place_box(box_in(row.values["box"], "bbox", row.location), width, height, row.location, "annotation")
     return [Phrase(text, source, box, size, row.values["split"]) for text in row.values["phrases"]]
 
 
 def _parse_record(row: Row, images: ImageFiles, language: str | None) -> list[Phrase]:
-    record = parse_region_record(RawRecord(row.values, row.place, images.folder), ImageKeys(image_is="path"), "")
+    record = parse_region_record(RawRecord(row.values, row.location, images.folder), ImageKeys(image_is="path"), "")
     if record.broken:
-        raise BrokenRecordError(record.broken[0].kind, row.place, record.broken[0].message)
-    source = images.find(row.get("image", str), row.place)
+        raise BrokenRecordError(record.broken[0].kind, row.location, record.broken[0].message)
+    source = images.find(row.get("image", str), row.location)
     width, height = size = images.size(source)
     phrases = []
     for element in record.elements:
-        box = place_box(element.box, width, height, row.place, element.name)
-        texts = texts_of(Row({element.name: list(element.captions)}, row.place), element.name, language)
+        box = place_box(element.box, width, height, row.location, element.name)
+        texts = texts_of(Row({element.name: list(element.captions)}, row.location), element.name, language)
         phrases += [Phrase(text, source, box, size, element.grain) for text in texts]
     if not phrases:
-        raise BrokenRecordError("empty text", row.place, "elems is empty")
+        raise BrokenRecordError("empty text", row.location, "elems is empty")
     return phrases
 
 
@@ -161,23 +161,23 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
 
     def example(self, index: int, rng: np.random.Generator) -> GroundingExample:
         item = self.items[index]
-        text = cleaned(item.text, self.text.max_words, item.place)
+        text = cleaned(item.text, self.text.max_words, item.location)
         encoded = EncodedImage(
-            item.image.load(), self.data.max_pixels, item.place, for_boxes(self.data.pixels), item.image.path
+            item.image.load(), self.data.max_pixels, item.location, for_boxes(self.data.pixels), item.image.path
         )
-        check_size(encoded, item.size, item.place)
+        check_size(encoded, item.size, item.location)
         element = Element("phrase", item.box, (text,))
         crop, visible = visible_elements([element], item.size, rng, crop=self.data.crop, most=1, min_inside=0.5)
         if not visible:
-            raise BrokenRecordError("degenerate box", item.place, f"{item.box} is a sliver of the image")
+            raise BrokenRecordError("degenerate box", item.location, f"{item.box} is a sliver of the image")
         box = visible[0][1]
         image = resize(crop.of(encoded), self.image_size)
         if rng.random() < self.data.augment.flip and not (self.data.careful_flip and mentions_side(text)):
             image, box = hflip(image), flip_box(box)
         return GroundingExample(self.augment(image, rng), text, box)
 
-    def place(self, index: int) -> str:
-        return self.items[index].place
+    def location(self, index: int) -> str:
+        return self.items[index].location
 
     def filler(self) -> GroundingExample:
         return GroundingExample(black(self.image_size), FILLER_TEXT, WHOLE_BOX)

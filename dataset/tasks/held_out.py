@@ -39,7 +39,7 @@ class HeldOutRecord:
     """An image or a video with its cleaned texts. ``pixels`` (3, S, S) uint8, or (F, 3, S, S) of a video; ``captions`` may be
     empty; ``size``: width and height of an image as decoded."""
 
-    place: str
+    location: str
     pixels: Tensor
     captions: list[str]
     elements: list[HeldOutElement]
@@ -96,10 +96,10 @@ def read_held_out_videos(
     def read(raw: RawRecord) -> HeldOutRecord:
         record = config.record(raw)
         if not record.spoken:
-            raise BrokenRecordError("empty text", raw.place, "no clip has anything to say")
+            raise BrokenRecordError("empty text", raw.location, "no clip has anything to say")
         clip = record.spoken[0]
         frames = sampler.evaluation(record.clips[clip], lambda frame: evaluation_view(frame, image_size))
-        return HeldOutRecord(raw.place, frames, _clean(record.captions[clip], processor, raw.place), [])
+        return HeldOutRecord(raw.location, frames, _clean(record.captions[clip], processor, raw.location), [])
 
     shards = Shards(files, key=config_key, index_folder=index_folder, remote=remote)
     return _whole(shards, choose(min(len(shards), limit or len(shards))), read)
@@ -127,22 +127,22 @@ def _read_one(
     record = parse_region_record(raw, keys, caption_key)
     max_pixels, pixels = decoding
     pixels = for_boxes(pixels) if record.elements else pixels
-    image = decode(record.image.load(), max_pixels, raw.place, pixels, record.image.path)
+    image = decode(record.image.load(), max_pixels, raw.location, pixels, record.image.path)
     height, width = image.shape[-2:]
     if record.broken:
-        raise BrokenRecordError(record.broken[0].kind, raw.place, record.broken[0].message)
+        raise BrokenRecordError(record.broken[0].kind, raw.location, record.broken[0].message)
     elements = []
     for element in record.elements:
-        x, y, w, h = place_box(element.box, width, height, raw.place, element.name)
+        x, y, w, h = place_box(element.box, width, height, raw.location, element.name)
         box = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
-        caption = _clean(element.captions, processor, raw.place)[0]
+        caption = _clean(element.captions, processor, raw.location)[0]
         if element.attributes:
-            named = f"{_clean(element.attributes, processor, raw.place)[0]} {caption}"
+            named = f"{_clean(element.attributes, processor, raw.location)[0]} {caption}"
             caption = clean_caption(named, processor.max_words)
         elements.append(HeldOutElement(caption, box, element.grain))
-    captions = _clean(record.captions, processor, raw.place) if record.captions else []
-    return HeldOutRecord(raw.place, evaluation_view(image, image_size), captions, elements, (width, height))
+    captions = _clean(record.captions, processor, raw.location) if record.captions else []
+    return HeldOutRecord(raw.location, evaluation_view(image, image_size), captions, elements, (width, height))
 
 
-def _clean(texts: Texts, processor: TextProcessor, place: str) -> list[str]:
-    return clean_alternatives(texts, processor.config.language, processor.max_words, place)
+def _clean(texts: Texts, processor: TextProcessor, location: str) -> list[str]:
+    return clean_alternatives(texts, processor.config.language, processor.max_words, location)

@@ -71,7 +71,7 @@ class Statement:
     images: tuple[ImageSource, ...]
     label: int
     sentence_id: str
-    place: str
+    location: str
 
 
 def read_statements(config: NLVRSplitConfig, key: str, max_broken: float) -> list[Statement]:
@@ -101,11 +101,11 @@ def check_statements(items: Sequence[Statement], images: int, classes: int, key:
     for item in items:
         if len(item.images) != images:
             raise UserError(
-                f"{key}: {item.place} has {len(item.images)} images, but model.images is {images}; change it"
+                f"{key}: {item.location} has {len(item.images)} images, but model.images is {images}; change it"
             )
         if item.label >= classes:
             raise UserError(
-                f"{key}: {item.place} is of class {item.label}, but model.classes is {classes}; set it to 3"
+                f"{key}: {item.location} is of class {item.label}, but model.classes is {classes}; set it to 3"
             )
 
 
@@ -115,12 +115,12 @@ def _parse(row: Row, images: ImageFiles) -> Statement:
     classes = next((classes for classes in LABELS.values() if label in classes), None)
     if classes is None:
         known = f"neither True nor False, nor one of {', '.join(iglue.ENTAILMENT)}"
-        raise BrokenRecordError("wrong type", row.place, f"label is {row.values['label']!r}, {known}")
+        raise BrokenRecordError("wrong type", row.location, f"label is {row.values['label']!r}, {known}")
     names = row.get("images", list)
     if len(names) not in (1, 2) or not all(isinstance(name, str) for name in names):
-        raise BrokenRecordError("wrong type", row.place, f"images is {names!r:.80}, not two paths, or one")
-    sources = tuple(images.find(name, row.place) for name in names)
-    return Statement(sentence, sources, classes.index(label), nlvr2.sentence_id(row) or sentence, row.place)
+        raise BrokenRecordError("wrong type", row.location, f"images is {names!r:.80}, not two paths, or one")
+    sources = tuple(images.find(name, row.location) for name in names)
+    return Statement(sentence, sources, classes.index(label), nlvr2.sentence_id(row) or sentence, row.location)
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,13 @@ class NLVRBatches(FineTuneBatches[NLVRDataConfig, StatementExample]):
 
     def example(self, index: int, rng: np.random.Generator) -> StatementExample:
         item = self.items[index]
-        sentence = cleaned(item.sentence, self.text.max_words, item.place)
+        sentence = cleaned(item.sentence, self.text.max_words, item.location)
         may_flip = not (self.data.careful_flip and mentions_side(sentence))
         views = [self.view(image, rng, may_flip=may_flip) for image in item.images]
         return StatementExample(torch.stack(views), sentence, item.label)
 
-    def place(self, index: int) -> str:
-        return self.items[index].place
+    def location(self, index: int) -> str:
+        return self.items[index].location
 
     def filler(self) -> StatementExample:
         return StatementExample(torch.stack([self.view.filler()] * len(self.items[0].images)), FILLER_TEXT, 0)

@@ -79,13 +79,13 @@ class QuestionBatches(FineTuneBatches[D, QuestionExample]):
 
     def example(self, index: int, rng: np.random.Generator) -> QuestionExample:
         items = [self.items[number] for number in self.groups[index]]
-        questions = [cleaned_question(item.question, self.text.max_words, item.place) for item in items]
+        questions = [cleaned_question(item.question, self.text.max_words, item.location) for item in items]
         may_flip = not (self.data.careful_flip and any(map(_names_a_side, questions, items)))
         pixels = self.view(items[0].source, rng, may_flip=may_flip)
         return QuestionExample(pixels, questions, [item.weighted_answers() for item in items])
 
-    def place(self, index: int) -> str:
-        return self.items.place(self.groups[index][0])
+    def location(self, index: int) -> str:
+        return self.items.location(self.groups[index][0])
 
     def filler(self) -> QuestionExample:
         return QuestionExample(self.view.filler(), [FILLER_TEXT], [[(FILLER_TEXT, 0.0)]])

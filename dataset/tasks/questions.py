@@ -36,9 +36,9 @@ class Question:
     weight: float = 1.0
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """Where the question comes from."""
-        return self.source.place
+        return self.source.location
 
     def weighted_answers(self) -> list[tuple[str, float]]:
         """Each different answer with the share of annotators who gave it, times the weight (released). Blank answers count as
@@ -69,10 +69,10 @@ def question_of(row: Row, source: ImageSource | VideoSource, *, answered: bool, 
     """
     text = row.get("question", str)
     if not clean_question(text, 1000).strip():
-        raise BrokenRecordError("empty text", row.place, f"question is {text[:80]!r}, a text without words")
+        raise BrokenRecordError("empty text", row.location, f"question is {text[:80]!r}, a text without words")
     identity = row.values.get("question_id", row.values.get("id"))
     return Question(
-        question_id=identity if isinstance(identity, int | str) else row.place,
+        question_id=identity if isinstance(identity, int | str) else row.location,
         question=text,
         source=source,
         answers=_answers(row) if answered or row.values.get("answer") is not None else (),
@@ -86,10 +86,10 @@ def _answers(row: Row) -> tuple[str, ...]:
     answers = value if isinstance(value, list) else [value]
     for answer in answers:
         if not isinstance(answer, str):
-            raise BrokenRecordError("wrong type", row.place, f"answer holds {answer!r:.80}, not a text")
-        check_text(answer, "answer", row.place)
+            raise BrokenRecordError("wrong type", row.location, f"answer holds {answer!r:.80}, not a text")
+        check_text(answer, "answer", row.location)
     if not any(answer.strip() for answer in answers):
-        raise BrokenRecordError("empty text", row.place, "there is no answer, or only empty ones")
+        raise BrokenRecordError("empty text", row.location, "there is no answer, or only empty ones")
     return tuple(sys.intern(answer) for answer in answers)
 
 
@@ -98,7 +98,7 @@ def check_all_answered_or_none(questions: Sequence[Question], key: str) -> None:
     without = [question for question in questions if not question.answers]
     if 0 < len(without) < len(questions):
         raise UserError(
-            f"{key}: {len(without)} of {len(questions)} questions have no answers (the first: {without[0].place}); either "
+            f"{key}: {len(without)} of {len(questions)} questions have no answers (the first: {without[0].location}); either "
             "all have, and are measured, or none"
         )
 
@@ -145,8 +145,8 @@ class QuestionTable(Sequence[Question]):
         self._paths = RepeatedTextColumn("" if source.path is None else str(source.path) for source in sources)
         self._without_path = {row: source for row, source in enumerate(sources) if source.path is None}
         self._kind = type(sources[0]) if sources else ImageSource
-        # A place is a file, or a file and a row's number in it: the texts differ in their ends.
-        parts = [source.place.rpartition(":" if source.place[-1:].isdigit() else "[") for source in sources]
+        # A location is a file, or a file and a row's number in it: the texts differ in their ends.
+        parts = [source.location.rpartition(":" if source.location[-1:].isdigit() else "[") for source in sources]
         self._files = RepeatedTextColumn(before + sign for before, sign, _ in parts)
         self._rows = TextColumn(row for _, _, row in parts)
 
@@ -185,7 +185,7 @@ class QuestionTable(Sequence[Question]):
         """What a question is about."""
         if row in self._without_path:
             return self._without_path[row]
-        return self._kind(self.place(row), path=Path(self._paths[row]))
+        return self._kind(self.location(row), path=Path(self._paths[row]))
 
     def sources(self) -> list[ImageSource | VideoSource]:
         """Of each image or video that is asked about, the source in the first question."""
@@ -198,7 +198,7 @@ class QuestionTable(Sequence[Question]):
             numbers[row] = -1 - row
         return numbers
 
-    def place(self, row: int) -> str:
+    def location(self, row: int) -> str:
         """Where a question comes from."""
         return self._files[row] + self._rows[row]
 

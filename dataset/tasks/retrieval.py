@@ -53,12 +53,12 @@ class RetrievalBatches(FineTuneBatches[RetrievalDataConfig, Pair]):
     def example(self, index: int, rng: np.random.Generator) -> Pair:
         image = int(self.items.image_of_caption[index])
         source = self.items.images[image]
-        caption = cleaned(self.items.captions[index], self.text.max_words, source.place)
+        caption = cleaned(self.items.captions[index], self.text.max_words, source.location)
         may_flip = not (self.data.careful_flip and mentions_side(caption))
         return Pair(self.view(source, rng, may_flip=may_flip), caption, image)
 
-    def place(self, index: int) -> str:
-        return self.items.images[int(self.items.image_of_caption[index])].place
+    def location(self, index: int) -> str:
+        return self.items.images[int(self.items.image_of_caption[index])].location
 
     def filler(self) -> Pair:
         return Pair(self.view.filler(), FILLER_TEXT, -1)

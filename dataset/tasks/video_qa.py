@@ -61,7 +61,9 @@ def read_video_questions(
 
     def parse(row: Row) -> Question:
         if isinstance(row.values.get("answer"), list):
-            raise BrokenRecordError("wrong type", row.place, "answer is a list, and a question about a video has one")
+            raise BrokenRecordError(
+                "wrong type", row.location, "answer is a list, and a question about a video has one"
+            )
         return question_of(row, videos.of_row(row)[1], answered=answered)
 
     rows = read_rows(config.questions, key)

@@ -116,7 +116,7 @@ def read_questions(config: QuestionsConfig, key: str, max_broken: float, *, answ
     paths: dict[str, Path] = {}
 
     def parse(row: Row) -> Question:
-        source = images.find(row.get("image", str), row.place)
+        source = images.find(row.get("image", str), row.location)
         assert source.path is not None
         # There are many questions about an image: they share its path.
         shared = replace(source, path=paths.setdefault(row.values["image"], source.path))

@@ -106,20 +106,20 @@ def clean_question(text: str, max_words: int) -> str:
     return " ".join(text.split(" ")[:max_words])
 
 
-def clean_alternatives(texts: Texts, language: str | None, max_words: int, place: str) -> list[str]:
+def clean_alternatives(texts: Texts, language: str | None, max_words: int, location: str) -> list[str]:
     """All alternatives that are not empty, cleaned, for evaluation; in ``language``, or in the first one of each.
 
     Raises:
         BrokenRecordError: "empty text" where all are empty, "missing key" where none has the language.
     """
     cleaned = []
-    for text in alternatives(texts, language, None, place):
+    for text in alternatives(texts, language, None, location):
         try:
             cleaned.append(clean_caption(text, max_words))
         except ValueError:
             continue
     if not cleaned:
-        raise BrokenRecordError("empty text", place, "nothing is left of the text after cleaning")
+        raise BrokenRecordError("empty text", location, "nothing is left of the text after cleaning")
     return cleaned
 
 
@@ -213,20 +213,20 @@ class TextProcessor(PlainTextProcessor):
         self.config = config
         self.vocab_size = len(tokenizer)
 
-    def choose(self, texts: Texts, rng: np.random.Generator, place: str) -> str:
+    def choose(self, texts: Texts, rng: np.random.Generator, location: str) -> str:
         """A random alternative that is not empty, cleaned.
 
         Raises:
             BrokenRecordError: "empty text" where all are empty, "missing key" where none has the configured language.
         """
-        candidates = alternatives(texts, self.config.language, rng, place)
+        candidates = alternatives(texts, self.config.language, rng, location)
         order = rng.permutation(len(candidates)).tolist() if len(candidates) > 1 else [0]
         for index in order:
             try:
                 return clean_caption(candidates[index], self.max_words)
             except ValueError:
                 continue
-        raise BrokenRecordError("empty text", place, f"nothing is left of {candidates[0][:80]!r} after cleaning")
+        raise BrokenRecordError("empty text", location, f"nothing is left of {candidates[0][:80]!r} after cleaning")
 
     def encode(self, text: str, rng: np.random.Generator) -> TextExample:
         """Token ids of a cleaned text, at most ``max_tokens``, with a masked copy."""

@@ -193,7 +193,7 @@ def read_examples(
     for index, rng in source.samples(number):
         with account.record(source.name, source.shards.location(index)) as record:
             raw = source.shards.read(index)
-            record.location = raw.place  # more exact in a tar: its member
+            record.location = raw.location  # more exact in a tar: its member
             record.example = make(raw, rng)
         examples.append(record.example)
     return examples

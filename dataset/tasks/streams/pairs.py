@@ -133,7 +133,7 @@ class ImageStream(PairStream):
 
     def example(self, raw: RawRecord, rng: np.random.Generator, caption_key: str) -> tuple[Tensor, TextExample]:
         record = parse_image_record(raw, self.keys, caption_key)
-        text = self.text.choose(record.captions, rng, record.place)
+        text = self.text.choose(record.captions, rng, record.location)
         view = self.view(record.image, rng, may_flip=self.may_flip(text))
         return view, self.text.encode(text, rng)
 
@@ -155,7 +155,7 @@ class VideoStream(PairStream):
         record = self.config.record(raw, caption_key)
         join, frames = self.config.join_clips, self.config.min_frames
         source, captions = choose_clip(record, rng, join=join, min_frames=frames)
-        texts = [self.text.choose(alternatives, rng, record.place) for alternatives in captions]
+        texts = [self.text.choose(alternatives, rng, record.location) for alternatives in captions]
         text = clean_caption(" ".join(texts), self.text.max_words)
         view = self.view(source, rng, may_flip=self.may_flip(text))
         return view, self.text.encode(text, rng)

@@ -98,14 +98,14 @@ class RegionStream:
             with suppress(Exception):  # it is counted when training reads it
                 record = parse_region_record(shards.read(index), self.keys, self.config.caption_key)
                 records.append(record)
-                boxes += [(element.box, record.place) for element in record.elements]
+                boxes += [(element.box, record.location) for element in record.elements]
         return boxes, records
 
     def batch(self, number: int, account: Account) -> RegionBatch:
         example = partial(self._example, account=account)
         usable = [example for example in read_examples(self.source, number, account, example) if example is not None]
         images = [image for image, _ in usable]
-        rows = [(place, row) for place, (_, own_rows) in enumerate(usable) for row in own_rows]
+        rows = [(index, row) for index, (_, own_rows) in enumerate(usable) for row in own_rows]
         if len(rows) > self.config.batch_size:
             rng = sample_rng(self.source.seed, "regions/rows", 0, number)
             kept = rng.choice(len(rows), self.config.batch_size, replace=False)
@@ -120,7 +120,7 @@ class RegionStream:
         """
         used = sorted({image for image, _ in rows})
         pixels = [images[image] for image in used] or [black(self.image_size)]
-        renumbered = {image: place for place, image in enumerate(used)}
+        renumbered = {image: index for index, image in enumerate(used)}
         laid = [(renumbered[image], True, row) for image, row in rows]
         if self.text.static:
             pixels += [black(self.image_size)] * (self.config.max_images - len(pixels))
@@ -150,7 +150,7 @@ class RegionStream:
             BrokenRecordError: where no row is left and no part has been reported.
         """
         record = parse_region_record(raw, self.keys, self.config.caption_key)
-        encoded = EncodedImage(record.image.load(), self.max_pixels, record.place, self.pixels, record.image.path)
+        encoded = EncodedImage(record.image.load(), self.max_pixels, record.location, self.pixels, record.image.path)
         _, height, width = encoded.shape
         broken = list(record.broken)
         caption = self._caption(record, rng, broken)
@@ -164,7 +164,7 @@ class RegionStream:
             most=self.config.max_regions - len(caption),
             min_inside=self.config.min_inside,
         )
-        texts = [self._element_text(element, record.place, rng, broken) for element, _ in visible]
+        texts = [self._element_text(element, record.location, rng, broken) for element, _ in visible]
         account.broken += broken
         image = resize(crop.of(encoded), self.image_size)
         flip = rng.random() < self.config.augment.flip
@@ -180,7 +180,7 @@ class RegionStream:
             kind, why = (
                 ("degenerate box", "every box is a sliver") if elements else ("missing key", "no element to use")
             )
-            raise BrokenRecordError(kind, record.place, why)
+            raise BrokenRecordError(kind, record.location, why)
         return (self.rand_augment(image, rng), rows) if rows else None
 
     def _caption(self, record: RegionRecord, rng: np.random.Generator, broken: list[BrokenRecord]) -> list[str]:
@@ -188,21 +188,23 @@ class RegionStream:
         if not (self.config.whole_image_rows and record.captions):
             return []
         try:
-            return [self.text.choose(record.captions, rng, record.place)]
+            return [self.text.choose(record.captions, rng, record.location)]
         except BrokenRecordError as error:
             broken.append(error.as_broken())
             return []
 
     def _element_text(
-        self, element: Element, place: str, rng: np.random.Generator, broken: list[BrokenRecord]
+        self, element: Element, location: str, rng: np.random.Generator, broken: list[BrokenRecord]
     ) -> str | None:
         """A caption with a random attribute before it, where there are attributes; their languages are drawn apart."""
         try:
-            text = self.text.choose(element.captions, rng, place)
+            text = self.text.choose(element.captions, rng, location)
             if element.attributes:
-                text = clean_caption(f"{self.text.choose(element.attributes, rng, place)} {text}", self.text.max_words)
+                text = clean_caption(
+                    f"{self.text.choose(element.attributes, rng, location)} {text}", self.text.max_words
+                )
         except BrokenRecordError as error:
-            broken.append(BrokenRecord(error.kind, place, f"{element.name}: {error.message}"))
+            broken.append(BrokenRecord(error.kind, location, f"{element.name}: {error.message}"))
             return None
         return text
 

@@ -41,7 +41,7 @@ class TextStream:
 
     def _example(self, raw: RawRecord, rng: np.random.Generator) -> TextExample:
         record = parse_text_record(raw, self.config.text_key)
-        return self.text.encode(self.text.choose(record.texts, rng, record.place), rng)
+        return self.text.encode(self.text.choose(record.texts, rng, record.location), rng)
 
 
 class TranslationStream:
@@ -59,5 +59,5 @@ class TranslationStream:
     def _example(self, raw: RawRecord, rng: np.random.Generator) -> tuple[TextExample, str]:
         sides = parse_translation_record(raw, self.config.source_key, self.config.target_key)
         first, second = sides if rng.random() < 0.5 else sides[::-1]
-        text = self.text.encode(self.text.choose(first, rng, raw.place), rng)
-        return text, self.text.choose(second, rng, raw.place)
+        text = self.text.encode(self.text.choose(first, rng, raw.location), rng)
+        return text, self.text.choose(second, rng, raw.location)

@@ -328,7 +328,7 @@ def broken(path: Path, **how) -> BrokenRecordError:
     started = time.monotonic()
     with pytest.raises(BrokenRecordError) as caught:
         read(path, range, **how)
-    assert caught.value.place == "a.jsonl:1"
+    assert caught.value.location == "a.jsonl:1"
     assert time.monotonic() - started < 10
     return caught.value
 

@@ -71,7 +71,7 @@ def ids(shards: Shards) -> list[str]:
 def test_patterns_prefixes_and_ranges_of_s3_are_read(bucket, open_remote, entry):
     shards = open_remote(entry)
     assert ids(shards) == EXPECTED
-    assert shards.read(13).place == "s3://data/set/1.jsonl:2"
+    assert shards.read(13).location == "s3://data/set/1.jsonl:2"
 
 
 def _compare(shards: Shards) -> None:
