@@ -1,4 +1,4 @@
-"""Where the videos of a data set lie."""
+"""Finds the video files of a data set."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from dataset.records.schema import BrokenRecordError
 from utils.suffixes import VIDEO_SUFFIXES
 
 NUMBERED = ("video{}", "vid{}", "video_{}", "{}")
-"""How files of MSR-VTT and MSVD are called by their number: the official ones, those of a mapping file, the released lists of
-frames."""
+"""File names of MSR-VTT and MSVD by number: the official names, the names of a mapping file, and the released lists of frames."""
 
 
 class Videos:
-    """The videos of a data set, by their path or by their id; each is looked for once.
+    """The videos of a data set, by path or by id. The file system is queried once for each video.
 
     Args:
-        folder: what paths start from.
-        names: file names without their suffix by id, where they differ (MSVD).
+        folder: folder of relative paths.
+        names: file names without suffix by id, if they differ from the ids (MSVD).
     """
 
     def __init__(self, folder: Path, names: Mapping[str, str] | None = None):
@@ -29,7 +28,7 @@ class Videos:
         self._found: dict[tuple[str, ...], Path | None] = {}
 
     def of_row(self, row: Row) -> tuple[str, VideoSource]:
-        """The id and the video of a row: under ``video``, a path or a list of images, or under ``video_id``.
+        """Returns the id and the video of a row. The row has ``video``, a path or a list of images, or ``video_id``.
 
         Raises:
             BrokenRecordError: "missing key", "wrong type" or "missing video".
@@ -40,7 +39,7 @@ class Videos:
                 "wrong type", row.location, f"video_id is {identity!r:.80}, neither a text nor a number"
             )
         if isinstance(value, str):
-            # A folder of lists made of the files stands for theirs.
+            # The folder may have lists of frames that were made from the video files.
             path = self._find((value, os.path.splitext(value)[0] + LIST_SUFFIX))
             if path is None:
                 raise self._missing(value, row.location)
@@ -55,7 +54,7 @@ class Videos:
         return str(identity), VideoSource(row.location, path=self.by_id(identity, row.location))
 
     def by_id(self, identity: str | int, location: str) -> Path:
-        """The video file, list of frames or folder of a video that is known by a name or a number.
+        """Returns the video file, list of frames or folder of a video by its id, a name or a number.
 
         Raises:
             BrokenRecordError: "missing video".
@@ -71,7 +70,8 @@ class Videos:
         return path
 
     def _find(self, names: tuple[str, ...]) -> Path | None:
-        """The first of ``names`` that is there. They are the key: a path "7" and an id 7 have different ones."""
+        """Returns the first of ``names`` that exists. The cache key is the list of names, as a path "7" and an id 7 have
+        different names."""
         if names not in self._found:
             there = (self.folder / name for name in names)
             self._found[names] = next((path for path in there if _exists(path)), None)
@@ -84,5 +84,5 @@ class Videos:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # longer than a name may be, or none at all
+    except (OSError, ValueError):  # the name is too long or invalid
         return False

@@ -74,7 +74,7 @@ def test_an_entry_of_an_array_that_is_no_object_comes_back_as_its_error(write):
     path = write('[{"n": 1}, 7]')
     first, second = read_rows(path, KEY)
     assert first.values == {"n": 1}
-    assert (second.kind, second.location, second.message) == ("wrong type", f"{path}[1]", "7 is no object")
+    assert (second.kind, second.location, second.message) == ("wrong type", f"{path}[1]", "7 is not an object")
 
 
 @pytest.mark.parametrize("text", ["", "\n \n", "[]", " [ ]\n"])
@@ -228,9 +228,9 @@ def test_a_split_without_a_record_is_told_with_those_that_have_some():
     wanted_splits(found, ["val", "train"], KEY, "refs.p")
     with pytest.raises(UserError) as error:
         wanted_splits(found, ["train", "testA", "testB"], KEY, "refs.p")
-    expected = "data.train: no record of refs.p is in split testA, testB; splits there: train (2), val (1)"
+    expected = "data.train: no record of refs.p is in split testA, testB; splits in the file: train (2), val (1)"
     assert str(error.value) == expected
-    with pytest.raises(UserError, match=r"splits there: none$"):
+    with pytest.raises(UserError, match=r"splits in the file: none$"):
         wanted_splits([], ["val"], KEY, "refs.p")
 
 
