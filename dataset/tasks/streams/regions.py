@@ -1,4 +1,4 @@
-"""Images with described boxes."""
+"""The stream of images with described boxes."""
 
 from __future__ import annotations
 
@@ -35,19 +35,21 @@ class RegionStreamConfig(ImageRecordsConfig):
 
     max_images: int = Field(
         ge=1,
-        description="images that are read for a micro-batch; if they have more examples than batch_size, some are "
-        "dropped at random",
+        description="number of images that are read for a micro-batch; if they have more examples than batch_size, some "
+        "examples are dropped at random",
     )
-    max_regions: int = Field(5, ge=1, description="most examples of one image, that of the whole caption counted")
+    max_regions: int = Field(
+        5, ge=1, description="maximum number of examples per image, including the caption of the whole image"
+    )
     min_inside: float = Field(
-        0.5, ge=0, lt=1, description="a box is left out if no more than this share of its area is inside the crop"
+        0.5, ge=0, lt=1, description="skip boxes of which at most this share of the area is inside the crop"
     )
     careful_flip: bool = Field(
-        True, description="do not flip where a used text says left or right; English only (released 4M: flips)"
+        True, description="do not flip if one of the texts says left or right; English only (released 4M: flips)"
     )
-    crop: bool = Field(True, description="crop at random around one of the boxes; false: the whole image")
+    crop: bool = Field(True, description="crop at random around one of the boxes; false: use the whole image")
     whole_image_rows: bool = Field(
-        True, description="the caption of the whole image, where there is one, is an example too"
+        True, description="use the caption of the whole image, if there is one, as an example too"
     )
     augment: RegionAugmentConfig = Field(default_factory=RegionAugmentConfig, description="flip and colours")
 
@@ -63,7 +65,7 @@ class RegionRow:
 
 
 class RegionStream:
-    """Rows of described boxes, several of an image."""
+    """A stream of images with described boxes. An image has several rows, one for each text."""
 
     def __init__(
         self,
@@ -95,7 +97,7 @@ class RegionStream:
         for index in [*indices, *(np.unique(later).tolist() if len(shards) > FIRST_RECORDS else [])]:
             if boxes and index >= FIRST_RECORDS:
                 break
-            with suppress(Exception):  # it is counted when training reads it
+            with suppress(Exception):  # a broken record is counted when training reads it
                 record = parse_region_record(shards.read(index), self.keys, self.config.caption_key)
                 records.append(record)
                 boxes += [(element.box, record.location) for element in record.elements]
@@ -113,10 +115,11 @@ class RegionStream:
         return self._collate(images, rows)
 
     def _collate(self, images: list[Tensor], rows: list[tuple[int, RegionRow]]) -> RegionBatch:
-        """Rows in the order of their images; images without rows are left out, or black where shapes are to be static; missing
-        rows are filled, not valid.
+        """Makes a batch with the rows in the order of their images.
 
-        Fillers go to the images with the fewest rows: the largest number of rows of one image sizes the attention of all.
+        Images without rows are dropped, or replaced by black images if shapes are static. Missing rows are replaced by fillers,
+        which are not valid. Fillers are assigned to the images with the fewest rows, because the maximum number of rows per image
+        determines the size of the attention for all images.
         """
         used = sorted({image for image, _ in rows})
         pixels = [images[image] for image in used] or [black(self.image_size)]
@@ -144,10 +147,13 @@ class RegionStream:
     def _example(
         self, raw: RawRecord, rng: np.random.Generator, account: Account
     ) -> tuple[Tensor, list[RegionRow]] | None:
-        """The image (3, S, S) and its rows; unusable parts of the record go to the account. None where no part is usable.
+        """Makes the image (3, S, S) and the rows of a record. Unusable parts are reported to the account.
+
+        Returns:
+            None if no part of the record is usable.
 
         Raises:
-            BrokenRecordError: where no row is left and no part has been reported.
+            BrokenRecordError: if no row is left and no unusable part has been reported.
         """
         record = parse_region_record(raw, self.keys, self.config.caption_key)
         encoded = EncodedImage(record.image.load(), self.max_pixels, record.location, self.pixels, record.image.path)
@@ -184,7 +190,7 @@ class RegionStream:
         return (self.rand_augment(image, rng), rows) if rows else None
 
     def _caption(self, record: RegionRecord, rng: np.random.Generator, broken: list[BrokenRecord]) -> list[str]:
-        """The whole image's text, if there is one to use: at most one."""
+        """Returns a list with the caption of the whole image, or an empty list if there is no usable caption."""
         if not (self.config.whole_image_rows and record.captions):
             return []
         try:
@@ -196,7 +202,8 @@ class RegionStream:
     def _element_text(
         self, element: Element, location: str, rng: np.random.Generator, broken: list[BrokenRecord]
     ) -> str | None:
-        """A caption with a random attribute before it, where there are attributes; their languages are drawn apart."""
+        """Returns a caption, with a random attribute before it if there are attributes. The languages of caption and attribute
+        are drawn independently."""
         try:
             text = self.text.choose(element.captions, rng, location)
             if element.attributes:
