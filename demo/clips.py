@@ -64,11 +64,11 @@ def compose_clip(seed: int, split: str, index: int, size: int = 64, frames: int 
     room = size - moving.box[axis + 2]
     way = round(room * float(rng.uniform(LEAST_WAY, 1.0)))
     low = int(rng.integers(room - way + 1))
-    places = [low + round(way * frame / (frames - 1)) for frame in range(frames)]
+    offsets = [low + round(way * frame / (frames - 1)) for frame in range(frames)]
     if direction in ("left", "up"):
-        places.reverse()
+        offsets.reverse()
     x, y, w, h = moving.box
-    boxes = [(place, y, w, h) if axis == 0 else (x, place, w, h) for place in places]
+    boxes = [(offset, y, w, h) if axis == 0 else (x, offset, w, h) for offset in offsets]
     return Clip(
         tuple(replace(scene, objects=(*objects, replace(moving, box=box))) for box in boxes),
         direction,

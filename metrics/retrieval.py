@@ -81,8 +81,8 @@ def chance_recalls(captions_per_image: np.ndarray, captions: int, medium: str = 
     """
     by_image: dict[int, float] = {}
     for k in RECALL_AT:
-        places = captions - np.arange(min(k, captions))
-        missed = np.prod((places - captions_per_image[:, None]).clip(min=0) / places, axis=1)
+        remaining = captions - np.arange(min(k, captions))
+        missed = np.prod((remaining - captions_per_image[:, None]).clip(min=0) / remaining, axis=1)
         by_image[k] = float(1 - missed.mean())
     by_text = {k: min(1.0, k / len(captions_per_image)) for k in RECALL_AT}
     return _with_means({f"{medium} to text": by_image, f"text to {medium}": by_text})

@@ -287,12 +287,12 @@ def _warp(planes: Planes, source: Affine) -> Planes:
         inner <<= _CHANNEL_BITS
         inner |= plane
     flat = packed.ravel()
-    places, weights = _bilinear(source, height, width)
-    places = places.astype(np.intp)
+    indices, weights = _bilinear(source, height, width)
+    indices = indices.astype(np.intp)
     total = np.full(height * width, _HALF * _EACH_CHANNEL, np.uint64)
     for offset, weight in zip((0, 1, row, row + 1), weights, strict=True):
         if weight is not None:
-            total += flat[offset:].take(places) * weight
+            total += flat[offset:].take(indices) * weight
     total >>= _WEIGHT_BITS
     out = np.empty((3, height * width), np.uint8)
     for plane in out:
@@ -317,10 +317,10 @@ def _bilinear(source: Affine, height: int, width: int) -> tuple[np.ndarray, list
     x = np.rint(a * columns * 1024).astype(int) + np.rint((b * rows + c) * 1024).astype(int) + 16 >> 5
     y = np.rint(d * columns * 1024).astype(int) + np.rint((e * rows + f) * 1024).astype(int) + 16 >> 5
     left, top = (x >> 5).clip(-_FRAME, width), (y >> 5).clip(-_FRAME, height)
-    places = (top + _FRAME) * (width + 2 * _FRAME) + left + _FRAME
+    indices = (top + _FRAME) * (width + 2 * _FRAME) + left + _FRAME
     right, low = x & 31, y & 31
     weights = [(v * h).astype(np.uint16).ravel() for v in (32 - low, low) for h in (32 - right, right)]
-    return places.astype(np.int32).ravel(), [weight if weight.any() else None for weight in weights]
+    return indices.astype(np.int32).ravel(), [weight if weight.any() else None for weight in weights]
 
 
 COLOUR_OPS: dict[str, Callable[[Planes, float], Planes]] = {

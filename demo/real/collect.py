@@ -165,17 +165,17 @@ def _drop_near_duplicates(
     for name in ("test", "val", "train"):
         for source, members in result[name].items():
             stack = _stack(members, thumbnails)
-            places = near(stack, taken)
-            for place in places:
-                left_out[source][f"near-duplicate of a held-out picture, in {name}"] += int(place >= 0)
-            free = [cutout for cutout, place in zip(members, places, strict=True) if place < 0]
+            indices = near(stack, taken)
+            for index in indices:
+                left_out[source][f"near-duplicate of a held-out picture, in {name}"] += int(index >= 0)
+            free = [cutout for cutout, index in zip(members, indices, strict=True) if index < 0]
             groups: dict[str, list[Cutout]] = defaultdict(list)
             for cutout in free:
                 groups[cutout.key if name == "train" else ""].append(cutout)
             kept = {
-                id(group[place])
+                id(group[index])
                 for group in groups.values()
-                for place in first_of_each([thumbnails[id(cutout)] for cutout in group])
+                for index in first_of_each([thumbnails[id(cutout)] for cutout in group])
             }
             left_out[source][f"near-duplicate within {name}"] += len(free) - len(kept)
             result[name][source] = [cutout for cutout in free if id(cutout) in kept]

@@ -39,22 +39,22 @@ def near(some: Thumbnails, others: Thumbnails) -> NDArray[np.int64]:
     is 0 for equal pictures and at most 1. Without this normalisation, all thin drawings would be similar, as they are mostly
     empty.
     """
-    places = np.full(len(some), -1, dtype=np.int64)
+    indices = np.full(len(some), -1, dtype=np.int64)
     if len(others):
         content = np.abs(others).sum(axis=1)
-        for place, row in enumerate(some):
+        for index, row in enumerate(some):
             distances = np.abs(others - row).sum(axis=1) / (content + np.abs(row).sum() + 1e-9)
             best = int(distances.argmin())
-            places[place] = best if distances[best] < NEAR else -1
-    return places
+            indices[index] = best if distances[best] < NEAR else -1
+    return indices
 
 
 def first_of_each(thumbnails: Sequence[NDArray[np.float32]]) -> list[int]:
     """Returns the indices of pictures without an earlier near-duplicate."""
     kept: list[int] = []
     stack = np.empty((len(thumbnails), THUMBNAIL * THUMBNAIL * 3), dtype=np.float32)
-    for place, row in enumerate(thumbnails):
+    for index, row in enumerate(thumbnails):
         if near(row[None], stack[: len(kept)])[0] < 0:
             stack[len(kept)] = row
-            kept.append(place)
+            kept.append(index)
     return kept

@@ -89,7 +89,7 @@ def _element(item: PlacedCutout) -> dict[str, Any]:
 def balanced(sources: Mapping[str, Sequence[Cutout]]) -> list[Cutout]:
     """Returns the cut-outs of all sources. Cut-outs of smaller sources are repeated, so that all sources are equally likely."""
     longest = max(map(len, sources.values()))
-    return [members[place % len(members)] for members in sources.values() if members for place in range(longest)]
+    return [members[index % len(members)] for members in sources.values() if members for index in range(longest)]
 
 
 def map_records(out: Path, split: str, maps: Sequence[Map], bar: tqdm[Any]) -> Iterator[dict[str, Any]]:

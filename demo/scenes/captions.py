@@ -151,7 +151,7 @@ def pieces(text: str) -> int:
 
 def _most_detailed(scene: Scene, order: Sequence[int], say: Callable[[list[Looks]], str]) -> list[Looks]:
     """Returns the looks of the objects in the maximum detail that fits into a caption, or in the minimum detail."""
-    by_detail = [[looks_of(scene.objects[place], detail) for place in order] for detail in _DETAIL]
+    by_detail = [[looks_of(scene.objects[index], detail) for index in order] for detail in _DETAIL]
     return next((looks for looks in by_detail if pieces(say(looks)) <= MAX_PIECES), by_detail[-1])
 
 

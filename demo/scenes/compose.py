@@ -112,7 +112,7 @@ def one_of(rng: np.random.Generator, items: Sequence[T]) -> T:
 
 def shuffled(rng: np.random.Generator, items: Sequence[T]) -> list[T]:
     """Returns all items in random order."""
-    return [items[place] for place in rng.permutation(len(items))]
+    return [items[index] for index in rng.permutation(len(items))]
 
 
 def split_of(composition: Composition) -> str:
@@ -174,9 +174,9 @@ def _lay_out(rng: np.random.Generator, composition: Composition, width: int, hei
 
 def _draw_sizes(rng: np.random.Generator, number: int) -> list[str]:
     sizes = [str(size) for size in rng.choice(list(words.SIZES), size=number)]
-    large = [place for place, size in enumerate(sizes) if size == "large"]
-    for place in large[words.MAX_LARGE[number] :]:
-        sizes[place] = "small"
+    large = [index for index, size in enumerate(sizes) if size == "large"]
+    for index in large[words.MAX_LARGE[number] :]:
+        sizes[index] = "small"
     return sizes
 
 

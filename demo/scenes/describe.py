@@ -71,20 +71,20 @@ class Looks(NamedTuple):
 
 
 class Mention(NamedTuple):
-    """A mention of the object at index ``place`` of ``scene.objects``, with the attributes that it names."""
+    """A mention of the object at ``object_index`` in ``scene.objects``, with the attributes that it names."""
 
     scene: Scene
-    place: int
+    object_index: int
     attributes: Attributes
 
     def name(self) -> str:
         """Returns an English phrase without an article."""
-        return looks_of(self.scene.objects[self.place], self.attributes).name()
+        return looks_of(self.scene.objects[self.object_index], self.attributes).name()
 
     def fitting(self) -> list[int]:
         """Returns the indices of all objects of the scene with these attributes, in order."""
         values = [[getattr(obj, name) for name in self.attributes] for obj in self.scene.objects]
-        return [place for place, value in enumerate(values) if value == values[self.place]]
+        return [index for index, value in enumerate(values) if value == values[self.object_index]]
 
     def is_clear(self) -> bool:
         """Returns True if no other object fits."""
@@ -92,9 +92,9 @@ class Mention(NamedTuple):
 
 
 class Phrase(NamedTuple):
-    """An English text that refers only to the object at index ``place`` of ``scene.objects``."""
+    """An English text that refers only to the object at ``object_index`` in ``scene.objects``."""
 
-    place: int
+    object_index: int
     text: str
 
 
@@ -118,7 +118,7 @@ class Description(NamedTuple):
 def describe_scene(scene: Scene) -> Description:
     """Returns the description of ``scene``, which depends only on the scene. It is cached, as several records need it."""
     rng = scene.rng(TEXT_STREAM)
-    listed = tuple(int(place) for place in rng.permutation(len(scene.objects)))
+    listed = tuple(int(index) for index in rng.permutation(len(scene.objects)))
     return Description(_relation_phrases(scene, rng), listed, *_chain(scene))
 
 
@@ -145,10 +145,10 @@ def looks_of(obj: SceneObject, attributes: Attributes = EVERYTHING) -> Looks:
     return Looks(**{name: word for name, word in values.items() if word != PLAIN})
 
 
-def named_by(scene: Scene, place: int, sets: Sequence[Attributes]) -> list[Mention]:
+def named_by(scene: Scene, index: int, sets: Sequence[Attributes]) -> list[Mention]:
     """Returns mentions of an object with each of the sets of attributes. Sets with a texture are skipped if it is plain."""
-    plain = scene.objects[place].texture == PLAIN
-    return [Mention(scene, place, names) for names in sets if not (plain and "texture" in names)]
+    plain = scene.objects[index].texture == PLAIN
+    return [Mention(scene, index, names) for names in sets if not (plain and "texture" in names)]
 
 
 def first_of_each(items: Iterable[T], key: Callable[[T], Hashable], limit: int) -> tuple[T, ...]:
@@ -164,20 +164,20 @@ def _relation_phrases(scene: Scene, rng: np.random.Generator) -> tuple[Phrase, .
     scenes, phrases with a general noun ("the red shape left of …") are used last."""
     true = [
         (mention, relation, other)
-        for place, other in itertools.permutations(range(len(scene.objects)), 2)
+        for index, other in itertools.permutations(range(len(scene.objects)), 2)
         for relation in RELATIONS
-        if clearly(scene, relation, scene.objects[place], scene.objects[other])
-        for mention in named_by(scene, place, _SUBJECTS)
+        if clearly(scene, relation, scene.objects[index], scene.objects[other])
+        for mention in named_by(scene, index, _SUBJECTS)
     ]
     general_last = bool(rng.integers(2))
 
     def rank(phrase: tuple[Mention, str, int]) -> tuple[bool, bool]:
         return general_last and "shape" not in phrase[0].attributes, phrase[0].is_clear()
 
-    clear = [phrase for phrase in shuffled(rng, true) if _could_mean(*phrase) == [phrase[0].place]]
-    chosen = first_of_each(sorted(clear, key=rank), lambda phrase: phrase[0].place, MAX_RELATIONS)
+    clear = [phrase for phrase in shuffled(rng, true) if _could_mean(*phrase) == [phrase[0].object_index]]
+    chosen = first_of_each(sorted(clear, key=rank), lambda phrase: phrase[0].object_index, MAX_RELATIONS)
     return tuple(
-        Phrase(subject.place, f"the {subject.name()} {relation} the {reference_to(scene, other, rng).name()}")
+        Phrase(subject.object_index, f"the {subject.name()} {relation} the {reference_to(scene, other, rng).name()}")
         for subject, relation, other in chosen
     )
 
@@ -185,13 +185,13 @@ def _relation_phrases(scene: Scene, rng: np.random.Generator) -> tuple[Phrase, .
 def _could_mean(subject: Mention, relation: str, reference: int) -> list[int]:
     """Returns the objects to which a relational phrase could refer, including unclear cases."""
     objects = subject.scene.objects
-    others = [place for place in subject.fitting() if place != reference]
-    return [place for place in others if vaguely(relation, objects[place], objects[reference])]
+    others = [index for index in subject.fitting() if index != reference]
+    return [index for index in others if vaguely(relation, objects[index], objects[reference])]
 
 
-def reference_to(scene: Scene, place: int, rng: np.random.Generator) -> Mention:
+def reference_to(scene: Scene, index: int, rng: np.random.Generator) -> Mention:
     """Returns a random mention of an object that fits no other object of the scene."""
-    return one_of(rng, [mention for mention in named_by(scene, place, _REFERENCES) if mention.is_clear()])
+    return one_of(rng, [mention for mention in named_by(scene, index, _REFERENCES) if mention.is_clear()])
 
 
 def _chain(scene: Scene) -> tuple[tuple[int, ...], tuple[str | None, ...]]:
@@ -199,7 +199,7 @@ def _chain(scene: Scene) -> tuple[tuple[int, ...], tuple[str | None, ...]]:
     the true relations between successive objects."""
     x, y = ([obj.centre[axis] for obj in scene.objects] for axis in (0, 1))
     along = x if max(x) - min(x) >= max(y) - min(y) else y
-    order = sorted(range(len(scene.objects)), key=lambda place: along[place])
+    order = sorted(range(len(scene.objects)), key=lambda index: along[index])
     links = [
         next((name for name in RELATIONS if clearly(scene, name, scene.objects[first], scene.objects[second])), None)
         for first, second in itertools.pairwise(order)
@@ -222,26 +222,26 @@ def _attribute_phrases(scene: Scene, rng: np.random.Generator) -> tuple[Phrase, 
     """Generates phrases with a minimal set of attributes: without any of them, the phrase would fit more objects. Phrases that
     need more attributes are preferred."""
     minimal: list[Mention] = []
-    for place in range(len(scene.objects)):
+    for index in range(len(scene.objects)):
         smaller: list[Attributes] = []
-        for mention in named_by(scene, place, _SUBSETS):
+        for mention in named_by(scene, index, _SUBSETS):
             if not any(names < mention.attributes for names in smaller) and mention.is_clear():
                 smaller.append(mention.attributes)
                 minimal.append(mention)
     most_first = sorted(shuffled(rng, minimal), key=lambda mention: -len(mention.attributes))
-    chosen = first_of_each(most_first, lambda mention: mention.place, MAX_ATTRIBUTES)
-    return tuple(Phrase(mention.place, f"the {mention.name()}") for mention in chosen)
+    chosen = first_of_each(most_first, lambda mention: mention.object_index, MAX_ATTRIBUTES)
+    return tuple(Phrase(mention.object_index, f"the {mention.name()}") for mention in chosen)
 
 
 def _place_phrases(scene: Scene, rng: np.random.Generator) -> tuple[Phrase, ...]:
     """Generates phrases for the object at one side of all objects with the named attributes, of which there are at least two."""
     clear: list[Phrase] = []
-    for place, obj in enumerate(scene.objects):
-        for mention in named_by(scene, place, _PLACED):
-            others = [scene.objects[other] for other in mention.fitting() if other != place]
+    for index, obj in enumerate(scene.objects):
+        for mention in named_by(scene, index, _PLACED):
+            others = [scene.objects[other] for other in mention.fitting() if other != index]
             sides = [side for side in PLACES if others and _stands_out(scene, side, obj, others)]
-            clear += [Phrase(place, f"the {side} {mention.name()}") for side in sides]
-    return first_of_each(shuffled(rng, clear), lambda phrase: phrase.place, MAX_PLACES)
+            clear += [Phrase(index, f"the {side} {mention.name()}") for side in sides]
+    return first_of_each(shuffled(rng, clear), lambda phrase: phrase.object_index, MAX_PLACES)
 
 
 def _stands_out(scene: Scene, side: str, obj: SceneObject, others: Sequence[SceneObject]) -> bool:

@@ -54,11 +54,11 @@ def ask_about(scene: Scene) -> tuple[Question, ...]:
 
 def _colours(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     asked = 0
-    for place in rng.permutation(len(scene.objects)):
-        clear = [mention for mention in named_by(scene, int(place), _ASKED) if mention.is_clear()]
+    for index in rng.permutation(len(scene.objects)):
+        clear = [mention for mention in named_by(scene, int(index), _ASKED) if mention.is_clear()]
         if clear and asked < MAX_OF_A_KIND:
             asked += 1
-            yield Question(f"what colour is the {one_of(rng, clear).name()}?", scene.objects[place].colour, "other")
+            yield Question(f"what colour is the {one_of(rng, clear).name()}?", scene.objects[index].colour, "other")
 
 
 def _counts(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
@@ -72,13 +72,13 @@ def _counts(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
 def _relations(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     """Asks about a relation only if it is arguably true for exactly one object, and clearly true for this object."""
     clear: list[tuple[int, str, int]] = []
-    for place, reference in enumerate(scene.objects):
+    for index, reference in enumerate(scene.objects):
         for relation in RELATIONS:
             there = [other for other, obj in enumerate(scene.objects) if vaguely(relation, obj, reference)]
             if len(there) == 1 and clearly(scene, relation, scene.objects[there[0]], reference):
-                clear.append((place, relation, there[0]))
-    for place, relation, other in first_of_each(shuffled(rng, clear), lambda triple: triple[2], MAX_OF_A_KIND):
-        reference_name = reference_to(scene, place, rng).name()
+                clear.append((index, relation, there[0]))
+    for index, relation, other in first_of_each(shuffled(rng, clear), lambda triple: triple[2], MAX_OF_A_KIND):
+        reference_name = reference_to(scene, index, rng).name()
         yield Question(f"what is {relation} the {reference_name}?", scene.objects[other].shape, "other")
 
 

@@ -88,14 +88,14 @@ def question_records(scene: Scene) -> list[Record]:
     """
     return [
         {
-            "question_id": 100 * scene.index + place,
+            "question_id": 100 * scene.index + index,
             "question": question.text,
             "image": _image(_name(scene.split, scene.index)),
             "dataset": "vqa",
             "answer": [question.answer] * ANNOTATORS,
             "answer_type": question.answer_type,
         }
-        for place, question in enumerate(ask_about(scene))
+        for index, question in enumerate(ask_about(scene))
     ]
 
 
@@ -107,10 +107,10 @@ def statement_records(split: str, stated: StatementSet) -> list[Record]:
         {
             "sentence": stated.text,
             "label": label,
-            "identifier": f"{split}-{stated.number}-{place}-0",
+            "identifier": f"{split}-{stated.number}-{index}-0",
             "images": [_image(_name(split, index)) for index in images],
         }
-        for place, (label, images) in enumerate(examples if stated.true_first else examples[::-1])
+        for index, (label, images) in enumerate(examples if stated.true_first else examples[::-1])
     ]
 
 

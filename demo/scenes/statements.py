@@ -111,17 +111,17 @@ def _draw(kind: str, codes: Codes, rng: np.random.Generator) -> tuple[str, TwoIm
     side = one_of(rng, SIDES)
     opposite = SIDES[1] if side == SIDES[0] else SIDES[0]
     text = template.format(name=search.looks.name(), one=search.looks.indefinite(), side=side, opposite=opposite)
-    places = [(search.start + first, search.start + second) for first, second in choose(search)]
-    true, false = places if side == SIDES[0] else [two[::-1] for two in places]
+    pairs = [(search.start + first, search.start + second) for first, second in choose(search)]
+    true, false = pairs if side == SIDES[0] else [two[::-1] for two in pairs]
     return text, true, false
 
 
 def _codes_of(images: Sequence[ImageLooks]) -> Codes:
     """Encodes the looks of all objects of all images, so that they can be searched with array operations."""
     codes = np.zeros((len(images), max(OBJECT_COUNTS), len(_WORDS)), dtype=np.int8)
-    for place, image in enumerate(images):
+    for index, image in enumerate(images):
         for number, looks in enumerate(image):
-            codes[place, number] = [
+            codes[index, number] = [
                 0 if word is None else 1 + words.index(word) for words, word in zip(_WORDS, looks, strict=True)
             ]
     return codes
@@ -148,8 +148,8 @@ class _Search:
         codes = codes[self.start : self.start + SEARCHED]
         present = codes.any(axis=2)
         self.totals = np.count_nonzero(present, axis=1)
-        place = self.pick(self.totals > 0)
-        drawn = codes[place, rng.integers(self.totals[place])]
+        index = self.pick(self.totals > 0)
+        drawn = codes[index, rng.integers(self.totals[index])]
         named = {
             name: words[code - 1] for name, words, code in zip(Looks._fields, _WORDS, drawn, strict=True) if code > 0
         }
@@ -164,15 +164,15 @@ class _Search:
         """Returns True with probability 1/2."""
         return bool(self.rng.integers(2))
 
-    def like(self, place: int) -> Mask:
-        """Returns a mask of the other images with the same number of objects as the image at index ``place``."""
-        mask: Mask = self.totals == self.totals[place]
-        return mask & self.other_than(place)
+    def like(self, index: int) -> Mask:
+        """Returns a mask of the other images with the same number of objects as the image at ``index``."""
+        mask: Mask = self.totals == self.totals[index]
+        return mask & self.other_than(index)
 
-    def other_than(self, *places: int) -> Mask:
-        """Returns a mask of all images except the images at indices ``places``."""
+    def other_than(self, *indices: int) -> Mask:
+        """Returns a mask of all images except the images at ``indices``."""
         mask = np.ones(len(self.totals), dtype=np.bool_)
-        mask[list(places)] = False
+        mask[list(indices)] = False
         return mask
 
     def pick(self, mask: Mask, preferred: Mask | None = None) -> int:
@@ -183,10 +183,10 @@ class _Search:
         """
         if preferred is not None and self.chance() and (mask & preferred).any():
             mask = mask & preferred
-        places = np.flatnonzero(mask)
-        if not len(places):
+        indices = np.flatnonzero(mask)
+        if not len(indices):
             raise _NotFoundError
-        return int(places[self.rng.integers(len(places))])
+        return int(indices[self.rng.integers(len(indices))])
 
 
 # Each function chooses images for one kind of statement. The first image of a pair is at the side that the statement names.

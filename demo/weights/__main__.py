@@ -81,8 +81,8 @@ def find_package(name: str, packages: Path | None) -> Path:
     """
     if packages is None:
         spec = importlib.util.find_spec(name)
-        places = list(spec.submodule_search_locations or []) if spec else []
-        folder = Path(places[0]) if places else None
+        locations = list(spec.submodule_search_locations or []) if spec else []
+        folder = Path(locations[0]) if locations else None
     else:
         folder = packages / name
     if folder is None or not folder.is_dir():
