@@ -258,7 +258,7 @@ class ImageFiles:
 
 
 def images_folder(images: str | None, annotations: str) -> Path:
-    """Returns the folder of relative image paths: ``images``, or the folder of the annotation file if it is None."""
+    """Returns the folder of relative image paths, which defaults to the folder of the annotation file."""
     return expanded(images) if images is not None else expanded(annotations).parent
 
 

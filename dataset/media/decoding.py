@@ -159,7 +159,7 @@ def index_of(path: Path, max_pixels: int, clock: Clock) -> FileIndex:
 
 
 def _video_stream_of(container: Any) -> Any:
-    """Returns the video stream, or None if there is none. The cover picture of a song is not a video stream."""
+    """Returns the video stream, or None if the file has only sound or data. The cover picture of a song is not a video stream."""
     cover = import_backend("av").stream.Disposition.attached_pic
     return next((stream for stream in container.streams.video if not stream.disposition & cover), None)
 

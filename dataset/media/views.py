@@ -24,7 +24,7 @@ class TrainingView:
         image_size: H and W.
         max_pixels: see :class:`~dataset.media.encoded.EncodedImage`.
         augment: augmentation of each image.
-        videos: sampler of the frames of videos; None if there are no videos.
+        videos: sampler of the frames of videos; None for images only.
         pixels: see :data:`~dataset.media.encoded.PixelsAre`.
     """
 

@@ -75,7 +75,7 @@ def write_names(index: Path, names: Sequence[str]) -> None:
 
 
 def known_in_folders(paths: Sequence[ShardFile], now: np.ndarray) -> list[Known]:
-    """Returns the shards that are in the indexes of their own folders."""
+    """Returns the shards that are in the index of the folder that contains them."""
     by_folder: dict[Path, list[int]] = {}
     for number, path in enumerate(paths):
         if isinstance(path, Path):

@@ -53,7 +53,7 @@ class Shards:
         remote_bytes: total size of the remote shards.
 
     Raises:
-        UserError: as :func:`~dataset.shards.finding.find_by_entry`; also if a shard cannot be read or if there are no records.
+        UserError: as :func:`~dataset.shards.finding.find_by_entry`; also if a shard cannot be read, or if all shards are empty.
     """
 
     def __init__(

@@ -80,7 +80,7 @@ class Order(Protocol):
     def soon(self, number: int, *, first: bool) -> range:
         """Returns the micro-batches to prefetch while micro-batch ``number`` is read.
 
-        ``first``: True if this process has not read an earlier micro-batch of the same :meth:`lane`.
+        ``first``: True if ``number`` is the first micro-batch of its :meth:`lane` that this process reads.
         """
         ...
 

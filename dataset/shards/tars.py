@@ -46,7 +46,7 @@ def next_member(file: BinaryIO, at: int) -> Member | None:
     """Returns the member whose headers begin at byte ``at``, or None at the end of the archive or of the file.
 
     Raises:
-        tarfile.TarError, ValueError: if there is no valid header.
+        tarfile.TarError, ValueError: if the header is missing or invalid.
     """
     file.seek(at)
     header = file.read(BLOCK)
@@ -124,7 +124,7 @@ def read_record(file: BinaryIO, path: ShardFile, span: tuple[int, int], apart: S
 
     Raises:
         BrokenRecordError: "bad json", "wrong type", or "unreadable image" if a member exceeds its limit.
-        tarfile.TarError, ValueError: if there is no valid header.
+        tarfile.TarError, ValueError: if the header is missing or invalid.
     """
     members = list(members_of_record(file, span, apart))
     location = _location(path, members)

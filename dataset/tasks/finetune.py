@@ -126,7 +126,7 @@ class FineTuneBatches(ABC, Generic[D, E]):
         try:
             return self._batch(examples, account)
         except Exception:
-            # Texts are tokenized here. Each example is collated alone to find the one that failed.
+            # Texts are tokenized here. Collate each example alone to find the broken ones.
             if not (failed := self._not_collated(examples)):
                 raise
             for row, error in failed.items():

@@ -189,7 +189,7 @@ def frequent_answers(
     """Selects candidate answers from training answers, most frequent first.
 
     A candidate is, after normalisation, the most frequent answer to at least ``at_least`` questions. If some questions have
-    several annotators, questions with a single one, like those of Visual Genome, are not counted (as in VQA v2's list).
+    several annotators, questions with a single one, such as in Visual Genome, are not counted (as in VQA v2's list).
     """
     single, several = Counter[str](), Counter[str]()
     for question in questions:

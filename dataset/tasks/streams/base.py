@@ -137,7 +137,7 @@ def _warn_of_small_cache(shards: Shards, order: Order, share: float) -> None:
         remedy = "or set order: blocks"
     if in_use > room:
         logger.warning(
-            "%s: %s, but the cache holds only %.2f GB, so many blocks are fetched repeatedly; raise data.remote.cache_gb, %s",
+            "%s: %s, but the cache holds only %.2f GB, so blocks are fetched repeatedly; raise data.remote.cache_gb, %s",
             shards.key,
             reason.format(f"{in_use / 1e9:.2f} GB"),
             room / 1e9,

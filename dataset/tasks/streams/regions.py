@@ -190,7 +190,7 @@ class RegionStream:
         return (self.rand_augment(image, rng), rows) if rows else None
 
     def _caption(self, record: RegionRecord, rng: np.random.Generator, broken: list[BrokenRecord]) -> list[str]:
-        """Returns a list with the caption of the whole image, or an empty list if there is no usable caption."""
+        """Returns a list with the caption of the whole image, or an empty list without a usable caption."""
         if not (self.config.whole_image_rows and record.captions):
             return []
         try:
