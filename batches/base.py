@@ -30,7 +30,7 @@ class BrokenRecord:
     ``traceback`` is set if the exception was unexpected."""
 
     kind: str
-    place: str
+    location: str
     message: str
     traceback: str = ""
 

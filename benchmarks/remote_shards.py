@@ -94,9 +94,9 @@ def read(
                 raw = shards.read(record)
                 assert raw.image is not None
                 if views:
-                    view(ImageSource(raw.place, content=raw.image), rng, may_flip=True)
+                    view(ImageSource(raw.location, content=raw.image), rng, may_flip=True)
                 else:
-                    decode(raw.image, 10**6, raw.place)
+                    decode(raw.image, 10**6, raw.location)
                 count += 1
         return count / (time.perf_counter() - started)
 

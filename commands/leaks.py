@@ -173,7 +173,7 @@ class _Looks:
             if isinstance(images, _Records):
                 chosen = images.sample(self._count, rng)
             else:
-                known = list({(each.source.path or each.source.place): each for each in images}.values())
+                known = list({(each.source.path or each.source.location): each for each in images}.values())
                 chosen = known if len(known) <= self._count else rng.sample(known, self._count)
             self._of[name] = look_alikes.looks_of([each.source for each in chosen], name)
         return self._of[name]
@@ -193,9 +193,9 @@ def _compare_looks(
         theirs = looks.of(split, held_out)
         known = {pair.held_out for pair in found[split].pairs}
         pairs = [
-            SharedImage(theirs[other][0].place, ours[own][0].place, "look")
+            SharedImage(theirs[other][0].location, ours[own][0].location, "look")
             for own, other in look_alikes.similar([look for _, look in ours], [look for _, look in theirs])
-            if theirs[other][0].place not in known
+            if theirs[other][0].location not in known
         ]
         if theirs:
             several = f"{len(pairs):,} pairs look alike" if pairs else "no other images look alike"
@@ -300,7 +300,7 @@ class _Records:
                 images = images_of_record(self.shards.read(number), self.stream)
             except BrokenRecordError:
                 continue
-            found.update({(each.source.path or each.source.place): each for each in images})
+            found.update({(each.source.path or each.source.location): each for each in images})
         return list(found.values())
 
 

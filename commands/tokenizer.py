@@ -117,7 +117,7 @@ def _record(shards: Shards, number: int) -> Mapping[str, Any] | str:
         record = shards.read(number)
     except Exception as error:
         broken = broken_record(error, shards.location(number))
-        return f"{broken.place}: {broken.kind}: {broken.message}"
+        return f"{broken.location}: {broken.kind}: {broken.message}"
     # In a tar, the caption of a pair is a separate member.
     return record.values if record.text is None else {"text": record.text, **record.values}
 

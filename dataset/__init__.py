@@ -1,7 +1,7 @@
-"""Data on their way to the model.
+"""Data loading.
 
-``records`` and ``shards`` hold what is on disk, ``formats`` the files of published data sets, ``media`` and ``text`` what an
-example consists of, ``tasks`` the batches of each task, ``loaders`` their reading by worker processes. ``prepare`` makes records
-of public data sets beforehand. ``files`` bounds what is read, ``columns`` holds millions of texts, and ``leaks`` finds images
-that splits share.
+``records`` and ``shards`` read the data on disk, ``formats`` reads the files of published data sets, ``media`` and ``text``
+process images, videos and texts, and ``tasks`` makes the batches of each task, which ``loaders`` reads with worker processes.
+``prepare`` converts public data sets to records before training. ``files`` limits the size of files, ``columns`` stores millions
+of texts, and ``leaks`` finds images that splits share.
 """

@@ -1,7 +1,7 @@
-"""Columns of texts as a few arrays.
+"""Columns of texts in a few arrays.
 
-Worker processes share the memory of what was there before they were forked until one of them writes to it, and looking at a
-Python object writes: it counts its references. Arrays hold millions of texts without an object for each, so workers share them.
+Forked worker processes share memory with the training process until one of them writes to it. Even reading a Python object writes
+to it, because of its reference count. Arrays store millions of texts without an object for each text, so workers can share them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class TextColumn:
-    """Texts by their row, in one array of bytes."""
+    """A column of texts, in one array of bytes."""
 
     def __init__(self, texts: Iterable[str]):
         encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
@@ -31,7 +31,7 @@ class TextColumn:
 
 
 class RepeatedTextColumn:
-    """Texts by their row, of which each different one is kept once."""
+    """A column of texts that stores each distinct text once."""
 
     def __init__(self, texts: Iterable[str]):
         numbers: dict[str, int] = {}

@@ -1,7 +1,7 @@
-"""Ids by which public data sets share images: one photograph may be in COCO, in Visual Genome and in Flickr30K.
+"""Ids that identify the same photograph in several public data sets, such as COCO, Visual Genome and Flickr30K.
 
-An id is a text, ``coco:391895``, ``flickr:4385058960`` (a photograph on Flickr) or ``vg:2407890``. Visual Genome and GQA share
-theirs. Two images with an id in common are one photograph, whatever its file is called and however it is scaled.
+An id is a text: ``coco:391895``, ``flickr:4385058960`` (a photograph on Flickr) or ``vg:2407890``. Visual Genome and GQA use the
+same ids. Two images with a common id are the same photograph, even if their file names and sizes differ.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 Ids = frozenset[str]
-"""All ids of an image that are known; none for an image that is of no such set."""
+"""All known ids of an image; empty if the image belongs to none of these data sets."""
 
 ID_KEYS = {"coco_id": "coco", "flickr_id": "flickr", "vg_id": "vg"}
-"""Keys of a record that give an id, and its set."""
+"""Keys of a record that have an id, and the data set of the id."""
 
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)201[45]_|(?:^|/))(\d{12})(?:\D|$)")
 _FLICKR_URL = re.compile(
@@ -28,8 +28,8 @@ _BY_FOLDER = (  # the greedy start finds the innermost folder of a name
 
 
 def ids_in_path(path: str) -> Ids:
-    """The id in an image's path: the name of a COCO image (2014 to 2017), or a number in a folder that is known for its set; of
-    two such folders, in the inner one."""
+    """Returns the id in the path of an image: the name of a COCO image (2014 to 2017), or a number in a folder of a known data
+    set. If the path has two such folders, the inner one is used."""
     if match := _COCO.search(path):
         return frozenset({f"coco:{int(match[1])}"})
     found = [(match.start(1), of, int(match[2])) for pattern, of in _BY_FOLDER if (match := pattern.match(path))]
@@ -37,7 +37,7 @@ def ids_in_path(path: str) -> Ids:
 
 
 def id_number(value: Any) -> int | None:
-    """An id as files give it: a whole number, also as a float (pandas writes 391895.0 beside missing ids) or as a text."""
+    """Parses an id in a file: an integer, a float (pandas writes 391895.0 if other ids are missing), or a text."""
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20:
         return int(value)
     if isinstance(value, float) and value.is_integer():
@@ -46,13 +46,14 @@ def id_number(value: Any) -> int | None:
 
 
 def ids_in_url(url: str) -> Ids:
-    """The id in the address of a photograph on Flickr, as SBU, COCO (``flickr_url``) and CC3M give it, or of its page there."""
+    """Returns the id in the URL of a photograph on Flickr, as used by SBU, COCO (``flickr_url``) and CC3M, or in the URL of its
+    page."""
     match = _FLICKR_URL.match(url)
     return frozenset({f"flickr:{int(match[1])}"}) if match else frozenset()
 
 
 def ids_of_record(values: Mapping[str, Any], path: str | None) -> Ids:
-    """The ids of a record's image: in its keys (:data:`ID_KEYS`), its ``url``, and the ``path`` of the image."""
+    """Returns the ids of the image of a record: from its keys (:data:`ID_KEYS`), its ``url``, and the ``path`` of the image."""
     found = set(ids_in_path(path)) if path else set()
     for key, of in ID_KEYS.items():
         number = id_number(values.get(key))

@@ -1,8 +1,8 @@
-"""Images or videos that training and a held-out split share: then the held-out numbers are too good.
+"""Finds images or videos that training and a held-out split share. They make the metrics of the held-out split too high.
 
-:func:`shared_images` finds the same file under one path or several (links, copies under another name, images in shards): equal
-paths, then equal bytes. It finds a photograph that two public data sets have by their ids (:mod:`dataset.image_ids`). Images
-that were recompressed, resized or cropped are found by :mod:`dataset.look_alikes`.
+:func:`shared_images` compares paths and then bytes, so it finds the same file under several paths (links, copies with another
+name, images in shards). It also finds photographs that two public data sets share, by their ids (:mod:`dataset.image_ids`).
+:mod:`dataset.look_alikes` finds images that were recompressed, resized or cropped.
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ Source = ImageSource | VideoSource
 How = Literal["id", "path", "content", "look"]
 
 MOST_FILES = 20_000
-"""Images of a side whose contents are compared; of more, only ids and paths are."""
+"""Maximum number of files, in training and in the held-out splits each, for comparing contents. With more, only ids and paths are
+compared."""
 
 MOST_BYTES = 300_000_000
-"""Bytes that are read to compare contents; candidates beyond them are compared by id and path alone."""
+"""Maximum number of bytes to read for comparing contents. Further files are only compared by id and path."""
 
 
 class KnownImage(NamedTuple):
-    """An image, or a video, with the ids that its record gives it."""
+    """An image or a video with the ids in its record."""
 
     source: Source
     ids: Ids
 
 
 class SharedImage(NamedTuple):
-    """An image of a held-out split that training has too: its places there and in training, and how it was found."""
+    """An image of a held-out split that is also in training: its locations in both, and how it was found."""
 
     held_out: str
     training: str
@@ -47,11 +48,14 @@ class SharedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class SharedImages:
-    """Images of a held-out split that training has too.
+    """Images of a held-out split that are also in training.
 
-    ``pairs``: each of them once, with the first training record that has it; ``held_out``: how many different images the split
-    has. ``contents_compared``: False where there were too many files, or bytes. ``sets``: the data sets whose ids the split has;
-    ``training_sets``: the number of training records by the data sets that give their ids.
+    Attributes:
+        pairs: each shared image once, with the first training record that has it.
+        held_out: number of distinct images in the split.
+        contents_compared: False if contents were not compared, because there were too many files or bytes.
+        sets: data sets of the ids in the split.
+        training_sets: number of training records for each combination of data sets of their ids.
     """
 
     pairs: tuple[SharedImage, ...]
@@ -65,18 +69,18 @@ class SharedImages:
         return len(self.pairs)
 
     def count(self, how: How) -> int:
-        """Images that were found by id, by path or by content."""
+        """Returns the number of images that were found in the given way."""
         return sum(pair.how == how for pair in self.pairs)
 
 
 def known_image(source: Source, values: Mapping[str, Any] | None = None) -> KnownImage:
-    """An image with the ids that are in its path, and in the ``values`` of its record."""
+    """Returns an image with the ids in its path and in the ``values`` of its record."""
     path = None if source.path is None else source.path.as_posix()
     return KnownImage(source, ids_in_path(path or "") if values is None else ids_of_record(values, path))
 
 
 def shared_images(training: Iterable[Source | KnownImage], held_out: Iterable[Source | KnownImage]) -> SharedImages:
-    """The images or videos of one held-out split that are also in ``training``; see :func:`shared_with_splits`."""
+    """Finds the images or videos of one held-out split that are also in ``training``; see :func:`shared_with_splits`."""
     return shared_with_splits(training, {"": held_out})[""]
 
 
@@ -86,17 +90,16 @@ def shared_with_splits(
     all_ids: Callable[[Ids], Ids] = lambda ids: ids,
     on_pair: Callable[[str, SharedImage], object] = lambda split, pair: None,
 ) -> dict[str, SharedImages]:
-    """The images or videos of each split that are also in ``training``: by id, by path and, for files that are small enough to
-    read (:data:`MOST_FILES`, :data:`MOST_BYTES`), by content.
+    """Finds the images or videos of each split that are also in ``training``.
 
-    ``training`` is gone through once, and no more of it is kept than :data:`MOST_FILES`.
+    They are compared by id, by path and, within the limits :data:`MOST_FILES` and :data:`MOST_BYTES`, by content. ``training`` is
+    iterated once, and at most :data:`MOST_FILES` of its images are kept in memory.
 
     Args:
-        training: images that are trained on.
+        training: training images.
         splits: held-out images by the name of their split.
-        all_ids: adds the ids that the photograph of a held-out image has in other data sets.
-        on_pair: called with the name of a split and every pair of a held-out image and a training record that has it, as soon as
-            the pair is found.
+        all_ids: adds the ids of the same photograph in other data sets.
+        on_pair: called when a pair is found, with the name of the split and the pair of a held-out image and a training record.
     """
     folders: dict[Path, str] = {}
     members = {
@@ -111,39 +114,39 @@ def shared_with_splits(
     ours: dict[str, _TrainingFile] = {}
     training_sets: Counter[frozenset[str]] = Counter()
 
-    def add(identity: str, place: str, how: How) -> None:
-        found.setdefault(identity, (place, how))
+    def add(identity: str, location: str, how: How) -> None:
+        found.setdefault(identity, (location, how))
         for name, split in members.items():
             if identity in split:
-                on_pair(name, SharedImage(split[identity].source.place, place, how))
+                on_pair(name, SharedImage(split[identity].source.location, location, how))
 
     for image in map(_known, training):
         own = _identity(image.source, folders)
         training_sets[_sets(image.ids)] += 1
         if own in theirs:
-            add(own, image.source.place, "path")
+            add(own, image.source.location, "path")
         for identity in dict.fromkeys(each for known in sorted(image.ids) for each in by_id.get(known, ())):
             if identity != own:
-                add(identity, image.source.place, "id")
+                add(identity, image.source.location, "id")
         if own not in ours and len(ours) <= MOST_FILES:
             ours[own] = _TrainingFile.of(image.source)
         if own in ours:
-            ours[own].images.append((image.source.place, image.ids))
+            ours[own].images.append((image.source.location, image.ids))
     complete = max(len(ours), len(theirs)) <= MOST_FILES
     if complete:
         copies, complete = _copies(ours, theirs)
         for identity, file in copies:
             ids = all_ids(theirs[identity].ids)
-            for place, own_ids in file.images:
+            for location, own_ids in file.images:
                 if not ids & own_ids:
-                    add(identity, place, "content")
+                    add(identity, location, "content")
     return {name: _shared(split, found, complete, training_sets) for name, split in members.items()}
 
 
 @dataclass
 class _TrainingFile:
-    """A file of training, with the places and ids of the records that have it. Of an image that a record contains itself, only
-    the size and the hash are kept."""
+    """A training file, with the locations and ids of the records that use it. If the image is contained in a record, only its
+    size and hash are kept."""
 
     size: int | None
     digest: str | None
@@ -158,7 +161,7 @@ class _TrainingFile:
 
 
 def _sets(ids: Ids) -> frozenset[str]:
-    """The data sets that give these ids."""
+    """Returns the data sets of the ids."""
     return frozenset(each.partition(":")[0] for each in ids)
 
 
@@ -168,7 +171,7 @@ def _shared(
     complete: bool,
     training_sets: Mapping[frozenset[str], int],
 ) -> SharedImages:
-    pairs = (SharedImage(image.source.place, *found[each]) for each, image in split.items() if each in found)
+    pairs = (SharedImage(image.source.location, *found[each]) for each, image in split.items() if each in found)
     sets = frozenset(of for image in split.values() for of in _sets(image.ids))
     return SharedImages(tuple(pairs), len(split), complete, sets, training_sets)
 
@@ -178,9 +181,10 @@ def _known(image: Source | KnownImage) -> KnownImage:
 
 
 def _identity(source: Source, folders: dict[Path, str]) -> str:
-    """The real path of an image, or if a record holds the image itself, its content. ``folders``: real paths that are known."""
+    """Returns the real path of an image, or the hash of its content if the image is contained in a record. ``folders``: cache of
+    real paths."""
     if source.path is None:
-        return _digest(source) or source.place
+        return _digest(source) or source.location
     parent = source.path.parent
     folder = folders.get(parent) or folders.setdefault(parent, os.path.realpath(parent))
     return os.path.join(folder, source.path.name)
@@ -189,8 +193,8 @@ def _identity(source: Source, folders: dict[Path, str]) -> str:
 def _copies(
     training: Mapping[str, _TrainingFile], held_out: Mapping[str, KnownImage]
 ) -> tuple[list[tuple[str, _TrainingFile]], bool]:
-    """Identities of held-out images with the files of training that have the same content under another identity, and whether all
-    were compared. Only files of equal size are read."""
+    """Returns the identities of held-out images with the training files that have the same content under another identity; and
+    False if the limit of bytes was reached, so that not all contents were compared. Only files of equal size are read."""
     sizes = {identity: _size(image.source) for identity, image in held_out.items()}
     wanted = set(sizes.values()) - {None, 0}
     by_digest: dict[str, list[tuple[str, _TrainingFile]]] = {}
@@ -221,7 +225,7 @@ def _copies(
 
 
 def _size(source: Source) -> int | None:
-    """Bytes of an image or a video; None if it is no file and holds none."""
+    """Returns the size of an image or a video in bytes, or None if it has no readable content."""
     if source.path is None:
         held = _held(source)
         return None if held is None else len(held)
@@ -232,7 +236,7 @@ def _size(source: Source) -> int | None:
 
 
 def _digest(source: Source) -> str | None:
-    """A hash of the content; None where it cannot be read."""
+    """Returns a hash of the content, or None if it cannot be read."""
     try:
         content = source.path.read_bytes() if source.path is not None else _held(source)
     except OSError:
@@ -241,7 +245,7 @@ def _digest(source: Source) -> str | None:
 
 
 def _held(source: Source) -> bytes | None:
-    """The content of an image, or of the frames of a video, that a record holds itself."""
+    """Returns the content of an image, or of the frames of a video, that is contained in a record."""
     try:
         if isinstance(source, VideoSource):
             return b"".join(frame.load() for frame in source.frames)

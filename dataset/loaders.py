@@ -1,4 +1,4 @@
-"""Batches for a run: worker processes, resumption at any micro-batch, and the account of broken records."""
+"""Loads the batches of a run with worker processes, resumes at any micro-batch, and counts broken records."""
 
 from __future__ import annotations
 
@@ -21,53 +21,55 @@ logger = logging.getLogger(__name__)
 
 _ENOUGH_TO_JUDGE = 1000
 _FEW = 8
-"""Records of a stream that are all broken, from which it is named where too many of all records are."""
+"""If too many records are broken, a stream is blamed if all its records, at least this number, are broken."""
 _FIRST = 100
-"""Records of a stream of which one at least has to be usable before a step is made."""
+"""At least one of this number of first records of each stream must be usable, otherwise the run stops."""
 
 
 class LoadingConfig(Config):
-    """How records become batches, whatever the task."""
+    """Settings for loading batches that are common to all tasks."""
 
-    text: TextLimits = Field(default_factory=TextLimits, description="how long a text may be")
+    text: TextLimits = Field(default_factory=TextLimits, description="maximum length of a text")
     workers: Annotated[int, MAY_CHANGE] = Field(
-        4, ge=0, description="processes that make batches; 0: the training process itself"
+        4, ge=0, description="number of processes that make batches; 0: make batches in the training process"
     )
     worker_timeout_s: Annotated[float, MAY_CHANGE] = Field(
         TIMEOUT_S,
         gt=0,
-        description="seconds without its next batch after which a worker is killed and replaced",
+        description="a worker that makes no batch for this time, in seconds, is killed and replaced",
     )
     max_broken: Annotated[float, MAY_CHANGE] = Field(
-        0.01, ge=0, le=1, description="share of broken records that stops the run when exceeded"
+        0.01, ge=0, le=1, description="maximum share of broken records; the run stops if it is exceeded"
     )
     max_pixels: int = Field(80_000_000, ge=1, description="images with more pixels are broken records")
     pixels: Literal["shown", "stored"] = Field(
         "shown",
-        description="shown: EXIF orientation is applied, except where there are boxes, which refer to stored pixels, "
-        "and transparency is laid on white; stored: neither (released)",
+        description="shown: apply the EXIF orientation, except for images with boxes, which refer to stored pixels, and put "
+        "transparent pixels on white; stored: neither (released)",
     )
 
     @property
     def micro_batch(self) -> MicroBatch:
-        """Size of a micro-batch. The config class of each task's data says it."""
-        raise NotImplementedError(f"{type(self).__name__} does not say its micro_batch")
+        """Size of a micro-batch. The config class of each task defines it."""
+        raise NotImplementedError(f"{type(self).__name__} does not define micro_batch")
 
     @property
     def records_per_batch(self) -> int:
-        """Records of the leading stream that a rank reads for a micro-batch."""
+        """Number of records of the leading stream that a rank reads for a micro-batch."""
         return self.micro_batch.size
 
     def check_ranks(self, ranks: int) -> None:
-        """Raise a :class:`UserError` for a number of ranks that the data cannot be dealt to; by default all will do."""
+        """Raises :class:`UserError` if the data cannot be divided among this number of ranks. By default, all numbers are
+        allowed."""
 
 
 class BrokenRecordLog:
     """Counts broken records by kind, logs each kind once, and stops a run that has too many.
 
     Args:
-        max_broken: greatest share of broken records among those read.
-        stream_sizes: records of each stream; the share is judged once all of them, or 1000, have been read.
+        max_broken: maximum share of broken records among the records that were read.
+        stream_sizes: number of records of each stream. The share is checked after 1000 records, or all records if there are
+            fewer.
     """
 
     def __init__(self, max_broken: float, stream_sizes: Mapping[str, int]):
@@ -75,19 +77,19 @@ class BrokenRecordLog:
         self.enough = min(sum(stream_sizes.values()), _ENOUGH_TO_JUDGE)
         self.read = 0
         self.unusable: dict[str, int] = {}
-        """Records read of each stream of which none was usable yet."""
+        """Number of records read from each stream without a usable record so far."""
         self._usable: set[str] = set()
         self.broken_records = 0
         self.kinds: Counter[str] = Counter()
         self.first: dict[str, BrokenRecord] = {}
 
     def add(self, batch: Batch) -> None:
-        """Count a batch.
+        """Counts the records of a batch.
 
-        A record counts once towards the share, however many of its parts are broken; kinds count parts.
+        For the share, a record counts once, even if several of its parts are broken. Kinds count all parts.
 
         Raises:
-            UserError: the summary, as soon as the share is exceeded, or the first 100 records of a stream are all broken.
+            UserError: with the summary, if the share is exceeded, or the first 100 records of a stream are all broken.
         """
         self.read += batch.read
         for stream, count in batch.counts.items():
@@ -96,14 +98,14 @@ class BrokenRecordLog:
                 self.unusable.pop(stream, None)
             else:
                 self.unusable[stream] = self.unusable.get(stream, 0) + count.read
-        self.broken_records += len({broken.place for broken in batch.broken})
+        self.broken_records += len({broken.location for broken in batch.broken})
         for broken in batch.broken:
             self.kinds[broken.kind] += 1
             if broken.kind not in self.first:
                 self.first[broken.kind] = broken
-                logger.warning(SkippedRecord(location=broken.place, kind=broken.kind, message=broken.message))
+                logger.warning(SkippedRecord(location=broken.location, kind=broken.kind, message=broken.message))
                 if broken.traceback:
-                    logger.warning("%s at %s:\n%s", broken.kind, broken.place, broken.traceback)
+                    logger.warning("%s at %s:\n%s", broken.kind, broken.location, broken.traceback)
         for stream, read in self.unusable.items():
             if read >= min(self.stream_sizes[stream], _FIRST):
                 raise self.none_usable(stream)
@@ -111,36 +113,37 @@ class BrokenRecordLog:
             self._judge()
 
     def none_usable(self, stream: str) -> UserError:
-        """The error for a stream whose records are all broken."""
+        """Returns the error for a stream whose records are all broken."""
         kinds = "; ".join(
-            f"{count} {kind} (first: {self.first[kind].place}: {self.first[kind].message})"
+            f"{count} {kind} (first: {self.first[kind].location}: {self.first[kind].message})"
             for kind, count in self.kinds.most_common()
         )
         return UserError(
-            f"none of the first {self.unusable[stream]} records of {stream} can be used; broken so far: {kinds}; mend them, or "
+            f"none of the first {self.unusable[stream]} records of {stream} can be used; broken so far: {kinds}; fix them, or "
             "the paths in the section data"
         )
 
     def finish(self) -> CountedRecords:
-        """The summary at the end of a run, however short.
+        """Returns the summary at the end of a run, and checks the share even if the run was short.
 
         Raises:
-            UserError: where the share is exceeded.
+            UserError: if the share is exceeded.
         """
         self._judge()
         return self.summary()
 
     def summary(self) -> CountedRecords:
-        """How many records were read and broken, with the first of each kind."""
+        """Returns the number of records that were read and of broken records, with the first location of each kind."""
         kinds = [
-            BrokenKind(kind=kind, count=count, first=self.first[kind].place) for kind, count in self.kinds.most_common()
+            BrokenKind(kind=kind, count=count, first=self.first[kind].location)
+            for kind, count in self.kinds.most_common()
         ]
         return CountedRecords(read=self.read, broken=self.broken_records, kinds=kinds)
 
     def _judge(self) -> None:
         if self.broken_records > self.max_broken * self.read:
             for stream, read in self.unusable.items():
-                if read >= min(self.stream_sizes[stream], _FEW):  # other streams would hide its share
+                if read >= min(self.stream_sizes[stream], _FEW):  # otherwise, other streams would hide its share
                     raise self.none_usable(stream)
             limit = f"more than data.max_broken = {100 * self.max_broken:.3g} %"
             tolerated = "data.max_broken" if self.broken_records <= self.read / 2 else None
@@ -149,10 +152,12 @@ class BrokenRecordLog:
 
 
 class BatchMaker(Protocol):
-    """Micro-batch number u of a run, as a function of u alone.
+    """Makes micro-batch u of a run as a function of u alone.
 
-    ``stream_sizes``: records of each stream, the leading one first; ``examples_per_batch``: examples of a micro-batch, all
-    streams together; ``records_per_batch``: records of the leading stream that a micro-batch reads.
+    Attributes:
+        stream_sizes: number of records of each stream, the leading stream first.
+        examples_per_batch: number of examples in a micro-batch, over all streams.
+        records_per_batch: number of records of the leading stream that are read for a micro-batch.
     """
 
     stream_sizes: dict[str, int]
@@ -160,21 +165,22 @@ class BatchMaker(Protocol):
     records_per_batch: int
 
     def make(self, number: int) -> Batch:
-        """Micro-batch ``number``, counted over all ranks."""
+        """Makes micro-batch ``number``, counted over all ranks."""
         ...
 
 
 class BatchLoader:
-    """Micro-batches for one rank, made by worker processes.
+    """Loads the micro-batches of one rank with worker processes.
 
-    Micro-batch number u is the same whoever makes it: the rank takes the numbers ``consumed + k * world_size + rank``. So
-    batches do not depend on the number of workers, and a run resumed after ``consumed`` micro-batches (over all ranks) repeats
-    the uninterrupted one, also on another number of ranks.
+    Micro-batch u does not depend on the process that makes it, and a rank takes the indices ``consumed + k * world_size + rank``.
+    Batches therefore do not depend on the number of workers. A run that is resumed after ``consumed`` micro-batches (over all
+    ranks) reads the same batches as an uninterrupted run, even on another number of ranks.
 
     Args:
-        maker: of the batches.
-        config: workers, and the share of broken records that stops a run.
-        rank, world_size: this process among those that share the data.
+        maker: makes the batches.
+        config: settings of workers, and the maximum share of broken records.
+        rank: rank of this process.
+        world_size: number of processes that share the data.
     """
 
     def __init__(self, maker: BatchMaker, config: LoadingConfig, *, rank: int = 0, world_size: int = 1):
@@ -193,20 +199,24 @@ class BatchLoader:
 
     @property
     def epoch_size(self) -> int:
-        """Records of the leading stream."""
+        """Number of records of the leading stream."""
         return next(iter(self.stream_sizes.values()))
 
     def batches(self, consumed: int, count: int) -> Iterator[Batch]:
-        """The rank's next ``count`` micro-batches, when all ranks together have consumed ``consumed``.
+        """Yields the next ``count`` micro-batches of the rank.
+
+        Args:
+            consumed: number of micro-batches that all ranks together have already used.
+            count: number of micro-batches to yield.
 
         Raises:
-            UserError: too many broken records, or a shard that can no longer be read.
+            UserError: if too many records are broken, or a shard can no longer be read.
         """
         per_step = getattr(self.maker, "numbers_per_step", 1)
         if consumed % per_step:
             raise UserError(
-                f"the run has used {consumed} micro-batches, which are no whole steps of {per_step}: with data.images.clean, "
-                "data.videos.clean or data.matching_steps, resume it on as many ranks as before"
+                f"the run has used {consumed} micro-batches, which is not a whole number of steps of {per_step}: with "
+                "data.images.clean, data.videos.clean or data.matching_steps, resume it on the same number of ranks as before"
             )
         first = consumed + self.rank
         numbers = range(first, first + count * self.world_size, self.world_size)
@@ -214,11 +224,11 @@ class BatchLoader:
         for batch in in_workers(self.maker.make, numbers, self.config.workers, self.config.worker_timeout_s):
             self.broken.add(batch)
             held.append(batch)
-            if not self.broken.unusable:  # else look further before a step is batch
+            if not self.broken.unusable:  # otherwise keep reading until every stream has a usable record
                 yield from held
                 held.clear()
         if held:
             raise self.broken.none_usable(next(iter(self.broken.unusable)))
-        # What a resumed run reads is too little to judge a share by, unless it is as much as anywhere.
+        # A resumed run may read too few records to check the share.
         whole = consumed == 0 or self.broken.read >= self.broken.enough
         logger.info(self.broken.finish() if whole else self.broken.summary())

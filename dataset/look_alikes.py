@@ -1,8 +1,9 @@
-"""Images that look alike: resized, recompressed or recoloured copies of a photograph, and crops of it.
+"""Finds images that look alike: resized, recompressed or recoloured copies of a photograph, and crops.
 
-:mod:`dataset.leaks` compares ids, paths and bytes. Here pixels are compared, in two steps. The crop-resistant hash of the library
-imagehash proposes pairs: it has a hash for each bright or dark segment of an image, and one similar segment is enough. Then the
-middle of one image is looked for in the other at several scales, by normalised cross-correlation of small grey pictures.
+:mod:`dataset.leaks` compares ids, paths and bytes. This module compares pixels, in two steps. First, the crop-resistant hash of
+the library imagehash proposes pairs. It has a hash for each bright or dark segment of an image, and one similar segment is
+enough. Then the middle of one image is searched in the other image at several scales, by normalised cross-correlation of small
+grey images.
 """
 
 from __future__ import annotations
@@ -29,37 +30,39 @@ from utils.progress import progress_bar
 Source = ImageSource | VideoSource
 
 MAX_PIXELS: int = LoadingConfig.model_fields["max_pixels"].default
-"""Pixels of an image that is decoded, as in a run unless its config says otherwise."""
+"""Maximum number of pixels of an image, the default of a run."""
 
 SEGMENTATION_SIDE, MIN_SEGMENT = 100, 55
-"""Side of the picture that is segmented, and min pixels of a segment: imagehash's own 300 and 500 take ten times as long."""
+"""Side of the image for segmentation, and minimum number of pixels in a segment. imagehash's defaults, 300 and 500, take ten
+times as long."""
 
 MAX_BITS = 14
-"""Max distance of the hashes of two segments, of 64 bits."""
+"""Maximum distance between the hashes of two segments, out of 64 bits."""
 
 MIN_CORRELATION, SURE = 0.85, 0.94
-"""Min normalised cross-correlation of the middle of one image with a part of the other: to list a pair, and to warn of one. The
-table in docs/data.md shows how many copies and how many false alarms each of them gives."""
+"""Minimum normalised cross-correlation of the middle of one image with a part of the other, to list a pair, and to warn about a
+pair. The table in docs/data.md shows how many copies and how many false alarms each threshold finds."""
 
 SIDE = 48
-"""Length of the longer side of the grey pictures that are correlated."""
+"""Longer side of the grey images that are correlated, in pixels."""
 
 MIDDLE = 0.7
-"""Share of each side of an image that is looked for in the other."""
+"""Share of each side of an image that is searched in the other image."""
 
 SCALES = tuple(1.05**-step for step in range(11))
-"""Sides of an image as a share of the sides of the image that it may be a crop of: down to 0.61, which is 38 % of the area."""
+"""Ratios of the sides of an image to the sides of an image from which it may be cropped: down to 0.61, which is 38 % of the
+area."""
 
 MIN_CONTRAST = 4.0
-"""Min standard deviation of grey levels; flatter parts of a picture resemble each other by chance."""
+"""Minimum standard deviation of grey levels. Flatter parts of images look alike by chance."""
 
 CHUNK = 2048
-"""Segments that are compared at once with all others."""
+"""Number of segments that are compared with all other segments at once."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """Two descriptions of an image: the hashes of its segments as rows of 64 values, 1 or -1, and a small grey picture."""
+    """Two descriptions of an image: the hashes of its segments, as rows of 64 values 1 or -1, and a small grey image."""
 
     segments: np.ndarray[Any, np.dtype[np.float32]]
     grey: Image.Image
@@ -80,7 +83,7 @@ class Look:
 
 
 def available() -> bool:
-    """Whether the library imagehash is installed."""
+    """Returns True if the library imagehash is installed."""
     return importlib.util.find_spec("imagehash") is not None
 
 
@@ -91,7 +94,7 @@ def require() -> None:
 
 
 def look_of(image: Image.Image) -> Look:
-    """The look of a decoded image."""
+    """Computes the look of a decoded image."""
     import imagehash
 
     image = image.convert("RGB")
@@ -106,12 +109,12 @@ def look_of(image: Image.Image) -> Look:
 
 
 def looks_of(images: Sequence[Source], name: str, seconds: float = math.inf) -> list[tuple[Source, Look]]:
-    """The looks of images, in order, until the time is over. Videos and broken images are skipped.
+    """Computes the looks of images, in order, until the time is over. Videos and broken images are skipped.
 
     Args:
-        images: what is loaded and decoded.
-        name: what the progress bar is called.
-        seconds: time after which no other image is started.
+        images: the images.
+        name: name of the images in the progress bar.
+        seconds: time in seconds after which no further image is processed.
     """
     until, found = time.perf_counter() + seconds, []
     for source in progress_bar(images, total=len(images), desc=f"hashing {name}", unit="image", leave=False):
@@ -120,7 +123,7 @@ def looks_of(images: Sequence[Source], name: str, seconds: float = math.inf) -> 
         if isinstance(source, VideoSource):
             continue
         try:
-            pixels = decode(source.load(), MAX_PIXELS, source.place)
+            pixels = decode(source.load(), MAX_PIXELS, source.location)
         except BrokenRecordError:
             continue
         found.append((source, look_of(Image.fromarray(pixels.permute(1, 2, 0).numpy()))))
@@ -130,13 +133,13 @@ def looks_of(images: Sequence[Source], name: str, seconds: float = math.inf) -> 
 def similar(
     ours: Sequence[Look], theirs: Sequence[Look], min_correlation: float = MIN_CORRELATION, seconds: float = math.inf
 ) -> Iterator[tuple[int, int]]:
-    """Indices of pairs that look alike, one of ``ours`` and one of ``theirs``.
+    """Yields the indices of pairs that look alike, one of ``ours`` and one of ``theirs``.
 
     Args:
         ours: looks of some images.
         theirs: looks of other images.
         min_correlation: :data:`MIN_CORRELATION` or :data:`SURE`.
-        seconds: time after which no other pair is compared.
+        seconds: time in seconds after which no further pair is compared.
     """
     until = time.perf_counter() + seconds
     candidates = list(_candidates(ours, theirs))
@@ -148,7 +151,7 @@ def similar(
 
 
 def _candidates(ours: Sequence[Look], theirs: Sequence[Look]) -> Iterator[tuple[int, int]]:
-    """Pairs with a similar segment. All distances are products of matrices, of :data:`CHUNK` rows each."""
+    """Yields the pairs with a similar segment. Distances are computed as matrix products with :data:`CHUNK` rows."""
     if not ours or not theirs:
         return
     others, other_of = _stacked(theirs)
@@ -158,7 +161,7 @@ def _candidates(ours: Sequence[Look], theirs: Sequence[Look]) -> Iterator[tuple[
         near = rows[start : start + CHUNK] @ others.T >= 64 - 2 * MAX_BITS
         pairs = {(int(row_of[start + row]), int(other_of[other])) for row, other in np.argwhere(near)}
         yield from sorted(pairs - seen)
-        seen = pairs  # the segments of an image may lie in two chunks that follow each other
+        seen = pairs  # the segments of an image may be in two consecutive chunks
 
 
 def _stacked(looks: Iterable[Look]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -167,12 +170,14 @@ def _stacked(looks: Iterable[Look]) -> tuple[np.ndarray[Any, Any], np.ndarray[An
 
 
 def correlation(one: Look, other: Look) -> float:
-    """The best correlation of the middle of an image with a part of the other, both ways and at all :data:`SCALES`."""
+    """Returns the maximum correlation of the middle of an image with a part of the other, in both directions and at all
+    :data:`SCALES`."""
     return max(_best(part, whole, scale) for part, whole in ((one, other), (other, one)) for scale in SCALES)
 
 
 def _best(part: Look, whole: Look, scale: float) -> float:
-    """The best correlation of the middle of ``part`` in ``whole``, if ``part`` has ``scale`` of the sides of ``whole``."""
+    """Returns the maximum correlation of the middle of ``part`` in ``whole``, if the sides of ``part`` are ``scale`` times the
+    sides of ``whole``."""
     factor = scale * (whole.pixels.size / part.pixels.size) ** 0.5
     width, height = part.grey.size
     size = round(MIDDLE * width * factor), round(MIDDLE * height * factor)
@@ -195,7 +200,7 @@ def _best(part: Look, whole: Look, scale: float) -> float:
 
 
 def _windows(table: np.ndarray[Any, Any], size: tuple[int, int], rows: int, columns: int) -> np.ndarray[Any, Any]:
-    """The sum of each window of ``size``, width and height, by an integral image."""
+    """Computes the sum of each window of ``size``, width and height, from an integral image."""
     width, height = size
     found: np.ndarray[Any, Any] = (
         table[height : height + rows, width : width + columns]

@@ -1,4 +1,4 @@
-"""Worker processes that make batches, and what happens when one of them hangs or is killed."""
+"""Worker processes that make batches. Workers that hang or are killed are replaced."""
 
 from __future__ import annotations
 
@@ -35,18 +35,19 @@ from utils.processes import die_with_parent, ignore_stop_signals, signal_name
 T = TypeVar("T")
 
 RESTARTS = 3
-"""How often workers are started again for one batch, after one has hung or was killed."""
+"""Maximum number of restarts of the workers for the same batch, after a worker hung or was killed."""
 
 TIMEOUT_S = 600.0
-"""Time for one batch, unless a config says otherwise."""
+"""Default time limit for a batch, in seconds."""
 
 reading: ContextVar[Callable[[str], object]] = ContextVar("reading")
-"""In a worker: called with the place of each record before it is read, for the message if the worker does not come back."""
+"""In a worker, this is called with the location of each record before it is read. The location is reported if the worker hangs or
+is killed."""
 
 _NO_MEMORY = 88
-"""Exit status of a worker that could not pass on a batch because shared memory is full."""
+"""Exit status of a worker that could not send a batch because shared memory is full."""
 
-_PLACE_BYTES = 480
+_LOCATION_BYTES = 480
 _END = object()
 
 logger = logging.getLogger(__name__)
@@ -55,19 +56,19 @@ logger = logging.getLogger(__name__)
 def in_workers(
     make: Callable[[int], T], numbers: Sequence[int], workers: int, timeout_s: float = TIMEOUT_S
 ) -> Iterator[T]:
-    """``make(number)`` for each number in order, made by ``workers`` processes (0: by this one).
+    """Yields ``make(number)`` for each number, in order, computed by worker processes.
 
-    As ``make`` gives the same for a number whoever calls it, workers of which one hangs or is killed are replaced, up to
-    :data:`RESTARTS` times for one batch.
+    The result of ``make`` must not depend on the process. If a worker hangs or is killed, all workers are replaced, up to
+    :data:`RESTARTS` times for the same batch.
 
     Args:
-        make: of the batches.
-        numbers: that it is called with.
-        workers: processes.
-        timeout_s: seconds after which a worker that makes one batch is taken to hang.
+        make: makes a batch.
+        numbers: arguments of ``make``.
+        workers: number of worker processes; with 0, ``make`` is called in this process.
+        timeout_s: time limit for a batch, in seconds, after which the worker is assumed to hang.
 
     Raises:
-        UserError: as ``make`` does, in whichever process; or if workers hang or are killed again and again at one batch.
+        UserError: as ``make``, in any process; or if workers repeatedly hang or are killed at the same batch.
     """
     done = faults = at_last_fault = 0
     while True:
@@ -82,19 +83,19 @@ def in_workers(
             faults = faults + 1 if done == at_last_fault else 1
             at_last_fault = done
             if faults > RESTARTS:
-                raise UserError(f"{lost}; workers were started again {RESTARTS} times in vain") from None
-            logger.warning("%s; the workers are started again (%d of at most %d times)", lost, faults, RESTARTS)
+                raise UserError(f"{lost}; workers were restarted {RESTARTS} times without success") from None
+            logger.warning("%s; the workers are restarted (%d of at most %d times)", lost, faults, RESTARTS)
         finally:
             batches.close()
             pool.end()
 
 
 class _LostWorkerError(Exception):
-    """A worker that hangs or was killed: which, and what it read."""
+    """A worker hangs or was killed. The message has the index of the worker and the record that it was reading."""
 
 
 class _Pool:
-    """Worker processes for some numbers."""
+    """A pool of worker processes for some numbers."""
 
     def __init__(self, make: Callable[[int], Any], numbers: Sequence[int], workers: int, timeout_s: float):
         self.workers, self.timeout_s = min(workers, len(numbers)), timeout_s
@@ -102,12 +103,12 @@ class _Pool:
         self.made = 0
         self.waiting_since: float | None = None
         self.late: int | None = None
-        """The worker that was killed since its batch did not come."""
+        """The worker that was killed because its batch was late."""
         self.handler: Any = None
         self.kill_children: Finalize | None = None
         self.ended = threading.Event()
-        # A row a worker: its process in the first 8 bytes, the place of the record that it reads in the others.
-        self.board = torch.zeros(max(1, self.workers), 8 + _PLACE_BYTES, dtype=torch.uint8)
+        # A row for each worker: its process id in the first 8 bytes, then the location of the record that it is reading.
+        self.board = torch.zeros(max(1, self.workers), 8 + _LOCATION_BYTES, dtype=torch.uint8)
         if self.workers:
             self.board.share_memory_()
         self.loader: DataLoader[Any] = DataLoader(
@@ -118,19 +119,19 @@ class _Pool:
             worker_init_fn=partial(_begin, self.board),
             multiprocessing_context=_listing(self.children) if self.workers else None,
             pin_memory=accelerator.best_device().type != "cpu",
-            # Without one of its own, the loader draws from torch's global generator, which belongs to the model's dropout.
+            # A separate generator. The loader would otherwise draw from torch's global generator, which the dropout uses.
             generator=torch.Generator(),
         )
 
     def batches(self) -> Generator[Any, None, None]:
-        """A batch for each number.
+        """Yields a batch for each number.
 
         Raises:
-            _LostWorkerError: if a worker does not come back.
-            UserError: as ``make`` does.
+            _LostWorkerError: if a worker hangs or is killed.
+            UserError: as ``make``.
         """
         try:
-            # Torch gives the first numbers away in here, and raises if a worker is lost over one of them.
+            # Torch already distributes the first numbers here, and raises if a worker is lost at one of them.
             iterator = iter(self.loader)
             if self.children:
                 self._watch_children()
@@ -148,7 +149,7 @@ class _Pool:
         except (RuntimeError, OSError, EOFError) as error:
             if (told := open_files.too_many(error) or _memory_is_full(error)) is not None:
                 raise told from None
-            # Torch may notice first that a worker is gone, by a connection that breaks before the process has ended.
+            # Torch may notice a lost worker before we do, because the connection breaks before the process has ended.
             ends = time.monotonic() + 1.0
             while self.children and time.monotonic() < ends:
                 self._raise_if_lost()
@@ -158,21 +159,20 @@ class _Pool:
             self.waiting_since = None
 
     def _watch_children(self) -> None:
-        # Called at the end of the process too, where Python would wait for the workers of a loop that an error has left.
+        # Also called at the end of the process. Python would otherwise wait for the workers if an error has left the loop.
         self.kill_children = Finalize(None, _kill, args=(self.children,), exitpriority=0)
         threading.Thread(target=self._kill_if_late, daemon=True, name="watch workers").start()
         if threading.current_thread() is threading.main_thread():
-            # Torch's own handler raises wherever the main thread is, in the middle of a step say.
+            # Torch's handler would raise at any point of the main thread, for example in the middle of a step.
             self.handler = signal.signal(signal.SIGCHLD, self._child_ended)
 
     def _child_ended(self, _: int, __: FrameType | None) -> None:
-        """A process ended: if a worker, and a batch is waited for, do not wait for it any more."""
+        """Handles the end of a child process: if it was a worker and we are waiting for a batch, stops waiting."""
         if self.waiting_since is not None:
             self._raise_if_lost()
 
     def _kill_if_late(self) -> None:
-        """Kill the worker whose batch does not come. Torch's own time-out is not reached where a worker hangs with half a batch
-        handed over."""
+        """Kills the worker whose batch is late. Torch's own timeout has no effect if a worker hangs while it sends a batch."""
         while not self.ended.wait(min(1.0, self.timeout_s / 4)):
             since = self.waiting_since
             if since is not None and time.monotonic() - since > self.timeout_s:
@@ -185,11 +185,11 @@ class _Pool:
 
     @property
     def _awaited(self) -> int:
-        """The worker that makes the next batch: they take turns."""
+        """The worker that makes the next batch. The workers take turns."""
         return self.made % self.workers
 
     def end(self) -> None:
-        """Kill the workers that still live: one that hangs would be waited for."""
+        """Kills the remaining workers, because waiting for a worker that hangs would take forever."""
         self.ended.set()
         _kill(self.children)
         if self.kill_children is not None:
@@ -198,28 +198,28 @@ class _Pool:
             signal.signal(signal.SIGCHLD, self.handler)
 
     def _raise_if_lost(self) -> None:
-        """Raises :class:`_LostWorkerError` if a worker has hung, or has ended before its time."""
+        """Raises :class:`_LostWorkerError` if a worker has hung or has ended unexpectedly."""
         rank = distributed.rank()
         if self.late is not None:
             raise _LostWorkerError(
-                f"worker {self.late} of rank {rank} has made no batch for {self.timeout_s:g} s (data.worker_timeout_s); it reads "
-                f"{self._place(self.late)}: is the disk there that holds it?"
+                f"worker {self.late} of rank {rank} has made no batch for {self.timeout_s:g} s (data.worker_timeout_s); it was "
+                f"reading {self._location(self.late)}; check that its disk is available"
             )
         for child in self.children:
             if child.exitcode in (_NO_MEMORY, -signal.SIGBUS):
                 raise _no_memory()
             if child.exitcode:
                 worker = next((number for number in range(self.workers) if self._process(number) == child.pid), 0)
-                how = f"was ended by {signal_name(-child.exitcode)}" if child.exitcode < 0 else "ended by itself"
+                how = f"was ended by {signal_name(-child.exitcode)}" if child.exitcode < 0 else "ended on its own"
                 raise _LostWorkerError(
-                    f"worker {worker} of rank {rank} {how} while it read {self._place(worker)}; where memory is full, the system "
-                    "kills: lower data.workers"
+                    f"worker {worker} of rank {rank} {how} while it read {self._location(worker)}; if the system killed it "
+                    "because memory was full, lower data.workers"
                 )
 
     def _process(self, worker: int) -> int:
         return int(self.board[worker, :8].view(torch.int64).item())
 
-    def _place(self, worker: int) -> str:
+    def _location(self, worker: int) -> str:
         text = bytes(self.board[worker, 8:].tolist()).rstrip(b"\0")
         return text.decode("utf-8", "replace") or "its first record"
 
@@ -232,8 +232,10 @@ def _kill(children: Sequence[BaseProcess]) -> None:
 
 
 def _listing(children: list[BaseProcess]) -> BaseContext:
-    """The context that torch would start processes with, which lists them in ``children``: one that ends at once is gone from
-    ``multiprocessing.active_children()``, and how it ended with it."""
+    """Returns torch's default context for starting processes, changed to append all processes to ``children``.
+
+    ``multiprocessing.active_children()`` is not enough, because it omits a process that ends immediately, and its exit status.
+    """
     context = copy(multiprocessing.get_context())
 
     def process(*args: Any, **options: Any) -> BaseProcess:
@@ -246,7 +248,7 @@ def _listing(children: list[BaseProcess]) -> BaseContext:
 
 
 def _begin(board: Tensor, worker: int) -> None:
-    """Set up a worker process."""
+    """Sets up a worker process."""
     die_with_parent()
     ignore_stop_signals()
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_not_handed_over)  # type: ignore[attr-defined]
@@ -257,7 +259,8 @@ def _begin(board: Tensor, worker: int) -> None:
 
 
 def _not_handed_over(error: Exception, batch: object) -> None:
-    """Called by the thread that hands a batch over, when that fails; Python would print a traceback and lose the batch."""
+    """Ends the worker; called in the thread that sends a batch if sending fails. Python would print a traceback and lose the
+    batch."""
     if _memory_is_full(error) is None:
         traceback.print_exception(error)
         os._exit(1)
@@ -265,7 +268,7 @@ def _not_handed_over(error: Exception, batch: object) -> None:
 
 
 def _memory_is_full(error: Exception) -> UserError | None:
-    """The error in one line if shared memory has no room left; else None."""
+    """Returns a one-line error if ``error`` means that shared memory is full, otherwise None."""
     text = str(error)
     return _no_memory() if "/torch_" in text and os.strerror(errno.ENOSPC) in text else None
 
@@ -276,19 +279,19 @@ def _no_memory() -> UserError:
         room = shutil.disk_usage("/dev/shm")
         size = f" ({room.free / 1e6:,.0f} of {room.total / 1e6:,.0f} MB free now)"
     return UserError(
-        f"shared memory, in which workers hand over batches, is full: /dev/shm{size}; lower data.workers or the batch "
+        f"shared memory, through which workers send batches, is full: /dev/shm{size}; lower data.workers or the batch "
         "size, or make it larger (docker run --shm-size=16g, in Kubernetes an emptyDir with medium: Memory at /dev/shm)"
     )
 
 
-def _note(row: np.ndarray, place: str) -> None:
-    text = place.encode("utf-8", "replace")[-_PLACE_BYTES:]
+def _note(row: np.ndarray, location: str) -> None:
+    text = location.encode("utf-8", "replace")[-_LOCATION_BYTES:]
     row[: len(text)] = np.frombuffer(text, np.uint8)
     row[len(text) :] = 0
 
 
 class _Failure:
-    """A user error on its way out of a worker: torch would wrap the exception itself in a traceback."""
+    """A UserError to be sent from a worker. Torch would wrap the exception itself in a traceback."""
 
     def __init__(self, message: str):
         self.message = message

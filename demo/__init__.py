@@ -1,5 +1,5 @@
-"""Data sets that the project draws itself, or makes of images that can be installed as packages: they show that it learns.
+"""Demo data sets that the project draws, or builds from images in installable packages. They show that the models learn.
 
-``python -m demo.scenes``, ``demo.clips``, ``demo.stamps``, ``demo.emoji`` and ``demo.real`` fill a folder each, and
-``demo.weights`` one with real weights. They use :mod:`dataset` and :mod:`models`, which do not know them.
+``python -m demo.scenes``, ``demo.clips``, ``demo.stamps``, ``demo.emoji`` and ``demo.real`` each fill a folder with a data set,
+and ``demo.weights`` fills a folder with real weights. They import :mod:`dataset` and :mod:`models`, but not the other way round.
 """

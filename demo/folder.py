@@ -1,4 +1,5 @@
-"""Commands that fill a folder with a data set: their shared flags, and the folder, which is complete once its facts are there."""
+"""Shared code of commands that fill a folder with a data set: their flags, and the folder, which is complete once it has its
+file of facts."""
 
 from __future__ import annotations
 
@@ -35,11 +36,11 @@ class Folder(NamedTuple):
     """A folder that a command fills.
 
     Attributes:
-        out: its path; made if missing.
-        facts_name: the file that is written last.
+        out: path of the folder; created if missing.
+        facts_name: name of the file of facts, which is written last.
         owned: files and folders that the command writes, and may replace.
-        arguments: by which the command tells whether a complete folder is the requested one.
-        overwrite: replace what other arguments made.
+        arguments: arguments of the command, which are compared with the arguments of a complete folder.
+        overwrite: replace the contents if they were made with other arguments.
     """
 
     out: Path
@@ -49,10 +50,10 @@ class Folder(NamedTuple):
     overwrite: bool
 
     def is_complete(self) -> bool:
-        """Whether the folder was made with the same arguments; always False with ``overwrite``.
+        """Returns True if the folder was made with the same arguments. Always False with ``overwrite``.
 
         Raises:
-            UserError: the folder was made with other arguments, or cannot be read.
+            UserError: if the folder was made with other arguments, or cannot be read.
         """
         try:
             complete = already_made(self.out, self.facts_name, self.arguments, overwrite=self.overwrite)
@@ -64,10 +65,10 @@ class Folder(NamedTuple):
 
     @contextmanager
     def filling(self) -> Iterator[dict[str, Any]]:
-        """Clear the folder for new files, and write the facts that the body has added.
+        """Clears the folder for new files; at the end of the context, writes the facts that were added to the dictionary.
 
         Raises:
-            UserError: the folder holds files of another origin, or cannot be written.
+            UserError: if the folder contains files of another origin, or cannot be written.
         """
         with OutputFolder(self.out, self.facts_name, self.arguments, self.owned, overwrite=self.overwrite) as output:
             facts: dict[str, Any] = {}
@@ -75,14 +76,14 @@ class Folder(NamedTuple):
             output.close(facts)
 
     def train_tokenizer(self, texts: Iterable[str], vocab_size: int, name: str = "tokenizer") -> int:
-        """Make a tokenizer from texts; returns the size of its vocabulary."""
+        """Trains a tokenizer on texts; returns the size of its vocabulary."""
         try:
             return train_wordpiece(texts, self.out / name, vocab_size=vocab_size)
         except ValueError as error:
             raise UserError(f"the tokenizer cannot be made: {error}") from error
 
     def write_clip(self, name: str, frames: Iterable[Image.Image]) -> str:
-        """Write a clip as JSON list of base64 JPEGs, the released form of a video; returns its path in the folder."""
+        """Writes a clip as a JSON list of base64 JPEGs, the released format of videos; returns its path in the folder."""
         encoded = []
         for frame in frames:
             content = io.BytesIO()
@@ -95,10 +96,10 @@ class Folder(NamedTuple):
 
 
 def by_split(items: Sequence[T], key: Callable[[T], str], kind: str) -> dict[str, list[T]]:
-    """Items by the split that their key belongs to.
+    """Groups items by the split of their key.
 
     Raises:
-        UserError: a split would be empty.
+        UserError: if a split would be empty.
     """
     splits = {split: [item for item in items if split_by_hash(key(item)) == split] for split in SPLITS}
     for split, members in splits.items():
@@ -113,8 +114,8 @@ class FolderFlags:
     """The folder that a command fills.
 
     Attributes:
-        out: folder to fill; made if missing.
-        overwrite: replace what other arguments made in --out.
+        out: folder to fill; created if missing.
+        overwrite: replace the contents of --out if they were made with other arguments.
     """
 
     out: Path
@@ -128,7 +129,7 @@ def fill_folder(
     summary: Callable[[dict[str, Any]], str],
     **arguments: Any,
 ) -> int:
-    """Fill the folder by ``build(out, **arguments)`` with a progress bar, and print one line of its facts; returns 0."""
+    """Fills the folder with ``build(out, **arguments)``, shows a progress bar, and prints one line of facts; returns 0."""
 
     def fill() -> None:
         build(output.out, **arguments, overwrite=output.overwrite, progress=True)

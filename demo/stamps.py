@@ -1,4 +1,4 @@
-"""``python -m demo.stamps``: records from Debian's package tuxpaint-stamps-default."""
+"""``python -m demo.stamps``: makes records from Debian's package tuxpaint-stamps-default."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from utils.progress import progress_bar
 DEBIAN_FOLDER = Path("/usr/share/tuxpaint/stamps")
 LEFT_OUT = "symbols"
 PACKAGE_CODES = {"zh_CN": "zh"}
-"""Language codes of the package that differ from ours."""
+"""Language codes of the package that differ from our codes."""
 
 FACTS = "stamps.json"
 OWNED = (*(f"{kind}{split}.jsonl" for kind in ("", "regions_") for split in SPLITS), "images", "tokenizer")
 MAKING = 1
-"""Goes up when the same arguments give other images or texts."""
+"""Version number, increased when the same arguments give other images or texts."""
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +55,13 @@ def build(
     overwrite: bool = False,
     progress: bool = False,
 ) -> None:
-    """Make ``out/{train,val,test}.jsonl``, ``out/regions_{…}.jsonl``, ``out/images/``, ``out/tokenizer/``, ``out/stamps.json``.
+    """Writes ``out/{train,val,test}.jsonl``, ``out/regions_{…}.jsonl``, ``out/images/``, ``out/tokenizer/``, ``out/stamps.json``.
 
-    ``seed`` decides backgrounds and what lies where in region images; the splits do not depend on it. ``side`` is the longest
-    side of an image. Train has ``regions`` region images, validation and test a tenth each.
+    ``seed`` determines the backgrounds and the layout of region images, but not the splits. ``side`` is the longer side of an
+    image. The training split has ``regions`` region images; validation and test each have a tenth of this number.
 
     Raises:
-        UserError: stamps are missing, a split would be empty, the tokenizer's size is too small, or ``out`` cannot be used.
+        UserError: if stamps are missing, a split would be empty, the tokenizer is too small, or ``out`` cannot be used.
     """
     arguments = {
         "stamps": str(stamps), "seed": seed, "side": side, "regions": regions, "languages": list(languages),
@@ -90,10 +90,10 @@ def build(
 
 
 def find_stamps(folder: Path) -> tuple[list[Cutout], Counter[str]]:
-    """The usable stamps below ``folder`` in the order of their names, and how many were skipped, by reason.
+    """Returns the usable stamps below ``folder``, sorted by name, and the number of skipped stamps by reason.
 
     Raises:
-        UserError: the folder is missing or holds no usable stamp.
+        UserError: if the folder is missing or has no usable stamp.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is missing: apt install tuxpaint-stamps-default, or give --stamps DIR")
@@ -118,12 +118,12 @@ def find_stamps(folder: Path) -> tuple[list[Cutout], Counter[str]]:
 
 
 def read_captions(path: Path) -> dict[str, str]:
-    """Captions by language from a stamp's text file: line 1 is English, then ``LANG.utf8=text``.
+    """Reads the captions by language from the text file of a stamp: line 1 is English, the other lines are ``LANG.utf8=text``.
 
     A language that is missing or empty has no key.
 
     Raises:
-        UnusableCutoutError: no file, no UTF-8, or no English caption.
+        UnusableCutoutError: if the file is missing, is not UTF-8, or has no English caption.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -144,15 +144,16 @@ def read_captions(path: Path) -> dict[str, str]:
 
 
 def caption_key(caption: str) -> str:
-    """A caption without case, punctuation and doubled spaces."""
+    """Returns a caption without case, punctuation and repeated spaces."""
     return " ".join(re.sub(r"[\W_]+", " ", caption.casefold()).split())
 
 
 def split_stamps(usable: Sequence[Cutout], left_out: Counter[str]) -> dict[str, list[Cutout]]:
-    """Stamps by split. In val and test only the first of equal English captions stays; the others are counted.
+    """Groups stamps by split. In val and test, only the first of several stamps with the same English caption is kept; the others
+    are counted.
 
     Raises:
-        UserError: a split would be empty.
+        UserError: if a split would be empty.
     """
     splits = by_split(usable, lambda stamp: stamp.key, "usable stamps")
     for split in ("val", "test"):
@@ -172,7 +173,7 @@ def _images(
     for number, stamp in enumerate(members):
         rng = np.random.default_rng([seed, SPLITS.index(split), number, 0])
         cutout = resized(read_cutout(stamp.content), side - 2 * margin)
-        # At most twice as long as wide: a pencil keeps some room next to it.
+        # The longer side is at most twice the shorter side, so a long object such as a pencil gets some margin.
         width = max(cutout.width, cutout.height // 2) + 2 * margin
         height = max(cutout.height, cutout.width // 2) + 2 * margin
         box = ((width - cutout.width) // 2, (height - cutout.height) // 2, *cutout.size)
@@ -213,21 +214,21 @@ def stamps(
 ) -> int:
     """Make records from Debian's package tuxpaint-stamps-default.
 
-    The package (GPL-2; install it, ship none of it) holds photographed and drawn cut-outs, each with a caption in many languages.
-    This makes two kinds of records: images (one cut-out on a soft background, its caption by language) and regions (one to four
-    cut-outs next to each other, with their exact boxes). A cut-out is in one split only, for both kinds, and cut-outs of the same
-    English caption share the split; the split hangs on the caption alone, not on the seed. Letters, digits and coins are left
-    out.
+    The package (GPL-2; install it, do not redistribute it) has photographed and drawn cut-outs, each with a caption in many
+    languages. The command makes two kinds of records: images (one cut-out on a soft background, with its caption by language) and
+    regions (one to four cut-outs next to each other, with their exact boxes). A cut-out is in only one split, for both kinds, and
+    cut-outs with the same English caption are in the same split. The split depends only on the caption, not on the seed. Letters,
+    digits and coins are skipped.
 
-    The tokenizer learns from the English captions of the training split; --languages en de fr lets it learn from more.
+    The tokenizer is trained on the English captions of the training split; --languages en de fr adds more languages.
 
     Args:
         stamps: folder of the stamps.
-        seed: of backgrounds, and of what lies where in region images.
-        side: longest side of an image in pixels.
-        regions: training images with regions; validation and test have a tenth each.
-        languages: the tokenizer's languages.
-        vocab_size: largest number of entries of the tokenizer.
+        seed: seed of the backgrounds and of the layout of region images.
+        side: longer side of an image in pixels.
+        regions: number of training images with regions; validation and test each have a tenth of this number.
+        languages: languages of the tokenizer.
+        vocab_size: maximum number of entries of the tokenizer.
 
     Examples:
         python -m demo.stamps --out data/stamps

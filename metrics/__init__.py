@@ -1,1 +1,1 @@
-"""Metrics: pure functions from arrays to numbers."""
+"""Metrics, as pure functions of arrays."""

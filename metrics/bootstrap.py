@@ -1,7 +1,7 @@
-"""Intervals of means by the bootstrap: how far a metric would move with other held-out examples.
+"""Bootstrap confidence intervals of metrics, which estimate how much a metric would vary with other held-out examples.
 
-Examples that share an image or a sentence are not independent, so whole groups of them are drawn (the cluster bootstrap), and the
-interval lies between percentiles of the drawn means (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+Examples that share an image or a sentence are not independent, so whole groups of examples are resampled (cluster bootstrap). The
+interval is between percentiles of the resampled means (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
 """
 
 from __future__ import annotations
@@ -13,41 +13,43 @@ from typing import Any
 import numpy as np
 
 CELLS = 1 << 22
-"""Groups that are drawn at once, over several draws: 32 MiB of numbers."""
+"""Maximum number of groups that are drawn at once, over several resamples. Their indices need 32 MiB."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Scores of single examples, whose mean is a metric or a part of one.
+    """Scores of single examples, whose mean is a metric or a part of a metric.
 
-    ``values``: (N,) numbers or bools. ``groups``: for each example the number or the name of the group that it is drawn with.
+    Attributes:
+        values: (N,) numbers or bools.
+        groups: index or name of the group of each example; groups are resampled as a whole.
     """
 
     values: np.ndarray
     groups: Sequence[Any] | np.ndarray
 
     def mean(self) -> float:
-        """The mean over examples; NaN without any."""
+        """Returns the mean over examples, or NaN if there are none."""
         return float(self.values.mean()) if len(self.values) else float("nan")
 
 
 def interval(scores: Sequence[Scores], draws: int, seed: int, level: float = 0.95) -> tuple[float, float] | None:
-    """The bootstrap interval of the mean of the means of ``scores``, by the percentile method.
+    """Computes the bootstrap interval of the mean of the means of ``scores`` with the percentile method.
 
-    It is of the held-out examples alone: other random numbers in training move a metric too.
+    The interval covers only the choice of held-out examples. The randomness of training changes a metric too.
 
     Args:
-        scores: of one metric, all over the same groups; each draw takes the same groups of all.
-        draws: how often as many groups as there are, are drawn with replacement.
-        seed: of the draws.
-        level: share of the drawn means that lies inside.
+        scores: parts of one metric, all with the same groups. A resample takes the same groups of all parts.
+        draws: number of resamples; a resample has the same number of groups as the data, drawn with replacement.
+        seed: seed of the resamples.
+        level: share of the resampled means inside the interval.
 
     Returns:
-        Its ends; None where draws say nothing: no examples, a score that is no number, or groups that are all alike, whose
-        draws are too, however few they are.
+        The ends of the interval. None if resampling is not informative: without examples, with a score that is not finite, or if
+        all resampled means are equal because all groups are equal.
 
     Raises:
-        ValueError: the scores are not over the same groups.
+        ValueError: if the scores do not have the same groups.
 
     >>> interval([Scores(np.array([1.0, 0.0, 0.5]), ["a", "b", "b"])], draws=100, seed=0)
     (0.25, 1.0)
@@ -71,7 +73,7 @@ def interval(scores: Sequence[Scores], draws: int, seed: int, level: float = 0.9
 
 
 def _by_group(scores: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The names of the groups in order, and for each the sum and the number of its scores."""
+    """Returns the sorted names of the groups, and the sum and the number of scores of each group."""
     names, group_of = np.unique(np.asarray(scores.groups), return_inverse=True)
     sums = np.bincount(group_of, weights=scores.values, minlength=len(names))
     return names, sums, np.bincount(group_of, minlength=len(names))

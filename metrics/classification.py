@@ -1,4 +1,4 @@
-"""Accuracy of classification, and consistency over groups."""
+"""Accuracy of classification, and consistency of groups."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def accuracy(predicted: np.ndarray, true: np.ndarray) -> float:
-    """Fraction of equal entries of two (N,) arrays; NaN for N = 0.
+    """Returns the fraction of equal entries of two (N,) arrays, or NaN for N = 0.
 
     >>> accuracy(np.array([1, 0, 1, 1]), np.array([1, 1, 1, 1]))
     0.75
@@ -18,7 +18,7 @@ def accuracy(predicted: np.ndarray, true: np.ndarray) -> float:
 
 
 def consistency(correct: np.ndarray, groups: Sequence[str]) -> float:
-    """Fraction of groups whose items are all correct (NLVR2's second metric, over the image pairs of a statement).
+    """Returns the fraction of groups whose items are all correct (NLVR2's second metric, over the image pairs of a statement).
 
     >>> consistency(np.array([True, True, True, False]), ["a", "a", "b", "b"])
     0.5
@@ -27,7 +27,7 @@ def consistency(correct: np.ndarray, groups: Sequence[str]) -> float:
 
 
 def all_correct(correct: np.ndarray, groups: Sequence[str]) -> dict[str, bool]:
-    """Whether all items of a group are correct, by group in the order of their first items."""
+    """Returns whether all items of a group are correct, by group, in the order of the first item of each group."""
     of_group: defaultdict[str, bool] = defaultdict(lambda: True)
     for group, is_correct in zip(groups, correct.tolist(), strict=True):
         of_group[group] = of_group[group] and is_correct

@@ -1,4 +1,4 @@
-"""Accuracy of boxes, by plain IoU and by the IoU of the published script."""
+"""Accuracy of boxes, with plain IoU and with the IoU of the published script."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from metrics.finite import check_finite
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Plain intersection over union of N pairs of boxes, (N, 4) as centre and size: (N,) in 0..1; 0 if both are empty.
+    """Computes plain intersection over union of N pairs of boxes, (N, 4) as centre and size.
+
+    Returns:
+        (N,) in 0..1; 0 if both boxes are empty.
 
     >>> iou(np.array([[0.5, 0.5, 1.0, 1.0]]), np.array([[0.75, 0.5, 0.5, 1.0]]))
     array([0.5])
@@ -20,10 +23,11 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def pixel_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU of the published RefCOCO evaluation for N pairs of boxes, (N, 4) in pixels as left, top, width, height: (N,).
+    """Computes the IoU of the published RefCOCO evaluation, (N,), for N pairs of boxes, (N, 4) in pixels as left, top, width,
+    height.
 
-    That evaluation counts whole pixels, the last one included: an overlap of at most one pixel along an axis counts as 0. Other
-    overlaps, and the areas, equal those of :func:`iou`.
+    The published evaluation counts whole pixels and includes the last pixel, so an overlap of at most one pixel along an axis
+    counts as 0. Other overlaps, and the areas, are the same as in :func:`iou`.
 
     >>> pixel_iou(np.array([[0.0, 0.0, 10.0, 10.0]]), np.array([[5.0, 0.0, 10.0, 10.0]])).round(4)
     array([0.3333])
@@ -36,12 +40,12 @@ def pixel_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def accuracy_at_iou(predicted: np.ndarray, true: np.ndarray, threshold: float = 0.5) -> float:
-    """Fraction of boxes whose plain IoU with the true box is at least ``threshold``; NaN without boxes."""
+    """Returns the fraction of boxes whose plain IoU with the true box is at least ``threshold``, or NaN if there are no boxes."""
     return share_at_least(iou(predicted, true), threshold)
 
 
 def share_at_least(overlaps: np.ndarray, threshold: float = 0.5) -> float:
-    """Fraction of overlaps (N,) of at least ``threshold``; NaN for N = 0.
+    """Returns the fraction of overlaps (N,) that are at least ``threshold``, or NaN for N = 0.
 
     >>> share_at_least(np.array([0.5, 0.4]))
     0.5
@@ -50,7 +54,7 @@ def share_at_least(overlaps: np.ndarray, threshold: float = 0.5) -> float:
 
 
 def _over_union(overlap: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of N pairs; raises :class:`UserError` if a coordinate is not finite."""
+    """Returns the intersection over union of N pairs; raises :class:`UserError` if a coordinate is not finite."""
     check_finite(np.concatenate([a, b]), "coordinates of boxes")
     union = a[:, 2:].prod(axis=1) + b[:, 2:].prod(axis=1) - overlap
     return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)

@@ -1,4 +1,4 @@
-"""Recall at K, from matrices of scores or from ranks."""
+"""Recall at K, computed from score matrices or ranks."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from metrics.bootstrap import Scores
 from metrics.finite import check_finite
 
 RECALL_AT = (1, 5, 10)
-"""K of the reported recalls (table 3)."""
+"""Values of K for the reported recalls (table 3)."""
 
 NO_MATCH = np.iinfo(np.int64).max
 """Rank of a query without a scored true candidate."""
 
 
 def ranks_of_first_match(scores: np.ndarray, matches: np.ndarray) -> np.ndarray:
-    """Rank from 0 of the best-ranked true candidate of each query, (Q,) int64. Ties count against the query.
+    """Returns the rank, from 0, of the best true candidate of each query, (Q,) int64. Ties count against the query.
 
     Args:
         scores: (Q, C), higher is better; -inf for candidates that were not scored.
-        matches: (Q, C) bool, True = true candidate; a query without one has rank :data:`NO_MATCH`.
+        matches: (Q, C) bool, True = true candidate. A query without a scored true candidate has rank :data:`NO_MATCH`.
 
     Raises:
-        UserError: a score is NaN or +inf.
+        UserError: if a score is NaN or +inf.
     """
     check_finite(scores, "scores of candidates", unscored=True)
     best = np.where(matches, scores, -np.inf).max(axis=1, keepdims=True)
@@ -31,7 +31,7 @@ def ranks_of_first_match(scores: np.ndarray, matches: np.ndarray) -> np.ndarray:
 
 
 def retrieval_recalls(image_ranks: np.ndarray, text_ranks: np.ndarray, medium: str = "image") -> dict[str, float]:
-    """Recalls in both directions, their means over K = 1, 5, 10, and ``mean recall``, the mean of both (table 6).
+    """Computes recalls in both directions, their means over K = 1, 5, 10, and ``mean recall``, the mean of both (table 6).
 
     Args:
         image_ranks: (I,) rank of the best true text of each image (text retrieval, TR in table 3).
@@ -48,12 +48,15 @@ def retrieval_recalls(image_ranks: np.ndarray, text_ranks: np.ndarray, medium: s
 def recall_scores(
     image_ranks: np.ndarray, text_ranks: np.ndarray, image_of_text: np.ndarray, medium: str = "image"
 ) -> dict[str, tuple[Scores, ...]]:
-    """The scores of single queries whose means are those of :func:`retrieval_recalls`, by the same names.
+    """Computes the scores of single queries, whose means are the metrics of :func:`retrieval_recalls`, with the same names.
 
-    Texts are grouped by their image, and the mean of both directions has two parts.
+    Texts are grouped by image. The mean of both directions has two parts.
 
     Args:
-        image_of_text: (T,) number of the image of each text.
+        image_ranks: see :func:`retrieval_recalls`.
+        text_ranks: see :func:`retrieval_recalls`.
+        image_of_text: (T,) index of the image of each text.
+        medium: see :func:`retrieval_recalls`.
     """
     ways = {
         f"{medium} to text": (image_ranks, np.arange(len(image_ranks))),
@@ -69,7 +72,7 @@ def recall_scores(
 
 
 def chance_recalls(captions_per_image: np.ndarray, captions: int, medium: str = "image") -> dict[str, float]:
-    """Expected recalls of a random order, under the names of :func:`retrieval_recalls`.
+    """Computes the expected recalls of a random order, with the names of :func:`retrieval_recalls`.
 
     For an image with c of T captions, one of them is among the first K with probability 1 - C(T - c, K) / C(T, K).
 
@@ -78,8 +81,8 @@ def chance_recalls(captions_per_image: np.ndarray, captions: int, medium: str = 
     """
     by_image: dict[int, float] = {}
     for k in RECALL_AT:
-        places = captions - np.arange(min(k, captions))
-        missed = np.prod((places - captions_per_image[:, None]).clip(min=0) / places, axis=1)
+        remaining = captions - np.arange(min(k, captions))
+        missed = np.prod((remaining - captions_per_image[:, None]).clip(min=0) / remaining, axis=1)
         by_image[k] = float(1 - missed.mean())
     by_text = {k: min(1.0, k / len(captions_per_image)) for k in RECALL_AT}
     return _with_means({f"{medium} to text": by_image, f"text to {medium}": by_text})

@@ -1,9 +1,9 @@
-"""Accuracy of answers to questions: soft, as in the official VQA v2 evaluation, or exact where there are few answers.
+"""Accuracy of answers to questions: soft accuracy as in the official VQA v2 evaluation, or exact match if there are few answers.
 
-This module follows the later official release, which treats prediction and annotators' answers alike: if the annotators
-disagree, it normalises all answers and the prediction in full; if they all wrote the same, it normalises nothing, and the
-prediction must equal their answer. The earlier release, commonly copied with research code, normalises predictions in full but
-only the punctuation of the annotators' answers.
+This module follows the later official release, which treats predictions and annotators' answers in the same way: if the
+annotators disagree, all answers and the prediction are fully normalised; if all annotators wrote the same answer, nothing is
+normalised, and the prediction must equal this answer. The earlier release, which is often copied into research code, fully
+normalises predictions, but only the punctuation of the annotators' answers.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ why's won't would've wouldn't y'all you'd you'll you're you've
 couldn't've hadn't've he'd've it'd've mightn't've 'ow's'at she'd've shouldn't've somebody'd've someone'd've something'd've
 there'd've they'd've we'd've who'd've wouldn't've y'all'd've y'all'll you'd've
 """
-"""The contractions of the official table. It has no others: "shes", "wed" and "hell" stay unchanged."""
+"""The contractions of the official table, which has no others: "shes", "wed" and "hell" are not changed."""
 
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 _MAX_PERIODS = int(re.UNICODE)
-"""The official code passes a flag in place of the number of replacements."""
+"""The official code mistakenly passes a flag as the number of replacements."""
 
 
 def _misspellings() -> dict[str, str]:
-    """Contractions without one of their apostrophes -> correct contractions."""
+    """Returns a table from contractions without one of their apostrophes to correct contractions."""
     table = {"somebody'd": "somebodyd"}  # reversed in the official table
     for word in _CONTRACTIONS.split():
         table |= {word[: mark.start()] + word[mark.end() :]: word for mark in re.finditer("'", word)}
@@ -58,10 +58,10 @@ CONTRACTIONS = _misspellings()
 
 
 def normalize_answer(answer: str) -> str:
-    """Normalise an answer: lower case, no punctuation or articles, digits for numbers to ten, apostrophes in contractions.
+    """Normalises an answer: lower case, no punctuation or articles, digits for numbers to ten, apostrophes in contractions.
 
-    A punctuation mark becomes a space; it is dropped if the answer has this mark beside a space, or any comma between digits. A
-    period is dropped unless a digit follows.
+    A punctuation mark is replaced by a space. It is dropped if the answer has this mark next to a space, or has any comma between
+    digits. A period is dropped unless a digit follows.
 
     >>> normalize_answer("Two dogs, and the cat doesnt")
     "2 dogs and cat doesn't"
@@ -79,12 +79,13 @@ def normalize_answer(answer: str) -> str:
 
 
 def soft_accuracy(predicted: str, answers: Sequence[str]) -> float:
-    """Agreement of the annotators with a prediction, in 0..1.
+    """Returns the agreement of the annotators with a prediction, in 0..1.
 
     It is the mean over annotators of min(1, n / 3), where n of the other annotators gave the predicted answer.
 
     Args:
-        answers: one per annotator, ten in VQA v2; at least one.
+        predicted: the predicted answer.
+        answers: the answer of each annotator, ten in VQA v2; at least one.
 
     >>> soft_accuracy("2", ["two", "2", "Two.", *["three"] * 7])
     0.9
@@ -97,7 +98,7 @@ def soft_accuracy(predicted: str, answers: Sequence[str]) -> float:
 
 
 def exact_match(predicted: str, answers: Sequence[str]) -> float:
-    """1 if the prediction is one of the answers, both normalised, else 0.
+    """Returns 1 if the prediction is one of the answers after normalisation, otherwise 0.
 
     >>> exact_match("The dogs", ["dogs", "two dogs"]), exact_match("cats", ["dogs"])
     (1.0, 0.0)
@@ -107,9 +108,10 @@ def exact_match(predicted: str, answers: Sequence[str]) -> float:
 
 
 def accuracy_rule(answers: Iterable[Sequence[str]]) -> str:
-    """By which rule a set is measured: :data:`SOFT` where every question has four answers, else :data:`EXACT`.
+    """Returns the accuracy rule for a data set: :data:`SOFT` if every question has at least four answers, otherwise
+    :data:`EXACT`.
 
-    Soft accuracy needs three annotators beside the one that is left out: with fewer, no prediction is fully right.
+    Soft accuracy needs three annotators in addition to the excluded one. With fewer, no prediction can reach an accuracy of 1.
     """
     return SOFT if all(len(own) >= FEWEST_ANNOTATORS for own in answers) else EXACT
 

@@ -80,7 +80,7 @@ def findings_at_start(task: BaseTask[Any, Any, Any]) -> list[Finding]:
 def findings_in_items(items: Any, key: str = "data.train") -> list[Finding]:
     """Returns the findings in the annotations of one split."""
     is_phrases = isinstance(items, list) and bool(items) and isinstance(items[0], Phrase)
-    return findings_of_relative([(phrase.box, phrase.place) for phrase in items], key) if is_phrases else []
+    return findings_of_relative([(phrase.box, phrase.location) for phrase in items], key) if is_phrases else []
 
 
 def findings_in_regions(regions: RegionStream) -> list[Finding]:
@@ -90,7 +90,7 @@ def findings_in_regions(regions: RegionStream) -> list[Finding]:
         return findings_of_relative(boxes, "data.regions")
     first = records[0]
     why = first.broken[0].message if first.broken else "no 'elems', or an empty list"
-    fact = f"none of {len(records):,} records has a readable box, for example {first.place}: {why}"
+    fact = f"none of {len(records):,} records has a readable box, for example {first.location}: {why}"
     return [Finding("refused", "data.regions", fact, NO_BOXES)]
 
 

@@ -181,7 +181,7 @@ class FineTuneTask(BaseTask[F, M, B]):
         size, device = self.config.evaluation.batch_size, device_of(self.model)
         share = distributed.share_of(len(items))
         reader = partial(read, self.held_out.view, self.text.max_words, items)
-        batches = in_batches(reader, share, size, self.config.data.workers, partial(place_of, items))
+        batches = in_batches(reader, share, size, self.config.data.workers, partial(location_of, items))
         local = []
         for batch in progress(batches, description, -(-len(share) // size)):
             text = to_device(self.text.encode_plain([text for _, text in batch]), device)
@@ -308,11 +308,11 @@ def _with_published(evaluations: Mapping[str, Evaluation], name: str) -> dict[st
     }
 
 
-def place_of(items: Sequence[Any], index: int) -> str:
+def location_of(items: Sequence[Any], index: int) -> str:
     """Returns the location of an item, for messages."""
-    return str(getattr(items[index], "place", f"record {index}"))
+    return str(getattr(items[index], "location", f"record {index}"))
 
 
 def name_of(source: ImageSource | VideoSource) -> str:
     """Returns how predictions name an image or a video: by its file, or by its location inside a file."""
-    return source.place if source.path is None else str(source.path)
+    return source.location if source.path is None else str(source.path)

@@ -134,7 +134,7 @@ def _in_pixels(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 def _read(view: EvaluationView, max_words: int, items: Sequence[Phrase], index: int) -> tuple[Tensor, str]:
     item = items[index]
-    return view(item.image, item.size), cleaned(item.text, max_words, item.place)
+    return view(item.image, item.size), cleaned(item.text, max_words, item.location)
 
 
 TASK = TaskKind(GroundingConfig, GroundingTask)

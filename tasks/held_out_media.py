@@ -55,7 +55,7 @@ def _check_splits(task: FineTuneTask[Any, Any, Any], until: float) -> None:
         try:
             task.held_out.view(sources[index])
         except Exception as error:
-            raise not_whole(error, sources[index].place) from None
+            raise not_whole(error, sources[index].location) from None
         count += 1
     if sources:
         logger.info("this rank decoded %d of %d held-out images and videos without errors", count, len(sources))

@@ -97,7 +97,7 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel, NLVRBatches]):
     def _prediction(self, item: Statement, predicted: int) -> dict[str, Any]:
         names = LABELS[self.config.model.classes]
         return {
-            "place": item.place,
+            "place": item.location,
             "sentence_id": item.sentence_id,
             "sentence": item.sentence,
             "predicted": names[int(predicted)],
@@ -128,7 +128,7 @@ class NLVRTask(FineTuneTask[NLVRConfig, NLVRModel, NLVRBatches]):
 def _read(view: EvaluationView, max_words: int, items: Sequence[Statement], index: int) -> tuple[Tensor, str]:
     """Returns the images (K, 3, S, S) and the cleaned sentence."""
     item = items[index]
-    return torch.stack([view(image) for image in item.images]), cleaned(item.sentence, max_words, item.place)
+    return torch.stack([view(image) for image in item.images]), cleaned(item.sentence, max_words, item.location)
 
 
 TASK = TaskKind(NLVRConfig, NLVRTask)

@@ -197,7 +197,7 @@ class PretrainEvaluator:
 
     def _prediction(self, record: HeldOutRecord) -> dict[str, Any]:
         """Returns the prediction of a record, to which each metric adds its results."""
-        return self.predictions.setdefault(record.place, {"place": record.place})
+        return self.predictions.setdefault(record.location, {"place": record.location})
 
     def _retrieval(self, records: Sequence[HeldOutRecord], medium: str, size: str) -> list[Metric]:
         """Computes the recall of each image's first caption among all captions, and of the image among all images. Chance level:
@@ -345,7 +345,7 @@ class PretrainEvaluator:
         source = parse_region_record(shards.read(number), stream.keys(), stream.caption_key).image
         view = EvaluationView(self.model.config.vision.image_size, self.data.max_pixels, pixels=self.data.pixels)
         pixels = ImageReader(view)(source, size=record.size)
-        boxes = self.predictions[record.place]["boxes"]
+        boxes = self.predictions[record.location]["boxes"]
         chosen = [boxes[place] for place in spread(len(boxes), MOST_BOXES)]
         pairs, lines = [], []
         for place, (box, colour) in enumerate(zip(chosen, colours(len(chosen)), strict=True), start=1):

@@ -24,7 +24,7 @@ from models.tasks.retrieval import RetrievalModel
 from tasks.base import video_frames
 from tasks.drawing import DrawnImage, ImageReader, Line, Panel, spread
 from tasks.evaluation import Evaluation, Metric, count
-from tasks.finetune import data_options, place_of
+from tasks.finetune import data_options, location_of
 from tasks.kinds import TaskKind
 from tasks.media import MediaConfig, MediaEvaluationConfig, MediaTask
 from tasks.two_stage import Candidates, Stage, TwoStageRetrieval
@@ -94,7 +94,7 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
         )
         read = partial(_view_of, self.held_out.view, items.images)
         captions = [
-            cleaned(caption, self.text.max_words, items.images[image].place)
+            cleaned(caption, self.text.max_words, items.images[image].location)
             for caption, image in zip(items.captions, items.image_of_caption.tolist(), strict=True)
         ]
         rankings = search.rank(len(items.images), partial(self._read, read, items.images), captions)
@@ -143,7 +143,7 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
         self, read: Callable[[int], Tensor], images: Sequence[ImageSource | VideoSource], share: range
     ) -> Iterator[list[Tensor]]:
         size, workers = self.config.evaluation.batch_size, self.config.data.workers
-        return in_batches(read, share, size, workers, partial(place_of, images))
+        return in_batches(read, share, size, workers, partial(location_of, images))
 
 
 class Nearest(Sequence[Mapping[str, Any]]):

@@ -180,7 +180,7 @@ def _read(
 ) -> tuple[Tensor, str]:
     """Returns the frames (F, 3, S, S) and the cleaned question."""
     item = items[index]
-    return last(view, item.source), cleaned_question(item.question, max_words, item.place)
+    return last(view, item.source), cleaned_question(item.question, max_words, item.location)
 
 
 TASK = TaskKind(VideoQAConfig, VideoQATask)

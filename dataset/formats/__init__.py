@@ -1,1 +1,1 @@
-"""Files as data sets publish them, read as rows with their place: file and line, or file and index."""
+"""Readers of the official files of data sets. They return rows with their location: file and line, or file and index."""

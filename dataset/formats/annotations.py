@@ -1,7 +1,7 @@
-"""Annotation files that fit into memory, JSON arrays or JSON lines; checked before any work starts.
+"""Annotation files that fit into memory, as JSON arrays or JSON lines. They are checked before any work starts.
 
-A split is read as a whole. What is wrong with its rows is counted by kind; too much of it is one line, with the first place
-of each kind, before training. A split that is evaluated has to be whole.
+A split is read as a whole. Its broken rows are counted by kind. If there are too many, training does not start, and one line
+reports the counts with the first location of each kind. An evaluated split must not have broken rows.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ _OFFICIAL = {
     ("identifier", "left_url", "right_url"): ("NLVR2's file", "nlvr2"),
     ("gold_label", "sentence2"): ("a file of XVNLI", "xvnli"),
 }
-"""What a file is whose first record has all of these keys, and its format."""
+"""Descriptions and formats of official files, by keys that are all in the first record of the file."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One annotation as read, and where: ``file:line``, or ``file[index]`` in an array."""
+    """An annotation as read, and its location: ``file:line``, or ``file[index]`` in an array."""
 
     values: dict[str, Any]
-    place: str
+    location: str
 
     def get(self, key: str, kind: type[T]) -> T:
-        """The value of ``key``.
+        """Returns the value of ``key``, which must be of type ``kind``.
 
         Raises:
             BrokenRecordError: "missing key" or "wrong type"; "bad text" as :func:`~dataset.records.schema.check_text`.
@@ -63,34 +63,38 @@ class Row:
         value = self.values.get(key)
         if value is None:
             known = ", ".join(sorted(self.values)) or "none"
-            raise BrokenRecordError("missing key", self.place, f"no {key!r}; keys: {known[:200]}")
+            raise BrokenRecordError("missing key", self.location, f"no {key!r}; keys: {known[:200]}")
         if not isinstance(value, kind) or (isinstance(value, bool) and kind in (int, float)):
-            raise BrokenRecordError("wrong type", self.place, f"{key} is {value!r:.80}, not of type {kind.__name__}")
+            raise BrokenRecordError("wrong type", self.location, f"{key} is {value!r:.80}, not of type {kind.__name__}")
         if isinstance(value, str):
-            check_text(value, key, self.place)
+            check_text(value, key, self.location)
         return value
 
 
 def read_json(path: str, key: str) -> Any:
-    """The content of a JSON file.
+    """Reads a JSON file.
 
     Raises:
-        UserError: with the config ``key``: no such file, or not JSON.
+        UserError: with the config ``key``, if the file does not exist or is not JSON.
     """
     try:
         return json.loads(read_text(path, key))
     except json.JSONDecodeError as error:
-        lines = "; if these are JSON lines, it is no official file: drop format" if error.msg == "Extra data" else ""
+        lines = (
+            "; if these are JSON lines, drop format: the file is not an official one"
+            if error.msg == "Extra data"
+            else ""
+        )
         raise UserError(f"{key}: {path}:{error.lineno}: not JSON: {error.msg}{lines}") from None
-    except (ValueError, RecursionError) as error:  # an integer with thousands of digits; lists a thousand deep
+    except (ValueError, RecursionError) as error:  # an integer with thousands of digits; a thousand nested lists
         raise UserError(f"{key}: {path} cannot be read as JSON: {json_fault(error)}") from None
 
 
 def read_rows(path: str, key: str) -> list[Row | BrokenRecordError]:
-    """The rows of a JSON array of objects or of JSON lines; a line that is no object comes back as its error.
+    """Reads the rows of a JSON array of objects or of JSON lines. A line that is not an object is returned as an error.
 
     Raises:
-        UserError: with the config ``key``: no such file, empty, or neither format.
+        UserError: with the config ``key``, if the file does not exist, is empty, or has another format.
     """
     text = read_text(path, key)
     if form := foreign_form(text[:100_000], arrays=True):
@@ -107,20 +111,20 @@ def read_rows(path: str, key: str) -> list[Row | BrokenRecordError]:
 
 
 def read_records(path: str, key: str, formats: Collection[str] = ()) -> list[Row | BrokenRecordError]:
-    """The rows of a file of our own (:func:`read_rows`).
+    """Reads the rows of a file in our own format; see :func:`read_rows`.
 
     Args:
         path: the file.
-        key: the config key that names it.
-        formats: the official ones that could be named in its place.
+        key: config key of the file, for messages.
+        formats: official formats that the config supports. If the file has one of them, the error message suggests it.
 
     Raises:
-        UserError: with the config ``key``: as :func:`read_rows`, or it is an official file.
+        UserError: with the config ``key``, as :func:`read_rows`, or if it is an official file.
     """
     rows = read_rows(path, key)
     first = rows[0].values if isinstance(rows[0], Row) else {}
     if isinstance(rows[0], BrokenRecordError) and rows[0].kind == "bad json":
-        with suppress(UserError):  # what is no JSON at all is told as broken records
+        with suppress(UserError):  # a file that is not JSON at all is reported as broken records
             content = read_json(path, key)
             first = content if isinstance(content, dict) else {}
     for signs, (what, name) in _OFFICIAL.items():
@@ -134,7 +138,7 @@ def read_records(path: str, key: str, formats: Collection[str] = ()) -> list[Row
 def converted(
     rows: Iterable[Row | BrokenRecordError], convert: Callable[[Row], Row]
 ) -> Iterator[Row | BrokenRecordError]:
-    """The rows under other names; one that cannot be converted becomes its error."""
+    """Converts rows, for example to other key names. A row that cannot be converted is returned as an error."""
     for row in rows:
         try:
             yield convert(row) if isinstance(row, Row) else row
@@ -143,10 +147,17 @@ def converted(
 
 
 def listed_rows(content: Any, name: str, path: str, key: str, what: str) -> list[Row | BrokenRecordError]:
-    """The objects of the list ``name`` of a JSON object.
+    """Returns the objects of the list ``name`` in a JSON object as rows.
+
+    Args:
+        content: the JSON object.
+        name: key of the list.
+        path: path of the file, for messages.
+        key: config key of the file, for messages.
+        what: the expected kind of file, for messages.
 
     Raises:
-        UserError: with the config ``key``: there is no such list, so that the file is not ``what`` it should be.
+        UserError: with the config ``key``, if there is no such list, so that the file is not the expected one.
     """
     values = content.get(name) if isinstance(content, dict) else None
     if not isinstance(values, list):
@@ -157,11 +168,11 @@ def listed_rows(content: Any, name: str, path: str, key: str, what: str) -> list
 def parse_rows(
     rows: Iterable[Row | BrokenRecordError], parse: Callable[[Row], T], key: str, max_broken: float
 ) -> list[T]:
-    """``parse`` of every row that it takes.
+    """Parses all rows with ``parse``, and returns the results without broken rows.
 
     Raises:
-        UserError: if more than the share ``max_broken`` of the rows are broken, or none is left: one line that counts them by
-            kind, with the first place of each.
+        UserError: if more than the share ``max_broken`` of the rows is broken, or no row is left. The message is one line with
+            the count and the first location of each kind.
     """
     parsed: list[T] = []
     broken: list[BrokenRecord] = []
@@ -170,8 +181,8 @@ def parse_rows(
             if isinstance(row, BrokenRecordError):
                 raise row
             parsed.append(parse(row))
-        except Exception as error:  # nothing in a record ends a run
-            broken.append(broken_record(error, row.place))
+        except Exception as error:  # a record must never stop a run
+            broken.append(broken_record(error, row.location))
     if not broken:
         return parsed
     for unforeseen in {record.kind: record.traceback for record in reversed(broken) if record.traceback}.values():
@@ -179,53 +190,59 @@ def parse_rows(
     total = len(parsed) + len(broken)
     kinds = Counter(record.kind for record in broken)
     first = {record.kind: record for record in reversed(broken)}
-    counts = "; ".join(f"{n} {kind} ({first[kind].place}: {first[kind].message})" for kind, n in kinds.most_common())
+    counts = "; ".join(f"{n} {kind} ({first[kind].location}: {first[kind].message})" for kind, n in kinds.most_common())
     line = f"{key}: {len(broken)} of {total} records are broken: {counts}"
     if len(broken) > max_broken * total or not parsed:
         remedy = remedy_for(kinds, "data.max_broken" if len(broken) <= total / 2 else None)
         if key.startswith("evaluation."):
             remedy = "a held-out set has to be whole"
         raise UserError(f"{line}; {remedy}")
-    logger.warning("%s; they are left out of the run", line)
+    logger.warning("%s; they are skipped", line)
     return parsed
 
 
 def wanted_splits(found: Sequence[str], wanted: Sequence[str], key: str, path: str) -> None:
-    """Check that every wanted split names a record.
+    """Checks that every requested split has a record.
+
+    Args:
+        found: split of each record.
+        wanted: requested splits.
+        key: config key, for messages.
+        path: path of the file, for messages.
 
     Raises:
-        UserError: naming the splits that there are.
+        UserError: with the list of splits in the file.
     """
     counts = Counter(found)
     missing = [name for name in wanted if not counts[name]]
     if missing:
         there = ", ".join(f"{name} ({count})" for name, count in counts.items()) or "none"
-        raise UserError(f"{key}: no record of {path} is in split {', '.join(missing)}; splits there: {there}")
+        raise UserError(f"{key}: no record of {path} is in split {', '.join(missing)}; splits in the file: {there}")
 
 
 class ImageFiles:
-    """The images of a data set by their relative path; each is looked for once."""
+    """The images of a data set by relative path. The file system is queried once for each image."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._there: dict[str, bool] = {}
 
-    def find(self, name: str, place: str) -> ImageSource:
-        """Raises :class:`BrokenRecordError` ("missing image")."""
+    def find(self, name: str, location: str) -> ImageSource:
+        """Returns the image with a relative path; raises :class:`BrokenRecordError` ("missing image") if it does not exist."""
         path = self.folder / name
         if not self.has(name):
-            reason = "is no regular file" if _exists(path) else "does not exist"
-            raise BrokenRecordError("missing image", place, f"{str(path)[:200]} {reason}")
-        return ImageSource(place, path=path)
+            reason = "is not a regular file" if _exists(path) else "does not exist"
+            raise BrokenRecordError("missing image", location, f"{str(path)[:200]} {reason}")
+        return ImageSource(location, path=path)
 
     def has(self, name: str) -> bool:
-        """Whether there is such an image."""
+        """Returns True if the image exists."""
         if name not in self._there:
             self._there[name] = _is_file(self.folder / name)
         return self._there[name]
 
     def size(self, source: ImageSource) -> tuple[int, int]:
-        """Width and height in pixels, from the header alone.
+        """Reads the width and height of an image in pixels from its header.
 
         Raises:
             BrokenRecordError: "unreadable image".
@@ -235,32 +252,35 @@ class ImageFiles:
             with source.path.open("rb") as file, Image.open(file, formats=FORMATS) as header:
                 return header.size
         except Exception as error:  # Pillow's readers raise many kinds on malformed bytes
-            raise BrokenRecordError("unreadable image", source.place, f"{source.path}: {image_fault(error)}") from None
+            raise BrokenRecordError(
+                "unreadable image", source.location, f"{source.path}: {image_fault(error)}"
+            ) from None
 
 
 def images_folder(images: str | None, annotations: str) -> Path:
-    """Where relative image paths start: ``images``, or the folder of the annotation file."""
+    """Returns the folder of relative image paths, which defaults to the folder of the annotation file."""
     return expanded(images) if images is not None else expanded(annotations).parent
 
 
 def texts_of(row: Row, key: str, language: str | None = None) -> list[str]:
-    """The texts under ``key`` (:func:`~dataset.records.schema.texts_in`), none of them empty; by language, those in
-    ``language``, or with None all.
+    """Returns the texts under ``key`` (see :func:`~dataset.records.schema.texts_in`).
+
+    Of texts by language, the texts in ``language`` are returned, or all if it is None.
 
     Raises:
-        BrokenRecordError: "missing key", "wrong type" or "empty text".
+        BrokenRecordError: "missing key" or "wrong type"; "empty text" if a text is empty.
     """
     texts: list[str] = []
-    for found in texts_in(row.get(key, object), key, row.place):
+    for found in texts_in(row.get(key, object), key, row.location):
         if not isinstance(found, str) and language is not None and language not in found:
-            raise BrokenRecordError("missing key", row.place, f"{key} has no text in language {language!r}")
+            raise BrokenRecordError("missing key", row.location, f"{key} has no text in language {language!r}")
         texts += spoken(found, language)
     for text in texts:
         try:
             clean_caption(text, 1)
         except ValueError:
             raise BrokenRecordError(
-                "empty text", row.place, f"{key} holds {text[:80]!r}, a text without words"
+                "empty text", row.location, f"{key} holds {text[:80]!r}, a text without words"
             ) from None
     return texts
 
@@ -268,7 +288,7 @@ def texts_of(row: Row, key: str, language: str | None = None) -> list[str]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # longer than a name may be, as an image in base64 is; or no name at all
+    except (OSError, ValueError):  # the name is too long, such as an image in base64, or invalid
         return False
 
 
@@ -279,24 +299,24 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _parsed_line(line: str, place: str) -> Row | BrokenRecordError:
+def _parsed_line(line: str, location: str) -> Row | BrokenRecordError:
     try:
-        return _row(json.loads(line), place)
+        return _row(json.loads(line), location)
     except (ValueError, RecursionError) as error:
-        return BrokenRecordError("bad json", place, json_fault(error))
+        return BrokenRecordError("bad json", location, json_fault(error))
 
 
-def _row(value: Any, place: str) -> Row | BrokenRecordError:
+def _row(value: Any, location: str) -> Row | BrokenRecordError:
     if isinstance(value, dict):
-        return Row(value, place)
-    return BrokenRecordError("wrong type", place, f"{value!r:.80} is no object")
+        return Row(value, location)
+    return BrokenRecordError("wrong type", location, f"{value!r:.80} is not an object")
 
 
 def read_text(path: str, key: str) -> str:
-    """The content of a text file.
+    """Reads a text file.
 
     Raises:
-        UserError: with the config ``key``: there is none, or it cannot be read.
+        UserError: with the config ``key``, if the file does not exist or cannot be read.
     """
     try:
         return read_regular(expanded(path), "utf-8-sig")

@@ -1,4 +1,4 @@
-"""Images or videos with captions, as retrieval and captioning read them, of every format."""
+"""Images or videos with captions, for retrieval and captioning, in all supported formats."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ logger = logging.getLogger(__name__)
 class CaptionedSplitConfig(Config):
     """A split of an image-text or video-text data set.
 
-    Of ``format: records``, ``annotations`` is a JSON array or JSON lines of ``{"image", "caption", "image_id"}``, the caption a
-    text or a list, or a dictionary of these by language. Rows of one ``image_id`` (without one: of one image) are captions of the
-    same image. Of videos, the rows have ``video`` in the place of ``image``: the path of a video file, of a JSON list of base64
-    images or of a folder of images, or such a list itself; or ``video_id``.
+    With ``format: records``, ``annotations`` is a JSON array or JSON lines of ``{"image", "caption", "image_id"}``. The caption
+    is a text or a list of texts, or a dictionary of these by language. Rows with the same ``image_id`` (or with the same image,
+    in rows without ``image_id``) are captions of the same image. Rows about videos have ``video`` or ``video_id`` instead of
+    ``image``; ``video`` is the path of a video file, of a JSON list of base64 images or of a folder of images, or such a list
+    itself.
     """
 
     format: Literal["records", "karpathy", "msrvtt", "xflickrco"] = Field(
         "records",
-        description="records: of one's own; karpathy: dataset_coco.json or dataset_flickr30k.json; msrvtt: MSRVTT_data.json or a "
-        "CSV as MSRVTT_JSFUSION_test.csv; xflickrco: lines of xFlickr&CO",
+        description="records: your own captions; karpathy: dataset_coco.json or dataset_flickr30k.json; msrvtt: MSRVTT_data.json "
+        "or a CSV file like MSRVTT_JSFUSION_test.csv; xflickrco: JSON lines of xFlickr&CO",
     )
     annotations: InputFile = Field(description="file of the captions")
     splits: list[str] | None = Field(
@@ -43,32 +44,38 @@ class CaptionedSplitConfig(Config):
     )
     images: InputFolder | None = Field(
         None,
-        description="folder that relative paths start from; for xFlickr&CO the one that holds flickr30k and coco; "
-        "null: that of the annotations",
+        description="folder of relative paths; for xFlickr&CO, the folder that contains flickr30k and coco; null: the folder "
+        "of the annotations",
     )
     listed: InputFile | None = Field(
-        None, description="CSV with a column video_id (MSRVTT_train.9k.csv): only these videos of MSR-VTT are read"
+        None,
+        description="CSV file with a column video_id (MSRVTT_train.9k.csv); only these videos of MSR-VTT are read",
     )
     language: str | None = Field(
         None,
-        description="language of the captions, where records have several; records without it are left out; null: all "
-        "languages together",
+        description="language of the captions if records have several; records without it are skipped; null: all languages",
     )
 
     @model_validator(mode="after")
     def _keys_fit_the_format(self) -> CaptionedSplitConfig:
         if (self.splits is not None) != (self.format == "karpathy"):
             remedy = "name the splits" if self.splits is None else "drop splits, or set format: karpathy"
-            raise ValueError(f"format is {self.format}, and splits are of Karpathy's files; {remedy}")
+            raise ValueError(f"format is {self.format}, but splits belong to Karpathy's files; {remedy}")
         if self.listed is not None and self.format != "msrvtt":
-            raise ValueError(f"format is {self.format}, and listed is of MSR-VTT; drop it, or set format: msrvtt")
+            raise ValueError(f"format is {self.format}, but listed belongs to MSR-VTT; drop it, or set format: msrvtt")
         return self
 
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """Images (or videos) and their captions: caption c belongs to image ``image_of_caption[c]``; captions of an image lie
-    together. ``ids``: the image_id of each image, or its path."""
+    """Images or videos with their captions.
+
+    Attributes:
+        images: the images or videos.
+        captions: all captions; the captions of an image are consecutive.
+        image_of_caption: index of the image of each caption.
+        ids: image_id of each image, or its path.
+    """
 
     images: Sequence[ImageSource | VideoSource]
     captions: list[str]
@@ -77,21 +84,21 @@ class CaptionedImages:
 
     @property
     def captions_per_image(self) -> np.ndarray:
-        """How many captions each image has, (I,)."""
+        """Number of captions of each image, (I,)."""
         return np.bincount(self.image_of_caption, minlength=len(self.images))
 
     def references(self) -> list[tuple[str, ...]]:
-        """The captions of each image, in order."""
+        """Returns the captions of each image, in order."""
         ends = np.cumsum(self.captions_per_image).tolist()
         return [tuple(self.captions[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def read_captioned_images(config: CaptionedSplitConfig, key: str, max_broken: float) -> CaptionedImages:
-    """Read and check a split; every image or video is looked for.
+    """Reads and checks a split. Every image or video must exist.
 
     Raises:
-        UserError: with the config ``key``: the file cannot be used, a split names no record, more than the share
-            ``max_broken`` of the rows are broken, or one image_id stands for two images.
+        UserError: with the config ``key``, if the file cannot be used, a split has no record, more than the share
+            ``max_broken`` of the rows is broken, or two images have the same image_id.
     """
     folder = images_folder(config.images, config.annotations)
     images, videos = ImageFiles(folder), Videos(folder)
@@ -104,8 +111,8 @@ def read_captioned_images(config: CaptionedSplitConfig, key: str, max_broken: fl
         first, known = by_image.setdefault(identity, (source, []))
         if first.path != source.path:
             raise UserError(
-                f"{key}: image_id {identity} is {first.path} ({first.place}) and {source.path} ({source.place}); "
-                "give each image an id of its own"
+                f"{key}: image_id {identity} is {first.path} ({first.location}) and {source.path} ({source.location}); "
+                "give each image a different id"
             )
         known.extend(captions)
     counts = [len(captions) for _, captions in by_image.values()]
@@ -130,7 +137,7 @@ def _rows(config: CaptionedSplitConfig, key: str) -> Iterable[Row | BrokenRecord
 def _spoken_in(
     language: str, all_rows: Iterable[Row | BrokenRecordError], key: str, path: str
 ) -> list[Row | BrokenRecordError]:
-    """The rows without those whose captions are by language, and none in this one."""
+    """Drops the rows whose captions are by language but have no text in ``language``."""
     rows, kept = list(all_rows), list[Row | BrokenRecordError]()
     there: dict[str, None] = {}
     for row in rows:
@@ -144,7 +151,7 @@ def _spoken_in(
     if rows and not there:
         raise UserError(f"{key}: the captions of {path} are plain texts, not by language; drop `language`")
     if rows and not kept:
-        raise UserError(f"{key}: {path} has no text in language {language!r}; languages there: {', '.join(there)}")
+        raise UserError(f"{key}: {path} has no text in language {language!r}; its languages: {', '.join(there)}")
     if len(kept) < len(rows):
         logger.info(
             "%s: %d of %d records of %s have no text in %r", key, len(rows) - len(kept), len(rows), path, language
@@ -160,4 +167,4 @@ def _parse(
     name = row.get("image", str)
     captions = texts_of(row, "caption", language)
     identity = row.values.get("image_id")
-    return str(name if identity is None else identity), images.find(name, row.place), captions
+    return str(name if identity is None else identity), images.find(name, row.location), captions

@@ -1,4 +1,4 @@
-"""The official files of the cross-lingual sets of IGLUE (arXiv:2201.11732), and of GQA, as rows under our names."""
+"""Official files of the cross-lingual data sets of IGLUE (arXiv:2201.11732) and of GQA, as rows with our keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ENTAILMENT = ("contradiction", "entailment", "neutral")
 """Labels of XVNLI, in the order of their classes (released)."""
 
 FLICKR_FOLDER, COCO_FOLDER, GQA_FOLDER = "flickr30k/flickr30k-images", "coco/val2014", "gqa/images"
-"""Where the images lie below ``images``."""
+"""Folders of the images, relative to ``images``."""
 
 logger = logging.getLogger(__name__)
 
@@ -22,21 +22,21 @@ Rows = Iterable[Row | BrokenRecordError]
 
 
 def xflickrco_rows(path: str, key: str) -> Rows:
-    """xFlickr&CO's ``sentences``, ``id`` and ``img_path``, the name of an image of Flickr30K or of COCO, as caption, image_id and
-    image."""
+    """Returns rows of xFlickr&CO with image, caption and image_id, from ``sentences``, ``id`` and ``img_path``, which is the name
+    of an image of Flickr30K or COCO."""
 
     def captioned(row: Row) -> Row:
         name = row.get("img_path", str)
         folder = COCO_FOLDER if name.startswith("COCO_") else FLICKR_FOLDER
         values = {"image": f"{folder}/{name}", "caption": row.get("sentences", list), "image_id": name}
-        return Row(values, row.place)
+        return Row(values, row.location)
 
     return converted(read_rows(path, key), captioned)
 
 
 def xvnli_rows(path: str, key: str) -> Rows:
-    """XVNLI's ``gold_label``, ``sentence2`` (the hypothesis; the premise is not read) and ``Flikr30kID`` (sic) as label, sentence
-    and images. Rows without a label, on which the annotators did not agree, are left out."""
+    """Returns rows of XVNLI with sentence, label and images, from ``sentence2`` (the hypothesis; the premise is not read),
+    ``gold_label`` and ``Flikr30kID`` (sic). Rows without a label, on which the annotators did not agree, are skipped."""
 
     def statement(row: Row) -> Row:
         image = row.get("Flikr30kID", str).removesuffix(".jpg")
@@ -45,7 +45,7 @@ def xvnli_rows(path: str, key: str) -> Rows:
             "label": row.get("gold_label", str),
             "images": [f"{image}.jpg"],
         }
-        return Row(values, row.place)
+        return Row(values, row.location)
 
     rows = read_rows(path, key)
     labelled = [row for row in rows if not isinstance(row, Row) or row.values.get("gold_label") not in ("-", "")]
@@ -57,27 +57,30 @@ def xvnli_rows(path: str, key: str) -> Rows:
 
 
 def marvl_rows(path: str, key: str) -> Rows:
-    """MaRVL's ``caption``, ``label``, ``left_img`` and ``right_img``, whose folder is the ``concept`` where they name none, as
-    sentence, label and images."""
+    """Returns rows of MaRVL with sentence, label and images, from ``caption``, ``label``, ``left_img`` and ``right_img``. If an
+    image name has no folder, the folder is ``concept``."""
 
     def statement(row: Row) -> Row:
         sides = [row.get(side, str) for side in ("left_img", "right_img")]
         names = [name if "/" in name else f"{row.get('concept', str)}/{name}" for name in sides]
-        return Row({"sentence": row.get("caption", str), "label": row.get("label", object), "images": names}, row.place)
+        return Row(
+            {"sentence": row.get("caption", str), "label": row.get("label", object), "images": names}, row.location
+        )
 
     return converted(read_rows(path, key), statement)
 
 
 def gqa_rows(path: str, key: str) -> Rows:
-    """A file of GQA or xGQA, questions by their id, as rows of question_id, question, image and answer, which is English in every
-    language.
+    """Returns rows of question_id, question, image and answer from a file of GQA or xGQA, which is an object of questions by id.
+
+    The answers are in English for all languages.
 
     Raises:
-        UserError: with the config ``key``: the file cannot be read, or holds no such questions.
+        UserError: with the config ``key``, if the file cannot be read or has another format.
     """
     content = read_json(path, key)
     if not isinstance(content, dict) or not all(isinstance(asked, Mapping) for asked in list(content.values())[:1]):
-        raise UserError(f"{key}: {path} is no object of questions by their id, as GQA's files are; see {key}.format")
+        raise UserError(f"{key}: {path} is not an object of questions by id, as GQA's files are; see {key}.format")
 
     def question(row: Row) -> Row:
         values = {
@@ -86,7 +89,7 @@ def gqa_rows(path: str, key: str) -> Rows:
             "image": f"{GQA_FOLDER}/{row.get('imageId', str)}.jpg",
         }
         known = {"answer": row.get("answer", str)} if "answer" in row.values else {}
-        return Row(values | known, row.place)
+        return Row(values | known, row.location)
 
     rows = (
         Row({**(asked if isinstance(asked, dict) else {}), "question_id": identity}, f"{path}: {identity}")
@@ -96,8 +99,8 @@ def gqa_rows(path: str, key: str) -> Rows:
 
 
 def gqa_lxmert_rows(path: str, key: str) -> Rows:
-    """GQA as LXMERT has it, ``sent``, ``img_id``, ``label`` (the answer and its score) and ``question_id``, as the rows of
-    :func:`gqa_rows`."""
+    """Returns the same rows as :func:`gqa_rows` from LXMERT's files of GQA, which have ``sent``, ``img_id``, ``label`` (the
+    answer and its score) and ``question_id``."""
 
     def question(row: Row) -> Row:
         values: dict[str, Any] = {
@@ -106,6 +109,6 @@ def gqa_lxmert_rows(path: str, key: str) -> Rows:
             "image": f"{GQA_FOLDER}/{row.get('img_id', str)}.jpg",
             "answer": list(row.get("label", dict)),
         }
-        return Row(values, row.place)
+        return Row(values, row.location)
 
     return converted(read_rows(path, key), question)

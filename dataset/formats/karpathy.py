@@ -9,10 +9,10 @@ from dataset.records.schema import BrokenRecordError
 
 
 def captioned_rows(path: str, splits: Sequence[str], key: str) -> Iterable[Row | BrokenRecordError]:
-    """The images of the wanted splits as rows of image, caption (a list) and image_id.
+    """Returns the images of the given splits as rows of image, caption (a list) and image_id.
 
     Raises:
-        UserError: with the config ``key``: the file cannot be read, is none of Karpathy's, or a split names no image.
+        UserError: with the config ``key``, if the file cannot be read or is not one of Karpathy's files, or a split has no image.
     """
     rows = listed_rows(read_json(path, key), "images", path, key, "Karpathy's file")
     split_of = [row.values.get("split") if isinstance(row, Row) else None for row in rows]
@@ -32,5 +32,5 @@ def _captioned(row: Row) -> Row:
             "caption": [sentence.get("raw") if isinstance(sentence, dict) else None for sentence in sentences],
             "image_id": str(row.values.get("cocoid", row.values.get("imgid", name))),
         },
-        row.place,
+        row.location,
     )

@@ -1,4 +1,4 @@
-"""MSR-VTT's own files: ``MSRVTT_data.json``, and lists of pairs as ``MSRVTT_JSFUSION_test.csv``."""
+"""The official files of MSR-VTT: ``MSRVTT_data.json``, and lists of pairs such as ``MSRVTT_JSFUSION_test.csv``."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from utils.errors import UserError
 
 
 def captioned_rows(path: str, listed: str | None, key: str) -> list[Row | BrokenRecordError]:
-    """A row of video_id and caption for each sentence.
+    """Returns a row of video_id and caption for each sentence.
 
     Args:
-        path: ``MSRVTT_data.json`` (``{"videos", "sentences": [{"video_id", "caption"}]}``), or a CSV with the columns video_id
-            and sentence (``MSRVTT_JSFUSION_test.csv``).
-        listed: a CSV whose column video_id names the videos that are wanted; None: all.
-        key: the config key of ``path``.
+        path: ``MSRVTT_data.json`` (``{"videos", "sentences": [{"video_id", "caption"}]}``), or a CSV file with the columns
+            video_id and sentence (``MSRVTT_JSFUSION_test.csv``).
+        listed: a CSV file whose column video_id lists the videos to read; if None, all videos are read.
+        key: config key of ``path``, for messages.
 
     Raises:
-        UserError: with ``key``: a file cannot be read, lacks a column, or no sentence is of a listed video.
+        UserError: with ``key``, if a file cannot be read or lacks a column, or no sentence belongs to a listed video.
     """
     wanted = (
         None
@@ -45,19 +45,19 @@ def captioned_rows(path: str, listed: str | None, key: str) -> list[Row | Broken
 
 
 def read_table(path: str, columns: tuple[str, ...], key: str) -> dict[int, dict[str, str]]:
-    """The rows of a CSV file with a header, by the line at which each ends.
+    """Reads the rows of a CSV file with a header, by the line on which each row ends.
 
     Raises:
-        UserError: with the config ``key``: it cannot be read, is empty, or lacks a column.
+        UserError: with the config ``key``, if the file cannot be read, is empty, or lacks a column.
     """
     reader = csv.DictReader(io.StringIO(read_text(path, key)))
     missing = [column for column in columns if column not in (reader.fieldnames or ())]
     if missing:
         there = ", ".join(reader.fieldnames or ()) or "none"
         raise UserError(f"{key}: {path} has no column {', '.join(missing)}; columns: {there[:200]}")
-    rows = dict((reader.line_num, row) for row in reader if any(row.values()))  # noqa: C402 - it reads line_num row by row
+    rows = dict((reader.line_num, row) for row in reader if any(row.values()))  # noqa: C402 - line_num changes with each row
     if not rows:
-        raise UserError(f"{key}: {path} has no row below its header")
+        raise UserError(f"{key}: {path} has a header but no rows")
     short = next((line for line, row in rows.items() if None in (row[name] for name in columns)), None)
     if short is not None:
         raise UserError(f"{key}: {path}:{short}: a value is missing")

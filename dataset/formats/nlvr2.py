@@ -1,4 +1,4 @@
-"""NLVR2's own JSON lines: ``train.json``, ``dev.json`` and ``test1.json``."""
+"""The official JSON lines of NLVR2: ``train.json``, ``dev.json`` and ``test1.json``."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ _IDENTIFIER = re.compile(r"([a-z]+\d*)-(\d+)-(\d+)-(\d+)")
 
 
 def statement_row(row: Row) -> Row:
-    """sentence, label and identifier as they are, with the two ``images`` of the official layout
-    (``train/<directory>/…-img0.png``, ``dev/…``, ``test1/…``)."""
+    """Adds the two ``images`` of the official layout (``train/<directory>/…-img0.png``, ``dev/…``, ``test1/…``) to a row;
+    sentence, label and identifier are unchanged."""
     identifier = row.get("identifier", str)
     match = _IDENTIFIER.fullmatch(identifier)
     if not match:
-        raise BrokenRecordError("wrong type", row.place, f"identifier {identifier!r} is not split-set-pair-sentence")
+        raise BrokenRecordError("wrong type", row.location, f"identifier {identifier!r} is not split-set-pair-sentence")
     folder = match[1]
     if folder == "train":
         folder = f"train/{row.get('directory', int)}"
     stem = identifier.rpartition("-")[0]
-    return Row({**row.values, "images": [f"{folder}/{stem}-img{side}.png" for side in (0, 1)]}, row.place)
+    return Row({**row.values, "images": [f"{folder}/{stem}-img{side}.png" for side in (0, 1)]}, row.location)
 
 
 def sentence_id(row: Row) -> str | None:
-    """The part of the identifier, split-set-pair-sentence, that rows of one sentence share: all but the pair. None where a
-    row has no such identifier."""
+    """Returns the identifier of a row (split-set-pair-sentence) without the pair, which is equal for all rows with the same
+    sentence.
+
+    Returns None if a row has no such identifier.
+    """
     match = _IDENTIFIER.fullmatch(str(row.values.get("identifier")))
     return f"{match[1]}-{match[2]}-{match[4]}" if match else None

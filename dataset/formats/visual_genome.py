@@ -1,4 +1,4 @@
-"""Visual Genome's own ``question_answers.json``."""
+"""The official ``question_answers.json`` of Visual Genome."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataset.formats.annotations import ImageFiles, Row, read_rows
 from dataset.records.schema import BrokenRecordError
 
 IMAGE_FOLDERS = ("", "VG_100K/", "VG_100K_2/")
-"""Where the images may lie: merged, or as they are unpacked."""
+"""Possible folders of the images: merged into one folder, or as unpacked."""
 
 
 def question_rows(path: str, images: ImageFiles, key: str) -> Iterator[Row | BrokenRecordError]:
-    """Rows of question_id, question, image and answer, in lower case and without its full stop.
+    """Yields rows of question_id, question, image and answer. The answer is in lower case and without its full stop.
 
     Raises:
         UserError: with the config ``key``, if the file cannot be read.
@@ -26,7 +26,7 @@ def question_rows(path: str, images: ImageFiles, key: str) -> Iterator[Row | Bro
             yield error
             continue
         for index, values in enumerate(listed):
-            asked = Row(values if isinstance(values, dict) else {}, f"{row.place}.qas[{index}]")
+            asked = Row(values if isinstance(values, dict) else {}, f"{row.location}.qas[{index}]")
             try:
                 answer = asked.get("answer", str).lower().strip().rstrip(".")
                 image = _image_file(asked.get("image_id", int), images)
@@ -35,7 +35,7 @@ def question_rows(path: str, images: ImageFiles, key: str) -> Iterator[Row | Bro
                 continue
             yield Row(
                 {**asked.values, "question_id": asked.values.get("qa_id"), "image": image, "answer": answer},
-                asked.place,
+                asked.location,
             )
 
 

@@ -1,4 +1,4 @@
-"""VQA v2's own files: ``v2_OpenEnded_mscoco_<split>_questions.json`` and ``v2_mscoco_<split>_annotations.json``."""
+"""The official files of VQA v2: ``v2_OpenEnded_mscoco_<split>_questions.json`` and ``v2_mscoco_<split>_annotations.json``."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from utils.errors import UserError
 
 
 def question_rows(path: str, annotations: str | None, key: str) -> Iterable[Row | BrokenRecordError]:
-    """Rows of question_id, question, image (``train2014/COCO_train2014_….jpg``, as in the official layout), and with the file
-    of ``annotations`` answer (a list of ten) and answer_type. They are made one after the other, so that they are never all in
-    memory.
+    """Returns rows of question_id, question and image (``train2014/COCO_train2014_….jpg``, as in the official layout). If there
+    is a file of ``annotations``, rows also have answer (a list of ten) and answer_type. Rows are made lazily, so they are never
+    all in memory.
 
     Raises:
-        UserError: with the config ``key``: a file cannot be read, or is none of VQA v2's.
+        UserError: with the config ``key``, if a file cannot be read or is not a file of VQA v2.
     """
     content = read_json(path, key)
     rows = listed_rows(content, "questions", path, key, "VQA v2's file of questions")
-    # test-dev2015 is a part of test2015, whose images it shares.
+    # test-dev2015 is a part of test2015, and has the same images.
     subset = str(content.get("data_subtype", "")).replace("test-dev", "test")
     if not subset:
         raise UserError(f"{key}: {path} lacks VQA v2's 'data_subtype'")
@@ -30,15 +30,15 @@ def question_rows(path: str, annotations: str | None, key: str) -> Iterable[Row 
     def with_answers(row: Row) -> Row:
         identity, image = row.get("question_id", int), row.get("image_id", int)
         if answers is not None and identity not in answers:
-            raise BrokenRecordError("missing key", row.place, f"{annotations} has no question_id {identity}")
+            raise BrokenRecordError("missing key", row.location, f"{annotations} has no question_id {identity}")
         known = {} if answers is None else answers[identity]
-        return Row({**row.values, "image": f"{subset}/COCO_{subset}_{image:012d}.jpg", **known}, row.place)
+        return Row({**row.values, "image": f"{subset}/COCO_{subset}_{image:012d}.jpg", **known}, row.location)
 
     return converted(rows, with_answers)
 
 
 def _read_answers(path: str, key: str) -> dict[int, dict[str, Any]]:
-    """answer and answer_type by question_id."""
+    """Reads answer and answer_type by question_id."""
     content = read_json(path, key)
     listed = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(listed, list):

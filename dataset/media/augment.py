@@ -1,4 +1,4 @@
-"""The released augmentation, on (3, H, W) uint8 tensors; normalisation happens on the device.
+"""The released augmentation, for (3, H, W) uint8 tensors. Images are normalised later, on the device.
 
 All random numbers come from the generator that the caller passes.
 """
@@ -22,17 +22,18 @@ from utils.config import Config
 from utils.image_size import ImageSize, sides_of
 
 FILL = 128
-"""Grey level that geometric operations bring in from outside the image."""
+"""Grey level of the pixels that geometric operations move in from outside the image."""
 
 _CROP_ATTEMPTS = 10
 _LEVELS = np.arange(256)
 
 _FRAME = 2
-"""Pixels of :data:`FILL` around an image that is warped: both neighbours of a place outside lie in them."""
+"""Width of the border of :data:`FILL` around a warped image, in pixels. A position outside the image has both neighbours in
+it."""
 _CHANNEL_BITS, _WEIGHT_BITS = np.uint64(21), np.uint64(10)
 _EACH_CHANNEL = np.uint64(1 | 1 << 21 | 1 << 42)
 _HALF = np.uint64(512)
-"""Of the weights' 1024: rounds to the nearest."""
+"""Half of 1024, the sum of the weights; added to round to the nearest integer."""
 
 Planes = np.ndarray
 """(3, H, W) uint8, contiguous."""
@@ -40,38 +41,40 @@ Affine = tuple[float, float, float, float, float, float]
 
 
 class RegionAugmentConfig(Config):
-    """Augmentation of an image with boxes, whose crop follows the boxes; of RandAugment, the colour operations only."""
+    """Augmentation of an image with boxes. The crop is chosen from the boxes, and RandAugment uses only the colour operations."""
 
-    flip: float = Field(0.5, ge=0, le=1, description="chance of a horizontal flip")
-    rand_augment_ops: int = Field(2, ge=0, description="RandAugment operations drawn for an image; 0 turns it off")
-    rand_augment_magnitude: int = Field(7, ge=0, le=10, description="strength of RandAugment's operations")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    rand_augment_ops: int = Field(
+        2, ge=0, description="number of RandAugment operations per image; 0 turns RandAugment off"
+    )
+    rand_augment_magnitude: int = Field(7, ge=0, le=10, description="strength of the RandAugment operations")
 
 
 class AugmentConfig(RegionAugmentConfig):
-    """Augmentation of a training image (values: released). ``scale: [1, 1]`` with ``ratio`` as wide as the images' own
-    gives the whole image."""
+    """Augmentation of a training image. The defaults are the released values.
 
-    scale: tuple[float, float] = Field(
-        (0.2, 1.0), description="least and greatest share of an image's area that a crop keeps"
-    )
+    To use whole images, set ``scale: [1, 1]``, and ``ratio`` to a range that includes the ratios of the images.
+    """
+
+    scale: tuple[float, float] = Field((0.2, 1.0), description="minimum and maximum share of an image's area in a crop")
     ratio: tuple[float, float] = Field(
         (3 / 4, 4 / 3),
-        description="least and greatest ratio of width to height of a crop, relative to that of the model's input",
+        description="minimum and maximum ratio of width to height of a crop, relative to the ratio of the model's input",
     )
 
     @model_validator(mode="after")
     def _ranges_are_ordered(self) -> AugmentConfig:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale = {self.scale} must be 0 < least <= greatest <= 1")
+            raise ValueError(f"scale = {self.scale} must be 0 < min <= max <= 1")
         if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"ratio = {self.ratio} must be 0 < least <= greatest")
+            raise ValueError(f"ratio = {self.ratio} must be 0 < min <= max")
         return self
 
 
 def random_resized_crop(
     image: Tensor | EncodedImage, size: ImageSize, config: AugmentConfig, rng: np.random.Generator
 ) -> Tensor:
-    """A random part of ``image``, resized to ``size`` with antialiased bicubic interpolation: (3, H, W)."""
+    """Crops a random part of ``image`` and resizes it to ``size``, (3, H, W), with antialiased bicubic interpolation."""
     height, width = sides_of(size)
     part = draw_crop(image.shape[1], image.shape[2], config, rng, width / height)
     return resize(crop(image, *part), size)
@@ -80,10 +83,13 @@ def random_resized_crop(
 def draw_crop(
     height: int, width: int, config: AugmentConfig, rng: np.random.Generator, aspect: float = 1.0
 ) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random part of an image, for an input whose ratio of width to height is ``aspect``.
+    """Draws a random part of an image, for an input whose ratio of width to height is ``aspect``.
 
-    The area is uniform in ``config.scale``, the ratio log-uniform in ``config.ratio``; after ten draws that do not fit, the
-    largest central crop whose ratio is allowed (as torchvision's ``RandomResizedCrop``).
+    The area is uniform in ``config.scale``, and the ratio is log-uniform in ``config.ratio``. After ten draws that do not fit,
+    the largest central crop with an allowed ratio is used (like torchvision's ``RandomResizedCrop``).
+
+    Returns:
+        Top, left, height and width.
     """
     least, greatest = (aspect * ratio for ratio in config.ratio)
     low, high = math.log(least), math.log(greatest)
@@ -99,13 +105,15 @@ def draw_crop(
 
 
 def resize(image: Tensor, size: ImageSize) -> Tensor:
-    """(3, H, W) uint8 -> (3, h, w) uint8 of ``size``, bicubic with antialiasing; the aspect is not kept."""
+    """Resizes (3, H, W) uint8 to ``size``, (3, h, w) uint8, bicubic with antialiasing. The aspect ratio is not kept."""
     return _resize(image, *sides_of(size))
 
 
 def shrink(image: Tensor, short_side: int) -> Tensor:
-    """(3, H, W) uint8 with a shorter side of at most ``short_side``, bicubic with antialiasing; the aspect is kept. A smaller
-    image is returned unchanged."""
+    """Shrinks (3, H, W) uint8 so that its shorter side is at most ``short_side``, bicubic with antialiasing.
+
+    The aspect ratio is kept. A smaller image is returned unchanged.
+    """
     height, width = image.shape[1:]
     scale = short_side / min(height, width)
     return image if scale >= 1 else _resize(image, round(scale * height), round(scale * width))
@@ -114,7 +122,7 @@ def shrink(image: Tensor, short_side: int) -> Tensor:
 def _resize(image: Tensor, height: int, width: int) -> Tensor:
     if tuple(image.shape[1:]) == (height, width):
         return image
-    # Decoded images have their channels last, which interpolate keeps; other layouts would be converted there and back.
+    # Decoded images have their channels last, which interpolate keeps. Other layouts would be converted twice.
     batch = image.unsqueeze(0).contiguous(memory_format=torch.channels_last)
     return interpolate(batch, [height, width], mode="bicubic", antialias=True)[0]
 
@@ -128,7 +136,7 @@ def training_view(
     *,
     may_flip: bool,
 ) -> Tensor:
-    """A random crop of ``size``, mirrored with probability ``config.flip`` if it may be, then RandAugment."""
+    """Makes a random crop of ``size``, mirrors it with probability ``config.flip`` if ``may_flip``, and applies RandAugment."""
     view = random_resized_crop(image, size, config, rng)
     if rng.random() < config.flip and may_flip:
         view = hflip(view)
@@ -136,32 +144,33 @@ def training_view(
 
 
 def evaluation_view(image: Tensor | EncodedImage, size: ImageSize) -> Tensor:
-    """The whole image at ``size``, without a centre crop (released)."""
+    """Resizes the whole image to ``size``, without a centre crop (released)."""
     return resize(pixels_of(image), size).contiguous()
 
 
 def stack_views(views: Sequence[Tensor]) -> Tensor:
-    """Views of one shape, stacked. A worker process writes them straight to the memory that it shares with the trainer's
-    process; ``torch.stack`` would need one more copy."""
+    """Stacks views of equal shape. A worker process writes them directly to the memory that it shares with the training process;
+    ``torch.stack`` would need one more copy."""
     stacked: Tensor = default_collate(list(views))
     return stacked
 
 
 def hflip(image: Tensor) -> Tensor:
-    """The image mirrored left to right."""
+    """Mirrors an image from left to right."""
     return image.flip(-1)
 
 
 class RandAugment:
     """The released RandAugment: operations drawn with replacement, each applied with probability 0.5.
 
-    Identity, AutoContrast, Equalize, Brightness, Sharpness, ShearX, ShearY, TranslateX, TranslateY, Rotate; geometric ones with
-    a random sign. On the released fixture they agree exactly but for Sharpness, which clips where the released one wraps around.
+    The operations are Identity, AutoContrast, Equalize, Brightness, Sharpness, ShearX, ShearY, TranslateX, TranslateY and Rotate.
+    Geometric operations have a random sign. On the fixture from the released code, all operations agree exactly except Sharpness,
+    which clips values that the released one lets wrap around.
 
     Args:
-        ops: operations drawn for an image.
-        magnitude: from 0 to 10; at 7 factors are 1.36, shears 0.21, shifts 7 px, angles 21 degrees.
-        colour_only: without the geometric operations, which would move what boxes point at.
+        ops: number of operations per image.
+        magnitude: from 0 to 10. At 7, factors are 1.36, shears 0.21, shifts 7 px, and angles 21 degrees.
+        colour_only: omit the geometric operations, which would move objects out of their boxes.
     """
 
     def __init__(self, ops: int, magnitude: int, *, colour_only: bool = False):
@@ -172,7 +181,7 @@ class RandAugment:
         self.amounts = {"Shear": 0.3 * strength, "Translate": 10 * strength, "Rotate": 30 * strength}
 
     def __call__(self, image: Tensor, rng: np.random.Generator) -> Tensor:
-        """(3, H, W) uint8 -> (3, H, W) uint8."""
+        """Augments (3, H, W) uint8; returns the same shape."""
         for _ in range(self.ops):
             name = self.choices[int(rng.integers(len(self.choices)))]
             sign = 1 if rng.random() < 0.5 else -1
@@ -181,7 +190,7 @@ class RandAugment:
         return image
 
     def apply(self, name: str, image: Tensor, sign: int = 1) -> Tensor:
-        """One operation by name at this strength; ``sign`` (1 or -1) matters for geometric ones."""
+        """Applies one operation at the configured strength. ``sign`` (1 or -1) affects only geometric operations."""
         if name == "Identity":
             return image
         planes = image.contiguous().numpy()
@@ -192,7 +201,7 @@ class RandAugment:
 
 
 def _auto_contrast(planes: Planes, _: float) -> Planes:
-    """Each channel stretched to 0 … 255."""
+    """Stretches each channel to 0 … 255."""
     tables = []
     for low, high in ((int(plane.min()), int(plane.max())) for plane in planes):
         scale = 255 / (high - low) if high > low else 1.0
@@ -201,10 +210,10 @@ def _auto_contrast(planes: Planes, _: float) -> Planes:
 
 
 def _equalize(planes: Planes, _: float) -> Planes:
-    """Each channel's histogram made flat; the last occupied level does not count towards the step, as released."""
+    """Flattens the histogram of each channel. The highest occupied level is not counted for the step, as released."""
     tables = []
     for plane in planes:
-        histogram = np.array(Image.fromarray(plane).histogram())  # half the time of numpy's bincount
+        histogram = np.array(Image.fromarray(plane).histogram())  # twice as fast as numpy's bincount
         step = int(histogram[histogram > 0][:-1].sum()) // 255
         if step == 0:
             tables.append(_LEVELS)
@@ -220,7 +229,10 @@ def _brightness(planes: Planes, factor: float) -> Planes:
 
 
 def _sharpness(planes: Planes, factor: float) -> Planes:
-    """Away (``factor`` > 1) from a 3 x 3 smoothing with weights 1 and, in the middle, 5; the outermost pixels stay."""
+    """Extrapolates (``factor`` > 1) away from the image smoothed by a 3 x 3 kernel with weights 1, and 5 in the middle.
+
+    The outermost pixels are unchanged.
+    """
     wide = planes.astype(np.int16)
     rows = wide[:, :-2] + wide[:, 1:-1]
     rows += wide[:, 2:]
@@ -237,14 +249,14 @@ def _sharpness(planes: Planes, factor: float) -> Planes:
 def _look_up(planes: Planes, tables: Sequence[np.ndarray]) -> Planes:
     out = np.empty_like(planes)
     for plane, table, target in zip(planes, tables, out, strict=True):
-        # bytes.translate looks up twice as fast as an array that is indexed by an array.
+        # bytes.translate is twice as fast as indexing an array by an array.
         translated = plane.tobytes().translate(table.astype(np.uint8).tobytes())
         target[:] = np.frombuffer(translated, np.uint8).reshape(target.shape)
     return out
 
 
 def _translate(planes: Planes, x: int, y: int) -> Planes:
-    """Move the planes so that (x, y) comes to (0, 0)."""
+    """Moves the planes so that the pixel at (x, y) moves to (0, 0)."""
     _, height, width = planes.shape
     out = np.full_like(planes, FILL)
     kept_w, kept_h = max(width - abs(x), 0), max(height - abs(y), 0)
@@ -260,10 +272,11 @@ def _rotate(planes: Planes, degrees: float) -> Planes:
 
 
 def _warp(planes: Planes, source: Affine) -> Planes:
-    """The pixel at (x, y) comes from (a x + b y + c, d x + e y + f), where the first pixel is at (0, 0).
+    """Warps the planes: the pixel at (x, y) is read from (a x + b y + c, d x + e y + f). The first pixel is at (0, 0).
 
-    Bilinear at 1/32 pixel, with OpenCV's rounding; outside is :data:`FILL`. The three channels of a pixel lie in one 64-bit
-    number, 21 bits each, so that they are gathered and weighed together.
+    Interpolation is bilinear with a resolution of 1/32 pixel and OpenCV's rounding; pixels outside the image are :data:`FILL`.
+    The three channels of a pixel are packed into one 64-bit number, 21 bits each, so that they are gathered and weighted
+    together.
     """
     _, height, width = planes.shape
     row = width + 2 * _FRAME
@@ -274,12 +287,12 @@ def _warp(planes: Planes, source: Affine) -> Planes:
         inner <<= _CHANNEL_BITS
         inner |= plane
     flat = packed.ravel()
-    places, weights = _bilinear(source, height, width)
-    places = places.astype(np.intp)
+    indices, weights = _bilinear(source, height, width)
+    indices = indices.astype(np.intp)
     total = np.full(height * width, _HALF * _EACH_CHANNEL, np.uint64)
     for offset, weight in zip((0, 1, row, row + 1), weights, strict=True):
         if weight is not None:
-            total += flat[offset:].take(places) * weight
+            total += flat[offset:].take(indices) * weight
     total >>= _WEIGHT_BITS
     out = np.empty((3, height * width), np.uint8)
     for plane in out:
@@ -290,19 +303,24 @@ def _warp(planes: Planes, source: Affine) -> Planes:
 
 @lru_cache(maxsize=16)
 def _bilinear(source: Affine, height: int, width: int) -> tuple[np.ndarray, list[np.ndarray | None]]:
-    """Flat index, in the framed image, of the upper left neighbour of each pixel's source; and the weights of its four
-    neighbours, which sum to 1024: upper left, upper right, lower left, lower right; None if all are zero. Cached: the
-    augmentation of a run has six maps."""
+    """Computes the neighbours and weights of bilinear interpolation. Results are cached, as the augmentation of a run has six
+    maps.
+
+    Returns:
+        For each pixel, the flat index of the upper left neighbour of its source in the image with a border; and the weights of
+        the four neighbours (upper left, upper right, lower left, lower right), which sum to 1024. The weights of a neighbour
+        are None if all are zero.
+    """
     a, b, c, d, e, f = source
     columns, rows = np.arange(width), np.arange(height)[:, None]
-    # OpenCV adds up fixed-point numbers of 10 bits behind the point, each rounded by itself, and then keeps five bits.
+    # OpenCV adds fixed-point numbers with 10 fractional bits, each rounded separately, and then keeps five bits.
     x = np.rint(a * columns * 1024).astype(int) + np.rint((b * rows + c) * 1024).astype(int) + 16 >> 5
     y = np.rint(d * columns * 1024).astype(int) + np.rint((e * rows + f) * 1024).astype(int) + 16 >> 5
     left, top = (x >> 5).clip(-_FRAME, width), (y >> 5).clip(-_FRAME, height)
-    places = (top + _FRAME) * (width + 2 * _FRAME) + left + _FRAME
+    indices = (top + _FRAME) * (width + 2 * _FRAME) + left + _FRAME
     right, low = x & 31, y & 31
     weights = [(v * h).astype(np.uint16).ravel() for v in (32 - low, low) for h in (32 - right, right)]
-    return places.astype(np.int32).ravel(), [weight if weight.any() else None for weight in weights]
+    return indices.astype(np.int32).ravel(), [weight if weight.any() else None for weight in weights]
 
 
 COLOUR_OPS: dict[str, Callable[[Planes, float], Planes]] = {

@@ -1,7 +1,7 @@
-"""Video files: an index of their frames, and the pixels of the frames that are wanted.
+"""Video files: indexes the frames of a file, and decodes the requested frames.
 
-The packets of a file tell when each frame is shown, and nothing has to be decoded for that. PyAV reads them for every backend, so
-that the choice of frames does not depend on the backend.
+The packets of a file have the time of each frame, so the index is built without decoding. PyAV reads the packets for all
+backends, so that the choice of frames does not depend on the backend.
 """
 
 from __future__ import annotations
@@ -28,42 +28,44 @@ T = TypeVar("T")
 Backend = Literal["av", "decord"]
 
 _WHOLE_ENOUGH = 0.95
-"""A file with less than this share of the length in its header is truncated; headers are not exact."""
+"""A file is truncated if its packets cover less than this share of the length in its header. Headers are not exact."""
 _LEAVE_OUT = ("h264", "hevc", "mpeg4", "mpeg2video")
-"""FFmpeg's decoders that can skip a frame packet by packet; the one of AV1 would skip all frames from there on."""
+"""FFmpeg decoders that can skip single packets. The AV1 decoder would skip all following frames too."""
 
 
 _MOST_HANGING = 8
 _HANGING: list[threading.Thread] = []
-"""Threads of this process whose time limit has passed."""
+"""Threads of this process that have exceeded their time limit."""
 
 
 class Clock:
     """The time limit of one video."""
 
-    def __init__(self, limit_s: float, place: str):
-        self.limit_s, self.place = limit_s, place
+    def __init__(self, limit_s: float, location: str):
+        self.limit_s, self.location = limit_s, location
         self.ends = time.monotonic() + limit_s
 
     def check(self) -> None:
-        """Raise where the time is up."""
+        """Raises :class:`BrokenRecordError` if the time limit has passed."""
         if time.monotonic() > self.ends:
             raise self.late()
 
     def late(self) -> BrokenRecordError:
-        return BrokenRecordError("unreadable video", self.place, f"not read within time_limit_s = {self.limit_s:g} s")
+        return BrokenRecordError(
+            "unreadable video", self.location, f"not read within time_limit_s = {self.limit_s:g} s"
+        )
 
 
 def within(clock: Clock, work: Callable[[], T]) -> T:
-    """``work()`` in a thread that is abandoned at the time limit, even inside a library call that does not return.
+    """Runs ``work()`` in a thread, and abandons the thread at the time limit, even if a library call does not return.
 
-    An abandoned thread ends at its next check of the clock. One in a call that never returns cannot be ended: once there are
-    :data:`_MOST_HANGING` of them, no further one is started.
+    An abandoned thread ends at its next check of the clock. A thread in a call that never returns cannot be ended. If there are
+    :data:`_MOST_HANGING` such threads, no more are started.
     """
     _HANGING[:] = [thread for thread in _HANGING if thread.is_alive()]
     if len(_HANGING) >= _MOST_HANGING:
-        message = f"{_MOST_HANGING} videos before it still hang in the decoder; try another backend"
-        raise BrokenRecordError("unreadable video", clock.place, message)
+        message = f"{_MOST_HANGING} earlier videos still hang in the decoder; try another backend"
+        raise BrokenRecordError("unreadable video", clock.location, message)
     done: list[T] = []
     failed: list[BaseException] = []
 
@@ -86,8 +88,14 @@ def within(clock: Clock, work: Callable[[], T]) -> T:
 
 @dataclass(frozen=True)
 class FileIndex:
-    """Frames of a file in the order in which they are shown: the ``times`` of all, and of the key frames (``keys``), in the
-    stream's ticks of ``tick_s`` seconds. ``timed``: the packets tell when each frame is shown."""
+    """Index of the frames of a file, in presentation order.
+
+    Attributes:
+        times: times of all frames, in ticks of the stream.
+        keys: times of the key frames, in ticks.
+        tick_s: length of a tick in seconds.
+        timed: True if the packets have presentation times.
+    """
 
     times: list[int]
     keys: list[int]
@@ -95,7 +103,7 @@ class FileIndex:
     timed: bool
 
     def shown_each(self, seconds: float) -> list[int]:
-        """The frames shown at 0, ``seconds``, 2 ``seconds`` … after the first one, up to the last."""
+        """Returns the frames that are shown 0, ``seconds``, 2 ``seconds``, … after the first frame, up to the last frame."""
         shown = [(time - self.times[0]) * self.tick_s for time in self.times]
         slack = self.tick_s / 2
         return [
@@ -105,23 +113,25 @@ class FileIndex:
 
 
 def index_of(path: Path, max_pixels: int, clock: Clock) -> FileIndex:
-    """The index of a file, from its packets; nothing is decoded.
+    """Builds the index of a file from its packets, without decoding.
 
     Raises:
-        BrokenRecordError: the file is no video, or not whole.
+        BrokenRecordError: if the file is not a video, or is truncated.
     """
     times, keys, timed = [], [], True
-    with _reading(path, clock.place), _open(path, clock) as container:
+    with _reading(path, clock.location), _open(path, clock) as container:
         stream = _video_stream_of(container)
         if stream is None:
-            raise BrokenRecordError("unreadable video", clock.place, f"{path} has no video stream, only sound or data")
+            raise BrokenRecordError(
+                "unreadable video", clock.location, f"{path} has no video stream, only sound or data"
+            )
         if stream.width * stream.height > max_pixels:
             size = f"{path}: {stream.width} x {stream.height} pixels, more than max_pixels = {max_pixels}"
-            raise BrokenRecordError("image too large", clock.place, size)
+            raise BrokenRecordError("image too large", clock.location, size)
         # Exact fractions would take as long as reading the packets.
         ticks = [float(other.time_base or 0) for other in container.streams]
         tick_s, reached_s = float(stream.time_base or 1), 0.0
-        # Packets of all streams: the length in the header is often that of the longest stream.
+        # Packets of all streams are read, because the length in the header is often the length of the longest stream.
         for packet in container.demux():
             clock.check()
             stamp = packet.pts if packet.pts is not None else packet.dts
@@ -137,27 +147,27 @@ def index_of(path: Path, max_pixels: int, clock: Clock) -> FileIndex:
                 keys.append(stamp)
         header_s = _header_length_s(container, stream)
     if not times:
-        raise BrokenRecordError("unreadable video", clock.place, f"{path} has no frames")
+        raise BrokenRecordError("unreadable video", clock.location, f"{path} has no frames")
     times.sort()
-    # The file does not tell how long the last frame is shown: at most as long as any other.
+    # The file does not have the duration of the last frame. We assume the maximum duration of the other frames.
     longest = max((later - earlier for earlier, later in itertools.pairwise(times)), default=0)
     reached_s = max(reached_s, (times[-1] + longest) * tick_s)
     if reached_s < _WHOLE_ENOUGH * header_s:
-        length = f"it has {reached_s:.1f} of the {header_s:.1f} s that its header says"
-        raise BrokenRecordError("unreadable video", clock.place, f"{path} is truncated: {length}")
+        length = f"it has {reached_s:.1f} of the {header_s:.1f} s in its header"
+        raise BrokenRecordError("unreadable video", clock.location, f"{path} is truncated: {length}")
     return FileIndex(times, sorted(keys), tick_s, timed)
 
 
 def _video_stream_of(container: Any) -> Any:
-    """The video stream, None where there is none: the cover of a song is no video."""
+    """Returns the video stream, or None if the file has only sound or data. The cover picture of a song is not a video stream."""
     cover = import_backend("av").stream.Disposition.attached_pic
     return next((stream for stream in container.streams.video if not stream.disposition & cover), None)
 
 
 def _header_length_s(container: Any, stream: Any) -> float:
-    """How long a file lasts by its header; 0 where it does not say."""
+    """Returns the length of a file according to its header, in seconds, or 0 if the header has no length."""
     if container.format.name == "avi":
-        # The library takes the length of a cut file for its own; the header counts frames of one tick each.
+        # For a truncated file, the library reports the truncated length. The header has the number of frames, one tick each.
         return float(stream.frames * stream.time_base)
     return container.duration / 1_000_000 if container.duration else 0.0
 
@@ -165,15 +175,17 @@ def _header_length_s(container: Any, stream: Any) -> float:
 def decoded(
     path: Path, index: FileIndex, wanted: Sequence[int], backend: Backend, clock: Clock
 ) -> Generator[Tensor, None, None]:
-    """The ``wanted`` frames of a file, ascending and each once, (3, H, W) uint8 RGB; each is decoded when it is asked for.
+    """Yields the ``wanted`` frames of a file as (3, H, W) uint8 RGB. Each frame is decoded on demand.
+
+    ``wanted``: indices of frames, ascending and without duplicates.
 
     Raises:
-        BrokenRecordError: "unreadable video" where one cannot be decoded.
+        BrokenRecordError: "unreadable video" if a frame cannot be decoded.
     """
     frames = _BACKENDS[backend](path, index, wanted, clock)
     try:
         for _ in wanted:
-            with _reading(path, clock.place):
+            with _reading(path, clock.location):
                 frame = next(frames)
             yield frame
     finally:
@@ -188,8 +200,10 @@ def _av_frames(path: Path, index: FileIndex, wanted: Sequence[int], clock: Clock
 
 
 class _AvReader:
-    """Decodes forwards, from its position or from the last key frame before the wanted frame, whichever is later. Skips frames
-    that are neither wanted nor referenced by others."""
+    """Decodes forward to a requested frame, from the current position or from the last key frame before it, whichever is later.
+
+    Frames that are neither requested nor referenced by other frames are skipped.
+    """
 
     def __init__(self, container: Any, index: FileIndex, wanted: Sequence[int], clock: Clock):
         self.container, self.index, self.clock = container, index, clock
@@ -197,27 +211,27 @@ class _AvReader:
         self.stream.codec_context.thread_count = 1
         leaves_out = index.timed and self.stream.codec_context.name in _LEAVE_OUT
         self.needed = {index.times[number] for number in wanted} if leaves_out else None
-        """Times of the frames that are wanted; None: decode all frames."""
+        """Times of the requested frames; if None, all frames are decoded."""
         self.decoded = _decode(container, self.stream, self.needed, clock)
         self.passed = 0
-        """Frames decoded since the start; used if frames have no times."""
+        """Number of frames decoded since the start; used if frames have no times."""
         self.reached = index.times[0] - 1
 
     def frame(self, number: int) -> Tensor:
         if not self.index.timed:
             return self._counted(number)
         wanted = self.index.times[number]
-        place = bisect.bisect_right(self.index.keys, wanted) - 1
-        if place > 0 and self.index.keys[place] > self.reached:
-            self._jump(self.index.keys[place])
+        index = bisect.bisect_right(self.index.keys, wanted) - 1
+        if index > 0 and self.index.keys[index] > self.reached:
+            self._jump(self.index.keys[index])
         pixels = self._run_to(wanted)
         if pixels is None:
-            # The container's table of key frames can be wrong: from the start, with all frames, nothing is missed.
+            # The container's table of key frames can be wrong. Decode all frames from the start, so that none is missed.
             self.needed = None
             self._jump(self.index.times[0])
             pixels = self._run_to(wanted)
         if pixels is None:
-            raise BrokenRecordError("unreadable video", self.clock.place, f"frame {number} cannot be decoded")
+            raise BrokenRecordError("unreadable video", self.clock.location, f"frame {number} cannot be decoded")
         return pixels
 
     def _jump(self, stamp: int) -> None:
@@ -238,12 +252,15 @@ class _AvReader:
             self.passed += 1
             if self.passed == number + 1:
                 return _rgb(frame)
-        raise BrokenRecordError("unreadable video", self.clock.place, f"frame {number} cannot be decoded")
+        raise BrokenRecordError("unreadable video", self.clock.location, f"frame {number} cannot be decoded")
 
 
 def _decode(container: Any, stream: Any, needed: Set[int] | None, clock: Clock) -> Iterator[Any]:
-    """Frames from the container's position on, without those whose time is not in ``needed`` and that no other frame references.
-    Not a method: a generator that holds its reader would keep the file open until garbage collection."""
+    """Yields the frames from the container's position on. Frames whose time is not in ``needed`` are skipped if no other frame
+    references them.
+
+    This is not a method, because a generator with a reference to its reader would keep the file open until garbage collection.
+    """
     for packet in container.demux(stream):
         clock.check()
         may_skip = needed is not None and packet.pts is not None and packet.pts not in needed
@@ -265,8 +282,8 @@ def _decord_frames(path: Path, index: FileIndex, wanted: Sequence[int], clock: C
 
 def _check_count(count: int, index: FileIndex, backend: str, clock: Clock) -> None:
     if count != len(index.times):
-        message = f"{backend} finds {count} frames where the file has {len(index.times)}; backend: av can read it"
-        raise BrokenRecordError("unreadable video", clock.place, message)
+        message = f"{backend} finds {count} frames, but the file has {len(index.times)}; backend: av can read it"
+        raise BrokenRecordError("unreadable video", clock.location, message)
 
 
 _BACKENDS: dict[Backend, Callable[[Path, FileIndex, Sequence[int], Clock], Generator[Tensor, None, None]]] = {
@@ -276,14 +293,14 @@ _BACKENDS: dict[Backend, Callable[[Path, FileIndex, Sequence[int], Clock], Gener
 
 
 def import_backend(backend: Backend) -> Any:
-    """The backend's module, imported on first use: each brings its own FFmpeg."""
+    """Imports the module of a backend. It is imported on first use, because each backend brings its own FFmpeg."""
     return importlib.import_module(backend)
 
 
 def why_not_loaded(backend: Backend) -> str | None:
-    """Error message of the backend's import; None if it can be imported."""
+    """Returns the error message of the backend's import, or None if it can be imported."""
     try:
-        import_backend("av")  # indexes the packets for every backend
+        import_backend("av")  # indexes the packets for all backends
         import_backend(backend)
     # decord raises RuntimeError or OSError if its own library is missing or cannot be loaded.
     except (ImportError, OSError, RuntimeError) as error:
@@ -296,16 +313,18 @@ def _open(path: Path, clock: Clock) -> Any:
 
 
 @contextmanager
-def _reading(path: Path, place: str) -> Iterator[None]:
-    """Turns what the decoding libraries raise, which is of many kinds, into a broken record."""
+def _reading(path: Path, location: str) -> Iterator[None]:
+    """Converts the various exceptions of the decoding libraries to a broken record."""
     try:
         yield
     except (BrokenRecordError, UserError):
         raise
     except ImportError as error:
-        raise UserError(f"{place}: {path} is a video file, and {error.name} cannot be loaded; pip install it") from None
+        raise UserError(
+            f"{location}: {path} is a video file, and {error.name} cannot be loaded; pip install it"
+        ) from None
     except Exception as error:
-        # PyAV's errors repeat the path and FFmpeg's log after what they mean.
+        # After the reason, PyAV's errors repeat the path and FFmpeg's log.
         reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0][:200] or type(error).__name__
-        detail = reason if place == str(path) else f"{path}: {reason}"
-        raise BrokenRecordError("unreadable video", place, detail) from None
+        detail = reason if location == str(path) else f"{path}: {reason}"
+        raise BrokenRecordError("unreadable video", location, detail) from None

@@ -1,4 +1,4 @@
-"""Encoded images: what their header says, and their pixels as uint8 tensors.
+"""Encoded images: reads their headers, and decodes their pixels to uint8 tensors.
 
 An image is (3, H, W) uint8 RGB from the file to the device.
 """
@@ -21,76 +21,80 @@ from dataset.media.orientation import exif_orientation, jpeg_orientation, turned
 from dataset.records.broken import BrokenRecordError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Formats that are opened, under Pillow's names. It knows others, of which some start programs (EPS: Ghostscript)."""
+"""Formats that are opened, under Pillow's names. Pillow knows more formats, but some start programs (EPS: Ghostscript)."""
 
 PixelsAre = Literal["shown", "unturned", "stored"]
-"""How a file becomes pixels: "shown", as people see it, with its EXIF orientation applied and transparency laid on white;
-"unturned", the same without the orientation, for images with boxes; "stored", neither, and alpha dropped (released)."""
+"""How a file is converted to pixels. "shown": as people see the image, with its EXIF orientation applied and transparent pixels
+on white. "unturned": the same without the EXIF orientation, for images with boxes. "stored": without the EXIF orientation and
+with the alpha channel dropped (released)."""
 
 _NOT_AN_IMAGE = f"not an image of a format that is read ({', '.join(FORMATS)})"
 _FRAME_HEADERS = (0xC0, 0xC1, 0xC2)
 """Markers of baseline, extended and progressive JPEG."""
 _SKIPPED_SEGMENTS = (*range(0xE0, 0xF0), 0xC4, 0xDB, 0xDD, 0xFE)
-"""Markers of applications' data, tables, restart intervals and comments."""
+"""Markers of application data, tables, restart intervals and comments."""
 _END_OF_JPEG = b"\xff\xd9"
 _BLOCK_ROWS = 16
-"""Rows that a JPEG decoder makes together where colours are stored at half the height."""
+"""Number of rows that a JPEG decoder decodes together if colours are stored at half the height."""
 
 
 class JPEGFrame(NamedTuple):
-    """Frame header of a JPEG file, and its place ``at`` in the file."""
+    """Frame header of a JPEG file. ``at``: offset of the header in the file."""
 
     at: int
     width: int
     height: int
     components: int
-    """1 of grey images, 3 of coloured ones, 4 of those for print (CMYK)."""
+    """1 for grey images, 3 for colour images, 4 for CMYK images."""
 
 
 class EncodedImage:
-    """An encoded image whose header was read; its pixels are decoded on demand.
+    """An encoded image. Its header is read at once, and its pixels are decoded on demand.
 
-    Grey, CMYK, palette and 16-bit images become 8-bit RGB; of an animation, the first frame. (Pillow itself applies the
+    Grey, CMYK, palette and 16-bit images become 8-bit RGB. The first frame of an animation is used. (Pillow itself applies the
     orientation of a TIFF file.)
 
-    Boxes refer to the pixels as they are stored: pycocotools, the ``refer`` package, Visual Genome's driver and the released
-    readers all open files without applying EXIF, and sizes in COCO's annotations are those of the stored pixels. Whatever reads
-    boxes asks for "unturned" or "stored" pixels (:func:`for_boxes`).
+    Boxes refer to the stored pixels: pycocotools, the ``refer`` package, Visual Genome's driver and the released readers all open
+    files without applying the EXIF orientation, and the sizes in COCO's annotations are sizes of the stored pixels. Code that
+    reads boxes must therefore request "unturned" or "stored" pixels (:func:`for_boxes`).
 
     Args:
-        content: the file.
-        max_pixels: the most that are decoded.
-        place: where it comes from, for messages.
+        content: content of the file.
+        max_pixels: maximum number of pixels to decode.
+        location: location of the record, for messages.
         pixels: see :data:`PixelsAre`.
-        file: that holds it, for messages, where the place is that of a record.
+        file: path of the image file, for messages; None if the record contains the image.
 
     Raises:
-        BrokenRecordError: "image too large" where the header says more than ``max_pixels`` (nothing is decoded then);
-            "unreadable image" for bytes that are no image.
+        BrokenRecordError: "image too large" if the image has more than ``max_pixels`` according to its header (it is not
+            decoded); "unreadable image" if the bytes are not an image.
     """
 
     def __init__(
-        self, content: bytes, max_pixels: int, place: str, pixels: PixelsAre = "shown", file: Path | None = None
+        self, content: bytes, max_pixels: int, location: str, pixels: PixelsAre = "shown", file: Path | None = None
     ):
-        self.content, self.place, self.on_white = content, place, pixels != "stored"
+        self.content, self.location, self.on_white = content, location, pixels != "stored"
         self._name = "" if file is None else f"{file}: "
         self._frame = jpeg_frame(content)
         self._header = self._open() if self._frame is None else None
         width, height = self._header.size if self._header is not None else self._frame[1:3]  # type: ignore[index]
         self.orientation = self._orientation() if pixels == "shown" else 1
         self.shape = (3, height, width) if self.orientation < 5 else (3, width, height)
-        """Shape of its pixels as a tensor."""
+        """Shape of the image as a tensor."""
         if width * height > max_pixels:
             raise BrokenRecordError(
-                "image too large", place, f"{self._name}{width} x {height} pixels, more than max_pixels = {max_pixels}"
+                "image too large",
+                location,
+                f"{self._name}{width} x {height} pixels, more than max_pixels = {max_pixels}",
             )
 
     def rows(self, count: int) -> Tensor:
-        """At least the first ``count`` rows, (3, >= ``count``, W) uint8; those of a JPEG file that lie below are not decoded,
-        if it is not turned.
+        """Decodes at least the first ``count`` rows, (3, >= ``count``, W) uint8.
+
+        The rows below are not decoded if the image is a JPEG file without rotation.
 
         Raises:
-            BrokenRecordError: "unreadable image" for an image that cannot be decoded, or whose end is missing.
+            BrokenRecordError: "unreadable image" if the image cannot be decoded or its end is missing.
         """
         try:
             if self.orientation > 1:
@@ -102,7 +106,7 @@ class EncodedImage:
             raise self._unreadable(error) from None
 
     def pixels(self) -> Tensor:
-        """The whole image, (3, H, W) uint8; raises as :meth:`rows`."""
+        """Decodes the whole image, (3, H, W) uint8; raises as :meth:`rows`."""
         return self.rows(self.shape[1])
 
     def _orientation(self) -> int:
@@ -110,30 +114,30 @@ class EncodedImage:
             return jpeg_orientation(self.content, self._frame.at)
         assert self._header is not None
         if self._header.format == "TIFF":
-            return 1  # Pillow turns it when it decodes
+            return 1  # Pillow applies the orientation when it decodes
         return exif_orientation(self._header.info.get("exif") or b"")
 
     def _open(self) -> Image.Image:
-        """The image with its header read, not yet decoded."""
+        """Opens the image with Pillow, which reads the header without decoding."""
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow warns at a size of its own
+                warnings.simplefilter("ignore")  # Pillow has its own size limit, at which it warns
                 return Image.open(io.BytesIO(self.content), formats=FORMATS)
         except Image.DecompressionBombError as error:
-            raise BrokenRecordError("image too large", self.place, f"{self._name}{error}") from None
+            raise BrokenRecordError("image too large", self.location, f"{self._name}{error}") from None
         except Exception as error:  # Pillow's readers raise many kinds on malformed bytes
             raise self._unreadable(error) from None
 
     def _unreadable(self, error: Exception) -> BrokenRecordError:
         message = f"{self._name}{len(self.content)} bytes: {image_fault(error)}"
-        return BrokenRecordError("unreadable image", self.place, message)
+        return BrokenRecordError("unreadable image", self.location, message)
 
     def _decode(self, rows: int) -> Tensor:
         if self._frame is not None:
             if self.content.rfind(_END_OF_JPEG) < self._frame.at:
                 raise ValueError("the end of the JPEG file is missing")
             if self._frame.components != 4:  # simplejpeg rounds CMYK differently from Pillow
-                with contextlib.suppress(ValueError):  # subsampling that TurboJPEG does not know
+                with contextlib.suppress(ValueError):  # subsampling that TurboJPEG does not support
                     return _decode_jpeg(self.content, self._frame, rows)
         image = self._header or self._open()
         if self.on_white and _is_transparent(image):
@@ -146,38 +150,42 @@ class EncodedImage:
 
 
 def decode(
-    content: bytes, max_pixels: int, place: str, pixels: PixelsAre = "shown", file: Path | None = None
+    content: bytes, max_pixels: int, location: str, pixels: PixelsAre = "shown", file: Path | None = None
 ) -> Tensor:
-    """Encoded bytes to (3, H, W) uint8 RGB; see :class:`EncodedImage`, also for what it raises."""
-    return EncodedImage(content, max_pixels, place, pixels, file).pixels()
+    """Decodes bytes to (3, H, W) uint8 RGB; see :class:`EncodedImage` for arguments and exceptions."""
+    return EncodedImage(content, max_pixels, location, pixels, file).pixels()
 
 
 def for_boxes(pixels: PixelsAre) -> PixelsAre:
-    """How an image with boxes is decoded where others are decoded as ``pixels``: never turned."""
+    """Returns how to decode images with boxes if other images are decoded as ``pixels``; images with boxes are never rotated."""
     return "unturned" if pixels == "shown" else pixels
 
 
 def pixels_of(image: Tensor | EncodedImage) -> Tensor:
-    """All of an image that may still be encoded, (3, H, W) uint8; raises as :meth:`EncodedImage.rows`."""
+    """Returns all pixels of an image, (3, H, W) uint8, and decodes it if needed; raises as :meth:`EncodedImage.rows`."""
     return image.pixels() if isinstance(image, EncodedImage) else image
 
 
 def encode_jpeg(image: Tensor, quality: int) -> bytes:
-    """(3, H, W) uint8 RGB as a JPEG file, with colours at half the width and height (4:2:0), as cameras store them."""
+    """Encodes (3, H, W) uint8 RGB as JPEG, with colours at half the width and height (4:2:0) as in photographs."""
     channels_last = image.permute(1, 2, 0).contiguous().numpy()
     content: bytes = simplejpeg.encode_jpeg(channels_last, quality=quality, colorspace="RGB", colorsubsampling="420")
     return content
 
 
 def crop(image: Tensor | EncodedImage, top: int, left: int, height: int, width: int) -> Tensor:
-    """A part of an image, (3, ``height``, ``width``) uint8; of an encoded one, the rows down to its bottom are decoded."""
+    """Returns a part of an image, (3, ``height``, ``width``) uint8. An encoded image is decoded down to the bottom of the
+    part."""
     pixels = image.rows(top + height) if isinstance(image, EncodedImage) else image
     return pixels[:, top : top + height, left : left + width]
 
 
 def jpeg_frame(content: bytes) -> JPEGFrame | None:
-    """The frame header of a JPEG file; None for other formats, and for rare kinds of JPEG (several images in one file, lossless
-    and arithmetic coding), which Pillow opens, ten times as slowly."""
+    """Returns the frame header of a JPEG file, or None for other formats.
+
+    It also returns None for rare kinds of JPEG (several images in one file, lossless and arithmetic coding), which are left to
+    Pillow, which is ten times slower.
+    """
     at = 2 if content.startswith(b"\xff\xd8") else len(content)
     while at + 9 < len(content) and content[at] == 0xFF:
         marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
@@ -191,12 +199,12 @@ def jpeg_frame(content: bytes) -> JPEGFrame | None:
 
 
 def _decode_jpeg(content: bytes, frame: JPEGFrame, rows: int) -> Tensor:
-    """At least the first ``rows`` rows of a JPEG file, and less than two blocks more.
+    """Decodes at least the first ``rows`` rows of a JPEG file, and less than two more blocks of rows.
 
-    The frame header is changed to an image of that height. libjpeg then warns of the data after its end, as of other faults
-    that it can repair; hence not ``strict``, as in Pillow. The last row above the end takes its colour from
-    its own block alone, so one row more than needed is decoded. (A progressive file with no more than its coarsest scan is
-    smoothed across blocks: there the last rows may differ from those of the whole image.)
+    The height in the frame header is changed to this number of rows. libjpeg then warns of extra data after the end, as it does
+    for other errors that it can correct, so ``strict`` is False, as in Pillow. The colours of the last decoded row are
+    interpolated only within its own block, so one more row than needed is decoded. (If a progressive file has only its coarsest
+    scan, libjpeg smooths across blocks, and the last rows may differ from the rows of the whole image.)
     """
     height = (rows // _BLOCK_ROWS + 1) * _BLOCK_ROWS
     data: bytes | bytearray = content
@@ -220,5 +228,5 @@ def _on_white(header: Image.Image) -> Tensor:
 
 
 def image_fault(error: Exception) -> str:
-    """The fault of an image, without the names of Python's objects."""
+    """Returns the reason why an image cannot be read, without the names of Python objects."""
     return _NOT_AN_IMAGE if isinstance(error, Image.UnidentifiedImageError) else str(error).split("\n")[0][:120]

@@ -1,4 +1,4 @@
-"""EXIF orientation: read from the bytes of a file without an image library, and applied to pixels."""
+"""EXIF orientation: reads it from the bytes of a file without an image library, and applies it to pixels."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _EXIF = b"Exif\0\0"
 _APP1 = 0xE1
 _TAG = 0x0112
 _FORMATS = {1: "B", 3: "H", 4: "I"}
-"""TIFF's types of the tag's value: byte, short (the standard's), long."""
+"""TIFF types of the tag's value: byte, short (as in the standard), long."""
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation, 1 to 8, in a block of EXIF data; 1 where it has none or is malformed."""
+    """Returns the orientation, 1 to 8, in a block of EXIF data, or 1 if it has none or is malformed."""
     data = exif.removeprefix(_EXIF)
     order = {b"II": "<", b"MM": ">"}.get(bytes(data[:2]))
     if order is None:
@@ -33,8 +33,8 @@ def exif_orientation(exif: bytes) -> int:
 
 
 def jpeg_orientation(content: bytes, end: int) -> int:
-    """The orientation that a JPEG file states before the byte ``end``, where its frame header lies; 1 where it states none."""
-    if content.find(_EXIF, 0, end) < 0:  # most files: no need to look at segment after segment
+    """Returns the orientation of a JPEG file, or 1 if it has none. ``end``: offset of its frame header, where the search ends."""
+    if content.find(_EXIF, 0, end) < 0:  # most files have no EXIF data, so their segments need not be parsed
         return 1
     at = 2
     while at < end:
@@ -46,7 +46,7 @@ def jpeg_orientation(content: bytes, end: int) -> int:
 
 
 def turned(pixels: Tensor, orientation: int) -> Tensor:
-    """(3, H, W) as it is meant to be seen: (3, H, W), or for the orientations 5 to 8 (3, W, H)."""
+    """Applies an orientation to an image (3, H, W). Returns (3, H, W), or (3, W, H) for the orientations 5 to 8."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 2)
     flipped = {2: [2], 3: [1, 2], 4: [1], 6: [2], 7: [1, 2], 8: [1]}.get(orientation)

@@ -30,9 +30,9 @@ from utils.errors import UserError
 from utils.suffixes import IMAGE_SUFFIXES
 
 Choose = Callable[[int], Sequence[int]]
-"""From the number of candidates to those that are taken, ascending; one may be taken several times."""
+"""Maps the number of candidate frames to the indices of the chosen frames, ascending; duplicates are allowed."""
 FrameView = Callable[[Tensor | EncodedImage], Tensor]
-"""From a frame, (3, H, W) uint8 RGB or still encoded, to the tensor that is kept of it."""
+"""Maps a frame, (3, H, W) uint8 RGB or still encoded, to the tensor to keep."""
 
 LIST_SUFFIX = ".json"
 
@@ -42,50 +42,66 @@ class VideoReadingConfig(Config):
 
     backend: Backend = Field("av", description="decoder of video files: av (PyAV) or decord")
     frames_per_second: float = Field(
-        1.0, gt=0, description="frames that are read of each second of a video file; the model's are chosen among these"
+        1.0,
+        gt=0,
+        description="candidate frames per second of a video file, from which the frames for the model are chosen",
     )
     time_limit_s: float = Field(
-        60.0, gt=0, description="seconds that a video may take to be read; one that takes longer is a broken record"
+        60.0, gt=0, description="time limit for reading a video, in seconds; a slower video is a broken record"
     )
     same_view: bool = Field(
         False,
-        description="augment all frames of a video alike (released: each frame has its own crop, flip and colours)",
+        description="augment all frames of a video in the same way (released: each frame has its own crop, flip and colours)",
     )
 
 
 @dataclass(frozen=True)
 class VideoSource:
-    """A video that is read only when it is needed: a ``path`` (a video file, a JSON list of base64 images, or a folder of
-    images), or the ``frames`` themselves."""
+    """A video that is read on demand, from a ``path`` (a video file, a JSON list of base64 images, or a folder of images), or
+    from the ``frames`` themselves."""
 
-    place: str
+    location: str
     path: Path | None = None
     frames: tuple[ImageSource, ...] = ()
 
 
-def video_source(value: Any, key: str, place: str, folder: Path) -> VideoSource:
-    """The video that ``value`` of ``key`` names, a path from ``folder``, or holds, a list of base64 images or their paths.
+def video_source(value: Any, key: str, location: str, folder: Path) -> VideoSource:
+    """Returns the source of a video that is given as a path, or as a list of base64 images or paths of images.
+
+    Args:
+        value: the path or the list.
+        key: key of the value, for messages.
+        location: location of the record, for messages.
+        folder: folder of relative paths.
 
     Raises:
-        BrokenRecordError: "wrong type", "missing video", or what an image is broken by.
+        BrokenRecordError: "wrong type" or "missing video"; "unreadable video" for an empty list; or as
+            :func:`~dataset.records.schema.image_of`.
     """
     if isinstance(value, list):
         if not value:
-            raise BrokenRecordError("unreadable video", place, f"{key} is an empty list")
-        return VideoSource(place, frames=tuple(image_of(frame, f"{key}[…]", place, folder) for frame in value))
+            raise BrokenRecordError("unreadable video", location, f"{key} is an empty list")
+        return VideoSource(location, frames=tuple(image_of(frame, f"{key}[…]", location, folder) for frame in value))
     if not isinstance(value, str):
-        raise BrokenRecordError("wrong type", place, f"{key} is {value!r:.80}, neither a path nor a list of images")
+        raise BrokenRecordError("wrong type", location, f"{key} is {value!r:.80}, neither a path nor a list of images")
     if not value:
-        raise BrokenRecordError("missing video", place, f"{key} is empty")
-    return VideoSource(place, path=folder / value)
+        raise BrokenRecordError("missing video", location, f"{key} is empty")
+    return VideoSource(location, path=folder / value)
 
 
 def sample_frames(count: int, wanted: int, rng: np.random.Generator | None = None) -> list[int]:
-    """``wanted`` of ``count`` frames, ascending (the released ``sample_frame_ids``).
+    """Chooses ``wanted`` of ``count`` frames, ascending, like the released ``sample_frame_ids``.
 
-    Where there are enough, one of each of ``wanted`` stretches of nearly equal length: the first in evaluation (without
-    ``rng``), with the longer stretches first; a random one in training, with the stretches in random order of length. Where
-    there are too few, all, and in turn again in evaluation, or random ones again in training.
+    If there are enough frames, the video is split into ``wanted`` segments of nearly equal length, and one frame is taken from
+    each. In evaluation, the longer segments come at the beginning, and the first frame of each segment is taken. In training, the
+    longer segments are at random positions, and a random frame of each segment is taken.
+
+    If there are too few frames, all are taken, and some are repeated: in turn in evaluation, random ones in training.
+
+    Args:
+        count: number of frames in the video.
+        wanted: number of frames to choose.
+        rng: source of randomness for training; None for evaluation.
     """
     if count <= wanted:
         repeated = range(count, wanted) if rng is None else rng.integers(count, size=wanted - count).tolist()
@@ -100,7 +116,7 @@ def sample_frames(count: int, wanted: int, rng: np.random.Generator | None = Non
 
 @dataclass(frozen=True)
 class FrameSampler:
-    """Videos to tensors (F, 3, S, S) with as many ``frames`` as the model has; a frame is reduced as soon as it is decoded."""
+    """Reads videos as tensors (F, 3, S, S) with ``frames`` frames. Each frame is resized immediately after it is decoded."""
 
     frames: int
     config: VideoReadingConfig
@@ -113,7 +129,7 @@ class FrameSampler:
         rng: np.random.Generator,
         view: Callable[[Tensor | EncodedImage, np.random.Generator], Tensor],
     ) -> Tensor:
-        """Views of random frames; ``view`` takes a frame and the generator for its random numbers.
+        """Returns views of random frames. ``view`` takes a frame and the source of randomness for the view.
 
         Raises:
             BrokenRecordError: as :func:`read_frames`.
@@ -127,7 +143,7 @@ class FrameSampler:
         return self._read(source, lambda count: sample_frames(count, self.frames, chosen), view_of)
 
     def evaluation(self, source: VideoSource, view: FrameView) -> Tensor:
-        """Views of frames at even distances.
+        """Returns views of evenly spaced frames.
 
         Raises:
             BrokenRecordError: as :func:`read_frames`.
@@ -146,21 +162,23 @@ def read_frames(
     max_pixels: int,
     pixels: PixelsAre = "shown",
 ) -> list[Tensor]:
-    """The ``view`` of each chosen frame, in order. Only one frame at a time is in memory in full size.
+    """Returns the ``view`` of each chosen frame, in order. Only one frame at a time is in memory in full size.
 
     Raises:
-        BrokenRecordError: "missing video"; "unreadable video" for a file that is empty, truncated, damaged, without images,
-            or not read within the time limit; "image too large"; and what an image of a list is broken by.
+        BrokenRecordError: "missing video"; "unreadable video" if a file is empty, truncated, damaged or without images, or the
+            time limit is exceeded; "image too large"; or the kinds of a broken image if the video is a list of images.
     """
-    clock = Clock(config.time_limit_s, source.place)
+    clock = Clock(config.time_limit_s, source.location)
     return within(clock, lambda: [view(frame) for frame in _chosen(source, config, choose, max_pixels, pixels, clock)])
 
 
 def check_backend(sources: Iterable[VideoSource], config: VideoReadingConfig, key: str) -> None:
-    """Lists and folders of images need no decoder; ``sources`` are looked at only where it is missing.
+    """Checks that the decoder can be loaded if ``sources`` contain a video file. Lists and folders of images need no decoder.
+
+    ``sources`` are read only if the decoder cannot be loaded.
 
     Raises:
-        UserError: with the config ``key``, where a video file is among ``sources`` and the backend cannot be used here.
+        UserError: with the config ``key``, if there is a video file and the backend cannot be loaded.
     """
     reason = why_not_loaded(config.backend)
     if reason is None:
@@ -169,29 +187,29 @@ def check_backend(sources: Iterable[VideoSource], config: VideoReadingConfig, ke
     if file is not None:
         remedy = "av" if config.backend == "av" else f"av {config.backend}, or use backend: av"
         raise UserError(
-            f"{key}.backend: {config.backend} cannot be loaded ({reason}), and {file.path} ({file.place}) is a video file; "
+            f"{key}.backend: {config.backend} cannot be loaded ({reason}), and {file.path} ({file.location}) is a video file; "
             f"pip install {remedy}"
         )
 
 
 def check_held_out(sources: Sequence[VideoSource], config: VideoReadingConfig, max_pixels: int, key: str) -> None:
-    """Index every video file of a held-out split, without decoding, so that a broken one is reported before training.
+    """Indexes every video file of a held-out split, without decoding, so that a broken file is reported before training.
 
     Raises:
-        UserError: with the config ``key``, for the first file that is no whole video; or as :func:`check_backend`.
+        UserError: with the config ``key``, for the first file that is not a complete video; or as :func:`check_backend`.
     """
     check_backend(sources, config, "data.video")
-    for path, place in {source.path: source.place for source in sources if source.path is not None}.items():
+    for path, location in {source.path: source.location for source in sources if source.path is not None}.items():
         if not _is_video_file(path):
             continue
         try:
-            index_of(path, max_pixels, Clock(config.time_limit_s, place))
+            index_of(path, max_pixels, Clock(config.time_limit_s, location))
         except BrokenRecordError as error:
             raise UserError(f"{key}: {error}; a held-out set has to be whole") from None
 
 
 def _is_video_file(path: Path) -> bool:
-    """Whether ``path`` needs a video decoder: it is neither a list nor a folder of images."""
+    """Returns True if ``path`` needs a video decoder, because it is neither a list nor a folder of images."""
     return path.suffix.lower() != LIST_SUFFIX and not path.is_dir()
 
 
@@ -203,11 +221,11 @@ def _chosen(
     pixels: PixelsAre,
     clock: Clock,
 ) -> Iterator[Tensor | EncodedImage]:
-    """Each chosen frame, decoded in a file, still encoded in a list or a folder of images."""
+    """Yields each chosen frame. Frames of a video file are decoded; frames of a list or a folder of images are still encoded."""
     images = _images(source)
     if images is not None:
         for number, again in itertools.groupby(choose(len(images))):
-            image = EncodedImage(images[number].load(), max_pixels, source.place, pixels, images[number].path)
+            image = EncodedImage(images[number].load(), max_pixels, source.location, pixels, images[number].path)
             for _ in again:
                 clock.check()
                 yield image
@@ -225,44 +243,44 @@ def _chosen(
 
 
 def _images(source: VideoSource) -> Sequence[ImageSource] | None:
-    """The images of a list or a folder; None for a video file.
+    """Returns the images of a list or a folder, or None for a video file.
 
     Raises:
-        BrokenRecordError: there is nothing there, or no image.
+        BrokenRecordError: if the path does not exist or has no images.
     """
     if source.path is None:
         return source.frames
     path = source.path
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
-    except (OSError, ValueError) as error:  # longer than a name may be, or no name at all
-        raise BrokenRecordError("missing video", source.place, f"{str(path)[:200]}: {error}") from None
+    except (OSError, ValueError) as error:  # the name is too long or invalid
+        raise BrokenRecordError("missing video", source.location, f"{str(path)[:200]}: {error}") from None
     if not (is_folder or is_file):
-        reason = "is no regular file" if path.exists() else "does not exist"
-        raise BrokenRecordError("missing video", source.place, f"{str(path)[:200]} {reason}")
+        reason = "is not a regular file" if path.exists() else "does not exist"
+        raise BrokenRecordError("missing video", source.location, f"{str(path)[:200]} {reason}")
     if is_folder:
         files = sorted((file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES), key=_by_number)
-        images = [ImageSource(source.place, path=file) for file in files]
+        images = [ImageSource(source.location, path=file) for file in files]
     elif path.suffix.lower() == LIST_SUFFIX:
-        images = _listed_images(path, source.place)
+        images = _listed_images(path, source.location)
     else:
         return None
     if not images:
-        raise BrokenRecordError("unreadable video", source.place, f"{path} holds no images")
+        raise BrokenRecordError("unreadable video", source.location, f"{path} holds no images")
     return images
 
 
-def _listed_images(path: Path, place: str) -> list[ImageSource]:
+def _listed_images(path: Path, location: str) -> list[ImageSource]:
     try:
-        values = json.loads(read_file(path, RECORD_BYTES, place, "video"))
+        values = json.loads(read_file(path, RECORD_BYTES, location, "video"))
     except (ValueError, RecursionError) as error:
-        raise BrokenRecordError("unreadable video", place, f"{path} is no JSON list of images: {error}") from None
+        raise BrokenRecordError("unreadable video", location, f"{path} is not a JSON list of images: {error}") from None
     if not isinstance(values, list):
-        raise BrokenRecordError("unreadable video", place, f"{path} is no JSON list of images")
-    return [image_of(value, f"{path.name}[{number}]", place, path.parent) for number, value in enumerate(values)]
+        raise BrokenRecordError("unreadable video", location, f"{path} is not a JSON list of images")
+    return [image_of(value, f"{path.name}[{number}]", location, path.parent) for number, value in enumerate(values)]
 
 
 def _by_number(path: Path) -> list[Any]:
-    """Sort key by which 10.jpg comes after 9.jpg."""
+    """Returns a sort key that puts 10.jpg after 9.jpg."""
     parts = re.split(r"(\d+)", path.name)
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]

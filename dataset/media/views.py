@@ -1,4 +1,4 @@
-"""Views of images and videos: the tensors that training and evaluation get of them."""
+"""Views of images and videos: the tensors that training and evaluation read."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from utils.image_size import ImageSize, sides_of
 
 
 class TrainingView:
-    """An image as training sees it, (3, H, W) uint8, or frames of a video, (F, 3, H, W), each a view of its own.
+    """Reads images for training as (3, H, W) uint8, or videos as (F, 3, H, W), with separate augmentation of each frame.
 
     Args:
         image_size: H and W.
         max_pixels: see :class:`~dataset.media.encoded.EncodedImage`.
-        augment: what is done to each image.
-        videos: how frames are taken of videos; None where there are none.
+        augment: augmentation of each image.
+        videos: sampler of the frames of videos; None for images only.
         pixels: see :data:`~dataset.media.encoded.PixelsAre`.
     """
 
@@ -42,7 +42,7 @@ class TrainingView:
         self.augment = RandAugment(augment.rand_augment_ops, augment.rand_augment_magnitude)
 
     def __call__(self, source: ImageSource | VideoSource, rng: np.random.Generator, *, may_flip: bool) -> Tensor:
-        """Raises :class:`BrokenRecordError` where it cannot be read."""
+        """Reads a view of an image or video; raises :class:`BrokenRecordError` if it cannot be read."""
 
         def view(image: Tensor | EncodedImage, rng: np.random.Generator) -> Tensor:
             return training_view(image, self.image_size, self.config, self.augment, rng, may_flip=may_flip)
@@ -50,19 +50,19 @@ class TrainingView:
         if isinstance(source, VideoSource):
             assert self.videos is not None, "videos without a number of frames"
             return self.videos.training(source, rng, view)
-        return view(EncodedImage(source.load(), self.max_pixels, source.place, self.pixels, source.path), rng)
+        return view(EncodedImage(source.load(), self.max_pixels, source.location, self.pixels, source.path), rng)
 
     def filler(self) -> Tensor:
-        """A black view for a row that does not count."""
+        """Returns a black view for a row that does not count."""
         image = black(self.image_size)
         return image if self.videos is None else image.expand(self.videos.frames, -1, -1, -1)
 
 
 class EvaluationView:
-    """An image as evaluation sees it: the whole of it, (3, H, W) uint8; or whole frames of a video, (F, 3, H, W).
+    """Reads whole images for evaluation as (3, H, W) uint8, or whole frames of videos as (F, 3, H, W).
 
-    With ``shuffle_frames`` the frames of a video are put into an order drawn from its place: what the model makes of them
-    then shows how far it looks at their order.
+    With ``shuffle_frames``, the frames of a video are shuffled, with an order that depends on the location of its record. The
+    metrics then show how much the model uses the order of frames.
     """
 
     def __init__(
@@ -79,49 +79,53 @@ class EvaluationView:
         self.videos, self.shuffle_frames = videos, shuffle_frames
 
     def __call__(self, source: ImageSource | VideoSource, size: tuple[int, int] | None = None) -> Tensor:
-        """The view; ``size``: (width, height) that the annotations give an image with boxes, which then is not turned.
+        """Reads a view of an image or video.
+
+        Args:
+            source: the image or video.
+            size: width and height of an image with boxes according to its annotations; such an image is not rotated.
 
         Raises:
-            BrokenRecordError: the image or video cannot be read, or is of another size.
+            BrokenRecordError: if the image or video cannot be read, or has another size.
         """
         if isinstance(source, VideoSource):
             assert self.videos is not None, "videos without a number of frames"
             frames = self.videos.evaluation(source, lambda frame: evaluation_view(frame, self.image_size))
-            return _other_order(frames, source.place) if self.shuffle_frames else frames
+            return _other_order(frames, source.location) if self.shuffle_frames else frames
         pixels = self.pixels if size is None else for_boxes(self.pixels)
-        image = decode(source.load(), self.max_pixels, source.place, pixels, source.path)
+        image = decode(source.load(), self.max_pixels, source.location, pixels, source.path)
         if size is not None:
-            check_size(image, size, source.place)
+            check_size(image, size, source.location)
         return evaluation_view(image, self.image_size)
 
 
-def _other_order(frames: Tensor, place: str) -> Tensor:
-    """The frames in an order that is never their own, where there are two at least."""
+def _other_order(frames: Tensor, location: str) -> Tensor:
+    """Shuffles frames. If there are at least two, the order always differs from the original order."""
     count = len(frames)
     if count < 2:
         return frames
-    rng = np.random.default_rng(zlib.crc32(place.encode()))
+    rng = np.random.default_rng(zlib.crc32(location.encode()))
     while (order := rng.permutation(count)).tolist() == list(range(count)):
         pass
     return frames[torch.from_numpy(order)]
 
 
 def check_medium(sources: Sequence[ImageSource | VideoSource], frames: int | None, key: str) -> None:
-    """Raise a :class:`UserError` with the config ``key`` where data and model are not both of images or both of videos."""
+    """Raises :class:`UserError` with the config ``key`` if an image model gets videos, or a video model gets images."""
     videos = sum(isinstance(source, VideoSource) for source in sources)
     if videos and frames is None:
-        raise UserError(f"{key} holds videos, the model is one of images; set model.vision.video.frames")
+        raise UserError(f"{key} has videos, but the model takes images; set model.vision.video.frames")
     if frames is not None and videos < len(sources):
-        raise UserError(f"{key} holds images, the model is one of videos; drop model.vision.video")
+        raise UserError(f"{key} has images, but the model takes videos; drop model.vision.video")
 
 
-def check_size(image: Tensor | EncodedImage, size: tuple[int, int], place: str) -> None:
-    """Raises :class:`BrokenRecordError` where an image (3, H, W) is not of the (width, height) that its boxes refer to."""
+def check_size(image: Tensor | EncodedImage, size: tuple[int, int], location: str) -> None:
+    """Raises :class:`BrokenRecordError` if an image (3, H, W) does not have the (width, height) of its annotations."""
     actual = (image.shape[2], image.shape[1])
     if actual != size:
-        raise BrokenRecordError("unreadable image", place, f"is of {actual} pixels, in the annotations of {size}")
+        raise BrokenRecordError("unreadable image", location, f"has {actual} pixels, but {size} in the annotations")
 
 
 def black(size: ImageSize) -> Tensor:
-    """A black image for a row that does not count."""
+    """Returns a black image for a row that does not count."""
     return torch.zeros(3, *sides_of(size), dtype=torch.uint8)

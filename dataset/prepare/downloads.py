@@ -31,7 +31,7 @@ from dataset.prepare.sets.web import Pair
 from dataset.prepare.verify import image_fault
 from dataset.records.broken import BrokenRecordError
 from dataset.shards.scanning import scan_shard
-from dataset.shards.tars import place_of, read_record
+from dataset.shards.tars import location_of, read_record
 from utils.files import read_json, replacing
 from utils.progress import progress_bar
 
@@ -170,14 +170,14 @@ def _scan(path: Path, verify: bool) -> list[_Scanned]:
     records = []
     with path.open("rb") as file:
         for span, apart in scanned.records(path.stat().st_size):
-            stem = place_of(file, path, span, apart).removeprefix(f"{path}:").partition(".")[0]
+            stem = location_of(file, path, span, apart).removeprefix(f"{path}:").partition(".")[0]
             try:
                 raw = read_record(file, path, span, apart)
                 fault, content = "", b""
                 if raw.image is None:
                     fault = "missing image"
                 elif verify:
-                    fault, content = _verified(raw.image, raw.place)
+                    fault, content = _verified(raw.image, raw.location)
                 records.append(_Scanned(stem, str(raw.values.get("url") or ""), fault, content))
             except BrokenRecordError as error:
                 records.append(_Scanned(stem, "", error.kind, b""))

@@ -52,8 +52,8 @@ def outputs_of_shards(
                 raise broken_key(raw, video_key)
         except Exception as error:
             broken = broken_record(error, shards.location(number))
-            return Job(making, broken.place, Path(), {}, broken=broken)
-        return Job(making, raw.place, video_root or raw.folder, raw.values, video_key)
+            return Job(making, broken.location, Path(), {}, broken=broken)
+        return Job(making, raw.location, video_root or raw.folder, raw.values, video_key)
 
     outputs = [
         OutputFile(path.stem + ".jsonl", path, size, partial(map, job, range(end - size, end)))

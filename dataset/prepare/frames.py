@@ -138,7 +138,7 @@ def _make(
     with part.open("wb") as stream:
         for result in itertools.islice(results, output.count):
             if isinstance(result, BrokenRecord):
-                broken.append({"place": result.place, "reason": str(result.kind), "detail": result.message})
+                broken.append({"place": result.location, "reason": str(result.kind), "detail": result.message})
                 on_broken(result)
             else:
                 stream.write(result.content)
@@ -158,7 +158,7 @@ def _log(broken: BrokenRecord, logged: Counter[str]) -> None:
     logged[broken.kind] += 1
     if logged[broken.kind] <= NAMED:
         more = f" (more of this kind are only written to {BROKEN})" if logged[broken.kind] == NAMED else ""
-        logger.warning("left out: %s: %s: %s%s", broken.place, broken.kind, broken.message, more)
+        logger.warning("left out: %s: %s: %s%s", broken.location, broken.kind, broken.message, more)
 
 
 def frames(

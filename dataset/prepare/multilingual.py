@@ -115,7 +115,7 @@ def _readable(shards: Shards, counts: Counts) -> Iterator[RawRecord]:
         try:
             yield shards.read(number)
         except BrokenRecordError as error:
-            counts.leave_out(error.kind, error.place, error.message)
+            counts.leave_out(error.kind, error.location, error.message)
 
 
 def _values(raw: RawRecord) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def _translate_shard(job: _Job) -> Counts:
 def _record(translator: Translator, counts: Counts, out: Path, raw: RawRecord) -> dict[str, Any]:
     """The record, with its image's path from the new folder."""
     counts.made["records"] += 1
-    values = translator.record(_values(raw), counts, raw.place)
+    values = translator.record(_values(raw), counts, raw.location)
     image = None if raw.image is not None else image_source(raw, ImageKeys())
     if image is not None and image.path is not None and not Path(values["image"]).is_absolute():
         folder = os.path.realpath(raw.folder)
@@ -192,7 +192,7 @@ def _write_tar(path: Path, records: Iterable[RawRecord], record: Callable[[RawRe
     """Each record as its image and a member of JSON, which has the captions."""
     with tarfile.open(path, "w:") as tar:
         for raw in records:
-            name = raw.place.partition(f"{TAR_SUFFIX}:")[2]
+            name = raw.location.partition(f"{TAR_SUFFIX}:")[2]
             stem = name.partition(".")[0]
             content = json.dumps(record(raw), ensure_ascii=False).encode("utf-8", "backslashreplace")
             members = ({name: raw.image} if raw.image is not None else {}) | {f"{stem}.json": content}

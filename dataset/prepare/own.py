@@ -89,14 +89,14 @@ def _coco_rows(content: dict[str, Any], name: str) -> Rows:
         if isinstance(row, BrokenRecordError):
             yield row
         elif values.get("iscrowd"):
-            yield BrokenRecordError("crowd", row.place, "the box is around a crowd of objects, not one")
+            yield BrokenRecordError("crowd", row.location, "the box is around a crowd of objects, not one")
         elif image.get("file_name") is None or caption is None:
             yield BrokenRecordError(
-                "missing key", row.place, "no image, or neither a caption nor a box with a category"
+                "missing key", row.location, "no image, or neither a caption nor a box with a category"
             )
         else:
             box = {"bb": values["bbox"]} if "bbox" in values else {"image_id": values["image_id"]}
-            yield Row({"image": image["file_name"], "caption": caption, **box}, row.place)
+            yield Row({"image": image["file_name"], "caption": caption, **box}, row.location)
 
 
 class Converter:
@@ -166,7 +166,7 @@ class Converter:
         return list(made.values())
 
     def _image(self, row: Row, key: str = "image") -> str:
-        source = self.images.find(row.get(key, str), row.place)
+        source = self.images.find(row.get(key, str), row.location)
         return os.path.relpath(os.path.abspath(source.path or ""), os.path.abspath(self.out))
 
     def _captions(self, row: Row) -> dict[str, Any]:
@@ -174,34 +174,34 @@ class Converter:
         return {"image": self._image(row), "caption": row.values["caption"], **_kept(row, "image_id")}
 
     def _questions(self, row: Row) -> dict[str, Any]:
-        question_of(row, self.images.find(row.get("image", str), row.place), answered=self.answered)
+        question_of(row, self.images.find(row.get("image", str), row.location), answered=self.answered)
         return {"image": self._image(row), **_kept(row, "question", "answer", "answer_type", "question_id")}
 
     def _statements(self, row: Row) -> dict[str, Any]:
         texts_of(row, "sentence")
         if str(row.get("label", object)).lower() not in LABELLED:
             raise BrokenRecordError(
-                "wrong type", row.place, f"label is {row.values['label']!r:.40}; known: {sorted(LABELLED)}"
+                "wrong type", row.location, f"label is {row.values['label']!r:.40}; known: {sorted(LABELLED)}"
             )
         names = row.values.get("images") or [row.values[key] for key in ("image", "image2") if key in row.values]
         if not isinstance(names, list) or len(names) not in (1, 2):
-            raise BrokenRecordError("wrong type", row.place, f"{names!r:.80} are not one or two images")
-        images = [self._image(Row({"image": name}, row.place)) for name in names]
+            raise BrokenRecordError("wrong type", row.location, f"{names!r:.80} are not one or two images")
+        images = [self._image(Row({"image": name}, row.location)) for name in names]
         return {"images": images, **_kept(row, "sentence", "label")}
 
     def _add_boxes(self, row: Row, made: dict[Any, dict[str, Any]]) -> None:
         """Add the boxes of a row to the record of its image."""
-        source = self.images.find(row.get("image", str), row.place)
+        source = self.images.find(row.get("image", str), row.location)
         image = self._image(row)
         size = self._size_of.setdefault(image, self._size_of.get(image) or self.images.size(source))
         nested = "elems" in row.values
         for element in row.get("elems", list) if nested else [row.values]:
             try:
                 if not isinstance(element, dict):
-                    raise BrokenRecordError("wrong type", row.place, f"elems holds {element!r:.40}, not an object")
-                own = Row(element, row.place)
+                    raise BrokenRecordError("wrong type", row.location, f"elems holds {element!r:.40}, not an object")
+                own = Row(element, row.location)
                 texts_of(own, "caption")
-                box = place_box(self._box(own, size), *size, row.place, "the box")
+                box = place_box(self._box(own, size), *size, row.location, "the box")
             except BrokenRecordError as error:
                 self.broken.append((error, element if isinstance(element, dict) else row.values))
                 continue
@@ -214,8 +214,8 @@ class Converter:
             value = [float(row.values[name]) for name in self._columns] if self._columns else row.get("bb", object)
             value = parse_json(value) if isinstance(value, str) else value
         except (KeyError, TypeError, ValueError):
-            raise BrokenRecordError("wrong type", row.place, "the box is not four numbers") from None
-        x, y, w, h = box_in(value, "bb", row.place)
+            raise BrokenRecordError("wrong type", row.location, "the box is not four numbers") from None
+        x, y, w, h = box_in(value, "bb", row.location)
         self._boxes.append((x, y, w, h))
         self._sizes.append(size)
         return (x, y, w - x, h - y) if self.boxes == "corners" else (x, y, w, h)
@@ -227,7 +227,7 @@ def _kept(row: Row, *keys: str) -> dict[str, Any]:
 
 def _renamed(rows: Rows, names: dict[str, str]) -> Iterator[Row | BrokenRecordError]:
     for row in rows:
-        yield Row({names.get(k, k): v for k, v in row.values.items()}, row.place) if isinstance(row, Row) else row
+        yield Row({names.get(k, k): v for k, v in row.values.items()}, row.location) if isinstance(row, Row) else row
 
 
 def own(
@@ -291,7 +291,7 @@ def own(
     if not records:
         raise UserError(f"{file}: none of {len(rows):,} rows can be used: {tally(reasons)}{first}")
     broken = [
-        {"kind": error.kind, "place": error.place, "message": error.message, "record": values}
+        {"kind": error.kind, "place": error.location, "message": error.message, "record": values}
         for error, values in converter.broken
     ]
     for path, lines in ((out, records), (broken_file, broken)):

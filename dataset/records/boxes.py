@@ -1,4 +1,4 @@
-"""Described boxes: crop and flip that know them, and the patches that a box covers (X²-VLM, section 3.2)."""
+"""Described boxes: crops and flips that transform boxes too, and the patches that a box covers (X²-VLM, section 3.2)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from dataset.records.schema import Box, BrokenRecordError, Element, RegionRecord
 from utils.image_size import ImageSize, grid_of
 
 WHOLE_BOX: Box = (0.5, 0.5, 1.0, 1.0)
-"""Centre and size, relative, of the whole image."""
+"""The whole image as a relative box: centre and size."""
 
 SLIVER = 1e-3
-"""Smallest side of a box, relative to the crop. A smaller box is no target to learn from."""
+"""Minimum side of a box, relative to the crop. A smaller box is not useful as a training target."""
 
 _GRID_TOLERANCE = 1e-6
 """Distance from a grid line, in patches, within which an edge of a box counts as on it."""
@@ -35,16 +35,16 @@ class Crop:
     y1: int
 
     def of(self, image: Tensor | EncodedImage) -> Tensor:
-        """The part of an image, (3, y1 - y0, x1 - x0) uint8."""
+        """Returns this part of an image, (3, y1 - y0, x1 - x0) uint8."""
         return crop(image, self.y0, self.x0, self.y1 - self.y0, self.x1 - self.x0)
 
 
 def elements_inside(record: RegionRecord, width: int, height: int) -> tuple[list[Element], list[BrokenRecord]]:
-    """Elements whose box lies in the image, with boxes clamped to it; and the others as broken records."""
+    """Returns the elements whose box is inside the image, clamped to it, and the other elements as broken records."""
     elements, broken = [], []
     for element in record.elements:
         try:
-            box = place_box(element.box, width, height, record.place, element.name)
+            box = place_box(element.box, width, height, record.location, element.name)
         except BrokenRecordError as error:
             broken.append(error.as_broken())
         else:
@@ -61,10 +61,21 @@ def visible_elements(
     most: int,
     min_inside: float,
 ) -> tuple[Crop, list[tuple[Element, Box]]]:
-    """A crop of an image of ``size`` (width, height) and up to ``most`` elements in it, with their boxes relative to it.
+    """Draws a crop of an image, and returns it with the elements that are visible in it.
 
-    The crop keeps a random element whole; that one comes first, the others follow in random order if more than ``min_inside``
-    of their area is in the crop (the released reader may leave the kept one out). Without ``crop``, the whole image.
+    The crop contains the whole box of one random element. This element is returned first. The other elements follow in random
+    order, if more than ``min_inside`` of their area is in the crop. (The released reader may omit the first element.)
+
+    Args:
+        elements: elements of the image, with boxes in pixels.
+        size: width and height of the image.
+        rng: source of randomness.
+        crop: if False, the crop is the whole image.
+        most: maximum number of elements.
+        min_inside: minimum share of a box's area inside the crop.
+
+    Returns:
+        The crop, and the elements with their boxes relative to it.
     """
     width, height = size
     whole = Crop(0, 0, width, height)
@@ -74,7 +85,7 @@ def visible_elements(
     kept = elements[order[0]]
     part = crop_around(kept.box, width, height, rng) if crop else whole
     visible: list[tuple[Element, Box]] = []
-    for element in (elements[place] for place in order):
+    for element in (elements[index] for index in order):
         if len(visible) >= most:
             break
         if share_inside(element.box, part) > min_inside:
@@ -85,7 +96,7 @@ def visible_elements(
 
 
 def crop_around(box: Box, width: int, height: int, rng: np.random.Generator) -> Crop:
-    """A random crop that holds the whole of ``box`` (x, y, w, h in pixels): each edge uniform between box and border."""
+    """Draws a random crop that contains all of ``box`` (x, y, w, h in pixels); each edge is uniform between box and border."""
     x, y, w, h = box
     x0 = int(rng.integers(0, math.floor(x) + 1))
     y0 = int(rng.integers(0, math.floor(y) + 1))
@@ -95,7 +106,7 @@ def crop_around(box: Box, width: int, height: int, rng: np.random.Generator) -> 
 
 
 def share_inside(box: Box, crop: Crop) -> float:
-    """The share of the box's area that lies inside the crop, in [0, 1]."""
+    """Returns the share of the box's area that is inside the crop, in [0, 1]."""
     x, y, w, h = box
     inside_w = min(x + w, crop.x1) - max(x, crop.x0)
     inside_h = min(y + h, crop.y1) - max(y, crop.y0)
@@ -103,7 +114,7 @@ def share_inside(box: Box, crop: Crop) -> float:
 
 
 def visible_box(box: Box, crop: Crop) -> Box | None:
-    """The part of ``box`` inside ``crop`` as (cx, cy, w, h) relative to the crop; None for less than a sliver."""
+    """Returns the part of ``box`` inside ``crop`` as (cx, cy, w, h) relative to the crop, or None if it is only a sliver."""
     x, y, w, h = box
     width, height = crop.x1 - crop.x0, crop.y1 - crop.y0
     x0, x1 = (max(x, crop.x0) - crop.x0) / width, (min(x + w, crop.x1) - crop.x0) / width
@@ -114,17 +125,17 @@ def visible_box(box: Box, crop: Crop) -> Box | None:
 
 
 def flip_box(box_cxcywh: Box) -> Box:
-    """A relative box (cx, cy, w, h) in the mirrored image."""
+    """Mirrors a relative box (cx, cy, w, h) from left to right."""
     cx, cy, w, h = box_cxcywh
     return 1 - cx, cy, w, h
 
 
 def patch_mask(box_xywh: Sequence[float], image_size: ImageSize, patch_size: int) -> Tensor:
-    """The patches that a box touches: (P,) bool, row-major, at least one True.
+    """Returns a mask of the patches that a box touches: (P,) bool, row-major, with at least one True.
 
-    ``box_xywh`` in pixels of the input. Columns floor(x / p) up to ceil((x + w) / p), rows
-    alike, clamped to the grid (released, without the entry for [CLS]). An edge within a millionth of a patch of a grid line
-    counts as on it, so that rounding in a flip or a resize adds no row of patches.
+    ``box_xywh`` is in pixels of the input. The mask covers the columns floor(x / p) up to ceil((x + w) / p), and the same for
+    rows, clamped to the grid (as released, without the entry for [CLS]). An edge within a millionth of a patch of a grid line
+    counts as being on the line, so that rounding in a flip or a resize does not add a row of patches.
     """
     rows, columns = grid_of(image_size, patch_size)
     x, y, w, h = box_xywh

@@ -1,4 +1,4 @@
-"""Broken records: the error that names one, and how any exception raised while a record is used becomes one."""
+"""Broken records: the error that reports one, and the conversion of other exceptions into broken records."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from batches.base import BrokenRecord
 from utils.errors import UserError
 
 BrokenKind = str
-"""What is wrong with a record: "bad json", "missing key", "wrong type", "empty text", "bad text", "missing image", "unreadable
-image", "image too large", "missing video", "unreadable video", "box outside image" or "degenerate box"; or, for an exception
-that nothing here foresaw, the name of its class."""
+"""Kind of fault of a record: "bad json", "missing key", "wrong type", "empty text", "bad text", "missing image", "unreadable
+image", "image too large", "missing video", "unreadable video", "box outside image" or "degenerate box"; or the class name of an
+unexpected exception."""
 
 _LONGEST_MESSAGE = 300
 
 
 class BrokenRecordError(Exception):
-    """A record that cannot be used: its kind, where it lies (``file:line``) and what was wrong."""
+    """A record cannot be used. Has the kind of fault, the location of the record (``file:line``) and a message."""
 
-    def __init__(self, kind: BrokenKind, place: str, message: str):
-        place, message = printable(place), printable(message)
-        super().__init__(f"{place}: {kind}: {message}")
+    def __init__(self, kind: BrokenKind, location: str, message: str):
+        location, message = printable(location), printable(message)
+        super().__init__(f"{location}: {kind}: {message}")
         self.kind: BrokenKind = kind
-        self.place = place
+        self.location = location
         self.message = message
 
     def as_broken(self) -> BrokenRecord:
-        """The error as plain data, for the batch."""
-        return BrokenRecord(self.kind, self.place, self.message)
+        """Returns the error as plain data that can be sent with a batch."""
+        return BrokenRecord(self.kind, self.location, self.message)
 
 
 def broken_record(error: Exception, location: str) -> BrokenRecord:
-    """Returns the broken record that ``error`` stands for, raised while the record at ``location`` was read or used.
+    """Converts an exception, raised while the record at ``location`` was read or used, to a broken record.
 
-    A class of exceptions that nothing foresaw is a kind of its own and keeps its traceback, so that a mistake in the code shows.
+    An unexpected exception becomes a separate kind, named after its class, and keeps its traceback, so that bugs are visible.
 
     Raises:
-        UserError: ``error`` itself, if it is one: no record is to blame.
+        UserError: ``error`` itself if it is a UserError, because the record did not cause it.
     """
     if isinstance(error, UserError):
         raise error
@@ -50,7 +50,7 @@ def broken_record(error: Exception, location: str) -> BrokenRecord:
 
 
 def json_fault(error: Exception) -> str:
-    """The fault of a JSON text, without Python's advice to programmers."""
+    """Returns the message of a JSON error, without Python's advice to programmers."""
     if "set_int_max_str_digits" in str(error):
         return "a number has thousands of digits"
     if not isinstance(error, json.JSONDecodeError):
@@ -60,25 +60,29 @@ def json_fault(error: Exception) -> str:
 
 
 def remedy_for(kinds: Mapping[str, int], limit: str | None) -> str:
-    """The remedy for broken records, by how often each kind occurs. ``limit``: the key that tolerates more; None: there are too
-    many for that."""
+    """Returns the remedy for broken records.
+
+    Args:
+        kinds: number of broken records of each kind.
+        limit: config key that raises the number of tolerated records; None if there are too many to tolerate.
+    """
     first = max(kinds, key=lambda kind: kinds[kind])
     if first in ("box outside image", "degenerate box"):
         return (
-            "boxes are x, y, width, height in pixels of the stored image; `python run.py doctor` tells whether these are x1, y1, "
-            "x2, y2 or were drawn on the turned view of photographs"
+            "boxes are x, y, width, height in pixels of the stored image; `python run.py doctor` checks whether these are x1, "
+            "y1, x2, y2 or were drawn on the rotated view of photographs"
         )
     if first == "missing key" and limit is None:
-        return "is it the right file, and the right format?"
-    return "mend or remove them" + (f", or raise {limit}" if limit else "")
+        return "check that this is the right file and the right format"
+    return "fix or remove them" + (f", or raise {limit}" if limit else "")
 
 
 def not_whole(error: Exception, location: str) -> UserError:
-    """The error for a broken record of a held-out set, in one line."""
+    """Returns the error for a broken record of a held-out set, in one line."""
     broken = broken_record(error, location)
-    return UserError(f"{broken.place}: {broken.kind}: {broken.message}; a held-out set has to be whole")
+    return UserError(f"{broken.location}: {broken.kind}: {broken.message}; a held-out set has to be whole")
 
 
 def printable(text: str) -> str:
-    """The text without what would break a line of a log, or its encoding: escapes stand for it."""
+    """Escapes the characters of a text that would break a line of a log or could not be encoded."""
     return text if text.isprintable() else "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

@@ -1,8 +1,8 @@
-"""Video-text records of pre-training: clips with their captions, whose neighbours may be joined (X²-VLM, section 4.1).
+"""Video-text records of pre-training: clips with captions; neighbouring clips may be joined (X²-VLM, section 4.1).
 
 A record has one clip, ``{"video": ["<base64>", …] | "<path>", "caption": …}``, or several, ``{"video": [["<base64>", …], …],
-"caption": [text per clip], "is_continuous": bool}``: those of a continuous video follow each other. Paths of images may stand
-for base64; several clips are never video files.
+"caption": [text per clip], "is_continuous": bool}``. The clips of a continuous video follow each other. Images can be given as
+paths instead of base64; a record with several clips cannot contain video files.
 """
 
 from __future__ import annotations
@@ -22,21 +22,27 @@ NO_SPEECH = "[music]"
 
 @dataclass(frozen=True)
 class VideoRecord:
-    """Clips, and for each the alternatives of its caption, of which one is drawn each time."""
+    """Clips and their captions. Each clip has alternative captions, of which one is drawn each time."""
 
-    place: str
+    location: str
     clips: tuple[VideoSource, ...]
     captions: tuple[Texts, ...]
     continuous: bool
 
     @property
     def spoken(self) -> list[int]:
-        """Numbers of the clips with speech."""
+        """Indices of the clips with speech."""
         return [clip for clip, texts in enumerate(self.captions) if not _has_no_speech(texts)]
 
 
 def parse_video_record(raw: RawRecord, video_key: str, caption_key: str, root: Path | None) -> VideoRecord:
-    """The clips of a record; paths start from ``root``, or where that is None from the folder of the shard.
+    """Parses the clips of a record.
+
+    Args:
+        raw: the record.
+        video_key: key of the video or of the list of clips.
+        caption_key: key of the caption or of the list of captions.
+        root: folder of relative paths; if None, the folder of the shard.
 
     Raises:
         BrokenRecordError: "missing key", "wrong type", "missing video" or "unreadable video".
@@ -46,43 +52,47 @@ def parse_video_record(raw: RawRecord, video_key: str, caption_key: str, root: P
         raise broken_key(raw, video_key)
     if caption is None:
         raise broken_key(raw, caption_key)
-    folder, place = root or raw.folder, raw.place
+    folder, location = root or raw.folder, raw.location
     continuous = raw.values.get("is_continuous") is True
     if not (isinstance(value, list) and value and all(isinstance(clip, list) for clip in value)):
         if continuous and isinstance(caption, list):
             raise BrokenRecordError(
                 "wrong type",
-                place,
+                location,
                 f"is_continuous joins clips that are lists of images or of their paths, and {video_key} is one video; give a "
-                f"list of lists, or one video a record without is_continuous",
+                f"list of lists, or one video per record without is_continuous",
             )
         return VideoRecord(
-            place, (video_source(value, video_key, place, folder),), (texts_in(caption, caption_key, place),), False
+            location,
+            (video_source(value, video_key, location, folder),),
+            (texts_in(caption, caption_key, location),),
+            False,
         )
     if not isinstance(caption, list) or len(caption) != len(value):
         count = f"{len(caption)} texts" if isinstance(caption, list) else "no list"
         raise BrokenRecordError(
-            "wrong type", place, f"{caption_key} is {count} for the {len(value)} clips of {video_key}"
+            "wrong type", location, f"{caption_key} is {count} for the {len(value)} clips of {video_key}"
         )
-    clips = [video_source(clip, f"{video_key}[{number}]", place, folder) for number, clip in enumerate(value)]
-    captions = [texts_in(text, f"{caption_key}[{number}]", place) for number, text in enumerate(caption)]
-    return VideoRecord(place, tuple(clips), tuple(captions), continuous)
+    clips = [video_source(clip, f"{video_key}[{number}]", location, folder) for number, clip in enumerate(value)]
+    captions = [texts_in(text, f"{caption_key}[{number}]", location) for number, text in enumerate(caption)]
+    return VideoRecord(location, tuple(clips), tuple(captions), continuous)
 
 
 def choose_clip(
     record: VideoRecord, rng: np.random.Generator, *, join: bool, min_frames: int
 ) -> tuple[VideoSource, list[Texts]]:
-    """A random clip with speech and its captions; with ``join``, for a continuous video, the clips around it too.
+    """Draws a random clip with speech, and returns it with its captions.
 
-    Neighbours are added on a random side until the clips with speech have ``min_frames`` frames or none is left (the released
-    ``sample_clip_ids``; there the first clip may have no speech).
+    With ``join``, neighbouring clips of a continuous video are added on a random side, until the clips with speech have
+    ``min_frames`` frames or there are no more clips. This is the released ``sample_clip_ids``, except that in the released code
+    the first clip may have no speech.
 
     Raises:
         BrokenRecordError: "empty text" if no clip has speech.
     """
     spoken = record.spoken
     if not spoken:
-        raise BrokenRecordError("empty text", record.place, "no clip has anything but [Music] to say")
+        raise BrokenRecordError("empty text", record.location, "no clip has speech; all captions are [Music]")
     first = last = spoken[int(rng.integers(len(spoken)))]
     end = len(record.clips) - 1
     while (
@@ -94,7 +104,7 @@ def choose_clip(
     if len(chosen) == 1:
         return record.clips[chosen[0]], [record.captions[chosen[0]]]
     frames = tuple(frame for clip in chosen for frame in record.clips[clip].frames)
-    return VideoSource(record.place, frames=frames), [record.captions[clip] for clip in chosen]
+    return VideoSource(record.location, frames=frames), [record.captions[clip] for clip in chosen]
 
 
 def _frames(record: VideoRecord, spoken: Sequence[int], first: int, last: int) -> int:

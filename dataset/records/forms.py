@@ -13,14 +13,14 @@ ARRAY = "one JSON array"
 
 
 def foreign_form(start: str, *, arrays: bool = False) -> str | None:
-    """Names the form of a file that does not hold JSON lines.
+    """Describes a file that does not contain JSON lines.
 
     Args:
         start: the first characters of the file.
-        arrays: whether JSON that is not lines is read where the file is named; then only CSV is recognised.
+        arrays: True if the caller also reads other JSON than JSON lines; then only CSV files are recognised.
 
     Returns:
-        What the file is, such as "a CSV file with the columns image, caption"; None if it may hold records.
+        A description, such as "a CSV file with the columns image, caption", or None if the file may contain records.
     """
     text = start.lstrip("\ufeff \t\r\n")
     if text.startswith("["):
@@ -42,12 +42,12 @@ def foreign_form(start: str, *, arrays: bool = False) -> str | None:
 
 
 def delimiter_of(header: str) -> str:
-    """The delimiter of a CSV file by its header: the most frequent one of comma, tab and semicolon."""
+    """Returns the delimiter of a CSV file: comma, tab or semicolon, whichever is most frequent in the header."""
     return max(",\t;", key=header.count)
 
 
 def convert_hint(path: object) -> str:
-    """The remedy for a file that is not records: the command that converts it."""
+    """Returns the remedy for a file that does not contain records: the command that converts it."""
     if not isinstance(path, str | Path):
         return "convert it to JSON lines (docs/own_data.md#records)"
     out = Path(path).with_name(f"{Path(path).stem}_records.jsonl")

@@ -1,10 +1,12 @@
-"""An order of records for data where long reads are cheap and many short ones are not: blocks, in lanes.
+"""An order of records for data on which long reads are fast and short random reads are slow. It uses blocks and lanes.
 
-A block is a run of records of one shard. Blocks are dealt to lanes, the same in every epoch, and micro-batch u is of lane
-u mod C, so that of R ranks, where R divides C, each reads C / R lanes that no other reads, and micro-batches do not depend on R.
+A block is a run of records of one shard. Blocks are distributed to C lanes in the same way in every epoch, and micro-batch u
+belongs to lane u mod C. If the number of ranks R divides C, each rank reads C / R lanes that no other rank reads, and the
+micro-batches do not depend on R.
 
-In each epoch a lane lays its blocks end to end in a new random order, cuts this row into windows between blocks, and shuffles
-the records of each window. So whoever fetches whole blocks fetches each once, and keeps those of a window.
+In each epoch, a lane concatenates its blocks in a new random order, splits this row into windows at the borders of blocks, and
+shuffles the records of each window. A reader that fetches whole blocks therefore fetches each block once per epoch, and has to
+cache only the blocks of a window.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ import numpy as np
 from utils.errors import UserError
 
 BLOCK_RECORDS = 1000
-"""Records of a block, unless a config says otherwise."""
+"""Default number of records in a block."""
 
 WINDOW_BLOCKS, WINDOW_STEPS = 16, 8
-"""Least size of a window: blocks in each, and global batches in those of all lanes together."""
+"""Minimum size of a window: number of blocks in a window, and number of global batches in the windows of all lanes together."""
 
 H = TypeVar("H")
 
@@ -34,9 +36,9 @@ class Lane:
     """The blocks of a lane.
 
     Attributes:
-        firsts: (B,) int64, number of the first record of each block.
-        counts: (B,) int32, records of each block.
-        records: those of all blocks.
+        firsts: (B,) int64, index of the first record of each block.
+        counts: (B,) int32, number of records of each block.
+        records: number of records of all blocks.
     """
 
     firsts: np.ndarray
@@ -46,12 +48,12 @@ class Lane:
 
 @dataclass(frozen=True)
 class Window:
-    """Records that are shuffled among each other.
+    """Records that are shuffled together.
 
     Attributes:
-        epoch: of the lane.
-        first: position in the lane of the first one, counted through all epochs.
-        records: (W,) int64, record numbers in their order.
+        epoch: epoch of the lane.
+        first: position of the first record in the lane, counted over all epochs.
+        records: (W,) int64, indices of the records in the order in which they are read.
     """
 
     epoch: int
@@ -61,13 +63,13 @@ class Window:
 
 @dataclass(frozen=True)
 class _Row:
-    """The blocks of a lane in an epoch's order.
+    """The blocks of a lane in the order of an epoch.
 
     Attributes:
-        epoch: of the lane.
-        blocks: (B,) indexes into the lane's blocks.
-        ends: (B,) records up to the end of each of them.
-        cuts: (K + 1,) blocks that lie before each window, and before the end.
+        epoch: epoch of the lane.
+        blocks: (B,) indices into the blocks of the lane.
+        ends: (B,) number of records up to the end of each block.
+        cuts: (K + 1,) number of blocks before each window, and before the end.
     """
 
     epoch: int
@@ -77,18 +79,20 @@ class _Row:
 
 
 class BlockOrder:
-    """Every epoch visits every record once; a lane with one record less starts its next epoch one record earlier.
+    """Visits every record once per epoch, in blocks. A lane that has one record less starts its next epoch one record earlier.
 
     Args:
-        shard_sizes: records of each shard, in the order in which records are numbered.
-        batch_size: records in a micro-batch.
-        lanes: number of lanes; numbers of ranks must divide it (see :func:`check_ranks`).
-        block_records: largest number of records in a block; a shard is cut into blocks of nearly equal size.
-        step: micro-batches of a global batch, over all ranks.
-        key: config key of the files, for the message.
+        shard_sizes: number of records of each shard, in the order of the records.
+        batch_size: number of records in a micro-batch.
+        lanes: number of lanes; the number of ranks must divide it (see :func:`check_ranks`).
+        block_records: maximum number of records in a block; a shard is split into blocks of nearly equal size.
+        step: number of micro-batches in a global batch, over all ranks.
+        seed: seed of the order.
+        stream: name of the stream; each stream has a different order.
+        key: config key of the files, for messages.
 
     Raises:
-        UserError: with fewer records than lanes.
+        UserError: if there are fewer records than lanes.
     """
 
     def __init__(
@@ -112,14 +116,14 @@ class BlockOrder:
         self.seed, self.stream = seed, stream
         self.lanes = _deal(*_cut(sizes, block_records), lanes, _keys(seed, stream))
         self.window_records = max(WINDOW_BLOCKS * block_records, -(-WINDOW_STEPS * step * batch_size // lanes))
-        """Least number of records of a window, except in a lane that has fewer."""
-        # The rows and windows of each lane that were used last. Nothing older is needed: positions ascend, both here and half a
-        # window further on.
+        """Minimum number of records in a window, except in a lane that has fewer records."""
+        # The two most recent rows and windows of each lane. Older ones are not needed, because positions ascend, both for reading
+        # and for prefetching half a window ahead.
         self._rows: dict[int, list[_Row]] = {}
         self._windows: dict[int, list[Window]] = {}
 
     def batch(self, number: int) -> list[tuple[int, int]]:
-        """(epoch, record) of each sample of micro-batch ``number``, counted over all ranks."""
+        """Returns (epoch, record) for each sample of micro-batch ``number``, counted over all ranks."""
         turn, lane = divmod(number, len(self.lanes))
         position, end = turn * self.batch_size, (turn + 1) * self.batch_size
         samples: list[tuple[int, int]] = []
@@ -132,25 +136,28 @@ class BlockOrder:
 
     @property
     def records_in_use(self) -> int:
-        """Records of a window and a half of each lane: those of blocks that are needed again, or are fetched for later."""
+        """Number of records in one and a half windows of each lane: their blocks are needed again or are prefetched."""
         lane = self.lanes[0].records
         window = lane // self._windows_of(lane)
         return sum(min(lane.records, window + window // 2) for lane in self.lanes)
 
     def lane(self, number: int) -> int:
-        """The lane that micro-batch ``number`` is of."""
+        """Returns the lane to which micro-batch ``number`` belongs."""
         return number % len(self.lanes)
 
     def soon(self, number: int, *, first: bool) -> range:
-        """See :class:`~dataset.shards.samplers.Order`: the micro-batch of the lane that comes half a window later, since a
-        window's blocks are all needed soon after it begins; at first those before it too."""
+        """Returns the micro-batches to prefetch; see :class:`~dataset.shards.samplers.Order`.
+
+        This is the micro-batch of the same lane half a window later, because all blocks of a window are needed shortly after the
+        window begins. With ``first``, the micro-batches up to that one are prefetched too.
+        """
         lanes = len(self.lanes)
         window = min(self.window_records, self.lanes[self.lane(number)].records)
         later = number + window // (2 * self.batch_size) * lanes
         return range(number if first else later, later + 1, lanes)
 
     def window(self, lane: int, position: int) -> Window:
-        """The window that holds a position of a lane, counted through all epochs."""
+        """Returns the window that contains a position of a lane, counted over all epochs."""
         held = self._windows.setdefault(lane, [])
         for window in held:
             if window.first <= position < window.first + len(window.records):
@@ -159,9 +166,9 @@ class BlockOrder:
 
     def _make_window(self, lane: int, position: int) -> Window:
         own = self.lanes[lane]
-        epoch, place = divmod(position, own.records)
+        epoch, offset = divmod(position, own.records)
         row = self._row(lane, epoch)
-        block = int(np.searchsorted(row.ends, place, side="right"))
+        block = int(np.searchsorted(row.ends, offset, side="right"))
         number = int(np.searchsorted(row.cuts, block, side="right")) - 1
         blocks = row.blocks[row.cuts[number] : row.cuts[number + 1]]
         counts = own.counts[blocks]
@@ -179,39 +186,43 @@ class BlockOrder:
         own = self.lanes[lane]
         blocks = _shuffled(len(own.counts), _keys(self.seed, self.stream, lane, epoch))
         ends = np.cumsum(own.counts[blocks], dtype=np.int64)
-        # A window ends with the block in which its share of the lane ends: it may lack nearly a block of it.
+        # A window ends with the block in which its share of the lane ends, so the next window may be almost a block smaller.
         windows = self._windows_of(own.records)
         shares = np.arange(1, windows + 1) * own.records // windows
         cuts = np.concatenate([[0], np.searchsorted(ends, shares, side="left") + 1])
         return _hold(held, _Row(epoch, blocks, ends, cuts))
 
     def _windows_of(self, records: int) -> int:
-        """The number of windows of a lane."""
+        """Returns the number of windows of a lane with this number of records."""
         return max(1, records // (self.window_records + self.block_records))
 
 
 def _hold(held: list[H], made: H) -> H:
-    """Add to the two made last; returns what was made."""
+    """Appends an object to a list that keeps the last two, and returns the object."""
     held.append(made)
     del held[:-2]
     return made
 
 
 def check_ranks(lanes: int, ranks: int, key: str) -> None:
-    """Raise a :class:`UserError` with the config ``key`` of the lanes, where not all ranks get equally many."""
+    """Raises :class:`UserError` with the config ``key`` of the lanes if the lanes cannot be divided equally among the ranks."""
     if lanes % ranks:
         divisors = [str(number) for number in range(1, lanes + 1) if lanes % number == 0]
         would_do = f"{', '.join(divisors[:-1])} or {divisors[-1]} ranks" if len(divisors) > 1 else "1 rank"
         raise UserError(
-            f"{key} = {lanes}: {ranks} ranks cannot have equally many lanes; run on {would_do}, or set {key} to a multiple of "
-            f"{ranks} before the run begins"
+            f"{key} = {lanes}: the lanes cannot be divided equally among {ranks} ranks; run on {would_do}, or set {key} to a "
+            f"multiple of {ranks} before the run begins"
         )
 
 
 def _cut(sizes: np.ndarray, block_records: int) -> tuple[np.ndarray, np.ndarray]:
-    """(B,) int64 first record and (B,) int32 number of records of all blocks: each shard in nearly equal ones."""
+    """Splits each shard into blocks of nearly equal size.
+
+    Returns:
+        (B,) int64, index of the first record of each block; and (B,) int32, number of records of each block.
+    """
     blocks = -(-sizes // block_records)
-    # In place: a billion records make arrays that count.
+    # In-place operations, because the arrays are large for a billion records.
     firsts = np.arange(blocks.sum())
     firsts -= np.repeat(np.cumsum(blocks) - blocks, blocks)
     firsts *= np.repeat(sizes, blocks)
@@ -221,7 +232,7 @@ def _cut(sizes: np.ndarray, block_records: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def _deal(firsts: np.ndarray, counts: np.ndarray, lanes: int, keys: np.ndarray) -> list[Lane]:
-    """Lay all blocks end to end in random order, and cut the row into lanes; a block on a border is cut too."""
+    """Concatenates all blocks in random order, and splits the row into lanes. A block at a border of lanes is split too."""
     order = _shuffled(len(firsts), keys)
     ends = np.cumsum(counts[order], dtype=np.int64)
     total, dealt = int(ends[-1]), []
@@ -230,7 +241,7 @@ def _deal(firsts: np.ndarray, counts: np.ndarray, lanes: int, keys: np.ndarray) 
         first, last = np.searchsorted(ends, [begin, end - 1], side="right")
         blocks = order[first : last + 1]
         own_firsts, own_counts = firsts[blocks], counts[blocks]
-        before = begin - int(ends[first] - own_counts[0])  # records of the first block that are of the lane before
+        before = begin - int(ends[first] - own_counts[0])  # records of the first block that belong to the previous lane
         own_firsts[0] += before
         own_counts[0] -= before
         own_counts[-1] -= ends[last] - end
@@ -238,20 +249,20 @@ def _deal(firsts: np.ndarray, counts: np.ndarray, lanes: int, keys: np.ndarray) 
     return dealt
 
 
-def _keys(seed: int, stream: str, *place: int) -> np.ndarray:
-    """(2,) uint64 for a permutation; ``place``: lane, epoch, window, as far as there are any."""
-    # The number of parts comes first: zeros at the end would make no difference.
-    entropy = [seed, zlib.crc32(f"{stream}/blocks".encode()), len(place), *place]
+def _keys(seed: int, stream: str, *indices: int) -> np.ndarray:
+    """Returns the keys of a permutation, (2,) uint64. ``indices``: the lane, epoch and window, or fewer of these."""
+    # The number of indices is part of the entropy, because zeros at the end would make no difference.
+    entropy = [seed, zlib.crc32(f"{stream}/blocks".encode()), len(indices), *indices]
     return np.random.SeedSequence(entropy).generate_state(2, np.uint64)
 
 
 def _shuffled(count: int, keys: np.ndarray) -> np.ndarray:
-    """A pseudo-random permutation of 0 … ``count`` - 1: their order by hashes, none of which are equal."""
+    """Returns a pseudo-random permutation of 0 … ``count`` - 1, sorted by hashes, which are all different."""
     return np.argsort(_mix(_mix(np.arange(count, dtype=np.uint64) ^ keys[0]) ^ keys[1]))
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64, of each number."""
+    """Applies the finaliser of splitmix64 to each number."""
     values = values + _GAMMA
     values ^= values >> np.uint64(30)
     values *= _FIRST

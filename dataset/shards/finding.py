@@ -1,4 +1,4 @@
-"""The shard files that a config's entries name."""
+"""Finds the shard files that the entries of a config name."""
 
 from __future__ import annotations
 
@@ -25,23 +25,25 @@ LINES_SUFFIXES = (".jsonl", ".json")
 TAR_SUFFIX = ".tar"
 _SUFFIXES = (*LINES_SUFFIXES, TAR_SUFFIX)
 COMPANION_SUFFIXES = (".parquet", ".csv", ".feather")
-"""Of the tables that img2dataset writes beside each tar."""
+"""Suffixes of the tables that img2dataset writes next to each tar."""
 _COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$")
 
 
 def find_shards(entries: Sequence[str], key: str, remote: RemoteConfig | None = None) -> list[ShardFile]:
-    """The shard files that ``entries`` name: see :func:`find_by_entry`."""
+    """Returns the shard files that ``entries`` name as one list; see :func:`find_by_entry`."""
     return [path for paths in find_by_entry(entries, key, remote) for path in paths]
 
 
 def find_by_entry(entries: Sequence[str], key: str, remote: RemoteConfig | None = None) -> list[list[ShardFile]]:
-    """For each entry its shard files: a file, those of a glob pattern, or ``*.jsonl``, ``*.json`` and ``*.tar`` of a folder;
-    or those of an address, read as ``remote`` says: see :func:`~dataset.shards.remote.shards.find_remote`.
+    """Returns the shard files of each entry.
 
-    The order is that of the entries, sorted inside a pattern or folder. Files with ``_SUCCESS`` in the name are skipped.
+    An entry is a file, a glob pattern, a folder (its ``*.jsonl``, ``*.json`` and ``*.tar`` files), or an address (see
+    :func:`~dataset.shards.remote.shards.find_remote`; ``remote`` has the settings). The order of the entries is kept; the files
+    of a pattern or folder are sorted. Files with ``_SUCCESS`` in the name are skipped.
 
     Raises:
-        UserError: in one line with the config ``key``: no entries, nothing there, no match, a compressed tar, a file twice.
+        UserError: in one line with the config ``key``, if there are no entries, an entry does not exist or matches nothing, a tar
+            is compressed, or a file is listed twice.
     """
     if not entries:
         raise UserError(f"{key} is empty; list at least one file, pattern or folder of *.jsonl, *.json or *.tar shards")
@@ -59,22 +61,22 @@ def find_by_entry(entries: Sequence[str], key: str, remote: RemoteConfig | None 
         if isinstance(path, Path) and path.suffix in (".csv", ".tsv"):
             raise UserError(f"{key}: {path} is a CSV file, not records; {convert_hint(path)}")
         if path.suffix not in _SUFFIXES:
-            raise UserError(f"{key}: {path} is neither *.jsonl, *.json nor *.tar; rename it or take it off the list")
+            raise UserError(f"{key}: {path} is neither *.jsonl, *.json nor *.tar; rename it or remove it from the list")
         if real in seen:
-            raise UserError(f"{key}: {path} is named twice; list each file once")
+            raise UserError(f"{key}: {path} is listed twice; list each file once")
         seen.add(real)
     return by_entry
 
 
 def open_shard(path: ShardFile, state: tuple[int, int] | None = None) -> BinaryIO:
-    """A shard, to be read at any place.
+    """Opens a shard for random access.
 
     Args:
         path: the shard.
-        state: that of the index, which the shard must still have. A remote one is asked when it is read.
+        state: state of the shard when it was indexed. A local shard must still have it; a remote one is checked when it is read.
 
     Raises:
-        UserError: it has another state.
+        UserError: if the shard has changed.
     """
     if isinstance(path, RemoteShard):
         return path.open(state)
@@ -87,7 +89,7 @@ def open_shard(path: ShardFile, state: tuple[int, int] | None = None) -> BinaryI
 
 
 def real_paths(paths: Iterable[ShardFile]) -> list[str]:
-    """The paths without links, and addresses as they are. Each folder is looked at once: there may be many files in it."""
+    """Resolves symbolic links in paths; addresses are unchanged. Each folder is resolved only once, as it may have many files."""
     folder = functools.cache(os.path.realpath)
     real = []
     for path in paths:
@@ -122,7 +124,7 @@ def _expand(entry: str, key: str, server: Server) -> Sequence[ShardFile]:
 
 
 def _without_companions(paths: Iterable[F]) -> list[F]:
-    """The paths without what img2dataset and open_clip write beside shards; named by themselves they would be taken."""
+    """Removes files that img2dataset and open_clip write next to shards. A user can still list such a file explicitly."""
     found = list(paths)
     with_tars = any(path.suffix == TAR_SUFFIX for path in found)
     return [

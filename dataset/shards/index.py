@@ -1,9 +1,14 @@
-"""The index of a list of shards: where each of their records begins, 8 bytes a record, in one folder.
+"""The index of a list of shards: the offset of each record, 8 bytes per record, in one folder.
 
-The folder ``<hash of the paths>.index`` has ``shards.npy`` (a row for each shard: bytes, time of its last change, records,
-oddities, whether it is whole), ``starts.npy`` (an offset for each record, mapped into memory, so that processes share one copy),
-``oddities.npy`` (see :class:`~dataset.shards.scanning.ScannedShard`), and the paths of the shards, so that other lists can take
-what they share (see :mod:`dataset.shards.known`). :mod:`dataset.shards.making` makes it.
+The folder ``<hash of the paths>.index`` contains
+
+- ``shards.npy``: a row for each shard with its size in bytes, modification time, number of records, number of oddities, and
+  whether it is whole,
+- ``starts.npy``: the offset of each record, memory-mapped so that processes share one copy,
+- ``oddities.npy``: see :class:`~dataset.shards.scanning.ScannedShard`,
+- the paths of the shards, so that indexes of other lists can reuse the shards they share (see :mod:`dataset.shards.known`).
+
+:mod:`dataset.shards.making` builds the index.
 """
 
 from __future__ import annotations
@@ -24,14 +29,14 @@ BYTES, CHANGED, RECORDS, ODDITIES, WHOLE = range(5)
 
 
 class ShardsIndex:
-    """Where each record of some shards begins.
+    """The offset of each record of a list of shards.
 
     Args:
         paths: S shards.
         shards: (S, 5) int64, as in the file.
         starts: (N,) int64 offsets, shard by shard.
         oddities: (M, 2) int64, shard by shard.
-        folder: where the index lies; None: in memory alone.
+        folder: folder of the index; None if the index exists only in memory.
     """
 
     def __init__(
@@ -49,12 +54,12 @@ class ShardsIndex:
 
     @property
     def starts(self) -> np.ndarray:
-        """The offsets; mapped again where the index was pickled."""
+        """The offsets; they are mapped again after the index was pickled."""
         if self._starts is None:
             assert self.folder is not None
             again = load(self.folder, self.paths)
             if again is None or not np.array_equal(again.shards, self.shards):
-                raise UserError(f"the index {self.folder} is gone or was made anew; start the run again")
+                raise UserError(f"the index {self.folder} was removed or rebuilt; start the run again")
             self._starts = again.starts
         return self._starts
 
@@ -64,31 +69,31 @@ class ShardsIndex:
         return self.shards[:, RECORDS].tolist()
 
     def state(self, shard: int) -> tuple[int, int]:
-        """The bytes of a shard, and the time of its last change or its version."""
+        """Returns the size of a shard in bytes, and its modification time (local) or version (remote)."""
         return int(self.shards[shard, BYTES]), int(self.shards[shard, CHANGED])
 
     def span(self, shard: int, row: int) -> tuple[int, int]:
-        """The first byte of record ``row`` of a shard, and of the next one."""
+        """Returns the offsets of record ``row`` of a shard and of the next record."""
         first = self.ends[shard] - int(self.shards[shard, RECORDS])
         start = int(self.starts[first + row])
         last = first + row + 1 == self.ends[shard]
         return start, int(self.shards[shard, BYTES]) if last else int(self.starts[first + row + 1])
 
     def apart(self, shard: int, row: int) -> list[int]:
-        """Where the members of a tar's record begin that stand apart from the others."""
+        """Returns the offsets of the members of record ``row`` that are separated from the rest of the record in the tar."""
         if not len(self.oddities):
             return []
         odd = self._oddities_of(shard)
         return odd[odd[:, 0] == row, 1].tolist()
 
     def line(self, shard: int, row: int) -> int:
-        """The number of the line, from 1, that holds record ``row`` of a shard of JSON lines."""
+        """Returns the line, counted from 1, of record ``row`` in a shard of JSON lines."""
         if not len(self.oddities):
             return row + 1
         return row + 1 + int(np.searchsorted(self._oddities_of(shard)[:, 0], row, side="right"))
 
     def not_whole(self) -> list[int]:
-        """The tars without their end blocks."""
+        """Returns the indices of the tars without end blocks."""
         return np.flatnonzero(self.shards[:, WHOLE] == 0).tolist()
 
     def _oddities_of(self, shard: int) -> np.ndarray:
@@ -100,20 +105,20 @@ class ShardsIndex:
 
 
 def load(folder: Path, paths: Sequence[ShardFile]) -> ShardsIndex | None:
-    """The index of shards in a folder; None where there is none that is whole."""
+    """Loads the index in a folder; returns None if it is missing or damaged."""
     arrays = load_arrays(folder)
     return ShardsIndex(paths, *arrays, folder) if arrays is not None and len(arrays[0]) == len(paths) else None
 
 
 def load_arrays(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """The three arrays of an index, the offsets mapped; None where there is none that is whole."""
+    """Loads the three arrays of an index, with the offsets memory-mapped; returns None if the index is missing or damaged."""
     try:
         shards = np.load(folder / "shards.npy", allow_pickle=False)
         oddities = np.load(folder / "oddities.npy", allow_pickle=False)
         if not shards.size or int(shards[:, RECORDS].sum()):
             starts = np.load(folder / "starts.npy", mmap_mode="r", allow_pickle=False)
         else:
-            starts = np.empty(0, np.int64)  # nothing can be mapped
+            starts = np.empty(0, np.int64)  # an empty array cannot be mapped
     except (OSError, ValueError, EOFError, IndexError):
         return None
     whole = (
@@ -126,11 +131,11 @@ def load_arrays(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | Non
 
 
 def name_of(paths: Sequence[ShardFile]) -> str:
-    """The name of the index of shards, by their paths without links."""
+    """Returns the name of the index of some shards, a hash of their paths with symbolic links resolved."""
     return hashlib.sha256("\n".join(real_paths(paths)).encode()).hexdigest()[:32]
 
 
 def default_index_folder() -> Path | None:
-    """Where indexes are unless the config names a folder: in the user's cache folder; None without one."""
+    """Returns the default folder of indexes, in the user's cache folder, or None if the user has no cache folder."""
     caches = cache_folder()
     return caches / "index" if caches is not None else None

@@ -1,7 +1,7 @@
-"""Shards whose records another index has already: the one that lies in their folder, or that of another list of shards.
+"""Finds shards that another index already contains: an index in the shards' own folder, or the index of another list.
 
-Every index keeps the names of its shards, sorted, in ``names.npy``; ``rows.npy`` has the row of each of them, where the order of
-the index is another one.
+Every index stores the names of its shards, sorted, in ``names.npy``. If the shards are in another order in the index,
+``rows.npy`` has the row of each name.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from dataset.shards.index import CHANGED, ODDITIES, RECORDS, WHOLE, load_arrays
 from dataset.shards.scanning import ScannedShard
 
 INDEX = "_prepare/index"
-"""Path of the index in a folder of shards. It also has the names of its shards, without the folder, which may move."""
+"""Path of the index in a folder of shards. It stores the names of its shards without the folder, so the folder may be moved."""
 
 NAMES, _ROWS = "names.npy", "rows.npy"
 _LOOKED_AT = 8
-"""Indexes of other lists that are compared with a new list: those written last."""
+"""Number of indexes of other lists, the most recently written ones, that are compared with a new list."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """The shards of a list that an index has in their state of now.
+    """The shards of a list that an index contains in their current state.
 
     Attributes:
-        index: its folder.
-        rows: (S,) int64, the row of each shard in it; -1: it has none.
+        index: folder of the index.
+        rows: (S,) int64, row of each shard in the index, or -1 if the index does not contain it.
     """
 
     index: Path
     rows: np.ndarray
 
     def part(self, shards: slice) -> Known:
-        """The shards of a part of the list."""
+        """Returns the same for a part of the list."""
         return Known(self.index, self.rows[shards])
 
     def scanned(self, now: np.ndarray) -> Iterator[tuple[int, ScannedShard]]:
-        """The number in the list and the records of each of the shards, unless the index has changed since.
+        """Yields the index in the list and the records of each known shard. Rows that have changed in the index are skipped.
 
         Args:
-            now: (S, 2) int64, the states of the shards.
+            now: (S, 2) int64, current states of the shards.
         """
         arrays = load_arrays(self.index)
         if arrays is None:
@@ -66,7 +66,7 @@ class Known:
 
 
 def write_names(index: Path, names: Sequence[str]) -> None:
-    """Write the names of the shards of an index, given in its order."""
+    """Writes the names of the shards of an index. ``names`` is in the order of the index."""
     encoded = np.array([os.fsencode(name) for name in names])
     order = np.argsort(encoded, kind="stable")
     if not np.array_equal(order, np.arange(len(order))):
@@ -75,7 +75,7 @@ def write_names(index: Path, names: Sequence[str]) -> None:
 
 
 def known_in_folders(paths: Sequence[ShardFile], now: np.ndarray) -> list[Known]:
-    """The shards that the indexes in their folders have."""
+    """Returns the shards that are in the index of the folder that contains them."""
     by_folder: dict[Path, list[int]] = {}
     for number, path in enumerate(paths):
         if isinstance(path, Path):
@@ -90,17 +90,20 @@ def known_in_folders(paths: Sequence[ShardFile], now: np.ndarray) -> list[Known]
 
 
 def known_before(index: Path, now: np.ndarray) -> Known:
-    """The shards that the index of the same list had and that are as they were."""
+    """Returns the unchanged shards of an older index of the same list."""
     return _known(index, np.arange(len(now)), now)
 
 
 def known_in_nearest(folder: Path, names: Sequence[str], now: np.ndarray) -> Known | None:
-    """The shards that one index of a folder has, that which shares most with the list; None: none shares any.
+    """Returns the shards that are in the index of another list. Of all lists, the one with the most shared shards is used.
 
     Args:
-        folder: of indexes.
+        folder: folder of all indexes.
         names: real paths of the S shards.
-        now: (S, 2) int64, their states.
+        now: (S, 2) int64, current states of the shards.
+
+    Returns:
+        None if no index shares a shard with the list.
     """
     newest = sorted(folder.glob("*.index"), key=_written, reverse=True)[:_LOOKED_AT]
     found = [(index, _rows_of(index, names)) for index in newest]
@@ -114,20 +117,20 @@ def _known(index: Path, rows: np.ndarray, now: np.ndarray) -> Known:
 
 
 def _in_state(rows: np.ndarray, shards: np.ndarray, now: np.ndarray) -> np.ndarray:
-    """The rows whose shards have the states ``now`` in the index; -1 for the others."""
+    """Returns ``rows`` with -1 for each shard whose state in the index differs from ``now``."""
     there = (rows >= 0) & (rows < len(shards))
     same = (shards[np.where(there, rows, 0), : CHANGED + 1] == now).all(axis=1) if len(shards) else there
     return np.where(there & same, rows, -1)
 
 
 def _rows_of(index: Path, names: Sequence[str]) -> np.ndarray:
-    """(S,) int64: the row of each name in an index; -1: it is not there, as in an index of before that keeps no names."""
+    """Returns (S,) int64: the row of each name in an index, or -1 if it is missing. An older index may have no names."""
     wanted = np.array([os.fsencode(name) for name in names])
     try:
         known = np.load(index / NAMES, mmap_mode="r", allow_pickle=False)
         rows = np.load(index / _ROWS, allow_pickle=False) if (index / _ROWS).exists() else np.arange(len(known))
-        places = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-        return np.where(known[places] == wanted, rows[places], -1)
+        indices = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+        return np.where(known[indices] == wanted, rows[indices], -1)
     except (OSError, ValueError, EOFError, IndexError):
         return np.full(len(names), -1)
 
@@ -135,5 +138,5 @@ def _rows_of(index: Path, names: Sequence[str]) -> np.ndarray:
 def _written(index: Path) -> float:
     try:
         return index.stat().st_mtime
-    except OSError:  # another process makes it anew
+    except OSError:  # another process is rebuilding the index
         return 0.0

@@ -1,4 +1,8 @@
-"""Making the index of a list of shards: once, by whoever comes first, in parts, so that an interrupted one goes on."""
+"""Builds the index of a list of shards.
+
+The first process that needs the index builds it, and the others wait. It is built in parts, so that an interrupted build can be
+resumed.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +32,13 @@ from utils.processes import die_with_parent
 from utils.progress import progress_bar
 
 PART = 64
-"""Shards of a part, which is kept when the making of an index is interrupted."""
+"""Number of shards per part. Finished parts are kept if the build is interrupted."""
 
 _SHARDS_IN_MEMORY, _BYTES_IN_MEMORY = 1_000, 20_000_000_000
-"""The most shards whose index every process makes for itself where none can be written: some minutes of reading."""
+"""Maximum number of shards, and of bytes, for which every process may build its own index in memory if no index can be written.
+Reading that much takes a few minutes."""
 _STALE_S = 86_400.0
-"""Age from which an unfinished index is one of a killed process."""
+"""Age at which an unfinished index is assumed to be left over from a killed process."""
 _WAIT_S = 0.5
 _TOLD = 3
 
@@ -43,17 +48,17 @@ logger = logging.getLogger(__name__)
 def open_index(
     paths: Sequence[ShardFile], folder: Path | None, key: str, workers: int = 1, ask: bool = False
 ) -> ShardsIndex:
-    """The index of shards; made where there is none, and anew for shards that have changed since.
+    """Opens the index of some shards. The index is built if it is missing, and rebuilt if shards have changed.
 
     Args:
         paths: the shards.
-        folder: of indexes; None, or one that cannot be written: a new index of few shards stays in memory.
+        folder: folder of all indexes. If it is None or not writable, the index of a small list of shards is kept in memory.
         key: config key of the shards, for messages.
-        workers: processes that make a new one.
+        workers: number of processes that build an index.
         ask: ask servers whether remote shards have changed.
 
     Raises:
-        UserError: a shard cannot be read, or the index of many cannot be written.
+        UserError: if a shard cannot be read, or if the list is too large for memory and its index cannot be written.
     """
     name = name_of(paths)
     try:
@@ -71,7 +76,7 @@ def open_index(
             return found
         raise OSError("what was written is not there")
     except OSError as error:
-        # On disks without locks, another process may be done, and have removed the parts.
+        # On file systems without locks, another process may have finished the index and removed the parts.
         found = _current(folder / f"{name}.index", paths, key, ask) if folder is not None else None
         if found is not None:
             return found
@@ -79,7 +84,7 @@ def open_index(
 
 
 def _index_in_memory(paths: Sequence[ShardFile], folder: Path | None, reason: str, key: str) -> ShardsIndex:
-    """The index of few shards, where none can be written."""
+    """Builds the index of a small list of shards in memory, if it cannot be written."""
     now = states_of(paths, key)
     total = int(now[:, BYTES].sum())
     where = f"in {folder} ({reason})" if folder else f"({reason})"
@@ -94,7 +99,7 @@ def _index_in_memory(paths: Sequence[ShardFile], folder: Path | None, reason: st
 
 
 def _current(folder: Path, paths: Sequence[ShardFile], key: str, ask: bool) -> ShardsIndex | None:
-    """The index in a folder, if it is of the shards as they are now."""
+    """Returns the index in a folder if it is up to date, otherwise None."""
     found = load(folder, paths)
     if found is None:
         return None
@@ -110,15 +115,15 @@ def make_index(
     workers: int,
     names: Sequence[str] | None = None,
 ) -> None:
-    """Make the index of shards in a folder, or make it anew. Shards that another index has are not scanned.
+    """Builds or rebuilds the index of some shards. Shards that another index already contains are not scanned again.
 
     Args:
-        folder: of the index. Beside it, other indexes may lie.
+        folder: folder of this index. Its parent folder may contain other indexes.
         paths: S shards.
-        now: (S, 2) int64, their states.
+        now: (S, 2) int64, current states of the shards.
         key: config key of the shards, for messages.
-        workers: processes.
-        names: of the shards, which the index keeps; None: their paths without links.
+        workers: number of processes.
+        names: names under which the index lists the shards; if None, their paths with symbolic links resolved.
     """
     started, before = time.monotonic(), load(folder, paths)
     _tell_why(folder, before, paths, now, key)
@@ -135,7 +140,7 @@ def make_index(
     records = _join_parts(folder, [job.file for job in jobs], names)
     shutil.rmtree(parts, ignore_errors=True)
     took = time.monotonic() - started
-    logger.info("%s: index of %s records in %s shards made in %.1f s", key, f"{records:,}", f"{len(paths):,}", took)
+    logger.info("%s: indexed %s records in %s shards in %.1f s", key, f"{records:,}", f"{len(paths):,}", took)
 
 
 def _tell_why(folder: Path, before: ShardsIndex | None, paths: Sequence[ShardFile], now: np.ndarray, key: str) -> None:
@@ -143,20 +148,20 @@ def _tell_why(folder: Path, before: ShardsIndex | None, paths: Sequence[ShardFil
         changed = np.flatnonzero((before.shards[:, : CHANGED + 1] != now).any(axis=1))
         named = ", ".join(str(paths[number]) for number in changed[:_TOLD]) + (", …" if len(changed) > _TOLD else "")
         logger.warning(
-            "%s: %d of %d shards have changed since they were indexed (%s); the index is made anew",
+            "%s: %d of %d shards have changed since they were indexed (%s); rebuilding the index",
             key,
             len(changed),
             len(paths),
             named,
         )
     elif folder.exists():
-        logger.warning("%s: the index %s is damaged; it is made anew", key, folder)
+        logger.warning("%s: the index %s is damaged; rebuilding it", key, folder)
 
 
 def _find_known(
     folder: Path, made_before: bool, paths: Sequence[ShardFile], names: Sequence[str], now: np.ndarray, key: str
 ) -> list[Known]:
-    """The shards that other indexes have, and that the index of this list has which is made anew."""
+    """Returns what other indexes, and the previous index of this list, already know about the shards."""
     known = known_in_folders(paths, now)
     if made_before:
         known.append(known_before(folder, now))
@@ -166,7 +171,7 @@ def _find_known(
     nearest = known_in_nearest(folder.parent, names, now) if not there.all() else None
     if nearest is not None and (taken := (nearest.rows >= 0) & ~there).any():
         logger.info(
-            "%s: %s of %s shards were in the index of another list (%s); %s are read",
+            "%s: %s of %s shards were found in the index of another list (%s); %s are read",
             key,
             f"{taken.sum():,}",
             f"{len(paths):,}",
@@ -178,7 +183,7 @@ def _find_known(
 
 
 class _Job(NamedTuple):
-    """A part of the index: its file, its shards and their states, and what other indexes have of them."""
+    """A part of the index: its file, its shards and their current states, and what other indexes know about the shards."""
 
     file: Path
     paths: list[ShardFile]
@@ -188,7 +193,7 @@ class _Job(NamedTuple):
 
 
 def _scan_parts(jobs: Sequence[_Job], workers: int, count: int) -> None:
-    """Make the parts that are not there yet."""
+    """Builds the missing parts."""
     bar = progress_bar(total=count, desc="indexing shards", leave=False)
     missing = [job for job in jobs if not _is_current(job)]
     with bar:
@@ -200,8 +205,8 @@ def _scan_parts(jobs: Sequence[_Job], workers: int, count: int) -> None:
                         bar.update(made)
             except BrokenProcessPool:
                 raise UserError(
-                    f"{missing[0].key}: a process that indexes shards was killed; where memory is full, the system kills: lower "
-                    "--workers; the same command goes on"
+                    f"{missing[0].key}: a process that indexes shards was killed, probably by the system because memory was "
+                    "full; lower --workers and rerun the same command to continue"
                 ) from None
         else:
             for job in missing:
@@ -209,7 +214,7 @@ def _scan_parts(jobs: Sequence[_Job], workers: int, count: int) -> None:
 
 
 def _is_current(job: _Job) -> bool:
-    """Whether a part is there, of the shards as they are now."""
+    """Returns True if the part exists and is up to date."""
     try:
         with np.load(job.file, allow_pickle=False) as part:
             return np.array_equal(part["shards"][:, : CHANGED + 1], job.now)
@@ -218,7 +223,7 @@ def _is_current(job: _Job) -> bool:
 
 
 def _scan_part(job: _Job) -> int:
-    """Write the part of some shards; returns how many they are."""
+    """Writes a part of the index; returns its number of shards."""
     scanned: dict[int, ScannedShard] = {}
     for known in job.known:
         scanned |= known.scanned(job.now)
@@ -241,7 +246,7 @@ def _write_part(file: Path, shards: np.ndarray, starts: np.ndarray, oddities: np
 
 
 def _joined(now: np.ndarray, scanned: Sequence[ScannedShard]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The three arrays of shards."""
+    """Returns the three arrays of an index: shards, starts and oddities."""
     rows = [[len(shard.starts), len(shard.oddities), int(shard.whole)] for shard in scanned]
     shards = np.concatenate([now, np.array(rows, np.int64)], axis=1)
     starts, oddities = ([getattr(shard, name) for shard in scanned] for name in ("starts", "oddities"))
@@ -249,9 +254,12 @@ def _joined(now: np.ndarray, scanned: Sequence[ScannedShard]) -> tuple[np.ndarra
 
 
 def _join_parts(folder: Path, files: Sequence[Path], names: Sequence[str]) -> int:
-    """Write the index from its parts, one of which is in memory at a time, in one step; returns the number of records."""
+    """Joins the parts into the index, with one part in memory at a time, and moves the index into place atomically.
+
+    Returns the number of records.
+    """
     _remove_stale(folder)
-    # On disks without locks, other processes write the same index.
+    # On file systems without locks, other processes may write the same index.
     temporary = folder.with_suffix(f".{socket.gethostname()}-{os.getpid()}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -282,7 +290,7 @@ def _join_parts(folder: Path, files: Sequence[Path], names: Sequence[str]) -> in
 
 
 def _remove_stale(folder: Path) -> None:
-    """Remove what killed processes have left of an index."""
+    """Removes unfinished copies of an index that killed processes have left behind."""
     for left in folder.parent.glob(f"{folder.stem}.*.new"):
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > _STALE_S:
@@ -291,7 +299,7 @@ def _remove_stale(folder: Path) -> None:
 
 @contextmanager
 def _alone(path: Path, key: str) -> Iterator[None]:
-    """Wait until no other process makes this index. On disks without locks each makes it."""
+    """Waits until no other process builds this index. On file systems without locks, every process builds it."""
     with path.open("a") as file:
         told = False
         while True:
@@ -300,7 +308,7 @@ def _alone(path: Path, key: str) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if not told:
-                    logger.info("%s: another process makes the index; waiting for it", key)
+                    logger.info("%s: another process is building the index; waiting for it", key)
                 told = True
                 time.sleep(_WAIT_S)
             except OSError:
@@ -310,7 +318,7 @@ def _alone(path: Path, key: str) -> Iterator[None]:
 
 @functools.cache
 def _warn_not_cached(where: str) -> None:
-    """Warn once, not for each list of shards."""
+    """Warns only once, rather than for each list of shards."""
     logger.warning(
-        "indexes of shards are not cached %s; they stay in memory; data.cache_index names another folder", where
+        "indexes of shards cannot be cached %s and are kept in memory; set data.cache_index to another folder", where
     )

@@ -1,6 +1,6 @@
-"""Shards on disk as one long list of records: any record by its number, without reading what lies before it.
+"""Reads shards as one long list of records with random access.
 
-What a shard is says :mod:`dataset.shards.scanning`; where its records lie, :mod:`dataset.shards.index`.
+:mod:`dataset.shards.scanning` defines what a shard is, and :mod:`dataset.shards.index` stores the offsets of its records.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from dataset.shards.index import default_index_folder
 from dataset.shards.making import open_index
 from dataset.shards.remote.server import RemoteConfig
 from dataset.shards.remote.shards import RemoteShard
-from dataset.shards.tars import parse_object, place_of, read_record
+from dataset.shards.tars import location_of, parse_object, read_record
 from utils import distributed, open_files
 from utils.errors import UserError
 from utils.files import expanded
 
 _OPEN_FILES = 48
 _SHARE_OF_LIMIT = 16
-"""A list of shards keeps at most a sixteenth of the files open that the process may open; a run reads several lists."""
+"""A list of shards keeps open at most 1/16 of the files that the process may open, because a run reads several lists."""
 
 logger = logging.getLogger(__name__)
 
@@ -37,23 +37,23 @@ logger = logging.getLogger(__name__)
 class Shards:
     """All records of a list of shard files, numbered from 0 in the order of the files.
 
-    Safe after a fork (every process opens its own files) and to pickle (indexes are mapped again from their cache).
+    It can be used after a fork (every process opens its own files) and pickled (the index is mapped again from its cache).
 
     Args:
         files: entries as for :func:`~dataset.shards.finding.find_by_entry`.
         key: config key of ``files``, for messages.
-        index_folder: of indexes; None: :func:`~dataset.shards.index.default_index_folder`.
-        remote: how shards at addresses are read; None: as by default.
-        workers: processes that make an index where there is none.
+        index_folder: folder of all indexes; if None, :func:`~dataset.shards.index.default_index_folder`.
+        remote: settings for remote shards; if None, the defaults.
+        workers: number of processes that build a missing index.
         ask: ask servers whether remote shards have changed since they were indexed.
 
     Attributes:
-        fetches_ahead: whether :meth:`expect` has an effect.
-        remote: how shards at addresses are read.
-        remote_bytes: of all shards at addresses.
+        fetches_ahead: True if :meth:`expect` prefetches.
+        remote: settings for remote shards.
+        remote_bytes: total size of the remote shards.
 
     Raises:
-        UserError: as :func:`~dataset.shards.finding.find_by_entry`, and for zero records or an unreadable shard.
+        UserError: as :func:`~dataset.shards.finding.find_by_entry`; also if a shard cannot be read, or if all shards are empty.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Shards:
         self.index = open_index(self.paths, folder, key, workers, ask)
         self.sizes = self.index.sizes
         for shard in self.index.not_whole() if distributed.rank() == 0 else []:
-            found = f"{self.sizes[shard]} records were found: is it whole?"
+            found = f"{self.sizes[shard]} records were found; check that the file is whole"
             logger.warning("%s: %s lacks the end of a tar; %s", key, self.paths[shard], found)
         self._files = _OpenFiles()
         self.fetches_ahead = any(isinstance(path, RemoteShard) and path.fetches_ahead for path in self.paths)
@@ -89,7 +89,7 @@ class Shards:
 
     @property
     def starts(self) -> list[int]:
-        """The number of the first record of each shard that has any."""
+        """The index of the first record of each shard that is not empty."""
         return [end - size for size, end in zip(self.sizes, self.index.ends, strict=True) if size]
 
     @property
@@ -99,24 +99,27 @@ class Shards:
         return [list(itertools.islice(sizes, count)) for count in self._shards_by_entry]
 
     def location(self, number: int) -> str:
-        """Where record ``number`` is, without reading the shard: its file and line, or its tar and its index in the tar."""
+        """Returns the location of record ``number`` without reading the shard: file and line, or tar and index in the tar."""
         shard, row = self._locate(number)
         path = self.paths[shard]
         return f"{path}: record {row}" if path.suffix == TAR_SUFFIX else f"{path}:{self.index.line(shard, row)}"
 
-    def place(self, number: int) -> str:
-        """Where record ``number`` lies, for messages: as in the record, or for a tar that cannot be read its number there."""
+    def exact_location(self, number: int) -> str:
+        """Returns the location that record ``number`` has when it is read, with the name of its member in a tar.
+
+        If the tar cannot be read, the location has the index of the record in the tar instead.
+        """
         shard, row = self._locate(number)
         path = self.paths[shard]
         if path.suffix != TAR_SUFFIX:
             return f"{path}:{self.index.line(shard, row)}"
         try:
-            return place_of(self._open(shard), path, self.index.span(shard, row), self.index.apart(shard, row))
+            return location_of(self._open(shard), path, self.index.span(shard, row), self.index.apart(shard, row))
         except (OSError, tarfile.TarError, ValueError):
             return f"{path}: record {row}"
 
     def _locate(self, number: int) -> tuple[int, int]:
-        """The shard of a record, and the record's number in it."""
+        """Returns the shard of a record, and the index of the record in the shard."""
         if not 0 <= number < len(self):
             raise IndexError(f"record {number} is not in 0 … {len(self) - 1}")
         shard = bisect.bisect_right(self.index.ends, number)
@@ -126,18 +129,18 @@ class Shards:
         return self._files.get(shard) or self._files.open(shard, self.paths[shard], self.index.state(shard))
 
     def expect(self, number: int) -> None:
-        """Say that record ``number`` will be read; one of a remote shard is fetched before, if the config says so."""
+        """Prefetches record ``number`` if its shard is remote and the config enables prefetching."""
         shard, row = self._locate(number)
         path = self.paths[shard]
         if isinstance(path, RemoteShard) and path.fetches_ahead:
             path.expect(self.index.state(shard), *self.index.span(shard, row))
 
     def read(self, number: int) -> RawRecord:
-        """Record ``number``, with ``place`` as ``file:line`` or ``shard.tar:member``.
+        """Reads record ``number``. Its ``location`` is ``file:line`` or ``shard.tar:member``.
 
         Raises:
             BrokenRecordError: "bad json" or "wrong type".
-            UserError: where the shard itself can no longer be read.
+            UserError: if the shard itself can no longer be read.
         """
         shard, row = self._locate(number)
         path, span = self.paths[shard], self.index.span(shard, row)
@@ -150,21 +153,21 @@ class Shards:
             if (told := open_files.too_many(error)) is not None:
                 raise told from None
             raise UserError(
-                f"{path}: cannot be read any more ({error}); was it moved or changed during the run?"
+                f"{path}: cannot be read any more ({error}); check whether it was moved or changed during the run"
             ) from None
 
 
 class _OpenFiles:
-    """The most recently used files of this process; another process, forked or spawned, starts with none."""
+    """The most recently used files of this process. A forked or spawned process starts with an empty cache."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
         self._files: OrderedDict[int, BinaryIO] = OrderedDict()
 
     def get(self, shard: int) -> BinaryIO | None:
-        """The file of a shard, if it is open."""
+        """Returns the file of a shard if it is open."""
         if self._process != os.getpid():
-            # Positions of files opened before a fork are shared with the parent: never use them.
+            # Files opened before a fork share their position with the parent process, so they must not be used.
             self.__init__()  # type: ignore[misc]
         file = self._files.get(shard)
         if file is not None:
@@ -172,7 +175,7 @@ class _OpenFiles:
         return file
 
     def open(self, shard: int, path: ShardFile, state: tuple[int, int]) -> BinaryIO:
-        """Open the file of a shard that had a ``state`` when it was indexed."""
+        """Opens the file of a shard. ``state``: state of the shard when it was indexed."""
         file = self._files[shard] = open_shard(path, state)
         if len(self._files) > max(1, min(_OPEN_FILES, open_files.limit() // _SHARE_OF_LIMIT)):
             self._files.popitem(last=False)[1].close()
@@ -184,6 +187,6 @@ class _OpenFiles:
 
 def _read_line(file: BinaryIO, path: ShardFile, span: tuple[int, int], line: int) -> RawRecord:
     file.seek(span[0])
-    place = f"{path}:{line}"
-    check_bytes(span[1], RECORD_BYTES, place, "the line", "json")
-    return RawRecord(parse_object(file.read(span[1]), place), place, path.parent)
+    location = f"{path}:{line}"
+    check_bytes(span[1], RECORD_BYTES, location, "the line", "json")
+    return RawRecord(parse_object(file.read(span[1]), location), location, path.parent)

@@ -1,7 +1,7 @@
 """Stateless order of records, and a random generator for each sample.
 
-The record at a position is a function of (seed, stream, epoch, position). So a run can be resumed anywhere, with any number of
-workers, and an epoch over a billion records costs no memory.
+The record at a position is a function of (seed, stream, epoch, position). A run can therefore be resumed at any step and with any
+number of workers, and an epoch over a billion records needs no memory.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from dataset.shards.readers import Shards
 from dataset.shards.weights import Weights
 
 _ROUNDS = 6
-"""Rounds of the Feistel network. Up to four, positions at some distances give records at some distances too often; and another
-number changes the order of every run, so that none could be resumed."""
+"""Rounds of the Feistel network. With four or fewer, the distances between positions and between their records are correlated.
+Changing this constant changes the order of every run, so that existing runs could not be resumed."""
 _WORD = (1 << 64) - 1
 
 
 def sample_rng(seed: int, stream: str, epoch: int, index: int) -> np.random.Generator:
-    """The generator of one sample (or one batch); the same arguments give the same numbers on every machine."""
+    """Returns the generator of one sample (or one batch); equal arguments give equal random numbers on every machine."""
     entropy = [seed, zlib.crc32(stream.encode()), epoch, index]
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 
@@ -32,8 +32,8 @@ def sample_rng(seed: int, stream: str, epoch: int, index: int) -> np.random.Gene
 class KeyedPermutation:
     """A pseudo-random permutation of 0 … ``count`` - 1, computed one element at a time in O(1) memory.
 
-    A Feistel network on the digits (left, right) in base ``side`` = ceil(sqrt(count)); numbers outside the range are sent
-    through again until they fall inside (cycle walking), which keeps it one-to-one.
+    It is a Feistel network on the digits (left, right) in base ``side`` = ceil(sqrt(count)). A result outside the range is
+    permuted again until it is inside (cycle walking), which keeps the mapping one-to-one.
     """
 
     def __init__(self, count: int, seed: int, stream: str, epoch: int):
@@ -71,29 +71,29 @@ def _permutation(count: int, seed: int, stream: str, epoch: int) -> KeyedPermuta
 
 
 class Order(Protocol):
-    """Which records make up a micro-batch."""
+    """Decides which records make up a micro-batch."""
 
     def batch(self, number: int) -> list[tuple[int, int]]:
-        """(epoch, record) of each sample of micro-batch ``number``, counted over all ranks."""
+        """Returns (epoch, record) for each sample of micro-batch ``number``, counted over all ranks."""
         ...
 
     def soon(self, number: int, *, first: bool) -> range:
-        """The micro-batches whose records are to be fetched while ``number`` is read.
+        """Returns the micro-batches to prefetch while micro-batch ``number`` is read.
 
-        ``first``: no earlier micro-batch of its :meth:`lane` was read by this process.
+        ``first``: True if ``number`` is the first micro-batch of its :meth:`lane` that this process reads.
         """
         ...
 
     def lane(self, number: int) -> int:
-        """The part of the data that micro-batch ``number`` is of."""
+        """Returns the lane, a part of the data, to which micro-batch ``number`` belongs."""
         ...
 
 
 class RandomOrder:
-    """Every epoch visits every record exactly once, in a new order; the ranks share one order.
+    """Visits every record exactly once per epoch, in a new order each epoch that all ranks share.
 
-    Micro-batch u covers the positions u * size … u * size + size - 1, whoever makes it, so that the number of ranks may change
-    between a run and its resumption.
+    Micro-batch u covers the positions u * size … u * size + size - 1, no matter which rank makes it. The number of ranks may
+    therefore change when a run is resumed.
     """
 
     def __init__(self, count: int, batch_size: int, *, seed: int, stream: str):
@@ -104,7 +104,7 @@ class RandomOrder:
         return [self._locate(number * self.batch_size + offset) for offset in range(self.batch_size)]
 
     def soon(self, number: int, *, first: bool) -> range:
-        # No later ones: each record lies in another block, and a cache of blocks could not keep them.
+        # No later micro-batches: every record is in a different block, and the cache could not hold all these blocks.
         return range(number, number + 1)
 
     def lane(self, number: int) -> int:
@@ -116,14 +116,14 @@ class RandomOrder:
 
 
 class RecordSource:
-    """The records of a stream in their order.
+    """The records of a stream, in the order in which they are read.
 
     Args:
         shards: the records.
-        order: of the records, or of the places of ``weights``.
-        name: of the stream: it has random numbers of its own.
-        seed: of the run.
-        weights: how often an epoch reads each record; None: once.
+        order: order of the records, or of the slots of ``weights``.
+        name: name of the stream, which makes its random numbers independent of other streams.
+        seed: seed of the run.
+        weights: how often each record is read per epoch; if None, once.
     """
 
     def __init__(self, shards: Shards, order: Order, *, name: str, seed: int, weights: Weights | None = None):
@@ -131,25 +131,25 @@ class RecordSource:
         self._begun: set[int] = set()
 
     def __len__(self) -> int:
-        """The number of samples of an epoch."""
+        """Returns the number of samples per epoch."""
         return len(self.shards if self.weights is None else self.weights)
 
     def samples(self, number: int) -> Iterator[tuple[int, np.random.Generator]]:
-        """Record number and generator of each sample of micro-batch ``number``."""
+        """Yields the index of the record and the generator for each sample of micro-batch ``number``."""
         if self.shards.fetches_ahead:
             self._expect(number)
-        for epoch, place in self.order.batch(number):
-            record = self._record(epoch, place)
-            # By its place, so that a record which an epoch reads twice is not augmented twice alike.
-            yield record, sample_rng(self.seed, self.name, epoch, place)
+        for epoch, slot in self.order.batch(number):
+            record = self._record(epoch, slot)
+            # Seeded by slot, so that a record that is read twice in an epoch is augmented differently each time.
+            yield record, sample_rng(self.seed, self.name, epoch, slot)
 
-    def _record(self, epoch: int, place: int) -> int:
-        return place if self.weights is None else self.weights.record(epoch, place)
+    def _record(self, epoch: int, slot: int) -> int:
+        return slot if self.weights is None else self.weights.record(epoch, slot)
 
     def _expect(self, number: int) -> None:
-        """Have remote records fetched before they are read."""
+        """Prefetches remote records."""
         lane = self.order.lane(number)
         for later in self.order.soon(number, first=lane not in self._begun):
-            for epoch, place in self.order.batch(later):
-                self.shards.expect(self._record(epoch, place))
+            for epoch, slot in self.order.batch(later):
+                self.shards.expect(self._record(epoch, slot))
         self._begun.add(lane)

@@ -1,7 +1,7 @@
-"""Where the records of one shard begin: what the index of a data set is made of.
+"""Scans a shard for the offsets of its records, from which the index of a data set is built.
 
-A shard is a file of JSON lines, or an uncompressed WebDataset-style tar (``a/000012.jpg`` beside ``a/000012.txt`` and/or
-``a/000012.json``), whose members are a record where their names differ only in what follows the first dot.
+A shard is a file of JSON lines or an uncompressed WebDataset-style tar (``a/000012.jpg`` with ``a/000012.txt`` and/or
+``a/000012.json``). Members of a tar belong to the same record if their names are equal up to the first dot.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ _COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _SCAN_BYTES = 1 << 24
 _FIRST_LINE = 1 << 20
 _START = 1 << 16
-"""Bytes by which the form of a file is recognised."""
+"""Number of bytes at the beginning of a file that are read to recognise its format."""
 
 
 @dataclass(frozen=True)
 class ScannedShard:
-    """The records of a shard, by the bytes at which they begin.
+    """The offsets of the records of a shard.
 
     Attributes:
-        starts: (n,) int64, the first byte of each record.
-        oddities: (m, 2) int64, ascending. Of lines, for each blank one how many records lie before it, and 0. Of a tar, for each
-            member that does not stand beside the others of its record, the record's number and the member's first byte.
+        starts: (n,) int64, offset of the first byte of each record.
+        oddities: (m, 2) int64, ascending. For JSON lines: one row for each blank line, with the number of records before it, and
+            0. For a tar: one row for each member that is separated from the rest of its record, with the index of the record and
+            the offset of the member.
         whole: False for a tar without its end blocks.
     """
 
@@ -45,21 +46,22 @@ class ScannedShard:
     whole: bool = True
 
     def records(self, size: int) -> Iterator[tuple[tuple[int, int], list[int]]]:
-        """For each record of a tar of ``size`` bytes its span, and where the members begin that stand apart from it."""
+        """Yields, for each record of a tar of ``size`` bytes, its span and the offsets of the members separated from it."""
         for row, (start, end) in enumerate(zip(self.starts.tolist(), [*self.starts[1:].tolist(), size], strict=True)):
             yield (start, end), self.oddities[self.oddities[:, 0] == row, 1].tolist()
 
 
 def scan_shard(path: ShardFile, key: str, state: tuple[int, int] | None = None) -> ScannedShard:
-    """Where the records of a shard begin.
+    """Returns the offsets of the records of a shard.
 
     Args:
         path: the shard.
         key: config key of the shards, for messages.
-        state: that it must have before and after; None: any.
+        state: state that the shard must have before and after the scan; if None, the state is not checked.
 
     Raises:
-        UserError: with the config ``key``: it is compressed, one JSON array, no whole tar, has another state, or cannot be read.
+        UserError: with the config ``key``, if the shard is compressed, is a JSON array, is a truncated tar, has another state,
+            or cannot be read.
     """
     _check_state(path, key, state)
     scanned = _scan(path, key, state)
@@ -68,7 +70,7 @@ def scan_shard(path: ShardFile, key: str, state: tuple[int, int] | None = None) 
 
 
 def _check_state(path: ShardFile, key: str, state: tuple[int, int] | None) -> None:
-    """Raise a :class:`UserError` where a file has another state. A remote one is compared with each answer."""
+    """Raises :class:`UserError` if a file has another state. The state of a remote file is checked with each response."""
     if isinstance(path, RemoteShard) or state is None:
         return
     try:
@@ -99,7 +101,8 @@ def _scan(path: ShardFile, key: str, state: tuple[int, int] | None) -> ScannedSh
 
 
 def _is_one_array(file: BinaryIO) -> bool:
-    """Whether a file that begins with a list is one, and not lines of which the first is a list: a broken record."""
+    """Returns True if a file that begins with "[" is a JSON array. Otherwise it has JSON lines, and the first line is a list,
+    which is a broken record."""
     file.seek(0)
     line = file.readline(_FIRST_LINE)
     try:
@@ -110,7 +113,7 @@ def _is_one_array(file: BinaryIO) -> bool:
 
 
 def _scan_lines(path: Path) -> ScannedShard:
-    """The lines that are not blank."""
+    """Scans a local file of JSON lines; blank lines are not records."""
     size = path.stat().st_size
     if size == 0:
         return ScannedShard(np.empty(0, np.int64), np.empty((0, 2), np.int64))
@@ -121,7 +124,7 @@ def _scan_lines(path: Path) -> ScannedShard:
     starts = np.concatenate(parts)
     if starts[-1] == size:
         starts = starts[:-1]
-    # Only a line that starts with white space can be blank: look at few lines, not at all.
+    # Only lines that start with white space can be blank, so only those few lines are checked.
     suspects = np.flatnonzero(np.isin(data[starts], np.frombuffer(b" \t\r\n", np.uint8)))
     ends = np.append(starts[1:], size)
     blank = [i for i in suspects.tolist() if not data[starts[i] : ends[i]].tobytes().strip()]
@@ -130,7 +133,7 @@ def _scan_lines(path: Path) -> ScannedShard:
 
 
 def _scan_remote_lines(file: BinaryIO) -> ScannedShard:
-    """The lines that are not blank, of a file that cannot be mapped."""
+    """Scans JSON lines like :func:`_scan_lines`, for a remote file, which cannot be memory-mapped."""
     starts: list[int] = []
     before_blank: list[int] = []
     at = start = 0
@@ -140,7 +143,7 @@ def _scan_remote_lines(file: BinaryIO) -> ScannedShard:
         at += len(piece)
         blank = blank and not piece.strip()
         if not piece.endswith(b"\n") and len(piece) == _SCAN_BYTES:
-            continue  # a long line comes in pieces
+            continue  # a long line is read in pieces
         if blank:
             before_blank.append(len(starts))
         else:

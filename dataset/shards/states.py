@@ -1,4 +1,4 @@
-"""The state of each shard: by it an index knows whether it is of the shards as they are now."""
+"""The state of each shard, which tells whether an index is up to date."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _ASKED_AT_ONCE = 16
 
 
 def states_of(paths: Sequence[ShardFile], key: str, indexed: np.ndarray | None = None) -> np.ndarray:
-    """(S, 2) int64: the bytes of each shard, and the time of its last change or, of a remote one, its version.
+    """Returns the states of shards as (S, 2) int64: size in bytes, and modification time (local) or version (remote).
 
     Args:
         paths: S shards.
         key: config key of the shards, for messages.
-        indexed: (S, 2) int64, states that are taken for remote shards. Every rank of a run would have to ask for all of them, and
-            reading checks them anyway. None: servers are asked.
+        indexed: (S, 2) int64, states that are assumed for remote shards. This saves every rank a request per shard, and reading
+            verifies the states anyway. If None, the servers are asked.
 
     Raises:
-        UserError: a shard cannot be read.
+        UserError: if a shard cannot be read.
     """
     states = np.empty((len(paths), 2), np.int64)
     for number, path in enumerate(paths):

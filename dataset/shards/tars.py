@@ -1,4 +1,4 @@
-"""Tar shards: the members of an archive, and the record that some of them are."""
+"""Tar shards: reads the members of an archive, and the records that they form."""
 
 from __future__ import annotations
 
@@ -14,17 +14,25 @@ from dataset.shards.finding import ShardFile
 from utils.suffixes import IMAGE_SUFFIXES
 
 BLOCK = 512
-"""Bytes of a header; contents are padded to multiples of it."""
+"""Size of a header in bytes; contents are padded to a multiple of it."""
 
 _LIMITS = ((IMAGE_BYTES, "image"), (RECORD_BYTES, "text"), (RECORD_BYTES, "json"))
-"""The most bytes of each member of a record, and the word for it."""
+"""Maximum size of each member of a record, in bytes, and its name in messages."""
 _REGULAR = (b"0", b"\0")
 _CHECKSUM = slice(148, 156)
 
 
 class Member(NamedTuple):
-    """A member of an archive: its ``name``, the first byte of its headers (``start``) and of its ``content``, the content's
-    ``size``, and the first byte after it (``end``), where the next member begins. ``is_file``: it is no folder or link."""
+    """A member of an archive.
+
+    Attributes:
+        name: name of the member.
+        start: offset of its headers.
+        content: offset of its content.
+        size: size of its content in bytes.
+        end: offset of the next member.
+        is_file: False for folders and links.
+    """
 
     name: str
     start: int
@@ -35,10 +43,10 @@ class Member(NamedTuple):
 
 
 def next_member(file: BinaryIO, at: int) -> Member | None:
-    """The member whose headers begin at byte ``at``; None at the end of the archive, or of the file.
+    """Returns the member whose headers begin at byte ``at``, or None at the end of the archive or of the file.
 
     Raises:
-        tarfile.TarError, ValueError: there is no valid header.
+        tarfile.TarError, ValueError: if the header is missing or invalid.
     """
     file.seek(at)
     header = file.read(BLOCK)
@@ -54,8 +62,8 @@ def next_member(file: BinaryIO, at: int) -> Member | None:
 
 
 def _size_of_plain(header: bytes) -> int | None:
-    """The size of a regular file whose header is whole and says all in itself; None for any other, such as one with a long name.
-    Tarfile would take ten times as long."""
+    """Returns the size of a regular file that is described by a single valid header, or None for other members, such as files
+    with a long name. This is ten times faster than tarfile."""
     if len(header) < BLOCK or header[156:157] not in _REGULAR or not header[124:135].isdigit():
         return None
     total = sum(header) - sum(header[_CHECKSUM]) + 8 * ord(" ")
@@ -66,9 +74,9 @@ def _size_of_plain(header: bytes) -> int | None:
 
 
 def _by_tarfile(file: BinaryIO, header: bytes, at: int) -> Member:
-    tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")  # raises where this is no header
+    tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")  # raises if this is not a header
     file.seek(at)
-    # The blocks of a long name stand before the member's own header: a tar opened in the middle reads both.
+    # The blocks of a long name precede the member's own header; tarfile reads both when it is opened at this offset.
     with tarfile.open(fileobj=file, mode="r:") as tar:
         member = tar.next()
         if member is None:
@@ -82,15 +90,23 @@ def _padded(size: int) -> int:
 
 
 def group_of(member: Member) -> str | None:
-    """The key of a member's record: its folder, and its name up to the first dot; None for what is no part of a record."""
+    """Returns the key of the record that a member belongs to: its folder, and its name up to the first dot.
+
+    Returns None for a member that belongs to no record.
+    """
     folder, _, name = member.name.rpartition("/")
     stem = name.partition(".")[0]
     return f"{folder}/{stem}" if member.is_file and stem else None
 
 
 def members_of_record(file: BinaryIO, span: tuple[int, int], apart: Sequence[int]) -> Iterator[Member]:
-    """The members of the record that begins at the first byte of ``span``, which ends where the next one begins; ``apart``: where
-    those begin that stand elsewhere in the archive."""
+    """Yields the members of a record.
+
+    Args:
+        file: the archive.
+        span: offsets of the record and of the next record.
+        apart: offsets of the members of the record that are elsewhere in the archive.
+    """
     at, end = span
     group = None
     while at < end and (member := next_member(file, at)) is not None:
@@ -104,48 +120,50 @@ def members_of_record(file: BinaryIO, span: tuple[int, int], apart: Sequence[int
 
 
 def read_record(file: BinaryIO, path: ShardFile, span: tuple[int, int], apart: Sequence[int] = ()) -> RawRecord:
-    """The record of :func:`members_of_record`; its place is ``shard.tar:member``.
+    """Reads a record; see :func:`members_of_record` for the arguments. Its location is ``shard.tar:member``.
 
     Raises:
-        BrokenRecordError: "bad json", "wrong type", or "unreadable image" for a member over its limit.
-        tarfile.TarError, ValueError: there is no header.
+        BrokenRecordError: "bad json", "wrong type", or "unreadable image" if a member exceeds its limit.
+        tarfile.TarError, ValueError: if the header is missing or invalid.
     """
     members = list(members_of_record(file, span, apart))
-    place = _place(path, members)
+    location = _location(path, members)
     contents: list[bytes | None] = []
     for member, (limit, kind) in zip(_by_kind(members), _LIMITS, strict=True):
         if member is None:
             contents.append(None)
             continue
-        check_bytes(member.size, limit, place, f"the {kind} member", kind)
+        check_bytes(member.size, limit, location, f"the {kind} member", kind)
         file.seek(member.content)
         contents.append(file.read(member.size))
     image, text, values = contents
     try:
         caption = text.decode("utf-8") if text is not None else None
     except UnicodeDecodeError as error:
-        raise BrokenRecordError("wrong type", place, f"the text is not UTF-8: {error}") from None
-    return RawRecord(parse_object(values, place) if values is not None else {}, place, path.parent, image, caption)
+        raise BrokenRecordError("wrong type", location, f"the text is not UTF-8: {error}") from None
+    return RawRecord(
+        parse_object(values, location) if values is not None else {}, location, path.parent, image, caption
+    )
 
 
-def place_of(file: BinaryIO, path: ShardFile, span: tuple[int, int], apart: Sequence[int] = ()) -> str:
-    """``shard.tar:member``, the first of the record's members in the order image, text, JSON."""
-    return _place(path, list(members_of_record(file, span, apart)))
+def location_of(file: BinaryIO, path: ShardFile, span: tuple[int, int], apart: Sequence[int] = ()) -> str:
+    """Returns ``shard.tar:member`` with the first member of the record in the order image, text, JSON."""
+    return _location(path, list(members_of_record(file, span, apart)))
 
 
-def parse_object(line: bytes, place: str) -> dict[str, Any]:
-    """Raises :class:`BrokenRecordError` ("bad json" or "wrong type") for what is no JSON object."""
+def parse_object(line: bytes, location: str) -> dict[str, Any]:
+    """Parses a JSON object; raises :class:`BrokenRecordError` ("bad json" or "wrong type") for anything else."""
     try:
-        values = json.loads(line.decode("utf-8-sig"))  # json's own decoding of bytes takes twice the time of the rest
+        values = json.loads(line.decode("utf-8-sig"))  # json's own decoding takes twice as long as the rest
     except (ValueError, RecursionError) as error:
-        raise BrokenRecordError("bad json", place, json_fault(error)) from None
+        raise BrokenRecordError("bad json", location, json_fault(error)) from None
     if not isinstance(values, dict):
-        raise BrokenRecordError("wrong type", place, "the line is not a JSON object")
+        raise BrokenRecordError("wrong type", location, "the line is not a JSON object")
     return values
 
 
 def _by_kind(members: Sequence[Member]) -> list[Member | None]:
-    """The first image, text and JSON."""
+    """Returns the first image, the first text and the first JSON member."""
     found: list[Member | None] = [None, None, None]
     for member in members:
         _, dot, rest = member.name.rpartition("/")[2].partition(".")
@@ -156,7 +174,7 @@ def _by_kind(members: Sequence[Member]) -> list[Member | None]:
     return found
 
 
-def _place(path: ShardFile, members: Sequence[Member]) -> str:
+def _location(path: ShardFile, members: Sequence[Member]) -> str:
     if not members:
         raise tarfile.ReadError("no member of the record is there")
     first = next((member for member in _by_kind(members) if member is not None), members[0])

@@ -1,7 +1,7 @@
-"""Weights of the data sets in a stream: an epoch reads some records more often than others.
+"""Weights of the data sets in a stream, with which an epoch reads some records more often than others.
 
-An epoch has places instead of records: a data set of n records and weight w has round(w n) of them, and each epoch goes on in
-the data set where the one before has ended, from the last record to the first. With weights of one, places are records.
+An epoch consists of slots: a data set with n records and weight w has round(w n) slots. Each epoch continues in the data set
+where the previous epoch ended, and wraps around after the last record. With a weight of 1, slots and records are the same.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import numpy as np
 
 
 class Weights:
-    """The places of an epoch.
+    """The slots of an epoch.
 
     Args:
-        shard_sizes: records of each shard, for each data set.
-        weights: of each data set.
+        shard_sizes: number of records of each shard, for each data set.
+        weights: weight of each data set.
 
     Attributes:
-        sizes: (P,) int64, places of each part: a shard, or its beginning, as often as the epoch reads it.
+        sizes: (P,) int64, number of slots of each part. A part is a shard or its beginning; a shard that an epoch reads several
+            times has several parts.
     """
 
     def __init__(self, shard_sizes: Sequence[Sequence[int]], weights: Sequence[float]):
@@ -38,16 +39,16 @@ class Weights:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def record(self, epoch: int, place: int) -> int:
-        """The record at a place of an epoch."""
-        own = bisect.bisect_right(self._ends, place)
+    def record(self, epoch: int, slot: int) -> int:
+        """Returns the index of the record in a slot of an epoch."""
+        own = bisect.bisect_right(self._ends, slot)
         length = self._lengths[own]
-        shift = epoch * length + place - (self._ends[own] - length)
+        shift = epoch * length + slot - (self._ends[own] - length)
         return self._firsts[own] + shift % self._counts[own]
 
 
 def _parts(sizes: np.ndarray, length: int) -> np.ndarray:
-    """The shards that have records, again and again, cut at ``length``."""
+    """Repeats the sizes of the non-empty shards until their sum is ``length``; the last one is cut."""
     sizes = sizes[sizes > 0]
     if not length:
         return sizes

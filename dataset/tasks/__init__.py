@@ -1,1 +1,1 @@
-"""The data of each task: its config, its splits, and how its examples become batches."""
+"""The data of each task: its config, its splits, and the conversion of examples to batches."""

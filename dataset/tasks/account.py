@@ -1,4 +1,4 @@
-"""Accounts for the records of a batch. Whatever is wrong with a record, it does not end a run."""
+"""Counts the usable and broken records of a batch. A broken record never stops a run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,12 @@ E = TypeVar("E")
 
 
 class Reading(Generic[E]):
-    """A record that is being read. ``location``: file and line, or shard and member; ``example``: what was made of it, None until
-    then and if the record cannot be used."""
+    """A record that is being read.
+
+    Attributes:
+        location: file and line, or shard and member.
+        example: the example made from the record; None before it is made, or if the record cannot be used.
+    """
 
     def __init__(self, location: str):
         self.location = location
@@ -29,7 +33,7 @@ class Account:
     """Counts the records of one batch.
 
     Attributes:
-        usable: locations of the records that examples were made of.
+        usable: locations of the records that became examples.
         broken: the records, and parts of records, that could not be used.
         counts: number of records read and used, by stream.
     """
@@ -41,15 +45,15 @@ class Account:
 
     @contextmanager
     def record(self, stream: str, location: str) -> Iterator[Reading[Any]]:
-        """Counts the record that is read inside. An exception inside makes it a broken record, and is not raised again.
+        """Counts the record that is read in this context. An exception is swallowed, and the record is counted as broken.
 
         Args:
             stream: stream of the record.
-            location: location of the record, as far as it is known without reading it. If the worker hangs or is killed, the
-                message names it.
+            location: location of the record, as far as it is known without reading it. It is reported if the worker hangs or is
+                killed.
 
         Raises:
-            UserError: raised inside; it is not the fault of a record.
+            UserError: if it is raised in the context, because a UserError is not caused by a record.
         """
         if (note := reading.get(None)) is not None:
             note(location)
@@ -64,7 +68,7 @@ class Account:
         self._count(stream, read=1, usable=int(record.example is not None))
 
     def reject(self, stream: str, error: Exception, location: str) -> None:
-        """Count a record that seemed usable as broken after all."""
+        """Counts a record that was counted as usable as broken instead."""
         self.broken.append(broken_record(error, location))
         self.usable.remove(location)
         self._count(stream, usable=-1)
@@ -79,6 +83,6 @@ class Account:
 
 
 def filled(examples: Sequence[E | None], filler: Callable[[], E]) -> tuple[list[E], Tensor]:
-    """Returns the examples, with fillers instead of None, and which of them count, (N,) bool."""
+    """Returns the examples with None replaced by fillers, and a mask (N,) of the examples that count."""
     rows = [filler() if example is None else example for example in examples]
     return rows, torch.tensor([example is not None for example in examples])

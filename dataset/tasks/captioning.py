@@ -1,4 +1,4 @@
-"""Captioning data: a caption after its prompt, with the places at which a token has to be said."""
+"""Captioning data: a caption after its prompt, with the positions of the tokens to predict."""
 
 from __future__ import annotations
 
@@ -19,36 +19,44 @@ from utils.errors import UserError
 
 
 class CaptioningDataConfig(MediaDataConfig):
-    """Training captions. They are not cleaned: the tokenizer alone decides what becomes of case and punctuation (as released)."""
+    """Training captions. They are not cleaned; only the tokenizer may change case and punctuation (as released)."""
 
     train: CaptionedSplitConfig
     text: TextDataConfig = Field(
         default_factory=lambda: TextDataConfig(max_tokens=40, mask_prob=0.6, max_masks=18),
-        description="cutting and masking of captions",
+        description="truncation and masking of captions",
     )
-    prompt: str = Field("a picture of ", description="text before every caption, which is given and not learned")
-    careful_flip: bool = Field(True, description="do not flip where the caption says left or right; English only")
+    prompt: str = Field(
+        "a picture of ", description="text before every caption; the model is not trained to predict it"
+    )
+    careful_flip: bool = Field(True, description="do not flip if the caption says left or right; English only")
 
 
 def prompt_tokens(processor: TextProcessor, prompt: str) -> list[int]:
-    """[CLS] and the prompt.
+    """Returns the tokens of [CLS] and the prompt.
 
     Raises:
-        UserError: if ``data.text.max_tokens`` leaves no room for a word after it.
+        UserError: if ``data.text.max_tokens`` leaves no room for a word after the prompt.
     """
     tokens = [processor.cls_id, *processor.pieces(prompt)[0]]
     if len(tokens) >= processor.limits.max_tokens:
         raise UserError(
             f"data.prompt: {prompt!r} and [CLS] are {len(tokens)} tokens, and data.text.max_tokens is "
-            f"{processor.limits.max_tokens}; nothing could be said after it"
+            f"{processor.limits.max_tokens}, which leaves no room for a caption; raise it or shorten the prompt"
         )
     return tokens
 
 
 @dataclass(frozen=True)
 class CaptionExample:
-    """One training row: a view (3, S, S) of the image, or (F, 3, S, S) of the video, the token ids of prompt and caption,
-    which of them have to be said (ascending places), and all captions of the image."""
+    """A training example.
+
+    Attributes:
+        pixels: (3, S, S) view of the image, or (F, 3, S, S) view of the video.
+        ids: token ids of prompt and caption.
+        targets: positions of the tokens to predict, ascending.
+        references: all captions of the image.
+    """
 
     pixels: Tensor
     ids: list[int]
@@ -57,7 +65,7 @@ class CaptionExample:
 
 
 class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, CaptionExample]):
-    """Every caption once an epoch, with its image."""
+    """Batches of captions with their images. An epoch has every caption once."""
 
     name = "captions"
     text: TextProcessor
@@ -75,15 +83,18 @@ class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, CaptionExample]):
     def example(self, index: int, rng: np.random.Generator) -> CaptionExample:
         image = int(self.items.image_of_caption[index])
         source, caption = self.items.images[image], self.items.captions[index]
-        # What the model says may be judged by all captions of the image.
+        # Generated captions may be scored against all captions of the image.
         may_flip = not (self.data.careful_flip and any(map(mentions_side, self.references[image])))
         pixels = self.view(source, rng, may_flip=may_flip)
         ids, targets = self.tokens(caption, rng)
         return CaptionExample(pixels, ids, targets, self.references[image])
 
     def tokens(self, caption: str, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-        """[CLS], prompt, caption and [SEP], cut to ``max_tokens`` (which may lose [SEP], as released: what is cut does not
-        end there), and the places that have to be said."""
+        """Returns the tokens of [CLS], prompt, caption and [SEP], and the positions of the tokens to predict.
+
+        The tokens are truncated to ``max_tokens``. A truncated text has no [SEP] (as released), because the caption does not end
+        there.
+        """
         pieces, continues = self.text.pieces(caption)
         before = len(self.prompt)
         longest = self.data.text.max_tokens
@@ -91,8 +102,8 @@ class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, CaptionExample]):
         joined = [*[False] * before, *continues, False][:longest]
         return ids, self.text.mask_positions(joined, rng, prompt=before - 1)
 
-    def place(self, index: int) -> str:
-        return self.items.images[int(self.items.image_of_caption[index])].place
+    def location(self, index: int) -> str:
+        return self.items.images[int(self.items.image_of_caption[index])].location
 
     def filler(self) -> CaptionExample:
         return CaptionExample(self.view.filler(), [*self.prompt, self.text.sep_id], [len(self.prompt)], ())

@@ -1,4 +1,4 @@
-"""What the data of every fine-tuning task share: examples to batches, and evaluation that visits each item once."""
+"""Shared code of the fine-tuning tasks: turns examples into batches, and reads each item once for evaluation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class FineTuneDataConfig(LoadingConfig):
-    """What the training data of every fine-tuning task have."""
+    """Training data of a fine-tuning task."""
 
     text: TextLimits = TextLimits(max_tokens=40)
     batch_size: int = Field(ge=1, description="examples in a micro-batch of one rank")
@@ -43,7 +43,7 @@ class FineTuneDataConfig(LoadingConfig):
 
 
 class MediaDataConfig(FineTuneDataConfig):
-    """What the training data have where they are images or videos."""
+    """Training data of a fine-tuning task with images or videos."""
 
     augment: AugmentConfig = Field(
         default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)), description="augmentation of the images or frames"
@@ -52,23 +52,23 @@ class MediaDataConfig(FineTuneDataConfig):
 
 
 class FineTuneBatches(ABC, Generic[D, E]):
-    """Micro-batch number u as a function of seed and u (a :class:`~dataset.loaders.BatchMaker`).
+    """Makes micro-batch u as a function of the seed and u (a :class:`~dataset.loaders.BatchMaker`).
 
-    A row that cannot be made is filled and does not count.
+    An example that cannot be made is replaced by a filler, which does not count.
 
     Args:
         data: the training split and its augmentation.
         tokenizer: see :class:`~dataset.text.processors.PlainTextProcessor`.
         image_size: side of the input in pixels, or its height and width.
-        seed: of order and augmentation.
-        frames: of a video; None where the data are images.
+        seed: seed of order and augmentation.
+        frames: number of frames per video; None if the data are images.
 
     Raises:
         UserError: if the split cannot be used.
     """
 
     name: str
-    """Of the stream: it has random numbers of its own."""
+    """Name of the stream; each name has different random numbers."""
 
     def __init__(
         self,
@@ -87,50 +87,50 @@ class FineTuneBatches(ABC, Generic[D, E]):
         self.examples_per_batch, self.records_per_batch = data.batch_size, data.records_per_batch
 
     def make_processor(self, tokenizer: PreTrainedTokenizerFast, data: D) -> PlainTextProcessor:
-        """What makes tokens of the texts."""
+        """Returns the processor that tokenizes the texts."""
         return PlainTextProcessor(tokenizer, data.text)
 
     @abstractmethod
     def read(self, data: D) -> int:
-        """Read and check the training split; gives back how many examples it has."""
+        """Reads and checks the training split; returns its number of examples."""
 
     @abstractmethod
     def example(self, index: int, rng: np.random.Generator) -> E:
-        """Training example ``index``, augmented.
+        """Makes training example ``index``, with augmentation.
 
         Raises:
-            BrokenRecordError: it cannot be made.
+            BrokenRecordError: if the example cannot be made.
         """
 
     @abstractmethod
-    def place(self, index: int) -> str:
-        """Where the example comes from."""
+    def location(self, index: int) -> str:
+        """Returns the location of the record from which example ``index`` is made."""
 
     @abstractmethod
     def filler(self) -> E:
-        """An example for a row that does not count."""
+        """Returns an example for a row that does not count."""
 
     @abstractmethod
     def collate(self, examples: Sequence[E], valid: Tensor, **account: Any) -> Batch:
-        """The batch; ``account`` holds the fields of :class:`~batches.base.Batch`."""
+        """Makes a batch of the examples; ``account`` has the fields of :class:`~batches.base.Batch`."""
 
     def make(self, number: int) -> Batch:
-        """Micro-batch ``number``, counted over all ranks."""
+        """Makes micro-batch ``number``, counted over all ranks."""
         account = Account()
         drawn = self.order.batch(number)
         examples: list[E | None] = []
         for epoch, index in drawn:
-            with account.record(self.name, self.place(index)) as record:
+            with account.record(self.name, self.location(index)) as record:
                 record.example = self.example(index, sample_rng(self.seed, self.name, epoch, index))
             examples.append(record.example)
         try:
             return self._batch(examples, account)
         except Exception:
-            # Texts are tokenised here. Which example is to blame shows where each is collated alone.
+            # Texts are tokenized here. Collate each example alone to find the broken ones.
             if not (failed := self._not_collated(examples)):
                 raise
             for row, error in failed.items():
-                account.reject(self.name, error, self.place(drawn[row][1]))
+                account.reject(self.name, error, self.location(drawn[row][1]))
                 examples[row] = None
             return self._batch(examples, account)
 
@@ -139,7 +139,7 @@ class FineTuneBatches(ABC, Generic[D, E]):
         return self.collate(rows, valid, **account.fields())
 
     def _not_collated(self, examples: Sequence[E | None]) -> dict[int, Exception]:
-        """What is raised by the examples that cannot be collated, by their row."""
+        """Returns the rows of the examples that cannot be collated, with the exceptions they raise."""
         failed = {}
         for row, example in enumerate(examples):
             try:
@@ -154,26 +154,35 @@ def in_batches(
     items: range,
     batch_size: int,
     workers: int,
-    place: Callable[[int], str] = "held-out record {}".format,
+    location: Callable[[int], str] = "held-out record {}".format,
 ) -> Iterator[list[T]]:
-    """``read(item)`` of each item once, in order, in lists of ``batch_size``, read by worker processes; ``place``: of an item,
-    for messages.
+    """Reads each item once, in order, with worker processes.
+
+    Args:
+        read: reads an item.
+        items: the items.
+        batch_size: number of items in each list that is returned.
+        workers: number of worker processes.
+        location: returns the location of an item, for messages.
+
+    Yields:
+        Lists of the results of ``read``.
 
     Raises:
-        UserError: for the first broken record: a held-out set must be whole, or its numbers mean something else.
+        UserError: for the first broken record. Metrics on an incomplete held-out set would not be comparable.
     """
-    chunks = _Chunks(read, items, batch_size, place)
+    chunks = _Chunks(read, items, batch_size, location)
     yield from in_workers(chunks, range(-(-len(items) // batch_size)), workers)
 
 
 class _Chunks(Generic[T]):
-    def __init__(self, read: Callable[[int], T], items: range, size: int, place: Callable[[int], str]):
-        self.read, self.items, self.size, self.place = read, items, size, place
+    def __init__(self, read: Callable[[int], T], items: range, size: int, location: Callable[[int], str]):
+        self.read, self.items, self.size, self.location = read, items, size, location
 
     def __call__(self, number: int) -> list[T]:
         items, note = [], reading.get(None)
         for index in self.items[number * self.size : (number + 1) * self.size]:
-            location = self.place(index)
+            location = self.location(index)
             if note is not None:
                 note(location)
             try:
@@ -184,14 +193,14 @@ class _Chunks(Generic[T]):
 
 
 def frame_sampler(data: MediaDataConfig, frames: int | None) -> FrameSampler | None:
-    """What takes ``frames`` of each video; None where the model is one of images."""
+    """Returns a sampler of ``frames`` frames per video, or None for an image model."""
     return None if frames is None else FrameSampler(frames, data.video, data.max_pixels, data.pixels)
 
 
 def media_view(
     data: MediaDataConfig, sources: Sequence[ImageSource | VideoSource], frames: int | None, image_size: ImageSize
 ) -> TrainingView:
-    """How training sees ``sources``.
+    """Returns the view through which training reads ``sources``.
 
     Raises:
         UserError: as :func:`check_medium` and :func:`~dataset.media.video.check_backend`.
@@ -201,29 +210,29 @@ def media_view(
     return TrainingView(image_size, data.max_pixels, data.augment, frame_sampler(data, frames), pixels=data.pixels)
 
 
-def cleaned(text: str, max_words: int, place: str) -> str:
-    """The text after the released clean-up.
+def cleaned(text: str, max_words: int, location: str) -> str:
+    """Cleans a text with the released rules for captions.
 
     Raises:
-        BrokenRecordError: "empty text" where nothing is left.
+        BrokenRecordError: "empty text" if nothing is left.
     """
     try:
         return clean_caption(text, max_words)
     except ValueError:
-        raise BrokenRecordError("empty text", place, f"nothing is left of {text[:80]!r} after cleaning") from None
+        raise BrokenRecordError("empty text", location, f"nothing is left of {text[:80]!r} after cleaning") from None
 
 
-def cleaned_question(text: str, max_words: int, place: str) -> str:
-    """The question after the released clean-up, which is another than that of captions.
+def cleaned_question(text: str, max_words: int, location: str) -> str:
+    """Cleans a question with the released rules for questions, which differ from the rules for captions.
 
     Raises:
-        BrokenRecordError: "empty text" where nothing is left of its first words.
+        BrokenRecordError: "empty text" if nothing is left of its first ``max_words`` words.
     """
     cleaned = clean_question(text, max_words)
     if not cleaned.strip():
-        raise BrokenRecordError("empty text", place, f"nothing is left of {text[:80]!r} after cleaning")
+        raise BrokenRecordError("empty text", location, f"nothing is left of {text[:80]!r} after cleaning")
     return cleaned
 
 
 FILLER_TEXT = "a"
-"""The text of a row that does not count."""
+"""Text of a row that does not count."""

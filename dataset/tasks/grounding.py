@@ -1,4 +1,4 @@
-"""Grounding data: phrases with their boxes, of RefCOCO's official files or of region records."""
+"""Grounding data: phrases with their boxes, from RefCOCO's official files or from region records."""
 
 from __future__ import annotations
 
@@ -37,23 +37,27 @@ from utils.inputs import InputFile, InputFolder
 
 
 class GroundingSplitConfig(Config):
-    """A split. Of ``format: records``, ``annotations`` are region records (``image``, ``elems`` of ``bb`` and ``caption``); of
-    ``format: refcoco``, ``refs`` (``refs(unc).p``) and ``instances`` (``instances.json``) are the official files."""
+    """A split of a grounding data set.
+
+    With ``format: records``, ``annotations`` is a file of region records (``image``, ``elems`` of ``bb`` and ``caption``). With
+    ``format: refcoco``, ``refs`` (``refs(unc).p``) and ``instances`` (``instances.json``) are the official files.
+    """
 
     format: Literal["records", "refcoco"] = Field(
-        "records", description="records: of one's own; refcoco: of RefCOCO, RefCOCO+ or RefCOCOg"
+        "records",
+        description="records: your own region records; refcoco: the official files of RefCOCO, RefCOCO+ or RefCOCOg",
     )
     annotations: InputFile | None = Field(None, description="file of region records")
-    refs: InputFile | None = Field(None, description="the official pickle of references; no code in it is run")
+    refs: InputFile | None = Field(None, description="the official pickle of references; code in it is never run")
     instances: InputFile | None = Field(None, description="the official instances.json, which has the boxes")
     splits: list[str] | None = Field(
         None,
         min_length=1,
         description="splits of the references: train, val, testA, testB (RefCOCOg: train, val, test)",
     )
-    images: InputFolder | None = Field(None, description="folder of the images; null: that of the annotations")
+    images: InputFolder | None = Field(None, description="folder of the images; null: the folder of the annotations")
     language: str | None = Field(
-        None, description="language of the phrases, where records have several; null: all of them"
+        None, description="language of the phrases if records have several; null: all languages"
     )
 
     @model_validator(mode="after")
@@ -73,16 +77,24 @@ class GroundingDataConfig(FineTuneDataConfig):
     """Training phrases."""
 
     train: GroundingSplitConfig
-    crop: bool = Field(True, description="crop at random around the box; false: the whole image")
+    crop: bool = Field(True, description="crop at random around the box; false: use the whole image")
     careful_flip: bool = Field(
-        True, description="do not flip where the phrase says left or right; English only (as released)"
+        True, description="do not flip if the phrase says left or right; English only (as released)"
     )
     augment: RegionAugmentConfig = Field(default_factory=RegionAugmentConfig, description="flip and colours")
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """A phrase and its ``box``, x, y, w, h in pixels of the image of ``size`` (width, height); ``grain``: its kind."""
+    """A phrase with its box.
+
+    Attributes:
+        text: the phrase.
+        image: the image.
+        box: x, y, w, h in pixels.
+        size: width and height of the image.
+        grain: kind of the phrase.
+    """
 
     text: str
     image: ImageSource
@@ -91,16 +103,16 @@ class Phrase:
     grain: str
 
     @property
-    def place(self) -> str:
-        return self.image.place
+    def location(self) -> str:
+        return self.image.location
 
 
 def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float) -> list[Phrase]:
-    """Read and check a split; every image is looked for, and every box must lie in it.
+    """Reads and checks a split. Every image must exist, and every box must be inside its image.
 
     Raises:
-        UserError: with the config ``key``: a file cannot be used, a split names no record, or more than the share
-            ``max_broken`` of its rows are broken.
+        UserError: with the config ``key``, if a file cannot be used, a split has no record, or more than the share
+            ``max_broken`` of the rows are broken.
     """
     rows: Iterable[Row | BrokenRecordError]
     if config.format == "refcoco":
@@ -117,31 +129,31 @@ def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float) -> l
 
 
 def _parse_reference(row: Row, images: ImageFiles) -> list[Phrase]:
-    source = images.find(row.get("image", str), row.place)
+    source = images.find(row.get("image", str), row.location)
     width, height = size = row.values["size"]
-    box = place_box(box_in(row.values["box"], "bbox", row.place), width, height, row.place, "annotation")
+    box = place_box(box_in(row.values["box"], "bbox", row.location), width, height, row.location, "annotation")
     return [Phrase(text, source, box, size, row.values["split"]) for text in row.values["phrases"]]
 
 
 def _parse_record(row: Row, images: ImageFiles, language: str | None) -> list[Phrase]:
-    record = parse_region_record(RawRecord(row.values, row.place, images.folder), ImageKeys(image_is="path"), "")
+    record = parse_region_record(RawRecord(row.values, row.location, images.folder), ImageKeys(image_is="path"), "")
     if record.broken:
-        raise BrokenRecordError(record.broken[0].kind, row.place, record.broken[0].message)
-    source = images.find(row.get("image", str), row.place)
+        raise BrokenRecordError(record.broken[0].kind, row.location, record.broken[0].message)
+    source = images.find(row.get("image", str), row.location)
     width, height = size = images.size(source)
     phrases = []
     for element in record.elements:
-        box = place_box(element.box, width, height, row.place, element.name)
-        texts = texts_of(Row({element.name: list(element.captions)}, row.place), element.name, language)
+        box = place_box(element.box, width, height, row.location, element.name)
+        texts = texts_of(Row({element.name: list(element.captions)}, row.location), element.name, language)
         phrases += [Phrase(text, source, box, size, element.grain) for text in texts]
     if not phrases:
-        raise BrokenRecordError("empty text", row.place, "elems is empty")
+        raise BrokenRecordError("empty text", row.location, "elems is empty")
     return phrases
 
 
 @dataclass(frozen=True)
 class GroundingExample:
-    """One training row: a view (3, S, S) of the image, the cleaned phrase, and its box (cx, cy, w, h) in the view."""
+    """A training example: a view (3, S, S) of the image, the cleaned phrase, and its box (cx, cy, w, h) in the view."""
 
     pixels: Tensor
     text: str
@@ -149,7 +161,7 @@ class GroundingExample:
 
 
 class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
-    """Every phrase once an epoch."""
+    """Batches of phrases with their images. An epoch has every phrase once."""
 
     name = "phrases"
 
@@ -161,23 +173,23 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
 
     def example(self, index: int, rng: np.random.Generator) -> GroundingExample:
         item = self.items[index]
-        text = cleaned(item.text, self.text.max_words, item.place)
+        text = cleaned(item.text, self.text.max_words, item.location)
         encoded = EncodedImage(
-            item.image.load(), self.data.max_pixels, item.place, for_boxes(self.data.pixels), item.image.path
+            item.image.load(), self.data.max_pixels, item.location, for_boxes(self.data.pixels), item.image.path
         )
-        check_size(encoded, item.size, item.place)
+        check_size(encoded, item.size, item.location)
         element = Element("phrase", item.box, (text,))
         crop, visible = visible_elements([element], item.size, rng, crop=self.data.crop, most=1, min_inside=0.5)
         if not visible:
-            raise BrokenRecordError("degenerate box", item.place, f"{item.box} is a sliver of the image")
+            raise BrokenRecordError("degenerate box", item.location, f"{item.box} is a sliver of the image")
         box = visible[0][1]
         image = resize(crop.of(encoded), self.image_size)
         if rng.random() < self.data.augment.flip and not (self.data.careful_flip and mentions_side(text)):
             image, box = hflip(image), flip_box(box)
         return GroundingExample(self.augment(image, rng), text, box)
 
-    def place(self, index: int) -> str:
-        return self.items[index].place
+    def location(self, index: int) -> str:
+        return self.items[index].location
 
     def filler(self) -> GroundingExample:
         return GroundingExample(black(self.image_size), FILLER_TEXT, WHOLE_BOX)

@@ -1,4 +1,4 @@
-"""Held-out records for evaluation: every one exactly once, in order, without augmentation."""
+"""Held-out records for evaluation. Each record is read exactly once, in order, without augmentation."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from dataset.text.processors import TextProcessor, clean_alternatives, clean_cap
 from utils.image_size import ImageSize
 
 Choose = Callable[[int], Iterable[int]]
-"""From the number of records to the numbers of those that are read."""
+"""Maps the number of records to the indices of the records to read."""
 
 
 @dataclass(frozen=True)
 class HeldOutElement:
-    """A described box: ``box`` (cx, cy, w, h) relative to the image; ``grain`` is the record's own word for its kind.
+    """A described box: ``box`` is (cx, cy, w, h) relative to the image; ``grain`` is its kind, as the record calls it.
 
-    Where training draws among several captions or attributes, this is the first of each.
+    If there are several captions or attributes, from which training draws one, this has the first.
     """
 
     caption: str
@@ -36,10 +36,17 @@ class HeldOutElement:
 
 @dataclass(frozen=True)
 class HeldOutRecord:
-    """An image or a video with its cleaned texts. ``pixels`` (3, S, S) uint8, or (F, 3, S, S) of a video; ``captions`` may be
-    empty; ``size``: width and height of an image as decoded."""
+    """An image or a video with its cleaned texts.
 
-    place: str
+    Attributes:
+        location: location of the record.
+        pixels: (3, S, S) uint8, or (F, 3, S, S) for a video.
+        captions: captions; may be empty.
+        elements: described boxes.
+        size: width and height of the decoded image; None for a video.
+    """
+
+    location: str
     pixels: Tensor
     captions: list[str]
     elements: list[HeldOutElement]
@@ -61,10 +68,24 @@ def read_held_out(
     index_folder: str | None = None,
     remote: RemoteConfig | None = None,
 ) -> list[HeldOutRecord]:
-    """Read the first ``limit`` records (None: all), or those of them that ``choose`` names.
+    """Reads held-out records with images.
+
+    Args:
+        files: entries as for :class:`~dataset.shards.readers.Shards`.
+        processor: cleans the texts.
+        image_size: side of the input in pixels, or its height and width.
+        keys: keys of the image.
+        caption_key: key of the caption.
+        max_pixels: maximum number of pixels of an image.
+        pixels: see :data:`~dataset.media.encoded.PixelsAre`.
+        limit: read only the first ``limit`` records; if None, all records.
+        choose: selects the records to read; it gets the number of records that are left by ``limit``.
+        config_key: config key of ``files``, for messages.
+        index_folder: folder of shard indexes; if None, the user's cache folder.
+        remote: settings for remote shards.
 
     Raises:
-        UserError: for the first broken record: a held-out set must be whole, or its numbers mean something else.
+        UserError: for the first broken record. Metrics on an incomplete held-out set would not be comparable.
     """
     shards = Shards(files, key=config_key, index_folder=index_folder, remote=remote)
     return _whole(
@@ -87,7 +108,9 @@ def read_held_out_videos(
     index_folder: str | None = None,
     remote: RemoteConfig | None = None,
 ) -> list[HeldOutRecord]:
-    """The first clip with text in each record that :func:`read_held_out` would read, under the keys of ``config``.
+    """Reads held-out records with videos, with the keys of ``config``. Only the first clip with text of each record is used.
+
+    See :func:`read_held_out` for the other arguments.
 
     Raises:
         UserError: as :func:`read_held_out`.
@@ -96,17 +119,17 @@ def read_held_out_videos(
     def read(raw: RawRecord) -> HeldOutRecord:
         record = config.record(raw)
         if not record.spoken:
-            raise BrokenRecordError("empty text", raw.place, "no clip has anything to say")
+            raise BrokenRecordError("empty text", raw.location, "no clip has a text")
         clip = record.spoken[0]
         frames = sampler.evaluation(record.clips[clip], lambda frame: evaluation_view(frame, image_size))
-        return HeldOutRecord(raw.place, frames, _clean(record.captions[clip], processor, raw.place), [])
+        return HeldOutRecord(raw.location, frames, _clean(record.captions[clip], processor, raw.location), [])
 
     shards = Shards(files, key=config_key, index_folder=index_folder, remote=remote)
     return _whole(shards, choose(min(len(shards), limit or len(shards))), read)
 
 
 def _whole(shards: Shards, numbers: Iterable[int], read: Callable[[RawRecord], HeldOutRecord]) -> list[HeldOutRecord]:
-    """``read`` of records, every one of which has to be fit."""
+    """Reads records with ``read``; raises :class:`UserError` for the first broken record."""
     records = []
     for number in numbers:
         try:
@@ -127,22 +150,22 @@ def _read_one(
     record = parse_region_record(raw, keys, caption_key)
     max_pixels, pixels = decoding
     pixels = for_boxes(pixels) if record.elements else pixels
-    image = decode(record.image.load(), max_pixels, raw.place, pixels, record.image.path)
+    image = decode(record.image.load(), max_pixels, raw.location, pixels, record.image.path)
     height, width = image.shape[-2:]
     if record.broken:
-        raise BrokenRecordError(record.broken[0].kind, raw.place, record.broken[0].message)
+        raise BrokenRecordError(record.broken[0].kind, raw.location, record.broken[0].message)
     elements = []
     for element in record.elements:
-        x, y, w, h = place_box(element.box, width, height, raw.place, element.name)
+        x, y, w, h = place_box(element.box, width, height, raw.location, element.name)
         box = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
-        caption = _clean(element.captions, processor, raw.place)[0]
+        caption = _clean(element.captions, processor, raw.location)[0]
         if element.attributes:
-            named = f"{_clean(element.attributes, processor, raw.place)[0]} {caption}"
+            named = f"{_clean(element.attributes, processor, raw.location)[0]} {caption}"
             caption = clean_caption(named, processor.max_words)
         elements.append(HeldOutElement(caption, box, element.grain))
-    captions = _clean(record.captions, processor, raw.place) if record.captions else []
-    return HeldOutRecord(raw.place, evaluation_view(image, image_size), captions, elements, (width, height))
+    captions = _clean(record.captions, processor, raw.location) if record.captions else []
+    return HeldOutRecord(raw.location, evaluation_view(image, image_size), captions, elements, (width, height))
 
 
-def _clean(texts: Texts, processor: TextProcessor, place: str) -> list[str]:
-    return clean_alternatives(texts, processor.config.language, processor.max_words, place)
+def _clean(texts: Texts, processor: TextProcessor, location: str) -> list[str]:
+    return clean_alternatives(texts, processor.config.language, processor.max_words, location)

@@ -1,4 +1,4 @@
-"""Visual reasoning data: statements about one or two images, of every format."""
+"""Visual reasoning data: statements about one or two images, in all supported formats."""
 
 from __future__ import annotations
 
@@ -33,20 +33,25 @@ from utils.errors import UserError
 from utils.inputs import InputFile, InputFolder
 
 LABELS = {2: ("false", "true"), 3: iglue.ENTAILMENT}
-"""The names of labels in the order of their classes, by the number of classes."""
+"""Names of the labels in the order of their classes, by number of classes."""
 
 
 class NLVRSplitConfig(Config):
-    """A split. Of ``format: records``, ``annotations`` is a JSON array or JSON lines of ``{"sentence", "label", "images"}``, with
-    the paths of one or two images, the left one first."""
+    """A split of a visual reasoning data set.
+
+    With ``format: records``, ``annotations`` is a JSON array or JSON lines of ``{"sentence", "label", "images"}``, where
+    ``images`` has the paths of one or two images, the left image first.
+    """
 
     format: Literal["records", "nlvr2", "marvl", "xvnli"] = Field(
         "records",
-        description="records: of one's own; nlvr2: train.json, dev.json, test1.json, with images below `images` as in the "
-        "official layout; marvl: MaRVL's lines (<concept>/<image>); xvnli: XVNLI's (<Flickr id>.jpg)",
+        description="records: your own statements; nlvr2: train.json, dev.json, test1.json, with the official layout of images "
+        "in `images`; marvl: JSON lines of MaRVL (<concept>/<image>); xvnli: JSON lines of XVNLI (<Flickr id>.jpg)",
     )
     annotations: InputFile = Field(description="file of the statements")
-    images: InputFolder | None = Field(None, description="folder of relative paths; null: that of the annotations")
+    images: InputFolder | None = Field(
+        None, description="folder of relative image paths; null: the folder of the annotations"
+    )
 
 
 class NLVRDataConfig(FineTuneDataConfig):
@@ -55,30 +60,38 @@ class NLVRDataConfig(FineTuneDataConfig):
     train: NLVRSplitConfig
     augment: AugmentConfig = Field(
         default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)),
-        description="augmentation; each image of a statement has its own",
+        description="augmentation, drawn separately for each image of a statement",
     )
     careful_flip: bool = Field(
-        False, description="do not flip where the text says left or right; English only (released: flips)"
+        False, description="do not flip if the text says left or right; English only (released: flips)"
     )
 
 
 @dataclass(frozen=True)
 class Statement:
-    """``label``: the sentence is false (0) or true (1) of the ``images``, or it contradicts them (0), follows from them (1)
-    or neither (2). ``sentence_id``: equal for rows that share their sentence."""
+    """A statement about one or two images.
+
+    Attributes:
+        sentence: the statement.
+        images: the images.
+        label: with two classes, the sentence is false (0) or true (1); with three, it contradicts the images (0), follows from
+            them (1), or neither (2).
+        sentence_id: equal for rows with the same sentence.
+        location: location of the row.
+    """
 
     sentence: str
     images: tuple[ImageSource, ...]
     label: int
     sentence_id: str
-    place: str
+    location: str
 
 
 def read_statements(config: NLVRSplitConfig, key: str, max_broken: float) -> list[Statement]:
-    """Read and check a split; every image is looked for.
+    """Reads and checks a split. Every image must exist.
 
     Raises:
-        UserError: with the config ``key``: the file cannot be used, or more than the share ``max_broken`` of its rows are
+        UserError: with the config ``key``, if the file cannot be used, or more than the share ``max_broken`` of its rows are
             broken.
     """
     images = ImageFiles(images_folder(config.images, config.annotations))
@@ -96,16 +109,16 @@ def _rows(config: NLVRSplitConfig, key: str) -> Iterable[Row | BrokenRecordError
 
 
 def check_statements(items: Sequence[Statement], images: int, classes: int, key: str) -> None:
-    """Raises :class:`UserError` with the config ``key`` where a statement is about another number of images, or its label is
-    none of the classes."""
+    """Raises :class:`UserError` with the config ``key`` if a statement has another number of images than the model, or its label
+    is not one of the model's classes."""
     for item in items:
         if len(item.images) != images:
             raise UserError(
-                f"{key}: {item.place} has {len(item.images)} images, but model.images is {images}; change it"
+                f"{key}: {item.location} has {len(item.images)} images, but model.images is {images}; change it"
             )
         if item.label >= classes:
             raise UserError(
-                f"{key}: {item.place} is of class {item.label}, but model.classes is {classes}; set it to 3"
+                f"{key}: {item.location} is of class {item.label}, but model.classes is {classes}; set it to 3"
             )
 
 
@@ -115,17 +128,17 @@ def _parse(row: Row, images: ImageFiles) -> Statement:
     classes = next((classes for classes in LABELS.values() if label in classes), None)
     if classes is None:
         known = f"neither True nor False, nor one of {', '.join(iglue.ENTAILMENT)}"
-        raise BrokenRecordError("wrong type", row.place, f"label is {row.values['label']!r}, {known}")
+        raise BrokenRecordError("wrong type", row.location, f"label is {row.values['label']!r}, {known}")
     names = row.get("images", list)
     if len(names) not in (1, 2) or not all(isinstance(name, str) for name in names):
-        raise BrokenRecordError("wrong type", row.place, f"images is {names!r:.80}, not two paths, or one")
-    sources = tuple(images.find(name, row.place) for name in names)
-    return Statement(sentence, sources, classes.index(label), nlvr2.sentence_id(row) or sentence, row.place)
+        raise BrokenRecordError("wrong type", row.location, f"images is {names!r:.80}, not two paths, or one")
+    sources = tuple(images.find(name, row.location) for name in names)
+    return Statement(sentence, sources, classes.index(label), nlvr2.sentence_id(row) or sentence, row.location)
 
 
 @dataclass(frozen=True)
 class StatementExample:
-    """One training row: views (K, 3, S, S) of the images, the cleaned statement, and its label."""
+    """A training example: views (K, 3, S, S) of the images, the cleaned statement, and its label."""
 
     pixels: Tensor
     sentence: str
@@ -133,7 +146,7 @@ class StatementExample:
 
 
 class NLVRBatches(FineTuneBatches[NLVRDataConfig, StatementExample]):
-    """Every statement once an epoch."""
+    """Batches of statements with their images. An epoch has every statement once."""
 
     name = "statements"
 
@@ -144,13 +157,13 @@ class NLVRBatches(FineTuneBatches[NLVRDataConfig, StatementExample]):
 
     def example(self, index: int, rng: np.random.Generator) -> StatementExample:
         item = self.items[index]
-        sentence = cleaned(item.sentence, self.text.max_words, item.place)
+        sentence = cleaned(item.sentence, self.text.max_words, item.location)
         may_flip = not (self.data.careful_flip and mentions_side(sentence))
         views = [self.view(image, rng, may_flip=may_flip) for image in item.images]
         return StatementExample(torch.stack(views), sentence, item.label)
 
-    def place(self, index: int) -> str:
-        return self.items[index].place
+    def location(self, index: int) -> str:
+        return self.items[index].location
 
     def filler(self) -> StatementExample:
         return StatementExample(torch.stack([self.view.filler()] * len(self.items[0].images)), FILLER_TEXT, 0)

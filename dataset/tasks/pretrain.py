@@ -1,4 +1,4 @@
-"""Pre-training data: records of up to five streams to examples to one :class:`~batches.pretraining.PretrainBatch`."""
+"""Pre-training data: makes a :class:`~batches.pretraining.PretrainBatch` from the records of up to five streams."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 MATCHED_STREAMS = ("images", "videos", "regions")
-"""The streams that have a matching loss."""
+"""Streams that have a matching loss."""
 
 
 AnyStreamConfig = (
@@ -43,14 +43,16 @@ AnyStreamConfig = (
 class DataConfig(LoadingConfig):
     """The data of pre-training: its streams, mixed in every micro-batch."""
 
-    text: TextDataConfig = Field(default_factory=TextDataConfig, description="cutting and masking of all texts")
+    text: TextDataConfig = Field(default_factory=TextDataConfig, description="truncation and masking of all texts")
     images: ImageStreamConfig | None = Field(None, description="image-text pairs")
     regions: RegionStreamConfig | None = Field(None, description="images with described boxes")
     videos: VideoStreamConfig | None = Field(None, description="video-text pairs")
-    texts: TextStreamConfig | None = Field(None, description="texts alone")
+    texts: TextStreamConfig | None = Field(None, description="texts without images")
     translations: TranslationStreamConfig | None = Field(None, description="texts with their translations")
     matching_steps: int | None = Field(
-        None, ge=0, description="steps with a matching loss: later ones have none in any stream; null: all have one"
+        None,
+        ge=0,
+        description="number of steps with a matching loss; later steps have no matching loss in any stream; null: all steps",
     )
     cache_index: Annotated[str | None, MAY_CHANGE] = Field(
         None, description="folder of shard indexes; null: the user's cache folder"
@@ -71,24 +73,24 @@ class DataConfig(LoadingConfig):
         if self.workers and minutes * 60 >= seconds and any(map(is_address, self._entries())):
             raise ValueError(
                 f"remote.retry_minutes = {minutes:g} is {minutes * 60:g} s, and worker_timeout_s = {seconds:g}: a worker would "
-                "be killed while it repeats a request; lower remote.retry_minutes, or raise worker_timeout_s"
+                "be killed while it retries a request; lower remote.retry_minutes, or raise worker_timeout_s"
             )
         return self
 
     def _entries(self) -> list[str]:
-        """The entries of ``files`` of all streams and clean sets."""
+        """Returns the entries of ``files`` of all streams and clean sets."""
         own = [entry for stream in self.streams().values() for entry in stream.paths]
         return own + [entry for clean in self.clean_sets().values() for entry in clean.files]
 
     @property
     def micro_batch(self) -> MicroBatch:
-        """That of the leading stream."""
+        """The micro-batch of the leading stream."""
         name, stream = next(iter(self.streams().items()))
         return MicroBatch(f"data.{name}.batch_size", stream.batch_size)
 
     @property
     def records_per_batch(self) -> int:
-        """Records of the leading stream that a rank reads for a micro-batch."""
+        """Number of records of the leading stream that a rank reads for a micro-batch."""
         return next(iter(self.streams().values())).records_per_batch
 
     def check_ranks(self, ranks: int) -> None:
@@ -97,7 +99,7 @@ class DataConfig(LoadingConfig):
                 check_ranks(stream.lanes, ranks, f"data.{name}.lanes")
 
     def streams(self) -> dict[str, AnyStreamConfig]:
-        """The configured streams by name."""
+        """Returns the configured streams by name."""
         named = {
             "images": self.images,
             "regions": self.regions,
@@ -108,7 +110,7 @@ class DataConfig(LoadingConfig):
         return {name: stream for name, stream in named.items() if stream is not None}
 
     def clean_sets(self) -> dict[str, CleanSetConfig]:
-        """The clean sets by the name of their stream."""
+        """Returns the clean sets by the name of their stream."""
         paired = {"images": self.images, "videos": self.videos}
         return {
             name: stream.clean for name, stream in paired.items() if stream is not None and stream.clean is not None
@@ -116,23 +118,25 @@ class DataConfig(LoadingConfig):
 
 
 class PretrainBatches:
-    """Micro-batch number u of a run, as a function of u alone (and of data and seed; with order: blocks, and with clean sets,
-    which are drawn for whole steps, of the micro-batches in a step too).
+    """Makes micro-batch u of a run as a function of the data, the seed and u.
+
+    With ``order: blocks`` and with clean sets, which are drawn for whole steps, it also depends on the number of micro-batches
+    per step.
 
     Args:
         data: the streams.
         tokenizer: see :class:`~dataset.text.processors.TextProcessor`.
         image_size: side of the input in pixels, or its height and width.
-        patch_size: side of a patch; must divide both.
-        seed: of order, augmentation and masking.
-        world_size: processes that share the data.
-        frames: of a video; None where the model is one of images.
-        accumulate: micro-batches of a process in a step.
-        static: batches of few different shapes (see :class:`~dataset.text.processors.TextProcessor`).
+        patch_size: side of a patch; the sides of the input must be multiples of it.
+        seed: seed of order, augmentation and masking.
+        world_size: number of processes that share the data.
+        frames: number of frames per video; None for an image model.
+        accumulate: number of micro-batches of a process per step.
+        static: make batches with few different shapes (see :class:`~dataset.text.processors.TextProcessor`).
 
     Raises:
-        UserError: in one line, naming the config key: no files, no records, ranks that do not divide the lanes, sizes that do not
-            fit.
+        UserError: in one line with the config key, if there are no files or no records, the number of ranks does not divide the
+            number of lanes, or sizes do not match.
     """
 
     def __init__(
@@ -165,7 +169,7 @@ class PretrainBatches:
             self.images = ImageStream(data.images, both, self.text, view)
         if data.videos:
             if frames is None:
-                raise UserError("data.videos: the model is one of images; set model.vision.video.frames")
+                raise UserError("data.videos: the model takes images only; set model.vision.video.frames")
             both = (sources["videos"], sources.get("videos/clean"))
             sampler = FrameSampler(frames, data.videos.reading, data.max_pixels, data.pixels)
             view = TrainingView(image_size, data.max_pixels, data.videos.augment, sampler)
@@ -183,7 +187,7 @@ class PretrainBatches:
             self.translations = TranslationStream(data.translations, sources["translations"], text)
 
     def make(self, number: int) -> PretrainBatch:
-        """Micro-batch ``number``, counted over all ranks."""
+        """Makes micro-batch ``number``, counted over all ranks."""
         account = Account()
         clean, unmatched = self.steps.draw(number // self.numbers_per_step)
         return PretrainBatch(
@@ -198,22 +202,22 @@ class PretrainBatches:
 
 
 class Steps:
-    """The draws for whole steps, made from seed and step alone, so that all ranks agree.
+    """Random decisions for whole steps. They depend only on the seed and the step, so all ranks agree.
 
     Args:
-        clean: the chance of each stream that has a clean set to be taken from it.
-        matching_steps: steps after which there is no matching loss; None: there always is.
-        seed: of the run.
+        clean: probability of using the clean set, for each stream that has one.
+        matching_steps: number of steps with a matching loss; if None, all steps have one.
+        seed: seed of the run.
     """
 
     def __init__(self, clean: Mapping[str, float], matching_steps: int | None, seed: int):
         self.clean, self.matching_steps, self.seed = clean, matching_steps, seed
 
     def draw(self, step: int) -> tuple[set[str], tuple[str, ...]]:
-        """The streams that take a step from their clean set, and those that have no matching loss in it.
+        """Returns the streams that use their clean set in a step, and the streams without a matching loss in this step.
 
-        Where images are noisy no stream has one (released: wrong pairs would be taught as right ones); where videos are, they
-        have none.
+        If the images are noisy, no stream has a matching loss (as released), because the model would learn that wrong pairs
+        match. If only the videos are noisy, only the videos have no matching loss.
         """
         taken = {
             name
@@ -227,12 +231,12 @@ class Steps:
 
 
 def open_sources(data: DataConfig, seed: int, ranks: int, step: int) -> dict[str, RecordSource]:
-    """The records of each stream by its name, and those of its clean set as ``<name>/clean``.
+    """Opens the records of each stream. The clean set of a stream has the name ``<name>/clean``.
 
-    ``step``: micro-batches of a global batch, over all ``ranks``.
+    ``step``: number of micro-batches in a global batch, over all ``ranks``.
 
     Raises:
-        UserError: no files, no records, or as :meth:`~dataset.tasks.streams.base.StreamConfig.open`.
+        UserError: if there are no files or no records, or as :meth:`~dataset.tasks.streams.base.StreamConfig.open`.
     """
     streams = data.streams()
     files = {name: stream.paths for name, stream in streams.items()}

@@ -1,4 +1,4 @@
-"""Batches of questions about images or videos, of which several may be about the same one."""
+"""Batches of questions about images or videos. Several questions may be about the same image or video."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class QuestionsDataConfig(FineTuneDataConfig):
     """Training data of question answering about images or videos."""
 
     text: TextLimits = Field(
-        default_factory=lambda: TextLimits(max_tokens=40, max_words=30), description="how long a question may be"
+        default_factory=lambda: TextLimits(max_tokens=40, max_words=30), description="maximum length of a question"
     )
     careful_flip: bool = Field(
         True,
-        description="do not flip where question or answers have the word left or right; English only (released: its "
-        "letters in any word)",
+        description="do not flip if the question or an answer has the word left or right; English only (released: "
+        "also as a part of other words)",
     )
     questions_per_example: int = Field(
         1,
         ge=1,
-        description="maximum number of questions about one image or video that make one example, for which it is read and "
-        "encoded once; batch_size counts such examples. 1, as released: each question is an example",
+        description="maximum number of questions about the same image or video in an example. The image or video of an example "
+        "is read and encoded once, and batch_size counts examples. 1 (released): each question is an example",
     )
 
 
@@ -43,8 +43,8 @@ D = TypeVar("D", bound=QuestionsDataConfig)
 
 @dataclass(frozen=True)
 class QuestionExample:
-    """A view of an image (3, H, W) or of a video (F, 3, H, W), cleaned questions about it, and the weighted answers to
-    each question."""
+    """A view of an image (3, H, W) or a video (F, 3, H, W), cleaned questions about it, and the weighted answers to each
+    question."""
 
     pixels: Tensor
     questions: list[str]
@@ -52,20 +52,22 @@ class QuestionExample:
 
 
 class QuestionBatches(FineTuneBatches[D, QuestionExample]):
-    """Every question once an epoch, with all its answers; see ``data.questions_per_example``.
+    """Batches of questions with all their answers. An epoch has every question once; see ``data.questions_per_example``.
 
-    ``items``: all questions; ``groups``: for each example, the indices of its questions.
+    Attributes:
+        items: all questions.
+        groups: for each example, the indices of its questions.
     """
 
     name = "questions"
 
     @abstractmethod
     def read_questions(self, data: D) -> QuestionTable:
-        """Read and check the training questions."""
+        """Reads and checks the training questions."""
 
     @abstractmethod
     def make_view(self, data: D) -> TrainingView:
-        """How the images or videos of :attr:`items` are read for training."""
+        """Returns the view through which training reads the images or videos of :attr:`items`."""
 
     def read(self, data: D) -> int:
         self.items = self.read_questions(data)
@@ -79,21 +81,22 @@ class QuestionBatches(FineTuneBatches[D, QuestionExample]):
 
     def example(self, index: int, rng: np.random.Generator) -> QuestionExample:
         items = [self.items[number] for number in self.groups[index]]
-        questions = [cleaned_question(item.question, self.text.max_words, item.place) for item in items]
+        questions = [cleaned_question(item.question, self.text.max_words, item.location) for item in items]
         may_flip = not (self.data.careful_flip and any(map(_names_a_side, questions, items)))
         pixels = self.view(items[0].source, rng, may_flip=may_flip)
         return QuestionExample(pixels, questions, [item.weighted_answers() for item in items])
 
-    def place(self, index: int) -> str:
-        return self.items.place(self.groups[index][0])
+    def location(self, index: int) -> str:
+        return self.items.location(self.groups[index][0])
 
     def filler(self) -> QuestionExample:
         return QuestionExample(self.view.filler(), [FILLER_TEXT], [[(FILLER_TEXT, 0.0)]])
 
     def fields(self, examples: Sequence[QuestionExample], valid: Tensor) -> dict[str, Any]:
-        """The fields that :class:`~batches.questions.QuestionBatch` and :class:`~batches.questions.ClassifiedBatch` share.
+        """Returns the fields that :class:`~batches.questions.QuestionBatch` and
+        :class:`~batches.questions.ClassifiedBatch` have in common.
 
-        ``valid`` (I,) bool: the examples that count.
+        ``valid``: (I,) bool, the examples that count.
         """
         questions = torch.tensor([len(example.questions) for example in examples])
         answers = torch.tensor([len(answers) for example in examples for answers in example.answers])
@@ -109,10 +112,10 @@ class QuestionBatches(FineTuneBatches[D, QuestionExample]):
 
 
 def given_answers(examples: Sequence[QuestionExample]) -> Iterator[tuple[str, float]]:
-    """All answers with their weights, in order."""
+    """Yields all answers with their weights, in order."""
     return (answer for example in examples for answers in example.answers for answer in answers)
 
 
 def _names_a_side(cleaned: str, item: Question) -> bool:
-    """Whether flipping the image would make the question or an answer wrong."""
+    """Returns True if flipping the image would make the question or an answer wrong."""
     return mentions_side(cleaned) or any(map(mentions_side, item.answers))

@@ -1,4 +1,4 @@
-"""Questions about images or videos: what is checked of each, and millions of them as columns of arrays."""
+"""Questions about images or videos: checks each question, and stores millions of them as columns of arrays."""
 
 from __future__ import annotations
 
@@ -22,10 +22,15 @@ from utils.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question about the image or video ``source``.
+    """A question about an image or video.
 
-    ``answers``: that of every annotator as written, or none; some may be blank, but not all. ``answer_type``: the data set's word
-    for it, or "". ``weight``: factor of the answers' losses.
+    Attributes:
+        question_id: id of the question.
+        question: the question.
+        source: the image or video.
+        answers: the answer of each annotator as written, or an empty tuple. Some answers may be blank, but not all.
+        answer_type: type of the answer as the data set calls it, or "".
+        weight: factor of the losses of the answers.
     """
 
     question_id: int | str
@@ -36,32 +41,34 @@ class Question:
     weight: float = 1.0
 
     @property
-    def place(self) -> str:
-        """Where the question comes from."""
-        return self.source.place
+    def location(self) -> str:
+        """Location of the question."""
+        return self.source.location
 
     def weighted_answers(self) -> list[tuple[str, float]]:
-        """Each different answer with the share of annotators who gave it, times the weight (released). Blank answers count as
-        annotators, but no model learns to say nothing."""
+        """Returns each distinct answer with the share of annotators who gave it, times the weight (as released).
+
+        A blank answer counts as an annotator but is not returned, so that the model does not learn empty answers.
+        """
         return [(answer, self.weight * count / len(self.answers)) for answer, count in self._given().items()]
 
     def most_frequent(self) -> str:
-        """The answer of most annotators, of equally many the first."""
+        """Returns the most frequent answer; if several are equally frequent, the first of them."""
         return self._given().most_common(1)[0][0]
 
     def _given(self) -> Counter[str]:
-        """How many annotators gave each answer that is not blank."""
+        """Returns the number of annotators who gave each answer, without blank answers."""
         return Counter(answer for answer in self.answers if answer.strip())
 
 
 def question_of(row: Row, source: ImageSource | VideoSource, *, answered: bool, weight: float = 1.0) -> Question:
-    """The question of a row with ``question``, and as far as they are known ``answer`` (a text or a list of texts),
-    ``answer_type`` and ``question_id`` (or ``id``).
+    """Parses the question of a row.
 
     Args:
-        row: of the annotations.
-        source: what is asked about.
-        answered: without answers the row is broken.
+        row: row of the annotations with ``question``, and optionally ``answer`` (a text or a list of texts), ``answer_type`` and
+            ``question_id`` (or ``id``).
+        source: the image or video.
+        answered: if True, a row without answers is broken.
         weight: see :class:`Question`.
 
     Raises:
@@ -69,10 +76,10 @@ def question_of(row: Row, source: ImageSource | VideoSource, *, answered: bool, 
     """
     text = row.get("question", str)
     if not clean_question(text, 1000).strip():
-        raise BrokenRecordError("empty text", row.place, f"question is {text[:80]!r}, a text without words")
+        raise BrokenRecordError("empty text", row.location, f"question is {text[:80]!r}, a text without words")
     identity = row.values.get("question_id", row.values.get("id"))
     return Question(
-        question_id=identity if isinstance(identity, int | str) else row.place,
+        question_id=identity if isinstance(identity, int | str) else row.location,
         question=text,
         source=source,
         answers=_answers(row) if answered or row.values.get("answer") is not None else (),
@@ -86,30 +93,30 @@ def _answers(row: Row) -> tuple[str, ...]:
     answers = value if isinstance(value, list) else [value]
     for answer in answers:
         if not isinstance(answer, str):
-            raise BrokenRecordError("wrong type", row.place, f"answer holds {answer!r:.80}, not a text")
-        check_text(answer, "answer", row.place)
+            raise BrokenRecordError("wrong type", row.location, f"answer holds {answer!r:.80}, not a text")
+        check_text(answer, "answer", row.location)
     if not any(answer.strip() for answer in answers):
-        raise BrokenRecordError("empty text", row.place, "there is no answer, or only empty ones")
+        raise BrokenRecordError("empty text", row.location, "there is no answer, or only empty ones")
     return tuple(sys.intern(answer) for answer in answers)
 
 
 def check_all_answered_or_none(questions: Sequence[Question], key: str) -> None:
-    """Raises :class:`UserError` with the config ``key`` where only some questions have answers."""
+    """Raises :class:`UserError` with the config ``key`` if only some questions have answers."""
     without = [question for question in questions if not question.answers]
     if 0 < len(without) < len(questions):
         raise UserError(
-            f"{key}: {len(without)} of {len(questions)} questions have no answers (the first: {without[0].place}); either "
-            "all have, and are measured, or none"
+            f"{key}: {len(without)} of {len(questions)} questions have no answers (the first: {without[0].location}); give "
+            "answers to all of them, so that metrics can be computed, or to none"
         )
 
 
 class QuestionGroups:
-    """Groups of questions about one image, as lists of indices; every question is in one group.
+    """Groups of questions about the same image, as lists of indices. Every question is in exactly one group.
 
     Args:
         table: the questions.
         most: maximum number of questions in a group. With 1, group n is question n.
-        apart: (N,) bool; questions with different values are never in one group. None: any may be.
+        apart: (N,) bool; questions with different values are never in the same group. If None, all may be grouped.
     """
 
     def __init__(self, table: QuestionTable, most: int, apart: Sequence[bool] | None = None):
@@ -132,7 +139,7 @@ class QuestionGroups:
 
 
 class QuestionTable(Sequence[Question]):
-    """A sequence of :class:`Question` that makes each one when it is asked for."""
+    """A sequence of :class:`Question` that stores columns, and makes a question when it is accessed."""
 
     def __init__(self, questions: Sequence[Question]):
         self._ids = TextColumn(json.dumps(question.question_id) for question in questions)
@@ -145,8 +152,8 @@ class QuestionTable(Sequence[Question]):
         self._paths = RepeatedTextColumn("" if source.path is None else str(source.path) for source in sources)
         self._without_path = {row: source for row, source in enumerate(sources) if source.path is None}
         self._kind = type(sources[0]) if sources else ImageSource
-        # A place is a file, or a file and a row's number in it: the texts differ in their ends.
-        parts = [source.place.rpartition(":" if source.place[-1:].isdigit() else "[") for source in sources]
+        # A location is a file, or a file and the index of a row, so the locations of a file differ only at their ends.
+        parts = [source.location.rpartition(":" if source.location[-1:].isdigit() else "[") for source in sources]
         self._files = RepeatedTextColumn(before + sign for before, sign, _ in parts)
         self._rows = TextColumn(row for _, _, row in parts)
 
@@ -155,7 +162,7 @@ class QuestionTable(Sequence[Question]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all columns."""
+        """Size of all columns in bytes."""
         columns = (self._ids, self._texts, self._paths, self._answers, self._types, self._files, self._rows)
         return sum(column.nbytes for column in columns) + self._answer_ends.nbytes + self._weights.nbytes
 
@@ -182,28 +189,28 @@ class QuestionTable(Sequence[Question]):
         return (self[row] for row in range(len(self)))
 
     def source(self, row: int) -> ImageSource | VideoSource:
-        """What a question is about."""
+        """Returns the image or video of a question."""
         if row in self._without_path:
             return self._without_path[row]
-        return self._kind(self.place(row), path=Path(self._paths[row]))
+        return self._kind(self.location(row), path=Path(self._paths[row]))
 
     def sources(self) -> list[ImageSource | VideoSource]:
-        """Of each image or video that is asked about, the source in the first question."""
+        """Returns each distinct image or video, as the source in the first question about it."""
         return [self.source(row) for row in self._first_rows()]
 
     def image_indices(self) -> np.ndarray:
-        """Indices (N,) of the images or videos that the questions are about, equal exactly for the same file."""
+        """Returns the index (N,) of the image or video of each question. Indices are equal if and only if the files are."""
         numbers = self._paths.numbers.astype(np.int64)
         for row in self._without_path:
             numbers[row] = -1 - row
         return numbers
 
-    def place(self, row: int) -> str:
-        """Where a question comes from."""
+    def location(self, row: int) -> str:
+        """Returns the location of a question."""
         return self._files[row] + self._rows[row]
 
     def answer_counts(self) -> dict[str, int]:
-        """How many annotators gave each different answer that is not blank, over all questions."""
+        """Returns the number of annotators who gave each distinct answer, over all questions, without blank answers."""
         counts = np.bincount(self._answers.numbers, minlength=len(self._answers.texts)).tolist()
         texts = self._answers.texts
         return {texts[number]: count for number, count in enumerate(counts) if texts[number].strip()}

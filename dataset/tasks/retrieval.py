@@ -1,4 +1,4 @@
-"""Retrieval data: captions of one image belong together."""
+"""Retrieval data: images or videos with their captions."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class RetrievalDataConfig(MediaDataConfig):
 
     train: CaptionedSplitConfig
     text: TextLimits = Field(
-        default_factory=lambda: TextLimits(max_tokens=40, max_words=30), description="how long a caption may be"
+        default_factory=lambda: TextLimits(max_tokens=40, max_words=30), description="maximum length of a caption"
     )
     careful_flip: bool = Field(
-        False, description="do not flip where the caption says left or right; English only (released: flips)"
+        False, description="do not flip if the caption says left or right; English only (released: flips)"
     )
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One training row: a view (3, S, S) of the image, or (F, 3, S, S) of the video, a cleaned caption, and which image it
-    is."""
+    """A training example: a view (3, S, S) of the image, or (F, 3, S, S) of the video, a cleaned caption, and the index of the
+    image."""
 
     pixels: Tensor
     caption: str
@@ -41,7 +41,7 @@ class Pair:
 
 
 class RetrievalBatches(FineTuneBatches[RetrievalDataConfig, Pair]):
-    """Every caption once an epoch, with its image."""
+    """Batches of captions with their images. An epoch has every caption once."""
 
     name = "captions"
 
@@ -53,12 +53,12 @@ class RetrievalBatches(FineTuneBatches[RetrievalDataConfig, Pair]):
     def example(self, index: int, rng: np.random.Generator) -> Pair:
         image = int(self.items.image_of_caption[index])
         source = self.items.images[image]
-        caption = cleaned(self.items.captions[index], self.text.max_words, source.place)
+        caption = cleaned(self.items.captions[index], self.text.max_words, source.location)
         may_flip = not (self.data.careful_flip and mentions_side(caption))
         return Pair(self.view(source, rng, may_flip=may_flip), caption, image)
 
-    def place(self, index: int) -> str:
-        return self.items.images[int(self.items.image_of_caption[index])].place
+    def location(self, index: int) -> str:
+        return self.items.images[int(self.items.image_of_caption[index])].location
 
     def filler(self) -> Pair:
         return Pair(self.view.filler(), FILLER_TEXT, -1)

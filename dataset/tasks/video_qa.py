@@ -1,4 +1,4 @@
-"""Video question answering data: MSRVTT-QA's and MSVD-QA's files, or questions of our own."""
+"""Video question answering data: the files of MSRVTT-QA and MSVD-QA, or your own questions."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from utils.inputs import InputFile, InputFolder
 
 
 class VideoQuestionsConfig(Config):
-    """Questions about videos: a JSON array or JSON lines of ``{"question", "answer", "video_id"}``, as MSRVTT-QA and MSVD-QA
-    have them, or with ``video`` in the place of ``video_id``: a path, or a list of base64 images."""
+    """Questions about videos, as a JSON array or JSON lines of ``{"question", "answer", "video_id"}`` like the files of MSRVTT-QA
+    and MSVD-QA. Instead of ``video_id``, a row may have ``video``: a path, or a list of base64 images."""
 
-    questions: InputFile = Field(description="MSRVTT-QA's or MSVD-QA's file, or questions of one's own")
-    videos: InputFolder | None = Field(None, description="folder of the videos; null: that of `questions`")
+    questions: InputFile = Field(description="file of MSRVTT-QA or MSVD-QA, or your own questions")
+    videos: InputFolder | None = Field(None, description="folder of the videos; null: the folder of `questions`")
     names: InputFile | None = Field(
-        None, description="MSVD's youtube_mapping.txt, whose lines are a file name without suffix and a video_id"
+        None, description="MSVD's youtube_mapping.txt; each line has a file name without suffix and a video_id"
     )
 
 
@@ -45,29 +45,32 @@ class VideoQADataConfig(QuestionsDataConfig, MediaDataConfig):
 def read_video_questions(
     config: VideoQuestionsConfig, key: str, max_broken: float, *, answered: bool
 ) -> list[Question]:
-    """Read and check a split; every video is looked for. A question has one answer, or none.
+    """Reads and checks a split. Every video must exist. A question has at most one answer.
 
     Args:
         config: the split.
-        key: the config key that names it.
-        max_broken: the share of broken rows that is tolerated.
-        answered: without an answer a question is broken. Otherwise all may have one, or none.
+        key: config key of the split, for messages.
+        max_broken: maximum share of broken rows.
+        answered: if True, a question without an answer is broken. If False, either all questions have an answer or none has.
 
     Raises:
-        UserError: with the config ``key``: a file cannot be used, too many rows are broken, or only some have answers.
+        UserError: with the config ``key``, if a file cannot be used, too many rows are broken, or only some questions have
+            answers.
     """
     names = {} if config.names is None else _read_names(config.names, f"{key}.names")
     videos = Videos(images_folder(config.videos, config.questions), names)
 
     def parse(row: Row) -> Question:
         if isinstance(row.values.get("answer"), list):
-            raise BrokenRecordError("wrong type", row.place, "answer is a list, and a question about a video has one")
+            raise BrokenRecordError(
+                "wrong type", row.location, "answer is a list, but a question about a video has only one answer"
+            )
         return question_of(row, videos.of_row(row)[1], answered=answered)
 
     rows = read_rows(config.questions, key)
     if any(isinstance(row, Row) and _is_of_images(row) for row in rows[:1]):
         raise UserError(
-            f"{key}: {config.questions} asks about images, and this config is one of videos (task: video_qa); for images, start "
+            f"{key}: {config.questions} asks about images, but this config is for videos (task: video_qa); for images, start "
             "from configs/vqa/vqa2_base_4m.yaml"
         )
     questions = parse_rows(rows, parse, key, max_broken)
@@ -76,13 +79,13 @@ def read_video_questions(
 
 
 def _is_of_images(row: Row) -> bool:
-    """Whether a row asks about an image, or is VQA v2's own file of questions, which is one object."""
+    """Returns True if a row asks about an image, or if it is the official VQA v2 file of questions, which is a single object."""
     named = row.values.keys()
     return isinstance(row.values.get("questions"), list) or ("image" in named and not {"video", "video_id"} & named)
 
 
 def _read_names(path: str, key: str) -> dict[str, str]:
-    """File names without suffix by video_id."""
+    """Reads the file names, without suffix, by video_id."""
     names = {}
     for number, line in enumerate(read_text(path, key).split("\n"), start=1):
         if not line.strip():
@@ -95,11 +98,12 @@ def _read_names(path: str, key: str) -> dict[str, str]:
 
 
 def read_classes(path: str, key: str, classes: int) -> list[str]:
-    """The candidate answers in order of their labels: a JSON list, or a JSON object from answer to label
-    (``train_ans2label.json``).
+    """Reads the candidate answers in the order of their labels.
+
+    The file is a JSON list, or a JSON object from answer to label (``train_ans2label.json``).
 
     Raises:
-        UserError: with the config ``key``: the file cannot be read, holds no such list, or not ``classes`` of them.
+        UserError: with the config ``key``, if the file cannot be read, has another format, or does not have ``classes`` answers.
     """
     content = read_json(path, key)
     if isinstance(content, dict) and sorted(content.values(), key=str) == sorted(range(len(content)), key=str):
@@ -117,7 +121,10 @@ def read_classes(path: str, key: str, classes: int) -> list[str]:
 
 
 class VideoQABatches(QuestionBatches[VideoQADataConfig]):
-    """Every question once an epoch. One whose answer is no candidate is read, and teaches nothing (as released)."""
+    """Batches of questions with their videos. An epoch has every question once.
+
+    A question whose answer is not a candidate is read but has no loss (as released).
+    """
 
     def __init__(self, data: VideoQADataConfig, *, classes: Sequence[str], **options: Any):
         self.labels = {answer: label for label, answer in enumerate(classes)}

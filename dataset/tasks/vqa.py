@@ -1,4 +1,4 @@
-"""Question answering data: questions with their answers, of every format."""
+"""Question answering data: questions with their answers, in all supported formats."""
 
 from __future__ import annotations
 
@@ -32,39 +32,42 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GENOME_WEIGHT = 0.5
-"""Of the one answer to a question of Visual Genome (released)."""
+"""Weight of the single answer to a question of Visual Genome (released)."""
 
 COMMON = 9
-"""Questions that an answer is the most frequent one of, at least, to be a candidate: the rule that gave VQA v2's list."""
+"""An answer is a candidate if it is the most frequent answer to at least this number of questions. VQA v2's list was made by this
+rule."""
 
 
 class QuestionsConfig(Config):
     """A source of questions.
 
-    Of ``format: records``, ``questions`` is a JSON array or JSON lines of ``{"question_id", "question", "image", "answer"}``, the
-    answer a text or a list with that of every annotator.
+    With ``format: records``, ``questions`` is a JSON array or JSON lines of ``{"question_id", "question", "image", "answer"}``.
+    The answer is a text, or a list with the answer of each annotator.
     """
 
     format: Literal["records", "vqa2", "visual_genome", "gqa", "gqa_lxmert"] = Field(
         "records",
-        description="records: of one's own; vqa2: VQA v2's questions, with images below `images` as in the official layout "
-        "(train2014/COCO_train2014_….jpg); visual_genome: question_answers.json (<image_id>.jpg, in VG_100K and VG_100K_2 too); "
-        "gqa: a file of GQA or xGQA (gqa/images/<imageId>.jpg); gqa_lxmert: GQA as LXMERT has it",
+        description="records: your own questions; vqa2: VQA v2's questions, with the official layout of images in `images` "
+        "(train2014/COCO_train2014_….jpg); visual_genome: question_answers.json (<image_id>.jpg, also in VG_100K and VG_100K_2); "
+        "gqa: a file of GQA or xGQA (gqa/images/<imageId>.jpg); gqa_lxmert: GQA in LXMERT's format",
     )
     questions: InputFile = Field(description="file of the questions")
     annotations: InputFile | None = Field(
-        None, description="VQA v2's file of annotations, which has the answers; null: there are none"
+        None, description="VQA v2's file of annotations, which has the answers; null: no answers"
     )
-    images: InputFolder | None = Field(None, description="folder of relative paths; null: that of `questions`")
+    images: InputFolder | None = Field(
+        None, description="folder of relative image paths; null: the folder of `questions`"
+    )
     weight: float | None = Field(
         None,
         gt=0,
-        description="factor of the answers' losses; null: 0.5 for Visual Genome's questions and 1 for others",
+        description="factor of the losses of the answers; null: 0.5 for questions of Visual Genome and 1 for others",
     )
     image_share: tuple[float, float] = Field(
         (0.0, 1.0),
-        description="part of the images that is read, with all their questions. The hash of an image's name is a "
-        "number in 0..1; images from the first number up to the second are read. So [0, 0.05] can be held out from [0.05, 1]",
+        description="part of the images to read, with all their questions. The hash of an image's name is a number in 0..1; "
+        "images from the first number up to the second are read. For example, [0, 0.05] can be held out from [0.05, 1]",
     )
 
     @model_validator(mode="after")
@@ -78,7 +81,7 @@ class QuestionsConfig(Config):
     def _keys_fit_the_format(self) -> QuestionsConfig:
         if self.annotations is not None and self.format != "vqa2":
             raise ValueError(
-                f"format is {self.format}, and annotations are of VQA v2; drop annotations, or set format: vqa2"
+                f"format is {self.format}, but annotations belong to VQA v2; drop annotations, or set format: vqa2"
             )
         return self
 
@@ -87,10 +90,10 @@ class VQADataConfig(QuestionsDataConfig):
     """Training questions."""
 
     train: list[QuestionsConfig] = Field(
-        min_length=1, description="sources; an epoch takes each question of each source once"
+        min_length=1, description="sources of questions; an epoch has each question of each source once"
     )
     max_answer_tokens: int = Field(
-        40, ge=3, description="most tokens of an answer, [CLS] and [SEP] counted; the rest is cut off"
+        40, ge=3, description="maximum number of tokens in an answer, including [CLS] and [SEP]; the rest is cut off"
     )
     augment: AugmentConfig = Field(
         default_factory=lambda: AugmentConfig(scale=(0.5, 1.0)), description="augmentation of the images"
@@ -98,16 +101,16 @@ class VQADataConfig(QuestionsDataConfig):
 
 
 def read_questions(config: QuestionsConfig, key: str, max_broken: float, *, answered: bool) -> list[Question]:
-    """Read and check a source; every image is looked for.
+    """Reads and checks a source of questions. Every image must exist.
 
     Args:
         config: the source.
-        key: the config key that names it.
-        max_broken: the share of broken rows that is tolerated.
-        answered: without answers a question is broken. Otherwise all may have some, or none.
+        key: config key of the source, for messages.
+        max_broken: maximum share of broken rows.
+        answered: if True, a question without answers is broken. If False, either all questions have answers or none has.
 
     Raises:
-        UserError: with the config ``key``: a file cannot be used, too many rows are broken, no image is of the wanted share, or
+        UserError: with the config ``key``, if a file cannot be used, too many rows are broken, no image is in ``image_share``, or
             only some questions have answers.
     """
     if answered and config.format == "vqa2" and config.annotations is None:
@@ -116,9 +119,9 @@ def read_questions(config: QuestionsConfig, key: str, max_broken: float, *, answ
     paths: dict[str, Path] = {}
 
     def parse(row: Row) -> Question:
-        source = images.find(row.get("image", str), row.place)
+        source = images.find(row.get("image", str), row.location)
         assert source.path is not None
-        # There are many questions about an image: they share its path.
+        # There are many questions about an image, so they share its path to save memory.
         shared = replace(source, path=paths.setdefault(row.values["image"], source.path))
         is_genome = config.format == "visual_genome" or row.values.get("dataset") == "vg"
         weight = config.weight or (GENOME_WEIGHT if is_genome else 1.0)
@@ -153,19 +156,19 @@ def _is_taken(row: Row, share: tuple[float, float]) -> bool:
 
 
 def read_candidates(path: str, key: str) -> list[str]:
-    """The candidate answers of a JSON list, or the keys of a JSON object from answer to label; each once.
+    """Reads the candidate answers from a JSON list, or from the keys of a JSON object from answer to label.
 
-    The published list has a null among its 3,129 entries: it is left out, and so are texts without any word.
+    Duplicates, null and blank texts are dropped. (The published list has a null among its 3,129 entries.)
 
     Raises:
-        UserError: with the config ``key``: the file cannot be read, or holds no such list.
+        UserError: with the config ``key``, if the file cannot be read or has another format.
     """
     content = read_json(path, key)
     listed = list(content) if isinstance(content, dict | list) else None
     if isinstance(content, dict) and not all(type(label) is int for label in content.values()):
         listed = None
     if listed is None or not all(entry is None or isinstance(entry, str) for entry in listed):
-        raise UserError(f"{key}: {path} is no JSON list of texts, and no JSON object from text to label")
+        raise UserError(f"{key}: {path} is neither a JSON list of texts nor a JSON object from text to label")
     candidates = list(dict.fromkeys(entry for entry in listed if entry is not None and entry.strip()))
     if not candidates:
         raise UserError(f"{key}: {path} has no candidate answer")
@@ -183,9 +186,11 @@ def read_candidates(path: str, key: str) -> list[str]:
 def frequent_answers(
     questions: Iterable[Question], normalise: Callable[[str], str], at_least: int = COMMON
 ) -> list[str]:
-    """Candidates made of training answers, the most frequent first: those that are, normalised, the answer of most annotators
-    to ``at_least`` questions. Beside questions with several annotators, those with a single one, as Visual Genome's, have no say
-    (as in VQA v2's list)."""
+    """Selects candidate answers from training answers, most frequent first.
+
+    A candidate is, after normalisation, the most frequent answer to at least ``at_least`` questions. If some questions have
+    several annotators, questions with a single one, such as in Visual Genome, are not counted (as in VQA v2's list).
+    """
     single, several = Counter[str](), Counter[str]()
     for question in questions:
         (several if len(question.answers) > 1 else single)[normalise(question.most_frequent())] += 1
@@ -195,7 +200,7 @@ def frequent_answers(
 
 
 class VQABatches(QuestionBatches[VQADataConfig]):
-    """Every question of all sources once an epoch, with all its answers."""
+    """Batches of questions with all their answers. An epoch has every question of all sources once."""
 
     def __init__(self, data: VQADataConfig, *, tokenizer: PreTrainedTokenizerFast, **options: Any):
         self.answers = PlainTextProcessor(tokenizer, TextLimits(max_tokens=data.max_answer_tokens))

@@ -1,1 +1,1 @@
-"""Texts: the released clean-up, tokens, and masking."""
+"""Texts: the released clean-up, tokenization, and masking."""

@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face, by name or from a folder."""
+"""Loads Hugging Face tokenizers by name or from a folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 FILES = ("tokenizer.json", "vocab.txt", "*.model")
-"""A model on the hub has one of these."""
+"""A model on the Hub has at least one of these files."""
 BESIDE = (
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -26,16 +26,17 @@ BESIDE = (
 
 
 def load_tokenizer(name_or_folder: str | Path, key: str = "tokenizer") -> PreTrainedTokenizerFast:
-    """The fast tokenizer of a Hugging Face model, by name or from a folder (one with only a BERT ``vocab.txt`` will do).
+    """Loads the fast tokenizer of a Hugging Face model.
 
     Args:
-        name_or_folder: see above.
-        key: what names it, for messages.
+        name_or_folder: name of the model, or a folder. A folder with only a BERT ``vocab.txt`` works too.
+        key: config key of the tokenizer, for messages.
 
     Raises:
-        UserError: in one line: not found, no network, no fast version, no vocabulary, or it needs code that the folder brings.
+        UserError: in one line, if the tokenizer is not found, there is no network, it has no fast version or no vocabulary, or it
+            would have to run code from the folder.
     """
-    # Imported here: it takes seconds, and most of this package does not need it.
+    # Imported here because the import takes seconds, and most of this package does not need it.
     from transformers import AutoTokenizer, BertTokenizer
 
     name = str(name_or_folder)
@@ -51,9 +52,11 @@ def load_tokenizer(name_or_folder: str | Path, key: str = "tokenizer") -> PreTra
         reason = str(error).strip().split("\n")[0][:200]
         remedy = "save one there with tokenizer.save_pretrained, or make one with run.py tokenizer"
         if next(folder.glob("*.model"), None) is not None and not (folder / "tokenizer.json").is_file():
-            remedy = "beside a SentencePiece model it needs tokenizer.json, or `pip install sentencepiece protobuf`"
+            remedy = (
+                "in addition to a SentencePiece model it needs tokenizer.json, or `pip install sentencepiece protobuf`"
+            )
         if "trust_remote_code" in str(error):
-            reason = "its tokenizer_config.json or config.json asks to run code of the folder, which we never do"
+            reason = "its tokenizer_config.json or config.json asks to run code from the folder, which we never do"
             remedy = "save one without auto_map in these files"
         raise UserError(
             f"tokenizer {name}: the folder holds no usable tokenizer; {remedy} ({type(error).__name__}: {reason})"
@@ -64,23 +67,27 @@ def load_tokenizer(name_or_folder: str | Path, key: str = "tokenizer") -> PreTra
         )
     if len(tokenizer) <= len(tokenizer.all_special_ids) + 1:
         raise UserError(
-            f"tokenizer {name}: its vocabulary has {len(tokenizer)} entries; is the vocabulary file missing or empty?"
+            f"tokenizer {name}: its vocabulary has {len(tokenizer)} entries; check whether the vocabulary file "
+            "is missing or empty"
         )
     return tokenizer
 
 
 def token_ids_digest(tokenizer: PreTrainedTokenizerFast) -> str:
-    """SHA-256 of the tokens and their ids, as hexadecimal digits. Weight files carry it: with other ids, words would get the
-    embeddings of other words. It does not depend on how a release of the library writes its files."""
+    """Returns the SHA-256 of the tokens and their ids, as hexadecimal digits.
+
+    Weight files store this digest, because with other ids, words would get the embeddings of other words. It does not depend on
+    how a release of the library writes its files.
+    """
     lines = sorted(f"{token}\t{number}" for token, number in tokenizer.get_vocab().items())
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def difference_of_tokenizers(ours: PreTrainedTokenizerFast, theirs: PreTrainedTokenizerFast) -> str | None:
-    """Describes in a few words why two tokenizers give different token ids for the same text; None if they do not.
+    """Describes briefly why two tokenizers give different token ids for the same text; returns None if they give equal ids.
 
-    The order in which special tokens surround a text is not compared, nor how tokens are joined to a text again: neither changes
-    the token ids that a model reads. A tokenizer and its saved copy are alike.
+    The template of special tokens around a text is not compared, and neither is the decoder, because they do not change the token
+    ids that a model reads. A tokenizer and its saved copy are therefore equal.
     """
     here, there = ours.get_vocab(), theirs.get_vocab()
     if len(here) != len(there):
@@ -89,20 +96,20 @@ def difference_of_tokenizers(ours: PreTrainedTokenizerFast, theirs: PreTrainedTo
         known = [token for token in moved if token in here] or moved
         now = f"has id {here[known[0]]}" if known[0] in here else "is missing"
         count = f"{len(moved):,} of its {len(there):,} tokens are"
-        return f"{count} not where they were: {known[0]!r} {now} instead of {there[known[0]]}"
+        return f"{count} at another id: {known[0]!r} {now} instead of {there[known[0]]}"
     for name in ("cls_token", "sep_token", "mask_token", "pad_token", "unk_token"):
         if getattr(ours, name) != getattr(theirs, name):
             return f"its {name} is {getattr(ours, name)!r} instead of {getattr(theirs, name)!r}"
     rules, kept = _rules_of(ours), _rules_of(theirs)
     changed = [name for name in kept if rules[name] != kept[name]]
     return (
-        f"its {' and '.join(changed)} in tokenizer.json {'is' if len(changed) == 1 else 'are'} another"
+        f"its {' and '.join(changed)} in tokenizer.json {'differs' if len(changed) == 1 else 'differ'}"
         if changed
         else None
     )
 
 
 def _rules_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """The parts of a tokenizer that turn a text into token ids."""
+    """Returns the parts of a tokenizer that turn a text into token ids."""
     values = json.loads(tokenizer.backend_tokenizer.to_str())
     return {name: values[name] for name in ("normalizer", "pre_tokenizer", "model")}

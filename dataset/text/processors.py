@@ -1,4 +1,4 @@
-"""Captions to tokens: the released clean-up, whole-word and skip-gram masking, padding to the longest of a batch."""
+"""Turns captions into tokens: the released clean-up, whole-word and skip-gram masking, and padding to the longest in a batch."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 _TO_SPACE = re.compile(r"[,.'!?\"()*#:;~]")
 _JOINING = re.compile(r"[-/]")
 _WORD_MARK = "\u2581"
-"""SentencePiece's mark of a piece that begins a word, for the space before it."""
+"""SentencePiece's mark for a piece that begins a word; it represents the space before the word."""
 _UNSPACED_SCRIPTS = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\uff66-\uff9f\U00020000-\U0003ffff"
 )
-"""Thai and Lao, Burmese, Khmer, kana, Han."""
+"""Scripts without spaces between words: Thai and Lao, Burmese, Khmer, kana, Han."""
 _UNSPACED = re.compile(f"[{_UNSPACED_SCRIPTS}]")
 _WIDE_MARKS = "\u3001-\u3004\u3008-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
 """Punctuation of Chinese and Japanese."""
 _SEGMENTED = re.compile(rf"(?<=[{_UNSPACED_SCRIPTS}{_WIDE_MARKS}])\s+(?=[{_UNSPACED_SCRIPTS}{_WIDE_MARKS}])")
-"""White space between words of a script that is written without it."""
+"""White space that was inserted between words of a script that is written without spaces."""
 _SPACES = re.compile(r"\s{2,}")
 _SIDE = re.compile(r"\b(left|right)(most|wards?|hand)?\b", re.IGNORECASE)
 
@@ -44,11 +44,13 @@ _SIDE = re.compile(r"\b(left|right)(most|wards?|hand)?\b", re.IGNORECASE)
 class TextLimits(Config):
     """Maximum length of a text."""
 
-    max_tokens: int = Field(30, ge=3, description="most tokens of a text, [CLS] and [SEP] counted; the rest is cut off")
+    max_tokens: int = Field(
+        30, ge=3, description="maximum number of tokens in a text, including [CLS] and [SEP]; the rest is cut off"
+    )
     max_words: int | None = Field(
         None,
         ge=1,
-        description="most words of a text, split at spaces; the rest is cut off; null: max_tokens, as released",
+        description="maximum number of words in a text, split at spaces; the rest is cut off; null: max_tokens, as released",
     )
 
 
@@ -56,17 +58,17 @@ class TextDataConfig(TextLimits):
     """Length and masking of texts (X²-VLM, sections 3.3 and 4.2)."""
 
     mask_prob: float = Field(0.5, gt=0, le=1, description="share of a text's tokens that is masked")
-    max_masks: int = Field(12, ge=1, description="most masked tokens of a text")
+    max_masks: int = Field(12, ge=1, description="maximum number of masked tokens in a text")
     whole_word: bool = Field(True, description="mask all pieces of a word together")
-    skipgram_prob: float = Field(0.2, ge=0, le=1, description="chance that a masked span has several tokens")
-    skipgram_size: int = Field(3, ge=2, description="most tokens of a masked span of several")
+    skipgram_prob: float = Field(0.2, ge=0, le=1, description="probability that a masked span has several tokens")
+    skipgram_size: int = Field(3, ge=2, description="maximum number of tokens in a masked span with several tokens")
     language: str | None = Field(
-        None, description="language of the text, where a record has several; null: a random one each time"
+        None, description="language of the text if a record has several; null: a random language each time"
     )
 
 
 class TextExample:
-    """One encoded text: ``ids`` with [CLS] and [SEP], ``masked_ids``, and the masked ``positions`` with their ``labels``."""
+    """An encoded text: ``ids`` with [CLS] and [SEP], ``masked_ids``, and the masked ``positions`` with their ``labels``."""
 
     __slots__ = ("ids", "labels", "masked_ids", "positions")
 
@@ -78,14 +80,14 @@ class TextExample:
 
 
 def clean_caption(text: str, max_words: int) -> str:
-    """Lower case, punctuation to spaces, hyphens and slashes to spaces, runs of white space to one, at most ``max_words`` words.
+    """Cleans a caption: lower case, no punctuation, hyphens or slashes, single spaces, and at most ``max_words`` words.
 
-    The released ``pre_caption``, character for character, with one exception: spaces between two characters of a script that
-    is written without them (segmented Chinese or Japanese) are dropped. Words are separated by single spaces, so ``max_words``
-    cuts nothing from these scripts; ``max_tokens`` does.
+    Equal to the released ``pre_caption`` for every character, with one exception: spaces between two characters of a script that
+    is written without spaces (segmented Chinese or Japanese) are removed. Words are split at spaces, so ``max_words`` does not
+    limit texts in these scripts, but ``max_tokens`` does.
 
     Raises:
-        ValueError: nothing is left.
+        ValueError: if nothing is left.
     """
     text = _TO_SPACE.sub(" ", text.lower())
     text = _JOINING.sub(" ", text).replace("<person>", "person")
@@ -97,47 +99,49 @@ def clean_caption(text: str, max_words: int) -> str:
 
 
 def clean_question(text: str, max_words: int) -> str:
-    """Lower case, the same punctuation to spaces as in captions, at most ``max_words`` words; may be empty.
+    """Cleans a question: lower case, the same punctuation replaced by spaces as in captions, at most ``max_words`` words.
 
-    The released ``pre_question``, character for character, with the exception of :func:`clean_caption`. Only spaces at the end
-    are dropped: a run of spaces stays and counts as words. Tokenizers do not see the difference.
+    Equal to the released ``pre_question`` for every character, with the same exception as :func:`clean_caption`. Only spaces at
+    the end are removed. Other runs of spaces are kept and count as words, which makes no difference to tokenizers. The result may
+    be empty.
     """
     text = _SEGMENTED.sub("", _JOINING.sub(" ", _TO_SPACE.sub(" ", text.lower())).rstrip(" "))
     return " ".join(text.split(" ")[:max_words])
 
 
-def clean_alternatives(texts: Texts, language: str | None, max_words: int, place: str) -> list[str]:
-    """All alternatives that are not empty, cleaned, for evaluation; in ``language``, or in the first one of each.
+def clean_alternatives(texts: Texts, language: str | None, max_words: int, location: str) -> list[str]:
+    """Returns all non-empty alternatives, cleaned, for evaluation. They are in ``language``, or in each one's first language.
 
     Raises:
-        BrokenRecordError: "empty text" where all are empty, "missing key" where none has the language.
+        BrokenRecordError: "empty text" if all are empty, "missing key" if none has the language.
     """
     cleaned = []
-    for text in alternatives(texts, language, None, place):
+    for text in alternatives(texts, language, None, location):
         try:
             cleaned.append(clean_caption(text, max_words))
         except ValueError:
             continue
     if not cleaned:
-        raise BrokenRecordError("empty text", place, "nothing is left of the text after cleaning")
+        raise BrokenRecordError("empty text", location, "nothing is left of the text after cleaning")
     return cleaned
 
 
 def mentions_side(text: str) -> bool:
-    """Whether a mirrored image makes the text false: it has left or right as a word of its own, or leftmost, rightward,
-    right-hand. English only. The released code searches for substrings, which also match "bright" and "leftover"."""
+    """Returns True if mirroring the image would make the text wrong, because it has the word left or right (or leftmost,
+    rightward, right-hand, …). English only. The released code searches for substrings, which also match "bright" and "leftover".
+    """
     return _SIDE.search(text) is not None
 
 
 class PlainTextProcessor:
-    """Texts to token ids.
+    """Converts texts to token ids.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer with a classification, a separator and a padding token.
-        limits: lengths.
+        limits: maximum lengths.
 
     Raises:
-        UserError: where the tokenizer lacks one of these tokens.
+        UserError: if the tokenizer lacks one of these tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, limits: TextLimits):
@@ -148,27 +152,28 @@ class PlainTextProcessor:
         self.pad_id = _special(tokenizer, "pad_token")
         self.unk_id = tokenizer.unk_token_id
         self._pieces = tokenizer.backend_tokenizer
-        # Texts are encoded without the wrapper, nearly twice as fast, and cut here; so what it sets at each call is set once.
+        # Texts are encoded without the wrapper, which is nearly twice as fast, and cut here. The wrapper would set truncation and
+        # padding at each call; here they are set once.
         self._marks_words = self._pieces.token_to_id(_WORD_MARK) is not None
         self._pieces.no_truncation()
         self._pieces.no_padding()
 
     def encode_plain(self, texts: Sequence[str]) -> Text:
-        """Cleaned texts without masking."""
+        """Encodes cleaned texts without masking."""
         rows = [self._tokens(text)[0] for text in texts]
         ids = stack_rows(rows, self.pad_id)
         return Text(ids, _attended(rows, ids.shape[1]), sum(map(len, rows)))
 
     def pieces(self, text: str) -> tuple[list[int], list[bool]]:
-        """Token ids of a text, not cut and without special tokens; and for each token whether it continues the word before it.
+        """Returns all token ids of a text without special tokens, and for each token whether it continues the previous word.
 
-        Words are what the tokenizer groups. Where a script is written without spaces (Chinese, Japanese, Thai and their
-        neighbours), every token is a word of its own: there a tokenizer takes a whole sentence for one.
+        Words are the groups of the tokenizer. In scripts written without spaces (Chinese, Japanese, Thai and similar scripts),
+        the tokenizer would group a whole sentence, so every token counts as a separate word.
         """
         encoding = self._pieces.encode(text, add_special_tokens=False)
         words = encoding.word_ids
         continues = [word is not None and word == before for before, word in itertools.pairwise(words)]
-        if self._marks_words:  # SentencePiece marks the pieces that begin a word, whatever `words` says
+        if self._marks_words:  # SentencePiece marks the pieces that begin a word, which takes precedence over `words`
             continues = [
                 joined and not piece.startswith(_WORD_MARK)
                 for joined, piece in zip(continues, encoding.tokens[1:], strict=True)
@@ -182,28 +187,28 @@ class PlainTextProcessor:
         return encoding.ids, [*([False] if words else []), *continues]
 
     def unknown(self, text: str) -> list[str]:
-        """The parts of a text that the tokenizer has no tokens for, in their order."""
+        """Returns the parts of a text for which the tokenizer has no tokens, in order."""
         encoding = self._pieces.encode(text, add_special_tokens=False)
         pairs = zip(encoding.ids, encoding.offsets, strict=True)
         return [text[start:end] for number, (start, end) in pairs if number == self.unk_id and end > start]
 
     def _tokens(self, text: str) -> tuple[list[int], list[bool]]:
-        """Token ids with [CLS] and [SEP], cut; and for each token whether it continues the word before it."""
+        """Returns the token ids with [CLS] and [SEP], truncated, and for each token whether it continues the previous word."""
         ids, continues = self.pieces(text)
         kept = self.limits.max_tokens - 2
         return [self.cls_id, *ids[:kept], self.sep_id], [False, *continues[:kept], False]
 
 
 class TextProcessor(PlainTextProcessor):
-    """Texts to token ids and masked copies.
+    """Converts texts to token ids and masked copies.
 
     Args:
-        tokenizer: see :class:`PlainTextProcessor`; with a mask token.
-        config: cutting and masking.
-        static: batches of few different shapes, so that compiled code fits them again.
+        tokenizer: see :class:`PlainTextProcessor`; it must also have a mask token.
+        config: truncation and masking.
+        static: make batches with few different shapes, so that compiled code can be reused.
 
     Raises:
-        UserError: where the tokenizer lacks one of these tokens.
+        UserError: if the tokenizer lacks one of these tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, config: TextDataConfig, *, static: bool = False):
@@ -213,23 +218,23 @@ class TextProcessor(PlainTextProcessor):
         self.config = config
         self.vocab_size = len(tokenizer)
 
-    def choose(self, texts: Texts, rng: np.random.Generator, place: str) -> str:
-        """A random alternative that is not empty, cleaned.
+    def choose(self, texts: Texts, rng: np.random.Generator, location: str) -> str:
+        """Returns a random non-empty alternative, cleaned.
 
         Raises:
-            BrokenRecordError: "empty text" where all are empty, "missing key" where none has the configured language.
+            BrokenRecordError: "empty text" if all are empty, "missing key" if none has the configured language.
         """
-        candidates = alternatives(texts, self.config.language, rng, place)
+        candidates = alternatives(texts, self.config.language, rng, location)
         order = rng.permutation(len(candidates)).tolist() if len(candidates) > 1 else [0]
         for index in order:
             try:
                 return clean_caption(candidates[index], self.max_words)
             except ValueError:
                 continue
-        raise BrokenRecordError("empty text", place, f"nothing is left of {candidates[0][:80]!r} after cleaning")
+        raise BrokenRecordError("empty text", location, f"nothing is left of {candidates[0][:80]!r} after cleaning")
 
     def encode(self, text: str, rng: np.random.Generator) -> TextExample:
-        """Token ids of a cleaned text, at most ``max_tokens``, with a masked copy."""
+        """Encodes a cleaned text as at most ``max_tokens`` token ids, with a masked copy."""
         ids, continues = self._tokens(text)
         positions = self.mask_positions(continues, rng)
         masked = list(ids)
@@ -238,7 +243,7 @@ class TextProcessor(PlainTextProcessor):
             if draw < 0.8:
                 masked[position] = self.mask_id
             elif draw < 0.9:
-                # Uniform over the whole vocabulary, special and unused entries too, as released.
+                # Uniform over the whole vocabulary, including special and unused entries, as released.
                 masked[position] = int(rng.integers(self.vocab_size))
         return TextExample(ids, masked, positions)
 
@@ -251,15 +256,16 @@ class TextProcessor(PlainTextProcessor):
         return Text(ids, pad(text.mask, more), rounded_up(int(text.mask.sum()), ids.numel()))
 
     def filler(self) -> TextExample:
-        """Text of a filler row: [CLS] [SEP], nothing masked."""
+        """Returns the text of a filler row: [CLS] [SEP] without masks."""
         ids = [self.cls_id, self.sep_id]
         return TextExample(ids, list(ids), [])
 
     def collate(self, examples: Sequence[TextExample]) -> MaskedText:
-        """Examples as tensors, padded to the longest text and to the most masks among them.
+        """Stacks examples into tensors, padded to the longest text and to the maximum number of masks in the batch.
 
-        With ``static``, padded to the longest possible text and the most possible masks; the totals of tokens and masks are
-        rounded up to a sixteenth of the possible ones: few shapes, little waste.
+        With ``static``, examples are padded to the maximum length and the maximum number of masks of the config. The total
+        numbers of tokens and masks are rounded up to a multiple of 1/16 of their maximum, which gives few shapes with little
+        waste.
         """
         length = self.limits.max_tokens if self.static else None
         ids = stack_rows([example.ids for example in examples], self.pad_id, length)
@@ -281,11 +287,11 @@ class TextProcessor(PlainTextProcessor):
         )
 
     def mask_positions(self, continues: list[bool], rng: np.random.Generator, prompt: int = 0) -> list[int]:
-        """Ascending positions to mask: the released ``TextMaskingGenerator``, with words as the tokenizer groups them.
+        """Draws the positions to mask, ascending, like the released ``TextMaskingGenerator`` but with the words of the tokenizer.
 
-        The ``prompt`` tokens after [CLS] neither count nor are masked. The count is a share of all other tokens, [CLS] and
-        [SEP] included, with Python's rounding to even; [SEP] may be masked, [CLS] may not. If the last span overshoots the
-        count, random positions are dropped, which may cut through a word.
+        The ``prompt`` tokens after [CLS] are not counted and not masked. The number of masks is a share of all other tokens,
+        including [CLS] and [SEP], rounded half to even as Python does. [SEP] may be masked; [CLS] is never masked. If the last
+        span exceeds the number of masks, random positions are dropped, so a word may be masked in part.
         """
         length, first = len(continues), 1 + prompt
         count = min(self.config.max_masks, max(1, round((length - prompt) * self.config.mask_prob)))
@@ -311,7 +317,7 @@ class TextProcessor(PlainTextProcessor):
 
 
 def rounded_up(count: int, most: int) -> int:
-    """``count`` up to a multiple of a sixteenth of ``most``."""
+    """Rounds ``count`` up to a multiple of 1/16 of ``most``."""
     step = max(1, -(-most // 16))
     return min(most, -(-count // step) * step)
 

@@ -1,1 +1,1 @@
-"""``python -m demo.real``: records of real pictures with human texts, from four sources and maps."""
+"""``python -m demo.real``: makes records of real pictures with human texts, from four sources and maps."""

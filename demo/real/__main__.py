@@ -1,4 +1,4 @@
-"""The command: reads the packages, splits by concept, writes images and records, and counts."""
+"""The command: reads the packages, splits the pictures by concept, and writes images, records and counts."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ FILES = (
     *(f"{split}_{source}.jsonl" for split in HELD_OUT for source in CUTOUT_SOURCES),
     *(f"regions_{split}_{kind}.jsonl" for split in SPLITS for kind in ("composites", "maps")),
 )
-"""train, val and test have all single cut-outs, and ``train_names.jsonl`` the cut-outs of train with their names alone, which
-captioning learns; ``test_stamps.jsonl`` and others have the cut-outs of one source."""
+"""The files of train, val and test have all single cut-outs. ``train_names.jsonl`` has the training cut-outs with only their
+names, for captioning. ``test_stamps.jsonl`` and similar files have the cut-outs of one source."""
 
 MAKING = 3
-"""Goes up when the same arguments give other images or texts."""
+"""Version number, increased when the same arguments give other images or texts."""
 
 
 def build(
@@ -43,13 +43,13 @@ def build(
     overwrite: bool = False,
     progress: bool = False,
 ) -> None:
-    """Make the files :data:`FILES`, ``out/images/`` and, last, ``out/real.json`` with all counts.
+    """Writes the files :data:`FILES`, ``out/images/`` and, last, ``out/real.json`` with all counts.
 
-    ``seed`` decides what lies where in composites, and their backgrounds; the splits do not depend on it. ``side`` is the longest
-    side of an image that is not a map. Train has ``composites`` composites, validation and test a tenth each.
+    ``seed`` determines the layout and the backgrounds of composites, but not the splits. ``side`` is the longer side of images
+    other than maps. The training split has ``composites`` composites; validation and test each have a tenth of this number.
 
     Raises:
-        UserError: a package is missing or damaged, a split of a source would be empty, or ``out`` cannot be used.
+        UserError: if a package is missing or damaged, a split of a source would be empty, or ``out`` cannot be used.
     """
     arguments = {"packages": str(packages), "seed": seed, "side": side, "composites": composites, "making": MAKING}
     folder = Folder(out, FACTS, (*FILES, "images"), arguments, overwrite)
@@ -83,9 +83,11 @@ def build(
 
 
 def _write_singles(out: Path, split: str, sources: Mapping[str, Sequence[Any]], side: int, bar: Any) -> dict[str, int]:
-    """Write the single cut-outs of a split: all together, and the cut-outs of each source (of train: all with names alone).
+    """Writes the single cut-outs of a split in one file, and the cut-outs of each source in a file each.
 
-    Returns the number of each source."""
+    For train, the second kind of file is a single one, which has all cut-outs with only their names. Returns the number of
+    cut-outs of each source.
+    """
     records = {
         source: list(single_records(out, source, split, members, side, bar)) for source, members in sources.items()
     }
@@ -118,22 +120,22 @@ def real(
       clipart         apt: openclipart-png, openclipart-svg; public domain
       maps            apt: kgeography-data; GPL-2 or later
 
-    Install them, ship none of them. --packages is a folder with the .tgz files of npm pack and, unless the Debian packages
-    are installed, with what dpkg-deb -x unpacks (usr/share/…); docs/real_model.md has the commands.
+    Install them, but do not redistribute them. --packages is a folder with the .tgz files of npm pack and, unless the Debian
+    packages are installed, the files that dpkg-deb -x unpacks (usr/share/…); docs/real_model.md has the commands.
 
-    One split by concept holds for all sources (demo/real/concepts.py): no name and no picture of a held-out record is in
-    training. Each source has its own validation and test files; composites of cut-outs, and maps, have boxes.
+    All sources are split by the same concepts (demo/real/concepts.py), so that no name and no picture of a held-out record is in
+    training. Each source has its own validation and test files. Composites of cut-outs, and maps, have boxes.
 
     Args:
         packages: folder with .tgz files and usr/share.
-        seed: of what lies where in composites, and their backgrounds.
-        side: longest side in pixels of an image that is not a map.
-        composites: composites in train; validation and test have a tenth each.
+        seed: seed of the layout and the backgrounds of composites.
+        side: longer side in pixels of images other than maps.
+        composites: number of training composites; validation and test each have a tenth of this number.
 
     Examples:
         python -m demo.real --packages packages --out data/real
     """
-    # Open Clip Art has pictures of 169 million pixels, which are skipped as too large; Pillow warns of each.
+    # Open Clip Art has pictures of 169 million pixels. They are skipped as too large, but Pillow warns about each of them.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
     def summary(facts: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The cut-outs and maps of each split: what is read, what is held out, and what is left out for that."""
+"""Collects the cut-outs and maps of each split, and skips those that would leak held-out names or pictures into training."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ BySplit = dict[str, dict[str, list[Cutout]]]
 
 @dataclass
 class Collection:
-    """Cut-outs by split and source, maps by split, and the numbers of what was left out, by source and reason."""
+    """Cut-outs by split and source, maps by split, and the numbers of skipped items by source and reason."""
 
     cutouts: BySplit
     maps: dict[str, list[Map]]
     left_out: dict[str, Counter[str]]
     common: list[str] = field(default_factory=list)
-    """Concepts that train although their hash would hold them out."""
+    """Concepts that are in training although their hash would hold them out."""
 
     def training_texts(self) -> list[str]:
-        """Every text that a training record has."""
+        """Returns all texts of training records."""
         texts = [text for members in self.cutouts["train"].values() for item in members for text in texts_of(item)]
         texts += [found.caption for found in self.maps["train"] if found.captioned]
         return texts + [division.name for found in self.maps["train"] for division in found.divisions]
 
     def held_out_names(self) -> list[str]:
-        """The name of every cut-out and division of val and test."""
+        """Returns the names of all cut-outs and divisions in val and test."""
         names = [item.captions["en"] for split in HELD_OUT for group in self.cutouts[split].values() for item in group]
         maps = [found for split in HELD_OUT for found in self.maps[split]]
         return names + [division.name for found in maps for division in found.divisions]
 
 
 def collect(packages: Path) -> Collection:
-    """Read all sources and split them by concept.
+    """Reads all sources and splits them by concept.
 
     Raises:
-        UserError: a package is missing or damaged.
+        UserError: if a package is missing or damaged.
     """
     share = share_of(packages)
     annotations = read_annotations(packages)
@@ -79,7 +79,8 @@ def collect(packages: Path) -> Collection:
 
 
 def share_of(packages: Path) -> Callable[[str], Path]:
-    """Finds the folder above a Debian package's files by the name of theirs: unpacked below ``packages``, or the system's."""
+    """Returns a function that finds the share folder with the files of a Debian package: unpacked in ``packages``, or the
+    system's. Its argument is the name of the package's folder."""
 
     def share(name: str) -> Path:
         unpacked = packages / "usr/share"
@@ -89,20 +90,20 @@ def share_of(packages: Path) -> Callable[[str], Path]:
 
 
 def _in_english(stamp: Cutout) -> Cutout:
-    """A stamp with its English caption alone, and its concept as key."""
+    """Returns a stamp with only its English caption, and its concept as key."""
     caption = stamp.captions["en"]
     return Cutout(stamp.name, stamp.content, {"en": caption}, " ".join(concept_of(caption)))
 
 
 def english_words(annotations: Annotations, stamps: Sequence[Cutout]) -> set[str]:
-    """The words, in the singular, of names and keywords of emoji and of captions of stamps."""
+    """Returns the words, in the singular, in the names and keywords of emoji and in the captions of stamps."""
     texts = [text for name, keywords in annotations.values() for text in (name, *keywords)]
     texts += [stamp.captions["en"] for stamp in stamps]
     return {word for text in texts for word in concept_of(text)}
 
 
 def texts_of(cutout: Cutout) -> list[str]:
-    """The alternatives of a training caption: the name, and with keywords the name before them."""
+    """Returns the alternatives of a training caption: the name, and if there are keywords, the name followed by the keywords."""
     name = cutout.captions["en"]
     return [name, ", ".join([name.removesuffix("."), *cutout.keywords])] if cutout.keywords else [name]
 
@@ -110,10 +111,10 @@ def texts_of(cutout: Cutout) -> list[str]:
 def split_cutouts(
     cutouts: Mapping[str, Sequence[Cutout]], split: ConceptSplit, left_out: Mapping[str, Counter[str]]
 ) -> BySplit:
-    """Cut-outs by split and source, without those that would leak, repeat others, or cannot be read.
+    """Groups cut-outs by split and source. Cut-outs that would leak, are repeated, or cannot be read are skipped.
 
-    Held-out concepts have one picture in each source. Training texts have no held-out concept, training pictures no held-out
-    near-duplicate.
+    A held-out concept has one picture per source. Training texts do not contain held-out concepts, and training pictures have no
+    near-duplicates among held-out pictures.
     """
     result: BySplit = {name: {source: [] for source in cutouts} for name in SPLITS}
     thumbnails: dict[int, np.ndarray] = {}
@@ -141,8 +142,8 @@ def split_cutouts(
 
 
 def _with_harmless_keywords(cutout: Cutout, split: ConceptSplit) -> Cutout:
-    """The cut-out without keywords that would put a held-out concept into its text, also together with the words before them:
-    "flower" after "magnolia white", where "white flower" is held out."""
+    """Removes keywords that would add a held-out concept to the text, also together with the words before them: "flower" after
+    "magnolia white" if "white flower" is held out."""
     kept: tuple[str, ...] = ()
     for keyword in cutout.keywords:
         longer = replace(cutout, keywords=(*kept, keyword))
@@ -154,23 +155,27 @@ def _with_harmless_keywords(cutout: Cutout, split: ConceptSplit) -> Cutout:
 def _drop_near_duplicates(
     result: BySplit, thumbnails: Mapping[int, np.ndarray], left_out: Mapping[str, Counter[str]]
 ) -> None:
-    """Of near-duplicates in two splits, test's stays before val's, val's before train's. Of those in one split and source, the
-    first stays; in train only where the concepts are equal, too: two icons of one design have different names."""
+    """Drops near-duplicates.
+
+    If two splits have near-duplicates, the picture in test is kept rather than in val, and in val rather than in train. Within a
+    split and source, the first picture is kept. In train, only pictures with equal concepts are dropped, because icons with the
+    same design may have different names.
+    """
     taken = np.empty((0, 768), dtype=np.float32)
     for name in ("test", "val", "train"):
         for source, members in result[name].items():
             stack = _stack(members, thumbnails)
-            places = near(stack, taken)
-            for place in places:
-                left_out[source][f"near-duplicate of a held-out picture, in {name}"] += int(place >= 0)
-            free = [cutout for cutout, place in zip(members, places, strict=True) if place < 0]
+            indices = near(stack, taken)
+            for index in indices:
+                left_out[source][f"near-duplicate of a held-out picture, in {name}"] += int(index >= 0)
+            free = [cutout for cutout, index in zip(members, indices, strict=True) if index < 0]
             groups: dict[str, list[Cutout]] = defaultdict(list)
             for cutout in free:
                 groups[cutout.key if name == "train" else ""].append(cutout)
             kept = {
-                id(group[place])
+                id(group[index])
                 for group in groups.values()
-                for place in first_of_each([thumbnails[id(cutout)] for cutout in group])
+                for index in first_of_each([thumbnails[id(cutout)] for cutout in group])
             }
             left_out[source][f"near-duplicate within {name}"] += len(free) - len(kept)
             result[name][source] = [cutout for cutout in free if id(cutout) in kept]
@@ -186,10 +191,10 @@ def _stack(members: Sequence[Cutout], thumbnails: Mapping[int, np.ndarray]) -> T
 def split_maps(
     maps: Sequence[Map], split: ConceptSplit, training_texts: Iterable[str], left_out: Counter[str]
 ) -> dict[str, list[Map]]:
-    """Maps by split; the concept of "map of PLACE" decides it, so that two maps of one country share the split.
+    """Groups maps by the split of the concept "map of PLACE", so that two maps of a country are in the same split.
 
-    A held-out division whose name occurs in a training text or in a map of another held-out split goes. So do training divisions
-    that have a held-out concept of the cut-outs in their name ("Orange", where the fruit is held out), and such captions.
+    A held-out division is dropped if its name occurs in a training text or in a map of the other held-out split. Training
+    divisions and captions are dropped if they contain a held-out concept of the cut-outs ("Orange", if the fruit is held out).
     """
     by_split: dict[str, list[Map]] = {name: [] for name in SPLITS}
     for found in maps:

@@ -1,14 +1,17 @@
-"""Which concepts are held out, for all sources together.
+"""Decides which concepts are held out, for all sources together.
 
-A *concept* is a name without what variants of one thing differ in: case, articles, number, and, for emoji, gender, skin and
-direction. A source's name alone cannot decide the split of its record: "A red kangaroo." of one source would teach the "kangaroo"
-that another holds out. So the split is made of all names at once, by three rules, the second of which :func:`leaks` checks:
+A *concept* is a name without the details in which variants of the same thing differ: case, articles, singular or plural, and, for
+emoji, gender, skin tone and direction. The split cannot be decided separately for each source: "A red kangaroo." in one source
+would teach the "kangaroo" that another source holds out. All names are therefore split together, by three rules. :func:`leaks`
+checks the second rule.
 
-1. A concept is in one split only, whatever its source.
-2. No concept of val or test occurs in a training text, as a whole or within it ("kangaroo" in "a red kangaroo").
-3. A concept that more than :data:`MAX_WITHIN` others contain ("face", "hand") trains: to hold it out would cost all of them.
+1. A concept is in one split only, in all sources.
+2. A concept of val or test never occurs in a training text, neither as the whole text nor as a part ("kangaroo" in "a red
+   kangaroo").
+3. A concept that occurs in more than :data:`MAX_WITHIN` other concepts ("face", "hand") is in training, because holding it out
+   would exclude all these concepts from training.
 
-Parts of a held-out concept may train: "kangaroo" where "red kangaroo" is held out. Synonyms are not known.
+Parts of a held-out concept may be in training: "kangaroo" if "red kangaroo" is held out. Synonyms are not detected.
 """
 
 from __future__ import annotations
@@ -21,18 +24,18 @@ from dataclasses import dataclass
 from dataset.prepare.folders import split_by_hash
 
 MAX_WITHIN = 3
-"""A concept that lies within more concepts than that is never held out."""
+"""A concept that occurs in more than this number of other concepts is never held out."""
 
 
 def word_set(words: str) -> frozenset[str]:
-    """The words of a text."""
+    """Returns the set of words in a text."""
     return frozenset(words.split())
 
 
 PERSON = "person"
 PEOPLE = word_set("person people man men woman women boy boys girl girls male female adult adults child children")
 VARIANTS = re.compile(r"\b((medium-)?(light|dark)|medium) skin tone\b|\bfacing right\b")
-"""Phrases after the colon of an emoji's name that tell variants apart; others there ("flag: Ireland") are kept."""
+"""Phrases after the colon in the name of an emoji that distinguish variants. Other phrases ("flag: Ireland") are kept."""
 
 ALIASES = {"merman": "merperson", "mermaid": "merperson", "princess": "prince", "mrs": "mx", "santa": "mx"}
 DROPPED = word_set("a an the of and")
@@ -42,7 +45,7 @@ Concept = tuple[str, ...]
 
 
 def concept_of(name: str) -> Concept:
-    """The concept of a name; () where it has no word."""
+    """Returns the concept of a name, or () if the name has no words."""
     head, _, tail = name.casefold().partition(":")
     words = _words(head)
     after = _words(VARIANTS.sub(" ", tail))
@@ -69,7 +72,7 @@ def _singular(word: str) -> str:
 
 
 def parts_of(concept: Concept) -> Iterator[Concept]:
-    """Every run of words in a concept, itself included."""
+    """Yields all runs of words in a concept, including the whole concept."""
     for start in range(len(concept)):
         for stop in range(start + 1, len(concept) + 1):
             yield concept[start:stop]
@@ -77,15 +80,15 @@ def parts_of(concept: Concept) -> Iterator[Concept]:
 
 @dataclass(frozen=True)
 class ConceptSplit:
-    """The split of every concept of a collection; ``held_out`` has those of val and test, with their split."""
+    """The split of each concept of a collection. ``held_out`` has the concepts of val and test, with their split."""
 
     held_out: Mapping[Concept, str]
     common: frozenset[Concept]
-    """Concepts that would be held out, but lie within too many others."""
+    """Concepts that would be held out, but occur in too many other concepts."""
 
     @staticmethod
     def of(concepts: Iterable[Concept]) -> ConceptSplit:
-        """The split of a collection: a concept's hash decides it, unless the concept is common."""
+        """Splits a collection by the hash of each concept; common concepts are in training."""
         every = {concept for concept in concepts if concept}
         within: Counter[Concept] = Counter()
         for concept in every:
@@ -96,18 +99,18 @@ class ConceptSplit:
         return ConceptSplit(held_out, common)
 
     def split(self, concept: Concept) -> str:
-        """The split of a concept: "train", "val" or "test"."""
+        """Returns the split of a concept: "train", "val" or "test"."""
         return self.held_out.get(concept, "train")
 
     def may_train(self, text: str) -> bool:
-        """Whether a text has no held-out concept in it."""
+        """Returns True if a text contains no held-out concept."""
         return not any(part in self.held_out for part in parts_of(concept_of(text)))
 
 
 def leaks(training_texts: Iterable[str], held_out_names: Collection[str]) -> list[tuple[str, str]]:
-    """Held-out names that occur in training texts, with such a text: none, if the split holds.
+    """Returns the held-out names that occur in training texts, each with the text. The list must be empty.
 
-    It looks the other way round than :meth:`ConceptSplit.may_train`: for the words of each name in the words of each text.
+    Unlike :meth:`ConceptSplit.may_train`, it searches the words of each name in the words of each text.
     """
     wanted = {" ".join(concept_of(name)): name for name in held_out_names}
     found = []

@@ -1,4 +1,4 @@
-"""Near-duplicate pictures: the same drawing in two sources, or twice in one, under whatever names."""
+"""Finds near-duplicate pictures: the same drawing in two sources, or twice in one source, even with different names."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from PIL import Image
 THUMBNAIL = 16
 GREY = 128
 NEAR = 0.05
-"""Pictures whose distance is less are near-duplicates. Seen on all sources: below 0.03 nearly every pair is the same drawing,
-from 0.03 to 0.06 also two icons of one design (an "eject button" and an "upwards button"), above no drawing is the same."""
+"""Pictures with a smaller distance are near-duplicates. In all sources, nearly every pair below 0.03 is the same drawing. From
+0.03 to 0.06, some pairs are icons of the same design (an "eject button" and an "upwards button"). Above, no drawings are the
+same."""
 
 Thumbnails = NDArray[np.float32]
 """(N, 16 * 16 * 3), in [-0.5, 0.5]."""
 
 
 def thumbnail(pixels: Image.Image) -> NDArray[np.float32]:
-    """A cut-out's visible pixels in the middle of a grey square: (768,) float32 in [-0.5, 0.5], 0 is grey.
+    """Returns the visible pixels of a cut-out in the middle of a grey square: (768,) float32 in [-0.5, 0.5], 0 is grey.
 
-    Grey, since a white or a black cut-out would vanish on its own colour.
+    The square is grey because a white or black cut-out would be invisible on its own colour.
     """
     side = max(pixels.size)
     canvas = Image.new("RGB", (side, side), (GREY, GREY, GREY))
@@ -32,27 +33,28 @@ def thumbnail(pixels: Image.Image) -> NDArray[np.float32]:
 
 
 def near(some: Thumbnails, others: Thumbnails) -> NDArray[np.int64]:
-    """For each of ``some``, the place of its nearest near-duplicate among ``others``; -1: it has none.
+    """Returns, for each of ``some``, the index of its nearest near-duplicate in ``others``, or -1 if it has none.
 
-    The distance of two pictures is the sum of their differences, as a share of their own distances from an empty picture: 0 for
-    equal ones, at most 1. Without that share all thin drawings would be alike, as they are mostly empty.
+    The distance of two pictures is the sum of their differences, divided by the sum of their distances from an empty picture. It
+    is 0 for equal pictures and at most 1. Without this normalisation, all thin drawings would be similar, as they are mostly
+    empty.
     """
-    places = np.full(len(some), -1, dtype=np.int64)
+    indices = np.full(len(some), -1, dtype=np.int64)
     if len(others):
         content = np.abs(others).sum(axis=1)
-        for place, row in enumerate(some):
+        for index, row in enumerate(some):
             distances = np.abs(others - row).sum(axis=1) / (content + np.abs(row).sum() + 1e-9)
             best = int(distances.argmin())
-            places[place] = best if distances[best] < NEAR else -1
-    return places
+            indices[index] = best if distances[best] < NEAR else -1
+    return indices
 
 
 def first_of_each(thumbnails: Sequence[NDArray[np.float32]]) -> list[int]:
-    """The places of pictures without near-duplicate before them."""
+    """Returns the indices of pictures without an earlier near-duplicate."""
     kept: list[int] = []
     stack = np.empty((len(thumbnails), THUMBNAIL * THUMBNAIL * 3), dtype=np.float32)
-    for place, row in enumerate(thumbnails):
+    for index, row in enumerate(thumbnails):
         if near(row[None], stack[: len(kept)])[0] < 0:
             stack[len(kept)] = row
-            kept.append(place)
+            kept.append(index)
     return kept

@@ -1,6 +1,6 @@
-"""Still emoji of two styles, with the English names and keywords that Unicode's CLDR gives them.
+"""Static emoji of two styles, with their English names and keywords from Unicode's CLDR.
 
-Skin tones are left out: five more pictures of one thing, whose names differ in a word.
+Emoji with skin tones are skipped, because they are five more pictures of the same thing, with names that differ in one word.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ STYLES = {
     "emoji_google": ("emoji-datasource-google", "package/img/google/64/", ".png"),
     "emoji_fluent": ("lobehub-fluent-emoji-3d", "package/assets/", ".webp"),
 }
-"""By source: the package, the folder of its pictures, and their suffix."""
+"""The package, the folder of its pictures, and their suffix, by source."""
 
 SKIN_TONES = frozenset(range(0x1F3FB, 0x1F400))
 MAX_KEYWORDS = 3
 
 Annotations = dict[str, tuple[str, tuple[str, ...]]]
-"""By emoji: its name and its keywords."""
+"""Name and keywords of each emoji."""
 
 
 def read_annotations(packages: Path) -> Annotations:
-    """English names and keywords from both packages of CLDR; a keyword that only repeats the name is left out.
+    """Reads English names and keywords from both CLDR packages. Keywords that only repeat the name are skipped.
 
     Raises:
-        UserError: a package is missing or damaged.
+        UserError: if a package is missing or damaged.
     """
     annotations: Annotations = {}
     for package, inside in NAMES.items():
@@ -46,7 +46,7 @@ def read_annotations(packages: Path) -> Annotations:
                     if annotation.get("tts"):
                         annotations[sign] = _name_and_keywords(annotation)
         except (OSError, KeyError, ValueError, TypeError, EOFError, AssertionError, tarfile.TarError) as error:
-            raise UserError(f"{path}: not a whole package of CLDR's names ({error}); pack it again") from None
+            raise UserError(f"{path}: not a complete package of CLDR's names ({error}); pack it again") from None
     return annotations
 
 
@@ -58,10 +58,10 @@ def _name_and_keywords(annotation: dict[str, Any]) -> tuple[str, tuple[str, ...]
 
 
 def read_emoji(packages: Path, source: str, annotations: Annotations) -> tuple[list[Cutout], Counter[str]]:
-    """The emoji of a style that have a name, in the order of their code points, and the numbers of the others, by reason.
+    """Reads the emoji of a style that have a name, sorted by code points, and counts the skipped emoji by reason.
 
     Raises:
-        UserError: the package is missing or damaged.
+        UserError: if the package is missing or damaged.
     """
     package, folder, suffix = STYLES[source]
     path = find_package(packages, package)
@@ -94,7 +94,7 @@ def read_emoji(packages: Path, source: str, annotations: Annotations) -> tuple[l
 
 
 def sign_of(code: str) -> str:
-    """The characters of a file's name, code points in hexadecimal; "" where it is called by something else."""
+    """Returns the characters of a file name of hexadecimal code points, or "" for other file names."""
     try:
         return "".join(chr(int(point, 16)) for point in code.replace("_", "-").split("-"))
     except (ValueError, OverflowError):

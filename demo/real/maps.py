@@ -1,4 +1,4 @@
-"""Maps of KGeography: each named division has its own colour, hence an exact box."""
+"""Maps of KGeography. Each named division has a different colour, which gives an exact box."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from demo.scenes.compose import Box
 from utils.errors import UserError
 
 MIN_PIXELS = 64
-"""Divisions of fewer pixels are left out."""
+"""Divisions with fewer pixels are skipped."""
 
 WORLDWIDE = frozenset({"countries", "continents", "oceans and basins"})
-"""Divisions of maps that always train: to hold out "Europe" would hold out every country's name in all sources."""
+"""Kinds of maps that are always in training. Holding out "Europe" would hold out the names of all countries in all sources."""
 
 HUES = {15: "red", 45: "orange", 70: "yellow", 165: "green", 200: "cyan", 255: "blue", 290: "purple", 340: "pink"}
-"""Upper bounds of hue angles in degrees; red again above."""
+"""Upper bounds of hue angles in degrees; larger angles are red."""
 
 
 class Division(NamedTuple):
-    """A named division: its box in the map, and the name of its colour."""
+    """A named division of a map, with its box and the name of its colour."""
 
     name: str
     box: Box
@@ -37,13 +37,20 @@ class Division(NamedTuple):
 
     @property
     def concept(self) -> Concept:
-        """The concept of its name."""
+        """The concept of the name."""
         return concept_of(self.name)
 
 
 class Map(NamedTuple):
-    """A map: ``place`` is what it shows, ``kind`` its divisions ("States"), ``path`` its picture. ``captioned``: its record has
-    the caption."""
+    """A map.
+
+    Attributes:
+        place: the place that the map shows.
+        kind: kind of divisions, such as "States".
+        path: the picture.
+        divisions: the divisions.
+        captioned: True if the record has the caption.
+    """
 
     place: str
     kind: str
@@ -53,20 +60,20 @@ class Map(NamedTuple):
 
     @property
     def caption(self) -> str:
-        """ "map of Germany"."""
+        """The caption, such as "map of Germany"."""
         return f"map of {self.place}"
 
     @property
     def is_worldwide(self) -> bool:
-        """Whether it shows countries or seas, not the parts of a country."""
+        """True if the map shows countries or seas rather than parts of a country."""
         return self.kind.casefold() in WORLDWIDE
 
 
 def read_maps(share: Path) -> tuple[list[Map], Counter[str]]:
-    """The maps in the order of their files, and the numbers of divisions and maps that are left out, by reason.
+    """Reads the maps in the order of their files, and counts the skipped divisions and maps by reason.
 
     Raises:
-        UserError: the package is missing or holds no map.
+        UserError: if the package is missing or has no map.
     """
     root = share / "kgeography"
     maps: list[Map] = []
@@ -92,13 +99,13 @@ def read_maps(share: Path) -> tuple[list[Map], Counter[str]]:
 
 
 def place_of(name: str) -> str:
-    """What a map shows: "Portugal" for "Portugal (Regions)" and "Portugal Districts"."""
+    """Returns the place that a map shows: "Portugal" for "Portugal (Regions)" and "Portugal Districts"."""
     bare = re.sub(r"\([^)]*\)|\bby \w+|\b(Districts|Provinces)\b|^(The|Republic of)\b", " ", name, flags=re.IGNORECASE)
     return " ".join(bare.replace("-", " ").split())
 
 
 def _division(found: ElementTree.Element, pixels: NDArray[np.uint8]) -> Division | None:
-    """A division with the box of its colour's pixels; None: it has too few."""
+    """Returns a division with the box of the pixels of its colour, or None if it has too few pixels or no name."""
     name = " ".join((found.findtext("name") or "").split())
     rgb = [int(found.findtext(f"color/{channel}") or 0) for channel in ("red", "green", "blue")]
     own = (pixels == np.array(rgb, dtype=np.uint8)).all(axis=2)
@@ -111,7 +118,7 @@ def _division(found: ElementTree.Element, pixels: NDArray[np.uint8]) -> Division
 
 
 def colour_name(red: int, green: int, blue: int) -> str:
-    """The nearest common word for a colour."""
+    """Returns the nearest common name of a colour."""
     hue, saturation, value = colorsys.rgb_to_hsv(red / 255, green / 255, blue / 255)
     if value < 0.2:
         return "black"

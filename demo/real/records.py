@@ -1,4 +1,4 @@
-"""Images and records of a collection: single cut-outs, composites of cut-outs, and maps, in the form of docs/own_data.md."""
+"""Writes the images and records of a collection: single cut-outs, composites, and maps, in the format of docs/own_data.md."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ from demo.real.maps import Map
 
 WHITE, DARK = (255, 255, 255), (64, 64, 64)
 BRIGHT = 215
-"""A cut-out whose mean colour is brighter in all channels is put on dark grey: on white it could not be seen."""
+"""If the mean colour of a cut-out is brighter in all channels, the background is dark grey, as the cut-out would be invisible on
+white."""
 
 
 def single_records(
     out: Path, source: str, split: str, members: Sequence[Cutout], side: int, bar: tqdm[Any]
 ) -> Iterator[dict[str, Any]]:
-    """Draw each cut-out in the middle of a white square and give its record. Held-out records have one text, the name."""
+    """Draws each cut-out in the middle of a white square, and yields its record. A held-out record has only one text, the
+    name."""
     for number, cutout in enumerate(members):
         image = f"images/{split}/{source}/{number:04d}.jpg"
         draw_single(out / image, cutout, side)
@@ -44,13 +46,13 @@ def single_records(
 
 
 def name_of(record: Mapping[str, Any]) -> str:
-    """The name in a record of :func:`single_records`, which is its first text."""
+    """Returns the name in a record of :func:`single_records`, which is the first text."""
     caption: str | list[str] = record["caption"]
     return caption if isinstance(caption, str) else caption[0]
 
 
 def draw_single(path: Path, cutout: Cutout, side: int) -> None:
-    """Write a square image of at most ``side`` pixels with a margin of a twentieth: a small cut-out gives a small image."""
+    """Writes a square image of at most ``side`` pixels with a margin of 1/20. A small cut-out gives a small image."""
     margin = max(2, side // 20)
     pixels = resized(read_cutout(cutout.content), side - 2 * margin)
     whole = max(pixels.size) + 2 * margin
@@ -64,7 +66,7 @@ def draw_single(path: Path, cutout: Cutout, side: int) -> None:
 def composite_records(
     out: Path, split: str, sources: Mapping[str, Sequence[Cutout]], count: int, seed: int, side: int, bar: tqdm[Any]
 ) -> Iterator[dict[str, Any]]:
-    """Draw one to four cut-outs beside each other on soft backgrounds, and give records with their boxes."""
+    """Draws one to four cut-outs next to each other on soft backgrounds, and yields records with their boxes."""
     members = balanced(sources)
     for number in range(count):
         rng = np.random.default_rng([seed, SPLITS.index(split), number])
@@ -85,13 +87,13 @@ def _element(item: PlacedCutout) -> dict[str, Any]:
 
 
 def balanced(sources: Mapping[str, Sequence[Cutout]]) -> list[Cutout]:
-    """The cut-outs of all sources, those of a smaller one repeated, so that a random one is of each source equally often."""
+    """Returns the cut-outs of all sources. Cut-outs of smaller sources are repeated, so that all sources are equally likely."""
     longest = max(map(len, sources.values()))
-    return [members[place % len(members)] for members in sources.values() if members for place in range(longest)]
+    return [members[index % len(members)] for members in sources.values() if members for index in range(longest)]
 
 
 def map_records(out: Path, split: str, maps: Sequence[Map], bar: tqdm[Any]) -> Iterator[dict[str, Any]]:
-    """Copy each map as PNG, unscaled, and give a record with the boxes of its divisions; their colour is an attribute."""
+    """Copies each map as PNG without scaling, and yields a record with the boxes of its divisions. The colours are attributes."""
     for number, found in enumerate(maps):
         image = f"images/{split}/maps/{number:03d}.png"
         (out / image).parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Scenes that the project draws itself: images of shapes, exact boxes, and true texts at three grains.
+"""Scenes that the project draws: images of shapes with exact boxes and correct texts at three grains.
 
-``compose`` decides what a scene holds and ``draw`` draws it. ``describe``, ``captions`` and ``questions`` decide what is said of
-it and asked about it, ``statements`` what is stated of two images. ``records`` makes records of that, ``build`` fills a folder.
+``compose`` chooses the content of a scene, and ``draw`` draws it. ``describe``, ``captions`` and ``questions`` generate texts
+about a scene, and ``statements`` generates statements about two images. ``records`` makes records, and ``build`` fills a folder.
 Everything is a pure function of (seed, split, index).
 """

@@ -38,11 +38,11 @@ def scenes(
     """Draw the scenes data set.
 
     Args:
-        seed: of what the scenes show.
-        train: training scenes.
-        val: validation scenes.
-        test: test scenes.
-        size: of an image in pixels: 64, or 96x64 for width x height.
+        seed: seed of the content of the scenes.
+        train: number of training scenes.
+        val: number of validation scenes.
+        test: number of test scenes.
+        size: size of an image in pixels: 64, or 96x64 for width x height.
 
     Examples:
         python -m demo.scenes --out data/scenes

@@ -15,14 +15,15 @@ from demo.scenes.vocabulary import RGB
 KINDS = ("flat", "gradient", "noise")
 
 CONTRAST = 90.0
-"""Wanted distance in RGB between a background's tones and the colours on it."""
+"""Desired RGB distance between the tones of a background and the colours on it."""
 
 _NOISE_CELLS = 5
 
 
 @dataclass(frozen=True)
 class Background:
-    """Two close muted tones and how they are mixed: ``kind`` of :data:`KINDS`; ``angle`` (radians) of a gradient."""
+    """A background that mixes two similar muted tones. ``kind``: one of :data:`KINDS`; ``angle``: angle of a gradient, in
+    radians."""
 
     kind: str
     tones: tuple[RGB, RGB]
@@ -31,7 +32,7 @@ class Background:
 
 
 def pick_background(rng: np.random.Generator, colours: Sequence[RGB]) -> Background:
-    """Draw a background that keeps away from ``colours``: of 24 tries the first with enough contrast, or else the best."""
+    """Draws a background whose tones differ from ``colours``: the first of 24 tries with enough contrast, otherwise the best."""
     best, best_distance = (_muted(rng), _muted(rng)), -1.0
     for _ in range(24):
         first = _muted(rng)
@@ -46,7 +47,7 @@ def pick_background(rng: np.random.Generator, colours: Sequence[RGB]) -> Backgro
 
 
 def paint_background(background: Background, width: int, height: int) -> NDArray[np.float32]:
-    """The background's pixels: (height, width, 3) float32 in [0, 255]."""
+    """Returns the pixels of a background: (height, width, 3) float32 in [0, 255]."""
     first, second = (np.array(tone, dtype=np.float32) for tone in background.tones)
     if background.kind == "flat":
         return np.broadcast_to(first, (height, width, 3)).copy()
@@ -75,7 +76,7 @@ def _rgb(hue: float, saturation: float, value: float) -> RGB:
 
 
 def _slow_noise(seed: int, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Random values on a coarse grid, blended smoothly between the grid's points; in [0, 1]."""
+    """Returns random values in [0, 1] on a coarse grid, with smooth interpolation between the points of the grid."""
     grid = np.random.default_rng(seed).random((_NOISE_CELLS + 1, _NOISE_CELLS + 1), dtype=np.float32)
     u, v = (x + 1) / 2 * _NOISE_CELLS, (y + 1) / 2 * _NOISE_CELLS
     column, row = (np.minimum(part.astype(int), _NOISE_CELLS - 1) for part in (u, v))

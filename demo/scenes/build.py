@@ -1,4 +1,4 @@
-"""Fills a folder with scenes: images, JSON lines in the format of every other data set, and a tokenizer."""
+"""Fills a folder with scenes: images, JSON lines in the same format as other data sets, and tokenizers."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ OWNED = (
 )
 
 ENGLISH = ("", "refer_", "vqa_", "captioning_", "nlvr_")
-"""Files from whose texts the tokenizer learns."""
+"""Prefixes of the files with whose texts the tokenizer is trained."""
 
 VOCABULARY_LIMIT = 512
 MULTILINGUAL_LIMIT = 1500
-"""Entries of the tokenizer that learns from the captions in all languages."""
+"""Maximum number of entries of the tokenizer that is trained on the captions in all languages."""
 
 DRAWING = 8
-"""Goes up when the same arguments give other images or texts, so that an older folder is not taken for a current one."""
+"""Version number, increased when the same arguments give other images or texts, so that older folders are recognised."""
 
 _WORTH_A_PROCESS = 1000
 
 SceneRecords = tuple[dict[str, list[Record]], ImageLooks]
-"""The records of a scene by task, and how its objects look."""
+"""The records of a scene by task, and the looks of its objects."""
 
 
 def build(
@@ -61,14 +61,14 @@ def build(
     overwrite: bool = False,
     progress: bool = False,
 ) -> None:
-    """Make images of ``size`` (a side, or width and height), and a file of records for each split and task.
+    """Writes images of ``size`` (a side, or width and height), and a file of records for each split and task.
 
-    ``vqa_answers.json`` has the answers of train, the most frequent ones first. ``tokenizer/`` learns from the English texts of
-    train and ``tokenizer_multilingual/`` from its captions in all languages.
+    ``vqa_answers.json`` has the answers of the training split, most frequent first. ``tokenizer/`` is trained on the English
+    texts of the training split, and ``tokenizer_multilingual/`` on its captions in all languages.
 
     Raises:
-        UserError: the folder was made with other arguments, holds files of another origin, or cannot be written.
-        ValueError: a seed, number or size out of range.
+        UserError: if the folder was made with other arguments, contains files of another origin, or cannot be written.
+        ValueError: if a seed, number or size is out of range.
     """
     width, height = (size, size) if isinstance(size, int) else size
     counts = {"train": train, "val": val, "test": test}
@@ -95,7 +95,10 @@ def build(
 
 
 def _train_tokenizers(folder: Folder) -> dict[str, int]:
-    """Learn from the texts and answers of train, and list the answers; returns sizes of vocabularies for the facts file."""
+    """Trains the tokenizers on the texts and answers of the training split, and writes the list of answers.
+
+    Returns the sizes of the vocabularies for the file of facts.
+    """
     answers = Counter(record["answer"][0] for record in _read(folder.out, "vqa_train"))
     by_frequency = sorted(answers, key=lambda answer: (-answers[answer], answer))
     write_text(folder.out / ANSWERS, json.dumps(by_frequency, ensure_ascii=False) + "\n")
@@ -110,11 +113,11 @@ def _train_tokenizers(folder: Folder) -> dict[str, int]:
 
 
 def _facts(out: Path, split: str) -> dict[str, Any]:
-    """Counts of what the files of a split hold."""
+    """Counts the contents of the files of a split."""
     phrases: Counter[str] = Counter()
     for record in _read(out, split):
         for elem in record["elems"]:
-            # In train, all phrases of an object are in one element, and the first of them is no relational phrase.
+            # In train, all phrases of an object are in one element, and only the first is not a relational phrase.
             grains = [elem["grain"]] if "grain" in elem else ["object", *["relation"] * (len(elem["caption"]) - 1)]
             phrases.update(grains)
     referring = Counter(elem["grain"] for record in _read(out, f"refer_{split}") for elem in record["elems"])
@@ -133,8 +136,10 @@ def _read(out: Path, name: str) -> Iterator[Record]:
 
 
 def _write_scenes(out: Path, seed: int, split: str, count: int, size: tuple[int, int]) -> Iterator[ImageLooks]:
-    """Write the images and the records of a split, by as many processes as there are cores where that pays; yields how each
-    image's objects look. No file is held as a whole."""
+    """Writes the images and records of a split, and yields the looks of the objects of each image.
+
+    Large splits are drawn by one process per core. Files are written line by line, so they are never in memory as a whole.
+    """
     (out / "images" / split).mkdir(parents=True, exist_ok=True)
     draw = partial(_draw, out, seed, split, size)
     with ExitStack() as stack:
@@ -152,7 +157,7 @@ def _write_scenes(out: Path, seed: int, split: str, count: int, size: tuple[int,
 
 
 def _draw(out: Path, seed: int, split: str, size: tuple[int, int], index: int) -> SceneRecords:
-    """Write the image of a scene, and return its records."""
+    """Writes the image of a scene, and returns its records and the looks of its objects."""
     scene = compose_scene(seed, split, index, size)
     records = records_of(scene)
     Image.fromarray(draw_scene(scene)).save(out / records[""][0]["image"])

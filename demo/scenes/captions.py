@@ -1,6 +1,7 @@
-"""The captions of a scene in six languages: a list of its objects, and a sentence of how they lie.
+"""Generates the captions of a scene in six languages: a list of its objects, and a sentence about their arrangement.
 
-English says how much is said, since its captions have a budget of words; the other languages say the same.
+English captions have a limit on the number of words, which determines the amount of detail. The other languages have the same
+detail.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from demo.scenes.describe import Looks, attribute_sets, describe_scene, looks_of
 from demo.scenes.vocabulary import RELATIONS
 
 MAX_PIECES = 28
-"""Words and commas of an English caption, at most: 30 tokens with [CLS] and [SEP]."""
+"""Maximum number of words and commas in an English caption: 30 tokens with [CLS] and [SEP]."""
 
 _DETAIL = attribute_sets("size texture colour shape", "texture colour shape", "size colour shape", "colour shape")
-"""Attributes that a caption names of every object, most detail first."""
+"""Sets of attributes that a caption names for each object, most detailed first."""
 
 # Tables of words and clauses by their English names; the columns are German, French, Czech, Chinese and Japanese.
 
@@ -31,7 +32,7 @@ _NOUNS = {
     "diamond": ("f Raute", "m losange", "m kosočtverec kosočtverce kosočtvercem", "菱形", "ひし形"),
     "heart": ("n Herz Herzen", "m cœur", "n srdce srdce srdcem", "心形", "ハート"),
 }
-"""Gender, where there is one, and a form for each case; the last form also stands for the cases after it."""
+"""Gender, if the language has genders, and a form for each case. The last form is also used for all following cases."""
 
 _ADJECTIVES = {
     "small": ("klein-", "petit/petite", "mal-", "小的", "小さい"),
@@ -48,7 +49,7 @@ _ADJECTIVES = {
     "purple": ("violett-", "violet/violette", "fialov-", "紫色", "紫色の"),
     "pink": ("rosafarben-", "rose", "růžov-", "粉色", "ピンク色の"),
 }
-"""A stem that takes the ending of the case ("klein-"), masculine/feminine, or a word that never changes."""
+"""A stem to which the ending of the case is added ("klein-"), masculine/feminine forms, or an invariable word."""
 
 _CLAUSES = {
     "listing": ("eine Szene mit {dative}", "une scène avec {}", "scéna s {instrumental}", "图中有{}", "{}がある絵"),
@@ -60,15 +61,16 @@ _CLAUSES = {
     "below": ("unter {dative}", "au-dessous d'{}", "pod {instrumental}", "{a}在{}的下面", "{}の下に{a}が"),
     "also": ("und {}", "et {}", "a {}", "还有{}", "{}も"),
 }
-"""A list; a sentence on one object; the beginning of a longer sentence; and the clauses that add an object by its relation to
-the one before, ``{a}``, or without one. Braces hold an object, in its first case or in the named one."""
+"""Templates of a list, of a sentence about one object, of the beginning of a longer sentence, and of the clauses that add an
+object, with or without its relation to the previous object ``{a}``. Braces are replaced by an object, in the first case or in the
+named case."""
 
 _ENGLISH_CLAUSES = {"listing": "a scene with {}", "only": "only {}", "first": "{}", "also": "and {}"}
 _ENGLISH_CLAUSES |= {relation: f"{relation} {{}}" for relation in RELATIONS}
 
 
 class Case(NamedTuple):
-    """The article and the ending of adjectives by gender; the gender is "" in a language without genders."""
+    """Article and ending of adjectives by gender. In a language without genders, the gender is ""."""
 
     articles: dict[str, str]
     endings: dict[str, str]
@@ -78,14 +80,14 @@ class Language(NamedTuple):
     """Grammar of one language.
 
     Attributes:
-        column: of the tables, from 1; 0 is English, which they translate.
-        cases: in the order of the nouns' forms.
-        conjunctions: between the objects of a list, and before the last one.
-        order: the fields of :class:`Looks` as a noun phrase says them.
-        space: between the words of a noun phrase.
-        comma: between clauses.
-        end: of a sentence.
-        euphony: a pattern in a finished text and its replacement.
+        column: column of the language in the tables, from 1; 0 is English, the language of the keys.
+        cases: cases in the order of the forms of nouns.
+        conjunctions: separators between the objects of a list, and before the last object.
+        order: fields of :class:`Looks` in the order of a noun phrase.
+        space: separator of the words of a noun phrase.
+        comma: separator of clauses.
+        end: end of a sentence.
+        euphony: a pattern in a finished text, and its replacement.
     """
 
     column: int
@@ -121,9 +123,9 @@ LANGUAGES = {
 
 
 def captions_by_language(scene: Scene) -> dict[str, list[str]]:
-    """Two captions in each language: a list of the scene's objects, and a sentence of how they lie.
+    """Returns two captions in each language: a list of the objects of a scene, and a sentence about their arrangement.
 
-    Each names shape and colour of every object, and as much of texture and size as :data:`MAX_PIECES` leaves room for.
+    Each caption names the shape and colour of all objects, and also texture and size if :data:`MAX_PIECES` allows.
     """
     description = describe_scene(scene)
     links = description.links
@@ -133,9 +135,9 @@ def captions_by_language(scene: Scene) -> dict[str, list[str]]:
 
 
 def reference_captions(scene: Scene) -> list[str]:
-    """Captions that several people might write: the objects from left to right, in more and in less detail.
+    """Returns captions that several people might write: the objects from left to right, in more and in less detail.
 
-    Those that fit into :data:`MAX_PIECES`; the one with the least detail always does.
+    Captions longer than :data:`MAX_PIECES` are skipped; the caption with the least detail is never too long.
     """
     objects = sorted(scene.objects, key=lambda obj: obj.centre)
     texts = [_enumeration("en", [looks_of(obj, detail).indefinite() for obj in objects]) for detail in _DETAIL]
@@ -143,23 +145,23 @@ def reference_captions(scene: Scene) -> list[str]:
 
 
 def pieces(text: str) -> int:
-    """Number of words and punctuation marks."""
+    """Returns the number of words and punctuation marks."""
     return len(re.findall(r"\w+|[^\w\s]", text))
 
 
 def _most_detailed(scene: Scene, order: Sequence[int], say: Callable[[list[Looks]], str]) -> list[Looks]:
-    """Looks of the objects in as much detail as fits into a caption, or else in the least."""
-    by_detail = [[looks_of(scene.objects[place], detail) for place in order] for detail in _DETAIL]
+    """Returns the looks of the objects in the maximum detail that fits into a caption, or in the minimum detail."""
+    by_detail = [[looks_of(scene.objects[index], detail) for index in order] for detail in _DETAIL]
     return next((looks for looks in by_detail if pieces(say(looks)) <= MAX_PIECES), by_detail[-1])
 
 
 def listing(language: str, objects: Sequence[Looks]) -> str:
-    """A list of objects: "a scene with a red star, a blue heart and a green circle"."""
+    """Returns a list of objects: "a scene with a red star, a blue heart and a green circle"."""
     return _euphonic(language, _clause(language, "listing", objects))
 
 
 def sentence(language: str, objects: Sequence[Looks], links: Sequence[str | None]) -> str:
-    """How objects lie: the n-th one stands in relation ``links[n]`` to the next one, or in no clear one (None)."""
+    """Returns a sentence about the arrangement of objects. ``links[n]``: relation of object n to the next, or None if unclear."""
     if not links:
         return _euphonic(language, _clause(language, "only", objects))
     clauses = [
@@ -172,7 +174,7 @@ def sentence(language: str, objects: Sequence[Looks], links: Sequence[str | None
 
 
 def _clause(language: str, name: str, objects: Sequence[Looks], prior: Looks | None = None) -> str:
-    """A clause of the tables with objects filled in, in every case: the template takes those that it names."""
+    """Fills objects into a clause template. The objects are available in all cases, and the template selects the case."""
     in_cases = {
         case: _enumeration(language, [noun_phrase(language, looks, case) for looks in objects])
         for case in LANGUAGES[language].cases
@@ -187,7 +189,7 @@ def _template(language: str, name: str) -> str:
 
 
 def _enumeration(language: str, named: Sequence[str]) -> str:
-    """Noun phrases joined by commas and, before the last one, by the language's "and"."""
+    """Joins noun phrases by commas and, before the last one, by the word for "and"."""
     comma, conjunction = LANGUAGES[language].conjunctions
     *others, last = named
     return f"{comma.join(others)}{conjunction}{last}" if others else last
@@ -198,7 +200,7 @@ def _euphonic(language: str, text: str) -> str:
 
 
 def noun_phrase(language: str, looks: Looks, case: str) -> str:
-    """An object in a case, with article and adjectives that agree: "einem kleinen roten Stern"."""
+    """Returns an object in a case, with matching article and adjectives: "einem kleinen roten Stern"."""
     assert looks.shape is not None
     grammar = LANGUAGES[language]
     articles, endings = grammar.cases[case]

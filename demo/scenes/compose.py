@@ -1,8 +1,8 @@
-"""Decides what a scene holds and where: a pure function of seed, split and index.
+"""Chooses the objects of a scene and their positions, as a pure function of seed, split and index.
 
-A scene's *composition* is the multiset of the (shape, colour) of its objects. Within a scene they differ, so that "a red star" is
-never ambiguous; a composition belongs to one split for ever (a hash of it decides), and the validation and test splits have
-no composition twice.
+The *composition* of a scene is the set of (shape, colour) of its objects. They differ within a scene, so that "a red star" is
+never ambiguous. The split of a composition is determined by its hash and never changes. Compositions are unique in the validation
+and test splits.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ Box = tuple[int, int, int, int]
 """x, y, w, h in pixels from the top left corner."""
 
 GAP = 1
-"""Pixels between the boxes of two objects, at least, and between an object and the image's edge."""
+"""Minimum distance in pixels between the boxes of two objects, and between an object and the edge of the image."""
 
 COMPOSITION_STREAM, LAYOUT_STREAM, TEXT_STREAM, REFERRING_STREAM, STATEMENT_STREAM, QUESTION_STREAM = range(6)
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One drawn object: its names, its form (lengths in pixels) and ``box``, the tight box of its pixels."""
+    """A drawn object: its names, its form (lengths in pixels), its colours, and ``box``, the tight box of its pixels."""
 
     shape: str
     colour: str
@@ -48,18 +48,18 @@ class SceneObject:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """The middle of the box: x, y in pixels."""
+        """The centre of the box: x, y in pixels."""
         x, y, w, h = self.box
         return x + w / 2, y + h / 2
 
     def raster(self) -> Raster:
-        """The object's pixels, as large as its box."""
+        """Returns the pixels of the object, with the size of its box."""
         return rasterise(self.form)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The content of an image; ``width`` and ``height`` in pixels; (seed, split, index) say which scene it is."""
+    """The content of an image. ``width`` and ``height`` are in pixels; (seed, split, index) identify the scene."""
 
     seed: int
     split: str
@@ -70,27 +70,27 @@ class Scene:
     objects: tuple[SceneObject, ...]
 
     def rng(self, purpose: int) -> np.random.Generator:
-        """The random numbers of this scene for one purpose, independent of all others."""
+        """Returns a generator of random numbers for one purpose of this scene, independent of all other generators."""
         return stream(self.seed, self.split, self.index, purpose)
 
 
 def compose_scene(seed: int, split: str, index: int, size: int | tuple[int, int] = 64) -> Scene:
-    """Compose one scene; the order in which scenes are asked for does not matter.
+    """Composes a scene. The result does not depend on the order of calls.
 
     Args:
         seed: not negative.
         split: "train", "val" or "test".
         index: not negative.
-        size: side of a square image, or (width, height), in pixels; 32 at least.
+        size: side of a square image, or (width, height), in pixels; at least 32.
 
     Raises:
-        ValueError: an argument is out of its range, or a val or test split has no composition left for this index.
+        ValueError: if an argument is out of range, or a val or test split has no composition left for this index.
     """
     width, height = (size, size) if isinstance(size, int) else size
     if min(width, height) < 32:
-        raise ValueError(f"a scene of {width} x {height} pixels is too small; 32 is the least")
+        raise ValueError(f"a scene of {width} x {height} pixels is too small; the minimum is 32")
     if split not in SPLITS:
-        raise ValueError(f"{split!r} is no split; splits are {', '.join(SPLITS)}")
+        raise ValueError(f"{split!r} is not a split; splits are {', '.join(SPLITS)}")
     if seed < 0 or index < 0:
         raise ValueError(f"seed {seed} and index {index} must not be negative")
     composition = _composition(seed, split, index)
@@ -101,22 +101,22 @@ def compose_scene(seed: int, split: str, index: int, size: int | tuple[int, int]
 
 
 def stream(seed: int, split: str, index: int, purpose: int) -> np.random.Generator:
-    """The random numbers of one scene, or of one set of statements, for one purpose, independent of all others."""
+    """Returns a generator of random numbers for one purpose of a scene or a set of statements, independent of all others."""
     return np.random.default_rng([seed, SPLITS.index(split), index, purpose])
 
 
 def one_of(rng: np.random.Generator, items: Sequence[T]) -> T:
-    """A random item."""
+    """Returns a random item."""
     return items[int(rng.integers(len(items)))]
 
 
 def shuffled(rng: np.random.Generator, items: Sequence[T]) -> list[T]:
-    """All items in random order."""
-    return [items[place] for place in rng.permutation(len(items))]
+    """Returns all items in random order."""
+    return [items[index] for index in rng.permutation(len(items))]
 
 
 def split_of(composition: Composition) -> str:
-    """The split that a composition belongs to, whatever the seed: "train", "val" or "test"."""
+    """Returns the split of a composition, "train", "val" or "test". It does not depend on the seed."""
     return split_by_hash("|".join(f"{colour} {shape}" for shape, colour in sorted(composition)))
 
 
@@ -134,12 +134,13 @@ def _draw_composition(rng: np.random.Generator, split: str) -> Composition:
 
 @functools.lru_cache(maxsize=8)
 def _drawn_compositions(seed: int, split: str) -> tuple[set[Composition], list[Composition]]:
-    """The compositions that :func:`_composition` has drawn so far, as a set and in order."""
+    """Returns the compositions that :func:`_composition` has drawn so far, as a set and as an ordered list."""
     return set(), []
 
 
 def _composition(seed: int, split: str, index: int) -> Composition:
-    """The composition at ``index`` of a split; val and test have none twice, and a longer split begins with the shorter one."""
+    """Returns the composition at ``index`` of a split. In val and test, compositions are unique, and a longer split begins with
+    the same compositions as a shorter split."""
     if split == "train":
         return _draw_composition(stream(seed, split, index, COMPOSITION_STREAM), split)
     known, ordered = _drawn_compositions(seed, split)
@@ -155,12 +156,12 @@ def _composition(seed: int, split: str, index: int) -> Composition:
 
 
 def _lay_out(rng: np.random.Generator, composition: Composition, width: int, height: int) -> tuple[SceneObject, ...]:
-    """Give each object a size, a texture and a place that overlaps no other; objects in random order."""
+    """Gives each object a size, a texture and a position without overlap. Returns the objects in random order."""
     for _ in range(1000):
         named = shuffled(rng, composition)
         sizes = _draw_sizes(rng, len(named))
         placed: list[SceneObject] = []
-        # Large ones first: there is always a corner left for a small one.
+        # Large objects first, because there is always a corner left for a small one.
         for (shape, colour), size in sorted(zip(named, sizes, strict=True), key=lambda item: item[1]):
             obj = _place(rng, shape, colour, size, width, height, [other.box for other in placed])
             if obj is None:
@@ -168,14 +169,14 @@ def _lay_out(rng: np.random.Generator, composition: Composition, width: int, hei
             placed.append(obj)
         else:
             return tuple(shuffled(rng, placed))
-    raise RuntimeError(f"{len(composition)} objects found no place in {width} x {height} pixels")
+    raise RuntimeError(f"{len(composition)} objects do not fit into {width} x {height} pixels")
 
 
 def _draw_sizes(rng: np.random.Generator, number: int) -> list[str]:
     sizes = [str(size) for size in rng.choice(list(words.SIZES), size=number)]
-    large = [place for place, size in enumerate(sizes) if size == "large"]
-    for place in large[words.MAX_LARGE[number] :]:
-        sizes[place] = "small"
+    large = [index for index, size in enumerate(sizes) if size == "large"]
+    for index in large[words.MAX_LARGE[number] :]:
+        sizes[index] = "small"
     return sizes
 
 
@@ -205,7 +206,7 @@ def _place(
 
 
 def apart(first: Box, second: Box, gap: int = 0) -> bool:
-    """Whether at least ``gap`` pixels lie between two boxes."""
+    """Returns True if there are at least ``gap`` pixels between two boxes."""
     (x, y, w, h), (left, top, width, height) = first, second
     beside = x + w + gap <= left or left + width + gap <= x
     return beside or y + h + gap <= top or top + height + gap <= y

@@ -10,7 +10,7 @@ from demo.scenes.compose import Scene
 
 
 def draw_scene(scene: Scene) -> NDArray[np.uint8]:
-    """The scene's image: (height, width, 3) uint8 RGB. Outside the objects' boxes it is the background alone."""
+    """Draws a scene: (height, width, 3) uint8 RGB. Outside the boxes of objects, there is only the background."""
     canvas = paint_background(scene.background, scene.width, scene.height)
     for obj in scene.objects:
         coverage, accent = obj.raster()

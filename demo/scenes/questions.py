@@ -1,7 +1,7 @@
-"""Decides what is asked about a scene, each time with its one true answer.
+"""Generates questions about a scene, each with exactly one correct answer.
 
-The answers are balanced as far as the scenes allow, so that little can be guessed without the image: each scene has one
-question on existence whose answer is yes and one whose answer is no, and numbers are drawn before the objects to count.
+The answers are balanced as far as possible, so that they are hard to guess without the image: each scene has one question about
+existence with the answer yes and one with the answer no, and a number is drawn before the objects to count.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from demo.scenes.vocabulary import COLOURS, PLAIN, RELATIONS, SHAPES, SIZES, TEX
 MAX_OF_A_KIND = 2
 
 _ASKED = attribute_sets("", "shape", "size", "texture", "size shape", "texture shape", "size texture")
-"""Attributes that name an object whose colour is asked for."""
+"""Sets of attributes that name an object in questions about its colour."""
 
 _COUNTED: tuple[Looks, ...] = (
     Looks(),
@@ -35,7 +35,7 @@ _COUNTED: tuple[Looks, ...] = (
     *(Looks(size=word) for word in SIZES),
     *(Looks(texture=word) for word in TEXTURES if word != PLAIN),
 )
-"""Never by shape: one plural is enough."""
+"""Objects to count. They are never named by shape, so that only one plural is needed."""
 
 
 class Question(NamedTuple):
@@ -47,18 +47,18 @@ class Question(NamedTuple):
 
 
 def ask_about(scene: Scene) -> tuple[Question, ...]:
-    """Up to :data:`MAX_OF_A_KIND` questions of each kind, none twice: a function of the scene alone."""
+    """Returns up to :data:`MAX_OF_A_KIND` different questions of each kind. They depend only on the scene."""
     rng = scene.rng(QUESTION_STREAM)
     return (*_colours(scene, rng), *_counts(scene, rng), *_relations(scene, rng), *_existences(scene, rng))
 
 
 def _colours(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     asked = 0
-    for place in rng.permutation(len(scene.objects)):
-        clear = [mention for mention in named_by(scene, int(place), _ASKED) if mention.is_clear()]
+    for index in rng.permutation(len(scene.objects)):
+        clear = [mention for mention in named_by(scene, int(index), _ASKED) if mention.is_clear()]
         if clear and asked < MAX_OF_A_KIND:
             asked += 1
-            yield Question(f"what colour is the {one_of(rng, clear).name()}?", scene.objects[place].colour, "other")
+            yield Question(f"what colour is the {one_of(rng, clear).name()}?", scene.objects[index].colour, "other")
 
 
 def _counts(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
@@ -70,22 +70,24 @@ def _counts(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
 
 
 def _relations(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
-    """Only where one object lies to the reference so that someone could say it, and that one beyond doubt."""
+    """Asks about a relation only if it is arguably true for exactly one object, and clearly true for this object."""
     clear: list[tuple[int, str, int]] = []
-    for place, reference in enumerate(scene.objects):
+    for index, reference in enumerate(scene.objects):
         for relation in RELATIONS:
             there = [other for other, obj in enumerate(scene.objects) if vaguely(relation, obj, reference)]
             if len(there) == 1 and clearly(scene, relation, scene.objects[there[0]], reference):
-                clear.append((place, relation, there[0]))
-    for place, relation, other in first_of_each(shuffled(rng, clear), lambda triple: triple[2], MAX_OF_A_KIND):
-        reference_name = reference_to(scene, place, rng).name()
+                clear.append((index, relation, there[0]))
+    for index, relation, other in first_of_each(shuffled(rng, clear), lambda triple: triple[2], MAX_OF_A_KIND):
+        reference_name = reference_to(scene, index, rng).name()
         yield Question(f"what is {relation} the {reference_name}?", scene.objects[other].shape, "other")
 
 
 def _existences(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
-    """By colour and shape, or by one of the two. Both questions of a scene name the same attributes, uniformly drawn: no
-    wording is likelier true than another. Of the absent objects, every other one has a colour and a shape that are in the
-    scene, but not together."""
+    """Asks about existence by colour and shape, or by one of them.
+
+    Both questions of a scene name the same attributes, drawn uniformly, so that no wording is more likely to be true than
+    another. Half of the absent objects have a colour and a shape that are both in the scene, but not in the same object.
+    """
     (names,) = attribute_sets(one_of(rng, ["colour shape", "colour shape", "colour", "shape"]))
     present = [looks_of(obj, names) for obj in scene.objects]
     colours = COLOURS if "colour" in names else (None,)
@@ -101,6 +103,6 @@ def _existences(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
 
 
 def _number(scene: Scene, looks: Looks) -> int:
-    """The number of objects that fit."""
+    """Returns the number of objects with the given looks."""
     named = [looks_of(obj) for obj in scene.objects]
     return sum(all(wanted in (None, word) for wanted, word in zip(looks, whole, strict=True)) for whole in named)

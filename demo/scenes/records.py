@@ -1,4 +1,4 @@
-"""The records of a scene, for every task that the demo trains."""
+"""The records of a scene, for each task that the demo trains."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from demo.scenes.statements import StatementSet
 Record = dict[str, Any]
 
 TASKS = ("", "retrieval_", "refer_", "vqa_", "captioning_", "multilingual_")
-"""Beginnings of the files' names; the records for pre-training are in ``{split}.jsonl``."""
+"""Prefixes of the file names; the records for pre-training are in ``{split}.jsonl``."""
 
 ANNOTATORS = 10
-"""Answers to a question of VQA v2, by which its accuracy is measured; here they all agree."""
+"""Number of answers to a question, as in VQA v2, whose accuracy depends on all of them. Here, all answers are equal."""
 
 
 def records_of(scene: Scene) -> dict[str, list[Record]]:
-    """The records of a scene by :data:`TASKS`; those of "captioning_" have several references, of "multilingual_" captions by
-    language."""
+    """Returns the records of a scene by :data:`TASKS`. Records of "captioning_" have several references, and records of
+    "multilingual_" have captions by language."""
     captions = captions_by_language(scene)
 
     def captioned(caption: object) -> list[Record]:
@@ -41,11 +41,11 @@ def records_of(scene: Scene) -> dict[str, list[Record]]:
 
 
 def pretraining_record(scene: Scene, captions: list[str]) -> Record:
-    """The scene as ``id``, ``image`` (relative path), ``caption`` and ``elems`` with ``bb`` = x, y, w, h in pixels.
+    """Returns a record with ``id``, ``image`` (relative path), ``caption`` and ``elems`` with ``bb`` = x, y, w, h in pixels.
 
-    In the training split each object is one element with all its phrases, of which a reader takes one at a time: two texts of
-    one box would be wrong negatives of each other in a batch. Only one object also has a relational phrase there: such phrases
-    fit more than one region of a batch. In the others each phrase is an element, marked by its grain.
+    In the training split, each object is one element with all its phrases, and a reader uses one phrase at a time, because two
+    texts of the same box would be false negatives of each other in a batch. Only one object also has a relational phrase, because
+    such phrases fit more than one region of a batch. In the other splits, each phrase is an element with its grain.
     """
     training = scene.split == "train"
     relations = describe_scene(scene).relations
@@ -64,10 +64,11 @@ def pretraining_record(scene: Scene, captions: list[str]) -> Record:
 
 
 def referring_records(scene: Scene) -> list[Record]:
-    """Phrases of which each fits one object of the scene: ``id``, ``image`` and ``elems`` with ``bb``, ``caption`` and ``grain``.
+    """Returns records of phrases that fit exactly one object: ``id``, ``image`` and ``elems`` with ``bb``, ``caption``,
+    ``grain``.
 
-    ``grain`` is "relation", "attribute" or "place": by what the phrase tells its object apart. Each phrase is an element of its
-    own in train too, so that an object may have several. A scene of one object has no record.
+    ``grain`` is the way in which the phrase identifies its object: "relation", "attribute" or "place". Each phrase is a separate
+    element, also in train, so an object may have several. A scene with one object has no record.
     """
     attributes, places = refer_in_scene(scene)
     by_grain = {"relation": describe_scene(scene).relations, "attribute": attributes, "place": places}
@@ -81,40 +82,40 @@ def referring_records(scene: Scene) -> list[Record]:
 
 
 def question_records(scene: Scene) -> list[Record]:
-    """Questions in the processed format of VQA v2, each with its ``answer_type`` beside it.
+    """Returns questions in the processed format of VQA v2, with ``answer_type`` in addition.
 
-    ``question_id`` is the scene's index times 100, plus the question's place.
+    ``question_id`` is the index of the scene times 100, plus the index of the question.
     """
     return [
         {
-            "question_id": 100 * scene.index + place,
+            "question_id": 100 * scene.index + index,
             "question": question.text,
             "image": _image(_name(scene.split, scene.index)),
             "dataset": "vqa",
             "answer": [question.answer] * ANNOTATORS,
             "answer_type": question.answer_type,
         }
-        for place, question in enumerate(ask_about(scene))
+        for index, question in enumerate(ask_about(scene))
     ]
 
 
 def statement_records(split: str, stated: StatementSet) -> list[Record]:
-    """The two examples of a statement in the form of the processed NLVR2: ``sentence``, ``label`` ("True" or "False"),
+    """Returns the two examples of a statement in the processed format of NLVR2: ``sentence``, ``label`` ("True" or "False"),
     ``identifier`` (split, set, two images and sentence) and ``images`` (left, right)."""
     examples = [("True", stated.true), ("False", stated.false)]
     return [
         {
             "sentence": stated.text,
             "label": label,
-            "identifier": f"{split}-{stated.number}-{place}-0",
+            "identifier": f"{split}-{stated.number}-{index}-0",
             "images": [_image(_name(split, index)) for index in images],
         }
-        for place, (label, images) in enumerate(examples if stated.true_first else examples[::-1])
+        for index, (label, images) in enumerate(examples if stated.true_first else examples[::-1])
     ]
 
 
 def texts_of(record: Mapping[str, Any]) -> Iterator[str]:
-    """The captions in all languages, phrases, question and sentence of a record."""
+    """Yields the captions in all languages, phrases, question and sentence of a record."""
     for described in (record, *record.get("elems", ())):
         caption = described.get("caption", ())
         if isinstance(caption, dict):

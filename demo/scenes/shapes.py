@@ -1,4 +1,4 @@
-"""Outlines and textures: from an object's form to the pixels it covers, anti-aliased."""
+"""Outlines and textures: computes the anti-aliased pixels of an object from its form."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SAMPLES = 4
 """Samples per pixel along each axis."""
 
 VISIBLE = 0.25
-"""A pixel that a shape covers by less than this is left out, so that each pixel of a shape can be seen."""
+"""Minimum coverage of a pixel. Pixels with less coverage are dropped, so that all pixels of a shape are visible."""
 
 Plane = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 
 class Form(NamedTuple):
-    """What decides an object's pixels: lengths in pixels, angles in radians."""
+    """Parameters of the pixels of an object; lengths are in pixels, angles in radians."""
 
     shape: str
     texture: str
@@ -34,10 +34,12 @@ class Form(NamedTuple):
 
 
 class Raster(NamedTuple):
-    """An object's pixels, cut to its tight box.
+    """The pixels of an object, cropped to its tight box.
 
-    ``coverage`` (h, w) float32: how much of a pixel the object covers, 0 or in [VISIBLE, 1]; no border row or column is all 0.
-    ``accent`` (h, w) float32 in [0, 1]: how much of a pixel the texture's second tone takes.
+    Attributes:
+        coverage: (h, w) float32, share of each pixel that the object covers: 0, or in [VISIBLE, 1]. No border row or column is
+            all 0.
+        accent: (h, w) float32 in [0, 1], share of each pixel with the second tone of the texture.
     """
 
     coverage: Plane
@@ -46,7 +48,7 @@ class Raster(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def rasterise(form: Form) -> Raster:
-    """Draw a form on its own. The result is cached and must not be written to."""
+    """Draws a form. The result is cached and must not be modified."""
     side = math.ceil(form.extent * 1.3) + 2
     steps = ((np.arange(side * SAMPLES) + 0.5) / SAMPLES - side / 2).astype(np.float32)
     x, y = _turned(steps[None, :], steps[:, None], form.angle)
@@ -75,7 +77,7 @@ def _pixel_means(samples: Mask, side: int) -> Plane:
 
 
 def _star(u: Plane, v: Plane) -> Mask:
-    """Five points: one is straight up, and the plane is folded onto half of one point."""
+    """A star with five points, one of which points up. The plane is folded onto half a point."""
     sector = 2 * math.pi / 5
     inner_x, inner_y = 0.47 * math.cos(sector / 2), 0.47 * math.sin(sector / 2)
     v = (v - 0.08) / 1.06
@@ -87,7 +89,7 @@ def _star(u: Plane, v: Plane) -> Mask:
 
 
 def _heart(u: Plane, v: Plane) -> Mask:
-    """The sextic (x² + y² - 1)³ <= x² y³, moved to the middle."""
+    """The sextic (x² + y² - 1)³ <= x² y³, centred."""
     x, y = u * 1.18, 0.12 - v * 1.16
     ring = x * x + y * y - 1
     inside: Mask = ring * ring * ring <= x * x * y * y * y
@@ -103,11 +105,11 @@ OUTLINES: dict[str, Callable[[Plane, Plane], Mask]] = {
     "diamond": lambda u, v: abs(u) / 0.78 + abs(v) / 1.04 <= 1,
     "heart": _heart,
 }
-"""Insides, from u to the right and v downwards, both about -1 to 1 over the extent."""
+"""Masks of the inside of each shape, as functions of u (to the right) and v (down), both about -1 to 1 over the extent."""
 
 PATTERNS: dict[str, Callable[[Plane, Plane], Mask]] = {
     "striped": lambda x, y: np.broadcast_to((x + 0.2) % 1 < 0.42, np.broadcast_shapes(x.shape, y.shape)),
     "dotted": lambda x, y: (x % 1 - 0.5) ** 2 + (y % 1 - 0.5) ** 2 <= 0.1,
     "checked": lambda x, y: (np.floor(x + 0.5) + np.floor(y + 0.5)) % 2 == 1,
 }
-"""Places of the second tone, from lengths in periods."""
+"""Masks of the second tone of each texture, as functions of coordinates in periods."""

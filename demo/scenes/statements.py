@@ -1,9 +1,9 @@
-"""Decides what is stated of two images, and of which two images it is true.
+"""Generates statements about two images, and chooses images for which they are true or false.
 
-Each statement comes with two images for which it is true and two for which it is false, so that the text alone tells nothing.
-The false two are the true ones exchanged, or with one of them replaced by an image of as many objects: their number tells
-nothing either, except where it is what the statement is about. An image that lacks what is stated has, every other time, an
-object that fits but for one attribute, where the split has such an image.
+Each statement has two images for which it is true and two images for which it is false, so that the text alone is not
+informative. The false pair is the true pair in reverse order, or the true pair with one image replaced by an image with the same
+number of objects. The number of objects is therefore not informative either, unless the statement is about it. In half of the
+cases, an image that does not fit the statement has an object that fits except for one attribute, if the split has such an image.
 """
 
 from __future__ import annotations
@@ -19,48 +19,48 @@ from demo.scenes.describe import Looks
 from demo.scenes.vocabulary import COLOURS, OBJECT_COUNTS, PLAIN, SHAPES, SIDES, SIZES, TEXTURES
 
 TURNS = ("both", "either", "side", "both", "either", "side", "one", "more")
-"""The kinds of statements, in turn: mostly those for which it helps to find an object in one image. Of the others alone a
-small model learns nothing in minutes, since nothing in one image makes them likelier."""
+"""The kinds of statements, in turn. For most of them, finding an object in one image is helpful. A small model cannot learn the
+other kinds alone within minutes, because no single image makes such a statement more likely."""
 
 EXCHANGED = 0.25
-"""How often the false images of a statement on a side are the true ones exchanged."""
+"""Share of statements about a side for which the false pair is the true pair in reverse order."""
 
 TRIES = 12
-"""Draws of a kind until another kind's turn comes."""
+"""Number of attempts for a kind of statement before the next kind is tried."""
 
 SEARCHED = 2000
-"""The images of a statement are chosen among so many neighbours, so that the time a split takes grows with its length
-alone and not with its square."""
+"""The images of a statement are chosen from this number of neighbours, so that the time for a split is linear in its length
+rather than quadratic."""
 
 ImageLooks = tuple[Looks, ...]
-"""How the objects of an image look."""
+"""The looks of the objects of an image."""
 
 TwoImages = tuple[int, int]
-"""Places of the left and the right image in the split."""
+"""Indices of the left and the right image in the split."""
 
 Choice = tuple[TwoImages, TwoImages]
 """Images for which a statement is true, and for which it is false."""
 
 _WORDS = (tuple(SIZES), tuple(texture for texture in TEXTURES if texture != PLAIN), tuple(COLOURS), SHAPES)
-"""Words by the fields of :class:`Looks`; a word's code is its place, from 1."""
+"""Words for each field of :class:`Looks`. The code of a word is its index, counted from 1."""
 
 Codes = NDArray[np.int8]
-"""(images, objects, fields of :class:`Looks`); 0 = plain, or no such object."""
+"""(images, objects, fields of :class:`Looks`); 0 means plain, or that the object does not exist."""
 
 Mask = NDArray[np.bool_]
 
 _HAD = [names.split() for names in ("colour", "colour", "colour", "texture colour", "colour shape")]
-"""Attributes that name an object that an image has: always its colour, which the pre-trained demo model finds by itself, where
-it hardly tells shapes apart without."""
+"""Sets of attributes that name an object of an image. They always include the colour, because the pre-trained demo model
+recognises colours well, but hardly recognises shapes without colours."""
 
 _COUNTED = [
     names.split() for names in ("", "colour", "size", "texture", "texture colour", "size colour", "size texture")
 ]
-"""Attributes that name objects to count. Never by shape: one plural is enough."""
+"""Sets of attributes that name objects to count. They never include the shape, so that only one plural is needed."""
 
 
 class StatementSet(NamedTuple):
-    """A statement, its ``number`` in its split, and the (left, right) images for which it is true and for which it is false."""
+    """A statement, its ``number`` in the split, and the (left, right) images for which it is true and for which it is false."""
 
     number: int
     text: str
@@ -70,10 +70,10 @@ class StatementSet(NamedTuple):
 
 
 def statement_sets(seed: int, split: str, images: Sequence[ImageLooks], count: int) -> Iterator[StatementSet]:
-    """Up to ``count`` sets on the images of a split: a function of the arguments alone.
+    """Yields up to ``count`` sets of statements about the images of a split. They depend only on the arguments.
 
-    In train a statement may come again with other images: there are few of some kinds. In val and test none does. Where
-    the images allow no statement, or no new one, a set is left out and its number with it.
+    In train, a statement may be repeated with other images, because some kinds have few statements. In val and test, statements
+    are unique. If the images allow no statement, or no new statement, the set and its number are skipped.
     """
     codes = _codes_of(images)
     seen: set[str] = set()
@@ -101,45 +101,45 @@ def _new_statement(
 
 
 def _draw(kind: str, codes: Codes, rng: np.random.Generator) -> tuple[str, TwoImages, TwoImages]:
-    """A statement, and the images for which it is true and for which it is false.
+    """Draws a statement, and the images for which it is true and for which it is false.
 
     Raises:
-        _NotFoundError: there are no such images for the drawn looks.
+        _NotFoundError: if there are no such images for the drawn looks.
     """
     template, choose = _KINDS[kind]
     search = _Search(codes, rng, _COUNTED if kind == "more" else _HAD)
     side = one_of(rng, SIDES)
     opposite = SIDES[1] if side == SIDES[0] else SIDES[0]
     text = template.format(name=search.looks.name(), one=search.looks.indefinite(), side=side, opposite=opposite)
-    places = [(search.start + first, search.start + second) for first, second in choose(search)]
-    true, false = places if side == SIDES[0] else [two[::-1] for two in places]
+    pairs = [(search.start + first, search.start + second) for first, second in choose(search)]
+    true, false = pairs if side == SIDES[0] else [two[::-1] for two in pairs]
     return text, true, false
 
 
 def _codes_of(images: Sequence[ImageLooks]) -> Codes:
-    """Looks of all objects of all images, so that they can be searched at once."""
+    """Encodes the looks of all objects of all images, so that they can be searched with array operations."""
     codes = np.zeros((len(images), max(OBJECT_COUNTS), len(_WORDS)), dtype=np.int8)
-    for place, image in enumerate(images):
+    for index, image in enumerate(images):
         for number, looks in enumerate(image):
-            codes[place, number] = [
+            codes[index, number] = [
                 0 if word is None else 1 + words.index(word) for words, word in zip(_WORDS, looks, strict=True)
             ]
     return codes
 
 
 class _NotFoundError(Exception):
-    """The searched images have none as it is wanted."""
+    """None of the searched images fits."""
 
 
 class _Search:
-    """Draws the looks of some object, and chooses images at random, among neighbours in the split.
+    """Draws the looks of a random object, and chooses random images among neighbours in the split.
 
     Attributes:
-        start: place of the first neighbour; masks and chosen places count from it.
+        start: index of the first neighbour; masks and chosen indices are relative to it.
         totals: number of objects of each image.
-        looks: looks of some object, as far as one of the sets of attributes names them.
-        count: of each image the number of objects that look so.
-        near: whether an object of the image looks so but for one attribute.
+        looks: looks of a random object, limited to one of the sets of attributes.
+        count: number of objects with these looks in each image.
+        near: mask of the images with an object that has these looks except for one attribute.
     """
 
     def __init__(self, codes: Codes, rng: np.random.Generator, sets: Sequence[Sequence[str]]) -> None:
@@ -148,8 +148,8 @@ class _Search:
         codes = codes[self.start : self.start + SEARCHED]
         present = codes.any(axis=2)
         self.totals = np.count_nonzero(present, axis=1)
-        place = self.pick(self.totals > 0)
-        drawn = codes[place, rng.integers(self.totals[place])]
+        index = self.pick(self.totals > 0)
+        drawn = codes[index, rng.integers(self.totals[index])]
         named = {
             name: words[code - 1] for name, words, code in zip(Looks._fields, _WORDS, drawn, strict=True) if code > 0
         }
@@ -161,40 +161,41 @@ class _Search:
         self.near: Mask = (met == len(columns) - 1).any(axis=1)
 
     def chance(self) -> bool:
-        """True every other time."""
+        """Returns True with probability 1/2."""
         return bool(self.rng.integers(2))
 
-    def like(self, place: int) -> Mask:
-        """The images of as many objects as the one at ``place``, and not this one."""
-        mask: Mask = self.totals == self.totals[place]
-        return mask & self.other_than(place)
+    def like(self, index: int) -> Mask:
+        """Returns a mask of the other images with the same number of objects as the image at ``index``."""
+        mask: Mask = self.totals == self.totals[index]
+        return mask & self.other_than(index)
 
-    def other_than(self, *places: int) -> Mask:
-        """All images but these."""
+    def other_than(self, *indices: int) -> Mask:
+        """Returns a mask of all images except the images at ``indices``."""
         mask = np.ones(len(self.totals), dtype=np.bool_)
-        mask[list(places)] = False
+        mask[list(indices)] = False
         return mask
 
     def pick(self, mask: Mask, preferred: Mask | None = None) -> int:
-        """One image of the mask; every other time of the preferred ones, if there are any.
+        """Returns a random image of the mask. With probability 1/2, it is one of the preferred images, if there are any.
 
         Raises:
-            _NotFoundError: the mask has none.
+            _NotFoundError: if the mask is empty.
         """
         if preferred is not None and self.chance() and (mask & preferred).any():
             mask = mask & preferred
-        places = np.flatnonzero(mask)
-        if not len(places):
+        indices = np.flatnonzero(mask)
+        if not len(indices):
             raise _NotFoundError
-        return int(places[self.rng.integers(len(places))])
+        return int(indices[self.rng.integers(len(indices))])
 
 
-# Each function chooses images for one kind of statement; of two images, the first is the one at the statement's side.
+# Each function chooses images for one kind of statement. The first image of a pair is at the side that the statement names.
 
 
 def _side(search: _Search) -> Choice:
-    """The false two have another image at the statement's side; the image opposite has such an object too every other time, so
-    that it tells little whether one is to be seen at all. Now and then the two are exchanged instead."""
+    """The false pair has another image at the side of the statement. In half of the cases, the opposite image also has such an
+    object, so that its mere presence is hardly informative. Sometimes, the false pair is the true pair in reverse order
+    instead."""
     count, near = search.count, search.near
     has = search.pick(count > 0)
     lacks = search.pick((count == 0) & search.like(has), near)
@@ -205,7 +206,7 @@ def _side(search: _Search) -> Choice:
 
 
 def _both(search: _Search) -> Choice:
-    """Of the false two, one lacks such an object."""
+    """In the false pair, one image lacks such an object."""
     count, near = search.count, search.near
     stays = search.pick(count > 0)
     has = search.pick((count > 0) & search.other_than(stays))
@@ -214,7 +215,7 @@ def _both(search: _Search) -> Choice:
 
 
 def _either(search: _Search) -> Choice:
-    """Of the false two, neither has such an object; of the true ones, one has."""
+    """In the false pair, neither image has such an object; in the true pair, one has."""
     count, near = search.count, search.near
     has = search.pick(count > 0)
     lacks = search.pick((count == 0) & search.like(has), near)
@@ -223,7 +224,7 @@ def _either(search: _Search) -> Choice:
 
 
 def _one(search: _Search) -> Choice:
-    """Of the false two, both have such an object, or none has."""
+    """In the false pair, both images have such an object, or neither has."""
     count, near = search.count, search.near
     has = search.pick(count > 0)
     lacks = search.pick(count == 0, near)
@@ -233,9 +234,10 @@ def _one(search: _Search) -> Choice:
 
 
 def _more(search: _Search) -> Choice:
-    """The false two are exchanged, or the one image has at least as many such objects, or the other at most as many.
+    """The false pair is the true pair in reverse order, or one image is replaced so that the first image does not have more such
+    objects than the second.
 
-    With "more shapes" the number of objects is what the statement is about; otherwise all images have as many objects.
+    With "more shapes", the statement is about the number of objects. Otherwise, all images have the same number of objects.
     """
     count = search.count
     more = search.pick(count > 0, count > 1)

@@ -1,4 +1,4 @@
-"""Vocabulary of the scenes: shapes, colours, textures, sizes and relations, by their names."""
+"""Vocabulary of the scenes: shapes, colours, textures, sizes and relations by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond", "heart")
 
 
 class Colour(NamedTuple):
-    """A colour of objects: ``rgb`` fills the shape, ``accent`` (same hue, another lightness) draws its texture."""
+    """A colour of objects. ``rgb`` fills the shape, and ``accent`` (same hue, different lightness) draws its texture."""
 
     rgb: RGB
     accent: RGB
@@ -28,21 +28,21 @@ COLOURS: dict[str, Colour] = {
 }
 
 PLAIN = "plain"
-"""The texture that is never named."""
+"""The texture that is never mentioned."""
 
 TEXTURES = (PLAIN, "striped", "dotted", "checked")
 
 SIZES: dict[str, tuple[float, float]] = {"small": (0.20, 0.25), "large": (0.33, 0.41)}
-"""Bounds of an object's extent, as a fraction of the image's shorter side. No object lies between small and large."""
+"""Bounds of the extent of an object, as a fraction of the shorter side of the image. No size is between small and large."""
 
 MAX_LARGE = {1: 1, 2: 2, 3: 3, 4: 2, 5: 1}
-"""How many large objects fit beside the others, by the number of objects."""
+"""Maximum number of large objects, by the number of objects in the scene."""
 
 OBJECT_COUNTS = {1: 0.10, 2: 0.25, 3: 0.30, 4: 0.20, 5: 0.15}
-"""How often a scene has so many objects."""
+"""Probability of each number of objects in a scene."""
 
 RELATIONS = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}
-"""Axis (0 = x, 1 = y), and the sign of how much further along it the reference lies than the subject."""
+"""Axis (0 = x, 1 = y), and the sign of the position of the reference relative to the subject along the axis."""
 
 PLACES = {"leftmost": (0, -1), "rightmost": (0, 1), "topmost": (1, -1), "bottommost": (1, 1)}
 """Axis, and the direction along it."""

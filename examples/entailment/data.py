@@ -77,10 +77,10 @@ class EntailmentBatches(FineTuneBatches[EntailmentDataConfig, tuple[Tensor, str,
 
     def example(self, index: int, rng: np.random.Generator) -> tuple[Tensor, str, int]:
         item = self.items[index]
-        return self.view(item.image), cleaned(item.sentence, self.text.max_words, item.image.place), item.label
+        return self.view(item.image), cleaned(item.sentence, self.text.max_words, item.image.location), item.label
 
-    def place(self, index: int) -> str:
-        return self.items[index].image.place
+    def location(self, index: int) -> str:
+        return self.items[index].image.location
 
     def filler(self) -> tuple[Tensor, str, int]:
         return black(self.image_size), "a", 0
@@ -104,8 +104,8 @@ def read_items(file: str, key: str, max_broken: float = 0.0) -> list[Item]:
 def _parse(row: Row, images: ImageFiles) -> Item:
     label = row.get("label", str)
     if label not in CLASSES:
-        raise BrokenRecordError("wrong type", row.place, f"label is {label!r}, none of {', '.join(CLASSES)}")
-    return Item(images.find(row.get("image", str), row.place), row.get("sentence", str), CLASSES.index(label))
+        raise BrokenRecordError("wrong type", row.location, f"label is {label!r}, none of {', '.join(CLASSES)}")
+    return Item(images.find(row.get("image", str), row.location), row.get("sentence", str), CLASSES.index(label))
 
 
 def draw(folder: Path) -> None:

@@ -105,7 +105,7 @@ class EntailmentTask(FineTuneTask[EntailmentConfig, EntailmentModel, EntailmentB
 
 def _read(view: EvaluationView, max_words: int, items: Sequence[Item], index: int) -> tuple[Tensor, str]:
     item = items[index]
-    return view(item.image), cleaned(item.sentence, max_words, item.image.place)
+    return view(item.image), cleaned(item.sentence, max_words, item.image.location)
 
 
 TASK = TaskKind(EntailmentConfig, EntailmentTask)

@@ -17,9 +17,9 @@ __all__ = ["caption_metrics", "caption_scores", "tokenize", "tokenize_references
 def caption_metrics(
     candidates: Sequence[str], references: Sequence[Sequence[str]], frequencies: DocumentFrequencies | None = None
 ) -> dict[str, float]:
-    """``BLEU-1`` to ``BLEU-4`` and ``ROUGE-L`` in 0..1, and ``CIDEr`` in 0..10, as the standard evaluation gives them.
+    """Computes ``BLEU-1`` to ``BLEU-4`` and ``ROUGE-L`` in 0..1, and ``CIDEr`` in 0..10, like the standard evaluation.
 
-    Arguments and errors as of :func:`caption_scores`.
+    See :func:`caption_scores` for arguments and errors.
     """
     return caption_scores(candidates, references, frequencies)[0]
 
@@ -27,20 +27,23 @@ def caption_metrics(
 def caption_scores(
     candidates: Sequence[str], references: Sequence[Sequence[str]], frequencies: DocumentFrequencies | None = None
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """The metrics of :func:`caption_metrics`, and of those that are means over images, the scores of the images, (I,).
+    """Computes the metrics of :func:`caption_metrics`, and the scores of single images, (I,), for metrics that are means over
+    images.
 
-    BLEU is of the corpus and no such mean. A score of CIDEr depends on the other images by the document frequencies alone.
+    BLEU is computed over the corpus and is not a mean. The CIDEr score of an image depends on other images only through the
+    document frequencies.
 
-    The order of images matters to no more than the few tokens that depend on the next caption; see
-    :func:`metrics.captions.ptb.tokenize`. Papers report all times 100.
+    The order of images affects only the few tokens that depend on the next caption; see :func:`metrics.captions.ptb.tokenize`.
+    Papers report all metrics times 100.
 
     Args:
-        candidates: one caption per image, as generated.
-        references: each image's captions, as annotated; at least one.
-        frequencies: weights of CIDEr from another corpus; of the references themselves where None, as is standard.
+        candidates: the generated caption of each image.
+        references: the annotated captions of each image; at least one.
+        frequencies: weights of CIDEr from another corpus; if None, they are computed from the references, as is standard.
 
     Raises:
-        ValueError: no images, not as many candidates as images, or an image without references.
+        ValueError: if there are no images, the number of candidates differs from the number of images, or an image has no
+            references.
     """
     if len(candidates) != len(references) or not candidates:
         raise ValueError(f"{len(candidates)} candidates for {len(references)} images; each image needs one")
@@ -57,6 +60,6 @@ def caption_scores(
 
 
 def tokenize_references(references: Sequence[Sequence[str]]) -> list[list[str]]:
-    """:func:`tokenize` of all images' captions as one text, grouped by image again."""
+    """Tokenizes the captions of all images as one text (see :func:`tokenize`), and groups the result by image."""
     tokens = iter(tokenize([caption for own in references for caption in own]))
     return [[next(tokens) for _ in own] for own in references]

@@ -10,14 +10,14 @@ from metrics.captions.ngrams import count_ngrams
 
 _NO_MATCH = 1e-15
 _NO_GUESS = 1e-9
-"""Added by the standard evaluation to matches and to lengths, so that nothing is divided by 0."""
+"""The standard evaluation adds these to matches and lengths to avoid division by 0."""
 
 
 def corpus_bleu(candidates: Sequence[str], references: Sequence[Sequence[str]], max_n: int = 4) -> list[float]:
-    """BLEU-1 to BLEU-``max_n`` in 0..1, of one candidate per image against its references, as the standard evaluation.
+    """Computes BLEU-1 to BLEU-``max_n`` in 0..1, for one candidate per image, like the standard evaluation.
 
-    Counts are summed over the corpus. The reference length of a candidate is the closest one, the shorter of two equally
-    close. Captions are tokens between spaces (:func:`metrics.captions.ptb.tokenize`).
+    Counts are summed over the corpus. The reference length of a candidate is the length of the closest reference; of two equally
+    close references, the shorter. Captions are tokens separated by spaces (:func:`metrics.captions.ptb.tokenize`).
 
     >>> [round(score, 4) for score in corpus_bleu(["a dog runs"], [["a dog runs fast"]], max_n=2)]
     [0.7165, 0.7165]

@@ -1,8 +1,8 @@
-"""Which characters beyond ASCII the standard caption tokenizer takes for letters, marks, digits and symbols; it drops the rest.
+"""Non-ASCII characters that the standard caption tokenizer takes as letters, marks, digits and symbols; it drops all others.
 
-Observed by giving each character of the basic plane to the tokenizer, alone and inside words and numbers. The tokenizer dates
-from an older Unicode than Python's, so that ``unicodedata`` would answer otherwise for some scripts. Each table is a list of
-code points and ranges of code points, in hexadecimal.
+The tables were observed by giving each character of the basic plane to the tokenizer, alone and inside words and numbers. The
+tokenizer uses an older version of Unicode than Python, so ``unicodedata`` would give other results for some scripts. Each table
+is a list of code points and ranges of code points, in hexadecimal.
 """
 
 LETTERS = """
@@ -37,7 +37,7 @@ fa70-fad9 fb00-fb06 fb13-fb17 fb1d fb1f-fb28 fb2a-fb36 fb38-fb3c fb3e fb40-fb41 
 fd50-fd8f fd92-fdc7 fdf0-fdfb fe70-fe74 fe76-fefc ff21-ff3a ff41-ff5a ff66-ffbe ffc2-ffc7 ffca-ffcf ffd2-ffd7
 ffda-ffdc
 """
-"""Start and continue words of every kind."""
+"""Letters start and continue words of all kinds."""
 
 MARKS = """
 02c2-02c5 02d2-02df 02e5-02eb 02ed 02ef-036f 0375 0378-0379 0384-0385 03f6 0483-0487 055a-055f 0591-05bd 05bf
@@ -46,7 +46,7 @@ MARKS = """
 0a01-0a03 0a3c 0a3e-0a4f 0a81-0a83 0abc 0abe-0acf 0b82 0bbe-0bc2 0bc6-0bc8 0bca-0bcd 0c01-0c03 0c3e-0c56 0d3e-0d44
 0d46-0d48 0e31 0e34-0e3a 0e47-0e4e 0eb1 0eb4-0ebc 0ec8-0ecd
 """
-"""Start and continue plain words, not hyphenated ones."""
+"""Marks start and continue plain words, but not hyphenated words."""
 
 DIGITS = """
 0660-0669 06f0-06f9 07c0-07c9 0966-096f 09e6-09ef 0a66-0a6f 0ae6-0aef 0b66-0b6f 0be6-0bef 0c66-0c6f 0ce6-0cef
@@ -54,7 +54,7 @@ DIGITS = """
 1a90-1a99 1b50-1b59 1bb0-1bb9 1c40-1c49 1c50-1c59 a620-a629 a8d0-a8d9 a900-a909 a9d0-a9d9 aa50-aa59 abf0-abf9
 ff10-ff19
 """
-"""Make numbers; continue words."""
+"""Digits form numbers and continue words."""
 
 SYMBOLS = """
 00a1 00a5-00a9 00ac 00ae-00b4 00b6-00b9 00bf 00d7 00f7 037e 0387 0589 05be 05c0 05c3 05c6 05f3-05f4 0600-0603
@@ -63,4 +63,4 @@ SYMBOLS = """
 2125 2127 2129 212e 213a-213b 2140-2144 214a-214d 214f 2155-215e 2190-2bff 3001-3002 3012 30fb ff01-ff0f ff1a-ff20
 ff3b-ff40 ff5b-ff65 ffe0-ffe1 ffe5-ffe6
 """
-"""Stand alone as tokens of one character."""
+"""Symbols are tokens of one character."""

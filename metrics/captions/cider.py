@@ -1,4 +1,4 @@
-"""CIDEr-D: which the standard evaluation calls CIDEr."""
+"""CIDEr-D, which the standard evaluation calls CIDEr."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from metrics.captions.ngrams import Ngram, count_ngrams
 
 MAX_N = 4
 SIGMA = 6.0
-"""Deviation of the length difference, in words, in the Gaussian penalty."""
+"""Standard deviation of the Gaussian penalty for length differences, in words."""
 
 
 @dataclass(frozen=True)
 class DocumentFrequencies:
-    """In the references of how many images an n-gram occurs."""
+    """Number of images in whose references an n-gram occurs, by n-gram."""
 
     counts: Mapping[Ngram, float]
     images: float
-    """Images in all."""
+    """Total number of images."""
 
     @classmethod
     def of(cls, references: Iterable[Sequence[str]]) -> DocumentFrequencies:
-        """From each image's tokenized references."""
+        """Counts n-grams in the tokenized references of each image."""
         counts: Counter[Ngram] = Counter()
         images = 0
         for own in references:
@@ -37,16 +37,17 @@ class DocumentFrequencies:
 
 
 class CiderD:
-    """Scores candidates by the weights of one table of document frequencies.
+    """Scores candidates with the weights of a table of document frequencies.
 
-    Made once, it is quick enough to be called at every step of self-critical training: the vectors of references are kept.
-    The score is 10 times the mean over n = 1..4, and over references, of the cosine between vectors of n-gram counts weighted
-    by inverse document frequency; counts are clipped to the reference's, and a difference in length is penalised (CIDEr, sec.
-    5 and appendix). As in the standard evaluation, a caption's length is its number of bigrams.
+    The vectors of references are cached, so that it is fast enough to be called at every step of self-critical training. The
+    score is 10 times the mean over n = 1..4, and over references, of the cosine between vectors of n-gram counts weighted by
+    inverse document frequency. Counts are clipped to the counts of the reference, and a difference in length is penalised (CIDEr,
+    sec. 5 and appendix). As in the standard evaluation, the length of a caption is its number of bigrams.
 
     Args:
-        frequencies: of the evaluated references themselves in the standard evaluation; of the training set's in training.
-        kept_references: how many references' vectors are kept, about 7 kB each.
+        frequencies: document frequencies of the evaluated references in the standard evaluation, or of the training set in
+            training.
+        kept_references: maximum number of cached vectors of references, about 7 kB each.
     """
 
     def __init__(self, frequencies: DocumentFrequencies, kept_references: int = 10_000) -> None:
@@ -55,7 +56,7 @@ class CiderD:
         self._reference = lru_cache(kept_references)(self._vector)
 
     def scores(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-        """CIDEr-D of each candidate against its image's references, (N,) in 0..10; captions tokenized.
+        """Computes CIDEr-D of each candidate against the references of its image, (N,) in 0..10. Captions must be tokenized.
 
         >>> tokenized = [["a cat sits", "the cat"], ["a dog runs"]]
         >>> CiderD(DocumentFrequencies.of(tokenized)).scores(["a cat sits", "a cat sits"], tokenized).round(4)
@@ -67,7 +68,7 @@ class CiderD:
         )
 
     def _vector(self, caption: str) -> tuple[dict[Ngram, float], list[float], int]:
-        """Weights by n-gram, their norms by n, and the length."""
+        """Returns the weights by n-gram, their norms by n, and the length of a caption."""
         norms = [0.0] * MAX_N
         weights = {}
         for ngram, count in count_ngrams(caption, MAX_N).items():
@@ -96,9 +97,11 @@ class CiderD:
 def cider_d(
     candidates: Sequence[str], references: Sequence[Sequence[str]], frequencies: DocumentFrequencies | None = None
 ) -> np.ndarray:
-    """CIDEr-D of one candidate per image, (N,) in 0..10, of tokenized captions; the mean is the corpus's.
+    """Computes CIDEr-D of one candidate per image, (N,) in 0..10. The score of the corpus is the mean.
 
     Args:
-        frequencies: of the references themselves where None, as in the standard evaluation.
+        candidates: tokenized candidates.
+        references: tokenized references of each image.
+        frequencies: document frequencies; if None, they are computed from the references, as in the standard evaluation.
     """
     return CiderD(frequencies or DocumentFrequencies.of(references)).scores(candidates, references)

@@ -1,4 +1,4 @@
-"""Files of document frequencies for CIDEr."""
+"""Reads files of document frequencies for CIDEr."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ from utils.files import expanded, read_json
 from utils.pickles import read_plain_pickle
 
 TABLE, IMAGES = "document_frequency", "ref_len"
-"""Keys of the usual pickles, such as ``coco-train-df.p``; ``ref_len`` is the number of images there, not its logarithm."""
+"""Keys of the common pickles, such as ``coco-train-df.p``, in which ``ref_len`` is the number of images, not its logarithm."""
 
 
 def read_document_frequencies(path: str, key: str) -> DocumentFrequencies:
-    """From ``.json``, ``{"ref_len": images, "document_frequency": {"a dog": images with these words in a row, …}}``, or else a
-    pickle of the same, of which no code is run.
+    """Reads document frequencies from a ``.json`` file or a pickle. Code in the pickle is never run.
+
+    Both contain ``{"ref_len": images, "document_frequency": {"a dog": number of images with this n-gram, …}}``.
 
     Args:
-        key: of the config, for messages.
+        path: the file.
+        key: config key of the file, for messages.
 
     Raises:
-        UserError: no such file, damaged, or not a table of document frequencies.
+        UserError: if the file does not exist, is damaged, or is not a table of document frequencies.
     """
     content = _read_json(path, key) if path.endswith(".json") else read_plain_pickle(path, key)
     table = content.get(TABLE) if isinstance(content, Mapping) else None
     images = content.get(IMAGES) if isinstance(content, Mapping) else None
     if not isinstance(table, Mapping) or not isinstance(images, Real) or images < 1:
         raise UserError(
-            f"{key}: {path} is no table of document frequencies: it needs {TABLE!r} (n-gram: images) and {IMAGES!r}"
+            f"{key}: {path} is not a table of document frequencies: it needs {TABLE!r} (n-gram: images) and {IMAGES!r}"
         )
     counts = {tuple(ngram.split(" ")) if isinstance(ngram, str) else ngram: count for ngram, count in table.items()}
     for ngram, count in counts.items():

@@ -1,7 +1,7 @@
-"""The rules of :mod:`metrics.captions.ptb`: which texts are tokens, and how each is written.
+"""The rules of :mod:`metrics.captions.ptb`, which define tokens and how they are written.
 
-At every place the rule that matches most characters wins, the context after the token included; of equally long ones, the
-first. So the order matters only between rules that can match the same text.
+At each position, the rule with the longest match is used, including the context after the token. If several matches are equally
+long, the first rule is used. The order therefore matters only for rules that can match the same text.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from metrics.captions import characters
 
 
 class Rule(NamedTuple):
-    """One kind of token."""
+    """A rule for one kind of token."""
 
     pattern: re.Pattern[str]
-    """Group 1 is the token, the rest is context that has to follow."""
+    """Group 1 is the token; the rest is context that must follow."""
     written: Callable[[str], str]
-    """Group 1 -> its token, or tokens between spaces; empty where the text is no token."""
+    """Maps group 1 to its token, or to several tokens separated by spaces; empty if the text is dropped."""
 
 
 def _any_of(words: str) -> str:
-    """One of the ``words`` between spaces, the longest that matches."""
+    """Returns a pattern for the longest matching word of ``words``, which are separated by spaces."""
     return "(?:" + "|".join(sorted(words.split(), key=len, reverse=True)) + ")"
 
 
@@ -32,7 +32,7 @@ def _any_of_any_case(words: str) -> str:
 
 
 def _any_of_capitalized(words: str) -> str:
-    """One of the ``words``, whose first letters have to be as given."""
+    """Returns a pattern for one of ``words``, in which the case of the first letter is significant."""
     return "(?:" + "|".join(word[0] + _any_case(word[1:]) for word in words.split()) + ")"
 
 
@@ -51,7 +51,7 @@ FRACTIONS = {"¼": "1/4", "½": "1/2", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"}
 CURRENCIES = {"¢": "cents", "£": "#", "¤": "$", "\x80": "$", "₠": "$", "€": "$"}
 ENTITIES = {"&lt;": "<", "&gt;": ">", "&amp;": "&", "&LT;": "<", "&GT;": ">", "&AMP;": "&"}
 SPLIT_WORDS = ("cannot", "gonna", "gotta", "lemme", "gimme", "wanna")
-"""Words that are two tokens, the first of three letters."""
+"""Words that are split into two tokens after the third letter."""
 QUOTES = {"‘": "`", "’": "'", "‛": "`", "“": "``", "”": "''", "‹": "`", "›": "'", "«": "``", "»": "''"}
 QUOTES |= {"\x91": "`", "\x92": "'", "\x93": "``", "\x94": "''"}
 SOFT_HYPHEN = "\xad"
@@ -83,12 +83,12 @@ def _word(text: str) -> str:
 
 
 def _straight(text: str) -> str:
-    """With a straight apostrophe, or a straight tick."""
+    """Replaces curly apostrophes and ticks by straight ones."""
     return re.sub(_TICK, "`", re.sub("[’\x92]|&apos;", "'", text))
 
 
 def _in_one(text: str) -> str:
-    """One token in spite of its spaces."""
+    """Replaces spaces by no-break spaces, so that the text stays one token."""
     return text.replace(" ", "\xa0")
 
 
@@ -176,7 +176,7 @@ def _rule(token: str, written: Callable[[str], str] = _as_is, context: str = "")
 
 RULES = (
     _rule(f"{_BLANK}+", _dropped),
-    # Words, and what is split off them.
+    # Words, and the endings that are split off.
     *(_rule(_any_case(word[:3]), context=_any_case(word[3:])) for word in SPLIT_WORDS),
     _rule("'[tT]", context=_any_case("is|was")),
     _rule(f"[A-Za-z{SOFT_HYPHEN}]*[A-MO-Za-mo-z]{SOFT_HYPHEN}*", _word, context=_NOT),
@@ -206,7 +206,7 @@ RULES = (
     _rule(rf"{_BESIDE_SLASH}(?:\\?/{_BESIDE_SLASH}){{1,2}}"),
     _rule(r"[cC]\+\+|[cCfF]#"),
     _rule(f"{_APOSTROPHE}[0-9]{{2}}", context=_GAP),
-    # Abbreviations. Those that may end a sentence need any two characters after them to win over longer words.
+    # Abbreviations. An abbreviation that may end a sentence takes precedence over longer words only if two characters follow.
     _rule("[A-Za-z]", context=rf"\.{_GAP}+(?:{_SENTENCE_START}|{_TAG}){_GAP}+"),
     _rule(rf"{_INITIALS}|[A-Za-z]\."),
     _rule(rf"(?:{_TITLES}|[mM][ft][gG])\."),

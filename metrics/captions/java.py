@@ -1,4 +1,4 @@
-"""METEOR and SPICE, which exist as Java programs only: through the optional pycocoevalcap."""
+"""METEOR and SPICE, which only exist as Java programs. They are run through the optional package pycocoevalcap."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SCORERS = {"METEOR": ("pycocoevalcap.meteor.meteor", "Meteor"), "SPICE": ("pycoc
 def java_metrics(
     candidates: Sequence[str], references: Sequence[Sequence[str]], names: Sequence[str]
 ) -> dict[str, float]:
-    """The metrics ``names`` of :data:`SCORERS`, in 0..1, of tokenized captions (:func:`metrics.captions.tokenize`).
+    """Computes the metrics ``names`` of :data:`SCORERS`, in 0..1, for tokenized captions (:func:`metrics.captions.tokenize`).
 
     SPICE downloads its models on first use.
 
     Raises:
-        UserError: see :func:`check_java_metrics`, or the program failed.
+        UserError: as :func:`check_java_metrics`, or if the program failed.
     """
     check_java_metrics(names)
     theirs = {index: list(own) for index, own in enumerate(references)}
@@ -35,22 +35,22 @@ def java_metrics(
         try:
             scorer = getattr(importlib.import_module(module), class_name)()
             score, _ = scorer.compute_score(theirs, ours)
-        # Their programs fail in many ways: no network, too little memory, a Java that is too old or too new.
+        # The programs fail in many ways: no network, too little memory, a Java version that is too old or too new.
         except BaseException as error:
             if name == "METEOR" and scorer is not None:
                 _release(scorer)
             if not isinstance(error, Exception):  # Ctrl-C
                 raise
             raise UserError(
-                f"{name} failed in pycocoevalcap: {error!r:.300}; leave it out, or mend its Java set-up"
+                f"{name} failed in pycocoevalcap: {error!r:.300}; drop this metric, or fix its Java set-up"
             ) from None
         results[name] = float(score)
     return results
 
 
 def _release(meteor: Any) -> None:
-    """Prepare a failed Meteor for its destructor, which waits for the lock that Meteor still holds, and then closes the pipe
-    to a program that may have ended."""
+    """Prepares a failed Meteor for its destructor. The destructor waits for the lock that Meteor still holds, and then closes the
+    pipe to a program that may have ended."""
     if (lock := getattr(meteor, "lock", None)) is not None and lock.locked():
         lock.release()
     with contextlib.suppress(OSError, AttributeError):
@@ -58,18 +58,18 @@ def _release(meteor: Any) -> None:
 
 
 def check_java_metrics(names: Sequence[str]) -> None:
-    """Tell what :func:`java_metrics` lacks, before any work.
+    """Checks the requirements of :func:`java_metrics` before any work starts.
 
     Raises:
-        UserError: an unknown name, no pycocoevalcap, or no Java.
+        UserError: if a name is unknown, or pycocoevalcap or Java is missing.
     """
     for name in names:
         if name not in SCORERS:
-            raise UserError(f"{name} is no metric of pycocoevalcap's Java programs; there are {', '.join(SCORERS)}")
+            raise UserError(f"{name} is not a metric of pycocoevalcap's Java programs; there are {', '.join(SCORERS)}")
     if not names:
         return
     wanted = f"{names[0]} needs" if len(names) == 1 else f"{' and '.join(names)} need"
-    drop = "or leave it out" if len(names) == 1 else "or leave them out"
+    drop = "or drop this metric" if len(names) == 1 else "or drop these metrics"
     if importlib.util.find_spec("pycocoevalcap") is None:
         raise UserError(f'{wanted} pycocoevalcap, which is not installed: pip install ".[captions]", {drop}')
     if shutil.which("java") is None:

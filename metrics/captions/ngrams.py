@@ -8,7 +8,7 @@ Ngram = tuple[str, ...]
 
 
 def count_ngrams(caption: str, max_n: int = 4) -> Counter[Ngram]:
-    """How often each n-gram of 1 to ``max_n`` words occurs; words are what white space of any kind divides.
+    """Counts the n-grams of 1 to ``max_n`` words. Words are separated by any white space.
 
     >>> count_ngrams("a b a", 2)[("a",)]
     2

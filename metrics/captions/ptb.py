@@ -1,9 +1,9 @@
-"""PTB tokens of captions as the standard evaluation makes them, without Java.
+"""Tokenizes captions like the PTB tokenizer of the standard evaluation, without Java.
 
-The standard evaluation gives all captions, one a line, to the PTBTokenizer of Stanford CoreNLP 3.4.1 with ``-preserveLines
--lowerCase`` and drops the punctuation tokens. :mod:`metrics.captions.grammar` was written from what that tokenizer does with
-millions of short inputs; ``tests/golden/captions`` holds several hundred captions with its tokens. (British spellings stay:
-the tokenizer's Americanization is off in the standard evaluation.)
+The standard evaluation passes all captions, one per line, to the PTBTokenizer of Stanford CoreNLP 3.4.1 with ``-preserveLines
+-lowerCase``, and drops the punctuation tokens. The rules in :mod:`metrics.captions.grammar` were derived from the output of this
+tokenizer for millions of short inputs. ``tests/golden/captions`` has several hundred captions with its tokens. (British spellings
+are kept, because the tokenizer's Americanization is off in the standard evaluation.)
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ from collections.abc import Sequence
 from metrics.captions.grammar import RULES, SPLIT_WORDS
 
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
-"""Tokens that the standard evaluation drops. It names brackets, too, but in capitals, and tokens are in lower case by then."""
+"""Tokens that the standard evaluation drops. Its list also has brackets, but in upper case, while tokens are in lower case."""
 
 _LINE_BREAK = re.compile("[\n\r\x0b\x0c\x85\u2028\u2029]")
 _SPACE = re.compile("[ \t](?=[!-~])")
 _PLAIN_WORD = re.compile("[ \t]*([A-Za-z]+)(?=[ \n])")
-"""A word that no rule but the one of words can take, unless it is one of :data:`SPLIT_WORDS`: most of every caption."""
+"""A word that only the rule for words can match, unless it is one of :data:`SPLIT_WORDS`. Most words of a caption are like
+this."""
 
 
 def tokenize(captions: Sequence[str]) -> list[str]:
-    """Each caption as its tokens, in lower case and without punctuation, between single spaces.
+    """Returns the tokens of each caption, in lower case, without punctuation, and separated by single spaces.
 
-    A token may hold a no-break space (in ``1 1/2`` and telephone numbers). The captions are the lines of one text, as in the
-    standard evaluation: a few tokens depend on how the next caption starts (``no.`` before a number keeps its period). Line
-    breaks of every kind inside a caption count as spaces; the standard evaluation does so for line feeds only, and any other
-    shifts all captions after it by one.
+    A token may contain a no-break space (in ``1 1/2`` and telephone numbers). As in the standard evaluation, the captions are the
+    lines of one text, so a few tokens depend on the start of the next caption (``no.`` before a number keeps its period). All
+    kinds of line breaks inside a caption count as spaces. The standard evaluation handles only line feeds in this way; any other
+    line break shifts all following captions by one.
 
     >>> tokenize(["A man's dog can't sit on the half-open door.", "Two 5-year-olds (twins)"])
     ["a man 's dog ca n't sit on the half-open door", 'two 5-year-olds -lrb- twins -rrb-']
@@ -37,9 +38,9 @@ def tokenize(captions: Sequence[str]) -> list[str]:
 
 
 def lines_of_tokens(captions: Sequence[str]) -> list[list[str]]:
-    """Tokens of each caption, punctuation included; see :func:`tokenize`."""
+    """Returns the tokens of each caption, including punctuation; see :func:`tokenize`."""
     text = "".join(_LINE_BREAK.sub(" ", caption) + "\n" for caption in captions)
-    text = text[:-1]  # the last line does not end, in the standard evaluation either, and a few tokens depend on it
+    text = text[:-1]  # as in the standard evaluation, the last line has no line break, which affects a few tokens
     lines: list[list[str]] = [[]] if captions else []
     at = 0
     while at < len(text):
@@ -59,7 +60,8 @@ def lines_of_tokens(captions: Sequence[str]) -> list[list[str]]:
 
 
 def _longest(text: str, at: int) -> tuple[list[str], int]:
-    """Tokens of the rule that matches most of the text, and where they end; a character that no rule knows is dropped."""
+    """Returns the tokens of the rule with the longest match, and the position after them. A character without a rule is
+    dropped."""
     best, end, rule = None, at, None
     for each in RULES:
         match = each.pattern.match(text, at)

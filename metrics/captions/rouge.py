@@ -7,14 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 BETA = 1.2
-"""Weight of recall against precision in the standard evaluation."""
+"""Weight of recall relative to precision in the standard evaluation."""
 
 
 def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """ROUGE-L in 0..1 of one candidate per image, (N,), as the standard evaluation; the mean is the corpus's.
+    """Computes ROUGE-L in 0..1 for one candidate per image, (N,), like the standard evaluation. The score of the corpus is the
+    mean.
 
-    Precision and recall are each the best over the references. Words are what single spaces divide, so that an empty caption
-    has one, empty word.
+    Precision and recall are each the maximum over the references. Words are separated by single spaces, so an empty caption has
+    one empty word.
 
     >>> rouge_l(["a dog runs fast"], [["a dog runs"]]).round(4)
     array([0.8798])
@@ -31,11 +32,11 @@ def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> n
 
 
 def _common(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest common subsequence."""
+    """Returns the length of the longest common subsequence."""
     above = [0] * (len(second) + 1)
     for word in first:
         row = [0]
-        for place, other in enumerate(second):
-            row.append(above[place] + 1 if word == other else max(above[place + 1], row[-1]))
+        for index, other in enumerate(second):
+            row.append(above[index] + 1 if word == other else max(above[index + 1], row[-1]))
         above = row
     return above[-1]

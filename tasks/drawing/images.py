@@ -55,9 +55,9 @@ class ImageReader:
         if isinstance(source, VideoSource):
             return self._strip(source, side, down)
         pixels = self.view.pixels if size is None else for_boxes(self.view.pixels)
-        image = decode(source.load(), self.view.max_pixels, source.place, pixels, source.path)
+        image = decode(source.load(), self.view.max_pixels, source.location, pixels, source.path)
         if size is not None:
-            check_size(image, size, source.place)
+            check_size(image, size, source.location)
         return _channels_last(fitted(image, side))
 
     def _strip(self, source: VideoSource, side: int, down: bool) -> np.ndarray:

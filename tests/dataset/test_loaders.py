@@ -143,7 +143,7 @@ def test_a_run_with_too_many_broken_records_stops_with_a_summary(loader, write_l
     own = loader(workers, images=ImageStreamConfig(files=[file], batch_size=5), regions=None, texts=None)
     message = (
         r"^1 of 10 records \(10.0 %\) are broken, more than data.max_broken = 1 %: 1 bad json \(first: .*some.jsonl:10\); "
-        r"mend or remove them, or raise data.max_broken$"
+        r"fix or remove them, or raise data.max_broken$"
     )
     with pytest.raises(UserError, match=message):
         list(own.batches(0, 2))
@@ -151,7 +151,7 @@ def test_a_run_with_too_many_broken_records_stops_with_a_summary(loader, write_l
 
 def batch(read: int, *broken: tuple[str, str]) -> PretrainBatch:
     records = tuple(BrokenRecord(kind, place, "why") for kind, place in broken)
-    usable = read - len({record.place for record in records})
+    usable = read - len({record.location for record in records})
     return PretrainBatch(None, None, None, broken=records, counts={"images": RecordCount(read, max(usable, 0))})
 
 

@@ -194,7 +194,7 @@ def test_there_are_one_to_five_objects():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, "dev", 0), "'dev' is no split"),
+        ((0, "dev", 0), "'dev' is not a split"),
         ((-1, "train", 0), "must not be negative"),
         ((0, "train", 0, 16), "16 x 16 pixels is too small"),
     ],

@@ -170,9 +170,9 @@ def test_a_pickled_table_that_would_run_code_is_refused_and_nothing_runs(tmp_pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1], "is no table of document frequencies"),
-        ({"document_frequency": {}}, "is no table of document frequencies"),
-        ({"document_frequency": {}, "ref_len": 0}, "is no table of document frequencies"),
+        ([1], "is not a table of document frequencies"),
+        ({"document_frequency": {}}, "is not a table of document frequencies"),
+        ({"document_frequency": {}, "ref_len": 0}, "is not a table of document frequencies"),
         ({"document_frequency": {"a dog": "x"}, "ref_len": 5}, r"\('a', 'dog'\): 'x' is not an n-gram"),
     ],
 )

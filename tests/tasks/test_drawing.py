@@ -132,7 +132,7 @@ def test_an_image_is_turned_as_the_run_turns_it_and_never_with_boxes(tmp_path):
     assert ImageReader(view("shown"))(source).shape == (200, 300, 3)
     assert ImageReader(view("stored"))(source).shape == (300, 200, 3)
     assert ImageReader(view("shown"))(source, size=(200, 300)).shape == (300, 200, 3)
-    with pytest.raises(BrokenRecordError, match="is of"):
+    with pytest.raises(BrokenRecordError, match="in the annotations"):
         ImageReader(view("shown"))(source, size=(300, 200))
 
 

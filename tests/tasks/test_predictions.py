@@ -204,7 +204,7 @@ def test_an_image_that_breaks_after_it_was_measured_is_left_out(overrides, tmp_p
 
     def broken(self: ImageReader, source: Any, **options: Any) -> np.ndarray:
         return read(
-            self, type(source)(source.place, path=tmp_path / "gone") if source == first.image else source, **options
+            self, type(source)(source.location, path=tmp_path / "gone") if source == first.image else source, **options
         )
 
     monkeypatch.setattr(ImageReader, "__call__", broken)

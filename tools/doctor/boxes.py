@@ -41,7 +41,7 @@ class RawBox(NamedTuple):
 
     box: Box
     size: tuple[int, int] | None
-    place: str
+    location: str
     orientation: int = 1
 
 
@@ -69,7 +69,7 @@ def check_boxes(subject: Subject, report: Report) -> None:
 
 def findings_in_boxes(boxes: list[RawBox], key: str) -> list[Finding]:
     """Yield findings on the form of boxes."""
-    if relative := findings_of_relative([(each.box, each.place) for each in boxes], key):
+    if relative := findings_of_relative([(each.box, each.location) for each in boxes], key):
         return relative
     sized = [each for each in boxes if each.size is not None]
     if not sized:
@@ -78,7 +78,7 @@ def findings_in_boxes(boxes: list[RawBox], key: str) -> list[Finding]:
     orientations = np.array([each.orientation for each in sized])
     outside = outside_images(numbers, sizes)
     first = sized[int(outside.argmax())]
-    example = f"{list(first.box)} in an image of {first.size} at {first.place}"
+    example = f"{list(first.box)} in an image of {first.size} at {first.location}"
     corners = (outside & fit_as_corners(numbers, sizes)).sum() / max(1, outside.sum())
     turned = share_on_turned_view(numbers, sizes, orientations)
     findings = _orientation_findings(sized, outside, turned if turned > max(0.5, corners) else 0.0, example, key)
@@ -96,7 +96,7 @@ def _orientation_findings(
 ) -> list[Finding]:
     """The finding for images with an EXIF orientation. ``turned``: the fraction of the boxes ``outside`` the stored images that
     lie inside the rotated images, or 0 if rotation does not explain them."""
-    images = {each.place: each.orientation for each in boxes}
+    images = {each.location: each.orientation for each in boxes}
     count = sum(orientation > 1 for orientation in images.values())
     if not count:
         return []
@@ -120,7 +120,7 @@ def _sampled(subject: Subject, split: Any, key: str) -> Iterator[RawBox]:
         items = subject.training.items
         for index in _chosen(len(items), rng):
             size, orientation = _stored(items[index].image)
-            yield RawBox(items[index].box, size, items[index].place, orientation)
+            yield RawBox(items[index].box, size, items[index].location, orientation)
 
 
 def _chosen(count: int, rng: np.random.Generator) -> list[int]:
@@ -131,7 +131,7 @@ def _of_rows(path: str, images: str | None, key: str, rng: np.random.Generator) 
     rows = [row for row in read_rows(path, key) if isinstance(row, Row)]
     files, keys = ImageFiles(images_folder(images, path)), ImageKeys(image_is="path")
     for index in _chosen(len(rows), rng):
-        raw = RawRecord(rows[index].values, rows[index].place, files.folder)
+        raw = RawRecord(rows[index].values, rows[index].location, files.folder)
         yield from _boxes_of(partial(parse_region_record, raw, keys, ""))
 
 
@@ -152,7 +152,7 @@ def _boxes_of(read: Callable[[], RegionRecord]) -> Iterator[RawBox]:
     except Exception:
         return
     size, orientation = _stored(record.image)
-    yield from (RawBox(element.box, size, record.place, orientation) for element in record.elements)
+    yield from (RawBox(element.box, size, record.location, orientation) for element in record.elements)
 
 
 def _stored(image: ImageSource) -> tuple[tuple[int, int] | None, int]:

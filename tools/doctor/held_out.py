@@ -39,7 +39,7 @@ def check_images(subject: Subject, key: str, items: Any) -> str:
         try:
             view(sources[index])
         except BrokenRecordError as error:
-            raise not_whole(error, sources[index].place) from None
+            raise not_whole(error, sources[index].location) from None
         count += 1
         if time.perf_counter() > until:
             break

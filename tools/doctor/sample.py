@@ -51,7 +51,7 @@ def check_sample(subject: Subject, report: Report) -> None:
 def broken_findings(batches: list[Batch], read: int, max_broken: float) -> list[Finding]:
     """Returns findings on broken records by kind; refused if there are more than the run tolerates."""
     broken = [each for batch in batches for each in batch.broken]
-    records = len({each.place for each in broken})
+    records = len({each.location for each in broken})
     level = "refused" if records > max_broken * read else "warning"
     kinds = Counter(each.kind for each in broken)
     first: dict[str, BrokenRecord] = {each.kind: each for each in reversed(broken)}
@@ -59,7 +59,7 @@ def broken_findings(batches: list[Batch], read: int, max_broken: float) -> list[
     return [
         Finding(
             level,  # type: ignore[arg-type]
-            first[kind].place,
+            first[kind].location,
             f"{kind}: {first[kind].message} ({count:,} of this kind; {rest})",
             "fix or remove these records, or check the paths in the section data",
         )

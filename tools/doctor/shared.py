@@ -82,8 +82,8 @@ def _check_looks(
         return
     known = {pair.held_out for pair in shared.pairs}
     sides = []
-    for name, images in (("training", training), (key, [each for each in held_out if each.place not in known])):
-        images = list({(each.path or each.place): each for each in images}.values())
+    for name, images in (("training", training), (key, [each for each in held_out if each.location not in known])):
+        images = list({(each.path or each.location): each for each in images}.values())
         chosen = random.Random(seed).sample(images, min(MOST_LOOKS, len(images)))
         sides.append((look_alikes.looks_of(chosen, name, LOOK_SECONDS), len(images)))
     (ours, all_ours), (theirs, all_theirs) = sides
@@ -98,8 +98,8 @@ def _check_looks(
         Finding(
             "warning",
             key,
-            f"{len(found):,} images look like a training image ({sample} compared), such as {theirs[other][0].place} and "
-            f"{ours[own][0].place}",
+            f"{len(found):,} images look like a training image ({sample} compared), such as {theirs[other][0].location} and "
+            f"{ours[own][0].location}",
             "look at both; `python run.py leaks --perceptual` lists such pairs. Split by photograph, not by crop",
         )
         for other, own in itertools.islice(found.items(), 1)

@@ -103,7 +103,7 @@ def _records(config: Config) -> Draw:
         regions = data.regions if which == "region_files" or data.images is None else None
         stream = regions or data.images or ImageRecordsConfig(files=[], batch_size=1)
         count = min(len(shards), evaluation.limit or len(shards), MOST_RECORDS)
-        places |= {shards.place(number): (shards, number, stream) for number in range(count)}
+        places |= {shards.exact_location(number): (shards, number, stream) for number in range(count)}
     view = EvaluationView(cast(Any, config).model.vision.image_size, data.max_pixels, pixels=data.pixels)
     return partial(_record_panel, places, ImageReader(view))
 

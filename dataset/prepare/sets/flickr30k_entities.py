@@ -115,7 +115,7 @@ def _jobs(numbers: list[int], files: _Files, finder: ImageFinder) -> Iterator[Jo
         try:
             return _Annotated(path, number, place, files.read(f"{number}.txt"), files.read(f"{number}.xml"))
         except BrokenRecordError as error:
-            counts.leave_out(error.kind, error.place, error.message)
+            counts.leave_out(error.kind, error.location, error.message)
             return None
 
     return image_jobs(numbers, item_of, BATCH)
@@ -126,7 +126,7 @@ def _records(items: list[_Annotated], counts: Counts) -> Iterator[dict[str, Any]
         try:
             size, boxes = _boxes(item.boxes, f"{item.place}.xml", counts)
         except BrokenRecordError as error:
-            counts.leave_out(error.kind, error.place, error.message)
+            counts.leave_out(error.kind, error.location, error.message)
             continue
         captions, phrases = _parsed_sentences(item.sentences)
         elements = []

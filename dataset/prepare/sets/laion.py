@@ -252,7 +252,7 @@ def _records(path: Path, counts: Counts) -> Iterator[RawRecord]:
             try:
                 yield read_record(file, path, span, apart)
             except BrokenRecordError as error:
-                counts.leave_out(error.kind, error.place, error.message)
+                counts.leave_out(error.kind, error.location, error.message)
 
 
 def _may_be_used(record: RawRecord, rules: Rules, counts: Counts) -> bool:
@@ -262,13 +262,13 @@ def _may_be_used(record: RawRecord, rules: Rules, counts: Counts) -> bool:
     }
     row["url"] = str(row["url"] or "")
     if record.image is None:
-        counts.leave_out("missing image", record.place, row["url"][:100])
+        counts.leave_out("missing image", record.location, row["url"][:100])
         return False
-    return rules.allows(row, counts, record.place)
+    return rules.allows(row, counts, record.location)
 
 
 def _stem(record: RawRecord, path: Path) -> str:
-    return record.place.removeprefix(f"{path}:").partition(".")[0]
+    return record.location.removeprefix(f"{path}:").partition(".")[0]
 
 
 LAION = DataSet(

@@ -1,1 +1,1 @@
-"""Shards that are read from a server, by blocks that are kept on the local disk."""
+"""Shards on a server. They are read in blocks, which are cached on the local disk."""

@@ -1,4 +1,4 @@
-"""Threads that fetch blocks before they are read."""
+"""Threads that prefetch blocks."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from collections.abc import Callable, Hashable
 from utils.errors import UserError
 
 _ASKED = 1 << 14
-"""Jobs that are remembered, so that the records of a block do not each ask for it."""
+"""Number of recent jobs that are remembered, so that the records of a block do not request it again."""
 _PAUSE_S = 60.0
 
 logger = logging.getLogger(__name__)
 
 
 class Ahead:
-    """Jobs that bring blocks into the cache, in the order in which they are asked for.
+    """Runs jobs that prefetch blocks into the cache, in the order of requests.
 
-    Where blocks cannot be kept, jobs of the next :data:`_PAUSE_S` are dropped: their blocks would be fetched twice. A thread
-    whose job fails waits for that time, and goes on with the next job. The log has a line for the first of several such pauses.
+    If the cache cannot keep a block, jobs are dropped for :data:`_PAUSE_S`, because their blocks would be fetched twice. A thread
+    whose job fails waits for the same time, and then continues with the next job. Only the first of several consecutive pauses
+    is logged.
 
     Args:
-        threads: that many at a time. They end with the process.
+        threads: number of threads. They end with the process.
     """
 
     def __init__(self, threads: int):
@@ -40,7 +41,8 @@ class Ahead:
             threading.Thread(target=self._work, name=f"blocks-ahead-{number}", daemon=True).start()
 
     def ask(self, block: Hashable, bring: Callable[[], bool]) -> None:
-        """Do a job, unless that for this ``block`` was asked for lately. ``bring`` returns whether the block could be kept."""
+        """Queues the job ``bring``, unless ``block`` was requested recently. The job returns False if the cache cannot keep
+        it."""
         if block in self._asked or self._drops():
             return
         self._asked[block] = None
@@ -59,7 +61,7 @@ class Ahead:
             try:
                 kept = bring()
             except UserError as error:
-                # Whoever reads the block asks again, and tells the error if it lasts.
+                # The reader of the block requests it again, and raises the error if it persists.
                 self._tell(str(error))
                 self._ended.wait(_PAUSE_S)
                 continue
@@ -71,5 +73,7 @@ class Ahead:
 
     def _tell(self, reason: str) -> None:
         if not self._told and not self._ended.is_set():
-            logger.warning("blocks are not fetched ahead for %g s at a time, while it lasts: %s", _PAUSE_S, reason)
+            logger.warning(
+                "prefetching of blocks pauses for %g s at a time until this is resolved: %s", _PAUSE_S, reason
+            )
         self._told = True

@@ -1,4 +1,4 @@
-"""Requests that are repeated when they fail, and what they bring kept in the cache of blocks."""
+"""Requests to servers, with retries and a cache of blocks."""
 
 from __future__ import annotations
 
@@ -27,44 +27,46 @@ from utils.files import cache_folder, expanded
 T = TypeVar("T")
 
 BLOCK_BYTES = 1 << 20
-"""Of a request. Two nodes that read neighbouring runs of records both fetch the block on the border."""
+"""Size of a block, and of a request, in bytes. Two nodes that read neighbouring runs of records both fetch the block between."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 20.0
 _FEW = 6
-"""Requests, over some seconds, to a host that has not answered this process yet: its address may be wrong."""
+"""Maximum number of attempts, over a few seconds, for a host that never responded to this process: its address may be wrong."""
 
 logger = logging.getLogger(__name__)
 
 
 class RemoteConfig(Config):
-    """How shards at addresses are read."""
+    """Settings for remote shards."""
 
     cache: str | None = Field(
         None,
-        description="folder of this machine that keeps blocks of remote shards; null: in the user's cache folder",
+        description="local folder that caches blocks of remote shards; null: in the user's cache folder",
     )
     cache_gb: float = Field(
-        20.0, ge=0.25, description="the most that the folder holds, in GB, over all processes of this machine"
+        20.0, ge=0.25, description="maximum size of the cache in GB, for all processes of this machine"
     )
-    timeout_s: float = Field(60.0, gt=0, description=f"seconds for a request, of at most {BLOCK_BYTES >> 20} MiB")
+    timeout_s: float = Field(
+        60.0, gt=0, description=f"timeout of a request in seconds; a request is at most {BLOCK_BYTES >> 20} MiB"
+    )
     ahead: int = Field(
         4,
         ge=0,
         le=64,
-        description="requests that a worker has under way at a time for records that it will read later; 0: none",
+        description="maximum number of concurrent requests of a worker that prefetch records; 0: do not prefetch",
     )
     retry_minutes: float = Field(
         8.0,
         ge=0,
-        description=f"how long a failed request is repeated, after longer and longer waits of at most {_LONGEST_WAIT_S:g} s",
+        description=f"how long a failed request is retried, with growing waits of at most {_LONGEST_WAIT_S:g} s",
     )
     protocols: list[str] = Field(
         ["http", "https", "s3"],
-        description="protocols that addresses may have; others that fsspec knows can be named, and are untested",
+        description="protocols that addresses may have; other protocols of fsspec can be added, but are untested",
     )
 
 
 class _Wanted(NamedTuple):
-    """A block of a file: see :meth:`Server.block`."""
+    """A block of a file; see :meth:`Server.block`."""
 
     address: str
     told: str
@@ -81,21 +83,21 @@ class _Wanted(NamedTuple):
 
     @property
     def name(self) -> str:
-        """In the cache of blocks."""
+        """Name of the block in the cache."""
         return hashlib.sha256(f"{self.told} {self.state} {self.start}-{self.end}".encode()).hexdigest()[:40]
 
 
 class Server:
-    """The way to all remote shards of a list.
+    """Reads all remote shards of a list.
 
-    Safe after a fork, and to pickle: every process has its own connections.
+    It can be used after a fork and pickled, because every process has its own connections.
 
     Args:
-        config: cache, and what happens to requests that fail.
+        config: settings of the cache and of retries.
         key: config key of the shards, for messages.
 
     Attributes:
-        failed: requests of this process that failed and were repeated.
+        failed: number of failed requests of this process that were retried.
     """
 
     def __init__(self, config: RemoteConfig, key: str):
@@ -106,7 +108,7 @@ class Server:
         self._start_anew()
 
     def _start_anew(self) -> None:
-        # What was opened before a fork is the parent's: it is not used, and not closed either.
+        # Connections opened before a fork belong to the parent process, so they are neither used nor closed.
         if self._process != -1:
             self._inherited.append(self._transports)
         self._process = os.getpid()
@@ -123,29 +125,36 @@ class Server:
         self.__init__(**state)  # type: ignore[misc]
 
     def state(self, address: str, told: str) -> tuple[int, int]:
-        """Bytes and version of a file. ``told``: the address for messages.
+        """Returns the size in bytes and the version of a file. ``told``: the address for messages.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: if the file cannot be read.
         """
         piece = self.request(address, told, lambda transport: transport.read(address, 0, 1))
         return piece.size, piece.version
 
     def block(self, address: str, told: str, state: tuple[int, int], number: int) -> Block:
-        """Block ``number`` of the file that had a ``state``.
+        """Returns block ``number`` of a file.
+
+        Args:
+            address: address of the file.
+            told: the address for messages.
+            state: state of the file when it was indexed.
+            number: index of the block.
 
         Raises:
-            UserError: it cannot be read, or has another state now.
+            UserError: if the block cannot be read, or the file has changed.
         """
         wanted = _Wanted(address, told, state, number)
-        # The time in which another process fetches the block in vain counts too: workers wait for a bounded time.
+        # The time limit includes the time in which another process tries to fetch the block, because the trainer waits for a
+        # worker only for a limited time.
         began = time.monotonic()
         return self._blocks().get(wanted.name, wanted.end - wanted.start, lambda: self._fetch(wanted, began))
 
     def expect(self, address: str, told: str, state: tuple[int, int], number: int) -> None:
-        """Say that :meth:`block` will be called with these arguments: it is fetched before, by another thread.
+        """Prefetches a block in another thread; see :meth:`block` for the arguments.
 
-        A request that fails :data:`_FEW` times is ignored here: it is made again when the block is read.
+        A request that fails :data:`_FEW` times is dropped. It is made again when the block is read.
         """
         blocks = self._blocks()
         if self._ahead is None:
@@ -164,8 +173,8 @@ class Server:
         )
         if (piece.size, piece.version) != state:
             raise UserError(
-                f"{self.key}: {told} has changed since it was indexed ({state[0]:,} bytes then, {piece.size:,} now); index "
-                "it again with python run.py index-shards"
+                f"{self.key}: {told} has changed since it was indexed ({state[0]:,} bytes then, {piece.size:,} now); rebuild "
+                "the index with python run.py index-shards"
             )
         return piece.content
 
@@ -178,21 +187,21 @@ class Server:
         began: float | None = None,
         brief: bool = False,
     ) -> T:
-        """The answer to a request, which is repeated as long as the config says.
+        """Makes a request, with retries for the time that the config sets, and returns the response.
 
         Args:
-            address: whose host is asked. One that has not answered this process yet is asked :data:`_FEW` times.
+            address: address of the file. A host that never responded to this process is tried only :data:`_FEW` times.
             told: the address for messages.
             ask: makes the request.
-            began: time (``time.monotonic``) from which the caller waits; None: now.
-            brief: ask at most :data:`_FEW` times.
+            began: time (``time.monotonic``) since which the caller has been waiting; if None, now.
+            brief: try at most :data:`_FEW` times.
 
         Raises:
-            UserError: it failed for the last time, or will not succeed.
+            UserError: if the last attempt failed, or a retry would not succeed.
         """
         transport, host = self._transport(address), urlsplit(address).netloc
         began = time.monotonic() if began is None else began
-        # Processes that failed together do not come again together.
+        # Jitter, so that processes that failed together do not retry together.
         rng = random.Random(f"{told} {os.getpid()}")
         for count in itertools.count(1):
             try:
@@ -217,13 +226,13 @@ class Server:
         tried = f"gave up after {count} request{'s' if count > 1 else ''} over {seconds:.0f} s"
         if host in self._answered:
             return f"{tried}; check the server and the network, or raise data.remote.retry_minutes"
-        return f"{tried}, none of which was answered; check the address, the server and the network"
+        return f"{tried}, all without a response; check the address, the server and the network"
 
     def _tell(self, told: str, error: RequestError) -> None:
-        """Log failures number 1, 10, 100, …"""
+        """Logs the 1st, 10th, 100th, … failure."""
         self.failed += 1
         if str(self.failed).strip("0") == "1":
-            logger.warning("%s: %s; it is repeated (failed requests of this process: %d)", told, error, self.failed)
+            logger.warning("%s: %s; retrying (failed requests of this process: %d)", told, error, self.failed)
 
     def _transport(self, address: str) -> Transport:
         if self._process != os.getpid():

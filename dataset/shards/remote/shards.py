@@ -1,4 +1,4 @@
-"""Shards at addresses: found by ranges and patterns, and read as files."""
+"""Remote shards: finds them by ranges and patterns of addresses, and reads them as files."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from utils.errors import UserError
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST = 1_000_000
-"""Files of one entry."""
+"""Maximum number of files of an entry."""
 _BUFFER = 1 << 16
-"""Bytes that are copied from a block at a time: more than one of Python's own buffers, since each copy is a call."""
+"""Size in bytes of the read buffer. It is larger than Python's default, because each copy from a block is a Python call."""
 
 
 class RemoteShard:
-    """A shard at an address, with those parts of :class:`pathlib.Path` that readers of shards use.
+    """A shard at an address, with the part of the interface of :class:`pathlib.Path` that readers of shards use.
 
-    Its text is the address without what may follow "?", which can be a signature.
+    Its string is the address without the query after "?", which may be a signature.
     """
 
     __slots__ = ("_query", "_server", "_shown")
@@ -58,27 +58,27 @@ class RemoteShard:
 
     @property
     def parent(self) -> Path:
-        """Where images beside the shard would be, which are not read: no folder of this machine has such a path."""
+        """The folder of the address. Relative image paths in the shard are not supported, as no local folder has such a path."""
         return _folder(self._shown.rpartition("/")[0])
 
     def state(self) -> tuple[int, int]:
-        """Bytes and version, from the server.
+        """Asks the server for the size in bytes and the version of the shard.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: if the shard cannot be read.
         """
         return self._server.state(self._shown + self._query, self._shown)
 
     def open(self, state: tuple[int, int] | None = None) -> BinaryIO:
-        """The shard as a file to read. ``state``: that of the index; None: as it is now."""
+        """Opens the shard as a file. ``state``: state of the shard when it was indexed; if None, the current state."""
         return io.BufferedReader(_Content(self, state or self.state()), _BUFFER)
 
     def block(self, state: tuple[int, int], number: int) -> bytes | memoryview:
-        """Block ``number`` of it; see :meth:`~dataset.shards.remote.server.Server.block`."""
+        """Returns block ``number`` of the shard; see :meth:`~dataset.shards.remote.server.Server.block`."""
         return self._server.block(self._shown + self._query, self._shown, state, number)
 
     def expect(self, state: tuple[int, int], start: int, end: int) -> None:
-        """Say that the bytes ``start`` … ``end`` - 1 will be read; see :meth:`~dataset.shards.remote.server.Server.expect`."""
+        """Prefetches the bytes ``start`` … ``end`` - 1; see :meth:`~dataset.shards.remote.server.Server.expect`."""
         for number in range(start // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1):
             self._server.expect(self._shown + self._query, self._shown, state, number)
 
@@ -129,16 +129,19 @@ def _folder(address: str) -> Path:
 
 
 def find_remote(entry: str, server: Server) -> list[RemoteShard]:
-    """The shards of an entry: an address, with ranges of numbers (``{000..127}``), or a glob pattern where files can be listed.
+    """Returns the shards of an entry.
+
+    An entry is an address. It may have ranges of numbers (``{000..127}``), or be a glob pattern if the protocol can list files.
 
     Raises:
-        UserError: in one line: another protocol, a password in the address, no host or port, an empty range, no match, too many.
+        UserError: in one line, if the protocol is not allowed, the address has a password or an invalid host or port, a range is
+            empty, no file matches, or there are too many files.
     """
     key, scheme = server.key, scheme_of(entry)
     if scheme not in server.config.protocols:
         raise UserError(
-            f"{key}: {entry.partition('?')[0]}: addresses may begin with {', '.join(server.config.protocols)}; others that "
-            "fsspec knows are untested, and have to be named in data.remote.protocols"
+            f"{key}: {entry.partition('?')[0]}: addresses may begin with {', '.join(server.config.protocols)}; other protocols "
+            "of fsspec are untested, and must be added to data.remote.protocols"
         )
     for match in _RANGE.finditer(entry):
         if int(match[1]) > int(match[2]):
@@ -147,11 +150,11 @@ def find_remote(entry: str, server: Server) -> list[RemoteShard]:
             )
     if "@" in _parts(entry, key).netloc:
         raise UserError(
-            f"{key}: an address of {scheme} has a user or password in it, which would be logged; take them out"
+            f"{key}: an address of {scheme} has a user or password in it, which would be logged; remove them"
         )
     addresses = list(itertools.islice(_expanded(entry), _MOST + 1))
     if len(addresses) > _MOST:
-        raise UserError(f"{key}: {entry.partition('?')[0]} names more than {_MOST:,} files; write smaller ranges")
+        raise UserError(f"{key}: {entry.partition('?')[0]} has more than {_MOST:,} files; write smaller ranges")
     found: list[str] = []
     for address in addresses:
         listed = address + "*" if address.endswith("/") else address
@@ -167,7 +170,7 @@ def find_remote(entry: str, server: Server) -> list[RemoteShard]:
 
 
 def _parts(address: str, key: str) -> SplitResult:
-    """The parts of an address without what follows "?"."""
+    """Returns the parts of an address without the query after "?"."""
     shown = address.partition("?")[0]
     try:
         parts = urlsplit(shown)
@@ -185,7 +188,7 @@ def _matches(pattern: str, server: Server) -> list[str]:
 
 
 def _expanded(entry: str) -> Iterator[str]:
-    """The entry with each number of its ranges; as many digits as the first number has."""
+    """Yields the entry with each number of its ranges. Numbers have the same number of digits as the first number."""
     match = _RANGE.search(entry)
     if match is None:
         yield entry

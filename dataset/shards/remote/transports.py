@@ -1,4 +1,4 @@
-"""Single requests to a server through fsspec. Every answer is checked against the request; repeating is left to the caller."""
+"""Single requests to a server through fsspec. Each response is checked against the request; the caller retries."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _EMPTY = re.compile(r"bytes \*/0")
 _QUERY = re.compile(r"\?[^\s'\"]*")
 _BUSY = (408, 425, 429)
 _CONNECT_S = 10.0
-"""The most seconds for a connection: an address that nobody has may give no sign at all."""
+"""Maximum time to connect, in seconds. An unused address may never respond."""
 _BUFFER = 1 << 20
-"""Bytes that a connection takes in before it pauses; with aiohttp's own number, pauses cost more than the rest."""
+"""Number of bytes that a connection receives before it pauses. With aiohttp's default, pauses take more time than the rest."""
 _PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs"}
 
 
 class Piece(NamedTuple):
-    """An answer: the bytes asked for, the size of the whole file, and a number that stands for its content (0: not known)."""
+    """A response: the requested bytes, the size of the whole file, and its version as a number (0 if unknown)."""
 
     content: bytes
     size: int
@@ -29,11 +29,11 @@ class Piece(NamedTuple):
 
 
 class RequestError(Exception):
-    """A request that failed, in a few words.
+    """A request failed, with a short reason.
 
     Attributes:
-        again: whether it may succeed when repeated.
-        wait_s: seconds after which the server wants it to be repeated; 0: it names none.
+        again: True if a retry may succeed.
+        wait_s: seconds to wait before a retry, as the server requested; 0 if it did not.
     """
 
     def __init__(self, reason: str, *, again: bool, wait_s: float = 0):
@@ -42,31 +42,31 @@ class RequestError(Exception):
 
 
 class Transport(Protocol):
-    """How files of a protocol are read. Belongs to the process that made it."""
+    """Reads files of a protocol. It must only be used in the process that created it."""
 
     def read(self, address: str, start: int, end: int) -> Piece:
-        """The bytes ``start`` … ``end`` - 1, fewer at the end of the file.
+        """Reads the bytes ``start`` … ``end`` - 1, or fewer at the end of the file.
 
         Raises:
-            RequestError: anything went wrong.
+            RequestError: if anything went wrong.
         """
         ...
 
     def find(self, pattern: str) -> list[str]:
-        """The addresses of the files that match a glob pattern; raises :class:`RequestError`."""
+        """Returns the addresses of the files that match a glob pattern; raises :class:`RequestError`."""
         ...
 
 
 def version_of(mark: str) -> int:
-    """A number of 63 bits for what a server calls the version of a file (an ETag, a date); 0 for an empty mark."""
+    """Converts the version of a file that a server reports (an ETag or a date) to a 63-bit number; 0 for an empty mark."""
     return int.from_bytes(hashlib.sha256(mark.encode()).digest()[:8], "little") >> 1 if mark else 0
 
 
 def open_transport(address: str, timeout_s: float, key: str) -> Transport:
-    """The transport for an address.
+    """Opens the transport for an address.
 
     Raises:
-        UserError: the package for its protocol is not installed.
+        UserError: if the package for its protocol is not installed.
     """
     scheme, told = scheme_of(address), address.partition("?")[0]
     try:
@@ -80,10 +80,10 @@ def open_transport(address: str, timeout_s: float, key: str) -> Transport:
 
 
 class Http:
-    """HTTP(S) by range requests in fsspec's session.
+    """HTTP(S) with range requests in fsspec's session.
 
-    Its own ``cat_file`` would take whatever comes: the whole file from a server without ranges, or another file's bytes.
-    No proxy is used, and no environment variable read but fsspec's own.
+    fsspec's ``cat_file`` does not check responses: it would accept the whole file from a server without ranges, or the bytes of
+    another file. Proxies are not used, and the only environment variables that are read are fsspec's.
     """
 
     def __init__(self, timeout_s: float):
@@ -91,7 +91,7 @@ class Http:
         import fsspec
         from fsspec.asyn import sync
 
-        # EOFError: an answer that names no length ends too early. RuntimeError: a connection was closed by this side.
+        # EOFError: a response without a length ends too early. RuntimeError: a connection was closed by this side.
         self._errors: tuple[type[Exception], ...] = (
             aiohttp.ClientError,
             OSError,
@@ -101,7 +101,7 @@ class Http:
             RuntimeError,
         )
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(timeout_s, _CONNECT_S))
-        # A filesystem of another process, from before a fork, cannot be used.
+        # A file system that was created before a fork, in another process, cannot be used.
         self._files: Any = fsspec.filesystem("https", skip_instance_cache=True)
         self._session: Any = sync(self._files.loop, self._files.set_session)
 
@@ -125,7 +125,7 @@ class Http:
         options = {"read_bufsize": _BUFFER, **options, "headers": headers, "timeout": self._timeout}
         async with self._session.get(url, **options) as response:
             if scheme_of(address) == "https" and response.url.scheme != "https":
-                raise RequestError(f"sends on to {response.url.host} without encryption", again=False)
+                raise RequestError(f"redirects to {response.url.host} without encryption", again=False)
             version = version_of(
                 response.headers.get("ETag", "").removeprefix("W/") or response.headers.get("Last-Modified", "")
             )
@@ -142,7 +142,7 @@ class Http:
 
 
 def _without_queries(text: str) -> str:
-    """A message without what follows "?" in its addresses, which can be a signature: also of those that a server sends on to."""
+    """Removes the queries after "?" from all addresses in a message, including redirects. A query may be a signature."""
     return _QUERY.sub("", text)
 
 
@@ -150,13 +150,13 @@ def _check_status(status: int, reason: str, retry_after: str) -> None:
     if status == 200:
         raise RequestError("status 200: the server does not answer requests for ranges of bytes", again=False)
     if status != 206:
-        # A date, which the header may have too, is passed over.
+        # The header may also have a date, which is ignored.
         wait_s = float(retry_after) if status in (429, 503) and retry_after.isascii() and retry_after.isdigit() else 0
         raise RequestError(f"status {status} {reason}".rstrip(), again=status >= 500 or status in _BUSY, wait_s=wait_s)
 
 
 def _checked_range(given: str, start: int, end: int) -> tuple[int, int, int]:
-    """First and last byte and the size of the file, as a server names them, if these are the bytes asked for."""
+    """Parses the first byte, the last byte and the size of the file in a response; raises if they are not the requested bytes."""
     match = _RANGE.fullmatch(given)
     first, last, size = map(int, match.groups()) if match else (-1, -1, 0)
     if not match or first != start or last != min(end, size) - 1:
@@ -165,9 +165,9 @@ def _checked_range(given: str, start: int, end: int) -> tuple[int, int, int]:
 
 
 class Store:
-    """Any other protocol, with the filesystem that fsspec has for it and the credentials that this one finds by itself.
+    """Any other protocol, with its file system in fsspec, which finds the credentials automatically.
 
-    A file's version is looked up once: a change while the process reads is seen only where the size differs.
+    The version of a file is looked up once. A change while the process reads the file is noticed only if the size changes.
     """
 
     def __init__(self, scheme: str, timeout_s: float):
@@ -175,7 +175,7 @@ class Store:
 
         options: dict[str, Any] = {}
         if scheme == "s3":
-            # The caller repeats requests.
+            # The caller retries requests.
             options["config_kwargs"] = {
                 "connect_timeout": min(timeout_s, _CONNECT_S),
                 "read_timeout": timeout_s,
@@ -183,7 +183,7 @@ class Store:
             }
         self._scheme = scheme
         self._files: Any = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **options)
-        self._files.retries = 1  # s3fs's own attempts; other filesystems do not look at it
+        self._files.retries = 1  # attempts of s3fs; other file systems ignore it
         self._states: dict[str, tuple[int, int]] = {}
 
     def read(self, address: str, start: int, end: int) -> Piece:

@@ -1,1 +1,1 @@
-"""The streams of pre-training: what each is configured by, and how its records become its part of a batch."""
+"""The streams of pre-training: the config of each stream, and the conversion of its records to its part of a batch."""

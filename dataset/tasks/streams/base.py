@@ -1,4 +1,4 @@
-"""What the streams of pre-training share."""
+"""Shared code of the pre-training streams."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class StreamConfig(Config):
-    """What every stream has."""
+    """Config of a stream."""
 
     files: InputWeightedShards = Field(
         description="shards: files, glob patterns, or folders of *.jsonl, *.json (JSON lines) and *.tar; addresses of "
@@ -36,29 +36,29 @@ class StreamConfig(Config):
     weight: float = Field(1.0, ge=0, description="factor of the stream's losses in the sum of all losses")
     order: Literal["random", "blocks"] = Field(
         "random",
-        description="random: all records, shuffled; blocks: runs of neighbouring records, each read by one rank and shuffled "
-        "with others, for data that are slow to read here and there",
+        description="random: shuffle all records; blocks: read runs of neighbouring records, each on one rank, and shuffle them "
+        "with other runs, for data with slow random access",
     )
     lanes: int | None = Field(
         None,
         ge=1,
         le=65_536,
-        description="with order: blocks, parts of the data of which every rank reads equally many, so that numbers of ranks must "
-        "divide it; null: micro-batches of a global batch",
+        description="with order: blocks, number of parts into which the data are split. Every rank reads the same number of "
+        "parts, so the number of ranks must divide it; null: number of micro-batches in a global batch",
     )
     block_records: int | None = Field(
-        None, ge=1, description=f"with order: blocks, records of a block at most; null: {BLOCK_RECORDS:,}"
+        None, ge=1, description=f"with order: blocks, maximum number of records in a block; null: {BLOCK_RECORDS:,}"
     )
 
     records_key: ClassVar[str] = "batch_size"
-    """The key that sets how many records a rank reads for a micro-batch."""
+    """Config key of the number of records that a rank reads for a micro-batch."""
 
     @field_validator("order", mode="before")
     @classmethod
     def _sequential_is_gone(cls, value: Any) -> Any:
         if value == "sequential":
             raise ValueError(
-                "set order: blocks, which reads long runs too, shuffles, and allows other numbers of ranks"
+                "set order: blocks, which also reads long runs, shuffles, and allows the number of ranks to change"
             )
         return value
 
@@ -73,7 +73,7 @@ class StreamConfig(Config):
 
     @property
     def records_per_batch(self) -> int:
-        """Records that a rank reads for a micro-batch."""
+        """Number of records that a rank reads for a micro-batch."""
         return int(getattr(self, self.records_key))
 
     @property
@@ -82,19 +82,22 @@ class StreamConfig(Config):
         return [entry.path if isinstance(entry, WeightedShards) else entry for entry in self.files]
 
     def weights_of(self, shards: Shards) -> Weights | None:
-        """The weights of the shards of ``files``; None where none has one."""
+        """Returns the weights of the shards of ``files``, or None if all weights are 1."""
         weights = [entry.weight if isinstance(entry, WeightedShards) else 1 for entry in self.files]
         return None if all(weight == 1 for weight in weights) else Weights(shards.sizes_by_entry, weights)
 
     def open(self, shards: Shards, *, name: str, seed: int, ranks: int, step: int) -> RecordSource:
-        """The records of shards in the stream's order.
+        """Returns the records of shards in the order of the stream.
 
         Args:
-            name: of the stream, or ``<name>/clean``.
-            step: micro-batches of a global batch, over all ``ranks``.
+            shards: the shards.
+            name: name of the stream, or ``<name>/clean``.
+            seed: seed of the order.
+            ranks: number of ranks.
+            step: number of micro-batches in a global batch, over all ``ranks``.
 
         Raises:
-            UserError: the ranks do not divide the lanes, or there are fewer records than lanes.
+            UserError: if the number of ranks does not divide the number of lanes, or there are fewer records than lanes.
         """
         count = self.records_per_batch
         # A clean set has no weights.
@@ -120,7 +123,7 @@ class StreamConfig(Config):
 
 
 def _warn_of_small_cache(shards: Shards, order: Order, share: float) -> None:
-    """Say that blocks will be fetched again and again. ``share``: that of this machine, of all ranks."""
+    """Warns if the cache is so small that blocks will be fetched repeatedly. ``share``: share of all ranks on this machine."""
     room = shards.remote.cache_gb * 1e9
     if isinstance(order, BlockOrder):
         in_use = min(1.0, order.records_in_use / len(shards)) * min(1.0, share) * shards.remote_bytes
@@ -129,12 +132,12 @@ def _warn_of_small_cache(shards: Shards, order: Order, share: float) -> None:
     else:
         in_use, reason = (
             shards.remote_bytes,
-            "order: random reads all {} of the shards at a time, and 1 MiB for one record",
+            "order: random reads from all {} of the shards at once, and fetches 1 MiB for each record",
         )
         remedy = "or set order: blocks"
     if in_use > room:
         logger.warning(
-            "%s: %s, and the cache holds %.2f GB: many blocks are fetched again and again; raise data.remote.cache_gb, %s",
+            "%s: %s, but the cache holds only %.2f GB, so blocks are fetched repeatedly; raise data.remote.cache_gb, %s",
             shards.key,
             reason.format(f"{in_use / 1e9:.2f} GB"),
             room / 1e9,
@@ -148,30 +151,32 @@ class ImageRecordsConfig(StreamConfig):
     image_key: str = Field("image", description="key of the image in a JSON record")
     image_is: ImageIs = Field(
         "auto",
-        description="path: of a file; base64: of the encoded file; auto: whichever of these its first characters show",
+        description="path: the value is a path; base64: the value is the encoded file in base64; auto: detect which from its "
+        "first characters",
     )
     image_root: InputFolder | None = Field(
-        None, description="folder that relative paths start from; null: the folder of the shard"
+        None, description="folder of relative image paths; null: the folder of the shard"
     )
     caption_key: str = Field("caption", description="key of the caption of the whole image")
 
     def keys(self) -> ImageKeys:
-        """How to find a record's image."""
+        """Returns the keys that locate the image of a record."""
         root = expanded(self.image_root) if self.image_root is not None else None
         return ImageKeys(self.image_key, self.image_is, root)
 
 
 class CleanSetConfig(Config):
-    """A smaller set of better pairs, from which a whole step is taken at times; the other steps are the noisy ones, which have no
-    matching loss (released for the 1B set).
+    """A smaller set of better pairs, which is used for some whole steps. The other, noisy steps have no matching loss (released
+    for the 1B set).
 
-    An epoch has as many steps as the stream's own set fills, those of both sets counted. So it reads the share
-    1 - ``probability`` of the noisy set, each record at most once; which ones, differs from epoch to epoch.
+    The number of steps in an epoch is computed from the size of the stream's own, noisy set, and includes the steps of both sets.
+    An epoch therefore reads only the share 1 - ``probability`` of the noisy set, each record at most once. Which records are read
+    differs between epochs.
     """
 
     files: InputShards = Field(description="shards of the clean pairs, in the forms of the stream's `files`")
-    probability: float = Field(gt=0, lt=1, description="chance that a step reads this set")
-    caption_key: str | None = Field(None, description="key of the caption; null: the stream's")
+    probability: float = Field(gt=0, lt=1, description="probability that a step reads this set")
+    caption_key: str | None = Field(None, description="key of the caption; null: the key of the stream")
 
 
 def read_examples(
@@ -183,8 +188,8 @@ def read_examples(
         source: records of the stream in their order.
         number: index of the micro-batch.
         account: counts the records.
-        make: parses and augments a record. Whatever it raises makes the record a broken one, except for UserError; it returns
-            None if it has reported all parts of the record as broken.
+        make: parses and augments a record. If it raises anything other than UserError, the record is counted as broken. It
+            returns None if it has reported all parts of the record as broken.
 
     Returns:
         An example for each record, or None if the record cannot be used.
@@ -193,7 +198,7 @@ def read_examples(
     for index, rng in source.samples(number):
         with account.record(source.name, source.shards.location(index)) as record:
             raw = source.shards.read(index)
-            record.location = raw.place  # more exact in a tar: its member
+            record.location = raw.location  # for a tar, this has the name of the member
             record.example = make(raw, rng)
         examples.append(record.example)
     return examples

@@ -1,4 +1,4 @@
-"""Images or videos, a text for each."""
+"""Streams of image-text and video-text pairs."""
 
 from __future__ import annotations
 
@@ -37,24 +37,26 @@ class ImageStreamConfig(ImageRecordsConfig):
 
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="augmentation of the images")
     careful_flip: bool = Field(
-        False, description="do not flip where the caption says left or right; English only (released: flips)"
+        False, description="do not flip if the caption says left or right; English only (released: flips)"
     )
 
 
 class VideoStreamConfig(StreamConfig):
-    """Video-text pairs, of as many frames as ``model.vision.video.frames``. Lists of frames are read many times as fast as video
-    files; :mod:`dataset.prepare.frames` makes them."""
+    """Video-text pairs. ``model.vision.video.frames`` sets the number of frames per video.
+
+    Lists of frames are read many times faster than video files; :mod:`dataset.prepare.frames` makes them.
+    """
 
     video_key: str = Field("video", description="key of the frames, or of the video's path, in a record")
     video_root: InputFolder | None = Field(
-        None, description="folder that relative paths start from; null: the folder of the shard"
+        None, description="folder of relative video paths; null: the folder of the shard"
     )
-    caption_key: str = Field("caption", description="key of the caption, or of a list with one for each clip")
+    caption_key: str = Field("caption", description="key of the caption, or of a list with one caption for each clip")
     join_clips: bool = Field(True, description="join neighbouring clips of one video that are too short")
     min_frames: int = Field(8, ge=1, description="clips are joined until they have this number of frames")
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="augmentation of the frames")
     careful_flip: bool = Field(
-        False, description="do not flip where the caption says left or right; English only (released: flips)"
+        False, description="do not flip if the caption says left or right; English only (released: flips)"
     )
     reading: VideoReadingConfig = Field(default_factory=VideoReadingConfig, description="how videos are read")
     clean: CleanSetConfig | None = Field(
@@ -62,29 +64,30 @@ class VideoStreamConfig(StreamConfig):
     )
 
     def record(self, raw: RawRecord, caption_key: str | None = None) -> VideoRecord:
-        """See :func:`~dataset.records.clips.parse_video_record`."""
+        """Parses a record; see :func:`~dataset.records.clips.parse_video_record`."""
         root = expanded(self.video_root) if self.video_root is not None else None
         return parse_video_record(raw, self.video_key, caption_key or self.caption_key, root)
 
 
 def first_clips(shards: Shards, config: VideoStreamConfig, caption_key: str) -> Iterator[VideoSource]:
-    """The clips of the first record of each shard: whether these are files says whether a decoder is needed."""
+    """Yields the clips of the first record of each shard. If any of them is a video file, a decoder is needed."""
     for first in shards.starts:
         try:
             yield from config.record(shards.read(first), caption_key).clips
         except UserError:
             raise
         except Exception:
-            continue  # told when its turn comes
+            continue  # reported when training reads the record
 
 
 class PairStream(ABC):
-    """Images or videos, a text for each.
+    """A stream of images or videos with a text for each.
 
     Args:
-        sources: of the noisy set, and of the clean one if there is one.
-        text: of the captions.
-        view: of the images.
+        config: config of the stream.
+        sources: records of the noisy set, and of the clean set if there is one.
+        text: processor of the captions.
+        view: view of the images or videos.
     """
 
     def __init__(
@@ -100,7 +103,7 @@ class PairStream(ABC):
         self.careful_flip = config.careful_flip
 
     def rows(self, number: int, clean: bool, account: Account) -> tuple[Tensor, MaskedText, Tensor]:
-        """Pixels, texts, and which rows count, of micro-batch ``number``."""
+        """Returns the pixels, the texts and the mask of the rows that count, for micro-batch ``number``."""
         source = self.sources[clean]
         assert source is not None
         example = partial(self.example, caption_key=self.caption_keys[clean])
@@ -109,20 +112,20 @@ class PairStream(ABC):
         return stack_views([view for view, _ in rows]), self.text.collate([text for _, text in rows]), valid
 
     def may_flip(self, text: str) -> bool:
-        """Whether the text stays true of a mirrored image, as far as the config cares."""
+        """Returns False if mirroring the image would make the text wrong and ``careful_flip`` is set."""
         return not (self.careful_flip and mentions_side(text))
 
     @abstractmethod
     def example(self, raw: RawRecord, rng: np.random.Generator, caption_key: str) -> tuple[Tensor, TextExample]:
-        """The view and the text of a record.
+        """Makes the view and the text of a record.
 
         Raises:
-            BrokenRecordError: there are none.
+            BrokenRecordError: if the record cannot be used.
         """
 
 
 class ImageStream(PairStream):
-    """Images with a caption each."""
+    """A stream of images with captions."""
 
     def __init__(self, config: ImageStreamConfig, *arguments: Any):
         super().__init__(config, *arguments)
@@ -133,13 +136,13 @@ class ImageStream(PairStream):
 
     def example(self, raw: RawRecord, rng: np.random.Generator, caption_key: str) -> tuple[Tensor, TextExample]:
         record = parse_image_record(raw, self.keys, caption_key)
-        text = self.text.choose(record.captions, rng, record.place)
+        text = self.text.choose(record.captions, rng, record.location)
         view = self.view(record.image, rng, may_flip=self.may_flip(text))
         return view, self.text.encode(text, rng)
 
 
 class VideoStream(PairStream):
-    """Clips of videos with what is said in them."""
+    """A stream of video clips with captions."""
 
     def __init__(self, config: VideoStreamConfig, *arguments: Any):
         super().__init__(config, *arguments)
@@ -155,7 +158,7 @@ class VideoStream(PairStream):
         record = self.config.record(raw, caption_key)
         join, frames = self.config.join_clips, self.config.min_frames
         source, captions = choose_clip(record, rng, join=join, min_frames=frames)
-        texts = [self.text.choose(alternatives, rng, record.place) for alternatives in captions]
+        texts = [self.text.choose(alternatives, rng, record.location) for alternatives in captions]
         text = clean_caption(" ".join(texts), self.text.max_words)
         view = self.view(source, rng, may_flip=self.may_flip(text))
         return view, self.text.encode(text, rng)

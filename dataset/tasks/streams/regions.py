@@ -1,4 +1,4 @@
-"""Images with described boxes."""
+"""The stream of images with described boxes."""
 
 from __future__ import annotations
 
@@ -35,19 +35,21 @@ class RegionStreamConfig(ImageRecordsConfig):
 
     max_images: int = Field(
         ge=1,
-        description="images that are read for a micro-batch; if they have more examples than batch_size, some are "
-        "dropped at random",
+        description="number of images that are read for a micro-batch; if they have more examples than batch_size, some "
+        "examples are dropped at random",
     )
-    max_regions: int = Field(5, ge=1, description="most examples of one image, that of the whole caption counted")
+    max_regions: int = Field(
+        5, ge=1, description="maximum number of examples per image, including the caption of the whole image"
+    )
     min_inside: float = Field(
-        0.5, ge=0, lt=1, description="a box is left out if no more than this share of its area is inside the crop"
+        0.5, ge=0, lt=1, description="skip boxes of which at most this share of the area is inside the crop"
     )
     careful_flip: bool = Field(
-        True, description="do not flip where a used text says left or right; English only (released 4M: flips)"
+        True, description="do not flip if one of the texts says left or right; English only (released 4M: flips)"
     )
-    crop: bool = Field(True, description="crop at random around one of the boxes; false: the whole image")
+    crop: bool = Field(True, description="crop at random around one of the boxes; false: use the whole image")
     whole_image_rows: bool = Field(
-        True, description="the caption of the whole image, where there is one, is an example too"
+        True, description="use the caption of the whole image, if there is one, as an example too"
     )
     augment: RegionAugmentConfig = Field(default_factory=RegionAugmentConfig, description="flip and colours")
 
@@ -63,7 +65,7 @@ class RegionRow:
 
 
 class RegionStream:
-    """Rows of described boxes, several of an image."""
+    """A stream of images with described boxes. An image has several rows, one for each text."""
 
     def __init__(
         self,
@@ -95,17 +97,17 @@ class RegionStream:
         for index in [*indices, *(np.unique(later).tolist() if len(shards) > FIRST_RECORDS else [])]:
             if boxes and index >= FIRST_RECORDS:
                 break
-            with suppress(Exception):  # it is counted when training reads it
+            with suppress(Exception):  # a broken record is counted when training reads it
                 record = parse_region_record(shards.read(index), self.keys, self.config.caption_key)
                 records.append(record)
-                boxes += [(element.box, record.place) for element in record.elements]
+                boxes += [(element.box, record.location) for element in record.elements]
         return boxes, records
 
     def batch(self, number: int, account: Account) -> RegionBatch:
         example = partial(self._example, account=account)
         usable = [example for example in read_examples(self.source, number, account, example) if example is not None]
         images = [image for image, _ in usable]
-        rows = [(place, row) for place, (_, own_rows) in enumerate(usable) for row in own_rows]
+        rows = [(index, row) for index, (_, own_rows) in enumerate(usable) for row in own_rows]
         if len(rows) > self.config.batch_size:
             rng = sample_rng(self.source.seed, "regions/rows", 0, number)
             kept = rng.choice(len(rows), self.config.batch_size, replace=False)
@@ -113,14 +115,15 @@ class RegionStream:
         return self._collate(images, rows)
 
     def _collate(self, images: list[Tensor], rows: list[tuple[int, RegionRow]]) -> RegionBatch:
-        """Rows in the order of their images; images without rows are left out, or black where shapes are to be static; missing
-        rows are filled, not valid.
+        """Makes a batch with the rows in the order of their images.
 
-        Fillers go to the images with the fewest rows: the largest number of rows of one image sizes the attention of all.
+        Images without rows are dropped, or replaced by black images if shapes are static. Missing rows are replaced by fillers,
+        which are not valid. Fillers are assigned to the images with the fewest rows, because the maximum number of rows per image
+        determines the size of the attention for all images.
         """
         used = sorted({image for image, _ in rows})
         pixels = [images[image] for image in used] or [black(self.image_size)]
-        renumbered = {image: place for place, image in enumerate(used)}
+        renumbered = {image: index for index, image in enumerate(used)}
         laid = [(renumbered[image], True, row) for image, row in rows]
         if self.text.static:
             pixels += [black(self.image_size)] * (self.config.max_images - len(pixels))
@@ -144,13 +147,16 @@ class RegionStream:
     def _example(
         self, raw: RawRecord, rng: np.random.Generator, account: Account
     ) -> tuple[Tensor, list[RegionRow]] | None:
-        """The image (3, S, S) and its rows; unusable parts of the record go to the account. None where no part is usable.
+        """Makes the image (3, S, S) and the rows of a record. Unusable parts are reported to the account.
+
+        Returns:
+            None if no part of the record is usable.
 
         Raises:
-            BrokenRecordError: where no row is left and no part has been reported.
+            BrokenRecordError: if no row is left and no unusable part has been reported.
         """
         record = parse_region_record(raw, self.keys, self.config.caption_key)
-        encoded = EncodedImage(record.image.load(), self.max_pixels, record.place, self.pixels, record.image.path)
+        encoded = EncodedImage(record.image.load(), self.max_pixels, record.location, self.pixels, record.image.path)
         _, height, width = encoded.shape
         broken = list(record.broken)
         caption = self._caption(record, rng, broken)
@@ -164,7 +170,7 @@ class RegionStream:
             most=self.config.max_regions - len(caption),
             min_inside=self.config.min_inside,
         )
-        texts = [self._element_text(element, record.place, rng, broken) for element, _ in visible]
+        texts = [self._element_text(element, record.location, rng, broken) for element, _ in visible]
         account.broken += broken
         image = resize(crop.of(encoded), self.image_size)
         flip = rng.random() < self.config.augment.flip
@@ -180,29 +186,32 @@ class RegionStream:
             kind, why = (
                 ("degenerate box", "every box is a sliver") if elements else ("missing key", "no element to use")
             )
-            raise BrokenRecordError(kind, record.place, why)
+            raise BrokenRecordError(kind, record.location, why)
         return (self.rand_augment(image, rng), rows) if rows else None
 
     def _caption(self, record: RegionRecord, rng: np.random.Generator, broken: list[BrokenRecord]) -> list[str]:
-        """The whole image's text, if there is one to use: at most one."""
+        """Returns a list with the caption of the whole image, or an empty list without a usable caption."""
         if not (self.config.whole_image_rows and record.captions):
             return []
         try:
-            return [self.text.choose(record.captions, rng, record.place)]
+            return [self.text.choose(record.captions, rng, record.location)]
         except BrokenRecordError as error:
             broken.append(error.as_broken())
             return []
 
     def _element_text(
-        self, element: Element, place: str, rng: np.random.Generator, broken: list[BrokenRecord]
+        self, element: Element, location: str, rng: np.random.Generator, broken: list[BrokenRecord]
     ) -> str | None:
-        """A caption with a random attribute before it, where there are attributes; their languages are drawn apart."""
+        """Returns a caption, with a random attribute before it if there are attributes. The languages of caption and attribute
+        are drawn independently."""
         try:
-            text = self.text.choose(element.captions, rng, place)
+            text = self.text.choose(element.captions, rng, location)
             if element.attributes:
-                text = clean_caption(f"{self.text.choose(element.attributes, rng, place)} {text}", self.text.max_words)
+                text = clean_caption(
+                    f"{self.text.choose(element.attributes, rng, location)} {text}", self.text.max_words
+                )
         except BrokenRecordError as error:
-            broken.append(BrokenRecord(error.kind, place, f"{element.name}: {error.message}"))
+            broken.append(BrokenRecord(error.kind, location, f"{element.name}: {error.message}"))
             return None
         return text
 

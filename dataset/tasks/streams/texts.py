@@ -1,4 +1,4 @@
-"""Texts without images, alone or with a translation."""
+"""Streams of texts without images, and of texts with translations."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class TranslationStreamConfig(StreamConfig):
     source_key: str = Field("source_text", description="key of a text in a JSON record")
     target_key: str = Field("target_text", description="key of its translation")
     text: TextDataConfig | None = Field(
-        None, description="cutting and masking of these texts; null: that of all others"
+        None, description="truncation and masking of these texts; null: the same as for all other texts"
     )
 
 
 class TextStream:
-    """Texts alone."""
+    """A stream of texts without images."""
 
     def __init__(self, config: TextStreamConfig, source: RecordSource, text: TextProcessor):
         self.config, self.source, self.text = config, source, text
@@ -41,11 +41,11 @@ class TextStream:
 
     def _example(self, raw: RawRecord, rng: np.random.Generator) -> TextExample:
         record = parse_text_record(raw, self.config.text_key)
-        return self.text.encode(self.text.choose(record.texts, rng, record.place), rng)
+        return self.text.encode(self.text.choose(record.texts, rng, record.location), rng)
 
 
 class TranslationStream:
-    """Of each pair one text is masked, at random (as released), and the other one is whole."""
+    """A stream of texts with translations. In each pair, a random one of the two texts is masked (as released)."""
 
     def __init__(self, config: TranslationStreamConfig, source: RecordSource, text: TextProcessor):
         self.config, self.source, self.text = config, source, text
@@ -59,5 +59,5 @@ class TranslationStream:
     def _example(self, raw: RawRecord, rng: np.random.Generator) -> tuple[TextExample, str]:
         sides = parse_translation_record(raw, self.config.source_key, self.config.target_key)
         first, second = sides if rng.random() < 0.5 else sides[::-1]
-        text = self.text.encode(self.text.choose(first, rng, raw.place), rng)
-        return text, self.text.choose(second, rng, raw.place)
+        text = self.text.encode(self.text.choose(first, rng, raw.location), rng)
+        return text, self.text.choose(second, rng, raw.location)

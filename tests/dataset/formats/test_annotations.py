@@ -45,14 +45,14 @@ def test_an_array_and_lines_give_the_same_rows_with_their_places(write):
     array = read_rows(write(json.dumps(records, indent=1), "a.json"), KEY)
     lines = read_rows(write("".join(json.dumps(record) + "\n" for record in records), "a.jsonl"), KEY)
     assert values(array) == values(lines) == records
-    assert [Path(row.place).name for row in array] == ["a.json[0]", "a.json[1]"]
-    assert [Path(row.place).name for row in lines] == ["a.jsonl:1", "a.jsonl:2"]
+    assert [Path(row.location).name for row in array] == ["a.json[0]", "a.json[1]"]
+    assert [Path(row.location).name for row in lines] == ["a.jsonl:1", "a.jsonl:2"]
 
 
 def test_blank_lines_are_no_rows_and_count_in_the_places_of_the_others(write):
     rows = read_rows(write('\n{"n": 1}\r\n\n  \n{"n": 2}'), KEY)
     assert values(rows) == [{"n": 1}, {"n": 2}]
-    assert [row.place.rpartition(":")[2] for row in rows] == ["2", "5"]
+    assert [row.location.rpartition(":")[2] for row in rows] == ["2", "5"]
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
@@ -66,7 +66,7 @@ def test_a_line_ends_at_a_line_feed_and_nowhere_else(write, separator):
 def test_a_line_that_is_no_json_or_no_object_comes_back_as_its_error(write):
     path = write('{"n": 1}\n{"n": \n[1, 2]\n"text"\n{"n": 5}\n')
     rows = read_rows(path, KEY)
-    kinds = [(row.kind, row.place) if isinstance(row, BrokenRecordError) else row.values["n"] for row in rows]
+    kinds = [(row.kind, row.location) if isinstance(row, BrokenRecordError) else row.values["n"] for row in rows]
     assert kinds == [1, ("bad json", f"{path}:2"), ("wrong type", f"{path}:3"), ("wrong type", f"{path}:4"), 5]
 
 
@@ -74,7 +74,7 @@ def test_an_entry_of_an_array_that_is_no_object_comes_back_as_its_error(write):
     path = write('[{"n": 1}, 7]')
     first, second = read_rows(path, KEY)
     assert first.values == {"n": 1}
-    assert (second.kind, second.place, second.message) == ("wrong type", f"{path}[1]", "7 is no object")
+    assert (second.kind, second.location, second.message) == ("wrong type", f"{path}[1]", "7 is not an object")
 
 
 @pytest.mark.parametrize("text", ["", "\n \n", "[]", " [ ]\n"])
@@ -112,7 +112,7 @@ def row(number: int, **more) -> Row:
 def number_below_7(row: Row) -> int:
     number = row.get("n", int)
     if number >= 7:
-        raise BrokenRecordError("empty text", row.place, f"{number} is too much")
+        raise BrokenRecordError("empty text", row.location, f"{number} is too much")
     return number
 
 
@@ -207,7 +207,7 @@ def test_a_row_tells_what_keys_there_are_and_what_a_value_is():
 def test_texts_that_are_none_are_refused_by_kind(value, kind):
     with pytest.raises(BrokenRecordError) as error:
         texts_of(row(1, caption=value), "caption")
-    assert (error.value.kind, error.value.place) == (kind, "a:1")
+    assert (error.value.kind, error.value.location) == (kind, "a:1")
 
 
 def test_of_texts_by_language_one_is_taken_or_all():
@@ -228,9 +228,9 @@ def test_a_split_without_a_record_is_told_with_those_that_have_some():
     wanted_splits(found, ["val", "train"], KEY, "refs.p")
     with pytest.raises(UserError) as error:
         wanted_splits(found, ["train", "testA", "testB"], KEY, "refs.p")
-    expected = "data.train: no record of refs.p is in split testA, testB; splits there: train (2), val (1)"
+    expected = "data.train: no record of refs.p is in split testA, testB; splits in the file: train (2), val (1)"
     assert str(error.value) == expected
-    with pytest.raises(UserError, match=r"splits there: none$"):
+    with pytest.raises(UserError, match=r"splits in the file: none$"):
         wanted_splits([], ["val"], KEY, "refs.p")
 
 
@@ -240,7 +240,7 @@ def test_pictures_are_found_below_their_folder_or_by_an_absolute_path(tmp_path):
     pictures = ImageFiles(tmp_path)
     for name in ("sub/a.png", str(tmp_path / "sub" / "a.png")):
         source = pictures.find(name, "a:1")
-        assert source.place == "a:1"
+        assert source.location == "a:1"
         assert pictures.size(source) == (5, 3)
         assert source.load() == (tmp_path / "sub" / "a.png").read_bytes()
 
@@ -252,7 +252,7 @@ def test_what_names_no_picture_is_a_missing_image_with_a_short_message(tmp_path,
     for place in ("a:1", "a:2"):
         with pytest.raises(BrokenRecordError) as error:
             pictures.find(name, place)
-        assert (error.value.kind, error.value.place) == ("missing image", place)
+        assert (error.value.kind, error.value.location) == ("missing image", place)
         assert len(error.value.message) < 400
 
 
@@ -323,7 +323,7 @@ def test_the_remedy_fits_what_is_wrong():
     outside = [Row({"n": n}, f"a:{n}") for n in range(4)]
 
     def box(row: Row) -> int:
-        raise BrokenRecordError("box outside image", row.place, "leaves the image")
+        raise BrokenRecordError("box outside image", row.location, "leaves the image")
 
     with pytest.raises(UserError, match=naming("x, y, width, height", "doctor")):
         parse_rows(outside, box, KEY, 0.01)

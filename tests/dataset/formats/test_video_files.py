@@ -75,7 +75,7 @@ def test_the_1k_a_test_file_gives_each_video_its_one_sentence(folder):
     items = captioned(folder, write(folder, "MSRVTT_JSFUSION_test.csv", rows))
     assert [source.path.name for source in items.images] == ["video7.webm", "video0.mp4"]
     assert items.captions == ["a man sings", "a dog, and a cat"]
-    assert items.images[1].place.endswith("test.csv:3")
+    assert items.images[1].location.endswith("test.csv:3")
 
 
 def test_rows_of_our_own_name_a_file_or_hold_their_frames(folder):
@@ -103,7 +103,7 @@ def test_rows_of_our_own_name_a_file_or_hold_their_frames(folder):
         ("a.jsonl", [{"video": 3, "caption": "a"}], {}, ("neither a path nor a list",)),
         ("a.json", {"videos": [], "sentences": []}, {}, ("MSR-VTT's", "format: msrvtt")),
         ("MSRVTT.json", {"sentences": 3}, {}, ("sentences", "MSR-VTT's", "data.train.format")),
-        ("MSRVTT.json", {"sentences": [3]}, {}, ("3 is no object",)),
+        ("MSRVTT.json", {"sentences": [3]}, {}, ("3 is not an object",)),
     ],
 )
 def test_what_is_wrong_is_told_before_training(folder, name, content, options, said):
@@ -120,9 +120,9 @@ def test_a_list_of_other_videos_is_told(folder):
 def test_images_and_videos_are_not_mistaken_for_each_other(folder):
     items = captioned(folder, msrvtt(folder))
     check_medium(items.images, 5, "data.train")
-    with pytest.raises(UserError, match=r"data.train holds videos, .*; set model.vision.video.frames"):
+    with pytest.raises(UserError, match=r"data.train has videos, .*; set model.vision.video.frames"):
         check_medium(items.images, None, "data.train")
-    with pytest.raises(UserError, match=r"data.train holds images, .*; drop model.vision.video"):
+    with pytest.raises(UserError, match=r"data.train has images, .*; drop model.vision.video"):
         check_medium([object()], 5, "data.train")
 
 
@@ -249,7 +249,7 @@ def test_a_path_and_an_id_of_one_name_are_two_videos(tmp_path):
     path, number = Row({"video": "7"}, "a[0]"), Row({"video_id": 7}, "a[1]")
     for rows in ((path, number), (number, path)):
         videos = Videos(tmp_path)
-        found = {row.place: videos.of_row(row)[1].path for row in rows}
+        found = {row.location: videos.of_row(row)[1].path for row in rows}
         assert found == {"a[0]": tmp_path / "7", "a[1]": tmp_path / "7.mp4"}
 
 

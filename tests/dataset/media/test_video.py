@@ -328,7 +328,7 @@ def broken(path: Path, **how) -> BrokenRecordError:
     started = time.monotonic()
     with pytest.raises(BrokenRecordError) as caught:
         read(path, range, **how)
-    assert caught.value.place == "a.jsonl:1"
+    assert caught.value.location == "a.jsonl:1"
     assert time.monotonic() - started < 10
     return caught.value
 
@@ -377,7 +377,7 @@ def test_what_is_no_video_is_a_broken_record(tmp_path, backend):
         "sound.mp4": ("unreadable video", "no video stream, only sound"),
         "song.mp4": ("unreadable video", "no video stream, only sound"),
         "folder": ("unreadable video", "holds no images"),
-        "object.json": ("unreadable video", "no JSON list"),
+        "object.json": ("unreadable video", "not a JSON list"),
         "none.json": ("unreadable video", "holds no images"),
         "number.json": ("wrong type", "is a number, not a string"),
         "x" * 5000: ("missing video", "xxx"),

@@ -64,7 +64,7 @@ def test_a_broken_image_record_says_what_is_wrong_and_where(values, kind, messag
     with pytest.raises(BrokenRecordError) as caught:
         parse_image_record(raw(**values), KEYS, "caption")
     assert caught.value.kind == kind
-    assert caught.value.place == "shard.jsonl:7"
+    assert caught.value.location == "shard.jsonl:7"
     assert caught.value.message == OneLine(*message)
 
 

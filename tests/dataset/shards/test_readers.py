@@ -47,7 +47,7 @@ def test_any_record_is_read_with_its_line(write_lines):
     shards = Shards([first, second])
     assert shards.sizes == [2, 2]
     assert [shards.read(number).values["n"] for number in (3, 0, 2, 1)] == ["größer", 0, 2, 1]
-    assert [shards.read(number).place for number in range(4)] == [
+    assert [shards.read(number).location for number in range(4)] == [
         f"{first}:1",
         f"{first}:2",
         f"{second}:2",
@@ -64,7 +64,7 @@ def test_line_ends_and_scan_borders_do_not_matter(tmp_path, monkeypatch, ending,
     path.write_bytes((ending.join([*lines[:5], "", *lines[5:]]) + (ending if last else "")).encode())
     shards = Shards([str(path)])
     assert [shards.read(n).values["n"] for n in range(len(shards))] == ["x" * n for n in range(12)]
-    assert shards.read(5).place.endswith(":7")
+    assert shards.read(5).location.endswith(":7")
 
 
 def test_files_folders_and_patterns_are_found_in_order(tmp_path, write_lines):
@@ -155,7 +155,7 @@ def test_a_broken_index_is_made_anew_which_is_told(write_lines, index_folder, na
         np.save(folder / name, np.concatenate([np.load(folder / name)] * 2))
     else:
         (folder / name).write_bytes({"torn": content[:-8], "noise": b"noise", "empty": b""}[damage])
-    assert Shards([file]).read(1).place == f"{file}:3"
+    assert Shards([file]).read(1).location == f"{file}:3"
     assert OneLine("files", folder, "damaged") in caplog.messages
 
 
@@ -216,7 +216,7 @@ def test_tar_members_are_grouped_by_name_and_read_in_place(tmp_path, encoded):
         file = write_tar(tmp_path / f"{form}.tar", members, form=form)
         shards = Shards([file])
         records = [shards.read(number) for number in range(len(shards))]
-        assert [record.place for record in records] == [
+        assert [record.location for record in records] == [
             f"{file}:a/000001.JPG",
             f"{file}:b/000001.png",
             f"{file}:{long_name}.webp",
@@ -328,12 +328,12 @@ def test_companions_of_img2dataset_are_no_shards(tmp_path):
 
 def test_a_record_that_cannot_be_read_still_has_its_place(tmp_path, write_lines):
     lines = Shards([write_lines("a.jsonl", ["", "{", "{"])])
-    assert [lines.place(n) for n in range(2)] == [f"{tmp_path}/a.jsonl:{n}" for n in (2, 3)]
+    assert [lines.exact_location(n) for n in range(2)] == [f"{tmp_path}/a.jsonl:{n}" for n in (2, 3)]
     file = write_tar(
         tmp_path / "a.tar", [("x/a.txt", b"x"), ("x/a.jpg", b"y"), ("b.cls", b"1"), ("y" * 150 + ".txt", b"z")]
     )
     tar = Shards([file])
-    assert [tar.place(n) for n in range(3)] == [f"{file}:x/a.jpg", f"{file}:b.cls", f"{file}:{'y' * 150}.txt"]
-    assert [tar.read(n).place for n in range(3)] == [tar.place(n) for n in range(3)]
+    assert [tar.exact_location(n) for n in range(3)] == [f"{file}:x/a.jpg", f"{file}:b.cls", f"{file}:{'y' * 150}.txt"]
+    assert [tar.read(n).location for n in range(3)] == [tar.exact_location(n) for n in range(3)]
     Path(file).write_bytes(b"")
-    assert Shards.place(tar, 1) in (f"{file}:b.cls", f"{file}: record 1")
+    assert Shards.exact_location(tar, 1) in (f"{file}:b.cls", f"{file}: record 1")

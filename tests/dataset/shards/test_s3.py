@@ -71,7 +71,7 @@ def ids(shards: Shards) -> list[str]:
 def test_patterns_prefixes_and_ranges_of_s3_are_read(bucket, open_remote, entry):
     shards = open_remote(entry)
     assert ids(shards) == EXPECTED
-    assert shards.read(13).place == "s3://data/set/1.jsonl:2"
+    assert shards.read(13).location == "s3://data/set/1.jsonl:2"
 
 
 def _compare(shards: Shards) -> None:
@@ -165,7 +165,7 @@ def test_answers_of_a_store_that_fail_are_asked_for_again(forwarder, open_remote
     forwarder.fault = lambda number: fault if number in (1, 4) else ""
     # A busy machine may need seconds for an answer, so a minute of repetitions is allowed.
     assert ids(open_remote("s3://data/set/", timeout_s=0.5, retry_minutes=1)) == EXPECTED
-    assert OneLine("repeated", "1") in caplog.messages
+    assert OneLine("retrying", "1") in caplog.messages
 
 
 def test_a_store_that_goes_on_failing_is_one_line(forwarder, open_remote):

@@ -31,7 +31,7 @@ def write_tar(path: Path, count: int) -> str:
 
 
 def batch(source: RecordSource, number: int) -> list[str | None]:
-    return read_examples(source, number, Account(), lambda raw, rng: raw.place)
+    return read_examples(source, number, Account(), lambda raw, rng: raw.location)
 
 
 def first_warning(source: RecordSource, caplog) -> str:

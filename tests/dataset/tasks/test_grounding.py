@@ -89,7 +89,7 @@ def test_the_official_files_give_each_sentence_with_its_box_and_size(official, t
     assert first.box == second.box == (1.5, 2.0, 10.25, 9.0)
     assert first.size == (WIDTH, HEIGHT)
     assert first.image.path == tmp_path / "train2014" / "COCO_train2014_000000581857.jpg"
-    assert first.place == f"{tmp_path}/refs(unc).p[0]"
+    assert first.location == f"{tmp_path}/refs(unc).p[0]"
 
 
 def test_splits_are_read_together_and_are_the_grain_of_their_phrases(official):
@@ -432,7 +432,7 @@ def test_a_picture_damaged_or_changed_after_the_check_is_a_row_that_does_not_cou
     write_picture(tmp_path / "3.png", (0, 0, 4, 4), size=(60, 64))
     batch = maker.make(0)
     assert batch.valid.sum() == 3
-    assert sorted((b.kind, b.place.rpartition(":")[2]) for b in batch.broken) == [
+    assert sorted((b.kind, b.location.rpartition(":")[2]) for b in batch.broken) == [
         ("unreadable image", "2"),
         ("unreadable image", "4"),
     ]

@@ -89,7 +89,7 @@ def test_official_files_are_json_lines_under_a_name_that_ends_in_json(tmp_path, 
         picture(f"dev/dev-0-0-img{side}.png", side)
     (tmp_path / "dev.json").write_text("".join(json.dumps(official(f"dev-0-0-{n}")) + "\n" for n in range(3)))
     config = NLVRSplitConfig(format="nlvr2", annotations=str(tmp_path / "dev.json"), images=str(tmp_path / "images"))
-    assert [item.place.rpartition(":")[2] for item in read_statements(config, "k", 0.0)] == ["1", "2", "3"]
+    assert [item.location.rpartition(":")[2] for item in read_statements(config, "k", 0.0)] == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize("file", ["a.json", "a.jsonl"])
@@ -216,7 +216,7 @@ def test_a_damaged_picture_makes_a_row_that_does_not_count(batches, tmp_path, to
     others = [place for place in range(14) if place % 7 != row]
     assert torch.equal(batch.pixels[others], whole.pixels[others])
     (broken,) = batch.broken
-    assert (broken.kind, broken.place.rpartition(":")[2]) == ("unreadable image", "5")
+    assert (broken.kind, broken.location.rpartition(":")[2]) == ("unreadable image", "5")
     assert (batch.read, len(batch.records)) == (7, 6)
 
 

@@ -24,7 +24,7 @@ def question(n: int) -> Question:
         question_id=262148000 + n if n % 3 else f"q{n}",
         question=f"What is the größte number {n} in this picture?",
         source=ImageSource(
-            place=[f"v2.json: questions[{n}]", f"a.jsonl:{n}", f"vg.json[{n}].qas[3]", f"gqa.json: {n}x"][n % 4],
+            location=[f"v2.json: questions[{n}]", f"a.jsonl:{n}", f"vg.json[{n}].qas[3]", f"gqa.json: {n}x"][n % 4],
             path=Path(f"/data/images/train2014/COCO_train2014_{n // 5:012d}.jpg"),
         ),
         answers=tuple(["yes", "no", f"number {n % 50}"][k % 3] for k in range(10 if n % 2 else 1)),
@@ -41,7 +41,7 @@ def test_a_table_gives_back_what_it_was_made_of():
     listed = [*odd, *map(question, range(200))]
     table = QuestionTable(listed)
     assert list(table) == listed
-    assert [table.place(row) for row in range(len(table))] == [each.place for each in listed]
+    assert [table.location(row) for row in range(len(table))] == [each.location for each in listed]
     assert table[-1] == listed[-1]
     assert table[3:9:2] == listed[3:9:2]
     assert list(QuestionTable([])) == []

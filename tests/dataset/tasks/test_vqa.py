@@ -148,7 +148,7 @@ def test_visual_genome_is_read_wherever_its_pictures_lie_and_weighs_half(picture
     config = source(write("qa.json", [{"id": 1, "qas": qas}]), format="visual_genome")
     first, second = read_questions(config, "data.train[1]", 0.0, answered=True)
     assert (first.question_id, first.answers, first.weighted_answers()) == (986768, ("green",), [("green", 0.5)])
-    assert second.place == f"{config.questions}[0].qas[1]"
+    assert second.location == f"{config.questions}[0].qas[1]"
     assert first.source.path == tmp_path / f"images/{folder}1.jpg"
     qas.insert(1, {"qa_id": 5, "image_id": 1, "question": "Where?"})
     broken = source(write("broken.json", [{"id": 1, "qas": [*qas, "no object"]}, {"id": 2}]), format="visual_genome")
@@ -169,7 +169,7 @@ def test_processed_lists_hold_answers_of_annotators_or_one_text(picture, write, 
     assert dict(first.weighted_answers()) == {"net": 0.9, "ball": 0.1}
     assert (first.answer_type, second.answer_type) == ("other", "")
     assert second.weighted_answers() == [("green", 0.5)]
-    assert second.question_id == second.place
+    assert second.question_id == second.location
 
 
 def test_a_part_of_the_pictures_is_held_out_with_all_their_questions(picture, write, source):
