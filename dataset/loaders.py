@@ -114,13 +114,9 @@ class BrokenRecordLog:
 
     def none_usable(self, stream: str) -> UserError:
         """Returns the error for a stream whose records are all broken."""
-        kinds = "; ".join(
-            f"{count} {kind} (first: {self.first[kind].location}: {self.first[kind].message})"
-            for kind, count in self.kinds.most_common()
-        )
         return UserError(
-            f"none of the first {self.unusable[stream]} records of {stream} can be used; broken so far: {kinds}; fix them, or "
-            "the paths in the section data"
+            f"none of the first {self.unusable[stream]} records of {stream} can be used; broken so far: "
+            f"{self.summary().listed()}; fix them, or the paths in the section data"
         )
 
     def finish(self) -> CountedRecords:
@@ -135,7 +131,7 @@ class BrokenRecordLog:
     def summary(self) -> CountedRecords:
         """Returns the number of records that were read and of broken records, with the first location of each kind."""
         kinds = [
-            BrokenKind(kind=kind, count=count, first=self.first[kind].location)
+            BrokenKind(kind=kind, count=count, first=self.first[kind].location, message=self.first[kind].message)
             for kind, count in self.kinds.most_common()
         ]
         return CountedRecords(read=self.read, broken=self.broken_records, kinds=kinds)
@@ -221,12 +217,16 @@ class BatchLoader:
         first = consumed + self.rank
         numbers = range(first, first + count * self.world_size, self.world_size)
         held: list[Batch] = []
-        for batch in in_workers(self.maker.make, numbers, self.config.workers, self.config.worker_timeout_s):
-            self.broken.add(batch)
-            held.append(batch)
-            if not self.broken.unusable:  # otherwise keep reading until every stream has a usable record
-                yield from held
-                held.clear()
+        try:
+            for batch in in_workers(self.maker.make, numbers, self.config.workers, self.config.worker_timeout_s):
+                self.broken.add(batch)
+                held.append(batch)
+                if not self.broken.unusable:  # otherwise keep reading until every stream has a usable record
+                    yield from held
+                    held.clear()
+        except GeneratorExit:  # the run stops early
+            logger.info(self.broken.summary())
+            raise
         if held:
             raise self.broken.none_usable(next(iter(self.broken.unusable)))
         # A resumed run may read too few records to check the share.

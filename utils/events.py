@@ -133,31 +133,39 @@ class SkippedRecord(Event):
 
 
 class BrokenKind(BaseModel):
-    """Number of broken parts of records of one kind, and the location of the first."""
+    """Broken parts of records of one kind. ``count``: None if they were not counted yet; ``first`` and ``message``: the location
+    of the first, and what is wrong with it."""
 
     model_config = ConfigDict(frozen=True)
 
     kind: str
-    count: int
+    count: int | None
     first: str
+    message: str = ""
 
 
 class CountedRecords(Event):
-    """Number of records that a process of rank 0 has read, and how many of them were broken; ``kinds``: most frequent first."""
+    """Number of records that a process of rank 0 has read, and how many of them are broken and skipped; ``kinds``: most frequent
+    first; ``key``: of the annotation file that was read at the start, null for the records of all batches."""
 
     read: int
     broken: int
     kinds: list[BrokenKind] = []
+    key: str | None = None
 
     def share(self) -> str:
-        """How many of the records read were broken."""
+        """How many of the records are broken."""
+        file = "" if self.key is None else f"{self.key}: "
         if not self.broken:
-            return f"{self.read} records read, none broken"
-        return f"{self.broken} of {self.read} records ({100 * self.broken / max(self.read, 1):.1f} %) are broken"
+            return f"{file}{self.read} records read, none broken"
+        return f"{file}{self.broken} of {self.read} records ({100 * self.broken / max(self.read, 1):.1f} %) are broken"
 
     def listed(self) -> str:
         """The kinds of broken records, with the first of each."""
-        return ", ".join(f"{kind.count} {kind.kind} (first: {kind.first})" for kind in self.kinds)
+        return "; ".join(
+            f"{kind.count} {kind.kind} (first: {': '.join(filter(None, [kind.first, kind.message]))})"
+            for kind in self.kinds
+        )
 
     def __str__(self) -> str:
         return f"{self.share()}: {self.listed()}" if self.broken else self.share()

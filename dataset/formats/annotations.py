@@ -24,6 +24,7 @@ from dataset.records.forms import convert_hint, foreign_form
 from dataset.records.schema import BrokenRecordError, ImageSource, check_text, spoken, texts_in
 from dataset.text.processors import clean_caption
 from utils.errors import UserError
+from utils.events import BrokenKind, CountedRecords
 from utils.files import expanded
 from utils.files import read_text as read_regular
 
@@ -190,14 +191,21 @@ def parse_rows(
     total = len(parsed) + len(broken)
     kinds = Counter(record.kind for record in broken)
     first = {record.kind: record for record in reversed(broken)}
-    counts = "; ".join(f"{n} {kind} ({first[kind].location}: {first[kind].message})" for kind, n in kinds.most_common())
-    line = f"{key}: {len(broken)} of {total} records are broken: {counts}"
+    counted = CountedRecords(
+        key=key,
+        read=total,
+        broken=len(broken),
+        kinds=[
+            BrokenKind(kind=kind, count=count, first=first[kind].location, message=first[kind].message)
+            for kind, count in kinds.most_common()
+        ],
+    )
     if len(broken) > max_broken * total or not parsed:
         remedy = remedy_for(kinds, "data.max_broken" if len(broken) <= total / 2 else None)
         if key.startswith("evaluation."):
             remedy = "a held-out set has to be whole"
-        raise UserError(f"{line}; {remedy}")
-    logger.warning("%s; they are skipped", line)
+        raise UserError(f"{counted}; {remedy}")
+    logger.warning(counted)
     return parsed
 
 

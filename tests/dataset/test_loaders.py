@@ -15,6 +15,7 @@ from dataset.tasks.pretrain import DataConfig, ImageStreamConfig, PretrainBatche
 from dataset.tasks.streams.base import CleanSetConfig
 from tests.messages import OneLine, naming
 from utils.errors import UserError
+from utils.events import CountedRecords
 
 
 def tensors(value) -> list[torch.Tensor]:
@@ -134,7 +135,19 @@ def test_broken_records_are_logged_once_a_kind_with_file_and_line(loader, write_
     assert f"{file}:2: bad json" in text or f"{file}:4: bad json" in text
     summary = str(own.broken.finish())
     assert summary == OneLine("3 of 6", "50.0 %", "2 bad json")
-    assert f"1 missing key (first: {file}:5)" in summary
+    assert f"1 missing key (first: {file}:5: no 'image'" in summary
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_stops_early_logs_how_many_records_it_has_read(loader, write_lines, make_pair, workers, caplog):
+    file = write_lines("some.jsonl", ["{", *[make_pair(n) for n in range(99)]])
+    config = ImageStreamConfig(files=[file], batch_size=5)
+    batches = loader(workers, images=config, regions=None, texts=None, max_broken=0.5).batches(0, 20)
+    next(batches), next(batches)
+    with caplog.at_level(logging.INFO, logger="dataset.loaders"):
+        batches.close()
+    (counted,) = [record.msg for record in caplog.records if isinstance(record.msg, CountedRecords)]
+    assert counted.read == 10 and counted.broken <= 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -142,7 +155,7 @@ def test_a_run_with_too_many_broken_records_stops_with_a_summary(loader, write_l
     file = write_lines("some.jsonl", [*[make_pair(n) for n in range(9)], "{"])
     own = loader(workers, images=ImageStreamConfig(files=[file], batch_size=5), regions=None, texts=None)
     message = (
-        r"^1 of 10 records \(10.0 %\) are broken, more than data.max_broken = 1 %: 1 bad json \(first: .*some.jsonl:10\); "
+        r"^1 of 10 records \(10.0 %\) are broken, more than data.max_broken = 1 %: 1 bad json \(first: .*some.jsonl:10: .*\); "
         r"fix or remove them, or raise data.max_broken$"
     )
     with pytest.raises(UserError, match=message):

@@ -54,7 +54,7 @@ def test_steps_stops_and_broken_records_of_a_run_that_was_resumed(tmp_path):
         "resuming from runs/x/checkpoints/step-00000020",
     ]
     assert history.records.share() == "7 of 300 records (2.3 %) are broken"
-    kinds = {kind.kind: (kind.count, kind.location, kind.message) for kind in history.kinds.values()}
+    kinds = {kind.kind: (kind.count, kind.first, kind.message) for kind in history.kinds}
     assert kinds == {"bad json": (5, "a.jsonl:3", "Expecting ','"), "missing image": (2, "a.jsonl:9", "")}
     assert history.warnings == [("2026-01-02 04:00:02", "something else")]
     assert history.remarks(tmp_path / "events.jsonl") == []
@@ -64,7 +64,7 @@ def test_records_are_summed_over_the_processes_of_a_run(tmp_path):
     whole = CountedRecords(read=100, broken=0)
     history = read(tmp_path, event_lines(*START, COUNTED, *START, COUNTED, whole))
     assert (history.records.read, history.records.broken) == (700, 14)
-    assert [kind.count for kind in history.kinds.values()] == [10, 4]
+    assert [kind.count for kind in history.kinds] == [10, 4]
 
 
 def test_what_happened_after_the_step_from_which_a_run_resumes_does_not_count(tmp_path):
@@ -101,3 +101,25 @@ def test_of_events_of_any_length_the_beginning_and_the_end_are_read(tmp_path):
     assert [message for _, message in history.newest_warnings] == [f"number {n}" for n in range(9_995, 10_000)]
     assert history.damaged_lines == 0
     assert read(tmp_path, text).warning_count == 10_000
+
+
+def test_an_annotation_file_is_read_at_every_start_and_counts_once(tmp_path):
+    file = CountedRecords(
+        key="data.train",
+        read=50,
+        broken=3,
+        kinds=[BrokenKind(kind="bad json", count=3, first="t.json:2", message="Expecting ','")],
+    )
+    started, *_ = START
+    assert started.trains
+    history = read(tmp_path, event_lines(started, file, COUNTED, started, file))
+    assert history.shares() == [
+        "7 of 300 records (2.3 %) are broken",
+        "data.train: 3 of 50 records (6.0 %) are broken",
+    ]
+    kinds = [(kind.kind, kind.count, kind.first, kind.message) for kind in history.kinds]
+    assert kinds == [("bad json", 8, "a.jsonl:3", "Expecting ','"), ("missing image", 2, "a.jsonl:9", "")]
+    evaluation = started.model_copy(update={"trains": False})
+    assert len(read(tmp_path, event_lines(started, file, evaluation)).shares()) == 1
+    repaired = read(tmp_path, event_lines(started, file, started))
+    assert repaired.shares() == [] and repaired.kinds == []

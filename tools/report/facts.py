@@ -59,15 +59,13 @@ def faults_of(run: Run) -> Faults:
     """Returns broken records by kind, resumptions, stops, skipped steps and warnings."""
     history = run.history
     broken = [
-        BrokenRecords(
-            kind.kind, "not counted" if kind.count is None else f"{kind.count:,}", kind.location, kind.message
-        )
-        for kind in sorted(history.kinds.values(), key=lambda kind: -(kind.count or 0))
+        BrokenRecords(kind.kind, "not counted" if kind.count is None else f"{kind.count:,}", kind.first, kind.message)
+        for kind in history.kinds
     ]
     if not history.complete:
         read = "Broken records, stops and warnings are unknown, since the run has no events.jsonl."
-    elif history.records is not None:
-        read = history.records.share()
+    elif shares := history.shares():
+        read = "; ".join(shares)
     elif broken:
         read = "Not counted: the run ended before it wrote the number."
     else:

@@ -18,17 +18,6 @@ NEWEST = 5
 
 
 @dataclass
-class BrokenKind:
-    """Broken records of one kind. ``count``: None if no process counted them, since none ended regularly; ``location`` and
-    ``message``: of the first record."""
-
-    kind: str
-    count: int | None
-    location: str
-    message: str = ""
-
-
-@dataclass
 class History:
     """What happened to a run. A run that resumes from an earlier step forgets the skipped steps and best weights after that step.
 
@@ -38,8 +27,9 @@ class History:
         command, version: of the newest process that trains.
         turns: resumptions and stops, with their times.
         stop: why the newest process ended early; None if it did not, or was killed.
-        records: the records that were read by the processes that ended regularly, together.
-        kinds: broken records by kind.
+        records: the records of batches that were read by the processes that ended regularly, together.
+        annotations: the annotation files with broken records, by config key, as the newest process that trains read them.
+        read_kinds: broken records of batches by kind.
         steps: number of steps that the run is to train.
         selects: the metric that selects the best weights.
         weights: where the initial weights come from.
@@ -60,7 +50,8 @@ class History:
     warning_count: int = 0
     newest_warnings: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=NEWEST))
     records: events.CountedRecords | None = None
-    kinds: dict[str, BrokenKind] = field(default_factory=dict)
+    annotations: dict[str, events.CountedRecords] = field(default_factory=dict)
+    read_kinds: dict[str, events.BrokenKind] = field(default_factory=dict)
     steps: int | None = None
     selects: str | None = None
     best_steps: list[int] = field(default_factory=list)
@@ -73,6 +64,20 @@ class History:
     def best(self) -> int | None:
         """The step of the best weights."""
         return self.best_steps[-1] if self.best_steps else None
+
+    @property
+    def kinds(self) -> list[events.BrokenKind]:
+        """All broken records by kind, most frequent first."""
+        kinds = dict(self.read_kinds)
+        for file in self.annotations.values():
+            for found in file.kinds:
+                kinds[found.kind] = _together(kinds.get(found.kind), found)
+        return sorted(kinds.values(), key=lambda kind: -(kind.count or 0))
+
+    def shares(self) -> list[str]:
+        """How many records are broken, of the batches and of each annotation file."""
+        counted = filter(None, [self.records, *self.annotations.values()])
+        return [records.share() for records in counted]
 
     def add(self, time: datetime, event: Event) -> None:
         """Take account of the next event."""
@@ -91,6 +96,7 @@ class History:
         self.version = event.version
         if event.trains or not self.command:
             self.command = event.command
+            self.annotations.clear()  # they are read at every start
 
     @_add.register
     def _(self, event: events.Resumed) -> None:
@@ -128,16 +134,18 @@ class History:
 
     @_add.register
     def _(self, event: events.SkippedRecord) -> None:
-        kind = self.kinds.setdefault(event.kind, BrokenKind(event.kind, None, event.location))
-        kind.message = kind.message or event.message
+        found = events.BrokenKind(kind=event.kind, count=None, first=event.location, message=event.message)
+        self.read_kinds[event.kind] = _together(self.read_kinds.get(event.kind), found)
 
     @_add.register
     def _(self, event: events.CountedRecords) -> None:
+        if event.key is not None:
+            self.annotations[event.key] = event
+            return
         before = self.records or events.CountedRecords(read=0, broken=0)
         self.records = events.CountedRecords(read=before.read + event.read, broken=before.broken + event.broken)
         for found in event.kinds:
-            kind = self.kinds.setdefault(found.kind, BrokenKind(found.kind, 0, found.first))
-            kind.count = (kind.count or 0) + found.count
+            self.read_kinds[found.kind] = _together(self.read_kinds.get(found.kind), found)
 
     @_add.register
     def _(self, event: events.Warned | events.SkippedCheckpoint | events.Stalled) -> None:
@@ -164,6 +172,16 @@ class History:
             names = ", ".join(list(self.unknown_events)[:MOST])
             remarks.append(f"{path.name}: events of a newer version are skipped: {names}")
         return remarks
+
+
+def _together(before: events.BrokenKind | None, found: events.BrokenKind) -> events.BrokenKind:
+    """Adds the counts of the same kind of broken records. The first record stays the first."""
+    if before is None:
+        return found
+    counts = [kind.count for kind in (before, found) if kind.count is not None]
+    return before.model_copy(
+        update={"count": sum(counts) if counts else None, "message": before.message or found.message}
+    )
 
 
 def read_history(path: Path, most_bytes: int | None = None) -> History:

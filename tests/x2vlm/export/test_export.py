@@ -237,7 +237,7 @@ def test_a_file_that_was_damaged_or_is_missing_is_told_in_a_line(exported, tmp_p
     assert "config.yaml is damaged" in broken(lambda folder: flip(folder / "config.yaml"))
     assert "x.onnx has no export.json" in broken(lambda folder: (folder / MANIFEST).unlink())
     assert "export.json cannot be read" in broken(lambda folder: (folder / MANIFEST).write_text("[1]"))
-    assert "names no image.onnx" in broken(lambda f: rewrite(f, files={}))
+    assert "export.json has no image.onnx" in broken(lambda f: rewrite(f, files={}))
 
 
 def rewrite(folder: Path, **values) -> None:
