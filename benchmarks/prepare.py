@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from dataset.prepare.catalogue import Options, prepare
+from dataset.prepare.making import prepare
+from dataset.prepare.options import Options
 from utils.commands import call
 from utils.flags import Positive
 

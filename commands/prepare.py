@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from dataset.prepare.catalogue import GROUPS, READERS, SETS, Options
-from dataset.prepare.catalogue import prepare as prepare_set
+from dataset.prepare.catalogue import GROUPS, READERS, SETS
+from dataset.prepare.filters import Filters, Safety
 from dataset.prepare.held_out import SPLITS, VIDEO_SPLITS
+from dataset.prepare.making import prepare as prepare_set
 from dataset.prepare.manifest import faults, prepared_folders, read_manifest
 from dataset.prepare.missing import read_missing
-from dataset.prepare.sets.laion import Filters, Safety
-from dataset.prepare.video_clips import VideoOptions
+from dataset.prepare.options import Options, VideoOptions
 from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.flags import PositiveReal, named, read_by, unknown, whole_number, within
@@ -203,11 +203,9 @@ def listing() -> str:
             for index, (files, what) in enumerate(data_set.files.items())
         ]
         lines += [f"  size      {sizes}"]
-        made = [(product.folder, product.records) for product in data_set.products] or [
-            (name, "an image and its caption")
-        ]
         lines += [
-            f"  {'makes' if not index else '':9} {folder}/: {records}" for index, (folder, records) in enumerate(made)
+            f"  {'makes' if not index else '':9} {folder}/: {content}"
+            for index, (folder, content) in enumerate(data_set.folders(name))
         ]
         readers = [READERS[group] for group, names in GROUPS.items() if name in names]
         lines += [

@@ -8,6 +8,7 @@ import resource
 import socket
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from utils import distributed
 from utils.commands import call
 
 START = "forkserver"
+LONGEST_S = 300
 CONTEXT = multiprocessing.get_context(START)
 CONTEXT.set_forkserver_preload([__name__])
 
@@ -86,7 +88,14 @@ def on_each_of_two(function: Any, *arguments: Any) -> None:
 
 
 def _on_each(ranks: int, function: Any, arguments: tuple[Any, ...]) -> None:
-    mp.start_processes(_called, (ranks, free_port(), function, arguments), nprocs=ranks, start_method=START)
+    given = (ranks, free_port(), function, arguments)
+    context = mp.start_processes(_called, given, nprocs=ranks, start_method=START, join=False)
+    deadline = time.monotonic() + LONGEST_S
+    while not context.join(timeout=1):
+        if time.monotonic() > deadline:
+            for process in context.processes:
+                process.kill()
+            raise AssertionError(f"the ranks did not end within {LONGEST_S} s")
 
 
 def _called(rank: int, ranks: int, port: int, function: Any, arguments: tuple[Any, ...]) -> None:

@@ -1,7 +1,8 @@
-"""A folder of records, made from official files by several processes: whole or not there, resumed where a run was cut.
+"""Makes a folder of records from official files with several processes: completely or not at all, resumed where a run stopped.
 
-Records are made in ``OUT/.building-NAME`` and appear as ``OUT/NAME`` in one step, with a manifest. A run that is cut leaves the
-folder of work; the same command goes on from its last whole shard. An error in the official files removes it.
+Records are written to ``OUT/.building-NAME``, which is renamed to ``OUT/NAME`` at the end, with a manifest. An interrupted run
+leaves its working folder, and the same command resumes after the last complete shard. An error in the official files removes the
+working folder.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from dataset.prepare.counts import Counts
 from dataset.prepare.manifest import Manifest, check_same, is_prepared, write_manifest
@@ -25,76 +26,49 @@ from utils.errors import UserError
 from utils.files import replacing
 from utils.progress import progress_bar
 
-Image = TypeVar("Image")
+Convert = Callable[[Any, Counts], Iterator[Mapping[str, Any]]]
+"""Yields the records of an item; a function at the top of a module, or a :class:`functools.partial` of one, since worker
+processes call it."""
 
 JOBS_PER_SHARD = 100
-"""Jobs whose records are one shard, which is the unit of resuming."""
+"""The records of this number of jobs are a shard. An interrupted run resumes with a whole shard."""
 
 MAX_BROKEN = 0.01
-"""Share of what was read that may be unusable by its form, before the file is refused as a whole."""
+"""Maximum share of entries that have the wrong form; beyond it, the file is refused."""
 
 FORM = ("missing key", "wrong type", "bad json", "wrong columns")
-"""Reasons that speak of another file, or of a damaged one."""
+"""Reasons that suggest that the file is damaged, or a different file."""
 
 _JOURNAL_MANIFEST = "_journal/manifest.json"
 
 
 class WorkerDiedError(UserError):
-    """A process was killed: no fault of the official files, so what is made stays and is resumed."""
+    """A process was killed. The official files are not to blame, so what exists is kept, and the next run resumes."""
 
 
 @dataclass
 class Job:
-    """A part of the input: ``items`` for the function that converts them, ``size`` as the unit of the progress bar, what was
-    counted when the part was read, and the ``place`` of a single item."""
+    """A part of the input: ``items`` to convert, ``size`` in the unit of the progress bar, and the ``counts`` of reading it."""
 
     items: list[Any]
     size: int = 0
     counts: Counts = field(default_factory=Counts)
-    place: str = ""
-
-
-def image_jobs(
-    images: Iterable[Image], item_of: Callable[[Image, Counts], Any], batch: int, counts: Counts | None = None
-) -> Iterator[Job]:
-    """Jobs of ``batch`` images each.
-
-    Args:
-        images: the images of a set.
-        item_of: the item of an image for the function that converts it; None, and counted, if no record may have the image.
-        batch: images of a job.
-        counts: what was counted before; the first job has it.
-    """
-    job = Job([], counts=counts or Counts())
-    for image in images:
-        job.size += 1
-        job.counts.read["images"] += 1
-        item = item_of(image, job.counts)
-        if item is not None:
-            job.items.append(item)
-        if job.size == batch:
-            yield job
-            job = Job([])
-    yield job
-
-
-class Converted(NamedTuple):
-    """Records of a job, a line each, and all its counts."""
-
-    lines: list[bytes]
-    counts: Counts
 
 
 @dataclass(frozen=True)
 class Work:
-    """Jobs in a fixed order, and the function that converts the items of one into records.
+    """Jobs in a fixed order, and the function that converts their items to records.
 
-    ``convert``: at the top of a module, since processes run it. ``total``: the sizes of all jobs together, for the progress bar.
-    ``unit``: what the sizes count. ``deadly``: the reason under which an item is left out that ends the process it is converted
-    in, as a damaged video can; "": that ends the run.
+    Attributes:
+        convert: converts an item.
+        jobs: the jobs.
+        total: sum of their sizes, for the progress bar.
+        unit: what the sizes count.
+        deadly: reason for leaving out an item that kills the process in which it is converted, as a damaged video can; "": such
+            an item ends the run. Jobs then have one item, with a ``location``.
     """
 
-    convert: Callable[[list[Any], Counts], Iterator[Mapping[str, Any]]]
+    convert: Convert
     jobs: Iterator[Job]
     total: int
     unit: str = "image"
@@ -111,22 +85,22 @@ def build_folder(
     facts: Callable[[], Mapping[str, Any]] = dict,
     hashed: bool = True,
 ) -> Manifest | None:
-    """Make the folder ``out/name``, unless it is there and whole.
+    """Makes the folder ``out/name``, unless it is complete.
 
     Args:
-        out: the folder in which it is made.
-        name: of the folder.
-        arguments: what decides the content, as JSON values: the sources with their hashes among them.
-        fill: writes the shards into the folder that it is given, and notes each that is whole.
-        overwrite: make it anew.
-        facts: what else the manifest says, once the shards are there.
-        hashed: the manifest has a hash of each shard; False: its size alone, for what is too large to be read again.
+        out: parent folder.
+        name: name of the folder.
+        arguments: everything that decides the content, as JSON values, including the sources with their hashes.
+        fill: writes the shards to the given folder, and adds an entry for each complete shard.
+        overwrite: make an existing folder again.
+        facts: returns further entries of the manifest, after the shards were written.
+        hashed: the manifest has a hash of each shard; False: only its size, for shards that are too large to be read again.
 
     Returns:
-        The manifest; None if the folder was made with these arguments before.
+        The manifest; None if the folder was already made with these arguments.
 
     Raises:
-        UserError: the folder is of another origin or of other arguments; the official files cannot be used.
+        UserError: the folder has another origin or was made with other arguments; the official files cannot be used.
     """
     target = out / name
     if is_prepared(target) and not overwrite:
@@ -153,19 +127,19 @@ def build_folder(
 
 
 def _remove_stale(building: Path, arguments: Mapping[str, Any]) -> None:
-    """Remove what a run that was cut made with other arguments: nobody has used it. A run that still works keeps its folder."""
+    """Removes the working folder of an interrupted run that had other arguments. A run that is still active keeps its folder."""
     try:
         with (building / JOURNAL).open("r+", encoding="utf-8") as journal:
             fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
             notes = [json.loads(line) for line in journal.read().split("\n") if line.startswith('{"arguments"')]
             if notes and notes[0]["arguments"] != dict(arguments):
                 shutil.rmtree(building)
-    except (OSError, ValueError):  # no such folder, or one in use, as the next step says; or a line that was cut
+    except (OSError, ValueError):  # no such folder; in use, which the next step reports; or an incomplete line
         return
 
 
 def _remove_leftovers(folder: OutputFolder) -> None:
-    """Remove what an earlier run left without noting it as whole: it may be cut, or be made with other arguments."""
+    """Removes files of an earlier run without an entry: they may be incomplete, or have other arguments."""
     for path in folder.out.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
@@ -174,14 +148,13 @@ def _remove_leftovers(folder: OutputFolder) -> None:
 
 
 def fill_with_records(folder: OutputFolder, work: Work, workers: int, name: str) -> Counts:
-    """Make the shards of records that are not there; returns the counts of all."""
+    """Makes the missing shards of records; returns the counts of all shards."""
     done = {entry.file: Counts.from_values(entry.counts) for entry in folder.entries.values()}
     counts = Counts()
     with progress_bar(total=work.total, desc=name, unit=work.unit) as bar:
-        jobs = _jobs_to_do(work, done, bar.update)
-        results = in_order(_convert, jobs, workers, _died)
+        results = in_order(_convert, _missing_parts(work, done, bar.update), workers, _died)
         with closing(results):
-            for shard, parts in itertools.groupby(results, key=lambda result: result.shard):
+            for shard, parts in itertools.groupby(results, key=lambda part: part.shard):
                 entry = _write_shard(folder.out / shard, parts, bar.update)
                 folder.add(entry)
                 done[shard] = Counts.from_values(entry.counts)
@@ -190,66 +163,72 @@ def fill_with_records(folder: OutputFolder, work: Work, workers: int, name: str)
     return counts
 
 
-class _Task(NamedTuple):
+class _Part(NamedTuple):
+    """A part of a shard that is to be made, from a job."""
+
     shard: str
-    convert: Callable[[list[Any], Counts], Iterator[Mapping[str, Any]]]
-    job: Job
+    convert: Convert
     deadly: str
+    job: Job
 
 
-class _Result(NamedTuple):
+class _Made(NamedTuple):
+    """A part of a shard: its records, a line each; ``size`` and ``counts`` of its job."""
+
     shard: str
+    lines: list[bytes]
     size: int
-    converted: Converted
+    counts: Counts
 
 
-def _jobs_to_do(
+def _missing_parts(
     work: Work, done: Mapping[str, Counts], on_skipped: Callable[[int], object]
-) -> Generator[_Task, None, None]:
+) -> Generator[_Part, None, None]:
     for number, job in enumerate(work.jobs):
         shard = f"part-{number // JOBS_PER_SHARD:05}.jsonl"
         if shard in done:
             on_skipped(job.size)
         else:
-            yield _Task(shard, work.convert, job, work.deadly)
+            yield _Part(shard, work.convert, work.deadly, job)
 
 
-def _convert(task: _Task) -> _Result:
-    """Convert a job; runs in a worker process."""
-    counts = task.job.counts
-    lines = [json_line(record) for record in task.convert(task.job.items, counts)]
+def _convert(part: _Part) -> _Made:
+    """Converts the items of a job; runs in a worker process."""
+    counts = part.job.counts
+    lines = [json_line(record) for item in part.job.items for record in part.convert(item, counts)]
     counts.made["records"] += len(lines)
-    return _Result(task.shard, task.job.size, Converted(lines, counts))
+    return _Made(part.shard, lines, part.job.size, counts)
 
 
-def _died(task: _Task) -> _Result:
-    if task.deadly:
-        task.job.counts.leave_out(task.deadly, task.job.place, "the process that read it died")
-        return _Result(task.shard, task.job.size, Converted([], task.job.counts))
+def _died(part: _Part) -> _Made:
+    if part.deadly:
+        [item] = part.job.items
+        part.job.counts.leave_out(part.deadly, item.location, "the process that read it died")
+        return _Made(part.shard, [], part.job.size, part.job.counts)
     raise WorkerDiedError(
-        f"{task.shard}: a process that converted it was killed; is there enough memory? give fewer --workers"
+        f"{part.shard}: a process that converted it was killed, perhaps because memory ran out; give fewer --workers"
     )
 
 
-def _write_shard(path: Path, parts: Iterator[_Result], on_result: Callable[[int], object]) -> Entry:
+def _write_shard(path: Path, parts: Iterator[_Made], on_part: Callable[[int], object]) -> Entry:
     counts = Counts()
-    with replacing(path) as part, part.open("wb") as stream:
-        for result in parts:
-            stream.writelines(result.converted.lines)
-            counts.add(result.converted.counts)
-            on_result(result.size)
+    with replacing(path) as unfinished, unfinished.open("wb") as stream:
+        for part in parts:
+            stream.writelines(part.lines)
+            counts.add(part.counts)
+            on_part(part.size)
         size = stream.tell()
     return Entry(path.name, "", 0, size, counts.to_values())
 
 
 def _refuse_unusable(counts: Counts, name: str) -> None:
-    """Raise where too much is unusable by its form, or nothing is left."""
+    """Raises :class:`UserError` if too many entries have the wrong form, or nothing is left."""
     broken = {reason: counts.left_out[reason] for reason in FORM if counts.left_out[reason]}
     read, bad = sum(counts.read.values()), sum(broken.values())
     if bad > MAX_BROKEN * read:
         first = "; ".join(f"{number:,} {reason} ({counts.places[reason][0]})" for reason, number in broken.items())
         raise UserError(
-            f"{name}: {bad:,} of {read:,} entries cannot be used: {first}; is each the official file, and whole?"
+            f"{name}: {bad:,} of {read:,} entries cannot be used: {first}; check that each file is the official one, and complete"
         )
     if not sum(counts.made.values()):
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.left_out.items()) or "nothing was read"
@@ -257,7 +236,7 @@ def _refuse_unusable(counts: Counts, name: str) -> None:
 
 
 def _put_in_place(building: Path, target: Path) -> None:
-    """Rename the folder; an old one goes."""
+    """Renames the folder, and removes an existing one."""
     target.parent.mkdir(parents=True, exist_ok=True)
     old = target.with_name(f".old-{target.name}")
     if target.exists():

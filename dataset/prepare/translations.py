@@ -6,12 +6,12 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from dataset.prepare.counts import Counts
-from dataset.prepare.piece_store import PieceStore
+from dataset.prepare.rows import Row, RowFile
 from utils.errors import UserError
 from utils.files import replacing
 from utils.progress import progress_bar
@@ -64,19 +64,20 @@ def fill_store(path: Path, folder: Path, files: Mapping[str, Path]) -> None:
                 f"{file}: {count:,} lines, but {folder / TEXTS} has {lines[folder / TEXTS]:,}; translate line by line"
             )
     path.unlink(missing_ok=True)
-    with PieceStore(path) as store:
-        store.fill(_rows(folder, files, lines[folder / TEXTS]))
+    with closing(RowFile(path)) as store:
+        store.add(_rows(folder, files, lines[folder / TEXTS]))
 
 
 def _line_counts(files: Iterable[Path]) -> dict[Path, int]:
     return {file: sum(1 for _ in _lines(file)) for file in files}
 
 
-def _rows(folder: Path, files: Mapping[str, Path], total: int) -> Iterator[tuple[int, str, str]]:
+def _rows(folder: Path, files: Mapping[str, Path], total: int) -> Iterator[Row]:
     texts = progress_bar(_lines(folder / TEXTS), total=total, desc="translations", unit="text")
     for number, (text, *translations) in enumerate(zip(texts, *map(_lines, files.values()), strict=True), start=1):
         by_language = {language: line for language, line in zip(files, translations, strict=True) if line}
-        yield digest_of(text), f"{folder / TEXTS}:{number}", json.dumps(by_language, ensure_ascii=False)
+        location = f"{folder / TEXTS}:{number}"
+        yield Row("texts", str(digest_of(text)), location, json.dumps(by_language, ensure_ascii=False))
 
 
 def _lines(file: Path) -> Iterator[str]:
@@ -97,8 +98,7 @@ class Translator:
     """
 
     def __init__(self, path: Path, languages: Iterable[str]):
-        self.languages, self._opened = tuple(languages), ExitStack()
-        self._store = self._opened.enter_context(PieceStore(path))
+        self.languages, self._store = tuple(languages), RowFile(path)
 
     def record(self, values: Mapping[str, Any], counts: Counts, place: str) -> dict[str, Any]:
         """A record of an image or of regions, its captions translated; those that are by language already stay."""
@@ -106,21 +106,21 @@ class Translator:
 
     def _caption(self, text: str, counts: Counts, place: str) -> dict[str, str]:
         counts.made["texts"] += 1
-        found = self._store.get(digest_of(one_line(text)))
-        if found is None:
+        found = self._store.find("texts", str(digest_of(one_line(text))))
+        if not found:
             counts.leave_out("text that was not translated", place, repr(text[:80]))
             return {ENGLISH: text}
-        translations: dict[str, str] = json.loads(found[1])
+        translations: dict[str, str] = json.loads(found[-1].text)
         for language in self.languages:
             if language not in translations:
-                counts.leave_out(f"empty translation ({language})", found[0])
+                counts.leave_out(f"empty translation ({language})", found[-1].location)
         return {ENGLISH: text, **translations}
 
     def __enter__(self) -> Translator:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._opened.close()
+        self._store.close()
 
 
 def translate_record(values: Mapping[str, Any], translate: Callable[[str], Any]) -> dict[str, Any]:

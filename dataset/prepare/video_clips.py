@@ -5,47 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataset.image_ids import Ids
-from dataset.media.video import VideoReadingConfig, VideoSource
-from dataset.prepare.building import Job
+from dataset.media.video import VideoSource
 from dataset.prepare.cleaning import cleaned_text
 from dataset.prepare.counts import Counts
-from dataset.prepare.frame_making import FrameMaking
-from dataset.prepare.held_out import HeldOut
-from dataset.prepare.raw_folder import RawFolder
+from dataset.prepare.options import VideoOptions
+from dataset.prepare.sets.base import Found
 from dataset.records.broken import BrokenRecordError
-from utils.suffixes import VIDEO_SUFFIXES
 
 _TAG = re.compile(r"\[[^\[\]]{1,40}\]")
 """``[Music]`` and the like, which stand in transcripts where nobody speaks."""
-
-
-@dataclass(frozen=True)
-class VideoOptions:
-    """How videos become records.
-
-    Args:
-        short_side: of a frame in pixels, at most; 256 is enough for pre-training at 224.
-        frames_per_second: frames that are kept of each second (section 3.2: one).
-        clips: neighbouring clips of a record, at most.
-        words: of a clip's text, where clips are cut from words with times.
-        time_limit_s: a video that takes longer to read is broken.
-    """
-
-    short_side: int = 256
-    frames_per_second: float = 1.0
-    clips: int = 16
-    words: int = 24
-    time_limit_s: float = 600.0
-
-    def making(self) -> FrameMaking:
-        """How their frames are made."""
-        reading = VideoReadingConfig(frames_per_second=self.frames_per_second, time_limit_s=self.time_limit_s)
-        return FrameMaking(reading, short_side=self.short_side)
 
 
 class Clip(NamedTuple):
@@ -57,59 +27,12 @@ class Clip(NamedTuple):
 
 
 class Video(NamedTuple):
-    """A video on its way to a worker. ``clips`` in their order; None: the whole video is one, with the text ``whole``."""
+    """The texts of a video. ``clips`` in their order; None: the whole video is one clip, with the text ``whole``. ``values``:
+    further keys of its records."""
 
-    path: Path
-    place: str
     values: Mapping[str, Any]
     clips: list[Clip] | None = None
     whole: str = ""
-
-
-@dataclass
-class VideoFinder:
-    """Finds the files of a set's videos.
-
-    ``missing``: names of those that are not there.
-    """
-
-    raw: RawFolder
-    held_out: HeldOut
-    excluded: frozenset[str]
-    missing: list[str] = field(default_factory=list, init=False)
-    annotations_alone: bool = field(default=False, init=False)
-    _by_stem: dict[str, list[Path]] | None = field(default=None, init=False)
-
-    def find(self, name: str, ids: Ids, counts: Counts, place: str, folder: str = "") -> Path | None:
-        """The file of the video ``name``, of those in ``folder`` first; None, and counted, if no record may have it."""
-        if (split := self.held_out.find(ids)) is not None:
-            counts.leave_out(f"held out by {split}", place, name)
-            return None
-        if name in self.excluded:
-            counts.leave_out("on the list of missing images", place, name)
-            return None
-        paths = self._files.get(name, [])
-        if not paths:
-            counts.leave_out("missing video", place, name)
-            self.missing.append(name)
-            return None
-        return next((path for path in paths if path.parent.name == folder), paths[0])
-
-    @property
-    def _files(self) -> dict[str, list[Path]]:
-        if self._by_stem is None:
-            self._by_stem = {}
-            for name, paths in self.raw.files.items():
-                stem, _, suffix = name.rpartition(".")
-                if f".{suffix.lower()}" in VIDEO_SUFFIXES:
-                    self._by_stem.setdefault(stem, []).extend(paths)
-        return self._by_stem
-
-
-def job_of(video: Video | None, counts: Counts) -> Job:
-    """The job of a video; None: of one that was left out, which only counts."""
-    counts.read["videos"] += 1
-    return Job([video] if video is not None else [], 1, counts, video.place if video is not None else "")
 
 
 def speech_clips(clips: Sequence[Clip], counts: Counts, place: str) -> list[Clip]:
@@ -139,31 +62,33 @@ def speech_clips(clips: Sequence[Clip], counts: Counts, place: str) -> list[Clip
     return found
 
 
-def video_records(options: VideoOptions, items: list[Video], counts: Counts) -> Iterator[dict[str, Any]]:
-    """Records with frames, in the form of the released ones: ``video_frames``, ``text``, ``is_continuous``."""
-    for video in items:
-        try:
-            yield from _records(options, video, counts)
-        except BrokenRecordError as error:
-            counts.leave_out(error.kind, video.place, error.message)
+def video_records(options: VideoOptions, found: Found, counts: Counts) -> Iterator[dict[str, Any]]:
+    """Yields records with frames, in the form of the released ones: ``video_frames``, ``text``, ``is_continuous``. The values of
+    ``found`` are a :class:`Video`."""
+    try:
+        yield from _records(options, found, counts)
+    except BrokenRecordError as error:
+        counts.leave_out(error.kind, found.location, error.message)
 
 
-def _records(options: VideoOptions, video: Video, counts: Counts) -> Iterator[dict[str, Any]]:
+def _records(options: VideoOptions, found: Found, counts: Counts) -> Iterator[dict[str, Any]]:
+    video: Video = found.values
+    source = VideoSource(found.location, path=found.file)
     if video.clips is None:
-        text = cleaned_text(video.whole, counts, video.place)
+        text = cleaned_text(video.whole, counts, found.location)
         if text is not None:
-            frames = options.making().frames(VideoSource(video.place, path=video.path))
+            frames = options.making().frames(source)
             _count(counts, 1, len(frames))
             yield {**video.values, "video_frames": frames, "text": text}
         return
-    clips = speech_clips(video.clips, counts, video.place)
+    clips = speech_clips(video.clips, counts, found.location)
     if not clips:
-        counts.leave_out("video without speech", video.place)
+        counts.leave_out("video without speech", found.location)
         return
-    cut = cut_frames(video, clips, options)
+    cut = cut_frames(source, clips, options)
     kept = [(clip, frames) for clip, frames in zip(clips, cut, strict=True) if frames]
     for clip in (clip for clip, frames in zip(clips, cut, strict=True) if not frames):
-        counts.leave_out("clip outside its video", video.place, f"{clip.start:g} to {clip.end:g} s")
+        counts.leave_out("clip outside its video", found.location, f"{clip.start:g} to {clip.end:g} s")
     for start in range(0, len(kept), options.clips):
         part = kept[start : start + options.clips]
         _count(counts, len(part), sum(len(frames) for _, frames in part))
@@ -181,7 +106,7 @@ def _count(counts: Counts, clips: int, frames: int) -> None:
     counts.made["frames"] += frames
 
 
-def cut_frames(video: Video, clips: Sequence[Clip], options: VideoOptions) -> list[list[str]]:
+def cut_frames(video: VideoSource, clips: Sequence[Clip], options: VideoOptions) -> list[list[str]]:
     """The frames of each clip, of those at whole multiples of 1 / ``frames_per_second``.
 
     A clip between two of them has the one before its middle; one outside the video has none. The video is decoded once.
@@ -192,7 +117,7 @@ def cut_frames(video: Video, clips: Sequence[Clip], options: VideoOptions) -> li
         chosen[:] = [_frames_of(clip, count, options.frames_per_second) for clip in clips]
         return sorted({index for of_clip in chosen for index in of_clip})
 
-    frames = options.making().frames_at(VideoSource(video.place, path=video.path), choose)
+    frames = options.making().frames_at(video, choose)
     wanted = sorted({index for of_clip in chosen for index in of_clip})
     by_index = dict(zip(wanted, frames, strict=True))
     return [[by_index[index] for index in of_clip] for of_clip in chosen]

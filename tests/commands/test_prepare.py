@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dataset.prepare import building
-from dataset.prepare.catalogue import GROUPS, SETS, WEB_SETS
+from dataset.prepare.catalogue import GROUPS, SETS
 from run import main
 from tasks.kinds import choose
 from tests.dataset.prepare import official
@@ -68,8 +68,8 @@ def test_the_list_has_every_set_with_files_size_licence_products_and_config(run)
             assert file in part
         for number in data_set.sizes.values():
             assert f"{number:,}" in part
-        for product in data_set.products:
-            assert f"{product.folder}/: " in part
+        for folder, content in data_set.folders(name):
+            assert f"{folder}/: {content}" in part
     assert "4m: coco, visual_genome, sbu, cc3m, refcoco, gqa, flickr30k_entities" in printed
     for name in ("multi30k", "wit", "wikimatrix", "frames"):
         assert f"\n  {name} " in printed
@@ -101,7 +101,7 @@ def test_every_folder_that_the_configs_of_the_second_step_read_is_made_by_a_set(
 def made_by(*groups: str) -> set[str]:
     """The folders of records of the sets in these groups."""
     names = [name for group in groups for name in GROUPS[group]]
-    return {product.folder for name in names for product in SETS[name].products} | (set(names) & {*WEB_SETS, "laion"})
+    return {folder for name in names for folder, _ in SETS[name].folders(name)}
 
 
 @pytest.mark.parametrize(

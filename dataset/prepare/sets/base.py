@@ -1,77 +1,131 @@
-"""Data sets of pre-training: what every one has, its official files, what is made of them, and the request to make it."""
+"""Data sets of pre-training.
+
+The module of a set declares its official files and the folders that are made of them. Its own code is in two functions for each
+folder: one reads the official files and yields the images with their annotations, the other converts an image to records.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeVar
 
-from dataset.prepare.building import Work
-from dataset.prepare.held_out import HeldOut
+from dataset.prepare.building import Convert
+from dataset.prepare.counts import Counts
+from dataset.prepare.finders import ImageFiles, MediaNames
+from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
-from dataset.prepare.verify import Verified
-from dataset.prepare.video_clips import VideoOptions
+from dataset.records.broken import BrokenRecordError
+from utils.errors import UserError
+
+V = TypeVar("V")
+
+Files = Mapping[str, RawFile]
+"""Official files, by the names that the module of the set gives them."""
+
+
+class Annotated(NamedTuple):
+    """An image or video in the official files. ``location``: where it is described; ``values``: what is converted to records,
+    sent to another process."""
+
+    media: MediaNames
+    location: str
+    values: Any
+
+
+class Found(NamedTuple):
+    """An annotated image or video whose ``file`` was found. ``path``: of the file, as its records have it."""
+
+    path: str
+    file: Path
+    location: str
+    values: Any
 
 
 @dataclass(frozen=True)
-class Request:
-    """A folder of records that is asked for: official files, the ids that may not be used, and the folder for the records;
-    ``workers``: processes that read the files; ``videos``: how videos become records."""
+class Source:
+    """The annotated images or videos of a set.
 
-    raw: RawFolder
-    held_out: HeldOut
-    folder: Path
-    excluded: frozenset[str] = frozenset()
-    verified: Mapping[Path, Verified] = field(default_factory=dict)
-    workers: int = 1
-    videos: VideoOptions = field(default_factory=VideoOptions)
+    Attributes:
+        media: the images or videos in a fixed order, with an error for each one that is unusable.
+        convert: yields the records of one, given as :class:`Found`.
+        total: their number, for the progress bar.
+        counts: what was counted before the first one.
+    """
 
-
-class Finder(Protocol):
-    """Finds images or videos: ``missing`` has the names of those that are not there; ``annotations_alone``: none at all is."""
-
-    missing: list[str]
-
-    @property
-    def annotations_alone(self) -> bool: ...
-
-
-class Opened(NamedTuple):
-    """A conversion that is ready: the ``sources`` that it reads, and its ``work``, which starts when it is called with the folder
-    of the shards, where it may keep files meanwhile. ``images``: knows afterwards which images or videos are missing."""
-
-    sources: list[RawFile]
-    work: Callable[[Path], Work]
-    images: Finder
+    media: Iterable[Annotated | BrokenRecordError]
+    convert: Convert
+    total: int
+    counts: Counts = field(default_factory=Counts)
 
 
 @dataclass(frozen=True)
-class Product:
+class Records:
     """A folder of records that is made of a data set.
 
-    ``folder``: its name, as the configs have it. ``records``: what a record is. ``open``: looks the official files up.
-    ``measures``: name of the held-out split that it is made of; None: it is trained on.
+    Attributes:
+        folder: name of the folder, as in the configs.
+        content: what a record is.
+        files: finds the official files.
+        read: reads them; the path is that of a folder for temporary files.
+        media: the image files of the set; None: its files are videos.
+        batch: number of images that a process converts at a time.
+        measures: name of the held-out split that the folder consists of; None: it is for training.
     """
 
     folder: str
-    records: str
-    open: Callable[[Request], Opened]
+    content: str
+    files: Callable[[RawFolder], Files]
+    read: Callable[[Files, Path, Options], Source]
+    media: ImageFiles | None
+    batch: int = 200
     measures: str | None = None
+
+
+class Pair(NamedTuple):
+    """The address and the caption of an image, as published, and their location."""
+
+    location: str
+    url: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The addresses and captions of images, few enough to be compared with each other. ``files``: finds the official files;
+    ``read``: yields their pairs and counts them."""
+
+    files: Callable[[RawFolder], Files]
+    read: Callable[[Files, Counts], Iterator[Pair]]
+
+
+@dataclass(frozen=True)
+class ParquetPairs:
+    """The addresses and captions of images in parquet files, or in shards that img2dataset made of them, too many to be compared
+    with each other.
+
+    Attributes:
+        columns: our names of columns, and the official ones in lower case; of several, the first that exists is used.
+        in_shards: the same for the JSON files in shards, whose width and height are those of the resized image.
+    """
+
+    columns: Mapping[str, tuple[str, ...]]
+    in_shards: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class DataSet:
     """A public data set.
 
-    Args:
+    Attributes:
         title: its name.
         home: where it comes from.
         licence: as its home states it; not verified here.
-        files: official files, with what they are for.
-        sizes: official counts by unit, from the sets' own pages; the manifest compares them.
-        products: what is made.
-        required: names of held-out splits that have to be known (:data:`dataset.prepare.held_out.SPLITS`).
+        files: official files, and what each is for.
+        sizes: official counts by unit, from the home of the set, which the result is compared with.
+        makes: what is made of it: folders of records, or addresses, from which each user downloads the images.
+        required: names of held-out splits whose files must exist (:data:`dataset.prepare.held_out.SPLITS`).
     """
 
     title: str
@@ -79,5 +133,41 @@ class DataSet:
     licence: str
     files: Mapping[str, str]
     sizes: Mapping[str, int]
-    products: tuple[Product, ...]
-    required: tuple[str, ...]
+    makes: tuple[Records, ...] | Pairs | ParquetPairs
+    required: tuple[str, ...] = ()
+
+    @property
+    def has_videos(self) -> bool:
+        return isinstance(self.makes, tuple) and any(records.media is None for records in self.makes)
+
+    def folders(self, name: str) -> list[tuple[str, str]]:
+        """Returns the folders that are made, and what a record of each is, given the name of the set."""
+        if isinstance(self.makes, tuple):
+            return [(records.folder, records.content) for records in self.makes]
+        return [(name, "an image and its caption")]
+
+
+def files_named(**names: str | tuple[str, ...]) -> Callable[[RawFolder], Files]:
+    """Returns a function that finds official files by name. Of several names for a file, the first that exists is used.
+
+    The function raises :class:`UserError` with the names of all missing files.
+    """
+
+    def find(raw: RawFolder) -> Files:
+        choices = {key: (each,) if isinstance(each, str) else each for key, each in names.items()}
+        there = {key: next(filter(raw.find, each), each[0]) for key, each in choices.items()}
+        return dict(zip(there, raw.need(*there.values()), strict=True))
+
+    return find
+
+
+def checked(convert: Callable[[], V], location: str, title: str) -> V:
+    """Returns ``convert()``, which reads a value of an official file.
+
+    Raises:
+        UserError: the value at ``location`` is not as in the official file of the set ``title``.
+    """
+    try:
+        return convert()
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{location} is not as in {title}'s file ({type(error).__name__}: {error})") from None

@@ -6,23 +6,21 @@ import re
 from functools import partial
 from pathlib import PurePosixPath
 
-from dataset.prepare.image_finder import ImageNames, SetFiles
-from dataset.prepare.sets.base import DataSet, Product
-from dataset.prepare.sets.instances import open_instances
+from dataset.prepare.finders import ImageFiles, MediaNames
+from dataset.prepare.sets.base import DataSet, Records, files_named
+from dataset.prepare.sets.instances import read_objects
 
 FILES = ("zhiyuan_objv2_train.json", "objects365_train.json")
 """Of version 2 and of version 1."""
 
-IMAGES = SetFiles("objects365", re.compile(r"(?:objects365_v[12]_\d{8}|obj365_(?:train|val)_\d{12})\.jpg"))
 
-
-def image_names(file_name: str) -> ImageNames:
-    """How an image may be called. Annotations name a folder of the version and one of the patch (``images/v1/patch8/…``); the
-    archives unpack to the patch alone, or to nothing."""
+def image_names(file_name: str) -> MediaNames:
+    """Returns how an image may be called. Annotations name a folder of the version and one of the patch (``images/v1/patch8/…``);
+    the archives unpack to the patch alone, or to no folder."""
     path = PurePosixPath(file_name)
     patch = path.parent.name
     usual = f"{patch}/{path.name}" if re.fullmatch(r"patch\d+", patch) else path.name
-    return ImageNames(frozenset({f"objects365:{path.stem}"}), [path.name], usual)
+    return MediaNames(frozenset({f"objects365:{path.stem}"}), [path.name], usual)
 
 
 OBJECTS365 = DataSet(
@@ -35,12 +33,13 @@ OBJECTS365 = DataSet(
         "patch0/, patch1/, …": "images, in any folders",
     },
     sizes={"images": 1_742_289},
-    products=(
-        Product(
+    makes=(
+        Records(
             "objects365",
             "an image and its objects",
-            partial(open_instances, "Objects365", FILES, IMAGES, image_names),
+            files=files_named(objects=FILES),
+            read=partial(read_objects, "Objects365", image_names),
+            media=ImageFiles("objects365", re.compile(r"(?:objects365_v[12]_\d{8}|obj365_(?:train|val)_\d{12})\.jpg")),
         ),
     ),
-    required=(),
 )

@@ -9,23 +9,22 @@ import re
 from functools import partial
 from pathlib import PurePosixPath
 
-from dataset.prepare.image_finder import ImageNames, SetFiles
-from dataset.prepare.sets.base import DataSet, Product
-from dataset.prepare.sets.instances import open_instances
+from dataset.prepare.finders import ImageFiles, MediaNames
+from dataset.prepare.sets.base import DataSet, Records, files_named
+from dataset.prepare.sets.instances import read_objects
 
 FILE = "v3det_2023_v1_train.json"
 PHOTOGRAPH = re.compile(r"\d+_\d+_(\d+)_[0-9a-f]+(?:_\w)?\.(?:jpe?g|png)")
 """Two numbers of the set, then the name of the photograph on Flickr: its id and its secret, and often a letter for the size."""
-IMAGES = SetFiles("v3det", PHOTOGRAPH)
 
 
-def image_names(file_name: str) -> ImageNames:
+def image_names(file_name: str) -> MediaNames:
     """Returns how an image may be called, given its path in the annotations, for example
     ``images/n07745046/21_371_29405651261_633d076053_c.jpg``. Its id on Flickr tells whether Flickr30K or COCO holds it out."""
     path = PurePosixPath(file_name)
     photograph = PHOTOGRAPH.fullmatch(path.name)
     ids = {f"v3det:{path.parent.name}/{path.stem}", *([f"flickr:{int(photograph[1])}"] if photograph else [])}
-    return ImageNames(frozenset(ids), [path.name], file_name)
+    return MediaNames(frozenset(ids), [path.name], file_name)
 
 
 V3DET = DataSet(
@@ -34,8 +33,14 @@ V3DET = DataSet(
     licence="annotations CC BY 4.0; images under the terms of Flickr",
     files={FILE: "objects", "images/": "images, as v3det_image_download.py stores them"},
     sizes={"images": 183_354},
-    products=(
-        Product("v3det", "an image and its objects", partial(open_instances, "V3Det", (FILE,), IMAGES, image_names)),
+    makes=(
+        Records(
+            "v3det",
+            "an image and its objects",
+            files=files_named(objects=FILE),
+            read=partial(read_objects, "V3Det", image_names),
+            media=ImageFiles("v3det", PHOTOGRAPH),
+        ),
     ),
     required=("karpathy_flickr30k",),
 )

@@ -13,27 +13,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dataset.prepare.building import Job, Work
-from dataset.prepare.counts import Counts
+from dataset.prepare.finders import MediaNames
 from dataset.prepare.json_pieces import json_pieces
-from dataset.prepare.raw_folder import RawFile
-from dataset.prepare.sets.base import DataSet, Opened, Product, Request
-from dataset.prepare.sets.web import lines_of
-from dataset.prepare.video_clips import Clip, Video, VideoFinder, job_of, video_records
+from dataset.prepare.options import Options
+from dataset.prepare.raw_folder import RawFile, RawFolder
+from dataset.prepare.sets.base import Annotated, DataSet, Files, Records, Source, files_named
+from dataset.prepare.text_lines import lines_of
+from dataset.prepare.video_clips import Clip, Video, video_records
+from dataset.records.broken import BrokenRecordError
 from utils.errors import UserError
+
+Videos = Iterator[Annotated | BrokenRecordError]
 
 WEBVID_CSV = "results_2M_train.csv"
 HOWTO_CAPTIONS = ("caption.json", "raw_caption.json")
-"""Transcripts, cleaned by the authors and raw. The first that is there is taken."""
+"""Transcripts, cleaned by the authors and raw. The first that exists is used."""
 
 WEBVID_VIDEOS, HOWTO_VIDEOS, YT_VIDEOS = 2_500_000, 1_200_000, 6_000_000
-"""About as many videos as the official files name, for the progress bar."""
+"""Approximate numbers of videos in the official files, for the progress bar."""
 
 MOST_LINES = 20
-"""Lines of a text in quotation marks; more speak of a mark that is not closed."""
+"""Maximum number of lines of a text in quotation marks; more lines mean that a quotation mark is not closed."""
 
 LONGEST_VIDEO = 1 << 26
-"""Bytes of a line of YT-Temporal, which has every word of a video, some with their times."""
+"""Maximum size in bytes of a line of YT-Temporal, which has all words of a video, some with their times."""
 
 _YT_FILE = re.compile(r"yt-?_?temporal.*\.jsonl(\.gz)?", re.IGNORECASE)
 _YT_FOLDER = re.compile(r"yt-?_?temporal.*", re.IGNORECASE)
@@ -41,42 +44,41 @@ _LINES = (".jsonl", ".json", ".jsonl.gz")
 _WORD = re.compile(r"\W+")
 
 
-def open_webvid(request: Request) -> Opened:
-    """A record for each video, with its text."""
-    [file] = request.raw.need(WEBVID_CSV)
-    return _opened(request, [file], _webvid_jobs, WEBVID_VIDEOS)
+def _read(
+    videos: Callable[[Files, Options], Videos], total: int, files: Files, scratch: Path, options: Options
+) -> Source:
+    return Source(videos(files, options), partial(video_records, options.videos), total)
 
 
-def _webvid_jobs(files: Sequence[RawFile], finder: VideoFinder, request: Request) -> Iterator[Job]:
-    rows = _csv_rows(lines_of(files[0]))
+def _webvid(files: Files, options: Options) -> Videos:
+    """Yields the videos with their text."""
+    file = files["texts"]
+    rows = _csv_rows(lines_of(file))
     _, header = next(rows, ("", []))
     columns = [name.strip() for name in header]
     if missing := [name for name in ("videoid", "page_dir", "name") if name not in columns]:
-        raise UserError(f"{files[0]} has no column {', '.join(missing)}; is it WebVid's file?")
-    for place, row in rows:
-        counts = Counts()
+        raise UserError(f"{file} has no column {', '.join(missing)}; is it WebVid's file?")
+    for location, row in rows:
         if len(row) != len(columns):
-            counts.leave_out("wrong columns", place, f"{len(row)} columns, not {len(columns)}")
-            yield job_of(None, counts)
+            yield BrokenRecordError("wrong columns", location, f"{len(row)} columns, not {len(columns)}")
             continue
         values = dict(zip(columns, row, strict=True))
         name = values["videoid"].strip()
-        path = finder.find(name, frozenset({f"webvid:{name}"}), counts, place, values["page_dir"].strip())
-        video = None if path is None else Video(path, place, {"video_id": name}, whole=values["name"])
-        yield job_of(video, counts)
+        media = MediaNames(frozenset({f"webvid:{name}"}), [name], f"{values['page_dir'].strip()}/{name}.mp4")
+        yield Annotated(media, location, Video({"video_id": name}, whole=values["name"]))
 
 
 def _csv_rows(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
-    """The rows of a CSV file, each with the place of its first line; a text in quotation marks may have several lines.
+    """Yields the rows of a CSV file, each with the location of its first line. A text in quotation marks may have several lines.
 
-    Blank lines are passed over. A line whose mark is not closed is a row without columns.
+    Blank lines are skipped. A line with an unclosed quotation mark is a row without columns.
     """
     ahead = deque[tuple[str, str]]()
     while True:
         ahead.extend(itertools.islice(lines, MOST_LINES - len(ahead)))
         if not ahead:
             return
-        place, first = ahead[0]
+        location, first = ahead[0]
         reader = csv.reader((line.replace("\r", " ") + "\n" for _, line in ahead), strict=True)
         try:
             row, used = next(reader, []), reader.line_num
@@ -85,71 +87,57 @@ def _csv_rows(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[str, list[str]
         for _ in range(used):
             ahead.popleft()
         if first.strip():
-            yield place, row
+            yield location, row
 
 
-def open_howto100m(request: Request) -> Opened:
-    """Records of neighbouring clips, cut by the times of the transcript."""
-    there = [file for name in HOWTO_CAPTIONS if (file := request.raw.find(name)) is not None]
-    file = there[0] if there else request.raw.need(HOWTO_CAPTIONS[0])[0]
-    return _opened(request, [file], _howto_jobs, HOWTO_VIDEOS)
-
-
-def _howto_jobs(files: Sequence[RawFile], finder: VideoFinder, request: Request) -> Iterator[Job]:
-    with files[0].open() as stream:
-        for piece in json_pieces(stream, str(files[0])):
-            place, counts = f"{files[0]}: {piece.key}", Counts()
-            clips = _transcript(piece.value, counts, place)
-            yield job_of(None if clips is None else _youtube(str(piece.key), clips, finder, counts, place), counts)
-
-
-def _transcript(value: Any, counts: Counts, place: str) -> list[Clip] | None:
-    """The clips of ``{"start": […], "end": […], "text": […]}``; None, and counted, if it is no such object."""
-    try:
-        starts, ends, texts = (value[key] for key in ("start", "end", "text"))
-        return [
-            Clip(float(start), float(end), _said(text)) for start, end, text in zip(starts, ends, texts, strict=True)
-        ]
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        counts.leave_out(
-            "wrong type", place, f"no lists start, end and text of one length ({type(error).__name__}: {error})"
-        )
-        return None
+def _howto(files: Files, options: Options) -> Videos:
+    """Yields the videos with clips, by the times of the transcript."""
+    file = files["transcripts"]
+    with file.open() as stream:
+        for piece in json_pieces(stream, str(file)):
+            location = f"{file}: {piece.key}"
+            try:
+                starts, ends, texts = (piece.value[key] for key in ("start", "end", "text"))
+                clips = [
+                    Clip(float(start), float(end), _said(text))
+                    for start, end, text in zip(starts, ends, texts, strict=True)
+                ]
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
+                detail = f"no lists start, end and text of one length ({type(error).__name__}: {error})"
+                yield BrokenRecordError("wrong type", location, detail)
+            else:
+                yield _of_youtube(str(piece.key), clips, location)
 
 
 def _said(text: Any) -> str:
-    """The text of a clip, which may be a number; that of a clip without one may be ``NaN`` or null."""
+    """Returns the text of a clip, which may be a number, or ``NaN`` or null if there is no text."""
     return "" if text is None or text != text else str(text)
 
 
-def open_yt_temporal(request: Request) -> Opened:
-    """Records of neighbouring clips, cut from the words of the transcript and their times."""
-    files = [
-        RawFile(path)
-        for name, paths in sorted(request.raw.files.items())
+def _yt_files(raw: RawFolder) -> Files:
+    paths = [
+        path
+        for name, paths in sorted(raw.files.items())
         for path in paths
         if _YT_FILE.fullmatch(name) or (name.endswith(_LINES) and _is_in(_YT_FOLDER, path))
     ]
-    # In a folder that was given for this set alone, the files may have any name.
-    files = files or [
-        RawFile(path) for root in request.raw.roots for path in sorted(root.iterdir()) if path.name.endswith(_LINES)
-    ]
-    if not files:
-        raise UserError(
-            f"{', '.join(map(str, request.raw.roots))}: yttemporal*.jsonl of YT-Temporal-180M is not there, plain or gzipped"
-        )
-    return _opened(request, files, _yt_jobs, YT_VIDEOS)
+    # In a folder that is only for this set, the files may have any name.
+    paths = paths or [path for root in raw.roots for path in sorted(root.iterdir()) if path.name.endswith(_LINES)]
+    if not paths:
+        roots = ", ".join(map(str, raw.roots))
+        raise UserError(f"{roots}: yttemporal*.jsonl of YT-Temporal-180M does not exist, plain or gzipped")
+    return {str(path): RawFile(path) for path in paths}
 
 
 def _is_in(folder: re.Pattern[str], path: Path) -> bool:
     return any(folder.fullmatch(part) for part in path.parts[:-1])
 
 
-def _yt_jobs(files: Sequence[RawFile], finder: VideoFinder, request: Request) -> Iterator[Job]:
-    for place, line in itertools.chain.from_iterable(lines_of(file, LONGEST_VIDEO) for file in files):
+def _yt_temporal(files: Files, options: Options) -> Videos:
+    """Yields the videos with clips, which are made from the words of the transcript and their times."""
+    for location, line in itertools.chain.from_iterable(lines_of(file, LONGEST_VIDEO) for file in files.values()):
         if not line.strip():
             continue
-        counts = Counts()
         try:
             value = json.loads(line)
             name = str(value["info"]["id"])
@@ -157,21 +145,20 @@ def _yt_jobs(files: Sequence[RawFile], finder: VideoFinder, request: Request) ->
             cleaned = " ".join(str(each["cleanasr"]) for each in value.get("denoised") or [])
             length = float(value["info"].get("duration") or 0)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            counts.leave_out("wrong type", place, f"not as in YT-Temporal-180M ({type(error).__name__}: {error})")
-            yield job_of(None, counts)
+            detail = f"not as in YT-Temporal-180M ({type(error).__name__}: {error})"
+            yield BrokenRecordError("wrong type", location, detail)
             continue
         words = with_times(cleaned.split(), times) if cleaned else times
         if cleaned and not words:
-            counts.leave_out("transcript without times", place, repr(cleaned[:40]))
-            yield job_of(None, counts)
-            continue
-        clips = clips_of_words(words, length, request.videos.words)
-        yield job_of(_youtube(name, clips, finder, counts, place), counts)
+            yield BrokenRecordError("transcript without times", location, repr(cleaned[:40]))
+        else:
+            yield _of_youtube(name, clips_of_words(words, length, options.videos.words), location)
 
 
 def with_times(cleaned: Sequence[str], words: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
-    """The words of a cleaned transcript with the times of the raw one: equal words have theirs, a word between has that of the
-    equal one before it. Before the first, that of the first. None where no word is equal: their times are not known."""
+    """Returns the words of a cleaned transcript with the times of the raw one: an equal word has its time, a word between equal
+    words that of the one before it, and a word before the first equal word that of the first. If no word is equal, the list is
+    empty, since the times are unknown."""
     plain = [_WORD.sub("", word.lower()) for word in cleaned]
     said = [_WORD.sub("", word.lower()) for word, _ in words]
     blocks = difflib.SequenceMatcher(None, said, plain, autojunk=False).get_matching_blocks()
@@ -186,8 +173,8 @@ def with_times(cleaned: Sequence[str], words: Sequence[tuple[str, float]]) -> li
 
 
 def clips_of_words(words: Sequence[tuple[str, float]], length: float, most: int) -> list[Clip]:
-    """Clips of ``most`` words: each ends where the next begins, the last with the video, whose ``length`` is in seconds (0: not
-    known, then a second after its last word)."""
+    """Returns clips of ``most`` words. Each ends where the next begins, the last one with the video, whose ``length`` is in
+    seconds (0: unknown; then it ends a second after its last word)."""
     parts = [words[start : start + most] for start in range(0, len(words), most)]
     begins = [part[0][1] for part in parts]
     ends = [*begins[1:], max(length, words[-1][1] + 1)] if words else []
@@ -197,24 +184,9 @@ def clips_of_words(words: Sequence[tuple[str, float]], length: float, most: int)
     ]
 
 
-def _youtube(name: str, clips: list[Clip], finder: VideoFinder, counts: Counts, place: str) -> Video | None:
-    path = finder.find(name, frozenset({f"youtube:{name}"}), counts, place)
-    return None if path is None else Video(path, place, {"video_id": name}, clips)
-
-
-def _opened(
-    request: Request,
-    files: list[RawFile],
-    jobs: Callable[[Sequence[RawFile], VideoFinder, Request], Iterator[Job]],
-    total: int,
-) -> Opened:
-    finder = VideoFinder(request.raw, request.held_out, request.excluded)
-
-    def work(_: Path) -> Work:
-        convert = partial(video_records, request.videos)
-        return Work(convert, jobs(files, finder, request), total, "video", deadly="unreadable video")
-
-    return Opened(files, work, finder)
+def _of_youtube(name: str, clips: list[Clip], location: str) -> Annotated:
+    media = MediaNames(frozenset({f"youtube:{name}"}), [name], f"{name}.mp4")
+    return Annotated(media, location, Video({"video_id": name}, clips))
 
 
 WEBVID = DataSet(
@@ -226,8 +198,16 @@ WEBVID = DataSet(
         "<page_dir>/<videoid>.mp4": "videos, in any folders",
     },
     sizes={},
-    products=(Product("webvid", "the frames of a video and its text", open_webvid),),
-    required=(),
+    makes=(
+        Records(
+            "webvid",
+            "the frames of a video and its text",
+            files=files_named(texts=WEBVID_CSV),
+            read=partial(_read, _webvid, WEBVID_VIDEOS),
+            media=None,
+            batch=1,
+        ),
+    ),
 )
 
 HOWTO100M = DataSet(
@@ -239,10 +219,16 @@ HOWTO100M = DataSet(
         "<video_id>.mp4 (.webm, .mkv)": "videos, in any folders",
     },
     sizes={},
-    products=(
-        Product("howto100m", "the frames of neighbouring clips of a video, and what is said in each", open_howto100m),
+    makes=(
+        Records(
+            "howto100m",
+            "the frames of neighbouring clips of a video, and what is said in each",
+            files=files_named(transcripts=HOWTO_CAPTIONS),
+            read=partial(_read, _howto, HOWTO_VIDEOS),
+            media=None,
+            batch=1,
+        ),
     ),
-    required=(),
 )
 
 YT_TEMPORAL = DataSet(
@@ -254,10 +240,14 @@ YT_TEMPORAL = DataSet(
         "<id>.mp4 (.webm, .mkv)": "videos, in any folders",
     },
     sizes={},
-    products=(
-        Product(
-            "yttemporal", "the frames of neighbouring clips of a video, and what is said in each", open_yt_temporal
+    makes=(
+        Records(
+            "yttemporal",
+            "the frames of neighbouring clips of a video, and what is said in each",
+            files=_yt_files,
+            read=partial(_read, _yt_temporal, YT_VIDEOS),
+            media=None,
+            batch=1,
         ),
     ),
-    required=(),
 )

@@ -4,90 +4,66 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dataset.prepare.building import Job, Work, image_jobs
+from dataset.image_ids import id_number
+from dataset.prepare.building import Convert
 from dataset.prepare.cleaning import cleaned_text, placed_box
 from dataset.prepare.counts import Counts
+from dataset.prepare.finders import ImageFiles, MediaNames
 from dataset.prepare.held_out import OF_COCO, ids_in_image_data
-from dataset.prepare.image_finder import ImageFinder, ImageNames, SetFiles
 from dataset.prepare.json_pieces import json_pieces
-from dataset.prepare.piece_store import PieceStore
+from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile
-from dataset.prepare.reading import read_files
-from dataset.prepare.sets.base import DataSet, Opened, Product, Request
-from dataset.prepare.stored_size import fit_to_stored
+from dataset.prepare.region_records import region_record
+from dataset.prepare.rows import Row, RowFolder
+from dataset.prepare.sets.base import Annotated, DataSet, Files, Found, Records, Source, checked, files_named
 from utils.errors import UserError
 
-IMAGES = SetFiles("vg", re.compile(r"\d{1,7}\.jpg"))
+IMAGES = ImageFiles("vg", re.compile(r"\d{1,7}\.jpg"))
 BATCH = 50
-"""Images of a job: some 2,500 regions."""
+"""Number of images, with about 2,500 regions, that a process converts at a time."""
 
 CAPTIONS_OF_AN_IMAGE = 8
-"""Region descriptions that become captions of their image, those of the largest boxes. About 770,000 in all, as the 4M set has;
+"""Region descriptions that become captions of their image, those of the largest boxes. About 770,000 in all, as in the 4M set;
 which ones the authors took is not published."""
 
-
-@dataclass(frozen=True)
-class ImageTexts:
-    """An image on its way to a worker: the ``path`` that records have, keys with its ids, its size, and the texts of its items in
-    the official files by their name, each with its place."""
-
-    path: str
-    ids: Mapping[str, int]
-    width: int
-    height: int
-    texts: Mapping[str, tuple[str, str]]
+LISTED = "images"
+"""Name of the list of images among the files; each other file has the name of the list that its items have."""
 
 
-def vg_names(image_id: int, others: frozenset[str] = frozenset()) -> ImageNames:
-    """How an image of Visual Genome or GQA is called."""
-    return ImageNames(frozenset({f"vg:{image_id}"}) | others, [f"{image_id}.jpg"], f"images/{image_id}.jpg")
+def vg_names(image_id: int, others: frozenset[str] = frozenset()) -> MediaNames:
+    """Returns how an image of Visual Genome or GQA is called; ``others``: its ids in other sets."""
+    return MediaNames(frozenset({f"vg:{image_id}"}) | others, [f"{image_id}.jpg"], f"images/{image_id}.jpg")
 
 
-def open_captions(request: Request) -> Opened:
-    """Image-text records: the descriptions of an image's largest regions, one record for each."""
-    return _opened(request, {"regions": "region_descriptions.json"}, _caption_records)
+def _read(convert: Convert, files: Files, scratch: Path, options: Options) -> Source:
+    listed = read_image_data(files[LISTED])
+    folder = RowFolder(scratch)
+    items = {name: file for name, file in files.items() if name != LISTED}
+    counts = folder.read(_rows, items, options.workers)
 
+    def images() -> Iterator[Annotated]:
+        with folder:
+            for location, values in listed:
+                number, ids = values["image_id"], ids_in_image_data(values)
+                texts = {
+                    name: (rows[-1].location, rows[-1].text)
+                    for name in items
+                    if (rows := folder[name].find(name, str(number)))
+                }
+                keys = {f"{of}_id": int(number) for of, _, number in (each.partition(":") for each in sorted(ids))}
+                yield Annotated(vg_names(number, ids), location, (keys, (values["width"], values["height"]), texts))
 
-def open_regions(request: Request) -> Opened:
-    """Region records, one for each image: its objects with their attributes, and its described regions."""
-    names = {"objects": "objects.json", "attributes": "attributes.json", "regions": "region_descriptions.json"}
-    return _opened(request, names, partial(fit_to_stored, request.folder, _region_records))
-
-
-def _opened(request: Request, names: Mapping[str, str], convert: Any) -> Opened:
-    listed, *files = request.raw.need("image_data.json", *names.values())
-    finder = ImageFinder(request.raw, request.folder, IMAGES, request.held_out, request.excluded, request.verified)
-
-    def work(scratch: Path) -> Work:
-        images, counts = read_image_data(listed), Counts()
-        folder = tempfile.TemporaryDirectory(prefix="pieces-", dir=scratch)
-        named = dict(zip(names, files, strict=True))
-        for counted in read_files(partial(_fill_store, Path(folder.name)), named, request.workers):
-            counts.add(counted)
-        return Work(convert, _jobs(images, folder, names, finder, counts), len(images))
-
-    return Opened([listed, *files], work, finder)
-
-
-def _fill_store(folder: Path, name: str, file: RawFile) -> Counts:
-    """Store the items of a file by image; runs in a worker process."""
-    counts = Counts()
-    (folder / name).unlink(missing_ok=True)  # what a process left that was killed, for which this one is in
-    with PieceStore(folder / name) as store:
-        store.fill(_pieces(file, name, counts))
-    return counts
+    return Source(images(), convert, len(listed), counts)
 
 
 def read_image_data(file: RawFile) -> list[tuple[str, dict[str, Any]]]:
-    """The images with their places.
+    """Returns the images with their locations.
 
     Raises:
         UserError: it is not Visual Genome's list of images.
@@ -95,155 +71,123 @@ def read_image_data(file: RawFile) -> list[tuple[str, dict[str, Any]]]:
     found = []
     with file.open() as stream:
         for piece in json_pieces(stream, str(file)):
-            place = f"{file}[{piece.key}]"
-            try:
-                value = {name: int(piece.value[name]) for name in ("image_id", "width", "height")}
-            except (KeyError, TypeError, ValueError, OverflowError) as error:
-                raise UserError(
-                    f"{place} is not as in Visual Genome's image_data.json ({type(error).__name__}: {error})"
-                ) from None
-            found.append((place, {**piece.value, **value}))
+            location = f"{file}[{piece.key}]"
+            found.append((location, checked(partial(_image_values, piece.value), location, "Visual Genome")))
     return found
 
 
-def _jobs(
-    images: list[tuple[str, dict[str, Any]]],
-    folder: tempfile.TemporaryDirectory[str],
-    names: Iterable[str],
-    finder: ImageFinder,
-    counts: Counts,
-) -> Iterator[Job]:
-    """Jobs of :data:`BATCH` images each, in the order of ``images``. The other files may have another: hence the stores in
-    ``folder``, which are removed in the end."""
-    with folder, ExitStack() as opened:
-        stores = {name: opened.enter_context(PieceStore(Path(folder.name, name))) for name in names}
-
-        def item_of(listed: tuple[str, dict[str, Any]], counts: Counts) -> ImageTexts | None:
-            place, values = listed
-            number, ids = values["image_id"], ids_in_image_data(values)
-            path = finder.find(vg_names(number, ids), counts, place)
-            if path is None:
-                return None
-            texts = {name: found for name, store in stores.items() if (found := store.get(number))}
-            keys = {f"{of}_id": int(number) for of, _, number in (each.partition(":") for each in sorted(ids))}
-            return ImageTexts(path, keys, values["width"], values["height"], texts)
-
-        yield from image_jobs(images, item_of, BATCH, counts)
+def _image_values(value: Any) -> dict[str, Any]:
+    return {**value, **{name: int(value[name]) for name in ("image_id", "width", "height")}}
 
 
-def _pieces(file: RawFile, name: str, counts: Counts) -> Iterator[tuple[int, str, str]]:
-    """The items of a file by image. An item has the list ``name``; a file without any such item is another file."""
-    fitting = 0
+def _rows(name: str, file: RawFile, counts: Counts) -> Iterator[Row]:
+    """Yields the items of a file by image. An item has the list ``name``; a file without any such item is another file."""
+    fitting = False
     with file.open() as stream:
         for piece in json_pieces(stream, str(file)):
-            place = f"{file}[{piece.key}]"
+            location = f"{file}[{piece.key}]"
             value = piece.value if isinstance(piece.value, dict) else {}
-            number, listed = value.get("image_id", value.get("id")), value.get(name)
-            if isinstance(number, int) and 0 <= number < 1 << 63 and isinstance(listed, list):
-                fitting += 1
-                yield number, place, piece.text
+            number = id_number(value.get("image_id", value.get("id")))
+            if number is not None and isinstance(value.get(name), list):
+                fitting = True
+                yield Row(name, str(number), location, piece.text)
             else:
-                counts.leave_out(
-                    "missing key", place, f"no 'image_id' and list {name!r}; keys: {', '.join(value)[:80]}"
-                )
+                detail = f"no 'image_id' and list {name!r}; keys: {', '.join(value)[:80]}"
+                counts.leave_out("missing key", location, detail)
     if not fitting:
         raise UserError(f"{file}: no item has a list {name!r}; is it Visual Genome's file?")
 
 
-def _listed(image: ImageTexts, name: str, counts: Counts) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of the list ``name`` of an image, with their places."""
-    if name not in image.texts:
+def _listed(name: str, texts: Mapping[str, tuple[str, str]], counts: Counts) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the objects of the list ``name`` of an image, with their locations."""
+    if name not in texts:
         return
-    place, text = image.texts[name]
+    location, text = texts[name]
     for index, value in enumerate(json.loads(text)[name]):
         counts.read[name] += 1
         if isinstance(value, dict):
-            yield f"{place}.{name}[{index}]", value
+            yield f"{location}.{name}[{index}]", value
         else:
-            counts.leave_out("wrong type", f"{place}.{name}[{index}]", f"{str(value)[:40]!r} is no object")
+            counts.leave_out("wrong type", f"{location}.{name}[{index}]", f"{str(value)[:40]!r} is not an object")
 
 
-def _region_records(items: list[ImageTexts], counts: Counts) -> Iterator[dict[str, Any]]:
-    for image in items:
-        elements = [*_objects(image, counts), *_regions(image, counts)]
-        if not elements:
-            counts.leave_out("image without boxes", image.path)
-            continue
-        counts.made["images"] += 1
-        for element in elements:
-            counts.made["regions" if element["grain"] == "region" else "objects"] += 1
-        yield {"image": image.path, "size": (image.width, image.height), "elems": elements, **image.ids}
+def _region_record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
+    ids, size, texts = image.values
+    elements = [*_objects(size, texts, counts), *_regions(size, texts, counts)]
+    made = Counter("regions" if element["grain"] == "region" else "objects" for element in elements)
+    return region_record(image, size, elements, made, counts, **ids)
 
 
-def _objects(image: ImageTexts, counts: Counts) -> Iterator[dict[str, Any]]:
-    """The objects of an image; their attributes are in a file of their own, by the number of the object."""
+def _objects(size: tuple[int, int], texts: Mapping[str, tuple[str, str]], counts: Counts) -> Iterator[dict[str, Any]]:
+    """Yields the objects of an image. Their attributes are in a separate file, by the id of the object."""
     attributes = {
         number: value.get("attributes")
-        for _, value in _listed(image, "attributes", counts)
+        for _, value in _listed("attributes", texts, counts)
         if isinstance(number := value.get("object_id"), int)
     }
-    for place, value in _listed(image, "objects", counts):
+    for location, value in _listed("objects", texts, counts):
         names = value.get("names")
         name = names[0] if isinstance(names, list) and names else value.get("name")
-        element = described_box(image.width, image.height, place, value, name, counts)
+        element = described_box(size, location, value, name, counts)
         if element is not None:
             number = value.get("object_id")
             described = attributes.get(number) if isinstance(number, int) else None
-            yield {**element, **attribute_key(described, place, counts), "grain": "object"}
+            yield {**element, **attribute_key(described, location, counts), "grain": "object"}
 
 
-def _regions(image: ImageTexts, counts: Counts) -> Iterator[dict[str, Any]]:
-    for place, value in _listed(image, "regions", counts):
-        element = described_box(image.width, image.height, place, value, value.get("phrase"), counts)
+def _regions(size: tuple[int, int], texts: Mapping[str, tuple[str, str]], counts: Counts) -> Iterator[dict[str, Any]]:
+    for location, value in _listed("regions", texts, counts):
+        element = described_box(size, location, value, value.get("phrase"), counts)
         if element is not None:
             yield {**element, "grain": "region"}
 
 
 def described_box(
-    width: int, height: int, place: str, value: Mapping[str, Any], text: Any, counts: Counts
+    size: tuple[int, int], location: str, value: Mapping[str, Any], text: Any, counts: Counts
 ) -> dict[str, Any] | None:
-    """``caption`` and ``bb`` of a box with its text, in an image of ``width`` x ``height`` pixels; None, and counted, if one is
-    unusable. Objects name the sides of their boxes w and h, regions width and height."""
+    """Returns ``caption`` and ``bb`` of a box with its text, in an image of the given width and height in pixels; None, after
+    counting the reason, if the box or the text is unusable. Objects name the sides of their boxes w and h, regions width and
+    height."""
     sides = ("w", "h") if "w" in value else ("width", "height")
     absent = [key for key in ("x", "y", *sides) if value.get(key) is None]
     if absent:
-        counts.leave_out("missing key", place, f"no {', '.join(absent)}; keys: {', '.join(value)[:80]}")
+        counts.leave_out("missing key", location, f"no {', '.join(absent)}; keys: {', '.join(value)[:80]}")
         return None
     if text is None:
-        counts.leave_out("box without text", place)
+        counts.leave_out("box without text", location)
         return None
-    box = placed_box([value[key] for key in ("x", "y", *sides)], width, height, counts, place)
-    caption = cleaned_text(text, counts, place) if box is not None else None
+    box = placed_box([value[key] for key in ("x", "y", *sides)], *size, counts, location)
+    caption = cleaned_text(text, counts, location) if box is not None else None
     return None if box is None or caption is None else {"caption": caption, "bb": box}
 
 
-def attribute_key(values: Any, place: str, counts: Counts) -> dict[str, list[str]]:
-    """``attributes`` of an element, without those that are empty; nothing if there are none."""
+def attribute_key(values: Any, location: str, counts: Counts) -> dict[str, list[str]]:
+    """Returns ``attributes`` of an element, without empty ones; an empty dictionary if there are none."""
     if not isinstance(values, list):
         return {}
     texts = dict.fromkeys(
-        text for value in values if (text := cleaned_text(value, counts, f"{place}: attributes")) is not None
+        text for value in values if (text := cleaned_text(value, counts, f"{location}: attributes")) is not None
     )
     return {"attributes": list(texts)} if texts else {}
 
 
-def _caption_records(items: list[ImageTexts], counts: Counts) -> Iterator[dict[str, Any]]:
-    for image in items:
-        regions = sorted(_regions(image, counts), key=lambda region: -region["bb"][2] * region["bb"][3])
-        texts: set[str] = set()
-        for text in (region["caption"] for region in regions):
-            if text in texts:
-                counts.leave_out("duplicate text", image.texts["regions"][0], repr(text[:80]))
-            elif len(texts) == CAPTIONS_OF_AN_IMAGE:
-                counts.leave_out("not of the largest regions", image.texts["regions"][0], repr(text[:80]))
-            else:
-                texts.add(text)
-                counts.made["captions"] += 1
-                yield {"image": image.path, "caption": text, **image.ids}
-        if texts:
-            counts.made["images"] += 1
+def _caption_records(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
+    ids, size, texts = image.values
+    regions = sorted(_regions(size, texts, counts), key=lambda region: -region["bb"][2] * region["bb"][3])
+    captions: set[str] = set()
+    for text in (region["caption"] for region in regions):
+        if text in captions:
+            counts.leave_out("duplicate text", texts["regions"][0], repr(text[:80]))
+        elif len(captions) == CAPTIONS_OF_AN_IMAGE:
+            counts.leave_out("not of the largest regions", texts["regions"][0], repr(text[:80]))
         else:
-            counts.leave_out("image without captions", image.path)
+            captions.add(text)
+            counts.made["captions"] += 1
+            yield {"image": image.path, "caption": text, **ids}
+    if captions:
+        counts.made["images"] += 1
+    else:
+        counts.leave_out("image without captions", image.location)
 
 
 VISUAL_GENOME = DataSet(
@@ -257,9 +201,28 @@ VISUAL_GENOME = DataSet(
         "VG_100K/, VG_100K_2/": "images (images.zip, images2.zip), apart or merged",
     },
     sizes={"images": 108_077},
-    products=(
-        Product("vg", "an image and the description of one of its largest regions", open_captions),
-        Product("vg_regions", "an image, its objects with attributes, and its described regions", open_regions),
+    makes=(
+        Records(
+            "vg",
+            "an image and the description of one of its largest regions",
+            files=files_named(images="image_data.json", regions="region_descriptions.json"),
+            read=partial(_read, _caption_records),
+            media=IMAGES,
+            batch=BATCH,
+        ),
+        Records(
+            "vg_regions",
+            "an image, its objects with attributes, and its described regions",
+            files=files_named(
+                images="image_data.json",
+                objects="objects.json",
+                attributes="attributes.json",
+                regions="region_descriptions.json",
+            ),
+            read=partial(_read, _region_record),
+            media=IMAGES,
+            batch=BATCH,
+        ),
     ),
     required=(*OF_COCO, "karpathy_flickr30k"),
 )

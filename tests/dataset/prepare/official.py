@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dataset.prepare.catalogue import Options, prepare
+from dataset.prepare.making import prepare
 from dataset.prepare.manifest import read_manifest
+from dataset.prepare.options import Options
 
 COCO_TRAIN, COCO_VAL = [9, 25, 30, 34], [42, 73]
 KARPATHY_TEST, KARPATHY_VAL, REFCOCOG_VAL, REFCOCO_TRAIN = 42, 25, 34, 9

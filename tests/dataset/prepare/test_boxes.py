@@ -254,7 +254,7 @@ def test_openimages_needs_the_images_and_its_own_files(raw, out):
     openimages(raw / "oi")
     for path in (raw / "oi").rglob("*.jpg"):
         path.rename(path.with_suffix(".gone"))
-    assert one_line("openimages", raw, out) == OneLine("OpenImages'", "shares of their images")
+    assert one_line("openimages", raw, out) == OneLine("OpenImages", "fractions of the image size")
     for path in (raw / "oi").rglob("*.gone"):
         path.rename(path.with_suffix(".jpg"))
     boxes = raw / "oi/oidv6-train-annotations-bbox.csv"

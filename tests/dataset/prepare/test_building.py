@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,10 +11,10 @@ import pytest
 
 from dataset.prepare import building
 from dataset.prepare.building import Job, Work, WorkerDiedError, build_folder, fill_with_records
+from dataset.prepare.catalogue import SETS
 from dataset.prepare.counts import Counts
 from dataset.prepare.manifest import MANIFEST, faults, read_manifest, write_manifest
 from dataset.prepare.raw_folder import file_digest
-from dataset.prepare.sets import coco
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import contents, prepared
 from tests.messages import OneLine, naming
@@ -26,7 +27,8 @@ NUMBERS = range(100, 120)
 @pytest.fixture
 def raw(tmp_path, monkeypatch) -> Path:
     """COCO with 20 more images; a job is one image, and a shard three."""
-    monkeypatch.setattr(coco, "BATCH", 1)
+    small = tuple(dataclasses.replace(records, batch=1) for records in SETS["coco"].makes)
+    monkeypatch.setitem(SETS, "coco", dataclasses.replace(SETS["coco"], makes=small))
     monkeypatch.setattr(building, "JOBS_PER_SHARD", 3)
     root = tmp_path / "raw"
     official.coco(root, pictures=False)
@@ -130,9 +132,8 @@ def test_shards_of_a_cut_run_with_other_arguments_are_not_taken(out):
     assert list(contents(out / "x")) == ["part-00000.jsonl"]
 
 
-def convert(items: list[int], counts: Counts):
-    for item in items:
-        yield {"image": item}
+def convert(item: int, counts: Counts):
+    yield {"image": item}
 
 
 def test_shards_that_are_whole_stay_where_a_process_was_killed_and_go_where_the_files_are_wrong(out):

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from dataset.prepare import building, by_file
+from dataset.prepare import building, parquet_pairs
+from dataset.prepare.filters import Filters
 from dataset.prepare.manifest import faults
-from dataset.prepare.sets.laion import Filters
 from dataset.shards.readers import Shards
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, downloaded, prepared, write
@@ -25,7 +25,7 @@ FLICKR = f"https://farm1.staticflickr.com/1/{official.FLICKR_TEST}_0a1b_o.jpg"
 
 @pytest.fixture(autouse=True)
 def serial(monkeypatch):
-    for module in (building, by_file):
+    for module in (building, parquet_pairs):
         monkeypatch.setattr(module, "in_order", official.in_this_process)
 
 
@@ -92,7 +92,7 @@ def pairs(path: Path) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("batch", [1 << 16, 2])
 def test_lists_are_filtered_and_counted_before_and_after(raw, out, batch, monkeypatch):
-    monkeypatch.setattr("dataset.prepare.sets.laion.BATCH", batch)
+    monkeypatch.setattr("dataset.prepare.parquet_pairs.BATCH", batch)
     parquet(raw / "laion/part-00000.snappy.parquet", ROWS)
     lower = [{name.lower(): value for name, value in row.items()} for row in ROWS[:2]]
     parquet(raw / "laion/part-00001.snappy.parquet", lower)
@@ -172,7 +172,7 @@ def test_mistakes_are_one_line_and_a_damaged_file_does_not_stop_the_others(raw, 
     parquet(raw / "laion2b/b.parquet", [{"URL": "http://a/0.jpg", "TEXT": "a"}])
     assert one_line("laion", raw, out) == OneLine("b.parquet", "safety", "URL, TEXT")
     parquet(raw / "laion/b.parquet", ROWS)
-    assert one_line("laion", raw, out, filters=Filters(safety="none")) == OneLine("one name", "rename")
+    assert one_line("laion", raw, out, filters=Filters(safety="none")) == OneLine("the same name", "rename")
     (raw / "laion/b.parquet").rename(raw / "laion/c.parquet")
     for name in ("a", "d"):
         (raw / f"laion/{name}.parquet").write_bytes((raw / "laion/c.parquet").read_bytes()[:-50])
@@ -252,7 +252,7 @@ def test_a_damaged_shard_and_one_that_is_unfinished_are_told(raw, out):
 def test_a_run_that_is_cut_goes_on_with_the_files_that_are_left(raw, out, monkeypatch):
     for number in range(3):
         parquet(raw / f"laion/deep/{number}.parquet", ROWS)
-    work, done = by_file.write_list, []
+    work, done = parquet_pairs.write_list, []
 
     def cut(job):
         done.append(job.source.name)
@@ -260,7 +260,7 @@ def test_a_run_that_is_cut_goes_on_with_the_files_that_are_left(raw, out, monkey
             raise RuntimeError
         return work(job)
 
-    monkeypatch.setattr(by_file, "write_list", cut)
+    monkeypatch.setattr(parquet_pairs, "write_list", cut)
     with pytest.raises(RuntimeError):
         prepared("laion", raw, out)
     prepared("laion", raw, out)

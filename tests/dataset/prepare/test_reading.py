@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from dataset.prepare import rows
 from dataset.prepare.building import WorkerDiedError
 from dataset.prepare.manifest import read_manifest
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.reading import read_files
-from dataset.prepare.sets import visual_genome
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import contents, prepared
 from tests.messages import naming
@@ -58,19 +58,19 @@ def test_a_file_whose_process_is_killed_is_named():
         list(read_files(deadly_at_attributes, FILES, 2))
 
 
-def fill_after_a_killed_process(folder: Path, name: str, file: RawFile):
-    """Another process was killed while it wrote the store of this file."""
+def fill_after_a_killed_process(read, folder: Path, name: str, file: RawFile):
+    """Another process was killed while it stored the rows of this file."""
     (folder / name).write_bytes(b"SQLite format 3\0 and half of the rest")
-    return fill_store(folder, name, file)
+    return fill(read, folder, name, file)
 
 
-fill_store = visual_genome._fill_store
+fill = rows.fill
 
 
 def test_one_and_two_processes_make_the_same_of_visual_genome_also_after_one_was_killed(tmp_path, monkeypatch):
     raw = official.everything(tmp_path / "raw")
     prepared("visual_genome", raw, tmp_path / "one", workers=1)
-    monkeypatch.setattr(visual_genome, "_fill_store", fill_after_a_killed_process)
+    monkeypatch.setattr(rows, "fill", fill_after_a_killed_process)
     prepared("visual_genome", raw, tmp_path / "two", workers=2)
     for name in ("vg", "vg_regions"):
         one, two = tmp_path / "one" / name, tmp_path / "two" / name

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dataset.prepare import building
-from dataset.prepare.stored_size import same_shape
+from dataset.prepare.region_records import same_shape
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, image, prepared, records, write
 from tests.dataset.prepare.refusals import left, one_line, pack_entities

@@ -16,9 +16,10 @@ import pytest
 from dataset.media.encoded import decode
 from dataset.prepare import building, video_clips
 from dataset.prepare.counts import Counts
+from dataset.prepare.options import VideoOptions
 from dataset.prepare.sets.videos import _csv_rows, clips_of_words, with_times
-from dataset.prepare.sets.web import LONGEST_LINE
-from dataset.prepare.video_clips import Clip, VideoOptions, speech_clips
+from dataset.prepare.text_lines import LONGEST_LINE
+from dataset.prepare.video_clips import Clip, speech_clips
 from dataset.records.clips import parse_video_record
 from dataset.shards.readers import Shards
 from tests.dataset.media.test_video import number_on, write_video
@@ -262,7 +263,7 @@ def test_mistakes_are_one_line(raw, out, serial):
     for name, said in [
         ("webvid", "results_2M_train.csv is not there"),
         ("howto100m", "caption.json is not there"),
-        ("yt_temporal", "yttemporal*.jsonl of YT-Temporal-180M is not there"),
+        ("yt_temporal", "yttemporal*.jsonl of YT-Temporal-180M does not exist"),
     ]:
         assert said in one_line(name, raw, out)
     write(raw / "results_2M_train.csv", "a,b\n1,2\n")
@@ -276,10 +277,10 @@ def test_mistakes_are_one_line(raw, out, serial):
     assert left(out) == []
 
 
-def dies(options: VideoOptions, items: list[Any], counts: Counts) -> Any:
-    if items and items[0].values["video_id"] == "11":
+def dies(options: VideoOptions, found: Any, counts: Counts) -> Any:
+    if found.values.values["video_id"] == "11":
         os.kill(os.getpid(), signal.SIGKILL)
-    return video_clips.video_records(options, items, counts)
+    return video_clips.video_records(options, found, counts)
 
 
 def test_a_video_that_ends_its_process_is_left_out_and_the_others_are_made(raw, out, monkeypatch):

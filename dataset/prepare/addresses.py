@@ -1,0 +1,105 @@
+"""Makes a folder of shards from addresses: a list for img2dataset, which downloads the images, then the shards that it wrote."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from dataset.prepare.compared_pairs import ComparedPairs
+from dataset.prepare.counts import Counts
+from dataset.prepare.img2dataset import (
+    Form,
+    download_command,
+    finished_shards,
+    refuse_same_names,
+    shards_digest,
+    statuses_of,
+)
+from dataset.prepare.manifest import Manifest
+from dataset.prepare.output import OutputFolder
+from dataset.prepare.parquet_pairs import PairsByFile
+from dataset.prepare.preparation import Preparation
+from dataset.prepare.sets.base import Pairs, ParquetPairs
+
+
+class Addresses(Protocol):
+    """The addresses of a set.
+
+    Attributes:
+        form: form of the list for img2dataset.
+        hashed: the manifest of the shards has a hash of each.
+    """
+
+    form: Form
+    hashed: bool
+
+    @property
+    def list_path(self) -> Path:
+        """Path of the list, in the folder that is made for it; or that folder, if it holds several lists."""
+        ...
+
+    def list_arguments(self) -> Mapping[str, Any] | None:
+        """Returns what decides the content of the list; None if there are only shards that were downloaded before."""
+        ...
+
+    def write_list(self, output: OutputFolder) -> Counts:
+        """Writes the addresses and captions that may be used."""
+        ...
+
+    def shard_folders(self) -> list[Path]:
+        """Returns the folders of the shards."""
+        ...
+
+    def shard_arguments(self) -> Mapping[str, Any]:
+        """Returns what decides the content of the folder of records, besides the shards."""
+        ...
+
+    def take_shards(self, output: OutputFolder, shards: list[Path]) -> Counts:
+        """Writes the shards without the records that may not be used."""
+        ...
+
+
+def make_from_addresses(preparation: Preparation, makes: Pairs | ParquetPairs) -> list[Manifest]:
+    """Makes the list of a set, and its folder of records once there are finished shards.
+
+    Raises:
+        UserError: official files are missing or cannot be used, or a folder has another origin.
+    """
+    addresses: Addresses = (
+        ComparedPairs(preparation, makes) if isinstance(makes, Pairs) else PairsByFile(preparation, makes)
+    )
+    made: list[Manifest] = []
+    listed = addresses.list_arguments()
+    if listed is not None:
+        folder = preparation.downloads / f"{preparation.name}_urls"
+        made += preparation.make(folder, listed, addresses.write_list, index=False)
+    shards: list[Path] = []
+    for folder in addresses.shard_folders():
+        finished, unfinished = finished_shards(folder)
+        shards += finished
+        if unfinished:
+            preparation.tell(
+                f"{len(unfinished):,} shards are unfinished and left out, first {unfinished[0]}; repeat img2dataset's command"
+            )
+    refuse_same_names(shards)
+    if not shards:
+        preparation.tell("download the images with img2dataset (pip install img2dataset), then repeat this command:")
+        command = download_command(
+            addresses.list_path, preparation.downloads / f"{preparation.name}_shards", addresses.form
+        )
+        distributor = " --distributor ray" if preparation.options.ray else ""
+        preparation.options.tell(f"  {command}{distributor}")
+        return made
+    statuses: Counter[str] = Counter()
+
+    def fill(output: OutputFolder) -> Counts:
+        for path in shards:
+            statuses.update(statuses_of(path))
+        return addresses.take_shards(output, shards)
+
+    arguments = {**addresses.shard_arguments(), "shards": shards_digest(shards)}
+    folder = preparation.options.out / preparation.name
+    facts = {"statuses": statuses}
+    return [*made, *preparation.make(folder, arguments, fill, lambda: facts, hashed=addresses.hashed)]

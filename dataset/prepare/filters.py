@@ -1,0 +1,65 @@
+"""Filters of pairs of images and texts by what a list says about them, as LAION's lists do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Safety = Literal["none", "NSFW", "UNSURE"]
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which pairs of LAION are left out. The paper says that LAION was filtered (section 4.1), but not how, so no value is its
+    own.
+
+    Args:
+        min_side: minimum length of the shorter side of an image in pixels, as listed; 0: any.
+        min_similarity: minimum similarity of image and text by CLIP, as listed; -1: any.
+        safety: the tags that are left out: "NSFW", "UNSURE" (and NSFW), or "none".
+        max_unsafe: maximum probability of an unsafe image; 1: any.
+        max_watermark: maximum probability of a watermark; 1: any.
+    """
+
+    min_side: int = 0
+    min_similarity: float = -1.0
+    safety: Safety = "NSFW"
+    max_unsafe: float = 1.0
+    max_watermark: float = 1.0
+
+    @property
+    def needed(self) -> list[str]:
+        """The columns without which these filters cannot be applied."""
+        asked = {
+            "width": self.min_side > 0,
+            "height": self.min_side > 0,
+            "similarity": self.min_similarity > -1,
+            "safety": self.safety != "none",
+            "unsafe": self.max_unsafe < 1,
+            "watermark": self.max_watermark < 1,
+        }
+        return [name for name, is_asked in asked.items() if is_asked]
+
+    def reason(self, row: Mapping[str, Any]) -> str | None:
+        """Returns why a pair is left out, given its columns; None: it is used. A missing value never passes a filter."""
+        if self.min_side and min(number_or(row.get("width")), number_or(row.get("height"))) < self.min_side:
+            return f"side below {self.min_side}"
+        if self.min_similarity > -1 and not number_or(row.get("similarity"), -2) >= self.min_similarity:
+            return f"similarity below {self.min_similarity}"
+        tag = str(row.get("safety") or "").upper()
+        if self.safety != "none" and (tag in ("NSFW", "") or tag == self.safety):
+            return f"tagged {tag}" if tag else "without a tag of safety"
+        for name, most in (("unsafe", self.max_unsafe), ("watermark", self.max_watermark)):
+            if most < 1 and not number_or(row.get(name), 2) <= most:
+                return f"{name} above {most}"
+        return None
+
+
+def number_or(value: Any, otherwise: float = 0) -> float:
+    """Returns a value as a number, or ``otherwise`` if it is not a number."""
+    try:
+        number = otherwise if isinstance(value, bool) else float(value)  # some lists have decimals, or numbers as texts
+    except (TypeError, ValueError, OverflowError):
+        return otherwise
+    return number if number == number else otherwise

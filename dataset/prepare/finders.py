@@ -1,0 +1,181 @@
+"""Finds the file of an annotated image or video, and decides whether a record may have it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from dataset.image_ids import Ids, ids_in_path
+from dataset.prepare.counts import Counts
+from dataset.prepare.held_out import HeldOut
+from dataset.prepare.raw_folder import RawFolder
+from dataset.prepare.verify import Verified
+from utils.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+
+DUPLICATE = "duplicate image"
+"""Reason for leaving out an image with the same content as an earlier image of its set."""
+
+
+class MediaNames(NamedTuple):
+    """How an image or video of a set may be called: ``ids``, the ``names`` of its file (of a video, without the suffix), and its
+    ``usual`` path below the raw folder."""
+
+    ids: Ids
+    names: Sequence[str]
+    usual: str
+
+
+class ImageFiles(NamedTuple):
+    """The image files of a set: ``of``, the set in an id (:mod:`dataset.image_ids`), and the ``pattern`` of their names."""
+
+    of: str
+    pattern: re.Pattern[str]
+
+    def have(self, path: Path) -> bool:
+        """Returns True if ``path`` may be an image of the set: its name fits, and its folder does not belong to another set."""
+        if not self.pattern.fullmatch(path.name) or path.suffix.lower() not in IMAGE_SUFFIXES:
+            return False
+        own = ids_in_path(path.as_posix())
+        return not own or any(each.startswith(f"{self.of}:") for each in own)
+
+    def exist_in(self, raw: RawFolder) -> bool:
+        """Returns True if there is an image of the set below the raw folders."""
+        return any(self.have(path) for paths in raw.files.values() for path in paths)
+
+
+class Finder(Protocol):
+    """Finds the files of a set. ``missing``: the images or videos that do not exist; ``annotations_alone``: none of them
+    exists."""
+
+    missing: list[str]
+
+    @property
+    def annotations_alone(self) -> bool: ...
+
+    def find(self, media: MediaNames, counts: Counts, location: str) -> Path | None:
+        """Returns the file of an image or video, which is described at ``location``; None, after counting the reason, if no
+        record may have it."""
+        ...
+
+
+@dataclass
+class ImageFinder:
+    """Finds the images of a set.
+
+    Args:
+        raw: the folders of official files and images.
+        files: the image files of the set.
+        held_out: images that no record may have.
+        excluded: usual paths and ids of images that are left out because others miss them.
+        verified: results of decoded images by path.
+    """
+
+    raw: RawFolder
+    files: ImageFiles
+    held_out: HeldOut
+    excluded: frozenset[str] = frozenset()
+    verified: Mapping[Path, Verified] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list, init=False)
+    """Usual paths of the images that do not exist."""
+    _by_content: dict[str, Ids] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def annotations_alone(self) -> bool:
+        """True if no image of the set exists; then records have the usual paths."""
+        return not self.files.exist_in(self.raw)
+
+    def find(self, media: MediaNames, counts: Counts, location: str) -> Path | None:
+        if (split := self.held_out.find(media.ids)) is not None:
+            detail = "; ".join(filter(None, (media.usual, self.held_out.linked(media.ids))))
+            counts.leave_out(f"held out by {split}", location, detail)
+            return None
+        if media.usual in self.excluded or media.ids & self.excluded:
+            counts.leave_out("on the list of missing images", location, media.usual)
+            return None
+        path = self._path(media)
+        if path is None and self.annotations_alone:
+            path = self.raw.roots[0] / media.usual
+        if path is None:
+            counts.leave_out("missing image", location, media.usual)
+            self.missing.append(media.usual)
+            return None
+        if fault := self._fault(path, media.ids):
+            counts.leave_out(fault, location, str(path))
+            return None
+        return path
+
+    def _fault(self, path: Path, ids: Ids) -> str:
+        """Returns why a verified image cannot be used: it is broken, or a copy of a held-out image or of another image of the
+        set. Returns "" if it can be used."""
+        result = self.verified.get(path)
+        if result is None or result.fault:
+            return "" if result is None else result.fault
+        if (split := self._held_out_contents.get(result.content)) is not None:
+            return f"held out by {split} (a copy)"
+        return "" if self._by_content.setdefault(result.content, ids) == ids else DUPLICATE
+
+    @cached_property
+    def _held_out_contents(self) -> dict[str, str]:
+        return held_out_contents(self.verified, self.held_out)
+
+    def _path(self, media: MediaNames) -> Path | None:
+        """Returns the file with one of the names. Another set may use the same number as a name, so a file in a folder that is
+        known to belong to the right set has priority."""
+        unknown = None
+        for name in media.names:
+            for path in self.raw.files.get(name, []):
+                own = ids_in_path(path.as_posix())
+                if own & media.ids:
+                    return path
+                if not own and unknown is None:
+                    unknown = path
+        return unknown
+
+
+@dataclass
+class VideoFinder:
+    """Finds the videos of a set. Arguments and ``missing`` as :class:`ImageFinder`."""
+
+    raw: RawFolder
+    held_out: HeldOut
+    excluded: frozenset[str] = frozenset()
+    missing: list[str] = field(default_factory=list, init=False)
+    annotations_alone: bool = field(default=False, init=False)
+
+    def find(self, media: MediaNames, counts: Counts, location: str) -> Path | None:
+        [name] = media.names
+        if (split := self.held_out.find(media.ids)) is not None:
+            counts.leave_out(f"held out by {split}", location, name)
+            return None
+        if name in self.excluded:
+            counts.leave_out("on the list of missing images", location, name)
+            return None
+        paths = self._files.get(name, [])
+        if not paths:
+            counts.leave_out("missing video", location, name)
+            self.missing.append(name)
+            return None
+        folder = Path(media.usual).parent.name
+        return next((path for path in paths if path.parent.name == folder), paths[0])
+
+    @cached_property
+    def _files(self) -> dict[str, list[Path]]:
+        """The video files by name without suffix."""
+        found: dict[str, list[Path]] = {}
+        for name, paths in self.raw.files.items():
+            stem, _, suffix = name.rpartition(".")
+            if f".{suffix.lower()}" in VIDEO_SUFFIXES:
+                found.setdefault(stem, []).extend(paths)
+        return found
+
+
+def held_out_contents(verified: Mapping[Path, Verified], held_out: HeldOut) -> dict[str, str]:
+    """Returns the splits of held-out images by content, for images that were verified and whose path has their id."""
+    splits = {path: held_out.find(ids_in_path(path.as_posix())) for path in verified}
+    return {
+        verified[path].content: split for path, split in splits.items() if split is not None and verified[path].content
+    }

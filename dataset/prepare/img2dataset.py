@@ -1,0 +1,99 @@
+"""What img2dataset is told, and what it writes: shards of images with their addresses, and statistics for each shard."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from utils.errors import UserError
+from utils.files import read_json, replacing
+
+Form = Literal["tsv", "parquet"]
+"""Form of a list of addresses."""
+
+
+def download_command(addresses: Path, shards: Path, form: Form) -> str:
+    """Returns the command that downloads the images of a list, or of a folder of lists.
+
+    Their shorter sides have at least 384 pixels if those of the originals do. This is the largest size that a config of
+    pre-training with random crops uses.
+    """
+    return (
+        f"img2dataset --url_list {shlex.quote(str(addresses))} --input_format {form} --url_col url --caption_col caption "
+        f"--output_format webdataset --output_folder {shlex.quote(str(shards))} "
+        "--image_size 384 --resize_mode keep_ratio --resize_only_if_bigger True --processes_count 16 --thread_count 64"
+    )
+
+
+def finished_shards(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Returns the finished and the unfinished shards of a folder; none if it does not exist."""
+    tars = sorted(folder.glob("*.tar"))
+    finished = [path for path in tars if _statistics_of(path).exists()]
+    return finished, [path for path in tars if path not in finished]
+
+
+def shards_digest(shards: Sequence[Path]) -> str:
+    """Returns a hash that distinguishes downloads without reading the images: of names, sizes, and statistics with their
+    times."""
+    digest = hashlib.sha256()
+    for path in shards:
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        digest.update(_statistics_of(path).read_bytes())
+    return digest.hexdigest()
+
+
+def statuses_of(path: Path) -> Mapping[str, int]:
+    """Returns how often each status occurred in a shard: "success", or why there is no image."""
+    try:
+        values = read_json(_statistics_of(path))
+        return {str(status): int(number) for status, number in values["status_dict"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {"statistics that cannot be read": 1}
+
+
+def _statistics_of(path: Path) -> Path:
+    """Returns the path of the file that img2dataset writes when a shard is finished."""
+    return path.with_name(f"{path.stem}_stats.json")
+
+
+def place_shard(source: Path, target: Path, kept: set[str] | None) -> None:
+    """Puts a shard under a new path, by a hard link if possible.
+
+    Args:
+        source: the shard.
+        target: its new path.
+        kept: stems of the records to keep, which are copied; None: all records.
+    """
+    if kept is None:
+        target.unlink(missing_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:  # another disk, or one without links
+            with replacing(target) as part:
+                shutil.copyfile(source, part)
+        return
+    with replacing(target) as part, tarfile.open(source, "r:") as old, tarfile.open(part, "w:") as new:
+        for member in old:
+            if member.isfile() and member.name.partition(".")[0] in kept:
+                new.addfile(member, old.extractfile(member))
+
+
+def refuse_same_names(files: Sequence[Path]) -> None:
+    """Raises :class:`UserError` if two files have the same name, since both would be written to one folder."""
+    first: dict[str, Path] = {}
+    for path in files:
+        if (other := first.setdefault(path.name, path)) != path:
+            raise UserError(
+                f"{other} and {path} have the same name; rename one of them, or prepare the sets one by one"
+            )
+
+
+def is_address(text: str) -> bool:
+    """Returns True if a text is a single address of the web."""
+    return text.lower().startswith(("http://", "https://")) and len(text.split()) == 1 and text.isprintable()

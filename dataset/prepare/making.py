@@ -1,0 +1,95 @@
+"""Prepares a data set: makes the folders that it declares."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from dataset.prepare.addresses import make_from_addresses
+from dataset.prepare.building import Job, Work, fill_with_records
+from dataset.prepare.catalogue import SETS
+from dataset.prepare.counts import Counts
+from dataset.prepare.finders import Finder, ImageFinder, VideoFinder
+from dataset.prepare.held_out import HeldOut
+from dataset.prepare.manifest import Manifest
+from dataset.prepare.missing import write_missing
+from dataset.prepare.options import Options
+from dataset.prepare.output import OutputFolder
+from dataset.prepare.preparation import Preparation
+from dataset.prepare.sets.base import Found, Records, Source
+from dataset.records.broken import BrokenRecordError
+
+
+def prepare(name: str, options: Options) -> list[Manifest]:
+    """Makes the folders of records of a set; returns the manifests of those that did not exist.
+
+    Raises:
+        UserError: official files are missing or cannot be used, or a folder has another origin.
+    """
+    data_set = SETS[name]
+    preparation = Preparation.start(name, data_set, options)
+    if not isinstance(data_set.makes, tuple):
+        return make_from_addresses(preparation, data_set.makes)
+    made = []
+    for records in data_set.makes:
+        if records.measures in options.without:
+            options.tell(f"{records.folder}: not made, since --without {records.measures} trains on its images")
+        else:
+            made += _make_records(preparation, records)
+    return made
+
+
+def _make_records(preparation: Preparation, records: Records) -> list[Manifest]:
+    options, raw, folder = preparation.options, preparation.raw, preparation.options.out / records.folder
+    held_out = HeldOut() if records.measures else preparation.held_out  # a split to measure on is held out itself
+    finder: Finder = (
+        ImageFinder(raw, records.media, held_out, options.missing, preparation.verified)
+        if records.media is not None
+        else VideoFinder(raw, held_out, options.missing)
+    )
+    files = records.files(raw)
+    arguments = preparation.arguments(files)
+    if records.media is None:
+        arguments["videos"] = asdict(options.videos)
+
+    def fill(output: OutputFolder) -> Counts:
+        source = records.read(files, output.out, options)
+        unit, deadly = ("image", "") if records.media is not None else ("video", "unreadable video")
+        jobs = _jobs(source, finder, folder, records.batch, f"{unit}s")
+        work = Work(source.convert, jobs, source.total, unit, deadly)
+        counts = fill_with_records(output, work, options.workers, records.folder)
+        write_missing(output.out, finder.missing)
+        if finder.annotations_alone:
+            options.tell(f"{records.folder}: no image exists; the records have the usual paths, below {raw.roots[0]}")
+        return counts
+
+    def facts() -> Mapping[str, Any]:
+        return {"annotations_alone": finder.annotations_alone}
+
+    sizes: Mapping[str, int] | None = {} if records.measures else None
+    return preparation.make(folder, arguments, fill, facts, sizes=sizes)
+
+
+def _jobs(source: Source, finder: Finder, folder: Path, batch: int, unit: str) -> Iterator[Job]:
+    """Yields jobs with the images or videos that records may have; ``folder``: the folder of the records, from which their paths
+    start."""
+    # Of a folder that is a link, ".." leads out of the folder that it points to.
+    relative = lru_cache(partial(os.path.relpath, start=os.path.realpath(folder)))
+    job = Job([], counts=source.counts)
+    for media in source.media:
+        job.size += 1
+        job.counts.read[unit] += 1
+        if isinstance(media, BrokenRecordError):
+            job.counts.leave_out(media.kind, media.location, media.message)
+        elif (file := finder.find(media.media, job.counts, media.location)) is not None:
+            path = os.path.join(relative(os.fspath(file.parent)), file.name)
+            job.items.append(Found(path, file, media.location, media.values))
+        if job.size == batch:
+            yield job
+            job = Job([])
+    if job.size or job.counts != Counts():
+        yield job

@@ -1,0 +1,159 @@
+"""A data set that is being prepared: its files, the images that no record may have, and what its manifests say."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dataset.image_ids import ids_in_path
+from dataset.prepare.building import build_folder
+from dataset.prepare.counts import Counts
+from dataset.prepare.folder_index import write_folder_index
+from dataset.prepare.held_out import VIDEO_SPLITS, HeldOut, read_held_out
+from dataset.prepare.manifest import Manifest
+from dataset.prepare.options import Options
+from dataset.prepare.output import OutputFolder
+from dataset.prepare.raw_folder import RawFolder
+from dataset.prepare.results import tell_result
+from dataset.prepare.sets.base import DataSet, Files
+from dataset.prepare.verify import Verified, verify_images
+from utils.suffixes import IMAGE_SUFFIXES
+
+DOWNLOADS = "_download"
+"""Folder below the output for lists of addresses, and for what is downloaded with them."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The preparation of a data set.
+
+    Attributes:
+        name: name of the set.
+        data_set: its declaration.
+        options: choices of the user.
+        raw: the folder of official files.
+        searched: the folders in which held-out images and their files are looked for.
+        held_out: the held-out images.
+    """
+
+    name: str
+    data_set: DataSet
+    options: Options
+    raw: RawFolder
+    searched: RawFolder
+    held_out: HeldOut
+
+    @classmethod
+    def start(cls, name: str, data_set: DataSet, options: Options) -> Preparation:
+        """Reads the held-out images.
+
+        Raises:
+            UserError: a folder or a file of a required held-out split is missing, or a file cannot be read.
+        """
+        raw = RawFolder([options.raw])
+        searched = RawFolder([options.raw, *options.held_out]) if options.held_out else raw
+        splits = VIDEO_SPLITS if data_set.has_videos else None
+        held_out = read_held_out(searched, data_set.required, options.without, splits)
+        return cls(name, data_set, options, raw, searched, held_out)
+
+    @property
+    def downloads(self) -> Path:
+        """The folder for lists of addresses, and for what is downloaded with them."""
+        return self.options.out / DOWNLOADS
+
+    def tell(self, line: str) -> None:
+        """Tells the user a line about the set."""
+        self.options.tell(f"{self.name}: {line}")
+
+    def arguments(self, files: Files) -> dict[str, Any]:
+        """Returns what decides the content of a folder that is made of official files, as JSON values."""
+        options = self.options
+        return {
+            "sources": {str(file.path): file.digest() for file in files.values()},
+            "held_out": {name: file.digest() for name, file in self.held_out.sources.items()},
+            "links": {str(file.path): file.digest() for file in self.held_out.links.files},
+            "without": sorted(options.without),
+            "missing": hashlib.sha256("\n".join(sorted(options.missing)).encode()).hexdigest(),
+            "verify": options.verify,
+        }
+
+    def make(
+        self,
+        folder: Path,
+        arguments: Mapping[str, Any],
+        fill: Callable[[OutputFolder], Counts],
+        facts: Callable[[], Mapping[str, Any]] = dict,
+        *,
+        sizes: Mapping[str, int] | None = None,
+        hashed: bool = True,
+        index: bool = True,
+    ) -> list[Manifest]:
+        """Makes a folder, unless it exists, and tells the result.
+
+        Args:
+            folder: its path.
+            arguments: what decides its content.
+            fill: writes its shards, as for :func:`~dataset.prepare.building.build_folder`.
+            facts: returns further entries of the manifest.
+            sizes: official counts to compare with; None: those of the set.
+            hashed: as for :func:`~dataset.prepare.building.build_folder`.
+            index: make the index of its shards.
+
+        Returns:
+            The manifest in a list, which is empty if the folder existed.
+        """
+        manifest = build_folder(
+            folder.parent,
+            folder.name,
+            arguments,
+            fill,
+            overwrite=self.options.overwrite,
+            facts=lambda: {**self._facts(), **facts()},
+            hashed=hashed,
+        )
+        if index:
+            write_folder_index(folder, self.options.workers)
+        tell_result(folder, manifest, self.data_set.sizes if sizes is None else sizes, self.options.tell)
+        return [] if manifest is None else [manifest]
+
+    @cached_property
+    def verified(self) -> dict[Path, Verified]:
+        """Results of decoding all images of the set and the held-out ones; empty without ``--verify``."""
+        return self._decoded(_images(self.raw) | self._held_out_images())
+
+    @cached_property
+    def verified_held_out(self) -> dict[Path, Verified]:
+        """Results of decoding the held-out images; empty without ``--verify``."""
+        return self._decoded(self._held_out_images())
+
+    def _decoded(self, images: set[Path]) -> dict[Path, Verified]:
+        if not self.options.verify:
+            return {}
+        return verify_images(sorted(images), self.options.out / "_verified.jsonl", self.options.workers)
+
+    def _held_out_images(self) -> set[Path]:
+        """Returns the images whose path has the id of a held-out image."""
+        images = _images(self.searched)
+        return {path for path in images if self.held_out.find(ids_in_path(path.as_posix())) is not None}
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "data_set": self.data_set.title,
+            "official_sizes": dict(self.data_set.sizes),
+            "leaks": {
+                "removed": "every image of these splits",
+                "splits": {name: str(file) for name, file in self.held_out.sources.items()},
+                "ids": len(self.held_out.split_of),
+                "not_checked": [*self.held_out.absent, *self.options.without],
+                "not_linked": self.held_out.links.absent,
+            },
+        }
+
+
+def _images(raw: RawFolder) -> set[Path]:
+    """Returns all images below the folders."""
+    return {path for paths in raw.files.values() for path in paths if path.suffix.lower() in IMAGE_SUFFIXES}

@@ -1,0 +1,86 @@
+"""Region records of annotated images, with boxes in pixels of the stored images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dataset.media.encoded import FORMATS
+from dataset.prepare.cleaning import tidy
+from dataset.prepare.counts import Counts
+from dataset.prepare.sets.base import Found
+from utils.files import open_regular
+
+TOLERANCE_PX = 1.0
+"""Maximum difference of a side when the larger image is scaled down to the smaller one, in pixels."""
+
+OTHER_SIZE, SCALED = "image of another size", "box scaled to the stored image"
+
+
+def region_record(
+    image: Found,
+    size: tuple[int, int] | None,
+    elements: list[dict[str, Any]],
+    made: Mapping[str, int],
+    counts: Counts,
+    captions: Sequence[str] = (),
+    **keys: Any,
+) -> Iterator[dict[str, Any]]:
+    """Yields the record of an image with boxes, if it has any.
+
+    If the stored image has another size than the annotations say but the same aspect ratio, the boxes are scaled. If it has
+    another aspect ratio, there is no record, since nothing says what the boxes show. An image that does not exist or cannot be
+    read is not compared.
+
+    Args:
+        image: the image.
+        size: its width and height in pixels, according to the annotations; None: the boxes are in pixels of the stored image.
+        elements: the boxes with their texts.
+        made: numbers by unit, such as 3 objects, to count if there is a record.
+        counts: receives the counts.
+        captions: captions of the whole image.
+        keys: further keys of the record.
+    """
+    if not elements:
+        counts.leave_out("image without boxes", image.location)
+        return
+    stored = stored_size(image.file) if size is not None else None
+    if size is not None and stored is not None and stored != size:
+        sizes = f"{size[0]} x {size[1]}", f"{stored[0]} x {stored[1]}"
+        if not same_shape(size, stored):
+            counts.leave_out(OTHER_SIZE, image.path, f"{sizes[1]} pixels, annotated as {sizes[0]}")
+            return
+        scales = stored[0] / size[0], stored[1] / size[1]
+        elements = [{**each, "bb": _scaled(each["bb"], scales)} for each in elements]
+        for _ in elements:
+            counts.mend(SCALED, image.path, f"from {sizes[0]} to {sizes[1]}")
+    counts.made["images"] += 1
+    counts.made.update(made)
+    caption = {"caption": list(captions)} if captions else {}
+    yield {"image": image.path, **caption, "elems": elements, **keys}
+
+
+def same_shape(annotated: tuple[int, int], stored: tuple[int, int]) -> bool:
+    """Returns True if two sizes have the same aspect ratio, up to the rounding of a side."""
+    small, large = sorted((annotated, stored))
+    if min(small) < 1:
+        return False
+    by_height = abs(large[0] * small[1] / large[1] - small[0])
+    by_width = abs(large[1] * small[0] / large[0] - small[1])
+    return min(by_height, by_width) <= TOLERANCE_PX
+
+
+def stored_size(path: Path) -> tuple[int, int] | None:
+    """Returns width and height of the stored pixels, from the header; None if the image does not exist or cannot be read."""
+    try:
+        with open_regular(path) as file, Image.open(file, formats=FORMATS) as header:
+            return header.size
+    except Exception:  # Pillow's readers raise many kinds on malformed bytes; --verify and training report them
+        return None
+
+
+def _scaled(box: Sequence[float], scales: tuple[float, float]) -> tuple[float, ...]:
+    return tuple(tidy(value * scale) for value, scale in zip(box, (*scales, *scales), strict=True))

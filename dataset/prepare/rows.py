@@ -1,0 +1,139 @@
+"""Rows of official files on disk, found by the key of their image.
+
+A file lists its objects in any order, and records want those of one image together. Memory does not grow with the file.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from dataset.prepare.counts import Counts
+from dataset.prepare.raw_folder import RawFile
+from dataset.prepare.reading import read_files
+from utils.errors import UserError
+
+
+class Row(NamedTuple):
+    """A row of ``kind``, for example "objects", that belongs to the image ``key``. ``location``: where it is; ``text``: its
+    content."""
+
+    kind: str
+    key: str
+    location: str
+    text: str
+
+
+class RowFile:
+    """The rows of one official file, in an SQLite file, which one process fills and another one reads."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._database = sqlite3.connect(path)
+        for pragma in ("journal_mode=OFF", "synchronous=OFF"):  # a file that is not complete is never used
+            self._database.execute(f"PRAGMA {pragma}")
+        self._database.execute("CREATE TABLE IF NOT EXISTS rows (kind, key, location, text)")
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Adds rows, and an index by their key.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        try:
+            with self._database:
+                self._database.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", rows)
+                self._database.execute("CREATE INDEX by_key ON rows (kind, key)")
+        except sqlite3.OperationalError as error:
+            raise UserError(f"{self.path}: {error}; free some space there, or give another --out") from None
+
+    def count(self, kind: str) -> int:
+        """Returns the number of different keys of a kind."""
+        [number] = self._database.execute("SELECT COUNT(DISTINCT key) FROM rows WHERE kind = ?", (kind,)).fetchone()
+        return int(number)
+
+    def first(self, kind: str) -> Iterator[Row]:
+        """Yields the first row of each key of a kind, in the order of the file."""
+        statement = "SELECT * FROM rows WHERE kind = ? GROUP BY key HAVING MIN(rowid) ORDER BY MIN(rowid)"
+        for values in self._database.execute(statement, (kind,)):
+            yield Row(*values)
+
+    def find(self, kind: str, key: str) -> list[Row]:
+        """Returns the rows of a kind and a key, in the order of the file."""
+        statement = "SELECT * FROM rows WHERE kind = ? AND key = ? ORDER BY rowid"
+        return [Row(*values) for values in self._database.execute(statement, (kind, key))]
+
+    def leave_out_orphans(self, kind: str, images: RowFile, images_kind: str, counts: Counts) -> None:
+        """Counts the rows of a kind whose key no row of ``images_kind`` in ``images`` has, as "unknown image"."""
+        self._database.execute("ATTACH ? AS images", (str(images.path),))
+        known = "SELECT key FROM images.rows WHERE kind = ?"
+        statement = f"SELECT * FROM main.rows WHERE kind = ? AND key NOT IN ({known}) ORDER BY rowid"
+        for values in self._database.execute(statement, (kind, images_kind)):
+            counts.leave_out("unknown image", values[2], f"the image is {values[1]!r}")
+        self._database.execute("DETACH images")
+
+    def close(self) -> None:
+        self._database.close()
+
+
+class RowFolder:
+    """The rows of several official files, in a temporary folder that is removed when the context ends.
+
+    Args:
+        scratch: the folder in which the temporary folder is made.
+    """
+
+    def __init__(self, scratch: Path):
+        self._folder = tempfile.TemporaryDirectory(prefix="rows-", dir=scratch)
+        self._open: dict[str, RowFile] = {}
+
+    def read(
+        self, read: Callable[[str, RawFile, Counts], Iterator[Row]], files: Mapping[str, RawFile], workers: int
+    ) -> Counts:
+        """Reads files in worker processes, and returns what was counted.
+
+        Args:
+            read: yields the rows of a file, given its name in ``files``; a function at the top of a module.
+            files: official files by name.
+            workers: number of processes; each reads a file at a time.
+
+        Raises:
+            UserError: as ``read``; or the disk is full.
+        """
+        counts = Counts()
+        for counted in read_files(partial(fill, read, Path(self._folder.name)), files, workers):
+            counts.add(counted)
+        return counts
+
+    def __getitem__(self, name: str) -> RowFile:
+        """The rows of the file ``name``."""
+        if name not in self._open:
+            self._open[name] = RowFile(Path(self._folder.name, name))
+        return self._open[name]
+
+    def __enter__(self) -> RowFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for rows in self._open.values():
+            rows.close()
+        self._folder.cleanup()
+
+
+def fill(read: Callable[[str, RawFile, Counts], Iterator[Row]], folder: Path, name: str, file: RawFile) -> Counts:
+    """Stores the rows of a file; runs in a worker process."""
+    counts, path = Counts(), folder / name
+    path.unlink(missing_ok=True)  # left by a process that was killed, whose work this one repeats
+    rows = RowFile(path)
+    try:
+        rows.add(read(name, file, counts))
+    finally:
+        rows.close()
+    return counts

@@ -1,0 +1,38 @@
+"""Reads official text files line by line."""
+
+from __future__ import annotations
+
+import codecs
+import itertools
+from collections.abc import Iterator
+
+from dataset.prepare.raw_folder import RawFile
+from utils.errors import UserError
+
+LONGEST_LINE = 1 << 20
+"""Bytes of a line of a text file."""
+
+
+def lines_of(file: RawFile, longest: int = LONGEST_LINE) -> Iterator[tuple[str, str]]:
+    """Yields the lines of a text file without their ends, each with its location.
+
+    Args:
+        file: the file.
+        longest: maximum size of a line in bytes; a longer line means that it is another file.
+
+    Raises:
+        UserError: the file is not UTF-8, or a line is too long.
+    """
+    decode = codecs.getdecoder("utf-8")
+    with file.open() as stream:
+        for number in itertools.count(1):
+            line = stream.readline(longest)
+            if not line:
+                return
+            location = f"{file}:{number}"
+            if len(line) == longest:
+                raise UserError(f"{location}: a line of more than {longest:,} bytes; is it the official file?")
+            try:
+                yield location, decode(line)[0].removeprefix("\ufeff").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{location}: it is not in UTF-8: {error.reason}; is it the official file?") from None
