@@ -17,6 +17,7 @@ from dataset.prepare.making import prepare as prepare_set
 from dataset.prepare.manifest import faults, prepared_folders, read_manifest
 from dataset.prepare.missing import read_missing
 from dataset.prepare.options import Options, VideoOptions
+from dataset.prepare.sets.base import Splits
 from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.flags import PositiveReal, named, read_by, unknown, whole_number, within
@@ -24,16 +25,7 @@ from utils.subcommands import Command, with_subcommands
 
 CONVERTERS = {
     "own": Command("dataset.prepare.own:own", "convert your own CSV, JSON or COCO file to records"),
-    "multi30k": Command("dataset.prepare.multi30k:multi30k", "Multi30K, captions in four languages"),
-    "multilingual_coco": Command(
-        "dataset.prepare.multilingual_coco:multilingual_coco", "COCO in English, Japanese and Chinese"
-    ),
-    "wit": Command("dataset.prepare.wit:wit", "IGLUE's WIT"),
-    "wikimatrix": Command("dataset.prepare.wikimatrix:wikimatrix", "WikiMatrix's translations"),
-    "multilingual": Command(
-        "dataset.prepare.multilingual:multilingual",
-        "captions by language for the records of 4m, and WikiMatrix: all that the multilingual configs read",
-    ),
+    "multilingual": Command("dataset.prepare.multilingual:multilingual", "captions by language for the records of 4m"),
     "frames": Command("dataset.prepare.frames:frames", "video files to lists of frames"),
 }
 """Subcommands with their own flags; the help of each says what it converts."""
@@ -81,6 +73,18 @@ class VideoFlags:
     words: Annotated[int, read_by(whole_number(1, 1000))] = USUAL.words
 
 
+@Parameter(name="*", group="wikimatrix")
+@dataclass(frozen=True, kw_only=True)
+class SentenceFlags:
+    """Which translations are used.
+
+    Attributes:
+        min_score: minimum margin score of two sentences; the default is that of the authors of WikiMatrix.
+    """
+
+    min_score: PositiveReal = 1.04
+
+
 @with_subcommands(CONVERTERS)
 def prepare(
     name: Annotated[str | None, Parameter(choices=(*SETS, *GROUPS, *CONVERTERS), show_choices=False)] = None,
@@ -98,8 +102,9 @@ def prepare(
     workers: Annotated[int, read_by(whole_number(1, 1024))] = usable_cores(),
     laion: LaionFlags = LaionFlags(),
     videos: VideoFlags = VideoFlags(),
+    sentences: SentenceFlags = SentenceFlags(),
 ) -> int:
-    """Make records for pre-training from the official files of a public data set.
+    """Make records from the official files of a public data set.
 
     NAME is a data set of --list, or a group: 4m for everything that configs/pretrain/base_4m.yaml reads, 1b for what base_1b.yaml
     reads in addition, videos for the second step of 1b. The folder of --raw contains the official annotation files, plain or
@@ -108,7 +113,7 @@ def prepare(
 
     Args:
         name: coco, visual_genome, sbu, cc3m, refcoco, gqa, flickr30k_entities, objects365, openimages, v3det, cc12m, laion,
-            webvid, howto100m, yt_temporal, 4m, 1b or videos; or a command.
+            webvid, howto100m, yt_temporal, multi30k, multilingual_coco, wit, wikimatrix, 4m, 1b or videos; or a command.
         list_: show the data sets: files, sizes, licence, and the resulting records.
         check: compare the prepared folders in this folder with their manifests.
         raw: folder of the official files and images.
@@ -123,6 +128,7 @@ def prepare(
     Examples:
         python run.py prepare --list
         python run.py prepare 4m --raw raw --out data/pretrain
+        python run.py prepare multi30k --raw raw/multi30k --out data
         python run.py prepare --check data/pretrain
         python run.py prepare own --help
 
@@ -149,6 +155,10 @@ def prepare(
         raise UserError(f"--verify: {', '.join(names)} does not decode images; remove the flag")
     _refuse_unread(laion, ("laion",), names)
     _refuse_unread(videos, GROUPS["videos"], names)
+    _refuse_unread(sentences, ("wikimatrix",), names)
+    exclusions = {"--held-out": held_out, "--without": without, "--missing": missing, "--verify": verify}
+    if isinstance(SETS[names[0]].makes, Splits) and (given := [flag for flag, value in exclusions.items() if value]):
+        raise UserError(f"{given[0]}: {name} has its own splits, from which no image is excluded; remove the flag")
     options = Options(
         raw=raw,
         out=out,
@@ -162,6 +172,7 @@ def prepare(
         filters=Filters(laion.min_side, laion.min_similarity, laion.safety, laion.max_unsafe, laion.max_watermark),
         videos=VideoOptions(videos.short_side, videos.frames_per_second, videos.clips, videos.words),
         ray=laion.ray,
+        min_score=sentences.min_score,
     )
     return prepare_all(names, options)
 
@@ -208,6 +219,7 @@ def listing() -> str:
             for index, (folder, content) in enumerate(data_set.folders(name))
         ]
         readers = [READERS[group] for group, names in GROUPS.items() if name in names]
+        readers += [data_set.makes.readers] if isinstance(data_set.makes, Splits) else []
         lines += [
             f"  read by   {reader}" for reader in readers or ["no config here; add its folder to data.regions.files"]
         ]

@@ -10,11 +10,15 @@ from tqdm import tqdm
 
 SECONDS_ON_A_SCREEN, SECONDS_IN_A_FILE = 0.5, 30.0
 LINE = "{percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+COUNT = "{n_fmt} [{elapsed}, {rate_fmt}{postfix}]"
+"""Without a known total."""
 
 
-def progress_bar(items: Iterable[Any] | None = None, *, total: int, quiet: bool = False, **options: Any) -> tqdm[Any]:
+def progress_bar(
+    items: Iterable[Any] | None = None, *, total: int | None, quiet: bool = False, **options: Any
+) -> tqdm[Any]:
     """Creates a progress bar with remaining time, which iterates over ``items`` or is updated manually; hidden if ``quiet``.
-    ``options`` are passed to tqdm."""
+    ``total``: their number, None if it is unknown; ``options`` are passed to tqdm."""
     if sys.stderr.isatty():
         return tqdm(items, total=total, disable=quiet, mininterval=SECONDS_ON_A_SCREEN, dynamic_ncols=True, **options)
     return LineBar(
@@ -25,7 +29,7 @@ def progress_bar(items: Iterable[Any] | None = None, *, total: int, quiet: bool 
         maxinterval=SECONDS_IN_A_FILE,
         miniters=1,  # otherwise tqdm skips lines when steps become slower
         delay=SECONDS_IN_A_FILE,
-        bar_format=("{desc}: " if options.get("desc") else "") + LINE,
+        bar_format=("{desc}: " if options.get("desc") else "") + (LINE if total is not None else COUNT),
         **options,
     )
 

@@ -39,6 +39,9 @@ MAX_BROKEN = 0.01
 FORM = ("missing key", "wrong type", "bad json", "wrong columns")
 """Reasons that suggest that the file is damaged, or a different file."""
 
+IMAGES = "images"
+"""Folder of images in a folder of records. If a file of records is complete, so are its images, which other files may share."""
+
 _JOURNAL_MANIFEST = "_journal/manifest.json"
 
 
@@ -141,9 +144,9 @@ def _remove_stale(building: Path, arguments: Mapping[str, Any]) -> None:
 def _remove_leftovers(folder: OutputFolder) -> None:
     """Removes files of an earlier run without an entry: they may be incomplete, or have other arguments."""
     for path in folder.out.iterdir():
-        if path.is_dir():
+        if path.is_dir() and not (path.name == IMAGES and folder.entries):
             shutil.rmtree(path)
-        elif path.name != JOURNAL and path.name not in folder.entries:
+        elif path.is_file() and path.name != JOURNAL and path.name not in folder.entries:
             path.unlink()
 
 

@@ -7,6 +7,8 @@ from dataset.prepare.sets.coco import COCO
 from dataset.prepare.sets.flickr30k_entities import ENTITIES
 from dataset.prepare.sets.gqa import GQA
 from dataset.prepare.sets.laion import LAION
+from dataset.prepare.sets.multi30k import MULTI30K
+from dataset.prepare.sets.multilingual_coco import MULTILINGUAL_COCO
 from dataset.prepare.sets.objects365 import OBJECTS365
 from dataset.prepare.sets.openimages import OPENIMAGES
 from dataset.prepare.sets.refcoco import REFCOCO
@@ -14,6 +16,8 @@ from dataset.prepare.sets.v3det import V3DET
 from dataset.prepare.sets.videos import HOWTO100M, WEBVID, YT_TEMPORAL
 from dataset.prepare.sets.visual_genome import VISUAL_GENOME
 from dataset.prepare.sets.web import CC3M, CC12M, SBU
+from dataset.prepare.sets.wikimatrix import WIKIMATRIX
+from dataset.prepare.sets.wit import WIT
 
 SETS: dict[str, DataSet] = {
     "coco": COCO,
@@ -31,6 +35,10 @@ SETS: dict[str, DataSet] = {
     "webvid": WEBVID,
     "howto100m": HOWTO100M,
     "yt_temporal": YT_TEMPORAL,
+    "multi30k": MULTI30K,
+    "multilingual_coco": MULTILINGUAL_COCO,
+    "wit": WIT,
+    "wikimatrix": WIKIMATRIX,
 }
 """Data sets by name."""
 

@@ -45,6 +45,12 @@ class Counts:
             kept = self.places.setdefault(reason, [])
             kept += places[: PLACES - len(kept)]
 
+    def clear(self) -> None:
+        """Starts counting again."""
+        for counter in self._counters():
+            counter.clear()
+        self.places.clear()
+
     def to_values(self) -> dict[str, Any]:
         """The counts as JSON values."""
         names = ("read", "made", "mended", "left_out")

@@ -14,14 +14,17 @@ from dataset.prepare.building import Job, Work, fill_with_records
 from dataset.prepare.catalogue import SETS
 from dataset.prepare.counts import Counts
 from dataset.prepare.finders import Finder, ImageFinder, VideoFinder
+from dataset.prepare.folders import write_records
 from dataset.prepare.held_out import HeldOut
 from dataset.prepare.manifest import Manifest
 from dataset.prepare.missing import write_missing
 from dataset.prepare.options import Options
-from dataset.prepare.output import OutputFolder
+from dataset.prepare.output import Entry, OutputFolder
 from dataset.prepare.preparation import Preparation
-from dataset.prepare.sets.base import Found, Records, Source
+from dataset.prepare.sets.base import Found, Records, Source, Splits
 from dataset.records.broken import BrokenRecordError
+from utils.files import replacing
+from utils.progress import progress_bar
 
 
 def prepare(name: str, options: Options) -> list[Manifest]:
@@ -32,6 +35,8 @@ def prepare(name: str, options: Options) -> list[Manifest]:
     """
     data_set = SETS[name]
     preparation = Preparation.start(name, data_set, options)
+    if isinstance(data_set.makes, Splits):
+        return _make_splits(preparation, data_set.makes)
     if not isinstance(data_set.makes, tuple):
         return make_from_addresses(preparation, data_set.makes)
     made = []
@@ -72,6 +77,32 @@ def _make_records(preparation: Preparation, records: Records) -> list[Manifest]:
 
     sizes: Mapping[str, int] | None = {} if records.measures else None
     return preparation.make(folder, arguments, fill, facts, sizes=sizes)
+
+
+def _make_splits(preparation: Preparation, splits: Splits) -> list[Manifest]:
+    options = preparation.options
+    files = splits.files(preparation.raw)
+    arguments = {**preparation.arguments(files), "min_score": options.min_score}
+
+    def fill(output: OutputFolder) -> Counts:
+        total = Counts()
+        for entry in output.entries.values():  # of an earlier run that was interrupted
+            total.add(Counts.from_values(entry.counts))
+        counts = Counts()
+        for name, records in splits.read(files, output.out, options, counts).items():
+            path = output.out / f"{name}.jsonl"
+            if path.name in output.entries:
+                continue
+            with replacing(path) as part:
+                counts.made["records"] += write_records(
+                    part, progress_bar(records, total=None, desc=name, unit="record")
+                )
+            output.add(Entry(path.name, "", 0, path.stat().st_size, counts.to_values()))
+            total.add(counts)
+            counts.clear()
+        return total
+
+    return preparation.make(options.out / splits.folder, arguments, fill, index=False)
 
 
 def _jobs(source: Source, finder: Finder, folder: Path, batch: int, unit: str) -> Iterator[Job]:

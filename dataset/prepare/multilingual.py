@@ -1,4 +1,4 @@
-"""``run.py prepare multilingual``: captions by language for the records of 4m, and translated sentences."""
+"""``run.py prepare multilingual``: captions by language for the records of 4m."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -23,7 +22,6 @@ from dataset.prepare.output import Entry, OutputFolder, json_line
 from dataset.prepare.processes import in_order
 from dataset.prepare.raw_folder import file_digest
 from dataset.prepare.translations import TEXTS, Translator, fill_store, translate_record, translated_files, write_texts
-from dataset.prepare.wikimatrix import wikimatrix as prepare_wikimatrix
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import ImageKeys, RawRecord, image_source
 from dataset.shards.finding import TAR_SUFFIX, find_shards
@@ -31,7 +29,7 @@ from dataset.shards.readers import Shards
 from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.files import replacing
-from utils.flags import ANY_NUMBER, read_by, whole_number
+from utils.flags import read_by, whole_number
 from utils.progress import progress_bar
 
 FOLDERS = ("coco", "vg", "sbu", "cc3m", "coco_regions", "vg_regions")
@@ -54,20 +52,17 @@ def multilingual(
     output: OutputFlags,
     records: Path,
     translations: Path,
-    wikimatrix: Annotated[tuple[Path, ...], ANY_NUMBER] = (),
     workers: Annotated[int, read_by(whole_number(1, 1024))] = usable_cores(),
 ) -> int:
-    """Make all that multilingual pre-training reads: captions by language for records, and translated sentences.
+    """Make captions by language for the records of multilingual pre-training.
 
     The records come from `prepare 4m`. The first run writes their texts, each once, to texts.txt in the folder of
     translations. Have a system of your choice translate it line by line into texts.de.txt, texts.fr.txt and so on, and give the
-    command again: it rebuilds each folder, with captions by language. --wikimatrix gives the official files of translated
-    sentences.
+    command again: it rebuilds each folder, with captions by language. `prepare wikimatrix` makes translated sentences.
 
     Args:
         records: holds folders of `prepare 4m`: coco, vg, sbu, cc3m, coco_regions, vg_regions.
         translations: folder of texts.txt, which is made, texts.de.txt, …
-        wikimatrix: WikiMatrix.<a>-<b>.tsv.gz.
         workers: processes.
     """
     folders = [records / name for name in FOLDERS if (records / name).is_dir()]
@@ -75,8 +70,6 @@ def multilingual(
         raise UserError(f"--records {records}: holds none of {', '.join(FOLDERS)}; make them with `prepare 4m`")
     if missing := [name for name in FOLDERS if records / name not in folders]:
         _tell(f"{records}: no {', '.join(missing)}, which the multilingual configs read too")
-    if wikimatrix:
-        prepare_wikimatrix(output=replace(output, out=output.out / "wikimatrix"), source=list(wikimatrix))
     files = translated_files(translations) if translations.is_dir() else {}
     if not (translations / TEXTS).is_file() or not files:
         _write_texts(folders, translations)

@@ -53,6 +53,7 @@ class Options:
         filters: of LAION.
         videos: how videos become records.
         ray: address of a Ray cluster for LAION; None: use processes of this machine.
+        min_score: minimum margin score of translations of WikiMatrix; the default is that of its authors.
     """
 
     raw: Path
@@ -67,3 +68,4 @@ class Options:
     filters: Filters = field(default_factory=Filters)
     videos: VideoOptions = field(default_factory=VideoOptions)
     ray: str | None = None
+    min_score: float = 1.04

@@ -19,7 +19,7 @@ from dataset.prepare.options import Options
 from dataset.prepare.output import OutputFolder
 from dataset.prepare.raw_folder import RawFolder
 from dataset.prepare.results import tell_result
-from dataset.prepare.sets.base import DataSet, Files
+from dataset.prepare.sets.base import DataSet, Files, Splits
 from dataset.prepare.verify import Verified, verify_images
 from utils.suffixes import IMAGE_SUFFIXES
 
@@ -56,6 +56,8 @@ class Preparation:
         """
         raw = RawFolder([options.raw])
         searched = RawFolder([options.raw, *options.held_out]) if options.held_out else raw
+        if isinstance(data_set.makes, Splits):  # its own splits are held out
+            return cls(name, data_set, options, raw, searched, HeldOut())
         splits = VIDEO_SPLITS if data_set.has_videos else None
         held_out = read_held_out(searched, data_set.required, options.without, splits)
         return cls(name, data_set, options, raw, searched, held_out)
@@ -141,9 +143,10 @@ class Preparation:
         return {path for path in images if self.held_out.find(ids_in_path(path.as_posix())) is not None}
 
     def _facts(self) -> dict[str, Any]:
-        return {
-            "data_set": self.data_set.title,
-            "official_sizes": dict(self.data_set.sizes),
+        facts = {"data_set": self.data_set.title, "official_sizes": dict(self.data_set.sizes)}
+        if isinstance(self.data_set.makes, Splits):
+            return facts
+        return facts | {
             "leaks": {
                 "removed": "every image of these splits",
                 "splits": {name: str(file) for name, file in self.held_out.sources.items()},

@@ -31,10 +31,10 @@ def tell_result(
                 tell(f"  {verb}: {number:,} {reason}" + (f", first {places[0]}" if places else ""))
     if manifest.values.get("statuses"):
         tell(f"  img2dataset: {_listed(manifest.values['statuses'])}")
-    not_checked = manifest.values["leaks"]["not_checked"]
-    if not_checked:
-        tell(f"  not checked against held-out images of: {', '.join(not_checked)}")
-    for files in manifest.values["leaks"]["not_linked"]:
+    leaks = manifest.values.get("leaks", {"not_checked": [], "not_linked": []})
+    if leaks["not_checked"]:
+        tell(f"  not checked against held-out images of: {', '.join(leaks['not_checked'])}")
+    for files in leaks["not_linked"]:
         tell(f"  held-out images are not followed from one set to another: no {files}")
     tell(f"  manifest: {manifest.folder / MANIFEST}")
 

@@ -10,6 +10,7 @@ import pytest
 
 from dataset.prepare import building
 from dataset.prepare.catalogue import GROUPS, SETS
+from dataset.prepare.sets.base import Splits
 from run import main
 from tasks.kinds import choose
 from tests.dataset.prepare import official
@@ -62,8 +63,8 @@ def test_the_list_has_every_set_with_files_size_licence_products_and_config(run)
     for name, data_set in SETS.items():
         [part] = re.findall(rf"^{name}: .*?(?:\n\n)", printed, re.MULTILINE | re.DOTALL)
         assert data_set.licence in part and data_set.home in part
-        grouped = any(name in names for names in GROUPS.values())
-        assert f"read by   {'configs/pretrain/' if grouped else 'no config here'}" in part
+        is_read = any(name in names for names in GROUPS.values()) or isinstance(data_set.makes, Splits)
+        assert f"read by   {'configs/' if is_read else 'no config here'}" in part
         for file in data_set.files:
             assert file in part
         for number in data_set.sizes.values():
@@ -71,7 +72,7 @@ def test_the_list_has_every_set_with_files_size_licence_products_and_config(run)
         for folder, content in data_set.folders(name):
             assert f"{folder}/: {content}" in part
     assert "4m: coco, visual_genome, sbu, cc3m, refcoco, gqa, flickr30k_entities" in printed
-    for name in ("multi30k", "wit", "wikimatrix", "frames"):
+    for name in ("own", "multilingual", "frames"):
         assert f"\n  {name} " in printed
 
 

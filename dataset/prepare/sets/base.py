@@ -115,6 +115,26 @@ class ParquetPairs:
 
 
 @dataclass(frozen=True)
+class Splits:
+    """A folder with an annotation file for each split of a data set that is not for pre-training on images.
+
+    Attributes:
+        folder: name of the folder.
+        content: what a record is.
+        readers: the configs that read the folder.
+        files: finds the official files.
+        read: returns the records by name of the split, given the official files, the folder, in which images may be written to
+            ``images/``, the choices of the user, and the counts.
+    """
+
+    folder: str
+    content: str
+    readers: str
+    files: Callable[[RawFolder], Files]
+    read: Callable[[Files, Path, Options, Counts], Mapping[str, Iterator[Mapping[str, Any]]]]
+
+
+@dataclass(frozen=True)
 class DataSet:
     """A public data set.
 
@@ -124,7 +144,8 @@ class DataSet:
         licence: as its home states it; not verified here.
         files: official files, and what each is for.
         sizes: official counts by unit, from the home of the set, which the result is compared with.
-        makes: what is made of it: folders of records, or addresses, from which each user downloads the images.
+        makes: what is made of it: folders of records for pre-training, addresses from which each user downloads the images, or
+            annotation files of splits.
         required: names of held-out splits whose files must exist (:data:`dataset.prepare.held_out.SPLITS`).
     """
 
@@ -133,7 +154,7 @@ class DataSet:
     licence: str
     files: Mapping[str, str]
     sizes: Mapping[str, int]
-    makes: tuple[Records, ...] | Pairs | ParquetPairs
+    makes: tuple[Records, ...] | Pairs | ParquetPairs | Splits
     required: tuple[str, ...] = ()
 
     @property
@@ -142,6 +163,8 @@ class DataSet:
 
     def folders(self, name: str) -> list[tuple[str, str]]:
         """Returns the folders that are made, and what a record of each is, given the name of the set."""
+        if isinstance(self.makes, Splits):
+            return [(self.makes.folder, self.makes.content)]
         if isinstance(self.makes, tuple):
             return [(records.folder, records.content) for records in self.makes]
         return [(name, "an image and its caption")]

@@ -6,13 +6,18 @@ import base64
 import gzip
 import io
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
-from dataset.prepare import multi30k, multilingual_coco, wikimatrix, wit
+from dataset.prepare import making
+from dataset.prepare.sets import multilingual_coco
 from run import main
+from tests.dataset.prepare.official import contents, counted, prepared, write
+from tests.dataset.prepare.refusals import one_line
 from tests.messages import OneLine, naming
 from utils.errors import UserError
 
@@ -22,7 +27,7 @@ TRANSLATED = {"train": 3, "val": 2, "test_2016_flickr": 2}
 @pytest.fixture
 def repository(tmp_path):
     """A copy of multi30k/dataset in small: translations packed, descriptions in another order of images."""
-    tasks = tmp_path / "multi30k" / "data"
+    tasks = tmp_path / "dataset" / "data"
     for folder in ("task1/raw", "task1/image_splits", "task2/raw", "task2/image_splits"):
         (tasks / folder).mkdir(parents=True)
     for split, count in TRANSLATED.items():
@@ -37,11 +42,12 @@ def repository(tmp_path):
             for number in range(1, 6):
                 lines = "".join(f"{language} {number} {image}\n" for image in images[::-1])
                 (tasks / f"task2/raw/{described}.{number}.{language}").write_text(lines)
-    return tmp_path / "multi30k"
+    return tmp_path / "dataset"
 
 
-def test_multi30k_has_five_captions_in_english_and_german_and_one_in_french_and_czech(repository):
-    rows = list(multi30k.records(repository, "test"))
+def test_multi30k_has_five_captions_in_english_and_german_and_one_in_french_and_czech(repository, tmp_path):
+    prepared("multi30k", repository, tmp_path)
+    rows = lines_of(tmp_path / "multi30k/test.jsonl")
     assert [row["image"] for row in rows] == ["test_2016_flickr0.jpg", "test_2016_flickr1.jpg"]
     said = rows[1]["caption"]
     assert {language: len(captions) for language, captions in said.items()} == {"en": 5, "de": 5, "fr": 1, "cs": 1}
@@ -49,13 +55,14 @@ def test_multi30k_has_five_captions_in_english_and_german_and_one_in_french_and_
     assert said["cs"] == ["cs one test_2016_flickr1.jpg"]
 
 
-def test_multi30k_is_read_by_retrieval_in_one_language_or_in_all(repository, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "out"
-    argv = ["--source", str(repository), "--out", str(out)]
-    assert main(["prepare", "multi30k", *argv]) == 0
-    assert "3 in train.jsonl, 2 in val.jsonl, 2 in test.jsonl" in capsys.readouterr().out
-    assert main(["prepare", "multi30k", *argv]) == 0
-    assert OneLine("complete") in capsys.readouterr().out.splitlines()
+def test_multi30k_is_read_by_retrieval_in_one_language_or_in_all(repository, tmp_path, capsys):
+    argv = ["prepare", "multi30k", "--raw", str(repository), "--out", str(tmp_path)]
+    assert main(argv) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/multi30k: 7 records")
+    assert main(argv) == 0
+    assert OneLine("nothing to do") in capsys.readouterr().out.splitlines()
+    assert main(["prepare", "--check", str(tmp_path)]) == 0
+    out = tmp_path / "multi30k"
     for split, count in TRANSLATED.items():
         for number in range(count):
             Image.new("RGB", (4, 4)).save(out / f"{split}{number}.jpg")
@@ -66,17 +73,23 @@ def test_multi30k_is_read_by_retrieval_in_one_language_or_in_all(repository, tmp
     assert counts == {"en": 10, "cs": 2, None: 24}
 
 
-def test_multi30k_that_is_cut_or_missing_is_one_line(repository, capsys, monkeypatch, tmp_path):
+def test_multi30k_without_task_2_has_one_caption_in_each_language(repository, tmp_path):
+    shutil.rmtree(repository / "data/task2")
+    prepared("multi30k", repository, tmp_path)
+    [first, *_] = lines_of(tmp_path / "multi30k/train.jsonl")
+    assert first["caption"]["de"] == ["de one train0.jpg"]
+
+
+def test_multi30k_that_is_cut_or_missing_is_one_line(repository, tmp_path, capsys):
     raw = repository / "data/task1/raw/train.fr.gz"
     raw.write_bytes(gzip.compress(b"une\ndeux\n"))
-    with pytest.raises(UserError, match=r"train.fr has 2 lines for 3 images"):
-        list(multi30k.records(repository, "train"))
+    assert one_line("multi30k", repository, tmp_path / "out") == OneLine("train.fr.gz has 2 lines for 3 images")
+    raw.write_bytes(gzip.compress(b"une\n\ndeux\n"))
+    assert one_line("multi30k", repository, tmp_path / "out") == OneLine("train.fr.gz:2", "empty caption")
     raw.unlink()
-    with pytest.raises(UserError, match=naming("train.fr", "train.fr.gz")):
-        list(multi30k.records(repository, "train"))
-    argv = ["--source", str(tmp_path / "no"), "--out", str(tmp_path / "out")]
-    assert main(["prepare", "multi30k", *argv]) == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert one_line("multi30k", repository, tmp_path / "out") == OneLine("task1/train.fr", "multi30k/dataset")
+    assert main(["prepare", "multi30k", "--raw", str(repository), "--verify"]) == 2
+    assert OneLine("--verify", "its own splits") in capsys.readouterr().err.splitlines()
 
 
 def coco_name(number: int, split: str = "val2014") -> str:
@@ -97,13 +110,13 @@ def coco(tmp_path):
         }
         for n, split in splits.items()
     ]
-    (tmp_path / "karpathy.json").write_text(json.dumps({"images": images}))
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images}))
     for split, numbers in (("train", ()), ("val", splits)):
         stair = {
             "images": [{"id": n, "file_name": f"{coco_name(n)}.jpg"} for n in numbers],
             "annotations": [{"id": 10 * n, "image_id": n, "caption": f"日本 {n}"} for n in numbers],
         }
-        (tmp_path / f"stair_{split}.json").write_text(json.dumps(stair))
+        (tmp_path / f"stair_captions_v1.2_{split}.json").write_text(json.dumps(stair))
     chinese = tmp_path / "cn"
     chinese.mkdir()
     lines = "".join(f"{coco_name(n)}#0\t中 文{n}\n" for n in (1, 2, 3, 4))
@@ -113,15 +126,12 @@ def coco(tmp_path):
     return tmp_path
 
 
-def test_coco_keeps_karpathys_splits_and_coco_cns_and_joins_no_held_out_image(coco, monkeypatch, capsys):
-    arguments = ["--karpathy", coco / "karpathy.json", "--stair", coco / "stair_train.json", coco / "stair_val.json"]
-    arguments += ["--coco-cn", coco / "cn", "--out", coco / "out"]
-    argv = [*map(str, arguments)]
-    assert main(["prepare", "multilingual_coco", *argv]) == 0, capsys.readouterr().err
+def test_coco_keeps_karpathys_splits_and_coco_cns_and_joins_no_held_out_image(coco, tmp_path):
+    prepared("multilingual_coco", coco, tmp_path / "out")
 
     def read(name: str) -> dict[int, dict]:
-        lines = (coco / "out" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        return {row["image_id"]: row["caption"] for row in map(json.loads, lines)}
+        rows = lines_of(tmp_path / f"out/coco_multilingual/{name}.jsonl")
+        return {row["image_id"]: row["caption"] for row in rows}
 
     assert sorted(read("karpathy_train")) == [1, 2, 3]
     assert read("karpathy_test") == read("karpathy_test_1k") == {5: {"en": ["en 5"], "ja": ["日本 5"]}}
@@ -129,32 +139,41 @@ def test_coco_keeps_karpathys_splits_and_coco_cns_and_joins_no_held_out_image(co
     assert read("joint_train") == {1: {"en": ["en 1"], "ja": ["日本 1"], "zh": ["中文1"]}}
 
 
-def test_the_small_test_of_coco_has_the_first_images_of_the_test(coco, monkeypatch, capsys):
-    file = coco / "karpathy.json"
+def test_the_small_test_of_coco_has_the_first_images_of_the_test(coco, tmp_path, monkeypatch):
+    file = coco / "dataset_coco.json"
     content = json.loads(file.read_text())
     content["images"][3]["split"] = "test"
     file.write_text(json.dumps(content))
-    arguments = ["--karpathy", file, "--stair", coco / "stair_train.json", coco / "stair_val.json"]
-    arguments += ["--coco-cn", coco / "cn", "--out", coco / "out"]
-    argv = [*map(str, arguments)]
     monkeypatch.setattr(multilingual_coco, "SMALL_TEST", 1)
-    assert main(["prepare", "multilingual_coco", *argv]) == 0, capsys.readouterr().err
+    prepared("multilingual_coco", coco, tmp_path / "out")
     images = [
-        [json.loads(line)["image_id"] for line in (coco / "out" / f"{name}.jsonl").read_text().splitlines()]
+        [row["image_id"] for row in lines_of(tmp_path / f"out/coco_multilingual/{name}.jsonl")]
         for name in ("karpathy_test", "karpathy_test_1k")
     ]
     assert images == [[4, 5], [4]]
 
 
-def test_coco_files_of_another_kind_are_one_line(coco):
-    (coco / "other.json").write_text(json.dumps({"images": [{"filename": "a"}]}))
-    with pytest.raises(UserError, match=naming("images[0]", "dataset_coco.json")):
-        multilingual_coco.read_karpathy(coco / "other.json")
-    with pytest.raises(UserError, match=r"has no list 'annotations'"):
-        multilingual_coco.read_stair([coco / "other.json"])
-    (coco / "cn" / "coco-cn_test.txt").write_text(f"{coco_name(9)}\n")
-    with pytest.raises(UserError, match=r"coco-cn_test.txt:1: 'COCO_val2014_000000000009' has no caption"):
-        multilingual_coco.read_coco_cn(coco / "cn")
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("dataset_coco.json", json.dumps({"images": [{"filename": "a"}]}), ("images[0]", "Karpathy's")),
+        ("stair_captions_v1.2_val.json", json.dumps({"annotations": [{"image_id": 1}]}), ("annotations[0]", "STAIR's")),
+        (
+            "stair_captions_v1.2_val.json",
+            json.dumps({"annotations": [{"image_id": 9, "caption": "a"}]}),
+            ("annotations[0]", "STAIR's"),
+        ),
+        (
+            "cn/coco-cn_test.txt",
+            f"{coco_name(9)}\n",
+            ("coco-cn_test.txt:1", "'COCO_val2014_000000000009' has no caption"),
+        ),
+        ("cn/imageid.human-written-caption.txt", "a caption\n", ("imageid.human-written-caption.txt:1", "no tab")),
+    ],
+)
+def test_coco_files_of_another_kind_are_one_line(coco, tmp_path, file, content, said):
+    (coco / file).write_text(content)
+    assert one_line("multilingual_coco", coco, tmp_path / "out") == OneLine(*said)
 
 
 def test_records_without_the_language_are_left_out_and_a_language_that_none_has_is_named(tmp_path):
@@ -178,57 +197,82 @@ def test_records_without_the_language_are_left_out_and_a_language_that_none_has_
 
 
 def test_wikimatrix_keeps_texts_that_are_translations(tmp_path):
-    path = tmp_path / "WikiMatrix.de-en.tsv.gz"
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    path = raw / "WikiMatrix.de-en.tsv.gz"
     path.write_bytes(gzip.compress(b"1.2\tein Hund\ta dog\n1.01\tx\ty\n1.3\t\tz\n"))
-    assert list(wikimatrix.translations(path)) == [{"source_text": "ein Hund", "target_text": "a dog"}]
+    prepared("wikimatrix", raw, tmp_path)
+    assert lines_of(tmp_path / "wikimatrix/WikiMatrix.de-en.jsonl") == [
+        {"source_text": "ein Hund", "target_text": "a dog"}
+    ]
+    assert counted(tmp_path / "wikimatrix")["left_out"] == {"low score": 1, "empty text": 1}
+    assert "min_score" in one_line("wikimatrix", raw, tmp_path, min_score=1.0)
+    prepared("wikimatrix", raw, tmp_path, min_score=1.0, overwrite=True)
+    assert len(lines_of(tmp_path / "wikimatrix/WikiMatrix.de-en.jsonl")) == 2
     path.write_bytes(gzip.compress(b"1.2\tein Hund\n"))
-    with pytest.raises(UserError, match=naming("WikiMatrix.de-en.tsv.gz:1", "score")):
-        list(wikimatrix.translations(path))
+    assert one_line("wikimatrix", raw, tmp_path / "out") == OneLine("WikiMatrix.de-en.tsv.gz:1", "score")
     path.write_bytes(b"no archive")
-    with pytest.raises(UserError, match="cannot be read"):
-        list(wikimatrix.translations(path))
+    assert "download it again" in one_line("wikimatrix", raw, tmp_path / "out")
+    path.unlink()
+    assert "no WikiMatrix." in one_line("wikimatrix", raw, tmp_path / "out")
 
 
-def test_wikimatrix_makes_only_the_files_that_are_missing(tmp_path, monkeypatch, capsys):
-    sources = [tmp_path / f"WikiMatrix.{pair}.tsv" for pair in ("de-en", "en-fr")]
-    for source in sources:
-        source.write_text("1.2\tein Hund\ta dog\n")
-    out = tmp_path / "out"
-
-    def run(*flags) -> int:
-        argv = ["--out", str(out), "--source", *map(str, flags)]
-        return main(["prepare", "wikimatrix", *argv])
-
-    assert run(sources[0], tmp_path / "none.tsv") == 2
-    assert "none.tsv cannot be read" in capsys.readouterr().err
-    first = (out / "WikiMatrix.de-en.jsonl").stat()
-    assert run(*sources) == 0
-    assert capsys.readouterr().out == "".join(f"{out}/{source.stem}.jsonl: 1 translations\n" for source in sources)
-    assert (out / "WikiMatrix.de-en.jsonl").stat() == first
-    assert run(*sources, "--at-least", 1.1) == 2
-    assert OneLine("at_least=1.04", "1.1") in capsys.readouterr().err.splitlines()
-
-
-def test_wit_gives_an_image_for_each_address_and_leaves_out_empty_captions(tmp_path, monkeypatch):
+@pytest.fixture
+def wit_rows(tmp_path) -> list[dict]:
+    """Two captions of one image, and an empty one."""
     stream = io.BytesIO()
     Image.new("RGB", (4, 4)).save(stream, "JPEG")
     content = base64.b64encode(stream.getvalue()).decode()
-    rows = [
-        {"image_url": "http://a", "caption_reference_description": "犬", "image_content": content},
-        {"image_url": "http://a", "caption_reference_description": "猫", "image_content": content},
-        {"image_url": "http://b", "caption_reference_description": " ", "image_content": content},
+    return [
+        {"image_url": f"http://{image}", "caption_reference_description": text, "image_content": content}
+        for image, text in (("a", "犬"), ("a", "猫"), ("b", " "))
     ]
-    source = tmp_path / "test_ja.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    out = tmp_path / "wit"
-    argv = ["--source", str(source), "--out", str(out)]
-    assert main(["prepare", "wit", *argv]) == 0
-    items = read_captioned_images(
-        CaptionedSplitConfig(annotations=str(out / "test_ja.jsonl")), "evaluation.test.ja", 0.0
-    )
-    assert items.captions == ["犬", "猫"]
-    assert len(items.images) == 1
-    del rows[0]["image_content"]
-    source.write_text(json.dumps({**rows[0], "image_url": "http://c"}))
-    with pytest.raises(UserError, match=naming("test_ja.jsonl:1", "image_content", "image_url")):
-        list(wit.records(source, out))
+
+
+def write_wit(raw: Path, name: str, rows: list[dict]) -> None:
+    write(raw / f"wit/{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_wit_gives_an_image_for_each_address_and_leaves_out_empty_captions(tmp_path, wit_rows):
+    raw = tmp_path / "raw"
+    write_wit(raw, "test_ja", wit_rows)
+    prepared("wit", raw, tmp_path)
+    assert counted(tmp_path / "wit")["left_out"] == {"empty text": 1}
+    path = str(tmp_path / "wit/test_ja.jsonl")
+    items = read_captioned_images(CaptionedSplitConfig(annotations=path), "evaluation.test.ja", 0.0)
+    assert items.captions == ["犬", "猫"] and len(items.images) == 1
+    del wit_rows[0]["image_content"]
+    write_wit(raw, "test_ja", [{**wit_rows[0], "image_url": "http://c"}])
+    assert one_line("wit", raw, tmp_path / "out") == OneLine("test_ja.jsonl:1", "image_content", "image_url")
+
+
+def test_a_set_of_splits_that_was_interrupted_goes_on_after_its_last_complete_file(tmp_path, wit_rows, monkeypatch):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    write_wit(raw, "test_en", wit_rows)
+    write_wit(raw, "test_ja", wit_rows[:2])
+    prepared("wit", raw, tmp_path / "complete")
+    read = making.write_records
+
+    def interrupted(path, records):
+        if "test_ja" in path.name:
+            next(iter(records))
+            raise KeyboardInterrupt
+        return read(path, records)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(making, "write_records", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepared("wit", raw, out)
+    again = []
+    monkeypatch.setattr(making, "write_records", lambda path, records: again.append(path.name) or read(path, records))
+    prepared("wit", raw, out)
+    assert len(again) == 1 and "test_ja" in again[0]
+    assert contents(out / "wit") == contents(tmp_path / "complete/wit")
+    assert counted(out / "wit") == counted(tmp_path / "complete/wit")
+    assert [path.name for path in (out / "wit/images").iterdir()] == [
+        path.name for path in (tmp_path / "complete/wit/images").iterdir()
+    ]
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dataset.prepare.official import read_lines
 from dataset.prepare.raw_folder import RawFolder
+from dataset.prepare.text_lines import lines_of
 from tests.dataset.prepare.official import write
 from utils.errors import UserError
 
@@ -70,8 +70,9 @@ def test_of_nested_folders_of_one_name_the_inner_one_has_the_file(tmp_path):
 def test_a_text_and_a_gzipped_text_that_differ_are_refused(tmp_path):
     path = write(tmp_path / "train.en", "a dog\n")
     gzipped(tmp_path / "train.en.gz", "a dog\n")
-    assert read_lines(path) == ["a dog"]
+    file = RawFolder([tmp_path]).find("train.en")
+    assert [line for _, line in lines_of(file)] == ["a dog"]
     gzipped(tmp_path / "train.en.gz", "a cat\n")
     with pytest.raises(UserError) as error:
-        read_lines(path)
+        RawFolder([tmp_path]).find("train.en")
     assert f"{path}.gz" in str(error.value) and "differ" in str(error.value)

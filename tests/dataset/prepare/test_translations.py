@@ -195,10 +195,3 @@ def test_mistakes_are_one_line(run, tmp_path, capsys):
     )
     assert main(["prepare", "multilingual", "--records", str(tmp_path), "--translations", "x", "--out", "y"]) == 2
     assert OneLine("coco, vg, sbu, cc3m, coco_regions, vg_regions") in capsys.readouterr().err.splitlines()
-
-
-def test_wikimatrix_is_made_beside_them(run, tmp_path):
-    write(tmp_path / "WikiMatrix.de-en.tsv", "1.2\tein Hund\ta dog\n")
-    run("--wikimatrix", str(tmp_path / "WikiMatrix.de-en.tsv"))
-    [line] = (tmp_path / "out/wikimatrix/WikiMatrix.de-en.jsonl").read_text().splitlines()
-    assert json.loads(line) == {"source_text": "ein Hund", "target_text": "a dog"}

@@ -1,0 +1,164 @@
+"""COCO in three languages: English captions of Karpathy's splits, Japanese ones of STAIR, Chinese ones of COCO-CN.
+
+STAIR's captions are joined by image id, so they have Karpathy's splits; COCO-CN has its own. ``joint_train`` has all three
+languages, without the images that any of them holds out: an English caption would teach what the Chinese test asks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from dataset.prepare.counts import Counts
+from dataset.prepare.json_pieces import json_pieces
+from dataset.prepare.options import Options
+from dataset.prepare.raw_folder import RawFile
+from dataset.prepare.sets.base import DataSet, Files, Splits, checked, files_named
+from dataset.prepare.text_lines import lines_of
+from utils.errors import UserError
+
+SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
+"""Our name of a split, and Karpathy's names."""
+
+SMALL_TEST = 1000
+"""Number of images of ``karpathy_test_1k.jsonl``."""
+
+CHINESE = "imageid.human-written-caption.txt"
+_NAME = re.compile(r"COCO_(train2014|val2014)_(\d{12})")
+
+Captions = dict[str, list[str]]
+"""Captions of each image, by its path."""
+
+
+def _read(files: Files, folder: Path, options: Options, counts: Counts) -> Mapping[str, Iterator[dict[str, Any]]]:
+    english = _karpathy(files["karpathy"])
+    japanese: Captions = {}
+    for name in ("stair_train", "stair_val"):
+        japanese |= _stair(files[name])
+    chinese = _coco_cn(files)
+    splits = {
+        f"karpathy_{split}": _records({"en": captions, "ja": _of(captions, japanese)})
+        for split, captions in english.items()
+    }
+    small = dict(islice(english["test"].items(), SMALL_TEST))
+    splits["karpathy_test_1k"] = _records({"en": small, "ja": _of(small, japanese)})
+    splits |= {f"coco_cn_{split}": _records({"zh": captions}) for split, captions in chinese.items()}
+    splits["joint_train"] = _records(_joint_training(english, japanese, chinese))
+    return splits
+
+
+def _karpathy(file: RawFile) -> dict[str, Captions]:
+    """Returns English captions by split."""
+    ours = {theirs: split for split, names in SPLITS.items() for theirs in names}
+    captions: dict[str, Captions] = {split: {} for split in SPLITS}
+
+    def add(image: Any) -> None:
+        name = f"{image['filepath']}/{image['filename']}"
+        captions[ours[image["split"]]][name] = [str(sentence["raw"]).strip() for sentence in image["sentences"]]
+
+    with file.open() as stream:
+        for piece in json_pieces(stream, str(file)):
+            if piece.section == "images":
+                checked(partial(add, piece.value), f"{file}: images[{piece.key}]", "Karpathy")
+    return captions
+
+
+def _stair(file: RawFile) -> Captions:
+    """Returns Japanese captions. The file may list annotations before images."""
+    names: dict[Any, str] = {}
+    texts: defaultdict[Any, list[tuple[str, str]]] = defaultdict(list)
+
+    def add(section: str, value: Any, location: str) -> None:
+        if section == "images":
+            names[value["id"]] = _path_of(value["file_name"], location)
+        elif section == "annotations":
+            texts[value["image_id"]].append((location, str(value["caption"]).strip()))
+
+    with file.open() as stream:
+        for piece in json_pieces(stream, str(file)):
+            location = f"{file}: {piece.section}[{piece.key}]"
+            checked(partial(add, piece.section, piece.value, location), location, "STAIR")
+    if unknown := next((said[0][0] for image, said in texts.items() if image not in names), None):
+        raise UserError(f"{unknown}: its image is not in the file; is it STAIR's file?")
+    return {names[image]: [text for _, text in said] for image, said in texts.items()}
+
+
+def _coco_cn(files: Files) -> dict[str, Captions]:
+    """Returns Chinese captions, written by people, by split."""
+    captions: defaultdict[str, list[str]] = defaultdict(list)
+    for location, line in lines_of(files["chinese"]):
+        if line:
+            name, tab, text = line.partition("\t")
+            if not tab:
+                raise UserError(f"{location}: no tab between image and caption")
+            captions[name.split("#")[0]].append("".join(text.split()))
+    splits: dict[str, Captions] = {split: {} for split in SPLITS}
+    for split, of_split in splits.items():
+        for location, line in lines_of(files[f"coco_cn_{split}"]):
+            name = line.strip()
+            if name and name not in captions:
+                raise UserError(f"{location}: {name!r} has no caption in {CHINESE}")
+            if name:
+                of_split[_path_of(name, location)] = captions[name]
+    return splits
+
+
+def _records(languages: Mapping[str, Captions]) -> Iterator[dict[str, Any]]:
+    """Yields ``image``, ``caption`` (lists by language) and ``image_id`` of each image with a caption in any language."""
+    for image in dict.fromkeys(name for captions in languages.values() for name in captions):
+        by_language = {language: captions[image] for language, captions in languages.items() if image in captions}
+        match = _NAME.search(image)
+        yield {"image": image, "caption": by_language, "image_id": int(match[2]) if match else image}
+
+
+def _joint_training(
+    english: Mapping[str, Captions], japanese: Captions, chinese: Mapping[str, Captions]
+) -> dict[str, Captions]:
+    held_out = {name for split in ("val", "test") for captions in (english, chinese) for name in captions[split]}
+    training = {"en": english["train"], "ja": _of(english["train"], japanese), "zh": chinese["train"]}
+    return {
+        language: {name: texts for name, texts in captions.items() if name not in held_out}
+        for language, captions in training.items()
+    }
+
+
+def _of(images: Iterable[str], captions: Captions) -> Captions:
+    return {name: captions[name] for name in images if name in captions}
+
+
+def _path_of(name: str, location: str) -> str:
+    match = _NAME.search(name)
+    if not match:
+        raise UserError(f"{location}: {name!r} is not an image of COCO 2014")
+    return f"{match[1]}/{match[0]}.jpg"
+
+
+MULTILINGUAL_COCO = DataSet(
+    title="COCO in English, Japanese and Chinese",
+    home="cocodataset.org, stair-lab-cit.github.io/STAIR-captions-web, github.com/li-xirong/coco-cn",
+    licence="STAIR CC BY 4.0; COCO-CN none stated; images under the terms of Flickr",
+    files={
+        "dataset_coco.json": "English, Karpathy's split (caption_datasets.zip)",
+        "stair_captions_v1.2_train.json, stair_captions_v1.2_val.json": "Japanese",
+        f"{CHINESE}, coco-cn_train.txt, coco-cn_val.txt, coco-cn_test.txt": "Chinese (coco-cn-version1805v1.1)",
+    },
+    sizes={},
+    makes=Splits(
+        "coco_multilingual",
+        "an image of COCO and its captions by language",
+        readers="configs/retrieval/coco_multilingual_{base,large}.yaml",
+        files=files_named(
+            karpathy="dataset_coco.json",
+            stair_train="stair_captions_v1.2_train.json",
+            stair_val="stair_captions_v1.2_val.json",
+            chinese=CHINESE,
+            **{f"coco_cn_{split}": f"coco-cn_{split}.txt" for split in SPLITS},
+        ),
+        read=_read,
+    ),
+)
