@@ -75,11 +75,9 @@ def rows_of(title: str, name: str, file: RawFile, counts: Counts) -> Iterator[Ro
         for piece in json_pieces(stream, str(file)):
             value, location = piece.value, f"{file}: {piece.section}[{piece.key}]"
             found.add(piece.section)
-            if piece.section == "images":
-                yield checked(lambda: _image_row(value, location), location, title)  # noqa: B023
-            elif piece.section == "categories":
-                key, text = checked(lambda: (str(int(value["id"])), str(value["name"])), location, title)  # noqa: B023
-                yield Row("categories", key, location, text)
+            if piece.section in ("images", "categories"):
+                read = _image_row if piece.section == "images" else _category_row
+                yield checked(partial(read, value, location), location, title)
             elif piece.section == "annotations":
                 counts.read[unit] += 1
                 if not isinstance(value, dict):
@@ -99,6 +97,10 @@ def rows_of(title: str, name: str, file: RawFile, counts: Counts) -> Iterator[Ro
 def _image_row(value: Any, location: str) -> Row:
     shown = {key: kind(value[key]) for key, kind in (("file_name", str), ("width", int), ("height", int))}
     return Row("images", str(int(value["id"])), location, json.dumps(shown))
+
+
+def _category_row(value: Any, location: str) -> Row:
+    return Row("categories", str(int(value["id"])), location, str(value["name"]))
 
 
 def size_of(image: str) -> tuple[int, int]:
