@@ -82,12 +82,16 @@ def test_a_stem_of_convolutions_gives_one_state_per_patch(backbone, patch_size, 
 
 
 def test_a_patch_of_a_stem_is_where_its_pixels_are():
-    stem = VisionEncoder(VisionConfig(image_size=64, patch_size=8, **STEM)).backbone.patch_embed
     pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     changed = pixels.clone()
     changed[:, :, 40:48, 16:24] *= -1  # row 5, column 2
+    difference = torch.zeros(64)
+    for seed in range(8):
+        torch.manual_seed(seed)
+        stem = VisionEncoder(VisionConfig(image_size=64, patch_size=8, **STEM)).backbone.patch_embed
+        difference += (stem(changed) - stem(pixels)).norm(dim=2)[0].detach()
     # GroupNorm spreads a little of a change over the image, but most of it is at the pixel's patch.
-    assert (stem(changed) - stem(pixels)).norm(dim=2)[0].argmax() == 5 * 8 + 2
+    assert difference.argmax() == 5 * 8 + 2
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_a_reference_that_cannot_be_used_is_told_or_left_out(official, change, s
     config = official("testA", refs=refs)
     with pytest.raises(UserError, match=naming("evaluation.test.a", "1 of 2", f"1 {said}")) as error:
         read_phrases(config, "evaluation.test.a", 0.0)
-    assert f"({config.refs}[2]: " in str(error.value)
+    assert f"(first: {config.refs}[2]: " in str(error.value)
     assert len(read_phrases(config, "data.train", 0.5)) == 2
 
 
@@ -305,7 +305,7 @@ def test_an_own_record_that_cannot_be_used_is_told_or_left_out(own, change, said
     config = own({"elems": [DOG]}, {"elems": [DOG]} | change)
     with pytest.raises(UserError, match=naming("evaluation.test.a", "1 of 2", f"1 {said}")) as error:
         read_phrases(config, "evaluation.test.a", 0.0)
-    assert f"({config.annotations}:2: " in str(error.value)
+    assert f"(first: {config.annotations}:2: " in str(error.value)
     assert [phrase.text for phrase in read_phrases(config, "data.train", 0.5)] == ["a dog"]
 
 

@@ -131,7 +131,7 @@ def test_a_row_that_cannot_be_used_is_told_in_one_line(split, picture, change, k
     config = split(rows, format="records" if "images" in change else "nlvr2")
     with pytest.raises(UserError, match=naming("evaluation.test.dev", "1 of 2", f"1 {kind}")) as error:
         read_statements(config, "evaluation.test.dev", 0.0)
-    assert f"({config.annotations}:2: " in str(error.value)
+    assert f"(first: {config.annotations}:2: " in str(error.value)
     assert str(error.value) == OneLine(*said)
     assert "\n" not in str(error.value)
     assert len(read_statements(config, "data.train", 0.5)) == 1
