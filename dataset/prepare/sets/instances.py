@@ -29,6 +29,9 @@ OBJECTS = "objects"
 _KEPT = ("caption", "category_id", "bbox")
 """The keys of an annotation that are read."""
 
+_SHORT = 400
+"""An annotation of at most this number of characters is stored as it is."""
+
 
 def read_objects(
     title: str, names_of: Callable[[str], MediaNames], files: Files, scratch: Path, options: Options
@@ -70,15 +73,12 @@ def rows_of(title: str, name: str, file: RawFile, counts: Counts) -> Iterator[Ro
     Raises:
         UserError: the file does not have the expected form.
     """
-    unit, found = name.partition("_")[0], set()
+    unit, found, path = name.partition("_")[0], set(), str(file)
     with file.open() as stream:
-        for piece in json_pieces(stream, str(file)):
-            value, location = piece.value, f"{file}: {piece.section}[{piece.key}]"
+        for piece in json_pieces(stream, path):
+            value, location = piece.value, f"{path}: {piece.section}[{piece.key}]"
             found.add(piece.section)
-            if piece.section in ("images", "categories"):
-                read = _image_row if piece.section == "images" else _category_row
-                yield checked(partial(read, value, location), location, title)
-            elif piece.section == "annotations":
+            if piece.section == "annotations":
                 counts.read[unit] += 1
                 if not isinstance(value, dict):
                     counts.leave_out("wrong type", location, f"{piece.text[:40]} is not an object")
@@ -87,8 +87,13 @@ def rows_of(title: str, name: str, file: RawFile, counts: Counts) -> Iterator[Ro
                 elif value.get("iscrowd"):
                     counts.leave_out("crowd", location)
                 else:
-                    kept = {key: value[key] for key in _KEPT if key in value}
-                    yield Row("annotations", str(image), location, json.dumps(kept))
+                    text = piece.text
+                    if len(text) > _SHORT:  # with the outline of an object
+                        text = json.dumps({key: value[key] for key in _KEPT if key in value})
+                    yield Row("annotations", str(image), location, text)
+            elif piece.section in ("images", "categories"):
+                read = _image_row if piece.section == "images" else _category_row
+                yield checked(partial(read, value, location), location, title)
     needed = ["images", *(["categories"] if unit == OBJECTS else []), "annotations"]
     if missing := [section for section in needed if section not in found]:
         raise UserError(f"{file} has no list {missing[0]}; is it {title}'s file?")
