@@ -125,7 +125,7 @@ def _parsed_sentences(content: bytes) -> tuple[list[str], dict[str, list[str]]]:
     """Returns the captions without marks, and the phrases of each chain."""
     captions: list[str] = []
     phrases: dict[str, list[str]] = {}
-    for line in content.decode("utf-8", "relocation").split("\n"):
+    for line in content.decode("utf-8", "replace").split("\n"):
         if line.strip():
             captions.append(_PHRASE.sub(lambda match: match[3], line))
             for chain, _, text in _PHRASE.findall(line):

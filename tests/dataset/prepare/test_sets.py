@@ -199,6 +199,16 @@ def test_entities_have_one_box_around_those_of_a_chain(raw, out):
     }
 
 
+def test_sentences_of_entities_that_are_not_utf8_are_read(raw, out):
+    path = raw / f"flickr30k_entities/Sentences/{official.FLICKR_TRAIN}.txt"
+    path.write_bytes(b"[/EN#1/people Two young guys] in a caf\xe9 .\n")
+    prepared("flickr30k_entities", raw, out)
+    [record] = records(out / "flickr_entities")
+    assert record["elems"][0]["caption"] == ["two young guys"] and record["caption"][0].startswith(
+        "two young guys in a caf"
+    )
+
+
 # -- held-out images
 
 
