@@ -27,11 +27,11 @@ from utils.files import replacing
 from utils.progress import progress_bar
 
 Convert = Callable[[Any, Counts], Iterator[Mapping[str, Any]]]
-"""Yields the records of an item; a function at the top of a module, or a :class:`functools.partial` of one, since worker
-processes call it."""
+"""Yields the records of an item. It must be a top-level function, or a :class:`functools.partial` of one, since worker processes
+call it."""
 
 JOBS_PER_SHARD = 100
-"""The records of this number of jobs are a shard. An interrupted run resumes with a whole shard."""
+"""Number of jobs whose records are in one shard. An interrupted run makes its unfinished shard again."""
 
 MAX_BROKEN = 0.01
 """Maximum share of entries that have the wrong form; beyond it, the file is refused."""
@@ -67,15 +67,15 @@ class Work:
         jobs: the jobs.
         total: sum of their sizes, for the progress bar.
         unit: what the sizes count.
-        deadly: reason for leaving out an item that kills the process in which it is converted, as a damaged video can; "": such
-            an item ends the run. Jobs then have one item, with a ``location``.
+        reason_if_killed: reason for skipping an item that kills the worker process, as a damaged video may do. Each job must then
+            have a single item, with a ``location``. If it is "", a killed process ends the run.
     """
 
     convert: Convert
     jobs: Iterator[Job]
     total: int
     unit: str = "image"
-    deadly: str = ""
+    reason_if_killed: str = ""
 
 
 def build_folder(
@@ -137,7 +137,7 @@ def _remove_stale(building: Path, arguments: Mapping[str, Any]) -> None:
             notes = [json.loads(line) for line in journal.read().split("\n") if line.startswith('{"arguments"')]
             if notes and notes[0]["arguments"] != dict(arguments):
                 shutil.rmtree(building)
-    except (OSError, ValueError):  # no such folder; in use, which the next step reports; or an incomplete line
+    except (OSError, ValueError):  # no folder; in use, which is reported later; or an incomplete line
         return
 
 
@@ -167,16 +167,16 @@ def fill_with_records(folder: OutputFolder, work: Work, workers: int, name: str)
 
 
 class _Part(NamedTuple):
-    """A part of a shard that is to be made, from a job."""
+    """A part of a shard that is still to be made, from a job."""
 
     shard: str
     convert: Convert
-    deadly: str
+    reason_if_killed: str
     job: Job
 
 
 class _Made(NamedTuple):
-    """A part of a shard: its records, a line each; ``size`` and ``counts`` of its job."""
+    """A finished part of a shard: its records as lines, and ``size`` and ``counts`` of its job."""
 
     shard: str
     lines: list[bytes]
@@ -187,12 +187,12 @@ class _Made(NamedTuple):
 def _missing_parts(
     work: Work, done: Mapping[str, Counts], on_skipped: Callable[[int], object]
 ) -> Generator[_Part, None, None]:
-    for number, job in enumerate(work.jobs):
-        shard = f"part-{number // JOBS_PER_SHARD:05}.jsonl"
+    for index, job in enumerate(work.jobs):
+        shard = f"part-{index // JOBS_PER_SHARD:05}.jsonl"
         if shard in done:
             on_skipped(job.size)
         else:
-            yield _Part(shard, work.convert, work.deadly, job)
+            yield _Part(shard, work.convert, work.reason_if_killed, job)
 
 
 def _convert(part: _Part) -> _Made:
@@ -204,9 +204,9 @@ def _convert(part: _Part) -> _Made:
 
 
 def _died(part: _Part) -> _Made:
-    if part.deadly:
+    if part.reason_if_killed:
         [item] = part.job.items
-        part.job.counts.leave_out(part.deadly, item.location, "the process that read it died")
+        part.job.counts.leave_out(part.reason_if_killed, item.location, "the process that read it died")
         return _Made(part.shard, [], part.job.size, part.job.counts)
     raise WorkerDiedError(
         f"{part.shard}: a process that converted it was killed, perhaps because memory ran out; give fewer --workers"
@@ -229,7 +229,7 @@ def _refuse_unusable(counts: Counts, name: str) -> None:
     broken = {reason: counts.left_out[reason] for reason in FORM if counts.left_out[reason]}
     read, bad = sum(counts.read.values()), sum(broken.values())
     if bad > MAX_BROKEN * read:
-        first = "; ".join(f"{number:,} {reason} ({counts.places[reason][0]})" for reason, number in broken.items())
+        first = "; ".join(f"{number:,} {reason} ({counts.locations[reason][0]})" for reason, number in broken.items())
         raise UserError(
             f"{name}: {bad:,} of {read:,} entries cannot be used: {first}; check that each file is the official one, and complete"
         )

@@ -1,4 +1,4 @@
-"""Counts of a conversion: read, made, mended and left out, by reason, with the first places of each."""
+"""Counts of a conversion: what was read, made, fixed and skipped, with the first locations for each reason."""
 
 from __future__ import annotations
 
@@ -9,64 +9,70 @@ from typing import Any
 
 from dataset.records.broken import printable
 
-PLACES = 3
-"""Places that are kept of each reason."""
+MAX_LOCATIONS = 3
+"""Maximum number of locations that are kept for a reason."""
+
+_KEYS = ("read", "made", "mended", "left_out")
+"""Keys of the counters in a manifest. They differ from the attributes so that manifests of earlier versions remain readable."""
 
 
 @dataclass
 class Counts:
-    """Counts of one file, of a part of it, or of all.
+    """Counts of one file, of a part of it, or of all files.
 
-    ``read`` and ``made`` by unit ("images", "regions"); ``mended`` and ``left_out`` by reason. ``places``: the first ones of each
-    reason, with what is wrong there.
+    Attributes:
+        read: number of entries read, by unit ("images", "regions").
+        made: number of entries written, by unit.
+        fixed: number of changed values, by reason.
+        left_out: number of skipped entries, by reason.
+        locations: the first locations for each reason, with a description of the problem.
     """
 
     read: Counter[str] = field(default_factory=Counter)
     made: Counter[str] = field(default_factory=Counter)
-    mended: Counter[str] = field(default_factory=Counter)
+    fixed: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
-    places: dict[str, list[str]] = field(default_factory=dict)
+    locations: dict[str, list[str]] = field(default_factory=dict)
 
-    def leave_out(self, reason: str, place: str, detail: str = "") -> None:
-        """Count an image, a text or a box that is left out."""
+    def leave_out(self, reason: str, location: str, detail: str = "") -> None:
+        """Counts an image, a text or a box that is skipped."""
         self.left_out[reason] += 1
-        self._note(reason, place, detail)
+        self._note(reason, location, detail)
 
-    def mend(self, reason: str, place: str, detail: str = "") -> None:
-        """Count a value that is changed."""
-        self.mended[reason] += 1
-        self._note(reason, place, detail)
+    def fix(self, reason: str, location: str, detail: str = "") -> None:
+        """Counts a value that is changed."""
+        self.fixed[reason] += 1
+        self._note(reason, location, detail)
 
     def add(self, other: Counts) -> None:
-        """Add what another part counted."""
+        """Adds the counts of another part."""
         for mine, theirs in zip(self._counters(), other._counters(), strict=True):
             mine.update(theirs)
-        for reason, places in other.places.items():
-            kept = self.places.setdefault(reason, [])
-            kept += places[: PLACES - len(kept)]
+        for reason, locations in other.locations.items():
+            kept = self.locations.setdefault(reason, [])
+            kept += locations[: MAX_LOCATIONS - len(kept)]
 
     def clear(self) -> None:
         """Starts counting again."""
         for counter in self._counters():
             counter.clear()
-        self.places.clear()
+        self.locations.clear()
 
     def to_values(self) -> dict[str, Any]:
-        """The counts as JSON values."""
-        names = ("read", "made", "mended", "left_out")
-        counts = {name: dict(counter) for name, counter in zip(names, self._counters(), strict=True)}
-        return {**counts, "places": self.places}
+        """Returns the counts as JSON values."""
+        counts = {key: dict(counter) for key, counter in zip(_KEYS, self._counters(), strict=True)}
+        return {**counts, "places": self.locations}
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Counts:
-        """The counts of :meth:`to_values`."""
-        read, made, mended, left_out = (Counter(values[name]) for name in ("read", "made", "mended", "left_out"))
-        return cls(read, made, mended, left_out, dict(values["places"]))
+        """Returns the counts that :meth:`to_values` converted."""
+        read, made, fixed, left_out = (Counter(values[key]) for key in _KEYS)
+        return cls(read, made, fixed, left_out, dict(values["places"]))
 
     def _counters(self) -> tuple[Counter[str], ...]:
-        return self.read, self.made, self.mended, self.left_out
+        return self.read, self.made, self.fixed, self.left_out
 
-    def _note(self, reason: str, place: str, detail: str) -> None:
-        places = self.places.setdefault(reason, [])
-        if len(places) < PLACES:
-            places.append(printable(f"{place}: {detail}" if detail else place))
+    def _note(self, reason: str, location: str, detail: str) -> None:
+        locations = self.locations.setdefault(reason, [])
+        if len(locations) < MAX_LOCATIONS:
+            locations.append(printable(f"{location}: {detail}" if detail else location))

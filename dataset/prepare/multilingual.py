@@ -1,4 +1,4 @@
-"""``run.py prepare multilingual``: captions by language for the records of 4m."""
+"""``run.py prepare multilingual``: captions by language for the records of ``prepare 4m``."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from utils.flags import read_by, whole_number
 from utils.progress import progress_bar
 
 FOLDERS = ("coco", "vg", "sbu", "cc3m", "coco_regions", "vg_regions")
-"""Folders of records that configs/presets/pretrain_multilingual.yaml reads with captions by language."""
+"""Folders of records with captions by language that configs/presets/pretrain_multilingual.yaml reads."""
 
 COMMAND = "multilingual"
 
 
 class _Job(NamedTuple):
-    """A shard on its way to a worker: ``source`` becomes ``target``, by the translations in ``store``."""
+    """A shard to convert from ``source`` to ``target`` with the translations in ``store``."""
 
     source: Path
     target: Path
@@ -54,22 +54,23 @@ def multilingual(
     translations: Path,
     workers: Annotated[int, read_by(whole_number(1, 1024))] = usable_cores(),
 ) -> int:
-    """Make captions by language for the records of multilingual pre-training.
+    """Make records with captions by language for multilingual pre-training.
 
-    The records come from `prepare 4m`. The first run writes their texts, each once, to texts.txt in the folder of
-    translations. Have a system of your choice translate it line by line into texts.de.txt, texts.fr.txt and so on, and give the
-    command again: it rebuilds each folder, with captions by language. `prepare wikimatrix` makes translated sentences.
+    The records come from `prepare 4m`. The first run writes their distinct texts to texts.txt in the folder of translations.
+    Translate this file line by line into texts.de.txt, texts.fr.txt and so on, with a system of your choice, and run the command
+    again. It then writes a copy of each folder of records with captions by language. `prepare wikimatrix` makes translated
+    sentences.
 
     Args:
-        records: holds folders of `prepare 4m`: coco, vg, sbu, cc3m, coco_regions, vg_regions.
-        translations: folder of texts.txt, which is made, texts.de.txt, …
-        workers: processes.
+        records: folder that contains folders of `prepare 4m`: coco, vg, sbu, cc3m, coco_regions, vg_regions.
+        translations: folder of texts.txt, which the first run writes, and of texts.de.txt, …
+        workers: number of processes.
     """
     folders = [records / name for name in FOLDERS if (records / name).is_dir()]
     if not folders:
-        raise UserError(f"--records {records}: holds none of {', '.join(FOLDERS)}; make them with `prepare 4m`")
+        raise UserError(f"--records {records}: contains none of {', '.join(FOLDERS)}; make them with `prepare 4m`")
     if missing := [name for name in FOLDERS if records / name not in folders]:
-        _tell(f"{records}: no {', '.join(missing)}, which the multilingual configs read too")
+        _tell(f"{records}: no {', '.join(missing)}, which the multilingual configs also read")
     files = translated_files(translations) if translations.is_dir() else {}
     if not (translations / TEXTS).is_file() or not files:
         _write_texts(folders, translations)
@@ -86,13 +87,13 @@ def multilingual(
 def _write_texts(folders: Sequence[Path], translations: Path) -> None:
     count = write_texts(translations, _texts(folders))
     _tell(
-        f"{translations / TEXTS}: {count:,} texts. Translate it line by line; an empty line is not a translation. Name the files"
+        f"{translations / TEXTS}: {count:,} texts. Translate it line by line; an empty line means that a text is not translated."
     )
-    _tell(f"  texts.de.txt, texts.fr.txt, … in {translations}, and give this command again")
+    _tell(f"  Save the translations as texts.de.txt, texts.fr.txt, … in {translations}, and run this command again.")
 
 
 def _texts(folders: Sequence[Path]) -> Iterator[str]:
-    """The texts of all records."""
+    """Yields the texts of all records."""
     found: list[str] = []
     for folder in folders:
         shards = Shards([str(folder)], key=str(folder))
@@ -103,16 +104,16 @@ def _texts(folders: Sequence[Path]) -> Iterator[str]:
 
 
 def _readable(shards: Shards, counts: Counts) -> Iterator[RawRecord]:
-    """The records in their order, without unreadable records, which are counted."""
-    for number in range(len(shards)):
+    """Yields the records in their order. Unreadable records are skipped and counted."""
+    for index in range(len(shards)):
         try:
-            yield shards.read(number)
+            yield shards.read(index)
         except BrokenRecordError as error:
             counts.leave_out(error.kind, error.location, error.message)
 
 
 def _values(raw: RawRecord) -> dict[str, Any]:
-    """The values of a record; the text next to it in a tar is its caption."""
+    """Returns the values of a record. The caption of a record in a tar may be in a separate text file."""
     return {**({"caption": raw.text} if raw.text is not None else {}), **raw.values}
 
 
@@ -124,7 +125,7 @@ def _translate(
     digests: dict[str, str],
     workers: int,
 ) -> None:
-    """Make a folder with captions by language."""
+    """Makes a folder of records with captions by language."""
     out = output.out / source.name
     shards = [Path(str(path)) for path in find_shards([str(source)], str(source))]
     names = [path.name for path in shards]
@@ -150,11 +151,11 @@ def _translate(
         folder.close({"counts": counts.to_values()})
     _tell(f"{out}: {tally(counts.made)}, in {', '.join(('en', *languages))}")
     for reason, number in counts.left_out.most_common():
-        _tell(f"  {number:,} {reason}, first {counts.places[reason][0]}")
+        _tell(f"  {number:,} {reason}, first {counts.locations[reason][0]}")
 
 
 def _translate_shard(job: _Job) -> Counts:
-    """Make one shard; runs in a worker process."""
+    """Makes one shard; runs in a worker process."""
     counts = Counts()
     shards = Shards([str(job.source)], key=str(job.source), index_folder=job.store.parent / "index")
     write = _write_tar if job.source.suffix == TAR_SUFFIX else _write_lines
@@ -164,7 +165,7 @@ def _translate_shard(job: _Job) -> Counts:
 
 
 def _record(translator: Translator, counts: Counts, out: Path, raw: RawRecord) -> dict[str, Any]:
-    """The record, with its image's path from the new folder."""
+    """Returns the translated record. The path of its image becomes relative to the new folder."""
     counts.made["records"] += 1
     values = translator.record(_values(raw), counts, raw.location)
     image = None if raw.image is not None else image_source(raw, ImageKeys())
@@ -182,7 +183,7 @@ def _write_lines(path: Path, records: Iterable[RawRecord], record: Callable[[Raw
 
 
 def _write_tar(path: Path, records: Iterable[RawRecord], record: Callable[[RawRecord], dict[str, Any]]) -> None:
-    """Each record as its image and a member of JSON, which has the captions."""
+    """Writes each record as two members: its image, and a JSON file with the captions."""
     with tarfile.open(path, "w:") as tar:
         for raw in records:
             name = raw.location.partition(f"{TAR_SUFFIX}:")[2]
@@ -197,7 +198,7 @@ def _write_tar(path: Path, records: Iterable[RawRecord], record: Callable[[RawRe
 
 def _died(job: _Job) -> Counts:
     raise WorkerDiedError(
-        f"{job.source}: a process that read it was killed; is there enough memory? give fewer --workers"
+        f"{job.source}: a process that read it was killed, perhaps because memory ran out; give fewer --workers"
     )
 
 

@@ -56,7 +56,7 @@ def region_record(
         scales = stored[0] / size[0], stored[1] / size[1]
         elements = [{**each, "bb": _scaled(each["bb"], scales)} for each in elements]
         for _ in elements:
-            counts.mend(SCALED, image.path, f"from {sizes[0]} to {sizes[1]}")
+            counts.fix(SCALED, image.path, f"from {sizes[0]} to {sizes[1]}")
     counts.made["images"] += 1
     counts.made.update(made)
     caption = {"caption": list(captions)} if captions else {}

@@ -1,4 +1,4 @@
-"""Videos cut into clips by their times, and their frames, once: what the sets of videos have in common."""
+"""Cuts videos into clips by their times and extracts the frames. Used by all sets of videos."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dataset.prepare.sets.base import Found
 from dataset.records.broken import BrokenRecordError
 
 _TAG = re.compile(r"\[[^\[\]]{1,40}\]")
-"""``[Music]`` and the like, which stand in transcripts where nobody speaks."""
+"""``[Music]`` and similar tags, which transcripts contain if nobody speaks."""
 
 
 class Clip(NamedTuple):
-    """A clip: its text, and the times of its ``start`` and ``end`` in seconds."""
+    """A clip: its text, and its ``start`` and ``end`` in seconds."""
 
     start: float
     end: float
@@ -27,19 +27,24 @@ class Clip(NamedTuple):
 
 
 class Video(NamedTuple):
-    """The texts of a video. ``clips`` in their order; None: the whole video is one clip, with the text ``whole``. ``values``:
-    further keys of its records."""
+    """The texts of a video.
+
+    Attributes:
+        values: further keys of its records.
+        clips: the clips in their order; if None, the complete video is one clip with the text ``text``.
+        text: text of the complete video.
+    """
 
     values: Mapping[str, Any]
     clips: list[Clip] | None = None
-    whole: str = ""
+    text: str = ""
 
 
-def speech_clips(clips: Sequence[Clip], counts: Counts, place: str) -> list[Clip]:
-    """The clips in which somebody speaks, texts cleaned, in the order of their times.
+def speech_clips(clips: Sequence[Clip], counts: Counts, location: str) -> list[Clip]:
+    """Returns the clips with speech in the order of their times. Their texts are cleaned.
 
-    Captions of transcripts may overlap, as raw ones do that scroll: a clip ends where the next one begins. One whose
-    times are no numbers, or that ends before it begins, is left out.
+    Captions of a transcript may overlap, as scrolling captions do, so a clip ends where the next clip begins. A clip is skipped
+    if its times are not finite or its end is before its start.
     """
     found, timed = [], []
     for clip in clips:
@@ -47,24 +52,24 @@ def speech_clips(clips: Sequence[Clip], counts: Counts, place: str) -> list[Clip
             timed.append(clip)
         else:
             counts.read["clips"] += 1
-            counts.leave_out("clip with wrong times", place, f"{clip.start:g} to {clip.end:g} s")
+            counts.leave_out("clip with wrong times", location, f"{clip.start:g} to {clip.end:g} s")
     ordered = sorted(timed, key=lambda clip: clip.start)
     for index, clip in enumerate(ordered):
         counts.read["clips"] += 1
         begins = next((other.start for other in ordered[index + 1 :] if other.start > clip.start), clip.end)
         if begins < clip.end:
-            counts.mend("clip cut where the next begins", place)
+            counts.fix("clip cut where the next begins", location)
         spoken = _TAG.sub(" ", clip.text)
         if not spoken.strip():
-            counts.leave_out("clip without speech", place, repr(clip.text[:40]))
-        elif (text := cleaned_text(spoken, counts, place)) is not None:
+            counts.leave_out("clip without speech", location, repr(clip.text[:40]))
+        elif (text := cleaned_text(spoken, counts, location)) is not None:
             found.append(Clip(clip.start, min(clip.end, begins), text))
     return found
 
 
 def video_records(options: VideoOptions, found: Found, counts: Counts) -> Iterator[dict[str, Any]]:
-    """Yields records with frames, in the form of the released ones: ``video_frames``, ``text``, ``is_continuous``. The values of
-    ``found`` are a :class:`Video`."""
+    """Yields records with frames in the released form: ``video_frames``, ``text``, ``is_continuous``. The values of ``found``
+    are a :class:`Video`."""
     try:
         yield from _records(options, found, counts)
     except BrokenRecordError as error:
@@ -75,7 +80,7 @@ def _records(options: VideoOptions, found: Found, counts: Counts) -> Iterator[di
     video: Video = found.values
     source = VideoSource(found.location, path=found.file)
     if video.clips is None:
-        text = cleaned_text(video.whole, counts, found.location)
+        text = cleaned_text(video.text, counts, found.location)
         if text is not None:
             frames = options.making().frames(source)
             _count(counts, 1, len(frames))
@@ -107,24 +112,25 @@ def _count(counts: Counts, clips: int, frames: int) -> None:
 
 
 def cut_frames(video: VideoSource, clips: Sequence[Clip], options: VideoOptions) -> list[list[str]]:
-    """The frames of each clip, of those at whole multiples of 1 / ``frames_per_second``.
+    """Returns the frames of each clip. The video is decoded once.
 
-    A clip between two of them has the one before its middle; one outside the video has none. The video is decoded once.
+    Frames are at multiples of 1 / ``frames_per_second``. A clip between two frames has the last frame before its middle. A clip
+    outside the video has no frames.
     """
     chosen: list[range] = []
 
     def choose(count: int) -> list[int]:
         chosen[:] = [_frames_of(clip, count, options.frames_per_second) for clip in clips]
-        return sorted({index for of_clip in chosen for index in of_clip})
+        return sorted({index for indices in chosen for index in indices})
 
     frames = options.making().frames_at(video, choose)
-    wanted = sorted({index for of_clip in chosen for index in of_clip})
-    by_index = dict(zip(wanted, frames, strict=True))
-    return [[by_index[index] for index in of_clip] for of_clip in chosen]
+    needed = sorted({index for indices in chosen for index in indices})
+    by_index = dict(zip(needed, frames, strict=True))
+    return [[by_index[index] for index in indices] for indices in chosen]
 
 
 def _frames_of(clip: Clip, count: int, per_second: float) -> range:
-    """The numbers of a clip's frames among ``count``; times may lie before the video or after it."""
+    """Returns the indices of a clip's frames in a video of ``count`` frames. The clip may be before or after the video."""
     after = (count + 1) / per_second
     begins, ends = min(clip.start, after), min(clip.end, after)
     first, end = math.ceil(begins * per_second), math.ceil(ends * per_second)

@@ -145,7 +145,7 @@ def test_4m_makes_every_folder_and_the_second_time_nothing(run, raw, out):
         ),
     )
     status, printed, _ = run("4m", "--raw", raw, "--out", out, "--workers", 1)
-    assert status == 0 and printed.count("nothing to do") == 10 and "left out" not in printed
+    assert status == 0 and printed.count("nothing to do") == 10 and "skipped" not in printed
 
 
 def test_a_set_that_fails_does_not_stop_the_others(run, raw, out):
@@ -156,7 +156,7 @@ def test_a_set_that_fails_does_not_stop_the_others(run, raw, out):
     first, *others = error.splitlines()
     assert first == OneLine("error: 2 of 7")
     assert [line.split(":")[0].strip() for line in others] == ["visual_genome", "cc3m"]
-    assert f"{raw}/vg/objects.json" in others[0] and "Train_GCC-training.tsv is not there" in others[1]
+    assert f"{raw}/vg/objects.json" in others[0] and "Train_GCC-training.tsv does not exist" in others[1]
     assert {"coco", "refcoco", "gqa", "flickr_entities"} <= {path.name for path in out.iterdir()}
     assert not (out / "vg_regions").exists()
 
@@ -168,7 +168,7 @@ def test_the_result_is_told_with_counts_by_reason(run, raw, out):
     assert OneLine("3", "74,942", "images") in lines
     assert OneLine("1 unknown image", f"{raw}/gqa/train_sceneGraphs.json", "99", f"{raw}/vg/image_data.json") in lines
     assert OneLine("1 held out by COCO (Karpathy) test") in lines
-    assert any(line.startswith("  mended: 1 box clamped, first ") for line in lines)
+    assert any(line.startswith("  fixed: 1 box clamped, first ") for line in lines)
 
 
 def test_the_check_names_a_changed_shard_and_goes_on(run, raw, out):

@@ -69,8 +69,8 @@ def _files(raw: RawFolder) -> Files:
     """Finds the list of training images, and the archive if the files are not unpacked."""
     sentences = raw.folder("Sentences")
     packed = raw.find("annotations.zip") if sentences is None else None
-    beside = sentences or (packed.path if packed is not None else None)
-    listed = (raw.beside(beside, TRAIN) if beside is not None else None) or raw.need(TRAIN)[0]
+    neighbour = sentences or (packed.path if packed is not None else None)
+    listed = (raw.beside(neighbour, TRAIN) if neighbour is not None else None) or raw.need(TRAIN)[0]
     _Annotations(raw)  # raises if they are missing
     return {"listed": listed, **({"packed": packed} if packed is not None else {})}
 
@@ -83,9 +83,9 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
 def _training_ids(file: RawFile) -> list[int]:
     with file.open() as stream:
         lines = [line.strip() for line in stream.read().decode("utf-8", "replace").split("\n")]
-    for number, line in enumerate(lines, start=1):
+    for line_number, line in enumerate(lines, start=1):
         if line and id_number(line) is None:
-            raise UserError(f"{file}:{number}: {line[:40]!r} is not an id of Flickr30K; is it the official file?")
+            raise UserError(f"{file}:{line_number}: {line[:40]!r} is not an id of Flickr30K; is it the official file?")
     return [int(line) for line in lines if line]
 
 
@@ -149,18 +149,18 @@ def _boxes(content: bytes, location: str, counts: Counts) -> tuple[tuple[int, in
     corners: dict[str, list[tuple[float, ...]]] = {}
     for index, element in enumerate(root.iter("object")):
         if element.find("bndbox") is None:
-            continue  # a scene, or something without a box
+            continue  # a scene, or an entity without a box
         try:
             values = [float(element.findtext(f"bndbox/{name}", "")) for name in ("xmin", "ymin", "xmax", "ymax")]
         except ValueError:
-            counts.leave_out("wrong type", f"{location}: object[{index}]", "its box has no four numbers")
+            counts.leave_out("wrong type", f"{location}: object[{index}]", "the box is not four numbers")
             continue
         for name in element.iter("name"):
             corners.setdefault((name.text or "").strip(), []).append(tuple(values))
     found = {}
-    for chain, of_chain in corners.items():
+    for chain, boxes in corners.items():
         left, top, right, bottom = (
-            pick(column) for pick, column in zip((min, min, max, max), zip(*of_chain, strict=True), strict=True)
+            pick(column) for pick, column in zip((min, min, max, max), zip(*boxes, strict=True), strict=True)
         )
         if chain == _NOT_VISUAL:
             continue

@@ -29,12 +29,12 @@ from dataset.records.schema import Box
 from utils.errors import UserError
 
 OBJECTS = ("oidv6-train-annotations-bbox.csv", "train-annotations-bbox.csv")
-"""Of version 6, and the same of version 4 and 5."""
+"""File name in version 6, and in versions 4 and 5."""
 NAMES = ("class-descriptions-boxable.csv", "oidv7-class-descriptions-boxable.csv", "oidv6-class-descriptions.csv")
 RELATIONS = ("oidv6-train-annotations-vrd.csv", "challenge-2019-train-vrd.csv")
 ATTRIBUTES = ("oidv6-attributes-description.csv", "oidv6-class-descriptions.csv")
 ADDRESSES = ("train-images-boxable-with-rotation.csv", "oidv6-train-images-with-labels-with-rotation.csv")
-"""Optional: addresses on Flickr, by which held-out photographs of COCO and Flickr30K are known."""
+"""Optional: addresses on Flickr, which identify held-out photographs of COCO and Flickr30K."""
 
 _SIDES = ("XMin", "XMax", "YMin", "YMax")
 COLUMNS = {
@@ -42,7 +42,7 @@ COLUMNS = {
     "relations": ("LabelName1", "LabelName2", *(f"{side}{n}" for n in "12" for side in _SIDES), "RelationshipLabel"),
     "addresses": ("OriginalURL",),
 }
-"""The columns that are read, by kind; ``ImageID`` comes before them."""
+"""The columns that are read in addition to ``ImageID``, by kind."""
 
 IS = "is"
 """The relation of an object to its attribute."""
@@ -51,7 +51,7 @@ IMAGES = ImageFiles("openimages", re.compile(r"[0-9a-f]{16}\.jpg"))
 
 
 def image_names(image: str, ids: Ids = frozenset()) -> MediaNames:
-    """Returns how an image is called; ``ids``: known ids of the photograph in other sets."""
+    """Returns the names of an image; ``ids``: known ids of the photograph in other sets."""
     return MediaNames(ids | {f"openimages:{image}"}, [f"{image}.jpg"], f"train_{image[:1]}/{image}.jpg")
 
 
@@ -63,8 +63,8 @@ def _files(raw: RawFolder) -> Files:
             files |= files_named(**{kind: names})(raw)
     if not IMAGES.exist_in(raw):
         raise UserError(
-            f"{raw.roots[0]}: the boxes of OpenImages are fractions of the image size, which only the images tell; put them "
-            "below this folder (train_0.tar.gz … train_f.tar.gz, unpacked)"
+            f"{raw.roots[0]}: the boxes of OpenImages are fractions of the image size, so the images are needed; put them below "
+            "this folder (train_0.tar.gz … train_f.tar.gz, unpacked)"
         )
     return files
 
@@ -89,7 +89,7 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
 
 
 def _names(files: Files, kind: str) -> Iterator[tuple[str, str]]:
-    """Yields labels (``/m/011k07``) with their names; a header, which some files have, becomes a label that no row has."""
+    """Yields labels (``/m/011k07``) with their names. Some files have a header, which is yielded like a label."""
     for location, line in lines_of(files[kind]):
         if not line:
             continue
@@ -103,14 +103,14 @@ def _rows(kind: str, file: RawFile, counts: Counts) -> Iterator[Row]:
     """Yields the rows of a file by image. Columns are found by name, since their order differs between versions."""
     lines = lines_of(file)
     _, header = next(lines, ("", ""))
-    columns, wanted = [name.strip() for name in header.split(",")], ("ImageID", *COLUMNS[kind])
-    if missing := [name for name in wanted if name not in columns]:
+    columns, needed = [name.strip() for name in header.split(",")], ("ImageID", *COLUMNS[kind])
+    if missing := [name for name in needed if name not in columns]:
         raise UserError(f"{file} has no column {', '.join(missing)}; is it OpenImages' file?")
-    at = [columns.index(name) for name in wanted]
+    at = [columns.index(name) for name in needed]
     for location, line in lines:
         if not line:
             continue
-        # Titles and authors, in the file of addresses, may hold commas.
+        # Titles and authors in the file of addresses may contain commas.
         row = next(csv.reader([line.replace("\r", " ")])) if '"' in line else line.split(",")
         if kind != "addresses":
             counts.read[kind] += 1
@@ -143,7 +143,7 @@ class _Reader:
     def elements(self, objects: list[Row], relations: list[Row]) -> list[dict[str, Any]]:
         """Returns the objects, and the relations of two objects, such as "boy plays guitar", with the box around both.
 
-        A box around a group of five or more is left out. An object has the attributes that relations give it.
+        A box around a group of five or more objects is skipped. Attributes, which are relations too, are added to their object.
         """
         found: dict[tuple[str, Box], dict[str, Any]] = {}
         for row in objects:
@@ -155,22 +155,22 @@ class _Reader:
         for row in relations:
             first, second, *sides, relation = json.loads(row.text)
             one = self._described(first, sides[:4], row.location)
-            of = self._described(second, sides[4:], row.location)
-            if one is None or of is None:
+            other = self._described(second, sides[4:], row.location)
+            if one is None or other is None:
                 continue
             if relation == IS:
                 element = found.setdefault(one, _element(*one, "object"))
                 attributes = element.setdefault("attributes", [])
-                attributes += [] if of[0] in attributes else [of[0]]
+                attributes += [] if other[0] in attributes else [other[0]]
                 continue
-            caption = cleaned_text(f"{one[0]} {relation.replace('_', ' ')} {of[0]}", self.counts, row.location)
+            caption = cleaned_text(f"{one[0]} {relation.replace('_', ' ')} {other[0]}", self.counts, row.location)
             if caption is not None:
-                box = around(one[1], of[1])
+                box = around(one[1], other[1])
                 found.setdefault((caption, box), _element(caption, box, "region"))
         return list(found.values())
 
     def _described(self, label: str, sides: Sequence[str], location: str) -> tuple[str, Box] | None:
-        """Returns name and box; None, after counting the reason, if one of them is unusable."""
+        """Returns name and box; None, after counting the reason, if one of them cannot be used."""
         box = self._box(sides, location)
         name = self._name(label, location) if box is not None else None
         return None if box is None or name is None else (name, box)

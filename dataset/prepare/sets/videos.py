@@ -1,4 +1,4 @@
-"""WebVid, HowTo100M and YT-Temporal-180M: videos with texts, as lists of frames."""
+"""WebVid, HowTo100M and YT-Temporal-180M: records of videos with texts, as lists of frames."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HOWTO_CAPTIONS = ("caption.json", "raw_caption.json")
 WEBVID_VIDEOS, HOWTO_VIDEOS, YT_VIDEOS = 2_500_000, 1_200_000, 6_000_000
 """Approximate numbers of videos in the official files, for the progress bar."""
 
-MOST_LINES = 20
+MAX_LINES = 20
 """Maximum number of lines of a text in quotation marks; more lines mean that a quotation mark is not closed."""
 
 LONGEST_VIDEO = 1 << 26
@@ -51,7 +51,7 @@ def _read(
 
 
 def _webvid(files: Files, options: Options) -> Videos:
-    """Yields the videos with their text."""
+    """Yields the videos with their texts."""
     file = files["texts"]
     rows = _csv_rows(lines_of(file))
     _, header = next(rows, ("", []))
@@ -65,7 +65,7 @@ def _webvid(files: Files, options: Options) -> Videos:
         values = dict(zip(columns, row, strict=True))
         name = values["videoid"].strip()
         media = MediaNames(frozenset({f"webvid:{name}"}), [name], f"{values['page_dir'].strip()}/{name}.mp4")
-        yield Annotated(media, location, Video({"video_id": name}, whole=values["name"]))
+        yield Annotated(media, location, Video({"video_id": name}, text=values["name"]))
 
 
 def _csv_rows(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
@@ -75,7 +75,7 @@ def _csv_rows(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[str, list[str]
     """
     ahead = deque[tuple[str, str]]()
     while True:
-        ahead.extend(itertools.islice(lines, MOST_LINES - len(ahead)))
+        ahead.extend(itertools.islice(lines, MAX_LINES - len(ahead)))
         if not ahead:
             return
         location, first = ahead[0]
@@ -103,14 +103,14 @@ def _howto(files: Files, options: Options) -> Videos:
                     for start, end, text in zip(starts, ends, texts, strict=True)
                 ]
             except (KeyError, TypeError, ValueError, OverflowError) as error:
-                detail = f"no lists start, end and text of one length ({type(error).__name__}: {error})"
+                detail = f"start, end and text are not lists of the same length ({type(error).__name__}: {error})"
                 yield BrokenRecordError("wrong type", location, detail)
             else:
                 yield _of_youtube(str(piece.key), clips, location)
 
 
 def _said(text: Any) -> str:
-    """Returns the text of a clip, which may be a number, or ``NaN`` or null if there is no text."""
+    """Returns the text of a clip, which may also be a number. A missing text is ``NaN`` or null."""
     return "" if text is None or text != text else str(text)
 
 
@@ -145,7 +145,7 @@ def _yt_temporal(files: Files, options: Options) -> Videos:
             cleaned = " ".join(str(each["cleanasr"]) for each in value.get("denoised") or [])
             length = float(value["info"].get("duration") or 0)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            detail = f"not as in YT-Temporal-180M ({type(error).__name__}: {error})"
+            detail = f"the line does not have the form of YT-Temporal-180M ({type(error).__name__}: {error})"
             yield BrokenRecordError("wrong type", location, detail)
             continue
         words = with_times(cleaned.split(), times) if cleaned else times
@@ -156,9 +156,11 @@ def _yt_temporal(files: Files, options: Options) -> Videos:
 
 
 def with_times(cleaned: Sequence[str], words: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
-    """Returns the words of a cleaned transcript with the times of the raw one: an equal word has its time, a word between equal
-    words that of the one before it, and a word before the first equal word that of the first. If no word is equal, the list is
-    empty, since the times are unknown."""
+    """Returns the words of a cleaned transcript with times from the raw transcript.
+
+    A word that is matched in the raw transcript has the time of the raw word. Other words have the time of the last matched word
+    before them, or of the first matched word. If no word is matched, the times are unknown, and the list is empty.
+    """
     plain = [_WORD.sub("", word.lower()) for word in cleaned]
     said = [_WORD.sub("", word.lower()) for word, _ in words]
     blocks = difflib.SequenceMatcher(None, said, plain, autojunk=False).get_matching_blocks()
@@ -166,16 +168,16 @@ def with_times(cleaned: Sequence[str], words: Sequence[tuple[str, float]]) -> li
     if not known:
         return []
     time, timed = known[min(known)], []
-    for number, word in enumerate(cleaned):
-        time = known.get(number, time)
+    for index, word in enumerate(cleaned):
+        time = known.get(index, time)
         timed.append((word, time))
     return timed
 
 
-def clips_of_words(words: Sequence[tuple[str, float]], length: float, most: int) -> list[Clip]:
-    """Returns clips of ``most`` words. Each ends where the next begins, the last one with the video, whose ``length`` is in
-    seconds (0: unknown; then it ends a second after its last word)."""
-    parts = [words[start : start + most] for start in range(0, len(words), most)]
+def clips_of_words(words: Sequence[tuple[str, float]], length: float, max_words: int) -> list[Clip]:
+    """Returns clips of ``max_words`` words. Each clip ends where the next begins. The last clip ends with the video, whose
+    ``length`` is given in seconds; if the length is unknown (0), it ends a second after the last word."""
+    parts = [words[start : start + max_words] for start in range(0, len(words), max_words)]
     begins = [part[0][1] for part in parts]
     ends = [*begins[1:], max(length, words[-1][1] + 1)] if words else []
     return [
@@ -236,7 +238,7 @@ YT_TEMPORAL = DataSet(
     home="rowanzellers.com/merlot",
     licence="none known; videos under the terms of YouTube",
     files={
-        "yttemporal*.jsonl": "a video a line: transcript, word by word with times, and cleaned; plain or gzipped",
+        "yttemporal*.jsonl": "one video per line: transcript with word times, and cleaned transcript; plain or gzipped",
         "<id>.mp4 (.webm, .mkv)": "videos, in any folders",
     },
     sizes={},

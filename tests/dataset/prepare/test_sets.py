@@ -283,11 +283,11 @@ def test_a_required_file_of_held_out_images_has_to_be_there(raw, out):
 
 
 def test_files_that_would_link_held_out_images_to_other_sets_are_missed(raw, out):
-    assert "not followed" not in prepared("sbu", raw, out)
+    assert "not linked" not in prepared("sbu", raw, out)
     for path in [*raw.rglob("captions_*.json*"), *raw.rglob("instances_*.json*"), *raw.rglob("image_data.json*")]:
         path.unlink()
     told = prepared("sbu", raw, out, overwrite=True)
-    line = "held-out images are not followed from one set to another: no "
+    line = "ids of held-out images are not linked between sets: there is no "
     assert f"{line}image_data.json of Visual Genome" in told and f"{line}captions_train2014.json and " in told
 
 

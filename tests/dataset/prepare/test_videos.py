@@ -162,7 +162,7 @@ def test_more_frames_a_second_and_smaller_ones(raw, out, serial):
     frames = records(out / "webvid")[0]["video_frames"]
     assert len(frames) == 6
     assert min(decode(base64.b64decode(frames[0]), 10**6, "frame").shape[1:]) == 20
-    message = "made from other files or with other flags (videos); --overwrite makes it anew"
+    message = "made from other files or with other flags (videos); --overwrite makes it again"
     assert message in re.sub(r"\s+", " ", failing(raw, out))
 
 
@@ -256,13 +256,13 @@ def test_clips_are_ordered_and_cut_where_the_next_begins():
     clips = [Clip(5, 9, "c"), Clip(0, 4, "a"), Clip(2, 3, "b"), Clip(2, 6, "B")]
     found = speech_clips(clips, counts, "place")
     assert found == [Clip(0, 2, "a"), Clip(2, 3, "b"), Clip(2, 5, "b"), Clip(5, 9, "c")]
-    assert counts.mended["clip cut where the next begins"] == 2
+    assert counts.fixed["clip cut where the next begins"] == 2
 
 
 def test_mistakes_are_one_line(raw, out, serial):
     for name, said in [
-        ("webvid", "results_2M_train.csv is not there"),
-        ("howto100m", "caption.json is not there"),
+        ("webvid", "results_2M_train.csv does not exist"),
+        ("howto100m", "caption.json does not exist"),
         ("yt_temporal", "yttemporal*.jsonl of YT-Temporal-180M does not exist"),
     ]:
         assert said in one_line(name, raw, out)
