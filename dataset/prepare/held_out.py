@@ -1,7 +1,7 @@
-"""Images that downstream tasks validate or test on: no record for pre-training has one of them (X²-VLM, section 4.1).
+"""Held-out images: downstream tasks validate or test on them, so records for pre-training exclude them (X²-VLM, section 4.1).
 
-They are found by the ids that data sets share (:mod:`dataset.image_ids`). The links between COCO, Visual Genome and Flickr come
-from ``image_data.json`` and COCO's ``flickr_url``.
+An image is identified by the ids that data sets share (:mod:`dataset.image_ids`). The links between COCO, Visual Genome and
+Flickr come from ``image_data.json`` of Visual Genome and from COCO's ``flickr_url``.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ _YOUTUBE = re.compile(r"(?:[?&]v=|youtu\.be/|/embed/)([\w-]{11})")
 _MSVD_LINE = re.compile(r"(\S+)_\d+_\d+\s+vid(\d+)")
 
 TRAINING = ("train", "restval")
-"""Splits that are trained on downstream."""
+"""Downstream splits for training, whose images are not held out."""
 
 
 class HeldOutSplits(NamedTuple):
     """The held-out splits of a downstream data set.
 
-    ``file``: the name of its official file, for messages; ``locate``: where that is; ``read``: the ids of its held-out images,
-    each with its split.
+    Attributes:
+        title: name of the data set.
+        file: name of its official file, for messages.
+        locate: finds the official file.
+        read: yields the ids of the held-out images, each with its split.
     """
 
     title: str
@@ -41,10 +44,13 @@ class HeldOutSplits(NamedTuple):
 
 @dataclass
 class Links:
-    """Which ids of several data sets are one photograph.
+    """Links between the ids of several data sets: which ids belong to the same photograph.
 
-    ``groups``: ids of one photograph; ``files``: the official files that say so; ``absent``: files that are not there; ``sets``:
-    pairs of data sets, as ``{"coco", "vg"}``, whose file is there.
+    Attributes:
+        groups: sets of ids, each of the same photograph.
+        files: the official files that contain the links.
+        absent: names of official files that do not exist.
+        sets: pairs of data sets, such as ``{"coco", "vg"}``, whose links were read.
     """
 
     groups: list[Ids] = field(default_factory=list)
@@ -61,7 +67,7 @@ class Links:
         return found
 
     def all_ids(self, ids: Ids) -> Ids:
-        """All known ids of the photograph with these ids."""
+        """Returns all known ids of the photograph with these ids."""
         found, todo = set(ids), list(ids)
         while todo:
             for group in self._groups_of.get(todo.pop(), ()):
@@ -72,10 +78,14 @@ class Links:
 
 @dataclass
 class HeldOut:
-    """Held-out images by id, with the split that each is in.
+    """The held-out images.
 
-    ``sources``: the files that they come from, by the name of the splits; ``absent``: names whose file is not there; ``links``:
-    which images of two sets are one photograph. ``first_id``: of ids that a link adds, the id in the official file of the split.
+    Attributes:
+        split_of: the split of each held-out image, by id.
+        first_id: for each id that was added by a link, the id of the same photograph in the official file of the split.
+        sources: the official files that were read, by their names in :data:`SPLITS`.
+        absent: names of splits whose official file does not exist.
+        links: links between the ids of several data sets.
     """
 
     split_of: dict[str, str] = field(default_factory=dict)
@@ -85,18 +95,18 @@ class HeldOut:
     links: Links = field(default_factory=Links)
 
     def photographs(self) -> dict[str, dict[str, Ids]]:
-        """The held-out photographs by split: all ids of each, by its first one."""
+        """Returns the held-out photographs by split: all ids of each photograph, by its id in the official file."""
         found: dict[str, dict[str, set[str]]] = {}
         for each, split in self.split_of.items():
             found.setdefault(split, {}).setdefault(self.first_id.get(each, each), set()).add(each)
-        return {split: {first: frozenset(ids) for first, ids in of.items()} for split, of in found.items()}
+        return {split: {first: frozenset(ids) for first, ids in photos.items()} for split, photos in found.items()}
 
     def find(self, ids: Ids) -> str | None:
-        """The split that an image with these ids is held out in, if any."""
+        """Returns the split in which an image with these ids is held out; None if it is not held out."""
         return next((self.split_of[each] for each in sorted(ids) if each in self.split_of), None)
 
     def linked(self, ids: Ids) -> str:
-        """Why an image with these ids is held out, if a link says so and not the file of the split itself; "" otherwise."""
+        """Returns a sentence about the link by which an image with these ids is held out; "" if it is not held out by a link."""
         found = next((each for each in sorted(ids) if each in self.split_of), "")
         first = self.first_id.get(found)
         return f"{found} is the same photograph as {first} of {self.split_of[found]}" if first is not None else ""
@@ -108,16 +118,16 @@ def read_held_out(
     without: Sequence[str],
     all_splits: Mapping[str, HeldOutSplits] | None = None,
 ) -> HeldOut:
-    """The held-out images of every set whose file is there.
+    """Reads the held-out images of every downstream data set whose official file exists.
 
     Args:
-        raw: the folders in which the official files are looked for.
-        required: names of :data:`SPLITS` whose file has to be there.
-        without: names that are left aside: their images are kept.
-        all_splits: :data:`VIDEO_SPLITS`; None: :data:`SPLITS`.
+        raw: the folders that are searched for official files.
+        required: names of :data:`SPLITS` whose file must exist.
+        without: names of splits to ignore; their images are used for pre-training.
+        all_splits: the splits to read, such as :data:`VIDEO_SPLITS`; if None, :data:`SPLITS` are read.
 
     Raises:
-        UserError: a required file is missing, or one cannot be read or names no held-out image.
+        UserError: a required file is missing, or a file cannot be read or does not list any held-out image.
     """
     held_out = HeldOut()
     for name, splits in (all_splits or SPLITS).items():
@@ -128,19 +138,21 @@ def read_held_out(
             held_out.absent.append(name)
             continue
         held_out.sources[name] = file
-        there = False
+        found_any = False
         for each, split in splits.read(file):
-            there = True
+            found_any = True
             held_out.split_of.setdefault(each, printable(f"{splits.title} {split}"))
-        if not there:
-            raise UserError(f"{file} names no held-out image; is it {splits.file} of {splits.title}, and whole?")
+        if not found_any:
+            raise UserError(
+                f"{file} does not list any held-out image; check that it is {splits.file} of {splits.title}, and complete"
+            )
     missing = [name for name in required if name in held_out.absent]
     if missing:
         files = ", ".join(f"{SPLITS[name].file} of {SPLITS[name].title}" for name in missing)
         roots = ", ".join(map(str, raw.roots))
         raise UserError(
-            f"held-out images are not known: no {files} below {roots}; give their folder with --held-out DIR, or, if you "
-            f"never measure on them, {' '.join(f'--without {name}' for name in missing)}"
+            f"cannot exclude held-out images: there is no {files} below {roots}; give the folder of the files with "
+            f"--held-out DIR, or, if you never evaluate on these splits, {' '.join(f'--without {name}' for name in missing)}"
         )
     if all_splits is None:
         held_out.links = read_links(raw)
@@ -152,7 +164,7 @@ def read_held_out(
 
 
 def read_links(raw: RawFolder) -> Links:
-    """The ids that image_data.json of Visual Genome and the captions of COCO link, as far as the files are there.
+    """Reads the links between ids from ``image_data.json`` of Visual Genome and the captions of COCO, if these files exist.
 
     Raises:
         UserError: a file cannot be read.
@@ -177,10 +189,10 @@ def _read_links_of_visual_genome(raw: RawFolder, links: Links) -> None:
 
 
 def ids_in_image_data(values: dict[str, Any]) -> Ids:
-    """The ids in an object of Visual Genome's ``image_data.json``."""
+    """Returns the ids in an object of Visual Genome's ``image_data.json``."""
     named = {"vg": values.get("image_id"), "coco": values.get("coco_id"), "flickr": values.get("flickr_id")}
-    numbers = {of: id_number(value) for of, value in named.items()}
-    return frozenset(f"{of}:{number}" for of, number in numbers.items() if number is not None)
+    numbers = {data_set: id_number(value) for data_set, value in named.items()}
+    return frozenset(f"{data_set}:{number}" for data_set, number in numbers.items() if number is not None)
 
 
 def _read_links_of_coco(raw: RawFolder, links: Links) -> None:
@@ -196,20 +208,20 @@ def _read_links_of_coco(raw: RawFolder, links: Links) -> None:
         if file is None:
             continue
         links.files.append(file)
-        there = False
+        found_images = False
         with file.open() as stream:
             for piece in json_pieces(stream, str(file)):
-                if piece.section != "images" and there:
-                    break  # the annotations that follow take most of the time
-                there = there or piece.section == "images"
+                if piece.section != "images" and found_images:
+                    break  # most of the file is annotations, which follow the images
+                found_images = found_images or piece.section == "images"
                 if piece.section == "images" and isinstance(piece.value, dict) and "id" in piece.value:
                     flickr = ids_in_url(str(piece.value.get("flickr_url") or ""))
                     if flickr:
                         links.groups.append(flickr | {f"coco:{piece.value['id']}"})
 
 
-def _karpathy(of: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
-    """Reader of Karpathy's file of COCO or Flickr30K."""
+def _karpathy(data_set: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
+    """Returns a reader of Karpathy's file of COCO or Flickr30K; ``data_set``: prefix of the ids."""
 
     def read(file: RawFile) -> Iterator[tuple[str, str]]:
         with file.open() as stream:
@@ -218,30 +230,30 @@ def _karpathy(of: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
                     continue
                 try:
                     split = piece.value["split"]
-                    number = piece.value["cocoid"] if of == "coco" else piece.value["filename"].partition(".")[0]
+                    number = piece.value["cocoid"] if data_set == "coco" else piece.value["filename"].partition(".")[0]
                     if split not in TRAINING:
-                        yield f"{of}:{int(number)}", split
+                        yield f"{data_set}:{int(number)}", split
                 except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-                    raise _odd(file, f"images[{piece.key}]", error) from None
+                    raise _unexpected(file, f"images[{piece.key}]", error) from None
 
     return read
 
 
 def _references(file: RawFile) -> Iterator[tuple[str, str]]:
-    """Reader of ``refs(*).p``."""
+    """Reads ``refs(*).p`` of the RefCOCO family."""
     for index, ref in enumerate(read_references(file)):
         try:
             if ref["split"] not in TRAINING:
                 yield f"coco:{int(ref['image_id'])}", ref["split"]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise _odd(file, f"[{index}]", error) from None
+            raise _unexpected(file, f"[{index}]", error) from None
 
 
 def read_references(file: RawFile) -> list[dict[str, Any]]:
-    """The references of the RefCOCO family; no code of the pickle runs.
+    """Reads the references of the RefCOCO family, without executing code from the pickle.
 
     Raises:
-        UserError: it is damaged, holds more than plain data, or is no list of objects.
+        UserError: the file is damaged, contains more than plain data, or is not a list of objects.
     """
     with file.open() as stream:
         try:
@@ -249,12 +261,12 @@ def read_references(file: RawFile) -> list[dict[str, Any]]:
         except ValueError as error:
             raise UserError(f"{file} is not a pickle of plain data: {error}; is it the official file?") from None
     if not isinstance(references, list) or not all(isinstance(each, dict) for each in references):
-        raise UserError(f"{file} is no list of references; is it the official file?")
+        raise UserError(f"{file} is not a list of references; is it the official file?")
     return references
 
 
 def _questions(file: RawFile) -> Iterator[tuple[str, str]]:
-    """Reader of VQA v2's questions of test2015, and of the list of those images."""
+    """Reads VQA v2's questions about the images of test2015, or the list of these images."""
     with file.open() as stream:
         for piece in json_pieces(stream, str(file)):
             if piece.section not in ("questions", "images"):
@@ -262,18 +274,20 @@ def _questions(file: RawFile) -> Iterator[tuple[str, str]]:
             try:
                 yield f"coco:{int(piece.value['image_id' if piece.section == 'questions' else 'id'])}", "test"
             except (KeyError, TypeError, ValueError, OverflowError) as error:
-                raise _odd(file, f"{piece.section}[{piece.key}]", error) from None
+                raise _unexpected(file, f"{piece.section}[{piece.key}]", error) from None
 
 
 def _entities(split: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
-    """Reader of ``val.txt`` or ``test.txt`` of Flickr30K Entities: an id a line."""
+    """Returns a reader of ``val.txt`` or ``test.txt`` of Flickr30K Entities, which have an id on each line."""
 
     def read(file: RawFile) -> Iterator[tuple[str, str]]:
         with file.open() as stream:
-            for number, line in enumerate(stream, start=1):
+            for line_number, line in enumerate(stream, start=1):
                 text = line.decode("utf-8", "replace").strip()
                 if text and id_number(text) is None:
-                    raise UserError(f"{file}:{number}: {text[:40]!r} is no id of Flickr30K; is it the official file?")
+                    raise UserError(
+                        f"{file}:{line_number}: {text[:40]!r} is not an id of Flickr30K; is it the official file?"
+                    )
                 if text:
                     yield f"flickr:{int(text)}", split
 
@@ -281,7 +295,7 @@ def _entities(split: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
 
 
 def _msrvtt(file: RawFile) -> Iterator[tuple[str, str]]:
-    """Reader of MSR-VTT's list of clips, by the address of their videos."""
+    """Reads MSR-VTT's list of clips; the ids come from the addresses of the videos."""
     with file.open() as stream:
         for piece in json_pieces(stream, str(file)):
             if piece.section != "videos":
@@ -289,35 +303,37 @@ def _msrvtt(file: RawFile) -> Iterator[tuple[str, str]]:
             try:
                 split, found = str(piece.value["split"]), _YOUTUBE.search(piece.value["url"])
             except (KeyError, TypeError) as error:
-                raise _odd(file, f"videos[{piece.key}]", error) from None
+                raise _unexpected(file, f"videos[{piece.key}]", error) from None
             if found and (split.startswith("val") or split == "test"):
                 yield f"youtube:{found[1]}", split
 
 
 def _msvd(file: RawFile) -> Iterator[tuple[str, str]]:
-    """Reader of MSVD's mapping, ``<id>_<start>_<end> vid<N>``: 1,200 clips are trained on, 100 validated, the others tested."""
+    """Reads MSVD's mapping, ``<id>_<start>_<end> vid<N>``: 1,200 clips are for training, the next 100 for validation, the
+    rest for testing."""
     with file.open() as stream:
-        for number, line in enumerate(stream, start=1):
+        for line_number, line in enumerate(stream, start=1):
             match = _MSVD_LINE.fullmatch(line.decode("utf-8", "replace").strip())
             if match is None:
                 raise UserError(
-                    f"{file}:{number}: is not a clip and its number, <id>_<start>_<end> vid<N>; is it MSVD's file?"
+                    f"{file}:{line_number}: not a clip and its number, <id>_<start>_<end> vid<N>; is it MSVD's file?"
                 )
             if int(match[2]) > 1200:
                 yield f"youtube:{match[1]}", "val" if int(match[2]) <= 1300 else "test"
 
 
-def _odd(file: RawFile, place: str, error: Exception) -> UserError:
-    return UserError(f"{file}: {place} is not as in the official file ({type(error).__name__}: {error})")
+def _unexpected(file: RawFile, location: str, error: Exception) -> UserError:
+    return UserError(f"{file}: {location} does not have the official form ({type(error).__name__}: {error})")
 
 
 def _named(*names: str, below: str = "") -> Callable[[RawFolder], RawFile | None]:
-    """Finds the first of the files that is there, in a folder ``below``."""
+    """Returns a function that finds the first of the files that exists, in a folder called ``below`` if it is given."""
     return lambda raw: next((file for name in names if (file := raw.find(name, below)) is not None), None)
 
 
 def _of_entities(name: str) -> Callable[[RawFolder], RawFile | None]:
-    """Finds a list of ids in the folder of Flickr30K Entities: the one that has ``Sentences``, or ``annotations.zip`` with it."""
+    """Returns a function that finds a list of ids of Flickr30K Entities: it is next to the folder ``Sentences`` or next to
+    ``annotations.zip``."""
 
     def locate(raw: RawFolder) -> RawFile | None:
         sentences = raw.folder("Sentences")
@@ -357,7 +373,7 @@ VIDEO_SPLITS: dict[str, HeldOutSplits] = {
     ),
     "msvd": HeldOutSplits("MSVD", "youtube_mapping.txt", _named("youtube_mapping.txt"), _msvd),
 }
-"""Downstream splits of videos by name; their ids are those of YouTube."""
+"""Downstream splits of videos by name; the ids are from YouTube."""
 
 OF_COCO = ("karpathy_coco", "refcoco", "refcoco+", "refcocog")
-"""Splits whose images are COCO's training and validation images."""
+"""Splits that consist of COCO's training and validation images."""

@@ -1,7 +1,7 @@
-"""Official JSON files of a gigabyte, one item at a time, in little memory.
+"""Reads large JSON files one item at a time, so that a file of a gigabyte needs little memory.
 
-A file is one array of items, or one object whose values are such arrays (COCO) or the items themselves (GQA). The text of an item
-comes along, so that a worker process can be given it without the cost of pickling its value.
+A file is an array of items, or an object whose values are arrays of items (COCO) or the items themselves (GQA). Each item comes
+with its JSON text, since sending the text to a worker process is cheaper than pickling the value.
 """
 
 from __future__ import annotations
@@ -15,23 +15,30 @@ from dataset.records.broken import json_fault, printable
 from utils.errors import UserError
 
 BLOCK = 1 << 22
-"""Bytes that are read at a time."""
+"""Number of bytes that are read at a time."""
 
 LONGEST_ITEM = 1 << 27
-"""Characters of an item at most. A file without structure is refused once an item has as many."""
+"""Maximum number of characters of an item. A longer item is an error, which keeps a damaged file from filling the memory."""
 
 _NEAR_END = 16
-"""Characters. An error this close to the end of what was read may come from what was not read: a word, a number or an escape
-that is cut."""
+"""A parse error within this number of characters before the end of the buffer may come from a literal, a number or an escape
+sequence that continues in the next block."""
 
-_LONGEST_PLACE = 80
+_MAX_LOCATION = 80
+"""Maximum number of characters of a key in a message."""
 
 _SPACE = " \t\r\n"
 
 
 class Piece(NamedTuple):
-    """An item of a file: ``section``, the key of the array that it is in ("" at the top), its ``key`` there (a number, or in an
-    object a text), its ``value``, and its ``text``."""
+    """An item of a file.
+
+    Attributes:
+        section: key of the array that contains the item; "" if the file itself contains it.
+        key: index of the item in the array, or its key in the object.
+        value: the parsed item.
+        text: its JSON text.
+    """
 
     section: str
     key: int | str
@@ -40,82 +47,82 @@ class Piece(NamedTuple):
 
 
 def json_pieces(stream: IO[bytes], name: str) -> Iterator[Piece]:
-    """The items of a JSON file, in its order. A value that is no array counts as an item of the object at the top.
+    """Yields the items of a JSON file in their order. In an object, each value that is not an array is an item.
 
     Args:
-        stream: the file, open for reading bytes.
-        name: of the file, for messages.
+        stream: the file, opened in binary mode.
+        name: name of the file, for messages.
 
     Raises:
-        UserError: it is no JSON, cut off, or not in UTF-8.
+        UserError: the file is not valid JSON, is truncated, or is not encoded in UTF-8.
     """
     text = _Text(stream, name)
-    first = text.next_sign()
+    first = text.next_character()
     if first == "[":
         yield from _items(text, "")
     elif first == "{":
         for key in _keys(text):
-            if text.peek_sign() == "[":
-                text.next_sign()
+            if text.peek_character() == "[":
+                text.next_character()
                 yield from _items(text, key)
             else:
                 value, content = text.value(key)
                 yield Piece("", key, value, content)
     else:
         raise text.fault(f"it begins with {first!r}, not with an array or an object" if first else "it is empty")
-    if sign := text.next_sign():
-        raise text.fault(f"{sign!r} follows the end of the JSON")
+    if character := text.next_character():
+        raise text.fault(f"{character!r} follows the end of the JSON")
 
 
 def _items(text: _Text, section: str) -> Iterator[Piece]:
-    """The items of an array whose bracket was read."""
-    if text.peek_sign() == "]":
-        text.next_sign()
+    """Yields the items of an array whose opening bracket was read."""
+    if text.peek_character() == "]":
+        text.next_character()
         return
-    index, name = 0, printable(section[:_LONGEST_PLACE])
+    index, name = 0, printable(section[:_MAX_LOCATION])
     while True:
-        text.place = f"{name}[{index}]"
+        text.location = f"{name}[{index}]"
         value, content = text.value(index)
         yield Piece(section, index, value, content)
         index += 1
-        sign = text.next_sign()
-        if sign == "]":
+        character = text.next_character()
+        if character == "]":
             return
-        if sign != ",":
-            raise text.fault("a comma or a bracket is missing" if sign else None)
+        if character != ",":
+            raise text.fault("a comma or a bracket is missing" if character else None)
 
 
 def _keys(text: _Text) -> Iterator[str]:
-    """The keys of an object whose brace was read; the caller reads the value of each."""
-    if text.peek_sign() == "}":
-        text.next_sign()
+    """Yields the keys of an object whose opening brace was read. The caller reads each value before the next key."""
+    if text.peek_character() == "}":
+        text.next_character()
         return
     while True:
         key, _ = text.value("a key")
-        if not isinstance(key, str) or text.next_sign() != ":":
+        if not isinstance(key, str) or text.next_character() != ":":
             raise text.fault("a key and a colon are missing")
-        text.place = printable(key[:_LONGEST_PLACE])
+        text.location = printable(key[:_MAX_LOCATION])
         yield key
-        sign = text.next_sign()
-        if sign == "}":
+        character = text.next_character()
+        if character == "}":
             return
-        if sign != ",":
-            raise text.fault("a comma or a brace is missing" if sign else None)
+        if character != ",":
+            raise text.fault("a comma or a brace is missing" if character else None)
 
 
 class _Text:
-    """The text of a file that was read and not yet used."""
+    """A buffer of text that was read from a file and not yet parsed."""
 
     def __init__(self, stream: IO[bytes], name: str):
-        self.name, self.place = name, ""
+        self.name, self.location = name, ""
         self._stream = stream
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._parser = json.JSONDecoder()
         self._buffer, self._at = "", 0
         self._ended = False
 
-    def peek_sign(self) -> str:
-        """The next character that is no white space; "" at the end of the file."""
+    def peek_character(self) -> str:
+        """Returns the next character after white space without consuming it; "" at the end of the file."""
         while True:
             while self._at < len(self._buffer) and self._buffer[self._at] in _SPACE:
                 self._at += 1
@@ -124,22 +131,22 @@ class _Text:
             if not self._read():
                 return ""
 
-    def next_sign(self) -> str:
-        """The next character that is no white space, and go past it; "" at the end of the file."""
-        if self._at < len(self._buffer) and (sign := self._buffer[self._at]) not in _SPACE:  # as nearly always
+    def next_character(self) -> str:
+        """Consumes and returns the next character after white space; "" at the end of the file."""
+        if self._at < len(self._buffer) and (character := self._buffer[self._at]) not in _SPACE:  # the common case
             self._at += 1
-            return sign
-        sign = self.peek_sign()
-        self._at += len(sign)
-        return sign
+            return character
+        character = self.peek_character()
+        self._at += len(character)
+        return character
 
     def value(self, key: int | str) -> tuple[Any, str]:
-        """The next value, and its text."""
-        self.peek_sign()
+        """Consumes and returns the next value and its text."""
+        self.peek_character()
         while True:
             try:
                 value, end = self._parser.raw_decode(self._buffer, self._at)
-                if end <= len(self._buffer) - _NEAR_END or self._ended:  # else a number may go on, as "1" of "1.5" does
+                if end <= len(self._buffer) - _NEAR_END or self._ended:  # otherwise "1" may be the beginning of "1.5"
                     text = self._buffer[self._at : end]
                     self._at = end
                     return value, text
@@ -149,21 +156,21 @@ class _Text:
                     raise self.fault(error.msg) from None
                 if self._ended:
                     raise self.fault(None) from None
-            except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists a thousand deep
+            except (ValueError, RecursionError) as error:  # a number with thousands of digits; deeply nested lists
                 raise self.fault(json_fault(error)) from None
             if len(self._buffer) - self._at > LONGEST_ITEM:
                 raise self.fault(f"one item has more than {LONGEST_ITEM:,} characters")
             self._read()
 
     def fault(self, reason: str | None) -> UserError:
-        """The error at this place; None: the file ends too early."""
-        where = f"{self.name}: {self.place}" if self.place else self.name
+        """Returns the error for the current location. Without a ``reason``, the file ends too early."""
+        where = f"{self.name}: {self.location}" if self.location else self.name
         if reason is None:
-            return UserError(f"{where}: the file ends here, in the middle; download or unpack it again")
-        return UserError(f"{where}: not JSON: {reason}; is it the official file, and whole?")
+            return UserError(f"{where}: the file is truncated here; download or unpack it again")
+        return UserError(f"{where}: not JSON: {reason}; check that it is the official file, and complete")
 
     def _read(self) -> bool:
-        """Read one more block; False at the end of the file."""
+        """Reads the next block into the buffer; returns False at the end of the file."""
         if self._ended:
             return False
         block = self._stream.read(BLOCK)
@@ -171,9 +178,9 @@ class _Text:
         try:
             more = self._decoder.decode(block, final=self._ended)
         except UnicodeDecodeError as error:
-            after = f"after {self.place} " if self.place else ""
+            after = f"after {self.location} " if self.location else ""
             raise UserError(
-                f"{self.name}: {after}it is not in UTF-8: {error.reason}; is it the official file?"
+                f"{self.name}: {after}it is not encoded in UTF-8: {error.reason}; is it the official file?"
             ) from None
         self._buffer = self._buffer[self._at :] + more
         self._at = 0

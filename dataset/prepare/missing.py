@@ -1,4 +1,4 @@
-"""Images that were not there: the list of a prepared folder, and another group's, so that both train on the same images."""
+"""Lists of images that did not exist. With the list of another group, both groups train on the same images."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ from utils.errors import UserError
 from utils.files import write_text
 
 MISSING = "_prepare/missing.txt"
-"""Path, in a folder of records, of the images that were not there: an address or a usual path a line."""
+"""Path of the list in a folder of records. Each line has the address or the usual path of an image."""
 
 
 def write_missing(folder: Path, names: list[str]) -> None:
-    """Write the list of a folder of records."""
+    """Writes the list of a folder of records."""
     path = folder / MISSING
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(f"{name}\n" for name in names))
 
 
 def read_missing(path: Path) -> frozenset[str]:
-    """The images of a list, or of all lists below a folder: their lines, and the ids in these, since COCO's images have had two
-    names.
+    """Reads a list of missing images, or all lists below a folder.
+
+    Returns:
+        The lines of the lists, and the ids in these lines. The ids are needed since COCO's images have had two names.
 
     Raises:
-        UserError: there is no list, or one cannot be read.
+        UserError: a list does not exist or cannot be read.
     """
     files = sorted(path.rglob(MISSING)) if path.is_dir() else [path]
     if not files:
         raise UserError(
-            f"--missing {path}: no {MISSING} is below it; give such a file, or the --out of `run.py prepare`"
+            f"--missing {path}: found no {MISSING} below this folder; give such a file, or the --out of `run.py prepare`"
         )
     names: set[str] = set()
     for file in files:

@@ -1,4 +1,4 @@
-"""The official files of a data set below a folder: at any depth, plain or still packed, and what each one is."""
+"""Finds the official files of a data set below a folder, at any depth, unpacked or packed."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from typing import IO, cast
 
 from utils.errors import UserError
 
-MOST_ENTRIES = 3_000_000
-"""Files below a folder that are looked at; one with more is not the folder of a data set's annotations."""
+MAX_FILES = 3_000_000
+"""Maximum number of files below a folder. A folder with more files is not the folder of a data set's annotations."""
 
 CHUNK = 1 << 20
-"""Bytes that are compared at once."""
+"""Number of bytes that are compared at a time."""
 
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile)
 
 
 @dataclass(frozen=True)
 class RawFile:
-    """An official file: ``path``, and inside a zip the name of its ``member``."""
+    """An official file: its ``path``; for a file in a zip archive, the path of the archive and the name of the ``member``."""
 
     path: Path
     member: str | None = None
@@ -37,10 +37,10 @@ class RawFile:
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """The content, unpacked.
+        """Opens the unpacked content for reading.
 
         Raises:
-            UserError: it cannot be read, or the archive is damaged; also in the block, for what is read there.
+            UserError: the file cannot be read, or the archive is damaged. This error also replaces errors of reads in the block.
         """
         try:
             if self.member is not None:
@@ -53,14 +53,14 @@ class RawFile:
                 with self.path.open("rb") as stream:
                     yield stream
         except _DAMAGED as error:
-            raise UserError(f"{self}: the archive is damaged or cut off ({error}); download it again") from None
-        except RuntimeError as error:  # zipfile, for an encrypted member
+            raise UserError(f"{self}: the archive is damaged or truncated ({error}); download it again") from None
+        except RuntimeError as error:  # raised by zipfile for an encrypted member
             raise UserError(f"{self}: cannot be unpacked: {error}") from None
         except OSError as error:
             raise UserError(f"{self} cannot be read: {error.strerror or error}") from None
 
     def unpacked_size(self) -> int | None:
-        """Bytes of the unpacked content; None for a gzipped file, which does not say.
+        """Returns the size of the unpacked content in bytes; None for a gzipped file, in which it is not recorded.
 
         Raises:
             UserError: the file cannot be read.
@@ -74,15 +74,15 @@ class RawFile:
             raise UserError(f"{self} cannot be read: {error}") from None
 
     def digest(self) -> str:
-        """The SHA-256 of the file as it lies there; of a zip, of the whole archive."""
+        """Returns the SHA-256 of the file as stored; for a member of a zip, of the archive."""
         return file_digest(self.path)
 
 
 class RawFolder:
-    """The files below the folders ``roots``, by name.
+    """Finds files below several folders by name.
 
     Args:
-        roots: folders, in the order in which they are searched.
+        roots: the folders, in the order in which they are searched.
 
     Raises:
         UserError: a folder does not exist.
@@ -93,17 +93,17 @@ class RawFolder:
         self._found: dict[tuple[str, str], RawFile | None] = {}
         for root in self.roots:
             if not root.is_dir():
-                raise UserError(f"{root} is no folder; give the folder of the official files")
+                raise UserError(f"{root} is not a folder; give the folder of the official files")
 
     @cached_property
     def files(self) -> dict[str, list[Path]]:
-        """Every file below the roots by its name, in a fixed order."""
+        """All files below the roots by name, in a fixed order."""
         found: dict[str, list[Path]] = {}
         count = 0
         seen: set[str] = set()
         for root in self.roots:
             for folder, folders, names in os.walk(root, followlinks=True):
-                if (real := os.path.realpath(folder)) in seen:  # links may lead round in a circle
+                if (real := os.path.realpath(folder)) in seen:  # symbolic links may form a loop
                     folders.clear()
                     continue
                 seen.add(real)
@@ -111,13 +111,13 @@ class RawFolder:
                 for name in sorted(names):
                     found.setdefault(name, []).append(Path(folder, name))
                 count += len(names)
-                if count > MOST_ENTRIES:
-                    raise UserError(f"{root} holds more than {MOST_ENTRIES:,} files; give the data set's own folder")
+                if count > MAX_FILES:
+                    raise UserError(f"{root} has more than {MAX_FILES:,} files; give the folder of the data set alone")
         return found
 
     @cached_property
     def _members(self) -> dict[str, list[RawFile]]:
-        """The files inside zips by their name."""
+        """The members of all zip archives, by file name."""
         found: dict[str, list[RawFile]] = {}
         for name, paths in self.files.items():
             if not name.endswith(".zip"):
@@ -127,16 +127,20 @@ class RawFolder:
                     with zipfile.ZipFile(path) as archive:
                         members = archive.namelist()
                 except (*_DAMAGED, OSError) as error:
-                    raise UserError(f"{path} is no whole zip archive ({error}); download it again") from None
+                    raise UserError(f"{path} is not a complete zip archive ({error}); download it again") from None
                 for member in members:
                     found.setdefault(member.rpartition("/")[2], []).append(RawFile(path, member))
         return found
 
     def find(self, name: str, below: str = "") -> RawFile | None:
-        """The official file ``name``: as it is, gzipped, or inside a zip; ``below``: a folder that it has to be in.
+        """Finds the official file ``name``, which may be gzipped or in a zip archive; returns None if it does not exist.
+
+        Args:
+            name: name of the file.
+            below: if not empty, only files in a folder of this name are considered.
 
         Raises:
-            UserError: there are several of this name, and their contents differ.
+            UserError: several files have this name, and their contents differ.
         """
         if (name, below) not in self._found:
             copies = list(self._copies(name, below))
@@ -147,7 +151,7 @@ class RawFolder:
         return self._found[name, below]
 
     def _copies(self, name: str, below: str) -> list[RawFile]:
-        """All files of this name. If a folder ``below`` contains another one of the same name, only the inner one counts."""
+        """Returns all files of this name. If a folder ``below`` contains another one, only the inner one counts."""
         plain = [RawFile(path) for candidate in (name, f"{name}.gz") for path in self.files.get(candidate, [])]
         found = plain + self._members.get(name, [])
         if not below:
@@ -157,22 +161,22 @@ class RawFolder:
         return [file for file, folder in folders.items() if folder is not None and folder not in outer]
 
     def need(self, *names: str) -> list[RawFile]:
-        """The official files of these names.
+        """Finds the official files of these names.
 
         Raises:
-            UserError: that names every one that is not there.
+            UserError: files are missing; the message lists all of them.
         """
         found = {name: self.find(name) for name in names}
         missing = [name for name, file in found.items() if file is None]
         if missing:
             raise UserError(
-                f"{', '.join(map(str, self.roots))}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not there, "
-                "plain or zipped; `python run.py prepare --list` has the official files"
+                f"{', '.join(map(str, self.roots))}: {', '.join(missing)} {'does' if len(missing) == 1 else 'do'} not exist, "
+                "plain or zipped; `python run.py prepare --list` lists the official files"
             )
         return [file for file in found.values() if file is not None]
 
     def folder(self, name: str) -> Path | None:
-        """The first folder of this name below the roots, or a root itself."""
+        """Returns the first folder of this name: one of the roots, or a folder below them."""
         for root in self.roots:
             if root.name == name:
                 return root
@@ -184,21 +188,22 @@ class RawFolder:
         return None
 
     def beside(self, folder: Path, name: str) -> RawFile | None:
-        """The file ``name`` in the folder that holds ``folder``."""
+        """Returns the file ``name`` next to ``folder``, or None if it does not exist."""
         path = folder.parent / name
         return RawFile(path) if path.is_file() else None
 
 
 def _folder_of(file: RawFile, name: str) -> Path | None:
-    """The innermost folder ``name`` that contains a file; of a zip, only the folders inside it and its own name count."""
+    """Returns the innermost folder ``name`` that contains a file. For a member of a zip archive, only the folders
+    in the archive and the name of the archive count."""
     path = file.path if file.member is None else file.path.with_suffix("") / file.member
     outside = 0 if file.member is None else len(file.path.parts) - 1
-    inside = [number for number, part in enumerate(path.parts[:-1]) if part == name and number >= outside]
+    inside = [index for index, part in enumerate(path.parts[:-1]) if part == name and index >= outside]
     return Path(*path.parts[: inside[-1] + 1]) if inside else None
 
 
 def same_content(one: RawFile, other: RawFile) -> bool:
-    """Whether the unpacked contents of two files are equal; sizes are compared first."""
+    """Returns True if the unpacked contents of two files are equal. Their sizes are compared first."""
     if one.member is None and other.member is None and os.path.realpath(one.path) == os.path.realpath(other.path):
         return True
     sizes = {size for file in (one, other) if (size := file.unpacked_size()) is not None}
@@ -212,7 +217,7 @@ def same_content(one: RawFile, other: RawFile) -> bool:
 
 
 def differing(one: RawFile, other: RawFile, name: str) -> UserError:
-    """The error for two files that should be one."""
+    """Returns the error for two files of the same name that differ."""
     return UserError(
         f"{one} ({_size_text(one)}) and {other} ({_size_text(other)}) are both {name}, and their contents differ; remove the "
         "wrong one, or move it out of the folder"
@@ -225,10 +230,10 @@ def _size_text(file: RawFile) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of a file.
+    """Returns the SHA-256 of a file.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     try:
         with path.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""Official files, each read by a process of its own."""
+"""Reads official files, each in a separate process."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ R = TypeVar("R")
 
 
 def read_files(read: Callable[[str, RawFile], R], files: Mapping[str, RawFile], workers: int) -> Iterator[R]:
-    """Yields ``read(name, file)`` for each file, in their order.
+    """Yields ``read(name, file)`` for each file in their order.
 
     Args:
-        read: a function at the top of a module, or a :class:`functools.partial` of one, since processes call it.
+        read: a top-level function, or a :class:`functools.partial` of one, since worker processes call it.
         files: official files by name.
-        workers: processes, each of which reads a file at a time.
+        workers: number of processes, each of which reads one file at a time.
     """
 
     def died(named: tuple[str, RawFile]) -> R:
         raise WorkerDiedError(
-            f"{named[1]}: a process that read it was killed; is there enough memory? give fewer --workers"
+            f"{named[1]}: a process that read it was killed, perhaps because memory ran out; give fewer --workers"
         )
 
     with _collector_off(), closing(in_order(functools.partial(_read, read), files.items(), workers, died)) as results:
@@ -35,14 +35,14 @@ def read_files(read: Callable[[str, RawFile], R], files: Mapping[str, RawFile], 
 
 
 def _read(read: Callable[[str, RawFile], R], named: tuple[str, RawFile]) -> R:
-    """Read a file; runs in a worker process."""
+    """Reads a file; runs in a worker process."""
     with _collector_off():
         return read(*named)
 
 
 @contextmanager
 def _collector_off() -> Iterator[None]:
-    """No garbage collection in the block: it would go again and again through the millions of values of a file, all in use."""
+    """Disables garbage collection in the block. It would repeatedly scan the millions of values of a file, all of them in use."""
     gc.disable()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Images, decoded before training: which are broken, and the hash of each. Results are kept, so that this is done once."""
+"""Decodes images before training, to find broken images and copies. The results are kept, so that each image is decoded once."""
 
 from __future__ import annotations
 
@@ -18,12 +18,18 @@ from utils.progress import progress_bar
 
 BROKEN = "unreadable image"
 MAX_PIXELS: int = LoadingConfig.model_fields["max_pixels"].default
-"""Pixels of an image that is decoded, as in a run unless its config says otherwise."""
+"""Maximum number of pixels of an image: the default of training configs."""
 
 
 class Verified(NamedTuple):
-    """A verified image: its size in bytes and time of change, by which it is known again; its fault ("" if there is none); and
-    the hash of its content."""
+    """The result for an image.
+
+    Attributes:
+        bytes: size of the file.
+        changed_ns: modification time. An image whose size and modification time are unchanged is not decoded again.
+        fault: why the image is broken; "" if it can be used.
+        content: hash of the file.
+    """
 
     bytes: int
     changed_ns: int
@@ -31,22 +37,22 @@ class Verified(NamedTuple):
     content: str
 
 
-def image_fault(content: bytes, place: str) -> str:
-    """The reason for which an image cannot be used; "" if it can."""
+def image_fault(content: bytes, location: str) -> str:
+    """Returns the reason why an image cannot be used; "" if it can be used."""
     try:
-        decode(content, MAX_PIXELS, place, "stored")
+        decode(content, MAX_PIXELS, location, "stored")
     except BrokenRecordError as error:
         return error.kind
     return ""
 
 
 def verify_images(paths: Sequence[Path], notes: Path, workers: int) -> dict[Path, Verified]:
-    """Decode images; the result of each by its path.
+    """Decodes images and returns the result for each path.
 
     Args:
         paths: the images.
-        notes: file of the results, to which this run appends; images in it that did not change are not decoded again.
-        workers: processes.
+        notes: file of earlier results, to which new results are appended. Unchanged images in it are not decoded again.
+        workers: number of processes.
     """
     known = _read_notes(notes)
     todo = [path for path in paths if not _is_known(path, known.get(str(path)))]
@@ -60,7 +66,7 @@ def verify_images(paths: Sequence[Path], notes: Path, workers: int) -> dict[Path
 
 
 def _verify(path: Path) -> Verified:
-    """Decode an image; runs in a worker process."""
+    """Decodes an image; runs in a worker process."""
     try:
         status = path.stat()
         content = read_file(path, IMAGE_BYTES, str(path))
@@ -86,6 +92,9 @@ def _read_notes(path: Path) -> dict[str, Verified]:
             try:
                 name, *values = json.loads(line)
                 found[name] = Verified(*values)
-            except (ValueError, TypeError):  # cut when a run was killed: that image is verified again
+            except (
+                ValueError,
+                TypeError,
+            ):  # the line is incomplete because a run was killed; the image is decoded again
                 continue
     return found

@@ -122,7 +122,7 @@ def test_without_any_image_records_name_the_usual_places(raw, out):
 def test_missing_images_are_counted_listed_and_left_out_by_others_too(raw, out, tmp_path):
     (raw / "coco" / official.coco_name(73)).unlink()
     told = prepared("coco", raw, out)
-    assert "left out: 1 missing image, first" in told
+    assert "skipped: 1 missing image, first" in told
     assert {record["coco_id"] for record in records(out / "coco")} == {9}
     listed = out / "coco/_prepare/missing.txt"
     assert listed.read_text() == "val2014/COCO_val2014_000000000073.jpg\n"
@@ -140,7 +140,7 @@ def test_a_list_of_missing_images_holds_for_cocos_other_names_and_for_all_folder
     assert by_id == {"val2014/COCO_val2014_000000000073.jpg", "coco:73"}
     write(tmp_path / "of_2017.txt", "val2017/000000000073.jpg\n")
     assert read_missing(tmp_path / "of_2017.txt") == {"val2017/000000000073.jpg", "coco:73"}
-    with pytest.raises(UserError, match=r"no _prepare/missing\.txt is below it"):
+    with pytest.raises(UserError, match=r"found no _prepare/missing\.txt below"):
         read_missing(raw)
 
 
