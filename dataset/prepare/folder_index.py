@@ -1,4 +1,4 @@
-"""The index of the shards in a prepared folder, so that no run has to look for their records."""
+"""Builds the index of the shards in a prepared folder, so that runs do not have to scan the shards for their records."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataset.shards.states import states_of
 
 
 def write_folder_index(folder: Path, workers: int) -> None:
-    """Make the index of the shards in ``folder``, by several processes; one that is there stays.
+    """Builds the index of the shards in ``folder`` with several processes. An existing index is kept.
 
     Raises:
         UserError: a shard cannot be read.

@@ -1,4 +1,4 @@
-"""Parts of every command that makes a folder of records: splits, writing records, the closing line."""
+"""Shared by commands that make folders of records: splitting, writing records, and reporting the result."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SPLITS = ("train", "val", "test")
 
 
 def split_by_hash(key: str) -> str:
-    """Fixed split of a key, for every seed: "train" for 80 % of keys, "val" for 10 %, "test" for 10 %."""
+    """Returns the split of a key, which does not depend on a seed: "train" for 80 % of keys, "val" for 10 %, "test" for 10 %."""
     bucket = int.from_bytes(hashlib.blake2b(key.encode("utf-8"), digest_size=8).digest(), "big") % 100
     return "train" if bucket < 80 else "val" if bucket < 90 else "test"
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
-    """Write one JSON object a line (UTF-8) and return how many there were."""
+    """Writes records as JSON lines in UTF-8; returns their number."""
     count = 0
     with path.open("w", encoding="utf-8", newline="\n") as stream:
         for record in records:
@@ -31,7 +31,13 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
 
 
 def fill_and_tell(out: Path, facts_name: str, fill: Callable[[], object], line: Callable[[dict[str, Any]], str]) -> int:
-    """``fill()`` the folder ``out``, and print ``line`` of its facts, or that there was nothing to do.
+    """Fills the folder ``out`` and prints a line about the result.
+
+    Args:
+        out: the folder.
+        facts_name: path of the manifest below ``out``.
+        fill: fills the folder unless it is complete.
+        line: formats the content of the manifest.
 
     Returns:
         The exit status, 0.
@@ -47,5 +53,5 @@ def fill_and_tell(out: Path, facts_name: str, fill: Callable[[], object], line: 
 
 
 def tally(counts: Mapping[str, int]) -> str:
-    """ "382 train, 48 val", or "nothing"."""
+    """Formats counts such as "382 train, 48 val"; returns "nothing" for empty counts."""
     return ", ".join(f"{number} {kind}" for kind, number in counts.items()) or "nothing"

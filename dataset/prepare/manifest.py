@@ -1,4 +1,4 @@
-"""The manifest of a prepared folder: sources and shards with hashes, counts by reason, command and version; and its check."""
+"""Writes, reads and checks the manifest of a prepared folder: sources and shards with hashes, counts, command and version."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from utils.files import replacing
 from utils.version import VERSION
 
 MANIFEST = "_prepare/manifest.json"
-"""Path of the manifest in a folder of records; a folder of its own, since ``*.json`` beside the shards would be read as one."""
+"""Path of the manifest in a folder of records. A JSON file next to the shards would be read as a shard."""
 
 SUFFIXES = (".jsonl", ".json", ".tar", ".tsv", ".parquet")
-"""Suffixes of the files that a manifest accounts for."""
+"""Suffixes of the files that are shards."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest: ``values`` as JSON, and the path of the folder."""
+    """A manifest: its ``folder`` and its JSON ``values``."""
 
     folder: Path
     values: Mapping[str, Any]
@@ -47,7 +47,7 @@ def write_manifest(
     *,
     hashed: bool = True,
 ) -> Manifest:
-    """Write the manifest of the shards that lie in ``folder``. ``hashed``: with a hash of each, not with its size alone."""
+    """Writes the manifest of the shards in ``folder``. If ``hashed`` is False, it has the sizes of the shards without hashes."""
     values = {
         "version": VERSION,
         "command": sys.argv[1:],
@@ -66,14 +66,14 @@ def write_manifest(
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder.
+    """Reads the manifest of a folder.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: the manifest does not exist, or was changed.
     """
     path = folder / MANIFEST
     if not path.exists():
-        raise UserError(f"{folder} has no {MANIFEST}: `run.py prepare` did not make it, or not to its end")
+        raise UserError(f"{folder} has no {MANIFEST}: `run.py prepare` did not make the folder, or did not finish it")
     values = read_facts(path)
     values.pop("own_sha256", None)
     if path.read_bytes() != _content(values):
@@ -82,35 +82,35 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether the folder has a manifest; False: it is empty, or there is none.
+    """Returns True if the folder has a manifest, and False if the folder is empty or does not exist.
 
     Raises:
-        UserError: it holds files, but no manifest.
+        UserError: the folder has files, but no manifest.
     """
     if (folder / MANIFEST).exists():
         return True
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} holds files that `run.py prepare` did not make; give another --out")
+        raise UserError(f"{folder} contains files that `run.py prepare` did not make; give another --out")
     return False
 
 
 def check_same(folder: Path, arguments: Mapping[str, Any]) -> None:
-    """Raise :class:`UserError` unless the folder was made with these arguments."""
+    """Raises :class:`UserError` unless the folder was made with these arguments."""
     made_with = read_manifest(folder).values["arguments"]
     different = [key for key in {**made_with, **arguments} if made_with.get(key) != arguments.get(key)]
     if different:
         raise UserError(
-            f"{folder} was made from other files or with other flags ({', '.join(different)}); --overwrite makes it anew"
+            f"{folder} was made from other files or with other flags ({', '.join(different)}); --overwrite makes it again"
         )
 
 
 def prepared_folders(root: Path) -> list[Path]:
-    """The folders with a manifest in ``root``, itself among them."""
+    """Returns the folders with a manifest below ``root``, including ``root`` itself."""
     return sorted(path.parent.parent for path in root.rglob(MANIFEST) if not path.parent.parent.name.startswith("."))
 
 
 def faults(folder: Path) -> Iterator[str]:
-    """Faults of a prepared folder: shards that are missing, changed or strange, each in a line."""
+    """Yields the faults of a prepared folder, each as a line: shards that are missing, changed, or not in the manifest."""
     try:
         values = read_manifest(folder).values
     except UserError as error:
@@ -124,7 +124,7 @@ def faults(folder: Path) -> Iterator[str]:
         elif path.stat().st_size != shard["bytes"]:
             yield f"{path} has {path.stat().st_size:,} bytes, not {shard['bytes']:,}"
         elif shard["sha256"] is not None and file_digest(path) != shard["sha256"]:
-            yield f"{path} has the right size, but another content (SHA-256)"
+            yield f"{path} has the right size, but different content (SHA-256)"
     for path in _shards(folder):
         if path.name not in shards:
             yield f"{path} is not in the manifest, but would be read as a shard"
@@ -135,13 +135,13 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _notes(folder: Path) -> list[Path]:
-    """The files beside the manifest."""
+    """Returns the other files in the folder of the manifest."""
     return sorted(path for path in (folder / MANIFEST).parent.glob("*") if path != folder / MANIFEST and path.is_file())
 
 
 def _described(folder: Path, paths: list[Path], *, hashed: bool = True) -> list[dict[str, Any]]:
-    """Path, size in bytes and hash of files; the hash is null where files are not ``hashed``."""
-    with ThreadPoolExecutor(usable_cores()) as pool:  # hashing leaves the interpreter free
+    """Returns path, size in bytes and hash of files. The hash is null if files are not ``hashed``."""
+    with ThreadPoolExecutor(usable_cores()) as pool:  # hashing releases the interpreter lock
         digests = list(pool.map(file_digest, paths)) if hashed else [None] * len(paths)
     return [
         {"file": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": digest}
@@ -150,6 +150,6 @@ def _described(folder: Path, paths: list[Path], *, hashed: bool = True) -> list[
 
 
 def _content(values: Mapping[str, Any]) -> bytes:
-    """The manifest's file: ``values``, and a hash of them, by which a change is seen."""
+    """Returns the content of the manifest file: ``values`` and their hash, which reveals changes."""
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     return json_line({**values, "own_sha256": digest}, indent=2)

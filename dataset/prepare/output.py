@@ -1,4 +1,4 @@
-"""The folder that a command fills: claimed under a lock, resumed file by file where a command can, closed atomically."""
+"""The output folder of a command, which is locked while it is filled, resumed file by file, and completed atomically."""
 
 from __future__ import annotations
 
@@ -19,16 +19,22 @@ from utils.files import read_json, replacing
 from utils.folder_lock import NO_LOCKS
 
 JOURNAL = ".building"
-"""File of a folder that is being filled. The command that fills it holds a lock on it."""
+"""File in an unfinished folder, which the command that fills the folder locks."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished file: its ``source`` and both sizes in bytes, counts by kind, and the records that are left out of it.
+    """A finished file. If all of its records were skipped, it has an entry although it does not exist.
 
-    ``broken``: objects with place, reason and detail. A file of which nothing is left has an entry, but does not exist.
+    Attributes:
+        file: name of the file.
+        source: path of the file that it was made from.
+        source_bytes: size of the source in bytes.
+        bytes: size of the file in bytes.
+        counts: counts by kind.
+        broken: the skipped records, as objects with the keys place, reason and detail.
     """
 
     file: str
@@ -41,26 +47,27 @@ class Entry:
 
 @dataclass
 class OutputFolder:
-    """Context manager: the folder is this command's until the block ends; no other run, on any machine, fills it meanwhile.
+    """Context manager that reserves a folder for a command. Until the block ends, no other run, on any machine, can fill it.
 
-    While a command works, ``out/.building`` names its manifest and arguments, and has a line for each finished file.
-    :meth:`close` writes ``out/<manifest>``, atomically and last: a folder that has it is complete. A run that ends without
-    ``close`` leaves ``.building``: with the same arguments, the next run keeps the finished files and removes the others.
+    While the command is running, ``out/.building`` has the name of the manifest, the arguments, and a line for each finished
+    file. :meth:`close` writes ``out/<manifest>`` last and atomically, so a folder with a manifest is complete. A run that ends
+    without ``close`` leaves ``.building``. The next run with the same arguments keeps the finished files and removes the others.
 
     Args:
-        out: the folder; made if missing.
-        manifest: path of the manifest below ``out``. It stands for the command.
-        arguments: what decides the content, as JSON values.
-        owned: files and folders that the command writes below ``out``. Only these, and files with an entry, are ever removed.
-        overwrite: remove what earlier runs of the command made.
+        out: the folder, which is created if it does not exist.
+        manifest: path of the manifest below ``out``. Each command has its own.
+        arguments: everything that decides the content, as JSON values.
+        owned: files and folders that the command writes below ``out``. Only these and files with an entry may be removed.
+        overwrite: remove the output of earlier runs of the command.
 
     Attributes:
-        complete: there was a manifest with these arguments on entering; then nothing was removed.
-        entries: the finished files by name, those of earlier runs too.
+        complete: True if the folder had a manifest with these arguments on entering. Nothing is removed in this case.
+        entries: the finished files by name, including the files of earlier runs.
 
     Raises:
-        UserError: (on entering) the folder was made with other arguments, holds files of another origin, is being filled by
-            another run, or cannot be written; (in the block) an OSError, which is taken for a file that cannot be written.
+        UserError: on entering, if the folder was made with other arguments, has files of another origin, is being filled by
+            another run, or cannot be written. In the block, an OSError is raised as a UserError about a file that cannot be
+            written.
     """
 
     out: Path
@@ -92,10 +99,10 @@ class OutputFolder:
             raise self._cannot_write(error) from error
 
     def finished(self, name: str, source: Path) -> Entry | None:
-        """The entry of a file that need not be made again: it and its source have the sizes that they had.
+        """Returns the entry of a finished file if the sizes of the file and its source are unchanged, otherwise None.
 
         Raises:
-            UserError: it was made from another source.
+            UserError: the file was made from another source.
         """
         entry, path = self.entries.get(name), self.out / name
         if entry is None or not path.exists():
@@ -108,18 +115,18 @@ class OutputFolder:
         return entry if same else None
 
     def add(self, entry: Entry) -> None:
-        """Note that a file is finished, or that nothing is left of it."""
+        """Records that a file is finished."""
         self.entries[entry.file] = entry
         self._note(asdict(entry))
 
     def write_broken(self, name: str) -> None:
-        """Write the broken records of all entries to a file, an object a line."""
+        """Writes the skipped records of all entries to a file, one JSON object per line."""
         (self.out / name).parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.out / name) as path:
             path.write_bytes(b"".join(json_line(line) for entry in self.entries.values() for line in entry.broken))
 
     def close(self, facts: Mapping[str, Any] | None = None) -> None:
-        """Write the manifest (arguments, facts, entries) and give up the lock; the folder is complete from then on."""
+        """Writes the manifest (arguments, facts, entries), which completes the folder, and releases the lock."""
         files = {"files": [asdict(entry) for entry in self.entries.values()]} if self.entries else {}
         path = self.out / self.manifest
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,13 +136,14 @@ class OutputFolder:
         self.release()
 
     def release(self) -> None:
-        """Give up the lock. A journal without content, of a folder that is complete or not the command's, goes."""
+        """Releases the lock. An empty journal is removed: the folder is complete, or the command did not claim it."""
         if self._journal.closed:
             return
         if os.fstat(self._journal.fileno()).st_size == 0:
             (self.out / JOURNAL).unlink(missing_ok=True)
-        with suppress(OSError):  # the disk has no locks
-            fcntl.flock(self._journal, fcntl.LOCK_UN)  # closing alone does not: a forked worker may have the file too
+        with suppress(OSError):  # the file system does not support locks
+            # Closing the file does not release the lock if a forked worker has the file open, too.
+            fcntl.flock(self._journal, fcntl.LOCK_UN)
         self._journal.close()
 
     def _claim(self) -> None:
@@ -147,10 +155,10 @@ class OutputFolder:
         self.complete = already_made(self.out, self.manifest, self.arguments, overwrite=self.overwrite)
         notes = []
         if manifest_exists:
-            with suppress(UserError):  # that it is damaged matters to nobody who overwrites it
+            with suppress(UserError):  # only if it is overwritten, so that damage does not matter
                 notes += read_facts(self.out / self.manifest).get("files", [])
         for line in lines:
-            with suppress(ValueError):  # cut when the run was killed: its file is made again
+            with suppress(ValueError):  # an incomplete line of a killed run; its file is made again
                 notes.append(json.loads(line))
         for note in notes:
             if "file" in note:
@@ -170,24 +178,24 @@ class OutputFolder:
                 self._note({"arguments": dict(self.arguments)})
             for name in (self.manifest, *(name for name in present if name not in self.entries)):
                 _remove(self.out / name)
-        # A file that failed and is no longer asked for is forgotten.
+        # Entries of files that do not exist and are no longer requested are dropped.
         self.entries = {n: e for n, e in self.entries.items() if n in self.owned or (self.out / n).exists()}
 
     def _note(self, values: Mapping[str, Any]) -> None:
-        """Append a line to the journal, on a line of its own even after one that was cut."""
+        """Appends a line to the journal. It starts with a line break, since the last line may be incomplete."""
         self._journal.write("\n" + json.dumps(values))
         self._journal.flush()
 
     def _cannot_write(self, error: OSError) -> UserError:
-        remedy = "; the same command resumes" if self.entries else ""
+        remedy = "; rerun the same command to resume" if self.entries else ""
         return UserError(f"{error.filename or self.out} cannot be written: {error.strerror or error}{remedy}")
 
 
 def already_made(out: Path, manifest: str, arguments: Mapping[str, Any], *, overwrite: bool) -> bool:
-    """Whether ``out`` is complete and is what ``arguments`` would make; always False with ``overwrite``.
+    """Returns True if ``out`` is complete and was made with ``arguments``; always False with ``overwrite``.
 
     Raises:
-        UserError: the folder was made with other arguments and ``overwrite`` is off.
+        UserError: the folder was made with other arguments, and ``overwrite`` is False.
     """
     if overwrite or not (out / manifest).exists():
         return False
@@ -196,27 +204,27 @@ def already_made(out: Path, manifest: str, arguments: Mapping[str, Any], *, over
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The content of a manifest.
+    """Returns the content of a manifest.
 
     Raises:
-        UserError: it is no JSON object.
+        UserError: the file is not a JSON object.
     """
     try:
         facts = read_json(path)
     except ValueError:
         facts = None
     if not isinstance(facts, dict):
-        raise UserError(f"{path} is no JSON object; remove it, or give --overwrite")
+        raise UserError(f"{path} is not a JSON object; remove it, or give --overwrite")
     return facts
 
 
 def json_line(values: Mapping[str, Any], indent: int | None = None) -> bytes:
-    """An object as a line, in UTF-8; half of a surrogate pair, which UTF-8 cannot spell, as JSON's escape of it."""
+    """Returns an object as a line in UTF-8. Half of a surrogate pair, which UTF-8 cannot encode, becomes an escape sequence."""
     return (json.dumps(values, indent=indent, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def _lock(out: Path) -> IO[str]:
-    """The journal, open and locked."""
+    """Opens and locks the journal."""
     path = out / JOURNAL
     while True:
         journal = path.open("a+", encoding="utf-8", newline="\n")
@@ -226,21 +234,27 @@ def _lock(out: Path) -> IO[str]:
                 return journal
         except BlockingIOError:
             journal.close()
-            raise UserError(f"{out}: another run is filling it; let it end, or give another folder") from None
+            raise UserError(
+                f"{out}: another run is filling this folder; wait until it ends, or give another folder"
+            ) from None
         except FileNotFoundError:
             pass
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            logger.warning("%s: the disk has no locks (%s); let no other run fill it", out, error.strerror)
+            logger.warning(
+                "%s: the file system does not support locks (%s); make sure that no other run fills this folder",
+                out,
+                error.strerror,
+            )
             return journal
-        journal.close()  # another run closed the folder between the two calls: the locked file is its old journal
+        journal.close()  # another run closed the folder in between and removed the file that is locked now
 
 
 def _check_arguments(out: Path, made_with: Any, arguments: Mapping[str, Any]) -> None:
     if made_with == dict(arguments):
         return
-    difference = "which it does not name"
+    difference = "not recorded"
     if isinstance(made_with, dict):
         keys = [key for key in {**made_with, **arguments} if made_with.get(key) != arguments.get(key)]
         difference = ", ".join(f"{key}={made_with.get(key)}, not {arguments.get(key)}" for key in keys)
@@ -248,7 +262,7 @@ def _check_arguments(out: Path, made_with: Any, arguments: Mapping[str, Any]) ->
 
 
 def _foreign(out: Path, name: str) -> UserError:
-    return UserError(f"{out} holds {name}, which this command did not make; give an empty folder")
+    return UserError(f"{out} contains {name}, which this command did not make; give an empty folder")
 
 
 def _remove(path: Path) -> None:

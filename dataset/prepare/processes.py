@@ -1,4 +1,4 @@
-"""Work on many files by processes that may die: a damaged file can crash a decoding library."""
+"""Runs jobs in worker processes that may die, since a damaged file can crash a decoding library."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 AHEAD = 4
-"""Jobs per process that run, or are done and wait for their turn. More would take more memory; fewer would let the processes idle
-behind a long job."""
+"""Maximum number of running and finished jobs per process whose results were not yet yielded. A higher value needs more memory;
+with a lower value, processes are idle while a long job runs."""
 
 
 def in_order(
     work: Callable[[J], R], jobs: Iterable[J], workers: int, died: Callable[[J], R]
 ) -> Generator[R, None, None]:
-    """Yields ``work(job)`` in the order of ``jobs``, which are taken as they are needed, by ``workers`` processes.
+    """Runs jobs in ``workers`` processes and yields ``work(job)`` in the order of ``jobs``, which are fetched as needed.
 
-    If a process dies, the running jobs are done again, each in a process of its own; the result of a job that kills that process
-    too is ``died(job)``. An exception of ``work`` is raised here.
+    If a process dies, the running jobs are retried, each in a separate process. If a job kills this process as well, its result
+    is ``died(job)``. Exceptions of ``work`` are raised here.
     """
     left = iter(jobs)
     waiting: deque[tuple[J, Future[R]]] = deque()
@@ -66,12 +66,12 @@ def _alone(work: Callable[[J], R], job: J, died: Callable[[J], R]) -> R:
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    gc.freeze()  # else the collector goes through all that is imported again and again, here and in the processes
+    gc.freeze()  # so that garbage collection does not scan the imported modules, here and in the processes
     return ProcessPoolExecutor(workers, initializer=_begin)
 
 
 def _begin() -> None:
-    """Set up a new process: one thread, no traceback at Ctrl-C, and an end when its parent is killed."""
+    """Sets up a worker process: it has one thread, prints no traceback on Ctrl-C, and exits if its parent is killed."""
     torch.set_num_threads(1)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

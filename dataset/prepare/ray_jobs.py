@@ -1,4 +1,4 @@
-"""Jobs on the machines of a Ray cluster, which share the disk of the files and of this project."""
+"""Runs jobs on a Ray cluster. Its machines must share the disk with the files and with this project."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 AHEAD = 4
-"""Jobs per core that run, or are done and wait for their turn."""
+"""Maximum number of running and finished jobs per core whose results were not yet yielded."""
 RETRIES = 1
-"""How often a job is done again whose process or machine was lost."""
+"""Number of retries of a job whose process or machine was lost."""
 LOCAL = "local"
 
 
 def in_order_on_ray(
     work: Callable[[J], R], jobs: Iterable[J], address: str, workers: int, died: Callable[[J], R]
 ) -> Generator[R, None, None]:
-    """Yields ``work(job)`` in the order of ``jobs``, which are taken as they are needed.
+    """Runs jobs on a Ray cluster and yields ``work(job)`` in the order of ``jobs``, which are fetched as needed.
 
     Args:
-        work: a function at the top of a module.
-        jobs: small: the files that they name are read where they are worked on.
-        address: of the cluster; "auto": the one that this machine is of; "local": this machine alone.
-        workers: cores to use, with "local".
-        died: the result of a job that ended each process that did it.
+        work: a top-level function.
+        jobs: the jobs. They should be small: they contain the paths of files, which the workers read.
+        address: address of the cluster; "auto" for the cluster of this machine, "local" for this machine alone.
+        workers: number of cores to use if ``address`` is "local".
+        died: returns the result of a job that killed its process each time.
 
     Raises:
-        UserError: Ray is not installed, or there is no cluster at the address.
+        UserError: Ray is not installed, or connecting to the cluster failed.
     """
     ray = _connect(address, workers)
     task = ray.remote(max_retries=RETRIES)(work)
     left, waiting = iter(jobs), deque[tuple[J, Any]]()
     try:
         while True:
-            most = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
-            waiting.extend((job, task.remote(job)) for job in islice(left, most - len(waiting)))
+            limit = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+            waiting.extend((job, task.remote(job)) for job in islice(left, limit - len(waiting)))
             if not waiting:
                 return
             job, future = waiting.popleft()
