@@ -1,4 +1,4 @@
-"""Files that the frames command makes: a shard for each shard, or a list of frames for each video file."""
+"""The output files of the frames command: a shard for each shard, or a list of frames for each video file."""
 
 from __future__ import annotations
 
@@ -21,8 +21,15 @@ from utils.suffixes import VIDEO_SUFFIXES
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A file to make from the ``count`` records of ``source``, a job each. ``bare``: a list of frames, of one video; there is
-    no file if the video is broken."""
+    """A file to make.
+
+    Attributes:
+        name: path of the file below the output folder.
+        source: the file that it is made from.
+        count: number of records in the source.
+        jobs: returns a job for each record.
+        bare: True if the file is the list of frames of one video, which is not written if the video is broken.
+    """
 
     name: str
     source: Path
@@ -34,24 +41,26 @@ class OutputFile:
 def outputs_of_shards(
     files: Sequence[str], making: FrameMaking, *, video_key: str = "video", video_root: Path | None = None
 ) -> list[OutputFile]:
-    """A shard of JSON lines for each shard.
+    """Returns a shard of JSON lines to make for each shard.
 
     Raises:
-        UserError: as :class:`~dataset.shards.readers.Shards`; an address; two shards have one name; the decoder cannot be loaded.
+        UserError: a shard cannot be read or is an address, two shards have the same name, or the decoder cannot be loaded.
     """
     for entry in files:
         if is_address(entry):
-            raise UserError(f"--records {entry}: frames are made of shards on this machine; copy them here first")
+            raise UserError(
+                f"--records {entry}: frames can only be made from shards on this machine; copy the shards first"
+            )
     shards = Shards(files, key="--records")
     local = [path for path in shards.paths if isinstance(path, Path)]
 
-    def job(number: int) -> Job:
+    def job(index: int) -> Job:
         try:
-            raw = shards.read(number)
+            raw = shards.read(index)
             if raw.values.get(video_key) is None:
                 raise broken_key(raw, video_key)
         except Exception as error:
-            broken = broken_record(error, shards.location(number))
+            broken = broken_record(error, shards.location(index))
             return Job(making, broken.location, Path(), {}, broken=broken)
         return Job(making, raw.location, video_root or raw.folder, raw.values, video_key)
 
@@ -59,23 +68,25 @@ def outputs_of_shards(
         OutputFile(path.stem + ".jsonl", path, size, partial(map, job, range(end - size, end)))
         for path, size, end in zip(local, shards.sizes, itertools.accumulate(shards.sizes), strict=True)
     ]
-    _check_names(outputs, "--records", "rename one, or make it in a folder of its own")
+    _check_names(outputs, "--records", "rename one of them, or convert it to another folder")
     _check_decoder((source for start in shards.starts for source in _sources(job(start))), making)
     return outputs
 
 
 def outputs_of_folder(folder: Path, making: FrameMaking) -> list[OutputFile]:
-    """A list of frames for each video file below ``folder``; hidden files are none.
+    """Returns a list of frames to make for each video file below ``folder``. Hidden files are ignored.
 
     Raises:
-        UserError: there is no video file, two would become one list, or the decoder cannot be loaded.
+        UserError: the folder does not contain a video file, two videos would have the same list, or the decoder cannot be loaded.
     """
     if not folder.is_dir():
-        raise UserError(f"--folder: {folder} is no folder; check the path (it is relative to {Path.cwd()})")
+        raise UserError(f"--folder: {folder} is not a folder; check the path (it is relative to {Path.cwd()})")
     paths = glob.glob("**/*", root_dir=folder, recursive=True)
     names = sorted(name for name in paths if Path(name).suffix.lower() in VIDEO_SUFFIXES and (folder / name).is_file())
     if not names:
-        raise UserError(f"--folder: {folder} holds no video file ({', '.join(VIDEO_SUFFIXES)}); check the path")
+        raise UserError(
+            f"--folder: {folder} does not contain a video file ({', '.join(VIDEO_SUFFIXES)}); check the path"
+        )
 
     def output(name: str) -> OutputFile:
         job = Job(making, str(folder / name), folder, {"video": name}, bare=True)
@@ -90,9 +101,9 @@ def outputs_of_folder(folder: Path, making: FrameMaking) -> list[OutputFile]:
 def _sources(job: Job) -> Iterator[VideoSource]:
     try:
         if job.broken is None:
-            yield video_source(job.values[job.key], job.key, job.place, job.folder)
+            yield video_source(job.values[job.key], job.key, job.location, job.folder)
     except BrokenRecordError:
-        return  # several clips, which are no files, or broken: told when its turn comes
+        return  # a list of clips, which needs no decoder, or broken, which is reported later
 
 
 def _check_names(outputs: Sequence[OutputFile], flag: str, remedy: str) -> None:

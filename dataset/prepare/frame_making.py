@@ -1,4 +1,4 @@
-"""Making the video of one record into a list of frames."""
+"""Converts the video of a record to a list of frames."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from dataset.records.broken import broken_record
 from dataset.records.schema import BrokenRecordError
 
 MAKING = 1
-"""Increased when the same arguments give other frames."""
+"""Version of the frames, which is increased when the same arguments yield different frames."""
 
 
 @dataclass(frozen=True)
 class FrameMaking:
-    """Choice and encoding of a video's frames.
+    """Selects and encodes the frames of a video.
 
     Args:
-        reading: candidates in a second, backend, time limit.
-        short_side: of a frame in pixels, at most.
-        quality: of a JPEG.
-        max_frames: of a video, at even distances; None: all.
-        max_pixels: a video with larger frames is broken.
+        reading: frames per second, backend and time limit.
+        short_side: maximum length of the shorter side of a frame in pixels.
+        quality: JPEG quality.
+        max_frames: maximum number of frames of a video, at even distances; if None, all frames are used.
+        max_pixels: maximum number of pixels of a frame; a video with larger frames is broken.
     """
 
     reading: VideoReadingConfig = field(default_factory=lambda: VideoReadingConfig(time_limit_s=600))
@@ -43,10 +43,10 @@ class FrameMaking:
     max_pixels: int = 80_000_000
 
     def frames(self, source: VideoSource) -> list[str]:
-        """The frames as base64 JPEGs.
+        """Returns the frames as base64-encoded JPEGs.
 
         Raises:
-            BrokenRecordError: as :func:`~dataset.media.video.read_frames`.
+            BrokenRecordError: raised by :func:`~dataset.media.video.read_frames`.
         """
 
         def choose(count: int) -> Sequence[int]:
@@ -56,42 +56,52 @@ class FrameMaking:
         return self.frames_at(source, choose)
 
     def frames_at(self, source: VideoSource, choose: Choose) -> list[str]:
-        """The chosen frames; raises as :meth:`frames`. None chosen: nothing is decoded."""
+        """Returns the chosen frames; raises the same errors as :meth:`frames`. If no frame is chosen, nothing is decoded."""
         encoded = read_frames(source, self.reading, choose, self._encoded, self.max_pixels)
         return [base64.b64encode(content.numpy().tobytes()).decode("ascii") for content in encoded]
 
     def _encoded(self, frame: Tensor | EncodedImage) -> Tensor:
-        """(bytes,) uint8: of a long video, only the encoded frames are there all at once."""
+        """Returns the JPEG as a tensor, (bytes,) uint8, so that a long video is held in memory only in encoded form."""
         return torch.frombuffer(
             bytearray(encode_jpeg(shrink(pixels_of(frame), self.short_side), self.quality)), dtype=torch.uint8
         )
 
-    def clips(self, value: Any, key: str, place: str, folder: Path) -> list[list[str]]:
-        """The frames of each clip under ``key``: of one video, or of a list of lists of images. Base64 images stay as they
-        are, also where they are larger.
+    def clips(self, value: Any, key: str, location: str, folder: Path) -> list[list[str]]:
+        """Returns the frames of each clip under ``key``, which is one video, or a list of clips that are lists of images. Base64
+        images are not changed, even if they are larger.
 
         Raises:
-            BrokenRecordError: as :func:`~dataset.media.video.video_source` and :func:`~dataset.media.video.read_frames`.
+            BrokenRecordError: raised by :func:`~dataset.media.video.video_source` or :func:`~dataset.media.video.read_frames`.
         """
         if has_clips(value):
-            return [self.clips(clip, f"{key}[{number}]", place, folder)[0] for number, clip in enumerate(value)]
-        source = video_source(value, key, place, folder)
+            return [self.clips(clip, f"{key}[{index}]", location, folder)[0] for index, clip in enumerate(value)]
+        source = video_source(value, key, location, folder)
         if source.path is None and all(frame.path is None for frame in source.frames):
             return [value]
         return [self.frames(source)]
 
 
 def has_clips(value: Any) -> bool:
-    """Whether a record's video is several clips (see :mod:`dataset.records.clips`)."""
+    """Returns True if the video of a record is a list of clips (see :mod:`dataset.records.clips`)."""
     return isinstance(value, list) and bool(value) and all(isinstance(clip, list) for clip in value)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A record whose video becomes frames. ``broken``: why the record cannot be read. ``bare``: write the frames alone."""
+    """A record whose video is converted to frames.
+
+    Attributes:
+        making: selects and encodes the frames.
+        location: location of the record, for messages.
+        folder: folder of relative paths.
+        values: values of the record.
+        key: key of the video in the record.
+        bare: write the list of frames without the record.
+        broken: the error if the record cannot be read.
+    """
 
     making: FrameMaking
-    place: str
+    location: str
     folder: Path
     values: Mapping[str, Any]
     key: str = "video"
@@ -101,7 +111,7 @@ class Job:
 
 @dataclass(frozen=True)
 class RecordLine:
-    """A record with its frames, encoded as it is written, and the numbers of its ``videos`` and ``frames``."""
+    """A record with its frames: the line to write, and the number of its ``videos`` and ``frames``."""
 
     content: bytes
     videos: int
@@ -109,25 +119,25 @@ class RecordLine:
 
 
 def work(job: Job) -> RecordLine | BrokenRecord:
-    """Make the frames of a record; returns a broken record if its video cannot be used."""
+    """Converts the video of a record to frames; returns a broken record if the video cannot be used."""
     if job.broken is not None:
         return job.broken
     value = job.values.get(job.key)
     try:
-        clips = job.making.clips(value, job.key, job.place, job.folder)
+        clips = job.making.clips(value, job.key, job.location, job.folder)
     except BrokenRecordError as error:
         return error.as_broken()
     except (OSError, MemoryError) as error:
-        return BrokenRecord("unreadable video", job.place, str(error) or "it needs more memory than there is")
+        return BrokenRecord("unreadable video", job.location, str(error) or "it needs more memory than is available")
     except Exception as error:
-        return broken_record(error, job.place)
+        return broken_record(error, job.location)
     frames: Any = clips if has_clips(value) else clips[0]
     content = json.dumps(frames).encode("ascii") if job.bare else json_line({**job.values, job.key: frames})
     return RecordLine(content, len(clips), sum(map(len, clips)))
 
 
 def killed(job: Job) -> BrokenRecord:
-    """The broken record of a video whose reading ended its process."""
+    """Returns the broken record for a video that killed the process which read it."""
     return BrokenRecord(
-        "unreadable video", job.place, "the process that read it died (a fault of the decoder, or memory)"
+        "unreadable video", job.location, "the process that read it died, because the decoder crashed or memory ran out"
     )

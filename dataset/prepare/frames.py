@@ -1,4 +1,4 @@
-"""``run.py prepare frames``: videos become lists of frames."""
+"""``run.py prepare frames``: converts videos to lists of frames."""
 
 from __future__ import annotations
 
@@ -30,18 +30,28 @@ from utils.progress import progress_bar
 
 MANIFEST, BROKEN = manifest_of("frames"), "_frames/broken.jsonl"
 
-USUAL = FrameMaking()
-"""How frames are made if no flag says otherwise."""
+DEFAULTS = FrameMaking()
+"""The default values of flags."""
 
-NAMED = 3
-"""Broken videos of a kind that are logged; the file has all."""
+MAX_LOGGED = 3
+"""Maximum number of broken videos of a kind that are logged. The file lists all of them."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Totals of a folder; ``tried`` files were missing before this run, which made ``made`` videos in ``seconds``."""
+    """The result of a run.
+
+    Attributes:
+        videos: number of videos in the folder.
+        frames: number of frames in the folder.
+        bytes: size of the folder.
+        broken: number of broken videos by kind.
+        tried: number of files that were missing before this run.
+        made: number of videos that this run converted.
+        seconds: duration of this run.
+    """
 
     videos: int
     frames: int
@@ -52,13 +62,14 @@ class Summary:
     seconds: float
 
     def line(self) -> str:
-        """ "12 videos, 90 frames, 0.010 GB; 1 broken (1 missing video); 3.2 s, 3.8 videos a second"."""
+        """Formats the result, such as "12 videos, 90 frames, 0.010 GB; 1 broken (1 missing video); 3.2 s, 3.8 videos per
+        second"."""
         content = f"{self.videos} videos, {self.frames} frames, {self.bytes / 1e9:.3f} GB"
         content += f"; {self.broken.total()} broken ({tally(self.broken)})" if self.broken else "; none broken"
         if not self.made:
             return f"{content}; none of them new"
         new = "" if self.made == self.videos else f"{self.made} of them new, "
-        return f"{content}; {new}{self.seconds:.1f} s, {self.made / max(self.seconds, 1e-9):.1f} videos a second"
+        return f"{content}; {new}{self.seconds:.1f} s, {self.made / max(self.seconds, 1e-9):.1f} videos per second"
 
 
 def build(
@@ -70,15 +81,15 @@ def build(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Summary:
-    """Make the files of ``outputs`` that are not yet in ``out``, by ``workers`` processes.
+    """Makes the files of ``outputs`` that are missing in ``out`` with ``workers`` processes.
 
     Raises:
-        UserError: as :class:`~dataset.prepare.output.OutputFolder`; or no video could be read.
+        UserError: the folder cannot be used (:class:`~dataset.prepare.output.OutputFolder`), or no video could be read.
     """
     sources = {output.source.resolve() for output in outputs}
     for output in outputs:
         if (out / output.name).resolve() in sources:
-            raise UserError(f"{out}: {output.name} would replace what it is made from; give another folder")
+            raise UserError(f"{out}: {output.name} would replace its own source; give another folder")
     names = [output.name for output in outputs]
     with OutputFolder(out, MANIFEST, arguments, names, overwrite=overwrite) as folder:
         summary = _fill(folder, outputs, workers, progress)
@@ -87,7 +98,7 @@ def build(
         first = next(broken for entry in folder.entries.values() for broken in entry.broken)
         raise UserError(
             f"{out}: no video could be read: {tally(summary.broken)} (first: {first['place']}: {first['detail']}); "
-            "check the paths (--overwrite makes everything anew)"
+            "check the paths (--overwrite makes everything again)"
         )
     return summary
 
@@ -128,7 +139,7 @@ def _make(
     on_broken: Callable[[BrokenRecord], None],
     on_result: Callable[[], object],
 ) -> Entry:
-    """Make one file from the next ``output.count`` results; it gets its name once it is whole."""
+    """Makes a file from the next ``output.count`` results. It is renamed to its final name when it is complete."""
     path = out / output.name
     part = path.with_name(path.name + ".part")
     broken: list[dict[str, str]] = []
@@ -156,9 +167,9 @@ def _make(
 
 def _log(broken: BrokenRecord, logged: Counter[str]) -> None:
     logged[broken.kind] += 1
-    if logged[broken.kind] <= NAMED:
-        more = f" (more of this kind are only written to {BROKEN})" if logged[broken.kind] == NAMED else ""
-        logger.warning("left out: %s: %s: %s%s", broken.location, broken.kind, broken.message, more)
+    if logged[broken.kind] <= MAX_LOGGED:
+        more = f" (more of this kind are only written to {BROKEN})" if logged[broken.kind] == MAX_LOGGED else ""
+        logger.warning("skipped: %s: %s: %s%s", broken.location, broken.kind, broken.message, more)
 
 
 def frames(
@@ -169,44 +180,45 @@ def frames(
     video_key: str = "video",
     video_root: Path | None = None,
     frames_per_second: PositiveReal = 1.0,
-    short_side: Annotated[int, read_by(whole_number(16, 4096))] = USUAL.short_side,
-    quality: Annotated[int, read_by(whole_number(1, 100))] = USUAL.quality,
+    short_side: Annotated[int, read_by(whole_number(16, 4096))] = DEFAULTS.short_side,
+    quality: Annotated[int, read_by(whole_number(1, 100))] = DEFAULTS.quality,
     max_frames: Annotated[int | None, read_by(whole_number(1, 1_000_000))] = None,
     backend: Literal["av", "decord"] = "av",
-    time_limit: PositiveReal = USUAL.reading.time_limit_s,
-    max_pixels: Annotated[int, read_by(whole_number(1, 2**31))] = USUAL.max_pixels,
+    time_limit: PositiveReal = DEFAULTS.reading.time_limit_s,
+    max_pixels: Annotated[int, read_by(whole_number(1, 2**31))] = DEFAULTS.max_pixels,
     workers: Annotated[int, read_by(whole_number(1, 1024))] = usable_cores(),
 ) -> int:
-    """Turn videos into lists of frames.
+    """Convert videos to lists of frames.
 
-    Training on video files decodes them again in every epoch, which costs many times as much as images. This command decodes each
-    video once and keeps the frames of whole seconds (X²-VLM, section 3.2) as base64 JPEGs, the form of the released data.
+    Training on video files decodes them in every epoch, which is much slower than reading images. This command decodes each
+    video once and stores one frame per second (X²-VLM, section 3.2) as base64-encoded JPEGs, like the released data.
 
-    With --records, it reads shards of pre-training, and writes for each shard <its name>.jsonl to the folder of --out: the same
-    records with frames instead of the path. Records that hold base64 images stay as they are. With --folder, it writes for every
-    video file <its path>.json, a list of frames. With the folder of --out in place of the folder of videos in a config, the lists
-    are found as the files were (by the video_id of MSR-VTT and others).
+    With --records, the command reads shards for pre-training and writes <name of the shard>.jsonl to --out for each shard. The
+    records are the same, with frames instead of the path; records that already have base64 images are not changed. With
+    --folder, the command writes <path of the video>.json, a list of frames, for each video file. If a config names --out instead
+    of the folder of videos, training finds the lists in the same way as the videos (by the video_id of MSR-VTT and others).
 
-    A video that cannot be read is skipped with its record, counted, and named in _frames/broken.jsonl in the folder of --out.
-    The same command resumes an interrupted run: finished files are kept, and made again only if they were deleted or their source
-    has another size. Broken videos of a folder are tried again each time; broken videos of a shard, when the shard is deleted.
-    Only one run at a time can fill a folder.
+    A video that cannot be read is skipped with its record, counted, and listed in _frames/broken.jsonl in --out. Rerun the same
+    command to resume an interrupted run. Finished files are kept; they are made again only if they were deleted or if the size
+    of their source has changed. Broken videos of a folder are retried by each run, broken videos of a shard only after its output
+    is deleted. Only one run at a time can fill a folder.
 
     Args:
         records: shards, patterns, or folders of shards.
-        folder: every video file below it (.mp4 .avi .mov .mkv .webm .m4v .mpg .mpeg).
+        folder: folder that is searched for video files (.mp4 .avi .mov .mkv .webm .m4v .mpg .mpeg), including its subfolders.
         video_key: key of the video in a record.
-        video_root: folder of relative paths (default: the shard's folder).
-        frames_per_second: frames of each second; 1 is the paper's.
-        short_side: of a frame in pixels, at most. The default is the largest input of any config of videos; smaller frames stay
-            as they are. 256 is enough for pre-training at 224, and takes less than half the space and the time to decode it.
-        quality: of JPEGs.
-        max_frames: of a video, at even distances (default: all). A list is read whole whenever some of its frames are needed: set
-            it where videos last many minutes.
-        backend: av is PyAV.
-        time_limit: a video that takes more seconds is broken.
-        max_pixels: a video of larger frames is broken, too.
-        workers: processes (default: one a core).
+        video_root: folder of relative paths (default: the folder of the shard).
+        frames_per_second: number of frames per second; the paper uses 1.
+        short_side: maximum length of the shorter side of a frame in pixels. Smaller frames are not enlarged. The default is the
+            largest input size of all video configs. 256 is enough for pre-training at 224, and needs less than half the space
+            and decoding time.
+        quality: JPEG quality.
+        max_frames: maximum number of frames of a video, at even distances (default: all). Set it if videos last many minutes,
+            since a list is read completely even if only some of its frames are needed.
+        backend: decoder; av is PyAV.
+        time_limit: maximum time to decode a video in seconds; a video that takes longer is broken.
+        max_pixels: maximum number of pixels of a frame; a video with larger frames is broken.
+        workers: number of processes (default: number of cores).
     """
     if bool(records) == (folder is not None):
         raise UserError("give --records FILE ... or --folder DIR, and not both; see run.py prepare frames --help")
@@ -216,10 +228,10 @@ def frames(
     making = FrameMaking(reading, short_side, quality, max_frames, max_pixels)
     if folder is not None:
         if video_root is not None:
-            raise UserError("--video-root is for --records; videos of --folder are found below it")
+            raise UserError("--video-root can only be used with --records; --folder contains its videos")
         if out.resolve() == folder.resolve():
             raise UserError(
-                f"--out: {out} is the folder of the videos, which are found before their lists; give another"
+                f"--out: {out} is the folder of the videos, where training would find the videos before their lists; give another"
             )
         outputs = outputs_of_folder(folder, making)
         arguments: dict[str, Any] = {"folder": str(folder.resolve())}
@@ -240,7 +252,7 @@ def frames(
     try:
         summary = build(out, outputs, arguments, workers=workers, overwrite=output.overwrite, progress=True)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command resumes\n")
+        sys.stderr.write("interrupted; rerun the same command to resume\n")
         return 130
     if summary.tried:
         sys.stdout.write(f"{out}: {summary.line()}\n")

@@ -1,4 +1,4 @@
-"""``run.py prepare own``: records from your own CSV file, JSON array, JSON lines or COCO file (docs/own_data.md)."""
+"""``run.py prepare own``: converts your own CSV file, JSON array, JSON lines or COCO file to records (docs/own_data.md)."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ Rows = Iterable[Row | BrokenRecordError]
 
 
 def read_any(path: Path) -> tuple[str, Rows]:
-    """The form of a file, "CSV", "COCO" or "JSON", and its rows.
+    """Returns the form of a file, "CSV", "COCO" or "JSON", and its rows.
 
     Raises:
-        UserError: it cannot be read, is too large, is empty, or has another form.
+        UserError: the file cannot be read, is too large, is empty, or has another form.
     """
     name = str(path)
     if path.is_file() and path.stat().st_size > RECORD_BYTES:
@@ -47,7 +47,7 @@ def read_any(path: Path) -> tuple[str, Rows]:
     if text.lstrip().startswith("{"):
         try:
             content = parse_json(text)
-        except ValueError:  # more than one line
+        except ValueError:  # JSON lines
             content = {}
         if isinstance(content.get("images"), list) and isinstance(content.get("annotations"), list):
             return "COCO", _coco_rows(content, name)
@@ -60,22 +60,24 @@ def _csv_rows(text: str, name: str) -> Rows:
     columns = [column.strip() for column in reader.fieldnames or ()]
     if len(columns) < 2 or len(set(columns)) < len(columns):
         raise UserError(
-            f"{name}:1: the header names {', '.join(columns) or 'no column'}; it should name each column once"
+            f"{name}:1: the header is {', '.join(columns) or 'empty'}; it should name each column once, and at least two columns"
         )
     reader.fieldnames = columns
     try:
         for values in reader:
-            place = f"{name}:{reader.line_num}"
+            location = f"{name}:{reader.line_num}"
             if None in values or None in values.values():
-                yield BrokenRecordError("wrong columns", place, f"not {len(columns)} values, as the header has")
+                yield BrokenRecordError(
+                    "wrong columns", location, f"the row does not have {len(columns)} values like the header"
+                )
             else:
-                yield Row({key: value for key, value in values.items() if value.strip()}, place)
+                yield Row({key: value for key, value in values.items() if value.strip()}, location)
     except csv.Error as error:
         raise UserError(f"{name}:{reader.line_num}: not CSV: {error}") from None
 
 
 def _coco_rows(content: dict[str, Any], name: str) -> Rows:
-    """A row for each annotation, with the image's file and the category's name as caption."""
+    """Yields a row for each annotation: the image file, and as caption the annotation's own or the name of its category."""
 
     def by_id(key: str) -> dict[Any, dict[str, Any]]:
         listed = listed_rows(content, key, name, "prepare own", "COCO's file") if key in content else []
@@ -84,15 +86,15 @@ def _coco_rows(content: dict[str, Any], name: str) -> Rows:
     images, categories = by_id("images"), by_id("categories")
     for row in listed_rows(content, "annotations", name, "prepare own", "COCO's file"):
         values = row.values if isinstance(row, Row) else {}
-        image, number = images.get(values.get("image_id"), {}), values.get("category_id")
-        caption = values.get("caption", categories.get(number, {}).get("name") if "bbox" in values else None)
+        image, category_id = images.get(values.get("image_id"), {}), values.get("category_id")
+        caption = values.get("caption", categories.get(category_id, {}).get("name") if "bbox" in values else None)
         if isinstance(row, BrokenRecordError):
             yield row
         elif values.get("iscrowd"):
-            yield BrokenRecordError("crowd", row.location, "the box is around a crowd of objects, not one")
+            yield BrokenRecordError("crowd", row.location, "the box is around a crowd of objects")
         elif image.get("file_name") is None or caption is None:
             yield BrokenRecordError(
-                "missing key", row.location, "no image, or neither a caption nor a box with a category"
+                "missing key", row.location, "it needs an image, and a caption or a box with a category"
             )
         else:
             box = {"bb": values["bbox"]} if "bbox" in values else {"image_id": values["image_id"]}
@@ -100,13 +102,13 @@ def _coco_rows(content: dict[str, Any], name: str) -> Rows:
 
 
 class Converter:
-    """Makes records of rows.
+    """Converts the rows of a file to records.
 
     Args:
-        rows: of one file, under the names that this module knows.
-        images: the images of the records.
-        out: folder of the file of records, from which the paths in them start.
-        boxes: form of the boxes in ``bb``: "corners" or "xywh"; columns say it by their names.
+        rows: the rows, with the column names that this module knows.
+        images: finds the images.
+        out: folder of the output file; paths in records are relative to it.
+        boxes: form of the boxes in ``bb``, "corners" or "xywh". If boxes are given in columns, the names of the columns decide.
     """
 
     def __init__(self, rows: Sequence[Row | BrokenRecordError], images: ImageFiles, out: Path, boxes: str | None):
@@ -122,24 +124,24 @@ class Converter:
         if self._columns is not None:
             named = "corners" if self._columns == CORNERS else "xywh"
             if boxes not in (None, named):
-                raise UserError(f"--boxes {boxes}: the columns {', '.join(self._columns)} say otherwise; leave it out")
+                raise UserError(f"--boxes {boxes} contradicts the columns {', '.join(self._columns)}; remove the flag")
             self.boxes = named
         has_boxes = bool({"elems", "bb"} & keys) or self._columns is not None
         kinds = {"questions": "question" in keys, "statements": "sentence" in keys, "regions": has_boxes}
         kinds |= {"captions": "caption" in keys}
-        self.kind = next((kind for kind, there in kinds.items() if there), "")
+        self.kind = next((kind for kind, found in kinds.items() if found), "")
         if not self.kind:
             listed = ", ".join(sorted(map(str, keys)))[:200] or "none"
             raise UserError(
-                f"no column says what the rows are (question, sentence, caption, x1, y1, x2, y2); columns: {listed}; see "
-                "--help, and --rename OLD=NEW"
+                "the rows need one of the columns question, sentence, caption, or the columns x1, y1, x2, y2; found columns: "
+                f"{listed}; see --help, and --rename OLD=NEW"
             )
 
     def records(self) -> list[dict[str, Any]]:
-        """The records; unusable rows and boxes go to :attr:`broken`.
+        """Returns the records. Unusable rows and boxes are added to :attr:`broken`.
 
         Raises:
-            UserError: all boxes lie within 0 and 1.
+            UserError: all boxes lie within 0 and 1, or boxes look like corners but are read as x, y, width, height.
         """
         made: dict[Any, dict[str, Any]] = {}
         for index, row in enumerate(self.rows):
@@ -160,7 +162,7 @@ class Converter:
             )
         if self.boxes != "corners" and look_like_corners(boxes, np.array(self._sizes)):
             raise UserError(
-                f"boxes look like x1, y1, x2, y2, as {boxes[0].tolist()}; give --boxes corners, or name their columns "
+                f"boxes look like x1, y1, x2, y2, such as {boxes[0].tolist()}; give --boxes corners, or call their columns "
                 f"{', '.join(CORNERS)}"
             )
         return list(made.values())
@@ -190,7 +192,7 @@ class Converter:
         return {"images": images, **_kept(row, "sentence", "label")}
 
     def _add_boxes(self, row: Row, made: dict[Any, dict[str, Any]]) -> None:
-        """Add the boxes of a row to the record of its image."""
+        """Adds the boxes of a row to the record of its image."""
         source = self.images.find(row.get("image", str), row.location)
         image = self._image(row)
         size = self._size_of.setdefault(image, self._size_of.get(image) or self.images.size(source))
@@ -198,7 +200,9 @@ class Converter:
         for element in row.get("elems", list) if nested else [row.values]:
             try:
                 if not isinstance(element, dict):
-                    raise BrokenRecordError("wrong type", row.location, f"elems holds {element!r:.40}, not an object")
+                    raise BrokenRecordError(
+                        "wrong type", row.location, f"elems contains {element!r:.40}, which is not an object"
+                    )
                 own = Row(element, row.location)
                 texts_of(own, "caption")
                 box = place_box(self._box(own, size), *size, row.location, "the box")
@@ -209,7 +213,7 @@ class Converter:
             record["elems"].append({"bb": list(box), **_kept(own, "caption", "attributes", "grain")})
 
     def _box(self, row: Row, size: tuple[int, int]) -> Box:
-        """The box as x, y, width, height, in an image of ``size``."""
+        """Returns the box of a row as x, y, width, height; ``size`` is the size of the image."""
         try:
             value = [float(row.values[name]) for name in self._columns] if self._columns else row.get("bb", object)
             value = parse_json(value) if isinstance(value, str) else value
@@ -240,48 +244,50 @@ def own(
     rename: tuple[str, ...] = (),
     overwrite: bool = False,
 ) -> int:
-    """Make records from your own CSV file, JSON array, JSON lines or COCO file.
+    """Convert your own CSV file, JSON array, JSON lines or COCO file to records.
 
-    The names of the columns decide which records are written (docs/own_data.md):
+    The names of the columns decide which kind of record is written (docs/own_data.md):
 
-      question   questions:  image, question; answer, answer_type, question_id if there are any
+      question   questions:  image, question; optionally answer, answer_type, question_id
       sentence   statements: image, sentence, label; image2 for the right image of a pair
       boxes      regions:    image, caption, and a row for each box: x1, y1, x2, y2 (corners), or x, y, width, height
-      caption    captions:   image, caption; image_id if there is one
+      caption    captions:   image, caption; optionally image_id
 
     JSON objects have the same keys, or the keys of records (elems, bb, images, lists of captions and answers). COCO's caption and
     instance files are converted, too. Give --rename OLD=NEW if your columns have other names.
 
-    Every image must exist, and every box must lie in its image. Rows and boxes that cannot be used are written with their reason
+    Every image must exist, and every box must be inside its image. Rows and boxes that cannot be used are written with the reason
     to <name of --out>_broken.jsonl.
 
     Args:
         file: CSV file with a header, JSON array, JSON lines, or COCO's JSON file.
         out: file of records to write, *.jsonl.
-        images: folder that image paths start from (default: the folder of FILE).
+        images: folder of relative image paths (default: the folder of FILE).
         boxes: form of boxes in bb or bbox: x1, y1, x2, y2, or x, y, width, height.
         rename: OLD=NEW: read the column OLD as NEW; may be repeated.
-        overwrite: replace what is there.
+        overwrite: replace existing files.
 
     Examples:
         python run.py prepare own captions.csv --out data/own/captions_train.jsonl
         python run.py prepare own boxes.csv --images photos --out data/own/regions.jsonl --rename text=caption
 
     Returns:
-        0 all rows were used; 1 something was broken; 2 nothing was written
+        0: all rows were used; 1: some rows or boxes were broken; 2: nothing was written
     """
     broken_file = out.with_name(f"{out.stem}_broken.jsonl")
     if out.suffix != ".jsonl" or not out.parent.is_dir():
         raise UserError(f"--out {out}: give a file *.jsonl in a folder that exists")
     if out.exists() and (not overwrite or out.samefile(file)):
-        raise UserError(f"--out {out} is there already; give another name, or --overwrite for what is not FILE itself")
+        raise UserError(f"--out {out} already exists; give another name, or --overwrite unless it is FILE itself")
     if wrong := [each for each in rename if not all(each.partition("=")[::2])]:
         raise UserError(f"--rename {wrong[0]}: give OLD=NEW")
     form, read = read_any(file)
     rows = list(_renamed(read, dict(each.split("=", 1) for each in rename)))
     if any("bbox" in row.values for row in rows if isinstance(row, Row)):
         if boxes is None:
-            raise UserError(f"{file}: say what bbox holds: --boxes xywh (x, y, width, height) or --boxes corners")
+            raise UserError(
+                f"{file}: the form of bbox is unknown; give --boxes xywh (x, y, width, height) or --boxes corners"
+            )
         rows = list(_renamed(rows, {"bbox": "bb"}))
     folder = images if images is not None else file.parent
     converter = Converter(rows, ImageFiles(folder), out.parent, boxes)
@@ -306,7 +312,9 @@ def own(
     )
     sys.stdout.write(f"{out}: {counts} of {len(rows):,} rows ({form})\n")
     if converter.dropped:
-        sys.stdout.write(f"  dropped, since no record has them: {', '.join(map(str, converter.dropped))[:300]}\n")
+        sys.stdout.write(
+            f"  dropped columns that records do not have: {', '.join(map(str, converter.dropped))[:300]}\n"
+        )
     if broken:
         sys.stdout.write(f"{broken_file}: {len(broken):,} broken: {tally(reasons)}{first}\n")
     return 1 if broken else 0

@@ -1,4 +1,4 @@
-"""Makes a BERT-style WordPiece tokenizer from texts, so that nothing has to be downloaded."""
+"""Trains a BERT-style WordPiece tokenizer on texts, so that no tokenizer has to be downloaded."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-"""Special tokens; a token's place is its id."""
+"""Special tokens. The index of a token is its id."""
 
 MODEL_MAX_LENGTH = 512
 
 
 def train_wordpiece(texts: Iterable[str], folder: Path, *, vocab_size: int, lowercase: bool = True) -> int:
-    """Train a WordPiece tokenizer and save it so that ``transformers.AutoTokenizer`` loads it as a fast one, offline.
+    """Trains and saves a WordPiece tokenizer, which ``transformers.AutoTokenizer`` loads as a fast tokenizer without downloads.
 
-    The same texts give the same files, byte for byte. Normalisation is BERT's, with a space around each Chinese character,
-    except that accents stay: BERT's uncased models strip them, which turns the Japanese "が" into "か".
+    The same texts yield the same files, byte for byte. Texts are normalised as in BERT, with a space around each Chinese
+    character, except that accents are kept: BERT's uncased models strip them, which turns the Japanese "が" into "か".
 
     Args:
-        texts: the texts to learn words from.
-        folder: receives ``tokenizer.json``, ``tokenizer_config.json`` and ``vocab.txt``; made if missing.
-        vocab_size: upper bound of the vocabulary; fewer entries where the texts have fewer pieces.
-        lowercase: fold case.
+        texts: the training texts.
+        folder: output folder for ``tokenizer.json``, ``tokenizer_config.json`` and ``vocab.txt``; it is created if missing.
+        vocab_size: maximum size of the vocabulary; it is smaller if the texts have fewer pieces.
+        lowercase: convert texts to lower case.
 
     Returns:
-        The number of entries of the vocabulary.
+        The size of the vocabulary.
 
     Raises:
-        ValueError: ``texts`` holds no word, or ``vocab_size`` cannot hold the characters of the texts.
+        ValueError: ``texts`` contain no words, or ``vocab_size`` is too small for the characters of the texts.
         OSError: ``folder`` cannot be written.
     """
     normalizer = normalizers.BertNormalizer(
@@ -40,22 +40,24 @@ def train_wordpiece(texts: Iterable[str], folder: Path, *, vocab_size: int, lowe
     normal = [normalizer.normalize_str(text) for text in texts]
     pieces = _single_characters(word for text in normal for word, _ in pre_tokenizer.pre_tokenize_str(text))
     if not pieces:
-        raise ValueError("there is no word to make a tokenizer from")
+        raise ValueError("the texts contain no word to train a tokenizer on")
     if vocab_size < len(SPECIAL_TOKENS) + len(pieces):
         needed = len(SPECIAL_TOKENS) + len(pieces)
-        raise ValueError(f"vocab_size {vocab_size} is too small: characters and special tokens alone need {needed}")
+        raise ValueError(
+            f"vocab_size {vocab_size} is too small: single characters and special tokens already need {needed}"
+        )
 
     trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     trained.normalizer = normalizer
     trained.pre_tokenizer = pre_tokenizer
-    # The trainer numbers single characters in the order of a randomly seeded hash map, and breaks ties between equally
-    # frequent merges by these numbers. Naming them all up front, sorted, makes its result a function of the texts.
+    # The trainer assigns ids to single characters in the order of a randomly seeded hash map, and breaks ties between
+    # equally frequent merges by these ids. Passing all characters in sorted order makes the result deterministic.
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size, special_tokens=[*SPECIAL_TOKENS, *pieces], show_progress=False
     )
     trained.train_from_iterator(normal, trainer)
     vocabulary = sorted(trained.get_vocab().items(), key=lambda item: item[1])
-    tokenizer = _assemble({token: number for number, (token, _) in enumerate(vocabulary)}, normalizer, pre_tokenizer)
+    tokenizer = _assemble({token: index for index, (token, _) in enumerate(vocabulary)}, normalizer, pre_tokenizer)
     _save(tokenizer, folder, lowercase=lowercase)
     return len(vocabulary)
 
@@ -91,7 +93,7 @@ def _save(tokenizer: Tokenizer, folder: Path, *, lowercase: bool) -> None:
     ordered = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     (folder / "vocab.txt").write_text("".join(token + "\n" for token, _ in ordered), encoding="utf-8", newline="\n")
     config = {
-        # The generic fast class reads tokenizer.json; BertTokenizerFast of transformers 5 ignores a vocab_file it is given.
+        # The generic fast class reads tokenizer.json; BertTokenizerFast in transformers 5 ignores its argument vocab_file.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "do_lower_case": lowercase,
         "model_max_length": MODEL_MAX_LENGTH,

@@ -1,4 +1,4 @@
-"""The translations of captions: files of lines, line n of each a translation of line n of ``texts.txt``."""
+"""Translations of captions. Line n of each file of translations is the translation of line n of ``texts.txt``."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _TRANSLATED = re.compile(r"texts\.([A-Za-z]{2,3}(?:[-_]\w+)?)\.txt")
 
 
 def digest_of(text: str) -> int:
-    """A number of 63 bits for a text."""
+    """Returns a hash of a text, an integer of 63 bits."""
     content = text.encode("utf-8", "backslashreplace")
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
 
 
 def one_line(text: str) -> str:
-    """The text as a line: whitespace, ends of lines too, becomes single spaces."""
+    """Returns the text on one line: each run of whitespace, including line breaks, becomes a space."""
     return " ".join(text.split())
 
 
 def write_texts(folder: Path, texts: Iterable[str]) -> int:
-    """Write each text once, in the order in which they come first, to the file to translate; returns their number."""
+    """Writes the distinct texts, in the order of their first occurrence, to the file to translate; returns their number."""
     seen: set[int] = set()
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / TEXTS) as part, part.open("w", encoding="utf-8", errors="backslashreplace") as stream:
@@ -45,17 +45,17 @@ def write_texts(folder: Path, texts: Iterable[str]) -> int:
 
 
 def translated_files(folder: Path) -> dict[str, Path]:
-    """The files of translations by language."""
+    """Returns the files of translations by language."""
     found = ((_TRANSLATED.fullmatch(path.name), path) for path in sorted(folder.iterdir()))
     named = {match[1].lower(): path for match, path in found if match is not None}
     return {language: path for language, path in sorted(named.items()) if language != ENGLISH}
 
 
 def fill_store(path: Path, folder: Path, files: Mapping[str, Path]) -> None:
-    """Store the translations of each text under its :func:`digest_of`, as a JSON object by language without empty ones.
+    """Stores the translations of each text under its :func:`digest_of`, as a JSON object by language, without empty translations.
 
     Raises:
-        UserError: a file cannot be read, or has more or fewer lines than the texts.
+        UserError: a file cannot be read, or its number of lines differs from ``texts.txt``.
     """
     lines = _line_counts([folder / TEXTS, *files.values()])
     for file, count in lines.items():
@@ -74,9 +74,9 @@ def _line_counts(files: Iterable[Path]) -> dict[Path, int]:
 
 def _rows(folder: Path, files: Mapping[str, Path], total: int) -> Iterator[Row]:
     texts = progress_bar(_lines(folder / TEXTS), total=total, desc="translations", unit="text")
-    for number, (text, *translations) in enumerate(zip(texts, *map(_lines, files.values()), strict=True), start=1):
+    for line_number, (text, *translations) in enumerate(zip(texts, *map(_lines, files.values()), strict=True), start=1):
         by_language = {language: line for language, line in zip(files, translations, strict=True) if line}
-        location = f"{folder / TEXTS}:{number}"
+        location = f"{folder / TEXTS}:{line_number}"
         yield Row("texts", str(digest_of(text)), location, json.dumps(by_language, ensure_ascii=False))
 
 
@@ -90,25 +90,27 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 class Translator:
-    """Gives records their captions by language, ``{"en": …, "de": …}``; a context manager, of one process.
+    """Replaces the captions of records with captions by language, ``{"en": …, "de": …}``.
+
+    A translator is a context manager, and each process needs its own.
 
     Args:
-        path: the file of :func:`fill_store`.
-        languages: those that a caption should have, for the counts.
+        path: the file that :func:`fill_store` wrote.
+        languages: the languages in which every caption should be translated; missing translations are counted.
     """
 
     def __init__(self, path: Path, languages: Iterable[str]):
         self.languages, self._store = tuple(languages), RowFile(path)
 
-    def record(self, values: Mapping[str, Any], counts: Counts, place: str) -> dict[str, Any]:
-        """A record of an image or of regions, its captions translated; those that are by language already stay."""
-        return translate_record(values, lambda text: self._caption(text, counts, place))
+    def record(self, values: Mapping[str, Any], counts: Counts, location: str) -> dict[str, Any]:
+        """Translates the captions of a record of an image or of regions. Captions by language are not changed."""
+        return translate_record(values, lambda text: self._caption(text, counts, location))
 
-    def _caption(self, text: str, counts: Counts, place: str) -> dict[str, str]:
+    def _caption(self, text: str, counts: Counts, location: str) -> dict[str, str]:
         counts.made["texts"] += 1
         found = self._store.find("texts", str(digest_of(one_line(text))))
         if not found:
-            counts.leave_out("text that was not translated", place, repr(text[:80]))
+            counts.leave_out("text that was not translated", location, repr(text[:80]))
             return {ENGLISH: text}
         translations: dict[str, str] = json.loads(found[-1].text)
         for language in self.languages:
@@ -124,7 +126,7 @@ class Translator:
 
 
 def translate_record(values: Mapping[str, Any], translate: Callable[[str], Any]) -> dict[str, Any]:
-    """A copy of a record, with ``translate(text)`` for each text: of the image, of its elements, and of their attributes."""
+    """Returns a copy of a record with translated texts: captions of the image and its elements, and attributes of elements."""
 
     def changed(value: Any) -> Any:
         if isinstance(value, str):

@@ -240,7 +240,7 @@ def test_what_is_broken_is_left_out_told_and_written_down(videos, tmp_path, writ
     assert "2 videos, 8 frames" in summary.line()
     assert OneLine("11 broken", "5 missing video", "2 unreadable video") in summary.line().splitlines()
     told = [record.getMessage() for record in caplog.records]
-    assert sum("missing video" in each for each in told) == frames.NAMED
+    assert sum("missing video" in each for each in told) == frames.MAX_LOGGED
     assert told[2] == OneLine(f"{file}:4", "missing video", f"{videos}/none2.mp4")
     written = rows(tmp_path / "out/_frames/broken.jsonl")
     assert [each["place"].rsplit(":", 1)[1] for each in written] == [
@@ -438,7 +438,7 @@ def test_the_command_says_in_a_line_what_there_is(videos, files, tmp_path, monke
     assert run(monkeypatch, *command, "--workers", 2) == 0
     said = capsys.readouterr()
     assert said.out.startswith(f"{out}: 3 videos, 15 frames, ")
-    assert "GB; none broken; " in said.out and said.out.endswith(" videos a second\n")
+    assert "GB; none broken; " in said.out and said.out.endswith(" videos per second\n")
     assert "3/3" in said.err
     assert run(monkeypatch, *command, "--workers", 1) == 0
     assert capsys.readouterr().out == OneLine(out, "complete")
@@ -458,7 +458,7 @@ def test_the_command_makes_records(videos, files, tmp_path, monkeypatch, capsys)
     assert capsys.readouterr().out.startswith(f"{tmp_path}/out: 12 videos, 60 frames, ")
     interrupt_after(3, monkeypatch)
     assert run(monkeypatch, "--records", *files, "--video-root", videos, "--out", tmp_path / "again") == 130
-    assert "interrupted; the same command resumes\n" in capsys.readouterr().err
+    assert "interrupted; rerun the same command to resume\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_corners_in_records_are_converted_when_told_and_never_guessed(convert):
     status, _, _, printed = convert(
         [{"image": "a.png", "bbox": [1, 2, 3, 4], "caption": "dog"}], "--overwrite", name="m.json"
     )
-    assert status == 2 and "say what bbox holds" in printed
+    assert status == 2 and "the form of bbox is unknown" in printed
 
 
 def test_coco_captions_and_instances(convert):
@@ -125,7 +125,7 @@ def test_questions_and_statements(convert):
 @pytest.mark.parametrize(
     ("content", "flags", "told"),
     [
-        ("image,words\na.png,x\n", [], ("columns: image, words",)),
+        ("image,words\na.png,x\n", [], ("found columns: image, words",)),
         ("image,caption,caption\na.png,x,y\n", [], ("name each column once",)),
         ("image,caption\nnone.png,x\n", [], ("1", "1 missing image")),
         ("image,caption,x1,y1,x2,y2\na.png,x,0.1,0.1,0.5,0.5\n", [], ("lie within 0 and 1",)),
@@ -142,4 +142,4 @@ def test_mistakes_are_one_line_and_write_nothing(content, flags, told, convert):
 def test_nothing_is_overwritten_unless_told(convert, folder):
     (folder / "out.jsonl").write_text("{}\n")
     status, records, _, printed = convert("image,caption\na.png,x\n")
-    assert status == 2 and records == [{}] and "is there already" in printed
+    assert status == 2 and records == [{}] and "already exists" in printed
