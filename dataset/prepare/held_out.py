@@ -338,8 +338,8 @@ def _of_entities(name: str) -> Callable[[RawFolder], RawFile | None]:
     def locate(raw: RawFolder) -> RawFile | None:
         sentences = raw.folder("Sentences")
         packed = raw.find("annotations.zip") if sentences is None else None
-        beside = sentences or (packed.path if packed is not None else None)
-        return None if beside is None else raw.beside(beside, name)
+        neighbour = sentences or (packed.path if packed is not None else None)
+        return None if neighbour is None else raw.sibling(neighbour, name)
 
     return locate
 

@@ -187,10 +187,10 @@ class RawFolder:
                         return parent
         return None
 
-    def beside(self, folder: Path, name: str) -> RawFile | None:
-        """Returns the file ``name`` next to ``folder``, or None if it does not exist."""
-        path = folder.parent / name
-        return RawFile(path) if path.is_file() else None
+    def sibling(self, path: Path, name: str) -> RawFile | None:
+        """Returns the file ``name`` in the same folder as ``path``, or None if it does not exist."""
+        found = path.parent / name
+        return RawFile(found) if found.is_file() else None
 
 
 def _folder_of(file: RawFile, name: str) -> Path | None:

@@ -70,7 +70,7 @@ def _files(raw: RawFolder) -> Files:
     sentences = raw.folder("Sentences")
     packed = raw.find("annotations.zip") if sentences is None else None
     neighbour = sentences or (packed.path if packed is not None else None)
-    listed = (raw.beside(neighbour, TRAIN) if neighbour is not None else None) or raw.need(TRAIN)[0]
+    listed = (raw.sibling(neighbour, TRAIN) if neighbour is not None else None) or raw.need(TRAIN)[0]
     _Annotations(raw)  # raises if they are missing
     return {"listed": listed, **({"packed": packed} if packed is not None else {})}
 
