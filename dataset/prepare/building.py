@@ -1,4 +1,4 @@
-"""Makes a folder of records from official files with several processes: completely or not at all, resumed where a run stopped.
+"""Makes a folder of records from official files with several processes. The folder is made completely or not at all.
 
 Records are written to ``OUT/.building-NAME``, which is renamed to ``OUT/NAME`` at the end, with a manifest. An interrupted run
 leaves its working folder, and the same command resumes after the last complete shard. An error in the official files removes the
