@@ -79,7 +79,7 @@ class SentenceFlags:
     """Which translations are used.
 
     Attributes:
-        min_score: minimum margin score of two sentences; the default is that of the authors of WikiMatrix.
+        min_score: minimum margin score of two sentences; the default is the value of its authors.
     """
 
     min_score: PositiveReal = 1.04

@@ -81,7 +81,7 @@ def make_from_addresses(preparation: Preparation, makes: Pairs | ParquetPairs) -
         shards += finished
         if unfinished:
             preparation.tell(
-                f"{len(unfinished):,} shards are unfinished and left out, first {unfinished[0]}; repeat img2dataset's command"
+                f"{len(unfinished):,} shards are unfinished and skipped, first {unfinished[0]}; repeat img2dataset's command"
             )
     refuse_same_names(shards)
     if not shards:

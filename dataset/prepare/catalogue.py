@@ -47,7 +47,7 @@ GROUPS = {
     "1b": ("cc12m", "objects365", "openimages", "laion"),
     "videos": ("webvid", "howto100m", "yt_temporal"),
 }
-"""Names that stand for several sets. A config reads those of its group, and of the groups before it."""
+"""Groups of sets by name. A config reads the sets of its group and of the groups before it."""
 
 READERS = {
     "4m": "configs/pretrain/{base,large}_4m.yaml",

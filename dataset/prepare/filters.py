@@ -11,13 +11,13 @@ Safety = Literal["none", "NSFW", "UNSURE"]
 
 @dataclass(frozen=True)
 class Filters:
-    """Which pairs of LAION are left out. The paper says that LAION was filtered (section 4.1), but not how, so no value is its
+    """Filters that exclude pairs of LAION. The paper says that LAION was filtered (section 4.1), but not how, so no value is its
     own.
 
     Args:
         min_side: minimum length of the shorter side of an image in pixels, as listed; 0: any.
         min_similarity: minimum similarity of image and text by CLIP, as listed; -1: any.
-        safety: the tags that are left out: "NSFW", "UNSURE" (and NSFW), or "none".
+        safety: the excluded tags: "NSFW", "UNSURE" (and NSFW), or "none".
         max_unsafe: maximum probability of an unsafe image; 1: any.
         max_watermark: maximum probability of a watermark; 1: any.
     """
@@ -42,7 +42,7 @@ class Filters:
         return [name for name, is_asked in asked.items() if is_asked]
 
     def reason(self, row: Mapping[str, Any]) -> str | None:
-        """Returns why a pair is left out, given its columns; None: it is used. A missing value never passes a filter."""
+        """Returns why a pair is excluded, given its columns; None: it is used. A missing value never passes a filter."""
         if self.min_side and min(number_or(row.get("width")), number_or(row.get("height"))) < self.min_side:
             return f"side below {self.min_side}"
         if self.min_similarity > -1 and not number_or(row.get("similarity"), -2) >= self.min_similarity:

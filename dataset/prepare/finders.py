@@ -70,7 +70,7 @@ class ImageFinder:
         raw: the folders of official files and images.
         files: the image files of the set.
         held_out: images that no record may have.
-        excluded: usual paths and ids of images that are left out because others miss them.
+        excluded: usual paths and ids of images that are excluded because others miss them.
         verified: results of decoded images by path.
     """
 

@@ -1,4 +1,4 @@
-"""What img2dataset is told, and what it writes: shards of images with their addresses, and statistics for each shard."""
+"""The command line of img2dataset, and its output: shards of images with their addresses, and statistics for each shard."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Form = Literal["tsv", "parquet"]
 def download_command(addresses: Path, shards: Path, form: Form) -> str:
     """Returns the command that downloads the images of a list, or of a folder of lists.
 
-    Their shorter sides have at least 384 pixels if those of the originals do. This is the largest size that a config of
+    Their shorter sides have at least 384 pixels if the sides of the originals do. This is the largest size that a config of
     pre-training with random crops uses.
     """
     return (
@@ -49,7 +49,7 @@ def shards_digest(shards: Sequence[Path]) -> str:
 
 
 def statuses_of(path: Path) -> Mapping[str, int]:
-    """Returns how often each status occurred in a shard: "success", or why there is no image."""
+    """Returns how often each status occurred in a shard: "success", or the reason for which the image is missing."""
     try:
         values = read_json(_statistics_of(path))
         return {str(status): int(number) for status, number in values["status_dict"].items()}

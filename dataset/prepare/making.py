@@ -28,7 +28,7 @@ from utils.progress import progress_bar
 
 
 def prepare(name: str, options: Options) -> list[Manifest]:
-    """Makes the folders of records of a set; returns the manifests of those that did not exist.
+    """Makes the folders of records of a set; returns the manifests of new folders.
 
     Raises:
         UserError: official files are missing or cannot be used, or a folder has another origin.

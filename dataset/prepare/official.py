@@ -1,4 +1,4 @@
-"""Flags of the commands that fill a folder of their own, and its manifest."""
+"""Flags of the commands that fill a separate folder, and the path of its manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user chooses when preparing data sets."""
+"""The choices of a user when preparing data sets."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Options:
         out: folder in which the folders of records are made.
         held_out: further folders in which the files of downstream splits are looked for.
         without: names of downstream splits whose images are kept.
-        missing: images that others miss and that are left out here too, as returned by
+        missing: images that others miss and that are excluded here too, as returned by
             :func:`~dataset.prepare.missing.read_missing`.
         verify: decode every image.
         overwrite: make existing folders again.
@@ -53,7 +53,7 @@ class Options:
         filters: of LAION.
         videos: how videos become records.
         ray: address of a Ray cluster for LAION; None: use processes of this machine.
-        min_score: minimum margin score of translations of WikiMatrix; the default is that of its authors.
+        min_score: minimum margin score of translations of WikiMatrix; the default is the value of its authors.
     """
 
     raw: Path

@@ -1,6 +1,6 @@
 """Addresses in parquet files that are too many to be compared with each other: each file is prepared separately.
 
-Each parquet file and each shard is a job of its own, so any number of processes or machines can work on billions of pairs. An
+Each parquet file and each shard is a separate job, so any number of processes or machines can work on billions of pairs. An
 address that is listed twice is downloaded twice.
 """
 
@@ -50,7 +50,7 @@ class DamagedFileError(UserError):
 
 @dataclass(frozen=True)
 class Rules:
-    """Which pairs may be used: those that pass the filters, are not held out, and are not missing elsewhere."""
+    """Decides which pairs may be used: they pass the filters, are not held out, and are not missing elsewhere."""
 
     pairs: ParquetPairs
     filters: Filters
@@ -81,7 +81,7 @@ class FileJob(NamedTuple):
 
 class PairsByFile:
     """The addresses of a set (:class:`~dataset.prepare.addresses.Addresses`): parquet files, or shards that were downloaded
-    before, in the folder of official files and in those of its folders whose name has the name of the set."""
+    before, in the folder of official files and in its folders that have the name of the set in their own name."""
 
     form: Form = "parquet"
     hashed = False
@@ -111,7 +111,7 @@ class PairsByFile:
             try:
                 columns_of(path, self.rules)
                 break
-            except DamagedFileError:  # left out and counted, as the later ones
+            except DamagedFileError:  # skipped and counted, like later ones
                 continue
         refuse_same_names(self._lists)
         if self._downloaded:
@@ -146,8 +146,8 @@ class PairsByFile:
         return self._fill(output, take_shard, jobs, "shard")
 
     def _folders(self) -> list[Path]:
-        """Returns the folders of official files: the given one, those whose name has the name of the set, and all folders in
-        these. Other folders may have the shards of other sets."""
+        """Returns the folders of official files: the given one, folders with the name of the set in their name, and all folders
+        in these. Other folders may have the shards of other sets."""
         name, raw, found = self.preparation.name, self.options.raw, []
         for root, folders, _ in os.walk(raw, followlinks=True):
             folder, made = Path(root), os.path.realpath(root) == os.path.realpath(self.options.out)
@@ -240,7 +240,7 @@ def _parquet(path: Path) -> Any:
 def write_list(job: FileJob) -> Counts:
     """Writes the pairs of a parquet file that may be used, with cleaned captions; runs in a worker process, on any machine.
 
-    A damaged file is left out, and counted.
+    A damaged file is skipped and counted.
     """
     import pyarrow
     import pyarrow.parquet
@@ -290,8 +290,8 @@ def _usable(rows: list[tuple[str, dict[str, Any]]], rules: Rules, counts: Counts
 def take_shard(job: FileJob) -> Counts:
     """Puts a shard of img2dataset in place, linked if all its records may be used; runs in a worker process, on any machine.
 
-    The JSON members have addresses, sizes, and further columns of the list that img2dataset was told to keep. A damaged shard is
-    left out, and counted.
+    The JSON members have addresses, sizes, and further columns of the list that img2dataset has kept. A damaged shard is
+    skipped and counted.
     """
     counts, kept = Counts(), set[str]()  # only names, since the images of a shard would fill the memory of a process
     try:

@@ -72,7 +72,7 @@ class Preparation:
         self.options.tell(f"{self.name}: {line}")
 
     def arguments(self, files: Files) -> dict[str, Any]:
-        """Returns what decides the content of a folder that is made of official files, as JSON values."""
+        """Returns what decides the content of a folder made from official files, as JSON values."""
         options = self.options
         return {
             "sources": {str(file.path): file.digest() for file in files.values()},
@@ -101,7 +101,7 @@ class Preparation:
             arguments: what decides its content.
             fill: writes its shards, as for :func:`~dataset.prepare.building.build_folder`.
             facts: returns further entries of the manifest.
-            sizes: official counts to compare with; None: those of the set.
+            sizes: official counts to compare with; None: the official counts of the set.
             hashed: as for :func:`~dataset.prepare.building.build_folder`.
             index: make the index of its shards.
 

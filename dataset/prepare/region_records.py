@@ -32,7 +32,7 @@ def region_record(
     """Yields the record of an image with boxes, if it has any.
 
     If the stored image has another size than the annotations say but the same aspect ratio, the boxes are scaled. If it has
-    another aspect ratio, there is no record, since nothing says what the boxes show. An image that does not exist or cannot be
+    another aspect ratio, the image is skipped, since nothing says what the boxes show. An image that does not exist or cannot be
     read is not compared.
 
     Args:

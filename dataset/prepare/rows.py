@@ -1,6 +1,6 @@
 """Rows of official files on disk, found by the key of their image.
 
-A file lists its objects in any order, and records want those of one image together. Memory does not grow with the file.
+A file lists its objects in any order, and a record needs all objects of one image. Memory does not grow with the file.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Data sets of pre-training.
 
-The module of a set declares its official files and the folders that are made of them. Its own code is in two functions for each
+The module of a set declares its official files and the folders that are made from them. Its own code is in two functions for each
 folder: one reads the official files and yields the images with their annotations, the other converts an image to records.
 """
 
@@ -62,13 +62,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Records:
-    """A folder of records that is made of a data set.
+    """A folder of records that is made from a data set.
 
     Attributes:
         folder: name of the folder, as in the configs.
         content: what a record is.
         files: finds the official files.
-        read: reads them; the path is that of a folder for temporary files.
+        read: reads them; the second argument is a folder for temporary files.
         media: the image files of the set; None: its files are videos.
         batch: number of images that a process converts at a time.
         measures: name of the held-out split that the folder consists of; None: it is for training.
@@ -102,12 +102,12 @@ class Pairs:
 
 @dataclass(frozen=True)
 class ParquetPairs:
-    """The addresses and captions of images in parquet files, or in shards that img2dataset made of them, too many to be compared
-    with each other.
+    """The addresses and captions of images in parquet files, or in shards that img2dataset made from them, too many to be
+    compared with each other.
 
     Attributes:
         columns: our names of columns, and the official ones in lower case; of several, the first that exists is used.
-        in_shards: the same for the JSON files in shards, whose width and height are those of the resized image.
+        in_shards: the same for the JSON files in shards, whose width and height describe the resized image.
     """
 
     columns: Mapping[str, tuple[str, ...]]
@@ -144,7 +144,7 @@ class DataSet:
         licence: as its home states it; not verified here.
         files: official files, and what each is for.
         sizes: official counts by unit, from the home of the set, which the result is compared with.
-        makes: what is made of it: folders of records for pre-training, addresses from which each user downloads the images, or
+        makes: what is made from it: folders of records for pre-training, addresses from which each user downloads the images, or
             annotation files of splits.
         required: names of held-out splits whose files must exist (:data:`dataset.prepare.held_out.SPLITS`).
     """

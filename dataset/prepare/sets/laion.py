@@ -1,4 +1,4 @@
-"""LAION-400M and LAION-2B: lists of addresses in parquet files, or the shards that img2dataset made of them."""
+"""LAION-400M and LAION-2B: lists of addresses in parquet files, or the shards that img2dataset made from them."""
 
 from __future__ import annotations
 

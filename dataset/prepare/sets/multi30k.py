@@ -1,7 +1,7 @@
 """Multi30K: captions of Flickr30K in English, German, French and Czech.
 
 English and German have five captions of each image, written independently (task 2). French and Czech have one, a translation
-(task 1), and so have English and German without the files of task 2. The test split is the one of 2016.
+(task 1), and so have English and German without the files of task 2. The test split dates from 2016.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TASK_1, TASK_2 = "task1", "task2"
 
 
 def _files(raw: RawFolder) -> Files:
-    """Finds the official files by their paths, such as ``task1/train.en``. Those of task 2 are optional as a whole."""
+    """Finds the official files by their paths, such as ``task1/train.en``. Task 2 may be missing, but only completely."""
     names: dict[str, list[str]] = {TASK_1: [], TASK_2: []}
     for translated, described in SPLITS.values():
         names[TASK_1] += [f"{translated}.txt", *(f"{translated}.{language}" for language in LANGUAGES)]

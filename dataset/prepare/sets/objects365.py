@@ -11,7 +11,7 @@ from dataset.prepare.sets.base import DataSet, Records, files_named
 from dataset.prepare.sets.instances import read_objects
 
 FILES = ("zhiyuan_objv2_train.json", "objects365_train.json")
-"""Of version 2 and of version 1."""
+"""Names of the files of version 2 and version 1."""
 
 
 def image_names(file_name: str) -> MediaNames:

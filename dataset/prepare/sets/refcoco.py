@@ -34,7 +34,7 @@ def _files(raw: RawFolder) -> Files:
             continue
         instances = raw.find(INSTANCES, below=name)
         if instances is None:
-            raise UserError(f"{references}: no {INSTANCES} is in the folder {name} beside it; it has the boxes")
+            raise UserError(f"{references}: no {INSTANCES} is in the folder {name} next to it; this file has the boxes")
         files |= {f"{name} phrases": references, f"{name} boxes": instances}
     if not files:
         roots = ", ".join(map(str, raw.roots))

@@ -29,8 +29,8 @@ BATCH = 50
 """Number of images, with about 2,500 regions, that a process converts at a time."""
 
 CAPTIONS_OF_AN_IMAGE = 8
-"""Region descriptions that become captions of their image, those of the largest boxes. About 770,000 in all, as in the 4M set;
-which ones the authors took is not published."""
+"""Region descriptions that become captions of their image: the descriptions of the largest boxes. About 770,000 in all, as in the
+4M set; which ones the authors took is not published."""
 
 LISTED = "images"
 """Name of the list of images among the files; each other file has the name of the list that its items have."""
@@ -162,7 +162,7 @@ def described_box(
 
 
 def attribute_key(values: Any, location: str, counts: Counts) -> dict[str, list[str]]:
-    """Returns ``attributes`` of an element, without empty ones; an empty dictionary if there are none."""
+    """Returns ``attributes`` of an element, without empty ones; an empty dictionary if there is no attribute."""
     if not isinstance(values, list):
         return {}
     texts = dict.fromkeys(
