@@ -221,7 +221,8 @@ def listing() -> str:
         readers = [READERS[group] for group, names in GROUPS.items() if name in names]
         readers += [data_set.makes.readers] if isinstance(data_set.makes, Splits) else []
         lines += [
-            f"  read by   {reader}" for reader in readers or ["no config here; add its folder to data.regions.files"]
+            f"  read by   {reader}"
+            for reader in readers or ["no config here; add its folder to data.images.files or data.regions.files"]
         ]
         lines.append("")
     lines += [f"{group}: {', '.join(names)}" for group, names in GROUPS.items()]

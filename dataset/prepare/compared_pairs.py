@@ -60,7 +60,7 @@ class ComparedPairs:
     def write_list(self, output: OutputFolder) -> Counts:
         """Writes the list, with a header."""
         counts = Counts()
-        total = self.preparation.data_set.sizes["pairs"]
+        total = self.preparation.data_set.sizes.get("pairs")
         seen: set[bytes] = set()
         with replacing(output.out / LIST) as part, part.open("w", encoding="utf-8", newline="\n") as stream:
             stream.write(HEADER)

@@ -56,7 +56,7 @@ class Finder(Protocol):
     @property
     def annotations_alone(self) -> bool: ...
 
-    def find(self, media: MediaNames, counts: Counts, location: str) -> Path | None:
+    def find(self, names: MediaNames, counts: Counts, location: str) -> Path | None:
         """Returns the file of an image or video, which is described at ``location``; None, after counting the reason, if no
         record may have it."""
         ...
@@ -88,22 +88,22 @@ class ImageFinder:
         """True if no image of the set exists; then records have the usual paths."""
         return not self.files.exist_in(self.raw)
 
-    def find(self, media: MediaNames, counts: Counts, location: str) -> Path | None:
-        if (split := self.held_out.find(media.ids)) is not None:
-            detail = "; ".join(filter(None, (media.usual, self.held_out.linked(media.ids))))
+    def find(self, names: MediaNames, counts: Counts, location: str) -> Path | None:
+        if (split := self.held_out.find(names.ids)) is not None:
+            detail = "; ".join(filter(None, (names.usual, self.held_out.linked(names.ids))))
             counts.leave_out(f"held out by {split}", location, detail)
             return None
-        if media.usual in self.excluded or media.ids & self.excluded:
-            counts.leave_out("on the list of missing images", location, media.usual)
+        if names.usual in self.excluded or names.ids & self.excluded:
+            counts.leave_out("on the list of missing images", location, names.usual)
             return None
-        path = self._path(media)
+        path = self._path(names)
         if path is None and self.annotations_alone:
-            path = self.raw.roots[0] / media.usual
+            path = self.raw.roots[0] / names.usual
         if path is None:
-            counts.leave_out("missing image", location, media.usual)
-            self.missing.append(media.usual)
+            counts.leave_out("missing image", location, names.usual)
+            self.missing.append(names.usual)
             return None
-        if fault := self._fault(path, media.ids):
+        if fault := self._fault(path, names.ids):
             counts.leave_out(fault, location, str(path))
             return None
         return path
@@ -122,14 +122,14 @@ class ImageFinder:
     def _held_out_contents(self) -> dict[str, str]:
         return held_out_contents(self.verified, self.held_out)
 
-    def _path(self, media: MediaNames) -> Path | None:
+    def _path(self, names: MediaNames) -> Path | None:
         """Returns the file with one of the names. Another set may use the same number as a name, so a file in a folder that is
         known to belong to the right set has priority."""
         unknown = None
-        for name in media.names:
+        for name in names.names:
             for path in self.raw.files.get(name, []):
                 own = ids_in_path(path.as_posix())
-                if own & media.ids:
+                if own & names.ids:
                     return path
                 if not own and unknown is None:
                     unknown = path
@@ -146,9 +146,9 @@ class VideoFinder:
     missing: list[str] = field(default_factory=list, init=False)
     annotations_alone: bool = field(default=False, init=False)
 
-    def find(self, media: MediaNames, counts: Counts, location: str) -> Path | None:
-        [name] = media.names
-        if (split := self.held_out.find(media.ids)) is not None:
+    def find(self, names: MediaNames, counts: Counts, location: str) -> Path | None:
+        [name] = names.names
+        if (split := self.held_out.find(names.ids)) is not None:
             counts.leave_out(f"held out by {split}", location, name)
             return None
         if name in self.excluded:
@@ -159,7 +159,7 @@ class VideoFinder:
             counts.leave_out("missing video", location, name)
             self.missing.append(name)
             return None
-        folder = Path(media.usual).parent.name
+        folder = Path(names.usual).parent.name
         return next((path for path in paths if path.parent.name == folder), paths[0])
 
     @cached_property

@@ -52,18 +52,18 @@ def _make_records(preparation: Preparation, records: Records) -> list[Manifest]:
     options, raw, folder = preparation.options, preparation.raw, preparation.options.out / records.folder
     held_out = HeldOut() if records.measures else preparation.held_out  # a split to measure on is held out itself
     finder: Finder = (
-        ImageFinder(raw, records.media, held_out, options.missing, preparation.verified)
-        if records.media is not None
+        ImageFinder(raw, records.image_files, held_out, options.missing, preparation.verified)
+        if records.image_files is not None
         else VideoFinder(raw, held_out, options.missing)
     )
     files = records.files(raw)
     arguments = preparation.arguments(files)
-    if records.media is None:
+    if records.image_files is None:
         arguments["videos"] = asdict(options.videos)
 
     def fill(output: OutputFolder) -> Counts:
         source = records.read(files, output.out, options)
-        unit, deadly = ("image", "") if records.media is not None else ("video", "unreadable video")
+        unit, deadly = ("image", "") if records.image_files is not None else ("video", "unreadable video")
         jobs = _jobs(source, finder, folder, records.batch, f"{unit}s")
         work = Work(source.convert, jobs, source.total, unit, deadly)
         counts = fill_with_records(output, work, options.workers, records.folder)
@@ -82,7 +82,7 @@ def _make_records(preparation: Preparation, records: Records) -> list[Manifest]:
 def _make_splits(preparation: Preparation, splits: Splits) -> list[Manifest]:
     options = preparation.options
     files = splits.files(preparation.raw)
-    arguments = {**preparation.arguments(files), "min_score": options.min_score}
+    arguments = preparation.arguments(files) | {name: getattr(options, name) for name in splits.reads}
 
     def fill(output: OutputFolder) -> Counts:
         total = Counts()
@@ -111,14 +111,14 @@ def _jobs(source: Source, finder: Finder, folder: Path, batch: int, unit: str) -
     # Of a folder that is a link, ".." leads out of the folder that it points to.
     relative = lru_cache(partial(os.path.relpath, start=os.path.realpath(folder)))
     job = Job([], counts=source.counts)
-    for media in source.media:
+    for item in source.items:
         job.size += 1
         job.counts.read[unit] += 1
-        if isinstance(media, BrokenRecordError):
-            job.counts.leave_out(media.kind, media.location, media.message)
-        elif (file := finder.find(media.media, job.counts, media.location)) is not None:
+        if isinstance(item, BrokenRecordError):
+            job.counts.leave_out(item.kind, item.location, item.message)
+        elif (file := finder.find(item.names, job.counts, item.location)) is not None:
             path = os.path.join(relative(os.fspath(file.parent)), file.name)
-            job.items.append(Found(path, file, media.location, media.values))
+            job.items.append(Found(path, file, item.location, item.values))
         if job.size == batch:
             yield job
             job = Job([])

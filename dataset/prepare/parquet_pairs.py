@@ -120,7 +120,7 @@ class PairsByFile:
                 f"{len(unread):,} finished shards are not read, since there are lists too, first {unread[0]}; to use them, give "
                 "--raw a folder without the lists"
             )
-        sources = {str(path): footer_digest(path) for path in self._lists}
+        sources = {path.name: footer_digest(path) for path in self._lists}
         return {**self._arguments, "sources": sources, "filters": asdict(self.rules.filters)}
 
     def write_list(self, output: OutputFolder) -> Counts:

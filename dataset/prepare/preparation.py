@@ -75,9 +75,9 @@ class Preparation:
         """Returns what decides the content of a folder made from official files, as JSON values."""
         options = self.options
         return {
-            "sources": {str(file.path): file.digest() for file in files.values()},
+            "sources": {name: file.digest() for name, file in files.items()},
             "held_out": {name: file.digest() for name, file in self.held_out.sources.items()},
-            "links": {str(file.path): file.digest() for file in self.held_out.links.files},
+            "links": {file.path.name: file.digest() for file in self.held_out.links.files},
             "without": sorted(options.without),
             "missing": hashlib.sha256("\n".join(sorted(options.missing)).encode()).hexdigest(),
             "verify": options.verify,

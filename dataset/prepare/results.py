@@ -15,8 +15,8 @@ def tell_result(
     if manifest is None:
         left_out = read_manifest(folder).counts.left_out
         missing = {unit: left_out[f"missing {unit}"] for unit in ("image", "video") if left_out[f"missing {unit}"]}
-        listed = ", ".join(f"{number:,} {unit}s" for unit, number in missing.items())
-        again = f"; {listed} were missing; --overwrite searches for them again" if missing else ""
+        listed = ", ".join(f"{number:,} {unit}{'s' if number > 1 else ''}" for unit, number in missing.items())
+        again = f"; missing then: {listed}; --overwrite searches for them again" if missing else ""
         tell(f"{folder}: already complete, made from the same files with the same flags; nothing to do{again}")
         return
     counts = manifest.counts

@@ -59,6 +59,7 @@ class RowFile:
 
     def first(self, kind: str) -> Iterator[Row]:
         """Yields the first row of each key of a kind, in the order of the file."""
+        # With MIN, SQLite takes the other columns from the row that has the minimum.
         statement = "SELECT * FROM rows WHERE kind = ? GROUP BY key HAVING MIN(rowid) ORDER BY MIN(rowid)"
         for values in self._database.execute(statement, (kind,)):
             yield Row(*values)
@@ -111,9 +112,12 @@ class RowFolder:
         return counts
 
     def __getitem__(self, name: str) -> RowFile:
-        """The rows of the file ``name``."""
+        """Returns the rows of the file ``name``, which was read before."""
         if name not in self._open:
-            self._open[name] = RowFile(Path(self._folder.name, name))
+            path = Path(self._folder.name, name)
+            if not path.exists():
+                raise KeyError(f"the file {name!r} was not read")
+            self._open[name] = RowFile(path)
         return self._open[name]
 
     def __enter__(self) -> RowFolder:

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from demo.scenes.build import build
 from tests.faults.conftest import STEPS, Job, lines, pause
 from tests.messages import OneLine
 from tools.runs.history import read_history
@@ -72,7 +73,10 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path, overrides):
 
 
 def test_a_signal_in_the_evaluation_ends_it_and_it_can_be_made_again(tmp_path, overrides):
-    """Rank 1 is paused meanwhile, so that rank 0 cannot be through before the signal comes."""
+    """Rank 1 is paused meanwhile, so that rank 0 cannot be through before the signal comes; there is enough to evaluate."""
+    folder = tmp_path / "scenes"
+    build(folder, seed=0, train=4, val=4, test=100, size=32)
+    overrides = [*overrides, f"evaluation.files=[{folder}/test.jsonl]"]
     with Job(tmp_path / "run", *overrides) as job:
         job.until(lambda: "records read" in job.errors)  # the last words of the training
         rank_0, rank_1 = job.ranks()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from commands import reproduce as command
-from commands.prepare import CONVERTERS
+from dataset.prepare.catalogue import SETS
 from demo.scenes.build import build
 from run import main
 from tasks.kinds import ROOT
@@ -110,7 +110,7 @@ def test_the_commands_that_make_data_are_those_of_configs_and_exist():
     for folder, command_line in MADE.items():
         words = command_line.partition(",")[0].split()
         assert f"{folder}/" in read
-        assert f"\n{words[1]}:" in targets if words[0] == "make" else words[3] in CONVERTERS, command_line
+        assert f"\n{words[1]}:" in targets if words[0] == "make" else words[3] in SETS, command_line
 
 
 @pytest.fixture

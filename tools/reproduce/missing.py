@@ -9,8 +9,8 @@ from utils.errors import UserError
 
 MADE = {
     "data/scenes": "make scenes",
-    "data/multi30k": "python run.py prepare multi30k, with the flags in docs/data.md (Other languages)",
-    "data/coco_multilingual": "python run.py prepare multilingual_coco, with the flags in docs/data.md (Other languages)",
+    "data/multi30k": "python run.py prepare multi30k --raw DIR --out data, see docs/data.md (Other languages)",
+    "data/coco_multilingual": "python run.py prepare multilingual_coco --raw DIR --out data, see docs/data.md (Other languages)",
 }
 """Data folders, and the command that makes everything that configs read there; all other data must be downloaded by hand."""
 

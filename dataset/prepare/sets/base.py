@@ -25,11 +25,11 @@ Files = Mapping[str, RawFile]
 """Official files, by the names that the module of the set gives them."""
 
 
-class Annotated(NamedTuple):
+class AnnotatedMedia(NamedTuple):
     """An image or video in the official files. ``location``: where it is described; ``values``: what is converted to records,
     sent to another process."""
 
-    media: MediaNames
+    names: MediaNames
     location: str
     values: Any
 
@@ -48,13 +48,13 @@ class Source:
     """The annotated images or videos of a set.
 
     Attributes:
-        media: the images or videos in a fixed order, with an error for each one that is unusable.
+        items: the images or videos in a fixed order, with an error for each one that is unusable.
         convert: yields the records of one, given as :class:`Found`.
         total: their number, for the progress bar.
         counts: what was counted before the first one.
     """
 
-    media: Iterable[Annotated | BrokenRecordError]
+    items: Iterable[AnnotatedMedia | BrokenRecordError]
     convert: Convert
     total: int
     counts: Counts = field(default_factory=Counts)
@@ -69,7 +69,7 @@ class Records:
         content: what a record is.
         files: finds the official files.
         read: reads them; the second argument is a folder for temporary files.
-        media: the image files of the set; None: its files are videos.
+        image_files: the image files of the set; None: its files are videos.
         batch: number of images that a process converts at a time.
         measures: name of the held-out split that the folder consists of; None: it is for training.
     """
@@ -78,7 +78,7 @@ class Records:
     content: str
     files: Callable[[RawFolder], Files]
     read: Callable[[Files, Path, Options], Source]
-    media: ImageFiles | None
+    image_files: ImageFiles | None
     batch: int = 200
     measures: str | None = None
 
@@ -125,6 +125,7 @@ class Splits:
         files: finds the official files.
         read: returns the records by name of the split, given the official files, the folder, in which images may be written to
             ``images/``, the choices of the user, and the counts.
+        reads: names of the choices that decide the content.
     """
 
     folder: str
@@ -132,6 +133,7 @@ class Splits:
     readers: str
     files: Callable[[RawFolder], Files]
     read: Callable[[Files, Path, Options, Counts], Mapping[str, Iterator[Mapping[str, Any]]]]
+    reads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class DataSet:
 
     @property
     def has_videos(self) -> bool:
-        return isinstance(self.makes, tuple) and any(records.media is None for records in self.makes)
+        return isinstance(self.makes, tuple) and any(records.image_files is None for records in self.makes)
 
     def folders(self, name: str) -> list[tuple[str, str]]:
         """Returns the folders that are made, and what a record of each is, given the name of the set."""

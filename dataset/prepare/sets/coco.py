@@ -19,7 +19,7 @@ from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFolder
 from dataset.prepare.region_records import region_record
 from dataset.prepare.rows import Row, RowFolder
-from dataset.prepare.sets.base import Annotated, DataSet, Files, Found, Records, Source, checked, files_named
+from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source, checked, files_named
 from dataset.prepare.sets.instances import category_names, objects_of, rows_of, size_of
 from utils.errors import UserError
 
@@ -68,7 +68,7 @@ def _read(convert: Callable[[Mapping[str, str]], Convert], files: Files, scratch
             raise UserError(f"{file} has the images of another file; is it COCO's file?")
         images |= found
 
-    def annotated() -> Iterator[Annotated]:
+    def annotated() -> Iterator[AnnotatedMedia]:
         with folder:
             for number, (split, row) in sorted(images.items()):
                 rows = {
@@ -76,7 +76,7 @@ def _read(convert: Callable[[Mapping[str, str]], Convert], files: Files, scratch
                     for name in files
                     if name.endswith(split)
                 }
-                yield Annotated(image_names(number, split), row.location, (number, row.text, rows))
+                yield AnnotatedMedia(image_names(number, split), row.location, (number, row.text, rows))
 
     return Source(annotated(), convert(categories), len(images), counts)
 
@@ -118,12 +118,12 @@ def _object_record(categories: Mapping[str, str], image: Found, counts: Counts) 
 def _read_validation(files: Files, scratch: Path, options: Options) -> Source:
     """Reads the images that Karpathy validates on."""
     [file] = files.values()
-    images: dict[int, Annotated] = {}
+    images: dict[int, AnnotatedMedia] = {}
 
     def add(value: Any, location: str) -> None:
         if value["split"] == "val":
             number, texts = int(value["cocoid"]), [sentence["raw"] for sentence in value["sentences"]]
-            images[number] = Annotated(image_names(number, str(value["filepath"])), location, (number, texts))
+            images[number] = AnnotatedMedia(image_names(number, str(value["filepath"])), location, (number, texts))
 
     with file.open() as stream:
         for piece in json_pieces(stream, str(file)):
@@ -160,21 +160,21 @@ COCO = DataSet(
             "an image and one of its captions",
             files=_files("captions"),
             read=partial(_read, lambda categories: _caption_records),
-            media=IMAGES,
+            image_files=IMAGES,
         ),
         Records(
             "coco_regions",
             "an image, its captions, and its objects",
             files=_files("captions", "objects"),
             read=partial(_read, lambda categories: partial(_object_record, categories)),
-            media=IMAGES,
+            image_files=IMAGES,
         ),
         Records(
             "coco_val",
             "an image that Karpathy validates on and its captions, to measure on",
             files=files_named(karpathy="dataset_coco.json"),
             read=_read_validation,
-            media=IMAGES,
+            image_files=IMAGES,
             measures="karpathy_coco",
         ),
     ),

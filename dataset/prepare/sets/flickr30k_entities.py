@@ -17,7 +17,7 @@ from dataset.prepare.finders import ImageFiles, MediaNames
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.region_records import region_record
-from dataset.prepare.sets.base import Annotated, DataSet, Files, Found, Records, Source
+from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import Box
 from utils.errors import UserError
@@ -89,12 +89,12 @@ def _training_ids(file: RawFile) -> list[int]:
     return [int(line) for line in lines if line]
 
 
-def _images(numbers: list[int], annotations: _Annotations) -> Iterator[Annotated | BrokenRecordError]:
+def _images(numbers: list[int], annotations: _Annotations) -> Iterator[AnnotatedMedia | BrokenRecordError]:
     for number in numbers:
         names = MediaNames(frozenset({f"flickr:{number}"}), [f"{number}.jpg"], f"flickr30k-images/{number}.jpg")
         try:
             content = annotations.read(f"{number}.txt"), annotations.read(f"{number}.xml")
-            yield Annotated(names, f"{annotations.name}: {number}", (number, *content))
+            yield AnnotatedMedia(names, f"{annotations.name}: {number}", (number, *content))
         except BrokenRecordError as error:
             yield error
 
@@ -186,7 +186,7 @@ ENTITIES = DataSet(
             "an image, its captions, and the phrases with their boxes",
             files=_files,
             read=_read,
-            media=ImageFiles("flickr", re.compile(r"\d+\.jpg")),
+            image_files=ImageFiles("flickr", re.compile(r"\d+\.jpg")),
             batch=BATCH,
         ),
     ),

@@ -13,7 +13,7 @@ from dataset.prepare.held_out import OF_COCO, ids_in_image_data
 from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.region_records import region_record
-from dataset.prepare.sets.base import Annotated, DataSet, Files, Found, Records, Source, files_named
+from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source, files_named
 from dataset.prepare.sets.visual_genome import BATCH, IMAGES, attribute_key, described_box, read_image_data, vg_names
 from dataset.records.broken import BrokenRecordError
 from utils.errors import UserError
@@ -26,7 +26,7 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
     return Source(_images(files), _record, GRAPHS)
 
 
-def _images(files: Files) -> Iterator[Annotated | BrokenRecordError]:
+def _images(files: Files) -> Iterator[AnnotatedMedia | BrokenRecordError]:
     graphs, listed = files["graphs"], files["images"]
     ids = {values["image_id"]: ids_in_image_data(values) for _, values in read_image_data(listed)}
     with graphs.open() as stream:
@@ -37,7 +37,7 @@ def _images(files: Files) -> Iterator[Annotated | BrokenRecordError]:
             if number is None or number not in ids:
                 yield BrokenRecordError("unknown image", location, f"it is not in {listed}")
             else:
-                yield Annotated(vg_names(number, ids[number]), location, (number, piece.text))
+                yield AnnotatedMedia(vg_names(number, ids[number]), location, (number, piece.text))
 
 
 def _record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
@@ -78,7 +78,7 @@ GQA = DataSet(
             "an image and its objects with attributes",
             files=files_named(graphs="train_sceneGraphs.json", images="image_data.json"),
             read=_read,
-            media=IMAGES,
+            image_files=IMAGES,
             batch=BATCH,
         ),
     ),

@@ -20,7 +20,7 @@ from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.region_records import region_record
 from dataset.prepare.rows import Row, RowFile, RowFolder
-from dataset.prepare.sets.base import Annotated, Files, Found, Source, checked
+from dataset.prepare.sets.base import AnnotatedMedia, Files, Found, Source, checked
 from utils.errors import UserError
 
 OBJECTS = "objects"
@@ -50,11 +50,12 @@ def read_objects(
     rows = folder[OBJECTS]
     rows.leave_out_orphans("annotations", rows, "images", counts)
 
-    def images() -> Iterator[Annotated]:
+    def images() -> Iterator[AnnotatedMedia]:
         with folder:
             for image in rows.first("images"):
                 values = image.text, rows.find("annotations", image.key)
-                yield Annotated(names_of(json.loads(image.text)["file_name"]), image.location, values)
+                names = checked(partial(names_of, json.loads(image.text)["file_name"]), image.location, title)
+                yield AnnotatedMedia(names, image.location, values)
 
     return Source(images(), partial(_object_record, category_names(rows)), rows.count("images"), counts)
 

@@ -39,7 +39,9 @@ OBJECTS365 = DataSet(
             "an image and its objects",
             files=files_named(objects=FILES),
             read=partial(read_objects, "Objects365", image_names),
-            media=ImageFiles("objects365", re.compile(r"(?:objects365_v[12]_\d{8}|obj365_(?:train|val)_\d{12})\.jpg")),
+            image_files=ImageFiles(
+                "objects365", re.compile(r"(?:objects365_v[12]_\d{8}|obj365_(?:train|val)_\d{12})\.jpg")
+            ),
         ),
     ),
 )

@@ -21,7 +21,7 @@ from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.region_records import region_record
 from dataset.prepare.rows import Row, RowFolder
-from dataset.prepare.sets.base import Annotated, DataSet, Files, Found, Records, Source, files_named
+from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source, files_named
 from dataset.prepare.text_lines import lines_of
 from dataset.prepare.verify import MAX_PIXELS
 from dataset.records.broken import BrokenRecordError
@@ -78,12 +78,12 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
     if "relations" in kinds:
         folder["relations"].leave_out_orphans("relations", objects, "objects", counts)
 
-    def images() -> Iterator[Annotated]:
+    def images() -> Iterator[AnnotatedMedia]:
         with folder:
             for first in objects.first("objects"):
                 rows = {kind: folder[kind].find(kind, first.key) for kind in kinds}
                 ids = Ids().union(*(ids_in_url(json.loads(row.text)[0]) for row in rows.pop("addresses", [])))
-                yield Annotated(image_names(first.key, ids), first.location, rows)
+                yield AnnotatedMedia(image_names(first.key, ids), first.location, rows)
 
     return Source(images(), partial(_record, labels), objects.count("objects"), counts)
 
@@ -222,7 +222,7 @@ OPENIMAGES = DataSet(
             "an image, its objects with attributes, and relations of two objects",
             files=_files,
             read=_read,
-            media=IMAGES,
+            image_files=IMAGES,
         ),
     ),
 )

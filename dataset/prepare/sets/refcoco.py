@@ -14,7 +14,7 @@ from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.prepare.region_records import region_record
-from dataset.prepare.sets.base import Annotated, DataSet, Files, Found, Records, Source, checked
+from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source, checked
 from dataset.prepare.sets.coco import IMAGES, image_names
 from dataset.records.schema import Box
 from utils.errors import UserError
@@ -66,7 +66,7 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
             phrases = [sentence.get("sent") if isinstance(sentence, dict) else None for sentence in sentences]
             images.setdefault(number, (sizes[number], []))[1].append((location, phrases, box))
     annotated = [
-        Annotated(image_names(number, SPLIT), described[0][0], (number, size, described))
+        AnnotatedMedia(image_names(number, SPLIT), described[0][0], (number, size, described))
         for number, (size, described) in sorted(images.items())
     ]
     return Source(annotated, _record, len(annotated), counts)
@@ -115,6 +115,8 @@ REFCOCO = DataSet(
         "train2014/": "COCO's images",
     },
     sizes={},
-    makes=(Records("refcoco", "an image and the phrases of its regions", files=_files, read=_read, media=IMAGES),),
+    makes=(
+        Records("refcoco", "an image and the phrases of its regions", files=_files, read=_read, image_files=IMAGES),
+    ),
     required=OF_COCO,
 )

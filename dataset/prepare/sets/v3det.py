@@ -39,7 +39,7 @@ V3DET = DataSet(
             "an image and its objects",
             files=files_named(objects=FILE),
             read=partial(read_objects, "V3Det", image_names),
-            media=ImageFiles("v3det", PHOTOGRAPH),
+            image_files=ImageFiles("v3det", PHOTOGRAPH),
         ),
     ),
     required=("karpathy_flickr30k",),

@@ -6,6 +6,7 @@ import csv
 import difflib
 import itertools
 import json
+import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +18,13 @@ from dataset.prepare.finders import MediaNames
 from dataset.prepare.json_pieces import json_pieces
 from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile, RawFolder
-from dataset.prepare.sets.base import Annotated, DataSet, Files, Records, Source, files_named
+from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Records, Source, files_named
 from dataset.prepare.text_lines import lines_of
 from dataset.prepare.video_clips import Clip, Video, video_records
 from dataset.records.broken import BrokenRecordError
 from utils.errors import UserError
 
-Videos = Iterator[Annotated | BrokenRecordError]
+Videos = Iterator[AnnotatedMedia | BrokenRecordError]
 
 WEBVID_CSV = "results_2M_train.csv"
 HOWTO_CAPTIONS = ("caption.json", "raw_caption.json")
@@ -65,7 +66,7 @@ def _webvid(files: Files, options: Options) -> Videos:
         values = dict(zip(columns, row, strict=True))
         name = values["videoid"].strip()
         media = MediaNames(frozenset({f"webvid:{name}"}), [name], f"{values['page_dir'].strip()}/{name}.mp4")
-        yield Annotated(media, location, Video({"video_id": name}, text=values["name"]))
+        yield AnnotatedMedia(media, location, Video({"video_id": name}, text=values["name"]))
 
 
 def _csv_rows(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
@@ -126,7 +127,7 @@ def _yt_files(raw: RawFolder) -> Files:
     if not paths:
         roots = ", ".join(map(str, raw.roots))
         raise UserError(f"{roots}: yttemporal*.jsonl of YT-Temporal-180M does not exist, plain or gzipped")
-    return {str(path): RawFile(path) for path in paths}
+    return {os.path.relpath(path, raw.roots[0]): RawFile(path) for path in paths}
 
 
 def _is_in(folder: re.Pattern[str], path: Path) -> bool:
@@ -144,7 +145,7 @@ def _yt_temporal(files: Files, options: Options) -> Videos:
             times = [(str(each["word"]), float(each["time"])) for each in value["subtitles"]]
             cleaned = " ".join(str(each["cleanasr"]) for each in value.get("denoised") or [])
             length = float(value["info"].get("duration") or 0)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             detail = f"the line does not have the form of YT-Temporal-180M ({type(error).__name__}: {error})"
             yield BrokenRecordError("wrong type", location, detail)
             continue
@@ -186,9 +187,9 @@ def clips_of_words(words: Sequence[tuple[str, float]], length: float, max_words:
     ]
 
 
-def _of_youtube(name: str, clips: list[Clip], location: str) -> Annotated:
+def _of_youtube(name: str, clips: list[Clip], location: str) -> AnnotatedMedia:
     media = MediaNames(frozenset({f"youtube:{name}"}), [name], f"{name}.mp4")
-    return Annotated(media, location, Video({"video_id": name}, clips))
+    return AnnotatedMedia(media, location, Video({"video_id": name}, clips))
 
 
 WEBVID = DataSet(
@@ -206,7 +207,7 @@ WEBVID = DataSet(
             "the frames of a video and its text",
             files=files_named(texts=WEBVID_CSV),
             read=partial(_read, _webvid, WEBVID_VIDEOS),
-            media=None,
+            image_files=None,
             batch=1,
         ),
     ),
@@ -227,7 +228,7 @@ HOWTO100M = DataSet(
             "the frames of neighbouring clips of a video, and what is said in each",
             files=files_named(transcripts=HOWTO_CAPTIONS),
             read=partial(_read, _howto, HOWTO_VIDEOS),
-            media=None,
+            image_files=None,
             batch=1,
         ),
     ),
@@ -248,7 +249,7 @@ YT_TEMPORAL = DataSet(
             "the frames of neighbouring clips of a video, and what is said in each",
             files=_yt_files,
             read=partial(_read, _yt_temporal, YT_VIDEOS),
-            media=None,
+            image_files=None,
             batch=1,
         ),
     ),

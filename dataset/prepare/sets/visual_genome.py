@@ -21,7 +21,7 @@ from dataset.prepare.options import Options
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.region_records import region_record
 from dataset.prepare.rows import Row, RowFolder
-from dataset.prepare.sets.base import Annotated, DataSet, Files, Found, Records, Source, checked, files_named
+from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source, checked, files_named
 from utils.errors import UserError
 
 IMAGES = ImageFiles("vg", re.compile(r"\d{1,7}\.jpg"))
@@ -47,7 +47,7 @@ def _read(convert: Convert, files: Files, scratch: Path, options: Options) -> So
     items = {name: file for name, file in files.items() if name != LISTED}
     counts = folder.read(_rows, items, options.workers)
 
-    def images() -> Iterator[Annotated]:
+    def images() -> Iterator[AnnotatedMedia]:
         with folder:
             for location, values in listed:
                 number, ids = values["image_id"], ids_in_image_data(values)
@@ -57,7 +57,9 @@ def _read(convert: Convert, files: Files, scratch: Path, options: Options) -> So
                     if (rows := folder[name].find(name, str(number)))
                 }
                 keys = {f"{of}_id": int(number) for of, _, number in (each.partition(":") for each in sorted(ids))}
-                yield Annotated(vg_names(number, ids), location, (keys, (values["width"], values["height"]), texts))
+                yield AnnotatedMedia(
+                    vg_names(number, ids), location, (keys, (values["width"], values["height"]), texts)
+                )
 
     return Source(images(), convert, len(listed), counts)
 
@@ -207,7 +209,7 @@ VISUAL_GENOME = DataSet(
             "an image and the description of one of its largest regions",
             files=files_named(images="image_data.json", regions="region_descriptions.json"),
             read=partial(_read, _caption_records),
-            media=IMAGES,
+            image_files=IMAGES,
             batch=BATCH,
         ),
         Records(
@@ -220,7 +222,7 @@ VISUAL_GENOME = DataSet(
                 regions="region_descriptions.json",
             ),
             read=partial(_read, _region_record),
-            media=IMAGES,
+            image_files=IMAGES,
             batch=BATCH,
         ),
     ),

@@ -62,5 +62,6 @@ WIKIMATRIX = DataSet(
         readers="configs/presets/pretrain_multilingual.yaml",
         files=_files,
         read=_read,
+        reads=("min_score",),
     ),
 )

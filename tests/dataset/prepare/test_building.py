@@ -199,8 +199,9 @@ def test_a_folder_of_another_origin_is_refused_and_kept(overwrite, raw, out, ser
 def test_the_manifest_has_sources_counts_shards_command_and_version(raw, out, serial):
     prepared("coco", raw, out)
     values = read_manifest(out / "coco").values
-    sources = [raw / f"annotations/captions_{split}.json" for split in ("train2014", "val2014")]
-    assert values["arguments"]["sources"] == {str(path): file_digest(path) for path in sources}
+    names = ("captions_train2014", "captions_val2014")
+    sources = {name: file_digest(raw / f"annotations/{name}.json") for name in names}
+    assert values["arguments"]["sources"] == sources
     assert values["arguments"]["held_out"]["karpathy_coco"] == file_digest(raw / "dataset_coco.json")
     shards = sorted((out / "coco").glob("*.jsonl"))
     assert [shard["file"] for shard in values["shards"]] == [path.name for path in shards]
@@ -210,6 +211,12 @@ def test_the_manifest_has_sources_counts_shards_command_and_version(raw, out, se
     assert values["official_sizes"] == {"images": 123_287}
     assert values["annotations_alone"] is True
     assert {"command", "version", "made"} <= set(values)
+
+
+def test_the_same_files_by_another_path_are_the_same_files(raw, out, serial, monkeypatch):
+    prepared("coco", raw, out)
+    monkeypatch.chdir(raw.parent)
+    assert "nothing to do" in prepared("coco", Path(raw.name), out)
 
 
 def test_counts_of_every_image_add_up(raw, out, serial):

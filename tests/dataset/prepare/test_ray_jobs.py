@@ -26,7 +26,11 @@ def test_results_are_in_order_a_job_that_kills_its_process_is_reported_and_an_er
 
 
 @pytest.mark.slow
-def test_an_address_without_a_cluster_is_an_error_in_one_line():
+def test_an_address_without_a_cluster_is_an_error_in_one_line(monkeypatch):
+    def init(**_: object) -> None:  # the real one would find a cluster of another test
+        raise ConnectionError("Could not find any running Ray instance.\nPlease start one.")
+
+    monkeypatch.setattr("ray.init", init)
     with pytest.raises(UserError, match=r"^--ray auto: [^\n]*; start a cluster with `ray start`, or give --ray local$"):
         next(results(ten_times, "auto"))
 
