@@ -82,7 +82,7 @@ class SentenceFlags:
         min_score: minimum margin score of two sentences; the default is the value of its authors.
     """
 
-    min_score: PositiveReal = 1.04
+    min_score: PositiveReal = Options.min_score
 
 
 @with_subcommands(CONVERTERS)

@@ -17,7 +17,6 @@ from dataset.prepare.img2dataset import (
     shards_digest,
     statuses_of,
 )
-from dataset.prepare.manifest import Manifest
 from dataset.prepare.output import OutputFolder
 from dataset.prepare.parquet_pairs import PairsByFile
 from dataset.prepare.preparation import Preparation
@@ -61,7 +60,7 @@ class Addresses(Protocol):
         ...
 
 
-def make_from_addresses(preparation: Preparation, makes: Pairs | ParquetPairs) -> list[Manifest]:
+def make_from_addresses(preparation: Preparation, makes: Pairs | ParquetPairs) -> None:
     """Makes the list of a set, and its folder of records once there are finished shards.
 
     Raises:
@@ -70,11 +69,10 @@ def make_from_addresses(preparation: Preparation, makes: Pairs | ParquetPairs) -
     addresses: Addresses = (
         ComparedPairs(preparation, makes) if isinstance(makes, Pairs) else PairsByFile(preparation, makes)
     )
-    made: list[Manifest] = []
     listed = addresses.list_arguments()
     if listed is not None:
         folder = preparation.downloads / f"{preparation.name}_urls"
-        made += preparation.make(folder, listed, addresses.write_list, index=False)
+        preparation.make(folder, listed, addresses.write_list, index=False)
     shards: list[Path] = []
     for folder in addresses.shard_folders():
         finished, unfinished = finished_shards(folder)
@@ -91,7 +89,7 @@ def make_from_addresses(preparation: Preparation, makes: Pairs | ParquetPairs) -
         )
         distributor = " --distributor ray" if preparation.options.ray else ""
         preparation.options.tell(f"  {command}{distributor}")
-        return made
+        return
     statuses: Counter[str] = Counter()
 
     def fill(output: OutputFolder) -> Counts:
@@ -102,4 +100,4 @@ def make_from_addresses(preparation: Preparation, makes: Pairs | ParquetPairs) -
     arguments = {**addresses.shard_arguments(), "shards": shards_digest(shards)}
     folder = preparation.options.out / preparation.name
     facts = {"statuses": statuses}
-    return [*made, *preparation.make(folder, arguments, fill, lambda: facts, hashed=addresses.hashed)]
+    preparation.make(folder, arguments, fill, lambda: facts, hashed=addresses.hashed)

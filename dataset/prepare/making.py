@@ -16,7 +16,6 @@ from dataset.prepare.counts import Counts
 from dataset.prepare.finders import Finder, ImageFinder, VideoFinder
 from dataset.prepare.folders import write_records
 from dataset.prepare.held_out import HeldOut
-from dataset.prepare.manifest import Manifest
 from dataset.prepare.missing import write_missing
 from dataset.prepare.options import Options
 from dataset.prepare.output import Entry, OutputFolder
@@ -27,8 +26,8 @@ from utils.files import replacing
 from utils.progress import progress_bar
 
 
-def prepare(name: str, options: Options) -> list[Manifest]:
-    """Makes the folders of records of a set; returns the manifests of new folders.
+def prepare(name: str, options: Options) -> None:
+    """Makes the folders of records of a set that do not exist yet.
 
     Raises:
         UserError: official files are missing or cannot be used, or a folder has another origin.
@@ -36,19 +35,18 @@ def prepare(name: str, options: Options) -> list[Manifest]:
     data_set = SETS[name]
     preparation = Preparation.start(name, data_set, options)
     if isinstance(data_set.makes, Splits):
-        return _make_splits(preparation, data_set.makes)
-    if not isinstance(data_set.makes, tuple):
-        return make_from_addresses(preparation, data_set.makes)
-    made = []
-    for records in data_set.makes:
-        if records.measures in options.without:
-            options.tell(f"{records.folder}: not made, since --without {records.measures} trains on its images")
-        else:
-            made += _make_records(preparation, records)
-    return made
+        _make_splits(preparation, data_set.makes)
+    elif not isinstance(data_set.makes, tuple):
+        make_from_addresses(preparation, data_set.makes)
+    else:
+        for records in data_set.makes:
+            if records.measures in options.without:
+                options.tell(f"{records.folder}: not made, since --without {records.measures} trains on its images")
+            else:
+                _make_records(preparation, records)
 
 
-def _make_records(preparation: Preparation, records: Records) -> list[Manifest]:
+def _make_records(preparation: Preparation, records: Records) -> None:
     options, raw, folder = preparation.options, preparation.raw, preparation.options.out / records.folder
     held_out = HeldOut() if records.measures else preparation.held_out  # a split to measure on is held out itself
     finder: Finder = (
@@ -76,10 +74,10 @@ def _make_records(preparation: Preparation, records: Records) -> list[Manifest]:
         return {"annotations_alone": finder.annotations_alone}
 
     sizes: Mapping[str, int] | None = {} if records.measures else None
-    return preparation.make(folder, arguments, fill, facts, sizes=sizes)
+    preparation.make(folder, arguments, fill, facts, sizes=sizes)
 
 
-def _make_splits(preparation: Preparation, splits: Splits) -> list[Manifest]:
+def _make_splits(preparation: Preparation, splits: Splits) -> None:
     options = preparation.options
     files = splits.files(preparation.raw)
     arguments = preparation.arguments(files) | {name: getattr(options, name) for name in splits.reads}
@@ -102,7 +100,7 @@ def _make_splits(preparation: Preparation, splits: Splits) -> list[Manifest]:
             counts.clear()
         return total
 
-    return preparation.make(options.out / splits.folder, arguments, fill, index=False)
+    preparation.make(options.out / splits.folder, arguments, fill, index=False)
 
 
 def _jobs(source: Source, finder: Finder, folder: Path, batch: int, unit: str) -> Iterator[Job]:

@@ -14,7 +14,7 @@ class OutputFlags:
     """The folder that a command of this package fills.
 
     Attributes:
-        out: folder to fill; made if missing.
+        out: folder to fill; created if it does not exist.
         overwrite: replace what this command made in --out.
     """
 
@@ -23,6 +23,6 @@ class OutputFlags:
 
 
 def manifest_of(command: str) -> str:
-    """Path of a command's manifest below the output folder, which can be read as a folder of shards: so it has a folder of its
-    own."""
+    """Returns the path of a command's manifest below the output folder. It is in a separate folder, because JSON files next to
+    the records would be read as shards."""
     return f"_{command}/manifest.json"

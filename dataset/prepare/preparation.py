@@ -14,7 +14,6 @@ from dataset.prepare.building import build_folder
 from dataset.prepare.counts import Counts
 from dataset.prepare.folder_index import write_folder_index
 from dataset.prepare.held_out import VIDEO_SPLITS, HeldOut, read_held_out
-from dataset.prepare.manifest import Manifest
 from dataset.prepare.options import Options
 from dataset.prepare.output import OutputFolder
 from dataset.prepare.raw_folder import RawFolder
@@ -93,7 +92,7 @@ class Preparation:
         sizes: Mapping[str, int] | None = None,
         hashed: bool = True,
         index: bool = True,
-    ) -> list[Manifest]:
+    ) -> None:
         """Makes a folder, unless it exists, and tells the result.
 
         Args:
@@ -104,9 +103,6 @@ class Preparation:
             sizes: official counts to compare with; None: the official counts of the set.
             hashed: as for :func:`~dataset.prepare.building.build_folder`.
             index: make the index of its shards.
-
-        Returns:
-            The manifest in a list, which is empty if the folder existed.
         """
         manifest = build_folder(
             folder.parent,
@@ -120,7 +116,6 @@ class Preparation:
         if index:
             write_folder_index(folder, self.options.workers)
         tell_result(folder, manifest, self.data_set.sizes if sizes is None else sizes, self.options.tell)
-        return [] if manifest is None else [manifest]
 
     @cached_property
     def verified(self) -> dict[Path, Verified]:
