@@ -145,10 +145,18 @@ def _torchrun_flags(place: Place, processes: int) -> list[str]:
 
 def _silence_torchrun() -> None:
     """Silence torchrun's loggers: the job prints its own error, which torchrun's report would bury. Each logger has its own
-    level."""
+    level. Also silence what Python prints if the rendezvous is freed in the thread of its own timer, which stops the timer and
+    then cannot wait for it."""
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+    print_ignored = sys.unraisablehook
+
+    def print_all_but_the_timer(ignored: Any) -> None:
+        if str(ignored.exc_value) != "cannot join current thread":
+            print_ignored(ignored)
+
+    sys.unraisablehook = print_all_but_the_timer
 
 
 def _forward_first_signal(exception: Callable[[str, signal.Signals], Exception], grace_s: int) -> None:

@@ -78,6 +78,34 @@ def test_the_status_of_the_job_is_returned_without_a_traceback(tmp_path, script)
     assert "Traceback" not in done.stderr
 
 
+FREED = """
+import sys, threading
+from datetime import timedelta
+from torch.distributed.elastic.rendezvous.utils import _PeriodicTimer
+from launch.torchrun import _silence_torchrun
+if sys.argv[1] == "silent":
+    _silence_torchrun()
+freed, timers = threading.Event(), []
+def free():
+    timers.clear()
+    freed.set()
+timers.append(_PeriodicTimer(timedelta(milliseconds=10), free))
+timers[0].start()
+assert freed.wait(60)
+"""
+
+
+def test_a_timer_of_torch_that_is_freed_in_its_own_thread_prints_nothing():
+    errors = {
+        mode: subprocess.run(
+            [sys.executable, "-c", FREED, mode], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+        ).stderr
+        for mode in ("silent", "plain")
+    }
+    assert errors["silent"] == ""
+    assert "cannot join current thread" in errors["plain"], "torch no longer does this: remove print_all_but_the_timer"
+
+
 @pytest.mark.slow
 def test_segments_grow_on_gpus_unless_the_user_has_set_up_the_allocator(tmp_path):
     """One process, which has imported torch, launches a job for each case."""
