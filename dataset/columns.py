@@ -6,12 +6,13 @@ to it, because of its reference count. Arrays store millions of texts without an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import overload
 
 import numpy as np
 
 
-class TextColumn:
+class TextColumn(Sequence[str]):
     """A column of texts, in one array of bytes."""
 
     def __init__(self, texts: Iterable[str]):
@@ -22,7 +23,16 @@ class TextColumn:
     def __len__(self) -> int:
         return len(self.ends) - 1
 
-    def __getitem__(self, row: int) -> str:
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [self[each] for each in range(*row.indices(len(self)))]
+        row = range(len(self))[row]
         return self.content[self.ends[row] : self.ends[row + 1]].tobytes().decode("utf-8", "surrogatepass")
 
     @property

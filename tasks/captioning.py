@@ -117,7 +117,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
         self.tokens = CaptionTokens(tuple(prompt), processor.sep_id, processor.mask_id, processor.pad_id)
         self._check_room(len(prompt), config)
         if parts.training is not None and isinstance(self.model, SelfCriticalModel):
-            self.model.set_reward(self._reward(parts.training.references), self.tokens, config.self_critical)
+            self.model.set_reward(self._reward(parts.training.items.references()), self.tokens, config.self_critical)
 
     @staticmethod
     def build_model(config: CaptioningConfig, vocab_size: int | None) -> CaptioningModel:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from dataset.columns import TextColumn
 from dataset.formats import karpathy, msrvtt
 from dataset.formats.annotations import ImageFiles, Row, images_folder, parse_rows, read_records, texts_of
 from dataset.formats.iglue import xflickrco_rows
 from dataset.formats.video_files import Videos
+from dataset.media.sources import SourceColumn
 from dataset.media.video import VideoSource
 from dataset.records.schema import BrokenRecordError, ImageSource
 from utils.config import Config
@@ -68,7 +70,7 @@ class CaptionedSplitConfig(Config):
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """Images or videos with their captions.
+    """Images or videos with their captions, in columns that worker processes share.
 
     Attributes:
         images: the images or videos.
@@ -77,20 +79,24 @@ class CaptionedImages:
         ids: image_id of each image, or its path.
     """
 
-    images: Sequence[ImageSource | VideoSource]
-    captions: list[str]
+    images: SourceColumn
+    captions: TextColumn
     image_of_caption: np.ndarray
-    ids: list[str]
+    ids: TextColumn
 
     @property
     def captions_per_image(self) -> np.ndarray:
         """Number of captions of each image, (I,)."""
         return np.bincount(self.image_of_caption, minlength=len(self.images))
 
+    def captions_of(self, image: int) -> tuple[str, ...]:
+        """Returns the captions of an image, in order."""
+        start, end = np.searchsorted(self.image_of_caption, [image, image + 1])
+        return tuple(self.captions[start:end])
+
     def references(self) -> list[tuple[str, ...]]:
         """Returns the captions of each image, in order."""
-        ends = np.cumsum(self.captions_per_image).tolist()
-        return [tuple(self.captions[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        return [self.captions_of(image) for image in range(len(self.images))]
 
 
 def read_captioned_images(config: CaptionedSplitConfig, key: str, max_broken: float) -> CaptionedImages:
@@ -117,10 +123,10 @@ def read_captioned_images(config: CaptionedSplitConfig, key: str, max_broken: fl
         known.extend(captions)
     counts = [len(captions) for _, captions in by_image.values()]
     return CaptionedImages(
-        images=[source for source, _ in by_image.values()],
-        captions=[caption for _, captions in by_image.values() for caption in captions],
+        images=SourceColumn([source for source, _ in by_image.values()]),
+        captions=TextColumn(caption for _, captions in by_image.values() for caption in captions),
         image_of_caption=np.repeat(np.arange(len(counts)), counts),
-        ids=list(by_image),
+        ids=TextColumn(by_image),
     )
 
 

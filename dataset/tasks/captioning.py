@@ -76,18 +76,18 @@ class CaptioningBatches(FineTuneBatches[CaptioningDataConfig, CaptionExample]):
     def read(self, data: CaptioningDataConfig) -> int:
         self.prompt = prompt_tokens(self.text, data.prompt)
         self.items = read_captioned_images(data.train, "data.train", data.max_broken)
-        self.references = self.items.references()
         self.view = media_view(data, self.items.images, self.frames, self.image_size)
         return len(self.items.captions)
 
     def example(self, index: int, rng: np.random.Generator) -> CaptionExample:
         image = int(self.items.image_of_caption[index])
         source, caption = self.items.images[image], self.items.captions[index]
+        references = self.items.captions_of(image)
         # Generated captions may be scored against all captions of the image.
-        may_flip = not (self.data.careful_flip and any(map(mentions_side, self.references[image])))
+        may_flip = not (self.data.careful_flip and any(map(mentions_side, references)))
         pixels = self.view(source, rng, may_flip=may_flip)
         ids, targets = self.tokens(caption, rng)
-        return CaptionExample(pixels, ids, targets, self.references[image])
+        return CaptionExample(pixels, ids, targets, references)
 
     def tokens(self, caption: str, rng: np.random.Generator) -> tuple[list[int], list[int]]:
         """Returns the tokens of [CLS], prompt, caption and [SEP], and the positions of the tokens to predict.

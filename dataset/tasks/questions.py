@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
 from dataset.columns import RepeatedTextColumn, TextColumn
 from dataset.formats.annotations import Row
+from dataset.media.sources import SourceColumn
 from dataset.media.video import VideoSource
 from dataset.records.schema import BrokenRecordError, ImageSource, check_text
 from dataset.text.processors import clean_question
@@ -148,14 +148,7 @@ class QuestionTable(Sequence[Question]):
         self._answer_ends = np.cumsum([0, *(len(question.answers) for question in questions)], dtype=np.int64)
         self._types = RepeatedTextColumn(question.answer_type for question in questions)
         self._weights = np.array([question.weight for question in questions], np.float64)
-        sources = [question.source for question in questions]
-        self._paths = RepeatedTextColumn("" if source.path is None else str(source.path) for source in sources)
-        self._without_path = {row: source for row, source in enumerate(sources) if source.path is None}
-        self._kind = type(sources[0]) if sources else ImageSource
-        # A location is a file, or a file and the index of a row, so the locations of a file differ only at their ends.
-        parts = [source.location.rpartition(":" if source.location[-1:].isdigit() else "[") for source in sources]
-        self._files = RepeatedTextColumn(before + sign for before, sign, _ in parts)
-        self._rows = TextColumn(row for _, _, row in parts)
+        self._sources = SourceColumn([question.source for question in questions])
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -163,7 +156,7 @@ class QuestionTable(Sequence[Question]):
     @property
     def nbytes(self) -> int:
         """Size of all columns in bytes."""
-        columns = (self._ids, self._texts, self._paths, self._answers, self._types, self._files, self._rows)
+        columns = (self._ids, self._texts, self._sources, self._answers, self._types)
         return sum(column.nbytes for column in columns) + self._answer_ends.nbytes + self._weights.nbytes
 
     @overload
@@ -190,31 +183,23 @@ class QuestionTable(Sequence[Question]):
 
     def source(self, row: int) -> ImageSource | VideoSource:
         """Returns the image or video of a question."""
-        if row in self._without_path:
-            return self._without_path[row]
-        return self._kind(self.location(row), path=Path(self._paths[row]))
+        return self._sources[row]
 
     def sources(self) -> list[ImageSource | VideoSource]:
         """Returns each distinct image or video, as the source in the first question about it."""
-        return [self.source(row) for row in self._first_rows()]
+        first_rows = np.unique(self.image_indices(), return_index=True)[1]
+        return [self.source(row) for row in sorted(first_rows.tolist())]
 
     def image_indices(self) -> np.ndarray:
         """Returns the index (N,) of the image or video of each question. Indices are equal if and only if the files are."""
-        numbers = self._paths.numbers.astype(np.int64)
-        for row in self._without_path:
-            numbers[row] = -1 - row
-        return numbers
+        return self._sources.file_indices()
 
     def location(self, row: int) -> str:
         """Returns the location of a question."""
-        return self._files[row] + self._rows[row]
+        return self._sources.location(row)
 
     def answer_counts(self) -> dict[str, int]:
         """Returns the number of annotators who gave each distinct answer, over all questions, without blank answers."""
         counts = np.bincount(self._answers.numbers, minlength=len(self._answers.texts)).tolist()
         texts = self._answers.texts
         return {texts[number]: count for number, count in enumerate(counts) if texts[number].strip()}
-
-    def _first_rows(self) -> Iterable[int]:
-        first = np.unique(self._paths.numbers, return_index=True)[1].tolist()
-        return sorted({*first, *self._without_path})

@@ -63,8 +63,8 @@ def test_the_reward_is_cider_and_its_model_steps(scenes_folder, tmp_path):
         f"init.checkpoint={tmp_path}/model.safetensors",
         "self_critical={samples: 2, max_length: 5}",
     )
-    references = task.training.references[0]
-    other = next(each for each in task.training.references if not set(each) & set(references))
+    references = task.training.items.captions_of(0)
+    other = next(each for each in task.training.items.references() if not set(each) & set(references))
     said = [task.tokenizer.encode(text, add_special_tokens=False) for text in (references[0], other[0])]
     own, foreign = task.model.reward(said, [references] * 2)
     assert own > 2 * foreign

@@ -57,7 +57,7 @@ def written(tmp_path):
 def test_every_record_of_the_page_is_read(written, tmp_path):
     captions, regions, _, _, videos, text, translation = RECORDS
     items = read_captioned_images(CaptionedSplitConfig(annotations=written(0)), "k", 0.0)
-    assert items.captions == captions["caption"]
+    assert list(items.captions) == captions["caption"]
     (phrase,) = read_phrases(GroundingSplitConfig(annotations=written(1)), "k", 0.0)
     assert (phrase.text, list(phrase.box)) == ("dog", regions["elems"][0]["bb"])
     (question,) = read_questions(QuestionsConfig(questions=written(2)), "k", 0.0, answered=True)

@@ -75,8 +75,8 @@ def test_the_nearest_give_the_recalls_of_the_table(evaluated):
     items = task.held_out.test["test"]
     asked = [each for each in evaluation.predictions if "text" in each]
     images = [each for each in evaluation.predictions if "text" not in each]
-    assert [each["caption"] for each in asked] == items.captions
-    assert [each["image_id"] for each in images] == items.ids
+    assert [each["caption"] for each in asked] == list(items.captions)
+    assert [each["image_id"] for each in images] == list(items.ids)
     assert len(evaluation.predictions) == len(asked) + len(images)
     far = 10**6
 

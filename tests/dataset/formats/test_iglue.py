@@ -117,7 +117,7 @@ def test_xflickrco_finds_the_pictures_of_both_sets(write, tmp_path):
     images = str(tmp_path / "images")
     config = CaptionedSplitConfig(format="xflickrco", annotations=write(rows, *names), images=images)
     items = read_captioned_images(config, "evaluation.test.de", 0.0)
-    assert items.captions == ["ein Hund", "eine Katze"]
+    assert list(items.captions) == ["ein Hund", "eine Katze"]
     assert [str(image.path.relative_to(tmp_path / "images")) for image in items.images] == list(names)
 
 

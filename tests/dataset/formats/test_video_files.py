@@ -64,8 +64,8 @@ def test_msrvtt_gives_each_listed_video_all_its_sentences(folder):
     listed = write(folder, "MSRVTT_train.9k.csv", "video_id\nvideo2\nvideo0\n")
     items = captioned(folder, msrvtt(folder), listed=listed)
     assert [source.path.name for source in items.images] == ["video0.mp4", "video2"]
-    assert items.ids == ["video0", "video2"]
-    assert items.captions == [f"a person is number {n}" for n in (0, 3, 6, 2, 5)]
+    assert list(items.ids) == ["video0", "video2"]
+    assert list(items.captions) == [f"a person is number {n}" for n in (0, 3, 6, 2, 5)]
     everything = captioned(folder, msrvtt(folder))
     assert [source.path.name for source in everything.images] == ["video0.mp4", "video_1.json", "video2"]
 
@@ -74,7 +74,7 @@ def test_the_1k_a_test_file_gives_each_video_its_one_sentence(folder):
     rows = 'key,vid_key,video_id,sentence\nret0,msr7,video7,a man sings\nret1,msr0,video0,"a dog, and a cat"\n'
     items = captioned(folder, write(folder, "MSRVTT_JSFUSION_test.csv", rows))
     assert [source.path.name for source in items.images] == ["video7.webm", "video0.mp4"]
-    assert items.captions == ["a man sings", "a dog, and a cat"]
+    assert list(items.captions) == ["a man sings", "a dog, and a cat"]
     assert items.images[1].location.endswith("test.csv:3")
 
 
@@ -86,7 +86,7 @@ def test_rows_of_our_own_name_a_file_or_hold_their_frames(folder):
     ]
     items = captioned(folder, write(folder, "a.jsonl", rows))
     assert all(isinstance(source, VideoSource) for source in items.images)
-    assert items.ids == ["video0.mp4", "clip", "7"]
+    assert list(items.ids) == ["video0.mp4", "clip", "7"]
     assert items.captions_per_image.tolist() == [1, 2, 1]
     assert len(items.images[1].frames) == 2
 

@@ -423,7 +423,7 @@ def test_rows_that_name_files_and_data_sets_with_a_mapping_find_lists_too(videos
     split = CaptionedSplitConfig(annotations=str(tmp_path / "rows.jsonl"), images=str(out))
     items = read_captioned_images(split, "data.train", 0.0)
     assert items.images[0].path == out / "sub/video7010.json"
-    assert items.ids == ["sub/video7010.mp4"]
+    assert list(items.ids) == ["sub/video7010.mp4"]
     assert Videos(out, {"video_12": "clip.b_3_9"}).by_id(12, "p") == out / "clip.b_3_9.json"
 
 

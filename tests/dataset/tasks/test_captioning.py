@@ -111,5 +111,5 @@ def test_a_prompt_that_leaves_no_room_is_refused(make):
 def test_images_keep_their_ids_and_references(make, tmp_path):
     make([["a", "b"], "c", ["d", "e"]])
     items = read_captioned_images(CaptionedSplitConfig(annotations=str(tmp_path / "train.jsonl")), "data.train", 0.0)
-    assert items.ids == ["coco_0", "coco_1", "coco_2"]
+    assert list(items.ids) == ["coco_0", "coco_1", "coco_2"]
     assert items.references() == [("a", "b"), ("c",), ("d", "e")]

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import gc
-import os
-import subprocess
-import sys
 import tracemalloc
-from collections.abc import Sequence
 from pathlib import Path
-
-import pytest
 
 from dataset.media.video import VideoSource
 from dataset.records.schema import ImageSource
@@ -90,46 +83,3 @@ def test_a_table_of_videos_gives_each_video_once_and_keeps_frames_that_a_row_hol
     table = QuestionTable(questions)
     assert list(table) == questions
     assert table.sources() == videos[:2]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    not Path("/proc/self/smaps_rollup").is_file(), reason="the kernel does not say what a process wrote to"
-)
-def test_a_worker_that_reads_all_questions_shares_their_memory():
-    """As Python objects, reading them would copy their pages into every forked worker. Measured in a process of its own: what
-    else lies on the heap of this one counts too."""
-    measure = "import tests.dataset.tasks.test_questions as measuring; print(*measuring.grown_in_forks())"
-    printed = subprocess.run([sys.executable, "-c", measure], cwd=ROOT, capture_output=True, text=True, check=True)
-    of_list, of_table, in_table = map(int, printed.stdout.split())
-    assert of_table < 0.5 * in_table
-    assert of_list > 2 * in_table, "the measurement sees what it should"
-
-
-def grown_in_forks() -> tuple[int, int, int]:
-    """Bytes that become a fork's own when it reads questions as objects, and in a table; bytes of the table."""
-    questions = [question(n) for n in range(50_000)]
-    table, of_list = QuestionTable(questions), grown_in_a_fork(questions)
-    del questions  # Python interns the parts of paths: the table's would be found among the list's
-    return of_list, grown_in_a_fork(table), table.nbytes
-
-
-def grown_in_a_fork(questions: Sequence[Question]) -> int:
-    """Bytes that are a forked process's own after it has read the questions, and were not before."""
-    reader, writer = os.pipe()
-    if (child := os.fork()) == 0:
-        gc.disable()
-        before = private_bytes()
-        for one in questions:
-            assert one.question
-        os.write(writer, str(private_bytes() - before).encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    os.close(writer)
-    with os.fdopen(reader) as file:
-        return int(file.read())
-
-
-def private_bytes() -> int:
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
