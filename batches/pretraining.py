@@ -37,7 +37,8 @@ class RegionBatch:
     ``pixels`` (I, 3, H, W) uint8 (or float, normalised). ``image_index`` (R,) int64, the image of each region: **ascending**, so
     that the regions of an image are adjacent. ``patch_mask`` (R, P) bool: the patches of each region, row-major, at least one.
     ``boxes_cxcywh`` (R, 4) float32: centre and size relative to the image. ``is_image`` (R,) bool: True if the text describes the
-    whole image, in which case the box loss ignores it. ``valid`` (R,) bool: examples that count.
+    whole image; ``several_boxes`` (R,) bool: True if it describes several boxes, whose patches ``patch_mask`` has. The box loss
+    ignores both. ``valid`` (R,) bool: examples that count.
     """
 
     pixels: Tensor
@@ -45,6 +46,7 @@ class RegionBatch:
     patch_mask: Tensor
     boxes_cxcywh: Tensor
     is_image: Tensor
+    several_boxes: Tensor
     text: MaskedText
     valid: Tensor
 

@@ -31,7 +31,7 @@ MOST_EPOCHS = 100
 LEAST_EPOCHS = 0.5
 """Fine-tuning for fewer epochs causes a warning, because most records would never be seen."""
 NO_BOXES = (
-    'write the boxes as "elems": [{"bb": [x, y, width, height], "caption": text}] (docs/own_data.md#records), or set '
+    'write the boxes as "elems": [{"bb": [x, y, width, height], "caption": text}] (docs/records.md), or set '
     "data.regions=null to train without boxes"
 )
 RELATIVE = "boxes are relative; multiply x and width by the image's width, y and height by its height"

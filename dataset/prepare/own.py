@@ -19,7 +19,7 @@ from dataset.prepare.folders import tally, write_records
 from dataset.records.box_form import are_relative, look_like_corners
 from dataset.records.broken import BrokenRecordError
 from dataset.records.forms import delimiter_of, foreign_form
-from dataset.records.schema import Box, box_in, place_box
+from dataset.records.schema import Box, boxes_in, place_box
 from dataset.tasks.nlvr import LABELS
 from dataset.tasks.questions import question_of
 from utils.errors import UserError
@@ -28,6 +28,8 @@ from utils.files import parse_json, replacing
 CORNERS, XYWH = ("x1", "y1", "x2", "y2"), ("x", "y", "width", "height")
 KEYS = {"image", "image2", "images", "image_id", "caption", "elems", "bb", "attributes", "grain", "sentence", "label"}
 KEYS |= {"question", "answer", "answer_type", "question_id"}
+OTHER_TEXTS = ("long_caption", "hard_negatives")
+KEYS |= set(OTHER_TEXTS)
 LABELLED = {label for classes in LABELS.values() for label in classes}
 Rows = Iterable[Row | BrokenRecordError]
 
@@ -173,7 +175,7 @@ class Converter:
 
     def _captions(self, row: Row) -> dict[str, Any]:
         texts_of(row, "caption")
-        return {"image": self._image(row), "caption": row.values["caption"], **_kept(row, "image_id")}
+        return {"image": self._image(row), "caption": row.values["caption"], **_kept(row, *OTHER_TEXTS, "image_id")}
 
     def _questions(self, row: Row) -> dict[str, Any]:
         question_of(row, self.images.find(row.get("image", str), row.location), answered=self.answered)
@@ -197,6 +199,7 @@ class Converter:
         image = self._image(row)
         size = self._size_of.setdefault(image, self._size_of.get(image) or self.images.size(source))
         nested = "elems" in row.values
+        whole = _kept(row, "caption", *OTHER_TEXTS) if nested else {}
         for element in row.get("elems", list) if nested else [row.values]:
             try:
                 if not isinstance(element, dict):
@@ -205,24 +208,26 @@ class Converter:
                     )
                 own = Row(element, row.location)
                 texts_of(own, "caption")
-                box = place_box(self._box(own, size), *size, row.location, "the box")
+                boxes = [place_box(box, *size, row.location, "the box") for box in self._boxes_of(own, size)]
             except BrokenRecordError as error:
                 self.broken.append((error, element if isinstance(element, dict) else row.values))
                 continue
-            record = made.setdefault(image, {"image": image, **(_kept(row, "caption") if nested else {}), "elems": []})
-            record["elems"].append({"bb": list(box), **_kept(own, "caption", "attributes", "grain")})
+            record = made.setdefault(image, {"image": image, **whole, "elems": []})
+            bb = [list(box) for box in boxes]
+            texts = _kept(own, "caption", *OTHER_TEXTS, "attributes", "grain")
+            record["elems"].append({"bb": bb[0] if len(bb) == 1 else bb, **texts})
 
-    def _box(self, row: Row, size: tuple[int, int]) -> Box:
-        """Returns the box of a row as x, y, width, height; ``size`` is the size of the image."""
+    def _boxes_of(self, row: Row, size: tuple[int, int]) -> list[Box]:
+        """Returns the boxes of a row as x, y, width, height; ``size`` is the size of the image."""
         try:
             value = [float(row.values[name]) for name in self._columns] if self._columns else row.get("bb", object)
             value = parse_json(value) if isinstance(value, str) else value
         except (KeyError, TypeError, ValueError):
             raise BrokenRecordError("wrong type", row.location, "the box is not four numbers") from None
-        x, y, w, h = box_in(value, "bb", row.location)
-        self._boxes.append((x, y, w, h))
-        self._sizes.append(size)
-        return (x, y, w - x, h - y) if self.boxes == "corners" else (x, y, w, h)
+        boxes = boxes_in(value, "bb", row.location)
+        self._boxes += boxes
+        self._sizes += [size] * len(boxes)
+        return [(x, y, w - x, h - y) if self.boxes == "corners" else (x, y, w, h) for x, y, w, h in boxes]
 
 
 def _kept(row: Row, *keys: str) -> dict[str, Any]:

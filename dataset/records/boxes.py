@@ -40,15 +40,16 @@ class Crop:
 
 
 def elements_inside(record: RegionRecord, width: int, height: int) -> tuple[list[Element], list[BrokenRecord]]:
-    """Returns the elements whose box is inside the image, clamped to it, and the other elements as broken records."""
+    """Returns the elements whose boxes are inside the image, clamped to it, and those with a box outside as broken records.
+    Phrases without a box are in neither list."""
     elements, broken = [], []
     for element in record.elements:
         try:
-            box = place_box(element.box, width, height, record.location, element.name)
+            boxes = tuple(place_box(box, width, height, record.location, element.name) for box in element.boxes)
         except BrokenRecordError as error:
             broken.append(error.as_broken())
         else:
-            elements.append(replace(element, box=box))
+            elements += [replace(element, boxes=boxes)] if boxes else []
     return elements, broken
 
 
@@ -60,14 +61,15 @@ def visible_elements(
     crop: bool,
     most: int,
     min_inside: float,
-) -> tuple[Crop, list[tuple[Element, Box]]]:
+) -> tuple[Crop, list[tuple[Element, list[Box]]]]:
     """Draws a crop of an image, and returns it with the elements that are visible in it.
 
-    The crop contains the whole box of one random element. This element is returned first. The other elements follow in random
-    order, if more than ``min_inside`` of their area is in the crop. (The released reader may omit the first element.)
+    The crop contains all boxes of one random element. This element is returned first. The other elements follow in random order,
+    if more than ``min_inside`` of the area of each of their boxes is in the crop. (The released reader may omit the first
+    element.)
 
     Args:
-        elements: elements of the image, with boxes in pixels.
+        elements: elements of the image, each with one or more boxes in pixels.
         size: width and height of the image.
         rng: source of randomness.
         crop: if False, the crop is the whole image.
@@ -83,16 +85,24 @@ def visible_elements(
         return whole, []
     order = rng.permutation(len(elements)).tolist()
     kept = elements[order[0]]
-    part = crop_around(kept.box, width, height, rng) if crop else whole
-    visible: list[tuple[Element, Box]] = []
+    part = crop_around(enclosing(kept.boxes), width, height, rng) if crop else whole
+    visible: list[tuple[Element, list[Box]]] = []
     for element in (elements[index] for index in order):
         if len(visible) >= most:
             break
-        if share_inside(element.box, part) > min_inside:
-            box = visible_box(element.box, part)
-            if box is not None:
-                visible.append((element, box))
+        if all(share_inside(box, part) > min_inside for box in element.boxes):
+            boxes = [visible_box(box, part) for box in element.boxes]
+            if None not in boxes:
+                visible.append((element, [box for box in boxes if box is not None]))
     return part, visible
+
+
+def enclosing(boxes: Sequence[Box]) -> Box:
+    """Returns the smallest box (x, y, w, h) around one or more boxes."""
+    if len(boxes) == 1:
+        return boxes[0]
+    x, y = min(box[0] for box in boxes), min(box[1] for box in boxes)
+    return x, y, max(box[0] + box[2] for box in boxes) - x, max(box[1] + box[3] for box in boxes) - y
 
 
 def crop_around(box: Box, width: int, height: int, rng: np.random.Generator) -> Crop:

@@ -49,7 +49,7 @@ def delimiter_of(header: str) -> str:
 def convert_hint(path: object) -> str:
     """Returns the remedy for a file that does not contain records: the command that converts it."""
     if not isinstance(path, str | Path):
-        return "convert it to JSON lines (docs/own_data.md#records)"
+        return "convert it to JSON lines (docs/records.md)"
     out = Path(path).with_name(f"{Path(path).stem}_records.jsonl")
     command = f"python run.py prepare own {shlex.quote(str(path))} --out {shlex.quote(str(out))}"
     return f"convert it: {command} (its --help names the columns)"

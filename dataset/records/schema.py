@@ -1,8 +1,8 @@
-"""Typed records, parsed from the lines of a shard.
+"""Typed records, parsed from the rows of a shard (docs/records.md).
 
-There are image-text records, region records (images with described boxes) and text records, in the formats of the released
-readers: one JSON object per line. The config sets the names of the keys, except for ``elems``, ``bb``, ``caption`` and
-``attributes`` in a region record, which are fixed as in the released code. A record that does not fit raises
+There are image-text records, region records (images with described boxes) and text records. The released readers have the same
+records without ``long_caption``, ``hard_negatives``, and phrases of several boxes or none. The config sets the names of the keys
+of the image and of its caption; the other names are fixed. A record that does not fit raises
 :class:`~dataset.records.broken.BrokenRecordError`.
 """
 
@@ -77,42 +77,55 @@ class ImageSource:
 
 
 @dataclass(frozen=True)
-class ImageRecord:
-    """An image and its captions, of which one is drawn each time."""
+class Description:
+    """The texts about an image or a box.
 
-    location: str
-    image: ImageSource
-    captions: Texts
+    Attributes:
+        captions: alternative captions, of which one is drawn each time.
+        long_captions: alternative long captions.
+        hard_negatives: texts that are wrong, though they resemble a caption.
+    """
+
+    captions: Texts = ()
+    long_captions: Texts = ()
+    hard_negatives: Texts = ()
 
 
 @dataclass(frozen=True)
-class Element:
-    """A described box.
+class ImageRecord(Description):
+    """An image and its texts."""
+
+    location: str = field(kw_only=True)
+    image: ImageSource = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class Element(Description):
+    """A phrase and its boxes.
 
     Attributes:
         name: name of the element in messages, such as ``elems[0]``.
-        box: x, y, width, height in pixels of the stored image, as floats (the released reader truncates them to integers).
-        captions: alternative captions of the box.
+        boxes: x, y, width, height in pixels of the stored image, as floats (the released reader truncates them to integers). A
+            phrase may have several boxes, or none if the image does not show what it says.
         attributes: alternative attributes, to be put before the caption.
         grain: kind of text, as the record calls it.
     """
 
-    name: str
-    box: Box
-    captions: Texts
+    name: str = field(kw_only=True)
+    boxes: tuple[Box, ...] = field(kw_only=True)
     attributes: Texts = ()
     grain: str = "object"
 
 
 @dataclass(frozen=True)
-class RegionRecord:
-    """An image with described boxes and, if the record has one, a caption of the image. ``broken`` reports unusable parts."""
+class RegionRecord(Description):
+    """An image with phrases and their boxes, and, if the record has them, texts about the whole image. ``broken`` reports
+    unusable parts."""
 
-    location: str
-    image: ImageSource
-    elements: tuple[Element, ...]
-    captions: Texts = ()
-    broken: tuple[BrokenRecord, ...] = field(default=())
+    location: str = field(kw_only=True)
+    image: ImageSource = field(kw_only=True)
+    elements: tuple[Element, ...] = field(kw_only=True)
+    broken: tuple[BrokenRecord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,7 +151,12 @@ def parse_image_record(raw: RawRecord, keys: ImageKeys, caption_key: str) -> Ima
     Raises:
         BrokenRecordError: "missing key", "wrong type", "missing image" or "unreadable image".
     """
-    return ImageRecord(raw.location, image_source(raw, keys), _captions_of(raw, caption_key))
+    return ImageRecord(
+        _captions_of(raw, caption_key),
+        **_other_texts(raw.values, "", raw.location),
+        location=raw.location,
+        image=image_source(raw, keys),
+    )
 
 
 def parse_text_record(raw: RawRecord, text_key: str) -> TextRecord:
@@ -152,7 +170,7 @@ def parse_translation_record(raw: RawRecord, source_key: str, target_key: str) -
 
 
 def parse_region_record(raw: RawRecord, keys: ImageKeys, caption_key: str) -> RegionRecord:
-    """Parses a region record. It keeps all usable elements and the caption; unusable parts are listed in ``broken``.
+    """Parses a region record. It keeps all usable elements and texts; unusable parts are listed in ``broken``.
 
     Raises:
         BrokenRecordError: if the image or ``elems`` is missing or has the wrong type, so that no part can be used.
@@ -160,11 +178,13 @@ def parse_region_record(raw: RawRecord, keys: ImageKeys, caption_key: str) -> Re
     image = image_source(raw, keys)
     broken: list[BrokenRecord] = []
     captions: Texts = ()
-    if raw.values.get(caption_key) is not None or raw.text is not None:
-        try:
+    others: dict[str, Texts] = {}
+    try:
+        if raw.values.get(caption_key) is not None or raw.text is not None:
             captions = _captions_of(raw, caption_key)
-        except BrokenRecordError as error:
-            broken.append(error.as_broken())
+        others = _other_texts(raw.values, "", raw.location)
+    except BrokenRecordError as error:
+        broken.append(error.as_broken())
     values = raw.values.get("elems")
     if values is None and not captions:
         raise broken_key(raw, "elems", caption_key)
@@ -176,7 +196,9 @@ def parse_region_record(raw: RawRecord, keys: ImageKeys, caption_key: str) -> Re
             elements.append(_element(value, f"elems[{index}]", raw.location))
         except BrokenRecordError as error:
             broken.append(error.as_broken())
-    return RegionRecord(raw.location, image, tuple(elements), captions, tuple(broken))
+    return RegionRecord(
+        captions, **others, location=raw.location, image=image, elements=tuple(elements), broken=tuple(broken)
+    )
 
 
 def image_source(raw: RawRecord, keys: ImageKeys) -> ImageSource:
@@ -303,12 +325,35 @@ def _element(value: Any, name: str, location: str) -> Element:
             raise BrokenRecordError("missing key", location, f"{name} has no {key!r}")
     attributes = value.get("attributes")
     return Element(
+        texts_in(value["caption"], f"{name}.caption", location),
+        **_other_texts(value, f"{name}.", location),
         name=name,
-        box=box_in(value["bb"], f"{name}.bb", location),
-        captions=texts_in(value["caption"], f"{name}.caption", location),
+        boxes=boxes_in(value["bb"], f"{name}.bb", location),
         attributes=texts_in(attributes, f"{name}.attributes", location) if attributes else (),
-        grain=str(value.get("grain", "object")),
+        grain=str(value.get("grain") or "object"),
     )
+
+
+def _other_texts(values: Mapping[str, Any], prefix: str, location: str) -> dict[str, Texts]:
+    """Returns the long captions and hard negatives of an image or element, by the names of their fields. ``prefix``: begins the
+    names of the keys in messages. They may also be an empty list."""
+    keys = {"long_captions": "long_caption", "hard_negatives": "hard_negatives"}
+    return {
+        name: texts_in(values[key], f"{prefix}{key}", location)
+        for name, key in keys.items()
+        if values.get(key) not in (None, [])
+    }
+
+
+def boxes_in(value: Any, name: str, location: str) -> tuple[Box, ...]:
+    """Parses the boxes of a phrase: one box, [x, y, width, height], or a list of boxes, which may be empty.
+
+    Raises:
+        BrokenRecordError: "wrong type" unless each box has four finite numbers. ``name`` is the name of the value in messages.
+    """
+    if isinstance(value, list) and all(isinstance(each, list) for each in value):
+        return tuple(box_in(each, f"{name}[{index}]", location) for index, each in enumerate(value))
+    return (box_in(value, name, location),)
 
 
 def box_in(value: Any, name: str, location: str) -> Box:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -32,8 +34,11 @@ from dataset.records.schema import (
 from dataset.tasks.finetune import FILLER_TEXT, FineTuneBatches, FineTuneDataConfig, cleaned
 from dataset.text.processors import mentions_side
 from utils.config import Config
+from utils.errors import UserError
 from utils.files import expanded
 from utils.inputs import InputFile, InputFolder
+
+logger = logging.getLogger(__name__)
 
 
 class GroundingSplitConfig(Config):
@@ -108,7 +113,8 @@ class Phrase:
 
 
 def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float) -> list[Phrase]:
-    """Reads and checks a split. Every image must exist, and every box must be inside its image.
+    """Reads and checks a split. Every image must exist, and every box must be inside its image. Phrases with several boxes or
+    none are skipped, because the box head predicts a single box; their number is logged.
 
     Raises:
         UserError: with the config ``key``, if a file cannot be used, a split has no record, or more than the share
@@ -124,7 +130,17 @@ def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float) -> l
         assert config.annotations is not None
         images = ImageFiles(images_folder(config.images, config.annotations))
         rows = read_records(config.annotations, key, ("refcoco",))
-        parsed = parse_rows(rows, lambda row: _parse_record(row, images, config.language), key, max_broken)
+        skipped = Counter[int]()
+        parsed = parse_rows(rows, lambda row: _parse_record(row, images, config.language, skipped), key, max_broken)
+        if skipped:
+            logger.info(
+                "%s: skipped %d phrases with several boxes and %d without a box; the box head predicts a single box",
+                key,
+                skipped.total() - skipped[0],
+                skipped[0],
+            )
+        if not any(parsed):
+            raise UserError(f"{key}: no phrase of {config.annotations} has exactly one box, which the box head needs")
     return [phrase for phrases in parsed for phrase in phrases]
 
 
@@ -135,18 +151,23 @@ def _parse_reference(row: Row, images: ImageFiles) -> list[Phrase]:
     return [Phrase(text, source, box, size, row.values["split"]) for text in row.values["phrases"]]
 
 
-def _parse_record(row: Row, images: ImageFiles, language: str | None) -> list[Phrase]:
-    record = parse_region_record(RawRecord(row.values, row.location, images.folder), ImageKeys(image_is="path"), "")
+def _parse_record(row: Row, images: ImageFiles, language: str | None, skipped: Counter[int]) -> list[Phrase]:
+    """Returns the phrases of a record that have one box. ``skipped`` counts the others by their number of boxes."""
+    raw = RawRecord(row.values, row.location, images.folder)
+    record = parse_region_record(raw, ImageKeys(image_is="path"), "")
     if record.broken:
         raise BrokenRecordError(record.broken[0].kind, row.location, record.broken[0].message)
     source = images.find(row.get("image", str), row.location)
     width, height = size = images.size(source)
     phrases = []
     for element in record.elements:
-        box = place_box(element.box, width, height, row.location, element.name)
+        boxes = [place_box(box, width, height, row.location, element.name) for box in element.boxes]
+        if len(boxes) != 1:
+            skipped[len(boxes)] += 1
+            continue
         texts = texts_of(Row({element.name: list(element.captions)}, row.location), element.name, language)
-        phrases += [Phrase(text, source, box, size, element.grain) for text in texts]
-    if not phrases:
+        phrases += [Phrase(text, source, boxes[0], size, element.grain) for text in texts]
+    if not record.elements:
         raise BrokenRecordError("empty text", row.location, "elems is empty")
     return phrases
 
@@ -178,11 +199,11 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
             item.image.load(), self.data.max_pixels, item.location, for_boxes(self.data.pixels), item.image.path
         )
         check_size(encoded, item.size, item.location)
-        element = Element("phrase", item.box, (text,))
+        element = Element((text,), name="phrase", boxes=(item.box,))
         crop, visible = visible_elements([element], item.size, rng, crop=self.data.crop, most=1, min_inside=0.5)
         if not visible:
             raise BrokenRecordError("degenerate box", item.location, f"{item.box} is a sliver of the image")
-        box = visible[0][1]
+        [box] = visible[0][1]
         image = resize(crop.of(encoded), self.image_size)
         if rng.random() < self.data.augment.flip and not (self.data.careful_flip and mentions_side(text)):
             image, box = hflip(image), flip_box(box)

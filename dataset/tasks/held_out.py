@@ -156,7 +156,9 @@ def _read_one(
         raise BrokenRecordError(record.broken[0].kind, raw.location, record.broken[0].message)
     elements = []
     for element in record.elements:
-        x, y, w, h = place_box(element.box, width, height, raw.location, element.name)
+        if len(element.boxes) != 1:
+            continue  # the box head predicts a single box
+        x, y, w, h = place_box(element.boxes[0], width, height, raw.location, element.name)
         box = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
         caption = _clean(element.captions, processor, raw.location)[0]
         if element.attributes:

@@ -277,7 +277,8 @@ class RegionTextStream(Stream[RegionBatch]):
 
     def has_box(self, batch: RegionBatch) -> Tensor:
         """The texts that have box losses, (R,) bool."""
-        return batch.valid if self.whole_image_boxes else batch.valid & ~batch.is_image
+        one_box = batch.valid & ~batch.several_boxes
+        return one_box if self.whole_image_boxes else one_box & ~batch.is_image
 
 
 class TextStream(Stream[TextBatch]):

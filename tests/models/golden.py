@@ -210,6 +210,7 @@ def pretrain_batch(given: dict[str, Tensor]) -> PretrainBatch:
             patch_mask=region["region_image_atts"][:, 1:].bool(),
             boxes_cxcywh=region["region_target_bbox"],
             is_image=region["region_is_image"].bool(),
+            several_boxes=torch.zeros(len(region["region_is_image"]), dtype=torch.bool),
             text=masked_text(region, "region_"),
             valid=everything(index),
         ),

@@ -291,9 +291,10 @@ def test_the_boxes_of_whole_images_are_learned_where_the_config_says_so():
     every, _ = built(STREAMS["regions"], whole_image_boxes=True)
     every.load_state_dict(model.state_dict())
     rows = torch.arange(len(batch.regions.valid))
-    region = replace(batch.regions, is_image=rows % 3 == 0, valid=rows != 1)
+    region = replace(batch.regions, is_image=rows % 3 == 0, several_boxes=rows == 2, valid=rows != 1)
     batch = replace(batch, regions=region)
-    for each, learned in ((model, region.valid & ~region.is_image), (every, region.valid)):
+    one_box = region.valid & ~region.several_boxes
+    for each, learned in ((model, one_box & ~region.is_image), (every, one_box)):
         assert 0 < learned.sum() < len(rows)
         images, texts = each.encode_streams({"regions": region}, {"regions": ["l1"]})
         predicted = each.predict_boxes(texts["regions"]["plain"], images["regions"], region.image_index)

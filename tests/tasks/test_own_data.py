@@ -1,4 +1,4 @@
-"""docs/own_data.md: its records are read by the readers that it names, and its commands run as printed on a newcomer's files."""
+"""docs/records.md: its records are read by the readers that it names. docs/own_data.md: its commands run as printed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from PIL import Image
 import run
 from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
 from dataset.prepare.own import own
-from dataset.records.schema import RawRecord, parse_text_record, parse_translation_record
+from dataset.records.schema import (
+    ImageKeys,
+    RawRecord,
+    parse_region_record,
+    parse_text_record,
+    parse_translation_record,
+)
 from dataset.tasks.grounding import GroundingSplitConfig, read_phrases
 from dataset.tasks.nlvr import NLVRSplitConfig, read_statements
 from dataset.tasks.vqa import QuestionsConfig, read_questions
@@ -28,7 +34,10 @@ from utils.commands import read_words
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/own_data.md").read_text(encoding="utf-8")
-RECORDS = [json.loads(line) for block in re.findall(r"```json\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
+OF_RECORDS = (ROOT / "docs/records.md").read_text(encoding="utf-8")
+RECORDS = [
+    json.loads(line) for block in re.findall(r"```json\n(.*?)```", OF_RECORDS, re.S) for line in block.splitlines()
+]
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
 SMALL = [
     *("model.vision.width=16", "model.vision.depth=1", "model.vision.heads=2", "model.vision.image_size=24"),
@@ -55,18 +64,28 @@ def written(tmp_path):
 
 
 def test_every_record_of_the_page_is_read(written, tmp_path):
-    captions, regions, _, _, videos, text, translation = RECORDS
+    captions, regions, new_regions, _, _, videos, text, translation = RECORDS
     items = read_captioned_images(CaptionedSplitConfig(annotations=written(0)), "k", 0.0)
     assert list(items.captions) == captions["caption"]
     (phrase,) = read_phrases(GroundingSplitConfig(annotations=written(1)), "k", 0.0)
     assert (phrase.text, list(phrase.box)) == ("dog", regions["elems"][0]["bb"])
-    (question,) = read_questions(QuestionsConfig(questions=written(2)), "k", 0.0, answered=True)
+    (phrase,) = read_phrases(GroundingSplitConfig(annotations=written(2)), "k", 0.0)
+    assert phrase.text == "a sheep", "phrases with several boxes or none are skipped"
+    record = parse_region_record(RawRecord(new_regions, "a:1", tmp_path), ImageKeys(), "caption")
+    assert not record.broken
+    several, absent, one = record.elements
+    assert (len(several.boxes), absent.boxes) == (2, ())
+    assert (one.long_captions, one.hard_negatives) == (
+        ("a white sheep that looks at the camera",),
+        ("a black sheep", "a goat"),
+    )
+    (question,) = read_questions(QuestionsConfig(questions=written(3)), "k", 0.0, answered=True)
     assert (question.answers, question.answer_type) == (("dog",), "animal")
-    (statement,) = read_statements(NLVRSplitConfig(annotations=written(3)), "k", 0.0)
+    (statement,) = read_statements(NLVRSplitConfig(annotations=written(4)), "k", 0.0)
     assert (len(statement.images), statement.label) == (2, 0)
     (tmp_path / "clips/0001.mp4").parent.mkdir()
     (tmp_path / "clips/0001.mp4").write_bytes(b"")
-    items = read_captioned_images(CaptionedSplitConfig(annotations=written(4)), "k", 0.0)
+    items = read_captioned_images(CaptionedSplitConfig(annotations=written(5)), "k", 0.0)
     assert items.images[0].path == tmp_path / videos["video"]
     assert parse_text_record(RawRecord(text, "a:1", tmp_path), "text").texts == ("a dog on a lawn",)
     sides = parse_translation_record(RawRecord(translation, "a:1", tmp_path), "source_text", "target_text")

@@ -267,6 +267,20 @@ def test_keys_that_nothing_reads_are_listed_without_a_warning(doctor, given, sce
     assert OneLine("data.train", "licence", "1 of 40") in printed.splitlines()
 
 
+def test_the_shares_of_phrases_with_several_boxes_or_none_are_told(doctor, given, scenes_folder, tmp_path):
+    def changed(number, row):
+        phrase = row["elems"][0]
+        bb = [[phrase["bb"], phrase["bb"]], [], phrase["bb"], phrase["bb"]][number % 4]
+        return {**row, "elems": [{**phrase, "bb": bb, "hard_negatives": ["a zebra"] if number % 2 else []}]}
+
+    path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "phrases.jsonl", changed)
+    _, printed = doctor(*given("grounding", train=path))
+    line = OneLine(
+        "data.train", "phrases", "26.3% have several boxes", "26.3% have no box", "50.0% have hard negatives"
+    )
+    assert line in printed.splitlines()
+
+
 def test_boxes_that_look_like_corners_are_warned_of(doctor, given, scenes_folder, tmp_path):
     path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "corners.jsonl", CORNERS)
     _, printed = doctor(*given("grounding", train=path))

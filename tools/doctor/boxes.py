@@ -28,7 +28,7 @@ RECORDS = 300
 CORNERS = (
     "records contain [x, y, width, height]: if yours contain [x1, y1, x2, y2], write [x1, y1, x2 - x1, y2 - y1] instead"
 )
-STORED = "check that the boxes were drawn on images that were not rotated (docs/own_data.md#records, Pixels)"
+STORED = "check that the boxes were drawn on images that were not rotated (docs/records.md#pixels)"
 TURNED = (
     "the boxes were drawn on the rotated view: keep them and save the images rotated, without an orientation "
     "(PIL.ImageOps.exif_transpose), or rotate the boxes back to the stored pixels"
@@ -152,7 +152,8 @@ def _boxes_of(read: Callable[[], RegionRecord]) -> Iterator[RawBox]:
     except Exception:
         return
     size, orientation = _stored(record.image)
-    yield from (RawBox(element.box, size, record.location, orientation) for element in record.elements)
+    boxes = (box for element in record.elements for box in element.boxes)
+    yield from (RawBox(box, size, record.location, orientation) for box in boxes)
 
 
 def _stored(image: ImageSource) -> tuple[tuple[int, int] | None, int]:

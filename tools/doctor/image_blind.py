@@ -38,7 +38,7 @@ def check_image_blind(subject: Subject, report: Report) -> None:
             fact = f"{IMAGE_BLIND} {accuracy} of {len(questions):,} questions{types}"
             remedy = (
                 "these questions can be answered without the images: add some with the same wording but other answers "
-                "(docs/own_data.md#records)"
+                "(docs/records.md)"
             )
             known = [Finding("warning", key, fact, remedy)] if scores.mean() >= MOST else []
             report.add("image-blind", known, f"{key}: {fact}")

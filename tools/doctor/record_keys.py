@@ -26,6 +26,7 @@ RECORDS = 300
 """Number of random records of a file whose keys are counted."""
 
 OTHERS = {"id", "image_id", "question_id", "identifier", "coco_id", "flickr_id", "vg_id", "dataset", "caption", "elems"}
+OTHERS |= {"long_caption", "hard_negatives"}
 """Keys that records may have for any purpose: ids, and parts that another task reads."""
 CAPTIONED = {"image", "video", "video_id", "caption"}
 OF_TASKS: dict[type[Any], set[str]] = {
@@ -57,9 +58,12 @@ class _Sampled(NamedTuple):
 
 
 def check_record_keys(subject: Subject, report: Report) -> None:
-    """List the unknown keys of training records, and warn if one of them looks like a known key that is missing."""
+    """List the unknown keys of training records, and warn if one of them looks like a known key that is missing. Also say how
+    many phrases have several boxes, no box, long captions or hard negatives."""
     with report.check("record keys"):
         for key, read, others, records in _sampled(subject):
+            if told := _told_of_phrases(records):
+                report.ok("phrases", f"{key}: {told}")
             counts = Counter(name for record in records for name in record)
             unknown = [name for name, _ in counts.most_common() if name not in read | others]
             if not unknown:
@@ -69,10 +73,25 @@ def check_record_keys(subject: Subject, report: Report) -> None:
             meant = [name for each in unknown if (name := meant_by(each, sorted(read - counts.keys())))]
             if meant:
                 fact = f"records have unknown keys: {listed}"
-                remedy = f"did you mean {', '.join(dict.fromkeys(meant))}? docs/own_data.md#records lists the keys"
+                remedy = f"did you mean {', '.join(dict.fromkeys(meant))}? docs/records.md lists the keys"
                 report.add("record keys", [Finding("warning", key, fact, remedy)])
             else:
                 report.ok("record keys", f"{key}: records have unknown keys, which nothing reads: {listed}")
+
+
+def _told_of_phrases(records: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the shares of the phrases that records of earlier versions did not have, or an empty text without such phrases."""
+    listed = [record["elems"] for record in records if isinstance(record.get("elems"), list)]
+    phrases = [phrase for phrases in listed for phrase in phrases if isinstance(phrase, dict)]
+    boxes = [phrase["bb"] for phrase in phrases if isinstance(phrase.get("bb"), list)]
+    counts = {
+        "have several boxes, and no box loss": sum(len(bb) > 1 and isinstance(bb[0], list) for bb in boxes),
+        "have no box, and are not used yet": sum(not bb for bb in boxes),
+        "have a long caption": sum(bool(phrase.get("long_caption")) for phrase in phrases),
+        "have hard negatives": sum(bool(phrase.get("hard_negatives")) for phrase in phrases),
+    }
+    shares = [f"{count / len(phrases):.1%} {what}" for what, count in counts.items() if count]
+    return f"of {len(phrases):,} phrases, {'; '.join(shares)}" if shares else ""
 
 
 def meant_by(name: str, absent: Sequence[str]) -> str | None:

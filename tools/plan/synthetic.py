@@ -117,6 +117,7 @@ def _regions(stream: RegionStreamConfig, vision: VisionEncoder, texts: MaskedTex
         patch_mask=torch.ones(count, vision.grid[0] * vision.grid[1], dtype=torch.bool),
         boxes_cxcywh=torch.full((count, 4), 0.5),
         is_image=torch.zeros(count, dtype=torch.bool),
+        several_boxes=torch.zeros(count, dtype=torch.bool),
         text=texts,
         valid=parts.all_valid(count),
     )

@@ -29,7 +29,7 @@ FIRST_RECORDS, MOST_RECORDS = 20, 300
 
 
 class RegionStreamConfig(ImageRecordsConfig):
-    """Images with described boxes; a row is a text with its box, or the image's whole caption."""
+    """Images with described boxes; a row is a text with its box or boxes, or the image's whole caption."""
 
     records_key = "max_images"
 
@@ -56,12 +56,15 @@ class RegionStreamConfig(ImageRecordsConfig):
 
 @dataclass(frozen=True)
 class RegionRow:
-    """One text of an image: its relative box (cx, cy, w, h) and the patches (P,) that it covers."""
+    """One text of an image: its relative box (cx, cy, w, h), the patches (P,) that it covers, and whether it describes the whole
+    image or several boxes. A text about several boxes has the whole image as its box,
+    which no loss uses."""
 
     text: TextExample
     box: Box
     patch_mask: Tensor
-    is_image: bool
+    is_image: bool = False
+    several_boxes: bool = False
 
 
 class RegionStream:
@@ -100,7 +103,7 @@ class RegionStream:
             with suppress(Exception):  # a broken record is counted when training reads it
                 record = parse_region_record(shards.read(index), self.keys, self.config.caption_key)
                 records.append(record)
-                boxes += [(element.box, record.location) for element in record.elements]
+                boxes += [(box, record.location) for element in record.elements for box in element.boxes]
         return boxes, records
 
     def batch(self, number: int, account: Account) -> RegionBatch:
@@ -140,6 +143,7 @@ class RegionStream:
             patch_mask=torch.stack([row.patch_mask for row in all_rows]),
             boxes_cxcywh=torch.tensor([row.box for row in all_rows], dtype=torch.float32),
             is_image=torch.tensor([row.is_image for row in all_rows]),
+            several_boxes=torch.tensor([row.several_boxes for row in all_rows]),
             text=self.text.collate([row.text for row in all_rows]),
             valid=torch.tensor([valid for _, valid, _ in laid]),
         )
@@ -177,12 +181,13 @@ class RegionStream:
         used = [text for text in (*caption, *texts) if text is not None]
         if flip and not (self.config.careful_flip and any(mentions_side(text) for text in used)):
             image = hflip(image)
-            visible = [(element, flip_box(box)) for element, box in visible]
+            visible = [(element, [flip_box(box) for box in boxes]) for element, boxes in visible]
         rows = [self._whole(self.text.encode(text, rng)) for text in caption]
-        for text, (_, box) in zip(texts, visible, strict=True):
+        for text, (_, boxes) in zip(texts, visible, strict=True):
             if text is not None:
-                rows.append(self._row(self.text.encode(text, rng), box))
-        if not rows and not broken:
+                rows.append(self._row(self.text.encode(text, rng), boxes))
+        only_absent = bool(record.elements) and not any(element.boxes for element in record.elements)
+        if not rows and not broken and not only_absent:
             kind, why = (
                 ("degenerate box", "every box is a sliver") if elements else ("missing key", "no element to use")
             )
@@ -215,11 +220,16 @@ class RegionStream:
             return None
         return text
 
-    def _row(self, text: TextExample, box: Box) -> RegionRow:
+    def _row(self, text: TextExample, boxes: list[Box]) -> RegionRow:
+        mask = torch.stack([self._patches(box) for box in boxes]).any(dim=0)
+        if len(boxes) > 1:
+            return RegionRow(text, WHOLE_BOX, mask, several_boxes=True)
+        return RegionRow(text, boxes[0], mask)
+
+    def _patches(self, box: Box) -> Tensor:
         height, width = sides_of(self.image_size)
         cx, cy, w, h = (part * side for part, side in zip(box, (width, height, width, height), strict=True))
-        mask = patch_mask((cx - w / 2, cy - h / 2, w, h), self.image_size, self.patch_size)
-        return RegionRow(text, box, mask, is_image=False)
+        return patch_mask((cx - w / 2, cy - h / 2, w, h), self.image_size, self.patch_size)
 
     def _whole(self, text: TextExample) -> RegionRow:
         rows, columns = grid_of(self.image_size, self.patch_size)

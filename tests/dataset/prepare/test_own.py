@@ -93,6 +93,21 @@ def test_corners_in_records_are_converted_when_told_and_never_guessed(convert):
     assert status == 2 and "the form of bbox is unknown" in printed
 
 
+def test_phrases_of_several_boxes_or_none_and_their_other_texts_are_kept(convert):
+    texts = {"long_caption": "a dog that runs", "hard_negatives": ["a cat"]}
+    elems = [
+        {"bb": [[1, 2, 10, 8], [20, 2, 10, 8]], "caption": "two dogs"},
+        {"bb": [], "caption": "a zebra"},
+        {"bb": [1, 2, 10, 8], "caption": "a dog", **texts},
+        {"bb": [[1, 2, 10, 8], [35, 2, 10, 8]], "caption": "outside"},
+    ]
+    status, records, broken, _ = convert(
+        [{"image": "a.png", "caption": "pets", **texts, "elems": elems}], name="m.json"
+    )
+    assert status == 1 and [each["kind"] for each in broken] == ["box outside image"]
+    assert records == [{"image": "pictures/a.png", "caption": "pets", **texts, "elems": elems[:3]}]
+
+
 def test_coco_captions_and_instances(convert):
     images = [{"id": 7, "file_name": "a.png", "width": 40, "height": 20}]
     captions = [{"image_id": 7, "id": 1, "caption": "a dog"}, {"image_id": 8, "id": 2, "caption": "a cat"}]

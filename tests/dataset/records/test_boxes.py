@@ -13,13 +13,14 @@ import torch
 from dataset.records.boxes import (
     Crop,
     crop_around,
+    elements_inside,
     flip_box,
     patch_mask,
     share_inside,
     visible_box,
     visible_elements,
 )
-from dataset.records.schema import Element
+from dataset.records.schema import Element, ImageSource, RegionRecord
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "data_helpers.json").read_text(encoding="utf-8"))
 
@@ -129,7 +130,7 @@ def test_less_than_a_thousandth_of_the_crop_is_no_box(size):
 
 
 def boxes(*values) -> list[Element]:
-    return [Element(f"elems[{i}]", value, ("text",)) for i, value in enumerate(values)]
+    return [Element(("text",), name=f"elems[{i}]", boxes=(value,)) for i, value in enumerate(values)]
 
 
 def pixels_inside(box: tuple[float, ...], crop: Crop) -> float:
@@ -145,11 +146,11 @@ def test_elements_stay_if_enough_of_them_is_visible():
     kept_first, shares = set(), set()
     for _ in range(100):
         crop, visible = visible_elements(elements, (10, 10), rng, crop=True, most=3, min_inside=0.5)
-        inside = {element.name: pixels_inside(element.box, crop) for element in elements}
+        inside = {element.name: pixels_inside(element.boxes[0], crop) for element in elements}
         names = [element.name for element, _ in visible]
         assert inside[names[0]] == 1
         assert set(names) == {name for name, share in inside.items() if share > 0.5}
-        assert all(0 < side <= 1 for _, box in visible for side in box)
+        assert all(0 < side <= 1 for _, [box] in visible for side in box)
         kept_first.add(names[0])
         shares |= set(inside.values())
     assert len(kept_first) == 3
@@ -161,7 +162,7 @@ def test_exactly_half_inside_is_not_enough():
     half, more = (8.0, 0.0, 4.0, 4.0), (7.0, 0.0, 4.0, 4.0)
     rng = np.random.default_rng(0)
     _, visible = visible_elements(boxes(half, more), (10, 10), rng, crop=False, most=3, min_inside=0.5)
-    assert [element.box for element, _ in visible] == [more]
+    assert [element.boxes for element, _ in visible] == [(more,)]
 
 
 @pytest.mark.parametrize("min_inside", [0.0, 0.5, 0.99])
@@ -170,8 +171,35 @@ def test_the_element_that_the_crop_is_made_around_always_stays(min_inside):
     for box in ((0.0, 0.0, 4.0, 4.0), (2.3, 1.1, 3.3, 6.2)):
         for _ in range(20):
             crop, visible = visible_elements(boxes(box), (10, 10), rng, crop=True, most=3, min_inside=min_inside)
-            (_, (_, _, w, h)) = visible[0]
+            (_, [(_, _, w, h)]) = visible[0]
             assert (w * (crop.x1 - crop.x0), h * (crop.y1 - crop.y0)) == pytest.approx(box[2:])
+
+
+def test_a_phrase_of_several_boxes_stays_if_each_of_them_is_visible():
+    two = Element(("two dogs",), name="elems[0]", boxes=((0.0, 0.0, 2.0, 2.0), (7.0, 6.0, 3.0, 3.0)))
+    one = Element(("a dog",), name="elems[1]", boxes=((0.0, 0.0, 2.0, 2.0),))
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(60):
+        crop, visible = visible_elements([two, one], (10, 10), rng, crop=True, most=2, min_inside=0.5)
+        inside = {element.name: min(pixels_inside(box, crop) for box in element.boxes) for element in (two, one)}
+        assert {element.name for element, _ in visible} == {name for name, share in inside.items() if share > 0.5}
+        assert all(len(shown) == len(element.boxes) for element, shown in visible)
+        if visible[0][0] is two:
+            assert (crop.x0, crop.y0) == (0, 0) and (crop.x1, crop.y1) >= (10, 9), "the crop contains both boxes"
+        seen.add(len(visible))
+    assert seen == {1, 2}
+
+
+def test_a_phrase_with_a_box_outside_is_broken_and_one_without_a_box_is_not():
+    inside, outside = (0.0, 0.0, 2.0, 2.0), (9.0, 9.0, 5.0, 5.0)
+    elements = [
+        Element(("x",), name=f"elems[{n}]", boxes=b) for n, b in enumerate([(inside, inside), (inside, outside), ()])
+    ]
+    record = RegionRecord(location="a:1", image=ImageSource("a:1"), elements=tuple(elements))
+    kept, broken = elements_inside(record, 10, 10)
+    assert [element.name for element in kept] == ["elems[0]"]
+    assert [each.kind for each in broken] == ["box outside image"]
 
 
 def test_no_more_elements_than_asked_for_and_no_crop_where_it_is_off():

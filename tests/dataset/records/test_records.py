@@ -90,11 +90,58 @@ def test_a_broken_element_leaves_the_rest_of_its_record():
         5,
     ]
     record = parse_region_record(raw(image="x.jpg", caption=7, elems=elems), KEYS, "caption")
-    assert [element.box for element in record.elements] == [(1.0, 2.5, 3.0, 4.0)]
+    assert [element.boxes for element in record.elements] == [((1.0, 2.5, 3.0, 4.0),)]
     assert (record.elements[0].attributes, record.elements[0].grain) == (("red",), "region")
     assert [broken.kind for broken in record.broken] == ["wrong type", "missing key", *["wrong type"] * 3]
     assert record.broken[1].message == "elems[1] has no 'bb'"
     assert record.captions == ()
+
+
+def test_phrases_have_one_box_several_or_none():
+    elems = [
+        {"bb": [1, 2, 3, 4], "caption": "a star"},
+        {"bb": [[1, 2, 3, 4], [5, 6, 7, 8.5]], "caption": "two stars"},
+        {"bb": [[1, 2, 3, 4]], "caption": "one star in a list"},
+        {"bb": [], "caption": "a zebra"},
+        {"bb": [[1, 2, 3, 4], [5, 6, 7]], "caption": "x"},
+        {"bb": [[], [1, 2, 3, 4]], "caption": "x"},
+        {"bb": [[1, 2, 3, 4], 5], "caption": "x"},
+    ]
+    record = parse_region_record(raw(image="x.jpg", elems=elems), KEYS, "caption")
+    first, second = (1.0, 2.0, 3.0, 4.0), (5.0, 6.0, 7.0, 8.5)
+    assert [element.boxes for element in record.elements] == [(first,), (first, second), (first,), ()]
+    assert [broken.kind for broken in record.broken] == ["wrong type"] * 3
+    assert record.broken[0].message == "elems[4].bb[1] = [5, 6, 7] is not [x, y, width, height]"
+
+
+@pytest.mark.parametrize("parse", [parse_image_record, parse_region_record])
+def test_long_captions_and_hard_negatives_of_an_image(parse):
+    values = {
+        "image": "x.jpg",
+        "caption": "a dog",
+        "long_caption": ["a long one", {"de": "lang"}],
+        "hard_negatives": "a cat",
+    }
+    record = parse(raw(**values), KEYS, "caption")
+    assert (record.captions, record.hard_negatives) == (("a dog",), ("a cat",))
+    assert record.long_captions == ("a long one", {"de": "lang"})
+    plain = parse(raw(image="x.jpg", caption="a dog", long_caption=None, hard_negatives=[]), KEYS, "caption")
+    assert (plain.long_captions, plain.hard_negatives) == ((), ())
+
+
+def test_texts_of_the_wrong_type_are_broken_wherever_they_are():
+    with pytest.raises(BrokenRecordError, match=naming("wrong type", "hard_negatives", "a number")):
+        parse_image_record(raw(image="x.jpg", caption="a dog", hard_negatives=[5]), KEYS, "caption")
+    good = {"bb": [1, 2, 3, 4], "caption": "star", "long_caption": "a star that shines", "hard_negatives": ["a moon"]}
+    elems = [good, {**good, "long_caption": {}}]
+    record = parse_region_record(raw(image="x.jpg", caption="a", long_caption=7, elems=elems), KEYS, "caption")
+    assert [(broken.kind, broken.message) for broken in record.broken] == [
+        ("wrong type", "long_caption holds a number, not a text"),
+        ("empty text", "elems[1].long_caption holds an empty object"),
+    ]
+    assert record.captions == ("a",)
+    [element] = record.elements
+    assert (element.long_captions, element.hard_negatives) == (("a star that shines",), ("a moon",))
 
 
 def test_a_region_record_without_elements_and_caption_is_broken():

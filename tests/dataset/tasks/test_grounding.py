@@ -281,6 +281,19 @@ def test_phrases_in_one_language_or_in_all(own):
     assert texts("de") == ["ein Hund", "perro"]
 
 
+def test_phrases_with_several_boxes_or_none_are_skipped_and_counted(own, caplog):
+    one = {"bb": [1, 2, 3, 4], "caption": "a dog"}
+    several, absent = {"bb": [[1, 2, 3, 4], [5, 6, 7, 8]], "caption": "two dogs"}, {"bb": [], "caption": "a zebra"}
+    caplog.set_level("INFO")
+    found = read_phrases(own({"elems": [several, one, absent]}, {"elems": [absent]}), "data.train", 0.0)
+    assert [phrase.text for phrase in found] == ["a dog"]
+    assert [OneLine("data.train", "1 phrases with several boxes", "2 without a box")] == [
+        r.getMessage() for r in caplog.records
+    ]
+    with pytest.raises(UserError, match=naming("data.train", "no phrase", "exactly one box")):
+        read_phrases(own({"elems": [several, absent]}), "data.train", 0.0)
+
+
 DOG = {"bb": [1, 2, 3, 4], "caption": "a dog"}
 
 

@@ -166,6 +166,34 @@ def test_region_rows_point_at_their_boxes(maker, tokenizer, write_lines, make_re
     assert circle in ("small the blue circle", "large the blue circle")
 
 
+def test_a_phrase_of_several_boxes_has_the_patches_of_all_and_no_box_loss(maker, write_lines, make_pair):
+    """Of 40 x 32 pixels, the first box covers the upper left patch of 4 x 4, the second the lower right one."""
+    boxes = [[0, 0, 9, 7], [31, 25, 9, 7]]
+    elems = [
+        {"bb": boxes, "caption": "two stars"},
+        {"bb": boxes[0], "caption": "a star"},
+        {"bb": [], "caption": "a zebra"},
+    ]
+    record = {**make_pair(0), "caption": None, "elems": elems}
+    stream = RegionStreamConfig(
+        files=[write_lines("a.jsonl", [record])], batch_size=3, max_images=1, crop=False, augment=PLAIN
+    )
+    batch = maker(regions=stream).make(0)
+    regions = regions_of(batch)
+    assert regions.valid.tolist() == [True, True, False] and not batch.broken, "the image shows no zebra"
+    by_patches = {int(mask.sum()): row for row, mask in enumerate(regions.patch_mask[:2])}
+    assert regions.patch_mask[by_patches[2]].reshape(4, 4).nonzero().tolist() == [[0, 0], [3, 3]]
+    assert regions.several_boxes[by_patches[2]] and not regions.several_boxes[by_patches[1]]
+    assert not regions.is_image[:2].any()
+
+
+def test_a_record_of_absent_phrases_has_no_row_and_is_not_broken(maker, write_lines, make_pair):
+    record = {**make_pair(0), "caption": None, "elems": [{"bb": [], "caption": "a zebra"}]}
+    stream = RegionStreamConfig(files=[write_lines("a.jsonl", [record])], batch_size=3, max_images=1)
+    batch = maker(regions=stream).make(0)
+    assert (batch.read, batch.broken) == (1, ()) and not regions_of(batch).valid.any()
+
+
 def test_rows_ascend_by_image_and_unused_images_are_left_out(maker, write_lines, make_regions):
     file = write_lines("a.jsonl", [make_regions(n) for n in range(12)])
     batches = maker(regions=RegionStreamConfig(files=[file], batch_size=5, max_images=6, crop=False))
