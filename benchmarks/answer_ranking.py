@@ -8,11 +8,11 @@ import time
 
 import torch
 
+from models.core.backbones.config import VisionConfig
 from models.core.blocks import BlockConfig
 from models.core.fusion import FusionConfig
 from models.core.packing import PackedTexts, Packing
 from models.core.text import TextArchitecture, TextConfig
-from models.core.vision import VisionConfig
 from models.inference.answer_ranking import AnswerTree, RankedAnswers, Ranking, best_first, rank_answers
 from models.tasks.vqa import AnswerDecoder, VQAModelConfig, left_to_right
 from utils.commands import call

@@ -9,11 +9,11 @@ import time
 import torch
 from torch import Tensor
 
+from models.core.backbones.config import VisionConfig
 from models.core.fusion import FusionConfig
 from models.core.generation import Decoder, DecodingConfig, Generated, generate
 from models.core.keys_values import KeysValues
 from models.core.text import TextArchitecture, TextConfig
-from models.core.vision import VisionConfig
 from models.core.xvlm import ModelConfig
 from models.tasks.captioning import CaptionDecoder, CaptioningModel, CaptionTokens
 from utils.commands import call

@@ -17,9 +17,9 @@ from batches.pretraining import PretrainBatch
 from benchmarks.synthetic import pretrain_batch
 from dataset.tasks.pretrain import DataConfig, ImageStreamConfig, RegionStreamConfig
 from engine.train_config import TrainConfig
+from models.core.backbones.config import VisionConfig
 from models.core.fusion import FusionConfig
 from models.core.text import TextArchitecture, TextConfig
-from models.core.vision import VisionConfig
 from models.pretraining.config import PretrainModelConfig
 from models.pretraining.model import PretrainModel
 from optim import OptimConfig

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,7 +50,8 @@ def features(model: PretrainModel, pixels: Tensor) -> Tensor:
     """Features (N, 4, 2D) of ``pixels`` (N, 3, H, W) uint8: normed [CLS] and mean patch of the last four layers, in order."""
     vision = model.vision
     normalised = (pixels / 255 - vision.pixel_mean) / vision.pixel_std
-    layers = vision.backbone.forward_intermediates(
+    backbone: Any = vision.backbone
+    layers = backbone.forward_intermediates(
         normalised,
         indices=max(LAYERS.values()),
         return_prefix_tokens=True,

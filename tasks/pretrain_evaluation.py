@@ -27,9 +27,10 @@ from dataset.text.processors import TextProcessor
 from metrics.bootstrap import Scores
 from metrics.grounding import accuracy_at_iou, iou
 from metrics.retrieval import NO_MATCH
+from models.core.backbones.config import VisionConfig
 from models.core.heads import masked_positions
 from models.core.packing import PackedTexts
-from models.core.vision import Concepts, VisionConfig
+from models.core.vision import Concepts
 from models.inference.reranking import RERANKING_SCORE, RULES, RerankingScore
 from models.pretraining.model import PretrainModel
 from tasks.drawing import (

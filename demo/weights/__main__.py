@@ -19,9 +19,9 @@ from demo.folder import Folder, FolderFlags, fill_folder
 from demo.weights.text import SENTENCES, package_states, write_text_folder
 from demo.weights.vision import VisionGraph, read_graph, run_graph, to_timm
 from models.checkpoints import InitConfig, initialise
+from models.core.backbones.config import PUBLISHED_PIXELS, VisionConfig
 from models.core.fusion import FusionConfig
 from models.core.text import TextConfig
-from models.core.vision import PIXEL_MEAN, PIXEL_STD, VisionConfig
 from models.pretraining.config import PretrainModelConfig
 from models.pretraining.model import PretrainModel
 from utils.commands import call
@@ -63,8 +63,7 @@ def build(out: Path, *, packages: Path | None = None, overwrite: bool = False, p
             "backbone": BACKBONE,
             **graph.sizes,
             "source_sha256": digests[VISION_PACKAGE],
-            "pixel_mean": PIXEL_MEAN,
-            "pixel_std": PIXEL_STD,
+            **PUBLISHED_PIXELS,
             "pixels": "CLIP's statistics: the change from ImageNet's is folded into patch_embed.proj",
         }
         save_weights(out / VISION_FILE, to_timm(graph), about)
@@ -151,7 +150,7 @@ def load_model(out: Path, graph: VisionGraph) -> PretrainModel:
     Raises:
         UserError: if a tensor has no parameter, or a parameter of an encoder has no tensor.
     """
-    vision = VisionConfig(backbone=BACKBONE, image_size=graph.image_size, **graph.sizes)
+    vision = VisionConfig(backbone=BACKBONE, image_size=graph.image_size, **PUBLISHED_PIXELS, **graph.sizes)
     text = TextConfig(encoder=str(out / TEXT_FOLDER))
     config = PretrainModelConfig(vision=vision, text=text, fusion=FusionConfig(layers=1))
     model = PretrainModel(config, len(load_tokenizer(out / TEXT_FOLDER))).eval()

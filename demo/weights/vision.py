@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.core.vision import PIXEL_MEAN, PIXEL_STD
+from models.core.backbones.config import PUBLISHED_PIXELS
 from utils.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -166,7 +166,8 @@ def fold_pixel_statistics(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]
         bias: (D,).
     """
     mean, std, clip_mean, clip_std = (
-        torch.tensor(values, dtype=torch.float64) for values in (IMAGENET_MEAN, IMAGENET_STD, PIXEL_MEAN, PIXEL_STD)
+        torch.tensor(values, dtype=torch.float64)
+        for values in (IMAGENET_MEAN, IMAGENET_STD, *PUBLISHED_PIXELS.values())
     )
     scale, shift = clip_std / std, (clip_mean - mean) / std
     exact = weight.double()

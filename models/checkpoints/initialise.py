@@ -144,7 +144,7 @@ def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadRepor
     """Load BEiT-2 weights into the vision encoder. A table of position biases that all blocks share is copied to every block."""
     report = LoadReport(source)
     kept: dict[str, Tensor] = {}
-    blocks = len(model.vision.backbone.blocks)
+    blocks = len(model.vision.vision_backbone.blocks)
     for name, tensor in state.items():
         why = NOT_OURS.get(name.split(".")[0]) or DROPPED.get(name.rsplit(".", 1)[-1])
         if why:

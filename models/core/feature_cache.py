@@ -12,13 +12,12 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from models.core.backbones.base import VisionBackbone
 from utils.block_cache import BlockCache
 from utils.errors import UserError
 from utils.weight_file import digest
@@ -29,7 +28,7 @@ TOLERANCE = 1e-4
 
 
 class FeatureCache:
-    """Caches the states of images after the first ``blocks`` blocks of a timm ``backbone``.
+    """Caches the states of images after the first ``blocks`` blocks of a ``backbone``.
 
     Args:
         backbone: the backbone; its first blocks are frozen and in evaluation mode.
@@ -42,14 +41,14 @@ class FeatureCache:
             states of one image.
     """
 
-    def __init__(self, backbone: Any, blocks: int, folder: Path, bound: int):
+    def __init__(self, backbone: VisionBackbone, blocks: int, folder: Path, bound: int):
         self.backbone, self.blocks, self.bound = backbone, blocks, bound
         self.cache = BlockCache(folder, bound, REMEDY)
         self._name: str | None = None
         """Digest of the frozen weights, a part of each key; None before the first call."""
 
-    def states(self, pixels: Tensor, normalised: Tensor) -> Tensor:
-        """Normed states (N, T, D) of images, as returned by ``forward_features``.
+    def patches(self, pixels: Tensor, normalised: Tensor) -> Tensor:
+        """Normed patch states (N, P, D) of images.
 
         Args:
             pixels: (N, 3, H, W) uint8, from which the keys of the cache are computed.
@@ -71,46 +70,25 @@ class FeatureCache:
             states[missing] = fresh.to(states)
             for number, state in zip(missing, fresh.cpu().numpy(), strict=True):
                 self.cache.bring(names[number], self._bytes, state.tobytes)
-        return self._last_blocks(states)
+        return self.backbone.patches_after_block(normalised, self.blocks - 1, states)
 
     def _of(self, image: np.ndarray, autocast: str) -> str:
         return hashlib.sha256(f"{self._name} {autocast} {image.shape}\n".encode() + image.tobytes()).hexdigest()
 
     @torch.no_grad()
     def _first_blocks(self, normalised: Tensor) -> Tensor:
-        """States (N, T, D) after the frozen blocks. Prefix tokens such as [CLS] come before the patches."""
-        (found,) = self.backbone.forward_intermediates(
-            normalised,
-            indices=[self.blocks - 1],
-            return_prefix_tokens=True,
-            norm=False,
-            stop_early=True,
-            output_fmt="NLC",
-            intermediates_only=True,
-        )
-        return found if isinstance(found, Tensor) else torch.cat([found[1], found[0]], dim=1)
-
-    def _last_blocks(self, states: Tensor) -> Tensor:
-        """Run the remaining blocks and the norm."""
-        recompute = getattr(self.backbone, "grad_checkpointing", False) and torch.is_grad_enabled()
-        for block in self.backbone.blocks[self.blocks :]:
-            states = checkpoint(block, states, use_reentrant=False) if recompute else block(states)
-        normed: Tensor = self.backbone.norm(states)
-        return normed
+        """States (N, T, D) after the frozen blocks; a hierarchical model has feature maps instead."""
+        return self.backbone.output_of_block(normalised, self.blocks - 1)
 
     @torch.no_grad()
     def _check(self, normalised: Tensor) -> str:
         """Check that running the blocks separately gives an image the same states as running the whole backbone, and that they
         fit into the bound. Returns the digest of the frozen weights."""
         image = normalised[:1]
-        try:
-            with _evaluating(self.backbone):
-                first = self._first_blocks(image)
-                apart, whole = self._last_blocks(first), self.backbone.forward_features(image)
-        except (TypeError, AttributeError, ValueError) as error:
-            raise UserError(
-                f"optim.freeze.cache: this backbone cannot run its blocks apart ({error}); leave it out"
-            ) from None
+        with _evaluating(self.backbone.module):
+            first = self._first_blocks(image)
+            whole = self.backbone.patches(image)
+            apart = self.backbone.patches_after_block(image, self.blocks - 1, first)
         if not (apart - whole).abs().max() <= TOLERANCE * whole.abs().max():
             raise UserError(
                 "optim.freeze.cache: the blocks of this backbone depend on more than the states before them; leave it out"
@@ -122,8 +100,9 @@ class FeatureCache:
                 f"optim.freeze.cache.gigabytes is {self.bound / 1e9:g}, which is too few to keep any states; "
                 f"give {math.ceil(least / 1e6) / 1e3:g} or more"
             )
-        state = self.backbone.state_dict()
-        return digest({name: value.cpu() for name, value in state.items() if is_before_block(name, self.blocks)})
+        module = self.backbone.module
+        after = {name for name, _ in module.named_parameters()} - self.backbone.names_before(self.blocks)
+        return digest({name: value.cpu() for name, value in module.state_dict().items() if name not in after})
 
 
 @contextmanager
@@ -136,9 +115,3 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
-
-
-def is_before_block(name: str, count: int) -> bool:
-    """True if a parameter of a timm backbone comes before block ``count``, counted from 0."""
-    module, _, rest = name.partition(".")
-    return int(rest.partition(".")[0]) < count if module == "blocks" else module not in ("norm", "fc_norm")

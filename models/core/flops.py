@@ -93,15 +93,13 @@ class VisionCost:
     """The vision encoder.
 
     Attributes:
-        embedding: FLOPs of a step for embedding the pixels of an image, or of a frame.
-        blocks: FLOPs of a step for everything after that.
+        image: FLOPs of a step for encoding an image, or a frame, to patches.
         patches, width: number of patches of an image, and width of their states.
         keeps_frames: True if a video has the patches of all its frames.
         trains: False if the encoder is frozen.
     """
 
-    embedding: int
-    blocks: int
+    image: int
     patches: int
     width: int
     keeps_frames: bool
@@ -110,28 +108,10 @@ class VisionCost:
     @staticmethod
     def of(vision: Any) -> VisionCost:
         """Coefficients of a :class:`models.core.vision.VisionEncoder`."""
-        backbone, video, patches = vision.backbone, vision.config.video, math.prod(vision.grid)
-        tokens = patches + backbone.num_prefix_tokens
-        embeds = trains(backbone.patch_embed)
-        entering, linear, attention = embeds, 0, 0
-        for block in backbone.blocks:
-            later = entering or trains(block)
-            # If the normed input states have no gradient, the first matrix products compute none for them.
-            normed = entering or trains(block.norm1)
-            entry = [getattr(block.attn, name, None) for name in ("qkv", "q_proj", "k_proj", "v_proj")]
-            linear += linear_flops(later, block) + linear_flops(normed, *entry) - linear_flops(later, *entry)
-            attention += step_flops(2 * tokens**2 * vision.width, later, later)
-            entering = later
-        embedding, positions = 0, patches
-        convolutions = [layer for layer in backbone.patch_embed.modules() if isinstance(layer, nn.Conv2d)]
-        for index in reversed(range(len(convolutions))):
-            # Pixels have no gradient, but the states between convolutions do.
-            embedding += step_flops(positions * convolutions[index].weight.numel(), embeds, embeds and index > 0)
-            positions *= math.prod(convolutions[index].stride)
+        video = vision.config.video
         return VisionCost(
-            embedding=embedding,
-            blocks=tokens * linear + attention,
-            patches=patches,
+            image=vision.vision_backbone.step_flops(),
+            patches=math.prod(vision.grid),
             width=vision.width,
             keeps_frames=video is not None and video.pooling == "tokens",
             trains=trains(vision),
@@ -139,7 +119,7 @@ class VisionCost:
 
     def encode(self, images: int) -> int:
         """FLOPs of encoding images, or frames, to patches."""
-        return images * (self.embedding + self.blocks)
+        return images * self.image
 
     def pool_regions(self, regions: int) -> int:
         """FLOPs of the mean of each region's patches. The weights of this mean have no gradient."""

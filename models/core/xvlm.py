@@ -7,13 +7,14 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from batches.texts import Text
+from models.core.backbones.config import VisionConfig
 from models.core.flops import ModelCost
 from models.core.fusion import FusionConfig, FusionEncoder
 from models.core.hub_text import build_text_encoder
 from models.core.keys_values import KeysValues
 from models.core.packing import PackedTexts
 from models.core.text import TextConfig
-from models.core.vision import VisionConfig, VisionEncoder
+from models.core.vision import VisionEncoder
 from utils.config import Config
 
 

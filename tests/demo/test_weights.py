@@ -16,7 +16,7 @@ from dataset.prepare.tokenizer import train_wordpiece
 from dataset.text.loading import load_tokenizer
 from demo.weights import __main__ as command
 from demo.weights import vision
-from models.core.vision import PIXEL_MEAN, PIXEL_STD
+from models.core.backbones.config import PUBLISHED_PIXELS
 from tests.messages import naming
 from utils.commands import call
 from utils.errors import UserError
@@ -161,7 +161,7 @@ def test_anonymous_matrices_are_named_by_the_bias_that_is_added_to_their_product
 @needs_onnx
 def test_the_header_says_which_pixels_the_weights_take(built):
     about = read_about(built / "vision.safetensors")
-    assert about["pixel_mean"] == list(PIXEL_MEAN) and about["pixel_std"] == list(PIXEL_STD)
+    assert {key: tuple(about[key]) for key in PUBLISHED_PIXELS} == PUBLISHED_PIXELS
     assert about["depth"] == DEPTH and about["heads"] == 1
 
 
@@ -229,5 +229,5 @@ def test_folded_pixel_statistics_give_the_embedding_of_imagenet_normalised_pixel
         return (pixels - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
 
     expected = torch.conv2d(normalised(vision.IMAGENET_MEAN, vision.IMAGENET_STD), weight, bias, stride=4)
-    folded = torch.conv2d(normalised(PIXEL_MEAN, PIXEL_STD), *vision.fold_pixel_statistics(weight, bias), stride=4)
+    folded = torch.conv2d(normalised(*PUBLISHED_PIXELS.values()), *vision.fold_pixel_statistics(weight, bias), stride=4)
     assert torch.allclose(folded, expected, atol=1e-5)

@@ -16,13 +16,13 @@ from batches.pretraining import ImageTextBatch, PretrainBatch, RegionBatch, Text
 from batches.texts import MaskedText, Text
 from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_published
+from models.core.backbones.config import VideoConfig, VisionConfig
 from models.core.fusion import FusionConfig, FusionEncoder, FusionQueue
 from models.core.hub_text import BERT_FAMILY
 from models.core.keys_values import KeysValues
 from models.core.matching import MatchingHead
 from models.core.packing import PackedTexts
 from models.core.text import TextArchitecture, TextConfig
-from models.core.vision import VideoConfig, VisionConfig
 from models.core.xvlm import XVLM
 from models.pretraining.config import PretrainContrastiveConfig, PretrainModelConfig
 from models.pretraining.model import PretrainModel

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.core.vision import VisionConfig, VisionEncoder
+from models.core.backbones.config import VisionConfig
+from models.core.vision import VisionEncoder
 from optim.setup import set_frozen
 from tests.messages import naming
 from tests.models.test_flops import counted, fine_tuning
@@ -18,6 +19,8 @@ BACKBONES = {
     "beitv2_base_patch16_224": {"patch_size": 8, "image_size": 32},
     "vit_small_patch14_dinov2": {"image_size": 28},
     "vit_base_patch16_siglip_224": {"image_size": 32},
+    "eva02_tiny_patch14_224": {"image_size": 28},
+    "vit_base_patch16_dinov3": {"image_size": 32},
 }
 
 
@@ -95,18 +98,6 @@ def test_a_damaged_state_is_computed_again(tmp_path):
     again = encoder("vit_small_patch14_dinov2")
     again.keep_features(tmp_path, 10**8)
     torch.testing.assert_close(again.patches(pixels), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_a_backbone_whose_blocks_need_more_than_states_is_refused(tmp_path):
-    """EVA's blocks turn queries and keys by positions that they are handed."""
-    built = VisionEncoder(VisionConfig(backbone="eva02_tiny_patch14_224", image_size=28, **SIZES))
-    built.freeze_blocks(2)
-    with torch.no_grad():
-        for parameter in built.parameters():
-            parameter.normal_(std=0.3)
-    built.keep_features(tmp_path, 10**8)
-    with pytest.raises(UserError, match=r"optim\.freeze\.cache"):
-        built.patches(images(built))
 
 
 def test_frozen_blocks_stay_in_evaluation_mode_and_their_number_is_checked():

@@ -63,7 +63,9 @@ def test_a_frozen_vision_encoder_counts_its_forward_pass_alone():
     model, batch = pretraining("images")
     whole, vision = model.work(batch).flops, model.cost.vision
     set_frozen(model, ["vision"])
-    spared = 6 * (vision.embedding // 2 + vision.blocks * 2 // 3)  # the backward pass
+    embedding = 2 * vision.patches * model.vision.backbone.patch_embed.proj.weight.numel()  # forward
+    blocks = (vision.image - 2 * embedding) // 3
+    spared = 6 * (embedding + 2 * blocks)  # the backward pass; pixels have no gradient
     spared += (
         step_flops(6 * vision.width * (2 * 128 * 2 * (1 + vision.patches) + 256), True) // 2
     )  # its states' gradients

@@ -14,11 +14,11 @@ from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published
 from models.checkpoints.rename import DROPPED, SHARED_WORDS, TIED, published_to_ours
+from models.core.backbones.config import VisionConfig
 from models.core.contrastive import AligningConfig
 from models.core.fusion import FusionConfig
 from models.core.packing import PackedTexts
 from models.core.text import TextArchitecture, TextConfig
-from models.core.vision import VisionConfig
 from models.core.xvlm import XVLM, ModelConfig
 from models.pretraining.config import PretrainModelConfig, StreamWeights
 from models.pretraining.model import PretrainModel

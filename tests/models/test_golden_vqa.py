@@ -16,10 +16,10 @@ from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published, load_weights
 from models.checkpoints.rename import published_to_ours
+from models.core.backbones.config import VisionConfig
 from models.core.fusion import FusionConfig
 from models.core.packing import PackedTexts, Packing
 from models.core.text import TextArchitecture, TextConfig
-from models.core.vision import VisionConfig
 from models.core.xvlm import ModelConfig
 from models.inference.answer_ranking import AnswerTree, best_first, rank_answers
 from models.pretraining.model import PretrainModel

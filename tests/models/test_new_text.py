@@ -12,11 +12,11 @@ from models.checkpoints import InitConfig, initialise
 from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters, loaded_weights
 from models.checkpoints.loading import load_published
+from models.core.backbones.config import VisionConfig
 from models.core.contrastive import AligningConfig
 from models.core.fusion import FusionConfig
 from models.core.hub_text import HubTextEncoder
 from models.core.text import TextArchitecture, TextConfig
-from models.core.vision import VisionConfig
 from models.pretraining.config import PretrainModelConfig
 from models.pretraining.model import PretrainModel
 from models.tasks.nlvr import NLVRModel

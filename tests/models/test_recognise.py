@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from models.checkpoints.recognise import Stack, recognise
-from models.core.vision import VisionConfig, VisionEncoder
+from models.core.backbones.config import VisionConfig
+from models.core.vision import VisionEncoder
 from tests.messages import OneLine
 from tests.models.golden import GOLDEN
 from tests.models.test_convert import KINDS

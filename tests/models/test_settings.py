@@ -7,10 +7,10 @@ import json
 import pytest
 
 from models.checkpoints.settings import model_section, require_same_settings, unlike_published, unseen_settings
+from models.core.backbones.config import VisionConfig
 from models.core.fusion import FusionConfig
 from models.core.hub_text import build_text_encoder
 from models.core.text import TextArchitecture, TextConfig
-from models.core.vision import VisionConfig
 from models.core.xvlm import XVLM, ModelConfig
 from tasks.kinds import choose
 from tests.messages import OneLine, naming

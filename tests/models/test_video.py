@@ -17,8 +17,9 @@ from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published
 from models.checkpoints.rename import DROPPED, TIED, published_to_ours
+from models.core.backbones.config import VideoConfig, VisionConfig
 from models.core.fusion import FusionQueue
-from models.core.vision import FRAME_POSITIONS, VideoConfig, VisionConfig, VisionEncoder
+from models.core.vision import FRAME_POSITIONS, VisionEncoder
 from models.pretraining.config import PretrainModelConfig, StreamWeights
 from models.pretraining.model import PretrainModel
 from models.tasks.retrieval import RetrievalModel

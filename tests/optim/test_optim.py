@@ -13,8 +13,8 @@ from torch import nn
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.rename import published_to_ours
 from models.checkpoints.report import LoadReport
+from models.core.backbones.config import VideoConfig, VisionConfig
 from models.core.text import TextArchitecture, TextConfig
-from models.core.vision import VideoConfig, VisionConfig
 from models.pretraining.config import PretrainModelConfig, StreamWeights
 from models.pretraining.model import PretrainModel
 from models.tasks.nlvr import NLVRModel

@@ -13,7 +13,7 @@ from batches.base import IGNORE
 from batches.captioning import LeftToRightText
 from batches.pretraining import PretrainBatch, RegionBatch
 from batches.texts import MaskedText, Text
-from models.core.vision import PIXEL_MEAN, PIXEL_STD
+from models.core.backbones.config import PUBLISHED_PIXELS
 from tasks.drawing import DrawnImage, Line, PairOfBoxes, Panel, colours
 from tasks.drawing.images import fitted
 
@@ -88,7 +88,7 @@ def images_of(pixels: Tensor, row: int, count: int) -> list[np.ndarray]:
 def as_image(pixels: Tensor) -> np.ndarray:
     """Converts pixels (3, H, W) to (H, W, 3) uint8; normalised pixels are denormalised."""
     if pixels.is_floating_point():
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in PUBLISHED_PIXELS.values())
         pixels = ((pixels.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     return fitted(pixels, SIDE).permute(1, 2, 0).contiguous().numpy()
 

@@ -1,0 +1,47 @@
+"""Vision backbones: an interface (:mod:`.base`), and an adapter for each library.
+
+A name that begins with ``hf:`` belongs to Hugging Face's transformers, every other name to timm.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from models.core.backbones import hub_backbone, timm_backbone
+from models.core.backbones.base import PixelStatistics, VisionBackbone
+from models.core.backbones.config import VisionConfig
+from models.core.backbones.hub_backbone import HubBackbone
+from models.core.backbones.timm_backbone import TimmBackbone
+
+HUB, TIMM = "hf:", "timm:"
+"""Prefixes of the names of models, by library."""
+
+
+def build_backbone(config: VisionConfig) -> VisionBackbone:
+    """Builds the backbone that ``config`` names, with random weights.
+
+    Raises:
+        UserError: if the library has no such model, or does not have it in the given sizes.
+    """
+    return HubBackbone(config) if config.backbone.startswith(HUB) else TimmBackbone(config)
+
+
+def pixel_statistics(config: VisionConfig) -> PixelStatistics:
+    """Returns the pixel statistics of ``config``: those that it gives, or the backbone's."""
+    if config.pixel_mean is not None and config.pixel_std is not None:
+        return PixelStatistics(config.pixel_mean, config.pixel_std)
+    library = hub_backbone if config.backbone.startswith(HUB) else timm_backbone
+    return library.pixels_of(config.backbone)
+
+
+def pretrained_weights(source: str, key: str) -> dict[str, Tensor] | None:
+    """Returns published weights by name, such as ``timm:beitv2_base_patch16_224.in1k_ft_in22k`` or ``hf:facebook/dinov2-base``;
+    None if ``source`` has neither prefix.
+
+    Raises:
+        UserError: with the config ``key``, if there are no such weights.
+    """
+    for prefix, library in ((TIMM, timm_backbone), (HUB, hub_backbone)):
+        if source.startswith(prefix):
+            return library.pretrained_weights(source.removeprefix(prefix), key)
+    return None

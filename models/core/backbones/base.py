@@ -1,0 +1,180 @@
+"""What the project knows about a vision backbone. Each library has an adapter; nothing else uses the inside of a backbone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from utils.errors import UserError
+from utils.image_size import ImageSize, grid_of, sides_of
+
+
+class PixelStatistics(NamedTuple):
+    """Mean and standard deviation of the red, green and blue pixels, of 0 to 1, that a backbone was trained with."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class VisionBackbone(ABC):
+    """A backbone that turns an image into a grid of normed patch states.
+
+    Attributes:
+        module: the library's model; its parameters have the library's names.
+        name: the name in the config, for messages.
+        blocks: the blocks in the order in which they run, for freezing and the feature cache.
+        width: width D of the patch states.
+        patch_size: side of a patch, or of the square of pixels that a state of a hierarchical model stands for.
+        grid: rows and columns of patches.
+    """
+
+    module: Any  # the attributes of a library's models, and of their blocks, are its own
+    blocks: list[Any]
+
+    def __init__(
+        self,
+        module: nn.Module,
+        name: str,
+        blocks: Sequence[nn.Module],
+        width: int,
+        patch_size: int,
+        image_size: ImageSize,
+    ):
+        check_image_size(image_size, patch_size)
+        self.module, self.name, self.blocks = module, name, list(blocks)
+        self.width, self.patch_size, self.grid = width, patch_size, grid_of(image_size, patch_size)
+
+    @abstractmethod
+    def states(self, pixels: Tensor) -> Tensor:
+        """Normed states (I, T + P, D) of normalised ``pixels`` (I, 3, H, W): T prefix tokens such as [CLS], then the P patches,
+        row-major."""
+
+    @property
+    @abstractmethod
+    def recomputes(self) -> bool:
+        """Whether the backward pass recomputes the blocks instead of storing their activations."""
+
+    @recomputes.setter
+    @abstractmethod
+    def recomputes(self, enabled: bool) -> None:
+        """Raises :class:`UserError` if the backbone cannot recompute its blocks."""
+
+    @abstractmethod
+    def compile(self, **options: Any) -> None:
+        """Compile the backbone; the names of parameters stay the same."""
+
+    def call_projections(self) -> None:  # noqa: B027 - most backbones do
+        """Make each block call its linear layers, so that adapters on these layers take effect."""
+
+    def absolute_positions(self) -> dict[str, int]:
+        """Names of the tables of absolute positions that have a row for each patch, with the number of rows before those. Tables
+        that the library itself resizes are not listed."""
+        return {}
+
+    def step_flops(self) -> int:
+        """FLOPs of a training step for one image: of the matrix products, convolutions and attention, as torch counts them."""
+        recomputes, self.recomputes = self.recomputes, False
+        height, width = (cells * self.patch_size for cells in self.grid)
+        counter = FlopCounterMode(display=False)
+        # Fake tensors have shapes but no content. The fused kernels of attention have no formula on every device.
+        with (
+            torch.compiler.set_stance("force_eager"),
+            FakeTensorMode(allow_non_fake_inputs=True),
+            sdpa_kernel(SDPBackend.MATH),
+            counter,
+        ):
+            device = next(self.module.parameters()).device
+            patches = self.patches(torch.empty(1, 3, height, width, device=device))
+            trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+            if trained:
+                torch.autograd.grad(patches.sum(), trained, allow_unused=True)
+        self.recomputes = recomputes
+        return counter.get_total_flops()
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        """Normed patch states (I, P, D) of normalised ``pixels`` (I, 3, H, W), row-major."""
+        return self._without_prefix(self.states(pixels))
+
+    def _without_prefix(self, states: Tensor) -> Tensor:
+        rows, columns = self.grid
+        return states[:, states.shape[1] - rows * columns :]
+
+    def names_before(self, block: int) -> set[str]:
+        """Names of the parameters that are used before block number ``block``, counted from 0; of all blocks, if it is their
+        number. A library defines the parts of a model in the order in which they run."""
+        if block == 0:
+            own = {id(parameter) for each in self.blocks for parameter in each.parameters()}
+            names = []
+            for name, parameter in self.module.named_parameters():
+                if id(parameter) in own:
+                    break
+                names.append(name)
+            return set(names)
+        last = {id(parameter) for parameter in self.blocks[block - 1].parameters()}
+        numbered = list(enumerate(self.module.named_parameters()))
+        end = max(number for number, (_, parameter) in numbered if id(parameter) in last)
+        return {name for number, (name, _) in numbered if number <= end}
+
+    def output_of_block(self, pixels: Tensor, block: int) -> Tensor:
+        """Output of block number ``block``; the blocks after it do not run."""
+        found: list[Any] = []
+
+        def stop(module: nn.Module, inputs: Any, output: Any) -> None:
+            found.append(output)
+            raise _StoppedError
+
+        handle = self.blocks[block].register_forward_hook(stop)
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                self.states(pixels)
+        except _StoppedError:
+            pass
+        finally:
+            handle.remove()
+        assert found, f"block {block} of {self.name} did not run"
+        output: Tensor = found[0][0] if isinstance(found[0], tuple) else found[0]
+        return output
+
+    def patches_after_block(self, pixels: Tensor, block: int, output: Tensor) -> Tensor:
+        """Patch states (I, P, D), given the ``output`` of block number ``block``, which does not run; nor do those before it."""
+        with self._replaced(block, output), torch.compiler.set_stance("force_eager"):
+            return self.patches(pixels)
+
+    @contextmanager
+    def _replaced(self, block: int, output: Tensor) -> Iterator[None]:
+        """A context in which the blocks before ``block`` return their input, and ``block`` returns ``output``."""
+        for each in self.blocks[:block]:
+            each.forward = _first_input
+        self.blocks[block].forward = lambda *inputs, **options: output
+        try:
+            yield
+        finally:
+            for each in self.blocks[: block + 1]:
+                del each.forward
+
+
+class _StoppedError(Exception):
+    """Ends a forward pass whose result is not needed."""
+
+
+def _first_input(*inputs: Any, **options: Any) -> Any:
+    return inputs[0] if inputs else options["hidden_states"]
+
+
+def check_image_size(image_size: ImageSize, patch_size: int) -> None:
+    """Raises :class:`UserError` if ``patch_size`` does not divide the sides of the image. Not every library checks this."""
+    for side in sides_of(image_size):
+        if side % patch_size:
+            below = side - side % patch_size
+            sizes = " or ".join(str(size) for size in (below, below + patch_size) if size)
+            raise UserError(
+                f"model.vision: image_size {side} is not a multiple of patch_size {patch_size}; {sizes} would do"
+            )

@@ -1,0 +1,210 @@
+"""Vision models of the Hugging Face Hub, by name or folder."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.core.backbones.base import PixelStatistics, VisionBackbone
+from models.core.backbones.config import VisionConfig
+from models.core.blocks import MAX_BLOCKS, MAX_HEADS, MAX_WIDTH, heads_error
+from utils.errors import UserError
+from utils.files import parse_json
+from utils.hub import local_folder
+
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+_HEADLESS = {"vision_use_head": False, "use_head": False}
+"""Settings that leave out a head, which would have no gradient."""
+
+logger = logging.getLogger(__name__)
+
+
+class HubBackbone(VisionBackbone):
+    """A vision model that ``AutoModel`` builds. Its own code fits the positions to the image size.
+
+    SigLIP 2 in its form for native resolutions takes rows of patches instead of an image.
+    """
+
+    def __init__(self, config: VisionConfig):
+        from transformers import AutoModel
+
+        name = hub_name(config.backbone)
+        hub_config = _with_sizes(vision_config_of(name), config)
+        unset = [key for key in ("patch_size", "stem", "positions") if _is_set(config, key)]
+        if unset:
+            raise UserError(f"model.vision.{unset[0]}: {config.backbone} has its own; leave it out")
+        try:
+            module: Any = AutoModel.from_config(hub_config, trust_remote_code=False)
+        except (ValueError, ImportError) as error:
+            raise UserError(f"model.vision.backbone: {config.backbone}: {str(error).splitlines()[0]}") from None
+        if getattr(module, "pooler", None) is not None:
+            module.pooler = None  # unused, and DDP waits for the gradient of every parameter
+        super().__init__(
+            module,
+            config.backbone,
+            _blocks_of(module, config.backbone),
+            hub_config.hidden_size,
+            hub_config.patch_size,
+            config.image_size,
+        )
+        arguments = inspect.signature(module.forward).parameters
+        self._takes_patches = "spatial_shapes" in arguments
+        self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in arguments else {}
+        # CLIP norms nothing but the state that it pools.
+        self._norm = module.post_layernorm if hub_config.model_type == "clip_vision_model" else nn.Identity()
+
+    def states(self, pixels: Tensor) -> Tensor:
+        inputs = self._as_patches(pixels) if self._takes_patches else {"pixel_values": pixels, **self._options}
+        normed: Tensor = self._norm(self.module(**inputs).last_hidden_state)
+        return normed
+
+    def _as_patches(self, pixels: Tensor) -> dict[str, Tensor]:
+        """The input of a model that takes rows of patches (I, P, p * p * 3): each has its pixels row by row, with three colours
+        each."""
+        count, side = len(pixels), self.patch_size
+        patches = F.unfold(pixels, side, stride=side).transpose(1, 2)
+        patches = patches.unflatten(2, (3, side * side)).transpose(2, 3).flatten(2)
+        mask = torch.ones(patches.shape[:2], dtype=torch.long, device=pixels.device)
+        shapes = torch.tensor([self.grid], device=pixels.device).expand(count, -1)
+        return {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+
+    @property
+    def recomputes(self) -> bool:
+        return bool(self.module.is_gradient_checkpointing)
+
+    @recomputes.setter
+    def recomputes(self, enabled: bool) -> None:
+        if not enabled:
+            if self.recomputes:
+                self.module.gradient_checkpointing_disable()
+            return
+        try:
+            self.module.gradient_checkpointing_enable({"use_reentrant": False})
+        except ValueError as error:
+            raise UserError(f"train.recompute: {error}; remove `vision`") from None
+
+    def compile(self, **options: Any) -> None:
+        self.module.compile(**options)
+
+
+def hub_name(backbone: str) -> str:
+    """Returns the name or folder of a Hugging Face model, without the prefix ``hf:``."""
+    return backbone.removeprefix("hf:")
+
+
+def pixels_of(backbone: str) -> PixelStatistics:
+    """Returns the pixel statistics of a Hugging Face model, from its file for preprocessing.
+
+    Raises:
+        UserError: if the file is missing or has no statistics.
+    """
+    folder = _folder(hub_name(backbone))
+    file = folder / PROCESSOR
+    try:
+        values = parse_json(file.read_text(encoding="utf-8"))
+        values = values.get("image_processor", values)
+        mean, std = ((float(r), float(g), float(b)) for r, g, b in (values["image_mean"], values["image_std"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"model.vision.backbone: {backbone}: no pixel statistics in {file} ({type(error).__name__}); set "
+            "model.vision.pixel_mean and model.vision.pixel_std"
+        ) from None
+    return PixelStatistics(mean, std)
+
+
+def pretrained_weights(name: str, key: str) -> dict[str, Tensor]:
+    """Returns the weights of a Hugging Face vision model, by the names of the library's parameters.
+
+    Args:
+        name: a folder, or a name on the Hub; its weights come from the Hub cache, or are downloaded.
+        key: config key that names the weights, for messages.
+
+    Raises:
+        UserError: if there are no weights, or they are not in the cache and cannot be downloaded.
+    """
+    from transformers import AutoModel
+
+    folder = local_folder(name, ("model.safetensors", "*.safetensors"), key, beside=("*.json",))
+    hub_config = vision_config_of(str(folder))
+    try:
+        module = AutoModel.from_pretrained(folder, config=hub_config, trust_remote_code=False, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{key}: {name}: {str(error).splitlines()[0]}") from None
+    weights: dict[str, Tensor] = module.state_dict()
+    return weights
+
+
+def vision_config_of(name: str) -> Any:
+    """Returns the configuration of a vision model; of a model of images and texts, that of its vision part.
+
+    Raises:
+        UserError: if there is none.
+    """
+    from transformers import AutoConfig
+
+    try:
+        found: Any = AutoConfig.from_pretrained(str(_folder(name)), trust_remote_code=False)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error).split("\n")[0]
+        if "trust_remote_code" in str(error):
+            reason = "its config.json asks to run code of the folder, which we never do"
+        raise UserError(f"model.vision.backbone: {name}: {reason}") from None
+    found = getattr(found, "vision_config", found)
+    for key, most in (
+        ("num_hidden_layers", MAX_BLOCKS),
+        ("num_attention_heads", MAX_HEADS),
+        ("hidden_size", MAX_WIDTH),
+    ):
+        size = getattr(found, key, None)
+        if not isinstance(size, int) or not isinstance(getattr(found, "patch_size", None), int):
+            raise UserError(
+                f"model.vision.backbone: {name} is a {found.model_type!r}, not a ViT; choose a ViT, or one of timm"
+            )
+        if size > most:
+            raise UserError(f"{name}: {key} = {size:,} in its config.json is more than {most:,}; is the file damaged?")
+    for key, value in _HEADLESS.items():
+        if hasattr(found, key):
+            setattr(found, key, value)
+    return found
+
+
+def _folder(name: str) -> Path:
+    return local_folder(name, (CONFIG,), "model.vision.backbone", beside=(PROCESSOR,))
+
+
+def _with_sizes(hub_config: Any, config: VisionConfig) -> Any:
+    """Sets the sizes and rates that the run's config gives."""
+    ratio = hub_config.intermediate_size / hub_config.hidden_size if hasattr(hub_config, "intermediate_size") else None
+    sizes = {"hidden_size": config.width, "num_hidden_layers": config.depth, "num_attention_heads": config.heads}
+    for key, value in sizes.items():
+        if value is not None:
+            setattr(hub_config, key, value)
+    if config.width is not None and ratio is not None:
+        hub_config.intermediate_size = round(ratio * config.width)
+    if error := heads_error(hub_config.hidden_size, hub_config.num_attention_heads):
+        raise UserError(f"model.vision: {error}")
+    rates: dict[str, Any] = {"drop_path_rate": config.drop_path, "layerscale_value": config.layer_scale}
+    for key, rate in rates.items():
+        if hasattr(hub_config, key) and rate != "backbone":
+            setattr(hub_config, key, rate or 0.0)
+    if config.drop_path and not hasattr(hub_config, "drop_path_rate"):
+        logger.warning("model.vision.drop_path: %s has no such setting and drops no blocks", config.backbone)
+    return hub_config
+
+
+def _is_set(config: VisionConfig, key: str) -> bool:
+    return bool(getattr(config, key) != type(config).model_fields[key].default)
+
+
+def _blocks_of(module: nn.Module, name: str) -> list[nn.Module]:
+    """Returns the blocks: the longest list of modules in the model."""
+    lists = [list(each) for each in module.modules() if isinstance(each, nn.ModuleList)]
+    if not any(lists):
+        raise UserError(f"model.vision.backbone: {name} has no list of blocks; choose a ViT")
+    return max(lists, key=len)

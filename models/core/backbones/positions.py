@@ -1,0 +1,26 @@
+"""Fixed positions of patches."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+
+
+def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
+    """Two-dimensional sine-cosine positions (rows * columns, width) in [-1, 1]; half the channels encode y, half x.
+
+    Raises:
+        UserError: if ``width`` is not a multiple of 4.
+    """
+    if width % 4:
+        raise UserError(
+            f"model.vision.width is {width}, but sincos positions need a multiple of 4; use {width + -width % 4}"
+        )
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(width // 4) / (width // 4))
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    angles = [axis.reshape(-1, 1) * frequencies for axis in (y, x)]
+    return torch.cat([function(angle) for angle in angles for function in (torch.sin, torch.cos)], dim=1)

@@ -1,0 +1,216 @@
+"""Backbones of timm, by name: every ViT, and hierarchical models such as ConvNeXt and Swin."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from models.core.backbones.base import PixelStatistics, VisionBackbone, check_image_size
+from models.core.backbones.config import VisionConfig
+from models.core.backbones.positions import sincos_positions
+from models.core.backbones.stem import ConvolutionalStem
+from models.core.blocks import heads_error
+from models.core.flops import linear_flops, step_flops, trains
+from utils.errors import UserError
+from utils.hub import local_folder
+from utils.image_size import grid_of
+
+_IDENTITY = nn.Identity()
+
+
+class TimmBackbone(VisionBackbone):
+    """A timm model.
+
+    The states of a ViT are its tokens. Those of a hierarchical model are the cells of its last feature map. Both are normed
+    before they are averaged, whereas timm norms the average of some models.
+    """
+
+    def __init__(self, config: VisionConfig):
+        module = _create(config)
+        embed: Any = getattr(module, "patch_embed", None) or getattr(module, "embeds", None)
+        self._is_vit = embed is not None and hasattr(module, "blocks")
+        self._has_patch_embed = self._is_vit and hasattr(module, "patch_embed")
+        patch_size = embed.patch_size[0] if self._is_vit else module.feature_info[-1]["reduction"]
+        name, given = config.backbone, {"patch_size": config.patch_size, "heads": config.heads}
+        check_image_size(config.image_size, patch_size)
+        if self._is_vit:
+            _check_heads(module.num_features, _heads_of(module))
+        elif set_keys := [key for key, value in given.items() if value is not None]:
+            raise UserError(f"model.vision.{set_keys[0]}: {name!r} is not a ViT and has no such size; set it to null")
+        replaced = {"stem": config.stem == "convolutions", "positions": config.positions == "sincos"}
+        if not self._has_patch_embed and (keys := [key for key, is_set in replaced.items() if is_set]):
+            raise UserError(f"model.vision.{keys[0]}: {name!r} has no patch embedding for it; leave the key out")
+        if config.stem == "convolutions":
+            module.patch_embed = ConvolutionalStem(
+                grid_of(config.image_size, patch_size), patch_size, module.num_features
+            )
+        if getattr(module, "attn_pool", None) is not None:
+            module.attn_pool = None  # unused, and DDP waits for the gradient of every parameter
+        super().__init__(module, name, _blocks_of(module, name), module.num_features, patch_size, config.image_size)
+        if config.positions == "sincos":
+            _set_sincos_positions(module, name)
+
+    def states(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.module.forward_features(pixels)
+        if self._is_vit:
+            return getattr(self.module, "fc_norm", _IDENTITY)(features)
+        if getattr(self.module, "output_fmt", "NCHW") == "NHWC":  # Swin, whose features are normed already
+            return features.flatten(1, 2)
+        norm = getattr(self.module.head, "norm", _IDENTITY)  # ConvNeXt norms what it has averaged
+        return norm(features).flatten(2).transpose(1, 2)
+
+    @property
+    def recomputes(self) -> bool:
+        return bool(getattr(self.module, "grad_checkpointing", False))
+
+    @recomputes.setter
+    def recomputes(self, enabled: bool) -> None:
+        try:
+            self.module.set_grad_checkpointing(enabled)
+        except (AssertionError, AttributeError):
+            if enabled:
+                raise UserError(
+                    f"train.recompute: {self.name!r} does not support gradient checkpointing; remove `vision`"
+                ) from None
+
+    def step_flops(self) -> int:
+        """Counted from sizes alone for a ViT, since counting what torch runs takes up to three seconds."""
+        if not self._has_patch_embed:
+            return super().step_flops()
+        patches = math.prod(self.grid)
+        tokens = patches + self.module.num_prefix_tokens
+        embeds = trains(cast(nn.Module, self.module.patch_embed))
+        entering, linear, attention = embeds, 0, 0
+        for block in self.blocks:
+            later = entering or trains(block)
+            # If the normed input states have no gradient, the first matrix products compute none for them.
+            normed = entering or trains(block.norm1)
+            entry = [getattr(block.attn, name, None) for name in ("qkv", "q_proj", "k_proj", "v_proj")]
+            linear += linear_flops(later, block) + linear_flops(normed, *entry) - linear_flops(later, *entry)
+            attention += step_flops(2 * tokens**2 * self.width, later, later)
+            entering = later
+        embedding, positions = 0, patches
+        convolutions = [layer for layer in self.module.patch_embed.modules() if isinstance(layer, nn.Conv2d)]
+        for index in reversed(range(len(convolutions))):
+            # Pixels have no gradient, but the states between convolutions do.
+            embedding += step_flops(positions * convolutions[index].weight.numel(), embeds, embeds and index > 0)
+            positions *= math.prod(convolutions[index].stride)
+        return embedding + tokens * linear + attention
+
+    def compile(self, **options: Any) -> None:
+        self.module.forward_features = torch.compile(self.module.forward_features, **options)
+
+    def call_projections(self) -> None:
+        """By default, timm's BEiT and EVA only read the weight of one layer without calling it."""
+        for module in self.module.modules():
+            if getattr(module, "qkv_bias_separate", None) is False:
+                module.qkv_bias_separate = True
+
+    def absolute_positions(self) -> dict[str, int]:
+        table = getattr(self.module, "pos_embed", None)
+        rows, columns = self.grid
+        return {} if table is None or table.dim() != 3 else {"pos_embed": table.shape[1] - rows * columns}
+
+
+def pixels_of(name: str) -> PixelStatistics:
+    """Returns the pixel statistics of a timm model by name."""
+    settings: Any = timm.get_pretrained_cfg(name)
+    if settings is None:
+        raise UserError(f"model.vision.backbone: timm has no model {name!r}; `timm.list_models()` lists those it has")
+    return PixelStatistics(tuple(settings.mean), tuple(settings.std))
+
+
+def pretrained_weights(name: str, key: str) -> dict[str, Tensor]:
+    """Returns the weights that timm publishes under a name such as ``beitv2_base_patch16_224.in1k_ft_in22k``, by the names of
+    timm's parameters. They come from the Hub cache, or are downloaded.
+
+    Args:
+        name: name of the model, with or without the tag of its weights.
+        key: config key that names the weights, for messages.
+
+    Raises:
+        UserError: if timm has no weights under this name, or they are not in the cache and cannot be downloaded.
+    """
+    settings = timm.get_pretrained_cfg(name)
+    if settings is None or not settings.hf_hub_id:
+        tags = timm.list_models(f"{name.partition('.')[0]}*", pretrained=True)
+        known = f"; it has {', '.join(tags[:5])}" if tags else ""
+        raise UserError(f"{key}: timm has no weights {name!r}{known}")
+    files = (settings.hf_hub_filename,) if settings.hf_hub_filename else ("model.safetensors", "pytorch_model.bin")
+    folder = local_folder(settings.hf_hub_id, files, key)
+    file = next(folder / each for each in files if (folder / each).is_file())
+    loaded: Any = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(file)})
+    weights: dict[str, Tensor] = loaded.state_dict()
+    return weights
+
+
+def _create(config: VisionConfig) -> Any:
+    if config.patch_size is not None:
+        check_image_size(config.image_size, config.patch_size)
+    if config.width is not None and config.heads is not None:
+        _check_heads(config.width, config.heads)
+    options: dict[str, Any] = {
+        "patch_size": config.patch_size,
+        "embed_dim": config.width,
+        "depth": config.depth,
+        "num_heads": config.heads,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    if config.layer_scale != "backbone":
+        options["init_values"] = config.layer_scale or 0.0  # 0 turns it off where timm has it by default
+    if config.positions == "sincos" and config.backbone.startswith("beit"):
+        options["use_abs_pos_emb"] = True
+    options |= {"num_classes": 0, "drop_path_rate": config.drop_path}
+    try:
+        try:
+            return timm.create_model(config.backbone, pretrained=False, img_size=config.image_size, **options)
+        except TypeError as error:
+            if "'img_size'" not in str(error):  # convolutions take images of any size
+                raise
+            return timm.create_model(config.backbone, pretrained=False, **options)
+    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"model.vision.backbone: timm cannot build {config.backbone!r} with {options}: {reason}"
+        ) from None
+
+
+def _blocks_of(module: Any, name: str) -> list[nn.Module]:
+    """Returns the blocks of a ViT, or those of the stages of a hierarchical model."""
+    if hasattr(module, "blocks"):
+        return list(module.blocks)
+    stages: Any = getattr(module, "stages", None) or getattr(module, "layers", ())
+    blocks = [block for stage in stages for block in getattr(stage, "blocks", ())]
+    if not blocks:
+        raise UserError(
+            f"model.vision.backbone: {name!r} has no blocks: it is neither a ViT nor a hierarchical model with stages of "
+            "blocks; choose one"
+        )
+    return blocks
+
+
+def _check_heads(width: int, heads: int | None) -> None:
+    error = None if heads is None else heads_error(width, heads)
+    if error:
+        raise UserError(f"model.vision: {error}")
+
+
+def _heads_of(module: Any) -> int | None:
+    """Number of heads per block; None if the backbone has no such attribute."""
+    heads: int | None = getattr(getattr(module.blocks[0], "attn", None), "num_heads", None)
+    return heads
+
+
+def _set_sincos_positions(module: Any, name: str) -> None:
+    table = getattr(module, "pos_embed", None)
+    if table is None:
+        raise UserError(f"model.vision.positions: {name!r} has no absolute positions; set it to `backbone`")
+    rows, columns = module.patch_embed.grid_size
+    positions = sincos_positions(rows, columns, table.shape[-1])
+    with torch.no_grad():
+        table.zero_()
+        table[:, table.shape[1] - rows * columns :] = positions.to(table)
