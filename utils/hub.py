@@ -15,6 +15,9 @@ from utils.files import expanded
 OWN_FOLDERS = ("data", "runs", "weights", "checkpoints")
 """Folders of a checkout. A name that begins with one of them is a path, even if it does not exist yet."""
 
+HUB, TIMM = "hf:", "timm:"
+"""Prefixes of the names of models in a config, by library."""
+
 REACH_S = 4.0
 
 

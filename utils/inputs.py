@@ -18,7 +18,7 @@ from utils.addresses import is_address
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import expanded
-from utils.hub import looks_like_path
+from utils.hub import HUB, TIMM, looks_like_path
 
 Kind = Literal["file", "folder", "shards", "weights", "model"]
 """shards: files, patterns or folders. weights: a file, or the folder of a run. model: a folder, or the name of a model on the
@@ -129,6 +129,8 @@ def _is_there(kind: Kind, value: str) -> bool:
     try:
         if kind == "model" and not looks_like_path(value):
             return True
+        if value.startswith((HUB, TIMM)):
+            return not looks_like_path(value.partition(":")[2]) or expanded(value.partition(":")[2]).exists()
         if path.exists():  # checked first, since the name of a file or folder may contain brackets
             return True
         return kind == "shards" and next(glob.iglob(pattern_of(path), recursive=True), None) is not None

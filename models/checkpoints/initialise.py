@@ -17,6 +17,7 @@ from models.checkpoints.files import read_hub_weights, read_weights
 from models.checkpoints.loading import BIAS_TABLE, assign, load_weights
 from models.checkpoints.rename import DROPPED, bert_to_ours
 from models.checkpoints.report import LoadReport, by_module
+from models.core.backbones import pretrained_weights
 from models.core.hub_text import HubTextEncoder
 from models.core.vision import FRAME_POSITIONS
 from models.core.xvlm import XVLM
@@ -42,7 +43,9 @@ class InitConfig(Config):
     """Where the weights start from. Parts without a source start from random numbers."""
 
     vision: InputFile | None = Field(
-        None, description="weights of the vision encoder: a BEiT-2 file, .pth or .safetensors"
+        None,
+        description="weights of the vision encoder: a BEiT-2 file (.pth or .safetensors), timm: and a name of timm with its tag, "
+        "such as timm:beitv2_base_patch16_224.in1k_ft_in22k, hf: and a name of the Hub, or a folder of a Hugging Face model",
     )
     text: InputModel | None = Field(None, description="weights of the text encoder: a folder or a Hugging Face name")
     checkpoint: InputWeights | None = Field(
@@ -83,7 +86,8 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
         return [report, text]
     reports = []
     if config.vision:
-        reports.append(init_vision(model, read_weights(config.vision), config.vision))
+        published = pretrained_weights(config.vision, "init.vision")
+        reports.append(init_vision(model, published or read_weights(config.vision), config.vision))
     if config.text:
         reports.append(init_text(model, read_hub_weights(config.text, "init.text"), config.text))
     return reports
@@ -141,12 +145,15 @@ def _is_head(name: str) -> bool:
 
 
 def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadReport:
-    """Load BEiT-2 weights into the vision encoder. A table of position biases that all blocks share is copied to every block."""
+    """Load the weights of a backbone into the vision encoder. A table of position biases that all blocks share, as BEiT-2 files
+    have it, is copied to every block."""
     report = LoadReport(source)
     kept: dict[str, Tensor] = {}
-    blocks = len(model.vision.vision_backbone.blocks)
+    blocks, parameters = len(model.vision.vision_backbone.blocks), model.state_dict()
     for name, tensor in state.items():
         why = NOT_OURS.get(name.split(".")[0]) or DROPPED.get(name.rsplit(".", 1)[-1])
+        if f"vision.backbone.{name}" in parameters:
+            why = None
         if why:
             report.dropped[name] = why
         elif name == SHARED_TABLE:

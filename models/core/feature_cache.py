@@ -77,7 +77,7 @@ class FeatureCache:
 
     @torch.no_grad()
     def _first_blocks(self, normalised: Tensor) -> Tensor:
-        """States (N, T, D) after the frozen blocks; a hierarchical model has feature maps instead."""
+        """States (N, T, D) after the frozen blocks; a convolutional model has feature maps instead."""
         return self.backbone.output_of_block(normalised, self.blocks - 1)
 
     @torch.no_grad()

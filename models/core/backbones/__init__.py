@@ -12,9 +12,8 @@ from models.core.backbones.base import PixelStatistics, VisionBackbone
 from models.core.backbones.config import VisionConfig
 from models.core.backbones.hub_backbone import HubBackbone
 from models.core.backbones.timm_backbone import TimmBackbone
-
-HUB, TIMM = "hf:", "timm:"
-"""Prefixes of the names of models, by library."""
+from utils.files import expanded
+from utils.hub import HUB, TIMM
 
 
 def build_backbone(config: VisionConfig) -> VisionBackbone:
@@ -35,8 +34,8 @@ def pixel_statistics(config: VisionConfig) -> PixelStatistics:
 
 
 def pretrained_weights(source: str, key: str) -> dict[str, Tensor] | None:
-    """Returns published weights by name, such as ``timm:beitv2_base_patch16_224.in1k_ft_in22k`` or ``hf:facebook/dinov2-base``;
-    None if ``source`` has neither prefix.
+    """Returns published weights by name, such as ``timm:beitv2_base_patch16_224.in1k_ft_in22k`` or ``hf:facebook/dinov2-base``,
+    or from the folder of a Hugging Face model; None if ``source`` is none of these.
 
     Raises:
         UserError: with the config ``key``, if there are no such weights.
@@ -44,4 +43,4 @@ def pretrained_weights(source: str, key: str) -> dict[str, Tensor] | None:
     for prefix, library in ((TIMM, timm_backbone), (HUB, hub_backbone)):
         if source.startswith(prefix):
             return library.pretrained_weights(source.removeprefix(prefix), key)
-    return None
+    return hub_backbone.pretrained_weights(source, key) if expanded(source).is_dir() else None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -32,7 +32,7 @@ class VisionBackbone(ABC):
         name: the name in the config, for messages.
         blocks: the blocks in the order in which they run, for freezing and the feature cache.
         width: width D of the patch states.
-        patch_size: side of a patch, or of the square of pixels that a state of a hierarchical model stands for.
+        patch_size: side of a patch, or of the square of pixels that a state of a convolutional model stands for.
         grid: rows and columns of patches.
     """
 
@@ -81,23 +81,28 @@ class VisionBackbone(ABC):
 
     def step_flops(self) -> int:
         """FLOPs of a training step for one image: of the matrix products, convolutions and attention, as torch counts them."""
-        recomputes, self.recomputes = self.recomputes, False
-        height, width = (cells * self.patch_size for cells in self.grid)
-        counter = FlopCounterMode(display=False)
-        # Fake tensors have shapes but no content. The fused kernels of attention have no formula on every device.
-        with (
-            torch.compiler.set_stance("force_eager"),
-            FakeTensorMode(allow_non_fake_inputs=True),
-            sdpa_kernel(SDPBackend.MATH),
-            counter,
-        ):
-            device = next(self.module.parameters()).device
-            patches = self.patches(torch.empty(1, 3, height, width, device=device))
-            trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-            if trained:
-                torch.autograd.grad(patches.sum(), trained, allow_unused=True)
-        self.recomputes = recomputes
+        backbone, counter = self.on_meta(), FlopCounterMode(display=False)
+        backbone.recomputes = False
+        # The fused kernels of attention have no formula on every device.
+        with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH), counter:
+            patches = backbone.patches(backbone.image())
+            if patches.requires_grad:
+                patches.sum().backward()
         return counter.get_total_flops()
+
+    def on_meta(self) -> Self:
+        """Returns a copy on the meta device: its tensors have shapes but no content, so running it takes no memory."""
+        memo: dict[int, Any] = {}
+        for tensor in (*self.module.parameters(), *self.module.buffers()):
+            empty = torch.empty_like(tensor, device="meta")
+            is_parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+        return copy.deepcopy(self, memo)
+
+    def image(self) -> Tensor:
+        """Returns an image (1, 3, H, W) without content, on the device of the parameters."""
+        height, width = (cells * self.patch_size for cells in self.grid)
+        return torch.empty(1, 3, height, width, device=next(self.module.parameters()).device)
 
     def patches(self, pixels: Tensor) -> Tensor:
         """Normed patch states (I, P, D) of normalised ``pixels`` (I, 3, H, W), row-major."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,17 @@ from models.core.backbones.config import VisionConfig
 from models.core.blocks import MAX_BLOCKS, MAX_HEADS, MAX_WIDTH, heads_error
 from utils.errors import UserError
 from utils.files import parse_json
-from utils.hub import local_folder
+from utils.hub import HUB, local_folder
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
-_HEADLESS = {"vision_use_head": False, "use_head": False}
-"""Settings that leave out a head, which would have no gradient."""
+_SETTINGS = {
+    "vision_use_head": False,
+    "use_head": False,
+    "pos_embed_shift": None,
+    "pos_embed_jitter": None,
+    "pos_embed_rescale": None,
+}
+"""Settings that leave out a head, which would have no gradient, and the random positions of DINOv3's own pre-training."""
 
 logger = logging.getLogger(__name__)
 
@@ -55,24 +62,43 @@ class HubBackbone(VisionBackbone):
         )
         arguments = inspect.signature(module.forward).parameters
         self._takes_patches = "spatial_shapes" in arguments
+        if self._takes_patches:
+            # Otherwise each forward pass checks the shapes on the device and waits for the result.
+            os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
+        for parameter_name, parameter in module.named_parameters():
+            if parameter_name.endswith("mask_token"):
+                parameter.requires_grad_(False)  # only used in its own pre-training
         self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in arguments else {}
         # CLIP norms nothing but the state that it pools.
         self._norm = module.post_layernorm if hub_config.model_type == "clip_vision_model" else nn.Identity()
+        if getattr(hub_config, "image_size", config.image_size) != config.image_size:
+            self._check_image_size(config)
+
+    def _check_image_size(self, config: VisionConfig) -> None:
+        """Raises :class:`UserError` if the model cannot fit its positions to the image size."""
+        try:
+            with torch.no_grad():
+                backbone = self.on_meta()
+                backbone.states(backbone.image())
+        except (RuntimeError, ValueError):
+            own = self.module.config.image_size
+            raise UserError(
+                f"model.vision.image_size: {config.backbone} takes images of {own} pixels only; set it to {own}"
+            ) from None
 
     def states(self, pixels: Tensor) -> Tensor:
         inputs = self._as_patches(pixels) if self._takes_patches else {"pixel_values": pixels, **self._options}
         normed: Tensor = self._norm(self.module(**inputs).last_hidden_state)
         return normed
 
-    def _as_patches(self, pixels: Tensor) -> dict[str, Tensor]:
+    def _as_patches(self, pixels: Tensor) -> dict[str, Tensor | None]:
         """The input of a model that takes rows of patches (I, P, p * p * 3): each has its pixels row by row, with three colours
         each."""
-        count, side = len(pixels), self.patch_size
+        side = self.patch_size
         patches = F.unfold(pixels, side, stride=side).transpose(1, 2)
         patches = patches.unflatten(2, (3, side * side)).transpose(2, 3).flatten(2)
-        mask = torch.ones(patches.shape[:2], dtype=torch.long, device=pixels.device)
-        shapes = torch.tensor([self.grid], device=pixels.device).expand(count, -1)
-        return {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+        shapes = torch.tensor([self.grid], device=pixels.device).expand(pixels.shape[0], -1)
+        return {"pixel_values": patches, "pixel_attention_mask": None, "spatial_shapes": shapes}
 
     @property
     def recomputes(self) -> bool:
@@ -94,8 +120,8 @@ class HubBackbone(VisionBackbone):
 
 
 def hub_name(backbone: str) -> str:
-    """Returns the name or folder of a Hugging Face model, without the prefix ``hf:``."""
-    return backbone.removeprefix("hf:")
+    """Returns the name or folder of a Hugging Face model, without its prefix."""
+    return backbone.removeprefix(HUB)
 
 
 def pixels_of(backbone: str) -> PixelStatistics:
@@ -168,7 +194,7 @@ def vision_config_of(name: str) -> Any:
             )
         if size > most:
             raise UserError(f"{name}: {key} = {size:,} in its config.json is more than {most:,}; is the file damaged?")
-    for key, value in _HEADLESS.items():
+    for key, value in _SETTINGS.items():
         if hasattr(found, key):
             setattr(found, key, value)
     return found

@@ -1,7 +1,8 @@
-"""Backbones of timm, by name: every ViT, and hierarchical models such as ConvNeXt and Swin."""
+"""Backbones of timm, by name: every ViT, and convolutional models with stages of blocks, such as ConvNeXt."""
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any, cast
 
@@ -21,11 +22,13 @@ from utils.image_size import grid_of
 
 _IDENTITY = nn.Identity()
 
+logger = logging.getLogger(__name__)
+
 
 class TimmBackbone(VisionBackbone):
     """A timm model.
 
-    The states of a ViT are its tokens. Those of a hierarchical model are the cells of its last feature map. Both are normed
+    The states of a ViT are its tokens. Those of a convolutional model are the cells of its last feature map. Both are normed
     before they are averaged, whereas timm norms the average of some models.
     """
 
@@ -58,8 +61,6 @@ class TimmBackbone(VisionBackbone):
         features: Tensor = self.module.forward_features(pixels)
         if self._is_vit:
             return getattr(self.module, "fc_norm", _IDENTITY)(features)
-        if getattr(self.module, "output_fmt", "NCHW") == "NHWC":  # Swin, whose features are normed already
-            return features.flatten(1, 2)
         norm = getattr(self.module.head, "norm", _IDENTITY)  # ConvNeXt norms what it has averaged
         return norm(features).flatten(2).transpose(1, 2)
 
@@ -144,6 +145,7 @@ def pretrained_weights(name: str, key: str) -> dict[str, Tensor]:
     folder = local_folder(settings.hf_hub_id, files, key)
     file = next(folder / each for each in files if (folder / each).is_file())
     loaded: Any = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(file)})
+    logger.info("%s: weights timm:%s; licence, as timm states it: %s", key, name, settings.license or "none stated")
     weights: dict[str, Tensor] = loaded.state_dict()
     return weights
 
@@ -180,15 +182,14 @@ def _create(config: VisionConfig) -> Any:
 
 
 def _blocks_of(module: Any, name: str) -> list[nn.Module]:
-    """Returns the blocks of a ViT, or those of the stages of a hierarchical model."""
+    """Returns the blocks of a ViT, or those of the stages of a convolutional model."""
     if hasattr(module, "blocks"):
         return list(module.blocks)
-    stages: Any = getattr(module, "stages", None) or getattr(module, "layers", ())
-    blocks = [block for stage in stages for block in getattr(stage, "blocks", ())]
+    blocks = [block for stage in getattr(module, "stages", ()) for block in getattr(stage, "blocks", ())]
     if not blocks:
         raise UserError(
-            f"model.vision.backbone: {name!r} has no blocks: it is neither a ViT nor a hierarchical model with stages of "
-            "blocks; choose one"
+            f"model.vision.backbone: {name!r} has no blocks: it is neither a ViT nor a convolutional model with stages "
+            "of blocks; choose one"
         )
     return blocks
 

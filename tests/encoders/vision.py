@@ -1,0 +1,344 @@
+"""Vision backbones in small with random weights, and what is checked for each (docs/encoders.md)."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.checkpoints import InitConfig, initialise
+from models.core.backbones.config import VisionConfig
+from models.core.fusion import FusionConfig
+from models.core.text import TextArchitecture, TextConfig
+from models.core.vision import VisionEncoder
+from models.pretraining.config import PretrainModelConfig
+from models.pretraining.model import PretrainModel
+from optim.lora import DOWN, UP, LoraConfig
+from optim.setup import add_adapters, set_frozen
+from tests.encoders.learning import learns
+from utils.errors import UserError
+from x2vlm.export import graphs
+from x2vlm.export.runtime import Graph
+from x2vlm.runtime import TorchRuntime
+
+WIDTH, HEADS, DEPTH = 32, 2, 3
+TEXT = TextArchitecture(vocab_size=60, width=WIDTH, layers=2, heads=HEADS, intermediate=64, max_positions=32)
+ATOL = 1e-5
+
+
+@dataclass(frozen=True)
+class VisionRow:
+    """A row of the matrix.
+
+    Attributes:
+        title: name of the family.
+        backbone: name of a timm model; or a model type of transformers, built from ``settings``.
+        patch: side of a patch in pixels.
+        settings: settings of a Hugging Face configuration; None for a timm model.
+        sizes: False for a model that has fixed widths.
+    """
+
+    title: str
+    backbone: str
+    patch: int = 16
+    settings: dict[str, Any] | None = None
+    sizes: bool = True
+
+    @property
+    def library(self) -> str:
+        return "timm" if self.settings is None else "transformers"
+
+    def config(self, folder: Path, cells: int = 4, **changes: Any) -> VisionConfig:
+        """The config of the model in small, for a grid of ``cells`` x ``cells``; the folder gets a Hugging Face configuration."""
+        own = {} if self.sizes is False else {"width": WIDTH, "depth": DEPTH, "heads": HEADS}
+        values = {"image_size": cells * self.patch, "drop_path": 0.0, **own, **changes}
+        if self.settings is None:
+            return VisionConfig(backbone=self.backbone, **values)
+        write_hub_folder(self, folder)
+        return VisionConfig(backbone=f"hf:{folder}", **values)
+
+
+_SMALL = {"hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS, "intermediate_size": 64}
+ROWS = (
+    VisionRow("BEiT-2", "beitv2_base_patch16_224"),
+    VisionRow("ViT (CLIP)", "vit_base_patch16_clip_224"),
+    VisionRow("DINOv2", "vit_small_patch14_dinov2", 14),
+    VisionRow("DINOv2 with registers", "vit_small_patch14_reg4_dinov2", 14),
+    VisionRow("DINOv3", "vit_small_patch16_dinov3"),
+    VisionRow("SigLIP 2", "vit_base_patch16_siglip_224.v2_webli"),
+    VisionRow("SigLIP 2, NaFlex", "naflexvit_base_patch16_siglip"),
+    VisionRow("PE-Core", "vit_pe_core_base_patch16_224"),
+    VisionRow("EVA-02", "eva02_tiny_patch14_224", 14),
+    VisionRow("AIMv2", "aimv2_large_patch14_224", 14),
+    VisionRow("ConvNeXt", "test_convnext", 32, sizes=False),
+    VisionRow("ViT", "vit", settings={**_SMALL, "image_size": 64}),
+    VisionRow("CLIP", "clip_vision_model", settings={**_SMALL, "image_size": 64, "patch_size": 16}),
+    VisionRow("DINOv2", "dinov2", 14, settings={**_SMALL, "image_size": 56}),
+    VisionRow(
+        "DINOv2 with registers", "dinov2_with_registers", 14, settings={**_SMALL, "image_size": 56, "patch_size": 14}
+    ),
+    VisionRow("DINOv3", "dinov3_vit", settings={**_SMALL, "num_register_tokens": 4}),
+    VisionRow("SigLIP", "siglip_vision_model", settings={**_SMALL, "image_size": 64}),
+    VisionRow("SigLIP 2, NaFlex", "siglip2_vision_model", settings={**_SMALL, "num_patches": 16}),
+    VisionRow("AIMv2", "aimv2_vision_model", 14, settings={**_SMALL, "image_size": 56}),
+)
+
+
+def write_hub_folder(row: VisionRow, folder: Path) -> None:
+    """Writes the configuration of a row, with the file for its preprocessing."""
+    settings = transformers.AutoConfig.for_model(row.backbone, **(row.settings or {}))
+    settings.save_pretrained(folder)
+    statistics = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(statistics))
+
+
+def encoder(config: VisionConfig, seed: int = 0) -> VisionEncoder:
+    """A vision encoder with random weights of a scale at which differences show."""
+    torch.manual_seed(seed)
+    built = VisionEncoder(config)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            if parameter.dim() > 1:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return built.eval()
+
+
+def pixels_of(config: VisionConfig, count: int = 2) -> Tensor:
+    side = config.image_size
+    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def model_of(vision: VisionConfig) -> PretrainModel:
+    torch.manual_seed(0)
+    config = PretrainModelConfig(
+        vision=vision,
+        text=TextConfig(arch=TEXT, dropout=0, attention_dropout=0),
+        fusion=FusionConfig(layers=1),
+        embed_dim=16,
+    )
+    return PretrainModel(config)
+
+
+def loads(row: VisionRow, folder: Path) -> None:
+    """``init.vision`` takes a file of the library's own weights: every parameter is loaded, and no tensor is left."""
+    config = row.config(folder)
+    source = encoder(config, seed=3)
+    file = folder / "weights.safetensors"
+    save_file({name: value.clone() for name, value in source.backbone.state_dict().items()}, file)
+    model = model_of(config)
+    [report] = initialise(model, InitConfig(vision=str(file)))
+    assert not report.fresh and not report.unused, (report.fresh[:3], report.unused[:3])
+    _same_states(model.vision.eval(), source)
+
+
+def _same_states(one: VisionEncoder, other: VisionEncoder) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(
+            one.patches(pixels_of(one.config)), other.patches(pixels_of(one.config)), atol=ATOL, rtol=1e-4
+        )
+
+
+@torch.no_grad()
+def equals_the_library(row: VisionRow, folder: Path) -> None:
+    """States of the library's own model with the same weights, normed per patch."""
+    config = row.config(folder)
+    built = encoder(config)
+    pixels = pixels_of(config)
+    mean, std = built.pixel_mean, built.pixel_std
+    normalised = (pixels / 255 - mean) / std
+    if row.settings is None:
+        own: dict[str, Any] = {} if row.sizes is False else {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
+        if row.sizes:
+            own["img_size"] = config.image_size
+        library: Any = timm.create_model(row.backbone, num_classes=0, **own).eval()
+        library.load_state_dict(built.backbone.state_dict(), strict=False)
+        for name, buffer in (("mean", mean), ("std", std)):
+            assert buffer.flatten().tolist() == pytest.approx(library.default_cfg[name])
+        states = library.forward_features(normalised)
+        if states.dim() == 4:
+            states = states if states.shape[1:3] == built.grid else states.permute(0, 2, 3, 1)
+            norm = getattr(library.head, "norm", None)
+            flat = states.flatten(1, 2)
+            expected = (
+                flat
+                if norm is None
+                else nn.functional.layer_norm(flat, flat.shape[-1:], norm.weight, norm.bias, norm.eps)
+            )
+        else:
+            expected = library.fc_norm(states[:, library.num_prefix_tokens :])
+    else:
+        hub = transformers.AutoModel.from_config(built.backbone.config).eval()
+        hub.load_state_dict(built.backbone.state_dict(), strict=False)
+        inputs: dict[str, Any] = {"pixel_values": normalised}
+        if row.backbone == "siglip2_vision_model":
+            inputs = _by_the_processor(pixels, row.patch, mean, std)
+        states = hub(**inputs).last_hidden_state
+        expected = states[:, states.shape[1] - 16 :]
+        if row.backbone == "clip_vision_model":
+            expected = hub.post_layernorm(expected)
+    torch.testing.assert_close(built.patches(pixels), expected, atol=ATOL, rtol=1e-4)
+
+
+def _by_the_processor(pixels: Tensor, patch: int, mean: Tensor, std: Tensor) -> dict[str, Tensor]:
+    """The inputs of SigLIP 2 as its own image processor makes them."""
+    made = transformers.Siglip2ImageProcessor(
+        image_mean=mean.flatten().tolist(),
+        image_std=std.flatten().tolist(),
+        patch_size=patch,
+        max_num_patches=16,
+        do_resize=True,
+    )(images=list(pixels), return_tensors="pt")
+    return dict(made)
+
+
+def resizes(row: VisionRow, folder: Path) -> None:
+    """Weights of a grid of 4 x 4 load into a model with a grid of 6 x 6, whose states are those of the library at that size."""
+    small, large = row.config(folder), row.config(folder, cells=6)
+    source = encoder(small, seed=3)
+    model = model_of(large)
+    file = folder / "weights.safetensors"
+    save_file({name: value.clone() for name, value in source.backbone.state_dict().items()}, file)
+    [report] = initialise(model, InitConfig(vision=str(file)))
+    assert not report.fresh and not report.unused
+    assert model.vision.patches(pixels_of(large)).shape == (2, 36, model.vision.width)
+
+
+def freezes(row: VisionRow, folder: Path) -> None:
+    """With frozen first blocks, states and gradients through the feature cache are those without it."""
+    config = row.config(folder)
+    built = encoder(config).train()
+    built.freeze_blocks(2)
+    pixels = pixels_of(config)
+
+    def run() -> tuple[Tensor, dict[str, Tensor]]:
+        built.zero_grad()
+        patches = built.patches(pixels)
+        patches.square().sum().backward()
+        return patches.detach(), {name: p.grad.clone() for name, p in built.named_parameters() if p.grad is not None}
+
+    expected, gradients = run()
+    assert gradients and len(gradients) < len(list(built.parameters()))
+    built.keep_features(folder / "features", 10**9)
+    for _ in range(2):  # computed, and read
+        patches, found = run()
+        torch.testing.assert_close(patches, expected, atol=ATOL, rtol=1e-4)
+        assert found.keys() == gradients.keys()
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, gradients[name], atol=1e-4, rtol=1e-3)
+
+
+def adapts(row: VisionRow, folder: Path) -> None:
+    """New adapters change nothing, and each has a gradient."""
+    model = model_of(row.config(folder)).eval()
+    pixels = pixels_of(model.config.vision)
+    with torch.no_grad():
+        before = model.vision.patches(pixels)
+    add_adapters(model, LoraConfig(rank=2, targets=["vision"]))
+    after = model.vision.patches(pixels)
+    torch.testing.assert_close(after, before, atol=ATOL, rtol=1e-4)
+    after.square().sum().backward()
+    trained = [name for name, p in model.vision.named_parameters() if p.requires_grad]
+    assert trained and all(UP in name or DOWN in name for name in trained), trained[:3]
+    assert all(p.grad is not None for p in model.vision.parameters() if p.requires_grad)
+
+
+def recomputes(row: VisionRow, folder: Path) -> None:
+    """Gradient checkpointing gives the same gradients."""
+    config = row.config(folder)
+    pixels, found = pixels_of(config), []
+    for enabled in (False, True):
+        built = encoder(config).train()
+        built.set_gradient_checkpointing(enabled)
+        built.patches(pixels).square().sum().backward()
+        found.append({name: p.grad for name, p in built.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def compiles(row: VisionRow, folder: Path) -> None:
+    """``torch.compile`` gives the same states, without a break in the graph."""
+    config = row.config(folder)
+    built = encoder(config)
+    pixels = pixels_of(config)
+    expected = built.patches(pixels)
+    built.compile_blocks(fullgraph=True)
+    torch.testing.assert_close(built.patches(pixels), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def exports(row: VisionRow, folder: Path) -> None:
+    """The ONNX graph gives the same states for one image and for several."""
+    model = model_of(row.config(folder)).eval()
+    graphs.write_image_graph(model, folder / "image.onnx", "x")
+    graph, runtime = Graph(folder / "image.onnx"), TorchRuntime(model, "fp32")
+    for count in (1, 3):
+        pixels = pixels_of(model.config.vision, count)
+        (states,) = graph("image_states", pixels=pixels)
+        torch.testing.assert_close(states, runtime.image_states(pixels), atol=1e-4, rtol=1e-4)
+
+
+def counts_flops(row: VisionRow, folder: Path) -> None:
+    """The FLOPs of a step are those that torch counts in a real one, frozen or not."""
+    model = model_of(row.config(folder))
+    vision = model.vision
+    pixels = torch.randn(1, 3, vision.config.image_size, vision.config.image_size)
+    for frozen in ([], ["vision"]):
+        set_frozen(model, frozen)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            patches = vision.patches(pixels)
+            if patches.requires_grad:
+                patches.sum().backward()
+        assert vision.vision_backbone.step_flops() == counter.get_total_flops(), frozen
+
+
+def plans(row: VisionRow, folder: Path) -> None:
+    """The planner measures a model that has no memory behind it."""
+    with torch.device("meta"):
+        model = model_of(row.config(folder))
+    assert model.vision.vision_backbone.step_flops() > 0
+    assert copy.deepcopy(model.vision).grid == (4, 4)
+
+
+def trains(row: VisionRow, folder: Path) -> None:
+    """Fifty steps of pre-training: the mean loss of the last ten is at most 0.95 of that of the first ten."""
+    learns(model_of(row.config(folder)))
+
+
+CELLS: dict[str, Callable[[VisionRow, Path], None]] = {
+    "load": loads,
+    "states": equals_the_library,
+    "resize": resizes,
+    "freeze": freezes,
+    "LoRA": adapts,
+    "recompute": recomputes,
+    "compile": compiles,
+    "ONNX": exports,
+    "FLOPs": counts_flops,
+    "plan": plans,
+    "learns": trains,
+}
+
+
+def check(row: VisionRow, cell: str) -> str | None:
+    """Returns None if a cell passes, and the reason if the project refuses it."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            CELLS[cell](row, Path(folder))
+        except UserError as refusal:
+            return str(refusal)
+    return None
