@@ -322,8 +322,17 @@ def rounded_up(count: int, most: int) -> int:
     return min(most, -(-count // step) * step)
 
 
+_INSTEAD = {"cls_token": "bos_token_id", "sep_token": "eos_token_id"}
+"""Gemma's tokenizer, which mmBERT and SigLIP 2 use, has no token for classification or separation; its tokens for the beginning
+and the end of a text take their place."""
+
+
 def _special(tokenizer: PreTrainedTokenizerFast, name: str) -> int:
     number = getattr(tokenizer, f"{name}_id")
+    if number is None and name in _INSTEAD:
+        number = getattr(tokenizer, _INSTEAD[name])
+    if number is None and name == "mask_token":
+        number = tokenizer.backend_tokenizer.token_to_id("<mask>")  # Gemma has it without declaring it
     if number is None:
         raise UserError(
             f"tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no {name}; set one and save it"

@@ -18,12 +18,14 @@ from models.checkpoints.loading import BIAS_TABLE, assign, load_weights
 from models.checkpoints.rename import DROPPED, bert_to_ours
 from models.checkpoints.report import LoadReport, by_module
 from models.core.backbones import pretrained_weights
+from models.core.hub import part_weights
 from models.core.hub_text import HubTextEncoder
 from models.core.vision import FRAME_POSITIONS
 from models.core.xvlm import XVLM
 from utils.config import Config
 from utils.errors import UserError
 from utils.events import LoadedWeights
+from utils.files import expanded
 from utils.inputs import InputFile, InputModel, InputWeights
 
 SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
@@ -80,7 +82,7 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
             )
         if config.text is None:
             return [report]
-        text = init_text(model, read_hub_weights(config.text, "init.text"), config.text, alone=True)
+        text = init_text(model, _text_weights(model, config.text), config.text, alone=True)
         replacing = set(text.loaded)
         report.fresh = [name for name in report.fresh if name not in replacing]
         return [report, text]
@@ -89,7 +91,7 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
         published = pretrained_weights(config.vision, "init.vision")
         reports.append(init_vision(model, published or read_weights(config.vision), config.vision))
     if config.text:
-        reports.append(init_text(model, read_hub_weights(config.text, "init.text"), config.text))
+        reports.append(init_text(model, _text_weights(model, config.text), config.text))
     return reports
 
 
@@ -168,6 +170,13 @@ def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadRepor
     if not report.loaded:
         raise UserError(f"init.vision: {source} holds no tensor of {model.config.vision.backbone}")
     return report
+
+
+def _text_weights(model: XVLM, source: str) -> dict[str, Tensor]:
+    """The weights of a text encoder. Those of a Hugging Face model go through the library, which knows its older names."""
+    if isinstance(model.text, HubTextEncoder) and not expanded(source).is_file():
+        return part_weights(source, model.text.model.config, "init.text")
+    return read_hub_weights(source, "init.text")
 
 
 def init_text(model: XVLM, state: dict[str, Tensor], source: str, *, alone: bool = False) -> LoadReport:

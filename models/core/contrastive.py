@@ -43,10 +43,11 @@ class ContrastiveConfig(Config):
         description="lower limit of the learned temperature. On small data sets the images are memorised, the temperature "
         "collapses, and unseen images are ranked worse: there, the initial temperature may be a better limit",
     )
-    text: Literal["cls", "mean"] = Field(
+    text: Literal["cls", "mean", "last"] = Field(
         "cls",
         description="representation of a text. cls: the state of its first token (published); mean: the mean of its tokens' "
-        "states, as sentence encoders such as MiniLM were trained",
+        "states, as sentence encoders such as MiniLM were trained; last: the state of its last token, as SigLIP's text encoder "
+        "was trained",
     )
     text_projection: Literal["random", "identity"] = Field(
         "random",
@@ -147,6 +148,9 @@ class ContrastiveHead(nn.Module):
 
     def embed_padded(self, states: Tensor, mask: Tensor) -> Tensor:
         """Normalised embeddings (N, E) of texts, from their token states (N, L, D); ``mask`` (N, L) bool, True = token."""
+        if self.config.text == "last":
+            last = mask.sum(dim=1).clamp(min=1) - 1
+            return self._embed(states[torch.arange(len(states), device=states.device), last])
         return self._embed(states[:, 0] if self.config.text == "cls" else masked_mean(states, mask))
 
     def _embed(self, states: Tensor) -> Tensor:

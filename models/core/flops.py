@@ -23,20 +23,26 @@ counted.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from batches.losses import Work
 from batches.questions import ClassifiedBatch, QuestionBatch
 from optim.lora import UP
 from utils import distributed
+
+Owner = TypeVar("Owner")
 
 Lengths = npt.NDArray[np.int64]
 """For each text, its number of tokens, of query positions, or of keys that the text attends to."""
@@ -51,6 +57,29 @@ def step_flops(macs: int, *gradients: bool) -> int:
 def trains(module: nn.Module) -> bool:
     """True if any parameter of a part trains. We assume that a part trains or is frozen as a whole."""
     return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def on_meta(owner: Owner, module: nn.Module) -> Owner:
+    """Returns a copy of ``owner`` whose ``module`` is on the meta device: its tensors have shapes but no content, so running it
+    takes no memory."""
+    memo: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        empty = torch.empty_like(tensor, device="meta")
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+    return copy.deepcopy(owner, memo)
+
+
+def counted_flops(run: Callable[[], Tensor]) -> int:
+    """FLOPs of the matrix products, convolutions and attention of ``run``, as torch counts them, with those of the gradients of
+    what it returns."""
+    counter = FlopCounterMode(display=False)
+    # The fused kernels of attention have no formula on every device.
+    with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH), counter:
+        states = run()
+        if states.requires_grad:
+            states.sum().backward()
+    return int(counter.get_total_flops())
 
 
 def lengths(mask: Tensor, valid: Tensor) -> Lengths:
@@ -318,11 +347,32 @@ NO_HEADS = ("vision", "text", "fusion", "decoder", "contrastive")
 
 
 @dataclass(frozen=True)
+class MeasuredTextCost:
+    """A text encoder of a library: FLOPs for each token, and for each pair of tokens of a text."""
+
+    token: float
+    pair: float
+
+    @staticmethod
+    def of(run: Callable[[int], int], projection: int) -> MeasuredTextCost:
+        """Coefficients from the FLOPs ``run(L)`` of a text of L tokens, at two lengths. ``projection``: further FLOPs of a state."""
+        short, long = (run(length) / length for length in _MEASURED)
+        pair = (long - short) / (_MEASURED[1] - _MEASURED[0])
+        return MeasuredTextCost(short - pair * _MEASURED[0] + projection, pair)
+
+    def run(self, tokens: Lengths) -> float:
+        """FLOPs of running texts, given the number of tokens of each."""
+        return float(self.token * tokens.sum() + self.pair * (tokens.astype(float) ** 2).sum())
+
+
+_MEASURED = (8, 16)
+
+
+@dataclass(frozen=True)
 class ModelCost:
     """Coefficients of a model's parts.
 
     Attributes:
-        text: None if the structure of the text encoder is unknown.
         heads: by their names in the model.
         texts_train: whether the states of texts have gradients.
         contrastive: None if the model has no contrastive head.
@@ -330,7 +380,7 @@ class ModelCost:
     """
 
     vision: VisionCost
-    text: StackCost | None
+    text: StackCost | MeasuredTextCost
     fusion: StackCost
     heads: dict[str, HeadCost]
     texts_train: bool
@@ -353,7 +403,7 @@ class ModelCost:
             vision=VisionCost.of(model.vision),
             text=StackCost.of(text.encoder, states=trains(text.embeddings), projection=projection)
             if hasattr(text, "encoder")
-            else None,
+            else MeasuredTextCost.of(text.step_flops, projection),
             fusion=fusion,
             heads={name: HeadCost.of(child, text.word_embeddings) for name, child in others},
             texts_train=texts_train,
@@ -367,8 +417,8 @@ class ModelCost:
         return replace(self, fusion=replace(self.fusion, cross=self.texts_train))
 
     def encode_texts(self, tokens: Lengths) -> float:
-        """FLOPs of the text encoder; NaN if its structure is unknown."""
-        return math.nan if self.text is None else self.text.run(tokens)
+        """FLOPs of the text encoder."""
+        return self.text.run(tokens)
 
     def head(self, name: str, states: int) -> int:
         """FLOPs of passing ``states`` fused states through a head."""

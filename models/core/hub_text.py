@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from batches.texts import Text
-from models.core.blocks import MAX_BLOCKS, MAX_HEADS, MAX_ROWS, MAX_WIDTH, BlockConfig
+from models.core.blocks import BlockConfig
+from models.core.flops import counted_flops, on_meta
+from models.core.hub import model_class, part_config
 from models.core.packing import PackedTexts, packings_of
 from models.core.text import TextArchitecture, TextConfig, TextEncoder
 from utils.errors import UserError
-from utils.hub import local_folder
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,8 @@ BERT_FAMILY = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta"}
 _DROPOUT = ("hidden_dropout_prob", "dropout", "dropout_rate", "hidden_dropout", "embedding_dropout", "mlp_dropout")
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
 """Names of the two dropout settings in Hugging Face configurations."""
+
+_EPS = ("layer_norm_eps", "norm_eps")
 
 
 class HubTextEncoder(nn.Module):
@@ -37,11 +40,12 @@ class HubTextEncoder(nn.Module):
             raise UserError(
                 f"model.text.drop_path is {config.drop_path}, but only BERT and RoBERTa families support it; set it to 0"
             )
-        from transformers import AutoModel
-
-        self.model = AutoModel.from_config(_with_dropout(hub_config, config), trust_remote_code=False)
+        self.model: Any = model_class(hub_config)._from_config(_with_dropout(hub_config, config))
+        # Unused, and DDP waits for the gradient of every parameter.
         if getattr(self.model, "pooler", None) is not None:
-            self.model.pooler = None  # unused, and DDP waits for the gradient of every parameter
+            self.model.pooler = None
+        if isinstance(getattr(self.model, "head", None), nn.Linear):  # SigLIP's, of the text that it pools
+            self.model.head = nn.Identity()
         hidden: int = hub_config.hidden_size
         self.width: int = width or hidden
         self.projection = nn.Linear(hidden, self.width) if self.width != hidden else None
@@ -50,6 +54,7 @@ class HubTextEncoder(nn.Module):
             width=hidden,
             heads=heads,
             intermediate=getattr(hub_config, "intermediate_size", None) or 4 * hidden,
+            eps=next((getattr(hub_config, name) for name in _EPS if hasattr(hub_config, name)), 1e-12),
             dropout=config.dropout,
             attention_dropout=config.attention_dropout,
             init_std=getattr(hub_config, "initializer_range", 0.02),
@@ -73,6 +78,14 @@ class HubTextEncoder(nn.Module):
     def compile_blocks(self, **options: Any) -> None:
         """See :class:`optim.setup.EncoderBlocks`."""
         self.model.compile(dynamic=True, **options)
+
+    def step_flops(self, length: int) -> int:
+        """FLOPs of a training step for one text of ``length`` tokens, without :attr:`projection`."""
+        model = on_meta(self.model, self.model)
+        if model.is_gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+        ids = torch.ones(1, length, dtype=torch.long, device="meta")
+        return counted_flops(lambda: model(input_ids=ids).last_hidden_state)
 
     @property
     def longest_text(self) -> int | None:
@@ -137,7 +150,6 @@ def build_text_encoder(
     arch = config.arch
     if arch is None:
         hub_config = hub_config_of(config.encoder)
-        _check_sizes(config.encoder, hub_config)
         if not is_bert_family(hub_config):
             _check_vocabulary(vocab_size, getattr(hub_config, "vocab_size", None))
             return HubTextEncoder(config, hub_config, width)
@@ -148,24 +160,6 @@ def build_text_encoder(
         arch = arch.model_copy(update={"vocab_size": vocab_size})
     _check_vocabulary(vocab_size, arch.vocab_size)
     return TextEncoder(config, arch, width)
-
-
-def _check_sizes(encoder: str, hub_config: Any) -> None:
-    """Raises :class:`UserError` if a folder's ``config.json`` has sizes that no encoder has."""
-    limits = {
-        "num_hidden_layers": MAX_BLOCKS,
-        "num_attention_heads": MAX_HEADS,
-        "hidden_size": MAX_WIDTH,
-        "intermediate_size": MAX_WIDTH,
-        "vocab_size": MAX_ROWS,
-        "max_position_embeddings": MAX_ROWS,
-    }
-    for name, most in limits.items():
-        size = getattr(hub_config, name, None)
-        if isinstance(size, int) and size > most:
-            raise UserError(
-                f"{encoder}: {name} = {size:,} in its config.json is more than {most:,}; is the file damaged?"
-            )
 
 
 def _check_vocabulary(vocab_size: int | None, embeddings: int | None) -> None:
@@ -204,20 +198,5 @@ def is_bert_family(hub_config: Any) -> bool:
 
 
 def hub_config_of(encoder: str) -> Any:
-    """The Hugging Face configuration of a name or folder.
-
-    Raises:
-        UserError: if there is no such configuration.
-    """
-    from transformers import AutoConfig
-
-    folder = local_folder(encoder, ("config.json",), "model.text.encoder")
-    try:
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = str(error).split("\n")[0]
-        if "trust_remote_code" in str(error):
-            reason = "its config.json asks to run code of the folder, which we never do"
-        raise UserError(
-            f"model.text.encoder: no configuration for {encoder!r}, and model.text.arch is null; set one of them: {reason}"
-        ) from None
+    """Returns the Hugging Face configuration of a text encoder; see :func:`models.core.hub.part_config`."""
+    return part_config(encoder, "text", "model.text.encoder")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from models.core.flops import counted_flops, on_meta
 from utils.errors import UserError
 from utils.image_size import ImageSize, grid_of, sides_of
 
@@ -80,24 +78,10 @@ class VisionBackbone(ABC):
         return {}
 
     def step_flops(self) -> int:
-        """FLOPs of a training step for one image: of the matrix products, convolutions and attention, as torch counts them."""
-        backbone, counter = self.on_meta(), FlopCounterMode(display=False)
+        """FLOPs of a training step for one image."""
+        backbone = on_meta(self, self.module)
         backbone.recomputes = False
-        # The fused kernels of attention have no formula on every device.
-        with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH), counter:
-            patches = backbone.patches(backbone.image())
-            if patches.requires_grad:
-                patches.sum().backward()
-        return counter.get_total_flops()
-
-    def on_meta(self) -> Self:
-        """Returns a copy on the meta device: its tensors have shapes but no content, so running it takes no memory."""
-        memo: dict[int, Any] = {}
-        for tensor in (*self.module.parameters(), *self.module.buffers()):
-            empty = torch.empty_like(tensor, device="meta")
-            is_parameter = isinstance(tensor, nn.Parameter)
-            memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
-        return copy.deepcopy(self, memo)
+        return counted_flops(lambda: backbone.patches(backbone.image()))
 
     def image(self) -> Tensor:
         """Returns an image (1, 3, H, W) without content, on the device of the parameters."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +13,16 @@ from torch.nn import functional as F
 
 from models.core.backbones.base import PixelStatistics, VisionBackbone
 from models.core.backbones.config import VisionConfig
-from models.core.blocks import MAX_BLOCKS, MAX_HEADS, MAX_WIDTH, heads_error
+from models.core.blocks import heads_error
+from models.core.flops import on_meta
+from models.core.hub import CONFIG, model_class, part_config, part_weights
 from utils.errors import UserError
 from utils.files import parse_json
 from utils.hub import HUB, local_folder
 
-CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+KEY = "model.vision.backbone"
+PROCESSOR = "preprocessor_config.json"
+"""File with the pixel statistics of a model."""
 _SETTINGS = {
     "vision_use_head": False,
     "use_head": False,
@@ -39,15 +42,13 @@ class HubBackbone(VisionBackbone):
     """
 
     def __init__(self, config: VisionConfig):
-        from transformers import AutoModel
-
         name = hub_name(config.backbone)
         hub_config = _with_sizes(vision_config_of(name), config)
         unset = [key for key in ("patch_size", "stem", "positions") if _is_set(config, key)]
         if unset:
             raise UserError(f"model.vision.{unset[0]}: {config.backbone} has its own; leave it out")
         try:
-            module: Any = AutoModel.from_config(hub_config, trust_remote_code=False)
+            module: Any = model_class(hub_config)._from_config(hub_config)
         except (ValueError, ImportError) as error:
             raise UserError(f"model.vision.backbone: {config.backbone}: {str(error).splitlines()[0]}") from None
         if getattr(module, "pooler", None) is not None:
@@ -78,7 +79,7 @@ class HubBackbone(VisionBackbone):
         """Raises :class:`UserError` if the model cannot fit its positions to the image size."""
         try:
             with torch.no_grad():
-                backbone = self.on_meta()
+                backbone = on_meta(self, self.module)
                 backbone.states(backbone.image())
         except (RuntimeError, ValueError):
             own = self.module.config.image_size
@@ -130,8 +131,7 @@ def pixels_of(backbone: str) -> PixelStatistics:
     Raises:
         UserError: if the file is missing or has no statistics.
     """
-    folder = _folder(hub_name(backbone))
-    file = folder / PROCESSOR
+    file = local_folder(hub_name(backbone), (CONFIG,), KEY, beside=(PROCESSOR,)) / PROCESSOR
     try:
         values = parse_json(file.read_text(encoding="utf-8"))
         values = values.get("image_processor", values)
@@ -145,63 +145,25 @@ def pixels_of(backbone: str) -> PixelStatistics:
 
 
 def pretrained_weights(name: str, key: str) -> dict[str, Tensor]:
-    """Returns the weights of a Hugging Face vision model, by the names of the library's parameters.
-
-    Args:
-        name: a folder, or a name on the Hub; its weights come from the Hub cache, or are downloaded.
-        key: config key that names the weights, for messages.
-
-    Raises:
-        UserError: if there are no weights, or they are not in the cache and cannot be downloaded.
-    """
-    from transformers import AutoModel
-
-    folder = local_folder(name, ("model.safetensors", "*.safetensors"), key, beside=("*.json",))
-    hub_config = vision_config_of(str(folder))
-    try:
-        module = AutoModel.from_pretrained(folder, config=hub_config, trust_remote_code=False, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{key}: {name}: {str(error).splitlines()[0]}") from None
-    weights: dict[str, Tensor] = module.state_dict()
-    return weights
+    """Returns the weights of a vision model; see :func:`models.core.hub.part_weights`."""
+    return part_weights(name, vision_config_of(name, key), key)
 
 
-def vision_config_of(name: str) -> Any:
-    """Returns the configuration of a vision model; of a model of images and texts, that of its vision part.
+def vision_config_of(name: str, key: str = KEY) -> Any:
+    """Returns the configuration of a vision model; see :func:`models.core.hub.part_config`.
 
     Raises:
-        UserError: if there is none.
+        UserError: also if the model is no ViT.
     """
-    from transformers import AutoConfig
-
-    try:
-        found: Any = AutoConfig.from_pretrained(str(_folder(name)), trust_remote_code=False)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = str(error).split("\n")[0]
-        if "trust_remote_code" in str(error):
-            reason = "its config.json asks to run code of the folder, which we never do"
-        raise UserError(f"model.vision.backbone: {name}: {reason}") from None
-    found = getattr(found, "vision_config", found)
-    for key, most in (
-        ("num_hidden_layers", MAX_BLOCKS),
-        ("num_attention_heads", MAX_HEADS),
-        ("hidden_size", MAX_WIDTH),
+    found = part_config(name, "vision", key, beside=(PROCESSOR,))
+    if not all(
+        isinstance(getattr(found, size, None), int) for size in ("num_hidden_layers", "hidden_size", "patch_size")
     ):
-        size = getattr(found, key, None)
-        if not isinstance(size, int) or not isinstance(getattr(found, "patch_size", None), int):
-            raise UserError(
-                f"model.vision.backbone: {name} is a {found.model_type!r}, not a ViT; choose a ViT, or one of timm"
-            )
-        if size > most:
-            raise UserError(f"{name}: {key} = {size:,} in its config.json is more than {most:,}; is the file damaged?")
-    for key, value in _SETTINGS.items():
-        if hasattr(found, key):
-            setattr(found, key, value)
+        raise UserError(f"{key}: {name} is a {found.model_type!r}, not a ViT; choose a ViT, or a model of timm")
+    for setting, value in _SETTINGS.items():
+        if hasattr(found, setting):
+            setattr(found, setting, value)
     return found
-
-
-def _folder(name: str) -> Path:
-    return local_folder(name, (CONFIG,), "model.vision.backbone", beside=(PROCESSOR,))
 
 
 def _with_sizes(hub_config: Any, config: VisionConfig) -> Any:

@@ -1,0 +1,99 @@
+"""Configurations and weights of Hugging Face models, by name or folder. Code of a folder is never run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from models.core.blocks import MAX_BLOCKS, MAX_HEADS, MAX_ROWS, MAX_WIDTH
+from utils.errors import UserError
+from utils.hub import local_folder
+
+CONFIG = "config.json"
+WEIGHTS = ("model.safetensors", "*.safetensors", "pytorch_model.bin")
+
+_LIMITS = {
+    "num_hidden_layers": MAX_BLOCKS,
+    "num_attention_heads": MAX_HEADS,
+    "hidden_size": MAX_WIDTH,
+    "intermediate_size": MAX_WIDTH,
+    "vocab_size": MAX_ROWS,
+    "max_position_embeddings": MAX_ROWS,
+}
+"""Maximum sizes in a configuration. Without them, building a model from a damaged file could take hours."""
+
+
+def part_config(name: str, part: Literal["text", "vision"], key: str, beside: Sequence[str] = ()) -> Any:
+    """Returns the configuration of an encoder; of a model of images and texts, that of its part.
+
+    Args:
+        name: a name on the Hub, or a folder.
+        part: the encoder that is meant.
+        key: config key that has the name, for messages.
+        beside: further files to download if they exist.
+
+    Raises:
+        UserError: if there is no such configuration, or a size in it is beyond all reason.
+    """
+    from transformers import AutoConfig
+
+    folder = local_folder(name, (CONFIG,), key, beside=beside)
+    try:
+        found: Any = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{key}: {name} has no configuration that can be used: {_reason(error)}") from None
+    found = getattr(found, f"{part}_config", found)
+    for size, most in _LIMITS.items():
+        value = getattr(found, size, None)
+        if isinstance(value, int) and value > most:
+            raise UserError(
+                f"{name}: {size} = {value:,} in its config.json is more than {most:,}; is the file damaged?"
+            )
+    return found
+
+
+def model_class(hub_config: Any) -> Any:
+    """Returns the library's class of an encoder, given its configuration.
+
+    Raises:
+        UserError: if the library has no encoder of this kind.
+    """
+    import transformers
+
+    mapped = transformers.MODEL_MAPPING.get(type(hub_config), None)
+    if mapped is None:  # the text encoders of models of images and texts have classes, but no entry
+        mapped = getattr(transformers, f"{type(hub_config).__name__.removesuffix('Config')}Model", None)
+    if mapped is None:
+        raise UserError(f"transformers has no encoder for {hub_config.model_type!r}; choose another model")
+    return mapped[0] if isinstance(mapped, tuple) else mapped
+
+
+def part_weights(name: str, hub_config: Any, key: str) -> dict[str, Tensor]:
+    """Returns the weights of an encoder that a file has, by the names of the library's parameters.
+
+    Args:
+        name: a name on the Hub, or a folder; the weights come from the Hub cache, or are downloaded.
+        hub_config: the configuration of the encoder.
+        key: config key that names the weights, for messages.
+
+    Raises:
+        UserError: if there are no weights, or they are not in the cache and cannot be downloaded.
+    """
+    folder: Path = local_folder(name, WEIGHTS, key, beside=("*.json",))
+    try:
+        model, info = model_class(hub_config).from_pretrained(
+            str(folder), config=hub_config, trust_remote_code=False, weights_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{key}: {name} has no weights that can be used: {_reason(error)}") from None
+    random = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
+    return {name: weight for name, weight in model.state_dict().items() if name not in random}
+
+
+def _reason(error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return "its config.json asks to run code of the folder, which we never do"
+    return str(error).split("\n")[0]
