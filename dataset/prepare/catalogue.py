@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataset.prepare.sets.any_instances import INSTANCES, LVIS
 from dataset.prepare.sets.base import DataSet
 from dataset.prepare.sets.coco import COCO
 from dataset.prepare.sets.flickr30k_entities import ENTITIES
@@ -10,6 +11,7 @@ from dataset.prepare.sets.laion import LAION
 from dataset.prepare.sets.multi30k import MULTI30K
 from dataset.prepare.sets.multilingual_coco import MULTILINGUAL_COCO
 from dataset.prepare.sets.objects365 import OBJECTS365
+from dataset.prepare.sets.odvg import ODVG
 from dataset.prepare.sets.openimages import OPENIMAGES
 from dataset.prepare.sets.refcoco import REFCOCO
 from dataset.prepare.sets.v3det import V3DET
@@ -39,6 +41,9 @@ SETS: dict[str, DataSet] = {
     "multilingual_coco": MULTILINGUAL_COCO,
     "wit": WIT,
     "wikimatrix": WIKIMATRIX,
+    "odvg": ODVG,
+    "instances": INSTANCES,
+    "lvis": LVIS,
 }
 """Data sets by name."""
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from dataset.image_ids import Ids, id_number, ids_in_url
@@ -86,6 +87,7 @@ class HeldOut:
         sources: the official files that were read, by their names in :data:`SPLITS`.
         absent: names of splits whose official file does not exist.
         links: links between the ids of several data sets.
+        roots: the folders that were searched.
     """
 
     split_of: dict[str, str] = field(default_factory=dict)
@@ -93,6 +95,25 @@ class HeldOut:
     sources: dict[str, RawFile] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
     links: Links = field(default_factory=Links)
+    roots: tuple[Path, ...] = ()
+
+    def require(self, names: Sequence[str], because: str = "") -> None:
+        """Raises :class:`UserError` if the official file of one of these splits does not exist; ``because``: why it is needed."""
+        missing = [name for name in names if name in self.absent]
+        if missing:
+            files = ", ".join(f"{SPLITS[name].file} of {SPLITS[name].title}" for name in missing)
+            roots = ", ".join(map(str, self.roots))
+            raise UserError(
+                f"{because}cannot exclude held-out images: there is no {files} below {roots}; give the folder of the files with "
+                f"--held-out DIR, or, if you never evaluate on these splits, "
+                f"{' '.join(f'--without {name}' for name in missing)}"
+            )
+
+    def require_for(self, ids: Ids, name: str) -> None:
+        """Raises :class:`UserError` if an image with these ids, called ``name``, belongs to a data set whose held-out splits were
+        not read. This is for files that may be about the images of any data set."""
+        for data_set in {each.partition(":")[0] for each in ids}:
+            self.require(REQUIRED_FOR.get(data_set, ()), f"{name} is an image that other data sets hold out: ")
 
     def photographs(self) -> dict[str, dict[str, Ids]]:
         """Returns the held-out photographs by split: all ids of each photograph, by its id in the official file."""
@@ -146,14 +167,8 @@ def read_held_out(
             raise UserError(
                 f"{file} does not list any held-out image; check that it is {splits.file} of {splits.title}, and complete"
             )
-    missing = [name for name in required if name in held_out.absent]
-    if missing:
-        files = ", ".join(f"{SPLITS[name].file} of {SPLITS[name].title}" for name in missing)
-        roots = ", ".join(map(str, raw.roots))
-        raise UserError(
-            f"cannot exclude held-out images: there is no {files} below {roots}; give the folder of the files with "
-            f"--held-out DIR, or, if you never evaluate on these splits, {' '.join(f'--without {name}' for name in missing)}"
-        )
+    held_out.roots = tuple(raw.roots)
+    held_out.require(required)
     if all_splits is None:
         held_out.links = read_links(raw)
         for known in list(held_out.split_of):
@@ -377,3 +392,10 @@ VIDEO_SPLITS: dict[str, HeldOutSplits] = {
 
 OF_COCO = ("karpathy_coco", "refcoco", "refcoco+", "refcocog")
 """Splits that consist of COCO's training and validation images."""
+
+REQUIRED_FOR = {
+    "coco": OF_COCO,
+    "flickr": ("karpathy_flickr30k",),
+    "vg": (*OF_COCO, "karpathy_flickr30k"),
+}
+"""Splits that hold out images of a data set, by the data set in an id (:mod:`dataset.image_ids`)."""

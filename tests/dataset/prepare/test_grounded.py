@@ -1,0 +1,246 @@
+"""Formats of grounded annotations whose images are files: expectations written by hand for small files in the official forms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataset.prepare import building
+from tests.dataset.prepare import official
+from tests.dataset.prepare.official import counted, image, parsed_records, prepared, write
+from tests.dataset.prepare.refusals import left, one_line
+from tests.messages import OneLine
+
+ALL = ("karpathy_coco", "refcoco", "refcoco+", "refcocog")
+
+
+@pytest.fixture(autouse=True)
+def serial(monkeypatch):
+    monkeypatch.setattr(building, "in_order", official.in_this_process)
+
+
+@pytest.fixture
+def raw(tmp_path) -> Path:
+    (tmp_path / "raw").mkdir()
+    return tmp_path / "raw"
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "out"
+
+
+def lines(path: Path, rows: list[Any]) -> None:
+    write(path, "".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+
+
+def row(name: str, **parts: Any) -> dict[str, Any]:
+    return {"filename": name, "height": 48, "width": 64, **parts}
+
+
+def objects(*instances: tuple[Any, ...]) -> dict[str, Any]:
+    keys = ("bbox", "label", "category")
+    return {"instances": [dict(zip(keys, each, strict=False)) for each in instances]}
+
+
+def test_odvg_lines_become_an_element_for_each_phrase_with_all_of_its_boxes(raw, out, monkeypatch):
+    """Traps: corners that are swapped, outside, not finite, of the wrong type; one box, a list of boxes, no box; a phrase in parts,
+    an empty one; null; a line twice; no JSON; labels without a category; images that are missing or have another size."""
+    image(raw / "pictures/a/1.jpg")
+    image(raw / "pictures/b/1.jpg", size=(128, 96))
+    image(raw / "pictures/b/square.jpg", size=(50, 50))
+    grounding = {
+        "caption": "Two dogs, and “a hat”.",
+        "regions": [
+            {"bbox": [[1, 2, 11, 22], [30, 2, 40, 22], [30, 2, 40.2, 22]], "phrase": "Two dogs"},
+            {"bbox": [5, 5, 15.555, 15], "phrase": ["a", "hat"], "tokens_positive": [[10, 15]]},
+            {"bbox": [], "phrase": "a zebra"},
+            {"bbox": [20, 5, 10, 15], "phrase": "swapped"},
+            {"bbox": [70, 5, 90, 15], "phrase": "outside"},
+            {"bbox": [1, 2, 3], "phrase": "three numbers"},
+            {"bbox": None, "phrase": "null"},
+            {"bbox": [5, 5, 15, 15], "phrase": " . "},
+            {"bbox": [5, 5, 15, 15], "phrase": None},
+            "no object",
+        ],
+    }
+    plain = row("b/1.jpg", detection=objects([[10, 10, 30, 30], 0, "traffic_light"], [[10, 10, 80, 30], 1, "dog"]))
+    rows: list[Any] = [
+        row("a/1.jpg", grounding=grounding),
+        plain,
+        "{broken",
+        plain,
+        row("c/missing.jpg", grounding=grounding),
+        row("b/square.jpg", detection=objects([[1, 1, 9, 9], 0, "dog"])),
+        {"height": 48, "width": 64, "detection": objects()},
+        row("a/1.jpg", detection={"instances": None}),
+        '{"filename": "a/1.jpg", "height": 48, "width": NaN, "detection": {"instances": []}}',
+        "[1, 2]",
+    ]
+    lines(raw / "train_odvg.jsonl", rows)
+    labelled = [row("a/1.jpg", detection=objects([[1, 1, 9, 9], 7], [[1, 1, 9, 9], 8], [[1, 1, float("nan"), 9], 7]))]
+    lines(raw / "od/things_train.json", labelled)
+    write(raw / "od/things_label_map.json", {"7": "Person"})
+    write(raw / "od/other_label_map.json", {"7": "wrong"})
+    error = one_line("odvg", raw, out)
+    assert error == OneLine("odvg", "wrong type", "bad json", "missing key")
+    monkeypatch.setattr(building, "MAX_BROKEN", 1.0)
+    prepared("odvg", raw, out)
+    assert counted(out / "odvg") == {
+        "read": {"images": 11, "objects": 6, "phrases": 10},
+        "made": {"records": 3, "images": 3, "objects": 3, "phrases": 3},
+        "mended": {"box clamped": 1, "box scaled to the stored image": 2},
+        "left_out": {
+            "duplicate box": 1,
+            "degenerate box": 1,
+            "box outside image": 1,
+            "wrong type": 8,
+            "empty text": 1,
+            "bad json": 1,
+            "duplicate row": 1,
+            "missing image": 1,
+            "image of another size": 1,
+            "missing key": 1,
+            "unknown category": 1,
+            "image without boxes": 1,
+        },
+    }
+    person, first, second = parsed_records(out / "odvg")
+    assert person["elems"] == [{"caption": "person", "bb": [1, 1, 8, 8], "grain": "object"}]
+    assert first == {
+        "image": "../../raw/pictures/a/1.jpg",
+        "caption": ["two dogs and “a hat”"],
+        "elems": [
+            {"caption": "two dogs", "bb": [[1, 2, 10, 20], [30, 2, 10, 20]], "grain": "region"},
+            {"caption": "a hat", "bb": [5, 5, 10.55, 10], "grain": "region"},
+            {"caption": "a zebra", "bb": [], "grain": "region"},
+        ],
+    }
+    assert second["elems"] == [
+        {"caption": "traffic light", "bb": [20, 20, 40, 40], "grain": "object"},
+        {"caption": "dog", "bb": [20, 20, 108, 40], "grain": "object"},
+    ]
+
+
+def test_held_out_images_are_removed_from_the_files_of_any_set(raw, out):
+    image(raw / "train2017/000000000009.jpg")
+    image(raw / "val2017/000000000042.jpg")
+    detection = objects([[1, 1, 9, 9], 0, "dog"])
+    lines(
+        raw / "coco.jsonl",
+        [row("000000000009.jpg", detection=detection), row("000000000042.jpg", detection=detection)],
+    )
+    assert one_line("odvg", raw, out) == OneLine(
+        "000000000009.jpg", "dataset_coco.json", "refs(unc).p", "--held-out", "--without karpathy_coco"
+    )
+    official.karpathy(raw / "coco")
+    official.references(raw)
+    prepared("odvg", raw, out)
+    assert [record["image"] for record in parsed_records(out / "odvg")] == ["../../raw/train2017/000000000009.jpg"]
+    assert counted(out / "odvg")["left_out"] == {"held out by COCO (Karpathy) test": 1}
+
+
+def test_a_folder_without_odvg_files_is_told(raw, out):
+    write(raw / "records.jsonl", {"image": "a.jpg", "caption": "a dog"})
+    assert one_line("odvg", raw, out) == OneLine("filename", "detection", "grounding")
+    assert left(out) == []
+
+
+def lvis(root: Path) -> None:
+    """LVIS: coco_url in place of file_name, synonyms, categories that are absent or not exhaustive, an image without boxes."""
+    images = [
+        {"id": 9, "width": 64, "height": 48, "coco_url": "http://images.cocodataset.org/train2017/000000000009.jpg"},
+        {"id": 25, "width": 64, "height": 48, "coco_url": "http://images.cocodataset.org/train2017/000000000025.jpg"},
+        {"id": 30, "width": 64, "height": 48, "coco_url": "http://images.cocodataset.org/train2017/000000000030.jpg"},
+    ]
+    absent = {9: [3, 1, 99], 25: [], 30: []}
+    images = [{**each, "neg_category_ids": absent[each["id"]], "not_exhaustive_category_ids": [1]} for each in images]
+    categories = [
+        {"id": 1, "name": "bow_(weapon)", "synset": "bow.n.04", "synonyms": ["bow_(weapon)"], "def": "a weapon"},
+        {"id": 2, "name": "aerosol_can", "synonyms": ["aerosol_can", "spray_can", ""], "def": "…", "frequency": "c"},
+        {"id": 3, "name": "zebra", "synonyms": ["zebra"], "def": "…"},
+    ]
+    boxes: list[tuple[int, Any, Any]] = [
+        (9, [1.0, 2.0, 10.0, 20.0], 1),
+        (9, [30.0, 2.0, 10.0, 20.0], 1),
+        (9, [5.5, 5.5, 90.0, 10.0], 2),
+        (9, [5, 5, -3, 9], 2),
+        (9, [5, 5, 3, 9], 77),
+        (9, None, 2),
+        (25, [5, 5, 9, 9], 2),
+        (4, [5, 5, 9, 9], 2),
+    ]
+    annotations = [
+        {"id": n, "image_id": i, "bbox": box, "category_id": c, "area": 1.0, "segmentation": [[1, 2, 3, 4, 5, 6]]}
+        for n, (i, box, c) in enumerate(boxes)
+    ]
+    write(root / "lvis_v1_train.json", {"images": images, "annotations": annotations, "categories": categories})
+
+
+def test_lvis_has_synonyms_as_alternatives_and_phrases_for_what_is_absent(raw, out, monkeypatch):
+    monkeypatch.setattr(building, "MAX_BROKEN", 0.2)
+    official.karpathy(raw / "coco")
+    official.references(raw)
+    image(raw / "train2017/000000000009.jpg")
+    image(raw / "train2017/000000000025.jpg")
+    lvis(raw)
+    prepared("lvis", raw, out)
+    [record] = parsed_records(out / "lvis")
+    assert record == {
+        "image": "../../raw/train2017/000000000009.jpg",
+        "elems": [
+            {
+                "caption": "bow weapon",
+                "bb": [[1, 2, 10, 20], [30, 2, 10, 20]],
+                "grain": "object",
+                "exhaustive": False,
+            },
+            {"caption": ["aerosol can", "spray can"], "bb": [5.5, 5.5, 58.5, 10], "grain": "object"},
+            {"caption": "zebra", "bb": [], "grain": "object"},
+        ],
+    }
+    assert counted(out / "lvis") == {
+        "read": {"objects": 8, "images": 3},
+        "made": {"records": 1, "images": 1, "objects": 3, "absent phrases": 1},
+        "mended": {"box clamped": 1},
+        "left_out": {
+            "empty text": 1,
+            "unknown image": 1,
+            "degenerate box": 1,
+            "unknown category": 2,
+            "wrong type": 1,
+            "held out by COCO (Karpathy) val": 1,
+            "held out by RefCOCO testA": 1,
+        },
+    }
+
+
+def test_instances_of_any_set_may_be_in_several_files(raw, out):
+    for name, folder in (("train", "birds"), ("val", "fish")):
+        image(raw / f"photographs/{folder}/1.jpg", size=(640, 480) if folder == "fish" else (64, 48))
+        content = {
+            "images": [{"id": 1, "file_name": f"{folder}/1.jpg", "width": 64, "height": 48}],
+            "annotations": [
+                {"image_id": 1, "bbox": [4, 5, 6, 7], "category_id": 1},
+                {"image_id": 1, "bbox": [14, 5, 6, 7], "category_id": 1, "iscrowd": 0},
+                {"image_id": 1, "bbox": [0, 0, 60, 40], "category_id": 1, "iscrowd": 1},
+            ],
+            "categories": [{"id": 1, "name": f"{folder}_of_a_kind", "supercategory": "animal"}],
+        }
+        write(raw / f"{name}.json", content)
+    write(raw / "captions.json", {"images": [], "annotations": [{"image_id": 1, "caption": "a bird"}]})
+    write(raw / "list.json", [{"bbox": [1, 2, 3, 4]}])
+    write(raw / "broken.json", "{")
+    prepared("instances", raw, out)
+    birds, fish = parsed_records(out / "instances")
+    assert birds["elems"] == [{"caption": "birds of a kind", "bb": [[4, 5, 6, 7], [14, 5, 6, 7]], "grain": "object"}]
+    assert fish["elems"][0]["bb"] == [[40, 50, 60, 70], [140, 50, 60, 70]]
+    assert counted(out / "instances") == {
+        "read": {"objects": 6, "images": 2},
+        "made": {"records": 2, "images": 2, "objects": 4},
+        "mended": {"box scaled to the stored image": 2},
+        "left_out": {"crowd": 2},
+    }
