@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataset.prepare.sets.any_instances import INSTANCES, LVIS
 from dataset.prepare.sets.base import DataSet
 from dataset.prepare.sets.coco import COCO
+from dataset.prepare.sets.finehard import FINEHARD
 from dataset.prepare.sets.flickr30k_entities import ENTITIES
 from dataset.prepare.sets.gqa import GQA
+from dataset.prepare.sets.grit import GRIT
 from dataset.prepare.sets.laion import LAION
 from dataset.prepare.sets.multi30k import MULTI30K
 from dataset.prepare.sets.multilingual_coco import MULTILINGUAL_COCO
@@ -44,6 +46,8 @@ SETS: dict[str, DataSet] = {
     "odvg": ODVG,
     "instances": INSTANCES,
     "lvis": LVIS,
+    "grit": GRIT,
+    "finehard": FINEHARD,
 }
 """Data sets by name."""
 

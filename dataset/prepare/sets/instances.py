@@ -109,7 +109,8 @@ def rows_of(title: str, name: str, file: RawFile, counts: Counts) -> Iterator[Ro
 def _image_row(value: Any, location: str) -> Row:
     """Returns the row of an image. LVIS has ``coco_url`` in place of ``file_name``, such as ``http://…/train2017/000000391895.jpg``,
     and names categories that the image does not show or does not show completely."""
-    name = value["file_name"] if "file_name" in value else "/".join(value["coco_url"].rsplit("/", 2)[-2:])
+    named = "file_name" in value or "coco_url" not in value
+    name = value["file_name"] if named else "/".join(str(value["coco_url"]).rsplit("/", 2)[-2:])
     shown: dict[str, Any] = {"file_name": str(name), "width": int(value["width"]), "height": int(value["height"])}
     for key in FEDERATED:
         if value.get(key):

@@ -47,8 +47,8 @@ def objects(*instances: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def test_odvg_lines_become_an_element_for_each_phrase_with_all_of_its_boxes(raw, out, monkeypatch):
-    """Traps: corners that are swapped, outside, not finite, of the wrong type; one box, a list of boxes, no box; a phrase in parts,
-    an empty one; null; a line twice; no JSON; labels without a category; images that are missing or have another size."""
+    """Traps: corners that are swapped, outside, not finite, of the wrong type; one box, several, none; a phrase in parts, an
+    empty one; null; a line twice; no JSON; labels without a category; images that are missing or have another size."""
     image(raw / "pictures/a/1.jpg")
     image(raw / "pictures/b/1.jpg", size=(128, 96))
     image(raw / "pictures/b/square.jpg", size=(50, 50))
@@ -243,4 +243,78 @@ def test_instances_of_any_set_may_be_in_several_files(raw, out):
         "made": {"records": 2, "images": 2, "objects": 4},
         "mended": {"box scaled to the stored image": 2},
         "left_out": {"crowd": 2},
+    }
+
+
+def finehard(root: Path) -> None:
+    """Traps: swapped and absolute boxes, five numbers, negatives that are equal, empty or unflagged, a row twice, null."""
+    negatives = {"0": "a cat on the Grass", "1": "a dog on the grass", "2": " ", "3": "a cat on the grass"}
+    dog = {"short_expr": "A dog on the grass", "long_expr": "A dog. It lies on the grass."}
+    rows = [
+        {
+            "f_path": "grit-20m/data-12m/coyo_image_0/00000/000000001.jpg",
+            "caption": "A dog &amp; a hat.\nIt is a sunny day, and nobody is there.",
+            "short_caption": "A dog and a hat.",
+            "bbox_info": [
+                {**dog, "bbox": [0.25, 0.5, 0.75, 1.0, 0.9], "flag_short_neg": 1, "short_expr_negs": negatives},
+                {**dog, "bbox": [0.25, 0.5, 0.75, 1.0, 0.8], "flag_short_neg": 0},
+                {"short_expr": "a hat", "long_expr": None, "bbox": [0, 0, 0.5, 0.5, 0.9], "flag_short_neg": 0},
+                {**dog, "bbox": [0.75, 0.5, 0.25, 1.0, 0.9], "flag_short_neg": 0},
+                {**dog, "bbox": [10, 10, 30, 30, 0.9], "flag_short_neg": 0},
+                {"short_expr": "", "long_expr": "", "bbox": [0, 0, 0.5, 0.5, 0.9], "flag_short_neg": 0},
+                {**dog, "bbox": None, "flag_short_neg": 0},
+                "no object",
+            ],
+        },
+        {"f_path": "grit-20m/data-12m/coyo_image_1/00000/000000001.jpg", "caption": None, "bbox_info": []},
+        {"f_path": "grit-20m/data-12m/coyo_image_0/00000/000000001.jpg", "bbox_info": []},
+        {"f_path": "grit-20m/data-12m/coyo_image_2/00000/000000001.jpg", "bbox_info": []},
+        {"f_path": None, "bbox_info": []},
+        {"f_path": "grit-20m/data-12m/coyo_image_1/00000/000000002.jpg", "bbox_info": None},
+    ]
+    write(root / "jsonfiles/2024-12-06_results.json", rows)
+    write(root / "url2key_jsons/url2key_coyo_image_0.json", {"http://a/1.jpg": "000000001"})
+    image(root / "data/grit-12m/coyo_image_0/00000/000000001.jpg")
+    image(root / "data/grit-12m/coyo_image_1/00000/000000001.jpg", size=(20, 20))
+    (root / "data/grit-12m/coyo_image_1/00000/000000002.jpg").write_bytes(b"no image")
+
+
+def test_finehard_has_long_captions_and_hard_negatives(raw, out, monkeypatch):
+    monkeypatch.setattr(building, "MAX_BROKEN", 1.0)
+    finehard(raw)
+    prepared("finehard", raw, out)
+    [record] = parsed_records(out / "finehard")
+    assert record == {
+        "image": "../../raw/data/grit-12m/coyo_image_0/00000/000000001.jpg",
+        "caption": ["a dog and a hat"],
+        "long_caption": "A dog & a hat. It is a sunny day, and nobody is there.",
+        "elems": [
+            {
+                "caption": "a dog on the grass",
+                "bb": [16, 24, 32, 24],
+                "grain": "region",
+                "long_caption": "A dog. It lies on the grass.",
+                "hard_negatives": ["a cat on the grass"],
+            },
+            {"caption": "a hat", "bb": [0, 0, 32, 24], "grain": "region"},
+        ],
+    }
+    assert counted(out / "finehard") == {
+        "read": {"images": 6, "boxes": 8},
+        "made": {"records": 1, "images": 1, "boxes": 2, "hard negatives": 1},
+        "mended": {},
+        "left_out": {
+            "duplicate text": 1,
+            "empty text": 2,
+            "hard negative equal to the text": 1,
+            "duplicate box": 1,
+            "degenerate box": 1,
+            "box outside image": 1,
+            "wrong type": 2,
+            "image without boxes": 1,
+            "duplicate row": 1,
+            "missing image": 1,
+            "missing key": 1,
+            "unreadable image": 1,
+        },
     }
