@@ -8,6 +8,7 @@ from dataset.prepare.sets.coco import COCO
 from dataset.prepare.sets.finehard import FINEHARD
 from dataset.prepare.sets.flickr30k_entities import ENTITIES
 from dataset.prepare.sets.gqa import GQA
+from dataset.prepare.sets.grefcoco import GREFCOCO, GREFCOCO_EVAL
 from dataset.prepare.sets.grit import GRIT
 from dataset.prepare.sets.laion import LAION
 from dataset.prepare.sets.multi30k import MULTI30K
@@ -15,6 +16,7 @@ from dataset.prepare.sets.multilingual_coco import MULTILINGUAL_COCO
 from dataset.prepare.sets.objects365 import OBJECTS365
 from dataset.prepare.sets.odvg import ODVG
 from dataset.prepare.sets.openimages import OPENIMAGES
+from dataset.prepare.sets.ref_l4 import REF_L4
 from dataset.prepare.sets.refcoco import REFCOCO
 from dataset.prepare.sets.v3det import V3DET
 from dataset.prepare.sets.videos import HOWTO100M, WEBVID, YT_TEMPORAL
@@ -48,6 +50,9 @@ SETS: dict[str, DataSet] = {
     "lvis": LVIS,
     "grit": GRIT,
     "finehard": FINEHARD,
+    "grefcoco": GREFCOCO,
+    "grefcoco_eval": GREFCOCO_EVAL,
+    "ref_l4": REF_L4,
 }
 """Data sets by name."""
 

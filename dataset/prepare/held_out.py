@@ -13,8 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataset.image_ids import Ids, id_number, ids_in_url
+from dataset.image_ids import Ids, id_number, ids_in_path, ids_in_url
 from dataset.prepare.json_pieces import json_pieces
+from dataset.prepare.parquet_rows import parquet_rows
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.records.broken import printable
 from utils.errors import UserError
@@ -309,6 +310,18 @@ def _entities(split: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
     return read
 
 
+def _ref_l4(split: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
+    """Returns a reader of Ref-L4's expressions; its images are named as in COCO or in Objects365."""
+
+    def read(file: RawFile) -> Iterator[tuple[str, str]]:
+        for _, row in parquet_rows(file.path, ("file_name",)):
+            name = str(row["file_name"])
+            for each in ids_in_path(name) or {f"objects365:{name.rpartition('/')[2].partition('.')[0]}"}:
+                yield each, split
+
+    return read
+
+
 def _msrvtt(file: RawFile) -> Iterator[tuple[str, str]]:
     """Reads MSR-VTT's list of clips; the ids come from the addresses of the videos."""
     with file.open() as stream:
@@ -379,6 +392,8 @@ SPLITS: dict[str, HeldOutSplits] = {
     ),
     "entities_val": HeldOutSplits("Flickr30K Entities", "val.txt", _of_entities("val.txt"), _entities("val")),
     "entities_test": HeldOutSplits("Flickr30K Entities", "test.txt", _of_entities("test.txt"), _entities("test")),
+    "ref_l4_val": HeldOutSplits("Ref-L4", "ref-l4-val.parquet", _named("ref-l4-val.parquet"), _ref_l4("val")),
+    "ref_l4_test": HeldOutSplits("Ref-L4", "ref-l4-test.parquet", _named("ref-l4-test.parquet"), _ref_l4("test")),
 }
 """Downstream splits by name."""
 

@@ -15,6 +15,7 @@ from dataset.prepare.counts import Counts
 from dataset.prepare.filters import Filters
 from dataset.prepare.held_out import HeldOut
 from dataset.prepare.img2dataset import is_address
+from dataset.prepare.parquet_rows import BATCH, DamagedFileError, open_parquet
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.rows import Row
 from dataset.prepare.sets.base import ParquetPairs
@@ -22,9 +23,6 @@ from dataset.records.broken import BrokenRecordError
 from dataset.shards.tars import parse_object
 from utils.errors import UserError
 from utils.files import replacing
-
-BATCH = 1 << 16
-"""Number of rows of a parquet file that are in memory at a time."""
 
 LINE_BATCH = 1 << 12
 """Number of JSON lines that are in memory at a time. They may be long."""
@@ -40,10 +38,6 @@ ROW_KIND = "row"
 
 DAMAGED = "damaged file"
 """Reason for leaving out a whole file."""
-
-
-class DamagedFileError(UserError):
-    """A parquet file cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +85,7 @@ def columns_of(path: Path, rules: Rules) -> dict[str, str]:
         UserError: pyarrow is not installed, the file is damaged, or a column is missing.
     """
     listed = path.suffix == ".parquet"
-    names = {name.lower(): name for name in (_parquet(path).schema_arrow.names if listed else _keys_of_lines(path))}
+    names = {name.lower(): name for name in (open_parquet(path).schema_arrow.names if listed else _keys_of_lines(path))}
     found = {
         ours: names[theirs]
         for ours, those in rules.pairs.columns.items()
@@ -107,20 +101,6 @@ def columns_of(path: Path, rules: Rules) -> dict[str, str]:
             f"{path} has no column for {', '.join(missing)}; its columns: {', '.join(names.values())}{remedy}"
         )
     return found | {name: names[name] for name in annotations if name not in found}
-
-
-def _parquet(path: Path) -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError('parquet files are read with pyarrow, which is not installed: pip install ".[laion]"') from None
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DamagedFileError(
-            f"{path} is not a complete parquet file ({str(error).splitlines()[0]}); download it again"
-        ) from None
 
 
 def _keys_of_lines(path: Path) -> list[str]:
@@ -190,7 +170,7 @@ def batches(path: Path, columns: Mapping[str, str], counts: Counts) -> Iterator[
         yield rows
         return
     number = 0
-    for batch in _parquet(path).iter_batches(BATCH, columns=list(columns.values())):
+    for batch in open_parquet(path).iter_batches(BATCH, columns=list(columns.values())):
         values = [batch.column(batch.schema.names.index(name)).to_pylist() for name in columns.values()]
         named = (dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
         rows = [(f"{path}: row {index}", row) for index, row in enumerate(named, start=number)]

@@ -24,7 +24,6 @@ from dataset.prepare.pair_lists import (
     ANNOTATIONS,
     DAMAGED,
     LINES,
-    DamagedFileError,
     FileJob,
     Rules,
     columns_of,
@@ -33,6 +32,7 @@ from dataset.prepare.pair_lists import (
     write_list,
 )
 from dataset.prepare.pair_shards import convert_shard, has_annotations, take_shard
+from dataset.prepare.parquet_rows import DamagedFileError
 from dataset.prepare.preparation import Preparation
 from dataset.prepare.processes import in_order
 from dataset.prepare.raw_folder import RawFile

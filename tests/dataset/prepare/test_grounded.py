@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from dataset.prepare import building
+from dataset.tasks.grounding import GroundingSplitConfig, read_phrases
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, image, parsed_records, prepared, write
 from tests.dataset.prepare.refusals import left, one_line
+from tests.dataset.prepare.test_laion import parquet
 from tests.messages import OneLine
 
 ALL = ("karpathy_coco", "refcoco", "refcoco+", "refcocog")
@@ -318,3 +320,183 @@ def test_finehard_has_long_captions_and_hard_negatives(raw, out, monkeypatch):
             "unreadable image": 1,
         },
     }
+
+
+def reference(image_id: int, ann_id: Any, split: Any, *sentences: Any) -> dict[str, Any]:
+    said = [{"sent": text, "raw": text, "sent_id": 0, "tokens": []} for text in sentences]
+    name = f"COCO_train2014_{image_id:012}_0.jpg"
+    return {
+        "ref_id": 0,
+        "image_id": image_id,
+        "ann_id": ann_id,
+        "category_id": [1],
+        "file_name": name,
+        "split": split,
+        "sentences": said,
+        "sent_ids": [0],
+    }
+
+
+def grefcoco(root: Path) -> None:
+    """Traps: one id that is no list, no target, a box that is outside, unknown ids, an image of both splits, an empty text."""
+    references: list[Any] = [
+        reference(9, [900, 901], "train", "Two dogs", "two dogs", "both of them"),
+        reference(9, [901, 900], "train", "the pair"),
+        reference(9, 900, "train", "left dog"),
+        reference(9, [-1], "train", "A zebra"),
+        reference(9, [900, 902], "train", "one is outside"),
+        reference(9, [77], "train", "unknown id"),
+        reference(9, [901], "train", " "),
+        reference(73, [7300], "train", "also in val"),
+        reference(73, [7300], "val", "The one"),
+        reference(73, [7300, 7301], "val", "Both.", ""),
+        reference(73, [-1], "testA", "nobody"),
+        reference(9, [900], None, "no split"),
+        "no object",
+    ]
+    references[-2]["image_id"] = 25
+    write(root / "grefcoco/grefs(unc).json", references)
+    boxes = {
+        900: [1, 2, 10, 20],
+        901: [30, 2, 10, 20],
+        902: [90, 2, 10, 20],
+        7300: [1, 2, 3, 4],
+        7301: [5, 6, 7, 8],
+    }
+    annotations = [{"id": n, "image_id": n // 100, "bbox": box} for n, box in boxes.items()]
+    images = [{"id": n, "width": 64, "height": 48, "file_name": "x"} for n in (9, 25, 73)]
+    write(root / "grefcoco/instances.json", {"images": images, "annotations": annotations})
+
+
+def test_grefcoco_has_expressions_about_several_objects_and_about_none(raw, out, monkeypatch):
+    monkeypatch.setattr(building, "MAX_BROKEN", 1.0)
+    official.karpathy(raw / "coco")
+    official.references(raw)
+    grefcoco(raw)
+    image(raw / "train2014/COCO_train2014_000000000009.jpg")
+    prepared("grefcoco", raw, out)
+    [record] = parsed_records(out / "grefcoco")
+    assert record["image"] == "../../raw/train2014/COCO_train2014_000000000009.jpg" and record["coco_id"] == 9
+    assert record["elems"] == [
+        {
+            "caption": ["two dogs", "both of them", "the pair"],
+            "bb": [[1, 2, 10, 20], [30, 2, 10, 20]],
+            "grain": "region",
+        },
+        {"caption": ["left dog"], "bb": [1, 2, 10, 20], "grain": "region"},
+        {"caption": ["a zebra"], "bb": [], "grain": "region"},
+    ]
+    assert counted(out / "grefcoco") == {
+        "read": {"references": 13, "images": 1},
+        "made": {"records": 1, "images": 1, "boxes": 3, "phrases": 4, "absent phrases": 1},
+        "mended": {},
+        "left_out": {
+            "missing key": 1,
+            "wrong type": 1,
+            "not in the training split": 4,
+            "held out by gRefCOCO val": 1,
+            "duplicate text": 1,
+            "box outside image": 1,
+            "empty text": 1,
+        },
+    }
+
+
+def test_grefcoco_to_measure_on_is_a_file_for_each_split(raw, out, monkeypatch):
+    monkeypatch.setattr(building, "MAX_BROKEN", 1.0)
+    grefcoco(raw)
+    prepared("grefcoco_eval", raw, out)
+    assert sorted(path.name for path in (out / "grefcoco_eval").glob("*.jsonl")) == ["testA.jsonl", "val.jsonl"]
+    assert lines_of(out / "grefcoco_eval/val.jsonl") == [
+        {
+            "image": "COCO_train2014_000000000073.jpg",
+            "elems": [{"caption": ["The one"], "bb": [1, 2, 3, 4], "grain": "region"}],
+            "coco_id": 73,
+        },
+        {
+            "image": "COCO_train2014_000000000073.jpg",
+            "elems": [{"caption": ["Both."], "bb": [[1, 2, 3, 4], [5, 6, 7, 8]], "grain": "region"}],
+            "coco_id": 73,
+        },
+    ]
+    [absent] = lines_of(out / "grefcoco_eval/testA.jsonl")
+    assert absent["elems"] == [{"caption": ["nobody"], "bb": [], "grain": "region"}]
+    assert counted(out / "grefcoco_eval")["left_out"] == {"missing key": 1, "wrong type": 1, "empty text": 1}
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def ref_l4(root: Path) -> None:
+    """Traps: a box outside, an empty caption, no file name, an annotation that the review found wrong, an unknown image."""
+    known = {"bbox_area": 1.0, "bbox_id": "o365_1", "ori_category_id": "o365_64", "is_rewrite": True, "split": "val"}
+    row = {**known, "id": 1, "caption": "Within the frame, an antique camera is present.", "height": 48, "width": 64}
+    row |= {"bbox": [1.25, 2.5, 10.0, 20.0], "image_id": "o365_922765", "file_name": "objects365_v2_00922765.jpg"}
+    rows = [
+        row,
+        {**row, "bbox": [90.0, 2.5, 10.0, 20.0]},
+        {**row, "caption": " "},
+        {**row, "file_name": None},
+        {**row, "id": 2, "caption": None},
+    ]
+    parquet(root / "Ref-L4/ref-l4-val.parquet", rows)
+    image = {"file_name": "COCO_train2014_000000000009.jpg", "height": 48, "width": 64, "original_id": 9}
+    images = [{**image, "id": n, "caption": f"person {n}", "tokens_negative": [[0, 3]]} for n in (1, 2, 3)]
+    annotations = [
+        {"id": n, "image_id": n, "bbox": [1, 2, 3, 4], "original_id": 900 + n, "caption_quality": int(n != 2)}
+        for n in (1, 2, 3, 4)
+    ]
+    content = {"info": [], "images": images, "annotations": annotations, "categories": []}
+    write(root / "Ref-L4/refcocos_annotation_reviewed/refcoco+_testA_reviewed.json", content)
+
+
+def test_ref_l4_becomes_a_file_for_each_split_that_the_grounding_task_reads(raw, out, monkeypatch):
+    monkeypatch.setattr(building, "MAX_BROKEN", 1.0)
+    ref_l4(raw)
+    prepared("ref_l4", raw, out)
+    folder = out / "ref_l4"
+    assert sorted(path.name for path in folder.glob("*.jsonl")) == ["refcoco+_testA.jsonl", "val.jsonl"]
+    assert lines_of(folder / "val.jsonl") == [
+        {
+            "image": "objects365_v2_00922765.jpg",
+            "elems": [
+                {
+                    "caption": "Within the frame, an antique camera is present.",
+                    "bb": [1.25, 2.5, 10, 20],
+                    "grain": "region",
+                }
+            ],
+            "id": 1,
+        }
+    ]
+    assert [each["id"] for each in lines_of(folder / "refcoco+_testA.jsonl")] == [901, 903]
+    assert counted(folder) == {
+        "read": {"expressions": 9},
+        "made": {"records": 3, "expressions": 3},
+        "mended": {},
+        "left_out": {
+            "box outside image": 1,
+            "empty text": 2,
+            "missing key": 1,
+            "found wrong by the review": 1,
+            "unknown image": 1,
+        },
+    }
+    image(raw / "unpacked/objects365_v2_00922765.jpg")
+    config = GroundingSplitConfig(annotations=str(folder / "val.jsonl"), images=str(raw / "unpacked"))
+    [phrase] = read_phrases(config, "evaluation", 0.0)
+    assert phrase.text.startswith("Within the frame") and phrase.box == (1.25, 2.5, 10, 20)
+
+
+def test_images_of_ref_l4_are_not_trained_on(raw, out):
+    ref_l4(raw)
+    images = [
+        {"id": n, "width": 64, "height": 48, "file_name": f"images/v2/patch16/objects365_v2_00{n}.jpg"}
+        for n in (922765, 900002)
+    ]
+    annotations = [{"image_id": each["id"], "bbox": [1, 2, 3, 4], "category_id": 1} for each in images]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "dog"}]}
+    write(raw / "zhiyuan_objv2_train.json", content)
+    prepared("objects365", raw, out)
+    assert counted(out / "objects365")["left_out"] == {"held out by Ref-L4 val": 1}
