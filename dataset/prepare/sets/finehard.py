@@ -139,7 +139,7 @@ def _element(value: Any, size: tuple[int, int], counts: Counts, location: str) -
 FINEHARD = DataSet(
     title="FineHARD",
     home="huggingface.co/datasets/qihoo360/FineHARD",
-    licence="Apache 2.0; images under their own terms",
+    licence="Apache 2.0, says data/data.md of FG-CLIP; images under their own terms",
     files={
         "jsonfiles/*.json": "captions, described boxes, hard negatives",
         "coyo_image_0/00000/, …": "images in any folder, renamed as github.com/360CVGroup/FG-CLIP says in data/data.md",

@@ -192,7 +192,7 @@ GREFCOCO_EVAL = DataSet(
     makes=Splits(
         "grefcoco_eval",
         "expressions about one, several or none of the objects of an image of COCO",
-        readers="configs/grounding/*.yaml, with annotations: val.jsonl and images: train2014 of COCO in place of the official files",
+        readers="configs/grounding/*.yaml, with annotations: val.jsonl and COCO's train2014 in place of the official files",
         files=_files,
         read=_read_evaluation,
     ),

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from dataset.prepare import building, parquet_pairs
+from dataset.prepare.filters import Filters
 from dataset.prepare.manifest import faults
 from dataset.shards.readers import Shards
 from tests.dataset.prepare import official
@@ -218,3 +219,144 @@ def test_a_damaged_shard_does_not_stop_the_others(raw, out):
 def test_a_list_without_the_columns_of_the_annotations_is_told(raw, out):
     parquet(raw / "grit/a.parquet", [{"url": "http://a/0.jpg", "caption": "a"}])
     assert one_line("grit", raw, out) == OneLine("a.parquet", "noun_chunks, ref_exps", "url, caption")
+
+
+def vertex(name: Any, label: Any, box: Any, descs: list[Any], called: list[str], targets: list[str]) -> dict[str, Any]:
+    sides = dict(zip(("left", "top", "right", "bottom", "confidence"), [*box, 0.5], strict=True)) if box else box
+    edges = [{"source": "", "text": text, "target": name} for text in called]
+    out = [{"source": name, "text": target, "target": target} for target in targets]
+    said = [{"text": text, "label": kind} for kind, text in descs]
+    return {"vertex_id": name, "bbox": sides, "label": label, "descs": said, "in_edges": edges, "out_edges": out}
+
+
+def graph(url: Any, vertices: Any, caption: Any = "Winter Scene!") -> dict[str, Any]:
+    return {"img_url": url, "original_caption": caption, "vertices": vertices, "short_caption": "…"}
+
+
+def test_gbc_graphs_become_captions_and_elements(raw, out):
+    """Traps: swapped, absolute and missing boxes, texts that are null, labels that are unknown, bags of words, no JSON, a line
+    twice."""
+    scene = [("detail", "Two trees.  They are &quot;bare&quot;."), ("short", "trees in snow"), ("bagofwords", "trees")]
+    brown = [("detail", "A horse walks."), ("short", "a brown horse")]
+    first = [
+        vertex("", "image", [0, 0, 1, 1], scene, [], ["horse", "trees"]),
+        vertex(
+            "horse",
+            "entity",
+            [0.25, 0.5, 0.75, 1],
+            [("detail", "A horse walks."), ("short", "a brown horse")],
+            ["horse"],
+            [],
+        ),
+        vertex("trees_0", "entity", [0, 0, 0.25, 0.5], [("detail", "A bare tree.")], ["tree 1"], []),
+        vertex("trees_1", "entity", [0.5, 0, 0.75, 0.5], [("detail", "A tree with snow.")], ["tree 2"], []),
+        vertex(
+            "trees",
+            "composition",
+            [0, 0, 0.75, 0.5],
+            [("hardcode", "tree 1 is left")],
+            ["trees"],
+            ["trees_0", "trees_1"],
+        ),
+        vertex(
+            "[horse|snow]", "relation", [0, 0, 1, 1], [("relation", "The horse is in the snow.")], ["horse"], ["horse"]
+        ),
+        vertex("swapped", "entity", [0.75, 0, 0.25, 0.5], [], ["a swap"], []),
+        vertex("pixels", "entity", [10, 10, 60, 40], [], ["a hat"], []),
+        vertex("no box", "entity", None, [], ["a bat"], []),
+        vertex("silent", "entity", [0, 0, 0.25, 0.5], [], [], []),
+        vertex("odd", "cluster", [0, 0, 0.25, 0.5], [], ["odd"], []),
+        {
+            **vertex("half", "entity", [0, 0.5, 0.25, 1], [], ["a half"], []),
+            "descs": [{"text": None}],
+            "out_edges": None,
+        },
+        "no vertex",
+    ]
+    rows = [graph("http://a/0.jpg", first), graph("http://a/1.jpg", None, None), graph("http://a/2.jpg", [])]
+    lines = [json.dumps(row) for row in (*rows, rows[0], graph(FLICKR, first))]
+    write(raw / "GBC10M/train_0.jsonl", "\n".join([*lines, "{broken", ""]))
+    told = prepared("gbc", raw, out)
+    assert "--input_format parquet" in told
+    listed_rows = listed(out / "_download/gbc_urls")
+    assert [row["url"] for row in listed_rows] == [f"http://a/{n}.jpg" for n in range(3)]
+    left_out = {"bad json": 1, "duplicate row": 1, "held out by Flickr30K (Karpathy) test": 1}
+    assert counted(out / "_download/gbc_urls")["left_out"] == left_out
+    download(out / "_download/gbc_shards", listed_rows)
+    prepared("gbc", raw, out)
+    [record] = made(out / "gbc")
+    assert record == {
+        "caption": ["winter scene", "trees in snow"],
+        "long_caption": 'Two trees. They are "bare".',
+        "elems": [
+            {
+                "caption": ["horse", "a brown horse"],
+                "bb": [16, 24, 32, 24],
+                "grain": "object",
+                "long_caption": "A horse walks.",
+            },
+            {"caption": "tree", "bb": [[0, 0, 16, 24], [32, 0, 16, 24]], "grain": "object"},
+            {"caption": "trees", "bb": [[0, 0, 16, 24], [32, 0, 16, 24]], "grain": "object"},
+            {"caption": "the horse is in the snow", "bb": [0, 0, 64, 48], "grain": "region"},
+            {"caption": "a half", "bb": [0, 24, 16, 24], "grain": "object"},
+        ],
+        "url": "http://a/0.jpg",
+    }
+    assert counted(out / "gbc") == {
+        "read": {"images": 3, "vertices": 13},
+        "made": {"images": 1, "records": 1, "boxes": 7},
+        "mended": {},
+        "left_out": {
+            "degenerate box": 1,
+            "box outside image": 1,
+            "wrong type": 4,
+            "vertex without a text": 1,
+            "unknown label": 1,
+            "long caption of one of several boxes": 1,
+            "image without boxes": 1,
+        },
+    }
+
+
+def test_pixelprose_has_long_captions_and_does_not_mind_crops(raw, out):
+    known = {"uid": "0", "key": "0", "status": "success", "vlm_model": "gemini-pro-vision", "aesthetic_score": 5.0}
+    rows = [
+        {**known, "url": "http://a/0.jpg", "original_caption": "A Dog!", "vlm_caption": " This is a dog.\nIt sits."},
+        {**known, "url": "http://a/1.jpg", "original_caption": None, "vlm_caption": "A cat &amp; a hat."},
+        {**known, "url": "http://a/2.jpg", "original_caption": "a", "vlm_caption": None},
+        {**known, "url": "http://a/3.jpg", "original_caption": "a", "vlm_caption": " … "},
+        {**known, "url": "not an address", "original_caption": "a", "vlm_caption": "b"},
+    ]
+    parquet(raw / "pixelprose/vlm_captions_cc12m_00.parquet", rows)
+    prepared("pixelprose", raw, out)
+    listed_rows = listed(out / "_download/pixelprose_urls")
+    download(out / "_download/pixelprose_shards", listed_rows, {row["url"]: (48, 48) for row in listed_rows})
+    prepared("pixelprose", raw, out)
+    shards = Shards([str(out / "pixelprose")])
+    assert [dict(shards.read(number).values) for number in range(len(shards))] == [
+        {"caption": "a dog", "long_caption": "This is a dog. It sits.", "url": "http://a/0.jpg"},
+        {"long_caption": "A cat & a hat.", "url": "http://a/1.jpg"},
+    ]
+    assert counted(out / "pixelprose")["left_out"] == {"no long caption": 1, "empty text": 1}
+
+
+def test_datacomp_is_filtered_by_its_own_columns_and_needs_no_tags_of_safety(raw, out):
+    known = {"uid": "0", "face_bboxes": [[0.5, 0.4, 0.6, 0.5]], "sha256": "0", "clip_b32_similarity_score": 0.1}
+    rows = [
+        {**known, "url": f"http://a/{n}.jpg", "text": text, "original_width": width, "original_height": 300}
+        | {"clip_l14_similarity_score": similarity}
+        for n, (text, width, similarity) in enumerate(
+            [("A Dog", 300, 0.3), ("small", 90, 0.3), ("unlike", 300, 0.2), (None, 300, 0.3), ("no size", None, 0.3)]
+        )
+    ]
+    parquet(raw / "datacomp/a.parquet", rows)
+    prepared("datacomp", raw, out, filters=Filters(min_side=200, min_similarity=0.25))
+    assert [row["url"] for row in listed(out / "_download/datacomp_urls")] == ["http://a/0.jpg"]
+    assert counted(out / "_download/datacomp_urls")["left_out"] == {
+        "side below 200": 2,
+        "similarity below 0.25": 1,
+        "empty text": 1,
+    }
+    assert one_line("datacomp", raw, out.with_name("b"), filters=Filters(safety="UNSURE")) == OneLine(
+        "a.parquet", "safety"
+    )
