@@ -25,6 +25,7 @@ from utils.subcommands import Command, with_subcommands
 
 CONVERTERS = {
     "own": Command("dataset.prepare.own:own", "convert your own CSV, JSON or COCO file to records"),
+    "to_odvg": Command("dataset.prepare.to_odvg:to_odvg", "region records to ODVG lines"),
     "multilingual": Command("dataset.prepare.multilingual:multilingual", "captions by language for the records of 4m"),
     "frames": Command("dataset.prepare.frames:frames", "video files to lists of frames"),
 }

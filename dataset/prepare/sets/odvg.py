@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataset.prepare.cleaning import cleaned_text, corner_box
+from dataset.prepare.cleaning import cleaned_text, cleaned_texts, corner_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.finders import OF_ANY_SET, names_of_path
 from dataset.prepare.options import Options
@@ -151,15 +151,27 @@ def _record(names_of: Mapping[str, Names], image: Found, counts: Counts) -> Iter
         phrase = region.get("phrase")
         if isinstance(phrase, list) and all(isinstance(part, str) for part in phrase):
             phrase = " ".join(phrase)
-        text = cleaned_text(phrase, counts, image.location)
-        if text is not None:
-            _add(phrases, [text], region.get("bbox"), "region", size, image.location, counts)
+        texts = cleaned_texts([phrase, *_own(region, "alternatives")], counts, image.location)
+        if texts:
+            grain = "object" if region.get("grain") == "object" else "region"
+            _add(phrases, texts, region.get("bbox"), grain, size, image.location, counts)
     made["phrases"] = phrases.boxes - made["objects"]
+    for absent in _own(row, "absent"):
+        text = cleaned_text(absent, counts, image.location)
+        if text is not None:
+            phrases.add_absent([text], "region")
     grounding = row.get("grounding")
     caption = grounding.get("caption") if isinstance(grounding, dict) else None
-    text = cleaned_text(caption, counts, image.location) if caption is not None else None
+    captions = row["image_caption"] if isinstance(row.get("image_caption"), list) else [caption]
+    texts = cleaned_texts([each for each in captions if each is not None], counts, image.location)
     numbers = {unit: number for unit, number in made.items() if number}
-    yield from region_record(image, size, phrases.elements(), numbers, counts, [text] if text else [])
+    yield from region_record(image, size, phrases.elements(), numbers, counts, texts)
+
+
+def _own(values: Mapping[str, Any], key: str) -> list[Any]:
+    """Returns the list under a key that only our own lines have (:mod:`dataset.prepare.to_odvg`)."""
+    found = values.get(key)
+    return found if isinstance(found, list) else []
 
 
 def _size(row: Mapping[str, Any], image: Found, counts: Counts) -> tuple[int, int] | None:

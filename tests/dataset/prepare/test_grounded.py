@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from dataset.prepare import building
+from dataset.prepare.to_odvg import to_odvg
 from dataset.tasks.grounding import GroundingSplitConfig, read_phrases
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, image, parsed_records, prepared, write
 from tests.dataset.prepare.refusals import left, one_line
 from tests.dataset.prepare.test_laion import parquet
 from tests.messages import OneLine
+from utils.errors import UserError
 
 ALL = ("karpathy_coco", "refcoco", "refcoco+", "refcocog")
 
@@ -500,3 +502,66 @@ def test_images_of_ref_l4_are_not_trained_on(raw, out):
     write(raw / "zhiyuan_objv2_train.json", content)
     prepared("objects365", raw, out)
     assert counted(out / "objects365")["left_out"] == {"held out by Ref-L4 val": 1}
+
+
+def test_records_become_odvg_lines_and_records_again(raw, out, tmp_path, capsys):
+    for name in ("a/1.jpg", "b/2.jpg"):
+        image(raw / "pictures" / name)
+    records = [
+        {
+            "image": "../../raw/pictures/a/1.jpg",
+            "caption": ["a dog and two cats", "some animals"],
+            "elems": [
+                {"caption": ["a dog", "a brown dog"], "bb": [1, 2, 10.5, 20], "grain": "region"},
+                {"caption": "two cats", "bb": [[30, 2, 10, 20], [45, 2, 10, 20]], "grain": "object"},
+                {"caption": "a zebra", "bb": [], "grain": "region"},
+            ],
+        },
+        {
+            "image": "../../raw/pictures/b/2.jpg",
+            "elems": [{"caption": "ein Hütchen", "bb": [1, 2, 3, 4], "grain": "object"}],
+        },
+    ]
+    broken: list[Any] = [
+        {"image": "missing.jpg", "elems": records[0]["elems"]},
+        {**records[0], "elems": [{"caption": "outside", "bb": [100, 2, 10, 20]}]},
+        {**records[0], "elems": [{"caption": "", "bb": [1, 2, 10, 20]}]},
+        {**records[0], "elems": [{"caption": "absent alone", "bb": []}]},
+        {**records[0], "elems": None},
+        {**records[0], "elems": ["no object"]},
+        "{broken",
+    ]
+    folder = tmp_path / "made/records"
+    lines(folder / "part-00000.jsonl", [*records, *broken])
+    lost = {**records[0], "long_caption": "A dog.", "elems": [{**records[0]["elems"][0], "hard_negatives": ["a cat"]}]}  # type: ignore[dict-item, index]
+    lines(folder / "part-00001.jsonl", [lost])
+    target = raw / "odvg.jsonl"
+    assert to_odvg((folder,), out=target) == 1
+    told = capsys.readouterr().out
+    for fact in (
+        "3 lines",
+        "1 long_caption, 1 hard_negatives",
+        "3 missing key",
+        "1 missing image",
+        "1 box outside image",
+    ):
+        assert fact in told
+    first, second, _ = lines_of(target)
+    assert first["filename"] == "pictures/a/1.jpg" and (first["width"], first["height"]) == (64, 48)
+    assert first["grounding"]["caption"] == "a dog and two cats"
+    assert [each["bbox"] for each in first["grounding"]["regions"]] == [
+        [1, 2, 11.5, 22],
+        [30, 2, 40, 22],
+        [45, 2, 55, 22],
+    ]
+    for line in (first, second):
+        for region in line["grounding"]["regions"]:
+            [[start, end]] = region["tokens_positive"]
+            assert line["grounding"]["caption"][start:end] == region["phrase"]
+    prepared("odvg", raw, out)
+    made = parsed_records(out / "odvg")[:2]
+    assert made[0] == records[0]
+    assert made[1] == {**records[1], "elems": [{"caption": "ein hütchen", "bb": [1, 2, 3, 4], "grain": "object"}]}
+    for wrong in (("to_odvg",), ()):
+        with pytest.raises(UserError):
+            to_odvg(tuple(map(Path, wrong)), out=target)

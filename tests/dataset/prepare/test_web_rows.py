@@ -244,7 +244,7 @@ def test_gbc_graphs_become_captions_and_elements(raw, out):
             "horse",
             "entity",
             [0.25, 0.5, 0.75, 1],
-            [("detail", "A horse walks."), ("short", "a brown horse")],
+            brown,
             ["horse"],
             [],
         ),
