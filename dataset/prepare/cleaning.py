@@ -71,6 +71,10 @@ def relative_box(value: Any, width: int, height: int, counts: Counts, location: 
     if corners is None:
         return None
     x1, y1, x2, y2 = corners
+    if 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1:  # the common case, without the checks of placed_box
+        w, h = (x2 - x1) * width, (y2 - y1) * height
+        if w >= SMALLEST_PX and h >= SMALLEST_PX:
+            return tidy(x1 * width), tidy(y1 * height), tidy(w), tidy(h)
     if min(x1, y1, x2, y2) < -RELATIVE_SLACK or max(x1, y1, x2, y2) > 1 + RELATIVE_SLACK:
         counts.leave_out("box outside image", location, f"{[x1, y1, x2, y2]} are not fractions of the image's sides")
         return None

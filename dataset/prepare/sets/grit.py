@@ -33,7 +33,7 @@ def grit_record(row: Mapping[str, Any], size: tuple[int, int], counts: Counts, l
     if not isinstance(caption, str):
         counts.leave_out("wrong type", location, f"caption is {str(caption)[:40]}")
         return None
-    phrases = Phrases(counts)
+    phrases, texts = Phrases(counts), dict[tuple[float, float], str | None]()
     made = []
     for column, grain in SPANS.items():
         spans = row[column]
@@ -45,7 +45,7 @@ def grit_record(row: Mapping[str, Any], size: tuple[int, int], counts: Counts, l
         counts.read["phrases"] += len(spans)
         before = phrases.boxes
         for index, span in enumerate(spans):
-            _add_span(phrases, span, caption, grain, size, counts, f"{location}: {column}[{index}]")
+            _add_span(phrases, span, caption, texts, grain, size, counts, f"{location}: {column}[{index}]")
         made.append((f"{grain}s", phrases.boxes - before))
     elements = phrases.elements()
     if not elements:
@@ -61,11 +61,13 @@ def _add_span(
     phrases: Phrases,
     span: Any,
     caption: str,
+    texts: dict[tuple[float, float], str | None],
     grain: str,
     size: tuple[int, int],
     counts: Counts,
     location: str,
 ) -> None:
+    """Adds a phrase and its box. ``texts``: cleaned phrases by their offsets, since a phrase with several boxes is repeated."""
     if not isinstance(span, list) or len(span) < 6:
         counts.leave_out("wrong type", location, f"{str(span)[:60]} is not two offsets and a box")
         return
@@ -74,8 +76,11 @@ def _add_span(
         counts.leave_out("offsets outside the caption", location, f"{first} to {last} of {len(caption)} characters")
         return
     box = relative_box(span[2:6], *size, counts, location)
-    text = cleaned_text(caption[int(first) : int(last)], counts, location) if box is not None else None
-    if box is not None and text is not None:
+    if box is None:
+        return
+    if (first, last) not in texts:
+        texts[first, last] = cleaned_text(caption[int(first) : int(last)], counts, location)
+    if (text := texts[first, last]) is not None:
         phrases.add([text], box, grain, location)
 
 
