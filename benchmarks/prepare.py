@@ -342,7 +342,7 @@ def _listed(
 
 
 PHRASES, LVIS_OBJECTS, GBC_VERTICES = 6, 13, 12
-"""Of an image."""
+"""Numbers for each image."""
 
 CONVERSIONS: dict[str, tuple[Callable[[np.random.Generator, int], dict[str, Any]], int]] = {
     "grit": (grit_row, PHRASES + 1),

@@ -150,8 +150,8 @@ def _converted(
 
 
 def row_of(values: Mapping[str, Any], annotations: Annotations) -> Mapping[str, Any] | None:
-    """Returns the columns of annotations in a JSON member of img2dataset: those of our lists, as JSON text, or the official ones.
-    Returns None if it has neither."""
+    """Returns the columns of annotations in a JSON member of img2dataset, from the JSON text of our lists or from the official
+    columns. Returns None if the member has neither."""
     if isinstance(text := values.get(ANNOTATIONS), str):
         try:
             row = json.loads(text)

@@ -39,7 +39,7 @@ def odvg_line(record: Mapping[str, Any], size: tuple[int, int], filename: str, l
         location: location of the record, for messages.
 
     Raises:
-        BrokenRecordError: an element has no box or text of the right form, or a box outside the image; or there is no box.
+        BrokenRecordError: an element has no box or text of the right form, or a box outside the image; or no element has a box.
     """
     elements = record.get("elems")
     if not isinstance(elements, list) or not elements:

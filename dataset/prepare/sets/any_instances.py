@@ -144,7 +144,7 @@ def _record(categories_of: Mapping[str, Categories], image: Found, counts: Count
 INSTANCES = DataSet(
     title="Objects in the form of COCO's instances",
     home="cocodataset.org/#format-data",
-    licence="that of the converted data set",
+    licence="as the converted data set",
     files={
         "*.json": "files with images, categories, and annotations with bbox and category_id; all of them become one folder",
         "images": "in any folders; each path ends like file_name",

@@ -138,7 +138,7 @@ GBC = DataSet(
     licence="CC BY-NC 4.0; images under their own terms",
     files={
         "gbc*/*.jsonl, gbc*/*.jsonl.gz": "addresses and graphs",
-        "gbc*/*.tar": "or shards of img2dataset with their *_stats.json, downloaded before, with the JSON lines beside them",
+        "gbc*/*.tar": "or shards of img2dataset with their *_stats.json, downloaded before, with the JSON lines in the same folder",
     },
     sizes={},
     makes=ParquetPairs(

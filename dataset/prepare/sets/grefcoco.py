@@ -35,7 +35,7 @@ NO_TARGET = -1
 
 
 class Reference(NamedTuple):
-    """Expressions about the same objects. ``boxes``: as in the file; empty if there is no object."""
+    """Expressions about the same objects. ``boxes``: as in the file; empty if the image does not show such an object."""
 
     location: str
     image: int
@@ -56,7 +56,7 @@ def _files(raw: RawFolder) -> Files:
 
 
 def _references(files: Files, counts: Counts) -> Iterator[Reference]:
-    """Yields the references of all splits; those that cannot be used are counted."""
+    """Yields the references of all splits, and counts the references that cannot be used."""
     boxes, sizes = read_instances(files["boxes"])
     file = files["references"]
     with file.open() as stream:

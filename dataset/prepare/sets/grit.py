@@ -91,7 +91,7 @@ GRIT = DataSet(
     files={
         "grit*/*.parquet": "addresses, captions, and the boxes of their phrases",
         "grit*/*.tar": "or shards of img2dataset with their *_stats.json, downloaded before: with noun_chunks and ref_exps, or "
-        "with the parquet files beside them",
+        "with the parquet files in the same folder",
     },
     sizes={},
     makes=ParquetPairs(

@@ -89,8 +89,8 @@ def _names_in(file: RawFile) -> Names:
 
 
 def _map_of(name: str, maps: list[str]) -> str | None:
-    """Returns the label map of a file: of those in its folder, the one whose name begins most like the file's, or the only one.
-    Returns None if there is none, or no such map."""
+    """Returns the label map of a file. Of several maps in its folder, the map whose name begins most like the file's name is used;
+    a single map is used whatever its name. Returns None if no map fits."""
     path = Path(name)
     near = [each for each in maps if Path(each).parent == path.parent]
     begins = {each: Path(each).name.partition(LABEL_MAP)[0].rstrip("_-.") for each in near}
@@ -228,7 +228,7 @@ def _add(
 ODVG = DataSet(
     title="ODVG",
     home="github.com/longzw1997/Open-GroundingDino",
-    licence="that of the converted data set",
+    licence="as the converted data set",
     files={
         "*.jsonl, *.json": "lines with filename, width, height, and detection or grounding; several files become one folder",
         "*label_map*.json": "names of the labels, if the lines have no category; next to the lines",

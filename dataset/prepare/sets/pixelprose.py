@@ -1,7 +1,7 @@
 """PixelProse (Singla et al., 2024): 16 million images of CommonPool, CC12M and RedCaps with long captions by a model.
 
 The README of huggingface.co/datasets/tomg-group-umd/pixelprose lists the columns of its parquet files. ``vlm_caption`` is the
-long caption, ``original_caption`` the one that was found with the image.
+long caption; ``original_caption`` was found with the image.
 """
 
 from __future__ import annotations

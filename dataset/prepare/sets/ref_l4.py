@@ -109,7 +109,7 @@ REF_L4 = DataSet(
     files={
         f"{PARQUET['val']}, {PARQUET['test']}": "expressions",
         "refcocos_annotation_reviewed/*.json": "the reviewed annotations",
-        "images.tar.gz": "images, to be unpacked; those of the reviewed annotations are COCO's train2014",
+        "images.tar.gz": "images of the expressions, to be unpacked; the reviewed annotations are about COCO's train2014",
     },
     sizes={},
     makes=Splits(

@@ -343,7 +343,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 def parsed_records(folder: Path) -> list[dict[str, Any]]:
     """The records of a prepared folder, after the parser of region records has accepted each of them.
 
-    Each box of an element is parsed by itself, and phrases without a box are only checked for their texts.
+    Each box of an element is parsed separately, and phrases without a box are only checked for their texts.
     """
     found = records(folder)
     for number, record in enumerate(found):

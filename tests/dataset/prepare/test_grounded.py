@@ -340,7 +340,7 @@ def reference(image_id: int, ann_id: Any, split: Any, *sentences: Any) -> dict[s
 
 
 def grefcoco(root: Path) -> None:
-    """Traps: one id that is no list, no target, a box that is outside, unknown ids, an image of both splits, an empty text."""
+    """Traps: one id without a list, no target, a box that is outside, unknown ids, an image of both splits, an empty text."""
     references: list[Any] = [
         reference(9, [900, 901], "train", "Two dogs", "two dogs", "both of them"),
         reference(9, [901, 900], "train", "the pair"),
