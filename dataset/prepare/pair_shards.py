@@ -145,7 +145,11 @@ def _converted(
         original = f"{record.values['original_width']} x {record.values['original_height']}"
         counts.leave_out(OTHER_SIZE, record.location, f"{size[0]} x {size[1]} pixels, was {original}")
         return None
-    converted = annotations.convert(row, size, counts, record.location)
+    try:
+        converted = annotations.convert(row, size, counts, record.location)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        counts.leave_out("wrong type", record.location, f"{type(error).__name__}: {error}")
+        return None
     return None if converted is None else {**converted, "url": url}
 
 

@@ -73,9 +73,14 @@ def gbc_record(row: Mapping[str, Any], size: tuple[int, int], counts: Counts, lo
     return {**record, "elems": elements}
 
 
+def _list(vertex: Mapping[str, Any], key: str) -> list[Any]:
+    value = vertex.get(key)
+    return value if isinstance(value, list) else []
+
+
 def _texts_by_label(vertex: Mapping[str, Any], counts: Counts, location: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for each in vertex.get("descs") or ():
+    for each in _list(vertex, "descs"):
         if isinstance(each, dict) and isinstance(each.get("text"), str):
             found.setdefault(str(each.get("label")), []).append(each["text"])
         else:
@@ -86,12 +91,12 @@ def _texts_by_label(vertex: Mapping[str, Any], counts: Counts, location: str) ->
 def _named(vertex: Mapping[str, Any]) -> list[str]:
     """Returns what other vertices call a vertex. The parts of a composition are called "tree 1" and "tree 2" there, which says
     nothing about them, so the number is removed."""
-    texts = [each.get("text") for each in vertex.get("in_edges") or () if isinstance(each, dict)]
+    texts = [each.get("text") for each in _list(vertex, "in_edges") if isinstance(each, dict)]
     return [text.rstrip(" 0123456789") or text for text in texts if isinstance(text, str)]
 
 
 def _targets(vertex: Mapping[str, Any]) -> Iterator[str]:
-    for each in vertex.get("out_edges") or ():
+    for each in _list(vertex, "out_edges"):
         if isinstance(each, dict) and isinstance(each.get("target"), str):
             yield each["target"]
 
@@ -138,7 +143,7 @@ GBC = DataSet(
     licence="CC BY-NC 4.0; images under their own terms",
     files={
         "gbc*/*.jsonl, gbc*/*.jsonl.gz": "addresses and graphs",
-        "gbc*/*.tar": "or shards of img2dataset with their *_stats.json, downloaded before, with the JSON lines in the same folder",
+        "gbc*/*.tar": "or shards of img2dataset with their *_stats.json, downloaded before, and the JSON lines in that folder",
     },
     sizes={},
     makes=ParquetPairs(

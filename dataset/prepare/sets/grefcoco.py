@@ -74,7 +74,7 @@ def _references(files: Files, counts: Counts) -> Iterator[Reference]:
                 image is None
                 or image not in sizes
                 or not isinstance(sentences, list)
-                or not (none or all(each in boxes for each in listed))
+                or not (none or all(isinstance(each, int) and each in boxes for each in listed))
             ):
                 detail = f"image_id {value.get('image_id')}, ann_id {str(annotations)[:60]}: no box, size or sentences"
                 counts.leave_out("missing key", location, detail)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.formats.refcoco import IMAGE_NAME
+from dataset.image_ids import id_number
 from dataset.prepare.cleaning import placed_box
 from dataset.prepare.counts import Counts
 from dataset.prepare.json_pieces import json_pieces
@@ -60,15 +61,16 @@ def _expressions(file: RawFile, counts: Counts) -> Iterator[Mapping[str, Any]]:
 
 
 def _reviewed(file: RawFile, counts: Counts) -> Iterator[Mapping[str, Any]]:
-    images: dict[Any, Mapping[str, Any]] = {}
+    images: dict[int | None, Mapping[str, Any]] = {}
     annotations: list[tuple[str, Mapping[str, Any]]] = []
 
     def add(section: str, value: Any, location: str) -> None:
         if section == "images":
-            images[value["id"]] = {key: value[key] for key in ("original_id", "caption", "width", "height")}
+            kept = {key: value[key] for key in ("caption", "width", "height")}
+            images[int(value["id"])] = {**kept, "image": IMAGE_NAME.format(int(value["original_id"]))}
         elif section in ("annotations", "annotation"):
-            kept = ("image_id", "bbox", "caption_quality", "original_id")
-            annotations.append((location, {key: value.get(key) for key in kept}))
+            names = ("image_id", "bbox", "caption_quality", "original_id")
+            annotations.append((location, {name: value.get(name) for name in names}))
 
     with file.open() as stream:
         for piece in json_pieces(stream, str(file)):
@@ -76,14 +78,13 @@ def _reviewed(file: RawFile, counts: Counts) -> Iterator[Mapping[str, Any]]:
             checked(partial(add, piece.section, piece.value, location), location, "Ref-L4")
     for location, annotation in annotations:
         counts.read["expressions"] += 1
-        image = images.get(annotation["image_id"])
+        image = images.get(id_number(annotation["image_id"]))
         if annotation["caption_quality"] == 0:
             counts.leave_out("found wrong by the review", location)
         elif image is None:
             counts.leave_out("unknown image", location, f"image_id is {annotation['image_id']!r:.40}")
         else:
-            name = IMAGE_NAME.format(int(image["original_id"]))
-            yield from _record({**image, **annotation}, name, annotation["original_id"], counts, location)
+            yield from _record({**image, **annotation}, image["image"], annotation["original_id"], counts, location)
 
 
 def _record(

@@ -324,9 +324,9 @@ def test_finehard_has_long_captions_and_hard_negatives(raw, out, monkeypatch):
     }
 
 
-def reference(image_id: int, ann_id: Any, split: Any, *sentences: Any) -> dict[str, Any]:
+def reference(image_id: Any, ann_id: Any, split: Any, *sentences: Any) -> dict[str, Any]:
     said = [{"sent": text, "raw": text, "sent_id": 0, "tokens": []} for text in sentences]
-    name = f"COCO_train2014_{image_id:012}_0.jpg"
+    name = f"COCO_train2014_{image_id!s:>012}_0.jpg"
     return {
         "ref_id": 0,
         "image_id": image_id,
@@ -348,6 +348,8 @@ def grefcoco(root: Path) -> None:
         reference(9, [-1], "train", "A zebra"),
         reference(9, [900, 902], "train", "one is outside"),
         reference(9, [77], "train", "unknown id"),
+        reference(9, [[900]], "train", "a list in a list"),
+        reference([9], [900], "train", "no image id"),
         reference(9, [901], "train", " "),
         reference(73, [7300], "train", "also in val"),
         reference(73, [7300], "val", "The one"),
@@ -389,11 +391,11 @@ def test_grefcoco_has_expressions_about_several_objects_and_about_none(raw, out,
         {"caption": ["a zebra"], "bb": [], "grain": "region"},
     ]
     assert counted(out / "grefcoco") == {
-        "read": {"references": 13, "images": 1},
+        "read": {"references": 15, "images": 1},
         "made": {"records": 1, "images": 1, "boxes": 3, "phrases": 4, "absent phrases": 1},
         "mended": {},
         "left_out": {
-            "missing key": 1,
+            "missing key": 3,
             "wrong type": 1,
             "not in the training split": 4,
             "held out by gRefCOCO val": 1,
@@ -423,7 +425,7 @@ def test_grefcoco_to_measure_on_is_a_file_for_each_split(raw, out, monkeypatch):
     ]
     [absent] = lines_of(out / "grefcoco_eval/testA.jsonl")
     assert absent["elems"] == [{"caption": ["nobody"], "bb": [], "grain": "region"}]
-    assert counted(out / "grefcoco_eval")["left_out"] == {"missing key": 1, "wrong type": 1, "empty text": 1}
+    assert counted(out / "grefcoco_eval")["left_out"] == {"missing key": 3, "wrong type": 1, "empty text": 1}
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -449,6 +451,7 @@ def ref_l4(root: Path) -> None:
         {"id": n, "image_id": n, "bbox": [1, 2, 3, 4], "original_id": 900 + n, "caption_quality": int(n != 2)}
         for n in (1, 2, 3, 4)
     ]
+    annotations.append({**annotations[0], "image_id": [1]})
     content = {"info": [], "images": images, "annotations": annotations, "categories": []}
     write(root / "Ref-L4/refcocos_annotation_reviewed/refcoco+_testA_reviewed.json", content)
 
@@ -474,7 +477,7 @@ def test_ref_l4_becomes_a_file_for_each_split_that_the_grounding_task_reads(raw,
     ]
     assert [each["id"] for each in lines_of(folder / "refcoco+_testA.jsonl")] == [901, 903]
     assert counted(folder) == {
-        "read": {"expressions": 9},
+        "read": {"expressions": 10},
         "made": {"records": 3, "expressions": 3},
         "mended": {},
         "left_out": {
@@ -482,7 +485,7 @@ def test_ref_l4_becomes_a_file_for_each_split_that_the_grounding_task_reads(raw,
             "empty text": 2,
             "missing key": 1,
             "found wrong by the review": 1,
-            "unknown image": 1,
+            "unknown image": 2,
         },
     }
     image(raw / "unpacked/objects365_v2_00922765.jpg")

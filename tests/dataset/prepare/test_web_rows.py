@@ -271,6 +271,12 @@ def test_gbc_graphs_become_captions_and_elements(raw, out):
             "descs": [{"text": None}],
             "out_edges": None,
         },
+        {
+            **vertex("numbers", "entity", [0, 0.5, 0.25, 1], [], ["numbers"], []),
+            "descs": 5,
+            "in_edges": 5,
+            "out_edges": 5,
+        },
         "no vertex",
     ]
     rows = [graph("http://a/0.jpg", first), graph("http://a/1.jpg", None, None), graph("http://a/2.jpg", [])]
@@ -303,14 +309,14 @@ def test_gbc_graphs_become_captions_and_elements(raw, out):
         "url": "http://a/0.jpg",
     }
     assert counted(out / "gbc") == {
-        "read": {"images": 3, "vertices": 13},
+        "read": {"images": 3, "vertices": 14},
         "made": {"images": 1, "records": 1, "boxes": 7},
         "mended": {},
         "left_out": {
             "degenerate box": 1,
             "box outside image": 1,
             "wrong type": 4,
-            "vertex without a text": 1,
+            "vertex without a text": 2,
             "unknown label": 1,
             "long caption of one of several boxes": 1,
             "image without boxes": 1,
