@@ -366,3 +366,25 @@ def test_datacomp_is_filtered_by_its_own_columns_and_needs_no_tags_of_safety(raw
     assert one_line("datacomp", raw, out.with_name("b"), filters=Filters(safety="UNSURE")) == OneLine(
         "a.parquet", "safety"
     )
+
+
+def test_a_run_that_is_cut_goes_on_with_the_shards_that_are_left(raw, out, monkeypatch):
+    rows = [{name: row[name] for name in ("url", "caption", "noun_chunks", "ref_exps")} for row in GRIT_ROWS[:1]]
+    for name in ("a", "b", "c"):
+        download(raw / "grit" / name, rows)
+        for path in (raw / "grit" / name).iterdir():
+            path.rename(path.with_name(path.name.replace("00000", name)))
+    work, done = parquet_pairs.convert_shard, []
+
+    def cut(job):
+        done.append(job.source.name)
+        if len(done) == 2:
+            raise RuntimeError
+        return work(job)
+
+    monkeypatch.setattr(parquet_pairs, "convert_shard", cut)
+    with pytest.raises(RuntimeError):
+        prepared("grit", raw, out)
+    prepared("grit", raw, out)
+    assert done == ["a.tar", "b.tar", "b.tar", "c.tar"]
+    assert counted(out / "grit")["made"] == {"images": 3, "records": 3, "objects": 9, "regions": 3}
