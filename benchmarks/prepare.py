@@ -16,8 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from dataset.prepare.catalogue import SETS
+from dataset.prepare.counts import Counts
 from dataset.prepare.making import prepare
 from dataset.prepare.options import Options
+from dataset.prepare.output import json_line
+from dataset.prepare.sets.base import ParquetPairs
 from utils.commands import call
 from utils.flags import Positive
 
@@ -48,8 +52,11 @@ def main(*, images_: Positive = 10_000, workers_: Positive = 2, small: bool = Fa
     """Rows that run.py prepare converts per second.
 
     Files in the official schemas are generated, without images, with as many rows for each image as the official ones have. A
-    row is a region, an object, a caption or a pair. Each set is prepared by one process and by --workers; hashing sources and
-    shards is part of the time. --images 108077 is the size of Visual Genome, and gives the peak of memory there.
+    row is a region, an object, a phrase, a caption or a pair. Each set is prepared by one process and by --workers, and hashing
+    sources and shards is part of the time. --images 108077 is the size of Visual Genome, and gives the peak of memory there.
+
+    Sets of the web are prepared in two steps. The first one, which writes the list for img2dataset, is timed like the other sets.
+    Of the second one, one process converts the annotations of shards to records, without reading and writing the images.
 
     The last line is the lowest rate of a set, in rows per second and process, over 10,000.
 
@@ -73,6 +80,10 @@ def main(*, images_: Positive = 10_000, workers_: Positive = 2, small: bool = Fa
             each = ", ".join(f"{rows / taken:,.0f} rows/s by {workers}" for workers, taken in seconds.items())
             sys.stdout.write(f"{name}: {rows:,} rows: {each}\n")
             shutil.rmtree(raw)
+    for name, (make, rows_of) in CONVERSIONS.items():
+        rate, images_rate = _conversion(name, make, rows_of, images)
+        rates.append(rate)
+        sys.stdout.write(f"{name}, from shards: {rate:,.0f} rows/s, {images_rate:,.0f} images/s by 1\n")
     sys.stdout.write(f"peak memory of a process: {_peak_gib():.2f} GiB\n")
     sys.stdout.write(f"ratio: {min(rates) / WANTED:.2f}\n")
     return 0
@@ -99,6 +110,23 @@ def _prepare(name: str, raw: Path, workers: int, answer: Connection) -> None:
     prepare(name, Options(raw, out, (), without, frozenset(), False, True, workers, tell=lambda line: None))
     answer.send(time.perf_counter() - started)
     shutil.rmtree(out)
+
+
+def _conversion(
+    name: str, make: Callable[[np.random.Generator, int], dict[str, Any]], rows_of: int, images: int
+) -> tuple[float, float]:
+    """Rows and images whose annotations are converted to records in a second of the processor."""
+    makes = SETS[name].makes
+    assert isinstance(makes, ParquetPairs) and makes.annotations is not None
+    rng, counts = np.random.default_rng(0), Counts()
+    texts = [json.dumps(make(rng, n)) for n in range(images)]
+    started = time.process_time()
+    for n, text in enumerate(texts):
+        record = makes.annotations.convert(json.loads(text), (640, 480), counts, f"00000.tar:{n:09}.jpg")
+        if record is not None:
+            json_line(record)
+    seconds = time.process_time() - started
+    return images * rows_of / seconds, images / seconds
 
 
 def _peak_gib() -> float:
@@ -196,7 +224,142 @@ def cc3m(folder: Path, images: int) -> int:
     return 10 * images
 
 
-GENERATORS: dict[str, Callable[[Path, int], int]] = {"visual_genome": visual_genome, "coco": coco, "cc3m": cc3m}
+def odvg(folder: Path, images: int) -> int:
+    """Write ODVG lines with the boxes and phrases of an image; returns the boxes."""
+    rng = np.random.default_rng(0)
+    with (folder / "train_odvg.jsonl").open("w") as stream:
+        for n in range(images):
+            corners = rng.uniform((0, 0, 200, 200), (200, 200, 400, 400), (2 * PHRASES, 4)).round(2).tolist()
+            objects = [
+                {"bbox": each, "label": k, "category": _phrase(rng, 1)} for k, each in enumerate(corners[:PHRASES])
+            ]
+            regions = [{"bbox": each, "phrase": _phrase(rng, 3)} for each in corners[PHRASES:]]
+            parts = {
+                "detection": {"instances": objects},
+                "grounding": {"caption": _phrase(rng, 12), "regions": regions},
+            }
+            stream.write(f"{json.dumps({'filename': f'{n}.jpg', 'width': 640, 'height': 480, **parts})}\n")
+    return images * (2 * PHRASES + 1)
+
+
+def lvis(folder: Path, images: int) -> int:
+    """Write LVIS's file; returns the objects."""
+    rng = np.random.default_rng(0)
+    url = "http://images.cocodataset.org/train2017"
+    listed = [
+        {"id": n, "width": 640, "height": 480, "coco_url": f"{url}/{n:012}.jpg", "neg_category_ids": [1, 2, 3]}
+        for n in range(images)
+    ]
+    outline = rng.integers(600, size=60).tolist()
+    boxes = [
+        {
+            "image_id": n,
+            "id": n,
+            "bbox": rng.uniform(1, 200, 4).round(2).tolist(),
+            "category_id": int(rng.integers(1, 1200)),
+            "segmentation": [outline],
+        }
+        for n in range(images)
+        for _ in range(LVIS_OBJECTS)
+    ]
+    categories = [{"id": n, "name": f"thing_{n}", "synonyms": [f"thing_{n}", f"item_{n}"]} for n in range(1, 1204)]
+    content = {"images": listed, "annotations": boxes, "categories": categories}
+    (folder / "lvis_v1_train.json").write_text(json.dumps(content))
+    return images * LVIS_OBJECTS
+
+
+def grefcoco(folder: Path, images: int) -> int:
+    """Write gRefCOCO's files with ten references for each image; returns the expressions."""
+    rng = np.random.default_rng(0)
+    boxes = [{"id": n, "image_id": n // 4, "bbox": rng.uniform(1, 200, 4).round(2).tolist()} for n in range(4 * images)]
+    listed = [{"id": n, "width": 640, "height": 480} for n in range(images)]
+    references = [
+        {
+            "ref_id": 10 * n + k,
+            "image_id": n,
+            "ann_id": [-1] if k == 9 else [4 * n + k % 4, 4 * n + (k + 1) % 4],
+            "split": "train",
+            "sentences": [{"sent": _phrase(rng, 5), "sent_id": each} for each in range(2)],
+        }
+        for n in range(images)
+        for k in range(10)
+    ]
+    (folder / "grefcoco").mkdir()
+    (folder / "grefcoco/grefs(unc).json").write_text(json.dumps(references))
+    (folder / "grefcoco/instances.json").write_text(json.dumps({"images": listed, "annotations": boxes}))
+    return images * 20
+
+
+def _corners(rng: np.random.Generator) -> list[float]:
+    x, y, width, height = rng.uniform(0.02, 0.5, 4).tolist()
+    return [x, y, x + width, y + height]
+
+
+def grit_row(rng: np.random.Generator, n: int) -> dict[str, Any]:
+    spans = [[float(k), float(k + 12), *_corners(rng), 0.9] for k in range(PHRASES)]
+    known = {"url": f"http://example.org/{n}.jpg", "caption": _phrase(rng, 14)}
+    return {**known, "noun_chunks": spans[: PHRASES // 2], "ref_exps": spans[PHRASES // 2 :]}
+
+
+def gbc_row(rng: np.random.Generator, n: int) -> dict[str, Any]:
+    labels = ["image", *["entity"] * (GBC_VERTICES - 4), "composition", "relation", "relation"]
+    vertices = []
+    for k, label in enumerate(labels):
+        sides = dict(zip(("left", "top", "right", "bottom"), _corners(rng), strict=True))
+        kind = "relation" if label == "relation" else "short"
+        texts = [{"text": _phrase(rng, 60), "label": "detail"}, {"text": _phrase(rng, 12), "label": kind}]
+        edges = [{"source": "", "text": _phrase(rng, 2), "target": f"v{k}"}]
+        out = [{"source": f"v{k}", "text": "x", "target": f"v{each}"} for each in (1, 2)]
+        vertex = {"vertex_id": f"v{k}", "bbox": {**sides, "confidence": 0.5}, "label": label, "descs": texts}
+        vertices.append({**vertex, "in_edges": edges, "out_edges": out})
+    return {
+        "img_url": f"http://example.org/{n}.jpg",
+        "original_caption": _phrase(rng, 10),
+        "vertices": vertices,
+    }
+
+
+def pixelprose_row(rng: np.random.Generator, n: int) -> dict[str, Any]:
+    known = {"url": f"http://example.org/{n}.jpg", "original_caption": _phrase(rng, 10)}
+    return {**known, "vlm_caption": f"{_phrase(rng, 40)}. {_phrase(rng, 40)}."}
+
+
+def _listed(
+    name: str, make: Callable[[np.random.Generator, int], dict[str, Any]], rows_of: int
+) -> Callable[[Path, int], int]:
+    """Returns a generator of a parquet file of a set of the web."""
+
+    def generate(folder: Path, images: int) -> int:
+        import pyarrow
+        import pyarrow.parquet
+
+        rng = np.random.default_rng(0)
+        rows = [make(rng, n) for n in range(images)]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{name}.parquet")
+        return images * rows_of
+
+    return generate
+
+
+PHRASES, LVIS_OBJECTS, GBC_VERTICES = 6, 13, 12
+"""Numbers for each image."""
+
+CONVERSIONS: dict[str, tuple[Callable[[np.random.Generator, int], dict[str, Any]], int]] = {
+    "grit": (grit_row, PHRASES + 1),
+    "gbc": (gbc_row, GBC_VERTICES),
+    "pixelprose": (pixelprose_row, 2),
+}
+"""Sets of the web: makes a row, and the number of its phrases, vertices or captions."""
+
+GENERATORS: dict[str, Callable[[Path, int], int]] = {
+    "visual_genome": visual_genome,
+    "coco": coco,
+    "cc3m": cc3m,
+    "odvg": odvg,
+    "lvis": lvis,
+    "grefcoco": grefcoco,
+    **{name: _listed(name, make, rows_of) for name, (make, rows_of) in CONVERSIONS.items()},
+}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from dataset.prepare.making import prepare as prepare_set
 from dataset.prepare.manifest import faults, prepared_folders, read_manifest
 from dataset.prepare.missing import read_missing
 from dataset.prepare.options import Options, VideoOptions
-from dataset.prepare.sets.base import Splits
+from dataset.prepare.sets.base import ParquetPairs, Splits
 from utils.cores import usable_cores
 from utils.errors import UserError
 from utils.flags import PositiveReal, named, read_by, unknown, whole_number, within
@@ -25,6 +25,7 @@ from utils.subcommands import Command, with_subcommands
 
 CONVERTERS = {
     "own": Command("dataset.prepare.own:own", "convert your own CSV, JSON or COCO file to records"),
+    "to_odvg": Command("dataset.prepare.to_odvg:to_odvg", "region records to ODVG lines"),
     "multilingual": Command("dataset.prepare.multilingual:multilingual", "captions by language for the records of 4m"),
     "frames": Command("dataset.prepare.frames:frames", "video files to lists of frames"),
 }
@@ -33,10 +34,10 @@ CONVERTERS = {
 USUAL = VideoOptions()
 
 
-@Parameter(name="*", group="laion (the paper does not say how it was filtered)")
+@Parameter(name="*", group="laion, datacomp, grit, gbc, pixelprose (the paper does not say how LAION was filtered)")
 @dataclass(frozen=True, kw_only=True)
 class LaionFlags:
-    """How laion is filtered, and where this runs.
+    """How lists of addresses are filtered, and where this runs.
 
     Attributes:
         min_side: minimum length of the shorter side in pixels, as listed.
@@ -113,7 +114,8 @@ def prepare(
 
     Args:
         name: coco, visual_genome, sbu, cc3m, refcoco, gqa, flickr30k_entities, objects365, openimages, v3det, cc12m, laion,
-            webvid, howto100m, yt_temporal, multi30k, multilingual_coco, wit, wikimatrix, 4m, 1b or videos; or a command.
+            webvid, howto100m, yt_temporal, multi30k, multilingual_coco, wit, wikimatrix, odvg, instances, lvis, grit, finehard,
+            grefcoco, grefcoco_eval, ref_l4, gbc, pixelprose, datacomp, 4m, 1b or videos; or a command.
         list_: show the data sets: files, sizes, licence, and the resulting records.
         check: compare the prepared folders in this folder with their manifests.
         raw: folder of the official files and images.
@@ -151,9 +153,10 @@ def prepare(
     splits = {**SPLITS, **VIDEO_SPLITS}
     if wrong := [each for each in without if each not in splits]:
         raise UserError(f"--without: {unknown(wrong[0], list(splits))}")
-    if verify and set(names) <= {"laion", *GROUPS["videos"]}:
+    from_lists = [each for each, data_set in SETS.items() if isinstance(data_set.makes, ParquetPairs)]
+    if verify and set(names) <= {*from_lists, *GROUPS["videos"]}:
         raise UserError(f"--verify: {', '.join(names)} does not decode images; remove the flag")
-    _refuse_unread(laion, ("laion",), names)
+    _refuse_unread(laion, from_lists, names)
     _refuse_unread(videos, GROUPS["videos"], names)
     _refuse_unread(sentences, ("wikimatrix",), names)
     exclusions = {"--held-out": held_out, "--without": without, "--missing": missing, "--verify": verify}

@@ -28,10 +28,12 @@ class Addresses(Protocol):
 
     Attributes:
         form: form of the list for img2dataset.
+        columns: further columns of the list, which img2dataset has to keep.
         hashed: the manifest of the shards has a hash of each.
     """
 
     form: Form
+    columns: tuple[str, ...]
     hashed: bool
 
     @property
@@ -85,7 +87,10 @@ def make_from_addresses(preparation: Preparation, makes: Pairs | ParquetPairs) -
     if not shards:
         preparation.tell("download the images with img2dataset (pip install img2dataset), then repeat this command:")
         command = download_command(
-            addresses.list_path, preparation.downloads / f"{preparation.name}_shards", addresses.form
+            addresses.list_path,
+            preparation.downloads / f"{preparation.name}_shards",
+            addresses.form,
+            addresses.columns,
         )
         distributor = " --distributor ray" if preparation.options.ray else ""
         preparation.options.tell(f"  {command}{distributor}")

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from dataset.prepare.sets.any_instances import INSTANCES, LVIS
 from dataset.prepare.sets.base import DataSet
 from dataset.prepare.sets.coco import COCO
+from dataset.prepare.sets.datacomp import DATACOMP
+from dataset.prepare.sets.finehard import FINEHARD
 from dataset.prepare.sets.flickr30k_entities import ENTITIES
+from dataset.prepare.sets.gbc import GBC
 from dataset.prepare.sets.gqa import GQA
+from dataset.prepare.sets.grefcoco import GREFCOCO, GREFCOCO_EVAL
+from dataset.prepare.sets.grit import GRIT
 from dataset.prepare.sets.laion import LAION
 from dataset.prepare.sets.multi30k import MULTI30K
 from dataset.prepare.sets.multilingual_coco import MULTILINGUAL_COCO
 from dataset.prepare.sets.objects365 import OBJECTS365
+from dataset.prepare.sets.odvg import ODVG
 from dataset.prepare.sets.openimages import OPENIMAGES
+from dataset.prepare.sets.pixelprose import PIXELPROSE
+from dataset.prepare.sets.ref_l4 import REF_L4
 from dataset.prepare.sets.refcoco import REFCOCO
 from dataset.prepare.sets.v3det import V3DET
 from dataset.prepare.sets.videos import HOWTO100M, WEBVID, YT_TEMPORAL
@@ -39,6 +48,17 @@ SETS: dict[str, DataSet] = {
     "multilingual_coco": MULTILINGUAL_COCO,
     "wit": WIT,
     "wikimatrix": WIKIMATRIX,
+    "odvg": ODVG,
+    "instances": INSTANCES,
+    "lvis": LVIS,
+    "grit": GRIT,
+    "finehard": FINEHARD,
+    "grefcoco": GREFCOCO,
+    "grefcoco_eval": GREFCOCO_EVAL,
+    "ref_l4": REF_L4,
+    "gbc": GBC,
+    "pixelprose": PIXELPROSE,
+    "datacomp": DATACOMP,
 }
 """Data sets by name."""
 

@@ -13,11 +13,14 @@ from dataset.text.processors import clean_caption
 SMALLEST_PX = 1.0
 """Minimum width and height of the part of a box that is inside its image."""
 
+RELATIVE_SLACK = 0.1
+"""Maximum distance of a relative coordinate from the interval of 0 to 1. Models predict boxes that exceed the image a little."""
+
 _MAX_WORDS = LONGEST_TEXT
 """Texts are not truncated here, since the training config decides how long they may be."""
 
 
-def placed_box(value: Any, width: int, height: int, counts: Counts, location: str) -> Box | None:
+def placed_box(value: Any, width: float, height: float, counts: Counts, location: str) -> Box | None:
     """Clamps a box (x, y, w, h) to its image of ``width`` x ``height`` pixels.
 
     Returns None, after counting the reason, if ``value`` is not a box, has no area, lies outside the image, or is less than a
@@ -47,6 +50,47 @@ def placed_box(value: Any, width: int, height: int, counts: Counts, location: st
     if (left, top, right, bottom) != (x, y, x + w, y + h):
         counts.fix("box clamped", location, f"{[x, y, w, h]} exceeds the {width} x {height} image")
     return tidy(left), tidy(top), tidy(right - left), tidy(bottom - top)
+
+
+def corner_box(value: Any, width: float, height: float, counts: Counts, location: str) -> Box | None:
+    """Clamps a box that is given by its corners (x1, y1, x2, y2) in pixels. Otherwise like :func:`placed_box`."""
+    corners = _corners(value, counts, location)
+    if corners is None:
+        return None
+    x1, y1, x2, y2 = corners
+    return placed_box((x1, y1, x2 - x1, y2 - y1), width, height, counts, location)
+
+
+def relative_box(value: Any, width: int, height: int, counts: Counts, location: str) -> Box | None:
+    """Returns a box in pixels that is given by its corners (x1, y1, x2, y2) as fractions of the width and height of its image.
+
+    Returns None, after counting the reason, as :func:`placed_box`, or if a coordinate is so far from 0 and 1 that it cannot be a
+    fraction.
+    """
+    corners = _corners(value, counts, location)
+    if corners is None:
+        return None
+    x1, y1, x2, y2 = corners
+    if 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1:  # the common case, without the checks of placed_box
+        w, h = (x2 - x1) * width, (y2 - y1) * height
+        if w >= SMALLEST_PX and h >= SMALLEST_PX:
+            return tidy(x1 * width), tidy(y1 * height), tidy(w), tidy(h)
+    if min(x1, y1, x2, y2) < -RELATIVE_SLACK or max(x1, y1, x2, y2) > 1 + RELATIVE_SLACK:
+        counts.leave_out("box outside image", location, f"{[x1, y1, x2, y2]} are not fractions of the image's sides")
+        return None
+    box = x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height
+    return placed_box(box, width, height, counts, location)
+
+
+def _corners(value: Any, counts: Counts, location: str) -> Box | None:
+    try:
+        if isinstance(value, list | tuple):
+            x1, y1, x2, y2 = (float(each) for each in value)
+            return x1, y1, x2, y2
+    except (TypeError, ValueError, OverflowError):
+        pass
+    counts.leave_out("wrong type", location, f"{str(value)[:80]} is not a box")
+    return None
 
 
 def cleaned_text(value: Any, counts: Counts, location: str) -> str | None:
@@ -80,6 +124,27 @@ def cleaned_texts(values: Any, counts: Counts, location: str) -> list[str]:
         elif text is not None:
             texts[text] = None
     return list(texts)
+
+
+def long_text(value: Any, counts: Counts, location: str) -> str | None:
+    """Resolves the HTML entities of a long text and joins its lines. Returns None, after counting the reason, if the text cannot
+    be used.
+
+    Case and punctuation are kept, since they tell where a sentence ends. Streams clean the texts that they read.
+    """
+    if not isinstance(value, str):
+        counts.leave_out("wrong type", location, f"{str(value)[:80]!r} is not a text")
+        return None
+    if len(value) > LONGEST_TEXT:
+        counts.leave_out("bad text", location, f"{len(value):,} characters")
+        return None
+    if not value.isascii():
+        value = value.encode("utf-8", "replace").decode("utf-8")
+    text = " ".join(html.unescape(value).split())
+    if not any(map(str.isalnum, text)):
+        counts.leave_out("empty text", location, repr(value[:80]))
+        return None
+    return text
 
 
 def tidy(pixels: float) -> float | int:

@@ -40,6 +40,7 @@ class ComparedPairs:
     """The addresses of a set (:class:`~dataset.prepare.addresses.Addresses`)."""
 
     form: Form = "tsv"
+    columns: tuple[str, ...] = ()
     hashed = True
 
     def __init__(self, preparation: Preparation, pairs: Pairs):

@@ -30,9 +30,13 @@ class MediaNames(NamedTuple):
 
 
 class ImageFiles(NamedTuple):
-    """The image files of a set: ``of``, the set in an id (:mod:`dataset.image_ids`), and the ``pattern`` of their names."""
+    """The image files of a set: ``of``, the set in an id (:mod:`dataset.image_ids`), and the ``pattern`` of their names.
 
-    of: str
+    If ``of`` is None, the images may belong to any set. A file then has to lie at the path in the annotations, below any folder,
+    and the path tells its ids.
+    """
+
+    of: str | None
     pattern: re.Pattern[str]
 
     def have(self, path: Path) -> bool:
@@ -40,11 +44,22 @@ class ImageFiles(NamedTuple):
         if not self.pattern.fullmatch(path.name) or path.suffix.lower() not in IMAGE_SUFFIXES:
             return False
         own = ids_in_path(path.as_posix())
-        return not own or any(each.startswith(f"{self.of}:") for each in own)
+        return self.of is None or not own or any(each.startswith(f"{self.of}:") for each in own)
 
     def exist_in(self, raw: RawFolder) -> bool:
         """Returns True if there is an image of the set below the raw folders."""
         return any(self.have(path) for paths in raw.files.values() for path in paths)
+
+
+OF_ANY_SET = ImageFiles(None, re.compile(r".+"))
+"""The images of annotations that may be about the images of any set."""
+
+
+def names_of_path(path: str) -> MediaNames:
+    """Returns how an image of :data:`OF_ANY_SET` may be called, given its path in the annotations."""
+    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    usual = "/".join(parts)
+    return MediaNames(ids_in_path(usual), parts[-1:], usual)
 
 
 class Finder(Protocol):
@@ -89,6 +104,11 @@ class ImageFinder:
         return not self.files.exist_in(self.raw)
 
     def find(self, names: MediaNames, counts: Counts, location: str) -> Path | None:
+        path = self._path(names)
+        if self.files.of is None:
+            if path is not None:
+                names = names._replace(ids=names.ids | ids_in_path(path.as_posix()))
+            self.held_out.require_for(names.ids, names.usual)
         if (split := self.held_out.find(names.ids)) is not None:
             detail = "; ".join(filter(None, (names.usual, self.held_out.linked(names.ids))))
             counts.leave_out(f"held out by {split}", location, detail)
@@ -96,7 +116,6 @@ class ImageFinder:
         if names.usual in self.excluded or names.ids & self.excluded:
             counts.leave_out("on the list of missing images", location, names.usual)
             return None
-        path = self._path(names)
         if path is None and self.annotations_alone:
             path = self.raw.roots[0] / names.usual
         if path is None:
@@ -125,6 +144,10 @@ class ImageFinder:
     def _path(self, names: MediaNames) -> Path | None:
         """Returns the file with one of the names. Another set may use the same number as a name, so a file in a folder that is
         known to belong to the right set has priority."""
+        if self.files.of is None:
+            ending = f"/{names.usual}"
+            found = (path for name in names.names for path in self.raw.files.get(name, []))
+            return next((path for path in found if path.as_posix().endswith(ending)), None)
         unknown = None
         for name in names.names:
             for path in self.raw.files.get(name, []):

@@ -10,10 +10,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataset.image_ids import Ids, id_number, ids_in_url
+from dataset.image_ids import Ids, id_number, ids_in_path, ids_in_url
 from dataset.prepare.json_pieces import json_pieces
+from dataset.prepare.parquet_rows import parquet_rows
 from dataset.prepare.raw_folder import RawFile, RawFolder
 from dataset.records.broken import printable
 from utils.errors import UserError
@@ -86,6 +88,7 @@ class HeldOut:
         sources: the official files that were read, by their names in :data:`SPLITS`.
         absent: names of splits whose official file does not exist.
         links: links between the ids of several data sets.
+        roots: the folders that were searched.
     """
 
     split_of: dict[str, str] = field(default_factory=dict)
@@ -93,6 +96,25 @@ class HeldOut:
     sources: dict[str, RawFile] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
     links: Links = field(default_factory=Links)
+    roots: tuple[Path, ...] = ()
+
+    def require(self, names: Sequence[str], because: str = "") -> None:
+        """Raises :class:`UserError` if the official file of one of these splits does not exist; ``because``: why it is needed."""
+        missing = [name for name in names if name in self.absent]
+        if missing:
+            files = ", ".join(f"{SPLITS[name].file} of {SPLITS[name].title}" for name in missing)
+            roots = ", ".join(map(str, self.roots))
+            raise UserError(
+                f"{because}cannot exclude held-out images: there is no {files} below {roots}; give the folder of the files with "
+                f"--held-out DIR, or, if you never evaluate on these splits, "
+                f"{' '.join(f'--without {name}' for name in missing)}"
+            )
+
+    def require_for(self, ids: Ids, name: str) -> None:
+        """Raises :class:`UserError` if an image with these ids, called ``name``, belongs to a data set whose held-out splits were
+        not read. This is for files that may be about the images of any data set."""
+        for data_set in {each.partition(":")[0] for each in ids}:
+            self.require(REQUIRED_FOR.get(data_set, ()), f"{name} is an image that other data sets hold out: ")
 
     def photographs(self) -> dict[str, dict[str, Ids]]:
         """Returns the held-out photographs by split: all ids of each photograph, by its id in the official file."""
@@ -146,14 +168,8 @@ def read_held_out(
             raise UserError(
                 f"{file} does not list any held-out image; check that it is {splits.file} of {splits.title}, and complete"
             )
-    missing = [name for name in required if name in held_out.absent]
-    if missing:
-        files = ", ".join(f"{SPLITS[name].file} of {SPLITS[name].title}" for name in missing)
-        roots = ", ".join(map(str, raw.roots))
-        raise UserError(
-            f"cannot exclude held-out images: there is no {files} below {roots}; give the folder of the files with "
-            f"--held-out DIR, or, if you never evaluate on these splits, {' '.join(f'--without {name}' for name in missing)}"
-        )
+    held_out.roots = tuple(raw.roots)
+    held_out.require(required)
     if all_splits is None:
         held_out.links = read_links(raw)
         for known in list(held_out.split_of):
@@ -294,6 +310,18 @@ def _entities(split: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
     return read
 
 
+def _ref_l4(split: str) -> Callable[[RawFile], Iterator[tuple[str, str]]]:
+    """Returns a reader of Ref-L4's expressions; its images are named as in COCO or in Objects365."""
+
+    def read(file: RawFile) -> Iterator[tuple[str, str]]:
+        for _, row in parquet_rows(file.path, ("file_name",)):
+            name = str(row["file_name"])
+            for each in ids_in_path(name) or {f"objects365:{name.rpartition('/')[2].partition('.')[0]}"}:
+                yield each, split
+
+    return read
+
+
 def _msrvtt(file: RawFile) -> Iterator[tuple[str, str]]:
     """Reads MSR-VTT's list of clips; the ids come from the addresses of the videos."""
     with file.open() as stream:
@@ -364,6 +392,8 @@ SPLITS: dict[str, HeldOutSplits] = {
     ),
     "entities_val": HeldOutSplits("Flickr30K Entities", "val.txt", _of_entities("val.txt"), _entities("val")),
     "entities_test": HeldOutSplits("Flickr30K Entities", "test.txt", _of_entities("test.txt"), _entities("test")),
+    "ref_l4_val": HeldOutSplits("Ref-L4", "ref-l4-val.parquet", _named("ref-l4-val.parquet"), _ref_l4("val")),
+    "ref_l4_test": HeldOutSplits("Ref-L4", "ref-l4-test.parquet", _named("ref-l4-test.parquet"), _ref_l4("test")),
 }
 """Downstream splits by name."""
 
@@ -377,3 +407,10 @@ VIDEO_SPLITS: dict[str, HeldOutSplits] = {
 
 OF_COCO = ("karpathy_coco", "refcoco", "refcoco+", "refcocog")
 """Splits that consist of COCO's training and validation images."""
+
+REQUIRED_FOR = {
+    "coco": OF_COCO,
+    "flickr": ("karpathy_flickr30k",),
+    "vg": (*OF_COCO, "karpathy_flickr30k"),
+}
+"""Splits that hold out images of a data set, by the data set in an id (:mod:`dataset.image_ids`)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shlex
 import shutil
@@ -18,16 +19,18 @@ Form = Literal["tsv", "parquet"]
 """Form of a list of addresses."""
 
 
-def download_command(addresses: Path, shards: Path, form: Form) -> str:
-    """Returns the command that downloads the images of a list, or of a folder of lists.
+def download_command(addresses: Path, shards: Path, form: Form, columns: Sequence[str] = ()) -> str:
+    """Returns the command that downloads the images of a list, or of a folder of lists, and keeps the given further ``columns``.
 
     Their shorter sides have at least 384 pixels if the sides of the originals do. This is the largest size that a config of
     pre-training with random crops uses.
     """
+    kept = f" --save_additional_columns {shlex.quote(json.dumps(list(columns)))}" if columns else ""
     return (
         f"img2dataset --url_list {shlex.quote(str(addresses))} --input_format {form} --url_col url --caption_col caption "
         f"--output_format webdataset --output_folder {shlex.quote(str(shards))} "
         "--image_size 384 --resize_mode keep_ratio --resize_only_if_bigger True --processes_count 16 --thread_count 64"
+        f"{kept}"
     )
 
 

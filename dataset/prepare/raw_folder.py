@@ -16,7 +16,7 @@ from typing import IO, cast
 
 from utils.errors import UserError
 
-MAX_FILES = 10_000_000
+MAX_FILES = 20_000_000
 """Maximum number of files below a folder. A folder with more files is not the folder of a data set's annotations."""
 
 CHUNK = 1 << 20

@@ -38,7 +38,7 @@ def region_record(
     Args:
         image: the image.
         size: its width and height in pixels, according to the annotations; None: the boxes are in pixels of the stored image.
-        elements: the boxes with their texts.
+        elements: the boxes with their texts; "bb" of an element is a box, or a list of boxes.
         made: numbers by unit, such as 3 objects, to count if there is a record.
         counts: receives the counts.
         captions: captions of the whole image.
@@ -55,8 +55,9 @@ def region_record(
             return
         scales = stored[0] / size[0], stored[1] / size[1]
         elements = [{**each, "bb": _scaled(each["bb"], scales)} for each in elements]
-        for _ in elements:
-            counts.fix(SCALED, image.path, f"from {sizes[0]} to {sizes[1]}")
+        for each in elements:
+            for _ in each["bb"] if isinstance(each["bb"], list) else (each["bb"],):
+                counts.fix(SCALED, image.path, f"from {sizes[0]} to {sizes[1]}")
     counts.made["images"] += 1
     counts.made.update(made)
     caption = {"caption": list(captions)} if captions else {}
@@ -82,5 +83,12 @@ def stored_size(path: Path) -> tuple[int, int] | None:
         return None
 
 
-def _scaled(box: Sequence[float], scales: tuple[float, float]) -> tuple[float, ...]:
+def _scaled(boxes: Sequence[Any], scales: tuple[float, float]) -> Sequence[Any]:
+    """Scales a box, or each of a list of boxes."""
+    if isinstance(boxes, list):
+        return [_scaled_box(box, scales) for box in boxes]
+    return _scaled_box(boxes, scales)
+
+
+def _scaled_box(box: Sequence[float], scales: tuple[float, float]) -> tuple[float, ...]:
     return tuple(tidy(value * scale) for value, scale in zip(box, (*scales, *scales), strict=True))

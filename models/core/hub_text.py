@@ -84,6 +84,7 @@ class HubTextEncoder(nn.Module):
         model = on_meta(self.model, self.model)
         if model.is_gradient_checkpointing:
             model.gradient_checkpointing_disable()
+        model.warn_if_padding_and_no_attention_mask = lambda *inputs: None  # it looks for padding in the ids
         ids = torch.ones(1, length, dtype=torch.long, device="meta")
         return counted_flops(lambda: model(input_ids=ids).last_hidden_state)
 

@@ -89,6 +89,13 @@ def test_rows_that_are_prepared_are_counted_by_set_and_the_ratio_is_printed(monk
         ["visual_genome:", "13,500", "rows:"],
         ["coco:", "1,700", "rows:"],
         ["cc3m:", "1,000", "rows:"],
+        ["odvg:", "1,300", "rows:"],
+        ["lvis:", "1,300", "rows:"],
+        ["grefcoco:", "2,000", "rows:"],
+        ["grit:", "700", "rows:"],
+        ["gbc:", "1,200", "rows:"],
+        ["pixelprose:", "200", "rows:"],
+        *(["grit,", "from", "shards:"], ["gbc,", "from", "shards:"], ["pixelprose,", "from", "shards:"]),
     ]
     assert re.search(r"memory.* \d\.\d\d GiB$", memory)
     assert re.fullmatch(r"ratio: \d+\.\d\d", ratio)

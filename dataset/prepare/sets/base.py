@@ -100,18 +100,42 @@ class Pairs:
     read: Callable[[Files, Counts], Iterator[Pair]]
 
 
+RowToRecord = Callable[[Mapping[str, Any], tuple[int, int], Counts, str], "dict[str, Any] | None"]
+"""Converts the annotations of an image to a record without the image. Returns None, after counting the reason, if nothing can be
+used. The arguments are the official columns by name, the size of the stored image in pixels, the counts, and the location."""
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What each row of a list says about its image, besides an address and a caption.
+
+    Attributes:
+        content: what a record is.
+        columns: official names of the columns that are converted, in lower case.
+        convert: converts them; a top-level function, since worker processes call it.
+        has_boxes: the annotations have boxes, which do not fit an image that was cropped or padded.
+    """
+
+    content: str
+    columns: tuple[str, ...]
+    convert: RowToRecord
+    has_boxes: bool = True
+
+
 @dataclass(frozen=True)
 class ParquetPairs:
-    """The addresses and captions of images in parquet files, or in shards that img2dataset made from them, too many to be
-    compared with each other.
+    """The addresses and captions of images in parquet files or JSON lines, or in shards that img2dataset made from them, too many
+    to be compared with each other.
 
     Attributes:
         columns: our names of columns, and the official ones in lower case; of several, the first that exists is used.
         in_shards: the same for the JSON files in shards, whose width and height describe the resized image.
+        annotations: further columns that become part of the records; None: a record is an image and its caption.
     """
 
     columns: Mapping[str, tuple[str, ...]]
     in_shards: Mapping[str, tuple[str, ...]]
+    annotations: Annotations | None = None
 
 
 @dataclass(frozen=True)
@@ -169,7 +193,8 @@ class DataSet:
             return [(self.makes.folder, self.makes.content)]
         if isinstance(self.makes, tuple):
             return [(records.folder, records.content) for records in self.makes]
-        return [(name, "an image and its caption")]
+        annotations = self.makes.annotations if isinstance(self.makes, ParquetPairs) else None
+        return [(name, annotations.content if annotations is not None else "an image and its caption")]
 
 
 def files_named(**names: str | tuple[str, ...]) -> Callable[[RawFolder], Files]:

@@ -26,6 +26,10 @@ from utils.errors import UserError
 OBJECTS = "objects"
 """Name of the file of :func:`read_objects`."""
 
+ABSENT, INCOMPLETE = "neg_category_ids", "not_exhaustive_category_ids"
+FEDERATED = (ABSENT, INCOMPLETE)
+"""Keys of LVIS: ids of the categories that an image does not show, and of those of which only some objects have boxes."""
+
 _KEPT = ("caption", "category_id", "bbox")
 """The keys of an annotation that are read."""
 
@@ -95,13 +99,22 @@ def rows_of(title: str, name: str, file: RawFile, counts: Counts) -> Iterator[Ro
             elif piece.section in ("images", "categories"):
                 read = _image_row if piece.section == "images" else _category_row
                 yield checked(partial(read, value, location), location, title)
+                if piece.section == "categories" and isinstance(value.get("synonyms"), list):
+                    yield Row("synonyms", str(int(value["id"])), location, json.dumps(value["synonyms"]))
     needed = ["images", *(["categories"] if unit == OBJECTS else []), "annotations"]
     if missing := [section for section in needed if section not in found]:
         raise UserError(f"{file} has no list {missing[0]}; is it {title}'s file?")
 
 
 def _image_row(value: Any, location: str) -> Row:
-    shown = {key: kind(value[key]) for key, kind in (("file_name", str), ("width", int), ("height", int))}
+    """Returns the row of an image. LVIS has ``coco_url`` in place of ``file_name``, such as ``http://…/train2017/000000391895.jpg``,
+    and names categories that the image does not show or does not show completely."""
+    named = "file_name" in value or "coco_url" not in value
+    name = value["file_name"] if named else "/".join(str(value["coco_url"]).rsplit("/", 2)[-2:])
+    shown: dict[str, Any] = {"file_name": str(name), "width": int(value["width"]), "height": int(value["height"])}
+    for key in FEDERATED:
+        if value.get(key):
+            shown[key] = [int(each) for each in value[key]]
     return Row("images", str(int(value["id"])), location, json.dumps(shown))
 
 

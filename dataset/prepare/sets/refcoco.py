@@ -49,7 +49,7 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
     for name in FAMILY:
         if f"{name} phrases" not in files:
             continue
-        boxes, sizes = _read_instances(files[f"{name} boxes"])
+        boxes, sizes = read_instances(files[f"{name} boxes"])
         references = files[f"{name} phrases"]
         for index, values in enumerate(read_references(references)):
             location = f"{references}[{index}]"
@@ -72,7 +72,7 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
     return Source(annotated, _record, len(annotated), counts)
 
 
-def _read_instances(file: RawFile) -> tuple[dict[Any, Any], dict[Any, tuple[int, int]]]:
+def read_instances(file: RawFile) -> tuple[dict[Any, Any], dict[Any, tuple[int, int]]]:
     """Returns boxes by id of the annotation, and sizes by id of the image."""
     boxes: dict[Any, Any] = {}
     sizes: dict[Any, tuple[int, int]] = {}

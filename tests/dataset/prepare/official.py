@@ -15,6 +15,7 @@ from PIL import Image
 from dataset.prepare.making import prepare
 from dataset.prepare.manifest import read_manifest
 from dataset.prepare.options import Options
+from dataset.records.schema import ImageKeys, RawRecord, parse_region_record, texts_in
 
 COCO_TRAIN, COCO_VAL = [9, 25, 30, 34], [42, 73]
 KARPATHY_TEST, KARPATHY_VAL, REFCOCOG_VAL, REFCOCO_TRAIN = 42, 25, 34, 9
@@ -337,6 +338,33 @@ def prepared(name: str, raw: Path, out: Path, **changes: Any) -> str:
 def records(folder: Path) -> list[dict[str, Any]]:
     """The records of a prepared folder, in the order of its shards."""
     return [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
+
+
+def parsed_records(folder: Path) -> list[dict[str, Any]]:
+    """The records of a prepared folder, after the parser of region records has accepted each of them.
+
+    Each box of an element is parsed separately, and phrases without a box are only checked for their texts.
+    """
+    found = records(folder)
+    for number, record in enumerate(found):
+        check_record(record, f"{folder}[{number}]", folder)
+    return found
+
+
+def check_record(record: dict[str, Any], location: str, folder: Path, image: bytes | None = None) -> None:
+    elements = []
+    for element in record.get("elems", []):
+        boxes = element["bb"] if not element["bb"] or isinstance(element["bb"][0], list) else [element["bb"]]
+        elements += [{**element, "bb": box} for box in boxes]
+        for key in ("caption", "long_caption", "hard_negatives"):
+            if key in element:
+                texts_in(element[key], key, location)
+    for key in ("long_caption", "hard_negatives"):
+        if key in record:
+            texts_in(record[key], key, location)
+    raw = RawRecord({**record, "elems": elements}, location, folder, image)
+    parsed = parse_region_record(raw, ImageKeys(), "caption")
+    assert parsed.broken == () and len(parsed.elements) == len(elements)
 
 
 def counted(folder: Path) -> dict[str, dict[str, int]]:

@@ -279,7 +279,7 @@ def test_a_required_file_of_held_out_images_has_to_be_there(raw, out):
     assert left(out) == []
     told = prepared("coco", raw, out, without=("karpathy_coco",))
     assert {record["coco_id"] for record in records(out / "coco")} == {9, 25, 42, 73}
-    assert "coco_val: not made" in told and OneLine("vqa2, karpathy_coco") in told.splitlines()
+    assert "coco_val: not made" in told and OneLine("vqa2", "karpathy_coco") in told.splitlines()
 
 
 def test_files_that_would_link_held_out_images_to_other_sets_are_missed(raw, out):

@@ -1,0 +1,211 @@
+"""Lists of addresses and captions: reads parquet files and JSON lines, and writes the rows that may be used for img2dataset."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dataset.image_ids import ids_in_url
+from dataset.prepare.cleaning import cleaned_text
+from dataset.prepare.counts import Counts
+from dataset.prepare.filters import Filters
+from dataset.prepare.held_out import HeldOut
+from dataset.prepare.img2dataset import is_address
+from dataset.prepare.parquet_rows import BATCH, DamagedFileError, open_parquet
+from dataset.prepare.raw_folder import RawFile
+from dataset.prepare.rows import Row
+from dataset.prepare.sets.base import ParquetPairs
+from dataset.records.broken import BrokenRecordError
+from dataset.shards.tars import parse_object
+from utils.errors import UserError
+from utils.files import replacing
+
+LINE_BATCH = 1 << 12
+"""Number of JSON lines that are in memory at a time. They may be long."""
+
+LINES = ("*.jsonl", "*.jsonl.gz")
+"""Names of lists that are JSON lines."""
+
+ANNOTATIONS = "annotations"
+"""Column of a list, and key in a shard, that has the annotations as JSON text."""
+
+ROW_KIND = "row"
+"""Kind of the rows in the file of rows by address."""
+
+DAMAGED = "damaged file"
+"""Reason for leaving out a whole file."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Decides which pairs may be used: they pass the filters, are not held out, and are not missing elsewhere."""
+
+    pairs: ParquetPairs
+    filters: Filters
+    held_out: HeldOut
+    excluded: frozenset[str]
+
+    def allow(self, row: Mapping[str, Any], counts: Counts, location: str) -> bool:
+        """Returns True if a pair may be used; otherwise counts the reason."""
+        url = row["url"]
+        if (reason := self.filters.reason(row)) is not None:
+            counts.leave_out(reason, location)
+        elif "flickr" in url.lower() and (split := self.held_out.find(ids_in_url(url))) is not None:
+            counts.leave_out(f"held out by {split}", location, url[:100])
+        elif url in self.excluded:
+            counts.leave_out("on the list of missing images", location, url[:100])
+        else:
+            return True
+        return False
+
+
+class FileJob(NamedTuple):
+    """A list, or a shard of img2dataset, that becomes one of the set's. ``rows``: rows by address for shards without
+    annotations."""
+
+    source: Path
+    target: Path
+    rules: Rules
+    rows: Path | None = None
+
+
+def list_stem(path: Path) -> str:
+    """Returns the name of a list without its suffixes."""
+    return path.name.removesuffix(".gz").rpartition(".")[0]
+
+
+def columns_of(path: Path, rules: Rules) -> dict[str, str]:
+    """Returns the names of the columns in a list, by our names; columns of annotations have their own names.
+
+    Raises:
+        UserError: pyarrow is not installed, the file is damaged, or a column is missing.
+    """
+    listed = path.suffix == ".parquet"
+    names = {name.lower(): name for name in (open_parquet(path).schema_arrow.names if listed else _keys_of_lines(path))}
+    found = {
+        ours: names[theirs]
+        for ours, those in rules.pairs.columns.items()
+        for theirs in reversed(those)
+        if theirs in names
+    }
+    missing = [name for name in ("url", "text", *rules.filters.needed) if name not in found]
+    annotations = rules.pairs.annotations.columns if rules.pairs.annotations is not None else ()
+    missing += [name for name in annotations if name not in names]
+    if missing:
+        remedy = "; for lists without tags of safety, give --safety none" if "safety" in missing else ""
+        raise UserError(
+            f"{path} has no column for {', '.join(missing)}; its columns: {', '.join(names.values())}{remedy}"
+        )
+    return found | {name: names[name] for name in annotations if name not in found}
+
+
+def _keys_of_lines(path: Path) -> list[str]:
+    """Returns the keys of the first object of JSON lines."""
+    for _, row in itertools.islice(_lines(path), 100):
+        if not isinstance(row, BrokenRecordError):
+            return list(row)
+    raise DamagedFileError(f"{path}: none of the first lines is a JSON object; download it again")
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | BrokenRecordError]]:
+    """Yields the objects of JSON lines, each with its location."""
+    try:
+        with RawFile(path).open() as stream:
+            for number, line in enumerate(stream, start=1):
+                location = f"{path}:{number}"
+                try:
+                    if line.strip():
+                        yield location, parse_object(line, location)
+                except BrokenRecordError as error:
+                    yield location, error
+    except UserError as error:
+        raise DamagedFileError(str(error)) from None
+
+
+def write_list(job: FileJob) -> Counts:
+    """Writes the pairs of a list that may be used, with cleaned captions; runs in a worker process, on any machine.
+
+    A damaged file is skipped and counted.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    counts = Counts()
+    names = ["url", "caption", *([ANNOTATIONS] if job.rules.pairs.annotations is not None else [])]
+    schema = pyarrow.schema([(name, pyarrow.string()) for name in names])
+    try:
+        columns = columns_of(job.source, job.rules)
+        with replacing(job.target) as part, pyarrow.parquet.ParquetWriter(part, schema) as writer:
+            for rows in batches(job.source, columns, counts):
+                pairs = list(_usable(rows, job.rules, counts))
+                counts.made["pairs"] += len(pairs)
+                made = [pyarrow.array(list(column), pyarrow.string()) for column in zip(*pairs, strict=True)]
+                if pairs:
+                    writer.write_batch(pyarrow.record_batch(made, schema=schema))
+    except (OSError, DamagedFileError, pyarrow.ArrowException) as error:
+        if isinstance(error, OSError) and error.filename:
+            raise  # the disk is at fault, not the file
+        counts = Counts()
+        counts.leave_out(DAMAGED, str(job.source), str(error).splitlines()[0])
+    return counts
+
+
+def batches(path: Path, columns: Mapping[str, str], counts: Counts) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """Yields the rows of a file by our names of the columns, each with its location. Lines that are not JSON are counted."""
+    rows: list[tuple[str, dict[str, Any]]] = []
+    if path.suffix != ".parquet":
+        for location, row in _lines(path):
+            if isinstance(row, BrokenRecordError):
+                counts.read["pairs"] += 1
+                counts.leave_out(row.kind, row.location, row.message)
+                continue
+            rows.append((location, {ours: row.get(theirs) for ours, theirs in columns.items()}))
+            if len(rows) == LINE_BATCH:
+                yield rows
+                rows = []
+        yield rows
+        return
+    number = 0
+    for batch in open_parquet(path).iter_batches(BATCH, columns=list(columns.values())):
+        values = [batch.column(batch.schema.names.index(name)).to_pylist() for name in columns.values()]
+        named = (dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
+        rows = [(f"{path}: row {index}", row) for index, row in enumerate(named, start=number)]
+        yield rows
+        number += len(rows)
+
+
+def _usable(rows: list[tuple[str, dict[str, Any]]], rules: Rules, counts: Counts) -> Iterator[tuple[str, ...]]:
+    """Yields address and cleaned caption of each pair that may be used, and its annotations as JSON text."""
+    counts.read["pairs"] += len(rows)
+    annotations = rules.pairs.annotations
+    seen: set[int] = set()
+    for location, row in rows:
+        url = row["url"]
+        if not isinstance(url, str) or not is_address(url):
+            counts.leave_out("no address", location, repr(url)[:60])
+        elif rules.allow(row, counts, location):
+            if annotations is None:
+                text = cleaned_text(row["text"] or "", counts, location)
+                if text is not None:
+                    yield url, text
+                continue
+            content = json.dumps({name: row[name] for name in annotations.columns}, ensure_ascii=False)
+            if (digest := hash((url, content))) in seen:
+                counts.leave_out("duplicate row", location, url[:100])
+                continue
+            seen.add(digest)
+            yield url, str(row["text"] or ""), content
+
+
+def rows_by_address(rules: Rules, lists: Sequence[Path], name: str, file: RawFile, counts: Counts) -> Iterator[Row]:
+    """Yields the annotations of all rows of the lists by their address, as JSON text."""
+    assert rules.pairs.annotations is not None
+    for path in lists:
+        for rows in batches(path, columns_of(path, rules), counts):
+            for location, row in rows:
+                content = {name: row[name] for name in rules.pairs.annotations.columns}
+                yield Row(ROW_KIND, str(row["url"]), location, json.dumps(content, ensure_ascii=False))

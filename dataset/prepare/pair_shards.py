@@ -1,0 +1,188 @@
+"""Shards of img2dataset: the records that may be used are kept, or get the annotations of their rows."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dataset.media.encoded import FORMATS
+from dataset.prepare.counts import Counts
+from dataset.prepare.img2dataset import place_shard
+from dataset.prepare.output import json_line
+from dataset.prepare.pair_lists import ANNOTATIONS, DAMAGED, ROW_KIND, FileJob, Rules
+from dataset.prepare.region_records import OTHER_SIZE, same_shape
+from dataset.prepare.rows import RowFile
+from dataset.prepare.sets.base import Annotations
+from dataset.records.broken import BrokenRecordError
+from dataset.records.schema import RawRecord
+from dataset.shards.scanning import scan_shard
+from dataset.shards.tars import read_record
+from utils.errors import UserError
+from utils.files import replacing
+
+MAX_OTHER_SHAPE = 0.5
+"""Maximum share of a shard's images that have another shape than their originals; beyond it, the download is refused."""
+
+
+def take_shard(job: FileJob) -> Counts:
+    """Puts a shard of img2dataset in place, linked if all its records may be used; runs in a worker process, on any machine.
+
+    The JSON members have addresses, sizes, and further columns of the list that img2dataset has kept. A damaged shard is
+    skipped and counted.
+    """
+    counts, kept = Counts(), set[str]()  # only names, since the images of a shard would fill the memory of a process
+    try:
+        for record in shard_records(job.source, counts):
+            if may_be_used(record, job.rules, counts):
+                kept.add(record.location.removeprefix(f"{job.source}:").partition(".")[0])
+                counts.made["records"] += 1
+    except (UserError, tarfile.TarError, ValueError) as error:
+        counts = Counts()
+        counts.leave_out(DAMAGED, str(job.source), str(error))
+        return counts
+    counts.made["images"] = counts.made["records"]
+    if kept:
+        place_shard(job.source, job.target, kept if counts.made["images"] < counts.read["images"] else None)
+    return counts
+
+
+def shard_records(path: Path, counts: Counts) -> Iterator[RawRecord]:
+    """Yields the records of a shard; broken ones are counted."""
+    scanned = scan_shard(path, str(path))
+    with path.open("rb") as file:
+        for span, apart in scanned.records(path.stat().st_size):
+            counts.read["images"] += 1
+            try:
+                yield read_record(file, path, span, apart)
+            except BrokenRecordError as error:
+                counts.leave_out(error.kind, error.location, error.message)
+
+
+def may_be_used(record: RawRecord, rules: Rules, counts: Counts) -> bool:
+    """Returns True if a record of a shard may be used; otherwise counts the reason."""
+    values = {name.lower(): value for name, value in record.values.items()}
+    row: dict[str, Any] = {
+        ours: next((values[name] for name in names if name in values), None)
+        for ours, names in rules.pairs.in_shards.items()
+    }
+    row["url"] = str(row["url"] or "")
+    if record.image is None:
+        counts.leave_out("missing image", record.location, row["url"][:100])
+        return False
+    return rules.allow(row, counts, record.location)
+
+
+def convert_shard(job: FileJob) -> Counts:
+    """Writes a shard with the same images, whose JSON members are records made from the annotations of their rows; runs in a
+    worker process, on any machine. A damaged shard is skipped and counted.
+
+    Raises:
+        UserError: most images were cropped or padded, so that the boxes do not fit them.
+    """
+    annotations = job.rules.pairs.annotations
+    assert annotations is not None
+    counts = Counts()
+    rows = RowFile(job.rows) if job.rows is not None else None
+    try:
+        with replacing(job.target) as part, tarfile.open(part, "w:") as new:
+            for record in shard_records(job.source, counts):
+                if (converted := _converted(record, job.rules, annotations, rows, counts)) is not None:
+                    counts.made["images"] += 1
+                    name = record.location.removeprefix(f"{job.source}:")
+                    _add(new, name, record.image or b"")
+                    _add(new, f"{name.partition('.')[0]}.json", json_line(converted).rstrip())
+        if not counts.made["images"]:
+            job.target.unlink(missing_ok=True)
+    except (UserError, tarfile.TarError, ValueError) as error:
+        job.target.unlink(missing_ok=True)
+        counts = Counts()
+        counts.leave_out(DAMAGED, str(job.source), str(error))
+        return counts
+    finally:
+        if rows is not None:
+            rows.close()
+    if counts.left_out[OTHER_SIZE] > MAX_OTHER_SHAPE * counts.read["images"]:
+        raise UserError(
+            f"{job.source}: {counts.left_out[OTHER_SIZE]:,} of {counts.read['images']:,} images have another shape than their "
+            f"originals, first {counts.locations[OTHER_SIZE][0]}: img2dataset cropped or padded them, so the boxes do not fit; "
+            "download them again with --resize_mode keep_ratio"
+        )
+    counts.made["records"] = counts.made["images"]
+    return counts
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def _converted(
+    record: RawRecord, rules: Rules, annotations: Annotations, rows: RowFile | None, counts: Counts
+) -> dict[str, Any] | None:
+    """Returns the record of an image; None, after counting the reason, if it may not be used or nothing describes it."""
+    if not may_be_used(record, rules, counts):
+        return None
+    url = str(record.values.get("url") or "")
+    row = row_of(record.values, annotations)
+    if row is None and rows is not None:
+        found = rows.find(ROW_KIND, url)
+        row = json.loads(found[0].text) if found else None
+    if row is None:
+        counts.leave_out("without annotations", record.location, url[:100])
+        return None
+    size = _image_size(record.image or b"")
+    if size is None:
+        counts.leave_out("unreadable image", record.location, url[:100])
+        return None
+    if annotations.has_boxes and not _keeps_shape(record.values, size):
+        original = f"{record.values['original_width']} x {record.values['original_height']}"
+        counts.leave_out(OTHER_SIZE, record.location, f"{size[0]} x {size[1]} pixels, was {original}")
+        return None
+    try:
+        converted = annotations.convert(row, size, counts, record.location)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        counts.leave_out("wrong type", record.location, f"{type(error).__name__}: {error}")
+        return None
+    return None if converted is None else {**converted, "url": url}
+
+
+def row_of(values: Mapping[str, Any], annotations: Annotations) -> Mapping[str, Any] | None:
+    """Returns the columns of annotations in a JSON member of img2dataset, from the JSON text of our lists or from the official
+    columns. Returns None if the member has neither."""
+    if isinstance(text := values.get(ANNOTATIONS), str):
+        try:
+            row = json.loads(text)
+        except ValueError:
+            return None
+        return row if isinstance(row, dict) else None
+    lower = {name.lower(): value for name, value in values.items()}
+    return lower if all(name in lower for name in annotations.columns) else None
+
+
+def has_annotations(shard: Path, annotations: Annotations) -> bool:
+    """Returns True if the first record of a shard has the columns of the annotations."""
+    first = next(shard_records(shard, Counts()), None)
+    return first is not None and row_of(first.values, annotations) is not None
+
+
+def _image_size(content: bytes) -> tuple[int, int] | None:
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as header:
+            return header.size
+    except Exception:  # Pillow's readers raise many kinds on malformed bytes
+        return None
+
+
+def _keeps_shape(values: Mapping[str, Any], size: tuple[int, int]) -> bool:
+    """Returns True if an image has the shape of its original, which img2dataset records; it may also keep images as they are."""
+    width, height = values.get("original_width"), values.get("original_height")
+    if not isinstance(width, int) or not isinstance(height, int) or min(width, height) < 1:
+        return True
+    return same_shape((width, height), size)

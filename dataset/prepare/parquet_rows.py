@@ -1,0 +1,54 @@
+"""Reads the rows of parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+
+BATCH = 1 << 16
+"""Number of rows that are in memory at a time."""
+
+
+class DamagedFileError(UserError):
+    """A file cannot be read."""
+
+
+def open_parquet(path: Path) -> Any:
+    """Returns the file, opened by pyarrow.
+
+    Raises:
+        UserError: pyarrow is not installed.
+        DamagedFileError: the file is not a complete parquet file.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError('parquet files are read with pyarrow, which is not installed: pip install ".[laion]"') from None
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DamagedFileError(
+            f"{path} is not a complete parquet file ({str(error).splitlines()[0]}); download it again"
+        ) from None
+
+
+def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the given columns of each row, with the location of the row.
+
+    Raises:
+        UserError: as :func:`open_parquet`; or a column is missing.
+    """
+    file = open_parquet(path)
+    names = file.schema_arrow.names
+    if missing := [name for name in columns if name not in names]:
+        raise UserError(f"{path} has no column {', '.join(missing)}; its columns: {', '.join(names)}")
+    number = 0
+    for batch in file.iter_batches(BATCH, columns=list(columns)):
+        values = [batch.column(batch.schema.names.index(name)).to_pylist() for name in columns]
+        for row in zip(*values, strict=True):
+            yield f"{path}: row {number}", dict(zip(columns, row, strict=True))
+            number += 1

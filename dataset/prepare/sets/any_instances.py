@@ -1,0 +1,183 @@
+"""Objects of any set whose files have the form of COCO's instances, and LVIS, whose files add to it.
+
+The form of COCO's files is described at cocodataset.org/#format-data, LVIS's at lvisdataset.org and in its ``lvis-api``. LVIS's
+images have ``coco_url`` in place of ``file_name``, ``neg_category_ids`` (categories that were looked for and are not in the
+image) and ``not_exhaustive_category_ids`` (categories of which not every object has a box). Its categories have ``synonyms`` and
+``def``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dataset.image_ids import id_number
+from dataset.prepare.cleaning import cleaned_text, placed_box
+from dataset.prepare.counts import Counts
+from dataset.prepare.finders import OF_ANY_SET, names_of_path
+from dataset.prepare.held_out import OF_COCO
+from dataset.prepare.json_pieces import json_pieces
+from dataset.prepare.options import Options
+from dataset.prepare.phrases import Phrases
+from dataset.prepare.raw_folder import RawFile, RawFolder
+from dataset.prepare.region_records import region_record
+from dataset.prepare.rows import RowFolder
+from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source, files_named
+from dataset.prepare.sets.coco import IMAGES, image_names
+from dataset.prepare.sets.instances import ABSENT, INCOMPLETE, OBJECTS, category_names, rows_of
+from utils.errors import UserError
+
+SUFFIXES = (".json", ".json.gz")
+LVIS_FILES = ("lvis_v1_train.json", "lvis_v0.5_train.json")
+
+Categories = Mapping[str, list[str]]
+"""Texts for the objects of a category, by its id: its name and its synonyms."""
+
+
+def _files(raw: RawFolder) -> Files:
+    """Finds all files that have images, categories, and annotations with boxes."""
+    found = [
+        file
+        for name in sorted(raw.files)
+        if name.endswith(SUFFIXES)
+        for file in map(RawFile, raw.files[name])
+        if _has_instances(file)
+    ]
+    if not found:
+        raise UserError(
+            f"{', '.join(map(str, raw.roots))}: no file *.json has the lists images, categories, and annotations with bbox"
+        )
+    return {f"{OBJECTS}_{index}": file for index, file in enumerate(found)}
+
+
+def _has_instances(file: RawFile) -> bool:
+    """Returns True if a file begins like COCO's instances. Reading stops at the first annotation."""
+    try:
+        with file.open() as stream:
+            for piece in json_pieces(stream, str(file)):
+                if piece.section == "annotations":
+                    return isinstance(piece.value, dict) and "bbox" in piece.value and "category_id" in piece.value
+                if not piece.section and isinstance(piece.key, int):
+                    return False  # an array
+    except UserError:  # JSON lines, or no JSON
+        return False
+    return False
+
+
+def read_instances(title: str, of_coco: bool, files: Files, scratch: Path, options: Options) -> Source:
+    """Reads the objects of one or more files for region records, one for each image of a file.
+
+    Args:
+        title: name of the set, for messages.
+        of_coco: the images are COCO's, which have had two names.
+        files: the annotation files.
+        scratch: folder for temporary files.
+        options: choices of the user.
+    """
+    folder = RowFolder(scratch)
+    counts = folder.read(partial(rows_of, title), files, options.workers)
+    categories: dict[str, Categories] = {}
+    for name in files:
+        rows = folder[name]
+        rows.leave_out_orphans("annotations", rows, "images", counts)
+        synonyms = {row.key: json.loads(row.text) for row in rows.first("synonyms")}
+        categories[name] = {
+            key: _texts([text, *synonyms.get(key, [])], counts, f"{files[name]}: category {key}")
+            for key, text in category_names(rows).items()
+        }
+
+    def images() -> Iterator[AnnotatedMedia]:
+        with folder:
+            for name in files:
+                for image in folder[name].first("images"):
+                    path = json.loads(image.text)["file_name"]
+                    names = names_of_path(path)
+                    if of_coco:
+                        names = image_names(int(image.key), Path(path).parent.name or "train2017")
+                    rows = folder[name].find("annotations", image.key)
+                    yield AnnotatedMedia(names, image.location, (name, image.text, rows))
+
+    total = sum(folder[name].count("images") for name in files)
+    return Source(images(), partial(_record, categories), total, counts)
+
+
+def _texts(names: list[Any], counts: Counts, location: str) -> list[str]:
+    """Returns the distinct texts of a category. LVIS has names such as ``bow_(weapon)``."""
+    texts = (
+        cleaned_text(name.replace("_", " ") if isinstance(name, str) else name, counts, location) for name in names
+    )
+    return list(dict.fromkeys(text for text in texts if text is not None))
+
+
+def _record(categories_of: Mapping[str, Categories], image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
+    name, shown, rows = image.values
+    categories, values = categories_of[name], json.loads(shown)
+    size = values["width"], values["height"]
+    phrases = Phrases(counts)
+    incomplete = set(map(str, values.get(INCOMPLETE, ())))
+    for row in rows:
+        value = json.loads(row.text)
+        category = str(id_number(value.get("category_id")))
+        texts = categories.get(category)
+        if not texts:
+            counts.leave_out("unknown category", row.location, repr(value.get("category_id"))[:40])
+            continue
+        box = placed_box(value.get("bbox"), *size, counts, row.location)
+        if box is not None:
+            element = phrases.add(texts, box, "object", row.location)
+            if category in incomplete:
+                element["exhaustive"] = False
+    made = {"objects": phrases.boxes}
+    shown_phrases = len(phrases)
+    for category in map(str, values.get(ABSENT, ())):
+        if texts := categories.get(category):
+            phrases.add_absent(texts, "object")
+        else:
+            counts.leave_out("unknown category", image.location, f"{ABSENT} contains {category}")
+    made |= {"absent phrases": len(phrases) - shown_phrases} if len(phrases) > shown_phrases else {}
+    yield from region_record(image, size, phrases.elements(), made, counts)
+
+
+INSTANCES = DataSet(
+    title="Objects in the form of COCO's instances",
+    home="cocodataset.org/#format-data",
+    licence="as the converted data set",
+    files={
+        "*.json": "files with images, categories, and annotations with bbox and category_id; all of them become one folder",
+        "images": "in any folders; each path ends like file_name",
+    },
+    sizes={},
+    makes=(
+        Records(
+            "instances",
+            "an image and its objects, one element for each category",
+            files=_files,
+            read=partial(read_instances, "COCO", False),
+            image_files=OF_ANY_SET,
+        ),
+    ),
+)
+
+LVIS = DataSet(
+    title="LVIS",
+    home="www.lvisdataset.org",
+    licence="annotations CC BY 4.0; images of COCO under the terms of Flickr",
+    files={
+        LVIS_FILES[0]: f"objects of 1,203 categories; or {LVIS_FILES[1]}",
+        "train2017/, val2017/": "COCO's images",
+    },
+    sizes={"images": 100_170},
+    makes=(
+        Records(
+            "lvis",
+            "an image and its objects, one element for each category, also for categories that it does not show",
+            files=files_named(objects_0=LVIS_FILES),
+            read=partial(read_instances, "LVIS", True),
+            image_files=IMAGES,
+        ),
+    ),
+    required=OF_COCO,
+)

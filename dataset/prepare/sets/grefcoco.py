@@ -1,0 +1,199 @@
+"""gRefCOCO (Liu et al., 2023, "GRES"): expressions about one object, several objects, or none, on images of COCO.
+
+``gres_model/data/datasets/grefer.py`` of github.com/henghuiding/ReLA reads the files, and
+``mdetr/scripts/fine-tuning/grefexp_coco_format.py`` of github.com/henghuiding/gRefCOCO converts them. ``grefs(unc).json`` is an
+array like the references of RefCOCO, in which ``ann_id`` is a list; [-1] means that the image shows no such object. The boxes are
+in ``instances.json``. All images are of COCO train2014.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dataset.formats.refcoco import IMAGE_NAME
+from dataset.image_ids import id_number
+from dataset.prepare.cleaning import cleaned_texts, placed_box
+from dataset.prepare.counts import Counts
+from dataset.prepare.held_out import OF_COCO, TRAINING
+from dataset.prepare.json_pieces import json_pieces
+from dataset.prepare.options import Options
+from dataset.prepare.raw_folder import RawFolder
+from dataset.prepare.region_records import region_record
+from dataset.prepare.sets.base import AnnotatedMedia, DataSet, Files, Found, Records, Source, Splits
+from dataset.prepare.sets.coco import IMAGES, image_names
+from dataset.prepare.sets.refcoco import INSTANCES, SPLIT, read_instances
+from dataset.records.schema import Box
+from utils.errors import UserError
+
+REFERENCES = "grefs(unc).json"
+EVALUATION = ("val", "testA", "testB")
+NO_TARGET = -1
+"""Id of the annotation of an expression without an object."""
+
+
+class Reference(NamedTuple):
+    """Expressions about the same objects. ``boxes``: as in the file; empty if the image does not show such an object."""
+
+    location: str
+    image: int
+    split: str
+    size: tuple[int, int]
+    expressions: list[Any]
+    boxes: list[Any]
+
+
+def _files(raw: RawFolder) -> Files:
+    references = raw.find(REFERENCES)
+    if references is None:
+        raise UserError(f"{', '.join(map(str, raw.roots))}: there is no {REFERENCES}")
+    instances = raw.find(INSTANCES, below="grefcoco") or raw.sibling(references.path, INSTANCES)
+    if instances is None:
+        raise UserError(f"{references}: no {INSTANCES} is in a folder grefcoco, or next to it; this file has the boxes")
+    return {"references": references, "boxes": instances}
+
+
+def _references(files: Files, counts: Counts) -> Iterator[Reference]:
+    """Yields the references of all splits, and counts the references that cannot be used."""
+    boxes, sizes = read_instances(files["boxes"])
+    file = files["references"]
+    with file.open() as stream:
+        for piece in json_pieces(stream, str(file)):
+            location, value = f"{file}[{piece.key}]", piece.value
+            counts.read["references"] += 1
+            if not isinstance(value, dict):
+                counts.leave_out("wrong type", location, f"{piece.text[:40]} is not an object")
+                continue
+            image, sentences = id_number(value.get("image_id")), value.get("sentences")
+            annotations = value.get("ann_id")
+            listed = annotations if isinstance(annotations, list) else [annotations]
+            none = listed in ([], [NO_TARGET])
+            if (
+                image is None
+                or image not in sizes
+                or not isinstance(sentences, list)
+                or not (none or all(isinstance(each, int) and each in boxes for each in listed))
+            ):
+                detail = f"image_id {value.get('image_id')}, ann_id {str(annotations)[:60]}: no box, size or sentences"
+                counts.leave_out("missing key", location, detail)
+                continue
+            expressions = [each.get("sent") if isinstance(each, dict) else None for each in sentences]
+            found = [] if none else [boxes[each] for each in listed]
+            yield Reference(location, image, str(value.get("split")), sizes[image], expressions, found)
+
+
+def _read(files: Files, scratch: Path, options: Options) -> Source:
+    counts = Counts()
+    references = list(_references(files, counts))
+    evaluated: dict[int, str] = {}
+    for each in references:
+        if each.split not in TRAINING:
+            evaluated.setdefault(each.image, each.split)
+    images: dict[int, list[Reference]] = {}
+    for each in references:
+        if each.split not in TRAINING:
+            counts.leave_out("not in the training split", each.location, each.split)
+        elif each.image in evaluated:
+            counts.leave_out(f"held out by gRefCOCO {evaluated[each.image]}", each.location, f"image {each.image}")
+        else:
+            images.setdefault(each.image, []).append(each)
+    annotated = [
+        AnnotatedMedia(image_names(number, SPLIT), described[0].location, (number, described))
+        for number, described in sorted(images.items())
+    ]
+    return Source(annotated, _record, len(annotated), counts)
+
+
+def _placed(reference: Reference, counts: Counts) -> list[Box] | None:
+    """Returns the boxes of a reference; None, after counting the reason, if one of them cannot be used, since the others are not
+    all that the expressions mean."""
+    boxes = [placed_box(box, *reference.size, counts, reference.location) for box in reference.boxes]
+    return None if None in boxes else list(dict.fromkeys(box for box in boxes if box is not None))
+
+
+def _element(boxes: list[Box], texts: list[str]) -> dict[str, Any]:
+    return {"caption": texts, "bb": boxes[0] if len(boxes) == 1 else boxes, "grain": "region"}
+
+
+def _record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:
+    number, described = image.values
+    texts_of: dict[tuple[Box, ...], dict[str, None]] = {}
+    for each in described:
+        boxes = _placed(each, counts)
+        texts = cleaned_texts(each.expressions, counts, f"{each.location}: sentences") if boxes is not None else []
+        if boxes is not None and texts:
+            texts_of.setdefault(tuple(sorted(boxes)), {}).update(dict.fromkeys(texts))
+    made = Counter[str]()
+    for meant, expressions in texts_of.items():
+        made["boxes"] += len(meant)
+        made["phrases" if meant else "absent phrases"] += len(expressions)
+    elements = [_element(list(meant), list(expressions)) for meant, expressions in texts_of.items()]
+    yield from region_record(image, described[0].size, elements, made, counts, coco_id=number)
+
+
+def _read_evaluation(
+    files: Files, folder: Path, options: Options, counts: Counts
+) -> Mapping[str, Iterator[Mapping[str, Any]]]:
+    read = Counts()
+    references = list(_references(files, read))
+    splits = [split for split in EVALUATION if any(each.split == split for each in references)]
+    if not splits:
+        raise UserError(f"{files['references']} has no expressions of {', '.join(EVALUATION)}")
+    counts.add(read)
+    return {split: _evaluated([each for each in references if each.split == split], counts) for split in splits}
+
+
+def _evaluated(references: list[Reference], counts: Counts) -> Iterator[Mapping[str, Any]]:
+    """Yields a record for each reference, with the expressions as published."""
+    for each in references:
+        boxes = _placed(each, counts)
+        texts = [text.strip() for text in each.expressions if isinstance(text, str) and text.strip()]
+        if len(texts) < len(each.expressions):
+            counts.leave_out("empty text", each.location)
+        if boxes is not None and texts:
+            counts.made["expressions"] += len(texts)
+            yield {"image": IMAGE_NAME.format(each.image), "elems": [_element(boxes, texts)], "coco_id": each.image}
+
+
+_TITLE, _HOME = "gRefCOCO", "github.com/henghuiding/gRefCOCO"
+_LICENCE = "none stated in the repository; images under the terms of Flickr"
+_OFFICIAL = {
+    f"grefcoco/{REFERENCES}": "expressions, with the ids of their objects",
+    f"grefcoco/{INSTANCES}": "boxes",
+    "train2014/": "COCO's images",
+}
+
+GREFCOCO = DataSet(
+    title=_TITLE,
+    home=_HOME,
+    licence=_LICENCE,
+    files=_OFFICIAL,
+    sizes={},
+    makes=(
+        Records(
+            "grefcoco",
+            "an image and expressions about one, several or none of its objects",
+            files=_files,
+            read=_read,
+            image_files=IMAGES,
+        ),
+    ),
+    required=OF_COCO,
+)
+
+GREFCOCO_EVAL = DataSet(
+    title=f"{_TITLE}, to measure on",
+    home=_HOME,
+    licence=_LICENCE,
+    files=_OFFICIAL,
+    sizes={},
+    makes=Splits(
+        "grefcoco_eval",
+        "expressions about one, several or none of the objects of an image of COCO",
+        readers="configs/grounding/*.yaml, with annotations: val.jsonl and COCO's train2014 in place of the official files",
+        files=_files,
+        read=_read_evaluation,
+    ),
+)
