@@ -20,7 +20,7 @@ RUN := runs/demo/$(TASK)-seed$(SEED)
 
 REAL := runs/real/pretrain-seed$(SEED)
 
-.PHONY: help gpu real demo demo-quick scenes clips test test-all faults test-lowest test-newest lint types setup setup-dev clean-demo clean-real
+.PHONY: help gpu encoders real demo demo-quick scenes clips test test-all faults test-lowest test-newest lint types setup setup-dev clean-demo clean-real
 
 help:
 	@echo "make demo               set up, draw scenes, pre-train a tiny model from scratch in ten minutes"
@@ -91,6 +91,9 @@ data/packages/complete: | .venv/installed
 # The same command resumes after an interruption. docs/performance.md describes the receipt.
 gpu: .venv/installed-dev
 	.venv/bin/python -m benchmarks.gpu_receipt $(if $(filter-out 0,$(CPU)),--cpu)
+
+encoders: .venv/installed-dev
+	.venv/bin/python -m tests.encoders.page
 
 PYTEST := .venv/bin/python -m pytest -n auto --dist worksteal
 

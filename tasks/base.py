@@ -22,6 +22,7 @@ from engine.train_config import TrainConfig
 from models.checkpoints import InitConfig, LoadReport, initialise, load_weights
 from models.checkpoints.initialise import fresh_parameters, loaded_weights, random_parameters
 from models.checkpoints.settings import model_section, require_same_settings, unlike_published
+from models.core.backbones import save_backbone_config
 from models.core.hub_text import hub_config_of
 from models.core.xvlm import XVLM, ModelConfig
 from models.inference.reranking import AligningModel
@@ -41,7 +42,7 @@ from utils.weight_file import TOKEN_IDS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-TOKENIZER, ANSWERS = "tokenizer", "answers.json"
+TOKENIZER, BACKBONE, ANSWERS = "tokenizer", "vision", "answers.json"
 """Names of the copies that a run keeps in its folder."""
 ADAPTERS = "adapters.safetensors"
 """Name of the file that holds only the weights that a run with adapters has trained, without the frozen weights."""
@@ -180,6 +181,7 @@ class BaseTask(ABC, Generic[C, M, B]):
         text = self.config.model.text
         if text.arch is None:
             hub_config_of(text.encoder).save_pretrained(str(folder / TOKENIZER))
+        save_backbone_config(self.config.model.vision, folder / BACKBONE)
 
     def train_loader(self) -> BatchLoader:
         """See :class:`engine.task.Task`."""

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, TypeVar
 from dataset.text.loading import difference_of_tokenizers, load_tokenizer, token_ids_digest
 from engine.checkpoint import find_weights, run_of
 from engine.run_files import CONFIG_FILE
-from tasks.base import ANSWERS, TOKENIZER, RunConfig
+from tasks.base import ANSWERS, BACKBONE, TOKENIZER, RunConfig
 from utils import distributed
 from utils.config import Config
 from utils.config_files import read_yaml
 from utils.errors import UserError
 from utils.files import expanded
-from utils.hub import looks_like_path
+from utils.hub import HUB, looks_like_path
 from utils.weight_file import trained_token_ids
 
 if TYPE_CHECKING:
@@ -39,12 +39,16 @@ def with_kept_inputs(config: C, run: Path | None) -> C:
     if run is None or not (run / CONFIG_FILE).is_file():
         return config
     kept = read_yaml(run / CONFIG_FILE)
-    keys = {"model.text.encoder": run / TOKENIZER, "evaluation.answers": run / ANSWERS}
-    for key, copy in keys.items():
+    keys = {
+        "model.text.encoder": (run / TOKENIZER, ""),
+        "model.vision.backbone": (run / BACKBONE, HUB),
+        "evaluation.answers": (run / ANSWERS, ""),
+    }
+    for key, (copy, prefix) in keys.items():
         now, before = _value(config, key), _value(kept, key)
-        if copy.exists() and now == before and not _is_there(now) and _has(config, key):
+        if copy.exists() and now == before and not _is_there(now, prefix) and _has(config, key):
             logger.info("%s: using %s, the copy kept by the run, instead of %s", key, copy, now)
-            config = _replaced(config, key.split("."), str(copy))
+            config = _replaced(config, key.split("."), f"{prefix}{copy}")
     return config
 
 
@@ -123,8 +127,12 @@ def weights_behind(weights: str | None) -> tuple[Path | None, Path | None]:
     return None if saved is None else saved.parent, file
 
 
-def _is_there(value: object) -> bool:
-    return isinstance(value, str) and (expanded(value).exists() and looks_like_path(value))
+def _is_there(value: object, prefix: str) -> bool:
+    """Whether a value is a path that exists, after its prefix."""
+    if not isinstance(value, str) or not value.startswith(prefix):
+        return False
+    path = value.removeprefix(prefix)
+    return expanded(path).exists() and looks_like_path(path)
 
 
 def _value(values: object, key: str) -> object:

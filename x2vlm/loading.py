@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ from models.checkpoints.files import read_weights
 from models.checkpoints.loading import load_weights
 from models.checkpoints.recognise import XLM_R_WORDS, Recognised, recognise
 from models.tasks.video_qa import VideoQAModelConfig
-from tasks.base import ADAPTERS, ANSWERS, TOKENIZER
+from tasks.base import ADAPTERS, ANSWERS, BACKBONE, TOKENIZER
 from tasks.kinds import ROOT
 from utils import accelerator
 from utils.config_files import read_config, read_yaml
@@ -106,7 +107,7 @@ def _load_weights(
     run = run_of(weights)
     settings, folder = _settings(weights, run, config), None if run is None else run.parent
     words = _tokenizer_name(settings, folder, tokenizer)
-    settings = settings.model_copy(update={"model": _with_encoder(settings, words)})
+    settings = settings.model_copy(update={"model": _with_encoders(settings, words, folder)})
     loaded = load_tokenizer(words, "tokenizer")
     trained_with = trained_token_ids(weights)
     if trained_with is not None and token_ids_digest(loaded) != trained_with:
@@ -159,7 +160,10 @@ def _weights_of(source: str) -> Path:
     """Returns the weight file of ``source``; a model on the Hub is downloaded."""
     if source.startswith(HUB):
         folder = local_folder(
-            source.removeprefix(HUB), ["model.safetensors"], source, beside=["*.yaml", "*.json", "tokenizer/*"]
+            source.removeprefix(HUB),
+            ["model.safetensors"],
+            source,
+            beside=["*.yaml", "*.json", "tokenizer/*", "vision/*"],
         )
         return find_weights(folder)
     path = expanded(source)
@@ -222,11 +226,14 @@ def _tokenizer_name(settings: Settings, folder: Path | None, tokenizer: str | Pa
     return settings.model.text.encoder
 
 
-def _with_encoder(settings: Settings, words: str) -> object:
-    """Returns the section ``model`` with its text encoder named after its tokenizer; sizes that the config does not set are read
-    from the same folder."""
+def _with_encoders(settings: Settings, words: str, folder: Path | None) -> object:
+    """Returns the section ``model`` with its text encoder named after its tokenizer, and its vision encoder after the copy that
+    the run keeps; sizes that the config does not set are read from these folders."""
     model = settings.model
-    return model.model_copy(update={"text": model.text.model_copy(update={"encoder": words})})
+    parts: dict[str, Any] = {"text": model.text.model_copy(update={"encoder": words})}
+    if folder is not None and (folder / BACKBONE).is_dir():
+        parts["vision"] = model.vision.model_copy(update={"backbone": f"hf:{folder / BACKBONE}"})
+    return model.model_copy(update=parts)
 
 
 def _answers(settings: Settings, folder: Path | None, answers: str | Path | None) -> list[str] | None:

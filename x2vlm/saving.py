@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from engine.checkpoint import MODEL_FILE
 from engine.run_files import CONFIG_FILE, EVALUATION_FILE
+from models.core.backbones import save_backbone_config
 from models.core.hub_text import hub_config_of
-from tasks.base import ANSWERS, TOKENIZER
+from tasks.base import ANSWERS, BACKBONE, TOKENIZER
 from utils.config import dump_config
 from utils.errors import UserError
 from utils.files import expanded, read_json, write_text
@@ -50,6 +51,7 @@ def save_settings(model: LoadedModel, folder: Path) -> None:
     model.tokenizer.save_pretrained(str(folder / TOKENIZER))
     if text.arch is None:
         hub_config_of(text.encoder).save_pretrained(str(folder / TOKENIZER))
+    save_backbone_config(model.settings.model.vision, folder / BACKBONE)
     here = model.settings.model.model_copy(update={"text": text.model_copy(update={"encoder": TOKENIZER})})
     write_text(folder / CONFIG_FILE, dump_config(model.settings.model_copy(update={"model": here})))
     if model.answers is not None:

@@ -348,24 +348,27 @@ NO_HEADS = ("vision", "text", "fusion", "decoder", "contrastive")
 
 @dataclass(frozen=True)
 class MeasuredTextCost:
-    """A text encoder of a library: FLOPs for each token, and for each pair of tokens of a text."""
+    """A text encoder of a library: FLOPs for each text, each token, and each pair of tokens of a text."""
 
+    text: float
     token: float
     pair: float
 
     @staticmethod
     def of(run: Callable[[int], int], projection: int) -> MeasuredTextCost:
-        """Coefficients from the FLOPs ``run(L)`` of a text of L tokens, at two lengths. ``projection``: further FLOPs of a state."""
-        short, long = (run(length) / length for length in _MEASURED)
-        pair = (long - short) / (_MEASURED[1] - _MEASURED[0])
-        return MeasuredTextCost(short - pair * _MEASURED[0] + projection, pair)
+        """Coefficients from the FLOPs ``run(L)`` of a text of L tokens, at three lengths. ``projection``: further FLOPs of a
+        state."""
+        powers = np.vander(_MEASURED, 3)  # FLOPs are pair * L^2 + token * L + text
+        pair, token, text = np.linalg.solve(powers, [run(length) for length in _MEASURED]).round().tolist()
+        return MeasuredTextCost(text, token + projection, pair)
 
     def run(self, tokens: Lengths) -> float:
         """FLOPs of running texts, given the number of tokens of each."""
-        return float(self.token * tokens.sum() + self.pair * (tokens.astype(float) ** 2).sum())
+        lengths = tokens.astype(np.float64)
+        return float(self.text * len(lengths) + self.token * lengths.sum() + self.pair * (lengths**2).sum())
 
 
-_MEASURED = (8, 16)
+_MEASURED = (8, 12, 16)
 
 
 @dataclass(frozen=True)

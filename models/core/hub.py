@@ -93,6 +93,27 @@ def part_weights(name: str, hub_config: Any, key: str) -> dict[str, Tensor]:
     return {name: weight for name, weight in model.state_dict().items() if name not in random}
 
 
+def set_gradient_checkpointing(model: Any, enabled: bool, part: str) -> None:
+    """Makes a model recompute its blocks in the backward pass, or stops it.
+
+    Raises:
+        UserError: if the model does not support it; ``part`` is its name in ``train.recompute``.
+    """
+    if not model.supports_gradient_checkpointing:
+        if enabled:
+            raise UserError(
+                f"train.recompute: {type(model).__name__} does not support gradient checkpointing; remove `{part}`"
+            )
+        return
+    name = (
+        "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    )  # the name in older releases
+    if enabled:
+        getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
+    else:
+        getattr(model, f"{name}_checkpointing_disable")()
+
+
 def _reason(error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return "its config.json asks to run code of the folder, which we never do"

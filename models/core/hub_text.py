@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from batches.texts import Text
 from models.core.blocks import BlockConfig
 from models.core.flops import counted_flops, on_meta
-from models.core.hub import model_class, part_config
+from models.core.hub import model_class, part_config, set_gradient_checkpointing
 from models.core.packing import PackedTexts, packings_of
 from models.core.text import TextArchitecture, TextConfig, TextEncoder
 from utils.errors import UserError
@@ -66,14 +66,7 @@ class HubTextEncoder(nn.Module):
         Raises:
             UserError: if the Hugging Face model does not support it.
         """
-        if not enabled:
-            if getattr(self.model, "is_gradient_checkpointing", False):
-                self.model.gradient_checkpointing_disable()
-            return
-        try:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        except ValueError as error:
-            raise UserError(f"train.recompute: {error}; remove `text`") from None
+        set_gradient_checkpointing(self.model, enabled, "text")
 
     def compile_blocks(self, **options: Any) -> None:
         """See :class:`optim.setup.EncoderBlocks`."""
@@ -82,8 +75,7 @@ class HubTextEncoder(nn.Module):
     def step_flops(self, length: int) -> int:
         """FLOPs of a training step for one text of ``length`` tokens, without :attr:`projection`."""
         model = on_meta(self.model, self.model)
-        if model.is_gradient_checkpointing:
-            model.gradient_checkpointing_disable()
+        set_gradient_checkpointing(model, False, "text")
         model.warn_if_padding_and_no_attention_mask = lambda *inputs: None  # it looks for padding in the ids
         ids = torch.ones(1, length, dtype=torch.long, device="meta")
         return counted_flops(lambda: model(input_ids=ids).last_hidden_state)

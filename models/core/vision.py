@@ -153,7 +153,7 @@ class VisionEncoder(nn.Module):
         Raises:
             UserError: if the backbone does not support it.
         """
-        self.vision_backbone.recomputes = enabled
+        self.vision_backbone.set_gradient_checkpointing(enabled)
 
     def compile_blocks(self, **options: Any) -> None:
         """See :class:`optim.setup.EncoderBlocks`."""

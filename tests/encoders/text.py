@@ -56,6 +56,11 @@ class TextRow:
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def model(self) -> str:
+        """The name that the page shows."""
+        return self.model_type
+
+    @property
     def library(self) -> str:
         return "our blocks" if self.model_type in ("bert", "roberta", "xlm-roberta") else "transformers"
 
@@ -285,5 +290,5 @@ def check(row: TextRow, cell: str) -> str | None:
         try:
             CELLS[cell](row, Path(folder))
         except UserError as refusal:
-            return str(refusal)
+            return str(refusal).replace(folder, "FOLDER")
     return None

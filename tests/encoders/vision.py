@@ -58,6 +58,11 @@ class VisionRow:
     sizes: bool = True
 
     @property
+    def model(self) -> str:
+        """The name that the page shows."""
+        return self.backbone
+
+    @property
     def library(self) -> str:
         return "timm" if self.settings is None else "transformers"
 
@@ -340,5 +345,5 @@ def check(row: VisionRow, cell: str) -> str | None:
         try:
             CELLS[cell](row, Path(folder))
         except UserError as refusal:
-            return str(refusal)
+            return str(refusal).replace(folder, "FOLDER")
     return None

@@ -5,6 +5,8 @@ A name that begins with ``hf:`` belongs to Hugging Face's transformers, every ot
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor
 
 from models.core.backbones import hub_backbone, timm_backbone
@@ -23,6 +25,13 @@ def build_backbone(config: VisionConfig) -> VisionBackbone:
         UserError: if the library has no such model, or does not have it in the given sizes.
     """
     return HubBackbone(config) if config.backbone.startswith(HUB) else TimmBackbone(config)
+
+
+def save_backbone_config(config: VisionConfig, folder: Path) -> None:
+    """Copies the configuration of a Hugging Face backbone into a folder, so that ``hf:FOLDER`` builds it anywhere. Backbones of
+    timm need no files."""
+    if config.backbone.startswith(HUB):
+        hub_backbone.save_config(config.backbone, folder)
 
 
 def pixel_statistics(config: VisionConfig) -> PixelStatistics:

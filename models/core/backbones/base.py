@@ -55,15 +55,13 @@ class VisionBackbone(ABC):
         """Normed states (I, T + P, D) of normalised ``pixels`` (I, 3, H, W): T prefix tokens such as [CLS], then the P patches,
         row-major."""
 
-    @property
     @abstractmethod
-    def recomputes(self) -> bool:
-        """Whether the backward pass recomputes the blocks instead of storing their activations."""
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Recompute the blocks in the backward pass instead of storing their activations, or stop doing so.
 
-    @recomputes.setter
-    @abstractmethod
-    def recomputes(self, enabled: bool) -> None:
-        """Raises :class:`UserError` if the backbone cannot recompute its blocks."""
+        Raises:
+            UserError: if the backbone does not support it.
+        """
 
     @abstractmethod
     def compile(self, **options: Any) -> None:
@@ -80,7 +78,7 @@ class VisionBackbone(ABC):
     def step_flops(self) -> int:
         """FLOPs of a training step for one image."""
         backbone = on_meta(self, self.module)
-        backbone.recomputes = False
+        backbone.set_gradient_checkpointing(False)
         return counted_flops(lambda: backbone.patches(backbone.image()))
 
     def image(self) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from models.core.backbones.base import PixelStatistics, VisionBackbone
 from models.core.backbones.config import VisionConfig
 from models.core.blocks import heads_error
 from models.core.flops import on_meta
-from models.core.hub import CONFIG, model_class, part_config, part_weights
+from models.core.hub import CONFIG, model_class, part_config, part_weights, set_gradient_checkpointing
 from utils.errors import UserError
-from utils.files import parse_json
+from utils.files import parse_json, write_text
 from utils.hub import HUB, local_folder
 
 KEY = "model.vision.backbone"
@@ -101,20 +102,8 @@ class HubBackbone(VisionBackbone):
         shapes = torch.tensor([self.grid], device=pixels.device).expand(pixels.shape[0], -1)
         return {"pixel_values": patches, "pixel_attention_mask": None, "spatial_shapes": shapes}
 
-    @property
-    def recomputes(self) -> bool:
-        return bool(self.module.is_gradient_checkpointing)
-
-    @recomputes.setter
-    def recomputes(self, enabled: bool) -> None:
-        if not enabled:
-            if self.recomputes:
-                self.module.gradient_checkpointing_disable()
-            return
-        try:
-            self.module.gradient_checkpointing_enable({"use_reentrant": False})
-        except ValueError as error:
-            raise UserError(f"train.recompute: {error}; remove `vision`") from None
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        set_gradient_checkpointing(self.module, enabled, "vision")
 
     def compile(self, **options: Any) -> None:
         self.module.compile(**options)
@@ -142,6 +131,14 @@ def pixels_of(backbone: str) -> PixelStatistics:
             "model.vision.pixel_mean and model.vision.pixel_std"
         ) from None
     return PixelStatistics(mean, std)
+
+
+def save_config(backbone: str, folder: Path) -> None:
+    """Copies what :class:`HubBackbone` needs of a model into a folder, which then takes the place of its name."""
+    vision_config_of(hub_name(backbone)).save_pretrained(str(folder))
+    processor = local_folder(hub_name(backbone), (CONFIG,), KEY, beside=(PROCESSOR,)) / PROCESSOR
+    if processor.is_file():
+        write_text(folder / PROCESSOR, processor.read_text(encoding="utf-8"))
 
 
 def pretrained_weights(name: str, key: str) -> dict[str, Tensor]:

@@ -64,12 +64,7 @@ class TimmBackbone(VisionBackbone):
         norm = getattr(self.module.head, "norm", _IDENTITY)  # ConvNeXt norms what it has averaged
         return norm(features).flatten(2).transpose(1, 2)
 
-    @property
-    def recomputes(self) -> bool:
-        return bool(getattr(self.module, "grad_checkpointing", False))
-
-    @recomputes.setter
-    def recomputes(self, enabled: bool) -> None:
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
         try:
             self.module.set_grad_checkpointing(enabled)
         except (AssertionError, AttributeError):

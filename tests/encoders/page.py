@@ -1,0 +1,118 @@
+"""Writes docs/encoders.md: ``python -m tests.encoders.page`` (``make encoders``)."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import transformers
+
+from tests.encoders import text, vision
+from utils.progress import progress_bar
+
+PAGE = Path(__file__).parents[2] / "docs" / "encoders.md"
+REFUSAL = re.compile(r"^\d+\. (?P<title>.+) \((?P<library>[\w ]+)\), (?P<cell>[^:]+): (?P<reason>.+)$", re.MULTILINE)
+
+HEAD = """# Encoders
+
+The vision encoder is any ViT of [timm](https://github.com/huggingface/pytorch-image-models), a convolutional model of timm with
+stages of blocks, or a ViT of [transformers](https://github.com/huggingface/transformers). The text encoder is BERT, RoBERTa or
+XLM-R on our own blocks, or any other encoder of transformers. A new model of a family that a library has needs no line of code
+here.
+
+```yaml
+model:
+  vision: {backbone: vit_base_patch16_dinov3}          # or hf:facebook/dinov2-base, or hf: and a folder
+  text: {encoder: answerdotai/ModernBERT-base, arch: null}
+init:
+  vision: timm:vit_base_patch16_dinov3.lvd1689m        # or hf:facebook/dinov2-base, a folder, or a file
+  text: answerdotai/ModernBERT-base
+```
+
+Weights come from the cache of the Hub, or are downloaded; offline, the message says what is missing. Pixels are normalised with
+the statistics of the backbone, and LayerScale starts as the backbone has it, unless `model.vision.pixel_mean` and
+`model.vision.layer_scale` say otherwise. The configs of the published models state CLIP's statistics and 0.1, which the authors
+used for every backbone. For SigLIP's text encoder set `model.contrastive.text: last`: it was trained with the state of the last
+token. If the word table of an encoder has another width than the fusion, set `model.word_table: own`.
+
+A new library, or a family whose models take other inputs, needs one file in [models/core/backbones](../models/core/backbones):
+a subclass of `VisionBackbone`.
+
+Every cell is a test (`tests/encoders`), run on a small model of the family with random weights. `make encoders` runs all of
+them and writes this page.
+"""
+
+LEGEND = {
+    "load": "`init.vision` takes a file of the library's weights, and uses every tensor",
+    "states": "the patch states are those of the library's own model (1e-5)",
+    "load, states": "`init.text` takes a folder of the library, and the states are those of the library's own model (1e-5)",
+    "resize": "weights of one image size load into a model of another",
+    "word table": "the word head shares the table of the encoder, or has its own",
+    "eps": "the fusion takes the epsilon of the encoder's norms",
+    "pooling": "a text has the same states in every batch, so its first, mean or last state represents it",
+    "freeze": "frozen blocks or encoders have no gradients; of images, the feature cache gives the same states and gradients",
+    "LoRA": "adapters start without an effect, and each has a gradient",
+    "recompute": "gradient checkpointing gives the same gradients",
+    "compile": "`torch.compile` gives the same states; of images, without a break in the graph",
+    "ONNX": "the exported graph gives the same states (1e-4)",
+    "FLOPs": "the count of a step is the one of torch's counter in a real step",
+    "plan": "the planner can build and count the model without memory",
+    "learns": "fifty steps of pre-training on one batch: the mean loss of the last ten is at most 0.95 of that of the first ten",
+}
+
+Results = Mapping[tuple[str, str, str], str | None]
+"""For each title, library and cell: None if it passes, otherwise the reason of the refusal."""
+
+
+def page_of(results: Results, minutes: float) -> str:
+    """Returns the page."""
+    reasons = {key: reason for key, reason in results.items() if reason is not None}
+    numbers = {key: number for number, key in enumerate(reasons, start=1)}
+    parts = [HEAD]
+    for name, module in (("Vision", vision), ("Text", text)):
+        parts += [f"## {name}\n", _table(module.ROWS, list(module.CELLS), numbers)]
+        parts += ["\n".join(f"- {cell}: {LEGEND[cell]}" for cell in module.CELLS) + "\n"]
+    if reasons:
+        parts += ["## Refused\n", "Each is refused in one line before work starts:\n"]
+        listed = [f"{numbers[key]}. {key[0]} ({key[1]}), {key[2]}: {reason}" for key, reason in reasons.items()]
+        parts += ["\n".join(listed) + "\n"]
+    versions = f"timm {timm.__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
+    parts += [f"{len(results)} cells, {versions}; {minutes:.0f} minutes on two cores.\n"]
+    return "\n".join(parts)
+
+
+def _table(rows: Sequence[Any], cells: list[str], numbers: Mapping[tuple[str, str, str], int]) -> str:
+    lines = [f"| family | library | model | {' | '.join(cells)} |", f"|---|---|---|{'---|' * len(cells)}"]
+    for row in rows:
+        marks = [numbers.get((row.title, row.library, cell)) for cell in cells]
+        shown = ["✓" if mark is None else f"refused ({mark})" for mark in marks]
+        lines.append(f"| {row.title} | {row.library} | `{row.model}` | {' | '.join(shown)} |")
+    return "\n".join(lines) + "\n"
+
+
+def refusals_on_the_page() -> dict[tuple[str, str, str], str]:
+    """Returns the reasons of the cells that the page lists as refused."""
+    found = REFUSAL.finditer(PAGE.read_text(encoding="utf-8"))
+    return {(match["title"], match["library"], match["cell"]): match["reason"] for match in found}
+
+
+def main() -> None:
+    started = time.monotonic()
+    jobs = [(module, row, cell) for module in (vision, text) for row in module.ROWS for cell in module.CELLS]
+    results: dict[tuple[str, str, str], str | None] = {}
+    for module, row, cell in progress_bar(jobs, total=len(jobs), desc="encoders", unit="cell"):
+        try:
+            results[row.title, row.library, cell] = module.check(row, cell)
+        except Exception as error:
+            sys.exit(f"{row.title} ({row.library}), {cell}: {error}")
+    PAGE.write_text(page_of(results, (time.monotonic() - started) / 60), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
