@@ -48,10 +48,12 @@ class BlockCache:
         folder: folder of the cache; created if missing.
         bound: max total size of all blocks, in bytes. The least recently used blocks are evicted first.
         remedy: advice for the warning that the folder cannot be written.
+        kind: prefix of the names of the locks. Two caches in one folder need different kinds if fetching a block of one cache
+            gets blocks of the other.
     """
 
-    def __init__(self, folder: Path, bound: int, remedy: str = "give another folder"):
-        self.folder, self.shelf_bound, self.remedy = folder, bound // SHELVES, remedy
+    def __init__(self, folder: Path, bound: int, remedy: str = "give another folder", kind: str = "block"):
+        self.folder, self.shelf_bound, self.remedy, self.kind = folder, bound // SHELVES, remedy, kind
         self._mapped: OrderedDict[str, tuple[Block, float]] = OrderedDict()
         self._checked: dict[str, int] = {}
 
@@ -60,9 +62,10 @@ class BlockCache:
         """Returns the min ``bound`` at which blocks of ``size`` bytes can be cached: each shelf then has room for one block."""
         return (size + _DIGEST) * SHELVES
 
-    def get(self, name: str, size: int, fetch: Callable[[], bytes]) -> Block:
+    def get(self, name: str, size: int | None, fetch: Callable[[], bytes]) -> Block:
         """Returns the block ``name`` of ``size`` bytes from memory, from the folder, or from ``fetch``, which is called by one
-        process at a time."""
+        process at a time. ``size``: None if only ``fetch`` knows it. Blocks whose names begin with the same 8 digits have the
+        same lock, so ``fetch`` may also :meth:`add` those."""
         now = time.monotonic()
         block, used = self._mapped.get(name, (None, 0.0))
         if block is not None and now - used < _USED_S:
@@ -95,6 +98,15 @@ class BlockCache:
         with self._alone_with(name):
             return self._is_there(path, size) or self._keep(path, fetch())
 
+    def add(self, name: str, content: bytes) -> bool:
+        """Stores a block whose content is known already; returns True if it is in the folder now."""
+        path = self._path(name)
+        return self._is_there(path, len(content)) or self._keep(path, content)
+
+    def has(self, name: str) -> bool:
+        """Returns True if the block ``name`` is in the folder."""
+        return self._path(name).exists()
+
     def _is_there(self, path: Path, size: int) -> bool:
         try:
             return os.stat(path).st_size == size + _DIGEST
@@ -102,7 +114,7 @@ class BlockCache:
             return False
 
     def _alone_with(self, name: str) -> AbstractContextManager[bool]:
-        return self._alone(f"block-{int(name[:8], 16) % _LOCKS:04d}")
+        return self._alone(f"{self.kind}-{int(name[:8], 16) % _LOCKS:04d}")
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{int(name[-8:], 16) % SHELVES:02d}" / name
@@ -113,14 +125,14 @@ class BlockCache:
             os.utime(path)
         return block
 
-    def _open(self, path: Path, size: int) -> Block | None:
+    def _open(self, path: Path, size: int | None) -> Block | None:
         """Map a block from the folder. Returns None if the block is missing or damaged; damaged blocks are deleted."""
         try:
             status = os.stat(path)
-            if status.st_size == size + _DIGEST:
+            if status.st_size == size + _DIGEST if size is not None else status.st_size >= _DIGEST:
                 view = _mapped(path, status.st_size)
                 if self._is_whole(path.name, status.st_ino, view):
-                    return self._use(path, view[:size])
+                    return self._use(path, view[:-_DIGEST])
         except (OSError, RuntimeError):  # torch raises RuntimeError if the file has been deleted in the meantime
             return None
         logger.warning("%s is damaged; the block is fetched again", path)

@@ -40,7 +40,8 @@ class RemoteConfig(Config):
 
     cache: str | None = Field(
         None,
-        description="local folder that caches blocks of remote shards; null: in the user's cache folder",
+        description="local folder that caches blocks of remote shards and decoded rows of Parquet shards; null: in the user's "
+        "cache folder",
     )
     cache_gb: float = Field(
         20.0, ge=0.25, description="maximum size of the cache in GB, for all processes of this machine"
@@ -247,17 +248,25 @@ class Server:
         if self._process != os.getpid():
             self._start_anew()
         if self._cache is None:
-            folder = self.config.cache
-            self._cache = BlockCache(
-                expanded(folder) if folder is not None else _default_folder(),
-                int(self.config.cache_gb * 1e9),
-                "data.remote.cache names another folder",
-            )
+            self._cache = open_cache(self.config, "block")
         return self._cache
+
+
+def open_cache(config: RemoteConfig, kind: str) -> BlockCache:
+    """Opens the folder of cached blocks. ``kind``: prefix of its locks; see :class:`~utils.block_cache.BlockCache`."""
+    folder = config.cache
+    return BlockCache(
+        expanded(folder) if folder is not None else _default_folder(),
+        int(config.cache_gb * 1e9),
+        "data.remote.cache names another folder",
+        kind,
+    )
 
 
 def _default_folder() -> Path:
     caches = cache_folder()
     if caches is None:
-        raise UserError("data.remote.cache: the user has no home folder; name a folder for blocks of remote shards")
+        raise UserError(
+            "data.remote.cache: the user has no home folder; name a folder for blocks of remote and Parquet shards"
+        )
     return caches / "blocks"

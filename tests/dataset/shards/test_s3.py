@@ -46,7 +46,7 @@ def bucket(monkeypatch):
     for shard in range(2):
         lines = [json.dumps({"n": f"{shard}-{row}", "x": "x" * 50}) for row in range(12)]
         client.put_object(Bucket="data", Key=f"set/{shard}.jsonl", Body="\n".join(lines).encode())
-    client.put_object(Bucket="data", Key="set/0.parquet", Body=b"table")
+    client.put_object(Bucket="data", Key="set/0.csv", Body=b"table")
     yield client
     server.stop()
 
