@@ -62,7 +62,7 @@ class BlockCache:
         """Returns the min ``bound`` at which blocks of ``size`` bytes can be cached: each shelf then has room for one block."""
         return (size + _DIGEST) * SHELVES
 
-    def get(self, name: str, size: int | None, fetch: Callable[[], bytes]) -> Block:
+    def get(self, name: str, size: int | None, fetch: Callable[[], Block]) -> Block:
         """Returns the block ``name`` of ``size`` bytes from memory, from the folder, or from ``fetch``, which is called by one
         process at a time. ``size``: None if only ``fetch`` knows it. Blocks whose names begin with the same 8 digits have the
         same lock, so ``fetch`` may also :meth:`add` those."""
@@ -98,7 +98,7 @@ class BlockCache:
         with self._alone_with(name):
             return self._is_there(path, size) or self._keep(path, fetch())
 
-    def add(self, name: str, content: bytes) -> bool:
+    def add(self, name: str, content: Block) -> bool:
         """Stores a block whose content is known already; returns True if it is in the folder now."""
         path = self._path(name)
         return self._is_there(path, len(content)) or self._keep(path, content)
@@ -156,7 +156,7 @@ class BlockCache:
             self._checked.clear()
         self._checked[name] = file
 
-    def _keep(self, path: Path, content: bytes) -> bool:
+    def _keep(self, path: Path, content: Block) -> bool:
         """Store a block, evicting others if necessary. If the disk is full or read-only, blocks are only kept in memory."""
         needed, shelf = len(content) + _DIGEST, path.parent
         if needed > self.shelf_bound:
@@ -179,7 +179,7 @@ class BlockCache:
             return False
         return True
 
-    def _write(self, path: Path, content: bytes, total: int) -> None:
+    def _write(self, path: Path, content: Block, total: int) -> None:
         """Write a block to its shelf, whose blocks currently have ``total`` bytes."""
         # There is one temporary name per shelf, so that the leftover of a killed process is overwritten.
         temporary = path.parent / _NEW

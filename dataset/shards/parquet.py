@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
@@ -22,7 +23,7 @@ from dataset.shards.finding import ShardFile, open_shard
 from dataset.shards.index import RowGroup
 from dataset.shards.remote.server import RemoteConfig, open_cache
 from dataset.shards.remote.shards import RemoteShard
-from utils.block_cache import BlockCache
+from utils.block_cache import Block, BlockCache
 from utils.errors import UserError
 
 PIECE_BYTES = 1 << 20
@@ -31,6 +32,9 @@ _PIECE_ROWS = 1000
 """Maximum number of rows in a piece. Dictionary encoding can make the pages of a row group much smaller than its rows."""
 _READ_BYTES = 1 << 20
 """Number of bytes of a column that are read at a time."""
+_OPEN_PIECES, _OPEN_S = 256, 20.0
+"""Maximum number of pieces that a process keeps open, and seconds after which a piece is opened again, so that the cache knows
+that it is in use."""
 _REMEMBERED = 1024
 """Maximum number of damaged row groups, and of prefetched ones, that a process remembers."""
 
@@ -117,6 +121,7 @@ class ParquetRows:
         self.config = config
         self._process = -1
         self._cache: BlockCache | None = None
+        self._open: OrderedDict[tuple[str, int, int], tuple[float, Any]] = OrderedDict()
         self._damaged: OrderedDict[Key, tuple[int, str]] = (
             OrderedDict()
         )  # number of pieces before the damage, and what it is
@@ -148,17 +153,12 @@ class ParquetRows:
             UserError: if the shard has changed or cannot be read.
             OSError: if the shard cannot be read any more.
         """
-        import pyarrow
-
         location = self.location(path, row)
         piece, row_in_piece = divmod(row - group.first, _rows_of_piece(group))
         try:
-            content = self._blocks().get(
-                _name(path, state, group, piece), None, lambda: self._decode(path, state, group, piece)
-            )
+            batch = self._batch(path, state, group, piece)
         except _DamagedError as error:
             raise BrokenRecordError("unreadable row group", location, f"row group {group.number}: {error}") from None
-        batch = pyarrow.ipc.open_stream(pyarrow.py_buffer(content)).read_next_batch()
         try:
             values = {
                 name: column[row_in_piece].as_py()
@@ -177,16 +177,34 @@ class ParquetRows:
         if not blocks.has(_name(path, state, group, (row - group.first) // _rows_of_piece(group))):
             path.expect(state, group.start, group.end)
 
+    def _batch(self, path: ShardFile, state: tuple[int, int], group: RowGroup, piece: int) -> Any:
+        """Returns the record batch of a piece, which is mapped from the cache."""
+        import pyarrow
+
+        key, now = (str(path), group.number, piece), time.monotonic()
+        opened, batch = self._open.get(key, (-_OPEN_S, None))
+        if now - opened > _OPEN_S or self._process != os.getpid():
+            content = self._blocks().get(
+                _name(path, state, group, piece), None, lambda: self._decode(path, state, group, piece)
+            )
+            batch = pyarrow.ipc.open_stream(pyarrow.py_buffer(content)).read_next_batch()
+            self._open[key] = now, batch
+            if len(self._open) > _OPEN_PIECES:
+                self._open.popitem(last=False)
+        self._open.move_to_end(key)
+        return batch
+
     def _blocks(self) -> BlockCache:
         if self._process != os.getpid():
             self._process = os.getpid()
             self._cache = None
+            self._open.clear()
         if self._cache is None:
             # Fetching a piece may fetch blocks of a remote shard, which have locks of another kind.
             self._cache = open_cache(self.config, "rows")
         return self._cache
 
-    def _decode(self, path: ShardFile, state: tuple[int, int], group: RowGroup, piece: int) -> bytes:
+    def _decode(self, path: ShardFile, state: tuple[int, int], group: RowGroup, piece: int) -> Block:
         """Decodes a row group, caches its pieces, and returns one of them.
 
         Raises:
@@ -198,7 +216,8 @@ class ParquetRows:
         before, reason = self._damaged.get(key, (piece + 1, ""))
         if piece >= before:
             raise _DamagedError(reason)
-        wanted, number = None, -1
+        wanted: Block | None = None
+        number = -1
         with open_shard(path, state) as file:
             try:
                 for number, content in enumerate(_pieces(file, group)):
@@ -223,7 +242,7 @@ class _DamagedError(Exception):
     """A row group cannot be decoded."""
 
 
-def _pieces(file: BinaryIO, group: RowGroup) -> Iterator[bytes]:
+def _pieces(file: BinaryIO, group: RowGroup) -> Iterator[memoryview]:
     """Decodes a row group in a stream, and yields its rows in pieces, each as an Arrow IPC stream of one record batch."""
     import pyarrow
     import pyarrow.parquet
@@ -247,7 +266,7 @@ def _joined(batches: Sequence[Any]) -> Any:
     return batches[0] if len(batches) == 1 else pyarrow.concat_batches(batches)
 
 
-def _written(batch: Any) -> bytes:
+def _written(batch: Any) -> memoryview:
     import pyarrow
 
     columns = [
@@ -257,7 +276,7 @@ def _written(batch: Any) -> bytes:
     sink = pyarrow.BufferOutputStream()
     with pyarrow.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
+    return memoryview(sink.getvalue())
 
 
 def _rows_of_piece(group: RowGroup) -> int:
