@@ -27,6 +27,9 @@ CONVERTERS = {
     "own": Command("dataset.prepare.own:own", "convert your own CSV, JSON or COCO file to records"),
     "multilingual": Command("dataset.prepare.multilingual:multilingual", "captions by language for the records of 4m"),
     "frames": Command("dataset.prepare.frames:frames", "video files to lists of frames"),
+    "parquet": Command(
+        "dataset.prepare.parquet:parquet", "shards to Parquet files with small row groups, images inside"
+    ),
 }
 """Subcommands with their own flags; the help of each says what it converts."""
 

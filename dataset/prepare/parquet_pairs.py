@@ -28,6 +28,7 @@ from dataset.prepare.ray_jobs import in_order_on_ray
 from dataset.prepare.sets.base import ParquetPairs
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import RawRecord
+from dataset.shards.parquet import check_pyarrow
 from dataset.shards.scanning import scan_shard
 from dataset.shards.tars import read_record
 from utils.errors import UserError
@@ -224,11 +225,10 @@ def columns_of(path: Path, rules: Rules) -> dict[str, str]:
 
 
 def _parquet(path: Path) -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError('laion: needs pyarrow, which is not installed: pip install ".[laion]"') from None
+    check_pyarrow("laion")
+    import pyarrow
+    import pyarrow.parquet
+
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (OSError, pyarrow.ArrowException) as error:

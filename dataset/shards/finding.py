@@ -40,8 +40,8 @@ def find_by_entry(entries: Sequence[str], key: str, remote: RemoteConfig | None 
     """Returns the shard files of each entry.
 
     An entry is a file, a glob pattern, a folder (its ``*.jsonl``, ``*.json``, ``*.tar`` and ``*.parquet`` files), or an address
-    (see :func:`~dataset.shards.remote.shards.find_remote`; ``remote`` has the settings). The order of the entries is kept; the files
-    of a pattern or folder are sorted. Files with ``_SUCCESS`` in the name are skipped.
+    (see :func:`~dataset.shards.remote.shards.find_remote`; ``remote`` has the settings). The order of the entries is kept; the
+    files of a pattern or folder are sorted. Files with ``_SUCCESS`` in the name are skipped.
 
     Raises:
         UserError: in one line with the config ``key``, if there are no entries, an entry does not exist or matches nothing, a tar

@@ -1,9 +1,9 @@
 """Parquet shards: any row by its number.
 
 A row group is the smallest part of a Parquet file that can be decoded. The rows of a window (see :mod:`dataset.shards.blocks`)
-come from many row groups in random order, too many to keep them in memory. A row group is therefore decoded once, in a stream, and
-its rows are written to the cache of blocks (:class:`~utils.block_cache.BlockCache`) in pieces of about :data:`PIECE_BYTES`, as
-Arrow IPC streams. All processes of the machine read rows from the memory-mapped pieces.
+come from many row groups in random order, too many to keep them in memory. A row group is therefore decoded once, in a stream,
+and its rows are written to the cache of blocks (:class:`~utils.block_cache.BlockCache`) in pieces of about :data:`PIECE_BYTES`,
+as Arrow IPC streams. All processes of the machine read rows from the memory-mapped pieces.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def check_pyarrow(key: str) -> None:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
         raise UserError(
-            f'{key}: reading *.parquet needs pyarrow, which is not installed: pip install ".[parquet]"'
+            f'{key}: Parquet files need pyarrow, which is not installed: pip install ".[parquet]"'
         ) from None
 
 

@@ -35,8 +35,8 @@ class StreamConfig(Config):
 
     files: InputWeightedShards = Field(
         description="shards: files, glob patterns, or folders of *.jsonl, *.json (JSON lines), *.tar and *.parquet; addresses of "
-        "such files (https, s3); Parquet data sets on the Hugging Face Hub (hf:ORG/NAME, hf:ORG/NAME@REVISION/data/train-*); with "
-        "a weight, {path: …, weight: 2}"
+        "such files (https, s3); Parquet files of data sets on the Hugging Face Hub (hf:ORG/NAME, "
+        "hf:ORG/NAME@REVISION/data/train-*); with a weight, {path: …, weight: 2}"
     )
     batch_size: int = Field(ge=1, description="examples of the stream in a micro-batch of one rank")
     weight: float = Field(1.0, ge=0, description="factor of the stream's losses in the sum of all losses")
@@ -131,9 +131,9 @@ class StreamConfig(Config):
         elif (found := shards.large_row_group(RANDOM_ROW_GROUP)) is not None:
             path, size, rows = found
             raise UserError(
-                f"{shards.key}: {path} has a row group of {size / 1e6:.0f} MB ({rows:,} rows), and order: random would decode it for "
-                f"every record (limit: {RANDOM_ROW_GROUP / 1e6:.0f} MB); set order: blocks, or rewrite the file: python run.py "
-                f"prepare parquet {path} --out FOLDER"
+                f"{shards.key}: {path} has a row group of {size / 1e6:.0f} MB ({rows:,} rows), and order: random would decode it "
+                f"for every record (limit: {RANDOM_ROW_GROUP / 1e6:.0f} MB); set order: blocks, or rewrite the file: python "
+                f"run.py prepare parquet {path} --out FOLDER"
             )
         if shards.cached_bytes and distributed.rank() == 0:
             _warn_of_small_cache(shards, order, distributed.local_size() / ranks)

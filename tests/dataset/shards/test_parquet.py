@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
-import multiprocessing
-import os
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +12,6 @@ from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import ImageKeys, RawRecord, image_source
 from dataset.shards.readers import Shards
 from dataset.shards.remote.server import RemoteConfig
-from dataset.tasks.streams.base import StreamConfig
-from tests.messages import OneLine, naming
-from utils.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
