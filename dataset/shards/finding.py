@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from dataset.records.forms import convert_hint
+from dataset.shards.remote.hub import find_hub
 from dataset.shards.remote.server import RemoteConfig, Server
 from dataset.shards.remote.shards import RemoteShard, find_remote
-from utils.addresses import is_address
+from utils.addresses import is_address, is_hub
 from utils.errors import UserError
 from utils.files import expanded
 from utils.inputs import pattern_of
@@ -39,8 +40,9 @@ def find_shards(entries: Sequence[str], key: str, remote: RemoteConfig | None = 
 def find_by_entry(entries: Sequence[str], key: str, remote: RemoteConfig | None = None) -> list[list[ShardFile]]:
     """Returns the shard files of each entry.
 
-    An entry is a file, a glob pattern, a folder (its ``*.jsonl``, ``*.json``, ``*.tar`` and ``*.parquet`` files), or an address
-    (see :func:`~dataset.shards.remote.shards.find_remote`; ``remote`` has the settings). The order of the entries is kept; the
+    An entry is a file, a glob pattern, a folder (its ``*.jsonl``, ``*.json``, ``*.tar`` and ``*.parquet`` files), an address
+    (see :func:`~dataset.shards.remote.shards.find_remote`; ``remote`` has the settings), or a data set on the Hub (see
+    :func:`~dataset.shards.remote.hub.find_hub`). The order of the entries is kept; the
     files of a pattern or folder are sorted. Files with ``_SUCCESS`` in the name are skipped.
 
     Raises:
@@ -104,6 +106,8 @@ def real_paths(paths: Iterable[ShardFile]) -> list[str]:
 
 
 def _expand(entry: str, key: str, server: Server) -> Sequence[ShardFile]:
+    if is_hub(entry):
+        return find_hub(entry, server)
     if is_address(entry):
         shards = _without_companions(find_remote(entry, server))
         return [shard for shard in shards if shard.suffix in _SUFFIXES] if entry.endswith("/") else shards

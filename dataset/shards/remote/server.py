@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -59,6 +59,11 @@ class RemoteConfig(Config):
         8.0,
         ge=0,
         description=f"how long a failed request is retried, with growing waits of at most {_LONGEST_WAIT_S:g} s",
+    )
+    hub: Literal["stream", "download"] = Field(
+        "stream",
+        description="how the files of hf:ORG/NAME are read if they are not in the Hub cache; stream: parts of them, when records "
+        "are read; download: all of them, into the Hub cache, before the run begins",
     )
     protocols: list[str] = Field(
         ["http", "https", "s3"],
