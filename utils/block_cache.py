@@ -15,6 +15,7 @@ import hashlib
 import logging
 import os
 import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -50,10 +51,19 @@ class BlockCache:
         remedy: advice for the warning that the folder cannot be written.
         kind: prefix of the names of the locks. Two caches in one folder need different kinds if fetching a block of one cache
             gets blocks of the other.
+        digest: computes the digest of a name and a content, in 16 bytes; if None, SHA-256.
     """
 
-    def __init__(self, folder: Path, bound: int, remedy: str = "give another folder", kind: str = "block"):
+    def __init__(
+        self,
+        folder: Path,
+        bound: int,
+        remedy: str = "give another folder",
+        kind: str = "block",
+        digest: Callable[[str, Block], bytes] | None = None,
+    ):
         self.folder, self.shelf_bound, self.remedy, self.kind = folder, bound // SHELVES, remedy, kind
+        self._digest = digest or sha256_digest
         self._mapped: OrderedDict[str, tuple[Block, float]] = OrderedDict()
         self._checked: dict[str, int] = {}
 
@@ -145,7 +155,7 @@ class BlockCache:
         """Returns True if the content matches the digest; each file is verified only once."""
         if self._checked.get(name) == file:
             return True
-        if _digest(name, content[:-_DIGEST]) != content[-_DIGEST:]:
+        if self._digest(name, content[:-_DIGEST]) != content[-_DIGEST:]:
             return False
         self._note(name, file)
         return True
@@ -185,7 +195,7 @@ class BlockCache:
         temporary = path.parent / _NEW
         with temporary.open("wb") as file:
             file.write(content)
-            file.write(_digest(path.name, content))
+            file.write(self._digest(path.name, content))
         # The total is updated first: if the process is killed in between, the total is too large, and the next scan corrects it.
         _write_total(path.parent, total + len(content) + _DIGEST)
         os.replace(temporary, path)
@@ -267,11 +277,17 @@ def _mapped(path: Path, size: int) -> memoryview:
     return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy().data.toreadonly()
 
 
-def _digest(name: str, content: Block) -> bytes:
+def sha256_digest(name: str, content: Block) -> bytes:
+    """Returns a digest that finds any damage."""
     # The digest covers the name because, on disks without locks, a process may overwrite the temporary file of another block.
     digest = hashlib.sha256(name.encode())
     digest.update(content)
     return digest.digest()[:_DIGEST]
+
+
+def crc_digest(name: str, content: Block) -> bytes:
+    """Returns a digest that finds accidental damage with a probability of 1 - 2^-32, and takes less than half the time."""
+    return sha256_digest(name, b"%d %d" % (len(content), zlib.crc32(content)))
 
 
 @functools.cache

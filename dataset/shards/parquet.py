@@ -23,11 +23,11 @@ from dataset.shards.finding import ShardFile, open_shard
 from dataset.shards.index import RowGroup
 from dataset.shards.remote.server import RemoteConfig, open_cache
 from dataset.shards.remote.shards import RemoteShard
-from utils.block_cache import Block, BlockCache
+from utils.block_cache import Block, BlockCache, crc_digest
 from utils.errors import UserError
 
-PIECE_BYTES = 1 << 20
-"""Target size of a piece, which is also the size of a block of a remote shard."""
+PIECE_BYTES = 2_000_000
+"""Target size of a piece. Pieces must fit in the smallest cache that a config can set."""
 _PIECE_ROWS = 1000
 """Maximum number of rows in a piece. Dictionary encoding can make the pages of a row group much smaller than its rows."""
 _READ_BYTES = 1 << 20
@@ -121,6 +121,7 @@ class ParquetRows:
         self.config = config
         self._process = -1
         self._cache: BlockCache | None = None
+        self._buffer: Any = None
         self._open: OrderedDict[tuple[str, int, int], tuple[float, Any]] = OrderedDict()
         self._damaged: OrderedDict[Key, tuple[int, str]] = (
             OrderedDict()
@@ -200,9 +201,24 @@ class ParquetRows:
             self._cache = None
             self._open.clear()
         if self._cache is None:
-            # Fetching a piece may fetch blocks of a remote shard, which have locks of another kind.
-            self._cache = open_cache(self.config, "rows")
+            # Fetching a piece may fetch blocks of a remote shard, so the kinds of locks differ. SHA-256 would take longer than
+            # decoding.
+            self._cache = open_cache(self.config, kind="rows", digest=crc_digest)
         return self._cache
+
+    def _written(self, batch: Any) -> memoryview:
+        """Returns a record batch as an Arrow IPC stream, in a buffer that the next call overwrites."""
+        import pyarrow
+
+        size = pyarrow.MockOutputStream()
+        with pyarrow.ipc.new_stream(size, batch.schema) as writer:
+            writer.write_batch(batch)
+        # Touching new memory for each piece would take longer than the rest of this.
+        if self._buffer is None or self._buffer.size < size.size():
+            self._buffer = pyarrow.allocate_buffer(size.size())
+        with pyarrow.ipc.new_stream(pyarrow.FixedSizeBufferWriter(self._buffer), batch.schema) as writer:
+            writer.write_batch(batch)
+        return memoryview(self._buffer)[: size.size()]
 
     def _decode(self, path: ShardFile, state: tuple[int, int], group: RowGroup, piece: int) -> Block:
         """Decodes a row group, caches its pieces, and returns one of them.
@@ -218,11 +234,12 @@ class ParquetRows:
             raise _DamagedError(reason)
         wanted: Block | None = None
         number = -1
-        with open_shard(path, state) as file:
+        with _opened(path, state) as file:
             try:
-                for number, content in enumerate(_pieces(file, group)):
+                for number, batch in enumerate(_pieces(file, group)):
+                    content = self._written(batch)
                     if number == piece:
-                        wanted = content
+                        wanted = bytes(content)
                     kept = self._blocks().add(_name(path, state, group, number), content)
                     if wanted is not None and not kept:
                         break  # the cache cannot keep later pieces either
@@ -238,45 +255,59 @@ class ParquetRows:
         return wanted
 
 
+def _opened(path: ShardFile, state: tuple[int, int]) -> Any:
+    """Opens a shard for pyarrow. Its own local files are faster than Python's.
+
+    Raises:
+        UserError: if a local shard has changed.
+    """
+    import pyarrow
+
+    if isinstance(path, RemoteShard):
+        return path.open(state)
+    file = pyarrow.OSFile(str(path))
+    open_shard(path, state).close()  # checks the state after the file was opened
+    return file
+
+
 class _DamagedError(Exception):
     """A row group cannot be decoded."""
 
 
-def _pieces(file: BinaryIO, group: RowGroup) -> Iterator[memoryview]:
-    """Decodes a row group in a stream, and yields its rows in pieces, each as an Arrow IPC stream of one record batch."""
+def _pieces(file: Any, group: RowGroup) -> Iterator[Any]:
+    """Decodes a row group in a stream, and yields its rows in pieces, each as a record batch."""
     import pyarrow
     import pyarrow.parquet
 
-    parquet = pyarrow.parquet.ParquetFile(file, buffer_size=_READ_BYTES, page_checksum_verification=True)
+    # With pre_buffer, pyarrow would read the whole row group at once, in other threads.
+    parquet = pyarrow.parquet.ParquetFile(
+        file, buffer_size=_READ_BYTES, pre_buffer=False, page_checksum_verification=True
+    )
     size = _rows_of_piece(group)
     waiting: list[Any] = []  # decoded batches that may be smaller than a piece
     for batch in parquet.iter_batches(size, row_groups=[group.number], use_threads=False):
-        waiting.append(batch)
+        waiting.append(_without_dictionaries(batch))
         while (rows := sum(each.num_rows for each in waiting)) >= size:
             joined = _joined(waiting)
-            yield _written(joined.slice(0, size))
+            yield joined.slice(0, size)
             waiting = [joined.slice(size)] if rows > size else []
     if waiting:
-        yield _written(_joined(waiting))
+        yield _joined(waiting)
+
+
+def _without_dictionaries(batch: Any) -> Any:
+    import pyarrow
+
+    columns = [
+        column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column for column in batch.columns
+    ]
+    return pyarrow.record_batch(columns, names=batch.schema.names)
 
 
 def _joined(batches: Sequence[Any]) -> Any:
     import pyarrow
 
     return batches[0] if len(batches) == 1 else pyarrow.concat_batches(batches)
-
-
-def _written(batch: Any) -> memoryview:
-    import pyarrow
-
-    columns = [
-        column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column for column in batch.columns
-    ]
-    batch = pyarrow.record_batch(columns, names=batch.schema.names)
-    sink = pyarrow.BufferOutputStream()
-    with pyarrow.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return memoryview(sink.getvalue())
 
 
 def _rows_of_piece(group: RowGroup) -> int:

@@ -57,7 +57,9 @@ class DataConfig(LoadingConfig):
     cache_index: Annotated[str | None, MAY_CHANGE] = Field(
         None, description="folder of shard indexes; null: the user's cache folder"
     )
-    remote: Annotated[RemoteConfig, MAY_CHANGE] = Field(default_factory=RemoteConfig, description="shards at addresses, and the cache of Parquet shards")
+    remote: Annotated[RemoteConfig, MAY_CHANGE] = Field(
+        default_factory=RemoteConfig, description="shards at addresses, and the cache of Parquet shards"
+    )
 
     @model_validator(mode="after")
     def _has_a_stream(self) -> DataConfig:

@@ -253,18 +253,18 @@ class Server:
         if self._process != os.getpid():
             self._start_anew()
         if self._cache is None:
-            self._cache = open_cache(self.config, "block")
+            self._cache = open_cache(self.config)
         return self._cache
 
 
-def open_cache(config: RemoteConfig, kind: str) -> BlockCache:
-    """Opens the folder of cached blocks. ``kind``: prefix of its locks; see :class:`~utils.block_cache.BlockCache`."""
+def open_cache(config: RemoteConfig, **options: Any) -> BlockCache:
+    """Opens the folder of cached blocks. ``options``: see :class:`~utils.block_cache.BlockCache`."""
     folder = config.cache
     return BlockCache(
         expanded(folder) if folder is not None else _default_folder(),
         int(config.cache_gb * 1e9),
         "data.remote.cache names another folder",
-        kind,
+        **options,
     )
 
 
