@@ -28,6 +28,9 @@ CONVERTERS = {
     "to_odvg": Command("dataset.prepare.to_odvg:to_odvg", "region records to ODVG lines"),
     "multilingual": Command("dataset.prepare.multilingual:multilingual", "captions by language for the records of 4m"),
     "frames": Command("dataset.prepare.frames:frames", "video files to lists of frames"),
+    "parquet": Command(
+        "dataset.prepare.parquet:parquet", "shards to Parquet files with small row groups, images inside"
+    ),
 }
 """Subcommands with their own flags; the help of each says what it converts."""
 

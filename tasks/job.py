@@ -127,6 +127,7 @@ def _run(
     stop: StopRequest,
 ) -> None:
     from engine.run_folder import RunFolder
+    from tasks.pinned import with_pinned_data
     from utils import distributed, events, log
 
     with stop.at_once():
@@ -139,6 +140,9 @@ def _run(
         with _watched("the set-up", config, folder):
             task_class.make_inputs(config)
             config = _usable(config, folder, checkpoint, flags)
+            config = with_pinned_data(
+                config, folder.path, resumes=flags.resume, leave_out=("data",) if flags.evaluate else ()
+            )
             task = task_class.build(config, checkpoint, trains=not flags.evaluate)
         if flags.evaluate:
             task.model.to(device)

@@ -48,15 +48,16 @@ def is_local(name: str, files: Sequence[str]) -> bool:
     return expanded(name).is_dir() or (not looks_like_path(name) and _cached(name, files) is not None)
 
 
-def check_hub(name: str, key: str) -> None:
-    """Raise a :class:`UserError` if the Hub is not reachable. ``key`` is the config key that names the model to download."""
+def check_hub(name: str, key: str, remedy: str = "give a folder with the model's files") -> None:
+    """Raise a :class:`UserError` with the ``remedy`` if the Hub is not reachable. ``key`` is the config key that names the model
+    or data set to download."""
     from huggingface_hub import constants
 
     reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _unreachable(constants.ENDPOINT)
     if reason:
         raise UserError(
             f"{key}: {name} is not a local folder and not in the Hub cache, and {constants.ENDPOINT} cannot be reached "
-            f"({reason}); give a folder with the model's files"
+            f"({reason}); {remedy}"
         )
 
 
@@ -97,6 +98,16 @@ def _fetched(name: str, files: Sequence[str], key: str, beside: Sequence[str]) -
         if next(folder.glob(file), None):
             return folder
     raise UserError(f"{key}: {name} is on the Hub, but has none of the files {', '.join(files)}")
+
+
+def hub_headers(address: str) -> dict[str, str]:
+    """Returns the headers with which the Hub gives a file to the user who is logged in; none for other addresses."""
+    if "/datasets/" not in address or "/resolve/" not in address:
+        return {}
+    from huggingface_hub import constants, get_token
+
+    token = get_token() if address.startswith(f"{constants.ENDPOINT}/datasets/") else None
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _unreachable(address: str) -> str | None:

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import Discriminator, Field, Tag
+from pydantic.fields import FieldInfo
 
-from utils.addresses import is_address
+from utils.addresses import is_address, is_hub
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import expanded
 from utils.hub import HUB, TIMM, looks_like_path
 
+C = TypeVar("C", bound=Config)
 Kind = Literal["file", "folder", "shards", "weights", "model"]
 """shards: files, patterns or folders. weights: a file, or the folder of a run. model: a folder, or the name of a model on the
 Hub."""
@@ -66,15 +68,33 @@ def inputs_of(config: Config, prefix: str = "") -> Iterator[tuple[str, Kind, str
     """Yields every input that the config names: the key, the kind and the path."""
     for name, field in type(config).model_fields.items():
         value, key = getattr(config, name), f"{prefix}{name}"
-        # For an optional input, the mark is on a member of the union.
-        marks = [*field.metadata, *(mark for part in get_args(field.annotation) for mark in get_args(part))]
-        mark = next((mark for mark in marks if isinstance(mark, Input)), None)
+        mark = _mark(field)
         if mark is not None and value is not None:
             for entry in [value] if isinstance(value, str) else value:
                 yield key, mark.kind, entry.path if isinstance(entry, WeightedShards) else entry
         elif mark is None:
             for part, key_of_part in _configs_in(value, key):
                 yield from inputs_of(part, f"{key_of_part}.")
+
+
+def with_shards(config: C, change: Callable[[str], str]) -> C:
+    """Returns the config with ``change`` applied to the path of every entry of shards."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, WeightedShards):
+            return value.model_copy(update={"path": change(value.path)})
+        if isinstance(value, Config):
+            return with_shards(value, change)
+        if isinstance(value, dict):
+            return {name: changed(part) for name, part in value.items()}
+        return type(value)(map(changed, value)) if isinstance(value, list | tuple) else value
+
+    updates = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        shards = value is not None and (mark := _mark(field)) is not None and mark.kind == "shards"
+        updates[name] = [change(v) if isinstance(v, str) else changed(v) for v in value] if shards else changed(value)
+    return config.model_copy(update=updates)
 
 
 def missing_inputs(config: Config, leave_out: tuple[str, ...] = ()) -> dict[str, list[str]]:
@@ -102,6 +122,13 @@ def check_inputs(config: Config, leave_out: tuple[str, ...] = ()) -> None:
     raise UserError(f"{len(missing)} files or folders of this config do not exist; {remedy}\n{listed}")
 
 
+def _mark(field: FieldInfo) -> Input | None:
+    """Returns the mark of a field that names an input."""
+    # For an optional input, the mark is on a member of the union.
+    marks = [*field.metadata, *(mark for part in get_args(field.annotation) for mark in get_args(part))]
+    return next((mark for mark in marks if isinstance(mark, Input)), None)
+
+
 def _shortened(keys: list[str]) -> str:
     return ", ".join(keys[:2]) + (f" and {len(keys) - 2} more keys" if len(keys) > 2 else "")
 
@@ -123,7 +150,7 @@ def pattern_of(path: Path) -> str:
 
 
 def _is_there(kind: Kind, value: str) -> bool:
-    if kind == "shards" and is_address(value):
+    if kind == "shards" and (is_address(value) or is_hub(value)):
         return True  # only the server knows whether it exists
     path = expanded(value)
     try:

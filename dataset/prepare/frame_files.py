@@ -13,8 +13,9 @@ from dataset.media.video import VideoSource, check_backend, video_source
 from dataset.prepare.frame_making import FrameMaking, Job
 from dataset.records.broken import broken_record
 from dataset.records.schema import BrokenRecordError, broken_key
+from dataset.shards.finding import PARQUET_SUFFIX
 from dataset.shards.readers import Shards
-from utils.addresses import is_address
+from utils.addresses import is_address, is_hub
 from utils.errors import UserError
 from utils.suffixes import VIDEO_SUFFIXES
 
@@ -47,12 +48,16 @@ def outputs_of_shards(
         UserError: a shard cannot be read or is an address, two shards have the same name, or the decoder cannot be loaded.
     """
     for entry in files:
-        if is_address(entry):
+        if is_address(entry) or is_hub(entry):
             raise UserError(
                 f"--records {entry}: frames can only be made from shards on this machine; copy the shards first"
             )
     shards = Shards(files, key="--records")
     local = [path for path in shards.paths if isinstance(path, Path)]
+    if parquet := [path for path in local if path.suffix == PARQUET_SUFFIX]:
+        raise UserError(
+            f"--records {parquet[0]}: frames cannot be made from Parquet files; write the records as JSON lines"
+        )
 
     def job(index: int) -> Job:
         try:

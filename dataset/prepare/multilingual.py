@@ -24,7 +24,7 @@ from dataset.prepare.raw_folder import file_digest
 from dataset.prepare.translations import TEXTS, Translator, fill_store, translate_record, translated_files, write_texts
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import ImageKeys, RawRecord, image_source
-from dataset.shards.finding import TAR_SUFFIX, find_shards
+from dataset.shards.finding import PARQUET_SUFFIX, TAR_SUFFIX, find_shards
 from dataset.shards.readers import Shards
 from utils.cores import usable_cores
 from utils.errors import UserError
@@ -128,6 +128,8 @@ def _translate(
     """Makes a folder of records with captions by language."""
     out = output.out / source.name
     shards = [Path(str(path)) for path in find_shards([str(source)], str(source))]
+    if parquet := [path for path in shards if path.suffix == PARQUET_SUFFIX]:
+        raise UserError(f"{parquet[0]}: captions cannot be translated in Parquet files; give JSON lines or tars")
     names = [path.name for path in shards]
     arguments = {"records": str(source.resolve()), "translations": digests}
     with OutputFolder(out, manifest_of(COMMAND), arguments, names, overwrite=output.overwrite) as folder:

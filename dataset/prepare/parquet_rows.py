@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dataset.shards.parquet import check_pyarrow
 from utils.errors import UserError
 
 BATCH = 1 << 16
@@ -23,11 +24,10 @@ def open_parquet(path: Path) -> Any:
         UserError: pyarrow is not installed.
         DamagedFileError: the file is not a complete parquet file.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError('parquet files are read with pyarrow, which is not installed: pip install ".[laion]"') from None
+    check_pyarrow(str(path))
+    import pyarrow
+    import pyarrow.parquet
+
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (OSError, pyarrow.ArrowException) as error:

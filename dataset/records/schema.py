@@ -38,11 +38,11 @@ class RawRecord:
     """A record as read from a shard.
 
     Attributes:
-        values: the parsed JSON object.
-        location: file and line, or shard and member.
+        values: the parsed JSON object, or the columns of a Parquet row that are not null.
+        location: file and line, shard and member, or file and row.
         folder: folder of relative image paths.
-        image: the encoded image member of a tar shard; None for JSON lines.
-        text: the ``.txt`` member of a tar shard; None for JSON lines.
+        image: the encoded image member of a tar shard; None for JSON lines and Parquet.
+        text: the ``.txt`` member of a tar shard; None for JSON lines and Parquet.
     """
 
     values: Mapping[str, Any]
@@ -202,7 +202,7 @@ def parse_region_record(raw: RawRecord, keys: ImageKeys, caption_key: str) -> Re
 
 
 def image_source(raw: RawRecord, keys: ImageKeys) -> ImageSource:
-    """Returns the source of a record's image: the tar member, base64 text in the record, or a path.
+    """Returns the source of a record's image: the tar member, bytes in a Parquet row, base64 text in the record, or a path.
 
     With ``image_is="auto"``, a text is taken as base64 in three cases: it starts like an encoded JPEG, PNG, WebP, GIF, BMP or
     TIFF file and has no dot (base64 never has one, and nearly every file name does); it is a ``data:`` URL; or it is longer than
@@ -217,22 +217,30 @@ def image_source(raw: RawRecord, keys: ImageKeys) -> ImageSource:
 
 
 def image_of(value: Any, key: str, location: str, folder: Path, image_is: ImageIs = "auto") -> ImageSource:
-    """Returns the source of an image that is given as a path relative to ``folder`` or as base64 text.
+    """Returns the source of an image that is given as bytes, as a path relative to ``folder``, or as base64 text.
 
     Args:
-        value: the path or the base64 text; see :func:`image_source`.
+        value: the encoded file, the path, the base64 text (see :func:`image_source`), or the form of Hugging Face data sets:
+            ``{"bytes": ..., "path": ...}``, of which the path is used only if there are no bytes.
         key: key of the value, for messages.
         location: location of the record, for messages.
         folder: folder of relative paths.
         image_is: whether the value is a path or base64 text.
 
     Raises:
-        BrokenRecordError: "wrong type" or "missing image".
+        BrokenRecordError: "wrong type" or "missing image"; "unreadable image" if there are more bytes than
+            :data:`~dataset.files.IMAGE_BYTES`.
     """
-    if not isinstance(value, str):
-        raise BrokenRecordError("wrong type", location, f"{key} is {_type_name(value)}, not a string")
+    if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:
+        value = value.get("bytes") if value.get("bytes") is not None else value.get("path", "")
+    if isinstance(value, bytes) and value:
+        check_bytes(len(value), IMAGE_BYTES, location, key)
+        return ImageSource(location, content=value)
+    if not isinstance(value, str | bytes):
+        raise BrokenRecordError("wrong type", location, f"{key} is {_type_name(value)}, not a string or bytes")
     if not value:
         raise BrokenRecordError("missing image", location, f"{key} is empty")
+    assert isinstance(value, str)
     if image_is == "base64" or (image_is == "auto" and _looks_encoded(value)):
         return ImageSource(location, base64=value)
     return ImageSource(location, path=folder / value)
@@ -433,5 +441,5 @@ def _decode_base64(value: str, location: str) -> bytes:
 
 
 def _type_name(value: Any) -> str:
-    names = {type(None): "null", dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    names = {type(None): "null", dict: "an object", list: "a list", str: "a string", bool: "a boolean", bytes: "bytes"}
     return names.get(type(value), "a number")

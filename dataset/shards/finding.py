@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from dataset.records.forms import convert_hint
+from dataset.shards.remote.hub import find_hub
 from dataset.shards.remote.server import RemoteConfig, Server
 from dataset.shards.remote.shards import RemoteShard, find_remote
-from utils.addresses import is_address
+from utils.addresses import is_address, is_hub
 from utils.errors import UserError
 from utils.files import expanded
 from utils.inputs import pattern_of
@@ -23,9 +24,11 @@ F = TypeVar("F", Path, RemoteShard)
 
 LINES_SUFFIXES = (".jsonl", ".json")
 TAR_SUFFIX = ".tar"
-_SUFFIXES = (*LINES_SUFFIXES, TAR_SUFFIX)
-COMPANION_SUFFIXES = (".parquet", ".csv", ".feather")
+PARQUET_SUFFIX = ".parquet"
+_SUFFIXES = (*LINES_SUFFIXES, TAR_SUFFIX, PARQUET_SUFFIX)
+COMPANION_SUFFIXES = (PARQUET_SUFFIX, ".csv", ".feather")
 """Suffixes of the tables that img2dataset writes next to each tar."""
+_LISTED = "*.jsonl, *.json, *.tar or *.parquet"
 _COMPRESSED_TAR = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$")
 
 
@@ -37,16 +40,17 @@ def find_shards(entries: Sequence[str], key: str, remote: RemoteConfig | None = 
 def find_by_entry(entries: Sequence[str], key: str, remote: RemoteConfig | None = None) -> list[list[ShardFile]]:
     """Returns the shard files of each entry.
 
-    An entry is a file, a glob pattern, a folder (its ``*.jsonl``, ``*.json`` and ``*.tar`` files), or an address (see
-    :func:`~dataset.shards.remote.shards.find_remote`; ``remote`` has the settings). The order of the entries is kept; the files
-    of a pattern or folder are sorted. Files with ``_SUCCESS`` in the name are skipped.
+    An entry is a file, a glob pattern, a folder (its ``*.jsonl``, ``*.json``, ``*.tar`` and ``*.parquet`` files), an address
+    (see :func:`~dataset.shards.remote.shards.find_remote`; ``remote`` has the settings), or a data set on the Hub (see
+    :func:`~dataset.shards.remote.hub.find_hub`). The order of the entries is kept; the
+    files of a pattern or folder are sorted. Files with ``_SUCCESS`` in the name are skipped.
 
     Raises:
         UserError: in one line with the config ``key``, if there are no entries, an entry does not exist or matches nothing, a tar
             is compressed, or a file is listed twice.
     """
     if not entries:
-        raise UserError(f"{key} is empty; list at least one file, pattern or folder of *.jsonl, *.json or *.tar shards")
+        raise UserError(f"{key} is empty; list at least one file, pattern or folder of {_LISTED} shards")
     server = Server(remote or RemoteConfig(), key)
     by_entry = [[path for path in _expand(entry, key, server) if "_SUCCESS" not in path.name] for entry in entries]
     shards = [path for paths in by_entry for path in paths]
@@ -61,7 +65,7 @@ def find_by_entry(entries: Sequence[str], key: str, remote: RemoteConfig | None 
         if isinstance(path, Path) and path.suffix in (".csv", ".tsv"):
             raise UserError(f"{key}: {path} is a CSV file, not records; {convert_hint(path)}")
         if path.suffix not in _SUFFIXES:
-            raise UserError(f"{key}: {path} is neither *.jsonl, *.json nor *.tar; rename it or remove it from the list")
+            raise UserError(f"{key}: {path} is not a {_LISTED} file; rename it or remove it from the list")
         if real in seen:
             raise UserError(f"{key}: {path} is listed twice; list each file once")
         seen.add(real)
@@ -102,6 +106,8 @@ def real_paths(paths: Iterable[ShardFile]) -> list[str]:
 
 
 def _expand(entry: str, key: str, server: Server) -> Sequence[ShardFile]:
+    if is_hub(entry):
+        return find_hub(entry, server)
     if is_address(entry):
         shards = _without_companions(find_remote(entry, server))
         return [shard for shard in shards if shard.suffix in _SUFFIXES] if entry.endswith("/") else shards
@@ -110,7 +116,7 @@ def _expand(entry: str, key: str, server: Server) -> Sequence[ShardFile]:
         wanted = (n for n in os.listdir(path) if os.path.splitext(n)[1] in _SUFFIXES or _COMPRESSED_TAR.search(n))
         found = _without_companions(path / name for name in sorted(wanted))
         if not found:
-            raise UserError(f"{key}: the folder {path} holds no *.jsonl, *.json or *.tar file; check the path")
+            raise UserError(f"{key}: the folder {path} holds no {_LISTED} file; check the path")
         return found
     if path.is_file():
         return [path]
@@ -126,11 +132,18 @@ def _expand(entry: str, key: str, server: Server) -> Sequence[ShardFile]:
 def _without_companions(paths: Iterable[F]) -> list[F]:
     """Removes files that img2dataset and open_clip write next to shards. A user can still list such a file explicitly."""
     found = list(paths)
-    with_tars = any(path.suffix == TAR_SUFFIX for path in found)
+    tars = {str(path) for path in found if path.suffix == TAR_SUFFIX}
     return [
         path
         for path in found
         if not path.name.endswith("_stats.json")
-        and not (with_tars and path.name == "sizes.json")
-        and not (path.suffix in COMPANION_SUFFIXES and isinstance(path, Path) and path.with_suffix(TAR_SUFFIX).exists())
+        and not (tars and path.name == "sizes.json")
+        and not (path.suffix in COMPANION_SUFFIXES and _is_of_tar(path, tars))
     ]
+
+
+def _is_of_tar(path: ShardFile, tars: set[str]) -> bool:
+    """Returns True if there is a tar with the same stem next to a file, or, for an address, among the listed ``tars``."""
+    if isinstance(path, Path):
+        return path.with_suffix(TAR_SUFFIX).exists()
+    return f"{str(path).removesuffix(path.suffix)}{TAR_SUFFIX}" in tars

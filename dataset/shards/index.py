@@ -5,7 +5,7 @@ The folder ``<hash of the paths>.index`` contains
 - ``shards.npy``: a row for each shard with its size in bytes, modification time, number of records, number of oddities, and
   whether it is whole,
 - ``starts.npy``: the offset of each record, memory-mapped so that processes share one copy,
-- ``oddities.npy``: see :class:`~dataset.shards.scanning.ScannedShard`,
+- ``oddities.npy``: see :class:`~dataset.shards.scanning.ScannedShard`, which also says what is stored for Parquet,
 - the paths of the shards, so that indexes of other lists can reuse the shards they share (see :mod:`dataset.shards.known`).
 
 :mod:`dataset.shards.making` builds the index.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,26 @@ from utils.files import cache_folder
 
 BYTES, CHANGED, RECORDS, ODDITIES, WHOLE = range(5)
 """Columns of ``shards.npy``."""
+
+
+class RowGroup(NamedTuple):
+    """A row group of a Parquet shard.
+
+    Attributes:
+        number: index of the row group in the file.
+        first: index of its first row in the file.
+        rows: number of rows.
+        bytes: size of the decompressed pages, in bytes.
+        start: offset of its first page in the file.
+        end: offset of the end of its last page.
+    """
+
+    number: int
+    first: int
+    rows: int
+    bytes: int
+    start: int
+    end: int
 
 
 class ShardsIndex:
@@ -91,6 +111,19 @@ class ShardsIndex:
         if not len(self.oddities):
             return row + 1
         return row + 1 + int(np.searchsorted(self._oddities_of(shard)[:, 0], row, side="right"))
+
+    def row_groups(self, shard: int) -> np.ndarray:
+        """Returns (G, 4) int64 for a Parquet shard: first row, decompressed size, start and end of each row group."""
+        return np.concatenate(np.split(self._oddities_of(shard), 2), axis=1)
+
+    def row_group(self, shard: int, row: int) -> RowGroup:
+        """Returns the row group of a row of a Parquet shard."""
+        first, records = self.ends[shard] - int(self.shards[shard, RECORDS]), int(self.shards[shard, RECORDS])
+        number, odd = int(self.starts[first + row]), self._oddities_of(shard)
+        groups = len(odd) // 2
+        own_first, size = odd[number].tolist()
+        end = int(odd[number + 1, 0]) if number + 1 < groups else records
+        return RowGroup(number, own_first, end - own_first, size, *odd[groups + number].tolist())
 
     def not_whole(self) -> list[int]:
         """Returns the indices of the tars without end blocks."""

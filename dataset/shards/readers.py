@@ -15,11 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from dataset.files import RECORD_BYTES, check_bytes
 from dataset.records.schema import RawRecord
-from dataset.shards.finding import TAR_SUFFIX, ShardFile, find_by_entry, open_shard
+from dataset.shards.finding import PARQUET_SUFFIX, TAR_SUFFIX, ShardFile, find_by_entry, open_shard
 from dataset.shards.index import default_index_folder
 from dataset.shards.making import open_index
+from dataset.shards.parquet import ParquetRows, check_pyarrow, runs_of_groups
 from dataset.shards.remote.server import RemoteConfig
 from dataset.shards.remote.shards import RemoteShard
 from dataset.shards.tars import location_of, parse_object, read_record
@@ -50,7 +53,8 @@ class Shards:
     Attributes:
         fetches_ahead: True if :meth:`expect` prefetches.
         remote: settings for remote shards.
-        remote_bytes: total size of the remote shards.
+        cached_bytes: bytes that an epoch reads through the cache: total size of the remote shards, and of the decoded rows of the
+            Parquet shards.
 
     Raises:
         UserError: as :func:`~dataset.shards.finding.find_by_entry`; also if a shard cannot be read, or if all shards are empty.
@@ -71,16 +75,17 @@ class Shards:
         self.paths = [path for paths in by_entry for path in paths]
         self._shards_by_entry = [len(paths) for paths in by_entry]
         folder = expanded(index_folder) if index_folder is not None else default_index_folder()
+        if any(path.suffix == PARQUET_SUFFIX for path in self.paths):
+            check_pyarrow(key)
         self.index = open_index(self.paths, folder, key, workers, ask)
         self.sizes = self.index.sizes
         for shard in self.index.not_whole() if distributed.rank() == 0 else []:
             found = f"{self.sizes[shard]} records were found; check that the file is whole"
             logger.warning("%s: %s lacks the end of a tar; %s", key, self.paths[shard], found)
         self._files = _OpenFiles()
+        self._rows = ParquetRows(self.remote)
         self.fetches_ahead = any(isinstance(path, RemoteShard) and path.fetches_ahead for path in self.paths)
-        self.remote_bytes = sum(
-            self.index.state(shard)[0] for shard, path in enumerate(self.paths) if isinstance(path, RemoteShard)
-        )
+        self.cached_bytes = sum(map(self._cached_bytes, range(len(self.paths))))
         if not len(self):
             raise UserError(f"{key}: {', '.join(files)} holds no records; every shard is empty")
 
@@ -92,16 +97,36 @@ class Shards:
         """The index of the first record of each shard that is not empty."""
         return [end - size for size, end in zip(self.sizes, self.index.ends, strict=True) if size]
 
-    @property
-    def sizes_by_entry(self) -> list[list[int]]:
-        """The number of records of each shard, for each entry of ``files``."""
-        sizes = iter(self.sizes)
-        return [list(itertools.islice(sizes, count)) for count in self._shards_by_entry]
+    def runs_by_entry(self, block_records: int) -> list[list[int]]:
+        """Returns the sizes of runs of records of which a block should not read two, for each entry of ``files``: of each shard,
+        or of the row groups of a Parquet shard that fit in a block together."""
+        runs = (
+            runs_of_groups(self.index.row_groups(shard)[:, 0], size, block_records)
+            if path.suffix == PARQUET_SUFFIX
+            else [size]
+            for shard, (path, size) in enumerate(zip(self.paths, self.sizes, strict=True))
+        )
+        return [list(itertools.chain(*itertools.islice(runs, count))) for count in self._shards_by_entry]
+
+    def large_row_group(self, limit: int) -> tuple[ShardFile, int, int] | None:
+        """Returns the first Parquet shard with a row group of several rows and more than ``limit`` decompressed bytes, and the
+        size and number of rows of that row group; None if there is none."""
+        for shard, path in enumerate(self.paths):
+            if path.suffix == PARQUET_SUFFIX:
+                first, size, _, _ = self.index.row_groups(shard).T
+                rows = np.diff(first, append=self.sizes[shard])
+                large = np.flatnonzero((size > limit) & (rows > 1))
+                if len(large):
+                    return path, int(size[large[0]]), int(rows[large[0]])
+        return None
 
     def location(self, number: int) -> str:
-        """Returns the location of record ``number`` without reading the shard: file and line, or tar and index in the tar."""
+        """Returns the location of record ``number`` without reading the shard: file and line, tar and index in the tar, or
+        Parquet file and row."""
         shard, row = self._locate(number)
         path = self.paths[shard]
+        if path.suffix == PARQUET_SUFFIX:
+            return self._rows.location(path, row)
         return f"{path}: record {row}" if path.suffix == TAR_SUFFIX else f"{path}:{self.index.line(shard, row)}"
 
     def exact_location(self, number: int) -> str:
@@ -112,11 +137,16 @@ class Shards:
         shard, row = self._locate(number)
         path = self.paths[shard]
         if path.suffix != TAR_SUFFIX:
-            return f"{path}:{self.index.line(shard, row)}"
+            return self.location(number)
         try:
             return location_of(self._open(shard), path, self.index.span(shard, row), self.index.apart(shard, row))
         except (OSError, tarfile.TarError, ValueError):
             return f"{path}: record {row}"
+
+    def _cached_bytes(self, shard: int) -> int:
+        path = self.paths[shard]
+        decoded = int(self.index.row_groups(shard)[:, 1].sum()) if path.suffix == PARQUET_SUFFIX else 0
+        return decoded + (self.index.state(shard)[0] if isinstance(path, RemoteShard) else 0)
 
     def _locate(self, number: int) -> tuple[int, int]:
         """Returns the shard of a record, and the index of the record in the shard."""
@@ -132,19 +162,26 @@ class Shards:
         """Prefetches record ``number`` if its shard is remote and the config enables prefetching."""
         shard, row = self._locate(number)
         path = self.paths[shard]
-        if isinstance(path, RemoteShard) and path.fetches_ahead:
+        if not isinstance(path, RemoteShard) or not path.fetches_ahead:
+            return
+        if path.suffix == PARQUET_SUFFIX:
+            self._rows.expect(path, self.index.state(shard), self.index.row_group(shard, row), row)
+        else:
             path.expect(self.index.state(shard), *self.index.span(shard, row))
 
     def read(self, number: int) -> RawRecord:
-        """Reads record ``number``. Its ``location`` is ``file:line`` or ``shard.tar:member``.
+        """Reads record ``number``. Its ``location`` is ``file:line``, ``shard.tar:member`` or ``file.parquet:row number``.
 
         Raises:
-            BrokenRecordError: "bad json" or "wrong type".
+            BrokenRecordError: "bad json", "wrong type" or "unreadable row group".
             UserError: if the shard itself can no longer be read.
         """
         shard, row = self._locate(number)
-        path, span = self.paths[shard], self.index.span(shard, row)
+        path = self.paths[shard]
         try:
+            if path.suffix == PARQUET_SUFFIX:
+                return self._rows.read(path, self.index.state(shard), self.index.row_group(shard, row), row)
+            span = self.index.span(shard, row)
             file = self._open(shard)
             if path.suffix == TAR_SUFFIX:
                 return read_record(file, path, span, self.index.apart(shard, row))

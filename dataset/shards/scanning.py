@@ -1,7 +1,7 @@
 """Scans a shard for the offsets of its records, from which the index of a data set is built.
 
-A shard is a file of JSON lines or an uncompressed WebDataset-style tar (``a/000012.jpg`` with ``a/000012.txt`` and/or
-``a/000012.json``). Members of a tar belong to the same record if their names are equal up to the first dot.
+A shard is a file of JSON lines, an uncompressed WebDataset-style tar (``a/000012.jpg`` with ``a/000012.txt`` and/or
+``a/000012.json``), or a Parquet file. Members of a tar belong to the same record if their names are equal up to the first dot.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import BinaryIO
 import numpy as np
 
 from dataset.records.forms import ARRAY, convert_hint, foreign_form
-from dataset.shards.finding import TAR_SUFFIX, ShardFile, open_shard
+from dataset.shards.finding import PARQUET_SUFFIX, TAR_SUFFIX, ShardFile, open_shard
+from dataset.shards.parquet import scan_row_groups
 from dataset.shards.remote.shards import RemoteShard
 from dataset.shards.tars import BLOCK, group_of, next_member
 from utils.errors import UserError
@@ -34,10 +35,11 @@ class ScannedShard:
     """The offsets of the records of a shard.
 
     Attributes:
-        starts: (n,) int64, offset of the first byte of each record.
-        oddities: (m, 2) int64, ascending. For JSON lines: one row for each blank line, with the number of records before it, and
-            0. For a tar: one row for each member that is separated from the rest of its record, with the index of the record and
-            the offset of the member.
+        starts: (n,) int64, offset of the first byte of each record. For Parquet: index of the row group of each row.
+        oddities: (m, 2) int64. For JSON lines: one row for each blank line, with the number of records before it, and 0. For a
+            tar: one row for each member that is separated from the rest of its record, with the index of the record and the
+            offset of the member. For Parquet: two rows for each row group; the first half of the array has the first row and the
+            decompressed size of the row groups, the second half has the offsets of their start and end in the file.
         whole: False for a tar without its end blocks.
     """
 
@@ -84,6 +86,9 @@ def _check_state(path: ShardFile, key: str, state: tuple[int, int] | None) -> No
 def _scan(path: ShardFile, key: str, state: tuple[int, int] | None) -> ScannedShard:
     try:
         with path.open(state) if isinstance(path, RemoteShard) else open_shard(path) as file:
+            if path.suffix == PARQUET_SUFFIX:
+                rows, groups = scan_row_groups(file, path, key)
+                return ScannedShard(np.repeat(np.arange(len(rows)), rows), np.concatenate(np.split(groups, 2, axis=1)))
             start = file.read(8)
             if start.startswith(_COMPRESSED_STARTS):
                 raise UserError(f"{key}: {path} is compressed and cannot be read at an offset; decompress it first")

@@ -22,7 +22,7 @@ from dataset.tasks.streams.pairs import ImageStream, ImageStreamConfig, VideoStr
 from dataset.tasks.streams.regions import RegionStream, RegionStreamConfig
 from dataset.tasks.streams.texts import TextStream, TextStreamConfig, TranslationStream, TranslationStreamConfig
 from dataset.text.processors import TextDataConfig, TextProcessor
-from utils.addresses import is_address
+from utils.addresses import is_address, is_hub
 from utils.config import MAY_CHANGE
 from utils.errors import UserError
 from utils.image_size import ImageSize, sides_of
@@ -57,7 +57,9 @@ class DataConfig(LoadingConfig):
     cache_index: Annotated[str | None, MAY_CHANGE] = Field(
         None, description="folder of shard indexes; null: the user's cache folder"
     )
-    remote: Annotated[RemoteConfig, MAY_CHANGE] = Field(default_factory=RemoteConfig, description="shards at addresses")
+    remote: Annotated[RemoteConfig, MAY_CHANGE] = Field(
+        default_factory=RemoteConfig, description="shards at addresses, and the cache of Parquet shards"
+    )
 
     @model_validator(mode="after")
     def _has_a_stream(self) -> DataConfig:
@@ -70,7 +72,11 @@ class DataConfig(LoadingConfig):
     @model_validator(mode="after")
     def _workers_wait_longer_than_requests(self) -> DataConfig:
         minutes, seconds = self.remote.retry_minutes, self.worker_timeout_s
-        if self.workers and minutes * 60 >= seconds and any(map(is_address, self._entries())):
+        if (
+            self.workers
+            and minutes * 60 >= seconds
+            and any(is_address(entry) or is_hub(entry) for entry in self._entries())
+        ):
             raise ValueError(
                 f"remote.retry_minutes = {minutes:g} is {minutes * 60:g} s, and worker_timeout_s = {seconds:g}: a worker would "
                 "be killed while it retries a request; lower remote.retry_minutes, or raise worker_timeout_s"

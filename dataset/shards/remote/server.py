@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -40,7 +40,8 @@ class RemoteConfig(Config):
 
     cache: str | None = Field(
         None,
-        description="local folder that caches blocks of remote shards; null: in the user's cache folder",
+        description="local folder that caches blocks of remote shards and decoded rows of Parquet shards; null: in the user's "
+        "cache folder",
     )
     cache_gb: float = Field(
         20.0, ge=0.25, description="maximum size of the cache in GB, for all processes of this machine"
@@ -58,6 +59,11 @@ class RemoteConfig(Config):
         8.0,
         ge=0,
         description=f"how long a failed request is retried, with growing waits of at most {_LONGEST_WAIT_S:g} s",
+    )
+    hub: Literal["stream", "download"] = Field(
+        "stream",
+        description="how the files of hf:ORG/NAME are read if they are not in the Hub cache; stream: parts of them, when records "
+        "are read; download: all of them, into the Hub cache, before the run begins",
     )
     protocols: list[str] = Field(
         ["http", "https", "s3"],
@@ -247,17 +253,25 @@ class Server:
         if self._process != os.getpid():
             self._start_anew()
         if self._cache is None:
-            folder = self.config.cache
-            self._cache = BlockCache(
-                expanded(folder) if folder is not None else _default_folder(),
-                int(self.config.cache_gb * 1e9),
-                "data.remote.cache names another folder",
-            )
+            self._cache = open_cache(self.config)
         return self._cache
+
+
+def open_cache(config: RemoteConfig, **options: Any) -> BlockCache:
+    """Opens the folder of cached blocks. ``options``: see :class:`~utils.block_cache.BlockCache`."""
+    folder = config.cache
+    return BlockCache(
+        expanded(folder) if folder is not None else _default_folder(),
+        int(config.cache_gb * 1e9),
+        "data.remote.cache names another folder",
+        **options,
+    )
 
 
 def _default_folder() -> Path:
     caches = cache_folder()
     if caches is None:
-        raise UserError("data.remote.cache: the user has no home folder; name a folder for blocks of remote shards")
+        raise UserError(
+            "data.remote.cache: the user has no home folder; name a folder for blocks of remote and Parquet shards"
+        )
     return caches / "blocks"

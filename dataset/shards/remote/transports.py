@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from utils.addresses import scheme_of
 from utils.errors import UserError
+from utils.hub import hub_headers
 
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _EMPTY = re.compile(r"bytes \*/0")
@@ -120,7 +121,8 @@ class Http:
 
     async def _get(self, address: str, start: int, end: int) -> Piece:
         options = dict(self._files.kwargs)
-        headers = {**options.pop("headers", {}), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        asked = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        headers = {**options.pop("headers", {}), **hub_headers(address), **asked}
         url = self._files.encode_url(address)
         options = {"read_bufsize": _BUFFER, **options, "headers": headers, "timeout": self._timeout}
         async with self._session.get(url, **options) as response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, TypeVar
@@ -17,10 +18,14 @@ from dataset.shards.weights import Weights
 from dataset.tasks.account import Account
 from utils import distributed
 from utils.config import Config
+from utils.errors import UserError
 from utils.files import expanded
 from utils.inputs import InputFolder, InputShards, InputWeightedShards, WeightedShards
 
 E = TypeVar("E")
+
+RANDOM_ROW_GROUP = 32_000_000
+"""Maximum size of a row group in bytes with ``order: random``. A row group of a single row may be larger."""
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +34,9 @@ class StreamConfig(Config):
     """Config of a stream."""
 
     files: InputWeightedShards = Field(
-        description="shards: files, glob patterns, or folders of *.jsonl, *.json (JSON lines) and *.tar; addresses of "
-        "such files (https, s3); with a weight, {path: …, weight: 2}"
+        description="shards: files, glob patterns, or folders of *.jsonl, *.json (JSON lines), *.tar and *.parquet; addresses of "
+        "such files (https, s3); Parquet files of data sets on the Hugging Face Hub (hf:ORG/NAME, "
+        "hf:ORG/NAME@REVISION/data/train-*); with a weight, {path: …, weight: 2}"
     )
     batch_size: int = Field(ge=1, description="examples of the stream in a micro-batch of one rank")
     weight: float = Field(1.0, ge=0, description="factor of the stream's losses in the sum of all losses")
@@ -84,7 +90,11 @@ class StreamConfig(Config):
     def weights_of(self, shards: Shards) -> Weights | None:
         """Returns the weights of the shards of ``files``, or None if all weights are 1."""
         weights = [entry.weight if isinstance(entry, WeightedShards) else 1 for entry in self.files]
-        return None if all(weight == 1 for weight in weights) else Weights(shards.sizes_by_entry, weights)
+        return None if all(weight == 1 for weight in weights) else Weights(self._runs(shards), weights)
+
+    def _runs(self, shards: Shards) -> list[list[int]]:
+        """Returns the sizes of the runs of records that are split into blocks, for each entry of ``files``."""
+        return shards.runs_by_entry(self.block_records or BLOCK_RECORDS)
 
     def open(self, shards: Shards, *, name: str, seed: int, ranks: int, step: int) -> RecordSource:
         """Returns the records of shards in the order of the stream.
@@ -97,7 +107,8 @@ class StreamConfig(Config):
             step: number of micro-batches in a global batch, over all ``ranks``.
 
         Raises:
-            UserError: if the number of ranks does not divide the number of lanes, or there are fewer records than lanes.
+            UserError: if the number of ranks does not divide the number of lanes, there are fewer records than lanes, or row
+                groups of a Parquet shard are too large for a random order.
         """
         count = self.records_per_batch
         # A clean set has no weights.
@@ -108,7 +119,7 @@ class StreamConfig(Config):
             block_records = self.block_records or BLOCK_RECORDS
             check_ranks(lanes, ranks, f"data.{name.removesuffix('/clean')}.lanes")
             order = BlockOrder(
-                shards.sizes if weights is None else weights.sizes,
+                list(itertools.chain(*self._runs(shards))) if weights is None else weights.sizes,
                 count,
                 lanes=lanes,
                 block_records=block_records,
@@ -117,7 +128,14 @@ class StreamConfig(Config):
                 stream=name,
                 key=shards.key,
             )
-        if shards.remote_bytes and distributed.rank() == 0:
+        elif (found := shards.large_row_group(RANDOM_ROW_GROUP)) is not None:
+            path, size, rows = found
+            raise UserError(
+                f"{shards.key}: {path} has a row group of {size / 1e6:.0f} MB ({rows:,} rows), and order: random would decode it "
+                f"for every record (limit: {RANDOM_ROW_GROUP / 1e6:.0f} MB); set order: blocks, or rewrite the file: python "
+                f"run.py prepare parquet {path} --out FOLDER"
+            )
+        if shards.cached_bytes and distributed.rank() == 0:
             _warn_of_small_cache(shards, order, distributed.local_size() / ranks)
         return RecordSource(shards, order, name=name, seed=seed, weights=weights)
 
@@ -126,13 +144,13 @@ def _warn_of_small_cache(shards: Shards, order: Order, share: float) -> None:
     """Warns if the cache is so small that blocks will be fetched repeatedly. ``share``: share of all ranks on this machine."""
     room = shards.remote.cache_gb * 1e9
     if isinstance(order, BlockOrder):
-        in_use = min(1.0, order.records_in_use / len(shards)) * min(1.0, share) * shards.remote_bytes
+        in_use = min(1.0, order.records_in_use / len(shards)) * min(1.0, share) * shards.cached_bytes
         reason = "a machine uses {} of blocks at a time"
         remedy = "or set fewer lanes, or a smaller block_records"
     else:
         in_use, reason = (
-            shards.remote_bytes,
-            "order: random reads from all {} of the shards at once, and fetches 1 MiB for each record",
+            shards.cached_bytes,
+            "order: random reads from all {} of the shards at once, and fetches 1 MiB or a row group for each record",
         )
         remedy = "or set order: blocks"
     if in_use > room:

@@ -232,8 +232,8 @@ def test_a_process_ends_quietly_while_blocks_are_fetched(stream, server, tmp_pat
 def test_a_cache_that_is_too_small_is_told_at_the_start(stream, order, message, caplog):
     """A lane is one window of 60 records, so that all blocks are in use."""
     shards = stream(0, order).shards
-    assert shards.remote_bytes == 100 * RECORDS and not caplog.text
-    shards.remote_bytes = 2_000_000_000
+    assert shards.cached_bytes == 100 * RECORDS and not caplog.text
+    shards.cached_bytes = 2_000_000_000
     options = {"lanes": 2, "block_records": 20} if order == "blocks" else {}
     config = StreamConfig(files=["a"], batch_size=5, order=order, **options)
     for cache_gb, told in ((2.01, False), (1.99, True)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import multiprocessing
 import threading
@@ -46,7 +47,7 @@ def bucket(monkeypatch):
     for shard in range(2):
         lines = [json.dumps({"n": f"{shard}-{row}", "x": "x" * 50}) for row in range(12)]
         client.put_object(Bucket="data", Key=f"set/{shard}.jsonl", Body="\n".join(lines).encode())
-    client.put_object(Bucket="data", Key="set/0.parquet", Body=b"table")
+    client.put_object(Bucket="data", Key="set/0.csv", Body=b"table")
     yield client
     server.stop()
 
@@ -176,3 +177,13 @@ def test_a_store_that_goes_on_failing_is_one_line(forwarder, open_remote):
         open_remote("s3://data/set/0.jsonl")
     assert "\n" not in str(caught.value)
     assert forwarder.answers == 6, "the filesystem repeats nothing by itself"
+
+
+def test_rows_of_parquet_files_in_s3(bucket, open_remote):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    file = io.BytesIO()
+    parquet.write_table(pa.table({"n": range(30), "x": ["x" * row for row in range(30)]}), file, row_group_size=10)
+    bucket.put_object(Bucket="data", Key="tables/0.parquet", Body=file.getvalue())
+    shards = open_remote("s3://data/tables/")
+    assert [shards.read(row).values["n"] for row in reversed(range(30))] == list(reversed(range(30)))
+    assert shards.read(7).location == "s3://data/tables/0.parquet:row 7"

@@ -1,0 +1,146 @@
+"""Parquet shards against tars of the same pictures: ``python -m benchmarks.parquet``."""
+
+from __future__ import annotations
+
+import io
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.loader_rates import CONFIG, processor_s
+from benchmarks.records import caption, noise_image
+from dataset.loaders import BatchLoader
+from dataset.prepare.tokenizer import train_wordpiece
+from dataset.tasks.pretrain import PretrainBatches
+from dataset.text.loading import load_tokenizer
+from tasks.pretrain import PretrainConfig
+from utils.commands import call
+from utils.config import load_config
+from utils.flags import Positive
+
+SIZES = ((320, 240), (400, 300), (300, 400), (256, 256))
+WORDS = ["a", "dog", "cat", "red", "house", "on", "the", "street", "two", "people", "with", "tree", "near", "of"]
+DISTINCT = 64
+HUB_ROWS = (100, 1000)
+"""Rows of a row group in data sets of the Hugging Face Hub."""
+
+
+def write_shards(folder: Path, shards: int, rows: int) -> float:
+    """Writes the same pictures with captions as tars, and as Parquet files with row groups of different sizes.
+
+    Returns the mean size of a picture in bytes.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    rng, contents = np.random.default_rng(0), []
+    for number in range(DISTINCT):
+        stream = io.BytesIO()
+        noise_image(*SIZES[number % len(SIZES)], rng).save(stream, "JPEG", quality=90)
+        contents.append(stream.getvalue())
+    group_rows = {f"parquet-{size}": size for size in HUB_ROWS}
+    group_rows["parquet-16MB"] = int(16e6 * DISTINCT / sum(map(len, contents)))
+    texts = [caption(WORDS, 10.5, 2.5, rng) for _ in range(shards * rows)]
+    for form in ("tar", *group_rows):
+        (folder / form).mkdir()
+    for shard in range(shards):
+        images = [contents[int(index)] for index in rng.integers(0, DISTINCT, rows)]
+        own = texts[shard * rows : (shard + 1) * rows]
+        with tarfile.open(folder / "tar" / f"{shard:05d}.tar", "w") as tar:
+            for row, (image, text) in enumerate(zip(images, own, strict=True)):
+                for suffix, content in (("jpg", image), ("txt", text.encode())):
+                    info = tarfile.TarInfo(f"{row:06d}.{suffix}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+        # The names make all pictures different, so that they are not stored once in a dictionary.
+        values = [{"bytes": image, "path": f"{row}.jpg"} for row, image in enumerate(images)]
+        table = pyarrow.table({"image": values, "caption": own})
+        for form, size in group_rows.items():
+            pyarrow.parquet.write_table(
+                table, folder / form / f"{shard:05d}.parquet", row_group_size=size, use_dictionary=["caption"]
+            )
+    train_wordpiece(texts, folder / "tokenizer", vocab_size=1000)
+    return sum(map(len, contents)) / DISTINCT
+
+
+def views_per_second(folder: Path, form: str, cache: str, batches: int) -> tuple[float, float]:
+    """Returns the views per second of the trainer's loader with two workers from the first batch on, and the views per second of
+    processor time, which other programs disturb less, of all processes from their start on."""
+    changes = [
+        f"data.images.files=[{folder / form}]",
+        "data.regions=null",
+        "data.images.image_key=image",
+        "data.images.caption_key=caption",
+        "data.images.batch_size=32",
+        "data.images.order=blocks",
+        "data.images.lanes=2",
+        "data.images.block_records=100",
+        f"data.cache_index={folder}/index",
+        f"data.remote.cache={cache}",
+        "data.workers=2",
+    ]
+    config = load_config(CONFIG, changes, PretrainConfig)
+    maker = PretrainBatches(
+        config.data,
+        tokenizer=load_tokenizer(folder / "tokenizer"),
+        image_size=config.model.vision.image_size,
+        patch_size=16,
+        seed=0,
+    )
+    spent = processor_s()
+    loader = iter(BatchLoader(maker, config.data).batches(0, batches))
+    first = next(loader)  # the workers have started
+    assert not first.broken, first.broken[0]
+    started = time.perf_counter()
+    count = sum(batch.read for batch in loader)
+    seconds = time.perf_counter() - started
+    return count / seconds, (count + first.read) / (processor_s() - spent)
+
+
+def main(*, shards: Positive = 4, rows: Positive = 1000, rounds: Positive = 5) -> int:
+    """Parquet shards against tars of the same pictures.
+
+    The trainer's loader reads an epoch of pairs with two workers and ``order: blocks``: from tars, and from Parquet files with
+    row groups of 16 MB (run.py prepare parquet), and of 100 and 1000 rows (usual on the Hugging Face Hub). The forms are measured
+    in turn. Each round begins with an empty cache, so every row group is decoded once.
+
+    Args:
+        shards: number of files of each form.
+        rows: number of pictures in a file.
+        rounds: number of measurements of each form.
+
+    Examples:
+        python -m benchmarks.parquet
+    """
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        size = write_shards(folder, shards, rows)
+        forms = ["tar", "parquet-16MB", *(f"parquet-{each}" for each in HUB_ROWS)]
+        sys.stdout.write(f"{shards * rows:,} pictures of {size / 1e3:.0f} kB on average, 2 workers, order: blocks\n")
+        rounds_: list[list[tuple[float, float]]] = []
+        for number in range(rounds + 1):
+            made = []
+            for form in forms:
+                with tempfile.TemporaryDirectory(dir=folder) as cache:
+                    made.append(views_per_second(folder, form, cache, shards * rows // 32))
+            if number:  # the first round warms up
+                rounds_.append(made)
+        rates = np.array(rounds_)  # (rounds, forms, 2)
+        ratios = np.median(rates / rates[:, :1], axis=0)
+        for form, of_form, (wall, core) in zip(forms, rates.transpose(1, 2, 0), ratios, strict=True):
+            sys.stdout.write(
+                f"{form}: {np.median(of_form[0]):,.0f} views/s (rounds {of_form[0].min():,.0f} to {of_form[0].max():,.0f}), "
+                f"{wall:.2f} of tar; {np.median(of_form[1]):,.0f} a second of processor time, {core:.2f} of tar\n"
+            )
+        sys.stdout.write(f"ratio: {ratios[:, 0].min():.2f}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.parquet"))

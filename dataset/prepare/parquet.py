@@ -1,0 +1,294 @@
+"""``run.py prepare parquet``: rewrites shards as Parquet files with small row groups and the images inside."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from batches.base import BrokenRecord
+from dataset.prepare.building import WorkerDiedError
+from dataset.prepare.folders import tally
+from dataset.prepare.official import OutputFlags, manifest_of
+from dataset.prepare.output import Entry, OutputFolder
+from dataset.prepare.processes import in_order
+from dataset.records.broken import broken_record
+from dataset.records.schema import ImageKeys, RawRecord, image_source
+from dataset.shards.parquet import check_pyarrow
+from dataset.shards.readers import Shards
+from utils import log
+from utils.cores import usable_cores
+from utils.errors import UserError
+from utils.files import replacing
+from utils.flags import SEVERAL, read_by, whole_number
+from utils.progress import progress_bar
+
+GROUP_BYTES = 16_000_000
+"""Maximum size of a row group, except for a row group of a single row."""
+_FILE_BYTES, _FILE_RECORDS = 256_000_000, 10_000
+"""Approximate maximum size of the part of a shard that becomes one file, and its maximum number of records. The texts of these
+records are in memory at the same time, but only a row group of images."""
+_FIRST = 3
+"""Number of broken records that are printed. The file lists all of them."""
+MANIFEST, BROKEN = manifest_of("parquet"), "_parquet/broken.jsonl"
+
+
+class _Job(NamedTuple):
+    """A file to make from the records ``first`` … ``last`` - 1."""
+
+    shards: Shards
+    first: int
+    last: int
+    target: Path
+    keys: ImageKeys
+
+
+class _Made(NamedTuple):
+    """The result of a job: number of rows and of row groups, and the records that were left out."""
+
+    rows: int
+    groups: int
+    broken: list[BrokenRecord]
+
+
+def _write_file(job: _Job) -> _Made:
+    """Writes a file; runs in a worker process. There is no file if all of its records are broken."""
+    import pyarrow
+    import pyarrow.parquet
+
+    broken: list[BrokenRecord] = []
+    numbers, values = [], []
+    for number in range(job.first, job.last):
+        try:
+            values.append(_values(job.shards.read(number), job.keys.image_key))
+            numbers.append(number)
+        except Exception as error:
+            broken.append(broken_record(error, job.shards.location(number)))
+    names = list(dict.fromkeys(name for each in values for name in each))
+    columns = {name: _column([each.get(name) for each in values], name, job) for name in names}
+    image = pyarrow.field(job.keys.image_key, pyarrow.binary())
+    schema = pyarrow.schema([image, *(pyarrow.field(name, column.type) for name, column in columns.items())])
+    sizes = [len(json.dumps(each, default=str)) for each in values]
+    rows = groups = 0
+    options = {"use_dictionary": names, "write_page_checksum": True}  # a dictionary would store all images twice
+    with replacing(job.target) as part, pyarrow.parquet.ParquetWriter(part, schema, **options) as writer:
+        for kept, images in _groups(job, numbers, sizes, broken):
+            own = [pyarrow.array(images, image.type), *(column.take(kept) for column in columns.values())]
+            writer.write_table(pyarrow.table(own, schema=schema), row_group_size=len(kept))
+            rows, groups = rows + len(kept), groups + 1
+    if not rows:
+        job.target.unlink()
+    return _Made(rows, groups, broken)
+
+
+def _groups(
+    job: _Job, numbers: Sequence[int], sizes: Sequence[int], broken: list[BrokenRecord]
+) -> Iterator[tuple[list[int], list[bytes | None]]]:
+    """Yields the rows of each row group, as indices into ``numbers``, and their images. Records whose image cannot be loaded are
+    added to ``broken``.
+
+    Args:
+        job: the job.
+        numbers: indices of the readable records.
+        sizes: size of each record in bytes, without the image.
+        broken: the records that are left out.
+    """
+    kept: list[int] = []
+    images: list[bytes | None] = []
+    total = 0
+    for index, number in enumerate(numbers):
+        try:
+            raw = job.shards.read(number)
+            has_image = raw.image is not None or raw.values.get(job.keys.image_key) is not None
+            content = image_source(raw, job.keys).load() if has_image else None
+        except Exception as error:
+            broken.append(broken_record(error, job.shards.location(number)))
+            continue
+        size = sizes[index] + len(content or b"")
+        if kept and total + size > GROUP_BYTES:
+            yield kept, images
+            kept, images, total = [], [], 0
+        kept.append(index)
+        images.append(content)
+        total += size
+    if kept:
+        yield kept, images
+
+
+def _values(raw: RawRecord, image_key: str) -> dict[str, Any]:
+    """Returns the values of a record without the image. The text member of a tar becomes the caption."""
+    text = {"caption": raw.text} if raw.text is not None else {}
+    return {name: value for name, value in {**text, **raw.values}.items() if name != image_key}
+
+
+def _column(values: list[Any], name: str, job: _Job) -> Any:
+    """Converts the values of a key to an Arrow array.
+
+    Raises:
+        UserError: if the values have different types.
+    """
+    import pyarrow
+
+    try:
+        return pyarrow.array(_uniform(_with_lists_of_boxes(values) if name == "elems" else values))
+    except (pyarrow.ArrowException, ValueError, TypeError, OverflowError) as error:
+        raise UserError(
+            f"{job.shards.location(job.first)} and the records after it: the values of {name!r} do not have one type "
+            f"({str(error).splitlines()[0][:150]}); give them one type, or remove the key"
+        ) from None
+
+
+def _with_lists_of_boxes(values: list[Any]) -> list[Any]:
+    """Makes every ``bb`` a list of boxes if one of them is: a column has one type."""
+    elems = [each for value in values if isinstance(value, list) for each in value if isinstance(each, dict)]
+    boxes = [each["bb"] for each in elems if isinstance(each.get("bb"), list) and each["bb"]]
+    if not any(isinstance(box[0], list) for box in boxes):
+        return values
+
+    def changed(elem: Any) -> Any:
+        box = elem.get("bb") if isinstance(elem, dict) else None
+        return {**elem, "bb": [box]} if isinstance(box, list) and box and not isinstance(box[0], list) else elem
+
+    return [[changed(elem) for elem in value] if isinstance(value, list) else value for value in values]
+
+
+def _uniform(values: list[Any]) -> list[Any]:
+    """Gives the values of a column one type, on every level: where some are lists, the others become lists of one item; objects
+    get the keys of all objects, with null for missing ones; an object without keys becomes null."""
+    present = [value for value in values if value is not None]
+    if any(isinstance(value, list) for value in present):
+        lists = [value if value is None or isinstance(value, list) else [value] for value in values]
+        items = iter(_uniform([item for value in lists if value is not None for item in value]))
+        return [None if value is None else [next(items) for _ in value] for value in lists]
+    if present and all(isinstance(value, dict) for value in present):
+        names = list(dict.fromkeys(name for value in present for name in value))
+        if not names:
+            return [None] * len(values)
+        columns = [_uniform([None if value is None else value.get(name) for value in values]) for name in names]
+        rows = zip(*columns, strict=True)
+        return [
+            None if value is None else dict(zip(names, row, strict=True))
+            for value, row in zip(values, rows, strict=True)
+        ]
+    return values
+
+
+def _died(job: _Job) -> _Made:
+    raise WorkerDiedError(
+        f"{job.target}: a process that wrote it was killed, perhaps because memory ran out; give fewer --workers"
+    )
+
+
+def _jobs(shards: Shards, out: Path, keys: ImageKeys) -> list[tuple[_Job, str, int]]:
+    """Returns the files to make, each with the path and size of its shard. A large shard becomes several files."""
+    jobs: list[tuple[_Job, str, int]] = []
+    begin = 0
+    for shard, (path, records) in enumerate(zip(shards.paths, shards.sizes, strict=True)):
+        size = shards.index.state(shard)[0]
+        parts = min(records, max(-(-size // _FILE_BYTES), -(-records // _FILE_RECORDS)))
+        for part in range(parts):
+            first, last = begin + records * part // parts, begin + records * (part + 1) // parts
+            jobs.append((_Job(shards, first, last, out / f"{len(jobs):06d}.parquet", keys), str(path), size))
+        begin += records
+    return jobs
+
+
+def parquet(
+    shards: Annotated[tuple[str, ...], SEVERAL],
+    /,
+    *,
+    output: OutputFlags,
+    image_key: str = "image",
+    image_root: Path | None = None,
+    workers: Annotated[int, read_by(whole_number(1, 1024))] = usable_cores(),
+) -> int:
+    """Rewrite shards as Parquet files with small row groups and the images inside.
+
+    SHARDS are JSON lines, tars or Parquet files: files, patterns, folders, addresses, or hf:ORG/NAME. Every record becomes a row:
+    its image is in the binary column --image-key, and its other keys are columns. Text members of tars become the column caption.
+    A row group has at most 16 MB, so the files can be read with order: random. Where some values of a key are lists, all become
+    lists.
+
+    A record that cannot be read, or whose image is missing, is left out, counted, and listed in _parquet/broken.jsonl in --out.
+    Rerun the same command to resume an interrupted run; finished files are kept.
+
+    Args:
+        shards: shards, patterns, folders or addresses.
+        image_key: key of the image in a JSON record or Parquet row, and name of the column of images.
+        image_root: folder of relative image paths (default: the folder of the shard).
+        workers: number of processes (default: number of cores).
+
+    Examples:
+        python run.py prepare parquet data/train-00000.parquet --out data/small
+        python run.py prepare parquet data/pairs.jsonl --image-root photos --out data/pairs_parquet
+
+    Returns:
+        0: all records were written; 1: some were broken; 2: nothing was written
+    """
+    log.set_up()
+    check_pyarrow("prepare parquet")
+    out, started = output.out, time.monotonic()
+    source = Shards(shards, key="SHARDS", workers=workers)
+    if any(isinstance(path, Path) and path.parent.resolve() == out.resolve() for path in source.paths):
+        raise UserError(f"--out {out} is the folder of the shards; give another")
+    keys = ImageKeys(image_key, image_root=image_root)
+    jobs = _jobs(source, out, keys)
+    arguments = {
+        "shards": [str(path) for path in source.paths],
+        "image_key": image_key,
+        "image_root": None if image_root is None else str(image_root.resolve()),
+        "group_bytes": GROUP_BYTES,
+    }
+    names = [job.target.name for job, _, _ in jobs]
+    with OutputFolder(out, MANIFEST, arguments, names, overwrite=output.overwrite) as folder:
+        if folder.complete:
+            sys.stdout.write(f"{out} is already complete with these arguments; nothing to do\n")
+            return 0
+        left = [each for each in jobs if not _is_finished(folder, *each)]
+        bar = progress_bar(
+            total=len(source),
+            initial=len(source) - sum(job.last - job.first for job, _, _ in left),
+            desc="parquet",
+            unit="record",
+        )
+        with bar, closing(in_order(_write_file, (job for job, _, _ in left), workers, _died)) as results:
+            for (job, path, size), made in zip(left, results, strict=True):
+                written = job.target.stat().st_size if made.rows else 0
+                broken = tuple(
+                    {"place": each.location, "reason": str(each.kind), "detail": each.message} for each in made.broken
+                )
+                counts = {"records": made.rows, "row groups": made.groups}
+                folder.add(Entry(job.target.name, path, size, written, counts, broken))
+                bar.update(job.last - job.first)
+        folder.write_broken(BROKEN)
+        entries = [folder.entries[name] for name in names]
+        left_out = [each for entry in entries for each in entry.broken]
+        rows = sum(entry.counts["records"] for entry in entries)
+        if not rows:
+            raise UserError(f"{out}: no record could be written; first {left_out[0]['place']}: {left_out[0]['detail']}")
+        folder.close()
+    groups, size = (sum(values) for values in zip(*((e.counts["row groups"], e.bytes) for e in entries), strict=True))
+    seconds = time.monotonic() - started
+    sys.stdout.write(
+        f"{out}: {rows:,} records in {sum(e.bytes > 0 for e in entries):,} files and {groups:,} row groups, {size / 1e9:.3f} GB; "
+        f"{seconds:.1f} s\n"
+    )
+    if left_out:
+        kinds = Counter(each["reason"] for each in left_out)
+        sys.stdout.write(f"{out / BROKEN}: {len(left_out):,} broken: {tally(kinds)}\n")
+        for each in left_out[:_FIRST]:
+            sys.stdout.write(f"  {each['place']}: {each['reason']}: {each['detail']}\n")
+    return 1 if left_out else 0
+
+
+def _is_finished(folder: OutputFolder, job: _Job, source: str, source_bytes: int) -> bool:
+    """Returns True if an earlier run made the file from the same shard, and neither has changed in size."""
+    entry = folder.entries.get(job.target.name)
+    if entry is None or (entry.source, entry.source_bytes) != (source, source_bytes):
+        return False
+    return (job.target.stat().st_size if job.target.exists() else 0) == entry.bytes

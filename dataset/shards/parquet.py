@@ -1,0 +1,340 @@
+"""Parquet shards: any row by its number.
+
+A row group is the smallest part of a Parquet file that can be decoded. The rows of a window (see :mod:`dataset.shards.blocks`)
+come from many row groups in random order, too many to keep them in memory. A row group is therefore decoded once, in a stream,
+and its rows are written to the cache of blocks (:class:`~utils.block_cache.BlockCache`) in pieces of about :data:`PIECE_BYTES`,
+as Arrow IPC streams. All processes of the machine read rows from the memory-mapped pieces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from dataset.records.broken import BrokenRecordError
+from dataset.records.schema import RawRecord
+from dataset.shards.finding import ShardFile, open_shard
+from dataset.shards.index import RowGroup
+from dataset.shards.remote.server import RemoteConfig, open_cache
+from dataset.shards.remote.shards import RemoteShard
+from utils.block_cache import Block, BlockCache, crc_digest
+from utils.errors import UserError
+
+PIECE_BYTES = 2_000_000
+"""Target size of a piece. Pieces must fit in the smallest cache that a config can set."""
+_PIECE_ROWS = 1000
+"""Maximum number of rows in a piece. Dictionary encoding can make the pages of a row group much smaller than its rows."""
+_READ_BYTES = 1 << 20
+"""Number of bytes of a column that are read at a time."""
+_OPEN_PIECES, _OPEN_S = 256, 20.0
+"""Maximum number of pieces that a process keeps open, and seconds after which a piece is opened again, so that the cache knows
+that it is in use."""
+_REMEMBERED = 1024
+"""Maximum number of damaged row groups, and of prefetched ones, that a process remembers."""
+
+Key = tuple[str, int]
+"""The path of a shard and the index of a row group."""
+
+
+def check_pyarrow(key: str) -> None:
+    """Raises :class:`UserError` with the config ``key`` if pyarrow is not installed."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        raise UserError(
+            f'{key}: Parquet files need pyarrow, which is not installed: pip install ".[parquet]"'
+        ) from None
+
+
+def scan_row_groups(file: BinaryIO, path: ShardFile, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Reads the footer of a Parquet file.
+
+    Args:
+        file: the open file.
+        path: its path, for messages.
+        key: config key of the shards, for messages.
+
+    Returns:
+        (G,) int64, number of rows of each row group; and (G, 4) int64, first row, size of the decompressed pages, and offsets of
+        the start and end of each row group.
+
+    Raises:
+        UserError: if pyarrow is not installed, or the file is not a complete Parquet file.
+    """
+    check_pyarrow(key)
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        footer = pyarrow.parquet.read_metadata(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(
+            f"{key}: {path} is not a complete Parquet file ({_reason(error)}); copy or write it again"
+        ) from None
+    rows, table, first = [], [], 0
+    for number in range(footer.num_row_groups):
+        group = footer.row_group(number)
+        columns = [group.column(index) for index in range(group.num_columns)]
+        starts = [column.dictionary_page_offset or column.data_page_offset for column in columns]
+        ends = [start + column.total_compressed_size for start, column in zip(starts, columns, strict=True)]
+        rows.append(group.num_rows)
+        table.append([first, group.total_byte_size, min(starts, default=0), max(ends, default=0)])
+        first += group.num_rows
+    return np.array(rows, np.int64), np.array(table, np.int64).reshape(-1, 4)
+
+
+def runs_of_groups(firsts: np.ndarray, records: int, block_records: int) -> list[int]:
+    """Joins neighbouring row groups into runs of at most ``block_records`` rows. A larger row group is a run of its own.
+
+    Args:
+        firsts: (G,) int64, first row of each row group.
+        records: number of rows of all row groups.
+        block_records: maximum number of rows in a block.
+
+    Returns:
+        The number of rows of each run.
+    """
+    runs = [0]
+    for rows in np.diff(firsts, append=records).tolist():
+        if runs[-1] and runs[-1] + rows > block_records:
+            runs.append(0)
+        runs[-1] += rows
+    return runs
+
+
+class ParquetRows:
+    """Reads rows of Parquet shards through the cache of blocks. It can be used after a fork and pickled.
+
+    Args:
+        config: settings of the cache.
+    """
+
+    def __init__(self, config: RemoteConfig):
+        self.config = config
+        self._process = -1
+        self._cache: BlockCache | None = None
+        self._buffer: Any = None
+        self._open: OrderedDict[tuple[str, int, int], tuple[float, Any]] = OrderedDict()
+        self._damaged: OrderedDict[Key, tuple[int, str]] = (
+            OrderedDict()
+        )  # number of pieces before the damage, and what it is
+        self._expected: OrderedDict[Key, None] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    @staticmethod
+    def location(path: ShardFile, row: int) -> str:
+        """Returns the location of a row, ``file.parquet:row 17``. Rows are counted from 0, as in pyarrow and pandas."""
+        return f"{path}:row {row}"
+
+    def read(self, path: ShardFile, state: tuple[int, int], group: RowGroup, row: int) -> RawRecord:
+        """Reads a row. Null values, also those in structs, are left out.
+
+        Args:
+            path: the shard.
+            state: state of the shard when it was indexed.
+            group: the row group of the row.
+            row: index of the row in the file.
+
+        Raises:
+            BrokenRecordError: "unreadable row group" if the row group cannot be decoded up to this row; "wrong type" if a text
+                is not UTF-8.
+            UserError: if the shard has changed or cannot be read.
+            OSError: if the shard cannot be read any more.
+        """
+        location = self.location(path, row)
+        piece, row_in_piece = divmod(row - group.first, _rows_of_piece(group))
+        try:
+            batch = self._batch(path, state, group, piece)
+        except _DamagedError as error:
+            raise BrokenRecordError("unreadable row group", location, f"row group {group.number}: {error}") from None
+        try:
+            values = {
+                name: column[row_in_piece].as_py()
+                for name, column in zip(batch.schema.names, batch.columns, strict=True)
+            }
+        except UnicodeDecodeError as error:
+            raise BrokenRecordError("wrong type", location, f"a text is not UTF-8: {error}") from None
+        return RawRecord(_without_nulls(values), location, path.parent)
+
+    def expect(self, path: RemoteShard, state: tuple[int, int], group: RowGroup, row: int) -> None:
+        """Prefetches the row group of a row of a remote shard, unless the row is in the cache; see :meth:`read`."""
+        blocks, key = self._blocks(), (str(path), group.number)
+        if key in self._expected:
+            return
+        _remember(self._expected, key, None)
+        if not blocks.has(_name(path, state, group, (row - group.first) // _rows_of_piece(group))):
+            path.expect(state, group.start, group.end)
+
+    def _batch(self, path: ShardFile, state: tuple[int, int], group: RowGroup, piece: int) -> Any:
+        """Returns the record batch of a piece, which is mapped from the cache."""
+        import pyarrow
+
+        key, now = (str(path), group.number, piece), time.monotonic()
+        opened, batch = self._open.get(key, (-_OPEN_S, None))
+        if now - opened > _OPEN_S or self._process != os.getpid():
+            content = self._blocks().get(
+                _name(path, state, group, piece), None, lambda: self._decode(path, state, group, piece)
+            )
+            batch = pyarrow.ipc.open_stream(pyarrow.py_buffer(content)).read_next_batch()
+            self._open[key] = now, batch
+            if len(self._open) > _OPEN_PIECES:
+                self._open.popitem(last=False)
+        self._open.move_to_end(key)
+        return batch
+
+    def _blocks(self) -> BlockCache:
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._cache = None
+            self._open.clear()
+        if self._cache is None:
+            # Fetching a piece may fetch blocks of a remote shard, so the kinds of locks differ. SHA-256 would take longer than
+            # decoding.
+            self._cache = open_cache(self.config, kind="rows", digest=crc_digest)
+        return self._cache
+
+    def _written(self, batch: Any) -> memoryview:
+        """Returns a record batch as an Arrow IPC stream, in a buffer that the next call overwrites."""
+        import pyarrow
+
+        size = pyarrow.MockOutputStream()
+        with pyarrow.ipc.new_stream(size, batch.schema) as writer:
+            writer.write_batch(batch)
+        # Touching new memory for each piece would take longer than the rest of this.
+        if self._buffer is None or self._buffer.size < size.size():
+            self._buffer = pyarrow.allocate_buffer(size.size())
+        with pyarrow.ipc.new_stream(pyarrow.FixedSizeBufferWriter(self._buffer), batch.schema) as writer:
+            writer.write_batch(batch)
+        return memoryview(self._buffer)[: size.size()]
+
+    def _decode(self, path: ShardFile, state: tuple[int, int], group: RowGroup, piece: int) -> Block:
+        """Decodes a row group, caches its pieces, and returns one of them.
+
+        Raises:
+            _DamagedError: if the row group cannot be decoded up to the end of the piece.
+        """
+        import pyarrow
+
+        key = str(path), group.number
+        before, reason = self._damaged.get(key, (piece + 1, ""))
+        if piece >= before:
+            raise _DamagedError(reason)
+        wanted: Block | None = None
+        number = -1
+        with _opened(path, state) as file:
+            try:
+                for number, batch in enumerate(_pieces(file, group)):
+                    content = self._written(batch)
+                    if number == piece:
+                        wanted = bytes(content)
+                    kept = self._blocks().add(_name(path, state, group, number), content)
+                    if wanted is not None and not kept:
+                        break  # the cache cannot keep later pieces either
+            except (pyarrow.ArrowException, OSError) as error:
+                # OSError is also pyarrow's error for damaged pages; those of the system have a number.
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise
+                reason = _reason(error)
+        if wanted is None:
+            reason = reason or f"it has fewer than {group.rows:,} rows"
+            _remember(self._damaged, key, (number + 1, reason))
+            raise _DamagedError(reason)
+        return wanted
+
+
+def _opened(path: ShardFile, state: tuple[int, int]) -> Any:
+    """Opens a shard for pyarrow. Its own local files are faster than Python's.
+
+    Raises:
+        UserError: if a local shard has changed.
+    """
+    import pyarrow
+
+    if isinstance(path, RemoteShard):
+        return path.open(state)
+    file = pyarrow.OSFile(str(path))
+    open_shard(path, state).close()  # checks the state after the file was opened
+    return file
+
+
+class _DamagedError(Exception):
+    """A row group cannot be decoded."""
+
+
+def _pieces(file: Any, group: RowGroup) -> Iterator[Any]:
+    """Decodes a row group in a stream, and yields its rows in pieces, each as a record batch."""
+    import pyarrow
+    import pyarrow.parquet
+
+    # With pre_buffer, pyarrow would read the whole row group at once, in other threads.
+    parquet = pyarrow.parquet.ParquetFile(
+        file, buffer_size=_READ_BYTES, pre_buffer=False, page_checksum_verification=True
+    )
+    size = _rows_of_piece(group)
+    waiting: list[Any] = []  # decoded batches that may be smaller than a piece
+    for batch in parquet.iter_batches(size, row_groups=[group.number], use_threads=False):
+        waiting.append(_without_dictionaries(batch))
+        while (rows := sum(each.num_rows for each in waiting)) >= size:
+            joined = _joined(waiting)
+            yield joined.slice(0, size)
+            waiting = [joined.slice(size)] if rows > size else []
+    if waiting:
+        yield _joined(waiting)
+
+
+def _without_dictionaries(batch: Any) -> Any:
+    import pyarrow
+
+    columns = [
+        column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column for column in batch.columns
+    ]
+    return pyarrow.record_batch(columns, names=batch.schema.names)
+
+
+def _joined(batches: Sequence[Any]) -> Any:
+    import pyarrow
+
+    return batches[0] if len(batches) == 1 else pyarrow.concat_batches(batches)
+
+
+def _rows_of_piece(group: RowGroup) -> int:
+    """Returns the number of rows in a piece of a row group; the last piece may be smaller."""
+    return max(1, min(_PIECE_ROWS, PIECE_BYTES * group.rows // max(1, group.bytes)))
+
+
+def _name(path: ShardFile, state: tuple[int, int], group: RowGroup, piece: int) -> str:
+    """Returns the name of a piece in the cache. All pieces of a row group begin with the same digits, and so have one lock."""
+    file = path if isinstance(path, RemoteShard) else os.path.abspath(path)
+    of_group = hashlib.sha256(f"{file} {state} row group {group.number}".encode("utf-8", "surrogateescape")).hexdigest()
+    of_piece = hashlib.sha256(f"{of_group} {piece} {_rows_of_piece(group)}".encode()).hexdigest()
+    return of_group[:20] + of_piece[:20]
+
+
+def _without_nulls(value: Any) -> Any:
+    """Removes null fields from objects, also from those in lists. A null in a list is kept."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(each) for name, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
+def _remember(noted: OrderedDict[Key, Any], key: Key, value: Any) -> None:
+    noted[key] = value
+    if len(noted) > _REMEMBERED:
+        noted.popitem(last=False)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:200]

@@ -1,0 +1,243 @@
+"""Data sets on the Hugging Face Hub, as entries ``hf:ORG/NAME[@REVISION][/FOLDER_OR_PATTERN]``.
+
+An entry becomes the files of one commit: files in the Hub cache if they are there, otherwise addresses that contain the commit,
+or downloaded files.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dataset.shards.remote.server import Server
+from dataset.shards.remote.shards import RemoteShard
+from utils import distributed
+from utils.addresses import HUB
+from utils.errors import UserError
+from utils.hub import REACH_S, check_hub
+
+_ENTRY = re.compile(rf"{HUB}([\w.-]+/[\w.-]+)(?:@(refs/(?:convert|pr)/\w+|[^/@]+))?(?:/(.+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_TRAIN = re.compile(r"(^|[/._-])train([/._-])")
+"""The split ``train`` in the path of a file, as the package ``datasets`` recognises it."""
+_CARD = "README.md"
+_COPY = "copy the files to this machine and name their folder"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HubEntry:
+    """A parsed entry.
+
+    Attributes:
+        name: ``ORG/NAME``.
+        revision: branch, tag or commit; None for the main branch.
+        pattern: folder, file or glob pattern in the repository; "" for its Parquet files.
+    """
+
+    name: str
+    revision: str | None
+    pattern: str
+
+    @classmethod
+    def parse(cls, entry: str, key: str) -> HubEntry:
+        """Parses an entry; raises :class:`UserError` with the config ``key`` if it has another form."""
+        match = _ENTRY.fullmatch(entry)
+        if match is None:
+            raise UserError(
+                f"{key}: {entry}: write hf:ORG/NAME, hf:ORG/NAME@REVISION, or either with /FOLDER_OR_PATTERN"
+            )
+        return cls(match[1], match[2], (match[3] or "").rstrip("/"))
+
+    def __str__(self) -> str:
+        at, below = f"@{self.revision}" if self.revision else "", f"/{self.pattern}" if self.pattern else ""
+        return f"{HUB}{self.name}{at}{below}"
+
+    @property
+    def patterns(self) -> list[str]:
+        """Patterns of the names of files, in the form of the Hub: ``*`` also matches slashes."""
+        if any(sign in self.pattern for sign in "*?["):
+            return [self.pattern]
+        if "." in self.pattern.rpartition("/")[2]:
+            return [glob_escaped(self.pattern)]
+        return [f"{glob_escaped(self.pattern)}/*.parquet" if self.pattern else "*.parquet"]
+
+    def select(self, files: Sequence[str]) -> list[str]:
+        """Returns the files of the entry, sorted. Without a pattern, these are the files of the split ``train`` if there are
+        any."""
+        found = sorted(file for file in files if any(fnmatch.fnmatchcase(file, pattern) for pattern in self.patterns))
+        return ([] if self.pattern else [file for file in found if _TRAIN.search(file)]) or found
+
+
+def glob_escaped(text: str) -> str:
+    """Escapes the special characters of a glob pattern."""
+    return re.sub(r"([*?[])", r"[\1]", text)
+
+
+def find_hub(entry: str, server: Server) -> list[Path | RemoteShard]:
+    """Returns the files of an entry: from the Hub cache without network if they are there, otherwise as the config sets.
+
+    The files of a data set in the Hub cache are used as they are, since the branch may have changed on the Hub; name a commit
+    to be sure.
+
+    Raises:
+        UserError: in one line, if the data set does not exist, has no such files, is gated or private, or the Hub cannot be
+            reached.
+    """
+    key, wanted = server.key, HubEntry.parse(entry, server.key)
+    folder = _cached(wanted)
+    if folder is not None:
+        _tell(key, str(wanted), folder.name, len(_files_in(folder, wanted)), "from the Hub cache")
+        _tell_licence(wanted.name, _licence_in(folder))
+        return [folder / file for file in _files_in(folder, wanted)]
+    check_hub(wanted.name, key, _COPY)
+    about = _about(wanted, key)
+    files = wanted.select([file.rfilename for file in about.siblings or ()])
+    if not files:
+        parquet = sum(file.rfilename.endswith(".parquet") for file in about.siblings or ())
+        raise UserError(
+            f"{key}: {wanted}: no file of the data set matches {wanted.patterns[0]} (it has {parquet} Parquet files); check the "
+            f"pattern, or use the Parquet files that the Hub makes of other data sets: hf:{wanted.name}@refs/convert/parquet"
+        )
+    if server.config.hub == "stream":
+        from huggingface_hub import constants
+
+        base = f"{constants.ENDPOINT}/datasets/{wanted.name}/resolve/{about.sha}"
+        found: list[Path | RemoteShard] = [RemoteShard(f"{base}/{file}", server) for file in files]
+    else:
+        folder = _downloaded(wanted, files, key)
+        found = [folder / file for file in files]
+    _tell(key, str(wanted), about.sha, len(files), "streamed" if server.config.hub == "stream" else "downloaded")
+    card = about.card_data
+    _tell_licence(wanted.name, (card.get("license_name") or card.get("license")) if card else None)
+    return found
+
+
+def pinned(entry: str, key: str) -> str:
+    """Returns an entry with the current commit as its revision: of the Hub cache if the files are there, otherwise of the Hub.
+
+    Raises:
+        UserError: as :func:`find_hub`.
+    """
+    wanted = HubEntry.parse(entry, key)
+    if wanted.revision is not None and _COMMIT.fullmatch(wanted.revision):
+        return entry
+    folder = _cached(wanted)
+    if folder is None:
+        check_hub(wanted.name, key, _COPY)
+    return str(replace(wanted, revision=folder.name if folder is not None else _about(wanted, key).sha))
+
+
+def _cached(wanted: HubEntry) -> Path | None:
+    """Returns the folder of the data set in the Hub cache, which is named after the commit; None if it lacks files.
+
+    The cache lists the files of commits that it downloaded. Without such a list, the files that are there are taken as complete.
+    """
+    from huggingface_hub import snapshot_download
+
+    where: dict[str, Any] = {"repo_type": "dataset", "revision": wanted.revision}
+    try:
+        folder = Path(snapshot_download(wanted.name, **where, ignore_patterns=["*"], local_files_only=True))
+    except Exception:  # the data set is not in the cache
+        return None
+    found = _files_in(folder, wanted)
+    try:
+        from huggingface_hub import get_cached_repo_tree
+
+        listed = wanted.select([file.path for file in get_cached_repo_tree(wanted.name, **where)])
+    except Exception:  # there is no list, or the package is older
+        listed = found
+    return folder if found and found == listed else None
+
+
+def _files_in(folder: Path, wanted: HubEntry) -> list[str]:
+    return wanted.select([path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()])
+
+
+def _about(wanted: HubEntry, key: str) -> Any:
+    """Asks the Hub for the commit, the files and the card of a data set."""
+    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    page = f"{constants.ENDPOINT}/datasets/{wanted.name}"
+    gated = f"{key}: {wanted}: the data set is gated; accept its terms on {page}, and log in: hf auth login"
+    try:
+        about = HfApi(endpoint=constants.ENDPOINT).dataset_info(
+            wanted.name, revision=wanted.revision, timeout=5 * REACH_S
+        )
+        if about.gated and not get_token():
+            raise UserError(gated)
+    except GatedRepoError:
+        raise UserError(gated) from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"{key}: {wanted}: {constants.ENDPOINT} has no data set of this name, or it is private; check the name, or log in: "
+            "hf auth login"
+        ) from None
+    except RevisionNotFoundError:
+        raise UserError(f"{key}: {wanted}: the data set has no such revision; see {page}/commits") from None
+    except Exception as error:  # whatever the network layer raises
+        raise _failed(wanted, key, error) from None
+    return about
+
+
+def _downloaded(wanted: HubEntry, files: Sequence[str], key: str) -> Path:
+    """Downloads files of a data set, with the progress bar of the Hub's package, and returns their folder."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                wanted.name,
+                repo_type="dataset",
+                revision=wanted.revision,
+                allow_patterns=[*map(glob_escaped, files), _CARD],
+            )
+        )
+    except Exception as error:  # whatever the network layer raises
+        raise _failed(wanted, key, error) from None
+
+
+def _failed(wanted: HubEntry, key: str, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    said = " ".join(str(error).split())[:200]
+    return UserError(f"{key}: {wanted}: the Hub answers {type(error).__name__}: {said}; try again, or {_COPY}")
+
+
+def _licence_in(folder: Path) -> Any:
+    """Returns the licence in the card of a data set in the Hub cache."""
+    from huggingface_hub import metadata_load
+
+    try:
+        card = metadata_load(folder / _CARD) or {}
+    except (OSError, ValueError):
+        return None
+    return card.get("license_name") or card.get("license")
+
+
+@functools.cache
+def _tell(key: str, entry: str, commit: str, files: int, how: str) -> None:
+    """Logs once which files are read."""
+    if distributed.rank() == 0:
+        logger.info("%s: %s: %d files of commit %s, %s", key, entry, files, commit, how)
+
+
+def _tell_licence(name: str, licence: Any) -> None:
+    _tell_once(name, ", ".join(map(str, licence)) if isinstance(licence, list) else licence)
+
+
+@functools.cache
+def _tell_once(name: str, licence: str | None) -> None:
+    if distributed.rank() == 0:
+        if licence:
+            logger.info("licence of %s: %s, as its card states", name, licence)
+        else:
+            logger.warning("licence of %s: its card states none; check whether you may use it", name)

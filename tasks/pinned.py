@@ -1,0 +1,65 @@
+"""Commits of the data sets on the Hub that a run reads, kept in the run's folder, so that all ranks and a resumed run read the
+same files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TypeVar
+
+from dataset.shards.remote.hub import pinned
+from utils import distributed
+from utils.addresses import is_hub
+from utils.config import Config
+from utils.errors import UserError
+from utils.files import read_json, write_text
+from utils.inputs import inputs_of, with_shards
+
+PINS = "hub.json"
+"""File in the folder of a run: the entries of its config, with the entries that name the commit."""
+
+C = TypeVar("C", bound=Config)
+
+
+def with_pinned_data(config: C, run: Path, *, resumes: bool, leave_out: tuple[str, ...] = ()) -> C:
+    """Returns the config with the commit in each entry ``hf:ORG/NAME`` of its shards.
+
+    Rank 0 finds the commits, or reads the commits that the run began with; all ranks raise its errors.
+
+    Args:
+        config: config of a run.
+        run: folder of the run.
+        resumes: True if the run resumes or is evaluated.
+        leave_out: sections to ignore.
+
+    Raises:
+        UserError: as :func:`~dataset.shards.remote.hub.find_hub`.
+    """
+    entries = {
+        entry: key
+        for key, kind, entry in inputs_of(config)
+        if kind == "shards" and is_hub(entry) and key.partition(".")[0] not in leave_out
+    }
+    if not entries:
+        return config
+    own = _pins(entries, run / PINS, resumes) if distributed.rank() == 0 else None
+    of_rank_0 = distributed.gather_objects(own)[0]
+    assert of_rank_0 is not None
+    pins, error = of_rank_0
+    if error is not None:
+        raise UserError(error)
+    return with_shards(config, lambda entry: pins.get(entry, entry))
+
+
+def _pins(entries: dict[str, str], file: Path, resumes: bool) -> tuple[dict[str, str], str | None]:
+    """Returns the entries with their commits, and the error."""
+    try:
+        kept = read_json(file) if resumes else {}
+    except (OSError, ValueError):  # written by an older version, or damaged
+        kept = {}
+    try:
+        pins = {entry: kept.get(entry) or pinned(entry, key) for entry, key in entries.items()}
+    except UserError as error:
+        return {}, str(error)
+    write_text(file, json.dumps(pins, indent=2) + "\n")
+    return pins, None

@@ -1,0 +1,182 @@
+"""``run.py prepare parquet``: shards of every form become Parquet files, and nothing broken is lost."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+
+import pytest
+
+import dataset.prepare.parquet as command
+from dataset.shards.readers import Shards
+from engine.run_files import METRICS_FILE
+from run import main
+from tests.messages import OneLine
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+
+@pytest.fixture
+def convert(tmp_path, monkeypatch, capsys):
+    """Runs the command; returns the records of all files, and what was printed. With exit status 2 there are no files."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(*words: str, out: str = "out", status: int = 0) -> tuple[list[dict], str]:
+        found = main(["prepare", "parquet", *words, "--out", str(tmp_path / out), "--workers", "1"])
+        printed = capsys.readouterr()
+        assert found == status, printed
+        if status > 1:
+            return [], printed.err.splitlines()[-1]
+        shards = Shards([str(tmp_path / out)])
+        return [dict(shards.read(row).values) for row in range(len(shards))], printed.out
+
+    return run
+
+
+@pytest.fixture
+def lines(tmp_path):
+    def write(*records: object, name: str = "a.jsonl") -> str:
+        path = tmp_path / "in" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(f"{each if isinstance(each, str) else json.dumps(each)}\n" for each in records))
+        return str(path)
+
+    return write
+
+
+def test_json_lines_with_image_files_and_base64(convert, lines, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/1.jpg").write_bytes(b"first")
+    file = lines(
+        {"image": "1.jpg", "caption": "a", "n": 1},
+        {"image": "data:image/jpeg;base64,c2Vjb25k", "caption": ["b", "c"], "score": 0.5},
+        {"caption": {"de": "nur Text"}, "elems": []},
+    )
+    assert convert(file, status=2)[1] == OneLine("'caption'", "one type")
+    file = lines(
+        {"image": "1.jpg", "caption": "a", "n": 1},
+        {"image": "data:image/jpeg;base64,c2Vjb25k", "caption": ["b", "c"], "score": 0.5},
+        {"caption": "text", "elems": []},
+    )
+    records, printed = convert(file, "--overwrite")
+    assert records == [
+        {"image": b"first", "caption": ["a"], "n": 1},
+        {"image": b"second", "caption": ["b", "c"], "score": 0.5},
+        {"caption": ["text"], "elems": []},
+    ]
+    assert OneLine("3 records in 1 files and 1 row groups") == printed.splitlines()[-1]
+
+
+def test_regions_with_boxes_of_both_forms_and_captions_by_language(convert, lines):
+    one = {"caption": {"en": "a", "de": ["b", "c"]}, "bb": [1, 2, 3, 4.5]}
+    two = {"caption": {"en": "d"}, "bb": [[1, 2, 3, 4], [5, 6, 7, 8]], "attributes": ["e"], "grain": "region"}
+    none = {"caption": {"fr": "f"}, "bb": []}
+    records, _ = convert(lines({"image": "data:,eA==", "elems": [one, two]}, {"image": "data:,eA==", "elems": [none]}))
+    assert records[0]["elems"] == [
+        {"caption": {"en": "a", "de": ["b", "c"]}, "bb": [[1, 2, 3, 4.5]]},
+        {"caption": {"en": "d"}, "bb": [[1, 2, 3, 4], [5, 6, 7, 8]], "attributes": ["e"], "grain": "region"},
+    ]
+    assert records[1]["elems"] == [none]
+
+
+def test_boxes_of_one_form_stay_as_they_are(convert, lines):
+    elem = {"caption": "a", "bb": [1, 2, 3, 4]}
+    assert convert(lines({"image": "data:,eA==", "elems": [elem]}))[0][0]["elems"] == [elem]
+
+
+def test_tars_and_parquet_files(convert, tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in (
+            ("0.jpg", b"x"),
+            ("0.txt", b"a cat"),
+            ("1.png", b"y"),
+            ("1.json", b'{"caption": "z", "n": 2}'),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    expected = [{"image": b"x", "caption": "a cat"}, {"image": b"y", "caption": "z", "n": 2}]
+    assert convert(str(tmp_path / "a.tar"))[0] == expected
+    pq.write_table(
+        pa.table({"image": [{"bytes": b"x", "path": "0.jpg"}], "caption": ["a cat"], "at": [None]}),
+        tmp_path / "b.parquet",
+    )
+    assert convert(str(tmp_path / "out"), str(tmp_path / "b.parquet"), out="again")[0] == [*expected, expected[0]]
+
+
+def test_row_groups_and_files_are_small(convert, lines, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "GROUP_BYTES", 100)
+    monkeypatch.setattr(command, "_FILE_RECORDS", 10)
+    (tmp_path / "in").mkdir()
+    for row in range(25):
+        (tmp_path / "in" / f"{row}.jpg").write_bytes(b"%02d" % row * (5 if row != 3 else 100))
+    records, _ = convert(lines(*({"image": f"{row}.jpg", "n": row} for row in range(25))))
+    assert [record["n"] for record in records] == list(range(25))
+    files = sorted((tmp_path / "out").glob("*.parquet"))
+    assert [pq.read_metadata(file).num_rows for file in files] == [8, 8, 9]
+    for file in files:
+        opened = pq.ParquetFile(file)
+        for number in range(opened.num_row_groups):
+            images = opened.read_row_group(number, ["image"]).column("image").to_pylist()
+            assert len(images) == 1 or sum(map(len, images)) <= 100
+    monkeypatch.setattr("dataset.tasks.streams.base.RANDOM_ROW_GROUP", 2000)
+    assert Shards([str(tmp_path / "out")]).large_row_group(2000) is None
+
+
+def test_broken_records_are_left_out_counted_and_listed(convert, lines, tmp_path):
+    file = lines({"image": "data:,eA==", "n": 0}, "{", {"image": "none.jpg", "n": 2}, {"image": "data:,eA==", "n": 3})
+    records, printed = convert(file, status=1)
+    assert [record["n"] for record in records] == [0, 3]
+    assert OneLine("2 broken", "1 bad json", "1 missing image") in printed.splitlines()
+    listed = [json.loads(line) for line in (tmp_path / "out/_parquet/broken.jsonl").read_text().splitlines()]
+    assert [each["place"] for each in listed] == [f"{file}:2", f"{file}:3"]
+    only_broken = lines({"image": "none.jpg"}, name="b.jsonl")
+    assert convert(only_broken, out="other", status=2)[1] == OneLine(
+        "no record could be written", "b.jsonl:1", "none.jpg"
+    )
+
+
+def test_an_interrupted_run_goes_on_and_a_finished_one_does_nothing(convert, lines, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "_FILE_RECORDS", 4)
+    file = lines(*({"image": "data:,eA==", "n": row} for row in range(12)))
+    write, calls = command._write_file, []
+
+    def fails(job):
+        calls.append(job.target.name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return write(job)
+
+    monkeypatch.setattr(command, "in_order", lambda work, jobs, workers, died: (work(job) for job in jobs))
+    monkeypatch.setattr(command, "_write_file", fails)
+    convert(file, status=130)
+    before = (tmp_path / "out/000000.parquet").stat().st_mtime_ns
+    records, _ = convert(file)
+    assert [record["n"] for record in records] == list(range(12))
+    assert calls == ["000000.parquet", "000001.parquet", "000002.parquet", "000002.parquet"]
+    assert (tmp_path / "out/000000.parquet").stat().st_mtime_ns == before
+    assert "nothing to do" in convert(file)[1]
+
+
+def test_the_folder_of_the_shards_is_refused(convert, lines, tmp_path):
+    assert convert(lines({"image": "data:,eA=="}), out="in", status=2)[1] == OneLine(
+        "--out", "is the folder of the shards"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["blocks", "random"])
+def test_a_run_on_the_files_is_the_run_on_the_records(convert, tiny_overrides, scenes_folder, tmp_path, order):
+    convert(f"{scenes_folder}/train.jsonl")
+    losses = {}
+    for name, files in (("lines", f"{scenes_folder}/train.jsonl"), ("parquet", f"{tmp_path}/out")):
+        changes = [f"data.{stream}.files=[{files}]" for stream in ("images", "regions")]
+        changes += [f"data.{stream}.order={order}" for stream in ("images", "regions")]
+        words = [*tiny_overrides, *changes, f"data.remote.cache={tmp_path}/blocks", "train.steps=2", "data.workers=2"]
+        run = tmp_path / name
+        assert main(["--task", "pretrain", "--config", "configs/demo/pretrain.yaml", "--output", str(run), *words]) == 0
+        steps = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
+        losses[name] = [[step[key] for key in ("loss", "images/mlm", "grad_norm")] for step in steps]
+    assert losses["lines"] == losses["parquet"] and len(losses["lines"]) == 2
