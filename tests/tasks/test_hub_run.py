@@ -44,5 +44,3 @@ def test_a_run_keeps_what_its_encoders_need(overrides, tmp_path):
     shutil.rmtree(tmp_path / "run")
     again = x2vlm.load(saved, device="cpu")
     assert (again.embed_images([image]) == model.embed_images([image])).all()
-
-
