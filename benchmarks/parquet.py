@@ -26,6 +26,8 @@ from utils.flags import Positive
 SIZES = ((320, 240), (400, 300), (300, 400), (256, 256))
 WORDS = ["a", "dog", "cat", "red", "house", "on", "the", "street", "two", "people", "with", "tree", "near", "of"]
 DISTINCT = 64
+BLOCK_RECORDS = 50
+"""Blocks are so small that an epoch has several windows, as it has with more data."""
 HUB_ROWS = (100, 1000)
 """Rows of a row group in data sets of the Hugging Face Hub."""
 
@@ -79,7 +81,7 @@ def views_per_second(folder: Path, form: str, cache: str, batches: int) -> tuple
         "data.images.batch_size=32",
         "data.images.order=blocks",
         "data.images.lanes=2",
-        "data.images.block_records=100",
+        f"data.images.block_records={BLOCK_RECORDS}",
         f"data.cache_index={folder}/index",
         f"data.remote.cache={cache}",
         "data.workers=2",
@@ -102,7 +104,7 @@ def views_per_second(folder: Path, form: str, cache: str, batches: int) -> tuple
     return count / seconds, (count + first.read) / (processor_s() - spent)
 
 
-def main(*, shards: Positive = 4, rows: Positive = 1000, rounds: Positive = 5) -> int:
+def main(*, shards: Positive = 8, rows: Positive = 1000, rounds: Positive = 5) -> int:
     """Parquet shards against tars of the same pictures.
 
     The trainer's loader reads an epoch of pairs with two workers and ``order: blocks``: from tars, and from Parquet files with

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import ablation, remote_shards, shards, word_maps
+from benchmarks import ablation, parquet, remote_shards, shards, word_maps
 from tests.messages import OneLine
 from utils.commands import call
 
@@ -29,6 +29,14 @@ def test_shards_on_a_server_are_compared_with_the_disk(capsys):
     assert call(remote_shards.main, ["--tars", "1", "--per-tar", "300", "--rounds", "1"], "remote_shards") == 0
     printed = capsys.readouterr().out
     assert OneLine("1% of the requests") in printed.splitlines() and "times its share" in printed
+
+
+@pytest.mark.slow
+def test_parquet_is_compared_with_tars(capsys):
+    pytest.importorskip("pyarrow")
+    assert call(parquet.main, ["--shards", "1", "--rows", "130", "--rounds", "1"], "parquet") == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert OneLine("parquet-1000", "of tar") in printed and printed[-1].startswith("ratio: ")
 
 
 def test_variants_leave_out_one_part_each(tmp_path, monkeypatch):
