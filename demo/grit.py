@@ -1,0 +1,117 @@
+"""``python -m demo.grit``: writes scenes of the demo in the form in which GRIT is published, and then in the form in which
+img2dataset stores downloaded images. docs/data.md prepares them like a data set of the web."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from PIL import Image
+
+from dataset.shards.parquet import check_pyarrow
+from utils.commands import call
+from utils.errors import UserError
+from utils.files import replacing, write_text
+from utils.flags import read_by, whole_number
+
+ADDRESS = "https://scenes.example/"
+"""Addresses begin with this; the rest is the path of the image in the folder of scenes."""
+CONFIDENCE = 0.9
+
+
+def grit_row(record: dict[str, Any], size: tuple[int, int], number: int) -> dict[str, Any]:
+    """Returns a row with GRIT's columns: a caption, and its phrases as offsets with boxes x1, y1, x2, y2 of 0 to 1."""
+    width, height = size
+    caption = str(record["caption"][0])
+    spans: dict[str, list[list[float]]] = {"noun_chunks": [], "ref_exps": []}
+    for element in record["elems"]:
+        x, y, w, h = element["bb"]
+        box = [x / width, y / height, (x + w) / width, (y + h) / height]
+        for phrase, column in zip(element["caption"], ("noun_chunks", "ref_exps"), strict=False):
+            if phrase not in caption:
+                caption += f"; {phrase}"
+            start = caption.index(phrase)
+            spans[column].append([float(start), float(start + len(phrase)), *box, CONFIDENCE])
+    columns = {"id": number, "url": f"{ADDRESS}{record['image']}", "caption": caption, "width": width, "height": height}
+    return {"clip_similarity_vitb32": 0.3, "clip_similarity_vitl14": 0.3, **columns, **spans}
+
+
+def _rows(scenes: Path, count: int) -> Iterator[dict[str, Any]]:
+    lines = (scenes / "train.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+    for number, record in enumerate(map(json.loads, lines)):
+        with Image.open(scenes / record["image"]) as image:
+            yield grit_row(record, image.size, number)
+
+
+def write_parquet(scenes: Path, out: Path, count: int) -> None:
+    """Writes ``coyo_0_snappy.parquet``, named as GRIT's own files are."""
+    check_pyarrow("demo.grit")
+    import pyarrow
+    import pyarrow.parquet
+
+    out.mkdir(parents=True, exist_ok=True)
+    with replacing(out / "coyo_0_snappy.parquet") as part:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(_rows(scenes, count))), part)
+
+
+def write_shard(scenes: Path, lists: Path, out: Path) -> None:
+    """Writes the images of all lists into one shard with its statistics, as img2dataset does."""
+    check_pyarrow("demo.grit")
+    import pyarrow.parquet
+
+    files = sorted(lists.glob("*.parquet"))
+    if not files:
+        raise UserError(f"{lists} has no lists; run `python run.py prepare grit` first")
+    rows = [row for file in files for row in pyarrow.parquet.read_table(file).to_pylist()]
+    out.mkdir(parents=True, exist_ok=True)
+    with replacing(out / "00000.tar") as part, tarfile.open(part, "w") as tar:
+        for number, row in enumerate(rows):
+            content = (scenes / row["url"].removeprefix(ADDRESS)).read_bytes()
+            with Image.open(io.BytesIO(content)) as image:
+                width, height = image.size
+            sizes = {"width": width, "height": height, "original_width": width, "original_height": height}
+            values = {**row, "key": f"{number:09d}", "status": "success", **sizes}
+            members = {"png": content, "txt": row["caption"].encode(), "json": json.dumps(values).encode()}
+            for suffix, data in members.items():
+                member = tarfile.TarInfo(f"{number:09d}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    statistics = {"count": len(rows), "successes": len(rows), "status_dict": {"success": len(rows)}}
+    write_text(out / "00000_stats.json", json.dumps(statistics))
+
+
+def grit(
+    *,
+    out: Path,
+    scenes: Path = Path("data/scenes"),
+    lists: Path | None = None,
+    rows: Annotated[int, read_by(whole_number(1, 1_000_000))] = 500,
+) -> int:
+    """Write scenes of the demo in the form of GRIT; with --lists, write the shard that img2dataset would make.
+
+    Args:
+        out: folder to write to.
+        scenes: folder that demo.scenes has made.
+        lists: folder of the lists that `prepare grit` has written; their images go into a shard in --out.
+        rows: number of scenes.
+
+    Examples:
+        python -m demo.grit --out raw/grit
+        python -m demo.grit --lists data/web/grit_urls --out data/web/grit_shards
+    """
+    if not (scenes / "train.jsonl").is_file():
+        raise UserError(f"{scenes} has no scenes; draw them with `python -m demo.scenes --out {scenes}`")
+    if lists is None:
+        write_parquet(scenes, out, rows)
+    else:
+        write_shard(scenes, lists, out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(call(grit, sys.argv[1:], "python -m demo.grit"))
