@@ -114,7 +114,7 @@ class TimmBackbone(VisionBackbone):
 
 def pixels_of(name: str) -> PixelStatistics:
     """Returns the pixel statistics of a timm model by name."""
-    settings: Any = timm.get_pretrained_cfg(name)
+    settings = _published_settings(name)
     if settings is None:
         raise UserError(f"model.vision.backbone: timm has no model {name!r}; `timm.list_models()` lists those it has")
     return PixelStatistics(tuple(settings.mean), tuple(settings.std))
@@ -131,7 +131,7 @@ def pretrained_weights(name: str, key: str) -> dict[str, Tensor]:
     Raises:
         UserError: if timm has no weights under this name, or they are not in the cache and cannot be downloaded.
     """
-    settings = timm.get_pretrained_cfg(name)
+    settings = _published_settings(name)
     if settings is None or not settings.hf_hub_id:
         tags = timm.list_models(f"{name.partition('.')[0]}*", pretrained=True)
         known = f"; it has {', '.join(tags[:5])}" if tags else ""
@@ -143,6 +143,14 @@ def pretrained_weights(name: str, key: str) -> dict[str, Tensor]:
     logger.info("%s: weights timm:%s; licence, as timm states it: %s", key, name, settings.license or "none stated")
     weights: dict[str, Tensor] = loaded.state_dict()
     return weights
+
+
+def _published_settings(name: str) -> Any:
+    """Returns what timm knows about published weights of a model; None if it has no such model or weights."""
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError:  # a tag that the model does not have
+        return None
 
 
 def _create(config: VisionConfig) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from collections import Counter
@@ -378,3 +379,16 @@ def test_static_batches_count_their_tokens_in_few_steps(tokenizer, rows):
         assert tokens - total < 30 * rows / 16 + 1
         counts.add(tokens)
     assert len(counts) <= 16
+
+
+def test_the_first_and_last_tokens_take_the_place_of_cls_and_sep(tokenizer):
+    """As in Gemma's tokenizer, which has a mask token without declaring it."""
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.add_special_tokens(["<bos>", "<eos>", "<mask>"])
+    gemma = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", pad_token="[PAD]", unk_token="[UNK]"
+    )
+    processor = TextProcessor(gemma, TextDataConfig(max_tokens=10))
+    ids = processor.encode_plain(["a red star"]).ids[0].tolist()
+    assert (ids[0], ids[-1]) == (gemma.bos_token_id, gemma.eos_token_id)
+    assert processor.mask_id == backend.token_to_id("<mask>")

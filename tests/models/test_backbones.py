@@ -1,0 +1,165 @@
+"""Backbones by name: their weights, their pixel statistics, and what cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
+
+from models.checkpoints import InitConfig, initialise
+from models.core.backbones import build_backbone, pixel_statistics
+from models.core.backbones.config import PUBLISHED_PIXELS, VisionConfig
+from models.core.contrastive import AligningConfig, ContrastiveConfig, ContrastiveHead
+from models.core.vision import VisionEncoder
+from tests.encoders import vision
+from tests.messages import naming
+from utils.errors import UserError
+from utils.inputs import inputs_of, missing_inputs
+
+NAME = "test_vit"
+"""A model of timm with 0.3 M parameters, whose weights are published as timm/test_vit.r160_in1k."""
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache of the Hub, without network."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "cache"
+
+
+def published(cache: Path) -> dict[str, torch.Tensor]:
+    """Puts weights of :data:`NAME` into the cache, with the classifier that the published file has."""
+    torch.manual_seed(5)
+    weights = timm.create_model(NAME).state_dict()
+    folder = cache / "models--timm--test_vit.r160_in1k"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs/main").write_text("abc")
+    (folder / "snapshots/abc").mkdir(parents=True)
+    save_file(
+        {name: weight.contiguous() for name, weight in weights.items()}, folder / "snapshots/abc/model.safetensors"
+    )
+    return weights
+
+
+def test_weights_of_timm_come_from_the_cache_and_their_licence_is_told(cache, caplog):
+    weights = published(cache)
+    model = vision.model_of(VisionConfig(backbone=NAME, image_size=160, drop_path=0.0))
+    caplog.set_level("INFO")
+    [report] = initialise(model, InitConfig(vision=f"timm:{NAME}.r160_in1k"))
+    assert not report.fresh and not report.unused
+    for name, parameter in model.vision.backbone.named_parameters():
+        assert torch.equal(parameter, weights[name]), name
+    assert naming("init.vision", f"timm:{NAME}.r160_in1k", "apache-2.0") and "apache-2.0" in caplog.text
+
+
+def test_weights_that_timm_does_not_have_are_answered_with_those_it_has(cache):
+    model = vision.model_of(VisionConfig(backbone=NAME, image_size=160))
+    with pytest.raises(UserError, match=naming("init.vision", "'test_vit.none'", "test_vit.r160_in1k")):
+        initialise(model, InitConfig(vision="timm:test_vit.none"))
+    with pytest.raises(UserError, match=naming("init.vision", "timm/test_vit.r160_in1k", "HF_HUB_OFFLINE")):
+        initialise(model, InitConfig(vision="timm:test_vit.r160_in1k"))
+
+
+def test_a_name_is_no_missing_file_but_a_folder_may_be():
+    config = InitConfig(vision="timm:test_vit", text="some/name")
+    assert {key for key, _, _ in inputs_of(config)} == {"vision", "text"} and not missing_inputs(config)
+    assert missing_inputs(InitConfig(vision="hf:runs/none")) == {"hf:runs/none": ["vision"]}
+
+
+def test_weights_of_another_family_are_refused(tmp_path):
+    dinov2, siglip = (
+        next(row for row in vision.ROWS if row.backbone == name) for name in ("dinov2", "siglip_vision_model")
+    )
+    source = tmp_path / "dinov2"
+    VisionEncoder(dinov2.config(source)).backbone.save_pretrained(source)
+    model = vision.model_of(siglip.config(tmp_path / "siglip"))
+    with pytest.raises(UserError, match=naming("init.vision", str(source))):
+        initialise(model, InitConfig(vision=str(source)))
+
+
+def test_pixels_are_normalised_as_the_backbone_was_trained():
+    own = VisionEncoder(VisionConfig(backbone="vit_tiny_patch16_224", image_size=32, depth=1))
+    assert own.pixel_mean.flatten().tolist() == pytest.approx([0.5] * 3)
+    given = VisionConfig(backbone="vit_tiny_patch16_224", **PUBLISHED_PIXELS)
+    assert pixel_statistics(given)._asdict() == {
+        "mean": PUBLISHED_PIXELS["pixel_mean"],
+        "std": PUBLISHED_PIXELS["pixel_std"],
+    }
+    with pytest.raises(ValueError, match="set both pixel_mean and pixel_std"):
+        VisionConfig(pixel_mean=(0.5, 0.5, 0.5))
+
+
+def test_a_config_that_an_earlier_version_saved_has_clips_statistics():
+    saved = VisionConfig().model_dump(mode="json")
+    for newer in ("pixel_mean", "pixel_std", "stem"):
+        del saved[newer]
+    assert VisionConfig(**saved).pixel_mean == PUBLISHED_PIXELS["pixel_mean"]
+    assert VisionConfig(backbone="vit_tiny_patch16_224").pixel_mean is None
+
+
+def test_a_hugging_face_model_without_statistics_needs_them_in_the_config(tmp_path):
+    row = next(row for row in vision.ROWS if row.backbone == "dinov2")
+    config = row.config(tmp_path)
+    assert pixel_statistics(config).mean == (0.4, 0.5, 0.6)
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match=naming("preprocessor_config.json", "model.vision.pixel_mean")):
+        VisionEncoder(config)
+    VisionEncoder(config.model_copy(update=PUBLISHED_PIXELS))
+
+
+@pytest.mark.parametrize(
+    ("options", "facts"),
+    [
+        ({"patch_size": 8}, ("model.vision.patch_size",)),
+        ({"positions": "sincos"}, ("model.vision.positions",)),
+        ({"stem": "convolutions"}, ("model.vision.stem",)),
+        ({"image_size": 60}, ("image_size", "60", "14", "56", "70")),
+        ({"heads": 5}, ("heads", "5", "32")),
+    ],
+)
+def test_what_a_hugging_face_backbone_has_itself_is_no_choice(options, facts, tmp_path):
+    row = next(row for row in vision.ROWS if row.backbone == "dinov2")
+    config = row.config(tmp_path).model_copy(update=options)
+    with pytest.raises(UserError, match=naming(*facts)):
+        build_backbone(config)
+
+
+def test_a_folder_without_a_vision_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match=naming("model.vision.backbone", "'bert'", "choose a ViT")):
+        build_backbone(VisionConfig(backbone=f"hf:{tmp_path}"))
+    with pytest.raises(UserError, match=naming("model.vision.backbone", f"{tmp_path}/none", "does not exist")):
+        build_backbone(VisionConfig(backbone=f"hf:{tmp_path}/none"))
+
+
+@pytest.mark.parametrize(
+    ("options", "facts"),
+    [
+        (
+            {"backbone": "test_convnext", "image_size": 64, "patch_size": 16},
+            ("model.vision.patch_size", "test_convnext"),
+        ),
+        ({"backbone": "test_convnext", "image_size": 64, "stem": "convolutions"}, ("model.vision.stem",)),
+        ({"backbone": "test_convnext", "image_size": 60}, ("image_size", "60", "32", "64")),
+        ({"backbone": "swin_tiny_patch4_window7_224"}, ("swin_tiny_patch4_window7_224",)),
+    ],
+)
+def test_what_a_convolutional_model_does_not_have_is_named(options, facts):
+    with pytest.raises(UserError, match=naming(*facts)):
+        build_backbone(VisionConfig(**options))
+
+
+def test_the_last_token_can_represent_a_text():
+    torch.manual_seed(0)
+    config = AligningConfig(embed_dim=4, contrastive=ContrastiveConfig(text="last"))
+    head = ContrastiveHead(config, 8, 8)
+    states, mask = torch.randn(2, 3, 8), torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()
+    last = torch.stack([states[0, 2], states[1, 1]]).unsqueeze(1)
+    torch.testing.assert_close(
+        head.embed_padded(states, mask), head.embed_padded(last, torch.ones(2, 1, dtype=torch.bool))
+    )
