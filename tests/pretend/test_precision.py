@@ -36,7 +36,7 @@ EXACT = {
     ("tasks/two_stage.py", "TwoStageRetrieval._nearest"): "near cosines would tie",
 }
 """Where products are in float32, and why."""
-ATTENTION = ("Attention.attend", "VisionEncoder.patches")
+ATTENTION = ("Attention.attend", "TimmBackbone.states")
 """Without a kernel for it, torch computes attention by products in float32."""
 
 
