@@ -8,6 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from dataset.prepare.folders import tally, write_records
 from dataset.records.box_form import are_relative, look_like_corners
 from dataset.records.broken import BrokenRecordError
 from dataset.records.forms import delimiter_of, foreign_form
-from dataset.records.schema import Box, boxes_in, place_box
+from dataset.records.schema import element_in, place_box
 from dataset.tasks.nlvr import LABELS
 from dataset.tasks.questions import question_of
 from utils.errors import UserError
@@ -128,6 +129,7 @@ class Converter:
             if boxes not in (None, named):
                 raise UserError(f"--boxes {boxes} contradicts the columns {', '.join(self._columns)}; remove the flag")
             self.boxes = named
+        self._nested = "elems" in keys
         has_boxes = bool({"elems", "bb"} & keys) or self._columns is not None
         kinds = {"questions": "question" in keys, "statements": "sentence" in keys, "regions": has_boxes}
         kinds |= {"captions": "caption" in keys}
@@ -150,8 +152,10 @@ class Converter:
             try:
                 if isinstance(row, BrokenRecordError):
                     raise row
-                if self.kind == "regions":
-                    self._add_boxes(row, made)
+                if self.kind == "regions" and self._nested:
+                    made[index] = self._record_of_regions(row)
+                elif self.kind == "regions":
+                    self._add_box(row, made)
                 else:
                     made[index] = getattr(self, f"_{self.kind}")(row)
             except BrokenRecordError as error:
@@ -174,7 +178,8 @@ class Converter:
         return os.path.relpath(os.path.abspath(source.path or ""), os.path.abspath(self.out))
 
     def _captions(self, row: Row) -> dict[str, Any]:
-        texts_of(row, "caption")
+        for key in ("caption", *(key for key in OTHER_TEXTS if row.values.get(key) is not None)):
+            texts_of(row, key)
         return {"image": self._image(row), "caption": row.values["caption"], **_kept(row, *OTHER_TEXTS, "image_id")}
 
     def _questions(self, row: Row) -> dict[str, Any]:
@@ -193,41 +198,66 @@ class Converter:
         images = [self._image(Row({"image": name}, row.location)) for name in names]
         return {"images": images, **_kept(row, "sentence", "label")}
 
-    def _add_boxes(self, row: Row, made: dict[Any, dict[str, Any]]) -> None:
-        """Adds the boxes of a row to the record of its image."""
-        source = self.images.find(row.get("image", str), row.location)
-        image = self._image(row)
-        size = self._size_of.setdefault(image, self._size_of.get(image) or self.images.size(source))
-        nested = "elems" in row.values
-        whole = _kept(row, "caption", *OTHER_TEXTS) if nested else {}
-        for element in row.get("elems", list) if nested else [row.values]:
-            try:
-                if not isinstance(element, dict):
-                    raise BrokenRecordError(
-                        "wrong type", row.location, f"elems contains {element!r:.40}, which is not an object"
-                    )
-                own = Row(element, row.location)
-                texts_of(own, "caption")
-                boxes = [place_box(box, *size, row.location, "the box") for box in self._boxes_of(own, size)]
-            except BrokenRecordError as error:
-                self.broken.append((error, element if isinstance(element, dict) else row.values))
-                continue
-            record = made.setdefault(image, {"image": image, **whole, "elems": []})
-            bb = [list(box) for box in boxes]
-            texts = _kept(own, "caption", *OTHER_TEXTS, "attributes", "grain")
-            record["elems"].append({"bb": bb[0] if len(bb) == 1 else bb, **texts})
+    def _record_of_regions(self, row: Row) -> dict[str, Any]:
+        """Returns the record of a row that lists its phrases in ``elems``, or has only texts about the whole image. Parts that
+        cannot be used are added to :attr:`broken`."""
+        record: dict[str, Any] = {"image": self._image(row), **_kept(row, "image_id")}
+        for key in ("caption", *OTHER_TEXTS):
+            if row.values.get(key) not in (None, []):
+                with self._keeping_broken(row.values):
+                    texts_of(row, key)
+                    record[key] = row.values[key]
+        listed = row.values.get("elems")
+        if listed is not None and not isinstance(listed, list):
+            raise BrokenRecordError("wrong type", row.location, f"elems is {str(listed)[:40]}, not a list")
+        elements = []
+        for index, value in enumerate(listed or ()):
+            with self._keeping_broken(value if isinstance(value, dict) else row.values):
+                elements.append(self._element(value, f"elems[{index}]", row))
+        if elements:
+            record["elems"] = elements
+        elif "caption" not in record:
+            raise BrokenRecordError("missing key", row.location, "no phrase and no caption to use")
+        return record
 
-    def _boxes_of(self, row: Row, size: tuple[int, int]) -> list[Box]:
-        """Returns the boxes of a row as x, y, width, height; ``size`` is the size of the image."""
+    def _add_box(self, row: Row, made: dict[Any, dict[str, Any]]) -> None:
+        """Adds the box of a row to the record of its image."""
+        image, element = self._image(row), self._element(row.values, "the row", row)
+        made.setdefault(image, {"image": image, "elems": []})["elems"].append(element)
+
+    @contextmanager
+    def _keeping_broken(self, values: dict[str, Any]) -> Iterator[None]:
+        """A context in which an unusable part is added to :attr:`broken`, with the ``values`` that it belongs to."""
         try:
-            value = [float(row.values[name]) for name in self._columns] if self._columns else row.get("bb", object)
-            value = parse_json(value) if isinstance(value, str) else value
-        except (KeyError, TypeError, ValueError):
-            raise BrokenRecordError("wrong type", row.location, "the box is not four numbers") from None
-        boxes = boxes_in(value, "bb", row.location)
+            yield
+        except BrokenRecordError as error:
+            self.broken.append((error, values))
+
+    def _element(self, value: Any, name: str, row: Row) -> dict[str, Any]:
+        """Returns a phrase with its boxes as x, y, width, height."""
+        if not isinstance(value, dict):
+            raise BrokenRecordError("wrong type", row.location, f"{name} is {value!r:.40}, not an object")
+        own, source = Row(value, row.location), self.images.find(row.get("image", str), row.location)
+        image = str(source.path)
+        size = self._size_of.setdefault(image, self._size_of.get(image) or self.images.size(source))
+        listed = {**value, "bb": self._listed_boxes(own)}
+        boxes = element_in(listed, name, row.location).boxes
         self._boxes += boxes
         self._sizes += [size] * len(boxes)
-        return [(x, y, w - x, h - y) if self.boxes == "corners" else (x, y, w, h) for x, y, w, h in boxes]
+        if self.boxes == "corners":
+            boxes = tuple((x, y, right - x, bottom - y) for x, y, right, bottom in boxes)
+        bb = [list(place_box(box, *size, row.location, name)) for box in boxes]
+        texts_of(own, "caption")
+        texts = _kept(own, "caption", *OTHER_TEXTS, "attributes", "grain")
+        return {"bb": bb[0] if len(bb) == 1 else bb, **texts}
+
+    def _listed_boxes(self, row: Row) -> Any:
+        """Returns the value of ``bb``, or the numbers in columns of their own."""
+        try:
+            value = [float(row.values[name]) for name in self._columns] if self._columns else row.get("bb", object)
+            return parse_json(value) if isinstance(value, str) else value
+        except (KeyError, TypeError, ValueError):
+            raise BrokenRecordError("wrong type", row.location, "the box is not four numbers") from None
 
 
 def _kept(row: Row, *keys: str) -> dict[str, Any]:

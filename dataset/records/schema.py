@@ -193,7 +193,7 @@ def parse_region_record(raw: RawRecord, keys: ImageKeys, caption_key: str) -> Re
     elements: list[Element] = []
     for index, value in enumerate(values or ()):
         try:
-            elements.append(_element(value, f"elems[{index}]", raw.location))
+            elements.append(element_in(value, f"elems[{index}]", raw.location))
         except BrokenRecordError as error:
             broken.append(error.as_broken())
     return RegionRecord(
@@ -325,7 +325,12 @@ def _captions_of(raw: RawRecord, key: str) -> Texts:
     return texts_in(value, key, raw.location)
 
 
-def _element(value: Any, name: str, location: str) -> Element:
+def element_in(value: Any, name: str, location: str) -> Element:
+    """Parses a phrase with its boxes. ``name``: name of the element in messages.
+
+    Raises:
+        BrokenRecordError: "missing key", "wrong type", "empty text" or "bad text".
+    """
     if not isinstance(value, dict):
         raise BrokenRecordError("wrong type", location, f"{name} is {_type_name(value)}, not an object")
     for key in ("bb", "caption"):

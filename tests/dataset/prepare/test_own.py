@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dataset.formats.captioned import CaptionedSplitConfig, read_captioned_images
+from dataset.records.schema import ImageKeys, RawRecord, parse_region_record
 from dataset.tasks.grounding import GroundingSplitConfig, read_phrases
 from run import main
 from tests.messages import OneLine
@@ -106,6 +107,33 @@ def test_phrases_of_several_boxes_or_none_and_their_other_texts_are_kept(convert
     )
     assert status == 1 and [each["kind"] for each in broken] == ["box outside image"]
     assert records == [{"image": "pictures/a.png", "caption": "pets", **texts, "elems": elems[:3]}]
+
+
+def test_every_record_with_phrases_stays_a_record_and_what_training_refuses_is_broken(convert):
+    dog = {"bb": [1, 2, 10, 8], "caption": "a dog"}
+    rows = [
+        {"image": "a.png", "caption": "first", "image_id": 3, "elems": [dog]},
+        {"image": "a.png", "caption": "second", "elems": []},
+        {"image": "b.png", "caption": "no phrases"},
+        {
+            "image": "b.png",
+            "elems": [dog, {**dog, "hard_negatives": [1]}, {**dog, "attributes": [3]}, {**dog, "caption": []}],
+        },
+        {"image": "b.png", "caption": "kept", "long_caption": 5, "elems": [dog]},
+        {"image": "b.png", "elems": []},
+    ]
+    status, records, broken, _ = convert(rows, name="mine.json")
+    assert status == 1
+    assert [(record.get("caption"), record.get("image_id"), len(record.get("elems", ()))) for record in records] == [
+        ("first", 3, 1),
+        ("second", None, 0),
+        ("no phrases", None, 0),
+        (None, None, 1),
+        ("kept", None, 1),
+    ]
+    assert [each["kind"] for each in broken] == ["wrong type", "wrong type", "empty text", "wrong type", "missing key"]
+    for record in records:
+        assert not parse_region_record(RawRecord(record, "a:1", Path(".")), ImageKeys(), "caption").broken
 
 
 def test_coco_captions_and_instances(convert):
