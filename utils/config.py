@@ -48,6 +48,9 @@ class Config(BaseModel):
     when_resumed: ClassVar[WhenResumed | None] = None
     """Applies to the keys of this section; if None, the enclosing section decides."""
 
+    earlier_values: ClassVar[Mapping[str, Any]] = {}
+    """Values that keys of this section stood for before they existed; see :func:`of_earlier_version`."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
@@ -104,6 +107,19 @@ def bind(values: Mapping[str, Any], schema: type[C], places: Places | None = Non
         return schema.model_validate(values)
     except ValidationError as error:
         raise ConfigError([_finding(dict(e), schema, places or {}, source) for e in error.errors()]) from None
+
+
+def of_earlier_version(saved: Any, schema: type[Config]) -> Any:
+    """Returns the values of a config that a run has saved, with those of keys that are newer than the run and whose default would
+    change what it computes. A saved config has all keys of its time."""
+    if not isinstance(saved, dict):
+        return saved
+    filled = {**{name: value for name, value in schema.earlier_values.items() if name not in saved}, **saved}
+    for name, field in schema.model_fields.items():
+        section = _config_class(field.annotation)
+        if section is not None and name in filled:
+            filled[name] = of_earlier_version(filled[name], section)
+    return filled
 
 
 def dump_config(config: Config) -> str:

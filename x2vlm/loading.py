@@ -20,14 +20,14 @@ from models.tasks.video_qa import VideoQAModelConfig
 from tasks.base import ADAPTERS, ANSWERS, BACKBONE, TOKENIZER
 from tasks.kinds import ROOT
 from utils import accelerator
-from utils.config_files import read_config, read_yaml
+from utils.config_files import read_config
 from utils.errors import UserError
 from utils.files import expanded
 from utils.hub import local_folder
 from utils.weight_file import trained_token_ids
 from x2vlm.export.files import is_export
 from x2vlm.model import Model
-from x2vlm.settings import Settings, settings_of
+from x2vlm.settings import Settings, settings_of, settings_of_run
 
 HUB = "hub:"
 
@@ -184,7 +184,7 @@ def _settings(weights: Path, run: Path | None, config: str | Path | None) -> Set
             raise UserError(f"config {config}: no such file")
         return settings_of(read_config(path, []), str(path))
     if run is not None:
-        return settings_of(read_yaml(run), str(run))
+        return settings_of_run(run)
     found = recognise({name: tuple(tensor.shape) for name, tensor in read_weights(weights).items()})
     path = ROOT / "configs" / _published_config(found, weights)
     values = read_config(path, [])

@@ -7,6 +7,7 @@ writes only these sections, in the same form.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import Field, SerializeAsAny
@@ -28,7 +29,8 @@ from models.tasks.nlvr import NLVRModel, NLVRModelConfig
 from models.tasks.retrieval import RetrievalModel
 from models.tasks.video_qa import VideoQAModel, VideoQAModelConfig
 from models.tasks.vqa import VQAModel, VQAModelConfig
-from utils.config import Config, bind
+from utils.config import Config, bind, of_earlier_version
+from utils.config_files import read_yaml
 from utils.errors import UserError
 
 C = TypeVar("C", bound=Config)
@@ -87,6 +89,14 @@ class Settings(Config):
     def kind(self) -> Kind:
         """Build the model of the task."""
         return KINDS[self.task]
+
+
+def settings_of_run(config: Path) -> Settings:
+    """Extract the settings from the ``config.yaml`` that a run or a saved model has; see :func:`settings_of`."""
+    values = read_yaml(config)
+    if values.get("task") in KINDS:
+        values = {**values, "model": of_earlier_version(values.get("model"), KINDS[values["task"]].config)}
+    return settings_of(values, str(config))
 
 
 def settings_of(values: Mapping[str, Any], source: str) -> Settings:

@@ -26,6 +26,7 @@ from utils.config import Config
 from utils.errors import UserError
 from utils.events import LoadedWeights
 from utils.files import expanded
+from utils.hub import looks_like_path
 from utils.inputs import InputFile, InputModel, InputWeights
 
 SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
@@ -89,7 +90,15 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
     reports = []
     if config.vision:
         published = pretrained_weights(config.vision, "init.vision")
-        reports.append(init_vision(model, published or read_weights(config.vision), config.vision))
+        if published is None and not expanded(config.vision).is_file() and not looks_like_path(config.vision):
+            raise UserError(
+                f"init.vision: {config.vision} is no file; for weights of timm give timm:{config.vision}, for those of the Hub "
+                f"hf:{config.vision}"
+            )
+        report = init_vision(model, published or read_weights(config.vision), config.vision)
+        if published is not None:
+            _require_same_model(report, model)
+        reports.append(report)
     if config.text:
         reports.append(init_text(model, _text_weights(model, config.text), config.text))
     return reports
@@ -170,6 +179,19 @@ def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadRepor
     if not report.loaded:
         raise UserError(f"init.vision: {source} holds no tensor of {model.config.vision.backbone}")
     return report
+
+
+def _require_same_model(report: LoadReport, model: XVLM) -> None:
+    """Raises :class:`UserError` if weights of a library do not fit the backbone: a parameter is missing in them, or a block that
+    they have is missing in the model. Other tensors, such as those of a head, may be left."""
+    missing = [name for name in report.fresh if name.startswith("vision.backbone.")]
+    surplus = [name for name in report.unused if re.search(r"\.\d+\.", name)]
+    if missing or surplus:
+        what = f"lacks {len(missing)} of its parameters ({missing[0]}, …)" if missing else f"has more ({surplus[0]}, …)"
+        raise UserError(
+            f"init.vision: {report.source} is another model than model.vision.backbone, {model.config.vision.backbone}: it "
+            f"{what}; name the same model in both"
+        )
 
 
 def _text_weights(model: XVLM, source: str) -> dict[str, Tensor]:

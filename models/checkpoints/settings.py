@@ -7,9 +7,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from models.core.backbones import pixel_statistics
+from models.core.backbones.config import VisionConfig
 from models.core.hub_text import architecture_of, hub_config_of, is_bert_family
 from models.core.text import TextConfig, TextEncoder
 from models.core.xvlm import XVLM, ModelConfig
+from utils.config import of_earlier_version
 from utils.errors import UserError
 from utils.image_size import ImageSize, sides_of
 
@@ -27,10 +30,19 @@ def unseen_settings(config: ModelConfig) -> Settings:
         "model.vision.backbone": vision.backbone,
         "model.vision.heads": vision.heads,
         "model.vision.patch_positions": vision.patch_positions,
+        **_pixel_settings(vision),
         **{f"model.text.arch.{name}": value for name, value in text.items()},
         "model.fusion.heads": fusion.heads or text["heads"],
         "model.fusion.eps": fusion.eps or text["eps"],
     }
+
+
+def _pixel_settings(config: VisionConfig) -> Settings:
+    try:
+        statistics = pixel_statistics(config)._asdict()
+    except UserError:  # the folder has been moved
+        return {}
+    return {f"model.vision.pixel_{name}": "[{},{},{}]".format(*values) for name, values in statistics.items()}
 
 
 def _text_settings(config: TextConfig) -> Settings:
@@ -50,7 +62,7 @@ def _text_settings(config: TextConfig) -> Settings:
 
 def model_section(values: Mapping[str, Any]) -> ModelConfig | None:
     """The encoders in a run's plain config; None if the config is from another version and cannot be compared."""
-    section = values.get("model")
+    section = of_earlier_version(values.get("model"), ModelConfig)
     if not isinstance(section, dict):
         return None
     try:
@@ -75,7 +87,9 @@ def require_same_settings(model: XVLM, trained: ModelConfig, source: str, *, new
     wrong = {
         key: value
         for key, value in theirs.items()
-        if None not in (value, ours[key]) and value != ours[key] and not (new_text and key.startswith("model.text."))
+        if None not in (value, ours.get(key))
+        and value != ours[key]
+        and not (new_text and key.startswith("model.text."))
     }
     if _ambiguous(model.config.vision.image_size, trained.vision.image_size):
         key = "model.vision.image_size"

@@ -11,12 +11,15 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from models.checkpoints import InitConfig, initialise
+from models.checkpoints.settings import model_section, require_same_settings
 from models.core.backbones import build_backbone, pixel_statistics
 from models.core.backbones.config import PUBLISHED_PIXELS, VisionConfig
 from models.core.contrastive import AligningConfig, ContrastiveConfig, ContrastiveHead
 from models.core.vision import VisionEncoder
+from tasks.retrieval import RetrievalConfig
 from tests.encoders import vision
 from tests.messages import naming
+from utils.config import of_earlier_version
 from utils.errors import UserError
 from utils.inputs import inputs_of, missing_inputs
 
@@ -95,11 +98,48 @@ def test_pixels_are_normalised_as_the_backbone_was_trained():
 
 
 def test_a_config_that_an_earlier_version_saved_has_clips_statistics():
-    saved = VisionConfig().model_dump(mode="json")
-    for newer in ("pixel_mean", "pixel_std", "stem"):
-        del saved[newer]
-    assert VisionConfig(**saved).pixel_mean == PUBLISHED_PIXELS["pixel_mean"]
-    assert VisionConfig(backbone="vit_tiny_patch16_224").pixel_mean is None
+    saved = {"model": {"vision": {"backbone": "vit_tiny_patch16_224", "layer_scale": None}}, "task": "retrieval"}
+    filled = of_earlier_version(saved, RetrievalConfig)["model"]["vision"]
+    assert VisionConfig(**filled).pixel_mean == PUBLISHED_PIXELS["pixel_mean"]
+    newer = {"model": {"vision": {**saved["model"]["vision"], "pixel_mean": None, "pixel_std": None}}}
+    assert of_earlier_version(newer, RetrievalConfig) == newer
+    section = model_section(saved)
+    assert section is not None and section.vision.pixel_std == PUBLISHED_PIXELS["pixel_std"]
+
+
+def test_weights_that_were_trained_with_other_statistics_are_refused():
+    model = vision.model_of(VisionConfig(backbone="vit_tiny_patch16_224", image_size=32, width=32, heads=2, depth=1))
+    trained = model.config.model_copy(update={"vision": model.config.vision.model_copy(update=PUBLISHED_PIXELS)})
+    facts = ("model.vision.pixel_mean", "[0.5,0.5,0.5]", "[0.48145466,0.4578275,0.40821073]")
+    with pytest.raises(UserError, match=naming(*facts)):
+        require_same_settings(model, trained, "run", new_text=False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vit_small_patch16_dinov3", "eva02_tiny_patch14_224", "vit_small_patch14_dinov2", "hf dinov2", "hf dinov3_vit"],
+)
+def test_without_layer_scale_every_block_counts(name, tmp_path):
+    row = next(row for row in vision.ROWS if name in (row.backbone, f"hf {row.backbone}"))
+    built = VisionEncoder(row.config(tmp_path, layer_scale=None)).train()
+    built.patches(vision.pixels_of(built.config)).square().sum().backward()
+    for block in built.vision_backbone.blocks:
+        weights = [p for p in block.parameters() if p.dim() > 1]
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in weights)
+
+
+@pytest.mark.parametrize(
+    "name", ["hiera_tiny_224", "gmixer_24_224", "mambaout_femto", "efficientnet_b0", "swin_tiny_patch4_window7_224"]
+)
+def test_a_model_that_gives_no_state_for_each_patch_is_refused(name):
+    with pytest.raises(UserError, match=naming("model.vision.backbone", f"'{name}'")):
+        build_backbone(VisionConfig(backbone=name))
+
+
+def test_a_bare_name_is_answered_with_its_prefixes():
+    model = vision.model_of(VisionConfig(backbone=NAME, image_size=160))
+    with pytest.raises(UserError, match=naming("init.vision", "timm:facebook/dinov2-base", "hf:facebook/dinov2-base")):
+        initialise(model, InitConfig(vision="facebook/dinov2-base"))
 
 
 def test_a_hugging_face_model_without_statistics_needs_them_in_the_config(tmp_path):

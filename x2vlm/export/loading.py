@@ -8,12 +8,11 @@ from typing import Any
 from dataset.text.loading import load_tokenizer
 from engine.run_files import CONFIG_FILE
 from tasks.base import TOKENIZER
-from utils.config_files import read_yaml
 from utils.errors import UserError
 from x2vlm.export.files import read_about
 from x2vlm.export.runtime import OnnxRuntime
 from x2vlm.model import Model
-from x2vlm.settings import settings_of
+from x2vlm.settings import settings_of_run
 
 
 def load_export(folder: Path, source: str, **options: Any) -> Model:
@@ -35,7 +34,7 @@ def load_export(folder: Path, source: str, **options: Any) -> Model:
                 f"{name} ({value})"
             )
     about = read_about(folder)
-    settings = settings_of(read_yaml(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
+    settings = settings_of_run(folder / CONFIG_FILE)
     tokenizer = load_tokenizer(folder / TOKENIZER, "tokenizer")
     runtime = OnnxRuntime(folder, about, settings.model.vision.image_size)
     return Model(runtime, tokenizer, settings, origin=source)

@@ -14,6 +14,7 @@ from models.core.backbones.base import PixelStatistics, VisionBackbone
 from models.core.backbones.config import VisionConfig
 from models.core.backbones.hub_backbone import HubBackbone
 from models.core.backbones.timm_backbone import TimmBackbone
+from utils.errors import UserError
 from utils.files import expanded
 from utils.hub import HUB, TIMM
 
@@ -22,9 +23,24 @@ def build_backbone(config: VisionConfig) -> VisionBackbone:
     """Builds the backbone that ``config`` names, with random weights.
 
     Raises:
-        UserError: if the library has no such model, or does not have it in the given sizes.
+        UserError: if the library has no such model, does not have it in the given sizes, or if it gives no state for each patch.
     """
-    return HubBackbone(config) if config.backbone.startswith(HUB) else TimmBackbone(config)
+    adapter = HubBackbone if config.backbone.startswith(HUB) else TimmBackbone
+    try:
+        backbone: VisionBackbone = adapter(config)
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise UserError(
+            f"model.vision.backbone: {config.backbone!r} is built neither like a ViT nor like a convolutional model with stages "
+            f"({error}); choose another model"
+        ) from None
+    if config not in _checked:
+        backbone.check()
+        _checked.add(config)
+    return backbone
+
+
+_checked: set[VisionConfig] = set()
+"""Configs whose backbones were checked before in this process."""
 
 
 def save_backbone_config(config: VisionConfig, folder: Path) -> None:

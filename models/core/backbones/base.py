@@ -81,6 +81,25 @@ class VisionBackbone(ABC):
         backbone.set_gradient_checkpointing(False)
         return counted_flops(lambda: backbone.patches(backbone.image()))
 
+    def check(self) -> None:
+        """Runs the backbone without content.
+
+        Raises:
+            UserError: if its states are not one for each patch.
+        """
+        copy = on_meta(self, self.module)
+        expected = (1, self.grid[0] * self.grid[1], self.width)
+        try:
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                found: object = tuple(copy.patches(copy.image()).shape)
+        except Exception as error:  # each library, and each model, raises its own
+            found = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+        if found != expected:
+            raise UserError(
+                f"model.vision.backbone: {self.name!r} does not give a state for each patch with this config ({found} instead of "
+                f"{expected}); choose another model, or change model.vision.image_size, stem and positions"
+            )
+
     def image(self) -> Tensor:
         """Returns an image (1, 3, H, W) without content, on the device of the parameters."""
         height, width = (cells * self.patch_size for cells in self.grid)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -28,12 +28,11 @@ PUBLISHED_PIXELS = {
 }
 """CLIP's statistics. The published models use them for every backbone, including BEiT-2."""
 
-_NEWER_KEYS = {"pixel_mean", "pixel_std", "stem", "positions", "patch_positions", "video"}
-"""Keys that a config which an earlier version saved may lack."""
-
 
 class VisionConfig(Config):
     """A vision model by name; null sizes are the backbone's."""
+
+    earlier_values = PUBLISHED_PIXELS
 
     backbone: str = Field(
         "beitv2_base_patch16_224",
@@ -76,15 +75,6 @@ class VisionConfig(Config):
         "learns boxes sooner, as its blocks need not carry positions to the end",
     )
     video: VideoConfig | None = Field(None, description="frames of videos; null: the model has images alone")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_an_earlier_version(cls, values: Any) -> Any:
-        """A config that an earlier version saved has every key of its time; its model was trained with CLIP's statistics."""
-        keys = set(cls.model_fields) - _NEWER_KEYS
-        if isinstance(values, dict) and keys <= values.keys() and "pixel_mean" not in values:
-            return {**values, **PUBLISHED_PIXELS}
-        return values
 
     @model_validator(mode="after")
     def _both_statistics_or_none(self) -> VisionConfig:

@@ -54,6 +54,10 @@ class HubBackbone(VisionBackbone):
             raise UserError(f"model.vision.backbone: {config.backbone}: {str(error).splitlines()[0]}") from None
         if getattr(module, "pooler", None) is not None:
             module.pooler = None  # unused, and DDP waits for the gradient of every parameter
+        if config.layer_scale is None:
+            for block in _blocks_of(module, config.backbone):
+                for child in [child for child, _ in block.named_children() if child.startswith("layer_scale")]:
+                    setattr(block, child, nn.Identity())
         super().__init__(
             module,
             config.backbone,
@@ -176,8 +180,10 @@ def _with_sizes(hub_config: Any, config: VisionConfig) -> Any:
         raise UserError(f"model.vision: {error}")
     rates: dict[str, Any] = {"drop_path_rate": config.drop_path, "layerscale_value": config.layer_scale}
     for key, rate in rates.items():
-        if hasattr(hub_config, key) and rate != "backbone":
-            setattr(hub_config, key, rate or 0.0)
+        if hasattr(hub_config, key) and rate not in ("backbone", None):
+            setattr(hub_config, key, rate)
+    if isinstance(config.layer_scale, float) and not hasattr(hub_config, "layerscale_value"):
+        raise UserError(f"model.vision.layer_scale: {config.backbone} has none; leave it out")
     if config.drop_path and not hasattr(hub_config, "drop_path_rate"):
         logger.warning("model.vision.drop_path: %s has no such setting and drops no blocks", config.backbone)
     return hub_config

@@ -47,6 +47,11 @@ class TimmBackbone(VisionBackbone):
         replaced = {"stem": config.stem == "convolutions", "positions": config.positions == "sincos"}
         if not self._has_patch_embed and (keys := [key for key, is_set in replaced.items() if is_set]):
             raise UserError(f"model.vision.{keys[0]}: {name!r} has no patch embedding for it; leave the key out")
+        if config.layer_scale is None:
+            for block in _blocks_of(module, name):  # with 0, some of timm's blocks have factors of 0
+                for factor in ("gamma_1", "gamma_2"):
+                    if isinstance(getattr(block, factor, None), nn.Parameter):
+                        setattr(block, factor, None)
         if config.stem == "convolutions":
             module.patch_embed = ConvolutionalStem(
                 grid_of(config.image_size, patch_size), patch_size, module.num_features
@@ -75,7 +80,9 @@ class TimmBackbone(VisionBackbone):
 
     def step_flops(self) -> int:
         """Counted from sizes alone for a ViT, since counting what torch runs takes up to three seconds."""
-        if not self._has_patch_embed:
+        if not self._has_patch_embed or not all(
+            hasattr(block, "attn") and hasattr(block, "norm1") for block in self.blocks
+        ):
             return super().step_flops()
         patches = math.prod(self.grid)
         tokens = patches + self.module.num_prefix_tokens
