@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -59,6 +59,28 @@ class HubTextEncoder(nn.Module):
             attention_dropout=config.attention_dropout,
             init_std=getattr(hub_config, "initializer_range", 0.02),
         )
+        self._require_encoder()
+
+    def _require_encoder(self) -> None:
+        """Raises :class:`UserError` if the model does not give a state for each token."""
+        try:
+            with torch.no_grad():
+                found: object = tuple(self._without_content(4)().shape)
+        except Exception as error:  # each model raises its own
+            found = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}"
+        if found != (1, 4, self.block_config.width) or getattr(self.model.config, "is_decoder", False):
+            raise UserError(
+                f"model.text.encoder: {type(self.model).__name__} gives no state for each token ({found}); choose an encoder "
+                "such as BERT, ModernBERT or DeBERTa"
+            )
+
+    def _without_content(self, length: int) -> Callable[[], Tensor]:
+        """Returns a function that runs a copy of the model on the meta device for one text of ``length`` tokens."""
+        model = on_meta(self.model, self.model)
+        set_gradient_checkpointing(model, False, "text")
+        model.warn_if_padding_and_no_attention_mask = lambda *inputs: None  # it looks for padding in the ids
+        ids = torch.ones(1, length, dtype=torch.long, device="meta")
+        return lambda: model(input_ids=ids).last_hidden_state
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """See :class:`optim.setup.EncoderBlocks`.
@@ -74,11 +96,7 @@ class HubTextEncoder(nn.Module):
 
     def step_flops(self, length: int) -> int:
         """FLOPs of a training step for one text of ``length`` tokens, without :attr:`projection`."""
-        model = on_meta(self.model, self.model)
-        set_gradient_checkpointing(model, False, "text")
-        model.warn_if_padding_and_no_attention_mask = lambda *inputs: None  # it looks for padding in the ids
-        ids = torch.ones(1, length, dtype=torch.long, device="meta")
-        return counted_flops(lambda: model(input_ids=ids).last_hidden_state)
+        return counted_flops(self._without_content(length))
 
     @property
     def longest_text(self) -> int | None:

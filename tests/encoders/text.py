@@ -258,10 +258,10 @@ def exports(row: TextRow, folder: Path) -> None:
 def counts_flops(row: TextRow, folder: Path) -> None:
     """The FLOPs of a step are those that torch counts in a real one, for texts without padding."""
     model = model_of(row.config(folder))
-    text = Text(torch.randint(PAD + 1, WORDS, (1, 12)), torch.ones(1, 12, dtype=torch.bool), 12)
+    text = Text(torch.randint(PAD + 1, WORDS, (1, 21)), torch.ones(1, 21, dtype=torch.bool), 21)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.text([text])[0].padded().sum().backward()
-    assert model.cost.encode_texts(np.array([12])) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert model.cost.encode_texts(np.array([21])) == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 def trains(row: TextRow, folder: Path) -> None:

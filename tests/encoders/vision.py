@@ -191,6 +191,7 @@ def equals_the_library(row: VisionRow, folder: Path) -> None:
         if row.backbone == "siglip2_vision_model":
             inputs = _by_the_processor(pixels, row.patch, mean, std)
         states = hub(**inputs).last_hidden_state
+        assert mean.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
         expected = states[:, states.shape[1] - 16 :]
         if row.backbone == "clip_vision_model":
             expected = hub.post_layernorm(expected)
@@ -235,7 +236,10 @@ def freezes(row: VisionRow, folder: Path) -> None:
         return patches.detach(), {name: p.grad.clone() for name, p in built.named_parameters() if p.grad is not None}
 
     expected, gradients = run()
-    assert gradients and len(gradients) < len(list(built.parameters()))
+    frozen = {f"backbone.{name}" for name in built.vision_backbone.names_before(2)}
+    blocks = {id(p) for block in built.vision_backbone.blocks[:2] for p in block.parameters()}
+    assert blocks <= {id(p) for name, p in built.named_parameters() if name in frozen}
+    assert gradients and not frozen & gradients.keys()
     built.keep_features(folder / "features", 10**9)
     for _ in range(2):  # computed, and read
         patches, found = run()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -311,3 +313,12 @@ def test_the_last_block_computes_the_wanted_states_alone_and_they_are_those_of_a
     texts = encoded(small, IDS, MASK)
     cls = small.fusion.cls(texts, memory)
     torch.testing.assert_close(cls, fused(small, texts, memory)[:, 0], atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "values", [{"model_type": "t5", "d_model": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 40}]
+)
+def test_a_model_that_is_no_encoder_of_texts_is_refused(values, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=naming("model.text.encoder", "T5Model")):
+        build_text_encoder(TextConfig(encoder=str(tmp_path), arch=None), None)
