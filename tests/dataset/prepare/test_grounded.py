@@ -544,7 +544,9 @@ def test_records_become_odvg_lines_and_records_again(raw, out, tmp_path, capsys)
     for fact in (
         "3 lines",
         "1 long_caption, 1 hard_negatives",
-        "3 missing key",
+        "2 missing key",
+        "1 wrong type",
+        "1 empty text",
         "1 missing image",
         "1 box outside image",
     ):
@@ -565,6 +567,38 @@ def test_records_become_odvg_lines_and_records_again(raw, out, tmp_path, capsys)
     made = parsed_records(out / "odvg")[:2]
     assert made[0] == records[0]
     assert made[1] == {**records[1], "elems": [{"caption": "ein hütchen", "bb": [1, 2, 3, 4], "grain": "object"}]}
-    for wrong in (("to_odvg",), ()):
-        with pytest.raises(UserError):
-            to_odvg(tuple(map(Path, wrong)), out=target)
+    with pytest.raises(UserError):
+        to_odvg((), out=target)
+
+
+def test_a_bad_phrase_does_not_drop_the_others_of_its_record(raw, tmp_path, capsys):
+    image(raw / "1.jpg")
+    good = {"caption": "a dog", "bb": [1, 2, 10, 20]}
+    bad = [
+        {"caption": "text as box", "bb": "1,2,3,4"},
+        {"caption": "number", "bb": [1, 2, 10, 20], "long_caption": 5},
+        {"caption": "outside", "bb": [100, 2, 10, 20]},
+        {"caption": " ", "bb": [1, 2, 10, 20]},
+        {"caption": "no box"},
+    ]
+    lines(raw / "a.jsonl", [{"image": "1.jpg", "caption": 5, "elems": [*bad, good]}])
+    assert to_odvg((raw / "a.jsonl",), out=raw / "odvg.jsonl") == 1
+    [line] = lines_of(raw / "odvg.jsonl")
+    assert [each["phrase"] for each in line["grounding"]["regions"]] == ["a dog"]
+    told = capsys.readouterr().out
+    for fact in ("1 lines", "3 wrong type", "1 box outside image", "1 empty text", "1 missing key", "a.jsonl:1"):
+        assert fact in told
+
+
+def test_missing_files_and_folders_of_to_odvg_are_one_line(tmp_path):
+    lines(tmp_path / "a.jsonl", [{}])
+    here, missing = tmp_path / "a.jsonl", tmp_path / "missing"
+    for records, out, images in (
+        (tmp_path / "missing.jsonl", tmp_path / "out.jsonl", None),
+        (missing, tmp_path / "out.jsonl", None),
+        (here, missing / "out.jsonl", None),
+        (here, tmp_path / "out.jsonl", missing),
+    ):
+        with pytest.raises(UserError) as refused:
+            to_odvg((records,), out=out, images=images)
+        assert str(refused.value) == OneLine("does not exist") and str(missing) in str(refused.value)
