@@ -340,7 +340,8 @@ def reference(image_id: Any, ann_id: Any, split: Any, *sentences: Any) -> dict[s
 
 
 def grefcoco(root: Path) -> None:
-    """Traps: one id without a list, no target, a box that is outside, unknown ids, an image of both splits, an empty text."""
+    """Traps: one id without a list, no target, a box that is outside, unknown ids, an id of another image, an image of both
+    splits, an empty text."""
     references: list[Any] = [
         reference(9, [900, 901], "train", "Two dogs", "two dogs", "both of them"),
         reference(9, [901, 900], "train", "the pair"),
@@ -349,13 +350,14 @@ def grefcoco(root: Path) -> None:
         reference(9, [900, 902], "train", "one is outside"),
         reference(9, [77], "train", "unknown id"),
         reference(9, [[900]], "train", "a list in a list"),
+        reference(9, [900, 7300], "train", "one of another image"),
         reference([9], [900], "train", "no image id"),
         reference(9, [901], "train", " "),
         reference(73, [7300], "train", "also in val"),
         reference(73, [7300], "val", "The one"),
         reference(73, [7300, 7301], "val", "Both.", ""),
         reference(73, [-1], "testA", "nobody"),
-        reference(9, [900], None, "no split"),
+        reference(9, [-1], None, "no split"),
         "no object",
     ]
     references[-2]["image_id"] = 25
@@ -391,11 +393,12 @@ def test_grefcoco_has_expressions_about_several_objects_and_about_none(raw, out,
         {"caption": ["a zebra"], "bb": [], "grain": "region"},
     ]
     assert counted(out / "grefcoco") == {
-        "read": {"references": 15, "images": 1},
+        "read": {"references": 16, "images": 1},
         "made": {"records": 1, "images": 1, "boxes": 3, "phrases": 4, "absent phrases": 1},
         "mended": {},
         "left_out": {
             "missing key": 3,
+            "annotation of another image": 1,
             "wrong type": 1,
             "not in the training split": 4,
             "held out by gRefCOCO val": 1,
@@ -425,7 +428,12 @@ def test_grefcoco_to_measure_on_is_a_file_for_each_split(raw, out, monkeypatch):
     ]
     [absent] = lines_of(out / "grefcoco_eval/testA.jsonl")
     assert absent["elems"] == [{"caption": ["nobody"], "bb": [], "grain": "region"}]
-    assert counted(out / "grefcoco_eval")["left_out"] == {"missing key": 3, "wrong type": 1, "empty text": 1}
+    assert counted(out / "grefcoco_eval")["left_out"] == {
+        "missing key": 3,
+        "annotation of another image": 1,
+        "wrong type": 1,
+        "empty text": 1,
+    }
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
