@@ -140,8 +140,9 @@ def write_list(job: FileJob) -> Counts:
     try:
         columns = columns_of(job.source, job.rules)
         with replacing(job.target) as part, pyarrow.parquet.ParquetWriter(part, schema) as writer:
+            seen: set[int] = set()
             for rows in batches(job.source, columns, counts):
-                pairs = list(_usable(rows, job.rules, counts))
+                pairs = list(_usable(rows, job.rules, counts, seen))
                 counts.made["pairs"] += len(pairs)
                 made = [pyarrow.array(list(column), pyarrow.string()) for column in zip(*pairs, strict=True)]
                 if pairs:
@@ -178,11 +179,19 @@ def batches(path: Path, columns: Mapping[str, str], counts: Counts) -> Iterator[
         number += len(rows)
 
 
-def _usable(rows: list[tuple[str, dict[str, Any]]], rules: Rules, counts: Counts) -> Iterator[tuple[str, ...]]:
-    """Yields address and cleaned caption of each pair that may be used, and its annotations as JSON text."""
+def _usable(
+    rows: list[tuple[str, dict[str, Any]]], rules: Rules, counts: Counts, seen: set[int]
+) -> Iterator[tuple[str, ...]]:
+    """Yields address and cleaned caption of each pair that may be used, and its annotations as JSON text.
+
+    Args:
+        rows: the rows, each with its location.
+        rules: decides which pairs may be used.
+        counts: counts the rows, and the reasons for leaving some out.
+        seen: hashes of the annotated rows of the file so far, to which those of ``rows`` are added.
+    """
     counts.read["pairs"] += len(rows)
     annotations = rules.pairs.annotations
-    seen: set[int] = set()
     for location, row in rows:
         url = row["url"]
         if not isinstance(url, str) or not is_address(url):
@@ -193,12 +202,19 @@ def _usable(rows: list[tuple[str, dict[str, Any]]], rules: Rules, counts: Counts
                 if text is not None:
                     yield url, text
                 continue
+            if annotations.needs and _is_blank(row[annotations.needs]):
+                counts.leave_out(f"no {annotations.needs}", location, url[:100])
+                continue
             content = json.dumps({name: row[name] for name in annotations.columns}, ensure_ascii=False)
             if (digest := hash((url, content))) in seen:
                 counts.leave_out("duplicate row", location, url[:100])
                 continue
             seen.add(digest)
             yield url, str(row["text"] or ""), content
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def rows_by_address(rules: Rules, lists: Sequence[Path], name: str, file: RawFile, counts: Counts) -> Iterator[Row]:

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -17,9 +18,9 @@ from dataset.prepare.folders import tally
 from dataset.prepare.official import OutputFlags, manifest_of
 from dataset.prepare.output import Entry, OutputFolder
 from dataset.prepare.processes import in_order
-from dataset.records.broken import broken_record
-from dataset.records.schema import ImageKeys, RawRecord, image_source
-from dataset.shards.parquet import check_pyarrow
+from dataset.records.broken import BrokenRecordError, broken_record
+from dataset.records.schema import ImageKeys, RawRecord, image_source, parse_region_record
+from dataset.shards.parquet import JSON_COLUMN, check_pyarrow
 from dataset.shards.readers import Shards
 from utils import log
 from utils.cores import usable_cores
@@ -65,20 +66,24 @@ def _write_file(job: _Job) -> _Made:
     numbers, values = [], []
     for number in range(job.first, job.last):
         try:
-            values.append(_values(job.shards.read(number), job.keys.image_key))
+            raw = job.shards.read(number)
+            _check(raw, job.keys)
+            values.append(_values(raw, job.keys.image_key))
             numbers.append(number)
         except Exception as error:
             broken.append(broken_record(error, job.shards.location(number)))
     names = list(dict.fromkeys(name for each in values for name in each))
-    columns = {name: _column([each.get(name) for each in values], name, job) for name in names}
-    image = pyarrow.field(job.keys.image_key, pyarrow.binary())
-    schema = pyarrow.schema([image, *(pyarrow.field(name, column.type) for name, column in columns.items())])
+    columns, fields = {}, [pyarrow.field(job.keys.image_key, pyarrow.binary())]
+    for name in names:
+        columns[name], metadata = _column([each.get(name) for each in values], name, job)
+        fields.append(pyarrow.field(name, columns[name].type, metadata=metadata))
+    schema = pyarrow.schema(fields)
     sizes = [len(json.dumps(each, default=str)) for each in values]
     rows = groups = 0
     options = {"use_dictionary": names, "write_page_checksum": True}  # a dictionary would store all images twice
     with replacing(job.target) as part, pyarrow.parquet.ParquetWriter(part, schema, **options) as writer:
         for kept, images in _groups(job, numbers, sizes, broken):
-            own = [pyarrow.array(images, image.type), *(column.take(kept) for column in columns.values())]
+            own = [pyarrow.array(images, pyarrow.binary()), *(column.take(kept) for column in columns.values())]
             writer.write_table(pyarrow.table(own, schema=schema), row_group_size=len(kept))
             rows, groups = rows + len(kept), groups + 1
     if not rows:
@@ -126,20 +131,43 @@ def _values(raw: RawRecord, image_key: str) -> dict[str, Any]:
     return {name: value for name, value in {**text, **raw.values}.items() if name != image_key}
 
 
-def _column(values: list[Any], name: str, job: _Job) -> Any:
-    """Converts the values of a key to an Arrow array.
+def _check(raw: RawRecord, keys: ImageKeys) -> None:
+    """Checks the texts and the elements of a record, whichever of them it has, with the parser of the training streams.
+
+    The image is checked when it is loaded. A record may lack a caption and an image, since it may be read under other keys.
 
     Raises:
-        UserError: if the values have different types.
+        BrokenRecordError: if the parser refuses the record or a part of it.
+    """
+    values = {"elems": [], **{name: value for name, value in raw.values.items() if value is not None}}
+    record = parse_region_record(replace(raw, values=values, image=raw.image or b""), keys, "caption")
+    for each in record.broken:
+        raise BrokenRecordError(each.kind, each.location, each.message)
+
+
+def _column(values: list[Any], name: str, job: _Job) -> tuple[Any, dict[bytes, bytes] | None]:
+    """Converts the values of a key to an Arrow array.
+
+    Values that have no common Arrow type, such as texts and dictionaries of texts by language, become JSON texts.
+
+    Returns:
+        The array, and the metadata of its field, which tells the reader to parse JSON texts.
+
+    Raises:
+        UserError: if the values have no common type and cannot be written as JSON, such as dates and texts.
     """
     import pyarrow
 
     try:
-        return pyarrow.array(_uniform(_with_lists_of_boxes(values) if name == "elems" else values))
+        return pyarrow.array(_uniform(_with_lists_of_boxes(values) if name == "elems" else values)), None
     except (pyarrow.ArrowException, ValueError, TypeError, OverflowError) as error:
+        reason = str(error).splitlines()[0][:150]
+    try:
+        return pyarrow.array([None if each is None else json.dumps(each) for each in values]), JSON_COLUMN
+    except (ValueError, TypeError):
         raise UserError(
             f"{job.shards.location(job.first)} and the records after it: the values of {name!r} do not have one type "
-            f"({str(error).splitlines()[0][:150]}); give them one type, or remove the key"
+            f"({reason}); give them one type, or remove the key"
         ) from None
 
 
@@ -212,9 +240,11 @@ def parquet(
     SHARDS are JSON lines, tars or Parquet files: files, patterns, folders, addresses, or hf:ORG/NAME. Every record becomes a row:
     its image is in the binary column --image-key, and its other keys are columns. Text members of tars become the column caption.
     A row group has at most 16 MB, so the files can be read with order: random. Where some values of a key are lists, all become
-    lists.
+    lists. Values of a key that have no common type, such as texts and dictionaries by language, become JSON texts, which are
+    parsed when the files are read.
 
-    A record that cannot be read, or whose image is missing, is left out, counted, and listed in _parquet/broken.jsonl in --out.
+    A record that cannot be read, whose image is missing, or whose caption, long_caption, hard_negatives or elems have a wrong
+    form is left out, counted, and listed in _parquet/broken.jsonl in --out.
     Rerun the same command to resume an interrupted run; finished files are kept.
 
     Args:

@@ -9,6 +9,7 @@ as Arrow IPC streams. All processes of the machine read rows from the memory-map
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections import OrderedDict
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from dataset.records.broken import BrokenRecordError
+from dataset.records.broken import BrokenRecordError, json_fault
 from dataset.records.schema import RawRecord
 from dataset.shards.finding import ShardFile, open_shard
 from dataset.shards.index import RowGroup
@@ -37,6 +38,9 @@ _OPEN_PIECES, _OPEN_S = 256, 20.0
 that it is in use."""
 _REMEMBERED = 1024
 """Maximum number of damaged row groups, and of prefetched ones, that a process remembers."""
+
+JSON_COLUMN = {b"x2vlm": b"json"}
+"""Metadata of the field of a column whose values are JSON texts, because they have no common Arrow type."""
 
 Key = tuple[str, int]
 """The path of a shard and the index of a row group."""
@@ -150,7 +154,7 @@ class ParquetRows:
 
         Raises:
             BrokenRecordError: "unreadable row group" if the row group cannot be decoded up to this row; "wrong type" if a text
-                is not UTF-8.
+                is not UTF-8; "bad json" if a column of JSON texts has another text.
             UserError: if the shard has changed or cannot be read.
             OSError: if the shard cannot be read any more.
         """
@@ -167,6 +171,12 @@ class ParquetRows:
             }
         except UnicodeDecodeError as error:
             raise BrokenRecordError("wrong type", location, f"a text is not UTF-8: {error}") from None
+        try:
+            for field in batch.schema:
+                if isinstance(values[field.name], str) and (field.metadata or {}).items() >= JSON_COLUMN.items():
+                    values[field.name] = json.loads(values[field.name])
+        except (ValueError, RecursionError) as error:
+            raise BrokenRecordError("bad json", location, json_fault(error)) from None
         return RawRecord(_without_nulls(values), location, path.parent)
 
     def expect(self, path: RemoteShard, state: tuple[int, int], group: RowGroup, row: int) -> None:
@@ -301,7 +311,8 @@ def _without_dictionaries(batch: Any) -> Any:
     columns = [
         column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column for column in batch.columns
     ]
-    return pyarrow.record_batch(columns, names=batch.schema.names)
+    fields = [field.with_type(column.type) for field, column in zip(batch.schema, columns, strict=True)]
+    return pyarrow.record_batch(columns, schema=pyarrow.schema(fields))
 
 
 def _joined(batches: Sequence[Any]) -> Any:

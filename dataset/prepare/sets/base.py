@@ -114,12 +114,14 @@ class Annotations:
         columns: official names of the columns that are converted, in lower case.
         convert: converts them; a top-level function, since worker processes call it.
         has_boxes: the annotations have boxes, which do not fit an image that was cropped or padded.
+        needs: column without which a row cannot become a record; rows in which it is null or blank are not listed.
     """
 
     content: str
     columns: tuple[str, ...]
     convert: RowToRecord
     has_boxes: bool = True
+    needs: str | None = None
 
 
 @dataclass(frozen=True)

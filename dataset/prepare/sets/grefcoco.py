@@ -57,7 +57,7 @@ def _files(raw: RawFolder) -> Files:
 
 def _references(files: Files, counts: Counts) -> Iterator[Reference]:
     """Yields the references of all splits, and counts the references that cannot be used."""
-    boxes, sizes = read_instances(files["boxes"])
+    boxes, sizes, images = read_instances(files["boxes"])
     file = files["references"]
     with file.open() as stream:
         for piece in json_pieces(stream, str(file)):
@@ -78,6 +78,11 @@ def _references(files: Files, counts: Counts) -> Iterator[Reference]:
             ):
                 detail = f"image_id {value.get('image_id')}, ann_id {str(annotations)[:60]}: no box, size or sentences"
                 counts.leave_out("missing key", location, detail)
+                continue
+            others = [] if none else [each for each in listed if id_number(images[each]) != image]
+            if others:
+                detail = f"ann_id {others[0]} is of image {images[others[0]]}, not of image {image}"
+                counts.leave_out("annotation of another image", location, detail)
                 continue
             expressions = [each.get("sent") if isinstance(each, dict) else None for each in sentences]
             found = [] if none else [boxes[each] for each in listed]

@@ -98,7 +98,7 @@ GRIT = DataSet(
         columns=COLUMNS,
         in_shards={**COLUMNS, "width": ("original_width", "width"), "height": ("original_height", "height")},
         annotations=Annotations(
-            "an image, its caption, and the boxes of its phrases", ("caption", *SPANS), grit_record
+            "an image, its caption, and the boxes of its phrases", ("caption", *SPANS), grit_record, needs="caption"
         ),
     ),
 )

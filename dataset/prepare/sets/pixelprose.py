@@ -53,6 +53,7 @@ PIXELPROSE = DataSet(
             ("original_caption", "vlm_caption"),
             pixelprose_record,
             has_boxes=False,
+            needs="vlm_caption",
         ),
     ),
 )

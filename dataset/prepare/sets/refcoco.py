@@ -49,7 +49,7 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
     for name in FAMILY:
         if f"{name} phrases" not in files:
             continue
-        boxes, sizes = read_instances(files[f"{name} boxes"])
+        boxes, sizes, _ = read_instances(files[f"{name} boxes"])
         references = files[f"{name} phrases"]
         for index, values in enumerate(read_references(references)):
             location = f"{references}[{index}]"
@@ -72,14 +72,16 @@ def _read(files: Files, scratch: Path, options: Options) -> Source:
     return Source(annotated, _record, len(annotated), counts)
 
 
-def read_instances(file: RawFile) -> tuple[dict[Any, Any], dict[Any, tuple[int, int]]]:
-    """Returns boxes by id of the annotation, and sizes by id of the image."""
+def read_instances(file: RawFile) -> tuple[dict[Any, Any], dict[Any, tuple[int, int]], dict[Any, Any]]:
+    """Returns boxes by id of the annotation, sizes by id of the image, and ids of the image by id of the annotation."""
     boxes: dict[Any, Any] = {}
+    images: dict[Any, Any] = {}
     sizes: dict[Any, tuple[int, int]] = {}
 
     def add(section: str, value: Any) -> None:
         if section == "annotations":
             boxes[value["id"]] = value["bbox"]
+            images[value["id"]] = value.get("image_id")
         elif section == "images":
             sizes[value["id"]] = int(value["width"]), int(value["height"])
 
@@ -88,7 +90,7 @@ def read_instances(file: RawFile) -> tuple[dict[Any, Any], dict[Any, tuple[int, 
             checked(partial(add, piece.section, piece.value), f"{file}: {piece.section}[{piece.key}]", "COCO")
     if not boxes or not sizes:
         raise UserError(f"{file} has no annotations or no images; is it {INSTANCES} of the RefCOCO family?")
-    return boxes, sizes
+    return boxes, sizes, images
 
 
 def _record(image: Found, counts: Counts) -> Iterator[dict[str, Any]]:

@@ -340,7 +340,8 @@ def reference(image_id: Any, ann_id: Any, split: Any, *sentences: Any) -> dict[s
 
 
 def grefcoco(root: Path) -> None:
-    """Traps: one id without a list, no target, a box that is outside, unknown ids, an image of both splits, an empty text."""
+    """Traps: one id without a list, no target, a box that is outside, unknown ids, an id of another image, an image of both
+    splits, an empty text."""
     references: list[Any] = [
         reference(9, [900, 901], "train", "Two dogs", "two dogs", "both of them"),
         reference(9, [901, 900], "train", "the pair"),
@@ -349,13 +350,14 @@ def grefcoco(root: Path) -> None:
         reference(9, [900, 902], "train", "one is outside"),
         reference(9, [77], "train", "unknown id"),
         reference(9, [[900]], "train", "a list in a list"),
+        reference(9, [900, 7300], "train", "one of another image"),
         reference([9], [900], "train", "no image id"),
         reference(9, [901], "train", " "),
         reference(73, [7300], "train", "also in val"),
         reference(73, [7300], "val", "The one"),
         reference(73, [7300, 7301], "val", "Both.", ""),
         reference(73, [-1], "testA", "nobody"),
-        reference(9, [900], None, "no split"),
+        reference(9, [-1], None, "no split"),
         "no object",
     ]
     references[-2]["image_id"] = 25
@@ -391,11 +393,12 @@ def test_grefcoco_has_expressions_about_several_objects_and_about_none(raw, out,
         {"caption": ["a zebra"], "bb": [], "grain": "region"},
     ]
     assert counted(out / "grefcoco") == {
-        "read": {"references": 15, "images": 1},
+        "read": {"references": 16, "images": 1},
         "made": {"records": 1, "images": 1, "boxes": 3, "phrases": 4, "absent phrases": 1},
         "mended": {},
         "left_out": {
             "missing key": 3,
+            "annotation of another image": 1,
             "wrong type": 1,
             "not in the training split": 4,
             "held out by gRefCOCO val": 1,
@@ -425,7 +428,12 @@ def test_grefcoco_to_measure_on_is_a_file_for_each_split(raw, out, monkeypatch):
     ]
     [absent] = lines_of(out / "grefcoco_eval/testA.jsonl")
     assert absent["elems"] == [{"caption": ["nobody"], "bb": [], "grain": "region"}]
-    assert counted(out / "grefcoco_eval")["left_out"] == {"missing key": 3, "wrong type": 1, "empty text": 1}
+    assert counted(out / "grefcoco_eval")["left_out"] == {
+        "missing key": 3,
+        "annotation of another image": 1,
+        "wrong type": 1,
+        "empty text": 1,
+    }
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -544,7 +552,9 @@ def test_records_become_odvg_lines_and_records_again(raw, out, tmp_path, capsys)
     for fact in (
         "3 lines",
         "1 long_caption, 1 hard_negatives",
-        "3 missing key",
+        "2 missing key",
+        "1 wrong type",
+        "1 empty text",
         "1 missing image",
         "1 box outside image",
     ):
@@ -565,6 +575,38 @@ def test_records_become_odvg_lines_and_records_again(raw, out, tmp_path, capsys)
     made = parsed_records(out / "odvg")[:2]
     assert made[0] == records[0]
     assert made[1] == {**records[1], "elems": [{"caption": "ein hütchen", "bb": [1, 2, 3, 4], "grain": "object"}]}
-    for wrong in (("to_odvg",), ()):
-        with pytest.raises(UserError):
-            to_odvg(tuple(map(Path, wrong)), out=target)
+    with pytest.raises(UserError):
+        to_odvg((), out=target)
+
+
+def test_a_bad_phrase_does_not_drop_the_others_of_its_record(raw, tmp_path, capsys):
+    image(raw / "1.jpg")
+    good = {"caption": "a dog", "bb": [1, 2, 10, 20]}
+    bad = [
+        {"caption": "text as box", "bb": "1,2,3,4"},
+        {"caption": "number", "bb": [1, 2, 10, 20], "long_caption": 5},
+        {"caption": "outside", "bb": [100, 2, 10, 20]},
+        {"caption": " ", "bb": [1, 2, 10, 20]},
+        {"caption": "no box"},
+    ]
+    lines(raw / "a.jsonl", [{"image": "1.jpg", "caption": 5, "elems": [*bad, good]}])
+    assert to_odvg((raw / "a.jsonl",), out=raw / "odvg.jsonl") == 1
+    [line] = lines_of(raw / "odvg.jsonl")
+    assert [each["phrase"] for each in line["grounding"]["regions"]] == ["a dog"]
+    told = capsys.readouterr().out
+    for fact in ("1 lines", "3 wrong type", "1 box outside image", "1 empty text", "1 missing key", "a.jsonl:1"):
+        assert fact in told
+
+
+def test_missing_files_and_folders_of_to_odvg_are_one_line(tmp_path):
+    lines(tmp_path / "a.jsonl", [{}])
+    here, missing = tmp_path / "a.jsonl", tmp_path / "missing"
+    for records, out, images in (
+        (tmp_path / "missing.jsonl", tmp_path / "out.jsonl", None),
+        (missing, tmp_path / "out.jsonl", None),
+        (here, missing / "out.jsonl", None),
+        (here, tmp_path / "out.jsonl", missing),
+    ):
+        with pytest.raises(UserError) as refused:
+            to_odvg((records,), out=out, images=images)
+        assert str(refused.value) == OneLine("does not exist") and str(missing) in str(refused.value)

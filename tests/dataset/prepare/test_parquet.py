@@ -9,10 +9,12 @@ import tarfile
 import pytest
 
 import dataset.prepare.parquet as command
+from dataset.records.schema import ImageKeys
 from dataset.shards.readers import Shards
 from engine.run_files import METRICS_FILE
 from run import main
 from tests.messages import OneLine
+from utils.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -52,15 +54,9 @@ def test_json_lines_with_image_files_and_base64(convert, lines, tmp_path):
     file = lines(
         {"image": "1.jpg", "caption": "a", "n": 1},
         {"image": "data:image/jpeg;base64,c2Vjb25k", "caption": ["b", "c"], "score": 0.5},
-        {"caption": {"de": "nur Text"}, "elems": []},
-    )
-    assert convert(file, status=2)[1] == OneLine("'caption'", "one type")
-    file = lines(
-        {"image": "1.jpg", "caption": "a", "n": 1},
-        {"image": "data:image/jpeg;base64,c2Vjb25k", "caption": ["b", "c"], "score": 0.5},
         {"caption": "text", "elems": []},
     )
-    records, printed = convert(file, "--overwrite")
+    records, printed = convert(file)
     assert records == [
         {"image": b"first", "caption": ["a"], "n": 1},
         {"image": b"second", "caption": ["b", "c"], "score": 0.5},
@@ -79,6 +75,53 @@ def test_regions_with_boxes_of_both_forms_and_captions_by_language(convert, line
         {"caption": {"en": "d"}, "bb": [[1, 2, 3, 4], [5, 6, 7, 8]], "attributes": ["e"], "grain": "region"},
     ]
     assert records[1]["elems"] == [none]
+
+
+def test_values_without_a_common_type_are_read_back_as_they_were(convert, lines, tmp_path):
+    image, by_language = {"image": "data:,eA=="}, {"en": "d", "de": ["e", "f"]}
+    given = [
+        {**image, "caption": "a", "text": by_language, "elems": [{"caption": "g", "bb": [1, 2, 3, 4]}], "id": 1},
+        {**image, "caption": ["b", {"de": "c"}], "elems": [{"caption": by_language, "bb": [], "hard_negatives": "h"}]},
+        {**image, "caption": by_language, "text": "i", "id": "two"},
+        {**image, "long_caption": {"en": "j"}},
+    ]
+    expected = [{**each, "image": b"x"} for each in given]
+    assert convert(lines(*given))[0] == expected
+    assert convert(str(tmp_path / "out"), out="again")[0] == expected
+
+
+def test_values_that_json_does_not_have_need_one_type(convert, tmp_path):
+    pq.write_table(pa.table({"n": pa.array([b"x"])}), tmp_path / "a.parquet")
+    job = command._Job(Shards([str(tmp_path / "a.parquet")]), 0, 1, tmp_path / "c", ImageKeys())
+    with pytest.raises(UserError) as refused:
+        command._column([b"x", {"a": 1}], "n", job)
+    assert str(refused.value) == OneLine("a.parquet:row 0", "'n'", "one type")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"long_caption": 5},
+        {"hard_negatives": [1]},
+        {"caption": {"en": 1}},
+        {"elems": "none"},
+        {"elems": [{"caption": "b", "bb": "1,2,3,4"}]},
+        {"elems": [{"caption": "b", "bb": [1, 2, 3, 4]}, {"caption": "c", "bb": [1, 2, 3, 4], "long_caption": 7}]},
+    ],
+)
+def test_a_record_that_the_parser_refuses_is_left_out_and_listed(convert, lines, tmp_path, wrong):
+    good = {
+        "image": "data:,eA==",
+        "caption": "a",
+        "long_caption": "b",
+        "elems": [{"caption": "d", "bb": [1, 2, 3, 4]}],
+    }
+    file = lines(good, {**good, **wrong}, good)
+    records, printed = convert(file, status=1)
+    assert records == [{**good, "image": b"x"}] * 2
+    assert OneLine("1 broken", "1 wrong type") in printed.splitlines()
+    [listed] = [json.loads(line) for line in (tmp_path / "out/_parquet/broken.jsonl").read_text().splitlines()]
+    assert listed["place"] == f"{file}:2" and listed["reason"] == "wrong type"
 
 
 def test_boxes_of_one_form_stay_as_they_are(convert, lines):

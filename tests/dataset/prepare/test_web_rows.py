@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dataset.prepare import building, parquet_pairs
+from dataset.prepare import building, pair_lists, parquet_pairs
 from dataset.prepare.filters import Filters
 from dataset.prepare.manifest import faults
 from dataset.shards.readers import Shards
@@ -150,15 +150,15 @@ def test_grit_is_listed_downloaded_and_its_boxes_fit_the_stored_images(raw, out)
     told = prepared("grit", raw, out)
     assert "--save_additional_columns '[\"annotations\"]'" in told
     rows = listed(out / "_download/grit_urls")
-    assert [row["url"] for row in rows] == [f"http://a/{n}.jpg" for n in (0, 1, 2, 5, 6)]
+    assert [row["url"] for row in rows] == [f"http://a/{n}.jpg" for n in (0, 1, 2, 6)]
     assert rows[0]["caption"] == GRIT_ROWS[0]["caption"], "the offsets count its characters"
-    left_out = {"no address": 1, "held out by Flickr30K (Karpathy) test": 1, "duplicate row": 1}
+    left_out = {"no address": 1, "held out by Flickr30K (Karpathy) test": 1, "duplicate row": 1, "no caption": 1}
     assert counted(out / "_download/grit_urls")["left_out"] == left_out
     download(out / "_download/grit_shards", rows)
     prepared("grit", raw, out)
     assert made(out / "grit") == GRIT_RECORDS
     assert counted(out / "grit") == {
-        "read": {"images": 5, "phrases": 15},
+        "read": {"images": 4, "phrases": 15},
         "made": {"images": 3, "records": 3, "objects": 4, "regions": 2},
         "mended": {"box clamped": 1},
         "left_out": {
@@ -166,12 +166,39 @@ def test_grit_is_listed_downloaded_and_its_boxes_fit_the_stored_images(raw, out)
             "offsets outside the caption": 3,
             "degenerate box": 1,
             "box outside image": 1,
-            "wrong type": 3,
+            "wrong type": 2,
             "empty text": 1,
             "image without boxes": 1,
         },
     }
     assert list(faults(out / "grit")) == []
+
+
+def test_duplicate_rows_are_found_in_the_whole_file(raw, out, monkeypatch):
+    monkeypatch.setattr(pair_lists, "BATCH", 2)
+    chunks = [[0.0, 5.0, 0.25, 0.5, 0.75, 1.0, 0.9]]
+    rows = [grit_row(f"http://a/{number}.jpg", "a hat", chunks, []) for number in (0, 1, 2, 0, 3, 1)]
+    parquet(raw / "grit/coyo_0_snappy.parquet", rows)
+    prepared("grit", raw, out)
+    assert [row["url"] for row in listed(out / "_download/grit_urls")] == [f"http://a/{n}.jpg" for n in range(4)]
+    assert counted(out / "_download/grit_urls")["left_out"] == {"duplicate row": 2}
+
+
+def test_rows_that_can_never_become_records_are_not_listed(raw, out):
+    chunks = [[0.0, 5.0, 0.25, 0.5, 0.75, 1.0, 0.9]]
+    rows = [grit_row(f"http://a/{n}.jpg", text, chunks, []) for n, text in enumerate(("a hat", None, " \n", ""))]
+    parquet(raw / "grit/coyo_0_snappy.parquet", rows)
+    texts = [(None, "long"), (" ", "long"), ("short", None), ("short", " ")]
+    captions = [
+        {"url": f"http://a/{n}.jpg", "original_caption": short, "vlm_caption": whole}
+        for n, (short, whole) in enumerate(texts)
+    ]
+    parquet(raw / "pixelprose/vlm_captions_cc12m_00.parquet", captions)
+    for name, kept, reason, left in (("grit", [0], "no caption", 3), ("pixelprose", [0, 1], "no vlm_caption", 2)):
+        prepared(name, raw, out)
+        folder = out / f"_download/{name}_urls"
+        assert [row["url"] for row in listed(folder)] == [f"http://a/{n}.jpg" for n in kept]
+        assert counted(folder)["left_out"] == {reason: left}
 
 
 def test_shards_downloaded_with_the_official_columns_need_no_lists(raw, out):
@@ -343,7 +370,8 @@ def test_pixelprose_has_long_captions_and_does_not_mind_crops(raw, out):
         {"caption": "a dog", "long_caption": "This is a dog. It sits.", "url": "http://a/0.jpg"},
         {"long_caption": "A cat & a hat.", "url": "http://a/1.jpg"},
     ]
-    assert counted(out / "pixelprose")["left_out"] == {"no long caption": 1, "empty text": 1}
+    assert counted(out / "_download/pixelprose_urls")["left_out"] == {"no vlm_caption": 1, "no address": 1}
+    assert counted(out / "pixelprose")["left_out"] == {"empty text": 1}
 
 
 def test_datacomp_is_filtered_by_its_own_columns_and_needs_no_tags_of_safety(raw, out):
