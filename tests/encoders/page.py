@@ -46,8 +46,8 @@ token. If the word table of an encoder has another width than the fusion, set `m
 A new library, or a family whose models take other inputs, needs one file in [models/core/backbones](../models/core/backbones):
 a subclass of `VisionBackbone`.
 
-Every cell is a test (`tests/encoders`), run on a small model of the family with random weights. `make encoders` runs all of
-them and writes this page.
+Every cell is a check in `tests/encoders`, run on a small model of the family with random weights. `make encoders` runs all of
+them and writes this page; the tests run all cells but some of the long ones (compile, ONNX, learns).
 """
 
 LEGEND = {
