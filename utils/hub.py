@@ -26,7 +26,8 @@ def local_folder(name: str, files: Sequence[str], key: str, beside: Sequence[str
     necessary.
 
     Args:
-        name: a folder, or a model on the Hub such as ``bert-base-uncased`` or ``google-bert/bert-base-uncased``.
+        name: a folder, or a model on the Hub such as ``bert-base-uncased`` or ``google-bert/bert-base-uncased``; either may begin
+            with ``hf:``.
         files: names or patterns of the required file, in order of preference; the first match is downloaded.
         key: config key that names the model, for messages.
         beside: additional files to download if they exist.
@@ -35,6 +36,7 @@ def local_folder(name: str, files: Sequence[str], key: str, beside: Sequence[str
         UserError: if the folder does not exist and the model is not available. A name that looks like a path is not looked up on
             the Hub. Without network, the error is raised within five seconds.
     """
+    name = name.removeprefix(HUB)
     folder = expanded(name)
     if folder.is_dir():
         return folder
@@ -45,6 +47,7 @@ def local_folder(name: str, files: Sequence[str], key: str, beside: Sequence[str
 
 def is_local(name: str, files: Sequence[str]) -> bool:
     """Returns True if nothing has to be downloaded: ``name`` is a folder, or a model in the Hub cache with one of ``files``."""
+    name = name.removeprefix(HUB)
     return expanded(name).is_dir() or (not looks_like_path(name) and _cached(name, files) is not None)
 
 

@@ -154,7 +154,7 @@ def _is_there(kind: Kind, value: str) -> bool:
         return True  # only the server knows whether it exists
     path = expanded(value)
     try:
-        if kind == "model" and not looks_like_path(value):
+        if kind == "model" and not looks_like_path(value.removeprefix(HUB)):
             return True
         if value.startswith((HUB, TIMM)):
             return not looks_like_path(value.partition(":")[2]) or expanded(value.partition(":")[2]).exists()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,13 +85,30 @@ def part_weights(name: str, hub_config: Any, key: str) -> dict[str, Tensor]:
     """
     folder: Path = local_folder(name, WEIGHTS, key, beside=("*.json",))
     try:
-        model, info = model_class(hub_config).from_pretrained(
-            str(folder), config=hub_config, trust_remote_code=False, weights_only=True, output_loading_info=True
-        )
+        with _quiet():
+            model, info = model_class(hub_config).from_pretrained(
+                str(folder), config=hub_config, trust_remote_code=False, weights_only=True, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{key}: {name} has no weights that can be used: {_reason(error)}") from None
     random = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
     return {name: weight for name, weight in model.state_dict().items() if name not in random}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A context without transformers' progress bars and tables of unused weights; our own report lists the weights."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def set_gradient_checkpointing(model: Any, enabled: bool, part: str) -> None:

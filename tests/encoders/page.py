@@ -33,7 +33,7 @@ model:
   vision: {backbone: vit_base_patch16_dinov3}          # or hf:facebook/dinov2-base, or hf: and a folder
   text: {encoder: answerdotai/ModernBERT-base, arch: null}
 init:
-  vision: timm:vit_base_patch16_dinov3.lvd1689m        # or hf:facebook/dinov2-base, a folder, or a file
+  vision: timm:vit_base_patch16_dinov3.lvd1689m        # or hf:facebook/dinov2-base, timm: or hf: and a folder, or a file
   text: answerdotai/ModernBERT-base
 ```
 
@@ -43,8 +43,8 @@ the statistics of the backbone, and LayerScale starts as the backbone has it, un
 used for every backbone. For SigLIP's text encoder set `model.contrastive.text: last`: it was trained with the state of the last
 token. If the word table of an encoder has another width than the fusion, set `model.word_table: own`.
 
-A new library, or a family whose models take other inputs, needs one file in [models/core/backbones](../models/core/backbones):
-a subclass of `VisionBackbone`.
+A new library, or a family whose models take other inputs, needs one file in [models/core/backbones](../models/core/backbones),
+with a subclass of `VisionBackbone`, and its entry in `LIBRARIES`; `tests/models/test_backbones.py` adds one of torchvision.
 
 Every cell is a check in `tests/encoders`, run on a small model of the family with random weights. `make encoders` runs all of
 them and writes this page; the tests run all cells but some of the long ones (compile, ONNX, learns).

@@ -7,17 +7,22 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torchvision
 from huggingface_hub import constants
 from safetensors.torch import save_file
+from torch import nn
 
 from models.checkpoints import InitConfig, initialise
 from models.checkpoints.settings import model_section, require_same_settings
+from models.core import backbones
 from models.core.backbones import build_backbone, pixel_statistics
+from models.core.backbones.base import Library, PixelStatistics, VisionBackbone
 from models.core.backbones.config import PUBLISHED_PIXELS, VisionConfig
 from models.core.contrastive import AligningConfig, ContrastiveConfig, ContrastiveHead
 from models.core.vision import VisionEncoder
 from tasks.retrieval import RetrievalConfig
 from tests.encoders import vision
+from tests.encoders.learning import learns
 from tests.messages import naming
 from utils.config import of_earlier_version
 from utils.errors import UserError
@@ -203,3 +208,63 @@ def test_the_last_token_can_represent_a_text():
     torch.testing.assert_close(
         head.embed_padded(states, mask), head.embed_padded(last, torch.ones(2, 1, dtype=torch.bool))
     )
+
+
+def test_a_folder_of_timm_names_its_weights(tmp_path):
+    torch.manual_seed(7)
+    source = timm.create_model(NAME, num_classes=0)
+    timm.models.save_for_hf(source, tmp_path, safe_serialization=True)
+    model = vision.model_of(VisionConfig(backbone=NAME, image_size=160, drop_path=0.0))
+    [report] = initialise(model, InitConfig(vision=f"timm:{tmp_path}"))
+    assert not report.fresh and torch.equal(model.vision.backbone.cls_token, source.cls_token)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=naming("init.vision", "architecture")):
+        initialise(model, InitConfig(vision=f"timm:{tmp_path}"))
+
+
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        ("vit_bas_patch16_224", ("'vit_bas_patch16_224'", "vit_base_patch16_224")),
+        ("hf-hub:timm/test_vit", ("unknown prefix", "hf:")),
+    ],
+)
+def test_an_unknown_backbone_is_answered_with_the_nearest_name(name, facts):
+    with pytest.raises(UserError, match=naming("model.vision.backbone", *facts)):
+        build_backbone(VisionConfig(backbone=name))
+
+
+def test_another_library_is_one_file_and_one_entry(monkeypatch):
+    """An adapter for a model of torchvision, which the project does not know."""
+
+    class Adapter(VisionBackbone):
+        def __init__(self, config: VisionConfig):
+            module = torchvision.models.VisionTransformer(int(config.image_size), 16, 2, 2, 32, 64, num_classes=1)
+            module.heads = nn.Identity()
+            super().__init__(module, config.backbone, list(module.encoder.layers), 32, 16, config.image_size)
+
+        def states(self, pixels: torch.Tensor) -> torch.Tensor:
+            patches = self.module._process_input(pixels)
+            return self.module.encoder(torch.cat([self.module.class_token.expand(len(pixels), -1, -1), patches], dim=1))
+
+        def set_gradient_checkpointing(self, enabled: bool) -> None:
+            if enabled:
+                raise UserError("train.recompute: not supported; remove `vision`")
+
+        def compile(self, **options: object) -> None:
+            self.module.encoder.compile(**options)
+
+    library = Library(
+        "torchvision:", Adapter, lambda name: PixelStatistics((0.5,) * 3, (0.5,) * 3), lambda name, key: {}
+    )
+    monkeypatch.setattr(backbones, "LIBRARIES", (library, *backbones.LIBRARIES))
+    torch.manual_seed(0)
+    built = VisionEncoder(VisionConfig(backbone="torchvision:vit", image_size=64)).eval()
+    pixels = vision.pixels_of(built.config)
+    expected = built.patches(pixels)
+    assert expected.shape == (2, 16, 32) and built.pixel_mean.flatten().tolist() == [0.5] * 3
+    normalised = (pixels / 255 - built.pixel_mean) / built.pixel_std
+    output = built.vision_backbone.output_of_block(normalised, 0)
+    torch.testing.assert_close(built.vision_backbone.patches_after_block(normalised, 0, output), expected)
+    assert built.vision_backbone.step_flops() > 0 and built.vision_backbone.names_before(1)
+    learns(vision.model_of(built.config))

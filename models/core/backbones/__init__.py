@@ -1,7 +1,4 @@
-"""Vision backbones: an interface (:mod:`.base`), and an adapter for each library.
-
-A name that begins with ``hf:`` belongs to Hugging Face's transformers, every other name to timm.
-"""
+"""Vision backbones: an interface (:mod:`.base`), and a file with an adapter for each library, which :data:`LIBRARIES` lists."""
 
 from __future__ import annotations
 
@@ -10,13 +7,22 @@ from pathlib import Path
 from torch import Tensor
 
 from models.core.backbones import hub_backbone, timm_backbone
-from models.core.backbones.base import PixelStatistics, VisionBackbone
+from models.core.backbones.base import Library, PixelStatistics, VisionBackbone
 from models.core.backbones.config import VisionConfig
-from models.core.backbones.hub_backbone import HubBackbone
-from models.core.backbones.timm_backbone import TimmBackbone
 from utils.errors import UserError
 from utils.files import expanded
-from utils.hub import HUB, TIMM
+from utils.hub import TIMM
+
+LIBRARIES = (hub_backbone.LIBRARY, timm_backbone.LIBRARY)
+"""The libraries; the last one has all names without a prefix."""
+
+_checked: set[VisionConfig] = set()
+"""Configs whose backbones were checked before in this process."""
+
+
+def library_of(name: str) -> Library:
+    """Returns the library of a model, given its name in the config."""
+    return next(library for library in LIBRARIES if name.startswith(library.prefix))
 
 
 def build_backbone(config: VisionConfig) -> VisionBackbone:
@@ -25,9 +31,8 @@ def build_backbone(config: VisionConfig) -> VisionBackbone:
     Raises:
         UserError: if the library has no such model, does not have it in the given sizes, or if it gives no state for each patch.
     """
-    adapter = HubBackbone if config.backbone.startswith(HUB) else TimmBackbone
     try:
-        backbone: VisionBackbone = adapter(config)
+        backbone = library_of(config.backbone).adapter(config)
     except (AttributeError, KeyError, IndexError, TypeError) as error:
         raise UserError(
             f"model.vision.backbone: {config.backbone!r} is built neither like a ViT nor like a convolutional model with stages "
@@ -39,23 +44,18 @@ def build_backbone(config: VisionConfig) -> VisionBackbone:
     return backbone
 
 
-_checked: set[VisionConfig] = set()
-"""Configs whose backbones were checked before in this process."""
-
-
 def save_backbone_config(config: VisionConfig, folder: Path) -> None:
-    """Copies the configuration of a Hugging Face backbone into a folder, so that ``hf:FOLDER`` builds it anywhere. Backbones of
-    timm need no files."""
-    if config.backbone.startswith(HUB):
-        hub_backbone.save_config(config.backbone, folder)
+    """Copies what is needed to build the backbone into a folder, where a name is not enough: ``hf:FOLDER`` builds it anywhere."""
+    library = library_of(config.backbone)
+    if library.save_config is not None:
+        library.save_config(config.backbone, folder)
 
 
 def pixel_statistics(config: VisionConfig) -> PixelStatistics:
     """Returns the pixel statistics of ``config``: those that it gives, or the backbone's."""
     if config.pixel_mean is not None and config.pixel_std is not None:
         return PixelStatistics(config.pixel_mean, config.pixel_std)
-    library = hub_backbone if config.backbone.startswith(HUB) else timm_backbone
-    return library.pixels_of(config.backbone)
+    return library_of(config.backbone).pixels_of(config.backbone)
 
 
 def pretrained_weights(source: str, key: str) -> dict[str, Tensor] | None:
@@ -65,7 +65,8 @@ def pretrained_weights(source: str, key: str) -> dict[str, Tensor] | None:
     Raises:
         UserError: with the config ``key``, if there are no such weights.
     """
-    for prefix, library in ((TIMM, timm_backbone), (HUB, hub_backbone)):
+    for library in LIBRARIES:
+        prefix = library.prefix or TIMM
         if source.startswith(prefix):
             return library.pretrained_weights(source.removeprefix(prefix), key)
     return hub_backbone.pretrained_weights(source, key) if expanded(source).is_dir() else None

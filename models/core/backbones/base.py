@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from models.core.backbones.config import VisionConfig
 from models.core.flops import counted_flops, on_meta
 from utils.errors import UserError
 from utils.image_size import ImageSize, grid_of, sides_of
@@ -20,6 +22,26 @@ class PixelStatistics(NamedTuple):
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+
+class Library(NamedTuple):
+    """What the file of an adapter declares.
+
+    Attributes:
+        prefix: the beginning of the names of its models in a config; empty for the library of all other names.
+        adapter: builds a backbone from the config of the vision encoder.
+        pixels_of: returns the pixel statistics of a model, given its name in the config.
+        pretrained_weights: returns the weights that are published under a name without prefix, by the names of the parameters of
+            :attr:`VisionBackbone.module`; the second argument is the config key that names them, for messages.
+        save_config: copies what the adapter needs of a model, given its name in the config, into a folder, whose path then takes
+            the place of the name; None if a name is enough.
+    """
+
+    prefix: str
+    adapter: Callable[[VisionConfig], VisionBackbone]
+    pixels_of: Callable[[str], PixelStatistics]
+    pretrained_weights: Callable[[str, str], dict[str, Tensor]]
+    save_config: Callable[[str, Path], None] | None = None
 
 
 class VisionBackbone(ABC):

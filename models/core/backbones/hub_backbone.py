@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.core.backbones.base import PixelStatistics, VisionBackbone
+from models.core.backbones.base import Library, PixelStatistics, VisionBackbone
 from models.core.backbones.config import VisionConfig
 from models.core.blocks import heads_error
 from models.core.flops import on_meta
@@ -199,3 +199,6 @@ def _blocks_of(module: nn.Module, name: str) -> list[nn.Module]:
     if not any(lists):
         raise UserError(f"model.vision.backbone: {name} has no list of blocks; choose a ViT")
     return max(lists, key=len)
+
+
+LIBRARY = Library(HUB, HubBackbone, pixels_of, pretrained_weights, save_config)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
+from pathlib import Path
 from typing import Any, cast
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from models.core.backbones.base import PixelStatistics, VisionBackbone, check_image_size
+from models.core.backbones.base import Library, PixelStatistics, VisionBackbone, check_image_size
 from models.core.backbones.config import VisionConfig
 from models.core.backbones.positions import sincos_positions
 from models.core.backbones.stem import ConvolutionalStem
 from models.core.blocks import heads_error
 from models.core.flops import linear_flops, step_flops, trains
 from utils.errors import UserError
+from utils.files import expanded, parse_json
 from utils.hub import local_folder
 from utils.image_size import grid_of
 
@@ -138,6 +141,8 @@ def pretrained_weights(name: str, key: str) -> dict[str, Tensor]:
     Raises:
         UserError: if timm has no weights under this name, or they are not in the cache and cannot be downloaded.
     """
+    if expanded(name).is_dir():
+        return _weights_of_folder(expanded(name), key)
     settings = _published_settings(name)
     if settings is None or not settings.hf_hub_id:
         tags = timm.list_models(f"{name.partition('.')[0]}*", pretrained=True)
@@ -146,8 +151,24 @@ def pretrained_weights(name: str, key: str) -> dict[str, Tensor]:
     files = (settings.hf_hub_filename,) if settings.hf_hub_filename else ("model.safetensors", "pytorch_model.bin")
     folder = local_folder(settings.hf_hub_id, files, key)
     file = next(folder / each for each in files if (folder / each).is_file())
-    loaded: Any = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(file)})
     logger.info("%s: weights timm:%s; licence, as timm states it: %s", key, name, settings.license or "none stated")
+    return _weights_of_file(name, file)
+
+
+def _weights_of_folder(folder: Path, key: str) -> dict[str, Tensor]:
+    """Returns the weights of a folder as timm saves models for the Hub."""
+    file = folder / "model.safetensors"
+    try:
+        name = str(parse_json((folder / "config.json").read_text(encoding="utf-8"))["architecture"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{key}: {folder} is no folder of timm: config.json has no architecture ({error})") from None
+    if not file.is_file():
+        raise UserError(f"{key}: {folder} has no model.safetensors")
+    return _weights_of_file(name, file)
+
+
+def _weights_of_file(name: str, file: Path) -> dict[str, Tensor]:
+    loaded: Any = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(file)})
     weights: dict[str, Tensor] = loaded.state_dict()
     return weights
 
@@ -161,6 +182,15 @@ def _published_settings(name: str) -> Any:
 
 
 def _create(config: VisionConfig) -> Any:
+    if ":" in config.backbone:
+        raise UserError(
+            f"model.vision.backbone: {config.backbone!r} has an unknown prefix; give the name of a timm model without one, or hf: "
+            "and the name or folder of a Hugging Face model"
+        )
+    if not timm.is_model(config.backbone):
+        near = difflib.get_close_matches(config.backbone, timm.list_models(), 3)
+        hint = f"; did you mean {', '.join(near)}?" if near else "; `timm.list_models()` lists those it has"
+        raise UserError(f"model.vision.backbone: timm has no model {config.backbone!r}{hint}")
     if config.patch_size is not None:
         check_image_size(config.image_size, config.patch_size)
     if config.width is not None and config.heads is not None:
@@ -225,3 +255,6 @@ def _set_sincos_positions(module: Any, name: str) -> None:
     with torch.no_grad():
         table.zero_()
         table[:, table.shape[1] - rows * columns :] = positions.to(table)
+
+
+LIBRARY = Library("", TimmBackbone, pixels_of, pretrained_weights)
