@@ -184,8 +184,8 @@ def _published_settings(name: str) -> Any:
 def _create(config: VisionConfig) -> Any:
     if ":" in config.backbone:
         raise UserError(
-            f"model.vision.backbone: {config.backbone!r} has an unknown prefix; give the name of a timm model without one, or hf: "
-            "and the name or folder of a Hugging Face model"
+            f"model.vision.backbone: {config.backbone!r} has an unknown prefix; give the name of a timm model without one, or "
+            "hf: and the name or folder of a Hugging Face model"
         )
     if not timm.is_model(config.backbone):
         near = difflib.get_close_matches(config.backbone, timm.list_models(), 3)
