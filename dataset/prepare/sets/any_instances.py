@@ -33,6 +33,9 @@ from utils.errors import UserError
 SUFFIXES = (".json", ".json.gz")
 LVIS_FILES = ("lvis_v1_train.json", "lvis_v0.5_train.json")
 
+_LOOKED_AT = 100
+"""Number of annotations by which a file is recognised."""
+
 Categories = Mapping[str, list[str]]
 """Texts for the objects of a category, by its id: its name and its synonyms."""
 
@@ -54,12 +57,17 @@ def _files(raw: RawFolder) -> Files:
 
 
 def _has_instances(file: RawFile) -> bool:
-    """Returns True if a file begins like COCO's instances. Reading stops at the first annotation."""
+    """Returns True if one of the first annotations of a file is like COCO's instances; others may have no box."""
+    seen = 0
     try:
         with file.open() as stream:
             for piece in json_pieces(stream, str(file)):
                 if piece.section == "annotations":
-                    return isinstance(piece.value, dict) and "bbox" in piece.value and "category_id" in piece.value
+                    if isinstance(piece.value, dict) and "bbox" in piece.value and "category_id" in piece.value:
+                        return True
+                    seen += 1
+                    if seen == _LOOKED_AT:
+                        return False
                 if not piece.section and isinstance(piece.key, int):
                     return False  # an array
     except UserError:  # JSON lines, or no JSON

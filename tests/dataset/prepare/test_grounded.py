@@ -228,6 +228,7 @@ def test_instances_of_any_set_may_be_in_several_files(raw, out):
         content = {
             "images": [{"id": 1, "file_name": f"{folder}/1.jpg", "width": 64, "height": 48}],
             "annotations": [
+                {"image_id": 1, "category_id": 1, "segmentation": {}, "iscrowd": 1},
                 {"image_id": 1, "bbox": [4, 5, 6, 7], "category_id": 1},
                 {"image_id": 1, "bbox": [14, 5, 6, 7], "category_id": 1, "iscrowd": 0},
                 {"image_id": 1, "bbox": [0, 0, 60, 40], "category_id": 1, "iscrowd": 1},
@@ -243,10 +244,10 @@ def test_instances_of_any_set_may_be_in_several_files(raw, out):
     assert birds["elems"] == [{"caption": "birds of a kind", "bb": [[4, 5, 6, 7], [14, 5, 6, 7]], "grain": "object"}]
     assert fish["elems"][0]["bb"] == [[40, 50, 60, 70], [140, 50, 60, 70]]
     assert counted(out / "instances") == {
-        "read": {"objects": 6, "images": 2},
+        "read": {"objects": 8, "images": 2},
         "made": {"records": 2, "images": 2, "objects": 4},
         "mended": {"box scaled to the stored image": 2},
-        "left_out": {"crowd": 2},
+        "left_out": {"crowd": 4},
     }
 
 
