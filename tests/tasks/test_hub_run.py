@@ -29,7 +29,7 @@ def test_a_run_keeps_what_its_encoders_need(overrides, tmp_path):
         *("model.vision.patch_size=null", "model.vision.stem=linear", "model.vision.positions=backbone"),
         *("model.vision.image_size=56", "model.vision.pixel_mean=null", "model.vision.pixel_std=null"),
         *("model.vision.width=null", "model.vision.depth=null", "model.vision.heads=null", f"init.vision={source}"),
-        *("optim.freeze.vision=true", "train.steps=2"),
+        *("model.vision.layer_scale=backbone", "optim.freeze.vision=true", "train.steps=2"),
     ]
     status, told = run_alone(tmp_path, "retrieval", "--output", str(tmp_path / "run"), *options)
     assert status == 0, told[-3000:]

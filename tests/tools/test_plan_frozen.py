@@ -65,8 +65,9 @@ def test_recomputing_what_is_frozen_changes_nothing():
 @pytest.mark.slow
 def test_the_plan_has_the_flops_and_the_time_of_a_step_with_a_frozen_encoder():
     plain, frozen = planner()._setting(4, 1, 1), planner("optim.freeze.vision=true")._setting(4, 1, 1)
-    vision = planner().meta_model.cost.vision
-    spared = 4 * (vision.embedding / 2 + vision.blocks * 2 / 3) / 1e12  # the backward pass
+    spared = (
+        4 * (planner().meta_model.cost.vision.image / 2) / 1e12
+    )  # at least: the backward pass is half of a step or more
     assert plain.tflop_per_gpu - frozen.tflop_per_gpu >= spared > 0.2 * plain.tflop_per_gpu
     assert frozen.step_s / plain.step_s == pytest.approx(frozen.tflop_per_gpu / plain.tflop_per_gpu)
     assert sum(frozen.memory.values()) < sum(plain.memory.values())
