@@ -31,7 +31,9 @@ def read_results() -> None:
         sys.stdout.write(f"{error}\n")
 
 
-@pytest.mark.skip(reason="in the whole suite it ended pytest's own process twice, for a reason not found yet; alone it passes")
+@pytest.mark.skip(
+    reason="in the whole suite it ended pytest's own process twice, for a reason not found yet; alone it passes"
+)
 @pytest.mark.slow
 def test_results_are_in_order_a_job_that_kills_its_process_is_reported_and_an_error_is_raised_as_it_was():
     """In a process of its own, which is started once more if a signal ends it."""
