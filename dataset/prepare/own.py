@@ -252,7 +252,7 @@ class Converter:
         return {"bb": bb[0] if len(bb) == 1 else bb, **texts}
 
     def _listed_boxes(self, row: Row) -> Any:
-        """Returns the value of ``bb``, or the numbers in columns of their own."""
+        """Returns the value of ``bb``, or the numbers in separate columns."""
         try:
             value = [float(row.values[name]) for name in self._columns] if self._columns else row.get("bb", object)
             return parse_json(value) if isinstance(value, str) else value

@@ -32,7 +32,7 @@ _EPS = ("layer_norm_eps", "norm_eps")
 
 
 class HubTextEncoder(nn.Module):
-    """Any other Hugging Face encoder, built by ``AutoModel``, with padding masks only. ``width``: see :class:`TextEncoder`."""
+    """Any other Hugging Face encoder, with padding masks only. ``width``: see :class:`TextEncoder`."""
 
     def __init__(self, config: TextConfig, hub_config: Any, width: int | None = None):
         super().__init__()

@@ -92,11 +92,6 @@ class VisionBackbone(ABC):
     def call_projections(self) -> None:  # noqa: B027 - most backbones do
         """Make each block call its linear layers, so that adapters on these layers take effect."""
 
-    def absolute_positions(self) -> dict[str, int]:
-        """Names of the tables of absolute positions that have a row for each patch, with the number of rows before those. Tables
-        that the library itself resizes are not listed."""
-        return {}
-
     def step_flops(self) -> int:
         """FLOPs of a training step for one image."""
         backbone = on_meta(self, self.module)

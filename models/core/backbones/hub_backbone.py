@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class HubBackbone(VisionBackbone):
-    """A vision model that ``AutoModel`` builds. Its own code fits the positions to the image size.
+    """A vision model of transformers. Its own code fits the positions to the image size.
 
     SigLIP 2 in its form for native resolutions takes rows of patches instead of an image.
     """

@@ -116,11 +116,6 @@ class TimmBackbone(VisionBackbone):
             if getattr(module, "qkv_bias_separate", None) is False:
                 module.qkv_bias_separate = True
 
-    def absolute_positions(self) -> dict[str, int]:
-        table = getattr(self.module, "pos_embed", None)
-        rows, columns = self.grid
-        return {} if table is None or table.dim() != 3 else {"pos_embed": table.shape[1] - rows * columns}
-
 
 def pixels_of(name: str) -> PixelStatistics:
     """Returns the pixel statistics of a timm model by name."""
