@@ -73,10 +73,9 @@ def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int 
     if "--signals-to-handle" in parser._option_string_actions:
         flags += [f"--signals-to-handle={HANDLED_BY_TORCHRUN}"]
     os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(grace_s)
-    _forward_first_signal(SignalException, grace_s)
     _silence_torchrun()
     torchrun_arguments = parser.parse_args([*flags, *command])
-    with _statuses_of_ranks() as statuses:
+    with _first_signal_forwarded(SignalException, grace_s), _statuses_of_ranks() as statuses:
         try:
             if place.nodes.elastic:
                 run_elastic(torchrun_arguments, grace_s)
@@ -159,9 +158,10 @@ def _silence_torchrun() -> None:
     sys.unraisablehook = print_all_but_the_timer
 
 
-def _forward_first_signal(exception: Callable[[str, signal.Signals], Exception], grace_s: int) -> None:
-    """On the first stop signal, raise torchrun's ``exception``, which makes torchrun forward the signal; on the second, exit at
-    once. The ranks die with their launcher (:func:`utils.processes.die_with_parent`)."""
+@contextlib.contextmanager
+def _first_signal_forwarded(exception: Callable[[str, signal.Signals], Exception], grace_s: int) -> Iterator[None]:
+    """A context in which the first stop signal raises torchrun's ``exception``, which makes torchrun forward the signal, and the
+    second ends this process at once. The ranks die with their launcher (:func:`utils.processes.die_with_parent`)."""
     received_s: list[float] = []
 
     def receive(signum: int, _: object) -> None:
@@ -176,17 +176,25 @@ def _forward_first_signal(exception: Callable[[str, signal.Signals], Exception],
             os.write(2, line.encode())  # sys.stderr may be in the middle of a line
         raise exception(f"got {signal_name(signum)}", signal.Signals(signum))
 
-    for signum in stop_signals():
-        signal.signal(signum, receive)
-    _end_where_unheard(received_s)
+    handlers = {signum: signal.signal(signum, receive) for signum in stop_signals()}
+    try:
+        with _ended_where_unheard(received_s):
+            yield
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
 
 
-def _end_where_unheard(received_s: Sequence[float]) -> None:
-    """End this process :data:`UNHEARD_S` seconds after a stop signal that is still missing in ``received_s``. The process is then
-    waiting for other nodes inside torch, where Python cannot handle signals, and no rank has started yet."""
+@contextlib.contextmanager
+def _ended_where_unheard(received_s: Sequence[float]) -> Iterator[None]:
+    """A context in which this process ends :data:`UNHEARD_S` seconds after a stop signal that is still missing in ``received_s``.
+    The process is then waiting for other nodes inside torch, where Python cannot handle signals, and no rank has started yet.
+
+    A process that is forked inside the context writes its own signals to the same pipe, so the context must not outlast the job.
+    """
     arrived, arrive = os.pipe()
     os.set_blocking(arrive, False)
-    signal.set_wakeup_fd(arrive, warn_on_full_buffer=False)
+    before = signal.set_wakeup_fd(arrive, warn_on_full_buffer=False)
 
     def watch() -> None:
         while signums := os.read(arrived, 1):
@@ -196,8 +204,14 @@ def _end_where_unheard(received_s: Sequence[float]) -> None:
                 if not received_s:
                     os.write(2, f"{signal_name(signum)}: ended while waiting for the other nodes\n".encode())
                     os._exit(status_of_stop(signum))
+        os.close(arrived)
 
     threading.Thread(target=watch, name="signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(arrive)  # ends the thread
 
 
 def _ended_by(rank: int, name: str) -> str:

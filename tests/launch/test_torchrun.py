@@ -78,6 +78,26 @@ def test_the_status_of_the_job_is_returned_without_a_traceback(tmp_path, script)
     assert "Traceback" not in done.stderr
 
 
+RESTORED = f"""
+import signal, sys
+{LAUNCH}
+def handling():
+    return signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)
+before = handling()
+assert launch_job(sys.argv[2:], [sys.argv[1]]) == 0
+assert handling() == before, handling()
+"""
+
+
+@pytest.mark.slow
+def test_the_launcher_handles_signals_only_while_the_job_runs(tmp_path):
+    """A process that was forked after the job and was told to end would also have ended the launcher."""
+    (tmp_path / "Job.py").write_text("")
+    command = [sys.executable, "-c", RESTORED, str(tmp_path / "Job.py"), "--cpu", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 FREED = """
 import sys, threading
 from datetime import timedelta
