@@ -70,7 +70,7 @@ def write_large(folder: Path, shards: int, records: int) -> list[str]:
     made = folder / "index" / f"{name_of(paths)}.index"
     made.mkdir(parents=True)
     np.save(made / "shards.npy", table)
-    np.save(made / "oddities.npy", np.empty((0, 2), np.int64))
+    np.save(made / "irregularities.npy", np.empty((0, 2), np.int64))
     np.lib.format.open_memmap(made / "starts.npy", "w+", np.dtype(np.int64), (int(each.sum()),)).flush()
     return [str(folder / "data")]
 

@@ -96,16 +96,9 @@ def _corners(value: Any, counts: Counts, location: str) -> Box | None:
 def cleaned_text(value: Any, counts: Counts, location: str) -> str | None:
     """Resolves the HTML entities of a text (``&gt;`` becomes ``>``) and cleans it as the released code does
     (:func:`~dataset.text.processors.clean_caption`). Returns None, after counting the reason, if the text cannot be used."""
-    if not isinstance(value, str):
-        counts.leave_out("wrong type", location, f"{str(value)[:80]!r} is not a text")
-        return None
-    if len(value) > LONGEST_TEXT:
-        counts.leave_out("bad text", location, f"{len(value):,} characters")
-        return None
-    if not value.isascii():
-        value = value.encode("utf-8", "replace").decode("utf-8")  # UTF-8 cannot encode half of a surrogate pair
+    text = _plain_text(value, counts, location)
     try:
-        return clean_caption(" ".join(html.unescape(value).split()), _MAX_WORDS)
+        return None if text is None else clean_caption(text, _MAX_WORDS)
     except ValueError:
         counts.leave_out("empty text", location, repr(value[:80]))
         return None
@@ -132,6 +125,15 @@ def long_text(value: Any, counts: Counts, location: str) -> str | None:
 
     Case and punctuation are kept, since they tell where a sentence ends. Streams clean the texts that they read.
     """
+    text = _plain_text(value, counts, location)
+    if text is not None and not any(map(str.isalnum, text)):
+        counts.leave_out("empty text", location, repr(value[:80]))
+        return None
+    return text
+
+
+def _plain_text(value: Any, counts: Counts, location: str) -> str | None:
+    """Returns a text on one line, without HTML entities; or None, after counting the reason, if it is not a text or too long."""
     if not isinstance(value, str):
         counts.leave_out("wrong type", location, f"{str(value)[:80]!r} is not a text")
         return None
@@ -139,12 +141,8 @@ def long_text(value: Any, counts: Counts, location: str) -> str | None:
         counts.leave_out("bad text", location, f"{len(value):,} characters")
         return None
     if not value.isascii():
-        value = value.encode("utf-8", "replace").decode("utf-8")
-    text = " ".join(html.unescape(value).split())
-    if not any(map(str.isalnum, text)):
-        counts.leave_out("empty text", location, repr(value[:80]))
-        return None
-    return text
+        value = value.encode("utf-8", "replace").decode("utf-8")  # UTF-8 cannot encode half of a surrogate pair
+    return " ".join(html.unescape(value).split())
 
 
 def tidy(pixels: float) -> float | int:

@@ -15,7 +15,7 @@ from dataset.prepare.counts import Counts
 from dataset.prepare.filters import Filters
 from dataset.prepare.held_out import HeldOut
 from dataset.prepare.img2dataset import is_address
-from dataset.prepare.parquet_rows import BATCH, DamagedFileError, open_parquet
+from dataset.prepare.parquet_rows import DamagedFileError, Rows, open_parquet, parquet_batches
 from dataset.prepare.raw_folder import RawFile
 from dataset.prepare.rows import Row
 from dataset.prepare.sets.base import ParquetPairs
@@ -155,40 +155,32 @@ def write_list(job: FileJob) -> Counts:
     return counts
 
 
-def batches(path: Path, columns: Mapping[str, str], counts: Counts) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+def batches(path: Path, columns: Mapping[str, str], counts: Counts) -> Iterator[Rows]:
     """Yields the rows of a file by our names of the columns, each with its location. Lines that are not JSON are counted."""
-    rows: list[tuple[str, dict[str, Any]]] = []
-    if path.suffix != ".parquet":
-        for location, row in _lines(path):
-            if isinstance(row, BrokenRecordError):
-                counts.read["pairs"] += 1
-                counts.leave_out(row.kind, row.location, row.message)
-                continue
-            rows.append((location, {ours: row.get(theirs) for ours, theirs in columns.items()}))
-            if len(rows) == LINE_BATCH:
-                yield rows
-                rows = []
-        yield rows
+    if path.suffix == ".parquet":
+        yield from parquet_batches(path, columns)
         return
-    number = 0
-    for batch in open_parquet(path).iter_batches(BATCH, columns=list(columns.values())):
-        values = [batch.column(batch.schema.names.index(name)).to_pylist() for name in columns.values()]
-        named = (dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
-        rows = [(f"{path}: row {index}", row) for index, row in enumerate(named, start=number)]
-        yield rows
-        number += len(rows)
+    rows: Rows = []
+    for location, row in _lines(path):
+        if isinstance(row, BrokenRecordError):
+            counts.read["pairs"] += 1
+            counts.leave_out(row.kind, row.location, row.message)
+            continue
+        rows.append((location, {ours: row.get(theirs) for ours, theirs in columns.items()}))
+        if len(rows) == LINE_BATCH:
+            yield rows
+            rows = []
+    yield rows
 
 
-def _usable(
-    rows: list[tuple[str, dict[str, Any]]], rules: Rules, counts: Counts, seen: set[int]
-) -> Iterator[tuple[str, ...]]:
+def _usable(rows: Rows, rules: Rules, counts: Counts, seen: set[int]) -> Iterator[tuple[str, ...]]:
     """Yields address and cleaned caption of each pair that may be used, and its annotations as JSON text.
 
     Args:
         rows: the rows, each with its location.
         rules: decides which pairs may be used.
         counts: counts the rows, and the reasons for leaving some out.
-        seen: hashes of the annotated rows of the file so far, to which those of ``rows`` are added.
+        seen: hashes of the annotated rows of the file so far, to which the hashes of ``rows`` are added.
     """
     counts.read["pairs"] += len(rows)
     annotations = rules.pairs.annotations

@@ -50,7 +50,7 @@ class _Job(NamedTuple):
 
 
 class _Made(NamedTuple):
-    """The result of a job: number of rows and of row groups, and the records that were left out."""
+    """The result of a job: number of rows and of row groups, and the records that were skipped."""
 
     rows: int
     groups: int
@@ -58,7 +58,7 @@ class _Made(NamedTuple):
 
 
 def _write_file(job: _Job) -> _Made:
-    """Writes a file; runs in a worker process. There is no file if all of its records are broken."""
+    """Writes a file; runs in a worker process. No file is written if all of its records are broken."""
     import pyarrow
     import pyarrow.parquet
 
@@ -101,7 +101,7 @@ def _groups(
         job: the job.
         numbers: indices of the readable records.
         sizes: size of each record in bytes, without the image.
-        broken: the records that are left out.
+        broken: the skipped records.
     """
     kept: list[int] = []
     images: list[bytes | None] = []
@@ -244,7 +244,7 @@ def parquet(
     parsed when the files are read.
 
     A record that cannot be read, whose image is missing, or whose caption, long_caption, hard_negatives or elems have a wrong
-    form is left out, counted, and listed in _parquet/broken.jsonl in --out.
+    form is skipped, counted, and listed in _parquet/broken.jsonl in --out.
     Rerun the same command to resume an interrupted run; finished files are kept.
 
     Args:

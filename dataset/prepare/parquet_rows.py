@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +36,37 @@ def open_parquet(path: Path) -> Any:
         ) from None
 
 
-def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields the given columns of each row, with the location of the row.
+Rows = list[tuple[str, dict[str, Any]]]
+"""Rows by the names of their columns, each with its location."""
+
+
+def parquet_batches(path: Path, columns: Mapping[str, str]) -> Iterator[Rows]:
+    """Yields up to :data:`BATCH` rows at a time.
+
+    Args:
+        path: the file.
+        columns: the name of each column in the file, by the name that it gets.
 
     Raises:
         UserError: as :func:`open_parquet`; or a column is missing.
     """
     file = open_parquet(path)
     names = file.schema_arrow.names
-    if missing := [name for name in columns if name not in names]:
+    if missing := [name for name in columns.values() if name not in names]:
         raise UserError(f"{path} has no column {', '.join(missing)}; its columns: {', '.join(names)}")
     number = 0
-    for batch in file.iter_batches(BATCH, columns=list(columns)):
-        values = [batch.column(batch.schema.names.index(name)).to_pylist() for name in columns]
-        for row in zip(*values, strict=True):
-            yield f"{path}: row {number}", dict(zip(columns, row, strict=True))
-            number += 1
+    for batch in file.iter_batches(BATCH, columns=list(columns.values())):
+        values = [batch.column(batch.schema.names.index(name)).to_pylist() for name in columns.values()]
+        rows = (dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
+        yield [(f"{path}: row {index}", row) for index, row in enumerate(rows, start=number)]
+        number += batch.num_rows
+
+
+def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the given columns of each row, with the location of the row.
+
+    Raises:
+        UserError: as :func:`parquet_batches`.
+    """
+    for rows in parquet_batches(path, {name: name for name in columns}):
+        yield from rows

@@ -221,7 +221,7 @@ def image_of(value: Any, key: str, location: str, folder: Path, image_is: ImageI
 
     Args:
         value: the encoded file, the path, the base64 text (see :func:`image_source`), or the form of Hugging Face data sets:
-            ``{"bytes": ..., "path": ...}``, of which the path is used only if there are no bytes.
+            ``{"bytes": ..., "path": ...}``, of which the path is used only if ``bytes`` is missing.
         key: key of the value, for messages.
         location: location of the record, for messages.
         folder: folder of relative paths.

@@ -46,7 +46,7 @@ def find_by_entry(entries: Sequence[str], key: str, remote: RemoteConfig | None 
     files of a pattern or folder are sorted. Files with ``_SUCCESS`` in the name are skipped.
 
     Raises:
-        UserError: in one line with the config ``key``, if there are no entries, an entry does not exist or matches nothing, a tar
+        UserError: in one line with the config ``key``, if ``entries`` is empty, an entry does not exist or matches nothing, a tar
             is compressed, or a file is listed twice.
     """
     if not entries:

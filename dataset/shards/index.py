@@ -2,10 +2,10 @@
 
 The folder ``<hash of the paths>.index`` contains
 
-- ``shards.npy``: a row for each shard with its size in bytes, modification time, number of records, number of oddities, and
+- ``shards.npy``: a row for each shard with its size in bytes, modification time, number of records, number of irregularities, and
   whether it is whole,
 - ``starts.npy``: the offset of each record, memory-mapped so that processes share one copy,
-- ``oddities.npy``: see :class:`~dataset.shards.scanning.ScannedShard`, which also says what is stored for Parquet,
+- ``irregularities.npy``: see :class:`~dataset.shards.scanning.ScannedShard`, which also says what is stored for Parquet,
 - the paths of the shards, so that indexes of other lists can reuse the shards they share (see :mod:`dataset.shards.known`).
 
 :mod:`dataset.shards.making` builds the index.
@@ -24,7 +24,7 @@ from dataset.shards.finding import ShardFile, real_paths
 from utils.errors import UserError
 from utils.files import cache_folder
 
-BYTES, CHANGED, RECORDS, ODDITIES, WHOLE = range(5)
+BYTES, CHANGED, RECORDS, IRREGULARITIES, WHOLE = range(5)
 """Columns of ``shards.npy``."""
 
 
@@ -55,7 +55,7 @@ class ShardsIndex:
         paths: S shards.
         shards: (S, 5) int64, as in the file.
         starts: (N,) int64 offsets, shard by shard.
-        oddities: (M, 2) int64, shard by shard.
+        irregularities: (M, 2) int64, shard by shard.
         folder: folder of the index; None if the index exists only in memory.
     """
 
@@ -64,13 +64,13 @@ class ShardsIndex:
         paths: Sequence[ShardFile],
         shards: np.ndarray,
         starts: np.ndarray,
-        oddities: np.ndarray,
+        irregularities: np.ndarray,
         folder: Path | None,
     ):
-        self.paths, self.shards, self.oddities, self.folder = paths, shards, oddities, folder
+        self.paths, self.shards, self.irregularities, self.folder = paths, shards, irregularities, folder
         self._starts: np.ndarray | None = starts
         self.ends: list[int] = np.cumsum(shards[:, RECORDS]).tolist()
-        self._odd_ends = np.cumsum(shards[:, ODDITIES])
+        self._odd_ends = np.cumsum(shards[:, IRREGULARITIES])
 
     @property
     def starts(self) -> np.ndarray:
@@ -101,25 +101,25 @@ class ShardsIndex:
 
     def apart(self, shard: int, row: int) -> list[int]:
         """Returns the offsets of the members of record ``row`` that are separated from the rest of the record in the tar."""
-        if not len(self.oddities):
+        if not len(self.irregularities):
             return []
-        odd = self._oddities_of(shard)
+        odd = self._irregularities_of(shard)
         return odd[odd[:, 0] == row, 1].tolist()
 
     def line(self, shard: int, row: int) -> int:
         """Returns the line, counted from 1, of record ``row`` in a shard of JSON lines."""
-        if not len(self.oddities):
+        if not len(self.irregularities):
             return row + 1
-        return row + 1 + int(np.searchsorted(self._oddities_of(shard)[:, 0], row, side="right"))
+        return row + 1 + int(np.searchsorted(self._irregularities_of(shard)[:, 0], row, side="right"))
 
     def row_groups(self, shard: int) -> np.ndarray:
         """Returns (G, 4) int64 for a Parquet shard: first row, decompressed size, start and end of each row group."""
-        return np.concatenate(np.split(self._oddities_of(shard), 2), axis=1)
+        return np.concatenate(np.split(self._irregularities_of(shard), 2), axis=1)
 
     def row_group(self, shard: int, row: int) -> RowGroup:
         """Returns the row group of a row of a Parquet shard."""
         first, records = self.ends[shard] - int(self.shards[shard, RECORDS]), int(self.shards[shard, RECORDS])
-        number, odd = int(self.starts[first + row]), self._oddities_of(shard)
+        number, odd = int(self.starts[first + row]), self._irregularities_of(shard)
         groups = len(odd) // 2
         own_first, size = odd[number].tolist()
         end = int(odd[number + 1, 0]) if number + 1 < groups else records
@@ -129,9 +129,9 @@ class ShardsIndex:
         """Returns the indices of the tars without end blocks."""
         return np.flatnonzero(self.shards[:, WHOLE] == 0).tolist()
 
-    def _oddities_of(self, shard: int) -> np.ndarray:
+    def _irregularities_of(self, shard: int) -> np.ndarray:
         end = int(self._odd_ends[shard])
-        return self.oddities[end - int(self.shards[shard, ODDITIES]) : end]
+        return self.irregularities[end - int(self.shards[shard, IRREGULARITIES]) : end]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_starts": None if self.folder is not None else self._starts}
@@ -147,7 +147,7 @@ def load_arrays(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | Non
     """Loads the three arrays of an index, with the offsets memory-mapped; returns None if the index is missing or damaged."""
     try:
         shards = np.load(folder / "shards.npy", allow_pickle=False)
-        oddities = np.load(folder / "oddities.npy", allow_pickle=False)
+        irregularities = np.load(folder / "irregularities.npy", allow_pickle=False)
         if not shards.size or int(shards[:, RECORDS].sum()):
             starts = np.load(folder / "starts.npy", mmap_mode="r", allow_pickle=False)
         else:
@@ -155,12 +155,12 @@ def load_arrays(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | Non
     except (OSError, ValueError, EOFError, IndexError):
         return None
     whole = (
-        all(array.dtype == np.int64 for array in (shards, starts, oddities))
+        all(array.dtype == np.int64 for array in (shards, starts, irregularities))
         and shards.shape == (len(shards), 5)
         and starts.shape == (shards[:, RECORDS].sum(),)
-        and oddities.shape == (shards[:, ODDITIES].sum(), 2)
+        and irregularities.shape == (shards[:, IRREGULARITIES].sum(), 2)
     )
-    return (shards, starts, oddities) if whole else None
+    return (shards, starts, irregularities) if whole else None
 
 
 def name_of(paths: Sequence[ShardFile]) -> str:

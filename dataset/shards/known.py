@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset.shards.finding import ShardFile
-from dataset.shards.index import CHANGED, ODDITIES, RECORDS, WHOLE, load_arrays
+from dataset.shards.index import CHANGED, IRREGULARITIES, RECORDS, WHOLE, load_arrays
 from dataset.shards.scanning import ScannedShard
 
 INDEX = "_prepare/index"
@@ -50,8 +50,8 @@ class Known:
         arrays = load_arrays(self.index)
         if arrays is None:
             return
-        shards, starts, oddities = arrays
-        ends = np.cumsum(shards[:, [RECORDS, ODDITIES]], axis=0)
+        shards, starts, irregularities = arrays
+        ends = np.cumsum(shards[:, [RECORDS, IRREGULARITIES]], axis=0)
         for number in np.flatnonzero(_in_state(self.rows, shards, now) >= 0).tolist():
             found = shards[self.rows[number]]
             end, odd_end = ends[self.rows[number]].tolist()
@@ -59,7 +59,7 @@ class Known:
                 number,
                 ScannedShard(
                     np.array(starts[end - found[RECORDS] : end]),
-                    np.array(oddities[odd_end - found[ODDITIES] : odd_end]),
+                    np.array(irregularities[odd_end - found[IRREGULARITIES] : odd_end]),
                     bool(found[WHOLE]),
                 ),
             )

@@ -238,19 +238,19 @@ def _pair(state: np.ndarray) -> tuple[int, int]:
     return int(state[0]), int(state[1])
 
 
-def _write_part(file: Path, shards: np.ndarray, starts: np.ndarray, oddities: np.ndarray) -> None:
+def _write_part(file: Path, shards: np.ndarray, starts: np.ndarray, irregularities: np.ndarray) -> None:
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as opened:
-        np.savez(opened, shards=shards, starts=starts, oddities=oddities)
+        np.savez(opened, shards=shards, starts=starts, irregularities=irregularities)
     os.replace(temporary, file)
 
 
 def _joined(now: np.ndarray, scanned: Sequence[ScannedShard]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the three arrays of an index: shards, starts and oddities."""
-    rows = [[len(shard.starts), len(shard.oddities), int(shard.whole)] for shard in scanned]
+    """Returns the three arrays of an index: shards, starts and irregularities."""
+    rows = [[len(shard.starts), len(shard.irregularities), int(shard.whole)] for shard in scanned]
     shards = np.concatenate([now, np.array(rows, np.int64)], axis=1)
-    starts, oddities = ([getattr(shard, name) for shard in scanned] for name in ("starts", "oddities"))
-    return shards, np.concatenate(starts), np.concatenate(oddities)
+    starts, irregularities = ([getattr(shard, name) for shard in scanned] for name in ("starts", "irregularities"))
+    return shards, np.concatenate(starts), np.concatenate(irregularities)
 
 
 def _join_parts(folder: Path, files: Sequence[Path], names: Sequence[str]) -> int:
@@ -263,11 +263,11 @@ def _join_parts(folder: Path, files: Sequence[Path], names: Sequence[str]) -> in
     temporary = folder.with_suffix(f".{socket.gethostname()}-{os.getpid()}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    shards, oddities = [], []
+    shards, irregularities = [], []
     for file in files:
         with np.load(file, allow_pickle=False) as part:
             shards.append(part["shards"])
-            oddities.append(part["oddities"])
+            irregularities.append(part["irregularities"])
     table = np.concatenate(shards)
     records, at = int(table[:, RECORDS].sum()), 0
     if records:
@@ -277,7 +277,7 @@ def _join_parts(folder: Path, files: Sequence[Path], names: Sequence[str]) -> in
                 starts[at : at + len(part["starts"])] = part["starts"]
                 at += len(part["starts"])
         starts.flush()
-    np.save(temporary / "oddities.npy", np.concatenate(oddities))
+    np.save(temporary / "irregularities.npy", np.concatenate(irregularities))
     np.save(temporary / "shards.npy", table)
     write_names(temporary, names)
     old = folder.with_suffix(".old")

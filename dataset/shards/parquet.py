@@ -96,7 +96,7 @@ def scan_row_groups(file: BinaryIO, path: ShardFile, key: str) -> tuple[np.ndarr
 
 
 def runs_of_groups(firsts: np.ndarray, records: int, block_records: int) -> list[int]:
-    """Joins neighbouring row groups into runs of at most ``block_records`` rows. A larger row group is a run of its own.
+    """Joins neighbouring row groups into runs of at most ``block_records`` rows. A larger row group is a run by itself.
 
     Args:
         firsts: (G,) int64, first row of each row group.
@@ -144,7 +144,7 @@ class ParquetRows:
         return f"{path}:row {row}"
 
     def read(self, path: ShardFile, state: tuple[int, int], group: RowGroup, row: int) -> RawRecord:
-        """Reads a row. Null values, also those in structs, are left out.
+        """Reads a row. Null values are skipped, in structs, too.
 
         Args:
             path: the shard.
@@ -254,7 +254,7 @@ class ParquetRows:
                     if wanted is not None and not kept:
                         break  # the cache cannot keep later pieces either
             except (pyarrow.ArrowException, OSError) as error:
-                # OSError is also pyarrow's error for damaged pages; those of the system have a number.
+                # pyarrow raises OSError for damaged pages, too, but without the system's error number.
                 if isinstance(error, OSError) and error.errno is not None:
                     raise
                 reason = _reason(error)
@@ -335,7 +335,7 @@ def _name(path: ShardFile, state: tuple[int, int], group: RowGroup, piece: int) 
 
 
 def _without_nulls(value: Any) -> Any:
-    """Removes null fields from objects, also from those in lists. A null in a list is kept."""
+    """Removes null fields from objects, including objects in lists. A null in a list is kept."""
     if isinstance(value, dict):
         return {name: _without_nulls(each) for name, each in value.items() if each is not None}
     return [_without_nulls(each) for each in value] if isinstance(value, list) else value

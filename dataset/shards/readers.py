@@ -110,7 +110,7 @@ class Shards:
 
     def large_row_group(self, limit: int) -> tuple[ShardFile, int, int] | None:
         """Returns the first Parquet shard with a row group of several rows and more than ``limit`` decompressed bytes, and the
-        size and number of rows of that row group; None if there is none."""
+        size and number of rows of that row group; None if every row group is smaller."""
         for shard, path in enumerate(self.paths):
             if path.suffix == PARQUET_SUFFIX:
                 first, size, _, _ = self.index.row_groups(shard).T

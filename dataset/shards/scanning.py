@@ -36,21 +36,21 @@ class ScannedShard:
 
     Attributes:
         starts: (n,) int64, offset of the first byte of each record. For Parquet: index of the row group of each row.
-        oddities: (m, 2) int64. For JSON lines: one row for each blank line, with the number of records before it, and 0. For a
-            tar: one row for each member that is separated from the rest of its record, with the index of the record and the
+        irregularities: (m, 2) int64. For JSON lines: one row for each blank line, with the number of records before it, and 0.
+            For a tar: one row for each member that is separated from the rest of its record, with the index of the record and the
             offset of the member. For Parquet: two rows for each row group; the first half of the array has the first row and the
             decompressed size of the row groups, the second half has the offsets of their start and end in the file.
         whole: False for a tar without its end blocks.
     """
 
     starts: np.ndarray
-    oddities: np.ndarray
+    irregularities: np.ndarray
     whole: bool = True
 
     def records(self, size: int) -> Iterator[tuple[tuple[int, int], list[int]]]:
         """Yields, for each record of a tar of ``size`` bytes, its span and the offsets of the members separated from it."""
         for row, (start, end) in enumerate(zip(self.starts.tolist(), [*self.starts[1:].tolist(), size], strict=True)):
-            yield (start, end), self.oddities[self.oddities[:, 0] == row, 1].tolist()
+            yield (start, end), self.irregularities[self.irregularities[:, 0] == row, 1].tolist()
 
 
 def scan_shard(path: ShardFile, key: str, state: tuple[int, int] | None = None) -> ScannedShard:
@@ -156,8 +156,8 @@ def _scan_remote_lines(file: BinaryIO) -> ScannedShard:
         start, blank = at, True
     if start < at and not blank:  # the last piece was full
         starts.append(start)
-    oddities = np.array(before_blank, np.int64)
-    return ScannedShard(np.array(starts, np.int64), np.stack([oddities, np.zeros_like(oddities)], axis=1))
+    irregularities = np.array(before_blank, np.int64)
+    return ScannedShard(np.array(starts, np.int64), np.stack([irregularities, np.zeros_like(irregularities)], axis=1))
 
 
 def _scan_tar(file: BinaryIO, path: ShardFile, key: str) -> ScannedShard:
@@ -184,5 +184,5 @@ def _scan_tar(file: BinaryIO, path: ShardFile, key: str) -> ScannedShard:
         raise UserError(
             f"{key}: {path} is not a whole tar file ({error}, after {len(starts)} records); copy or write it again"
         ) from None
-    oddities = np.array(sorted(apart), np.int64).reshape(-1, 2)
-    return ScannedShard(np.array(starts, np.int64), oddities, whole=bool(ending))
+    irregularities = np.array(sorted(apart), np.int64).reshape(-1, 2)
+    return ScannedShard(np.array(starts, np.int64), irregularities, whole=bool(ending))

@@ -107,7 +107,7 @@ used. The arguments are the official columns by name, the size of the stored ima
 
 @dataclass(frozen=True)
 class Annotations:
-    """What each row of a list says about its image, besides an address and a caption.
+    """The annotations in each row of a list, next to an address and a caption.
 
     Attributes:
         content: what a record is.

@@ -28,7 +28,7 @@ OBJECTS = "objects"
 
 ABSENT, INCOMPLETE = "neg_category_ids", "not_exhaustive_category_ids"
 FEDERATED = (ABSENT, INCOMPLETE)
-"""Keys of LVIS: ids of the categories that an image does not show, and of those of which only some objects have boxes."""
+"""Keys of LVIS: ids of categories that an image does not show, and ids of categories whose objects do not all have boxes."""
 
 _KEPT = ("caption", "category_id", "bbox")
 """The keys of an annotation that are read."""

@@ -164,7 +164,7 @@ def described_box(
 
 
 def attribute_key(values: Any, location: str, counts: Counts) -> dict[str, list[str]]:
-    """Returns ``attributes`` of an element, without empty ones; an empty dictionary if there is no attribute."""
+    """Returns ``attributes`` of an element, without empty ones; an empty dictionary if all are empty."""
     if not isinstance(values, list):
         return {}
     texts = dict.fromkeys(

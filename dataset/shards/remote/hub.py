@@ -104,7 +104,7 @@ def find_hub(entry: str, server: Server) -> list[Path | RemoteShard]:
         parquet = sum(file.rfilename.endswith(".parquet") for file in about.siblings or ())
         raise UserError(
             f"{key}: {wanted}: no file of the data set matches {wanted.patterns[0]} (it has {parquet} Parquet files); check the "
-            f"pattern, or use the Parquet files that the Hub makes of other data sets: hf:{wanted.name}@refs/convert/parquet"
+            f"pattern, or use the Hub's conversion of other data sets to Parquet: hf:{wanted.name}@refs/convert/parquet"
         )
     if server.config.hub == "stream":
         from huggingface_hub import constants
@@ -152,7 +152,7 @@ def _cached(wanted: HubEntry) -> Path | None:
         from huggingface_hub import get_cached_repo_tree
 
         listed = wanted.select([file.path for file in get_cached_repo_tree(wanted.name, **where)])
-    except Exception:  # there is no list, or the package is older
+    except Exception:  # the list is missing, or the package is older
         listed = found
     return folder if found and found == listed else None
 

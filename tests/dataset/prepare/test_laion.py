@@ -92,7 +92,7 @@ def pairs(path: Path) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("batch", [1 << 16, 2])
 def test_lists_are_filtered_and_counted_before_and_after(raw, out, batch, monkeypatch):
-    monkeypatch.setattr("dataset.prepare.pair_lists.BATCH", batch)
+    monkeypatch.setattr("dataset.prepare.parquet_rows.BATCH", batch)
     parquet(raw / "laion/part-00000.snappy.parquet", ROWS)
     lower = [{name.lower(): value for name, value in row.items()} for row in ROWS[:2]]
     parquet(raw / "laion/part-00001.snappy.parquet", lower)

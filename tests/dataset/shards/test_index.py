@@ -43,7 +43,7 @@ def ids(paths: list[Path], folder: Path) -> list[str]:
 
 def test_any_number_of_processes_makes_the_same_index(lines, tmp_path):
     made = [open_index(lines, tmp_path / f"by{workers}", "files", workers) for workers in (1, 3)]
-    for name in ("shards.npy", "starts.npy", "oddities.npy"):
+    for name in ("shards.npy", "starts.npy", "irregularities.npy"):
         assert (made[0].folder / name).read_bytes() == (made[1].folder / name).read_bytes()
     assert ids(lines, tmp_path / "by1") == [f"{shard}-{row}" for shard in range(9) for row in range(shard % 5)]
     assert [path.suffix for path in sorted((tmp_path / "by1").iterdir())] == [".index", ".lock"], "no part is left"
@@ -83,7 +83,7 @@ def test_only_shards_that_changed_are_scanned_again(lines, tmp_path, monkeypatch
     assert OneLine("1 of 9") in caplog.messages
     fresh = open_index(lines, tmp_path / "fresh", "files")
     again = open_index(lines, tmp_path / "index", "files")
-    assert np.array_equal(fresh.starts, again.starts) and np.array_equal(fresh.oddities, again.oddities)
+    assert np.array_equal(fresh.starts, again.starts) and np.array_equal(fresh.irregularities, again.irregularities)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_list_with_other_shards_takes_those_of_the_nearest_list(lines, tmp_pat
     assert scanned == ["0.jsonl", "5.jsonl"]
     assert OneLine("files", "3 of 5", near, "2") in caplog.messages
     fresh = open_index(other, tmp_path / "fresh", "files")
-    for name in ("shards", "starts", "oddities"):
+    for name in ("shards", "starts", "irregularities"):
         assert np.array_equal(getattr(found, name), getattr(fresh, name))
 
 

@@ -145,7 +145,7 @@ def test_the_index_is_made_once_and_again_where_the_file_has_changed_which_is_to
 
 
 @pytest.mark.parametrize("damage", ["torn", "noise", "empty", "count"])
-@pytest.mark.parametrize("name", ["shards.npy", "starts.npy", "oddities.npy"])
+@pytest.mark.parametrize("name", ["shards.npy", "starts.npy", "irregularities.npy"])
 def test_a_broken_index_is_made_anew_which_is_told(write_lines, index_folder, name, damage, caplog):
     file = write_lines("a.jsonl", [{"n": 0}, "", {"n": 1}])
     Shards([file])
