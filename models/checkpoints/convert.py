@@ -25,7 +25,7 @@ from models.checkpoints.rename import (
     published_to_ours,
     stored_twice,
 )
-from models.checkpoints.tables import offsets_side
+from models.core.backbones.tables import offsets_side
 from utils.errors import UserError
 from utils.files import expanded
 from utils.weight_file import read_about

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from models.checkpoints.files import read_hub_weights, read_weights
-from models.checkpoints.loading import BIAS_TABLE, assign, load_weights
+from models.checkpoints.loading import BACKBONE, assign, load_weights
 from models.checkpoints.rename import DROPPED, bert_to_ours
 from models.checkpoints.report import LoadReport, by_module
 from models.core.backbones import pretrained_weights
@@ -29,7 +29,6 @@ from utils.files import expanded
 from utils.hub import looks_like_path
 from utils.inputs import InputFile, InputModel, InputWeights
 
-SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 NOT_OURS = {
     "head": "classifier",
     "lm_head": "BEiT's own pre-training head",
@@ -92,8 +91,8 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
         published = pretrained_weights(config.vision, "init.vision")
         if published is None and not expanded(config.vision).is_file() and not looks_like_path(config.vision):
             raise UserError(
-                f"init.vision: {config.vision} is no file; for weights of timm give timm:{config.vision}, for those of the Hub "
-                f"hf:{config.vision}"
+                f"init.vision: {config.vision} is not a file; for weights of timm give timm:{config.vision}, for weights of the "
+                f"Hub hf:{config.vision}"
             )
         report = init_vision(model, published or read_weights(config.vision), config.vision)
         if published is not None:
@@ -156,25 +155,22 @@ def _is_head(name: str) -> bool:
 
 
 def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadReport:
-    """Load the weights of a backbone into the vision encoder. A table of position biases that all blocks share, as BEiT-2 files
-    have it, is copied to every block."""
+    """Load the weights of a backbone into the vision encoder."""
     report = LoadReport(source)
     kept: dict[str, Tensor] = {}
-    blocks, parameters = len(model.vision.vision_backbone.blocks), model.state_dict()
+    parameters = model.state_dict()
     for name, tensor in state.items():
         why = NOT_OURS.get(name.split(".")[0]) or DROPPED.get(name.rsplit(".", 1)[-1])
-        if f"vision.backbone.{name}" in parameters:
+        if f"{BACKBONE}{name}" in parameters:
             why = None
         if why:
             report.dropped[name] = why
-        elif name == SHARED_TABLE:
-            for block in range(blocks):
-                target = f"blocks.{block}.attn.{BIAS_TABLE}"
-                kept[target] = tensor
-                report.copied[f"vision.backbone.{target}"] = SHARED_TABLE
-        else:
-            kept[name] = tensor
-    assign(model, kept, report, lambda name: f"vision.backbone.{name}")
+            continue
+        for target in model.vision.vision_backbone.targets(name):
+            kept[target] = tensor
+            if target != name:
+                report.copied[f"{BACKBONE}{target}"] = name
+    assign(model, kept, report, lambda name: f"{BACKBONE}{name}")
     report.fresh = [name for name in report.fresh if name.startswith("vision.")]
     if not report.loaded:
         raise UserError(f"init.vision: {source} holds no tensor of {model.config.vision.backbone}")
@@ -183,8 +179,8 @@ def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadRepor
 
 def _require_same_model(report: LoadReport, model: XVLM) -> None:
     """Raises :class:`UserError` if weights of a library do not fit the backbone: a parameter is missing in them, or a block that
-    they have is missing in the model. Other tensors, such as those of a head, may be left."""
-    missing = [name for name in report.fresh if name.startswith("vision.backbone.")]
+    they have is missing in the model. Other tensors, such as a head's, may be left."""
+    missing = [name for name in report.fresh if name.startswith(BACKBONE)]
     surplus = [name for name in report.unused if re.search(r"\.\d+\.", name)]
     if missing or surplus:
         what = f"lacks {len(missing)} of its parameters ({missing[0]}, …)" if missing else f"has more ({surplus[0]}, …)"
@@ -195,7 +191,7 @@ def _require_same_model(report: LoadReport, model: XVLM) -> None:
 
 
 def _text_weights(model: XVLM, source: str) -> dict[str, Tensor]:
-    """The weights of a text encoder. Those of a Hugging Face model go through the library, which knows its older names."""
+    """The weights of a text encoder. The library loads the weights of its own models, since it knows their older names."""
     if isinstance(model.text, HubTextEncoder) and not expanded(source).is_file():
         return part_weights(source, model.text.model.config, "init.text")
     return read_hub_weights(source, "init.text")

@@ -21,16 +21,14 @@ from models.checkpoints.rename import (
     published_to_ours,
 )
 from models.checkpoints.report import LoadReport
-from models.checkpoints.tables import resize_bias_table, resize_positions
 from models.core.hub_text import HubTextEncoder
 from models.core.vision import FRAME_POSITIONS
 from models.core.xvlm import XVLM
 from optim.lora import has_adapters
 from utils.errors import UserError
 
-BIAS_TABLE = "relative_position_bias_table"
-POSITIONS = "vision.backbone.pos_embed"
-"""The table of absolute positions that most ViTs have."""
+BACKBONE = "vision.backbone."
+"""Start of the names of the parameters of the vision backbone."""
 OWN_WORDS = "decoder.embeddings.word_embeddings.weight"
 """A parameter that a model has only if its answer decoder does not share the text encoder's words."""
 
@@ -179,22 +177,22 @@ def fit(name: str, tensor: Tensor, parameter: Tensor, model: XVLM, report: LoadR
     for another number of frames. Other tensors are returned unchanged."""
     if name == FRAME_POSITIONS and tensor.shape != parameter.shape:
         return _fit_frames(name, tensor, parameter, report)
-    axis = 0 if name.endswith(BIAS_TABLE) else 1
-    if not (name.endswith(BIAS_TABLE) or name == POSITIONS) or tensor.shape[axis] == parameter.shape[axis]:
+    if not name.startswith(BACKBONE) or tensor.shape == parameter.shape:
         return tensor
-    rows, columns = model.vision.grid
     try:
-        if name == POSITIONS:
-            resized = resize_positions(tensor, rows, columns, parameter.shape[1] - rows * columns)
-        else:
-            resized = resize_bias_table(tensor, rows, columns)
+        resized = model.vision.vision_backbone.resized(name.removeprefix(BACKBONE), tensor)
     except ValueError as error:
         raise UserError(
             f"{report.source}: {name} cannot be resized: {error}; set model.vision.image_size to the checkpoint's image size"
         ) from None
-    unit = "positions" if name == POSITIONS else "rows"
-    report.resized[name] = f"{tensor.shape[axis]} to {resized.shape[axis]} {unit}"
+    if resized is not tensor:
+        report.resized[name] = f"{_rows(tensor)} to {_rows(resized)} rows"
     return resized
+
+
+def _rows(table: Tensor) -> int:
+    """The number of rows of a table of positions, whose last axis is the width, or the number of heads."""
+    return table.shape[:-1].numel()
 
 
 def _fit_frames(name: str, tensor: Tensor, parameter: Tensor, report: LoadReport) -> Tensor:

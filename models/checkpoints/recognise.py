@@ -18,7 +18,7 @@ from models.checkpoints.rename import (
     is_published,
     published_to_ours,
 )
-from models.checkpoints.tables import CLS_ROWS
+from models.core.backbones.tables import CLS_ROWS
 from models.core.vision import FRAME_POSITIONS
 
 WORDS = "text.embeddings.word_embeddings.weight"

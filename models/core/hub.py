@@ -28,7 +28,7 @@ _LIMITS = {
 
 
 def part_config(name: str, part: Literal["text", "vision"], key: str, beside: Sequence[str] = ()) -> Any:
-    """Returns the configuration of an encoder; of a model of images and texts, that of its part.
+    """Returns the configuration of an encoder, which may be a part of a model of images and texts.
 
     Args:
         name: a name on the Hub, or a folder.
@@ -81,7 +81,7 @@ def part_weights(name: str, hub_config: Any, key: str) -> dict[str, Tensor]:
         key: config key that names the weights, for messages.
 
     Raises:
-        UserError: if there are no weights, or they are not in the cache and cannot be downloaded.
+        UserError: if the weights do not exist, or are not in the cache and cannot be downloaded.
     """
     folder: Path = local_folder(name, WEIGHTS, key, beside=("*.json",))
     try:

@@ -29,6 +29,7 @@ _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
 """Names of the two dropout settings in Hugging Face configurations."""
 
 _EPS = ("layer_norm_eps", "norm_eps")
+"""Names of the setting for the epsilon of the norms."""
 
 
 class HubTextEncoder(nn.Module):
@@ -70,8 +71,8 @@ class HubTextEncoder(nn.Module):
             found = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}"
         if found != (1, 4, self.block_config.width) or getattr(self.model.config, "is_decoder", False):
             raise UserError(
-                f"model.text.encoder: {type(self.model).__name__} gives no state for each token ({found}); choose an encoder "
-                "such as BERT, ModernBERT or DeBERTa"
+                f"model.text.encoder: {type(self.model).__name__} does not give a state for each token ({found}); choose an "
+                "encoder such as BERT, ModernBERT or DeBERTa"
             )
 
     def _without_content(self, length: int) -> Callable[[], Tensor]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.encoders import text, vision
+from tests.encoders.cells import refusal
 from tests.encoders.page import refusals_on_the_page
 
 QUICK = {"load", "load, states", "states", "resize", "freeze", "pooling", "eps", "word table"}
@@ -29,9 +30,9 @@ def cells(rows, checks):
 
 @pytest.mark.parametrize(("row", "cell"), cells(vision.ROWS, vision.CELLS))
 def test_a_cell_of_a_vision_backbone(row, cell):
-    assert vision.check(row, cell) == refusals_on_the_page().get((row.title, row.library, cell))
+    assert refusal(vision.CELLS[cell], row) == refusals_on_the_page().get((row.title, row.library, cell))
 
 
 @pytest.mark.parametrize(("row", "cell"), cells(text.ROWS, text.CELLS))
 def test_a_cell_of_a_text_encoder(row, cell):
-    assert text.check(row, cell) == refusals_on_the_page().get((row.title, row.library, cell))
+    assert refusal(text.CELLS[cell], row) == refusals_on_the_page().get((row.title, row.library, cell))

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dataset.media.augment import AugmentConfig, draw_crop, evaluation_view, random_resized_crop
 from dataset.records.boxes import patch_mask
-from models.checkpoints.tables import resize_bias_table
 from models.core.backbones.config import VisionConfig
+from models.core.backbones.tables import resize_bias_table
 from models.core.vision import VisionEncoder
 from tests.messages import naming
 from utils.errors import UserError

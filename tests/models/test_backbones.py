@@ -23,7 +23,7 @@ from models.core.contrastive import AligningConfig, ContrastiveConfig, Contrasti
 from models.core.vision import VisionEncoder
 from tasks.retrieval import RetrievalConfig
 from tests.encoders import vision
-from tests.encoders.learning import learns
+from tests.encoders.training import learns
 from tests.messages import naming
 from utils.config import of_earlier_version
 from utils.errors import UserError

@@ -22,7 +22,7 @@ from models.checkpoints.files import read_weights
 from models.checkpoints.initialise import fresh_parameters
 from models.checkpoints.loading import load_published
 from models.checkpoints.rename import DROPPED, TIED, bert_to_ours, published_to_ours
-from models.checkpoints.tables import resize_bias_table
+from models.core.backbones.tables import resize_bias_table
 from models.core.text import TextConfig
 from models.core.vision import FRAME_POSITIONS
 from models.core.xvlm import XVLM

@@ -107,7 +107,7 @@ def test_absolute_positions_of_another_grid_are_resized_and_said_so(tmp_path):
     model, _ = vit_state(32)
     (report,) = initialise(model, InitConfig(vision=str(tmp_path / "vit.safetensors")))
     assert report.fresh == report.unused == []
-    assert "37 to 17 positions" in "\n".join(report.lines())
+    assert "37 to 17 rows" in "\n".join(report.lines())
     assert torch.equal(model.vision.backbone.pos_embed[:, 0], state["pos_embed"][:, 0])
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from models.checkpoints.tables import _spread, resize_bias_table, resize_positions, table_side
+from models.core.backbones.tables import _spread, resize_bias_table, resize_positions, table_side
 from tests.messages import naming
 from tests.models.golden import GOLDEN, arrays, load_case, manifest
 from tests.models.test_golden_pretrain import assert_golden

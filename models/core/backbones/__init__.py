@@ -29,7 +29,8 @@ def build_backbone(config: VisionConfig) -> VisionBackbone:
     """Builds the backbone that ``config`` names, with random weights.
 
     Raises:
-        UserError: if the library has no such model, does not have it in the given sizes, or if it gives no state for each patch.
+        UserError: if the library has no such model, does not have it in the given sizes, or it does not
+            give a state for each patch.
     """
     try:
         backbone = library_of(config.backbone).adapter(config)
@@ -52,7 +53,7 @@ def save_backbone_config(config: VisionConfig, folder: Path) -> None:
 
 
 def pixel_statistics(config: VisionConfig) -> PixelStatistics:
-    """Returns the pixel statistics of ``config``: those that it gives, or the backbone's."""
+    """Returns the pixel statistics of ``config``, or the backbone's if it has none."""
     if config.pixel_mean is not None and config.pixel_std is not None:
         return PixelStatistics(config.pixel_mean, config.pixel_std)
     return library_of(config.backbone).pixels_of(config.backbone)
@@ -60,7 +61,7 @@ def pixel_statistics(config: VisionConfig) -> PixelStatistics:
 
 def pretrained_weights(source: str, key: str) -> dict[str, Tensor] | None:
     """Returns published weights by name, such as ``timm:beitv2_base_patch16_224.in1k_ft_in22k`` or ``hf:facebook/dinov2-base``,
-    or from the folder of a Hugging Face model; None if ``source`` is none of these.
+    or from the folder of a Hugging Face model; None if ``source`` is something else.
 
     Raises:
         UserError: with the config ``key``, if there are no such weights.

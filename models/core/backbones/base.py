@@ -1,4 +1,4 @@
-"""What the project knows about a vision backbone. Each library has an adapter; nothing else uses the inside of a backbone."""
+"""The interface of vision backbones. Each library has an adapter; only adapters use the internals of a backbone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PixelStatistics(NamedTuple):
 
 
 class Library(NamedTuple):
-    """What the file of an adapter declares.
+    """The declaration of an adapter.
 
     Attributes:
         prefix: the beginning of the names of its models in a config; empty for the library of all other names.
@@ -52,7 +52,7 @@ class VisionBackbone(ABC):
         name: the name in the config, for messages.
         blocks: the blocks in the order in which they run, for freezing and the feature cache.
         width: width D of the patch states.
-        patch_size: side of a patch, or of the square of pixels that a state of a convolutional model stands for.
+        patch_size: side of a patch, or the pixels of a side that a state of a convolutional model covers.
         grid: rows and columns of patches.
     """
 
@@ -91,6 +91,20 @@ class VisionBackbone(ABC):
 
     def call_projections(self) -> None:  # noqa: B027 - most backbones do
         """Make each block call its linear layers, so that adapters on these layers take effect."""
+
+    def targets(self, name: str) -> list[str]:
+        """Names of the parameters to which the tensor ``name`` of a weight file is copied. Some files have a tensor once that
+        each block of the module has."""
+        return [name]
+
+    def resized(self, name: str, tensor: Tensor) -> Tensor:
+        """Returns parameter ``name`` resized from another grid to the grid of this backbone. A parameter that does not depend on
+        the grid is returned unchanged.
+
+        Raises:
+            ValueError: if ``tensor`` cannot be resized.
+        """
+        return tensor
 
     def step_flops(self) -> int:
         """FLOPs of a training step for one image."""
@@ -132,19 +146,18 @@ class VisionBackbone(ABC):
 
     def names_before(self, block: int) -> set[str]:
         """Names of the parameters that are used before block number ``block``, counted from 0; of all blocks, if it is their
-        number. A library defines the parts of a model in the order in which they run."""
-        if block == 0:
+        number. A library defines the parts of a model in the order in which they run, so that a layer between two stages counts
+        as used before the second one."""
+        names, identities = zip(
+            *((name, id(parameter)) for name, parameter in self.module.named_parameters()), strict=True
+        )
+        later = {id(parameter) for each in self.blocks[block:] for parameter in each.parameters()}
+        if later:
+            end = next(number for number, identity in enumerate(identities) if identity in later)
+        else:
             own = {id(parameter) for each in self.blocks for parameter in each.parameters()}
-            names = []
-            for name, parameter in self.module.named_parameters():
-                if id(parameter) in own:
-                    break
-                names.append(name)
-            return set(names)
-        last = {id(parameter) for parameter in self.blocks[block - 1].parameters()}
-        numbered = list(enumerate(self.module.named_parameters()))
-        end = max(number for number, (_, parameter) in numbered if id(parameter) in last)
-        return {name for number, (name, _) in numbered if number <= end}
+            end = 1 + max(number for number, identity in enumerate(identities) if identity in own)
+        return set(names[:end])
 
     def output_of_block(self, pixels: Tensor, block: int) -> Tensor:
         """Output of block number ``block``; the blocks after it do not run."""

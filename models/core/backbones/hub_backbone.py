@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ _SETTINGS = {
     "pos_embed_jitter": None,
     "pos_embed_rescale": None,
 }
-"""Settings that leave out a head, which would have no gradient, and the random positions of DINOv3's own pre-training."""
+"""Settings that remove a head, which would have no gradient, and the random positions of DINOv3's own pre-training."""
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class HubBackbone(VisionBackbone):
             module: Any = model_class(hub_config)._from_config(hub_config)
         except (ValueError, ImportError) as error:
             raise UserError(f"model.vision.backbone: {config.backbone}: {str(error).splitlines()[0]}") from None
+        _keep_no_tensors(module)
         if getattr(module, "pooler", None) is not None:
             module.pooler = None  # unused, and DDP waits for the gradient of every parameter
         if config.layer_scale is None:
@@ -75,7 +77,7 @@ class HubBackbone(VisionBackbone):
             if parameter_name.endswith("mask_token"):
                 parameter.requires_grad_(False)  # only used in its own pre-training
         self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in arguments else {}
-        # CLIP norms nothing but the state that it pools.
+        # CLIP norms only the state that it pools.
         self._norm = module.post_layernorm if hub_config.model_type == "clip_vision_model" else nn.Identity()
         if getattr(hub_config, "image_size", config.image_size) != config.image_size:
             self._check_image_size(config)
@@ -154,7 +156,7 @@ def vision_config_of(name: str, key: str = KEY) -> Any:
     """Returns the configuration of a vision model; see :func:`models.core.hub.part_config`.
 
     Raises:
-        UserError: also if the model is no ViT.
+        UserError: also if the model is not a ViT.
     """
     found = part_config(name, "vision", key, beside=(PROCESSOR,))
     if not all(
@@ -187,6 +189,15 @@ def _with_sizes(hub_config: Any, config: VisionConfig) -> Any:
     if config.drop_path and not hasattr(hub_config, "drop_path_rate"):
         logger.warning("model.vision.drop_path: %s has no such setting and drops no blocks", config.backbone)
     return hub_config
+
+
+def _keep_no_tensors(module: nn.Module) -> None:
+    """Turn off the caches of functions in the library's file. A plan or a check runs them on tensors without content, which would
+    stay in the cache, and training in the same process would get them."""
+    source = sys.modules[type(module).__module__]
+    for name, function in list(vars(source).items()):
+        if "func_with_cache" in getattr(getattr(function, "__code__", None), "co_freevars", ()):
+            setattr(source, name, function.__wrapped__)
 
 
 def _is_set(config: VisionConfig, key: str) -> bool:

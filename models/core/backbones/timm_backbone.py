@@ -16,12 +16,20 @@ from models.core.backbones.base import Library, PixelStatistics, VisionBackbone,
 from models.core.backbones.config import VisionConfig
 from models.core.backbones.positions import sincos_positions
 from models.core.backbones.stem import ConvolutionalStem
+from models.core.backbones.tables import resize_bias_table, resize_positions
 from models.core.blocks import heads_error
 from models.core.flops import linear_flops, step_flops, trains
 from utils.errors import UserError
 from utils.files import expanded, parse_json
 from utils.hub import local_folder
 from utils.image_size import grid_of
+
+BIAS_TABLE = "relative_position_bias_table"
+"""End of the names of BEiT's tables of relative position biases."""
+SHARED_BIAS_TABLE = f"rel_pos_bias.{BIAS_TABLE}"
+"""The table in files of BEiT that is the same for all blocks."""
+POSITIONS = "pos_embed"
+"""The table of absolute positions that most ViTs have."""
 
 _IDENTITY = nn.Identity()
 
@@ -31,7 +39,7 @@ logger = logging.getLogger(__name__)
 class TimmBackbone(VisionBackbone):
     """A timm model.
 
-    The states of a ViT are its tokens. Those of a convolutional model are the cells of its last feature map. Both are normed
+    The states of a ViT are its tokens, and the states of a convolutional model the cells of its last feature map. Both are normed
     before they are averaged, whereas timm norms the average of some models.
     """
 
@@ -107,6 +115,21 @@ class TimmBackbone(VisionBackbone):
             positions *= math.prod(convolutions[index].stride)
         return embedding + tokens * linear + attention
 
+    def targets(self, name: str) -> list[str]:
+        """BEiT's files have one table of position biases."""
+        if name == SHARED_BIAS_TABLE:
+            return [f"blocks.{number}.attn.{BIAS_TABLE}" for number in range(len(self.blocks))]
+        return [name]
+
+    def resized(self, name: str, tensor: Tensor) -> Tensor:
+        rows, columns = self.grid
+        if name.endswith(BIAS_TABLE) and tensor.dim() == 2:
+            return resize_bias_table(tensor, rows, columns)
+        table = getattr(self.module, name) if name == POSITIONS else None
+        if table is not None and table.dim() == 3 and table.shape[1:2] != tensor.shape[1:2]:
+            return resize_positions(tensor, rows, columns, table.shape[1] - rows * columns)
+        return tensor
+
     def compile(self, **options: Any) -> None:
         self.module.forward_features = torch.compile(self.module.forward_features, **options)
 
@@ -156,7 +179,7 @@ def _weights_of_folder(folder: Path, key: str) -> dict[str, Tensor]:
     try:
         name = str(parse_json((folder / "config.json").read_text(encoding="utf-8"))["architecture"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{key}: {folder} is no folder of timm: config.json has no architecture ({error})") from None
+        raise UserError(f"{key}: {folder} is not a folder of timm: config.json has no architecture ({error})") from None
     if not file.is_file():
         raise UserError(f"{key}: {folder} has no model.safetensors")
     return _weights_of_file(name, file)
@@ -217,7 +240,7 @@ def _create(config: VisionConfig) -> Any:
 
 
 def _blocks_of(module: Any, name: str) -> list[nn.Module]:
-    """Returns the blocks of a ViT, or those of the stages of a convolutional model."""
+    """Returns the blocks of a ViT, or the blocks of all stages of a convolutional model."""
     if hasattr(module, "blocks"):
         return list(module.blocks)
     blocks = [block for stage in getattr(module, "stages", ()) for block in getattr(stage, "blocks", ())]
@@ -242,7 +265,7 @@ def _heads_of(module: Any) -> int | None:
 
 
 def _set_sincos_positions(module: Any, name: str) -> None:
-    table = getattr(module, "pos_embed", None)
+    table = getattr(module, POSITIONS, None)
     if table is None:
         raise UserError(f"model.vision.positions: {name!r} has no absolute positions; set it to `backbone`")
     rows, columns = module.patch_embed.grid_size
