@@ -301,6 +301,13 @@ def grit_row(rng: np.random.Generator, n: int) -> dict[str, Any]:
     return {**known, "noun_chunks": spans[: PHRASES // 2], "ref_exps": spans[PHRASES // 2 :]}
 
 
+def blip3_row(rng: np.random.Generator, n: int) -> dict[str, Any]:
+    boxes = [", ".join(f"{side:.3f}" for side in _corners(rng)) for _ in range(PHRASES)]
+    located = " and ".join(f"a {_phrase(rng, 2)} (<bbox>{box}</bbox>)" for box in boxes)
+    known = {"url": f"http://example.org/{n}.jpg", "cogvlm_caption": f"{_phrase(rng, 40)}."}
+    return {**known, "captions": json.dumps([[_phrase(rng, 40), False, 2], [located, False, 0]])}
+
+
 def gbc_row(rng: np.random.Generator, n: int) -> dict[str, Any]:
     labels = ["image", *["entity"] * (GBC_VERTICES - 4), "composition", "relation", "relation"]
     vertices = []
@@ -346,6 +353,7 @@ PHRASES, LVIS_OBJECTS, GBC_VERTICES = 6, 13, 12
 
 CONVERSIONS: dict[str, tuple[Callable[[np.random.Generator, int], dict[str, Any]], int]] = {
     "grit": (grit_row, PHRASES + 1),
+    "blip3_grounding": (blip3_row, PHRASES + 1),
     "gbc": (gbc_row, GBC_VERTICES),
     "pixelprose": (pixelprose_row, 2),
 }

@@ -37,7 +37,10 @@ CONVERTERS = {
 USUAL = VideoOptions()
 
 
-@Parameter(name="*", group="laion, datacomp, grit, gbc, pixelprose (the paper does not say how LAION was filtered)")
+@Parameter(
+    name="*",
+    group="laion, datacomp, grit, blip3_grounding, gbc, pixelprose (the paper does not say how LAION was filtered)",
+)
 @dataclass(frozen=True, kw_only=True)
 class LaionFlags:
     """How lists of addresses are filtered, and where this runs.
@@ -118,7 +121,7 @@ def prepare(
     Args:
         name: coco, visual_genome, sbu, cc3m, refcoco, gqa, flickr30k_entities, objects365, openimages, v3det, cc12m, laion,
             webvid, howto100m, yt_temporal, multi30k, multilingual_coco, wit, wikimatrix, odvg, instances, lvis, grit, finehard,
-            grefcoco, grefcoco_eval, ref_l4, gbc, pixelprose, datacomp, 4m, 1b or videos; or a command.
+            grefcoco, grefcoco_eval, ref_l4, blip3_grounding, gbc, pixelprose, datacomp, 4m, 1b or videos; or a command.
         list_: show the data sets: files, sizes, licence, and the resulting records.
         check: compare the prepared folders in this folder with their manifests.
         raw: folder of the official files and images.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataset.prepare.sets.any_instances import INSTANCES, LVIS
 from dataset.prepare.sets.base import DataSet
+from dataset.prepare.sets.blip3_grounding import BLIP3_GROUNDING
 from dataset.prepare.sets.coco import COCO
 from dataset.prepare.sets.datacomp import DATACOMP
 from dataset.prepare.sets.finehard import FINEHARD
@@ -56,6 +57,7 @@ SETS: dict[str, DataSet] = {
     "grefcoco": GREFCOCO,
     "grefcoco_eval": GREFCOCO_EVAL,
     "ref_l4": REF_L4,
+    "blip3_grounding": BLIP3_GROUNDING,
     "gbc": GBC,
     "pixelprose": PIXELPROSE,
     "datacomp": DATACOMP,

@@ -93,9 +93,10 @@ def test_rows_that_are_prepared_are_counted_by_set_and_the_ratio_is_printed(monk
         ["lvis:", "1,300", "rows:"],
         ["grefcoco:", "2,000", "rows:"],
         ["grit:", "700", "rows:"],
+        ["blip3_grounding:", "700", "rows:"],
         ["gbc:", "1,200", "rows:"],
         ["pixelprose:", "200", "rows:"],
-        *(["grit,", "from", "shards:"], ["gbc,", "from", "shards:"], ["pixelprose,", "from", "shards:"]),
+        *([f"{name},", "from", "shards:"] for name in ("grit", "blip3_grounding", "gbc", "pixelprose")),
     ]
     assert re.search(r"memory.* \d\.\d\d GiB$", memory)
     assert re.fullmatch(r"ratio: \d+\.\d\d", ratio)

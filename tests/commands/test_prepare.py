@@ -37,10 +37,13 @@ def test_flags_that_no_set_reads_are_refused(raw, out, capsys):
     for flags, told in (
         (
             ["--max-unsafe", "0.1"],
-            "--max-unsafe 0.1: only used by laion, grit, gbc, pixelprose, datacomp; remove the flag",
+            "--max-unsafe 0.1: only used by laion, grit, blip3_grounding, gbc, pixelprose, datacomp; remove the flag",
         ),
         (["--clips", "2"], "--clips 2: only used by webvid, howto100m, yt_temporal; remove the flag"),
-        (["--ray", "local"], "--ray local: only used by laion, grit, gbc, pixelprose, datacomp; remove the flag"),
+        (
+            ["--ray", "local"],
+            "--ray local: only used by laion, grit, blip3_grounding, gbc, pixelprose, datacomp; remove the flag",
+        ),
     ):
         assert main(["prepare", "coco", "--raw", str(raw), "--out", str(out), *flags]) == 2
         assert told in capsys.readouterr().err

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dataset.prepare import building, pair_lists, parquet_pairs
+from dataset.prepare import building, parquet_pairs, parquet_rows
 from dataset.prepare.filters import Filters
 from dataset.prepare.manifest import faults
+from dataset.prepare.sets.blip3_grounding import phrase_before
 from dataset.shards.readers import Shards
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import check_record, counted, prepared, write
@@ -175,7 +176,7 @@ def test_grit_is_listed_downloaded_and_its_boxes_fit_the_stored_images(raw, out)
 
 
 def test_duplicate_rows_are_found_in_the_whole_file(raw, out, monkeypatch):
-    monkeypatch.setattr(pair_lists, "BATCH", 2)
+    monkeypatch.setattr(parquet_rows, "BATCH", 2)
     chunks = [[0.0, 5.0, 0.25, 0.5, 0.75, 1.0, 0.9]]
     rows = [grit_row(f"http://a/{number}.jpg", "a hat", chunks, []) for number in (0, 1, 2, 0, 3, 1)]
     parquet(raw / "grit/coyo_0_snappy.parquet", rows)
@@ -349,6 +350,69 @@ def test_gbc_graphs_become_captions_and_elements(raw, out):
             "image without boxes": 1,
         },
     }
+
+
+def blip3_row(number: int, grounded: Any, caption: str | None = "A dog.\nIt sits.") -> dict[str, Any]:
+    captions = (
+        grounded if grounded is None else json.dumps([["The dog (in the middle) sits.", True, 2], [grounded, True, 0]])
+    )
+    return {"url": f"http://a/{number}.jpg", "cogvlm_caption": caption, "captions": captions}
+
+
+def test_blip3_grounding_has_boxes_in_its_captions(raw, out):
+    rows = [
+        blip3_row(
+            0,
+            "The image shows a dog (<bbox>0.25, 0.5, 0.75, 1.0</bbox>) on a Red Mat <bbox>0.0, 0.75, 1.0, 1.0</bbox>, and three "
+            "birds (<bbox>0.0,0.0,0.25,0.5</bbox>, <bbox>0.5,0.0,0.75,0.5</bbox>).",
+        ),
+        blip3_row(1, "A caption whose boxes are in the corner of the image"),
+        blip3_row(2, "a cat (<bbox>10, 20, 300, 400</bbox>)"),
+        blip3_row(
+            3, "a cat (<bbox>0.1, 0.2</bbox>) and a hat (<bbox>0.5, 0.5, 0.4, 0.9</bbox>) of (<bbox>0, 0, 1, 1</bbox>)"
+        ),
+        blip3_row(4, None),
+        blip3_row(5, "some hats (<bbox>0, 0, 0.5, 1</bbox>)", None),
+    ]
+    parquet(raw / "blip3_grounding_50m/combined_part_00.parquet", rows)
+    prepared("blip3_grounding", raw, out)
+    download(out / "_download/blip3_grounding_shards", listed(out / "_download/blip3_grounding_urls"))
+    prepared("blip3_grounding", raw, out)
+    assert made(out / "blip3_grounding") == [
+        {
+            "long_caption": "A dog. It sits.",
+            "elems": [
+                {"caption": "a dog", "bb": [16, 24, 32, 24], "grain": "object"},
+                {"caption": "a red mat", "bb": [0, 36, 64, 12], "grain": "object"},
+                {"caption": "three birds", "bb": [[0, 0, 16, 24], [32, 0, 16, 24]], "grain": "object"},
+            ],
+            "url": "http://a/0.jpg",
+        },
+        {"elems": [{"caption": "some hats", "bb": [0, 0, 32, 48], "grain": "object"}], "url": "http://a/5.jpg"},
+    ]
+    assert counted(out / "_download/blip3_grounding_urls")["left_out"] == {"no captions": 1}
+    assert counted(out / "blip3_grounding")["left_out"] == {
+        "no caption with boxes": 1,
+        "box outside image": 1,
+        "wrong type": 1,
+        "degenerate box": 1,
+        "empty text": 1,
+        "image without boxes": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase"),
+    [
+        ("The man is wearing a red hat ", "a red hat"),
+        ("a man in hats of wool", "wool"),
+        ("It is large. Two white dogs", "Two white dogs"),
+        ("near", ""),
+        ("", ""),
+    ],
+)
+def test_the_phrase_of_a_box_begins_at_an_article_or_behind_a_preposition_or_a_verb(text, phrase):
+    assert phrase_before(text) == phrase
 
 
 def test_pixelprose_has_long_captions_and_does_not_mind_crops(raw, out):
