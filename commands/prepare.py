@@ -106,6 +106,7 @@ def prepare(
     missing: Path | None = None,
     verify: bool = False,
     overwrite: bool = False,
+    max_broken: Annotated[float, read_by(within(0, 1))] = Options.max_broken,
     workers: Annotated[int, read_by(whole_number(1, 1024))] = usable_cores(),
     laion: LaionFlags = LaionFlags(),
     videos: VideoFlags = VideoFlags(),
@@ -131,6 +132,7 @@ def prepare(
         missing: exclude these images too: another group's missing.txt, or its --out.
         verify: decode every image, and exclude broken images and duplicates.
         overwrite: rebuild existing folders.
+        max_broken: maximum fraction of entries that have the wrong form and are skipped; with more, no folder is made.
         workers: number of processes; the default is one per core.
 
     Examples:
@@ -182,6 +184,7 @@ def prepare(
         videos=VideoOptions(videos.short_side, videos.frames_per_second, videos.clips, videos.words),
         ray=laion.ray,
         min_score=sentences.min_score,
+        max_broken=max_broken,
     )
     return prepare_all(names, options)
 

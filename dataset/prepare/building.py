@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -32,9 +33,6 @@ call it."""
 
 JOBS_PER_SHARD = 100
 """Number of jobs whose records are in one shard. An interrupted run makes its unfinished shard again."""
-
-MAX_BROKEN = 0.01
-"""Maximum share of entries that have the wrong form; beyond it, the file is refused."""
 
 FORM = ("missing key", "wrong type", "bad json", "wrong columns")
 """Reasons that suggest that the file is damaged, or a different file."""
@@ -85,6 +83,7 @@ def build_folder(
     fill: Callable[[OutputFolder], Counts],
     *,
     overwrite: bool,
+    max_broken: float,
     facts: Callable[[], Mapping[str, Any]] = dict,
     hashed: bool = True,
 ) -> Manifest | None:
@@ -96,6 +95,7 @@ def build_folder(
         arguments: everything that decides the content, as JSON values, including the sources with their hashes.
         fill: writes the shards to the given folder, and adds an entry for each complete shard.
         overwrite: make an existing folder again.
+        max_broken: maximum share of entries that have the wrong form; beyond it, nothing is made.
         facts: returns further entries of the manifest, after the shards were written.
         hashed: the manifest has a hash of each shard; False: only its size, for shards that are too large to be read again.
 
@@ -115,7 +115,7 @@ def build_folder(
         _remove_leftovers(folder)
         try:
             counts = fill(folder)
-            _refuse_unusable(counts, name)
+            _refuse_unusable(counts, name, max_broken)
         except WorkerDiedError:
             raise
         except UserError:
@@ -224,14 +224,15 @@ def _write_shard(path: Path, parts: Iterator[_Made], on_part: Callable[[int], ob
     return Entry(path.name, "", 0, size, counts.to_values())
 
 
-def _refuse_unusable(counts: Counts, name: str) -> None:
+def _refuse_unusable(counts: Counts, name: str, max_broken: float) -> None:
     """Raises :class:`UserError` if too many entries have the wrong form, or nothing is left."""
     broken = {reason: counts.left_out[reason] for reason in FORM if counts.left_out[reason]}
     read, bad = sum(counts.read.values()), sum(broken.values())
-    if bad > MAX_BROKEN * read:
+    if bad > max_broken * read:
         first = "; ".join(f"{number:,} {reason} ({counts.locations[reason][0]})" for reason, number in broken.items())
         raise UserError(
-            f"{name}: {bad:,} of {read:,} entries cannot be used: {first}; check that each file is the official one, and complete"
+            f"{name}: {bad:,} of {read:,} entries cannot be used: {first}; check that each file is the official one, and "
+            f"complete, or skip them with --max-broken {min(1.0, math.ceil(100 * bad / read) / 100):g}"
         )
     if not sum(counts.made.values()):
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.left_out.items()) or "nothing was read"

@@ -54,6 +54,7 @@ class Options:
         videos: how videos become records.
         ray: address of a Ray cluster for LAION; None: use processes of this machine.
         min_score: minimum margin score of translations of WikiMatrix; the default is the value of its authors.
+        max_broken: maximum share of entries that have the wrong form; beyond it, nothing is made.
     """
 
     raw: Path
@@ -69,3 +70,4 @@ class Options:
     videos: VideoOptions = field(default_factory=VideoOptions)
     ray: str | None = None
     min_score: float = 1.04
+    max_broken: float = 0.01

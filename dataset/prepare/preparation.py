@@ -110,6 +110,7 @@ class Preparation:
             arguments,
             fill,
             overwrite=self.options.overwrite,
+            max_broken=self.options.max_broken,
             facts=lambda: {**self._facts(), **facts()},
             hashed=hashed,
         )

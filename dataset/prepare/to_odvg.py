@@ -25,7 +25,7 @@ from utils.errors import UserError
 from utils.files import replacing
 from utils.progress import progress_bar
 
-LOST = ("long_caption", "hard_negatives", "attributes")
+LOST = ("long_caption", "hard_negatives", "attributes", "exhaustive")
 """Keys of a record or an element that ODVG lines do not have."""
 
 
@@ -55,21 +55,21 @@ def odvg_line(
         except BrokenRecordError as error:
             errors.append(error)
             continue
+        own: dict[str, Any] = {"grain": element.grain, **({"alternatives": alternatives} if alternatives else {})}
         if not boxes:
-            absent.append(phrase)
+            absent.append({"phrase": phrase, **own})
             continue
         start = caption.find(phrase)
         if start < 0:
             caption += f"{' ' if caption else ''}{phrase} ."
             start = len(caption) - len(phrase) - 2
         for x, y, w, h in boxes:
-            region: dict[str, Any] = {
+            region = {
                 "bbox": [tidy(x), tidy(y), tidy(x + w), tidy(y + h)],
                 "phrase": phrase,
                 "tokens_positive": [[start, start + len(phrase)]],
-                "grain": element.grain,
             }
-            regions.append(region | ({"alternatives": alternatives} if alternatives else {}))
+            regions.append(region | own)
     if not regions:
         return None, errors or [BrokenRecordError("missing key", record.location, "none of its phrases has a box")]
     line = {"filename": filename, "height": size[1], "width": size[0], "image_caption": captions}
@@ -113,7 +113,7 @@ def _records(files: list[Path], lost: Counter[str]) -> Iterator[RawRecord | Brok
                 elements = record.get("elems")
                 for part in (record, *(elements if isinstance(elements, list) else ())):
                     if isinstance(part, dict):
-                        lost.update(key for key in LOST if part.get(key))
+                        lost.update(key for key in LOST if part.get(key) not in (None, "", []))
                 yield RawRecord(record, location, file.parent)
 
 

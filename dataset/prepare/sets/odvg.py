@@ -147,7 +147,8 @@ def _record(names_of: Mapping[str, Names], image: Found, counts: Counts) -> Iter
         if text is not None:
             _add(phrases, [text], instance.get("bbox"), "object", size, image.location, counts)
     made["objects"] = phrases.boxes
-    for region in _listed(row, "grounding", "regions", counts, image.location):
+    absent = [{**each, "bbox": []} for each in _own(row, "absent") if isinstance(each, dict)]
+    for region in [*_listed(row, "grounding", "regions", counts, image.location), *absent]:
         phrase = region.get("phrase")
         if isinstance(phrase, list) and all(isinstance(part, str) for part in phrase):
             phrase = " ".join(phrase)
@@ -156,10 +157,6 @@ def _record(names_of: Mapping[str, Names], image: Found, counts: Counts) -> Iter
             grain = "object" if region.get("grain") == "object" else "region"
             _add(phrases, texts, region.get("bbox"), grain, size, image.location, counts)
     made["phrases"] = phrases.boxes - made["objects"]
-    for absent in _own(row, "absent"):
-        text = cleaned_text(absent, counts, image.location)
-        if text is not None:
-            phrases.add_absent([text], "region")
     grounding = row.get("grounding")
     caption = grounding.get("caption") if isinstance(grounding, dict) else None
     captions = row["image_caption"] if isinstance(row.get("image_caption"), list) else [caption]

@@ -127,8 +127,8 @@ def test_shards_of_a_cut_run_with_other_arguments_are_not_taken(out):
         return fill_with_records(folder, Work(convert, iter([Job([1])]), 1), 1, "x")
 
     with pytest.raises(Cut):
-        build_folder(out, "x", {"a": 1}, cut, overwrite=False)
-    build_folder(out, "x", {"a": 2}, fill, overwrite=False)
+        build_folder(out, "x", {"a": 1}, cut, overwrite=False, max_broken=0.01)
+    build_folder(out, "x", {"a": 2}, fill, overwrite=False, max_broken=0.01)
     assert list(contents(out / "x")) == ["part-00000.jsonl"]
 
 
@@ -145,10 +145,10 @@ def test_shards_that_are_whole_stay_where_a_process_was_killed_and_go_where_the_
         return stop
 
     with pytest.raises(WorkerDiedError):
-        build_folder(out, "x", {}, fill(WorkerDiedError("killed")), overwrite=False)
+        build_folder(out, "x", {}, fill(WorkerDiedError("killed")), overwrite=False, max_broken=0.01)
     assert (out / ".building-x/part-00000.jsonl").exists()
     with pytest.raises(UserError):
-        build_folder(out, "x", {}, fill(UserError("wrong")), overwrite=False)
+        build_folder(out, "x", {}, fill(UserError("wrong")), overwrite=False, max_broken=0.01)
     assert list(out.iterdir()) == []
 
 

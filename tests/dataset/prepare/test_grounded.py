@@ -91,8 +91,7 @@ def test_odvg_lines_become_an_element_for_each_phrase_with_all_of_its_boxes(raw,
     write(raw / "od/other_label_map.json", {"7": "wrong"})
     error = one_line("odvg", raw, out)
     assert error == OneLine("odvg", "wrong type", "bad json", "missing key")
-    monkeypatch.setattr(building, "MAX_BROKEN", 1.0)
-    prepared("odvg", raw, out)
+    prepared("odvg", raw, out, max_broken=1.0)
     assert counted(out / "odvg") == {
         "read": {"images": 11, "objects": 6, "phrases": 10},
         "made": {"records": 3, "images": 3, "objects": 3, "phrases": 3},
@@ -185,13 +184,12 @@ def lvis(root: Path) -> None:
 
 
 def test_lvis_has_synonyms_as_alternatives_and_phrases_for_what_is_absent(raw, out, monkeypatch):
-    monkeypatch.setattr(building, "MAX_BROKEN", 0.2)
     official.karpathy(raw / "coco")
     official.references(raw)
     image(raw / "train2017/000000000009.jpg")
     image(raw / "train2017/000000000025.jpg")
     lvis(raw)
-    prepared("lvis", raw, out)
+    prepared("lvis", raw, out, max_broken=0.2)
     [record] = parsed_records(out / "lvis")
     assert record == {
         "image": "../../raw/train2017/000000000009.jpg",
@@ -285,9 +283,8 @@ def finehard(root: Path) -> None:
 
 
 def test_finehard_has_long_captions_and_hard_negatives(raw, out, monkeypatch):
-    monkeypatch.setattr(building, "MAX_BROKEN", 1.0)
     finehard(raw)
-    prepared("finehard", raw, out)
+    prepared("finehard", raw, out, max_broken=1.0)
     [record] = parsed_records(out / "finehard")
     assert record == {
         "image": "../../raw/data/grit-12m/coyo_image_0/00000/000000001.jpg",
@@ -376,12 +373,11 @@ def grefcoco(root: Path) -> None:
 
 
 def test_grefcoco_has_expressions_about_several_objects_and_about_none(raw, out, monkeypatch):
-    monkeypatch.setattr(building, "MAX_BROKEN", 1.0)
     official.karpathy(raw / "coco")
     official.references(raw)
     grefcoco(raw)
     image(raw / "train2014/COCO_train2014_000000000009.jpg")
-    prepared("grefcoco", raw, out)
+    prepared("grefcoco", raw, out, max_broken=1.0)
     [record] = parsed_records(out / "grefcoco")
     assert record["image"] == "../../raw/train2014/COCO_train2014_000000000009.jpg" and record["coco_id"] == 9
     assert record["elems"] == [
@@ -411,9 +407,8 @@ def test_grefcoco_has_expressions_about_several_objects_and_about_none(raw, out,
 
 
 def test_grefcoco_to_measure_on_is_a_file_for_each_split(raw, out, monkeypatch):
-    monkeypatch.setattr(building, "MAX_BROKEN", 1.0)
     grefcoco(raw)
-    prepared("grefcoco_eval", raw, out)
+    prepared("grefcoco_eval", raw, out, max_broken=1.0)
     assert sorted(path.name for path in (out / "grefcoco_eval").glob("*.jsonl")) == ["testA.jsonl", "val.jsonl"]
     assert lines_of(out / "grefcoco_eval/val.jsonl") == [
         {
@@ -466,9 +461,8 @@ def ref_l4(root: Path) -> None:
 
 
 def test_ref_l4_becomes_a_file_for_each_split_that_the_grounding_task_reads(raw, out, monkeypatch):
-    monkeypatch.setattr(building, "MAX_BROKEN", 1.0)
     ref_l4(raw)
-    prepared("ref_l4", raw, out)
+    prepared("ref_l4", raw, out, max_broken=1.0)
     folder = out / "ref_l4"
     assert sorted(path.name for path in folder.glob("*.jsonl")) == ["refcoco+_testA.jsonl", "val.jsonl"]
     assert lines_of(folder / "val.jsonl") == [
@@ -526,7 +520,7 @@ def test_records_become_odvg_lines_and_records_again(raw, out, tmp_path, capsys)
             "elems": [
                 {"caption": ["a dog", "a brown dog"], "bb": [1, 2, 10.5, 20], "grain": "region"},
                 {"caption": "two cats", "bb": [[30, 2, 10, 20], [45, 2, 10, 20]], "grain": "object"},
-                {"caption": "a zebra", "bb": [], "grain": "region"},
+                {"caption": ["a zebra", "a striped horse"], "bb": [], "grain": "object"},
             ],
         },
         {
@@ -545,14 +539,18 @@ def test_records_become_odvg_lines_and_records_again(raw, out, tmp_path, capsys)
     ]
     folder = tmp_path / "made/records"
     lines(folder / "part-00000.jsonl", [*records, *broken])
-    lost = {**records[0], "long_caption": "A dog.", "elems": [{**records[0]["elems"][0], "hard_negatives": ["a cat"]}]}  # type: ignore[dict-item, index]
+    lost = {
+        **records[0],
+        "long_caption": "A dog.",
+        "elems": [{**records[0]["elems"][0], "hard_negatives": ["a cat"], "exhaustive": False}],
+    }  # type: ignore[dict-item, index]
     lines(folder / "part-00001.jsonl", [lost])
     target = raw / "odvg.jsonl"
     assert to_odvg((folder,), out=target) == 1
     told = capsys.readouterr().out
     for fact in (
         "3 lines",
-        "1 long_caption, 1 hard_negatives",
+        "1 long_caption, 1 hard_negatives, 1 exhaustive",
         "2 missing key",
         "1 wrong type",
         "1 empty text",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from dataset.prepare.manifest import faults
 from dataset.prepare.sets.blip3_grounding import phrase_before
 from dataset.shards.readers import Shards
 from tests.dataset.prepare import official
-from tests.dataset.prepare.official import check_record, counted, prepared, write
+from tests.dataset.prepare.official import check_record, counted, write
 from tests.dataset.prepare.refusals import one_line
 from tests.dataset.prepare.test_laion import parquet
 from tests.messages import OneLine
@@ -25,12 +26,13 @@ from tests.messages import OneLine
 FLICKR = f"https://farm1.staticflickr.com/1/{official.FLICKR_TEST}_0a1b_o.jpg"
 SIZE = (64, 48)
 
+prepared = partial(official.prepared, max_broken=1.0)  # these small files have more traps than rows
+
 
 @pytest.fixture(autouse=True)
 def serial(monkeypatch):
     for module in (building, parquet_pairs):
         monkeypatch.setattr(module, "in_order", official.in_this_process)
-    monkeypatch.setattr(building, "MAX_BROKEN", 1.0)  # these small files have more traps than rows
 
 
 @pytest.fixture
