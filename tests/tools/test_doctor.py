@@ -259,6 +259,25 @@ def test_unknown_keys_of_records_are_listed_with_what_they_may_mean(doctor, give
     assert "did you mean elems?" in printed
 
 
+def test_unknown_keys_of_phrases_are_listed_with_what_they_may_mean(doctor, given, scenes_folder, tmp_path):
+    def changed(number, row):
+        return {**row, "elems": [{**each, "attribute": ["red"], "score": 0.5} for each in row["elems"]]}
+
+    path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "phrases.jsonl", changed)
+    _, printed = doctor(*given("grounding", train=path))
+    assert OneLine("warning", "data.train", "elems", "attribute", "score") in printed.splitlines()
+    assert "did you mean attributes?" in printed
+
+
+def test_a_warm_up_that_is_too_long_does_not_hide_what_is_wrong_with_the_records(
+    doctor, given, scenes_folder, tmp_path
+):
+    path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "regions.jsonl", renamed("elems", "regions"))
+    _, printed = doctor(*given("grounding", train=path), "schedule.warmup_steps=1000000")
+    assert "did you mean elems?" in printed and "no 'elems'" in printed
+    assert "schedule.warmup_steps" in printed
+
+
 def test_keys_that_nothing_reads_are_listed_without_a_warning(doctor, given, scenes_folder, tmp_path):
     add = lambda number, row: {**row, "licence": "free"} if number == 3 else row  # noqa: E731
     path = rewritten(scenes_folder / "retrieval_train.jsonl", tmp_path / "train.jsonl", add)

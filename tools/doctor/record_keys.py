@@ -28,6 +28,8 @@ RECORDS = 300
 OTHERS = {"id", "image_id", "question_id", "identifier", "coco_id", "flickr_id", "vg_id", "dataset", "caption", "elems"}
 OTHERS |= {"long_caption", "hard_negatives"}
 """Keys that records may have for any purpose: ids, and parts that another task reads."""
+OF_PHRASES = {"bb", "caption", "attributes", "grain"}
+"""Keys of a phrase that pre-training and grounding read."""
 CAPTIONED = {"image", "video", "video_id", "caption"}
 OF_TASKS: dict[type[Any], set[str]] = {
     RetrievalConfig: CAPTIONED,
@@ -39,6 +41,8 @@ OF_TASKS: dict[type[Any], set[str]] = {
 """Keys that fine-tuning tasks read."""
 
 OTHER_NAMES = {
+    "bb": ("bbox", "box", "bboxes", "boxes"),
+    "attributes": ("attribute", "attrs"),
     "elems": ("regions", "boxes", "objects", "elements", "annotations", "bboxes"),
     "caption": ("captions", "text", "sentence", "sentences", "description"),
     "image": ("image_path", "file_name", "filename", "img", "path"),
@@ -49,40 +53,49 @@ OTHER_NAMES = {
 
 
 class _Sampled(NamedTuple):
-    """Some records of a file: its ``key`` in the config, the keys that are ``read``, and the ``others`` that are known."""
+    """Some records of a file, or their phrases: the file's ``key`` in the config, the keys that are ``read``, and the ``others``
+    that are known."""
 
     key: str
     read: set[str]
     others: set[str]
-    records: list[Mapping[str, Any]]
+    records: Sequence[Mapping[str, Any]]
 
 
 def check_record_keys(subject: Subject, report: Report) -> None:
-    """List the unknown keys of training records, and warn if one of them looks like a known key that is missing. Also say how
-    many phrases have several boxes, no box, long captions or hard negatives."""
+    """List the unknown keys of training records and of their phrases, and warn if one of them looks like a known key that is
+    missing. Also say how many phrases have several boxes, no box, long captions or hard negatives."""
     with report.check("record keys"):
-        for key, read, others, records in _sampled(subject):
-            if told := _told_of_phrases(records):
-                report.ok("phrases", f"{key}: {told}")
-            counts = Counter(name for record in records for name in record)
-            unknown = [name for name, _ in counts.most_common() if name not in read | others]
-            if not unknown:
+        for sampled in _sampled(subject):
+            _check_keys(sampled, "records", report)
+            if "elems" not in sampled.read:
                 continue
-            listed = ", ".join(f"{name} (in {counts[name]:,} of {len(records):,})" for name in unknown[:8])
-            listed += f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
-            meant = [name for each in unknown if (name := meant_by(each, sorted(read - counts.keys())))]
-            if meant:
-                fact = f"records have unknown keys: {listed}"
-                remedy = f"did you mean {', '.join(dict.fromkeys(meant))}? docs/records.md lists the keys"
-                report.add("record keys", [Finding("warning", key, fact, remedy)])
-            else:
-                report.ok("record keys", f"{key}: records have unknown keys, which nothing reads: {listed}")
+            listed = [record["elems"] for record in sampled.records if isinstance(record.get("elems"), list)]
+            phrases = [phrase for phrases in listed for phrase in phrases if isinstance(phrase, dict)]
+            if told := _told_of_phrases(phrases):
+                report.ok("phrases", f"{sampled.key}: {told}")
+            _check_keys(_Sampled(sampled.key, OF_PHRASES, OTHERS | {"exhaustive"}, phrases), "phrases in elems", report)
 
 
-def _told_of_phrases(records: Sequence[Mapping[str, Any]]) -> str:
+def _check_keys(sampled: _Sampled, what: str, report: Report) -> None:
+    key, read, others, objects = sampled
+    counts = Counter(name for each in objects for name in each)
+    unknown = [name for name, _ in counts.most_common() if name not in read | others]
+    if not unknown:
+        return
+    listed = ", ".join(f"{name} (in {counts[name]:,} of {len(objects):,})" for name in unknown[:8])
+    listed += f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+    meant = [name for each in unknown if (name := meant_by(each, sorted(read - counts.keys())))]
+    if meant:
+        fact = f"{what} have unknown keys: {listed}"
+        remedy = f"did you mean {', '.join(dict.fromkeys(meant))}? docs/records.md lists the keys"
+        report.add("record keys", [Finding("warning", key, fact, remedy)])
+    else:
+        report.ok("record keys", f"{key}: {what} have unknown keys, which nothing reads: {listed}")
+
+
+def _told_of_phrases(phrases: Sequence[Mapping[str, Any]]) -> str:
     """Returns the shares of the phrases that records of earlier versions did not have, or an empty text without such phrases."""
-    listed = [record["elems"] for record in records if isinstance(record.get("elems"), list)]
-    phrases = [phrase for phrases in listed for phrase in phrases if isinstance(phrase, dict)]
     boxes = [phrase["bb"] for phrase in phrases if isinstance(phrase.get("bb"), list)]
     counts = {
         "have several boxes, and no box loss": sum(len(bb) > 1 and isinstance(bb[0], list) for bb in boxes),
