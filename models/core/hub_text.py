@@ -63,13 +63,23 @@ class HubTextEncoder(nn.Module):
         self._require_encoder()
 
     def _require_encoder(self) -> None:
-        """Raises :class:`UserError` if the model does not give a state for each token."""
+        """Raises :class:`UserError` if the model does not give a state for each token, or its tokens do not see later ones."""
+        from transformers.models.auto import modeling_auto
+
+        config = self.model.config
+        generates = config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        fills_in = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        if generates and not fills_in and not getattr(config, "use_bidirectional_attention", False):
+            raise UserError(
+                f"model.text.encoder: {config.model_type} is a language model that reads from left to right, so a masked word "
+                "does not see the words after it; choose an encoder such as BERT, ModernBERT or DeBERTa"
+            )
         try:
             with torch.no_grad():
                 found: object = tuple(self._without_content(4)().shape)
         except Exception as error:  # each model raises its own
             found = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}"
-        if found != (1, 4, self.block_config.width) or getattr(self.model.config, "is_decoder", False):
+        if found != (1, 4, self.block_config.width) or getattr(config, "is_decoder", False):
             raise UserError(
                 f"model.text.encoder: {type(self.model).__name__} does not give a state for each token ({found}); choose an "
                 "encoder such as BERT, ModernBERT or DeBERTa"

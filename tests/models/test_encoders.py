@@ -316,9 +316,13 @@ def test_the_last_block_computes_the_wanted_states_alone_and_they_are_those_of_a
 
 
 @pytest.mark.parametrize(
-    "values", [{"model_type": "t5", "d_model": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 40}]
+    ("values", "said"),
+    [
+        ({"model_type": "t5", "d_model": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 40}, "T5Model"),
+        ({"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 40}, "left to right"),
+    ],
 )
-def test_a_model_that_is_no_encoder_of_texts_is_refused(values, tmp_path):
+def test_a_model_that_is_not_an_encoder_of_texts_is_refused(values, said, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match=naming("model.text.encoder", "T5Model")):
+    with pytest.raises(UserError, match=naming("model.text.encoder", said, "BERT")):
         build_text_encoder(TextConfig(encoder=str(tmp_path), arch=None), None)
