@@ -47,7 +47,8 @@ init:
 Weights come from the cache of the Hub, or are downloaded; offline, the message says what is missing. Pixels are normalised with
 the statistics of the backbone, and LayerScale starts as the backbone has it, unless `model.vision.pixel_mean` and
 `model.vision.layer_scale` say otherwise. The configs of the published models state CLIP's statistics and 0.1, which the authors
-used for every backbone. For SigLIP's text encoder set `model.contrastive.text: last`: it was trained with the state of the last
+used for every backbone. Positions of timm's models are resized as in DINOv2 (bicubic, without antialiasing), and BEiT's biases
+as in the authors' code. For SigLIP's text encoder set `model.contrastive.text: last`: it was trained with the state of the last
 token. If the word table of an encoder has another width than the fusion, set `model.word_table: own`.
 
 A new library, or a family whose models take other inputs, needs one file in [models/core/backbones](../models/core/backbones),
