@@ -71,7 +71,11 @@ class Writer:
         """``count`` texts of a stream's lengths, between [CLS] and [SEP]."""
         lengths = LENGTHS[stream]
         lengths = replace(lengths, mean=self.longer * lengths.mean, most=limits.max_tokens)
-        return [[CLS_ID, *self._words(length - 2), SEP_ID] for length in lengths.sample(count, self.generator)]
+        return [self.token_list(length) for length in lengths.sample(count, self.generator)]
+
+    def token_list(self, length: int) -> list[int]:
+        """A text of ``length`` tokens, between [CLS] and [SEP]."""
+        return [CLS_ID, *self._words(length - 2), SEP_ID]
 
     def plain(self, texts: list[list[int]], limits: TextDataConfig) -> Text:
         """The batch of ``texts``, token ids."""

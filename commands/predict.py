@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from cyclopts import Parameter
 
@@ -22,6 +22,7 @@ from utils.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from x2vlm.calls import CALLS
 
 if TYPE_CHECKING:
+    from models.tasks.vqa import AnswerDecoding
     from tasks.drawing import Panel
     from x2vlm.inputs import View
     from x2vlm.matching import Match
@@ -51,6 +52,7 @@ def predict(
     image: Annotated[list[File], SEVERAL],
     text: Annotated[tuple[Annotated[str, read_by(sentence)], ...], named("TEXT")] = (),
     answers: File | None = None,
+    decode: Annotated[Literal["rank", "beam"] | None, Parameter(show_choices=False)] = None,
     layer: int | None = None,
     save: Path | None = None,
     json_: bool = False,
@@ -66,6 +68,7 @@ def predict(
             a time; for explain, a text, whose words are looked for in every image. May be repeated: each is used with every
             image.
         answers: for answer: JSON list of the candidate answers (default: the answers that the run keeps).
+        decode: for answer: rank to choose among the candidates, beam to write an answer (default: evaluation.decode of the run).
         layer: for explain: block of the fusion encoder, from 0.
         save: draw the first 48 results as a PNG.
         json_: print a JSON object for each image, one per line.
@@ -94,7 +97,7 @@ def predict(
     drawn = 0
     with progress_bar(total=len(paths), desc=call, leave=False) as bar:
         for groups in _groups(asked, paths, call, broken):
-            for result in _ask(asked, groups, call, list(text), layer):
+            for result in _ask(asked, groups, call, list(text), layer, decode):
                 bar.write(
                     json.dumps(result.values, ensure_ascii=False) if json_ else "\n".join(map(printed, result.lines))
                 )
@@ -167,14 +170,21 @@ def _groups(model: Model, paths: Sequence[str], call: str, broken: list[str]) ->
         yield groups
 
 
-def _ask(model: Model, groups: list[list[View]], call: str, texts: list[str], layer: int | None) -> Iterator[Result]:
+def _ask(
+    model: Model,
+    groups: list[list[View]],
+    call: str,
+    texts: list[str],
+    layer: int | None,
+    decode: AnswerDecoding | None,
+) -> Iterator[Result]:
     """Returns the model's result for each group."""
     views = [group[0] for group in groups]
     if call == "caption":
         for view, caption in zip(views, model.caption(views), strict=True):
             yield _lines(model, view, [caption], {"caption": caption})
     elif call == "answer":
-        answers = iter(model.answer([view for view in views for _ in texts], texts * len(views)))
+        answers = iter(model.answer([view for view in views for _ in texts], texts * len(views), decode=decode))
         for view in views:
             replies = [{"question": text, "answer": next(answers)} for text in texts]
             lines = [f"{reply['question']}  {reply['answer']}" for reply in replies]

@@ -14,14 +14,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from batches.base import IGNORE
 from batches.texts import Text
 from dataset.formats.captioned import CaptionedImages, CaptionedSplitConfig, read_captioned_images
 from dataset.media.video import VideoSource
 from dataset.media.views import EvaluationView
 from dataset.records.schema import ImageSource
 from dataset.tasks.captioning import CaptioningBatches, CaptioningDataConfig, prompt_tokens
-from dataset.text.processors import TextProcessor
+from dataset.text.processors import TextProcessor, spelled
 from engine.train_config import TrainConfig
 from metrics.bootstrap import Scores
 from metrics.captions import caption_metrics, caption_scores, tokenize, tokenize_references
@@ -190,11 +189,7 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
 
         read = partial(_read, prompt=self.config.data.prompt)
         tokens = self.outputs(items.images, read, generate, "captioning")
-        return [self._spelled(ids) for ids in tokens.tolist()]
-
-    def _spelled(self, tokens: Sequence[int]) -> str:
-        ids = [token for token in tokens if token != IGNORE]
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=True))
+        return [spelled(self.tokenizer, ids) for ids in tokens.tolist()]
 
     def _reward(self, references: Sequence[tuple[str, ...]]) -> Reward:
         """Returns the CIDEr-D reward against the references of an image. The word weights come from all ``references``, which are
@@ -211,7 +206,9 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
         def reward(generated: Sequence[Sequence[int]], true: Sequence[tuple[str, ...]]) -> Sequence[float]:
             captions = [
                 f"{caption} {END}" if self.tokens.end in ids else caption
-                for caption, ids in zip(tokenize([self._spelled(ids) for ids in generated]), generated, strict=True)
+                for caption, ids in zip(
+                    tokenize([spelled(self.tokenizer, ids) for ids in generated]), generated, strict=True
+                )
             ]
             # Examples that do not count have no references, and their reward is ignored.
             return cider.scores(captions, [tokens.get(captions, [""]) for captions in true]).tolist()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from batches.texts import Text
@@ -25,11 +25,13 @@ from dataset.tasks.vqa import (
     read_candidates,
     read_questions,
 )
-from dataset.text.processors import PlainTextProcessor, TextLimits
+from dataset.text.processors import PlainTextProcessor, TextLimits, spelled
 from metrics.bootstrap import Scores
 from metrics.vqa import SOFT, accuracy_rule, exact_match, normalize_answer, soft_accuracy
+from models.core.generation import DecodingConfig
+from models.core.packing import PackedTexts
 from models.inference.answer_ranking import AnswerTree, Ranking, rank_answers
-from models.tasks.vqa import VQAModel, VQAModelConfig
+from models.tasks.vqa import ANSWER_BEAM, AnswerDecoding, VQAModel, VQAModelConfig
 from optim import OptimConfig
 from tasks.base import ANSWERS, Parts
 from tasks.drawing import DrawnImage, ImageReader, Line, Panel
@@ -72,6 +74,17 @@ class VQAEvaluationConfig(HeldOutConfig[QuestionsConfig]):
         description="score of a candidate. likelihood: likelihood of the whole answer; released: the likelihood with the first "
         "token counted twice",
     )
+    decode: AnswerDecoding = Field(
+        "rank",
+        description="rank: answer with the best candidate (as released); beam: write an answer of any words by beam search",
+    )
+    beam: DecodingConfig = Field(ANSWER_BEAM, description="with decode: beam, settings of the beam search")
+
+    @model_validator(mode="after")
+    def _beam_does_not_sample(self) -> VQAEvaluationConfig:
+        if self.beam.sampling is not None:
+            raise ValueError("beam.sampling is set, but answers are not sampled; remove it")
+        return self
 
 
 class VQAConfig(FineTuneConfig):
@@ -97,6 +110,7 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
     def __init__(self, config: VQAConfig, parts: Parts[VQAModel, VQABatches], held_out: HeldOut):
         super().__init__(config, parts, held_out)
         self._check_answer_length()
+        self.answer_text = PlainTextProcessor(self.tokenizer, TextLimits(max_tokens=config.data.max_answer_tokens))
         self.candidates = _candidates(config, parts.training)
         self.tree = self._tree()
         training = parts.training
@@ -122,8 +136,8 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
 
     def evaluate(self, items: QuestionTable) -> Evaluation:
         """Computes the accuracy, overall and by answer type, each with its image-blind baseline. Chance level: a random
-        candidate. A split without answers is answered but not measured."""
-        predicted = [self.candidates[place] for place in self._predict(items)]
+        candidate, also if answers are written freely. A split without answers is answered but not measured."""
+        predicted = self._predict(items)
         questions = list(items)
         predictions = [
             {"question_id": question.question_id, "answer": answer}
@@ -161,15 +175,19 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         return question_panel(question, answer, score(answer, question.answers) if question.answers else None, read)
 
     def _check_answer_length(self) -> None:
-        length, longest = self.config.data.max_answer_tokens, self.model.decoder.embeddings.arch.longest_text
-        if length > longest:
-            raise UserError(
-                f"data.max_answer_tokens is {length}, but the decoder has positions for {longest} tokens; lower it"
-            )
+        longest = self.model.decoder.embeddings.arch.longest_text
+        lengths = {
+            "data.max_answer_tokens": self.config.data.max_answer_tokens,
+            "evaluation.beam.max_length": 1 + self.config.evaluation.beam.max_length,  # [CLS], too
+        }
+        for key, length in lengths.items():
+            if length > longest:
+                raise UserError(
+                    f"{key}: answers have up to {length} tokens with [CLS], but the decoder has positions for {longest}; lower it"
+                )
 
     def _tree(self) -> AnswerTree:
-        limits = TextLimits(max_tokens=self.config.data.max_answer_tokens)
-        text = PlainTextProcessor(self.tokenizer, limits).encode_plain(self.candidates)
+        text = self.answer_text.encode_plain(self.candidates)
         tokens = [ids[: int(length)].tolist() for ids, length in zip(text.ids, text.mask.sum(dim=1), strict=True)]
         for answer, ids in zip(self.candidates, tokens, strict=True):
             if len(ids) < 3:
@@ -178,21 +196,31 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
                 )
         return AnswerTree(tokens)
 
-    def _predict(self, items: QuestionTable) -> np.ndarray:
-        """Predicts the index of every question's answer in the list of candidates."""
+    def _predict(self, items: QuestionTable) -> list[str]:
+        """Answers every question."""
         config = self.config.evaluation
 
-        def answer(images: list[Tensor], text: Text) -> Tensor:
+        def fused(images: list[Tensor], text: Text) -> PackedTexts:
             image_of_question = number_of_image(images)
             pixels = torch.stack([images[place] for place in np.unique(image_of_question, return_index=True)[1]])
             device = text.ids.device
             index = torch.from_numpy(image_of_question).to(device)
-            questions = self.model.fuse_questions(pixels.to(device), text, index)
+            return self.model.fuse_questions(pixels.to(device), text, index)
+
+        def choose(images: list[Tensor], text: Text) -> Tensor:
+            questions = fused(images, text)
             ranked = rank_answers(self.model.decoder, questions, self.tree, config.candidates, config.ranking)
             finite(ranked.probabilities, "probabilities of answers")
             return ranked.ids[:, 0]
 
-        return self.outputs(items, _read, answer, "answering")
+        def write(images: list[Tensor], text: Text) -> Tensor:
+            written = self.model.generate(fused(images, text), self.text.cls_id, self.text.sep_id, config.beam)
+            finite(written.score, "log-likelihoods of answers")
+            return written.tokens
+
+        if config.decode == "rank":
+            return [self.candidates[place] for place in self.outputs(items, _read, choose, "answering")]
+        return [spelled(self.tokenizer, ids) for ids in self.outputs(items, _read, write, "answering").tolist()]
 
 
 def _score_of(answers: Sequence[Sequence[str]]) -> Callable[[str, Sequence[str]], float]:

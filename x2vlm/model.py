@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -11,18 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batches.base import IGNORE
 from dataset.tasks.captioning import prompt_tokens
 from dataset.tasks.nlvr import LABELS
-from dataset.text.processors import TextDataConfig, TextLimits, TextProcessor
+from dataset.text.processors import TextDataConfig, TextLimits, TextProcessor, spelled
 from models.core.losses import at_least_float32
+from models.core.packing import PackedTexts
 from models.inference.answer_ranking import AnswerTree, rank_answers
 from models.pretraining.model import PretrainModel
 from models.tasks.captioning import CaptioningModel, CaptionTokens
 from models.tasks.nlvr import NLVRModel
 from models.tasks.retrieval import RetrievalModel
 from models.tasks.video_qa import VideoQAModel
-from models.tasks.vqa import VQAModel
+from models.tasks.vqa import AnswerDecoding, VQAModel
 from utils.errors import UserError
 from x2vlm.base import LoadedModel, as_texts
 from x2vlm.boxes import Box, in_pixels
@@ -64,12 +65,16 @@ class Model(LoadedModel):
             keys_values = network.project_images(self.pixels(self.views(images)))
             uniforms = torch.from_numpy(rng.random((len(images), decoding.max_length))).float().to(keys_values.device)
             captions = network.generate(keys_values, tokens, decoding, uniforms)
-            return [self._spelled(ids) for ids in captions.tokens.tolist()]
+            return [spelled(self.tokenizer, ids) for ids in captions.tokens.tolist()]
 
         return self.run(as_list(images), say)
 
     def answer(
-        self, images: Image | Sequence[Image], questions: str | Sequence[str], candidates: Sequence[str] | None = None
+        self,
+        images: Image | Sequence[Image],
+        questions: str | Sequence[str],
+        candidates: Sequence[str] | None = None,
+        decode: AnswerDecoding | None = None,
     ) -> list[str]:
         """Returns the likeliest answer to each question about its image; one image or question is paired with all others.
 
@@ -77,25 +82,34 @@ class Model(LoadedModel):
             images: see :class:`Model`.
             questions: one for each image.
             candidates: the answers to choose from; None: the model's own candidates.
+            decode: "rank" to choose among the candidates, "beam" to write an answer of any words; None: "rank" if ``candidates``
+                are given, otherwise ``evaluation.decode`` of the model's config.
         """
         network = cast("VQAModel | VideoQAModel", self._network("answer", VQAModel, VideoQAModel))
         pairs = _pairs("answer", as_list(images), as_texts(questions))
         answers = self.answers if candidates is None else as_texts(candidates)
         if isinstance(network, VideoQAModel):
+            if decode == "beam":
+                raise UserError("answer: this model chooses among its classes; leave out decode")
             return self._classified(network, pairs, answers)
+        config = self.settings.evaluation
+        decode = decode or ("rank" if candidates is not None else config.decode)
+        if decode == "beam":
+            if candidates is not None:
+                raise UserError("answer: decode='beam' does not choose among candidates; leave out one of them")
+            return self.run(pairs, partial(self._written, network))
         if not answers:
-            raise UserError("answer: the model has no list of answers; give candidates=, or answers= to load")
-        tree, config = self._tree(answers), self.settings.evaluation
+            raise UserError(
+                "answer: the model has no list of answers; give candidates=, or answers= to load, or decode='beam'"
+            )
+        tree = self._tree(answers)
 
-        def reply(pairs: Sequence[tuple[Image, str]]) -> list[str]:
-            text = self.tokens([question for _, question in pairs], questions=True)
-            pixels, image_of_question = self.distinct([image for image, _ in pairs])
-            fused = network.fuse_questions(pixels, text, image_of_question)
+        def choose(pairs: Sequence[tuple[Image, str]]) -> list[str]:
             count = min(config.candidates, len(answers))
-            best = rank_answers(network.decoder, fused, tree, count, config.ranking).ids[:, 0]
+            best = rank_answers(network.decoder, self._fused(network, pairs), tree, count, config.ranking).ids[:, 0]
             return [answers[number] for number in best.tolist()]
 
-        return self.run(pairs, reply)
+        return self.run(pairs, choose)
 
     def locate(
         self, images: Image | Sequence[Image], phrases: str | Sequence[str] | Sequence[Sequence[str]]
@@ -201,6 +215,18 @@ class Model(LoadedModel):
         sizes = [views[place].size for place in image_index.tolist()]
         return [in_pixels(*each) for each in zip(texts, *found, sizes, strict=True)]
 
+    def _fused(self, network: VQAModel, pairs: Sequence[tuple[Image, str]]) -> PackedTexts:
+        """Fuses questions with their images."""
+        text = self.tokens([question for _, question in pairs], questions=True)
+        pixels, image_of_question = self.distinct([image for image, _ in pairs])
+        return network.fuse_questions(pixels, text, image_of_question)
+
+    def _written(self, network: VQAModel, pairs: Sequence[tuple[Image, str]]) -> list[str]:
+        """Returns the answers that beam search writes."""
+        fused, config = self._fused(network, pairs), self.settings.evaluation.beam
+        written = network.generate(fused, self.text.cls_id, self.text.sep_id, config)
+        return [spelled(self.tokenizer, ids) for ids in written.tokens.tolist()]
+
     def _classified(
         self, network: VideoQAModel, pairs: Sequence[tuple[Image, str]], answers: Sequence[str] | None
     ) -> list[str]:
@@ -231,10 +257,6 @@ class Model(LoadedModel):
         if empty := [answer for answer, ids in zip(answers, tokens, strict=True) if len(ids) < 3]:
             raise UserError(f"answer: the tokenizer returns no tokens for the candidate {empty[0]!r}; remove it")
         return AnswerTree(tokens)
-
-    def _spelled(self, ids: Sequence[int]) -> str:
-        kept = [token for token in ids if token != IGNORE]
-        return str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=True))
 
 
 def _pairs(call: str, images: list[N], texts: list[str]) -> list[tuple[N, str]]:

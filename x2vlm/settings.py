@@ -28,7 +28,7 @@ from models.tasks.grounding import GroundingModel
 from models.tasks.nlvr import NLVRModel, NLVRModelConfig
 from models.tasks.retrieval import RetrievalModel
 from models.tasks.video_qa import VideoQAModel, VideoQAModelConfig
-from models.tasks.vqa import VQAModel, VQAModelConfig
+from models.tasks.vqa import ANSWER_BEAM, AnswerDecoding, VQAModel, VQAModelConfig
 from utils.config import Config, bind, of_earlier_version
 from utils.config_files import read_yaml
 from utils.errors import UserError
@@ -75,6 +75,8 @@ class EvaluationSettings(Config):
     score: RerankingScore = "matching"
     candidates: int = 128
     ranking: Ranking = "likelihood"
+    decode: AnswerDecoding = "rank"
+    beam: DecodingConfig = ANSWER_BEAM
 
 
 class Settings(Config):

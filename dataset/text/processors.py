@@ -316,6 +316,12 @@ class TextProcessor(PlainTextProcessor):
         return positions
 
 
+def spelled(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
+    """Returns the text of generated token ids, without special tokens and :data:`~batches.base.IGNORE`."""
+    kept = [token for token in ids if token != IGNORE]
+    return str(tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=True))
+
+
 def rounded_up(count: int, most: int) -> int:
     """Rounds ``count`` up to a multiple of 1/16 of ``most``."""
     step = max(1, -(-most // 16))

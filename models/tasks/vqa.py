@@ -16,15 +16,22 @@ from batches.questions import QuestionBatch
 from batches.texts import Text
 from models.core.blocks import MAX_BLOCKS, BlockConfig, BlockStack, attention_bias, init_bert_weights, linear_dtype
 from models.core.flops import images_of, lengths
+from models.core.generation import DecodingConfig, Generated, generate
 from models.core.heads import WordHead
 from models.core.hub_text import HubTextEncoder
-from models.core.keys_values import KeysValues
+from models.core.keys_values import KeysValues, KVCache
 from models.core.losses import at_least_float32
 from models.core.packing import PackedTexts, Packing
 from models.core.text import Embeddings, TextArchitecture, TextEncoder
 from models.core.xvlm import XVLM, ModelConfig
 from utils.config import Config
 from utils.errors import UserError
+
+AnswerDecoding = Literal["rank", "beam"]
+"""How a question is answered. "rank": with the likeliest of a list of candidates; "beam": with a text that beam search finds."""
+
+ANSWER_BEAM = DecodingConfig(beams=3, max_length=10, min_length=1, no_repeat_ngram=0)
+"""Default settings of the beam search for answers."""
 
 
 class DecoderConfig(Config):
@@ -98,20 +105,28 @@ class AnswerDecoder(BlockStack):
         for module in (self.embeddings, self.word_head):
             module.apply(partial(init_bert_weights, std=arch.init_std))
 
-    def decode(self, ids: Tensor, mask: Tensor, questions: KeysValues, positions: Tensor | None = None) -> Tensor:
+    def decode(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        questions: KeysValues,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
         """States (A, L, D) of answers.
 
         Args:
             ids: (A, L) int64.
-            mask: (A or 1, L, L) bool, True = attend.
+            mask: (A or 1, L, K) bool, True = attend; K includes the tokens in the cache.
             questions: keys and values of A / S fused questions; answer a attends to question a // S.
             positions: (A, L) int64, from 0; if None, in order.
+            cache: keys and values of earlier tokens; the keys and values of ``ids`` are appended.
         """
         if positions is not None:
             positions = positions + self.embeddings.arch.first_position
         embedded = self.embeddings(ids, positions, self.words)
         bias, packing = attention_bias(mask, linear_dtype(embedded)), Packing.padded(len(ids), ids.shape[1], ids.device)
-        states: Tensor = self(embedded.flatten(0, 1), packing, bias, [questions])
+        states: Tensor = self(embedded.flatten(0, 1), packing, bias, [questions], cache=cache)
         return states.view(*ids.shape, -1)
 
     def logits(self, states: Tensor) -> Tensor:
@@ -178,6 +193,17 @@ class VQAModel(XVLM):
         """Fuse N questions with their images; arguments as in :meth:`models.core.xvlm.XVLM.encode`."""
         return self.fusion.tokens(*self.encode(pixels, text, image_of_question))
 
+    def generate(self, fused: PackedTexts, start: int, end: int, config: DecodingConfig) -> Generated:
+        """Generate an answer to each of N fused questions; see :func:`~models.core.generation.generate`.
+
+        Args:
+            fused: the questions, as :meth:`fuse_questions` returns them.
+            start, end: ids of [CLS] and [SEP].
+            config: settings of the beam search.
+        """
+        prompt = torch.full((fused.packing.count, 1), start, device=fused.states.device)
+        return generate(AnswerWriter(self.decoder, self.decoder.project_texts(fused)), prompt, end, config)
+
     def copied_from(self) -> dict[str, str]:
         """See :meth:`models.core.xvlm.XVLM.copied_from`. The decoder's layers start from the fusion's (as released).
 
@@ -211,6 +237,31 @@ class VQAModel(XVLM):
         assert isinstance(self.text, TextEncoder)
         first_odd = 1 - len(self.text.encoder.layer) % 2
         return first_odd + 2 * layer
+
+
+class AnswerWriter:
+    """An answer decoder as a :class:`~models.core.generation.Decoder`. ``questions``: keys and values of the fused questions."""
+
+    def __init__(self, decoder: AnswerDecoder, questions: KeysValues):
+        self.decoder, self.questions = decoder, questions
+        self.length = 0
+        self.cache = KVCache()
+
+    def start(self, prompt: Tensor) -> Tensor:
+        return self._append(prompt)
+
+    def step(self, tokens: Tensor, sources: Tensor) -> Tensor:
+        self.cache.reorder(sources)
+        return self._append(tokens.unsqueeze(1))
+
+    def _append(self, tokens: Tensor) -> Tensor:
+        """Append ``tokens`` (N, L) to the tokens of earlier calls, and return the logits (N, V) of the next token."""
+        count, past = len(tokens), self.length
+        self.length += tokens.shape[1]
+        positions = torch.arange(past, self.length, device=tokens.device).expand(count, -1)
+        mask = torch.ones(1, tokens.shape[1], self.length, dtype=torch.bool, device=tokens.device).tril(past)
+        states = self.decoder.decode(tokens, mask, self.questions, positions, self.cache)
+        return self.decoder.logits(states[:, -1])
 
 
 def left_to_right(mask: Tensor) -> Tensor:

@@ -60,8 +60,7 @@ def stir(task: VQATask) -> None:
 
 
 def predicting(task: VQATask, answers: list[str], monkeypatch) -> None:
-    places = np.array([task.candidates.index(answer) for answer in answers])
-    monkeypatch.setattr(task, "_predict", lambda items: places[: len(items)])
+    monkeypatch.setattr(task, "_predict", lambda items: answers[: len(items)])
 
 
 def test_right_answers_measure_one_and_chance_is_a_random_candidate(task, monkeypatch):
@@ -199,7 +198,7 @@ def test_the_ranking_and_the_number_of_candidates_decide_on_the_answers(override
         )
         stir(task)
         with evaluating(task.model, "fp32"):
-            answers[ranking, candidates] = task._predict(task.held_out.test["test"][:30]).tolist()
+            answers[ranking, candidates] = task._predict(task.held_out.test["test"][:30])
     assert answers["likelihood", 1] == answers["released", 1]
     assert answers["likelihood", 20] != answers["likelihood", 1]
     assert answers["likelihood", 20] != answers["released", 20]
@@ -208,6 +207,10 @@ def test_the_ranking_and_the_number_of_candidates_decide_on_the_answers(override
 def test_what_cannot_be_is_told_before_training(overrides, tmp_path):
     with pytest.raises(UserError, match=naming("data.max_answer_tokens", "200", "64")):
         VQATask.build(config_of(overrides, "data.max_answer_tokens=200"))
+    with pytest.raises(UserError, match=naming("evaluation.beam.max_length", "201", "64")):
+        VQATask.build(config_of(overrides, "evaluation.beam.max_length=200"))
+    with pytest.raises(UserError, match=naming("evaluation", "beam.sampling")):
+        config_of(overrides, "evaluation.beam={beams: 1, sampling: {}}")
     with pytest.raises(UserError, match=naming("evaluation.answers", "gone.json")):
         VQATask.build(config_of(overrides, f"evaluation.answers={tmp_path}/gone.json"))
     (tmp_path / "bare.json").write_text(json.dumps(["yes", "\u200b"]))

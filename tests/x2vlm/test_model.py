@@ -41,6 +41,22 @@ def test_answers_are_those_of_the_task(task, model, data):
     assert model("vqa").answer(images[:3], questions[0], ["green"]) == ["green"] * 3
 
 
+def test_written_answers_are_those_of_the_task(task, model, data, monkeypatch):
+    built = task("vqa")
+    evaluation = built.config.evaluation.model_copy(update={"decode": "beam"})
+    monkeypatch.setattr(built, "config", built.config.model_copy(update={"evaluation": evaluation}))
+    evaluation = measured(built)
+    said = {each["question_id"]: each["answer"] for each in evaluation.predictions}
+    listed = rows(data, "vqa")
+    images, questions = [data / row["image"] for row in listed], [row["question"] for row in listed]
+    answers = model("vqa").answer(images, questions, decode="beam")
+    assert answers == [said[row["question_id"]] for row in listed] and len(set(answers)) > 1
+    assert not set(answers) <= set(model("vqa").answers), "they are not limited to the candidates"
+    assert 0 <= evaluation["accuracy"].value <= 1
+    with pytest.raises(UserError, match=naming("decode='beam'", "candidates")):
+        model("vqa").answer(images[0], questions[0], ["green"], decode="beam")
+
+
 def test_boxes_are_those_of_the_task_in_pixels(task, model, data):
     listed = rows(data, "grounding")
     said = [each["predicted"] for each in measured(task("grounding")).predictions]
