@@ -48,19 +48,21 @@ def _rows(scenes: Path, count: int) -> Iterator[dict[str, Any]]:
             yield grit_row(record, image.size, number)
 
 
-def write_parquet(scenes: Path, out: Path, count: int) -> None:
-    """Writes ``coyo_0_snappy.parquet``, named as GRIT's own files are."""
+def write_parquet(scenes: Path, out: Path, count: int) -> int:
+    """Writes ``coyo_0_snappy.parquet``, named as GRIT's own files are; returns the number of rows."""
     check_pyarrow("demo.grit")
     import pyarrow
     import pyarrow.parquet
 
     out.mkdir(parents=True, exist_ok=True)
+    rows = list(_rows(scenes, count))
     with replacing(out / "coyo_0_snappy.parquet") as part:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(_rows(scenes, count))), part)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), part)
+    return len(rows)
 
 
-def write_shard(scenes: Path, lists: Path, out: Path) -> None:
-    """Writes the images of all lists into one shard with its statistics, as img2dataset does."""
+def write_shard(scenes: Path, lists: Path, out: Path) -> int:
+    """Writes the images of all lists into one shard with its statistics, as img2dataset does; returns the number of images."""
     check_pyarrow("demo.grit")
     import pyarrow.parquet
 
@@ -83,6 +85,7 @@ def write_shard(scenes: Path, lists: Path, out: Path) -> None:
                 tar.addfile(member, io.BytesIO(data))
     statistics = {"count": len(rows), "successes": len(rows), "status_dict": {"success": len(rows)}}
     write_text(out / "00000_stats.json", json.dumps(statistics))
+    return len(rows)
 
 
 def grit(
@@ -101,15 +104,13 @@ def grit(
         rows: number of scenes.
 
     Examples:
-        python -m demo.grit --out raw/grit
+        python -m demo.grit --out data/raw/grit
         python -m demo.grit --lists data/web/grit_urls --out data/web/grit_shards
     """
     if not (scenes / "train.jsonl").is_file():
         raise UserError(f"{scenes} has no scenes; draw them with `python -m demo.scenes --out {scenes}`")
-    if lists is None:
-        write_parquet(scenes, out, rows)
-    else:
-        write_shard(scenes, lists, out)
+    count = write_parquet(scenes, out, rows) if lists is None else write_shard(scenes, lists, out)
+    sys.stdout.write(f"{out}: {count:,} {'rows' if lists is None else 'images'}\n")
     return 0
 
 

@@ -29,7 +29,7 @@ def region_record(
     captions: Sequence[str] = (),
     **keys: Any,
 ) -> Iterator[dict[str, Any]]:
-    """Yields the record of an image with boxes, if it has any.
+    """Yields the record of an image with boxes or a caption, if it has any.
 
     If the stored image has another size than the annotations say but the same aspect ratio, the boxes are scaled. If it has
     another aspect ratio, the image is skipped, since nothing says what the boxes show. An image that does not exist or cannot be
@@ -44,7 +44,7 @@ def region_record(
         captions: captions of the whole image.
         keys: further keys of the record.
     """
-    if not elements:
+    if not elements and not captions:
         counts.leave_out("image without boxes", image.location)
         return
     stored = stored_size(image.file) if size is not None else None
@@ -61,7 +61,7 @@ def region_record(
     counts.made["images"] += 1
     counts.made.update(made)
     caption = {"caption": list(captions)} if captions else {}
-    yield {"image": image.path, **caption, "elems": elements, **keys}
+    yield {"image": image.path, **caption, **({"elems": elements} if elements else {}), **keys}
 
 
 def same_shape(annotated: tuple[int, int], stored: tuple[int, int]) -> bool:

@@ -7,20 +7,33 @@ phrase, and ``tokens_positive`` tells where. What ODVG has no place for is writt
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from dataset.media.encoded import FORMATS
 from dataset.prepare.cleaning import tidy
 from dataset.prepare.folders import tally
 from dataset.prepare.region_records import stored_size
 from dataset.records.broken import BrokenRecordError
-from dataset.records.schema import ImageKeys, RawRecord, RegionRecord, Texts, parse_region_record, place_box, spoken
-from dataset.shards.tars import parse_object
+from dataset.records.schema import (
+    ImageKeys,
+    RawRecord,
+    RegionRecord,
+    Texts,
+    image_source,
+    parse_region_record,
+    place_box,
+    spoken,
+)
+from dataset.shards.readers import Shards
 from utils.errors import UserError
 from utils.files import replacing
 from utils.progress import progress_bar
@@ -83,48 +96,46 @@ def _texts(texts: Texts, name: str, location: str) -> list[str]:
     return found
 
 
-def _files(paths: tuple[Path, ...]) -> list[Path]:
-    files = []
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"{path} does not exist; give a file *.jsonl or a folder of them")
-        found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-        if not found or any(each.suffix != ".jsonl" for each in found):
-            raise UserError(
-                f"{path}: give a file *.jsonl or a folder of them; the images of tar shards are not files, which ODVG lines name"
-            )
-        files += found
-    return files
+def _stored(raw: RawRecord, folder: Path, number: int) -> tuple[Path, tuple[int, int]]:
+    """Returns the file of a record's image, and its size. An image inside a shard is written to ``folder`` first.
+
+    Raises:
+        BrokenRecordError: if the image is missing or cannot be read.
+    """
+    source = image_source(raw, ImageKeys())
+    path = source.path
+    if path is None:
+        content = source.load()
+        try:
+            suffix = str(Image.open(io.BytesIO(content), formats=FORMATS).format).lower()
+        except Exception as error:  # Pillow's readers raise many kinds on malformed bytes
+            raise BrokenRecordError("unreadable image", raw.location, f"{type(error).__name__}") from None
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{number:09d}.{suffix}"
+        path.write_bytes(content)
+    size = stored_size(path)
+    if size is None:
+        raise BrokenRecordError("missing image", raw.location, f"{str(path)!r:.80} is not a readable image file")
+    return path, size
 
 
-def _records(files: list[Path], lost: Counter[str]) -> Iterator[RawRecord | BrokenRecordError]:
-    """Yields the records of the files, with an error for each line that is not JSON; counts the keys that are lost."""
-    for file in files:
-        with file.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if not line.strip():
-                    continue
-                location = f"{file}:{number}"
-                try:
-                    record = parse_object(line, location)
-                except BrokenRecordError as error:
-                    yield error
-                    continue
-                elements = record.get("elems")
-                for part in (record, *(elements if isinstance(elements, list) else ())):
-                    if isinstance(part, dict):
-                        lost.update(key for key in LOST if part.get(key) not in (None, "", []))
-                yield RawRecord(record, location, file.parent)
+def _count_lost(values: Mapping[str, Any], lost: Counter[str]) -> None:
+    """Counts the keys of a record and of its phrases that ODVG lines do not have."""
+    elements = values.get("elems")
+    for part in (values, *(elements if isinstance(elements, list) else ())):
+        if isinstance(part, dict):
+            lost.update(key for key in LOST if part.get(key) not in (None, "", []))
 
 
-def to_odvg(records: tuple[Path, ...], /, *, out: Path, images: Path | None = None, overwrite: bool = False) -> int:
+def to_odvg(records: tuple[str, ...], /, *, out: Path, images: Path | None = None, overwrite: bool = False) -> int:
     """Write region records as ODVG lines.
 
-    Each record becomes a line with the size of its stored image. Records and phrases that cannot be written are skipped and
-    counted, and the first one of each kind is shown. The other phrases of the record are written.
+    Each record becomes a line with the size of its stored image. ODVG lines name image files, so images inside tars and Parquet
+    files are written to a folder next to --out, such as refcoco_images for refcoco.jsonl. Records and phrases that cannot be
+    written are skipped and counted, and the first one of each kind is shown. The other phrases of the record are written.
 
     Args:
-        records: files *.jsonl of region records, or folders of them, such as `run.py prepare` makes.
+        records: shards of region records: JSON lines, tars or Parquet files, or folders of them, such as `run.py prepare` makes.
         out: file of lines to write, *.jsonl.
         images: folder from which the paths of images start (default: the folder of --out).
         overwrite: replace an existing file.
@@ -139,27 +150,24 @@ def to_odvg(records: tuple[Path, ...], /, *, out: Path, images: Path | None = No
         raise UserError("give files or folders of region records")
     if out.suffix != ".jsonl":
         raise UserError(f"--out {out}: give a file *.jsonl")
-    for flag, folder in (("--out", out.parent), ("--images", images)):
-        if folder is not None and not folder.is_dir():
-            raise UserError(f"{flag}: the folder {folder} does not exist")
+    if images is not None and not images.is_dir():
+        raise UserError(f"--images: the folder {images} does not exist")
     if out.exists() and not overwrite:
         raise UserError(f"--out {out} already exists; give another name, or --overwrite")
+    shards = Shards(records, key="RECORDS")
+    out.parent.mkdir(parents=True, exist_ok=True)
     root = os.path.realpath(images if images is not None else out.parent)
-    files = _files(records)
     lost, broken, first = Counter[str](), Counter[str](), dict[str, str]()
     made = 0
     with replacing(out) as part:
         with part.open("w", encoding="utf-8", newline="\n") as stream:
-            for raw in progress_bar(_records(files, lost), total=None, desc="to_odvg", unit="record"):
+            for number in progress_bar(range(len(shards)), total=len(shards), desc="to_odvg", unit="record"):
                 try:
-                    if isinstance(raw, BrokenRecordError):
-                        raise raw
-                    name = raw.values.get("image")
-                    if not isinstance(name, str) or (size := stored_size(raw.folder / name)) is None:
-                        message = f"{name!r:.80} is not a readable image file"
-                        raise BrokenRecordError("missing image", raw.location, message)
-                    record = parse_region_record(raw, ImageKeys(image_is="path"), "caption")
-                    filename = Path(os.path.relpath(os.path.realpath(raw.folder / name), root)).as_posix()
+                    raw = shards.read(number)
+                    _count_lost(raw.values, lost)
+                    path, size = _stored(raw, out.with_name(f"{out.stem}_images"), number)
+                    record = parse_region_record(raw, ImageKeys(), "caption")
+                    filename = Path(os.path.relpath(os.path.realpath(path), root)).as_posix()
                     line, errors = odvg_line(record, size, filename)
                 except BrokenRecordError as error:
                     line, errors = None, [error]

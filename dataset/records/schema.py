@@ -22,6 +22,8 @@ from dataset.files import IMAGE_BYTES, check_bytes, read_file
 from dataset.records.broken import BrokenRecordError
 
 ImageIs = Literal["auto", "path", "base64"]
+CaptionLength = Literal["short", "long", "sample"]
+"""Which texts of an image or a box are used: ``caption``, ``long_caption``, or one of both at random."""
 Box = tuple[float, float, float, float]
 Texts = tuple["str | Mapping[str, str | list[str]]", ...]
 """Value of a caption key, as alternatives. Each one is a string, or a dictionary from language to a string or several strings."""
@@ -90,6 +92,12 @@ class Description:
     long_captions: Texts = ()
     hard_negatives: Texts = ()
 
+    def texts(self, length: CaptionLength, rng: np.random.Generator) -> Texts:
+        """Returns the captions of a length. Long captions that are missing are replaced by short ones, and the reverse."""
+        if length == "short" or not (self.captions and self.long_captions):
+            return self.captions or self.long_captions
+        return self.long_captions if length == "long" or rng.random() < 0.5 else self.captions
+
 
 @dataclass(frozen=True)
 class ImageRecord(Description):
@@ -145,15 +153,19 @@ class ImageKeys:
     image_root: Path | None = None
 
 
-def parse_image_record(raw: RawRecord, keys: ImageKeys, caption_key: str) -> ImageRecord:
-    """Parses an image-text record.
+def parse_image_record(
+    raw: RawRecord, keys: ImageKeys, caption_key: str, length: CaptionLength = "short"
+) -> ImageRecord:
+    """Parses an image-text record. Unless ``length`` is "short", a long caption is enough.
 
     Raises:
         BrokenRecordError: "missing key", "wrong type", "missing image" or "unreadable image".
     """
+    others = _other_texts(raw.values, "", raw.location)
+    has_short = raw.values.get(caption_key) is not None or raw.text is not None
     return ImageRecord(
-        _captions_of(raw, caption_key),
-        **_other_texts(raw.values, "", raw.location),
+        _captions_of(raw, caption_key) if has_short or length == "short" or "long_captions" not in others else (),
+        **others,
         location=raw.location,
         image=image_source(raw, keys),
     )

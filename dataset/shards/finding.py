@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from dataset.records.forms import convert_hint
-from dataset.shards.remote.hub import find_hub
+from dataset.shards.remote.hub import files_of_copy, find_hub
 from dataset.shards.remote.server import RemoteConfig, Server
 from dataset.shards.remote.shards import RemoteShard, find_remote
 from utils.addresses import is_address, is_hub
@@ -40,7 +40,8 @@ def find_shards(entries: Sequence[str], key: str, remote: RemoteConfig | None = 
 def find_by_entry(entries: Sequence[str], key: str, remote: RemoteConfig | None = None) -> list[list[ShardFile]]:
     """Returns the shard files of each entry.
 
-    An entry is a file, a glob pattern, a folder (its ``*.jsonl``, ``*.json``, ``*.tar`` and ``*.parquet`` files), an address
+    An entry is a file, a glob pattern, a folder (its ``*.jsonl``, ``*.json``, ``*.tar`` and ``*.parquet`` files; if it has none,
+    see :func:`~dataset.shards.remote.hub.files_of_copy`), an address
     (see :func:`~dataset.shards.remote.shards.find_remote`; ``remote`` has the settings), or a data set on the Hub (see
     :func:`~dataset.shards.remote.hub.find_hub`). The order of the entries is kept; the
     files of a pattern or folder are sorted. Files with ``_SUCCESS`` in the name are skipped.
@@ -115,7 +116,7 @@ def _expand(entry: str, key: str, server: Server) -> Sequence[ShardFile]:
     if path.is_dir():
         wanted = (n for n in os.listdir(path) if os.path.splitext(n)[1] in _SUFFIXES or _COMPRESSED_TAR.search(n))
         found = _without_companions(path / name for name in sorted(wanted))
-        if not found:
+        if not found and not (found := files_of_copy(path, key)):
             raise UserError(f"{key}: the folder {path} holds no {_LISTED} file; check the path")
         return found
     if path.is_file():

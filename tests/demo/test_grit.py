@@ -37,7 +37,7 @@ def test_the_walk_runs_as_printed(scenes_folder, tmp_path):
     (tmp_path / "data/scenes").symlink_to(scenes_folder)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     [config] = re.findall(r"```yaml\n(.*?)```", WALK, re.S)
-    (tmp_path / "grit.yaml").write_text(config)
+    (tmp_path / "data/grit.yaml").write_text(config)
     commands = [line for block in re.findall(r"```bash\n(.*?)```", WALK, re.S) for line in block.splitlines()]
     assert commands[0] == "make scenes"
     for command in commands[1:]:

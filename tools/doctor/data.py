@@ -32,10 +32,16 @@ from utils.findings import Finding
 def check_data(subject: Subject, report: Report) -> None:
     """The section ``data``: reads training data and held-out splits, and a sample of their records."""
     report.section("data")
-    with report.check("training"), _warnings_of("dataset.formats.annotations") as left_out:
+    with (
+        report.check("training"),
+        _logged("dataset.formats.annotations", logging.WARNING) as left_out,
+        _logged("dataset.shards.remote.hub", logging.INFO) as of_hub,
+    ):
         training = subject.read_training()
         records = ", ".join(f"{count:,} {name}" for name, count in training.stream_sizes.items())
         report.add("training", [_left_out(line) for line in left_out], records)
+        for line in of_hub:
+            report.ok("hub", line)
     _check_held_out(subject, report)
     with report.check("batch"):
         _check_sizes(subject, report)
@@ -49,17 +55,20 @@ def check_data(subject: Subject, report: Report) -> None:
 
 
 @contextmanager
-def _warnings_of(name: str) -> Iterator[list[str]]:
-    """Collects the warnings that a module logs inside the context."""
+def _logged(name: str, level: int) -> Iterator[list[str]]:
+    """Collects what a module logs inside the context, from a level on."""
     messages: list[str] = []
-    handler = logging.Handler(logging.WARNING)
+    handler = logging.Handler(level)
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
     logger.addHandler(handler)
     try:
         yield messages
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def _left_out(line: str) -> Finding:

@@ -26,7 +26,7 @@ RECORDS = 300
 """Number of random records of a file whose keys are counted."""
 
 OTHERS = {"id", "image_id", "question_id", "identifier", "coco_id", "flickr_id", "vg_id", "dataset", "caption", "elems"}
-OTHERS |= {"long_caption", "hard_negatives"}
+OTHERS |= {"long_caption", "hard_negatives", "url"}
 """Keys that records may have for any purpose: ids, and parts that another task reads."""
 OF_PHRASES = {"bb", "caption", "attributes", "grain"}
 """Keys of a phrase that pre-training and grounding read."""

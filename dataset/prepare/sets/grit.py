@@ -47,14 +47,13 @@ def grit_record(row: Mapping[str, Any], size: tuple[int, int], counts: Counts, l
         for index, span in enumerate(spans):
             _add_span(phrases, span, caption, texts, grain, size, counts, f"{location}: {column}[{index}]")
         made.append((f"{grain}s", phrases.boxes - before))
-    elements = phrases.elements()
-    if not elements:
+    elements, text = phrases.elements(), cleaned_text(caption, counts, location)
+    if not elements and text is None:
         counts.leave_out("image without boxes", location)
         return None
     for unit, number in made:
         counts.made[unit] += number
-    text = cleaned_text(caption, counts, location)
-    return {**({"caption": text} if text is not None else {}), "elems": elements}
+    return {**({"caption": text} if text is not None else {}), **({"elems": elements} if elements else {})}
 
 
 def _add_span(

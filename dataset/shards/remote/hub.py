@@ -120,6 +120,18 @@ def find_hub(entry: str, server: Server) -> list[Path | RemoteShard]:
     return found
 
 
+def files_of_copy(folder: Path, key: str) -> list[Path]:
+    """Returns the Parquet files of a data set of the Hub that was copied to a folder: of the split ``train`` if there is one. The
+    list is empty if the folder has no card."""
+    if not (folder / _CARD).is_file():
+        return []
+    files = _files_in(folder, HubEntry(folder.name, None, ""))
+    if files:
+        _tell_copy(key, str(folder), len(files))
+        _tell_licence(str(folder), _licence_in(folder))
+    return [folder / file for file in files]
+
+
 def pinned(entry: str, key: str) -> str:
     """Returns an entry with the current commit as its revision: of the Hub cache if the files are there, otherwise of the Hub.
 
@@ -228,6 +240,12 @@ def _tell(key: str, entry: str, commit: str, files: int, how: str) -> None:
     """Logs once which files are read."""
     if distributed.rank() == 0:
         logger.info("%s: %s: %d files of commit %s, %s", key, entry, files, commit, how)
+
+
+@functools.cache
+def _tell_copy(key: str, folder: str, files: int) -> None:
+    if distributed.rank() == 0:
+        logger.info("%s: %s: %d files of a copy of a data set of the Hub", key, folder, files)
 
 
 def _tell_licence(name: str, licence: Any) -> None:

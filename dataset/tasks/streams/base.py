@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from dataset.records.schema import ImageIs, ImageKeys, RawRecord
+from dataset.records.schema import CaptionLength, ImageIs, ImageKeys, RawRecord
 from dataset.shards.blocks import BLOCK_RECORDS, BlockOrder, check_ranks
 from dataset.shards.readers import Shards
 from dataset.shards.samplers import Order, RandomOrder, RecordSource
@@ -176,6 +176,11 @@ class ImageRecordsConfig(StreamConfig):
         None, description="folder of relative image paths; null: the folder of the shard"
     )
     caption_key: str = Field("caption", description="key of the caption of the whole image")
+    captions: CaptionLength = Field(
+        "short",
+        description="texts of records and phrases that also have a long_caption: short, long, or sample, one of both at random; "
+        "data.text.max_tokens limits the length",
+    )
 
     def keys(self) -> ImageKeys:
         """Returns the keys that locate the image of a record."""

@@ -129,14 +129,14 @@ class ImageStream(PairStream):
 
     def __init__(self, config: ImageStreamConfig, *arguments: Any):
         super().__init__(config, *arguments)
-        self.keys = config.keys()
+        self.keys, self.captions = config.keys(), config.captions
 
     def batch(self, number: int, clean: bool, account: Account) -> ImageTextBatch:
         return ImageTextBatch(*self.rows(number, clean, account))
 
     def example(self, raw: RawRecord, rng: np.random.Generator, caption_key: str) -> tuple[Tensor, TextExample]:
-        record = parse_image_record(raw, self.keys, caption_key)
-        text = self.text.choose(record.captions, rng, record.location)
+        record = parse_image_record(raw, self.keys, caption_key, self.captions)
+        text = self.text.choose(record.texts(self.captions, rng), rng, record.location)
         view = self.view(record.image, rng, may_flip=self.may_flip(text))
         return view, self.text.encode(text, rng)
 

@@ -196,10 +196,11 @@ class RegionStream:
 
     def _caption(self, record: RegionRecord, rng: np.random.Generator, broken: list[BrokenRecord]) -> list[str]:
         """Returns a list with the caption of the whole image, or an empty list without a usable caption."""
-        if not (self.config.whole_image_rows and record.captions):
+        texts = record.captions or (record.long_captions if self.config.captions != "short" else ())
+        if not (self.config.whole_image_rows and texts):
             return []
         try:
-            return [self.text.choose(record.captions, rng, record.location)]
+            return [self.text.choose(record.texts(self.config.captions, rng), rng, record.location)]
         except BrokenRecordError as error:
             broken.append(error.as_broken())
             return []
@@ -210,7 +211,7 @@ class RegionStream:
         """Returns a caption, with a random attribute before it if there are attributes. The languages of caption and attribute
         are drawn independently."""
         try:
-            text = self.text.choose(element.captions, rng, location)
+            text = self.text.choose(element.texts(self.config.captions, rng), rng, location)
             if element.attributes:
                 text = clean_caption(
                     f"{self.text.choose(element.attributes, rng, location)} {text}", self.text.max_words

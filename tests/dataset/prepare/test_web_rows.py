@@ -16,6 +16,7 @@ from dataset.prepare import building, parquet_pairs, parquet_rows
 from dataset.prepare.filters import Filters
 from dataset.prepare.manifest import faults
 from dataset.prepare.sets.blip3_grounding import phrase_before
+from dataset.prepare.to_odvg import to_odvg
 from dataset.shards.readers import Shards
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import check_record, counted, write
@@ -140,6 +141,7 @@ GRIT_RECORDS = [
         "elems": [{"caption": "hat", "bb": [0, 0, 64, 24], "grain": "object"}],
         "url": "http://a/1.jpg",
     },
+    {"caption": "no boxes", "url": "http://a/2.jpg"},
     {
         "caption": "a bat",
         "elems": [{"caption": "a bat", "bb": [16, 24, 32, 24], "grain": "region"}],
@@ -162,7 +164,7 @@ def test_grit_is_listed_downloaded_and_its_boxes_fit_the_stored_images(raw, out)
     assert made(out / "grit") == GRIT_RECORDS
     assert counted(out / "grit") == {
         "read": {"images": 4, "phrases": 15},
-        "made": {"images": 3, "records": 3, "objects": 4, "regions": 2},
+        "made": {"images": 4, "records": 4, "objects": 4, "regions": 2},
         "mended": {"box clamped": 1},
         "left_out": {
             "duplicate box": 1,
@@ -171,10 +173,27 @@ def test_grit_is_listed_downloaded_and_its_boxes_fit_the_stored_images(raw, out)
             "box outside image": 1,
             "wrong type": 2,
             "empty text": 1,
-            "image without boxes": 1,
         },
     }
     assert list(faults(out / "grit")) == []
+
+
+def test_images_inside_shards_are_written_to_files_that_odvg_lines_name(raw, out, tmp_path):
+    parquet(raw / "grit-20m/coyo_0_snappy.parquet", GRIT_ROWS)
+    prepared("grit", raw, out)
+    download(out / "_download/grit_shards", listed(out / "_download/grit_urls"))
+    prepared("grit", raw, out)
+    target = tmp_path / "odvg/grit.jsonl"
+    assert to_odvg((str(out / "grit"),), out=target) == 1, "one record has no box"
+    lines = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [line["filename"] for line in lines] == [f"grit_images/00000000{n}.jpeg" for n in (0, 1, 3)]
+    for line in lines:
+        with Image.open(target.parent / line["filename"]) as image:
+            assert image.size == (line["width"], line["height"]) == SIZE
+    again = tmp_path / "again"
+    prepared("odvg", tmp_path / "odvg", again, held_out=(raw,))
+    found = official.parsed_records(again / "odvg")
+    assert [each["elems"] for each in found] == [each["elems"] for each in GRIT_RECORDS if "elems" in each]
 
 
 def test_duplicate_rows_are_found_in_the_whole_file(raw, out, monkeypatch):
@@ -209,7 +228,7 @@ def test_shards_downloaded_with_the_official_columns_need_no_lists(raw, out):
     rows = [{name: row[name] for name in kept} for row in GRIT_ROWS if row["url"]]
     download(raw / "grit/shards", rows)
     prepared("grit", raw, out)
-    assert made(out / "grit") == GRIT_RECORDS
+    assert made(out / "grit") == [*GRIT_RECORDS, GRIT_RECORDS[2]], "the last row repeats the third one"
     assert counted(out / "grit")["left_out"]["held out by Flickr30K (Karpathy) test"] == 1
 
 

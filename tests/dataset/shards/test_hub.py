@@ -221,6 +221,16 @@ def test_the_licence_is_shown_once(opened, server, caplog, licence, line):
     assert caplog.text.count(line) == 1
 
 
+def test_a_copy_in_a_folder_gives_its_training_split_and_shows_the_licence(tmp_path, server, caplog):
+    caplog.set_level(logging.INFO, "dataset.shards.remote.hub")
+    for name, content in server.commits["a" * 40].items():
+        (tmp_path / "pairs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pairs" / name).write_bytes(content)
+    shards = Shards([str(tmp_path / "pairs")], key="data.images.files", index_folder=tmp_path / "index")
+    assert [shards.read(number).values["n"] for number in range(len(shards))] == list(range(2 * ROWS))
+    assert f"licence of {tmp_path / 'pairs'}: cc-by-4.0, as its card states" in caplog.text
+
+
 def test_a_missing_data_set_revision_or_file_is_one_line(opened, server):
     with pytest.raises(UserError, match=naming("data.images.files", "hf:org/none", "no data set")) as missing:
         opened("hf:org/none")

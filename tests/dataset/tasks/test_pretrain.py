@@ -428,3 +428,33 @@ def test_a_relative_picture_is_looked_for_beside_its_shard(maker, write_lines, e
     file = write_lines("b.jsonl", [{"image": "one.png", "caption": "a star"}])
     root = str(tmp_path / "pictures")
     assert not maker(images=ImageStreamConfig(files=[file], batch_size=1, image_root=root)).make(0).broken
+
+
+@pytest.mark.parametrize(
+    ("captions", "images", "boxes"),
+    [
+        ("short", {"one", "four"}, {"two"}),  # a record without a short caption is broken
+        ("long", {"one two three", "four", "three three"}, {"two two two"}),
+        ("sample", {"one", "one two three", "four", "three three"}, {"two", "two two two"}),
+    ],
+)
+def test_texts_are_short_or_long_or_one_of_both(maker, tokenizer, write_lines, make_pair, captions, images, boxes):
+    element = {"bb": [0, 0, 20, 20], "caption": "two", "long_caption": "two two two"}
+    records = [{**make_pair(number), "elems": [element]} for number in range(3)]
+    records[0] |= {"caption": "one", "long_caption": "one two three"}
+    records[1] |= {"caption": "four"}
+    records[2] |= {"caption": None, "long_caption": "three three"}
+    file = write_lines("a.jsonl", records)
+    stream = ImageStreamConfig(files=[file], batch_size=3, captions=captions)
+    regions = RegionStreamConfig(files=[file], batch_size=6, max_images=3, max_regions=2, captions=captions, crop=False)
+    batches = maker(images=stream, regions=regions)
+    found: dict[str, set[str]] = {"images": set(), "whole images": set(), "boxes": set()}
+    for number in range(20):
+        batch = batches.make(number)
+        for row in range(3):
+            if batch.images.valid[row]:
+                found["images"].add(words(tokenizer, batch.images.text, row))
+        part = regions_of(batch)
+        for row in part.valid.nonzero().flatten().tolist():
+            found["whole images" if part.is_image[row] else "boxes"].add(words(tokenizer, part.text, row))
+    assert found == {"images": images, "whole images": images, "boxes": boxes}
