@@ -38,6 +38,8 @@ NOT_OURS = {
 }
 _TEXT_ALONE = ("text.",)
 _TEXT_AND_ABOVE = ("text.", "fusion.", "word_head.")
+LAYER_SCALE = re.compile(r"\.(gamma(_[12])?|ls[12]\.\w+|layer_scale\d?\.\w+|lambda[12])$")
+"""End of the names of LayerScale's factors in the libraries."""
 TIED_TO_EMBEDDING = re.compile(r"(cls\.predictions|lm_head)\.decoder\.(weight|bias)")
 
 
@@ -182,6 +184,11 @@ def _require_same_model(report: LoadReport, model: XVLM) -> None:
     they have is missing in the model. Other tensors, such as a head's, may be left."""
     missing = [name for name in report.fresh if name.startswith(BACKBONE)]
     surplus = [name for name in report.unused if re.search(r"\.\d+\.", name)]
+    if missing and not surplus and all(LAYER_SCALE.search(name) for name in missing):
+        raise UserError(
+            f"init.vision: {report.source} has no LayerScale ({missing[0]}, …), but model.vision.layer_scale is "
+            f"{model.config.vision.layer_scale}; set it to null"
+        )
     if missing or surplus:
         what = f"lacks {len(missing)} of its parameters ({missing[0]}, …)" if missing else f"has more ({surplus[0]}, …)"
         raise UserError(

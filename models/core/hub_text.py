@@ -32,6 +32,10 @@ _EPS = ("layer_norm_eps", "norm_eps")
 """Names of the setting for the epsilon of the norms."""
 
 
+_CAUSAL = ("clip_text_model", "clipseg_text_model", "owlvit_text_model", "owlv2_text_model")
+"""Encoders of transformers that read from left to right, beside those that generate texts."""
+
+
 class HubTextEncoder(nn.Module):
     """Any other Hugging Face encoder, with padding masks only. ``width``: see :class:`TextEncoder`."""
 
@@ -69,10 +73,11 @@ class HubTextEncoder(nn.Module):
         config = self.model.config
         generates = config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         fills_in = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-        if generates and not fills_in and not getattr(config, "use_bidirectional_attention", False):
+        causal = (generates and not fills_in) or config.model_type in _CAUSAL
+        if causal and not getattr(config, "use_bidirectional_attention", False):
             raise UserError(
-                f"model.text.encoder: {config.model_type} is a language model that reads from left to right, so a masked word "
-                "does not see the words after it; choose an encoder such as BERT, ModernBERT or DeBERTa"
+                f"model.text.encoder: {config.model_type} reads from left to right, so a masked word does not see the words "
+                "after it; choose an encoder such as BERT, ModernBERT or DeBERTa"
             )
         try:
             with torch.no_grad():

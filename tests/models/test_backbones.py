@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -222,6 +223,40 @@ def test_a_folder_of_timm_names_its_weights(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=naming("init.vision", "architecture")):
         initialise(model, InitConfig(vision=f"timm:{tmp_path}"))
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_folder_of_timm_gives_the_tensors_that_it_has_and_no_others(tmp_path, safe):
+    torch.manual_seed(7)
+    source = timm.create_model(NAME, num_classes=0, depth=3, img_size=96)
+    timm.models.save_for_hf(source, tmp_path, safe_serialization=safe)
+    init = InitConfig(vision=f"timm:{tmp_path}")
+    same = vision.model_of(VisionConfig(backbone=NAME, image_size=96, depth=3, drop_path=0.0))
+    [report] = initialise(same, init)
+    assert not report.fresh and not report.resized and torch.equal(same.vision.backbone.pos_embed, source.pos_embed)
+    with pytest.raises(
+        UserError, match=naming("init.vision", "another model", "vision.backbone.blocks.3.norm1.weight")
+    ):
+        initialise(vision.model_of(VisionConfig(backbone=NAME, image_size=96, drop_path=0.0)), init)
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": NAME}))
+    [report] = initialise(same, init)
+    assert not report.fresh and not report.resized, "also if the folder does not say its sizes"
+    with pytest.raises(
+        UserError, match=naming("init.vision", "another model", "vision.backbone.blocks.3.norm1.weight")
+    ):
+        initialise(vision.model_of(VisionConfig(backbone=NAME, image_size=96, drop_path=0.0)), init)
+
+
+def test_weights_without_layer_scale_name_the_key(tmp_path):
+    source = timm.create_model(NAME, num_classes=0, img_size=96, init_values=None)
+    timm.models.save_for_hf(source, tmp_path, safe_serialization=True)
+    model = vision.model_of(VisionConfig(backbone=NAME, image_size=96, layer_scale=0.1, drop_path=0.0))
+    with pytest.raises(UserError, match=naming("init.vision", "LayerScale", "model.vision.layer_scale")):
+        initialise(model, InitConfig(vision=f"timm:{tmp_path}"))
+
+
+def test_a_backbone_may_have_the_prefix_of_its_weights():
+    assert VisionConfig(backbone=f"timm:{NAME}") == VisionConfig(backbone=NAME)
 
 
 @pytest.mark.parametrize(

@@ -320,6 +320,7 @@ def test_the_last_block_computes_the_wanted_states_alone_and_they_are_those_of_a
     [
         ({"model_type": "t5", "d_model": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 40}, "T5Model"),
         ({"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 40}, "left to right"),
+        ({"model_type": "clip_text_model", "hidden_size": 16, "num_attention_heads": 2}, "left to right"),
     ],
 )
 def test_a_model_that_is_not_an_encoder_of_texts_is_refused(values, said, tmp_path):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from models.core.blocks import MAX_BLOCKS, MAX_HEADS, MAX_WIDTH
 from utils.config import Config
+from utils.hub import TIMM
 from utils.image_size import ImageSize
 
 
@@ -29,15 +30,20 @@ PUBLISHED_PIXELS = {
 """CLIP's statistics. The published models use them for every backbone, including BEiT-2."""
 
 
+def _without_timm(name: object) -> object:
+    """Removes the prefix of weights of timm; names of its models have none."""
+    return name.removeprefix(TIMM) if isinstance(name, str) else name
+
+
 class VisionConfig(Config):
     """A vision model by name; null sizes are the backbone's."""
 
     earlier_values = PUBLISHED_PIXELS
 
-    backbone: str = Field(
+    backbone: Annotated[str, BeforeValidator(_without_timm)] = Field(
         "beitv2_base_patch16_224",
-        description="name of a timm model (`timm.list_models()`), or hf: and the name or folder of a Hugging Face model, such as "
-        "hf:facebook/dinov2-base",
+        description="name of a timm model (`timm.list_models()`), with or without timm:, or hf: and the name or folder of a "
+        "Hugging Face model, such as hf:facebook/dinov2-base",
     )
     image_size: ImageSize = Field(
         224, description="side of the square input in pixels; or [height, width], for images that share another aspect"

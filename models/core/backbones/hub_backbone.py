@@ -20,7 +20,7 @@ from models.core.flops import on_meta
 from models.core.hub import CONFIG, model_class, part_config, part_weights, set_gradient_checkpointing
 from utils.errors import UserError
 from utils.files import parse_json, write_text
-from utils.hub import HUB, local_folder
+from utils.hub import HUB, TIMM, local_folder
 
 KEY = "model.vision.backbone"
 PROCESSOR = "preprocessor_config.json"
@@ -48,7 +48,9 @@ class HubBackbone(VisionBackbone):
         hub_config = _with_sizes(vision_config_of(name), config)
         unset = [key for key in ("patch_size", "stem", "positions") if _is_set(config, key)]
         if unset:
-            raise UserError(f"model.vision.{unset[0]}: {config.backbone} has its own; leave it out")
+            default = type(config).model_fields[unset[0]].default
+            value = "null" if default is None else default
+            raise UserError(f"model.vision.{unset[0]}: {config.backbone} has its own; set it to {value}")
         try:
             module: Any = model_class(hub_config)._from_config(hub_config)
         except (ValueError, ImportError) as error:
@@ -162,7 +164,8 @@ def vision_config_of(name: str, key: str = KEY) -> Any:
     if not all(
         isinstance(getattr(found, size, None), int) for size in ("num_hidden_layers", "hidden_size", "patch_size")
     ):
-        raise UserError(f"{key}: {name} is a {found.model_type!r}, not a ViT; choose a ViT, or a model of timm")
+        remedy = f"give {TIMM}{name}" if found.model_type == "timm_wrapper" else "choose a ViT, or a model of timm"
+        raise UserError(f"{key}: {name} is a {found.model_type!r}, not a ViT of transformers; {remedy}")
     for setting, value in _SETTINGS.items():
         if hasattr(found, setting):
             setattr(found, setting, value)
@@ -185,7 +188,7 @@ def _with_sizes(hub_config: Any, config: VisionConfig) -> Any:
         if hasattr(hub_config, key) and rate not in ("backbone", None):
             setattr(hub_config, key, rate)
     if isinstance(config.layer_scale, float) and not hasattr(hub_config, "layerscale_value"):
-        raise UserError(f"model.vision.layer_scale: {config.backbone} has none; leave it out")
+        raise UserError(f"model.vision.layer_scale: {config.backbone} has none; set it to backbone")
     if config.drop_path and not hasattr(hub_config, "drop_path_rate"):
         logger.warning("model.vision.drop_path: %s has no such setting and drops no blocks", config.backbone)
     return hub_config

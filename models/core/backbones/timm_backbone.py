@@ -28,6 +28,8 @@ BIAS_TABLE = "relative_position_bias_table"
 """End of the names of BEiT's tables of relative position biases."""
 SHARED_BIAS_TABLE = f"rel_pos_bias.{BIAS_TABLE}"
 """The table in files of BEiT that is the same for all blocks."""
+FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names of the files in which timm saves weights for the Hub."""
 POSITIONS = "pos_embed"
 """The table of absolute positions that most ViTs have."""
 
@@ -51,9 +53,11 @@ class TimmBackbone(VisionBackbone):
         patch_size = embed.patch_size[0] if self._is_vit else module.feature_info[-1]["reduction"]
         name, given = config.backbone, {"patch_size": config.patch_size, "heads": config.heads}
         check_image_size(config.image_size, patch_size)
-        if self._is_vit:
-            _check_heads(module.num_features, _heads_of(module))
-        elif set_keys := [key for key, value in given.items() if value is not None]:
+        sized = config.width is not None or config.heads is not None
+        heads = getattr(getattr(module.blocks[0], "attn", None), "num_heads", None) if self._is_vit and sized else None
+        if heads is not None and (error := heads_error(module.num_features, heads)):
+            raise UserError(f"model.vision: {error}")
+        if not self._is_vit and (set_keys := [key for key, value in given.items() if value is not None]):
             raise UserError(f"model.vision.{set_keys[0]}: {name!r} is not a ViT and has no such size; set it to null")
         replaced = {"stem": config.stem == "convolutions", "positions": config.positions == "sincos"}
         if not self._has_patch_embed and (keys := [key for key, is_set in replaced.items() if is_set]):
@@ -164,9 +168,10 @@ def pretrained_weights(name: str, key: str) -> dict[str, Tensor]:
     settings = _published_settings(name)
     if settings is None or not settings.hf_hub_id:
         tags = timm.list_models(f"{name.partition('.')[0]}*", pretrained=True)
-        known = f"; it has {', '.join(tags[:5])}" if tags else ""
+        near = tags[:5] or difflib.get_close_matches(name, timm.list_models(pretrained=True), 5, 0.5)
+        known = f"; it has {', '.join(near)}" if near else ""
         raise UserError(f"{key}: timm has no weights {name!r}{known}")
-    files = (settings.hf_hub_filename,) if settings.hf_hub_filename else ("model.safetensors", "pytorch_model.bin")
+    files = (settings.hf_hub_filename,) if settings.hf_hub_filename else FILES
     folder = local_folder(settings.hf_hub_id, files, key)
     file = next(folder / each for each in files if (folder / each).is_file())
     logger.info("%s: weights timm:%s; licence, as timm states it: %s", key, name, settings.license or "none stated")
@@ -175,20 +180,40 @@ def pretrained_weights(name: str, key: str) -> dict[str, Tensor]:
 
 def _weights_of_folder(folder: Path, key: str) -> dict[str, Tensor]:
     """Returns the weights of a folder as timm saves models for the Hub."""
-    file = folder / "model.safetensors"
     try:
-        name = str(parse_json((folder / "config.json").read_text(encoding="utf-8"))["architecture"])
+        saved = parse_json((folder / "config.json").read_text(encoding="utf-8"))
+        name, sizes = str(saved["architecture"]), dict(saved.get("model_args") or {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{key}: {folder} is not a folder of timm: config.json has no architecture ({error})") from None
-    if not file.is_file():
-        raise UserError(f"{key}: {folder} has no model.safetensors")
-    return _weights_of_file(name, file)
+    file = next((folder / each for each in FILES if (folder / each).is_file()), None)
+    if file is None:
+        raise UserError(f"{key}: {folder} has no {' and no '.join(FILES)}")
+    try:
+        return _weights_of_file(name, file, **sizes)
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{key}: timm cannot load {file.name} of {folder} as {name}: {str(error).splitlines()[0]:.150}"
+        ) from None
 
 
-def _weights_of_file(name: str, file: Path) -> dict[str, Tensor]:
-    loaded: Any = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(file)})
-    weights: dict[str, Tensor] = loaded.state_dict()
-    return weights
+def _weights_of_file(name: str, file: Path, **sizes: Any) -> dict[str, Tensor]:
+    """Returns the tensors of a file that belong to the model, under timm's names.
+
+    timm converts files of other projects, but it also resizes tables, and leaves parameters random that a file lacks. A file that
+    has timm's names therefore gives its own tensors only.
+
+    Args:
+        name: name of the model.
+        file: the file.
+        sizes: arguments of ``timm.create_model``.
+    """
+    options = {**sizes, "num_classes": 0, "pretrained_cfg_overlay": {"file": str(file)}}
+    loaded: dict[str, Tensor] = timm.create_model(name, pretrained=True, **options).state_dict()
+    stored: dict[str, Tensor] = timm.models.load_state_dict(str(file))
+    known = [each for each in stored if each in loaded]
+    if 2 * len(known) < len(stored):
+        return loaded
+    return {each: loaded[each] if loaded[each].shape == stored[each].shape else stored[each] for each in known}
 
 
 def _published_settings(name: str) -> Any:
@@ -211,8 +236,8 @@ def _create(config: VisionConfig) -> Any:
         raise UserError(f"model.vision.backbone: timm has no model {config.backbone!r}{hint}")
     if config.patch_size is not None:
         check_image_size(config.image_size, config.patch_size)
-    if config.width is not None and config.heads is not None:
-        _check_heads(config.width, config.heads)
+    if config.width is not None and config.heads is not None and (error := heads_error(config.width, config.heads)):
+        raise UserError(f"model.vision: {error}")  # before timm asserts it
     options: dict[str, Any] = {
         "patch_size": config.patch_size,
         "embed_dim": config.width,
@@ -224,7 +249,7 @@ def _create(config: VisionConfig) -> Any:
         options["init_values"] = config.layer_scale or 0.0  # 0 turns it off where timm has it by default
     if config.positions == "sincos" and config.backbone.startswith("beit"):
         options["use_abs_pos_emb"] = True
-    options |= {"num_classes": 0, "drop_path_rate": config.drop_path}
+    options |= {"num_classes": 0, **({"drop_path_rate": config.drop_path} if config.drop_path else {})}
     try:
         try:
             return timm.create_model(config.backbone, pretrained=False, img_size=config.image_size, **options)
@@ -246,22 +271,10 @@ def _blocks_of(module: Any, name: str) -> list[nn.Module]:
     blocks = [block for stage in getattr(module, "stages", ()) for block in getattr(stage, "blocks", ())]
     if not blocks:
         raise UserError(
-            f"model.vision.backbone: {name!r} has no blocks: it is neither a ViT nor a convolutional model with stages "
-            "of blocks; choose one"
+            f"model.vision.backbone: {name!r} has no list `blocks`, as a ViT of timm, and no `stages` with `blocks`, as "
+            "ConvNeXt; choose a model that has (docs/encoders.md)"
         )
     return blocks
-
-
-def _check_heads(width: int, heads: int | None) -> None:
-    error = None if heads is None else heads_error(width, heads)
-    if error:
-        raise UserError(f"model.vision: {error}")
-
-
-def _heads_of(module: Any) -> int | None:
-    """Number of heads per block; None if the backbone has no such attribute."""
-    heads: int | None = getattr(getattr(module.blocks[0], "attn", None), "num_heads", None)
-    return heads
 
 
 def _set_sincos_positions(module: Any, name: str) -> None:
