@@ -30,12 +30,15 @@ REFUSAL = re.compile(r"^\d+\. (?P<title>.+) \((?P<library>[\w ]+)\), (?P<cell>[^
 
 HEAD = """# Encoders
 
-The vision encoder is any ViT of [timm](https://github.com/huggingface/pytorch-image-models), a convolutional model of timm with
-stages of blocks, or a ViT of [transformers](https://github.com/huggingface/transformers). The text encoder is BERT, RoBERTa or
-XLM-R on our own blocks, or any other encoder of transformers. A new model of a family that a library has needs no line of code
-here.
+The vision encoder is a ViT of [timm](https://github.com/huggingface/pytorch-image-models) or of
+[transformers](https://github.com/huggingface/transformers) that gives a state for each patch, or a model of timm with stages
+of blocks, such as ConvNeXt. The text encoder is BERT, RoBERTa or XLM-R on our own blocks, or another encoder of transformers that
+reads texts in both directions. A new model of a family that a library has needs no line of code here. Models of other forms are
+refused in one line: among others SAM's ViT, Hiera, Swin, MViTv2, XCiT, VOLO, PiT, Twins and ResNet of timm, and GPT-2, T5 and
+CLIP's text encoder.
 
 ```yaml
+base: [../pretrain/base_4m.yaml, ../presets/other_vision.yaml]
 model:
   vision: {backbone: vit_base_patch16_dinov3}          # or hf:facebook/dinov2-base, or hf: and a folder
   text: {encoder: answerdotai/ModernBERT-base, arch: null}
@@ -43,6 +46,9 @@ init:
   vision: timm:vit_base_patch16_dinov3.lvd1689m        # or hf:facebook/dinov2-base, timm: or hf: and a folder, or a file
   text: answerdotai/ModernBERT-base
 ```
+
+The second base sets what a config of the paper or the demo says about its own backbone (sizes, pixels, LayerScale, stem,
+positions) back to what the new backbone has.
 
 Weights come from the cache of the Hub, or are downloaded; offline, the message says what is missing. Pixels are normalised with
 the statistics of the backbone, and LayerScale starts as the backbone has it, unless `model.vision.pixel_mean` and

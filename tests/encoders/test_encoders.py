@@ -3,12 +3,19 @@ and for all by ``make encoders``."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
+from models.core.backbones.config import VisionConfig
+from tasks.pretrain import PretrainConfig
 from tests.encoders import text, vision
 from tests.encoders.cells import refusal
-from tests.encoders.page import refusals_on_the_page
+from tests.encoders.page import PAGE, refusals_on_the_page
+from utils.config import load_config
 
+ROOT = Path(__file__).parents[2]
 QUICK = {"load", "load, states", "states", "resize", "freeze", "pooling", "eps", "word table"}
 
 
@@ -36,3 +43,15 @@ def test_a_cell_of_a_vision_backbone(row, cell):
 @pytest.mark.parametrize(("row", "cell"), cells(text.ROWS, text.CELLS))
 def test_a_cell_of_a_text_encoder(row, cell):
     assert refusal(text.CELLS[cell], row) == refusals_on_the_page().get((row.title, row.library, cell))
+
+
+def test_the_config_on_the_page_has_nothing_left_of_the_backbone_before(tmp_path):
+    [block] = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/config.yaml").write_text(block)
+    for folder in ("pretrain", "presets"):
+        (tmp_path / folder).symlink_to(ROOT / "configs" / folder)
+    config = load_config(tmp_path / "own/config.yaml", [], PretrainConfig)
+    kept = {"drop_path": config.model.vision.drop_path, "image_size": config.model.vision.image_size}
+    assert config.model.vision == VisionConfig(backbone="vit_base_patch16_dinov3", **kept)
+    assert config.model.text.arch is None and config.init.vision == "timm:vit_base_patch16_dinov3.lvd1689m"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from models.checkpoints import LoadReport
 from models.checkpoints.report import by_module
+from models.core.backbones import backbone_pixels
 from tasks.base import check_length, load_initial
 from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.subject import Subject, shorten
@@ -24,8 +25,22 @@ def check_weights(subject: Subject, report: Report) -> None:
             check_length(model, key, length)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         report.ok("model", f"{parameters / 1e6:,.1f} M parameters")
+    with report.check("pixels"):
+        _check_pixels(subject, report)
     with report.check("weights"):
         _check_loading(subject, report)
+
+
+def _check_pixels(subject: Subject, report: Report) -> None:
+    """Warns if pixels are normalised by other statistics than the backbone was trained with. The authors did so with BEiT-2."""
+    vision = subject.config.model.vision
+    if vision.pixel_mean is None or vision.backbone.startswith("beit"):
+        return
+    own = backbone_pixels(vision.backbone)
+    if (vision.pixel_mean, vision.pixel_std) != own:
+        fact = f"{vision.backbone} was trained with mean {own.mean} and standard deviation {own.std}, the config has others"
+        remedy = "set model.vision.pixel_mean and pixel_std to null, unless its weights were trained with them since"
+        report.add("pixels", [Finding("warning", "model.vision.pixel_mean", fact, remedy)])
 
 
 def _check_loading(subject: Subject, report: Report) -> None:

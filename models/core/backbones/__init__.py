@@ -56,7 +56,12 @@ def pixel_statistics(config: VisionConfig) -> PixelStatistics:
     """Returns the pixel statistics of ``config``, or the backbone's if it has none."""
     if config.pixel_mean is not None and config.pixel_std is not None:
         return PixelStatistics(config.pixel_mean, config.pixel_std)
-    return library_of(config.backbone).pixels_of(config.backbone)
+    return backbone_pixels(config.backbone)
+
+
+def backbone_pixels(name: str) -> PixelStatistics:
+    """Returns the pixel statistics that a backbone was trained with, given its name in the config."""
+    return library_of(name).pixels_of(name)
 
 
 def pretrained_weights(source: str, key: str) -> dict[str, Tensor] | None:
