@@ -19,7 +19,7 @@ from engine.parallel import data_parallel
 from optim import OptimConfig, build_optimizer, parameter_groups
 from optim.ema import WeightAverage
 from optim.lora import is_adapter
-from optim.setup import set_frozen
+from optim.setup import levels_above, set_frozen
 from utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Trained:
         self.model, self.optim, self.fresh, self.device = model, optim, fresh, device
         self.freeze = optim.frozen
         self.freeze.check_steps(steps)
-        all_groups = parameter_groups(model.named_parameters(), optim, fresh)
+        all_groups = parameter_groups(model.named_parameters(), optim, fresh, levels_above(model))
         self._peaks = {
             group["name"]: (group["peak_lr"], min(map(self.freeze.trains_from, group["names"]))) for group in all_groups
         }
@@ -158,7 +158,7 @@ class Trained:
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if not self.parameters:
             raise UserError("optim.freeze: no parameter of this model is left to train; freeze fewer parts")
-        self.groups = parameter_groups(self.model.named_parameters(), self.optim, self.fresh)
+        self.groups = parameter_groups(self.model.named_parameters(), self.optim, self.fresh, levels_above(self.model))
         self.optimizer = build_optimizer(self.groups, self.optim)
 
     def _check_parts(self, trainable: Iterable[str]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import torch
@@ -39,6 +40,13 @@ class OptimConfig(Config):
     )
     cross_lr: float | None = Field(
         None, gt=0, description="peak learning rate of the fusion encoder; null: text_lr, or lr"
+    )
+    vision_layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="factor on the learning rate of a vision block for each block above it, and once more before the first one, "
+        "as in fine-tuning of BEiT; 1: the same rate in all blocks",
     )
     weight_decay: float = Field(0.01, ge=0, description="weight decay of all parameters but biases and norms")
     betas: tuple[Beta, Beta] = Field((0.9, 0.98), description="decay of AdamW's two running means")
@@ -105,14 +113,20 @@ def learning_rate(name: str, config: OptimConfig, fresh: Collection[str]) -> flo
 
 
 def parameter_groups(
-    parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, fresh: Collection[str]
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    config: OptimConfig,
+    fresh: Collection[str],
+    levels: Mapping[str, int] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    """Groups of equal learning rate and decay, in order of first appearance, with ``name``, ``names`` and ``peak_lr``."""
+    """Groups of equal learning rate and decay, in order of first appearance, with ``name``, ``names`` and ``peak_lr``.
+
+    ``levels``: number of levels above each parameter of the vision encoder (:func:`optim.setup.levels_above`).
+    """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in parameters:
         if not parameter.requires_grad:
             continue
-        rate = learning_rate(name, config, fresh)
+        rate = learning_rate(name, config, fresh) * config.vision_layer_decay ** levels.get(name, 0)
         decay = 0.0 if any(part in name for part in NO_DECAY) else config.weight_decay
         label = f"lr={rate:g},decay={decay:g}"
         empty = {"params": [], "names": [], "name": label, "lr": rate, "peak_lr": rate, "weight_decay": decay}

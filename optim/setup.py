@@ -42,6 +42,24 @@ class CallsProjections(Protocol):
         """Make the blocks call all of their linear layers, so that adapters take part."""
 
 
+@runtime_checkable
+class HasLevels(Protocol):
+    """A part of a model whose blocks run one after the other."""
+
+    def levels_above(self) -> dict[str, int]:
+        """Number of levels above each parameter: 0 after the last block, 1 in the last block, and so on."""
+
+
+def levels_above(model: nn.Module) -> dict[str, int]:
+    """Number of levels above each parameter, of the parts that have levels."""
+    return {
+        f"{part}.{name}": level
+        for part, module in model.named_children()
+        if isinstance(module, HasLevels)
+        for name, level in module.levels_above().items()
+    }
+
+
 def encoders_in(module: nn.Module) -> Iterator[EncoderBlocks]:
     """All encoders in a module, itself included."""
     return (each for each in module.modules() if isinstance(each, EncoderBlocks))

@@ -38,6 +38,8 @@ _WIDE_MARKS = "\u3001-\u3004\u3008-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40
 _SEGMENTED = re.compile(rf"(?<=[{_UNSPACED_SCRIPTS}{_WIDE_MARKS}])\s+(?=[{_UNSPACED_SCRIPTS}{_WIDE_MARKS}])")
 """White space that was inserted between words of a script that is written without spaces."""
 _SPACES = re.compile(r"\s{2,}")
+SHORTEST_PADDING = 64
+"""The shortest length to which texts are padded if shapes are static."""
 _SIDE = re.compile(r"\b(left|right)(most|wards?|hand)?\b", re.IGNORECASE)
 
 
@@ -251,9 +253,17 @@ class TextProcessor(PlainTextProcessor):
         text = super().encode_plain(texts)
         if not self.static:
             return text
-        more = (0, self.limits.max_tokens - text.ids.shape[1])
+        more = (0, self.static_length(text.mask.sum(dim=1).tolist()) - text.ids.shape[1])
         ids = pad(text.ids, more, value=self.pad_id)
         return Text(ids, pad(text.mask, more), rounded_up(int(text.mask.sum()), ids.numel()))
+
+    def static_length(self, lengths: Sequence[int]) -> int:
+        """Returns the length to which texts are padded if shapes are static: the smallest power of two that fits, from 64 on, or
+        the maximum length if it is smaller."""
+        length = SHORTEST_PADDING
+        while length < max(lengths, default=0):
+            length *= 2
+        return min(length, self.limits.max_tokens)
 
     def filler(self) -> TextExample:
         """Returns the text of a filler row: [CLS] [SEP] without masks."""
@@ -263,11 +273,10 @@ class TextProcessor(PlainTextProcessor):
     def collate(self, examples: Sequence[TextExample]) -> MaskedText:
         """Stacks examples into tensors, padded to the longest text and to the maximum number of masks in the batch.
 
-        With ``static``, examples are padded to the maximum length and the maximum number of masks of the config. The total
-        numbers of tokens and masks are rounded up to a multiple of 1/16 of their maximum, which gives few shapes with little
-        waste.
+        With ``static``, examples are padded to one of few lengths (:meth:`static_length`), and to the maximum number of masks of
+        the config. The total numbers of tokens and masks are rounded up, which gives few shapes with little waste.
         """
-        length = self.limits.max_tokens if self.static else None
+        length = self.static_length([len(example.ids) for example in examples]) if self.static else None
         ids = stack_rows([example.ids for example in examples], self.pad_id, length)
         mask = _attended([example.ids for example in examples], ids.shape[1])
         masks = max(1, *(len(example.positions) for example in examples), 0)
@@ -323,8 +332,11 @@ def spelled(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
 
 
 def rounded_up(count: int, most: int) -> int:
-    """Rounds ``count`` up to a multiple of 1/16 of ``most``."""
+    """Rounds ``count`` up to a multiple of 1/16 of ``most``; or, if that is more than an eighth of ``count``, to one of eight
+    numbers between a power of two and the next."""
     step = max(1, -(-most // 16))
+    if 8 * step > count:
+        step = 1 << max(0, count.bit_length() - 4)
     return min(most, -(-count // step) * step)
 
 

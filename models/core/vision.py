@@ -138,6 +138,14 @@ class VisionEncoder(nn.Module):
         for block in self.vision_backbone.blocks[:count]:
             stay_in_evaluation_mode(block)
 
+    def levels_above(self) -> dict[str, int]:
+        """See :class:`optim.setup.HasLevels`. What runs before the first of B blocks has B + 1 levels above it."""
+        blocks = len(self.vision_backbone.blocks)
+        levels = {name: 0 for name, _ in self.named_parameters()}
+        for block in reversed(range(blocks + 1)):
+            levels |= {f"backbone.{name}": blocks + 1 - block for name in self.vision_backbone.names_before(block)}
+        return levels
+
     def keep_features(self, folder: Path, bound: int) -> None:
         """Cache the output of the frozen blocks, or of all blocks if :meth:`freeze_blocks` was not called, in ``folder``.
 

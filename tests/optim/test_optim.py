@@ -20,6 +20,7 @@ from models.pretraining.model import PretrainModel
 from models.tasks.nlvr import NLVRModel
 from models.tasks.vqa import VQAModel, VQAModelConfig
 from optim import OptimConfig, build_optimizer, learning_rate, parameter_groups
+from optim.setup import levels_above
 from utils.errors import UserError
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -100,6 +101,31 @@ def test_groups_of_question_answering_equal_the_released_ones(key, rates):
     groups = parameter_groups(model.named_parameters(), OptimConfig(**rates), fresh)
     found = {name: [group["lr"], group["weight_decay"]] for group in groups for name in group["names"]}
     assert found == released_groups("optim_groups_vqa_base.json", key)
+
+
+@pytest.mark.parametrize("backbone", ["beitv2_base_patch16_224", "test_convnext"])
+def test_lower_vision_blocks_have_lower_rates(backbone):
+    """As BEiT's fine-tuning: decay^(B + 1 - level), level 0 before the blocks, B + 1 after them."""
+    sizes = {"width": 32, "depth": 3, "heads": 2} if backbone.startswith("beit") else {}
+    vision = VisionConfig(backbone=backbone, image_size=64, layer_scale="backbone", **sizes)
+    with torch.device("meta"):
+        model = VQAModel(VQAModelConfig(vision=vision, text=BASE.text))
+    config = OptimConfig(lr=1e-3, vision_layer_decay=0.5)
+    rates = {
+        name: group["lr"]
+        for group in parameter_groups(model.named_parameters(), config, (), levels_above(model))
+        for name in group["names"]
+    }
+    blocks = model.vision.vision_backbone.blocks
+    ids = {id(parameter): number for number, block in enumerate(blocks) for parameter in block.parameters()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in ids:
+            assert rates[name] == pytest.approx(1e-3 * 0.5 ** (len(blocks) - ids[id(parameter)]))
+        elif not name.startswith("vision."):
+            assert rates[name] == 1e-3
+    first = "backbone.patch_embed.proj.weight" if backbone.startswith("beit") else "backbone.stem.0.weight"
+    assert rates[f"vision.{first}"] == pytest.approx(1e-3 * 0.5 ** (len(blocks) + 1))
+    assert rates[[name for name in rates if name.startswith("vision.")][-1]] == 1e-3
 
 
 def test_module_rates_come_before_lr_mult():

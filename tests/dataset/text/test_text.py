@@ -367,18 +367,26 @@ def test_texts_without_masks_have_the_static_shape_too(tokenizer):
     assert not padded.mask[:, length:].any()
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5])
-def test_static_batches_count_their_tokens_in_few_steps(tokenizer, rows):
-    """Each count is a shape to compile for: there are at most sixteen, and none is much more than what there is."""
-    static = TextProcessor(tokenizer, TextDataConfig(), static=True)
-    counts = set()
-    for total in range(2 * rows, 30 * rows + 1):
+@pytest.mark.parametrize(("rows", "longest"), [(1, 30), (5, 30), (3, 512)])
+def test_static_batches_count_their_tokens_in_few_steps(tokenizer, rows, longest):
+    """Each count is a shape to compile for: up to twice a count there are at most sixteen, and none is much more than what there
+    is, also if the longest text could be much longer."""
+    static = TextProcessor(tokenizer, TextDataConfig(max_tokens=longest), static=True)
+    counts, totals = set(), range(2 * rows, longest * rows + 1, 1 + longest // 100)
+    for total in totals:
         lengths = [total // rows + (row < total % rows) for row in range(rows)]
         tokens = static.encode_plain([" ".join(["star"] * (length - 2)) for length in lengths]).tokens
-        assert total <= tokens <= 30 * rows
-        assert tokens - total < 30 * rows / 16 + 1
+        assert total <= tokens <= longest * rows
+        assert tokens - total <= total / 8
         counts.add(tokens)
-    assert len(counts) <= 16
+    for total in totals:
+        assert sum(total <= count < 2 * total for count in counts) <= 16
+
+
+def test_static_lengths_are_few(tokenizer):
+    static = TextProcessor(tokenizer, TextDataConfig(max_tokens=300), static=True)
+    widths = {static.encode_plain([" ".join(["star"] * words)]).ids.shape[1] for words in range(1, 400, 7)}
+    assert widths == {64, 128, 256, 300}
 
 
 def test_the_first_and_last_tokens_take_the_place_of_cls_and_sep(tokenizer):
