@@ -264,7 +264,10 @@ def check_length(model: XVLM, key: str, length: int) -> None:
     """Raise a :class:`UserError` if ``length``, the value of the config ``key``, exceeds the positions of the text encoder."""
     longest = model.text.longest_text
     if longest is not None and length > longest:
-        raise UserError(f"{key} is {length}, but model.text has positions for {longest} tokens; lower it")
+        raise UserError(
+            f"{key} is {length}, but model.text has positions for {longest} tokens; lower it, or stretch them with "
+            f"model.text.max_positions={length}"
+        )
 
 
 def _check_padding(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -6,6 +6,7 @@ text encoder may be replaced by another one (section 4.6).
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from models.checkpoints.rename import DROPPED, bert_to_ours
 from models.checkpoints.report import LoadReport, by_module
 from models.core.backbones import pretrained_weights
 from models.core.hub import part_weights
-from models.core.hub_text import HubTextEncoder
+from models.core.hub_text import HubTextEncoder, hub_config_of
 from models.core.vision import FRAME_POSITIONS
 from models.core.xvlm import XVLM
 from utils.config import Config
@@ -200,7 +201,10 @@ def _require_same_model(report: LoadReport, model: XVLM) -> None:
 def _text_weights(model: XVLM, source: str) -> dict[str, Tensor]:
     """The weights of a text encoder. The library loads the weights of its own models, since it knows their older names."""
     if isinstance(model.text, HubTextEncoder) and not expanded(source).is_file():
-        return part_weights(source, model.text.model.config, "init.text")
+        config = copy.deepcopy(model.text.model.config)
+        if model.config.text.max_positions is not None:  # the library itself does not load a table of another size
+            config.max_position_embeddings = hub_config_of(source).max_position_embeddings
+        return part_weights(source, config, "init.text")
     return read_hub_weights(source, "init.text")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from models.checkpoints.rename import (
 )
 from models.checkpoints.report import LoadReport
 from models.core.hub_text import HubTextEncoder
+from models.core.text import TextEncoder, stretch_positions
 from models.core.vision import FRAME_POSITIONS
 from models.core.xvlm import XVLM
 from optim.lora import has_adapters
@@ -29,6 +31,8 @@ from utils.errors import UserError
 
 BACKBONE = "vision.backbone."
 """Start of the names of the parameters of the vision backbone."""
+TEXT_POSITIONS = re.compile(r"(text|decoder)\.(.*\.)?position_embeddings?\.weight")
+"""Names of the tables of positions of a text encoder, ours or a library's, and of an answer decoder."""
 OWN_WORDS = "decoder.embeddings.word_embeddings.weight"
 """A parameter that a model has only if its answer decoder does not share the text encoder's words."""
 
@@ -177,14 +181,19 @@ def fit(name: str, tensor: Tensor, parameter: Tensor, model: XVLM, report: LoadR
     for another number of frames. Other tensors are returned unchanged."""
     if name == FRAME_POSITIONS and tensor.shape != parameter.shape:
         return _fit_frames(name, tensor, parameter, report)
-    if not name.startswith(BACKBONE) or tensor.shape == parameter.shape:
+    of_text = TEXT_POSITIONS.fullmatch(name) is not None and tensor.shape[1:] == parameter.shape[1:]
+    if not (name.startswith(BACKBONE) or of_text) or tensor.shape == parameter.shape:
         return tensor
     try:
-        resized = model.vision.vision_backbone.resized(name.removeprefix(BACKBONE), tensor)
+        if of_text:
+            arch = model.text.arch if isinstance(model.text, TextEncoder) and name.startswith("text.") else None
+            first = 0 if arch is None else arch.first_position
+            resized = stretch_positions(tensor, len(parameter), first)
+        else:
+            resized = model.vision.vision_backbone.resized(name.removeprefix(BACKBONE), tensor)
     except ValueError as error:
-        raise UserError(
-            f"{report.source}: {name} cannot be resized: {error}; set model.vision.image_size to the checkpoint's image size"
-        ) from None
+        key = "model.text.max_positions" if of_text else "model.vision.image_size"
+        raise UserError(f"{report.source}: {name} cannot be resized: {error}; set {key} to the checkpoint's") from None
     if resized is not tensor:
         report.resized[name] = f"{_rows(tensor)} to {_rows(resized)} rows"
     return resized

@@ -179,8 +179,18 @@ def build_text_encoder(
         hub_config = hub_config_of(config.encoder)
         if not is_bert_family(hub_config):
             _check_vocabulary(vocab_size, getattr(hub_config, "vocab_size", None))
+            if config.max_positions is not None:
+                if not hasattr(hub_config, "max_position_embeddings"):
+                    raise UserError(
+                        f"model.text.max_positions: {config.encoder} sets no maximum length; set it to null"
+                    )
+                if getattr(hub_config, "max_relative_positions", 1) < 1:  # for the buckets of DeBERTa
+                    hub_config.max_relative_positions = hub_config.max_position_embeddings
+                hub_config.max_position_embeddings = config.max_positions
             return HubTextEncoder(config, hub_config, width)
         arch = architecture_of(hub_config)
+    if config.max_positions is not None:
+        arch = arch.model_copy(update={"max_positions": config.max_positions + arch.first_position})
     if arch.vocab_size is None:
         if vocab_size is None:
             raise UserError("model.text.arch.vocab_size is null, and no tokenizer provides it; set it")

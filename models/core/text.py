@@ -80,6 +80,13 @@ class TextConfig(Config):
         description="Hugging Face name or folder of the tokenizer; and of the sizes, where `arch` is null",
     )
     arch: TextArchitecture | None = Field(None, description="sizes of the text encoder; null: the sizes of `encoder`")
+    max_positions: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_ROWS,
+        description="maximum number of tokens of a text, if it is not the encoder's: its table of positions is stretched when "
+        "weights are loaded; null: the encoder's",
+    )
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout of embeddings and residuals, in the fusion too")
     attention_dropout: float = Field(0.1, ge=0, lt=1, description="dropout of attention weights, in the fusion too")
     drop_path: float = Field(
@@ -93,6 +100,31 @@ class TextConfig(Config):
     def knows_vocabulary(self) -> bool:
         """True if the vocabulary size is known without a tokenizer."""
         return self.arch is None or self.arch.vocab_size is not None
+
+
+KEPT_POSITIONS = 20
+"""Positions that do not change when a table is stretched. Short texts, of which there are most, keep their meaning."""
+
+
+def stretch_positions(table: Tensor, rows: int, first: int = 0) -> Tensor:
+    """Resize a table of positions (M, D) to (``rows``, D).
+
+    A longer table keeps its first 20 positions, and the others are interpolated linearly between the same ends (Long-CLIP,
+    arXiv:2403.15378, section 3.1). A shorter one loses its last positions.
+
+    Args:
+        table: positions of a text encoder.
+        rows: number of rows of the result.
+        first: row of the first token. RoBERTa does not use the rows before it.
+    """
+    kept = min(first + KEPT_POSITIONS, len(table))
+    if rows <= len(table) or kept == len(table):
+        if rows > len(table):
+            raise ValueError(f"a table of {len(table)} positions is too short to be stretched")
+        return table[:rows]
+    rest = table[kept:].float().T.unsqueeze(0)
+    stretched = F.interpolate(rest, rows - kept, mode="linear", align_corners=True)[0].T
+    return torch.cat([table[:kept], stretched.to(table.dtype)])
 
 
 class Embeddings(nn.Module):

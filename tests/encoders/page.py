@@ -69,6 +69,7 @@ LEGEND = {
     "states": "the patch states equal those of the library's own model (1e-5)",
     "load, states": "`init.text` takes a folder of the library, and the states equal those of the library's own model (1e-5)",
     "resize": "weights of another image size load, and the states equal those of the library's model at the new size (1e-5)",
+    "long texts": "with `model.text.max_positions`, texts may be twice as long, and short ones keep their states (1e-5)",
     "word table": "the word head shares the table of the encoder, or has its own",
     "eps": "the norms of the fusion have the epsilon of the encoder's norms",
     "pooling": "a text has the same states in every batch, so its first, mean or last state represents it",

@@ -16,7 +16,7 @@ from tests.encoders.page import PAGE, refusals_on_the_page
 from utils.config import load_config
 
 ROOT = Path(__file__).parents[2]
-QUICK = {"load", "load, states", "states", "resize", "freeze", "pooling", "eps", "word table"}
+QUICK = {"load", "load, states", "states", "resize", "freeze", "pooling", "eps", "word table", "long texts"}
 
 
 LONG = {"compile", "ONNX", "learns"}

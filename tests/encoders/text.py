@@ -160,6 +160,24 @@ def equals_the_library(row: TextRow, folder: Path) -> None:
     torch.testing.assert_close(found.padded() * kept, expected * kept, atol=ATOL, rtol=1e-4)
 
 
+@torch.no_grad()
+def takes_long_texts(row: TextRow, folder: Path) -> None:
+    """With ``max_positions``, the encoder takes texts of twice as many tokens. Of the first twenty, nothing changes."""
+    library = library_model(row, folder)
+    library.save_pretrained(folder)
+    model = model_of(row.config(folder).model_copy(update={"max_positions": 128})).eval()
+    [report] = initialise(model, InitConfig(text=str(folder)))
+    assert not [name for name in report.fresh if name.startswith("text.")], report.fresh[:3]
+    assert (model.text.longest_text or 128) == 128
+    text = text_of(length=18)
+    expected = library(input_ids=text.ids, attention_mask=text.mask.long()).last_hidden_state
+    kept = text.mask.unsqueeze(2)
+    [found] = model.text([text])
+    torch.testing.assert_close(found.padded() * kept, expected * kept, atol=ATOL, rtol=1e-4)
+    [long] = model.text([text_of(length=128)])
+    assert long.padded().shape[1] == 128 and long.states.isfinite().all()
+
+
 def word_tables(row: TextRow, folder: Path) -> None:
     """The word head reads the table of the encoder, or has its own."""
     text = row.config(folder)
@@ -278,6 +296,7 @@ def trains(row: TextRow, folder: Path) -> None:
 
 CELLS: dict[str, Callable[[TextRow, Path], None]] = {
     "load, states": equals_the_library,
+    "long texts": takes_long_texts,
     "word table": word_tables,
     "eps": eps_is_its_own,
     "pooling": pools,

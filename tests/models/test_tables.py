@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.core.backbones.tables import _spread, resize_bias_table, resize_positions, table_side
+from models.core.text import stretch_positions
 from tests.messages import naming
 from tests.models.golden import GOLDEN, arrays, load_case, manifest
 from tests.models.test_golden_pretrain import assert_golden
@@ -77,3 +78,18 @@ def test_absolute_positions_are_read_off_at_the_middles_of_the_new_patches():
     # The middle of cell i of R lies at (i + 0.5) * 12 / R - 0.5: halfway between two source cells, or on one.
     assert torch.allclose(grid[1:5, 2, 0], torch.tensor([2.5, 4.5, 6.5, 8.5]), atol=1e-5)
     assert torch.allclose(grid[3, :, 1], torch.tensor([1.0, 4.0, 7.0, 10.0]), atol=1e-5)
+
+
+def test_a_stretched_table_of_positions_keeps_its_beginning_and_its_ends():
+    table = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    long = stretch_positions(table, 200)
+    assert torch.equal(long[:20], table[:20])
+    torch.testing.assert_close(long[[20, -1]], table[[20, -1]])
+    torch.testing.assert_close(stretch_positions(table, 64), table)
+    assert torch.equal(stretch_positions(table, 30), table[:30])
+    assert torch.equal(stretch_positions(table, 200, first=2)[:22], table[:22])
+    line = torch.arange(64.0).unsqueeze(1)
+    steps = stretch_positions(line, 196)[20:, 0].diff()
+    torch.testing.assert_close(steps, torch.full_like(steps, 43 / 175))
+    with pytest.raises(ValueError, match="too short"):
+        stretch_positions(table[:20], 30)
