@@ -90,13 +90,13 @@ class Model(LoadedModel):
         answers = self.answers if candidates is None else as_texts(candidates)
         if isinstance(network, VideoQAModel):
             if decode == "beam":
-                raise UserError("answer: this model chooses among its classes; leave out decode")
+                raise UserError("answer: this model chooses among its classes; omit decode")
             return self._classified(network, pairs, answers)
         config = self.settings.evaluation
         decode = decode or ("rank" if candidates is not None else config.decode)
         if decode == "beam":
             if candidates is not None:
-                raise UserError("answer: decode='beam' does not choose among candidates; leave out one of them")
+                raise UserError("answer: decode='beam' does not choose among candidates; omit one of them")
             return self.run(pairs, partial(self._written, network))
         if not answers:
             raise UserError(

@@ -96,7 +96,7 @@ def scan_row_groups(file: BinaryIO, path: ShardFile, key: str) -> tuple[np.ndarr
 
 
 def runs_of_groups(firsts: np.ndarray, records: int, block_records: int) -> list[int]:
-    """Joins neighbouring row groups into runs of at most ``block_records`` rows. A larger row group is a run by itself.
+    """Joins neighbouring row groups into runs of at most ``block_records`` rows. A larger row group makes up a whole run.
 
     Args:
         firsts: (G,) int64, first row of each row group.

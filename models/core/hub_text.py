@@ -33,7 +33,7 @@ _EPS = ("layer_norm_eps", "norm_eps")
 
 
 _CAUSAL = ("clip_text_model", "clipseg_text_model", "owlvit_text_model", "owlv2_text_model")
-"""Encoders of transformers that read from left to right, beside those that generate texts."""
+"""Encoders of transformers that read from left to right, in addition to its language models."""
 
 
 class HubTextEncoder(nn.Module):

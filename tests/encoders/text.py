@@ -162,7 +162,7 @@ def equals_the_library(row: TextRow, folder: Path) -> None:
 
 @torch.no_grad()
 def takes_long_texts(row: TextRow, folder: Path) -> None:
-    """With ``max_positions``, the encoder takes texts of twice as many tokens. Of the first twenty, nothing changes."""
+    """With ``max_positions``, the encoder takes texts of 128 tokens instead of 64. The states of short texts stay the same."""
     library = library_model(row, folder)
     library.save_pretrained(folder)
     model = model_of(row.config(folder).model_copy(update={"max_positions": 128})).eval()

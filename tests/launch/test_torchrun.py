@@ -91,7 +91,7 @@ assert handling() == before, handling()
 
 @pytest.mark.slow
 def test_the_launcher_handles_signals_only_while_the_job_runs(tmp_path):
-    """A process that was forked after the job and was told to end would also have ended the launcher."""
+    """A signal to a process that is forked after the job must not end the launcher."""
     (tmp_path / "Job.py").write_text("")
     command = [sys.executable, "-c", RESTORED, str(tmp_path / "Job.py"), "--cpu", "1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)

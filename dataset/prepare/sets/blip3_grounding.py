@@ -5,8 +5,8 @@ which a caption locates an object. One of them has coordinates: ``<bbox>x1, y1, 
 in brackets behind the object: "the dog (<bbox>…</bbox>)". ``cogvlm_caption`` is the caption without boxes, and ``captions`` has
 the three forms.
 
-Neither source says how ``captions`` is encoded, where a phrase begins, or the unit of the coordinates, and we have not seen a
-file. So texts are found in any nesting of lists and JSON. A phrase begins at the nearest article or after the nearest
+Neither source says how ``captions`` is encoded, where a phrase begins, or the unit of the coordinates, and no file
+was at hand. So texts are found in any nesting of lists and JSON. A phrase begins at the nearest article or after the nearest
 preposition, verb or punctuation. Coordinates must be fractions of the image's sides; others are counted, and too many of them
 stop the conversion.
 """
