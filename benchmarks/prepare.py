@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import resource
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from dataset.prepare.catalogue import SETS
 from dataset.prepare.counts import Counts
@@ -51,9 +53,10 @@ _WORDS = (
 def main(*, images_: Positive = 10_000, workers_: Positive = 2, small: bool = False) -> int:
     """Rows that run.py prepare converts per second.
 
-    Files in the official schemas are generated, without images, with as many rows for each image as the official ones have. A
-    row is a region, an object, a phrase, a caption or a pair. Each set is prepared by one process and by --workers, and hashing
-    sources and shards is part of the time. --images 108077 is the size of Visual Genome, and gives the peak of memory there.
+    Files in the official schemas are generated, with as many rows for each image as the official ones have, and without images
+    except for FineHARD. A row is a region, an object, a phrase, a caption or a pair. Each set is prepared by one process and by
+    --workers, and hashing sources and shards is part of the time. --images 108077 is the size of Visual Genome, and gives the
+    peak of memory there.
 
     Sets of the web are prepared in two steps. The first one, which writes the list for img2dataset, is timed like the other sets.
     Of the second one, one process converts the annotations of shards to records, without reading and writing the images.
@@ -242,6 +245,31 @@ def odvg(folder: Path, images: int) -> int:
     return images * (2 * PHRASES + 1)
 
 
+def finehard(folder: Path, images: int) -> int:
+    """Write FineHARD's file and small images, whose sizes are needed; returns the boxes."""
+    rng, content = np.random.default_rng(0), io.BytesIO()
+    Image.new("RGB", (64, 48)).save(content, "JPEG")
+    stored = folder / "coyo_image_0/00000"
+    stored.mkdir(parents=True)
+    rows = []
+    for n in range(images):
+        (stored / f"{n:09d}.jpg").write_bytes(content.getvalue())
+        described = [
+            {
+                "bbox": [*_corners(rng), 0.9],
+                "short_expr": _phrase(rng, 4),
+                "long_expr": _phrase(rng, 20),
+                "flag_short_neg": 1,
+                "short_expr_negs": {str(k): _phrase(rng, 4) for k in range(NEGATIVES)},
+            }
+            for _ in range(FINEHARD_BOXES)
+        ]
+        texts = {"short_caption": _phrase(rng, 10), "caption": _phrase(rng, 60)}
+        rows.append({"f_path": f"grit-12m/coyo_image_0/00000/{n:09d}.jpg", **texts, "bbox_info": described})
+    (folder / "finehard.json").write_text(json.dumps(rows))
+    return images * FINEHARD_BOXES
+
+
 def lvis(folder: Path, images: int) -> int:
     """Write LVIS's file; returns the objects."""
     rng = np.random.default_rng(0)
@@ -348,8 +376,10 @@ def _listed(
     return generate
 
 
-PHRASES, LVIS_OBJECTS, GBC_VERTICES = 6, 13, 12
+PHRASES, LVIS_OBJECTS, GBC_VERTICES, FINEHARD_BOXES = 6, 13, 12, 10
 """Numbers for each image."""
+NEGATIVES = 10
+"""Hard negatives of each box of FineHARD."""
 
 CONVERSIONS: dict[str, tuple[Callable[[np.random.Generator, int], dict[str, Any]], int]] = {
     "grit": (grit_row, PHRASES + 1),
@@ -364,6 +394,7 @@ GENERATORS: dict[str, Callable[[Path, int], int]] = {
     "coco": coco,
     "cc3m": cc3m,
     "odvg": odvg,
+    "finehard": finehard,
     "lvis": lvis,
     "grefcoco": grefcoco,
     **{name: _listed(name, make, rows_of) for name, (make, rows_of) in CONVERSIONS.items()},

@@ -90,6 +90,7 @@ def test_rows_that_are_prepared_are_counted_by_set_and_the_ratio_is_printed(monk
         ["coco:", "1,700", "rows:"],
         ["cc3m:", "1,000", "rows:"],
         ["odvg:", "1,300", "rows:"],
+        ["finehard:", "1,000", "rows:"],
         ["lvis:", "1,300", "rows:"],
         ["grefcoco:", "2,000", "rows:"],
         ["grit:", "700", "rows:"],
