@@ -177,11 +177,13 @@ def _copies(
 
 
 def fit(name: str, tensor: Tensor, parameter: Tensor, model: XVLM, report: LoadReport) -> Tensor:
-    """Resize ``tensor`` to ``parameter`` if it is a table of position biases or positions for another grid, or of frame positions
-    for another number of frames. Other tensors are returned unchanged."""
+    """Resize ``tensor`` to ``parameter`` if it is a table of position biases or positions for another grid, of frame positions
+    for another number of frames, or, with ``model.text.max_positions``, of positions of tokens. Other tensors are returned
+    unchanged."""
     if name == FRAME_POSITIONS and tensor.shape != parameter.shape:
         return _fit_frames(name, tensor, parameter, report)
-    of_text = TEXT_POSITIONS.fullmatch(name) is not None and tensor.shape[1:] == parameter.shape[1:]
+    stretches = model.config.text.max_positions is not None
+    of_text = stretches and tensor.dim() == 2 and TEXT_POSITIONS.fullmatch(name) is not None
     if not (name.startswith(BACKBONE) or of_text) or tensor.shape == parameter.shape:
         return tensor
     try:
