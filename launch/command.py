@@ -56,7 +56,7 @@ def run_task(
     """
     # Imported here to keep --help fast.
     from launch.clusters import nodes_left_out, place_of
-    from launch.torchrun import become_rank, processes_of, torchrun
+    from launch.torchrun import become_rank, environment_of_ranks, processes_of, torchrun
     from tasks.kinds import choose
 
     job.check(placement)
@@ -81,11 +81,12 @@ def run_task(
         _check_elastic(choice, flags, place, processes)
         place = place if max_restarts is None else replace(place, max_restarts=max_restarts)
         flags = replace(flags, wait=flags.wait or WAIT_S)
-    # Ranks must import this checkout from any working directory, and packages in the working directory must not shadow it.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TOP), os.environ.get("PYTHONPATH")]))
-    os.environ["PYTHONSAFEPATH"] = "1"
     words = argv_of(run_rank, choice.source.argument, *overrides, flags=flags)
-    return torchrun(place, processes, ["--module", "tasks.run", *words], grace_of(choice.config, overrides))
+    with environment_of_ranks():
+        # Ranks must import this checkout from any working directory, and packages in the working directory must not shadow it.
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TOP), os.environ.get("PYTHONPATH")]))
+        os.environ["PYTHONSAFEPATH"] = "1"
+        return torchrun(place, processes, ["--module", "tasks.run", *words], grace_of(choice.config, overrides))
 
 
 def _job_of(choice: Choice, flags: RunFlags, placement: Placement, options: SlurmFlags) -> slurm.Job:

@@ -67,15 +67,15 @@ def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int 
 
     from launch.elastic import run_elastic
 
-    _share_cores(processes)
     flags = _torchrun_flags(place, processes)
     parser = get_args_parser()
     if "--signals-to-handle" in parser._option_string_actions:
         flags += [f"--signals-to-handle={HANDLED_BY_TORCHRUN}"]
-    os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(grace_s)
     _silence_torchrun()
     torchrun_arguments = parser.parse_args([*flags, *command])
-    with _first_signal_forwarded(SignalException, grace_s), _statuses_of_ranks() as statuses:
+    with environment_of_ranks(), _first_signal_forwarded(SignalException, grace_s), _statuses_of_ranks() as statuses:
+        _share_cores(processes)
+        os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(grace_s)
         try:
             if place.nodes.elastic:
                 run_elastic(torchrun_arguments, grace_s)
@@ -96,6 +96,17 @@ def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int 
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"the nodes did not find each other (--master {place.master}): {reason}") from None
     return 0
+
+
+@contextlib.contextmanager
+def environment_of_ranks() -> Iterator[None]:
+    """A context whose changes of the environment, which ranks inherit, are undone at its end."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextlib.contextmanager

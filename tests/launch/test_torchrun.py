@@ -81,8 +81,9 @@ def test_the_status_of_the_job_is_returned_without_a_traceback(tmp_path, script)
 RESTORED = f"""
 import signal, sys
 {LAUNCH}
+CHANGED = "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "PYTHONPATH", "PYTHONSAFEPATH", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 def handling():
-    return signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)
+    return signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1), [os.environ.get(name) for name in CHANGED]
 before = handling()
 assert launch_job(sys.argv[2:], [sys.argv[1]]) == 0
 assert handling() == before, handling()
@@ -90,8 +91,9 @@ assert handling() == before, handling()
 
 
 @pytest.mark.slow
-def test_the_launcher_handles_signals_only_while_the_job_runs(tmp_path):
-    """A signal to a process that is forked after the job must not end the launcher."""
+def test_the_launcher_leaves_signals_and_environment_as_they_were(tmp_path):
+    """A signal to a process that is forked after the job must not end the launcher, and its ranks' number of threads must not
+    hold for the next job."""
     (tmp_path / "Job.py").write_text("")
     command = [sys.executable, "-c", RESTORED, str(tmp_path / "Job.py"), "--cpu", "1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)

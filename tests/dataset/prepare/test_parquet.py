@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +19,7 @@ from run import main
 from tests.messages import OneLine
 from utils.errors import UserError
 
+ROOT = Path(__file__).parents[3]
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
@@ -219,7 +223,21 @@ def test_a_run_on_the_files_is_the_run_on_the_records(convert, tiny_overrides, s
         changes += [f"data.{stream}.order={order}" for stream in ("images", "regions")]
         words = [*tiny_overrides, *changes, f"data.remote.cache={tmp_path}/blocks", "train.steps=2", "data.workers=2"]
         run = tmp_path / name
-        assert main(["--task", "pretrain", "--config", "configs/demo/pretrain.yaml", "--output", str(run), *words]) == 0
+        argv = [
+            "--task",
+            "pretrain",
+            "--cpu",
+            "1",
+            "--config",
+            "configs/demo/pretrain.yaml",
+            "--output",
+            str(run),
+            *words,
+        ]
+        done = subprocess.run(
+            [sys.executable, "run.py", *argv], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
         steps = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
         losses[name] = [[step[key] for key in ("loss", "images/mlm", "grad_norm")] for step in steps]
     assert losses["lines"] == losses["parquet"] and len(losses["lines"]) == 2
