@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from batches.texts import Text
@@ -28,10 +28,9 @@ from dataset.tasks.vqa import (
 from dataset.text.processors import PlainTextProcessor, TextLimits, spelled
 from metrics.bootstrap import Scores
 from metrics.vqa import SOFT, accuracy_rule, exact_match, normalize_answer, soft_accuracy
-from models.core.generation import DecodingConfig
 from models.core.packing import PackedTexts
 from models.inference.answer_ranking import AnswerTree, Ranking, rank_answers
-from models.tasks.vqa import ANSWER_BEAM, AnswerDecoding, VQAModel, VQAModelConfig
+from models.tasks.vqa import AnswerBeamConfig, AnswerDecoding, VQAModel, VQAModelConfig
 from optim import OptimConfig
 from tasks.base import ANSWERS, Parts
 from tasks.drawing import DrawnImage, ImageReader, Line, Panel
@@ -78,13 +77,7 @@ class VQAEvaluationConfig(HeldOutConfig[QuestionsConfig]):
         "rank",
         description="rank: answer with the best candidate (as released); beam: write an answer of any words by beam search",
     )
-    beam: DecodingConfig = Field(ANSWER_BEAM, description="with decode: beam, settings of the beam search")
-
-    @model_validator(mode="after")
-    def _beam_does_not_sample(self) -> VQAEvaluationConfig:
-        if self.beam.sampling is not None:
-            raise ValueError("beam.sampling is set, but answers are not sampled; remove it")
-        return self
+    beam: AnswerBeamConfig = Field(AnswerBeamConfig(), description="with decode: beam, settings of the beam search")
 
 
 class VQAConfig(FineTuneConfig):

@@ -28,7 +28,7 @@ from models.tasks.grounding import GroundingModel
 from models.tasks.nlvr import NLVRModel, NLVRModelConfig
 from models.tasks.retrieval import RetrievalModel
 from models.tasks.video_qa import VideoQAModel, VideoQAModelConfig
-from models.tasks.vqa import ANSWER_BEAM, AnswerDecoding, VQAModel, VQAModelConfig
+from models.tasks.vqa import AnswerBeamConfig, AnswerDecoding, VQAModel, VQAModelConfig
 from utils.config import Config, bind, of_earlier_version
 from utils.config_files import read_yaml
 from utils.errors import UserError
@@ -76,7 +76,7 @@ class EvaluationSettings(Config):
     candidates: int = 128
     ranking: Ranking = "likelihood"
     decode: AnswerDecoding = "rank"
-    beam: DecodingConfig = ANSWER_BEAM
+    beam: AnswerBeamConfig = AnswerBeamConfig()
 
 
 class Settings(Config):

@@ -141,8 +141,9 @@ def _check(raw: RawRecord, keys: ImageKeys) -> None:
     """
     values = {"elems": [], **{name: value for name, value in raw.values.items() if value is not None}}
     record = parse_region_record(replace(raw, values=values, image=raw.image or b""), keys, "caption")
-    for each in record.broken:
-        raise BrokenRecordError(each.kind, each.location, each.message)
+    if record.broken:
+        first = record.broken[0]
+        raise BrokenRecordError(first.kind, first.location, first.message)
 
 
 def _column(values: list[Any], name: str, job: _Job) -> tuple[Any, dict[bytes, bytes] | None]:

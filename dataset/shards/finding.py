@@ -41,10 +41,9 @@ def find_by_entry(entries: Sequence[str], key: str, remote: RemoteConfig | None 
     """Returns the shard files of each entry.
 
     An entry is a file, a glob pattern, a folder (its ``*.jsonl``, ``*.json``, ``*.tar`` and ``*.parquet`` files; if it has none,
-    see :func:`~dataset.shards.remote.hub.files_of_copy`), an address
-    (see :func:`~dataset.shards.remote.shards.find_remote`; ``remote`` has the settings), or a data set on the Hub (see
-    :func:`~dataset.shards.remote.hub.find_hub`). The order of the entries is kept; the
-    files of a pattern or folder are sorted. Files with ``_SUCCESS`` in the name are skipped.
+    see :func:`~dataset.shards.remote.hub.files_of_copy`), an address (see :func:`~dataset.shards.remote.shards.find_remote`;
+    ``remote`` has the settings), or a data set on the Hub (see :func:`~dataset.shards.remote.hub.find_hub`). The order of the
+    entries is kept; the files of a pattern or folder are sorted. Files with ``_SUCCESS`` in the name are skipped.
 
     Raises:
         UserError: in one line with the config ``key``, if ``entries`` is empty, an entry does not exist or matches nothing, a tar

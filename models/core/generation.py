@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from batches.base import IGNORE
+from models.core.keys_values import KVCache
 from models.core.losses import at_least_float32
 from utils.config import Config
 
@@ -29,8 +31,8 @@ class SamplingConfig(Config):
     )
 
 
-class DecodingConfig(Config):
-    """Method and limits of text generation. Lengths do not include the prompt."""
+class BeamConfig(Config):
+    """Settings of the beam search. Lengths do not include the prompt."""
 
     beams: int = Field(3, ge=1, description="hypotheses of the beam search; 1: greedy")
     max_length: int = Field(
@@ -44,14 +46,23 @@ class DecodingConfig(Config):
         0.0, ge=0, description="exponent p: a log-likelihood is divided by ((5 + tokens) / 6)^p; 0 prefers short texts"
     )
     no_repeat_ngram: int = Field(3, ge=0, description="no n-gram of this size occurs twice; 0: no limit")
-    sampling: SamplingConfig | None = Field(None, description="sample one text instead of searching for the likeliest")
 
     @model_validator(mode="after")
-    def _fits_together(self) -> DecodingConfig:
+    def _lengths_fit_together(self) -> BeamConfig:
         if self.min_length >= self.max_length:
             raise ValueError(
                 f"min_length {self.min_length} leaves no room for the end within max_length {self.max_length}; lower min_length"
             )
+        return self
+
+
+class DecodingConfig(BeamConfig):
+    """Method and limits of text generation."""
+
+    sampling: SamplingConfig | None = Field(None, description="sample one text instead of searching for the likeliest")
+
+    @model_validator(mode="after")
+    def _sampling_has_one_beam(self) -> DecodingConfig:
         if self.sampling is not None and self.beams != 1:
             raise ValueError(f"beams is {self.beams}, but sampling generates one text; set beams to 1")
         return self
@@ -85,6 +96,25 @@ class Decoder(Protocol):
         """
 
 
+class CachedDecoder(ABC):
+    """A :class:`Decoder` that keeps the keys and values of earlier tokens in ``cache``, whose number is ``length``."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.cache = KVCache()
+
+    def start(self, prompt: Tensor) -> Tensor:
+        return self.append(prompt)
+
+    def step(self, tokens: Tensor, sources: Tensor) -> Tensor:
+        self.cache.reorder(sources)
+        return self.append(tokens.unsqueeze(1))
+
+    @abstractmethod
+    def append(self, tokens: Tensor) -> Tensor:
+        """Append ``tokens`` (N, L) to the tokens of earlier calls, and return the logits (N, V) of the next token."""
+
+
 def generate(
     decoder: Decoder, prompt: Tensor, end: int, config: DecodingConfig, uniforms: Tensor | None = None
 ) -> Generated:
@@ -95,7 +125,7 @@ def generate(
     return sample(decoder, prompt, end, config, uniforms)
 
 
-def beam_search(decoder: Decoder, prompt: Tensor, end: int, config: DecodingConfig) -> Generated:
+def beam_search(decoder: Decoder, prompt: Tensor, end: int, config: BeamConfig) -> Generated:
     """Search for the most likely continuation of each prompt in ``prompt`` (N, P) with ``config.beams`` hypotheses.
 
     The result is the best hypothesis that ended in any step, or is still open at the maximum length. The search stops when no

@@ -31,7 +31,6 @@ _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
 _EPS = ("layer_norm_eps", "norm_eps")
 """Names of the setting for the epsilon of the norms."""
 
-
 _CAUSAL = ("clip_text_model", "clipseg_text_model", "owlvit_text_model", "owlv2_text_model")
 """Encoders of transformers that read from left to right, in addition to its language models."""
 

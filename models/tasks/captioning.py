@@ -14,7 +14,7 @@ from batches.losses import Losses, Term, Work
 from models.core import losses
 from models.core.blocks import attention_bias, linear_dtype
 from models.core.flops import frames_of, lengths
-from models.core.generation import DecodingConfig, Generated, generate
+from models.core.generation import CachedDecoder, DecodingConfig, Generated, generate
 from models.core.heads import WordHead
 from models.core.keys_values import KeysValues, KVCache
 from models.core.packing import Packing
@@ -118,27 +118,18 @@ class CaptioningModel(XVLM):
         return self.fusion(states, packing, bias, [images], cache=cache).view(*ids.shape, -1)
 
 
-class CaptionDecoder:
-    """A captioning model as a :class:`~models.core.generation.Decoder`.
+class CaptionDecoder(CachedDecoder):
+    """Predicts the next word of a caption.
 
     A step runs the last word and a [MASK] after it, and predicts the next word at the [MASK]. The cache keeps the keys and values
     of words and drops the keys and values of the [MASK].
     """
 
     def __init__(self, model: CaptioningModel, images: KeysValues, mask_id: int):
+        super().__init__()
         self.model, self.images, self.mask_id = model, images, mask_id
-        self.length = 0
-        self.cache = KVCache()
 
-    def start(self, prompt: Tensor) -> Tensor:
-        return self._append(prompt)
-
-    def step(self, tokens: Tensor, sources: Tensor) -> Tensor:
-        self.cache.reorder(sources)
-        return self._append(tokens.unsqueeze(1))
-
-    def _append(self, tokens: Tensor) -> Tensor:
-        """Append ``tokens`` (N, L) to the tokens of earlier calls, and return the logits (N, V) of the next token."""
+    def append(self, tokens: Tensor) -> Tensor:
         count, past = len(tokens), self.length
         ids = torch.cat([tokens, tokens.new_full((count, 1), self.mask_id)], dim=1)
         self.length += tokens.shape[1]

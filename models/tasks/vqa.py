@@ -16,7 +16,7 @@ from batches.questions import QuestionBatch
 from batches.texts import Text
 from models.core.blocks import MAX_BLOCKS, BlockConfig, BlockStack, attention_bias, init_bert_weights, linear_dtype
 from models.core.flops import images_of, lengths
-from models.core.generation import DecodingConfig, Generated, generate
+from models.core.generation import BeamConfig, CachedDecoder, Generated, beam_search
 from models.core.heads import WordHead
 from models.core.hub_text import HubTextEncoder
 from models.core.keys_values import KeysValues, KVCache
@@ -30,8 +30,13 @@ from utils.errors import UserError
 AnswerDecoding = Literal["rank", "beam"]
 """How a question is answered. "rank": with the likeliest of a list of candidates; "beam": with a text that beam search finds."""
 
-ANSWER_BEAM = DecodingConfig(beams=3, max_length=10, min_length=1, no_repeat_ngram=0)
-"""Default settings of the beam search for answers."""
+
+class AnswerBeamConfig(BeamConfig):
+    """Settings of the beam search for answers, which are short."""
+
+    max_length: int = Field(10, ge=1, description="most tokens, the end token counted")
+    min_length: int = Field(1, ge=0, description="fewest tokens before the end token")
+    no_repeat_ngram: int = Field(0, ge=0, description="no n-gram of this size occurs twice; 0: no limit")
 
 
 class DecoderConfig(Config):
@@ -193,8 +198,8 @@ class VQAModel(XVLM):
         """Fuse N questions with their images; arguments as in :meth:`models.core.xvlm.XVLM.encode`."""
         return self.fusion.tokens(*self.encode(pixels, text, image_of_question))
 
-    def generate(self, fused: PackedTexts, start: int, end: int, config: DecodingConfig) -> Generated:
-        """Generate an answer to each of N fused questions; see :func:`~models.core.generation.generate`.
+    def generate(self, fused: PackedTexts, start: int, end: int, config: BeamConfig) -> Generated:
+        """Generate an answer to each of N fused questions; see :func:`~models.core.generation.beam_search`.
 
         Args:
             fused: the questions, as :meth:`fuse_questions` returns them.
@@ -202,7 +207,7 @@ class VQAModel(XVLM):
             config: settings of the beam search.
         """
         prompt = torch.full((fused.packing.count, 1), start, device=fused.states.device)
-        return generate(AnswerWriter(self.decoder, self.decoder.project_texts(fused)), prompt, end, config)
+        return beam_search(AnswerWriter(self.decoder, self.decoder.project_texts(fused)), prompt, end, config)
 
     def copied_from(self) -> dict[str, str]:
         """See :meth:`models.core.xvlm.XVLM.copied_from`. The decoder's layers start from the fusion's (as released).
@@ -239,23 +244,14 @@ class VQAModel(XVLM):
         return first_odd + 2 * layer
 
 
-class AnswerWriter:
-    """An answer decoder as a :class:`~models.core.generation.Decoder`. ``questions``: keys and values of the fused questions."""
+class AnswerWriter(CachedDecoder):
+    """Predicts the next token of an answer. ``questions``: keys and values of the fused questions."""
 
     def __init__(self, decoder: AnswerDecoder, questions: KeysValues):
+        super().__init__()
         self.decoder, self.questions = decoder, questions
-        self.length = 0
-        self.cache = KVCache()
 
-    def start(self, prompt: Tensor) -> Tensor:
-        return self._append(prompt)
-
-    def step(self, tokens: Tensor, sources: Tensor) -> Tensor:
-        self.cache.reorder(sources)
-        return self._append(tokens.unsqueeze(1))
-
-    def _append(self, tokens: Tensor) -> Tensor:
-        """Append ``tokens`` (N, L) to the tokens of earlier calls, and return the logits (N, V) of the next token."""
+    def append(self, tokens: Tensor) -> Tensor:
         count, past = len(tokens), self.length
         self.length += tokens.shape[1]
         positions = torch.arange(past, self.length, device=tokens.device).expand(count, -1)

@@ -11,7 +11,7 @@ from batches.base import IGNORE
 from models.core.generation import DecodingConfig
 from models.core.packing import PackedTexts, Packing
 from models.inference.answer_ranking import AnswerTree, rank_answers
-from models.tasks.vqa import ANSWER_BEAM, AnswerWriter, left_to_right
+from models.tasks.vqa import AnswerBeamConfig, AnswerWriter, left_to_right
 from tests.models.test_golden_vqa import naive_scores, small_model
 
 CLS, SEP, WORDS = 2, 3, range(5, 9)
@@ -71,7 +71,7 @@ def test_with_enough_hypotheses_it_writes_the_likeliest_answer_of_all_short_ones
 def test_the_likelihood_of_a_written_answer_is_the_one_by_which_candidates_are_ranked():
     model = small_model(seed=3)
     questions = fused_questions()
-    written = model.generate(questions, CLS, SEP, ANSWER_BEAM)
+    written = model.generate(questions, CLS, SEP, AnswerBeamConfig())
     for row, ids in enumerate(written.tokens.tolist()):
         if written.ended[row] and ids[0] != IGNORE:
             alone = questions.select(torch.tensor([row]), length=int(questions.packing.lengths[row]))

@@ -209,7 +209,9 @@ def test_what_cannot_be_is_told_before_training(overrides, tmp_path):
         VQATask.build(config_of(overrides, "data.max_answer_tokens=200"))
     with pytest.raises(UserError, match=naming("evaluation.beam.max_length", "201", "64")):
         VQATask.build(config_of(overrides, "evaluation.beam.max_length=200"))
-    with pytest.raises(UserError, match=naming("evaluation", "beam.sampling")):
+    beam = config_of(overrides, "evaluation.beam={beams: 5}").evaluation.beam
+    assert (beam.beams, beam.max_length, beam.min_length, beam.no_repeat_ngram) == (5, 10, 1, 0)
+    with pytest.raises(UserError, match=naming("evaluation.beam.sampling")):
         config_of(overrides, "evaluation.beam={beams: 1, sampling: {}}")
     with pytest.raises(UserError, match=naming("evaluation.answers", "gone.json")):
         VQATask.build(config_of(overrides, f"evaluation.answers={tmp_path}/gone.json"))

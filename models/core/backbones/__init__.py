@@ -29,8 +29,8 @@ def build_backbone(config: VisionConfig) -> VisionBackbone:
     """Builds the backbone that ``config`` names, with random weights.
 
     Raises:
-        UserError: if the library has no such model, does not have it in the given sizes, or it does not
-            give a state for each patch.
+        UserError: if the library has no such model or not in the given sizes, or if the model does not give a state for each
+            patch.
     """
     try:
         backbone = library_of(config.backbone).adapter(config)
