@@ -208,7 +208,7 @@ def sample_token(likelihood: Tensor, config: SamplingConfig, uniform: Tensor) ->
     return token.gather(1, torch.minimum(rank, last).unsqueeze(1)).squeeze(1)
 
 
-def forbid(likelihood: Tensor, tokens: Tensor, end: int, config: DecodingConfig) -> None:
+def forbid(likelihood: Tensor, tokens: Tensor, end: int, config: BeamConfig) -> None:
     """Set ``likelihood`` (N, K, V) to -inf for end tokens that come too early, and for tokens that would repeat an n-gram of
     ``tokens`` (N, K, L)."""
     length, size = tokens.shape[2], config.no_repeat_ngram
@@ -224,7 +224,7 @@ def forbid(likelihood: Tensor, tokens: Tensor, end: int, config: DecodingConfig)
     likelihood.scatter_reduce_(2, ngrams[..., -1].clamp(min=0), limit, "amin")
 
 
-def _penalised(scores: Tensor, length: int, config: DecodingConfig) -> Tensor:
+def _penalised(scores: Tensor, length: int, config: BeamConfig) -> Tensor:
     return scores / ((5 + length) / 6) ** config.length_penalty
 
 
