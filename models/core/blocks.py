@@ -73,6 +73,11 @@ class QueryPositions:
         positions = [F.pad(part.positions, (0, packing.length - part.positions.shape[1])) for part in parts]
         return QueryPositions(torch.cat(positions), packing)
 
+    def select(self, index: Tensor) -> QueryPositions:
+        """Query positions of the texts with the indices ``index`` (M,), in that order."""
+        packing = Packing.of(self.packing.lengths.index_select(0, index), self.packing.length)
+        return QueryPositions(self.positions.index_select(0, index), packing)
+
     def tokens_of(self, packing: Packing) -> Tensor:
         """Indices (Q,) of the query positions among the tokens of ``packing``. The index of a spare position is arbitrary."""
         text = self.packing.text_index.clamp(max=packing.count - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from pydantic import Field
@@ -21,7 +22,7 @@ from models.core.blocks import (
     linear_dtype,
 )
 from models.core.keys_values import KeysValues
-from models.core.packing import PackedTexts
+from models.core.packing import PackedTexts, Packing, length_cut
 from models.core.vision import Concepts
 from utils.config import Config
 from utils.errors import UserError
@@ -130,6 +131,34 @@ class FusionEncoder(BlockStack):
         )
 
 
+@dataclass(frozen=True)
+class FusionPass:
+    """Texts to be fused.
+
+    Attributes:
+        texts: N texts.
+        keys_values: the keys and values that they attend to; None if cross-attention is skipped.
+        queries: the tokens whose fused states are needed; None if all are.
+    """
+
+    texts: PackedTexts
+    keys_values: KeysValues | None
+    queries: QueryPositions | None = None
+
+    @property
+    def fused_packing(self) -> Packing:
+        """The packing of the fused states."""
+        return self.texts.packing if self.queries is None else self.queries.packing
+
+    def select(self, index: Tensor) -> FusionPass:
+        """The texts with the indices ``index`` (M,), in that order. Needs a row of keys and values for each text."""
+        return FusionPass(
+            self.texts.select(index),
+            None if self.keys_values is None else self.keys_values.select(index),
+            None if self.queries is None else self.queries.select(index),
+        )
+
+
 class FusionQueue:
     """Collects texts to be fused, so that the texts of several losses are fused in one call.
 
@@ -144,9 +173,7 @@ class FusionQueue:
 
     def __init__(self, fusion: FusionEncoder):
         self.fusion = fusion
-        self._texts: list[PackedTexts] = []
-        self._keys_values: list[KeysValues] = []
-        self._queries: list[QueryPositions] = []
+        self._passes: list[FusionPass] = []
         self._fused: Sequence[Tensor] | None = None
 
     def cls(self, texts: PackedTexts, keys_values: KeysValues | None) -> Callable[[], Tensor]:
@@ -157,15 +184,32 @@ class FusionQueue:
         self, texts: PackedTexts, keys_values: KeysValues | None, positions: QueryPositions
     ) -> Callable[[], Tensor]:
         """Queue texts whose fused states (Q, D) at some positions are needed."""
-        self._queries.append(positions)
-        return self.tokens(texts, keys_values)
+        return self._queue(FusionPass(texts, keys_values, positions))
 
     def tokens(self, texts: PackedTexts, keys_values: KeysValues | None) -> Callable[[], Tensor]:
         """Queue texts whose fused states (T, D) are needed, of all tokens. A queue cannot mix such texts with others."""
-        index = len(self._texts)
-        self._texts.append(texts)
-        if keys_values is not None:
-            self._keys_values.append(keys_values)
+        return self._queue(FusionPass(texts, keys_values))
+
+    def run(self) -> None:
+        """Fuse all queued texts."""
+        assert self._fused is None, "the queue has already run"
+        if not self._passes:
+            return
+        assert len({each.keys_values is None for each in self._passes}) == 1, (
+            "passes with keys and values, and others without"
+        )
+        assert len({each.queries is None for each in self._passes}) == 1, (
+            "passes with query positions, and others without"
+        )
+        shares = {
+            each.texts.packing.count / len(each.keys_values) for each in self._passes if each.keys_values is not None
+        }
+        assert len(shares) <= 1, f"passes with {shares} texts per row of keys and values; all need the same number"
+        self._fused = self._fuse(self._passes)
+
+    def _queue(self, fusion_pass: FusionPass) -> Callable[[], Tensor]:
+        index = len(self._passes)
+        self._passes.append(fusion_pass)
 
         def fused() -> Tensor:
             assert self._fused is not None, "call run() first"
@@ -173,21 +217,34 @@ class FusionQueue:
 
         return fused
 
-    def run(self) -> None:
-        """Fuse all queued texts."""
-        assert self._fused is None, "the queue has already run"
-        if not self._texts:
-            return
-        assert len(self._keys_values) in (0, len(self._texts)), "passes with keys and values, and others without"
-        assert len(self._queries) in (0, len(self._texts)), "passes with query positions, and others without"
-        shares = {each.packing.count / len(rows) for each, rows in zip(self._texts, self._keys_values, strict=False)}
-        assert len(shares) <= 1, f"passes with {shares} texts per row of keys and values; all need the same number"
-        texts = PackedTexts.concat(self._texts)
+    def _fuse(self, passes: Sequence[FusionPass]) -> Sequence[Tensor]:
+        """The fused states (Q, D) of each pass."""
+        # Texts that share a row of keys and values stay together: divided, each would need a copy of the row.
+        alone = all(each.keys_values is None or len(each.keys_values) == each.texts.packing.count for each in passes)
+        cut = length_cut([each.texts.packing for each in passes]) if alone else None
+        if cut is not None:
+            return self._fuse_by_length(passes, cut)
+        texts = PackedTexts.concat([each.texts for each in passes])
+        queries = [each.queries for each in passes if each.queries is not None]
         fused = self.fusion(
             texts.states,
             texts.packing,
             attention_bias(texts.packing.mask, linear_dtype(texts.states)),
-            KeysValues.merge(self._keys_values),
-            QueryPositions.concat(self._queries) if self._queries else None,
+            KeysValues.merge([each.keys_values for each in passes if each.keys_values is not None]),
+            QueryPositions.concat(queries) if queries else None,
         )
-        self._fused = fused.split([part.packing.tokens for part in self._queries or self._texts])
+        return fused.split([each.fused_packing.tokens for each in passes])
+
+    def _fuse_by_length(self, passes: Sequence[FusionPass], cut: int) -> list[Tensor]:
+        """The fused states of each pass, from one call for texts of at most ``cut`` tokens and one for the others."""
+        # Passes with the same packing get the same indices, so that they can still share attention to the same rows.
+        packings = {id(each.texts.packing): each.texts.packing for each in passes}
+        indices = {key: packing.short_and_long(cut) for key, packing in packings.items()}
+        parts: list[list[tuple[Tensor, PackedTexts]]] = [[] for _ in passes]
+        for kind in range(2):
+            chosen = [indices[id(each.texts.packing)][kind] for each in passes]
+            numbers = [number for number, index in enumerate(chosen) if len(index)]
+            selected = [passes[number].select(chosen[number]) for number in numbers]
+            for number, each, states in zip(numbers, selected, self._fuse(selected), strict=True):
+                parts[number].append((chosen[number], PackedTexts(states, each.fused_packing)))
+        return [PackedTexts.join(part, each.fused_packing).states for part, each in zip(parts, passes, strict=True)]

@@ -126,6 +126,11 @@ class Packing:
         flat = padded.flatten(0, 1)
         return flat if self.dense else cast(Tensor, _Pack.apply(flat, self.padded_index))
 
+    def short_and_long(self, cut: int) -> tuple[Tensor, Tensor]:
+        """Indices (M,) int64 of the texts of at most ``cut`` tokens, and of the others."""
+        short = self.lengths <= cut
+        return short.nonzero()[:, 0], (~short).nonzero()[:, 0]
+
 
 def _spread(packed: Tensor, padded_index: Tensor, count: int) -> Tensor:
     """(T, ...) -> (count, ...): each token at its padded index, zeros elsewhere. An extra row for spare tokens is dropped."""
@@ -170,15 +175,24 @@ class PackedTexts:
     def select(self, index: Tensor, tokens: int | None = None, length: int | None = None) -> PackedTexts:
         """The texts with the indices ``index`` (M,), in that order.
 
-        ``tokens`` and ``length`` are arguments of :meth:`Packing.of`; without ``length``, L does not change.
+        ``tokens`` and ``length`` are arguments of :meth:`Packing.of`. Without ``length``, texts are padded to the longest of the
+        selected ones; if the lengths are not in host memory, they are still padded to L.
         """
         lengths = self.packing.lengths.index_select(0, index)
-        packing = Packing.of(lengths, length or self.packing.length, tokens)
+        if length is None:
+            length = int(lengths.max()) if on_host(lengths) else self.packing.length
+        packing = Packing.of(lengths, length, tokens)
         # Spare tokens, and padding in a dense packing, get arbitrary states.
         text, position = packing.text_index.clamp(max=len(index) - 1), packing.positions
         start = self.packing.starts.index_select(0, index).index_select(0, text)
         source = (start + position).clamp(max=len(self.states) - 1)
         return PackedTexts(self.states.index_select(0, source), packing)
+
+    @staticmethod
+    def join(parts: Sequence[tuple[Tensor, PackedTexts]], packing: Packing) -> PackedTexts:
+        """Undo selections: the texts of every part get back the indices (M,) with which they were selected from ``packing``."""
+        order = torch.cat([index for index, _ in parts]).argsort()
+        return PackedTexts.concat([part for _, part in parts]).select(order, packing.tokens, packing.length)
 
     @staticmethod
     def concat(parts: Sequence[PackedTexts]) -> PackedTexts:
@@ -199,6 +213,24 @@ def packings_of(texts: Sequence[Text]) -> list[Packing]:
         if id(text.mask) not in by_mask:
             by_mask[id(text.mask)] = Packing.of(text.mask.sum(dim=1), text.mask.shape[1], text.tokens)
     return [by_mask[id(text.mask)] for text in texts]
+
+
+def length_cut(packings: Sequence[Packing]) -> int | None:
+    """The length that divides texts into short and long ones, so that each kind can be processed in a call of its own.
+
+    Attention pads all texts of a call to the longest of them, so that a few long texts make all others slow. Two calls are
+    faster if they have at most half as many padded tokens.
+
+    Returns:
+        The number of tokens of the longest short text; None if one call is better, or if the lengths are not in host memory.
+    """
+    if not all(on_host(packing.lengths) for packing in packings):
+        return None
+    lengths = torch.cat([packing.lengths for packing in packings]).sort().values
+    short = torch.arange(1, len(lengths) + 1)
+    padded = short * lengths + (len(lengths) - short) * lengths[-1]
+    best = int(padded.argmin())
+    return int(lengths[best]) if 2 * int(padded[best]) <= int(padded[-1]) else None
 
 
 def on_host(tensor: Tensor) -> bool:

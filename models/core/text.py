@@ -25,7 +25,7 @@ from models.core.blocks import (
     linear_dtype,
 )
 from models.core.keys_values import KVCache
-from models.core.packing import PackedTexts, Packing, packings_of
+from models.core.packing import PackedTexts, Packing, length_cut, packings_of
 from utils.config import Config
 from utils.inputs import InputModel
 
@@ -209,9 +209,18 @@ class TextEncoder(nn.Module):
         ids = torch.cat([packing.pack(text.ids) for packing, text in zip(packings, texts, strict=True)])
         positions = torch.cat([packing.positions for packing in packings]) + self.arch.first_position
         embedded = self.embeddings(ids, positions)
-        packing = Packing.concat(packings)
-        states = self.encoder(embedded, packing, attention_bias(packing.mask, linear_dtype(embedded)))
+        states = self._encode(PackedTexts(embedded, Packing.concat(packings)))
         return PackedTexts.split(self._project(states), packings)
+
+    def _encode(self, embedded: PackedTexts) -> Tensor:
+        """The states (T, D) after all blocks."""
+        packing = embedded.packing
+        cut = length_cut([packing])
+        if cut is not None:
+            parts = [(index, embedded.select(index)) for index in packing.short_and_long(cut)]
+            encoded = [(index, PackedTexts(self._encode(part), part.packing)) for index, part in parts]
+            return PackedTexts.join(encoded, packing).states
+        return self.encoder(embedded.states, packing, attention_bias(packing.mask, linear_dtype(embedded.states)))
 
     def decode(self, ids: Tensor, positions: Tensor, bias: Tensor, cache: KVCache | None = None) -> Tensor:
         """States (N * L, D) of ``ids`` (N, L) at ``positions`` (N, L), counted from 0; ``bias`` and ``cache`` as in

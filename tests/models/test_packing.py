@@ -8,7 +8,7 @@ from torch import Tensor
 
 from batches.texts import Text
 from models.core import packing
-from models.core.packing import PackedTexts, Packing, packings_of
+from models.core.packing import PackedTexts, Packing, length_cut, packings_of
 
 LENGTHS = (3, 5, 1, 4)
 MASK = torch.arange(5) < torch.tensor(LENGTHS).unsqueeze(1)
@@ -74,6 +74,25 @@ def test_spare_tokens_are_never_read():
 @COUNTS
 def test_the_first_token_of_each_text_is_its_cls(tokens):
     assert torch.equal(texts_to(tokens).cls, random_states(4, 5, 2)[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "cut"),
+    [((3, 200, 5, 180), 5), ((3, 5, 1, 4), None), ((200,), None), ((10, 10, 21), None), ((10, 10, 10, 40), 10)],
+)
+def test_texts_are_divided_where_that_halves_the_padding(lengths, cut):
+    assert length_cut([packing_to(None, lengths, max(lengths)), packing_to(None, lengths[:1], lengths[0])]) == cut
+
+
+@COUNTS
+def test_short_and_long_texts_are_joined_again_in_their_order(tokens):
+    texts = texts_to(tokens)
+    parts = [(index, texts.select(index)) for index in texts.packing.short_and_long(3)]
+    assert [(part.packing.count, part.packing.length) for _, part in parts] == [(2, 3), (2, 5)]
+    joined = PackedTexts.join(parts, texts.packing)
+    assert joined.packing.tokens == texts.packing.tokens
+    for found, expected in zip(tokens_of(joined), tokens_of(texts), strict=True):
+        assert torch.equal(found, expected)
 
 
 INDEX = torch.tensor([3, 1, 1, 0, 2])
