@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -12,12 +12,22 @@ from batches.texts import MaskedText, Text
 
 
 @dataclass(frozen=True)
+class LongTexts:
+    """The long captions of N examples that have a short one, too. ``valid`` (N,) bool: examples that count and have both."""
+
+    text: MaskedText
+    valid: Tensor
+
+
+@dataclass(frozen=True)
 class ImageTextBatch:
-    """Image-text pairs. ``pixels`` (N, 3, H, W) uint8 (or float, normalised); ``valid`` (N,) bool: examples that count."""
+    """Image-text pairs. ``pixels`` (N, 3, H, W) uint8 (or float, normalised); ``valid`` (N,) bool: examples that count. ``long``:
+    long captions with losses of their own."""
 
     pixels: Tensor
     text: MaskedText
     valid: Tensor
+    long: LongTexts | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class RegionBatch:
     that the regions of an image are adjacent. ``patch_mask`` (R, P) bool: the patches of each region, row-major, at least one.
     ``boxes_cxcywh`` (R, 4) float32: centre and size relative to the image. ``is_image`` (R,) bool: True if the text describes the
     whole image; ``several_boxes`` (R,) bool: True if it describes several boxes, whose patches ``patch_mask`` has. The box loss
-    ignores both. ``valid`` (R,) bool: examples that count.
+    ignores both. ``valid`` (R,) bool: examples that count. ``long``: long captions of the regions with losses of their own.
     """
 
     pixels: Tensor
@@ -49,6 +59,7 @@ class RegionBatch:
     several_boxes: Tensor
     text: MaskedText
     valid: Tensor
+    long: LongTexts | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,10 @@ class TranslationBatch:
     valid: Tensor
 
 
+LONG = "long_"
+"""Begins the name of a stream of long captions."""
+
+
 @dataclass(frozen=True)
 class PretrainBatch(Batch):
     """One micro-batch of every pre-training stream, None for streams that the run does not use. ``unmatched``: names of the
@@ -81,12 +96,19 @@ class PretrainBatch(Batch):
     unmatched: tuple[str, ...] = ()
 
     def streams(self) -> dict[str, Any]:
-        """Returns the batches of the streams in use, keyed by stream name."""
-        batches = {
+        """Returns the batches of the streams in use, keyed by stream name.
+
+        Long captions are a stream of their own, such as ``long_images``. It shares all tensors but the texts.
+        """
+        batches: dict[str, Any] = {
             "images": self.images,
             "regions": self.regions,
             "texts": self.texts,
             "videos": self.videos,
             "translations": self.translations,
         }
+        for name, batch in list(batches.items()):
+            long = getattr(batch, "long", None)
+            if long is not None:
+                batches[LONG + name] = replace(batch, text=long.text, valid=long.valid, long=None)
         return {name: batch for name, batch in batches.items() if batch is not None}

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from torch.nn import functional as F
 
 from batches.losses import Losses
-from batches.pretraining import PretrainBatch, TranslationBatch
+from batches.pretraining import LONG, LongTexts, PretrainBatch, TranslationBatch
 from batches.texts import MaskedText, Text
 from models.core.text import TextEncoder
 from models.pretraining.model import PretrainModel
@@ -49,6 +49,10 @@ def plain_losses(model: PretrainModel, batch: PretrainBatch, padded: Padding = R
         parts[name] = replace(part, text=_masked_to(length, part.text, pad_id))
         if isinstance(part, TranslationBatch):
             parts[name] = replace(parts[name], other=_text_to(length, part.other, pad_id))
+    for name in [name for name in parts if name.startswith(LONG)]:
+        long = parts.pop(name)
+        of = name.removeprefix(LONG)
+        parts[of] = replace(parts[of], long=LongTexts(long.text, long.valid))
     _, losses = reference_losses(model, replace(batch, **parts))
     return losses
 

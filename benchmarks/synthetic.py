@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from batches.base import IGNORE
-from batches.pretraining import PretrainBatch, RegionBatch
+from batches.pretraining import LongTexts, PretrainBatch, RegionBatch
 from batches.texts import MaskedText, Text
 from dataset.tasks.pretrain import DataConfig, RegionStreamConfig
 from dataset.text.processors import TextDataConfig, rounded_up
@@ -49,9 +49,10 @@ LENGTHS = {
     "videos": Lengths(22, 6),
     "texts": Lengths(26, 8),
     "translations": Lengths(32, 10),
+    "long captions": Lengths(130, 30),
 }
 """Text lengths by stream. Means of captions and of regions are measured. Other values are assumptions: speech in eight seconds of
-video, sentences of an encyclopedia, and for ``pairs`` the same in a multilingual vocabulary."""
+video, sentences of an encyclopedia, the same in a multilingual vocabulary, and descriptions of 100 words."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,9 @@ def pretrain_batch(
         changes: dict[str, Any] = {"text": writer.masked(writer.token_lists(stream, count, limits), limits)}
         if stream == "translations":
             changes["other"] = writer.plain(writer.token_lists(stream, count, limits), limits)
+        if getattr(part, "long", None) is not None:
+            long = writer.masked(writer.token_lists("long captions", count, limits), limits)
+            changes["long"] = LongTexts(long, part.valid)
         if hasattr(part, "pixels"):
             changes["pixels"] = _noise(part.pixels, generator)
         return replace(part, **changes)

@@ -62,7 +62,7 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
 
     @staticmethod
     def build_model(config: PretrainConfig, vocab_size: int | None) -> PretrainModel:
-        weights = {name: stream.weight for name, stream in config.data.streams().items()}
+        weights = config.data.loss_weights()
         streams = StreamWeights(**{name: weights.get(name) for name in StreamWeights.model_fields})
         return PretrainModel(config.model, vocab_size, config.loss, streams)
 

@@ -22,7 +22,7 @@ from dataset.files import IMAGE_BYTES, check_bytes, read_file
 from dataset.records.broken import BrokenRecordError
 
 ImageIs = Literal["auto", "path", "base64"]
-CaptionLength = Literal["short", "long", "sample"]
+CaptionLength = Literal["short", "long", "sample", "both"]
 """Which texts of an image or a box are used: ``caption``, ``long_caption``, or one of both at random."""
 Box = tuple[float, float, float, float]
 Texts = tuple["str | Mapping[str, str | list[str]]", ...]
@@ -93,10 +93,15 @@ class Description:
     hard_negatives: Texts = ()
 
     def texts(self, length: CaptionLength, rng: np.random.Generator) -> Texts:
-        """Returns the captions of a length. Long captions that are missing are replaced by short ones, and the reverse."""
-        if length == "short" or not (self.captions and self.long_captions):
+        """Returns the captions of a length. Long captions that are missing are replaced by short ones, and the reverse. With
+        "both", these are the short ones, and :meth:`more_texts` returns the long ones."""
+        if length in ("short", "both") or not (self.captions and self.long_captions):
             return self.captions or self.long_captions
         return self.long_captions if length == "long" or rng.random() < 0.5 else self.captions
+
+    def more_texts(self, length: CaptionLength) -> Texts:
+        """Returns the captions that have losses of their own: with "both", the long ones if there are short ones, too."""
+        return self.long_captions if length == "both" and self.captions else ()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, model_validator
 
 from batches.base import MicroBatch
-from batches.pretraining import PretrainBatch
+from batches.pretraining import LONG, PretrainBatch
 from dataset.loaders import LoadingConfig
 from dataset.media.video import FrameSampler
 from dataset.media.views import TrainingView
@@ -17,7 +17,7 @@ from dataset.shards.readers import Shards
 from dataset.shards.remote.server import RemoteConfig
 from dataset.shards.samplers import RecordSource, sample_rng
 from dataset.tasks.account import Account
-from dataset.tasks.streams.base import CleanSetConfig
+from dataset.tasks.streams.base import CleanSetConfig, ImageRecordsConfig
 from dataset.tasks.streams.pairs import ImageStream, ImageStreamConfig, VideoStream, VideoStreamConfig
 from dataset.tasks.streams.regions import RegionStream, RegionStreamConfig
 from dataset.tasks.streams.texts import TextStream, TextStreamConfig, TranslationStream, TranslationStreamConfig
@@ -114,6 +114,16 @@ class DataConfig(LoadingConfig):
             "translations": self.translations,
         }
         return {name: stream for name, stream in named.items() if stream is not None}
+
+    def loss_weights(self) -> dict[str, float]:
+        """Returns the factor of the losses of each stream. Long captions with their own losses are a stream."""
+        streams = self.streams()
+        with_long = [
+            name for name, each in streams.items() if isinstance(each, ImageRecordsConfig) and each.captions == "both"
+        ]
+        return {name: each.weight for name, each in streams.items()} | {
+            LONG + name: streams[name].weight for name in with_long
+        }
 
     def clean_sets(self) -> dict[str, CleanSetConfig]:
         """Returns the clean sets by the name of their stream."""

@@ -20,6 +20,8 @@ class StreamWeights(Config):
     texts: float | None = None
     translations: float | None = None
     videos: float | None = None
+    long_images: float | None = None
+    long_regions: float | None = None
 
 
 class IdenticalTexts(Config):

@@ -21,10 +21,13 @@ COUNTED = frozenset({"contrastive", "matching", "mlm", "l1", "giou"})
 """The losses whose FLOPs are counted here."""
 
 
-def work_of(cost: ModelCost, stream: Stream[Any], batch: Any, requested: Collection[str]) -> Work:
+def work_of(
+    cost: ModelCost, stream: Stream[Any], batch: Any, requested: Collection[str], *, shares_images: bool = False
+) -> Work:
     """Number of examples, images and tokens, and FLOPs, of a batch in host memory.
 
-    If a requested loss is not counted here, the FLOPs are unknown (NaN).
+    If a requested loss is not counted here, the FLOPs are unknown (NaN). ``shares_images``: the images are encoded for another
+    stream, and count as its examples.
     """
     match batch:
         case TextBatch():
@@ -36,6 +39,8 @@ def work_of(cost: ModelCost, stream: Stream[Any], batch: Any, requested: Collect
             work = _regions(cost, stream, batch, requested)
         case _:
             work = _images(cost, stream, batch, requested)
+    if shares_images:
+        work = replace(work, samples=0, images=0, flops=work.flops - cost.vision.encode(int(work.images)))
     return work if COUNTED.issuperset(requested) else replace(work, flops=math.nan)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from batches.losses import Losses, Term, Work
-from batches.pretraining import PretrainBatch
+from batches.pretraining import LONG, PretrainBatch
 from models.core.blocks import QueryPositions
 from models.core.contrastive import ContrastiveHead
 from models.core.fusion import FusionQueue
@@ -85,7 +85,11 @@ class PretrainModel(XVLM):
             f"the batch has {list(batches)}, the run only {list(self.streams)}"
         )
         return {
-            name: [loss for loss in stream.weights if not (loss == "matching" and name in batch.unmatched)]
+            name: [
+                loss
+                for loss in stream.weights
+                if not (loss == "matching" and name.removeprefix(LONG) in batch.unmatched)
+            ]
             for name, stream in self.streams.items()
             if name in batches and stream.weights
         }
@@ -110,8 +114,11 @@ class PretrainModel(XVLM):
         packed = iter(self.text(all_texts) if all_texts else [])
         texts = {name: {text: next(packed) for text in of_stream} for name, of_stream in to_encode.items()}
         with_images = [name for name, losses in requested.items() if losses and self.streams[name].has_images]
-        images = self.vision.encode([batches[name].pixels for name in with_images]) if with_images else []
-        return dict(zip(with_images, images, strict=True)), texts
+        pixels = {
+            id(batches[name].pixels): batches[name].pixels for name in with_images
+        }  # streams may share their images
+        images = dict(zip(pixels, self.vision.encode(list(pixels.values())) if pixels else [], strict=True))
+        return {name: images[id(batches[name].pixels)] for name in with_images}, texts
 
     def counts(self, batch: PretrainBatch) -> dict[str, Tensor]:
         """The divisor of each loss: the number of pairs, words or boxes of this micro-batch. Needs no forward pass."""
@@ -127,7 +134,11 @@ class PretrainModel(XVLM):
     def work(self, batch: PretrainBatch) -> Work:
         """See :class:`engine.task.TaskModel`."""
         batches, requested = batch.streams(), self.requested(batch).items()
-        works = [work_of(self.cost, self.streams[name], batches[name], losses) for name, losses in requested if losses]
+        works = [
+            work_of(self.cost, self.streams[name], batches[name], losses, shares_images=name.startswith(LONG))
+            for name, losses in requested
+            if losses
+        ]
         return sum(works, Work())
 
     def compared(self, batch: PretrainBatch) -> list[int]:
@@ -179,7 +190,7 @@ class PretrainModel(XVLM):
             )
         same_group = config.contrastive.identical_texts.model_dump()
         return {
-            name: kind(name, factors[name] or 0.0, weights, same_group.get(name, "negative"))
+            name: kind(name, factors[name] or 0.0, weights, same_group.get(name.removeprefix(LONG), "negative"))
             for name, kind in STREAMS.items()
         }
 

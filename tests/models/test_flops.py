@@ -34,6 +34,11 @@ STREAMS = {
     "images": ["data.images.batch_size=6", "data.regions=null"],
     "regions": ["data.images=null", "data.regions={files: [x], batch_size: 8, max_images: 4, max_regions: 2}"],
     "both": ["data.images.batch_size=6", "data.regions={files: [x], batch_size: 8, max_images: 4, max_regions: 2}"],
+    "long captions": [
+        "data.images.batch_size=6",
+        "data.images.captions=both",
+        "data.regions={files: [x], batch_size: 8, max_images: 4, max_regions: 2, captions: both}",
+    ],
     "texts": ["data.images.batch_size=2", "data.regions=null", "data.texts={files: [x], batch_size: 6}"],
     "translations": ["data.images.batch_size=2", "data.regions=null", "data.translations={files: [x], batch_size: 6}"],
     "videos": [

@@ -12,7 +12,7 @@ import torch
 
 from batches.base import Batch
 from batches.losses import weighted_sum
-from batches.pretraining import PretrainBatch
+from batches.pretraining import LONG, PretrainBatch
 from benchmarks.synthetic import pretrain_batch
 from models.pretraining.config import IdenticalTexts, StreamWeights
 from models.pretraining.model import PretrainModel, zero_loss
@@ -45,6 +45,7 @@ def only(*losses: str) -> dict[str, float]:
 
 CASES = [(mix, {name: 0.0}) for mix in ("both", "all") for name in LOSSES]
 CASES += [("both", only(name)) for name in LOSSES] + [("all", only("contrastive")), ("all", only("mlm"))]
+CASES += [("long captions", {}), ("long captions", only("l1"))]
 CASES += [("images", only("contrastive")), ("texts", only("mlm")), ("translations", only("mlm"))]
 
 
@@ -66,6 +67,7 @@ LOSSES_OF = {name: kind(name, 1.0, LossWeights(), "negative").declared for name,
 SETS = [
     (name, wanted)
     for name, declared in LOSSES_OF.items()
+    if not name.startswith(LONG)
     for count in range(1, len(declared) + 1)
     for wanted in itertools.combinations([loss.name for loss in declared], count)
 ]
@@ -243,10 +245,30 @@ def test_a_stream_that_is_not_encoded_counts_as_no_work():
 
 def test_the_streams_of_the_model_are_those_of_batches_and_weights():
     parts = {field.name for field in fields(PretrainBatch)} - {field.name for field in fields(Batch)} - {"unmatched"}
-    assert STREAM_CLASSES.keys() == StreamWeights.model_fields.keys() == parts
+    assert STREAM_CLASSES.keys() == StreamWeights.model_fields.keys() == parts | {"long_images", "long_regions"}
     assert IdenticalTexts.model_fields.keys() == {
-        name for name, declared in LOSSES_OF.items() if any(loss.name == "matching" for loss in declared)
+        name.removeprefix(LONG)
+        for name, declared in LOSSES_OF.items()
+        if any(loss.name == "matching" for loss in declared)
     }
+
+
+def test_long_captions_have_the_losses_that_they_would_have_alone():
+    model, batch = built(STREAMS["long captions"], **only("contrastive", "mlm", "l1", "giou"))
+    found = totals(model, batch)
+    long = {name: replace(getattr(batch, name), text=getattr(batch, name).long.text) for name in ("images", "regions")}
+    alone = totals(model, replace(batch, **{name: replace(each, long=None) for name, each in long.items()}))
+    torch.testing.assert_close({name: found[LONG + name] for name in alone}, alone)
+    assert not model.requested(replace(batch, unmatched=("images",)))["long_images"].count("matching")
+
+
+def test_the_images_of_long_captions_are_encoded_once(monkeypatch):
+    model, batch = built(STREAMS["long captions"])
+    encoded = []
+    encode = model.vision.encode
+    monkeypatch.setattr(model.vision, "encode", lambda pixels: (encoded.extend(pixels), encode(pixels))[1])
+    model(batch)
+    assert [len(each) for each in encoded] == [len(batch.images.pixels), len(batch.regions.pixels)]
 
 
 @pytest.mark.parametrize("name", LOSSES)

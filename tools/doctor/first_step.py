@@ -102,8 +102,9 @@ def streams_of(batch: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(batch, PretrainBatch):
         yield "", batch
         return
-    names = batch.streams().keys()
-    absent = {field.name: None for field in fields(batch) if field.name in names}
+    streams = batch.streams()
+    names = [field.name for field in fields(batch) if field.name in streams]
+    absent = dict.fromkeys(names)
     for name in names:
         yield name, replace(batch, **{**absent, name: getattr(batch, name)}, unmatched=())
 

@@ -14,12 +14,20 @@ from batches.base import Batch
 from batches.captioning import CaptioningBatch
 from batches.grounding import GroundingBatch
 from batches.nlvr import StatementBatch
-from batches.pretraining import ImageTextBatch, PretrainBatch, RegionBatch, TextBatch, TranslationBatch, VideoTextBatch
+from batches.pretraining import (
+    ImageTextBatch,
+    LongTexts,
+    PretrainBatch,
+    RegionBatch,
+    TextBatch,
+    TranslationBatch,
+    VideoTextBatch,
+)
 from batches.questions import ClassifiedBatch, QuestionBatch
 from batches.retrieval import RetrievalBatch
 from batches.texts import MaskedText
 from dataset.tasks.pretrain import DataConfig, RegionStreamConfig
-from dataset.tasks.streams.base import StreamConfig
+from dataset.tasks.streams.base import ImageRecordsConfig, StreamConfig
 from dataset.text.processors import TextDataConfig
 from models.core.vision import VisionEncoder
 from models.core.xvlm import XVLM
@@ -88,9 +96,12 @@ def pretrain_batch(data: DataConfig, vision: VisionEncoder, vocabulary: int) -> 
         other = parts.text(stream.batch_size, limits.max_tokens, vocabulary)
         return TranslationBatch(masked(stream, limits), other, parts.all_valid(stream.batch_size))
 
-    def images(stream: StreamConfig) -> ImageTextBatch:
+    def long(stream: ImageRecordsConfig) -> LongTexts | None:
+        return LongTexts(masked(stream), parts.all_valid(stream.batch_size)) if stream.captions == "both" else None
+
+    def images(stream: ImageRecordsConfig) -> ImageTextBatch:
         count = stream.batch_size
-        return ImageTextBatch(parts.images(count, vision.config), masked(stream), parts.all_valid(count))
+        return ImageTextBatch(parts.images(count, vision.config), masked(stream), parts.all_valid(count), long(stream))
 
     def videos(stream: StreamConfig) -> VideoTextBatch:
         count = stream.batch_size
@@ -99,7 +110,7 @@ def pretrain_batch(data: DataConfig, vision: VisionEncoder, vocabulary: int) -> 
     makers: dict[str, Callable[[Any], Any]] = {
         "images": images,
         "videos": videos,
-        "regions": lambda stream: _regions(stream, vision, masked(stream)),
+        "regions": lambda stream: _regions(stream, vision, masked(stream), long(stream)),
         "texts": lambda stream: TextBatch(masked(stream), parts.all_valid(stream.batch_size)),
         "translations": translations,
     }
@@ -107,7 +118,9 @@ def pretrain_batch(data: DataConfig, vision: VisionEncoder, vocabulary: int) -> 
     return PretrainBatch(**{**absent, **{name: makers[name](stream) for name, stream in data.streams().items()}})
 
 
-def _regions(stream: RegionStreamConfig, vision: VisionEncoder, texts: MaskedText) -> RegionBatch:
+def _regions(
+    stream: RegionStreamConfig, vision: VisionEncoder, texts: MaskedText, long: LongTexts | None
+) -> RegionBatch:
     """Regions that attend to all patches, with centred boxes; one image has the maximum number of regions."""
     count = len(texts.ids)
     counts = _regions_of_images(count, stream.max_images, stream.max_regions)
@@ -120,6 +133,7 @@ def _regions(stream: RegionStreamConfig, vision: VisionEncoder, texts: MaskedTex
         several_boxes=torch.zeros(count, dtype=torch.bool),
         text=texts,
         valid=parts.all_valid(count),
+        long=long,
     )
 
 

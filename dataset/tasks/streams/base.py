@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
+from batches.pretraining import LongTexts
 from dataset.records.schema import CaptionLength, ImageIs, ImageKeys, RawRecord
 from dataset.shards.blocks import BLOCK_RECORDS, BlockOrder, check_ranks
 from dataset.shards.readers import Shards
 from dataset.shards.samplers import Order, RandomOrder, RecordSource
 from dataset.shards.weights import Weights
-from dataset.tasks.account import Account
+from dataset.tasks.account import Account, filled
+from dataset.text.processors import TextExample, TextProcessor
 from utils import distributed
 from utils.config import Config
 from utils.errors import UserError
@@ -178,8 +180,8 @@ class ImageRecordsConfig(StreamConfig):
     caption_key: str = Field("caption", description="key of the caption of the whole image")
     captions: CaptionLength = Field(
         "short",
-        description="texts of records and phrases that also have a long_caption: short, long, or sample, one of both at random; "
-        "data.text.max_tokens limits the length",
+        description="texts of records and phrases that also have a long_caption: short; long; sample, one of both at random; or "
+        "both, each with its own losses; data.text.max_tokens limits the length",
     )
 
     def keys(self) -> ImageKeys:
@@ -200,6 +202,12 @@ class CleanSetConfig(Config):
     files: InputShards = Field(description="shards of the clean pairs, in the forms of the stream's `files`")
     probability: float = Field(gt=0, lt=1, description="probability that a step reads this set")
     caption_key: str | None = Field(None, description="key of the caption; null: the key of the stream")
+
+
+def long_texts(text: TextProcessor, examples: Sequence[TextExample | None]) -> LongTexts:
+    """Returns the long captions of a batch; None stands for an example without one."""
+    rows, valid = filled(examples, text.filler)
+    return LongTexts(text.collate(rows), valid)
 
 
 def read_examples(

@@ -21,7 +21,7 @@ from dataset.records.schema import RawRecord, parse_image_record
 from dataset.shards.readers import Shards
 from dataset.shards.samplers import RecordSource
 from dataset.tasks.account import Account, filled
-from dataset.tasks.streams.base import CleanSetConfig, ImageRecordsConfig, StreamConfig, read_examples
+from dataset.tasks.streams.base import CleanSetConfig, ImageRecordsConfig, StreamConfig, long_texts, read_examples
 from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
 from utils.errors import UserError
 from utils.files import expanded
@@ -102,22 +102,28 @@ class PairStream(ABC):
         self.caption_keys = (config.caption_key, named or config.caption_key)
         self.careful_flip = config.careful_flip
 
-    def rows(self, number: int, clean: bool, account: Account) -> tuple[Tensor, MaskedText, Tensor]:
-        """Returns the pixels, the texts and the mask of the rows that count, for micro-batch ``number``."""
+    def rows(
+        self, number: int, clean: bool, account: Account
+    ) -> tuple[Tensor, MaskedText, Tensor, list[TextExample | None]]:
+        """Returns the pixels, the texts and the mask of the rows that count, for micro-batch ``number``; and the second text of
+        each row, if it has one."""
         source = self.sources[clean]
         assert source is not None
         example = partial(self.example, caption_key=self.caption_keys[clean])
         examples = read_examples(source, number, account, example)
-        rows, valid = filled(examples, lambda: (self.view.filler(), self.text.filler()))
-        return stack_views([view for view, _ in rows]), self.text.collate([text for _, text in rows]), valid
+        rows, valid = filled(examples, lambda: (self.view.filler(), self.text.filler(), None))
+        views, texts, seconds = map(list, zip(*rows, strict=True))
+        return stack_views(views), self.text.collate(texts), valid, seconds
 
     def may_flip(self, text: str) -> bool:
         """Returns False if mirroring the image would make the text wrong and ``careful_flip`` is set."""
         return not (self.careful_flip and mentions_side(text))
 
     @abstractmethod
-    def example(self, raw: RawRecord, rng: np.random.Generator, caption_key: str) -> tuple[Tensor, TextExample]:
-        """Makes the view and the text of a record.
+    def example(
+        self, raw: RawRecord, rng: np.random.Generator, caption_key: str
+    ) -> tuple[Tensor, TextExample, TextExample | None]:
+        """Makes the view and the text of a record, and its second text if it has one.
 
         Raises:
             BrokenRecordError: if the record cannot be used.
@@ -132,13 +138,19 @@ class ImageStream(PairStream):
         self.keys, self.captions = config.keys(), config.captions
 
     def batch(self, number: int, clean: bool, account: Account) -> ImageTextBatch:
-        return ImageTextBatch(*self.rows(number, clean, account))
+        pixels, text, valid, long = self.rows(number, clean, account)
+        return ImageTextBatch(pixels, text, valid, long_texts(self.text, long) if self.captions == "both" else None)
 
-    def example(self, raw: RawRecord, rng: np.random.Generator, caption_key: str) -> tuple[Tensor, TextExample]:
+    def example(
+        self, raw: RawRecord, rng: np.random.Generator, caption_key: str
+    ) -> tuple[Tensor, TextExample, TextExample | None]:
         record = parse_image_record(raw, self.keys, caption_key, self.captions)
-        text = self.text.choose(record.texts(self.captions, rng), rng, record.location)
-        view = self.view(record.image, rng, may_flip=self.may_flip(text))
-        return view, self.text.encode(text, rng)
+        texts = [self.text.choose(record.texts(self.captions, rng), rng, record.location)]
+        if more := record.more_texts(self.captions):
+            texts.append(self.text.choose(more, rng, record.location))
+        view = self.view(record.image, rng, may_flip=all(map(self.may_flip, texts)))
+        short, *long = [self.text.encode(text, rng) for text in texts]
+        return view, short, next(iter(long), None)
 
 
 class VideoStream(PairStream):
@@ -152,13 +164,14 @@ class VideoStream(PairStream):
                 check_backend(first_clips(source.shards, config, caption_key), config.reading, "data.videos.reading")
 
     def batch(self, number: int, clean: bool, account: Account) -> VideoTextBatch:
-        return VideoTextBatch(*self.rows(number, clean, account))
+        pixels, text, valid, _ = self.rows(number, clean, account)
+        return VideoTextBatch(pixels, text, valid)
 
-    def example(self, raw: RawRecord, rng: np.random.Generator, caption_key: str) -> tuple[Tensor, TextExample]:
+    def example(self, raw: RawRecord, rng: np.random.Generator, caption_key: str) -> tuple[Tensor, TextExample, None]:
         record = self.config.record(raw, caption_key)
         join, frames = self.config.join_clips, self.config.min_frames
         source, captions = choose_clip(record, rng, join=join, min_frames=frames)
         texts = [self.text.choose(alternatives, rng, record.location) for alternatives in captions]
         text = clean_caption(" ".join(texts), self.text.max_words)
         view = self.view(source, rng, may_flip=self.may_flip(text))
-        return view, self.text.encode(text, rng)
+        return view, self.text.encode(text, rng), None

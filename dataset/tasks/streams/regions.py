@@ -17,10 +17,18 @@ from dataset.media.augment import RandAugment, RegionAugmentConfig, hflip, resiz
 from dataset.media.encoded import EncodedImage, PixelsAre, for_boxes
 from dataset.media.views import black
 from dataset.records.boxes import WHOLE_BOX, elements_inside, flip_box, patch_mask, visible_elements
-from dataset.records.schema import Box, BrokenRecordError, Element, RawRecord, RegionRecord, parse_region_record
+from dataset.records.schema import (
+    Box,
+    BrokenRecordError,
+    Description,
+    Element,
+    RawRecord,
+    RegionRecord,
+    parse_region_record,
+)
 from dataset.shards.samplers import RecordSource, sample_rng
 from dataset.tasks.account import Account
-from dataset.tasks.streams.base import ImageRecordsConfig, read_examples
+from dataset.tasks.streams.base import ImageRecordsConfig, long_texts, read_examples
 from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
 from utils.image_size import ImageSize, grid_of, sides_of
 
@@ -56,8 +64,8 @@ class RegionStreamConfig(ImageRecordsConfig):
 
 @dataclass(frozen=True)
 class RegionRow:
-    """One text of an image: its relative box (cx, cy, w, h), the patches (P,) that it covers, and whether it describes the whole
-    image or several boxes. A text about several boxes has the whole image as its box,
+    """One text of an image, and perhaps a long one about the same: its relative box (cx, cy, w, h), the patches (P,) that it
+    covers, and whether it describes the whole image or several boxes. A text about several boxes has the whole image as its box,
     which no loss uses."""
 
     text: TextExample
@@ -65,6 +73,7 @@ class RegionRow:
     patch_mask: Tensor
     is_image: bool = False
     several_boxes: bool = False
+    long: TextExample | None = None
 
 
 class RegionStream:
@@ -134,7 +143,7 @@ class RegionStream:
         for _ in range(self.config.batch_size - len(rows)):
             image = int(counts.argmin())
             counts[image] += 1
-            laid.append((image, False, self._whole(self.text.filler())))
+            laid.append((image, False, self._whole((self.text.filler(), None))))
         laid.sort(key=lambda entry: entry[0])
         image_index, all_rows = [image for image, _, _ in laid], [row for _, _, row in laid]
         return RegionBatch(
@@ -146,6 +155,7 @@ class RegionStream:
             several_boxes=torch.tensor([row.several_boxes for row in all_rows]),
             text=self.text.collate([row.text for row in all_rows]),
             valid=torch.tensor([valid for _, valid, _ in laid]),
+            long=long_texts(self.text, [row.long for row in all_rows]) if self.config.captions == "both" else None,
         )
 
     def _example(
@@ -178,14 +188,14 @@ class RegionStream:
         account.broken += broken
         image = resize(crop.of(encoded), self.image_size)
         flip = rng.random() < self.config.augment.flip
-        used = [text for text in (*caption, *texts) if text is not None]
+        used = [text for row in (*caption, *texts) if row is not None for text in row]
         if flip and not (self.config.careful_flip and any(mentions_side(text) for text in used)):
             image = hflip(image)
             visible = [(element, [flip_box(box) for box in boxes]) for element, boxes in visible]
-        rows = [self._whole(self.text.encode(text, rng)) for text in caption]
-        for text, (_, boxes) in zip(texts, visible, strict=True):
-            if text is not None:
-                rows.append(self._row(self.text.encode(text, rng), boxes))
+        rows = [self._whole(self._encoded(row, rng)) for row in caption]
+        for row, (_, boxes) in zip(texts, visible, strict=True):
+            if row is not None:
+                rows.append(self._row(self._encoded(row, rng), boxes))
         only_absent = bool(record.elements) and not any(element.boxes for element in record.elements)
         if not rows and not broken and not only_absent:
             kind, why = (
@@ -194,44 +204,57 @@ class RegionStream:
             raise BrokenRecordError(kind, record.location, why)
         return (self.rand_augment(image, rng), rows) if rows else None
 
-    def _caption(self, record: RegionRecord, rng: np.random.Generator, broken: list[BrokenRecord]) -> list[str]:
-        """Returns a list with the caption of the whole image, or an empty list without a usable caption."""
+    def _caption(self, record: RegionRecord, rng: np.random.Generator, broken: list[BrokenRecord]) -> list[list[str]]:
+        """Returns the texts of the whole image's row, or an empty list without a usable caption."""
         texts = record.captions or (record.long_captions if self.config.captions != "short" else ())
         if not (self.config.whole_image_rows and texts):
             return []
         try:
-            return [self.text.choose(record.texts(self.config.captions, rng), rng, record.location)]
+            text = self.text.choose(record.texts(self.config.captions, rng), rng, record.location)
+            return [[text, *self._long_text(record, record.location, rng)]]
         except BrokenRecordError as error:
             broken.append(error.as_broken())
             return []
 
     def _element_text(
         self, element: Element, location: str, rng: np.random.Generator, broken: list[BrokenRecord]
-    ) -> str | None:
-        """Returns a caption, with a random attribute before it if there are attributes. The languages of caption and attribute
-        are drawn independently."""
+    ) -> list[str] | None:
+        """Returns a caption, with a random attribute before it if there are attributes, and the long caption if it is an example,
+        too. The languages of caption and attribute are drawn independently."""
         try:
             text = self.text.choose(element.texts(self.config.captions, rng), rng, location)
             if element.attributes:
                 text = clean_caption(
                     f"{self.text.choose(element.attributes, rng, location)} {text}", self.text.max_words
                 )
+            return [text, *self._long_text(element, location, rng)]
         except BrokenRecordError as error:
             broken.append(BrokenRecord(error.kind, location, f"{element.name}: {error.message}"))
             return None
-        return text
 
-    def _row(self, text: TextExample, boxes: list[Box]) -> RegionRow:
+    def _long_text(self, described: Description, location: str, rng: np.random.Generator) -> list[str]:
+        more = described.more_texts(self.config.captions)
+        return [self.text.choose(more, rng, location)] if more else []
+
+    def _encoded(self, texts: list[str], rng: np.random.Generator) -> tuple[TextExample, TextExample | None]:
+        """Encodes a text, and the long one if there is one."""
+        text, *long = [self.text.encode(each, rng) for each in texts]
+        return text, next(iter(long), None)
+
+    def _row(self, texts: tuple[TextExample, TextExample | None], boxes: list[Box]) -> RegionRow:
+        text, long = texts
         mask = torch.stack([self._patches(box) for box in boxes]).any(dim=0)
         if len(boxes) > 1:
-            return RegionRow(text, WHOLE_BOX, mask, several_boxes=True)
-        return RegionRow(text, boxes[0], mask)
+            return RegionRow(text, WHOLE_BOX, mask, several_boxes=True, long=long)
+        return RegionRow(text, boxes[0], mask, long=long)
 
     def _patches(self, box: Box) -> Tensor:
         height, width = sides_of(self.image_size)
         cx, cy, w, h = (part * side for part, side in zip(box, (width, height, width, height), strict=True))
         return patch_mask((cx - w / 2, cy - h / 2, w, h), self.image_size, self.patch_size)
 
-    def _whole(self, text: TextExample) -> RegionRow:
+    def _whole(self, texts: tuple[TextExample, TextExample | None]) -> RegionRow:
+        text, long = texts
         rows, columns = grid_of(self.image_size, self.patch_size)
-        return RegionRow(text, WHOLE_BOX, torch.ones(rows * columns, dtype=torch.bool), is_image=True)
+        mask = torch.ones(rows * columns, dtype=torch.bool)
+        return RegionRow(text, WHOLE_BOX, mask, is_image=True, long=long)

@@ -436,6 +436,7 @@ def test_a_relative_picture_is_looked_for_beside_its_shard(maker, write_lines, e
         ("short", {"one", "four"}, {"two"}),  # a record without a short caption is broken
         ("long", {"one two three", "four", "three three"}, {"two two two"}),
         ("sample", {"one", "one two three", "four", "three three"}, {"two", "two two two"}),
+        ("both", {"one", "four", "three three"}, {"two"}),
     ],
 )
 def test_texts_are_short_or_long_or_one_of_both(maker, tokenizer, write_lines, make_pair, captions, images, boxes):
@@ -457,4 +458,16 @@ def test_texts_are_short_or_long_or_one_of_both(maker, tokenizer, write_lines, m
         part = regions_of(batch)
         for row in part.valid.nonzero().flatten().tolist():
             found["whole images" if part.is_image[row] else "boxes"].add(words(tokenizer, part.text, row))
+        if captions == "both":
+            for part in (batch.images, regions_of(batch)):
+                for row in part.long.valid.nonzero().flatten().tolist():
+                    short = words(tokenizer, part.text, row)
+                    assert (
+                        words(tokenizer, part.long.text, row) == {"one": "one two three", "two": "two two two"}[short]
+                    )
+            assert batch.images.long.valid.sum() == 1
+            assert not (batch.images.long.text.labels[~batch.images.long.valid] != IGNORE).any()
+        else:
+            assert batch.images.long is None
+            assert regions_of(batch).long is None
     assert found == {"images": images, "whole images": images, "boxes": boxes}
