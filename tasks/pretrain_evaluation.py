@@ -192,7 +192,11 @@ class PretrainEvaluator:
     def evaluate(self) -> Evaluation:
         """Computes all metrics of the held-out records and their predictions; returns the same result on every rank."""
         self.predictions = {}
-        metrics = [*self._retrieval(self.records, "image", "records"), *self._retrieval(self.videos, "video", "videos")]
+        metrics = [
+            *self._retrieval(self.records, "image", "records"),
+            *self._retrieval(self.records, "image", "records with a long caption", "long_captions"),
+            *self._retrieval(self.videos, "video", "videos"),
+        ]
         metrics += [*self._grounding(), *self._words()]
         return Evaluation(tuple(metrics), list(self.predictions.values()))
 
@@ -200,12 +204,27 @@ class PretrainEvaluator:
         """Returns the prediction of a record, to which each metric adds its results."""
         return self.predictions.setdefault(record.location, {"place": record.location})
 
-    def _retrieval(self, records: Sequence[HeldOutRecord], medium: str, size: str) -> list[Metric]:
+    def _retrieval(
+        self,
+        records: Sequence[HeldOutRecord],
+        medium: str,
+        size: str,
+        of: Literal["captions", "long_captions"] = "captions",
+    ) -> list[Metric]:
         """Computes the recall of each image's first caption among all captions, and of the image among all images. Chance level:
-        a random order."""
-        captioned = [record for record in records if record.captions]
+        a random order.
+
+        Args:
+            records: the held-out records; those without such a caption are left out.
+            medium: "image" or "video".
+            size: name of the number of records.
+            of: the captions to rank.
+        """
+        captioned = [record for record in records if getattr(record, of)]
         if not captioned:
             return []
+        captions: list[str] = [getattr(record, of)[0] for record in captioned]
+        text = "text" if of == "captions" else "long text"
 
         def read(share: range) -> Iterator[list[Tensor]]:
             for block in _blocks(captioned[share.start : share.stop], self.config.batch_size):
@@ -218,20 +237,23 @@ class PretrainEvaluator:
             batch_size=self.config.batch_size,
             score=self.config.score,
         )
-        rankings = search.rank(len(captioned), read, [record.captions[0] for record in captioned])
+        rankings = search.rank(len(captioned), read, captions)
         chance, numbers = 1 / len(captioned), np.arange(len(captioned))
         metrics = [count(size, len(captioned))]
         rule_of_sum = f"the {self.config.candidates} best by cosine re-ranked{RULES['sum']}"
         rule_of_reranked = rule_of_sum if self.config.score == "sum" else None
         for name, stage, rule in (("cosine", rankings.cosine, None), ("reranked", rankings.reranked, rule_of_reranked)):
             image_ranks, text_ranks = stage.ranks(numbers)
-            for way, ranks in ((f"{medium} to text", image_ranks), (f"text to {medium}", text_ranks)):
+            for way, ranks in ((f"{medium} to {text}", image_ranks), (f"{text} to {medium}", text_ranks)):
                 scores, title = Scores(ranks < 1, numbers), f"{way} R@1 ({name})"
                 metrics.append(Metric.mean_of(title, scores, chance, rule=rule))
-            for record, image_rank, text_rank in zip(captioned, image_ranks, text_ranks, strict=True):
-                places = {f"{medium} to text": _from_one(image_rank), f"text to {medium}": _from_one(text_rank)}
-                self._prediction(record)["caption"] = record.captions[0]
-                self._prediction(record).setdefault("ranks", {})[name] = places
+            for record, caption, image_rank, text_rank in zip(
+                captioned, captions, image_ranks, text_ranks, strict=True
+            ):
+                places = {f"{medium} to {text}": _from_one(image_rank), f"{text} to {medium}": _from_one(text_rank)}
+                prediction = self._prediction(record)
+                prediction[of.removesuffix("s")] = caption
+                prediction.setdefault("ranks", {}).setdefault(name, {}).update(places)
         return metrics
 
     def _grounding(self) -> list[Metric]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -44,6 +44,7 @@ class HeldOutRecord:
         captions: captions; may be empty.
         elements: described boxes.
         size: width and height of the decoded image; None for a video.
+        long_captions: long captions; may be empty.
     """
 
     location: str
@@ -51,6 +52,7 @@ class HeldOutRecord:
     captions: list[str]
     elements: list[HeldOutElement]
     size: tuple[int, int] | None = None
+    long_captions: list[str] = field(default_factory=list)
 
 
 def read_held_out(
@@ -165,8 +167,11 @@ def _read_one(
             named = f"{_clean(element.attributes, processor, raw.location)[0]} {caption}"
             caption = clean_caption(named, processor.max_words)
         elements.append(HeldOutElement(caption, box, element.grain))
-    captions = _clean(record.captions, processor, raw.location) if record.captions else []
-    return HeldOutRecord(raw.location, evaluation_view(image, image_size), captions, elements, (width, height))
+    captions, long_captions = (
+        _clean(texts, processor, raw.location) if texts else [] for texts in (record.captions, record.long_captions)
+    )
+    view = evaluation_view(image, image_size)
+    return HeldOutRecord(raw.location, view, captions, elements, (width, height), long_captions)
 
 
 def _clean(texts: Texts, processor: TextProcessor, location: str) -> list[str]:

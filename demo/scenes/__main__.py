@@ -34,6 +34,7 @@ def scenes(
     val: Split = 200,
     test: Split = 200,
     size: Size = (64, 64),
+    long: bool = False,
 ) -> int:
     """Draw the scenes data set.
 
@@ -43,6 +44,7 @@ def scenes(
         val: number of validation scenes.
         test: number of test scenes.
         size: size of an image in pixels: 64, or 96x64 for width x height.
+        long: describe each scene at length, too (long_caption in the records for pre-training).
 
     Examples:
         python -m demo.scenes --out data/scenes
@@ -62,7 +64,7 @@ def scenes(
             f"{facts['vocabulary']} word pieces; {time.monotonic() - started:.0f} s"
         )
 
-    return fill_folder(output, FACTS, build, summary, seed=seed, train=train, val=val, test=test, size=size)
+    return fill_folder(output, FACTS, build, summary, seed=seed, train=train, val=val, test=test, size=size, long=long)
 
 
 if __name__ == "__main__":

@@ -58,13 +58,15 @@ def build(
     val: int,
     test: int,
     size: int | tuple[int, int],
+    long: bool = False,
     overwrite: bool = False,
     progress: bool = False,
 ) -> None:
     """Writes images of ``size`` (a side, or width and height), and a file of records for each split and task.
 
     ``vqa_answers.json`` has the answers of the training split, most frequent first. ``tokenizer/`` is trained on the English
-    texts of the training split, and ``tokenizer_multilingual/`` on its captions in all languages.
+    texts of the training split, and ``tokenizer_multilingual/`` on its captions in all languages. ``long``: each scene has a long
+    caption, too.
 
     Raises:
         UserError: if the folder was made with other arguments, contains files of another origin, or cannot be written.
@@ -72,7 +74,7 @@ def build(
     """
     width, height = (size, size) if isinstance(size, int) else size
     counts = {"train": train, "val": val, "test": test}
-    arguments = {"seed": seed, **counts, "size": [width, height], "drawing": DRAWING}
+    arguments = {"seed": seed, **counts, "size": [width, height], "drawing": DRAWING} | ({"long": True} if long else {})
     folder = Folder(out, FACTS, OWNED, arguments, overwrite)
     if folder.is_complete():
         return
@@ -83,7 +85,7 @@ def build(
         facts |= {name: {} for name in ("objects", "relations", "sentences", "referring", "questions")}
         for split, count in counts.items():
             images: list[ImageLooks] = []
-            for looks in _write_scenes(out, seed, split, count, (width, height)):
+            for looks in _write_scenes(out, seed, split, count, (width, height), long=long):
                 images.append(looks)
                 bar.update()
             statements = list(statement_sets(seed, split, images, count // 3 if split == "train" else count))
@@ -135,13 +137,15 @@ def _read(out: Path, name: str) -> Iterator[Record]:
         yield from map(json.loads, lines)
 
 
-def _write_scenes(out: Path, seed: int, split: str, count: int, size: tuple[int, int]) -> Iterator[ImageLooks]:
+def _write_scenes(
+    out: Path, seed: int, split: str, count: int, size: tuple[int, int], *, long: bool
+) -> Iterator[ImageLooks]:
     """Writes the images and records of a split, and yields the looks of the objects of each image.
 
     Large splits are drawn by one process per core. Files are written line by line, so they are never in memory as a whole.
     """
     (out / "images" / split).mkdir(parents=True, exist_ok=True)
-    draw = partial(_draw, out, seed, split, size)
+    draw = partial(_draw, out, seed, split, size, long=long)
     with ExitStack() as stack:
         scenes: Iterator[SceneRecords] = map(draw, range(count))
         if count >= _WORTH_A_PROCESS:
@@ -156,9 +160,9 @@ def _write_scenes(out: Path, seed: int, split: str, count: int, size: tuple[int,
             yield looks
 
 
-def _draw(out: Path, seed: int, split: str, size: tuple[int, int], index: int) -> SceneRecords:
+def _draw(out: Path, seed: int, split: str, size: tuple[int, int], index: int, *, long: bool) -> SceneRecords:
     """Writes the image of a scene, and returns its records and the looks of its objects."""
     scene = compose_scene(seed, split, index, size)
-    records = records_of(scene)
+    records = records_of(scene, long=long)
     Image.fromarray(draw_scene(scene)).save(out / records[""][0]["image"])
     return records, tuple(looks_of(obj) for obj in scene.objects)

@@ -30,7 +30,15 @@ Box = tuple[int, int, int, int]
 GAP = 1
 """Minimum distance in pixels between the boxes of two objects, and between an object and the edge of the image."""
 
-COMPOSITION_STREAM, LAYOUT_STREAM, TEXT_STREAM, REFERRING_STREAM, STATEMENT_STREAM, QUESTION_STREAM = range(6)
+(
+    COMPOSITION_STREAM,
+    LAYOUT_STREAM,
+    TEXT_STREAM,
+    REFERRING_STREAM,
+    STATEMENT_STREAM,
+    QUESTION_STREAM,
+    LONG_STREAM,
+) = range(7)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 from demo.scenes.captions import captions_by_language, reference_captions
 from demo.scenes.compose import Scene
 from demo.scenes.describe import describe_scene, looks_of, refer_in_scene
+from demo.scenes.long import long_caption
 from demo.scenes.questions import ask_about
 from demo.scenes.statements import StatementSet
 
@@ -20,9 +21,9 @@ ANNOTATORS = 10
 """Number of answers to a question, as in VQA v2, whose accuracy depends on all of them. Here, all answers are equal."""
 
 
-def records_of(scene: Scene) -> dict[str, list[Record]]:
+def records_of(scene: Scene, *, long: bool = False) -> dict[str, list[Record]]:
     """Returns the records of a scene by :data:`TASKS`. Records of "captioning_" have several references, and records of
-    "multilingual_" have captions by language."""
+    "multilingual_" have captions by language. ``long``: the record for pre-training has a long caption, too."""
     captions = captions_by_language(scene)
 
     def captioned(caption: object) -> list[Record]:
@@ -30,7 +31,7 @@ def records_of(scene: Scene) -> dict[str, list[Record]]:
         return [{"image": _image(name), "caption": caption, "image_id": name}]
 
     records = (
-        [pretraining_record(scene, captions["en"])],
+        [pretraining_record(scene, captions["en"]) | ({"long_caption": long_caption(scene)} if long else {})],
         captioned(captions["en"]),
         referring_records(scene),
         question_records(scene),
@@ -115,14 +116,14 @@ def statement_records(split: str, stated: StatementSet) -> list[Record]:
 
 
 def texts_of(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the captions in all languages, phrases, question and sentence of a record."""
+    """Yields the captions in all languages, phrases, question, sentence and long caption of a record."""
     for described in (record, *record.get("elems", ())):
         caption = described.get("caption", ())
         if isinstance(caption, dict):
             yield from (text for texts in caption.values() for text in texts)
         else:
             yield from [caption] if isinstance(caption, str) else caption
-    yield from (record[name] for name in ("question", "sentence") if name in record)
+    yield from (record[name] for name in ("question", "sentence", "long_caption") if name in record)
 
 
 def _name(split: str, index: int) -> str:

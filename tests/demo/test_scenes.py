@@ -12,8 +12,9 @@ from demo.scenes import __main__ as command
 from demo.scenes.build import build
 from demo.scenes.captions import MAX_PIECES, captions_by_language, pieces
 from demo.scenes.compose import compose_scene, split_of
-from demo.scenes.describe import MARGIN, describe_scene
+from demo.scenes.describe import MARGIN, describe_scene, looks_of
 from demo.scenes.draw import draw_scene
+from demo.scenes.long import long_caption
 from demo.scenes.records import records_of
 from demo.scenes.vocabulary import COLOURS, PLAIN, RELATIONS, SHAPES, SIZES
 from tests.demo.scene_texts import COUNTS, fitting, further, meant_by, read
@@ -145,6 +146,30 @@ def test_each_relation_of_a_caption_is_true():
                 assert further(link, scene.objects[first], scene.objects[second]) > 0
                 checked += 1
     assert checked > 50
+
+
+def test_each_sentence_of_a_long_caption_is_true():
+    sides = {"upper": (1, 0), "lower": (1, 2), "left": (0, 0), "right": (0, 2)}
+    relations = 0
+    for scene in SCENES:
+        text = records_of(scene, long=True)[""][0]["long_caption"]
+        assert text == long_caption(scene)
+        sentences = text.split(", ")
+        for obj in scene.objects:
+            (place,) = [
+                each.partition(" in the ")[2]
+                for each in sentences
+                if f"there is {looks_of(obj).indefinite()} in" in each
+            ]
+            for word, (axis, third) in sides.items():
+                length = (scene.width, scene.height)[axis]
+                assert (word in place) == (length * third / 3 <= obj.centre[axis] < length * (third + 1) / 3)
+        for sentence in [each for each in sentences if not each.startswith("there is ")]:
+            (subject,), relation, reference = meant_by(scene, sentence.replace(" is ", " "))
+            assert further(relation, subject, reference) > 0
+            relations += 1
+    assert relations > 500
+    assert "long_caption" not in records_of(SCENES[0])[""][0]
 
 
 def test_captions_name_every_object_within_the_token_budget():

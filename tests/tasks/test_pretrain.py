@@ -186,6 +186,26 @@ def test_predictions_of_pre_training_are_boxes_and_ranks(evaluator, scenes_folde
     assert np.mean(np.array(ious) >= 0.5) == pytest.approx(evaluation["object box, IoU >= 0.5"].value)
 
 
+def test_long_captions_are_ranked_by_themselves(evaluator, monkeypatch):
+    """As the captions of records that have no others."""
+    records = [
+        replace(record, long_captions=[f"{record.captions[0]} left of a small red star"] if place % 2 else [])
+        for place, record in enumerate(evaluator.records)
+    ]
+    long = [replace(each, captions=each.long_captions, long_captions=[]) for each in records if each.long_captions]
+    found, alone = {}, {}
+    for given, metrics in ((records, found), (long, alone)):
+        monkeypatch.setattr(evaluator, "records", given)
+        with evaluating(evaluator.model, "fp32"):
+            metrics |= {metric.name: metric.value for metric in evaluator.evaluate().metrics}
+    assert found["records"] == 8
+    assert found["records with a long caption"] == alone["records"] == 4
+    for stage in ("cosine", "reranked"):
+        assert found[f"image to long text R@1 ({stage})"] == alone[f"image to text R@1 ({stage})"]
+        assert found[f"long text to image R@1 ({stage})"] == alone[f"text to image R@1 ({stage})"]
+    assert not [name for name in alone if "long" in name]
+
+
 def test_the_sheet_of_pre_training_has_images_from_all_over_the_records(evaluator, tmp_path, monkeypatch):
     with evaluating(evaluator.model, "fp32"):
         evaluator.evaluate()
