@@ -6,12 +6,14 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.pretrain_step import build, seconds
 from engine.checkpoint import write_checkpoint
-from engine.saving import CheckpointWriter, copied_to_cpu
+from engine.parallel.ddp import DataParallel
+from engine.saving import CheckpointWriter
 from utils.commands import call
 from utils.flags import Positive
 
@@ -37,19 +39,25 @@ def main(*, rounds: Positive = 3, small: bool = False) -> int:
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
+    parallel = DataParallel(model, torch.device("cpu"))
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
         writer = CheckpointWriter(Path(folder), keep=1)
 
+        def copied_states() -> Any:
+            return parallel.gathered((dict(model.state_dict()), {"optimizer": optimizer.state_dict()}))
+
         def save_and_wait(step: int) -> None:
-            weights, state = copied_to_cpu(dict(model.state_dict())), copied_to_cpu(optimizer.state_dict())
-            write_checkpoint(Path(folder), step, weights, {"optimizer": state})
+            weights, training = copied_states()
+            write_checkpoint(Path(folder), step, weights, training)
+
+        def save(step: int) -> None:
+            weights, training = copied_states()
+            writer.save(step, weights, None, training)
 
         for number in range(rounds):
             waited = seconds(lambda step=2 * number: save_and_wait(step))  # type: ignore[misc]
-            stalled = seconds(
-                lambda step=2 * number + 1: writer.save(step, model, {"optimizer": optimizer.state_dict()})  # type: ignore[misc]
-            )
+            stalled = seconds(lambda step=2 * number + 1: save(step))  # type: ignore[misc]
             writer.finish()
             ratios.append(stalled / waited)
             sys.stdout.write(f"round {number + 1}: waits {stalled:.2f} s instead of {waited:.2f} s\n")

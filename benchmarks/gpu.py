@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import math
 import statistics
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from batches.losses import Work
 from benchmarks.plain_path import Padding, plain_losses, why_not_plain
@@ -90,7 +89,7 @@ def measure(way: str, config: PretrainConfig, timing: Timing, device: torch.devi
     torch.manual_seed(0)
     model = build(config)
     if way == "plain":
-        model.forward = functools.partial(plain_losses, model, padded=padding_of(config))  # type: ignore[method-assign]
+        model.forward = partial(plain_losses, model, padded=padding_of(config))  # type: ignore[method-assign]
     train = train_of(way, config.train)
     accumulation = config.model_copy(update={"train": train}).plan(distributed.world_size()).accumulation
     trainer = trainer_of(model, train, config.optim, device)
@@ -98,7 +97,7 @@ def measure(way: str, config: PretrainConfig, timing: Timing, device: torch.devi
     if device.type == "cuda":
         batches = [batch.pin_memory() for batch in batches]
     stepper = Stepper(trainer, batches, accumulation)
-    no_sync = trainer.parallel.no_sync if isinstance(trainer.parallel, DistributedDataParallel) else nullcontext
+    no_sync = partial(trainer.parallel.synchronised, last=False) if distributed.is_distributed() else nullcontext
     stepper.milliseconds(timing.warm_up or _warm_up(train, timing.small, len(batches)), nullcontext)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -12,6 +12,7 @@ from engine.task import TaskModel
 def in_turn(
     model: TaskModel,
     micro_batches: Sequence[Any],
+    chunks: int,
     autocast: Callable[[], AbstractContextManager[Any]],
     seed: Callable[[int], None],
 ) -> Iterator[tuple[int, Any]]:
@@ -20,14 +21,17 @@ def in_turn(
     Args:
         model: without DDP.
         micro_batches: those of this rank, on the device.
+        chunks: number of micro-batches that a loss spans.
         autocast: the context of forward passes.
         seed: seeds torch's generators for a micro-batch, by its number.
     """
-    if model.chunks == 1:
-        yield from enumerate(micro_batches)
+    if chunks == 1:
+        for number, batch in enumerate(micro_batches):
+            seed(number)
+            yield number, batch
         return
-    for start in range(0, len(micro_batches), model.chunks):
-        group = micro_batches[start : start + model.chunks]
+    for start in range(0, len(micro_batches), chunks):
+        group = micro_batches[start : start + chunks]
         with ExitStack() as stack:
             with autocast():
                 stack.enter_context(model.spanning(group, lambda number, start=start: seed(start + number)))  # type: ignore[misc]

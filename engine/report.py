@@ -19,6 +19,7 @@ from engine.throughput import Throughput
 from engine.train_config import TrainConfig
 from engine.watch import Watch, pop_times
 from utils import distributed
+from utils.distributed import whole_tensor
 from utils.errors import UserError
 from utils.events import SkippedStep, finite
 from utils.files import replacing
@@ -198,7 +199,7 @@ class Reporter:
         """Which weights are not finite, None if all are. Waits for the device."""
         self.has_checked_weights = True
         named = [(name, weight.detach()) for name, weight in (self.weights() if self.weights else ())]
-        ruined = [name for name, weight in named if not bool(weight.isfinite().all())]
+        ruined = [name for name, weight in named if not bool(whole_tensor(weight.isfinite().all()))]
         return f"{len(ruined)} of {len(named)} tensors, first {ruined[0]}" if ruined else None
 
     def _rate(self, step: int) -> str:

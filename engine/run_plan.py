@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from batches.base import MicroBatch
 from engine.task import TrainingData
@@ -20,6 +21,7 @@ class RunPlan:
     Attributes:
         ranks: number of processes.
         accumulation: micro-batches per step and rank.
+        chunks: micro-batches of a rank that the contrastive loss spans.
         records_per_step: records of the leading stream in a step, over all ranks.
         epoch_size: records of the leading stream in an epoch; None if the data were not read yet.
         steps: optimiser steps of the run; None if the config gives epochs and the data were not read yet.
@@ -28,6 +30,7 @@ class RunPlan:
 
     ranks: int
     accumulation: int
+    chunks: int
     records_per_step: int
     epoch_size: int | None
     steps: int | None
@@ -46,7 +49,7 @@ class RunPlan:
         schedule: ScheduleConfig,
         data: TrainingData,
         *,
-        chunks: int,
+        chunks: int | Literal["step"],
         ranks: int,
         epoch_size: int | None = None,
         accumulation: int | None = None,
@@ -56,7 +59,7 @@ class RunPlan:
         Args:
             train, optim, schedule: sections of the config.
             data: the section ``data`` of the config, or a loader.
-            chunks: micro-batches of a rank that the contrastive loss spans (``model.contrastive.chunks``).
+            chunks: ``model.contrastive.chunks``.
             ranks: number of processes.
             epoch_size: records of the leading stream in an epoch, if the data were read.
             accumulation: micro-batches per step and rank, if they do not follow from ``train``.
@@ -68,7 +71,7 @@ class RunPlan:
         data.check_ranks(ranks)
         if accumulation is None:
             accumulation = _accumulation(train, data, ranks)
-        _check_chunks(chunks, accumulation)
+        chunks = chunks_in(chunks, accumulation)
         records_per_step = data.records_per_batch * accumulation * ranks
         steps, validate_every = train.steps, train.validate_every
         if epoch_size is not None:
@@ -77,7 +80,7 @@ class RunPlan:
         if steps is not None:
             build_schedule(schedule, steps)
             optim.frozen.check_steps(steps)
-        return RunPlan(ranks, accumulation, records_per_step, epoch_size, steps, validate_every)
+        return RunPlan(ranks, accumulation, chunks, records_per_step, epoch_size, steps, validate_every)
 
 
 def steps_of(train: TrainConfig, epoch_size: int, records_per_step: int) -> int:
@@ -97,16 +100,23 @@ def _accumulation(train: TrainConfig, data: TrainingData, ranks: int) -> int:
     return _accumulation_of(train.global_batch, data.micro_batch, ranks, graphs)
 
 
-def _check_chunks(chunks: int, accumulation: int) -> None:
-    """Raise a :class:`UserError` unless the micro-batches of a step and rank make whole groups of ``chunks``."""
+def chunks_in(chunks: int | Literal["step"], accumulation: int) -> int:
+    """The number of micro-batches of a rank that the contrastive loss spans (``model.contrastive.chunks``).
+
+    Raises:
+        UserError: if the micro-batches of a step and rank do not make whole groups of them.
+    """
+    if chunks == "step":
+        return accumulation
     if accumulation % chunks:
         fits = [str(number) for number in range(1, accumulation + 1) if accumulation % number == 0]
         would_do = f"one of {', '.join(fits)}" if len(fits) > 1 else "1"
         batches = "1 micro-batch" if accumulation == 1 else f"{accumulation} micro-batches"
         raise UserError(
             f"model.contrastive.chunks = {chunks}: does not divide the accumulation, {batches} per step and rank; set it to "
-            f"{would_do}, or change train.global_batch, train.accumulate or the micro-batch"
+            f"{would_do} or to step, or change train.global_batch, train.accumulate or the micro-batch"
         )
+    return chunks
 
 
 def _accumulation_of(global_batch: int, micro_batch: MicroBatch, ranks: int, graphs: str | None) -> int:

@@ -9,11 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.checkpoint import remove_leftovers, remove_old, write_checkpoint
-from optim.ema import WeightAverage
 from utils.errors import UserError
 from utils.events import SavedCheckpoint
 from utils.weight_file import save_weights
@@ -35,25 +33,18 @@ class CheckpointWriter:
     def save(
         self,
         step: int,
-        model: nn.Module,
+        weights: dict[str, Tensor],
+        unaveraged: dict[str, Tensor] | None,
         training: dict[str, Any],
-        average: WeightAverage | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        """Copy the states, and start to write them as the checkpoint of ``step``; waits for the one before to be written.
+        """Start to write the checkpoint of ``step``; waits for the one before to be written.
 
-        Args:
-            step: optimiser steps that are done.
-            model: whose weights are written.
-            training: see :func:`engine.checkpoint.write_checkpoint`.
-            average: of the weights, which is written in their place, and they beside it; None: there is none.
-            about: values for the header of the model's file.
+        The arguments are those of :func:`engine.checkpoint.write_checkpoint`: copies, which training does not change.
         """
         self.wait()
-        average = average or WeightAverage((), None)
-        states = copied_to_cpu((*average.states(model), training))
         self._thread = threading.Thread(
-            target=self._write, args=(step, *states, dict(about or {})), name=f"save step {step}"
+            target=self._write, args=(step, weights, unaveraged, training, dict(about or {})), name=f"save step {step}"
         )
         self._thread.start()
 
@@ -94,13 +85,13 @@ class CheckpointWriter:
 
 
 def save_best(
-    path: Path, step: int, model: nn.Module, metrics: dict[str, float], about: Mapping[str, Any] | None = None
+    path: Path, step: int, weights: dict[str, Tensor], metrics: dict[str, float], about: Mapping[str, Any] | None = None
 ) -> bool:
-    """Replace the best weights of a run; returns whether they could be written. If not, that is a warning, and the file stays as
-    it was. Its header has step and metrics under ``validation``, beside ``about``."""
+    """Replace the best weights of a run by ``weights``, copies in host memory; returns whether they could be written. If not,
+    that is a warning, and the file stays as it was. Its header has step and metrics under ``validation``, beside ``about``."""
     try:
         header = {"validation": {"step": step, **metrics}, **(about or {})}
-        save_weights(path, copied_to_cpu(dict(model.state_dict())), header)
+        save_weights(path, weights, header)
     except Exception as error:
         logger.warning("%s", cannot_save(path.parent, f"the best weights, of step {step},", error))
         return False
@@ -115,14 +106,3 @@ def cannot_save(folder: Path, what: str, error: Exception) -> str:
     except OSError:
         space = ""
     return f"{folder}: {what} cannot be written ({reason}){space}; make room there, older checkpoints are untouched"
-
-
-def copied_to_cpu(value: Any) -> Any:
-    """A copy in which tensors, in dictionaries, lists and tuples too, are on the CPU and share no memory with the original."""
-    if isinstance(value, Tensor):
-        return torch.empty_like(value, device="cpu").copy_(value.detach())
-    if isinstance(value, dict):
-        return {key: copied_to_cpu(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(copied_to_cpu(part) for part in value)
-    return value

@@ -18,12 +18,12 @@ class TaskModel(Protocol):
     """The module of a task, before DDP wraps it."""
 
     @property
-    def chunks(self) -> int:
-        """Micro-batches of a rank that a loss spans, in a step; 1: none does."""
+    def chunks(self) -> int | Literal["step"]:
+        """Micro-batches of a rank that a loss spans, in a step; 1: none does; "step": all."""
 
     def spanning(self, micro_batches: Sequence[Any], before: Callable[[int], None]) -> AbstractContextManager[None]:
         """A context in which the forward passes of these micro-batches, in their order, give losses that span them all; called
-        only where ``chunks`` is more than 1.
+        only where that is more than one.
 
         ``before(i)`` seeds what micro-batch i draws; it is called here, and has to be called before its forward pass.
         """

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from engine.parallel.config import ParallelConfig
 from engine.precision import PrecisionName
 from engine.task import Encoder
 from engine.trackers.wandb import WandbConfig
@@ -66,6 +67,11 @@ class TrainConfig(Config):
         gt=0,
         description="dense peak of a device in this precision, for the utilisation; null: from the table of known GPUs",
     )
+    parallel: Annotated[ParallelConfig, MAY_CHANGE] = Field(
+        "auto",
+        description="how ranks share the model. ddp: each holds all of it; fsdp: each holds a share of weights, gradients and "
+        "optimiser states (FSDP2); a section: so do groups of ranks; auto: fsdp if a GPU would be too small otherwise",
+    )
     recompute: Annotated[list[Encoder], MAY_CHANGE] = Field(
         [],
         description="encoders whose activations are recomputed in the backward pass: less memory, more time",
@@ -113,6 +119,19 @@ class TrainConfig(Config):
                 f"accumulate = {self.accumulate}, give compile: true"
             )
         return self
+
+    @model_validator(mode="after")
+    def _can_be_sharded(self) -> TrainConfig:
+        if self.parallel not in ("auto", "ddp") and (setting := self.not_sharded):
+            raise ValueError(f"parallel: {setting} does not work with FSDP2; change it, or set parallel to ddp")
+        return self
+
+    @property
+    def not_sharded(self) -> str | None:
+        """A setting of this config that does not work with FSDP2; None if all do."""
+        if self.compile:
+            return "compile"
+        return f"precision = {self.precision}" if self.precision in ("fp16", "O1", "O2") else None
 
     @property
     def records_graphs(self) -> bool:

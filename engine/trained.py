@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import logging
 import math
 from collections import Counter
@@ -11,11 +9,11 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
 
 from engine.checkpoint import Checkpoint
-from engine.parallel import data_parallel
+from engine.parallel.choice import parallel_of
+from engine.train_config import TrainConfig
 from optim import OptimConfig, build_optimizer, parameter_groups
 from optim.ema import WeightAverage
 from optim.lora import is_adapter
@@ -26,20 +24,21 @@ logger = logging.getLogger(__name__)
 
 
 class Trained:
-    """The parameters of ``model`` that train, their optimiser, and ``parallel``, the model whose gradients span all ranks.
+    """The parameters of ``model`` that train, their optimiser, and ``parallel``, the model on all ranks.
 
     Before a step, :meth:`thaw` adds the encoders that train from this step on. They join with fresh states of the optimiser.
 
     Args:
-        model: on its device.
+        model: in host memory; it moves to ``device``.
         optim: the config section.
         fresh: names of the parameters that train at ``lr * lr_mult``.
         step: number of steps that are done. Encoders that train from the next one on are still frozen, as when a checkpoint of
             this step is written.
         steps: of the whole run.
+        train: says how ranks share the model.
 
     Raises:
-        UserError: if ``optim.freeze`` does not fit the model or the run.
+        UserError: if ``optim.freeze`` or ``train.parallel`` does not fit the model or the run.
     """
 
     def __init__(
@@ -51,7 +50,9 @@ class Trained:
         *,
         step: int,
         steps: int,
+        train: TrainConfig,
     ):
+        self.parallel = parallel_of(train, optim, model, device)
         self.model, self.optim, self.fresh, self.device = model, optim, fresh, device
         self.freeze = optim.frozen
         self.freeze.check_steps(steps)
@@ -67,7 +68,7 @@ class Trained:
         ]
         self._check_parts(name for group in all_groups for name in group["names"])
         self._set_frozen(self.freeze.frozen_at(max(0, step - 1)))
-        self.parallel = data_parallel(model, device)
+        self.parallel.follow()
         self.average = WeightAverage(ever_trained, optim.ema)
         """Of all parameters that train in any step of the run."""
         if optim.ema:
@@ -107,15 +108,10 @@ class Trained:
         if before == self.freeze.frozen_at(step):
             return False
         states = self.optimizer.state
-        # The hooks of the old wrapper would reduce gradients a second time; they go when nothing holds it. Gradients are views
-        # of its buffers.
-        self.parallel = self.model
-        for parameter in self.parameters:
-            parameter.grad = None
-        gc.collect()
+        self.parallel.release()
         self._set_frozen(self.freeze.frozen_at(step))
         self.optimizer.state.update(states)
-        self.parallel = data_parallel(self.model, self.device)
+        self.parallel.follow()
         logger.info("step %d: %s trains from now on", step + 1, ", ".join(p for p in before if p not in self.frozen))
         self._log(self.frozen)
         return True
@@ -134,7 +130,16 @@ class Trained:
                 f"when a run resumes; start another one with init.checkpoint={checkpoint.folder}"
             )
         if unaveraged is not None:
-            self.model.load_state_dict(unaveraged)
+            self.parallel.load(unaveraged)
+
+    def resume_optimizer(self, state: dict[str, Any]) -> None:
+        """Load the state of the optimiser from a checkpoint."""
+        for index, parameter in enumerate(each for group in self.optimizer.param_groups for each in group["params"]):
+            of_parameter = state["state"].get(index, {})
+            for name, value in of_parameter.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    of_parameter[name] = self.parallel.like(value, parameter)
+        self.optimizer.load_state_dict(state)
 
     def set_rates(self, factor: float) -> None:
         """Set the learning rate of each group to this factor of its peak."""
@@ -144,12 +149,6 @@ class Trained:
     def learning_rates(self, step: int, factor: float) -> dict[str, float]:
         """Learning rates in step ``step``, from 0, by the name of the group, at this factor of the peaks."""
         return {name: peak * factor for name, (peak, first) in self._peaks.items() if first <= step}
-
-    def synchronised(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Context of a micro-batch: only the last one of a step exchanges its gradients with the other ranks."""
-        if isinstance(self.parallel, DistributedDataParallel) and not last:
-            return self.parallel.no_sync()
-        return contextlib.nullcontext()
 
     def _set_frozen(self, frozen: tuple[str, ...]) -> None:
         self.frozen = frozen

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from engine.chunks import in_turn
 from engine.identity import RunIdentity
 from engine.losses import count_step, sum_tensors
 from engine.metrics_log import MetricsLog
+from engine.parallel.strategy import Parallel
 from engine.precision import Precision
 from engine.prefetch import HostAndDevice, prefetch
 from engine.rank_times import RankTimes
@@ -82,7 +84,7 @@ class Trainer:
         if train.deterministic and device.type == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it, before its first product
         torch.use_deterministic_algorithms(train.deterministic)
-        self.model: nn.Module = task.model.to(device).train()
+        self.model: nn.Module = task.model.train()
         self._set_up_encoders()
         state = None if checkpoint is None else checkpoint.training_state()
         self.fresh = set(task.fresh if state is None else state["fresh"])
@@ -99,7 +101,7 @@ class Trainer:
         assert self.plan.steps is not None
         self.steps, self.accumulation = self.plan.steps, self.plan.accumulation
         self.step = 0 if checkpoint is None else checkpoint.step
-        self.trained = Trained(self.model, optim, self.fresh, device, step=self.step, steps=self.steps)
+        self.trained = Trained(self.model, optim, self.fresh, device, step=self.step, steps=self.steps, train=train)
         self.identity = self._identity(data or {})
         self.writer = CheckpointWriter(folder.checkpoints, train.keep_checkpoints)
         self.schedule = build_schedule(schedule, self.steps)
@@ -122,8 +124,8 @@ class Trainer:
         return self.trained.optimizer
 
     @property
-    def parallel(self) -> nn.Module:
-        """The model, wrapped where ranks share a step."""
+    def parallel(self) -> Parallel:
+        """The model on all ranks."""
         return self.trained.parallel
 
     def _identity(self, data: Mapping[str, str]) -> RunIdentity:
@@ -155,6 +157,7 @@ class Trainer:
         else:
             logger.info("%s: all %d steps are done", self.folder.path, self.steps)
         self.trained.average.put_in_model()
+        self.task.model = self.model = self.parallel.finished()
 
     def _fit(self, remaining: int) -> None:
         self.folder.resumed = None
@@ -254,14 +257,22 @@ class Trainer:
 
     def _validate(self, metrics: MetricsLog | None, report: Reporter) -> None:
         started = time.perf_counter()
+        if self.parallel.needs_all_ranks:
+            self._save(metrics)  # a rank that is asked to stop during the validation cannot save by itself
         with self.trained.average.in_model():
-            # Inside, since a request to stop saves a checkpoint at once, which must not be in the middle of an exchange.
-            with self.stop.at_once(partial(self._save_and_say, metrics)), self.stall.doing("a validation"):
+            with self.parallel.whole_model(), self.stall.doing("a validation"), self._stopping_at_once(metrics):
                 distributed.set_timeout(self.config.start_timeout_min)
                 values = self.validations.measure()
             self.validations.keep(self.step, values, metrics)
         distributed.set_timeout(self.config.step_timeout_min)
         report.exclude(time.perf_counter() - started)
+
+    def _stopping_at_once(self, metrics: MetricsLog | None) -> AbstractContextManager[None]:
+        """Context in which a request to stop saves a checkpoint at once, if a rank can do so by itself. It must not be entered in
+        the middle of an exchange of averaged weights."""
+        if self.parallel.needs_all_ranks:
+            return nullcontext()
+        return self.stop.at_once(partial(self._save_and_say, metrics))
 
     def train_step(self, micro_batches: list[Any], on_device: list[Any] | None = None) -> PendingStep:
         """Enqueue one optimiser step.
@@ -270,8 +281,6 @@ class Trainer:
             micro_batches: those of this rank, on the host.
             on_device: their copies on the device; None: copy them now.
         """
-        # Dropout and hard negatives depend on seed, step and rank alone: a resumed run needs no generator state.
-        self._seed()
         if self.trained.thaw(self.step):
             self.first_step = self.step
             distributed.set_timeout(self.config.start_timeout_min)
@@ -283,20 +292,21 @@ class Trainer:
             on_device = [to_device(batch, self.device) for batch in micro_batches]
         divisors, work = count_step(cast(TaskModel, self.model), micro_batches, self.device, self._reached)
         averages: list[Tensor] = []
-        for index, batch in in_turn(cast(TaskModel, self.model), on_device, self.precision.autocast, self._seed):
+        for index, batch in in_turn(
+            cast(TaskModel, self.model), on_device, self.plan.chunks, self.precision.autocast, self._seed
+        ):
             if self.config.compile:
                 torch.compiler.cudagraph_mark_step_begin()
-            with self.trained.synchronised(last=index == len(on_device) - 1):
+            with self.parallel.synchronised(last=index == len(on_device) - 1):
                 with self.precision.autocast():
                     losses: Losses = self.parallel(batch)
                 self._reached("forward")
                 divided, loss = weighted_sum(losses, divisors)
                 averages.append(torch.cat([divided, loss.view(1)]).detach())
                 self._reached("losses")
-                # DDP averages gradients over ranks, but the divisors already span all ranks.
-                self.precision.scaler.scale(loss * distributed.world_size()).backward()
-            self.trained.check_adapters()
+                self.precision.scaler.scale(loss * self.parallel.loss_factor).backward()
             self._reached("backward")
+        self.trained.check_adapters()
         pending = self._update([*losses, "loss"], sum_tensors(averages), work, micro_batches)
         self._reached("numbers")
         self.step += 1
@@ -304,8 +314,11 @@ class Trainer:
         self.consumed += self.accumulation * distributed.world_size()
         return pending
 
-    def _seed(self, *micro_batch: int) -> None:
-        seed_generators(mix_seed(self.seed, self.step, distributed.rank(), *micro_batch), self.device)
+    def _seed(self, micro_batch: int) -> None:
+        """Seed what a micro-batch of this rank draws: dropout and hard negatives. They depend on the seed and the position of the
+        micro-batch in the run alone, so a resumed run needs no generator state, and the number of ranks does not matter."""
+        number = micro_batch * distributed.world_size() + distributed.rank()
+        seed_generators(mix_seed(self.seed, self.step, number), self.device)
 
     def _update(self, names: list[str], local: Tensor, work: Tensor, micro_batches: list[Any]) -> PendingStep:
         """Clip the gradient and update the parameters, unless a loss or the gradient is not finite.
@@ -317,7 +330,9 @@ class Trainer:
         losses, news = distributed.sum_over_ranks(torch.cat([local, news])).split([len(local), len(news)])
         bad = ~losses.isfinite().all()
         scaler, rest = self.precision.scaler, {}
-        update = GuardedUpdate(self.optimizer, self.precision, self.trained.parameters, self.config.clip_grad_norm)
+        update = GuardedUpdate(
+            self.optimizer, self.precision, self.trained.parameters, self.config.clip_grad_norm, self.parallel
+        )
         if scaler.is_enabled():
             update.spoil_if(bad)
             rest["loss_scale"] = scaler.scale(torch.ones((), device=self.device))  # get_scale() would wait
@@ -338,28 +353,27 @@ class Trainer:
         return PendingStep(self.step + 1, names, values, copied, micro_batches, time.perf_counter())
 
     def _save(self, metrics: MetricsLog | None) -> None:
-        """Start to write a checkpoint of this step; only rank 0 does."""
+        """Start to write a checkpoint of this step. Rank 0 writes what all ranks hold."""
+        self.writer.wait()  # before the states are copied again
+        weights, unaveraged = self.trained.average.states(self.model)
+        training = {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
+            "records": self.consumed * self.loader.records_per_batch,
+            "skipped": self.tally.skipped,
+            "elapsed_s": self.tally.elapsed_s,
+            "best": self.validations.best,
+            "validation_due": self.validations.due,
+            "fresh": sorted(self.fresh),
+            "run": self.identity.state(),
+        }
+        states = self.parallel.gathered((weights, unaveraged, training))
         if metrics is None:
             return
         metrics.sync()
         self.folder.restore_config()
-        self.writer.save(
-            self.step,
-            self.model,
-            {
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.precision.scaler.state_dict(),
-                "records": self.consumed * self.loader.records_per_batch,
-                "skipped": self.tally.skipped,
-                "elapsed_s": self.tally.elapsed_s,
-                "best": self.validations.best,
-                "validation_due": self.validations.due,
-                "fresh": sorted(self.fresh),
-                "run": self.identity.state(),
-            },
-            self.trained.average,
-            {**self.task.about, **self.trained.about},
-        )
+        weights, unaveraged, training = states
+        self.writer.save(self.step, weights, unaveraged, training, {**self.task.about, **self.trained.about})
 
     def _restore(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
         run = self.folder.path
@@ -369,7 +383,7 @@ class Trainer:
             if distributed.rank() == 0:
                 logger.warning("%s: %s", run, change)
         self.trained.resume_average(checkpoint)
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.trained.resume_optimizer(state["optimizer"])
         self.precision.scaler.load_state_dict(state["scaler"])
         self.consumed = state["records"] // self.loader.records_per_batch
         self.validations.best, self.validations.due = state["best"], state["validation_due"]

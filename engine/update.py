@@ -8,32 +8,37 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from engine.parallel.strategy import Parallel
 from engine.precision import Precision
+from utils.distributed import local_part
 
 
 @dataclass(frozen=True)
 class GuardedUpdate:
     """An optimiser and the loss scaler of ``precision``, neither of which makes the host wait for the device.
 
-    ``clip_grad_norm``: limit of the gradient's norm; None: there is none.
+    ``clip_grad_norm``: limit of the gradient's norm; None: there is none. Ranks hold the gradients as ``parallel`` says.
     """
 
     optimizer: torch.optim.Optimizer
     precision: Precision
     parameters: Sequence[nn.Parameter]
     clip_grad_norm: float | None
+    parallel: Parallel
 
     def clip(self) -> Tensor:
         """Clip the gradient if there is a limit; returns its norm before clipping."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = self.parallel.gradient_norm(gradients)
         if self.clip_grad_norm is not None:
-            return nn.utils.clip_grad_norm_(self.parameters, self.clip_grad_norm)
-        # Not with a limit of infinity, which would multiply every gradient by 1.
-        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+            factor = (self.clip_grad_norm / (norm + 1e-6)).clamp(max=1)  # as torch's clip_grad_norm_
+            torch._foreach_mul_([local_part(each) for each in gradients], factor)
+        return norm
 
     def spoil_if(self, bad: Tensor) -> None:
         """Make the loss scaler skip the step if ``bad``: a loss can be infinite while its gradient is finite."""
         first = next(p.grad for p in self.parameters if p.grad is not None)
-        first.add_(torch.where(bad, torch.nan, 0.0))
+        local_part(first).add_(torch.where(bad, torch.nan, 0.0))
 
     def step_unless(self, bad: Tensor) -> None:
         """Update the parameters unless ``bad``. Only optimisers without a skip flag (apex) make the host wait for the device."""

@@ -52,10 +52,11 @@ class Validations:
         assert self.task.selects is not None
         value = metrics[self.task.selects]
         better = not math.isnan(value) and (self.best is None or value > self.best)
+        weights = self.trained.parallel.gathered(dict(self.task.model.state_dict())) if better else None
         if log is not None:
             log.write_validation(step, metrics, self.task.validated)
             about = {**self.task.about, **self.trained.about}
-            better = better and save_best(self.folder.best, step, self.task.model, metrics, about)
+            better = weights is not None and save_best(self.folder.best, step, weights, metrics, about)
         if better:
             self.best = value
         averaged = self.trained.average.config is not None

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from utils.config import Config
+from utils.distributed import local_part
 
 CHUNK = 64 * 2**20
 """Elements of the weights that one update handles at a time: it needs a copy of them."""
@@ -30,8 +31,8 @@ class EmaConfig(Config):
 class WeightAverage:
     """The average of ``weights``, which starts at their present values.
 
-    It lies on their device, in their dtype, which is float32 in every precision of a run. Every rank computes it from its own
-    weights, which are equal, so that nothing is exchanged. The buffers of our models are constants, and have no average.
+    It lies on their device, in their dtype, which is float32 in every precision of a run. Every rank computes it from the weights
+    that it holds, so that nothing is exchanged. The buffers of our models are constants, and have no average.
 
     Args:
         weights: those that ever train.
@@ -43,7 +44,9 @@ class WeightAverage:
         self._weights = [] if config is None else list(weights)
         self.tensors = [weight.detach().clone() for weight in self._weights]
         self._other = {id(weight): tensor for weight, tensor in zip(self._weights, self.tensors, strict=True)}
-        self._chunks = list(_chunks(self._weights, self.tensors))
+        self._chunks = list(
+            _chunks([local_part(each.detach()) for each in self._weights], list(map(local_part, self.tensors)))
+        )
         self._is_in_model = False
 
     @property
@@ -97,7 +100,7 @@ class WeightAverage:
         self._is_in_model = averaged
 
 
-def _chunks(weights: list[nn.Parameter], averages: list[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+def _chunks(weights: list[Tensor], averages: list[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Weights and averages in lists of at most :data:`CHUNK` elements, or of one tensor."""
     chunk: tuple[list[Tensor], list[Tensor]] = ([], [])
     size = 0

@@ -25,7 +25,11 @@ COMPILATIONS = 64
 
 @runtime_checkable
 class EncoderBlocks(Protocol):
-    """An encoder, or a stack of blocks inside one, that supports gradient checkpointing and compiling."""
+    """An encoder, or a stack of blocks inside one, that supports gradient checkpointing, compiling and sharding."""
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The blocks, which run one after the other."""
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute the blocks in the backward pass instead of storing their activations, or stop doing so."""

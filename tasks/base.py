@@ -352,10 +352,10 @@ def _log_sizes(config: RunConfig, loader: BatchLoader, model: XVLM) -> None:
             epochs=plan.epochs,
         )
     )
-    if train.global_batch is not None and accumulation > model.chunks and isinstance(model, AligningModel):
-        size, chunks = loader.micro_batch.size, f"{model.chunks} chunks x " if model.chunks > 1 else ""
+    if train.global_batch is not None and accumulation > plan.chunks and isinstance(model, AligningModel):
+        size, chunks = loader.micro_batch.size, f"{plan.chunks} chunks x " if plan.chunks > 1 else ""
         logger.info(
             "contrastive loss: %s examples (%smicro-batch %d x %d ranks) of train.global_batch = %s, so it has fewer negatives; "
             "set model.contrastive.chunks to combine several micro-batches",
-            *(f"{model.chunks * size * ranks:,}", chunks, size, ranks, f"{train.global_batch:,}"),
+            *(f"{plan.chunks * size * ranks:,}", chunks, size, ranks, f"{train.global_batch:,}"),
         )

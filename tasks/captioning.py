@@ -76,6 +76,11 @@ class CaptioningTrainConfig(TrainConfig):
         "weights of a finished run",
     )
 
+    @property
+    def not_sharded(self) -> str | None:
+        # Ranks sample captions of different lengths, and so would run the blocks a different number of times.
+        return "objective = self_critical" if self.objective == "self_critical" else super().not_sharded
+
 
 class CaptioningConfig(MediaConfig):
     """A captioning run."""

@@ -61,10 +61,10 @@ def findings_at_start(task: BaseTask[Any, Any, Any]) -> list[Finding]:
         return []
     ranks = distributed.world_size()
     found: list[Finding | None] = []
+    plan = config.plan(ranks, loader.epoch_size)
     if isinstance(task.model, AligningModel):
         sizes = records_per_micro_batch(config.data)
-        found += small_data(sizes, loader.stream_sizes, ranks, config.model.chunks)
-    plan = config.plan(ranks, loader.epoch_size)
+        found += small_data(sizes, loader.stream_sizes, ranks, plan.chunks)
     found.append(length_of_run(plan, fine_tunes=isinstance(task, FineTuneTask)))
     found += findings_in_items(getattr(training, "items", None))
     if isinstance(training, PretrainBatches) and training.regions is not None:

@@ -20,6 +20,11 @@ def device_module(device: torch.device) -> Any:
     return None if device.type == "cpu" else torch.get_device_module(device)
 
 
+def device_bytes(device: torch.device) -> int | None:
+    """Size of a GPU's memory in bytes; None for another device."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
 def send(numbers: Tensor, device: torch.device) -> Tensor:
     """Copies a tensor from the host to ``device`` without blocking the host; on the CPU, returns the tensor itself."""
     return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)

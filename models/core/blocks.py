@@ -13,11 +13,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from models.core.keys_values import KeysValues, KVCache, aligned_zeros
-from models.core.packing import PackedTexts, Packing
+from models.core.packing import PackedTexts, Packing, length_cut
 from utils.config import Config
 
 MAX_BLOCKS, MAX_HEADS, MAX_WIDTH, MAX_ROWS = 1000, 1024, 65536, 10_000_000
@@ -210,6 +211,9 @@ class Block(nn.Module):
     ``cross_width`` is the width of the states that the cross-attention reads; if None, the block has no cross-attention.
     """
 
+    forward_methods = ("project",)
+    """Methods that use the parameters, beside ``forward``; see :mod:`engine.parallel.fsdp`."""
+
     intermediate: Any
     """The first half of the feed-forward layer, with the exact GELU."""
 
@@ -221,6 +225,11 @@ class Block(nn.Module):
             OrderedDict(dense=nn.Linear(config.width, config.intermediate), gelu=nn.GELU())
         )
         self.output = ResidualOutput(config.intermediate, config)
+
+    def project(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (T, D) of ``states`` (T, D') for the cross-attention."""
+        assert self.crossattention is not None, "the block has no cross-attention"
+        return self.crossattention.project(states)
 
     def forward(
         self,
@@ -252,6 +261,11 @@ class BlockStack(nn.Module):
     def blocks(self) -> list[Block]:
         """The blocks, first to last."""
         return cast(list[Block], list(self.layer))
+
+    def length_cut(self, packings: Sequence[Packing]) -> int | None:
+        """See :func:`models.core.packing.length_cut`; None if the blocks are sharded (FSDP2), since all ranks must then run them
+        equally often."""
+        return None if isinstance(self.layer[0], FSDPModule) else length_cut(packings)
 
     def forward(
         self,
@@ -290,7 +304,11 @@ class BlockStack(nn.Module):
 
     def project_layers(self, states: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
         """Project ``states`` (..., D') to keys and values (..., D) for the cross-attention of each block."""
-        return tuple(block.crossattention.project(states) for block in self.blocks if block.crossattention is not None)
+        projected = [
+            block.project(states.flatten(0, -2)) for block in self.blocks if block.crossattention is not None
+        ]
+        shape = states.shape[:-1]
+        return tuple((keys.unflatten(0, shape), values.unflatten(0, shape)) for keys, values in projected)
 
     def project(self, states: Tensor, mask: Tensor | None = None) -> KeysValues:
         """Project ``states`` (R, K, D') to keys and values that texts can attend to.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -60,11 +60,11 @@ class ContrastiveConfig(Config):
         "embeddings receive 1/ranks of it, since the released code passes no gradient to gathered embeddings (the "
         "temperature's is exact)",
     )
-    chunks: int = Field(
+    chunks: Annotated[int, Field(ge=1)] | Literal["step"] = Field(
         1,
-        ge=1,
         description="micro-batches of a rank that this loss takes as one, so that it has that many times the negatives; their "
-        "encoders run twice (gradient caching). It must divide the accumulation",
+        "encoders run twice (gradient caching). It must divide the accumulation; step: all of a step, so that the weights do not "
+        "depend on the number of ranks",
     )
 
 
@@ -90,7 +90,7 @@ class AligningConfig(ModelConfig):
         return self
 
     @property
-    def chunks(self) -> int:
+    def chunks(self) -> int | Literal["step"]:
         return self.contrastive.chunks
 
 

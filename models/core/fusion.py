@@ -22,7 +22,7 @@ from models.core.blocks import (
     linear_dtype,
 )
 from models.core.keys_values import KeysValues
-from models.core.packing import PackedTexts, Packing, length_cut
+from models.core.packing import PackedTexts, Packing
 from models.core.vision import Concepts
 from utils.config import Config
 from utils.errors import UserError
@@ -221,7 +221,7 @@ class FusionQueue:
         """The fused states (Q, D) of each pass."""
         # Texts that share a row of keys and values stay together: divided, each would need a copy of the row.
         alone = all(each.keys_values is None or len(each.keys_values) == each.texts.packing.count for each in passes)
-        cut = length_cut([each.texts.packing for each in passes]) if alone else None
+        cut = self.fusion.length_cut([each.texts.packing for each in passes]) if alone else None
         if cut is not None:
             return self._fuse_by_length(passes, cut)
         texts = PackedTexts.concat([each.texts for each in passes])

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.core.blocks import MAX_BLOCKS, MAX_HEADS, MAX_ROWS, MAX_WIDTH
 from utils.errors import UserError
@@ -130,6 +130,12 @@ def set_gradient_checkpointing(model: Any, enabled: bool, part: str) -> None:
         getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
     else:
         getattr(model, f"{name}_checkpointing_disable")()
+
+
+def longest_list(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a model: its longest list of modules; empty if it has none."""
+    lists = [list(each) for each in model.modules() if isinstance(each, nn.ModuleList)]
+    return max(lists, key=len, default=[])
 
 
 def _reason(error: Exception) -> str:

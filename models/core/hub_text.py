@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from batches.texts import Text
 from models.core.blocks import BlockConfig
 from models.core.flops import counted_flops, on_meta
-from models.core.hub import model_class, part_config, set_gradient_checkpointing
+from models.core.hub import longest_list, model_class, part_config, set_gradient_checkpointing
 from models.core.packing import PackedTexts, packings_of
 from models.core.text import TextArchitecture, TextConfig, TextEncoder
 from utils.errors import UserError
@@ -96,6 +96,11 @@ class HubTextEncoder(nn.Module):
         model.warn_if_padding_and_no_attention_mask = lambda *inputs: None  # it looks for padding in the ids
         ids = torch.ones(1, length, dtype=torch.long, device="meta")
         return lambda: model(input_ids=ids).last_hidden_state
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """See :class:`optim.setup.EncoderBlocks`."""
+        return longest_list(self.model)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """See :class:`optim.setup.EncoderBlocks`.

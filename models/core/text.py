@@ -25,7 +25,7 @@ from models.core.blocks import (
     linear_dtype,
 )
 from models.core.keys_values import KVCache
-from models.core.packing import PackedTexts, Packing, length_cut, packings_of
+from models.core.packing import PackedTexts, Packing, packings_of
 from utils.config import Config
 from utils.inputs import InputModel
 
@@ -215,7 +215,7 @@ class TextEncoder(nn.Module):
     def _encode(self, embedded: PackedTexts) -> Tensor:
         """The states (T, D) after all blocks."""
         packing = embedded.packing
-        cut = length_cut([packing])
+        cut = self.encoder.length_cut([packing])
         if cut is not None:
             parts = [(index, embedded.select(index)) for index in packing.short_and_long(cut)]
             encoded = [(index, PackedTexts(self._encode(part), part.packing)) for index, part in parts]

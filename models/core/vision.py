@@ -118,6 +118,11 @@ class VisionEncoder(nn.Module):
             patches = self.vision_backbone.patches(pixels)
         return patches if self.patch_positions is None else patches + self.patch_positions
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of the backbone, first to last."""
+        return self.vision_backbone.blocks
+
     def freeze_blocks(self, count: int) -> None:
         """Permanently freeze everything before block ``count``.
 

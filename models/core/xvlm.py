@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -26,7 +27,7 @@ class ModelConfig(Config):
     fusion: FusionConfig = FusionConfig()
 
     @property
-    def chunks(self) -> int:
+    def chunks(self) -> int | Literal["step"]:
         """Number of micro-batches of a rank that a loss spans: see :class:`engine.task.TaskModel`."""
         return 1
 
@@ -63,7 +64,7 @@ class XVLM(nn.Module):
         return ModelCost.of(self)
 
     @property
-    def chunks(self) -> int:
+    def chunks(self) -> int | Literal["step"]:
         """See :class:`engine.task.TaskModel`."""
         return self.config.chunks
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from batches.losses import Losses, Term, Work
 from batches.pretraining import LONG, PretrainBatch
@@ -33,6 +34,9 @@ from utils.errors import UserError
 
 class PretrainModel(XVLM):
     """The encoders and the four heads of section 3.3. ``forward(batch)`` computes all losses of all streams."""
+
+    forward_methods = ("embed",)
+    """Methods that use the parameters, beside ``forward``; see :mod:`engine.parallel.fsdp`."""
 
     config: PretrainModelConfig
 
@@ -231,6 +235,6 @@ class PretrainModel(XVLM):
 
 def zero_loss(parameters: Sequence[nn.Parameter], device: torch.device) -> Tensor:
     """A zero on ``device`` that depends on all ``parameters``, because DDP waits for the gradient of every parameter, even in a
-    step that does not train it."""
+    step that does not train it. FSDP2 does not: its shards are left out."""
     zero = torch.zeros((), device=device)
-    return sum((0 * parameter.sum() for parameter in parameters), zero)
+    return sum((0 * parameter.sum() for parameter in parameters if not isinstance(parameter, DTensor)), zero)

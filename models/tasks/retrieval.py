@@ -26,6 +26,9 @@ class RetrievalModel(XVLM):
     Captions of one image are never each other's negatives (as released).
     """
 
+    forward_methods = ("embed",)
+    """Methods that use the parameters, beside ``forward``; see :mod:`engine.parallel.fsdp`."""
+
     config: AligningConfig
 
     def __init__(self, config: AligningConfig, vocab_size: int | None = None):

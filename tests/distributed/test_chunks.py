@@ -46,7 +46,7 @@ def step(model: PretrainModel, micro_batches: Sequence[PretrainBatch], seed=lamb
     counts = [model.counts(batch) for batch in micro_batches]
     divisors = {name: distributed.sum_over_ranks(sum(each[name] for each in counts)).clamp(min=1) for name in counts[0]}
     total = 0.0
-    for number, batch in in_turn(model, micro_batches, nullcontext, seed):
+    for number, batch in in_turn(model, micro_batches, model.chunks, nullcontext, seed):
         last = number == len(micro_batches) - 1
         with nullcontext() if last or parallel is model else parallel.no_sync():
             terms = parallel(batch)

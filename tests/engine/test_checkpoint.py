@@ -19,7 +19,8 @@ from engine.checkpoint import (
     remove_old,
     write_checkpoint,
 )
-from engine.saving import CheckpointWriter, copied_to_cpu, save_best
+from engine.parallel.strategy import copied_to_host
+from engine.saving import CheckpointWriter, save_best
 from models.checkpoints.files import read_weights
 from tests.engine.toy import Line
 from tests.messages import OneLine, naming
@@ -135,7 +136,7 @@ def test_a_renamed_checkpoint_is_not_taken_for_another_step(tmp_path):
 
 
 def test_a_flipped_bit_in_weights_is_seen_wherever_they_are_read(tmp_path):
-    assert save_best(tmp_path / "best.safetensors", 3, Line(), {"score": 0.5})
+    assert save_best(tmp_path / "best.safetensors", 3, Line().state_dict(), {"score": 0.5})
     assert read_about(tmp_path / "best.safetensors")["validation"] == {"step": 3, "score": 0.5}
     flip_a_bit(tmp_path / "best.safetensors", -1)
     with pytest.raises(UserError, match=naming("best.safetensors", "damaged")):
@@ -164,7 +165,7 @@ def test_the_loop_does_not_wait_and_trains_on_copies(tmp_path, monkeypatch):
     monkeypatch.setattr("engine.saving.write_checkpoint", slowly)
     writer = CheckpointWriter(tmp_path, keep=1)
     before = model.weight.detach().clone()
-    writer.save(1, model, {"state": [model.weight]})
+    writer.save(1, *copied_to_host((dict(model.state_dict()), None, {"state": [model.weight]})))
     with torch.no_grad():
         model.weight.zero_()
     assert not list_checkpoints(tmp_path)
@@ -176,27 +177,27 @@ def test_the_loop_does_not_wait_and_trains_on_copies(tmp_path, monkeypatch):
 
 
 def test_a_write_that_fails_is_told_and_loses_nothing(tmp_path, monkeypatch, caplog):
-    writer, model = CheckpointWriter(tmp_path, keep=1), Line()
-    writer.save(1, model, {})
+    writer, weights = CheckpointWriter(tmp_path, keep=1), Line().state_dict()
+    writer.save(1, weights, None, {})
     writer.finish()
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("engine.checkpoint.torch.save", full)
-    writer.save(2, model, {})
+    writer.save(2, weights, None, {})
     with pytest.raises(UserError, match=naming("step 2", "No space left", "MB", "make room")):
         writer.finish()
     assert "No space left" in caplog.text
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-    writer.save(3, model, {})
+    writer.save(3, weights, None, {})
     writer.finish()
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [3]
 
 
 def test_copies_share_no_memory():
     state = {"a": [torch.ones(2)], "b": (torch.zeros(1), 3, "x")}
-    copied = copied_to_cpu(state)
+    copied = copied_to_host(state)
     state["a"][0].zero_()
     assert torch.equal(copied["a"][0], torch.ones(2)) and copied["b"][1:] == (3, "x")

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import optim
 from engine import trainer
+from engine.parallel.ddp import DataParallel
 from engine.run_folder import RunFolder
 from engine.watch import Watch
 from tasks import job
@@ -285,15 +286,15 @@ def test_the_wrapper_of_before_the_thaw_is_gone(tmp_path, monkeypatch):
         def forward(self, batch):
             return self.model(batch)
 
-    monkeypatch.setattr("engine.trained.data_parallel", lambda model, device: Wrapper(model))
+    monkeypatch.setattr(DataParallel, "follow", lambda self: setattr(self, "wrapped", Wrapper(self.model)))
     run = toy(tmp_path, {"vision": 1})
-    old = weakref.ref(run.parallel)
+    old = weakref.ref(run.parallel.wrapped)
     gc.disable()
     try:
         run.train_step([points(0)])
-        assert old() is run.parallel
+        assert old() is run.parallel.wrapped
         run.train_step([points(1)])
-        assert old() is None and isinstance(run.parallel, Wrapper)
+        assert old() is None and isinstance(run.parallel.wrapped, Wrapper)
     finally:
         gc.enable()
 

@@ -65,11 +65,11 @@ def test_without_a_global_batch_the_config_says_how_often_to_accumulate():
 
 def test_the_numbers_of_a_run():
     """Micro-batches of 4 on 2 ranks, 3 of them a step: 24 records."""
-    assert plan({"accumulate": 3, "steps": 10, "validate_every": 4}) == RunPlan(2, 3, 24, None, 10, 4)
+    assert plan({"accumulate": 3, "steps": 10, "validate_every": 4}) == RunPlan(2, 3, 1, 24, None, 10, 4)
     before = plan({"accumulate": 3, "steps": None, "epochs": 2})
     assert (before.steps, before.validate_every) == (None, None), "the data were not read yet"
     after = plan({"accumulate": 3, "steps": None, "epochs": 2}, epoch_size=100)
-    assert after == RunPlan(2, 3, 24, 100, 9, 5)
+    assert after == RunPlan(2, 3, 1, 24, 100, 9, 5)
     assert after.epochs == 9 * 24 / 100
 
 

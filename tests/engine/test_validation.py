@@ -158,7 +158,7 @@ def test_best_weights_are_written_alike_each_time(tmp_path):
     model, metrics = Line(), {"score": 0.5, "other": 1.0}
     found = set()
     for number in range(24):
-        save_best(tmp_path / f"{number}.safetensors", 7, model, metrics)
+        save_best(tmp_path / f"{number}.safetensors", 7, model.state_dict(), metrics)
         found.add((tmp_path / f"{number}.safetensors").read_bytes())
     assert len(found) == 1
 

@@ -54,10 +54,11 @@ def test_a_copy_of_a_frozen_model_is_frozen_by_itself():
 
 
 class Blocks(nn.Module):
-    """A part that supports gradient checkpointing and compiling."""
+    """A part that supports gradient checkpointing, compiling and sharding."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.blocks: list[nn.Module] = []
         self.asked: list[object] = []
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:

@@ -313,7 +313,7 @@ def test_pre_training_does_not_start_on_regions_without_boxes(scenes_folder, tmp
 
 def test_warnings_are_logged_and_the_run_goes_on(caplog):
     loader = Namespace(epoch_size=10)
-    config = Namespace(plan=lambda ranks, epoch_size: RunPlan(ranks, 1, 10, epoch_size, 101, 1))
+    config = Namespace(plan=lambda ranks, epoch_size: RunPlan(ranks, 1, 1, 10, epoch_size, 101, 1))
     task = Namespace(loader=loader, training=Namespace(items=[]), config=config, model=None)
     with caplog.at_level(logging.WARNING):
         check_start(task)

@@ -101,13 +101,13 @@ def _check_sizes(subject: Subject, report: Report) -> None:
     """Checks the batch size against the data, and reports the number of epochs."""
     config, training = subject.config, subject.training
     # A config whose batch sizes do not divide is reported even without data.
-    config.plan(subject.gpus)
+    chunks = config.plan(subject.gpus).chunks
     if training is None:
         raise NotCheckedError("the training data cannot be read")
     findings = []
     if subject.is_contrastive():
         sizes = records_per_micro_batch(config.data)
-        findings += small_data(sizes, training.stream_sizes, subject.gpus, config.model.chunks)
+        findings += small_data(sizes, training.stream_sizes, subject.gpus, chunks)
     records = next(iter(training.stream_sizes.values()))
     plan = config.plan(subject.gpus, records)
     if finding := length_of_run(plan, fine_tunes=issubclass(subject.task, FineTuneTask)):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dataset.text.loading import load_tokenizer
-from engine.run_plan import steps_of
+from engine.run_plan import chunks_in, steps_of
 from models.inference.reranking import AligningModel
 from optim.setup import set_frozen
 from tasks.base import set_up_training
@@ -156,7 +156,7 @@ class Planner:
             examples=model.compared(batch) if aligns else [],
             embed_dim=config.embed_dim if aligns else 0,
             accumulation=accumulation,
-            chunks=config.chunks,
+            chunks=chunks_in(config.chunks, accumulation),
         )
 
     def _cost(self, examples: int, ranks: int) -> float:
@@ -262,7 +262,7 @@ class Planner:
         lines += self._assumptions_of_scaling()
         if train.recompute and not self.target.measures:
             lines.append(f"without the time for recomputation (train.recompute: {', '.join(train.recompute)})")
-        if (chunks := self.config.model.chunks) > 1 and not self.target.measures:
+        if (chunks := self.config.model.chunks) != 1 and not self.target.measures:
             lines.append(f"without the time to run the encoders twice (model.contrastive.chunks: {chunks})")
         if train.compile and not self.target.measures:
             lines.append("memory and time as without train.compile")

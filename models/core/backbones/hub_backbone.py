@@ -17,7 +17,7 @@ from models.core.backbones.base import Library, PixelStatistics, VisionBackbone
 from models.core.backbones.config import VisionConfig
 from models.core.blocks import heads_error
 from models.core.flops import on_meta
-from models.core.hub import CONFIG, model_class, part_config, part_weights, set_gradient_checkpointing
+from models.core.hub import CONFIG, longest_list, model_class, part_config, part_weights, set_gradient_checkpointing
 from utils.errors import UserError
 from utils.files import parse_json, write_text
 from utils.hub import HUB, TIMM, local_folder
@@ -208,11 +208,10 @@ def _is_set(config: VisionConfig, key: str) -> bool:
 
 
 def _blocks_of(module: nn.Module, name: str) -> list[nn.Module]:
-    """Returns the blocks: the longest list of modules in the model."""
-    lists = [list(each) for each in module.modules() if isinstance(each, nn.ModuleList)]
-    if not any(lists):
+    blocks = longest_list(module)
+    if not blocks:
         raise UserError(f"model.vision.backbone: {name} has no list of blocks; choose a ViT")
-    return max(lists, key=len)
+    return blocks
 
 
 LIBRARY = Library(HUB, HubBackbone, pixels_of, pretrained_weights, save_config)

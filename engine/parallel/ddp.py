@@ -1,0 +1,70 @@
+"""Every rank holds the whole model (DistributedDataParallel)."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from engine.parallel.strategy import Parallel, copied_to_host
+from utils import distributed
+
+
+class DataParallel(Parallel):
+    """DDP; without a process group, the model itself.
+
+    DDP averages gradients over ranks, which the factor on the loss undoes.
+    """
+
+    needs_all_ranks = False
+
+    def __init__(self, model: nn.Module, device: torch.device):
+        super().__init__(model.to(device))
+        self.device, self.loss_factor = device, distributed.world_size()
+        self.wrapped: nn.Module = model
+
+    def __call__(self, batch: Any) -> Any:
+        return self.wrapped(batch)
+
+    def follow(self) -> None:
+        if not distributed.is_distributed():
+            return
+        devices = [self.device.index] if self.device.type != "cpu" else None
+        # Buffers are constants here, so DDP need not send them. torch 2.13 renames this option.
+        renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+        options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        self.wrapped = DistributedDataParallel(self.model, device_ids=devices, gradient_as_bucket_view=True, **options)
+
+    def release(self) -> None:
+        # The hooks of the old wrapper would reduce gradients a second time; they go when nothing holds it. Gradients are views
+        # of its buffers.
+        self.wrapped = self.model
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        gc.collect()
+
+    def synchronised(self, last: bool) -> AbstractContextManager[None]:
+        if isinstance(self.wrapped, DistributedDataParallel) and not last:
+            return self.wrapped.no_sync()
+        return nullcontext()
+
+    def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        return nn.utils.get_total_norm(gradients)
+
+    def whole_model(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def finished(self) -> nn.Module:
+        return self.model
+
+    def gathered(self, states: Any) -> Any:
+        return copied_to_host(states) if distributed.rank() == 0 else None
+
+    def like(self, state: Tensor, parameter: Tensor) -> Tensor:
+        return state

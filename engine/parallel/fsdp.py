@@ -1,0 +1,154 @@
+"""Every rank holds a share of the parameters, gradients and optimiser states (FSDP2, ``fully_shard``).
+
+The blocks of the encoders are sharded one by one: a rank gathers the parameters of a block when it runs, and frees them
+afterwards. Everything else, such as the word table and the heads, is one group, which is gathered for a whole micro-batch; so
+modules that share a parameter or read each other's, as the word head reads the word table, need no care.
+
+Parameters without an axis, such as the temperature, cannot be sharded. Every rank has them, and sums their gradients itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from engine.parallel.strategy import Parallel, copied_to_host
+from optim.setup import encoders_in
+from utils import distributed
+from utils.distributed import local_part, whole_tensor
+
+
+class MeshShape(NamedTuple):
+    """Numbers of ranks: ``shard`` share a copy of the model, and there are ``replicate`` copies (HSDP)."""
+
+    replicate: int
+    shard: int
+
+
+class Sharded(Parallel):
+    """FSDP2 over all ranks, or over groups of ranks.
+
+    FSDP2 averages gradients by default; here it sums them, as the divisors of losses span all ranks.
+    """
+
+    needs_all_ranks = True
+    loss_factor = 1
+
+    def __init__(self, model: nn.Module, device: torch.device, shape: MeshShape):
+        super().__init__(model)
+        self.device, self._without_content = device, _without_content(model)
+        mesh = init_device_mesh(device.type, tuple(shape), mesh_dim_names=shape._fields)
+        self.mesh = mesh if shape.replicate > 1 else mesh["shard"]
+        self.sharding = mesh["shard"].get_group()
+        """The ranks that share a copy of the model."""
+        scalars = {parameter for parameter in model.parameters() if parameter.dim() == 0}
+        for encoder in encoders_in(model):
+            for block in encoder.blocks:
+                fully_shard(block, mesh=self.mesh)
+        fully_shard(model, mesh=self.mesh, reshard_after_forward=False, ignored_params=scalars)
+        model.to(device)  # what is not sharded: buffers and scalars
+        for module in model.modules():
+            for method in getattr(module, "forward_methods", ()):
+                register_fsdp_forward_method(module, method)
+        for group in self._groups():
+            group.set_gradient_divide_factor(1.0)
+            group.set_force_sum_reduction_for_comms(True)
+        # The first call decides which module is the root, and it need not be the model's forward pass.
+        cast(FSDPModule, model).unshard()
+        cast(FSDPModule, model).reshard()
+
+    def __call__(self, batch: Any) -> Any:
+        return self.model(batch)
+
+    @contextmanager
+    def synchronised(self, last: bool) -> Iterator[None]:
+        root = cast(FSDPModule, self.model)
+        root.set_requires_gradient_sync(last)
+        root.set_is_last_backward(last)
+        yield
+        if last:
+            self._complete_gradients()
+
+    def _complete_gradients(self) -> None:
+        """Sum the gradients that FSDP2 does not, and give parameters without a gradient zeros, as DDP does: AdamW would not
+        update them at all."""
+        for parameter in self.model.parameters():
+            if not parameter.requires_grad:
+                continue
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            elif not isinstance(parameter, DTensor):
+                dist.all_reduce(parameter.grad)
+
+    def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        norms = [
+            nn.utils.get_total_norm([local_part(each) for each in gradients if isinstance(each, DTensor) is sharded])
+            for sharded in (True, False)
+        ]
+        of_shards, of_scalars = (norm.square() for norm in norms)
+        of_shards = of_shards.clone()
+        dist.all_reduce(of_shards, group=self.sharding)
+        return (of_shards + of_scalars).sqrt()
+
+    @contextmanager
+    def whole_model(self) -> Iterator[None]:
+        for module in self._groups():
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+        try:
+            yield
+        finally:
+            for module in self._groups():
+                module.set_reshard_after_forward(module is not self.model, recurse=False)
+                module.reshard()
+
+    def finished(self) -> nn.Module:
+        model = self._without_content.to_empty(device=self.device)
+        of_parameters = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(whole_tensor(of_parameters[name]))
+            for buffer, own in zip(model.buffers(), self.model.buffers(), strict=True):
+                buffer.copy_(own)
+        return model.train(self.model.training)
+
+    def gathered(self, states: Any) -> Any:
+        return copied_to_host(states, keep=distributed.rank() == 0)
+
+    def like(self, state: Tensor, parameter: Tensor) -> Tensor:
+        if not isinstance(parameter, DTensor) or isinstance(state, DTensor):
+            return state
+        # Every rank has the whole tensor and takes its part of it; nothing is sent.
+        whole = state.to(parameter.device)
+        shards = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        return DTensor.from_local(
+            shards.to_local().clone(),
+            parameter.device_mesh,
+            parameter.placements,
+            run_check=False,
+            shape=parameter.shape,
+            stride=parameter.stride(),
+        )
+
+    def _groups(self) -> list[FSDPModule]:
+        """The modules whose parameters are gathered together; the model first."""
+        return [module for module in self.model.modules() if isinstance(module, FSDPModule)]
+
+
+def _without_content(model: nn.Module) -> nn.Module:
+    """A copy of a model on the meta device."""
+    tensors = {
+        id(each): nn.Parameter(torch.empty_like(each, device="meta"), each.requires_grad) for each in model.parameters()
+    }
+    return copy.deepcopy(
+        model, {**tensors, **{id(each): torch.empty_like(each, device="meta") for each in model.buffers()}}
+    )

@@ -1,0 +1,176 @@
+"""FSDP2 on ranks of gloo, in float64: against DDP, and resumed on other ranks."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from engine.run_folder import RunFolder
+from engine.trainer import Trainer
+from tasks.pretrain import PretrainConfig, PretrainTask
+from tests.engine.frozen import as_of_step
+from tests.ranks import on_ranks
+from utils.config import load_config
+from utils.distributed import local_part
+
+pytestmark = pytest.mark.slow
+
+
+def trainer(folder: Path, tiny: list[str], *overrides: str) -> Trainer:
+    """A trainer of the demo's pre-training in float64, which resumes what the folder holds."""
+    config = load_config("configs/demo/pretrain.yaml", [*tiny, "optim.eps=1e-6", *overrides], PretrainConfig)
+    run, checkpoint = RunFolder.open(folder, config, resume=True)
+    task = PretrainTask.build(config, checkpoint)
+    task.model.double()
+    if checkpoint is not None:
+        task.model.load_state_dict(load_file(checkpoint.model_file))  # in float64, without rounding
+    sections = {"train": config.train, "optim": config.optim, "schedule": config.schedule, "seed": config.seed}
+    return Trainer(task, **sections, folder=run, device=torch.device("cpu"), checkpoint=checkpoint)
+
+
+class Run:
+    """A picklable job: pre-train the demo on every rank; returns the weights and what this rank held in training."""
+
+    def __init__(self, folder: Path, tiny: list[str], *overrides: str):
+        self.folder, self.tiny, self.overrides = folder, tiny, overrides
+
+    def __call__(self) -> dict[str, Tensor]:
+        run = trainer(self.folder, self.tiny, *self.overrides)
+        held: list[float] = []
+        run.after = lambda phase: held.append(bytes_of(run)) if phase == "numbers" else None
+        run.fit()
+        return {**run.model.state_dict(), "held": torch.tensor(held)}
+
+
+def bytes_of(run: Trainer) -> float:
+    """Bytes of parameters, gradients and optimiser states on this rank."""
+    states = [each for state in run.optimizer.state.values() for each in state.values()]
+    parameters = list(run.model.parameters())
+    tensors = [*parameters, *(each.grad for each in parameters if each.grad is not None), *states]
+    assert isinstance(run.model.box_head[0].weight, DTensor) == (run.config.parallel not in ("auto", "ddp"))
+    return float(sum(each.numel() * each.element_size() for each in map(local_part, tensors)))
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], bound: float = 1e-9) -> None:
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        if name != "held":
+            assert (found[name] - weight).abs().max() <= bound, name
+
+
+WITHOUT_DROPOUT = ["model.text.dropout=0", "model.vision.drop_path=0"]
+"""Sharded blocks take short and long texts in one call, others in two, which draw other numbers."""
+
+
+STEPS = ["train.steps=4", "train.checkpoint_every=2", "train.keep_checkpoints=9"]
+VARIANTS = {
+    "plain": [],
+    "average": ["optim.ema={decay: 0.9}"],
+    "thaw": ["optim.freeze={vision: 2, text: 1}"],
+    "chunks": ["train.accumulate=2", "model.contrastive.chunks=2"],
+    "accumulation": ["train.accumulate=2"],
+    "adapters": ["optim.lora={rank: 2}"],
+    "recompute": ["train.recompute=[vision,text,fusion]"],
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_sharded_training_has_the_weights_of_ddp(name, tmp_path, tiny_overrides):
+    overrides = [*STEPS, *WITHOUT_DROPOUT, *VARIANTS[name]]
+    found = {}
+    for parallel in ("ddp", "fsdp"):
+        (tmp_path / "out" / parallel).mkdir(parents=True)
+        job = Run(tmp_path / parallel, tiny_overrides, *overrides, f"train.parallel={parallel}")
+        found[parallel], other = on_ranks(2, job, tmp_path / "out" / parallel)
+        assert_same(other, found[parallel], 0.0)
+    assert_same(found["fsdp"], found["ddp"])
+
+
+def accumulated(count: int) -> list[str]:
+    """Micro-batches of a rank in a step; the contrastive loss spans all."""
+    return [f"train.accumulate={count}", "model.contrastive.chunks=step"]
+
+
+def test_the_same_micro_batches_on_any_number_of_ranks_give_the_same_weights(tmp_path, tiny_overrides):
+    """Twelve a step, with a contrastive loss over all of them and hard negatives of each."""
+    found = {}
+    for ranks, parallel in ((1, "ddp"), (2, "ddp"), (3, "fsdp"), (4, "{shard: 2, replicate: 2}")):
+        (tmp_path / f"out{ranks}").mkdir()
+        overrides = [*accumulated(12 // ranks), f"train.parallel={parallel}"]
+        job = Run(tmp_path / f"on{ranks}", tiny_overrides, *STEPS, "train.steps=3", *WITHOUT_DROPOUT, *overrides)
+        found[ranks], *_ = on_ranks(ranks, job, tmp_path / f"out{ranks}")
+        assert_same(found[ranks], found[1])
+
+
+@pytest.mark.parametrize("average", [[], ["optim.ema={decay: 0.9}"]], ids=["plain", "average"])
+def test_a_sharded_run_goes_on_with_the_same_weights_on_any_ranks(average, tmp_path, tiny_overrides):
+    overrides = [*STEPS, *WITHOUT_DROPOUT, *accumulated(2), "train.parallel=fsdp", *average]
+    (tmp_path / "out").mkdir()
+    whole, _ = on_ranks(2, Run(tmp_path / "whole", tiny_overrides, *overrides), tmp_path / "out")
+    for name, ranks, changes, bound in (
+        ("same", 2, [], 0.0),
+        ("ddp", 2, ["train.parallel=ddp"], 1e-9),
+        ("one", 1, [*accumulated(4), "train.parallel=auto"], 1e-9),
+        ("four", 4, accumulated(1), 1e-9),
+    ):
+        folder = as_of_step(2, tmp_path / "whole", tmp_path / name)
+        resumed, *_ = on_ranks(ranks, Run(folder, tiny_overrides, *overrides, *changes), tmp_path / "out")
+        assert_same(resumed, whole, bound)
+
+
+def test_uneven_shards_have_the_weights_of_ddp_and_a_share_of_its_memory(tmp_path, tiny_overrides):
+    """BERT's word table of 30,522 rows on four ranks."""
+    arch = "{family: bert, vocab_size: 30522, width: 16, layers: 1, heads: 2, intermediate: 32, max_positions: 64}"
+    overrides = [*STEPS, *WITHOUT_DROPOUT, "train.steps=3", f"model.text.arch={arch}"]
+    (tmp_path / "out").mkdir()
+    found = {}
+    for parallel in ("ddp", "fsdp"):
+        job = Run(tmp_path / parallel, tiny_overrides, *overrides, f"train.parallel={parallel}")
+        found[parallel] = on_ranks(4, job, tmp_path / "out")
+    assert_same(found["fsdp"][0], found["ddp"][0])
+    of_all = found["ddp"][0]["held"].max()
+    for rank in found["fsdp"]:
+        assert rank["held"].max() <= 1.05 / 4 * of_all
+
+
+class Collectives:
+    """A picklable job: the reductions of a step with two micro-batches, as (is a sum, is a reduce-scatter)."""
+
+    def __init__(self, folder: Path, tiny: list[str]):
+        self.folder, self.tiny = folder, tiny
+
+    def __call__(self) -> list[list[bool]]:
+        run = trainer(self.folder, self.tiny, *STEPS, "train.accumulate=2", "train.parallel=fsdp")
+        micro_batches = list(run.loader.batches(0, 2))
+        run.train_step(micro_batches)
+        found: list[list[bool]] = []
+        for name in ("reduce_scatter_tensor", "reduce_scatter_single", "all_reduce"):
+            if (collective := getattr(dist, name, None)) is not None:
+                setattr(dist, name, partial(noted, found, name != "all_reduce", collective))
+        run.after = lambda phase: found.append([False, False]) if phase == "backward" else None
+        run.train_step(micro_batches)
+        return found
+
+
+def noted(found: list[list[bool]], scatters: bool, collective: Any, *args: Any, **options: Any) -> Any:
+    found.append([options.get("op", dist.ReduceOp.SUM) == dist.ReduceOp.SUM, scatters])
+    return collective(*args, **options)
+
+
+def test_gradients_are_summed_after_the_last_micro_batch(tmp_path, tiny_overrides):
+    """FSDP2 averages them unless it is told not to."""
+    (tmp_path / "out").mkdir()
+    found, _ = on_ranks(2, Collectives(tmp_path / "run", tiny_overrides), tmp_path / "out")
+    first, last = (index for index, each in enumerate(found) if each == [False, False])
+    scattered = [index for index, (_, scatters) in enumerate(found) if scatters]
+    of_blocks_and_rest = 1 + 1 + 1 + 1
+    assert len([index for index in scattered if first < index < last]) >= of_blocks_and_rest
+    assert all(is_sum for index, (is_sum, _) in enumerate(found) if index not in (first, last))

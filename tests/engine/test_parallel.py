@@ -1,0 +1,63 @@
+"""How ranks share a model: what is chosen, and what is refused."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from engine.parallel import choice
+from engine.parallel.ddp import DataParallel
+from engine.train_config import TrainConfig
+from optim import OptimConfig
+from tests.messages import naming
+from utils import distributed
+from utils.config import ConfigError, bind
+from utils.errors import UserError
+
+OPTIM = OptimConfig(lr=0.1)
+
+
+def train(**settings: object) -> TrainConfig:
+    return TrainConfig(**{"steps": 1, "precision": "fp32", **settings})
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """What is chosen on eight ranks; no process group is needed to choose."""
+    monkeypatch.setattr(distributed, "world_size", lambda: 8)
+    monkeypatch.setattr(choice, "Sharded", lambda model, device, shape: shape)
+    return lambda config, optim=OPTIM: choice.parallel_of(config, optim, nn.Linear(1000, 1000), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("memory", "fits"), [(None, True), (40_000_000, True), (30_000_000, False)])
+def test_the_model_is_sharded_where_half_of_a_gpu_would_be_too_small(memory, fits, chosen, monkeypatch, caplog):
+    """Weights, gradients and two states of a million parameters: 16 MB."""
+    monkeypatch.setattr(choice, "device_bytes", lambda device: memory)
+    with caplog.at_level(logging.INFO):
+        found = chosen(train())
+    assert isinstance(found, DataParallel) if fits else found == (1, 8)
+    assert ("16.0 of" not in caplog.text) or memory is not None
+    if memory == 40_000_000:
+        monkeypatch.setattr(choice, "device_bytes", lambda device: 39_000_000)
+        assert chosen(train(), OptimConfig(lr=0.1, ema={})) == (1, 8), "the average is a fifth copy"
+
+
+def test_the_numbers_of_ranks_have_to_fit(chosen):
+    assert chosen(train(parallel={"shard": 4, "replicate": 2})) == (2, 4)
+    with pytest.raises(UserError, match=naming("train.parallel", "shard 4", "replicate 3", "12", "8 ranks")):
+        chosen(train(parallel={"shard": 4, "replicate": 3}))
+
+
+@pytest.mark.parametrize("setting", [{"compile": True}, {"precision": "fp16"}, {"precision": "O2"}])
+def test_what_does_not_work_with_shards_is_refused(setting, chosen, monkeypatch, caplog):
+    (name,) = setting
+    with pytest.raises(ConfigError, match=naming("parallel", name, "FSDP2", "ddp")):
+        bind({"steps": 1, "precision": "fp32", "parallel": "fsdp", **setting}, TrainConfig)
+    monkeypatch.setattr(choice, "device_bytes", lambda device: 1000)
+    assert isinstance(chosen(train(**setting)), DataParallel)
+    assert f"train.{name}" in caplog.text
+    with pytest.raises(UserError, match=naming("optim.fused", "apex", "auto")):
+        chosen(train(parallel="fsdp"), OptimConfig(lr=0.1, fused="apex"))
