@@ -28,8 +28,8 @@ class EncoderBlocks(Protocol):
     """An encoder, or a stack of blocks inside one, that supports gradient checkpointing, compiling and sharding."""
 
     @property
-    def blocks(self) -> Sequence[nn.Module]:
-        """The blocks, which run one after the other."""
+    def blocks_to_shard(self) -> Sequence[nn.Module]:
+        """The blocks that run once in a micro-batch; see :mod:`engine.parallel.fsdp`."""
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute the blocks in the backward pass instead of storing their activations, or stop doing so."""

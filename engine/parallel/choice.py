@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from engine.parallel.config import ParallelConfig, ShardingConfig
+from engine.parallel.config import ShardingConfig
 from engine.parallel.ddp import DataParallel
-from engine.parallel.fsdp import MeshShape, Sharded
+from engine.parallel.fsdp import MeshShape, Sharded, bytes_of
 from engine.parallel.strategy import Parallel
 from optim import OptimConfig
 from utils import distributed
@@ -32,47 +32,56 @@ def parallel_of(train: TrainConfig, optim: OptimConfig, model: nn.Module, device
     Raises:
         UserError: if the numbers of ranks do not fit, or ``optim.fused`` does not.
     """
-    config: ParallelConfig = train.parallel
-    ranks = distributed.world_size()
+    needed = state_bytes(model, average=optim.ema is not None)
+    mesh, reason = mesh_of(train, distributed.world_size(), needed, device_bytes(device))
+    if reason:
+        logger.info("train.parallel: %s", reason)
+    if mesh is None:
+        return DataParallel(model, device)
+    if optim.fused == "apex":
+        raise UserError("optim.fused: apex cannot update sharded weights; set it to auto, or train.parallel to ddp")
+    return Sharded(model, device, mesh)
+
+
+def mesh_of(train: TrainConfig, ranks: int, needed: int, memory: int | None) -> tuple[MeshShape | None, str]:
+    """The ranks that share a model.
+
+    Args:
+        train: the config section.
+        ranks: number of ranks.
+        needed: bytes of all states of the model (:func:`state_bytes`).
+        memory: bytes of a GPU; None: there is none.
+
+    Returns:
+        The mesh of FSDP2, None with DDP; and the reason of an automatic choice, or "".
+
+    Raises:
+        UserError: if the config is for another number of ranks.
+    """
+    config = train.parallel
     if isinstance(config, ShardingConfig):
         if config.shard * config.replicate != ranks:
             raise UserError(
                 f"train.parallel: shard {config.shard} x replicate {config.replicate} is "
                 f"{config.shard * config.replicate}, but the run has {ranks} ranks; change one of them"
             )
-        shape = MeshShape(config.replicate, config.shard)
-    else:
-        shape = MeshShape(1, ranks)
-        if config == "auto":
-            config = _automatic(train, optim, model, device)
-    if config == "ddp" or ranks == 1:
-        return DataParallel(model, device)
-    if optim.fused == "apex":
-        raise UserError("optim.fused: apex cannot update sharded weights; set it to auto, or train.parallel to ddp")
-    return Sharded(model, device, shape)
+        return (MeshShape(config.replicate, config.shard) if config.shard > 1 else None), ""
+    if config == "ddp" or ranks == 1 or (config == "auto" and memory is None):
+        return None, ""
+    if config == "fsdp":
+        return MeshShape(1, ranks), ""
+    assert memory is not None
+    states = (
+        f"weights, gradients and optimiser states take {needed / 1e9:.1f} of {memory / 1e9:.1f} GB of a GPU's memory"
+    )
+    if needed <= SHARE * memory:
+        return None, f"ddp, since {states}"
+    if train.not_sharded:
+        return None, f"ddp, although {states}, because train.{train.not_sharded} does not work with FSDP2"
+    return MeshShape(1, ranks), f"fsdp, since {states}"
 
 
 def state_bytes(model: nn.Module, *, average: bool) -> int:
     """Bytes of the weights, gradients, AdamW's states and the average of a model, on a rank that holds all of it."""
-    all_parameters = sum(each.numel() * each.element_size() for each in model.parameters())
-    trained = sum(each.numel() * each.element_size() for each in model.parameters() if each.requires_grad)
-    return all_parameters + (3 + average) * trained
-
-
-def _automatic(
-    train: TrainConfig, optim: OptimConfig, model: nn.Module, device: torch.device
-) -> Literal["ddp", "fsdp"]:
-    """FSDP2 if a GPU would be too small for all states; the reason is logged."""
-    memory = device_bytes(device)
-    if distributed.world_size() == 1 or memory is None:
-        return "ddp"
-    needed = state_bytes(model, average=optim.ema is not None)
-    fits = needed <= SHARE * memory
-    told = f"weights, gradients and optimiser states take {needed / 1e9:.1f} of {memory / 1e9:.1f} GB of a GPU's memory"
-    if not fits and train.not_sharded:
-        logger.warning(
-            "train.parallel: ddp, although %s, because train.%s does not work with FSDP2", told, train.not_sharded
-        )
-        return "ddp"
-    logger.info("train.parallel: %s, since %s", "ddp" if fits else "fsdp", told)
-    return "ddp" if fits else "fsdp"
+    trained = [each for each in model.parameters() if each.requires_grad]
+    return bytes_of(model.parameters()) + (3 + average) * bytes_of(trained)

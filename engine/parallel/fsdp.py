@@ -1,8 +1,9 @@
 """Every rank holds a share of the parameters, gradients and optimiser states (FSDP2, ``fully_shard``).
 
-The blocks of the encoders are sharded one by one: a rank gathers the parameters of a block when it runs, and frees them
-afterwards. Everything else, such as the word table and the heads, is one group, which is gathered for a whole micro-batch; so
-modules that share a parameter or read each other's, as the word head reads the word table, need no care.
+The blocks of the image and text encoders are sharded one by one: a rank gathers the parameters of a block when it runs, and frees
+them afterwards. Everything else is one group, which is gathered once for a whole micro-batch: the fusion encoder, which runs for
+each stream, the word table, the heads. So modules that share a parameter or read each other's, as the word head reads the word
+table, need no care.
 
 Parameters without an axis, such as the temperature, cannot be sharded. Every rank has them, and sums their gradients itself.
 """
@@ -10,8 +11,9 @@ Parameters without an axis, such as the temperature, cannot be sharded. Every ra
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -52,13 +54,12 @@ class Sharded(Parallel):
         """The ranks that share a copy of the model."""
         scalars = {parameter for parameter in model.parameters() if parameter.dim() == 0}
         for encoder in encoders_in(model):
-            for block in encoder.blocks:
+            for block in encoder.blocks_to_shard:
                 fully_shard(block, mesh=self.mesh)
         fully_shard(model, mesh=self.mesh, reshard_after_forward=False, ignored_params=scalars)
         model.to(device)  # what is not sharded: buffers and scalars
-        for module in model.modules():
-            for method in getattr(module, "forward_methods", ()):
-                register_fsdp_forward_method(module, method)
+        for method in getattr(model, "forward_methods", ()):
+            register_fsdp_forward_method(model, method)
         for group in self._groups():
             group.set_gradient_divide_factor(1.0)
             group.set_force_sum_reduction_for_comms(True)
@@ -71,9 +72,9 @@ class Sharded(Parallel):
 
     @contextmanager
     def synchronised(self, last: bool) -> Iterator[None]:
-        root = cast(FSDPModule, self.model)
-        root.set_requires_gradient_sync(last)
-        root.set_is_last_backward(last)
+        # Shards of gradients are summed after each micro-batch, since whole ones would have to be kept otherwise; copies of the
+        # model sum theirs after the last.
+        cast(FSDPModule, self.model).set_requires_all_reduce(last)
         yield
         if last:
             self._complete_gradients()
@@ -142,6 +143,43 @@ class Sharded(Parallel):
     def _groups(self) -> list[FSDPModule]:
         """The modules whose parameters are gathered together; the model first."""
         return [module for module in self.model.modules() if isinstance(module, FSDPModule)]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Bytes of the parameters that a rank gathers at once: ``rest`` for a whole micro-batch, and each of ``blocks`` when it runs.
+
+    ``scalars``: number of trained parameters without an axis. ``trained``: the same for the parameters that train.
+    """
+
+    rest: int
+    blocks: tuple[int, ...]
+    scalars: int
+    trained: Groups | None = None
+
+    @property
+    def most(self) -> int:
+        """The most that a rank holds at once: the rest, a block, and the next one, which is gathered meanwhile."""
+        return self.rest + sum(sorted(self.blocks)[-2:])
+
+    @staticmethod
+    def of(model: nn.Module) -> Groups:
+        """The groups of a model that is not sharded."""
+
+        def sizes(trains: tuple[bool, ...]) -> Groups:
+            def counted(module: nn.Module) -> int:
+                return bytes_of(each for each in module.parameters() if each.dim() and each.requires_grad in trains)
+
+            blocks = tuple(counted(block) for encoder in encoders_in(model) for block in encoder.blocks_to_shard)
+            scalars = sum(not each.dim() and each.requires_grad for each in model.parameters())
+            return Groups(counted(model) - sum(blocks), blocks, scalars)
+
+        return replace(sizes((True, False)), trained=sizes((True,)))
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Total size of tensors."""
+    return sum(each.numel() * each.element_size() for each in tensors)
 
 
 def _without_content(model: nn.Module) -> nn.Module:

@@ -211,9 +211,6 @@ class Block(nn.Module):
     ``cross_width`` is the width of the states that the cross-attention reads; if None, the block has no cross-attention.
     """
 
-    forward_methods = ("project",)
-    """Methods that use the parameters, beside ``forward``; see :mod:`engine.parallel.fsdp`."""
-
     intermediate: Any
     """The first half of the feed-forward layer, with the exact GELU."""
 
@@ -225,11 +222,6 @@ class Block(nn.Module):
             OrderedDict(dense=nn.Linear(config.width, config.intermediate), gelu=nn.GELU())
         )
         self.output = ResidualOutput(config.intermediate, config)
-
-    def project(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (T, D) of ``states`` (T, D') for the cross-attention."""
-        assert self.crossattention is not None, "the block has no cross-attention"
-        return self.crossattention.project(states)
 
     def forward(
         self,
@@ -261,6 +253,12 @@ class BlockStack(nn.Module):
     def blocks(self) -> list[Block]:
         """The blocks, first to last."""
         return cast(list[Block], list(self.layer))
+
+    @property
+    def blocks_to_shard(self) -> list[Block]:
+        """See :class:`optim.setup.EncoderBlocks`. Blocks with cross-attention run for each stream, and project keys and values
+        beforehand."""
+        return [block for block in self.blocks if block.crossattention is None]
 
     def length_cut(self, packings: Sequence[Packing]) -> int | None:
         """See :func:`models.core.packing.length_cut`; None if the blocks are sharded (FSDP2), since all ranks must then run them
@@ -304,11 +302,7 @@ class BlockStack(nn.Module):
 
     def project_layers(self, states: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
         """Project ``states`` (..., D') to keys and values (..., D) for the cross-attention of each block."""
-        projected = [
-            block.project(states.flatten(0, -2)) for block in self.blocks if block.crossattention is not None
-        ]
-        shape = states.shape[:-1]
-        return tuple((keys.unflatten(0, shape), values.unflatten(0, shape)) for keys, values in projected)
+        return tuple(block.crossattention.project(states) for block in self.blocks if block.crossattention is not None)
 
     def project(self, states: Tensor, mask: Tensor | None = None) -> KeysValues:
         """Project ``states`` (R, K, D') to keys and values that texts can attend to.

@@ -98,7 +98,7 @@ class HubTextEncoder(nn.Module):
         return lambda: model(input_ids=ids).last_hidden_state
 
     @property
-    def blocks(self) -> list[nn.Module]:
+    def blocks_to_shard(self) -> list[nn.Module]:
         """See :class:`optim.setup.EncoderBlocks`."""
         return longest_list(self.model)
 

@@ -119,8 +119,8 @@ class VisionEncoder(nn.Module):
         return patches if self.patch_positions is None else patches + self.patch_positions
 
     @property
-    def blocks(self) -> list[nn.Module]:
-        """The blocks of the backbone, first to last."""
+    def blocks_to_shard(self) -> list[nn.Module]:
+        """See :class:`optim.setup.EncoderBlocks`."""
         return self.vision_backbone.blocks
 
     def freeze_blocks(self, count: int) -> None:

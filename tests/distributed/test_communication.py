@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from engine.parallel.fsdp import Groups, MeshShape
+from optim.setup import set_frozen
 from tasks.kinds import kind_of
 from tests.ranks import on_ranks
 from tests.tools.test_plan import BASE, SMALL
@@ -79,6 +82,28 @@ class Steps:
             "chunks": config.model.chunks,
         }
         return {"counted": counted, "sizes": sizes}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "accumulation", "overrides"),
+    [(2, 1, []), (4, 2, ["optim.freeze.vision=true"]), (2, 2, ["model.contrastive.chunks=2"])],
+)
+def test_ranks_that_share_the_weights_send_the_bytes_of_the_formula(tmp_path, ranks, accumulation, overrides):
+    """But for the padding of shards."""
+    schema, kind = kind_of(Path(BASE), [])
+    config = load_config(BASE, [*SMALL, *SIZES, *overrides], schema)
+    model = kind.build_model(config, None)
+    if "optim.freeze.vision=true" in overrides:
+        set_frozen(model, ["vision"])
+    for found in on_ranks(ranks, Steps(accumulation, "train.parallel=fsdp", *overrides), tmp_path):
+        sizes = StepSizes(accumulation=accumulation, **found["sizes"])
+        sizes = replace(sizes, groups=Groups.of(model), mesh=MeshShape(1, ranks))
+        _, second, third = found["counted"]
+        expected = by_formula(sizes, ranks, logs=False)
+        assert second == third
+        assert second["handed"] == pytest.approx(expected["handed"], rel=5e-3)
+        assert second["calls"]["all-reduce"] == expected["calls"]["all-reduce"]
 
 
 def by_formula(sizes: StepSizes, ranks: int, logs: bool) -> dict[str, dict[str, int]]:

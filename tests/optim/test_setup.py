@@ -58,7 +58,7 @@ class Blocks(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks: list[nn.Module] = []
+        self.blocks_to_shard: list[nn.Module] = []
         self.asked: list[object] = []
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from dataset.text.loading import load_tokenizer
+from engine.parallel.choice import mesh_of, state_bytes
+from engine.parallel.fsdp import Groups, MeshShape
 from engine.run_plan import chunks_in, steps_of
 from models.inference.reranking import AligningModel
 from optim.setup import set_frozen
@@ -56,6 +58,11 @@ class Planner:
         if frozen := self.config.optim.frozen.frozen_for_good:
             set_frozen(self.meta_model, frozen)
         self.steps = self._make_steps()
+        optim = self.config.optim
+        self.needed, self.groups = (
+            state_bytes(self.meta_model, average=optim.ema is not None),
+            Groups.of(self.meta_model),
+        )
         self.memories: dict[tuple[int, int], dict[str, int] | None] = {}
         """Memory of a step by the number of examples in its micro-batch and of ranks; None: it does not fit."""
 
@@ -136,7 +143,7 @@ class Planner:
         size, accumulation = self._split(ranks, largest)
         setting = self._setting(size, accumulation, ranks)
         return scale_of(
-            self._step_sizes(size, accumulation),
+            self._step_sizes(size, accumulation, ranks),
             ranks,
             size,
             memory=sum(setting.memory.values()),
@@ -145,7 +152,7 @@ class Planner:
             network=self.flags.network,
         )
 
-    def _step_sizes(self, examples: int, accumulation: int) -> StepSizes:
+    def _step_sizes(self, examples: int, accumulation: int, ranks: int) -> StepSizes:
         """The sizes that determine the communication of a step."""
         model, config = self.meta_model, self.config.model
         batch = self._batch(examples)(model)
@@ -157,6 +164,8 @@ class Planner:
             embed_dim=config.embed_dim if aligns else 0,
             accumulation=accumulation,
             chunks=chunks_in(config.chunks, accumulation),
+            groups=self.groups,
+            mesh=self._mesh(ranks),
         )
 
     def _cost(self, examples: int, ranks: int) -> float:
@@ -173,20 +182,30 @@ class Planner:
             self.memories[examples, ranks] = None if memory is None else self._with_overhead(memory, ranks)
         return self.memories[examples, ranks]
 
+    def _mesh(self, ranks: int) -> MeshShape | None:
+        """The mesh of FSDP2 on a number of ranks; None with DDP."""
+        return mesh_of(self.config.train, ranks, self.needed, self.target.memory)[0]
+
     def _with_overhead(self, memory: StepMemory, ranks: int) -> dict[str, int]:
         uses = asdict(memory)
+        if (mesh := self._mesh(ranks)) is not None:
+            assert self.groups.trained is not None
+            for held in ("weights", "gradients", "optimiser", AVERAGE):
+                uses[held] = -(-uses[held] // mesh.shard)
+            uses["gathered for a while"] = self.groups.most + self.groups.trained.most
         if self.config.optim.ema is None:
             del uses[AVERAGE]
         if isinstance(self.steps, RealSteps):
             return {**uses, OUTSIDE: self.steps.outside() + self.target.communication(ranks)}
         outside = CONTEXT + self.target.communication(ranks)
-        return {**uses, "fragments": int(FRAGMENTS * memory.total), OUTSIDE: outside}
+        return {**uses, "fragments": int(FRAGMENTS * sum(uses.values())), OUTSIDE: outside}
 
     def _refuse_memory(self, ranks: int) -> None:
         needed = self._cost(1, ranks)
         fact = f"needs {needed / 1e9:.1f} GB" if math.isfinite(needed) else "does not fit"
+        shares = "train.parallel=fsdp, " if ranks > 1 and self._mesh(ranks) is None else ""
         raise UserError(
-            f"--memory {self.target.memory / 1e9:g}: a micro-batch of one example {fact}; use smaller images "
+            f"--memory {self.target.memory / 1e9:g}: a micro-batch of one example {fact}; use {shares}smaller images "
             "(model.vision.image_size), a smaller model or a larger GPU"
         )
 
@@ -251,6 +270,7 @@ class Planner:
     def _assumptions(self) -> list[str]:
         train = self.config.train
         lines = [
+            *self._assumptions_of_sharding(),
             "texts of maximum length; without the time for data or for the network between GPUs",
             *self.target.assumptions(),
         ]
@@ -267,6 +287,17 @@ class Planner:
         if train.compile and not self.target.measures:
             lines.append("memory and time as without train.compile")
         return lines
+
+    def _assumptions_of_sharding(self) -> list[str]:
+        mesh, reason = mesh_of(train := self.config.train, self.ranks, self.needed, self.target.memory)
+        if mesh is None:
+            return []
+        shared = f"train.parallel={'fsdp' if train.parallel == 'auto' else train.parallel}"
+        return [
+            f"{reason or shared}; {mesh.shard} GPUs share the states of a model",
+            "FSDP2 holds all weights and gradients outside the blocks of the image and text encoders, and those of two blocks, "
+            "while it computes",
+        ]
 
     def _assumptions_of_scaling(self) -> list[str]:
         network = self.flags.network

@@ -1,6 +1,7 @@
 """Communication of a training step by formula: which collectives the ranks call, and how many bytes each rank sends.
 
-Three parts of the code call collectives in a step. DDP sums the gradients once, in the backward pass of the last micro-batch.
+Three parts of the code call collectives in a step. DDP sums the gradients once, in the backward pass of the last micro-batch;
+FSDP2 gathers weights, and sums and scatters their gradients, in each micro-batch.
 Each contrastive loss gathers embeddings and keys, and scatters the summed gradients of the embeddings. The trainer sums counts,
 losses and status flags. ``tests/distributed/test_communication.py`` compares the formulas with the collectives of real steps.
 
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from batches.losses import WORK
+from engine.parallel.fsdp import Groups, MeshShape
 
 Kind = Literal["all-reduce", "all-gather", "reduce-scatter"]
 
@@ -34,17 +36,20 @@ class Exchange:
     Attributes:
         content: content of the tensors.
         kind: kind of collective.
-        calls: number of calls in a step. None: one for each of DDP's buckets.
+        calls: number of calls in a step. None: one for each of DDP's buckets, or FSDP2's groups.
         whole: bytes of the whole tensor, over all calls: the result of an all-gather, the argument of any other collective.
+        among: number of ranks that exchange it; None: all.
     """
 
     content: str
     kind: Kind
     calls: int | None
     whole: int
+    among: int | None = None
 
     def sent(self, ranks: int) -> float:
         """Bytes that a rank sends, and receives, in a step if the ranks form a ring."""
+        ranks = self.among or ranks
         return ROUNDS[self.kind] * self.whole * (ranks - 1) / ranks
 
 
@@ -59,6 +64,8 @@ class StepSizes:
         embed_dim: width of an embedding; each example has two embeddings.
         accumulation: number of micro-batches.
         chunks: number of micro-batches whose embeddings are gathered at once (``model.contrastive.chunks``).
+        groups: what a rank gathers together with FSDP2; None with DDP.
+        mesh: the mesh of FSDP2; None with DDP.
     """
 
     gradients: int
@@ -67,6 +74,8 @@ class StepSizes:
     embed_dim: int
     accumulation: int = 1
     chunks: int = 1
+    groups: Groups | None = None
+    mesh: MeshShape | None = None
 
     def exchanges(self, ranks: int, *, logs: bool = False) -> list[Exchange]:
         """Returns the collectives of a step on ``ranks`` ranks; empty for a single rank.
@@ -89,10 +98,28 @@ class StepSizes:
             Exchange("gradients of embeddings", "reduce-scatter", calls, embeddings),
         ]
         return [
-            Exchange("gradients", "all-reduce", None, self.gradients),
+            *self._of_parameters(),
             *(contrastive if calls else []),
             Exchange("counts and losses", "all-reduce", 2, sums * FLOAT32),
         ]
+
+    def _of_parameters(self) -> list[Exchange]:
+        """The exchanges of weights and gradients."""
+        if self.mesh is None or self.groups is None:
+            return [Exchange("gradients", "all-reduce", None, self.gradients)]
+        among, groups = self.mesh.shard, self.groups
+        # Blocks are gathered for the forward and again for the backward pass; gradient caching adds a forward pass.
+        cached = self.chunks > 1
+        gathered = (groups.rest + (2 + cached) * sum(groups.blocks)) * self.accumulation
+        found = [
+            Exchange("weights", "all-gather", None, gathered, among),
+            Exchange("gradients", "reduce-scatter", None, self.gradients * self.accumulation, among),
+            Exchange("norm and scalars", "all-reduce", 1 + groups.scalars, (1 + groups.scalars) * FLOAT32),
+        ]
+        if self.mesh.replicate > 1:
+            shard = self.gradients // self.mesh.shard
+            found.append(Exchange("gradients of copies", "all-reduce", None, shard, self.mesh.replicate))
+        return found
 
     def sent(self, ranks: int) -> float:
         """Bytes that a rank sends in a step if the ranks form a ring."""
