@@ -7,13 +7,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from engine.parallel.config import ParallelConfig
 from engine.precision import PrecisionName
 from engine.task import Encoder
 from engine.trackers.wandb import WandbConfig
 from utils import distributed
 from utils.config import MAY_CHANGE, Config
 from utils.processes import GRACE_S
+
+
+class ShardingConfig(Config):
+    """Groups of ranks that share a copy of the model (HSDP), such as the GPUs of one machine."""
+
+    shard: int = Field(ge=1, description="ranks that share a copy of the model")
+    replicate: int = Field(ge=1, description="number of copies; shard x replicate is the number of ranks")
 
 
 class TrainConfig(Config):
@@ -67,7 +73,7 @@ class TrainConfig(Config):
         gt=0,
         description="dense peak of a device in this precision, for the utilisation; null: from the table of known GPUs",
     )
-    parallel: Annotated[ParallelConfig, MAY_CHANGE] = Field(
+    parallel: Annotated[Literal["auto", "ddp", "fsdp"] | ShardingConfig, MAY_CHANGE] = Field(
         "auto",
         description="how ranks share the model. ddp: each holds all of it; fsdp: each holds a share of weights, gradients and "
         "optimiser states (FSDP2); a section: so do groups of ranks; auto: fsdp if a GPU would be too small otherwise",

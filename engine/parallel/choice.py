@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from engine.parallel.config import ShardingConfig
 from engine.parallel.ddp import DataParallel
 from engine.parallel.fsdp import MeshShape, Sharded, bytes_of
 from engine.parallel.strategy import Parallel
+from engine.train_config import ShardingConfig, TrainConfig
 from optim import OptimConfig
 from utils import distributed
 from utils.accelerator import device_bytes
 from utils.errors import UserError
-
-if TYPE_CHECKING:
-    from engine.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
 
