@@ -12,6 +12,7 @@ from engine.parallel import choice
 from engine.parallel.ddp import DataParallel
 from engine.train_config import TrainConfig
 from optim import OptimConfig
+from tasks.captioning import CaptioningTrainConfig
 from tests.messages import naming
 from utils import distributed
 from utils.config import ConfigError, bind
@@ -62,3 +63,10 @@ def test_what_does_not_work_with_shards_is_refused(setting, chosen, monkeypatch,
     assert f"train.{name}" in caplog.text
     with pytest.raises(UserError, match=naming("optim.fused", "apex", "auto")):
         chosen(train(parallel="fsdp"), OptimConfig(lr=0.1, fused="apex"))
+
+
+def test_captions_are_not_sampled_by_shards():
+    """Ranks would run the blocks a different number of times, and wait for each other for ever."""
+    assert bind({"steps": 1, "parallel": "fsdp"}, CaptioningTrainConfig).not_sharded is None
+    with pytest.raises(ConfigError, match=naming("parallel", "self_critical", "ddp")):
+        bind({"steps": 1, "parallel": "fsdp", "objective": "self_critical"}, CaptioningTrainConfig)

@@ -313,3 +313,22 @@ def test_on_a_gpu_the_plan_is_measured(device):
     assert plan.measured_on
     assert sum(plan.largest.memory.values()) <= 4e9
     assert plan.chosen.step_s > 0
+
+
+@pytest.mark.slow
+def test_states_that_a_gpu_cannot_hold_are_shared():
+    """A word table of 100,000 words is most of the model."""
+    words = "model.text.arch.vocab_size=100000"
+    given = ["--config", BASE, "--gpus", "8", "--estimate", *SMALL, words, *FEW]
+    with pytest.raises(UserError, match=naming("--memory 1.8", "train.parallel=fsdp")):
+        planner_of([*given, "--memory", "1.8", "train.parallel=ddp"]).plan()
+    large = planner_of([*given, "--memory", "4", "train.parallel=ddp"]).plan().chosen.memory
+    planner = planner_of([*given, "--memory", "4"])
+    planner.needed = 3e9  # bytes
+    plan = planner.plan()
+    shared = plan.chosen.memory
+    for held in ("weights", "gradients", "optimiser"):
+        assert shared[held] == pytest.approx(large[held] / 8, rel=1e-3)
+    assert shared["gathered for a while"] == pytest.approx(large["weights"] + large["gradients"], rel=0.01)
+    assert "gathered for a while" not in large
+    assert OneLine("fsdp, since", "3.0 of 4.0 GB", "8 GPUs") in plan.assumptions
