@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from engine.run_folder import RunFolder
 from engine.trainer import Trainer
 from tasks.pretrain import PretrainConfig, PretrainTask
-from tests.engine.frozen import as_of_step
+from tests.engine.frozen import as_of_step, lines
 from tests.ranks import on_ranks
 from utils.config import load_config
 from utils.distributed import local_part
@@ -24,14 +24,15 @@ from utils.distributed import local_part
 pytestmark = pytest.mark.slow
 
 
-def trainer(folder: Path, tiny: list[str], *overrides: str) -> Trainer:
-    """A trainer of the demo's pre-training in float64, which resumes what the folder holds."""
+def trainer(folder: Path, tiny: list[str], *overrides: str, double: bool = True) -> Trainer:
+    """A trainer of the demo's pre-training, by default in float64, which resumes what the folder holds."""
     config = load_config("configs/demo/pretrain.yaml", [*tiny, "optim.eps=1e-6", *overrides], PretrainConfig)
     run, checkpoint = RunFolder.open(folder, config, resume=True)
     task = PretrainTask.build(config, checkpoint)
-    task.model.double()
-    if checkpoint is not None:
-        task.model.load_state_dict(load_file(checkpoint.model_file))  # in float64, without rounding
+    if double:
+        task.model.double()
+        if checkpoint is not None:
+            task.model.load_state_dict(load_file(checkpoint.model_file))  # without rounding
     sections = {"train": config.train, "optim": config.optim, "schedule": config.schedule, "seed": config.seed}
     return Trainer(task, **sections, folder=run, device=torch.device("cpu"), checkpoint=checkpoint)
 
@@ -39,11 +40,11 @@ def trainer(folder: Path, tiny: list[str], *overrides: str) -> Trainer:
 class Run:
     """A picklable job: pre-train the demo on every rank; returns the weights and what this rank held in training."""
 
-    def __init__(self, folder: Path, tiny: list[str], *overrides: str):
-        self.folder, self.tiny, self.overrides = folder, tiny, overrides
+    def __init__(self, folder: Path, tiny: list[str], *overrides: str, double: bool = True):
+        self.folder, self.tiny, self.overrides, self.double = folder, tiny, overrides, double
 
     def __call__(self) -> dict[str, Tensor]:
-        run = trainer(self.folder, self.tiny, *self.overrides)
+        run = trainer(self.folder, self.tiny, *self.overrides, double=self.double)
         held: list[float] = []
         run.after = lambda phase: held.append(bytes_of(run)) if phase == "numbers" else None
         run.fit()
@@ -92,6 +93,17 @@ def test_sharded_training_has_the_weights_of_ddp(name, tmp_path, tiny_overrides)
         found[parallel], other = on_ranks(2, job, tmp_path / "out" / parallel)
         assert_same(other, found[parallel], 0.0)
     assert_same(found["fsdp"], found["ddp"])
+
+
+def test_in_float32_the_first_losses_are_those_of_ddp(tmp_path, tiny_overrides):
+    (tmp_path / "out").mkdir()
+    found = []
+    for parallel in ("ddp", "fsdp"):
+        folder = tmp_path / parallel
+        job = Run(folder, tiny_overrides, *STEPS, "train.steps=3", f"train.parallel={parallel}", double=False)
+        on_ranks(2, job, tmp_path / "out")
+        found.append(lines(folder)[0])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 def accumulated(count: int) -> list[str]:
