@@ -9,7 +9,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from engine.manifest import (
     FORMAT,
     MANIFEST,
     MODEL_FILE,
+    SHARDS,
+    SHARED_FORMAT,
     TRAINING_FILE,
     UNAVERAGED_FILE,
     checkpoint_folders,
@@ -49,6 +51,12 @@ class Checkpoint:
     @property
     def model_file(self) -> Path:
         return self.folder / MODEL_FILE
+
+    @property
+    def shards(self) -> Path | None:
+        """The folder of the states of the optimiser that ranks shared; None: they are in :meth:`training_state`."""
+        folder = self.folder / SHARDS
+        return folder if folder.is_dir() else None
 
     def unaveraged_weights(self) -> dict[str, Tensor] | None:
         """The weights that train, where the model file has their average; None: the run keeps no average.
@@ -127,6 +135,7 @@ def write_checkpoint(
     *,
     unaveraged: Mapping[str, Tensor] | None = None,
     about: Mapping[str, Any] | None = None,
+    wait_for_shards: Callable[[], None] | None = None,
 ) -> Checkpoint:
     """Write a checkpoint atomically (under a temporary name, then renamed), in place of one of the same step.
 
@@ -137,24 +146,28 @@ def write_checkpoint(
         training: the state that :meth:`Checkpoint.training_state` gives back: tensors and plain values.
         unaveraged: the weights that train, like ``weights``, where these are their average; None: there is no average.
         about: values for the header of the file of ``weights``.
+        wait_for_shards: waits for the files that all ranks write to the folder of :func:`begin`, which this function does not
+            call then; None: there are none.
     """
-    final, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
-    remove_leftovers(folder)
-    temporary.mkdir(parents=True)
+    final = folder / f"step-{step:08d}"
+    temporary = begin(folder, step) if wait_for_shards is None else temporary_folder(folder, step)
     save_weights(temporary / MODEL_FILE, weights, about)
     if unaveraged is not None:
         save_weights(temporary / UNAVERAGED_FILE, unaveraged)
     with (temporary / TRAINING_FILE).open("wb") as file:  # given a path, torch would not say that the disk is full
         torch.save(dict(training), file)
+    if wait_for_shards is not None:
+        wait_for_shards()
+    written = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
     files = {
-        name: {"bytes": (temporary / name).stat().st_size, "sha256": digest_of(temporary / name)}
-        for name in (MODEL_FILE, TRAINING_FILE, *(() if unaveraged is None else (UNAVERAGED_FILE,)))
+        path.relative_to(temporary).as_posix(): {"bytes": path.stat().st_size, "sha256": digest_of(path)}
+        for path in written
     }
-    manifest = json.dumps({"format": FORMAT, "step": step, "files": files}, indent=2)
+    version = FORMAT if wait_for_shards is None else SHARED_FORMAT
+    manifest = json.dumps({"format": version, "step": step, "files": files}, indent=2)
     (temporary / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
-    for written in temporary.iterdir():
-        sync_file(written)
-    sync_file(temporary)
+    for path in (*written, temporary / MANIFEST, *{path.parent for path in written}):
+        sync_file(path)
     # Removed last: that takes time, in which there would be neither.
     former = _set_aside(final) if final.exists() else None
     os.replace(temporary, final)
@@ -162,6 +175,19 @@ def write_checkpoint(
     if former is not None:
         shutil.rmtree(former)
     return Checkpoint(final, step)
+
+
+def begin(folder: Path, step: int) -> Path:
+    """Make the temporary folder of the checkpoint of ``step``."""
+    remove_leftovers(folder)
+    temporary = temporary_folder(folder, step)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def temporary_folder(folder: Path, step: int) -> Path:
+    """The folder of a checkpoint that is being written."""
+    return folder / f".step-{step:08d}.tmp"
 
 
 def remove_old(folder: Path, keep: int, step: int) -> None:

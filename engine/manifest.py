@@ -8,14 +8,17 @@ from pathlib import Path
 
 from utils.files import open_regular, read_json
 
-FORMAT = 1
-"""Version of the files of a checkpoint. One of a later version, or without a manifest, is not read."""
+FORMAT, SHARED_FORMAT = 1, 2
+"""Versions of the files of a checkpoint: the second has :data:`SHARDS`. One of a later version, or without a manifest, is not
+read."""
 
 MANIFEST = "manifest.json"
 MODEL_FILE = "model.safetensors"
 UNAVERAGED_FILE = "unaveraged.safetensors"
 """The weights that train, in a run whose model file has their average."""
 TRAINING_FILE = "training.pt"
+SHARDS = "optimizer"
+"""Folder with the states of the optimiser, in a run whose ranks share them."""
 CHECKPOINTS = "checkpoints"
 NAME = re.compile(r"step-(\d+)")
 
@@ -38,11 +41,11 @@ def fault_of(folder: Path, names: tuple[str, ...] | None = None, hashes: bool = 
     manifest = folder / MANIFEST
     try:
         stated = read_json(manifest)
-        if stated["format"] != FORMAT:
+        if stated["format"] not in (FORMAT, SHARED_FORMAT):
             other = f"{folder} has format {stated['format']}"
-            return f"{other}, and this version reads format {FORMAT}: use the version that wrote it"
+            return f"{other}, and this version reads formats up to {SHARED_FORMAT}: use the version that wrote it"
         if names is None:
-            names = (MODEL_FILE, TRAINING_FILE, *((UNAVERAGED_FILE,) if UNAVERAGED_FILE in stated["files"] else ()))
+            names = (*{MODEL_FILE: None, TRAINING_FILE: None, **stated["files"]},)
         step, files = stated["step"], {name: stated["files"][name] for name in names}
         expected = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}
     except FileNotFoundError:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from engine.checkpoint import remove_leftovers, remove_old, write_checkpoint
+from engine.checkpoint import remove_leftovers, remove_old, temporary_folder, write_checkpoint
+from engine.manifest import SHARDS
 from utils.errors import UserError
 from utils.events import SavedCheckpoint
 from utils.weight_file import save_weights
@@ -37,16 +38,21 @@ class CheckpointWriter:
         unaveraged: dict[str, Tensor] | None,
         training: dict[str, Any],
         about: Mapping[str, Any] | None = None,
+        wait_for_shards: Callable[[], None] | None = None,
     ) -> None:
         """Start to write the checkpoint of ``step``; waits for the one before to be written.
 
         The arguments are those of :func:`engine.checkpoint.write_checkpoint`: copies, which training does not change.
         """
         self.wait()
-        self._thread = threading.Thread(
-            target=self._write, args=(step, weights, unaveraged, training, dict(about or {})), name=f"save step {step}"
-        )
+        arguments = (step, weights, unaveraged, training, dict(about or {}), wait_for_shards)
+        self._thread = threading.Thread(target=self._write, args=arguments, name=f"save step {step}")
         self._thread.start()
+
+    def folder_of_shards(self, step: int) -> Path:
+        """The folder for the tensors of the checkpoint of ``step`` that all ranks write; :func:`engine.checkpoint.begin` makes
+        the one above it."""
+        return temporary_folder(self.folder, step) / SHARDS
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written, or has failed."""
@@ -71,9 +77,18 @@ class CheckpointWriter:
         unaveraged: dict[str, Tensor] | None,
         training: dict[str, Any],
         about: dict[str, Any],
+        wait_for_shards: Callable[[], None] | None,
     ) -> None:
         try:
-            write_checkpoint(self.folder, step, weights, training, unaveraged=unaveraged, about=about)
+            write_checkpoint(
+                self.folder,
+                step,
+                weights,
+                training,
+                unaveraged=unaveraged,
+                about=about,
+                wait_for_shards=wait_for_shards,
+            )
             remove_old(self.folder, self.keep, step)
             self._fault = None
             logger.info(SavedCheckpoint(step=step))

@@ -6,12 +6,15 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from engine.checkpoint import Checkpoint
+from engine.checkpoint import REMEDY, Checkpoint
 from engine.parallel.choice import parallel_of
 from engine.train_config import TrainConfig
 from optim import OptimConfig, build_optimizer, parameter_groups
@@ -132,14 +135,56 @@ class Trained:
         if unaveraged is not None:
             self.parallel.load(unaveraged)
 
-    def resume_optimizer(self, state: dict[str, Any]) -> None:
-        """Load the state of the optimiser from a checkpoint."""
-        for index, parameter in enumerate(each for group in self.optimizer.param_groups for each in group["params"]):
+    def optimizer_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The state of the optimiser without the tensors that ranks share; and these by the name of the parameter and their own,
+        such as ``fusion.layer.0.output.dense.bias/exp_avg``."""
+        state = self.optimizer.state_dict()
+        shards: dict[str, Tensor] = {}
+        for index, (name, _) in enumerate(self._optimised()):
             of_parameter = state["state"].get(index, {})
-            for name, value in of_parameter.items():
+            shared = {key: value for key, value in of_parameter.items() if isinstance(value, DTensor)}
+            shards.update({f"{name}/{key}": value for key, value in shared.items()})
+            state["state"][index] = {key: value for key, value in of_parameter.items() if key not in shared}
+        return state, shards
+
+    def resume_optimizer(self, state: dict[str, Any], checkpoint: Checkpoint) -> None:
+        """Load the state of the optimiser from a checkpoint, whatever ranks wrote it.
+
+        Raises:
+            UserError: if it cannot be read.
+        """
+        shards = {} if checkpoint.shards is None else self._read_shards(checkpoint.shards)
+        for index, (name, parameter) in enumerate(self._optimised()):
+            of_parameter = state["state"].setdefault(index, {})
+            for key, value in of_parameter.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    of_parameter[name] = self.parallel.like(value, parameter)
+                    of_parameter[key] = self.parallel.like(value, parameter)
+            of_parameter |= shards.get(name, {})
         self.optimizer.load_state_dict(state)
+
+    def _read_shards(self, folder: Path) -> dict[str, dict[str, Tensor]]:
+        """The tensors of the optimiser that ranks shared, by parameter: of each, the part that this rank holds now."""
+        reader = dcp.HuggingFaceStorageReader(str(folder))
+        parameters, read = dict(self._optimised()), {}
+        try:
+            for full_name in reader.read_metadata().state_dict_metadata:
+                if (parameter := parameters.get(full_name.rpartition("/")[0])) is not None:
+                    read[full_name] = torch.zeros_like(parameter, requires_grad=False)
+            dcp.load(read, storage_reader=reader, no_dist=True)
+        except Exception as error:  # a damaged file raises an error of safetensors, of the system or of DCP
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{folder}: cannot be read ({reason}); {REMEDY}") from None
+        by_parameter: dict[str, dict[str, Tensor]] = {}
+        for full_name, tensor in read.items():
+            name, _, key = full_name.rpartition("/")
+            by_parameter.setdefault(name, {})[key] = tensor
+        return by_parameter
+
+    def _optimised(self) -> list[tuple[str, nn.Parameter]]:
+        """Names and parameters in the order in which the optimiser counts them."""
+        return [
+            pair for group in self.optimizer.param_groups for pair in zip(group["names"], group["params"], strict=True)
+        ]
 
     def set_rates(self, factor: float) -> None:
         """Set the learning rate of each group to this factor of its peak."""

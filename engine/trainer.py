@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from batches.base import to_device
 from batches.losses import WORK, Losses, weighted_sum
-from engine.checkpoint import Checkpoint
+from engine.checkpoint import Checkpoint, begin
 from engine.chunks import in_turn
 from engine.identity import RunIdentity
 from engine.losses import count_step, sum_tensors
@@ -104,6 +104,7 @@ class Trainer:
         self.trained = Trained(self.model, optim, self.fresh, device, step=self.step, steps=self.steps, train=train)
         self.identity = self._identity(data or {})
         self.writer = CheckpointWriter(folder.checkpoints, train.keep_checkpoints)
+        self._wait_for_shards: Callable[[], None] | None = None
         self.schedule = build_schedule(schedule, self.steps)
         self.precision = Precision(train.precision, device)
         self.consumed, self.tally = 0, Tally()
@@ -173,7 +174,7 @@ class Trainer:
             batches.close()  # the loader logs the records that it has read
             raise
         finally:
-            self.writer.wait()
+            self._wait_for_saving()
             progress.close()
             if metrics:
                 metrics.close()
@@ -354,10 +355,11 @@ class Trainer:
 
     def _save(self, metrics: MetricsLog | None) -> None:
         """Start to write a checkpoint of this step. Rank 0 writes what all ranks hold."""
-        self.writer.wait()  # before the states are copied again
+        self._wait_for_saving()  # before the states are copied again
         weights, unaveraged = self.trained.average.states(self.model)
+        optimizer, shards = self.trained.optimizer_state()
         training = {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "scaler": self.precision.scaler.state_dict(),
             "records": self.consumed * self.loader.records_per_batch,
             "skipped": self.tally.skipped,
@@ -368,12 +370,29 @@ class Trainer:
             "run": self.identity.state(),
         }
         states = self.parallel.gathered((weights, unaveraged, training))
+        self._wait_for_shards = self._start_saving(shards) if shards else None
         if metrics is None:
             return
         metrics.sync()
         self.folder.restore_config()
         weights, unaveraged, training = states
-        self.writer.save(self.step, weights, unaveraged, training, {**self.task.about, **self.trained.about})
+        self.writer.save(
+            self.step, weights, unaveraged, training, {**self.task.about, **self.trained.about}, self._wait_for_shards
+        )
+
+    def _start_saving(self, shards: dict[str, Tensor]) -> Callable[[], None]:
+        """Start to write tensors that ranks share; returns a function that waits for it."""
+        if distributed.rank() == 0:
+            begin(self.folder.checkpoints, self.step)
+        distributed.barrier()
+        return self.parallel.start_saving(shards, self.writer.folder_of_shards(self.step))
+
+    def _wait_for_saving(self) -> None:
+        """Wait until the last checkpoint is written, or has failed, which rank 0 says."""
+        self.writer.wait()
+        if self._wait_for_shards is not None:
+            with suppress(Exception):
+                self._wait_for_shards()
 
     def _restore(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
         run = self.folder.path
@@ -383,7 +402,7 @@ class Trainer:
             if distributed.rank() == 0:
                 logger.warning("%s: %s", run, change)
         self.trained.resume_average(checkpoint)
-        self.trained.resume_optimizer(state["optimizer"])
+        self.trained.resume_optimizer(state["optimizer"], checkpoint)
         self.precision.scaler.load_state_dict(state["scaler"])
         self.consumed = state["records"] // self.loader.records_per_batch
         self.validations.best, self.validations.due = state["best"], state["validation_due"]

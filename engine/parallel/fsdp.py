@@ -11,13 +11,16 @@ Parameters without an axis, such as the temperature, cannot be sharded. Every ra
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -52,6 +55,8 @@ class Sharded(Parallel):
         self.mesh = mesh if shape.replicate > 1 else mesh["shard"]
         self.sharding = mesh["shard"].get_group()
         """The ranks that share a copy of the model."""
+        self.saving = dist.new_group(backend="gloo")
+        """The ranks as they write checkpoints, in threads beside the steps."""
         scalars = {parameter for parameter in model.parameters() if parameter.dim() == 0}
         for encoder in encoders_in(model):
             for block in encoder.blocks_to_shard:
@@ -124,6 +129,14 @@ class Sharded(Parallel):
 
     def gathered(self, states: Any) -> Any:
         return copied_to_host(states, keep=distributed.rank() == 0)
+
+    def start_saving(self, states: dict[str, Tensor], folder: Path) -> Callable[[], None]:
+        if self.device.type == "cpu":  # older releases of torch copy only what is not in host memory
+            states = {name: state.clone() for name, state in states.items()}
+        writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        saving = dcp.async_save(states, storage_writer=writer, process_group=self.saving)
+        assert isinstance(saving, Future)
+        return lambda: saving.result() and None
 
     def like(self, state: Tensor, parameter: Tensor) -> Tensor:
         if not isinstance(parameter, DTensor) or isinstance(state, DTensor):

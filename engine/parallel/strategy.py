@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -65,6 +66,14 @@ class Parallel(ABC):
         Returns:
             The copy on rank 0; None on other ranks.
         """
+
+    def start_saving(self, states: dict[str, Tensor], folder: Path) -> Callable[[], None]:
+        """Start to write the parts of all ranks to a folder; called by all ranks. The tensors may change afterwards.
+
+        Returns:
+            A function that waits until all ranks have written, and raises what one of them could not do.
+        """
+        raise NotImplementedError("only sharded tensors are written by all ranks")
 
     @abstractmethod
     def like(self, state: Tensor, parameter: Tensor) -> Tensor:

@@ -13,10 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from engine.checkpoint import list_checkpoints, newest_whole
+from engine.manifest import fault_of
 from engine.run_folder import RunFolder
 from engine.trainer import Trainer
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.engine.frozen import as_of_step, lines
+from tests.messages import OneLine
 from tests.ranks import on_ranks
 from utils.config import load_config
 from utils.distributed import local_part
@@ -151,6 +154,49 @@ def test_uneven_shards_have_the_weights_of_ddp_and_a_share_of_its_memory(tmp_pat
     of_all = found["ddp"][0]["held"].max()
     for rank in found["fsdp"]:
         assert rank["held"].max() <= 1.05 / 4 * of_all
+
+
+class SavedAndRead:
+    """A picklable job: a checkpoint is written while its tensors change; returns whether it has what they were."""
+
+    def __init__(self, folder: Path, tiny: list[str]):
+        self.folder, self.tiny = folder, tiny
+
+    def __call__(self) -> bool:
+        run = trainer(self.folder, self.tiny, *STEPS, "train.parallel=fsdp")
+        run.train_step(list(run.loader.batches(0, 1)))
+        _, shards = run.trained.optimizer_state()
+        before = {name: local_part(state).clone() for name, state in shards.items()}
+        wait = run.parallel.start_saving(shards, self.folder / "shards")
+        for state in shards.values():
+            state.zero_()
+        wait()
+        read = run.trained._read_shards(self.folder / "shards")
+        assert {path.suffix for path in (self.folder / "shards").iterdir()} == {".safetensors"}, "no pickles"
+        return all(
+            torch.equal(local_part(read[name.rpartition("/")[0]][name.rpartition("/")[2]]), before[name])
+            for name in before
+        )
+
+
+def test_all_ranks_write_the_states_of_the_optimiser_beside_the_steps(tmp_path, tiny_overrides):
+    (tmp_path / "out").mkdir()
+    assert on_ranks(2, SavedAndRead(tmp_path / "run", tiny_overrides), tmp_path / "out") == [True, True]
+
+
+def test_a_damaged_shard_is_passed_over(tmp_path, tiny_overrides):
+    (tmp_path / "out").mkdir()
+    on_ranks(2, Run(tmp_path / "run", tiny_overrides, *STEPS, "train.parallel=fsdp"), tmp_path / "out")
+    (older, newest) = list_checkpoints(tmp_path / "run" / "checkpoints")
+    shards = sorted((newest.folder / "optimizer").iterdir())
+    assert len(shards) == 2
+    assert fault_of(newest.folder) is None
+    content = bytearray(shards[1].read_bytes())
+    content[-1] ^= 1
+    shards[1].write_bytes(bytes(content))
+    checkpoint, faults = newest_whole(tmp_path / "run" / "checkpoints")
+    assert checkpoint == older
+    assert faults == [OneLine(shards[1].name, "damaged")]
 
 
 class Collectives:
