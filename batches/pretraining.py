@@ -22,7 +22,7 @@ class LongTexts:
 @dataclass(frozen=True)
 class ImageTextBatch:
     """Image-text pairs. ``pixels`` (N, 3, H, W) uint8 (or float, normalised); ``valid`` (N,) bool: examples that count. ``long``:
-    long captions with losses of their own."""
+    long captions, which have separate losses."""
 
     pixels: Tensor
     text: MaskedText
@@ -48,7 +48,8 @@ class RegionBatch:
     that the regions of an image are adjacent. ``patch_mask`` (R, P) bool: the patches of each region, row-major, at least one.
     ``boxes_cxcywh`` (R, 4) float32: centre and size relative to the image. ``is_image`` (R,) bool: True if the text describes the
     whole image; ``several_boxes`` (R,) bool: True if it describes several boxes, whose patches ``patch_mask`` has. The box loss
-    ignores both. ``valid`` (R,) bool: examples that count. ``long``: long captions of the regions with losses of their own.
+    ignores both. ``valid`` (R,) bool: examples that count. ``long``: long captions of the regions, which have
+    separate losses.
     """
 
     pixels: Tensor
@@ -98,7 +99,7 @@ class PretrainBatch(Batch):
     def streams(self) -> dict[str, Any]:
         """Returns the batches of the streams in use, keyed by stream name.
 
-        Long captions are a stream of their own, such as ``long_images``. It shares all tensors but the texts.
+        Long captions form a separate stream, such as ``long_images``, which shares all tensors except the texts.
         """
         batches: dict[str, Any] = {
             "images": self.images,

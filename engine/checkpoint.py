@@ -146,8 +146,8 @@ def write_checkpoint(
         training: the state that :meth:`Checkpoint.training_state` gives back: tensors and plain values.
         unaveraged: the weights that train, like ``weights``, where these are their average; None: there is no average.
         about: values for the header of the file of ``weights``.
-        wait_for_shards: waits for the files that all ranks write to the folder of :func:`begin`, which this function does not
-            call then; None: there are none.
+        wait_for_shards: waits for the files that all ranks write to the folder made by :func:`begin`; None: rank 0 writes all
+            files, and this function calls :func:`begin`.
     """
     final = folder / f"step-{step:08d}"
     temporary = begin(folder, step) if wait_for_shards is None else temporary_folder(folder, step)

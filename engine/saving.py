@@ -42,7 +42,7 @@ class CheckpointWriter:
     ) -> None:
         """Start to write the checkpoint of ``step``; waits for the one before to be written.
 
-        The arguments are those of :func:`engine.checkpoint.write_checkpoint`: copies, which training does not change.
+        See :func:`engine.checkpoint.write_checkpoint` for the arguments. They must be copies, which training does not change.
         """
         self.wait()
         arguments = (step, weights, unaveraged, training, dict(about or {}), wait_for_shards)
@@ -103,7 +103,7 @@ def save_best(
     path: Path, step: int, weights: dict[str, Tensor], metrics: dict[str, float], about: Mapping[str, Any] | None = None
 ) -> bool:
     """Replace the best weights of a run by ``weights``, copies in host memory; returns whether they could be written. If not,
-    that is a warning, and the file stays as it was. Its header has step and metrics under ``validation``, beside ``about``."""
+    that is a warning, and the file stays as it was. Its header has ``about``, and step and metrics under ``validation``."""
     try:
         header = {"validation": {"step": step, **metrics}, **(about or {})}
         save_weights(path, weights, header)

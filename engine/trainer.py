@@ -259,7 +259,7 @@ class Trainer:
     def _validate(self, metrics: MetricsLog | None, report: Reporter) -> None:
         started = time.perf_counter()
         if self.parallel.needs_all_ranks:
-            self._save(metrics)  # a rank that is asked to stop during the validation cannot save by itself
+            self._save(metrics)  # a rank that is asked to stop during the validation cannot save alone
         with self.trained.average.in_model():
             with self.parallel.whole_model(), self.stall.doing("a validation"), self._stopping_at_once(metrics):
                 distributed.set_timeout(self.config.start_timeout_min)
@@ -269,7 +269,7 @@ class Trainer:
         report.exclude(time.perf_counter() - started)
 
     def _stopping_at_once(self, metrics: MetricsLog | None) -> AbstractContextManager[None]:
-        """Context in which a request to stop saves a checkpoint at once, if a rank can do so by itself. It must not be entered in
+        """Context in which a request to stop saves a checkpoint at once, if a rank can do so alone. It must not be entered in
         the middle of an exchange of averaged weights."""
         if self.parallel.needs_all_ranks:
             return nullcontext()

@@ -17,7 +17,7 @@ from utils.distributed import local_part
 class GuardedUpdate:
     """An optimiser and the loss scaler of ``precision``, neither of which makes the host wait for the device.
 
-    ``clip_grad_norm``: limit of the gradient's norm; None: there is none. Ranks hold the gradients as ``parallel`` says.
+    ``clip_grad_norm``: limit of the gradient's norm; None: no limit. ``parallel``: how ranks share the gradients.
     """
 
     optimizer: torch.optim.Optimizer

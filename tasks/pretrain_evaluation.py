@@ -215,7 +215,7 @@ class PretrainEvaluator:
         a random order.
 
         Args:
-            records: the held-out records; those without such a caption are left out.
+            records: the held-out records. Records without such a caption are skipped.
             medium: "image" or "video".
             size: name of the number of records.
             of: the captions to rank.

@@ -100,7 +100,7 @@ class Description:
         return self.long_captions if length == "long" or rng.random() < 0.5 else self.captions
 
     def more_texts(self, length: CaptionLength) -> Texts:
-        """Returns the captions that have losses of their own: with "both", the long ones if there are short ones, too."""
+        """Returns the captions with separate losses: with "both", the long ones, provided that there are short ones."""
         return self.long_captions if length == "both" and self.captions else ()
 
 

@@ -46,7 +46,7 @@ def mesh_of(train: TrainConfig, ranks: int, needed: int, memory: int | None) -> 
         train: the config section.
         ranks: number of ranks.
         needed: bytes of all states of the model (:func:`state_bytes`).
-        memory: bytes of a GPU; None: there is none.
+        memory: bytes of a GPU; None on a CPU.
 
     Returns:
         The mesh of FSDP2, None with DDP; and the reason of an automatic choice, or "".

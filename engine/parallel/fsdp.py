@@ -56,7 +56,7 @@ class Sharded(Parallel):
         self.sharding = mesh["shard"].get_group()
         """The ranks that share a copy of the model."""
         self.saving = dist.new_group(backend="gloo")
-        """The ranks as they write checkpoints, in threads beside the steps."""
+        """Process group in which threads write checkpoints while training continues."""
         scalars = {parameter for parameter in model.parameters() if parameter.dim() == 0}
         for encoder in encoders_in(model):
             for block in encoder.blocks_to_shard:

@@ -36,7 +36,7 @@ class Parallel(ABC):
     def __call__(self, batch: Any) -> Any:
         """The forward pass of a micro-batch in a step."""
 
-    def follow(self) -> None:  # noqa: B027 - FSDP2 notices by itself
+    def follow(self) -> None:  # noqa: B027 - FSDP2 needs no update
         """Adapt to which parameters train; called at the start, and when others join them."""
 
     def release(self) -> None:  # noqa: B027 - FSDP2 has nothing to release

@@ -216,10 +216,10 @@ def packings_of(texts: Sequence[Text]) -> list[Packing]:
 
 
 def length_cut(packings: Sequence[Packing]) -> int | None:
-    """The length that divides texts into short and long ones, so that each kind can be processed in a call of its own.
+    """The length that divides texts into short and long ones, which can then be processed in separate calls.
 
     Attention pads all texts of a call to the longest of them, so that a few long texts make all others slow. Two calls are
-    faster if they have at most half as many padded tokens.
+    faster if they halve the number of padded tokens.
 
     Returns:
         The number of tokens of the longest short text; None if one call is better, or if the lengths are not in host memory.

@@ -36,7 +36,7 @@ class PretrainModel(XVLM):
     """The encoders and the four heads of section 3.3. ``forward(batch)`` computes all losses of all streams."""
 
     forward_methods = ("embed",)
-    """Methods that use the parameters, beside ``forward``; see :mod:`engine.parallel.fsdp`."""
+    """Methods other than ``forward`` that use the parameters; see :mod:`engine.parallel.fsdp`."""
 
     config: PretrainModelConfig
 
@@ -235,6 +235,6 @@ class PretrainModel(XVLM):
 
 def zero_loss(parameters: Sequence[nn.Parameter], device: torch.device) -> Tensor:
     """A zero on ``device`` that depends on all ``parameters``, because DDP waits for the gradient of every parameter, even in a
-    step that does not train it. FSDP2 does not: its shards are left out."""
+    step that does not train it. FSDP2 does not, so sharded parameters are skipped."""
     zero = torch.zeros((), device=device)
     return sum((0 * parameter.sum() for parameter in parameters if not isinstance(parameter, DTensor)), zero)

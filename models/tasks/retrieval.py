@@ -27,7 +27,7 @@ class RetrievalModel(XVLM):
     """
 
     forward_methods = ("embed",)
-    """Methods that use the parameters, beside ``forward``; see :mod:`engine.parallel.fsdp`."""
+    """Methods other than ``forward`` that use the parameters; see :mod:`engine.parallel.fsdp`."""
 
     config: AligningConfig
 

@@ -90,7 +90,7 @@ class Steps:
     [(2, 1, []), (4, 2, ["optim.freeze.vision=true"]), (2, 2, ["model.contrastive.chunks=2"])],
 )
 def test_ranks_that_share_the_weights_send_the_bytes_of_the_formula(tmp_path, ranks, accumulation, overrides):
-    """But for the padding of shards."""
+    """Except for the padding of shards."""
     schema, kind = kind_of(Path(BASE), [])
     config = load_config(BASE, [*SMALL, *SIZES, *overrides], schema)
     model = kind.build_model(config, None)

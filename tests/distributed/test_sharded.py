@@ -125,18 +125,20 @@ def test_the_same_micro_batches_on_any_number_of_ranks_give_the_same_weights(tmp
         assert_same(found[ranks], found[1])
 
 
-@pytest.mark.parametrize("average", [[], ["optim.ema={decay: 0.9}"]], ids=["plain", "average"])
-def test_a_sharded_run_goes_on_with_the_same_weights_on_any_ranks(average, tmp_path, tiny_overrides):
-    overrides = [*STEPS, *WITHOUT_DROPOUT, *accumulated(2), "train.parallel=fsdp", *average]
+@pytest.mark.parametrize("name", ["plain", "average", "thaw after the checkpoint"])
+def test_a_sharded_run_goes_on_with_the_same_weights_on_any_ranks(name, tmp_path, tiny_overrides):
+    """A frozen encoder has no states in the checkpoint."""
+    variants = {**VARIANTS, "thaw after the checkpoint": ["optim.freeze={vision: 3, text: 1}"]}
+    overrides = [*STEPS, *WITHOUT_DROPOUT, *accumulated(2), "train.parallel=fsdp", *variants[name]]
     (tmp_path / "out").mkdir()
     whole, _ = on_ranks(2, Run(tmp_path / "whole", tiny_overrides, *overrides), tmp_path / "out")
-    for name, ranks, changes, bound in (
+    for resumed_on, ranks, changes, bound in (
         ("same", 2, [], 0.0),
         ("ddp", 2, ["train.parallel=ddp"], 1e-9),
         ("one", 1, [*accumulated(4), "train.parallel=auto"], 1e-9),
         ("four", 4, accumulated(1), 1e-9),
     ):
-        folder = as_of_step(2, tmp_path / "whole", tmp_path / name)
+        folder = as_of_step(2, tmp_path / "whole", tmp_path / resumed_on)
         resumed, *_ = on_ranks(ranks, Run(folder, tiny_overrides, *overrides, *changes), tmp_path / "out")
         assert_same(resumed, whole, bound)
 
@@ -224,11 +226,11 @@ def noted(found: list[list[bool]], scatters: bool, collective: Any, *args: Any, 
 
 
 def test_gradients_are_summed(tmp_path, tiny_overrides):
-    """FSDP2 averages them unless it is told not to."""
+    """FSDP2 averages them by default."""
     (tmp_path / "out").mkdir()
     found, _ = on_ranks(2, Collectives(tmp_path / "run", tiny_overrides), tmp_path / "out")
     first, last = (index for index, each in enumerate(found) if each == [False, False])
     scattered = [index for index, (_, scatters) in enumerate(found) if scatters]
-    groups = 3  # the block of the image encoder, that of the text encoder, the rest
+    groups = 3  # image block, text block, rest
     assert len([index for index in scattered if first < index < last]) == groups
     assert all(is_sum for index, (is_sum, _) in enumerate(found) if index not in (first, last))

@@ -27,7 +27,7 @@ def train(**settings: object) -> TrainConfig:
 
 @pytest.fixture
 def chosen(monkeypatch):
-    """What is chosen on eight ranks; no process group is needed to choose."""
+    """The choice on eight ranks, which needs no process group."""
     monkeypatch.setattr(distributed, "world_size", lambda: 8)
     monkeypatch.setattr(choice, "Sharded", lambda model, device, shape: shape)
     return lambda config, optim=OPTIM: choice.parallel_of(config, optim, nn.Linear(1000, 1000), torch.device("cpu"))

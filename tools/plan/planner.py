@@ -295,8 +295,8 @@ class Planner:
         shared = f"train.parallel={'fsdp' if train.parallel == 'auto' else train.parallel}"
         return [
             f"{reason or shared}; {mesh.shard} GPUs share the states of a model",
-            "FSDP2 holds all weights and gradients outside the blocks of the image and text encoders, and those of two blocks, "
-            "while it computes",
+            "while it computes, FSDP2 holds all weights and gradients outside the blocks of the image and text encoders, and the "
+            "weights and gradients of two blocks",
         ]
 
     def _assumptions_of_scaling(self) -> list[str]:
