@@ -228,5 +228,15 @@ def process_group(timeout_min: float = TIMEOUT_MIN, records: Path | None = None)
     dist.destroy_process_group()
 
 
+@contextmanager
+def group_of_one(device: torch.device) -> Iterator[None]:
+    """Context with a process group of this process alone, for code that requires one."""
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 def _peer_is_gone(error: RuntimeError) -> bool:
     return any(part in str(error) for part in ("Connection closed by peer", "Connection reset by peer", "Broken pipe"))

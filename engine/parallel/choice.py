@@ -32,7 +32,7 @@ def parallel_of(train: TrainConfig, optim: OptimConfig, model: nn.Module, device
     mesh, reason = mesh_of(train, distributed.world_size(), needed, device_bytes(device))
     if reason:
         logger.info("train.parallel: %s", reason)
-    if mesh is None:
+    if mesh is None or not distributed.is_distributed():
         return DataParallel(model, device)
     if optim.fused == "apex":
         raise UserError("optim.fused: apex cannot update sharded weights; set it to auto, or train.parallel to ddp")
@@ -61,7 +61,7 @@ def mesh_of(train: TrainConfig, ranks: int, needed: int, memory: int | None) -> 
                 f"train.parallel: shard {config.shard} x replicate {config.replicate} is "
                 f"{config.shard * config.replicate}, but the run has {ranks} ranks; change one of them"
             )
-        return (MeshShape(config.replicate, config.shard) if config.shard > 1 else None), ""
+        return MeshShape(config.replicate, config.shard), ""
     if config == "ddp" or ranks == 1 or (config == "auto" and memory is None):
         return None, ""
     if config == "fsdp":

@@ -29,6 +29,8 @@ def train(**settings: object) -> TrainConfig:
 def chosen(monkeypatch):
     """The choice on eight ranks, which needs no process group."""
     monkeypatch.setattr(distributed, "world_size", lambda: 8)
+    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
+    monkeypatch.setattr(DataParallel, "follow", lambda self: None)
     monkeypatch.setattr(choice, "Sharded", lambda model, device, shape: shape)
     return lambda config, optim=OPTIM: choice.parallel_of(config, optim, nn.Linear(1000, 1000), torch.device("cpu"))
 

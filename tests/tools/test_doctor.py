@@ -113,6 +113,14 @@ def test_a_good_run_has_no_findings(task, doctor, given, tmp_path):
     assert Image.open(tmp_path / "out" / "first_batch.png").width > 300
 
 
+@pytest.mark.slow
+def test_the_step_of_ranks_that_share_the_model_is_taken_with_fsdp(doctor, given):
+    status, printed = doctor(*given("pretrain"), "--gpus", "2", "train.parallel=fsdp")
+    assert status == 0
+    assert printed.count("FSDP2") == 2, "images and regions"
+    assert not torch.distributed.is_initialized()
+
+
 def test_everything_that_is_missing_is_told_at_once(doctor, given):
     missing = ["model.text.encoder=data/nowhere", "init.checkpoint=weights/none.pth", "data.train.images=data/none"]
     status, printed = doctor(*given("retrieval", val="data/none.jsonl"), *missing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ import torch
 
 from batches.base import Batch
 from batches.pretraining import PretrainBatch
+from engine.parallel.choice import mesh_of, state_bytes
+from engine.parallel.fsdp import Sharded
 from engine.precision import APEX_LEVELS
+from engine.train_config import ShardingConfig
 from models.tasks.self_critical import SelfCriticalModel
 from tasks.base import load_initial, set_up_training
 from tasks.drawing import Sheet, draw_sheet
@@ -22,6 +26,8 @@ from tools.doctor.panels import LEGEND, panels_of
 from tools.doctor.subject import Subject
 from tools.steps.fake import trainer_of
 from tools.steps.real import ran_out_of_memory
+from utils.accelerator import device_bytes
+from utils.distributed import group_of_one
 from utils.findings import Finding
 
 LARGEST_ON_CPU = 60_000_000
@@ -67,7 +73,14 @@ def _check_step(subject: Subject, report: Report) -> None:
         )
     if isinstance(subject.model, SelfCriticalModel):
         raise NotCheckedError("the self-critical step needs the whole task; try train.steps=1")
-    trainer = _trainer(subject)
+    with ExitStack() as stack:
+        trainer = _trainer(subject, stack)
+        _take_steps(trainer, batch, report)
+
+
+def _take_steps(trainer: Any, batch: Batch, report: Report) -> None:
+    """A step of each stream."""
+    how = ", with FSDP2" if isinstance(trainer.parallel, Sharded) else ""
     for name, part in streams_of(batch):
         started = time.perf_counter()
         try:
@@ -79,11 +92,14 @@ def _check_step(subject: Subject, report: Report) -> None:
         if pending.copied is not None:
             pending.copied.synchronize()
         values = dict(zip(pending.names, pending.values.tolist(), strict=True))
-        report.add("step", step_findings(name, values), _told(name, values, time.perf_counter() - started))
+        report.add("step", step_findings(name, values), _told(name, values, time.perf_counter() - started) + how)
 
 
-def _trainer(subject: Subject) -> Any:
-    """Returns a trainer with the weights from which the run starts, or random weights if these do not fit."""
+def _trainer(subject: Subject, stack: ExitStack) -> Any:
+    """Returns a trainer with the weights from which the run starts, or random weights if these do not fit.
+
+    If the ranks of the run share the model, the trainer uses FSDP2 in a process group that lasts as long as ``stack``.
+    """
     config, device = subject.config, subject.device
     assert subject.tokenizer is not None
     torch.manual_seed(config.seed)
@@ -94,6 +110,10 @@ def _trainer(subject: Subject) -> Any:
     plain: dict[str, Any] = {"compile": False, "peak_tflops": None}
     if device.type == "cpu" and APEX_LEVELS.get(config.train.precision, config.train.precision) != "fp32":
         plain["precision"] = "fp32"
+    needed = state_bytes(model, average=config.optim.ema is not None)
+    if mesh_of(config.train, subject.gpus, needed, device_bytes(device))[0] is not None:
+        stack.enter_context(group_of_one(device))
+        plain["parallel"] = ShardingConfig(shard=1, replicate=1)
     return trainer_of(model, config.train.model_copy(update=plain), config.optim, device)
 
 
