@@ -87,6 +87,12 @@ def predict(
         raise UserError(f"{call} needs --text: {TEXTS[call]}")
     if call == "caption" and text:
         raise UserError("caption takes no --text")
+    if decode is not None and call != "answer":
+        raise UserError(f"--decode {decode}: {call} does not answer questions; leave it out")
+    if decode == "beam" and answers is not None:
+        raise UserError(
+            f"--answers {answers}: with --decode beam, answers are written, not chosen; leave out one of them"
+        )
     named = [path for pattern in image for path in expand_pattern(pattern)]
     if save is not None:
         check_save(save, named)

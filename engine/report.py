@@ -230,7 +230,7 @@ def _short(values: dict[str, float], speed: dict[str, float]) -> str:
 
     def short(name: str) -> str:
         stream, _, term = name.partition("/")
-        return f"{stream[:3]}.{term[:5]}" if term else name
+        return f"{''.join(part[:3] for part in stream.split('_'))}.{term[:5]}" if term else name
 
     shown = [f"{short(name)} {value:.2f}" for name, value in values.items() if name != "grad_norm"]
     forms = {"samples_per_s": "{:.3g} samples/s", "tflops_per_s": "{:.3g} TFLOP/s", "utilisation": "{:.0%} of peak"}

@@ -141,6 +141,8 @@ class VQATask(FineTuneTask[VQAConfig, VQAModel, VQABatches]):
         if not all(answers):
             return Evaluation(tuple(metrics), predictions)
         rule, score = accuracy_rule(answers), _score_of(answers)
+        if self.config.evaluation.decode == "beam":
+            rule += "; answers written by beam search"
         accuracy = np.array([score(answer, true) for answer, true in zip(predicted, answers, strict=True)])
         chance = chance_accuracy(self.candidates, answers, score)
         blind = self.image_blind

@@ -203,7 +203,7 @@ def parse_region_record(raw: RawRecord, keys: ImageKeys, caption_key: str) -> Re
     except BrokenRecordError as error:
         broken.append(error.as_broken())
     values = raw.values.get("elems")
-    if values is None and not captions:
+    if values is None and not captions and "long_captions" not in others:
         raise broken_key(raw, "elems", caption_key)
     if values is not None and not isinstance(values, list):
         raise BrokenRecordError("wrong type", raw.location, f"elems is {_type_name(values)}, not a list")
@@ -366,12 +366,12 @@ def element_in(value: Any, name: str, location: str) -> Element:
 
 def _other_texts(values: Mapping[str, Any], prefix: str, location: str) -> dict[str, Texts]:
     """Returns the long captions and hard negatives of an image or element, by the names of their fields. ``prefix``: begins the
-    names of the keys in messages. They may also be an empty list."""
+    names of the keys in messages. Unlike a caption, they may be empty."""
     keys = {"long_captions": "long_caption", "hard_negatives": "hard_negatives"}
     return {
         name: texts_in(values[key], f"{prefix}{key}", location)
         for name, key in keys.items()
-        if values.get(key) not in (None, [])
+        if values.get(key) not in (None, [], "")
     }
 
 

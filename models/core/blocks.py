@@ -261,9 +261,10 @@ class BlockStack(nn.Module):
         return [block for block in self.blocks if block.crossattention is None]
 
     def length_cut(self, packings: Sequence[Packing]) -> int | None:
-        """See :func:`models.core.packing.length_cut`; None if the blocks are sharded (FSDP2), since all ranks must then run them
-        equally often."""
-        return None if isinstance(self.layer[0], FSDPModule) else length_cut(packings)
+        """See :func:`models.core.packing.length_cut`. None if the blocks are sharded (FSDP2), since all ranks must then run them
+        equally often; and if they are compiled, since each new shape could be compiled again."""
+        one_call = isinstance(self.layer[0], FSDPModule) or self._compiled_call_impl is not None
+        return None if one_call else length_cut(packings)
 
     def forward(
         self,

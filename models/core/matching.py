@@ -120,8 +120,9 @@ def negative_weights(similarity: Tensor, allowed: Tensor) -> Tensor:
 def sample(weights: Tensor) -> Tensor:
     """Sample an index (N,) int64 for each row of ``weights`` (N, M), in proportion to the weights.
 
-    If all weights of a row are zero, its index is undefined. Unlike ``multinomial``, this function does not force a device sync,
-    and does not raise an error for such a row.
+    If all weights of a row are zero, its index is its own, so that a text that does not count is not replaced by a longer one.
+    Unlike ``multinomial``, this function does not force a device sync, and does not raise an error for such a row.
     """
     noise = torch.empty_like(weights).exponential_()
-    return (weights / noise).argmax(dim=1)
+    own = torch.arange(len(weights), device=weights.device)
+    return torch.where(weights.any(dim=1), (weights / noise).argmax(dim=1), own)

@@ -68,4 +68,5 @@ def test_examples_that_do_not_count_and_equal_texts_are_not_sampled():
     for _ in range(50):
         sampled = sample(negative_weights(torch.zeros(4, 4), allowed))
         assert sampled[[0, 1]].tolist() == [3, 3]
+        assert sampled[2] == 2, "a text that does not count is not replaced by a longer one"
         assert sampled[3] in (0, 1)

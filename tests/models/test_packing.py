@@ -78,9 +78,16 @@ def test_the_first_token_of_each_text_is_its_cls(tokens):
 
 @pytest.mark.parametrize(
     ("lengths", "cut"),
-    [((3, 200, 5, 180), 5), ((3, 5, 1, 4), None), ((200,), None), ((10, 10, 21), None), ((10, 10, 10, 40), 10)],
+    [
+        ((3, 200, 5, 180), 5),
+        ((13, 200, 14, 200), 14),
+        ((3, 5, 1, 4), None),
+        ((200,), None),
+        ((10, 12, 14), None),
+        ((10, 10, 10, 40), 10),
+    ],
 )
-def test_texts_are_divided_where_that_halves_the_padding(lengths, cut):
+def test_texts_are_divided_where_that_saves_much_padding(lengths, cut):
     assert length_cut([packing_to(None, lengths, max(lengths)), packing_to(None, lengths[:1], lengths[0])]) == cut
 
 

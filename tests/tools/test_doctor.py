@@ -277,6 +277,13 @@ def test_unknown_keys_of_phrases_are_listed_with_what_they_may_mean(doctor, give
     assert "did you mean attributes?" in printed
 
 
+def test_long_captions_that_no_record_has_are_warned_of(doctor, given):
+    status, printed = doctor(*given("pretrain"), "data.images.captions=both")
+    assert status == 0
+    assert "data.images.captions asks for long captions" in printed.replace("\n", " ")
+    assert "data.regions.captions" not in printed
+
+
 def test_a_warm_up_that_is_too_long_does_not_hide_what_is_wrong_with_the_records(
     doctor, given, scenes_folder, tmp_path
 ):

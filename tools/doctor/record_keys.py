@@ -69,9 +69,11 @@ def check_record_keys(subject: Subject, report: Report) -> None:
         for sampled in _sampled(subject):
             _check_keys(sampled, "records", report)
             if "elems" not in sampled.read:
+                _check_long_captions(sampled, sampled.records, report)
                 continue
             listed = [record["elems"] for record in sampled.records if isinstance(record.get("elems"), list)]
             phrases = [phrase for phrases in listed for phrase in phrases if isinstance(phrase, dict)]
+            _check_long_captions(sampled, [*sampled.records, *phrases], report)
             if told := _told_of_phrases(phrases):
                 report.ok("phrases", f"{sampled.key}: {told}")
             _check_keys(_Sampled(sampled.key, OF_PHRASES, OTHERS | {"exhaustive"}, phrases), "phrases in elems", report)
@@ -92,6 +94,15 @@ def _check_keys(sampled: _Sampled, what: str, report: Report) -> None:
         report.add("record keys", [Finding("warning", key, fact, remedy)])
     else:
         report.ok("record keys", f"{key}: {what} have unknown keys, which nothing reads: {listed}")
+
+
+def _check_long_captions(sampled: _Sampled, described: Sequence[Mapping[str, Any]], report: Report) -> None:
+    """Warn if long captions are asked for, and none of the records and phrases has one."""
+    if "long_caption" in sampled.read and not any(each.get("long_caption") for each in described):
+        fact = f"{sampled.key}.captions asks for long captions, but none of {len(sampled.records):,} records has a long_caption"
+        report.add(
+            "record keys", [Finding("warning", sampled.key, fact, "set it to short, or add them: docs/records.md")]
+        )
 
 
 def _told_of_phrases(phrases: Sequence[Mapping[str, Any]]) -> str:
@@ -120,6 +131,8 @@ def _sampled(subject: Subject) -> Iterator[_Sampled]:
         for name, stream in config.data.streams().items():
             if isinstance(stream, ImageRecordsConfig) and not subject.missing_below(f"data.{name}"):
                 read = {stream.image_key, stream.caption_key} | ({"elems"} if name == "regions" else set())
+                if stream.captions != "short":
+                    read.add("long_caption")
                 data = config.data
                 shards = Shards(
                     stream.paths, key=f"data.{name}.files", index_folder=data.cache_index, remote=data.remote

@@ -125,8 +125,12 @@ def test_long_captions_and_hard_negatives_of_an_image(parse):
     record = parse(raw(**values), KEYS, "caption")
     assert (record.captions, record.hard_negatives) == (("a dog",), ("a cat",))
     assert record.long_captions == ("a long one", {"de": "lang"})
-    plain = parse(raw(image="x.jpg", caption="a dog", long_caption=None, hard_negatives=[]), KEYS, "caption")
-    assert (plain.long_captions, plain.hard_negatives) == ((), ())
+    for nothing in (None, [], ""):
+        plain = parse(
+            raw(image="x.jpg", caption="a dog", long_caption=nothing, hard_negatives=nothing), KEYS, "caption"
+        )
+        assert (plain.long_captions, plain.hard_negatives) == ((), ())
+    assert parse_region_record(raw(image="x.jpg", long_caption="a long one"), KEYS, "caption").long_captions
 
 
 def test_texts_of_the_wrong_type_are_broken_wherever_they_are():
