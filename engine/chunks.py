@@ -19,7 +19,7 @@ def in_turn(
     """Number and content of each micro-batch of a step; its forward pass has to come before the next one is taken.
 
     Args:
-        model: without DDP.
+        model: the model of the task.
         micro_batches: those of this rank, on the device.
         chunks: number of micro-batches that a loss spans.
         autocast: the context of forward passes.

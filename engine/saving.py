@@ -6,13 +6,14 @@ import logging
 import shutil
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException
 
-from engine.checkpoint import remove_leftovers, remove_old, temporary_folder, write_checkpoint
-from engine.manifest import SHARDS
+from engine.checkpoint import begin, remove_leftovers, remove_old, write_checkpoint
 from utils.errors import UserError
 from utils.events import SavedCheckpoint
 from utils.weight_file import save_weights
@@ -49,10 +50,14 @@ class CheckpointWriter:
         self._thread = threading.Thread(target=self._write, args=arguments, name=f"save step {step}")
         self._thread.start()
 
-    def folder_of_shards(self, step: int) -> Path:
-        """The folder for the tensors of the checkpoint of ``step`` that all ranks write; :func:`engine.checkpoint.begin` makes
-        the one above it."""
-        return temporary_folder(self.folder, step) / SHARDS
+    def begin(self, step: int) -> bool:
+        """Make the folder of a checkpoint that all ranks write; returns whether this was possible."""
+        try:
+            begin(self.folder, step)
+        except OSError as error:
+            self._failed(step, error)
+            return False
+        return True
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written, or has failed."""
@@ -94,9 +99,15 @@ class CheckpointWriter:
             logger.info(SavedCheckpoint(step=step))
         # A disk that is full is an OSError, or whatever the library that writes makes of one.
         except Exception as error:
-            self._fault = cannot_save(self.folder, f"the checkpoint of step {step}", error)
-            logger.warning("%s", self._fault)
-            remove_leftovers(self.folder)
+            if wait_for_shards is not None:
+                with suppress(Exception):
+                    wait_for_shards()  # else other ranks would write to the folder after its removal
+            self._failed(step, error)
+
+    def _failed(self, step: int, error: Exception) -> None:
+        self._fault = cannot_save(self.folder, f"the checkpoint of step {step}", error)
+        logger.warning("%s", self._fault)
+        remove_leftovers(self.folder)
 
 
 def save_best(
@@ -113,8 +124,11 @@ def save_best(
     return True
 
 
-def cannot_save(folder: Path, what: str, error: Exception) -> str:
+def cannot_save(folder: Path, what: str, error: BaseException) -> str:
     """The line that tells why ``what`` could not be saved in ``folder``."""
+    if isinstance(error, CheckpointException) and error.failures:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        return cannot_save(folder, f"{what} of rank {rank}", cause)
     reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
     try:
         space = f" with {shutil.disk_usage(folder).free / 1e6:,.0f} MB free"

@@ -15,7 +15,7 @@ Encoder = Literal["vision", "text", "fusion"]
 
 
 class TaskModel(Protocol):
-    """The module of a task, before DDP wraps it."""
+    """The module of a task, before ranks share it."""
 
     @property
     def chunks(self) -> int | Literal["step"]:
@@ -23,7 +23,7 @@ class TaskModel(Protocol):
 
     def spanning(self, micro_batches: Sequence[Any], before: Callable[[int], None]) -> AbstractContextManager[None]:
         """A context in which the forward passes of these micro-batches, in their order, give losses that span them all; called
-        only where that is more than one.
+        only where losses span more than one micro-batch.
 
         ``before(i)`` seeds what micro-batch i draws; it is called here, and has to be called before its forward pass.
         """

@@ -76,7 +76,8 @@ class TrainConfig(Config):
     parallel: Annotated[Literal["auto", "ddp", "fsdp"] | ShardingConfig, MAY_CHANGE] = Field(
         "auto",
         description="how ranks share the model. ddp: each holds all of it; fsdp: each holds a share of weights, gradients and "
-        "optimiser states (FSDP2); a section: so do groups of ranks; auto: fsdp if a GPU would be too small otherwise",
+        "optimiser states (FSDP2); a section: each group of `shard` ranks shares a copy (HSDP); auto: fsdp if the states would "
+        "take more than half of a GPU's memory",
     )
     recompute: Annotated[list[Encoder], MAY_CHANGE] = Field(
         [],

@@ -136,7 +136,7 @@ class Trained:
             self.parallel.load(unaveraged)
 
     def optimizer_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The state of the optimiser without the tensors that ranks share; and these by the name of the parameter and their own,
+        """The optimiser's state without sharded tensors, and the sharded tensors by the names of the parameter and the state,
         such as ``fusion.layer.0.output.dense.bias/exp_avg``."""
         state = self.optimizer.state_dict()
         shards: dict[str, Tensor] = {}

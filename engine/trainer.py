@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from batches.base import to_device
 from batches.losses import WORK, Losses, weighted_sum
-from engine.checkpoint import Checkpoint, begin
+from engine.checkpoint import Checkpoint, temporary_folder
 from engine.chunks import in_turn
 from engine.identity import RunIdentity
 from engine.losses import count_step, sum_tensors
+from engine.manifest import SHARDS
 from engine.metrics_log import MetricsLog
 from engine.parallel.strategy import Parallel
 from engine.precision import Precision
@@ -105,6 +106,8 @@ class Trainer:
         self.identity = self._identity(data or {})
         self.writer = CheckpointWriter(folder.checkpoints, train.keep_checkpoints)
         self._wait_for_shards: Callable[[], None] | None = None
+        self._saved = self.step
+        """Step of the newest checkpoint."""
         self.schedule = build_schedule(schedule, self.steps)
         self.precision = Precision(train.precision, device)
         self.consumed, self.tally = 0, Tally()
@@ -158,7 +161,7 @@ class Trainer:
         else:
             logger.info("%s: all %d steps are done", self.folder.path, self.steps)
         self.trained.average.put_in_model()
-        self.task.model = self.model = self.parallel.finished()
+        self.task.model = self.model = self.parallel.whole_copy()
 
     def _fit(self, remaining: int) -> None:
         self.folder.resumed = None
@@ -258,7 +261,7 @@ class Trainer:
 
     def _validate(self, metrics: MetricsLog | None, report: Reporter) -> None:
         started = time.perf_counter()
-        if self.parallel.needs_all_ranks:
+        if self.parallel.needs_all_ranks and self._saved != self.step:
             self._save(metrics)  # a rank that is asked to stop during the validation cannot save alone
         with self.trained.average.in_model():
             with self.parallel.whole_model(), self.stall.doing("a validation"), self._stopping_at_once(metrics):
@@ -306,8 +309,9 @@ class Trainer:
                 averages.append(torch.cat([divided, loss.view(1)]).detach())
                 self._reached("losses")
                 self.precision.scaler.scale(loss * self.parallel.loss_factor).backward()
+                if index == len(on_device) - 1:
+                    self.trained.check_adapters()
             self._reached("backward")
-        self.trained.check_adapters()
         pending = self._update([*losses, "loss"], sum_tensors(averages), work, micro_batches)
         self._reached("numbers")
         self.step += 1
@@ -356,6 +360,7 @@ class Trainer:
     def _save(self, metrics: MetricsLog | None) -> None:
         """Start to write a checkpoint of this step. Rank 0 writes what all ranks hold."""
         self._wait_for_saving()  # before the states are copied again
+        self._saved = self.step
         weights, unaveraged = self.trained.average.states(self.model)
         optimizer, shards = self.trained.optimizer_state()
         training = {
@@ -371,7 +376,7 @@ class Trainer:
         }
         states = self.parallel.gathered((weights, unaveraged, training))
         self._wait_for_shards = self._start_saving(shards) if shards else None
-        if metrics is None:
+        if metrics is None or (shards and self._wait_for_shards is None):
             return
         metrics.sync()
         self.folder.restore_config()
@@ -380,12 +385,12 @@ class Trainer:
             self.step, weights, unaveraged, training, {**self.task.about, **self.trained.about}, self._wait_for_shards
         )
 
-    def _start_saving(self, shards: dict[str, Tensor]) -> Callable[[], None]:
-        """Start to write tensors that ranks share; returns a function that waits for it."""
-        if distributed.rank() == 0:
-            begin(self.folder.checkpoints, self.step)
-        distributed.barrier()
-        return self.parallel.start_saving(shards, self.writer.folder_of_shards(self.step))
+    def _start_saving(self, shards: dict[str, Tensor]) -> Callable[[], None] | None:
+        """Start to write tensors that ranks share; returns a function that waits for it, or None if nothing can be written."""
+        begun = self.writer.begin(self.step) if distributed.rank() == 0 else True
+        if not distributed.gather_objects(begun)[0]:
+            return None
+        return self.parallel.start_saving(shards, temporary_folder(self.folder.checkpoints, self.step) / SHARDS)
 
     def _wait_for_saving(self) -> None:
         """Wait until the last checkpoint is written, or has failed, which rank 0 says."""

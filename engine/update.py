@@ -38,7 +38,7 @@ class GuardedUpdate:
     def spoil_if(self, bad: Tensor) -> None:
         """Make the loss scaler skip the step if ``bad``: a loss can be infinite while its gradient is finite."""
         first = next(p.grad for p in self.parameters if p.grad is not None)
-        local_part(first).add_(torch.where(bad, torch.nan, 0.0))
+        first.add_(torch.where(bad, torch.nan, 0.0))
 
     def step_unless(self, bad: Tensor) -> None:
         """Update the parameters unless ``bad``. Only optimisers without a skip flag (apex) make the host wait for the device."""

@@ -11,6 +11,7 @@ from engine.run_plan import RunPlan
 from engine.saving import save_best
 from engine.task import Task
 from engine.trained import Trained
+from utils import distributed
 from utils.events import Validated, finite
 
 logger = logging.getLogger(__name__)
@@ -52,11 +53,13 @@ class Validations:
         assert self.task.selects is not None
         value = metrics[self.task.selects]
         better = not math.isnan(value) and (self.best is None or value > self.best)
+        better = distributed.gather_objects(better)[0]  # ranks must agree, or they would wait for each other below
         weights = self.trained.parallel.gathered(dict(self.task.model.state_dict())) if better else None
         if log is not None:
             log.write_validation(step, metrics, self.task.validated)
             about = {**self.task.about, **self.trained.about}
             better = weights is not None and save_best(self.folder.best, step, weights, metrics, about)
+        better = distributed.gather_objects(better)[0]  # rank 0 may be unable to write
         if better:
             self.best = value
         averaged = self.trained.average.config is not None

@@ -159,7 +159,8 @@ def set_timeout(minutes: float) -> None:
     if is_distributed():
         # Public since torch 2.15, which deprecates the private name; older releases have only the private name.
         change = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
-        change(timedelta(minutes=minutes))
+        for group in list(dist.distributed_c10d._world.pg_map):  # of FSDP2's meshes, too
+            change(timedelta(minutes=minutes), group)
 
 
 def shared_store(name: str) -> dist.Store | None:

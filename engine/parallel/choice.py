@@ -26,10 +26,12 @@ def parallel_of(train: TrainConfig, optim: OptimConfig, model: nn.Module, device
     """The strategy of a run for ``model``, which is still in host memory.
 
     Raises:
-        UserError: if the numbers of ranks do not fit, or ``optim.fused`` does not.
+        UserError: if ``train.parallel`` is for another number of ranks, or FSDP2 is chosen and ``optim.fused`` is apex.
     """
     needed = state_bytes(model, average=optim.ema is not None)
-    mesh, reason = mesh_of(train, distributed.world_size(), needed, device_bytes(device))
+    memories = distributed.gather_objects(device_bytes(device))  # ranks must agree
+    memory = min((each for each in memories if each is not None), default=None)
+    mesh, reason = mesh_of(train, distributed.world_size(), needed, memory)
     if reason:
         logger.info("train.parallel: %s", reason)
     if mesh is None or not distributed.is_distributed():
@@ -59,7 +61,7 @@ def mesh_of(train: TrainConfig, ranks: int, needed: int, memory: int | None) -> 
         if config.shard * config.replicate != ranks:
             raise UserError(
                 f"train.parallel: shard {config.shard} x replicate {config.replicate} is "
-                f"{config.shard * config.replicate}, but the run has {ranks} ranks; change one of them"
+                f"{config.shard * config.replicate}, but the run has {ranks}; change one of them"
             )
         return MeshShape(config.replicate, config.shard), ""
     if config == "ddp" or ranks == 1 or (config == "auto" and memory is None):

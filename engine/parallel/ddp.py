@@ -60,7 +60,7 @@ class DataParallel(Parallel):
     def whole_model(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def finished(self) -> nn.Module:
+    def whole_copy(self) -> nn.Module:
         return self.model
 
     def gathered(self, states: Any) -> Any:

@@ -1,9 +1,10 @@
 """Every rank holds a share of the parameters, gradients and optimiser states (FSDP2, ``fully_shard``).
 
 The blocks of the image and text encoders are sharded one by one: a rank gathers the parameters of a block when it runs, and frees
-them afterwards. Everything else is one group, which is gathered once for a whole micro-batch: the fusion encoder, which runs for
-each stream, the word table, the heads. So modules that share a parameter or read each other's, as the word head reads the word
-table, need no care.
+them afterwards. (With bf16, autocast keeps copies in bf16 for the backward pass, unless the block is recomputed.)
+
+Everything else is one group, which is gathered once for a whole micro-batch: the fusion encoder, which runs for each stream, the
+word table, the heads. So modules that share or read each other's parameters need no special handling.
 
 Parameters without an axis, such as the temperature, cannot be sharded. Every rank has them, and sums their gradients itself.
 """
@@ -50,12 +51,10 @@ class Sharded(Parallel):
 
     def __init__(self, model: nn.Module, device: torch.device, shape: MeshShape):
         super().__init__(model)
-        self.device, self._without_content = device, _without_content(model)
+        self.device, self.shape, self._meta_copy = device, shape, _meta_copy(model)
         mesh = init_device_mesh(device.type, tuple(shape), mesh_dim_names=shape._fields)
         self.mesh = mesh if shape.replicate > 1 else mesh["shard"]
-        self.sharding = mesh["shard"].get_group()
-        """The ranks that share a copy of the model."""
-        self.saving = dist.new_group(backend="gloo")
+        self.saving_group = dist.new_group(backend="gloo")
         """Process group in which threads write checkpoints while training continues."""
         scalars = {parameter for parameter in model.parameters() if parameter.dim() == 0}
         for encoder in encoders_in(model):
@@ -92,7 +91,7 @@ class Sharded(Parallel):
                 continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            elif not isinstance(parameter, DTensor):
+            if not isinstance(parameter, DTensor):
                 dist.all_reduce(parameter.grad)
 
     def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
@@ -101,9 +100,8 @@ class Sharded(Parallel):
             for sharded in (True, False)
         ]
         of_shards, of_scalars = (norm.square() for norm in norms)
-        of_shards = of_shards.clone()
-        dist.all_reduce(of_shards, group=self.sharding)
-        return (of_shards + of_scalars).sqrt()
+        # Over all ranks, so that copies of the model get the same number to the last bit.
+        return (distributed.sum_over_ranks(of_shards) / self.shape.replicate + of_scalars).sqrt()
 
     @contextmanager
     def whole_model(self) -> Iterator[None]:
@@ -117,8 +115,8 @@ class Sharded(Parallel):
                 module.set_reshard_after_forward(module is not self.model, recurse=False)
                 module.reshard()
 
-    def finished(self) -> nn.Module:
-        model = self._without_content.to_empty(device=self.device)
+    def whole_copy(self) -> nn.Module:
+        model = self._meta_copy.to_empty(device=self.device)
         of_parameters = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -134,9 +132,13 @@ class Sharded(Parallel):
         if self.device.type == "cpu":  # older releases of torch copy only what is not in host memory
             states = {name: state.clone() for name, state in states.items()}
         writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        saving = dcp.async_save(states, storage_writer=writer, process_group=self.saving)
-        assert isinstance(saving, Future)
-        return lambda: saving.result() and None
+        future = dcp.async_save(states, storage_writer=writer, process_group=self.saving_group)
+        assert isinstance(future, Future)
+
+        def wait() -> None:
+            future.result()
+
+        return wait
 
     def like(self, state: Tensor, parameter: Tensor) -> Tensor:
         if not isinstance(parameter, DTensor) or isinstance(state, DTensor):
@@ -171,7 +173,7 @@ class Groups:
     trained: Groups | None = None
 
     @property
-    def most(self) -> int:
+    def peak(self) -> int:
         """The most that a rank holds at once: the rest, a block, and the next one, which is gathered meanwhile."""
         return self.rest + sum(sorted(self.blocks)[-2:])
 
@@ -195,7 +197,7 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
     return sum(each.numel() * each.element_size() for each in tensors)
 
 
-def _without_content(model: nn.Module) -> nn.Module:
+def _meta_copy(model: nn.Module) -> nn.Module:
     """A copy of a model on the meta device."""
     tensors = {
         id(each): nn.Parameter(torch.empty_like(each, device="meta"), each.requires_grad) for each in model.parameters()

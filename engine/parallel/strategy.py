@@ -55,8 +55,8 @@ class Parallel(ABC):
         """Context in which this rank holds the whole model, and may run it without the others. Nothing trains in it."""
 
     @abstractmethod
-    def finished(self) -> nn.Module:
-        """The model for after training, whole on every rank; called by all ranks."""
+    def whole_copy(self) -> nn.Module:
+        """The whole model on every rank, for use after training; called by all ranks."""
 
     @abstractmethod
     def gathered(self, states: Any) -> Any:

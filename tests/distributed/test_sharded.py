@@ -137,10 +137,20 @@ def test_a_sharded_run_goes_on_with_the_same_weights_on_any_ranks(name, tmp_path
         ("ddp", 2, ["train.parallel=ddp"], 1e-9),
         ("one", 1, [*accumulated(4), "train.parallel=auto"], 1e-9),
         ("four", 4, accumulated(1), 1e-9),
+        ("copies", 4, [*accumulated(1), "train.parallel={shard: 2, replicate: 2}"], 1e-9),
     ):
         folder = as_of_step(2, tmp_path / "whole", tmp_path / resumed_on)
         resumed, *_ = on_ranks(ranks, Run(folder, tiny_overrides, *overrides, *changes), tmp_path / "out")
         assert_same(resumed, whole, bound)
+
+
+def test_a_run_with_ddp_goes_on_in_shards(tmp_path, tiny_overrides):
+    overrides = [*STEPS, *WITHOUT_DROPOUT, "optim.ema={decay: 0.9}"]
+    (tmp_path / "out").mkdir()
+    whole, _ = on_ranks(2, Run(tmp_path / "whole", tiny_overrides, *overrides, "train.parallel=ddp"), tmp_path / "out")
+    folder = as_of_step(2, tmp_path / "whole", tmp_path / "sharded")
+    resumed, _ = on_ranks(2, Run(folder, tiny_overrides, *overrides, "train.parallel=fsdp"), tmp_path / "out")
+    assert_same(resumed, whole)
 
 
 def test_uneven_shards_have_the_weights_of_ddp_and_a_share_of_its_memory(tmp_path, tiny_overrides):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
+from traceback import StackSummary
 
 import pytest
 import torch
+from torch.distributed.checkpoint import CheckpointException
 
 from engine.checkpoint import (
     MANIFEST,
@@ -20,7 +22,7 @@ from engine.checkpoint import (
     write_checkpoint,
 )
 from engine.parallel.strategy import copied_to_host
-from engine.saving import CheckpointWriter, save_best
+from engine.saving import CheckpointWriter, cannot_save, save_best
 from models.checkpoints.files import read_weights
 from tests.engine.toy import Line
 from tests.messages import OneLine, naming
@@ -201,3 +203,17 @@ def test_copies_share_no_memory():
     copied = copied_to_host(state)
     state["a"][0].zero_()
     assert torch.equal(copied["a"][0], torch.ones(2)) and copied["b"][1:] == (3, "x")
+
+
+def test_a_folder_that_cannot_be_made_for_shards_is_told(tmp_path, caplog):
+    (tmp_path / "checkpoints").write_text("a file")
+    writer = CheckpointWriter(tmp_path / "checkpoints", keep=1)
+    assert not writer.begin(3)
+    with pytest.raises(UserError, match=naming("step 3", "make room")):
+        writer.finish()
+    assert "step 3" in caplog.text
+
+
+def test_the_rank_that_cannot_write_its_shard_is_told(tmp_path):
+    error = CheckpointException("write", {1: (OSError(28, "No space left on device"), StackSummary())})
+    assert cannot_save(tmp_path, "the checkpoint of step 3", error) == OneLine("of rank 1", "No space left on device")

@@ -30,6 +30,7 @@ def chosen(monkeypatch):
     """The choice on eight ranks, which needs no process group."""
     monkeypatch.setattr(distributed, "world_size", lambda: 8)
     monkeypatch.setattr(distributed, "is_distributed", lambda: True)
+    monkeypatch.setattr(distributed, "gather_objects", lambda value: [value] * 8)
     monkeypatch.setattr(DataParallel, "follow", lambda self: None)
     monkeypatch.setattr(choice, "Sharded", lambda model, device, shape: shape)
     return lambda config, optim=OPTIM: choice.parallel_of(config, optim, nn.Linear(1000, 1000), torch.device("cpu"))
@@ -50,7 +51,7 @@ def test_the_model_is_sharded_where_half_of_a_gpu_would_be_too_small(memory, fit
 
 def test_the_numbers_of_ranks_have_to_fit(chosen):
     assert chosen(train(parallel={"shard": 4, "replicate": 2})) == (2, 4)
-    with pytest.raises(UserError, match=naming("train.parallel", "shard 4", "replicate 3", "12", "8 ranks")):
+    with pytest.raises(UserError, match=naming("train.parallel", "shard 4", "replicate 3", "12", "the run has 8")):
         chosen(train(parallel={"shard": 4, "replicate": 3}))
 
 

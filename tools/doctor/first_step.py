@@ -74,7 +74,12 @@ def _check_step(subject: Subject, report: Report) -> None:
     if isinstance(subject.model, SelfCriticalModel):
         raise NotCheckedError("the self-critical step needs the whole task; try train.steps=1")
     with ExitStack() as stack:
-        trainer = _trainer(subject, stack)
+        try:
+            trainer = _trainer(subject, stack)
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+            raise NotCheckedError("one GPU cannot hold the states that the GPUs of the run share") from None
         _take_steps(trainer, batch, report)
 
 

@@ -57,12 +57,9 @@ class Planner:
             self.meta_model = self._build()
         if frozen := self.config.optim.frozen.frozen_for_good:
             set_frozen(self.meta_model, frozen)
+        self.needed = state_bytes(self.meta_model, average=self.config.optim.ema is not None)
+        self.groups = Groups.of(self.meta_model)
         self.steps = self._make_steps()
-        optim = self.config.optim
-        self.needed, self.groups = (
-            state_bytes(self.meta_model, average=optim.ema is not None),
-            Groups.of(self.meta_model),
-        )
         self.memories: dict[tuple[int, int], dict[str, int] | None] = {}
         """Memory of a step by the number of examples in its micro-batch and of ranks; None: it does not fit."""
 
@@ -192,7 +189,7 @@ class Planner:
             assert self.groups.trained is not None
             for held in ("weights", "gradients", "optimiser", AVERAGE):
                 uses[held] = -(-uses[held] // mesh.shard)
-            uses["gathered for a while"] = self.groups.most + self.groups.trained.most
+            uses["gathered for a while"] = self.groups.peak + self.groups.trained.peak
         if self.config.optim.ema is None:
             del uses[AVERAGE]
         if isinstance(self.steps, RealSteps):
@@ -203,7 +200,8 @@ class Planner:
     def _refuse_memory(self, ranks: int) -> None:
         needed = self._cost(1, ranks)
         fact = f"needs {needed / 1e9:.1f} GB" if math.isfinite(needed) else "does not fit"
-        shares = "train.parallel=fsdp, " if ranks > 1 and self._mesh(ranks) is None else ""
+        can_share = ranks > 1 and self._mesh(ranks) is None and self.config.train.not_sharded is None
+        shares = "train.parallel=fsdp, " if can_share else ""
         raise UserError(
             f"--memory {self.target.memory / 1e9:g}: a micro-batch of one example {fact}; use {shares}smaller images "
             "(model.vision.image_size), a smaller model or a larger GPU"
@@ -232,7 +230,7 @@ class Planner:
     def _make_steps(self) -> RealSteps | FakeSteps:
         """The source of memory and time: real steps on this GPU, or fake ones."""
         train, optim, target = self.config.train, self.config.optim, self.target
-        if not target.measures:
+        if not target.measures or self._mesh(self.ranks) is not None:  # one GPU cannot measure what several share
             return FakeSteps(self._build, train, optim, as_on_gpu=True)
         assert target.device is not None
         try:

@@ -36,6 +36,7 @@ from engine.trainer import Trainer
 from optim import OptimConfig
 from scheduler import ScheduleConfig
 from tools.steps.other_ranks import as_one_of
+from utils import distributed
 from utils.errors import UserError
 
 WEIGHTS, GRADIENTS, OPTIMISER, ACTIVATIONS = "weights", "gradients", "optimiser", "activations"
@@ -151,8 +152,10 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
 def trainer_of(model: nn.Module, train: TrainConfig, optim: OptimConfig, device: torch.device) -> Trainer:
     """Returns a trainer without data, for single steps on the caller's batches, in the state after ``optim.freeze`` has unfrozen
     everything that is only frozen for some steps."""
-    single_step = {"steps": 1, "epochs": None, "deterministic": False, "global_batch": None}
+    single_step: dict[str, Any] = {"steps": 1, "epochs": None, "deterministic": False, "global_batch": None}
     single_step["accumulate"] = chunks_of(model)
+    if not distributed.is_distributed():
+        single_step["parallel"] = "ddp"
     train = train.model_copy(update=single_step)
     optim = optim.model_copy(update={"freeze": optim.frozen.at_end()})
     if device.type == "cpu":
