@@ -57,6 +57,8 @@ def _of_regions(name: str, part: RegionBatch, tokenizer: Any) -> Iterator[Panel]
     for image in range(min(len(part.pixels), MOST_PANELS)):
         rows = [row for row in torch.nonzero(part.image_index == image).flatten().tolist() if part.valid[row]]
         rows = rows[:MOST_LINES]
+        if not rows:  # such as an image without a long caption
+            continue
         with_box = [row for row in rows if not (part.is_image[row] or part.several_boxes[row])]
         boxes = dict(zip(with_box, drawn_boxes(part.boxes_cxcywh[with_box]), strict=True))
         lines = [line for row in rows for line in lines_of(part.text, row, tokenizer, boxes.get(row))]
