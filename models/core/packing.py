@@ -181,8 +181,11 @@ class PackedTexts:
         lengths = self.packing.lengths.index_select(0, index)
         if length is None:
             length = int(lengths.max()) if on_host(lengths) else self.packing.length
-        packing = Packing.of(lengths, length, tokens)
-        # Spare tokens, and padding in a dense packing, get arbitrary states.
+        return self._arranged(index, Packing.of(lengths, length, tokens))
+
+    def _arranged(self, index: Tensor, packing: Packing) -> PackedTexts:
+        """The texts with the indices ``index`` (M,) as M texts of ``packing``. Its spare tokens, and padding if it is dense, get
+        arbitrary states."""
         text, position = packing.text_index.clamp(max=len(index) - 1), packing.positions
         start = self.packing.starts.index_select(0, index).index_select(0, text)
         source = (start + position).clamp(max=len(self.states) - 1)
@@ -192,7 +195,7 @@ class PackedTexts:
     def join(parts: Sequence[tuple[Tensor, PackedTexts]], packing: Packing) -> PackedTexts:
         """Undo selections: the texts of every part get back the indices (M,) with which they were selected from ``packing``."""
         order = torch.cat([index for index, _ in parts]).argsort()
-        return PackedTexts.concat([part for _, part in parts]).select(order, packing.tokens, packing.length)
+        return PackedTexts.concat([part for _, part in parts])._arranged(order, packing)
 
     @staticmethod
     def concat(parts: Sequence[PackedTexts]) -> PackedTexts:
@@ -215,7 +218,7 @@ def packings_of(texts: Sequence[Text]) -> list[Packing]:
     return [by_mask[id(text.mask)] for text in texts]
 
 
-DIVIDED = 0.6
+DIVIDED = 0.55
 """Texts are divided into short and long ones if this leaves at most this share of the padded tokens. With a short and a long
 caption for each image, it leaves a little more than one half."""
 

@@ -91,13 +91,21 @@ def test_texts_are_divided_where_that_saves_much_padding(lengths, cut):
     assert length_cut([packing_to(None, lengths, max(lengths)), packing_to(None, lengths[:1], lengths[0])]) == cut
 
 
+@pytest.mark.parametrize("several", [False, True])
 @COUNTS
-def test_short_and_long_texts_are_joined_again_in_their_order(tokens):
+def test_short_and_long_texts_are_joined_again_in_their_order(tokens, several):
+    """With spare tokens at the end, and, of several parts, between the texts."""
     texts = texts_to(tokens)
+    if several:
+        texts = PackedTexts.concat([texts, texts_to(tokens)])
     parts = [(index, texts.select(index)) for index in texts.packing.short_and_long(3)]
-    assert [(part.packing.count, part.packing.length) for _, part in parts] == [(2, 3), (2, 5)]
+    count = 4 if several else 2
+    assert [(part.packing.count, part.packing.length) for _, part in parts] == [(count, 3), (count, 5)]
     joined = PackedTexts.join(parts, texts.packing)
-    assert joined.packing.tokens == texts.packing.tokens
+    assert torch.equal(joined.cls, texts.cls)
+    real = texts.packing.text_index < texts.packing.count
+    if not texts.packing.dense:
+        assert torch.equal(joined.states[real], texts.states[real])
     for found, expected in zip(tokens_of(joined), tokens_of(texts), strict=True):
         assert torch.equal(found, expected)
 

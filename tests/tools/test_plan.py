@@ -278,7 +278,9 @@ def test_where_there_is_a_gpu_the_plan_is_measured_on_it(gpu):
 @pytest.mark.slow
 def test_several_gpus_leave_memory_for_the_buffers_of_their_communication(gpu, monkeypatch):
     monkeypatch.setattr("tools.plan.target.NCCL", SMALL_BUFFERS)
-    plan = on_gpu("--gpus", "2", "--memory", "4540e-9", "--global-batch", "4", "train.precision=fp32")
+    plan = on_gpu(
+        "--gpus", "2", "--memory", "4540e-9", "--global-batch", "4", "train.precision=fp32", "train.parallel=ddp"
+    )
     assert gpu.cap == pytest.approx(4540 - CONTEXT - SMALL_BUFFERS)
     assert plan.largest.sizes["data.images.batch_size"] == 4
     assert plan.largest.memory["outside torch's allocator"] == CONTEXT + SMALL_BUFFERS
