@@ -48,8 +48,8 @@ class RegionBatch:
     that the regions of an image are adjacent. ``patch_mask`` (R, P) bool: the patches of each region, row-major, at least one.
     ``boxes_cxcywh`` (R, 4) float32: centre and size relative to the image. ``is_image`` (R,) bool: True if the text describes the
     whole image; ``several_boxes`` (R,) bool: True if it describes several boxes, whose patches ``patch_mask`` has. The box loss
-    ignores both. ``valid`` (R,) bool: examples that count. ``long``: long captions of the regions, which have
-    separate losses.
+    ignores both. ``valid`` (R,) bool: examples that count. ``long``: long captions of the regions, which have separate
+    losses.
     """
 
     pixels: Tensor

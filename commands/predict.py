@@ -88,10 +88,10 @@ def predict(
     if call == "caption" and text:
         raise UserError("caption takes no --text")
     if decode is not None and call != "answer":
-        raise UserError(f"--decode {decode}: {call} does not answer questions; leave it out")
+        raise UserError(f"--decode {decode}: {call} does not answer questions; remove the flag")
     if decode == "beam" and answers is not None:
         raise UserError(
-            f"--answers {answers}: with --decode beam, answers are written, not chosen; leave out one of them"
+            f"--answers {answers}: with --decode beam, answers are written, not chosen; give only one of the two"
         )
     named = [path for pattern in image for path in expand_pattern(pattern)]
     if save is not None:

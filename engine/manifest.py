@@ -45,7 +45,7 @@ def fault_of(folder: Path, names: tuple[str, ...] | None = None, hashes: bool = 
             other = f"{folder} has format {stated['format']}"
             return f"{other}, and this version reads formats up to {SHARED_FORMAT}: use the version that wrote it"
         if names is None:
-            names = (*{MODEL_FILE: None, TRAINING_FILE: None, **stated["files"]},)
+            names = tuple(sorted({MODEL_FILE, TRAINING_FILE, *stated["files"]}))
         step, files = stated["step"], {name: stated["files"][name] for name in names}
         expected = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}
     except FileNotFoundError:

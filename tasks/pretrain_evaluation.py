@@ -60,12 +60,13 @@ MOST_BOXES = 10
 
 
 class EvaluationConfig(Config):
-    """Held-out records. The first caption of each record is used for retrieval."""
+    """Held-out records. Retrieval uses the first caption of each record, and separately the first long caption."""
 
     when_resumed = WhenResumed.CHANGES_METRICS
 
     files: InputShards = Field(
-        [], description="shards of images with captions; only the first caption of each image is used"
+        [],
+        description="shards of images with captions; retrieval uses the first caption, and separately the first long one",
     )
     region_files: InputShards = Field([], description="shards of images with boxes, if different from `files`")
     video_files: InputShards = Field(

@@ -23,7 +23,7 @@ from dataset.records.broken import BrokenRecordError
 
 ImageIs = Literal["auto", "path", "base64"]
 CaptionLength = Literal["short", "long", "sample", "both"]
-"""Which texts of an image or a box are used: ``caption``, ``long_caption``, or one of both at random."""
+"""Which texts of an image or a box are used: ``caption``, ``long_caption``, one of both at random, or both."""
 Box = tuple[float, float, float, float]
 Texts = tuple["str | Mapping[str, str | list[str]]", ...]
 """Value of a caption key, as alternatives. Each one is a string, or a dictionary from language to a string or several strings."""

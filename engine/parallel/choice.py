@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from engine.parallel.ddp import DataParallel
-from engine.parallel.fsdp import MeshShape, Sharded, bytes_of
+from engine.parallel.fsdp import Sharded
 from engine.parallel.strategy import Parallel
 from engine.train_config import ShardingConfig, TrainConfig
 from optim import OptimConfig
 from utils import distributed
 from utils.accelerator import device_bytes
 from utils.errors import UserError
+from utils.tensors import tensor_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def parallel_of(train: TrainConfig, optim: OptimConfig, model: nn.Module, device
     return Sharded(model, device, mesh)
 
 
-def mesh_of(train: TrainConfig, ranks: int, needed: int, memory: int | None) -> tuple[MeshShape | None, str]:
+def mesh_of(train: TrainConfig, ranks: int, needed: int, memory: int | None) -> tuple[ShardingConfig | None, str]:
     """The ranks that share a model.
 
     Args:
@@ -63,11 +64,11 @@ def mesh_of(train: TrainConfig, ranks: int, needed: int, memory: int | None) -> 
                 f"train.parallel: shard {config.shard} x replicate {config.replicate} is "
                 f"{config.shard * config.replicate}, but the run has {ranks}; change one of them"
             )
-        return MeshShape(config.replicate, config.shard), ""
+        return config, ""
     if config == "ddp" or ranks == 1 or (config == "auto" and memory is None):
         return None, ""
     if config == "fsdp":
-        return MeshShape(1, ranks), ""
+        return ShardingConfig(shard=ranks, replicate=1), ""
     assert memory is not None
     states = (
         f"weights, gradients and optimiser states take {needed / 1e9:.1f} of {memory / 1e9:.1f} GB of a GPU's memory"
@@ -76,10 +77,10 @@ def mesh_of(train: TrainConfig, ranks: int, needed: int, memory: int | None) -> 
         return None, f"ddp, since {states}"
     if train.not_sharded:
         return None, f"ddp, although {states}, because train.{train.not_sharded} does not work with FSDP2"
-    return MeshShape(1, ranks), f"fsdp, since {states}"
+    return ShardingConfig(shard=ranks, replicate=1), f"fsdp, since {states}"
 
 
 def state_bytes(model: nn.Module, *, average: bool) -> int:
     """Bytes of the weights, gradients, AdamW's states and the average of a model, on a rank that holds all of it."""
     trained = [each for each in model.parameters() if each.requires_grad]
-    return bytes_of(model.parameters()) + (3 + average) * bytes_of(trained)
+    return tensor_bytes(model.parameters()) + (3 + average) * tensor_bytes(trained)

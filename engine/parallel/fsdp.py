@@ -11,13 +11,12 @@ Parameters without an axis, such as the temperature, cannot be sharded. Every ra
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -28,16 +27,11 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from engine.parallel.strategy import Parallel, copied_to_host
+from engine.train_config import ShardingConfig
 from optim.setup import encoders_in
 from utils import distributed
 from utils.distributed import local_part, whole_tensor
-
-
-class MeshShape(NamedTuple):
-    """Numbers of ranks: ``shard`` share a copy of the model, and there are ``replicate`` copies (HSDP)."""
-
-    replicate: int
-    shard: int
+from utils.tensors import on_meta, tensor_bytes
 
 
 class Sharded(Parallel):
@@ -49,11 +43,13 @@ class Sharded(Parallel):
     needs_all_ranks = True
     loss_factor = 1
 
-    def __init__(self, model: nn.Module, device: torch.device, shape: MeshShape):
+    def __init__(self, model: nn.Module, device: torch.device, sharding: ShardingConfig):
         super().__init__(model)
-        self.device, self.shape, self._meta_copy = device, shape, _meta_copy(model)
-        mesh = init_device_mesh(device.type, tuple(shape), mesh_dim_names=shape._fields)
-        self.mesh = mesh if shape.replicate > 1 else mesh["shard"]
+        self.device, self.copies, self._meta_copy = device, sharding.replicate, on_meta(model, model)
+        mesh = init_device_mesh(
+            device.type, (sharding.replicate, sharding.shard), mesh_dim_names=("replicate", "shard")
+        )
+        self.mesh = mesh if self.copies > 1 else mesh["shard"]
         self.saving_group = dist.new_group(backend="gloo")
         """Process group in which threads write checkpoints while training continues."""
         scalars = {parameter for parameter in model.parameters() if parameter.dim() == 0}
@@ -101,7 +97,7 @@ class Sharded(Parallel):
         ]
         of_shards, of_scalars = (norm.square() for norm in norms)
         # Over all ranks, so that copies of the model get the same number to the last bit.
-        return (distributed.sum_over_ranks(of_shards) / self.shape.replicate + of_scalars).sqrt()
+        return (distributed.sum_over_ranks(of_shards) / self.copies + of_scalars).sqrt()
 
     @contextmanager
     def whole_model(self) -> Iterator[None]:
@@ -164,13 +160,12 @@ class Sharded(Parallel):
 class Groups:
     """Bytes of the parameters that a rank gathers at once: ``rest`` for a whole micro-batch, and each of ``blocks`` when it runs.
 
-    ``scalars``: number of trained parameters without an axis. ``trained``: the same for the parameters that train.
+    ``scalars``: number of parameters without an axis.
     """
 
     rest: int
     blocks: tuple[int, ...]
     scalars: int
-    trained: Groups | None = None
 
     @property
     def peak(self) -> int:
@@ -178,30 +173,13 @@ class Groups:
         return self.rest + sum(sorted(self.blocks)[-2:])
 
     @staticmethod
-    def of(model: nn.Module) -> Groups:
-        """The groups of a model that is not sharded."""
+    def of(model: nn.Module, *, trained: bool = False) -> Groups:
+        """The groups of a model that is not sharded. ``trained``: count only the parameters that train."""
+        counted = {id(each) for each in model.parameters() if each.requires_grad or not trained}
 
-        def sizes(trains: tuple[bool, ...]) -> Groups:
-            def counted(module: nn.Module) -> int:
-                return bytes_of(each for each in module.parameters() if each.dim() and each.requires_grad in trains)
+        def size(module: nn.Module) -> int:
+            return tensor_bytes(each for each in module.parameters() if each.dim() and id(each) in counted)
 
-            blocks = tuple(counted(block) for encoder in encoders_in(model) for block in encoder.blocks_to_shard)
-            scalars = sum(not each.dim() and each.requires_grad for each in model.parameters())
-            return Groups(counted(model) - sum(blocks), blocks, scalars)
-
-        return replace(sizes((True, False)), trained=sizes((True,)))
-
-
-def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Total size of tensors."""
-    return sum(each.numel() * each.element_size() for each in tensors)
-
-
-def _meta_copy(model: nn.Module) -> nn.Module:
-    """A copy of a model on the meta device."""
-    tensors = {
-        id(each): nn.Parameter(torch.empty_like(each, device="meta"), each.requires_grad) for each in model.parameters()
-    }
-    return copy.deepcopy(
-        model, {**tensors, **{id(each): torch.empty_like(each, device="meta") for each in model.buffers()}}
-    )
+        blocks = tuple(size(block) for encoder in encoders_in(model) for block in encoder.blocks_to_shard)
+        scalars = sum(not each.dim() for each in model.parameters() if id(each) in counted)
+        return Groups(size(model) - sum(blocks), blocks, scalars)

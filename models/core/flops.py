@@ -23,12 +23,11 @@ counted.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,8 +40,6 @@ from batches.losses import Work
 from batches.questions import ClassifiedBatch, QuestionBatch
 from optim.lora import UP
 from utils import distributed
-
-Owner = TypeVar("Owner")
 
 Lengths = npt.NDArray[np.int64]
 """For each text, its number of tokens, of query positions, or of keys that the text attends to."""
@@ -57,17 +54,6 @@ def step_flops(macs: int, *gradients: bool) -> int:
 def trains(module: nn.Module) -> bool:
     """True if any parameter of a part trains. We assume that a part trains or is frozen as a whole."""
     return any(parameter.requires_grad for parameter in module.parameters())
-
-
-def on_meta(owner: Owner, module: nn.Module) -> Owner:
-    """Returns a copy of ``owner`` whose ``module`` is on the meta device: its tensors have shapes but no content, so running it
-    takes no memory."""
-    memo: dict[int, Any] = {}
-    for tensor in (*module.parameters(), *module.buffers()):
-        empty = torch.empty_like(tensor, device="meta")
-        is_parameter = isinstance(tensor, nn.Parameter)
-        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
-    return copy.deepcopy(owner, memo)
 
 
 def counted_flops(run: Callable[[], Tensor]) -> int:

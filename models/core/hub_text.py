@@ -13,11 +13,12 @@ from torch.nn import functional as F
 
 from batches.texts import Text
 from models.core.blocks import BlockConfig
-from models.core.flops import counted_flops, on_meta
+from models.core.flops import counted_flops
 from models.core.hub import longest_list, model_class, part_config, set_gradient_checkpointing
 from models.core.packing import PackedTexts, packings_of
 from models.core.text import TextArchitecture, TextConfig, TextEncoder
 from utils.errors import UserError
+from utils.tensors import on_meta
 
 logger = logging.getLogger(__name__)
 

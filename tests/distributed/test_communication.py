@@ -13,15 +13,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine.parallel.fsdp import Groups, MeshShape
+from engine.parallel.fsdp import Groups
+from engine.train_config import ShardingConfig
 from optim.setup import set_frozen
 from tasks.kinds import kind_of
 from tests.ranks import on_ranks
 from tests.tools.test_plan import BASE, SMALL
 from tools.plan.synthetic import synthetic_batch
 from tools.steps.communication import StepSizes
-from tools.steps.fake import tensor_bytes, trainable, trainer_of
+from tools.steps.fake import trainable, trainer_of
 from utils.config import load_config
+from utils.tensors import tensor_bytes
 
 SIZES = [
     "model.embed_dim=16",  # all gradients fit into DDP's first bucket, of 1 MiB
@@ -98,7 +100,7 @@ def test_ranks_that_share_the_weights_send_the_bytes_of_the_formula(tmp_path, ra
         set_frozen(model, ["vision"])
     for found in on_ranks(ranks, Steps(accumulation, "train.parallel=fsdp", *overrides), tmp_path):
         sizes = StepSizes(accumulation=accumulation, **found["sizes"])
-        sizes = replace(sizes, groups=Groups.of(model), mesh=MeshShape(1, ranks))
+        sizes = replace(sizes, groups=Groups.of(model), mesh=ShardingConfig(shard=ranks, replicate=1))
         _, second, third = found["counted"]
         expected = by_formula(sizes, ranks, logs=False)
         assert second == third

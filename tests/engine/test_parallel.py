@@ -10,7 +10,7 @@ from torch import nn
 
 from engine.parallel import choice
 from engine.parallel.ddp import DataParallel
-from engine.train_config import TrainConfig
+from engine.train_config import ShardingConfig, TrainConfig
 from optim import OptimConfig
 from tasks.captioning import CaptioningTrainConfig
 from tests.messages import naming
@@ -42,15 +42,17 @@ def test_the_model_is_sharded_where_half_of_a_gpu_would_be_too_small(memory, fit
     monkeypatch.setattr(choice, "device_bytes", lambda device: memory)
     with caplog.at_level(logging.INFO):
         found = chosen(train())
-    assert isinstance(found, DataParallel) if fits else found == (1, 8)
+    assert isinstance(found, DataParallel) if fits else found == ShardingConfig(shard=8, replicate=1)
     assert ("16.0 of" not in caplog.text) or memory is not None
     if memory == 40_000_000:
         monkeypatch.setattr(choice, "device_bytes", lambda device: 39_000_000)
-        assert chosen(train(), OptimConfig(lr=0.1, ema={})) == (1, 8), "the average is a fifth copy"
+        assert chosen(train(), OptimConfig(lr=0.1, ema={})) == ShardingConfig(shard=8, replicate=1), (
+            "the average is a fifth copy"
+        )
 
 
 def test_the_numbers_of_ranks_have_to_fit(chosen):
-    assert chosen(train(parallel={"shard": 4, "replicate": 2})) == (2, 4)
+    assert chosen(train(parallel={"shard": 4, "replicate": 2})) == ShardingConfig(shard=4, replicate=2)
     with pytest.raises(UserError, match=naming("train.parallel", "shard 4", "replicate 3", "12", "the run has 8")):
         chosen(train(parallel={"shard": 4, "replicate": 3}))
 

@@ -15,9 +15,10 @@ from tools.doctor.memory import needed_bytes
 from tools.doctor.subject import Subject
 from tools.plan.planner import Planner
 from tools.plan.synthetic import scaled, synthetic_batch
-from tools.steps.fake import FakeSteps, StepMemory, tensor_bytes
+from tools.steps.fake import FakeSteps, StepMemory
 from tools.steps.real import RealSteps
 from utils.config import load_config
+from utils.tensors import tensor_bytes
 
 DEEP = [*SMALL, "model.vision.depth=4", *FEW]
 """A vision encoder that takes most of the memory and of the FLOPs."""

@@ -12,7 +12,8 @@ from tests.tools.test_plan import ALONE, BASE, SMALL, planner_of, sized_by_hand
 from tools.plan.planner import Planner
 from tools.plan.rows import aligned, bytes_of
 from tools.plan.table import Plan, as_table
-from tools.steps.fake import tensor_bytes, trainable
+from tools.steps.fake import trainable
+from utils.tensors import tensor_bytes
 
 FOUR_NODES = ["--config", BASE, "--memory", "1.9", "--nodes", "4", "--gpus", "8"]
 """Micro-batches of up to 190 examples, each of 10 MB (see ``sized_by_hand``)."""

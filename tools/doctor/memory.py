@@ -13,10 +13,11 @@ from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.subject import Subject
 from tools.plan.synthetic import batch_sizes, synthetic_batch
 from tools.plan.target import CONTEXT, FRAGMENTS, NCCL
-from tools.steps.fake import FakeSteps, StepMemory, tensor_bytes, trainable
+from tools.steps.fake import FakeSteps, StepMemory, trainable
 from utils.errors import UserError
 from utils.files import expanded
 from utils.findings import Finding
+from utils.tensors import tensor_bytes
 
 
 def check_memory(subject: Subject, report: Report) -> None:

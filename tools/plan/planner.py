@@ -11,8 +11,9 @@ import torch
 
 from dataset.text.loading import load_tokenizer
 from engine.parallel.choice import mesh_of, state_bytes
-from engine.parallel.fsdp import Groups, MeshShape
+from engine.parallel.fsdp import Groups
 from engine.run_plan import chunks_in, steps_of
+from engine.train_config import ShardingConfig
 from models.inference.reranking import AligningModel
 from optim.setup import set_frozen
 from tasks.base import set_up_training
@@ -24,10 +25,11 @@ from tools.plan.synthetic import batch_sizes, scaled, synthetic_batch
 from tools.plan.table import Plan, Setting
 from tools.plan.target import CONTEXT, FRAGMENTS, Target
 from tools.steps.communication import StepSizes
-from tools.steps.fake import AVERAGE, FakeSteps, StepMemory, tensor_bytes, trainable
+from tools.steps.fake import AVERAGE, FakeSteps, StepMemory, trainable
 from tools.steps.real import RealSteps, ran_out_of_memory
 from utils.config import load_config
 from utils.errors import UserError
+from utils.tensors import tensor_bytes
 
 OUTSIDE = "outside torch's allocator"
 
@@ -58,7 +60,7 @@ class Planner:
         if frozen := self.config.optim.frozen.frozen_for_good:
             set_frozen(self.meta_model, frozen)
         self.needed = state_bytes(self.meta_model, average=self.config.optim.ema is not None)
-        self.groups = Groups.of(self.meta_model)
+        self.groups, self.trained_groups = (Groups.of(self.meta_model, trained=trained) for trained in (False, True))
         self.steps = self._make_steps()
         self.memories: dict[tuple[int, int], dict[str, int] | None] = {}
         """Memory of a step by the number of examples in its micro-batch and of ranks; None: it does not fit."""
@@ -179,17 +181,16 @@ class Planner:
             self.memories[examples, ranks] = None if memory is None else self._with_overhead(memory, ranks)
         return self.memories[examples, ranks]
 
-    def _mesh(self, ranks: int) -> MeshShape | None:
+    def _mesh(self, ranks: int) -> ShardingConfig | None:
         """The mesh of FSDP2 on a number of ranks; None with DDP."""
         return mesh_of(self.config.train, ranks, self.needed, self.target.memory)[0]
 
     def _with_overhead(self, memory: StepMemory, ranks: int) -> dict[str, int]:
         uses = asdict(memory)
         if (mesh := self._mesh(ranks)) is not None:
-            assert self.groups.trained is not None
             for held in ("weights", "gradients", "optimiser", AVERAGE):
                 uses[held] = -(-uses[held] // mesh.shard)
-            uses["gathered for a while"] = self.groups.peak + self.groups.trained.peak
+            uses["gathered for a while"] = self.groups.peak + self.trained_groups.peak
         if self.config.optim.ema is None:
             del uses[AVERAGE]
         if isinstance(self.steps, RealSteps):

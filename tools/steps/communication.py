@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from batches.losses import WORK
-from engine.parallel.fsdp import Groups, MeshShape
+from engine.parallel.fsdp import Groups
+from engine.train_config import ShardingConfig
 
 Kind = Literal["all-reduce", "all-gather", "reduce-scatter"]
 
@@ -75,7 +76,7 @@ class StepSizes:
     accumulation: int = 1
     chunks: int = 1
     groups: Groups | None = None
-    mesh: MeshShape | None = None
+    mesh: ShardingConfig | None = None
 
     def exchanges(self, ranks: int, *, logs: bool = False) -> list[Exchange]:
         """Returns the collectives of a step on ``ranks`` ranks; empty for a single rank.

@@ -38,6 +38,7 @@ from scheduler import ScheduleConfig
 from tools.steps.other_ranks import as_one_of
 from utils import distributed
 from utils.errors import UserError
+from utils.tensors import tensor_bytes
 
 WEIGHTS, GRADIENTS, OPTIMISER, ACTIVATIONS = "weights", "gradients", "optimiser", "activations"
 AVERAGE = "average"
@@ -142,11 +143,6 @@ def chunks_of(model: nn.Module) -> int:
     """Returns the number of micro-batches that a loss spans; 2 for all of a step, as memory hardly depends on it."""
     chunks = cast(TaskModel, model).chunks
     return 2 if chunks == "step" else chunks
-
-
-def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Total size of the tensors in bytes."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def trainer_of(model: nn.Module, train: TrainConfig, optim: OptimConfig, device: torch.device) -> Trainer:

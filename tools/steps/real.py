@@ -14,8 +14,9 @@ from batches.base import to_device
 from engine.precision import Precision
 from engine.train_config import TrainConfig
 from optim import OptimConfig
-from tools.steps.fake import StepMemory, chunks_of, tensor_bytes, trainable, trainer_of
+from tools.steps.fake import StepMemory, chunks_of, trainable, trainer_of
 from tools.steps.other_ranks import as_one_of
+from utils.tensors import tensor_bytes
 
 T = TypeVar("T")
 

@@ -205,7 +205,7 @@ class CleanSetConfig(Config):
 
 
 def long_texts(text: TextProcessor, examples: Sequence[TextExample | None]) -> LongTexts:
-    """Returns the long captions of a batch. An example without a long caption is None."""
+    """Returns the long captions of a batch. ``examples`` has None where an example has no long caption."""
     rows, valid = filled(examples, text.filler)
     return LongTexts(text.collate(rows), valid)
 

@@ -105,15 +105,15 @@ class PairStream(ABC):
     def rows(
         self, number: int, clean: bool, account: Account
     ) -> tuple[Tensor, MaskedText, Tensor, list[TextExample | None]]:
-        """Returns the pixels, the texts and the mask of the rows that count, for micro-batch ``number``; and the second text of
-        each row, if it has one."""
+        """Returns the pixels, the texts and the mask of the rows that count, for micro-batch ``number``; and the long text of
+        each row, or None if it has none."""
         source = self.sources[clean]
         assert source is not None
         example = partial(self.example, caption_key=self.caption_keys[clean])
         examples = read_examples(source, number, account, example)
         rows, valid = filled(examples, lambda: (self.view.filler(), self.text.filler(), None))
-        views, texts, seconds = map(list, zip(*rows, strict=True))
-        return stack_views(views), self.text.collate(texts), valid, seconds
+        views, texts, long = map(list, zip(*rows, strict=True))
+        return stack_views(views), self.text.collate(texts), valid, long
 
     def may_flip(self, text: str) -> bool:
         """Returns False if mirroring the image would make the text wrong and ``careful_flip`` is set."""
@@ -123,7 +123,7 @@ class PairStream(ABC):
     def example(
         self, raw: RawRecord, rng: np.random.Generator, caption_key: str
     ) -> tuple[Tensor, TextExample, TextExample | None]:
-        """Makes the view and the text of a record, and its second text if it has one.
+        """Makes the view and the text of a record, and its long text, or None if it has none.
 
         Raises:
             BrokenRecordError: if the record cannot be used.

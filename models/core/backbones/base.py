@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from models.core.backbones.config import VisionConfig
-from models.core.flops import counted_flops, on_meta
+from models.core.flops import counted_flops
 from utils.errors import UserError
 from utils.image_size import ImageSize, grid_of, sides_of
+from utils.tensors import on_meta
 
 
 class PixelStatistics(NamedTuple):

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from models.core.backbones.base import Library, PixelStatistics, VisionBackbone
 from models.core.backbones.config import VisionConfig
 from models.core.blocks import heads_error
-from models.core.flops import on_meta
 from models.core.hub import CONFIG, longest_list, model_class, part_config, part_weights, set_gradient_checkpointing
 from utils.errors import UserError
 from utils.files import parse_json, write_text
 from utils.hub import HUB, TIMM, local_folder
+from utils.tensors import on_meta
 
 KEY = "model.vision.backbone"
 PROCESSOR = "preprocessor_config.json"
