@@ -5,13 +5,16 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.pretrain_step import build, seconds
-from engine.checkpoint import write_checkpoint
+from engine.checkpoint import temporary_folder, write_checkpoint
+from engine.manifest import STATES
 from engine.parallel.ddp import DataParallel
 from engine.saving import CheckpointWriter
 from utils.commands import call
@@ -39,21 +42,25 @@ def main(*, rounds: Positive = 3, small: bool = False) -> int:
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
+    states = optimizer.state_dict()["state"]
     parallel = DataParallel(model, torch.device("cpu"))
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
         writer = CheckpointWriter(Path(folder), keep=1)
 
-        def copied_states() -> Any:
-            return parallel.gathered((dict(model.state_dict()), {"optimizer": optimizer.state_dict()}))
+        def started(step: int) -> tuple[dict[str, Tensor], Future[Any]]:
+            writer.begin(step)
+            tensors = {f"{number}/{key}": state for number, each in states.items() for key, state in each.items()}
+            saving = parallel.start_saving(tensors, temporary_folder(Path(folder), step) / STATES)
+            return parallel.gathered(dict(model.state_dict())), saving
 
         def save_and_wait(step: int) -> None:
-            weights, training = copied_states()
-            write_checkpoint(Path(folder), step, weights, training)
+            weights, saving = started(step)
+            write_checkpoint(Path(folder), step, weights, {}, states=saving)
 
         def save(step: int) -> None:
-            weights, training = copied_states()
-            writer.save(step, weights, None, training)
+            weights, saving = started(step)
+            writer.save(step, weights, None, {}, states=saving)
 
         for number in range(rounds):
             waited = seconds(lambda step=2 * number: save_and_wait(step))  # type: ignore[misc]

@@ -9,7 +9,8 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,7 @@ from engine.manifest import (
     FORMAT,
     MANIFEST,
     MODEL_FILE,
-    SHARDS,
-    SHARED_FORMAT,
+    STATES,
     TRAINING_FILE,
     UNAVERAGED_FILE,
     checkpoint_folders,
@@ -53,9 +53,9 @@ class Checkpoint:
         return self.folder / MODEL_FILE
 
     @property
-    def shards(self) -> Path | None:
-        """The folder of the states of the optimiser that ranks shared; None: they are in :meth:`training_state`."""
-        folder = self.folder / SHARDS
+    def states(self) -> Path | None:
+        """The folder of the tensors of the optimiser's states; None: an earlier version wrote the checkpoint."""
+        folder = self.folder / STATES
         return folder if folder.is_dir() else None
 
     def unaveraged_weights(self) -> dict[str, Tensor] | None:
@@ -74,9 +74,10 @@ class Checkpoint:
             raise UserError(f"{file}: cannot be read ({reason}); {REMEDY}") from None
 
     def training_state(self) -> dict[str, Any]:
-        """States of optimiser and loss scaler, position and counters, read without running code from the file.
+        """State of the optimiser without its tensors, state of the loss scaler, position and counters, read without running code
+        from the file.
 
-        The file is twice as large as that of the model: only :class:`engine.trainer.Trainer` reads it, once.
+        In a checkpoint of an earlier version, the tensors are in it, too.
 
         Raises:
             UserError: if it cannot be read.
@@ -135,7 +136,7 @@ def write_checkpoint(
     *,
     unaveraged: Mapping[str, Tensor] | None = None,
     about: Mapping[str, Any] | None = None,
-    wait_for_shards: Callable[[], None] | None = None,
+    states: Future[Any] | None = None,
 ) -> Checkpoint:
     """Write a checkpoint atomically (under a temporary name, then renamed), in place of one of the same step.
 
@@ -146,25 +147,24 @@ def write_checkpoint(
         training: the state that :meth:`Checkpoint.training_state` gives back: tensors and plain values.
         unaveraged: the weights that train, like ``weights``, where these are their average; None: there is no average.
         about: values for the header of the file of ``weights``.
-        wait_for_shards: waits for the files that all ranks write to the folder made by :func:`begin`; None: rank 0 writes all
-            files, and this function calls :func:`begin`.
+        states: done when the folder :data:`~engine.manifest.STATES` is written, in the one that :func:`begin` made; None: there
+            is none, and this function calls :func:`begin`.
     """
     final = folder / f"step-{step:08d}"
-    temporary = begin(folder, step) if wait_for_shards is None else temporary_folder(folder, step)
+    temporary = begin(folder, step) if states is None else temporary_folder(folder, step)
     save_weights(temporary / MODEL_FILE, weights, about)
     if unaveraged is not None:
         save_weights(temporary / UNAVERAGED_FILE, unaveraged)
     with (temporary / TRAINING_FILE).open("wb") as file:  # given a path, torch would not say that the disk is full
         torch.save(dict(training), file)
-    if wait_for_shards is not None:
-        wait_for_shards()
+    if states is not None:
+        states.result()
     written = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
     files = {
         path.relative_to(temporary).as_posix(): {"bytes": path.stat().st_size, "sha256": digest_of(path)}
         for path in written
     }
-    version = FORMAT if wait_for_shards is None else SHARED_FORMAT
-    manifest = json.dumps({"format": version, "step": step, "files": files}, indent=2)
+    manifest = json.dumps({"format": FORMAT, "step": step, "files": files}, indent=2)
     (temporary / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
     for path in (*written, temporary / MANIFEST, *{path.parent for path in written}):
         sync_file(path)

@@ -8,17 +8,17 @@ from pathlib import Path
 
 from utils.files import open_regular, read_json
 
-FORMAT, SHARED_FORMAT = 1, 2
-"""Versions of the files of a checkpoint: the second has :data:`SHARDS`. One of a later version, or without a manifest, is not
-read."""
+FORMAT = 2
+"""Version of the files of a checkpoint. One of a later version, or without a manifest, is not read. The first version has no
+folder :data:`STATES`: its tensors are in :data:`TRAINING_FILE`, by number."""
 
 MANIFEST = "manifest.json"
 MODEL_FILE = "model.safetensors"
 UNAVERAGED_FILE = "unaveraged.safetensors"
 """The weights that train, in a run whose model file has their average."""
 TRAINING_FILE = "training.pt"
-SHARDS = "optimizer"
-"""Folder with the states of the optimiser, in a run whose ranks share them."""
+STATES = "optimizer"
+"""Folder with the tensors of the optimiser's states, by the name of their parameter."""
 CHECKPOINTS = "checkpoints"
 NAME = re.compile(r"step-(\d+)")
 
@@ -41,9 +41,9 @@ def fault_of(folder: Path, names: tuple[str, ...] | None = None, hashes: bool = 
     manifest = folder / MANIFEST
     try:
         stated = read_json(manifest)
-        if stated["format"] not in (FORMAT, SHARED_FORMAT):
+        if stated["format"] not in range(1, FORMAT + 1):
             other = f"{folder} has format {stated['format']}"
-            return f"{other}, and this version reads formats up to {SHARED_FORMAT}: use the version that wrote it"
+            return f"{other}, and this version reads formats up to {FORMAT}: use the version that wrote it"
         if names is None:
             names = tuple(sorted({MODEL_FILE, TRAINING_FILE, *stated["files"]}))
         step, files = stated["step"], {name: stated["files"][name] for name in names}

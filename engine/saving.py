@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,19 +40,20 @@ class CheckpointWriter:
         unaveraged: dict[str, Tensor] | None,
         training: dict[str, Any],
         about: Mapping[str, Any] | None = None,
-        wait_for_shards: Callable[[], None] | None = None,
+        states: Future[Any] | None = None,
     ) -> None:
         """Start to write the checkpoint of ``step``; waits for the one before to be written.
 
         See :func:`engine.checkpoint.write_checkpoint` for the arguments. They must be copies, which training does not change.
         """
         self.wait()
-        arguments = (step, weights, unaveraged, training, dict(about or {}), wait_for_shards)
+        arguments = (step, weights, unaveraged, training, dict(about or {}), states)
         self._thread = threading.Thread(target=self._write, args=arguments, name=f"save step {step}")
         self._thread.start()
 
     def begin(self, step: int) -> bool:
-        """Make the folder of a checkpoint that all ranks write; returns whether this was possible."""
+        """Wait for the checkpoint before, and make the folder of the one of ``step``; returns whether this was possible."""
+        self.wait()
         try:
             begin(self.folder, step)
         except OSError as error:
@@ -82,26 +84,18 @@ class CheckpointWriter:
         unaveraged: dict[str, Tensor] | None,
         training: dict[str, Any],
         about: dict[str, Any],
-        wait_for_shards: Callable[[], None] | None,
+        states: Future[Any] | None,
     ) -> None:
         try:
-            write_checkpoint(
-                self.folder,
-                step,
-                weights,
-                training,
-                unaveraged=unaveraged,
-                about=about,
-                wait_for_shards=wait_for_shards,
-            )
+            write_checkpoint(self.folder, step, weights, training, unaveraged=unaveraged, about=about, states=states)
             remove_old(self.folder, self.keep, step)
             self._fault = None
             logger.info(SavedCheckpoint(step=step))
         # A disk that is full is an OSError, or whatever the library that writes makes of one.
         except Exception as error:
-            if wait_for_shards is not None:
+            if states is not None:
                 with suppress(Exception):
-                    wait_for_shards()  # else other ranks would write to the folder after its removal
+                    states.result()  # else other ranks would write to the folder after its removal
             self._failed(step, error)
 
     def _failed(self, step: int, error: Exception) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from engine.checkpoint import REMEDY, Checkpoint
 from engine.parallel.choice import parallel_of
@@ -136,16 +137,14 @@ class Trained:
             self.parallel.load(unaveraged)
 
     def optimizer_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The optimiser's state without sharded tensors, and the sharded tensors by the names of the parameter and the state,
+        """The optimiser's state without the tensors of parameters, and these tensors by the names of the parameter and the state,
         such as ``fusion.layer.0.output.dense.bias/exp_avg``."""
         state = self.optimizer.state_dict()
-        shards: dict[str, Tensor] = {}
+        of_parameters = state.pop("state")
+        tensors: dict[str, Tensor] = {}
         for index, (name, _) in enumerate(self._optimised()):
-            of_parameter = state["state"].get(index, {})
-            shared = {key: value for key, value in of_parameter.items() if isinstance(value, DTensor)}
-            shards.update({f"{name}/{key}": value for key, value in shared.items()})
-            state["state"][index] = {key: value for key, value in of_parameter.items() if key not in shared}
-        return state, shards
+            tensors |= {f"{name}/{key}": value for key, value in of_parameters.get(index, {}).items()}
+        return state, tensors
 
     def resume_optimizer(self, state: dict[str, Any], checkpoint: Checkpoint) -> None:
         """Load the state of the optimiser from a checkpoint, whatever ranks wrote it.
@@ -153,24 +152,33 @@ class Trained:
         Raises:
             UserError: if it cannot be read.
         """
-        shards = {} if checkpoint.shards is None else self._read_shards(checkpoint.shards)
+        of_parameters = state.setdefault("state", {})  # by number, as earlier versions wrote it
+        read = {} if checkpoint.states is None else self._read_states(checkpoint.states)
         for index, (name, parameter) in enumerate(self._optimised()):
-            of_parameter = state["state"].setdefault(index, {})
+            of_parameter = of_parameters.setdefault(index, {})
             for key, value in of_parameter.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     of_parameter[key] = self.parallel.like(value, parameter)
-            of_parameter |= shards.get(name, {})
+            of_parameter |= read.get(name, {})
         self.optimizer.load_state_dict(state)
 
-    def _read_shards(self, folder: Path) -> dict[str, dict[str, Tensor]]:
-        """The tensors of the optimiser that ranks shared, by parameter: of each, the part that this rank holds now."""
+    def _read_states(self, folder: Path) -> dict[str, dict[str, Tensor]]:
+        """The tensors of the optimiser's states, by parameter: of each, the part that this rank holds now."""
         reader = dcp.HuggingFaceStorageReader(str(folder))
         parameters, read = dict(self._optimised()), {}
         try:
-            for full_name in reader.read_metadata().state_dict_metadata:
-                if (parameter := parameters.get(full_name.rpartition("/")[0])) is not None:
+            for full_name, stored in reader.read_metadata().state_dict_metadata.items():
+                assert isinstance(stored, TensorStorageMetadata)
+                parameter = parameters.get(full_name.rpartition("/")[0])
+                if parameter is not None and stored.size == parameter.shape:
                     read[full_name] = torch.zeros_like(parameter, requires_grad=False)
-            dcp.load(read, storage_reader=reader, no_dist=True)
+                elif parameter is not None:
+                    read[full_name] = torch.zeros(stored.size, dtype=stored.properties.dtype)
+            with warnings.catch_warnings():
+                warnings.filterwarnings(
+                    "ignore", message="torch.distributed is disabled"
+                )  # that is what no_dist asks for
+                dcp.load(read, storage_reader=reader, no_dist=True)
         except Exception as error:  # a damaged file raises an error of safetensors, of the system or of DCP
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"{folder}: cannot be read ({reason}); {REMEDY}") from None

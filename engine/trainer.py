@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any, cast
@@ -23,7 +24,7 @@ from engine.checkpoint import Checkpoint, temporary_folder
 from engine.chunks import in_turn
 from engine.identity import RunIdentity
 from engine.losses import count_step, sum_tensors
-from engine.manifest import SHARDS
+from engine.manifest import STATES
 from engine.metrics_log import MetricsLog
 from engine.parallel.strategy import Parallel
 from engine.precision import Precision
@@ -105,7 +106,8 @@ class Trainer:
         self.trained = Trained(self.model, optim, self.fresh, device, step=self.step, steps=self.steps, train=train)
         self.identity = self._identity(data or {})
         self.writer = CheckpointWriter(folder.checkpoints, train.keep_checkpoints)
-        self._wait_for_shards: Callable[[], None] | None = None
+        self._states_saved: Future[Any] | None = None
+        """Done when the optimiser's states are in the checkpoint that is being written."""
         self._saved = self.step
         """Step of the newest checkpoint."""
         self.schedule = build_schedule(schedule, self.steps)
@@ -362,7 +364,7 @@ class Trainer:
         self._wait_for_saving()  # before the states are copied again
         self._saved = self.step
         weights, unaveraged = self.trained.average.states(self.model)
-        optimizer, shards = self.trained.optimizer_state()
+        optimizer, states = self.trained.optimizer_state()
         training = {
             "optimizer": optimizer,
             "scaler": self.precision.scaler.state_dict(),
@@ -374,30 +376,33 @@ class Trainer:
             "fresh": sorted(self.fresh),
             "run": self.identity.state(),
         }
-        states = self.parallel.gathered((weights, unaveraged, training))
-        self._wait_for_shards = self._start_saving(shards) if shards else None
-        if metrics is None or (shards and self._wait_for_shards is None):
+        copies = self.parallel.gathered((weights, unaveraged, training))
+        self._states_saved = self._start_saving(states)
+        if metrics is None or self._states_saved is None:
             return
         metrics.sync()
         self.folder.restore_config()
-        weights, unaveraged, training = states
-        self.writer.save(
-            self.step, weights, unaveraged, training, {**self.task.about, **self.trained.about}, self._wait_for_shards
-        )
+        about = {**self.task.about, **self.trained.about}
+        weights, unaveraged, training = copies
+        self.writer.save(self.step, weights, unaveraged, training, about, self._states_saved)
 
-    def _start_saving(self, shards: dict[str, Tensor]) -> Callable[[], None] | None:
-        """Start to write tensors that ranks share; returns a function that waits for it, or None if nothing can be written."""
-        begun = self.writer.begin(self.step) if distributed.rank() == 0 else True
-        if not distributed.gather_objects(begun)[0]:
+    def _start_saving(self, states: dict[str, Tensor]) -> Future[Any] | None:
+        """Start to write the optimiser's states; None: not on this rank, or the checkpoint's folder cannot be made."""
+        main = distributed.rank() == 0
+        if not (main or self.parallel.needs_all_ranks):
             return None
-        return self.parallel.start_saving(shards, temporary_folder(self.folder.checkpoints, self.step) / SHARDS)
+        begun = self.writer.begin(self.step) if main else True
+        if self.parallel.needs_all_ranks:
+            begun = distributed.gather_objects(begun)[0]
+        folder = temporary_folder(self.folder.checkpoints, self.step)
+        return self.parallel.start_saving(states, folder / STATES) if begun else None
 
     def _wait_for_saving(self) -> None:
         """Wait until the last checkpoint is written, or has failed, which rank 0 says."""
         self.writer.wait()
-        if self._wait_for_shards is not None:
+        if self._states_saved is not None:
             with suppress(Exception):
-                self._wait_for_shards()
+                self._states_saved.result()
 
     def _restore(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
         run = self.folder.path

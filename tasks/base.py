@@ -125,7 +125,8 @@ class BaseTask(ABC, Generic[C, M, B]):
 
     @classmethod
     def build(cls, config: C, checkpoint: Checkpoint | None = None, *, trains: bool = True) -> Self:
-        """Builds the task of a config, with the weights of ``checkpoint`` or of ``config.init``.
+        """Builds the task of a config, with the weights of ``checkpoint`` or of ``config.init``. Only rank 0 holds weights; the
+        model of another rank has shapes, until it receives them with :func:`utils.distributed.move_from_rank_0`.
 
         This checks everything that the run needs: weights, tokenizer, data, and held-out data. If ``trains`` is False, training
         data are not required.
@@ -204,7 +205,8 @@ def build_parts(
     tokenizer = load_tokenizer(config.model.text.encoder, "model.text.encoder")
     _check_padding(config, tokenizer)
     torch.manual_seed(config.seed)
-    model = kind.build_model(config, len(tokenizer))
+    with distributed.without_content_beside_rank_0():
+        model = kind.build_model(config, len(tokenizer))
     for key, length in kind.text_lengths(config).items():
         check_length(model, key, length)
     fresh: set[str] = set()
@@ -243,7 +245,8 @@ def set_up_training(config: RunConfig, model: XVLM) -> None:
         model.vision.freeze_blocks(blocks)
         logger.info("optim.freeze: everything before block %d of the vision encoder stays frozen", blocks)
     if config.optim.lora is not None:
-        add_adapters(model, config.optim.lora, tuple(config.optim.frozen.steps))
+        with distributed.without_content_beside_rank_0():
+            add_adapters(model, config.optim.lora, tuple(config.optim.frozen.steps))
 
 
 def keep_features(config: FeatureCacheConfig, model: XVLM) -> None:

@@ -145,7 +145,7 @@ def _run(
             )
             task = task_class.build(config, checkpoint, trains=not flags.evaluate)
         if flags.evaluate:
-            task.model.to(device)
+            distributed.move_from_rank_0(task.model, device)
     if not flags.evaluate:
         _train(task, folder, device, checkpoint, stop)
     again = "the same command" + ("" if flags.resume or flags.evaluate else " with --resume")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from utils import accelerator
@@ -80,6 +80,30 @@ def gather_objects(value: T) -> list[T]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def without_content_beside_rank_0() -> AbstractContextManager[Any]:
+    """Context in which modules are built with shapes but without content, except on rank 0; see :func:`move_from_rank_0`."""
+    return nullcontext() if rank() == 0 else torch.device("meta")
+
+
+@torch.no_grad()
+def move_from_rank_0(module: nn.Module, device: torch.device) -> None:
+    """Move a module to a device, with the parameters and buffers that it has on rank 0. Its DTensors stay as they are."""
+    if not is_distributed():
+        module.to(device)
+        return
+    for tensor in (*module.parameters(), *module.buffers()):
+        if isinstance(tensor, DTensor):
+            continue
+        if rank() == 0:
+            content = tensor.detach().to(device, memory_format=torch.contiguous_format)
+        else:
+            content = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+        dist.broadcast(torch.view_as_real(content) if content.is_complex() else content, 0)
+        # The tensor gets new content but remains the same object, which several modules may share.
+        received = nn.Parameter(content, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else content.detach()
+        torch.utils.swap_tensors(tensor, received)
 
 
 def local_part(tensor: Tensor) -> Tensor:

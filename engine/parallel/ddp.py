@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import inspect
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engine.parallel.strategy import Parallel, copied_to_host
 from utils import distributed
+from utils.weight_file import save_weights
 
 
 class DataParallel(Parallel):
@@ -25,7 +28,8 @@ class DataParallel(Parallel):
     needs_all_ranks = False
 
     def __init__(self, model: nn.Module, device: torch.device):
-        super().__init__(model.to(device))
+        super().__init__(model)
+        distributed.move_from_rank_0(model, device)
         self.device, self.loss_factor = device, distributed.world_size()
         self.wrapped: nn.Module = model
 
@@ -66,5 +70,17 @@ class DataParallel(Parallel):
     def gathered(self, states: Any) -> Any:
         return copied_to_host(states) if distributed.rank() == 0 else None
 
+    def start_saving(self, tensors: dict[str, Tensor], folder: Path) -> Future[Any]:
+        copies = copied_to_host(tensors)
+        thread = ThreadPoolExecutor(1, "save")
+        future = thread.submit(_save, folder, copies)
+        thread.shutdown(wait=False)
+        return future
+
     def like(self, state: Tensor, parameter: Tensor) -> Tensor:
         return state
+
+
+def _save(folder: Path, tensors: dict[str, Tensor]) -> None:
+    folder.mkdir()
+    save_weights(folder / "tensors.safetensors", tensors)

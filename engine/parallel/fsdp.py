@@ -11,7 +11,7 @@ Parameters without an axis, such as the temperature, cannot be sharded. Every ra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,10 +54,11 @@ class Sharded(Parallel):
         """Process group in which threads write checkpoints while training continues."""
         scalars = {parameter for parameter in model.parameters() if parameter.dim() == 0}
         for encoder in encoders_in(model):
-            for block in encoder.blocks_to_shard:
+            for block in encoder.blocks_to_shard:  # one by one, since a GPU may not have memory for all of them
+                distributed.move_from_rank_0(block, device)
                 fully_shard(block, mesh=self.mesh)
+        distributed.move_from_rank_0(model, device)
         fully_shard(model, mesh=self.mesh, reshard_after_forward=False, ignored_params=scalars)
-        model.to(device)  # what is not sharded: buffers and scalars
         for method in getattr(model, "forward_methods", ()):
             register_fsdp_forward_method(model, method)
         for group in self._groups():
@@ -124,17 +125,13 @@ class Sharded(Parallel):
     def gathered(self, states: Any) -> Any:
         return copied_to_host(states, keep=distributed.rank() == 0)
 
-    def start_saving(self, states: dict[str, Tensor], folder: Path) -> Callable[[], None]:
+    def start_saving(self, tensors: dict[str, Tensor], folder: Path) -> Future[Any]:
         if self.device.type == "cpu":  # older releases of torch copy only what is not in host memory
-            states = {name: state.clone() for name, state in states.items()}
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        future = dcp.async_save(states, storage_writer=writer, process_group=self.saving_group)
+        future = dcp.async_save(tensors, storage_writer=writer, process_group=self.saving_group)
         assert isinstance(future, Future)
-
-        def wait() -> None:
-            future.result()
-
-        return wait
+        return future
 
     def like(self, state: Tensor, parameter: Tensor) -> Tensor:
         if not isinstance(parameter, DTensor) or isinstance(state, DTensor):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ class Parallel(ABC):
     ranks. After the last micro-batch of a step, every parameter that trains has its gradient: zeros where no loss depends on it.
 
     Attributes:
-        model: the model of the task. Its parameters may be DTensors, of which a rank holds a part.
+        model: the model of the task, with the weights of rank 0. Its parameters may be DTensors, of which a rank holds a part.
         loss_factor: factor on a loss before its backward pass. It undoes an average over ranks.
         needs_all_ranks: True if a rank needs the others to save a checkpoint or to run the model.
     """
@@ -67,13 +68,14 @@ class Parallel(ABC):
             The copy on rank 0; None on other ranks.
         """
 
-    def start_saving(self, states: dict[str, Tensor], folder: Path) -> Callable[[], None]:
-        """Start to write the parts of all ranks to a folder; called by all ranks. The tensors may change afterwards.
+    @abstractmethod
+    def start_saving(self, tensors: dict[str, Tensor], folder: Path) -> Future[Any]:
+        """Start to write tensors, which may change afterwards, to safetensors files in a folder, which is created; called by rank
+        0, and by all ranks if :attr:`needs_all_ranks`.
 
         Returns:
-            A function that waits until all ranks have written, and raises what one of them could not do.
+            Done when all ranks have written; it raises what one of them could not do.
         """
-        raise NotImplementedError("only sharded tensors are written by all ranks")
 
     @abstractmethod
     def like(self, state: Tensor, parameter: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from models.core.backbones.base import VisionBackbone
 from utils.block_cache import BlockCache
+from utils.distributed import whole_tensor
 from utils.errors import UserError
 from utils.weight_file import digest
 
@@ -102,7 +103,9 @@ class FeatureCache:
             )
         module = self.backbone.module
         after = {name for name, _ in module.named_parameters()} - self.backbone.names_before(self.blocks)
-        return digest({name: value.cpu() for name, value in module.state_dict().items() if name not in after})
+        return digest(
+            {name: whole_tensor(value).cpu() for name, value in module.state_dict().items() if name not in after}
+        )
 
 
 @contextmanager

@@ -53,6 +53,7 @@ class Measure:
         task: FineTuneTask[Any, Any, Any] = kind.build(
             load_config(ROOT / f"configs/demo/{name}.yaml", overrides, schema)
         )
+        distributed.move_from_rank_0(task.model, torch.device("cpu"))
         generator = torch.Generator().manual_seed(4)
         with torch.no_grad():
             for part, parameter in task.model.named_parameters():
@@ -88,6 +89,7 @@ class Measure:
                             ]
         overrides = [*tiny_run(self.scenes), "data.workers=0", "evaluation.batch_size=3"]
         pretraining = PretrainTask.build(load_config(ROOT / "configs/demo/pretrain.yaml", overrides, PretrainConfig))
+        distributed.move_from_rank_0(pretraining.model, torch.device("cpu"))
         with evaluating(pretraining.model, "fp32"):
             found["pretrain"] = pretraining.evaluator().evaluate().as_json()
         return found

@@ -178,13 +178,13 @@ class SavedAndRead:
     def __call__(self) -> bool:
         run = trainer(self.folder, self.tiny, *STEPS, "train.parallel=fsdp")
         run.train_step(list(run.loader.batches(0, 1)))
-        _, shards = run.trained.optimizer_state()
-        before = {name: local_part(state).clone() for name, state in shards.items()}
-        wait = run.parallel.start_saving(shards, self.folder / "shards")
-        for state in shards.values():
+        _, states = run.trained.optimizer_state()
+        before = {name: local_part(state).clone() for name, state in states.items()}
+        saving = run.parallel.start_saving(states, self.folder / "shards")
+        for state in states.values():
             state.zero_()
-        wait()
-        read = run.trained._read_shards(self.folder / "shards")
+        saving.result()
+        read = run.trained._read_states(self.folder / "shards")
         assert {path.suffix for path in (self.folder / "shards").iterdir()} == {".safetensors"}, "no pickles"
         return all(
             torch.equal(local_part(read[name.rpartition("/")[0]][name.rpartition("/")[2]]), before[name])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from batches.losses import Losses, Term
@@ -105,7 +106,7 @@ def result(folder: Path) -> dict[str, Any]:
     return {
         "lines": lines(folder),
         "weights": last.model_file.read_bytes(),
-        "optimizer": state["optimizer"],
+        "optimizer": (state["optimizer"], load_file(last.states / "tensors.safetensors")),
         "scaler": state["scaler"],
     }
 

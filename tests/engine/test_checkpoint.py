@@ -11,9 +11,9 @@ import torch
 from torch.distributed.checkpoint import CheckpointException
 
 from engine.checkpoint import (
+    FORMAT,
     MANIFEST,
     MODEL_FILE,
-    SHARED_FORMAT,
     TRAINING_FILE,
     fault_of,
     list_checkpoints,
@@ -104,8 +104,8 @@ def test_without_a_whole_checkpoint_there_is_a_way_out(tmp_path):
 def test_a_later_format_is_refused_with_the_way_out(tmp_path):
     manifest = written(tmp_path).folder / MANIFEST
     values = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps(values | {"format": SHARED_FORMAT + 1}))
-    with pytest.raises(UserError, match=naming(f"format {SHARED_FORMAT + 1}", f"formats up to {SHARED_FORMAT}")):
+    manifest.write_text(json.dumps(values | {"format": FORMAT + 1}))
+    with pytest.raises(UserError, match=naming(f"format {FORMAT + 1}", f"formats up to {FORMAT}")):
         newest_whole(tmp_path)
 
 

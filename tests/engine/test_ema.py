@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from engine.checkpoint import Checkpoint, find_weights, list_checkpoints, newest_whole
+from engine.manifest import MANIFEST, TRAINING_FILE, digest_of
 from engine.metrics_log import MetricsLog
 from engine.run_folder import RunFolder
 from engine.train_config import TrainConfig
@@ -142,9 +144,27 @@ def test_a_skipped_step_leaves_the_average_as_it_is(tmp_path, precision):
     assert [average for average, _ in moved][3:] == [False, precision != "fp16", True, False, True]
 
 
+def as_format_1(checkpoint: Checkpoint) -> None:
+    """Rewrite a checkpoint as earlier versions wrote it: the states of the optimiser by number, in the file of the rest."""
+    training = checkpoint.training_state()
+    tensors = load_file(checkpoint.states / "tensors.safetensors")
+    shutil.rmtree(checkpoint.states)
+    names = [name for group in training["optimizer"]["param_groups"] for name in group["names"]]
+    training["optimizer"]["state"] = {
+        index: {key.rpartition("/")[2]: value for key, value in tensors.items() if key.rpartition("/")[0] == name}
+        for index, name in enumerate(names)
+    }
+    torch.save(training, checkpoint.folder / TRAINING_FILE)
+    kept = [path for path in checkpoint.folder.iterdir() if path.name != MANIFEST]
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": digest_of(path)} for path in kept}
+    (checkpoint.folder / MANIFEST).write_text(json.dumps({"format": 1, "step": checkpoint.step, "files": files}))
+
+
+@pytest.mark.parametrize("earlier", [False, True])
 @pytest.mark.parametrize("freeze", [None, {"text": 3, "vision": True}])
 @pytest.mark.parametrize("stopped_after", [2, 4])
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(tmp_path, stopped_after, freeze):
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(tmp_path, stopped_after, freeze, earlier):
+    """Also where an earlier version wrote the checkpoint."""
     options: dict[str, Any] = {"checkpoint_every": 2, "keep_checkpoints": 9, "validate_every": 2, "deterministic": True}
     options["freeze"] = freeze
     task = Seen(scores=[0.1, 0.3, 0.2])
@@ -154,12 +174,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(tmp_path, sto
     for checkpoint in list_checkpoints(tmp_path / "cut/checkpoints"):
         if checkpoint.step > stopped_after:
             shutil.rmtree(checkpoint.folder)
+        elif earlier:
+            as_format_1(checkpoint)
     task = Seen(scores=[0.1, 0.3, 0.2][stopped_after // 2 :])
     task.model = Encoders()
     run(tmp_path / "cut", task, **options).fit()
     torch.use_deterministic_algorithms(False)
     names = ["best.safetensors", "validation.jsonl"]
     names += [f"checkpoints/step-00000006/{name}" for name in ("model.safetensors", "unaveraged.safetensors")]
+    names.append("checkpoints/step-00000006/optimizer/tensors.safetensors")
     for name in names:
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
