@@ -102,10 +102,11 @@ class FeatureCache:
                 f"give {math.ceil(least / 1e6) / 1e3:g} or more"
             )
         module = self.backbone.module
-        after = {name for name, _ in module.named_parameters()} - self.backbone.names_before(self.blocks)
-        return digest(
-            {name: whole_tensor(value).cpu() for name, value in module.state_dict().items() if name not in after}
-        )
+        before = self.backbone.names_before(self.blocks)
+        # For its state_dict, FSDP2 would shard the model in the middle of a forward pass; and it cannot free what numpy reads.
+        tensors = {name: value.detach() for name, value in module.named_parameters() if name in before}
+        tensors |= module.named_buffers()
+        return digest({name: whole_tensor(value).to("cpu", copy=True) for name, value in tensors.items()})
 
 
 @contextmanager

@@ -219,8 +219,8 @@ def packings_of(texts: Sequence[Text]) -> list[Packing]:
 
 
 DIVIDED = 0.55
-"""Texts are divided into short and long ones if this leaves at most this share of the padded tokens. With a short and a long
-caption for each image, it leaves a little more than one half."""
+"""Texts are divided into short and long ones if this leaves at most this share of the padded tokens. If each image has a short
+and a long caption, it leaves a little more than one half."""
 
 
 def length_cut(packings: Sequence[Packing]) -> int | None:

@@ -20,6 +20,7 @@ from benchmarks import (
     look_alikes,
     prepare,
     pretrain_step,
+    rank_steps,
     rerank,
     shapes,
     shared_images,
@@ -76,6 +77,12 @@ def test_the_wait_for_a_checkpoint_is_printed(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_steps_of_two_ranks_are_timed_with_both_strategies(capsys):
+    assert call(rank_steps.main, ["--small", "--rounds", "1", "--steps", "1"], "rank_steps") == 0
+    assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
+
+
 def test_rows_that_are_prepared_are_counted_by_set_and_the_ratio_is_printed(monkeypatch, capsys):
     def in_this_process(name, raw, workers):
         seconds: list[float] = []

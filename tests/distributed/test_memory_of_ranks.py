@@ -1,7 +1,9 @@
-"""The memory that contrastive losses take for the examples of all ranks: planned, by formula, and counted in real steps."""
+"""Memory on several ranks, planned and counted in real steps: of contrastive losses, also by formula, and of FSDP2's steps."""
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from tests.tools.test_plan import ALONE, BASE, SMALL
 from tools.plan.synthetic import synthetic_batch
 from tools.steps.fake import GRADIENTS, OPTIMISER, WEIGHTS, FakeSteps, LiveMemory, chunks_of, trainable, trainer_of
 from utils.config import load_config
+from utils.distributed import local_part
 
 pytestmark = pytest.mark.slow
 
@@ -38,9 +41,9 @@ PAIR = 20
 """Bytes that the loss keeps of two examples that it compares: similarities in float32, and masks."""
 
 
-def setting(overrides: tuple[str, ...]) -> tuple[Any, Any]:
+def setting(overrides: tuple[str, ...], sizes: Sequence[str] = SIZES) -> tuple[Any, Any]:
     schema, kind = kind_of(Path(BASE), [])
-    config = load_config(BASE, [*SIZES, *overrides], schema)
+    config = load_config(BASE, [*sizes, *overrides], schema)
     return config, partial(kind.build_model, config, None)
 
 
@@ -122,3 +125,75 @@ def test_where_a_cached_loss_takes_more_than_activations_it_grows_as_in_real_ste
     assert planned(4, *wide) - planned(2, *wide) == pytest.approx(four - two, rel=0.01)
     gathered = 4 * EXAMPLES * 2 * 4 * 8192  # by each rank
     assert four - two == pytest.approx(2 * 2 * gathered, rel=0.01), "embeddings of two more ranks, and their gradients"
+
+
+LARGE = [
+    "model.vision.width=256",
+    "model.vision.depth=6",
+    "model.vision.heads=4",
+    "model.vision.image_size=32",
+    "model.text.arch={family: bert, vocab_size: 3000, width: 256, layers: 4, heads: 4, intermediate: 1024, max_positions: 64}",
+    "model.fusion={layers: 2, width: 256, heads: 4, intermediate: 1024}",
+    "model.embed_dim=64",
+    "train.precision=fp32",
+    ALONE,
+]
+"""A model whose weights take more memory than the activations of two images."""
+
+
+class Allocated:
+    """A picklable job: the most bytes that a rank has allocated at once in a step."""
+
+    def __init__(self, *overrides: str):
+        self.overrides = overrides
+
+    def __call__(self) -> int:
+        config, build = setting(self.overrides, LARGE)
+        model = build()
+        trainer = trainer_of(model, config.train, config.optim, torch.device("cpu"))
+        batches = [synthetic_batch(config, model)] * chunks_of(model)
+        for _ in range(2):
+            trainer.train_step(batches)
+        for parameter in trainable(trainer.model):
+            parameter.grad = None
+        states = [tensor for state in trainer.optimizer.state.values() for tensor in state.values()]
+        kept = [*trainer.model.parameters(), *trainer.model.buffers(), *states, *trainer.trained.average.tensors]
+        before = sum(local_part(tensor).untyped_storage().nbytes() for tensor in kept)
+        gc.collect()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+            trainer.train_step(batches)
+        return before + max(allocated(profiled.profiler.kineto_results.experimental_event_tree()))
+
+
+def allocated(events: Iterable[Any]) -> Iterator[int]:
+    """Bytes that were allocated since profiling began, after each allocation."""
+    for event in events:
+        if event.tag.name == "Allocation":
+            yield event.extra_fields.total_allocated
+        yield from allocated(event.children)
+
+
+FEW = "data.images.batch_size=2"
+MORE = "data.images.batch_size=8"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "shard", "overrides"),
+    [
+        (2, 2, [FEW]),
+        (4, 4, [FEW]),
+        (3, 3, [MORE]),
+        (4, 2, [FEW, "train.parallel={shard: 2, replicate: 2}"]),
+        (2, 2, [MORE, "model.contrastive.chunks=2", "optim.ema={decay: 0.9}"]),
+        (2, 2, [MORE, "train.recompute=[vision,text,fusion]", "optim.freeze={vision: true}"]),
+    ],
+)
+def test_the_memory_of_a_sharded_step_is_planned_to_a_tenth(tmp_path, ranks, shard, overrides):
+    overrides = ["train.parallel=fsdp", *overrides]
+    config, build = setting(tuple(overrides), LARGE)
+    steps = FakeSteps(build, config.train, config.optim, as_on_gpu=False)
+    several = chunks_of(steps.trainer.model) > 1
+    batch = partial(synthetic_batch, config)
+    memory = steps.sharded_memory(batch, shard=shard, gradients_stay=several, ranks=ranks)
+    for found in on_ranks(ranks, Allocated(*overrides), tmp_path):
+        assert memory.total == pytest.approx(found, rel=0.1)

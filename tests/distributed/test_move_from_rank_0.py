@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 class Encoders:
-    """A picklable job: states of every encoder of docs/encoders.md in small, before (on rank 0) and after the ranks received it."""
+    """A picklable job: states of every encoder of docs/encoders.md in small, before (on rank 0) and after it was sent."""
 
     def __call__(self) -> dict[str, list[Tensor]]:
         found = {}

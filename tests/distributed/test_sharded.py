@@ -83,12 +83,13 @@ VARIANTS = {
     "accumulation": ["train.accumulate=2"],
     "adapters": ["optim.lora={rank: 2}"],
     "recompute": ["train.recompute=[vision,text,fusion]"],
+    "features": ["optim.freeze={vision: true, cache: {folder: FOLDER/features}}"],
 }
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_sharded_training_has_the_weights_of_ddp(name, tmp_path, tiny_overrides):
-    overrides = [*STEPS, *WITHOUT_DROPOUT, *VARIANTS[name]]
+    overrides = [*STEPS, *WITHOUT_DROPOUT, *(each.replace("FOLDER", str(tmp_path)) for each in VARIANTS[name])]
     found = {}
     for parallel in ("ddp", "fsdp"):
         (tmp_path / "out" / parallel).mkdir(parents=True)
@@ -96,6 +97,21 @@ def test_sharded_training_has_the_weights_of_ddp(name, tmp_path, tiny_overrides)
         found[parallel], other = on_ranks(2, job, tmp_path / "out" / parallel)
         assert_same(other, found[parallel], 0.0)
     assert_same(found["fsdp"], found["ddp"])
+
+
+def test_copies_of_a_sharded_model_have_the_weights_of_ddp(tmp_path, tiny_overrides):
+    """On a mesh of two by two ranks, with averaged weights, adapters and an encoder that thaws."""
+    variants = [value for name in ("average", "adapters", "thaw") for value in VARIANTS[name]]
+    (tmp_path / "out").mkdir()
+    found = []
+    for parallel in ("ddp", "{shard: 2, replicate: 2}"):
+        folder = tmp_path / str(len(found))
+        job = Run(folder, tiny_overrides, *STEPS, *WITHOUT_DROPOUT, *variants, f"train.parallel={parallel}")
+        weights, *others = on_ranks(4, job, tmp_path / "out")
+        for other in others:
+            assert_same(other, weights, 0.0)
+        found.append(weights)
+    assert_same(*found)
 
 
 def test_in_float32_the_first_losses_are_those_of_ddp(tmp_path, tiny_overrides):

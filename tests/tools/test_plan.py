@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from commands.plan import plan as command
+from engine.train_config import ShardingConfig
 from run import main
 from tasks import TASKS
 from tasks.kinds import choose, kind_of
@@ -318,6 +319,19 @@ def test_on_a_gpu_the_plan_is_measured(device):
 
 
 @pytest.mark.slow
+def test_a_vision_encoder_of_seven_billion_parameters_fits_eight_gpus_only_if_they_share_it(tmp_path):
+    bases = [str(ROOT / "configs" / name) for name in ("pretrain/base_4m.yaml", "presets/other_vision.yaml")]
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"base": bases, "model": {"vision": {"backbone": "vit_7b_patch16_dinov3"}}}))
+    given = ["--config", str(config), "--task", "pretrain", "--gpus", "8", "--estimate", "--memory", "80"]
+    with pytest.raises(UserError, match=naming("--memory 80", "one example", "train.parallel=fsdp")):
+        planner_of([*given, "train.parallel=ddp"]).plan()
+    planner = planner_of(given)
+    assert planner._mesh(8) == ShardingConfig(shard=8, replicate=1)
+    assert planner._cost(8, 8) < 80e9
+
+
+@pytest.mark.slow
 def test_states_that_a_gpu_cannot_hold_are_shared():
     """A word table of 100,000 words is most of the model."""
     words = "model.text.arch.vocab_size=100000"
@@ -329,8 +343,10 @@ def test_states_that_a_gpu_cannot_hold_are_shared():
     planner.needed = 3e9  # bytes
     plan = planner.plan()
     shared = plan.chosen.memory
-    for held in ("weights", "gradients", "optimiser"):
+    for held in ("weights", "optimiser"):
         assert shared[held] == pytest.approx(large[held] / 8, rel=1e-3)
-    assert shared["gathered for a while"] == pytest.approx(large["weights"] + large["gradients"], rel=0.01)
+    # The peak is in the forward pass, in which a rank has gathered nearly all weights.
+    assert large["gradients"] / 8 <= shared["gradients"] < large["gradients"] / 7
+    assert shared["gathered for a while"] == pytest.approx(large["weights"], rel=0.02)
     assert "gathered for a while" not in large
     assert OneLine("fsdp, since", "3.0 of 4.0 GB", "8 GPUs") in plan.assumptions

@@ -14,7 +14,6 @@ import torch
 
 from batches.base import Batch
 from batches.pretraining import PretrainBatch
-from engine.parallel.choice import mesh_of, state_bytes
 from engine.parallel.fsdp import Sharded
 from engine.precision import APEX_LEVELS
 from engine.train_config import ShardingConfig
@@ -26,7 +25,6 @@ from tools.doctor.panels import LEGEND, panels_of
 from tools.doctor.subject import Subject
 from tools.steps.fake import trainer_of
 from tools.steps.real import ran_out_of_memory
-from utils.accelerator import device_bytes
 from utils.distributed import group_of_one
 from utils.findings import Finding
 
@@ -115,8 +113,7 @@ def _trainer(subject: Subject, stack: ExitStack) -> Any:
     plain: dict[str, Any] = {"compile": False, "peak_tflops": None}
     if device.type == "cpu" and APEX_LEVELS.get(config.train.precision, config.train.precision) != "fp32":
         plain["precision"] = "fp32"
-    needed = state_bytes(model, average=config.optim.ema is not None)
-    if mesh_of(config.train, subject.gpus, needed, device_bytes(device))[0] is not None:
+    if subject.mesh(model) is not None:
         stack.enter_context(group_of_one(device))
         plain["parallel"] = ShardingConfig(shard=1, replicate=1)
     return trainer_of(model, config.train.model_copy(update=plain), config.optim, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def check_memory(subject: Subject, report: Report) -> None:
         parts = f"weights {memory.weights / 1e9:.2f}, gradients {memory.gradients / 1e9:.2f}, optimiser "
         parts += f"{memory.optimiser / 1e9:.2f}, activations {memory.activations / 1e9:.2f}"
         parts += f", average {memory.average / 1e9:.2f}" if memory.average else ""
+        parts += f", gathered for a while {memory.gathered / 1e9:.2f}" if memory.gathered else ""
         on_one = (memory.total + outside(subject.gpus, memory.total)) / 1e9
         of = "GB of each GPU" if on_gpu else f"GB on a CPU, {on_one:.2f} GB on a GPU,"
         text = f"about {total / 1e9:.2f} {of} with {per} ({parts}; an estimate)"
@@ -51,8 +53,11 @@ def estimate(subject: Subject) -> StepMemory:
     if subject.model is None:
         raise NotCheckedError("it needs the model")
     steps = FakeSteps(subject.build_for_training, config.train, config.optim, as_on_gpu=True)
-    stay = subject.gpus > 1 or config.plan(subject.gpus).accumulation > 1
-    return steps.memory(lambda built: synthetic_batch(config, built), gradients_stay=stay, ranks=subject.gpus)
+    batch, accumulates = partial(synthetic_batch, config), config.plan(subject.gpus).accumulation > 1
+    mesh = subject.mesh(steps.trainer.model)
+    if mesh is not None:
+        return steps.sharded_memory(batch, shard=mesh.shard, gradients_stay=accumulates, ranks=subject.gpus)
+    return steps.memory(batch, gradients_stay=subject.gpus > 1 or accumulates, ranks=subject.gpus)
 
 
 def outside(gpus: int, tensors: int) -> int:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from batches.base import Batch
 from dataset.tasks.pretrain import DataConfig
 from dataset.tasks.streams.regions import RegionStreamConfig
 from dataset.text.loading import load_tokenizer
+from engine.parallel.choice import mesh_of, state_bytes
+from engine.train_config import ShardingConfig
 from models.inference.reranking import AligningModel
 from optim.setup import set_frozen
 from tasks.base import set_up_training
@@ -20,6 +23,7 @@ from tasks.finetune import FineTuneTask
 from tasks.kinds import Choice
 from tools.doctor.findings import NotCheckedError
 from tools.doctor.text_log import TextLog
+from utils.accelerator import device_bytes
 from utils.inputs import missing_inputs
 
 ROWS = 4
@@ -104,6 +108,15 @@ class Subject:
         model = self.build_for_training()
         _freeze(self.config, model)
         return model
+
+    def mesh(self, model: nn.Module) -> ShardingConfig | None:
+        """The mesh of FSDP2 in the run; None with DDP.
+
+        Raises:
+            UserError: if ``train.parallel`` is for another number of GPUs.
+        """
+        needed = state_bytes(model, average=self.config.optim.ema is not None)
+        return mesh_of(self.config.train, self.gpus, needed, device_bytes(self.device))[0]
 
     def read_training(self) -> Any:
         """Read the training data, with tiny micro-batches.

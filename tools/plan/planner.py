@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ class Planner:
         if frozen := self.config.optim.frozen.frozen_for_good:
             set_frozen(self.meta_model, frozen)
         self.needed = state_bytes(self.meta_model, average=self.config.optim.ema is not None)
-        self.groups, self.trained_groups = (Groups.of(self.meta_model, trained=trained) for trained in (False, True))
+        self.groups = Groups.of(self.meta_model)
         self.steps = self._make_steps()
         self.memories: dict[tuple[int, int], dict[str, int] | None] = {}
         """Memory of a step by the number of examples in its micro-batch and of ranks; None: it does not fit."""
@@ -177,7 +178,13 @@ class Planner:
         if (examples, ranks) not in self.memories:
             accumulates = self._global_batch(ranks) > examples and not self.config.train.records_graphs
             stay = ranks > 1 or accumulates
-            memory = self.steps.memory(self._batch(examples), gradients_stay=stay, ranks=ranks)
+            mesh = self._mesh(ranks)
+            if mesh is None:
+                memory = self.steps.memory(self._batch(examples), gradients_stay=stay, ranks=ranks)
+            else:
+                memory = self.fake_steps.sharded_memory(
+                    self._batch(examples), shard=mesh.shard, gradients_stay=accumulates, ranks=ranks
+                )
             self.memories[examples, ranks] = None if memory is None else self._with_overhead(memory, ranks)
         return self.memories[examples, ranks]
 
@@ -187,13 +194,12 @@ class Planner:
 
     def _with_overhead(self, memory: StepMemory, ranks: int) -> dict[str, int]:
         uses = asdict(memory)
-        if (mesh := self._mesh(ranks)) is not None:
-            for held in ("weights", "gradients", "optimiser", AVERAGE):
-                uses[held] = -(-uses[held] // mesh.shard)
-            uses["gathered for a while"] = self.groups.peak + self.trained_groups.peak
         if self.config.optim.ema is None:
             del uses[AVERAGE]
-        if isinstance(self.steps, RealSteps):
+        gathered = uses.pop("gathered")
+        if self._mesh(ranks) is not None:
+            uses["gathered for a while"] = gathered
+        elif isinstance(self.steps, RealSteps):
             return {**uses, OUTSIDE: self.steps.outside() + self.target.communication(ranks)}
         outside = CONTEXT + self.target.communication(ranks)
         return {**uses, "fragments": int(FRAGMENTS * sum(uses.values())), OUTSIDE: outside}
@@ -228,11 +234,16 @@ class Planner:
             return self.steps.seconds(self._batch(examples))
         return None if math.isnan(flops) else self.target.seconds(flops)
 
+    @cached_property
+    def fake_steps(self) -> FakeSteps:
+        """Steps that are estimated."""
+        return FakeSteps(self._build, self.config.train, self.config.optim, as_on_gpu=True)
+
     def _make_steps(self) -> RealSteps | FakeSteps:
         """The source of memory and time: real steps on this GPU, or fake ones."""
         train, optim, target = self.config.train, self.config.optim, self.target
         if not target.measures or self._mesh(self.ranks) is not None:  # one GPU cannot measure what several share
-            return FakeSteps(self._build, train, optim, as_on_gpu=True)
+            return self.fake_steps
         assert target.device is not None
         try:
             return RealSteps(self._build, train, optim, target.device, target.memory - target.communication(self.ranks))

@@ -10,7 +10,8 @@ import contextlib
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -28,12 +29,14 @@ from torch.utils._pytree import tree_leaves
 
 from batches.base import MicroBatch
 from batches.losses import Work
+from engine.parallel.fsdp import Groups
 from engine.precision import APEX_LEVELS
 from engine.run_folder import RunFolder
 from engine.task import TaskModel
 from engine.train_config import TrainConfig
 from engine.trainer import Trainer
 from optim import OptimConfig
+from optim.setup import encoders_in
 from scheduler import ScheduleConfig
 from tools.steps.other_ranks import as_one_of
 from utils import distributed
@@ -41,23 +44,26 @@ from utils.errors import UserError
 from utils.tensors import tensor_bytes
 
 WEIGHTS, GRADIENTS, OPTIMISER, ACTIVATIONS = "weights", "gradients", "optimiser", "activations"
+OF_BLOCKS = "gradients of blocks"
+"""Gradients that FSDP2 scatters during the backward pass."""
 AVERAGE = "average"
 
 
 @dataclass(frozen=True)
 class StepMemory:
     """Bytes at the peak of a step by their use; ``activations`` are all bytes without any other use, ``average`` the averaged
-    weights of ``optim.ema``."""
+    weights of ``optim.ema``, ``gathered`` what FSDP2 holds for a while of the parts of other ranks."""
 
     weights: int
     gradients: int
     optimiser: int
     activations: int
     average: int = 0
+    gathered: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimiser + self.activations + self.average
+        return sum(astuple(self))
 
 
 class FakeSteps:
@@ -83,8 +89,11 @@ class FakeSteps:
         self.trainer = trainer_of(model, train.model_copy(update={"precision": half}), optim, torch.device("cpu"))
         with self.live.named(AVERAGE):
             self.live.register(self.trainer.trained.average.tensors)
+        blocks = [block for encoder in encoders_in(model) for block in encoder.blocks_to_shard]
+        of_blocks = {id(parameter) for block in blocks for parameter in block.parameters()}
         for parameter in trainable(model):
-            parameter.register_post_accumulate_grad_hook(self._is_gradient)
+            use = OF_BLOCKS if id(parameter) in of_blocks else GRADIENTS
+            parameter.register_post_accumulate_grad_hook(partial(self._is_gradient, use))
         self.trainer.optimizer.register_step_pre_hook(lambda *_: self.live.name_next(OPTIMISER))
         self.trainer.optimizer.register_step_post_hook(lambda *_: self.live.name_next(ACTIVATIONS))
         self.started = False
@@ -102,6 +111,48 @@ class FakeSteps:
         Raises:
             UserError: if the step depends on the contents of its tensors.
         """
+        self._step(make_batch, ranks)
+        peak = self.live.at_peak
+        gradients, activations = peak[GRADIENTS] + peak[OF_BLOCKS], peak[ACTIVATIONS]
+        if gradients_stay:
+            gradients, activations = tensor_bytes(trainable(self.trainer.model)), self.live.most_activations
+        return StepMemory(peak[WEIGHTS], gradients, peak[OPTIMISER], activations, peak[AVERAGE])
+
+    def sharded_memory(
+        self, make_batch: Callable[[nn.Module], Any], *, shard: int, gradients_stay: bool, ranks: int
+    ) -> StepMemory:
+        """Returns the memory of a step with FSDP2; see :meth:`memory`.
+
+        The peak is either while activations are kept, when a rank also holds the weights and gradients of two blocks; or at the
+        end, when gradients outside the blocks are copied to be scattered. ``tests/distributed/test_memory_of_ranks.py`` compares
+        both with what ranks allocate.
+
+        Args:
+            make_batch: makes the micro-batch for the model.
+            shard: number of ranks that share a model.
+            gradients_stay: the step has several micro-batches.
+            ranks: number of ranks whose examples contrastive losses gather.
+
+        Raises:
+            UserError: if the step depends on the contents of its tensors.
+        """
+        with self.live.counting({OF_BLOCKS: 1 / shard}):
+            self._step(make_batch, ranks)
+        peak, model = self.live.at_peak, self.trainer.model
+        groups, trained = Groups.of(model), Groups.of(model, trained=True)
+        share = tensor_bytes(trainable(model)) // shard
+        gradients = peak[GRADIENTS] + peak[OF_BLOCKS] // shard
+        if gradients_stay and chunks_of(model) == 1:  # else the step above had several micro-batches
+            gradients += share
+        gathered = groups.peak + 2 * max(trained.blocks, default=0)
+        activations = peak[ACTIVATIONS]
+        if gradients + gathered + activations < trained.rest + share + groups.rest + trained.rest:
+            gradients, gathered, activations = trained.rest + share, groups.rest + trained.rest, 0
+        weights, optimiser, average = (-(-peak[use] // shard) for use in (WEIGHTS, OPTIMISER, AVERAGE))
+        return StepMemory(weights, gradients, optimiser, activations, average, gathered)
+
+    def _step(self, make_batch: Callable[[nn.Module], Any], ranks: int) -> None:
+        """Take a step, of which ``live`` knows the peak."""
         try:
             with self._fake_tensors(), as_one_of(ranks):
                 batches = [make_batch(self.trainer.model)] * chunks_of(self.trainer.model)
@@ -114,11 +165,6 @@ class FakeSteps:
             raise UserError(
                 f"the memory of this model's step depends on the contents of tensors ({error}); plan it on a machine with a GPU"
             ) from None
-        peak = StepMemory(**{name: self.live.at_peak[name] for name in StepMemory.__dataclass_fields__})
-        if not gradients_stay:
-            return peak
-        gradients = tensor_bytes(trainable(self.trainer.model))
-        return replace(peak, gradients=gradients, activations=self.live.most_activations)
 
     @contextlib.contextmanager
     def _fake_tensors(self) -> Iterator[None]:
@@ -129,9 +175,9 @@ class FakeSteps:
                 modes.enter_context(as_on_gpu())
             yield
 
-    def _is_gradient(self, parameter: Tensor) -> None:
+    def _is_gradient(self, use: str, parameter: Tensor) -> None:
         if parameter.grad is not None:
-            self.live.rename(parameter.grad, GRADIENTS)
+            self.live.rename(parameter.grad, use)
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -208,6 +254,7 @@ class LiveMemory(TorchDispatchMode):
         self.most_activations = 0
         self.kind = ACTIVATIONS
         self.kinds: dict[int, str] = {}
+        self.shares: Mapping[str, float] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -218,6 +265,18 @@ class LiveMemory(TorchDispatchMode):
         """Count the storages of the tensors; the outputs of operations are counted automatically."""
         for tensor in tensors:
             self._register(tensor)
+
+    @contextlib.contextmanager
+    def counting(self, shares: Mapping[str, float]) -> Iterator[None]:
+        """Inside, the total has only a share of each of these uses."""
+        self.shares = shares
+        try:
+            yield
+        finally:
+            self.shares = {}
+
+    def _total(self, bytes_of: Mapping[str, int]) -> float:
+        return sum(count * self.shares.get(use, 1) for use, count in bytes_of.items())
 
     def forget_peak(self) -> None:
         self.at_peak, self.most_activations = self.now.copy(), self.now[ACTIVATIONS]
@@ -251,7 +310,7 @@ class LiveMemory(TorchDispatchMode):
         self.kinds[key] = self.kind
         self.now[self.kind] += storage.nbytes()
         weakref.finalize(storage, self._release, key, storage.nbytes()).atexit = False
-        if self.now.total() > self.at_peak.total():
+        if self._total(self.now) > self._total(self.at_peak):
             self.at_peak = self.now.copy()
         self.most_activations = max(self.most_activations, self.now[ACTIVATIONS])
 
