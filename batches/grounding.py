@@ -12,10 +12,18 @@ from batches.texts import Text
 
 @dataclass(frozen=True)
 class GroundingBatch(Batch):
-    """Phrases with the boxes they refer to. ``pixels`` (N, 3, H, W) uint8; ``boxes_cxcywh`` (N, 4) float32: centre and size
-    relative to the image; ``valid`` (N,) bool: examples that count."""
+    """Phrases with the boxes they refer to.
+
+    Attributes:
+        pixels: (N, 3, H, W) uint8.
+        text: N phrases.
+        boxes_cxcywh: (N, M, 4) float32, centre and size relative to the image.
+        present: (N, M) bool, False for boxes that fill up the boxes of a phrase.
+        valid: (N,) bool, examples that count.
+    """
 
     pixels: Tensor
     text: Text
     boxes_cxcywh: Tensor
+    present: Tensor
     valid: Tensor

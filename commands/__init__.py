@@ -22,6 +22,7 @@ COMMANDS = {
     "index-shards": Command(
         "commands.index_shards:index_shards", "find where each record of a run's shards begins, with several processes"
     ),
+    "rescore": Command("commands.rescore:rescore", "measure predicted boxes by several annotations, such as RefCOCO's"),
     "leaks": Command("commands.leaks:leaks", "find images that training data share with held-out splits"),
     "tables": Command("commands.tables:tables", "the cells of the paper's tables, and which of their files are here"),
     "reproduce": Command(

@@ -54,6 +54,7 @@ def predict(
     answers: File | None = None,
     decode: Annotated[Literal["rank", "beam"] | None, Parameter(show_choices=False)] = None,
     layer: int | None = None,
+    all_: bool = False,
     save: Path | None = None,
     json_: bool = False,
     running: ModelFlags = ModelFlags(),
@@ -69,6 +70,7 @@ def predict(
             image.
         answers: for answer: JSON list of the candidate answers (default: the answers that the run keeps).
         decode: for answer: rank to choose among the candidates, beam to write an answer (default: evaluation.decode of the run).
+        all_: for locate: all boxes of each phrase, which may be several or none, instead of the best one.
         layer: for explain: block of the fusion encoder, from 0.
         save: draw the first 48 results as a PNG.
         json_: print a JSON object for each image, one per line.
@@ -93,6 +95,8 @@ def predict(
         raise UserError(
             f"--answers {answers}: with --decode beam, answers are written, not chosen; give only one of the two"
         )
+    if all_ and call != "locate":
+        raise UserError(f"--all: {call} finds no boxes; remove the flag")
     named = [path for pattern in image for path in expand_pattern(pattern)]
     if save is not None:
         check_save(save, named)
@@ -103,7 +107,7 @@ def predict(
     drawn = 0
     with progress_bar(total=len(paths), desc=call, leave=False) as bar:
         for groups in _groups(asked, paths, call, broken):
-            for result in _ask(asked, groups, call, list(text), layer, decode):
+            for result in _ask(asked, groups, call, list(text), layer, decode, all_):
                 bar.write(
                     json.dumps(result.values, ensure_ascii=False) if json_ else "\n".join(map(printed, result.lines))
                 )
@@ -183,6 +187,7 @@ def _ask(
     texts: list[str],
     layer: int | None,
     decode: AnswerDecoding | None,
+    every_box: bool,
 ) -> Iterator[Result]:
     """Returns the model's result for each group."""
     views = [group[0] for group in groups]
@@ -201,8 +206,9 @@ def _ask(
         for view, row in zip(views, matches(model, views, texts), strict=True):
             yield _matched(model, view, texts, row)
     elif call == "locate":
-        for view, boxes in zip(views, model.locate(views, [texts] * len(views)), strict=True):
-            yield _located(model, view, boxes)
+        located = model.locate(views, [texts] * len(views), boxes="all" if every_box else "one")
+        for view, boxes in zip(views, located, strict=True):
+            yield _located(model, view, boxes, texts)
     elif call == "compare":
         for text in texts:
             for group, judgement in zip(groups, model.compare(groups, [text] * len(groups)), strict=True):
@@ -245,16 +251,19 @@ def _matched(model: Model, view: View, texts: Sequence[str], best_first: Sequenc
     )
 
 
-def _located(model: Model, view: View, boxes: Sequence[Box]) -> Result:
+def _located(model: Model, view: View, boxes: Sequence[Box], texts: Sequence[str]) -> Result:
     from x2vlm import figures
+
+    absent = [text for text in texts if text not in {box.phrase for box in boxes}]
 
     lines = [
         f"  {box.x:.0f}, {box.y:.0f}, {box.width:.0f} x {box.height:.0f}"
         f"{'' if box.score is None else f'  {box.score:.3f}'}  {box.phrase}"
         for box in boxes
     ]
+    lines += [f"  no box  {text}" for text in absent]
     values = {"image": view.name, "size": view.size, "boxes": [_rounded(asdict(box)) for box in boxes]}
-    return Result([view.name, *lines], values, lambda: [figures.located(model.read, view.name, boxes)])
+    return Result([view.name, *lines], values, lambda: [figures.located(model.read, view.name, boxes, absent)])
 
 
 def _compared(model: Model, group: Sequence[View], text: str, judgement: Judgement) -> Result:

@@ -80,7 +80,11 @@ def findings_at_start(task: BaseTask[Any, Any, Any]) -> list[Finding]:
 def findings_in_items(items: Any, key: str = "data.train") -> list[Finding]:
     """Returns the findings in the annotations of one split."""
     is_phrases = isinstance(items, list) and bool(items) and isinstance(items[0], Phrase)
-    return findings_of_relative([(phrase.box, phrase.location) for phrase in items], key) if is_phrases else []
+    return (
+        findings_of_relative([(box, phrase.location) for phrase in items for box in phrase.boxes], key)
+        if is_phrases
+        else []
+    )
 
 
 def findings_in_regions(regions: RegionStream) -> list[Finding]:

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Self, TypeVar
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -110,10 +110,10 @@ class HeldOut:
 class FineTuneTask(BaseTask[F, M, B]):
     """A task that is evaluated on held-out splits and keeps the weights that are best on the validation split."""
 
-    measure: ClassVar[str]
+    measure: str
     """The metric that selects the best weights."""
 
-    legend: ClassVar[str] = "tick: right · cross: wrong"
+    legend: str = "tick: right · cross: wrong"
     """Legend for the panels of a sheet."""
 
     def __init__(self, config: F, parts: Parts[M, B], held_out: HeldOut):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -15,12 +15,16 @@ from dataset.media.views import EvaluationView
 from dataset.tasks.finetune import cleaned
 from dataset.tasks.grounding import GroundingBatches, GroundingDataConfig, GroundingSplitConfig, Phrase, read_phrases
 from metrics.bootstrap import Scores
+from metrics.box_sets import ScoredBoxes, in_pixels
 from metrics.grounding import iou, pixel_iou, share_at_least
-from models.tasks.grounding import GroundingModel
+from models.tasks.grounding import GroundingModel, GroundingModelConfig
+from tasks import box_sets
+from tasks.box_sets import SINGLE, evaluate_sets, panel_of_set, relative_boxes
 from tasks.drawing import BOX_LEGEND, DrawnImage, ImageReader, Line, Panel, colours, pair_of_boxes
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options, name_of
 from tasks.kinds import TaskKind
+from utils.config import STAYS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -29,11 +33,16 @@ if TYPE_CHECKING:
 class GroundingEvaluationConfig(HeldOutConfig[GroundingSplitConfig]):
     """Splits to evaluate. The paper reports val, which also selects the weights, testA and testB."""
 
+    threshold: Annotated[float, STAYS] = Field(
+        0.5, gt=0, lt=1, description="with model.box_set: probability from which a box belongs to the phrase"
+    )
+
 
 class GroundingConfig(FineTuneConfig):
     """A grounding run."""
 
     task: Literal["grounding"] = Field("grounding", description="task of the config")
+    model: GroundingModelConfig = Field(default_factory=GroundingModelConfig, description="the model")
     data: GroundingDataConfig
     evaluation: GroundingEvaluationConfig
 
@@ -41,53 +50,38 @@ class GroundingConfig(FineTuneConfig):
 class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatches]):
     """Model, data and evaluation of a grounding run."""
 
-    measure = "IoU >= 0.5"
+    measure = SINGLE
     legend = BOX_LEGEND
+
+    def __init__(self, config: GroundingConfig, *parts: Any):
+        if config.model.box_set is not None:
+            self.measure, self.legend = box_sets.EXACT, box_sets.LEGEND
+        super().__init__(config, *parts)
 
     @staticmethod
     def build_model(config: GroundingConfig, vocab_size: int | None) -> GroundingModel:
-        return GroundingModel(config.model, vocab_size)
+        return GroundingModel(config.model, vocab_size, config.model.box_set)
 
     @staticmethod
     def training_data(
         config: GroundingConfig, tokenizer: PreTrainedTokenizerFast, model: GroundingModel
     ) -> GroundingBatches:
-        return GroundingBatches(config.data, **data_options(config, tokenizer))
+        return GroundingBatches(config.data, config.model.boxes_of_a_phrase, **data_options(config, tokenizer))
 
     @staticmethod
     def read_split(config: GroundingConfig, split: GroundingSplitConfig, key: str) -> list[Phrase]:
-        return read_phrases(split, key, 0.0)
+        return read_phrases(split, key, 0.0, config.model.boxes_of_a_phrase)
 
     def evaluate(self, items: list[Phrase]) -> Evaluation:
-        """Computes the share of located phrases, with plain IoU and with the IoU of the published script. Chance level: always
-        the mean box."""
-        predicted = self._locate(items)
-        true = np.array([relative_box(item) for item in items])
-        mean_box = np.broadcast_to(true.mean(axis=0), true.shape)
-        sizes = np.array([item.size for item in items], dtype=np.float64)
-        images = np.array([name_of(item.image) for item in items])
-
-        def accuracy(name: str, rows: np.ndarray, overlaps: Sequence[np.ndarray]) -> Metric:
-            located, guessed = (of_boxes[rows] for of_boxes in overlaps)
-            return Metric.mean_of(name, Scores(located >= 0.5, images[rows]), share_at_least(guessed))
-
-        plain = [iou(boxes, true) for boxes in (predicted, mean_box)]
-        published = [_published(boxes, true, sizes) for boxes in (predicted, mean_box)]
-        everything = np.arange(len(items))
-        metrics = [
-            count("phrases", len(items)),
-            accuracy(self.measure, everything, plain),
-            accuracy(f"{self.measure} (published script)", everything, published),
-        ]
-        grains = np.array([item.grain for item in items])
-        if len(set(grains.tolist())) > 1:
-            for grain in sorted(set(grains.tolist())):
-                rows = np.flatnonzero(grains == grain)
-                metrics += [accuracy(f"{grain}: {self.measure}", rows, plain), count(f"{grain} phrases", len(rows))]
-        return Evaluation(tuple(metrics), _predictions(items, predicted, true))
+        """See :func:`evaluate_phrases`."""
+        if self.config.model.box_set is not None:
+            return evaluate_phrases(items, self._locate_all(items), self.config.evaluation.threshold)
+        return evaluate_phrases(items, [ScoredBoxes(box[None], np.ones(1)) for box in self._locate(items)])
 
     def panel(self, items: list[Phrase], number: int, prediction: Mapping[str, Any], read: ImageReader) -> Panel:
         item, colour = items[number], colours(1)[0]
+        if self.config.model.box_set is not None:
+            return panel_of_set(item, prediction, read)
         boxes = pair_of_boxes(prediction, item.size, colour)
         line = Line(f"IoU {prediction['iou']:.2f} · {item.text}", prediction["iou"] >= 0.5, (colour, ""))
         return Panel((DrawnImage(read(item.image, size=item.size), (boxes,)),), (line,))
@@ -100,23 +94,70 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatch
 
         return self.outputs(items, _read, locate, "locating")
 
+    def _locate_all(self, items: list[Phrase]) -> list[ScoredBoxes]:
+        """Predicts the boxes of every phrase."""
 
-def relative_box(item: Phrase) -> tuple[float, float, float, float]:
-    """Returns the true box as centre and size relative to its image."""
-    (x, y, w, h), (width, height) = item.box, item.size
-    return (x + w / 2) / width, (y + h / 2) / height, w / width, h / height
+        def locate(images: list[Tensor], text: Text) -> Tensor:
+            found = self.model.locate_all(torch.stack(images).to(text.ids.device), text)
+            return torch.cat([found.boxes, found.logits.sigmoid().unsqueeze(2)], dim=2)
+
+        rows = self.outputs(items, _read, locate, "locating")
+        return [ScoredBoxes(boxes, scores) for boxes, scores in zip(rows[..., :4], rows[..., 4], strict=True)]
+
+
+def evaluate_phrases(
+    items: Sequence[Phrase], found: Sequence[ScoredBoxes], threshold: float | None = None
+) -> Evaluation:
+    """Compares the predicted boxes of phrases with the true ones.
+
+    Args:
+        items: the phrases.
+        found: the boxes of each, relative to its image.
+        threshold: probability from which a box of a set counts, see :func:`tasks.box_sets.evaluate_sets`; None: every phrase has
+            one box, and the most probable box is its prediction.
+
+    Returns:
+        For single boxes, the share of located phrases, with plain IoU and with the IoU of the published script. Chance level:
+        always the mean box.
+    """
+    if threshold is not None:
+        return evaluate_sets(items, found, threshold)
+    predicted = np.stack([boxes.best for boxes in found])
+    true = np.concatenate([relative_boxes(item) for item in items])
+    mean_box = np.broadcast_to(true.mean(axis=0), true.shape)
+    sizes = np.array([item.size for item in items], dtype=np.float64)
+    images = np.array([name_of(item.image) for item in items])
+
+    def accuracy(name: str, rows: np.ndarray, overlaps: Sequence[np.ndarray]) -> Metric:
+        located, guessed = (of_boxes[rows] for of_boxes in overlaps)
+        return Metric.mean_of(name, Scores(located >= 0.5, images[rows]), share_at_least(guessed))
+
+    plain = [iou(boxes, true) for boxes in (predicted, mean_box)]
+    published = [_published(boxes, true, sizes) for boxes in (predicted, mean_box)]
+    everything = np.arange(len(items))
+    metrics = [
+        count("phrases", len(items)),
+        accuracy(SINGLE, everything, plain),
+        accuracy(f"{SINGLE} (published script)", everything, published),
+    ]
+    grains = np.array([item.grain for item in items])
+    if len(set(grains.tolist())) > 1:
+        for grain in sorted(set(grains.tolist())):
+            rows = np.flatnonzero(grains == grain)
+            metrics += [accuracy(f"{grain}: {SINGLE}", rows, plain), count(f"{grain} phrases", len(rows))]
+    return Evaluation(tuple(metrics), _predictions(items, predicted, true))
 
 
 def _predictions(items: Sequence[Phrase], predicted: np.ndarray, true: np.ndarray) -> list[dict[str, Any]]:
     """Returns one prediction per phrase, with boxes as x, y, width, height in pixels."""
     sizes = np.array([item.size for item in items], dtype=np.float64)
-    boxes = _in_pixels(predicted, sizes).round(2).tolist()
+    boxes = in_pixels(predicted, sizes).round(2).tolist()
     return [
         {
             "image": name_of(item.image),
             "phrase": item.text,
             "predicted": box,
-            "true": list(item.box),
+            "true": list(item.boxes[0]),
             "iou": round(overlap, 4),
         }
         for item, box, overlap in zip(items, boxes, iou(predicted, true).tolist(), strict=True)
@@ -125,11 +166,7 @@ def _predictions(items: Sequence[Phrase], predicted: np.ndarray, true: np.ndarra
 
 def _published(a: np.ndarray, b: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Computes :func:`~metrics.grounding.pixel_iou` of relative boxes (N, 4) in images of ``sizes`` (N, 2)."""
-    return pixel_iou(*(_in_pixels(boxes, sizes) for boxes in (a, b)))
-
-
-def _in_pixels(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    return np.concatenate([(boxes[:, :2] - boxes[:, 2:] / 2) * sizes, boxes[:, 2:] * sizes], axis=1)
+    return pixel_iou(*(in_pixels(boxes, sizes) for boxes in (a, b)))
 
 
 def _read(view: EvaluationView, max_words: int, items: Sequence[Phrase], index: int) -> tuple[Tensor, str]:

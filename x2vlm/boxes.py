@@ -21,8 +21,8 @@ from utils.image_size import ImageSize, sides_of
 class Box:
     """Where a phrase is: ``x``, ``y`` of the upper left corner, ``width`` and ``height``, in pixels of the displayed image.
 
-    ``score``: the probability that the phrase matches the content of the box; None if the model was fine-tuned for grounding and
-    has no matching head.
+    ``score``: the probability that the box belongs to the phrase, from a head for sets of boxes; otherwise that the phrase
+    matches the content of the box; None if the model was fine-tuned for grounding and has neither head.
     """
 
     phrase: str
@@ -36,20 +36,25 @@ class Box:
 def relative_boxes(
     network: PretrainModel | GroundingModel, texts: PackedTexts, images: Concepts, image_index: Tensor
 ) -> tuple[list[list[float]], list[float | None]]:
-    """Returns the box of text n in image ``image_index[n]``, as centre and size relative to the image, and the probability that
-    the text matches the content of the box, or None if the model has no matching head."""
+    """Returns the box of text n in image ``image_index[n]``, as centre and size relative to the image, and its score; see
+    :class:`Box`."""
+    if isinstance(network, GroundingModel) and network.set_head is not None:
+        boxes, logits = network.box_sets(texts, images, image_index)
+        best = logits.argmax(dim=1)
+        every = torch.arange(len(best), device=best.device)
+        return boxes[every, best].tolist(), logits.sigmoid()[every, best].tolist()
     keys_values = network.fusion.project_concepts(images).select(image_index)
     relative = network.box_head(network.fusion.cls(texts, keys_values)).cpu()
     scores: list[float | None] = [None] * len(relative)
     if isinstance(network, PretrainModel):
-        scores = list(_region_scores(network, texts, images, relative, image_index))
+        scores = region_scores(network, texts, images, relative, image_index).tolist()
     return relative.tolist(), scores
 
 
-def _region_scores(
+def region_scores(
     network: PretrainModel, texts: PackedTexts, images: Concepts, boxes: Tensor, image_index: Tensor
-) -> list[float]:
-    """Returns the probability that text n matches the content of box n: pre-training's matching of regions (section 3.3).
+) -> Tensor:
+    """Returns the probability (N,) that text n matches the content of box n: pre-training's matching of regions (section 3.3).
 
     ``boxes`` (N, 4) as centre and size, relative to their images.
     """
@@ -57,8 +62,7 @@ def _region_scores(
     masks = region_masks(boxes, vision.config.image_size, vision.patch_size)
     regions = vision.regions(images, masks.to(image_index.device), image_index)
     cls = network.fusion.cls(texts, network.fusion.project_regions(regions, images)[0])
-    scores: list[float] = at_least_float32(network.matching_head(cls)).softmax(dim=1)[:, 1].tolist()
-    return scores
+    return at_least_float32(network.matching_head(cls)).softmax(dim=1)[:, 1]
 
 
 def region_masks(boxes: Tensor, image_size: ImageSize, patch_size: int) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from models.core.packing import PackedTexts
 from models.inference.answer_ranking import AnswerTree, rank_answers
 from models.pretraining.model import PretrainModel
 from models.tasks.captioning import CaptioningModel, CaptionTokens
+from models.tasks.grounding import GroundingModelConfig
 from models.tasks.nlvr import NLVRModel
 from models.tasks.retrieval import RetrievalModel
 from models.tasks.video_qa import VideoQAModel
@@ -112,15 +113,30 @@ class Model(LoadedModel):
         return self.run(pairs, choose)
 
     def locate(
-        self, images: Image | Sequence[Image], phrases: str | Sequence[str] | Sequence[Sequence[str]]
+        self,
+        images: Image | Sequence[Image],
+        phrases: str | Sequence[str] | Sequence[Sequence[str]],
+        boxes: Literal["one", "all"] = "one",
+        threshold: float | None = None,
     ) -> list[list[Box]]:
         """Locate the phrases of each image.
 
         Args:
             images: see :class:`Model`.
             phrases: a list of phrases for each image; for a single image also a plain list, or one phrase.
+            boxes: "one" for the best box of each phrase; "all" for each box whose score is at least ``threshold``, so that a
+                phrase has several or none. Without a head for sets (``model.box_set``), these are regions of the image whose
+                content matches the phrase, which are less exact (docs/finetuning.md).
+            threshold: None: ``evaluation.threshold`` of a model with a head for sets; 0.5 of others.
+
+        Returns:
+            The boxes of each image, in the order of its phrases.
         """
         self._check("locate")
+        if boxes == "all":
+            threshold = self._threshold() if threshold is None else threshold
+        elif threshold is not None:
+            raise UserError("locate: threshold is for boxes='all'; omit it")
         listed = as_list(images)
         groups: list[Any] = [phrases] if isinstance(phrases, str) else list(phrases)
         each = (
@@ -139,10 +155,16 @@ class Model(LoadedModel):
             if not texts:
                 return [[] for _ in pairs]
             image_index = torch.arange(len(pairs)).repeat_interleave(torch.tensor(counts))
-            boxes = iter(self._boxes(views, texts, image_index))
-            return [[next(boxes) for _ in range(count)] for count in counts]
+            of_texts = iter(self._boxes(views, texts, image_index, threshold))
+            return [[box for _ in range(count) for box in next(of_texts)] for count in counts]
 
         return self.run(list(zip(listed, each, strict=True)), find)
+
+    @property
+    def has_box_sets(self) -> bool:
+        """Whether the model has a head for phrases with several boxes and none (``model.box_set``)."""
+        config = self.settings.model
+        return isinstance(config, GroundingModelConfig) and config.box_set is not None
 
     def match(self, images: Image | Sequence[Image], texts: str | Sequence[str]) -> np.ndarray:
         """Returns the probability that each text is about each image, (images, texts) float32."""
@@ -207,13 +229,34 @@ class Model(LoadedModel):
         views: Sequence[View],
         texts: Sequence[str],
         image_index: Tensor,
-    ) -> list[Box]:
-        """Returns the box of each text in image ``image_index``."""
+        threshold: float | None,
+    ) -> list[list[Box]]:
+        """Returns the boxes of each text in image ``image_index`` with at least this score; None: its best box."""
         packed, states = self.encoded(texts), self.finite(self.runtime.image_states(self.pixels(views)))
         self.finite(packed.states)
-        found = self.runtime.locate(states, packed, image_index.to(packed.states.device))
+        index = image_index.to(packed.states.device)
+        found: Sequence[Sequence[tuple[list[float], float | None]]]
+        if threshold is None:
+            found = [[each] for each in zip(*self.runtime.locate(states, packed, index), strict=True)]
+        else:
+            found = self.runtime.locate_all(states, packed, index, threshold)
         sizes = [views[place].size for place in image_index.tolist()]
-        return [in_pixels(*each) for each in zip(texts, *found, sizes, strict=True)]
+        return [
+            [in_pixels(text, box, score, size) for box, score in of_text]
+            for text, of_text, size in zip(texts, found, sizes, strict=True)
+        ]
+
+    def _threshold(self) -> float:
+        """Returns the smallest score of a box, for all boxes of a phrase.
+
+        Raises:
+            UserError: if the model gives each phrase one box and cannot score regions.
+        """
+        if self.settings.task == "grounding" and not self.has_box_sets:
+            raise UserError(
+                f"locate: {self.origin} gives each phrase one box; train it with model.box_set, or load a model of task pretrain"
+            )
+        return self.settings.evaluation.threshold
 
     def _fused(self, network: VQAModel, pairs: Sequence[tuple[Image, str]]) -> PackedTexts:
         """Fuses questions with their images."""

@@ -23,12 +23,12 @@ from models.inference.reranking import AligningModel, TextBank, matching_margin,
 from models.pretraining.model import PretrainModel
 from models.tasks.grounding import GroundingModel
 from tasks.inference import device_of, evaluating
-from x2vlm.boxes import relative_boxes
+from x2vlm.boxes import region_scores, relative_boxes
+from x2vlm.regions import Boxes, matching_regions
 from x2vlm.search.files import weights_hash
 
 Located = tuple[list[list[float]], list[float | None]]
-"""Boxes as centre and size, relative to their images, and the probability that the text matches the content of each box, or None
-if the model has no matching head."""
+"""Boxes as centre and size, relative to their images, and their scores; see :class:`x2vlm.boxes.Box`."""
 
 
 class Runtime(Protocol):
@@ -78,6 +78,10 @@ class Runtime(Protocol):
 
     def locate(self, images: Tensor, texts: PackedTexts, image_index: Tensor) -> Located:
         """Returns the box of each of N texts in image ``image_index`` (N,) int64; ``images`` (I, K, D)."""
+
+    def locate_all(self, images: Tensor, texts: PackedTexts, image_index: Tensor, threshold: float) -> list[Boxes]:
+        """Returns the boxes of each of N texts whose score is at least ``threshold``: those of a head for sets, or regions whose
+        content matches the text."""
 
 
 class TorchRuntime:
@@ -135,6 +139,22 @@ class TorchRuntime:
         assert isinstance(self.network, PretrainModel | GroundingModel)
         return relative_boxes(self.network, texts, Concepts(images[:, 1:], images[:, 0]), image_index)
 
+    def locate_all(self, images: Tensor, texts: PackedTexts, image_index: Tensor, threshold: float) -> list[Boxes]:
+        """See :class:`Runtime`."""
+        network, concepts = self.network, Concepts(images[:, 1:], images[:, 0])
+        if isinstance(network, GroundingModel):
+            sets = network.box_sets(texts, concepts, image_index)
+            return [
+                _above(*each, threshold) for each in zip(sets.boxes.cpu(), sets.logits.sigmoid().cpu(), strict=True)
+            ]
+        assert isinstance(network, PretrainModel)
+
+        def score(boxes: Tensor, phrases: Tensor) -> Tensor:
+            index = phrases.to(image_index.device)
+            return region_scores(network, texts.select(index), concepts, boxes, image_index[index])
+
+        return matching_regions(score, network.vision.grid, len(image_index), threshold)
+
     @property
     def temperature(self) -> float | None:
         """See :class:`Runtime`."""
@@ -144,3 +164,9 @@ class TorchRuntime:
     def _aligning(self) -> AligningModel:
         assert isinstance(self.network, AligningModel)
         return self.network
+
+
+def _above(boxes: Tensor, scores: Tensor, threshold: float) -> Boxes:
+    """Returns the boxes (K, 4) with at least this score (K,), the best first."""
+    order = scores.argsort(descending=True)[: int((scores >= threshold).sum())]
+    return list(zip(boxes[order].tolist(), scores[order].tolist(), strict=True))

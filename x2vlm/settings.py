@@ -24,7 +24,7 @@ from models.inference.reranking import RerankingScore
 from models.pretraining.config import PretrainModelConfig
 from models.pretraining.model import PretrainModel
 from models.tasks.captioning import CaptioningModel
-from models.tasks.grounding import GroundingModel
+from models.tasks.grounding import GroundingModel, GroundingModelConfig
 from models.tasks.nlvr import NLVRModel, NLVRModelConfig
 from models.tasks.retrieval import RetrievalModel
 from models.tasks.video_qa import VideoQAModel, VideoQAModelConfig
@@ -43,6 +43,10 @@ class Kind(NamedTuple):
     build: Callable[[Any, int], XVLM]
 
 
+def _grounding(config: GroundingModelConfig, vocab_size: int) -> GroundingModel:
+    return GroundingModel(config, vocab_size, config.box_set)
+
+
 def _nlvr(config: NLVRModelConfig, vocab_size: int) -> NLVRModel:
     return NLVRModel(config, vocab_size, images=config.images, classes=config.classes)
 
@@ -50,7 +54,7 @@ def _nlvr(config: NLVRModelConfig, vocab_size: int) -> NLVRModel:
 KINDS = {
     "pretrain": Kind(PretrainModelConfig, PretrainModel),
     "retrieval": Kind(AligningConfig, RetrievalModel),
-    "grounding": Kind(ModelConfig, GroundingModel),
+    "grounding": Kind(GroundingModelConfig, _grounding),
     "nlvr": Kind(NLVRModelConfig, _nlvr),
     "vqa": Kind(VQAModelConfig, VQAModel),
     "video_qa": Kind(VideoQAModelConfig, VideoQAModel),
@@ -69,7 +73,7 @@ class DataSettings(Config):
 
 
 class EvaluationSettings(Config):
-    """How captions are generated, and how answers and images are ranked."""
+    """How captions are generated, how answers and images are ranked, and which boxes belong to a phrase."""
 
     decoding: DecodingConfig = DecodingConfig()
     score: RerankingScore = "matching"
@@ -77,6 +81,7 @@ class EvaluationSettings(Config):
     ranking: Ranking = "likelihood"
     decode: AnswerDecoding = "rank"
     beam: AnswerBeamConfig = AnswerBeamConfig()
+    threshold: float = 0.5
 
 
 class Settings(Config):

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -91,19 +92,19 @@ class GroundingDataConfig(FineTuneDataConfig):
 
 @dataclass(frozen=True)
 class Phrase:
-    """A phrase with its box.
+    """A phrase with its boxes.
 
     Attributes:
         text: the phrase.
         image: the image.
-        box: x, y, w, h in pixels.
+        boxes: x, y, w, h in pixels.
         size: width and height of the image.
         grain: kind of the phrase.
     """
 
     text: str
     image: ImageSource
-    box: Box
+    boxes: tuple[Box, ...]
     size: tuple[int, int]
     grain: str
 
@@ -112,9 +113,17 @@ class Phrase:
         return self.image.location
 
 
-def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float) -> list[Phrase]:
-    """Reads and checks a split. Every image must exist, and every box must be inside its image. Phrases with several boxes or
-    none are skipped, because the box head predicts a single box; their number is logged.
+ONE_BOX = range(1, 2)
+
+
+def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float, counts: range = ONE_BOX) -> list[Phrase]:
+    """Reads and checks a split. Every image must exist, and every box must be inside its image.
+
+    Args:
+        config: the split.
+        key: its config key, for messages.
+        max_broken: maximum share of broken rows.
+        counts: numbers of boxes that the head can predict. Phrases with another number are skipped and counted in the log.
 
     Raises:
         UserError: with the config ``key``, if a file cannot be used, a split has no record, or more than the share
@@ -131,16 +140,17 @@ def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float) -> l
         images = ImageFiles(images_folder(config.images, config.annotations))
         rows = read_records(config.annotations, key, ("refcoco",))
         skipped = Counter[int]()
-        parsed = parse_rows(rows, lambda row: _parse_record(row, images, config.language, skipped), key, max_broken)
+        parse = partial(_parse_record, images=images, language=config.language, counts=counts, skipped=skipped)
+        parsed = parse_rows(rows, parse, key, max_broken)
+        needed, remedy = "exactly one box", "model.box_set adds a head for several boxes and none"
+        if counts != ONE_BOX:
+            needed, remedy = f"at most {counts.stop - 1} boxes", "raise model.box_set.queries"
         if skipped:
-            logger.info(
-                "%s: skipped %d phrases with several boxes and %d without a box; the box head predicts a single box",
-                key,
-                skipped.total() - skipped[0],
-                skipped[0],
-            )
+            several, none = skipped.total() - skipped[0], skipped[0]
+            text = "%s: skipped %d phrases with several boxes and %d without a box; the head needs %s: %s"
+            logger.info(text, key, several, none, needed, remedy)
         if not any(parsed):
-            raise UserError(f"{key}: no phrase of {config.annotations} has exactly one box, which the box head needs")
+            raise UserError(f"{key}: no phrase of {config.annotations} has {needed}, which the head needs; {remedy}")
     return [phrase for phrases in parsed for phrase in phrases]
 
 
@@ -148,11 +158,13 @@ def _parse_reference(row: Row, images: ImageFiles) -> list[Phrase]:
     source = images.find(row.get("image", str), row.location)
     width, height = size = row.values["size"]
     box = place_box(box_in(row.values["box"], "bbox", row.location), width, height, row.location, "annotation")
-    return [Phrase(text, source, box, size, row.values["split"]) for text in row.values["phrases"]]
+    return [Phrase(text, source, (box,), size, row.values["split"]) for text in row.values["phrases"]]
 
 
-def _parse_record(row: Row, images: ImageFiles, language: str | None, skipped: Counter[int]) -> list[Phrase]:
-    """Returns the phrases of a record that have one box. ``skipped`` counts the others by their number of boxes."""
+def _parse_record(
+    row: Row, images: ImageFiles, language: str | None, counts: range, skipped: Counter[int]
+) -> list[Phrase]:
+    """Returns the phrases of a record whose number of boxes is in ``counts``. ``skipped`` counts the others by their number."""
     raw = RawRecord(row.values, row.location, images.folder)
     record = parse_region_record(raw, ImageKeys(image_is="path"), "")
     if record.broken:
@@ -161,12 +173,12 @@ def _parse_record(row: Row, images: ImageFiles, language: str | None, skipped: C
     width, height = size = images.size(source)
     phrases = []
     for element in record.elements:
-        boxes = [place_box(box, width, height, row.location, element.name) for box in element.boxes]
-        if len(boxes) != 1:
+        boxes = tuple(place_box(box, width, height, row.location, element.name) for box in element.boxes)
+        if len(boxes) not in counts:
             skipped[len(boxes)] += 1
             continue
         texts = texts_of(Row({element.name: list(element.captions)}, row.location), element.name, language)
-        phrases += [Phrase(text, source, boxes[0], size, element.grain) for text in texts]
+        phrases += [Phrase(text, source, boxes, size, element.grain) for text in texts]
     if not record.elements:
         raise BrokenRecordError("empty text", row.location, "elems is empty")
     return phrases
@@ -174,20 +186,25 @@ def _parse_record(row: Row, images: ImageFiles, language: str | None, skipped: C
 
 @dataclass(frozen=True)
 class GroundingExample:
-    """A training example: a view (3, S, S) of the image, the cleaned phrase, and its box (cx, cy, w, h) in the view."""
+    """A training example: a view (3, S, S) of the image, the cleaned phrase, and its boxes (cx, cy, w, h) in the view."""
 
     pixels: Tensor
     text: str
-    box: Box
+    boxes: tuple[Box, ...]
 
 
 class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
-    """Batches of phrases with their images. An epoch has every phrase once."""
+    """Batches of phrases with their images. An epoch has every phrase once. ``counts``: see :func:`read_phrases`."""
 
     name = "phrases"
 
+    def __init__(self, data: GroundingDataConfig, counts: range = ONE_BOX, **options: Any):
+        self.counts = counts
+        super().__init__(data, **options)
+
     def read(self, data: GroundingDataConfig) -> int:
-        self.items = read_phrases(data.train, "data.train", data.max_broken)
+        self.items = read_phrases(data.train, "data.train", data.max_broken, self.counts)
+        self.with_boxes = [index for index, item in enumerate(self.items) if item.boxes]
         augment = data.augment
         self.augment = RandAugment(augment.rand_augment_ops, augment.rand_augment_magnitude, colour_only=True)
         return len(self.items)
@@ -199,27 +216,40 @@ class GroundingBatches(FineTuneBatches[GroundingDataConfig, GroundingExample]):
             item.image.load(), self.data.max_pixels, item.location, for_boxes(self.data.pixels), item.image.path
         )
         check_size(encoded, item.size, item.location)
-        element = Element((text,), name="phrase", boxes=(item.box,))
+        around = item.boxes or self._borrowed(item.size, rng)
+        element = Element((text,), name="phrase", boxes=around)
         crop, visible = visible_elements([element], item.size, rng, crop=self.data.crop, most=1, min_inside=0.5)
-        if not visible:
-            raise BrokenRecordError("degenerate box", item.location, f"{item.box} is a sliver of the image")
-        [box] = visible[0][1]
+        if item.boxes and not visible:
+            raise BrokenRecordError("degenerate box", item.location, f"one of {item.boxes} is a sliver of the image")
+        boxes = visible[0][1] if item.boxes else []
         image = resize(crop.of(encoded), self.image_size)
         if rng.random() < self.data.augment.flip and not (self.data.careful_flip and mentions_side(text)):
-            image, box = hflip(image), flip_box(box)
-        return GroundingExample(self.augment(image, rng), text, box)
+            image, boxes = hflip(image), list(map(flip_box, boxes))
+        return GroundingExample(self.augment(image, rng), text, tuple(boxes))
+
+    def _borrowed(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[Box, ...]:
+        """Returns boxes of another phrase, at the same relative place. A phrase without a box is cropped around them, as its
+        crop would tell it from others otherwise."""
+        if not self.with_boxes:
+            return ((0.0, 0.0, float(size[0]), float(size[1])),)
+        other = self.items[self.with_boxes[int(rng.integers(len(self.with_boxes)))]]
+        x_scale, y_scale = size[0] / other.size[0], size[1] / other.size[1]
+        return tuple((x * x_scale, y * y_scale, w * x_scale, h * y_scale) for x, y, w, h in other.boxes)
 
     def location(self, index: int) -> str:
         return self.items[index].location
 
     def filler(self) -> GroundingExample:
-        return GroundingExample(black(self.image_size), FILLER_TEXT, WHOLE_BOX)
+        return GroundingExample(black(self.image_size), FILLER_TEXT, (WHOLE_BOX,))
 
     def collate(self, examples: Sequence[GroundingExample], valid: Tensor, **account: Any) -> GroundingBatch:
+        most = max(1, *(len(example.boxes) for example in examples))
+        boxes = [[*example.boxes, *[WHOLE_BOX] * (most - len(example.boxes))] for example in examples]
         return GroundingBatch(
             pixels=stack_views([example.pixels for example in examples]),
             text=self.text.encode_plain([example.text for example in examples]),
-            boxes_cxcywh=torch.tensor([example.box for example in examples], dtype=torch.float32),
+            boxes_cxcywh=torch.tensor(boxes, dtype=torch.float32),
+            present=torch.tensor([[number < len(example.boxes) for number in range(most)] for example in examples]),
             valid=valid,
             **account,
         )

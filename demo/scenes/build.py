@@ -41,7 +41,7 @@ VOCABULARY_LIMIT = 512
 MULTILINGUAL_LIMIT = 1500
 """Maximum number of entries of the tokenizer that is trained on the captions in all languages."""
 
-DRAWING = 8
+DRAWING = 9
 """Version number, increased when the same arguments give other images or texts, so that older folders are recognised."""
 
 _WORTH_A_PROCESS = 1000
@@ -82,7 +82,7 @@ def build(
         folder.filling() as facts,
         progress_bar(total=sum(counts.values()), quiet=not progress, desc="drawing scenes", unit="scene") as bar,
     ):
-        facts |= {name: {} for name in ("objects", "relations", "sentences", "referring", "questions")}
+        facts |= {name: {} for name in ("objects", "relations", "sentences", "referring", "sets", "questions")}
         for split, count in counts.items():
             images: list[ImageLooks] = []
             for looks in _write_scenes(out, seed, split, count, (width, height), long=long):
@@ -123,11 +123,13 @@ def _facts(out: Path, split: str) -> dict[str, Any]:
             grains = [elem["grain"]] if "grain" in elem else ["object", *["relation"] * (len(elem["caption"]) - 1)]
             phrases.update(grains)
     referring = Counter(elem["grain"] for record in _read(out, f"refer_{split}") for elem in record["elems"])
+    sets = Counter(elem["grain"] for record in _read(out, f"sets_{split}") for elem in record["elems"])
     return {
         "objects": phrases["object"],
         "relations": phrases["relation"],
         "sentences": sum(1 for _ in _read(out, f"nlvr_{split}")) // 2,
         "referring": {grain: referring[grain] for grain in ("relation", "attribute", "place")},
+        "sets": {grain: sets[grain] for grain in ("absent", "one", "several")},
         "questions": sum(1 for _ in _read(out, f"vqa_{split}")),
     }
 

@@ -38,7 +38,8 @@ GAP = 1
     STATEMENT_STREAM,
     QUESTION_STREAM,
     LONG_STREAM,
-) = range(7)
+    SETS_STREAM,
+) = range(8)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from demo.scenes.compose import Scene
 from demo.scenes.describe import describe_scene, looks_of, refer_in_scene
 from demo.scenes.long import long_caption
 from demo.scenes.questions import ask_about
+from demo.scenes.sets import set_phrases
 from demo.scenes.statements import StatementSet
 
 Record = dict[str, Any]
 
-TASKS = ("", "retrieval_", "refer_", "vqa_", "captioning_", "multilingual_")
+TASKS = ("", "retrieval_", "refer_", "sets_", "vqa_", "captioning_", "multilingual_")
 """Prefixes of the file names; the records for pre-training are in ``{split}.jsonl``."""
 
 ANNOTATORS = 10
@@ -34,6 +35,7 @@ def records_of(scene: Scene, *, long: bool = False) -> dict[str, list[Record]]:
         [pretraining_record(scene, captions["en"]) | ({"long_caption": long_caption(scene)} if long else {})],
         captioned(captions["en"]),
         referring_records(scene),
+        set_records(scene),
         question_records(scene),
         captioned(reference_captions(scene)),
         captioned(captions),
@@ -77,6 +79,17 @@ def referring_records(scene: Scene) -> list[Record]:
         {"bb": list(scene.objects[index].box), "caption": text, "grain": grain}
         for grain, phrases in by_grain.items()
         for index, text in phrases
+    ]
+    name = _name(scene.split, scene.index)
+    return [{"id": name, "image": _image(name), "elems": elems}] if elems else []
+
+
+def set_records(scene: Scene) -> list[Record]:
+    """Returns records of phrases that fit several objects, one or none: ``id``, ``image`` and ``elems`` with ``bb`` (a list of
+    boxes), ``caption`` and ``grain``: "several", "one" or "absent"."""
+    elems = [
+        {"bb": [list(scene.objects[index].box) for index in objects], "caption": text, "grain": kind}
+        for kind, text, objects in set_phrases(scene)
     ]
     name = _name(scene.split, scene.index)
     return [{"id": name, "image": _image(name), "elems": elems}] if elems else []

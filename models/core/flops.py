@@ -328,7 +328,7 @@ class HeadCost:
         return entry + rest + step_flops(self.words, self.words_train, True)
 
 
-NO_HEADS = ("vision", "text", "fusion", "decoder", "contrastive")
+NO_HEADS = ("vision", "text", "fusion", "decoder", "contrastive", "set_head")
 """Parts of a model that are not heads on single states."""
 
 

@@ -1,7 +1,9 @@
-"""Visual grounding: the box that a phrase refers to (appendix A.1)."""
+"""Visual grounding: the box that a phrase refers to (appendix A.1), or its boxes."""
 
 from __future__ import annotations
 
+import torch
+from pydantic import Field
 from torch import Tensor
 
 from batches.grounding import GroundingBatch
@@ -10,33 +12,78 @@ from batches.texts import Text
 from models.core import losses
 from models.core.flops import lengths
 from models.core.heads import BoxHead
+from models.core.packing import PackedTexts
+from models.core.set_head import BoxSet, BoxSetConfig, BoxSetHead, box_set_losses
+from models.core.vision import Concepts
 from models.core.xvlm import XVLM, ModelConfig
 
 
-class GroundingModel(XVLM):
-    """The box head of pre-training (eq. 4) locates a phrase from its [CLS] state, fused with the whole image."""
+class GroundingModelConfig(ModelConfig):
+    """A grounding model."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int | None = None):
+    box_set: BoxSetConfig | None = Field(
+        None, description="head for phrases with several boxes and none; null: the published head, one box per phrase"
+    )
+
+    @property
+    def boxes_of_a_phrase(self) -> range:
+        """The numbers of boxes that the model can predict for a phrase."""
+        return range(1, 2) if self.box_set is None else range(self.box_set.queries + 1)
+
+
+class GroundingModel(XVLM):
+    """The box head of pre-training (eq. 4) locates a phrase from its [CLS] state, fused with the whole image. With ``box_set``,
+    another head gives it a set of boxes instead."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int | None = None, box_set: BoxSetConfig | None = None):
         super().__init__(config, vocab_size)
-        self.box_head = BoxHead(self.text.width)
+        self.set_head: BoxSetHead | None = None
+        if box_set is None:
+            self.box_head = BoxHead(self.text.width)
+        else:
+            heads, vision = self.fusion.config.heads, self.vision
+            self.set_head = BoxSetHead(box_set, self.text.width, heads, vision.width, vision.grid)
 
     def forward(self, batch: GroundingBatch) -> Losses:
-        """L1 and GIoU losses (eq. 5) of a micro-batch, as sums."""
-        boxes = self.locate(batch.pixels, batch.text)
+        """L1 and GIoU losses (eq. 5) of a micro-batch, as sums; for sets, see :func:`models.core.set_head.box_set_losses`."""
+        if self.set_head is not None:
+            found = self.locate_all(batch.pixels, batch.text)
+            return box_set_losses(found, batch.boxes_cxcywh, batch.present, batch.valid)
+        boxes, true = self.locate(batch.pixels, batch.text), batch.boxes_cxcywh[:, 0]
         return {
-            "l1": Term(losses.box_l1(boxes, batch.boxes_cxcywh, batch.valid), 1.0),
-            "giou": Term(losses.box_giou(boxes, batch.boxes_cxcywh, batch.valid), 1.0),
+            "l1": Term(losses.box_l1(boxes, true, batch.valid), 1.0),
+            "giou": Term(losses.box_giou(boxes, true, batch.valid), 1.0),
         }
 
     def counts(self, batch: GroundingBatch) -> dict[str, Tensor]:
-        """Divisor of both losses: the valid examples."""
-        return {"l1": batch.valid.sum(), "giou": batch.valid.sum()}
+        """Divisors of the losses: the boxes of valid examples, and for sets the valid examples."""
+        boxes = (batch.present & batch.valid.unsqueeze(1)).sum()
+        counts = {"l1": boxes, "giou": boxes}
+        return counts if self.set_head is None else {**counts, "belongs": batch.valid.sum()}
 
     def work(self, batch: GroundingBatch) -> Work:
         """See :class:`engine.task.TaskModel`."""
         tokens = lengths(batch.text.mask, batch.valid)
+        if self.set_head is not None:
+            return self.cost.fuse_pairs(tokens, queries=tokens) + Work(flops=self.set_head.step_flops(tokens))
         return self.cost.fuse_pairs(tokens) + Work(flops=self.cost.head("box_head", len(tokens)))
 
     def locate(self, pixels: Tensor, text: Text) -> Tensor:
-        """Boxes (N, 4) of N texts in their images, centre and size in 0..1. ``pixels`` (N, 3, H, W)."""
+        """Boxes (N, 4) of N texts in their images, centre and size in 0..1: of a set, the box that most probably belongs to the
+        text. ``pixels`` (N, 3, H, W)."""
+        if self.set_head is not None:
+            boxes, logits = self.locate_all(pixels, text)
+            return boxes.gather(1, logits.argmax(dim=1).view(-1, 1, 1).expand(-1, 1, 4)).squeeze(1)
         return self.box_head(self.fusion.cls(*self.encode(pixels, text)))
+
+    def locate_all(self, pixels: Tensor, text: Text) -> BoxSet:
+        """The sets of boxes of N texts in their images. ``pixels`` (N, 3, H, W)."""
+        concepts = self.vision(pixels)
+        (texts,) = self.text([text])
+        return self.box_sets(texts, concepts, torch.arange(len(pixels), device=pixels.device))
+
+    def box_sets(self, texts: PackedTexts, images: Concepts, image_index: Tensor) -> BoxSet:
+        """The sets of boxes of N texts, each in image ``image_index[n]``."""
+        assert self.set_head is not None, "the model was built without box_set"
+        fused = self.fusion.tokens(texts, self.fusion.project_concepts(images).select(image_index))
+        return self.set_head(fused, images.patches.index_select(0, image_index))

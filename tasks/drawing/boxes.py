@@ -27,9 +27,9 @@ _FIRST = ("#e6194b", "#0082c8", "#f58231", "#911eb4", "#008080", "#aa6e28", "#e0
 @dataclass(frozen=True)
 class PairOfBoxes:
     """The predicted and the true box of a phrase, with the phrase's colour and its number in the panel ("" if there is only one
-    phrase). ``true`` is None if unknown."""
+    phrase). One of them is None if there is none."""
 
-    predicted: Box
+    predicted: Box | None
     true: Box | None
     colour: str
     number: str = ""
@@ -60,8 +60,9 @@ def draw_boxes(image: Image.Image, pairs: tuple[PairOfBoxes, ...]) -> None:
     canvas = ImageDraw.Draw(image)
     thick = 4 if min(image.size) >= 200 else 2
     for pair in pairs:
-        for inset in range(thick):
-            canvas.rectangle(_shrunk(_pixels(pair.predicted, image.size), inset), outline=pair.colour)
+        if pair.predicted is not None:
+            for inset in range(thick):
+                canvas.rectangle(_shrunk(_pixels(pair.predicted, image.size), inset), outline=pair.colour)
     for pair in pairs:
         if pair.true is not None:
             _dashed(canvas, _shrunk(_pixels(pair.true, image.size), thick // 4), pair.colour, thick // 2)
@@ -69,9 +70,10 @@ def draw_boxes(image: Image.Image, pairs: tuple[PairOfBoxes, ...]) -> None:
     for pair in pairs:
         if not pair.number:
             continue
-        predicted = _pixels(pair.predicted, image.size)
-        at = _place_of_tag(predicted[0], predicted[1] - TAG_HEIGHT, pair.number, image.size, taken)
-        _draw_tag(canvas, at, pair.number, fill=pair.colour, ink="white")
+        if pair.predicted is not None:
+            predicted = _pixels(pair.predicted, image.size)
+            at = _place_of_tag(predicted[0], predicted[1] - TAG_HEIGHT, pair.number, image.size, taken)
+            _draw_tag(canvas, at, pair.number, fill=pair.colour, ink="white")
         if pair.true is not None:
             true = _pixels(pair.true, image.size)
             at = _place_of_tag(true[0], true[3] + 1, pair.number, image.size, taken)

@@ -151,6 +151,38 @@ def test_a_long_split_is_searched_piece_by_piece(monkeypatch):
             assert all(any(wanted <= set(obj) for obj in seen[place]) for place in stated.true)
 
 
+NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5}
+
+
+def singular(text: str) -> tuple[str, int | None]:
+    """A phrase for a set without its first words and in the singular, and the number of objects that it states."""
+    start, *words = text.split()
+    assert start in ("all", "the")
+    number = NUMBERS.get(words[0]) if start == "the" else None
+    words = words[1:] if number else words
+    if start == "all" or number:
+        words[-1] = re.sub(r"(?<=s)es$|s$", "", words[-1])
+    return " ".join(words), number
+
+
+def test_phrases_for_sets_fit_exactly_their_boxes_and_a_third_has_none_one_or_several(folder):
+    forms = defaultdict(Counter)
+    for split in COUNTS:
+        grains = Counter()
+        for record in read(folder, f"sets_{split}"):
+            scene = scene_of(record["image"])
+            for elem in record["elems"]:
+                text, number = singular(elem["caption"])
+                boxes = [list(obj.box) for obj in fitting(scene, text)]
+                assert boxes == elem["bb"], elem
+                assert elem["grain"] == ("absent", "one", "several")[min(2, len(boxes))]
+                assert number is None or len(boxes) in (0, number)
+                grains[elem["grain"]] += 1
+                forms[elem["grain"]][elem["caption"].split()[0] == "all" or number is not None] += 1
+        assert len(set(grains.values())) == 1 and len(grains) == 3
+    assert set(forms["absent"]) == set(forms["one"]) == {True, False}, "plural and singular"
+
+
 def phrases(folder, grain):
     """(scene, box, text) of every referring phrase of a grain, in all splits."""
     for split in COUNTS:

@@ -102,8 +102,12 @@ def with_a_stem(task: str):
     return fine_tuning(task, "model.vision.stem=convolutions")
 
 
+def of_sets(task: str):
+    return fine_tuning(task, "model.box_set={queries: 7, layers: 2}")
+
+
 CASES = [(pretraining, stream) for stream in STREAMS] + [(fine_tuning, task) for task in FINE_TUNING]
-CASES += [(with_a_stem, "grounding")]
+CASES += [(with_a_stem, "grounding"), (of_sets, "grounding")]
 
 
 @pytest.mark.parametrize(("make", "name"), CASES, ids=[f"{make.__name__} {name}" for make, name in CASES])

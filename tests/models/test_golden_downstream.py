@@ -146,9 +146,8 @@ def test_visual_reasoning(device):
 def test_grounding(device):
     given, expected = case("grounding", device)
     model = load_model("grounding", GroundingModel).to(device)
-    batch = GroundingBatch(
-        given["image"], text_of(given), given["target_bbox"], torch.ones(3, dtype=torch.bool, device=device)
-    )
+    valid = torch.ones(3, dtype=torch.bool, device=device)
+    batch = GroundingBatch(given["image"], text_of(given), given["target_bbox"].unsqueeze(1), valid.unsqueeze(1), valid)
     assert_golden(model.locate(batch.pixels, batch.text), expected["coords"])
     losses = means(model, batch)
     assert_golden(losses["l1"], expected["loss_bbox"])

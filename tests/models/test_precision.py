@@ -54,7 +54,7 @@ def nlvr() -> tuple[XVLM, Batch]:
 
 def grounding() -> tuple[XVLM, Batch]:
     given, valid = arrays(GOLDEN / "grounding" / "inputs.npz"), torch.ones(3, dtype=torch.bool)
-    batch = GroundingBatch(given["image"], text_of(given), given["target_bbox"], valid)
+    batch = GroundingBatch(given["image"], text_of(given), given["target_bbox"].unsqueeze(1), valid.unsqueeze(1), valid)
     return GroundingModel(model_config(manifest("grounding"))), batch
 
 

@@ -68,7 +68,7 @@ def test_every_record_of_the_page_is_read(written, tmp_path):
     items = read_captioned_images(CaptionedSplitConfig(annotations=written(0)), "k", 0.0)
     assert list(items.captions) == captions["caption"]
     (phrase,) = read_phrases(GroundingSplitConfig(annotations=written(1)), "k", 0.0)
-    assert (phrase.text, list(phrase.box)) == ("dog", regions["elems"][0]["bb"])
+    assert (phrase.text, list(phrase.boxes[0])) == ("dog", regions["elems"][0]["bb"])
     (phrase,) = read_phrases(GroundingSplitConfig(annotations=written(2)), "k", 0.0)
     assert phrase.text == "a sheep", "phrases with several boxes or none are skipped"
     record = parse_region_record(RawRecord(new_regions, "a:1", tmp_path), ImageKeys(), "caption")

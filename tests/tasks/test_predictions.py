@@ -49,7 +49,7 @@ def test_boxes_are_in_pixels_and_count_as_in_the_table(evaluated):
     task, evaluation = evaluated("grounding")
     items = task.held_out.test["test"]
     assert [(each["phrase"], tuple(each["true"])) for each in evaluation.predictions] == [
-        (item.text, item.box) for item in items
+        (item.text, item.boxes[0]) for item in items
     ]
     assert all(Path(each["image"]).is_file() for each in evaluation.predictions)
     located = np.mean([each["iou"] >= 0.5 for each in evaluation.predictions])
@@ -64,7 +64,7 @@ def test_a_panel_of_grounding_has_the_image_both_boxes_and_the_phrase(evaluated)
         item, prediction = task.held_out.test["test"][number], evaluation.predictions[number]
         (picture,), (line,) = panel.pictures, panel.lines
         assert np.array_equal(picture.pixels[::10, ::10], np.asarray(Image.open(item.image.path)))
-        assert picture.boxes[0].true == pytest.approx(np.array(item.box) / SIZE)
+        assert picture.boxes[0].true == pytest.approx(np.array(item.boxes[0]) / SIZE)
         assert picture.boxes[0].predicted == pytest.approx(np.array(prediction["predicted"]) / SIZE)
         assert line.text == f"IoU {prediction['iou']:.2f} · {item.text}"
         assert line.right == (prediction["iou"] >= 0.5)

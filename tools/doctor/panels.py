@@ -40,17 +40,22 @@ def _of_stream(name: str, part: Any, tokenizer: Any, classes: Mapping[int, str])
     text, pixels = getattr(part, "text", None), getattr(part, "pixels", None)
     valid = getattr(part, "valid", None)
     count = len(valid) if isinstance(valid, Tensor) else (0 if pixels is None else len(pixels))
-    boxes, shared = (getattr(part, name, None) for name in ("boxes_cxcywh", "image_of_question"))
+    boxes, present, shared = (getattr(part, name, None) for name in ("boxes_cxcywh", "present", "image_of_question"))
     if pixels is not None and isinstance(shared, Tensor):
         pixels = pixels[shared[:MOST_PANELS]]
     for row in range(min(count, MOST_PANELS)):
         images = [] if pixels is None else images_of(pixels, row, count)
-        own = drawn_boxes(boxes[row : row + 1]) if isinstance(boxes, Tensor) else ()
+        own = drawn_boxes(_boxes_of(row, boxes, present)) if isinstance(boxes, Tensor) else ()
         lines = lines_of(text, row, tokenizer, own[0] if own else None)
         lines += _other_lines(part, row, tokenizer, classes)
         if isinstance(valid, Tensor) and not valid[row]:
             lines.append(Line("(does not count)", faint=True))
         yield _panel(f"{name} {row}".strip(), images, own, lines)
+
+
+def _boxes_of(row: int, boxes: Tensor, present: Tensor | None) -> Tensor:
+    """The boxes (M, 4) of an example. ``boxes``: (N, 4), or (N, M, 4) with ``present`` (N, M) bool."""
+    return boxes[row : row + 1] if present is None else boxes[row][present[row]]
 
 
 def _of_regions(name: str, part: RegionBatch, tokenizer: Any) -> Iterator[Panel]:

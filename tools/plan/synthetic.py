@@ -169,7 +169,9 @@ def _nlvr(config: NLVRConfig, model: NLVRModel) -> StatementBatch:
 
 
 def _grounding(config: GroundingConfig, model: XVLM) -> GroundingBatch:
-    return GroundingBatch(**_shared(config, model), boxes_cxcywh=torch.full((config.data.batch_size, 4), 0.5))
+    count = config.data.batch_size
+    boxes, present = torch.full((count, 1, 4), 0.5), torch.ones(count, 1, dtype=torch.bool)
+    return GroundingBatch(**_shared(config, model), boxes_cxcywh=boxes, present=present)
 
 
 def _questions(config: VQAConfig | VideoQAConfig, model: XVLM, answers: int) -> dict[str, Any]:

@@ -121,6 +121,8 @@ class FusionGraph(nn.Module):
         self.fusion = network.fusion
         self.matching_head = network.matching_head if isinstance(network, AligningModel) else None
         self.box_head: nn.Module | None = None
+        if isinstance(network, GroundingModel) and network.set_head is not None:
+            raise UserError("model.box_set: a head for sets of boxes is not exported; use the model itself")
         if isinstance(network, PretrainModel | GroundingModel):
             self.box_head = network.box_head
 

@@ -16,7 +16,7 @@ from batches.texts import Text
 from models.core.packing import PackedTexts, Packing
 from models.inference.reranking import TextBank, score_each
 from utils.errors import UserError
-from utils.image_size import ImageSize
+from utils.image_size import ImageSize, grid_of
 from x2vlm.boxes import region_masks
 from x2vlm.export.files import (
     BOX,
@@ -36,6 +36,7 @@ from x2vlm.export.files import (
     TEXT_STATES,
     About,
 )
+from x2vlm.regions import Boxes, matching_regions
 from x2vlm.runtime import Located
 
 
@@ -146,6 +147,14 @@ class OnnxRuntime:
         if MARGIN in self.fusion.outputs:
             scores = list(self._region_scores(texts, images, boxes, image_index).tolist())
         return boxes.tolist(), scores
+
+    def locate_all(self, images: Tensor, texts: PackedTexts, image_index: Tensor, threshold: float) -> list[Boxes]:
+        """See :class:`~x2vlm.runtime.Runtime`."""
+
+        def score(boxes: Tensor, phrases: Tensor) -> Tensor:
+            return self._region_scores(texts.select(phrases), images, boxes, image_index[phrases])
+
+        return matching_regions(score, grid_of(self.image_size, self.about.patch_size), len(image_index), threshold)
 
     def _region_scores(self, texts: PackedTexts, images: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
         """Returns the probability (N,) that text n is about the content of box n; see :func:`x2vlm.boxes.relative_boxes`."""

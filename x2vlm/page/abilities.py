@@ -144,9 +144,12 @@ def _answer(model: Model, files: Sequence[str], text: str) -> Answer:
 
 
 def _locate(model: Model, files: Sequence[str], text: str) -> Answer:
-    [boxes] = model.locate(files[0], [lines_of(text)])
-    panel = replace(figures.located(model.read, files[0], boxes), above=())
-    return Answer([f"{box.phrase}: {_told(box)}" for box in boxes], [Picture(drawn([panel]))])
+    phrases = lines_of(text)
+    [boxes] = model.locate(files[0], [phrases], boxes="all" if model.has_box_sets else "one")
+    absent = [phrase for phrase in phrases if phrase not in {box.phrase for box in boxes}]
+    panel = replace(figures.located(model.read, files[0], boxes, absent), above=())
+    lines = [*(f"{box.phrase}: {_told(box)}" for box in boxes), *(f"{phrase}: no box" for phrase in absent)]
+    return Answer(lines, [Picture(drawn([panel]))])
 
 
 def _told(box: Box) -> str:

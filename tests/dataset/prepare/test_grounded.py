@@ -494,7 +494,7 @@ def test_ref_l4_becomes_a_file_for_each_split_that_the_grounding_task_reads(raw,
     image(raw / "unpacked/objects365_v2_00922765.jpg")
     config = GroundingSplitConfig(annotations=str(folder / "val.jsonl"), images=str(raw / "unpacked"))
     [phrase] = read_phrases(config, "evaluation", 0.0)
-    assert phrase.text.startswith("Within the frame") and phrase.box == (1.25, 2.5, 10, 20)
+    assert phrase.text.startswith("Within the frame") and phrase.boxes == ((1.25, 2.5, 10, 20),)
 
 
 def test_images_of_ref_l4_are_not_trained_on(raw, out):

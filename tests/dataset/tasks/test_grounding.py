@@ -86,7 +86,7 @@ def official(tmp_path):
 def test_the_official_files_give_each_sentence_with_its_box_and_size(official, tmp_path, protocol):
     first, second = read_phrases(official("train", protocol=protocol), "k", 0.0)
     assert (first.text, second.text) == ("shirt 0 0", "shirt 0 1")
-    assert first.box == second.box == (1.5, 2.0, 10.25, 9.0)
+    assert first.boxes == second.boxes == ((1.5, 2.0, 10.25, 9.0),)
     assert first.size == (WIDTH, HEIGHT)
     assert first.image.path == tmp_path / "train2014" / "COCO_train2014_000000581857.jpg"
     assert first.location == f"{tmp_path}/refs(unc).p[0]"
@@ -112,7 +112,7 @@ def test_a_pickle_of_python_2_is_read(official, tmp_path):
     config = official("train")
     (tmp_path / "refs(unc).p").write_bytes(PYTHON_2)
     found = read_phrases(config, "k", 0.0)
-    assert [(phrase.text, phrase.box) for phrase in found] == [("café", (1.5, 2.0, 10.25, 9.0))] * 2
+    assert [(phrase.text, phrase.boxes[0]) for phrase in found] == [("café", (1.5, 2.0, 10.25, 9.0))] * 2
 
 
 class Runs:
@@ -211,7 +211,7 @@ def test_a_box_that_is_not_in_its_picture_is_told(official, bbox, said):
 def test_a_box_that_leaves_by_less_than_a_pixel_is_clamped(official):
     _, instances = refcoco()
     instances["annotations"][2]["bbox"] = [30.5, 20.25, 10.0, 12.0]
-    assert read_phrases(official("testA", instances=instances), "k", 0.0)[0].box == (30.5, 20.25, 9.5, 11.75)
+    assert read_phrases(official("testA", instances=instances), "k", 0.0)[0].boxes[0] == (30.5, 20.25, 9.5, 11.75)
 
 
 def test_a_picture_that_is_missing_is_told_by_its_coco_name(official, tmp_path):
@@ -262,7 +262,7 @@ def test_own_records_give_a_phrase_for_each_caption_of_each_box(own, name):
     first = {"elems": [{"bb": [1, 2, 3, 4], "caption": ["a dog", "the dog"]}, {"bb": [5, 6, 7, 8], "caption": "a cat"}]}
     second = {"elems": [{"bb": [0, 0, 40, 32], "caption": "a star", "grain": "place"}]}
     found = read_phrases(own(first, second, name=name), "k", 0.0)
-    assert [(phrase.text, phrase.box, phrase.grain) for phrase in found] == [
+    assert [(phrase.text, phrase.boxes[0], phrase.grain) for phrase in found] == [
         ("a dog", (1, 2, 3, 4), "object"),
         ("the dog", (1, 2, 3, 4), "object"),
         ("a cat", (5, 6, 7, 8), "object"),
@@ -292,6 +292,17 @@ def test_phrases_with_several_boxes_or_none_are_skipped_and_counted(own, caplog)
     ]
     with pytest.raises(UserError, match=naming("data.train", "no phrase", "exactly one box")):
         read_phrases(own({"elems": [several, absent]}), "data.train", 0.0)
+
+
+def test_a_head_for_sets_reads_phrases_with_as_many_boxes_as_it_has_and_with_none(own, caplog):
+    several = {"bb": [[1, 2, 3, 4], [5, 6, 7, 8]], "caption": "two dogs"}
+    absent, many = {"bb": [], "caption": "a zebra"}, {"bb": [[1, 2, 3, 4]] * 3, "caption": "dogs"}
+    caplog.set_level("INFO")
+    found = read_phrases(own({"elems": [several, absent, many]}), "data.train", 0.0, range(3))
+    assert [(phrase.text, len(phrase.boxes)) for phrase in found] == [("two dogs", 2), ("a zebra", 0)]
+    assert OneLine("1 phrases with several boxes", "at most 2 boxes", "model.box_set.queries") in caplog.messages
+    with pytest.raises(UserError, match=naming("data.train", "at most 2 boxes", "model.box_set.queries")):
+        read_phrases(own({"elems": [many]}), "data.train", 0.0, range(3))
 
 
 DOG = {"bb": [1, 2, 3, 4], "caption": "a dog"}
@@ -364,7 +375,7 @@ def test_the_crop_keeps_the_whole_box_and_says_where_it_went(batches, box, flip)
     for number in range(60):
         batch = maker.make(number)
         assert batch.valid.all()
-        target = edges(batch.boxes_cxcywh[0], size)
+        target = edges(batch.boxes_cxcywh[0, 0], size)
         white = batch.pixels[0, 0] >= 128
         rows, columns = white.any(dim=1).nonzero().flatten(), white.any(dim=0).nonzero().flatten()
         found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
@@ -383,7 +394,7 @@ def test_the_crop_keeps_the_whole_box_and_says_where_it_went(batches, box, flip)
 def test_without_a_crop_the_target_is_the_box_in_the_whole_picture(batches):
     maker = batches(("a dog", (16, 8, 32, 16)), crop=False)
     for number in range(5):
-        assert maker.make(number).boxes_cxcywh.tolist() == [[0.5, 0.25, 0.5, 0.25]]
+        assert maker.make(number).boxes_cxcywh.tolist() == [[[0.5, 0.25, 0.5, 0.25]]]
 
 
 @pytest.mark.parametrize("text", ["the left dog", "dog on the right", "leftmost dog", "the dog", "a bright dog"])
@@ -393,7 +404,7 @@ def test_a_flip_mirrors_box_and_pixels_and_stops_where_the_phrase_says_a_side(ba
     maker = batches((text, (8, 16, 16, 32)), crop=False, augment=always, careful_flip=careful)
     batch = maker.make(0)
     stays = careful and text not in ("the dog", "a bright dog")
-    assert batch.boxes_cxcywh.tolist() == [[0.25 if stays else 0.75, 0.5, 0.25, 0.5]]
+    assert batch.boxes_cxcywh.tolist() == [[[0.25 if stays else 0.75, 0.5, 0.25, 0.5]]]
     white = (batch.pixels[0, 0] == 255).any(dim=0).nonzero().flatten()
     assert white.tolist() == list(range(8, 24) if stays else range(40, 56))
 
@@ -421,7 +432,7 @@ def test_an_epoch_has_every_phrase_once_with_its_own_box(batches, tokenizer):
             text = tokenizer.decode(batch.text.ids[row][batch.text.mask[row]], skip_special_tokens=True)
             word = words.index(text.split()[1])
             x, y, w, h = BOXES[word]
-            assert edges(batch.boxes_cxcywh[row], 64) == pytest.approx([x, y, x + w, y + h], abs=1e-4)
+            assert edges(batch.boxes_cxcywh[row, 0], 64) == pytest.approx([x, y, x + w, y + h], abs=1e-4)
             seen.append(word)
     assert sorted(seen[:5]) == sorted(seen[5:]) == list(range(5))
 
@@ -450,5 +461,5 @@ def test_a_picture_damaged_or_changed_after_the_check_is_a_row_that_does_not_cou
         ("unreadable image", "4"),
     ]
     assert (batch.pixels[~batch.valid] == 0).all()
-    assert batch.boxes_cxcywh[~batch.valid].tolist() == [[0.5, 0.5, 1, 1]] * 2
+    assert batch.boxes_cxcywh[~batch.valid].tolist() == [[[0.5, 0.5, 1, 1]]] * 2
     assert (batch.read, len(batch.records)) == (5, 3)

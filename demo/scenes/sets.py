@@ -1,0 +1,102 @@
+"""Phrases that fit several objects of a scene, one, or none: "all stars", "the two small circles", "the red heart"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from demo.scenes.compose import SETS_STREAM, Scene, SceneObject, one_of, shuffled
+from demo.scenes.describe import Attributes, Looks, attribute_sets, looks_of
+from demo.scenes.vocabulary import COLOURS, PLAIN, SHAPES, SIZES, TEXTURES
+
+Kind = Literal["absent", "one", "several"]
+
+NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
+MOST = 2
+"""Maximum number of phrases of each kind for a scene."""
+
+_GROUPS = attribute_sets(
+    "shape", "colour", "size", "texture", "size shape", "texture shape", "size colour", "texture colour"
+)
+_SINGLES = (*_GROUPS, *attribute_sets("colour shape", "size colour shape"))
+_VALUES: dict[str, tuple[str, ...]] = {
+    "size": tuple(SIZES),
+    "texture": tuple(texture for texture in TEXTURES if texture != PLAIN),
+    "colour": tuple(COLOURS),
+    "shape": SHAPES,
+}
+
+
+class SetPhrase(NamedTuple):
+    """A phrase, and the indices of the objects of the scene that it fits."""
+
+    kind: Kind
+    text: str
+    objects: tuple[int, ...]
+
+
+def set_phrases(scene: Scene) -> list[SetPhrase]:
+    """Returns phrases for sets of objects, which depend only on the scene: equally many that fit several objects, one and none.
+
+    A scene without attributes that several objects share has no phrases. The form of a phrase does not tell its kind: a plural
+    may fit one object or none, and a phrase without objects differs from one with objects in one attribute.
+    """
+    rng = scene.rng(SETS_STREAM)
+    by_kind: dict[Kind, list[SetPhrase]] = {"several": [], "one": [], "absent": []}
+    for attributes in shuffled(rng, _SINGLES):
+        for looks in sorted({looks_of(obj, attributes) for obj in scene.objects}, key=str):
+            if _named(looks) != attributes:
+                continue  # a plain texture is never mentioned
+            phrase = _phrase(scene, looks, rng)
+            by_kind[phrase.kind].append(phrase)
+            changed = _changed(scene, looks, rng)
+            if changed is not None:
+                by_kind["absent"].append(_phrase(scene, changed, rng))
+    count = min(MOST, *map(len, by_kind.values()))
+    return [phrase for phrases in by_kind.values() for phrase in shuffled(rng, phrases)[:count]]
+
+
+def _phrase(scene: Scene, looks: Looks, rng: np.random.Generator) -> SetPhrase:
+    """Returns a phrase for all objects with these looks."""
+    objects = _fitting(scene.objects, looks)
+    count = len(objects)
+    # "The red star" would leave open which of two is meant.
+    if count < 2 and rng.integers(2):
+        text = f"the {looks.name()}"
+    else:
+        number = NUMBERS[count] if count in NUMBERS else one_of(rng, list(NUMBERS.values())[:2])
+        # A number that is wrong would leave open whether the phrase fits one object or none.
+        start = "all" if count == 1 or rng.integers(2) else f"the {number}"
+        text = f"{start} {_plural(looks)}"
+    return SetPhrase("absent" if not objects else "one" if count == 1 else "several", text, objects)
+
+
+def _changed(scene: Scene, looks: Looks, rng: np.random.Generator) -> Looks | None:
+    """Returns looks that differ in one attribute and fit no object; None if there are none."""
+    others = [
+        looks._replace(**{name: value})
+        for name in _named(looks)
+        for value in _VALUES[name]
+        if not _fitting(scene.objects, looks._replace(**{name: value}))
+    ]
+    return one_of(rng, others) if others else None
+
+
+def _named(looks: Looks) -> Attributes:
+    return frozenset(name for name, value in looks._asdict().items() if value is not None)
+
+
+def _fitting(objects: Sequence[SceneObject], looks: Looks) -> tuple[int, ...]:
+    """Returns the indices of the objects that have all attributes of the looks."""
+    return tuple(
+        index
+        for index, obj in enumerate(objects)
+        if all(getattr(obj, name) == getattr(looks, name) for name in _named(looks))
+    )
+
+
+def _plural(looks: Looks) -> str:
+    name = looks.name()
+    return f"{name}es" if name.endswith("s") else f"{name}s"

@@ -1,0 +1,114 @@
+"""Sets of boxes: gRefCOCO's accuracies of a set, and COCO's average precision."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from metrics.finite import check_finite
+from metrics.grounding import iou
+
+Overlap = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Overlap (N,) of N pairs of boxes, (N, 4) as centre and size."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredBoxes:
+    """The predicted boxes of a phrase: ``boxes`` (K, 4), centre and size, and ``scores`` (K,), the probability that each belongs
+    to the phrase."""
+
+    boxes: np.ndarray
+    scores: np.ndarray
+
+    def above(self, threshold: float) -> np.ndarray:
+        """Returns the boxes with at least this probability, (B, 4)."""
+        return self.boxes[self.scores >= threshold]
+
+    @property
+    def best(self) -> np.ndarray:
+        """The box (4,) with the highest probability."""
+        return self.boxes[int(self.scores.argmax())]
+
+
+def is_exact(predicted: np.ndarray, true: np.ndarray, overlap: Overlap = iou, threshold: float = 0.5) -> bool:
+    """Returns whether the F1 score of a predicted set is 1: each box of one set has a partner in the other.
+
+    As in gRefCOCO's script (``mdetr/datasets/refexp.py``), pairs are formed greedily, the largest overlap first, as long as it is
+    at least ``threshold``. A phrase without a box needs a prediction without a box. The script measures overlap by GIoU
+    (:func:`giou`), and the paper names IoU (He et al., 2023, "GREC: generalized referring expression comprehension").
+
+    >>> box = np.array([[0.5, 0.5, 1.0, 1.0]])
+    >>> is_exact(box, box), is_exact(box, box[:0]), is_exact(box[:0], box[:0])
+    (True, False, True)
+    """
+    return len(predicted) == len(true) == count_pairs(predicted, true, overlap, threshold)
+
+
+def count_pairs(predicted: np.ndarray, true: np.ndarray, overlap: Overlap = iou, threshold: float = 0.5) -> int:
+    """Returns the number of pairs that :func:`is_exact` forms of boxes (P, 4) and (T, 4)."""
+    if not len(predicted) or not len(true):
+        return 0
+    pairs = [np.repeat(predicted, len(true), axis=0), np.tile(true, (len(predicted), 1))]
+    overlaps = overlap(*pairs).reshape(len(predicted), len(true))
+    for count in range(min(overlaps.shape)):
+        row, column = np.unravel_index(int(overlaps.argmax()), overlaps.shape)
+        if overlaps[row, column] < threshold:
+            return count
+        overlaps[row, :] = overlaps[:, column] = -np.inf
+    return min(overlaps.shape)
+
+
+def giou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Computes the generalised IoU (N,) in -1..1 of N pairs of boxes, (N, 4) as centre and size (Rezatofighi et al., 2019)."""
+    low = np.minimum(a[:, :2] - a[:, 2:] / 2, b[:, :2] - b[:, 2:] / 2)
+    high = np.maximum(a[:, :2] + a[:, 2:] / 2, b[:, :2] + b[:, 2:] / 2)
+    hull = (high - low).prod(axis=1)
+    plain = iou(a, b)
+    areas = a[:, 2:].prod(axis=1) + b[:, 2:].prod(axis=1)
+    union = areas / (1 + plain)  # IoU = overlap / union, and overlap = areas - union
+    return plain - np.divide(hull - union, hull, out=np.zeros_like(hull), where=hull > 0)
+
+
+def average_precision(
+    predicted: Sequence[ScoredBoxes], true: Sequence[np.ndarray], sizes: np.ndarray
+) -> tuple[float, float]:
+    """Computes COCO's average precision of the boxes of N phrases, each phrase with its image as an image of one category.
+
+    Args:
+        predicted: boxes of each phrase, relative to its image.
+        true: true boxes (T, 4) of each phrase, relative to its image.
+        sizes: (N, 2), width and height of each image in pixels.
+
+    Returns:
+        The mean over IoU 0.50, 0.55, ... 0.95, and the one at IoU 0.50; NaN if no phrase has a box.
+    """
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    found: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, (boxes, targets, size) in enumerate(zip(predicted, true, sizes, strict=True)):
+        check_finite(boxes.boxes, "coordinates of boxes")
+        for box, score in zip(in_pixels(boxes.boxes, size), boxes.scores.tolist(), strict=True):
+            found.append({"image_id": number, "category_id": 1, "bbox": box.tolist(), "score": score})
+        for box in in_pixels(targets, size):
+            area = float(box[2] * box[3])
+            one = {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "iscrowd": 0, "area": area}
+            annotations.append({**one, "bbox": box.tolist()})
+    if not annotations:
+        return float("nan"), float("nan")
+    images = [{"id": number, "width": int(w), "height": int(h)} for number, (w, h) in enumerate(sizes.tolist())]
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints a table
+        reference = COCO({"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "phrase"}]})
+        evaluation = COCOeval_faster(reference, reference.loadRes(found), "bbox", print_function=lambda *_: None)
+        evaluation.run()
+    return float(evaluation.stats[0]), float(evaluation.stats[1])
+
+
+def in_pixels(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Converts relative boxes (N, 4), centre and size, to left, top, width and height in pixels. ``size``: (2,) or (N, 2)."""
+    return np.concatenate([(boxes[:, :2] - boxes[:, 2:] / 2) * size, boxes[:, 2:] * size], axis=1)

@@ -1,0 +1,63 @@
+"""The cheapest assignment of targets to queries, computed on the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FREE = -1
+
+
+@torch.no_grad()
+def assign(costs: Tensor, present: Tensor) -> Tensor:
+    """The assignment of each example's targets to distinct queries whose costs have the smallest sum.
+
+    This is the method of shortest augmenting paths (Jonker and Volgenant, 1987, "A shortest augmenting path algorithm for dense
+    and sparse linear assignment problems"), for all examples at once. Targets are added one by one. Each takes the end of a
+    shortest path on which earlier targets may change their query. The numbers of steps depend on the shapes alone, so the host
+    never waits for the device.
+
+    Args:
+        costs: (N, M, K) of M targets and K queries, with M <= K.
+        present: (N, M) bool, False for targets that do not count.
+
+    Returns:
+        (N, M) int64, the query of each target; :data:`FREE` for targets that do not count.
+    """
+    count, targets, queries = costs.shape
+    every = torch.arange(count, device=costs.device)
+    of_targets, of_queries = costs.new_zeros(count, targets), costs.new_zeros(count, queries)  # dual variables
+    query_of = torch.full((count, targets), FREE, device=costs.device)
+    target_of = torch.full((count, queries), FREE, device=costs.device)
+    for new in range(targets):
+        searching = present[:, new]
+        distance = torch.full_like(of_queries, torch.inf)
+        visited = torch.zeros_like(distance, dtype=torch.bool)
+        before = torch.full_like(target_of, new)  # the target before each query on the shortest path to it
+        shortest = costs.new_zeros(count)
+        target, end = torch.full_like(every, new), torch.zeros_like(every)
+        for _ in range(new + 1):  # at most `new` queries are taken
+            reduced = costs[every, target] - of_targets[every, target].unsqueeze(1) - of_queries
+            through = shortest.unsqueeze(1) + reduced
+            shorter = searching.unsqueeze(1) & ~visited & (through < distance)
+            distance = torch.where(shorter, through, distance)
+            before = torch.where(shorter, target.unsqueeze(1), before)
+            least, nearest = distance.masked_fill(visited, torch.inf).min(dim=1)
+            shortest, end = torch.where(searching, least, shortest), torch.where(searching, nearest, end)
+            visited[every, end] |= searching
+            taken_by = target_of[every, end]
+            searching = searching & (taken_by != FREE)
+            target = torch.where(searching, taken_by, target)
+        change = torch.where(visited, shortest.unsqueeze(1) - distance, 0)
+        of_queries -= change
+        of_targets.scatter_add_(1, target_of.clamp(min=0), change.masked_fill(target_of == FREE, 0))
+        of_targets[:, new] += shortest
+        walking = present[:, new]
+        for _ in range(new + 1):
+            target = before[every, end]
+            target_of[every, end] = torch.where(walking, target, target_of[every, end])
+            following = query_of[every, target]
+            query_of[every, target] = torch.where(walking, end, following)
+            walking = walking & (target != new)
+            end = torch.where(walking, following, end)
+    return query_of

@@ -1,0 +1,158 @@
+"""A head that gives a phrase several boxes, one or none."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from batches.losses import Losses, Term
+from models.core import losses
+from models.core.assignment import FREE, assign
+from models.core.backbones.positions import sincos_positions
+from models.core.flops import Lengths, linear_macs, step_flops
+from models.core.heads import MLPHead
+from models.core.losses import at_least_float32
+from models.core.packing import PackedTexts
+from utils.config import Config
+
+CLASS_COST, L1_COST, GIOU_COST = 1.0, 5.0, 2.0
+"""What a wrong probability and a wrong box cost, in the matching and in the loss (Carion et al., 2020, "End-to-end object
+detection with transformers", section A.4)."""
+
+RARE = 0.1
+"""Probability that a box belongs to the phrase before training."""
+
+
+class BoxSetConfig(Config):
+    """The head for several boxes and none."""
+
+    queries: int = Field(16, ge=1, description="most boxes of a phrase; phrases with more are skipped")
+    layers: int = Field(
+        2, ge=1, description="blocks in which boxes attend to each other, to the phrase and to the image"
+    )
+
+
+class BoxSet(NamedTuple):
+    """K boxes of each of N phrases: ``boxes`` (N, K, 4), centre and size in 0..1; ``logits`` (N, K), the log-odds that a box
+    belongs to the phrase. Both are at least float32."""
+
+    boxes: Tensor
+    logits: Tensor
+
+
+class BoxSetHead(nn.Module):
+    """Predicts a set of boxes from a fused phrase and the patches of its image.
+
+    Each of K queries starts at a cell of a grid over the image. It attends to the other queries, and to the fused tokens of the
+    phrase and the patches. Its box is an offset from its cell. Whether the box belongs to the phrase is a product of the query's
+    state and the phrase's [CLS].
+
+    Args:
+        config: sizes of the head.
+        width, heads: of the states, and of attention.
+        vision_width: of the patches.
+        grid: rows and columns of the patches.
+    """
+
+    positions: Tensor
+    cells: Tensor
+
+    def __init__(self, config: BoxSetConfig, width: int, heads: int, vision_width: int, grid: tuple[int, int]):
+        super().__init__()
+        rows = round(math.sqrt(config.queries))
+        columns = math.ceil(config.queries / rows)
+        positions = sincos_positions(*grid, width)
+        of_cells = F.adaptive_avg_pool2d(positions.T.unflatten(1, grid), (rows, columns)).flatten(1).T
+        self.queries = nn.Parameter(of_cells[: config.queries].contiguous())
+        self.patches = nn.Linear(vision_width, width)
+        layer = nn.TransformerDecoderLayer(
+            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.decoder = nn.TransformerDecoder(layer, config.layers, nn.LayerNorm(width))
+        with torch.no_grad():
+            for block in self.decoder.layers:  # with equal projections, a query attends to patches near its cell
+                weight = block.multihead_attn.in_proj_weight
+                weight[:width] = weight[width : 2 * width]
+        self.box, self.belongs, self.asked = MLPHead(width, 4), nn.Linear(width, 1), nn.Linear(width, width)
+        nn.init.constant_(self.belongs.bias, math.log(RARE / (1 - RARE)))
+        y, x = torch.meshgrid((torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij")
+        cells = torch.stack([x, y, torch.full_like(x, 1 / columns), torch.full_like(y, 1 / rows)], dim=-1)
+        self.register_buffer("cells", cells.flatten(0, 1)[: config.queries].logit(1e-3), persistent=False)
+        self.register_buffer("positions", positions, persistent=False)
+
+    def forward(self, fused: PackedTexts, patches: Tensor) -> BoxSet:
+        """The boxes of N phrases.
+
+        Args:
+            fused: states of all tokens of the phrases, fused with their images.
+            patches: (N, P, V), of each phrase's image.
+        """
+        tokens, images = fused.padded(), self.patches(patches) + self.positions
+        seen = F.pad(fused.packing.mask, (0, images.shape[1]), value=True)
+        states = self.decoder(
+            self.queries.expand(len(tokens), -1, -1).to(tokens.dtype),
+            torch.cat([tokens, images.to(tokens.dtype)], dim=1),
+            memory_key_padding_mask=~seen,
+        )
+        boxes = at_least_float32(self.box(states)) + self.cells
+        likeness = states @ self.asked(tokens[:, 0]).unsqueeze(2) / math.sqrt(states.shape[2])
+        return BoxSet(boxes.sigmoid(), at_least_float32(self.belongs(states) + likeness).squeeze(2))
+
+    def step_flops(self, tokens: Lengths) -> int:
+        """FLOPs of a step for phrases with these numbers of tokens, whose states have gradients."""
+        width, queries, patches = self.belongs.in_features, len(self.queries), len(self.positions)
+        memory, phrases = tokens + patches, len(tokens)
+        # Of a query: four projections of itself, two of what it attends to, and the feed-forward layers.
+        of_query = (
+            4 * width * width
+            + 2 * width * width
+            + linear_macs(self.decoder.layers[0].linear1, self.decoder.layers[0].linear2)
+        )
+        of_layer = phrases * (queries * of_query + 2 * queries * queries * width)
+        of_layer += int(memory.sum()) * (2 * width * width + 2 * queries * width)
+        entry = phrases * patches * linear_macs(self.patches)
+        ends = phrases * queries * linear_macs(self.box, self.belongs)
+        ends += phrases * (linear_macs(self.asked) + queries * width)
+        return step_flops(len(self.decoder.layers) * of_layer + ends + entry, True, True)
+
+
+def box_set_losses(found: BoxSet, boxes: Tensor, present: Tensor, valid: Tensor) -> Losses:
+    """Losses of the cheapest assignment of true boxes to queries: L1 and GIoU (eq. 5) of the assigned boxes, and the
+    cross-entropy of whether a query has a true box.
+
+    Args:
+        found: the predicted boxes of N phrases.
+        boxes: (N, M, 4) true boxes, centre and size.
+        present: (N, M) bool, boxes that exist.
+        valid: (N,) bool, phrases that count.
+    """
+    present = present & valid.unsqueeze(1)
+    queries = assign(_costs(found, boxes), present)
+    rows = queries.clamp(min=0).unsqueeze(2).expand(-1, -1, 4)
+    assigned, true = found.boxes.gather(1, rows).flatten(0, 1), boxes.flatten(0, 1)
+    # Boxes that do not exist write to a column of their own, which is cut off.
+    taken = F.pad(torch.zeros_like(found.logits), (0, 1))
+    taken = taken.scatter(1, queries.masked_fill(queries == FREE, found.logits.shape[1]), 1.0)[:, :-1]
+    belongs = F.binary_cross_entropy_with_logits(found.logits, taken, reduction="none").sum(dim=1)
+    return {
+        "l1": Term(losses.box_l1(assigned, true, present.flatten()), L1_COST),
+        "giou": Term(losses.box_giou(assigned, true, present.flatten()), GIOU_COST),
+        "belongs": Term(belongs.masked_fill(~valid, 0).sum(), CLASS_COST),
+    }
+
+
+@torch.no_grad()
+def _costs(found: BoxSet, boxes: Tensor) -> Tensor:
+    """The cost (N, M, K) of assigning a true box to a query."""
+    (count, targets, _), queries = boxes.shape, found.logits.shape[1]
+    shape = (count, targets, queries, 4)
+    predicted = found.boxes.unsqueeze(1).expand(shape).reshape(-1, 4)
+    true = boxes.unsqueeze(2).expand(shape).reshape(-1, 4)
+    giou = losses.giou(losses.corners(predicted), losses.corners(true))
+    boxes_cost = L1_COST * (predicted - true).abs().sum(dim=1) - GIOU_COST * giou
+    return boxes_cost.view(shape[:3]) - CLASS_COST * found.logits.sigmoid().unsqueeze(1)

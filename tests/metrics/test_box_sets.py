@@ -1,0 +1,115 @@
+"""Sets of boxes: cases by hand, gRefCOCO's rule read once more, and COCO's average precision."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torchvision.ops import generalized_box_iou
+
+from metrics.box_sets import ScoredBoxes, average_precision, count_pairs, giou, is_exact
+from utils.errors import UserError
+
+A, B, C = (0.2, 0.2, 0.2, 0.2), (0.7, 0.7, 0.2, 0.2), (0.2, 0.7, 0.2, 0.2)
+NEAR_A = (0.22, 0.2, 0.2, 0.2)
+"""IoU 0.82 with A."""
+
+
+def boxes(*listed) -> np.ndarray:
+    return np.array(listed, dtype=np.float64).reshape(-1, 4)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "true", "exact"),
+    [
+        ([], [], True),
+        ([A], [], False),
+        ([], [A], False),
+        ([NEAR_A], [A], True),
+        ([B], [A], False),
+        ([NEAR_A, B], [A, B], True),
+        ([B, NEAR_A], [A, B], True),
+        ([A], [A, B], False),
+        ([A, B], [A], False),
+        ([A, NEAR_A], [A, B], False),  # two boxes for one object
+        ([A, B, C], [C, A, B], True),
+    ],
+)
+def test_a_set_is_right_if_every_box_has_its_own_partner(predicted, true, exact):
+    assert is_exact(boxes(*predicted), boxes(*true)) is exact
+    assert is_exact(boxes(*predicted), boxes(*true), giou) is exact
+
+
+def by_the_script(predicted: np.ndarray, true: np.ndarray) -> float:
+    """F1 as gRefCOCO's mdetr/datasets/refexp.py defines it, in a second way: with sets of free rows and columns, on torchvision's
+    GIoU."""
+    if not len(true):
+        return float(not len(predicted))
+    corners = [
+        torch.tensor(np.concatenate([b[:, :2] - b[:, 2:] / 2, b[:, :2] + b[:, 2:] / 2], axis=1))
+        for b in (predicted, true)
+    ]
+    overlaps = generalized_box_iou(*corners)
+    rows, columns, hits = set(range(len(predicted))), set(range(len(true))), 0
+    while rows and columns:
+        best, row, column = max((float(overlaps[r, c]), r, c) for r in rows for c in columns)
+        if best < 0.5:
+            break
+        rows, columns, hits = rows - {row}, columns - {column}, hits + 1
+    return 2 * hits / (2 * hits + (len(predicted) - hits) + (len(true) - hits))
+
+
+def test_the_rule_is_that_of_the_script_on_random_sets():
+    rng = np.random.default_rng(0)
+    exact = 0
+    for _ in range(2000):
+        true = np.concatenate([rng.uniform(0.2, 0.8, (rng.integers(4), 2)), np.full((0, 2), 0.3)])
+        true = np.concatenate([true, np.full((len(true), 2), 0.3)], axis=1)
+        predicted = true[rng.permutation(len(true))][: rng.integers(5)] + rng.normal(0, 0.02, (1, 4))
+        if rng.random() < 0.2:
+            predicted = np.concatenate([predicted, rng.uniform(0.2, 0.5, (1, 4))])
+        found = is_exact(predicted, true, giou)
+        assert found == (by_the_script(predicted, true) == 1.0)
+        exact += found
+    assert 400 < exact < 1600
+
+
+def test_pairs_are_counted_with_the_best_overlap_first():
+    """The second prediction fits A better; the first must take nothing else then."""
+    assert count_pairs(boxes(NEAR_A, A), boxes(A)) == 1
+    assert count_pairs(boxes(NEAR_A, A, B), boxes(A, B)) == 2
+
+
+def test_giou_is_torchvisions():
+    rng = np.random.default_rng(1)
+    one, other = rng.uniform(0.1, 0.9, (100, 4)), rng.uniform(0.1, 0.9, (100, 4))
+    corners = [
+        torch.tensor(np.concatenate([b[:, :2] - b[:, 2:] / 2, b[:, :2] + b[:, 2:] / 2], axis=1)) for b in (one, other)
+    ]
+    np.testing.assert_allclose(giou(one, other), generalized_box_iou(*corners).diagonal().numpy(), atol=1e-12)
+
+
+SIZES = np.array([[100, 80], [64, 64]])
+
+
+def test_average_precision_by_hand():
+    """One object is found first, a wrong box second, another object third: precision 1 up to recall 1/2, 2/3 after it."""
+    found = [ScoredBoxes(boxes(A, B), np.array([0.9, 0.8])), ScoredBoxes(boxes(C), np.array([0.7]))]
+    mean, at_half = average_precision(found, [boxes(A), boxes(C)], SIZES)
+    recalls = np.linspace(0, 1, 101)
+    assert at_half == pytest.approx(np.where(recalls <= 0.5, 1, 2 / 3).mean(), abs=1e-6)
+    assert mean == pytest.approx(at_half)
+
+
+def test_average_precision_of_boxes_for_phrases_without_any():
+    found = [ScoredBoxes(boxes(A), np.array([0.6])), ScoredBoxes(boxes(C), np.array([0.7]))]
+    assert average_precision(found, [boxes(A), boxes()], SIZES)[1] == pytest.approx(0.5)
+    assert np.isnan(average_precision(found, [boxes(), boxes()], SIZES)[0])
+
+
+def test_boxes_that_are_not_finite_are_an_error():
+    found = [ScoredBoxes(np.full((1, 4), np.nan), np.array([0.6]))]
+    with pytest.raises(UserError, match="finite"):
+        average_precision(found, [boxes(A)], SIZES[:1])
+    with pytest.raises(UserError, match="finite"):
+        is_exact(found[0].boxes, boxes(A))

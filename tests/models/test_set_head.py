@@ -1,0 +1,141 @@
+"""The head for sets of boxes and its losses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch.nn import functional as F
+from torchvision.ops import box_convert, generalized_box_iou
+
+from batches.grounding import GroundingBatch
+from batches.texts import Text
+from models.core.backbones.config import VisionConfig
+from models.core.fusion import FusionConfig
+from models.core.set_head import BoxSet, BoxSetConfig, box_set_losses
+from models.core.text import TextArchitecture, TextConfig
+from models.core.xvlm import ModelConfig
+from models.tasks.grounding import GroundingModel
+
+QUERIES = 5
+CONFIG = ModelConfig(
+    vision=VisionConfig(image_size=32, patch_size=8, width=16, depth=1, heads=2, drop_path=0.0),
+    text=TextConfig(
+        arch=TextArchitecture(vocab_size=40, width=16, layers=1, heads=2, intermediate=32, max_positions=16),
+        dropout=0,
+        attention_dropout=0,
+    ),
+    fusion=FusionConfig(layers=1),
+)
+
+
+def model_of_sets() -> GroundingModel:
+    torch.manual_seed(0)
+    return GroundingModel(CONFIG, box_set=BoxSetConfig(queries=QUERIES, layers=2)).double()
+
+
+def batch_of(counts: list[int], valid: list[bool] | None = None) -> GroundingBatch:
+    generator = torch.Generator().manual_seed(1)
+    most = max(1, *counts)
+    boxes = torch.rand(len(counts), most, 4, generator=generator, dtype=torch.float64) * 0.4 + 0.2
+    mask = torch.ones(len(counts), 6, dtype=torch.bool)
+    mask[0, 4:] = False
+    return GroundingBatch(
+        pixels=torch.randint(0, 256, (len(counts), 3, 32, 32), generator=generator, dtype=torch.uint8),
+        text=Text(torch.randint(2, 40, mask.shape, generator=generator), mask),
+        boxes_cxcywh=boxes,
+        present=torch.arange(most) < torch.tensor(counts).unsqueeze(1),
+        valid=torch.tensor(valid or [True] * len(counts)),
+    )
+
+
+def by_scipy(found: BoxSet, batch: GroundingBatch) -> dict[str, float]:
+    """The losses, one phrase after the other."""
+    totals = {"l1": 0.0, "giou": 0.0, "belongs": 0.0}
+    for boxes, logits, true, present, valid in zip(*found, batch.boxes_cxcywh, batch.present, batch.valid, strict=True):
+        if not valid:
+            continue
+        true = true[present]
+        overlaps = generalized_box_iou(*(box_convert(each, "cxcywh", "xyxy") for each in (true, boxes)))
+        distances = torch.cdist(true, boxes, p=1)
+        costs = 5 * distances - 2 * overlaps - logits.sigmoid()
+        rows, columns = linear_sum_assignment(costs.detach().numpy())
+        belongs = torch.zeros(QUERIES, dtype=torch.float64)
+        belongs[columns] = 1
+        totals["l1"] += float(distances[rows, columns].sum())
+        totals["giou"] += float((1 - overlaps[rows, columns]).sum())
+        totals["belongs"] += float(F.binary_cross_entropy_with_logits(logits, belongs, reduction="sum"))
+    return totals
+
+
+@pytest.mark.parametrize("valid", [None, [True, False, True, True]])
+def test_losses_are_those_of_scipys_assignment(valid):
+    model, batch = model_of_sets(), batch_of([3, 1, 0, 5], valid)
+    expected = by_scipy(model.locate_all(batch.pixels, batch.text), batch)
+    losses = model(batch)
+    assert {name: term.total.item() for name, term in losses.items()} == pytest.approx(expected)
+    counted = [True] * 4 if valid is None else valid
+    boxes = sum(count for count, counts in zip([3, 1, 0, 5], counted, strict=True) if counts)
+    assert {name: int(count) for name, count in model.counts(batch).items()} == {
+        "l1": boxes,
+        "giou": boxes,
+        "belongs": sum(counted),
+    }
+
+
+def test_every_parameter_has_a_gradient_and_a_step_makes_the_loss_smaller():
+    model, batch = model_of_sets(), batch_of([2, 1, 0])
+
+    def loss() -> torch.Tensor:
+        return sum(term.total * term.weight for term in model(batch).values())
+
+    before = loss()
+    before.backward()
+    without = [name for name, parameter in model.set_head.named_parameters() if parameter.grad is None]
+    assert not without
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= 1e-3 * parameter.grad
+    assert loss() < before
+
+
+def test_boxes_of_a_phrase_do_not_depend_on_others_nor_on_padding():
+    model, batch = model_of_sets().eval(), batch_of([2, 1, 0])
+    together = model.locate_all(batch.pixels, batch.text)
+    alone = model.locate_all(batch.pixels[:1], Text(batch.text.ids[:1, :4], batch.text.mask[:1, :4]))
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one[:1], other)
+
+
+def test_the_best_box_of_a_set_is_the_most_probable_one():
+    model, batch = model_of_sets().eval(), batch_of([2, 1, 0])
+    found = model.locate_all(batch.pixels, batch.text)
+    best = model.locate(batch.pixels, batch.text)
+    for row, number in enumerate(found.logits.argmax(dim=1).tolist()):
+        assert torch.equal(best[row], found.boxes[row, number])
+
+
+def test_a_batch_without_any_box_has_losses():
+    model = model_of_sets()
+    losses = model(batch_of([0, 0]))
+    assert float(losses["l1"].total) == float(losses["giou"].total) == 0
+    assert float(losses["belongs"].total) > 0
+
+
+def test_invalid_phrases_have_no_gradient():
+    batch = batch_of([2, 1], [True, False])
+    boxes = torch.rand(2, QUERIES, 4, dtype=torch.float64, requires_grad=True)
+    logits = torch.zeros(2, QUERIES, dtype=torch.float64, requires_grad=True)
+    losses = box_set_losses(BoxSet(boxes, logits), batch.boxes_cxcywh, batch.present, batch.valid)
+    sum(term.total for term in losses.values()).backward()
+    assert boxes.grad[0].abs().sum() > 0 and logits.grad[0].abs().sum() > 0
+    assert not boxes.grad[1].any() and not logits.grad[1].any()
+
+
+def test_the_published_head_is_the_default_and_loads_as_before():
+    torch.manual_seed(0)
+    model = GroundingModel(CONFIG)
+    assert model.set_head is None and not [name for name in model.state_dict() if name.startswith("set_head")]
+    missing, unexpected = model_of_sets().load_state_dict(model.state_dict(), strict=False)
+    assert {name.partition(".")[0] for name in missing} == {"set_head"}
+    assert {name.partition(".")[0] for name in unexpected} == {"box_head"}

@@ -1,0 +1,149 @@
+"""All boxes of a phrase: from a head for sets, and from regions that the phrase matches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.ops import box_iou
+
+from commands.predict import predict
+from models.core.set_head import BoxSetConfig
+from models.tasks.grounding import GroundingModelConfig
+from tests.messages import naming
+from tests.tasks.painted import SIZE
+from utils.commands import call
+from utils.errors import UserError
+from x2vlm import Model, load
+from x2vlm.boxes import region_masks
+from x2vlm.regions import OVERLAP, candidate_regions
+
+PHRASES = ["a red star", "a blue circle"]
+
+
+@pytest.fixture(scope="module")
+def of_sets(model) -> Model:
+    """A model with a head for sets, whose boxes differ in their probabilities."""
+    ours = model("grounding")
+    config = GroundingModelConfig(**{**dict(ours.settings.model), "box_set": BoxSetConfig(queries=6, layers=1)})
+    settings = ours.settings.model_copy(update={"model": config})
+    torch.manual_seed(0)
+    network = settings.kind.build(config, len(ours.tokenizer))
+    network.load_state_dict(ours.network.state_dict(), strict=False)
+    torch.nn.init.normal_(network.set_head.belongs.weight, std=2.0)
+    return Model(network.eval(), ours.tokenizer, settings, origin="of sets")
+
+
+@torch.no_grad()
+def test_all_boxes_are_those_of_the_head_above_the_threshold(of_sets, data):
+    images = [data / f"images/{number}.png" for number in range(4)]
+    found = of_sets.locate(images, [PHRASES] * 4, boxes="all", threshold=0.3)
+    counts = []
+    for image, boxes in zip(images, found, strict=True):
+        for phrase in PHRASES:
+            sets = of_sets.network.locate_all(of_sets.pixels(of_sets.views([image])), of_sets.tokens([phrase]))
+            scores = sets.logits[0].sigmoid()
+            expected = sorted(scores[scores >= 0.3].tolist(), reverse=True)
+            listed = [box for box in boxes if box.phrase == phrase]
+            assert [box.score for box in listed] == pytest.approx(expected, abs=1e-5)
+            assert all(box.x >= 0 and box.x + box.width <= SIZE + 1e-3 for box in listed)
+            counts.append(len(listed))
+    assert min(counts) < max(counts), "sets differ in size"
+    assert [box.phrase for box in found[0]] == sorted((box.phrase for box in found[0]), key=PHRASES.index)
+
+
+def test_one_box_is_the_most_probable_of_the_set(of_sets, data):
+    image = data / "images/3.png"
+    [[one]] = of_sets.locate(image, PHRASES[0])
+    every = of_sets.locate(image, PHRASES[0], boxes="all", threshold=0.001)[0]
+    assert one == every[0]
+
+
+def test_the_threshold_is_that_of_the_config(of_sets, data):
+    image = data / "images/3.png"
+    default = of_sets.locate(image, PHRASES, boxes="all")
+    assert default == of_sets.locate(image, PHRASES, boxes="all", threshold=of_sets.settings.evaluation.threshold)
+
+
+def test_a_model_with_a_head_for_sets_is_saved_and_loaded(of_sets, data, tmp_path):
+    again = load(of_sets.save(tmp_path / "saved"))
+    image = data / "images/2.png"
+    assert again.locate(image, PHRASES, boxes="all") == of_sets.locate(image, PHRASES, boxes="all")
+
+
+@torch.no_grad()
+def test_a_pre_trained_model_gives_regions_whose_content_matches(model, data):
+    ours, image = model("pretrain"), data / "images/5.png"
+    [boxes] = ours.locate(image, PHRASES[0], boxes="all", threshold=0.2)
+    regions, network = candidate_regions(*ours.network.vision.grid), ours.network
+    keys = network.vision(ours.pixels(ours.views([image])))
+    masks = region_masks(regions, SIZE, network.vision.patch_size)
+    parts = network.vision.regions(keys, masks, torch.zeros(len(regions), dtype=torch.int64))
+    texts = ours.encoded([PHRASES[0]]).select(torch.zeros(len(regions), dtype=torch.int64))
+    cls = network.fusion.cls(texts, network.fusion.project_regions(parts, keys)[0])
+    scores = network.matching_head(cls).softmax(dim=1)[:, 1]
+    assert boxes, "else this says nothing"
+    assert boxes[0].score == pytest.approx(float(scores.max()), abs=1e-5)
+    assert [box.score for box in boxes] == sorted((box.score for box in boxes), reverse=True)
+    assert all(box.score >= 0.2 for box in boxes)
+    corners = torch.tensor([[b.x, b.y, b.x + b.width, b.y + b.height] for b in boxes])
+    overlaps = box_iou(corners, corners).fill_diagonal_(0)
+    assert overlaps.max() <= OVERLAP + 1e-6
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 3), (4, 4), (8, 8), (14, 14), (24, 24)])
+def test_regions_are_on_the_grid_differ_and_cover_the_image(grid):
+    regions = candidate_regions(*grid)
+    rows, columns = grid
+    sides = torch.tensor([columns, rows])
+    corners = torch.cat([regions[:, :2] - regions[:, 2:] / 2, regions[:, :2] + regions[:, 2:] / 2], dim=1)
+    on_grid = corners * sides.repeat(2)
+    torch.testing.assert_close(on_grid, on_grid.round(), atol=1e-4, rtol=0)
+    assert corners.min() >= -1e-6 and corners.max() <= 1 + 1e-6
+    assert len({tuple(row) for row in on_grid.round().int().tolist()}) == len(regions) <= 700
+    assert [0, 0, columns, rows] in on_grid.round().int().tolist()
+
+
+def test_what_cannot_give_all_boxes_says_so(model, data):
+    image = data / "images/0.png"
+    with pytest.raises(UserError, match=naming("one box", "model.box_set", "pretrain")):
+        model("grounding").locate(image, PHRASES, boxes="all")
+    with pytest.raises(UserError, match=naming("threshold", "boxes='all'")):
+        model("pretrain").locate(image, PHRASES, threshold=0.5)
+
+
+def test_the_command_prints_and_draws_sets_and_names_what_is_absent(of_sets, data, tmp_path, capsys):
+    folder = of_sets.save(tmp_path / "saved")
+    words = [
+        "locate",
+        "--model",
+        str(folder),
+        "--image",
+        str(data / "images/0.png"),
+        "--image",
+        str(data / "images/1.png"),
+    ]
+    words += ["--text", PHRASES[0], "--text", PHRASES[1], "--all", "--save", str(tmp_path / "boxes.png")]
+    assert call(predict, words, "run.py predict") == 0
+    printed = capsys.readouterr().out
+    found = of_sets.locate([data / "images/0.png", data / "images/1.png"], [PHRASES] * 2, boxes="all")
+    for boxes in found:
+        for box in boxes:
+            assert (
+                f"{box.x:.0f}, {box.y:.0f}, {box.width:.0f} x {box.height:.0f}  {box.score:.3f}  {box.phrase}"
+                in printed
+            )
+    absent = sum(phrase not in {box.phrase for box in boxes} for boxes in found for phrase in PHRASES)
+    assert printed.count("no box") == absent
+    assert np.asarray(Image.open(tmp_path / "boxes.png")).size
+    assert call(predict, ["match", *words[1:-2]], "run.py predict") == 2
+    assert "--all" in capsys.readouterr().err
+
+
+def test_a_head_for_sets_is_not_exported(of_sets, tmp_path):
+    pytest.importorskip("onnxscript", reason="exports need onnxscript")
+    from x2vlm.export.graphs import FusionGraph
+
+    with pytest.raises(UserError, match=naming("model.box_set", "not exported")):
+        FusionGraph(of_sets.network)
