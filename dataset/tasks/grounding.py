@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -51,10 +50,12 @@ class GroundingSplitConfig(Config):
 
     format: Literal["records", "refcoco"] = Field(
         "records",
-        description="records: your own region records; refcoco: the official files of RefCOCO, RefCOCO+ or RefCOCOg",
+        description="records: your own region records; refcoco: the official files of RefCOCO, RefCOCO+, RefCOCOg or gRefCOCO",
     )
     annotations: InputFile | None = Field(None, description="file of region records")
-    refs: InputFile | None = Field(None, description="the official pickle of references; code in it is never run")
+    refs: InputFile | None = Field(
+        None, description="the official references: a pickle, in which code is never run, or gRefCOCO's JSON"
+    )
     instances: InputFile | None = Field(None, description="the official instances.json, which has the boxes")
     splits: list[str] | None = Field(
         None,
@@ -134,37 +135,37 @@ def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float, coun
         assert config.refs and config.instances and config.splits and config.images
         images = ImageFiles(expanded(config.images))
         rows = refcoco.phrase_rows(config.refs, config.instances, config.splits, key)
-        parsed = parse_rows(rows, lambda row: _parse_reference(row, images), key, max_broken)
+        parse = partial(_parse_reference, images=images)
     else:
         assert config.annotations is not None
         images = ImageFiles(images_folder(config.images, config.annotations))
         rows = read_records(config.annotations, key, ("refcoco",))
-        skipped = Counter[int]()
-        parse = partial(_parse_record, images=images, language=config.language, counts=counts, skipped=skipped)
-        parsed = parse_rows(rows, parse, key, max_broken)
-        needed, remedy = "exactly one box", "model.box_set adds a head for several boxes and none"
-        if counts != ONE_BOX:
-            needed, remedy = f"at most {counts.stop - 1} boxes", "raise model.box_set.queries"
-        if skipped:
-            several, none = skipped.total() - skipped[0], skipped[0]
-            text = "%s: skipped %d phrases with several boxes and %d without a box; the head needs %s: %s"
-            logger.info(text, key, several, none, needed, remedy)
-        if not any(parsed):
-            raise UserError(f"{key}: no phrase of {config.annotations} has {needed}, which the head needs; {remedy}")
-    return [phrase for phrases in parsed for phrase in phrases]
+        parse = partial(_parse_record, images=images, language=config.language)
+    phrases = [phrase for of_row in parse_rows(rows, parse, key, max_broken) for phrase in of_row]
+    fitting = [phrase for phrase in phrases if len(phrase.boxes) in counts]
+    needed, remedy = "exactly one box", "model.box_set adds a head for several boxes and none"
+    if counts != ONE_BOX:
+        needed, remedy = f"at most {counts.stop - 1} boxes", "raise model.box_set.queries"
+    if len(fitting) < len(phrases):
+        none = sum(not phrase.boxes and 0 not in counts for phrase in phrases)
+        text = "%s: skipped %d phrases with several boxes and %d without a box; the head needs %s: %s"
+        logger.info(text, key, len(phrases) - len(fitting) - none, none, needed, remedy)
+    if not fitting:
+        raise UserError(
+            f"{key}: no phrase of {config.annotations or config.refs} has {needed}, which the head needs; {remedy}"
+        )
+    return fitting
 
 
 def _parse_reference(row: Row, images: ImageFiles) -> list[Phrase]:
     source = images.find(row.get("image", str), row.location)
     width, height = size = row.values["size"]
-    box = place_box(box_in(row.values["box"], "bbox", row.location), width, height, row.location, "annotation")
-    return [Phrase(text, source, (box,), size, row.values["split"]) for text in row.values["phrases"]]
+    found = [box_in(box, "bbox", row.location) for box in row.values["boxes"]]
+    boxes = tuple(place_box(box, width, height, row.location, "annotation") for box in found)
+    return [Phrase(text, source, boxes, size, row.values["split"]) for text in row.values["phrases"]]
 
 
-def _parse_record(
-    row: Row, images: ImageFiles, language: str | None, counts: range, skipped: Counter[int]
-) -> list[Phrase]:
-    """Returns the phrases of a record whose number of boxes is in ``counts``. ``skipped`` counts the others by their number."""
+def _parse_record(row: Row, images: ImageFiles, language: str | None) -> list[Phrase]:
     raw = RawRecord(row.values, row.location, images.folder)
     record = parse_region_record(raw, ImageKeys(image_is="path"), "")
     if record.broken:
@@ -174,9 +175,6 @@ def _parse_record(
     phrases = []
     for element in record.elements:
         boxes = tuple(place_box(box, width, height, row.location, element.name) for box in element.boxes)
-        if len(boxes) not in counts:
-            skipped[len(boxes)] += 1
-            continue
         texts = texts_of(Row({element.name: list(element.captions)}, row.location), element.name, language)
         phrases += [Phrase(text, source, boxes, size, element.grain) for text in texts]
     if not record.elements:

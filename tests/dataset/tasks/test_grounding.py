@@ -294,6 +294,44 @@ def test_phrases_with_several_boxes_or_none_are_skipped_and_counted(own, caplog)
         read_phrases(own({"elems": [several, absent]}), "data.train", 0.0)
 
 
+def test_grefcocos_official_json_has_several_boxes_one_and_none(tmp_path):
+    """In the shape of ``grefs(unc).json``."""
+
+    def reference(image: int, annotations: object, split: str, *texts: str) -> dict:
+        return {"image_id": image, "ann_id": annotations, "split": split, "sentences": [{"sent": text} for text in texts]}
+
+    references = [
+        reference(9, [900, 901], "train", "two dogs", "both of them"),
+        reference(9, [900], "train", "left dog"),
+        reference(9, [-1], "train", "a zebra"),
+        reference(9, [-1], "val", "a horse"),
+        reference(9, [77], "train", "unknown id"),
+    ]
+    annotations = [{"id": 900, "bbox": [1, 2, 10, 20]}, {"id": 901, "bbox": [30, 2, 10, 20]}]
+    instances = {"images": [{"id": 9, "width": WIDTH, "height": HEIGHT}], "annotations": annotations}
+    (tmp_path / "grefs(unc).json").write_text(json.dumps(references))
+    (tmp_path / "instances.json").write_text(json.dumps(instances))
+    write_picture(tmp_path / "COCO_train2014_000000000009.jpg", (1, 2, 10, 20))
+    config = GroundingSplitConfig(
+        format="refcoco",
+        refs=str(tmp_path / "grefs(unc).json"),
+        instances=str(tmp_path / "instances.json"),
+        splits=["train"],
+        images=str(tmp_path),
+    )
+    found = read_phrases(config, "k", 0.5, range(17))
+    left, right = (1, 2, 10, 20), (30, 2, 10, 20)
+    assert [(phrase.text, phrase.boxes) for phrase in found] == [
+        ("two dogs", (left, right)),
+        ("both of them", (left, right)),
+        ("left dog", (left,)),
+        ("a zebra", ()),
+    ]
+    assert [phrase.text for phrase in read_phrases(config, "k", 0.5)] == ["left dog"]
+    with pytest.raises(UserError, match=naming("k", "1 missing key", "[77]")):
+        read_phrases(config, "k", 0.0, range(17))
+
+
 def test_a_head_for_sets_reads_phrases_with_as_many_boxes_as_it_has_and_with_none(own, caplog):
     several = {"bb": [[1, 2, 3, 4], [5, 6, 7, 8]], "caption": "two dogs"}
     absent, many = {"bb": [], "caption": "a zebra"}, {"bb": [[1, 2, 3, 4]] * 3, "caption": "dogs"}
