@@ -25,6 +25,7 @@ from tests.tools.report_runs import (
     section,
 )
 from tools.report import pictures
+from tools.report.judging import chosen, judged, lines_of
 from tools.report.page import page_of
 from tools.report.pictures import Room
 from tools.runs.reading import read_runs
@@ -203,3 +204,18 @@ def test_the_report_warns_of_an_accuracy_that_does_not_beat_the_image_blind_base
     questions = {"value": 400, "unit": "count"}
     run = make("blind", accuracy=0.51, questions=questions, **{"image-blind baseline": 0.5})
     assert OneLine("51.0%", "50.0%") in report(tmp_path, run).splitlines()
+
+
+def test_sets_of_boxes_are_judged_as_a_whole():
+    right = {
+        "image": "a.png",
+        "phrase": "all stars",
+        "predicted": [[1, 1, 2, 2]],
+        "true": [[1, 1, 2, 2]],
+        "exact": True,
+    }
+    wrong = {**right, "phrase": "all hearts", "true": [], "exact": False}
+    first, second = judged([right, wrong], None, "grounding")
+    assert (first.subject, first.right, second.subject, second.right) == ("all stars", True, "all hearts", False)
+    assert chosen([first, second], 1) == [second]
+    assert [line.text for line in lines_of(wrong)] == ["1 of 0 · all hearts", "a.png"]

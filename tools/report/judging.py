@@ -108,6 +108,21 @@ def _box_lines(prediction: Prediction) -> list[Line]:
     return [line, *([Line(str(prediction["image"]), faint=True)] if "image" in prediction else [])]
 
 
+def _is_set(prediction: Prediction) -> bool:
+    return isinstance(prediction.get("exact"), bool) and "phrase" in prediction
+
+
+def _set(number: int, prediction: Prediction) -> Judged:
+    answer = f"{len(prediction['predicted'])} boxes, {len(prediction['true'])} are true"
+    return Judged(number, _text(prediction, "phrase"), answer, float(prediction["exact"]), prediction["exact"])
+
+
+def _set_lines(prediction: Prediction) -> list[Line]:
+    numbers = f"{len(prediction['predicted'])} of {len(prediction['true'])}"
+    line = Line(f"{numbers} · {prediction['phrase']}", prediction["exact"])
+    return [line, *([Line(str(prediction["image"]), faint=True)] if "image" in prediction else [])]
+
+
 def _is_class(prediction: Prediction) -> bool:
     return all(isinstance(prediction.get(key), str | int) for key in ("predicted", "true"))
 
@@ -211,6 +226,7 @@ _FORMS: list[
     tuple[Callable[[Prediction], bool], Callable[[Prediction], list[Line]], Callable[[int, Prediction], Judged]]
 ] = [
     (_is_box, _box_lines, _box),
+    (_is_set, _set_lines, _set),
     (_is_ranking, _ranking_lines, _ranking),
     (_is_record, _record_lines, _record),
     (_is_class, _class_lines, _class),

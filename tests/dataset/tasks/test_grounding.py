@@ -298,7 +298,12 @@ def test_grefcocos_official_json_has_several_boxes_one_and_none(tmp_path):
     """In the shape of ``grefs(unc).json``."""
 
     def reference(image: int, annotations: object, split: str, *texts: str) -> dict:
-        return {"image_id": image, "ann_id": annotations, "split": split, "sentences": [{"sent": text} for text in texts]}
+        return {
+            "image_id": image,
+            "ann_id": annotations,
+            "split": split,
+            "sentences": [{"sent": text} for text in texts],
+        }
 
     references = [
         reference(9, [900, 901], "train", "two dogs", "both of them"),
