@@ -31,6 +31,7 @@ PACKAGES = (
     "ruamel",
     "numpy",
     "scipy",
+    "faster_coco_eval",
     "PIL",
     "simplejpeg",
     "tqdm",

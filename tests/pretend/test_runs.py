@@ -197,7 +197,7 @@ INPUTS = "inputs of a batch"
 RESULTS = "results of a batch"
 SPOOL = "states of images: a split's may not fit into the device's memory"
 OF_EVALUATIONS = {
-    "copies from the host: tasks/job.py _run": "the model, once",
+    "copies from the host: utils/distributed.py move_from_rank_0": "the model, once",
     "copies from the host: batches/base.py to_device": INPUTS,
     "copies from the host: tasks/captioning.py CaptioningTask.captions": INPUTS,
     "copies from the host: tasks/grounding.py GroundingTask._locate": INPUTS,
