@@ -15,7 +15,7 @@ from cyclopts import Parameter
 from commands.models import MOST_DRAWN, ModelFlags, check_save, report_broken
 from utils.commands import STANDARD_INPUT
 from utils.errors import UserError
-from utils.flags import SEVERAL, File, ModelName, named, read_by, sentence
+from utils.flags import SEVERAL, File, ModelName, Share, named, read_by, sentence
 from utils.printing import printed
 from utils.progress import progress_bar
 from utils.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -55,6 +55,7 @@ def predict(
     decode: Annotated[Literal["rank", "beam"] | None, Parameter(show_choices=False)] = None,
     layer: int | None = None,
     all_: bool = False,
+    threshold: Share | None = None,
     save: Path | None = None,
     json_: bool = False,
     running: ModelFlags = ModelFlags(),
@@ -71,6 +72,7 @@ def predict(
         answers: for answer: JSON list of the candidate answers (default: the answers that the run keeps).
         decode: for answer: rank to choose among the candidates, beam to write an answer (default: evaluation.decode of the run).
         all_: for locate: all boxes of each phrase, which may be several or none, instead of the best one.
+        threshold: for locate --all: smallest probability of a box (default: evaluation.threshold of the run, or 0.5).
         layer: for explain: block of the fusion encoder, from 0.
         save: draw the first 48 results as a PNG.
         json_: print a JSON object for each image, one per line.
@@ -97,6 +99,8 @@ def predict(
         )
     if all_ and call != "locate":
         raise UserError(f"--all: {call} finds no boxes; remove the flag")
+    if threshold is not None and not all_:
+        raise UserError("--threshold: is for locate --all; remove the flag, or add --all")
     named = [path for pattern in image for path in expand_pattern(pattern)]
     if save is not None:
         check_save(save, named)
@@ -107,7 +111,7 @@ def predict(
     drawn = 0
     with progress_bar(total=len(paths), desc=call, leave=False) as bar:
         for groups in _groups(asked, paths, call, broken):
-            for result in _ask(asked, groups, call, list(text), layer, decode, all_):
+            for result in _ask(asked, groups, call, list(text), layer, decode, all_, threshold):
                 bar.write(
                     json.dumps(result.values, ensure_ascii=False) if json_ else "\n".join(map(printed, result.lines))
                 )
@@ -188,6 +192,7 @@ def _ask(
     layer: int | None,
     decode: AnswerDecoding | None,
     every_box: bool,
+    threshold: float | None,
 ) -> Iterator[Result]:
     """Returns the model's result for each group."""
     views = [group[0] for group in groups]
@@ -206,7 +211,7 @@ def _ask(
         for view, row in zip(views, matches(model, views, texts), strict=True):
             yield _matched(model, view, texts, row)
     elif call == "locate":
-        located = model.locate(views, [texts] * len(views), boxes="all" if every_box else "one")
+        located = model.locate(views, [texts] * len(views), boxes="all" if every_box else "one", threshold=threshold)
         for view, boxes in zip(views, located, strict=True):
             yield _located(model, view, boxes, texts)
     elif call == "compare":
@@ -253,17 +258,21 @@ def _matched(model: Model, view: View, texts: Sequence[str], best_first: Sequenc
 
 def _located(model: Model, view: View, boxes: Sequence[Box], texts: Sequence[str]) -> Result:
     from x2vlm import figures
+    from x2vlm.boxes import absent
 
-    absent = [text for text in texts if text not in {box.phrase for box in boxes}]
-
-    lines = [
-        f"  {box.x:.0f}, {box.y:.0f}, {box.width:.0f} x {box.height:.0f}"
-        f"{'' if box.score is None else f'  {box.score:.3f}'}  {box.phrase}"
-        for box in boxes
-    ]
-    lines += [f"  no box  {text}" for text in absent]
+    lines = []
+    for text in dict.fromkeys(texts):
+        of_text = [
+            f"  {box.x:.0f}, {box.y:.0f}, {box.width:.0f} x {box.height:.0f}"
+            f"{'' if box.score is None else f'  {box.score:.3f}'}  {box.phrase}"
+            for box in boxes
+            if box.phrase == text
+        ]
+        lines += of_text or [f"  no box  {text}"]
     values = {"image": view.name, "size": view.size, "boxes": [_rounded(asdict(box)) for box in boxes]}
-    return Result([view.name, *lines], values, lambda: [figures.located(model.read, view.name, boxes, absent)])
+    if missing := absent(texts, boxes):
+        values["absent"] = missing
+    return Result([view.name, *lines], values, lambda: [figures.located(model.read, view.name, boxes, texts)])
 
 
 def _compared(model: Model, group: Sequence[View], text: str, judgement: Judgement) -> Result:

@@ -1,42 +1,46 @@
-"""``python run.py rescore``: measure one file of predicted boxes by several annotations."""
+"""``python run.py rescore``: measure predicted boxes by several annotations."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tasks.kinds import choose
 from utils.config import load_config
 from utils.errors import UserError
-from utils.flags import File, Override
+from utils.flags import File, Override, Share, named, read_by, whole_number
 
 if TYPE_CHECKING:
     from metrics.box_sets import ScoredBoxes
+
+FORM = "it needs image, phrase, boxes (a list of x, y, width, height in pixels) and scores (a probability in 0..1 for each box)"
 
 
 def rescore(
     *overrides: Override,
     config: File,
-    predictions: File,
-    threshold: float = 0.5,
-    bootstrap: int = 1000,
+    predictions: Annotated[tuple[str, ...], named("FILE")],
+    threshold: Share | None = None,
+    bootstrap: Annotated[int, read_by(whole_number(0))] | None = None,
     out: Path | None = None,
 ) -> int:
-    """Measure one file of predicted boxes by the annotations of several held-out splits: RefCOCO, RefCOCO+, RefCOCOg and
-    gRefCOCO, original or reviewed. A model predicts once, and every number is of the same boxes.
+    """Measure predicted boxes by the annotations of several held-out splits: RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO, original
+    or reviewed. Every number is of the same boxes.
 
-    Predictions are what a grounding run writes to predictions_<split>.json, or another program in this form: a JSON list of
-    objects with image (file name), phrase, boxes (lists of x, y, width, height in pixels) and scores (a probability for each
-    box). They are found by file name and phrase. Phrases without a prediction are counted and not measured.
+    Predictions are what grounding runs write to predictions_<split>.json, or another program in this form: a JSON list of
+    objects with image, phrase, boxes (lists of x, y, width, height in pixels) and scores (a probability for each box). An image
+    is found by the end of its path, as far as needed to tell the images of the config apart. Phrases without a prediction are
+    counted and not measured.
 
     Args:
         overrides: values that replace the config's, as key=value.
-        config: YAML file of a grounding run, whose evaluation.test names the splits.
-        predictions: JSON list of predictions.
-        threshold: probability from which a box counts as predicted.
-        bootstrap: draws of the 95 % intervals; 0 for none.
+        config: YAML file of a grounding run, whose evaluation.test names the splits; their images must be there.
+        predictions: JSON list of predictions; may be repeated.
+        threshold: probability from which a box counts as predicted (default: evaluation.threshold).
+        bootstrap: draws of the 95 % intervals, 0 for none (default: evaluation.bootstrap).
         out: JSON file to write all numbers to.
 
     Examples:
@@ -45,75 +49,118 @@ def rescore(
     Returns:
         0 every phrase has a prediction; 1 some have none; 2 the files cannot be used
     """
-    choice = choose(config, overrides, "grounding")
+    choice = choose(config, overrides, None)
     choice.check_keys()
+    if out is not None and not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}; make it, or give another file")
     import numpy as np
 
-    from dataset.tasks.grounding import read_phrases
+    from dataset.tasks.grounding import ANY_NUMBER, read_phrases
     from metrics.box_sets import ScoredBoxes
     from tasks.finetune import name_of
     from tasks.grounding import GroundingConfig, evaluate_phrases
 
-    found, sets = read_predictions(predictions)
+    if choice.source.name != "grounding":
+        raise UserError(f"--config {config}: is of task {choice.source.name}; give the config of a grounding run")
     settings = load_config(choice.config, overrides, GroundingConfig)
+    evaluation = settings.evaluation
+    splits = {
+        name: read_phrases(split, f"evaluation.test.{name}", 0.0, ANY_NUMBER) for name, split in evaluation.test.items()
+    }
+    depth = telling_parts(name_of(item.image) for items in splits.values() for item in items)
+    found = read_predictions(predictions, depth)
     numbers: dict[str, Any] = {}
-    missing = 0
-    for name, split in settings.evaluation.test.items():
-        items = read_phrases(split, f"evaluation.test.{name}", 0.0, range(10**6) if sets else range(1, 2))
-        keys = [(Path(name_of(item.image)).name, item.text) for item in items]
+    for name, items in splits.items():
+        keys = [(end_of(name_of(item.image), depth), item.text) for item in items]
         known = [(item, found[key]) for item, key in zip(items, keys, strict=True) if key in found]
-        missing += len(items) - len(known)
-        if not known:
-            raise UserError(
-                f"{predictions}: has no prediction for any of the {len(items):,} phrases of evaluation.test.{name}, such as "
-                f"{keys[0][1]!r} in {keys[0][0]}; predict them, or remove the split"
-            )
-        relative = [ScoredBoxes(boxes.boxes / np.tile(item.size, 2), boxes.scores) for item, boxes in known]
-        evaluation = evaluate_phrases([item for item, _ in known], relative, threshold if sets else None)
-        evaluation = evaluation.with_intervals(bootstrap, settings.seed)
-        numbers[name] = {**evaluation.as_json(), "phrases without a prediction": len(items) - len(known)}
-        sys.stdout.write(f"{evaluation.table(name)}\n")
-        if len(known) < len(items):
-            sys.stdout.write(f"{len(items) - len(known):,} of {len(items):,} phrases have no prediction\n")
+        without = len(items) - len(known)
+        numbers[name] = {"phrases without a prediction": without}
+        if known:
+            relative = [ScoredBoxes(boxes.boxes / np.tile(item.size, 2), boxes.scores) for item, boxes in known]
+            single = all(len(item.boxes) == len(boxes.boxes) == 1 for item, boxes in known)
+            least = None if single else threshold or evaluation.threshold
+            measured = evaluate_phrases([item for item, _ in known], relative, least)
+            measured = measured.with_intervals(evaluation.bootstrap if bootstrap is None else bootstrap, settings.seed)
+            numbers[name] |= measured.as_json()
+            sys.stdout.write(f"{measured.table(name)}\n")
+        if without:
+            sys.stdout.write(f"{name}: {without:,} of {len(items):,} phrases have no prediction, such as ")
+            first = next(key for key in keys if key not in found)
+            sys.stdout.write(f"{first[1]!r} in {first[0]}\n")
         sys.stdout.write("\n")
-    if out is not None:
-        out.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    return 1 if missing else 0
+        if out is not None:
+            out.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    return 1 if any(each["phrases without a prediction"] for each in numbers.values()) else 0
 
 
-def read_predictions(path: File) -> tuple[dict[tuple[str, str], ScoredBoxes], bool]:
-    """Reads predictions by file name of the image and phrase; boxes stay in pixels.
+def telling_parts(paths: Iterable[str]) -> int:
+    """Returns how many parts at the ends of paths tell different paths apart; at least 1."""
+    different = {Path(path).parts for path in paths}
+    longest = max((len(parts) for parts in different), default=1)
+    return next((n for n in range(1, longest) if len({parts[-n:] for parts in different}) == len(different)), longest)
 
-    Returns:
-        The predictions, and whether any of them is a set of boxes.
+
+def end_of(path: str, parts: int) -> str:
+    """Returns the last parts of a path."""
+    return "/".join(Path(path).parts[-parts:])
+
+
+def read_predictions(paths: Sequence[str], depth: int) -> dict[tuple[str, str], ScoredBoxes]:
+    """Reads predictions by the last ``depth`` parts of the image's path, and the phrase; boxes stay in pixels, centre and size.
 
     Raises:
-        UserError: if the file has another form.
+        UserError: if a file has another form, or two predictions for the same phrase differ.
     """
     import numpy as np
 
     from metrics.box_sets import ScoredBoxes
     from utils.files import read_json
 
-    try:
-        listed = read_json(Path(path))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); give a JSON list of predictions") from None
     found: dict[tuple[str, str], ScoredBoxes] = {}
-    sets = False
-    for number, each in enumerate(listed if isinstance(listed, list) else [None]):
+    for path in paths:
         try:
-            single = "boxes" not in each
-            boxes = np.array([each["predicted"]] if single else each["boxes"], dtype=np.float64).reshape(-1, 4)
-            scores = np.array([1.0] if single else each["scores"], dtype=np.float64)
-            key = (Path(each["image"]).name, str(each["phrase"]))
-            if len(boxes) != len(scores):
-                raise ValueError(f"{len(boxes)} boxes, but {len(scores)} scores")
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path}: entry {number} is not a prediction ({type(error).__name__}: {error}); it needs image, phrase, boxes "
-                "and scores"
-            ) from None
-        sets |= not single
-        found[key] = ScoredBoxes(np.concatenate([boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:]], axis=1), scores)
-    return found, sets
+            listed = read_json(Path(path))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); give a JSON list of predictions") from None
+        if not isinstance(listed, list):
+            raise UserError(f"{path}: is not a JSON list; give one of predictions: {FORM}")
+        for number, each in enumerate(listed):
+            fault = fault_of(each)
+            if fault is not None:
+                raise UserError(f"{path}: entry {number}: {fault}; {FORM}")
+            boxes = np.array(boxes_of(each), dtype=np.float64).reshape(-1, 4)
+            scores = np.array(each.get("scores", [1.0]), dtype=np.float64)
+            key = (end_of(each["image"], depth), each["phrase"])
+            scored = ScoredBoxes(np.concatenate([boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:]], axis=1), scores)
+            first = found.setdefault(key, scored)
+            if not (np.array_equal(first.boxes, scored.boxes) and np.array_equal(first.scores, scored.scores)):
+                raise UserError(
+                    f"{path}: entry {number}: {key[1]!r} in {key[0]} has another prediction too; remove one of them"
+                )
+    return found
+
+
+def boxes_of(prediction: dict[str, Any]) -> Any:
+    """The boxes of a prediction; a model that gives every phrase one box writes it as ``predicted``."""
+    return prediction["boxes"] if "boxes" in prediction else [prediction.get("predicted")]
+
+
+def fault_of(prediction: Any) -> str | None:
+    """Returns what is wrong with an entry of a file of predictions; None: nothing."""
+    if not isinstance(prediction, dict) or not all(isinstance(prediction.get(key), str) for key in ("image", "phrase")):
+        return "image or phrase is missing"
+    boxes, scores = boxes_of(prediction), prediction.get("scores", [1.0])
+    if not isinstance(boxes, list) or not all(isinstance(box, list) and len(box) == 4 for box in boxes):
+        return "boxes is not a list of four numbers each"
+    if not isinstance(scores, list) or len(scores) != len(boxes):
+        return f"{len(boxes)} boxes, but scores is not a list of as many"
+    if not all(is_number(value, -1e9, 1e9) for box in boxes for value in box) or any(min(box[2:]) < 0 for box in boxes):
+        return "a box has a side below 0, or something that is not a number of pixels"
+    if not all(is_number(score, 0, 1) for score in scores):
+        return "a score is not a number in 0..1"
+    return None
+
+
+def is_number(value: Any, least: float, most: float) -> bool:
+    """Whether a value is a number within bounds; NaN is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most

@@ -31,8 +31,14 @@ class ScoredBoxes:
 
     @property
     def best(self) -> np.ndarray:
-        """The box (4,) with the highest probability."""
-        return self.boxes[int(self.scores.argmax())]
+        """The box with the highest probability, (1, 4); (0, 4) without boxes."""
+        return self.boxes[self.scores.argsort()[::-1][:1]]
+
+
+def f1_score(predicted: np.ndarray, true: np.ndarray, overlap: Overlap = iou, threshold: float = 0.5) -> float:
+    """Returns the F1 score of a predicted set by the pairs of :func:`is_exact`; 1 if both sets are empty."""
+    boxes = len(predicted) + len(true)
+    return 2 * count_pairs(predicted, true, overlap, threshold) / boxes if boxes else 1.0
 
 
 def is_exact(predicted: np.ndarray, true: np.ndarray, overlap: Overlap = iou, threshold: float = 0.5) -> bool:
@@ -46,7 +52,7 @@ def is_exact(predicted: np.ndarray, true: np.ndarray, overlap: Overlap = iou, th
     >>> is_exact(box, box), is_exact(box, box[:0]), is_exact(box[:0], box[:0])
     (True, False, True)
     """
-    return len(predicted) == len(true) == count_pairs(predicted, true, overlap, threshold)
+    return f1_score(predicted, true, overlap, threshold) == 1
 
 
 def count_pairs(predicted: np.ndarray, true: np.ndarray, overlap: Overlap = iou, threshold: float = 0.5) -> int:
@@ -93,9 +99,9 @@ def average_precision(
     annotations: list[dict[str, Any]] = []
     for number, (boxes, targets, size) in enumerate(zip(predicted, true, sizes, strict=True)):
         check_finite(boxes.boxes, "coordinates of boxes")
-        for box, score in zip(in_pixels(boxes.boxes, size), boxes.scores.tolist(), strict=True):
+        for box, score in zip(pixel_boxes(boxes.boxes, size), boxes.scores.tolist(), strict=True):
             found.append({"image_id": number, "category_id": 1, "bbox": box.tolist(), "score": score})
-        for box in in_pixels(targets, size):
+        for box in pixel_boxes(targets, size):
             area = float(box[2] * box[3])
             one = {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "iscrowd": 0, "area": area}
             annotations.append({**one, "bbox": box.tolist()})
@@ -109,6 +115,6 @@ def average_precision(
     return float(evaluation.stats[0]), float(evaluation.stats[1])
 
 
-def in_pixels(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
+def pixel_boxes(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
     """Converts relative boxes (N, 4), centre and size, to left, top, width and height in pixels. ``size``: (2,) or (N, 2)."""
     return np.concatenate([(boxes[:, :2] - boxes[:, 2:] / 2) * size, boxes[:, 2:] * size], axis=1)

@@ -9,7 +9,7 @@ import numpy as np
 
 from dataset.tasks.grounding import Phrase
 from metrics.bootstrap import Scores
-from metrics.box_sets import ScoredBoxes, average_precision, giou, in_pixels, is_exact
+from metrics.box_sets import ScoredBoxes, average_precision, f1_score, giou, is_exact, pixel_boxes
 from metrics.grounding import iou
 from tasks.drawing import DrawnImage, ImageReader, Line, Panel, colours
 from tasks.drawing.boxes import Box, PairOfBoxes
@@ -18,6 +18,7 @@ from tasks.finetune import name_of
 
 EXACT = "Pr@(F1=1, IoU >= 0.5)"
 SINGLE = "IoU >= 0.5"
+MOST_PROBABLE = f"with one box: {SINGLE} of the most probable box"
 LEGEND = "solid: predicted · dashed: true · tick: all boxes are found, and no others"
 KINDS = {"without a box": range(1), "with one box": range(1, 2), "with several boxes": range(2, 10**6)}
 
@@ -36,20 +37,23 @@ def evaluate_sets(items: Sequence[Phrase], found: Sequence[ScoredBoxes], thresho
         box, the share whose most probable box has IoU 0.5, as with the published head; and COCO's average precision. Chance level
         of the first: no box for any phrase.
     """
-    true = [relative_boxes(item) for item in items]
+    true = [true_boxes(item) for item in items]
     sizes = np.array([item.size for item in items], dtype=np.float64)
     images = np.array([name_of(item.image) for item in items])
     predicted = [boxes.above(threshold) for boxes in found]
     counts = np.array([len(boxes) for boxes in true])
     answered = np.array([len(boxes) > 0 for boxes in predicted])
     pairs = list(zip(predicted, true, sizes, strict=True))
-    exact = np.array([is_exact(boxes, targets) for boxes, targets, _ in pairs])
+    f1 = [f1_score(boxes, targets) for boxes, targets, _ in pairs]
+    exact = np.array(f1) == 1
     by_script = np.array(
         [is_exact(_centred(boxes, size), _centred(targets, size), giou) for boxes, targets, size in pairs]
     )
 
+    rule = f"boxes with a probability of at least {threshold:g}"
+
     def share(name: str, right: np.ndarray, rows: np.ndarray, chance: float | None = None) -> Metric:
-        return Metric.mean_of(name, Scores(right[rows], images[rows]), chance)
+        return Metric.mean_of(name, Scores(right[rows], images[rows]), chance, rule=rule if name == EXACT else None)
 
     everything, absent, single = np.arange(len(items)), np.flatnonzero(counts == 0), np.flatnonzero(counts == 1)
     metrics = [
@@ -65,21 +69,18 @@ def evaluate_sets(items: Sequence[Phrase], found: Sequence[ScoredBoxes], thresho
         if 0 < len(rows) < len(items):
             metrics += [share(f"{kind}: {EXACT}", exact, rows), count(f"phrases {kind}", len(rows))]
     if len(single):
-        best = np.stack([found[row].best for row in single.tolist()])
         located = np.zeros(len(items), dtype=bool)
-        located[single] = iou(best, np.concatenate([true[row] for row in single.tolist()])) >= 0.5
-        metrics.append(share(f"with one box: {SINGLE} of the most probable box", located, single))
+        for row in single.tolist():
+            best = found[row].best
+            located[row] = len(best) > 0 and bool((iou(best, true[row]) >= 0.5)[0])
+        metrics.append(share(MOST_PROBABLE, located, single))
     if (counts > 0).any():
         mean, at_half = average_precision(found, true, sizes)
         metrics += [Metric("AP", mean, unit="score"), Metric("AP50", at_half, unit="score")]
-    rule = f"boxes with a probability of at least {threshold:g}"
-    metrics[1] = Metric.mean_of(EXACT, metrics[1].scores[0], metrics[1].chance, rule=rule)
-    return Evaluation(
-        tuple(metrics), [_prediction(*each) for each in zip(items, found, predicted, exact.tolist(), strict=True)]
-    )
+    return Evaluation(tuple(metrics), [_prediction(*each) for each in zip(items, found, predicted, f1, strict=True)])
 
 
-def relative_boxes(item: Phrase) -> np.ndarray:
+def true_boxes(item: Phrase) -> np.ndarray:
     """Returns the true boxes (T, 4) as centre and size relative to the image."""
     boxes = np.array(item.boxes, dtype=np.float64).reshape(-1, 4)
     return np.concatenate([boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:]], axis=1) / np.tile(item.size, 2)
@@ -96,9 +97,13 @@ def panel_of_set(item: Phrase, prediction: Mapping[str, Any], read: ImageReader)
 
     drawn = [PairOfBoxes(relative(box), None, of_predicted) for box in prediction["predicted"]]
     drawn += [PairOfBoxes(None, relative(box), of_true) for box in prediction["true"]]
-    number, expected = len(prediction["predicted"]), len(prediction["true"])
-    line = Line(f"{number} of {expected} · {item.text}", prediction["exact"], (of_predicted, ""))
+    line = Line(told_of(prediction), prediction["f1"] == 1, (of_predicted, ""))
     return Panel((DrawnImage(read(item.image, size=item.size), tuple(drawn)),), (line,))
+
+
+def told_of(prediction: Mapping[str, Any]) -> str:
+    """Returns a prediction as a line: the numbers of predicted and true boxes, and the phrase."""
+    return f"predicted {len(prediction['predicted'])}, true {len(prediction['true'])} · {prediction['phrase']}"
 
 
 def _centred(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -106,7 +111,7 @@ def _centred(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
     return boxes * np.tile(size, 2)
 
 
-def _prediction(item: Phrase, found: ScoredBoxes, predicted: np.ndarray, exact: bool) -> dict[str, Any]:
+def _prediction(item: Phrase, found: ScoredBoxes, predicted: np.ndarray, f1: float) -> dict[str, Any]:
     """Returns a prediction for the file, with boxes as x, y, width, height in pixels, the most probable first: all, and those
     that count as predicted."""
     size = np.array(item.size, dtype=np.float64)
@@ -114,9 +119,9 @@ def _prediction(item: Phrase, found: ScoredBoxes, predicted: np.ndarray, exact: 
     return {
         "image": name_of(item.image),
         "phrase": item.text,
-        "predicted": in_pixels(found.boxes[order], size).round(2).tolist()[: len(predicted)],
-        "boxes": in_pixels(found.boxes[order], size).round(2).tolist(),
-        "scores": found.scores[order].round(4).tolist(),
+        "predicted": pixel_boxes(found.boxes[order], size).round(2).tolist()[: len(predicted)],
+        "boxes": pixel_boxes(found.boxes[order], size).round(2).tolist(),
+        "scores": found.scores[order].tolist(),
         "true": [list(box) for box in item.boxes],
-        "exact": exact,
+        "f1": round(f1, 4),
     }

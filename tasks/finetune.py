@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -113,8 +113,8 @@ class FineTuneTask(BaseTask[F, M, B]):
     measure: str
     """The metric that selects the best weights."""
 
-    legend: str = "tick: right · cross: wrong"
-    """Legend for the panels of a sheet."""
+    legend: ClassVar[str] = "tick: right · cross: wrong"
+    """Legend for the panels of a sheet; see :meth:`legend_for`."""
 
     def __init__(self, config: F, parts: Parts[M, B], held_out: HeldOut):
         super().__init__(config, parts)
@@ -228,6 +228,11 @@ class FineTuneTask(BaseTask[F, M, B]):
             "\n".join([evaluation.table(name), *notes.get(name, [])]) for name, evaluation in evaluations.items()
         )
 
+    @classmethod
+    def legend_for(cls, config: F) -> str:
+        """Returns the legend for the panels of a config."""
+        return cls.legend
+
     def panel(self, items: Any, number: int, prediction: Mapping[str, Any], read: ImageReader) -> Panel | None:
         """Draws the prediction with index ``number`` of a split; None to draw nothing. Tasks that draw predictions override this.
 
@@ -272,7 +277,7 @@ class FineTuneTask(BaseTask[F, M, B]):
                 title = (
                     f"{name}: {len(panels)} of {len(predictions):,} predictions, evenly spaced over the split{broken}"
                 )
-                images[f"predictions/{name}"] = draw_sheet(Sheet(title, self.legend, panels), path)
+                images[f"predictions/{name}"] = draw_sheet(Sheet(title, self.legend_for(self.config), panels), path)
                 notes[name] = f"{len(panels)} of them are drawn in {path}"
         show_images(folder, self.config.train.wandb, images, newest_step(folder.checkpoints))
         return notes

@@ -13,18 +13,26 @@ from torch import Tensor
 from batches.texts import Text
 from dataset.media.views import EvaluationView
 from dataset.tasks.finetune import cleaned
-from dataset.tasks.grounding import GroundingBatches, GroundingDataConfig, GroundingSplitConfig, Phrase, read_phrases
+from dataset.tasks.grounding import (
+    ANY_NUMBER,
+    ONE_BOX,
+    GroundingBatches,
+    GroundingDataConfig,
+    GroundingSplitConfig,
+    Phrase,
+    read_phrases,
+)
 from metrics.bootstrap import Scores
-from metrics.box_sets import ScoredBoxes, in_pixels
+from metrics.box_sets import ScoredBoxes, pixel_boxes
 from metrics.grounding import iou, pixel_iou, share_at_least
 from models.tasks.grounding import GroundingModel, GroundingModelConfig
 from tasks import box_sets
-from tasks.box_sets import SINGLE, evaluate_sets, panel_of_set, relative_boxes
+from tasks.box_sets import SINGLE, evaluate_sets, panel_of_set, true_boxes
 from tasks.drawing import BOX_LEGEND, DrawnImage, ImageReader, Line, Panel, colours, pair_of_boxes
 from tasks.evaluation import Evaluation, Metric, count
 from tasks.finetune import FineTuneConfig, FineTuneTask, HeldOutConfig, data_options, name_of
 from tasks.kinds import TaskKind
-from utils.config import STAYS
+from utils.config import MAY_CHANGE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -33,7 +41,7 @@ if TYPE_CHECKING:
 class GroundingEvaluationConfig(HeldOutConfig[GroundingSplitConfig]):
     """Splits to evaluate. The paper reports val, which also selects the weights, testA and testB."""
 
-    threshold: Annotated[float, STAYS] = Field(
+    threshold: Annotated[float, MAY_CHANGE] = Field(
         0.5, gt=0, lt=1, description="with model.box_set: probability from which a box belongs to the phrase"
     )
 
@@ -51,12 +59,15 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatch
     """Model, data and evaluation of a grounding run."""
 
     measure = SINGLE
-    legend = BOX_LEGEND
 
     def __init__(self, config: GroundingConfig, *parts: Any):
         if config.model.box_set is not None:
-            self.measure, self.legend = box_sets.EXACT, box_sets.LEGEND
+            self.measure = box_sets.EXACT
         super().__init__(config, *parts)
+
+    @classmethod
+    def legend_for(cls, config: GroundingConfig) -> str:
+        return BOX_LEGEND if config.model.box_set is None else box_sets.LEGEND
 
     @staticmethod
     def build_model(config: GroundingConfig, vocab_size: int | None) -> GroundingModel:
@@ -70,7 +81,7 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatch
 
     @staticmethod
     def read_split(config: GroundingConfig, split: GroundingSplitConfig, key: str) -> list[Phrase]:
-        return read_phrases(split, key, 0.0, config.model.boxes_of_a_phrase)
+        return read_phrases(split, key, 0.0, ONE_BOX if config.model.box_set is None else ANY_NUMBER)
 
     def evaluate(self, items: list[Phrase]) -> Evaluation:
         """See :func:`evaluate_phrases`."""
@@ -102,7 +113,8 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatch
             return torch.cat([found.boxes, found.logits.sigmoid().unsqueeze(2)], dim=2)
 
         rows = self.outputs(items, _read, locate, "locating")
-        return [ScoredBoxes(boxes, scores) for boxes, scores in zip(rows[..., :4], rows[..., 4], strict=True)]
+        numbers = rows.astype(np.float64)  # as the file of predictions has them
+        return [ScoredBoxes(boxes, scores) for boxes, scores in zip(numbers[..., :4], numbers[..., 4], strict=True)]
 
 
 def evaluate_phrases(
@@ -122,8 +134,8 @@ def evaluate_phrases(
     """
     if threshold is not None:
         return evaluate_sets(items, found, threshold)
-    predicted = np.stack([boxes.best for boxes in found])
-    true = np.concatenate([relative_boxes(item) for item in items])
+    predicted = np.concatenate([boxes.best for boxes in found])
+    true = np.concatenate([true_boxes(item) for item in items])
     mean_box = np.broadcast_to(true.mean(axis=0), true.shape)
     sizes = np.array([item.size for item in items], dtype=np.float64)
     images = np.array([name_of(item.image) for item in items])
@@ -151,7 +163,7 @@ def evaluate_phrases(
 def _predictions(items: Sequence[Phrase], predicted: np.ndarray, true: np.ndarray) -> list[dict[str, Any]]:
     """Returns one prediction per phrase, with boxes as x, y, width, height in pixels."""
     sizes = np.array([item.size for item in items], dtype=np.float64)
-    boxes = in_pixels(predicted, sizes).round(2).tolist()
+    boxes = pixel_boxes(predicted, sizes).round(2).tolist()
     return [
         {
             "image": name_of(item.image),
@@ -166,7 +178,7 @@ def _predictions(items: Sequence[Phrase], predicted: np.ndarray, true: np.ndarra
 
 def _published(a: np.ndarray, b: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Computes :func:`~metrics.grounding.pixel_iou` of relative boxes (N, 4) in images of ``sizes`` (N, 2)."""
-    return pixel_iou(*(in_pixels(boxes, sizes) for boxes in (a, b)))
+    return pixel_iou(*(pixel_boxes(boxes, sizes) for boxes in (a, b)))
 
 
 def _read(view: EvaluationView, max_words: int, items: Sequence[Phrase], index: int) -> tuple[Tensor, str]:

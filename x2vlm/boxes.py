@@ -33,7 +33,7 @@ class Box:
     score: float | None = None
 
 
-def relative_boxes(
+def best_boxes(
     network: PretrainModel | GroundingModel, texts: PackedTexts, images: Concepts, image_index: Tensor
 ) -> tuple[list[list[float]], list[float | None]]:
     """Returns the box of text n in image ``image_index[n]``, as centre and size relative to the image, and its score; see
@@ -71,6 +71,12 @@ def region_masks(boxes: Tensor, image_size: ImageSize, patch_size: int) -> Tenso
     corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], dim=1)
     pixels = corners * torch.tensor([width, height, width, height])
     return torch.stack([patch_mask(box.tolist(), image_size, patch_size) for box in pixels])
+
+
+def absent(phrases: Sequence[str], boxes: Sequence[Box]) -> list[str]:
+    """Returns the phrases that have none of the boxes, in order."""
+    located = {box.phrase for box in boxes}
+    return [phrase for phrase in dict.fromkeys(phrases) if phrase not in located]
 
 
 def in_pixels(phrase: str, relative: Sequence[float], score: float | None, size: tuple[int, int]) -> Box:

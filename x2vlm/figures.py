@@ -36,21 +36,20 @@ def described(read: Reader, image: Image, lines: Sequence[str]) -> Panel:
     return Panel((DrawnImage(read.picture(image)),), tuple(map(Line, lines)), _names([image]))
 
 
-def located(read: Reader, image: Image, boxes: Sequence[Box], absent: Sequence[str] = ()) -> Panel:
-    """An image with the boxes of phrases; below it, the phrases in the colours of their boxes, with their scores, and the phrases
-    without a box."""
+def located(read: Reader, image: Image, boxes: Sequence[Box], phrases: Sequence[str]) -> Panel:
+    """An image with the boxes of phrases; below it, the phrases in the colours of their boxes, with their scores."""
     picture, (width, height) = read.picture(image), read(image).size
     drawn, lines = [], []
-    phrases = list(dict.fromkeys(box.phrase for box in boxes))
-    for number, (phrase, colour) in enumerate(zip(phrases, colours(len(phrases)), strict=True), start=1):
-        key = "" if len(phrases) == 1 else str(number)
+    different = list(dict.fromkeys(phrases))
+    for number, (phrase, colour) in enumerate(zip(different, colours(len(different)), strict=True), start=1):
+        key = "" if len(different) == 1 else str(number)
         of_phrase = [box for box in boxes if box.phrase == phrase]
         for box in of_phrase:
             relative = (box.x / width, box.y / height, box.width / width, box.height / height)
             drawn.append(PairOfBoxes(relative, None, colour, key))
         scores = ", ".join(f"{box.score:.2f}" for box in of_phrase if box.score is not None)
-        lines.append(Line(" · ".join(filter(None, [phrase, scores])), key=(colour, key)))
-    lines += [Line(f"{phrase} · no box") for phrase in absent]
+        told = " · ".join(filter(None, [phrase, scores if of_phrase else "no box"]))
+        lines.append(Line(told, key=(colour, key) if of_phrase else None))
     return Panel((DrawnImage(picture, tuple(drawn)),), tuple(lines), _names([image]))
 
 

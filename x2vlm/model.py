@@ -133,8 +133,14 @@ class Model(LoadedModel):
             The boxes of each image, in the order of its phrases.
         """
         self._check("locate")
+        if boxes not in ("one", "all"):
+            raise UserError(f"locate: boxes is {boxes!r}; give 'one' or 'all'")
         if boxes == "all":
             threshold = self._threshold() if threshold is None else threshold
+            if not (isinstance(threshold, int | float) and 0 < threshold <= 1):
+                raise UserError(
+                    f"locate: threshold is {threshold!r}, but it is a probability; give one above 0, up to 1"
+                )
         elif threshold is not None:
             raise UserError("locate: threshold is for boxes='all'; omit it")
         listed = as_list(images)

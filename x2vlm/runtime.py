@@ -23,7 +23,7 @@ from models.inference.reranking import AligningModel, TextBank, matching_margin,
 from models.pretraining.model import PretrainModel
 from models.tasks.grounding import GroundingModel
 from tasks.inference import device_of, evaluating
-from x2vlm.boxes import region_scores, relative_boxes
+from x2vlm.boxes import best_boxes, region_scores
 from x2vlm.regions import Boxes, matching_regions
 from x2vlm.search.files import weights_hash
 
@@ -137,7 +137,7 @@ class TorchRuntime:
     def locate(self, images: Tensor, texts: PackedTexts, image_index: Tensor) -> Located:
         """See :class:`Runtime`."""
         assert isinstance(self.network, PretrainModel | GroundingModel)
-        return relative_boxes(self.network, texts, Concepts(images[:, 1:], images[:, 0]), image_index)
+        return best_boxes(self.network, texts, Concepts(images[:, 1:], images[:, 0]), image_index)
 
     def locate_all(self, images: Tensor, texts: PackedTexts, image_index: Tensor, threshold: float) -> list[Boxes]:
         """See :class:`Runtime`."""

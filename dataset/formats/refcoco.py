@@ -40,8 +40,8 @@ def phrase_rows(refs: str, instances: str, splits: Sequence[str], key: str) -> I
     def phrase_row(row: Row) -> Row:
         image, named = row.get("image_id", int), row.values.get("ann_id")
         annotations = named if isinstance(named, list) else [named]
-        annotations = [] if annotations == [NO_TARGET] else annotations
-        if image not in sizes or not all(isinstance(each, int) and each in boxes for each in annotations):
+        are_known = bool(annotations) and all(type(each) is int and each in boxes for each in annotations)
+        if image not in sizes or not (are_known or annotations == [NO_TARGET]):
             raise BrokenRecordError("missing key", row.location, f"ann_id {named}, image_id {image}: not in instances")
         sentences = [sentence.get("sent") for sentence in row.get("sentences", list) if isinstance(sentence, dict)]
         phrases = [text for text in sentences if isinstance(text, str) and text.strip()]
@@ -50,7 +50,7 @@ def phrase_rows(refs: str, instances: str, splits: Sequence[str], key: str) -> I
         known = {
             "image": IMAGE_NAME.format(image),
             "size": sizes[image],
-            "boxes": [boxes[each] for each in annotations],
+            "boxes": [boxes[each] for each in dict.fromkeys(annotations) if each != NO_TARGET],
         }
         return Row({**known, "phrases": phrases, "split": row.get("split", str)}, row.location)
 

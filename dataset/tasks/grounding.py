@@ -114,7 +114,7 @@ class Phrase:
         return self.image.location
 
 
-ONE_BOX = range(1, 2)
+ONE_BOX, ANY_NUMBER = range(1, 2), range(2**31)
 
 
 def read_phrases(config: GroundingSplitConfig, key: str, max_broken: float, counts: range = ONE_BOX) -> list[Phrase]:

@@ -14,6 +14,9 @@ from demo.scenes.vocabulary import COLOURS, PLAIN, SHAPES, SIZES, TEXTURES
 Kind = Literal["absent", "one", "several"]
 
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
+OF_ABSENT = {"two": 0.85, "three": 0.1, "four": 0.04, "five": 0.01}
+"""Shares of the numbers in phrases that fit no object: about those of the objects that phrases do fit."""
+
 MOST = 2
 """Maximum number of phrases of each kind for a scene."""
 
@@ -40,8 +43,9 @@ class SetPhrase(NamedTuple):
 def set_phrases(scene: Scene) -> list[SetPhrase]:
     """Returns phrases for sets of objects, which depend only on the scene: equally many that fit several objects, one and none.
 
-    A scene without attributes that several objects share has no phrases. The form of a phrase does not tell its kind: a plural
-    may fit one object or none, and a phrase without objects differs from one with objects in one attribute.
+    A scene without attributes that several objects share has no phrases. The form of a phrase does not tell whether it has
+    objects: in each form ("the star", "all stars", "the two stars"), about a third of the phrases have none, and they differ from
+    others in one attribute.
     """
     rng = scene.rng(SETS_STREAM)
     by_kind: dict[Kind, list[SetPhrase]] = {"several": [], "one": [], "absent": []}
@@ -62,14 +66,15 @@ def _phrase(scene: Scene, looks: Looks, rng: np.random.Generator) -> SetPhrase:
     """Returns a phrase for all objects with these looks."""
     objects = _fitting(scene.objects, looks)
     count = len(objects)
-    # "The red star" would leave open which of two is meant.
-    if count < 2 and rng.integers(2):
+    # Half of the phrases say "all". "The star" would leave open which of two is meant, and a wrong number whether any is.
+    says_all, is_singular = rng.random() < 0.5, rng.random() < 0.5
+    if says_all:
+        text = f"all {_plural(looks)}"
+    elif count == 1 or (count == 0 and is_singular):
         text = f"the {looks.name()}"
     else:
-        number = NUMBERS[count] if count in NUMBERS else one_of(rng, list(NUMBERS.values())[:2])
-        # A number that is wrong would leave open whether the phrase fits one object or none.
-        start = "all" if count == 1 or rng.integers(2) else f"the {number}"
-        text = f"{start} {_plural(looks)}"
+        number = NUMBERS[count] if count else str(rng.choice(list(OF_ABSENT), p=list(OF_ABSENT.values())))
+        text = f"the {number} {_plural(looks)}"
     return SetPhrase("absent" if not objects else "one" if count == 1 else "several", text, objects)
 
 

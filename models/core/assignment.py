@@ -23,8 +23,13 @@ def assign(costs: Tensor, present: Tensor) -> Tensor:
 
     Returns:
         (N, M) int64, the query of each target; :data:`FREE` for targets that do not count.
+
+    Raises:
+        ValueError: if there are more targets than queries.
     """
     count, targets, queries = costs.shape
+    if targets > queries:
+        raise ValueError(f"{targets} targets cannot have a query each, as there are {queries}")
     every = torch.arange(count, device=costs.device)
     of_targets, of_queries = costs.new_zeros(count, targets), costs.new_zeros(count, queries)  # dual variables
     query_of = torch.full((count, targets), FREE, device=costs.device)

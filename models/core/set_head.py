@@ -68,7 +68,9 @@ class BoxSetHead(nn.Module):
         columns = math.ceil(config.queries / rows)
         positions = sincos_positions(*grid, width)
         of_cells = F.adaptive_avg_pool2d(positions.T.unflatten(1, grid), (rows, columns)).flatten(1).T
-        self.queries = nn.Parameter(of_cells[: config.queries].contiguous())
+        # If the grid has more cells than there are queries, some are left out evenly.
+        chosen = torch.linspace(0, rows * columns - 1, config.queries).round().long()
+        self.queries = nn.Parameter(of_cells[chosen])
         self.patches = nn.Linear(vision_width, width)
         layer = nn.TransformerDecoderLayer(
             width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
@@ -82,7 +84,7 @@ class BoxSetHead(nn.Module):
         nn.init.constant_(self.belongs.bias, math.log(RARE / (1 - RARE)))
         y, x = torch.meshgrid((torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij")
         cells = torch.stack([x, y, torch.full_like(x, 1 / columns), torch.full_like(y, 1 / rows)], dim=-1)
-        self.register_buffer("cells", cells.flatten(0, 1)[: config.queries].logit(1e-3), persistent=False)
+        self.register_buffer("cells", cells.flatten(0, 1)[chosen].logit(1e-3), persistent=False)
         self.register_buffer("positions", positions, persistent=False)
 
     def forward(self, fused: PackedTexts, patches: Tensor) -> BoxSet:

@@ -27,7 +27,7 @@ class GroundingModelConfig(ModelConfig):
 
     @property
     def boxes_of_a_phrase(self) -> range:
-        """The numbers of boxes that the model can predict for a phrase."""
+        """The numbers of boxes of a phrase on which the model can train."""
         return range(1, 2) if self.box_set is None else range(self.box_set.queries + 1)
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -40,8 +41,14 @@ def run(folder: Path, predictions: list, *splits: str, flags: tuple[str, ...] = 
     text = text.replace("../presets", str(Path("configs/presets").absolute())).partition("evaluation:")[0]
     (folder / "config.yaml").write_text(text + "evaluation: {test: {}}\n")
     (folder / "predictions.json").write_text(json.dumps(predictions))
-    files = ["--config", str(folder / "config.yaml"), "--predictions", str(folder / "predictions.json")]
-    return call(rescore, [*files, "--out", str(folder / "numbers.json"), *flags, *splits], "run.py rescore")
+    given = {"--config": "config.yaml", "--predictions": "predictions.json", "--out": "numbers.json"}
+    files = [
+        word
+        for flag, name in given.items()
+        if flag == "--predictions" or flag not in flags
+        for word in (flag, str(folder / name))
+    ]
+    return call(rescore, [*files, *flags, *splits], "run.py rescore")
 
 
 SETS = [
@@ -55,7 +62,7 @@ SETS = [
 def test_original_and_reviewed_annotations_give_their_own_numbers(folder, capsys):
     original = write_records(folder, "original", (0, "a", [A]), (1, "both", [A, B]), (2, "none", []), (2, "b", [B]))
     reviewed = write_records(folder, "reviewed", (0, "a", [B]), (1, "both", [A, B]), (2, "b", [B, FAR]))
-    assert run(folder, SETS, original, reviewed) == 0
+    assert run(folder, SETS, original, reviewed, flags=("--bootstrap", "1000")) == 0
     numbers = json.loads((folder / "numbers.json").read_text())
     exact = "Pr@(F1=1, IoU >= 0.5)"
     assert numbers["original"][exact]["value"] == 3 / 4  # b has a second box
@@ -81,25 +88,101 @@ def test_single_boxes_are_measured_as_in_refcoco(folder):
 def test_phrases_without_a_prediction_are_counted(folder, capsys):
     split = write_records(folder, "some", (0, "a", [A]), (1, "other", [A]))
     assert run(folder, SETS, split) == 1
-    assert "1 of 2 phrases have no prediction" in capsys.readouterr().out
+    assert "1 of 2 phrases have no prediction, such as 'other' in 1.png" in capsys.readouterr().out
     numbers = json.loads((folder / "numbers.json").read_text())["some"]
     assert numbers["phrases without a prediction"] == 1 and numbers["phrases"]["value"] == 1
+
+
+def test_the_config_says_threshold_and_bootstrap_unless_a_flag_does(folder, capsys):
+    split = write_records(folder, "one", (0, "a", [A]), (1, "both", [A, B]))
+    exact = "Pr@(F1=1, IoU >= 0.5)"
+    for flags, value in (((), 1.0), (("--threshold", "0.85"), 0.5), (("evaluation.threshold=0.95",), 0.0)):
+        assert run(folder, SETS, split, flags=flags) == 0
+        numbers = json.loads((folder / "numbers.json").read_text())["one"]
+        assert numbers[exact]["value"] == value and "interval" not in numbers[exact]
+    assert run(folder, SETS, split, flags=("evaluation.bootstrap=50",)) == 0
+
+
+def test_images_of_the_same_name_in_two_folders_are_told_apart(folder):
+    (folder / "images/val").mkdir()
+    shutil.copy(folder / "images/0.png", folder / "images/val/0.png")
+    here = write_records(folder, "here", (0, "a", [A]))
+    there = folder / "there.jsonl"
+    there.write_text(json.dumps({"image": "images/val/0.png", "elems": [{"bb": [B], "caption": "a"}]}) + "\n")
+    listed = [
+        {"image": f"/any/images/{name}", "phrase": "a", "boxes": [box], "scores": [1]}
+        for name, box in (("0.png", A), ("val/0.png", B))
+    ]
+    assert run(folder, listed, here, f"evaluation.test.there.annotations={there}") == 0
+    numbers = json.loads((folder / "numbers.json").read_text())
+    assert numbers["here"]["IoU >= 0.5"]["value"] == numbers["there"]["IoU >= 0.5"]["value"] == 1.0
+    assert run(folder, listed[:1], here, f"evaluation.test.there.annotations={there}") == 1
+    assert json.loads((folder / "numbers.json").read_text())["there"] == {"phrases without a prediction": 1}
+
+
+def test_predictions_may_be_in_several_files_and_an_answer_may_be_no_box(folder):
+    split = write_records(folder, "all", (0, "a", [A]), (2, "none", []))
+    (folder / "more.json").write_text(json.dumps([{"image": "2.png", "phrase": "none", "boxes": [], "scores": []}]))
+    first = [{"image": "0.png", "phrase": "a", "boxes": [], "scores": []}]
+    assert run(folder, first, split, flags=("--predictions", str(folder / "more.json"))) == 0
+    numbers = json.loads((folder / "numbers.json").read_text())["all"]
+    assert numbers["N-acc"]["value"] == 1.0 and numbers["T-acc"]["value"] == 0.0
+    assert numbers["with one box: IoU >= 0.5 of the most probable box"]["value"] == 0.0
+
+
+def test_a_head_with_one_box_for_every_phrase_has_an_n_acc_of_zero(folder):
+    split = write_records(folder, "all", (0, "a", [A]), (2, "none", []))
+    listed = [{"image": "0.png", "phrase": "a", "predicted": A}, {"image": "2.png", "phrase": "none", "predicted": A}]
+    assert run(folder, listed, split) == 0
+    numbers = json.loads((folder / "numbers.json").read_text())["all"]
+    assert numbers["N-acc"]["value"] == 0.0 and numbers["Pr@(F1=1, IoU >= 0.5)"]["value"] == 0.5
+
+
+def test_what_a_run_writes_is_measured_as_the_run_did(folder):
+    """A score of float32 just below the threshold stays below it."""
+    score = float(np.float32(0.7))
+    listed = [{"image": "0.png", "phrase": "a", "boxes": [A], "scores": [score]}]
+    split = write_records(folder, "one", (0, "a", [A]), (1, "both", [A, B]))
+    listed.append({"image": "1.png", "phrase": "both", "boxes": [A, B], "scores": [0.9, score]})
+    assert score < 0.7
+    assert run(folder, listed, split, flags=("--threshold", "0.7")) == 0
+    assert json.loads((folder / "numbers.json").read_text())["one"]["Pr@(F1=1, IoU >= 0.5)"]["value"] == 0.0
+
+
+def box(*values: object) -> list[dict]:
+    return [{"image": "0.png", "phrase": "a", "boxes": [list(values)], "scores": [1]}]
 
 
 @pytest.mark.parametrize(
     ("predictions", "told"),
     [
-        ([{"image": "0.png"}], ("entry 0", "image, phrase, boxes and scores")),
-        ([{"image": "0.png", "phrase": "a", "boxes": [A], "scores": [1, 2]}], ("entry 0", "2 scores")),
-        ([{"image": "0.png", "phrase": "a", "boxes": ["A"], "scores": [1]}], ("entry 0",)),
-        ({"a": 1}, ("not a prediction",)),
-        (
-            [{"image": "9.png", "phrase": "a", "boxes": [A], "scores": [1]}],
-            ("no prediction for any", "evaluation.test.some"),
-        ),
+        ([{"image": "0.png"}], ("entry 0", "phrase is missing")),
+        ([3], ("entry 0", "image")),
+        ([{"image": "0.png", "phrase": "a", "boxes": [A], "scores": [1, 1]}], ("entry 0", "1 boxes", "scores")),
+        ([{"image": "0.png", "phrase": "a", "boxes": [A], "scores": [float("nan")]}], ("entry 0", "0..1")),
+        ([{"image": "0.png", "phrase": "a", "boxes": [A], "scores": [[1]]}], ("entry 0", "0..1")),
+        ([{"image": "0.png", "phrase": "a", "boxes": [A], "scores": [7]}], ("entry 0", "0..1")),
+        (box("A"), ("entry 0", "four numbers")),
+        (box(1, 2, -3, 4), ("entry 0", "side below 0")),
+        (box(1, 2, 3, 10**400), ("entry 0", "number of pixels")),
+        (box(*A, *A), ("entry 0", "four numbers")),
+        ({"a": 1}, ("not a JSON list",)),
+        ([*box(*A), *box(*B)], ("entry 1", "another prediction")),
     ],
 )
 def test_files_that_do_not_fit_are_one_line(folder, capsys, predictions, told):
     split = write_records(folder, "some", (0, "a", [A]))
     assert run(folder, predictions, split) == 2
     assert OneLine("error:", *told) in capsys.readouterr().err.splitlines()
+
+
+def test_mistakes_of_the_command_line_are_one_line(folder, capsys):
+    split = write_records(folder, "some", (0, "a", [A]))
+    for flags, told in (
+        (("--threshold", "7"), ("--threshold",)),
+        (("--bootstrap", "-5"), ("--bootstrap",)),
+        (("--out", str(folder / "none/x.json")), ("--out", "no folder")),
+        (("--config", "configs/demo/vqa.yaml"), ("grounding",)),
+    ):
+        assert run(folder, SETS, split, flags=flags) == 2, flags
+        assert capsys.readouterr().err.splitlines()[-1] == OneLine("error:", *told)

@@ -43,6 +43,11 @@ def test_an_example_does_not_change_the_assignment_of_another():
     assert torch.equal(assign(costs, present), alone)
 
 
+def test_more_targets_than_queries_are_an_error():
+    with pytest.raises(ValueError, match="3 targets"):
+        assign(torch.zeros(1, 3, 2), torch.ones(1, 3, dtype=torch.bool))
+
+
 def test_costs_that_are_not_finite_end_the_search_with_queries_that_exist():
     """The loss is not finite then, and the step is left out."""
     costs = torch.full((2, 3, 4), torch.nan)

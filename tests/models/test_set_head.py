@@ -115,6 +115,14 @@ def test_the_best_box_of_a_set_is_the_most_probable_one():
         assert torch.equal(best[row], found.boxes[row, number])
 
 
+@pytest.mark.parametrize("queries", [1, 5, 7, 16, 24])
+def test_queries_start_at_different_cells_all_over_the_image(queries):
+    cells = GroundingModel(CONFIG, box_set=BoxSetConfig(queries=queries)).set_head.cells.sigmoid()
+    assert cells.shape == (queries, 4) and len({tuple(cell) for cell in cells.tolist()}) == queries
+    if queries > 1:
+        assert cells[0, :2].max() < 0.5 < cells[-1, :2].min()
+
+
 def test_a_batch_without_any_box_has_losses():
     model = model_of_sets()
     losses = model(batch_of([0, 0]))

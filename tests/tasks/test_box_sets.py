@@ -8,7 +8,7 @@ import pytest
 from dataset.records.schema import ImageSource
 from dataset.tasks.grounding import Phrase
 from metrics.box_sets import ScoredBoxes
-from tasks.box_sets import EXACT, evaluate_sets, panel_of_set, relative_boxes
+from tasks.box_sets import EXACT, evaluate_sets, panel_of_set, true_boxes
 
 SIZE = (200, 100)
 LEFT, RIGHT, LOW = (10.0, 10.0, 40.0, 40.0), (120.0, 20.0, 50.0, 30.0), (60.0, 60.0, 40.0, 30.0)
@@ -19,7 +19,7 @@ def phrase(text: str, *boxes: tuple[float, float, float, float]) -> Phrase:
 
 
 def found(*boxes: tuple[tuple[float, float, float, float], float]) -> ScoredBoxes:
-    relative = relative_boxes(phrase("", *(box for box, _ in boxes)))
+    relative = true_boxes(phrase("", *(box for box, _ in boxes)))
     return ScoredBoxes(relative, np.array([score for _, score in boxes]))
 
 
@@ -59,7 +59,7 @@ def test_each_number_by_hand():
     assert [values[f"phrases {kind}"] for kind in ("without a box", "with one box", "with several boxes")] == [2, 3, 3]
     assert values["with one box: IoU >= 0.5 of the most probable box"] == 1.0
     assert 0 < values["AP"] <= values["AP50"] < 1
-    assert [each["exact"] for each in evaluation.predictions] == RIGHT_ONES
+    assert [each["f1"] == 1 for each in evaluation.predictions] == RIGHT_ONES
 
 
 def test_a_lower_threshold_finds_more():
@@ -81,7 +81,7 @@ def test_a_panel_has_all_boxes_and_tells_how_many():
     (picture,), (line,) = panel.pictures, panel.lines
     assert [box.predicted is not None for box in picture.boxes] == [True, False, False]
     assert picture.boxes[0].predicted == pytest.approx((0.05, 0.1, 0.2, 0.4))
-    assert line.text == "1 of 2 · two, one found" and line.right is False
+    assert line.text == "predicted 1, true 2 · two, one found" and line.right is False
 
 
 def test_phrases_with_one_box_alone_have_no_thirds():

@@ -212,10 +212,10 @@ def test_sets_of_boxes_are_judged_as_a_whole():
         "phrase": "all stars",
         "predicted": [[1, 1, 2, 2]],
         "true": [[1, 1, 2, 2]],
-        "exact": True,
+        "f1": 1.0,
     }
-    wrong = {**right, "phrase": "all hearts", "true": [], "exact": False}
+    wrong = {**right, "phrase": "all hearts", "true": [], "f1": 0.0}
     first, second = judged([right, wrong], None, "grounding")
     assert (first.subject, first.right, second.subject, second.right) == ("all stars", True, "all hearts", False)
     assert chosen([first, second], 1) == [second]
-    assert [line.text for line in lines_of(wrong)] == ["1 of 0 · all hearts", "a.png"]
+    assert [line.text for line in lines_of(wrong)] == ["predicted 1, true 0 · all hearts", "a.png"]

@@ -111,6 +111,11 @@ def test_what_cannot_give_all_boxes_says_so(model, data):
         model("grounding").locate(image, PHRASES, boxes="all")
     with pytest.raises(UserError, match=naming("threshold", "boxes='all'")):
         model("pretrain").locate(image, PHRASES, threshold=0.5)
+    with pytest.raises(UserError, match=naming("'ALL'", "'one'")):
+        model("pretrain").locate(image, PHRASES, boxes="ALL")
+    for wrong in (0, 50, float("nan"), "0.3"):
+        with pytest.raises(UserError, match=naming("threshold", "probability")):
+            model("pretrain").locate(image, PHRASES, boxes="all", threshold=wrong)
 
 
 def test_the_command_prints_and_draws_sets_and_names_what_is_absent(of_sets, data, tmp_path, capsys):

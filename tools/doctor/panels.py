@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def _of_stream(name: str, part: Any, tokenizer: Any, classes: Mapping[int, str])
         pixels = pixels[shared[:MOST_PANELS]]
     for row in range(min(count, MOST_PANELS)):
         images = [] if pixels is None else images_of(pixels, row, count)
-        own = drawn_boxes(_boxes_of(row, boxes, present)) if isinstance(boxes, Tensor) else ()
+        own = _boxes_of(row, boxes, present) if isinstance(boxes, Tensor) else ()
         lines = lines_of(text, row, tokenizer, own[0] if own else None)
         lines += _other_lines(part, row, tokenizer, classes)
         if isinstance(valid, Tensor) and not valid[row]:
@@ -53,9 +54,12 @@ def _of_stream(name: str, part: Any, tokenizer: Any, classes: Mapping[int, str])
         yield _panel(f"{name} {row}".strip(), images, own, lines)
 
 
-def _boxes_of(row: int, boxes: Tensor, present: Tensor | None) -> Tensor:
-    """The boxes (M, 4) of an example. ``boxes``: (N, 4), or (N, M, 4) with ``present`` (N, M) bool."""
-    return boxes[row : row + 1] if present is None else boxes[row][present[row]]
+def _boxes_of(row: int, boxes: Tensor, present: Tensor | None) -> tuple[PairOfBoxes, ...]:
+    """The boxes of an example, which has one text. ``boxes``: (N, 4), or (N, M, 4) with ``present`` (N, M) bool."""
+    if present is None:
+        return drawn_boxes(boxes[row : row + 1])
+    own = drawn_boxes(boxes[row][present[row]])
+    return tuple(replace(box, colour=own[0].colour, number=own[0].number) for box in own)
 
 
 def _of_regions(name: str, part: RegionBatch, tokenizer: Any) -> Iterator[Panel]:

@@ -74,7 +74,7 @@ def check_record_keys(subject: Subject, report: Report) -> None:
             listed = [record["elems"] for record in sampled.records if isinstance(record.get("elems"), list)]
             phrases = [phrase for phrases in listed for phrase in phrases if isinstance(phrase, dict)]
             _check_long_captions(sampled, [*sampled.records, *phrases], report)
-            if told := _told_of_phrases(phrases):
+            if told := _told_of_phrases(phrases, grounds=subject.config.task == "grounding"):
                 report.ok("phrases", f"{sampled.key}: {told}")
             _check_keys(_Sampled(sampled.key, OF_PHRASES, OTHERS | {"exhaustive"}, phrases), "phrases in elems", report)
 
@@ -105,12 +105,17 @@ def _check_long_captions(sampled: _Sampled, described: Sequence[Mapping[str, Any
         )
 
 
-def _told_of_phrases(phrases: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the shares of the phrases that records of earlier versions did not have, or an empty text without such phrases."""
+def _told_of_phrases(phrases: Sequence[Mapping[str, Any]], grounds: bool) -> str:
+    """Returns the shares of the phrases that records of earlier versions did not have, or an empty text without such phrases.
+
+    ``grounds``: for a grounding run, which trains on sets of boxes or skips them.
+    """
     boxes = [phrase["bb"] for phrase in phrases if isinstance(phrase.get("bb"), list)]
     counts = {
-        "have several boxes, and no box loss": sum(len(bb) > 1 and isinstance(bb[0], list) for bb in boxes),
-        "have no box, and are not used yet": sum(not bb for bb in boxes),
+        f"have several boxes{'' if grounds else ', and no box loss'}": sum(
+            len(bb) > 1 and isinstance(bb[0], list) for bb in boxes
+        ),
+        f"have no box{'' if grounds else ', and are not used yet'}": sum(not bb for bb in boxes),
         "have a long caption": sum(bool(phrase.get("long_caption")) for phrase in phrases),
         "have hard negatives": sum(bool(phrase.get("hard_negatives")) for phrase in phrases),
     }

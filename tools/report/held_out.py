@@ -61,7 +61,8 @@ def read_split(run: Run, split: str, predictions: Sequence[Prediction]) -> HeldO
     _require_same(items, predictions, split)
     task = _without_model(kind.task, config)
     read = ImageReader(kind.task.evaluation_view(config))
-    return HeldOutSplit(items, lambda number, prediction: task.panel(items, number, prediction, read), kind.task.legend)
+    legend = kind.task.legend_for(config)
+    return HeldOutSplit(items, lambda number, prediction: task.panel(items, number, prediction, read), legend)
 
 
 def _without_model(kind: type[FineTuneTask[Any, Any, Any]], config: Config) -> FineTuneTask[Any, Any, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from metrics.captions import caption_scores
 from metrics.vqa import SOFT, accuracy_rule, exact_match, soft_accuracy
+from tasks.box_sets import told_of
 from tasks.drawing import Line
 
 Prediction = Mapping[str, Any]
@@ -109,17 +110,17 @@ def _box_lines(prediction: Prediction) -> list[Line]:
 
 
 def _is_set(prediction: Prediction) -> bool:
-    return isinstance(prediction.get("exact"), bool) and "phrase" in prediction
+    return isinstance(prediction.get("f1"), int | float) and "phrase" in prediction
 
 
 def _set(number: int, prediction: Prediction) -> Judged:
-    answer = f"{len(prediction['predicted'])} boxes, {len(prediction['true'])} are true"
-    return Judged(number, _text(prediction, "phrase"), answer, float(prediction["exact"]), prediction["exact"])
+    f1 = float(prediction["f1"])
+    answer = f"predicted {len(prediction['predicted'])}, true {len(prediction['true'])}"
+    return Judged(number, _text(prediction, "phrase"), answer, f1, f1 == 1)
 
 
 def _set_lines(prediction: Prediction) -> list[Line]:
-    numbers = f"{len(prediction['predicted'])} of {len(prediction['true'])}"
-    line = Line(f"{numbers} · {prediction['phrase']}", prediction["exact"])
+    line = Line(told_of(prediction), prediction["f1"] == 1)
     return [line, *([Line(str(prediction["image"]), faint=True)] if "image" in prediction else [])]
 
 

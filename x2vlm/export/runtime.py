@@ -157,7 +157,7 @@ class OnnxRuntime:
         return matching_regions(score, grid_of(self.image_size, self.about.patch_size), len(image_index), threshold)
 
     def _region_scores(self, texts: PackedTexts, images: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
-        """Returns the probability (N,) that text n is about the content of box n; see :func:`x2vlm.boxes.relative_boxes`."""
+        """Returns the probability (N,) that text n is about the content of box n; see :func:`x2vlm.boxes.best_boxes`."""
         masks = region_masks(boxes, self.image_size, self.about.patch_size)
         patches = images[image_index, 1:]
         share = masks.float() / masks.sum(dim=1, keepdim=True)

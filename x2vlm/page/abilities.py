@@ -146,9 +146,11 @@ def _answer(model: Model, files: Sequence[str], text: str) -> Answer:
 def _locate(model: Model, files: Sequence[str], text: str) -> Answer:
     phrases = lines_of(text)
     [boxes] = model.locate(files[0], [phrases], boxes="all" if model.has_box_sets else "one")
-    absent = [phrase for phrase in phrases if phrase not in {box.phrase for box in boxes}]
-    panel = replace(figures.located(model.read, files[0], boxes, absent), above=())
-    lines = [*(f"{box.phrase}: {_told(box)}" for box in boxes), *(f"{phrase}: no box" for phrase in absent)]
+    panel = replace(figures.located(model.read, files[0], boxes, phrases), above=())
+    lines = []
+    for phrase in phrases:
+        of_phrase = [f"{phrase}: {_told(box)}" for box in boxes if box.phrase == phrase]
+        lines += of_phrase or [f"{phrase}: no box"]
     return Answer(lines, [Picture(drawn([panel]))])
 
 

@@ -22,7 +22,7 @@ def panels_of(index: ImageIndex, hits: Sequence[Hit], heading: str = "") -> list
         if hit.box is None:
             panel = figures.described(index.model.read, hit.path, [said])
         else:
-            panel = figures.located(index.model.read, hit.path, [hit.box])
+            panel = figures.located(index.model.read, hit.path, [hit.box], [hit.box.phrase])
             panel = replace(panel, lines=(Line(said), *panel.lines))
         panels.append(replace(panel, above=(*above, *panel.above)))
     return panels

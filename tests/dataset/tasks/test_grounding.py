@@ -311,8 +311,15 @@ def test_grefcocos_official_json_has_several_boxes_one_and_none(tmp_path):
         reference(9, [-1], "train", "a zebra"),
         reference(9, [-1], "val", "a horse"),
         reference(9, [77], "train", "unknown id"),
+        reference(9, [], "train", "an empty list says nothing"),
+        reference(9, [True], "train", "true is no id"),
+        reference(9, [900, 900], "train", "twice the same"),
     ]
-    annotations = [{"id": 900, "bbox": [1, 2, 10, 20]}, {"id": 901, "bbox": [30, 2, 10, 20]}]
+    annotations = [
+        {"id": 1, "bbox": [0, 0, 5, 5]},
+        {"id": 900, "bbox": [1, 2, 10, 20]},
+        {"id": 901, "bbox": [30, 2, 10, 20]},
+    ]
     instances = {"images": [{"id": 9, "width": WIDTH, "height": HEIGHT}], "annotations": annotations}
     (tmp_path / "grefs(unc).json").write_text(json.dumps(references))
     (tmp_path / "instances.json").write_text(json.dumps(instances))
@@ -331,9 +338,10 @@ def test_grefcocos_official_json_has_several_boxes_one_and_none(tmp_path):
         ("both of them", (left, right)),
         ("left dog", (left,)),
         ("a zebra", ()),
+        ("twice the same", (left,)),
     ]
-    assert [phrase.text for phrase in read_phrases(config, "k", 0.5)] == ["left dog"]
-    with pytest.raises(UserError, match=naming("k", "1 missing key", "[77]")):
+    assert [phrase.text for phrase in read_phrases(config, "k", 0.5)] == ["left dog", "twice the same"]
+    with pytest.raises(UserError, match=naming("k", "3 missing key", "[77]")):
         read_phrases(config, "k", 0.0, range(17))
 
 
