@@ -107,6 +107,8 @@ def average_precision(
             annotations.append({**one, "bbox": box.tolist()})
     if not annotations:
         return float("nan"), float("nan")
+    if not found:
+        return 0.0, 0.0
     images = [{"id": number, "width": int(w), "height": int(h)} for number, (w, h) in enumerate(sizes.tolist())]
     with contextlib.redirect_stdout(io.StringIO()):  # it prints a table
         reference = COCO({"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "phrase"}]})

@@ -107,6 +107,11 @@ def test_average_precision_of_boxes_for_phrases_without_any():
     assert np.isnan(average_precision(found, [boxes(), boxes()], SIZES)[0])
 
 
+def test_average_precision_without_any_predicted_box_is_zero():
+    nothing = ScoredBoxes(boxes(), np.zeros(0))
+    assert average_precision([nothing, nothing], [boxes(A), boxes()], SIZES) == (0.0, 0.0)
+
+
 def test_boxes_that_are_not_finite_are_an_error():
     found = [ScoredBoxes(np.full((1, 4), np.nan), np.array([0.6]))]
     with pytest.raises(UserError, match="finite"):
