@@ -54,7 +54,7 @@ class Checkpoint:
 
     @property
     def states(self) -> Path | None:
-        """The folder of the tensors of the optimiser's states; None: an earlier version wrote the checkpoint."""
+        """The folder of the tensors of the optimiser's states; None: they are in :meth:`training_state`, as format 1 has them."""
         folder = self.folder / STATES
         return folder if folder.is_dir() else None
 

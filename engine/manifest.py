@@ -8,9 +8,9 @@ from pathlib import Path
 
 from utils.files import open_regular, read_json
 
-FORMAT = 2
-"""Version of the files of a checkpoint. One of a later version, or without a manifest, is not read. The first version has no
-folder :data:`STATES`: its tensors are in :data:`TRAINING_FILE`, by number."""
+FORMAT = 3
+"""Version of the files of a checkpoint. One of a later version, or without a manifest, is not read. In versions 1 and 2,
+:data:`TRAINING_FILE` has states of the optimiser by number: all of them, or those that ranks of FSDP2 did not share."""
 
 MANIFEST = "manifest.json"
 MODEL_FILE = "model.safetensors"

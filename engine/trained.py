@@ -33,7 +33,7 @@ class Trained:
     Before a step, :meth:`thaw` adds the encoders that train from this step on. They join with fresh states of the optimiser.
 
     Args:
-        model: in host memory; it moves to ``device``.
+        model: in the host memory of rank 0; it moves to ``device``.
         optim: the config section.
         fresh: names of the parameters that train at ``lr * lr_mult``.
         step: number of steps that are done. Encoders that train from the next one on are still frozen, as when a checkpoint of
@@ -160,6 +160,9 @@ class Trained:
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     of_parameter[key] = self.parallel.like(value, parameter)
             of_parameter |= read.get(name, {})
+        without = [name for index, (name, _) in enumerate(self._optimised()) if not of_parameters[index]]
+        if 0 < len(without) < len(of_parameters):
+            raise UserError(f"{checkpoint.folder}: has no state of the optimiser for {without[0]}; {REMEDY}")
         self.optimizer.load_state_dict(state)
 
     def _read_states(self, folder: Path) -> dict[str, dict[str, Tensor]]:
@@ -171,9 +174,15 @@ class Trained:
                 assert isinstance(stored, TensorStorageMetadata)
                 parameter = parameters.get(full_name.rpartition("/")[0])
                 if parameter is not None and stored.size == parameter.shape:
-                    read[full_name] = torch.zeros_like(parameter, requires_grad=False)
+                    read[full_name] = torch.zeros_like(parameter, dtype=stored.properties.dtype, requires_grad=False)
+                elif parameter is not None and not stored.size:
+                    read[full_name] = torch.zeros((), dtype=stored.properties.dtype)
                 elif parameter is not None:
-                    read[full_name] = torch.zeros(stored.size, dtype=stored.properties.dtype)
+                    raise ValueError(
+                        f"{full_name} has shape {tuple(stored.size)}, its parameter {tuple(parameter.shape)}"
+                    )
+                if sum(chunk.sizes.numel() for chunk in stored.chunks) != stored.size.numel():
+                    raise ValueError(f"a part of {full_name} is missing")
             with warnings.catch_warnings():
                 warnings.filterwarnings(
                     "ignore", message="torch.distributed is disabled"

@@ -183,6 +183,7 @@ class Trainer:
             progress.close()
             if metrics:
                 metrics.close()
+        distributed.set_timeout(self.config.start_timeout_min)  # rank 0 may still write the last checkpoint
         self.writer.finish()
         distributed.barrier()  # the other ranks may read the checkpoint
         # The last call makes the loader check the number of broken records in the whole run.
@@ -227,6 +228,7 @@ class Trainer:
         """Save a checkpoint after a request to stop; returns what ends all ranks. It is an error if the checkpoint could not be
         written: a scheduler that started the run again would lose the same steps again and again."""
         said, fault = "", None
+        distributed.set_timeout(self.config.start_timeout_min)  # others wait while rank 0 writes
         try:
             said = self._save_and_say(metrics)
         except UserError as error:
@@ -361,6 +363,8 @@ class Trainer:
 
     def _save(self, metrics: MetricsLog | None) -> None:
         """Start to write a checkpoint of this step. Rank 0 writes what all ranks hold."""
+        if self.parallel.needs_all_ranks:
+            distributed.set_timeout(self.config.start_timeout_min)  # rank 0 may still write the checkpoint before
         self._wait_for_saving()  # before the states are copied again
         self._saved = self.step
         weights, unaveraged = self.trained.average.states(self.model)
@@ -378,6 +382,8 @@ class Trainer:
         }
         copies = self.parallel.gathered((weights, unaveraged, training))
         self._states_saved = self._start_saving(states)
+        if self.parallel.needs_all_ranks:
+            distributed.set_timeout(self.config.step_timeout_min)
         if metrics is None or self._states_saved is None:
             return
         metrics.sync()

@@ -205,7 +205,7 @@ def build_parts(
     tokenizer = load_tokenizer(config.model.text.encoder, "model.text.encoder")
     _check_padding(config, tokenizer)
     torch.manual_seed(config.seed)
-    with distributed.without_content_beside_rank_0():
+    with distributed.built_on_rank_0():
         model = kind.build_model(config, len(tokenizer))
     for key, length in kind.text_lengths(config).items():
         check_length(model, key, length)
@@ -245,7 +245,7 @@ def set_up_training(config: RunConfig, model: XVLM) -> None:
         model.vision.freeze_blocks(blocks)
         logger.info("optim.freeze: everything before block %d of the vision encoder stays frozen", blocks)
     if config.optim.lora is not None:
-        with distributed.without_content_beside_rank_0():
+        with distributed.built_on_rank_0():
             add_adapters(model, config.optim.lora, tuple(config.optim.frozen.steps))
 
 

@@ -29,6 +29,9 @@ PEER_GONE = "the connection to another rank broke; that rank reports why it stop
 RECORDED_COLLECTIVES = 2000
 """Number of collectives that the flight recorder keeps per rank, which covers tens of steps."""
 
+SAVING = "saving"
+"""Name of the process group in which threads write checkpoints."""
+
 _around_waits: Callable[[], AbstractContextManager[None]] = nullcontext
 """Set by :func:`noting_waits`."""
 
@@ -82,8 +85,9 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
-def without_content_beside_rank_0() -> AbstractContextManager[Any]:
-    """Context in which modules are built with shapes but without content, except on rank 0; see :func:`move_from_rank_0`."""
+def built_on_rank_0() -> AbstractContextManager[Any]:
+    """Context in which modules are built on rank 0, and with shapes but without content on others, until
+    :func:`move_from_rank_0`."""
     return nullcontext() if rank() == 0 else torch.device("meta")
 
 
@@ -93,17 +97,23 @@ def move_from_rank_0(module: nn.Module, device: torch.device) -> None:
     if not is_distributed():
         module.to(device)
         return
-    for tensor in (*module.parameters(), *module.buffers()):
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if isinstance(tensor, DTensor):
             continue
         if rank() == 0:
-            content = tensor.detach().to(device, memory_format=torch.contiguous_format)
+            content = tensor.detach().to(device).contiguous()
         else:
             content = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
         dist.broadcast(torch.view_as_real(content) if content.is_complex() else content, 0)
         # The tensor gets new content but remains the same object, which several modules may share.
+        if not tensor.is_meta:
+            tensor.data = content
+            continue
         received = nn.Parameter(content, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else content.detach()
-        torch.utils.swap_tensors(tensor, received)
+        try:
+            torch.utils.swap_tensors(tensor, received)
+        except RuntimeError as error:
+            raise RuntimeError(f"{name} cannot be received from rank 0; does the model keep a view of it?") from error
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -184,7 +194,8 @@ def set_timeout(minutes: float) -> None:
         # Public since torch 2.15, which deprecates the private name; older releases have only the private name.
         change = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
         for group in list(dist.distributed_c10d._world.pg_map):  # of FSDP2's meshes, too
-            change(timedelta(minutes=minutes), group)
+            if group.group_desc != SAVING:  # disks of the ranks may differ in speed
+                change(timedelta(minutes=minutes), group)
 
 
 def shared_store(name: str) -> dist.Store | None:

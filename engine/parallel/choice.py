@@ -24,10 +24,11 @@ SHARE = 0.5
 
 
 def parallel_of(train: TrainConfig, optim: OptimConfig, model: nn.Module, device: torch.device) -> Parallel:
-    """The strategy of a run for ``model``, which is still in host memory.
+    """The strategy of a run for ``model``, which is still in the host memory of rank 0.
 
     Raises:
-        UserError: if ``train.parallel`` is for another number of ranks, or FSDP2 is chosen and ``optim.fused`` is apex.
+        UserError: if ``train.parallel`` is for another number of ranks, or FSDP2 is chosen and ``optim.fused`` is apex, or
+            states of frozen blocks are cached.
     """
     needed = state_bytes(model, average=optim.ema is not None)
     memories = distributed.gather_objects(device_bytes(device))  # ranks must agree
@@ -37,6 +38,9 @@ def parallel_of(train: TrainConfig, optim: OptimConfig, model: nn.Module, device
         logger.info("train.parallel: %s", reason)
     if mesh is None or not distributed.is_distributed():
         return DataParallel(model, device)
+    if optim.frozen.cache is not None:
+        # A rank that finds all images of a micro-batch in the cache would not gather the blocks that another one has to run.
+        raise UserError("optim.freeze.cache: does not work with FSDP2; leave it out, or set train.parallel to ddp")
     if optim.fused == "apex":
         raise UserError("optim.fused: apex cannot update sharded weights; set it to auto, or train.parallel to ddp")
     return Sharded(model, device, mesh)

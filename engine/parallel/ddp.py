@@ -43,6 +43,7 @@ class DataParallel(Parallel):
         # Buffers are constants here, so DDP need not send them. torch 2.13 renames this option.
         renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
         options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        options["init_sync"] = False  # all ranks have received the weights of rank 0
         self.wrapped = DistributedDataParallel(self.model, device_ids=devices, gradient_as_bucket_view=True, **options)
 
     def release(self) -> None:

@@ -50,7 +50,7 @@ class Sharded(Parallel):
             device.type, (sharding.replicate, sharding.shard), mesh_dim_names=("replicate", "shard")
         )
         self.mesh = mesh if self.copies > 1 else mesh["shard"]
-        self.saving_group = dist.new_group(backend="gloo")
+        self.saving_group = dist.new_group(backend="gloo", group_desc=distributed.SAVING)
         """Process group in which threads write checkpoints while training continues."""
         scalars = {parameter for parameter in model.parameters() if parameter.dim() == 0}
         for encoder in encoders_in(model):
@@ -128,7 +128,8 @@ class Sharded(Parallel):
     def start_saving(self, tensors: dict[str, Tensor], folder: Path) -> Future[Any]:
         if self.device.type == "cpu":  # older releases of torch copy only what is not in host memory
             tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-        writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        # With one thread, DCP would copy from the GPU in a thread whose current device is the first GPU of the machine.
+        writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True, thread_count=2)
         future = dcp.async_save(tensors, storage_writer=writer, process_group=self.saving_group)
         assert isinstance(future, Future)
         return future

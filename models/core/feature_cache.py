@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from models.core.backbones.base import VisionBackbone
 from utils.block_cache import BlockCache
-from utils.distributed import whole_tensor
 from utils.errors import UserError
 from utils.weight_file import digest
 
@@ -102,11 +101,8 @@ class FeatureCache:
                 f"give {math.ceil(least / 1e6) / 1e3:g} or more"
             )
         module = self.backbone.module
-        before = self.backbone.names_before(self.blocks)
-        # For its state_dict, FSDP2 would shard the model in the middle of a forward pass; and it cannot free what numpy reads.
-        tensors = {name: value.detach() for name, value in module.named_parameters() if name in before}
-        tensors |= module.named_buffers()
-        return digest({name: whole_tensor(value).to("cpu", copy=True) for name, value in tensors.items()})
+        after = {name for name, _ in module.named_parameters()} - self.backbone.names_before(self.blocks)
+        return digest({name: value.cpu() for name, value in module.state_dict().items() if name not in after})
 
 
 @contextmanager

@@ -151,7 +151,7 @@ class Allocated:
         config, build = setting(self.overrides, LARGE)
         model = build()
         trainer = trainer_of(model, config.train, config.optim, torch.device("cpu"))
-        batches = [synthetic_batch(config, model)] * chunks_of(model)
+        batches = [synthetic_batch(config, model)] * max(chunks_of(model), config.train.accumulate or 1)
         for _ in range(2):
             trainer.train_step(batches)
         for parameter in trainable(trainer.model):
@@ -185,6 +185,7 @@ MORE = "data.images.batch_size=8"
         (3, 3, [MORE]),
         (4, 2, [FEW, "train.parallel={shard: 2, replicate: 2}"]),
         (2, 2, [MORE, "model.contrastive.chunks=2", "optim.ema={decay: 0.9}"]),
+        (2, 2, [FEW, "train.accumulate=2"]),
         (2, 2, [MORE, "train.recompute=[vision,text,fusion]", "optim.freeze={vision: true}"]),
     ],
 )
@@ -192,7 +193,7 @@ def test_the_memory_of_a_sharded_step_is_planned_to_a_tenth(tmp_path, ranks, sha
     overrides = ["train.parallel=fsdp", *overrides]
     config, build = setting(tuple(overrides), LARGE)
     steps = FakeSteps(build, config.train, config.optim, as_on_gpu=False)
-    several = chunks_of(steps.trainer.model) > 1
+    several = chunks_of(steps.trainer.model) > 1 or config.train.accumulate > 1
     batch = partial(synthetic_batch, config)
     memory = steps.sharded_memory(batch, shard=shard, gradients_stay=several, ranks=ranks)
     for found in on_ranks(ranks, Allocated(*overrides), tmp_path):

@@ -25,7 +25,7 @@ class Encoders:
             for row in rows:
                 with tempfile.TemporaryDirectory() as folder:
                     config = row.config(Path(folder))
-                    with distributed.without_content_beside_rank_0():
+                    with distributed.built_on_rank_0():
                         encoder = package.encoder(config, seed=distributed.rank())
                 assert all(each.is_meta == (distributed.rank() > 0) for each in encoder.parameters())
 
@@ -69,7 +69,7 @@ class Moved:
 
     def __call__(self) -> dict[str, Tensor]:
         torch.manual_seed(distributed.rank())
-        with distributed.without_content_beside_rank_0():
+        with distributed.built_on_rank_0():
             module = Tied()
         kept = [module.table.weight, module.decoder.bias, module.angles]
         distributed.move_from_rank_0(module, CPU)
@@ -88,7 +88,7 @@ def test_tied_weights_stay_tied_and_buffers_arrive(tmp_path):
 
 
 def test_in_one_process_a_module_is_built_as_usual_and_only_moves():
-    with distributed.without_content_beside_rank_0():
+    with distributed.built_on_rank_0():
         module = Tied()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     distributed.move_from_rank_0(module, CPU)

@@ -19,6 +19,7 @@ from engine.run_folder import RunFolder
 from engine.trainer import Trainer
 from tasks.pretrain import PretrainConfig, PretrainTask
 from tests.engine.frozen import as_of_step, lines
+from tests.engine.test_ema import as_format_1
 from tests.messages import OneLine
 from tests.ranks import on_ranks
 from utils.config import load_config
@@ -75,6 +76,9 @@ WITHOUT_DROPOUT = ["model.text.dropout=0", "model.vision.drop_path=0"]
 
 
 STEPS = ["train.steps=4", "train.checkpoint_every=2", "train.keep_checkpoints=9"]
+UNEVEN = "model.text.arch={family: bert, vocab_size: 30522, width: 16, layers: 1, heads: 2, intermediate: 32, max_positions: 64}"
+"""BERT's word table, whose rows four ranks cannot share equally."""
+
 VARIANTS = {
     "plain": [],
     "average": ["optim.ema={decay: 0.9}"],
@@ -83,13 +87,12 @@ VARIANTS = {
     "accumulation": ["train.accumulate=2"],
     "adapters": ["optim.lora={rank: 2}"],
     "recompute": ["train.recompute=[vision,text,fusion]"],
-    "features": ["optim.freeze={vision: true, cache: {folder: FOLDER/features}}"],
 }
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_sharded_training_has_the_weights_of_ddp(name, tmp_path, tiny_overrides):
-    overrides = [*STEPS, *WITHOUT_DROPOUT, *(each.replace("FOLDER", str(tmp_path)) for each in VARIANTS[name])]
+    overrides = [*STEPS, *WITHOUT_DROPOUT, *VARIANTS[name]]
     found = {}
     for parallel in ("ddp", "fsdp"):
         (tmp_path / "out" / parallel).mkdir(parents=True)
@@ -142,10 +145,10 @@ def test_the_same_micro_batches_on_any_number_of_ranks_give_the_same_weights(tmp
         assert_same(found[ranks], found[1])
 
 
-@pytest.mark.parametrize("name", ["plain", "average", "thaw after the checkpoint"])
+@pytest.mark.parametrize("name", ["plain", "average", "thaw after the checkpoint", "adapters", "uneven"])
 def test_a_sharded_run_goes_on_with_the_same_weights_on_any_ranks(name, tmp_path, tiny_overrides):
     """A frozen encoder has no states in the checkpoint."""
-    variants = {**VARIANTS, "thaw after the checkpoint": ["optim.freeze={vision: 3, text: 1}"]}
+    variants = {**VARIANTS, "thaw after the checkpoint": ["optim.freeze={vision: 3, text: 1}"], "uneven": [UNEVEN]}
     overrides = [*STEPS, *WITHOUT_DROPOUT, *accumulated(2), "train.parallel=fsdp", *variants[name]]
     (tmp_path / "out").mkdir()
     whole, _ = on_ranks(2, Run(tmp_path / "whole", tiny_overrides, *overrides), tmp_path / "out")
@@ -161,19 +164,23 @@ def test_a_sharded_run_goes_on_with_the_same_weights_on_any_ranks(name, tmp_path
         assert_same(resumed, whole, bound)
 
 
-def test_a_run_with_ddp_goes_on_in_shards(tmp_path, tiny_overrides):
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_run_with_ddp_goes_on_in_shards(tmp_path, tiny_overrides, earlier):
+    """Also from a checkpoint of an earlier version."""
     overrides = [*STEPS, *WITHOUT_DROPOUT, "optim.ema={decay: 0.9}"]
     (tmp_path / "out").mkdir()
     whole, _ = on_ranks(2, Run(tmp_path / "whole", tiny_overrides, *overrides, "train.parallel=ddp"), tmp_path / "out")
     folder = as_of_step(2, tmp_path / "whole", tmp_path / "sharded")
+    if earlier:
+        for checkpoint in list_checkpoints(folder / "checkpoints"):
+            as_format_1(checkpoint)
     resumed, _ = on_ranks(2, Run(folder, tiny_overrides, *overrides, "train.parallel=fsdp"), tmp_path / "out")
     assert_same(resumed, whole)
 
 
 def test_uneven_shards_have_the_weights_of_ddp_and_a_share_of_its_memory(tmp_path, tiny_overrides):
     """BERT's word table of 30,522 rows on four ranks."""
-    arch = "{family: bert, vocab_size: 30522, width: 16, layers: 1, heads: 2, intermediate: 32, max_positions: 64}"
-    overrides = [*STEPS, *WITHOUT_DROPOUT, "train.steps=3", f"model.text.arch={arch}"]
+    overrides = [*STEPS, *WITHOUT_DROPOUT, "train.steps=3", UNEVEN]
     (tmp_path / "out").mkdir()
     found = {}
     for parallel in ("ddp", "fsdp"):

@@ -69,6 +69,8 @@ def test_what_does_not_work_with_shards_is_refused(setting, chosen, monkeypatch,
     assert f"train.{name}" in caplog.text
     with pytest.raises(UserError, match=naming("optim.fused", "apex", "auto")):
         chosen(train(parallel="fsdp"), OptimConfig(lr=0.1, fused="apex"))
+    with pytest.raises(UserError, match=naming("optim.freeze.cache", "FSDP2", "ddp")):
+        chosen(train(parallel="fsdp"), OptimConfig(lr=0.1, freeze={"vision": True, "cache": {}}))
 
 
 def test_captions_are_not_sampled_by_shards():

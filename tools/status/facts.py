@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -235,7 +234,7 @@ def _checkpoints(folder: Path, hashes: bool) -> list[SavedStep]:
     saved = []
     for step, path in checkpoint_folders(folder):
         try:
-            files = [entry.stat() for entry in os.scandir(path) if entry.is_file()]
+            files = [entry.stat() for entry in path.rglob("*") if entry.is_file()]
             age_s = time.time() - path.stat().st_mtime
         except OSError:
             continue
