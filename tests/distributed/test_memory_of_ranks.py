@@ -185,7 +185,7 @@ MORE = "data.images.batch_size=8"
         (3, 3, [MORE]),
         (4, 2, [FEW, "train.parallel={shard: 2, replicate: 2}"]),
         (2, 2, [MORE, "model.contrastive.chunks=2", "optim.ema={decay: 0.9}"]),
-        (2, 2, [FEW, "train.accumulate=2"]),
+        (2, 2, [FEW, "train.accumulate=2", "train.global_batch=null"]),
         (2, 2, [MORE, "train.recompute=[vision,text,fusion]", "optim.freeze={vision: true}"]),
     ],
 )
@@ -193,7 +193,7 @@ def test_the_memory_of_a_sharded_step_is_planned_to_a_tenth(tmp_path, ranks, sha
     overrides = ["train.parallel=fsdp", *overrides]
     config, build = setting(tuple(overrides), LARGE)
     steps = FakeSteps(build, config.train, config.optim, as_on_gpu=False)
-    several = chunks_of(steps.trainer.model) > 1 or config.train.accumulate > 1
+    several = chunks_of(steps.trainer.model) > 1 or (config.train.accumulate or 1) > 1
     batch = partial(synthetic_batch, config)
     memory = steps.sharded_memory(batch, shard=shard, gradients_stay=several, ranks=ranks)
     for found in on_ranks(ranks, Allocated(*overrides), tmp_path):
