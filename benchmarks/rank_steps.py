@@ -24,7 +24,7 @@ from utils.flags import Override, Positive
 
 RANKS = 2
 FIRST = 3
-"""Steps that are not timed: DDP makes its buckets anew after the first."""
+"""Steps that are not timed: DDP rebuilds its buckets after the first."""
 
 
 def _rank(rank: int, port: int, overrides: list[str], small: bool, steps: int) -> None:

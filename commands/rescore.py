@@ -52,7 +52,7 @@ def rescore(
     choice = choose(config, overrides, None)
     choice.check_keys()
     if out is not None and not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}; make it, or give another file")
+        raise UserError(f"--out {out}: the folder {out.parent} does not exist; make it, or give another file")
     import numpy as np
 
     from dataset.tasks.grounding import ANY_NUMBER, read_phrases
@@ -153,7 +153,7 @@ def fault_of(prediction: Any) -> str | None:
     if not isinstance(boxes, list) or not all(isinstance(box, list) and len(box) == 4 for box in boxes):
         return "boxes is not a list of four numbers each"
     if not isinstance(scores, list) or len(scores) != len(boxes):
-        return f"{len(boxes)} boxes, but scores is not a list of as many"
+        return f"{len(boxes)} boxes, but scores is not a list of {len(boxes)} numbers"
     if not all(is_number(value, -1e9, 1e9) for box in boxes for value in box) or any(min(box[2:]) < 0 for box in boxes):
         return "a box has a side below 0, or something that is not a number of pixels"
     if not all(is_number(score, 0, 1) for score in scores):

@@ -147,8 +147,8 @@ def write_checkpoint(
         training: the state that :meth:`Checkpoint.training_state` gives back: tensors and plain values.
         unaveraged: the weights that train, like ``weights``, where these are their average; None: there is no average.
         about: values for the header of the file of ``weights``.
-        states: done when the folder :data:`~engine.manifest.STATES` is written, in the one that :func:`begin` made; None: there
-            is none, and this function calls :func:`begin`.
+        states: done when the folder :data:`~engine.manifest.STATES` is written, inside the folder that :func:`begin` made; None:
+            the checkpoint has no such folder, and this function calls :func:`begin`.
     """
     final = folder / f"step-{step:08d}"
     temporary = begin(folder, step) if states is None else temporary_folder(folder, step)

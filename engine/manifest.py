@@ -10,7 +10,7 @@ from utils.files import open_regular, read_json
 
 FORMAT = 3
 """Version of the files of a checkpoint. One of a later version, or without a manifest, is not read. In versions 1 and 2,
-:data:`TRAINING_FILE` has states of the optimiser by number: all of them, or those that ranks of FSDP2 did not share."""
+:data:`TRAINING_FILE` has states of the optimiser by number: all states, or only the states that ranks of FSDP2 did not share."""
 
 MANIFEST = "manifest.json"
 MODEL_FILE = "model.safetensors"

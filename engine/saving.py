@@ -52,7 +52,7 @@ class CheckpointWriter:
         self._thread.start()
 
     def begin(self, step: int) -> bool:
-        """Wait for the checkpoint before, and make the folder of the one of ``step``; returns whether this was possible."""
+        """Wait for the previous checkpoint, and make the folder for ``step``; returns whether this was possible."""
         self.wait()
         try:
             begin(self.folder, step)

@@ -15,7 +15,7 @@ LONGEST = 2
 """Largest ratio of the sides of a region, in shares of the image's."""
 
 OVERLAP = 0.3
-"""Of two regions with a larger IoU, the one that matches the phrase better remains."""
+"""If the IoU of two regions is larger, only the better match remains."""
 
 AT_ONCE = 32
 """Regions that are scored together. Each needs a copy of its image's keys and values."""

@@ -80,7 +80,7 @@ class Runtime(Protocol):
         """Returns the box of each of N texts in image ``image_index`` (N,) int64; ``images`` (I, K, D)."""
 
     def locate_all(self, images: Tensor, texts: PackedTexts, image_index: Tensor, threshold: float) -> list[Boxes]:
-        """Returns the boxes of each of N texts whose score is at least ``threshold``: those of a head for sets, or regions whose
+        """Returns the boxes of each of N texts whose score is at least ``threshold``: from a head for sets, or regions whose
         content matches the text."""
 
 

@@ -15,7 +15,7 @@ Kind = Literal["absent", "one", "several"]
 
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 OF_ABSENT = {"two": 0.85, "three": 0.1, "four": 0.04, "five": 0.01}
-"""Shares of the numbers in phrases that fit no object: about those of the objects that phrases do fit."""
+"""Shares of the numbers in phrases that fit no object: about as frequent as in phrases that fit some."""
 
 MOST = 2
 """Maximum number of phrases of each kind for a scene."""
@@ -79,7 +79,7 @@ def _phrase(scene: Scene, looks: Looks, rng: np.random.Generator) -> SetPhrase:
 
 
 def _changed(scene: Scene, looks: Looks, rng: np.random.Generator) -> Looks | None:
-    """Returns looks that differ in one attribute and fit no object; None if there are none."""
+    """Returns looks that differ in one attribute and fit no object, or None if all of them fit one."""
     others = [
         looks._replace(**{name: value})
         for name in _named(looks)

@@ -21,7 +21,7 @@ from models.core.packing import PackedTexts
 from utils.config import Config
 
 CLASS_COST, L1_COST, GIOU_COST = 1.0, 5.0, 2.0
-"""What a wrong probability and a wrong box cost, in the matching and in the loss (Carion et al., 2020, "End-to-end object
+"""Weights of a wrong probability and of a wrong box, in the assignment and in the loss (Carion et al., 2020, "End-to-end object
 detection with transformers", section A.4)."""
 
 RARE = 0.1
@@ -68,7 +68,7 @@ class BoxSetHead(nn.Module):
         columns = math.ceil(config.queries / rows)
         positions = sincos_positions(*grid, width)
         of_cells = F.adaptive_avg_pool2d(positions.T.unflatten(1, grid), (rows, columns)).flatten(1).T
-        # If the grid has more cells than there are queries, some are left out evenly.
+        # If the grid has more cells than there are queries, the skipped cells are spread evenly.
         chosen = torch.linspace(0, rows * columns - 1, config.queries).round().long()
         self.queries = nn.Parameter(of_cells[chosen])
         self.patches = nn.Linear(vision_width, width)
@@ -109,7 +109,7 @@ class BoxSetHead(nn.Module):
         """FLOPs of a step for phrases with these numbers of tokens, whose states have gradients."""
         width, queries, patches = self.belongs.in_features, len(self.queries), len(self.positions)
         memory, phrases = tokens + patches, len(tokens)
-        # Of a query: four projections of itself, two of what it attends to, and the feed-forward layers.
+        # Self-attention has four projections of a query, cross-attention two; then the feed-forward layers.
         of_query = (
             4 * width * width
             + 2 * width * width
@@ -137,7 +137,7 @@ def box_set_losses(found: BoxSet, boxes: Tensor, present: Tensor, valid: Tensor)
     queries = assign(_costs(found, boxes), present)
     rows = queries.clamp(min=0).unsqueeze(2).expand(-1, -1, 4)
     assigned, true = found.boxes.gather(1, rows).flatten(0, 1), boxes.flatten(0, 1)
-    # Boxes that do not exist write to a column of their own, which is cut off.
+    # Boxes that do not exist write to a separate last column, which is cut off.
     taken = F.pad(torch.zeros_like(found.logits), (0, 1))
     taken = taken.scatter(1, queries.masked_fill(queries == FREE, found.logits.shape[1]), 1.0)[:, :-1]
     belongs = F.binary_cross_entropy_with_logits(found.logits, taken, reduction="none").sum(dim=1)

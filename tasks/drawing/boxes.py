@@ -27,7 +27,7 @@ _FIRST = ("#e6194b", "#0082c8", "#f58231", "#911eb4", "#008080", "#aa6e28", "#e0
 @dataclass(frozen=True)
 class PairOfBoxes:
     """The predicted and the true box of a phrase, with the phrase's colour and its number in the panel ("" if there is only one
-    phrase). One of them is None if there is none."""
+    phrase). ``predicted`` or ``true`` may be None."""
 
     predicted: Box | None
     true: Box | None

@@ -181,7 +181,7 @@ def test_mistakes_of_the_command_line_are_one_line(folder, capsys):
     for flags, told in (
         (("--threshold", "7"), ("--threshold",)),
         (("--bootstrap", "-5"), ("--bootstrap",)),
-        (("--out", str(folder / "none/x.json")), ("--out", "no folder")),
+        (("--out", str(folder / "none/x.json")), ("--out", "does not exist")),
         (("--config", "configs/demo/vqa.yaml"), ("grounding",)),
     ):
         assert run(folder, SETS, split, flags=flags) == 2, flags

@@ -49,7 +49,7 @@ def test_more_targets_than_queries_are_an_error():
 
 
 def test_costs_that_are_not_finite_end_the_search_with_queries_that_exist():
-    """The loss is not finite then, and the step is left out."""
+    """The loss is not finite then, and the step is skipped."""
     costs = torch.full((2, 3, 4), torch.nan)
     found = assign(costs, torch.ones(2, 3, dtype=torch.bool))
     assert ((found >= FREE) & (found < 4)).all()

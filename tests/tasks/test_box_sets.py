@@ -1,4 +1,4 @@
-"""What is measured of sets of boxes, with predictions made by hand."""
+"""Metrics of sets of boxes, with predictions made by hand."""
 
 from __future__ import annotations
 

@@ -268,7 +268,7 @@ class LiveMemory(TorchDispatchMode):
 
     @contextlib.contextmanager
     def counting(self, shares: Mapping[str, float]) -> Iterator[None]:
-        """Inside, the total has only a share of each of these uses."""
+        """A context in which only a share of each of these uses counts in the total."""
         self.shares = shares
         try:
             yield
