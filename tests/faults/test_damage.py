@@ -63,8 +63,8 @@ def test_an_evaluation_names_the_checkpoint_that_it_measured(copy_of, overrides)
 
 
 def test_a_full_disk_is_told_and_loses_nothing(tmp_path, overrides, equals_whole, whole):
-    """No file may be as large as the state of training; the rest fits."""
-    size = (whole / f"checkpoints/step-{STEPS:08d}/training.pt").stat().st_size
+    """No file may be as large as the states of the optimiser; the rest fits."""
+    size = (whole / f"checkpoints/step-{STEPS:08d}/optimizer/tensors.safetensors").stat().st_size
 
     with Job(tmp_path / "run", *overrides, file_bytes=size - 1) as job:
         assert job.wait() == 2
