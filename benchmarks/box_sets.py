@@ -45,17 +45,8 @@ def trained(way: str, seed: int, folder: Path) -> dict[str, float]:
     output = folder / f"{config}-seed{seed}"
     report = output / EVALUATION_FILE
     if not report.is_file():
-        command = [
-            sys.executable,
-            "run.py",
-            "--task",
-            "grounding",
-            "--config",
-            f"configs/demo/{config}.yaml",
-            "--cpu",
-            "1",
-        ]
-        command += ["--output", str(output), "--resume", f"seed={seed}", *overrides]
+        given = ["--config", f"configs/demo/{config}.yaml", "--cpu", "1", "--output", str(output), "--resume"]
+        command = [sys.executable, "run.py", *given, f"seed={seed}", *overrides]
         threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **threads})
     metrics = json.loads(report.read_text(encoding="utf-8"))["test"]

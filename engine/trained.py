@@ -183,10 +183,8 @@ class Trained:
                     )
                 if sum(chunk.sizes.numel() for chunk in stored.chunks) != stored.size.numel():
                     raise ValueError(f"a part of {full_name} is missing")
-            with warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", message="torch.distributed is disabled"
-                )  # that is what no_dist asks for
+            with warnings.catch_warnings():  # DCP warns that it reads without other ranks, which no_dist asks for
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")
                 dcp.load(read, storage_reader=reader, no_dist=True)
         except Exception as error:  # a damaged file raises an error of safetensors, of the system or of DCP
             reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -39,10 +39,8 @@ def best_boxes(
     """Returns the box of text n in image ``image_index[n]``, as centre and size relative to the image, and its score; see
     :class:`Box`."""
     if isinstance(network, GroundingModel) and network.set_head is not None:
-        boxes, logits = network.box_sets(texts, images, image_index)
-        best = logits.argmax(dim=1)
-        every = torch.arange(len(best), device=best.device)
-        return boxes[every, best].tolist(), logits.sigmoid()[every, best].tolist()
+        boxes, logits = network.box_sets(texts, images, image_index).best()
+        return boxes.tolist(), logits.sigmoid().tolist()
     keys_values = network.fusion.project_concepts(images).select(image_index)
     relative = network.box_head(network.fusion.cls(texts, keys_values)).cpu()
     scores: list[float | None] = [None] * len(relative)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import nms
 
 SHARES = (1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
 """Sides of the regions, as shares of the image's."""
@@ -55,7 +55,7 @@ def matching_regions(
         scores = torch.cat(parts)
         kept = (scores >= threshold).nonzero().flatten()
         corners = torch.cat([regions[:, :2] - regions[:, 2:] / 2, regions[:, :2] + regions[:, 2:] / 2], dim=1)[kept]
-        best = kept[batched_nms(corners, scores[kept], torch.zeros_like(kept), OVERLAP)]
+        best = kept[nms(corners, scores[kept], OVERLAP)]
         found.append(list(zip(regions[best].tolist(), scores[best].tolist(), strict=True)))
     return found
 

@@ -44,6 +44,11 @@ class BoxSet(NamedTuple):
     boxes: Tensor
     logits: Tensor
 
+    def best(self) -> tuple[Tensor, Tensor]:
+        """The box (N, 4) of each phrase that most probably belongs to it, and its log-odds (N,)."""
+        logits, index = self.logits.max(dim=1)
+        return self.boxes.gather(1, index.view(-1, 1, 1).expand(-1, 1, 4)).squeeze(1), logits
+
 
 class BoxSetHead(nn.Module):
     """Predicts a set of boxes from a fused phrase and the patches of its image.

@@ -69,11 +69,7 @@ class GroundingModel(XVLM):
         return self.cost.fuse_pairs(tokens) + Work(flops=self.cost.head("box_head", len(tokens)))
 
     def locate(self, pixels: Tensor, text: Text) -> Tensor:
-        """Boxes (N, 4) of N texts in their images, centre and size in 0..1: of a set, the box that most probably belongs to the
-        text. ``pixels`` (N, 3, H, W)."""
-        if self.set_head is not None:
-            boxes, logits = self.locate_all(pixels, text)
-            return boxes.gather(1, logits.argmax(dim=1).view(-1, 1, 1).expand(-1, 1, 4)).squeeze(1)
+        """Boxes (N, 4) of N texts in their images, by the published head: centre and size in 0..1. ``pixels`` (N, 3, H, W)."""
         return self.box_head(self.fusion.cls(*self.encode(pixels, text)))
 
     def locate_all(self, pixels: Tensor, text: Text) -> BoxSet:

@@ -1,4 +1,5 @@
-"""Modules that only rank 0 builds with content: the others receive parameters and buffers, also those that no file holds."""
+"""Modules that only rank 0 builds with content: the others receive parameters and buffers, including buffers that no file
+holds."""
 
 from __future__ import annotations
 

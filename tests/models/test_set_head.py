@@ -110,9 +110,10 @@ def test_boxes_of_a_phrase_do_not_depend_on_others_nor_on_padding():
 def test_the_best_box_of_a_set_is_the_most_probable_one():
     model, batch = model_of_sets().eval(), batch_of([2, 1, 0])
     found = model.locate_all(batch.pixels, batch.text)
-    best = model.locate(batch.pixels, batch.text)
+    best, logits = found.best()
     for row, number in enumerate(found.logits.argmax(dim=1).tolist()):
         assert torch.equal(best[row], found.boxes[row, number])
+        assert logits[row] == found.logits[row, number]
 
 
 @pytest.mark.parametrize("queries", [1, 5, 7, 16, 24])

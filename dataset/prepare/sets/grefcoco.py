@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataset.formats.refcoco import IMAGE_NAME
+from dataset.formats.refcoco import IMAGE_NAME, NO_TARGET
 from dataset.image_ids import id_number
 from dataset.prepare.cleaning import cleaned_texts, placed_box
 from dataset.prepare.counts import Counts
@@ -30,8 +30,6 @@ from utils.errors import UserError
 
 REFERENCES = "grefs(unc).json"
 EVALUATION = ("val", "testA", "testB")
-NO_TARGET = -1
-"""Id of the annotation of an expression without an object."""
 
 
 class Reference(NamedTuple):
@@ -69,12 +67,12 @@ def _references(files: Files, counts: Counts) -> Iterator[Reference]:
             image, sentences = id_number(value.get("image_id")), value.get("sentences")
             annotations = value.get("ann_id")
             listed = annotations if isinstance(annotations, list) else [annotations]
-            none = listed in ([], [NO_TARGET])
+            none = listed == [NO_TARGET]
             if (
                 image is None
                 or image not in sizes
                 or not isinstance(sentences, list)
-                or not (none or all(isinstance(each, int) and each in boxes for each in listed))
+                or not (none or (listed and all(isinstance(each, int) and each in boxes for each in listed)))
             ):
                 detail = f"image_id {value.get('image_id')}, ann_id {str(annotations)[:60]}: no box, size or sentences"
                 counts.leave_out("missing key", location, detail)

@@ -312,7 +312,7 @@ def test_grefcocos_official_json_has_several_boxes_one_and_none(tmp_path):
         reference(9, [-1], "val", "a horse"),
         reference(9, [77], "train", "unknown id"),
         reference(9, [], "train", "an empty list says nothing"),
-        reference(9, [True], "train", "true is no id"),
+        reference(9, [True], "train", "true is not an id"),
         reference(9, [900, 900], "train", "twice the same"),
     ]
     annotations = [
