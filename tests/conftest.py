@@ -21,6 +21,26 @@ if PRETEND:
     register()  # before any test, as torch sets up its devices at the first backward pass
 
 
+class FailuresAtOnce:
+    """Prints each failed test when it fails: pytest prints them at the end, which a run that is stopped never reaches."""
+
+    def __init__(self, terminal: pytest.TerminalReporter):
+        self.terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            message = (crash.message if crash else report.longreprtext).strip().splitlines() or [""]
+            self.terminal.write_line(f"\nFAILED {report.nodeid} after {report.duration:.0f} s: {message[0][:300]}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and not hasattr(config, "workerinput"):  # the processes of xdist report to this one
+        config.pluginmanager.register(FailuresAtOnce(terminal))
+
+
 def pytest_collection_finish() -> None:
     """Garbage is not sought in what the modules hold: where a test, or what it tests, collects all of it, that took half a second
     each time."""
