@@ -20,14 +20,24 @@ class LongTexts:
 
 
 @dataclass(frozen=True)
+class HardNegatives:
+    """Up to K texts for each of N examples that are wrong, though they resemble its text. ``text``: N * K texts, those of example
+    n from n * K on; ``valid`` (N, K) bool: texts that count."""
+
+    text: Text
+    valid: Tensor
+
+
+@dataclass(frozen=True)
 class ImageTextBatch:
     """Image-text pairs. ``pixels`` (N, 3, H, W) uint8 (or float, normalised); ``valid`` (N,) bool: examples that count. ``long``:
-    long captions, which have separate losses."""
+    long captions, which have separate losses. ``hard_negatives``: wrong texts for each image."""
 
     pixels: Tensor
     text: MaskedText
     valid: Tensor
     long: LongTexts | None = None
+    hard_negatives: HardNegatives | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ class RegionBatch:
     ``boxes_cxcywh`` (R, 4) float32: centre and size relative to the image. ``is_image`` (R,) bool: True if the text describes the
     whole image; ``several_boxes`` (R,) bool: True if it describes several boxes, whose patches ``patch_mask`` has. The box loss
     ignores both. ``valid`` (R,) bool: examples that count. ``long``: long captions of the regions, which have separate
-    losses.
+    losses. ``hard_negatives``: wrong texts for each region.
     """
 
     pixels: Tensor
@@ -61,6 +71,7 @@ class RegionBatch:
     text: MaskedText
     valid: Tensor
     long: LongTexts | None = None
+    hard_negatives: HardNegatives | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,8 @@ class PretrainBatch(Batch):
     def streams(self) -> dict[str, Any]:
         """Returns the batches of the streams in use, keyed by stream name.
 
-        Long captions form a separate stream, such as ``long_images``, which shares all tensors except the texts.
+        Long captions form a separate stream, such as ``long_images``, which shares all tensors except the texts. Hard negatives
+        belong to the short texts.
         """
         batches: dict[str, Any] = {
             "images": self.images,
@@ -111,5 +123,5 @@ class PretrainBatch(Batch):
         for name, batch in list(batches.items()):
             long = getattr(batch, "long", None)
             if long is not None:
-                batches[LONG + name] = replace(batch, text=long.text, valid=long.valid, long=None)
+                batches[LONG + name] = replace(batch, text=long.text, valid=long.valid, long=None, hard_negatives=None)
         return {name: batch for name, batch in batches.items() if batch is not None}

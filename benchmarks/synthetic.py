@@ -139,6 +139,9 @@ def pretrain_batch(
         if getattr(part, "long", None) is not None:
             long = writer.masked(writer.token_lists("long captions", count, limits), limits)
             changes["long"] = LongTexts(long, part.valid)
+        if getattr(part, "hard_negatives", None) is not None:
+            hard = writer.plain(writer.token_lists(stream, part.hard_negatives.valid.numel(), limits), limits)
+            changes["hard_negatives"] = replace(part.hard_negatives, text=hard)
         if hasattr(part, "pixels"):
             changes["pixels"] = _noise(part.pixels, generator)
         return replace(part, **changes)

@@ -42,6 +42,14 @@ class Padded:
         """The sequences with the indices ``index`` (M,)."""
         return Padded(self.states[index], None if self.mask is None else self.mask[index])
 
+    def followed_by(self, other: Padded) -> Padded:
+        """These sequences, then those of ``other``, padded to the longest of them. Both have a mask."""
+        assert self.mask is not None and other.mask is not None
+        length = max(self.states.shape[1], other.states.shape[1])
+        states = [F.pad(each.states, (0, 0, 0, length - each.states.shape[1])) for each in (self, other)]
+        masks = [F.pad(mask, (0, length - mask.shape[1])) for mask in (self.mask, other.mask)]
+        return Padded(torch.cat(states), torch.cat(masks))
+
 
 def reference_losses(model: PretrainModel, batch: PretrainBatch) -> tuple[Tensor, Losses]:
     """The loss of a step with one micro-batch on one rank (eq. 6), and every loss of every stream, as a sum."""
@@ -81,14 +89,15 @@ def region_text_losses(
     images = model.vision(batch.pixels)  # the patches (I, P, D), and their mean for each image
     regions = model.vision.regions(images, batch.patch_mask, batch.image_index)  # the mean of each region's patches
     text = encode(model.text, batch.text.ids, batch.text.mask)
-    pairs = pairs_of(batch, model.contrastive.embed_image(regions), embed_text(model, text), same_group)
+    hard = hard_negatives(model, batch)
+    pairs = pairs_of(model, batch, model.contrastive.embed_image(regions), text, hard, same_group)
     # The text attends to the mean and the patches of its region; its box is predicted from the whole image.
     region = Padded(regions.tokens(), F.pad(batch.patch_mask, (1, 0), value=True))
     whole_image = Padded(images.tokens()[batch.image_index])
     box = model.box_head(fuse(model.fusion, text, whole_image)[:, 0])  # eq. 4
     return {
         "contrastive": model.contrastive.start_loss(pairs)(),  # eq. 1
-        "matching": matching_loss(model, text, region, pairs),  # eq. 2
+        "matching": matching_loss(model, text, region, pairs, hard),  # eq. 2
         "mlm": word_loss(model, batch.text, region),  # eq. 3
         "l1": losses.box_l1(box, batch.boxes_cxcywh, has_box),  # eq. 5
         "giou": losses.box_giou(box, batch.boxes_cxcywh, has_box),
@@ -101,11 +110,12 @@ def image_text_losses(
     """The losses of N texts of whole images or videos."""
     images = model.vision(batch.pixels)
     text = encode(model.text, batch.text.ids, batch.text.mask)
-    pairs = pairs_of(batch, model.contrastive.embed_image(images), embed_text(model, text), same_group)
+    hard = hard_negatives(model, batch)
+    pairs = pairs_of(model, batch, model.contrastive.embed_image(images), text, hard, same_group)
     whole_image = Padded(images.tokens())
     return {
         "contrastive": model.contrastive.start_loss(pairs)(),
-        "matching": matching_loss(model, text, whole_image, pairs),
+        "matching": matching_loss(model, text, whole_image, pairs, hard),
         "mlm": word_loss(model, batch.text, whole_image),
     }
 
@@ -114,7 +124,7 @@ def translation_losses(model: PretrainModel, batch: TranslationBatch, same_group
     """The losses of N texts and their translations: the first text takes the place of an image."""
     first = encode(model.text, batch.text.ids, batch.text.mask)
     second = encode(model.text, batch.other.ids, batch.other.mask)
-    pairs = pairs_of(batch, embed_text(model, first), embed_text(model, second), same_group)
+    pairs = pairs_of(model, batch, embed_text(model, first), second, None, same_group)
     return {
         "contrastive": model.contrastive.start_loss(pairs)(),
         "matching": matching_loss(model, second, first, pairs),
@@ -123,13 +133,20 @@ def translation_losses(model: PretrainModel, batch: TranslationBatch, same_group
 
 
 def pairs_of(
+    model: PretrainModel,
     batch: ImageTextBatch | VideoTextBatch | RegionBatch | TranslationBatch,
     image: Tensor,
-    text: Tensor,
+    text: Padded,
+    hard: Padded | None,
     same_group: SameGroup,
 ) -> EmbeddedPairs:
-    """Pairs with the embeddings ``image`` and ``text`` (N, E). Pairs with equal texts form a group."""
-    return EmbeddedPairs(image, text, batch.valid, batch.text.text_id, same_group)
+    """Pairs of images with the embeddings ``image`` (N, E) and texts. Pairs with equal texts form a group. ``hard``: the hard
+    negatives of the data, as :func:`hard_negatives` returns them."""
+    pairs = EmbeddedPairs(image, embed_text(model, text), batch.valid, batch.text.text_id, same_group)
+    if hard is None or isinstance(batch, VideoTextBatch | TranslationBatch) or batch.hard_negatives is None:
+        return pairs
+    of_pairs = embed_text(model, hard).unflatten(0, (len(batch.valid), -1))
+    return pairs._replace(hard_negatives=of_pairs, hard_valid=batch.hard_negatives.valid)
 
 
 def embed_text(model: PretrainModel, text: Padded) -> Tensor:
@@ -138,14 +155,23 @@ def embed_text(model: PretrainModel, text: Padded) -> Tensor:
     return model.contrastive.embed_padded(text.states, text.mask)
 
 
-def matching_loss(model: PretrainModel, text: Padded, image: Padded, pairs: EmbeddedPairs) -> Tensor:
-    """Eq. 2: do a text and an image match? For matched pairs, hard negative texts, and hard negative images, which are sampled by
-    the similarity of their embeddings."""
+def hard_negatives(model: PretrainModel, batch: ImageTextBatch | VideoTextBatch | RegionBatch) -> Padded | None:
+    """Encode the texts that the data give as hard negatives, (N * K, L, D)."""
+    if isinstance(batch, VideoTextBatch) or batch.hard_negatives is None:
+        return None
+    return encode(model.text, batch.hard_negatives.text.ids, batch.hard_negatives.text.mask)
+
+
+def matching_loss(
+    model: PretrainModel, text: Padded, image: Padded, pairs: EmbeddedPairs, hard: Padded | None = None
+) -> Tensor:
+    """Eq. 2: do a text and an image match? For matched pairs, negative texts, and negative images, which are sampled by the
+    similarity of their embeddings. Negative texts are sampled from the pair's own hard negatives, too."""
     allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
     negative_image, negative_text = model.matching_head.hard_negatives(model.contrastive, pairs, allowed)
     fused = [
         fuse(model.fusion, text, image),
-        fuse(model.fusion, text.select(negative_text), image),
+        fuse(model.fusion, (text if hard is None else text.followed_by(hard)).select(negative_text), image),
         fuse(model.fusion, text, image.select(negative_image)),
     ]
     return model.matching_head.loss([states[:, 0] for states in fused], allowed.any(dim=1))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import binascii
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -216,6 +217,16 @@ def parse_region_record(raw: RawRecord, keys: ImageKeys, caption_key: str) -> Re
     return RegionRecord(
         captions, **others, location=raw.location, image=image, elements=tuple(elements), broken=tuple(broken)
     )
+
+
+def phrases_of(raw: RawRecord) -> list[Texts]:
+    """Returns the texts of the elements of a record whose boxes do not matter. Unusable ones are left out."""
+    values = raw.values.get("elems")
+    phrases = []
+    for index, value in enumerate(values if isinstance(values, list) else ()):
+        with suppress(BrokenRecordError):
+            phrases.append(element_in(value, f"elems[{index}]", raw.location).captions)
+    return phrases
 
 
 def image_source(raw: RawRecord, keys: ImageKeys) -> ImageSource:

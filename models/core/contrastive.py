@@ -125,16 +125,25 @@ class ContrastiveHead(nn.Module):
         :mod:`models.core.gradient_cache`."""
 
     def embed_pairs(
-        self, images: Concepts | PackedTexts, texts: PackedTexts, valid: Tensor, group: Tensor, same_group: SameGroup
+        self,
+        images: Concepts | PackedTexts,
+        texts: PackedTexts,
+        valid: Tensor,
+        group: Tensor,
+        same_group: SameGroup,
+        hard_negatives: PackedTexts | None = None,
+        hard_valid: Tensor | None = None,
     ) -> EmbeddedPairs:
         """Embed N pairs; other arguments as in :class:`EmbeddedPairs`.
 
         Args:
             images: N images, videos or regions; for translations, N texts.
             texts: N texts.
+            hard_negatives: N * K texts, those of pair n from n * K on.
         """
         first = self.embed_text(images) if isinstance(images, PackedTexts) else self.embed_image(images)
-        return EmbeddedPairs(first, self.embed_text(texts), valid, group, same_group)
+        hard = None if hard_negatives is None else self.embed_text(hard_negatives).unflatten(0, (len(valid), -1))
+        return EmbeddedPairs(first, self.embed_text(texts), valid, group, same_group, hard, hard_valid)
 
     def embed_image(self, concepts: Concepts) -> Tensor:
         """Normalised embeddings (R, E) of visual concepts, at least float32."""
@@ -171,6 +180,11 @@ class ContrastiveHead(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             return image @ text.t() / self.temperature
 
+    def hard_similarity(self, pairs: EmbeddedPairs) -> Tensor:
+        """The same between each image and its own hard negatives, (N, K)."""
+        with torch.autocast(pairs.image.device.type, enabled=False):
+            return losses.hard_similarity(pairs, self.temperature)
+
     def start_loss(self, pairs: EmbeddedPairs) -> Callable[[], Tensor]:
         """Start the loss (eq. 1, or the sigmoid loss) over the global batch, summed over this rank's valid pairs. Every rank
         computes its own sum.
@@ -181,11 +195,11 @@ class ContrastiveHead(nn.Module):
         """
         if self.cached is not None:
             return partial(next(self.cached), pairs, self.scalars)
-        image, text, valid, group, same_group = pairs
+        local = pairs
         if self.config.gradient == "released":
             share = 1 / distributed.world_size()
-            image, text = (distributed.scale_gradient(embed, share) for embed in (image, text))
-        local = EmbeddedPairs(image, text, valid, group, same_group)
+            local = pairs.with_embeddings([distributed.scale_gradient(each, share) for each in pairs.embeddings()])
+        image, text, valid, group, same_group, *_ = local
         wait_for_embeddings = distributed.start_gather(torch.cat([image, text], dim=1))
         wait_for_groups = distributed.start_gather(torch.stack([valid.long(), group], dim=1))
 

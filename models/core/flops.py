@@ -297,12 +297,12 @@ class ContrastiveCost:
             width=head.text_proj.out_features,
         )
 
-    def run(self, images: int, texts: int) -> int:
-        """FLOPs of the embeddings, and of the similarities between this rank's pairs and the pairs of all ranks, in both
-        directions."""
+    def run(self, images: int, texts: int, hard_negatives: int = 0) -> int:
+        """FLOPs of the embeddings, of the similarities between this rank's pairs and the pairs of all ranks, in both directions,
+        and of the similarities of hard negatives to their own images."""
         pairs = (images + texts) // 2
-        similarity = 2 * pairs * pairs * distributed.world_size() * self.width
-        return images * self.image + texts * self.text + step_flops(similarity, True, True)
+        similarity = (2 * pairs * pairs * distributed.world_size() + hard_negatives) * self.width
+        return images * self.image + (texts + hard_negatives) * self.text + step_flops(similarity, True, True)
 
 
 @dataclass(frozen=True)
@@ -413,10 +413,10 @@ class ModelCost:
         """FLOPs of passing ``states`` fused states through a head."""
         return states * self.heads[name].flops(self.fusion.has_gradients)
 
-    def align(self, images: int, texts: int) -> int:
+    def align(self, images: int, texts: int, hard_negatives: int = 0) -> int:
         """FLOPs of the contrastive loss, see :meth:`ContrastiveCost.run`."""
         assert self.contrastive is not None, "the model has no contrastive head"
-        return self.contrastive.run(images, texts)
+        return self.contrastive.run(images, texts, hard_negatives)
 
     def match(self, tokens: Lengths, keys: Lengths | int) -> int:
         """FLOPs of the matching loss: each text with its image, a hard negative text with the image, and the text with a hard

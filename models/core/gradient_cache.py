@@ -27,20 +27,19 @@ class CachedLoss:
 
     Attributes:
         value: () share of the loss.
-        image, text: (N, E) gradients of the whole loss with respect to the embeddings.
+        embeddings: gradients of the whole loss with respect to :meth:`EmbeddedPairs.embeddings`.
         scalars: () shares of the gradients with respect to the parameters of the loss (:attr:`ContrastiveHead.scalars`).
     """
 
     value: Tensor
-    image: Tensor
-    text: Tensor
+    embeddings: tuple[Tensor, ...]
     scalars: tuple[Tensor, ...]
 
     def loss(self, pairs: EmbeddedPairs, scalars: Sequence[Tensor]) -> Tensor:
         """A scalar that has the stored value and the stored gradients."""
-        linear = (pairs.image * self.image).sum() + (pairs.text * self.text).sum()
-        for scalar, gradient in zip(scalars, self.scalars, strict=True):
-            linear = linear + scalar * gradient
+        values, gradients = (*pairs.embeddings(), *scalars), (*self.embeddings, *self.scalars)
+        products = [(each * gradient).sum() for each, gradient in zip(values, gradients, strict=True)]
+        linear = torch.stack(products).sum()
         return self.value + (linear - linear.detach())
 
 
@@ -85,17 +84,21 @@ def _losses(head: ContrastiveHead, embedded: Sequence[EmbeddedPairs]) -> list[Ca
     """The shares of the micro-batches in one contrastive loss."""
     sizes = [len(each.image) for each in embedded]
     with torch.enable_grad():
+        parts = zip(*(each.embeddings() for each in embedded), strict=True)
+        embeddings = [torch.cat(part).detach().requires_grad_() for part in parts]
+        hard_valid = [each.hard_valid for each in embedded if each.hard_valid is not None]
         whole = EmbeddedPairs(
-            torch.cat([each.image for each in embedded]).detach().requires_grad_(),
-            torch.cat([each.text for each in embedded]).detach().requires_grad_(),
+            embeddings[0],
+            embeddings[1],
             torch.cat([each.valid for each in embedded]),
             torch.cat([each.group for each in embedded]),
             embedded[0].same_group,
+            embeddings[2] if hard_valid else None,
+            torch.cat(hard_valid) if hard_valid else None,
         )
         loss = head.start_loss(whole)()
-        image, text, *scalars = torch.autograd.grad(loss, (whole.image, whole.text, *head.scalars))
+        gradients = torch.autograd.grad(loss, (*embeddings, *head.scalars))
     share = 1 / len(embedded)
-    return [
-        CachedLoss(loss.detach() * share, *gradients, tuple(scalar * share for scalar in scalars))
-        for gradients in zip(image.split(sizes), text.split(sizes), strict=True)
-    ]
+    scalars = tuple(gradient * share for gradient in gradients[len(embeddings) :])
+    of_micro_batches = zip(*(gradient.split(sizes) for gradient in gradients[: len(embeddings)]), strict=True)
+    return [CachedLoss(loss.detach() * share, own, scalars) for own in of_micro_batches]

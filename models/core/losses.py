@@ -6,7 +6,7 @@ The divisor covers all ranks and micro-batches, so the caller divides (see :clas
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -38,6 +38,8 @@ class EmbeddedPairs(NamedTuple):
         group: (N,) int64. Within a group, the text of each pair matches the image of every other pair: in pre-training they have
             equal texts, in retrieval the same image.
         same_group: how the contrastive loss treats pairs of the same group.
+        hard_negatives: (N, K, E) embeddings of texts that are negatives of pair n alone.
+        hard_valid: (N, K) bool, the hard negatives that count.
     """
 
     image: Tensor
@@ -45,6 +47,17 @@ class EmbeddedPairs(NamedTuple):
     valid: Tensor
     group: Tensor
     same_group: SameGroup
+    hard_negatives: Tensor | None = None
+    hard_valid: Tensor | None = None
+
+    def embeddings(self) -> list[Tensor]:
+        """The embeddings of images, texts and, if there are any, hard negatives."""
+        return [self.image, self.text, *([] if self.hard_negatives is None else [self.hard_negatives])]
+
+    def with_embeddings(self, embeddings: Sequence[Tensor]) -> EmbeddedPairs:
+        """The same pairs with other :meth:`embeddings`."""
+        image, text, *hard = embeddings
+        return self._replace(image=image, text=text, hard_negatives=hard[0] if hard else None)
 
 
 def contrastive(
@@ -57,7 +70,7 @@ def contrastive(
 
     With ``same_group="positive"``, the target is spread evenly over all pairs of the same group (as released for retrieval). More
     than :data:`COLUMNS` pairs are compared in chunks, and their similarities are recomputed in the backward pass, so memory does
-    not grow with the number of ranks.
+    not grow with the number of ranks. Each image is also compared with its own hard negatives.
 
     Args:
         local: the N pairs of this rank.
@@ -69,6 +82,9 @@ def contrastive(
     loss = local.image.new_zeros(())
     for queries, keys in ((local.image, all_ranks.text), (local.text, all_ranks.image)):
         blocks = []
+        if queries is local.image and local.hard_negatives is not None:
+            hard = hard_similarity(local, temperature).logsumexp(dim=1)
+            blocks.append((hard, torch.zeros_like(hard), torch.zeros_like(local.group)))  # no positives among them
         for start in range(0, count, COLUMNS):
             block = slice(start, start + COLUMNS)
             theirs = all_ranks.group[block], all_ranks.valid[block]
@@ -87,7 +103,8 @@ def sigmoid_contrastive(
     bias: Tensor,
 ) -> Tensor:
     """The sigmoid loss (Zhai et al., 2023, arXiv:2303.15343): each combination of an image and a text is classified as matched or
-    not, by the sigmoid of their similarity. Returns the mean of both directions, summed over this rank's valid pairs.
+    not, by the sigmoid of their similarity. Returns the mean of both directions, summed over this rank's valid pairs. The hard
+    negatives of each image are combined with it alone.
 
     Args:
         local, all_ranks, offset, temperature: as in :func:`contrastive`.
@@ -107,7 +124,18 @@ def sigmoid_contrastive(
                 _pairwise_sigmoid(*arguments) if count <= COLUMNS else _recomputed(_pairwise_sigmoid, *arguments)
             )
             loss = loss + per_query.masked_fill(~local.valid, 0).sum() / 2
+    if local.hard_negatives is not None:
+        per_pair = -F.logsigmoid(-(hard_similarity(local, temperature) + bias)).sum(dim=1)
+        loss = loss + per_pair.masked_fill(~local.valid, 0).sum() / 2
     return loss
+
+
+def hard_similarity(pairs: EmbeddedPairs, temperature: Tensor) -> Tensor:
+    """Similarities (N, K) of the images to their own hard negatives, divided by the temperature. Those that do not count get a
+    large negative number, which has no gradient."""
+    assert pairs.hard_negatives is not None and pairs.hard_valid is not None
+    logits = torch.einsum("ne,nke->nk", pairs.image, pairs.hard_negatives) / temperature
+    return logits.masked_fill(~pairs.hard_valid, torch.finfo(logits.dtype).min / 2)
 
 
 def _pairwise_sigmoid(

@@ -29,6 +29,7 @@ class MatchingHead(MLPHead):
         keys_values: KeysValues,
         pairs: EmbeddedPairs,
         contrastive: ContrastiveHead,
+        hard_negatives: PackedTexts | None = None,
     ) -> Callable[[], Tensor]:
         """Queue N matched pairs, and the pairs with hard negatives. After the queue has run, the returned function computes the
         loss.
@@ -39,14 +40,16 @@ class MatchingHead(MLPHead):
             keys_values: keys and values of the images, one row per text.
             pairs: embeddings of the images and texts, by which negatives are sampled.
             contrastive: the head that embedded them.
+            hard_negatives: N * K texts that can be the negative text of their pair, too.
         """
         allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
+        all_texts = texts if hard_negatives is None else PackedTexts.concat([texts, hard_negatives])
         negative_image, negative_text = self.hard_negatives(contrastive, pairs, allowed)
         # On a GPU, the sampled texts stay padded, since the host does not know their lengths. The first two passes can share
         # attention with the passes queued before, which have the same keys and values; the last one selects other rows.
         fused = [
             queue.cls(texts, keys_values),
-            queue.cls(texts.select(negative_text), keys_values),
+            queue.cls(all_texts.select(negative_text), keys_values),
             queue.cls(texts, keys_values.select(negative_image)),
         ]
         return lambda: self.loss([states() for states in fused], allowed.any(dim=1))
@@ -55,7 +58,8 @@ class MatchingHead(MLPHead):
     def hard_negatives(
         self, contrastive: ContrastiveHead, pairs: EmbeddedPairs, allowed: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Sample a negative image and a negative text for each of N pairs of the local batch, similar ones more often.
+        """Sample a negative image and a negative text for each of N pairs, similar ones more often: from the local batch, and
+        texts also from the K hard negatives of the pair.
 
         Args:
             contrastive: the head that embedded the pairs.
@@ -64,14 +68,23 @@ class MatchingHead(MLPHead):
 
         Returns:
             (N,) int64, the index of the pair whose image is a negative for text n (for translations, whose first text is); and
-            (N,) int64, the index of the pair whose text is a negative for image n. Both are undefined for a pair without allowed
-            negatives.
+            (N,) int64, the index of the text that is a negative for image n, among the N texts and then the N * K hard negatives.
+            Both are undefined for a pair without allowed negatives.
         """
         similarity = contrastive.similarity(pairs.image, pairs.text)
-        return self.sample_negatives(similarity.t(), allowed), self.sample_negatives(similarity, allowed)
+        negative_image = self.sample_negatives(similarity.t(), allowed)
+        if pairs.hard_negatives is None or pairs.hard_valid is None:
+            return negative_image, self.sample_negatives(similarity, allowed)
+        count, each, _ = pairs.hard_negatives.shape
+        to_own = contrastive.hard_similarity(pairs)
+        column = self.sample_negatives(
+            torch.cat([similarity, to_own], dim=1), torch.cat([allowed, pairs.hard_valid], dim=1)
+        )
+        own_first = torch.arange(count, device=column.device) * each  # column N + k of row n is its hard negative k
+        return negative_image, torch.where(column < count, column, column + own_first)
 
     def sample_negatives(self, similarity: Tensor, allowed: Tensor) -> Tensor:
-        """The index (N,) of one negative for each row of ``similarity`` (N, N)."""
+        """The index (N,) of one negative for each row of ``similarity`` (N, M)."""
         return sample(negative_weights(similarity, allowed))
 
     def loss(self, fused: Sequence[Tensor], has_negatives: Tensor) -> Tensor:
@@ -110,9 +123,9 @@ def matching_count(valid: Tensor, group: Tensor, same_group: SameGroup) -> Tenso
 
 
 def negative_weights(similarity: Tensor, allowed: Tensor) -> Tensor:
-    """Unnormalised sampling weights (N, N): softmax over the batch plus 1e-5, zero where not allowed (as released).
+    """Unnormalised sampling weights (N, M): softmax over the row plus 1e-5, zero where not allowed (as released).
 
-    ``similarity`` (N, N) is already divided by the temperature; row i weighs the negatives of pair i.
+    ``similarity`` (N, M) is already divided by the temperature; row i weighs the negatives of pair i.
     """
     return (at_least_float32(similarity).softmax(dim=1) + 1e-5) * allowed
 

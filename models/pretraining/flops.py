@@ -15,7 +15,7 @@ from batches.losses import Work
 from batches.pretraining import ImageTextBatch, RegionBatch, TextBatch, TranslationBatch, VideoTextBatch
 from batches.texts import MaskedText
 from models.core.flops import Lengths, ModelCost, frames_of, lengths
-from models.pretraining.streams import RegionTextStream, Stream
+from models.pretraining.streams import RegionTextStream, Stream, hard_negatives_in
 
 COUNTED = frozenset({"contrastive", "matching", "mlm", "l1", "giou"})
 """The losses whose FLOPs are counted here."""
@@ -101,9 +101,15 @@ def _pairs(
 ) -> float:
     """FLOPs of the text encoder and of the contrastive, matching and mlm losses. Sampling hard negatives reuses the embeddings
     without gradients and is not counted."""
-    flops = len(stream.texts_to_encode(batch, requested)) * cost.encode_texts(tokens)
+    copies = stream.texts_to_encode(batch, requested)
+    hard = hard_negatives_in(batch) if copies.pop("hard_negatives", None) is not None else None
+    flops = len(copies) * cost.encode_texts(tokens)
+    others = 0
+    if hard is not None:
+        of_hard = lengths(hard.text.mask, (hard.valid & batch.valid.unsqueeze(1)).flatten())
+        flops, others = flops + cost.encode_texts(of_hard), len(of_hard)
     if "contrastive" in requested:
-        flops += cost.align(len(tokens), len(tokens))
+        flops += cost.align(len(tokens), len(tokens), others)
     if "matching" in requested:
         flops += cost.match(tokens, keys)
     if "mlm" in requested:

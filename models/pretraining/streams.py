@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from batches.base import IGNORE
-from batches.pretraining import ImageTextBatch, RegionBatch, TextBatch, TranslationBatch, VideoTextBatch
+from batches.pretraining import HardNegatives, ImageTextBatch, RegionBatch, TextBatch, TranslationBatch, VideoTextBatch
 from batches.texts import Text
 from models.core.contrastive import ContrastiveHead
 from models.core.fusion import FusionEncoder, FusionQueue
@@ -124,6 +124,8 @@ class Stream(ABC, Generic[B]):
         texts = {}
         if any(loss != "mlm" for loss in requested):
             texts["plain"] = batch.text.plain()
+        if aligns(requested) and (hard := hard_negatives_in(batch)) is not None:
+            texts["hard_negatives"] = hard.text
         if "mlm" in requested:
             texts["masked"] = batch.text.masked_copy()
         return texts
@@ -152,13 +154,23 @@ class Stream(ABC, Generic[B]):
     ) -> EmbeddedPairs:
         """The pairs of the contrastive loss; arguments as in :meth:`losses`."""
         assert images is not None
-        return self.embed_pairs(model, batch, images, texts["plain"])
+        return self.embed_pairs(model, batch, images, texts["plain"], texts.get("hard_negatives"))
 
     def embed_pairs(
-        self, model: Modules, batch: B, images: Concepts | PackedTexts, texts: PackedTexts
+        self,
+        model: Modules,
+        batch: B,
+        images: Concepts | PackedTexts,
+        texts: PackedTexts,
+        hard_negatives: PackedTexts | None = None,
     ) -> EmbeddedPairs:
         """Embed the pairs of a batch. For translations, ``images`` are texts."""
-        return model.contrastive.embed_pairs(images, texts, batch.valid, batch.text.text_id, self.same_group)
+        hard = hard_negatives_in(batch)
+        return model.contrastive.embed_pairs(
+            *(images, texts, batch.valid, batch.text.text_id, self.same_group),
+            hard_negatives,
+            None if hard is None else hard.valid,
+        )
 
     def trained_by(self, requested: Collection[str]) -> list[str]:
         """The parts of the model that the ``requested`` losses train; names as in :attr:`Loss.trains`."""
@@ -195,7 +207,7 @@ class ImageTextStream(Stream[ImageTextBatch | VideoTextBatch]):
             )
         if "matching" in requested:
             started["matching"] = model.matching_head.queue_loss(  # eq. 2
-                queue, texts["plain"], whole_image, pairs, model.contrastive
+                queue, texts["plain"], whole_image, pairs, model.contrastive, texts.get("hard_negatives")
             )
         queue.run()
         return {loss: finish() for loss, finish in started.items()}
@@ -242,7 +254,7 @@ class RegionTextStream(Stream[RegionBatch]):
         queue = FusionQueue(model.fusion)
         started: dict[str, Callable[[], Tensor]] = {}
         if aligns(requested):
-            pairs = self.embed_pairs(model, batch, regions, texts["plain"])
+            pairs = self.embed_pairs(model, batch, regions, texts["plain"], texts.get("hard_negatives"))
         if "contrastive" in requested:
             started["contrastive"] = model.contrastive.start_loss(pairs)  # eq. 1
         if self.needs("fusion", requested):
@@ -256,7 +268,7 @@ class RegionTextStream(Stream[RegionBatch]):
             )
         if "matching" in requested:
             started["matching"] = model.matching_head.queue_loss(  # eq. 2
-                queue, texts["plain"], region, pairs, model.contrastive
+                queue, texts["plain"], region, pairs, model.contrastive, texts.get("hard_negatives")
             )
         queue.run()
         totals = {loss: finish() for loss, finish in started.items()}
@@ -273,7 +285,7 @@ class RegionTextStream(Stream[RegionBatch]):
     ) -> EmbeddedPairs:
         assert images is not None
         regions = model.vision.regions(images, batch.patch_mask, batch.image_index)
-        return self.embed_pairs(model, batch, regions, texts["plain"])
+        return self.embed_pairs(model, batch, regions, texts["plain"], texts.get("hard_negatives"))
 
     def has_box(self, batch: RegionBatch) -> Tensor:
         """The texts that have box losses, (R,) bool."""
@@ -358,6 +370,12 @@ class TranslationStream(Stream[TranslationBatch]):
         self, model: Modules, batch: TranslationBatch, images: Concepts | None, texts: Mapping[str, PackedTexts]
     ) -> EmbeddedPairs:
         return self.embed_pairs(model, batch, texts["plain"], texts["translation"])
+
+
+def hard_negatives_in(batch: Any) -> HardNegatives | None:
+    """The hard negatives of the texts of a batch, if its stream has any."""
+    hard: HardNegatives | None = getattr(batch, "hard_negatives", None)
+    return hard
 
 
 def aligns(requested: Collection[str]) -> bool:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from batches.pretraining import ImageTextBatch, PretrainBatch
+from batches.pretraining import HardNegatives, ImageTextBatch, PretrainBatch
+from batches.texts import Text
 from engine.chunks import in_turn
 from engine.seeds import mix_seed, seed_generators
 from models.core import gradient_cache, losses
@@ -25,10 +26,23 @@ def whole() -> PretrainBatch:
     return with_an_invalid_row(pretrain_batch(arrays(GOLDEN / "pretrain" / "inputs.npz")))
 
 
+def with_hard_negatives(images: ImageTextBatch) -> ImageTextBatch:
+    """Two wrong texts for each image, of which one in four does not count: the texts in other orders."""
+    ids, mask = (
+        torch.stack([part.flip(0), part.roll(1, dims=0)], dim=1) for part in (images.text.ids, images.text.mask)
+    )
+    valid = torch.arange(2 * len(ids)).view(-1, 2) % 4 > 0
+    return replace(images, hard_negatives=HardNegatives(Text(ids.flatten(0, 1), mask.flatten(0, 1)), valid))
+
+
 def rows_of(batch: PretrainBatch, rows: slice) -> PretrainBatch:
     images = batch.images
     text = replace(images.text, **{name: part[rows] for name, part in tensors(images.text).items()})
-    return PretrainBatch(ImageTextBatch(images.pixels[rows], text, images.valid[rows]), None, None)
+    hard = images.hard_negatives
+    if hard is not None:
+        parts = [part.unflatten(0, hard.valid.shape)[rows].flatten(0, 1) for part in (hard.text.ids, hard.text.mask)]
+        hard = HardNegatives(Text(*parts), hard.valid[rows])
+    return PretrainBatch(ImageTextBatch(images.pixels[rows], text, images.valid[rows], None, hard), None, None)
 
 
 def in_chunks(chunks: int, gradient: str = "exact", double: bool = False, loss: str = "softmax") -> PretrainModel:
@@ -64,12 +78,14 @@ def assert_equal(found: dict, expected: dict, tolerance: float) -> None:
         assert (gradient - expected[name]).abs().max() <= tolerance * scale, name
 
 
+@pytest.mark.parametrize("hard", [False, True], ids=["", "hard negatives"])
 @pytest.mark.parametrize("columns", [4096, 3])
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
-def test_chunks_give_loss_and_gradients_of_one_micro_batch(loss, columns, monkeypatch):
+def test_chunks_give_loss_and_gradients_of_one_micro_batch(loss, columns, hard, monkeypatch):
     """In float64, with examples that are compared in one block and in several."""
     batch = whole()
-    batch = replace(batch, images=replace(batch.images, pixels=batch.images.pixels.double()))
+    images = with_hard_negatives(batch.images) if hard else batch.images
+    batch = replace(batch, images=replace(images, pixels=images.pixels.double()))
     large = in_chunks(1, double=True, loss=loss)
     expected = gradients(large, large, batch)
     monkeypatch.setattr(losses, "COLUMNS", columns)

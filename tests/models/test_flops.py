@@ -39,6 +39,11 @@ STREAMS = {
         "data.images.captions=both",
         "data.regions={files: [x], batch_size: 8, max_images: 4, max_regions: 2, captions: both}",
     ],
+    "hard negatives": [
+        "data.images.batch_size=6",
+        "data.images.hard_negatives={count: 2}",
+        "data.regions={files: [x], batch_size: 8, max_images: 4, max_regions: 2, hard_negatives: {}}",
+    ],
     "texts": ["data.images.batch_size=2", "data.regions=null", "data.texts={files: [x], batch_size: 6}"],
     "translations": ["data.images.batch_size=2", "data.regions=null", "data.translations={files: [x], batch_size: 6}"],
     "videos": [
@@ -168,7 +173,8 @@ def half_padded(value):
     changed = {field.name: half_padded(getattr(value, field.name)) for field in dataclasses.fields(value)}
     for name, part in changed.items():
         if name == "valid":
-            changed[name] = torch.arange(len(part)) < len(part) - 1
+            counts = torch.arange(len(part)) < len(part) - 1
+            changed[name] = counts.view(-1, *[1] * (part.dim() - 1)).expand_as(part)
         elif name == "mask" and part.dim() == 2:
             changed[name] = torch.arange(part.shape[1]).expand_as(part) < part.shape[1] // 2
         elif name == "ids" and isinstance(value.mask, torch.Tensor) and value.mask.dim() == 3:

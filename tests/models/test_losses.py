@@ -53,6 +53,30 @@ def test_the_sigmoid_loss_judges_each_pair_by_itself():
     torch.testing.assert_close(sum(alone), expected)
 
 
+def test_hard_negatives_are_further_texts_of_their_own_image():
+    """In the other direction, a text is compared with the images alone; and a hard negative that does not count has no part."""
+    local = pairs(3)
+    hard = F.normalize(torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(1)), dim=2)
+    counts = torch.tensor([[True, True], [True, False], [False, False]])
+    logits = local.image @ local.text.t() / TEMPERATURE
+    own = torch.einsum("ne,nke->nk", local.image, hard) / TEMPERATURE
+    seen = torch.cat([logits, own.masked_fill(~counts, -torch.inf)], dim=1)
+    target = torch.arange(3)
+    expected = (F.cross_entropy(seen, target) + F.cross_entropy(logits.t(), target)) / 2
+    whole = local._replace(hard_negatives=hard, hard_valid=counts)
+    torch.testing.assert_close(contrastive(whole) / 3, expected)
+    more = -F.logsigmoid(-(own + BIAS))[counts].sum() / 2
+    torch.testing.assert_close(sigmoid(whole), sigmoid(local) + more)
+
+
+def test_a_pair_that_does_not_count_has_no_hard_negatives():
+    hard = F.normalize(torch.randn(2, 1, 8), dim=2)
+    local = pairs(2, valid=[True, False])._replace(hard_negatives=hard, hard_valid=torch.ones(2, 1, dtype=torch.bool))
+    without = local._replace(hard_valid=torch.tensor([[True], [False]]))
+    for loss in (contrastive, sigmoid):
+        torch.testing.assert_close(loss(local), loss(without))
+
+
 def test_examples_of_one_key_are_negatives_left_out_or_matched_by_the_sigmoid_loss():
     same = pairs(4, group=[7, 7, 1, 2], valid=[True, True, True, False])
     logits = (same.image @ same.text.t() / TEMPERATURE + BIAS)[:3, :3]

@@ -47,6 +47,31 @@ def test_an_image_samples_texts_and_a_text_samples_images_by_their_similarity():
         assert (index == (others + step) % 3).float().mean(dim=0).tolist() == pytest.approx([0.75] * 3, abs=0.05)
 
 
+def test_a_negative_text_is_drawn_from_the_texts_of_the_batch_and_the_pairs_own_hard_negatives():
+    """The hard negatives are as similar as the own text; the last pair's second one does not count."""
+    torch.manual_seed(0)
+    head, contrastive = MatchingHead(4), ContrastiveHead(AligningConfig(embed_dim=3, temperature=0.5), 4, 4)
+    every = torch.ones(3, dtype=torch.bool)
+    hard_valid = torch.tensor([[True, True], [True, True], [True, False]])
+    pairs = EmbeddedPairs(
+        *(torch.eye(3), torch.eye(3), every, torch.arange(3), "negative"),
+        hard_negatives=torch.eye(3).unsqueeze(1).expand(3, 2, 3),
+        hard_valid=hard_valid,
+    )
+    sampled = [head.hard_negatives(contrastive, pairs, every_pair(3)) for _ in range(1000)]
+    images, texts = (torch.stack(found) for found in zip(*sampled, strict=True))
+    assert (
+        images < 3
+    ).all()  # 0, 1, 2 are the texts of the batch; 3, 4 the first pair's hard negatives; 5, 6; and 7, 8
+    shares = torch.stack([texts[:, pair].bincount(minlength=9) / 1000 for pair in range(3)])
+    one = torch.tensor(2.0).exp()  # of a hard negative: the similarity 1 over the temperature, against 0 of other texts
+    expected = torch.zeros(3, 9)
+    for pair, hard in enumerate(hard_valid):
+        expected[pair, :3] = 1 - torch.eye(3)[pair]
+        expected[pair, 3 + 2 * pair : 5 + 2 * pair] = one * hard
+    torch.testing.assert_close(shares, expected / expected.sum(dim=1, keepdim=True), atol=0.05, rtol=0)
+
+
 def test_a_batch_of_one_has_no_negative_and_does_not_fail():
     allowed = every_pair(1)
     assert not allowed.any()

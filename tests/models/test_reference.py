@@ -136,7 +136,7 @@ ROBERTA = [
     "model.word_table=own",
     "data.translations.text={max_tokens: 50, max_masks: 16, mask_prob: 0.4}",
 ]
-MIXES = {name: STREAMS[name] for name in ("texts", "translations", "videos", "frames")} | {
+MIXES = {name: STREAMS[name] for name in ("hard negatives", "texts", "translations", "videos", "frames")} | {
     "translations of XLM-R": [*STREAMS["translations"], *ROBERTA],
     "all": [*STREAMS["both"], *STREAMS["texts"][2:], *STREAMS["translations"][2:], *STREAMS["videos"][2:]],
 }

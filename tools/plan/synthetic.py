@@ -5,7 +5,9 @@ To plan a new task, add an entry to :data:`SYNTHETIC`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from batches.captioning import CaptioningBatch
 from batches.grounding import GroundingBatch
 from batches.nlvr import StatementBatch
 from batches.pretraining import (
+    HardNegatives,
     ImageTextBatch,
     LongTexts,
     PretrainBatch,
@@ -99,9 +102,17 @@ def pretrain_batch(data: DataConfig, vision: VisionEncoder, vocabulary: int) -> 
     def long(stream: ImageRecordsConfig) -> LongTexts | None:
         return LongTexts(masked(stream), parts.all_valid(stream.batch_size)) if stream.captions == "both" else None
 
+    def hard_negatives(stream: ImageRecordsConfig) -> HardNegatives | None:
+        if stream.hard_negatives is None:
+            return None
+        shape = stream.batch_size, stream.hard_negatives.count
+        text = parts.text(math.prod(shape), data.text.max_tokens, vocabulary)
+        return HardNegatives(text, torch.ones(shape, dtype=torch.bool))
+
     def images(stream: ImageRecordsConfig) -> ImageTextBatch:
         count = stream.batch_size
-        return ImageTextBatch(parts.images(count, vision.config), masked(stream), parts.all_valid(count), long(stream))
+        pixels, valid = parts.images(count, vision.config), parts.all_valid(count)
+        return ImageTextBatch(pixels, masked(stream), valid, long(stream), hard_negatives(stream))
 
     def videos(stream: StreamConfig) -> VideoTextBatch:
         count = stream.batch_size
@@ -110,7 +121,9 @@ def pretrain_batch(data: DataConfig, vision: VisionEncoder, vocabulary: int) -> 
     makers: dict[str, Callable[[Any], Any]] = {
         "images": images,
         "videos": videos,
-        "regions": lambda stream: _regions(stream, vision, masked(stream), long(stream)),
+        "regions": lambda stream: replace(
+            _regions(stream, vision, masked(stream)), long=long(stream), hard_negatives=hard_negatives(stream)
+        ),
         "texts": lambda stream: TextBatch(masked(stream), parts.all_valid(stream.batch_size)),
         "translations": translations,
     }
@@ -118,9 +131,7 @@ def pretrain_batch(data: DataConfig, vision: VisionEncoder, vocabulary: int) -> 
     return PretrainBatch(**{**absent, **{name: makers[name](stream) for name, stream in data.streams().items()}})
 
 
-def _regions(
-    stream: RegionStreamConfig, vision: VisionEncoder, texts: MaskedText, long: LongTexts | None
-) -> RegionBatch:
+def _regions(stream: RegionStreamConfig, vision: VisionEncoder, texts: MaskedText) -> RegionBatch:
     """Regions that attend to all patches, with centred boxes; one image has the maximum number of regions."""
     count = len(texts.ids)
     counts = _regions_of_images(count, stream.max_images, stream.max_regions)
@@ -133,7 +144,6 @@ def _regions(
         several_boxes=torch.zeros(count, dtype=torch.bool),
         text=texts,
         valid=parts.all_valid(count),
-        long=long,
     )
 
 

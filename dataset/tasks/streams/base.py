@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from batches.pretraining import LongTexts
 from dataset.records.schema import CaptionLength, ImageIs, ImageKeys, RawRecord
 from dataset.shards.blocks import BLOCK_RECORDS, BlockOrder, check_ranks
 from dataset.shards.readers import Shards
 from dataset.shards.samplers import Order, RandomOrder, RecordSource
 from dataset.shards.weights import Weights
-from dataset.tasks.account import Account, filled
-from dataset.text.processors import TextExample, TextProcessor
+from dataset.tasks.account import Account
+from dataset.text.hard_negatives import HardNegativesConfig
 from utils import distributed
 from utils.config import Config
 from utils.errors import UserError
@@ -183,6 +182,11 @@ class ImageRecordsConfig(StreamConfig):
         description="texts of records and phrases that also have a long_caption: short; long; sample, one of both at random; or "
         "both, each with its own losses; data.text.max_tokens limits the length",
     )
+    hard_negatives: HardNegativesConfig | None = Field(
+        None,
+        description="texts that differ from a caption or phrase in one fact, so that they are wrong: {}, or {count: 2, sources: "
+        "[given, replaced]}; null: only the texts of other images and boxes are negatives",
+    )
 
     def keys(self) -> ImageKeys:
         """Returns the keys that locate the image of a record."""
@@ -202,12 +206,6 @@ class CleanSetConfig(Config):
     files: InputShards = Field(description="shards of the clean pairs, in the forms of the stream's `files`")
     probability: float = Field(gt=0, lt=1, description="probability that a step reads this set")
     caption_key: str | None = Field(None, description="key of the caption; null: the key of the stream")
-
-
-def long_texts(text: TextProcessor, examples: Sequence[TextExample | None]) -> LongTexts:
-    """Returns the long captions of a batch. ``examples`` has None where an example has no long caption."""
-    rows, valid = filled(examples, text.filler)
-    return LongTexts(text.collate(rows), valid)
 
 
 def read_examples(

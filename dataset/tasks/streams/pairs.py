@@ -17,12 +17,13 @@ from dataset.media.augment import AugmentConfig, stack_views
 from dataset.media.video import VideoReadingConfig, VideoSource, check_backend
 from dataset.media.views import TrainingView
 from dataset.records.clips import VideoRecord, choose_clip, parse_video_record
-from dataset.records.schema import RawRecord, parse_image_record
+from dataset.records.schema import RawRecord, parse_image_record, phrases_of
 from dataset.shards.readers import Shards
 from dataset.shards.samplers import RecordSource
 from dataset.tasks.account import Account, filled
-from dataset.tasks.streams.base import CleanSetConfig, ImageRecordsConfig, StreamConfig, long_texts, read_examples
-from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
+from dataset.tasks.streams.base import CleanSetConfig, ImageRecordsConfig, StreamConfig, read_examples
+from dataset.tasks.streams.wordings import EncodedWording, TextMaker
+from dataset.text.processors import TextProcessor, clean_caption, mentions_side
 from utils.errors import UserError
 from utils.files import expanded
 from utils.inputs import InputFolder
@@ -104,26 +105,20 @@ class PairStream(ABC):
 
     def rows(
         self, number: int, clean: bool, account: Account
-    ) -> tuple[Tensor, MaskedText, Tensor, list[TextExample | None]]:
-        """Returns the pixels, the texts and the mask of the rows that count, for micro-batch ``number``; and the long text of
-        each row, or None if it has none."""
+    ) -> tuple[Tensor, MaskedText, Tensor, list[EncodedWording]]:
+        """Returns the pixels, the texts and the mask of the rows that count, for micro-batch ``number``; and all texts of each
+        row."""
         source = self.sources[clean]
         assert source is not None
         example = partial(self.example, caption_key=self.caption_keys[clean])
         examples = read_examples(source, number, account, example)
-        rows, valid = filled(examples, lambda: (self.view.filler(), self.text.filler(), None))
-        views, texts, long = map(list, zip(*rows, strict=True))
-        return stack_views(views), self.text.collate(texts), valid, long
-
-    def may_flip(self, text: str) -> bool:
-        """Returns False if mirroring the image would make the text wrong and ``careful_flip`` is set."""
-        return not (self.careful_flip and mentions_side(text))
+        rows, valid = filled(examples, lambda: (self.view.filler(), EncodedWording(self.text.filler())))
+        views, texts = map(list, zip(*rows, strict=True))
+        return stack_views(views), self.text.collate([each.text for each in texts]), valid, texts
 
     @abstractmethod
-    def example(
-        self, raw: RawRecord, rng: np.random.Generator, caption_key: str
-    ) -> tuple[Tensor, TextExample, TextExample | None]:
-        """Makes the view and the text of a record, and its long text, or None if it has none.
+    def example(self, raw: RawRecord, rng: np.random.Generator, caption_key: str) -> tuple[Tensor, EncodedWording]:
+        """Makes the view and the texts of a record.
 
         Raises:
             BrokenRecordError: if the record cannot be used.
@@ -135,22 +130,19 @@ class ImageStream(PairStream):
 
     def __init__(self, config: ImageStreamConfig, *arguments: Any):
         super().__init__(config, *arguments)
-        self.keys, self.captions = config.keys(), config.captions
+        self.keys, self.captions, self.texts = config.keys(), config.captions, TextMaker(config, self.text)
 
     def batch(self, number: int, clean: bool, account: Account) -> ImageTextBatch:
-        pixels, text, valid, long = self.rows(number, clean, account)
-        return ImageTextBatch(pixels, text, valid, long_texts(self.text, long) if self.captions == "both" else None)
+        pixels, text, valid, texts = self.rows(number, clean, account)
+        long, hard_negatives = self.texts.stacked_long_texts(texts), self.texts.stacked_hard_negatives(texts)
+        return ImageTextBatch(pixels, text, valid, long, hard_negatives)
 
-    def example(
-        self, raw: RawRecord, rng: np.random.Generator, caption_key: str
-    ) -> tuple[Tensor, TextExample, TextExample | None]:
+    def example(self, raw: RawRecord, rng: np.random.Generator, caption_key: str) -> tuple[Tensor, EncodedWording]:
         record = parse_image_record(raw, self.keys, caption_key, self.captions)
-        texts = [self.text.choose(record.texts(self.captions, rng), rng, record.location)]
-        if more := record.more_texts(self.captions):
-            texts.append(self.text.choose(more, rng, record.location))
-        view = self.view(record.image, rng, may_flip=all(map(self.may_flip, texts)))
-        short, *long = [self.text.encode(text, rng) for text in texts]
-        return view, short, next(iter(long), None)
+        phrases = phrases_of(raw) if self.texts.hard_negatives else []
+        wording = self.texts.choose(record, phrases, rng, record.location)
+        view = self.view(record.image, rng, may_flip=wording.may_flip(self.careful_flip))
+        return view, self.texts.encode(wording, rng)
 
 
 class VideoStream(PairStream):
@@ -167,11 +159,11 @@ class VideoStream(PairStream):
         pixels, text, valid, _ = self.rows(number, clean, account)
         return VideoTextBatch(pixels, text, valid)
 
-    def example(self, raw: RawRecord, rng: np.random.Generator, caption_key: str) -> tuple[Tensor, TextExample, None]:
+    def example(self, raw: RawRecord, rng: np.random.Generator, caption_key: str) -> tuple[Tensor, EncodedWording]:
         record = self.config.record(raw, caption_key)
         join, frames = self.config.join_clips, self.config.min_frames
         source, captions = choose_clip(record, rng, join=join, min_frames=frames)
         texts = [self.text.choose(alternatives, rng, record.location) for alternatives in captions]
         text = clean_caption(" ".join(texts), self.text.max_words)
-        view = self.view(source, rng, may_flip=self.may_flip(text))
-        return view, self.text.encode(text, rng), None
+        view = self.view(source, rng, may_flip=not (self.careful_flip and mentions_side(text)))
+        return view, EncodedWording(self.text.encode(text, rng))

@@ -20,16 +20,17 @@ from dataset.records.boxes import WHOLE_BOX, elements_inside, flip_box, patch_ma
 from dataset.records.schema import (
     Box,
     BrokenRecordError,
-    Description,
     Element,
     RawRecord,
     RegionRecord,
+    Texts,
     parse_region_record,
 )
 from dataset.shards.samplers import RecordSource, sample_rng
 from dataset.tasks.account import Account
-from dataset.tasks.streams.base import ImageRecordsConfig, long_texts, read_examples
-from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
+from dataset.tasks.streams.base import ImageRecordsConfig, read_examples
+from dataset.tasks.streams.wordings import EncodedWording, TextMaker, Wording
+from dataset.text.processors import TextProcessor
 from utils.image_size import ImageSize, grid_of, sides_of
 
 FIRST_RECORDS, MOST_RECORDS = 20, 300
@@ -64,16 +65,15 @@ class RegionStreamConfig(ImageRecordsConfig):
 
 @dataclass(frozen=True)
 class RegionRow:
-    """One text of an image, and perhaps a long one about the same: its relative box (cx, cy, w, h), the patches (P,) that it
-    covers, and whether it describes the whole image or several boxes. A text about several boxes has the whole image as its box,
-    which no loss uses."""
+    """One text of an image, with the long one and hard negatives that belong to it: its relative box (cx, cy, w, h), the patches
+    (P,) that it covers, and whether it describes the whole image or several boxes. A text about several boxes has the whole image
+    as its box, which no loss uses."""
 
-    text: TextExample
+    texts: EncodedWording
     box: Box
     patch_mask: Tensor
     is_image: bool = False
     several_boxes: bool = False
-    long: TextExample | None = None
 
 
 class RegionStream:
@@ -91,7 +91,7 @@ class RegionStream:
         self.config, self.source, self.text = config, source, text
         self.image_size, self.patch_size = view
         self.max_pixels, self.pixels = max_pixels, for_boxes(pixels)
-        self.keys = config.keys()
+        self.keys, self.texts = config.keys(), TextMaker(config, text)
         augment = config.augment
         self.rand_augment = RandAugment(augment.rand_augment_ops, augment.rand_augment_magnitude, colour_only=True)
 
@@ -143,9 +143,10 @@ class RegionStream:
         for _ in range(self.config.batch_size - len(rows)):
             image = int(counts.argmin())
             counts[image] += 1
-            laid.append((image, False, self._whole((self.text.filler(), None))))
+            laid.append((image, False, self._whole(EncodedWording(self.text.filler()))))
         laid.sort(key=lambda entry: entry[0])
         image_index, all_rows = [image for image, _, _ in laid], [row for _, _, row in laid]
+        texts = [row.texts for row in all_rows]
         return RegionBatch(
             pixels=stack_views(pixels),
             image_index=torch.tensor(image_index),
@@ -153,9 +154,10 @@ class RegionStream:
             boxes_cxcywh=torch.tensor([row.box for row in all_rows], dtype=torch.float32),
             is_image=torch.tensor([row.is_image for row in all_rows]),
             several_boxes=torch.tensor([row.several_boxes for row in all_rows]),
-            text=self.text.collate([row.text for row in all_rows]),
+            text=self.text.collate([each.text for each in texts]),
             valid=torch.tensor([valid for _, valid, _ in laid]),
-            long=long_texts(self.text, [row.long for row in all_rows]) if self.config.captions == "both" else None,
+            long=self.texts.stacked_long_texts(texts),
+            hard_negatives=self.texts.stacked_hard_negatives(texts),
         )
 
     def _example(
@@ -173,7 +175,8 @@ class RegionStream:
         encoded = EncodedImage(record.image.load(), self.max_pixels, record.location, self.pixels, record.image.path)
         _, height, width = encoded.shape
         broken = list(record.broken)
-        caption = self._caption(record, rng, broken)
+        phrases = [element.captions for element in record.elements]
+        caption = self._caption(record, phrases, rng, broken)
         elements, outside = elements_inside(record, width, height)
         broken += outside
         crop, visible = visible_elements(
@@ -184,18 +187,18 @@ class RegionStream:
             most=self.config.max_regions - len(caption),
             min_inside=self.config.min_inside,
         )
-        texts = [self._element_text(element, record.location, rng, broken) for element, _ in visible]
+        texts = [self._element_text(element, phrases, record.location, rng, broken) for element, _ in visible]
         account.broken += broken
         image = resize(crop.of(encoded), self.image_size)
         flip = rng.random() < self.config.augment.flip
-        used = [text for row in (*caption, *texts) if row is not None for text in row]
-        if flip and not (self.config.careful_flip and any(mentions_side(text) for text in used)):
+        used = [wording for wording in (*caption, *texts) if wording is not None]
+        if flip and all(wording.may_flip(self.config.careful_flip) for wording in used):
             image = hflip(image)
             visible = [(element, [flip_box(box) for box in boxes]) for element, boxes in visible]
-        rows = [self._whole(self._encoded(row, rng)) for row in caption]
-        for row, (_, boxes) in zip(texts, visible, strict=True):
-            if row is not None:
-                rows.append(self._row(self._encoded(row, rng), boxes))
+        rows = [self._whole(self.texts.encode(wording, rng)) for wording in caption]
+        for wording, (_, boxes) in zip(texts, visible, strict=True):
+            if wording is not None:
+                rows.append(self._row(self.texts.encode(wording, rng), boxes))
         only_absent = bool(record.elements) and not any(element.boxes for element in record.elements)
         if not rows and not broken and not only_absent:
             kind, why = (
@@ -204,57 +207,46 @@ class RegionStream:
             raise BrokenRecordError(kind, record.location, why)
         return (self.rand_augment(image, rng), rows) if rows else None
 
-    def _caption(self, record: RegionRecord, rng: np.random.Generator, broken: list[BrokenRecord]) -> list[list[str]]:
+    def _caption(
+        self, record: RegionRecord, phrases: list[Texts], rng: np.random.Generator, broken: list[BrokenRecord]
+    ) -> list[Wording]:
         """Returns the texts of the whole image's row, or an empty list without a usable caption."""
         texts = record.captions or (record.long_captions if self.config.captions != "short" else ())
         if not (self.config.whole_image_rows and texts):
             return []
         try:
-            text = self.text.choose(record.texts(self.config.captions, rng), rng, record.location)
-            return [[text, *self._long_text(record, record.location, rng)]]
+            return [self.texts.choose(record, phrases, rng, record.location)]
         except BrokenRecordError as error:
             broken.append(error.as_broken())
             return []
 
     def _element_text(
-        self, element: Element, location: str, rng: np.random.Generator, broken: list[BrokenRecord]
-    ) -> list[str] | None:
-        """Returns a caption, with a random attribute before it if there are attributes, and the long caption if it is an example,
-        too. The languages of caption and attribute are drawn independently."""
+        self,
+        element: Element,
+        phrases: list[Texts],
+        location: str,
+        rng: np.random.Generator,
+        broken: list[BrokenRecord],
+    ) -> Wording | None:
+        """Returns the texts of an element, or None if they cannot be used."""
         try:
-            text = self.text.choose(element.texts(self.config.captions, rng), rng, location)
-            if element.attributes:
-                text = clean_caption(
-                    f"{self.text.choose(element.attributes, rng, location)} {text}", self.text.max_words
-                )
-            return [text, *self._long_text(element, location, rng)]
+            return self.texts.choose(element, phrases, rng, location, element.attributes)
         except BrokenRecordError as error:
             broken.append(BrokenRecord(error.kind, location, f"{element.name}: {error.message}"))
             return None
 
-    def _long_text(self, described: Description, location: str, rng: np.random.Generator) -> list[str]:
-        more = described.more_texts(self.config.captions)
-        return [self.text.choose(more, rng, location)] if more else []
-
-    def _encoded(self, texts: list[str], rng: np.random.Generator) -> tuple[TextExample, TextExample | None]:
-        """Encodes a text, and the long one if there is one."""
-        text, *long = [self.text.encode(each, rng) for each in texts]
-        return text, next(iter(long), None)
-
-    def _row(self, texts: tuple[TextExample, TextExample | None], boxes: list[Box]) -> RegionRow:
-        text, long = texts
+    def _row(self, texts: EncodedWording, boxes: list[Box]) -> RegionRow:
         mask = torch.stack([self._patches(box) for box in boxes]).any(dim=0)
         if len(boxes) > 1:
-            return RegionRow(text, WHOLE_BOX, mask, several_boxes=True, long=long)
-        return RegionRow(text, boxes[0], mask, long=long)
+            return RegionRow(texts, WHOLE_BOX, mask, several_boxes=True)
+        return RegionRow(texts, boxes[0], mask)
 
     def _patches(self, box: Box) -> Tensor:
         height, width = sides_of(self.image_size)
         cx, cy, w, h = (part * side for part, side in zip(box, (width, height, width, height), strict=True))
         return patch_mask((cx - w / 2, cy - h / 2, w, h), self.image_size, self.patch_size)
 
-    def _whole(self, texts: tuple[TextExample, TextExample | None]) -> RegionRow:
-        text, long = texts
+    def _whole(self, texts: EncodedWording) -> RegionRow:
         rows, columns = grid_of(self.image_size, self.patch_size)
         mask = torch.ones(rows * columns, dtype=torch.bool)
-        return RegionRow(text, WHOLE_BOX, mask, is_image=True, long=long)
+        return RegionRow(texts, WHOLE_BOX, mask, is_image=True)

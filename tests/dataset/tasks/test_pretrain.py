@@ -20,6 +20,7 @@ from batches.pretraining import PretrainBatch, RegionBatch
 from dataset.media.augment import AugmentConfig, RegionAugmentConfig, evaluation_view
 from dataset.media.encoded import decode
 from dataset.tasks.pretrain import DataConfig, ImageStreamConfig, PretrainBatches, RegionStreamConfig, TextStreamConfig
+from dataset.text.hard_negatives import HardNegativesConfig
 from tests.messages import naming
 from utils.config import bind
 from utils.config_files import ConfigError
@@ -471,3 +472,63 @@ def test_texts_are_short_or_long_or_one_of_both(maker, tokenizer, write_lines, m
             assert batch.images.long is None
             assert regions_of(batch).long is None
     assert found == {"images": images, "whole images": images, "boxes": boxes}
+
+
+HARD = {
+    "a red star left of a blue dog": {"a blue star left of a red dog", "a street"},
+    "a red star": {"a blue star", "a bright star"},
+    "a blue dog": {"a red dog"},
+    "four": set(),
+}
+
+
+def test_hard_negatives_are_those_of_the_own_text_and_count_where_there_are_any(
+    maker, write_lines, make_pair, tokenizer
+):
+    elements = [
+        {"bb": [0, 0, 20, 20], "caption": "a red star", "hard_negatives": ["a bright star"]},
+        {"bb": [20, 0, 20, 20], "caption": "a blue dog"},
+    ]
+    records = [{**make_pair(number), "elems": elements} for number in range(2)]
+    records[0] |= {"caption": "a red star left of a blue dog", "hard_negatives": ["a street"]}
+    records[1] |= {"caption": "four", "elems": []}
+    file = write_lines("a.jsonl", records)
+    hard = HardNegativesConfig(count=2, sources=("given", "exchanged"))
+    images = ImageStreamConfig(files=[file], batch_size=2, augment=WHOLE, hard_negatives=hard)
+    regions = RegionStreamConfig(
+        files=[file], batch_size=9, max_images=2, crop=False, augment=PLAIN, hard_negatives=hard
+    )
+    batches = maker(images=images, regions=regions)
+    seen: dict[str, set[str]] = {}
+    for number in range(20):
+        batch = batches.make(number)
+        for part in (batch.images, regions_of(batch)):
+            wrong = part.hard_negatives
+            assert wrong.valid.shape == (len(part.valid), 2)
+            assert len(wrong.text.ids) == 2 * len(part.valid)
+            assert not wrong.valid[~part.valid].any()
+            for row in part.valid.nonzero().flatten().tolist():
+                texts = [words(tokenizer, wrong.text, 2 * row + each) for each in range(2)]
+                counted = {text for text, counts in zip(texts, wrong.valid[row].tolist(), strict=True) if counts}
+                seen.setdefault(words(tokenizer, part.text, row), set()).update(counted)
+    assert seen == HARD
+
+
+def test_without_them_batches_have_none(maker, write_lines, make_pair):
+    file = write_lines("a.jsonl", [{**make_pair(0), "hard_negatives": ["no star"]}])
+    batch = maker(images=ImageStreamConfig(files=[file], batch_size=1)).make(0)
+    assert batch.images.hard_negatives is None
+
+
+def test_an_image_is_not_mirrored_if_a_hard_negative_would_become_true(maker, write_lines, make_pair):
+    """Even if a caption that says left or right does not stop it, as released."""
+    record = {**make_pair(0), "caption": "a star", "hard_negatives": ["a star on the left"]}
+    file = write_lines("a.jsonl", [record])
+    mirrored = WHOLE.model_copy(update={"flip": 1.0})
+
+    def pixels(**settings) -> torch.Tensor:
+        return maker(images=ImageStreamConfig(files=[file], batch_size=1, **settings)).make(0).images.pixels
+
+    upright = pixels(augment=WHOLE)
+    assert not torch.equal(pixels(augment=mirrored), upright)
+    assert torch.equal(pixels(augment=mirrored, hard_negatives=HardNegativesConfig(sources=("given",))), upright)
