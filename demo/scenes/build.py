@@ -18,7 +18,8 @@ from demo.folder import Folder
 from demo.scenes.compose import compose_scene
 from demo.scenes.describe import looks_of
 from demo.scenes.draw import draw_scene
-from demo.scenes.records import TASKS, Record, records_of, statement_records, texts_of
+from demo.scenes.pairs import KINDS, minimal_pairs
+from demo.scenes.records import TASKS, Record, other_image, records_of, statement_records, texts_of
 from demo.scenes.statements import ImageLooks, statement_sets
 from utils.cores import usable_cores
 from utils.files import write_text
@@ -41,7 +42,7 @@ VOCABULARY_LIMIT = 512
 MULTILINGUAL_LIMIT = 1500
 """Maximum number of entries of the tokenizer that is trained on the captions in all languages."""
 
-DRAWING = 9
+DRAWING = 10
 """Version number, increased when the same arguments give other images or texts, so that older folders are recognised."""
 
 _WORTH_A_PROCESS = 1000
@@ -82,7 +83,7 @@ def build(
         folder.filling() as facts,
         progress_bar(total=sum(counts.values()), quiet=not progress, desc="drawing scenes", unit="scene") as bar,
     ):
-        facts |= {name: {} for name in ("objects", "relations", "sentences", "referring", "sets", "questions")}
+        facts |= {name: {} for name in ("objects", "relations", "sentences", "referring", "sets", "pairs", "questions")}
         for split, count in counts.items():
             images: list[ImageLooks] = []
             for looks in _write_scenes(out, seed, split, count, (width, height), long=long):
@@ -124,12 +125,14 @@ def _facts(out: Path, split: str) -> dict[str, Any]:
             phrases.update(grains)
     referring = Counter(elem["grain"] for record in _read(out, f"refer_{split}") for elem in record["elems"])
     sets = Counter(elem["grain"] for record in _read(out, f"sets_{split}") for elem in record["elems"])
+    pairs = Counter(record["kind"] for record in _read(out, f"pairs_{split}"))
     return {
         "objects": phrases["object"],
         "relations": phrases["relation"],
         "sentences": sum(1 for _ in _read(out, f"nlvr_{split}")) // 2,
         "referring": {grain: referring[grain] for grain in ("relation", "attribute", "place")},
         "sets": {grain: sets[grain] for grain in ("absent", "one", "several")},
+        "pairs": {kind: pairs[kind] for kind in KINDS},
         "questions": sum(1 for _ in _read(out, f"vqa_{split}")),
     }
 
@@ -167,4 +170,7 @@ def _draw(out: Path, seed: int, split: str, size: tuple[int, int], index: int, *
     scene = compose_scene(seed, split, index, size)
     records = records_of(scene, long=long)
     Image.fromarray(draw_scene(scene)).save(out / records[""][0]["image"])
+    if split != "train":
+        for pair in minimal_pairs(scene):
+            Image.fromarray(draw_scene(pair.other)).save(out / other_image(scene, pair))
     return records, tuple(looks_of(obj) for obj in scene.objects)

@@ -39,7 +39,8 @@ GAP = 1
     QUESTION_STREAM,
     LONG_STREAM,
     SETS_STREAM,
-) = range(8)
+    PAIRS_STREAM,
+) = range(9)
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _lay_out(rng: np.random.Generator, composition: Composition, width: int, hei
         placed: list[SceneObject] = []
         # Large objects first, because there is always a corner left for a small one.
         for (shape, colour), size in sorted(zip(named, sizes, strict=True), key=lambda item: item[1]):
-            obj = _place(rng, shape, colour, size, width, height, [other.box for other in placed])
+            obj = place(rng, shape, colour, size, width, height, [other.box for other in placed])
             if obj is None:
                 break
             placed.append(obj)
@@ -189,9 +190,10 @@ def _draw_sizes(rng: np.random.Generator, number: int) -> list[str]:
     return sizes
 
 
-def _place(
+def place(
     rng: np.random.Generator, shape: str, colour: str, size: str, width: int, height: int, taken: list[Box]
 ) -> SceneObject | None:
+    """Returns an object at a random place, apart from the boxes that are ``taken``; None if there is no room."""
     unit = min(width, height)
     form = Form(
         shape,

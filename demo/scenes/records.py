@@ -9,13 +9,14 @@ from demo.scenes.captions import captions_by_language, reference_captions
 from demo.scenes.compose import Scene
 from demo.scenes.describe import describe_scene, looks_of, refer_in_scene
 from demo.scenes.long import long_caption
+from demo.scenes.pairs import MinimalPair, minimal_pairs
 from demo.scenes.questions import ask_about
 from demo.scenes.sets import set_phrases
 from demo.scenes.statements import StatementSet
 
 Record = dict[str, Any]
 
-TASKS = ("", "retrieval_", "refer_", "sets_", "vqa_", "captioning_", "multilingual_")
+TASKS = ("", "retrieval_", "refer_", "sets_", "pairs_", "vqa_", "captioning_", "multilingual_")
 """Prefixes of the file names; the records for pre-training are in ``{split}.jsonl``."""
 
 ANNOTATORS = 10
@@ -36,6 +37,7 @@ def records_of(scene: Scene, *, long: bool = False) -> dict[str, list[Record]]:
         captioned(captions["en"]),
         referring_records(scene),
         set_records(scene),
+        pair_records(scene),
         question_records(scene),
         captioned(reference_captions(scene)),
         captioned(captions),
@@ -93,6 +95,33 @@ def set_records(scene: Scene) -> list[Record]:
     ]
     name = _name(scene.split, scene.index)
     return [{"id": name, "image": _image(name), "elems": elems}] if elems else []
+
+
+def pair_records(scene: Scene) -> list[Record]:
+    """Returns the minimal pairs of a scene, each with its ``kind``.
+
+    In the training split, these are image-text records of the scene, whose ``hard_negatives`` has the text of the other scene. In
+    the other splits, a record has both ``images`` and their ``captions``, and is a case for ``run.py benchmark``.
+    """
+    name = _name(scene.split, scene.index)
+    if scene.split == "train":
+        return [
+            {"image": _image(name), "caption": pair.text, "hard_negatives": [pair.other_text], "kind": pair.kind}
+            for pair in minimal_pairs(scene)
+        ]
+    return [
+        {
+            "kind": pair.kind,
+            "images": [_image(name), other_image(scene, pair)],
+            "captions": [pair.text, pair.other_text],
+        }
+        for pair in minimal_pairs(scene)
+    ]
+
+
+def other_image(scene: Scene, pair: MinimalPair) -> str:
+    """Returns the relative path of the other image of a minimal pair."""
+    return _image(f"{_name(scene.split, scene.index)}_{pair.kind}")
 
 
 def question_records(scene: Scene) -> list[Record]:

@@ -1,0 +1,139 @@
+"""Minimal pairs: two scenes that differ in one fact, each with the text that is true of it and wrong about the other.
+
+Each text is right once and wrong once, so that a model that does not look at the image cannot do better than chance.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from demo.scenes.compose import GAP, PAIRS_STREAM, Scene, SceneObject, apart, one_of, place, shuffled
+from demo.scenes.describe import attribute_sets, clearly, looks_of
+from demo.scenes.vocabulary import RELATIONS, SHAPES, TEXTURES
+
+COUNTS = ("one shape", "two shapes", "three shapes", "four shapes", "five shapes")
+
+OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+(_NAMED,) = attribute_sets("texture colour shape")
+
+
+class MinimalPair(NamedTuple):
+    """A scene's ``text``, and an ``other`` scene that differs in one fact, with the text that is true of it."""
+
+    kind: str
+    text: str
+    other: Scene
+    other_text: str
+
+
+@functools.lru_cache(maxsize=1)
+def minimal_pairs(scene: Scene) -> tuple[MinimalPair, ...]:
+    """Returns a pair of each kind in :data:`KINDS`, as far as the scene allows. They depend only on the scene."""
+    rng = scene.rng(PAIRS_STREAM)
+    found = ((kind, next(make(scene, rng), None)) for kind, make in KINDS.items())
+    return tuple(MinimalPair(kind, *pair) for kind, pair in found if pair is not None)
+
+
+Made = Iterator[tuple[str, Scene, str]]
+"""The text, the other scene, and its text, in random order of possibilities."""
+
+
+def _colours(scene: Scene, rng: np.random.Generator) -> Made:
+    """Two objects exchange their colours: "a red star and a blue heart", "a blue star and a red heart"."""
+    known = {(obj.colour, obj.shape) for obj in scene.objects}
+    for first, second in shuffled(rng, list(itertools.permutations(range(len(scene.objects)), 2))):
+        one, two = scene.objects[first], scene.objects[second]
+        if {(two.colour, one.shape), (one.colour, two.shape)} & known:
+            continue  # they have the same colour or shape, or a text would be half true of both scenes
+        painted_one = replace(one, colour=two.colour, rgb=two.rgb, accent=two.accent)
+        painted_two = replace(two, colour=one.colour, rgb=one.rgb, accent=one.accent)
+        other = _with(scene, {first: painted_one, second: painted_two})
+        yield f"{_name(one)} and {_name(two)}", other, f"{_name(painted_one)} and {_name(painted_two)}"
+
+
+def _relation(scene: Scene, rng: np.random.Generator) -> Made:
+    """Two objects change places: "a red star left of a blue heart", "a red star right of a blue heart"."""
+    for first, second in shuffled(rng, list(itertools.permutations(range(len(scene.objects)), 2))):
+        one, two = scene.objects[first], scene.objects[second]
+        moved = {first: _moved(one, two.centre), second: _moved(two, one.centre)}
+        other = _with(scene, moved)
+        if not _is_laid_out(other):
+            continue
+        for relation in shuffled(rng, list(RELATIONS)):
+            opposite = OPPOSITES[relation]
+            if clearly(scene, relation, one, two) and clearly(other, opposite, moved[first], moved[second]):
+                yield f"{_name(one)} {relation} {_name(two)}", other, f"{_name(one)} {opposite} {_name(two)}"
+
+
+def _count(scene: Scene, rng: np.random.Generator) -> Made:
+    """An object is removed or added: "three shapes", "two shapes"."""
+    changes = [_with_one_less, _with_one_more]
+    for change in shuffled(rng, changes):
+        other = change(scene, rng)
+        if other is not None:
+            yield COUNTS[len(scene.objects) - 1], other, COUNTS[len(other.objects) - 1]
+
+
+def _with_one_less(scene: Scene, rng: np.random.Generator) -> Scene | None:
+    gone = int(rng.integers(len(scene.objects)))
+    kept = scene.objects[:gone] + scene.objects[gone + 1 :]
+    return replace(scene, objects=kept) if kept else None
+
+
+def _with_one_more(scene: Scene, rng: np.random.Generator) -> Scene | None:
+    """Returns the scene with a small object more. It has the colour of another object, which stands out from the background."""
+    known = {(obj.shape, obj.colour) for obj in scene.objects}
+    looks = [(shape, obj.colour) for obj in scene.objects for shape in SHAPES if (shape, obj.colour) not in known]
+    if len(scene.objects) == len(COUNTS) or not looks:
+        return None
+    shape, colour = one_of(rng, looks)
+    added = place(rng, shape, colour, "small", scene.width, scene.height, [obj.box for obj in scene.objects])
+    return None if added is None else replace(scene, objects=(*scene.objects, added))
+
+
+def _attribute(scene: Scene, rng: np.random.Generator) -> Made:
+    """An object gains, loses or changes its texture, which texts of pairs always name: "a red star", "a striped red star". All
+    textures are equally frequent in right and wrong texts."""
+    index = int(rng.integers(len(scene.objects)))
+    obj = scene.objects[index]
+    texture = one_of(rng, [each for each in TEXTURES if each != obj.texture])
+    changed = replace(obj, texture=texture, form=obj.form._replace(texture=texture))
+    yield _name(obj), _with(scene, {index: changed}), _name(changed)
+
+
+KINDS: dict[str, Callable[[Scene, np.random.Generator], Made]] = {
+    "colours": _colours,
+    "relation": _relation,
+    "count": _count,
+    "attribute": _attribute,
+}
+
+
+def _name(obj: SceneObject) -> str:
+    return looks_of(obj, _NAMED).indefinite()
+
+
+def _with(scene: Scene, changed: dict[int, SceneObject]) -> Scene:
+    return replace(scene, objects=tuple(changed.get(index, obj) for index, obj in enumerate(scene.objects)))
+
+
+def _moved(obj: SceneObject, centre: tuple[float, float]) -> SceneObject:
+    """Returns the object at another place."""
+    _, _, w, h = obj.box
+    return replace(obj, box=(round(centre[0] - w / 2), round(centre[1] - h / 2), w, h))
+
+
+def _is_laid_out(scene: Scene) -> bool:
+    """Returns True if all objects are inside the image and apart from each other."""
+    boxes = [obj.box for obj in scene.objects]
+    inside = all(
+        min(x, y) >= GAP and x + w <= scene.width - GAP and y + h <= scene.height - GAP for x, y, w, h in boxes
+    )
+    return inside and all(apart(one, two, GAP) for one, two in itertools.combinations(boxes, 2))
