@@ -39,6 +39,9 @@ COMMANDS = {
         "inspect weight files, convert them between the published names and ours, and compare them",
     ),
     "predict": Command("commands.predict:predict", "ask a trained model about your images"),
+    "benchmark": Command(
+        "commands.benchmark:benchmark", "measure if a model knows which attribute belongs to which object"
+    ),
     "index": Command("commands.index:index", "embed a folder of images, to search it with a sentence"),
     "search": Command("commands.search:search", "find the images of an index that a sentence describes, and where"),
     "export": Command("commands.export:export", "write a trained model as ONNX graphs, for machines without a GPU"),

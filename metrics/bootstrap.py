@@ -6,7 +6,7 @@ interval is between percentiles of the resampled means (Efron and Tibshirani, An
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,3 +77,13 @@ def _by_group(scores: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     names, group_of = np.unique(np.asarray(scores.groups), return_inverse=True)
     sums = np.bincount(group_of, weights=scores.values, minlength=len(names))
     return names, sums, np.bincount(group_of, minlength=len(names))
+
+
+def resampled(groups: Sequence[Any] | np.ndarray, draws: int, seed: int, at_once: int) -> Iterator[np.ndarray]:
+    """Yields how often each example is drawn in each resample, (up to ``at_once``, N) float64, for means that are not covered by
+    :func:`interval`. Examples of a group are drawn together."""
+    names, group_of = np.unique(np.asarray(groups), return_inverse=True)
+    rng = np.random.default_rng(seed)
+    for start in range(0, draws, at_once):
+        counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=min(at_once, draws - start))
+        yield counts[:, group_of].astype(np.float64)

@@ -1,0 +1,100 @@
+"""Small folders in the official form of each suite, with texts and pictures of our own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from x2vlm.suites import sugarcrepe, valse
+
+
+def picture(path: Path, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def sugarcrepe_in(folder: Path) -> None:
+    """The numbers of entries have a gap, as in the official swap_obj."""
+    picture(folder / "val2017/000000000001.jpg")
+    entry = {"filename": "000000000001.jpg", "caption": "a red star", "negative_caption": "a blue star"}
+    for kind in (*sugarcrepe.REPLACED, *sugarcrepe.SWAPPED, *sugarcrepe.ADDED):
+        write(folder / f"{kind}.json", {"0": entry, "2": {**entry, "negative_caption": "a red heart"}})
+
+
+def sugarcrepe_pp_in(folder: Path) -> None:
+    picture(folder / "val2017/000000000001.jpg")
+    entry = {"id": 0, "filename": "000000000001.jpg", "caption": "a red star", "negative_caption": "a blue star"}
+    for kind in (*sugarcrepe.REPLACED, *sugarcrepe.SWAPPED):
+        write(folder / f"{kind}.json", [{**entry, "caption2": "the star is red"}])
+
+
+def winoground_in(folder: Path) -> None:
+    lines = []
+    for number, tag in enumerate(("Object", "Relation")):
+        stems = [f"ex_{number}_img_{side}" for side in range(2)]
+        for side, stem in enumerate(stems):
+            picture(folder / f"images/{stem}.png", seed=2 * number + side)
+        texts = {"caption_0": "a star on a heart", "caption_1": "a heart on a star"}
+        lines.append({"id": number, "image_0": stems[0], "image_1": stems[1], **texts, "collapsed_tag": tag})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "examples.jsonl").write_text(text, encoding="utf-8")
+
+
+def aro_in(folder: Path) -> None:
+    """Relations "on" (two cases), "near" (symmetric) and "under"; attributes of which one pair is frequent enough."""
+    picture(folder / "images/1.jpg")
+    box = {"bbox_x": 2, "bbox_y": 4, "bbox_w": 20, "bbox_h": 10}
+    texts = {"true_caption": "the star is on the heart", "false_caption": "the heart is on the star"}
+    entry = {"image_path": "1.jpg", **box, **texts}
+    relations = [{**entry, "relation_name": name} for name in ("on", "near", "under", "on")]
+    write(folder / "visual_genome_relation.json", relations)
+    pairs = [["red", "small"]] * 25 + [["blue", "large"]] * 24
+    write(folder / "visual_genome_attribution.json", [{**entry, "attributes": pair} for pair in pairs])
+    write(folder / "symmetric_relations.json", ["near"])
+
+
+def valse_in(folder: Path) -> None:
+    """One entry of each piece is kept; of another one, most annotators did not choose the caption."""
+    picture(folder / "images/one.jpg")
+    entry = {"image_file": "one.jpg", "caption": "there is a star", "foil": "there is no star"}
+    kept, dropped = ({"caption": votes, "foil": 3 - votes, "other": 0} for votes in (2, 1))
+    for piece in valse.PIECES:
+        write(folder / f"{piece}.json", {"a_1": {**entry, "mturk": kept}, "a_2": {**entry, "mturk": dropped}})
+
+
+def fg_ovd_in(folder: Path) -> None:
+    picture(folder / "val2017/1.jpg")
+    names = ["a red star", "a blue star", "a green star"]
+    content = {
+        "images": [{"id": 7, "file_name": "val2017/1.jpg", "width": 32, "height": 24}],
+        "categories": [{"id": 10 + index, "name": name} for index, name in enumerate(names)],
+        "annotations": [
+            {"id": 0, "image_id": 7, "category_id": 10, "neg_category_ids": [12, 11], "bbox": [1.5, 2.0, 9.2, 8.0]},
+            {"id": 1, "image_id": 7, "category_id": 11, "neg_category_ids": [], "bbox": [0, 0, 5, 5]},
+        ],
+    }
+    names_of_files = ("1_attributes", "2_attributes", "3_attributes", "shuffle_negatives")
+    for name in (*names_of_files, "color", "material", "pattern", "transparency"):
+        write(folder / f"{name}.json", content)
+
+
+FOLDERS: dict[str, tuple[Callable[[Path], None], int]] = {
+    "sugarcrepe": (sugarcrepe_in, 14),
+    "sugarcrepe++": (sugarcrepe_pp_in, 5),
+    "winoground": (winoground_in, 2),
+    "aro-relation": (aro_in, 3),
+    "aro-attribution": (aro_in, 25),
+    "valse": (valse_in, 11),
+    "fg-ovd": (fg_ovd_in, 8),
+}
+"""How to write the folder of each suite, and the number of its cases."""

@@ -1,0 +1,28 @@
+"""Benchmarks of compositional understanding: ``python run.py benchmark SUITE``.
+
+To add a suite, write a file here with a :class:`~x2vlm.suites.cases.Suite`, and name it in :data:`SUITES`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from x2vlm.suites.cases import Suite
+
+SUITES = {
+    "drawn-pairs": "x2vlm.suites.drawn_pairs:SUITE",
+    "sugarcrepe": "x2vlm.suites.sugarcrepe:SUGARCREPE",
+    "sugarcrepe++": "x2vlm.suites.sugarcrepe:SUGARCREPE_PP",
+    "winoground": "x2vlm.suites.winoground:SUITE",
+    "aro-relation": "x2vlm.suites.aro:RELATION",
+    "aro-attribution": "x2vlm.suites.aro:ATTRIBUTION",
+    "valse": "x2vlm.suites.valse:SUITE",
+    "fg-ovd": "x2vlm.suites.fg_ovd:SUITE",
+}
+
+
+def suite_named(name: str) -> Suite:
+    """Returns a suite of :data:`SUITES`."""
+    module, _, variable = SUITES[name].partition(":")
+    suite: Suite = getattr(import_module(module), variable)
+    return suite

@@ -1,0 +1,87 @@
+"""FG-OVD: descriptions of an object in a box against descriptions with other attributes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.files import read_json
+from x2vlm.suites.cases import Case, Picture, Published, Suite, need, reading
+
+KINDS = {
+    "hard": "1_attributes",
+    "medium": "2_attributes",
+    "easy": "3_attributes",
+    "trivial": "shuffle_negatives",
+    "color": "color",
+    "material": "material",
+    "pattern": "pattern",
+    "transparency": "transparency",
+}
+
+_PAPER = "Bianchi, Carrara, Messina, Gennaro and Falchi: The Devil is in the Fine-Grained Details, CVPR 2024 (arXiv:2311.17518)"
+_PUBLISHED_AT = (
+    "github.com/lorebianchi98/FG-OVD (benchmarks/*.json), and COCO's train2017 and val2017 in folders of these names"
+)
+_TABLE = "table 1 of FG-CLIP 2 (github.com/360CVGroup/FG-CLIP)"
+
+
+def _read(folder: Path) -> list[Case]:
+    cases = []
+    for kind, path in zip(
+        KINDS, need(folder, [f"{name}.json" for name in KINDS.values()], "FG-OVD", _PUBLISHED_AT), strict=True
+    ):
+        cases += _cases_of(kind, path, folder)
+    return cases
+
+
+def _cases_of(kind: str, path: Path, folder: Path) -> list[Case]:
+    try:
+        content: Any = read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: is not a JSON file that can be read ({error}); download it again") from None
+    with reading(str(path)):
+        names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
+        images = {entry["id"]: folder / str(entry["file_name"]) for entry in content["images"]}
+        annotations = content["annotations"]
+    cases = []
+    for index, entry in enumerate(annotations):
+        with reading(f"{path}: annotation {index}"):
+            x, y, width, height = map(float, entry["bbox"])
+            texts = tuple(names[number] for number in (entry["category_id"], *entry["neg_category_ids"]))
+            if len(texts) > 1:
+                cases.append(Case(kind, (Picture(images[entry["image_id"]], (x, y, width, height)),), texts))
+    return cases
+
+
+def rank_of_first_text(scores: np.ndarray) -> dict[str, float]:
+    """The first text has the highest score, also if others have the same."""
+    (row,) = scores
+    return {"accuracy": float(row[0] >= row.max())}
+
+
+def _values(*values: float) -> dict[str, float]:
+    return {
+        f"{kind}: accuracy": value for kind, value in zip(("hard", "medium", "easy", "trivial"), values, strict=True)
+    }
+
+
+SUITE = Suite(
+    title="FG-OVD",
+    paper=_PAPER,
+    published_at=_PUBLISHED_AT,
+    read=_read,
+    rule=rank_of_first_text,
+    chance={"accuracy": 1 / 11},
+    published=(
+        Published("CLIP ViT-B/16", _values(12.0, 23.1, 22.2, 58.5), _TABLE),
+        Published("FineCLIP ViT-B/16", _values(26.8, 49.8, 50.4, 71.9), _TABLE),
+        Published("FG-CLIP ViT-B/16", _values(46.1, 66.6, 68.7, 83.4), _TABLE),
+        Published("CLIP ViT-L/14", _values(15.4, 25.3, 25.7, 38.8), _TABLE),
+    ),
+    note="the box is given, and its crop is scored with all descriptions, as FG-CLIP does; the paper's mAP needs a detector. "
+    "Chance is that of ten wrong descriptions; pattern and transparency have fewer",
+)

@@ -1,0 +1,96 @@
+"""SugarCrepe and SugarCrepe++: captions of COCO images against captions that are wrong in one fact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from x2vlm.suites.cases import (
+    Case,
+    Picture,
+    Published,
+    Suite,
+    entries_of,
+    first_text_is_best,
+    need,
+    reading,
+    texts_in,
+)
+
+REPLACED = ("replace_obj", "replace_att", "replace_rel")
+SWAPPED = ("swap_obj", "swap_att")
+ADDED = ("add_obj", "add_att")
+IMAGES = "val2017"
+
+
+def _read(kinds: Sequence[str], captions: Sequence[str], title: str, published_at: str, folder: Path) -> list[Case]:
+    cases = []
+    for kind, path in zip(kinds, need(folder, [f"{kind}.json" for kind in kinds], title, published_at), strict=True):
+        for place, entry in entries_of(path):
+            with reading(place):
+                texts = texts_in(entry, *captions, "negative_caption")
+                cases.append(Case(kind, (Picture(folder / IMAGES / str(entry["filename"])),), texts))
+    return cases
+
+
+def both_captions_beat_the_negative(scores: np.ndarray) -> dict[str, float]:
+    """SugarCrepe++'s rule for two right captions and a wrong one; a tie is wrong."""
+    ((first, second, wrong),) = scores
+    return {"both": float(min(first, second) > wrong), "first": float(first > wrong), "second": float(second > wrong)}
+
+
+def _values(kinds: Sequence[str], *values: float) -> dict[str, float]:
+    return {f"{kind}: accuracy": value for kind, value in zip(kinds, values, strict=True)}
+
+
+_PAPER = "Hsieh, Zhang, Ma, Kembhavi and Krishna: SugarCrepe, NeurIPS 2023 (arXiv:2306.14610)"
+_PUBLISHED_AT = "github.com/RAIVNLab/sugar-crepe (data/*.json), and COCO's val2017 in the folder val2017"
+_KINDS = (*REPLACED, *SWAPPED, *ADDED)
+_TABLE = f"table of CLIP models in {_PAPER}"
+
+SUGARCREPE = Suite(
+    title="SugarCrepe",
+    paper=_PAPER,
+    published_at=_PUBLISHED_AT,
+    read=partial(_read, _KINDS, ["caption"], "SugarCrepe", _PUBLISHED_AT),
+    rule=first_text_is_best,
+    chance={"accuracy": 1 / 2},
+    summaries={
+        "replace": ("micro", REPLACED),
+        "swap": ("micro", SWAPPED),
+        "add": ("micro", ADDED),
+        "mean of kinds": ("macro", _KINDS),
+    },
+    published=(
+        Published("human", _values(_KINDS, 100, 99, 97, 99, 100, 99, 99), _TABLE),
+        Published("CLIP ViT-B/32 (OpenAI)", _values(_KINDS, 90.92, 80.08, 69.20, 61.38, 63.96, 77.21, 68.79), _TABLE),
+        Published("CLIP ViT-L/14 (OpenAI)", _values(_KINDS, 94.07, 79.19, 65.15, 60.16, 62.31, 78.32, 71.53), _TABLE),
+        Published("CLIP ViT-bigG-14 (LAION)", _values(_KINDS, 96.67, 88.07, 74.75, 62.20, 74.92, 92.19, 84.54), _TABLE),
+    ),
+    note="replace, swap and add are means over cases, as in the paper; one case of swap_obj was removed since",
+)
+
+_PAPER_PP = "Dumpala, Jaiswal, Sastry, Milios, Oore and Sajjad: SugarCrepe++, 2024 (arXiv:2406.11171)"
+_PUBLISHED_AT_PP = "github.com/Sri-Harsha/scpp (data/*.json), and COCO's val2017 in the folder val2017"
+_KINDS_PP = (*REPLACED, *SWAPPED)
+
+SUGARCREPE_PP = Suite(
+    title="SugarCrepe++",
+    paper=_PAPER_PP,
+    published_at=_PUBLISHED_AT_PP,
+    read=partial(_read, _KINDS_PP, ["caption", "caption2"], "SugarCrepe++", _PUBLISHED_AT_PP),
+    rule=both_captions_beat_the_negative,
+    chance={"both": 1 / 3, "first": 1 / 2, "second": 1 / 2},
+    summaries={"mean of kinds": ("macro", _KINDS_PP)},
+    published=(
+        Published(
+            "CLIP ViT-B/32",
+            {"mean of kinds: both": 60.0},
+            "table 1 of Kwon, Min and Sohn: Enhancing Compositional Reasoning in CLIP via Reconstruction and Alignment of Text "
+            "Descriptions",
+        ),
+    ),
+)

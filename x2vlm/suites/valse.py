@@ -1,0 +1,83 @@
+"""VALSE: captions against foils for six linguistic phenomena."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from x2vlm.suites.cases import (
+    Case,
+    Picture,
+    Published,
+    Suite,
+    entries_of,
+    first_text_is_best,
+    need,
+    reading,
+    texts_in,
+)
+
+PHENOMENA = {
+    "existence": ("existence",),
+    "plurals": ("plurals",),
+    "counting": ("counting-hard", "counting-small-quant", "counting-adversarial"),
+    "relations": ("relations",),
+    "actions": ("action-replacement", "actant-swap"),
+    "coreference": ("coreference-standard", "coreference-hard"),
+    "foil-it": ("foil-it",),
+}
+PIECES = tuple(piece for pieces in PHENOMENA.values() for piece in pieces)
+IMAGES = "images"
+LEAST_VOTES = 2
+"""Annotators, of three, who chose the caption and not the foil; other entries are left out, as in the official script."""
+
+_PAPER = "Parcalabescu, Cafagna, Muradjan, Frank, Calixto and Gatt: VALSE, ACL 2022 (arXiv:2112.07566)"
+_PUBLISHED_AT = (
+    "github.com/Heidelberg-NLP/VALSE (data/*.json); its README names the sources of the images, for the folder images"
+)
+_TABLE = "individual_results.csv of Oh et al.: Exploring the Spectrum of Visio-Linguistic Compositionality, 2024"
+
+
+def _read(folder: Path) -> list[Case]:
+    cases = []
+    for piece, path in zip(
+        PIECES, need(folder, [f"{piece}.json" for piece in PIECES], "VALSE", _PUBLISHED_AT), strict=True
+    ):
+        for place, entry in entries_of(path):
+            with reading(place):
+                if entry["mturk"]["caption"] >= LEAST_VOTES:
+                    picture = Picture(folder / IMAGES / str(entry["image_file"]))
+                    cases.append(Case(piece, (picture,), texts_in(entry, "caption", "foil")))
+    return cases
+
+
+def _values(average: float, *values: float) -> dict[str, float]:
+    by_piece = {f"{piece}: accuracy": value for piece, value in zip(PIECES, values, strict=True)}
+    return by_piece | {"mean of phenomena: accuracy": average}
+
+
+SUITE = Suite(
+    title="VALSE",
+    paper=_PAPER,
+    published_at=_PUBLISHED_AT,
+    read=_read,
+    rule=first_text_is_best,
+    chance={"accuracy": 1 / 2},
+    summaries={
+        **{name: ("macro", pieces) for name, pieces in PHENOMENA.items() if len(pieces) > 1},
+        "mean of phenomena": ("macro", tuple(PHENOMENA)),
+        "mean of pieces": ("macro", PIECES),
+    },
+    published=(
+        Published(
+            "CLIP ViT-B/32",
+            _values(67.53, 69.31, 57.58, 64.52, 61.89, 58.18, 65.98, 77.78, 71.76, 54.94, 51.92, 90.14),
+            _TABLE,
+        ),
+        Published(
+            "NegCLIP",
+            _values(73.72, 75.05, 70.15, 69.24, 71.22, 54.12, 68.97, 82.87, 85.14, 60.31, 59.62, 93.00),
+            _TABLE,
+        ),
+    ),
+    note="the accuracy is the official pairwise one (acc_r); language models alone reach about 60 %",
+)
