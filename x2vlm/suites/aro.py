@@ -8,22 +8,17 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.files import read_json
-from x2vlm.suites.cases import (
-    Case,
-    Picture,
-    Published,
-    Suite,
-    entries_of,
-    first_text_is_best,
-    need,
-    reading,
-    texts_in,
-)
+from x2vlm.suites.cases import Case, CaseSuite, first_text_is_best
+from x2vlm.suites.scoring import Picture
+from x2vlm.suites.suite import Published, entries_of, need, reading, texts_in
 
 SYMMETRIC = "symmetric_relations.json"
 """Optional list of the relations that the official summary leaves out."""
 LEAST_CASES = 25
 """Pairs of attributes with fewer cases are left out, as in the official summary."""
+
+MEAN = "mean of parts"
+"""The official summary: the mean over relations, or over pairs of attributes."""
 
 _PAPER = (
     "Yuksekgonul, Bianchi, Kalluri, Jurafsky and Zou: When and Why Vision-Language Models Behave like Bags-of-Words, ICLR 2023 "
@@ -35,8 +30,8 @@ _PUBLISHED_AT = (
 _TABLE = "table 1 of Zhang, Awal and Agrawal: Contrasting Intra-Modal and Ranking Cross-Modal Hard Negatives, CVPR 2024"
 
 
-def _read(name: str, folder: Path) -> list[Case]:
-    (path,) = need(folder, [f"visual_genome_{name}.json"], "ARO", _PUBLISHED_AT)
+def _cases(name: str, folder: Path, suite: CaseSuite) -> list[Case]:
+    (path,) = need(folder, [f"visual_genome_{name}.json"], suite)
     cases = []
     for place, entry in entries_of(path):
         with reading(place):
@@ -64,17 +59,18 @@ def _symmetric(folder: Path) -> set[str]:
     return set(names)
 
 
-def _suite(name: str, title: str, note: str, clip: float, negclip: float, xvlm: float) -> Suite:
-    return Suite(
+def _suite(name: str, title: str, note: str, clip: float, negclip: float, xvlm: float) -> CaseSuite:
+    return CaseSuite(
         title=title,
         paper=_PAPER,
         published_at=_PUBLISHED_AT,
-        read=partial(_read, name),
+        measures=("accuracy",),
+        cases=partial(_cases, name),
         rule=first_text_is_best,
         chance={"accuracy": 1 / 2},
-        over_parts=True,
+        summaries={MEAN: ("parts", (name,))},
         published=tuple(
-            Published(model, {f"{name}: accuracy": value}, _TABLE)
+            Published(model, {f"{MEAN}: accuracy": value}, _TABLE)
             for model, value in (("CLIP ViT-B/32", clip), ("NegCLIP", negclip), ("X-VLM (COCO)", xvlm))
         ),
         note=note,
@@ -84,13 +80,13 @@ def _suite(name: str, title: str, note: str, clip: float, negclip: float, xvlm: 
 RELATION = _suite(
     "relation",
     "ARO, Visual Genome Relation",
-    "mean over relations; the published numbers leave out those that the official notebook calls symmetric, as this one does if "
+    "parts are relations; the published numbers leave out those that the official notebook calls symmetric, as this one does if "
     f"the folder has them as a JSON list in {SYMMETRIC}; language models alone are far above chance",
     *(59.3, 80.2, 73.4),
 )
 ATTRIBUTION = _suite(
     "attribution",
     "ARO, Visual Genome Attribution",
-    f"mean over pairs of attributes with at least {LEAST_CASES} cases; language models alone are far above chance",
+    f"parts are pairs of attributes with at least {LEAST_CASES} cases; language models alone are far above chance",
     *(62.9, 70.5, 86.8),
 )

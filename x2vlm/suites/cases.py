@@ -1,28 +1,16 @@
-"""What a suite of compositional benchmarks asks: which of these texts is about which of these images?"""
+"""Suites that ask which of a few texts are about which of a few images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from utils.errors import UserError
-from utils.files import read_json
-
-Box = tuple[float, float, float, float]
-"""x, y, width and height in pixels."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image file, or the part of it in a box."""
-
-    path: Path
-    box: Box | None = None
+from x2vlm.base import LoadedModel
+from x2vlm.suites.scoring import Picture, score_cases
+from x2vlm.suites.suite import Judged, Suite, chosen_kinds, need_images
 
 
 @dataclass(frozen=True)
@@ -30,10 +18,10 @@ class Case:
     """One question of a suite.
 
     Attributes:
-        kind: what the texts differ in; results are reported by kind.
+        kind: what the texts differ in.
         pictures: the images.
-        texts: the texts; which are right for which image depends on the rule of the suite.
-        part: cases of a kind are averaged over parts first, if their suite says so, for example over relations.
+        texts: the texts; which are right for which image is determined by the rule of the suite.
+        part: for means over parts, for example over relations.
     """
 
     kind: str
@@ -46,43 +34,52 @@ Rule = Callable[[np.ndarray], Mapping[str, float]]
 """Judges a case by its scores (images, texts): returns the value of each measure, usually 1 for right and 0 for wrong."""
 
 
-@dataclass(frozen=True)
-class Published:
-    """Results of a model in the literature, in percent, by ``kind: measure`` or summary; ``source``: where they are printed."""
-
-    model: str
-    values: Mapping[str, float]
-    source: str
-
-
-@dataclass(frozen=True)
-class Suite:
-    """A set of cases with its official rule.
+@dataclass(frozen=True, kw_only=True)
+class CaseSuite(Suite[list[Case]]):
+    """A suite of cases.
 
     Attributes:
-        title: name of the suite.
-        paper: authors, title and year, to cite.
-        published_at: where its files are published.
-        read: reads the cases from a folder.
+        cases: reads the cases from a folder.
         rule: the official rule.
         chance: value of each measure for random scores.
-        over_parts: each kind is the mean over its parts instead of its cases.
-        summaries: names of further rows, each with the kinds of which it is the mean: "micro" over all of their cases, or "macro"
-            over kinds.
-        published: results to compare with.
-        note: what a reader of the results should know.
     """
 
-    title: str
-    paper: str
-    published_at: str
-    read: Callable[[Path], list[Case]]
+    cases: Callable[[Path, CaseSuite], list[Case]]
     rule: Rule
     chance: Mapping[str, float]
-    over_parts: bool = False
-    summaries: Mapping[str, tuple[str, Sequence[str]]] | None = None
-    published: tuple[Published, ...] = ()
-    note: str = ""
+
+    def read(self, folder: Path, kinds: Sequence[str]) -> list[Case]:
+        cases = self.cases(folder, self)
+        chosen = chosen_kinds([case.kind for case in cases], kinds, self)
+        cases = [case for case in cases if case.kind in chosen]
+        need_images([picture.path for case in cases for picture in case.pictures], self)
+        return cases
+
+    def judge(self, model: LoadedModel, content: list[Case]) -> Judged:
+        scores = score_cases(model, [(case.pictures, case.texts) for case in content])
+        values = {
+            score: {
+                look: np.array([[self.rule(one)[measure] for measure in self.measures] for one in each])
+                for look, each in looks.items()
+            }
+            for score, looks in scores.items()
+        }
+        return Judged(
+            [case.kind for case in content],
+            [str(case.pictures[0].path) for case in content],
+            values,
+            self.chance,
+            [case.part for case in content],
+            [
+                {
+                    "kind": case.kind,
+                    "images": [str(picture.path) for picture in case.pictures],
+                    "texts": case.texts,
+                    "scores": {score: looks["model"][index].round(5).tolist() for score, looks in scores.items()},
+                }
+                for index, case in enumerate(content)
+            ],
+        )
 
 
 def first_text_is_best(scores: np.ndarray) -> dict[str, float]:
@@ -104,52 +101,3 @@ def pairs_match(scores: np.ndarray) -> dict[str, float]:
 def choices_and_pairs_match(scores: np.ndarray) -> dict[str, float]:
     """As :func:`pairs_match`, after the share of the images that have a higher score with their own text."""
     return {"accuracy": float((np.diag(scores) > np.diag(scores[:, ::-1])).mean()), **pairs_match(scores)}
-
-
-def need(folder: Path, names: Sequence[str], suite: str, published_at: str) -> list[Path]:
-    """Returns the paths of the files of a suite that are in the folder.
-
-    Raises:
-        UserError: if a file is missing; the message says where it is published.
-    """
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        raise UserError(
-            f"{folder}: {', '.join(missing)} of {suite} {'is' if len(missing) == 1 else 'are'} missing; see {published_at}"
-        )
-    return [folder / name for name in names]
-
-
-def entries_of(path: Path) -> list[tuple[str, Any]]:
-    """Returns the entries of a JSON list or object, each with its place for messages.
-
-    Raises:
-        UserError: if the file cannot be read, or has another form.
-    """
-    try:
-        content = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: is not a JSON file that can be read ({error}); download it again") from None
-    if isinstance(content, dict):
-        return [(f"{path}: entry {key!r}", value) for key, value in content.items()]
-    if isinstance(content, list):
-        return [(f"{path}: entry {index}", value) for index, value in enumerate(content)]
-    raise UserError(f"{path}: is neither a list nor an object; download it again")
-
-
-@contextmanager
-def reading(place: str) -> Iterator[None]:
-    """A context in which errors of an entry with another form become a :class:`UserError` that names its place."""
-    try:
-        yield
-    except KeyError as error:
-        raise UserError(f"{place} has no {error}; is it the official file?") from None
-    except (TypeError, ValueError, IndexError, AttributeError) as error:
-        raise UserError(f"{place} has another form ({error}); is it the official file?") from None
-
-
-def texts_in(entry: Any, *keys: str) -> tuple[str, ...]:
-    """Returns the texts under these keys of an entry; raises KeyError or TypeError, see :func:`reading`."""
-    texts = tuple(entry[key] for key in keys)
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"{' and '.join(keys)} must be texts")
-    return texts

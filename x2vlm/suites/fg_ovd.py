@@ -9,7 +9,9 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.files import read_json
-from x2vlm.suites.cases import Case, Picture, Published, Suite, need, reading
+from x2vlm.suites.cases import Case, CaseSuite
+from x2vlm.suites.scoring import Picture
+from x2vlm.suites.suite import Published, need, reading
 
 KINDS = {
     "hard": "1_attributes",
@@ -29,13 +31,9 @@ _PUBLISHED_AT = (
 _TABLE = "table 1 of FG-CLIP 2 (github.com/360CVGroup/FG-CLIP)"
 
 
-def _read(folder: Path) -> list[Case]:
-    cases = []
-    for kind, path in zip(
-        KINDS, need(folder, [f"{name}.json" for name in KINDS.values()], "FG-OVD", _PUBLISHED_AT), strict=True
-    ):
-        cases += _cases_of(kind, path, folder)
-    return cases
+def _cases(folder: Path, suite: CaseSuite) -> list[Case]:
+    paths = need(folder, [f"{name}.json" for name in KINDS.values()], suite)
+    return [case for kind, path in zip(KINDS, paths, strict=True) for case in _cases_of(kind, path, folder)]
 
 
 def _cases_of(kind: str, path: Path, folder: Path) -> list[Case]:
@@ -69,11 +67,12 @@ def _values(*values: float) -> dict[str, float]:
     }
 
 
-SUITE = Suite(
+SUITE = CaseSuite(
     title="FG-OVD",
     paper=_PAPER,
     published_at=_PUBLISHED_AT,
-    read=_read,
+    measures=("accuracy",),
+    cases=_cases,
     rule=rank_of_first_text,
     chance={"accuracy": 1 / 11},
     published=(

@@ -1,146 +1,152 @@
-"""Scores of the cases of a suite by a model, with and without looking at images and texts."""
+"""Scores of images and texts by a model, with and without looking at them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image as PILImage
-from tqdm import tqdm
 
 from dataset.media.encoded import decode
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import ImageSource
 from models.inference.reranking import TextBank
 from utils.errors import UserError
+from utils.image_size import sides_of
+from utils.progress import progress_bar
 from x2vlm.base import LoadedModel
 from x2vlm.inputs import View
 from x2vlm.matching import sums
-from x2vlm.suites.cases import Case, Picture
+from x2vlm.suites.suite import BLANK, GREY, LOOKS, SCORES
 
-SCORES = {
-    "cosine": "cosine of the embeddings",
-    "matching": "matching head",
-    "both": "their sum, the cosine over the temperature",
-}
-GREY = 128
-"""Value of all pixels of the image that the text-only baseline sees."""
-BLANK = "a picture"
-"""The text that the image-only baseline sees in place of each text."""
-
-CaseScores = dict[str, list[np.ndarray]]
-"""For each of :data:`SCORES`, the scores (images, texts) of each case."""
+TIE = 1e-9
+"""Scores that differ by less are tied; the baselines break ties by chance."""
 
 
-def score_cases(model: LoadedModel, cases: Sequence[Case], bar: tqdm | None = None) -> dict[str, CaseScores]:
-    """Scores all combinations of images and texts of each case.
+@dataclass(frozen=True)
+class Picture:
+    """An image file, or the part of it in a box: x, y, width and height in pixels."""
 
-    Returns:
-        "model": the scores; "text only": the scores of a grey image with each text; "image only": the scores of each image with
-        one text for all, in which a random choice breaks ties.
+    path: Path
+    box: tuple[float, float, float, float] | None = None
+
+
+Case = tuple[Sequence[Picture], Sequence[str]]
+"""Images and texts of which all combinations are scored."""
+
+CaseScores = dict[str, dict[str, list[np.ndarray]]]
+"""For each of the scores and looks, the scores (images, texts) of each case."""
+
+
+def check_scores(model: LoadedModel) -> None:
+    """Checks that a model scores images and texts.
 
     Raises:
-        UserError: the model has no matching head, or an image cannot be read.
+        UserError: it does not.
     """
-    if not (model.takes("match") and model.takes("embed_images") and model.takes("embed_texts")):
+    if not all(model.takes(call) for call in ("match", "embed_images", "embed_texts")):
         raise UserError(
             f"{model.origin} is a model of task {model.settings.task}, which does not score images and texts; give one of task "
             "pretrain or retrieval"
         )
-    size = model.settings.model.vision.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    grey = PILImage.new("RGB", (width, height), (GREY, GREY, GREY))
-    rng = np.random.default_rng(0)
-    found: dict[str, CaseScores] = {
-        look: {score: [] for score in SCORES} for look in ("model", "text only", "image only")
-    }
-    for batch in _batches(cases, model.batch_size):
-        pictures = list(dict.fromkeys(picture for case in batch for picture in case.pictures))
-        texts = list(dict.fromkeys([BLANK, *(text for case in batch for text in case.texts)]))
-        views = [model.read(grey), *(_view(model, picture) for picture in pictures)]
-        row_of = {picture: row for row, picture in enumerate(pictures, 1)}
-        column_of = {text: column for column, text in enumerate(texts)}
-        table = _Table(model, views, texts, [_asked(batch, picture, column_of) for picture in pictures])
-        for case in batch:
-            rows, columns = [row_of[each] for each in case.pictures], [column_of[text] for text in case.texts]
-            noise = rng.random((len(rows), len(columns))) * 1e-9
-            for score in SCORES:
-                seen = table.scores(score, rows, columns)
-                found["model"][score].append(seen)
-                found["text only"][score].append(table.scores(score, [0] * len(rows), columns))
-                found["image only"][score].append(table.scores(score, rows, [0] * len(columns)) + noise)
-            if bar is not None:
+
+
+def grey_view(model: LoadedModel) -> View:
+    """Returns the image that the text-only baseline sees."""
+    height, width = sides_of(model.settings.model.vision.image_size)
+    return model.read(PILImage.new("RGB", (width, height), (GREY, GREY, GREY)))
+
+
+def score_cases(model: LoadedModel, cases: Sequence[Case]) -> CaseScores:
+    """Scores all combinations of the images and texts of each case.
+
+    Raises:
+        UserError: the model does not score images and texts, or an image cannot be read.
+    """
+    check_scores(model)
+    grey, rng = grey_view(model), np.random.default_rng(0)
+    found: CaseScores = {score: {look: [] for look in LOOKS} for score in SCORES}
+    with progress_bar(total=len(cases), desc="cases", unit="case") as bar:
+        for start in range(0, len(cases), model.batch_size):
+            batch = cases[start : start + model.batch_size]
+            table = _Table(model, grey, batch)
+            for pictures, texts in batch:
+                rows, columns = [table.rows[each] for each in pictures], [table.columns[text] for text in texts]
+                noise = TIE * rng.random((len(rows), len(columns)))
+                for score, of_score in table.scores.items():
+                    found[score]["model"].append(of_score[np.ix_(rows, columns)])
+                    found[score]["text only"].append(of_score[np.ix_([0] * len(rows), columns)])
+                    found[score]["image only"].append(of_score[np.ix_(rows, [0] * len(columns))] + noise)
                 bar.update()
     return found
 
 
 class _Table:
-    """The scores of the images and texts of a batch of cases, of which the first image and the first text are blank.
+    """The scores of the images and texts of some cases.
 
-    Args:
-        model: the model.
-        views: the images.
-        texts: the texts.
-        asked: for each image but the first, the indices of the texts with which it is scored.
+    Attributes:
+        rows, columns: the row of each picture, and the column of each text; the first are of the grey image and the blank text.
+        scores: (rows, columns) float64 for each of :data:`SCORES`; the matching head scores only pairs of the same case.
     """
 
-    def __init__(self, model: LoadedModel, views: Sequence[View], texts: Sequence[str], asked: Sequence[list[int]]):
-        self.cosine = model.embed_images(list(views)) @ model.embed_texts(list(texts)).T
-        self.margins = np.full((len(views), len(texts)), np.nan)
-        indices = [list(range(len(texts))), *asked]
-        with model.runtime.running():
-            bank = TextBank.of([model.encoded(texts)])
-            size = model.batch_size
-            for start in range(0, len(views), size):
-                states = model.runtime.image_states(model.pixels(list(views[start : start + size])))
-                chosen = [torch.tensor(each) for each in indices[start : start + size]]
-                for row, (columns, margins) in enumerate(
-                    zip(chosen, model.runtime.margins(states, chosen, bank), strict=True), start
-                ):
-                    self.margins[row, columns.numpy()] = model.finite(margins.double().cpu().numpy())
-        self.both = sums(model, self.margins, self.cosine)
-
-    def scores(self, score: str, rows: Sequence[int], columns: Sequence[int]) -> np.ndarray:
-        """Returns the scores of some images with some texts."""
-        table = {"cosine": self.cosine, "matching": self.margins, "both": self.both}[score]
-        found: np.ndarray = np.asarray(table, np.float64)[np.ix_(rows, columns)]
-        return found
+    def __init__(self, model: LoadedModel, grey: View, cases: Sequence[Case]):
+        texts_of: dict[Picture, dict[str, None]] = {}
+        for pictures, texts in cases:
+            for picture in pictures:
+                texts_of.setdefault(picture, {}).update(dict.fromkeys(texts))
+        texts = list(dict.fromkeys([BLANK, *(text for _, of_case in cases for text in of_case)]))
+        self.rows = {picture: row for row, picture in enumerate(texts_of, 1)}
+        self.columns = {text: column for column, text in enumerate(texts)}
+        views = [grey, *(view_of(model, picture) for picture in texts_of)]
+        asked = [sorted({0, *(self.columns[text] for text in of_picture)}) for of_picture in texts_of.values()]
+        cosines = model.embed_images(views) @ model.embed_texts(texts).T
+        margins = matching_scores(model, views, texts, [list(range(len(texts))), *asked])
+        self.scores = {
+            "cosine": cosines.astype(np.float64),
+            "matching": margins,
+            "both": sums(model, margins, cosines),
+        }
 
 
-def _asked(cases: Sequence[Case], picture: Picture, column_of: dict[str, int]) -> list[int]:
-    """Returns the columns of the texts with which a picture is scored: the blank one, and those of its cases."""
-    texts = dict.fromkeys(text for case in cases if picture in case.pictures for text in case.texts)
-    return [0, *(column for text in texts if (column := column_of[text]))]
+def matching_scores(
+    model: LoadedModel, views: Sequence[View], texts: Sequence[str], asked: Sequence[Sequence[int]]
+) -> np.ndarray:
+    """Returns the log-odds that texts are about images, (images, texts) float64, NaN for pairs that are not asked for. ``asked``:
+    indices of the texts of each image."""
+    found = np.full((len(views), len(texts)), np.nan)
+    with model.runtime.running():
+        bank = TextBank.of([model.encoded(texts)])
+        for start in range(0, len(views), model.batch_size):
+            states = model.runtime.image_states(model.pixels(list(views[start : start + model.batch_size])))
+            columns = [torch.tensor(each) for each in asked[start : start + len(states)]]
+            of_images = zip(columns, model.runtime.margins(states, columns, bank), strict=True)
+            for row, (of_row, margins) in enumerate(of_images, start):
+                found[row, of_row.numpy()] = model.finite(margins.double().cpu().numpy())
+    return found
 
 
-def _batches(cases: Sequence[Case], size: int) -> Iterator[Sequence[Case]]:
-    for start in range(0, len(cases), size):
-        yield cases[start : start + size]
+def view_of(model: LoadedModel, picture: Picture) -> View:
+    """Returns the view of a picture. A box is clipped to the image, and has at least one pixel.
 
-
-def _view(model: LoadedModel, picture: Picture) -> View:
-    """Returns the view of an image or of the part of it in the box, which is clipped to the image and has at least one pixel."""
+    Raises:
+        UserError: the image cannot be read.
+    """
     if picture.box is None:
         return model.read(picture.path)
     place = str(picture.path)
     try:
-        image = decode(ImageSource(place, path=picture.path).load(), model.settings.data.max_pixels, place, "unturned")
+        content = ImageSource(place, path=picture.path).load()
+        image = decode(content, model.settings.data.max_pixels, place, "unturned")
     except BrokenRecordError as error:
         raise UserError(str(error)) from None
     x, y, width, height = picture.box
-    rows, columns = _pixels(y, height, image.shape[1]), _pixels(x, width, image.shape[2])
-    return model.read(image[:, rows, columns])
+    return model.read(image[:, _pixels(y, height, image.shape[1]), _pixels(x, width, image.shape[2])])
 
 
 def _pixels(start: float, length: float, side: int) -> slice:
     first = min(max(0, math.floor(start)), side - 1)
     return slice(first, max(first + 1, min(side, math.ceil(start + length))))
-
-
-def missing_pictures(cases: Sequence[Case]) -> list[Path]:
-    """Returns the image files that do not exist, in order."""
-    paths = dict.fromkeys(picture.path for case in cases for picture in case.pictures)
-    return [path for path in paths if not path.is_file()]

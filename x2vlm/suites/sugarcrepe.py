@@ -8,17 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from x2vlm.suites.cases import (
-    Case,
-    Picture,
-    Published,
-    Suite,
-    entries_of,
-    first_text_is_best,
-    need,
-    reading,
-    texts_in,
-)
+from x2vlm.suites.cases import Case, CaseSuite, first_text_is_best
+from x2vlm.suites.scoring import Picture
+from x2vlm.suites.suite import Published, entries_of, need, reading, texts_in
 
 REPLACED = ("replace_obj", "replace_att", "replace_rel")
 SWAPPED = ("swap_obj", "swap_att")
@@ -26,9 +18,9 @@ ADDED = ("add_obj", "add_att")
 IMAGES = "val2017"
 
 
-def _read(kinds: Sequence[str], captions: Sequence[str], title: str, published_at: str, folder: Path) -> list[Case]:
+def _cases(kinds: Sequence[str], captions: Sequence[str], folder: Path, suite: CaseSuite) -> list[Case]:
     cases = []
-    for kind, path in zip(kinds, need(folder, [f"{kind}.json" for kind in kinds], title, published_at), strict=True):
+    for kind, path in zip(kinds, need(folder, [f"{kind}.json" for kind in kinds], suite), strict=True):
         for place, entry in entries_of(path):
             with reading(place):
                 texts = texts_in(entry, *captions, "negative_caption")
@@ -51,11 +43,12 @@ _PUBLISHED_AT = "github.com/RAIVNLab/sugar-crepe (data/*.json), and COCO's val20
 _KINDS = (*REPLACED, *SWAPPED, *ADDED)
 _TABLE = f"table of CLIP models in {_PAPER}"
 
-SUGARCREPE = Suite(
+SUGARCREPE = CaseSuite(
     title="SugarCrepe",
     paper=_PAPER,
     published_at=_PUBLISHED_AT,
-    read=partial(_read, _KINDS, ["caption"], "SugarCrepe", _PUBLISHED_AT),
+    measures=("accuracy",),
+    cases=partial(_cases, _KINDS, ["caption"]),
     rule=first_text_is_best,
     chance={"accuracy": 1 / 2},
     summaries={
@@ -77,11 +70,12 @@ _PAPER_PP = "Dumpala, Jaiswal, Sastry, Milios, Oore and Sajjad: SugarCrepe++, 20
 _PUBLISHED_AT_PP = "github.com/Sri-Harsha/scpp (data/*.json), and COCO's val2017 in the folder val2017"
 _KINDS_PP = (*REPLACED, *SWAPPED)
 
-SUGARCREPE_PP = Suite(
+SUGARCREPE_PP = CaseSuite(
     title="SugarCrepe++",
     paper=_PAPER_PP,
     published_at=_PUBLISHED_AT_PP,
-    read=partial(_read, _KINDS_PP, ["caption", "caption2"], "SugarCrepe++", _PUBLISHED_AT_PP),
+    measures=("both", "first", "second"),
+    cases=partial(_cases, _KINDS_PP, ["caption", "caption2"]),
     rule=both_captions_beat_the_negative,
     chance={"both": 1 / 3, "first": 1 / 2, "second": 1 / 2},
     summaries={"mean of kinds": ("macro", _KINDS_PP)},

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from x2vlm.suites.cases import (
-    Case,
-    Picture,
-    Published,
-    Suite,
-    entries_of,
-    first_text_is_best,
-    need,
-    reading,
-    texts_in,
-)
+from x2vlm.suites.cases import Case, CaseSuite, first_text_is_best
+from x2vlm.suites.scoring import Picture
+from x2vlm.suites.suite import Published, entries_of, need, reading, texts_in
 
 PHENOMENA = {
     "existence": ("existence",),
@@ -37,11 +29,9 @@ _PUBLISHED_AT = (
 _TABLE = "individual_results.csv of Oh et al.: Exploring the Spectrum of Visio-Linguistic Compositionality, 2024"
 
 
-def _read(folder: Path) -> list[Case]:
+def _cases(folder: Path, suite: CaseSuite) -> list[Case]:
     cases = []
-    for piece, path in zip(
-        PIECES, need(folder, [f"{piece}.json" for piece in PIECES], "VALSE", _PUBLISHED_AT), strict=True
-    ):
+    for piece, path in zip(PIECES, need(folder, [f"{piece}.json" for piece in PIECES], suite), strict=True):
         for place, entry in entries_of(path):
             with reading(place):
                 if entry["mturk"]["caption"] >= LEAST_VOTES:
@@ -55,11 +45,12 @@ def _values(average: float, *values: float) -> dict[str, float]:
     return by_piece | {"mean of phenomena: accuracy": average}
 
 
-SUITE = Suite(
+SUITE = CaseSuite(
     title="VALSE",
     paper=_PAPER,
     published_at=_PUBLISHED_AT,
-    read=_read,
+    measures=("accuracy",),
+    cases=_cases,
     rule=first_text_is_best,
     chance={"accuracy": 1 / 2},
     summaries={

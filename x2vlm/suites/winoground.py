@@ -6,7 +6,9 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.files import parse_json, read_text
-from x2vlm.suites.cases import Case, Picture, Published, Suite, need, pairs_match, reading, texts_in
+from x2vlm.suites.cases import Case, CaseSuite, pairs_match
+from x2vlm.suites.scoring import Picture
+from x2vlm.suites.suite import Published, need, reading, texts_in
 
 _PUBLISHED_AT = (
     "huggingface.co/datasets/facebook/winoground (examples.jsonl, and images.zip unpacked to the folder images)"
@@ -14,8 +16,8 @@ _PUBLISHED_AT = (
 _PAPER = "Thrush, Jiang, Bartolo, Singh, Williams, Kiela and Ross: Winoground, CVPR 2022 (arXiv:2204.03162)"
 
 
-def _read(folder: Path) -> list[Case]:
-    (path,) = need(folder, ["examples.jsonl"], "Winoground", _PUBLISHED_AT)
+def _cases(folder: Path, suite: CaseSuite) -> list[Case]:
+    (path,) = need(folder, ["examples.jsonl"], suite)
     cases = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         with reading(f"{path}:{number}"):
@@ -25,7 +27,7 @@ def _read(folder: Path) -> list[Case]:
             kind = str(entry.get("collapsed_tag") or "untagged").lower()
             cases.append(Case(kind, pictures, texts_in(entry, "caption_0", "caption_1")))
     if not cases:
-        raise UserError(f"{path}: is empty; see {_PUBLISHED_AT}")
+        raise UserError(f"{path}: is empty; see {suite.published_at}")
     return cases
 
 
@@ -33,11 +35,12 @@ def _all(text: float, image: float, group: float) -> dict[str, float]:
     return {"all: text": text, "all: image": image, "all: group": group}
 
 
-SUITE = Suite(
+SUITE = CaseSuite(
     title="Winoground",
     paper=_PAPER,
     published_at=_PUBLISHED_AT,
-    read=_read,
+    measures=("text", "image", "group"),
+    cases=_cases,
     rule=pairs_match,
     chance={"text": 1 / 4, "image": 1 / 4, "group": 1 / 6},
     summaries={"all": ("micro", ())},

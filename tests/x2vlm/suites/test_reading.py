@@ -9,7 +9,6 @@ import pytest
 from tests.x2vlm.suites.official import FOLDERS
 from utils.errors import UserError
 from x2vlm.suites import SUITES, suite_named
-from x2vlm.suites.scoring import missing_pictures
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -17,15 +16,14 @@ def test_the_cases_of_a_suite(name, tmp_path):
     write, count = FOLDERS[name]
     write(tmp_path)
     suite = suite_named(name)
-    cases = suite.read(tmp_path)
+    cases = suite.read(tmp_path, ())
     assert len(cases) == count
-    assert not missing_pictures(cases)
     kinds = {case.kind for case in cases}
-    rows = {*kinds, *(suite.summaries or {})}
+    rows = {*kinds, *suite.summaries}
     for published in suite.published:
         assert {key.split(": ")[0] for key in published.values} <= rows
-        assert {key.split(": ")[1] for key in published.values} <= suite.chance.keys()
-    for _, members in (suite.summaries or {}).values():
+        assert {key.split(": ")[1] for key in published.values} <= {*suite.measures}
+    for _, members in suite.summaries.values():
         assert set(members) <= rows
 
 
@@ -35,15 +33,15 @@ def test_every_suite_but_the_drawn_one_is_tested_here():
 
 def test_parts_are_relations_and_pairs_of_attributes(tmp_path):
     FOLDERS["aro-relation"][0](tmp_path)
-    assert [case.part for case in suite_named("aro-relation").read(tmp_path)] == ["on", "under", "on"]
-    assert {case.part for case in suite_named("aro-attribution").read(tmp_path)} == {"red_small"}
+    assert [case.part for case in suite_named("aro-relation").read(tmp_path, ())] == ["on", "under", "on"]
+    assert {case.part for case in suite_named("aro-attribution").read(tmp_path, ())} == {"red_small"}
     (tmp_path / "symmetric_relations.json").unlink()
-    assert len(suite_named("aro-relation").read(tmp_path)) == 4
+    assert len(suite_named("aro-relation").read(tmp_path, ())) == 4
 
 
 def test_the_first_text_is_right_and_the_box_is_kept(tmp_path):
     FOLDERS["fg-ovd"][0](tmp_path)
-    case = suite_named("fg-ovd").read(tmp_path)[0]
+    case = suite_named("fg-ovd").read(tmp_path, ())[0]
     assert (case.kind, case.texts) == ("hard", ("a red star", "a green star", "a blue star"))
     assert case.pictures[0].box == (1.5, 2.0, 9.2, 8.0)
 
@@ -52,7 +50,7 @@ def test_the_first_text_is_right_and_the_box_is_kept(tmp_path):
 def test_missing_files_are_named_with_where_they_are_published(name, tmp_path):
     suite = suite_named(name)
     with pytest.raises(UserError, match="missing; see ") as error:
-        suite.read(tmp_path)
+        suite.read(tmp_path, ())
     assert suite.published_at in str(error.value)
 
 
@@ -70,12 +68,14 @@ def test_another_form_is_one_line(text, message, tmp_path):
     FOLDERS["sugarcrepe"][0](tmp_path)
     (tmp_path / "swap_att.json").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message) as error:
-        suite_named("sugarcrepe").read(tmp_path)
+        suite_named("sugarcrepe").read(tmp_path, ())
     assert str(tmp_path / "swap_att.json") in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_missing_images_are_listed(tmp_path):
+def test_missing_images_are_told_unless_their_kind_is_not_measured(tmp_path):
     FOLDERS["winoground"][0](tmp_path)
     (tmp_path / "images/ex_1_img_0.png").unlink()
-    assert missing_pictures(suite_named("winoground").read(tmp_path)) == [tmp_path / "images/ex_1_img_0.png"]
+    with pytest.raises(UserError, match=r"images of Winoground are missing: 1, such as .*ex_1_img_0\.png; see "):
+        suite_named("winoground").read(tmp_path, ())
+    assert len(suite_named("winoground").read(tmp_path, ["object"])) == 1

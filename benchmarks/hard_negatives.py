@@ -1,0 +1,74 @@
+"""Time of a pre-training step with hard negative texts over its time without: ``python -m benchmarks.hard_negatives``."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from batches.pretraining import HardNegatives, PretrainBatch
+from benchmarks.pretrain_step import build, seconds
+from benchmarks.synthetic import Writer
+from dataset.text.processors import TextDataConfig
+from engine.train_config import TrainConfig
+from models.pretraining.model import PretrainModel
+from optim import OptimConfig
+from tools.steps.fake import trainer_of
+from utils.commands import call
+from utils.flags import Positive
+
+
+def with_hard_negatives(model: PretrainModel, batch: PretrainBatch, count: int) -> PretrainBatch:
+    """The batch with ``count`` hard negatives for each text, as long as the texts."""
+    writer = Writer(len(model.text.word_embeddings), torch.Generator().manual_seed(1), 1.0, static=False)
+    limits, changes = TextDataConfig(), {}
+    for stream in ("images", "regions"):
+        part = getattr(batch, stream)
+        shape = len(part.valid), count
+        text = writer.plain(writer.token_lists(stream, shape[0] * count, limits), limits)
+        changes[stream] = replace(part, hard_negatives=HardNegatives(text, torch.ones(shape, dtype=torch.bool)))
+    return replace(batch, **changes)
+
+
+def main(*, rounds: Positive = 9, count: Positive = 1, small: bool = False) -> int:
+    """Time of a pre-training step with hard negative texts over its time without.
+
+    The step is engine.trainer.Trainer.train_step in base size, 224 px, float32, on 8 image-text pairs and 12 regions of 4
+    images. With and without alternate in one process.
+
+    The last line is the median ratio of the times.
+
+    Args:
+        rounds: number of measurements of each.
+        count: hard negatives for each text.
+        small: check that it runs, with a small model.
+
+    Examples:
+        python -m benchmarks.hard_negatives
+    """
+    torch.manual_seed(0)
+    model, batch = build(small)
+    batches = {"without": batch, "with": with_hard_negatives(model, batch, count)}
+    trainer = trainer_of(
+        model, TrainConfig(steps=1, precision="fp32"), OptimConfig(lr=1e-4), device=torch.device("cpu")
+    )
+    runs = {name: partial(trainer.train_step, [each]) for name, each in batches.items()}
+    for run in runs.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            times[name].append(seconds(run))
+    flops = [model.work(each).flops for each in batches.values()]
+    ratios = [one / other for one, other in zip(times["with"], times["without"], strict=True)]
+    sys.stdout.write(f"FLOPs with over without: {flops[1] / flops[0]:.3f}\n")
+    sys.stdout.write(f"ratios: {', '.join(f'{ratio:.3f}' for ratio in ratios)}\n")
+    sys.stdout.write(f"ratio: {statistics.median(ratios):.3f}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(call(main, sys.argv[1:], "python -m benchmarks.hard_negatives"))
