@@ -1,4 +1,4 @@
-"""Benchmarks of compositional understanding: ``python run.py benchmark SUITE``.
+"""Benchmarks of models that are not fine-tuned for them: ``python run.py benchmark SUITE``.
 
 To add a suite, write a file here with a :class:`~x2vlm.suites.cases.Suite`, and name it in :data:`SUITES`.
 """
@@ -6,8 +6,9 @@ To add a suite, write a file here with a :class:`~x2vlm.suites.cases.Suite`, and
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
-from x2vlm.suites.cases import Suite
+from x2vlm.suites.suite import Suite
 
 SUITES = {
     "drawn-pairs": "x2vlm.suites.drawn_pairs:SUITE",
@@ -18,11 +19,17 @@ SUITES = {
     "aro-attribution": "x2vlm.suites.aro:ATTRIBUTION",
     "valse": "x2vlm.suites.valse:SUITE",
     "fg-ovd": "x2vlm.suites.fg_ovd:SUITE",
+    "retrieval-coco": "x2vlm.suites.retrieval:COCO",
+    "retrieval-flickr30k": "x2vlm.suites.retrieval:FLICKR",
+    "classification": "x2vlm.suites.classification:SUITE",
+    "refcoco": "x2vlm.suites.refcoco:REFCOCO",
+    "refcoco+": "x2vlm.suites.refcoco:REFCOCO_PLUS",
+    "refcocog": "x2vlm.suites.refcoco:REFCOCOG",
 }
 
 
 def suite_named(name: str) -> Suite:
     """Returns a suite of :data:`SUITES`."""
     module, _, variable = SUITES[name].partition(":")
-    suite: Suite = getattr(import_module(module), variable)
+    suite: Suite[Any] = getattr(import_module(module), variable)
     return suite

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +90,33 @@ def fg_ovd_in(folder: Path) -> None:
         write(folder / f"{name}.json", content)
 
 
-FOLDERS: dict[str, tuple[Callable[[Path], None], int]] = {
+def retrieval_in(folder: Path, name: str) -> None:
+    """Three images with one, two and two captions."""
+    captions = [["a red star"], ["a blue heart", "a heart"], ["two green circles", "circles"]]
+    for number, _ in enumerate(captions):
+        picture(folder / f"images/{number}.jpg", seed=number)
+    entries = [{"image": f"images/{number}.jpg", "caption": texts} for number, texts in enumerate(captions)]
+    write(folder / f"{name}_test.json", entries)
+
+
+def classes_in(folder: Path) -> None:
+    for number, name in enumerate(("blue_heart", "red_star", "red_star", "red_star")):
+        picture(folder / f"{name}/{number}.png", seed=number)
+
+
+def refcoco_in(folder: Path, splits: tuple[str, ...], refs: str) -> None:
+    """One phrase for each split, about the same box."""
+    picture(folder / "train2014/COCO_train2014_000000000007.jpg")
+    images, annotations = [{"id": 7, "width": 32, "height": 24}], [{"id": 1, "image_id": 7, "bbox": [2, 3, 20, 15]}]
+    write(folder / "instances.json", {"images": images, "annotations": annotations})
+    listed = [
+        {"ref_id": index, "ann_id": 1, "image_id": 7, "split": split, "sentences": [{"sent": "the red star"}]}
+        for index, split in enumerate(splits)
+    ]
+    (folder / refs).write_bytes(pickle.dumps(listed))
+
+
+CASES: dict[str, tuple[Callable[[Path], None], int]] = {
     "sugarcrepe": (sugarcrepe_in, 14),
     "sugarcrepe++": (sugarcrepe_pp_in, 5),
     "winoground": (winoground_in, 2),
@@ -97,4 +125,14 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], int]] = {
     "valse": (valse_in, 11),
     "fg-ovd": (fg_ovd_in, 8),
 }
-"""How to write the folder of each suite, and the number of its cases."""
+"""How to write the folder of each suite of cases, and the number of its cases."""
+
+FOLDERS = CASES | {
+    "retrieval-coco": (partial(retrieval_in, name="coco"), 3 + 5),
+    "retrieval-flickr30k": (partial(retrieval_in, name="flickr30k"), 3 + 5),
+    "classification": (classes_in, 4),
+    "refcoco": (partial(refcoco_in, splits=("val", "testA", "testB"), refs="refs(unc).p"), 3),
+    "refcoco+": (partial(refcoco_in, splits=("val", "testA", "testB"), refs="refs(unc).p"), 3),
+    "refcocog": (partial(refcoco_in, splits=("val", "test"), refs="refs(umd).p"), 2),
+}
+"""The same for all suites, with the number of examples."""

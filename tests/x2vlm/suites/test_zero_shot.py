@@ -1,0 +1,106 @@
+"""Zero-shot retrieval, classification and grounding, against the calls of the model and by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metrics.grounding import pixel_iou
+from metrics.retrieval import ranks_of_first_match
+from tests.x2vlm.suites.official import FOLDERS, classes_in, picture
+from utils.errors import UserError
+from x2vlm.matching import sums
+from x2vlm.suites import suite_named
+
+
+def written(name: str, folder: Path):
+    FOLDERS[name][0](folder)
+    suite = suite_named(name)
+    return suite, suite.read(folder, ())
+
+
+def test_retrieval_ranks_as_a_full_matrix_of_scores(model, tmp_path):
+    suite, content = written("retrieval-coco", tmp_path)
+    asked = model("pretrain")
+    judged = suite.judge(asked, content)
+    images = [tmp_path / f"images/{number}.jpg" for number in range(3)]
+    texts, true = list(content.items.captions), content.items.image_of_caption
+    margins, cosines = asked.margins(images, texts), asked.embed_images(images) @ asked.embed_texts(texts).T
+    for score, matrix in {"cosine": cosines, "matching": margins, "both": sums(asked, margins, cosines)}.items():
+        matches = np.arange(3)[:, None] == true
+        ranks = np.concatenate([ranks_of_first_match(matrix, matches), ranks_of_first_match(matrix.T, matches.T)])
+        np.testing.assert_array_equal(judged.values[score]["model"], ranks[:, None] < np.array([1, 5, 10]))
+    assert judged.kinds == ["image to text"] * 3 + ["text to image"] * 5
+    assert judged.chance["text to image: R@1"] == pytest.approx(1 / 3)
+
+
+def test_one_direction_alone(model, tmp_path):
+    suite, _ = written("retrieval-flickr30k", tmp_path)
+    judged = suite.judge(model("pretrain"), suite.read(tmp_path, ["text to image"]))
+    assert judged.kinds == ["text to image"] * 5
+    assert judged.values["cosine"]["image only"].shape == (5, 3)
+
+
+def test_without_looking_an_order_is_the_same_for_all(model, tmp_path):
+    """Exactly one of the images has the first text of the common order, and one text of each image has the first image."""
+    suite, content = written("retrieval-coco", tmp_path)
+    values = suite.judge(model("pretrain"), content).values
+    for score in ("cosine", "matching", "both"):
+        assert values[score]["text only"][:3, 0].sum() == 1
+        first = values[score]["image only"][3:, 0].astype(bool)
+        assert len(set(content.items.image_of_caption[first].tolist())) == 1
+
+
+def test_classes_by_the_mean_of_their_templates(model, tmp_path):
+    classes_in(tmp_path)
+    (tmp_path / "templates.txt").write_text("a {c}\nthe {c} of a scene\n", encoding="utf-8")
+    suite, asked = suite_named("classification"), model("pretrain")
+    content = suite.read(tmp_path, ())
+    assert content.names == ["blue heart", "red star"]
+    judged = suite.judge(asked, content)
+    images = [path for path, _ in content.images]
+    means = sum(asked.embed_texts(content.texts(template)) for template in content.templates)
+    chosen = (asked.embed_images(images) @ means.T / np.linalg.norm(means, axis=1)).argmax(axis=1)
+    np.testing.assert_array_equal(judged.values["cosine"]["model"][:, 0], chosen == [0, 1, 1, 1])
+    matched = asked.margins(images, content.texts("a {c}")).argmax(axis=1)
+    np.testing.assert_array_equal(judged.values["matching"]["model"][:, 0], matched == [0, 1, 1, 1])
+    blind = judged.values["matching"]["text only"][:, 0]
+    assert blind.tolist() in ([1, 0, 0, 0], [0, 1, 1, 1])
+    *_, mean = suite.results(judged, draws=0)["cosine"]
+    right = judged.values["cosine"]["model"][:, 1]
+    assert (mean.row, mean.value) == ("mean of classes", pytest.approx((right[0] + right[1:].mean()) / 2))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "has 0 folders, but a class is a folder of images"),
+        ({"a/1.png": "", "b/1.png": "", "classnames.txt": "one"}, "has 1 names for 2 folders"),
+        ({"a/1.png": "", "b/1.png": "", "templates.txt": "a photo"}, "'a photo' has no {c}"),
+        ({"a/1.txt": "x", "b/1.txt": "x"}, "its folders have no images"),
+    ],
+)
+def test_mistakes_in_a_folder_of_classes(files, message, tmp_path):
+    for name, text in files.items():
+        if name.endswith(".png"):
+            picture(tmp_path / name)
+        else:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        suite_named("classification").read(tmp_path, ())
+    assert message in str(error.value)
+
+
+def test_phrases_are_right_by_the_iou_of_the_published_script(model, tmp_path):
+    suite, content = written("refcoco", tmp_path)
+    asked = model("pretrain")
+    judged = suite.judge(asked, content)
+    [[box]] = asked.locate(tmp_path / "train2014/COCO_train2014_000000000007.jpg", "the red star")
+    found = np.array([[box.x, box.y, box.width, box.height]])
+    (overlap,) = pixel_iou(found, np.array([[2.0, 3.0, 20.0, 15.0]]))
+    assert [example["iou"] for example in judged.examples] == [pytest.approx(overlap, abs=1e-3)] * 3
+    assert judged.values["box head"]["model"].tolist() == [[float(overlap >= 0.5)]] * 3
+    assert judged.kinds == ["val", "testA", "testB"]
