@@ -25,11 +25,12 @@ _GROUPS = attribute_sets(
 )
 _SINGLES = (*_GROUPS, *attribute_sets("colour shape", "size colour shape"))
 _VALUES: dict[str, tuple[str, ...]] = {
+    "colour": tuple(COLOURS),
     "size": tuple(SIZES),
     "texture": tuple(texture for texture in TEXTURES if texture != PLAIN),
-    "colour": tuple(COLOURS),
     "shape": SHAPES,
 }
+"""The words for each attribute. The order determines the scenes."""
 
 
 class SetPhrase(NamedTuple):
@@ -80,10 +81,12 @@ def _phrase(scene: Scene, looks: Looks, rng: np.random.Generator) -> SetPhrase:
 
 def _changed(scene: Scene, looks: Looks, rng: np.random.Generator) -> Looks | None:
     """Returns looks that differ in one attribute and fit no object, or None if all of them fit one."""
+    named = _named(looks)
     others = [
         looks._replace(**{name: value})
-        for name in _named(looks)
-        for value in _VALUES[name]
+        for name, values in _VALUES.items()
+        if name in named
+        for value in values
         if not _fitting(scene.objects, looks._replace(**{name: value}))
     ]
     return one_of(rng, others) if others else None

@@ -2,7 +2,11 @@
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,6 +184,32 @@ def test_captions_name_every_object_within_the_token_budget():
             assert pieces(text) <= MAX_PIECES
             for obj in scene.objects:
                 assert f"{obj.colour} {obj.shape}" in text
+
+
+DIGEST = """
+import hashlib, json
+from demo.scenes.compose import compose_scene
+from demo.scenes.records import records_of
+
+records = [records_of(compose_scene(0, split, index), long=True) for split in ("train", "test") for index in range(40)]
+print(hashlib.sha256(json.dumps(records).encode()).hexdigest())
+"""
+
+
+def test_texts_do_not_depend_on_the_process():
+    """Python orders sets of strings differently in each process."""
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", DIGEST],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            cwd=Path(__file__).parent.parent.parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in range(1, 4)
+    }
+    assert len(digests) == 1
 
 
 def test_a_scene_does_not_depend_on_the_order_of_drawing():
