@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -16,37 +14,39 @@ T = TypeVar("T")
 
 Source = Literal["given", "exchanged", "replaced"]
 
-TRIES = 8
-"""Maximum number of pairs of phrases whose attributes are exchanged for one text."""
-
-_OPPOSITES = """
+_CONTRADICTIONS = """
 red / orange / yellow / green / cyan turquoise / blue / purple violet / pink / brown / black / white / gray grey
 small little tiny / large big huge
-striped / dotted spotted / checked checkered / plain
-wooden / metal metallic / plastic / glass / leather / stone / paper
+striped / dotted spotted / checked checkered
+wooden / metal metallic / plastic / leather
 two / three / four / five / six / seven / eight / nine / ten
 left / right
 leftmost / rightmost
-above over / below under underneath beneath
-top upper / bottom lower
+above / below beneath underneath
+upper / lower
 topmost / bottommost
 inside / outside
-front / back
 open / closed
 full / empty
 young / old
-long / short
 wet / dry
 with / without
 """
-"""Kinds of words, one a line, of which a text that is true with one is usually wrong with another. Words between two slashes mean
-about the same, and do not replace each other."""
+"""Kinds of words, one a line. A text that is true with a word is usually wrong with another word of the line, except for those
+between the same slashes, which mean about the same."""
+
+NEAR = 4
+"""Maximum distance in words between an attribute and what it is about."""
+
+_SIDES = ("left", "right")
+_BEFORE_A_SIDE, _AFTER_A_SIDE = ("the", "far"), ("of", "side", "hand", "arm", "eye", "foot", "leg")
+"""Words beside "left" and "right" where they name a side: "left" may also mean "went", and "right" "just" or "correct"."""
 
 
 def _by_word() -> dict[str, list[str]]:
-    """Returns the words that may replace each word."""
+    """Returns the words that contradict each word."""
     found: dict[str, list[str]] = {}
-    for line in _OPPOSITES.strip().splitlines():
+    for line in _CONTRADICTIONS.strip().splitlines():
         meanings = [meaning.split() for meaning in line.split("/")]
         for own in meanings:
             others = [word for meaning in meanings if meaning is not own for word in meaning]
@@ -54,7 +54,7 @@ def _by_word() -> dict[str, list[str]]:
     return found
 
 
-_REPLACEMENTS = _by_word()
+_CONTRADICTING = _by_word()
 
 
 class HardNegativesConfig(Config):
@@ -64,14 +64,20 @@ class HardNegativesConfig(Config):
     sources: tuple[Source, ...] = Field(
         ("given", "exchanged", "replaced"),
         min_length=1,
-        description="where they come from; one of the sources that have a text is drawn each time. given: hard_negatives of the "
-        "record or element; exchanged: two phrases of the same image exchange their attributes; replaced: a word for a colour, "
-        "size, material, number or place is replaced by another (English only)",
+        description="where they come from, in turns that begin with a random one. given: hard_negatives of the record or "
+        "element; exchanged: a word for a colour, size, material, number or place changes places with one in another phrase of "
+        "the image (English only); replaced: such a word is replaced by any that contradicts it (English only)",
     )
 
 
 def hard_negatives(
-    config: HardNegativesConfig, text: str, given: Sequence[str], phrases: Sequence[str], rng: np.random.Generator
+    config: HardNegativesConfig,
+    text: str,
+    given: Sequence[str],
+    truths: Sequence[str],
+    rng: np.random.Generator,
+    *,
+    english: bool = True,
 ) -> list[str]:
     """Returns up to ``config.count`` different hard negatives of a text.
 
@@ -79,66 +85,86 @@ def hard_negatives(
         config: their number and sources.
         text: the cleaned text.
         given: cleaned texts that are known to be wrong.
-        phrases: cleaned phrases about the boxes of the same image.
+        truths: all cleaned texts about the image and its boxes, which are therefore not wrong.
         rng: source of randomness.
+        english: whether the text is in English; other texts have no hard negatives but the given ones.
     """
-    made = {
-        "given": lambda: _shuffled([each for each in dict.fromkeys(given) if each != text], rng),
-        "exchanged": lambda: exchanged(text, phrases, rng),
-        "replaced": lambda: replaced(text, rng),
-    }
-    by_source = [made[source]() for source in _shuffled(config.sources, rng)]
-    in_turns = [each[turn] for turn in range(max(map(len, by_source))) for each in by_source if turn < len(each)]
+    known = list(dict.fromkeys((text, *truths)))
+    by_source: list[list[str]] = []
+    for source in shuffled(config.sources, rng):
+        if source == "given":
+            by_source.append(shuffled([each for each in dict.fromkeys(given) if each not in known], rng))
+        elif english:
+            made = _exchanged(text, known, rng) if source == "exchanged" else _replaced(text, known, rng)
+            by_source.append([each for _, each in zip(range(config.count), made, strict=False)])
+    turns = max(map(len, by_source), default=0)
+    in_turns = [each[turn] for turn in range(turns) for each in by_source if turn < len(each)]
     return list(dict.fromkeys(in_turns))[: config.count]
 
 
-def exchanged(text: str, phrases: Sequence[str], rng: np.random.Generator) -> list[str]:
-    """Returns copies of a text in which a phrase has the attributes of another phrase of the same image, and the reverse: "a red
-    star and a blue heart" becomes "a blue star and a red heart".
-
-    The attributes are all words of a phrase but the last. If the image has a phrase that the exchange would make, the copy might
-    be true and is left out. At most :data:`TRIES` random pairs of phrases are tried.
-    """
-    known = list(dict.fromkeys(phrases))
-    said = [phrase for phrase in known if _find(phrase, text)]
-    pairs = [(first, second) for first in said for second in known if first != second]
-    found = []
-    for first, second in _shuffled(pairs, rng)[:TRIES]:
-        (first_attributes, first_name), (second_attributes, second_name) = _parted(first), _parted(second)
-        new_first, new_second = f"{second_attributes}{first_name}", f"{first_attributes}{second_name}"
-        is_contained = _find(first, second) or _find(second, first)
-        if is_contained or first_name == second_name or new_first in (first, *known):
-            continue
-        changed = {first: new_first, second: new_second}
-        pattern = "|".join(rf"\b{re.escape(each)}\b" for each in changed)
-        found.append(re.sub(pattern, partial(_instead, changed), text))
-    return list(dict.fromkeys(found))
-
-
-def replaced(text: str, rng: np.random.Generator) -> list[str]:
-    """Returns copies of a text in which one word is replaced by a random word that contradicts it: a copy for each such word."""
+def _replaced(text: str, truths: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
+    """Yields copies of a text in which one word is replaced by a random word that contradicts it."""
     words = text.split(" ")
-    replaceable = [index for index, word in enumerate(words) if word in _REPLACEMENTS]
+    for index in shuffled(_replaceable(words), rng):
+        for other in shuffled(_CONTRADICTING[words[index]], rng):
+            if not _may_be_true(words, index, other, truths):
+                yield _with_words(words, {index: other})
+                break
+
+
+def _exchanged(text: str, truths: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
+    """Yields copies of a text in which a word is replaced by one that contradicts it and occurs in another text about the image:
+    "a red star" becomes "a blue star" if there is a blue heart. If the other word is in the text as well, the two change places:
+    "a red star and a blue heart" becomes "a blue star and a red heart"."""
+    words = text.split(" ")
+    present = {word for truth in truths for word in truth.split(" ") if word in _CONTRADICTING}
+    places = _replaceable(words)
+    pairs = [(index, other) for index in places for other in _CONTRADICTING[words[index]] if other in present]
+    for index, other in shuffled(pairs, rng):
+        there = [place for place in places if words[place] == other]
+        changed = {index: other} | ({there[0]: words[index]} if there else {})
+        if not all(_may_be_true(words, place, word, truths) for place, word in changed.items()):
+            yield _with_words(words, changed)
+
+
+def _replaceable(words: Sequence[str]) -> list[int]:
+    """Returns the places of the words that can be replaced."""
     found = []
-    for index in _shuffled(replaceable, rng):
-        others = _REPLACEMENTS[words[index]]
-        found.append(" ".join((*words[:index], others[rng.integers(len(others))], *words[index + 1 :])))
+    for index, word in enumerate(words):
+        before, after = words[index - 1] if index else "", words[index + 1] if index + 1 < len(words) else ""
+        names_a_side = before in _BEFORE_A_SIDE or after in _AFTER_A_SIDE
+        if word in _CONTRADICTING and (word not in _SIDES or names_a_side):
+            found.append(index)
     return found
 
 
-def _instead(changed: Mapping[str, str], match: re.Match[str]) -> str:
-    return changed[match[0]]
+def _may_be_true(words: Sequence[str], index: int, other: str, truths: Sequence[str]) -> bool:
+    """Returns True if a text about the image says the other word of what the replaced word is about: "a red star" may not become
+    "a blue star" if the image has "a small blue star" or "a star that is blue"."""
+    following = [word for word in words[index + 1 : index + NEAR] if word not in _CONTRADICTING]
+    name = next((word for word in following if len(word) > 2), None)
+    return name is not None and any(_says(truth.split(" "), other, name) for truth in truths)
 
 
-def _parted(phrase: str) -> tuple[str, str]:
-    """Splits a phrase into its attributes, with the space after them, and its last word."""
-    start = phrase.rfind(" ") + 1
-    return phrase[:start], phrase[start:]
+def _says(truth: Sequence[str], attribute: str, name: str) -> bool:
+    for index, word in enumerate(truth):
+        if word == attribute:
+            is_said_of = index and truth[index - 1] in ("is", "are")
+            near = truth[max(0, index - NEAR) : index] if is_said_of else truth[index + 1 : index + NEAR]
+            if name in near:
+                return True
+    return False
 
 
-def _find(phrase: str, text: str) -> bool:
-    return re.search(rf"\b{re.escape(phrase)}\b", text) is not None
+def _with_words(words: Sequence[str], changed: dict[int, str]) -> str:
+    """Returns the text with other words at some places, and with "a" or "an" before them as needed."""
+    new = [changed.get(index, word) for index, word in enumerate(words)]
+    for index in changed:
+        if index and new[index - 1] in ("a", "an"):
+            new[index - 1] = "an" if new[index][0] in "aeiou" else "a"
+    return " ".join(new)
 
 
-def _shuffled(items: Sequence[T], rng: np.random.Generator) -> list[T]:
+def shuffled(items: Sequence[T], rng: np.random.Generator) -> list[T]:
+    """Returns all items in random order."""
     return [items[index] for index in rng.permutation(len(items))]

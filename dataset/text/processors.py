@@ -162,7 +162,14 @@ class PlainTextProcessor:
 
     def encode_plain(self, texts: Sequence[str]) -> Text:
         """Encodes cleaned texts without masking."""
-        rows = [self._tokens(text)[0] for text in texts]
+        return self.stack_plain([self.token_ids(text) for text in texts])
+
+    def token_ids(self, text: str) -> list[int]:
+        """Returns the token ids of a cleaned text with [CLS] and [SEP], cut to the maximum length."""
+        return self._tokens(text)[0]
+
+    def stack_plain(self, rows: Sequence[list[int]]) -> Text:
+        """Stacks the :meth:`token_ids` of texts."""
         ids = stack_rows(rows, self.pad_id)
         return Text(ids, _attended(rows, ids.shape[1]), sum(map(len, rows)))
 
@@ -249,8 +256,8 @@ class TextProcessor(PlainTextProcessor):
                 masked[position] = int(rng.integers(self.vocab_size))
         return TextExample(ids, masked, positions)
 
-    def encode_plain(self, texts: Sequence[str]) -> Text:
-        text = super().encode_plain(texts)
+    def stack_plain(self, rows: Sequence[list[int]]) -> Text:
+        text = super().stack_plain(rows)
         if not self.static:
             return text
         more = (0, self.static_length(text.mask.sum(dim=1).tolist()) - text.ids.shape[1])

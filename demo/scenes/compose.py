@@ -125,7 +125,7 @@ def shuffled(rng: np.random.Generator, items: Sequence[T]) -> list[T]:
     return [items[index] for index in rng.permutation(len(items))]
 
 
-def split_of(composition: Composition) -> str:
+def split_of(composition: Sequence[tuple[str, str]]) -> str:
     """Returns the split of a composition, "train", "val" or "test". It does not depend on the seed."""
     return split_by_hash("|".join(f"{colour} {shape}" for shape, colour in sorted(composition)))
 

@@ -9,15 +9,22 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from demo.scenes.compose import GAP, PAIRS_STREAM, Scene, SceneObject, apart, one_of, place, shuffled
+from demo.scenes.compose import GAP, PAIRS_STREAM, Scene, SceneObject, apart, one_of, place, shuffled, split_of
 from demo.scenes.describe import attribute_sets, clearly, looks_of
 from demo.scenes.vocabulary import RELATIONS, SHAPES, TEXTURES
 
 COUNTS = ("one shape", "two shapes", "three shapes", "four shapes", "five shapes")
+
+MORE = {1: 1.0, 2: 0.6, 3: 0.5, 4: 0.25, 5: 0.0}
+"""Probability that an object is added rather than removed, by the number of objects."""
+OF_FIVE = 1 / 3
+"""Share of the scenes of five objects that have a pair about their number. With these numbers and
+:data:`~demo.scenes.vocabulary.OBJECT_COUNTS`, each text about a number is right as often as it is wrong."""
 
 OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
@@ -37,8 +44,14 @@ class MinimalPair(NamedTuple):
 def minimal_pairs(scene: Scene) -> tuple[MinimalPair, ...]:
     """Returns a pair of each kind in :data:`KINDS`, as far as the scene allows. They depend only on the scene."""
     rng = scene.rng(PAIRS_STREAM)
-    found = ((kind, next(make(scene, rng), None)) for kind, make in KINDS.items())
+    found = ((kind, next(filter(partial(_fits, scene), make(scene, rng)), None)) for kind, make in KINDS.items())
     return tuple(MinimalPair(kind, *pair) for kind, pair in found if pair is not None)
+
+
+def _fits(scene: Scene, made: tuple[str, Scene, str]) -> bool:
+    """Returns True if the other scene could not have been a training scene, unless the pair is for training."""
+    _, other, _ = made
+    return scene.split == "train" or split_of([(obj.shape, obj.colour) for obj in other.objects]) != "train"
 
 
 Made = Iterator[tuple[str, Scene, str]]
@@ -74,28 +87,26 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Made:
 
 def _count(scene: Scene, rng: np.random.Generator) -> Made:
     """An object is removed or added: "three shapes", "two shapes"."""
-    changes = [_with_one_less, _with_one_more]
-    for change in shuffled(rng, changes):
-        other = change(scene, rng)
-        if other is not None:
-            yield COUNTS[len(scene.objects) - 1], other, COUNTS[len(other.objects) - 1]
+    count = len(scene.objects)
+    if count == len(COUNTS) and rng.random() >= OF_FIVE:
+        return
+    for other in (_with_one_more if rng.random() < MORE[count] else _with_one_less)(scene, rng):
+        yield COUNTS[count - 1], other, COUNTS[len(other.objects) - 1]
 
 
-def _with_one_less(scene: Scene, rng: np.random.Generator) -> Scene | None:
-    gone = int(rng.integers(len(scene.objects)))
-    kept = scene.objects[:gone] + scene.objects[gone + 1 :]
-    return replace(scene, objects=kept) if kept else None
+def _with_one_less(scene: Scene, rng: np.random.Generator) -> Iterator[Scene]:
+    for gone in shuffled(rng, range(len(scene.objects))):
+        yield replace(scene, objects=scene.objects[:gone] + scene.objects[gone + 1 :])
 
 
-def _with_one_more(scene: Scene, rng: np.random.Generator) -> Scene | None:
-    """Returns the scene with a small object more. It has the colour of another object, which stands out from the background."""
+def _with_one_more(scene: Scene, rng: np.random.Generator) -> Iterator[Scene]:
+    """Yields the scene with a small object more. It has the colour of another object, which stands out from the background."""
     known = {(obj.shape, obj.colour) for obj in scene.objects}
     looks = [(shape, obj.colour) for obj in scene.objects for shape in SHAPES if (shape, obj.colour) not in known]
-    if len(scene.objects) == len(COUNTS) or not looks:
-        return None
-    shape, colour = one_of(rng, looks)
-    added = place(rng, shape, colour, "small", scene.width, scene.height, [obj.box for obj in scene.objects])
-    return None if added is None else replace(scene, objects=(*scene.objects, added))
+    for shape, colour in shuffled(rng, looks):
+        added = place(rng, shape, colour, "small", scene.width, scene.height, [obj.box for obj in scene.objects])
+        if added is not None:
+            yield replace(scene, objects=(*scene.objects, added))
 
 
 def _attribute(scene: Scene, rng: np.random.Generator) -> Made:

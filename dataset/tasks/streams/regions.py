@@ -175,7 +175,7 @@ class RegionStream:
         encoded = EncodedImage(record.image.load(), self.max_pixels, record.location, self.pixels, record.image.path)
         _, height, width = encoded.shape
         broken = list(record.broken)
-        phrases = [element.captions for element in record.elements]
+        phrases = [record.captions, *(element.captions for element in record.elements)]
         caption = self._caption(record, phrases, rng, broken)
         elements, outside = elements_inside(record, width, height)
         broken += outside

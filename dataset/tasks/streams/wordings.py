@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from batches.pretraining import HardNegatives, LongTexts
-from dataset.records.schema import BrokenRecordError, Description, Texts
+from dataset.records.schema import Description, Texts, spoken
 from dataset.tasks.account import filled
 from dataset.tasks.streams.base import ImageRecordsConfig
 from dataset.text.hard_negatives import hard_negatives
-from dataset.text.processors import TextExample, TextProcessor, clean_alternatives, clean_caption, mentions_side
+from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
+
+ENGLISH = "en"
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,11 @@ class Wording:
 
 @dataclass(frozen=True)
 class EncodedWording:
-    """A :class:`Wording` with encoded captions."""
+    """A :class:`Wording` as tokens: ``hard_negatives`` has the token ids of each."""
 
     text: TextExample
     long: TextExample | None = None
-    hard_negatives: tuple[str, ...] = ()
+    hard_negatives: tuple[list[int], ...] = ()
 
 
 class TextMaker:
@@ -48,7 +51,7 @@ class TextMaker:
     def choose(
         self,
         described: Description,
-        phrases: Sequence[Texts],
+        others: Sequence[Texts],
         rng: np.random.Generator,
         location: str,
         attributes: Texts = (),
@@ -58,7 +61,7 @@ class TextMaker:
 
         Args:
             described: the texts about an image or a box.
-            phrases: the texts about each box of the image, from which hard negatives can be made.
+            others: the texts about the image and each of its boxes, with which hard negatives are made.
             rng: source of randomness.
             location: location of the record, for messages.
             attributes: attributes, of which one is put before the text.
@@ -66,35 +69,27 @@ class TextMaker:
         Raises:
             BrokenRecordError: "empty text" or "missing key" if there is no text.
         """
-        text = self.text.choose(described.texts(self.length, rng), rng, location)
+        texts = described.texts(self.length, rng)
+        text = self.text.choose(texts, rng, location)
+        language = self.text.config.language or self._language_of(text, texts)
         if attributes:
             text = clean_caption(f"{self.text.choose(attributes, rng, location)} {text}", self.text.max_words)
         more = described.more_texts(self.length)
         long = self.text.choose(more, rng, location) if more else None
-        return Wording(text, long, self._hard_negatives(text, described, phrases, rng, location))
-
-    def _hard_negatives(
-        self, text: str, described: Description, phrases: Sequence[Texts], rng: np.random.Generator, location: str
-    ) -> tuple[str, ...]:
-        config = self.hard_negatives
-        if config is None:
-            return ()
-        given = self._cleaned(described.hard_negatives, location)
-        others = [phrase for texts in phrases for phrase in self._cleaned(texts, location)]
-        return tuple(hard_negatives(config, text, given, others, rng))
-
-    def _cleaned(self, texts: Texts, location: str) -> list[str]:
-        """Returns all alternatives that can be used, or none."""
-        try:
-            return clean_alternatives(texts, self.text.config.language, self.text.max_words, location)
-        except BrokenRecordError:
-            return []
+        if self.hard_negatives is None:
+            return Wording(text, long)
+        truths = self._cleaned([described.captions, described.long_captions, *others], language)
+        given = self._cleaned([described.hard_negatives], language)
+        negatives = hard_negatives(self.hard_negatives, text, given, truths, rng, english=language in (None, ENGLISH))
+        return Wording(text, long, tuple(negatives))
 
     def encode(self, wording: Wording, rng: np.random.Generator) -> EncodedWording:
-        """Encodes the captions, with a masked copy of each."""
+        """Encodes the texts, the captions with a masked copy of each. Hard negatives that are equal to their caption because both
+        are cut are left out."""
         text = self.text.encode(wording.text, rng)
         long = None if wording.long is None else self.text.encode(wording.long, rng)
-        return EncodedWording(text, long, wording.hard_negatives)
+        negatives = [self.text.token_ids(negative) for negative in wording.hard_negatives]
+        return EncodedWording(text, long, tuple(ids for ids in negatives if ids != text.ids))
 
     def stacked_long_texts(self, examples: Sequence[EncodedWording]) -> LongTexts | None:
         """Returns the long captions of a batch; None if they have no losses of their own."""
@@ -107,7 +102,23 @@ class TextMaker:
         """Returns the hard negatives of a batch; None if the stream has none."""
         if self.hard_negatives is None:
             return None
-        numbers = range(self.hard_negatives.count)
-        rows = [[dict(enumerate(example.hard_negatives)).get(number) for number in numbers] for example in examples]
-        texts = self.text.encode_plain([text or "" for row in rows for text in row])
-        return HardNegatives(texts, torch.tensor([[text is not None for text in row] for row in rows]))
+        count, filler = self.hard_negatives.count, self.text.filler().ids
+        rows = [ids for example in examples for ids in (*example.hard_negatives, *[filler] * count)[:count]]
+        counts = torch.tensor([len(example.hard_negatives) for example in examples])
+        return HardNegatives(self.text.stack_plain(rows), torch.arange(count) < counts[:, None])
+
+    def _language_of(self, text: str, texts: Texts) -> str | None:
+        """Returns the language of a text that was chosen among texts by language; None if it has none."""
+        for each in texts:
+            for language in each if isinstance(each, Mapping) else ():
+                if text in self._cleaned([(each,)], language):
+                    return language
+        return None
+
+    def _cleaned(self, several: Iterable[Texts], language: str | None) -> list[str]:
+        """Returns all texts in a language that can be used; of texts without a language, all."""
+        found = []
+        for text in (text for texts in several for alternative in texts for text in spoken(alternative, language)):
+            with suppress(ValueError):  # nothing is left of it
+                found.append(clean_caption(text, self.text.max_words))
+        return found

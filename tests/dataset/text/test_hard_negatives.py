@@ -5,73 +5,114 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dataset.text.hard_negatives import HardNegativesConfig, exchanged, hard_negatives, replaced
+from dataset.text.hard_negatives import HardNegativesConfig, hard_negatives
+from demo.scenes.compose import compose_scene
+from demo.scenes.describe import looks_of
 
 PHRASES = ["a red star", "a blue heart", "a green circle"]
 
 
-def drawn(function, *arguments) -> set[str]:
+def drawn(
+    text: str, truths: list[str], *sources: str, given: tuple[str, ...] = (), count: int = 16, **options
+) -> set[str]:
     """All texts of 100 draws."""
-    return {text for seed in range(100) for text in function(*arguments, np.random.default_rng(seed))}
+    config = HardNegativesConfig(count=count, sources=sources or ("given", "exchanged", "replaced"))
+    return {
+        each
+        for seed in range(100)
+        for each in hard_negatives(config, text, given, truths, np.random.default_rng(seed), **options)
+    }
 
 
-def test_two_phrases_of_an_image_exchange_their_attributes():
+def test_two_phrases_of_an_image_exchange_a_word():
     text = "a red star left of a blue heart"
-    assert drawn(exchanged, text, PHRASES[:2]) == {"a blue star left of a red heart"}
-    assert "a green star left of a blue heart" in drawn(exchanged, text, PHRASES)
+    assert drawn(text, PHRASES[:2], "exchanged") == {"a blue star left of a red heart"}
+    assert drawn(text, PHRASES, "exchanged") == {
+        "a blue star left of a red heart",
+        "a green star left of a blue heart",
+        "a red star left of a green heart",
+    }
 
 
 @pytest.mark.parametrize(
-    ("text", "phrases"),
+    ("text", "truths"),
     [
         ("a red star", ["a red star"]),
-        ("a red star", ["a red star", "a blue star"]),  # the same name
-        ("a red star", ["a red star", "a blue heart", "a blue star"]),  # the image has the other star
-        ("a red star", ["a red star", "a red heart"]),  # the same attributes
-        ("two dogs", PHRASES),
-        ("", []),
+        ("a red star", ["a red heart"]),
+        ("a red star", ["a small blue star"]),
+        ("a red star", ["a blue wooden star"]),
+        ("a red star", ["a heart and a star that is blue"]),
+        ("a big dog", ["a large cat"]),  # they mean about the same
+        ("a dog next to the cat", ["a dog", "the cat"]),  # articles are no attributes
+        ("two dogs", ["a cat"]),
+        ("a dog", ["a red star"]),
     ],
 )
-def test_nothing_is_exchanged_that_might_still_be_true(text, phrases):
-    assert not drawn(exchanged, text, phrases)
+def test_nothing_is_exchanged_that_might_still_be_true(text, truths):
+    assert not drawn(text, truths, "exchanged")
+
+
+def test_a_caption_that_has_both_words_apart_does_not_stop_an_exchange():
+    assert drawn("a red star", ["a scene with a red star and a blue heart"], "exchanged") == {"a blue star"}
 
 
 def test_a_word_is_replaced_by_one_that_contradicts_it():
-    assert drawn(replaced, "the small dog left of me") == {
+    assert drawn("the small dog left of me", [], "replaced") == {
         *(f"the {size} dog left of me" for size in ("large", "big", "huge")),
         "the small dog right of me",
     }
-    assert not drawn(replaced, "a dog with1 wheels")
-    colours = drawn(replaced, "a gray cat")
-    assert "a red cat" in colours
-    assert not colours & {"a gray cat", "a grey cat"}
+    colours = drawn("a gray cat", [], "replaced")
+    assert {"a red cat", "an orange cat"} <= colours
+    assert not colours & {"a gray cat", "a grey cat", "a orange cat"}
+    assert "a blue star" not in drawn("a red star", ["a blue star"], "replaced")
+
+
+@pytest.mark.parametrize(
+    "text", ["the man left it on the table", "the right answer was there", "a dog", "with1 wheels"]
+)
+def test_words_with_another_meaning_stay(text):
+    found = drawn(text, [], "replaced")
+    assert not {each for each in found if "left" in text and "right" in each} - {"the left answer was there"}
 
 
 def test_each_kind_of_word_is_replaced_equally_often():
-    texts = [replaced("two red dogs left", np.random.default_rng(seed))[0] for seed in range(300)]
+    config = HardNegativesConfig(sources=("replaced",))
+    texts = [
+        hard_negatives(config, "two red dogs left of me", (), (), np.random.default_rng(seed))[0] for seed in range(300)
+    ]
     unchanged = [sum(word in text.split() for text in texts) for word in ("two", "red", "left")]
     assert all(170 < number < 230 for number in unchanged)
 
 
+def test_given_texts_are_never_a_caption_of_the_record():
+    given = ("no star at all", "a star that is red", "a red star")
+    assert drawn("a red star", ["a star that is red"], "given", given=given) == {"no star at all"}
+
+
 def test_sources_take_turns_and_texts_differ_from_the_caption_and_each_other():
-    config = HardNegativesConfig(count=3)
-    text, given = (
-        "a red star left of a blue heart",
-        ["no star at all", "no star at all", "a red star left of a blue heart"],
-    )
+    text, config = "a red star left of a blue heart", HardNegativesConfig(count=3)
     for seed in range(20):
-        found = hard_negatives(config, text, given, PHRASES[:2], np.random.default_rng(seed))
+        found = hard_negatives(config, text, ["no star", "no star", text], PHRASES[:2], np.random.default_rng(seed))
         assert len(set(found)) == 3
         assert text not in found
-        assert {"no star at all", "a blue star left of a red heart"} <= set(found)
+        assert {"no star", "a blue star left of a red heart"} <= set(found)
 
 
-@pytest.mark.parametrize("source", ["given", "exchanged", "replaced"])
-def test_a_source_alone_gives_its_own_texts(source):
-    config = HardNegativesConfig(count=9, sources=(source,))
-    found = hard_negatives(config, "a red star", ["a dog"], PHRASES[:2], np.random.default_rng(0))
-    assert {"given": found == ["a dog"], "exchanged": found == ["a blue star"], "replaced": len(found) == 1}[source]
+def test_texts_in_other_languages_have_only_given_ones():
+    assert drawn("le chat orange", ["un chien red"], given=("un chien",), english=False) == {"un chien"}
 
 
 def test_a_text_without_any_has_none():
-    assert hard_negatives(HardNegativesConfig(), "dog", [], [], np.random.default_rng(0)) == []
+    assert not drawn("dog", [])
+
+
+def test_no_hard_negative_is_true_of_the_object_that_it_is_about():
+    for index in range(100):
+        scene = compose_scene(0, "train", index)
+        phrases = [looks_of(obj).indefinite() for obj in scene.objects]
+        for obj, phrase in zip(scene.objects, phrases, strict=True):
+            made = drawn(phrase, phrases, "exchanged", "replaced", count=3)
+            assert made
+            facts = {"a", "an", obj.size, obj.texture, obj.colour, obj.shape}
+            assert not [text for text in made if set(text.split()) <= facts]
+            assert all(len(set(text.split()) - set(phrase.split()) - {"a", "an"}) == 1 for text in made)
