@@ -40,7 +40,7 @@ COMMANDS = {
     ),
     "predict": Command("commands.predict:predict", "ask a trained model about your images"),
     "benchmark": Command(
-        "commands.benchmark:benchmark", "measure if a model knows which attribute belongs to which object"
+        "commands.benchmark:benchmark", "measure what a model understands without fine-tuning, by published suites"
     ),
     "index": Command("commands.index:index", "embed a folder of images, to search it with a sentence"),
     "search": Command("commands.search:search", "find the images of an index that a sentence describes, and where"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -37,7 +38,8 @@ def benchmark(
 
     Args:
         suite: what to measure.
-        model: a model of task pretrain or retrieval: a run's folder, a weight file, hub:owner/name, or an export.
+        model: a model of task pretrain or retrieval (RefCOCO: pretrain): a run's folder, a weight file, hub:owner/name, or an
+            export.
         data: folder with the files of the suite; if any is missing, the message says where it is published.
         kinds: kinds of examples (default: all).
         bootstrap: draws of the 95 % intervals, 0 for none.
@@ -53,19 +55,36 @@ def benchmark(
         raise UserError(
             f"--data {data}: is not a folder; give the one with the files of {chosen.title}, see {chosen.published_at}"
         )
+    if out is not None and out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; give a folder")
     content = chosen.read(data, kinds)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
     loaded = options.load(model)
     judged = chosen.judge(loaded, content)
-    results, count = chosen.results(judged, draws=bootstrap), len(judged.kinds)
-    text = table(chosen, results, count)
+    results = chosen.results(judged, draws=bootstrap)
+    text = table(chosen, results, judged)
     sys.stdout.write(f"{text}\n")
     if out is not None:
-        origin = {"model": loaded.origin, "weights": loaded.runtime.weights, "examples": count}
-        (out / RECEIPT).write_text(json.dumps(origin | as_json(chosen, results), indent=2) + "\n", encoding="utf-8")
+        out.mkdir(parents=True, exist_ok=True)
+        receipt = {
+            "command": suite,
+            "model": loaded.origin,
+            "weights": loaded.runtime.weights,
+            "precision": options.precision,
+            "kinds": list(kinds),
+            "bootstrap": bootstrap,
+            "files": {name: _sha256(data / name) for name in chosen.files(kinds)},
+            "examples": len(judged.kinds),
+            "notes": list(judged.notes),
+            **as_json(chosen, results),
+        }
+        (out / RECEIPT).write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
         (out / TABLE).write_text(f"{text}\n", encoding="utf-8")
         lines = (json.dumps(example, ensure_ascii=False) + "\n" for example in judged.examples)
         (out / CASES).write_text("".join(lines), encoding="utf-8")
         sys.stdout.write(f"wrote {RECEIPT}, {TABLE} and {CASES} to {out}\n")
     return 0
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

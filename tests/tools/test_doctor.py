@@ -277,6 +277,17 @@ def test_unknown_keys_of_phrases_are_listed_with_what_they_may_mean(doctor, give
     assert "did you mean attributes?" in printed
 
 
+def test_the_share_of_texts_with_hard_negatives_is_told_and_few_are_warned_of(doctor, given):
+    status, printed = doctor(
+        *given("pretrain"), "data.images.hard_negatives={sources: [given]}", "data.regions.hard_negatives={}"
+    )
+    assert status == 0
+    said = " ".join(printed.split())
+    assert "0.0% of" in said and "texts have a hard negative" in said
+    assert "data.images.hard_negatives" in said
+    assert "regions: 100.0% of" in said
+
+
 def test_long_captions_that_no_record_has_are_warned_of(doctor, given):
     status, printed = doctor(*given("pretrain"), "data.images.captions=both")
     assert status == 0

@@ -22,6 +22,9 @@ from utils.findings import Finding
 MICRO_BATCHES, SECONDS = 60, 4.0
 """Maximum number of tiny micro-batches in the sample, and time limit for making them."""
 
+FEW_HARD_NEGATIVES = 0.1
+"""Share of texts with a hard negative below which the doctor warns."""
+
 MOST_UNKNOWN = 0.05
 """Fraction of unknown tokens from which the doctor warns."""
 
@@ -45,7 +48,28 @@ def check_sample(subject: Subject, report: Report) -> None:
         read = sum(batch.read for batch in subject.batches)
         findings = broken_findings(subject.batches, read, subject.config.data.max_broken)
         report.add("sample", findings, f"{read:,} random records are intact")
+        check_hard_negatives(subject.batches, report)
         check_speed(subject, seconds, report)
+
+
+def check_hard_negatives(batches: list[Batch], report: Report) -> None:
+    """Reports the share of the captions that have a hard negative, and warns if there are few."""
+    parts: dict[str, list[Any]] = {}
+    for batch in batches:
+        for name, part in batch.streams().items() if isinstance(batch, PretrainBatch) else ():
+            if getattr(part, "hard_negatives", None) is not None:
+                parts.setdefault(name, []).append(part)
+    for name, of_stream in parts.items():
+        texts = sum(int(part.valid.sum()) for part in of_stream)
+        share = sum(int(part.hard_negatives.valid.any(dim=1).sum()) for part in of_stream) / max(1, texts)
+        fact = f"{share:.1%} of {texts:,} texts have a hard negative"
+        few = Finding(
+            "warning",
+            f"data.{name}.hard_negatives",
+            fact,
+            "add other sources, or hard_negatives to the records (docs/records.md), or set it to null",
+        )
+        report.add("hard negatives", [few] if share < FEW_HARD_NEGATIVES else [], f"{name}: {fact}")
 
 
 def broken_findings(batches: list[Batch], read: int, max_broken: float) -> list[Finding]:

@@ -1,16 +1,15 @@
-"""ARO: do the words of a caption belong together as it says? Relations and attributes of Visual Genome."""
+"""ARO: captions with two objects or two attributes exchanged, of Visual Genome."""
 
 from __future__ import annotations
 
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 from utils.errors import UserError
 from utils.files import read_json
-from x2vlm.suites.cases import Case, CaseSuite, first_text_is_best
-from x2vlm.suites.scoring import Picture
-from x2vlm.suites.suite import Published, entries_of, need, reading, texts_in
+from x2vlm.suites.cases import CaseSuite, first_text_is_best
+from x2vlm.suites.scoring import Case, Picture
+from x2vlm.suites.suite import Published, entries_of, reading, texts_in
 
 SYMMETRIC = "symmetric_relations.json"
 """Optional list of the relations that the official summary leaves out."""
@@ -30,17 +29,16 @@ _PUBLISHED_AT = (
 _TABLE = "table 1 of Zhang, Awal and Agrawal: Contrasting Intra-Modal and Ranking Cross-Modal Hard Negatives, CVPR 2024"
 
 
-def _cases(name: str, folder: Path, suite: CaseSuite) -> list[Case]:
-    (path,) = need(folder, [f"visual_genome_{name}.json"], suite)
+def _cases(kind: str, path: Path) -> list[Case]:
     cases = []
     for place, entry in entries_of(path):
         with reading(place):
             box = tuple(float(entry[f"bbox_{side}"]) for side in "xywh")
-            picture = Picture(folder / "images" / str(entry["image_path"]), (box[0], box[1], box[2], box[3]))
-            part = entry["relation_name"] if name == "relation" else "_".join(entry["attributes"][:2])
-            cases.append(Case(name, (picture,), texts_in(entry, "true_caption", "false_caption"), str(part)))
-    if name == "relation":
-        left_out = _symmetric(folder)
+            picture = Picture(path.parent / "images" / str(entry["image_path"]), (box[0], box[1], box[2], box[3]))
+            part = entry["relation_name"] if kind == "relation" else "_".join(entry["attributes"][:2])
+            cases.append(Case(kind, (picture,), texts_in(entry, "true_caption", "false_caption"), str(part)))
+    if kind == "relation":
+        left_out = _symmetric(path.parent)
         return [case for case in cases if case.part not in left_out]
     sizes = Counter(case.part for case in cases)
     return [case for case in cases if sizes[case.part] >= LEAST_CASES]
@@ -65,7 +63,8 @@ def _suite(name: str, title: str, note: str, clip: float, negclip: float, xvlm: 
         paper=_PAPER,
         published_at=_PUBLISHED_AT,
         measures=("accuracy",),
-        cases=partial(_cases, name),
+        file_of={name: f"visual_genome_{name}.json"},
+        cases=_cases,
         rule=first_text_is_best,
         chance={"accuracy": 1 / 2},
         summaries={MEAN: ("parts", (name,))},

@@ -8,27 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.errors import UserError
 from x2vlm.base import LoadedModel
-from x2vlm.suites.scoring import Picture, score_cases
-from x2vlm.suites.suite import Judged, Suite, chosen_kinds, need_images
+from x2vlm.suites.scoring import Case, score_cases
+from x2vlm.suites.suite import Judged, Suite, chosen_kinds, need, need_images
 
-
-@dataclass(frozen=True)
-class Case:
-    """One question of a suite.
-
-    Attributes:
-        kind: what the texts differ in.
-        pictures: the images.
-        texts: the texts; which are right for which image is determined by the rule of the suite.
-        part: for means over parts, for example over relations.
-    """
-
-    kind: str
-    pictures: tuple[Picture, ...]
-    texts: tuple[str, ...]
-    part: str = ""
-
+SEVERAL = ""
+"""Stands for the kind of a file that has cases of several kinds."""
 
 Rule = Callable[[np.ndarray], Mapping[str, float]]
 """Judges a case by its scores (images, texts): returns the value of each measure, usually 1 for right and 0 for wrong."""
@@ -39,24 +25,36 @@ class CaseSuite(Suite[list[Case]]):
     """A suite of cases.
 
     Attributes:
-        cases: reads the cases from a folder.
+        file_of: the official file of each kind.
+        cases: reads the cases of a kind from its file. Images are in the folder of the file.
         rule: the official rule.
-        chance: value of each measure for random scores.
+        chance: value of each measure for random scores; empty: of a choice among the texts of each case.
     """
 
-    cases: Callable[[Path, CaseSuite], list[Case]]
+    file_of: Mapping[str, str]
+    cases: Callable[[str, Path], list[Case]]
     rule: Rule
     chance: Mapping[str, float]
 
+    def files(self, kinds: Sequence[str]) -> list[str]:
+        if SEVERAL in self.file_of:
+            return [self.file_of[SEVERAL]]
+        return [self.file_of[kind] for kind in chosen_kinds(tuple(self.file_of), kinds, self)]
+
     def read(self, folder: Path, kinds: Sequence[str]) -> list[Case]:
-        cases = self.cases(folder, self)
+        kind_of = {name: kind for kind, name in self.file_of.items()}
+        paths = need(folder, self.files(kinds), self)
+        cases = [case for path in paths for case in self.cases(kind_of[path.name], path)]
+        if not cases:
+            raise UserError(f"{folder}: the files of {self.title} have no cases; see {self.published_at}")
         chosen = chosen_kinds([case.kind for case in cases], kinds, self)
         cases = [case for case in cases if case.kind in chosen]
         need_images([picture.path for case in cases for picture in case.pictures], self)
         return cases
 
     def judge(self, model: LoadedModel, content: list[Case]) -> Judged:
-        scores = score_cases(model, [(case.pictures, case.texts) for case in content])
+        scored = score_cases(model, content)
+        cases, scores = scored.cases, scored.scores
         values = {
             score: {
                 look: np.array([[self.rule(one)[measure] for measure in self.measures] for one in each])
@@ -65,11 +63,11 @@ class CaseSuite(Suite[list[Case]]):
             for score, looks in scores.items()
         }
         return Judged(
-            [case.kind for case in content],
-            [str(case.pictures[0].path) for case in content],
+            [case.kind for case in cases],
+            [str(case.pictures[0].path) for case in cases],
             values,
-            self.chance,
-            [case.part for case in content],
+            self.chance or self._chance_of_choices(cases),
+            [case.part for case in cases],
             [
                 {
                     "kind": case.kind,
@@ -77,9 +75,18 @@ class CaseSuite(Suite[list[Case]]):
                     "texts": case.texts,
                     "scores": {score: looks["model"][index].round(5).tolist() for score, looks in scores.items()},
                 }
-                for index, case in enumerate(content)
+                for index, case in enumerate(cases)
             ],
+            scored.notes(),
         )
+
+    def _chance_of_choices(self, cases: Sequence[Case]) -> dict[str, float]:
+        shares: dict[str, list[float]] = {}
+        for case in cases:
+            shares.setdefault(case.kind, []).append(1 / len(case.texts))
+        return {
+            f"{kind}: {measure}": float(np.mean(each)) for kind, each in shares.items() for measure in self.measures
+        }
 
 
 def first_text_is_best(scores: np.ndarray) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ from utils.files import read_text
 from utils.progress import progress_bar
 from utils.suffixes import IMAGE_SUFFIXES
 from x2vlm.base import LoadedModel
-from x2vlm.suites.scoring import TIE, check_scores, grey_view, matching_scores
-from x2vlm.suites.suite import BLANK, LOOKS, SCORES, Judged, Suite
+from x2vlm.inputs import View
+from x2vlm.suites.scoring import Matcher, all_scores, check_scores, grey_view
+from x2vlm.suites.suite import LOOKS, SCORES, Judged, Suite
 
 NAMES, TEMPLATES = "classnames.txt", "templates.txt"
 DEFAULT_TEMPLATE = "a photo of a {c}"
@@ -40,6 +42,9 @@ class ClassificationSuite(Suite[Folders]):
 
     measures: tuple[str, ...] = ("top-1", "top-5")
 
+    def files(self, kinds: Sequence[str]) -> list[str]:
+        return []
+
     def read(self, folder: Path, kinds: Sequence[str]) -> Folders:
         if kinds:
             raise UserError(f"--kinds {kinds[0]}: {self.title} has no kinds; omit it")
@@ -55,6 +60,10 @@ class ClassificationSuite(Suite[Folders]):
                 raise UserError(
                     f"{path}: has {len(names)} names for {len(folders)} folders; write one on each line, in their order"
                 )
+        if same := [name for name, count in Counter(map(str.lower, names)).items() if count > 1]:
+            raise UserError(
+                f"{folder}: two classes are called {same[0]!r}, so that no text tells them apart; rename one"
+            )
         templates = _lines(folder / TEMPLATES) if (folder / TEMPLATES).is_file() else [DEFAULT_TEMPLATE]
         if without := [template for template in templates if "{c}" not in template]:
             raise UserError(f"{folder / TEMPLATES}: {without[0]!r} has no {{c}} for the name of the class; add it")
@@ -70,65 +79,64 @@ class ClassificationSuite(Suite[Folders]):
 
     def judge(self, model: LoadedModel, content: Folders) -> Judged:
         check_scores(model)
-        classes, rng = len(content.names), np.random.default_rng(0)
-        # As in CLIP: the mean of the normalised embeddings of all templates, normalised again.
-        means = np.mean([model.embed_texts(content.texts(template)) for template in content.templates], axis=0)
-        prototypes = means / np.linalg.norm(means, axis=1, keepdims=True)
-        texts = [*content.texts(content.templates[0]), BLANK]
-        temperature = model.runtime.temperature
-        if temperature is None:
-            raise UserError(f"{model.origin} does not say its temperature; export it again")
-        grey_cosines, grey_margins = _scores(model, [grey_view(model)], prototypes, texts)
+        classifier, rng = _Classifier(model, content), np.random.default_rng(0)
+        grey = classifier.scores([grey_view(model)])
         found: dict[str, dict[str, list[np.ndarray]]] = {score: {look: [] for look in LOOKS} for score in SCORES}
-        named: dict[str, list[str]] = {score: [] for score in SCORES}
+        kept, named, left_out = [], [], []
         with progress_bar(total=len(content.images), desc="images", unit="image") as bar:
             for start in range(0, len(content.images), model.batch_size):
-                batch = content.images[start : start + model.batch_size]
-                views = [model.read(path) for path, _ in batch]
-                seen = _scores(model, views, prototypes, texts)
-                tied = np.zeros((len(views), classes))
-                by_look = {
-                    "model": seen,
-                    "text only": tuple(np.repeat(each, len(views), axis=0) for each in (grey_cosines, grey_margins)),
-                    "image only": (tied, tied),
-                }
-                true = np.array([index for _, index in batch])
-                noise = TIE * rng.random(tied.shape)
-                for look, (cosines, margins) in by_look.items():
-                    both = margins + cosines / temperature
-                    for score, of_score in zip(SCORES, (cosines, margins, both), strict=True):
-                        ranked = of_score + noise if look == "image only" else of_score
-                        found[score][look].append(_hits(ranked, true))
-                        if look == "model":
-                            named[score] += [content.names[index] for index in ranked.argmax(axis=1)]
-                bar.update(len(views))
-        values = {score: {look: np.concatenate(each) for look, each in looks.items()} for score, looks in found.items()}
+                batch, views = content.images[start : start + model.batch_size], []
+                for path, index in batch:
+                    try:
+                        views.append(model.read(path))
+                        kept.append((path, index))
+                    except UserError as error:
+                        left_out.append(str(error))
+                bar.update(len(batch))
+                if not views:
+                    continue
+                seen, true = classifier.scores(views), np.array([index for _, index in kept[-len(views) :]])
+                for score in SCORES:
+                    of_grey = np.repeat(grey[score], len(views), axis=0)
+                    for look, scores in zip(LOOKS, (seen[score], of_grey, rng.random(of_grey.shape)), strict=True):
+                        found[score][look].append(_hits(scores, true))
+                best = {score: scores.argmax(axis=1) for score, scores in seen.items()}
+                named += [
+                    {score: content.names[each[row]] for score, each in best.items()} for row in range(len(views))
+                ]
+        if not kept:
+            raise UserError(f"no image can be read: {left_out[0]}")
+        classes = len(content.names)
         return Judged(
-            ["all"] * len(content.images),
-            [str(path) for path, _ in content.images],
-            values,
+            ["all"] * len(kept),
+            [str(path) for path, _ in kept],
+            {score: {look: np.concatenate(each) for look, each in looks.items()} for score, looks in found.items()},
             {"top-1": 1 / classes, "top-5": min(1.0, 5 / classes)},
-            [content.names[index] for _, index in content.images],
+            [content.names[index] for _, index in kept],
             [
-                {
-                    "image": str(path),
-                    "class": content.names[index],
-                    "named": {score: names[row] for score, names in named.items()},
-                }
-                for row, (path, index) in enumerate(content.images)
+                {"image": str(path), "class": content.names[index], "named": names}
+                for (path, index), names in zip(kept, named, strict=True)
             ],
+            [f"{len(left_out):,} images could not be read, such as {left_out[0]}"] if left_out else [],
         )
 
 
-def _scores(
-    model: LoadedModel, views: Sequence, prototypes: np.ndarray, texts: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The cosines, and the log-odds of the matching head for the best classes by cosine, (images, classes) float64. Other classes
-    have -inf."""
-    cosines = (model.embed_images(list(views)) @ prototypes.T).astype(np.float64)
-    best = np.argsort(-cosines, axis=1, kind="stable")[:, :CANDIDATES]
-    margins = matching_scores(model, views, texts, [sorted(row) for row in best.tolist()])[:, :-1]
-    return cosines, np.where(np.isnan(margins), -np.inf, margins)
+class _Classifier:
+    """Scores images with the texts of all classes. As in CLIP, the embedding of a class is the mean of the embeddings of its text
+    in all templates."""
+
+    def __init__(self, model: LoadedModel, content: Folders):
+        means = np.mean([model.embed_texts(content.texts(template)) for template in content.templates], axis=0)
+        self.model, self.classes = model, means / np.linalg.norm(means, axis=1, keepdims=True)
+        self.matcher = Matcher(model, content.texts(content.templates[0]))
+
+    def scores(self, views: Sequence[View]) -> dict[str, np.ndarray]:
+        """Returns (images, classes) for each of :data:`SCORES`. The matching head scores the best classes by cosine; others have
+        -inf."""
+        cosines = self.model.embed_images(list(views)) @ self.classes.T
+        best = np.argsort(-cosines, axis=1, kind="stable")[:, :CANDIDATES]
+        margins = self.matcher.scores(views, [sorted(row) for row in best.tolist()])
+        return all_scores(self.model, cosines, np.where(np.isnan(margins), -np.inf, margins))
 
 
 def _hits(scores: np.ndarray, true: np.ndarray) -> np.ndarray:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 from dataset.tasks.grounding import GroundingSplitConfig, Phrase, read_phrases
 from metrics.grounding import pixel_iou
+from utils.errors import UserError
 from utils.progress import progress_bar
 from x2vlm.base import LoadedModel
 from x2vlm.boxes import Box
+from x2vlm.inputs import Image
 from x2vlm.model import Model
 from x2vlm.suites.scoring import grey_view
 from x2vlm.suites.suite import BLANK, LOOKS, Judged, Published, Suite, chosen_kinds, need
@@ -36,8 +37,13 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
     splits: tuple[str, ...]
     measures: tuple[str, ...] = ("accuracy",)
 
+    def files(self, kinds: Sequence[str]) -> list[str]:
+        return [self.refs, "instances.json"]
+
     def read(self, folder: Path, kinds: Sequence[str]) -> dict[str, list[Phrase]]:
-        refs, instances = need(folder, [self.refs, "instances.json"], self)
+        refs, instances = need(folder, self.files(kinds), self)
+        if not (folder / IMAGES).is_dir():
+            raise UserError(f"{folder / IMAGES}: does not exist; see {self.published_at}")
         return {
             split: read_phrases(
                 GroundingSplitConfig(
@@ -54,24 +60,30 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
         }
 
     def judge(self, model: LoadedModel, content: dict[str, list[Phrase]]) -> Judged:
-        assert isinstance(model, Model)
+        if model.settings.task != "pretrain" or not isinstance(model, Model):
+            raise UserError(
+                f"{model.origin} is a model of task {model.settings.task}; zero-shot grounding needs one of task pretrain"
+            )
         items = [(split, item) for split, phrases in content.items() for item in phrases]
         overlaps: dict[str, list[float]] = {look: [] for look in LOOKS}
         grey = grey_view(model)
         with progress_bar(total=len(items), desc="phrases", unit="phrase") as bar:
-            for path, group in groupby((item for _, item in items), key=lambda item: item.image.path):
-                phrases = list(group)
-                texts = [item.text for item in phrases]
-                asked = {"model": (path, texts), "text only": (grey, texts), "image only": (path, [BLANK])}
-                for look, (image, of_look) in asked.items():
-                    (boxes,) = model.locate([image], [of_look])
-                    sized = [
-                        _resized(box, grey.size, item) if look == "text only" else _xywh(box)
-                        for box, item in zip(boxes * (len(phrases) // len(boxes)), phrases, strict=True)
-                    ]
-                    true = np.array([item.boxes[0] for item in phrases], np.float64)
-                    overlaps[look] += pixel_iou(np.array(sized), true).tolist()
-                bar.update(len(phrases))
+            for start in range(0, len(items), model.batch_size):
+                batch = [item for _, item in items[start : start + model.batch_size]]
+                images: list[Image] = [str(item.image.path) for item in batch]
+                texts = [[item.text] for item in batch]
+                asked: dict[str, tuple[list[Image], list[list[str]]]] = {
+                    "model": (images, texts),
+                    "text only": ([grey] * len(batch), texts),
+                    "image only": (images, [[BLANK]] * len(batch)),
+                }
+                true = np.array([item.boxes[0] for item in batch], np.float64)
+                for look, (seen, phrases) in asked.items():
+                    found = [box for [box] in model.locate(seen, phrases)]
+                    size = grey.size if look == "text only" else None
+                    boxes = np.array([_pixels(box, size, item) for box, item in zip(found, batch, strict=True)])
+                    overlaps[look] += pixel_iou(boxes, true).tolist()
+                bar.update(len(batch))
         values = {look: (np.array(each)[:, None] >= LEAST_IOU).astype(np.float64) for look, each in overlaps.items()}
         examples = [
             {"kind": split, "image": str(item.image.path), "phrase": item.text, "iou": round(overlap, 4)}
@@ -81,13 +93,10 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
         return Judged([split for split, _ in items], groups, {SCORE: values}, {}, [""] * len(items), examples)
 
 
-def _xywh(box: Box) -> tuple[float, float, float, float]:
-    return box.x, box.y, box.width, box.height
-
-
-def _resized(box: Box, size: tuple[int, int], item: Phrase) -> tuple[float, float, float, float]:
-    """The box of the grey image at the same relative place of the phrase's image."""
-    across, down = item.size[0] / size[0], item.size[1] / size[1]
+def _pixels(box: Box, size: tuple[int, int] | None, item: Phrase) -> tuple[float, float, float, float]:
+    """The box as x, y, width and height in pixels of the phrase's image. ``size``: width and height of the image that was seen
+    instead."""
+    across, down = (1.0, 1.0) if size is None else (item.size[0] / size[0], item.size[1] / size[1])
     return box.x * across, box.y * down, box.width * across, box.height * down
 
 

@@ -18,8 +18,19 @@ from utils.errors import UserError
 from utils.progress import progress_bar
 from x2vlm.base import LoadedModel
 from x2vlm.inputs import View
-from x2vlm.suites.scoring import check_scores, grey_view, matching_scores
-from x2vlm.suites.suite import BLANK, SCORES, Judged, Published, Suite, chosen_kinds, need
+from x2vlm.suites.scoring import Matcher, all_scores, check_scores, grey_view
+from x2vlm.suites.suite import (
+    BLANK,
+    SCORES,
+    Judged,
+    Published,
+    Suite,
+    chosen_kinds,
+    entries_of,
+    need,
+    need_images,
+    reading,
+)
 
 KINDS = ("image to text", "text to image")
 MEASURES = tuple(f"R@{k}" for k in RECALL_AT)
@@ -46,9 +57,17 @@ class RetrievalSuite(Suite[Captions]):
     candidates: int
     measures: tuple[str, ...] = MEASURES
 
+    def files(self, kinds: Sequence[str]) -> list[str]:
+        return [self.file]
+
     def read(self, folder: Path, kinds: Sequence[str]) -> Captions:
-        (path,) = need(folder, [self.file], self)
+        (path,) = need(folder, self.files(kinds), self)
         chosen = chosen_kinds(KINDS, kinds, self)
+        images = []
+        for place, entry in entries_of(path):
+            with reading(place):
+                images.append(folder / str(entry["image"]))
+        need_images(images, self)
         return Captions(read_captioned_images(CaptionedSplitConfig(annotations=str(path)), "--data", 0.0), chosen)
 
     def judge(self, model: LoadedModel, content: Captions) -> Judged:
@@ -143,32 +162,22 @@ def _blind_ranks(
     """
     rng, true = np.random.default_rng(0), items.image_of_caption
     grey, size = grey_view(model), model.batch_size
-    of_texts = {
-        "cosine": (model.embed_images(grey) @ model.embed_texts(list(texts)).T)[0].astype(np.float64),
-        "matching": np.concatenate(
-            [
-                matching_scores(model, [grey], block, [list(range(len(block)))])[0]
-                for block in (texts[start : start + size] for start in range(0, len(texts), size))
-            ]
-        ),
-    }
-    blank, parts = model.embed_texts(BLANK)[0], []
+    cosines = model.embed_images(grey) @ model.embed_texts(list(texts)).T
+    of_texts = all_scores(model, cosines, Matcher(model, texts).scores([grey], [list(range(len(texts)))]))
+    blank, matcher, parts = model.embed_texts(BLANK), Matcher(model, [BLANK]), []
     with progress_bar(total=len(items.images), desc="image-only baseline", unit="image") as bar:
         for start in range(0, len(items.images), size):
             views = [_view(model, items, index) for index in range(start, min(start + size, len(items.images)))]
-            matching = matching_scores(model, views, [BLANK], [[0]] * len(views))[:, 0]
-            parts.append(np.stack([model.embed_images(views) @ blank, matching]))
+            parts.append(
+                all_scores(model, model.embed_images(views) @ blank.T, matcher.scores(views, [[0]] * len(views)))
+            )
             bar.update(len(views))
-    of_images = dict(zip(("cosine", "matching"), np.concatenate(parts, axis=1).astype(np.float64), strict=True))
-    temperature = model.runtime.temperature
-    assert temperature is not None
-    for scores in (of_texts, of_images):
-        scores["both"] = scores["matching"] + scores["cosine"] / temperature
+    of_images = {score: np.concatenate([part[score] for part in parts]) for score in SCORES}
     by_chance = _best(rng.permutation(len(texts)), true), rng.integers(len(items.images), size=len(texts))
     return {
         score: {
-            "text only": (_best(_places(of_texts[score]), true), by_chance[1]),
-            "image only": (by_chance[0], _places(of_images[score])[true]),
+            "text only": (_best(_places(of_texts[score][0]), true), by_chance[1]),
+            "image only": (by_chance[0], _places(of_images[score][:, 0])[true]),
         }
         for score in SCORES
     }

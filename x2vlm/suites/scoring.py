@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from x2vlm.matching import sums
 from x2vlm.suites.suite import BLANK, GREY, LOOKS, SCORES
 
 TIE = 1e-9
-"""Scores that differ by less are tied; the baselines break ties by chance."""
+"""The image-only baseline adds less than this to its scores, so that chance breaks their ties."""
 
 
 @dataclass(frozen=True)
@@ -35,24 +35,104 @@ class Picture:
     box: tuple[float, float, float, float] | None = None
 
 
-Case = tuple[Sequence[Picture], Sequence[str]]
-"""Images and texts of which all combinations are scored."""
+@dataclass(frozen=True)
+class Case:
+    """Images and texts of which all combinations are scored.
 
-CaseScores = dict[str, dict[str, list[np.ndarray]]]
-"""For each of the scores and looks, the scores (images, texts) of each case."""
+    Attributes:
+        kind: what the texts differ in.
+        pictures: the images.
+        texts: the texts; which are right for which image is determined by the rule of the suite.
+        part: for means over parts, for example over relations.
+    """
+
+    kind: str
+    pictures: tuple[Picture, ...]
+    texts: tuple[str, ...]
+    part: str = ""
+
+
+@dataclass
+class ScoredCases:
+    """The scores of cases.
+
+    Attributes:
+        cases: the scored cases, in order.
+        scores: for each of the scores and looks, the scores (images, texts) of each case.
+        left_out: for each case that cannot be scored, the reason.
+        same_texts: number of cases with texts that differ, but are the same after they are cleaned and cut.
+    """
+
+    cases: list[Case] = field(default_factory=list)
+    scores: dict[str, dict[str, list[np.ndarray]]] = field(
+        default_factory=lambda: {score: {look: [] for look in LOOKS} for score in SCORES}
+    )
+    left_out: list[str] = field(default_factory=list)
+    same_texts: int = 0
+
+    def notes(self) -> list[str]:
+        """What a reader of the results should know."""
+        notes = []
+        if self.left_out:
+            notes.append(f"{len(self.left_out):,} cases could not be scored, such as {self.left_out[0]}")
+        if self.same_texts:
+            notes.append(
+                f"{self.same_texts:,} cases have texts that are the same after they are cleaned and cut to the model's length"
+            )
+        return notes
+
+
+class Matcher:
+    """The matching head for a list of texts, which are encoded once."""
+
+    def __init__(self, model: LoadedModel, texts: Sequence[str]):
+        self.model, self.count = model, len(texts)
+        size = 8 * model.batch_size
+        with model.runtime.running():
+            self.bank = TextBank.of(
+                [model.encoded(texts[start : start + size]) for start in range(0, len(texts), size)]
+            )
+
+    def scores(self, views: Sequence[View], asked: Sequence[Sequence[int]]) -> np.ndarray:
+        """Returns the log-odds that texts are about images, (images, texts) float64, NaN for pairs that are not asked for.
+
+        ``asked``: the indices of the texts of each image.
+        """
+        model, found = self.model, np.full((len(views), self.count), np.nan)
+        with model.runtime.running():
+            for start in range(0, len(views), model.batch_size):
+                states = model.runtime.image_states(model.pixels(list(views[start : start + model.batch_size])))
+                columns = [torch.tensor(each) for each in asked[start : start + len(states)]]
+                of_images = zip(columns, model.runtime.margins(states, columns, self.bank), strict=True)
+                for row, (of_row, margins) in enumerate(of_images, start):
+                    found[row, of_row.numpy()] = model.finite(margins.double().cpu().numpy())
+        return found
 
 
 def check_scores(model: LoadedModel) -> None:
     """Checks that a model scores images and texts.
 
     Raises:
-        UserError: it does not.
+        UserError: it does not, or an export does not know its temperature.
     """
     if not all(model.takes(call) for call in ("match", "embed_images", "embed_texts")):
         raise UserError(
             f"{model.origin} is a model of task {model.settings.task}, which does not score images and texts; give one of task "
             "pretrain or retrieval"
         )
+    if model.runtime.temperature is None:
+        raise UserError(
+            f"{model.origin} does not say its temperature, with which both scores are added; export it again"
+        )
+
+
+def all_scores(model: LoadedModel, cosines: np.ndarray, margins: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns :data:`SCORES` from cosines and log-odds of the same shape, float64."""
+    return {
+        "cosine": cosines.astype(np.float64),
+        "matching": margins.astype(np.float64),
+        "both": sums(model, margins, cosines),
+    }
 
 
 def grey_view(model: LoadedModel) -> View:
@@ -61,28 +141,50 @@ def grey_view(model: LoadedModel) -> View:
     return model.read(PILImage.new("RGB", (width, height), (GREY, GREY, GREY)))
 
 
-def score_cases(model: LoadedModel, cases: Sequence[Case]) -> CaseScores:
-    """Scores all combinations of the images and texts of each case.
+def score_cases(model: LoadedModel, cases: Sequence[Case]) -> ScoredCases:
+    """Scores all combinations of the images and texts of each case. Cases with images or texts that cannot be used are left out.
 
     Raises:
-        UserError: the model does not score images and texts, or an image cannot be read.
+        UserError: the model does not score images and texts.
     """
     check_scores(model)
-    grey, rng = grey_view(model), np.random.default_rng(0)
-    found: CaseScores = {score: {look: [] for look in LOOKS} for score in SCORES}
+    found, grey, rng = ScoredCases(), grey_view(model), np.random.default_rng(0)
     with progress_bar(total=len(cases), desc="cases", unit="case") as bar:
         for start in range(0, len(cases), model.batch_size):
             batch = cases[start : start + model.batch_size]
-            table = _Table(model, grey, batch)
-            for pictures, texts in batch:
-                rows, columns = [table.rows[each] for each in pictures], [table.columns[text] for text in texts]
+            views: dict[Picture, View] = {}
+            usable = [case for case in batch if _is_usable(model, case, views, found)]
+            table = _Table(model, grey, usable, views)
+            for case in usable:
+                rows, columns = (
+                    [table.rows[each] for each in case.pictures],
+                    [table.columns[text] for text in case.texts],
+                )
                 noise = TIE * rng.random((len(rows), len(columns)))
                 for score, of_score in table.scores.items():
-                    found[score]["model"].append(of_score[np.ix_(rows, columns)])
-                    found[score]["text only"].append(of_score[np.ix_([0] * len(rows), columns)])
-                    found[score]["image only"].append(of_score[np.ix_(rows, [0] * len(columns))] + noise)
-                bar.update()
+                    by_look = found.scores[score]
+                    by_look["model"].append(of_score[np.ix_(rows, columns)])
+                    by_look["text only"].append(of_score[np.ix_([0] * len(rows), columns)])
+                    by_look["image only"].append(of_score[np.ix_(rows, [0] * len(columns))] + noise)
+            found.cases += usable
+            bar.update(len(batch))
+    if not found.cases:
+        raise UserError(f"no case can be scored: {found.left_out[0]}")
     return found
+
+
+def _is_usable(model: LoadedModel, case: Case, views: dict[Picture, View], found: ScoredCases) -> bool:
+    """Reads the images of a case into ``views``. Returns False, and says why in ``found``, if it cannot be scored."""
+    try:
+        tokens = [tuple(model.text.token_ids(model.cleaned(text))) for text in case.texts]
+        for picture in case.pictures:
+            if picture not in views:
+                views[picture] = view_of(model, picture)
+    except UserError as error:
+        found.left_out.append(str(error))
+        return False
+    found.same_texts += len(set(tokens)) < len(set(case.texts))
+    return True
 
 
 class _Table:
@@ -93,40 +195,19 @@ class _Table:
         scores: (rows, columns) float64 for each of :data:`SCORES`; the matching head scores only pairs of the same case.
     """
 
-    def __init__(self, model: LoadedModel, grey: View, cases: Sequence[Case]):
-        texts_of: dict[Picture, dict[str, None]] = {}
-        for pictures, texts in cases:
-            for picture in pictures:
-                texts_of.setdefault(picture, {}).update(dict.fromkeys(texts))
-        texts = list(dict.fromkeys([BLANK, *(text for _, of_case in cases for text in of_case)]))
+    def __init__(self, model: LoadedModel, grey: View, cases: Sequence[Case], views: dict[Picture, View]):
+        texts_of: dict[Picture, set[str]] = {}
+        for case in cases:
+            for picture in case.pictures:
+                texts_of.setdefault(picture, set()).update(case.texts)
+        texts = list(dict.fromkeys([BLANK, *(text for case in cases for text in case.texts)]))
         self.rows = {picture: row for row, picture in enumerate(texts_of, 1)}
         self.columns = {text: column for column, text in enumerate(texts)}
-        views = [grey, *(view_of(model, picture) for picture in texts_of)]
+        seen = [grey, *(views[picture] for picture in texts_of)]
         asked = [sorted({0, *(self.columns[text] for text in of_picture)}) for of_picture in texts_of.values()]
-        cosines = model.embed_images(views) @ model.embed_texts(texts).T
-        margins = matching_scores(model, views, texts, [list(range(len(texts))), *asked])
-        self.scores = {
-            "cosine": cosines.astype(np.float64),
-            "matching": margins,
-            "both": sums(model, margins, cosines),
-        }
-
-
-def matching_scores(
-    model: LoadedModel, views: Sequence[View], texts: Sequence[str], asked: Sequence[Sequence[int]]
-) -> np.ndarray:
-    """Returns the log-odds that texts are about images, (images, texts) float64, NaN for pairs that are not asked for. ``asked``:
-    indices of the texts of each image."""
-    found = np.full((len(views), len(texts)), np.nan)
-    with model.runtime.running():
-        bank = TextBank.of([model.encoded(texts)])
-        for start in range(0, len(views), model.batch_size):
-            states = model.runtime.image_states(model.pixels(list(views[start : start + model.batch_size])))
-            columns = [torch.tensor(each) for each in asked[start : start + len(states)]]
-            of_images = zip(columns, model.runtime.margins(states, columns, bank), strict=True)
-            for row, (of_row, margins) in enumerate(of_images, start):
-                found[row, of_row.numpy()] = model.finite(margins.double().cpu().numpy())
-    return found
+        cosines = model.embed_images(seen) @ model.embed_texts(texts).T
+        margins = Matcher(model, texts).scores(seen, [list(range(len(texts))), *asked])
+        self.scores = all_scores(model, cosines, margins)
 
 
 def view_of(model: LoadedModel, picture: Picture) -> View:

@@ -13,7 +13,7 @@ import numpy as np
 
 from metrics.bootstrap import resampled
 from utils.errors import UserError
-from utils.files import read_json
+from utils.files import parse_json, read_json, read_text
 from x2vlm.base import LoadedModel
 
 C = TypeVar("C")
@@ -53,6 +53,7 @@ class Judged:
         parts: the part of each example, for means over parts.
         chance: value of a measure by chance, by ``kind: measure`` or by measure.
         examples: a JSON object for each example, for ``cases.jsonl``.
+        notes: what a reader of the results should know, such as examples that could not be measured.
     """
 
     kinds: Sequence[str]
@@ -61,6 +62,7 @@ class Judged:
     chance: Mapping[str, float]
     parts: Sequence[str] = ()
     examples: Sequence[Mapping[str, Any]] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,10 @@ class Suite(ABC, Generic[C]):
     summaries: Mapping[str, tuple[str, Sequence[str]]] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
     note: str = ""
+
+    @abstractmethod
+    def files(self, kinds: Sequence[str]) -> list[str]:
+        """Names of the official files in the folder, apart from images. ``kinds``: as in :meth:`read`."""
 
     @abstractmethod
     def read(self, folder: Path, kinds: Sequence[str]) -> C:
@@ -235,12 +241,30 @@ def entries_of(path: Path) -> list[tuple[str, Any]]:
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: is not a JSON file that can be read ({error}); download it again") from None
+        raise UserError(f"{path}: cannot be read as JSON ({error}); download it again") from None
     if isinstance(content, dict):
         return [(f"{path}: entry {key!r}", value) for key, value in content.items()]
     if isinstance(content, list):
         return [(f"{path}: entry {index}", value) for index, value in enumerate(content)]
     raise UserError(f"{path}: is neither a list nor an object; download it again")
+
+
+def lines_of(path: Path) -> list[tuple[str, Any]]:
+    """Returns the entries of a file of JSON lines, each with its place for messages.
+
+    Raises:
+        UserError: if the file cannot be read, or a line is not JSON.
+    """
+    try:
+        lines = read_text(path).splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); download it again") from None
+    entries = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            with reading(f"{path}:{number}"):
+                entries.append((f"{path}:{number}", parse_json(line)))
+    return entries
 
 
 @contextmanager
@@ -262,9 +286,9 @@ def texts_in(entry: Any, *keys: str | int) -> tuple[str, ...]:
     return texts
 
 
-def table(suite: Suite[Any], results: Mapping[str, Sequence[Result]], examples: int) -> str:
+def table(suite: Suite[Any], results: Mapping[str, Sequence[Result]], judged: Judged) -> str:
     """Formats the results of a suite, in percent, with the published ones below."""
-    lines = [f"{suite.title}: {examples:,} examples"]
+    lines = [f"{suite.title}: {len(judged.kinds):,} examples"]
     width = max(len(result.name) for each in results.values() for result in each)
     for score, each in results.items():
         lines += [
@@ -280,7 +304,7 @@ def table(suite: Suite[Any], results: Mapping[str, Sequence[Result]], examples: 
     if suite.published:
         lines += ["", *_published(suite.published)]
     lines += ["", f"cite: {suite.paper}"]
-    return "\n".join([*lines, *([f"note: {suite.note}"] if suite.note else [])])
+    return "\n".join([*lines, *(f"note: {note}" for note in (suite.note, *judged.notes) if note)])
 
 
 def _published(models: Sequence[Published]) -> list[str]:

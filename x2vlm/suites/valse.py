@@ -1,12 +1,12 @@
-"""VALSE: captions against foils for six linguistic phenomena."""
+"""VALSE: captions against foils for linguistic phenomena."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from x2vlm.suites.cases import Case, CaseSuite, first_text_is_best
-from x2vlm.suites.scoring import Picture
-from x2vlm.suites.suite import Published, entries_of, need, reading, texts_in
+from x2vlm.suites.cases import CaseSuite, first_text_is_best
+from x2vlm.suites.scoring import Case, Picture
+from x2vlm.suites.suite import Published, entries_of, reading, texts_in
 
 PHENOMENA = {
     "existence": ("existence",),
@@ -29,14 +29,13 @@ _PUBLISHED_AT = (
 _TABLE = "individual_results.csv of Oh et al.: Exploring the Spectrum of Visio-Linguistic Compositionality, 2024"
 
 
-def _cases(folder: Path, suite: CaseSuite) -> list[Case]:
+def _cases(kind: str, path: Path) -> list[Case]:
     cases = []
-    for piece, path in zip(PIECES, need(folder, [f"{piece}.json" for piece in PIECES], suite), strict=True):
-        for place, entry in entries_of(path):
-            with reading(place):
-                if entry["mturk"]["caption"] >= LEAST_VOTES:
-                    picture = Picture(folder / IMAGES / str(entry["image_file"]))
-                    cases.append(Case(piece, (picture,), texts_in(entry, "caption", "foil")))
+    for place, entry in entries_of(path):
+        with reading(place):
+            if entry["mturk"]["caption"] >= LEAST_VOTES:
+                picture = Picture(path.parent / IMAGES / str(entry["image_file"]))
+                cases.append(Case(kind, (picture,), texts_in(entry, "caption", "foil")))
     return cases
 
 
@@ -50,6 +49,7 @@ SUITE = CaseSuite(
     paper=_PAPER,
     published_at=_PUBLISHED_AT,
     measures=("accuracy",),
+    file_of={piece: f"{piece}.json" for piece in PIECES},
     cases=_cases,
     rule=first_text_is_best,
     chance={"accuracy": 1 / 2},
@@ -70,5 +70,6 @@ SUITE = CaseSuite(
             _TABLE,
         ),
     ),
-    note="the accuracy is the official pairwise one (acc_r); language models alone reach about 60 %",
+    note="the accuracy is the official pairwise one (acc_r), by log-odds instead of the logit; language models alone reach about "
+    "60 %",
 )

@@ -57,7 +57,7 @@ def test_missing_files_are_named_with_where_they_are_published(name, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is not a JSON file"),
+        ("{", "cannot be read as JSON"),
         ("3", "neither a list nor an object"),
         (json.dumps({"0": {"filename": "x", "caption": "a"}}), "entry '0' has no 'negative_caption'"),
         (json.dumps([[]]), "entry 0 has another form"),
@@ -79,3 +79,38 @@ def test_missing_images_are_told_unless_their_kind_is_not_measured(tmp_path):
     with pytest.raises(UserError, match=r"images of Winoground are missing: 1, such as .*ex_1_img_0\.png; see "):
         suite_named("winoground").read(tmp_path, ())
     assert len(suite_named("winoground").read(tmp_path, ["object"])) == 1
+
+
+def test_only_the_files_of_the_chosen_kinds_are_needed(tmp_path):
+    FOLDERS["sugarcrepe"][0](tmp_path)
+    for path in tmp_path.glob("add_*.json"):
+        path.unlink()
+    assert len(suite_named("sugarcrepe").read(tmp_path, ["swap_att"])) == 2
+
+
+def test_files_without_cases_are_told(tmp_path):
+    FOLDERS["valse"][0](tmp_path)
+    for name in suite_named("valse").files(()):
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match="have no cases"):
+        suite_named("valse").read(tmp_path, ())
+
+
+def test_blank_lines_are_skipped_and_others_named(tmp_path):
+    FOLDERS["winoground"][0](tmp_path)
+    path = tmp_path / "examples.jsonl"
+    path.write_text(path.read_text(encoding="utf-8") + "\n\n", encoding="utf-8")
+    assert len(suite_named("winoground").read(tmp_path, ())) == 2
+    path.write_text(path.read_text(encoding="utf-8") + "{\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"examples.jsonl:5 has another form"):
+        suite_named("winoground").read(tmp_path, ())
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"examples.jsonl: cannot be read"):
+        suite_named("winoground").read(tmp_path, ())
+
+
+def test_a_choice_among_more_texts_has_a_lower_chance(tmp_path, model):
+    FOLDERS["fg-ovd"][0](tmp_path)
+    suite = suite_named("fg-ovd")
+    judged = suite.judge(model("pretrain"), suite.read(tmp_path, ["hard"]))
+    assert judged.chance == {"hard: accuracy": pytest.approx(1 / 3)}

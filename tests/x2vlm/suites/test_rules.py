@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from x2vlm.suites.cases import CaseSuite, choices_and_pairs_match, first_text_is_best, pairs_match
-from x2vlm.suites.fg_ovd import rank_of_first_text
+from x2vlm.suites.fg_ovd import first_text_is_best_or_tied
 from x2vlm.suites.sugarcrepe import both_captions_beat_the_negative
-from x2vlm.suites.suite import LOOKS, SCORES, Judged, table
+from x2vlm.suites.suite import SCORES, Judged, table
 
 GRID = [np.array(values, float) for values in itertools.product((0, 1, 2), repeat=4)]
 """All scores of two images and two texts, with ties."""
@@ -33,7 +34,7 @@ def test_pairs_as_in_the_equations_of_winoground(scores):
 def test_a_tie_is_wrong_but_for_fg_ovd(row, strict, lenient):
     scores = np.array([row], float)
     assert first_text_is_best(scores)["accuracy"] == strict
-    assert rank_of_first_text(scores)["accuracy"] == lenient
+    assert first_text_is_best_or_tied(scores)["accuracy"] == lenient
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,8 @@ def a_suite(**summaries) -> CaseSuite:
         paper="a paper",
         published_at="a page",
         measures=("accuracy",),
-        cases=lambda folder, suite: [],
+        file_of={"a": "a.json"},
+        cases=lambda kind, path: [],
         rule=first_text_is_best,
         chance={"accuracy": 0.5},
         summaries=summaries,
@@ -97,7 +99,9 @@ def test_intervals_cover_images_that_are_drawn_together():
 
 def test_the_table_has_each_score_and_the_paper():
     suite = a_suite()
-    text = table(suite, suite.results(judged(["a", "a"], [True, False]), draws=0), 2)
-    assert text.count("a: accuracy") == len(SCORES)
-    assert len(LOOKS) == 3
-    assert "cite: a paper" in text
+    examples = replace(judged(["a", "a", "a"], [True, True, False]), notes=["something was left out"])
+    lines = table(suite, suite.results(examples, draws=0), examples).splitlines()
+    rows = [line.split() for line in lines if line.startswith("a: accuracy")]
+    assert rows == [["a:", "accuracy", "66.7", "0.0", "66.7", "50.0"]] * len(SCORES)
+    assert lines[0] == "a suite: 3 examples"
+    assert lines[-2:] == ["cite: a paper", "note: something was left out"]

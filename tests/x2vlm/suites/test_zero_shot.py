@@ -80,6 +80,7 @@ def test_classes_by_the_mean_of_their_templates(model, tmp_path):
         ({"a/1.png": "", "b/1.png": "", "classnames.txt": "one"}, "has 1 names for 2 folders"),
         ({"a/1.png": "", "b/1.png": "", "templates.txt": "a photo"}, "'a photo' has no {c}"),
         ({"a/1.txt": "x", "b/1.txt": "x"}, "its folders have no images"),
+        ({"a/1.png": "", "b/1.png": "", "classnames.txt": "one\nOne"}, "two classes are called 'one'"),
     ],
 )
 def test_mistakes_in_a_folder_of_classes(files, message, tmp_path):
@@ -104,3 +105,17 @@ def test_phrases_are_right_by_the_iou_of_the_published_script(model, tmp_path):
     assert [example["iou"] for example in judged.examples] == [pytest.approx(overlap, abs=1e-3)] * 3
     assert judged.values["box head"]["model"].tolist() == [[float(overlap >= 0.5)]] * 3
     assert judged.kinds == ["val", "testA", "testB"]
+
+
+def test_a_model_that_was_fine_tuned_for_grounding_is_not_zero_shot(model, tmp_path):
+    suite, content = written("refcoco", tmp_path)
+    with pytest.raises(UserError, match="zero-shot grounding needs one of task pretrain"):
+        suite.judge(model("grounding"), content)
+
+
+def test_an_image_of_a_class_that_cannot_be_read_is_left_out(model, tmp_path):
+    suite, content = written("classification", tmp_path)
+    (tmp_path / "red_star/2.png").write_bytes(b"no image")
+    judged = suite.judge(model("pretrain"), content)
+    assert len(judged.kinds) == 3
+    assert "1 images could not be read, such as " in judged.notes[0]
