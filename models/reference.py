@@ -168,7 +168,7 @@ def matching_loss(
     """Eq. 2: do a text and an image match? For matched pairs, negative texts, and negative images, which are sampled by the
     similarity of their embeddings. Negative texts are sampled from the pair's own hard negatives, too."""
     allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
-    negative_image, negative_text = model.matching_head.hard_negatives(model.contrastive, pairs, allowed)
+    negative_image, negative_text = model.matching_head.sample_hard_negatives(model.contrastive, pairs, allowed)
     fused = [
         fuse(model.fusion, text, image),
         fuse(model.fusion, (text if hard is None else text.followed_by(hard)).select(negative_text), image),

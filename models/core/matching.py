@@ -44,7 +44,7 @@ class MatchingHead(MLPHead):
         """
         allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
         all_texts = texts if hard_negatives is None else PackedTexts.concat([texts, hard_negatives])
-        negative_image, negative_text = self.hard_negatives(contrastive, pairs, allowed)
+        negative_image, negative_text = self.sample_hard_negatives(contrastive, pairs, allowed)
         # On a GPU, the sampled texts stay padded, since the host does not know their lengths. The first two passes can share
         # attention with the passes queued before, which have the same keys and values; the last one selects other rows.
         fused = [
@@ -55,7 +55,7 @@ class MatchingHead(MLPHead):
         return lambda: self.loss([states() for states in fused], allowed.any(dim=1))
 
     @torch.no_grad()
-    def hard_negatives(
+    def sample_hard_negatives(
         self, contrastive: ContrastiveHead, pairs: EmbeddedPairs, allowed: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Sample a negative image and a negative text for each of N pairs, similar ones more often: from the local batch, and

@@ -108,6 +108,14 @@ def of_a_rank(gradient: str = "exact") -> dict:
     return step(in_chunks(2, gradient), parts)
 
 
+def hard_of_a_rank() -> dict:
+    """With hard negatives, of which no other rank knows."""
+    batch = whole()
+    batch = replace(batch, images=with_hard_negatives(batch.images))
+    first = 2 * distributed.rank()
+    return step(in_chunks(2), [rows_of(batch, slice(first + row, first + row + 1)) for row in range(2)])
+
+
 def large_of_a_rank() -> dict:
     first, model = 2 * distributed.rank(), in_chunks(1, "released")
     return step(model, [rows_of(whole(), slice(first, first + 2))])
@@ -122,6 +130,14 @@ def test_chunks_on_two_ranks_give_loss_and_gradients_of_one(tmp_path):
     model = in_chunks(1)
     expected = gradients(model, model, whole())
     for found in on_two_ranks(of_a_rank, tmp_path):
+        assert_equal(found, expected, 1e-4)
+
+
+@pytest.mark.slow
+def test_so_do_they_with_hard_negatives(tmp_path):
+    model, batch = in_chunks(1), whole()
+    expected = gradients(model, model, replace(batch, images=with_hard_negatives(batch.images)))
+    for found in on_two_ranks(hard_of_a_rank, tmp_path):
         assert_equal(found, expected, 1e-4)
 
 
