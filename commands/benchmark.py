@@ -46,7 +46,7 @@ def benchmark(
         out: folder for receipt.json, table.txt, and all examples with their scores in cases.jsonl.
 
     Examples:
-        python run.py benchmark drawn-pairs --model runs/demo/pretrain --data data/scenes
+        python run.py benchmark drawn-pairs --model runs/demo/pretrain-seed0 --data data/scenes
     """
     from x2vlm.suites.suite import as_json, table
 
