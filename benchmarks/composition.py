@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +33,7 @@ def trained(way: str, seed: int, model: Path, folder: Path) -> Path:
     """The folder of a run, which is trained if it is not complete yet."""
     output = folder / f"{way}-seed{seed}"
     if not (output / EVALUATION_FILE).is_file():
+        threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         overrides = [f"seed={seed}", f"init.checkpoint={model}", *WAYS[way]]
         command = [
             sys.executable,
@@ -40,11 +43,17 @@ def trained(way: str, seed: int, model: Path, folder: Path) -> Path:
             "--config",
             CONFIG,
             "--cpu",
-            "2",
+            "1",
             "--output",
             str(output),
         ]
-        subprocess.run([*command, "--resume", *overrides], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [*command, "--resume", *overrides],
+            cwd=ROOT,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, **threads},
+        )
     return output
 
 
@@ -60,6 +69,7 @@ def mean_of(judged: list[Judged]) -> Judged:
 def main(
     *,
     seeds: Annotated[tuple[int, ...], SEVERAL] = (0, 1, 2),
+    jobs: int = 2,
     model: Path = Path("runs/demo/pretrain-seed0"),
     data: Path = Path("data/scenes"),
     folder: Path = Path("runs/demo/hard_negatives"),
@@ -71,6 +81,7 @@ def main(
 
     Args:
         seeds: seeds of the runs.
+        jobs: number of parallel runs, one process each.
         model: the demo's pre-trained model.
         data: the scenes.
         folder: folder of the runs.
@@ -84,7 +95,9 @@ def main(
         suite = suite_named("drawn-pairs")
         cases = suite.read(data, ())
         models = {"before": [model]}
-        models |= {way: [trained(way, seed, model, folder) for seed in seeds] for way in WAYS}
+        with ThreadPoolExecutor(jobs) as pool:
+            runs = {(way, seed): pool.submit(trained, way, seed, model, folder) for seed in seeds for way in WAYS}
+            models |= {way: [runs[way, seed].result() for seed in seeds] for way in WAYS}
         for way, paths in models.items():
             judged = [suite.judge(load(path), cases) for path in paths]
             of_seeds = [suite.results(each, draws=0) for each in judged]

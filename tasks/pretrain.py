@@ -49,6 +49,19 @@ class PretrainConfig(RunConfig):
             raise ValueError("data.videos and model.vision.video belong together: set both, or neither")
         return self
 
+    @model_validator(mode="after")
+    def _hard_negatives_are_used(self) -> PretrainConfig:
+        streams = {"images": self.data.images, "regions": self.data.regions}
+        with_them = [
+            name for name, stream in streams.items() if stream is not None and stream.hard_negatives is not None
+        ]
+        if with_them and not (self.loss.contrastive or self.loss.matching):
+            raise ValueError(
+                f"data.{with_them[0]}.hard_negatives belong to the contrastive and the matching loss, whose weights are 0; set "
+                "one of them, or drop hard_negatives"
+            )
+        return self
+
 
 class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
     """Model and data of a pre-training run. The result is the last checkpoint, without selection of the best weights."""

@@ -20,6 +20,7 @@ from tasks.pretrain_evaluation import PretrainEvaluator
 from tests.dataset.media.test_video import encoded
 from tests.messages import OneLine, naming
 from utils.config import load_config
+from utils.config_files import ConfigError
 from utils.errors import UserError
 
 DEMO = "configs/demo/pretrain.yaml"
@@ -287,3 +288,43 @@ def test_videos_and_their_frames_are_configured_together(tiny_overrides, tmp_pat
     for missing in ("model.vision.video=null", "data.videos=null"):
         with pytest.raises(UserError, match=r"data.videos and model.vision.video belong together"):
             with_videos(tiny_overrides, tmp_path, missing)
+
+
+def test_hard_negatives_without_a_loss_that_uses_them_are_refused(tiny_overrides):
+    no_alignment = ["loss.contrastive=0", "loss.matching=0"]
+    with pytest.raises(ConfigError, match=r"data.images.hard_negatives belong to .* whose weights are 0; set"):
+        load_config(
+            "configs/demo/pretrain.yaml",
+            [*tiny_overrides, "data.images.hard_negatives={}", *no_alignment],
+            PretrainConfig,
+        )
+
+
+def test_hard_negatives_join_the_contrastive_and_the_matching_loss(tiny_overrides, scenes_folder):
+    """One more text is compared with each image, and no pair is added to those that the losses count."""
+    pairs = f"data.images.files=[{scenes_folder}/train.jsonl, {scenes_folder}/pairs_train.jsonl]"
+    more = [
+        pairs,
+        "data.images.hard_negatives={count: 2}",
+        "data.regions.hard_negatives={}",
+        "data.images.captions=both",
+    ]
+    still = ["model.text.dropout=0", "model.vision.drop_path=0"]
+    task = PretrainTask.build(load_config(DEMO, [*tiny_overrides, *more, *still], PretrainConfig))
+    batch = next(task.train_loader().batches(consumed=0, count=1))
+    assert batch.images.hard_negatives.valid.any() and batch.regions.hard_negatives.valid.any()
+    without = replace(
+        batch,
+        images=replace(batch.images, hard_negatives=None),
+        regions=replace(batch.regions, hard_negatives=None),
+    )
+    with_them, others = losses(task, batch), losses(task, without)
+    for name, value in with_them.items():
+        joined = name in ("images/contrastive", "regions/contrastive")
+        assert (
+            value > others[name]
+            if joined
+            else name.endswith("matching") or value == pytest.approx(others[name], rel=1e-5)
+        )
+    counts = task.model.counts(batch)
+    assert all(counts[name] == count for name, count in task.model.counts(without).items())
