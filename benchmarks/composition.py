@@ -21,7 +21,7 @@ from x2vlm.suites import suite_named
 from x2vlm.suites.suite import LOOKS, SCORES, Judged
 
 ROOT = Path(__file__).parent.parent
-CONFIG = "configs/demo/composition.yaml"
+CONFIG = "configs/demo/pretrain_composition.yaml"
 WAYS = {
     "without": ["data.images.hard_negatives=null", "data.regions.hard_negatives=null"],
     "with": [],
