@@ -21,8 +21,8 @@ class LongTexts:
 
 @dataclass(frozen=True)
 class HardNegatives:
-    """Up to K texts for each of N examples that are wrong, though they resemble its text. ``text``: N * K texts, those of example
-    n from n * K on; ``valid`` (N, K) bool: texts that count."""
+    """Up to K texts for each of N examples that are wrong, though they resemble its text. ``text``: N * K texts; the K texts of
+    example n begin at n * K; ``valid`` (N, K) bool: texts that count."""
 
     text: Text
     valid: Tensor

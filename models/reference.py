@@ -43,7 +43,7 @@ class Padded:
         return Padded(self.states[index], None if self.mask is None else self.mask[index])
 
     def followed_by(self, other: Padded) -> Padded:
-        """These sequences, then those of ``other``, padded to the longest of them. Both have a mask."""
+        """These sequences, followed by the sequences of ``other``, padded to the longest of them. Both have a mask."""
         assert self.mask is not None and other.mask is not None
         length = max(self.states.shape[1], other.states.shape[1])
         states = [F.pad(each.states, (0, 0, 0, length - each.states.shape[1])) for each in (self, other)]

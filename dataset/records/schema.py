@@ -220,7 +220,7 @@ def parse_region_record(raw: RawRecord, keys: ImageKeys, caption_key: str) -> Re
 
 
 def phrases_of(raw: RawRecord) -> list[Texts]:
-    """Returns the texts of the elements of a record whose boxes do not matter. Unusable ones are left out."""
+    """Returns the texts of the elements of a record, without their boxes. Unusable elements are skipped."""
     values = raw.values.get("elems")
     phrases = []
     for index, value in enumerate(values if isinstance(values, list) else ()):

@@ -40,7 +40,7 @@ NEAR = 4
 
 _SIDES = ("left", "right")
 _BEFORE_A_SIDE, _AFTER_A_SIDE = ("the", "far"), ("of", "side", "hand", "arm", "eye", "foot", "leg")
-"""Words beside "left" and "right" where they name a side: "left" may also mean "went", and "right" "just" or "correct"."""
+"""Words next to "left" and "right" where they name a side. "left" may also mean "went", and "right" may mean "correct"."""
 
 
 def _by_word() -> dict[str, list[str]]:

@@ -139,7 +139,7 @@ class ContrastiveHead(nn.Module):
         Args:
             images: N images, videos or regions; for translations, N texts.
             texts: N texts.
-            hard_negatives: N * K texts, those of pair n from n * K on.
+            hard_negatives: N * K texts; the K texts of pair n begin at n * K.
         """
         first = self.embed_text(images) if isinstance(images, PackedTexts) else self.embed_image(images)
         hard = None if hard_negatives is None else self.embed_text(hard_negatives).unflatten(0, (len(valid), -1))
@@ -181,7 +181,7 @@ class ContrastiveHead(nn.Module):
             return image @ text.t() / self.temperature
 
     def hard_similarity(self, pairs: EmbeddedPairs) -> Tensor:
-        """The same between each image and its own hard negatives, (N, K)."""
+        """Cosine similarities of each image to its own hard negatives, divided by the temperature, (N, K)."""
         with torch.autocast(pairs.image.device.type, enabled=False):
             return losses.hard_similarity(pairs, self.temperature)
 

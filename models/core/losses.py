@@ -55,7 +55,7 @@ class EmbeddedPairs(NamedTuple):
         return [self.image, self.text, *([] if self.hard_negatives is None else [self.hard_negatives])]
 
     def with_embeddings(self, embeddings: Sequence[Tensor]) -> EmbeddedPairs:
-        """The same pairs with other :meth:`embeddings`."""
+        """Returns a copy of the pairs with other :meth:`embeddings`."""
         image, text, *hard = embeddings
         return self._replace(image=image, text=text, hard_negatives=hard[0] if hard else None)
 
@@ -131,7 +131,7 @@ def sigmoid_contrastive(
 
 
 def hard_similarity(pairs: EmbeddedPairs, temperature: Tensor) -> Tensor:
-    """Similarities (N, K) of the images to their own hard negatives, divided by the temperature. Those that do not count get a
+    """Similarities (N, K) of the images to their own hard negatives, divided by the temperature. Invalid ones get a
     large negative number, which has no gradient."""
     assert pairs.hard_negatives is not None and pairs.hard_valid is not None
     logits = torch.einsum("ne,nke->nk", pairs.image, pairs.hard_negatives) / temperature

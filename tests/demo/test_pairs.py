@@ -1,4 +1,4 @@
-"""Minimal pairs: each text is true of its own scene and wrong about the other one."""
+"""Minimal pairs: each text is true of its scene and wrong about the other one."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_words_do_not_tell_which_text_is_right():
 
 
 def test_the_suite_is_frozen():
-    """Its numbers in the documents are of these scenes and texts."""
+    """The numbers in the documents were measured on these scenes and texts."""
     digest = hashlib.sha256()
     for scene in SCENES[:20]:
         for record, pair in zip(pair_records(scene), minimal_pairs(scene), strict=True):

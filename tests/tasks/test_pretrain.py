@@ -301,7 +301,7 @@ def test_hard_negatives_without_a_loss_that_uses_them_are_refused(tiny_overrides
 
 
 def test_hard_negatives_join_the_contrastive_and_the_matching_loss(tiny_overrides, scenes_folder):
-    """One more text is compared with each image, and no pair is added to those that the losses count."""
+    """One more text is compared with each image, and the losses count the same number of pairs."""
     pairs = f"data.images.files=[{scenes_folder}/train.jsonl, {scenes_folder}/pairs_train.jsonl]"
     more = [
         pairs,

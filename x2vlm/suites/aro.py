@@ -12,9 +12,9 @@ from x2vlm.suites.scoring import Case, Picture
 from x2vlm.suites.suite import Published, entries_of, reading, texts_in
 
 SYMMETRIC = "symmetric_relations.json"
-"""Optional list of the relations that the official summary leaves out."""
+"""Optional list of the relations that the official summary skips."""
 LEAST_CASES = 25
-"""Pairs of attributes with fewer cases are left out, as in the official summary."""
+"""Pairs of attributes with fewer cases are skipped, as in the official summary."""
 
 MEAN = "mean of parts"
 """The official summary: the mean over relations, or over pairs of attributes."""
@@ -79,7 +79,7 @@ def _suite(name: str, title: str, note: str, clip: float, negclip: float, xvlm: 
 RELATION = _suite(
     "relation",
     "ARO, Visual Genome Relation",
-    "parts are relations; the published numbers leave out those that the official notebook calls symmetric, as this one does if "
+    "parts are relations; the published numbers skip relations that the official notebook calls symmetric, as this one does if "
     f"the folder has them as a JSON list in {SYMMETRIC}; language models alone are far above chance",
     *(59.3, 80.2, 73.4),
 )

@@ -14,7 +14,7 @@ from x2vlm.suites.scoring import Case, score_cases
 from x2vlm.suites.suite import Judged, Suite, chosen_kinds, need, need_images
 
 SEVERAL = ""
-"""Stands for the kind of a file that has cases of several kinds."""
+"""Key of a file that has cases of several kinds."""
 
 Rule = Callable[[np.ndarray], Mapping[str, float]]
 """Judges a case by its scores (images, texts): returns the value of each measure, usually 1 for right and 0 for wrong."""

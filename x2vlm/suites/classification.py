@@ -82,7 +82,7 @@ class ClassificationSuite(Suite[Folders]):
         classifier, rng = _Classifier(model, content), np.random.default_rng(0)
         grey = classifier.scores([grey_view(model)])
         found: dict[str, dict[str, list[np.ndarray]]] = {score: {look: [] for look in LOOKS} for score in SCORES}
-        kept, named, left_out = [], [], []
+        kept, named, skipped = [], [], []
         with progress_bar(total=len(content.images), desc="images", unit="image") as bar:
             for start in range(0, len(content.images), model.batch_size):
                 batch, views = content.images[start : start + model.batch_size], []
@@ -91,7 +91,7 @@ class ClassificationSuite(Suite[Folders]):
                         views.append(model.read(path))
                         kept.append((path, index))
                     except UserError as error:
-                        left_out.append(str(error))
+                        skipped.append(str(error))
                 bar.update(len(batch))
                 if not views:
                     continue
@@ -105,7 +105,7 @@ class ClassificationSuite(Suite[Folders]):
                     {score: content.names[each[row]] for score, each in best.items()} for row in range(len(views))
                 ]
         if not kept:
-            raise UserError(f"no image can be read: {left_out[0]}")
+            raise UserError(f"no image can be read: {skipped[0]}")
         classes = len(content.names)
         return Judged(
             ["all"] * len(kept),
@@ -117,7 +117,7 @@ class ClassificationSuite(Suite[Folders]):
                 {"image": str(path), "class": content.names[index], "named": names}
                 for (path, index), names in zip(kept, named, strict=True)
             ],
-            [f"{len(left_out):,} images could not be read, such as {left_out[0]}"] if left_out else [],
+            [f"{len(skipped):,} images could not be read, such as {skipped[0]}"] if skipped else [],
         )
 
 

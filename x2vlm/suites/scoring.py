@@ -59,7 +59,7 @@ class ScoredCases:
     Attributes:
         cases: the scored cases, in order.
         scores: for each of the scores and looks, the scores (images, texts) of each case.
-        left_out: for each case that cannot be scored, the reason.
+        skipped: the reason for each case that cannot be scored.
         same_texts: number of cases with texts that differ, but are the same after they are cleaned and cut.
     """
 
@@ -67,14 +67,14 @@ class ScoredCases:
     scores: dict[str, dict[str, list[np.ndarray]]] = field(
         default_factory=lambda: {score: {look: [] for look in LOOKS} for score in SCORES}
     )
-    left_out: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     same_texts: int = 0
 
     def notes(self) -> list[str]:
-        """What a reader of the results should know."""
+        """Notes for readers of the results."""
         notes = []
-        if self.left_out:
-            notes.append(f"{len(self.left_out):,} cases could not be scored, such as {self.left_out[0]}")
+        if self.skipped:
+            notes.append(f"{len(self.skipped):,} cases could not be scored, such as {self.skipped[0]}")
         if self.same_texts:
             notes.append(
                 f"{self.same_texts:,} cases have texts that are the same after they are cleaned and cut to the model's length"
@@ -142,7 +142,7 @@ def grey_view(model: LoadedModel) -> View:
 
 
 def score_cases(model: LoadedModel, cases: Sequence[Case]) -> ScoredCases:
-    """Scores all combinations of the images and texts of each case. Cases with images or texts that cannot be used are left out.
+    """Scores all combinations of the images and texts of each case. Cases with images or texts that cannot be used are skipped.
 
     Raises:
         UserError: the model does not score images and texts.
@@ -169,7 +169,7 @@ def score_cases(model: LoadedModel, cases: Sequence[Case]) -> ScoredCases:
             found.cases += usable
             bar.update(len(batch))
     if not found.cases:
-        raise UserError(f"no case can be scored: {found.left_out[0]}")
+        raise UserError(f"no case can be scored: {found.skipped[0]}")
     return found
 
 
@@ -181,7 +181,7 @@ def _is_usable(model: LoadedModel, case: Case, views: dict[Picture, View], found
             if picture not in views:
                 views[picture] = view_of(model, picture)
     except UserError as error:
-        found.left_out.append(str(error))
+        found.skipped.append(str(error))
         return False
     found.same_texts += len(set(tokens)) < len(set(case.texts))
     return True

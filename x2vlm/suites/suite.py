@@ -1,4 +1,4 @@
-"""What all suites have in common: who published them, how their results are averaged, and how they are shown."""
+"""Code that all suites share: averages with intervals, tables, receipts, and reading of official files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Judged:
         parts: the part of each example, for means over parts.
         chance: value of a measure by chance, by ``kind: measure`` or by measure.
         examples: a JSON object for each example, for ``cases.jsonl``.
-        notes: what a reader of the results should know, such as examples that could not be measured.
+        notes: notes for readers of the results, such as examples that could not be measured.
     """
 
     kinds: Sequence[str]
@@ -94,7 +94,7 @@ class Suite(ABC, Generic[C]):
         summaries: names of further rows, each with the way of averaging and the rows of which it is the mean; no rows: all
             kinds. "micro": over all examples; "macro": over rows; "parts": over the parts of all examples.
         published: results to compare with.
-        note: what a reader of the results should know.
+        note: a note for readers of the results.
     """
 
     title: str
@@ -221,7 +221,7 @@ def need_images(paths: Sequence[Path], suite: Suite[Any]) -> None:
 
 
 def chosen_kinds(known: Sequence[str], kinds: Sequence[str], suite: Suite[Any]) -> list[str]:
-    """Returns the kinds to measure: those that are asked for, or all.
+    """Returns the kinds to measure: the requested ones, or all.
 
     Raises:
         UserError: if the suite does not have one of them.

@@ -20,7 +20,7 @@ PHENOMENA = {
 PIECES = tuple(piece for pieces in PHENOMENA.values() for piece in pieces)
 IMAGES = "images"
 LEAST_VOTES = 2
-"""Annotators, of three, who chose the caption and not the foil; other entries are left out, as in the official script."""
+"""Annotators, of three, who chose the caption and not the foil; other entries are skipped, as in the official script."""
 
 _PAPER = "Parcalabescu, Cafagna, Muradjan, Frank, Calixto and Gatt: VALSE, ACL 2022 (arXiv:2112.07566)"
 _PUBLISHED_AT = (

@@ -21,7 +21,7 @@ ENGLISH = "en"
 
 @dataclass(frozen=True)
 class Wording:
-    """The texts of an example: ``text``; ``long``, which has losses of its own; and the ``hard_negatives`` of ``text``."""
+    """The texts of an example: ``text``; ``long``, which has separate losses; and the ``hard_negatives`` of ``text``."""
 
     text: str
     long: str | None = None
@@ -85,14 +85,14 @@ class TextMaker:
 
     def encode(self, wording: Wording, rng: np.random.Generator) -> EncodedWording:
         """Encodes the texts, the captions with a masked copy of each. Hard negatives that are equal to their caption because both
-        are cut are left out."""
+        are cut are skipped."""
         text = self.text.encode(wording.text, rng)
         long = None if wording.long is None else self.text.encode(wording.long, rng)
         negatives = [self.text.token_ids(negative) for negative in wording.hard_negatives]
         return EncodedWording(text, long, tuple(ids for ids in negatives if ids != text.ids))
 
     def stacked_long_texts(self, examples: Sequence[EncodedWording]) -> LongTexts | None:
-        """Returns the long captions of a batch; None if they have no losses of their own."""
+        """Returns the long captions of a batch; None if they have no separate losses."""
         if self.length != "both":
             return None
         rows, valid = filled([example.long for example in examples], self.text.filler)

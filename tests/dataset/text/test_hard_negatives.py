@@ -43,7 +43,7 @@ def test_two_phrases_of_an_image_exchange_a_word():
         ("a red star", ["a blue wooden star"]),
         ("a red star", ["a heart and a star that is blue"]),
         ("a big dog", ["a large cat"]),  # they mean about the same
-        ("a dog next to the cat", ["a dog", "the cat"]),  # articles are no attributes
+        ("a dog next to the cat", ["a dog", "the cat"]),  # articles are not attributes
         ("two dogs", ["a cat"]),
         ("a dog", ["a red star"]),
     ],

@@ -135,4 +135,4 @@ FOLDERS = CASES | {
     "refcoco+": (partial(refcoco_in, splits=("val", "testA", "testB"), refs="refs(unc).p"), 3),
     "refcocog": (partial(refcoco_in, splits=("val", "test"), refs="refs(umd).p"), 2),
 }
-"""The same for all suites, with the number of examples."""
+"""How to write the folder of each suite, and the number of its examples."""

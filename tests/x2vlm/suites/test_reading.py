@@ -1,4 +1,4 @@
-"""Official files to cases, and messages about those that are missing or have another form."""
+"""Official files to cases, and messages about missing files and other forms."""
 
 from __future__ import annotations
 
