@@ -16,6 +16,7 @@ from benchmarks import (
     data,
     export,
     gpu,
+    hard_negatives,
     host_overhead,
     look_alikes,
     prepare,
@@ -48,6 +49,11 @@ SMALLER = (
 def test_reranking_scores_as_the_usual_way_and_prints_its_ratio(capsys):
     assert call(rerank.main, ["--small", "--rounds", "1"], "rerank") == 0
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
+
+
+def test_a_step_with_hard_negatives_prints_its_ratio(capsys):
+    assert call(hard_negatives.main, ["--small", "--rounds", "1"], "hard_negatives") == 0
+    assert re.fullmatch(r"ratio: \d+\.\d\d\d", capsys.readouterr().out.splitlines()[-1])
 
 
 @pytest.mark.slow
