@@ -38,6 +38,9 @@ between the same slashes, which mean about the same."""
 NEAR = 4
 """Maximum distance in words between an attribute and what it is about."""
 
+_CONNECTING = ("and", "the", "with", "her", "his", "its", "their")
+"""Words that may be between an attribute and what it is about, apart from words of one or two letters."""
+
 _SIDES = ("left", "right")
 _BEFORE_A_SIDE, _AFTER_A_SIDE = ("the", "far"), ("of", "side", "hand", "arm", "eye", "foot", "leg")
 """Words next to "left" and "right" where they name a side. "left" may also mean "went", and "right" may mean "correct"."""
@@ -142,7 +145,7 @@ def _may_be_true(words: Sequence[str], index: int, other: str, truths: Sequence[
     """Returns True if a text about the image says the other word of what the replaced word is about: "a red star" may not become
     "a blue star" if the image has "a small blue star" or "a star that is blue"."""
     following = [word for word in words[index + 1 : index + NEAR] if word not in _CONTRADICTING]
-    name = next((word for word in following if len(word) > 2), None)
+    name = next((word for word in following if len(word) > 2 and word not in _CONNECTING), None)
     return name is not None and any(_says(truth.split(" "), other, name) for truth in truths)
 
 

@@ -45,6 +45,7 @@ def test_two_phrases_of_an_image_exchange_a_word():
         ("a big dog", ["a large cat"]),  # they mean about the same
         ("a dog next to the cat", ["a dog", "the cat"]),  # articles are not attributes
         ("two dogs", ["a cat"]),
+        ("a red and blue ball", ["a red and blue ball"]),
         ("a dog", ["a red star"]),
     ],
 )
