@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -27,6 +28,8 @@ WAYS = {
     "with": [],
 }
 MEASURE = "accuracy"
+RECALLS = [f"{way} R@1 ({score})" for score in ("cosine", "reranked") for way in ("image to text", "text to image")]
+"""Metrics of whole scenes and their captions, which show what hard negatives cost."""
 
 
 def trained(way: str, seed: int, model: Path, folder: Path) -> Path:
@@ -74,7 +77,8 @@ def main(
     data: Path = Path("data/scenes"),
     folder: Path = Path("runs/demo/hard_negatives"),
 ) -> int:
-    """What hard negative texts change in the demo: the share of images in drawn pairs that prefer their own text.
+    """What hard negative texts change in the demo: the share of images in drawn pairs that prefer their own text, and the recalls
+    of whole scenes.
 
     The demo's model goes on training with captions that name one fact, with and without hard negatives, for each seed. Complete
     runs are skipped. The intervals are over images, of the mean over seeds. Run make demo first.
@@ -109,6 +113,13 @@ def main(
                         each = " ".join(f"{100 * of_seed[score][index].value:5.1f}" for of_seed in of_seeds)
                         row = f"  {score:8} {result.row:10} {100 * result.value:5.1f} [{low:.1f}, {high:.1f}]"
                         sys.stdout.write(f"{row}  seeds: {each}\n")
+            evaluations = [
+                json.loads((path / EVALUATION_FILE).read_text(encoding="utf-8"))["held-out"] for path in paths
+            ]
+            for name in RECALLS:
+                values = [100 * evaluation[name]["value"] for evaluation in evaluations]
+                numbers = " ".join(f"{value:5.1f}" for value in values)
+                sys.stdout.write(f"  {name:30} {np.mean(values):5.1f}  seeds: {numbers}\n")
         return 0
 
     return run()

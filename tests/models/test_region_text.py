@@ -60,7 +60,7 @@ STEPS: list[tuple[Callable[..., Any], str]] = [
     (FusionQueue.at_positions, "takes the masked texts"),
     (MatchingHead.queue_loss, "queues matched pairs, negative texts and negative regions (eq. 2)"),
     (allowed_negatives, "rules out the pair itself and equal texts"),
-    (MatchingHead.hard_negatives, "samples, for each text, another region, and for each region, another text"),
+    (MatchingHead.sample_hard_negatives, "samples, for each text, another region, and for each region, another text"),
     (ContrastiveHead.similarity, "compares all embeddings of the local batch: (R, R)"),
     (MatchingHead.sample_negatives, "draws similar negatives more often"),
     (FusionQueue.run, "fuses everything in the queue in one call"),
