@@ -110,10 +110,11 @@ class BoxSetHead(nn.Module):
         likeness = states @ self.asked(tokens[:, 0]).unsqueeze(2) / math.sqrt(states.shape[2])
         return BoxSet(boxes.sigmoid(), at_least_float32(self.belongs(states) + likeness).squeeze(2))
 
-    def step_flops(self, tokens: Lengths) -> int:
-        """FLOPs of a step for phrases with these numbers of tokens, whose states have gradients."""
+    def step_flops(self, tokens: Lengths, fused: bool, images: bool) -> int:
+        """FLOPs of a step for phrases with these numbers of tokens. ``fused`` and ``images``: whether the states of the fused
+        phrases and of the patches have gradients."""
         width, queries, patches = self.belongs.in_features, len(self.queries), len(self.positions)
-        memory, phrases = tokens + patches, len(tokens)
+        memory, phrases, layers = tokens + patches, len(tokens), len(self.decoder.layers)
         # Self-attention has four projections of a query, cross-attention two; then the feed-forward layers.
         of_query = (
             4 * width * width
@@ -122,10 +123,12 @@ class BoxSetHead(nn.Module):
         )
         of_layer = phrases * (queries * of_query + 2 * queries * queries * width)
         of_layer += int(memory.sum()) * (2 * width * width + 2 * queries * width)
-        entry = phrases * patches * linear_macs(self.patches)
-        ends = phrases * queries * linear_macs(self.box, self.belongs)
-        ends += phrases * (linear_macs(self.asked) + queries * width)
-        return step_flops(len(self.decoder.layers) * of_layer + ends + entry, True, True)
+        ends = phrases * queries * (linear_macs(self.box, self.belongs) + width)
+        return (
+            step_flops(layers * of_layer + ends, True, True)
+            + step_flops(phrases * linear_macs(self.asked), True, fused)
+            + step_flops(phrases * patches * linear_macs(self.patches), True, images)
+        )
 
 
 def box_set_losses(found: BoxSet, boxes: Tensor, present: Tensor, valid: Tensor) -> Losses:

@@ -65,7 +65,9 @@ class GroundingModel(XVLM):
         """See :class:`engine.task.TaskModel`."""
         tokens = lengths(batch.text.mask, batch.valid)
         if self.set_head is not None:
-            return self.cost.fuse_pairs(tokens, queries=tokens) + Work(flops=self.set_head.step_flops(tokens))
+            gradients = self.cost.fusion.has_gradients, self.cost.vision.trains
+            head = Work(flops=self.set_head.step_flops(tokens, *gradients))
+            return self.cost.fuse_pairs(tokens, queries=tokens) + head
         return self.cost.fuse_pairs(tokens) + Work(flops=self.cost.head("box_head", len(tokens)))
 
     def locate(self, pixels: Tensor, text: Text) -> Tensor:
