@@ -1,4 +1,4 @@
-"""What hard negative texts change in the demo: ``python -m benchmarks.composition``."""
+"""Effect of hard negative texts in the demo: ``python -m benchmarks.composition``."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ def main(
     data: Path = Path("data/scenes"),
     folder: Path = Path("runs/demo/hard_negatives"),
 ) -> int:
-    """What hard negative texts change in the demo: the share of images in drawn pairs that prefer their own text, and the recalls
+    """Effect of hard negative texts in the demo: the share of images in drawn pairs that prefer their own text, and the recalls
     of whole scenes.
 
-    The demo's model goes on training with captions that name one fact, with and without hard negatives, for each seed. Complete
+    The demo's model continues to train with captions that name one fact, with and without hard negatives, for each seed. Complete
     runs are skipped. The intervals are over images, of the mean over seeds. Run make demo first.
 
     Args:

@@ -9,10 +9,10 @@ from functools import partial
 
 import torch
 
-from batches.pretraining import HardNegatives, PretrainBatch
-from benchmarks.pretrain_step import build, seconds
-from benchmarks.synthetic import Writer
-from dataset.text.processors import TextDataConfig
+from batches.pretraining import PretrainBatch
+from benchmarks.pretrain_step import STREAMS, build, seconds
+from benchmarks.synthetic import pretrain_batch
+from dataset.text.hard_negatives import HardNegativesConfig
 from engine.train_config import TrainConfig
 from models.pretraining.model import PretrainModel
 from optim import OptimConfig
@@ -23,14 +23,11 @@ from utils.flags import Positive
 
 def with_hard_negatives(model: PretrainModel, batch: PretrainBatch, count: int) -> PretrainBatch:
     """The batch with ``count`` hard negatives for each text, as long as the texts."""
-    writer = Writer(len(model.text.word_embeddings), torch.Generator().manual_seed(1), 1.0, static=False)
-    limits, changes = TextDataConfig(), {}
-    for stream in ("images", "regions"):
-        part = getattr(batch, stream)
-        shape = len(part.valid), count
-        text = writer.plain(writer.token_lists(stream, shape[0] * count, limits), limits)
-        changes[stream] = replace(part, hard_negatives=HardNegatives(text, torch.ones(shape, dtype=torch.bool)))
-    return replace(batch, **changes)
+    config = {"hard_negatives": HardNegativesConfig(count=count)}
+    streams = {name: stream.model_copy(update=config) for name, stream in STREAMS.streams().items()}
+    made = pretrain_batch(STREAMS.model_copy(update=streams), model.vision, len(model.text.word_embeddings)).streams()
+    parts = {name: replace(part, hard_negatives=made[name].hard_negatives) for name, part in batch.streams().items()}
+    return replace(batch, **parts)
 
 
 def main(*, rounds: Positive = 9, count: Positive = 1, small: bool = False) -> int:

@@ -1,15 +1,23 @@
-"""Stacks the token ids of several texts into a tensor, and hashes them for comparison."""
+"""Stacks the token ids of several texts into a tensor, hashes them for comparison, and shuffles sequences."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
+
 _KEY_FACTOR, _KEY_OFFSET = 6364136223846793005, 1442695040888963407
+
+
+def shuffled(rng: np.random.Generator, items: Sequence[T]) -> list[T]:
+    """Returns all items in random order."""
+    return [items[index] for index in rng.permutation(len(items))]
 
 
 def text_ids(ids: Tensor, mask: Tensor) -> Tensor:

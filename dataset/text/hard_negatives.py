@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, TypeVar
+from itertools import islice
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from utils.config import Config
-
-T = TypeVar("T")
+from utils.sequences import shuffled
 
 Source = Literal["given", "exchanged", "replaced"]
 
@@ -94,12 +94,12 @@ def hard_negatives(
     """
     known = list(dict.fromkeys((text, *truths)))
     by_source: list[list[str]] = []
-    for source in shuffled(config.sources, rng):
+    for source in shuffled(rng, config.sources):
         if source == "given":
-            by_source.append(shuffled([each for each in dict.fromkeys(given) if each not in known], rng))
+            by_source.append(shuffled(rng, [each for each in dict.fromkeys(given) if each not in known]))
         elif english:
             made = _exchanged(text, known, rng) if source == "exchanged" else _replaced(text, known, rng)
-            by_source.append([each for _, each in zip(range(config.count), made, strict=False)])
+            by_source.append(list(islice(made, config.count)))
     turns = max(map(len, by_source), default=0)
     in_turns = [each[turn] for turn in range(turns) for each in by_source if turn < len(each)]
     return list(dict.fromkeys(in_turns))[: config.count]
@@ -108,8 +108,8 @@ def hard_negatives(
 def _replaced(text: str, truths: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
     """Yields copies of a text in which one word is replaced by a random word that contradicts it."""
     words = text.split(" ")
-    for index in shuffled(_replaceable(words), rng):
-        for other in shuffled(_CONTRADICTING[words[index]], rng):
+    for index in shuffled(rng, _replaceable(words)):
+        for other in shuffled(rng, _CONTRADICTING[words[index]]):
             if not _may_be_true(words, index, other, truths):
                 yield _with_words(words, {index: other})
                 break
@@ -123,7 +123,7 @@ def _exchanged(text: str, truths: Sequence[str], rng: np.random.Generator) -> It
     present = {word for truth in truths for word in truth.split(" ") if word in _CONTRADICTING}
     places = _replaceable(words)
     pairs = [(index, other) for index in places for other in _CONTRADICTING[words[index]] if other in present]
-    for index, other in shuffled(pairs, rng):
+    for index, other in shuffled(rng, pairs):
         there = [place for place in places if words[place] == other]
         changed = {index: other} | ({there[0]: words[index]} if there else {})
         if not all(_may_be_true(words, place, word, truths) for place, word in changed.items()):
@@ -166,8 +166,3 @@ def _with_words(words: Sequence[str], changed: dict[int, str]) -> str:
         if index and new[index - 1] in ("a", "an"):
             new[index - 1] = "an" if new[index][0] in "aeiou" else "a"
     return " ".join(new)
-
-
-def shuffled(items: Sequence[T], rng: np.random.Generator) -> list[T]:
-    """Returns all items in random order."""
-    return [items[index] for index in rng.permutation(len(items))]

@@ -18,6 +18,7 @@ from dataset.prepare.folders import SPLITS, split_by_hash
 from demo.scenes import vocabulary as words
 from demo.scenes.backgrounds import Background, pick_background
 from demo.scenes.shapes import Form, Raster, rasterise
+from utils.sequences import shuffled
 
 T = TypeVar("T")
 
@@ -118,11 +119,6 @@ def stream(seed: int, split: str, index: int, purpose: int) -> np.random.Generat
 def one_of(rng: np.random.Generator, items: Sequence[T]) -> T:
     """Returns a random item."""
     return items[int(rng.integers(len(items)))]
-
-
-def shuffled(rng: np.random.Generator, items: Sequence[T]) -> list[T]:
-    """Returns all items in random order."""
-    return [items[index] for index in rng.permutation(len(items))]
 
 
 def split_of(composition: Sequence[tuple[str, str]]) -> str:

@@ -12,8 +12,9 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from demo.scenes.compose import REFERRING_STREAM, TEXT_STREAM, Scene, SceneObject, one_of, shuffled
+from demo.scenes.compose import REFERRING_STREAM, TEXT_STREAM, Scene, SceneObject, one_of
 from demo.scenes.vocabulary import PLACES, PLAIN, RELATIONS
+from utils.sequences import shuffled
 
 T = TypeVar("T")
 

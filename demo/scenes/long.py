@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 
-from demo.scenes.compose import LONG_STREAM, Scene, SceneObject, shuffled
+from demo.scenes.compose import LONG_STREAM, Scene, SceneObject
 from demo.scenes.describe import attribute_sets, clearly, looks_of
 from demo.scenes.vocabulary import RELATIONS
+from utils.sequences import shuffled
 
 _ROWS, _COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
 (_NAME,) = attribute_sets("colour shape")

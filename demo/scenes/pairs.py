@@ -14,11 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from demo.scenes.compose import GAP, PAIRS_STREAM, Scene, SceneObject, apart, one_of, place, shuffled, split_of
+from demo.scenes.compose import GAP, PAIRS_STREAM, Scene, SceneObject, apart, one_of, place, split_of
 from demo.scenes.describe import attribute_sets, clearly, looks_of
+from demo.scenes.sets import NUMBERS
 from demo.scenes.vocabulary import RELATIONS, SHAPES, TEXTURES
+from utils.sequences import shuffled
 
-COUNTS = ("one shape", "two shapes", "three shapes", "four shapes", "five shapes")
+COUNTS = ("one shape", *(f"{number} shapes" for number in NUMBERS.values()))
+"""The text about each number of objects, from 1."""
 
 MORE = {1: 1.0, 2: 0.6, 3: 0.5, 4: 0.25, 5: 0.0}
 """Probability that an object is added rather than removed, by the number of objects."""
@@ -26,7 +29,10 @@ OF_FIVE = 1 / 3
 """Share of the scenes of five objects that have a pair about their number. With these numbers and
 :data:`~demo.scenes.vocabulary.OBJECT_COUNTS`, each text about a number is right as often as it is wrong."""
 
-OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+OPPOSITES = {
+    name: next(other for other, place in RELATIONS.items() if place == (axis, -sign))
+    for name, (axis, sign) in RELATIONS.items()
+}
 
 (_NAMED,) = attribute_sets("texture colour shape")
 

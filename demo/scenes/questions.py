@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from demo.scenes.compose import QUESTION_STREAM, Scene, one_of, shuffled
+from demo.scenes.compose import QUESTION_STREAM, Scene, one_of
 from demo.scenes.describe import (
     Looks,
     attribute_sets,
@@ -23,6 +23,7 @@ from demo.scenes.describe import (
     vaguely,
 )
 from demo.scenes.vocabulary import COLOURS, PLAIN, RELATIONS, SHAPES, SIZES, TEXTURES
+from utils.sequences import shuffled
 
 MAX_OF_A_KIND = 2
 

@@ -7,9 +7,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from demo.scenes.compose import SETS_STREAM, Scene, SceneObject, one_of, shuffled
+from demo.scenes.compose import SETS_STREAM, Scene, SceneObject, one_of
 from demo.scenes.describe import Attributes, Looks, attribute_sets, looks_of
 from demo.scenes.vocabulary import COLOURS, PLAIN, SHAPES, SIZES, TEXTURES
+from utils.sequences import shuffled
 
 Kind = Literal["absent", "one", "several"]
 

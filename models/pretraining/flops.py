@@ -101,15 +101,16 @@ def _pairs(
 ) -> float:
     """FLOPs of the text encoder and of the contrastive, matching and mlm losses. Sampling hard negatives reuses the embeddings
     without gradients and is not counted."""
-    copies = stream.texts_to_encode(batch, requested)
-    hard = hard_negatives_in(batch) if copies.pop("hard_negatives", None) is not None else None
-    flops = len(copies) * cost.encode_texts(tokens)
-    others = 0
-    if hard is not None:
-        of_hard = lengths(hard.text.mask, (hard.valid & batch.valid.unsqueeze(1)).flatten())
-        flops, others = flops + cost.encode_texts(of_hard), len(of_hard)
+    flops, hard_negatives = 0.0, 0
+    for name in stream.texts_to_encode(batch, requested):
+        hard = hard_negatives_in(batch) if name == "hard_negatives" else None
+        if hard is None:
+            flops += cost.encode_texts(tokens)
+        else:
+            of_hard = lengths(hard.text.mask, (hard.valid & batch.valid.unsqueeze(1)).flatten())
+            flops, hard_negatives = flops + cost.encode_texts(of_hard), len(of_hard)
     if "contrastive" in requested:
-        flops += cost.align(len(tokens), len(tokens), others)
+        flops += cost.align(len(tokens), len(tokens), hard_negatives)
     if "matching" in requested:
         flops += cost.match(tokens, keys)
     if "mlm" in requested:

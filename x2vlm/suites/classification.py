@@ -117,7 +117,10 @@ class ClassificationSuite(Suite[Folders]):
                 {"image": str(path), "class": content.names[index], "named": names}
                 for (path, index), names in zip(kept, named, strict=True)
             ],
-            [f"{len(skipped):,} images could not be read, such as {skipped[0]}"] if skipped else [],
+            [
+                f"{classes} classes; templates: {', '.join(content.templates)}",
+                *([f"{len(skipped):,} images could not be read, such as {skipped[0]}"] if skipped else []),
+            ],
         )
 
 

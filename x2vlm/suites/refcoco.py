@@ -90,7 +90,7 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
             for (split, item), overlap in zip(items, overlaps["model"], strict=True)
         ]
         groups = [str(item.image.path) for _, item in items]
-        return Judged([split for split, _ in items], groups, {SCORE: values}, {}, [""] * len(items), examples)
+        return Judged([split for split, _ in items], groups, {SCORE: values}, {}, examples=examples)
 
 
 def _pixels(box: Box, size: tuple[int, int] | None, item: Phrase) -> tuple[float, float, float, float]:

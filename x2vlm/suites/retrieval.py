@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -96,17 +96,16 @@ class RetrievalSuite(Suite[Captions]):
         }
         blind = _blind_ranks(model, items, texts)
         true = items.image_of_caption
+        ranks = {score: dict(zip(KINDS, stage.ranks(true), strict=True)) for score, stage in stages.items()}
         values = {
             score: {
-                "model": _hits(*stages[score].ranks(true), content.kinds),
-                **{look: _hits(*ranks, content.kinds) for look, ranks in blind[score].items()},
+                look: _hits(of_look, content.kinds) for look, of_look in {"model": ranks[score], **blind[score]}.items()
             }
             for score in SCORES
         }
         chance = chance_recalls(items.captions_per_image, len(texts))
         groups = {KINDS[0]: range(len(items.images)), KINDS[1]: true.tolist()}
         asked = {KINDS[0]: [str(source.path) for source in items.images], KINDS[1]: texts}
-        ranks = {score: dict(zip(KINDS, stage.ranks(true), strict=True)) for score, stage in stages.items()}
         examples = [
             {
                 "kind": kind,
@@ -146,16 +145,15 @@ def _without_cosines(summed: Stage, cosine: Stage, temperature: float) -> Stage:
     return Stage(of(summed.texts, cosine.texts), of(summed.images, cosine.images))
 
 
-def _hits(image_ranks: np.ndarray, text_ranks: np.ndarray, kinds: Sequence[str]) -> np.ndarray:
-    """Whether each query has a true candidate among the first K, (queries, values of K)."""
-    ranks = np.concatenate([{KINDS[0]: image_ranks, KINDS[1]: text_ranks}[kind] for kind in kinds])
-    return (ranks[:, None] < np.array(RECALL_AT)).astype(np.float64)
+def _hits(ranks: Mapping[str, np.ndarray], kinds: Sequence[str]) -> np.ndarray:
+    """Whether each query of these kinds has a true candidate among the first K, (queries, values of K)."""
+    return (np.concatenate([ranks[kind] for kind in kinds])[:, None] < np.array(RECALL_AT)).astype(np.float64)
 
 
 def _blind_ranks(
     model: LoadedModel, items: CaptionedImages, texts: Sequence[str]
-) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """The ranks of each image's best text and of each text's image by the baselines, for each score.
+) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """The ranks of each image's best text and of each text's image by the baselines: for each score and baseline, by kind.
 
     Text only: all images have the same order of texts, and for a text all images are tied. Image only: the reverse. A random
     choice breaks ties.
@@ -173,11 +171,12 @@ def _blind_ranks(
             )
             bar.update(len(views))
     of_images = {score: np.concatenate([part[score] for part in parts]) for score in SCORES}
-    by_chance = _best(rng.permutation(len(texts)), true), rng.integers(len(items.images), size=len(texts))
+    text_by_chance = _best(rng.permutation(len(texts)), true)
+    image_by_chance = rng.integers(len(items.images), size=len(texts))
     return {
         score: {
-            "text only": (_best(_places(of_texts[score][0]), true), by_chance[1]),
-            "image only": (by_chance[0], _places(of_images[score][:, 0])[true]),
+            "text only": {KINDS[0]: _best(_places(of_texts[score][0]), true), KINDS[1]: image_by_chance},
+            "image only": {KINDS[0]: text_by_chance, KINDS[1]: _places(of_images[score][:, 0])[true]},
         }
         for score in SCORES
     }

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -17,7 +17,10 @@ from utils.files import parse_json, read_json, read_text
 from x2vlm.base import LoadedModel
 
 C = TypeVar("C")
-"""What a suite reads from its files."""
+"""The content of the files of a suite."""
+
+Way = Literal["micro", "macro", "parts"]
+"""How to average: over examples, over rows, or over the parts of all examples."""
 
 SCORES = {
     "cosine": "cosine of the embeddings",
@@ -92,7 +95,7 @@ class Suite(ABC, Generic[C]):
         published_at: where its files are published.
         measures: names of the values of an example.
         summaries: names of further rows, each with the way of averaging and the rows of which it is the mean; no rows: all
-            kinds. "micro": over all examples; "macro": over rows; "parts": over the parts of all examples.
+            kinds.
         published: results to compare with.
         note: a note for readers of the results.
     """
@@ -101,7 +104,7 @@ class Suite(ABC, Generic[C]):
     paper: str
     published_at: str
     measures: tuple[str, ...]
-    summaries: Mapping[str, tuple[str, Sequence[str]]] = field(default_factory=dict)
+    summaries: Mapping[str, tuple[Way, Sequence[str]]] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
     note: str = ""
 

@@ -22,8 +22,8 @@ from dataset.shards.readers import Shards
 from dataset.shards.samplers import RecordSource
 from dataset.tasks.account import Account, filled
 from dataset.tasks.streams.base import CleanSetConfig, ImageRecordsConfig, StreamConfig, read_examples
-from dataset.tasks.streams.wordings import EncodedWording, TextMaker
-from dataset.text.processors import TextProcessor, clean_caption, mentions_side
+from dataset.tasks.streams.wordings import EncodedWording, TextMaker, Wording
+from dataset.text.processors import TextProcessor, clean_caption
 from utils.errors import UserError
 from utils.files import expanded
 from utils.inputs import InputFolder
@@ -130,19 +130,19 @@ class ImageStream(PairStream):
 
     def __init__(self, config: ImageStreamConfig, *arguments: Any):
         super().__init__(config, *arguments)
-        self.keys, self.captions, self.texts = config.keys(), config.captions, TextMaker(config, self.text)
+        self.keys, self.captions, self.text_maker = config.keys(), config.captions, TextMaker(config, self.text)
 
     def batch(self, number: int, clean: bool, account: Account) -> ImageTextBatch:
         pixels, text, valid, texts = self.rows(number, clean, account)
-        long, hard_negatives = self.texts.stacked_long_texts(texts), self.texts.stacked_hard_negatives(texts)
+        long, hard_negatives = self.text_maker.stacked_long_texts(texts), self.text_maker.stacked_hard_negatives(texts)
         return ImageTextBatch(pixels, text, valid, long, hard_negatives)
 
     def example(self, raw: RawRecord, rng: np.random.Generator, caption_key: str) -> tuple[Tensor, EncodedWording]:
         record = parse_image_record(raw, self.keys, caption_key, self.captions)
-        phrases = phrases_of(raw) if self.texts.hard_negatives else []
-        wording = self.texts.choose(record, phrases, rng, record.location)
+        phrases = phrases_of(raw) if self.text_maker.hard_negatives else []
+        wording = self.text_maker.choose(record, phrases, rng, record.location)
         view = self.view(record.image, rng, may_flip=wording.may_flip(self.careful_flip))
-        return view, self.texts.encode(wording, rng)
+        return view, self.text_maker.encode(wording, rng)
 
 
 class VideoStream(PairStream):
@@ -165,5 +165,5 @@ class VideoStream(PairStream):
         source, captions = choose_clip(record, rng, join=join, min_frames=frames)
         texts = [self.text.choose(alternatives, rng, record.location) for alternatives in captions]
         text = clean_caption(" ".join(texts), self.text.max_words)
-        view = self.view(source, rng, may_flip=not (self.careful_flip and mentions_side(text)))
+        view = self.view(source, rng, may_flip=Wording(text).may_flip(self.careful_flip))
         return view, EncodedWording(self.text.encode(text, rng))

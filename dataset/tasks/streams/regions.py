@@ -91,7 +91,7 @@ class RegionStream:
         self.config, self.source, self.text = config, source, text
         self.image_size, self.patch_size = view
         self.max_pixels, self.pixels = max_pixels, for_boxes(pixels)
-        self.keys, self.texts = config.keys(), TextMaker(config, text)
+        self.keys, self.text_maker = config.keys(), TextMaker(config, text)
         augment = config.augment
         self.rand_augment = RandAugment(augment.rand_augment_ops, augment.rand_augment_magnitude, colour_only=True)
 
@@ -156,8 +156,8 @@ class RegionStream:
             several_boxes=torch.tensor([row.several_boxes for row in all_rows]),
             text=self.text.collate([each.text for each in texts]),
             valid=torch.tensor([valid for _, valid, _ in laid]),
-            long=self.texts.stacked_long_texts(texts),
-            hard_negatives=self.texts.stacked_hard_negatives(texts),
+            long=self.text_maker.stacked_long_texts(texts),
+            hard_negatives=self.text_maker.stacked_hard_negatives(texts),
         )
 
     def _example(
@@ -195,10 +195,10 @@ class RegionStream:
         if flip and all(wording.may_flip(self.config.careful_flip) for wording in used):
             image = hflip(image)
             visible = [(element, [flip_box(box) for box in boxes]) for element, boxes in visible]
-        rows = [self._whole(self.texts.encode(wording, rng)) for wording in caption]
+        rows = [self._whole(self.text_maker.encode(wording, rng)) for wording in caption]
         for wording, (_, boxes) in zip(texts, visible, strict=True):
             if wording is not None:
-                rows.append(self._row(self.texts.encode(wording, rng), boxes))
+                rows.append(self._row(self.text_maker.encode(wording, rng), boxes))
         only_absent = bool(record.elements) and not any(element.boxes for element in record.elements)
         if not rows and not broken and not only_absent:
             kind, why = (
@@ -215,7 +215,7 @@ class RegionStream:
         if not (self.config.whole_image_rows and texts):
             return []
         try:
-            return [self.texts.choose(record, phrases, rng, record.location)]
+            return [self.text_maker.choose(record, phrases, rng, record.location)]
         except BrokenRecordError as error:
             broken.append(error.as_broken())
             return []
@@ -230,7 +230,7 @@ class RegionStream:
     ) -> Wording | None:
         """Returns the texts of an element, or None if they cannot be used."""
         try:
-            return self.texts.choose(element, phrases, rng, location, element.attributes)
+            return self.text_maker.choose(element, phrases, rng, location, element.attributes)
         except BrokenRecordError as error:
             broken.append(BrokenRecord(error.kind, location, f"{element.name}: {error.message}"))
             return None

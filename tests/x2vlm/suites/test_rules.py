@@ -88,7 +88,7 @@ def test_a_mean_over_parts_counts_each_part_alike():
 
 
 def test_intervals_cover_images_that_are_drawn_together():
-    """50 images with two cases each: the interval is that of 50 draws, not of 100."""
+    """50 images with two cases each: the interval is as wide as for 50 independent cases."""
     examples = judged(
         ["a"] * 100, [number // 2 < 25 for number in range(100)], groups=[number // 2 for number in range(100)]
     )
@@ -99,9 +99,9 @@ def test_intervals_cover_images_that_are_drawn_together():
 
 def test_the_table_has_each_score_and_the_paper():
     suite = a_suite()
-    examples = replace(judged(["a", "a", "a"], [True, True, False]), notes=["something was left out"])
+    examples = replace(judged(["a", "a", "a"], [True, True, False]), notes=["something was skipped"])
     lines = table(suite, suite.results(examples, draws=0), examples).splitlines()
     rows = [line.split() for line in lines if line.startswith("a: accuracy")]
     assert rows == [["a:", "accuracy", "66.7", "0.0", "66.7", "50.0"]] * len(SCORES)
     assert lines[0] == "a suite: 3 examples"
-    assert lines[-2:] == ["cite: a paper", "note: something was left out"]
+    assert lines[-2:] == ["cite: a paper", "note: something was skipped"]

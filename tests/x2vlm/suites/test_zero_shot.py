@@ -118,4 +118,6 @@ def test_an_image_of_a_class_that_cannot_be_read_is_left_out(model, tmp_path):
     (tmp_path / "red_star/2.png").write_bytes(b"no image")
     judged = suite.judge(model("pretrain"), content)
     assert len(judged.kinds) == 3
-    assert "1 images could not be read, such as " in judged.notes[0]
+    templates, unread = judged.notes
+    assert templates == "2 classes; templates: a photo of a {c}"
+    assert "1 images could not be read, such as " in unread
