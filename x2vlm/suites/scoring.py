@@ -8,19 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image as PILImage
 
 from dataset.media.encoded import decode
 from dataset.records.broken import BrokenRecordError
 from dataset.records.schema import ImageSource
-from models.inference.reranking import TextBank
 from utils.errors import UserError
 from utils.image_size import sides_of
 from utils.progress import progress_bar
 from x2vlm.base import LoadedModel
 from x2vlm.inputs import View
-from x2vlm.matching import sums
+from x2vlm.matching import Matcher, sums
 from x2vlm.suites.suite import BLANK, GREY, LOOKS, SCORES
 
 TIE = 1e-9
@@ -80,33 +78,6 @@ class ScoredCases:
                 f"{self.same_texts:,} cases have texts that are the same after they are cleaned and cut to the model's length"
             )
         return notes
-
-
-class Matcher:
-    """The matching head for a list of texts, which are encoded once."""
-
-    def __init__(self, model: LoadedModel, texts: Sequence[str]):
-        self.model, self.count = model, len(texts)
-        size = 8 * model.batch_size
-        with model.runtime.running():
-            self.bank = TextBank.of(
-                [model.encoded(texts[start : start + size]) for start in range(0, len(texts), size)]
-            )
-
-    def scores(self, views: Sequence[View], asked: Sequence[Sequence[int]]) -> np.ndarray:
-        """Returns the log-odds that texts are about images, (images, texts) float64, NaN for pairs that are not asked for.
-
-        ``asked``: the indices of the texts of each image.
-        """
-        model, found = self.model, np.full((len(views), self.count), np.nan)
-        with model.runtime.running():
-            for start in range(0, len(views), model.batch_size):
-                states = model.runtime.image_states(model.pixels(list(views[start : start + model.batch_size])))
-                columns = [torch.tensor(each) for each in asked[start : start + len(states)]]
-                of_images = zip(columns, model.runtime.margins(states, columns, self.bank), strict=True)
-                for row, (of_row, margins) in enumerate(of_images, start):
-                    found[row, of_row.numpy()] = model.finite(margins.double().cpu().numpy())
-        return found
 
 
 def check_scores(model: LoadedModel) -> None:

@@ -1,0 +1,1 @@
+"""X²-VLM inside other libraries: mteb, sentence-transformers and transformers. Their extras are in docs/using.md."""

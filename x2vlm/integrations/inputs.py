@@ -1,0 +1,67 @@
+"""What the integrations share: the model, and texts that the model cannot read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from models.core.contrastive import AligningConfig
+from utils.errors import UserError
+from x2vlm.base import LoadedModel
+from x2vlm.loading import load
+
+logger = logging.getLogger(__name__)
+
+
+def as_model(model: LoadedModel | str | Path, **options: object) -> LoadedModel:
+    """Returns a model that compares images with texts. ``model`` and ``options``: a model, or the arguments of
+    :func:`x2vlm.load`.
+
+    Raises:
+        UserError: the model is of another task, or one of videos.
+    """
+    loaded = model if isinstance(model, LoadedModel) else load(model, **options)  # type: ignore[arg-type]
+    if not all(loaded.takes(call) for call in ("match", "embed_images", "embed_texts")):
+        raise UserError(
+            f"{loaded.origin} is a model of task {loaded.settings.task}, which does not compare images with texts; give one of "
+            "task pretrain or retrieval"
+        )
+    if loaded.read.videos is not None:
+        raise UserError(f"{loaded.origin} is a model of videos; give one of images")
+    return loaded
+
+
+def embedding_width(model: LoadedModel) -> int:
+    """Returns the size E of the embeddings."""
+    assert isinstance(model.settings.model, AligningConfig)
+    return model.settings.model.embed_dim
+
+
+def with_words(model: LoadedModel, texts: Sequence[str]) -> list[bool]:
+    """Returns, for each text, whether a word is left of it after it is cleaned as in training; texts without words are logged."""
+    found = [_has_words(model, text) for text in texts]
+    if not all(found):
+        logger.warning(
+            "%d of %d texts have no words, such as %.60r", found.count(False), len(texts), texts[found.index(False)]
+        )
+    return found
+
+
+def embed_texts(model: LoadedModel, texts: Sequence[str]) -> np.ndarray:
+    """Returns embeddings of texts, (texts, E) float32 of length 1, or zeros for a text without words."""
+    read = with_words(model, texts)
+    embeddings: np.ndarray = np.zeros((len(texts), embedding_width(model)), np.float32)
+    if any(read):
+        embeddings[read] = model.embed_texts([text for text, has_words in zip(texts, read, strict=True) if has_words])
+    return embeddings
+
+
+def _has_words(model: LoadedModel, text: str) -> bool:
+    try:
+        model.cleaned(text)
+    except UserError:
+        return False
+    return True

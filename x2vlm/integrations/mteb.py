@@ -1,0 +1,269 @@
+"""X²-VLM as models of mteb (github.com/embeddings-benchmark/mteb), for its tasks of images and texts (MIEB, arXiv:2504.10471).
+
+    import mteb
+
+    from x2vlm.integrations.mteb import X2VLMEncoder, X2VLMReranker
+
+    mteb.evaluate(X2VLMEncoder("runs/demo/pretrain-seed0"), tasks)
+
+:class:`X2VLMEncoder` compares embeddings, and works with every task of images and texts. :class:`X2VLMReranker` also scores
+candidates with the matching head, in retrieval and re-ranking between images and texts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+from x2vlm.base import LoadedModel
+from x2vlm.inputs import Image
+from x2vlm.integrations.inputs import as_model, embed_texts, embedding_width, with_words
+from x2vlm.matching import Matcher, sums
+
+try:
+    from mteb.models import ModelMeta
+    from mteb.models.abs_encoder import AbsEncoder
+    from mteb.models.model_meta import ScoringFunction
+    from mteb.types import PromptType
+except ImportError:
+    raise UserError('x2vlm.integrations.mteb needs mteb, which is not installed: pip install ".[mteb]"') from None
+
+NO_WORDS = "unknown"
+"""What the model is given for a text without words. Its score is the lowest of all, whatever the model says."""
+
+Ranking = dict[str, dict[str, float]]
+"""For each query the scores of its documents, by their names."""
+
+
+class X2VLMEncoder(AbsEncoder):
+    """Embeds texts and images; their cosines are the scores. An input with both has the sum of both embeddings, as for CLIP in
+    mteb. A text without words has an embedding of zeros.
+
+    Args:
+        model: a model of task pretrain or retrieval, or what :func:`x2vlm.load` takes.
+    """
+
+    def __init__(self, model: LoadedModel | str | Path):
+        self.model = as_model(model)
+        self.mteb_model_meta = _meta(self.model, "dense")
+
+    def encode(self, inputs: Any, **options: Any) -> Tensor:
+        """Returns the embeddings of a data loader of mteb, (N, E) float32; see ``mteb.EncoderProtocol``."""
+        return torch.from_numpy(np.concatenate([self._embed(batch) for batch in inputs]))
+
+    def _embed(self, batch: Mapping[str, Any]) -> np.ndarray:
+        parts = []
+        if "text" in batch:
+            parts.append(embed_texts(self.model, list(batch["text"])))
+        if "image" in batch:
+            parts.append(self.model.embed_images(list(batch["image"])))
+        if not parts:
+            raise UserError(f"mteb: x2vlm takes inputs with a text or an image, and this one has {', '.join(batch)}")
+        return np.sum(parts, axis=0)
+
+
+class X2VLMReranker:
+    """Finds images by texts, or texts by images, in two stages (appendix A.1): the best candidates by cosine are ranked by the
+    matching head, or by the sum of both if the model's run does so. Candidates that the task gives are all ranked by it.
+
+    Args:
+        model: see :class:`X2VLMEncoder`.
+        candidates: number of candidates of each query that are re-ranked, if the task gives none.
+        cache_gb: memory for the vision encoder's states of images, which later searches in the same images use again.
+    """
+
+    def __init__(self, model: LoadedModel | str | Path, *, candidates: int = 256, cache_gb: float = 2.0):
+        if candidates < 1:
+            raise UserError(f"candidates is {candidates}; give at least 1")
+        self.model = as_model(model)
+        self.candidates, self.cache_gb = candidates, cache_gb
+        self.mteb_model_meta = _meta(self.model, "cross-encoder")
+        self._documents: _Items | None = None
+
+    def index(self, corpus: Any, *, task_metadata: Any, **options: Any) -> None:
+        """Keeps the documents that :meth:`search` looks for; see ``mteb.SearchProtocol``."""
+        self._documents = _Items(self.model, corpus, task_metadata, PromptType.document, self.cache_gb)
+
+    def search(
+        self,
+        queries: Any,
+        *,
+        task_metadata: Any,
+        top_k: int,
+        top_ranked: Mapping[str, Sequence[str]] | None = None,
+        **options: Any,
+    ) -> Ranking:
+        """Returns the scores of the documents of each query. Re-ranked documents have their log-odds, or sum; the others come
+        below them, in the order of their cosines.
+
+        Args:
+            queries: a data set of mteb with the columns ``id`` and ``text`` or ``image``.
+            task_metadata: of the task.
+            top_k: documents to return for each query, if the task gives no candidates.
+            top_ranked: the candidates of each query.
+            options: other settings of ``mteb.SearchProtocol``, which change nothing here.
+
+        Raises:
+            UserError: the task does not compare texts with images.
+        """
+        documents = self._documents
+        assert documents is not None, "index() was not called"
+        asked = _Items(self.model, queries, task_metadata, PromptType.query, 0.0)
+        if asked.are_images == documents.are_images:
+            kind = "images" if asked.are_images else "texts"
+            raise UserError(
+                f"{task_metadata.name} compares {kind} with {kind}, but the matching head texts with images; use X2VLMEncoder"
+            )
+        if top_ranked is None:
+            found = _nearest(asked, documents, top_k)
+            chosen = [rows[: self.candidates] for rows in found]
+        else:
+            found = chosen = [
+                np.array([documents.row_of[name] for name in top_ranked.get(query, ())], np.int64)
+                for query in asked.names
+            ]
+        scores = self._score(asked, documents, chosen)
+        results: Ranking = {}
+        for query, rows, of_query in zip(asked.names, found, scores, strict=True):
+            lowest = float(of_query.min(initial=0.0))
+            below = [lowest - place for place in range(1, 1 + len(rows) - len(of_query))]
+            names = [documents.names[row] for row in rows.tolist()]
+            results[query] = dict(zip(names, [*of_query.tolist(), *below], strict=True))
+        return results
+
+    def _score(self, queries: _Items, documents: _Items, chosen: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Returns the scores of the chosen documents of each query. Each image is encoded once, and scored with all its texts."""
+        images, texts = (queries, documents) if queries.are_images else (documents, queries)
+        pairs = np.array([(query, row) for query, rows in enumerate(chosen) for row in rows.tolist()], np.int64)
+        scores = np.empty(len(pairs))
+        if len(pairs):
+            of_image, of_text = pairs.T if queries.are_images else pairs.T[::-1]
+            used, text_index = np.unique(of_text, return_inverse=True)
+            matcher = Matcher(self.model, [texts.texts[row] for row in used.tolist()])
+            order = np.argsort(of_image, kind="stable")
+            rows, starts = np.unique(of_image[order], return_index=True)
+            groups = np.split(order, starts[1:])
+            for start in range(0, len(rows), self.model.batch_size):
+                batch = slice(start, start + self.model.batch_size)
+                states = images.states(rows[batch].tolist())
+                columns = [torch.from_numpy(text_index[group]) for group in groups[batch]]
+                for group, margins in zip(groups[batch], matcher.margins(states, columns), strict=True):
+                    scores[group] = margins
+            if self.model.settings.evaluation.score == "sum":
+                cosines = np.einsum("pe,pe->p", images.embeddings[of_image], texts.embeddings[of_text])
+                scores = sums(self.model, scores, cosines)
+            scores[~texts.has_words[of_text]] = np.finfo(np.float32).min
+        return np.split(scores, np.cumsum([len(rows) for rows in chosen])[:-1])
+
+
+class _Items:
+    """The images or texts of a data set of mteb, which are read when they are needed.
+
+    Attributes:
+        names: the column ``id``.
+        row_of: the row of each name.
+        are_images: whether they are images; otherwise they are texts.
+        texts: the texts, with their titles and instructions, and :data:`NO_WORDS` for a text without words; empty for images.
+        has_words: (N,) bool, whether text n has words.
+    """
+
+    def __init__(self, model: LoadedModel, rows: Any, task: Any, side: PromptType, cache_gb: float):
+        kinds = task.get_modalities(side)
+        if kinds not in (["image"], ["text"]):
+            raise UserError(
+                f"{task.name} has {' and '.join(kinds)} in a {side.value}, but the matching head compares texts with images; "
+                "use X2VLMEncoder"
+            )
+        self.model, self.rows = model, rows
+        self.are_images = kinds == ["image"]
+        self.names = [str(name) for name in rows["id"]]
+        self.row_of = {name: row for row, name in enumerate(self.names)}
+        texts = [] if self.are_images else list(_texts(rows))
+        self.has_words = np.array(with_words(model, texts), bool)
+        self.texts = [text if read else NO_WORDS for text, read in zip(texts, self.has_words, strict=True)]
+        self._states: dict[int, Tensor] = {}
+        self._embeddings: np.ndarray | None = None
+        count, width = model.runtime.state_shape
+        self._kept = int(cache_gb * 1e9 / (4 * count * width))
+
+    @property
+    def embeddings(self) -> np.ndarray:
+        """Returns the embeddings (N, E) of all items."""
+        if self._embeddings is None:
+            size = 8 * self.model.batch_size
+            parts = [range(start, min(start + size, len(self.names))) for start in range(0, len(self.names), size)]
+            if self.are_images:
+                self._embeddings = np.concatenate(
+                    [self.model.embed_images([self._image(row) for row in part]) for part in parts]
+                )
+            else:
+                of_parts = [self.model.embed_texts([self.texts[row] for row in part]) for part in parts]
+                self._embeddings = np.concatenate(of_parts) * self.has_words[:, None]
+        return self._embeddings
+
+    def states(self, rows: Sequence[int]) -> Tensor:
+        """Returns the states (rows, K, D) of images. Those of the first images are kept, as far as the memory allows."""
+        new = [row for row in rows if row not in self._states]
+        fresh: dict[int, Tensor] = {}
+        if new:
+            views = self.model.views([self._image(row) for row in new])
+            with self.model.runtime.running():
+                fresh = dict(zip(new, self.model.runtime.image_states(self.model.pixels(views)), strict=True))
+        found = torch.stack([fresh[row] if row in fresh else self._states[row] for row in rows])
+        for row, states in fresh.items():
+            if len(self._states) < self._kept:
+                self._states[row] = states
+        return found
+
+    def _image(self, row: int) -> Image:
+        image: Image = self.rows[row]["image"]
+        return image
+
+
+def _texts(rows: Any) -> Iterator[str]:
+    """Yields the texts of a data set: of documents with their titles in front, of queries with their instructions behind.
+
+    Raises:
+        UserError: a text is a conversation.
+    """
+    columns = [name for name in ("title", "text", "instruction") if name in rows.column_names]
+    for values in zip(*(rows[name] for name in columns), strict=True):
+        given = [value for value in values if value]
+        if odd := [value for value in given if not isinstance(value, str)]:
+            raise UserError(f"mteb: {str(odd[0])[:60]!r} is not a text but a {type(odd[0]).__name__}; use X2VLMEncoder")
+        yield " ".join(value.strip() for value in given)
+
+
+def _nearest(queries: _Items, documents: _Items, count: int) -> list[np.ndarray]:
+    """Returns the rows of the ``count`` documents nearest to each query by cosine, best first."""
+    found = []
+    for start in range(0, len(queries.names), 1024):
+        cosines = torch.from_numpy(queries.embeddings[start : start + 1024] @ documents.embeddings.T)
+        found += list(cosines.topk(min(count, len(documents.names)), dim=1).indices.numpy())
+    return found
+
+
+def _meta(model: LoadedModel, kind: str) -> ModelMeta:
+    """Returns what mteb's tables say of a model. Results of the same weights are found in mteb's cache again."""
+    name = re.sub(r"[^\w.-]+", "-", Path(model.origin).name).strip("-.") or "model"
+    return ModelMeta.create_empty(
+        {
+            "name": f"x2vlm/{name}",
+            "revision": model.runtime.weights,
+            "n_parameters": model.runtime.parameters,
+            "max_tokens": model.text.limits.max_tokens,
+            "embed_dim": embedding_width(model),
+            "similarity_fn_name": ScoringFunction.COSINE,
+            "framework": ["PyTorch"],
+            "modalities": ["text", "image"],
+            "model_type": [kind],
+            "use_instructions": False,
+        }
+    )

@@ -1,0 +1,218 @@
+"""X²-VLM as models of sentence-transformers (sbert.net).
+
+    from x2vlm.integrations.sentence_transformers import cross_encoder, encoder
+
+    encoder("runs/demo/pretrain-seed0").encode([photo, "a dog on a sofa"])
+    cross_encoder("runs/demo/pretrain-seed0").rank("a dog on a sofa", photos)
+
+Texts are strings, or dictionaries with the key ``text``; images are Pillow images, paths, arrays, tensors, or dictionaries with
+the key ``image``. What these models save is loaded by :func:`encoder` and :func:`cross_encoder`, or where x2vlm is installed by
+sentence-transformers with ``trust_remote_code=True``.
+"""
+
+from __future__ import annotations
+
+import shutil
+from abc import abstractmethod
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from batches.texts import Text
+from engine.precision import PrecisionName
+from models.inference.reranking import TextBank
+from utils.errors import UserError
+from utils.files import expanded
+from x2vlm.base import LoadedModel
+from x2vlm.export.files import is_export
+from x2vlm.integrations.inputs import as_model, embedding_width
+from x2vlm.loading import HUB
+from x2vlm.runtime import TorchRuntime
+from x2vlm.saving import save
+
+try:
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+    from sentence_transformers.base.modality import infer_modality
+    from sentence_transformers.base.modality_types import Modality
+    from sentence_transformers.base.modules import InputModule
+except ImportError:
+    raise UserError(
+        "x2vlm.integrations.sentence_transformers needs sentence-transformers, which is not installed: "
+        'pip install ".[sentence]"'
+    ) from None
+
+MODALITIES: tuple[Modality, ...] = ("text", "image")
+MODULES = "modules.json"
+"""File of a folder that sentence-transformers saved."""
+
+
+def encoder(
+    source: LoadedModel | str | Path, *, device: str | None = None, precision: PrecisionName = "fp32"
+) -> SentenceTransformer:
+    """Returns a SentenceTransformer that embeds texts and images, (N, E) of length 1.
+
+    Args:
+        source: what :func:`x2vlm.load` takes, a model of task pretrain or retrieval, or a folder that this model saved.
+        device: such as "cuda:1"; None: a GPU if there is one, and the CPU for an export.
+        precision: "fp32", "bf16" or "fp16".
+    """
+    module = Embedder(_model_in(source, Embedder, device, precision))
+    return SentenceTransformer(modules=[module], device=str(module.model.runtime.device))
+
+
+def cross_encoder(
+    source: LoadedModel | str | Path, *, device: str | None = None, precision: PrecisionName = "fp32"
+) -> CrossEncoder:
+    """Returns a CrossEncoder whose scores are the probabilities of the matching head that a text is about an image. Each pair has
+    one of both, in any order. Arguments: see :func:`encoder`."""
+    module = PairScorer(_model_in(source, PairScorer, device, precision))
+    return CrossEncoder(modules=[module], device=str(module.model.runtime.device))
+
+
+class _X2VLMModule(InputModule):
+    """A model as a module of sentence-transformers, whose device and precision follow those of the whole."""
+
+    save_in_root = False
+
+    def __init__(self, model: LoadedModel):
+        super().__init__()
+        self.model = model
+        if isinstance(model.runtime, TorchRuntime):
+            self.network = model.runtime.network  # registers its parameters
+
+    @property
+    def modalities(self) -> list[Modality]:
+        return [*MODALITIES]
+
+    def save(self, output_path: str, *args: Any, **options: Any) -> None:
+        """Writes the folder that :meth:`x2vlm.Model.save` writes, or a copy of an export."""
+        if isinstance(self.model.runtime, TorchRuntime):
+            save(self.model, Path(output_path))
+        else:
+            shutil.copytree(expanded(self.model.origin), output_path, dirs_exist_ok=True)
+
+    @classmethod
+    def load(  # type: ignore[override]  # sentence-transformers gives names to all arguments
+        cls, model_name_or_path: str, subfolder: str = "", **options: Any
+    ) -> Self:
+        """Reads what :meth:`save` wrote; called by sentence-transformers."""
+        given = ("token", "cache_folder", "revision", "local_files_only")
+        known = {name: options[name] for name in given if name in options}
+        return cls(as_model(str(cls.load_dir_path(model_name_or_path, subfolder=subfolder, **known))))
+
+    @abstractmethod
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]: ...
+
+    def _tokens(self, texts: Sequence[str], prompt: str | None) -> dict[str, Tensor]:
+        text = self.model.tokens([(prompt or "") + each for each in texts])
+        return {"ids": text.ids, "mask": text.mask}
+
+    def _pixels(self, images: Sequence[Any]) -> dict[str, Tensor]:
+        return {"pixels": self.model.pixels(self.model.views(images))}
+
+
+class Embedder(_X2VLMModule):
+    """Embeds a batch of texts, or of images."""
+
+    def get_embedding_dimension(self) -> int:
+        """Returns E."""
+        return embedding_width(self.model)
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]:
+        """Returns the tokens of a batch of texts, or the pixels of a batch of images. sentence-transformers refuses others.
+
+        Raises:
+            UserError: a text has no words, or an image cannot be read.
+        """
+        (kind, *_), contents = zip(*(_part(each) for each in inputs), strict=True)
+        return self._tokens(contents, prompt) if kind == "text" else self._pixels(contents)
+
+    def forward(self, features: dict[str, Any], **options: Any) -> dict[str, Any]:
+        """Adds ``sentence_embedding`` (N, E)."""
+        runtime = self.model.runtime
+        with runtime.running():
+            if "pixels" in features:
+                embeddings = runtime.image_embeddings(features["pixels"])
+            else:
+                embeddings = runtime.text_embeddings(Text(features["ids"], features["mask"]))
+        return {**features, "sentence_embedding": self.model.finite(embeddings)}
+
+
+class PairScorer(_X2VLMModule):
+    """Scores pairs of a text and an image. A text or image that occurs in several pairs of a batch is encoded once."""
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]:
+        """Returns the tokens of the texts of a batch, the pixels of its images, and which of them each pair has.
+
+        Raises:
+            UserError: a pair is not a text and an image.
+        """
+        pairs = [_pair(each) for each in inputs]
+        texts, text_index = _distinct((text, text) for text, _ in pairs)
+        images, image_index = _distinct(
+            (image if isinstance(image, str | Path) else id(image), image) for _, image in pairs
+        )
+        index = {"text_index": text_index, "image_index": image_index}
+        return {**self._tokens(texts, prompt), **self._pixels(images), **index}
+
+    def forward(self, features: dict[str, Any], **options: Any) -> dict[str, Any]:
+        """Adds ``scores`` (N, 1), the log-odds that the text of each pair is about its image."""
+        runtime, (of_text, of_image) = self.model.runtime, (features["text_index"].cpu(), features["image_index"].cpu())
+        groups = [(of_image == image).nonzero()[:, 0] for image in range(len(features["pixels"]))]
+        with runtime.running():
+            bank = TextBank.of([runtime.text_states(Text(features["ids"], features["mask"]))])
+            states = runtime.image_states(features["pixels"])
+            margins = torch.cat(runtime.margins(states, [of_text[group] for group in groups], bank))
+        order = torch.cat(groups).argsort().to(margins.device)
+        return {**features, "scores": self.model.finite(margins)[order].unsqueeze(1)}
+
+
+def _part(given: Any) -> tuple[Modality, Any]:
+    """Returns the kind of an input, and the text or image itself."""
+    try:
+        kind = infer_modality(given, supported_modalities=[*MODALITIES])
+    except ValueError as error:
+        raise UserError(f"{str(given)[:60]!r} is neither a text nor an image: {str(error).splitlines()[0]}") from None
+    if kind not in MODALITIES or isinstance(given, tuple | list):
+        raise UserError(f"{str(given)[:60]!r} is neither a text nor an image, but {kind}; give one of both")
+    return kind, given[kind] if isinstance(given, dict) else given
+
+
+def _pair(given: Any) -> tuple[str, Any]:
+    """Returns the text and the image of a pair."""
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise UserError(f"{str(given)[:60]!r} is not a pair; give a text and an image")
+    parts = dict(_part(each) for each in given)
+    if set(parts) != set(MODALITIES):
+        (kind,) = parts
+        raise UserError(f"{str(given)[:60]!r} has two {kind}s, but the matching head compares a text with an image")
+    return parts["text"], parts["image"]
+
+
+def _distinct(named: Iterable[tuple[Hashable, Any]]) -> tuple[list[Any], Tensor]:
+    """Returns the values with different names, and for each name the index of its value."""
+    values: dict[Hashable, Any] = {}
+    index: dict[Hashable, int] = {}
+    rows = []
+    for name, value in named:
+        values.setdefault(name, value)
+        rows.append(index.setdefault(name, len(index)))
+    return list(values.values()), torch.tensor(rows)
+
+
+def _model_in(
+    source: LoadedModel | str | Path, kind: type[_X2VLMModule], device: str | None, precision: PrecisionName
+) -> LoadedModel:
+    """Loads a model; of a folder that sentence-transformers saved, the model in it."""
+    if isinstance(source, LoadedModel):
+        return as_model(source)
+    folder = expanded(source) / f"0_{kind.__name__}"
+    saved = not str(source).startswith(HUB) and (expanded(source) / MODULES).is_file() and folder.is_dir()
+    found = folder if saved else source
+    options = (
+        {} if not str(found).startswith(HUB) and is_export(expanded(found)) and device is None else {"device": device}
+    )
+    return as_model(found, **options, precision=precision)
