@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from PIL import ImageOps
 from torch import Tensor
 
 from dataset.media.augment import evaluation_view
-from dataset.media.encoded import EncodedImage, decode, pixels_of
+from dataset.media.encoded import EncodedImage, decode, pixels_of, rgb_of
 from dataset.media.video import LIST_SUFFIX, FrameSampler, VideoSource, sample_frames
 from dataset.records.schema import BrokenRecordError, ImageSource
 from tasks.drawing.images import fitted, joined
@@ -25,9 +24,6 @@ from utils.suffixes import VIDEO_SUFFIXES
 
 OF_VIDEOS = (*VIDEO_SUFFIXES, LIST_SUFFIX)
 """Suffixes of video files, and of files with lists of base64 images."""
-
-PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
-"""Modes of Pillow images that PNG stores unchanged."""
 
 SIDE = 320
 """Longer side of a drawn image, in pixels."""
@@ -157,17 +153,15 @@ class Reader:
         return _Views([view(pixels)], (pixels.shape[2], pixels.shape[1]), name)
 
     def _of_pillow(self, image: PILImage.Image) -> Tensor:
-        """Returns (3, H, W) uint8 of a Pillow image. It is written to memory as PNG, which is lossless, and read like a file."""
-        name, content = "a Pillow image", io.BytesIO()
+        """Returns (3, H, W) uint8 of a Pillow image."""
+        name = "a Pillow image"
         if image.width * image.height > self.max_pixels:
             size = f"{image.width} x {image.height} pixels"
             raise UserError(f"{name} has {size}, more than max_pixels = {self.max_pixels}")
         try:
-            shown = ImageOps.exif_transpose(image)
-            (shown if shown.mode in PNG_MODES else shown.convert("RGB")).save(content, "PNG", compress_level=0)
+            return rgb_of(ImageOps.exif_transpose(image), on_white=True)
         except (OSError, ValueError, SyntaxError) as error:
             raise UserError(f"{name} cannot be read: {error}") from None
-        return decode(content.getvalue(), self.max_pixels, name)
 
 
 def _of_videos(videos: FrameSampler | None, name: str) -> FrameSampler:

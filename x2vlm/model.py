@@ -33,6 +33,7 @@ from x2vlm.matching import probabilities
 
 if TYPE_CHECKING:
     from x2vlm.attention import WordMap
+    from x2vlm.saving import SavedFormat
     from x2vlm.search.index import ImageIndex
 
 N = TypeVar("N")
@@ -218,11 +219,17 @@ class Model(LoadedModel):
         (text,) = as_texts(text)
         return word_maps(self, image, text, layer)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the model to a folder that :func:`x2vlm.load` can read on any machine; see :func:`x2vlm.saving.save`."""
+    def save(self, folder: str | Path, format: SavedFormat = "x2vlm") -> Path:
+        """Write the model to a folder that loads on any machine; see :func:`x2vlm.saving.save`."""
         from x2vlm.saving import save
 
-        return save(self, Path(folder))
+        return save(self, Path(folder), format)
+
+    def push_to_hub(self, name: str, format: SavedFormat = "x2vlm", *, private: bool = False) -> str:
+        """Save the model and upload it with its card; see :func:`x2vlm.saving.push_to_hub`."""
+        from x2vlm.saving import push_to_hub
+
+        return push_to_hub(self, name, format, private=private)
 
     def _network(self, call: str, *kinds: type[N]) -> N:
         """Returns the network, which must be one of the ``kinds`` that support a call."""

@@ -1,10 +1,11 @@
-"""Saves a model as a self-contained folder: weights, settings, tokenizer, answers, and a model card with its results."""
+"""Saves a model as a self-contained folder, for this project or for transformers, and uploads it to the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from engine.checkpoint import MODEL_FILE
 from engine.run_files import CONFIG_FILE, EVALUATION_FILE
@@ -26,23 +27,89 @@ CARD = "README.md"
 HEADING = "## Numbers"
 
 
-def save(model: LoadedModel, folder: Path) -> Path:
-    """Write ``model.safetensors``, ``config.yaml``, ``tokenizer/``, ``answers.json`` if there is one, and a model card.
+SavedFormat = Literal["x2vlm", "transformers"]
 
-    The card lists the results of the run that the model was loaded from. ``init.checkpoint`` can name the folder to start a run
-    from it.
+USAGE: dict[SavedFormat, str] = {
+    "x2vlm": """from x2vlm import load
+
+model = load("{place}")""",
+    "transformers": """from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("{place}", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("{place}", trust_remote_code=True)
+output = model(**processor(images=[image], text=["a dog on a sofa"]))""",
+}
+"""How a saved model is loaded, by its format."""
+
+
+def save(model: LoadedModel, folder: Path, format: SavedFormat = "x2vlm") -> Path:
+    """Write a model and its card, which has the results of the run that the model was loaded from.
+
+    Args:
+        model: a loaded model.
+        folder: a new or empty folder.
+        format: "x2vlm": ``model.safetensors``, ``config.yaml``, ``tokenizer/``, and ``answers.json`` if there is one;
+            ``init.checkpoint`` can name the folder to start a run from it. "transformers": what ``AutoModel`` and
+            ``AutoProcessor`` load with ``trust_remote_code=True``, without this project (models of task pretrain, retrieval and
+            grounding).
 
     Raises:
-        UserError: the folder exists and is not empty.
+        UserError: the folder exists and is not empty, or the format does not suit the model.
     """
     folder = expanded(folder)
+    _check_format(format)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} already exists and is not an empty folder; give another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    save_weights(folder / MODEL_FILE, {name: value.cpu() for name, value in model.network.state_dict().items()})
-    save_settings(model, folder)
-    write_text(folder / CARD, card(model, folder.name))
+    if format == "transformers":
+        from x2vlm.integrations.transformers.writing import write
+
+        write(model, folder)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(folder / MODEL_FILE, {name: value.cpu() for name, value in model.network.state_dict().items()})
+        save_settings(model, folder)
+    write_text(folder / CARD, card(model, folder.name, format, "path/of/this/folder"))
     return folder
+
+
+def push_to_hub(model: LoadedModel, name: str, format: SavedFormat = "x2vlm", *, private: bool = False) -> str:
+    """Save a model and upload it to the Hugging Face Hub, as the user who has logged in (``hf auth login``).
+
+    Args:
+        model: a loaded model.
+        name: ``owner/name`` of the repository, which is created if it does not exist.
+        format: see :func:`save`.
+        private: whether a new repository is private.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        UserError: the Hub refuses the upload or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from requests.exceptions import ConnectionError
+
+    _check_format(format)
+    api = HfApi()
+    with tempfile.TemporaryDirectory() as place:
+        folder = save(model, Path(place, name.rpartition("/")[2]), format)
+        write_text(folder / CARD, card(model, name, format, name if format == "transformers" else f"hub:{name}"))
+        try:
+            address = api.create_repo(name, private=private, exist_ok=True)
+            api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"Upload of x2vlm {VERSION}")
+        except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, ConnectionError, OSError) as error:
+            raise UserError(
+                f"{name} cannot be uploaded to the Hub: {str(error).strip().splitlines()[0]}; log in with hf auth login, and "
+                "give owner/name"
+            ) from None
+    return str(address)
+
+
+def _check_format(format: str) -> None:
+    if format not in get_args(SavedFormat):
+        raise UserError(f"format is {format!r}; give {' or '.join(map(repr, get_args(SavedFormat)))}")
 
 
 def save_settings(model: LoadedModel, folder: Path) -> None:
@@ -58,8 +125,8 @@ def save_settings(model: LoadedModel, folder: Path) -> None:
         write_text(folder / ANSWERS, json.dumps(model.answers, ensure_ascii=False) + "\n")
 
 
-def card(model: LoadedModel, name: str) -> str:
-    """Write the model card: what the model is, how to use it, and its results."""
+def card(model: LoadedModel, name: str, format: SavedFormat, place: str) -> str:
+    """Return the model card: what the model is, how to load it from ``place``, and its results."""
     parameters = sum(parameter.numel() for parameter in model.network.parameters()) / 1e6
     vision = model.settings.model.vision
     calls = [name for name, call in CALLS.items() if model.settings.task in call.tasks]
@@ -72,6 +139,11 @@ def card(model: LoadedModel, name: str) -> str:
         "saved by": f"x2vlm {VERSION}",
     }
     lines = [
+        "---",
+        f"library_name: {format}",
+        "tags: [x2vlm, vision-language]",
+        "---",
+        "",
         f"# {name}",
         "",
         "An X²-VLM ([arXiv:2211.12402](https://arxiv.org/abs/2211.12402)).",
@@ -80,8 +152,9 @@ def card(model: LoadedModel, name: str) -> str:
         "|---|---|",
     ]
     lines += [f"| {key} | {value} |" for key, value in about.items() if value]
-    lines += ["", "```python", "from x2vlm import load", "", 'model = load("path/of/this/folder")', "```", ""]
-    lines += [f"It supports {', '.join(f'`{call}`' for call in calls)}.", ""]
+    lines += ["", "```python", *USAGE[format].format(place=place).splitlines(), "```", ""]
+    if format == "x2vlm":
+        lines += [f"It supports {', '.join(f'`{call}`' for call in calls)}.", ""]
     return "\n".join([*lines, *_numbers(model.origin)]) + "\n"
 
 

@@ -139,14 +139,7 @@ class EncodedImage:
             if self._frame.components != 4:  # simplejpeg rounds CMYK differently from Pillow
                 with contextlib.suppress(ValueError):  # subsampling that TurboJPEG does not support
                     return _decode_jpeg(self.content, self._frame, rows)
-        image = self._header or self._open()
-        if self.on_white and _is_transparent(image):
-            return _on_white(image)
-        if image.mode.startswith("I;16"):
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # convert would clip instead
-        if image.mode != "RGB":  # convert would copy
-            image = image.convert("RGB")
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return rgb_of(self._header or self._open(), self.on_white)
 
 
 def decode(
@@ -154,6 +147,17 @@ def decode(
 ) -> Tensor:
     """Decodes bytes to (3, H, W) uint8 RGB; see :class:`EncodedImage` for arguments and exceptions."""
     return EncodedImage(content, max_pixels, location, pixels, file).pixels()
+
+
+def rgb_of(image: Image.Image, on_white: bool) -> Tensor:
+    """Returns the pixels of a Pillow image, (3, H, W) uint8 RGB; ``on_white``: transparency is laid on white, or else dropped."""
+    if on_white and _is_transparent(image):
+        return _on_white(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # convert would clip instead
+    if image.mode != "RGB":  # convert would copy
+        image = image.convert("RGB")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def for_boxes(pixels: PixelsAre) -> PixelsAre:

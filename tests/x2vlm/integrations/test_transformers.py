@@ -1,0 +1,195 @@
+"""What ``save(format="transformers")`` writes is loaded by transformers alone, and gives what the calls of the model give."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+from models.inference.reranking import TextBank
+from utils.errors import UserError
+from x2vlm import Model
+from x2vlm.integrations.transformers.writing import modelling_file
+
+TEXTS = ["a red star", "a small blue circle, on the left of a large green heart!", "two hearts"]
+
+
+@pytest.fixture(scope="module")
+def images(scenes_folder) -> list[Path]:
+    return sorted((scenes_folder / "images/test").iterdir())[:4]
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    """The folder of a saved model of a task."""
+    folders: dict[str, Path] = {}
+
+    def of(task: str) -> Path:
+        if task not in folders:
+            folders[task] = tmp_path_factory.mktemp("saved") / task
+            model(task).save(folders[task], format="transformers")
+        return folders[task]
+
+    return of
+
+
+def outputs(folder: Path, images, texts):
+    found = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    inputs = processor(images=[Image.open(path) for path in images], text=texts)
+    with torch.no_grad():
+        return found.eval(), inputs, found(**inputs)
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "retrieval"])
+def test_all_images_with_all_texts(model, saved, images, kind):
+    """In float32, with the sharp attention of random weights; :func:`test_equal_in_float64` has no rounding."""
+    asked = model(kind)
+    found, inputs, output = outputs(saved(kind), images, TEXTS)
+    np.testing.assert_allclose(output.image_embeds, asked.embed_images(images), atol=1e-6)
+    np.testing.assert_allclose(output.text_embeds, asked.embed_texts(TEXTS), atol=1e-6)
+    np.testing.assert_allclose(output.matching_logits.sigmoid(), asked.match(images, TEXTS), atol=1e-4)
+    cosines = asked.embed_images(images) @ asked.embed_texts(TEXTS).T
+    np.testing.assert_allclose(output.logits_per_image * asked.runtime.temperature, cosines, atol=1e-6)
+    texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        again = found(vision_states=output.vision_states, **texts)
+        np.testing.assert_array_equal(found.get_image_features(inputs["pixel_values"]), output.image_embeds)
+        np.testing.assert_array_equal(found.get_text_features(**texts), output.text_embeds)
+    np.testing.assert_array_equal(again.matching_logits, output.matching_logits)
+    np.testing.assert_array_equal(again.logits_per_text.T, output.logits_per_image)
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "retrieval", "grounding"])
+def test_equal_in_float64(model, saved, images, kind):
+    asked = model(kind)
+    doubled = Model(copy.deepcopy(asked.network).double(), asked.tokenizer, asked.settings, origin=asked.origin)
+    found, inputs, _ = outputs(saved(kind), images, TEXTS)
+    inputs["pixel_values"] = doubled.pixels(doubled.views(images))
+    with torch.no_grad():
+        output = found.double()(**inputs)
+    runtime, text = doubled.runtime, doubled.tokens(TEXTS)
+    with runtime.running():
+        states, packed = runtime.image_states(inputs["pixel_values"]), runtime.text_states(text)
+        if kind != "grounding":
+            bank, columns = TextBank.of([packed]), [torch.arange(len(TEXTS))] * len(images)
+            margins = torch.stack(runtime.margins(states, columns, bank))
+            torch.testing.assert_close(output.matching_logits, margins, rtol=0, atol=1e-9)
+        if kind != "retrieval":
+            for image, boxes in enumerate(output.boxes):
+                expected, _ = runtime.locate(states, packed, torch.full((len(TEXTS),), image))
+                torch.testing.assert_close(boxes, torch.tensor(expected).double(), rtol=0, atol=1e-6)
+    assert (output.image_embeds is None) == (kind == "grounding")
+    assert (output.boxes is None) == (kind == "retrieval")
+
+
+def test_pixels_of_all_kinds_of_images(model, saved, tmp_path):
+    """Colour palettes, transparency, grey levels of 16 bits, CMYK, and an orientation."""
+    rng = np.random.default_rng(0)
+    colours = Image.fromarray(rng.integers(0, 256, (24, 40, 3), dtype=np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    colours.save(tmp_path / "turned.jpg", exif=turned)
+    alpha = Image.fromarray(rng.integers(0, 256, (24, 40), dtype=np.uint8))
+    transparent = colours.copy()
+    transparent.putalpha(alpha)
+    given = [
+        colours,
+        transparent,
+        colours.convert("P"),
+        colours.convert("L"),
+        colours.convert("1"),
+        colours.convert("CMYK"),
+        Image.fromarray(rng.integers(0, 65536, (24, 40), dtype=np.uint16)),
+        Image.open(tmp_path / "turned.jpg"),
+    ]
+    asked = model("retrieval")
+    processor = AutoProcessor.from_pretrained(saved("retrieval"), trust_remote_code=True)
+    pixels = processor(images=given)["pixel_values"]
+    vision = asked.network.vision
+    expected = (asked.pixels(asked.views(given)) / 255 - vision.pixel_mean) / vision.pixel_std
+    torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_file_needs_nothing_of_ours(saved, images, tmp_path):
+    """In a fresh process that cannot import this project."""
+    script = f"""
+import sys, torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+model = AutoModel.from_pretrained({str(saved("pretrain"))!r}, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained({str(saved("pretrain"))!r}, trust_remote_code=True)
+with torch.no_grad():
+    print(model(**processor(images=Image.open({str(images[0])!r}), text="a red star")).matching_logits.item())
+ours = {{"x2vlm", "models", "dataset", "utils", "batches", "optim", "tasks", "engine"}} & set(sys.modules)
+assert not ours, ours
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        _, _, output = outputs(saved("pretrain"), images[:1], ["a red star"])
+    assert float(done.stdout.split()[-1]) == pytest.approx(output.matching_logits.item(), abs=1e-5)
+
+
+def test_saved_again_by_transformers(saved, images, tmp_path):
+    found, inputs, output = outputs(saved("pretrain"), images, TEXTS)
+    found.save_pretrained(tmp_path / "again")
+    AutoProcessor.from_pretrained(saved("pretrain"), trust_remote_code=True).save_pretrained(tmp_path / "again")
+    _, _, again = outputs(tmp_path / "again", images, TEXTS)
+    for name, value in output.items():
+        torch.testing.assert_close(again[name], value, rtol=0, atol=0, msg=name)
+    assert torch.equal(inputs["input_ids"], inputs["input_ids"])
+
+
+def test_half_precision_and_tuples(saved, images):
+    _, inputs, output = outputs(saved("pretrain"), images, TEXTS)
+    half = AutoModel.from_pretrained(saved("pretrain"), trust_remote_code=True, dtype=torch.bfloat16)
+    with torch.no_grad():
+        found = half(**inputs.to(torch.bfloat16), return_dict=False)
+    assert isinstance(found, tuple) and len(found) == len(output.to_tuple())
+    np.testing.assert_allclose(found[0].float(), output.image_embeds, atol=0.05)
+
+
+def test_folder_and_card(saved):
+    names = sorted(path.name for path in saved("pretrain").iterdir())
+    assert {"README.md", "config.json", "model.safetensors", "modeling_x2vlm.py", "processor_config.json"} <= set(names)
+    assert not any(name.endswith((".bin", ".pt", ".yaml")) for name in names)
+    card = (saved("pretrain") / "README.md").read_text(encoding="utf-8")
+    assert "AutoModel.from_pretrained" in card and "library_name: transformers" in card
+    about = json.loads((saved("pretrain") / "config.json").read_text(encoding="utf-8"))
+    assert about["model_type"] == "x2vlm" and about["auto_map"]["AutoModel"] == "modeling_x2vlm.X2VLMModel"
+
+
+def test_the_file_is_readable():
+    """It has the comments and docstrings of its sources, and no name that it does not define."""
+    text = modelling_file()
+    compile(text, "modeling_x2vlm.py", "exec")
+    assert '"""The fusion encoder' in text or "class FusionEncoder" in text
+    assert "from x2vlm" not in text and "from models" not in text
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F,E9", "-"],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_what_is_refused(model, of_videos, tmp_path):
+    with pytest.raises(UserError, match="is a model of task vqa"):
+        model("vqa").save(tmp_path / "vqa", format="transformers")
+    with pytest.raises(UserError, match="is a model of videos"):
+        of_videos.save(tmp_path / "videos", format="transformers")
+    with pytest.raises(UserError, match="format is 'onnx'"):
+        model("pretrain").save(tmp_path / "onnx", format="onnx")
+    assert not list(tmp_path.iterdir())

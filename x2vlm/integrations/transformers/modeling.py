@@ -1,0 +1,280 @@
+"""X²-VLM as a model and a processor of transformers, for models of task pretrain, retrieval and grounding.
+
+This module is the end of the modelling file that :mod:`x2vlm.integrations.transformers.writing` writes. Training does not use it.
+Axes: N images, M texts, L tokens, K = 1 + P states of an image (the mean patch, then its patches), D width, E embedding.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import BatchFeature, PretrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers.utils import ModelOutput
+
+from dataset.media.augment import resize
+from dataset.media.encoded import rgb_of
+from dataset.text.processors import PlainTextProcessor, TextLimits, clean_caption
+from models.core.contrastive import AligningConfig, ContrastiveHead
+from models.core.fusion import FusionEncoder
+from models.core.heads import BoxHead
+from models.core.hub_text import HubTextEncoder, build_text_encoder
+from models.core.losses import at_least_float32
+from models.core.matching import MatchingHead
+from models.core.vision import Concepts, VisionEncoder
+from models.reference import Padded, add_and_norm, attend, encode
+
+HEADS = ("contrastive", "matching", "box")
+
+
+class X2VLMConfig(PretrainedConfig):
+    """The sizes of an X²-VLM.
+
+    Args:
+        model: the section ``model`` of the config of the model's run.
+        heads: which of :data:`HEADS` the model has.
+        encoder_configs: configurations of the encoders of transformers, for ``vision`` and ``text``.
+    """
+
+    model_type = "x2vlm"
+
+    def __init__(
+        self,
+        model: Mapping[str, Any] | None = None,
+        heads: Sequence[str] = HEADS,
+        encoder_configs: Mapping[str, Mapping[str, Any]] | None = None,
+        **options: Any,
+    ):
+        self.model = dict(model or {})
+        self.heads = list(heads)
+        self.encoder_configs = dict(encoder_configs or {})
+        super().__init__(**options)
+
+
+@dataclass
+class X2VLMOutput(ModelOutput):
+    """What an X²-VLM says of N images and M texts.
+
+    Attributes:
+        image_embeds: (N, E) of length 1.
+        text_embeds: (M, E) of length 1.
+        logits_per_image: (N, M), cosines divided by the temperature.
+        logits_per_text: (M, N).
+        matching_logits: (N, M), the log-odds of the matching head that text m is about image n.
+        boxes: (N, M, 4), the box of text m in image n: centre and size, relative to the image.
+        vision_states: (N, K, D), which a later call takes in place of pixels.
+    """
+
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    matching_logits: Tensor | None = None
+    boxes: Tensor | None = None
+    vision_states: Tensor | None = None
+
+
+class X2VLMModel(PreTrainedModel):
+    """The encoders of X²-VLM and its contrastive, matching and box head (arXiv:2211.12402, section 3)."""
+
+    config_class = X2VLMConfig
+    main_input_name = "pixel_values"
+    input_modalities = ["image", "text"]  # noqa: RUF012  # as transformers declares it
+
+    def __init__(self, config: X2VLMConfig):
+        super().__init__(config)
+        with _written(config.encoder_configs) as folders:
+            sizes = AligningConfig.model_validate(_with_folders(config.model, folders))
+            self.vision = VisionEncoder(sizes.vision)
+            self.text = build_text_encoder(sizes.text, None, sizes.fusion.width)
+        self.fusion = FusionEncoder(sizes.fusion, self.text.block_config, self.vision.width)
+        self.contrastive = self.matching_head = self.box_head = None
+        if "contrastive" in config.heads:
+            self.contrastive = ContrastiveHead(sizes, self.vision.width, self.text.width)
+        if "matching" in config.heads:
+            self.matching_head = MatchingHead(self.text.width)
+        if "box" in config.heads:
+            self.box_head = BoxHead(self.text.width)
+        for module in self.modules():
+            # transformers leaves buffers empty that are not in the file of weights.
+            module._non_persistent_buffers_set.clear()
+        self.post_init()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """The modules initialise themselves."""
+
+    def get_vision_states(self, pixel_values: Tensor) -> Tensor:
+        """Returns the states (N, K, D) of images (N, 3, S, S)."""
+        states: Tensor = self.vision(pixel_values).tokens()
+        return states
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Returns the embeddings (N, E) of images (N, 3, S, S), of length 1."""
+        return self._embedded(self.get_vision_states(pixel_values))
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Returns the embeddings (M, E) of texts (M, L), of length 1."""
+        return self._head.embed_padded(*self._text_states(input_ids, attention_mask))
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        vision_states: Tensor | None = None,
+        return_dict: bool | None = None,
+        **options: Any,
+    ) -> X2VLMOutput | tuple[Tensor, ...]:
+        """Compares all images with all texts.
+
+        Args:
+            pixel_values: (N, 3, S, S), as the processor returns them; not needed with ``vision_states``.
+            input_ids: (M, L).
+            attention_mask: (M, L), 1 = token; None: all are tokens.
+            vision_states: (N, K, D) of :meth:`get_vision_states` or an earlier call.
+            return_dict: False: a tuple.
+        """
+        if vision_states is None:
+            if pixel_values is None:
+                raise ValueError("neither pixel_values nor vision_states is given; give one of them")
+            vision_states = self.get_vision_states(pixel_values)
+        found: dict[str, Tensor] = {"vision_states": vision_states}
+        if self.contrastive is not None:
+            found["image_embeds"] = self._embedded(vision_states)
+        if input_ids is not None:
+            states, mask = self._text_states(input_ids, attention_mask)
+            if self.contrastive is not None:
+                found["text_embeds"] = self.contrastive.embed_padded(states, mask)
+                cosines = found["image_embeds"] @ found["text_embeds"].T
+                found["logits_per_image"] = cosines / self.contrastive.temperature
+                found["logits_per_text"] = found["logits_per_image"].T
+            cls = self._fused_cls(states, mask, vision_states)
+            if self.matching_head is not None:
+                logits = at_least_float32(self.matching_head(cls))
+                found["matching_logits"] = logits[..., 1] - logits[..., 0]
+            if self.box_head is not None:
+                found["boxes"] = self.box_head(cls)
+        output = X2VLMOutput(**found)
+        return output.to_tuple() if return_dict is False else output
+
+    @property
+    def _head(self) -> ContrastiveHead:
+        if self.contrastive is None:
+            raise ValueError("this model has no contrastive head, and so no embeddings")
+        return self.contrastive
+
+    def _embedded(self, vision_states: Tensor) -> Tensor:
+        return self._head.embed_image(Concepts(vision_states[:, 1:], vision_states[:, 0]))
+
+    def _text_states(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns the states (M, L, D) of texts and their mask (M, L) bool."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if not isinstance(self.text, HubTextEncoder):
+            return encode(self.text, input_ids, mask.bool()).states, mask.bool()
+        states: Tensor = self.text.model(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state
+        return states if self.text.projection is None else self.text.projection(states), mask.bool()
+
+    def _fused_cls(self, text_states: Tensor, text_mask: Tensor, vision_states: Tensor) -> Tensor:
+        """Returns the fused states (N, M, D) of [CLS] of all texts with all images."""
+        images, texts, width = len(vision_states), len(text_states), text_states.shape[2]
+        states, mask = text_states.repeat(images, 1, 1), text_mask.repeat(images, 1)
+        for block in self.fusion.blocks:
+            queries = states[:, :1] if block is self.fusion.blocks[-1] else states
+            states = attend(block.attention, queries, Padded(states, mask))
+            assert block.crossattention is not None
+            # The queries of all texts are concatenated, so that the keys of an image are needed once.
+            of_images = states.reshape(images, -1, width)
+            states = attend(block.crossattention, of_images, Padded(vision_states)).reshape(images * texts, -1, width)
+            states = add_and_norm(block.output, F.gelu(block.intermediate.dense(states)), states)
+        return states.reshape(images, texts, width)
+
+
+class X2VLMProcessor(ProcessorMixin):
+    """Turns images and texts into the inputs of an X²-VLM, as in its training.
+
+    Args:
+        tokenizer: the model's.
+        image_size: height and width of ``pixel_values``.
+        pixel_mean, pixel_std: by which pixels in 0..1 are normalised, for each colour.
+        max_tokens, max_words: texts are cut to them.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        image_size: Sequence[int] = (224, 224),
+        pixel_mean: Sequence[float] = (0.0, 0.0, 0.0),
+        pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
+        max_tokens: int = 30,
+        max_words: int | None = None,
+        **options: Any,
+    ):
+        super().__init__(tokenizer=tokenizer)
+        self.image_size = (image_size[0], image_size[1])
+        self.pixel_mean, self.pixel_std = list(pixel_mean), list(pixel_std)
+        self.max_tokens, self.max_words = max_tokens, max_words
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["pixel_values", "input_ids", "attention_mask"]
+
+    def __call__(
+        self,
+        images: Image.Image | Sequence[Image.Image] | None = None,
+        text: str | Sequence[str] | None = None,
+        **options: Any,
+    ) -> BatchFeature:
+        """Returns ``pixel_values`` (N, 3, S, S) float32 of images, and ``input_ids`` and ``attention_mask`` (M, L) of texts.
+
+        Raises:
+            ValueError: nothing is given, or a text has no words.
+        """
+        if images is None and text is None:
+            raise ValueError("neither images nor text is given; give one of them")
+        data: dict[str, Tensor] = {}
+        if images is not None:
+            listed = [images] if isinstance(images, Image.Image) else list(images)
+            data["pixel_values"] = torch.stack([self._pixels(image) for image in listed])
+        if text is not None:
+            limits = TextLimits(max_tokens=self.max_tokens, max_words=self.max_words)
+            words = PlainTextProcessor(self.tokenizer, limits)
+            cleaned = [clean_caption(each, words.max_words) for each in ([text] if isinstance(text, str) else text)]
+            encoded = words.encode_plain(cleaned)
+            data |= {"input_ids": encoded.ids, "attention_mask": encoded.mask.long()}
+        return BatchFeature(data)
+
+    def _pixels(self, image: Image.Image) -> Tensor:
+        """The pixels are normalised as the vision encoder does it."""
+        shown = rgb_of(ImageOps.exif_transpose(image), on_white=True)
+        mean, std = (torch.tensor(each).view(3, 1, 1) for each in (self.pixel_mean, self.pixel_std))
+        return (resize(shown, self.image_size).float() / 255 - mean) / std
+
+
+@contextmanager
+def _written(configs: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Path]]:
+    """Writes configurations of encoders to folders, from which the encoders are built."""
+    with tempfile.TemporaryDirectory() as name:
+        folders = {part: Path(name, part) for part in configs}
+        for part, folder in folders.items():
+            folder.mkdir()
+            (folder / "config.json").write_text(json.dumps(configs[part]), encoding="utf-8")
+        yield folders
+
+
+def _with_folders(model: Mapping[str, Any], folders: Mapping[str, Path]) -> dict[str, Any]:
+    """Returns the section ``model`` with the encoders of these folders."""
+    result = {part: dict(value) if isinstance(value, Mapping) else value for part, value in model.items()}
+    if "vision" in folders:
+        result["vision"]["backbone"] = f"hf:{folders['vision']}"
+    if "text" in folders:
+        result["text"]["encoder"] = str(folders["text"])
+    return result
