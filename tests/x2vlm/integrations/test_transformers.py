@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +16,17 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
+from models.core.contrastive import AligningConfig
+from models.core.fusion import FusionConfig
+from models.core.text import TextConfig
 from models.inference.reranking import TextBank
+from tests.encoders import text, vision
+from tests.encoders.training import VOCABULARY
 from utils.errors import UserError
+from utils.image_size import sides_of
 from x2vlm import Model
 from x2vlm.integrations.transformers.writing import modelling_file
+from x2vlm.settings import Settings
 
 TEXTS = ["a red star", "a small blue circle, on the left of a large green heart!", "two hearts"]
 
@@ -183,6 +192,44 @@ def test_the_file_is_readable():
         check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+def rows() -> list[Any]:
+    """The encoders of docs/encoders.md; those that take long are slow tests."""
+    quick = ("DINOv2", "SigLIP 2", "DistilBERT")
+    named = [(f"{row.library} {row.title}", row) for row in (*vision.ROWS, *text.ROWS)]
+    return [pytest.param(row, id=name, marks=() if row.title in quick else pytest.mark.slow) for name, row in named]
+
+
+@pytest.mark.parametrize("row", rows())
+def test_other_encoders(model, row, tmp_path):
+    (tmp_path / "encoder").mkdir()
+    config = row.config(tmp_path / "encoder")
+    if isinstance(row, vision.VisionRow):
+        sizes = {"vision": config, "text": TextConfig(arch=vision.TEXT)}
+    else:
+        sizes = {"vision": text.VISION, "text": config}
+    settings = Settings(task="retrieval", model=AligningConfig(**sizes, fusion=FusionConfig(layers=2)))
+    torch.manual_seed(0)
+    network = settings.kind.build(settings.model, VOCABULARY).double().eval()
+    asked = Model(network, model("retrieval").tokenizer, settings, origin="of random weights")
+    asked.save(tmp_path / "saved", format="transformers")
+    shutil.rmtree(tmp_path / "encoder")
+    found = AutoModel.from_pretrained(tmp_path / "saved", trust_remote_code=True).double().eval()
+    assert found.training is False
+    words = text.text_of()
+    pixels = torch.randint(0, 256, (2, 3, *sides_of(settings.model.vision.image_size)), dtype=torch.uint8)
+    with torch.no_grad():
+        output = found(pixel_values=pixels, input_ids=words.ids, attention_mask=words.mask)
+    with asked.runtime.running():
+        torch.testing.assert_close(
+            output.image_embeds, network.contrastive.embed_image(network.vision(pixels)), rtol=0, atol=1e-6
+        )
+        packed = asked.runtime.text_states(words)
+        torch.testing.assert_close(output.text_embeds, network.contrastive.embed_text(packed), rtol=0, atol=1e-6)
+        columns = [torch.arange(len(words.ids))] * 2
+        margins = asked.runtime.margins(asked.runtime.image_states(pixels), columns, TextBank.of([packed]))
+    torch.testing.assert_close(output.matching_logits, torch.stack(margins), rtol=0, atol=1e-6)
 
 
 def test_what_is_refused(model, of_videos, tmp_path):
