@@ -52,7 +52,7 @@ class X2VLMEncoder(AbsEncoder):
 
     def __init__(self, model: LoadedModel | str | Path):
         self.model = as_model(model)
-        self.mteb_model_meta = _meta(self.model, "dense")
+        self.mteb_model_meta = _meta(self.model, "", "dense")
 
     def encode(self, inputs: Any, **options: Any) -> Tensor:
         """Returns the embeddings of a data loader of mteb, (N, E) float32; see ``mteb.EncoderProtocol``."""
@@ -84,7 +84,7 @@ class X2VLMReranker:
             raise UserError(f"candidates is {candidates}; give at least 1")
         self.model = as_model(model)
         self.candidates, self.cache_gb = candidates, cache_gb
-        self.mteb_model_meta = _meta(self.model, "cross-encoder")
+        self.mteb_model_meta = _meta(self.model, f"-reranker-{candidates}", "cross-encoder")
         self._documents: _Items | None = None
 
     def index(self, corpus: Any, *, task_metadata: Any, **options: Any) -> None:
@@ -250,12 +250,13 @@ def _nearest(queries: _Items, documents: _Items, count: int) -> list[np.ndarray]
     return found
 
 
-def _meta(model: LoadedModel, kind: str) -> ModelMeta:
-    """Returns what mteb's tables say of a model. Results of the same weights are found in mteb's cache again."""
+def _meta(model: LoadedModel, ending: str, kind: str) -> ModelMeta:
+    """Returns what mteb's tables say of a model. By its name, with this ``ending``, and the hash of its weights, mteb finds
+    earlier results in its cache."""
     name = re.sub(r"[^\w.-]+", "-", Path(model.origin).name).strip("-.") or "model"
     return ModelMeta.create_empty(
         {
-            "name": f"x2vlm/{name}",
+            "name": f"x2vlm/{name}{ending}",
             "revision": model.runtime.weights,
             "n_parameters": model.runtime.parameters,
             "max_tokens": model.text.limits.max_tokens,

@@ -250,4 +250,6 @@ def test_what_is_refused(model, scenes, run):
 def test_tables_of_mteb(model):
     meta = X2VLMEncoder(model("pretrain")).mteb_model_meta
     assert meta.name == "x2vlm/pretrain" and meta.revision == model("pretrain").runtime.weights
+    names = {X2VLMReranker(model("pretrain"), candidates=count).mteb_model_meta.name for count in (2, 3)}
+    assert len(names | {meta.name}) == 3  # or one would be given the results of another from mteb's cache
     assert meta.modalities == ["text", "image"] and meta.n_parameters == model("pretrain").runtime.parameters
