@@ -1,0 +1,64 @@
+"""``run.py migrate``: turns a config of the authors' code into ours."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from utils.errors import UserError
+from utils.flags import File, Override, Positive, one_of, read_by
+
+
+def _task(text: str) -> str:
+    from tools.migrate.migration import PRESETS  # imported here, since it imports torch
+
+    return one_of(list(PRESETS))(text)
+
+
+def migrate(
+    config: Path | None = None,
+    /,
+    *overrides: Override,
+    out: Path | None = None,
+    task: Annotated[str | None, read_by(_task)] = None,
+    root: Path = Path("."),
+    checkpoint: File | None = None,
+    gpus: Positive | None = None,
+    keys: bool = False,
+) -> int:
+    """Turn a YAML config of the authors' code (github.com/zengyan-97/X2-VLM) into ours, with the lists that it names as records,
+    and list what became of each of its keys. docs/migrating.md has the table of all keys.
+
+    The folder of --out gets config.yaml, migration.txt, which is also printed, and records/ with the lists that our readers do
+    not accept as they are.
+
+    Args:
+        config: a YAML file of the authors' code.
+        overrides: values that replace those of the file, with the authors' keys, as key=value.
+        out: a new folder.
+        task: pretrain, retrieval, nlvr, vqa, video_qa, grounding or captioning (default: recognised by the keys).
+        root: folder from which the paths in the file start: that in which the authors' run.py is called.
+        checkpoint: weights to start from, as for the authors' run.py.
+        gpus: GPUs of the run on all nodes; sets the global batch.
+        keys: print the table of all keys as Markdown.
+
+    Examples:
+        python run.py migrate X2-VLM/configs/finetune/vqa2_base.yaml --root X2-VLM --out vqa2 --checkpoint x2vlm.th --gpus 16
+        python run.py migrate X2-VLM/configs/pretrain/x2vlm_base_4m.yaml --root X2-VLM --out 4m optimizer.lr=2e-4
+        python run.py migrate --keys
+    """
+    from tools.migrate.keys import markdown
+    from tools.migrate.migration import migrate as migrating
+
+    if keys:
+        if config is not None:
+            raise UserError(f"--keys: prints the table of all keys; remove {config}")
+        sys.stdout.write(markdown())
+        return 0
+    if config is None or out is None:
+        raise UserError(
+            "give a YAML file of the authors' code, and a new folder: run.py migrate CONFIG.yaml --out FOLDER"
+        )
+    sys.stdout.write(migrating(config, out, overrides, task=task, root=root, checkpoint=checkpoint, gpus=gpus))
+    return 0

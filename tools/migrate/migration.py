@@ -1,0 +1,389 @@
+"""Converts a config of the authors' code by the table :data:`~tools.migrate.keys.KEYS`, and writes our config, the records that
+lists become, and a table of what became of each key."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path, PurePath
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+from models.checkpoints.recognise import recognise
+from tasks.kinds import ROOT, find_task
+from tools.checkpoint.outline import read_outline, weights_at
+from tools.migrate.keys import ENCODERS, KEYS, REQUIRED, UNSET, Key, needs, size_of
+from tools.migrate.source import APART, VISION_JSON, Source, read_source
+from utils.config import bind
+from utils.config_files import Places, read_config, shown_value, unknown_key
+from utils.errors import UserError
+from utils.files import new_folder, write_text
+
+CONFIG, TABLE = "config.yaml", "migration.txt"
+"""Files in the result."""
+WIDTH = 120
+SECTIONS = ("task", "seed", "model", "init", "loss", "data", "optim", "schedule", "train", "evaluation")
+"""Order of the sections in the config."""
+
+PRESETS = {
+    "pretrain": "pretrain_1b_stage2",
+    "retrieval": "retrieval",
+    "nlvr": "nlvr",
+    "vqa": "vqa",
+    "video_qa": "video_qa",
+    "grounding": "refcoco_plus",
+    "captioning": "captioning",
+}
+"""Presets with what the authors' code fixes for a task, and no key of their configs changes; of pre-training, the one with all
+streams of English pre-training."""
+PRESET_APART = {"pretrain": "pretrain_multilingual"}
+"""The same for models with a text encoder beside a fusion encoder."""
+OF_PRESETS = (
+    *(
+        "data.train",
+        "data.images.files",
+        "data.images.clean",
+        "data.regions.files",
+        "data.videos.files",
+        "data.videos.clean",
+    ),
+    *("data.translations.files", "evaluation.validation", "evaluation.test", "evaluation.files", "evaluation.answers"),
+    *("evaluation.published", "train.steps", "train.global_batch", "model.vision.video", "init"),
+)
+"""Sections of the presets that belong to one run: its data, its length and its weights."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table.
+
+    Attributes:
+        kind: one of :data:`KINDS`.
+        theirs: the authors' key.
+        value: its value.
+        ours: our key; "" if there is none.
+        becomes: our value; :data:`~tools.migrate.keys.UNSET` if another line has it.
+        note: what is different, or why there is no counterpart.
+    """
+
+    kind: str
+    theirs: str
+    value: Any
+    ours: str = ""
+    becomes: Any = UNSET
+    note: str = ""
+
+    def __str__(self) -> str:
+        left, right = f"{self.theirs} = {_shown(self.value)}", self.ours
+        if self.becomes is not UNSET and not _has_sections(self.becomes):
+            right = f"{self.ours} = {_shown(self.becomes)}"
+        text = f"{left}  ->  {right}" if right else left
+        wrapped = [
+            *textwrap.wrap(text, WIDTH - 2, subsequent_indent="    ", break_on_hyphens=False),
+            *textwrap.wrap(self.note, WIDTH - 6),
+        ]
+        count = len(wrapped) - len(textwrap.wrap(self.note, WIDTH - 6))
+        return "\n".join(f"{'  ' if index < count else '      '}{line}" for index, line in enumerate(wrapped))
+
+
+KINDS = {
+    "same": "means the same",
+    "changed": "has another name, form or meaning",
+    "always": "asks for what is always so here",
+    "none": "has no counterpart",
+    "unknown": "is not known, and has no effect here",
+}
+"""Titles of the parts of the table."""
+
+
+@dataclass(frozen=True)
+class Migrated:
+    """A converted config: its values, where each comes from, and the lines of the table."""
+
+    values: dict[str, Any]
+    origins: Mapping[str, str]
+    lines: Sequence[Line]
+
+
+def migrate(
+    path: Path,
+    out: Path,
+    overrides: tuple[str, ...] = (),
+    *,
+    task: str | None = None,
+    root: Path = Path("."),
+    checkpoint: str | None = None,
+    gpus: int | None = None,
+) -> str:
+    """Converts a config into the folder ``out``; returns the table.
+
+    Args:
+        path: a YAML file of the authors' code.
+        out: a new folder.
+        overrides: ``key=value`` arguments with the authors' keys.
+        task: our name of the task; if None, it is recognised.
+        root: folder from which relative paths in the config start.
+        checkpoint: weights to start from.
+        gpus: GPUs of the run on all nodes.
+
+    Raises:
+        UserError: if a file cannot be read, or the config lacks a key or has a value of the wrong type.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: exists; give a new folder")
+    weights = None if checkpoint is None else _describe(checkpoint)
+    with new_folder(out) as work:
+        source = read_source(path, overrides, task, root, out, work, gpus=gpus, checkpoint=checkpoint)
+        migrated = convert(source)
+        table = "".join(f"{line}\n" for line in _table(source, migrated, weights))
+        write_text(work / CONFIG, _yaml(source, migrated))
+        write_text(work / TABLE, table)
+    return table
+
+
+def convert(source: Source) -> Migrated:
+    """Returns our values for a config, checked by the schema of its task.
+
+    Raises:
+        UserError: if a key is missing or a value does not fit.
+    """
+    values, origins, lines = _preset(source), dict[str, str](), list[Line]()
+    rows = [key for key in KEYS if key.is_for(source)]
+    missing: list[str] = []
+    for key in rows:
+        value = source.values.get(key.theirs, UNSET) if VISION_JSON in key.theirs else source.get(key.theirs, UNSET)
+        lacking = needs(key, source)
+        if lacking is not None:
+            lines += [] if value is UNSET else [Line("none", key.theirs, value, note=f"the config has no {lacking}")]
+        elif value is UNSET:
+            missing += [f"{key.theirs} ({key.ours})"] if key.default is REQUIRED else []
+            if key.default not in (REQUIRED, UNSET):
+                _put(values, key.ours, key.default)
+        elif not key.sets:
+            lines.append(_not_set(key, value))
+        else:
+            ours = key.read(value, key.theirs, source)
+            _put(values, key.ours, ours)
+            origins[key.ours] = key.theirs
+            is_same = not key.note and _equal(ours, value)
+            kind = "same" if is_same else "changed"
+            lines.append(Line(kind, key.theirs, value, key.ours, ours, key.note))
+    if missing:
+        listed = ", ".join(dict.fromkeys(missing))
+        raise UserError(
+            f"{source.path}: no {listed}, which the authors' script needs too; add them, or give KEY=VALUE after --out"
+        )
+    if source.checkpoint is not None:
+        _put(values, "init.checkpoint", source.checkpoint)
+    if source.gpus is not None:
+        _put(values, "train.global_batch", _global_batch(values, source))
+    places: Places = {tuple(ours.split(".")): f"{source.place(key)} ({key})" for ours, key in origins.items()}
+    bind(values, find_task(source.task).load().config, places, str(source.path))
+    return Migrated(values, origins, [*_effective(lines, origins), *_unknown(source, rows)])
+
+
+def _effective(lines: Sequence[Line], origins: Mapping[str, str]) -> list[Line]:
+    """Returns the lines without those whose value another key has replaced, if their key has another line."""
+    by_key = Counter(line.theirs for line in lines)
+    replaced = [
+        line for line in lines if by_key[line.theirs] > 1 and origins.get(line.ours, line.theirs) != line.theirs
+    ]
+    return [line for line in lines if line not in replaced]
+
+
+def _preset(source: Source) -> dict[str, Any]:
+    """Returns what the authors' code fixes, and the sizes of the encoders."""
+    folder = ROOT / "configs" / "presets"
+    names = {**PRESETS, **(PRESET_APART if source.layout == APART else {})}
+    values = read_config(folder / f"{names[source.task]}.yaml", [])
+    for key in OF_PRESETS:
+        _remove(values, key)
+    if source.task == "pretrain":
+        values["evaluation"] = None
+        for stream, files in (
+            ("images", "train_file"),
+            ("regions", "train_file_regions"),
+            ("videos", "train_file_videos"),
+        ):
+            if not source.get(files):
+                values["data"].pop(stream, None)
+    size = size_of(source.get("vision_config"), "vision_config", source)
+    text = _preset_of_encoder("text_encoder", source)
+    fusion = _preset_of_encoder("cross_encoder", source) if source.layout == APART else text
+    for part, preset in (("vision", size), ("text", text), ("fusion", fusion)):
+        sizes = read_config(folder / f"{preset}.yaml", [])["model"][part]
+        values.setdefault("model", {})[part] = {**sizes, **values.get("model", {}).get(part, {})}
+    return values
+
+
+def _preset_of_encoder(key: str, source: Source) -> str:
+    name = PurePath(str(source.get(key))).name
+    if name not in ENCODERS:
+        known = ", ".join(ENCODERS)
+        raise UserError(
+            f"{source.place(key)}: {key} = {shown_value(source.get(key))}: only the sizes of {known} are known; "
+            "start from a config in configs/, and set model.text.encoder (docs/encoders.md)"
+        )
+    return ENCODERS[name]
+
+
+def _global_batch(values: Mapping[str, Any], source: Source) -> Any:
+    """The examples of a step over all GPUs."""
+    data = values["data"]
+    batch = data["images"]["batch_size"] if source.task == "pretrain" and "images" in data else data.get("batch_size")
+    key = "accelerator.GRAD_ACCUMULATE_STEPS" if source.task == "pretrain" else "accumulate_steps"
+    steps = source.get(key, 1)
+    return batch * steps * source.gpus if isinstance(batch, int) and isinstance(steps, int) and source.gpus else None
+
+
+def _not_set(key: Key, value: Any) -> Line:
+    """Returns the line of a key that sets no value of ours."""
+    if key.ours:
+        return Line("changed", key.theirs, value, key.ours, note=key.note)
+    if key.only is UNSET:
+        return Line("none", key.theirs, value, note=key.note)
+    if _equal(value, key.only):
+        return Line("always", key.theirs, value, note=key.note)
+    return Line("none", key.theirs, value, note=f"here it is always {_shown(key.only)}: {key.note}")
+
+
+def _unknown(source: Source, rows: Sequence[Key]) -> Iterator[Line]:
+    """Yields a line for each value that no row of the table is for."""
+    known = {key.theirs for key in rows}
+    elsewhere = {key.theirs for key in KEYS}
+    for path, value in _leaves(source.values, ()):
+        names = [".".join(path[:end]) for end in range(1, len(path) + 1)]
+        if known.intersection(names):
+            continue
+        if elsewhere.intersection(names):
+            yield Line("none", names[-1], value, note=f"the authors' script for {source.task} does not use it")
+        else:
+            message = unknown_key(names[-1], source.place(names[-1]), sorted(known))
+            yield Line("unknown", names[-1], value, note=message.partition("; ")[2] if "mean" in message else "")
+
+
+def _leaves(node: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, (*path, name))
+        else:
+            yield (*path, name), value
+
+
+def _equal(ours: Any, theirs: Any) -> bool:
+    return isinstance(ours, bool) == isinstance(theirs, bool) and bool(ours == theirs)
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a dotted key; a mapping is merged with the values that are there."""
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+    if isinstance(value, dict) and isinstance(values.get(last), dict):
+        for name, each in value.items():
+            _put(values[last], name, each)
+    else:
+        values[last] = value
+
+
+def _remove(values: dict[str, Any], key: str) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.get(section, {})
+    values.pop(last, None)
+
+
+def _describe(checkpoint: str) -> str:
+    """Says what the weights are. Code in the file is never run.
+
+    Raises:
+        UserError: if the file is missing or is not a weight file.
+    """
+    file, _ = weights_at(checkpoint)
+    found = recognise(read_outline(file).shapes)
+    kind = found.kind or "not recognised; python run.py checkpoint inspect says more"
+    return f"{checkpoint}: {kind}" + (f", {found.size}" if found.size else "")
+
+
+def _table(source: Source, migrated: Migrated, weights: str | None) -> Iterator[str]:
+    """Yields the lines of the table."""
+    yield f"{source.path}: task {source.task}"
+    for kind, title in KINDS.items():
+        lines = [line for line in migrated.lines if line.kind == kind]
+        if lines:
+            yield f"\n{title} ({len(lines)})"
+        yield from map(str, lines)
+    if source.files:
+        yield "\nfiles"
+        for path, did in dict.fromkeys(source.files):
+            yield from textwrap.wrap(
+                f"{path}: {did}", WIDTH, initial_indent="  ", subsequent_indent=" " * 6, break_on_hyphens=False
+            )
+    yield "\nweights"
+    if weights is not None:
+        yield f"  {weights}; read as they are"
+    elif source.task == "pretrain":
+        yield "  those of the encoders; --checkpoint FILE.th starts from a whole model"
+    else:
+        yield "  none: the model starts from random numbers; give init.checkpoint=FILE.th, which is read as it is"
+    yield f"\nnext: python run.py doctor --config {source.out / CONFIG}"
+
+
+def _shown(value: Any) -> str:
+    return (
+        {None: "null", True: "true", False: "false"}[value]
+        if value is None or isinstance(value, bool)
+        else shown_value(value)
+    )
+
+
+def _has_sections(value: Any) -> bool:
+    """True for a section, or a list of sections."""
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(each, dict) for each in value))
+
+
+def _yaml(source: Source, migrated: Migrated) -> str:
+    """Returns our config. A comment names the authors' key that a value comes from."""
+    yaml, stream = YAML(), StringIO()
+    yaml.width = WIDTH
+    yaml.representer.add_representer(
+        type(None), lambda dumper, _: dumper.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    ordered = {name: migrated.values[name] for name in SECTIONS if name in migrated.values}
+    document = _commented({**ordered, **migrated.values}, "", migrated.origins)
+    document.yaml_set_start_comment(
+        f"Converted from {source.path.name}. A comment is the key of that file which sets the value; the other values are\n"
+        f"fixed in the authors' code, or ours, as in the presets of configs/. {TABLE} lists what became of each key.\n"
+        f"  python run.py --config {source.out / CONFIG} --gpus {source.gpus or 8} --output runs/{source.path.stem}"
+    )
+    yaml.dump(document, stream)
+    return stream.getvalue()
+
+
+def _commented(values: Mapping[str, Any], prefix: str, origins: Mapping[str, str]) -> CommentedMap:
+    section = CommentedMap()
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        section[name] = _commented(value, f"{key}.", origins) if isinstance(value, dict) and value else _sequence(value)
+        if key in origins:
+            comment = origins[key].replace(VISION_JSON, "vision_config: ")
+            if isinstance(section[name], CommentedMap | CommentedSeq):
+                section.yaml_set_comment_before_after_key(name, before=comment, indent=2 * key.count("."))
+            else:
+                section.yaml_add_eol_comment(comment, name)
+    return section
+
+
+def _sequence(value: Any) -> Any:
+    """Returns a list of numbers in brackets, and any other value as it is."""
+    if not isinstance(value, list):
+        return value
+    sequence = CommentedSeq(value)
+    if not any(isinstance(each, str | dict) for each in value):
+        sequence.fa.set_flow_style()
+    return sequence

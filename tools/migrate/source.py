@@ -1,0 +1,157 @@
+"""A config of the authors' code, as the conversion reads it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from utils.config_files import Places, nearest_place, read_with_places, shown_value
+from utils.errors import UserError
+from utils.files import read_json
+
+SINGLE, APART = "XVLM", "CrossViewLM"
+"""The two layouts of the authors' models: one BERT with the layers of text and fusion, or a text encoder beside a fusion
+encoder."""
+
+MARKERS = {
+    "pretrain": ("train_dataset_size", "images", "train_file_regions", "train_file_videos", "train_file_mtext"),
+    "grounding": ("refcoco_data", "det_file", "vlue_test"),
+    "captioning": ("apply_FG_free", "num_beams"),
+    "video_qa": ("ans2label_file",),
+    "vqa": ("answer_list", "num_dec_layers"),
+    "retrieval": ("k_test", "batch_size_test_text"),
+}
+"""Keys by which the task of a config is recognised, tried in this order. Configs for NLVR2 have no key of their own."""
+
+VISION_JSON = "vision_config/"
+"""Begins the names of the keys in the JSON file that ``vision_config`` names."""
+
+
+@dataclass
+class Source:
+    """A config of the authors' code.
+
+    Attributes:
+        path: the YAML file.
+        values: its values with overrides.
+        places: location of each key.
+        task: our name of the task.
+        root: folder from which its relative paths start.
+        out: folder of the result.
+        work: temporary folder that will be renamed to ``out``.
+        gpus: GPUs of the run on all nodes, or None.
+        checkpoint: weights to start from, or None.
+        files: what was done with each file, filled by the conversion.
+    """
+
+    path: Path
+    values: Mapping[str, Any]
+    places: Places
+    task: str
+    root: Path
+    out: Path
+    work: Path
+    gpus: int | None = None
+    checkpoint: str | None = None
+    files: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def layout(self) -> str:
+        """:data:`SINGLE` or :data:`APART`."""
+        return APART if self.get("model_type") == APART or self.get("cross_encoder") is not None else SINGLE
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Returns the value of a dotted key, or ``default`` if the config does not have the key."""
+        node: Any = self.values
+        for part in key.split("."):
+            if not isinstance(node, Mapping) or part not in node:
+                return default
+            node = node[part]
+        return node
+
+    def place(self, key: str) -> str:
+        """The location of a dotted key, ``file:line``."""
+        return nearest_place(tuple(key.split(".")), self.places, str(self.path))
+
+    def number(self, key: str) -> float:
+        """Returns the value of a key, which must be a number.
+
+        Raises:
+            UserError: if the key is missing or has another type.
+        """
+        value = self.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.wrong(key, "a number")
+        return value
+
+    def wrong(self, key: str, wanted: str) -> UserError:
+        """Returns the error for a value of the wrong type. ``wanted``: describes the right type."""
+        value = self.get(key)
+        fact = f"{key} is missing" if value is None else f"{key} = {shown_value(value)} is not {wanted}"
+        return UserError(f"{self.place(key)}: {fact}; give {wanted}, in the file or as {key}=... after --out")
+
+    def file(self, name: str) -> str:
+        """Returns the path that a name in the config stands for: absolute paths and ``hdfs://`` stay, others start from
+        ``root``."""
+        return name if "://" in name else os.path.normpath(self.root / name)
+
+    def names(self, key: str, value: Any) -> list[str]:
+        """Returns the file names in a value: a text, in which commas separate names, or a list of texts.
+
+        Raises:
+            UserError: if the value is neither.
+        """
+        names = value.split(",") if isinstance(value, str) else value
+        if (
+            not isinstance(names, list)
+            or not names
+            or not all(isinstance(name, str) and name.strip() for name in names)
+        ):
+            raise self.wrong(key, "a file name or a list of file names")
+        return [name.strip() for name in names]
+
+
+def read_source(
+    path: Path, overrides: tuple[str, ...], task: str | None, root: Path, out: Path, work: Path, **options: Any
+) -> Source:
+    """Reads a config of the authors' code, with the keys of the JSON file that its ``vision_config`` names.
+
+    Args:
+        path: the YAML file.
+        overrides: ``key=value`` arguments with the authors' keys.
+        task: our name of the task; if None, it is recognised by :data:`MARKERS`.
+        root: folder from which relative paths in the config start.
+        out: folder of the result.
+        work: temporary folder that will be renamed to ``out``.
+        options: further attributes of :class:`Source`.
+
+    Raises:
+        UserError: if a file cannot be read, or the task is not given and not recognised.
+    """
+    values, places = read_with_places(path, overrides)
+    if task is None:
+        found = [name for name, markers in MARKERS.items() if any(marker in values for marker in markers)]
+        if not found:
+            known = ", ".join(marker for markers in MARKERS.values() for marker in markers)
+            raise UserError(
+                f"{path}: the task is not known, as none of these keys is there: {known}; give --task, such as nlvr"
+            )
+        task = found[0]
+    source = Source(path, values, places, task, root, out, work, **options)
+    described = source.get("vision_config")
+    if isinstance(described, str) and Path(source.file(described)).is_file():
+        file = Path(source.file(described))
+        try:
+            content = read_json(file)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{source.place('vision_config')}: {file} cannot be read as JSON: {error}") from None
+        if not isinstance(content, dict):
+            raise UserError(
+                f"{source.place('vision_config')}: {file} is not a JSON object; give the config of a vision encoder"
+            )
+        source.values = {**values, **{f"{VISION_JSON}{key}": value for key, value in content.items()}}
+        source.places.update({(f"{VISION_JSON}{key}",): str(file) for key in content})
+    return source
