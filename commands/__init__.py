@@ -20,7 +20,8 @@ COMMANDS = {
         "commands.prepare:prepare", "convert the official files of public data sets to records for pre-training"
     ),
     "migrate": Command(
-        "commands.migrate:migrate", "turn a config of the authors' code into ours, with its lists and a table of its keys"
+        "commands.migrate:migrate",
+        "turn a config of the authors' code into ours, with its lists and a table of its keys",
     ),
     "index-shards": Command(
         "commands.index_shards:index_shards", "find where each record of a run's shards begins, with several processes"

@@ -6,6 +6,7 @@ may have several rows: for different tasks, or because it sets several of ours.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -477,16 +478,16 @@ KEYS: list[Key] = [
 
 
 def markdown() -> str:
-    """The table as Markdown: a line for each key and task."""
-    lines = ["| their key | ours | tasks | what changes, or why there is none |", "|---|---|---|---|"]
+    """The table as Markdown: a line for each row."""
+    lines = ["| their key | ours | tasks | what is different, or why there is none |", "|---|---|---|---|"]
     for key in KEYS:
-        theirs = key.theirs.replace(VISION_JSON, "in vision_config: ")
-        tasks = ", ".join(key.tasks) if len(key.tasks) < len(FINE_TUNING) else "fine-tuning" if key.tasks else "all"
-        tasks += f", {key.layout}" if key.layout else ""
-        only = (
-            ""
-            if key.only is UNSET
-            else f"{str(key.only).lower() if isinstance(key.only, bool) else key.only}: as always here: "
+        theirs = (
+            f"`{key.theirs}`"
+            if VISION_JSON not in key.theirs
+            else f"`{key.theirs.removeprefix(VISION_JSON)}`, in the JSON"
         )
-        lines.append(f"| `{theirs}` | {f'`{key.ours}`' if key.ours else 'none'} | {tasks} | {only}{key.note} |")
+        tasks = "fine-tuning" if set(key.tasks) == set(FINE_TUNING) else ", ".join(key.tasks) or "all"
+        tasks += f" ({key.layout})" if key.layout else ""
+        always = "" if key.only is UNSET else f"always {json.dumps(key.only)} here: "
+        lines.append(f"| {theirs} | {f'`{key.ours}`' if key.ours else 'none'} | {tasks} | {always}{key.note} |")
     return "\n".join(lines) + "\n"

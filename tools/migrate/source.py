@@ -141,17 +141,24 @@ def read_source(
             )
         task = found[0]
     source = Source(path, values, places, task, root, out, work, **options)
-    described = source.get("vision_config")
-    if isinstance(described, str) and Path(source.file(described)).is_file():
-        file = Path(source.file(described))
-        try:
-            content = read_json(file)
-        except (ValueError, OSError) as error:
-            raise UserError(f"{source.place('vision_config')}: {file} cannot be read as JSON: {error}") from None
-        if not isinstance(content, dict):
-            raise UserError(
-                f"{source.place('vision_config')}: {file} is not a JSON object; give the config of a vision encoder"
-            )
+    if isinstance(described := source.get("vision_config"), str):
+        content = _vision_json(source, described)
         source.values = {**values, **{f"{VISION_JSON}{key}": value for key, value in content.items()}}
-        source.places.update({(f"{VISION_JSON}{key}",): str(file) for key in content})
+        source.places.update({(f"{VISION_JSON}{key}",): source.file(described) for key in content})
     return source
+
+
+def _vision_json(source: Source, name: str) -> dict[str, Any]:
+    file = Path(source.file(name))
+    where = f"{source.place('vision_config')}: vision_config = {name}"
+    if not file.is_file():
+        raise UserError(
+            f"{where}: {file} does not exist; paths in the config start from --root, which is {source.root}"
+        )
+    try:
+        content = read_json(file)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{where}: {file} cannot be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: {file} is not a JSON object; name the config of a vision encoder")
+    return content
