@@ -326,7 +326,7 @@ def _table(source: Source, migrated: Migrated, weights: str | None) -> Iterator[
             )
     yield "\nweights"
     if weights is not None:
-        yield f"  {weights}; read as they are"
+        yield f"  init.checkpoint = {weights}"
     elif source.task == "pretrain":
         yield "  those of the encoders; --checkpoint FILE.th starts from a whole model"
     else:
