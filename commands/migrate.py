@@ -35,7 +35,7 @@ def migrate(
 
     Args:
         config: a YAML file of the authors' code.
-        overrides: values that replace those of the file, with the authors' keys, as key=value.
+        overrides: values that replace values in the file, as key=value with the authors' keys.
         out: a new folder.
         task: pretrain, retrieval, nlvr, vqa, video_qa, grounding or captioning (default: recognised by the keys).
         root: folder from which the paths in the file start: that in which the authors' run.py is called.

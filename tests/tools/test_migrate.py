@@ -120,7 +120,7 @@ def load_values(result: Migrated) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_what_the_authors_code_fixes_is_as_in_the_config_of_the_same_run(name):
-    """All other values too, but those of data, of weights and of what is not in the authors' code."""
+    """The other values agree too, apart from data and weights."""
     ours = shipped(RUNS[name][0]).model_dump(mode="json")
     result = migrated(GOLDEN / f"{name}.yaml")
     theirs = load_values(result)

@@ -1,7 +1,7 @@
-"""What becomes of each key of the authors' YAML configs (github.com/zengyan-97/X2-VLM): the table :data:`KEYS`.
+"""The table :data:`KEYS` of all keys in the authors' YAML configs (github.com/zengyan-97/X2-VLM), and how each is converted.
 
-The keys are those of the released YAML files, and those that the released scripts read for tasks without a released file. A key
-may have several rows: for different tasks, or because it sets several of ours.
+It has the keys in the released YAML files, and the keys that the released scripts read for tasks without a released file. A key
+may have several rows: for different tasks, or because it sets several of our keys.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def first_words(value: Any, key: str, source: Source) -> Any:
 
 
 def replaced_words(value: Any, key: str, source: Source) -> Any:
-    """The weights of the text encoder, if they replace those of the checkpoint."""
+    """The weights of the text encoder, if they replace the text encoder of the checkpoint."""
     return encoder(source.get("text_encoder"), "text_encoder", source) if value or source.checkpoint is None else None
 
 
@@ -181,7 +181,7 @@ def accumulated(value: Any, key: str, source: Source) -> Any:
 
 
 def not_by_language(value: Any, key: str, source: Source) -> Any:
-    """False for captions by language, in which the authors' reader looks for left and right in vain."""
+    """False for captions by language, in which the authors' reader never finds left and right."""
     return value if source.layout == SINGLE else False
 
 
@@ -228,7 +228,7 @@ SECTIONS: dict[str, Read] = {
     "nlvr": statements,
     "video_qa": video_questions,
 }
-"""What makes the section of a list, by task."""
+"""The function that makes the section of a list, by task."""
 
 
 # The table.
@@ -284,8 +284,8 @@ KEYS: list[Key] = [
     Key("use_beit_v2", "", "BEiT-2 is the vision encoder", only=True),
     Key("use_clip_vit", "", "model.vision.backbone can be CLIP's, but weights of X-VLM with it do not load",
         only=False),
-    Key("use_swin", "", "there is no Swin transformer", only=False),
-    Key("use_swin_v2", "", "there is no Swin transformer", only=False),
+    Key("use_swin", "", "no Swin transformer can be a vision encoder", only=False),
+    Key("use_swin_v2", "", "no Swin transformer can be a vision encoder", only=False),
     Key("vision_config", "model.vision.backbone", "base or large, by the file's name", read=backbone, default=REQUIRED),
     Key(f"{VISION_JSON}ckpt", "init.vision", "null with --checkpoint", read=first_weights, default=REQUIRED,
         tasks=PRETRAIN),
@@ -299,7 +299,7 @@ KEYS: list[Key] = [
     Key("add_frame_pos", "", "frames have trained positions", only=True),
     Key("video_encoding", "", "model.vision.video.pooling is mean", only="avgpool"),
     Key("model_type", "model.word_table",
-        "CrossViewLM: a text encoder beside a fusion encoder, and a word table of its own", read=lambda *_: "own",
+        "CrossViewLM: separate encoders for text and fusion, and a separate word table", read=lambda *_: "own",
         tasks=PRETRAIN, layout=APART),
     Key("model_type", "", "the layout of the model follows from model.text and model.fusion", tasks=FINE_TUNING,
         layout=APART),
@@ -314,7 +314,7 @@ KEYS: list[Key] = [
     Key("cross_encoder", "", "model.fusion has its sizes; its weights come from the checkpoint", layout=APART),
     Key("is_xvlm_ckpt", "", "the kind of a weight file is recognised by its tensors"),
     Key("xvlm_ckpt_text_num_hidden_layers", "", "the layers of a weight file are recognised by its tensors"),
-    Key("replace_text_encoder", "init.text", "the text encoder, if its weights replace those of the checkpoint",
+    Key("replace_text_encoder", "init.text", "the text encoder, if it replaces the text encoder of the checkpoint",
         read=replaced_words),
     Key("dropout", "model.text.dropout", default=0.1),
     Key("text_drop_path_rate", "model.text.drop_path", "drops whole texts, not positions of the batch", default=0.0),
@@ -479,7 +479,7 @@ KEYS: list[Key] = [
 
 def markdown() -> str:
     """The table as Markdown: a line for each row."""
-    lines = ["| their key | ours | tasks | what is different, or why there is none |", "|---|---|---|---|"]
+    lines = ["| their key | ours | tasks | difference, or reason for none |", "|---|---|---|---|"]
     for key in KEYS:
         theirs = (
             f"`{key.theirs}`"

@@ -18,6 +18,7 @@ from dataset.prepare.folders import write_records
 from dataset.records.schema import BrokenRecordError
 from dataset.shards.finding import LINES_SUFFIXES, PARQUET_SUFFIX, TAR_SUFFIX
 from tools.migrate.source import Source
+from utils.errors import UserError
 from utils.pickles import read_plain_pickle
 from utils.printing import counted
 
@@ -108,7 +109,7 @@ def _questions(name: str, key: str, source: Source) -> dict[str, Any]:
     roots = {"vqa": source.get("vqa_root", ""), "vg": source.get("vg_root", ""), "gqa": ""}
     if not Path(path).is_file():
         of = next((each for each in ("vg", "gqa") if Path(path).name.startswith(each)), "vqa")
-        source.files.append((path, f"not here; by its name, its images are those of {of}"))
+        source.files.append((path, f"not here; by its name, its images belong to {of}"))
         return {"format": "records", "questions": path, "images": source.file(roots[of])}
     rows = read_rows(path, key)
     of_rows = {str(row.values.get("dataset", "vqa")) for row in rows if isinstance(row, Row)}
@@ -157,7 +158,10 @@ def phrases(value: Any, key: str, source: Source) -> dict[str, dict[str, Any]]:
                 "missing key", row.location, f"ref_id {row.values.get('ref_id')!r} is not in {refs}"
             )
         split, box = found
-        return split, {"image": row.get("image", str), "elems": [{"bb": box, "caption": row.get("text", str)}]}
+        return "train" if key == "train_file" else split, {
+            "image": row.get("image", str),
+            "elems": [{"bb": box, "caption": row.get("text", str)}],
+        }
 
     sections: dict[str, dict[str, Any]] = {}
     for name in names:
@@ -171,10 +175,12 @@ def phrases(value: Any, key: str, source: Source) -> dict[str, dict[str, Any]]:
 
 def _boxes_of_references(refs: str, instances: str, key: str) -> dict[Any, tuple[str, Any]]:
     """Returns the split and the box of each reference, by its id."""
-    by_annotation = {each["id"]: each["bbox"] for each in read_json(instances, key)["annotations"]}
-    return {
-        each["ref_id"]: (each["split"], by_annotation.get(each["ann_id"], [])) for each in read_plain_pickle(refs, key)
-    }
+    references, annotations = read_plain_pickle(refs, key), read_json(instances, key)
+    try:
+        by_annotation = {each["id"]: each["bbox"] for each in annotations["annotations"]}
+        return {each["ref_id"]: (each["split"], by_annotation.get(each["ann_id"], [])) for each in references}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{key}: {refs} and {instances} are not the official files of RefCOCO+ (no {error})") from None
 
 
 def by_split(value: Any, key: str, source: Source, section: Callable[[Any, str, Source], Any]) -> dict[str, Any]:
@@ -184,7 +190,10 @@ def by_split(value: Any, key: str, source: Source, section: Callable[[Any, str, 
     names = source.names(key, value)
     if len(names) == 1:
         return {"test": section(names[0], key, source)}
-    return {Path(name).stem.replace(".", "_"): section(name, key, source) for name in names}
+    stems = [Path(name).stem for name in names]
+    if len(set(stems)) < len(stems):
+        stems = ["_".join(Path(name).with_suffix("").parts) for name in names]
+    return {stem.replace(".", "_"): section(name, key, source) for stem, name in zip(stems, names, strict=True)}
 
 
 def _folder(source: Source, key: str, ours: str) -> dict[str, Any]:

@@ -42,7 +42,7 @@ PRESETS = {
 """Presets with what the authors' code fixes for a task, and no key of their configs changes; of pre-training, the one with all
 streams of English pre-training."""
 PRESET_APART = {"pretrain": "pretrain_multilingual"}
-"""The same for models with a text encoder beside a fusion encoder."""
+"""Presets for models with separate encoders for text and fusion, where they differ."""
 OF_PRESETS = (
     *(
         "data.train",
@@ -188,7 +188,7 @@ def convert(source: Source) -> Migrated:
 
 
 def _effective(lines: Sequence[Line], origins: Mapping[str, str]) -> list[Line]:
-    """Returns the lines without those whose value another key has replaced, if their key has another line."""
+    """Drops lines whose value another key has replaced, unless it is the only line of a key."""
     by_key = Counter(line.theirs for line in lines)
     replaced = [
         line for line in lines if by_key[line.theirs] > 1 and origins.get(line.ours, line.theirs) != line.theirs
@@ -328,7 +328,7 @@ def _table(source: Source, migrated: Migrated, weights: str | None) -> Iterator[
     if weights is not None:
         yield f"  init.checkpoint = {weights}"
     elif source.task == "pretrain":
-        yield "  those of the encoders; --checkpoint FILE.th starts from a whole model"
+        yield "  init.vision and init.text; with --checkpoint FILE.th, training starts from a whole model"
     else:
         yield "  none: the model starts from random numbers; give init.checkpoint=FILE.th, which is read as it is"
     yield f"\nnext: python run.py doctor --config {source.out / CONFIG}"

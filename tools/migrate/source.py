@@ -13,8 +13,7 @@ from utils.errors import UserError
 from utils.files import read_json
 
 SINGLE, APART = "XVLM", "CrossViewLM"
-"""The two layouts of the authors' models: one BERT with the layers of text and fusion, or a text encoder beside a fusion
-encoder."""
+"""The two layouts of the authors' models: one BERT with the layers of text and fusion, or separate encoders."""
 
 MARKERS = {
     "pretrain": ("train_dataset_size", "images", "train_file_regions", "train_file_videos", "train_file_mtext"),
@@ -24,7 +23,7 @@ MARKERS = {
     "vqa": ("answer_list", "num_dec_layers"),
     "retrieval": ("k_test", "batch_size_test_text"),
 }
-"""Keys by which the task of a config is recognised, tried in this order. Configs for NLVR2 have no key of their own."""
+"""Keys by which the task of a config is recognised, tried in this order. Configs for NLVR2 have none of these keys."""
 
 VISION_JSON = "vision_config/"
 """Begins the names of the keys in the JSON file that ``vision_config`` names."""
@@ -88,13 +87,13 @@ class Source:
         return value
 
     def wrong(self, key: str, wanted: str) -> UserError:
-        """Returns the error for a value of the wrong type. ``wanted``: describes the right type."""
+        """Returns the error for a value of the wrong type. ``wanted``: description of the right type."""
         value = self.get(key)
         fact = f"{key} is missing" if value is None else f"{key} = {shown_value(value)} is not {wanted}"
         return UserError(f"{self.place(key)}: {fact}; give {wanted}, in the file or as {key}=... after --out")
 
     def file(self, name: str) -> str:
-        """Returns the path that a name in the config stands for: absolute paths and ``hdfs://`` stay, others start from
+        """Returns the path of a name in the config: absolute paths and ``hdfs://`` stay, others start from
         ``root``."""
         return name if "://" in name else os.path.normpath(self.root / name)
 
