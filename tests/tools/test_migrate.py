@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ from tests.messages import OneLine
 from tests.recipes.oracle import load, shipped, value_at
 from tools.migrate.keys import KEYS, markdown
 from tools.migrate.migration import Migrated, convert
-from tools.migrate.source import read_source
+from tools.migrate.source import Source, read_source
 from utils.config import fields_of
+from utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests/golden/migrate"
@@ -265,6 +267,34 @@ def test_a_mistake_is_one_line(changes, argv, facts, migrate):
     assert printed == OneLine(*facts)
 
 
+@pytest.mark.parametrize("name", ["pretrain_multilingual_base", "vqa2_large", "refcoco_plus_large"])
+@pytest.mark.parametrize("odd", [None, [], {"a": 1}, ".inf"], ids=str)
+def test_no_value_is_a_traceback(name, odd, tmp_path):
+    """Whatever a key holds, there is a result or a message that names the file."""
+    content = settings(name)
+    value = float("inf") if odd == ".inf" else odd
+    source = read_source(GOLDEN / f"{name}.yaml", (), None, GOLDEN, Path("out"), tmp_path)
+    keys = [key.removeprefix("all.") for key in [*content, *leaves(content, "all")]]
+    messages = [message_of(replace(source, values=changed_at(dict(source.values), key, value))) for key in keys]
+    refused = [message for message in messages if message is not None]
+    assert len(refused) > 10
+    assert [message for message in refused if f"{name}.yaml" not in message] == []
+
+
+def message_of(source: Source) -> str | None:
+    """The message by which a config is refused, or None."""
+    try:
+        convert(source)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def changed_at(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    first, _, rest = key.partition(".")
+    return {**values, first: changed_at(values[first], rest, value) if rest else value}
+
+
 def test_a_missing_key_is_one_line(migrate):
     content = settings("vqa2_base")
     del content["batch_size_train"], content["k_test"]
@@ -461,6 +491,21 @@ def test_refcoco_lists_get_their_boxes_and_splits(tmp_path, migrate):
         "testB": [("a bag", 3)],
     }
     assert config.evaluation.validation == config.evaluation.test["val"]
+
+
+def test_files_that_are_not_those_of_refcoco_are_one_line(tmp_path, migrate):
+    for name in ("train", "val", "test"):
+        listed(tmp_path / f"lists/refcoco+_{name}.json", [{"image": "a.jpg", "text": "a man", "ref_id": 0}])
+    (tmp_path / "lists/refcoco+").mkdir()
+    (tmp_path / "lists/refcoco+/refs(unc).p").write_bytes(pickle.dumps([{"id": 1}]))
+    (tmp_path / "lists/refcoco+/instances.json").write_text("[]")
+    status, printed = migrate(settings("refcoco_plus_large"))
+    assert (status, printed) == (2, OneLine("train_file", "official files of RefCOCO+"))
+    (tmp_path / "lists/refcoco+/instances.json").write_text('{"annotations": []}')
+    (tmp_path / "lists/refcoco+/refs(unc).p").write_bytes(pickle.dumps([]))
+    status, printed = migrate(settings("refcoco_plus_large"))
+    assert (status, printed) == (2, OneLine("train_file", "ref_id 0"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_nlvr_lists_are_read_as_they_are(tmp_path, migrate):

@@ -74,9 +74,9 @@ def captioned(value: Any, key: str, source: Source) -> dict[str, Any]:
     """Returns the section of a list of captions. Rows with other keys than ``image`` or ``video``, ``caption`` and ``image_id``
     are renamed."""
     ours = {
-        source.get("vision_key", "image"): "video" if source.get("is_video") else "image",
-        source.get("text_key", "caption"): "caption",
-        source.get("index_key", "image_id"): "image_id",
+        source.text("vision_key", "image"): "video" if source.get("is_video") else "image",
+        source.text("text_key", "caption"): "caption",
+        source.text("index_key", "image_id"): "image_id",
     }
     renamed = {theirs: name for theirs, name in ours.items() if theirs not in (name, "video_id")}
     change = (lambda row: {renamed.get(name, name): each for name, each in row.values.items()}) if renamed else None
@@ -106,7 +106,7 @@ def question_sources(value: Any, key: str, source: Source) -> list[dict[str, Any
 
 def _questions(name: str, key: str, source: Source) -> dict[str, Any]:
     path = source.file(name)
-    roots = {"vqa": source.get("vqa_root", ""), "vg": source.get("vg_root", ""), "gqa": ""}
+    roots = {"vqa": source.text("vqa_root"), "vg": source.text("vg_root"), "gqa": ""}
     if not Path(path).is_file():
         of = next((each for each in ("vg", "gqa") if Path(path).name.startswith(each)), "vqa")
         source.files.append((path, f"not here; by its name, its images belong to {of}"))
@@ -133,7 +133,7 @@ def phrases(value: Any, key: str, source: Source) -> dict[str, dict[str, Any]]:
     The lists have the phrases, and ``refs(unc).p`` and ``instances.json`` the boxes and splits, so all become region records. If
     one of these files is missing, the sections read the official files, which hold the same phrases.
     """
-    folder = os.path.join(str(source.get("refcoco_data", "")), REFCOCO)
+    folder = os.path.join(source.text("refcoco_data"), REFCOCO)
     refs, instances = (
         source.file(os.path.join(folder, "refs(unc).p")),
         source.file(os.path.join(folder, "instances.json")),
@@ -146,7 +146,7 @@ def phrases(value: Any, key: str, source: Source) -> dict[str, dict[str, Any]]:
         source.files += [
             (path, "not here; the config names the official files, which have the same phrases") for path in missing
         ]
-        images = source.file(os.path.join(source.get("image_root", ""), "train2014"))
+        images = source.file(os.path.join(source.text("image_root"), "train2014"))
         official = {"format": "refcoco", "refs": refs, "instances": instances, "images": images}
         return {split: {**official, "splits": [split]} for split in splits}
     boxes = _boxes_of_references(refs, instances, key) if boxes_apart else {}
@@ -197,10 +197,7 @@ def by_split(value: Any, key: str, source: Source, section: Callable[[Any, str, 
 
 
 def _folder(source: Source, key: str, ours: str) -> dict[str, Any]:
-    root = source.get(key)
-    if root is not None and not isinstance(root, str):
-        raise source.wrong(key, "the name of a folder")
-    return {ours: source.file(root or "")}
+    return {ours: source.file(source.text(key))}
 
 
 def _one_list(value: Any, key: str, source: Source, change: Change | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -82,8 +83,19 @@ class Source:
             UserError: if the key is missing or has another type.
         """
         value = self.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise self.wrong(key, "a number")
+        return value
+
+    def text(self, key: str, default: str = "") -> str:
+        """Returns the value of a key, which must be a text, or ``default`` if the config does not have the key.
+
+        Raises:
+            UserError: if the value has another type.
+        """
+        value = self.get(key, default)
+        if not isinstance(value, str):
+            raise self.wrong(key, "a text")
         return value
 
     def wrong(self, key: str, wanted: str) -> UserError:
