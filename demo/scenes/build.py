@@ -42,7 +42,7 @@ VOCABULARY_LIMIT = 512
 MULTILINGUAL_LIMIT = 1500
 """Maximum number of entries of the tokenizer that is trained on the captions in all languages."""
 
-DRAWING = 10
+DRAWING = 11
 """Version number, increased when the same arguments give other images or texts, so that older folders are recognised."""
 
 _WORTH_A_PROCESS = 1000
@@ -149,7 +149,8 @@ def _write_scenes(
 
     Large splits are drawn by one process per core. Files are written line by line, so they are never in memory as a whole.
     """
-    (out / "images" / split).mkdir(parents=True, exist_ok=True)
+    for folder in (split,) if split == "train" else (split, f"pairs_{split}"):
+        (out / "images" / folder).mkdir(parents=True, exist_ok=True)
     draw = partial(_draw, out, seed, split, size, long=long)
     with ExitStack() as stack:
         scenes: Iterator[SceneRecords] = map(draw, range(count))

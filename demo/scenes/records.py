@@ -120,8 +120,8 @@ def pair_records(scene: Scene) -> list[Record]:
 
 
 def other_image(scene: Scene, pair: MinimalPair) -> str:
-    """Returns the relative path of the other image of a minimal pair."""
-    return _image(f"{_name(scene.split, scene.index)}_{pair.kind}")
+    """Returns the relative path of the other image of a minimal pair, which is not in the folder of the scenes."""
+    return _image(f"pairs_{_name(scene.split, scene.index)}_{pair.kind}")
 
 
 def question_records(scene: Scene) -> list[Record]:
