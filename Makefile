@@ -20,7 +20,7 @@ RUN := runs/demo/$(TASK)-seed$(SEED)
 
 REAL := runs/real/pretrain-seed$(SEED)
 
-.PHONY: help gpu encoders real demo demo-quick scenes clips test test-all faults test-lowest test-newest lint types setup setup-dev clean-demo clean-real
+.PHONY: help gpu encoders real demo demo-quick scenes clips test test-all faults test-lowest test-newest test-extras lint types setup setup-dev clean-demo clean-real
 
 help:
 	@echo "make demo               set up, draw scenes, pre-train a tiny model from scratch in ten minutes"
@@ -32,6 +32,7 @@ help:
 	@echo "make test               the tests that take seconds, in some five minutes"
 	@echo "make test-all           all tests; make faults: only the tests that stop, kill and damage runs"
 	@echo "make lint types         ruff and mypy; make test-lowest: the lowest releases that are allowed; make test-newest: the newest"
+	@echo "make test-extras        mteb, sentence-transformers and transformers, each in an environment with its extra alone"
 	@echo "make scenes clips       the demo's data sets alone"
 	@echo "make clean-demo         remove runs and data of the demo; make clean-real: those of make real"
 
@@ -119,7 +120,7 @@ test-lowest:
 	rm -rf .lowest
 	$(PYTHON) -m venv .lowest
 	$(LOWEST) -m pip install --quiet 'uv>=0.9,<1'
-	.lowest/bin/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct -r requirements.txt 'pytest>=8,<10'
+	.lowest/bin/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct -r requirements.txt 'pytest>=8,<10' 'pytest-timeout>=2.3,<3'
 	.lowest/bin/uv pip list --quiet --python $(LOWEST)
 	$(LOWEST) -m pytest -m "not gpu" -p no:cacheprovider $(LOWEST_TESTS)
 	$(LOWEST) -m demo.scenes --out .lowest/scenes --seed 0 --train 200 --val 20 --test 20
@@ -145,6 +146,16 @@ test-newest:
 	.newest/bin/uv pip install --quiet --python $(NEWEST) --no-deps --editable .
 	.newest/bin/uv pip list --quiet --python $(NEWEST)
 	$(NEWEST) -m pytest -m "not slow" -p no:cacheprovider -n auto --dist worksteal
+
+# Each integration (x2vlm/integrations) in an environment of its own, with its extra alone; transformers needs none.
+test-extras: $(addprefix test-extra-,mteb sentence transformers)
+
+test-extra-%:
+	rm -rf .extras/$*
+	$(PYTHON) -m venv .extras/$*
+	.extras/$*/bin/python -m pip install --quiet '.$(patsubst %,[%],$(filter-out transformers,$*))' 'pytest>=8,<10' 'pytest-timeout>=2.3,<3'
+	.extras/$*/bin/python -m pytest -p no:cacheprovider -rs tests/x2vlm/integrations/test_$**.py
+	.extras/$*/bin/python -m pytest -p no:cacheprovider -rs tests/x2vlm/test_using.py -k 'example and $*'
 
 faults: .venv/installed-dev
 	.venv/bin/python -m pytest -n 2 --dist worksteal tests/faults

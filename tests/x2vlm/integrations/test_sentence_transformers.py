@@ -26,6 +26,7 @@ def images(scenes_folder) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory) -> Path:
+    pytest.importorskip("onnxscript")
     folder = tmp_path_factory.mktemp("export") / "model.onnx"
     export(model("pretrain"), folder)
     return folder
