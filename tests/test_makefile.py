@@ -23,5 +23,7 @@ def test_the_next_step_of_the_demo_is_another_task(task):
 
 def test_help_lists_every_target_that_a_newcomer_needs():
     said = planned("help")
-    for target in "demo real gpu setup test test-all faults lint types test-lowest test-newest test-extras scenes clips".split():  # noqa: SIM905
+    for (
+        target
+    ) in "demo real gpu setup test test-all faults lint types test-lowest test-newest test-extras scenes clips".split():  # noqa: SIM905
         assert f"make {target}" in said or f" {target} " in said, target

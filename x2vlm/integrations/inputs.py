@@ -1,4 +1,4 @@
-"""What the integrations share: the model, and texts that the model cannot read."""
+"""Loading of the model, and handling of texts without words, for all integrations."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ except ImportError:
     raise UserError('x2vlm.integrations.mteb needs mteb, which is not installed: pip install ".[mteb]"') from None
 
 NO_WORDS = "unknown"
-"""What the model is given for a text without words. Its score is the lowest of all, whatever the model says."""
+"""Replaces a text without words as the input of the model. The score of such a text is then set to the lowest possible."""
 
 Ranking = dict[str, dict[str, float]]
 """For each query the scores of its documents, by their names."""
@@ -209,7 +209,7 @@ class _Items:
         return self._embeddings
 
     def states(self, rows: Sequence[int]) -> Tensor:
-        """Returns the states (rows, K, D) of images. Those of the first images are kept, as far as the memory allows."""
+        """Returns the states (rows, K, D) of images. The states of the first images are kept, as far as the memory allows."""
         new = [row for row in rows if row not in self._states]
         fresh: dict[int, Tensor] = {}
         if new:

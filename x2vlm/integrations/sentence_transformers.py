@@ -73,7 +73,7 @@ def cross_encoder(
 
 
 class _X2VLMModule(InputModule):
-    """A model as a module of sentence-transformers, whose device and precision follow those of the whole."""
+    """A model as a module of sentence-transformers. Its parameters move to other devices with the whole."""
 
     save_in_root = False
 

@@ -1,4 +1,4 @@
-"""Four kinds of mteb's tasks on drawn scenes, without a network: their numbers are those of our own metrics."""
+"""Four kinds of mteb's tasks on drawn scenes, without a network: their numbers equal our own metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``save(format="transformers")`` writes is loaded by transformers alone, and gives what the calls of the model give."""
+"""A model saved with ``format="transformers"`` is loaded by transformers alone, and gives the same results."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_the_file_is_readable():
 
 
 def rows() -> list[Any]:
-    """The encoders of docs/encoders.md; those that take long are slow tests."""
+    """The encoders of docs/encoders.md; most are slow tests."""
     quick = ("DINOv2", "SigLIP 2", "DistilBERT")
     named = [(f"{row.library} {row.title}", row) for row in (*vision.ROWS, *text.ROWS)]
     return [pytest.param(row, id=name, marks=() if row.title in quick else pytest.mark.slow) for name, row in named]

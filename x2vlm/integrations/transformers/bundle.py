@@ -17,15 +17,15 @@ from typing import NamedTuple
 from tasks.kinds import ROOT
 
 PLAIN = {"property", "cached_property", "staticmethod", "classmethod", "abstractmethod", "no_grad", "contextmanager"}
-"""Decorators of methods that are called by their names. What has another one, such as a validator, is never left out."""
+"""Decorators of methods that are called by their names. A method with another decorator, such as a validator, is always kept."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Import = ast.Import | ast.ImportFrom
 
 
 class Target(NamedTuple):
-    """What a name stands for: a definition of a module of ours; such a module itself, without ``name``; or an import of another
-    package, whose statement is ``module``."""
+    """The meaning of a name: a definition in a module of this project; such a module itself, without ``name``; or an import of
+    another package, whose statement is ``module``."""
 
     module: str
     name: str
@@ -54,14 +54,14 @@ class Source:
         name: its name.
         text: its source.
         place: its file, in this project.
-        definitions: the statements of each top-level name: the one that binds it, and the text that documents it.
-        imported: what imported names stand for.
+        definitions: the statements of each top-level name: its definition, and the text that documents it.
+        imported: the meanings of imported names.
     """
 
     def __init__(self, name: str):
         path = _path_of(name)
         assert path is not None, name
-        self.name, self.text, self.place = name, path.read_bytes(), path.relative_to(ROOT).as_posix()
+        self.name, self.text, self.place = name, path.read_bytes(), path.relative_to(_folder()).as_posix()
         self.definitions: dict[str, list[ast.stmt]] = {}
         self.imported: dict[str, Target] = {}
         self._starts = [0]
@@ -200,7 +200,7 @@ class Bundle:
         return decorators <= PLAIN and not method.name.startswith("__") and method.name not in self.mentioned
 
     def _modules(self) -> list[str]:
-        """Returns the modules with kept definitions, each after those that it imports."""
+        """Returns the modules with kept definitions. Each module comes after the modules that it imports."""
         used = {target.module for target in self.kept if not target.is_import}
         ordered: dict[str, None] = {}
         seen: set[str] = set()
@@ -229,7 +229,7 @@ class Bundle:
         return names
 
     def _rewritten(self, source: Source, statement: ast.stmt) -> str:
-        """Returns the source of a statement with the names of the file, and without what is left out."""
+        """Returns the source of a statement with the names of the file, and without methods that are not kept."""
         cut = [Edit(*source.lines(each), "") for each in left_out(statement, self._is_left_out)]
         for colon, annotation in annotations_of(statement):
             if not all(self._is_known(source.name, use) for use in uses(annotation, self._is_left_out)):
@@ -328,15 +328,15 @@ class _Uses(ast.NodeVisitor):
 
 
 def uses(node: ast.AST, skip: Callable[[Function], bool], *, in_annotations: bool = False) -> list[Use]:
-    """Returns the global names that a statement reads, without those of the methods to ``skip``, and of the annotations of
-    functions only if asked."""
+    """Returns the global names that a statement reads, except in methods to ``skip``, and in annotations of functions only if
+    asked."""
     visitor = _Uses(skip, in_annotations)
     visitor.visit(node)
     return visitor.found
 
 
 def mentioned(statement: ast.stmt, skip: Callable[[Function], bool]) -> set[str]:
-    """Returns all names in a statement by which a method could be called, those in strings included."""
+    """Returns all names in a statement by which a method could be called, including names in strings."""
     found: set[str] = set()
     todo: list[ast.AST] = [statement]
     while todo:
@@ -431,12 +431,17 @@ def _is_ours(module: str | None) -> bool:
     return module is not None and _path_of(module) is not None
 
 
+def _folder() -> Path:
+    """Returns the folder with the top-level packages: of an installation, the one with x2vlm."""
+    return ROOT if (ROOT / "x2vlm").is_dir() else ROOT.parent
+
+
 def _path_of(module: str) -> Path | None:
-    """Returns the file of a module of this project; None: there is none. In an installation all packages are inside x2vlm."""
-    first, installed = module.partition(".")[0], not (ROOT / "x2vlm").is_dir()
-    if installed and first != "x2vlm":
+    """Returns the file of a module of this project, or None for other modules. In an installation all packages are inside
+    x2vlm."""
+    if _folder() != ROOT and module.partition(".")[0] != "x2vlm":
         return None
-    path = (ROOT.parent if installed else ROOT).joinpath(*module.split("."))
+    path = _folder().joinpath(*module.split("."))
     if path.is_dir():
         return path / "__init__.py" if (path / "__init__.py").is_file() else None
     return path.with_suffix(".py") if path.with_suffix(".py").is_file() else None

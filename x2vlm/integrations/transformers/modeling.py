@@ -62,7 +62,7 @@ class X2VLMConfig(PretrainedConfig):
 
 @dataclass
 class X2VLMOutput(ModelOutput):
-    """What an X²-VLM says of N images and M texts.
+    """Results of an X²-VLM for N images and M texts.
 
     Attributes:
         image_embeds: (N, E) of length 1.

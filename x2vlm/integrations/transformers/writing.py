@@ -33,7 +33,7 @@ REPLACED = {
     ("models.core.backbones.hub_backbone", "save_config"): "not_in_this_file",
     ("models.core.backbones.timm_backbone", "pretrained_weights"): "not_in_this_file",
 }
-"""Functions that the modelling file does not need, and what stands for them there."""
+"""Functions that the modelling file does not need, and their replacements there."""
 
 HEADING = f'''"""X²-VLM (arXiv:2211.12402) in one file, for ``AutoModel`` and ``AutoProcessor`` of transformers.
 
@@ -51,11 +51,11 @@ def write(model: LoadedModel, folder: Path) -> None:
     settings = model.settings
     if settings.task not in EXPORTED_TASKS:
         raise UserError(
-            f"{model.origin} is a model of task {settings.task}; save(format='transformers') takes those of "
+            f"{model.origin} is a model of task {settings.task}; save(format='transformers') takes models of "
             f"{', '.join(EXPORTED_TASKS)}"
         )
     if settings.model.vision.video is not None:
-        raise UserError(f"{model.origin} is a model of videos; save(format='transformers') takes those of images")
+        raise UserError(f"{model.origin} is a model of videos; save(format='transformers') takes models of images")
     if getattr(settings.model, "box_set", None) is not None:
         raise UserError(
             f"{model.origin} has a head for sets of boxes, which save(format='transformers') does not write"
