@@ -1,4 +1,4 @@
-"""Draws ``docs/model.png``, the picture of the model in the README: ``python docs/draw_model.py``."""
+"""Draws ``docs/model.png``, the picture of the model in docs/pretraining.md: ``python docs/draw_model.py``."""
 
 from pathlib import Path
 
