@@ -27,6 +27,7 @@ from utils.hub import local_folder
 from utils.weight_file import trained_token_ids
 from x2vlm.export.files import is_export
 from x2vlm.model import Model
+from x2vlm.saving import MODELLING_FILE
 from x2vlm.settings import Settings, settings_of, settings_of_run
 
 HUB = "hub:"
@@ -169,6 +170,10 @@ def _weights_of(source: str) -> Path:
     path = expanded(source)
     if not path.exists():
         raise UserError(f"{source}: no such file or folder; give a run's folder, a weight file, or {HUB}owner/name")
+    if (path / MODELLING_FILE).is_file():
+        raise UserError(
+            f"{source}: saved for transformers; load it with AutoModel.from_pretrained, or save the model with format='x2vlm'"
+        )
     if (path / ADAPTERS).is_file():
         raise UserError(
             f"{source}: contains only adapters; make a model of it with `python run.py checkpoint merge {source} --base …`"

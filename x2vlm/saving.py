@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from x2vlm.base import LoadedModel
 
 CARD = "README.md"
+MODELLING_FILE = "modeling_x2vlm.py"
+"""Code of a model that is saved for transformers."""
 HEADING = "## Numbers"
 
 

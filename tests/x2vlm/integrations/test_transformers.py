@@ -24,7 +24,7 @@ from tests.encoders import text, vision
 from tests.encoders.training import VOCABULARY
 from utils.errors import UserError
 from utils.image_size import sides_of
-from x2vlm import Model
+from x2vlm import Model, load
 from x2vlm.integrations.transformers.writing import modelling_file
 from x2vlm.settings import Settings
 
@@ -231,6 +231,11 @@ def test_other_encoders(model, row, tmp_path):
         columns = [torch.arange(len(words.ids))] * 2
         margins = asked.runtime.margins(asked.runtime.image_states(pixels), columns, TextBank.of([packed]))
     torch.testing.assert_close(output.matching_logits, torch.stack(margins), rtol=0, atol=1e-6)
+
+
+def test_our_own_load_says_whose_folder_it_is(saved):
+    with pytest.raises(UserError, match=r"saved for transformers; load it with AutoModel.from_pretrained"):
+        load(saved("pretrain"))
 
 
 def test_what_is_refused(model, of_videos, tmp_path):

@@ -18,12 +18,10 @@ from x2vlm.calls import EXPORTED_TASKS
 from x2vlm.integrations.transformers import modeling
 from x2vlm.integrations.transformers.bundle import Bundle, Target
 from x2vlm.integrations.transformers.modeling import HEADS, X2VLMConfig, X2VLMModel, X2VLMProcessor
+from x2vlm.saving import MODELLING_FILE
 
 if TYPE_CHECKING:
     from x2vlm.base import LoadedModel
-
-FILE = "modeling_x2vlm"
-"""Name of the modelling file, without its suffix."""
 
 STAND_INS = "x2vlm.integrations.transformers.stand_ins"
 REPLACED = {
@@ -65,7 +63,7 @@ def write(model: LoadedModel, folder: Path) -> None:
     written.load_state_dict({name: own[name] if name in own else buffers[name] for name in written.state_dict()})
     written.save_pretrained(folder)
     _processor(model).save_pretrained(folder)
-    write_text(folder / f"{FILE}.py", modelling_file())
+    write_text(folder / MODELLING_FILE, modelling_file())
     _refer(folder / "config.json", {"AutoConfig": "X2VLMConfig", "AutoModel": "X2VLMModel"})
     _refer(folder / "processor_config.json", {"AutoProcessor": "X2VLMProcessor"})
 
@@ -125,6 +123,7 @@ def _processor(model: LoadedModel) -> X2VLMProcessor:
 
 def _refer(file: Path, classes: dict[str, str]) -> None:
     """Names the classes of the modelling file in a config."""
+    module = MODELLING_FILE.removesuffix(".py")
     values = json.loads(file.read_text(encoding="utf-8"))
-    values["auto_map"] = {name: f"{FILE}.{of_file}" for name, of_file in classes.items()}
+    values["auto_map"] = {name: f"{module}.{of_file}" for name, of_file in classes.items()}
     write_text(file, json.dumps(values, indent=2, sort_keys=True) + "\n")
