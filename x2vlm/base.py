@@ -17,10 +17,10 @@ from dataset.text.processors import PlainTextProcessor, clean_caption, clean_que
 from engine.precision import PrecisionName
 from models.core.packing import PackedTexts
 from models.core.xvlm import XVLM
-from models.inference.reranking import TextBank
 from utils.errors import UserError
 from x2vlm.calls import CALLS, EXPORTED
 from x2vlm.inputs import Image, Reader, View, as_list
+from x2vlm.matching import Matcher
 from x2vlm.runtime import Runtime, TorchRuntime
 from x2vlm.settings import Settings
 
@@ -174,14 +174,14 @@ class LoadedModel:
     def margins(self, images: Image | Sequence[Image], texts: str | Sequence[str]) -> np.ndarray:
         """Returns the log-odds that each text is about each image, (images, texts) float32; :meth:`match` gives probabilities."""
         self._check("match")
-        (bank,) = self.run([as_texts(texts)], lambda batch: [TextBank.of([self.encoded(batch[0])])])
-        every = torch.arange(len(bank.index))
+        matcher = Matcher(self, as_texts(texts))
+        every = torch.arange(matcher.count)
 
         def score(images: Sequence[Image]) -> list[np.ndarray]:
             states = self.runtime.image_states(self.pixels(self.views(images)))
-            return [each.cpu().numpy() for each in self.runtime.margins(states, [every] * len(images), bank)]
+            return matcher.margins(states, [every] * len(images))
 
-        return np.stack(self.run(as_list(images), score))
+        return np.stack(self.run(as_list(images), score)).astype(np.float32)
 
     def embed_images(self, images: Image | Sequence[Image]) -> np.ndarray:
         """Returns embeddings of images, (images, E) float32 of length 1; their products with text embeddings are cosines."""

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from models.core.contrastive import AligningConfig
-from models.inference.reranking import TextBank
 from utils.errors import UserError
 from x2vlm.base import LoadedModel
 from x2vlm.inputs import Image
+from x2vlm.matching import Matcher
 from x2vlm.runtime import Located
 
 
@@ -69,11 +69,6 @@ class Encoder:
         return self.model.run([text], find)[0]
 
     def margins(self, tokens: Sequence[Tensor], text: str) -> np.ndarray:
-        """Returns the log-odds that a text is about each of several images, given by their tokens; (images,) float32."""
-
-        def score(texts: Sequence[str]) -> list[np.ndarray]:
-            stacked = torch.stack(list(tokens)).to(self.runtime.device)
-            bank, first = TextBank.of([self.model.encoded(texts)]), [torch.zeros(1, dtype=torch.int64)] * len(stacked)
-            return [torch.cat(self.runtime.margins(stacked, first, bank)).cpu().numpy()]
-
-        return self.model.run([text], score)[0]
+        """Returns the log-odds that a text is about each of several images, given by their tokens; (images,) float64."""
+        stacked, first = torch.stack(list(tokens)).to(self.runtime.device), torch.zeros(1, dtype=torch.int64)
+        return np.concatenate(Matcher(self.model, [text]).margins(stacked, [first] * len(stacked)))
