@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from commands.models import ModelFlags
+from utils.commands import argv_of
 from utils.errors import UserError
+from utils.files import expanded
 from utils.flags import SEVERAL, ModelName, read_by, whole_number
 from x2vlm.suites import SUITES, suite_named
 
@@ -32,23 +37,23 @@ def benchmark(
     """Measure what a model understands without fine-tuning: whether it tells apart texts, or images, that differ in one fact;
     finds images and texts; names classes; and locates phrases. The files of a suite are read as they are published.
 
-    Each example is scored by the cosine of the embeddings, by the matching head, and by both. Two baselines stand next to each
-    result: the text alone with a grey image, and the image alone with one text for all. If a baseline is far above chance, the
-    suite can be solved without looking.
+    Each example is scored by the cosine of the embeddings, by the matching head, and by their sum. Two baselines stand next to
+    each result: the text alone with a grey image, and the image alone with one text for all. If a baseline is far above chance,
+    the suite can be solved without looking.
 
     Args:
         suite: what to measure.
         model: a model of task pretrain or retrieval (RefCOCO: pretrain): a run's folder, a weight file, hub:owner/name, or an
             export.
         data: folder with the files of the suite; if any is missing, the message says where it is published.
-        kinds: kinds of examples (default: all).
+        kinds: kinds of examples, separated by spaces (default: all).
         bootstrap: draws of the 95 % intervals, 0 for none.
         out: folder for receipt.json, table.txt, and all examples with their scores in cases.jsonl.
 
     Examples:
         python run.py benchmark drawn-pairs --model runs/demo/pretrain-seed0 --data data/scenes
     """
-    from x2vlm.suites.suite import as_json, table
+    from x2vlm.suites.suite import SEED, as_json, table
 
     chosen = suite_named(suite)
     if not data.is_dir():
@@ -65,22 +70,37 @@ def benchmark(
     sys.stdout.write(f"{text}\n")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
+        from tools.reproduce.identity import code_identity, machine_and_packages
+
+        lines = [json.dumps(example, ensure_ascii=False) for example in judged.examples]
+        command = argv_of(
+            benchmark, suite, model=model, data=data, kinds=kinds, bootstrap=bootstrap, out=out, options=options
+        )
         receipt = {
-            "command": suite,
+            "suite": suite,
+            "command": shlex.join(["python", "run.py", "benchmark", *command]),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "model": loaded.origin,
-            "weights": loaded.runtime.weights,
+            "weights": {**_weights_file(model), "blake2b_of_tensors": loaded.runtime.weights},
+            "device": str(loaded.runtime.device),
             "precision": options.precision,
+            "batch_size": options.batch_size,
+            "data": str(data),
             "kinds": list(kinds),
             "bootstrap": bootstrap,
-            "files": {name: _sha256(data / name) for name in chosen.files(kinds)},
+            "seed": SEED,
+            "files": {name: _sha256(data / name) for name in chosen.files(data, kinds)},
             "examples": len(judged.kinds),
-            "notes": list(judged.notes),
+            "examples_sha256": _digest(judged.examples),
+            "details": dict(judged.details),
+            "notes": chosen.notes(judged),
             **as_json(chosen, results),
+            "code": code_identity(),
+            "machine": machine_and_packages(),
         }
         (out / RECEIPT).write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
         (out / TABLE).write_text(f"{text}\n", encoding="utf-8")
-        lines = (json.dumps(example, ensure_ascii=False) + "\n" for example in judged.examples)
-        (out / CASES).write_text("".join(lines), encoding="utf-8")
+        (out / CASES).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         sys.stdout.write(f"wrote {RECEIPT}, {TABLE} and {CASES} to {out}\n")
     return 0
 
@@ -88,3 +108,29 @@ def benchmark(
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _weights_file(model: str) -> dict[str, str]:
+    """Returns the weight file of a local model, whose path has the step of a checkpoint, and its hash."""
+    from engine.checkpoint import find_weights  # imports torch
+
+    path = expanded(model)
+    if not path.exists():  # on the Hub
+        return {}
+    try:
+        file = find_weights(path)
+    except UserError:  # an export
+        return {}
+    return {"file": str(file), "sha256": _sha256(file)}
+
+
+def _digest(examples: Sequence[Mapping[str, Any]]) -> str:
+    """Returns a hash of what was asked: kinds, names of images, and texts, in order, without scores and folders."""
+    asked = hashlib.sha256()
+    for example in examples:
+        images = [Path(image).name for image in example.get("images", [example.get("image", "")])]
+        texts = {
+            key: example[key] for key in ("id", "kind", "part", "texts", "class", "phrase", "query") if key in example
+        }
+        asked.update(json.dumps([images, texts], sort_keys=True).encode())
+    return asked.hexdigest()

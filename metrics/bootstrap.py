@@ -6,6 +6,7 @@ interval is between percentiles of the resampled means (Efron and Tibshirani, An
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,19 @@ def interval(scores: Sequence[Scores], draws: int, seed: int, level: float = 0.9
         return None
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """Returns Wilson's 95 % interval of a share of ``count`` independent examples (Newcombe, Statistics in Medicine 17, 1998,
+    method 3). It is never a single point, unlike the bootstrap interval of equal examples.
+
+    >>> [round(end, 4) for end in wilson_interval(1.0, 5)]
+    [0.5655, 1.0]
+    """
+    z = 1.959964
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _by_group(scores: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

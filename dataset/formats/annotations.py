@@ -201,7 +201,8 @@ def parse_rows(
         ],
     )
     if len(broken) > max_broken * total or not parsed:
-        remedy = remedy_for(kinds, "data.max_broken" if len(broken) <= total / 2 else None)
+        can_be_raised = key.startswith("data.") and len(broken) <= total / 2
+        remedy = remedy_for(kinds, "data.max_broken" if can_be_raised else None)
         if key.startswith("evaluation."):
             remedy = "a held-out set has to be whole"
         raise UserError(f"{counted}; {remedy}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,6 +93,16 @@ class CaptionedImages:
         """Returns the captions of an image, in order."""
         start, end = np.searchsorted(self.image_of_caption, [image, image + 1])
         return tuple(self.captions[start:end])
+
+    def only(self, images: Sequence[int]) -> CaptionedImages:
+        """Returns some of the images, ascending, with their captions."""
+        captions = [self.captions_of(image) for image in images]
+        return CaptionedImages(
+            images=SourceColumn([self.images[image] for image in images]),
+            captions=TextColumn(caption for of_image in captions for caption in of_image),
+            image_of_caption=np.repeat(np.arange(len(captions)), list(map(len, captions))),
+            ids=TextColumn(self.ids[image] for image in images),
+        )
 
     def references(self) -> list[tuple[str, ...]]:
         """Returns the captions of each image, in order."""

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from utils.errors import UserError
 from x2vlm.base import LoadedModel
-from x2vlm.suites.scoring import Case, score_cases
-from x2vlm.suites.suite import Judged, Suite, chosen_kinds, need, need_images
+from x2vlm.suites.scoring import Case, ScoredCases, score_cases
+from x2vlm.suites.suite import TIES, Judged, Suite, chosen_kinds, need, need_images
 
 SEVERAL = ""
 """Key of a file that has cases of several kinds."""
 
 Rule = Callable[[np.ndarray], Mapping[str, float]]
-"""Judges a case by its scores (images, texts): returns the value of each measure, usually 1 for right and 0 for wrong."""
+"""Judges a case by its scores (images, texts): returns the value of each measure, usually 1 for right and 0 for wrong. Only the
+order of the scores may matter."""
+
+TIED = {"text only": 0, "image only": 1}
+"""The axis of scores (images, texts) along which a baseline has only ties."""
+
+MOST_PERMUTED = 5
+"""For up to this number of tied scores, all orders are judged; for more, each is the first, the second, ... once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,42 +36,58 @@ class CaseSuite(Suite[list[Case]]):
 
     Attributes:
         file_of: the official file of each kind.
-        cases: reads the cases of a kind from its file. Images are in the folder of the file.
+        cases: reads the cases of a kind from its file, also those that the official rule leaves out.
         rule: the official rule.
-        chance: value of each measure for random scores; empty: of a choice among the texts of each case.
+        chance: value of each measure for random scores; empty: 1 / N, for a choice among the N texts of each case.
+        text_rule: a rule for the cosines (texts, texts) of the texts with each other. Its measures have no value by the other
+            scores.
     """
 
     file_of: Mapping[str, str]
     cases: Callable[[str, Path], list[Case]]
     rule: Rule
     chance: Mapping[str, float]
+    text_rule: Rule | None = None
 
-    def files(self, kinds: Sequence[str]) -> list[str]:
+    def files(self, folder: Path, kinds: Sequence[str]) -> list[str]:
         if SEVERAL in self.file_of:
             return [self.file_of[SEVERAL]]
         return [self.file_of[kind] for kind in chosen_kinds(tuple(self.file_of), kinds, self)]
 
     def read(self, folder: Path, kinds: Sequence[str]) -> list[Case]:
         kind_of = {name: kind for kind, name in self.file_of.items()}
-        paths = need(folder, self.files(kinds), self)
-        cases = [case for path in paths for case in self.cases(kind_of[path.name], path)]
-        if not cases:
-            raise UserError(f"{folder}: the files of {self.title} have no cases; see {self.published_at}")
+        cases: list[Case] = []
+        for path in need(folder, self.files(folder, kinds), self):
+            of_file = self.cases(kind_of[path.name], path)
+            if not of_file:
+                raise UserError(f"{path}: has no cases; download it again from {self.published_at}")
+            cases += of_file
         chosen = chosen_kinds([case.kind for case in cases], kinds, self)
         cases = [case for case in cases if case.kind in chosen]
-        need_images([picture.path for case in cases for picture in case.pictures], self)
+        measured = [case for case in cases if not case.left_out]
+        if not measured:
+            raise UserError(
+                f"{folder}: all {len(cases):,} cases are left out: {cases[0].left_out}; use the whole official file"
+            )
+        need_images([picture.path for case in measured for picture in case.pictures], self)
         return cases
 
     def judge(self, model: LoadedModel, content: list[Case]) -> Judged:
-        scored = score_cases(model, content)
+        scored = score_cases(model, [case for case in content if not case.left_out])
         cases, scores = scored.cases, scored.scores
-        values = {
-            score: {
-                look: np.array([[self.rule(one)[measure] for measure in self.measures] for one in each])
-                for look, each in looks.items()
-            }
+        judged = {
+            score: {look: [self._judge(score, look, scored, index) for index in range(len(cases))] for look in looks}
             for score, looks in scores.items()
         }
+        values = {
+            score: {
+                look: np.array([[one.get(measure, np.nan) for measure in self.measures] for one in each])
+                for look, each in looks.items()
+            }
+            for score, looks in judged.items()
+        }
+        left_out = Counter(case.left_out for case in content if case.left_out)
+        kinds = {case.kind: None for case in content if not case.left_out}.keys() - {case.kind for case in cases}
         return Judged(
             [case.kind for case in cases],
             [str(case.pictures[0].path) for case in cases],
@@ -70,15 +96,39 @@ class CaseSuite(Suite[list[Case]]):
             [case.part for case in cases],
             [
                 {
+                    "id": case.id,
                     "kind": case.kind,
+                    "part": case.part,
                     "images": [str(picture.path) for picture in case.pictures],
                     "texts": case.texts,
-                    "scores": {score: looks["model"][index].round(5).tolist() for score, looks in scores.items()},
+                    "right": {score: looks["model"][index] for score, looks in judged.items()},
+                    **{
+                        name: {score: looks[look][index].round(9).tolist() for score, looks in scores.items()}
+                        for name, look in (
+                            ("scores", "model"),
+                            ("text_only", "text only"),
+                            ("image_only", "image only"),
+                        )
+                    },
                 }
                 for index, case in enumerate(cases)
             ],
-            scored.notes(),
+            [
+                *(f"{count:,} of {len(content):,} cases are left out: {why}" for why, count in left_out.items()),
+                *scored.notes(),
+                *(f"no case of {kind} could be scored" for kind in sorted(kinds)),
+                TIES,
+            ],
         )
+
+    def _judge(self, score: str, look: str, scored: ScoredCases, index: int) -> dict[str, float]:
+        """The value of each measure for a case. Ties that a baseline has by construction count by their expected value."""
+        scores, cosines = scored.scores[score][look][index], scored.text_cosines[index]
+        found = dict(self.rule(scores) if look == "model" else expected_value(self.rule, scores, TIED[look]))
+        if self.text_rule is not None and score == "cosine":
+            tied = look == "image only"
+            found |= expected_value(self.text_rule, 0 * cosines, 1) if tied else self.text_rule(cosines)
+        return found
 
     def _chance_of_choices(self, cases: Sequence[Case]) -> dict[str, float]:
         shares: dict[str, list[float]] = {}
@@ -87,6 +137,36 @@ class CaseSuite(Suite[list[Case]]):
         return {
             f"{kind}: {measure}": float(np.mean(each)) for kind, each in shares.items() for measure in self.measures
         }
+
+
+def expected_value(rule: Rule, scores: np.ndarray, axis: int) -> dict[str, float]:
+    """Returns the expected value of each measure if chance decides between scores that are equal along an axis.
+
+    Args:
+        rule: the rule.
+        scores: (images, texts).
+        axis: 0 if each text has the same score with all images; 1 if each image has the same score with all texts.
+    """
+    if scores.shape[axis] == 1:
+        return dict(rule(scores))
+    _, ranks = np.unique(scores, return_inverse=True)
+    return dict(_expected(rule, tuple(tuple(row) for row in ranks.reshape(scores.shape).tolist()), axis))
+
+
+@lru_cache(maxsize=1 << 14)
+def _expected(rule: Rule, ranks: tuple[tuple[int, ...], ...], axis: int) -> Mapping[str, float]:
+    base = np.array(ranks, np.float64)
+    count, lines = base.shape[axis], base.shape[1 - axis]
+    orders: list[Sequence[int]] = (
+        list(itertools.permutations(range(count)))
+        if count <= MOST_PERMUTED
+        else [np.roll(range(count), places).tolist() for places in range(count)]
+    )
+    values = []
+    for chosen in itertools.product(orders, repeat=lines):
+        order = np.array(chosen) / count  # (lines, count), less than the difference between two ranks
+        values.append(rule(base + (order if axis else order.T)))
+    return {measure: float(np.mean([value[measure] for value in values])) for measure in values[0]}
 
 
 def first_text_is_best(scores: np.ndarray) -> dict[str, float]:

@@ -17,7 +17,7 @@ from x2vlm.base import LoadedModel
 from x2vlm.inputs import View
 from x2vlm.matching import Matcher
 from x2vlm.suites.scoring import all_scores, check_scores, grey_view
-from x2vlm.suites.suite import LOOKS, SCORES, Judged, Suite
+from x2vlm.suites.suite import LOOKS, SCORES, TIES, Judged, Suite, unread
 
 NAMES, TEMPLATES = "classnames.txt", "templates.txt"
 DEFAULT_TEMPLATE = "a photo of a {c}"
@@ -43,8 +43,8 @@ class ClassificationSuite(Suite[Folders]):
 
     measures: tuple[str, ...] = ("top-1", "top-5")
 
-    def files(self, kinds: Sequence[str]) -> list[str]:
-        return []
+    def files(self, folder: Path, kinds: Sequence[str]) -> list[str]:
+        return [name for name in (NAMES, TEMPLATES) if (folder / name).is_file()]
 
     def read(self, folder: Path, kinds: Sequence[str]) -> Folders:
         if kinds:
@@ -80,10 +80,11 @@ class ClassificationSuite(Suite[Folders]):
 
     def judge(self, model: LoadedModel, content: Folders) -> Judged:
         check_scores(model)
-        classifier, rng = _Classifier(model, content), np.random.default_rng(0)
+        classifier, classes = _Classifier(model, content), len(content.names)
+        chance = {"top-1": 1 / classes, "top-5": min(1.0, 5 / classes)}
         grey = classifier.scores([grey_view(model)])
         found: dict[str, dict[str, list[np.ndarray]]] = {score: {look: [] for look in LOOKS} for score in SCORES}
-        kept, named, skipped = [], [], []
+        kept, best, skipped = [], [], []
         with progress_bar(total=len(content.images), desc="images", unit="image") as bar:
             for start in range(0, len(content.images), model.batch_size):
                 batch, views = content.images[start : start + model.batch_size], []
@@ -98,30 +99,43 @@ class ClassificationSuite(Suite[Folders]):
                     continue
                 seen, true = classifier.scores(views), np.array([index for _, index in kept[-len(views) :]])
                 for score in SCORES:
-                    of_grey = np.repeat(grey[score], len(views), axis=0)
-                    for look, scores in zip(LOOKS, (seen[score], of_grey, rng.random(of_grey.shape)), strict=True):
-                        found[score][look].append(_hits(scores, true))
-                best = {score: scores.argmax(axis=1) for score, scores in seen.items()}
-                named += [
-                    {score: content.names[each[row]] for score, each in best.items()} for row in range(len(views))
+                    found[score]["model"].append(_hits(seen[score], true))
+                    found[score]["text only"].append(_hits(np.repeat(grey[score], len(views), axis=0), true))
+                    found[score]["image only"].append(
+                        np.tile(list(chance.values()), (len(views), 1))
+                    )  # all classes are tied
+                best += [
+                    {score: _best(scores[row], content.names) for score, scores in seen.items()}
+                    for row in range(len(views))
                 ]
         if not kept:
             raise UserError(f"no image can be read: {skipped[0]}")
-        classes = len(content.names)
+        values = {score: {look: np.concatenate(each) for look, each in looks.items()} for score, looks in found.items()}
         return Judged(
             ["all"] * len(kept),
             [str(path) for path, _ in kept],
-            {score: {look: np.concatenate(each) for look, each in looks.items()} for score, looks in found.items()},
-            {"top-1": 1 / classes, "top-5": min(1.0, 5 / classes)},
+            values,
+            chance,
             [content.names[index] for _, index in kept],
             [
-                {"image": str(path), "class": content.names[index], "named": names}
-                for (path, index), names in zip(kept, named, strict=True)
+                {
+                    "kind": "all",
+                    "image": str(path),
+                    "class": content.names[index],
+                    "right": {
+                        score: dict(zip(self.measures, values[score]["model"][row].tolist(), strict=True))
+                        for score in SCORES
+                    },
+                    "scores": best[row],
+                }
+                for row, (path, index) in enumerate(kept)
             ],
             [
                 f"{classes} classes; templates: {', '.join(content.templates)}",
-                *([f"{len(skipped):,} images could not be read, such as {skipped[0]}"] if skipped else []),
+                *unread(skipped),
+                TIES,
             ],
+            {"classes": content.names, "templates": content.templates},
         )
 
 
@@ -149,6 +163,12 @@ def _hits(scores: np.ndarray, true: np.ndarray) -> np.ndarray:
     before = (scores >= own).sum(axis=1) - 1
     before = np.where(np.isneginf(own[:, 0]), scores.shape[1], before)
     return np.stack([before < 1, before < 5], axis=1).astype(np.float64)
+
+
+def _best(scores: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    """The best classes of an image with their scores, best first."""
+    order = np.argsort(-scores, kind="stable")[:CANDIDATES]
+    return {names[index]: round(float(scores[index]), 5) for index in order}
 
 
 def _lines(path: Path) -> list[str]:

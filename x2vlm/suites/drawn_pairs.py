@@ -11,22 +11,23 @@ from x2vlm.suites.suite import lines_of, reading, texts_in
 
 def _cases(kind: str, path: Path) -> list[Case]:
     cases = []
-    for place, entry in lines_of(path):
+    for place, key, entry in lines_of(path):
         with reading(place):
             first, second = texts_in(entry["images"], 0, 1)
             pictures = (Picture(path.parent / first), Picture(path.parent / second))
-            cases.append(Case(str(entry["kind"]), pictures, texts_in(entry["captions"], 0, 1)))
+            cases.append(Case(str(entry["kind"]), pictures, texts_in(entry["captions"], 0, 1), id=key))
     return cases
 
 
 SUITE = CaseSuite(
     title="Drawn pairs",
-    paper="this project",
+    paper="",
     published_at="python -m demo.scenes --out data/scenes",
     measures=("accuracy", "text", "image", "group"),
     file_of={SEVERAL: "pairs_test.jsonl"},
     cases=_cases,
     rule=choices_and_pairs_match,
     chance={"accuracy": 1 / 2, "text": 1 / 4, "image": 1 / 4, "group": 1 / 6},
+    summaries={"all": ("micro", ())},
     note="each text is right once and wrong once, so a model that does not see the images has an accuracy of 50 %",
 )

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset.formats.annotations import Row
+from dataset.formats.refcoco import phrase_rows
 from dataset.tasks.grounding import GroundingSplitConfig, Phrase, read_phrases
 from metrics.grounding import pixel_iou
 from utils.errors import UserError
 from utils.progress import progress_bar
 from x2vlm.base import LoadedModel
 from x2vlm.boxes import Box
-from x2vlm.inputs import Image
+from x2vlm.inputs import Image, View
 from x2vlm.model import Model
 from x2vlm.suites.scoring import grey_view
-from x2vlm.suites.suite import BLANK, LOOKS, Judged, Published, Suite, chosen_kinds, need
+from x2vlm.suites.suite import BLANK, LOOKS, Judged, Published, Suite, chosen_kinds, need, need_images, unread
 
 IMAGES = "train2014"
 LEAST_IOU = 0.5
@@ -37,13 +39,19 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
     splits: tuple[str, ...]
     measures: tuple[str, ...] = ("accuracy",)
 
-    def files(self, kinds: Sequence[str]) -> list[str]:
+    def files(self, folder: Path, kinds: Sequence[str]) -> list[str]:
         return [self.refs, "instances.json"]
 
     def read(self, folder: Path, kinds: Sequence[str]) -> dict[str, list[Phrase]]:
-        refs, instances = need(folder, self.files(kinds), self)
+        refs, instances = need(folder, self.files(folder, kinds), self)
         if not (folder / IMAGES).is_dir():
             raise UserError(f"{folder / IMAGES}: does not exist; see {self.published_at}")
+        splits = chosen_kinds(self.splits, kinds, self)
+        try:
+            rows = [row for row in phrase_rows(str(refs), str(instances), splits, self.title) if isinstance(row, Row)]
+        except UserError as error:
+            raise UserError(f"{error}; download it again from {self.published_at}") from None
+        need_images([folder / IMAGES / row.values["image"] for row in rows], self)
         return {
             split: read_phrases(
                 GroundingSplitConfig(
@@ -53,10 +61,10 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
                     splits=[split],
                     images=str(folder / IMAGES),
                 ),
-                "--data",
+                self.title,
                 0.0,
             )
-            for split in chosen_kinds(self.splits, kinds, self)
+            for split in splits
         }
 
     def judge(self, model: LoadedModel, content: dict[str, list[Phrase]]) -> Judged:
@@ -64,33 +72,60 @@ class GroundingSuite(Suite[dict[str, list[Phrase]]]):
             raise UserError(
                 f"{model.origin} is a model of task {model.settings.task}; zero-shot grounding needs one of task pretrain"
             )
-        items = [(split, item) for split, phrases in content.items() for item in phrases]
+        asked = [(split, item) for split, phrases in content.items() for item in phrases]
+        items: list[tuple[str, Phrase]] = []
         overlaps: dict[str, list[float]] = {look: [] for look in LOOKS}
-        grey = grey_view(model)
-        with progress_bar(total=len(items), desc="phrases", unit="phrase") as bar:
-            for start in range(0, len(items), model.batch_size):
-                batch = [item for _, item in items[start : start + model.batch_size]]
-                images: list[Image] = [str(item.image.path) for item in batch]
+        grey, broken = grey_view(model), dict[str, str]()
+        with progress_bar(total=len(asked), desc="phrases", unit="phrase") as bar:
+            for start in range(0, len(asked), model.batch_size):
+                of_batch = asked[start : start + model.batch_size]
+                bar.update(len(of_batch))
+                views: dict[str, View] = {}
+                for place in dict.fromkeys(str(item.image.path) for _, item in of_batch):
+                    try:
+                        views[place] = model.read(place)
+                    except UserError as error:
+                        broken[place] = str(error)
+                usable = [(split, item) for split, item in of_batch if str(item.image.path) in views]
+                if not usable:
+                    continue
+                items += usable
+                batch = [item for _, item in usable]
+                images: list[Image] = [views[str(item.image.path)] for item in batch]
                 texts = [[item.text] for item in batch]
-                asked: dict[str, tuple[list[Image], list[list[str]]]] = {
+                inputs: dict[str, tuple[list[Image], list[list[str]]]] = {
                     "model": (images, texts),
                     "text only": ([grey] * len(batch), texts),
                     "image only": (images, [[BLANK]] * len(batch)),
                 }
                 true = np.array([item.boxes[0] for item in batch], np.float64)
-                for look, (seen, phrases) in asked.items():
+                for look, (seen, phrases) in inputs.items():
                     found = [box for [box] in model.locate(seen, phrases)]
                     size = grey.size if look == "text only" else None
                     boxes = np.array([_pixels(box, size, item) for box, item in zip(found, batch, strict=True)])
                     overlaps[look] += pixel_iou(boxes, true).tolist()
-                bar.update(len(batch))
+        if not items:
+            raise UserError(f"no image can be read: {next(iter(broken.values()))}")
         values = {look: (np.array(each)[:, None] >= LEAST_IOU).astype(np.float64) for look, each in overlaps.items()}
         examples = [
-            {"kind": split, "image": str(item.image.path), "phrase": item.text, "iou": round(overlap, 4)}
+            {
+                "kind": split,
+                "image": str(item.image.path),
+                "phrase": item.text,
+                "right": {SCORE: {"accuracy": float(overlap >= LEAST_IOU)}},
+                "iou": round(overlap, 4),
+            }
             for (split, item), overlap in zip(items, overlaps["model"], strict=True)
         ]
         groups = [str(item.image.path) for _, item in items]
-        return Judged([split for split, _ in items], groups, {SCORE: values}, {}, examples=examples)
+        return Judged(
+            [split for split, _ in items],
+            groups,
+            {SCORE: values},
+            {},
+            examples=examples,
+            notes=unread(list(broken.values())),
+        )
 
 
 def _pixels(box: Box, size: tuple[int, int] | None, item: Phrase) -> tuple[float, float, float, float]:
@@ -102,7 +137,7 @@ def _pixels(box: Box, size: tuple[int, int] | None, item: Phrase) -> tuple[float
 
 def _suite(name: str, refs: str, splits: tuple[str, ...], published: dict[str, tuple[float, ...]]) -> GroundingSuite:
     return GroundingSuite(
-        title=f"{name}, zero-shot",
+        title=name,
         paper="Kazemzadeh et al., EMNLP 2014; Yu et al. and Mao et al., 2016",
         published_at=f"github.com/lichengunc/refer ({refs} and instances.json), and COCO's train2014 in the folder {IMAGES}",
         refs=refs,

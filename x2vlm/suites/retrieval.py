@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from x2vlm.suites.suite import (
     need,
     need_images,
     reading,
+    unread,
 )
 
 KINDS = ("image to text", "text to image")
@@ -50,34 +51,50 @@ class RetrievalSuite(Suite[Captions]):
     """Recalls in both directions. The best candidates by cosine are re-ranked by the matching head, and by the sum.
 
     Attributes:
-        file: the captions, in the form of the authors of ALBEF and X-VLM.
+        captions: the captions, in the form of the authors of ALBEF, X-VLM and BLIP; the first of these files is read.
+        karpathy: Karpathy's file, which is read if there is none of ``captions``.
+        images: folder of the images in Karpathy's file.
         candidates: number of candidates that are re-ranked.
     """
 
-    file: str
+    captions: tuple[str, ...]
+    karpathy: str
+    images: str
     candidates: int
     measures: tuple[str, ...] = MEASURES
 
-    def files(self, kinds: Sequence[str]) -> list[str]:
-        return [self.file]
+    def files(self, folder: Path, kinds: Sequence[str]) -> list[str]:
+        names = (*self.captions, self.karpathy)
+        return [next((name for name in names if (folder / name).is_file()), self.captions[0])]
 
     def read(self, folder: Path, kinds: Sequence[str]) -> Captions:
-        (path,) = need(folder, self.files(kinds), self)
+        (path,) = need(folder, self.files(folder, kinds), self)
         chosen = chosen_kinds(KINDS, kinds, self)
-        images = []
-        for place, entry in entries_of(path):
-            with reading(place):
-                images.append(folder / str(entry["image"]))
-        need_images(images, self)
-        return Captions(read_captioned_images(CaptionedSplitConfig(annotations=str(path)), "--data", 0.0), chosen)
+        config = CaptionedSplitConfig(annotations=str(path))
+        if path.name == self.karpathy:
+            config = CaptionedSplitConfig(
+                annotations=str(path), format="karpathy", splits=["test"], images=str(folder / self.images)
+            )
+        else:
+            images = []
+            for place, _, entry in entries_of(path):
+                if isinstance(entry, list):
+                    raise UserError(
+                        f"{path}: is not in the form of {self.captions[0]}; name Karpathy's file {self.karpathy}"
+                    )
+                with reading(place):
+                    images.append(folder / str(entry["image"]))
+            need_images(images, self)
+        return Captions(read_captioned_images(config, self.title, 0.0), chosen)
 
     def judge(self, model: LoadedModel, content: Captions) -> Judged:
         check_scores(model)
         network = model.network
         if not isinstance(network, PretrainModel | RetrievalModel):
             raise UserError(f"{model.origin} is an export; give the run or weight file it was exported from")
-        items = content.items
-        texts = [model.cleaned(caption) for caption in items.captions]
+        blind = _Blind(model, content.items)
+        items = content.items.only(blind.readable)
+        texts = blind.texts
         search = TwoStageRetrieval(
             network, model.text, candidates=self.candidates, batch_size=model.batch_size, score="sum"
         )
@@ -93,16 +110,17 @@ class RetrievalSuite(Suite[Captions]):
         stages = {
             "cosine": rankings.cosine,
             "matching": _without_cosines(rankings.reranked, rankings.cosine, temperature),
-            "both": rankings.reranked,
+            "sum": rankings.reranked,
         }
-        blind = _blind_ranks(model, items, texts)
         true = items.image_of_caption
         ranks = {score: dict(zip(KINDS, stage.ranks(true), strict=True)) for score, stage in stages.items()}
+        hits = {
+            score: {"model": {kind: _hits(of_kind) for kind, of_kind in of_score.items()}, **blind.hits(score)}
+            for score, of_score in ranks.items()
+        }
         values = {
-            score: {
-                look: _hits(of_look, content.kinds) for look, of_look in {"model": ranks[score], **blind[score]}.items()
-            }
-            for score in SCORES
+            score: {look: np.concatenate([of_look[kind] for kind in content.kinds]) for look, of_look in looks.items()}
+            for score, looks in hits.items()
         }
         chance = chance_recalls(items.captions_per_image, len(texts))
         groups = {KINDS[0]: range(len(items.images)), KINDS[1]: true.tolist()}
@@ -111,6 +129,10 @@ class RetrievalSuite(Suite[Captions]):
             {
                 "kind": kind,
                 "query": query,
+                "right": {
+                    score: dict(zip(MEASURES, looks["model"][kind][index].tolist(), strict=True))
+                    for score, looks in hits.items()
+                },
                 "ranks": {score: _from_one(of_score[kind][index]) for score, of_score in ranks.items()},
             }
             for kind in content.kinds
@@ -122,6 +144,7 @@ class RetrievalSuite(Suite[Captions]):
             values,
             {f"{kind}: R@{k}": chance[f"{kind} R@{k}"] for kind in KINDS for k in RECALL_AT},
             examples=examples,
+            notes=unread(blind.unreadable),
         )
 
 
@@ -146,41 +169,58 @@ def _without_cosines(summed: Stage, cosine: Stage, temperature: float) -> Stage:
     return Stage(of(summed.texts, cosine.texts), of(summed.images, cosine.images))
 
 
-def _hits(ranks: Mapping[str, np.ndarray], kinds: Sequence[str]) -> np.ndarray:
-    """Whether each query of these kinds has a true candidate among the first K, (queries, values of K)."""
-    return (np.concatenate([ranks[kind] for kind in kinds])[:, None] < np.array(RECALL_AT)).astype(np.float64)
+def _hits(ranks: np.ndarray) -> np.ndarray:
+    """Whether each query has a true candidate among the first K, (queries, values of K)."""
+    return (ranks[:, None] < np.array(RECALL_AT)).astype(np.float64)
 
 
-def _blind_ranks(
-    model: LoadedModel, items: CaptionedImages, texts: Sequence[str]
-) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """The ranks of each image's best text and of each text's image by the baselines: for each score and baseline, by kind.
+class _Blind:
+    """The baselines, and what can be read.
 
-    Text only: all images have the same order of texts, and for a text all images are tied. Image only: the reverse. A random
-    choice breaks ties.
+    Text only: all images have the same order of texts, and for a text all images are tied. Image only: the reverse. Ties count by
+    their expected value.
+
+    Attributes:
+        readable: indices of the images that can be read.
+        unreadable: why the others cannot.
+        texts: the cleaned captions of the readable images.
     """
-    rng, true = np.random.default_rng(0), items.image_of_caption
-    grey, size = grey_view(model), model.batch_size
-    cosines = model.embed_images(grey) @ model.embed_texts(list(texts)).T
-    of_texts = all_scores(model, cosines, Matcher(model, texts).scores([grey], [list(range(len(texts)))]))
-    blank, matcher, parts = model.embed_texts(BLANK), Matcher(model, [BLANK]), []
-    with progress_bar(total=len(items.images), desc="image-only baseline", unit="image") as bar:
-        for start in range(0, len(items.images), size):
-            views = [_view(model, items, index) for index in range(start, min(start + size, len(items.images)))]
-            parts.append(
-                all_scores(model, model.embed_images(views) @ blank.T, matcher.scores(views, [[0]] * len(views)))
-            )
-            bar.update(len(views))
-    of_images = {score: np.concatenate([part[score] for part in parts]) for score in SCORES}
-    text_by_chance = _best(rng.permutation(len(texts)), true)
-    image_by_chance = rng.integers(len(items.images), size=len(texts))
-    return {
-        score: {
-            "text only": {KINDS[0]: _best(_places(of_texts[score][0]), true), KINDS[1]: image_by_chance},
-            "image only": {KINDS[0]: text_by_chance, KINDS[1]: _places(of_images[score][:, 0])[true]},
-        }
-        for score in SCORES
-    }
+
+    def __init__(self, model: LoadedModel, items: CaptionedImages):
+        blank, matcher, parts = model.embed_texts(BLANK), Matcher(model, [BLANK]), []
+        self.readable, self.unreadable = list[int](), list[str]()
+        with progress_bar(total=len(items.images), desc="image-only baseline", unit="image") as bar:
+            for start in range(0, len(items.images), model.batch_size):
+                views = []
+                for index in range(start, min(start + model.batch_size, len(items.images))):
+                    try:
+                        views.append(_view(model, items, index))
+                        self.readable.append(index)
+                    except UserError as error:
+                        self.unreadable.append(str(error))
+                    bar.update()
+                if views:
+                    cosines = model.embed_images(views) @ blank.T
+                    parts.append(all_scores(model, cosines, matcher.scores(views, [[0]] * len(views))))
+        if not parts:
+            raise UserError(f"no image can be read: {self.unreadable[0]}")
+        items = items.only(self.readable)
+        self.image_of_text, self.per_image = items.image_of_caption, items.captions_per_image
+        self.texts = [model.cleaned(caption) for caption in items.captions]
+        self.of_images = {score: np.concatenate([part[score] for part in parts]) for score in SCORES}
+        grey = grey_view(model)
+        cosines = model.embed_images(grey) @ model.embed_texts(self.texts).T
+        margins = Matcher(model, self.texts).scores([grey], [list(range(len(self.texts)))])
+        self.of_texts = all_scores(model, cosines, margins)
+
+    def hits(self, score: str) -> dict[str, dict[str, np.ndarray]]:
+        """Returns :func:`_hits` of each baseline by kind."""
+        tied = {count: chance_recalls(np.array([count]), len(self.texts)) for count in set(self.per_image.tolist())}
+        texts = np.array([[tied[count][f"{KINDS[0]} R@{k}"] for k in RECALL_AT] for count in self.per_image.tolist()])
+        images = np.tile([min(1.0, k / len(self.per_image)) for k in RECALL_AT], (len(self.texts), 1))
+        by_text = _hits(_best(_places(self.of_texts[score][0]), self.image_of_text))
+        by_image = _hits(_places(self.of_images[score][:, 0])[self.image_of_text])
+        return {"text only": {KINDS[0]: by_text, KINDS[1]: images}, "image only": {KINDS[0]: texts, KINDS[1]: by_image}}
 
 
 def _places(scores: np.ndarray) -> np.ndarray:
@@ -206,10 +246,12 @@ _NOTE = (
 )
 
 COCO = RetrievalSuite(
-    title="COCO, zero-shot retrieval",
+    title="COCO retrieval",
     paper="Lin et al.: Microsoft COCO, ECCV 2014; split of Karpathy and Fei-Fei, CVPR 2015",
     published_at="github.com/salesforce/ALBEF (coco_test.json), and COCO's val2014 in the folder val2014",
-    file="coco_test.json",
+    captions=("coco_test.json", "coco_karpathy_test.json"),
+    karpathy="dataset_coco.json",
+    images="",
     candidates=256,
     published=(
         Published("CLIP ViT-B/32", _recalls(50.1, 75.0, 83.5, 30.4, 55.9, 66.9), _CLIP),
@@ -219,10 +261,12 @@ COCO = RetrievalSuite(
     note=_NOTE,
 )
 FLICKR = RetrievalSuite(
-    title="Flickr30k, zero-shot retrieval",
+    title="Flickr30k retrieval",
     paper="Young, Lai, Hodosh and Hockenmaier: From Image Descriptions to Visual Denotations, TACL 2014",
     published_at="github.com/salesforce/ALBEF (flickr30k_test.json), and the images in the folder flickr30k-images",
-    file="flickr30k_test.json",
+    captions=("flickr30k_test.json",),
+    karpathy="dataset_flickr30k.json",
+    images="flickr30k-images",
     candidates=128,
     published=(
         Published("CLIP ViT-B/32", _recalls(78.9, 94.9, 98.2, 58.8, 83.6, 90.0), _CLIP),

@@ -21,9 +21,6 @@ from x2vlm.inputs import View
 from x2vlm.matching import Matcher, sums
 from x2vlm.suites.suite import BLANK, GREY, LOOKS, SCORES
 
-TIE = 1e-9
-"""The image-only baseline adds less than this to its scores, so that chance breaks their ties."""
-
 
 @dataclass(frozen=True)
 class Picture:
@@ -42,12 +39,16 @@ class Case:
         pictures: the images.
         texts: the texts; which are right for which image is determined by the rule of the suite.
         part: for means over parts, for example over relations.
+        id: key or index of the case in its official file.
+        left_out: why the official rule leaves the case out, such as "their relation is symmetric"; empty if it does not.
     """
 
     kind: str
     pictures: tuple[Picture, ...]
     texts: tuple[str, ...]
     part: str = ""
+    id: str = ""
+    left_out: str = ""
 
 
 @dataclass
@@ -57,6 +58,7 @@ class ScoredCases:
     Attributes:
         cases: the scored cases, in order.
         scores: for each of the scores and looks, the scores (images, texts) of each case.
+        text_cosines: the cosines (texts, texts) of the embeddings of each case's texts.
         skipped: the reason for each case that cannot be scored.
         same_texts: number of cases with texts that differ, but are the same after they are cleaned and cut.
     """
@@ -65,6 +67,7 @@ class ScoredCases:
     scores: dict[str, dict[str, list[np.ndarray]]] = field(
         default_factory=lambda: {score: {look: [] for look in LOOKS} for score in SCORES}
     )
+    text_cosines: list[np.ndarray] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     same_texts: int = 0
 
@@ -93,7 +96,7 @@ def check_scores(model: LoadedModel) -> None:
         )
     if model.runtime.temperature is None:
         raise UserError(
-            f"{model.origin} does not say its temperature, with which both scores are added; export it again"
+            f"{model.origin} does not say its temperature, with which its scores are added; export it again"
         )
 
 
@@ -102,7 +105,7 @@ def all_scores(model: LoadedModel, cosines: np.ndarray, margins: np.ndarray) -> 
     return {
         "cosine": cosines.astype(np.float64),
         "matching": margins.astype(np.float64),
-        "both": sums(model, margins, cosines),
+        "sum": sums(model, margins, cosines),
     }
 
 
@@ -119,7 +122,7 @@ def score_cases(model: LoadedModel, cases: Sequence[Case]) -> ScoredCases:
         UserError: the model does not score images and texts.
     """
     check_scores(model)
-    found, grey, rng = ScoredCases(), grey_view(model), np.random.default_rng(0)
+    found, grey = ScoredCases(), grey_view(model)
     with progress_bar(total=len(cases), desc="cases", unit="case") as bar:
         for start in range(0, len(cases), model.batch_size):
             batch = cases[start : start + model.batch_size]
@@ -131,12 +134,12 @@ def score_cases(model: LoadedModel, cases: Sequence[Case]) -> ScoredCases:
                     [table.rows[each] for each in case.pictures],
                     [table.columns[text] for text in case.texts],
                 )
-                noise = TIE * rng.random((len(rows), len(columns)))
                 for score, of_score in table.scores.items():
                     by_look = found.scores[score]
                     by_look["model"].append(of_score[np.ix_(rows, columns)])
                     by_look["text only"].append(of_score[np.ix_([0] * len(rows), columns)])
-                    by_look["image only"].append(of_score[np.ix_(rows, [0] * len(columns))] + noise)
+                    by_look["image only"].append(of_score[np.ix_(rows, [0] * len(columns))])
+                found.text_cosines.append(table.text_cosines[np.ix_(columns, columns)])
             found.cases += usable
             bar.update(len(batch))
     if not found.cases:
@@ -164,6 +167,7 @@ class _Table:
     Attributes:
         rows, columns: the row of each picture, and the column of each text; the first are of the grey image and the blank text.
         scores: (rows, columns) float64 for each of :data:`SCORES`; the matching head scores only pairs of the same case.
+        text_cosines: (columns, columns) float64.
     """
 
     def __init__(self, model: LoadedModel, grey: View, cases: Sequence[Case], views: dict[Picture, View]):
@@ -176,8 +180,10 @@ class _Table:
         self.columns = {text: column for column, text in enumerate(texts)}
         seen = [grey, *(views[picture] for picture in texts_of)]
         asked = [sorted({0, *(self.columns[text] for text in of_picture)}) for of_picture in texts_of.values()]
-        cosines = model.embed_images(seen) @ model.embed_texts(texts).T
+        embeddings = model.embed_texts(texts)
+        cosines = model.embed_images(seen) @ embeddings.T
         margins = Matcher(model, texts).scores(seen, [list(range(len(texts))), *asked])
+        self.text_cosines = (embeddings @ embeddings.T).astype(np.float64)
         self.scores = all_scores(model, cosines, margins)
 
 

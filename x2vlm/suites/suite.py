@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from metrics.bootstrap import resampled
+from metrics.bootstrap import resampled, wilson_interval
 from utils.errors import UserError
 from utils.files import parse_json, read_json, read_text
 from x2vlm.base import LoadedModel
@@ -20,12 +20,12 @@ C = TypeVar("C")
 """The content of the files of a suite."""
 
 Way = Literal["micro", "macro", "parts"]
-"""How to average: over examples, over rows, or over the parts of all examples."""
+"""How to average: over examples, over rows, or over the parts of all examples, such as relations or classes."""
 
 SCORES = {
     "cosine": "cosine of the embeddings",
     "matching": "matching head",
-    "both": "log-odds of the matching head plus the cosine over the temperature",
+    "sum": "log-odds of the matching head plus the cosine over the temperature",
 }
 LOOKS = ("model", "text only", "image only")
 """The model, and the baselines that see a grey image in place of each image, or one text in place of all texts."""
@@ -33,7 +33,14 @@ GREY = 128
 """Value of all pixels of the grey image."""
 BLANK = "a picture"
 """The text that takes the place of all texts."""
+SEED = 0
+"""Seed of the bootstrap draws."""
 DRAWS_AT_ONCE = 100
+HUMAN = "human"
+TIES = (
+    "image only has one text in place of all, so that texts are tied; ties count by their expected value, which is chance "
+    "wherever a text is chosen"
+)
 
 
 @dataclass(frozen=True)
@@ -52,11 +59,13 @@ class Judged:
     Attributes:
         kinds: the kind of each of N examples; each kind is a row of the table.
         groups: what each example is about; examples of a group are drawn together for intervals.
-        values: for each score and each of :data:`LOOKS`, (N, measures): 1 for right, 0 for wrong.
+        values: for each score and each of :data:`LOOKS`, (N, measures): 1 for right, 0 for wrong; NaN if the score does not have
+            the measure.
         parts: the part of each example, for means over parts.
         chance: value of a measure by chance, by ``kind: measure`` or by measure.
         examples: a JSON object for each example, for ``cases.jsonl``.
         notes: notes for readers of the results, such as examples that could not be measured.
+        details: what else determines the results, for the receipt.
     """
 
     kinds: Sequence[str]
@@ -66,14 +75,17 @@ class Judged:
     parts: Sequence[str] = ()
     examples: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Result:
-    """One number of a suite, in 0..1: its 95 % interval, and the same measure by the baselines and by chance."""
+    """One number of a suite, in 0..1: the number of examples, the 95 % interval, and the same measure by the baselines and by
+    chance."""
 
     row: str
     measure: str
+    count: int
     value: float
     interval: tuple[float, float] | None
     text_only: float
@@ -91,7 +103,7 @@ class Suite(ABC, Generic[C]):
 
     Attributes:
         title: name of the suite.
-        paper: authors, title and year, to cite.
+        paper: authors, title and year, to cite; empty for our own suite.
         published_at: where its files are published.
         measures: names of the values of an example.
         summaries: names of further rows, each with the way of averaging and the rows of which it is the mean; no rows: all
@@ -109,8 +121,8 @@ class Suite(ABC, Generic[C]):
     note: str = ""
 
     @abstractmethod
-    def files(self, kinds: Sequence[str]) -> list[str]:
-        """Names of the official files in the folder, apart from images. ``kinds``: as in :meth:`read`."""
+    def files(self, folder: Path, kinds: Sequence[str]) -> list[str]:
+        """Names of the files in the folder that are read, apart from images. ``kinds``: as in :meth:`read`."""
 
     @abstractmethod
     def read(self, folder: Path, kinds: Sequence[str]) -> C:
@@ -128,67 +140,114 @@ class Suite(ABC, Generic[C]):
             UserError: if the model cannot be asked, or an image cannot be read.
         """
 
-    def results(self, judged: Judged, *, draws: int, seed: int = 0) -> dict[str, list[Result]]:
+    def results(self, judged: Judged, *, draws: int, seed: int = SEED) -> dict[str, list[Result]]:
         """Averages the values of the examples.
 
         Args:
             judged: the examples.
-            draws: bootstrap draws of the intervals, 0 for none.
+            draws: bootstrap draws of the intervals, 0 for none. Examples of a group are drawn together; a mean over parts draws
+                the parts. If all draws are equal, the interval is Wilson's, with the number of groups or parts.
             seed: seed of the draws.
 
         Returns:
             The rows of each score.
         """
         found: dict[str, list[Result]] = {}
+        chosen = self.rows(judged)
+        units = {row: self._units(judged, row, each) for row, each in chosen.items()}
         once = np.ones((1, len(judged.kinds)))
         for score, values in judged.values.items():
-            rows = {look: dict(self._rows(judged, values[look], once)) for look in LOOKS}
+            means = {look: self._means(judged, chosen, values[look], once) for look in LOOKS}
             drawn: dict[str, np.ndarray] = {}
             if draws:
+                rng = np.random.default_rng(seed)
                 weights = resampled(judged.groups, draws, seed, DRAWS_AT_ONCE)
-                blocks = [dict(self._rows(judged, values["model"], each)) for each in weights]
-                drawn = {row: np.concatenate([block[row] for block in blocks]) for row in blocks[0]}
-            ends = {row: np.nanquantile(each, [0.025, 0.975], axis=0) for row, each in drawn.items()}
+                blocks = [self._means(judged, chosen, values["model"], each, rng) for each in weights]
+                drawn = {row: np.concatenate([block[row] for block in blocks]) for row in chosen}
             found[score] = [
                 Result(
                     row,
                     measure,
-                    float(means[0, index]),
-                    (float(ends[row][0, index]), float(ends[row][1, index])) if draws else None,
-                    float(rows["text only"][row][0, index]),
-                    float(rows["image only"][row][0, index]),
+                    int(each.sum()),
+                    value,
+                    _interval(value, drawn[row][:, index], units[row]) if draws else None,
+                    float(means["text only"][row][0, index]),
+                    float(means["image only"][row][0, index]),
                     judged.chance.get(f"{row}: {measure}", judged.chance.get(measure)),
                 )
-                for row, means in rows["model"].items()
+                for row, each in chosen.items()
                 for index, measure in enumerate(self.measures)
+                if not np.isnan(value := float(means["model"][row][0, index]))
             ]
         return found
 
-    def _rows(self, judged: Judged, values: np.ndarray, weights: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields each row with the means of all measures, (draws, measures).
+    def rows(self, judged: Judged) -> dict[str, np.ndarray]:
+        """Returns the examples of each row of the table, (N,) bool. Rows are missing if one of their kinds has no example."""
+        kinds = np.array(judged.kinds)
+        found = {kind: kinds == kind for kind in dict.fromkeys(judged.kinds)}
+        every = list(found)
+        for name, (_, members) in self.summaries.items():
+            if all(member in found for member in members):
+                found[name] = np.any([found[member] for member in members or every], axis=0)
+        return found
+
+    def notes(self, judged: Judged) -> list[str]:
+        """Returns all notes for readers of the results."""
+        there, missing = self.rows(judged), []
+        for name, (_, members) in self.summaries.items():
+            if without := [member for member in members if member not in there]:
+                missing.append(f"{name} is missing, since there is no case of {', '.join(without)}")
+        over_parts = [name for name, (way, _) in self.summaries.items() if way == "parts" and name in there]
+        drawn = [
+            f"the interval of {name} is over its parts; the other intervals are over images" for name in over_parts
+        ]
+        return [note for note in (self.note, *judged.notes, *drawn, *missing) if note]
+
+    def _units(self, judged: Judged, row: str, chosen: np.ndarray) -> int:
+        """Returns the number of independent values of a row: the parts of a mean over parts, otherwise the groups."""
+        of_parts = row in self.summaries and self.summaries[row][0] == "parts"
+        return len(np.unique(np.asarray(judged.parts if of_parts else judged.groups)[chosen]))
+
+    def _means(
+        self,
+        judged: Judged,
+        chosen: Mapping[str, np.ndarray],
+        values: np.ndarray,
+        weights: np.ndarray,
+        rng: np.random.Generator | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Returns the means of all measures for each row, (draws, measures).
 
         Args:
             judged: N examples.
+            chosen: (N,) bool, the examples of each row.
             values: (N, measures).
             weights: (draws, N), how often each example counts.
+            rng: draws the parts; if None, each counts once.
         """
-        kinds, parts = np.array(judged.kinds), np.array(judged.parts)
-        known: dict[str, np.ndarray] = {}
-        for kind in dict.fromkeys(judged.kinds):
-            known[kind] = _mean(values, weights, kinds == kind)
-            yield kind, known[kind]
-        for name, (way, members) in self.summaries.items():
-            if not all(member in known for member in members):
-                continue  # the user chose some of the kinds
-            chosen = np.isin(kinds, members) if members else np.ones(len(kinds), bool)
+        found: dict[str, np.ndarray] = {}
+        for row, each in chosen.items():
+            way, members = self.summaries.get(row, ("micro", ()))
             if way == "micro":
-                known[name] = _mean(values, weights, chosen)
+                found[row] = _mean(values, weights, each)
             elif way == "macro":
-                known[name] = np.mean([known[member] for member in members or dict.fromkeys(judged.kinds)], axis=0)
+                found[row] = np.mean([found[member] for member in members or dict.fromkeys(judged.kinds)], axis=0)
             else:
-                of_parts = [chosen & (parts == part) for part in dict.fromkeys(parts[chosen].tolist())]
-                known[name] = np.nanmean([_mean(values, weights, part) for part in of_parts], axis=0)
-            yield name, known[name]
+                names, part_of = np.unique(np.asarray(judged.parts)[each], return_inverse=True)
+                sums = np.stack([np.bincount(part_of, weights=column) for column in values[each].T], axis=1)
+                of_parts = sums / np.bincount(part_of)[:, None]
+                count = len(names)
+                counts = (
+                    np.ones((1, count)) if rng is None else rng.multinomial(count, [1 / count] * count, len(weights))
+                )
+                found[row] = counts @ of_parts / count
+        return found
+
+
+def _interval(value: float, drawn: np.ndarray, units: int) -> tuple[float, float]:
+    """The 95 % interval of a mean from its bootstrap draws. Draws without an example of a kind are NaN, and do not count."""
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return wilson_interval(value, units) if np.isclose(low, high, rtol=0, atol=1e-12) else (float(low), float(high))
 
 
 def _mean(values: np.ndarray, weights: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -219,8 +278,13 @@ def need_images(paths: Sequence[Path], suite: Suite[Any]) -> None:
     """
     if missing := [path for path in dict.fromkeys(paths) if not path.is_file()]:
         raise UserError(
-            f"images of {suite.title} are missing: {len(missing):,}, such as {missing[0]}; see {suite.published_at}"
+            f"{len(missing):,} images of {suite.title} are missing, such as {missing[0]}; see {suite.published_at}"
         )
+
+
+def unread(reasons: Sequence[str]) -> list[str]:
+    """Returns a note about images that could not be read, if there are any."""
+    return [f"{len(reasons):,} images could not be read, such as {reasons[0]}"] if reasons else []
 
 
 def chosen_kinds(known: Sequence[str], kinds: Sequence[str], suite: Suite[Any]) -> list[str]:
@@ -230,13 +294,27 @@ def chosen_kinds(known: Sequence[str], kinds: Sequence[str], suite: Suite[Any]) 
         UserError: if the suite does not have one of them.
     """
     known = list(dict.fromkeys(known))
-    if unknown := [kind for kind in kinds if kind not in known]:
-        raise UserError(f"--kinds {unknown[0]}: {suite.title} has no such kind; kinds are {', '.join(known)}")
+    for kind in kinds:
+        if kind in known:
+            continue
+        if kind in suite.summaries:
+            raise UserError(f"--kinds {kind}: is a mean; give its kinds {' '.join(suite.summaries[kind][1] or known)}")
+        if "," in kind:
+            raise UserError(f"--kinds {kind}: separate kinds by spaces, not by commas")
+        raise UserError(f"--kinds {kind}: {suite.title} has no such kind; kinds are {', '.join(known)}")
     return [kind for kind in known if not kinds or kind in kinds]
 
 
-def entries_of(path: Path) -> list[tuple[str, Any]]:
-    """Returns the entries of a JSON list or object, each with its place for messages.
+class Entry(NamedTuple):
+    """An entry of an official file: its ``place`` for messages, its ``key`` or index, and its ``value``."""
+
+    place: str
+    key: str
+    value: Any
+
+
+def entries_of(path: Path) -> list[Entry]:
+    """Returns the entries of a JSON list or object.
 
     Raises:
         UserError: if the file cannot be read, or has another form.
@@ -246,14 +324,14 @@ def entries_of(path: Path) -> list[tuple[str, Any]]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); download it again") from None
     if isinstance(content, dict):
-        return [(f"{path}: entry {key!r}", value) for key, value in content.items()]
+        return [Entry(f"{path}: entry {key!r}", key, value) for key, value in content.items()]
     if isinstance(content, list):
-        return [(f"{path}: entry {index}", value) for index, value in enumerate(content)]
+        return [Entry(f"{path}: entry {index}", str(index), value) for index, value in enumerate(content)]
     raise UserError(f"{path}: is neither a list nor an object; download it again")
 
 
-def lines_of(path: Path) -> list[tuple[str, Any]]:
-    """Returns the entries of a file of JSON lines, each with its place for messages.
+def lines_of(path: Path) -> list[Entry]:
+    """Returns the entries of a file of JSON lines. The key of an entry is the number of its line.
 
     Raises:
         UserError: if the file cannot be read, or a line is not JSON.
@@ -264,9 +342,12 @@ def lines_of(path: Path) -> list[tuple[str, Any]]:
         raise UserError(f"{path}: cannot be read ({error}); download it again") from None
     entries = []
     for number, line in enumerate(lines, 1):
-        if line.strip():
-            with reading(f"{path}:{number}"):
-                entries.append((f"{path}:{number}", parse_json(line)))
+        if not line.strip():
+            continue
+        try:
+            entries.append(Entry(f"{path}:{number}", str(number), parse_json(line)))
+        except ValueError as error:
+            raise UserError(f"{path}:{number} is not JSON ({error}); download it again") from None
     return entries
 
 
@@ -290,24 +371,39 @@ def texts_in(entry: Any, *keys: str | int) -> tuple[str, ...]:
 
 
 def table(suite: Suite[Any], results: Mapping[str, Sequence[Result]], judged: Judged) -> str:
-    """Formats the results of a suite, in percent, with the published ones below."""
+    """Formats the results of a suite, in percent, with the published ones beside and below."""
     lines = [f"{suite.title}: {len(judged.kinds):,} examples"]
-    width = max(len(result.name) for each in results.values() for result in each)
+    every = [result for each in results.values() for result in each]
+    width = max(len(result.name) for result in every)
+    has_chance = any(result.chance is not None for result in every)
+    titles = ["     N", "measured", "95 % interval ", "text only", "image only"]
+    titles += ["chance"] * has_chance + ["best published"] * bool(suite.published)
     for score, each in results.items():
-        lines += [
-            "",
-            score if score not in SCORES else f"{score} ({SCORES[score]})",
-            f"{'':{width}}  measured  95 % interval   text only  image only  chance",
-        ]
+        lines += ["", f"{score} ({SCORES[score]})" if score in SCORES else score, "  ".join([" " * width, *titles])]
         for result in each:
             ends = "" if result.interval is None else f"[{', '.join(f'{100 * end:.1f}' for end in result.interval)}]"
-            chance = "" if result.chance is None else f"{100 * result.chance:6.1f}"
-            line = f"{result.name:{width}}  {100 * result.value:8.1f}  {ends:14}  {100 * result.text_only:9.1f}"
-            lines.append(f"{line}  {100 * result.image_only:10.1f}  {chance}".rstrip())
+            cells = [
+                f"{result.count:6}",
+                f"{100 * result.value:8.1f}",
+                f"{ends:14}",
+                f"{100 * result.text_only:9.1f}",
+                f"{100 * result.image_only:10.1f}",
+            ]
+            if has_chance:
+                cells.append(" " * 6 if result.chance is None else f"{100 * result.chance:6.1f}")
+            models = [
+                model.values[result.name]
+                for model in suite.published
+                if result.name in model.values and model.model != HUMAN
+            ]
+            if models:
+                cells.append(f"{max(models):14.1f}")
+            lines.append("  ".join([f"{result.name:{width}}", *cells]).rstrip())
     if suite.published:
         lines += ["", *_published(suite.published)]
-    lines += ["", f"cite: {suite.paper}"]
-    return "\n".join([*lines, *(f"note: {note}" for note in (suite.note, *judged.notes) if note)])
+    if suite.paper:
+        lines += ["", f"cite: {suite.paper}"]
+    return "\n".join([*lines, *(f"note: {note}" for note in suite.notes(judged))])
 
 
 def _published(models: Sequence[Published]) -> list[str]:
@@ -327,6 +423,7 @@ def as_json(suite: Suite[Any], results: Mapping[str, Sequence[Result]]) -> dict[
     scores = {
         score: {
             result.name: {
+                "examples": result.count,
                 "value": result.value,
                 "interval": None if result.interval is None else list(result.interval),
                 "text_only": result.text_only,
@@ -338,4 +435,4 @@ def as_json(suite: Suite[Any], results: Mapping[str, Sequence[Result]]) -> dict[
         for score, each in results.items()
     }
     published = [{"model": each.model, "values": dict(each.values), "source": each.source} for each in suite.published]
-    return {"suite": suite.title, "paper": suite.paper, "scores": scores, "published": published}
+    return {"title": suite.title, "paper": suite.paper, "scores": scores, "published": published}

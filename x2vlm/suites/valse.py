@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from utils.errors import UserError
 from x2vlm.suites.cases import CaseSuite, first_text_is_best
 from x2vlm.suites.scoring import Case, Picture
 from x2vlm.suites.suite import Published, entries_of, reading, texts_in
@@ -20,7 +21,8 @@ PHENOMENA = {
 PIECES = tuple(piece for pieces in PHENOMENA.values() for piece in pieces)
 IMAGES = "images"
 LEAST_VOTES = 2
-"""Annotators, of three, who chose the caption and not the foil; other entries are skipped, as in the official script."""
+"""Annotators, of three, who chose the caption and not the foil; other entries are left out, as in the official script."""
+FEW_VOTES = f"fewer than {LEAST_VOTES} of 3 annotators chose the caption"
 
 _PAPER = "Parcalabescu, Cafagna, Muradjan, Frank, Calixto and Gatt: VALSE, ACL 2022 (arXiv:2112.07566)"
 _PUBLISHED_AT = (
@@ -31,11 +33,13 @@ _TABLE = "individual_results.csv of Oh et al.: Exploring the Spectrum of Visio-L
 
 def _cases(kind: str, path: Path) -> list[Case]:
     cases = []
-    for place, entry in entries_of(path):
+    for place, key, entry in entries_of(path):
         with reading(place):
-            if entry["mturk"]["caption"] >= LEAST_VOTES:
-                picture = Picture(path.parent / IMAGES / str(entry["image_file"]))
-                cases.append(Case(kind, (picture,), texts_in(entry, "caption", "foil")))
+            if not isinstance(votes := entry["mturk"], dict):
+                raise UserError(f"{place}: mturk is {votes!r:.80}, not an object; is it the official file?")
+            left_out = "" if votes["caption"] >= LEAST_VOTES else FEW_VOTES
+            picture = Picture(path.parent / IMAGES / str(entry["image_file"]))
+            cases.append(Case(kind, (picture,), texts_in(entry, "caption", "foil"), id=key, left_out=left_out))
     return cases
 
 

@@ -13,12 +13,13 @@ _PAPER = "Thrush, Jiang, Bartolo, Singh, Williams, Kiela and Ross: Winoground, C
 
 def _cases(kind: str, path: Path) -> list[Case]:
     cases = []
-    for place, entry in lines_of(path):
+    for place, key, entry in lines_of(path):
         with reading(place):
             stems = texts_in(entry, "image_0", "image_1")
             pictures = tuple(Picture(path.parent / "images" / f"{stem}.png") for stem in stems)
             tag = str(entry.get("collapsed_tag") or "untagged").lower()
-            cases.append(Case(tag, pictures, texts_in(entry, "caption_0", "caption_1")))
+            texts = texts_in(entry, "caption_0", "caption_1")
+            cases.append(Case(tag, pictures, texts, id=str(entry.get("id", key))))
     return cases
 
 

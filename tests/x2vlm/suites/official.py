@@ -62,7 +62,6 @@ def aro_in(folder: Path) -> None:
     write(folder / "visual_genome_relation.json", relations)
     pairs = [["red", "small"]] * 25 + [["blue", "large"]] * 24
     write(folder / "visual_genome_attribution.json", [{**entry, "attributes": pair} for pair in pairs])
-    write(folder / "symmetric_relations.json", ["near"])
 
 
 def valse_in(folder: Path) -> None:

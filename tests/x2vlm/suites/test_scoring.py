@@ -33,7 +33,7 @@ def test_scores_are_those_of_the_calls_in_any_batches(model, drawn):
     for index, case in enumerate(cases):
         images, texts = [picture.path for picture in case.pictures], list(case.texts)
         margins, cosines = asked.margins(images, texts), asked.embed_images(images) @ asked.embed_texts(texts).T
-        expected = {"cosine": cosines, "matching": margins, "both": sums(asked, margins, cosines)}
+        expected = {"cosine": cosines, "matching": margins, "sum": sums(asked, margins, cosines)}
         for score, values in expected.items():
             np.testing.assert_allclose(found[score]["model"][index], values, rtol=1e-4, atol=1e-4)
         grey = torch.full((3, 32, 32), GREY, dtype=torch.uint8)
@@ -61,8 +61,9 @@ def test_a_model_that_does_not_see_the_images_has_half_of_the_drawn_pairs_right(
     suite = suite_named("drawn-pairs")
     for each in suite.results(suite.judge(model("pretrain"), drawn), draws=0).values():
         accuracies = [result for result in each if result.measure == "accuracy"]
-        assert len(accuracies) == 4
+        assert len(accuracies) == 5
         assert all(result.text_only == pytest.approx(0.5) for result in accuracies)
+        assert all(result.image_only == pytest.approx(0.5) for result in accuracies)
 
 
 def test_a_model_of_another_task_is_refused(model, drawn):
@@ -80,10 +81,66 @@ def test_the_command_writes_receipt_table_and_scores(name, run, tmp_path, capsys
     assert (out / "table.txt").read_text(encoding="utf-8") in printed
     receipt = json.loads((out / "receipt.json").read_text(encoding="utf-8"))
     assert receipt["examples"] == count == len((out / "cases.jsonl").read_text(encoding="utf-8").splitlines())
-    expected = {"box head"} if name.startswith("refcoco") else {"cosine", "matching", "both"}
+    expected = {"box head"} if name.startswith("refcoco") else {"cosine", "matching", "sum"}
     assert receipt["scores"].keys() == expected
-    assert receipt["command"] == name
+    assert receipt["suite"] == name
+    assert receipt["command"].startswith(f"python run.py benchmark {name} --model ")
     assert all(len(digest) == 64 for digest in receipt["files"].values())
+    assert {"code", "machine", "date", "data", "weights", "seed", "batch_size", "device"} <= receipt.keys()
+    examples = [json.loads(line) for line in (out / "cases.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all("kind" in example and "right" in example for example in examples)
+
+
+def test_the_receipts_of_different_measurements_differ(run, tmp_path):
+    """Here, the class folders have other names; the images are the same."""
+    receipts = []
+    for names in (("blue_heart", "red_star"), ("a_heart", "a_star")):
+        data, out = tmp_path / names[0], tmp_path / f"{names[0]}_out"
+        FOLDERS["classification"][0](data)
+        for old, new in zip(("blue_heart", "red_star"), names, strict=True):
+            (data / old).rename(data / new)
+        benchmark("classification", model=str(run("pretrain")), data=data, bootstrap=0, out=out)
+        receipts.append(json.loads((out / "receipt.json").read_text(encoding="utf-8")))
+    assert receipts[0]["examples_sha256"] != receipts[1]["examples_sha256"]
+    assert receipts[0]["details"] == {"classes": ["blue heart", "red star"], "templates": ["a photo of a {c}"]}
+
+
+def test_examples_have_what_is_needed_to_compare_them(model, tmp_path):
+    FOLDERS["sugarcrepe++"][0](tmp_path)
+    suite = suite_named("sugarcrepe++")
+    judged = suite.judge(model("pretrain"), suite.read(tmp_path, ["swap_att"]))
+    (example,) = judged.examples
+    assert (example["id"], example["kind"]) == ("0", "swap_att")
+    for score in ("cosine", "matching", "sum"):
+        (first, second, wrong) = example["scores"][score][0]
+        assert example["right"][score]["ITT"] == float(min(first, second) > wrong)
+        assert np.shape(example["text_only"][score]) == np.shape(example["image_only"][score]) == (1, 3)
+        assert len(set(example["image_only"][score][0])) == 1
+    texts = model("pretrain").embed_texts(list(example["texts"]))
+    same, first, second = (texts[a] @ texts[b] for a, b in ((0, 1), (0, 2), (1, 2)))
+    assert example["right"]["cosine"]["TOT"] == float(same > max(first, second))
+    assert "TOT" not in example["right"]["matching"]
+    found = suite.results(judged, draws=10)
+    assert [result.measure for result in found["cosine"]] == ["ITT", "first", "second", "TOT"]
+    assert [result.measure for result in found["sum"]] == ["ITT", "first", "second"]
+    assert {result.measure: result.image_only for result in found["sum"]} == pytest.approx(
+        {"ITT": 1 / 3, "first": 1 / 2, "second": 1 / 2}
+    )
+
+
+def test_a_baseline_does_not_depend_on_other_cases(model, drawn):
+    suite = suite_named("drawn-pairs")
+    every, few = (suite.judge(model("pretrain"), cases) for cases in (drawn, drawn[7:9]))
+    for look in ("text only", "image only"):
+        np.testing.assert_array_equal(every.values["sum"][look][7:9], few.values["sum"][look])
+
+
+def test_a_kind_without_cases_is_told(model, tmp_path):
+    FOLDERS["winoground"][0](tmp_path)
+    suite = suite_named("winoground")
+    content = suite.read(tmp_path, ())
+    (tmp_path / "images/ex_1_img_0.png").write_bytes(b"no image")
+    assert "no case of relation could be scored" in suite.judge(model("pretrain"), content).notes
 
 
 def test_what_cannot_be_used_is_left_out_and_told(model, tmp_path):
@@ -95,7 +152,7 @@ def test_what_cannot_be_used_is_left_out_and_told(model, tmp_path):
     same = replace(first, texts=(f"{long} a", f"{long} b"))
     judged = suite.judge(asked, [first, second, replace(first, texts=("a star", "!")), same])
     assert len(judged.kinds) == len(judged.examples) == 2
-    left_out, cut = judged.notes
+    left_out, cut = judged.notes[:2]
     assert left_out.startswith("2 cases could not be scored, such as ")
     assert "ex_1_img_0.png" in left_out
     assert cut.startswith("1 cases have texts that are the same")
@@ -113,5 +170,5 @@ def test_mistakes_are_told_before_the_model_is_loaded(scenes_folder, tmp_path):
     with pytest.raises(UserError, match="is a file; give a folder"):
         benchmark("winoground", model="none", data=tmp_path, out=tmp_path / "file")
     (tmp_path / "images/ex_1_img_0.png").unlink()
-    with pytest.raises(UserError, match="images of Winoground are missing: 1, such as"):
+    with pytest.raises(UserError, match="1 images of Winoground are missing, such as"):
         benchmark("winoground", model="none", data=tmp_path)

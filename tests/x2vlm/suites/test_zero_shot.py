@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ def test_retrieval_ranks_as_a_full_matrix_of_scores(model, tmp_path):
     images = [tmp_path / f"images/{number}.jpg" for number in range(3)]
     texts, true = list(content.items.captions), content.items.image_of_caption
     margins, cosines = asked.margins(images, texts), asked.embed_images(images) @ asked.embed_texts(texts).T
-    for score, matrix in {"cosine": cosines, "matching": margins, "both": sums(asked, margins, cosines)}.items():
+    for score, matrix in {"cosine": cosines, "matching": margins, "sum": sums(asked, margins, cosines)}.items():
         matches = np.arange(3)[:, None] == true
         ranks = np.concatenate([ranks_of_first_match(matrix, matches), ranks_of_first_match(matrix.T, matches.T)])
         np.testing.assert_array_equal(judged.values[score]["model"], ranks[:, None] < np.array([1, 5, 10]))
@@ -47,10 +49,86 @@ def test_without_looking_an_order_is_the_same_for_all(model, tmp_path):
     """Exactly one of the images has the first text of the common order, and one text of each image has the first image."""
     suite, content = written("retrieval-coco", tmp_path)
     values = suite.judge(model("pretrain"), content).values
-    for score in ("cosine", "matching", "both"):
+    for score in ("cosine", "matching", "sum"):
         assert values[score]["text only"][:3, 0].sum() == 1
         first = values[score]["image only"][3:, 0].astype(bool)
         assert len(set(content.items.image_of_caption[first].tolist())) == 1
+        # Equal candidates are ordered by chance: 1, 2 and 2 of 5 texts, and 1 of 3 images.
+        np.testing.assert_allclose(values[score]["image only"][:3, 0], [1 / 5, 2 / 5, 2 / 5])
+        np.testing.assert_allclose(values[score]["text only"][3:, 0], 1 / 3)
+
+
+@pytest.mark.parametrize("name", ["retrieval-coco", "refcoco"])
+def test_an_image_that_cannot_be_read_is_skipped_and_counted(name, model, tmp_path):
+    suite, _ = written(name, tmp_path)
+    if name == "refcoco":
+        refcoco_with_two_images(tmp_path)
+    content = suite.read(tmp_path, ())
+    broken = "images/1.jpg" if name == "retrieval-coco" else "train2014/COCO_train2014_000000000008.jpg"
+    (tmp_path / broken).write_bytes(b"no image")
+    judged = suite.judge(model("pretrain"), content)
+    assert judged.kinds == (
+        ["image to text"] * 2 + ["text to image"] * 3 if name == "retrieval-coco" else ["val", "testA", "testB"]
+    )
+    assert len(judged.examples) == len(judged.kinds)
+    assert broken in judged.notes[0]
+    assert judged.notes[0].startswith("1 images could not be read, such as ")
+
+
+def refcoco_with_two_images(folder: Path) -> None:
+    """Adds an image with a phrase in the split val."""
+    picture(folder / "train2014/COCO_train2014_000000000008.jpg")
+    path = folder / "instances.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["images"].append({**content["images"][0], "id": 8})
+    content["annotations"].append({**content["annotations"][0], "id": 2, "image_id": 8})
+    path.write_text(json.dumps(content), encoding="utf-8")
+    refs = folder / "refs(unc).p"
+    listed = pickle.loads(refs.read_bytes())
+    refs.write_bytes(pickle.dumps([*listed, {**listed[0], "ref_id": 9, "ann_id": 2, "image_id": 8}]))
+
+
+def test_messages_about_refcoco_name_no_options_that_do_not_exist(tmp_path):
+    suite, _ = written("refcoco", tmp_path)
+    refcoco_with_two_images(tmp_path)
+    path = tmp_path / "instances.json"
+    intact = path.read_text(encoding="utf-8")
+    path.write_text(intact.replace('"id": 2', '"id": 3'), encoding="utf-8")
+    with pytest.raises(UserError, match="are broken") as error:
+        suite.read(tmp_path, ())
+    assert "data.max_broken" not in str(error.value)
+    path.write_text(intact, encoding="utf-8")
+    (tmp_path / "train2014/COCO_train2014_000000000008.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 images of RefCOCO are missing, such as .*8\.jpg; see github"):
+        suite.read(tmp_path, ())
+    (tmp_path / "refs(unc).p").write_bytes(b"no pickle")
+    with pytest.raises(UserError) as error:
+        suite.read(tmp_path, ())
+    assert "--data" not in str(error.value)
+    assert "is not a pickle of plain data" in str(error.value)
+    assert "download it again" in str(error.value)
+
+
+def test_retrieval_reads_the_files_of_karpathy_and_of_blip(tmp_path):
+    suite, content = written("retrieval-coco", tmp_path)
+    original = tmp_path / "coco_test.json"
+    entries = json.loads(original.read_text(encoding="utf-8"))
+    original.rename(tmp_path / "coco_karpathy_test.json")
+    assert list(suite.read(tmp_path, ()).items.captions) == list(content.items.captions)
+    (tmp_path / "coco_karpathy_test.json").unlink()
+    images = [
+        {
+            "filepath": "images",
+            "filename": Path(entry["image"]).name,
+            "split": split,
+            "cocoid": index,
+            "sentences": [{"raw": text} for text in entry["caption"]],
+        }
+        for index, (entry, split) in enumerate(zip(entries, ("test", "test", "val"), strict=True))
+    ]
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}), encoding="utf-8")
+    assert list(suite.read(tmp_path, ()).items.captions) == list(content.items.captions)[:3]
+    assert suite.files(tmp_path, ()) == ["dataset_coco.json"]
 
 
 def test_classes_by_the_mean_of_their_templates(model, tmp_path):
@@ -66,6 +144,8 @@ def test_classes_by_the_mean_of_their_templates(model, tmp_path):
     np.testing.assert_array_equal(judged.values["cosine"]["model"][:, 0], chosen == [0, 1, 1, 1])
     matched = asked.margins(images, content.texts("a {c}")).argmax(axis=1)
     np.testing.assert_array_equal(judged.values["matching"]["model"][:, 0], matched == [0, 1, 1, 1])
+    np.testing.assert_allclose(judged.values["matching"]["image only"], [[1 / 2, 1]] * 4)
+    assert judged.examples[1]["scores"]["cosine"].keys() <= {"blue heart", "red star"}
     blind = judged.values["matching"]["text only"][:, 0]
     assert blind.tolist() in ([1, 0, 0, 0], [0, 1, 1, 1])
     *_, mean = suite.results(judged, draws=0)["cosine"]
@@ -118,6 +198,6 @@ def test_an_image_of_a_class_that_cannot_be_read_is_left_out(model, tmp_path):
     (tmp_path / "red_star/2.png").write_bytes(b"no image")
     judged = suite.judge(model("pretrain"), content)
     assert len(judged.kinds) == 3
-    templates, unread = judged.notes
+    templates, unread = judged.notes[:2]
     assert templates == "2 classes; templates: a photo of a {c}"
     assert "1 images could not be read, such as " in unread
