@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from dataset.tasks.pretrain import DataConfig, PretrainBatches
+from dataset.tasks.streams.wordings import ADD_SOURCES
 from dataset.text.processors import TextProcessor
 from engine.checkpoint import newest_step
 from engine.run_folder import RunFolder
@@ -25,6 +27,8 @@ from utils import distributed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
 
 HELD_OUT = "held-out"
 """Name of the only split in ``evaluation.json``."""
@@ -72,6 +76,12 @@ class PretrainTask(BaseTask[PretrainConfig, PretrainModel, PretrainBatches]):
         super().__init__(config, parts)
         if config.evaluation is not None:
             check_files(config.evaluation, config.data)
+        if parts.training is not None and distributed.rank() == 0:
+            for name, counts in parts.training.count_hard_negatives().items():
+                if counts.are_few:
+                    logger.warning("data.%s: %s; %s", name, counts, ADD_SOURCES)
+                else:
+                    logger.info("data.%s: %s", name, counts)
 
     @staticmethod
     def build_model(config: PretrainConfig, vocab_size: int | None) -> PretrainModel:

@@ -106,7 +106,18 @@ def bind(values: Mapping[str, Any], schema: type[C], places: Places | None = Non
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise ConfigError([_finding(dict(e), schema, places or {}, source) for e in error.errors()]) from None
+        raise ConfigError([_finding(each, schema, places or {}, source) for each in _causes(error)]) from None
+
+
+def _causes(error: ValidationError) -> list[dict[str, Any]]:
+    """Returns the errors without those that only follow from others: a list without its wrong items may be too short."""
+    found: list[dict[str, Any]] = [dict(each) for each in error.errors()]
+    locations: list[tuple[int | str, ...]] = [each["loc"] for each in found]
+
+    def follows(kind: str, own: tuple[int | str, ...]) -> bool:
+        return kind == "too_short" and any(len(loc) > len(own) and loc[: len(own)] == own for loc in locations)
+
+    return [each for each in found if not follows(each["type"], each["loc"])]
 
 
 def of_earlier_version(saved: Any, schema: type[Config]) -> Any:

@@ -21,6 +21,7 @@ from dataset.tasks.streams.base import CleanSetConfig, ImageRecordsConfig
 from dataset.tasks.streams.pairs import ImageStream, ImageStreamConfig, VideoStream, VideoStreamConfig
 from dataset.tasks.streams.regions import RegionStream, RegionStreamConfig
 from dataset.tasks.streams.texts import TextStream, TextStreamConfig, TranslationStream, TranslationStreamConfig
+from dataset.tasks.streams.wordings import HardNegativeCounts
 from dataset.text.processors import TextDataConfig, TextProcessor
 from utils.addresses import is_address, is_hub
 from utils.config import MAY_CHANGE
@@ -201,6 +202,15 @@ class PretrainBatches:
             own = data.translations.text
             text = self.text if own is None else TextProcessor(tokenizer, own, static=static)
             self.translations = TranslationStream(data.translations, sources["translations"], text)
+
+    def count_hard_negatives(self) -> dict[str, HardNegativeCounts]:
+        """Counts the texts with a hard negative in a sample of the records of each stream that has them."""
+        streams: dict[str, ImageStream | RegionStream | None] = {"images": self.images, "regions": self.regions}
+        return {
+            name: stream.count_hard_negatives()
+            for name, stream in streams.items()
+            if stream is not None and stream.text_maker.hard_negatives is not None
+        }
 
     def make(self, number: int) -> PretrainBatch:
         """Makes micro-batch ``number``, counted over all ranks."""

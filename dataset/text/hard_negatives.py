@@ -45,6 +45,48 @@ _SIDES = ("left", "right")
 _BEFORE_A_SIDE, _AFTER_A_SIDE = ("the", "far"), ("of", "side", "hand", "arm", "eye", "foot", "leg")
 """Words next to "left" and "right" where they name a side. "left" may also mean "went", and "right" may mean "correct"."""
 
+_NO_NOUNS = (
+    *(
+        "a",
+        "an",
+        "the",
+        "and",
+        "or",
+        "but",
+        "with",
+        "without",
+        "that",
+        "which",
+        "who",
+        "while",
+        "is",
+        "are",
+        "was",
+        "were",
+    ),
+    *(
+        "on",
+        "in",
+        "at",
+        "of",
+        "to",
+        "by",
+        "for",
+        "from",
+        "near",
+        "next",
+        "under",
+        "over",
+        "above",
+        "below",
+        "behind",
+        "beside",
+    ),
+)
+"""Words that may follow the fruit, but not the colour orange."""
+_NO_COLOURS = (["black", "and", "white"], ["black", "&", "white"], ["black", "white"])
+"""Words for colours that are about a picture or a pattern; one of them alone would not contradict it."""
+
 
 def _by_word() -> dict[str, list[str]]:
     """Returns the words that contradict each word."""
@@ -132,13 +174,24 @@ def _exchanged(text: str, truths: Sequence[str], rng: np.random.Generator) -> It
 
 def _replaceable(words: Sequence[str]) -> list[int]:
     """Returns the places of the words that can be replaced."""
+    spans = [
+        (start, start + len(span)) for span in _NO_COLOURS for start in range(len(words)) if _at(words, start, span)
+    ]
     found = []
     for index, word in enumerate(words):
         before, after = words[index - 1] if index else "", words[index + 1] if index + 1 < len(words) else ""
-        names_a_side = before in _BEFORE_A_SIDE or after in _AFTER_A_SIDE
-        if word in _CONTRADICTING and (word not in _SIDES or names_a_side):
-            found.append(index)
+        if word not in _CONTRADICTING or any(start <= index < end for start, end in spans):
+            continue
+        if word in _SIDES and not (before in _BEFORE_A_SIDE or after in _AFTER_A_SIDE):
+            continue
+        if word == "orange" and before not in ("is", "are") and (not after or after in _NO_NOUNS):
+            continue
+        found.append(index)
     return found
+
+
+def _at(words: Sequence[str], start: int, span: Sequence[str]) -> bool:
+    return list(words[start : start + len(span)]) == list(span)
 
 
 def _may_be_true(words: Sequence[str], index: int, other: str, truths: Sequence[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -298,6 +299,25 @@ def test_hard_negatives_without_a_loss_that_uses_them_are_refused(tiny_overrides
             [*tiny_overrides, "data.images.hard_negatives={}", *no_alignment],
             PretrainConfig,
         )
+
+
+def test_a_run_says_how_many_texts_have_hard_negatives(tiny_overrides, caplog):
+    with caplog.at_level(logging.INFO):
+        PretrainTask.build(
+            load_config(
+                DEMO,
+                [*tiny_overrides, "data.images.hard_negatives={sources: [given]}", "data.regions.hard_negatives={}"],
+                PretrainConfig,
+            )
+        )
+    said = [record for record in caplog.records if "have a hard negative" in record.getMessage()]
+    images, regions = said
+    assert images.levelname == "WARNING"
+    assert images.getMessage().startswith("data.images: 0.0 % of ")
+    assert "add other sources, or hard_negatives to the records" in images.getMessage()
+    assert regions.levelname == "INFO"
+    assert regions.getMessage().startswith("data.regions: 100.0 % of ")
+    assert "given 0.0 %, exchanged " in regions.getMessage() and ", replaced 100.0 %" in regions.getMessage()
 
 
 def test_hard_negatives_join_the_contrastive_and_the_matching_loss(tiny_overrides, scenes_folder):

@@ -288,6 +288,39 @@ def test_the_share_of_texts_with_hard_negatives_is_told_and_few_are_warned_of(do
     assert "regions: 100.0% of" in said
 
 
+def test_a_misspelled_key_of_hard_negatives_is_warned_of(doctor, given, scenes_folder, tmp_path):
+    for old, add in (("images", {"hard_negative": ["a zebra"]}), ("regions", {"elems": None})):
+
+        def changed(number, row, add=add):
+            if "elems" in add:
+                return {**row, "elems": [{**each, "hard_negative": ["a zebra"]} for each in row["elems"]]}
+            return {**row, **add}
+
+        path = rewritten(scenes_folder / "train.jsonl", tmp_path / f"{old}.jsonl", changed)
+        _, printed = doctor(*given("pretrain"), f"data.{old}.files=[{path}]")
+        assert OneLine("warning", f"data.{old}", "hard_negative") in printed.splitlines()
+        assert "did you mean hard_negatives?" in printed
+
+
+def test_given_hard_negatives_that_cannot_be_used_are_warned_of(doctor, given, scenes_folder, tmp_path):
+    def changed(number, row):
+        return {**row, "hard_negatives": ["", "!!!"] if number % 2 else row["caption"]}
+
+    path = rewritten(scenes_folder / "train.jsonl", tmp_path / "train.jsonl", changed)
+    more = [f"data.images.files=[{path}]", "data.images.hard_negatives={sources: [given]}"]
+    _, printed = doctor(*given("pretrain"), *more)
+    said = " ".join(printed.split())
+    assert "hard_negatives of 40 of 40 records or phrases have no usable text: they are empty or a caption" in said
+    _, printed = doctor(*given("pretrain"), more[1])
+    assert "none of 40 records has hard_negatives" in " ".join(printed.split())
+
+
+def test_keys_of_the_demos_own_data_are_known(doctor, given, scenes_folder):
+    pairs = f"data.images.files=[{scenes_folder}/train.jsonl, {scenes_folder}/pairs_train.jsonl]"
+    _, printed = doctor(*given("pretrain"), pairs)
+    assert "unknown keys" not in printed
+
+
 def test_long_captions_that_no_record_has_are_warned_of(doctor, given):
     status, printed = doctor(*given("pretrain"), "data.images.captions=both")
     assert status == 0

@@ -18,6 +18,7 @@ from dataset.records.box_form import are_relative, look_like_corners
 from dataset.records.schema import ImageSource
 from engine.run_plan import RunPlan
 from tasks.checks import check_start, small_data
+from tasks.pretrain import PretrainConfig, PretrainTask
 from tasks.run import run_rank
 from tests.conftest import tiny_run
 from tests.dataset.prepare.official import photograph
@@ -26,10 +27,11 @@ from tools.doctor.boxes import RawBox, findings_in_boxes
 from tools.doctor.findings import NotCheckedError, Report, finding_of
 from tools.doctor.first_step import step_findings
 from tools.doctor.machine import versions
-from tools.doctor.panels import as_image, drawn_boxes, images_of, lines_of
+from tools.doctor.panels import as_image, drawn_boxes, images_of, lines_of, panels_of
 from tools.doctor.shared import _check_looks
 from tools.doctor.text_log import TextLog
 from utils.commands import call
+from utils.config import load_config
 from utils.errors import UserError
 from utils.findings import Finding
 
@@ -343,3 +345,26 @@ def test_crops_of_training_images_are_warned_of_or_said_to_be_unchecked(tmp_path
     monkeypatch.setattr(look_alikes, "available", lambda: False)
     check([image(crop)])
     assert "not checked" in lines[-1] and '".[leaks]"' in lines[-1]
+
+
+def test_hard_negatives_are_drawn_below_their_text(scenes_folder):
+    hard = ["data.images.hard_negatives={count: 2}", "data.regions.hard_negatives={}"]
+    task = PretrainTask.build(
+        load_config("configs/demo/pretrain.yaml", [*tiny_run(scenes_folder), *hard], PretrainConfig)
+    )
+    batch = task.training.make(0)
+    panels = panels_of(batch, task.tokenizer)
+    wrong = [line.text for panel in panels for line in panel.lines if line.text.startswith("wrong: ")]
+    expected = [
+        f"wrong: {task.tokenizer.decode(ids[mask], skip_special_tokens=True)}"
+        for part in (batch.images, batch.regions)
+        for ids, mask, counts in zip(
+            part.hard_negatives.text.ids,
+            part.hard_negatives.text.mask,
+            part.hard_negatives.valid.flatten(),
+            strict=True,
+        )
+        if counts
+    ]
+    assert wrong
+    assert {line.replace("[CLS] ", "").replace(" [SEP]", "") for line in wrong} <= set(expected)

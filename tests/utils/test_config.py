@@ -138,6 +138,20 @@ def test_a_section_that_the_command_line_made_contradict_itself_is_placed_there_
         load_config(write("b.yaml", ""), ["range={low: 3, high: 2}"], Whole)
 
 
+def test_a_wrong_item_is_told_once(write):
+    """pydantic also reports that the list without it is too short."""
+
+    class Listed(Config):
+        sources: tuple[Literal["given", "made"], ...] = Field(min_length=1)
+
+    with pytest.raises(ConfigError) as error:
+        load_config(write("a.yaml", "sources: [swapped]\n"), [], Listed)
+    (finding,) = error.value.findings
+    assert "swapped" in finding and "'given' or 'made'" in finding
+    with pytest.raises(ConfigError, match="at least 1 item"):
+        load_config(write("a.yaml", "sources: []\n"), [], Listed)
+
+
 def test_a_config_is_immutable(write):
     config = load_config(write("a.yaml", "optim: {lr: 1}\n"), [], Outer)
     with pytest.raises(ValueError, match="frozen"):

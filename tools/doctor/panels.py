@@ -21,7 +21,7 @@ from tasks.drawing.images import fitted
 MOST_PANELS, MOST_LINES = 4, 8
 
 
-LEGEND = "«in quotes»: masked, or to predict · a number: the box of this text"
+LEGEND = "«in quotes»: masked, or to predict · a number: the box of this text · wrong: a hard negative"
 SIDE = 224
 """Maximum length of the longer side of an image, in pixels."""
 
@@ -48,7 +48,7 @@ def _of_stream(name: str, part: Any, tokenizer: Any, classes: Mapping[int, str])
         images = [] if pixels is None else images_of(pixels, row, count)
         own = _boxes_of(row, boxes, present) if isinstance(boxes, Tensor) else ()
         lines = lines_of(text, row, tokenizer, own[0] if own else None)
-        lines += _other_lines(part, row, tokenizer, classes)
+        lines += _wrong_lines(part, row, tokenizer) + _other_lines(part, row, tokenizer, classes)
         if isinstance(valid, Tensor) and not valid[row]:
             lines.append(Line("(does not count)", faint=True))
         yield _panel(f"{name} {row}".strip(), images, own, lines)
@@ -70,7 +70,11 @@ def _of_regions(name: str, part: RegionBatch, tokenizer: Any) -> Iterator[Panel]
             continue
         with_box = [row for row in rows if not (part.is_image[row] or part.several_boxes[row])]
         boxes = dict(zip(with_box, drawn_boxes(part.boxes_cxcywh[with_box]), strict=True))
-        lines = [line for row in rows for line in lines_of(part.text, row, tokenizer, boxes.get(row))]
+        lines = [
+            line
+            for row in rows
+            for line in (*lines_of(part.text, row, tokenizer, boxes.get(row)), *_wrong_lines(part, row, tokenizer))
+        ]
         images = images_of(part.pixels, image, len(part.pixels))
         yield _panel(f"{name} {image}", images, tuple(boxes.values()), lines)
 
@@ -122,6 +126,16 @@ def lines_of(text: Any, row: int, tokenizer: Any, box: PairOfBoxes | None = None
     if isinstance(text, Text):
         return [Line(spelled(text.ids[row][text.mask[row]].tolist(), set(), tokenizer), key=key)]
     return []
+
+
+def _wrong_lines(part: Any, row: int, tokenizer: Any) -> list[Line]:
+    """The hard negatives of an example."""
+    hard = getattr(part, "hard_negatives", None)
+    if hard is None:
+        return []
+    count = hard.valid.shape[1]
+    places = [row * count + place for place in torch.nonzero(hard.valid[row]).flatten().tolist()]
+    return [Line(f"wrong: {line.text}") for place in places for line in lines_of(hard.text, place, tokenizer)]
 
 
 def _targets(labels: Tensor, tokenizer: Any) -> list[Line]:

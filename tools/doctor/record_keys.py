@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from dataset.formats.annotations import Row, read_rows
 from dataset.shards.readers import Shards
 from dataset.tasks.streams.base import ImageRecordsConfig
+from dataset.text.processors import clean_caption
 from tasks.captioning import CaptioningConfig
 from tasks.grounding import GroundingConfig
 from tasks.nlvr import NLVRConfig
@@ -26,8 +28,10 @@ RECORDS = 300
 """Number of random records of a file whose keys are counted."""
 
 OTHERS = {"id", "image_id", "question_id", "identifier", "coco_id", "flickr_id", "vg_id", "dataset", "caption", "elems"}
-OTHERS |= {"long_caption", "hard_negatives", "url"}
+OTHERS |= {"url", "kind"}
 """Keys that records may have for any purpose: ids, and parts that another task reads."""
+OF_TEXTS = {"long_caption", "hard_negatives"}
+"""Keys of a record or phrase that pre-training reads if its config says so."""
 OF_PHRASES = {"bb", "caption", "attributes", "grain"}
 """Keys of a phrase that pre-training and grounding read."""
 CAPTIONED = {"image", "video", "video_id", "caption"}
@@ -54,12 +58,13 @@ OTHER_NAMES = {
 
 class _Sampled(NamedTuple):
     """Some records of a file, or their phrases: the file's ``key`` in the config, the keys that are ``read``, and the ``others``
-    that are known."""
+    that are known. ``only_given``: hard negatives are only taken from records."""
 
     key: str
     read: set[str]
     others: set[str]
     records: Sequence[Mapping[str, Any]]
+    only_given: bool = False
 
 
 def check_record_keys(subject: Subject, report: Report) -> None:
@@ -69,25 +74,25 @@ def check_record_keys(subject: Subject, report: Report) -> None:
         for sampled in _sampled(subject):
             _check_keys(sampled, "records", report)
             if "elems" not in sampled.read:
-                _check_long_captions(sampled, sampled.records, report)
+                _check_texts(sampled, sampled.records, report)
                 continue
             listed = [record["elems"] for record in sampled.records if isinstance(record.get("elems"), list)]
             phrases = [phrase for phrases in listed for phrase in phrases if isinstance(phrase, dict)]
-            _check_long_captions(sampled, [*sampled.records, *phrases], report)
+            _check_texts(sampled, [*sampled.records, *phrases], report)
             if told := _told_of_phrases(phrases, grounds=subject.config.task == "grounding"):
                 report.ok("phrases", f"{sampled.key}: {told}")
             _check_keys(_Sampled(sampled.key, OF_PHRASES, OTHERS | {"exhaustive"}, phrases), "phrases in elems", report)
 
 
 def _check_keys(sampled: _Sampled, what: str, report: Report) -> None:
-    key, read, others, objects = sampled
+    key, read, others, objects, _ = sampled
     counts = Counter(name for each in objects for name in each)
-    unknown = [name for name, _ in counts.most_common() if name not in read | others]
+    unknown = [name for name, _ in counts.most_common() if name not in read | others | OF_TEXTS]
     if not unknown:
         return
     listed = ", ".join(f"{name} (in {counts[name]:,} of {len(objects):,})" for name in unknown[:8])
     listed += f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
-    meant = [name for each in unknown if (name := meant_by(each, sorted(read - counts.keys())))]
+    meant = [name for each in unknown if (name := meant_by(each, sorted((read | OF_TEXTS) - counts.keys())))]
     if meant:
         fact = f"{what} have unknown keys: {listed}"
         remedy = f"did you mean {', '.join(dict.fromkeys(meant))}? docs/records.md lists the keys"
@@ -96,13 +101,41 @@ def _check_keys(sampled: _Sampled, what: str, report: Report) -> None:
         report.ok("record keys", f"{key}: {what} have unknown keys, which nothing reads: {listed}")
 
 
-def _check_long_captions(sampled: _Sampled, described: Sequence[Mapping[str, Any]], report: Report) -> None:
-    """Warn if long captions are asked for, and none of the records and phrases has one."""
+def _check_texts(sampled: _Sampled, described: Sequence[Mapping[str, Any]], report: Report) -> None:
+    """Warn if long captions or hard negatives are asked for, and none of the records and phrases has one, or if hard negatives
+    cannot be used."""
     if "long_caption" in sampled.read and not any(each.get("long_caption") for each in described):
         fact = f"{sampled.key}.captions asks for long captions, but none of {len(sampled.records):,} records has a long_caption"
         report.add(
             "record keys", [Finding("warning", sampled.key, fact, "set it to short, or add them: docs/records.md")]
         )
+    if "hard_negatives" not in sampled.read:
+        return
+    key, given = f"{sampled.key}.hard_negatives", [each for each in described if each.get("hard_negatives")]
+    unusable = [each for each in given if not set(_cleaned(each["hard_negatives"])) - {*_cleaned(each.get("caption"))}]
+    if not given and sampled.only_given:
+        fact = f"none of {len(sampled.records):,} records has hard_negatives, and {key}.sources has only given"
+        report.add(
+            "record keys", [Finding("warning", key, fact, "add other sources, or hard_negatives: docs/records.md")]
+        )
+    if unusable:
+        fact = (
+            f"hard_negatives of {len(unusable):,} of {len(given):,} records or phrases have no usable text: they are empty or a "
+            "caption"
+        )
+        report.add(
+            "record keys", [Finding("warning", key, fact, "give texts that are wrong about the image: docs/records.md")]
+        )
+
+
+def _cleaned(texts: Any) -> Iterator[str]:
+    """Yields all cleaned texts in a text, a list, or texts by language."""
+    if isinstance(texts, str):
+        with suppress(ValueError):  # nothing is left of it
+            yield clean_caption(texts, len(texts))
+    elif isinstance(texts, Mapping | Sequence):
+        for each in texts.values() if isinstance(texts, Mapping) else texts:
+            yield from _cleaned(each)
 
 
 def _told_of_phrases(phrases: Sequence[Mapping[str, Any]], grounds: bool) -> str:
@@ -138,12 +171,21 @@ def _sampled(subject: Subject) -> Iterator[_Sampled]:
                 read = {stream.image_key, stream.caption_key} | ({"elems"} if name == "regions" else set())
                 if stream.captions != "short":
                     read.add("long_caption")
+                sources = () if stream.hard_negatives is None else stream.hard_negatives.sources
+                if "given" in sources:
+                    read.add("hard_negatives")
                 data = config.data
                 shards = Shards(
                     stream.paths, key=f"data.{name}.files", index_folder=data.cache_index, remote=data.remote
                 )
                 chosen = rng.choice(len(shards), min(RECORDS, len(shards)), replace=False)
-                yield _Sampled(f"data.{name}", read, OTHERS, list(_read(shards, sorted(chosen.tolist()))))
+                yield _Sampled(
+                    f"data.{name}",
+                    read,
+                    OTHERS,
+                    list(_read(shards, sorted(chosen.tolist()))),
+                    set(sources) == {"given"},
+                )
         return
     of_task = next((keys for task, keys in OF_TASKS.items() if isinstance(config, task)), None)
     if of_task is None or subject.missing_below("data.train"):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from batches.base import Batch, BrokenRecord
 from batches.pretraining import PretrainBatch
+from dataset.tasks.streams.wordings import ADD_SOURCES, FEW_HARD_NEGATIVES
 from engine.devices import ASSUMED_UTILISATION, peak_of
 from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.subject import Subject
@@ -21,9 +22,6 @@ from utils.findings import Finding
 
 MICRO_BATCHES, SECONDS = 60, 4.0
 """Maximum number of tiny micro-batches in the sample, and time limit for making them."""
-
-FEW_HARD_NEGATIVES = 0.1
-"""Share of texts with a hard negative below which the doctor warns."""
 
 MOST_UNKNOWN = 0.05
 """Fraction of unknown tokens from which the doctor warns."""
@@ -67,7 +65,7 @@ def check_hard_negatives(batches: list[Batch], report: Report) -> None:
             "warning",
             f"data.{name}.hard_negatives",
             fact,
-            "add other sources, or hard_negatives to the records (docs/records.md), or set it to null",
+            ADD_SOURCES,
         )
         report.add("hard negatives", [few] if share < FEW_HARD_NEGATIVES else [], f"{name}: {fact}")
 

@@ -150,7 +150,11 @@ def expected_value(rule: Rule, scores: np.ndarray, axis: int) -> dict[str, float
     if scores.shape[axis] == 1:
         return dict(rule(scores))
     _, ranks = np.unique(scores, return_inverse=True)
-    return dict(_expected(rule, tuple(tuple(row) for row in ranks.reshape(scores.shape).tolist()), axis))
+    count = scores.shape[1]
+    flat = ranks.reshape(-1).tolist()
+    return dict(
+        _expected(rule, tuple(tuple(flat[start : start + count]) for start in range(0, len(flat), count)), axis)
+    )
 
 
 @lru_cache(maxsize=1 << 14)

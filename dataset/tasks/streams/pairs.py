@@ -22,7 +22,7 @@ from dataset.shards.readers import Shards
 from dataset.shards.samplers import RecordSource
 from dataset.tasks.account import Account, filled
 from dataset.tasks.streams.base import CleanSetConfig, ImageRecordsConfig, StreamConfig, read_examples
-from dataset.tasks.streams.wordings import EncodedWording, TextMaker, Wording
+from dataset.tasks.streams.wordings import Described, EncodedWording, HardNegativeCounts, TextMaker, Wording
 from dataset.text.processors import TextProcessor, clean_caption
 from utils.errors import UserError
 from utils.files import expanded
@@ -143,6 +143,17 @@ class ImageStream(PairStream):
         wording = self.text_maker.choose(record, phrases, rng, record.location)
         view = self.view(record.image, rng, may_flip=wording.may_flip(self.careful_flip))
         return view, self.text_maker.encode(wording, rng)
+
+    def count_hard_negatives(self) -> HardNegativeCounts:
+        """See :meth:`~dataset.tasks.streams.wordings.TextMaker.count_hard_negatives`."""
+
+        def described(raw: RawRecord) -> Described:
+            record = parse_image_record(raw, self.keys, self.caption_keys[0], self.captions)
+            return [record], phrases_of(raw)
+
+        source = self.sources[0]
+        assert source is not None
+        return self.text_maker.count_hard_negatives(source.shards, described)
 
 
 class VideoStream(PairStream):

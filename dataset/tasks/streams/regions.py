@@ -29,7 +29,7 @@ from dataset.records.schema import (
 from dataset.shards.samplers import RecordSource, sample_rng
 from dataset.tasks.account import Account
 from dataset.tasks.streams.base import ImageRecordsConfig, read_examples
-from dataset.tasks.streams.wordings import EncodedWording, TextMaker, Wording
+from dataset.tasks.streams.wordings import Described, EncodedWording, HardNegativeCounts, TextMaker, Wording
 from dataset.text.processors import TextProcessor
 from utils.image_size import ImageSize, grid_of, sides_of
 
@@ -114,6 +114,18 @@ class RegionStream:
                 records.append(record)
                 boxes += [(box, record.location) for element in record.elements for box in element.boxes]
         return boxes, records
+
+    def count_hard_negatives(self) -> HardNegativeCounts:
+        """See :meth:`~dataset.tasks.streams.wordings.TextMaker.count_hard_negatives`."""
+
+        def described(raw: RawRecord) -> Described:
+            record = parse_region_record(raw, self.keys, self.config.caption_key)
+            everything = [record, *record.elements]
+            return everything if self.config.whole_image_rows else record.elements, [
+                each.captions for each in everything
+            ]
+
+        return self.text_maker.count_hard_negatives(self.source.shards, described)
 
     def batch(self, number: int, account: Account) -> RegionBatch:
         example = partial(self._example, account=account)

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from batches.pretraining import HardNegatives, LongTexts
-from dataset.records.schema import Description, Texts, spoken
+from dataset.records.schema import Description, RawRecord, Texts, spoken
+from dataset.shards.readers import Shards
 from dataset.tasks.account import filled
 from dataset.tasks.streams.base import ImageRecordsConfig
-from dataset.text.hard_negatives import hard_negatives
+from dataset.text.hard_negatives import Source, hard_negatives
 from dataset.text.processors import TextExample, TextProcessor, clean_caption, mentions_side
 
 ENGLISH = "en"
+
+SAMPLED = 50
+"""Number of records of a stream, spread over its shards, in which hard negatives are counted before training."""
+
+FEW_HARD_NEGATIVES = 0.1
+"""Share of texts with a hard negative below which a warning is given."""
+ADD_SOURCES = "add other sources, or hard_negatives to the records (docs/records.md), or set hard_negatives to null"
+"""What to do about few hard negatives."""
+
+Described = tuple[Sequence[Description], Sequence[Texts]]
+"""What has texts in a record, an image and its boxes; and all texts about them."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +54,27 @@ class EncodedWording:
     text: TextExample
     long: TextExample | None = None
     hard_negatives: tuple[list[int], ...] = ()
+
+
+@dataclass(frozen=True)
+class HardNegativeCounts:
+    """How many of a number of ``texts`` are ``having`` a hard negative, and how many by each source."""
+
+    texts: int
+    having: int
+    by_source: Mapping[Source, int]
+
+    @property
+    def are_few(self) -> bool:
+        return self.having < FEW_HARD_NEGATIVES * self.texts
+
+    def __str__(self) -> str:
+        sources = ", ".join(f"{source} {_percent(count, self.texts)}" for source, count in self.by_source.items())
+        return f"{_percent(self.having, self.texts)} of {self.texts:,} sampled texts have a hard negative ({sources})"
+
+
+def _percent(count: int, of: int) -> str:
+    return f"{100 * count / max(1, of):.1f} %"
 
 
 class TextMaker:
@@ -82,6 +117,29 @@ class TextMaker:
         given = self._cleaned([described.hard_negatives], language)
         negatives = hard_negatives(self.hard_negatives, text, given, truths, rng, english=language in (None, ENGLISH))
         return Wording(text, long, tuple(negatives))
+
+    def count_hard_negatives(self, shards: Shards, described: Callable[[RawRecord], Described]) -> HardNegativeCounts:
+        """Counts the texts with a hard negative in a sample of records. ``described``: what has texts in a record."""
+        assert self.hard_negatives is not None
+        by_source = {source: copy(self) for source in self.hard_negatives.sources}
+        for source, maker in by_source.items():
+            maker.hard_negatives = self.hard_negatives.model_copy(update={"sources": (source,)})
+        texts, having, counts = 0, 0, Counter[Source]()
+        for index in np.unique(np.linspace(0, len(shards) - 1, SAMPLED).round().astype(int)).tolist():
+            with suppress(Exception):  # a broken record is counted when training reads it
+                raw = shards.read(index)
+                descriptions, others = described(raw)
+                for each in descriptions:
+                    if not each.texts(self.length, np.random.default_rng(index)):
+                        continue
+                    found = [
+                        source
+                        for source, maker in by_source.items()
+                        if maker.choose(each, others, np.random.default_rng(index), raw.location).hard_negatives
+                    ]
+                    texts, having = texts + 1, having + bool(found)
+                    counts.update(found)
+        return HardNegativeCounts(texts, having, {source: counts[source] for source in by_source})
 
     def encode(self, wording: Wording, rng: np.random.Generator) -> EncodedWording:
         """Encodes the texts, the captions with a masked copy of each. Hard negatives that are equal to their caption because both

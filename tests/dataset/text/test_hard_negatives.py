@@ -76,6 +76,18 @@ def test_words_with_another_meaning_stay(text):
     assert not {each for each in found if "left" in text and "right" in each} - {"the left answer was there"}
 
 
+@pytest.mark.parametrize(
+    "text", ["an orange on a plate", "a sliced orange", "black and white photo of a street", "a black white photo"]
+)
+def test_words_for_colours_that_are_no_colours_stay(text):
+    assert not drawn(text, ["a red star", "a green heart", "a blue circle"])
+
+
+def test_orange_is_a_colour_before_a_noun_and_after_is():
+    assert "a red star" in drawn("an orange star", [], "replaced")
+    assert "the star is red" in drawn("the star is orange", [], "replaced")
+
+
 def test_each_kind_of_word_is_replaced_equally_often():
     config = HardNegativesConfig(sources=("replaced",))
     texts = [
