@@ -1,6 +1,7 @@
 """Benchmarks of models that are not fine-tuned for them: ``python run.py benchmark SUITE``.
 
-To add a suite, write a file here with a :class:`~x2vlm.suites.cases.Suite`, and name it in :data:`SUITES`.
+To add a suite, write a file here with a :class:`~x2vlm.suites.cases.CaseSuite`, and name it in :data:`SUITES`.
+docs/composition.md has an example.
 """
 
 from __future__ import annotations

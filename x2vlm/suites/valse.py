@@ -73,6 +73,14 @@ SUITE = CaseSuite(
             _values(73.72, 75.05, 70.15, 69.24, 71.22, 54.12, 68.97, 82.87, 85.14, 60.31, 59.62, 93.00),
             _TABLE,
         ),
+        *(
+            Published(
+                model,
+                {"mean of pieces: accuracy": value},
+                f"average pairwise accuracy in the results of {_PAPER}, at paperswithcode.com",
+            )
+            for model, value in (("LXMERT", 59.6), ("ViLBERT", 63.7), ("12-in-1", 75.1))
+        ),
     ),
     note="the accuracy is the official pairwise one (acc_r), by log-odds instead of the logit; language models alone reach about "
     "60 %",
