@@ -110,7 +110,7 @@ def bind(values: Mapping[str, Any], schema: type[C], places: Places | None = Non
 
 
 def _causes(error: ValidationError) -> list[dict[str, Any]]:
-    """Returns the errors without those that only follow from others: a list without its wrong items may be too short."""
+    """Returns the errors, except for lists that are too short only because their items are wrong."""
     found: list[dict[str, Any]] = [dict(each) for each in error.errors()]
     locations: list[tuple[int | str, ...]] = [each["loc"] for each in found]
 

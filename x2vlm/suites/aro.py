@@ -31,10 +31,10 @@ walking by, walking down, walking next to, walking through, with, working in, wo
 wrapped in
 """
 SYMMETRIC = {" ".join(name.split()) for name in _SYMMETRIC.split(",")}
-"""Relations that the official notebook (notebooks/Replicate ARO! VG-Relation, VG-Attribution.ipynb) leaves out of the mean. It
+"""Relations that the official notebook (notebooks/Replicate ARO! VG-Relation, VG-Attribution.ipynb) excludes from the mean. It
 calls them symmetric, although not all are."""
 LEAST_CASES = 25
-"""Pairs of attributes with fewer cases are left out, as in the official summary."""
+"""Pairs of attributes with fewer cases are excluded, as in the official summary."""
 
 MEAN = "mean of parts"
 """The official summary: the mean over relations, or over pairs of attributes."""
@@ -58,13 +58,13 @@ def _cases(kind: str, path: Path) -> list[Case]:
             part = str(entry["relation_name"] if kind == "relation" else "_".join(entry["attributes"][:2]))
             texts = texts_in(entry, "true_caption", "false_caption")
         symmetric = kind == "relation" and part in SYMMETRIC
-        left_out = "the official notebook calls their relation symmetric" if symmetric else ""
-        cases.append(Case(kind, (picture,), texts, part, key, left_out))
+        excluded = "the official notebook calls their relation symmetric" if symmetric else ""
+        cases.append(Case(kind, (picture,), texts, part, key, excluded))
     if kind == "relation":
         return cases
     sizes = Counter(case.part for case in cases)
     few = f"fewer than {LEAST_CASES} cases have their pair of attributes"
-    return [replace(case, left_out=few) if sizes[case.part] < LEAST_CASES else case for case in cases]
+    return [replace(case, excluded=few) if sizes[case.part] < LEAST_CASES else case for case in cases]
 
 
 def _suite(name: str, title: str, note: str, clip: float, negclip: float, xvlm: float) -> CaseSuite:

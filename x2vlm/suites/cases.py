@@ -36,7 +36,7 @@ class CaseSuite(Suite[list[Case]]):
 
     Attributes:
         file_of: the official file of each kind.
-        cases: reads the cases of a kind from its file, also those that the official rule leaves out.
+        cases: reads the cases of a kind from its file, including cases that the official rule excludes.
         rule: the official rule.
         chance: value of each measure for random scores; empty: 1 / N, for a choice among the N texts of each case.
         text_rule: a rule for the cosines (texts, texts) of the texts with each other. Its measures have no value by the other
@@ -64,16 +64,16 @@ class CaseSuite(Suite[list[Case]]):
             cases += of_file
         chosen = chosen_kinds([case.kind for case in cases], kinds, self)
         cases = [case for case in cases if case.kind in chosen]
-        measured = [case for case in cases if not case.left_out]
+        measured = [case for case in cases if not case.excluded]
         if not measured:
             raise UserError(
-                f"{folder}: all {len(cases):,} cases are left out: {cases[0].left_out}; use the whole official file"
+                f"{folder}: all {len(cases):,} cases are excluded: {cases[0].excluded}; use the whole official file"
             )
         need_images([picture.path for case in measured for picture in case.pictures], self)
         return cases
 
     def judge(self, model: LoadedModel, content: list[Case]) -> Judged:
-        scored = score_cases(model, [case for case in content if not case.left_out])
+        scored = score_cases(model, [case for case in content if not case.excluded])
         cases, scores = scored.cases, scored.scores
         judged = {
             score: {look: [self._judge(score, look, scored, index) for index in range(len(cases))] for look in looks}
@@ -86,8 +86,8 @@ class CaseSuite(Suite[list[Case]]):
             }
             for score, looks in judged.items()
         }
-        left_out = Counter(case.left_out for case in content if case.left_out)
-        kinds = {case.kind: None for case in content if not case.left_out}.keys() - {case.kind for case in cases}
+        excluded = Counter(case.excluded for case in content if case.excluded)
+        kinds = {case.kind: None for case in content if not case.excluded}.keys() - {case.kind for case in cases}
         return Judged(
             [case.kind for case in cases],
             [str(case.pictures[0].path) for case in cases],
@@ -114,7 +114,7 @@ class CaseSuite(Suite[list[Case]]):
                 for index, case in enumerate(cases)
             ],
             [
-                *(f"{count:,} of {len(content):,} cases are left out: {why}" for why, count in left_out.items()),
+                *(f"{count:,} of {len(content):,} cases are excluded: {why}" for why, count in excluded.items()),
                 *scored.notes(),
                 *(f"no case of {kind} could be scored" for kind in sorted(kinds)),
                 TIES,

@@ -55,9 +55,9 @@ def _cases(kind: str, path: Path) -> list[Case]:
                     f"{path}: annotation {index} has the image {entry['image_id']}, which images does not list"
                 )
             picture = Picture(images[entry["image_id"]], (x, y, width, height))
-            left_out = "" if len(numbers) > 1 else "they have no other descriptions"
+            excluded = "" if len(numbers) > 1 else "they have no other descriptions"
             texts = tuple(names[number] for number in numbers)
-            cases.append(Case(kind, (picture,), texts, id=str(entry.get("id", index)), left_out=left_out))
+            cases.append(Case(kind, (picture,), texts, id=str(entry.get("id", index)), excluded=excluded))
     return cases
 
 

@@ -52,7 +52,7 @@ class RetrievalSuite(Suite[Captions]):
 
     Attributes:
         captions: the captions, in the form of the authors of ALBEF, X-VLM and BLIP; the first of these files is read.
-        karpathy: Karpathy's file, which is read if there is none of ``captions``.
+        karpathy: Karpathy's file, which is read if no file of ``captions`` exists.
         images: folder of the images in Karpathy's file.
         candidates: number of candidates that are re-ranked.
     """

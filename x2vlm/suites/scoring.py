@@ -40,7 +40,7 @@ class Case:
         texts: the texts; which are right for which image is determined by the rule of the suite.
         part: for means over parts, for example over relations.
         id: key or index of the case in its official file.
-        left_out: why the official rule leaves the case out, such as "their relation is symmetric"; empty if it does not.
+        excluded: why the official rule excludes the case, such as "their relation is symmetric"; empty if it does not.
     """
 
     kind: str
@@ -48,7 +48,7 @@ class Case:
     texts: tuple[str, ...]
     part: str = ""
     id: str = ""
-    left_out: str = ""
+    excluded: str = ""
 
 
 @dataclass

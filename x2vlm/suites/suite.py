@@ -196,7 +196,7 @@ class Suite(ABC, Generic[C]):
         there, missing = self.rows(judged), []
         for name, (_, members) in self.summaries.items():
             if without := [member for member in members if member not in there]:
-                missing.append(f"{name} is missing, since there is no case of {', '.join(without)}")
+                missing.append(f"{name} is missing, since no case is of kind {', '.join(without)}")
         over_parts = [name for name, (way, _) in self.summaries.items() if way == "parts" and name in there]
         drawn = [
             f"the interval of {name} is over its parts; the other intervals are over images" for name in over_parts
@@ -371,7 +371,7 @@ def texts_in(entry: Any, *keys: str | int) -> tuple[str, ...]:
 
 
 def table(suite: Suite[Any], results: Mapping[str, Sequence[Result]], judged: Judged) -> str:
-    """Formats the results of a suite, in percent, with the published ones beside and below."""
+    """Formats the results of a suite, in percent, with published results in a column and below."""
     lines = [f"{suite.title}: {len(judged.kinds):,} examples"]
     every = [result for each in results.values() for result in each]
     width = max(len(result.name) for result in every)

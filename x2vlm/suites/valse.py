@@ -21,7 +21,7 @@ PHENOMENA = {
 PIECES = tuple(piece for pieces in PHENOMENA.values() for piece in pieces)
 IMAGES = "images"
 LEAST_VOTES = 2
-"""Annotators, of three, who chose the caption and not the foil; other entries are left out, as in the official script."""
+"""Annotators, of three, who chose the caption and not the foil; other entries are excluded, as in the official script."""
 FEW_VOTES = f"fewer than {LEAST_VOTES} of 3 annotators chose the caption"
 
 _PAPER = "Parcalabescu, Cafagna, Muradjan, Frank, Calixto and Gatt: VALSE, ACL 2022 (arXiv:2112.07566)"
@@ -37,9 +37,9 @@ def _cases(kind: str, path: Path) -> list[Case]:
         with reading(place):
             if not isinstance(votes := entry["mturk"], dict):
                 raise UserError(f"{place}: mturk is {votes!r:.80}, not an object; is it the official file?")
-            left_out = "" if votes["caption"] >= LEAST_VOTES else FEW_VOTES
+            excluded = "" if votes["caption"] >= LEAST_VOTES else FEW_VOTES
             picture = Picture(path.parent / IMAGES / str(entry["image_file"]))
-            cases.append(Case(kind, (picture,), texts_in(entry, "caption", "foil"), id=key, left_out=left_out))
+            cases.append(Case(kind, (picture,), texts_in(entry, "caption", "foil"), id=key, excluded=excluded))
     return cases
 
 

@@ -27,10 +27,10 @@ SAMPLED = 50
 FEW_HARD_NEGATIVES = 0.1
 """Share of texts with a hard negative below which a warning is given."""
 ADD_SOURCES = "add other sources, or hard_negatives to the records (docs/records.md), or set hard_negatives to null"
-"""What to do about few hard negatives."""
+"""The remedy for few hard negatives."""
 
 Described = tuple[Sequence[Description], Sequence[Texts]]
-"""What has texts in a record, an image and its boxes; and all texts about them."""
+"""The image and the boxes of a record that have texts of their own; and all texts about them."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class TextMaker:
         return Wording(text, long, tuple(negatives))
 
     def count_hard_negatives(self, shards: Shards, described: Callable[[RawRecord], Described]) -> HardNegativeCounts:
-        """Counts the texts with a hard negative in a sample of records. ``described``: what has texts in a record."""
+        """Counts the texts with a hard negative in a sample of records. ``described``: parses a record."""
         assert self.hard_negatives is not None
         by_source = {source: copy(self) for source in self.hard_negatives.sources}
         for source, maker in by_source.items():

@@ -16,7 +16,7 @@ def test_the_cases_of_a_suite(name, tmp_path):
     write, count = CASES[name]
     write(tmp_path)
     suite = suite_named(name)
-    cases = [case for case in suite.read(tmp_path, ()) if not case.left_out]
+    cases = [case for case in suite.read(tmp_path, ()) if not case.excluded]
     assert len(cases) == count
     kinds = {case.kind for case in cases}
     rows = {*kinds, *suite.summaries}
@@ -28,7 +28,7 @@ def test_the_cases_of_a_suite(name, tmp_path):
 
 
 def measured(name: str, folder):
-    return [case for case in suite_named(name).read(folder, ()) if not case.left_out]
+    return [case for case in suite_named(name).read(folder, ()) if not case.excluded]
 
 
 def test_every_suite_but_the_drawn_one_is_tested_here():
@@ -42,7 +42,7 @@ def test_parts_are_relations_and_pairs_of_attributes(tmp_path):
     assert {case.part for case in pairs} == {"red_small"}
 
 
-def test_symmetric_relations_are_left_out_as_in_the_official_notebook():
+def test_symmetric_relations_are_excluded_as_in_the_official_notebook():
     """157 names, of which the notebook removes all (its fifth cell)."""
     assert len(aro.SYMMETRIC) == 157
     assert {"near", "next to", "by", "of", "standing in front of", "wrapped in"} <= aro.SYMMETRIC
@@ -51,10 +51,10 @@ def test_symmetric_relations_are_left_out_as_in_the_official_notebook():
 
 def test_what_the_official_rule_leaves_out_is_counted(tmp_path, model):
     for name, reason in [
-        ("aro-relation", "1 of 4 cases are left out: the official notebook calls their relation symmetric"),
-        ("aro-attribution", "24 of 49 cases are left out: fewer than 25 cases have their pair of attributes"),
-        ("valse", "11 of 22 cases are left out: fewer than 2 of 3 annotators chose the caption"),
-        ("fg-ovd", "8 of 16 cases are left out: they have no other descriptions"),
+        ("aro-relation", "1 of 4 cases are excluded: the official notebook calls their relation symmetric"),
+        ("aro-attribution", "24 of 49 cases are excluded: fewer than 25 cases have their pair of attributes"),
+        ("valse", "11 of 22 cases are excluded: fewer than 2 of 3 annotators chose the caption"),
+        ("fg-ovd", "8 of 16 cases are excluded: they have no other descriptions"),
     ]:
         folder = tmp_path / name
         folder.mkdir()
@@ -139,7 +139,7 @@ def test_files_of_which_the_official_rule_leaves_out_all_are_told(tmp_path):
     FOLDERS["aro-attribution"][0](tmp_path)
     path = tmp_path / "visual_genome_attribution.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8"))[25:]), encoding="utf-8")
-    with pytest.raises(UserError, match="all 24 cases are left out: fewer than 25 cases have their pair of attributes"):
+    with pytest.raises(UserError, match="all 24 cases are excluded: fewer than 25 cases have their pair of attributes"):
         suite_named("aro-attribution").read(tmp_path, ())
 
 

@@ -164,5 +164,5 @@ def test_the_table_has_each_score_and_the_paper():
     assert lines[-3:] == [
         "cite: a paper",
         "note: something was skipped",
-        "note: half is missing, since there is no case of c",
+        "note: half is missing, since no case is of kind c",
     ]
