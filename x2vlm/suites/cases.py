@@ -126,8 +126,8 @@ class CaseSuite(Suite[list[Case]]):
         scores, cosines = scored.scores[score][look][index], scored.text_cosines[index]
         found = dict(self.rule(scores) if look == "model" else expected_value(self.rule, scores, TIED[look]))
         if self.text_rule is not None and score == "cosine":
-            tied = look == "image only"
-            found |= expected_value(self.text_rule, 0 * cosines, 1) if tied else self.text_rule(cosines)
+            of_texts = self.text_rule(cosines)
+            found |= {measure: self.chance[measure] for measure in of_texts} if look == "image only" else of_texts
         return found
 
     def _chance_of_choices(self, cases: Sequence[Case]) -> dict[str, float]:

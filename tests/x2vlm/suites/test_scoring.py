@@ -123,8 +123,8 @@ def test_examples_have_what_is_needed_to_compare_them(model, tmp_path):
     found = suite.results(judged, draws=10)
     assert [result.measure for result in found["cosine"]] == ["ITT", "first", "second", "TOT"]
     assert [result.measure for result in found["sum"]] == ["ITT", "first", "second"]
-    assert {result.measure: result.image_only for result in found["sum"]} == pytest.approx(
-        {"ITT": 1 / 3, "first": 1 / 2, "second": 1 / 2}
+    assert {result.measure: result.image_only for result in found["cosine"]} == pytest.approx(
+        {"ITT": 1 / 3, "first": 1 / 2, "second": 1 / 2, "TOT": 1 / 3}
     )
 
 
