@@ -80,7 +80,7 @@ class RetrievalSuite(Suite[Captions]):
             for place, _, entry in entries_of(path):
                 if isinstance(entry, list):
                     raise UserError(
-                        f"{path}: is not in the form of {self.captions[0]}; name Karpathy's file {self.karpathy}"
+                        f"{path}: is not a list of images with captions; if it is Karpathy's file, call it {self.karpathy}"
                     )
                 with reading(place):
                     images.append(folder / str(entry["image"]))

@@ -129,6 +129,9 @@ def test_retrieval_reads_the_files_of_karpathy_and_of_blip(tmp_path):
     (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}), encoding="utf-8")
     assert list(suite.read(tmp_path, ()).items.captions) == list(content.items.captions)[:3]
     assert suite.files(tmp_path, ()) == ["dataset_coco.json"]
+    (tmp_path / "dataset_coco.json").rename(original)
+    with pytest.raises(UserError, match=r"coco_test\.json: .* if it is Karpathy's file, call it dataset_coco\.json"):
+        suite.read(tmp_path, ())
 
 
 def test_classes_by_the_mean_of_their_templates(model, tmp_path):
