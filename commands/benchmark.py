@@ -130,7 +130,9 @@ def _digest(examples: Sequence[Mapping[str, Any]]) -> str:
     for example in examples:
         images = [Path(image).name for image in example.get("images", [example.get("image", "")])]
         texts = {
-            key: example[key] for key in ("id", "kind", "part", "texts", "class", "phrase", "query") if key in example
+            key: example[key]
+            for key in ("id", "kind", "part", "boxes", "texts", "class", "phrase", "query")
+            if key in example
         }
         asked.update(json.dumps([images, texts], sort_keys=True).encode())
     return asked.hexdigest()

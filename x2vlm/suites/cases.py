@@ -100,6 +100,7 @@ class CaseSuite(Suite[list[Case]]):
                     "kind": case.kind,
                     "part": case.part,
                     "images": [str(picture.path) for picture in case.pictures],
+                    "boxes": [picture.box for picture in case.pictures],
                     "texts": case.texts,
                     "right": {score: looks["model"][index] for score, looks in judged.items()},
                     **{

@@ -30,7 +30,7 @@ ADD_SOURCES = "add other sources, or hard_negatives to the records (docs/records
 """The remedy for few hard negatives."""
 
 Described = tuple[Sequence[Description], Sequence[Texts]]
-"""The image and the boxes of a record that have texts of their own; and all texts about them."""
+"""The image and the boxes of a record, each with its texts; and all texts of the record."""
 
 
 @dataclass(frozen=True)

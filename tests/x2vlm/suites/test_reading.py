@@ -193,3 +193,4 @@ def test_a_choice_among_more_texts_has_a_lower_chance(tmp_path, model):
     suite = suite_named("fg-ovd")
     judged = suite.judge(model("pretrain"), suite.read(tmp_path, ["hard"]))
     assert judged.chance == {"hard: accuracy": pytest.approx(1 / 3)}
+    assert judged.examples[0]["boxes"] == [(1.5, 2.0, 9.2, 8.0)]
