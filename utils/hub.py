@@ -54,14 +54,16 @@ def is_local(name: str, files: Sequence[str]) -> bool:
 def check_hub(name: str, key: str, remedy: str = "give a folder with the model's files") -> None:
     """Raise a :class:`UserError` with the ``remedy`` if the Hub is not reachable. ``key`` is the config key that names the model
     or data set to download."""
+    check_reach(f"{key}: {name} is not a local folder and not in the Hub cache", remedy)
+
+
+def check_reach(fact: str, remedy: str = "try again where it can be reached") -> None:
+    """Raise a :class:`UserError` if the Hub is not reachable, with the ``fact`` that makes it necessary and the ``remedy``."""
     from huggingface_hub import constants
 
     reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _unreachable(constants.ENDPOINT)
     if reason:
-        raise UserError(
-            f"{key}: {name} is not a local folder and not in the Hub cache, and {constants.ENDPOINT} cannot be reached "
-            f"({reason}); {remedy}"
-        )
+        raise UserError(f"{fact}, and {constants.ENDPOINT} cannot be reached ({reason}); {remedy}")
 
 
 def looks_like_path(name: str) -> bool:

@@ -17,10 +17,10 @@ from dataset.text.processors import PlainTextProcessor, clean_caption, clean_que
 from engine.precision import PrecisionName
 from models.core.packing import PackedTexts
 from models.core.xvlm import XVLM
+from models.inference.reranking import TextBank
 from utils.errors import UserError
 from x2vlm.calls import CALLS, EXPORTED
 from x2vlm.inputs import Image, Reader, View, as_list
-from x2vlm.matching import Matcher
 from x2vlm.runtime import Runtime, TorchRuntime
 from x2vlm.settings import Settings
 
@@ -213,6 +213,44 @@ class LoadedModel:
             f"{call}: {self.origin} is a model of task {self.settings.task}, which was not trained for it; load one of task "
             f"{' or '.join(CALLS[call].tasks)}"
         )
+
+
+class Matcher:
+    """The matching head for a list of texts, which are encoded once."""
+
+    def __init__(self, model: LoadedModel, texts: Sequence[str]):
+        self.model, self.count = model, len(texts)
+        size = 8 * model.batch_size
+        with model.runtime.running():
+            self.bank = TextBank.of(
+                [model.encoded(texts[start : start + size]) for start in range(0, len(texts), size)]
+            )
+
+    def margins(self, states: Tensor, asked: Sequence[Tensor]) -> list[np.ndarray]:
+        """Returns, for each of N images with states (N, K, D), the log-odds that the texts with the indices ``asked`` (int64, on
+        the CPU) are about it, float64.
+
+        Raises:
+            UserError: the log-odds are NaN or infinite.
+        """
+        with self.model.runtime.running():
+            found = self.model.runtime.margins(states, asked, self.bank)
+        return [self.model.finite(margins.double().cpu().numpy()) for margins in found]
+
+    def scores(self, views: Sequence[View], asked: Sequence[Sequence[int]]) -> np.ndarray:
+        """Returns the log-odds that texts are about images, (images, texts) float64, NaN for pairs that are not asked for.
+
+        ``asked``: the indices of the texts of each image.
+        """
+        model, found = self.model, np.full((len(views), self.count), np.nan)
+        for start in range(0, len(views), model.batch_size):
+            batch = slice(start, start + model.batch_size)
+            with model.runtime.running():
+                states = model.runtime.image_states(model.pixels(list(views[batch])))
+            columns = [torch.tensor(each) for each in asked[batch]]
+            for row, margins in enumerate(self.margins(states, columns), start):
+                found[row, asked[row]] = margins
+        return found
 
 
 def as_texts(texts: Any) -> list[str]:

@@ -26,8 +26,8 @@ from utils.files import expanded
 from utils.hub import local_folder
 from utils.weight_file import trained_token_ids
 from x2vlm.export.files import is_export
+from x2vlm.integrations import MODELLING_FILE
 from x2vlm.model import Model
-from x2vlm.saving import MODELLING_FILE
 from x2vlm.settings import Settings, settings_of, settings_of_run
 
 HUB = "hub:"

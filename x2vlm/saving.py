@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -15,6 +16,7 @@ from tasks.base import ANSWERS, BACKBONE, TOKENIZER
 from utils.config import dump_config
 from utils.errors import UserError
 from utils.files import expanded, read_json, write_text
+from utils.hub import check_reach
 from utils.image_size import in_words
 from utils.version import VERSION
 from utils.weight_file import save_weights
@@ -24,18 +26,20 @@ if TYPE_CHECKING:
     from x2vlm.base import LoadedModel
 
 CARD = "README.md"
-MODELLING_FILE = "modeling_x2vlm.py"
-"""Code of a model that is saved for transformers."""
 HEADING = "## Numbers"
 
 
+UNSAVED = ("word_head.",)
+"""Parts of a model that are not saved for transformers."""
+
 SavedFormat = Literal["x2vlm", "transformers"]
 
-USAGE: dict[SavedFormat, str] = {
+USAGE: dict[str, str] = {
     "x2vlm": """from x2vlm import load
 
 model = load("{place}")""",
-    "transformers": """from transformers import AutoModel, AutoProcessor
+    "transformers": """# pip install torch timm transformers pydantic
+from transformers import AutoModel, AutoProcessor
 
 model = AutoModel.from_pretrained("{place}", trust_remote_code=True)
 processor = AutoProcessor.from_pretrained("{place}", trust_remote_code=True)
@@ -56,21 +60,24 @@ def save(model: LoadedModel, folder: Path, format: SavedFormat = "x2vlm") -> Pat
             grounding).
 
     Raises:
-        UserError: the folder exists and is not empty, or the format does not suit the model.
+        UserError: the folder exists and is not empty, or cannot be written, or the format does not suit the model.
     """
     folder = expanded(folder)
     _check_format(format)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} already exists and is not an empty folder; give another folder")
-    if format == "transformers":
-        from x2vlm.integrations.transformers.writing import write
+    try:
+        if format == "transformers":
+            from x2vlm.integrations.transformers.writing import write
 
-        write(model, folder)
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_weights(folder / MODEL_FILE, {name: value.cpu() for name, value in model.network.state_dict().items()})
-        save_settings(model, folder)
-    write_text(folder / CARD, card(model, folder.name, format, "path/of/this/folder"))
+            write(model, folder)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_weights(folder / MODEL_FILE, {name: value.cpu() for name, value in model.network.state_dict().items()})
+            save_settings(model, folder)
+        write_text(folder / CARD, card(model, folder.name, format, "path/of/this/folder"))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}; give another folder") from None
     return folder
 
 
@@ -90,22 +97,21 @@ def push_to_hub(model: LoadedModel, name: str, format: SavedFormat = "x2vlm", *,
         UserError: the Hub refuses the upload or cannot be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-    from requests.exceptions import ConnectionError
 
     _check_format(format)
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        raise UserError(f"{name!r} is not the name of a repository on the Hub; give owner/name")
+    check_reach(f"{name} cannot be uploaded")
     api = HfApi()
     with tempfile.TemporaryDirectory() as place:
-        folder = save(model, Path(place, name.rpartition("/")[2]), format)
+        folder = save(model, Path(place, "model"), format)
         write_text(folder / CARD, card(model, name, format, name if format == "transformers" else f"hub:{name}"))
         try:
             address = api.create_repo(name, private=private, exist_ok=True)
             api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"Upload of x2vlm {VERSION}")
-        except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, ConnectionError, OSError) as error:
-            raise UserError(
-                f"{name} cannot be uploaded to the Hub: {str(error).strip().splitlines()[0]}; log in with hf auth login, and "
-                "give owner/name"
-            ) from None
+        except Exception as error:  # whatever the network layer raises
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise UserError(f"{name} cannot be uploaded to the Hub: {reason}; log in with hf auth login") from None
     return str(address)
 
 
@@ -127,9 +133,18 @@ def save_settings(model: LoadedModel, folder: Path) -> None:
         write_text(folder / ANSWERS, json.dumps(model.answers, ensure_ascii=False) + "\n")
 
 
-def card(model: LoadedModel, name: str, format: SavedFormat, place: str) -> str:
-    """Return the model card: what the model is, how to load it from ``place``, and its results."""
-    parameters = sum(parameter.numel() for parameter in model.network.parameters()) / 1e6
+def card(model: LoadedModel, name: str, library: str, place: str, usage: str | None = None) -> str:
+    """Return the model card: what the model is, how to load it from ``place``, and its results.
+
+    Args:
+        model: a loaded model.
+        name: title of the card.
+        library: the library that loads it.
+        place: its folder, or its name on the Hub.
+        usage: code with ``{place}`` that loads it, for a library that is not in :data:`USAGE`.
+    """
+    left = UNSAVED if library == "transformers" else ()
+    parameters = sum(each.numel() for name, each in model.network.named_parameters() if not name.startswith(left)) / 1e6
     vision = model.settings.model.vision
     calls = [name for name, call in CALLS.items() if model.settings.task in call.tasks]
     about = {
@@ -142,20 +157,20 @@ def card(model: LoadedModel, name: str, format: SavedFormat, place: str) -> str:
     }
     lines = [
         "---",
-        f"library_name: {format}",
+        f"library_name: {library}",
         "tags: [x2vlm, vision-language]",
         "---",
         "",
         f"# {name}",
         "",
-        "An X²-VLM ([arXiv:2211.12402](https://arxiv.org/abs/2211.12402)).",
+        "A vision-language model, X²-VLM ([arXiv:2211.12402](https://arxiv.org/abs/2211.12402)).",
         "",
         "| | |",
         "|---|---|",
     ]
     lines += [f"| {key} | {value} |" for key, value in about.items() if value]
-    lines += ["", "```python", *USAGE[format].format(place=place).splitlines(), "```", ""]
-    if format == "x2vlm":
+    lines += ["", "```python", *(usage or USAGE[library]).format(place=place).splitlines(), "```", ""]
+    if library == "x2vlm":
         lines += [f"It supports {', '.join(f'`{call}`' for call in calls)}.", ""]
     return "\n".join([*lines, *_numbers(model.origin)]) + "\n"
 

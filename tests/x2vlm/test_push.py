@@ -89,8 +89,17 @@ def test_refused_uploads_have_one_line(hub, model, monkeypatch):
     with pytest.raises(UserError, match="cannot be uploaded to the Hub: ") as raised:
         model("retrieval").push_to_hub(REPO)
     assert "\n" not in str(raised.value) and "log in with hf auth login" in str(raised.value)
-    with pytest.raises(UserError, match="cannot be uploaded"):
-        model("retrieval").push_to_hub("too/many/parts")
+    for name in ("too/many/parts", "nobody", "me/.."):
+        with pytest.raises(UserError, match="is not the name of a repository"):
+            model("retrieval").push_to_hub(name)
     with pytest.raises(UserError, match="format is 'onnx'"):
         model("retrieval").push_to_hub(REPO, "onnx")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"cannot be uploaded, and http://127.0.0.1:9 cannot be reached"):
+        model("retrieval").push_to_hub(REPO)
     assert not hub.exists()
+
+
+def test_a_folder_that_cannot_be_written(model):
+    with pytest.raises(UserError, match=r"/proc/model: cannot be written"):
+        model("retrieval").save("/proc/model", format="transformers")

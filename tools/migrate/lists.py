@@ -46,7 +46,7 @@ def shards(value: Any, key: str, source: Source) -> list[str]:
             source.files.append((name, "not read: copy it to a disk, and name the copy"))
             entries.append(name)
             continue
-        entry, did = str(path), "read as it is"
+        entry, did = str(path), "used as it is; run.py doctor looks at its lines"
         if not path.exists():
             did = "not here"
         elif found := [each for each in _files_in(path) if each.suffix not in SHARD_SUFFIXES]:
@@ -209,7 +209,7 @@ def _one_list(value: Any, key: str, source: Source, change: Change | None) -> st
         source.files += [(path, "not here" if len(paths) == 1 and not change else _REPEAT) for path in missing]
         return paths[0] if len(paths) == 1 and not change else str(source.out / RECORDS / f"{name}.jsonl")
     if len(paths) == 1 and change is None:
-        source.files.append((paths[0], "read as it is"))
+        source.files.append((paths[0], f"read as it is: {counted(len(read_rows(paths[0], key)), 'row', 'rows')}"))
         return paths[0]
     rows = [row for path in paths for row in read_rows(path, key)]
     records = parse_rows(rows, change or (lambda row: row.values), key, MAX_BROKEN)

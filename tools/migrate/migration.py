@@ -189,6 +189,8 @@ def convert(source: Source) -> Migrated:
 
 def _effective(lines: Sequence[Line], origins: Mapping[str, str]) -> list[Line]:
     """Drops lines whose value another key has replaced, unless it is the only line of a key."""
+    elsewhere = {line.theirs for line in lines if line.ours}
+    lines = [line for line in lines if line.kind != "none" or line.theirs not in elsewhere]
     by_key = Counter(line.theirs for line in lines)
     replaced = [
         line for line in lines if by_key[line.theirs] > 1 and origins.get(line.ours, line.theirs) != line.theirs
@@ -318,6 +320,10 @@ def _table(source: Source, migrated: Migrated, weights: str | None) -> Iterator[
         if lines:
             yield f"\n{title} ({len(lines)})"
         yield from map(str, lines)
+    if source.task != "pretrain":
+        yield "\nnot in the authors' configs"
+        yield f"  train.precision = {migrated.values['train'].get('precision', 'bf16')}"
+        yield "      their fine-tuning is in fp32; give train.precision=fp32 for the same"
     if source.files:
         yield "\nfiles"
         for path, did in dict.fromkeys(source.files):

@@ -12,6 +12,7 @@ candidates with the matching head, in retrieval and re-ranking between images an
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,11 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataset.text.loading import token_ids_digest
 from utils.errors import UserError
-from x2vlm.base import LoadedModel
+from x2vlm.base import LoadedModel, Matcher
 from x2vlm.inputs import Image
 from x2vlm.integrations.inputs import as_model, embed_texts, embedding_width, with_words
-from x2vlm.matching import Matcher, sums
+from x2vlm.matching import sums
+from x2vlm.runtime import TorchRuntime
 
 try:
     from mteb.models import ModelMeta
@@ -125,10 +128,7 @@ class X2VLMReranker:
             found = _nearest(asked, documents, top_k)
             chosen = [rows[: self.candidates] for rows in found]
         else:
-            found = chosen = [
-                np.array([documents.row_of[name] for name in top_ranked.get(query, ())], np.int64)
-                for query in asked.names
-            ]
+            found = chosen = [documents.rows_of(top_ranked.get(query, ())) for query in asked.names]
         scores = self._score(asked, documents, chosen)
         results: Ranking = {}
         for query, rows, of_query in zip(asked.names, found, scores, strict=True):
@@ -193,6 +193,18 @@ class _Items:
         count, width = model.runtime.state_shape
         self._kept = int(cache_gb * 1e9 / (4 * count * width))
 
+    def rows_of(self, names: Sequence[str]) -> np.ndarray:
+        """Returns the rows (N,) int64 of names.
+
+        Raises:
+            UserError: a name is unknown.
+        """
+        if unknown := [name for name in names if name not in self.row_of]:
+            raise UserError(
+                f"mteb: the task ranks the document {unknown[0]!r}, which is not in its corpus; load the task again"
+            )
+        return np.array([self.row_of[name] for name in names], np.int64)
+
     @property
     def embeddings(self) -> np.ndarray:
         """Returns the embeddings (N, E) of all items."""
@@ -251,13 +263,16 @@ def _nearest(queries: _Items, documents: _Items, count: int) -> list[np.ndarray]
 
 
 def _meta(model: LoadedModel, ending: str, kind: str) -> ModelMeta:
-    """Returns what mteb's tables say of a model. By its name, with this ``ending``, and the hash of its weights, mteb finds
-    earlier results in its cache."""
+    """Returns what mteb's tables say of a model. mteb finds earlier results in its cache by the name, which has this ``ending``,
+    and by the revision: a hash of the weights, and of the settings that change results."""
+    precision = model.runtime.precision if isinstance(model.runtime, TorchRuntime) else "onnx"
+    settings = f"{precision} {token_ids_digest(model.tokenizer)} {model.settings.model_dump_json()}"
+    digest = hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
     name = re.sub(r"[^\w.-]+", "-", Path(model.origin).name).strip("-.") or "model"
     return ModelMeta.create_empty(
         {
             "name": f"x2vlm/{name}{ending}",
-            "revision": model.runtime.weights,
+            "revision": f"{model.runtime.weights[:16]}-{digest}",
             "n_parameters": model.runtime.parameters,
             "max_tokens": model.text.limits.max_tokens,
             "embed_dim": embedding_width(model),

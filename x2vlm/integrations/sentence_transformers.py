@@ -2,7 +2,7 @@
 
     from x2vlm.integrations.sentence_transformers import cross_encoder, encoder
 
-    encoder("runs/demo/pretrain-seed0").encode([photo, "a dog on a sofa"])
+    encoder("runs/demo/pretrain-seed0").encode(["a dog on a sofa", "a red bicycle"])  # or a list of images
     cross_encoder("runs/demo/pretrain-seed0").rank("a dog on a sofa", photos)
 
 Texts are strings, or dictionaries with the key ``text``; images are Pillow images, paths, arrays, tensors, or dictionaries with
@@ -26,12 +26,12 @@ from engine.precision import PrecisionName
 from models.inference.reranking import TextBank
 from utils.errors import UserError
 from utils.files import expanded
+from utils.suffixes import IMAGE_SUFFIXES
 from x2vlm.base import LoadedModel
-from x2vlm.export.files import is_export
 from x2vlm.integrations.inputs import as_model, embedding_width
 from x2vlm.loading import HUB
 from x2vlm.runtime import TorchRuntime
-from x2vlm.saving import save
+from x2vlm.saving import card, save
 
 try:
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -59,8 +59,10 @@ def encoder(
         device: such as "cuda:1"; None: a GPU if there is one, and the CPU for an export.
         precision: "fp32", "bf16" or "fp16".
     """
-    module = Embedder(_model_in(source, Embedder, device, precision))
-    return SentenceTransformer(modules=[module], device=str(module.model.runtime.device))
+    module = Embedder(_model_in(source, device, precision))
+    made = SentenceTransformer(modules=[module], device=str(module.model.runtime.device))
+    made._model_card_text = _card(module.model, "encoder")  # type: ignore[assignment]  # its own is about texts
+    return made
 
 
 def cross_encoder(
@@ -68,8 +70,10 @@ def cross_encoder(
 ) -> CrossEncoder:
     """Returns a CrossEncoder whose scores are the probabilities of the matching head that a text is about an image. Each pair has
     one of both, in any order. Arguments: see :func:`encoder`."""
-    module = PairScorer(_model_in(source, PairScorer, device, precision))
-    return CrossEncoder(modules=[module], device=str(module.model.runtime.device))
+    module = PairScorer(_model_in(source, device, precision))
+    made = CrossEncoder(modules=[module], device=str(module.model.runtime.device))
+    made._model_card_text = _card(module.model, "cross_encoder")
+    return made
 
 
 class _X2VLMModule(InputModule):
@@ -172,6 +176,10 @@ class PairScorer(_X2VLMModule):
 
 def _part(given: Any) -> tuple[Modality, Any]:
     """Returns the kind of an input, and the text or image itself."""
+    if isinstance(given, Path) or (isinstance(given, str) and Path(given).suffix.lower() in IMAGE_SUFFIXES):
+        if not Path(given).is_file():
+            raise UserError(f"{given}: no such image; give the path of one")
+        return "image", given
     try:
         kind = infer_modality(given, supported_modalities=[*MODALITIES])
     except ValueError as error:
@@ -203,16 +211,22 @@ def _distinct(named: Iterable[tuple[Hashable, Any]]) -> tuple[list[Any], Tensor]
     return list(values.values()), torch.tensor(rows)
 
 
-def _model_in(
-    source: LoadedModel | str | Path, kind: type[_X2VLMModule], device: str | None, precision: PrecisionName
-) -> LoadedModel:
+def _model_in(source: LoadedModel | str | Path, device: str | None, precision: PrecisionName) -> LoadedModel:
     """Loads a model; of a folder that sentence-transformers saved, the model in it."""
     if isinstance(source, LoadedModel):
+        if device is not None or precision != "fp32":
+            raise UserError("device and precision are for a model that is loaded here; give them to x2vlm.load")
         return as_model(source)
-    folder = expanded(source) / f"0_{kind.__name__}"
-    saved = not str(source).startswith(HUB) and (expanded(source) / MODULES).is_file() and folder.is_dir()
-    found = folder if saved else source
-    options = (
-        {} if not str(found).startswith(HUB) and is_export(expanded(found)) and device is None else {"device": device}
-    )
-    return as_model(found, **options, precision=precision)
+    if str(source).startswith(HUB):
+        return as_model(source, device=device, precision=precision)
+    folder = expanded(source)
+    if (folder / MODULES).is_file():
+        inside = (folder / f"0_{kind.__name__}" for kind in (Embedder, PairScorer))
+        folder = next((each for each in inside if each.is_dir()), folder)
+    return as_model(folder, device=device, precision=precision)
+
+
+def _card(model: LoadedModel, function: str) -> str:
+    """Returns the card of a saved model."""
+    usage = f'from x2vlm.integrations.sentence_transformers import {function}\n\nmodel = {function}("{{place}}")'
+    return card(model, Path(model.origin).name, "sentence-transformers", "path/of/this/folder", usage)

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from models.core.contrastive import AligningConfig
 from utils.errors import UserError
-from x2vlm.base import LoadedModel
+from x2vlm.base import LoadedModel, Matcher
 from x2vlm.inputs import Image
-from x2vlm.matching import Matcher
 from x2vlm.runtime import Located
 
 

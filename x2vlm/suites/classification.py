@@ -13,9 +13,8 @@ from utils.errors import UserError
 from utils.files import read_text
 from utils.progress import progress_bar
 from utils.suffixes import IMAGE_SUFFIXES
-from x2vlm.base import LoadedModel
+from x2vlm.base import LoadedModel, Matcher
 from x2vlm.inputs import View
-from x2vlm.matching import Matcher
 from x2vlm.suites.scoring import all_scores, check_scores, grey_view
 from x2vlm.suites.suite import LOOKS, SCORES, TIES, Judged, Suite, unread
 

@@ -16,9 +16,8 @@ from models.tasks.retrieval import RetrievalModel
 from tasks.two_stage import Candidates, Stage, TwoStageRetrieval
 from utils.errors import UserError
 from utils.progress import progress_bar
-from x2vlm.base import LoadedModel
+from x2vlm.base import LoadedModel, Matcher
 from x2vlm.inputs import View
-from x2vlm.matching import Matcher
 from x2vlm.suites.scoring import all_scores, check_scores, grey_view
 from x2vlm.suites.suite import (
     BLANK,

@@ -16,9 +16,9 @@ from dataset.records.schema import ImageSource
 from utils.errors import UserError
 from utils.image_size import sides_of
 from utils.progress import progress_bar
-from x2vlm.base import LoadedModel
+from x2vlm.base import LoadedModel, Matcher
 from x2vlm.inputs import View
-from x2vlm.matching import Matcher, sums
+from x2vlm.matching import sums
 from x2vlm.suites.suite import BLANK, GREY, LOOKS, SCORES
 
 

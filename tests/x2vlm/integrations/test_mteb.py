@@ -241,6 +241,9 @@ def test_what_is_refused(model, scenes, run):
         reranker.search(data["queries"], task_metadata=mixed, top_k=10)
     with pytest.raises(UserError, match="is a model of task vqa"):
         X2VLMEncoder(model("vqa"))
+    reranker.index(data["corpus"], task_metadata=task.metadata)
+    with pytest.raises(UserError, match="ranks the document 'nope', which is not in its corpus"):
+        reranker.search(data["queries"], task_metadata=task.metadata, top_k=10, top_ranked={"s0": ["nope"]})
     with pytest.raises(UserError, match="candidates is 0"):
         X2VLMReranker(model("pretrain"), candidates=0)
     with pytest.raises(UserError, match="takes inputs with a text or an image"):
@@ -249,7 +252,12 @@ def test_what_is_refused(model, scenes, run):
 
 def test_tables_of_mteb(model):
     meta = X2VLMEncoder(model("pretrain")).mteb_model_meta
-    assert meta.name == "x2vlm/pretrain" and meta.revision == model("pretrain").runtime.weights
+    assert meta.name == "x2vlm/pretrain" and meta.revision.startswith(model("pretrain").runtime.weights[:16])
+    # Other settings give other results, which must not be found under the same revision.
+    assert X2VLMEncoder(with_score(model("pretrain"), "matching")).mteb_model_meta.revision == meta.revision
+    assert X2VLMEncoder(with_score(model("pretrain"), "sum")).mteb_model_meta.revision != meta.revision
+    half = Model(model("pretrain").network, model("pretrain").tokenizer, model("pretrain").settings, precision="bf16")
+    assert X2VLMEncoder(half).mteb_model_meta.revision != meta.revision
     names = {X2VLMReranker(model("pretrain"), candidates=count).mteb_model_meta.name for count in (2, 3)}
     assert len(names | {meta.name}) == 3  # or one would be given the results of another from mteb's cache
     assert meta.modalities == ["text", "image"] and meta.n_parameters == model("pretrain").runtime.parameters

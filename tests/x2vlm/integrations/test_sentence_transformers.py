@@ -34,7 +34,7 @@ def exported(model, tmp_path_factory) -> Path:
 
 def test_embeddings_of_texts_and_of_images(run, model, images):
     found, asked = encoder(run("pretrain")), model("pretrain")
-    given = [Image.open(images[0]), str(images[1]), {"image": np.asarray(Image.open(images[2]))}]
+    given = [Image.open(images[0]), images[1], {"image": np.asarray(Image.open(images[2]))}]
     np.testing.assert_allclose(found.encode(given), asked.embed_images(images[:3]), atol=1e-6)
     np.testing.assert_allclose(found.encode([TEXTS[0], {"text": TEXTS[1]}]), asked.embed_texts(TEXTS[:2]), atol=1e-6)
     np.testing.assert_allclose(found.encode(TEXTS, batch_size=1), asked.embed_texts(TEXTS), atol=1e-6)
@@ -81,6 +81,9 @@ def test_what_is_saved_loads_again(run, model, images, tmp_path, made):
     kind = {encoder: SentenceTransformer, cross_encoder: CrossEncoder}[made]
     folder = tmp_path / "saved"
     made(run("pretrain")).save(str(folder))
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"import {made.__name__}" in card and "library_name: sentence-transformers" in card
+    encoder(folder), cross_encoder(folder)  # either can be made of the weights
     for again in (made(folder), kind(str(folder), trust_remote_code=True)):
         if made is encoder:
             found, expected = again.encode(TEXTS), model("pretrain").embed_texts(TEXTS)
@@ -100,5 +103,9 @@ def test_what_is_refused(run, model, images):
         encoder(model("retrieval")).encode(["?!"])
     with pytest.raises(UserError, match="is a model of task vqa"):
         encoder(run("vqa"))
+    with pytest.raises(UserError, match=r"nothing.png: no such image"):
+        encoder(model("retrieval")).encode(["nothing.png"])
+    with pytest.raises(UserError, match="give them to"):
+        encoder(model("retrieval"), device="cpu")
     with pytest.raises(UserError, match="no such file"):
         encoder("nowhere")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import json
 import shutil
@@ -163,15 +164,33 @@ def test_half_precision_and_tuples(saved, images):
     _, inputs, output = outputs(saved("pretrain"), images, TEXTS)
     half = AutoModel.from_pretrained(saved("pretrain"), trust_remote_code=True, dtype=torch.bfloat16)
     with torch.no_grad():
-        found = half(**inputs.to(torch.bfloat16), return_dict=False)
+        found = half(**inputs, return_dict=False)
     assert isinstance(found, tuple) and len(found) == len(output.to_tuple())
     np.testing.assert_allclose(found[0].float(), output.image_embeds, atol=0.05)
+
+
+def test_inputs_of_the_processor(saved, images):
+    processor = AutoProcessor.from_pretrained(saved("pretrain"), trust_remote_code=True)
+    expected = processor(images=Image.open(images[0]))["pixel_values"]
+    for given in (images[0], str(images[0]), np.asarray(Image.open(images[0]))):
+        assert torch.equal(processor(images=[given], return_tensors="pt", padding=True)["pixel_values"], expected)
+    refused = {
+        "is empty": {"images": []},
+        "neither a text nor a list of texts": {"text": [None]},
+        "neither images nor text": {},
+        "return_tensors = 'np' is not possible": {"text": "a star", "return_tensors": "np"},
+        "max_length = 20 is not possible": {"text": "a star", "max_length": 20},
+    }
+    for message, given in refused.items():
+        with pytest.raises(ValueError, match=message):
+            processor(**given)
 
 
 def test_folder_and_card(saved):
     names = sorted(path.name for path in saved("pretrain").iterdir())
     assert {"README.md", "config.json", "model.safetensors", "modeling_x2vlm.py", "processor_config.json"} <= set(names)
     assert not any(name.endswith((".bin", ".pt", ".yaml")) for name in names)
+    assert (saved("pretrain") / "model.safetensors").stat().st_mode & 0o777 == 0o644
     card = (saved("pretrain") / "README.md").read_text(encoding="utf-8")
     assert "AutoModel.from_pretrained" in card and "library_name: transformers" in card
     about = json.loads((saved("pretrain") / "config.json").read_text(encoding="utf-8"))
@@ -181,7 +200,15 @@ def test_folder_and_card(saved):
 def test_the_file_is_readable():
     """It has the comments and docstrings of its sources, and no name that it does not define."""
     text = modelling_file()
-    compile(text, "modeling_x2vlm.py", "exec")
+    tree = ast.parse(text)
+    imported = {
+        name.partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names])
+    }
+    assert imported - sys.stdlib_module_names == {"PIL", "numpy", "pydantic", "timm", "torch", "transformers"}
+    assert not imported & {"socket", "subprocess", "urllib", "http", "pickle", "threading"}
     assert '"""The fusion encoder' in text or "class FusionEncoder" in text
     assert "from x2vlm" not in text and "from models" not in text
     pytest.importorskip("ruff")

@@ -138,8 +138,8 @@ class Bundle:
 
     def text(self, heading: str) -> str:
         """Returns the file, which begins with ``heading``."""
-        imports = [each.module for each in self.kept if each.is_import]
-        parts = [heading, "from __future__ import annotations", "\n".join(sorted(set(imports)))]
+        imports = _grouped({each.module for each in self.kept if each.is_import})
+        parts = [heading, "from __future__ import annotations", "\n".join(imports)]
         for name in self._modules():
             source = self.source(name)
             kept = {
@@ -149,12 +149,14 @@ class Bundle:
                 for each in source.definitions[target.name]
             }
             parts.append(f"# {source.place}")
+            follows = False
             for statement in sorted(kept.values(), key=lambda each: each.lineno):
-                text = self._rewritten(source, statement)
-                if _is_text(statement):
+                text, is_short = self._rewritten(source, statement), not isinstance(statement, ast.ClassDef | Function)
+                if _is_text(statement) or (follows and is_short):
                     parts[-1] += f"\n{text}"
                 else:
                     parts.append(text)
+                follows = is_short
         return "\n\n\n".join(parts) + "\n"
 
     def _follow(self, target: Target) -> None:
@@ -256,6 +258,16 @@ class Bundle:
                 done = edit.end
         text += source.text[done:end]
         return re.sub(r"\n{3,}", "\n\n", text.decode()).rstrip()
+
+
+def _grouped(imports: set[str]) -> list[str]:
+    """Returns import statements in order, with one statement for all names of a package."""
+    whole = sorted(each for each in imports if each.startswith("import "))
+    names: dict[str, list[str]] = {}
+    for each in sorted(imports - set(whole), key=str.lower):
+        package, _, name = each.partition(" import ")
+        names.setdefault(package, []).append(name)
+    return [*whole, *(f"{package} import {', '.join(each)}" for package, each in sorted(names.items()))]
 
 
 class _Uses(ast.NodeVisitor):

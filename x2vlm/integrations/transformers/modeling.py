@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -34,6 +35,12 @@ from models.core.vision import Concepts, VisionEncoder
 from models.reference import Padded, add_and_norm, attend, encode
 
 HEADS = ("contrastive", "matching", "box")
+ALLOWED_OPTIONS: dict[str, Sequence[Any]] = {
+    "return_tensors": ("pt", None),
+    "padding": (True, "longest"),
+    "truncation": (True, None),
+}
+"""Options of the processor, with the values that stand for what it does."""
 
 
 class X2VLMConfig(PretrainedConfig):
@@ -113,8 +120,9 @@ class X2VLMModel(PreTrainedModel):
         """The modules initialise themselves."""
 
     def get_vision_states(self, pixel_values: Tensor) -> Tensor:
-        """Returns the states (N, K, D) of images (N, 3, S, S)."""
-        states: Tensor = self.vision(pixel_values).tokens()
+        """Returns the states (N, K, D) of images (N, 3, S, S), float and normalised as by the processor, or uint8."""
+        pixels = pixel_values if pixel_values.dtype == torch.uint8 else pixel_values.to(self.dtype)
+        states: Tensor = self.vision(pixels).tokens()
         return states
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
@@ -132,7 +140,6 @@ class X2VLMModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         vision_states: Tensor | None = None,
         return_dict: bool | None = None,
-        **options: Any,
     ) -> X2VLMOutput | tuple[Tensor, ...]:
         """Compares all images with all texts.
 
@@ -229,31 +236,48 @@ class X2VLMProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        images: Image.Image | Sequence[Image.Image] | None = None,
+        images: Any = None,
         text: str | Sequence[str] | None = None,
         **options: Any,
     ) -> BatchFeature:
         """Returns ``pixel_values`` (N, 3, S, S) float32 of images, and ``input_ids`` and ``attention_mask`` (M, L) of texts.
 
+        Args:
+            images: an image or a list of images: Pillow images, paths, or uint8 arrays (H, W, 3).
+            text: a text, or a list of texts.
+            options: ``return_tensors="pt"``, ``padding=True`` and ``truncation=True`` are allowed, and are what is done.
+
         Raises:
-            ValueError: nothing is given, or a text has no words.
+            ValueError: nothing is given, a text has no words, or an option has another value.
         """
-        if images is None and text is None:
-            raise ValueError("neither images nor text is given; give one of them")
+        for name, value in options.items():
+            if value not in ALLOWED_OPTIONS.get(name, ()):
+                raise ValueError(f"{name} = {value!r} is not possible; omit it")
         data: dict[str, Tensor] = {}
         if images is not None:
-            listed = [images] if isinstance(images, Image.Image) else list(images)
+            listed = list(images) if isinstance(images, list | tuple) else [images]
+            if not listed:
+                raise ValueError("the list of images is empty")
             data["pixel_values"] = torch.stack([self._pixels(image) for image in listed])
         if text is not None:
+            texts = [text] if isinstance(text, str) else list(text)
+            if not texts or any(not isinstance(each, str) for each in texts):
+                raise ValueError("text is neither a text nor a list of texts")
             limits = TextLimits(max_tokens=self.max_tokens, max_words=self.max_words)
             words = PlainTextProcessor(self.tokenizer, limits)
-            cleaned = [clean_caption(each, words.max_words) for each in ([text] if isinstance(text, str) else text)]
+            cleaned = [clean_caption(each, words.max_words) for each in texts]
             encoded = words.encode_plain(cleaned)
             data |= {"input_ids": encoded.ids, "attention_mask": encoded.mask.long()}
+        if not data:
+            raise ValueError("neither images nor text is given; give one of them")
         return BatchFeature(data)
 
-    def _pixels(self, image: Image.Image) -> Tensor:
+    def _pixels(self, image: Any) -> Tensor:
         """The pixels are normalised as the vision encoder does it."""
+        if isinstance(image, str | Path):
+            image = Image.open(image)
+        elif not isinstance(image, Image.Image):
+            image = Image.fromarray(np.asarray(image))
         shown = rgb_of(ImageOps.exif_transpose(image), on_white=True)
         mean, std = (torch.tensor(each).view(3, 1, 1) for each in (self.pixel_mean, self.pixel_std))
         return (resize(shown, self.image_size).float() / 255 - mean) / std

@@ -15,10 +15,10 @@ from utils.hub import HUB
 from utils.image_size import sides_of
 from utils.version import VERSION
 from x2vlm.calls import EXPORTED_TASKS
+from x2vlm.integrations import MODELLING_FILE
 from x2vlm.integrations.transformers import modeling
 from x2vlm.integrations.transformers.bundle import Bundle, Target
 from x2vlm.integrations.transformers.modeling import HEADS, X2VLMConfig, X2VLMModel, X2VLMProcessor
-from x2vlm.saving import MODELLING_FILE
 
 if TYPE_CHECKING:
     from x2vlm.base import LoadedModel
@@ -36,7 +36,8 @@ REPLACED = {
 HEADING = f'''"""X²-VLM (arXiv:2211.12402) in one file, for ``AutoModel`` and ``AutoProcessor`` of transformers.
 
 x2vlm {VERSION} wrote this file from its own sources, which are named above each part. Do not edit it: change those, and save the
-model again. Licence: Apache-2.0.
+model again. The file needs torch, timm, transformers and pydantic. It opens no network connection and starts no other program; it
+writes the configurations of encoders to a temporary folder while the model is built. Licence: Apache-2.0.
 """'''
 
 
@@ -62,6 +63,7 @@ def write(model: LoadedModel, folder: Path) -> None:
     buffers = dict(written.named_buffers())
     written.load_state_dict({name: own[name] if name in own else buffers[name] for name in written.state_dict()})
     written.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # transformers writes it for its owner alone
     _processor(model).save_pretrained(folder)
     write_text(folder / MODELLING_FILE, modelling_file())
     _refer(folder / "config.json", {"AutoConfig": "X2VLMConfig", "AutoModel": "X2VLMModel"})
