@@ -267,6 +267,12 @@ def test_a_mistake_is_one_line(changes, argv, facts, migrate):
     assert printed == OneLine(*facts)
 
 
+def test_a_config_of_ours_is_not_converted(tmp_path):
+    path = ROOT / "configs/retrieval/coco_base_4m.yaml"
+    with pytest.raises(UserError, match="is already a config of this project"):
+        read_source(path, (), None, tmp_path, tmp_path / "out", tmp_path)
+
+
 @pytest.mark.parametrize("name", ["pretrain_multilingual_base", "vqa2_large", "refcoco_plus_large"])
 @pytest.mark.parametrize("odd", [None, [], {"a": 1}, ".inf"], ids=str)
 def test_no_value_is_a_traceback(name, odd, tmp_path):

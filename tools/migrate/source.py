@@ -140,9 +140,11 @@ def read_source(
         options: further attributes of :class:`Source`.
 
     Raises:
-        UserError: if a file cannot be read, or the task is not given and not recognised.
+        UserError: if a file cannot be read, the config is one of ours, or the task is not given and not recognised.
     """
     values, places = read_with_places(path, overrides)
+    if isinstance(values.get("model"), dict) and isinstance(values.get("data"), dict):
+        raise UserError(f"{path} is already a config of this project; use it with run.py --config {path}")
     if task is None:
         found = [name for name, markers in MARKERS.items() if any(marker in values for marker in markers)]
         if not found:
