@@ -143,13 +143,15 @@ def card(model: LoadedModel, name: str, library: str, place: str, usage: str | N
         place: its folder, or its name on the Hub.
         usage: code with ``{place}`` that loads it, for a library that is not in :data:`USAGE`.
     """
-    left = UNSAVED if library == "transformers" else ()
-    parameters = sum(each.numel() for name, each in model.network.named_parameters() if not name.startswith(left)) / 1e6
+    parameters = model.runtime.parameters
+    if library == "transformers":
+        named = model.network.named_parameters()
+        parameters -= sum(parameter.numel() for name, parameter in named if name.startswith(UNSAVED))
     vision = model.settings.model.vision
     calls = [name for name, call in CALLS.items() if model.settings.task in call.tasks]
     about = {
         "task": model.settings.task,
-        "parameters": f"{parameters:.1f} M",
+        "parameters": f"{parameters / 1e6:.1f} M",
         "images": in_words(vision.image_size) + (f", {vision.video.frames} frames" if vision.video else ""),
         "words": f"{len(model.tokenizer):,}",
         "answers": f"{len(model.answers):,}" if model.answers else "",
