@@ -173,7 +173,7 @@ class LoadedModel:
 
     def margins(self, images: Image | Sequence[Image], texts: str | Sequence[str]) -> np.ndarray:
         """Returns the log-odds that each text is about each image, (images, texts) float32; :meth:`match` gives probabilities."""
-        self._check("match")
+        self.require("match")
         matcher = Matcher(self, as_texts(texts))
         every = torch.arange(matcher.count)
 
@@ -185,7 +185,7 @@ class LoadedModel:
 
     def embed_images(self, images: Image | Sequence[Image]) -> np.ndarray:
         """Returns embeddings of images, (images, E) float32 of length 1; their products with text embeddings are cosines."""
-        self._check("embed_images")
+        self.require("embed_images")
 
         def embed(images: Sequence[Image]) -> list[np.ndarray]:
             return list(self.runtime.image_embeddings(self.pixels(self.views(images))).cpu().numpy())
@@ -194,15 +194,19 @@ class LoadedModel:
 
     def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
         """Returns embeddings of texts, (texts, E) float32 of length 1."""
-        self._check("embed_texts")
+        self.require("embed_texts")
 
         def embed(texts: Sequence[str]) -> list[np.ndarray]:
             return list(self.runtime.text_embeddings(self.tokens(texts)).cpu().numpy())
 
         return np.stack(self.run(as_texts(texts), embed))
 
-    def _check(self, call: str) -> None:
-        """Check that the model supports a call."""
+    def require(self, call: str) -> None:
+        """Check that the model supports a call.
+
+        Raises:
+            UserError: it was not trained for the call, or is an export without it.
+        """
         if self.takes(call):
             return
         if self.settings.task in CALLS[call].tasks:

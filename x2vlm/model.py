@@ -133,7 +133,7 @@ class Model(LoadedModel):
         Returns:
             The boxes of each image, in the order of its phrases.
         """
-        self._check("locate")
+        self.require("locate")
         if boxes not in ("one", "all"):
             raise UserError(f"locate: boxes is {boxes!r}; give 'one' or 'all'")
         if boxes == "all":
@@ -233,7 +233,7 @@ class Model(LoadedModel):
 
     def _network(self, call: str, *kinds: type[N]) -> N:
         """Returns the network, which must be one of the ``kinds`` that support a call."""
-        self._check(call)
+        self.require(call)
         assert isinstance(self.network, kinds)
         return self.network
 

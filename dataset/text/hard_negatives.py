@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Literal
@@ -45,43 +46,9 @@ _SIDES = ("left", "right")
 _BEFORE_A_SIDE, _AFTER_A_SIDE = ("the", "far"), ("of", "side", "hand", "arm", "eye", "foot", "leg")
 """Words next to "left" and "right" where they name a side. "left" may also mean "went", and "right" may mean "correct"."""
 
-_NO_NOUNS = (
-    *(
-        "a",
-        "an",
-        "the",
-        "and",
-        "or",
-        "but",
-        "with",
-        "without",
-        "that",
-        "which",
-        "who",
-        "while",
-        "is",
-        "are",
-        "was",
-        "were",
-    ),
-    *(
-        "on",
-        "in",
-        "at",
-        "of",
-        "to",
-        "by",
-        "for",
-        "from",
-        "near",
-        "next",
-        "under",
-        "over",
-        "above",
-        "below",
-        "behind",
-        "beside",
-    ),
+_NO_NOUNS = re.compile(
+    "an?|the|and|or|but|with|without|that|which|who|while|is|are|was|were|on|in|at|of|to|by|for|from|near|next|under|over|above|below|"
+    "behind|beside"
 )
 """Words that may follow the fruit, but not the colour orange."""
 _NO_COLOURS = (["black", "and", "white"], ["black", "&", "white"], ["black", "white"])
@@ -184,7 +151,7 @@ def _replaceable(words: Sequence[str]) -> list[int]:
             continue
         if word in _SIDES and not (before in _BEFORE_A_SIDE or after in _AFTER_A_SIDE):
             continue
-        if word == "orange" and before not in ("is", "are") and (not after or after in _NO_NOUNS):
+        if word == "orange" and before not in ("is", "are") and (not after or _NO_NOUNS.fullmatch(after)):
             continue
         found.append(index)
     return found

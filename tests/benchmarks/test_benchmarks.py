@@ -57,6 +57,14 @@ def test_a_step_with_hard_negatives_prints_its_ratio(capsys):
 
 
 @pytest.mark.slow
+def test_re_ranking_through_mteb_gives_the_same_scores(capsys):
+    pytest.importorskip("mteb")
+    from benchmarks import mteb_rerank
+
+    assert call(mteb_rerank.main, ["--size", "tiny", "--images", "5", "--rounds", "1"], "mteb_rerank") == 0
+    assert re.search(r"ratio: \d+\.\d\d\n$", capsys.readouterr().out)
+
+
 def test_an_export_is_timed_beside_torch(capsys):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"needs {package}: pip install -r requirements-dev.txt")

@@ -36,8 +36,9 @@ class Key:
 
     Attributes:
         theirs: dotted key of the authors' config; ``vision_config/`` begins the keys of the JSON file that it names.
-        ours: dotted key of our config; "" if there is none. ``[]`` and ``<name>`` show where a value goes that another row sets.
-        note: what is different, or why there is no counterpart; "" if the value means the same.
+        ours: dotted key of our config; "" without a counterpart. ``[]`` and ``<name>`` show where a value goes that another row
+            sets.
+        note: what is different, or the reason for the lack of a counterpart; "" if the value means the same.
         read: converts the value.
         default: our value if the config lacks the key, as in the authors' code; or :data:`REQUIRED` or :data:`UNSET`.
         tasks: our names of the tasks that the row is for; all if empty.

@@ -66,9 +66,9 @@ class Line:
         kind: one of :data:`KINDS`.
         theirs: the authors' key.
         value: its value.
-        ours: our key; "" if there is none.
+        ours: our key; "" without a counterpart.
         becomes: our value; :data:`~tools.migrate.keys.UNSET` if another line has it.
-        note: what is different, or why there is no counterpart.
+        note: what is different, or the reason for the lack of a counterpart.
     """
 
     kind: str

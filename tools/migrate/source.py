@@ -99,7 +99,7 @@ class Source:
         return value
 
     def wrong(self, key: str, wanted: str) -> UserError:
-        """Returns the error for a value of the wrong type. ``wanted``: description of the right type."""
+        """Returns the error for a value of the wrong type. ``wanted``: description of the expected type."""
         value = self.get(key)
         fact = f"{key} is missing" if value is None else f"{key} = {shown_value(value)} is not {wanted}"
         return UserError(f"{self.place(key)}: {fact}; give {wanted}, in the file or as {key}=... after --out")

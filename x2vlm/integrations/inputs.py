@@ -24,11 +24,8 @@ def as_model(model: LoadedModel | str | Path, **options: object) -> LoadedModel:
         UserError: the model is of another task, or one of videos.
     """
     loaded = model if isinstance(model, LoadedModel) else load(model, **options)  # type: ignore[arg-type]
-    if not all(loaded.takes(call) for call in ("match", "embed_images", "embed_texts")):
-        raise UserError(
-            f"{loaded.origin} is a model of task {loaded.settings.task}, which does not compare images with texts; give one of "
-            "task pretrain or retrieval"
-        )
+    for call in ("match", "embed_images", "embed_texts"):
+        loaded.require(call)
     if loaded.read.videos is not None:
         raise UserError(f"{loaded.origin} is a model of videos; give one of images")
     return loaded

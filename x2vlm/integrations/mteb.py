@@ -39,7 +39,7 @@ except ImportError:
     raise UserError('x2vlm.integrations.mteb needs mteb, which is not installed: pip install ".[mteb]"') from None
 
 NO_WORDS = "unknown"
-"""Replaces a text without words as the input of the model. The score of such a text is then set to the lowest possible."""
+"""Replaces a text without words as the input of the model. Its score is then set below all others."""
 
 Ranking = dict[str, dict[str, float]]
 """For each query the scores of its documents, by their names."""
@@ -159,7 +159,7 @@ class X2VLMReranker:
             if self.model.settings.evaluation.score == "sum":
                 cosines = np.einsum("pe,pe->p", images.embeddings[of_image], texts.embeddings[of_text])
                 scores = sums(self.model, scores, cosines)
-            scores[~texts.has_words[of_text]] = np.finfo(np.float32).min
+            scores[~texts.has_words[of_text]] = scores.min() - 1
         return np.split(scores, np.cumsum([len(rows) for rows in chosen])[:-1])
 
 

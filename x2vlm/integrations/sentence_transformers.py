@@ -202,13 +202,10 @@ def _pair(given: Any) -> tuple[str, Any]:
 
 def _distinct(named: Iterable[tuple[Hashable, Any]]) -> tuple[list[Any], Tensor]:
     """Returns the values with different names, and for each name the index of its value."""
-    values: dict[Hashable, Any] = {}
-    index: dict[Hashable, int] = {}
-    rows = []
-    for name, value in named:
-        values.setdefault(name, value)
-        rows.append(index.setdefault(name, len(index)))
-    return list(values.values()), torch.tensor(rows)
+    pairs = list(named)
+    values = dict(pairs)
+    index = {name: row for row, name in enumerate(values)}
+    return list(values.values()), torch.tensor([index[name] for name, _ in pairs])
 
 
 def _model_in(source: LoadedModel | str | Path, device: str | None, precision: PrecisionName) -> LoadedModel:

@@ -89,11 +89,8 @@ def check_scores(model: LoadedModel) -> None:
     Raises:
         UserError: it does not, or an export does not know its temperature.
     """
-    if not all(model.takes(call) for call in ("match", "embed_images", "embed_texts")):
-        raise UserError(
-            f"{model.origin} is a model of task {model.settings.task}, which does not score images and texts; give one of task "
-            "pretrain or retrieval"
-        )
+    for call in ("match", "embed_images", "embed_texts"):
+        model.require(call)
     if model.runtime.temperature is None:
         raise UserError(
             f"{model.origin} does not say its temperature, with which its scores are added; export it again"

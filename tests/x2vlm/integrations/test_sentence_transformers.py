@@ -83,7 +83,7 @@ def test_what_is_saved_loads_again(run, model, images, tmp_path, made):
     made(run("pretrain")).save(str(folder))
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f"import {made.__name__}" in card and "library_name: sentence-transformers" in card
-    encoder(folder), cross_encoder(folder)  # either can be made of the weights
+    encoder(folder), cross_encoder(folder)  # the weights serve both
     for again in (made(folder), kind(str(folder), trust_remote_code=True)):
         if made is encoder:
             found, expected = again.encode(TEXTS), model("pretrain").embed_texts(TEXTS)

@@ -40,7 +40,7 @@ ALLOWED_OPTIONS: dict[str, Sequence[Any]] = {
     "padding": (True, "longest"),
     "truncation": (True, None),
 }
-"""Options of the processor, with the values that stand for what it does."""
+"""Options of the processor, with the values that describe its behaviour."""
 
 
 class X2VLMConfig(PretrainedConfig):
