@@ -20,7 +20,7 @@ RUN := runs/demo/$(TASK)-seed$(SEED)
 
 REAL := runs/real/pretrain-seed$(SEED)
 
-.PHONY: help gpu encoders real demo demo-quick scenes clips test test-all faults test-lowest test-newest test-extras lint types setup setup-dev clean-demo clean-real
+.PHONY: help docs gpu encoders real demo demo-quick scenes clips test test-all faults test-lowest test-newest test-extras lint types setup setup-dev clean-demo clean-real
 
 help:
 	@echo "make demo               set up, draw scenes, pre-train a tiny model from scratch in ten minutes"
@@ -33,6 +33,7 @@ help:
 	@echo "make test-all           all tests; make faults: only the tests that stop, kill and damage runs"
 	@echo "make lint types         ruff and mypy; make test-lowest: the lowest releases that are allowed; make test-newest: the newest"
 	@echo "make test-extras        mteb, sentence-transformers and transformers, each in an environment with its extra alone"
+	@echo "make docs               the documentation site, in site/"
 	@echo "make scenes clips       the demo's data sets alone"
 	@echo "make clean-demo         remove runs and data of the demo; make clean-real: those of make real"
 
@@ -156,6 +157,10 @@ test-extra-%:
 	.extras/$*/bin/python -m pip install --quiet '.$(patsubst %,[%],$(filter-out transformers,$*))' 'pytest>=8,<10' 'pytest-timeout>=2.3,<3'
 	.extras/$*/bin/python -m pytest -p no:cacheprovider -rs tests/x2vlm/integrations/test_$**.py
 	.extras/$*/bin/python -m pytest -p no:cacheprovider -rs tests/x2vlm/test_using.py -k 'example and $*'
+
+docs: .venv/installed-dev
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
+	@echo "Open site/index.html, or run .venv/bin/mkdocs serve while you edit"
 
 faults: .venv/installed-dev
 	.venv/bin/python -m pytest -n 2 --dist worksteal tests/faults

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ TITLE = """# Config keys
 This page lists all keys of all tasks, as printed by `python run.py config --markdown`. `python run.py config TASK` shows the keys
 of one task; `python run.py config FILE` shows the values in a file, with the file and line that each comes from. `[]` is an entry
 of a list, `<name>` a name that you choose. The default of a section, such as `{"max_tokens": 40}`, applies if a config omits the
-section; if a config contains the section, the defaults of its keys apply. ↻ marks keys that may change when a run is resumed.
+section; if a config contains the section, the defaults of its keys apply.
 """
 
 
@@ -39,7 +40,7 @@ def config(target: str | None = None, /, *filters: str, markdown: bool = False, 
         python run.py config retrieval optim. schedule.                  the keys of these sections
         python run.py config configs/pretrain/base_4m.yaml train.        values, and the file and line of each
         python run.py config configs/pretrain/base_4m.yaml train. train.steps=10
-        python run.py config --markdown > docs/config.md                 every key of every task
+        python run.py config --markdown > keys.md                        every key of every task, as on the site
         python run.py config --keys > configs/keys.json                  only their names, which are checked before a run starts
     """
     if sum((markdown, keys, target is not None)) != 1:
@@ -95,22 +96,36 @@ def _meaning_of(keys: Sequence[str], meanings: Mapping[str, str]) -> str | None:
 
 
 def document() -> str:
-    """Yield the keys of every task in Markdown: first the keys that all tasks share, then the keys of each task."""
+    """Returns the keys of all tasks in Markdown: first the keys that all tasks share, then the other keys of each task."""
     by_task = {task: list(keys_of(find_task(task).load().config)) for task in TASKS}
     first, *others = by_task.values()
     common = [key for key in first if all(key in keys for keys in others)]
-    parts = [TITLE, "## Every task\n", *_table(common)]
+    parts = [TITLE, "## Every task", *_entries(common)]
     for task, keys in by_task.items():
-        parts += [f"\n## `{task}`: {TASKS[task].help}\n", *_table(key for key in keys if key not in common)]
-    return "\n".join(parts) + "\n"
+        parts += [
+            f"## {task}",
+            f"{TASKS[task].help[:1].upper()}{TASKS[task].help[1:]}.",
+            *_entries(key for key in keys if key not in common),
+        ]
+    return "\n\n".join(parts) + "\n"
 
 
-def _table(keys: Iterable[Key]) -> Iterator[str]:
-    yield "| key | values | default | meaning |"
-    yield "|---|---|---|---|"
+def _entries(keys: Iterable[Key]) -> Iterator[str]:
+    """Yields the keys as a definition list for each section of the config: values and default, then the meaning."""
+    sections: dict[str, list[Key]] = {}
     for key in keys:
-        cells = (f"`{key.path}`", key.type, key.default if key.default == REQUIRED else f"`{key.default}`", key.meaning)
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        sections.setdefault(_section(key), []).append(key)
+    for section, members in sections.items():
+        yield f"### {section}"
+        for key in members:
+            default = REQUIRED if key.default == REQUIRED else f"default: `{key.default}`"
+            yield f"`{key.path}`\n:   {key.type} ({default})  \n    {html.escape(key.meaning, quote=False)}"
+
+
+def _section(key: Key) -> str:
+    """Returns the section of a key: its first part, or the first two for parts of the model and kinds of data."""
+    parts = key.path.split(".")
+    return ".".join(parts[: 2 if parts[0] in ("model", "data") and len(parts) > 2 else 1])
 
 
 def _selected(keys: Iterable[Key], prefixes: Sequence[str]) -> Iterator[Key]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pathlib import Path
 from typing import Literal
 
@@ -91,9 +93,10 @@ def test_a_mistake_is_one_line(capsys, arguments, message):
     assert error.count("\n") == 1
 
 
-def test_the_document_is_current():
-    """`python run.py config --markdown > docs/config.md` makes it."""
-    assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == document()
+def test_the_document_has_an_entry_for_every_key_of_every_task():
+    entries = re.findall(r"^`([^`]+)`\n:   \S", document(), re.MULTILINE)
+    keys = {key.path for task in TASKS for key in keys_of(find_task(task).load().config)}
+    assert set(entries) == keys
 
 
 def test_the_names_of_all_keys_are_current(capsys):

@@ -1,0 +1,139 @@
+"""Hooks of MkDocs: the pages of the site that are not files in ``docs/``, and the links of those that are.
+
+The home page is the README. The reference is generated from the code: commands from their help, config keys from the config
+classes, and the Python API from docstrings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import posixpath
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+from pymdownx.slugs import slugify
+
+ROOT = Path(__file__).parents[1]
+
+COPIED = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "benchmarks/README.md": "benchmarks.md",
+}
+"""Documents outside ``docs/`` and their pages."""
+
+API = {
+    "Load a model and ask it": [
+        f"x2vlm.{name}" for name in ("load", "Model", "Image", "View", "Box", "Judgement", "WordMap")
+    ],
+    "Search images": ["x2vlm.search.index.ImageIndex", "x2vlm.search.index.Hit"],
+    "Other libraries": [
+        "x2vlm.integrations.mteb.X2VLMEncoder",
+        "x2vlm.integrations.mteb.X2VLMReranker",
+        "x2vlm.integrations.sentence_transformers.encoder",
+        "x2vlm.integrations.sentence_transformers.cross_encoder",
+    ],
+    "A task of your own": [
+        "tasks.kinds.TaskKind",
+        "tasks.finetune.FineTuneConfig",
+        "tasks.finetune.FineTuneTask",
+        "tasks.evaluation.Evaluation",
+        "tasks.evaluation.Metric",
+        "engine.task.Task",
+        "engine.task.TaskModel",
+        "batches.base.Batch",
+        "batches.losses.Term",
+        "models.core.xvlm.XVLM",
+        "models.core.heads.MLPHead",
+        "dataset.tasks.finetune.FineTuneBatches",
+        "dataset.formats.annotations.Row",
+        "dataset.formats.annotations.ImageFiles",
+        "dataset.records.schema.BrokenRecordError",
+    ],
+    "A benchmark suite of your own": [
+        "x2vlm.suites.cases.CaseSuite",
+        "x2vlm.suites.scoring.Case",
+        "x2vlm.suites.scoring.Picture",
+    ],
+}
+"""Sections of the API reference, and what each documents."""
+
+
+def on_config(config: Any) -> Any:
+    """Anchors are those of GitHub, on which the documents are read, too: ``weights--biases`` for "Weights & Biases"."""
+    config.mdx_configs["toc"]["slugify"] = slugify(case="lower")
+    return config
+
+
+def on_files(files: Files, *, config: Any) -> Files:
+    """Add the generated pages."""
+    pages = {page: (ROOT / source).read_text(encoding="utf-8") for source, page in COPIED.items()}
+    for page, text in {**pages, **reference()}.items():
+        files.append(File.generated(config, page, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> str:
+    """Turn links of the repository into links of the site. A link to a file that the site does not show becomes its text."""
+    sources = {page: source for source, page in COPIED.items()}
+    source = sources.get(page.file.src_uri, f"docs/{page.file.src_uri}")
+
+    def linked(link: re.Match[str]) -> str:
+        path, sharp, anchor = link["target"].partition("#")
+        if not path or "://" in path or path.startswith("mailto:"):
+            return link[0]
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
+        target = COPIED.get(target, target.removeprefix("docs/"))
+        if files.get_file_from_path(target) is None:
+            if (ROOT / posixpath.dirname(source) / path).exists():
+                return link["text"]
+            return link[0]  # MkDocs reports it
+        relative = posixpath.relpath(target, posixpath.dirname(page.file.src_uri))
+        return f"{link['image']}[{link['text']}]({relative}{sharp}{anchor})"
+
+    return re.sub(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)", linked, markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Docstrings name other objects as Sphinx does, ``:class:`~module.Name```; show the name alone."""
+    return re.sub(r":(?:class|func|meth|data|mod|attr):<code>~?([\w.]*\.)?(\w+)</code>", r"<code>\2</code>", html)
+
+
+def reference() -> dict[str, str]:
+    """Returns the pages of the reference."""
+    from commands.config import document
+
+    return {
+        "reference/config.md": document(),
+        "reference/commands.md": "\n".join(_commands()),
+        "reference/api.md": "\n".join(_api()),
+    }
+
+
+def _commands() -> Iterator[str]:
+    from commands import COMMANDS
+    from run import main
+
+    yield "# Commands\n\nThe help of `python run.py` and of each of its commands.\n"
+    yield from ("## Running a task\n", "```text", _printed(main, "--help"), "```\n")
+    for name in COMMANDS:
+        yield from (f"## {name}\n", "```text", _printed(main, name, "--help"), "```\n")
+
+
+def _printed(main: Any, *words: str) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        main(words)
+    return printed.getvalue()
+
+
+def _api() -> Iterator[str]:
+    yield "# Python API\n"
+    for title, names in API.items():
+        yield f"## {title}\n"
+        for name in names:
+            yield f"::: {name}\n    options: {{heading_level: 3, show_symbol_type_toc: true}}\n"
