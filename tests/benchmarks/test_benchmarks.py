@@ -25,6 +25,7 @@ from benchmarks import (
     rerank,
     shapes,
     shared_images,
+    start_time,
     step_config,
     step_memory,
     video_memory,
@@ -54,6 +55,11 @@ def test_reranking_scores_as_the_usual_way_and_prints_its_ratio(capsys):
 def test_a_step_with_hard_negatives_prints_its_ratio(capsys):
     assert call(hard_negatives.main, ["--small", "--rounds", "1"], "hard_negatives") == 0
     assert re.fullmatch(r"ratio: \d+\.\d\d\d", capsys.readouterr().out.splitlines()[-1])
+
+
+def test_the_start_of_the_help_prints_its_ratio(capsys):
+    assert call(start_time.start_time, ["--rounds", "1"], "start_time") == 0
+    assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
 
 
 @pytest.mark.slow
