@@ -21,7 +21,7 @@ TABLES = ROOT / "configs/tables.yaml"
 """The only file that contains the published numbers."""
 
 DEMO = ROOT / "configs/tables_demo.yaml"
-"""The results of the demo, as in README and docs/demo_results.md, in the same format."""
+"""The results of the demo, as in README and docs/demo.md, in the same format."""
 
 Numbers = dict[str, dict[str, float]]
 """{split: {metric: percent}}."""
