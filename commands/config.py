@@ -10,7 +10,7 @@ from typing import Any
 
 from tasks import TASKS
 from tasks.kinds import choose, find_task
-from tools.config.keys import REQUIRED, Key, keys_of
+from tools.config.keys import Key, keys_of
 from utils.config import Config, fields_of, load_with_places
 from utils.errors import UserError
 
@@ -70,7 +70,7 @@ def config(target: str | None = None, /, *filters: str, markdown: bool = False, 
 def lines_of_task(task: str, prefixes: Sequence[str]) -> Iterator[str]:
     """Yield two lines for each key: path, type and default; then its meaning."""
     for key in _selected(keys_of(find_task(task).load().config), prefixes):
-        yield f"{key.path}: {key.type} ({key.default if key.default == REQUIRED else f'default: {key.default}'})"
+        yield f"{key.path}: {key.form}"
         if key.meaning:
             yield f"    {key.meaning}"
 
@@ -118,8 +118,7 @@ def _entries(keys: Iterable[Key]) -> Iterator[str]:
     for section, members in sections.items():
         yield f"### {section}"
         for key in members:
-            default = REQUIRED if key.default == REQUIRED else f"default: `{key.default}`"
-            yield f"`{key.path}`\n:   {key.type} ({default})  \n    {html.escape(key.meaning, quote=False)}"
+            yield f"`{key.path}`\n:   {html.escape(key.form, quote=False)}  \n    {html.escape(key.meaning, quote=False)}"
 
 
 def _section(key: Key) -> str:

@@ -49,7 +49,9 @@ class WeightedShards(Config):
     """An entry with a weight in a list of shards."""
 
     path: str = Field(description="a file, pattern, folder or address")
-    weight: float = Field(gt=0, le=100, description="how often an epoch reads each of its records")
+    weight: float = Field(
+        gt=0, le=100, description="number of times that an epoch reads each record; may be a fraction"
+    )
 
 
 def _is_weighted(entry: Any) -> str:

@@ -54,7 +54,7 @@ class QuestionsConfig(Config):
     )
     questions: InputFile = Field(description="file of the questions")
     annotations: InputFile | None = Field(
-        None, description="VQA v2's file of annotations, which has the answers; null: no answers"
+        None, description="VQA v2's annotation file, which contains the answers; null: no answers"
     )
     images: InputFolder | None = Field(
         None, description="folder of relative image paths; null: the folder of `questions`"
@@ -90,7 +90,7 @@ class VQADataConfig(QuestionsDataConfig):
     """Training questions."""
 
     train: list[QuestionsConfig] = Field(
-        min_length=1, description="sources of questions; an epoch has each question of each source once"
+        min_length=1, description="sources of questions; an epoch contains every question of every source once"
     )
     max_answer_tokens: int = Field(
         40, ge=3, description="maximum number of tokens in an answer, including [CLS] and [SEP]; the rest is cut off"

@@ -49,18 +49,20 @@ class InitConfig(Config):
 
     vision: InputFile | None = Field(
         None,
-        description="weights of the vision encoder: a BEiT-2 file (.pth or .safetensors), timm: and a name of timm with its tag, "
-        "such as timm:beitv2_base_patch16_224.in1k_ft_in22k, hf: and a name of the Hub, or a folder of a Hugging Face model",
+        description="weights of the vision encoder: a BEiT-2 file (.pth or .safetensors), a timm name with its tag, such as "
+        "timm:beitv2_base_patch16_224.in1k_ft_in22k, a Hub name with the prefix hf:, or the folder of a Hugging "
+        "Face model",
     )
     text: InputModel | None = Field(None, description="weights of the text encoder: a folder or a Hugging Face name")
     checkpoint: InputWeights | None = Field(
         None,
-        description="weights of the whole model: a published X²-VLM file, a weight file of ours, or the folder of a "
-        "run; with `text`, the text encoder comes from `text`, and vision, fusion and heads from the checkpoint",
+        description="weights of the whole model: a published X²-VLM file, one of our weight files, or the folder of a run; if"
+        " `text` is set, too, the text encoder comes from `text` and everything else from the checkpoint",
     )
     new_text: bool = Field(
         False,
-        description="take no text encoder from the checkpoint: it comes from `text`, or without it starts from random numbers",
+        description="do not load the text encoder from the checkpoint: load it from `text` or, if "
+        "`text` is null, initialise it at random",
     )
 
 

@@ -29,12 +29,12 @@ class ContrastiveConfig(Config):
 
     loss: Literal["softmax", "sigmoid"] = Field(
         "softmax",
-        description="softmax: equation 1 of the paper; sigmoid: each pair is judged alone, matched or not (SigLIP)",
+        description="softmax: equation 1 of the paper; sigmoid: each pair is classified as matched or not (SigLIP)",
     )
     bias: float = Field(
         -10.0,
-        description="initial bias of the sigmoid loss, which is learned. An untrained model fits the data best with the negative "
-        "logarithm of the number of examples in a global batch (SigLIP: -10)",
+        description="initial value of the learned bias of the sigmoid loss. The best value for an untrained model is the "
+        "negative logarithm of the number of examples in a global batch (SigLIP: -10)",
     )
     least_temperature: float = Field(
         0.001,
@@ -56,15 +56,15 @@ class ContrastiveConfig(Config):
     )
     gradient: Literal["exact", "released"] = Field(
         "exact",
-        description="exact: the gradient that one process with the whole batch has; released: on several ranks, the "
-        "embeddings receive 1/ranks of it, since the released code passes no gradient to gathered embeddings (the "
-        "temperature's is exact)",
+        description="exact: the same gradient as in one process with the whole batch; released: with several ranks, "
+        "embeddings receive 1/ranks of this gradient, because the released code passes no gradient to gathered "
+        "embeddings (the gradient of the temperature is exact)",
     )
     chunks: Annotated[int, Field(ge=1)] | Literal["step"] = Field(
         1,
-        description="micro-batches of a rank that this loss takes as one, so that it has that many times the negatives; their "
-        "encoders run twice (gradient caching). It must divide the accumulation; step: all of a step, so that the weights do not "
-        "depend on the number of ranks",
+        description="number of micro-batches per rank that this loss combines, which multiplies the number of negatives; the "
+        "encoders run twice (gradient caching). It must divide the accumulation. step: all micro-batches of a "
+        "step, so that the weights do not depend on the number of ranks",
     )
 
 
@@ -76,8 +76,8 @@ class AligningConfig(ModelConfig):
         0.07,
         gt=0,
         le=MAX_TEMPERATURE,
-        description="initial temperature of the contrastive loss; it is learned, and kept within "
-        "`contrastive.least_temperature` .. 0.5",
+        description="initial temperature of the contrastive loss; the temperature is learned, within "
+        "`contrastive.least_temperature` and 0.5",
     )
     contrastive: ContrastiveConfig = ContrastiveConfig()
 

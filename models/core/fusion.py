@@ -39,18 +39,24 @@ class FusionConfig(Config):
         None,
         ge=1,
         le=MAX_WIDTH,
-        description="width of the states; text states of another width are projected to it; null: the text encoder's",
+        description="width of the states; text states are projected if their width differs; null: as in the text encoder",
     )
-    heads: int | None = Field(None, ge=1, le=MAX_HEADS, description="attention heads; null: the text encoder's")
+    heads: int | None = Field(
+        None, ge=1, le=MAX_HEADS, description="number of attention heads; null: as in the text encoder"
+    )
     intermediate: int | None = Field(
-        None, ge=1, le=MAX_WIDTH, description="width inside the feed-forward block; null: the text encoder's"
+        None,
+        ge=1,
+        le=MAX_WIDTH,
+        description="width of the hidden layer of the feed-forward network; null: as in the text encoder",
     )
-    eps: float | None = Field(None, gt=0, description="epsilon of every LayerNorm; null: the text encoder's")
+    eps: float | None = Field(None, gt=0, description="epsilon of all LayerNorms; null: as in the text encoder")
     drop_path: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="drop rate of the last block, rising linearly from 0 in the first; replaces the dropout of residuals",
+        description="drop path rate of the last block, rising linearly from 0 in the first block; replaces "
+        "the dropout of residuals",
     )
 
     def block(self, text: BlockConfig) -> BlockConfig:

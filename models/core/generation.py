@@ -34,18 +34,18 @@ class SamplingConfig(Config):
 class BeamConfig(Config):
     """Settings of the beam search. Lengths do not include the prompt."""
 
-    beams: int = Field(3, ge=1, description="hypotheses of the beam search; 1: greedy")
+    beams: int = Field(3, ge=1, description="number of beams; 1: greedy search")
     max_length: int = Field(
         50,
         ge=1,
-        description="most tokens, the end token counted; the released code counts the prompt too, and adds one for "
-        "each image of the batch",
+        description="maximum number of tokens, including the end token; the released code also counts the prompt, "
+        "and adds one token for each image of the batch",
     )
-    min_length: int = Field(5, ge=0, description="fewest tokens before the end token")
+    min_length: int = Field(5, ge=0, description="minimum number of tokens before the end token")
     length_penalty: float = Field(
         0.0, ge=0, description="exponent p: a log-likelihood is divided by ((5 + tokens) / 6)^p; 0 prefers short texts"
     )
-    no_repeat_ngram: int = Field(3, ge=0, description="no n-gram of this size occurs twice; 0: no limit")
+    no_repeat_ngram: int = Field(3, ge=0, description="size of the n-grams that may not occur twice; 0: no restriction")
 
     @model_validator(mode="after")
     def _lengths_fit_together(self) -> BeamConfig:

@@ -31,9 +31,13 @@ RARE = 0.1
 class BoxSetConfig(Config):
     """The head for several boxes and none."""
 
-    queries: int = Field(16, ge=1, description="most boxes of a phrase; phrases with more are skipped")
+    queries: int = Field(
+        16, ge=1, description="maximum number of boxes per phrase; phrases with more boxes are skipped in training"
+    )
     layers: int = Field(
-        2, ge=1, description="blocks in which boxes attend to each other, to the phrase and to the image"
+        2,
+        ge=1,
+        description="number of number of blocks in which boxes attend to each other, to the phrase and to the image",
     )
 
 

@@ -33,25 +33,37 @@ from utils.inputs import InputModel
 class TextArchitecture(Config):
     """Sizes of a BERT or RoBERTa encoder."""
 
-    family: Literal["bert", "roberta"] = Field("bert", description="how positions are counted and texts are padded")
+    family: Literal["bert", "roberta"] = Field(
+        "bert", description="determines determines how positions are counted and texts are padded"
+    )
     vocab_size: int | None = Field(
-        None, ge=1, le=MAX_ROWS, description="rows of the word table; null: the number of entries of the tokenizer"
+        None,
+        ge=1,
+        le=MAX_ROWS,
+        description="number of rows of the word table; null: size of the tokenizer's vocabulary",
     )
     width: int = Field(768, ge=1, le=MAX_WIDTH, description="width of the states")
     layers: int = Field(12, ge=1, le=MAX_BLOCKS, description="number of blocks")
-    heads: int = Field(12, ge=1, le=MAX_HEADS, description="attention heads; they divide the width")
-    intermediate: int = Field(3072, ge=1, le=MAX_WIDTH, description="width inside the feed-forward block")
-    max_positions: int = Field(
-        512, ge=1, le=MAX_ROWS, description="rows of the position table; RoBERTa does not use the first two"
+    heads: int = Field(12, ge=1, le=MAX_HEADS, description="number of attention heads, a divisor of the width")
+    intermediate: int = Field(
+        3072, ge=1, le=MAX_WIDTH, description="width of the hidden layer of the feed-forward network"
     )
-    token_types: int = Field(2, ge=1, description="rows of the token type table, of which the first is used")
-    eps: float = Field(1e-12, gt=0, description="epsilon of every LayerNorm; also in the fusion and the word head")
+    max_positions: int = Field(
+        512,
+        ge=1,
+        le=MAX_ROWS,
+        description="number of number of rows of the position table; RoBERTa does not use the first two",
+    )
+    token_types: int = Field(2, ge=1, description="number of rows of the token type table; only the first row is used")
+    eps: float = Field(
+        1e-12, gt=0, description="epsilon of all LayerNorms, including those of the fusion encoder and the MLM head"
+    )
     pad_id: int = Field(0, ge=0, description="token id of padding")
     init_std: float = Field(
         0.02,
         gt=0,
-        description="standard deviation of random weights, in the fusion encoder too; 0.02 suits a width of 768, a "
-        "narrow model needs more",
+        description="standard deviation of random initial weights, also in the fusion encoder; 0.02 suits a width of 768, and"
+        " narrow models need a larger value",
     )
 
     @property
@@ -77,23 +89,28 @@ class TextConfig(Config):
 
     encoder: InputModel = Field(
         "bert-base-uncased",
-        description="Hugging Face name or folder of the tokenizer; and of the sizes, where `arch` is null",
+        description="Hugging Face name or folder of the tokenizer and, if `arch` is null, of the sizes of the text encoder",
     )
-    arch: TextArchitecture | None = Field(None, description="sizes of the text encoder; null: the sizes of `encoder`")
+    arch: TextArchitecture | None = Field(None, description="sizes of the text encoder; null: as in `encoder`")
     max_positions: int | None = Field(
         None,
         ge=1,
         le=MAX_ROWS,
-        description="maximum number of tokens of a text, if it is not the encoder's: its table of positions is stretched when "
-        "weights are loaded; null: the encoder's",
+        description="maximum number of tokens in a text; if it differs from the encoder's, the position table is interpolated"
+        " when weights are loaded; null: as in the encoder",
     )
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of embeddings and residuals, in the fusion too")
-    attention_dropout: float = Field(0.1, ge=0, lt=1, description="dropout of attention weights, in the fusion too")
+    dropout: float = Field(
+        0.1, ge=0, lt=1, description="dropout of embeddings and residuals, also in the fusion encoder"
+    )
+    attention_dropout: float = Field(
+        0.1, ge=0, lt=1, description="dropout of attention weights, also in the fusion encoder"
+    )
     drop_path: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="drop rate of the last block, rising linearly from 0 in the first; replaces the dropout of residuals",
+        description="drop path rate of the last block, rising linearly from 0 in the first block; replaces "
+        "the dropout of residuals",
     )
 
     @property

@@ -26,7 +26,7 @@ AligningModel = PretrainModel | RetrievalModel
 
 RerankingScore = Literal["matching", "sum"]
 RERANKING_SCORE = (
-    "what re-ranked pairs are ordered by. matching: the logit of the matching head (published); sum: its log-odds plus the "
+    "score that orders re-ranked pairs. matching: the logit of the matching head (published); sum: its log-odds plus the "
     "cosine divided by the temperature"
 )
 """Description of the config key."""

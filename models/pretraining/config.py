@@ -28,17 +28,17 @@ class IdenticalTexts(Config):
     """How pairs with equal texts in a batch are treated, by stream."""
 
     images: Identical = Field(
-        "negative", description="examples with equal texts are each other's negatives (negative), or are not (ignore)"
+        "negative", description="negative: examples with equal texts are negatives of each other; ignore: they are not"
     )
     videos: Identical = Field(
-        "negative", description="examples with equal texts are each other's negatives (negative), or are not (ignore)"
+        "negative", description="negative: examples with equal texts are negatives of each other; ignore: they are not"
     )
     translations: Identical = Field(
-        "negative", description="examples with equal texts are each other's negatives (negative), or are not (ignore)"
+        "negative", description="negative: examples with equal texts are negatives of each other; ignore: they are not"
     )
     regions: Identical = Field(
         "ignore",
-        description="regions with equal texts, such as 'a man', are each other's negatives (negative), or are not (ignore)",
+        description="negative: regions with equal texts, such as 'a man', are negatives of each other; ignore: they are not",
     )
 
 
@@ -59,6 +59,6 @@ class PretrainModelConfig(AligningConfig):
     contrastive: PretrainContrastiveConfig = PretrainContrastiveConfig()
     word_table: Literal["tied", "own"] = Field(
         "tied",
-        description="word table of the word head. tied: the table of the word embeddings, as in BERT; own: a separate table, "
+        description="word table of the MLM head. tied: the table of the word embeddings, as in BERT; own: a separate table, "
         "as released for XLM-R",
     )

@@ -28,7 +28,12 @@ from utils.errors import UserError
 class CaptioningLossConfig(Config):
     """Loss of the captions' words."""
 
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target that goes to all other words")
+    label_smoothing: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="label smoothing: the share of the target probability that is spread over all words",
+    )
 
 
 @dataclass(frozen=True)

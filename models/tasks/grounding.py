@@ -22,7 +22,8 @@ class GroundingModelConfig(ModelConfig):
     """A grounding model."""
 
     box_set: BoxSetConfig | None = Field(
-        None, description="head for phrases with several boxes and none; null: the published head, one box per phrase"
+        None,
+        description="head for phrases with several boxes or none; null: the published head, which predicts one box per phrase",
     )
 
     @property

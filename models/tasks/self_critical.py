@@ -32,12 +32,12 @@ class SelfCriticalConfig(Config):
     samples: int = Field(
         5, ge=2, description="captions sampled per image; the mean reward of the others is the baseline"
     )
-    max_length: int = Field(32, ge=1, description="most tokens of a caption, the end counted")
+    max_length: int = Field(32, ge=1, description="maximum number of tokens in a caption, including the end token")
     temperature: float = Field(
         1.0,
         gt=0,
-        description="temperature of sampling, and so of the trained distribution; below 1 where label smoothing has "
-        "flattened the model",
+        description="temperature of sampling and of the trained distribution; set it below 1 if label smoothing has flattened"
+        " the distribution",
     )
 
 

@@ -34,9 +34,9 @@ AnswerDecoding = Literal["rank", "beam"]
 class AnswerBeamConfig(BeamConfig):
     """Settings of the beam search for answers, which are short."""
 
-    max_length: int = Field(10, ge=1, description="most tokens, the end token counted")
-    min_length: int = Field(1, ge=0, description="fewest tokens before the end token")
-    no_repeat_ngram: int = Field(0, ge=0, description="no n-gram of this size occurs twice; 0: no limit")
+    max_length: int = Field(10, ge=1, description="maximum number of tokens, including the end token")
+    min_length: int = Field(1, ge=0, description="minimum number of tokens before the end token")
+    no_repeat_ngram: int = Field(0, ge=0, description="size of the n-grams that may not occur twice; 0: no restriction")
 
 
 class DecoderConfig(Config):

@@ -35,17 +35,17 @@ class Schema(Config):
 
 
 def test_keys_have_types_limits_and_defaults():
-    share = ("float > 0 < 1 or null", "null", "a share")
+    share = ("float > 0 < 1 or null", "null", "a share", False)
     assert list(keys_of(Schema)) == [
-        Key("name", "text", "required", ""),
-        Key("kind", "fast or slow", '"fast"', ""),
+        Key("name", "text", "required", "", False),
+        Key("kind", "fast or slow", '"fast"', "", False),
         Key("inner.rate", *share),
-        Key("changed", "section", '{"rate": 0.5}', ""),
+        Key("changed", "section", '{"rate": 0.5}', "", False),
         Key("changed.rate", *share),
         Key("parts[].rate", *share),
-        Key("splits", "{name: section} or null", "null", "by name"),
+        Key("splits", "{name: section} or null", "null", "by name", False),
         Key("splits.<name>.rate", *share),
-        Key("betas", "[float, float]", "[0.9, 0.98]", ""),
+        Key("betas", "[float, float]", "[0.9, 0.98]", "", False),
     ]
 
 

@@ -17,8 +17,6 @@ from pydantic_core import PydanticUndefined
 from utils.config import Config, WhenResumed, fields_of, sections_of, when_resumed
 
 REQUIRED = "required"
-CHANGES = "↻"
-"""Marks the meaning of keys that may change when a run is resumed."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +24,21 @@ class Key:
     """A key of a config.
 
     ``path``: ``section.name``; ``[]`` is an entry of a list, ``<name>`` a key that the user chooses. ``type``, ``default`` and
-    ``meaning`` are text; ``default`` is :data:`REQUIRED` if the key has no default.
+    ``meaning`` are text; ``default`` is :data:`REQUIRED` if the key has no default. ``may_change``: whether the value may change
+    when a run is resumed.
     """
 
     path: str
     type: str
     default: str
     meaning: str
+    may_change: bool
+
+    @property
+    def form(self) -> str:
+        """The values that the key accepts, with its default."""
+        default = self.default if self.default == REQUIRED else f"default: {self.default}"
+        return f"{self.type} ({default}{'; may change when a run is resumed' if self.may_change else ''})"
 
 
 def keys_of(schema: type[Config]) -> Iterator[Key]:
@@ -40,10 +46,8 @@ def keys_of(schema: type[Config]) -> Iterator[Key]:
     for path, field in fields_of(schema):
         has_sections = next(sections_of(field.annotation, path), None) is not None
         if not has_sections or _takes_other_values(field.annotation) or field.description or _changes_defaults(field):
-            changes = (
-                "; may change when a run is resumed" if when_resumed(schema, path) is not WhenResumed.STAYS else ""
-            )
-            yield Key(path, type_of(field), default_of(field), f"{field.description or ''}{changes}".removeprefix("; "))
+            may_change = when_resumed(schema, path) is not WhenResumed.STAYS
+            yield Key(path, type_of(field), default_of(field), field.description or "", may_change)
 
 
 def type_of(field: FieldInfo) -> str:

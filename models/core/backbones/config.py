@@ -15,11 +15,11 @@ from utils.image_size import ImageSize
 class VideoConfig(Config):
     """Frames of a video and their pooling."""
 
-    frames: int = Field(ge=1, description="number of frames that are taken from a video")
+    frames: int = Field(ge=1, description="number of frames sampled from a video")
     pooling: Literal["mean", "tokens"] = Field(
         "mean",
-        description="mean: mean of the frames' patches over time (published), which forgets their order; tokens: the fusion "
-        "attends to the patches of every frame",
+        description="mean: average the patches over time (as published), which loses the order of frames; tokens: the fusion "
+        "encoder attends to the patches of all frames",
     )
 
 
@@ -42,45 +42,51 @@ class VisionConfig(Config):
 
     backbone: Annotated[str, BeforeValidator(_without_timm)] = Field(
         "beitv2_base_patch16_224",
-        description="name of a timm model (`timm.list_models()`), with or without timm:, or hf: and the name or folder of a "
-        "Hugging Face model, such as hf:facebook/dinov2-base",
+        description="a timm model (`timm.list_models()`), with or without the prefix timm:, or hf: followed by the name or "
+        "folder of a Hugging Face model, such as hf:facebook/dinov2-base",
     )
     image_size: ImageSize = Field(
-        224, description="side of the square input in pixels; or [height, width], for images that share another aspect"
+        224, description="side of the square input in pixels, or [height, width] for another aspect ratio"
     )
-    patch_size: int | None = Field(None, ge=1, description="side of a patch, pixels; null: the backbone's")
+    patch_size: int | None = Field(None, ge=1, description="side of a patch in pixels; null: as in the backbone")
     stem: Literal["linear", "convolutions"] = Field(
         "linear",
-        description="what turns the pixels of a patch into a state. linear: one linear layer, as in every ViT; convolutions: "
-        "small convolutions, with which a small model from scratch learns shapes within hundreds of steps",
+        description="how the pixels of a patch are embedded. linear: a linear layer, as in other ViTs; convolutions: a small "
+        "convolutional network, with which a small model trained from scratch learns shapes within hundreds of "
+        "steps",
     )
-    width: int | None = Field(None, ge=1, le=MAX_WIDTH, description="width of the states; null: the backbone's")
-    depth: int | None = Field(None, ge=1, le=MAX_BLOCKS, description="number of blocks; null: the backbone's")
-    heads: int | None = Field(None, ge=1, le=MAX_HEADS, description="attention heads; null: the backbone's")
-    drop_path: float = Field(0.1, ge=0, lt=1, description="drop rate of the last block, rising linearly from 0")
+    width: int | None = Field(None, ge=1, le=MAX_WIDTH, description="width of the states; null: as in the backbone")
+    depth: int | None = Field(None, ge=1, le=MAX_BLOCKS, description="number of blocks; null: as in the backbone")
+    heads: int | None = Field(
+        None, ge=1, le=MAX_HEADS, description="number of attention heads; null: as in the backbone"
+    )
+    drop_path: float = Field(
+        0.1, ge=0, lt=1, description="drop path rate of the last block, rising linearly from 0 in the first block"
+    )
     layer_scale: float | Literal["backbone"] | None = Field(
         "backbone",
-        description="initial LayerScale; backbone: as the backbone has it; null: none; the published BEiT-2 models use 0.1",
+        description="initial LayerScale. backbone: as in the backbone; null: no LayerScale; the published BEiT-2 models use 0.1",
     )
     pixel_mean: tuple[float, float, float] | None = Field(
         None,
-        description="mean of red, green and blue, of 0 to 1, by which pixels are normalised; null: the backbone's; the published "
-        "models use CLIP's for every backbone",
+        description="means of red, green and blue, between 0 and 1, used to normalise pixels; null: as in the backbone; the "
+        "published models use CLIP's values with every backbone",
     )
     pixel_std: tuple[float, float, float] | None = Field(
-        None, description="standard deviations of the colours; set with pixel_mean; null: the backbone's"
+        None,
+        description="standard deviations of red, green and blue; set together with pixel_mean; null: as in the backbone",
     )
     positions: Literal["backbone", "sincos"] = Field(
         "backbone",
-        description="backbone: positions as the backbone has them; sincos: absolute ones, which start as "
-        "two-dimensional sines and cosines and are trained: a small model from scratch does not learn boxes without them",
+        description="backbone: positions as in the backbone; sincos: trained absolute positions that are initialised with "
+        "two-dimensional sines and cosines, without which a small model trained from scratch does not learn boxes",
     )
     patch_positions: bool = Field(
         False,
-        description="add fixed sine-cosine positions to the output of the last block: a small model from scratch "
-        "learns boxes sooner, as its blocks need not carry positions to the end",
+        description="add fixed sine-cosine positions to the output of the last block; a small model trained from scratch "
+        "learns boxes sooner, because its blocks do not have to preserve positions",
     )
-    video: VideoConfig | None = Field(None, description="frames of videos; null: the model has images alone")
+    video: VideoConfig | None = Field(None, description="frames of videos; null: the model takes images only")
 
     @model_validator(mode="after")
     def _both_statistics_or_none(self) -> VisionConfig:
