@@ -1,4 +1,4 @@
-"""A headless browser for the tests of pages."""
+"""A headless browser for tests of web pages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 @pytest.fixture
 def browser() -> Iterator[object]:
     playwright = pytest.importorskip(
-        "playwright.sync_api", reason="a browser is driven by playwright: pip install playwright"
+        "playwright.sync_api", reason="these tests need playwright: pip install playwright"
     )
     chromium = shutil.which("chromium")
     if chromium is None:

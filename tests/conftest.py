@@ -18,11 +18,11 @@ from tests.pretend.device import as_accelerator, register
 from tests.pretend.tensor import NAME
 
 if PRETEND:
-    register()  # before any test, as torch sets up its devices at the first backward pass
+    register()  # before any test, because torch sets up its devices in the first backward pass
 
 
 class FailuresAtOnce:
-    """Prints each failed test when it fails: pytest prints them at the end, which a run that is stopped never reaches."""
+    """Prints each failed test as soon as it fails. Pytest prints failures at the end, which an interrupted run never reaches."""
 
     def __init__(self, terminal: pytest.TerminalReporter):
         self.terminal = terminal
@@ -37,19 +37,19 @@ class FailuresAtOnce:
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     terminal = config.pluginmanager.get_plugin("terminalreporter")
-    if terminal is not None and not hasattr(config, "workerinput"):  # the processes of xdist report to this one
+    if terminal is not None and not hasattr(config, "workerinput"):  # the workers of xdist report to this process
         config.pluginmanager.register(FailuresAtOnce(terminal))
 
 
 def pytest_collection_finish() -> None:
-    """Garbage is not sought in what the modules hold: where a test, or what it tests, collects all of it, that took half a second
-    each time."""
+    """Excludes the imported modules from garbage collection. Tests that trigger a full collection would take half a second
+    longer."""
     gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """The models are so small that threads mostly wait for each other, several times as long on a busy machine."""
+    """Uses one thread: the models are so small that several threads mostly wait for each other, above all on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -58,7 +58,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
-    """A run sets up the logging of its process. The next test, and a test after a fixture that made a run, start without it."""
+    """Removes the log handlers that a run adds to its process, so that each test starts without them."""
     _remove_logging_of_runs()
     yield
     _remove_logging_of_runs()
@@ -66,7 +66,7 @@ def own_logging() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_path() -> Iterator[None]:
-    """A task that is found in a folder adds the folder to the paths of Python, which child processes inherit."""
+    """Restores ``sys.path``. A task in a user's folder adds its folder there, and child processes would inherit it."""
     before = list(sys.path)
     yield
     sys.path[:] = before
@@ -82,16 +82,16 @@ def _remove_logging_of_runs() -> None:
 
 @pytest.fixture(params=DEVICES)
 def device(request) -> Iterator[torch.device]:
-    """The CPU, the pretend device, and CUDA without TF32 (marked ``gpu``, skipped where there is none)."""
+    """The CPU, the pretend device, and CUDA without TF32 (marked ``gpu`` and skipped if no GPU is available)."""
     with as_accelerator() if request.param == NAME else nullcontext(), as_in_a_run_without_tf32():
         yield torch.device(request.param)
 
 
 @pytest.fixture
 def pretend() -> Iterator[torch.device]:
-    """The pretend device, where our code looks for a GPU."""
+    """The pretend device, in place of a GPU."""
     if not PRETEND:
-        pytest.skip("there is a GPU, and torch knows one accelerator a process")
+        pytest.skip("this machine has a GPU, and torch supports one accelerator per process")
     with as_accelerator() as device:
         yield device
 
@@ -106,17 +106,17 @@ def scenes_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_overrides(scenes_folder) -> list[str]:
-    """See :func:`tiny_run`."""
+    """Overrides as in :func:`tiny_run`."""
     return tiny_run(scenes_folder)
 
 
 def tiny_run(scenes_folder: Path) -> list[str]:
-    """Overrides that turn the demo's config into a run of seconds on a small scenes data set."""
+    """Overrides that shrink the demo's config to a run of seconds on a small scenes data set."""
     return [
         f"model.text.encoder={scenes_folder}/tokenizer",
         "model.text.arch={family: bert, width: 16, layers: 1, heads: 2, intermediate: 32, max_positions: 64}",
         "model.vision.image_size=32",
-        "model.vision.stem=linear",  # random convolutions would drown the small differences that tests are about
+        "model.vision.stem=linear",  # random convolutions would hide the small differences that the tests look for
         "model.vision.width=16",
         "model.vision.depth=1",
         "model.vision.heads=2",

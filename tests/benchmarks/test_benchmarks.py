@@ -1,4 +1,4 @@
-"""Every benchmark runs: a small model and one round, whose ratio means nothing."""
+"""Every benchmark runs to its end. The models are small and there is one round, so the ratios carry no information."""
 
 import json
 import re
@@ -44,10 +44,10 @@ SMALLER = (
     "model.vision.heads=2",
     "model.fusion.layers=1",
 )
-"""A model whose tracing takes seconds."""
+"""A model that can be traced in seconds."""
 
 
-def test_reranking_scores_as_the_usual_way_and_prints_its_ratio(capsys):
+def test_reranking_gives_the_same_scores_as_the_naive_way_and_prints_its_ratio(capsys):
     assert call(rerank.main, ["--small", "--rounds", "1"], "rerank") == 0
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
 
@@ -71,7 +71,7 @@ def test_re_ranking_through_mteb_gives_the_same_scores(capsys):
     assert re.search(r"ratio: \d+\.\d\d\n$", capsys.readouterr().out)
 
 
-def test_an_export_is_timed_beside_torch(capsys):
+def test_an_export_is_timed_against_torch(capsys):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"needs {package}: pip install -r requirements-dev.txt")
     assert call(export.main, ["--small", "--rounds", "1"], "export") == 0
@@ -80,7 +80,7 @@ def test_an_export_is_timed_beside_torch(capsys):
     assert all(re.search(r" [\d.]+ +[\d.]+ +\d+\.\d\d   \d+\.\d\d to \d+\.\d\d$", row) for row in rows)
 
 
-def test_answers_are_ranked_as_the_naive_way_does_and_the_ratio_is_printed(capsys):
+def test_answers_are_ranked_as_by_the_naive_way_and_the_ratio_is_printed(capsys):
     assert call(answer_ranking.main, ["--small", "--rounds", "1"], "answer_ranking") == 0
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
 
@@ -91,7 +91,7 @@ def test_captioning_runs_and_ends_with_its_ratio(capsys):
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
 
 
-def test_the_wait_for_a_checkpoint_is_printed(capsys):
+def test_the_time_spent_waiting_for_a_checkpoint_is_printed(capsys):
     assert call(checkpoint_stall.main, ["--small", "--rounds", "1"], "checkpoint_stall") == 0
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
 
@@ -103,7 +103,7 @@ def test_steps_of_two_ranks_are_timed_with_both_strategies(capsys):
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
 
 
-def test_rows_that_are_prepared_are_counted_by_set_and_the_ratio_is_printed(monkeypatch, capsys):
+def test_prepared_rows_are_counted_by_set_and_the_ratio_is_printed(monkeypatch, capsys):
     def in_this_process(name, raw, workers):
         seconds: list[float] = []
         prepare._prepare(name, raw, workers, SimpleNamespace(send=seconds.append))
@@ -155,21 +155,21 @@ def test_the_data_path_is_timed_by_stage_and_the_ratio_is_printed(capsys):
 
 
 @pytest.mark.parametrize("benchmark", [answer_ranking, captioning, data, gpu, pretrain_step, rerank])
-def test_no_rounds_are_refused_in_a_line(benchmark, capsys):
+def test_zero_rounds_are_rejected_in_one_line(benchmark, capsys):
     assert call(benchmark.main, ["--small", "--rounds", "0"], "a benchmark") == 2
     assert OneLine("--rounds", "'0'") in capsys.readouterr().err.splitlines()
 
 
 @pytest.mark.slow
-def test_the_planned_memory_of_a_step_is_within_15_percent_of_what_it_takes(capsys):
-    """A tiny model in fp32 and a middle one in bf16, with the optimiser's states, each in a process of its own."""
+def test_the_planned_memory_of_a_step_is_within_15_percent_of_its_peak(capsys):
+    """A tiny model in fp32 and a medium one in bf16, with optimiser states, each in a separate process."""
     assert call(step_memory.main, ["--small"], "step_memory") == 0
     *cases, last = capsys.readouterr().out.splitlines()
     assert len(cases) == 2
     assert 0.85 < float(last.removeprefix("ratio: ")) < 1.15
 
 
-def test_a_step_of_pre_training_is_held_against_the_bare_backbone(capsys):
+def test_a_pre_training_step_is_compared_with_the_bare_backbone(capsys):
     assert call(pretrain_step.main, ["--small", "--rounds", "1"], "pretrain_step") == 0
     *_, memory, fastest, last = capsys.readouterr().out.splitlines()
     assert re.search(r"memory.* \d+\.\d\d GiB$", memory)
@@ -178,7 +178,9 @@ def test_a_step_of_pre_training_is_held_against_the_bare_backbone(capsys):
 
 
 def test_the_hosts_share_of_a_step_is_timed_by_part(capsys):
-    assert call(host_overhead.main, ["--small", "--steps", "1"], "host_overhead") == 0  # of one step, medians add up
+    assert (
+        call(host_overhead.main, ["--small", "--steps", "1"], "host_overhead") == 0
+    )  # with a single step, the medians add up
     head, *parts, _, last = capsys.readouterr().out.splitlines()
     assert head.split() == ["ms", "a", "step", "median", "mean"]
     assert [line.split()[0] for line in parts] == [
@@ -190,7 +192,7 @@ def test_the_hosts_share_of_a_step_is_timed_by_part(capsys):
     assert whole == pytest.approx(sum(medians), abs=0.01 * len(medians))
 
 
-def test_the_stub_has_the_losses_and_the_counts_of_the_model():
+def test_the_stub_returns_the_losses_and_counts_of_the_real_model():
     config = step_config.config_for(*step_config.SMALL)
     task = host_overhead.StubTask(config)
     real, batch = step_config.build(config), task.micro_batches[0]
@@ -208,7 +210,7 @@ def test_the_stub_has_the_losses_and_the_counts_of_the_model():
         (["--quality", "500"], ("--quality", "500", "1", "100")),
     ],
 )
-def test_a_rate_or_a_quality_that_cannot_be_is_refused(wrong, said, capsys):
+def test_an_impossible_rate_or_quality_is_rejected(wrong, said, capsys):
     assert call(data.main, ["--small", *wrong], "data") == 2
     assert OneLine(*said) in capsys.readouterr().err.splitlines()
 
@@ -238,7 +240,7 @@ PEAK = "train.peak_tflops=0.1"
 
 
 def mixed(streams: str) -> list[str]:
-    """Overrides of the demo's config."""
+    """Overrides that add these streams to the demo's config."""
     frames = ["model.vision.video.frames=2"] if streams in ("videos", "all") else []
     return [*STREAMS[streams], *frames]
 
@@ -249,8 +251,8 @@ def assert_is_split(line: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_ways_to_a_step_are_split_into_their_phases(capsys):
-    """Overrides after ``--ways`` are the config's."""
+def test_the_time_of_each_way_is_split_into_phases(capsys):
+    """Overrides after ``--ways`` apply to the config."""
     flags = ["--small", "--rounds", "1", "--ways", "plain,eager", PEAK, "data.images.batch_size=2"]
     assert call(gpu.main, flags, "gpu") == 0
     step, plain, eager, which, last = capsys.readouterr().out.splitlines()
@@ -272,15 +274,15 @@ def test_all_streams_of_a_config_are_measured(streams, capsys):
     assert_is_split(eager)
 
 
-def test_the_steps_are_those_of_the_config(monkeypatch, capsys):
-    """Which of its keys reach which way; what they do is the trainer's."""
+def test_the_timed_steps_follow_the_config(monkeypatch, capsys):
+    """Checks which config keys reach which way. The trainer's tests check what the keys do."""
     asked, steppers = [], []
     monkeypatch.setattr(trainer, "set_gradient_checkpointing", lambda model, parts: asked.append(parts))
     monkeypatch.setattr(trainer, "compile_encoders", lambda model, **options: asked.append(options))
     monkeypatch.setattr(gpu.Stepper, "milliseconds", lambda stepper, *_: steppers.append(stepper) or [[1.0] * 4])
     given = ["train.recompute=[vision]", "train.precision=bf16", "train.clip_grad_norm=null", "optim.lr=0.5"]
     assert call(gpu.main, ["--small", "train.global_batch=8", *given], "gpu") == 0
-    assert asked == [["vision"], ["vision"], {"mode": None}], "the released algebra computes nothing anew"
+    assert asked == [["vision"], ["vision"], {"mode": None}], "the released formulas recompute nothing"
     for stepper in steppers:
         own = stepper.trainer
         assert (stepper.accumulate, own.precision.name, own.config.clip_grad_norm) == (2, "bf16", None)
@@ -302,7 +304,7 @@ def test_the_steps_are_those_of_the_config(monkeypatch, capsys):
         ("compiled", ["--small", "--warm-up", "2"], 2),
     ],
 )
-def test_each_batch_is_seen_before_the_clock_runs(way, flags, steps, monkeypatch):
+def test_each_batch_is_used_once_before_timing_starts(way, flags, steps, monkeypatch):
     taken = []
     monkeypatch.setattr(gpu.Stepper, "milliseconds", lambda stepper, steps, _: taken.append(steps) or [[1.0] * 4])
     monkeypatch.setattr(trainer, "compile_encoders", lambda *_, **__: None)
@@ -334,7 +336,7 @@ def test_each_batch_is_seen_before_the_clock_runs(way, flags, steps, monkeypatch
         ),
     ],
 )
-def test_a_config_that_cannot_be_measured_is_refused_in_a_line(wrong, said, capsys):
+def test_a_config_that_cannot_be_measured_is_rejected_in_one_line(wrong, said, capsys):
     assert call(gpu.main, wrong, "gpu") == 2
     assert capsys.readouterr() == ("", OneLine("error:", *said))
 
@@ -349,21 +351,21 @@ def test_a_config_that_cannot_be_measured_is_refused_in_a_line(wrong, said, caps
         (["--small", "--config", "configs/demo/pretrain.yaml"], ("--small", "--config")),
     ],
 )
-def test_a_wrong_flag_of_the_gpu_benchmark_is_refused(wrong, said, capsys):
+def test_a_wrong_flag_of_the_gpu_benchmark_is_rejected(wrong, said, capsys):
     assert call(gpu.main, wrong, "gpu") == 2
     assert OneLine("error:", *said) in capsys.readouterr().err.splitlines()
 
 
-def test_the_small_check_keeps_what_the_user_gave(monkeypatch):
+def test_the_small_check_keeps_the_users_flags(monkeypatch):
     asked = []
     monkeypatch.setattr(gpu, "attempt", lambda *given: asked.append(given))
     words = ["--small", "--warm-up", "3", "--ways", "eager", "data.images.batch_size=2"]
-    assert call(gpu.main, words, "gpu") == 2, "no way fits"
+    assert call(gpu.main, words, "gpu") == 2, "every way runs out of memory"
     ((_, config, timing, _),) = asked
     assert timing.warm_up == 3 and config.data.images.batch_size == 2
 
 
-def test_a_way_that_needs_too_much_memory_does_not_end_the_others(capsys, monkeypatch):
+def test_a_way_that_runs_out_of_memory_does_not_stop_the_others(capsys, monkeypatch):
     speeds = {"eager": 2.0, "compiled": 3.0}
 
     def measure(way, *_):
@@ -385,14 +387,14 @@ def test_a_way_that_needs_too_much_memory_does_not_end_the_others(capsys, monkey
     assert capsys.readouterr().err == OneLine("data.regions.batch_size=3", "memory")
 
 
-def test_the_plain_way_is_left_out_with_a_word_where_it_has_not_all(capsys, monkeypatch):
+def test_the_plain_way_is_skipped_with_a_reason_if_it_lacks_a_feature(capsys, monkeypatch):
     monkeypatch.setattr(gpu, "measure", lambda way, *_: {"way": way, "samples_per_s": 1.0})
     assert call(gpu.main, ["--small", "model.fusion.drop_path=0.1"], "gpu") == 0
     left_out, *_ = capsys.readouterr().out.splitlines()
     assert left_out == OneLine("model.fusion.drop_path", "plain")
 
 
-def test_another_text_encoder_has_no_plain_way_and_its_flops_are_counted(capsys, tmp_path):
+def test_other_text_encoders_skip_the_plain_way_and_their_flops_are_counted(capsys, tmp_path):
     sizes = {"vocab_size": 300, "dim": 64, "hidden_dim": 64, "n_layers": 1, "n_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "distilbert", **sizes}))
     encoder = ["model.text.arch=null", f"model.text.encoder={tmp_path}", "model.fusion.heads=2"]
@@ -403,7 +405,7 @@ def test_another_text_encoder_has_no_plain_way_and_its_flops_are_counted(capsys,
     assert "TFLOP/s" in eager and "FLOPs" not in eager
 
 
-def test_what_a_run_leaves_out_of_some_steps_is_said():
+def test_losses_that_a_run_omits_in_some_steps_are_listed():
     def said(name: str) -> str:
         return step_config.describe_other_steps(step_config.config_for(Path(f"configs/pretrain/{name}.yaml"), []))
 
@@ -412,7 +414,7 @@ def test_what_a_run_leaves_out_of_some_steps_is_said():
     assert "which data.images.clean and data.matching_steps omit in" in said("base_1b")
 
 
-def test_another_error_of_a_way_is_told(monkeypatch):
+def test_other_errors_of_a_way_are_raised(monkeypatch):
     monkeypatch.setattr(gpu, "measure", lambda *_: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
         call(gpu.main, ["--small"], "gpu")

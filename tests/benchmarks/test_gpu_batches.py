@@ -1,4 +1,4 @@
-"""Batches of the GPU benchmark are those that the trainer makes."""
+"""The GPU benchmark times batches like the trainer's."""
 
 import json
 
@@ -25,7 +25,7 @@ def record_of(stream: str, number: int) -> dict[str, object]:
 
 @pytest.fixture
 def compiled_task(tiny_overrides, tmp_path) -> PretrainTask:
-    """With all streams, and texts as long as those of the paper's runs."""
+    """A task with all streams, whose texts have the lengths used in the paper's runs."""
     streams = []
     for stream in ("videos", "texts", "translations"):
         path = tmp_path / f"{stream}.jsonl"
@@ -37,14 +37,14 @@ def compiled_task(tiny_overrides, tmp_path) -> PretrainTask:
     return PretrainTask.build(load_config("configs/demo/pretrain.yaml", overrides, PretrainConfig))
 
 
-def test_the_compiled_way_has_batches_of_the_shapes_that_the_trainer_makes(compiled_task):
+def test_the_compiled_way_uses_the_trainers_batch_shapes(compiled_task):
     (theirs,) = made_by_the_trainer(compiled_task, 1)
     assert {name.split(".")[0] for name in shapes(theirs)} == {"images", "regions", "videos", "texts", "translations"}
     for batch in step_config.batches_for(compiled_task.config, compiled_task.model, static=True):
         assert shapes(batch) == shapes(theirs)
 
 
-def test_also_with_more_pictures_than_regions(compiled_task):
+def test_batch_shapes_also_agree_with_more_images_than_regions(compiled_task):
     regions = compiled_task.config.data.regions.model_copy(update={"batch_size": 2, "max_images": 5})
     data = compiled_task.config.data.model_copy(update={"regions": regions})
     task = PretrainTask.build(compiled_task.config.model_copy(update={"data": data}))
@@ -53,7 +53,7 @@ def test_also_with_more_pictures_than_regions(compiled_task):
     assert shapes(batch) == shapes(theirs)
 
 
-def test_all_ways_have_the_same_texts_and_the_compiled_one_other_counts_from_step_to_step(compiled_task):
+def test_all_ways_share_texts_and_token_counts_vary_between_compiled_steps(compiled_task):
     padded, plain = (
         step_config.batches_for(compiled_task.config, compiled_task.model, static=static) for static in (True, False)
     )
@@ -73,6 +73,6 @@ def test_all_ways_have_the_same_texts_and_the_compiled_one_other_counts_from_ste
     assert [compiled_task.model.work(batch) for batch in padded] == [compiled_task.model.work(b) for b in plain]
 
 
-def test_no_token_of_a_drawn_text_is_padding_in_any_family(compiled_task):
+def test_random_texts_contain_no_padding_token_of_any_tokenizer_family(compiled_task):
     batch, *_ = step_config.batches_for(compiled_task.config, compiled_task.model, static=False)
     assert min(part.text.ids[part.text.mask].min() for part in (batch.images, batch.regions, batch.translations)) > 2

@@ -1,4 +1,4 @@
-"""The receipt of a GPU: results are kept, failures are reported, and the same command resumes."""
+"""The GPU receipt keeps results, reports failures, and resumes when the same command is run again."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def test_steps_are_kept_and_only_failed_ones_are_run_again(tmp_path, capsys):
     assert json.loads((tmp_path / "receipt.json").read_text())["steps"] == receipt["steps"]
     again = [Step("good", [writing({"a": 2})], 1), Step("bad", [writing([2])], 1)]
     good, mended = make(again, tmp_path, FACTS, cpu=True, minutes=1)["steps"]
-    assert good["numbers"] == {"a": 1}, "it was done"
+    assert good["numbers"] == {"a": 1}, "the step had finished"
     assert (mended["numbers"], mended["failure"]) == ([2], None)
     assert capsys.readouterr().out.count("1/2 good") == 1
 
 
-def test_smaller_batches_are_tried_where_memory_is_short_and_nowhere_else(tmp_path):
+def test_smaller_batches_are_tried_only_after_running_out_of_memory(tmp_path):
     commands = [writing([], 2, "no way fits"), writing(["half"]), writing(["quarter"])]
     step = Step("fits", commands, 1, retry_on="no way fits")
     (kept,) = make([step], tmp_path, FACTS, cpu=True, minutes=1)["steps"]
@@ -47,7 +47,7 @@ def test_smaller_batches_are_tried_where_memory_is_short_and_nowhere_else(tmp_pa
     assert kept["failure"] == "status 1: a crash"
 
 
-def test_what_failed_before_waits_for_what_was_never_run(tmp_path, capsys):
+def test_steps_that_never_ran_come_before_steps_that_failed(tmp_path, capsys):
     bad = Step("bad", [writing([], 1)], 1)
     make([bad], tmp_path, FACTS, cpu=True, minutes=1)
     capsys.readouterr()
@@ -56,14 +56,14 @@ def test_what_failed_before_waits_for_what_was_never_run(tmp_path, capsys):
     assert said.index("new") < said.index("bad")
 
 
-def test_paths_of_the_machine_are_not_told(tmp_path):
+def test_paths_on_the_machine_are_not_published(tmp_path):
     step = Step("bad", [writing([], 1, f"{tmp_path}/a.txt: broken")], 1)
     (kept,) = make([step], tmp_path, FACTS, cpu=True, minutes=1)["steps"]
     assert kept["failure"] == "status 1: OUT/a.txt: broken"
     assert str(tmp_path) not in (tmp_path / "receipt.json").read_text()
 
 
-def test_a_step_that_hangs_is_stopped_and_what_has_no_time_is_left(tmp_path):
+def test_a_hanging_step_is_stopped_and_steps_without_time_are_skipped(tmp_path):
     child = f"import pathlib, time; time.sleep(2); pathlib.Path({str(tmp_path / 'outlived')!r}).touch()"
     code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
     receipt = make(
@@ -75,12 +75,12 @@ def test_a_step_that_hangs_is_stopped_and_what_has_no_time_is_left(tmp_path):
     )
     assert receipt["steps"][0]["failure"] == "stopped after 0.0 minutes"
     time.sleep(2)
-    assert not (tmp_path / "outlived").exists(), "a child goes with its parent"
+    assert not (tmp_path / "outlived").exists(), "the child process ends with its parent"
     assert receipt["not_run"] == ["later"]
     assert "| later | | not run |" in as_markdown(receipt)
 
 
-def test_results_of_other_sources_or_releases_do_not_count(tmp_path, monkeypatch):
+def test_results_from_other_sources_or_releases_do_not_count(tmp_path, monkeypatch):
     make([Step("one", [writing(1)], 1)], tmp_path, FACTS, cpu=True, minutes=1)
     code = gpu_receipt.code_identity()
     monkeypatch.setattr(gpu_receipt, "code_identity", lambda: {**code, "sha256": "other"})
@@ -106,7 +106,7 @@ def test_tests_are_counted_by_group_and_failures_are_named(tmp_path):
     }
 
 
-def test_a_gpu_has_all_steps_and_the_demo_the_batches_of_its_table(tmp_path):
+def test_a_gpu_gets_all_steps_and_the_demo_uses_the_documented_batches(tmp_path):
     steps = list(steps_of(tmp_path, cpu=False))
     assert [step.name for step in steps if step.name.startswith("speed")] == [
         f"speed of {size} at {side} px" for size in ("base", "large") for side in SPEEDS
@@ -139,7 +139,7 @@ def test_a_profile_has_shares_and_attention(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_losses_of_one(tmp_path, capsys):
+def test_two_processes_reproduce_the_losses_of_one(tmp_path, capsys):
     words = ["--small", *SMALLER_MODEL, "--steps", "2", "--json", str(tmp_path / "found.json")]
     assert call(two_processes.main, words, "two_processes") == 0
     found = json.loads((tmp_path / "found.json").read_text())

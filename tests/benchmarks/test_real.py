@@ -1,4 +1,4 @@
-"""The benchmarks of the small real model: the ridge baselines, the tables of held-out sources, and the starts of fine-tuning."""
+"""Benchmarks of the small real model: ridge baselines, tables of held-out sources, and starting points for fine-tuning."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_ridge_solves_the_normal_equations():
     torch.testing.assert_close(Ridge(x, y, penalty).weight, expected)
 
 
-def test_the_penalty_is_the_best_on_validation_and_test_is_measured_with_it():
+def test_the_penalty_is_chosen_on_validation_and_used_on_test():
     torch.manual_seed(0)
     lead = torch.randn(8, 6)
     splits = {}
@@ -47,13 +47,13 @@ def test_the_penalty_is_the_best_on_validation_and_test_is_measured_with_it():
 
 
 def evaluation(value: float) -> dict:
-    """Each way of retrieval has another value, and boxes have others."""
+    """Metrics with a different value for each retrieval direction and each box metric."""
     metrics = {way: {"value": value + place / 100, "chance": 0.01} for place, way in enumerate(real_sources.WAYS)}
     others = (*real_sources.BOXES.values(), real_sources.WORDS)
     return metrics | {metric: {"value": value / 2 + place / 100, "chance": 0.02} for place, metric in enumerate(others)}
 
 
-def test_runs_are_measured_once_and_shown_with_their_spread(tmp_path, monkeypatch, capsys):
+def test_runs_are_measured_once_and_shown_with_mean_and_spread(tmp_path, monkeypatch, capsys):
     commands = []
 
     def measured(command, **_):
@@ -89,25 +89,25 @@ def test_runs_are_measured_once_and_shown_with_their_spread(tmp_path, monkeypatc
     assert call(real_sources.main, [*runs, "--split", "val"], "real_sources") == 0
     assert len(commands) == count == 2 * 6
     later = (tmp_path / "one/val_stamps/evaluation.json").stat().st_mtime + 9
-    os.utime(tmp_path / "one/evaluation.json", (later, later))  # trained on since
+    os.utime(tmp_path / "one/evaluation.json", (later, later))  # trained further since
     monkeypatch.setattr(real_sources.subprocess, "run", lambda command, **_: commands.append(command))
     assert call(real_sources.main, [*runs, "--split", "val"], "real_sources") == 0
     assert len(commands) == count + 6
     monkeypatch.setattr(real_sources, "COUNTS", tmp_path / "real.json")
     (tmp_path / "real.json").touch()
-    os.utime(tmp_path / "real.json", (later, later))  # records made anew
+    os.utime(tmp_path / "real.json", (later, later))  # records were rebuilt
     assert call(real_sources.main, [*runs, "--split", "val"], "real_sources") == 0
     assert len(commands) == count + 6 + 12
 
 
-def test_a_run_that_has_not_ended_is_refused_in_one_line(tmp_path, capsys):
+def test_an_unfinished_run_is_rejected_in_one_line(tmp_path, capsys):
     assert call(real_sources.main, [str(tmp_path)], "real_sources") == 2
     assert capsys.readouterr().err == OneLine(f"error: {tmp_path}", "evaluation.json")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("task", real_gain.CONFIGS)
-def test_every_start_is_a_run_of_as_many_steps(task, monkeypatch):
+def test_every_starting_point_is_trained_for_the_same_number_of_steps(task, monkeypatch):
     monkeypatch.chdir(ROOT)
     configs = {
         name: load_config(
@@ -125,7 +125,7 @@ def test_every_start_is_a_run_of_as_many_steps(task, monkeypatch):
     assert scratch.lr == scratch.lr * scratch.lr_mult == pretrained.lr * pretrained.lr_mult
 
 
-def test_the_main_metrics_of_each_task_are_one_table(tmp_path):
+def test_the_main_metrics_of_each_task_are_in_one_table(tmp_path):
     measured = {
         "pre-trained": [{"CIDEr": 30.0, "ROUGE-L": 5.0, "BLEU-1": 9.0}, {"CIDEr": 34.0, "ROUGE-L": 7.0, "BLEU-1": 9.0}],
         "from scratch": [{"CIDEr": 1.0, "ROUGE-L": 0.0, "BLEU-1": 9.0}],
@@ -140,13 +140,13 @@ def test_the_main_metrics_of_each_task_are_one_table(tmp_path):
 
 
 class TwoBoxes:
-    """Locates the first phrase where it is, and another one elsewhere."""
+    """Locates the first phrase correctly and the second one elsewhere."""
 
     def locate(self, images, phrases):
         return [[Box("a pig", 10, 20, 40, 30), Box("a cup", 0, 0, 5, 5)]]
 
 
-def test_boxes_are_drawn_beside_the_true_ones_and_marked(tmp_path, monkeypatch):
+def test_predicted_and_true_boxes_are_drawn_and_marked(tmp_path, monkeypatch):
     Image.new("RGB", (100, 100), "white").save(tmp_path / "one.png")
     monkeypatch.setattr(real_pictures, "RECORDS", tmp_path)
     parts = [{"caption": "a pig", "bb": [10, 20, 40, 30]}, {"caption": "a cup", "bb": [60, 60, 20, 20]}]
@@ -160,7 +160,7 @@ def test_boxes_are_drawn_beside_the_true_ones_and_marked(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("command", "words"), [(real_ridge.main, []), (real_pictures.main, ["runs/no"])])
-def test_missing_data_are_told_in_one_line(command, words, tmp_path, monkeypatch, capsys):
+def test_missing_data_are_reported_in_one_line(command, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert call(command, words, "a benchmark") == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")

@@ -1,4 +1,4 @@
-"""The benchmarks of many shards and of maps of words, and the ablation's variants."""
+"""Benchmarks of many shards, of word maps, and of the ablation's variants."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_parquet_is_compared_with_tars(capsys):
     assert OneLine("parquet-1000", "of tar") in printed and printed[-1].startswith("ratio: ")
 
 
-def test_variants_leave_out_one_part_each(tmp_path, monkeypatch):
+def test_each_variant_omits_one_part(tmp_path, monkeypatch):
     scenes = tmp_path / "scenes"
     scenes.mkdir()
     box = {"bb": [0, 0, 1, 1], "caption": ["a star", "the star left of the circle"]}
@@ -73,8 +73,8 @@ def test_the_ablation_is_a_sweep_of_named_variants(seeds, tmp_path, monkeypatch)
 
 def test_a_map_points_at_a_box_within_half_a_patch():
     weights = np.zeros((4, 8))
-    weights[1, 6] = 1  # the patch of columns 60 … 70, rows 20 … 40 of an image of 80 x 80 pixels: its middle is 65, 30
+    weights[1, 6] = 1  # the patch in columns 60 to 70 and rows 20 to 40 of an 80 x 80 image; its centre is (65, 30)
     assert word_maps.pointed_at(weights, (60, 20, 10, 20), (80, 80)) == (True, 20 / 80 * 40 / 80)
-    assert word_maps.pointed_at(weights, (40, 20, 20, 20), (80, 80))[0]  # up to 60, and half a patch of 10
+    assert word_maps.pointed_at(weights, (40, 20, 20, 20), (80, 80))[0]  # the box ends at 60, half a patch is 10
     assert not word_maps.pointed_at(weights, (40, 20, 19, 20), (80, 80))[0]
     assert word_maps.pointed_at(weights, (0, 0, 80, 80), (80, 80))[1] == 1

@@ -1,4 +1,4 @@
-"""`run.py config`: every key with its type, default and meaning; the values of a file and their places."""
+"""``run.py config`` lists every key with its type, default and meaning, or the values of a file with their locations."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_key_of_every_task_says_what_it_means(task):
     assert not [key.path for key in keys_of(find_task(task).load().config) if not key.meaning and key.type != "section"]
 
 
-def test_a_files_values_name_their_places(capsys):
+def test_the_values_of_a_file_show_their_locations(capsys):
     assert (
         main(["config", "configs/pretrain/base_4m.yaml", "train.steps", "train.epochs", "optim.lr", "optim.lr=1e-5"])
         == 0
@@ -67,7 +67,7 @@ def test_a_files_values_name_their_places(capsys):
     assert "optim.lr = 1e-05  (command line)" in lines
 
 
-def test_a_section_given_on_the_command_line_replaces_the_files(capsys):
+def test_a_section_on_the_command_line_replaces_the_one_in_the_file(capsys):
     assert main(["config", "configs/demo/nlvr.yaml", "data.augment", "data.augment={flip: 0.5}"]) == 0
     out = capsys.readouterr().out
     assert "data.augment.flip = 0.5  (command line)" in out
@@ -85,7 +85,7 @@ def test_a_section_given_on_the_command_line_replaces_the_files(capsys):
         (["gone.yaml"], ("gone.yaml",)),
     ],
 )
-def test_a_mistake_is_one_line(capsys, arguments, message):
+def test_mistakes_are_reported_in_one_line(capsys, arguments, message):
     assert main(["config", *arguments]) == 2
     error = capsys.readouterr().err
     assert error == OneLine(*message)
@@ -98,7 +98,8 @@ def test_the_document_has_an_entry_for_every_key_of_every_task():
     assert set(entries) == keys
 
 
-def test_the_names_of_all_keys_are_current(capsys):
-    """`python run.py config --keys > configs/keys.json` writes them; they are read without torch."""
+def test_the_list_of_keys_is_up_to_date(capsys):
+    """Rebuild it with ``python run.py config --keys > configs/keys.json``. It lets commands read the keys without importing
+    torch."""
     assert main(["config", "--keys"]) == 0
     assert (ROOT / "configs/keys.json").read_text(encoding="utf-8") == capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""``run.py index-shards``: the indexes of a config's streams are made where its run looks for them."""
+"""``run.py index-shards`` writes the indexes of a config's streams to the place where its run looks for them."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ def test_one_list_is_indexed_in_a_folder(tmp_path, capsys):
         (["--config", "configs/demo/nlvr.yaml"], "--config configs/demo/nlvr.yaml: names no shards"),
     ],
 )
-def test_mistakes_are_one_line_and_status_2(argv, told, capsys):
+def test_mistakes_are_reported_in_one_line_with_status_2(argv, told, capsys):
     assert main(["index-shards", *argv]) == 2
     assert told in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""``run.py leaks``: images that training data share with a held-out split, however the image is called there."""
+"""``run.py leaks`` finds training images that are also in a held-out split, even if their names differ."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def out(tmp_path) -> Path:
 
 
 def pretraining(root: Path, *folders: Path, regions: Path | None = None) -> Path:
-    """A config that pre-trains on folders of records, and measures on nothing."""
+    """A config that pre-trains on folders of records and has no evaluation."""
     data = {
         "images": {"files": [str(folder) for folder in folders]},
         "regions": None if regions is None else {"files": [str(regions)]},
@@ -40,7 +40,7 @@ def pretraining(root: Path, *folders: Path, regions: Path | None = None) -> Path
 
 
 def retrieval(root: Path, *images: Path, train: Path | None = None) -> Path:
-    """A config of retrieval that tests on images."""
+    """A retrieval config that tests on images."""
     rows = [{"image": str(image), "caption": ["a dog"]} for image in images]
     values = {
         "base": str(Path("configs/demo/retrieval.yaml").resolve()),
@@ -64,7 +64,7 @@ def leaks(capsys):
     return command
 
 
-def test_records_that_prepare_makes_share_no_held_out_image(raw, out, tmp_path, leaks):
+def test_prepared_records_contain_no_held_out_image(raw, out, tmp_path, leaks):
     for name in ("coco", "visual_genome", "gqa", "refcoco", "flickr30k_entities"):
         prepared(name, raw, out)
     config = pretraining(tmp_path, out / "coco", out / "vg", regions=out / "vg_regions")
@@ -86,7 +86,7 @@ def test_records_that_prepare_makes_share_no_held_out_image(raw, out, tmp_path, 
     ],
 )
 def test_an_image_of_visual_genome_is_found_by_its_id_in_another_set(without, held_out, how, raw, out, tmp_path, leaks):
-    """The files differ: they are scaled or encoded anew."""
+    """The files differ, because one is scaled or encoded again."""
     prepared("visual_genome", raw, out, without=without)
     config = pretraining(tmp_path, out / "vg", regions=out / "vg_regions")
     table = tmp_path / "leaks.tsv"
@@ -96,13 +96,13 @@ def test_an_image_of_visual_genome_is_found_by_its_id_in_another_set(without, he
     assert OneLine(config, f"{out}/vg", "1 of 1", f"1 by {how}", test, "evaluation.test.test") in printed.splitlines()
     header, *rows = [line.split("\t") for line in table.read_text().splitlines()]
     assert header == ["training", "held_out", "found_by", "training_image", "held_out_image"]
-    assert [row[2] for row in rows] == [how] * 3  # two records of pairs, and one of regions
+    assert [row[2] for row in rows] == [how] * 3  # two records of pairs and one of regions
     assert rows[0][3].startswith(f"{out}/vg/part-00000.jsonl") and str(tmp_path / "test.json") in rows[0][4]
     assert f"{table}: 3 pairs" in printed
 
 
 def own(tmp_path: Path, *images: str) -> Path:
-    """Records of a user, which have no ids; every image is another one."""
+    """A user's own records, which have no ids. All images differ."""
     folder = tmp_path / "own"
     for shade, image in enumerate(images):
         official.image(folder / image, shade * 30)
@@ -111,7 +111,7 @@ def own(tmp_path: Path, *images: str) -> Path:
     return folder
 
 
-def test_own_images_are_found_by_path_and_by_content(tmp_path, leaks):
+def test_the_users_own_images_are_found_by_path_and_by_content(tmp_path, leaks):
     folder = own(tmp_path, "a.jpg", "b.jpg", "c.jpg")
     shutil.copy(folder / "b.jpg", tmp_path / "copy.jpg")
     official.image(tmp_path / "other.jpg", 200)
@@ -127,7 +127,7 @@ def test_own_images_are_found_by_path_and_by_content(tmp_path, leaks):
     assert status == 3 and "has none of 1 of" in printed
 
 
-def test_shards_of_downloaded_images_are_found_by_their_addresses(tmp_path, leaks):
+def test_downloaded_images_in_shards_are_found_by_their_urls(tmp_path, leaks):
     folder = tmp_path / "sbu"
     official.downloaded(
         folder, [(f"http://static.flickr.com/1/{official.FLICKR_TEST}_a.jpg", "x"), ("http://x.org/1.jpg", "y")]
@@ -138,7 +138,7 @@ def test_shards_of_downloaded_images_are_found_by_their_addresses(tmp_path, leak
     assert status == 1 and "has 1 of 1 (1 by id)" in printed
 
 
-def test_the_first_five_are_printed_and_the_table_has_all(tmp_path, leaks):
+def test_five_leaks_are_printed_and_the_table_has_all(tmp_path, leaks):
     folder = own(tmp_path, *(f"{n}.jpg" for n in range(7)))
     test = retrieval(tmp_path, *(folder / f"{n}.jpg" for n in range(7)))
     status, printed, _ = leaks(pretraining(tmp_path, folder), test, "--out", tmp_path / "table.tsv")
@@ -148,7 +148,7 @@ def test_the_first_five_are_printed_and_the_table_has_all(tmp_path, leaks):
     assert len((tmp_path / "table.tsv").read_text().splitlines()) == 8
 
 
-def test_training_data_of_a_fine_tuning_config_are_a_side_too(tmp_path, leaks):
+def test_the_training_data_of_a_fine_tuning_config_are_checked_too(tmp_path, leaks):
     folder = own(tmp_path, "a.jpg")
     rows = write(tmp_path / "their_train.json", [{"image": str(folder / "a.jpg"), "caption": "x", "image_id": 1}])
     test = retrieval(tmp_path, folder / "a.jpg", train=rows)
@@ -157,7 +157,7 @@ def test_training_data_of_a_fine_tuning_config_are_a_side_too(tmp_path, leaks):
     assert OneLine(test, "data.train", "1 of 1", "1 by path", "evaluation.test.test") in printed.splitlines()
 
 
-def test_what_cannot_be_read_is_told_and_the_rest_is_checked(tmp_path, leaks):
+def test_unreadable_files_are_reported_and_the_rest_is_checked(tmp_path, leaks):
     folder = own(tmp_path, "a.jpg")
     config = pretraining(tmp_path, folder, tmp_path / "gone")
     good, bad = retrieval(tmp_path, folder / "a.jpg"), retrieval(tmp_path / "bad", folder / "a.jpg")
@@ -169,7 +169,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_checked(tmp_path, leaks):
     assert OneLine(config, folder, "1 of 1", "1 by path") in printed.splitlines()
 
 
-def test_broken_records_are_counted_and_not_taken_for_checked(tmp_path, leaks):
+def test_broken_records_are_counted_as_unchecked(tmp_path, leaks):
     folder = own(tmp_path, "a.jpg", "b.jpg")
     path = folder / "part.jsonl"
     path.write_text(path.read_text().replace('"image"', '"picture"', 1))
@@ -179,7 +179,7 @@ def test_broken_records_are_counted_and_not_taken_for_checked(tmp_path, leaks):
     assert OneLine(config, folder, "1 of 2", f"{path}:1", "missing key", "image") in printed.splitlines()
 
 
-def test_without_a_training_side_or_a_held_out_one_it_is_an_error(tmp_path, leaks):
+def test_missing_training_or_held_out_data_is_an_error(tmp_path, leaks):
     config = pretraining(tmp_path, own(tmp_path, "a.jpg"))
     status, printed, error = leaks(config)
     assert (status, printed) == (2, "")
@@ -190,7 +190,7 @@ def test_without_a_training_side_or_a_held_out_one_it_is_an_error(tmp_path, leak
     assert leaks(tmp_path / "none.yaml")[0] == 2
 
 
-def test_splits_of_official_files_are_compared_by_id_without_their_images(raw, out, tmp_path, leaks):
+def test_official_splits_are_compared_by_id_without_images(raw, out, tmp_path, leaks):
     prepared("coco", raw, out, without=("karpathy_coco", "refcocog"))
     config = pretraining(tmp_path, out / "coco")
     status, printed, _ = leaks(config, "--held-out", raw / "coco")
@@ -207,8 +207,8 @@ def test_splits_of_official_files_are_compared_by_id_without_their_images(raw, o
     assert status == 2 and "none of dataset_coco.json, " in error
 
 
-def test_a_held_out_photograph_counts_once_whatever_its_ids(raw, out, tmp_path, leaks):
-    """Files that link data sets give COCO's photographs ids of Visual Genome and Flickr beside their own."""
+def test_a_held_out_photograph_with_several_ids_counts_once(raw, out, tmp_path, leaks):
+    """Files that link data sets give COCO's images Visual Genome and Flickr ids in addition to their own."""
     prepared("visual_genome", raw, out, without=("karpathy_coco", "refcoco", "refcoco+", "refcocog"))
     linked = read_held_out(RawFolder([raw]), required=(), without=())
     photographs = linked.photographs()["COCO (Karpathy) test"]
@@ -220,7 +220,7 @@ def test_a_held_out_photograph_counts_once_whatever_its_ids(raw, out, tmp_path, 
     assert status == 1 and OneLine(f"of {len(photographs)}", "1 by id", "COCO (Karpathy) test") in printed.splitlines()
 
 
-def test_ids_of_two_data_sets_without_the_file_that_links_them_are_not_taken_for_compared(raw, out, tmp_path, leaks):
+def test_ids_of_two_data_sets_without_a_linking_file_count_as_unchecked(raw, out, tmp_path, leaks):
     prepared("visual_genome", raw, out, without=("karpathy_coco", "refcoco", "refcoco+", "refcocog"))
     lines = [{"image": each["image"], "caption": "a", "vg_id": each["vg_id"]} for each in official.records(out / "vg")]
     folder = write(tmp_path / "vg/part.jsonl", "".join(json.dumps(line) + "\n" for line in lines)).parent
@@ -253,7 +253,7 @@ def test_the_table_has_every_training_record_of_a_held_out_image(tmp_path, leaks
     ]
 
 
-def test_crops_and_recompressed_copies_are_found_by_their_looks(tmp_path, leaks):
+def test_crops_and_recompressed_copies_are_found_by_perceptual_hash(tmp_path, leaks):
     folder = own(tmp_path, *(f"{n}.jpg" for n in range(4)))
     for n in range(4):
         photograph(n).save(folder / f"{n}.jpg")
@@ -274,7 +274,7 @@ def test_crops_and_recompressed_copies_are_found_by_their_looks(tmp_path, leaks)
     assert "of 2 x 2 images" in leaks(config, test, "--perceptual", "--sample", 2, "--seed", 1)[1]
 
 
-def test_without_imagehash_looks_are_not_compared_and_it_is_said_how_to_get_it(tmp_path, leaks, monkeypatch):
+def test_without_imagehash_the_command_says_how_to_install_it(tmp_path, leaks, monkeypatch):
     monkeypatch.setattr(look_alikes, "available", lambda: False)
     status, printed, error = leaks(pretraining(tmp_path, own(tmp_path, "a.jpg")), "--perceptual")
     assert (status, printed) == (2, "") and "imagehash" in error and 'pip install ".[leaks]"' in error

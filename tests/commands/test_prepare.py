@@ -1,4 +1,4 @@
-"""``run.py prepare``: the list of sets, mistakes in one line, several sets in one command, and the check."""
+"""``run.py prepare``: the list of sets, mistakes reported in one line, several sets in one command, and the check."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def out(tmp_path) -> Path:
     return tmp_path / "out"
 
 
-def test_flags_that_no_set_reads_are_refused(raw, out, capsys):
+def test_flags_that_no_set_reads_are_rejected(raw, out, capsys):
     for flags, told in (
         (
             ["--max-unsafe", "0.1"],
@@ -53,7 +53,7 @@ def test_flags_that_no_set_reads_are_refused(raw, out, capsys):
 
 @pytest.fixture
 def run(capsys):
-    """Runs the command; returns its exit status, what it printed, and its errors without progress bars."""
+    """Runs the command and returns its exit status, its output, and its errors without progress bars."""
 
     def command(*argv: object) -> tuple[int, str, str]:
         status = main(["prepare", *map(str, argv)])
@@ -82,14 +82,14 @@ def test_the_list_has_every_set_with_files_size_licence_products_and_config(run)
         assert f"\n  {name} " in printed
 
 
-def test_every_folder_that_the_configs_of_4m_read_is_made_by_a_set():
+def test_every_folder_in_the_4m_configs_is_built_by_a_set():
     choice = choose("configs/pretrain/base_4m.yaml", [], None)
     config = load_config(choice.config, [], choice.load().config)
     read = {*config.data.images.files, *config.data.regions.files, *config.evaluation.files}
     assert read == {f"data/pretrain/{folder}" for folder in made_by("4m")}
 
 
-def test_every_folder_that_the_configs_of_1b_read_is_made_by_a_set():
+def test_every_folder_in_the_1b_configs_is_built_by_a_set():
     choice = choose("configs/pretrain/base_1b.yaml", [], None)
     data = load_config(choice.config, [], choice.load().config).data
     read = {*data.images.files, *data.images.clean.files, *data.regions.files}
@@ -97,7 +97,7 @@ def test_every_folder_that_the_configs_of_1b_read_is_made_by_a_set():
     assert read <= {f"data/pretrain/{folder}" for folder in made_by("4m", "1b")}
 
 
-def test_every_folder_that_the_configs_of_the_second_step_read_is_made_by_a_set():
+def test_every_folder_in_the_second_stage_configs_is_built_by_a_set():
     choice = choose("configs/pretrain/base_1b_stage2.yaml", [], None)
     data = load_config(choice.config, [], choice.load().config).data
     read = {*data.images.files, *data.videos.files, *data.videos.clean.files, *data.regions.files}
@@ -106,7 +106,7 @@ def test_every_folder_that_the_configs_of_the_second_step_read_is_made_by_a_set(
 
 
 def made_by(*groups: str) -> set[str]:
-    """The folders of records of the sets in these groups."""
+    """The record folders that the sets of these groups build."""
     names = [name for group in groups for name in GROUPS[group]]
     return {folder for name in names for folder, _ in SETS[name].folders(name)}
 
@@ -129,7 +129,7 @@ def made_by(*groups: str) -> set[str]:
         (["--check", "nowhere"], ("--check", "nowhere")),
     ],
 )
-def test_a_mistake_is_one_line(argv, said, run, tmp_path, monkeypatch):
+def test_mistakes_are_reported_in_one_line(argv, said, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, printed, error = run(*argv)
     assert (status, printed) == (2, "")
@@ -137,7 +137,7 @@ def test_a_mistake_is_one_line(argv, said, run, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_4m_makes_every_folder_and_the_second_time_nothing(run, raw, out):
+def test_4m_builds_every_folder_and_nothing_the_second_time(run, raw, out):
     status, printed, error = run("4m", "--raw", raw, "--out", out, "--workers", 1)
     assert (status, error) == (0, "")
     folders = {"coco", "coco_regions", "coco_val", "vg", "vg_regions", "refcoco", "gqa", "flickr_entities", "_download"}
@@ -167,7 +167,7 @@ def test_a_set_that_fails_does_not_stop_the_others(run, raw, out):
     assert not (out / "vg_regions").exists()
 
 
-def test_the_result_is_told_with_counts_by_reason(run, raw, out):
+def test_the_result_is_reported_with_counts_by_reason(run, raw, out):
     _, printed, _ = run("gqa", "--raw", raw, "--out", out, "--workers", 1)
     lines = printed.splitlines()
     assert lines[0] == f"{out}/gqa: 1 images, 1 objects, 1 records; read: 3 images, 2 objects"
@@ -177,7 +177,7 @@ def test_the_result_is_told_with_counts_by_reason(run, raw, out):
     assert any(line.startswith("  fixed: 1 box clamped, first ") for line in lines)
 
 
-def test_the_check_names_a_changed_shard_and_goes_on(run, raw, out):
+def test_the_check_names_a_changed_shard_and_continues(run, raw, out):
     run("coco", "--raw", raw, "--out", out, "--workers", 1)
     path = out / "coco_regions/part-00000.jsonl"
     content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""One file of predicted boxes, measured by several annotations, against counts by hand."""
+"""One file of predicted boxes is scored against several annotation files. The expected values were counted by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utils.commands import call
 
 A, B, FAR = [10, 10, 40, 40], [120, 20, 50, 30], [150, 60, 30, 30]
 NEAR_A = [14, 10, 40, 40]
-"""IoU 0.82 with A."""
+"""A box with IoU 0.82 with A."""
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_original_and_reviewed_annotations_give_their_own_numbers(folder, capsys
     assert "original" in printed and "reviewed" in printed and "95 % interval" in printed
 
 
-def test_single_boxes_are_measured_as_in_refcoco(folder):
+def test_single_boxes_are_scored_as_in_refcoco(folder):
     predictions = [
         {"image": "0.png", "phrase": "a", "predicted": NEAR_A, "true": A, "iou": 0.8},
         {"image": "1.png", "phrase": "b", "predicted": FAR},
@@ -93,7 +93,7 @@ def test_phrases_without_a_prediction_are_counted(folder, capsys):
     assert numbers["phrases without a prediction"] == 1 and numbers["phrases"]["value"] == 1
 
 
-def test_the_config_says_threshold_and_bootstrap_unless_a_flag_does(folder, capsys):
+def test_threshold_and_bootstrap_come_from_the_config_unless_a_flag_is_given(folder, capsys):
     split = write_records(folder, "one", (0, "a", [A]), (1, "both", [A, B]))
     exact = "Pr@(F1=1, IoU >= 0.5)"
     for flags, value in (((), 1.0), (("--threshold", "0.85"), 0.5), (("evaluation.threshold=0.95",), 0.0)):
@@ -103,7 +103,7 @@ def test_the_config_says_threshold_and_bootstrap_unless_a_flag_does(folder, caps
     assert run(folder, SETS, split, flags=("evaluation.bootstrap=50",)) == 0
 
 
-def test_images_of_the_same_name_in_two_folders_are_told_apart(folder):
+def test_images_with_one_name_in_two_folders_are_distinguished(folder):
     (folder / "images/val").mkdir()
     shutil.copy(folder / "images/0.png", folder / "images/val/0.png")
     here = write_records(folder, "here", (0, "a", [A]))
@@ -120,7 +120,7 @@ def test_images_of_the_same_name_in_two_folders_are_told_apart(folder):
     assert json.loads((folder / "numbers.json").read_text())["there"] == {"phrases without a prediction": 1}
 
 
-def test_predictions_may_be_in_several_files_and_an_answer_may_be_no_box(folder):
+def test_predictions_may_span_files_and_answers_may_be_empty(folder):
     split = write_records(folder, "all", (0, "a", [A]), (2, "none", []))
     (folder / "more.json").write_text(json.dumps([{"image": "2.png", "phrase": "none", "boxes": [], "scores": []}]))
     first = [{"image": "0.png", "phrase": "a", "boxes": [], "scores": []}]
@@ -130,7 +130,7 @@ def test_predictions_may_be_in_several_files_and_an_answer_may_be_no_box(folder)
     assert numbers["with one box: IoU >= 0.5 of the most probable box"]["value"] == 0.0
 
 
-def test_a_head_with_one_box_for_every_phrase_has_an_n_acc_of_zero(folder):
+def test_a_head_with_one_box_per_phrase_has_n_acc_zero(folder):
     split = write_records(folder, "all", (0, "a", [A]), (2, "none", []))
     listed = [{"image": "0.png", "phrase": "a", "predicted": A}, {"image": "2.png", "phrase": "none", "predicted": A}]
     assert run(folder, listed, split) == 0
@@ -138,8 +138,8 @@ def test_a_head_with_one_box_for_every_phrase_has_an_n_acc_of_zero(folder):
     assert numbers["N-acc"]["value"] == 0.0 and numbers["Pr@(F1=1, IoU >= 0.5)"]["value"] == 0.5
 
 
-def test_what_a_run_writes_is_measured_as_the_run_did(folder):
-    """A score of float32 just below the threshold stays below it."""
+def test_predictions_of_a_run_get_the_metrics_of_the_run(folder):
+    """A float32 score just below the threshold stays below it after it was written and read."""
     score = float(np.float32(0.7))
     listed = [{"image": "0.png", "phrase": "a", "boxes": [A], "scores": [score]}]
     split = write_records(folder, "one", (0, "a", [A]), (1, "both", [A, B]))
@@ -170,13 +170,13 @@ def box(*values: object) -> list[dict]:
         ([*box(*A), *box(*B)], ("entry 1", "another prediction")),
     ],
 )
-def test_files_that_do_not_fit_are_one_line(folder, capsys, predictions, told):
+def test_files_that_do_not_match_are_reported_in_one_line(folder, capsys, predictions, told):
     split = write_records(folder, "some", (0, "a", [A]))
     assert run(folder, predictions, split) == 2
     assert OneLine("error:", *told) in capsys.readouterr().err.splitlines()
 
 
-def test_mistakes_of_the_command_line_are_one_line(folder, capsys):
+def test_mistakes_on_the_command_line_are_reported_in_one_line(folder, capsys):
     split = write_records(folder, "some", (0, "a", [A]))
     for flags, told in (
         (("--threshold", "7"), ("--threshold",)),

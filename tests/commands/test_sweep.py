@@ -1,4 +1,4 @@
-"""``run.py sweep``: every combination once, seeds as mean and spread, failures told."""
+"""``run.py sweep`` runs every combination once, shows seeds as mean and spread, and reports failures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_every_combination_of_the_values_is_a_variant():
     assert list(named)[1] == "optim.lr=1e-4 loss.l1=0"
 
 
-def test_a_named_variant_has_any_overrides():
+def test_a_named_variant_may_have_any_overrides():
     assert sweep._named("all:") == ("all", ())
     assert sweep._named("no boxes: loss.l1=0 'data.regions.files=[a, b]'") == (
         "no boxes",
@@ -38,7 +38,7 @@ def test_a_named_variant_has_any_overrides():
 
 
 @pytest.mark.parametrize("text", ["all", ": a=1", "all: a"])
-def test_a_variant_without_name_or_value_is_refused(text, capsys):
+def test_a_variant_without_name_or_value_is_rejected(text, capsys):
     assert main(["sweep", "--config", CONFIG, "--variant", text]) == 2
     assert OneLine(f"{text!r}", "NAME: key=value key=value") in capsys.readouterr().err.splitlines()
 
@@ -52,12 +52,12 @@ def test_a_comma_in_brackets_belongs_to_its_value(text, values):
 
 
 @pytest.mark.parametrize("text", ["a", "=1", "a=", "a=1,,2"])
-def test_an_axis_without_key_or_value_is_refused(text, capsys):
+def test_an_axis_without_key_or_value_is_rejected(text, capsys):
     assert main(["sweep", "--config", "configs/demo/pretrain.yaml", "--grid", text]) == 2
     assert OneLine(f"{text!r}", "key=value,value") in capsys.readouterr().err.splitlines()
 
 
-def test_the_table_has_means_and_spreads_and_says_what_is_not_measured():
+def test_the_table_has_means_and_spreads_and_marks_missing_values():
     measured = {"a=1": [{"R@1": 80.0, "box": 50.0}, {"R@1": 82.0}], "plain": [{"R@1": 70.0}]}
     assert sweep.table_of(measured, 2).splitlines() == [
         "| | R@1 | box |",
@@ -67,7 +67,7 @@ def test_the_table_has_means_and_spreads_and_says_what_is_not_measured():
     ]
 
 
-def test_a_sweep_runs_each_variant_with_each_seed_once_and_goes_on_after_a_failure(tmp_path, monkeypatch, capsys):
+def test_a_sweep_runs_each_variant_and_seed_once_and_continues_after_a_failure(tmp_path, monkeypatch, capsys):
     commands: list[list[str]] = []
 
     def run(command):
@@ -90,10 +90,10 @@ def test_a_sweep_runs_each_variant_with_each_seed_once_and_goes_on_after_a_failu
     assert json.loads((tmp_path / "sweep.json").read_text())["optim.lr=2"] == [{"accuracy": 60.0}, {"accuracy": 61.0}]
     commands.clear()
     assert main([*argv, "train.steps=3"]) == 1
-    assert len(commands) == 2, "finished runs are not made again"
+    assert len(commands) == 2, "finished runs are not repeated"
 
 
-def test_a_sweep_without_any_number_is_an_error(tmp_path, monkeypatch, capsys):
+def test_a_sweep_without_any_measured_value_is_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runs, "run_command", lambda command: 2)
     argv = ["sweep", "--config", CONFIG, "--grid", "loss.l1=1", "--output", str(tmp_path)]
     assert main(argv) == 2
@@ -101,13 +101,13 @@ def test_a_sweep_without_any_number_is_an_error(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("axis", "told"), [("loss.l1=5,abc", "loss.l1 = 'abc'"), ("loss.l11=5,0", "loss.l11 is not")])
-def test_a_mistake_in_any_variant_is_told_before_the_first_run(axis, told, tmp_path, monkeypatch, capsys):
+def test_a_mistake_in_any_variant_is_reported_before_the_first_run(axis, told, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runs, "run_command", lambda command: pytest.fail("a run was started"))
     assert main(["sweep", "--config", CONFIG, "--grid", axis, "--output", str(tmp_path / "out")]) == 2
     assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_the_time_of_a_run_has_that_of_its_cut_attempts(tmp_path, monkeypatch):
+def test_the_time_of_a_run_includes_its_interrupted_attempts(tmp_path, monkeypatch):
     statuses = [130, 0]
 
     def run(command):
@@ -126,14 +126,14 @@ def test_the_time_of_a_run_has_that_of_its_cut_attempts(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("names", [("a", "a"), ("a b", "a-b")])
-def test_two_variants_of_one_name_are_refused(names, tmp_path, monkeypatch, capsys):
+def test_two_variants_with_one_name_are_rejected(names, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runs, "run_command", lambda command: pytest.fail("a run was started"))
     words = [word for name in names for word in ("--variant", f"{name}: loss.l1=1")]
     assert main(["sweep", "--config", CONFIG, *words, "--output", str(tmp_path)]) == 2
     assert OneLine("error", f"{names[0]!r}") in capsys.readouterr().err.splitlines()
 
 
-def test_the_folder_of_a_variant_is_that_of_its_name():
+def test_the_folder_of_a_variant_is_named_after_it():
     assert sweep.folder_of("without box losses") == "without-box-losses"
     assert sweep.folder_of("optim.lr=1e-4 loss.l1=5") == "optim.lr=1e-4-loss.l1=5"
     assert sweep.folder_of("../x") == "x" and sweep.folder_of("…") == "variant"

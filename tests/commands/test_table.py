@@ -1,4 +1,4 @@
-"""The table of commands, and the command that docs/architecture.md adds."""
+"""The table of commands, and the example command in docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from utils.subcommands import subcommands_of
 
 ROOT = Path(__file__).parents[2]
 SHARED = {"__init__", "models"}
-"""Modules of commands/ that hold no command."""
+"""Modules in commands/ that do not define a command."""
 
 
-def test_each_module_has_a_command_and_each_command_its_module():
+def test_each_module_defines_one_command_and_each_command_has_a_module():
     modules = {path.stem for path in (ROOT / "commands").glob("*.py")} - SHARED
     targets = {name: command.target.split(":") for name, command in COMMANDS.items()}
     assert {module for module, _ in targets.values()} - {"run"} == {f"commands.{module}" for module in modules}
@@ -45,7 +45,7 @@ ALL |= {
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_each_example_of_a_docstring_is_in_the_help(name, capsys):
+def test_each_example_in_a_docstring_is_in_the_help(name, capsys):
     assert main([*name.split(), "--help"]) == 0
     shown = capsys.readouterr().out
     for section in re.split(r"^(?=\w+:\n)", inspect.getdoc(ALL[name]) or "", flags=re.MULTILINE)[1:]:
@@ -59,19 +59,19 @@ TEXTS = ["-x", "--out", "-1 red", "--", "-1", "a=b", "-a=b c", "[1]", '{"a": 1}'
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_odd_texts_and_paths_become_words_that_become_the_same_values(name):
-    """Of each parameter of a command, and of each field of its flags, whose values may be any text or path."""
+def test_unusual_texts_and_paths_survive_the_round_trip_through_words(name):
+    """For each parameter of a command, and each field of its flags, that accepts any text or path."""
     rng = random.Random(name)
 
     def odd(hint: object) -> object:
-        """A value of a type, or None if not any text will do."""
+        """Returns an unusual value of a type; if the type does not accept every text, returns None."""
         if get_origin(hint) is Annotated:
             inner, parameter = get_args(hint)[:2]
             return parameter.choices[0] if parameter.choices else None if parameter.converter else odd(inner)
         if isinstance(hint, types.UnionType):
             return odd(get_args(hint)[0])
         if get_origin(hint) is tuple and get_args(hint)[-1] is not ...:
-            return tuple(map(Path, "ab"))  # one flag with two arguments, which a dash would end
+            return tuple(map(Path, "ab"))  # one flag with two arguments, and a dash would end them
         if get_origin(hint) in (list, tuple):
             values = [odd(get_args(hint)[0]) for _ in range(2)]
             return None if None in values else get_origin(hint)(values)
@@ -110,7 +110,7 @@ def test_bash_completes_files_and_names(tmp_path, capsys):
     done = subprocess.run(
         ["bash", "-c", f"source {script}; complete -p x2vlm"], capture_output=True, text=True, check=True
     )
-    assert "-o default" in done.stdout  # files, where nothing else fits
+    assert "-o default" in done.stdout  # files, because nothing else matches
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_bash_completes_files_and_names(tmp_path, capsys):
         (["tables", "--row", "bas_4m"], ("--row", "'bas_4m'", "base_4m")),
     ],
 )
-def test_a_mistake_is_one_line(words, said, capsys):
+def test_mistakes_are_reported_in_one_line(words, said, capsys):
     assert main(words) == 2
     assert capsys.readouterr().err == OneLine("error:", *said)
 
@@ -137,7 +137,7 @@ def test_the_help_lists_the_commands_in_the_order_of_the_table(capsys):
     assert [name for name in re.findall(r"^│ ([a-z-]+) ", shown, re.MULTILINE) if name in COMMANDS] == list(COMMANDS)
 
 
-def test_the_command_of_the_page_runs_as_printed(tmp_path, capsys):
+def test_the_command_on_the_page_runs_as_printed(tmp_path, capsys):
     page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").split("### A command\n", 1)[1]
     source, line = re.findall(r"```python\n(.*?)```", page, re.S)[:2]
     names: dict[str, object] = {}

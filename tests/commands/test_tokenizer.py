@@ -1,4 +1,4 @@
-"""``run.py tokenizer``: every text of every kind of record is learned from, and what cannot be read is told."""
+"""``run.py tokenizer`` learns from all texts of all kinds of records, and reports files that it cannot read."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_words_of_every_kind_of_record_are_known(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "said"), [(["--keys", "title"], ("title", "6 records", "--keys")), (["--size", "7"], ("--size 7",))]
 )
-def test_a_mistake_is_one_line(tmp_path, capsys, flags, said):
+def test_mistakes_are_reported_in_one_line(tmp_path, capsys, flags, said):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
     arguments = ["tokenizer", "--records", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "t"), *flags]
     assert main(arguments) == 2

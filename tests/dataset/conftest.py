@@ -1,4 +1,4 @@
-"""Little pictures, records and a WordPiece tokenizer, all made on the fly."""
+"""Small images, records and a WordPiece tokenizer, all created on the fly."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def picture_bytes(width: int = 40, height: int = 32, seed: int = 0, form: str = 
 
 @pytest.fixture
 def encoded() -> Callable[..., bytes]:
-    """Bytes of a blocky picture: ``encoded(width, height, seed, form)``."""
+    """Bytes of an image of large uniform blocks: ``encoded(width, height, seed, form)``."""
     return picture_bytes
 
 
 @pytest.fixture
 def write_lines(tmp_path: Path) -> Callable[[str, list[Any]], str]:
-    """Write records (or raw strings) as JSON lines and give the file's name back."""
+    """Returns a function that writes records (or raw strings) as JSON lines and returns the file's name."""
 
     def write(name: str, records: list[Any]) -> str:
         lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
@@ -73,13 +73,13 @@ def pair(number: int, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def make_pair() -> Callable[..., dict[str, Any]]:
-    """Image-text record number n: its picture and its caption are both its own."""
+    """Returns image-text record n, with an image and a caption that no other record has."""
     return pair
 
 
 @pytest.fixture
 def make_regions() -> Callable[..., dict[str, Any]]:
-    """Region record number n: two boxes and a caption of the whole picture, 40 x 32 pixels."""
+    """Returns region record n: two boxes and a caption of the whole image, which is 40 x 32 pixels."""
 
     def make(number: int, **more: Any) -> dict[str, Any]:
         elems = [

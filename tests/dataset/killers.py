@@ -1,4 +1,4 @@
-"""Records that ended a run, or its machine: what each is, and where it is put."""
+"""Records that once stopped a run or the machine, and the place in a record where each is put."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 from tests.dataset.conftest import picture_bytes
 
 HUGE = "9" * 400
-"""The digits of an integer beyond every float."""
+"""The digits of an integer that is too large for a float."""
 BEYOND = "9" * 5000
-"""The digits of an integer that Python does not read."""
+"""The digits of an integer that is too long for Python to parse."""
 DEEP = "[" * 100_000 + "]" * 100_000
 ENCODED = base64.b64encode(picture_bytes()).decode()
 
@@ -24,28 +24,28 @@ PDF = b"%PDF-1.4\n1 0 obj << >> endobj\ntrailer << >>\n%%EOF\n"
 
 
 def bomb() -> bytes:
-    """A PNG file of 40 bytes and 30,000 x 30,000 pixels."""
+    """A PNG file of 40 bytes whose header claims 30,000 x 30,000 pixels."""
     plain = picture_bytes(form="PNG")
     header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + plain[24:29]
     return plain[:12] + header + struct.pack(">I", zlib.crc32(header)) + plain[33:]
 
 
 def bad_paths(folder: Path) -> dict[str, str]:
-    """Paths behind which there is no image, by what is there."""
+    """Paths that do not lead to an image, by what they lead to."""
     (folder / "folder.jpg").mkdir(exist_ok=True)
     if not (folder / "fifo.jpg").exists():
         os.mkfifo(folder / "fifo.jpg")
     contents = {"eps": EPS, "pdf": PDF, "bomb": bomb(), "text": b"<html>", "empty": b"", "cut": picture_bytes()[:200]}
     for name, content in contents.items():
         (folder / f"{name}.jpg").write_bytes(content)
-    with (folder / "sparse.jpg").open("wb") as file:  # takes no room on disk
+    with (folder / "sparse.jpg").open("wb") as file:  # a sparse file, which takes no disk space
         file.truncate(200_000_000)
     names = {name: f"{name}.jpg" for name in (*contents, "folder", "fifo", "sparse")}
     return {**names, "device": "/dev/zero", "nul": "a\0b.jpg", "surrogate": "a\ud800.jpg", "long": "x" * 5000 + ".jpg"}
 
 
 def bad_lines() -> dict[str, str]:
-    """Lines that are no record, by what they are."""
+    """Lines that do not hold a record, by what they hold."""
     return {
         "list": "[1, 2]",
         "number": "7",
@@ -60,7 +60,7 @@ def bad_lines() -> dict[str, str]:
 
 
 def bad_texts() -> dict[str, Any]:
-    """Texts that cannot be used, by what they are."""
+    """Unusable texts, by the reason."""
     return {
         "lone surrogate": "a red \ud800 star",
         "10 MB": "x" * 10_000_000,
@@ -70,7 +70,7 @@ def bad_texts() -> dict[str, Any]:
 
 
 def bad_boxes() -> dict[str, str]:
-    """Boxes that are none, as JSON, by what they are."""
+    """Invalid boxes as JSON, by the reason."""
     return {
         "huge": f"[{HUGE}, 0, 1, 1]",
         "huge size": f"[0, 0, {HUGE}, 1]",

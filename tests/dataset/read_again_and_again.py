@@ -1,5 +1,5 @@
-"""Reads one video file again and again, in a process of its own, and prints by how many bytes that process grew in the stretch of
-reads in which it grew least: what is left behind is left in each, and what else a process takes, once."""
+"""Reads one video file many times in a separate process, and prints the smallest growth of its memory over one stretch of reads.
+A leak grows memory in every stretch, while other allocations happen once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STRETCHES, ROUNDS = 5, 10
 
 
 def write_file(path: Path) -> None:
-    """Two seconds of large frames."""
+    """Writes two seconds of large frames."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "yuv420p"
@@ -36,12 +36,12 @@ def reduced(frame: Tensor) -> Tensor:
 
 
 def resident_bytes() -> int:
-    """What the process holds now."""
+    """The memory that the process currently uses."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def main() -> None:
-    gc.disable()  # else a container that nothing closed might be found in time
+    gc.disable()  # otherwise an unclosed container might be collected in time
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         write_file(path)

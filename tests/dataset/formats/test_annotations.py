@@ -1,4 +1,4 @@
-"""Annotation files: what is read, what is counted as broken, and the one line that tells it."""
+"""Annotation files: which rows are read, which are counted as broken, and the line that reports them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def values(rows) -> list[dict]:
     return [row.values for row in rows]
 
 
-def test_an_array_and_lines_give_the_same_rows_with_their_places(write):
+def test_an_array_and_lines_give_the_same_rows_with_locations(write):
     records = [{"n": 1}, {"n": 2}]
     array = read_rows(write(json.dumps(records, indent=1), "a.json"), KEY)
     lines = read_rows(write("".join(json.dumps(record) + "\n" for record in records), "a.jsonl"), KEY)
@@ -49,28 +49,29 @@ def test_an_array_and_lines_give_the_same_rows_with_their_places(write):
     assert [Path(row.location).name for row in lines] == ["a.jsonl:1", "a.jsonl:2"]
 
 
-def test_blank_lines_are_no_rows_and_count_in_the_places_of_the_others(write):
+def test_blank_lines_are_skipped_but_counted_in_line_numbers(write):
     rows = read_rows(write('\n{"n": 1}\r\n\n  \n{"n": 2}'), KEY)
     assert values(rows) == [{"n": 1}, {"n": 2}]
     assert [row.location.rpartition(":")[2] for row in rows] == ["2", "5"]
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
-def test_a_line_ends_at_a_line_feed_and_nowhere_else(write, separator):
-    """JSON allows these inside a string as they are; Unicode calls them line ends, JSON lines do not."""
+def test_a_line_ends_only_at_a_line_feed(write, separator):
+    """Unicode calls these characters line breaks. JSON allows them unescaped in a string, and JSON Lines does not split at
+    them."""
     record = {"caption": f"a dog{separator}and a cat"}
     rows = read_rows(write(json.dumps(record, ensure_ascii=False) + '\n{"n": 2}\n'), KEY)
     assert values(rows) == [record, {"n": 2}]
 
 
-def test_a_line_that_is_no_json_or_no_object_comes_back_as_its_error(write):
+def test_a_line_without_a_json_object_is_returned_as_an_error(write):
     path = write('{"n": 1}\n{"n": \n[1, 2]\n"text"\n{"n": 5}\n')
     rows = read_rows(path, KEY)
     kinds = [(row.kind, row.location) if isinstance(row, BrokenRecordError) else row.values["n"] for row in rows]
     assert kinds == [1, ("bad json", f"{path}:2"), ("wrong type", f"{path}:3"), ("wrong type", f"{path}:4"), 5]
 
 
-def test_an_entry_of_an_array_that_is_no_object_comes_back_as_its_error(write):
+def test_an_array_entry_that_is_not_an_object_is_returned_as_an_error(write):
     path = write('[{"n": 1}, 7]')
     first, second = read_rows(path, KEY)
     assert first.values == {"n": 1}
@@ -78,7 +79,7 @@ def test_an_entry_of_an_array_that_is_no_object_comes_back_as_its_error(write):
 
 
 @pytest.mark.parametrize("text", ["", "\n \n", "[]", " [ ]\n"])
-def test_a_file_without_a_row_is_told_as_such(write, text):
+def test_a_file_without_rows_is_reported(write, text):
     path = write(text)
     with pytest.raises(UserError) as error:
         read_rows(path, KEY)
@@ -86,20 +87,20 @@ def test_a_file_without_a_row_is_told_as_such(write, text):
 
 
 @pytest.mark.parametrize("read", [read_rows, read_json])
-def test_a_missing_file_is_told_with_key_path_and_remedy(read):
+def test_a_missing_file_is_reported_with_key_path_and_remedy(read):
     with pytest.raises(UserError, match=naming("data.train", "gone.json", "/")):
         read("gone.json", KEY)
 
 
 @pytest.mark.parametrize("read", [read_rows, read_json])
-def test_what_is_no_text_file_is_told_in_one_line(read, tmp_path):
+def test_a_file_that_is_not_text_is_reported_in_one_line(read, tmp_path):
     (tmp_path / "a.bin").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path, tmp_path / "a.bin"):
         with pytest.raises(UserError, match=naming("data.train", path)):
             read(str(path), KEY)
 
 
-def test_damage_in_an_array_is_told_with_its_line(write):
+def test_damage_in_an_array_is_reported_with_its_line(write):
     path = write('[{"n": 1},\n{"n": 2},\n{"n" 3}]')
     with pytest.raises(UserError, match=f"^data.train: {path}:3: not JSON: "):
         read_rows(path, KEY)
@@ -116,24 +117,24 @@ def number_below_7(row: Row) -> int:
     return number
 
 
-def test_up_to_the_allowed_share_broken_rows_are_left_out_with_a_warning(caplog):
+def test_broken_rows_up_to_the_allowed_share_are_skipped_with_a_warning(caplog):
     rows = [row(n) for n in range(10)]
     with caplog.at_level("WARNING"):
         assert parse_rows(rows, number_below_7, KEY, max_broken=0.3) == list(range(7))
     assert caplog.messages == [OneLine("data.train", "3 of 10", "3 empty text", "a:7: 7 is too much")]
 
 
-def test_one_more_than_the_allowed_share_stops():
+def test_one_broken_row_above_the_allowed_share_is_an_error():
     with pytest.raises(UserError, match=r"3 of 10 records .* are broken"):
         parse_rows([row(n) for n in range(10)], number_below_7, KEY, max_broken=0.29)
 
 
-def test_without_a_broken_row_nothing_is_said(caplog):
+def test_nothing_is_logged_without_broken_rows(caplog):
     assert parse_rows([row(n) for n in range(5)], number_below_7, KEY, max_broken=0.0) == list(range(5))
     assert not caplog.messages
 
 
-def test_the_line_counts_each_kind_and_names_its_first_place():
+def test_the_message_counts_each_kind_and_gives_its_first_location():
     rows = [
         Row({}, "a:1"),
         BrokenRecordError("bad json", "a:2", "Expecting value"),
@@ -170,18 +171,18 @@ def test_the_line_counts_each_kind_and_names_its_first_place():
         ("evaluation.test.dev", 0.0, "held-out set"),
     ],
 )
-def test_the_remedy_is_that_of_training_or_of_held_out_data(key, share, remedy):
+def test_the_remedy_depends_on_training_or_held_out_data(key, share, remedy):
     with pytest.raises(UserError) as error:
         parse_rows([row(1), row(8)], number_below_7, key, max_broken=share)
     assert remedy in str(error.value)
 
 
-def test_where_every_row_is_broken_no_share_allows_it():
+def test_no_share_allows_every_row_to_be_broken():
     with pytest.raises(UserError, match=r"2 of 2 records .* are broken"):
         parse_rows([row(8), row(9)], number_below_7, KEY, max_broken=1.0)
 
 
-def test_a_row_tells_what_keys_there_are_and_what_a_value_is():
+def test_errors_of_a_row_list_its_keys_and_quote_the_value():
     with pytest.raises(BrokenRecordError, match=naming("missing key", "image", "caption, n")):
         row(1, caption="a").get("image", str)
     with pytest.raises(BrokenRecordError, match="missing key"):
@@ -204,13 +205,13 @@ def test_a_row_tells_what_keys_there_are_and_what_a_value_is():
         ({"en": "a", "de": ""}, "empty text"),
     ],
 )
-def test_texts_that_are_none_are_refused_by_kind(value, kind):
+def test_values_that_are_not_texts_are_rejected_by_kind(value, kind):
     with pytest.raises(BrokenRecordError) as error:
         texts_of(row(1, caption=value), "caption")
     assert (error.value.kind, error.value.location) == (kind, "a:1")
 
 
-def test_of_texts_by_language_one_is_taken_or_all():
+def test_one_language_or_all_can_be_read_from_texts_by_language():
     captions = [{"en": "a frog", "de": "ein Frosch"}, {"en": "a toad", "de": "eine Kröte"}]
     assert texts_of(row(1, caption=captions), "caption", "de") == ["ein Frosch", "eine Kröte"]
     assert texts_of(row(1, caption=captions[0]), "caption") == ["a frog", "ein Frosch"]
@@ -218,12 +219,12 @@ def test_of_texts_by_language_one_is_taken_or_all():
         texts_of(row(1, caption=captions), "caption", "fr")
 
 
-def test_a_text_and_a_list_of_texts_are_texts():
+def test_a_text_or_a_list_of_texts_is_accepted():
     assert texts_of(row(1, caption="a dog"), "caption") == ["a dog"]
     assert texts_of(row(1, caption=["a dog", "a cat"]), "caption") == ["a dog", "a cat"]
 
 
-def test_a_split_without_a_record_is_told_with_those_that_have_some():
+def test_an_empty_split_is_reported_with_the_splits_that_have_records():
     found = ["train", "train", "val"]
     wanted_splits(found, ["val", "train"], KEY, "refs.p")
     with pytest.raises(UserError) as error:
@@ -234,7 +235,7 @@ def test_a_split_without_a_record_is_told_with_those_that_have_some():
         wanted_splits([], ["val"], KEY, "refs.p")
 
 
-def test_pictures_are_found_below_their_folder_or_by_an_absolute_path(tmp_path):
+def test_images_are_found_below_their_folder_or_by_absolute_path(tmp_path):
     (tmp_path / "sub").mkdir()
     Image.new("RGB", (5, 3)).save(tmp_path / "sub" / "a.png")
     pictures = ImageFiles(tmp_path)
@@ -246,8 +247,8 @@ def test_pictures_are_found_below_their_folder_or_by_an_absolute_path(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["gone.png", "", ".", "a\0b", "/9j/" + "A" * 5000], ids=lambda name: name[:8])
-def test_what_names_no_picture_is_a_missing_image_with_a_short_message(tmp_path, name):
-    """A record of pre-training holds the picture itself: base64 text is longer than a file name may be."""
+def test_an_invalid_image_name_is_a_missing_image_with_a_short_message(tmp_path, name):
+    """Pre-training records hold the image itself, and base64 text is longer than a file name may be."""
     pictures = ImageFiles(tmp_path)
     for place in ("a:1", "a:2"):
         with pytest.raises(BrokenRecordError) as error:
@@ -256,7 +257,7 @@ def test_what_names_no_picture_is_a_missing_image_with_a_short_message(tmp_path,
         assert len(error.value.message) < 400
 
 
-def test_each_picture_is_looked_for_once(tmp_path, monkeypatch):
+def test_each_image_is_looked_up_once(tmp_path, monkeypatch):
     Image.new("RGB", (5, 3)).save(tmp_path / "a.png")
     asked = []
     is_file = Path.is_file
@@ -269,14 +270,14 @@ def test_each_picture_is_looked_for_once(tmp_path, monkeypatch):
     assert asked == ["a.png", "b.png"]
 
 
-def test_the_size_of_what_is_no_picture_is_a_broken_record(tmp_path):
+def test_the_size_of_a_file_that_is_not_an_image_is_a_broken_record(tmp_path):
     (tmp_path / "a.png").write_text("no picture")
     pictures = ImageFiles(tmp_path)
     with pytest.raises(BrokenRecordError, match=r"^a:1: unreadable image: "):
         pictures.size(pictures.find("a.png", "a:1"))
 
 
-def test_pictures_are_looked_for_beside_the_annotations_unless_a_folder_is_named():
+def test_images_are_looked_up_next_to_the_annotations_by_default():
     assert images_folder(None, "data/x/a.json") == Path("data/x")
     assert images_folder("pictures", "data/x/a.json") == Path("pictures")
     assert images_folder("~/pictures", "a.json") == Path.home() / "pictures"
@@ -298,8 +299,8 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("value", TEXTS, ids=repr)
-def test_annotations_and_shards_hold_texts_by_one_rule(value):
-    """Either both take a value, with the same texts, or both refuse it, for the same reason."""
+def test_annotations_and_shards_accept_the_same_texts(value):
+    """Either both accept a value and return the same texts, or both reject it for the same reason."""
     raw = RawRecord({"caption": value}, "a.jsonl:1", Path())
     outcomes = []
     for read in (
@@ -313,13 +314,13 @@ def test_annotations_and_shards_hold_texts_by_one_rule(value):
     assert outcomes[0] == outcomes[1]
 
 
-def test_a_boolean_is_no_number_of_a_row():
+def test_a_boolean_is_not_accepted_as_a_number():
     with pytest.raises(BrokenRecordError, match=naming("number", "True", "int")):
         Row({"number": True}, "a:1").get("number", int)
     assert Row({"flag": True}, "a:1").get("flag", bool) is True
 
 
-def test_the_remedy_fits_what_is_wrong():
+def test_the_remedy_fits_the_error():
     outside = [Row({"n": n}, f"a:{n}") for n in range(4)]
 
     def box(row: Row) -> int:
@@ -342,7 +343,7 @@ def test_the_remedy_fits_what_is_wrong():
         ('{"images": [{"id": 1}], "annotations": [{"image_id": 1}]}', ("COCO's",)),
     ],
 )
-def test_a_file_in_another_form_is_named_with_the_command_that_converts_it(write, content, what):
+def test_a_file_in_another_format_is_reported_with_the_command_that_converts_it(write, content, what):
     path = write(content)
     with pytest.raises(UserError, match=naming(*what, f"python run.py prepare own {path} --out")):
         read_records(path, KEY)

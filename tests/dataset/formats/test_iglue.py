@@ -1,4 +1,4 @@
-"""The cross-lingual sets as their official files have them."""
+"""The cross-lingual sets are read in the format of their official files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from utils.errors import UserError
 
 @pytest.fixture
 def write(tmp_path):
-    """Write rows as JSON lines, or an object as JSON, with pictures of the given names below ``images``."""
+    """Returns a function that writes rows as JSON lines, or an object as JSON, and images with the given names below
+    ``images``."""
 
     def write(content, *pictures: str) -> str:
         for name in pictures:
@@ -37,7 +38,7 @@ def statements(path: str, folder, name: str):
     return read_statements(config, "evaluation.test.a", 0.0)
 
 
-def test_xvnli_has_one_picture_and_three_classes_and_skips_what_has_no_label(write, tmp_path):
+def test_xvnli_has_one_image_and_three_classes_and_skips_unlabelled_rows(write, tmp_path):
     labels = ("contradiction", "entailment", "neutral", "-")
     rows = [
         {
@@ -60,7 +61,7 @@ def test_xvnli_has_one_picture_and_three_classes_and_skips_what_has_no_label(wri
         check_statements(items, 1, 2, "data.train")
 
 
-def test_marvl_finds_its_pictures_by_concept_and_keeps_left_left(write, tmp_path):
+def test_marvl_finds_its_images_by_concept_and_keeps_left_and_right(write, tmp_path):
     row = {
         "concept": "39-Panci",
         "language": "id",
@@ -81,7 +82,7 @@ def gqa_config(name: str, path: str, folder) -> QuestionsConfig:
     return QuestionsConfig(format=name, questions=path, images=str(folder / "images"))
 
 
-def test_xgqa_counts_only_the_very_answer(write, tmp_path):
+def test_xgqa_counts_only_exact_answers(write, tmp_path):
     content = {"2014": {"question": "Ist es bewölkt?", "imageId": "n16", "answer": "no", "fullAnswer": "No."}}
     config = gqa_config("gqa", write(content, "gqa/images/n16.jpg"), tmp_path)
     (item,) = read_questions(config, "evaluation.test.de", 0.0, answered=True)
@@ -91,14 +92,14 @@ def test_xgqa_counts_only_the_very_answer(write, tmp_path):
     assert exact_match("yes", item.answers) == 0
 
 
-def test_gqa_is_read_as_lxmert_has_it(write, tmp_path):
+def test_gqa_is_read_in_the_format_of_lxmert(write, tmp_path):
     rows = [{"img_id": "n16", "label": {"no": 1.0}, "question_id": "20", "sent": "Is it overcast?"}]
     config = gqa_config("gqa_lxmert", write(rows, "gqa/images/n16.jpg"), tmp_path)
     (item,) = read_questions(config, "data.train", 0.0, answered=True)
     assert item.weighted_answers() == [("no", 1.0)]
 
 
-def test_a_broken_question_of_gqa_is_counted_and_not_raised_by_the_reader(write, tmp_path):
+def test_a_broken_gqa_question_is_counted_and_raises_no_error(write, tmp_path):
     rows = [
         {"img_id": "n16", "label": {"no": 1.0}, "question_id": "20", "sent": "Is it?"},
         {"img_id": 7, "sent": "What?"},
@@ -108,7 +109,7 @@ def test_a_broken_question_of_gqa_is_counted_and_not_raised_by_the_reader(write,
         read_questions(config, "data.train", 0.0, answered=True)
 
 
-def test_xflickrco_finds_the_pictures_of_both_sets(write, tmp_path):
+def test_xflickrco_finds_the_images_of_both_sets(write, tmp_path):
     rows = [
         {"sentences": ["ein Hund"], "id": "12", "img_path": "12.jpg"},
         {"sentences": ["eine Katze"], "id": 34, "img_path": "COCO_val2014_000000000034.jpg"},
@@ -121,8 +122,8 @@ def test_xflickrco_finds_the_pictures_of_both_sets(write, tmp_path):
     assert [str(image.path.relative_to(tmp_path / "images")) for image in items.images] == list(names)
 
 
-def test_a_label_that_xvnli_does_not_have_is_a_broken_row_and_none_at_all_is_refused(write, tmp_path):
-    """The annotators' own word for no agreement is "-"."""
+def test_unknown_xvnli_labels_are_broken_rows_and_a_file_without_labels_is_rejected(write, tmp_path):
+    """Annotators mark missing agreement with "-"."""
     row = {"sentence2": "un chien", "Flikr30kID": "12"}
     path = write([{**row, "gold_label": "neutral"}, {**row, "gold_label": "Maybe"}], "12.jpg")
     with pytest.raises(UserError, match=naming("1 of 2", "1 wrong type", ":2", "label", "Maybe")):

@@ -1,4 +1,4 @@
-"""MSR-VTT's, MSRVTT-QA's and MSVD-QA's official files, and rows of our own: which video belongs to which text."""
+"""The official files of MSR-VTT, MSRVTT-QA and MSVD-QA, and rows in our own format: each text gets the right video."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_1k_a_test_file_gives_each_video_its_one_sentence(folder):
     assert items.images[1].location.endswith("test.csv:3")
 
 
-def test_rows_of_our_own_name_a_file_or_hold_their_frames(folder):
+def test_rows_in_our_format_name_a_file_or_hold_frames(folder):
     rows = [
         {"video": "video0.mp4", "caption": "one"},
         {"video": [encoded(3), encoded(4)], "caption": ["two", "three"], "image_id": "clip"},
@@ -106,18 +106,18 @@ def test_rows_of_our_own_name_a_file_or_hold_their_frames(folder):
         ("MSRVTT.json", {"sentences": [3]}, {}, ("3 is not an object",)),
     ],
 )
-def test_what_is_wrong_is_told_before_training(folder, name, content, options, said):
+def test_errors_are_reported_before_training(folder, name, content, options, said):
     with pytest.raises(UserError, match=naming(*said)):
         captioned(folder, write(folder, name, content), **options)
 
 
-def test_a_list_of_other_videos_is_told(folder):
+def test_a_list_of_other_videos_is_reported(folder):
     listed = write(folder, "list.csv", "video_id\nvideo900\n")
     with pytest.raises(UserError, match=naming("no sentence", "list.csv")):
         captioned(folder, msrvtt(folder), listed=listed)
 
 
-def test_images_and_videos_are_not_mistaken_for_each_other(folder):
+def test_images_and_videos_are_not_confused(folder):
     items = captioned(folder, msrvtt(folder))
     check_medium(items.images, 5, "data.train")
     with pytest.raises(UserError, match=r"data.train has videos, .*; set model.vision.video.frames"):
@@ -150,7 +150,7 @@ def source(numbers: list[int]) -> VideoSource:
     return video_source([encoded(n) for n in numbers], "video", "a:1", Path())
 
 
-def test_views_of_training_differ_between_frames_unless_they_are_to_be_the_same():
+def test_training_views_differ_between_frames_unless_configured_to_be_shared():
     augment = AugmentConfig(scale=(0.1, 0.6), ratio=(1, 4), flip=0.5, rand_augment_ops=0)
     for same in (False, True):
         sampler = FrameSampler(3, VideoReadingConfig(same_view=same), 10**6)
@@ -159,7 +159,7 @@ def test_views_of_training_differ_between_frames_unless_they_are_to_be_the_same(
         assert torch.equal(found[0], found[1]) == same
 
 
-def test_shuffled_frames_are_the_same_frames_in_another_order():
+def test_shuffling_only_changes_the_order_of_frames():
     sampler = FrameSampler(4, VideoReadingConfig(), 10**6)
     plain, shuffled = (EvaluationView(128, 10**6, sampler, shuffle_frames=each) for each in (False, True))
     clip = source([1, 2, 3, 4])
@@ -180,7 +180,7 @@ def questions(folder: Path, rows, name: str = "train_qa.json", **options):
     return config, read_video_questions(config, "data.train", 0.0, answered=True)
 
 
-def test_msrvtt_qa_numbers_its_videos(folder):
+def test_msrvtt_qa_identifies_videos_by_number(folder):
     _, found = questions(folder, ASKED)
     assert [item.source.path.name for item in found] == ["video0.mp4", "video0.mp4", "video_1.json"]
     assert [item.question_id for item in found] == [4, 5, 6]
@@ -189,7 +189,7 @@ def test_msrvtt_qa_numbers_its_videos(folder):
     assert [item.source.path for item in again] == [item.source.path for item in found]
 
 
-def test_msvd_names_its_videos_in_a_file_of_their_own(folder):
+def test_msvd_names_its_videos_in_a_separate_file(folder):
     names = write(folder, "youtube_mapping.txt", "clip_3_9 vid1\nother_1_2 vid2\n")
     _, found = questions(folder, [{"id": 0, "video_id": 1, "question": "what is it?", "answer": "meat"}], names=names)
     assert found[0].source.path.name == "clip_3_9.avi"
@@ -210,12 +210,12 @@ def test_msvd_names_its_videos_in_a_file_of_their_own(folder):
         ({"video_id": 77}, ("77",)),
     ],
 )
-def test_a_broken_question_is_told(folder, row, said):
+def test_a_broken_question_is_reported(folder, row, said):
     with pytest.raises(UserError, match=naming(*said)):
         questions(folder, [{**ASKED[0], **row}])
 
 
-def test_candidates_are_in_the_order_of_their_labels(folder):
+def test_candidates_are_ordered_by_label(folder):
     expected = ["couch", "man", "dog"]
     for content in (expected, {"man": 1, "couch": 0, "dog": 2}):
         assert read_classes(write(folder, "a.json", content), "evaluation.answers", 3) == expected
@@ -229,7 +229,7 @@ def test_candidates_are_in_the_order_of_their_labels(folder):
             read_classes(write(folder, "a.json", content), "evaluation.answers", classes)
 
 
-def test_an_answer_that_is_no_candidate_is_read_without_a_label(folder, tokenizer):
+def test_an_answer_outside_the_candidates_has_no_label(folder, tokenizer):
     rows = [{**row, "video": [encoded(n)], "video_id": None} for n, row in enumerate(ASKED)]
     config, _ = questions(folder, [{k: v for k, v in row.items() if v is not None} for row in rows])
     data = VideoQADataConfig(train=config, batch_size=3, augment=WHOLE)
@@ -242,8 +242,8 @@ def test_an_answer_that_is_no_candidate_is_read_without_a_label(folder, tokenize
         VideoQABatches(data, classes=["cat", "dog"], tokenizer=tokenizer, image_size=32, seed=0, frames=2)
 
 
-def test_a_path_and_an_id_of_one_name_are_two_videos(tmp_path):
-    """Each finds its own, in whichever order they are asked for."""
+def test_a_path_and_an_id_with_one_name_are_two_videos(tmp_path):
+    """Each gets its own video, whichever is read first."""
     (tmp_path / "7").mkdir()
     (tmp_path / "7.mp4").write_bytes(b"")
     path, number = Row({"video": "7"}, "a[0]"), Row({"video_id": 7}, "a[1]")
@@ -253,7 +253,7 @@ def test_a_path_and_an_id_of_one_name_are_two_videos(tmp_path):
         assert found == {"a[0]": tmp_path / "7", "a[1]": tmp_path / "7.mp4"}
 
 
-def test_questions_about_a_path_and_an_id_of_one_name_see_their_own_video(tmp_path):
+def test_questions_about_a_path_and_an_id_with_one_name_get_their_own_video(tmp_path):
     (tmp_path / "7").mkdir()
     (tmp_path / "7.mp4").write_bytes(b"")
     rows = [{"video": "7"}, {"video_id": 7}, {"video": "7"}]

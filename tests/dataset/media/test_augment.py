@@ -1,4 +1,4 @@
-"""Decoding and augmentation; golden operations are the released ones (OpenCV) on one picture, at level 7."""
+"""Decoding and augmentation. The golden results are the released operations (OpenCV) on one image at level 7."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def as_tensor(image: Image.Image) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("case", sorted(set(GOLDEN) - {"image"}))
-def test_operations_are_the_released_ones(case):
+def test_operations_equal_the_released_ones(case):
     name, _, sign = case.partition("_")
     image = torch.from_numpy(GOLDEN["image"]).permute(2, 0, 1)
     out = RandAugment(2, 7).apply(name, image, -1 if sign == "neg" else 1).permute(1, 2, 0).numpy().astype(int)
     expected = GOLDEN[case].astype(int)
     if name == "Sharpness":
-        # Deviation: the released operation wraps around where it leaves 0 … 255, ours clips. There ours is at an end.
+        # Deviation: the released operation wraps around outside 0 to 255, and ours clips. Where it wraps, ours is 0 or 255.
         wrapped = abs(out - expected) > 1
         assert wrapped.mean() < 0.003
         assert set(out[wrapped]) <= {0, 255}
@@ -55,8 +55,9 @@ def test_operations_are_the_released_ones(case):
 
 @pytest.mark.parametrize("name", ["ShearX", "ShearY", "Rotate"])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_wide_picture_is_moved_as_pillow_moves_it(name, sign):
-    """Pillow interpolates at any place, OpenCV and ours at 1/32 pixel: on a smooth picture they differ little."""
+def test_a_wide_image_is_translated_as_by_pillow(name, sign):
+    """Pillow interpolates at exact positions, OpenCV and ours at steps of 1/32 pixel. The difference is small on a smooth
+    image."""
     coarse = np.random.default_rng(0).integers(0, 256, (4, 7, 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize((221, 117), Image.Resampling.BICUBIC)
     a, b, d, e = 1.0, 0.0, 0.0, 1.0
@@ -67,7 +68,7 @@ def test_a_wide_picture_is_moved_as_pillow_moves_it(name, sign):
         b = -sign * 0.21
     else:
         d = -sign * 0.21
-    # The first pixel is at (0, 0) for ours and at (0.5, 0.5) for Pillow; a rotation is about the middle.
+    # The first pixel is at (0, 0) in ours and at (0.5, 0.5) in Pillow. A rotation is about the centre.
     x, y = (221 / 2, 117 / 2) if name == "Rotate" else (0, 0)
     shift_x, shift_y = x - a * x - b * y, y - d * x - e * y
     affine = (a, b, shift_x + 0.5 - (a + b) / 2, d, e, shift_y + 0.5 - (d + e) / 2)
@@ -76,7 +77,7 @@ def test_a_wide_picture_is_moved_as_pillow_moves_it(name, sign):
     out = RandAugment(2, 7).apply(name, as_tensor(image), sign)
     known = (
         RandAugment(2, 7).apply(name, torch.zeros_like(out), sign)[0] == 0
-    )  # away from the edge, which Pillow does not blend
+    )  # not at the border, which Pillow does not blend
     assert known.float().mean() > 0.4
     difference = (out.int() - as_tensor(expected).int()).abs()[:, known]
     assert difference.max() <= 3
@@ -107,8 +108,8 @@ def test_no_operations_change_nothing_and_the_input_is_never_written_to():
         assert torch.equal(image, before)
 
 
-def test_crops_have_the_asked_for_area_and_ratio():
-    # Each pixel holds its own position, so that a crop says where it was.
+def test_crops_have_the_requested_area_and_ratio():
+    # Each pixel holds its own position, so a crop shows where it was taken.
     rows, columns = torch.meshgrid(torch.arange(100), torch.arange(160), indexing="ij")
     image = torch.stack([rows, columns, rows]).to(torch.uint8)
     config = AugmentConfig(scale=(0.2, 0.6), ratio=(0.8, 1.25))
@@ -120,17 +121,19 @@ def test_crops_have_the_asked_for_area_and_ratio():
         assert 0.2 * 0.85 < height * width / 16000 < 0.6 * 1.15
         assert 0.8 * 0.85 < width / height < 1.25 * 1.15
         corners.append((float(crop[0, 0, 8]), float(crop[1, 8, 0])))
-    assert all(min(edge) < 8 and max(edge) > 25 for edge in zip(*corners, strict=True)), "crops lie anywhere"
+    assert all(min(edge) < 8 and max(edge) > 25 for edge in zip(*corners, strict=True)), (
+        "crops are spread over the whole image"
+    )
 
 
 def test_crops_are_wide_as_often_as_tall_and_of_any_area():
-    """Ratios of width to height are log-uniform: doubled as often as halved. None of these crops has to be drawn again."""
+    """Aspect ratios are log-uniform: 2:1 is as frequent as 1:2. None of these crops has to be drawn a second time."""
     config = AugmentConfig(scale=(0.05, 0.15), ratio=(1 / 4, 4))
     rng = np.random.default_rng(0)
     sizes = np.array([draw_crop(400, 400, config, rng)[2:] for _ in range(2000)])
     height, width = sizes.T
     ratio, area = width / height, height * width / 400**2
-    # A standard error is at most 0.011.
+    # The standard error is at most 0.011.
     for low, high, share in ((0, 1 / 2, 0.25), (1 / 2, 1, 0.25), (1, 2, 0.25), (2, 9, 0.25)):
         assert np.mean((ratio > low) & (ratio <= high)) == pytest.approx(share, abs=0.045)
     for quarter in (0.075, 0.1, 0.125):
@@ -138,20 +141,20 @@ def test_crops_are_wide_as_often_as_tall_and_of_any_area():
 
 
 @pytest.mark.parametrize(("size", "expected"), [((100, 300), (0, 83, 100, 133)), ((300, 90), (90, 0, 120, 90))])
-def test_where_no_crop_fits_the_largest_central_one_is_taken(size, expected):
-    """All of the area at a ratio that the image does not have: nothing drawn fits."""
+def test_if_no_crop_fits_the_largest_central_one_is_used(size, expected):
+    """The whole area at an aspect ratio that the image does not have: no random crop fits."""
     config = AugmentConfig(scale=(1, 1), ratio=(3 / 4, 4 / 3))
     assert draw_crop(*size, config, np.random.default_rng(0)) == expected
 
 
-def test_the_whole_picture_can_be_kept():
+def test_the_whole_image_can_be_kept():
     image = as_tensor(picture())
     config = AugmentConfig(scale=(1, 1), ratio=(64 / 48, 64 / 48))
     assert torch.equal(random_resized_crop(image, 32, config, np.random.default_rng(0)), evaluation_view(image, 32))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 7)])
-def test_extreme_pictures_are_cropped(size):
+def test_images_with_extreme_ratios_are_cropped(size):
     image = torch.full((3, *size), 9, dtype=torch.uint8)
     for seed in range(10):
         out = random_resized_crop(image, 16, AugmentConfig(), np.random.default_rng(seed))
@@ -159,14 +162,14 @@ def test_extreme_pictures_are_cropped(size):
         assert (out == 9).all()
 
 
-def test_the_evaluation_view_is_pillows_bicubic_resize():
+def test_the_evaluation_view_equals_pillows_bicubic_resize():
     expected = as_tensor(picture().resize((32, 32), Image.Resampling.BICUBIC)).int()
     view = evaluation_view(as_tensor(picture()), 32)
     assert (view.int() - expected).abs().max() <= 1
     assert view.is_contiguous()
 
 
-def test_a_part_is_resized_as_torchvision_resizes_it():
+def test_a_crop_is_resized_as_by_torchvision():
     image = as_tensor(picture())
     for part in (image, image.contiguous(), image[:, 5:40, 3:60], image[:, :1, :1]):
         expected = torchvision_resize(part, [32, 32], interpolation=InterpolationMode.BICUBIC, antialias=True)
@@ -176,7 +179,7 @@ def test_a_part_is_resized_as_torchvision_resizes_it():
 @pytest.mark.parametrize(
     ("size", "expected"), [((48, 64), (32, 43)), ((64, 48), (43, 32)), ((32, 90), (32, 90)), ((9, 7), (9, 7))]
 )
-def test_a_large_picture_is_shrunk_with_its_aspect_and_a_small_one_left(size, expected):
+def test_large_images_shrink_with_their_aspect_ratio_and_small_ones_stay(size, expected):
     image = as_tensor(picture())
     image = torchvision_resize(image, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
     shrunk = shrink(image, 32)

@@ -1,4 +1,4 @@
-"""Decoding: pictures of every kind, their sizes before they are decoded, and the rows of a JPEG file that a crop needs."""
+"""Decoding of all kinds of images, image sizes read from headers, and the JPEG rows that a crop needs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def as_tensor(image: Image.Image) -> torch.Tensor:
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "1", "CMYK", "LA"])
-def test_pictures_of_every_kind_become_8_bit_rgb(form, mode):
+def test_images_of_every_kind_become_8_bit_rgb(form, mode):
     try:
         content = encode(picture().convert(mode), form)
     except (OSError, ValueError):
@@ -46,7 +46,7 @@ def test_pictures_of_every_kind_become_8_bit_rgb(form, mode):
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
-def test_16_bit_pictures_keep_their_upper_byte(form):
+def test_16_bit_images_keep_their_upper_byte(form):
     deep = np.random.default_rng(0).integers(0, 65536, (48, 64)).astype(np.uint16)
     image = decode(encode(Image.fromarray(deep), form), MANY, "p")
     assert np.array_equal(image[0].numpy(), (deep >> 8).astype(np.uint8))
@@ -64,7 +64,7 @@ def test_the_first_frame_of_an_animation_is_used(form):
     "options", [{}, {"progressive": True}, {"comment": b"x" * 999}, {"dpi": (72, 72)}, {"exif": b"x"}]
 )
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_a_jpeg_is_read_without_pillow(monkeypatch, mode, options):
+def test_a_jpeg_is_decoded_without_pillow(monkeypatch, mode, options):
     content = encode(picture().convert(mode), "JPEG", **options)
     assert jpeg_frame(content)[1:] == (64, 48, len(mode))
     assert jpeg_frame(encode(picture().convert("CMYK"), "JPEG", **options))[1:] == (64, 48, 4)
@@ -75,7 +75,7 @@ def test_a_jpeg_is_read_without_pillow(monkeypatch, mode, options):
         decode(content, 64 * 48 - 1, "p")
 
 
-def test_what_is_no_plain_jpeg_is_left_to_pillow():
+def test_anything_but_a_plain_jpeg_is_decoded_by_pillow():
     frames = [picture(), picture().rotate(180)]
     several = encode(frames[0], "MPO", save_all=True, append_images=frames[1:])
     assert jpeg_frame(several) is None
@@ -85,7 +85,7 @@ def test_what_is_no_plain_jpeg_is_left_to_pillow():
         assert jpeg_frame(other) is None
 
 
-def test_a_jpeg_that_ends_anywhere_is_unreadable():
+def test_a_jpeg_truncated_at_any_byte_is_unreadable():
     plain = encode(picture(), "JPEG")
     for end in range(0, len(plain) - 2, 7):
         with pytest.raises(BrokenRecordError, match=f"p: unreadable image: {end} bytes: "):
@@ -93,19 +93,19 @@ def test_a_jpeg_that_ends_anywhere_is_unreadable():
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
-def test_a_truncated_picture_is_unreadable(form):
+def test_a_truncated_image_is_unreadable(form):
     content = encode(picture(), form)
     with pytest.raises(BrokenRecordError, match="p: unreadable image"):
         decode(content[: len(content) * 2 // 3], MANY, "p")
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff", b"not a picture" * 20])
-def test_what_is_no_picture_is_unreadable(content):
+def test_a_file_that_is_not_an_image_is_unreadable(content):
     with pytest.raises(BrokenRecordError, match=naming("p", "unreadable image", f"{len(content)} bytes")):
         decode(content, MANY, "p")
 
 
-def test_a_picture_that_is_too_large_is_never_decoded(monkeypatch):
+def test_an_image_that_is_too_large_is_never_decoded(monkeypatch):
     small = encode(picture(), "PNG")
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *args, **more: pytest.fail("decoded"))
     with pytest.raises(BrokenRecordError, match="image too large: 64 x 48 pixels, more than max_pixels = 3071"):
@@ -117,7 +117,7 @@ def test_a_picture_that_is_too_large_is_never_decoded(monkeypatch):
 
 
 def photo(width: int = 120, height: int = 100) -> Image.Image:
-    """Smooth and noisy in all colours: neighbouring blocks of a JPEG file differ."""
+    """An image with smooth and noisy areas in all colours, so that neighbouring blocks of its JPEG file differ."""
     noise = np.random.default_rng(1).integers(0, 256, (height // 5, width // 5, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -137,7 +137,7 @@ JPEG_KINDS = {
     [("RGB", kind) for kind in JPEG_KINDS]
     + [(mode, kind) for mode in ("L", "CMYK") for kind in ("progressive", "restarts", "thumbnail")],
 )
-def test_a_crop_of_a_jpeg_equals_the_part_of_the_whole(capfd, mode, kind):
+def test_a_crop_of_a_jpeg_equals_the_same_part_of_the_whole(capfd, mode, kind):
     options = JPEG_KINDS[kind]
     content = encode(photo().convert(mode), "JPEG", **options)
     whole = as_tensor(Image.open(io.BytesIO(content)))
@@ -154,7 +154,7 @@ def test_rows_below_a_crop_are_not_decoded():
     assert picture.pixels().shape == picture.shape
 
 
-def test_a_crop_of_another_kind_is_the_part_of_the_whole():
+def test_a_crop_of_another_format_equals_the_same_part_of_the_whole():
     whole = as_tensor(photo())
     for image in (EncodedImage(encode(photo(), "PNG"), MANY, "p"), whole):
         assert torch.equal(crop(image, 10, 20, 30, 40), whole[:, 10:40, 20:60])
@@ -167,14 +167,14 @@ def test_a_jpeg_that_is_truncated_below_the_crop_is_unreadable(kind):
         crop(EncodedImage(content[:-20], MANY, "p"), 0, 0, 16, 16)
 
 
-def test_faults_that_libjpeg_repairs_are_no_reason_to_drop_a_picture(capfd):
+def test_images_with_faults_that_libjpeg_repairs_are_kept(capfd):
     content = encode(photo(), "JPEG")
     stuffed = content[:-2] + bytes(50) + content[-2:] + b"appended"
     assert torch.equal(decode(stuffed, MANY, "p"), decode(content, MANY, "p"))
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_sampling_that_turbojpeg_does_not_know_is_left_to_pillow(monkeypatch):
+def test_a_subsampling_that_turbojpeg_does_not_know_is_decoded_by_pillow(monkeypatch):
     def unknown(*args, **options):
         raise ValueError("unknown subsampling")
 
@@ -184,14 +184,14 @@ def test_a_sampling_that_turbojpeg_does_not_know_is_left_to_pillow(monkeypatch):
     assert torch.equal(crop(EncodedImage(content, MANY, "p"), 10, 20, 30, 40), whole[:, 10:40, 20:60])
 
 
-def test_the_frame_header_is_found_behind_a_thumbnails():
+def test_the_frame_header_is_found_after_the_one_of_a_thumbnail():
     content = encode(photo(), "JPEG", **JPEG_KINDS["thumbnail"])
     frame = jpeg_frame(content)
     assert frame == JPEGFrame(content.rfind(b"\xff\xc0"), 120, 100, 3)
 
 
 @pytest.mark.parametrize("laid", ["channels last", "planes"])
-def test_an_encoded_picture_is_decoded_the_right_way_round_and_in_its_colours(laid):
+def test_a_decoded_image_has_the_right_orientation_and_colours(laid):
     image = torch.zeros(3, 32, 64, dtype=torch.uint8)
     image[0, :16, :32], image[1, :16, 32:], image[2, 16:, :32] = 200, 150, 250  # red, green; blue, black
     image = image.contiguous() if laid == "planes" else image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
@@ -199,17 +199,17 @@ def test_an_encoded_picture_is_decoded_the_right_way_round_and_in_its_colours(la
     for found in (decode(content, MANY, "p"), as_tensor(Image.open(io.BytesIO(content)))):
         assert found.shape == image.shape
         apart = (found.int() - image.int()).abs()
-        assert apart[:, [4, 11, 20, 27]][:, :, [4, 27, 36, 59]].max() < 12  # colours run into each other at the borders
+        assert apart[:, [4, 11, 20, 27]][:, :, [4, 27, 36, 59]].max() < 12  # colours blend at the borders
     frame = jpeg_frame(content)
     assert frame is not None
-    assert content[frame.at + 11] == 0x22  # of the first component, two samples each way for one of the others
+    assert content[frame.at + 11] == 0x22  # two samples in each direction for one of the other components
     assert len(encode_jpeg(as_tensor(picture()), 30)) < len(encode_jpeg(as_tensor(picture()), 90))
 
 
 @pytest.mark.parametrize(
     "content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 3\n%%EndComments\nshowpage\n", b"%PDF-1.4\n"]
 )
-def test_no_program_is_started_for_a_picture(monkeypatch, content):
+def test_no_program_is_started_to_decode_an_image(monkeypatch, content):
     from PIL import EpsImagePlugin
 
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **more: pytest.fail("Ghostscript was started"))

@@ -1,4 +1,4 @@
-"""Images as people see them: EXIF orientation and transparency, on every path that decodes; boxes stay where they are stored."""
+"""EXIF orientation and transparency are applied on every decoding path, and boxes follow the image as it is stored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ORIENTATIONS = range(1, 9)
 
 
 def painted() -> Image.Image:
-    """A large image, grey, with corners of four colours: no two of its eight orientations are alike."""
+    """A large grey image with corners of four colours, so that its eight orientations all differ."""
     image = Image.new("RGB", (96, 64), (128, 128, 128))
     for corner, colour in (((0, 0), "red"), ((64, 0), "lime"), ((0, 48), "blue")):
         image.paste(colour, (*corner, corner[0] + 32, corner[1] + 16))
@@ -54,7 +54,7 @@ KINDS = {
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("form", KINDS)
-def test_an_image_is_turned_as_exif_says(form, orientation):
+def test_an_image_is_rotated_according_to_exif(form, orientation):
     content = encode(painted(), form, orientation, **KINDS[form])
     opened = Image.open(io.BytesIO(content))
     shown = as_tensor(ImageOps.exif_transpose(opened))
@@ -66,7 +66,7 @@ def test_an_image_is_turned_as_exif_says(form, orientation):
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_paths_agree_and_a_crop_is_the_part_of_the_whole(monkeypatch, orientation):
+def test_decoding_paths_agree_and_a_crop_equals_the_same_part_of_the_whole(monkeypatch, orientation):
     content = encode(painted(), "JPEG", orientation, **KINDS["JPEG"])
     whole = decode(content, MANY, "p")
     assert torch.equal(crop(EncodedImage(content, MANY, "p"), 9, 5, 40, 50), whole[:, 9:49, 5:55])
@@ -75,8 +75,8 @@ def test_paths_agree_and_a_crop_is_the_part_of_the_whole(monkeypatch, orientatio
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_the_oracle_of_all_orientations_stands_upright(orientation):
-    """However a camera held the sensor, its file shows the same image."""
+def test_a_file_in_each_orientation_is_decoded_upright(orientation):
+    """The decoded image is the same, however the camera was held."""
     undo = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}[orientation]
     carrier = Image.open(io.BytesIO(encode(painted(), "PNG", undo)))
     stored = ImageOps.exif_transpose(carrier)
@@ -114,7 +114,7 @@ def test_a_box_stays_around_its_part_in_all_orientations(tokenizer, write_lines,
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP"])
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_transparency_is_laid_on_white_and_alpha_is_dropped_where_pixels_are_as_stored(form, mode):
+def test_transparency_is_blended_on_white_and_raw_pixels_drop_alpha(form, mode):
     image = painted().convert(mode)
     alpha = Image.linear_gradient("L").resize(image.size)
     image.putalpha(alpha)
@@ -129,7 +129,7 @@ def test_transparency_is_laid_on_white_and_alpha_is_dropped_where_pixels_are_as_
 
 
 @pytest.mark.parametrize("form", ["PNG", "GIF"])
-def test_a_transparent_colour_of_a_palette_is_white(form):
+def test_a_transparent_palette_colour_becomes_white(form):
     image = painted().convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
     grey = image.getpixel((48, 32))
     stream = io.BytesIO()
@@ -140,7 +140,7 @@ def test_a_transparent_colour_of_a_palette_is_white(form):
     assert decode(content, MANY, "p", "stored")[:, 32, 48].tolist() != [255, 255, 255]
 
 
-def test_malformed_exif_is_no_orientation():
+def test_malformed_exif_is_ignored():
     exif = Image.Exif()
     exif[0x0112] = 6
     whole = exif.tobytes()

@@ -1,4 +1,4 @@
-"""Reading videos: the right frames from every kind of source and every backend, and no file that stops a run."""
+"""Reading videos: every source and every backend returns the right frames, and no file stops a run."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ BITS = 8
 
 
 def painted(number: int) -> np.ndarray:
-    """A frame whose number can be read off it: a row of black and white cells, in binary."""
+    """A frame that shows its own index as a row of black and white cells, in binary."""
     pixels = np.full((2 * CELL, BITS * CELL, 3), 60, dtype=np.uint8)
     for bit in range(BITS):
         pixels[:CELL, bit * CELL : (bit + 1) * CELL] = 255 if number >> bit & 1 else 0
@@ -69,7 +69,8 @@ def number_on(frame: torch.Tensor) -> int:
 def write_video(
     path: Path, times: list[float], *, codec: str = "libx264", group: int = 12, sound: bool = False
 ) -> Path:
-    """A file whose frame n, with n painted in, is shown at ``times[n]`` seconds; B-frames, a key frame every ``group``."""
+    """Writes a file in which frame n, with n painted on it, is shown at ``times[n]`` seconds. It has B-frames and a key frame
+    after every ``group`` frames."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=30)
         stream.width, stream.height, stream.pix_fmt = BITS * CELL, 2 * CELL, "yuv420p"
@@ -98,7 +99,7 @@ def write_sound(container, stream, seconds: float) -> None:
 
 
 def write_song(path: Path) -> None:
-    """Sound with a cover image, which is a video stream too."""
+    """Writes a sound file with a cover image, which counts as a video stream."""
     with av.open(str(path), "w") as container:
         heard = container.add_stream("aac", rate=8000)
         cover = container.add_stream("mjpeg", rate=1)
@@ -140,7 +141,7 @@ def shown_at(times: list[float], second: float) -> int:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_every_backend_gives_the_frames_that_are_shown_at_whole_seconds(files, name, backend):
+def test_every_backend_returns_the_frames_shown_at_whole_seconds(files, name, backend):
     path, times = files[name]
     found = [number_on(frame) for frame in read(path, range, backend=backend)]
     assert found == [shown_at(times, second) for second in range(int(times[-1] - times[0]) + 1)]
@@ -148,7 +149,7 @@ def test_every_backend_gives_the_frames_that_are_shown_at_whole_seconds(files, n
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["variable.mp4", "one_group.mp4"])
-def test_every_backend_gives_any_frames_that_are_asked_for(files, name, backend):
+def test_every_backend_returns_any_requested_frames(files, name, backend):
     path, times = files[name]
     wanted = [0, 3, 3, 40, 41, 77, 99]
     every = 0.01
@@ -158,13 +159,13 @@ def test_every_backend_gives_any_frames_that_are_asked_for(files, name, backend)
 
 @pytest.mark.parametrize("name", ["constant.mp4", "variable.mkv"])
 @pytest.mark.parametrize("backend", BACKENDS[1:])
-def test_backends_agree_in_colours(files, name, backend):
+def test_backends_agree_on_colours(files, name, backend):
     path, _ = files[name]
     ours, theirs = (torch.stack(read(path, range, backend=each)).int() for each in ("av", backend))
     assert (ours - theirs).abs().max() <= 4
 
 
-def test_only_what_lies_between_a_key_frame_and_a_wanted_frame_is_decoded(files, monkeypatch):
+def test_only_frames_from_a_key_frame_to_a_requested_frame_are_decoded(files, monkeypatch):
     path, _ = files["constant.mp4"]
     decoded = []
 
@@ -213,9 +214,10 @@ def write_moving_noise(path: Path, codec: str) -> None:
         for name in CODECS
     ],
 )
-def test_leaving_frames_out_changes_no_pixel_of_the_others(codec, tmp_path, monkeypatch):
-    """Against all frames of the file, decoded by the library alone; the picture moves, so that frames look at each other."""
-    # SVT-AV1 gives the thread that calls it realtime scheduling where it may. The main thread would keep it, and processes that
+def test_skipping_frames_does_not_change_other_frames(codec, tmp_path, monkeypatch):
+    """Compares with all frames of the file, decoded by the library alone. The video contains motion, so frames refer to each
+    other."""
+    # SVT-AV1 gives the calling thread realtime scheduling if it is allowed to. The main thread would keep it, and processes that
     # later tests start would inherit it and block all others.
     with ThreadPoolExecutor(1) as pool:
         pool.submit(write_moving_noise, tmp_path / "a.mkv", codec).result()
@@ -234,11 +236,11 @@ def test_leaving_frames_out_changes_no_pixel_of_the_others(codec, tmp_path, monk
 
 
 def counted(run, made: list):
-    """``run``, which makes frames, with each of them put into ``made`` too."""
+    """Wraps ``run``, which produces frames, so that each frame is appended to ``made`` too."""
     return lambda *given: (made.append(frame) or frame for frame in run(*given))
 
 
-def test_of_a_list_only_the_chosen_pictures_are_decoded(tmp_path):
+def test_only_the_chosen_images_of_a_list_are_decoded(tmp_path):
     source = video_source([encoded(5), "data:image/png;base64,a", encoded(7)], "video", "a.jsonl:1", tmp_path)
     frames = read_frames(source, VideoReadingConfig(), lambda count: [0, 2], pixels_of, 10**6)
     assert [number_on(frame) for frame in frames] == [5, 7]
@@ -247,7 +249,7 @@ def test_of_a_list_only_the_chosen_pictures_are_decoded(tmp_path):
 
 
 def test_frames_are_reduced_one_by_one(files):
-    """No more than one frame is there in full size: each is looked at before the next one is decoded."""
+    """Only one full-size frame is in memory at a time: each frame is processed before the next one is decoded."""
     path, _ = files["constant.mp4"]
     order = []
     frames = read(path, range, lambda frame: order.append(number_on(frame)) or frame[:, :2, :2])
@@ -285,7 +287,7 @@ def as_paths(folder: Path, numbers: list[int]) -> VideoSource:
 
 
 @pytest.mark.parametrize("make", [as_list, as_json, as_folder, as_paths])
-def test_lists_and_folders_of_pictures_need_no_decoder(tmp_path, make, monkeypatch):
+def test_lists_and_folders_of_images_need_no_video_decoder(tmp_path, make, monkeypatch):
     monkeypatch.setattr(video_decoding, "import_backend", None)
     source = make(tmp_path, [7, 5, 200, 9])
     frames = read_frames(source, VideoReadingConfig(), lambda count: [0, 2, 2, 3], pixels_of, 10**6)
@@ -293,12 +295,12 @@ def test_lists_and_folders_of_pictures_need_no_decoder(tmp_path, make, monkeypat
 
 
 @pytest.mark.parametrize("case", GOLDEN["sample_frame_ids_eval"], ids=str)
-def test_evaluation_takes_the_published_frames(case):
+def test_evaluation_uses_the_published_frames(case):
     assert sample_frames(case["num_frames"], case["num_segments"]) == case["eval_ids"]
 
 
 @pytest.mark.parametrize(("count", "wanted"), [(1, 3), (2, 3), (3, 3), (7, 3), (8, 5), (100, 8)])
-def test_training_takes_a_random_frame_of_each_stretch(count, wanted):
+def test_training_uses_a_random_frame_from_each_segment(count, wanted):
     seen = set()
     for seed in range(200):
         found = sample_frames(count, wanted, np.random.default_rng(seed))
@@ -313,7 +315,7 @@ def test_training_takes_a_random_frame_of_each_stretch(count, wanted):
     assert seen == set(range(count))
 
 
-def test_samples_are_the_generators_alone():
+def test_sampling_depends_only_on_the_generator():
     def sampled(seed: int, **how) -> list[int]:
         source = VideoSource("p", frames=tuple(as_list(Path(), list(range(30))).frames))
         sampler = FrameSampler(4, VideoReadingConfig(**how), 10**6)
@@ -327,7 +329,7 @@ def test_samples_are_the_generators_alone():
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_the_frames_of_a_video_share_a_view_if_so_configured(same):
+def test_the_frames_of_a_video_share_a_view_if_configured(same):
     sampler = FrameSampler(4, VideoReadingConfig(same_view=same), 10**6)
     seen = []
     source = as_list(Path(), list(range(9)))
@@ -353,8 +355,8 @@ def test_a_truncated_file_is_a_broken_record(files, tmp_path, name, backend, sha
     assert broken(path, backend=backend).kind == "unreadable video"
 
 
-def test_a_file_cut_behind_its_table_of_contents_is_broken_too(tmp_path, files):
-    """An mp4 made for streaming says at its start how many frames follow."""
+def test_a_file_truncated_after_its_index_is_broken_too(tmp_path, files):
+    """An mp4 file for streaming states at its start how many frames follow."""
     with (
         av.open(str(files["constant.mp4"][0])) as given,
         av.open(str(tmp_path / "a.mp4"), "w", options={"movflags": "faststart"}) as made,
@@ -371,7 +373,7 @@ def test_a_file_cut_behind_its_table_of_contents_is_broken_too(tmp_path, files):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_is_no_video_is_a_broken_record(tmp_path, backend):
+def test_a_file_that_is_not_a_video_is_a_broken_record(tmp_path, backend):
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "text.mp4").write_text("this is no video\n" * 100)
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
@@ -399,7 +401,7 @@ def test_what_is_no_video_is_a_broken_record(tmp_path, backend):
         assert said in str(error)
 
 
-def test_a_value_that_names_no_video_is_broken(tmp_path):
+def test_a_value_that_does_not_name_a_video_is_broken(tmp_path):
     for value, kind in ((3, "wrong type"), ("", "missing video"), ([], "unreadable video"), ([3], "wrong type")):
         with pytest.raises(BrokenRecordError) as caught:
             video_source(value, "video", "a.jsonl:1", tmp_path)
@@ -410,7 +412,7 @@ def test_frames_that_are_too_large_are_not_decoded(files):
     assert broken(files["constant.mp4"][0], max_pixels=100).kind == "image too large"
 
 
-def test_a_decoder_that_hangs_is_given_up(files, monkeypatch):
+def test_a_hanging_decoder_times_out(files, monkeypatch):
     def hang(*_):
         time.sleep(20)
         yield
@@ -420,14 +422,14 @@ def test_a_decoder_that_hangs_is_given_up(files, monkeypatch):
     assert "not read within time_limit_s = 0.3 s" in str(error)
 
 
-def test_a_decoder_that_is_slow_stops_itself(files, monkeypatch):
+def test_a_slow_decoder_stops_itself(files, monkeypatch):
     clock = video_decoding.Clock(0.0, "a.jsonl:1")
     with pytest.raises(BrokenRecordError, match="not read within"):
         video_decoding.index_of(files["constant.mp4"][0], 10**6, clock)
 
 
 def without_decoders(monkeypatch) -> None:
-    """As where no decoding library is installed."""
+    """Simulates an installation without decoding libraries."""
 
     def fail(name: str):
         raise ImportError(f"No module named {name!r}\nand more", name=name)
@@ -435,7 +437,7 @@ def without_decoders(monkeypatch) -> None:
     monkeypatch.setattr(video_decoding, "import_backend", fail)
 
 
-def test_a_backend_that_is_missing_is_one_clear_line(monkeypatch, tmp_path):
+def test_a_missing_backend_is_reported_in_one_line(monkeypatch, tmp_path):
     without_decoders(monkeypatch)
     file = VideoSource("a.jsonl:3", path=tmp_path / "a.mp4")
     expected = (
@@ -449,14 +451,14 @@ def test_a_backend_that_is_missing_is_one_clear_line(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("make", [as_list, as_json, as_folder, as_paths])
-def test_a_backend_that_is_missing_is_not_missed_by_lists_and_folders(monkeypatch, tmp_path, make):
+def test_lists_and_folders_work_without_a_backend(monkeypatch, tmp_path, make):
     without_decoders(monkeypatch)
     sources = [make(tmp_path, [1, 2])]
     check_backend(sources, VideoReadingConfig(), "data.video")
     check_held_out(sources, VideoReadingConfig(), 10**6, "evaluation.test.test")
 
 
-def test_a_file_that_turns_up_later_without_a_decoder_is_one_line_too(monkeypatch, files):
+def test_a_video_file_found_later_without_a_decoder_is_reported_in_one_line(monkeypatch, files):
     without_decoders(monkeypatch)
     with pytest.raises(UserError, match=naming("a.jsonl:1", "constant.mp4", "av", "pip install")):
         read(files["constant.mp4"][0], range)
@@ -467,8 +469,8 @@ def seen_by(view: EvaluationView, sources: list[VideoSource], index: int) -> tor
 
 
 @pytest.mark.parametrize("backend", BACKENDS[:2])
-def test_worker_processes_read_what_this_process_reads(files, backend):
-    """Also when this process has decoded before them."""
+def test_worker_processes_read_the_same_frames_as_the_main_process(files, backend):
+    """This also holds if the main process has decoded a video before it starts the workers."""
     sources = [VideoSource("p", path=files[name][0]) for name in NAMES[:4]]
     view = EvaluationView(16, 10**6, FrameSampler(3, VideoReadingConfig(backend=backend), 10**6))
     expected = [view(source) for source in sources]
@@ -477,17 +479,17 @@ def test_worker_processes_read_what_this_process_reads(files, backend):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="the system does not say what a process holds")
-def test_many_files_leave_no_memory_behind():
-    """Ten containers of such large frames that nothing closes keep 0.5 MB, and twenty times as much where they were decoded; ten
-    that are closed hardly anything. With a thousand files: `python -m benchmarks.video_memory`."""
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="/proc is needed to measure the memory of a process")
+def test_reading_many_files_does_not_leak_memory():
+    """Ten unclosed containers of such large frames keep 0.5 MB each, or twenty times that after decoding. Ten closed ones keep
+    almost nothing. For a thousand files run ``python -m benchmarks.video_memory``."""
     command = [sys.executable, "-m", "tests.dataset.read_again_and_again"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(found.stdout) < 200_000
 
 
-def test_the_thread_of_a_video_that_was_given_up_ends(tmp_path, monkeypatch):
-    """It looks at the clock after each frame."""
+def test_the_thread_of_a_timed_out_video_ends(tmp_path, monkeypatch):
+    """The thread checks the time after each frame."""
 
     def slow(frame):
         time.sleep(0.1)
@@ -505,7 +507,7 @@ def test_the_thread_of_a_video_that_was_given_up_ends(tmp_path, monkeypatch):
         assert not thread.is_alive()
 
 
-def test_calls_that_never_return_leave_a_bounded_number_of_threads(monkeypatch):
+def test_calls_that_never_return_leave_few_threads(monkeypatch):
     monkeypatch.setattr(video_decoding, "_HANGING", [])
     go_on, started = threading.Event(), []
 

@@ -1,4 +1,4 @@
-"""Small files in the official schemas of the data sets of pre-training, with the traps that the real ones have."""
+"""Small files in the official formats of the pre-training data sets, with the pitfalls of the real files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def image(path: Path, shade: int = 0, size: tuple[int, int] = (64, 48)) -> None:
 
 
 def photograph(seed: int) -> Image.Image:
-    """A picture with bright and dark parts of many sizes, as photographs have."""
+    """An image with bright and dark areas of many sizes, like a photograph."""
     rng = np.random.default_rng(seed)
     pixels = np.zeros((240, 320))
     for side in (4, 8, 16, 32):
@@ -62,7 +62,7 @@ def coco_images(numbers: list[int]) -> list[dict[str, Any]]:
 
 
 def coco(root: Path, *, pictures: bool = True) -> Path:
-    """COCO 2014: crowds as RLE, boxes over the border, a category with a gap before it, a duplicate caption."""
+    """COCO 2014: crowds as RLE, boxes across the border, a gap in the category ids, and a duplicate caption."""
     for split, numbers in (("train2014", COCO_TRAIN), ("val2014", COCO_VAL)):
         captions = [
             {"image_id": number, "id": 10 * number + each, "caption": text}
@@ -122,7 +122,7 @@ def karpathy(root: Path) -> None:
 
 
 def references(root: Path) -> None:
-    """The RefCOCO family: one reference for training on image 9 in each set, and a held-out one in each. RefCOCOg also trains on
+    """The RefCOCO family: in each set, image 9 has one training reference and one held-out reference. RefCOCOg also trains on
     image 30, which RefCOCO tests on."""
     held_out = {"refcoco": (30, "testA"), "refcoco+": (30, "val"), "refcocog": (REFCOCOG_VAL, "val")}
     for name, (number, split) in held_out.items():
@@ -162,11 +162,13 @@ VG_IMAGES: dict[int, tuple[int | None, int | None]] = {
     4: (REFCOCO_TRAIN, 7009),
     5: (None, 7000 + KARPATHY_VAL),
 }
-"""Images of Visual Genome: their ids in COCO and on Flickr. 2 and 3 are held out; so is 5, by the link in COCO's file."""
+"""Images of Visual Genome with their COCO and Flickr ids. Images 2 and 3 are held out, and so is 5 because of the link in COCO's
+file."""
 
 
 def visual_genome(root: Path, *, pictures: bool = True) -> Path:
-    """Objects with w and h, regions with width and height, negative corners, no attributes, a line break in a phrase."""
+    """Visual Genome: objects with w and h, regions with width and height, negative corners, an object without attributes, and a
+    line break in a phrase."""
     data = [
         {
             "image_id": n,
@@ -207,13 +209,13 @@ def visual_genome(root: Path, *, pictures: bool = True) -> Path:
         if pictures:
             image(root / ("VG_100K" if n % 2 else "VG_100K_2") / f"{n}.jpg", shade=100 + n)
     write(root / "objects.json", objects)
-    write(root / "attributes.json", attributes[::-1])  # in another order of the images
+    write(root / "attributes.json", attributes[::-1])  # the images are in another order
     write(root / "region_descriptions.json", regions)
     return root
 
 
 def gqa(root: Path) -> Path:
-    """Scene graphs of images 1 (training), 2 (held out) and 99 (of no list)."""
+    """Scene graphs of images 1 (training), 2 (held out) and 99 (in no list)."""
     graphs = {
         str(n): {
             "width": 64,
@@ -240,7 +242,7 @@ def gqa(root: Path) -> Path:
 
 
 def entities(root: Path) -> Path:
-    """A chain with two boxes, one without, a scene, and what is not visual."""
+    """Flickr30K Entities: a chain with two boxes, one without boxes, a scene, and a non-visual chain."""
     for n in (FLICKR_TRAIN, FLICKR_TEST):
         write(
             root / f"Sentences/{n}.txt",
@@ -255,14 +257,14 @@ def entities(root: Path) -> Path:
             "<object><name>3</name><scene>1</scene><nobndbox>1</nobndbox></object></annotation>",
         )
         image(root / f"flickr30k-images/{n}.jpg", shade=n % 200)
-    write(root / "train.txt", f"{FLICKR_TRAIN}\n{FLICKR_TEST}\n")  # the split of Entities is not Karpathy's
+    write(root / "train.txt", f"{FLICKR_TRAIN}\n{FLICKR_TEST}\n")  # the split of Entities differs from Karpathy's
     write(root / "val.txt", "77\n")
     write(root / "test.txt", "78\n")
     return root
 
 
 def sbu(root: Path) -> Path:
-    """A held-out photograph, the same address twice, an empty caption."""
+    """SBU: a held-out photograph, a repeated URL, and an empty caption."""
     urls = [
         "http://static.flickr.com/2723/4385058960_b0f291553e.jpg",
         f"http://farm4.static.flickr.com/3/{FLICKR_TEST}_b0f2.jpg",
@@ -283,7 +285,7 @@ def cc3m(root: Path, rows: int = 3) -> Path:
 
 
 def downloaded(folder: Path, pairs: list[tuple[str, str]], *, failed: int = 1) -> None:
-    """A shard as img2dataset writes it, with its statistics."""
+    """A shard in img2dataset's format, with its statistics file."""
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(folder / "00000.tar", "w") as tar:
         for number, (url, caption) in enumerate(pairs):
@@ -313,7 +315,7 @@ def everything(root: Path) -> Path:
 
 
 def options(raw: Path, out: Path, lines: list[str] | None = None, **changes: Any) -> Options:
-    """The wish of a user who gives no flags; ``lines`` collects what is told."""
+    """Options for a user who gives no flags; ``lines`` collects the messages."""
     wish: dict[str, Any] = {
         "raw": raw,
         "out": out,
@@ -329,21 +331,21 @@ def options(raw: Path, out: Path, lines: list[str] | None = None, **changes: Any
 
 
 def prepared(name: str, raw: Path, out: Path, **changes: Any) -> str:
-    """Prepare a set; returns what is told."""
+    """Prepares a set and returns its messages."""
     lines: list[str] = []
     prepare(name, options(raw, out, lines, **changes))
     return "\n".join(lines)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """The records of a prepared folder, in the order of its shards."""
+    """The records of a prepared folder in shard order."""
     return [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
 
 
 def parsed_records(folder: Path) -> list[dict[str, Any]]:
-    """The records of a prepared folder, after the parser of region records has accepted each of them.
+    """The records of a prepared folder, each accepted by the parser of region records.
 
-    Each box of an element is parsed separately, and phrases without a box are only checked for their texts.
+    Every box of an element is parsed separately. For phrases without a box only the texts are checked.
     """
     found = records(folder)
     for number, record in enumerate(found):
@@ -368,17 +370,17 @@ def check_record(record: dict[str, Any], location: str, folder: Path, image: byt
 
 
 def counted(folder: Path) -> dict[str, dict[str, int]]:
-    """The counts of a manifest."""
+    """The counts in a manifest."""
     counts = read_manifest(folder).values["counts"]
     return {name: counts[name] for name in ("read", "made", "mended", "left_out")}
 
 
 def in_this_process(work: Any, jobs: Any, workers: int, died: Any) -> Any:
-    """In place of ``in_order``, where processes are not what is tested."""
+    """Replaces ``in_order`` with work in this process, for tests that are not about processes."""
     for job in jobs:
         yield work(job)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The shards of a prepared folder by name."""
+    """The contents of the shards of a prepared folder, by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}

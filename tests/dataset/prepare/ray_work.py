@@ -1,4 +1,4 @@
-"""Work for a Ray cluster, in a separate module so that the processes of Ray need not import torch."""
+"""Work for a Ray cluster, in a separate module so that Ray's processes do not import torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from utils.errors import UserError
 
 
 def ten_times(job: int) -> int:
-    """Kills the process at job 3 and refuses job 5."""
+    """Kills its process at job 3 and raises an error at job 5."""
     if job == 3:
         os._exit(1)
     if job == 5:

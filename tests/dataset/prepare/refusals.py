@@ -1,4 +1,4 @@
-"""Parts of the tests of data sets: the error of a set that cannot be made, and packed files."""
+"""Helpers for tests of data sets: the error of a set that cannot be prepared, and packed files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from utils.errors import UserError
 
 
 def one_line(name: str, raw: Path, out: Path, **changes) -> str:
-    """The error of a set that cannot be made; nothing of it is left in ``out``."""
+    """Returns the error of a set that cannot be prepared, and checks that ``out`` is left empty."""
     with pytest.raises(UserError) as error:
         prepared(name, raw, out, **changes)
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Objects365 and OpenImages: expectations written by hand for small files in their official forms."""
+"""Objects365, V3Det and OpenImages: small files in their official formats, and expectations written by hand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def out(tmp_path) -> Path:
 
 
 def objects365(root: Path, name: str = "zhiyuan_objv2_train.json", categories_first: bool = False) -> None:
-    """Names with capitals, blanks and slashes; boxes over the border; crowds; an image without boxes, and a missing one."""
+    """Names with capitals, spaces and slashes; boxes across the border; crowds; an image without boxes, and a missing one."""
     names = {
         420917: "images/v1/patch8/objects365_v1_00420917.jpg",
         900002: "images/v2/patch16/objects365_v2_00900002.jpg",
@@ -99,7 +99,7 @@ def test_objects365(raw, out, layout):
 
 
 def v3det(root: Path) -> None:
-    """Two photographs of Flickr, of which Flickr30K has one, and a category with a description."""
+    """Two Flickr photographs, one of which Flickr30K contains too, and a category with a description."""
     names = {
         1: "images/n07745046/21_371_29405651261_633d076053_c.jpg",
         2: f"images/a00000066/28_5_{official.FLICKR_TEST}_47807516a3_b.jpg",
@@ -118,7 +118,7 @@ def v3det(root: Path) -> None:
         image(root / file, shade=number)
 
 
-def test_v3det_is_converted_and_leaves_out_photographs_of_flickr30k(raw, out):
+def test_v3det_is_converted_without_photographs_of_flickr30k(raw, out):
     v3det(raw / "V3Det")
     prepared("v3det", raw, out)
     assert records(out / "v3det") == [
@@ -130,7 +130,7 @@ def test_v3det_is_converted_and_leaves_out_photographs_of_flickr30k(raw, out):
     assert counted(out / "v3det")["left_out"] == {"held out by Flickr30K (Karpathy) test": 1}
 
 
-def test_objects365_without_images_names_where_they_usually_lie(raw, out):
+def test_objects365_without_images_names_their_usual_location(raw, out):
     objects365(raw / "o365")
     for path in (raw / "o365").rglob("*.jpg"):
         path.unlink()
@@ -154,7 +154,7 @@ def test_objects365_without_images_names_where_they_usually_lie(raw, out):
         ({"categories": [{"id": 1}]}, ("categories[0]", "Objects365's")),
     ],
 )
-def test_other_files_in_the_place_of_objects365_are_one_line(raw, out, content, message):
+def test_other_files_in_place_of_objects365_are_reported_in_one_line(raw, out, content, message):
     write(raw / "zhiyuan_objv2_train.json", content)
     assert one_line("objects365", raw, out) == OneLine(*message)
     assert left(out) == []
@@ -165,7 +165,8 @@ A, B, C, D = "000002b66c9c498e", "fffffff0a1b2c3d4", "00000b4dcff7f799", "012345
 
 
 def openimages(root: Path, *, optional: bool = True, shuffled: bool = False) -> None:
-    """Boxes as shares, left right top bottom; two images in turns; a group; a box over the border; a label without a name."""
+    """Boxes as fractions in the order left, right, top, bottom; rows of two images interleaved; a group; a box across the border;
+    a label without a name."""
     rows = [
         f"{A},xclick,/m/01g317,1,0.25,0.5,0.125,0.875,0,0,0,0,0",
         f"{B},xclick,/m/0dv5r,1,0,1,0.5,1,0,0,0,0,0",
@@ -177,7 +178,7 @@ def openimages(root: Path, *, optional: bool = True, shuffled: bool = False) -> 
         f"{D},xclick,/m/01g317,1,0.25,0.5,0.125,0.875,0,0,0,0,0",
     ]
     header = HEADER
-    if shuffled:  # the columns that version 6 adds at the end, and others in another order
+    if shuffled:  # the columns that version 6 appends, with the others reordered
         order = [0, 10, 2, 1, 3, 7, 6, 5, 4, 8, 9, 11, 12]
         turn = lambda line: ",".join(line.split(",")[n] for n in order) if line.count(",") == 12 else line  # noqa: E731
         header, rows = turn(header), [turn(row) for row in rows]
@@ -275,7 +276,7 @@ def test_openimages_needs_the_images_and_its_own_files(raw, out):
     assert left(out) == []
 
 
-def test_ids_of_objects365_may_be_spelt_as_numbers_with_a_point(raw, out):
+def test_ids_of_objects365_may_be_written_as_floats(raw, out):
     objects365(raw / "o365")
     path = raw / "o365/zhiyuan_objv2_train.json"
     text = re.sub(r'"(image_id|category_id)": (\d+)', r'"\1": \2.0', path.read_text())
@@ -297,7 +298,7 @@ def test_relations_of_an_image_without_objects_are_counted(raw, out):
     assert counted(out / "openimages")["left_out"]["unknown image"] == 2
 
 
-def test_openimages_with_blank_lines_from_windows_and_a_relation_twice(raw, out):
+def test_openimages_may_have_blank_lines_windows_line_ends_and_a_repeated_relation(raw, out):
     openimages(raw / "oi")
     prepared("openimages", raw, out)
     expected = records(out / "openimages")

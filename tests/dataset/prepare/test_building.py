@@ -1,4 +1,4 @@
-"""A folder of records is made whole or not at all, resumed where a run was cut, and its manifest tells every change."""
+"""A folder of records is built completely or not at all, an interrupted run is resumed, and the manifest detects every change."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.messages import OneLine, naming
 from utils.errors import UserError
 
 NUMBERS = range(100, 120)
-"""Images of COCO that are not held out."""
+"""COCO images that are not held out."""
 
 
 @pytest.fixture
 def raw(tmp_path, monkeypatch) -> Path:
-    """COCO with 20 more images; a job is one image, and a shard three."""
+    """COCO with 20 more images. A job covers one image, and a shard three."""
     small = tuple(dataclasses.replace(records, batch=1) for records in SETS["coco"].makes)
     monkeypatch.setitem(SETS, "coco", dataclasses.replace(SETS["coco"], makes=small))
     monkeypatch.setattr(building, "JOBS_PER_SHARD", 3)
@@ -57,21 +57,21 @@ def is_whole(folder: Path) -> bool:
     return list(faults(folder)) == []
 
 
-def test_one_and_two_processes_make_the_same_bytes(raw, out, tmp_path):
+def test_one_and_two_processes_write_the_same_bytes(raw, out, tmp_path):
     prepared("coco", raw, out, workers=1)
     prepared("coco", raw, tmp_path / "two", workers=2)
     for name in ("coco", "coco_regions", "coco_val"):
         assert contents(out / name) == contents(tmp_path / "two" / name)
         assert read_manifest(out / name).values["counts"] == read_manifest(tmp_path / "two" / name).values["counts"]
-    assert sorted(contents(out / "coco")) == [f"part-{n:05}.jsonl" for n in range(9)]  # of 26 images
+    assert sorted(contents(out / "coco")) == [f"part-{n:05}.jsonl" for n in range(9)]  # 26 images
 
 
 class Cut(BaseException):
-    """The end of a run, as by Ctrl-C."""
+    """Interrupts a run, like Ctrl-C."""
 
 
 @pytest.mark.parametrize("at", [0, 1, 4, 11, 25])
-def test_a_run_that_was_cut_goes_on_and_makes_the_same_bytes(at, raw, out, tmp_path, monkeypatch, serial):
+def test_an_interrupted_run_resumes_and_writes_the_same_bytes(at, raw, out, tmp_path, monkeypatch, serial):
     prepared("coco", raw, tmp_path / "whole")
     converted: list[str] = []
 
@@ -98,11 +98,11 @@ def test_a_run_that_was_cut_goes_on_and_makes_the_same_bytes(at, raw, out, tmp_p
     counts = [read_manifest(folder / "coco").values["counts"] for folder in (out, tmp_path / "whole")]
     assert counts[0] == counts[1] and counts[0]["left_out"]["empty text"] == 1
     first = converted.index(f"part-{at // 3:05}.jsonl")
-    assert first == 0  # no whole shard is made again
+    assert first == 0  # no complete shard is built again
     assert sorted(path.name for path in out.iterdir()) == ["coco", "coco_regions", "coco_val"]
 
 
-def test_nothing_is_under_the_final_name_before_the_end(raw, out, monkeypatch, serial):
+def test_nothing_has_the_final_name_before_the_end(raw, out, monkeypatch, serial):
     seen = []
     place = building._put_in_place
     monkeypatch.setattr(building, "_put_in_place", lambda *paths: (seen.append(paths[1].exists()), place(*paths)))
@@ -116,8 +116,8 @@ def test_nothing_is_under_the_final_name_before_the_end(raw, out, monkeypatch, s
     ]
 
 
-def test_shards_of_a_cut_run_with_other_arguments_are_not_taken(out):
-    """A run dies after it wrote a shard and before it noted it; the next one has other arguments and fewer shards."""
+def test_shards_of_an_interrupted_run_with_other_arguments_are_not_reused(out):
+    """A run is killed after it wrote a shard and before it recorded it. The next run has other arguments and fewer shards."""
 
     def cut(folder):
         (folder.out / "part-00007.jsonl").write_text('{"image": "held_out.jpg"}\n')
@@ -136,7 +136,7 @@ def convert(item: int, counts: Counts):
     yield {"image": item}
 
 
-def test_shards_that_are_whole_stay_where_a_process_was_killed_and_go_where_the_files_are_wrong(out):
+def test_complete_shards_stay_after_a_kill_and_are_removed_if_the_files_are_wrong(out):
     def fill(error):
         def stop(folder):
             fill_with_records(folder, Work(convert, iter([Job([1])]), 1), 1, "x")
@@ -152,7 +152,7 @@ def test_shards_that_are_whole_stay_where_a_process_was_killed_and_go_where_the_
     assert list(out.iterdir()) == []
 
 
-def test_the_same_command_again_has_nothing_to_do(raw, out, serial):
+def test_the_same_command_does_nothing_the_second_time(raw, out, serial):
     prepared("coco", raw, out)
     before = (out / "coco" / MANIFEST).stat().st_mtime_ns
     told = prepared("coco", raw, out)
@@ -160,7 +160,7 @@ def test_the_same_command_again_has_nothing_to_do(raw, out, serial):
     assert (out / "coco" / MANIFEST).stat().st_mtime_ns == before
 
 
-def test_other_files_or_flags_are_refused_and_overwrite_makes_the_folder_anew(raw, out, tmp_path, serial):
+def test_other_files_or_flags_are_rejected_and_overwrite_rebuilds_the_folder(raw, out, tmp_path, serial):
     prepared("coco", raw, out)
     with pytest.raises(UserError, match=naming("coco", "held_out, without", "--overwrite")):
         prepared("coco", raw, out, without=("refcoco",))
@@ -173,8 +173,8 @@ def test_other_files_or_flags_are_refused_and_overwrite_makes_the_folder_anew(ra
     assert texts == ["a tray of food 73", "two dogs", "two cats"]
 
 
-def test_a_file_that_links_more_images_is_no_reason_to_say_that_nothing_is_to_do(raw, out, serial):
-    """By Visual Genome's list, COCO's 9 may be a held-out photograph of Flickr30K."""
+def test_a_folder_is_not_up_to_date_if_a_file_links_more_images(raw, out, serial):
+    """According to Visual Genome's list, COCO's image 9 may be a held-out photograph of Flickr30K."""
     prepared("coco", raw, out)
     linked = [{"image_id": 1, "width": 64, "height": 48, "coco_id": 9, "flickr_id": official.FLICKR_TEST}]
     official.write(raw / "image_data.json", linked)
@@ -185,8 +185,8 @@ def test_a_file_that_links_more_images_is_no_reason_to_say_that_nothing_is_to_do
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_of_another_origin_is_refused_and_kept(overwrite, raw, out, serial):
-    """With --overwrite too: it may hold the official images."""
+def test_a_folder_of_another_origin_is_rejected_and_kept(overwrite, raw, out, serial):
+    """This also holds for --overwrite, because the folder may contain the official images."""
     (out / "coco/train2014").mkdir(parents=True)
     with pytest.raises(UserError, match=naming("out/coco", "run.py prepare", "--out")):
         prepared("coco", raw, out, overwrite=overwrite)
@@ -213,13 +213,13 @@ def test_the_manifest_has_sources_counts_shards_command_and_version(raw, out, se
     assert {"command", "version", "made"} <= set(values)
 
 
-def test_the_same_files_by_another_path_are_the_same_files(raw, out, serial, monkeypatch):
+def test_files_are_recognised_under_another_path(raw, out, serial, monkeypatch):
     prepared("coco", raw, out)
     monkeypatch.chdir(raw.parent)
     assert "nothing to do" in prepared("coco", Path(raw.name), out)
 
 
-def test_counts_of_every_image_add_up(raw, out, serial):
+def test_image_counts_add_up(raw, out, serial):
     prepared("coco", raw, out)
     counts = read_manifest(out / "coco").values["counts"]
     gone = sum(number for reason, number in counts["left_out"].items() if reason.startswith("held out"))
@@ -245,7 +245,7 @@ def folder(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["part-00000.jsonl", "part-00001.jsonl", "_prepare/missing.txt", MANIFEST])
-def test_any_changed_byte_is_found_and_its_file_named(name, folder):
+def test_any_changed_byte_is_detected_and_its_file_named(name, folder):
     assert is_whole(folder)
     path = folder / name
     content = path.read_bytes()
@@ -258,7 +258,7 @@ def test_any_changed_byte_is_found_and_its_file_named(name, folder):
     assert is_whole(folder)
 
 
-def test_a_cut_a_missing_and_a_foreign_shard_are_named(folder):
+def test_truncated_missing_and_foreign_shards_are_named(folder):
     shutil.copy(folder / "part-00000.jsonl", folder / "part-00002.jsonl")
     (folder / "part-00001.jsonl").unlink()
     (folder / "part-00000.jsonl").write_text("{}")
@@ -272,5 +272,5 @@ def test_a_cut_a_missing_and_a_foreign_shard_are_named(folder):
     assert fault.startswith(f"{folder} has no {MANIFEST}")
 
 
-def test_places_of_a_manifest_are_lines(folder):
+def test_locations_in_a_manifest_are_line_numbers(folder):
     assert read_manifest(folder).values["counts"]["places"] == {"odd": ["a\\nb: half of a pair: \\ud83d"]}

@@ -1,4 +1,4 @@
-"""SBU and CC3M: the list of addresses for img2dataset, its command, and the shards that it wrote, read back."""
+"""SBU and CC3M: the list of URLs for img2dataset, its command, and the shards that it wrote."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHAIR = "http://static.flickr.com/2723/4385058960_b0f291553e.jpg"
 
 @pytest.fixture
 def raw(tmp_path) -> Path:
-    """SBU, CC3M, and the files that say which photographs are held out."""
+    """SBU, CC3M, and the files that list held-out photographs."""
     root = tmp_path / "raw"
     official.coco(root / "coco", pictures=False)
     official.karpathy(root)
@@ -55,7 +55,7 @@ def error_of(name: str, raw: Path, out: Path) -> str:
 # -- the list
 
 
-def test_sbu_list_has_cleaned_captions_once_and_no_held_out_photograph(raw, out):
+def test_the_sbu_list_has_clean_unique_captions_and_no_held_out_photograph(raw, out):
     prepared("sbu", raw, out)
     assert listed(out, "sbu") == ["url\tcaption", f"{CHAIR}\ta wooden chair in the living room", ""]
     assert counted(out / "_download/sbu_urls") == {
@@ -71,7 +71,7 @@ def test_sbu_list_has_cleaned_captions_once_and_no_held_out_photograph(raw, out)
     }
 
 
-def test_sbu_in_one_file_gives_the_same_list(raw, out, tmp_path):
+def test_sbu_in_a_single_file_gives_the_same_list(raw, out, tmp_path):
     prepared("sbu", raw, out)
     urls, captions = (raw / f"SBU_captioned_photo_dataset_{kind}.txt" for kind in ("urls", "captions"))
     columns = {"image_urls": urls.read_text().splitlines(), "captions": captions.read_text().splitlines()}
@@ -81,7 +81,7 @@ def test_sbu_in_one_file_gives_the_same_list(raw, out, tmp_path):
     assert listed(tmp_path / "json", "sbu") == listed(out, "sbu")
 
 
-def test_texts_and_addresses_that_no_table_can_hold_do_not_break_its_lines(raw, out):
+def test_texts_and_urls_that_do_not_fit_a_table_do_not_break_its_lines(raw, out):
     for kind in ("urls", "captions"):
         (raw / f"SBU_captioned_photo_dataset_{kind}.txt").unlink()
     pairs = [
@@ -99,14 +99,14 @@ def test_texts_and_addresses_that_no_table_can_hold_do_not_break_its_lines(raw, 
     assert len(listed(out, "sbu")) == 1 + 1 + 390 + 1
 
 
-def test_cc3m_list_has_the_caption_after_the_address(raw, out):
+def test_the_cc3m_list_has_the_caption_after_the_url(raw, out):
     official.cc3m(raw, 2)
     told = prepared("cc3m", raw, out)
     assert listed(out, "cc3m") == ["url\tcaption", *("\t".join(bus(n)) for n in (0, 1)), ""]
     assert OneLine("2", "3,318,333", "pairs") in told.splitlines()
 
 
-def test_a_header_of_cc3m_is_no_pair(raw, out):
+def test_a_header_of_cc3m_is_not_a_pair(raw, out):
     path = raw / "Train_GCC-training.tsv"
     path.write_text("caption\turl\n" + path.read_text())
     prepared("cc3m", raw, out)
@@ -136,12 +136,12 @@ def test_a_header_of_cc3m_is_no_pair(raw, out):
         ),
     ],
 )
-def test_another_file_is_one_line_with_its_place(name, file, content, said, raw, out):
+def test_another_file_is_reported_in_one_line_with_its_location(name, file, content, said, raw, out):
     (raw / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     assert error_of(name, raw, out) == OneLine(*said)
 
 
-def test_the_command_of_img2dataset_is_told_until_there_are_shards(raw, tmp_path):
+def test_the_img2dataset_command_is_printed_until_there_are_shards(raw, tmp_path):
     out = tmp_path / "my data"
     told = prepared("cc3m", raw, out)
     [command] = [line for line in told.splitlines() if "--url_list" in line]
@@ -155,7 +155,7 @@ def test_the_command_of_img2dataset_is_told_until_there_are_shards(raw, tmp_path
     assert "download the images with img2dataset" in prepared("cc3m", raw, out)
 
 
-# -- what was downloaded
+# -- downloaded shards
 
 
 def shards_of(out: Path, name: str = "cc3m") -> Path:
@@ -169,7 +169,7 @@ def captions_of(folder: Path) -> list[str]:
     return [raw.values["caption"] for raw in raws]
 
 
-def test_a_shard_that_is_used_whole_is_a_hard_link_and_is_read_as_records(raw, out):
+def test_an_unfiltered_shard_is_a_hard_link_and_is_read_as_records(raw, out):
     official.downloaded(shards_of(out), [bus(0), bus(1)])
     told = prepared("cc3m", raw, out)
     assert (out / "cc3m/00000.tar").stat().st_ino == (shards_of(out) / "00000.tar").stat().st_ino
@@ -181,7 +181,7 @@ def test_a_shard_that_is_used_whole_is_a_hard_link_and_is_read_as_records(raw, o
     assert list(faults(out / "cc3m")) == []
 
 
-def test_records_that_are_not_on_the_list_or_come_again_are_taken_out(raw, out):
+def test_unlisted_and_repeated_records_are_removed(raw, out):
     official.downloaded(shards_of(out), [bus(0), ("http://example.org/held_out.jpg", "x"), bus(0), bus(1)])
     before = (shards_of(out) / "00000.tar").read_bytes()
     prepared("cc3m", raw, out)
@@ -194,7 +194,7 @@ def test_records_that_are_not_on_the_list_or_come_again_are_taken_out(raw, out):
     assert (shards_of(out) / "00000.tar").read_bytes() == before
 
 
-def test_addresses_that_others_miss_are_left_out_of_list_and_shards(raw, out, tmp_path):
+def test_urls_known_to_be_missing_are_excluded_from_list_and_shards(raw, out, tmp_path):
     official.downloaded(shards_of(out), [bus(0), bus(1), bus(2)])
     missing = write(tmp_path / "missing.txt", f"{bus(1)[0]}\n")
     prepared("cc3m", raw, out, missing=read_missing(missing))
@@ -202,7 +202,7 @@ def test_addresses_that_others_miss_are_left_out_of_list_and_shards(raw, out, tm
     assert counted(out / "_download/cc3m_urls")["left_out"] == {"on the list of missing images": 1}
 
 
-def test_an_unfinished_shard_is_told_and_left_out(raw, out):
+def test_an_unfinished_shard_is_reported_and_skipped(raw, out):
     official.downloaded(shards_of(out), [bus(0)])
     (shards_of(out) / "00001.tar").write_bytes(b"cut")
     told = prepared("cc3m", raw, out)
@@ -210,7 +210,7 @@ def test_an_unfinished_shard_is_told_and_left_out(raw, out):
     assert captions_of(out / "cc3m") == [bus(0)[1]]
 
 
-def test_a_finished_shard_that_is_cut_is_one_line(raw, out):
+def test_a_truncated_finished_shard_is_reported_in_one_line(raw, out):
     official.downloaded(shards_of(out), [bus(0)])
     path = shards_of(out) / "00000.tar"
     path.write_bytes(path.read_bytes()[:700])
@@ -219,7 +219,7 @@ def test_a_finished_shard_that_is_cut_is_one_line(raw, out):
     assert "\n" not in str(error.value) and not (out / "cc3m").exists() and not (out / ".building-cc3m").exists()
 
 
-def test_more_shards_make_a_folder_of_other_sources(raw, out):
+def test_more_shards_change_the_sources_of_the_folder(raw, out):
     official.downloaded(shards_of(out), [bus(0)])
     prepared("cc3m", raw, out)
     official.downloaded(shards_of(out), [bus(0), bus(1)])
@@ -230,7 +230,7 @@ def test_more_shards_make_a_folder_of_other_sources(raw, out):
 
 
 def with_broken_and_twin(folder: Path) -> None:
-    """The third record's image is cut; the second's is the first's."""
+    """The image of the third record is truncated, and the image of the second is a copy of the first."""
     official.downloaded(folder, [bus(0), bus(1), bus(2)])
     path = folder / "00000.tar"
     with tarfile.open(path) as tar:
@@ -245,7 +245,7 @@ def with_broken_and_twin(folder: Path) -> None:
 
 
 def test_verify_drops_broken_and_duplicate_images(raw, out):
-    """Also after a run that wrote the list, without --verify."""
+    """This also holds after a run that wrote the list without --verify."""
     prepared("cc3m", raw, out)
     with_broken_and_twin(shards_of(out))
     prepared("cc3m", raw, out, verify=True)
@@ -258,7 +258,7 @@ def test_verify_drops_broken_and_duplicate_images(raw, out):
 @pytest.mark.parametrize("below", ["raw", "elsewhere"])
 def test_verify_drops_copies_of_held_out_images_from_shards(below, raw, out, tmp_path):
     official.cc3m(raw, rows=20)
-    official.downloaded(shards_of(out), [bus(number) for number in range(20)])  # every image is a little redder
+    official.downloaded(shards_of(out), [bus(number) for number in range(20)])  # every image is slightly redder
     with tarfile.open(shards_of(out) / "00000.tar") as tar:
         content = tar.extractfile("000000000.jpg").read()
     root = tmp_path / below
@@ -270,7 +270,7 @@ def test_verify_drops_copies_of_held_out_images_from_shards(below, raw, out, tmp
     assert bus(0)[1] not in captions_of(out / "cc3m") and captions_of(out / "cc3m")
 
 
-def test_statistics_that_cannot_be_read_are_counted(raw, out):
+def test_unreadable_statistics_are_counted(raw, out):
     official.downloaded(shards_of(out), [bus(0)])
     (shards_of(out) / "00000_stats.json").write_text("[")
     prepared("cc3m", raw, out)

@@ -1,4 +1,4 @@
-"""The index that lies beside prepared records: a run does not look for them again."""
+"""Prepared records come with an index, so that a run does not have to scan them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.dataset.prepare.official import prepared, records
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch) -> list[Path]:
-    """Two folders of three shards, with blank lines, and indexes of their own."""
+    """Two folders of three shards with blank lines, each with its index."""
     made = []
     for name in ("b", "a"):
         made.append(tmp_path / name)
@@ -48,14 +48,14 @@ def test_a_list_of_folders_with_indexes_is_not_scanned(folders, tmp_path, monkey
             "a22",
             "b00",
         ]
-    copied = Path(shutil.copytree(folders[0], tmp_path / "copied"))  # with the times of the files
+    copied = Path(shutil.copytree(folders[0], tmp_path / "copied"))  # including the modification times
     with monkeypatch.context() as patched:
         patched.setattr(making, "scan_shard", lambda *_: pytest.fail("scanned"))
         assert ids([copied], tmp_path / "index") == EXPECTED[:6]
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut", "names"])
-def test_shards_that_changed_or_an_index_that_is_damaged_are_scanned(folders, tmp_path, damage, monkeypatch):
+def test_shards_are_scanned_if_they_changed_or_the_index_is_damaged(folders, tmp_path, damage, monkeypatch):
     scanned, scan = [], making.scan_shard
     monkeypatch.setattr(making, "scan_shard", lambda path, *rest: scanned.append(path.name) or scan(path, *rest))
     index, shard = folders[0] / "_prepare/index", folders[0] / "part-1.jsonl"
@@ -71,7 +71,7 @@ def test_shards_that_changed_or_an_index_that_is_damaged_are_scanned(folders, tm
     assert scanned == (["part-1.jsonl"] if damage == "changed" else ["part-0.jsonl", "part-1.jsonl", "part-2.jsonl"])
 
 
-def test_prepare_makes_it_and_makes_up_for_one_that_is_missing(tmp_path, monkeypatch):
+def test_prepare_writes_the_index_and_restores_a_missing_one(tmp_path, monkeypatch):
     monkeypatch.setattr(building, "in_order", official.in_this_process)
     raw, out = official.everything(tmp_path / "raw"), tmp_path / "out"
     prepared("coco", raw, out)

@@ -1,4 +1,4 @@
-"""Videos made into lists of frames: what the loader chooses from them is what it would choose from the files."""
+"""Videos are converted to lists of frames, and the loader chooses the same frames from a list as from the video file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from utils.errors import UserError
 WHOLE = AugmentConfig(scale=(1, 1), ratio=(4, 4), flip=0, rand_augment_ops=0)
 MAKING = FrameMaking()
 SECONDS = {"video0.mp4": 3, "sub/video7010.mp4": 5, "clip.b_3_9.avi": 4}
-"""Frame 5 n is the one of second n: it is shown for a fifth of a second."""
+"""Frame 5 n is shown at second n, for a fifth of a second."""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def made_once(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def videos(made_once, tmp_path) -> Path:
-    """A folder of its own of the files, all of which are whole."""
+    """A separate folder with copies of all intact files."""
     folder = tmp_path / "videos"
     for name in SECONDS:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def break_video(videos: Path, name: str = "broken.mp4") -> None:
 
 
 @pytest.mark.parametrize("name", SECONDS)
-def test_a_list_gives_the_frames_of_its_file(videos, tmp_path, name):
+def test_a_list_has_the_frames_of_its_file(videos, tmp_path, name):
     lists(videos, tmp_path / "out")
     file, made = videos / name, (tmp_path / "out" / name).with_suffix(".json")
     before, after = (
@@ -118,7 +118,7 @@ def test_the_same_frames_are_chosen_from_a_list_as_from_its_file(videos, tmp_pat
             assert one == other
 
 
-def test_another_number_of_candidates_and_a_limit(videos, tmp_path):
+def test_candidates_per_second_and_a_limit_can_be_set(videos, tmp_path):
     making = FrameMaking(VideoReadingConfig(frames_per_second=2.5), max_frames=4)
     summary = lists(videos, tmp_path / "out", making)
     found = numbers(json.loads((tmp_path / "out/video0.json").read_text()))
@@ -126,15 +126,15 @@ def test_another_number_of_candidates_and_a_limit(videos, tmp_path):
     assert (summary.videos, summary.frames) == (3, 12)
 
 
-def test_large_frames_are_shrunk_and_small_ones_left(videos, tmp_path):
+def test_large_frames_shrink_and_small_ones_stay(videos, tmp_path):
     lists(videos, tmp_path / "small", FrameMaking(short_side=16))
     for name, shape in (("small", (3, 16, 64)), ("out", (3, 32, 128))):
-        lists(videos, tmp_path / name)  # of the first, nothing is made again
+        lists(videos, tmp_path / name)  # the frames of the first are not made again
         source = VideoSource("p", path=tmp_path / name / "video0.json")
         assert read_frames(source, VideoReadingConfig(), range, pixels_of, 10**6)[0].shape == shape
 
 
-def test_the_default_size_serves_every_config_of_videos():
+def test_the_default_size_is_enough_for_every_video_config():
     sizes = set()
     for path in (Path(__file__).parents[3] / "configs").rglob("*.yaml"):
         vision = (read_yaml(path).get("model") or {}).get("vision") or {}
@@ -152,11 +152,11 @@ def records(count: int = 12) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def files(videos, write_lines) -> list[str]:
-    """Two shards of six records."""
+    """Two shards with six records each."""
     return [write_lines("a.jsonl", records()[:6]), write_lines("b.jsonl", records()[6:])]
 
 
-def test_records_keep_their_order_and_all_else(videos, files, tmp_path):
+def test_records_keep_their_order_and_other_fields(videos, files, tmp_path):
     summary = shards(files, tmp_path / "out", root=videos)
     found = [*rows(tmp_path / "out/a.jsonl"), *rows(tmp_path / "out/b.jsonl")]
     for row, record in zip(found, records(), strict=True):
@@ -167,7 +167,7 @@ def test_records_keep_their_order_and_all_else(videos, files, tmp_path):
     assert summary.bytes == sum(map(len, contents(tmp_path / "out").values()))
 
 
-def test_the_number_of_workers_changes_nothing(videos, files, tmp_path):
+def test_the_number_of_workers_does_not_change_the_result(videos, files, tmp_path):
     break_video(videos)
     for workers in (1, 2):
         shards(files, tmp_path / f"records{workers}", root=videos, workers=workers)
@@ -183,7 +183,7 @@ def test_half_of_a_surrogate_pair_survives(videos, tmp_path, write_lines):
     assert rows(tmp_path / "out/a.jsonl")[0]["caption"] == "half \ud83d of a 星"
 
 
-def test_records_that_hold_pictures_stay_as_they_are(tmp_path, write_lines):
+def test_records_that_embed_images_stay_unchanged(tmp_path, write_lines):
     given = [
         {"video": [encoded(3), encoded(4)], "caption": "a"},
         {"video": [[encoded(5)], [encoded(6), encoded(7)]], "caption": ["a", "b"], "is_continuous": True},
@@ -193,8 +193,8 @@ def test_records_that_hold_pictures_stay_as_they_are(tmp_path, write_lines):
     assert (summary.videos, summary.frames, summary.broken.total()) == (3, 5, 0)
 
 
-def test_pictures_that_are_named_become_part_of_the_record(videos, tmp_path, write_lines):
-    """Paths start from the shard's folder, which the new shard does not lie in."""
+def test_images_named_by_path_are_embedded_in_the_record(videos, tmp_path, write_lines):
+    """Paths are relative to the old shard's folder, and the new shard is in another one."""
     from PIL import Image
 
     from tests.dataset.media.test_video import painted
@@ -218,7 +218,7 @@ def test_pictures_that_are_named_become_part_of_the_record(videos, tmp_path, wri
     assert numbers(listed) == [8, 9]
 
 
-def test_what_is_broken_is_left_out_told_and_written_down(videos, tmp_path, write_lines, caplog):
+def test_broken_records_are_skipped_reported_and_listed(videos, tmp_path, write_lines, caplog):
     break_video(videos)
     given = [
         {"video": "video0.mp4", "caption": "one"},
@@ -261,16 +261,16 @@ def test_what_is_broken_is_left_out_told_and_written_down(videos, tmp_path, writ
     assert "truncated" in written[5]["detail"] or "broken.mp4" in written[5]["detail"]
 
 
-@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="a spawned process does not know the patch")
-def test_a_video_that_kills_its_reader_is_broken(videos, tmp_path, monkeypatch):
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="a spawned process does not inherit the patch")
+def test_a_video_that_kills_its_process_is_broken(videos, tmp_path, monkeypatch):
     whole = FrameMaking.frames
 
-    def deadly(self, source):
+    def kill_the_process(self, source):
         if source.path.name == "video7010.mp4":
             os.kill(os.getpid(), signal.SIGKILL)
         return whole(self, source)
 
-    monkeypatch.setattr(FrameMaking, "frames", deadly)
+    monkeypatch.setattr(FrameMaking, "frames", kill_the_process)
     summary = lists(videos, tmp_path / "out", workers=2)
     assert (summary.videos, summary.broken) == (2, {"unreadable video": 1})
     (broken,) = rows(tmp_path / "out/_frames/broken.jsonl")
@@ -287,7 +287,7 @@ def interrupt_after(count: int, monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on(videos, files, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes(videos, files, tmp_path, monkeypatch):
     whole, out = tmp_path / "whole", tmp_path / "out"
     shards(files, whole, root=videos)
     with monkeypatch.context() as patch:
@@ -296,7 +296,7 @@ def test_an_interrupted_run_goes_on(videos, files, tmp_path, monkeypatch):
             shards(files, out, root=videos)
     assert contents(out).keys() == {"a.jsonl", "b.jsonl.part"}
     with (out / JOURNAL).open("a") as journal:
-        journal.write('\n{"file": "b.jsonl", "sou')  # as if it had been killed while it wrote
+        journal.write('\n{"file": "b.jsonl", "sou')  # as if the run had been killed during a write
     before = (out / "a.jsonl").stat()
     summary = shards(files, out, root=videos)
     assert (out / "a.jsonl").stat() == before
@@ -306,7 +306,7 @@ def test_an_interrupted_run_goes_on(videos, files, tmp_path, monkeypatch):
     assert shards(files, out, root=videos).tried == 0
 
 
-def test_an_interrupted_folder_goes_on(videos, tmp_path, monkeypatch):
+def test_an_interrupted_folder_is_resumed(videos, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_after(2, patch)
         with pytest.raises(KeyboardInterrupt):
@@ -316,7 +316,7 @@ def test_an_interrupted_folder_goes_on(videos, tmp_path, monkeypatch):
     assert contents(tmp_path / "out").keys() == {"video0.json", "sub/video7010.json", "clip.b_3_9.json"}
 
 
-def test_two_runs_do_not_fill_one_folder(videos, tmp_path):
+def test_two_runs_cannot_write_to_one_folder(videos, tmp_path):
     with (
         OutputFolder(tmp_path / "out", frames.MANIFEST, {"a": 1}, []),
         pytest.raises(UserError, match=naming("out", "another run")),
@@ -325,7 +325,7 @@ def test_two_runs_do_not_fill_one_folder(videos, tmp_path):
     assert lists(videos, tmp_path / "out").made == 3
 
 
-def test_a_file_that_is_not_as_it_was_made_is_made_again(videos, tmp_path):
+def test_a_modified_output_file_is_rebuilt(videos, tmp_path):
     whole = lists(videos, tmp_path / "out") and contents(tmp_path / "out")
     with (tmp_path / "out/video0.json").open("ab") as stream:
         stream.write(b"\0\0")
@@ -333,7 +333,7 @@ def test_a_file_that_is_not_as_it_was_made_is_made_again(videos, tmp_path):
     assert contents(tmp_path / "out") == whole
 
 
-def test_what_was_mended_added_deleted_or_changed_is_made(videos, tmp_path):
+def test_repaired_added_deleted_and_changed_files_are_processed(videos, tmp_path):
     out = tmp_path / "out"
     break_video(videos, "video9.mp4")
     assert lists(videos, out).broken.total() == 1
@@ -352,7 +352,7 @@ def test_what_was_mended_added_deleted_or_changed_is_made(videos, tmp_path):
     assert len(json.loads((out / "new.json").read_text())) == 5
 
 
-def test_only_what_was_made_here_is_replaced(videos, tmp_path):
+def test_only_files_written_by_the_command_are_replaced(videos, tmp_path):
     out = tmp_path / "out"
     lists(videos, out)
     (out / "notes.txt").write_text("mine")
@@ -368,7 +368,7 @@ def test_only_what_was_made_here_is_replaced(videos, tmp_path):
         lists(videos, foreign)
 
 
-def test_another_source_of_the_same_name_is_told(videos, tmp_path, write_lines):
+def test_another_source_with_the_same_name_is_reported(videos, tmp_path, write_lines):
     (tmp_path / "other").mkdir()
     one, other = write_lines("a.jsonl", records(1)), write_lines("other/a.jsonl", records(2))
     shards([one], tmp_path / "out", root=videos)
@@ -396,7 +396,7 @@ def test_a_training_stream_reads_the_folder_of_shards(videos, files, tmp_path, t
     assert (before.pixels.int() - after.pixels.int()).abs().float().mean() < 4
 
 
-def test_a_fine_tuning_data_set_finds_lists_where_files_were(videos, tmp_path):
+def test_a_fine_tuning_data_set_finds_lists_in_place_of_files(videos, tmp_path):
     out = tmp_path / "out"
     lists(videos / "sub", out)
     sentences = [{"video_id": "video7010", "caption": "a man sings"}]
@@ -416,7 +416,7 @@ def test_a_fine_tuning_data_set_finds_lists_where_files_were(videos, tmp_path):
     assert one == other == [0, 10, 20]
 
 
-def test_rows_that_name_files_and_data_sets_with_a_mapping_find_lists_too(videos, tmp_path):
+def test_lists_are_found_for_rows_with_files_and_for_mapped_data_sets(videos, tmp_path):
     out = tmp_path / "out"
     lists(videos, out)
     (tmp_path / "rows.jsonl").write_text('{"video": "sub/video7010.mp4", "caption": "a man sings"}\n')
@@ -432,7 +432,7 @@ def run(monkeypatch, *flags: Any) -> int:
     return main(["prepare", "frames", *map(str, flags)])
 
 
-def test_the_command_says_in_a_line_what_there_is(videos, files, tmp_path, monkeypatch, capsys):
+def test_the_command_summarises_its_output_in_one_line(videos, files, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     command = ("--folder", videos, "--out", out)
     assert run(monkeypatch, *command, "--workers", 2) == 0
@@ -452,7 +452,7 @@ def test_the_command_says_in_a_line_what_there_is(videos, files, tmp_path, monke
     assert "\nbroken videos: " in said
 
 
-def test_the_command_makes_records(videos, files, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_records(videos, files, tmp_path, monkeypatch, capsys):
     pattern = tmp_path / "[ab].jsonl"
     assert run(monkeypatch, "--records", pattern, "--video-root", videos, "--out", tmp_path / "out") == 0
     assert capsys.readouterr().out.startswith(f"{tmp_path}/out: 12 videos, 60 frames, ")
@@ -485,7 +485,7 @@ def test_the_command_makes_records(videos, files, tmp_path, monkeypatch, capsys)
         (["--records", "a.jsonl", "--out", "o", "--video-key", "v"], ("3 missing key",)),
     ],
 )
-def test_a_mistake_is_one_line(videos, tmp_path, monkeypatch, capsys, write_lines, flags, said):
+def test_mistakes_are_reported_in_one_line(videos, tmp_path, monkeypatch, capsys, write_lines, flags, said):
     write_lines("a.jsonl", records(3))
     for name in ("empty/a.txt", "twice/a.mp4", "twice/a.webm"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -497,7 +497,7 @@ def test_a_mistake_is_one_line(videos, tmp_path, monkeypatch, capsys, write_line
     assert errors[0] == OneLine(*said)
 
 
-def test_a_decoder_that_is_missing_is_told_before_any_work(videos, files, tmp_path, monkeypatch):
+def test_a_missing_decoder_is_reported_before_any_work(videos, files, tmp_path, monkeypatch):
     from tests.dataset.media.test_video import without_decoders
 
     without_decoders(monkeypatch)

@@ -1,4 +1,4 @@
-"""Formats of grounded annotations whose images are files: expectations written by hand for small files in the official forms."""
+"""Grounded annotations whose images are files: small files in the official formats, and expectations written by hand."""
 
 from __future__ import annotations
 
@@ -50,9 +50,10 @@ def objects(*instances: tuple[Any, ...]) -> dict[str, Any]:
     return {"instances": [dict(zip(keys, each, strict=False)) for each in instances]}
 
 
-def test_odvg_lines_become_an_element_for_each_phrase_with_all_of_its_boxes(raw, out, monkeypatch):
-    """Traps: corners that are swapped, outside, not finite, of the wrong type; one box, several, none; a phrase in parts, an
-    empty one; null; a line twice; no JSON; labels without a category; images that are missing or have another size."""
+def test_odvg_lines_become_one_element_per_phrase_with_all_its_boxes(raw, out, monkeypatch):
+    """Pitfalls: corners that are swapped, outside the image, not finite, or of the wrong type; phrases with one, several and no
+    boxes; a phrase in parts and an empty one; null; a repeated line; invalid JSON; labels without a category; images that are
+    missing or have another size."""
     image(raw / "pictures/a/1.jpg")
     image(raw / "pictures/b/1.jpg", size=(128, 96))
     image(raw / "pictures/b/square.jpg", size=(50, 50))
@@ -146,14 +147,14 @@ def test_held_out_images_are_removed_from_the_files_of_any_set(raw, out):
     assert counted(out / "odvg")["left_out"] == {"held out by COCO (Karpathy) test": 1}
 
 
-def test_a_folder_without_odvg_files_is_told(raw, out):
+def test_a_folder_without_odvg_files_is_reported(raw, out):
     write(raw / "records.jsonl", {"image": "a.jpg", "caption": "a dog"})
     assert one_line("odvg", raw, out) == OneLine("filename", "detection", "grounding")
     assert left(out) == []
 
 
 def lvis(root: Path) -> None:
-    """LVIS: coco_url in place of file_name, synonyms, categories that are absent or not exhaustive, an image without boxes."""
+    """LVIS: coco_url instead of file_name, synonyms, categories that are absent or not exhaustive, an image without boxes."""
     images = [
         {"id": 9, "width": 64, "height": 48, "coco_url": "http://images.cocodataset.org/train2017/000000000009.jpg"},
         {"id": 25, "width": 64, "height": 48, "coco_url": "http://images.cocodataset.org/train2017/000000000025.jpg"},
@@ -183,7 +184,7 @@ def lvis(root: Path) -> None:
     write(root / "lvis_v1_train.json", {"images": images, "annotations": annotations, "categories": categories})
 
 
-def test_lvis_has_synonyms_as_alternatives_and_phrases_for_what_is_absent(raw, out, monkeypatch):
+def test_lvis_synonyms_become_alternatives_and_absent_categories_phrases_without_boxes(raw, out, monkeypatch):
     official.karpathy(raw / "coco")
     official.references(raw)
     image(raw / "train2017/000000000009.jpg")
@@ -220,7 +221,7 @@ def test_lvis_has_synonyms_as_alternatives_and_phrases_for_what_is_absent(raw, o
     }
 
 
-def test_instances_of_any_set_may_be_in_several_files(raw, out):
+def test_instances_may_be_split_over_several_files(raw, out):
     for name, folder in (("train", "birds"), ("val", "fish")):
         image(raw / f"photographs/{folder}/1.jpg", size=(640, 480) if folder == "fish" else (64, 48))
         content = {
@@ -250,7 +251,8 @@ def test_instances_of_any_set_may_be_in_several_files(raw, out):
 
 
 def finehard(root: Path) -> None:
-    """Traps: swapped and absolute boxes, five numbers, negatives that are equal, empty or unflagged, a row twice, null."""
+    """Pitfalls: swapped and absolute boxes; five numbers; negatives that repeat the text, are empty or have no flag; a repeated
+    row; null."""
     negatives = {"0": "a cat on the Grass", "1": "a dog on the grass", "2": " ", "3": "a cat on the grass"}
     dog = {"short_expr": "A dog on the grass", "long_expr": "A dog. It lies on the grass."}
     rows = [
@@ -338,8 +340,8 @@ def reference(image_id: Any, ann_id: Any, split: Any, *sentences: Any) -> dict[s
 
 
 def grefcoco(root: Path) -> None:
-    """Traps: one id without a list, no target, a box that is outside, unknown ids, an id of another image, an image of both
-    splits, an empty text."""
+    """Pitfalls: a single id without a list; no target; a box outside the image; unknown ids; an id of another image; an image in
+    both splits; an empty text."""
     references: list[Any] = [
         reference(9, [900, 901], "train", "Two dogs", "two dogs", "both of them"),
         reference(9, [901, 900], "train", "the pair"),
@@ -372,7 +374,7 @@ def grefcoco(root: Path) -> None:
     write(root / "grefcoco/instances.json", {"images": images, "annotations": annotations})
 
 
-def test_grefcoco_has_expressions_about_several_objects_and_about_none(raw, out, monkeypatch):
+def test_grefcoco_has_expressions_for_several_objects_and_for_none(raw, out, monkeypatch):
     official.karpathy(raw / "coco")
     official.references(raw)
     grefcoco(raw)
@@ -406,7 +408,7 @@ def test_grefcoco_has_expressions_about_several_objects_and_about_none(raw, out,
     }
 
 
-def test_grefcoco_to_measure_on_is_a_file_for_each_split(raw, out, monkeypatch):
+def test_grefcoco_for_evaluation_is_one_file_per_split(raw, out, monkeypatch):
     grefcoco(raw)
     prepared("grefcoco_eval", raw, out, max_broken=1.0)
     assert sorted(path.name for path in (out / "grefcoco_eval").glob("*.jsonl")) == ["testA.jsonl", "val.jsonl"]
@@ -437,7 +439,8 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 
 def ref_l4(root: Path) -> None:
-    """Traps: a box outside, an empty caption, no file name, an annotation that the review found wrong, an unknown image."""
+    """Pitfalls: a box outside the image, an empty caption, a missing file name, an annotation that the review found wrong, an
+    unknown image."""
     known = {"bbox_area": 1.0, "bbox_id": "o365_1", "ori_category_id": "o365_64", "is_rewrite": True, "split": "val"}
     row = {**known, "id": 1, "caption": "Within the frame, an antique camera is present.", "height": 48, "width": 64}
     row |= {"bbox": [1.25, 2.5, 10.0, 20.0], "image_id": "o365_922765", "file_name": "objects365_v2_00922765.jpg"}
@@ -460,7 +463,7 @@ def ref_l4(root: Path) -> None:
     write(root / "Ref-L4/refcocos_annotation_reviewed/refcoco+_testA_reviewed.json", content)
 
 
-def test_ref_l4_becomes_a_file_for_each_split_that_the_grounding_task_reads(raw, out, monkeypatch):
+def test_ref_l4_becomes_one_file_per_split_that_the_grounding_task_reads(raw, out, monkeypatch):
     ref_l4(raw)
     prepared("ref_l4", raw, out, max_broken=1.0)
     folder = out / "ref_l4"
@@ -497,7 +500,7 @@ def test_ref_l4_becomes_a_file_for_each_split_that_the_grounding_task_reads(raw,
     assert phrase.text.startswith("Within the frame") and phrase.boxes == ((1.25, 2.5, 10, 20),)
 
 
-def test_images_of_ref_l4_are_not_trained_on(raw, out):
+def test_images_of_ref_l4_are_excluded_from_training(raw, out):
     ref_l4(raw)
     images = [
         {"id": n, "width": 64, "height": 48, "file_name": f"images/v2/patch16/objects365_v2_00{n}.jpg"}
@@ -510,7 +513,7 @@ def test_images_of_ref_l4_are_not_trained_on(raw, out):
     assert counted(out / "objects365")["left_out"] == {"held out by Ref-L4 val": 1}
 
 
-def test_records_become_odvg_lines_and_records_again(raw, out, tmp_path, capsys):
+def test_records_survive_the_round_trip_through_odvg(raw, out, tmp_path, capsys):
     for name in ("a/1.jpg", "b/2.jpg"):
         image(raw / "pictures" / name)
     records = [
@@ -597,7 +600,7 @@ def test_a_bad_phrase_does_not_drop_the_others_of_its_record(raw, tmp_path, caps
         assert fact in told
 
 
-def test_missing_files_and_folders_of_to_odvg_are_one_line(tmp_path):
+def test_missing_files_and_folders_of_to_odvg_are_reported_in_one_line(tmp_path):
     lines(tmp_path / "a.jsonl", [{}])
     here, missing = tmp_path / "a.jsonl", tmp_path / "missing"
     for records, out, images in (

@@ -1,4 +1,5 @@
-"""Official JSON files in pieces: the same values as ``json.loads`` wherever a block ends, and one line for any other file."""
+"""Official JSON files are parsed in pieces. The values equal those of ``json.loads`` wherever a block ends, and any other file is
+reported in one line."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def pieces(content: bytes) -> list[Piece]:
 
 
 def expected(value) -> list[tuple]:
-    """Section, key and value of each piece, as the docstring of ``json_pieces`` says."""
+    """Section, key and value of each piece, as specified by the docstring of ``json_pieces``."""
     if isinstance(value, list):
         return [("", index, item) for index, item in enumerate(value)]
     found = []
@@ -65,7 +66,7 @@ def fault(content: bytes) -> str:
 
 
 @pytest.mark.parametrize("block", range(1, 8))
-def test_pieces_are_those_of_json_loads_wherever_a_block_ends(block, monkeypatch):
+def test_pieces_equal_json_loads_wherever_a_block_ends(block, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", block)
     rng = random.Random(block)
     for number in range(40):
@@ -80,14 +81,14 @@ def test_pieces_are_those_of_json_loads_wherever_a_block_ends(block, monkeypatch
 
 
 @pytest.mark.parametrize("number", ["1.5", "1e5", "-2.5E-17", "123456789012345678901234567890", "-Infinity"])
-def test_a_number_at_the_end_of_a_block_is_whole(number, monkeypatch):
+def test_a_number_at_the_end_of_a_block_is_complete(number, monkeypatch):
     for block in range(1, 9):
         monkeypatch.setattr(module, "BLOCK", block)
         assert [each.value for each in pieces(f"[{number},{number}]".encode())] == [json.loads(number)] * 2
 
 
 @pytest.mark.parametrize("block", [3, 1 << 22])
-def test_a_file_cut_at_any_byte_is_one_line(block, monkeypatch):
+def test_a_file_truncated_at_any_byte_is_reported_in_one_line(block, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", block)
     value = {
         "info": {"y": 2.5},
@@ -127,7 +128,7 @@ def test_a_file_cut_at_any_byte_is_one_line(block, monkeypatch):
     ],
     ids=lambda value: value[:12].decode("latin1") if isinstance(value, bytes) else "",
 )
-def test_another_file_is_told_with_its_place(content, said):
+def test_another_file_is_reported_with_its_location(content, said):
     assert fault(content) == OneLine(*said)
 
 
@@ -135,12 +136,12 @@ def test_a_key_with_line_breaks_does_not_break_the_line():
     assert "a\\nb" in fault(b'{"a\\nb": [1, 2')
 
 
-def test_not_a_number_and_infinity_are_read_as_python_does():
+def test_nan_and_infinity_are_read_as_by_python():
     first, second = pieces(b'[NaN, {"w": Infinity}]')
     assert first.value != first.value and second.value == {"w": float("inf")}
 
 
-def test_an_item_without_end_is_refused_before_it_fills_the_memory(monkeypatch):
+def test_an_endless_item_is_rejected_before_it_fills_the_memory(monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 10)
     monkeypatch.setattr(module, "LONGEST_ITEM", 100)
     assert len(pieces(json.dumps(["a" * 70, "b" * 70, "c" * 70]).encode())) == 3
@@ -150,7 +151,7 @@ def test_an_item_without_end_is_refused_before_it_fills_the_memory(monkeypatch):
     assert stream.tell() < 200
 
 
-def test_an_item_comes_before_the_file_is_read_to_its_end(monkeypatch):
+def test_items_are_yielded_before_the_whole_file_is_read(monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 8)
     stream = io.BytesIO(json.dumps({"images": list(range(1000, 2000))}).encode())
     first = next(json_pieces(stream, "raw.json"))

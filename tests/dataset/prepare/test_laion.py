@@ -1,4 +1,4 @@
-"""CC12M's columns; LAION's lists and shards, each file by itself."""
+"""The columns of CC12M; LAION's lists and shards, where each file is processed separately."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def out(tmp_path) -> Path:
     return tmp_path / "out"
 
 
-def test_cc12m_has_the_address_first_and_names_of_people_as_person(raw, out):
+def test_cc12m_has_the_url_first_and_people_as_person(raw, out):
     rows = [
         "http://a/1.jpg\t<PERSON> at the Beach!",
         "https://a/2.jpg\ttwo dogs",
@@ -135,13 +135,13 @@ def test_lists_are_filtered_and_counted_before_and_after(raw, out, batch, monkey
         (Filters(safety="none", min_side=101), [0, 2, 3, 4]),
     ],
 )
-def test_each_filter_leaves_out_what_it_says(raw, out, filters, kept):
+def test_each_filter_removes_the_rows_it_describes(raw, out, filters, kept):
     parquet(raw / "laion/a.parquet", ROWS)
     prepared("laion", raw, out, filters=filters)
     assert [url for url, _ in pairs(out / "_download/laion_urls/a.parquet")] == [f"http://a/{n}.jpg" for n in kept]
 
 
-def test_probabilities_of_later_releases_are_filters_too(raw, out):
+def test_probabilities_of_later_releases_are_filtered_too(raw, out):
     rows = [
         {"url": f"http://a/{n}.jpg", "caption": "x y", "punsafe": p, "pwatermark": w}
         for n, (p, w) in enumerate([(0.1, 0.1), (0.9, 0.1), (0.1, 0.9), (None, 0.1)])
@@ -151,7 +151,7 @@ def test_probabilities_of_later_releases_are_filters_too(raw, out):
     assert pairs(out / "_download/laion_urls/a.parquet") == [("http://a/0.jpg", "x y")]
 
 
-def test_numbers_may_be_decimals_or_texts(raw, out):
+def test_numbers_may_be_decimals_or_strings(raw, out):
     rows = [{"URL": f"http://a/{n}.jpg", "TEXT": "x y", "WIDTH": "300", "HEIGHT": "400"} for n in range(3)]
     similarities = [Decimal("0.35"), Decimal("0.10"), None]
     parquet(raw / "laion/a.parquet", [{**row, "similarity": s} for row, s in zip(rows, similarities, strict=True)])
@@ -160,14 +160,14 @@ def test_numbers_may_be_decimals_or_texts(raw, out):
     assert counted(out / "_download/laion_urls")["left_out"] == {"similarity below 0.3": 2}
 
 
-def test_lists_may_lie_in_the_folder_that_is_given_and_not_in_those_of_other_sets(raw, out):
+def test_lists_may_be_in_the_given_folder_but_not_in_folders_of_other_sets(raw, out):
     parquet(raw / "part-0.snappy.parquet", ROWS)
     parquet(raw / "cc3m/x.parquet", ROWS[:1])
     prepared("laion", raw, out)
     assert [path.name for path in (out / "_download/laion_urls").glob("*.parquet")] == ["part-0.snappy.parquet"]
 
 
-def test_mistakes_are_one_line_and_a_damaged_file_does_not_stop_the_others(raw, out):
+def test_mistakes_are_reported_in_one_line_and_a_damaged_file_does_not_stop_the_others(raw, out):
     assert one_line("laion", raw, out) == OneLine("laion", "img2dataset")
     parquet(raw / "laion2b/b.parquet", [{"URL": "http://a/0.jpg", "TEXT": "a"}])
     assert one_line("laion", raw, out) == OneLine("b.parquet", "safety", "URL, TEXT")
@@ -182,7 +182,7 @@ def test_mistakes_are_one_line_and_a_damaged_file_does_not_stop_the_others(raw, 
 
 
 def add_columns(path: Path, columns: list[dict[str, Any]]) -> None:
-    """Put further columns of a list into the JSON of a shard's records, as img2dataset does when it is told to."""
+    """Adds columns of a list to the JSON of a shard's records, as img2dataset does with ``--save_additional_columns``."""
     members: list[tuple[str, bytes]] = []
     with tarfile.open(path) as tar:
         for member in tar:
@@ -199,7 +199,7 @@ def add_columns(path: Path, columns: list[dict[str, Any]]) -> None:
             tar.addfile(entry, io.BytesIO(content))
 
 
-def test_what_was_downloaded_by_the_lists_becomes_the_set(raw, out):
+def test_the_shards_downloaded_from_the_lists_become_the_set(raw, out):
     parquet(raw / "laion/a.parquet", ROWS)
     prepared("laion", raw, out)
     downloaded(
@@ -214,7 +214,7 @@ def test_what_was_downloaded_by_the_lists_becomes_the_set(raw, out):
     assert ["bytes, not" in fault for fault in faults(out / "laion")] == [True]
 
 
-def test_shards_beside_the_lists_are_not_read_which_is_told(raw, out):
+def test_shards_next_to_the_lists_are_reported_and_not_read(raw, out):
     parquet(raw / "laion/a.parquet", ROWS)
     downloaded(raw / "laion/shards", [("http://a/0.jpg", "a dog")])
     told = prepared("laion", raw, out)
@@ -222,7 +222,7 @@ def test_shards_beside_the_lists_are_not_read_which_is_told(raw, out):
     assert not (out / "laion").exists()
 
 
-def test_shards_that_were_there_before_are_taken_as_they_are(raw, out):
+def test_existing_shards_are_used_unchanged(raw, out):
     downloaded(raw / "laion", [(f"http://a/{n}.jpg", "a dog") for n in range(4)])
     assert one_line("laion", raw, out) == OneLine("4 entries", "4 without a tag of safety")
     sizes = {"original_width": 500, "original_height": 400}
@@ -239,7 +239,7 @@ def test_shards_that_were_there_before_are_taken_as_they_are(raw, out):
     assert not list((raw / "laion").glob(".*"))
 
 
-def test_a_damaged_shard_and_one_that_is_unfinished_are_told(raw, out):
+def test_damaged_and_unfinished_shards_are_reported(raw, out):
     downloaded(raw / "laion", [("http://a/0.jpg", "a dog")])
     (raw / "laion/00001.tar").write_bytes(b"no tar" * 200)
     write(raw / "laion/00001_stats.json", {"status_dict": {"success": 3}})
@@ -249,7 +249,7 @@ def test_a_damaged_shard_and_one_that_is_unfinished_are_told(raw, out):
     assert counted(out / "laion")["left_out"] == {"damaged file": 1}
 
 
-def test_a_run_that_is_cut_goes_on_with_the_files_that_are_left(raw, out, monkeypatch):
+def test_an_interrupted_run_resumes_with_the_remaining_files(raw, out, monkeypatch):
     for number in range(3):
         parquet(raw / f"laion/deep/{number}.parquet", ROWS)
     work, done = parquet_pairs.write_list, []
@@ -269,7 +269,7 @@ def test_a_run_that_is_cut_goes_on_with_the_files_that_are_left(raw, out, monkey
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_of_this_machine_makes_the_same_lists(raw, out):
+def test_a_local_ray_cluster_writes_the_same_lists(raw, out):
     for number in range(3):
         parquet(raw / f"laion/deep/{number}.parquet", ROWS)
     prepared("laion", raw, other(out))

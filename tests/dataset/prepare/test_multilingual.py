@@ -1,4 +1,5 @@
-"""Official multilingual files become records: Multi30K, COCO in three languages, WikiMatrix, WIT; each mistake is one line."""
+"""Official multilingual files become records: Multi30K, COCO in three languages, WikiMatrix and WIT. Mistakes are reported in one
+line."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ TRANSLATED = {"train": 3, "val": 2, "test_2016_flickr": 2}
 
 @pytest.fixture
 def repository(tmp_path):
-    """A copy of multi30k/dataset in small: translations packed, descriptions in another order of images."""
+    """A small copy of multi30k/dataset, with compressed translations, and descriptions in another order of images."""
     tasks = tmp_path / "dataset" / "data"
     for folder in ("task1/raw", "task1/image_splits", "task2/raw", "task2/image_splits"):
         (tasks / folder).mkdir(parents=True)
@@ -55,7 +56,7 @@ def test_multi30k_has_five_captions_in_english_and_german_and_one_in_french_and_
     assert said["cs"] == ["cs one test_2016_flickr1.jpg"]
 
 
-def test_multi30k_is_read_by_retrieval_in_one_language_or_in_all(repository, tmp_path, capsys):
+def test_retrieval_reads_multi30k_in_one_language_or_all(repository, tmp_path, capsys):
     argv = ["prepare", "multi30k", "--raw", str(repository), "--out", str(tmp_path)]
     assert main(argv) == 0
     assert capsys.readouterr().out.startswith(f"{tmp_path}/multi30k: 7 records")
@@ -80,7 +81,7 @@ def test_multi30k_without_task_2_has_one_caption_in_each_language(repository, tm
     assert first["caption"]["de"] == ["de one train0.jpg"]
 
 
-def test_multi30k_that_is_cut_or_missing_is_one_line(repository, tmp_path, capsys):
+def test_truncated_or_missing_multi30k_files_are_reported_in_one_line(repository, tmp_path, capsys):
     raw = repository / "data/task1/raw/train.fr.gz"
     raw.write_bytes(gzip.compress(b"une\ndeux\n"))
     assert one_line("multi30k", repository, tmp_path / "out") == OneLine("train.fr.gz has 2 lines for 3 images")
@@ -98,7 +99,8 @@ def coco_name(number: int, split: str = "val2014") -> str:
 
 @pytest.fixture
 def coco(tmp_path):
-    """Images 1, 2 train, 3 restval, 4 val, 5 test of Karpathy; COCO-CN trains on 1 and 4, validates on 3 and tests on 2."""
+    """Karpathy's splits: images 1 and 2 train, 3 restval, 4 val, 5 test. COCO-CN trains on 1 and 4, validates on 3 and tests on
+    2."""
     splits = {1: "train", 2: "train", 3: "restval", 4: "val", 5: "test"}
     images = [
         {
@@ -126,7 +128,7 @@ def coco(tmp_path):
     return tmp_path
 
 
-def test_coco_keeps_karpathys_splits_and_coco_cns_and_joins_no_held_out_image(coco, tmp_path):
+def test_coco_keeps_the_splits_of_karpathy_and_coco_cn_without_adding_held_out_images(coco, tmp_path):
     prepared("multilingual_coco", coco, tmp_path / "out")
 
     def read(name: str) -> dict[int, dict]:
@@ -139,7 +141,7 @@ def test_coco_keeps_karpathys_splits_and_coco_cns_and_joins_no_held_out_image(co
     assert read("joint_train") == {1: {"en": ["en 1"], "ja": ["日本 1"], "zh": ["中文1"]}}
 
 
-def test_the_small_test_of_coco_has_the_first_images_of_the_test(coco, tmp_path, monkeypatch):
+def test_the_small_test_split_of_coco_has_the_first_test_images(coco, tmp_path, monkeypatch):
     file = coco / "dataset_coco.json"
     content = json.loads(file.read_text())
     content["images"][3]["split"] = "test"
@@ -171,12 +173,12 @@ def test_the_small_test_of_coco_has_the_first_images_of_the_test(coco, tmp_path,
         ("cn/imageid.human-written-caption.txt", "a caption\n", ("imageid.human-written-caption.txt:1", "no tab")),
     ],
 )
-def test_coco_files_of_another_kind_are_one_line(coco, tmp_path, file, content, said):
+def test_other_files_in_place_of_coco_are_reported_in_one_line(coco, tmp_path, file, content, said):
     (coco / file).write_text(content)
     assert one_line("multilingual_coco", coco, tmp_path / "out") == OneLine(*said)
 
 
-def test_records_without_the_language_are_left_out_and_a_language_that_none_has_is_named(tmp_path):
+def test_records_without_the_language_are_skipped_and_a_missing_language_is_named(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     rows = [
         {"image": "a.png", "image_id": 1, "caption": {"en": "a dog", "de": "ein Hund"}},
@@ -196,7 +198,7 @@ def test_records_without_the_language_are_left_out_and_a_language_that_none_has_
         captions("fr")
 
 
-def test_wikimatrix_keeps_texts_that_are_translations(tmp_path):
+def test_wikimatrix_keeps_only_good_translations(tmp_path):
     raw = tmp_path / "raw"
     raw.mkdir()
     path = raw / "WikiMatrix.de-en.tsv.gz"
@@ -219,7 +221,7 @@ def test_wikimatrix_keeps_texts_that_are_translations(tmp_path):
 
 @pytest.fixture
 def wit_rows(tmp_path) -> list[dict]:
-    """Two captions of one image, and an empty one."""
+    """Two captions of one image, and an empty caption."""
     stream = io.BytesIO()
     Image.new("RGB", (4, 4)).save(stream, "JPEG")
     content = base64.b64encode(stream.getvalue()).decode()
@@ -233,7 +235,7 @@ def write_wit(raw: Path, name: str, rows: list[dict]) -> None:
     write(raw / f"wit/{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_wit_gives_an_image_for_each_address_and_leaves_out_empty_captions(tmp_path, wit_rows):
+def test_wit_has_one_image_per_url_and_no_empty_captions(tmp_path, wit_rows):
     raw = tmp_path / "raw"
     write_wit(raw, "test_ja", wit_rows)
     prepared("wit", raw, tmp_path)
@@ -246,7 +248,7 @@ def test_wit_gives_an_image_for_each_address_and_leaves_out_empty_captions(tmp_p
     assert one_line("wit", raw, tmp_path / "out") == OneLine("test_ja.jsonl:1", "image_content", "image_url")
 
 
-def test_a_set_of_splits_that_was_interrupted_goes_on_after_its_last_complete_file(tmp_path, wit_rows, monkeypatch):
+def test_an_interrupted_set_of_splits_resumes_after_its_last_complete_file(tmp_path, wit_rows, monkeypatch):
     raw, out = tmp_path / "raw", tmp_path / "out"
     write_wit(raw, "test_en", wit_rows)
     write_wit(raw, "test_ja", wit_rows[:2])

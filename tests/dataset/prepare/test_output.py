@@ -1,4 +1,5 @@
-"""The folder of a command: one run at a time fills it, a run that was cut is resumed, and nobody else's files are touched."""
+"""The output folder of a command: one run at a time writes to it, an interrupted run is resumed, and other files are left
+alone."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ def out(tmp_path) -> Path:
     return tmp_path / "out"
 
 
-def test_another_process_does_not_fill_a_claimed_folder(out):
+def test_another_process_cannot_write_to_a_locked_folder(out):
     program = (
         "import sys; from pathlib import Path; from dataset.prepare.output import OutputFolder\n"
         "with OutputFolder(Path(sys.argv[1]), 'other.json', {}, ['c']): pass"
@@ -70,7 +71,7 @@ def test_a_worker_that_outlives_its_run_does_not_keep_the_lock(out):
         worker.join()
 
 
-def test_a_disk_without_locks_is_filled_with_a_warning(out, source, monkeypatch, caplog):
+def test_a_disk_without_locks_is_used_with_a_warning(out, source, monkeypatch, caplog):
     def refuse(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
@@ -82,8 +83,8 @@ def test_a_disk_without_locks_is_filled_with_a_warning(out, source, monkeypatch,
     assert OneLine(out, "locks", "Function not implemented") in caplog.messages
 
 
-def test_a_lock_on_the_journal_of_a_folder_closed_meanwhile_is_no_claim(out, monkeypatch):
-    """Between opening the journal and locking it, another run closes the folder, and a third one claims it anew."""
+def test_locking_the_journal_of_a_folder_that_was_just_closed_does_not_claim_it(out, monkeypatch):
+    """Between opening the journal and locking it, another run finishes the folder, and a third run claims it again."""
     first = folder(out).__enter__()
     third = folder(out, overwrite=True)
     lock = fcntl.flock
@@ -100,12 +101,12 @@ def test_a_lock_on_the_journal_of_a_folder_closed_meanwhile_is_no_claim(out, mon
     third.release()
 
 
-def test_finished_files_of_a_run_that_was_cut_are_kept_and_the_others_removed(out, source):
+def test_finished_files_of_an_interrupted_run_are_kept_and_others_removed(out, source):
     with folder(out) as output:
         make(output, "a.jsonl", source)
         (out / "b.jsonl").write_text("half")
     with (out / JOURNAL).open("a") as journal:
-        journal.write('\n{"file": "b.jso')  # as if it had been killed while it wrote
+        journal.write('\n{"file": "b.jso')  # as if the run had been killed during a write
     with folder(out) as output:
         assert not output.complete
         assert output.finished("a.jsonl", source).counts == {"records": 1}
@@ -119,7 +120,7 @@ def test_finished_files_of_a_run_that_was_cut_are_kept_and_the_others_removed(ou
         assert output.complete and all(output.finished(name, source) for name in NAMES)
 
 
-def test_a_complete_folder_stays_complete_while_a_lost_file_is_made_again(out, source):
+def test_a_complete_folder_stays_complete_while_a_lost_file_is_rebuilt(out, source):
     with folder(out) as output:
         for name in NAMES:
             make(output, name, source)
@@ -132,7 +133,7 @@ def test_a_complete_folder_stays_complete_while_a_lost_file_is_made_again(out, s
         assert output.complete and all(output.finished(name, source) for name in NAMES)
 
 
-def test_a_file_is_not_finished_if_it_or_its_source_has_another_size(out, source):
+def test_a_file_is_unfinished_if_its_size_or_its_sources_size_changed(out, source):
     with folder(out) as output:
         make(output, "a.jsonl", source)
         (out / "a.jsonl").write_text("cut")
@@ -145,7 +146,7 @@ def test_a_file_is_not_finished_if_it_or_its_source_has_another_size(out, source
 
 
 @pytest.mark.parametrize("closed", [True, False])
-def test_files_made_with_other_arguments_are_only_replaced_on_demand(out, source, closed):
+def test_files_made_with_other_arguments_are_replaced_only_on_request(out, source, closed):
     with folder(out) as output:
         make(output, "a.jsonl", source)
         (out / "notes.txt").write_text("mine")
@@ -160,7 +161,7 @@ def test_files_made_with_other_arguments_are_only_replaced_on_demand(out, source
         assert not (out / "a.jsonl").exists() and (out / "notes.txt").exists() and not (out / MANIFEST).exists()
 
 
-def test_an_unfinished_folder_without_finished_files_is_begun_again_with_any_arguments(out):
+def test_an_unfinished_folder_without_finished_files_accepts_any_arguments(out):
     with folder(out):
         (out / "a.jsonl").write_text("half")
     with folder(out, 2) as output:
@@ -184,7 +185,7 @@ def test_files_of_another_origin_are_never_claimed(out, overwrite):
         folder(out, overwrite=overwrite).__enter__()
 
 
-def test_a_full_disk_is_one_line_and_the_lock_is_given_up(out, source):
+def test_a_full_disk_is_reported_in_one_line_and_releases_the_lock(out, source):
     def fill() -> None:
         with folder(out) as output:
             make(output, "b.jsonl", source)
@@ -199,7 +200,7 @@ def test_a_full_disk_is_one_line_and_the_lock_is_given_up(out, source):
         output.close()
 
 
-def test_a_damaged_manifest_is_told_or_overwritten(out):
+def test_a_damaged_manifest_is_reported_or_overwritten(out):
     with folder(out) as output:
         output.close()
     (out / MANIFEST).write_text("[")

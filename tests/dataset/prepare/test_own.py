@@ -1,4 +1,4 @@
-"""``run.py prepare own``: each form of file becomes the records of docs/own_data.md, and nothing broken is lost."""
+"""``run.py prepare own`` converts each file format to the records of docs/own_data.md, and no broken row is lost."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def convert(folder, capsys):
-    """Converts a text or JSON value; returns the exit status, the records, the broken ones, and what was printed."""
+    """Converts a text or JSON value, and returns the exit status, the records, the broken rows and the output."""
 
     def run(content: object, *flags: str, name: str = "mine.csv"):
         text = content if isinstance(content, str) else json.dumps(content)
@@ -44,7 +44,7 @@ def convert(folder, capsys):
     return run
 
 
-def test_captions_of_a_csv_file(convert, folder):
+def test_captions_are_read_from_a_csv_file(convert, folder):
     status, records, broken, printed = convert('image,caption,mood\na.png,"a dog, running",calm\nb.png,a cat,sad\n')
     assert (status, broken) == (0, [])
     assert records[0] == {"image": "pictures/a.png", "caption": "a dog, running"}
@@ -53,7 +53,7 @@ def test_captions_of_a_csv_file(convert, folder):
     assert len(read.images) == 2
 
 
-def test_what_is_broken_is_written_with_its_reason_and_counted(convert, folder):
+def test_broken_rows_are_counted_and_written_with_a_reason(convert, folder):
     rows = "image,caption\na.png,a dog\nnone.png,a cat\nb.png,\nb.png,a cow,extra\n"
     status, records, broken, printed = convert(rows)
     assert status == 1
@@ -66,7 +66,7 @@ def test_what_is_broken_is_written_with_its_reason_and_counted(convert, folder):
     assert OneLine("3", "1 missing image", "1 missing key", "1 wrong columns") in printed.splitlines()
 
 
-def test_rows_of_corners_become_the_regions_of_an_image(convert, folder):
+def test_rows_with_box_corners_become_the_regions_of_an_image(convert, folder):
     rows = "image,caption,x1,y1,x2,y2\na.png,dog,1,2,11,12\na.png,cat,30,10,40,20\na.png,cow,30,10,90,20\nb.png,hen,0,0,x,5\n"
     status, records, broken, printed = convert(rows)
     assert status == 1
@@ -81,7 +81,7 @@ def test_rows_of_corners_become_the_regions_of_an_image(convert, folder):
     assert len(read_phrases(GroundingSplitConfig(annotations=str(folder / "out.jsonl")), "data.train", 0.0)) == 2
 
 
-def test_corners_in_records_are_converted_when_told_and_never_guessed(convert):
+def test_corners_in_records_are_converted_only_on_request(convert):
     corners = [{"image": "a.png", "elems": [{"bb": [20, 8, 40, 20], "caption": "dog"}] * 4}]
     status, records, _, printed = convert(corners, name="mine.json")
     assert (status, records) == (2, [])
@@ -94,7 +94,7 @@ def test_corners_in_records_are_converted_when_told_and_never_guessed(convert):
     assert status == 2 and "the form of bbox is unknown" in printed
 
 
-def test_phrases_of_several_boxes_or_none_and_their_other_texts_are_kept(convert):
+def test_phrases_with_any_number_of_boxes_and_their_other_texts_are_kept(convert):
     texts = {"long_caption": "a dog that runs", "hard_negatives": ["a cat"]}
     elems = [
         {"bb": [[1, 2, 10, 8], [20, 2, 10, 8]], "caption": "two dogs"},
@@ -109,7 +109,7 @@ def test_phrases_of_several_boxes_or_none_and_their_other_texts_are_kept(convert
     assert records == [{"image": "pictures/a.png", "caption": "pets", **texts, "elems": elems[:3]}]
 
 
-def test_every_record_with_phrases_stays_a_record_and_what_training_refuses_is_broken(convert):
+def test_records_with_phrases_are_kept_and_records_that_training_rejects_are_broken(convert):
     dog = {"bb": [1, 2, 10, 8], "caption": "a dog"}
     rows = [
         {"image": "a.png", "caption": "first", "image_id": 3, "elems": [dog]},
@@ -136,7 +136,7 @@ def test_every_record_with_phrases_stays_a_record_and_what_training_refuses_is_b
         assert not parse_region_record(RawRecord(record, "a:1", Path(".")), ImageKeys(), "caption").broken
 
 
-def test_coco_captions_and_instances(convert):
+def test_coco_captions_and_instances_become_records(convert):
     images = [{"id": 7, "file_name": "a.png", "width": 40, "height": 20}]
     captions = [{"image_id": 7, "id": 1, "caption": "a dog"}, {"image_id": 8, "id": 2, "caption": "a cat"}]
     status, records, broken, printed = convert({"images": images, "annotations": captions}, name="captions.json")
@@ -153,7 +153,7 @@ def test_coco_captions_and_instances(convert):
     assert [each["kind"] for each in broken] == ["crowd"]
 
 
-def test_questions_and_statements(convert):
+def test_questions_and_statements_become_records(convert):
     status, records, _, _ = convert(
         "picture\tquestion\tanswer\na.png\twhat is it?\ta dog\n", "--rename", "picture=image", name="q.tsv"
     )
@@ -176,13 +176,13 @@ def test_questions_and_statements(convert):
         ("image,caption\na.png,x\n", ["--rename", "caption"], ("OLD=NEW",)),
     ],
 )
-def test_mistakes_are_one_line_and_write_nothing(content, flags, told, convert):
+def test_mistakes_are_reported_in_one_line_and_write_nothing(content, flags, told, convert):
     status, records, broken, printed = convert(content, *flags)
     assert (status, records, broken) == (2, [], [])
     assert OneLine(*told) in printed.splitlines() and printed.startswith("error: ") and printed.count("\n") == 1
 
 
-def test_nothing_is_overwritten_unless_told(convert, folder):
+def test_nothing_is_overwritten_unless_requested(convert, folder):
     (folder / "out.jsonl").write_text("{}\n")
     status, records, _, printed = convert("image,caption\na.png,x\n")
     assert status == 2 and records == [{}] and "already exists" in printed

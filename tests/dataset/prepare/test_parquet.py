@@ -1,4 +1,4 @@
-"""``run.py prepare parquet``: shards of every form become Parquet files, and nothing broken is lost."""
+"""``run.py prepare parquet`` converts shards of every format to Parquet files, and no broken record is lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 @pytest.fixture
 def convert(tmp_path, monkeypatch, capsys):
-    """Runs the command; returns the records of all files, and what was printed. With exit status 2 there are no files."""
+    """Runs the command and returns the records of all files, and its output. After exit status 2 there are no files."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def run(*words: str, out: str = "out", status: int = 0) -> tuple[list[dict], str]:
@@ -52,7 +52,7 @@ def lines(tmp_path):
     return write
 
 
-def test_json_lines_with_image_files_and_base64(convert, lines, tmp_path):
+def test_json_lines_may_have_image_files_and_base64(convert, lines, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/1.jpg").write_bytes(b"first")
     file = lines(
@@ -69,7 +69,7 @@ def test_json_lines_with_image_files_and_base64(convert, lines, tmp_path):
     assert OneLine("3 records in 1 files and 1 row groups") == printed.splitlines()[-1]
 
 
-def test_regions_with_boxes_of_both_forms_and_captions_by_language(convert, lines):
+def test_regions_may_have_boxes_of_both_formats_and_captions_by_language(convert, lines):
     one = {"caption": {"en": "a", "de": ["b", "c"]}, "bb": [1, 2, 3, 4.5]}
     two = {"caption": {"en": "d"}, "bb": [[1, 2, 3, 4], [5, 6, 7, 8]], "attributes": ["e"], "grain": "region"}
     none = {"caption": {"fr": "f"}, "bb": []}
@@ -81,7 +81,7 @@ def test_regions_with_boxes_of_both_forms_and_captions_by_language(convert, line
     assert records[1]["elems"] == [none]
 
 
-def test_values_without_a_common_type_are_read_back_as_they_were(convert, lines, tmp_path):
+def test_values_without_a_common_type_survive_the_round_trip(convert, lines, tmp_path):
     image, by_language = {"image": "data:,eA=="}, {"en": "d", "de": ["e", "f"]}
     given = [
         {**image, "caption": "a", "text": by_language, "elems": [{"caption": "g", "bb": [1, 2, 3, 4]}], "id": 1},
@@ -94,7 +94,7 @@ def test_values_without_a_common_type_are_read_back_as_they_were(convert, lines,
     assert convert(str(tmp_path / "out"), out="again")[0] == expected
 
 
-def test_values_that_json_does_not_have_need_one_type(convert, tmp_path):
+def test_values_unknown_to_json_need_one_type(convert, tmp_path):
     pq.write_table(pa.table({"n": pa.array([b"x"])}), tmp_path / "a.parquet")
     job = command._Job(Shards([str(tmp_path / "a.parquet")]), 0, 1, tmp_path / "c", ImageKeys())
     with pytest.raises(UserError) as refused:
@@ -113,7 +113,7 @@ def test_values_that_json_does_not_have_need_one_type(convert, tmp_path):
         {"elems": [{"caption": "b", "bb": [1, 2, 3, 4]}, {"caption": "c", "bb": [1, 2, 3, 4], "long_caption": 7}]},
     ],
 )
-def test_a_record_that_the_parser_refuses_is_left_out_and_listed(convert, lines, tmp_path, wrong):
+def test_records_rejected_by_the_parser_are_skipped_and_listed(convert, lines, tmp_path, wrong):
     good = {
         "image": "data:,eA==",
         "caption": "a",
@@ -128,12 +128,12 @@ def test_a_record_that_the_parser_refuses_is_left_out_and_listed(convert, lines,
     assert listed["place"] == f"{file}:2" and listed["reason"] == "wrong type"
 
 
-def test_boxes_of_one_form_stay_as_they_are(convert, lines):
+def test_boxes_of_a_single_format_stay_unchanged(convert, lines):
     elem = {"caption": "a", "bb": [1, 2, 3, 4]}
     assert convert(lines({"image": "data:,eA==", "elems": [elem]}))[0][0]["elems"] == [elem]
 
 
-def test_tars_and_parquet_files(convert, tmp_path):
+def test_tars_and_parquet_files_are_converted(convert, tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name, content in (
             ("0.jpg", b"x"),
@@ -172,7 +172,7 @@ def test_row_groups_and_files_are_small(convert, lines, tmp_path, monkeypatch):
     assert Shards([str(tmp_path / "out")]).large_row_group(2000) is None
 
 
-def test_broken_records_are_left_out_counted_and_listed(convert, lines, tmp_path):
+def test_broken_records_are_skipped_counted_and_listed(convert, lines, tmp_path):
     file = lines({"image": "data:,eA==", "n": 0}, "{", {"image": "none.jpg", "n": 2}, {"image": "data:,eA==", "n": 3})
     records, printed = convert(file, status=1)
     assert [record["n"] for record in records] == [0, 3]
@@ -185,7 +185,7 @@ def test_broken_records_are_left_out_counted_and_listed(convert, lines, tmp_path
     )
 
 
-def test_an_interrupted_run_goes_on_and_a_finished_one_does_nothing(convert, lines, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_and_a_finished_one_does_nothing(convert, lines, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "_FILE_RECORDS", 4)
     file = lines(*({"image": "data:,eA==", "n": row} for row in range(12)))
     write, calls = command._write_file, []
@@ -207,7 +207,7 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_does_nothing(convert, lin
     assert "nothing to do" in convert(file)[1]
 
 
-def test_the_folder_of_the_shards_is_refused(convert, lines, tmp_path):
+def test_the_folder_of_the_shards_is_rejected_as_output(convert, lines, tmp_path):
     assert convert(lines({"image": "data:,eA=="}), out="in", status=2)[1] == OneLine(
         "--out", "is the folder of the shards"
     )
@@ -215,7 +215,7 @@ def test_the_folder_of_the_shards_is_refused(convert, lines, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["blocks", "random"])
-def test_a_run_on_the_files_is_the_run_on_the_records(convert, tiny_overrides, scenes_folder, tmp_path, order):
+def test_training_on_the_files_equals_training_on_the_records(convert, tiny_overrides, scenes_folder, tmp_path, order):
     convert(f"{scenes_folder}/train.jsonl")
     losses = {}
     for name, files in (("lines", f"{scenes_folder}/train.jsonl"), ("parquet", f"{tmp_path}/out")):

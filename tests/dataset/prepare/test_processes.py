@@ -1,4 +1,4 @@
-"""Work by processes: in order, no further ahead than a few jobs, and a process that dies costs its job alone."""
+"""Work in processes: results in order, only a few jobs in flight, and a process that dies loses only its own job."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dataset.prepare.processes import AHEAD, in_order
 
 ROOT = Path(__file__).parents[3]
 FORKS = multiprocessing.get_start_method() == "fork"
-pytestmark = pytest.mark.skipif(not FORKS, reason="functions of a test are known to forked processes alone")
+pytestmark = pytest.mark.skipif(not FORKS, reason="only forked processes know the functions of a test")
 
 
 def slow_at_even_numbers(number: int) -> int:
@@ -24,7 +24,7 @@ def slow_at_even_numbers(number: int) -> int:
     return number * number
 
 
-def deadly_at_five(number: int) -> int:
+def killed_at_five(number: int) -> int:
     if number == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     return number
@@ -41,7 +41,7 @@ def test_results_come_in_the_order_of_the_jobs(workers):
     assert list(in_order(slow_at_even_numbers, range(20), workers, int)) == [n * n for n in range(20)]
 
 
-def test_jobs_are_asked_for_as_they_are_needed():
+def test_jobs_are_requested_only_when_needed():
     asked = []
     results = in_order(slow_at_even_numbers, (asked.append(n) or n for n in range(100)), 2, int)
     next(results)
@@ -50,12 +50,12 @@ def test_jobs_are_asked_for_as_they_are_needed():
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_process_that_dies_costs_its_job_alone(workers):
-    found = list(in_order(deadly_at_five, range(12), workers, lambda job: -job))
+def test_a_process_that_dies_loses_only_its_own_job(workers):
+    found = list(in_order(killed_at_five, range(12), workers, lambda job: -job))
     assert found == [0, 1, 2, 3, 4, -5, 6, 7, 8, 9, 10, 11]
 
 
-def test_what_work_raises_is_raised():
+def test_errors_raised_by_work_are_raised():
     results = in_order(fails_at_three, range(12), 2, int)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="three"):

@@ -1,4 +1,4 @@
-"""Official files that lie below a folder more than once."""
+"""Official files that occur more than once below a folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def gzipped(path: Path, text: str) -> Path:
     return path
 
 
-def test_two_differing_copies_of_an_official_file_are_refused_with_both_paths(tmp_path):
+def test_two_different_copies_of_an_official_file_are_rejected_with_both_paths(tmp_path):
     first, second = write(tmp_path / "a/image_data.json", "[1]"), write(tmp_path / "b/image_data.json", "[1, 2]")
     with pytest.raises(UserError) as error:
         RawFolder([tmp_path]).need("image_data.json")
@@ -41,17 +41,17 @@ def test_two_differing_copies_of_an_official_file_are_refused_with_both_paths(tm
 @pytest.mark.parametrize(
     "pack", [gzipped, lambda path, text: zipped(path.with_suffix(".zip"), "x/image_data.json", text)]
 )
-def test_a_packed_copy_is_compared_with_the_unpacked_one(pack, tmp_path):
+def test_a_compressed_copy_is_compared_with_the_uncompressed_one(pack, tmp_path):
     plain = write(tmp_path / "image_data.json", "[1, 2]")
     pack(tmp_path / "packed/image_data.json.gz", "[1, 2]")
     found = RawFolder([tmp_path]).find("image_data.json")
     assert found is not None and (found.path, found.member) == (plain, None)
-    write(plain, "[2, 1]")  # as long as the other
+    write(plain, "[2, 1]")  # the same length
     with pytest.raises(UserError, match="differ"):
         RawFolder([tmp_path]).find("image_data.json")
 
 
-def test_equal_copies_and_links_are_one_file(tmp_path):
+def test_equal_copies_and_links_count_as_one_file(tmp_path):
     first = write(tmp_path / "a/image_data.json", "[1]")
     write(tmp_path / "b/image_data.json", "[1]")
     (tmp_path / "c").mkdir()
@@ -60,14 +60,14 @@ def test_equal_copies_and_links_are_one_file(tmp_path):
     assert found is not None and found.path == first
 
 
-def test_of_nested_folders_of_one_name_the_inner_one_has_the_file(tmp_path):
+def test_the_inner_one_of_two_nested_folders_with_one_name_is_used(tmp_path):
     root = tmp_path / "refcoco"
     own, _ = write(root / "refcoco/instances.json", "[1]"), write(root / "refcoco+/instances.json", "[2]")
     found = RawFolder([root]).find("instances.json", below="refcoco")
     assert found is not None and found.path == own
 
 
-def test_a_text_and_a_gzipped_text_that_differ_are_refused(tmp_path):
+def test_a_text_and_a_different_gzipped_text_are_rejected(tmp_path):
     path = write(tmp_path / "train.en", "a dog\n")
     gzipped(tmp_path / "train.en.gz", "a dog\n")
     file = RawFolder([tmp_path]).find("train.en")

@@ -1,4 +1,4 @@
-"""Jobs on a Ray cluster of this machine alone, with the real package: order, faults, and errors in one line."""
+"""Jobs on a local Ray cluster with the real package: order, failures, and errors in one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def results(work: Callable[[int], int], address: str = "local") -> Iterator[int]
 
 
 @pytest.mark.slow
-def test_results_are_in_order_a_job_that_kills_its_process_is_reported_and_an_error_is_raised_as_it_was():
+def test_results_are_ordered_killed_jobs_are_reported_and_errors_are_raised_unchanged():
     made = results(ten_times)
     assert list(itertools.islice(made, 5)) == [0, 10, 20, -3, 40]
     with pytest.raises(UserError, match=r"^job 5 is refused$"):
@@ -26,8 +26,8 @@ def test_results_are_in_order_a_job_that_kills_its_process_is_reported_and_an_er
 
 
 @pytest.mark.slow
-def test_an_address_without_a_cluster_is_an_error_in_one_line(monkeypatch):
-    def init(**_: object) -> None:  # the real one would find a cluster of another test
+def test_an_address_without_a_cluster_is_reported_in_one_line(monkeypatch):
+    def init(**_: object) -> None:  # the real function would find another test's cluster
         raise ConnectionError("Could not find any running Ray instance.\nPlease start one.")
 
     monkeypatch.setattr("ray.init", init)

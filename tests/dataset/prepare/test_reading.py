@@ -1,4 +1,4 @@
-"""Official files are read by a process each: results and errors come in their order, whatever the number of processes."""
+"""Each official file is read by a separate process. Results and errors keep their order with any number of processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.messages import naming
 from utils.errors import UserError
 
 FORKS = multiprocessing.get_start_method() == "fork"
-pytestmark = pytest.mark.skipif(not FORKS, reason="functions of a test are known to forked processes alone")
+pytestmark = pytest.mark.skipif(not FORKS, reason="only forked processes know the functions of a test")
 
 FILES = {name: RawFile(Path(f"{name}.json")) for name in ("objects", "attributes", "regions")}
 
@@ -37,14 +37,14 @@ def all_but_the_first_are_wrong(name: str, file: RawFile) -> str:
     raise UserError(f"{file}: wrong")
 
 
-def deadly_at_attributes(name: str, file: RawFile) -> str:
+def killed_at_attributes(name: str, file: RawFile) -> str:
     if name == "attributes":
         os.kill(os.getpid(), signal.SIGKILL)
     return name
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_results_and_errors_come_in_the_order_of_the_files(workers):
+def test_results_and_errors_are_in_the_order_of_the_files(workers):
     expected = [f"{name} of {name}.json" for name in FILES]
     assert list(read_files(the_first_is_slow, FILES, workers)) == expected
     results = read_files(all_but_the_first_are_wrong, FILES, workers)
@@ -55,11 +55,11 @@ def test_results_and_errors_come_in_the_order_of_the_files(workers):
 
 def test_a_file_whose_process_is_killed_is_named():
     with pytest.raises(WorkerDiedError, match=naming("attributes.json", "killed")):
-        list(read_files(deadly_at_attributes, FILES, 2))
+        list(read_files(killed_at_attributes, FILES, 2))
 
 
 def fill_after_a_killed_process(read, folder: Path, name: str, file: RawFile):
-    """Another process was killed while it stored the rows of this file."""
+    """Simulates a process that was killed while it stored the rows of this file."""
     (folder / name).write_bytes(b"SQLite format 3\0 and half of the rest")
     return fill(read, folder, name, file)
 
@@ -67,7 +67,7 @@ def fill_after_a_killed_process(read, folder: Path, name: str, file: RawFile):
 fill = rows.fill
 
 
-def test_one_and_two_processes_make_the_same_of_visual_genome_also_after_one_was_killed(tmp_path, monkeypatch):
+def test_visual_genome_is_the_same_with_two_processes_and_after_one_was_killed(tmp_path, monkeypatch):
     raw = official.everything(tmp_path / "raw")
     prepared("visual_genome", raw, tmp_path / "one", workers=1)
     monkeypatch.setattr(rows, "fill", fill_after_a_killed_process)

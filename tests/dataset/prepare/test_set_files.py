@@ -1,4 +1,4 @@
-"""The official files of each set in other layouts, without images, and other files in their place."""
+"""The official files of each set in other layouts, without images, or replaced by other files."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def out(tmp_path) -> Path:
     return tmp_path / "out"
 
 
-# -- other layouts of the same
+# -- other layouts of the same files
 
 
-def test_packed_annotations_give_the_same_records(raw, out, tmp_path):
+def test_compressed_annotations_give_the_same_records(raw, out, tmp_path):
     for name in ("coco", "visual_genome", "flickr30k_entities"):
         prepared(name, raw, tmp_path / "plain")
     names = [
@@ -76,7 +76,7 @@ def test_images_of_coco_2017_and_of_a_merged_visual_genome_are_found(raw, out):
 
 
 def test_folders_may_be_links(raw, out, tmp_path):
-    """Of the images, and of the output: the paths of records are right from where the output really lies."""
+    """Links to the images and to the output: record paths are relative to the real location of the output."""
     shutil.move(raw / "coco/train2014", tmp_path / "disk/a/b/train2014")
     (raw / "coco/train2014").symlink_to(tmp_path / "disk/a/b/train2014")
     (raw / "coco/round").symlink_to(raw)
@@ -87,8 +87,8 @@ def test_folders_may_be_links(raw, out, tmp_path):
     assert all((out / "coco" / record["image"]).is_file() for record in records(out / "coco"))
 
 
-def test_an_image_of_another_set_with_the_same_number_is_not_taken(raw, out):
-    """Of both sets there is an image 36979, and only Visual Genome's may be trained on."""
+def test_an_image_of_another_set_with_the_same_number_is_not_used(raw, out):
+    """Both sets have an image 36979, and only Visual Genome's may be trained on."""
     listed = [{"image_id": number, "width": 64, "height": 48} for number in (1, 36979)]
     write(raw / "vg/image_data.json", listed)
     regions = [{"x": 0, "y": 0, "width": 9, "height": 9, "phrase": "a wall"}]
@@ -99,15 +99,15 @@ def test_an_image_of_another_set_with_the_same_number_is_not_taken(raw, out):
     official.image(raw / "zz_images/36979.jpg")
     prepared("visual_genome", raw, out, overwrite=True)
     assert [record["image"] for record in records(out / "vg")][1] == "../../raw/zz_images/36979.jpg"
-    official.image(raw / f"a/{official.FLICKR_TRAIN}.jpg")  # comes first, and might be anything
+    official.image(raw / f"a/{official.FLICKR_TRAIN}.jpg")  # this folder is searched first and may hold anything
     prepared("flickr30k_entities", raw, out)
     assert "flickr30k-images/" in records(out / "flickr_entities")[0]["image"]
 
 
-# -- images that are not there
+# -- missing images
 
 
-def test_without_any_image_records_name_the_usual_places(raw, out):
+def test_without_any_image_records_name_the_usual_paths(raw, out):
     for folder in ("coco/train2014", "coco/val2014", "vg/VG_100K", "vg/VG_100K_2"):
         shutil.rmtree(raw / folder)
     told = prepared("visual_genome", raw, out)
@@ -119,7 +119,7 @@ def test_without_any_image_records_name_the_usual_places(raw, out):
     assert (out / "coco_regions/_prepare/missing.txt").read_text() == ""
 
 
-def test_missing_images_are_counted_listed_and_left_out_by_others_too(raw, out, tmp_path):
+def test_missing_images_are_counted_listed_and_excluded_from_other_sets(raw, out, tmp_path):
     (raw / "coco" / official.coco_name(73)).unlink()
     told = prepared("coco", raw, out)
     assert "skipped: 1 missing image, first" in told
@@ -133,7 +133,7 @@ def test_missing_images_are_counted_listed_and_left_out_by_others_too(raw, out, 
         assert counted(tmp_path / "theirs" / folder)["left_out"]["on the list of missing images"] == 1
 
 
-def test_a_list_of_missing_images_holds_for_cocos_other_names_and_for_all_folders_below_an_output(raw, out, tmp_path):
+def test_a_list_of_missing_images_applies_to_other_coco_names_and_all_folders_of_an_output(raw, out, tmp_path):
     (raw / "coco" / official.coco_name(73)).unlink()
     prepared("coco", raw, out)
     by_id = read_missing(out)
@@ -144,7 +144,7 @@ def test_a_list_of_missing_images_holds_for_cocos_other_names_and_for_all_folder
         read_missing(raw)
 
 
-# -- other files in the place of the official ones
+# -- other files in place of the official ones
 
 SWAPPED = {
     "vg/objects.json": "vg/attributes.json",
@@ -169,11 +169,11 @@ SET_OF = {
     "flickr30k_entities": "flickr30k_entities",
 }
 MADE_BEFORE = {"vg": ["vg"], "coco": ["coco"]}
-"""Folders that are made before the file is read."""
+"""Folders that are created before the file is read."""
 
 
 @pytest.mark.parametrize("name", SWAPPED)
-def test_another_file_in_the_place_of_one_is_one_line_with_its_name(name, raw, out):
+def test_a_replaced_official_file_is_named_in_one_line(name, raw, out):
     shutil.copy(raw / SWAPPED[name], raw / name)
     folder = name.partition("/")[0]
     assert str(raw / name) in one_line(SET_OF[folder], raw, out)
@@ -182,7 +182,7 @@ def test_another_file_in_the_place_of_one_is_one_line_with_its_name(name, raw, o
 
 @pytest.mark.parametrize("name", [name for name in SWAPPED if name.endswith(".json")])
 @pytest.mark.parametrize("damage", ["cut", "utf-16", "latin-1"])
-def test_a_damaged_file_is_one_line_with_its_name(name, damage, raw, out):
+def test_a_damaged_file_is_named_in_one_line(name, damage, raw, out):
     content = (raw / name).read_bytes()
     damaged = {
         "cut": content[: len(content) * 2 // 3],
@@ -196,7 +196,7 @@ def test_a_damaged_file_is_one_line_with_its_name(name, damage, raw, out):
 
 
 @pytest.mark.parametrize("at", [0.5, 0.98])
-def test_a_zip_that_is_cut_or_damaged_is_one_line(at, raw, out):
+def test_a_truncated_or_damaged_zip_is_reported_in_one_line(at, raw, out):
     pack(raw / "vg", "objects.json.zip", "objects.json")
     path = raw / "vg/objects.json.zip"
     content = bytearray(path.read_bytes())
@@ -209,7 +209,7 @@ def test_a_zip_that_is_cut_or_damaged_is_one_line(at, raw, out):
     assert set(left(out)) == {"vg"}
 
 
-def test_numbers_out_of_all_bounds_are_one_line(raw, out):
+def test_numbers_out_of_range_are_reported_in_one_line(raw, out):
     for width, said in (("Infinity", "OverflowError"), ('"wide"', "ValueError"), ("null", "TypeError")):
         write(raw / "vg/image_data.json", f'[{{"image_id": 1, "width": {width}, "height": 48}}]')
         assert said in one_line("visual_genome", raw, out)
@@ -223,7 +223,7 @@ def test_numbers_out_of_all_bounds_are_one_line(raw, out):
 
 
 @pytest.mark.parametrize("number", [None, {}, [1], "x"])
-def test_objects_without_a_number_get_no_attributes(number, raw, out):
+def test_objects_without_an_id_get_no_attributes(number, raw, out):
     box = {"object_id": number, "x": 1, "y": 1, "w": 5, "h": 5, "names": ["clock"]}
     write(raw / "vg/objects.json", [{"image_id": 1, "objects": [box]}])
     write(raw / "vg/attributes.json", [{"image_id": 1, "attributes": [{**box, "attributes": ["green"]}]}])
@@ -231,13 +231,13 @@ def test_objects_without_a_number_get_no_attributes(number, raw, out):
     assert records(out / "vg_regions")[0]["elems"][0] == {"caption": "clock", "bb": [1, 1, 5, 5], "grain": "object"}
 
 
-def test_a_split_with_a_line_break_in_its_name_is_told_in_one_line(raw, out):
+def test_a_split_name_with_a_line_break_is_reported_in_one_line(raw, out):
     rows = [{"filename": f"{n}.jpg", "split": "odd\nsplit"} for n in (official.FLICKR_TRAIN, official.FLICKR_TEST)]
     write(raw / "coco/dataset_flickr30k.json", {"images": rows})
     assert "2 held out by Flickr30K (Karpathy) odd\\nsplit" in one_line("flickr30k_entities", raw, out)
 
 
-def test_more_than_one_in_a_hundred_of_another_form_is_another_file(raw, out):
+def test_more_than_one_percent_of_unknown_rows_means_another_file(raw, out):
     regions = [{"x": 0, "y": 0, "width": 9, "height": 9, "phrase": "fine"}] * 99
     write(raw / "vg/region_descriptions.json", [{"id": 1, "regions": [*regions, {"phrase": "odd"}, {"phrase": "odd"}]}])
     message = one_line("visual_genome", raw, out)
@@ -245,7 +245,7 @@ def test_more_than_one_in_a_hundred_of_another_form_is_another_file(raw, out):
     assert message == OneLine(f"{raw}/vg/region_descriptions.json[0].regions[99]", "x, y, width, height", "phrase")
 
 
-def test_a_file_that_is_missing_is_named_with_the_others(raw, out):
+def test_all_missing_files_are_named_together(raw, out):
     for name in ("objects", "attributes"):
         (raw / f"vg/{name}.json").unlink()
     message = one_line("visual_genome", raw, out)
@@ -254,13 +254,13 @@ def test_a_file_that_is_missing_is_named_with_the_others(raw, out):
     assert one_line("refcoco", raw, out) == OneLine("instances.json", "refcoco")
 
 
-def test_code_in_a_pickle_of_references_is_not_run(raw, out, tmp_path):
+def test_code_in_a_references_pickle_is_not_executed(raw, out, tmp_path):
     (raw / "refcoco/refs(unc).p").write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
     assert one_line("refcoco", raw, out) == OneLine("pickle", "os.system")
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_damaged_annotation_of_entities_is_counted(raw, out):
+def test_a_damaged_entities_annotation_is_counted(raw, out):
     folder = raw / "flickr30k_entities"
     numbers = [official.FLICKR_TRAIN, 11, 12, 13]
     write(folder / "train.txt", "".join(f"{n}\n" for n in numbers))
@@ -279,8 +279,8 @@ def test_a_damaged_annotation_of_entities_is_counted(raw, out):
     }
 
 
-def test_a_training_photograph_of_flickr30k_that_coco_holds_out_is_left_out_and_explained(raw, out):
-    """COCO and Flickr30K have photographs of Flickr, and its ids are the same in both."""
+def test_a_flickr30k_training_photograph_that_coco_holds_out_is_excluded_with_a_reason(raw, out):
+    """COCO and Flickr30K both contain Flickr photographs, with the same Flickr ids."""
     path = raw / "coco/annotations/captions_train2014.json"
     captions = json.loads(path.read_text())
     held_out = next(image for image in captions["images"] if image["id"] == 30)  # RefCOCO testA
@@ -296,7 +296,7 @@ def test_a_training_photograph_of_flickr30k_that_coco_holds_out_is_left_out_and_
     assert OneLine(f"flickr:{official.FLICKR_TRAIN}", "coco:30", "RefCOCO", "testA") in said.splitlines()
 
 
-def test_equal_numbers_in_different_data_sets_are_different_photographs(raw, out):
+def test_equal_ids_in_different_data_sets_are_different_photographs(raw, out):
     refs = [official._reference(official.FLICKR_TRAIN, 1, "testB", ["held out"])]
     (raw / "refcoco/refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
     prepared("flickr30k_entities", raw, out)

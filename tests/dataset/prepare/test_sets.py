@@ -1,4 +1,4 @@
-"""Each set's records and counts, written by hand for the files of ``official``; and held-out images."""
+"""Records and counts of each set, written by hand for the files of ``official``; and held-out images."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def coco_path(number: int) -> str:
     return f"../../raw/coco/{official.coco_name(number)}"
 
 
-def test_coco_captions(raw, out):
+def test_coco_captions_become_records(raw, out):
     prepared("coco", raw, out)
     assert records(out / "coco") == [
         {"image": coco_path(number), "caption": text, "coco_id": number}
@@ -59,7 +59,7 @@ def test_coco_captions(raw, out):
     assert (out / "coco" / coco_path(9)).is_file()
 
 
-def test_coco_objects(raw, out):
+def test_coco_objects_become_regions(raw, out):
     prepared("coco", raw, out)
     assert records(out / "coco_regions") == [
         {
@@ -81,7 +81,7 @@ def test_coco_objects(raw, out):
     }
 
 
-def test_coco_validation_has_the_images_that_karpathy_validates_on(raw, out):
+def test_coco_validation_uses_karpathys_validation_images(raw, out):
     prepared("coco", raw, out)
     assert records(out / "coco_val") == [{"image": coco_path(25), "caption": ["a dog", "two cats"], "coco_id": 25}]
 
@@ -100,8 +100,8 @@ def vg_record(number: int, **ids: int) -> dict:
     }
 
 
-def test_visual_genome(raw, out):
-    """Image 2 is COCO's 42, 3 is Flickr30K's 36979, and 5 is a photograph that is COCO's 25."""
+def test_visual_genome_becomes_records(raw, out):
+    """Image 2 is image 42 of COCO, image 3 is 36979 of Flickr30K, and image 5 is a photograph that is also COCO's 25."""
     prepared("visual_genome", raw, out)
     assert records(out / "vg_regions") == [vg_record(1, vg_id=1), vg_record(4, vg_id=4, coco_id=9, flickr_id=7009)]
     held_out = {COCO_TEST: 1, COCO_VAL: 1, FLICKR_TEST: 1}
@@ -117,7 +117,7 @@ def test_visual_genome(raw, out):
 
 
 def test_boxes_follow_an_image_that_is_stored_at_another_size(raw, out):
-    """Annotated as 64 x 48: image 1 is stored at half the size, and image 4 in another shape."""
+    """The annotations assume 64 x 48 pixels. Image 1 is stored at half that size, and image 4 with another aspect ratio."""
     image(raw / "vg/VG_100K/1.jpg", size=(32, 24))
     image(raw / "vg/VG_100K_2/4.jpg", size=(48, 64))
     told = prepared("visual_genome", raw, out)
@@ -143,11 +143,11 @@ def test_boxes_follow_an_image_that_is_stored_at_another_size(raw, out):
         ((500, 375), (512, 512), False),
     ],
 )
-def test_sizes_of_one_shape_differ_by_the_rounding_of_a_side(annotated, stored, same):
+def test_sizes_with_one_aspect_ratio_may_differ_by_rounding(annotated, stored, same):
     assert same_shape(annotated, stored) is same
 
 
-def test_an_image_has_captions_of_its_eight_largest_regions(raw, out):
+def test_an_image_gets_captions_of_its_eight_largest_regions(raw, out):
     sides = [3, 9, 5, 7, 4, 6, 10, 8, 2, 11, 9]
     regions = [{"x": 0, "y": 0, "width": s, "height": s, "phrase": f"side {s}"} for s in sides]
     write(raw / "vg/region_descriptions.json", [{"id": 1, "regions": regions}])
@@ -157,7 +157,7 @@ def test_an_image_has_captions_of_its_eight_largest_regions(raw, out):
     assert (left_out["duplicate text"], left_out["not of the largest regions"]) == (1, 2)
 
 
-def test_gqa(raw, out):
+def test_gqa_becomes_records(raw, out):
     prepared("gqa", raw, out)
     chair = {"caption": "chair", "bb": [22, 31, 42, 8], "attributes": ["brown"], "grain": "object"}
     assert records(out / "gqa") == [{"image": "../../raw/vg/VG_100K/1.jpg", "elems": [chair], "vg_id": 1}]
@@ -169,7 +169,7 @@ def test_gqa(raw, out):
     }
 
 
-def test_references_of_the_three_sets_on_one_box_are_joined(raw, out):
+def test_references_of_three_sets_to_one_box_are_merged(raw, out):
     prepared("refcoco", raw, out)
     element = {"caption": ["navy shirt", "the man"], "bb": [1, 2, 30, 20], "grain": "region"}
     assert records(out / "refcoco") == [{"image": coco_path(9), "elems": [element], "coco_id": 9}]
@@ -181,7 +181,7 @@ def test_references_of_the_three_sets_on_one_box_are_joined(raw, out):
     }
 
 
-def test_entities_have_one_box_around_those_of_a_chain(raw, out):
+def test_the_boxes_of_an_entities_chain_become_one_enclosing_box(raw, out):
     prepared("flickr30k_entities", raw, out)
     assert records(out / "flickr_entities") == [
         {
@@ -225,7 +225,7 @@ def test_sentences_of_entities_that_are_not_utf8_are_read(raw, out):
     ],
 )
 def test_a_held_out_image_of_visual_genome_is_found_by_its_ids(ids, found, raw, out):
-    """36979 is on Flickr, 42 is COCO's, and 7042 is the photograph on Flickr that COCO's 42 is."""
+    """36979 is a Flickr id, 42 is a COCO id, and 7042 is the Flickr id of COCO's image 42."""
     write(
         raw / "vg/image_data.json",
         [{"image_id": n, "width": 64, "height": 48, **(ids if n == 1 else {})} for n in (1, 4)],
@@ -235,12 +235,12 @@ def test_a_held_out_image_of_visual_genome_is_found_by_its_ids(ids, found, raw, 
 
 
 def test_links_are_followed_from_flickr_to_coco_and_on_to_visual_genome(raw, out):
-    """Flickr30K's test image is COCO's 73 by its address, and that is Visual Genome's 1 by its id."""
+    """Flickr30K's test image has the same URL as COCO's image 73, which has the same id as Visual Genome's image 1."""
     for name in ("captions", "instances"):
         path = raw / f"coco/annotations/{name}_val2014.json"
         values = json.loads(path.read_text())
         values["images"][1]["flickr_url"] = f"http://farm1.staticflickr.com/1/{official.FLICKR_TEST}_0a_z.jpg"
-        write(path, {"annotations": values.pop("annotations"), **values})  # the images come last
+        write(path, {"annotations": values.pop("annotations"), **values})  # the images are last
     write(
         raw / "vg/image_data.json",
         [{"image_id": n, "width": 64, "height": 48, "coco_id": {1: 73}.get(n)} for n in (1, 4)],
@@ -262,7 +262,7 @@ def test_images_of_vqas_test_split_are_held_out(raw, out):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_splits_of_flickr30k_entities_are_held_out_too(packed, raw, out):
-    """Packed or not, its lists of ids lie beside what has the sentences."""
+    """Compressed or not, the lists of ids are next to the folder of sentences."""
     write(raw / "flickr30k_entities/test.txt", f"{official.FLICKR_TRAIN}\n78\n")
     if packed:
         pack_entities(raw / "flickr30k_entities")
@@ -271,7 +271,7 @@ def test_the_splits_of_flickr30k_entities_are_held_out_too(packed, raw, out):
     assert left(out) == []
 
 
-def test_a_required_file_of_held_out_images_has_to_be_there(raw, out):
+def test_a_required_file_of_held_out_images_must_exist(raw, out):
     (raw / "coco/dataset_coco.json").unlink()
     message = one_line("coco", raw, out)
     assert "no dataset_coco.json of COCO (Karpathy) below" in message
@@ -282,7 +282,7 @@ def test_a_required_file_of_held_out_images_has_to_be_there(raw, out):
     assert "coco_val: not made" in told and OneLine("vqa2", "karpathy_coco") in told.splitlines()
 
 
-def test_files_that_would_link_held_out_images_to_other_sets_are_missed(raw, out):
+def test_missing_files_that_link_held_out_images_to_other_sets_are_reported(raw, out):
     assert "not linked" not in prepared("sbu", raw, out)
     for path in [*raw.rglob("captions_*.json*"), *raw.rglob("instances_*.json*"), *raw.rglob("image_data.json*")]:
         path.unlink()
@@ -291,7 +291,7 @@ def test_files_that_would_link_held_out_images_to_other_sets_are_missed(raw, out
     assert f"{line}image_data.json of Visual Genome" in told and f"{line}captions_train2014.json and " in told
 
 
-def test_held_out_files_may_lie_in_another_folder(raw, out, tmp_path):
+def test_held_out_files_may_be_in_another_folder(raw, out, tmp_path):
     (tmp_path / "splits").mkdir()
     shutil.move(raw / "coco/dataset_coco.json", tmp_path / "splits/dataset_coco.json")
     prepared("visual_genome", raw, out, held_out=(tmp_path / "splits",))
@@ -310,7 +310,7 @@ def test_held_out_files_may_lie_in_another_folder(raw, out, tmp_path):
         ("coco/dataset_coco.json", {"images": [{"cocoid": 1e999, "split": "test"}]}),
     ],
 )
-def test_a_file_of_held_out_images_that_names_none_is_refused(name, content, raw, out):
+def test_a_file_that_names_no_held_out_image_is_rejected(name, content, raw, out):
     write(raw / name, json.dumps(content) if not isinstance(content, str) else content)
     assert str(raw / name) in one_line("visual_genome", raw, out)
     assert left(out) == []

@@ -1,4 +1,4 @@
-"""The tokenizer that the project trains is a fast one to transformers, and the same texts give the same files."""
+"""Transformers loads the project's tokenizer as a fast tokenizer, and training on the same texts writes the same files."""
 
 import os
 import subprocess
@@ -30,13 +30,13 @@ def scenes_tokenizer(tmp_path_factory):
 def test_transformers_loads_a_fast_tokenizer_with_the_whole_vocabulary(scenes_tokenizer):
     tokenizer, size, folder = scenes_tokenizer
     assert tokenizer.is_fast
-    # transformers 5: BertTokenizerFast(vocab_file=...) gives 5 tokens without a word.
+    # transformers 5: BertTokenizerFast(vocab_file=...) gives 5 tokens without reporting a problem.
     assert len(tokenizer) == size > 50
     listed = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
     assert tokenizer.convert_ids_to_tokens(list(range(size))) == listed
 
 
-def test_special_tokens_have_the_ids_of_their_places(scenes_tokenizer):
+def test_special_tokens_have_their_positions_as_ids(scenes_tokenizer):
     tokenizer, _, _ = scenes_tokenizer
     assert tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == [0, 1, 2, 3, 4]
     ids = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id)
@@ -50,7 +50,7 @@ def test_every_word_of_a_scene_is_one_token(scenes_tokenizer):
     assert {word: tokenizer.tokenize(word) for word in words} == {word: [word] for word in words}
 
 
-def test_a_text_comes_back_and_its_words_are_known(scenes_tokenizer):
+def test_texts_survive_the_round_trip_without_unknown_words(scenes_tokenizer):
     tokenizer, _, _ = scenes_tokenizer
     encoded = tokenizer("The small Circle left of the blue square")
     assert tokenizer.decode(encoded["input_ids"]) == "[CLS] the small circle left of the blue square [SEP]"
@@ -70,8 +70,8 @@ def test_case_can_be_kept(tmp_path):
     assert tokenizer.tokenize("Red red") == ["Red", "red"]
 
 
-def test_two_processes_make_the_same_files(tmp_path):
-    # The library's own order hangs on a hash seed that differs between processes.
+def test_two_processes_write_the_same_files(tmp_path):
+    # The order in the library depends on a hash seed that differs between processes.
     code = (
         "import sys; from pathlib import Path; from dataset.prepare.tokenizer import train_wordpiece;"
         "words = [f'{a}{b}{c}' for a in 'bdfgk' for b in 'aeiou' for c in 'lmnrs'];"
@@ -88,7 +88,7 @@ def test_two_processes_make_the_same_files(tmp_path):
     assert len(files) == 1
 
 
-def test_a_vocabulary_too_small_for_the_characters_is_refused(tmp_path):
+def test_a_vocabulary_too_small_for_the_characters_is_rejected(tmp_path):
     with pytest.raises(ValueError, match=naming("vocab_size 8")):
         train_wordpiece(["a red star"], tmp_path, vocab_size=8)
     with pytest.raises(ValueError, match="no word"):

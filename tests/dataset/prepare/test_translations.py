@@ -1,4 +1,4 @@
-"""Records for multilingual pre-training: captions by language, from files that any system of translation can make."""
+"""Records for multilingual pre-training: captions by language, from files that any translation system can write."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def serial(monkeypatch):
 
 @pytest.fixture
 def folders(tmp_path) -> Path:
-    """Records of COCO and Visual Genome, and a shard of SBU with two pairs, the second with a broken JSON member."""
+    """Records of COCO and Visual Genome, and an SBU shard with two pairs, the second of which has an invalid JSON member."""
     raw, out = official.everything(tmp_path / "raw"), tmp_path / "deep/er/pretrain"
     for name in ("coco", "visual_genome"):
         prepared(name, raw, out)
@@ -79,7 +79,7 @@ def test_the_first_run_writes_every_text_once(run, tmp_path):
     assert OneLine("no cc3m") in printed.splitlines()
 
 
-def test_the_next_run_makes_records_that_the_streams_read(run, folders, tmp_path):
+def test_the_next_run_writes_records_that_the_streams_read(run, folders, tmp_path):
     run()
     translate(tmp_path / "texts", "de", without=("two dogs",))
     translate(tmp_path / "texts", "ja")
@@ -92,10 +92,10 @@ def test_the_next_run_makes_records_that_the_streams_read(run, folders, tmp_path
         (by_language("a tray of food 9", "de", "ja"),),
         (by_language("two dogs", "ja"),),
     ]
-    assert all(record.image.path.is_file() for record in found), "paths are from the new folder"
+    assert all(record.image.path.is_file() for record in found), "paths are relative to the new folder"
     assert OneLine(tmp_path / "out/coco", "4 records", "4 texts", "en, de, ja") in printed.splitlines()
     assert "  2 empty translation (de), first " in printed and "texts.txt:2" in printed
-    assert shards.read(0).values["coco_id"] == 9, "by which held-out images are found"
+    assert shards.read(0).values["coco_id"] == 9, "needed to find held-out images"
     shards = Shards([str(tmp_path / "out/vg_regions")], index_folder=tmp_path / "index")
     record = parse_region_record(shards.read(0), ImageKeys(), "caption")
     assert record.elements[0].captions == (by_language("clock", "de", "ja"),)
@@ -103,7 +103,7 @@ def test_the_next_run_makes_records_that_the_streams_read(run, folders, tmp_path
     assert record.image.path.is_file()
 
 
-def test_translations_may_come_from_windows(run, tmp_path):
+def test_translations_may_have_windows_line_ends(run, tmp_path):
     run()
     translate(tmp_path / "texts", "de")
     path = tmp_path / "texts/texts.de.txt"
@@ -127,7 +127,7 @@ def test_shards_of_tars_keep_their_images(run, folders, tmp_path):
         assert after.read(number).values["url"] == before.read(number).values["url"]
 
 
-def test_a_run_that_is_cut_goes_on_and_one_that_is_whole_has_nothing_to_do(run, folders, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_and_a_finished_one_does_nothing(run, folders, tmp_path, monkeypatch):
     run()
     translate(tmp_path / "texts", "de")
     work = multilingual._translate_shard
@@ -151,7 +151,7 @@ def test_a_run_that_is_cut_goes_on_and_one_that_is_whole_has_nothing_to_do(run, 
     assert run("--overwrite")[0] == 0
 
 
-def test_a_run_that_was_cut_between_shards_counts_all_of_them(run, folders, tmp_path, monkeypatch):
+def test_a_run_interrupted_between_shards_counts_all_of_them(run, folders, tmp_path, monkeypatch):
     first = folders / "coco/part-00000.jsonl"
     *lines, last = first.read_text().splitlines(keepends=True)
     first.write_text("".join(lines))
@@ -173,7 +173,7 @@ def test_a_run_that_was_cut_between_shards_counts_all_of_them(run, folders, tmp_
     assert "1 empty translation (de), first " in printed
 
 
-def test_records_that_came_later_keep_their_english_text_and_are_told(run, folders, tmp_path):
+def test_records_added_later_keep_their_english_text_and_are_reported(run, folders, tmp_path):
     run()
     translate(tmp_path / "texts", "de")
     with (folders / "coco/part-00000.jsonl").open("a") as stream:
@@ -186,7 +186,7 @@ def test_records_that_came_later_keep_their_english_text_and_are_told(run, folde
     assert last["caption"] == [{"en": "a new text"}, {"fr": "déjà"}]
 
 
-def test_mistakes_are_one_line(run, tmp_path, capsys):
+def test_mistakes_are_reported_in_one_line(run, tmp_path, capsys):
     run()
     write(tmp_path / "texts/texts.de.txt", "one line\n")
     status, _, error = run()

@@ -1,4 +1,4 @@
-"""Images are decoded once: broken ones and copies are known, and what did not change is not decoded again."""
+"""Images are decoded once to find broken ones and copies. Images that did not change are not decoded again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def serial(monkeypatch):
 
 @pytest.fixture
 def images(tmp_path) -> list[Path]:
-    """A fine image, its copy, a cut one, text, an empty file, and another fine one."""
+    """An intact image, its copy, a truncated one, a text, an empty file, and another intact image."""
     paths = [tmp_path / f"images/{name}.jpg" for name in "abcdef"]
     official.image(paths[0], 1)
     shutil.copy(paths[0], paths[1])
@@ -41,7 +41,7 @@ def names(results: dict[Path, Verified]) -> dict[str, str]:
 EXPECTED = dict.fromkeys("cde", "unreadable image")
 
 
-def test_broken_images_are_found_and_copies_have_one_hash(images, tmp_path):
+def test_broken_images_are_found_and_copies_share_a_hash(images, tmp_path):
     results = verify_images(images, tmp_path / "notes", 1)
     assert names(results) == EXPECTED
     hashes = [results[path].content for path in images]
@@ -60,7 +60,7 @@ def test_only_images_that_changed_are_decoded_again(images, tmp_path, monkeypatc
     assert decoded == [str(images[3]), str(images[5])]
 
 
-def test_notes_that_were_cut_are_made_again(images, tmp_path):
+def test_truncated_notes_are_rebuilt(images, tmp_path):
     notes = tmp_path / "notes"
     verify_images(images, notes, 1)
     whole = notes.read_bytes()
@@ -70,13 +70,13 @@ def test_notes_that_were_cut_are_made_again(images, tmp_path):
         assert names(verify_images(images, notes, 1)) == EXPECTED
 
 
-def test_notes_of_another_kind_are_ignored(images, tmp_path):
+def test_notes_in_another_format_are_ignored(images, tmp_path):
     notes = tmp_path / "notes"
     notes.write_text('{"a": 1}\n["x"]\n[]\n3\n[[1], 2, 3, "", ""]\nžluť\n')
     assert names(verify_images(images, notes, 1)) == EXPECTED
 
 
-def test_verified_images_are_left_out_of_records_and_counted(tmp_path):
+def test_images_that_fail_verification_are_excluded_and_counted(tmp_path):
     raw, out = tmp_path / "raw", tmp_path / "out"
     official.coco(raw)
     official.karpathy(raw)
@@ -92,8 +92,8 @@ def test_verified_images_are_left_out_of_records_and_counted(tmp_path):
     assert counted(out / "coco")["left_out"]["duplicate image"] == 1
 
 
-def test_a_copy_of_an_image_in_another_folder_does_not_take_its_record(tmp_path):
-    """COCO of 2014 and of 2017 have the same files."""
+def test_a_copy_of_an_image_in_another_folder_does_not_remove_its_record(tmp_path):
+    """COCO 2014 and COCO 2017 contain the same files."""
     raw, out = tmp_path / "raw", tmp_path / "out"
     official.coco(raw)
     official.karpathy(raw)
@@ -104,7 +104,7 @@ def test_a_copy_of_an_image_in_another_folder_does_not_take_its_record(tmp_path)
     assert {record["coco_id"] for record in records(out / "coco")} == {9, 73}
 
 
-def test_a_copy_of_a_held_out_image_under_another_name_is_left_out(tmp_path):
+def test_a_copy_of_a_held_out_image_under_another_name_is_excluded(tmp_path):
     raw, out = tmp_path / "raw", tmp_path / "out"
     official.coco(raw)
     official.karpathy(raw)

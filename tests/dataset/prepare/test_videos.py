@@ -1,4 +1,4 @@
-"""WebVid, HowTo100M and YT-Temporal-180M: expectations written by hand for small files in their official forms."""
+"""WebVid, HowTo100M and YT-Temporal-180M: small files in their official formats, and expectations written by hand."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def out(tmp_path) -> Path:
 
 
 def video(path: Path, seconds: int) -> None:
-    """Five frames a second: that of second n has the number 5 n painted on it."""
+    """A video of five frames per second, whose frame at second n has the number 5 n painted on it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_video(path, [number / 5 for number in range(5 * seconds + 1)], codec="mpeg4")
 
 
 def seconds_of(frames: list[str]) -> list[int]:
-    """The seconds at which frames are shown."""
+    """The seconds shown in the frames."""
     numbers = [number_on(decode(base64.b64decode(frame), 10**6, "frame")) for frame in frames]
     assert all(number % 5 == 0 for number in numbers)
     return [number // 5 for number in numbers]
@@ -64,7 +64,7 @@ def shown(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "video_frames": clips}
 
 
-def webvid(root: Path) -> None:
+def webvid_becomes_records(root: Path) -> None:
     rows = [
         "videoid,contentUrl,duration,page_dir,name",
         '11,https://x/11.mp4,PT00H00M02S,000_050,"Runner, at the ""beach""!"',
@@ -82,19 +82,19 @@ def webvid(root: Path) -> None:
 
 
 def test_webvid(raw, out, serial):
-    webvid(raw / "webvid")
-    prepared("webvid", raw, out)
-    assert [shown(record) for record in records(out / "webvid")] == [
+    webvid_becomes_records(raw / "webvid_becomes_records")
+    prepared("webvid_becomes_records", raw, out)
+    assert [shown(record) for record in records(out / "webvid_becomes_records")] == [
         {"video_id": "11", "video_frames": [0, 1, 2], "text": "runner at the beach"},
         {"video_id": "13", "video_frames": [0, 1], "text": "two dogs"},
     ]
-    assert counted(out / "webvid") == {
+    assert counted(out / "webvid_becomes_records") == {
         "read": {"videos": 5},
         "made": {"clips": 2, "frames": 5, "records": 2},
         "mended": {},
         "left_out": {"missing video": 1, "unreadable video": 1, "empty text": 1},
     }
-    assert (out / "webvid/_prepare/missing.txt").read_text().split() == ["12"]
+    assert (out / "webvid_becomes_records/_prepare/missing.txt").read_text().split() == ["12"]
 
 
 TRANSCRIPTS = {
@@ -122,8 +122,8 @@ def howto(root: Path, name: str = "caption.json") -> None:
 
 
 @pytest.mark.parametrize("name", ["caption.json", "raw_caption.json"])
-def test_howto100m(raw, out, serial, name):
-    """Clip 2 lasts until clip 3 begins; the frame of one that begins and ends within a second is the one before."""
+def test_howto100m_becomes_records(raw, out, serial, name):
+    """Clip 2 lasts until clip 3 begins. A clip that begins and ends within one second gets the frame before it."""
     howto(raw, name)
     prepared("howto100m", raw, out)
     [record] = [shown(record) for record in records(out / "howto100m")]
@@ -147,7 +147,7 @@ def test_howto100m(raw, out, serial, name):
     }
 
 
-def test_neighbouring_clips_stand_in_records_of_a_few_and_the_stream_reads_them(raw, out, serial):
+def test_neighbouring_clips_share_records_that_the_stream_reads(raw, out, serial):
     howto(raw)
     prepared("howto100m", raw, out, videos=VideoOptions(clips=2))
     assert [shown(record)["video_frames"] for record in records(out / "howto100m")] == [[[0, 1], [3]], [[4]]]
@@ -156,10 +156,10 @@ def test_neighbouring_clips_stand_in_records_of_a_few_and_the_stream_reads_them(
     assert record.continuous and len(record.clips) == 2
 
 
-def test_more_frames_a_second_and_smaller_ones(raw, out, serial):
-    webvid(raw)
-    prepared("webvid", raw, out, videos=VideoOptions(frames_per_second=2.5, short_side=20))
-    frames = records(out / "webvid")[0]["video_frames"]
+def test_frame_rate_and_frame_size_can_be_set(raw, out, serial):
+    webvid_becomes_records(raw)
+    prepared("webvid_becomes_records", raw, out, videos=VideoOptions(frames_per_second=2.5, short_side=20))
+    frames = records(out / "webvid_becomes_records")[0]["video_frames"]
     assert len(frames) == 6
     assert min(decode(base64.b64decode(frames[0]), 10**6, "frame").shape[1:]) == 20
     message = "made from other files or with other flags (videos); --overwrite makes it again"
@@ -170,11 +170,11 @@ def failing(raw: Path, out: Path) -> str:
     from utils.errors import UserError
 
     with pytest.raises(UserError) as error:
-        prepared("webvid", raw, out)
+        prepared("webvid_becomes_records", raw, out)
     return str(error.value)
 
 
-def yt_temporal(root: Path, packed: bool = False) -> None:
+def yt_temporal_becomes_records(root: Path, packed: bool = False) -> None:
     words = [("so", 0.4), ("today", 1.0), ("wee", 1.5), ("cook", 2.2), ("rice", 3.1), ("[Music]", 4.0), ("bye", 5.2)]
     subtitles = [{"word": word, "time": time} for word, time in words]
     denoised = [{"cleanasr": "So, today we cook"}, {"cleanasr": "rice. Bye!"}]
@@ -197,8 +197,8 @@ def yt_temporal(root: Path, packed: bool = False) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_yt_temporal(raw, out, serial, packed):
-    yt_temporal(raw / "yt", packed)
-    prepared("yt_temporal", raw, out, videos=VideoOptions(words=3))
+    yt_temporal_becomes_records(raw / "yt", packed)
+    prepared("yt_temporal_becomes_records", raw, out, videos=VideoOptions(words=3))
     assert [shown(record) for record in records(out / "yttemporal")] == [
         {
             "video_id": "dddddddddd1",
@@ -217,12 +217,12 @@ def test_yt_temporal(raw, out, serial, packed):
 
 
 @pytest.mark.parametrize("place", ["000.jsonl", "YT-Temporal-180M/train_000.jsonl"])
-def test_yt_temporal_under_other_names(raw, out, serial, place):
-    yt_temporal(raw)
+def test_yt_temporal_may_use_other_names(raw, out, serial, place):
+    yt_temporal_becomes_records(raw)
     target = raw / place
     target.parent.mkdir(exist_ok=True)
     (raw / "yttemporal180m_000of100.jsonl").rename(target)
-    prepared("yt_temporal", raw, out)
+    prepared("yt_temporal_becomes_records", raw, out)
     assert len(records(out / "yttemporal")) == 2
 
 
@@ -233,18 +233,18 @@ def test_words_of_a_cleaned_transcript_have_the_times_of_the_raw_one():
     assert with_times(["x"], []) == []
 
 
-def test_a_cleaned_transcript_whose_times_are_not_known_is_left_out(raw, out, serial):
-    yt_temporal(raw / "yt")
+def test_a_cleaned_transcript_without_known_times_is_skipped(raw, out, serial):
+    yt_temporal_becomes_records(raw / "yt")
     path = raw / "yt/yttemporal180m_000of100.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines[0]["subtitles"] = []
     write(path, "".join(json.dumps(line) + "\n" for line in lines))
-    prepared("yt_temporal", raw, out)
+    prepared("yt_temporal_becomes_records", raw, out)
     assert [record["video_id"] for record in records(out / "yttemporal")] == ["dddddddddd2"]
     assert counted(out / "yttemporal")["left_out"]["transcript without times"] == 1
 
 
-def test_clips_of_words_follow_each_other_to_the_end():
+def test_clips_of_words_cover_the_transcript_to_its_end():
     words = [("a", 1.0), ("b", 2.0), ("c", 3.5)]
     assert clips_of_words(words, 9.0, 2) == [Clip(1.0, 3.5, "a b"), Clip(3.5, 9.0, "c")]
     assert clips_of_words(words, 0.0, 3) == [Clip(1.0, 4.5, "a b c")]
@@ -259,19 +259,19 @@ def test_clips_are_ordered_and_cut_where_the_next_begins():
     assert counts.fixed["clip cut where the next begins"] == 2
 
 
-def test_mistakes_are_one_line(raw, out, serial):
+def test_mistakes_are_reported_in_one_line(raw, out, serial):
     for name, said in [
-        ("webvid", "results_2M_train.csv does not exist"),
+        ("webvid_becomes_records", "results_2M_train.csv does not exist"),
         ("howto100m", "caption.json does not exist"),
-        ("yt_temporal", "yttemporal*.jsonl of YT-Temporal-180M does not exist"),
+        ("yt_temporal_becomes_records", "yttemporal*.jsonl of YT-Temporal-180M does not exist"),
     ]:
         assert said in one_line(name, raw, out)
     write(raw / "results_2M_train.csv", "a,b\n1,2\n")
-    assert one_line("webvid", raw, out) == OneLine("videoid, page_dir, name", "WebVid's")
+    assert one_line("webvid_becomes_records", raw, out) == OneLine("videoid, page_dir, name", "WebVid's")
     write(raw / "caption.json", {"a": {"start": [1], "end": [], "text": []}})
     assert "1 wrong type" in one_line("howto100m", raw, out)
     write(raw / "yttemporal.jsonl", "{}\n")
-    assert "1 wrong type" in one_line("yt_temporal", raw, out)
+    assert "1 wrong type" in one_line("yt_temporal_becomes_records", raw, out)
     write(raw / "youtube_mapping.txt", "one column\n")
     assert one_line("howto100m", raw, out) == OneLine("youtube_mapping.txt:1")
     assert left(out) == []
@@ -283,22 +283,22 @@ def dies(options: VideoOptions, found: Any, counts: Counts) -> Any:
     return video_clips.video_records(options, found, counts)
 
 
-def test_a_video_that_ends_its_process_is_left_out_and_the_others_are_made(raw, out, monkeypatch):
-    """In real processes."""
-    webvid(raw)
+def test_a_video_that_kills_its_process_is_skipped_and_the_others_are_prepared(raw, out, monkeypatch):
+    """This test uses real processes."""
+    webvid_becomes_records(raw)
     monkeypatch.setattr("dataset.prepare.sets.videos.video_records", dies)
-    prepared("webvid", raw, out, workers=2)
-    assert [record["video_id"] for record in records(out / "webvid")] == ["13"]
-    assert counted(out / "webvid")["left_out"]["unreadable video"] == 2
+    prepared("webvid_becomes_records", raw, out, workers=2)
+    assert [record["video_id"] for record in records(out / "webvid_becomes_records")] == ["13"]
+    assert counted(out / "webvid_becomes_records")["left_out"]["unreadable video"] == 2
 
 
-def test_a_text_of_webvid_may_have_line_breaks_in_its_quotation_marks(raw, out, serial):
+def test_quoted_webvid_texts_may_contain_line_breaks(raw, out, serial):
     rows = ['1,u,d,p,"two\r\nlines, here"', "", "2,u,d,p,a\rb", '3,u,d,p,"a ""red"" car"', "4,u,d,p,c"]
     write(raw / "results_2M_train.csv", "\r\n".join(["\ufeffvideoid,contentUrl,duration,page_dir,name", *rows]))
     for number in range(1, 5):
         video(raw / f"p/{number}.mp4", 1)
-    prepared("webvid", raw, out)
-    assert [(record["video_id"], record["text"]) for record in records(out / "webvid")] == [
+    prepared("webvid_becomes_records", raw, out)
+    assert [(record["video_id"], record["text"]) for record in records(out / "webvid_becomes_records")] == [
         ("1", "two lines here"),
         ("2", "a b"),
         ("3", "a red car"),
@@ -306,13 +306,13 @@ def test_a_text_of_webvid_may_have_line_breaks_in_its_quotation_marks(raw, out, 
     ]
 
 
-def test_a_quotation_mark_that_is_not_closed_takes_no_other_row_with_it():
+def test_an_unclosed_quotation_mark_spoils_only_its_own_row():
     lines = ['1,"a', *(f"{number},b" for number in range(2, 60))]
     rows = list(_csv_rows(("", line) for line in lines))
     assert rows == [("", []), *(("", [str(number), "b"]) for number in range(2, 60))]
 
 
-def test_clips_with_times_that_are_none_are_left_out_and_those_before_the_video_have_no_frames(raw, out, serial):
+def test_clips_with_invalid_times_are_skipped_and_clips_before_the_video_have_no_frames(raw, out, serial):
     nan = float("nan")
     clips = [
         (-3, -1, "before"),
@@ -339,11 +339,11 @@ def test_clips_with_times_that_are_none_are_left_out_and_those_before_the_video_
     }
 
 
-def test_a_long_transcript_is_a_line_of_yt_temporal_like_others(raw, out, serial):
-    yt_temporal(raw)
+def test_a_long_yt_temporal_transcript_is_read_like_others(raw, out, serial):
+    yt_temporal_becomes_records(raw)
     path = raw / "yttemporal180m_000of100.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines[0]["info"]["description"] = "x" * LONGEST_LINE
     write(path, "".join(json.dumps(line) + "\n" for line in lines) + "\n")
-    prepared("yt_temporal", raw, out)
+    prepared("yt_temporal_becomes_records", raw, out)
     assert counted(out / "yttemporal")["read"]["videos"] == 3 and len(records(out / "yttemporal")) == 2

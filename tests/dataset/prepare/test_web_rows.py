@@ -1,4 +1,4 @@
-"""Annotated images of the web: lists in the official forms, the shards that img2dataset makes from them, and their records."""
+"""Annotated web images: lists in the official formats, the shards that img2dataset builds from them, and their records."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.messages import OneLine
 FLICKR = f"https://farm1.staticflickr.com/1/{official.FLICKR_TEST}_0a1b_o.jpg"
 SIZE = (64, 48)
 
-prepared = partial(official.prepared, max_broken=1.0)  # these small files have more traps than rows
+prepared = partial(official.prepared, max_broken=1.0)  # these small files contain more faulty rows than good ones
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def listed(folder: Path) -> list[dict[str, Any]]:
 
 
 def download(folder: Path, rows: list[dict[str, Any]], sizes: dict[str, tuple[int, int]] | None = None) -> None:
-    """Makes a shard as img2dataset does: images of 128 x 96 pixels are stored at half their size."""
+    """Writes a shard as img2dataset does. Images of 128 x 96 pixels are stored at half their size."""
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(folder / "00000.tar", "w") as tar:
         for number, row in enumerate(rows):
@@ -91,7 +91,7 @@ def grit_row(url: str, caption: Any, chunks: Any, expressions: Any, **more: Any)
 
 NAN = float("nan")
 GRIT_ROWS = [
-    # "Ä dog — and 🐕 two cats": the offsets are characters, not bytes
+    # "Ä dog — and 🐕 two cats": offsets count characters, not bytes
     grit_row(
         "http://a/0.jpg",
         "Ä dog — and 🐕 two cats",
@@ -150,7 +150,7 @@ GRIT_RECORDS = [
 ]
 
 
-def test_grit_is_listed_downloaded_and_its_boxes_fit_the_stored_images(raw, out):
+def test_grit_is_listed_and_downloaded_and_its_boxes_fit_the_stored_images(raw, out):
     parquet(raw / "grit-20m/coyo_0_snappy.parquet", GRIT_ROWS)
     told = prepared("grit", raw, out)
     assert "--save_additional_columns '[\"annotations\"]'" in told
@@ -178,7 +178,7 @@ def test_grit_is_listed_downloaded_and_its_boxes_fit_the_stored_images(raw, out)
     assert list(faults(out / "grit")) == []
 
 
-def test_images_inside_shards_are_written_to_files_that_odvg_lines_name(raw, out, tmp_path):
+def test_images_in_shards_are_written_to_files_that_odvg_lines_name(raw, out, tmp_path):
     parquet(raw / "grit-20m/coyo_0_snappy.parquet", GRIT_ROWS)
     prepared("grit", raw, out)
     download(out / "_download/grit_shards", listed(out / "_download/grit_urls"))
@@ -206,7 +206,7 @@ def test_duplicate_rows_are_found_in_the_whole_file(raw, out, monkeypatch):
     assert counted(out / "_download/grit_urls")["left_out"] == {"duplicate row": 2}
 
 
-def test_rows_that_can_never_become_records_are_not_listed(raw, out):
+def test_rows_that_cannot_become_records_are_not_listed(raw, out):
     chunks = [[0.0, 5.0, 0.25, 0.5, 0.75, 1.0, 0.9]]
     rows = [grit_row(f"http://a/{n}.jpg", text, chunks, []) for n, text in enumerate(("a hat", None, " \n", ""))]
     parquet(raw / "grit/coyo_0_snappy.parquet", rows)
@@ -232,7 +232,7 @@ def test_shards_downloaded_with_the_official_columns_need_no_lists(raw, out):
     assert counted(out / "grit")["left_out"]["held out by Flickr30K (Karpathy) test"] == 1
 
 
-def test_shards_downloaded_without_the_columns_take_them_from_the_lists_by_address(raw, out):
+def test_shards_downloaded_without_the_columns_take_them_from_the_lists_by_url(raw, out):
     parquet(raw / "grit/coyo_0_snappy.parquet", GRIT_ROWS)
     rows = [{"url": row["url"], "caption": row["caption"]} for row in GRIT_ROWS[:2]]
     download(raw / "grit/shards", [*rows, {"url": "http://a/unknown.jpg", "caption": "a dog"}])
@@ -243,7 +243,7 @@ def test_shards_downloaded_without_the_columns_take_them_from_the_lists_by_addre
     assert not list((out / "grit").glob("rows-*"))
 
 
-def test_images_that_were_cropped_or_padded_are_refused(raw, out):
+def test_cropped_or_padded_images_are_rejected(raw, out):
     rows = [{name: row[name] for name in ("url", "caption", "noun_chunks", "ref_exps")} for row in GRIT_ROWS[:2]]
     rows += [{**rows[0], "url": f"http://b/{n}.jpg"} for n in range(2)]
     square = {row["url"]: (48, 48) for row in rows}
@@ -265,7 +265,7 @@ def test_a_damaged_shard_does_not_stop_the_others(raw, out):
     assert [path.name for path in (out / "grit").glob("*.tar")] == ["00000.tar"]
 
 
-def test_a_list_without_the_columns_of_the_annotations_is_told(raw, out):
+def test_a_list_without_annotation_columns_is_reported(raw, out):
     parquet(raw / "grit/a.parquet", [{"url": "http://a/0.jpg", "caption": "a"}])
     assert one_line("grit", raw, out) == OneLine("a.parquet", "noun_chunks, ref_exps", "url, caption")
 
@@ -283,8 +283,7 @@ def graph(url: Any, vertices: Any, caption: Any = "Winter Scene!") -> dict[str, 
 
 
 def test_gbc_graphs_become_captions_and_elements(raw, out):
-    """Traps: swapped, absolute and missing boxes, texts that are null, labels that are unknown, bags of words, no JSON, a line
-    twice."""
+    """Pitfalls: swapped, absolute and missing boxes; null texts; unknown labels; bags of words; invalid JSON; a repeated line."""
     scene = [("detail", "Two trees.  They are &quot;bare&quot;."), ("short", "trees in snow"), ("bagofwords", "trees")]
     brown = [("detail", "A horse walks."), ("short", "a brown horse")]
     first = [
@@ -380,7 +379,7 @@ def blip3_row(number: int, grounded: Any, caption: str | None = "A dog.\nIt sits
     return {"url": f"http://a/{number}.jpg", "cogvlm_caption": caption, "captions": captions}
 
 
-def test_blip3_grounding_has_boxes_in_its_captions(raw, out):
+def test_blip3_grounding_boxes_are_read_from_its_captions(raw, out):
     rows = [
         blip3_row(
             0,
@@ -432,11 +431,11 @@ def test_blip3_grounding_has_boxes_in_its_captions(raw, out):
         ("", ""),
     ],
 )
-def test_the_phrase_of_a_box_begins_at_an_article_or_behind_a_preposition_or_a_verb(text, phrase):
+def test_the_phrase_of_a_box_starts_at_an_article_or_after_a_preposition_or_verb(text, phrase):
     assert phrase_before(text) == phrase
 
 
-def test_pixelprose_has_long_captions_and_does_not_mind_crops(raw, out):
+def test_pixelprose_has_long_captions_and_accepts_crops(raw, out):
     known = {"uid": "0", "key": "0", "status": "success", "vlm_model": "gemini-pro-vision", "aesthetic_score": 5.0}
     rows = [
         {**known, "url": "http://a/0.jpg", "original_caption": "A Dog!", "vlm_caption": " This is a dog.\nIt sits."},
@@ -459,7 +458,7 @@ def test_pixelprose_has_long_captions_and_does_not_mind_crops(raw, out):
     assert counted(out / "pixelprose")["left_out"] == {"empty text": 1}
 
 
-def test_datacomp_is_filtered_by_its_own_columns_and_needs_no_tags_of_safety(raw, out):
+def test_datacomp_is_filtered_by_its_own_columns_and_needs_no_safety_tags(raw, out):
     known = {"uid": "0", "face_bboxes": [[0.5, 0.4, 0.6, 0.5]], "sha256": "0", "clip_b32_similarity_score": 0.1}
     rows = [
         {**known, "url": f"http://a/{n}.jpg", "text": text, "original_width": width, "original_height": 300}
@@ -481,7 +480,7 @@ def test_datacomp_is_filtered_by_its_own_columns_and_needs_no_tags_of_safety(raw
     )
 
 
-def test_a_run_that_is_cut_goes_on_with_the_shards_that_are_left(raw, out, monkeypatch):
+def test_an_interrupted_run_resumes_with_the_remaining_shards(raw, out, monkeypatch):
     rows = [{name: row[name] for name in ("url", "caption", "noun_chunks", "ref_exps")} for row in GRIT_ROWS[:1]]
     for name in ("a", "b", "c"):
         download(raw / "grit" / name, rows)
