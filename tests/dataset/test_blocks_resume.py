@@ -1,4 +1,4 @@
-"""Runs in the order by blocks: the same records in each step, on any ranks, by any workers, from any step on."""
+"""Runs in the order by blocks read the same records in each step, for any number of ranks and workers and from any step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from utils.config_files import ConfigError
 from utils.errors import UserError
 
 STEP = 4
-"""Micro-batches of a global batch."""
+"""Micro-batches per global batch."""
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def data(write_lines, make_pair, tmp_path) -> DataConfig:
 
 @pytest.fixture
 def steps(data, tokenizer):
-    """The places of the records of each step, over all ranks."""
+    """The locations of the records of each step, over all ranks."""
 
     def read(ranks: int, first: int, last: int, workers: int = 0, **change) -> list[list[str]]:
         changed = data.model_copy(update={"workers": workers, **change})
@@ -67,7 +67,7 @@ def steps(data, tokenizer):
 
 @pytest.mark.slow
 def test_resuming_repeats_the_records_of_each_step_on_any_ranks_with_any_workers(steps):
-    """Twelve steps are more than two epochs of the noisy images, and seven of the texts."""
+    """Twelve steps cover more than two epochs of the noisy images and seven epochs of the texts."""
     straight = steps(1, 0, 12)
     assert {name.split(".")[0] for step in straight for name in step} == {
         *(f"noisy{n}" for n in range(3)),
@@ -87,7 +87,7 @@ def test_resuming_repeats_the_records_of_each_step_on_any_ranks_with_any_workers
         assert steps(ranks, first, 12, workers) == straight[first:], (ranks, workers, first)
 
 
-def test_clean_sets_and_weights_go_together(steps, data):
+def test_clean_sets_can_have_weights(steps, data):
     files = [*data.images.files[:2], {"path": data.images.files[2], "weight": 1.5}]
     images = ImageStreamConfig(**{**data.images.model_dump(), "files": files})
     straight = steps(1, 0, 8, images=images)
@@ -95,14 +95,14 @@ def test_clean_sets_and_weights_go_together(steps, data):
 
 
 @pytest.mark.slow
-def test_spawned_workers_read_the_same_records(data, tokenizer):
+def test_spawned_workers_read_the_same_records_as_the_main_process(data, tokenizer):
     maker = PretrainBatches(data, tokenizer=tokenizer, image_size=16, patch_size=8, seed=3, accumulate=STEP)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         copies = pool.map(maker.make, range(9, 18))
     assert [copy.records for copy in copies] == [maker.make(number).records for number in range(9, 18)]
 
 
-def test_fixed_lanes_do_so_without_clean_sets(steps, data):
+def test_fixed_lanes_read_the_same_records_without_clean_sets(steps, data):
     images = data.images.model_copy(update={"clean": None, "lanes": 8})
     straight = steps(1, 0, 10, images=images)
     for ranks, first in [(2, 0), (2, 3), (4, 0), (4, 7)]:
@@ -110,8 +110,8 @@ def test_fixed_lanes_do_so_without_clean_sets(steps, data):
 
 
 @pytest.mark.parametrize("order", ["random", "blocks"])
-def test_weights_are_kept_on_any_ranks_and_through_a_resumption(steps, data, order):
-    """60 records, 20 of them with weight 2 and 20 with 0.6, are 72 in an epoch, which four lanes divide."""
+def test_weights_hold_on_any_ranks_and_after_resuming(steps, data, order):
+    """60 records, 20 of them with weight 2 and 20 with weight 0.6, make an epoch of 72 records, which four lanes divide."""
     weights = [1, 2, 0.6]
     files = [{"path": path, "weight": weight} for path, weight in zip(data.images.files, weights, strict=True)]
     images = ImageStreamConfig(files=files, batch_size=6, order=order)
@@ -124,7 +124,7 @@ def test_weights_are_kept_on_any_ranks_and_through_a_resumption(steps, data, ord
         assert steps(ranks, first, 6, workers, **change) == straight[first:]
 
 
-def test_an_epoch_is_as_long_as_its_weights_say_and_repeats_no_augmentation(data, tokenizer):
+def test_weights_set_the_length_of_an_epoch_and_repeated_records_differ(data, tokenizer):
     files = [{"path": data.images.files[0], "weight": 3}, data.images.files[1]]
     changed = data.model_copy(update={"images": ImageStreamConfig(files=files, batch_size=8), "texts": None})
     maker = PretrainBatches(changed, tokenizer=tokenizer, image_size=16, patch_size=8, seed=3)
@@ -135,14 +135,14 @@ def test_an_epoch_is_as_long_as_its_weights_say_and_repeats_no_augmentation(data
     assert len(set(drawn)) == 80
 
 
-def test_ranks_that_do_not_divide_the_lanes_stop_before_training(data, tokenizer):
+def test_ranks_that_do_not_divide_the_lanes_are_rejected_before_training(data, tokenizer):
     images = data.images.model_copy(update={"lanes": 6})
     changed = data.model_copy(update={"images": images})
     with pytest.raises(UserError, match=naming("data.images.lanes = 6", "4 ranks", "1, 2, 3 or 6")):
         PretrainBatches(changed, tokenizer=tokenizer, image_size=16, patch_size=8, seed=0, world_size=4)
 
 
-def test_fewer_records_than_lanes_stop_before_training(data, tokenizer):
+def test_fewer_records_than_lanes_are_rejected_before_training(data, tokenizer):
     images = data.images.model_copy(update={"lanes": 22})
     changed = data.model_copy(update={"images": images})
     with pytest.raises(UserError, match=r"^data.images.clean.files: 21 records cannot fill 22 lanes"):
@@ -161,7 +161,7 @@ def test_fewer_records_than_lanes_stop_before_training(data, tokenizer):
         ({"order": "blocks", "lanes": 0}, ("lanes = 0", "1")),
     ],
 )
-def test_keys_that_make_no_sense_are_one_line(values, line):
+def test_meaningless_keys_are_reported_in_one_line(values, line):
     with pytest.raises(ConfigError) as caught:
         bind({"files": ["a"], "batch_size": 1, **values}, TextStreamConfig)
     assert str(caught.value) == OneLine(*line)

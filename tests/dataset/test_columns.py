@@ -1,4 +1,4 @@
-"""Columns of arrays read like the lists they were made of, and forked workers share them."""
+"""Columns of arrays read like the lists they were built from, and forked workers share them."""
 
 import gc
 import os
@@ -27,14 +27,14 @@ SOURCES = [
 
 
 @pytest.mark.parametrize(("column", "listed"), [(TextColumn(TEXTS), TEXTS), (SourceColumn(SOURCES), SOURCES)])
-def test_a_column_reads_like_the_list_it_was_made_of(column, listed):
+def test_a_column_reads_like_the_list_it_was_built_from(column, listed):
     assert len(column) == len(listed) and list(column) == listed
     assert column[-1] == listed[-1] and column[1:3] == listed[1:3] and column[::-2] == listed[::-2]
     with pytest.raises(IndexError):
         column[len(listed)]
 
 
-def test_empty_columns():
+def test_columns_may_be_empty():
     assert list(TextColumn([])) == list(SourceColumn([])) == []
 
 
@@ -55,30 +55,32 @@ LISTS: dict[str, tuple[Callable[[int], Any], Callable[[Sequence[Any]], Any]]] = 
     "images": (lambda number: question(5 * number).source, SourceColumn),
     "questions": (question, QuestionTable),
 }
-"""By name: makes an element of a list; makes a column of the list."""
+"""By name: a function that creates an element of a list, and a function that builds a column from the list."""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not Path("/proc/self/smaps_rollup").is_file(), reason="the kernel does not say which pages a process has written to"
+    not Path("/proc/self/smaps_rollup").is_file(),
+    reason="the kernel does not report which pages a process has written to",
 )
 @pytest.mark.parametrize("name", LISTS)
 def test_a_worker_that_reads_a_whole_column_shares_its_memory(name):
-    """Reading Python objects would copy their pages into every forked worker. Measured in a separate process, because the other
-    objects on the heap of this one count too."""
+    """Reading Python objects would copy their memory pages into every forked worker. The test measures this in a separate
+    process, because other objects on the heap of this process would count too."""
     measure = f"import tests.dataset.test_columns as measuring; print(*measuring.grown_in_forks({name!r}))"
     printed = subprocess.run([sys.executable, "-c", measure], cwd=ROOT, capture_output=True, text=True, check=True)
     of_list, of_column, in_column = map(int, printed.stdout.split())
     assert of_column < 0.2 * of_list
-    assert of_list > in_column, "the measurement sees the pages that a list copies"
+    assert of_list > in_column, "the measurement must detect the pages that reading a list copies"
 
 
 def grown_in_forks(name: str) -> tuple[int, int, int]:
-    """Bytes that a fork copies when it reads a list and a column of it; size of the column."""
+    """Returns the bytes that a fork copies when it reads a list, the bytes it copies when it reads a column of the list, and the
+    size of the column."""
     make, column_of = LISTS[name]
     listed = [make(number) for number in range(50_000)]
     column, of_list = column_of(listed), grown_in_a_fork(listed)
-    del listed  # Python interns the parts of paths: the column's would be found among the list's
+    del listed  # Python interns the parts of paths, so the column's parts would be shared with the list's
     return of_list, grown_in_a_fork(column), column.nbytes
 
 
@@ -89,7 +91,7 @@ def grown_in_a_fork(elements: Sequence[Any]) -> int:
         gc.disable()
         before = private_bytes()
         for element in elements:
-            assert str(element)  # reads all of its parts
+            assert str(element)  # reads all parts of the element
         os.write(writer, str(private_bytes() - before).encode())
         os._exit(0)
     os.waitpid(child, 0)

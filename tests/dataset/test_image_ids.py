@@ -1,4 +1,4 @@
-"""Ids that public data sets share are found in paths, addresses and records, and nowhere else."""
+"""Ids shared by public data sets are found in paths, URLs and records, and nowhere else."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from dataset.image_ids import id_number, ids_in_path, ids_in_url, ids_of_record
         ("VG_100K/1.jpg.txt", set()),
     ],
 )
-def test_the_id_in_a_path(path, ids):
+def test_the_id_in_a_path_is_found(path, ids):
     assert ids_in_path(path) == ids
 
 
@@ -56,11 +56,11 @@ def test_the_id_in_a_path(path, ids):
         ("", set()),
     ],
 )
-def test_the_id_in_an_address(url, ids):
+def test_the_id_in_a_url_is_found(url, ids):
     assert ids_in_url(url) == ids
 
 
-def test_ids_of_a_record_are_those_of_its_keys_its_address_and_its_path():
+def test_ids_of_a_record_come_from_its_keys_url_and_path():
     values = {
         "coco_id": 9,
         "flickr_id": "12",
@@ -89,5 +89,5 @@ def test_ids_of_a_record_are_those_of_its_keys_its_address_and_its_path():
         ),
     ],
 )
-def test_a_number_is_read_however_it_is_written(value, number):
+def test_a_number_is_read_in_any_notation(value, number):
     assert id_number(value) == number

@@ -1,4 +1,4 @@
-"""The loader: the same batches for any workers, ranks and interruptions; broken records accounted for."""
+"""The loader returns the same batches for any workers, ranks and interruptions, and accounts for broken records."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_any_number_of_workers_gives_the_same_batches(loader):
         assert same(list(loader(workers).batches(0, 7)), reference)
 
 
-def test_a_resumed_run_repeats_the_uninterrupted_one_from_anywhere(loader):
+def test_resuming_at_any_step_gives_the_batches_of_an_uninterrupted_run(loader):
     straight = list(loader().batches(0, 9))
     for consumed in range(10):
         assert same(list(loader().batches(consumed, 9 - consumed)), straight[consumed:])
@@ -77,7 +77,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_from_anywhere(loader):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_reading_draws_nothing_from_the_global_generator(loader, workers):
-    """Else a resumed run's dropout would differ from the uninterrupted one's."""
+    """Otherwise the dropout of a resumed run would differ from that in an uninterrupted run."""
     before = torch.random.get_rng_state()
     list(loader(workers).batches(0, 2))
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -96,13 +96,13 @@ def test_two_ranks_cover_an_epoch_without_overlap(loader, data):
         shares = []
         for rank in range(2):
             own = loader(rank=rank, world_size=2, images=images, regions=None, texts=None)
-            # Eleven records; the lane of rank 0 has the smaller half of them.
+            # There are eleven records, and the lane of rank 0 has five of them.
             size = 5 + rank if order == "blocks" else 6 - rank
             shares.append([batch.records[0] for batch in own.batches(0, size)])
         assert len(set(shares[0] + shares[1])) == len(shares[0]) + len(shares[1]) == 11
 
 
-def test_facts_for_the_log(loader):
+def test_facts_for_the_log_describe_the_data(loader):
     own = loader()
     assert own.examples_per_batch == 10
     assert own.epoch_size == 11
@@ -111,7 +111,7 @@ def test_facts_for_the_log(loader):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_user_error_in_a_worker_reaches_the_user_as_it_was(loader, data, workers, monkeypatch):
+def test_a_user_error_in_a_worker_reaches_the_user_unchanged(loader, data, workers, monkeypatch):
     own = loader(workers)
 
     def broken(self, number):
@@ -123,7 +123,7 @@ def test_a_user_error_in_a_worker_reaches_the_user_as_it_was(loader, data, worke
     assert str(caught.value) == OneLine("pairs.jsonl", "cannot be read")
 
 
-def test_broken_records_are_logged_once_a_kind_with_file_and_line(loader, write_lines, make_pair, caplog):
+def test_broken_records_are_logged_once_per_kind_with_file_and_line(loader, write_lines, make_pair, caplog):
     file = write_lines("some.jsonl", [make_pair(0), "{", make_pair(1), "{", {"caption": "a"}, make_pair(2)])
     images = ImageStreamConfig(files=[file], batch_size=2)
     own = loader(images=images, regions=None, texts=None, max_broken=0.5)
@@ -168,7 +168,7 @@ def batch(read: int, *broken: tuple[str, str]) -> PretrainBatch:
     return PretrainBatch(None, None, None, broken=records, counts={"images": RecordCount(read, max(usable, 0))})
 
 
-def test_the_share_is_judged_after_enough_records_or_at_the_end():
+def test_the_share_of_broken_records_is_checked_after_enough_records_or_at_the_end():
     log = BrokenRecordLog(0.01, {"images": 5000})
     log.add(batch(500, *[("bad json", f"a:{n}") for n in range(9)]))
     with pytest.raises(UserError, match=r"9 of 500 records \(1.8 %\)"):
@@ -178,7 +178,7 @@ def test_the_share_is_judged_after_enough_records_or_at_the_end():
         log.add(batch(1, ("empty text", "b:1"), ("empty text", "b:2")))
 
 
-def test_a_stream_without_a_usable_record_is_named_where_too_many_of_all_are_broken():
+def test_a_stream_without_usable_records_is_named_if_too_many_records_are_broken():
     log = BrokenRecordLog(0.05, {"images": 5000, "regions": 5000})
     for number in range(2):
         broken = tuple(BrokenRecord("missing key", f"a:{number}:{n}", "no 'caption'") for n in range(8))
@@ -188,7 +188,7 @@ def test_a_stream_without_a_usable_record_is_named_where_too_many_of_all_are_bro
         log.finish()
 
 
-def test_a_record_with_several_broken_parts_is_one_broken_record():
+def test_a_record_with_several_broken_parts_counts_once():
     log = BrokenRecordLog(0.02, {"images": 100})
     log.add(batch(100, *[("degenerate box", "a:1")] * 5, ("degenerate box", "a:2")))
     assert str(log.finish()) == OneLine("2 of 100", "2.0 %", "6 degenerate box", "a:1")
@@ -196,7 +196,7 @@ def test_a_record_with_several_broken_parts_is_one_broken_record():
 
 
 def test_pixels_stay_uint8_and_every_tensor_of_a_batch_is_pinned(loader, monkeypatch):
-    """Pinned tensors alone are copied to a GPU while it works; normalisation there needs no more than bytes."""
+    """Only pinned tensors are copied to a GPU asynchronously. Bytes are enough, because normalisation happens on the GPU."""
     (batch,) = loader(workers=2).batches(0, 1)
     for stream in (batch.images, batch.regions):
         assert stream.pixels.dtype == torch.uint8
@@ -207,8 +207,9 @@ def test_pixels_stay_uint8_and_every_tensor_of_a_batch_is_pinned(loader, monkeyp
     assert [id(tensor) for tensor in pinned] == [id(tensor) for tensor in tensors(batch)]
 
 
-def test_an_epoch_with_a_clean_set_reads_its_share_of_the_noisy_one(tokenizer, write_lines, make_pair, tmp_path):
-    """As many steps as without it: records of noisy steps once at most, and other ones in the next epoch."""
+def test_an_epoch_with_a_clean_set_reads_a_share_of_the_noisy_set(tokenizer, write_lines, make_pair, tmp_path):
+    """The epoch has the same number of steps as without a clean set. Noisy records are read at most once, and the next epoch
+    reads others."""
     noisy = write_lines("noisy.jsonl", [make_pair(n) for n in range(100)])
     clean = write_lines("clean.jsonl", [make_pair(n) for n in range(5)])
     images = ImageStreamConfig(files=[noisy], batch_size=1, clean=CleanSetConfig(files=[clean], probability=0.15))

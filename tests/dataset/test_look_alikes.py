@@ -1,4 +1,4 @@
-"""Images that may look alike, found by the hashes of their segments."""
+"""Images that may look alike are found by the hashes of their segments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def looks(hashes: np.ndarray, segments: list[int]) -> list[Look]:
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 2048])
-def test_images_with_a_similar_segment_are_candidates_once_however_segments_are_compared(monkeypatch, chunk):
+def test_images_with_a_similar_segment_are_candidates_once_for_any_comparison(monkeypatch, chunk):
     monkeypatch.setattr(look_alikes, "CHUNK", chunk)
     hashes = np.random.default_rng(0).choice([-1.0, 1.0], (6, 64)).astype(np.float32)
     near, far = hashes.copy(), hashes.copy()

@@ -1,4 +1,4 @@
-"""Nothing in a record ends a run: every killer is a counted broken record, with kind and place, in every stream and task."""
+"""No record can stop a run: each harmful record is counted as broken, with kind and location, in every stream and task."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LIMIT_S = 20
 
 @pytest.fixture(autouse=True)
 def bounded() -> Iterator[None]:
-    """A reader that blocks or takes all memory fails the test instead of ending the machine's day."""
+    """Fails the test if a reader blocks or uses too much memory, so that the machine survives."""
 
     def late(*_: Any) -> None:
         raise KeyboardInterrupt("blocked")
@@ -67,7 +67,7 @@ def write(path: Path, lines: list[str]) -> str:
 
 
 def epoch(batches: Any, data: Any) -> tuple[int, dict[str, str]]:
-    """As a run reads: the rows that count, and the kinds of broken records by their place."""
+    """Reads an epoch like a run does. Returns the number of valid rows, and the kind of each broken record by location."""
     loader = BatchLoader(batches, data)
     rows, broken = 0, {}
     for batch in loader.batches(0, -(-loader.epoch_size // loader.records_per_batch)):
@@ -95,7 +95,7 @@ PRETRAIN = {
 
 
 def run_stream(name: str, lines: list[str], tokenizer: Any, tmp_path: Path) -> tuple[int, dict[str, str], str]:
-    """An epoch of a stream with good records before and behind ``lines``."""
+    """Reads an epoch of a stream with good records before and after ``lines``."""
     make, good = PRETRAIN[name]
     all_lines = [json.dumps(good(0)), *lines, *(json.dumps(good(n)) for n in range(1, GOOD))]
     file = write(tmp_path / "a.jsonl", all_lines)
@@ -107,12 +107,12 @@ def run_stream(name: str, lines: list[str], tokenizer: Any, tmp_path: Path) -> t
 
 
 def places(file: str, lines: Sized) -> set[str]:
-    """The locations of the lines between the first good record and the others."""
+    """The locations of the lines after the first good record and before the others."""
     return {f"{file}:{number}" for number in range(2, 2 + len(lines))}
 
 
 @pytest.mark.parametrize("stream", PRETRAIN)
-def test_a_line_that_is_no_record(stream, tokenizer, tmp_path):
+def test_a_line_without_a_record_is_broken(stream, tokenizer, tmp_path):
     rows, broken, file = run_stream(stream, [*bad_lines().values()], tokenizer, tmp_path)
     assert broken.keys() == places(file, bad_lines())
     assert rows >= GOOD
@@ -128,7 +128,7 @@ TEXT_KEYS = {
 
 
 @pytest.mark.parametrize(("stream", "key"), [(stream, key) for stream, keys in TEXT_KEYS.items() for key in keys])
-def test_a_text_that_cannot_be_used(stream, key, tokenizer, tmp_path):
+def test_an_unusable_text_is_broken(stream, key, tokenizer, tmp_path):
     lines = []
     for text in bad_texts().values():
         value = [{"bb": [2, 3, 16, 12], "caption": text}] if key == "elems" else text
@@ -137,7 +137,7 @@ def test_a_text_that_cannot_be_used(stream, key, tokenizer, tmp_path):
     assert broken.keys() == places(file, lines)
 
 
-def test_a_box_that_is_none(tokenizer, tmp_path):
+def test_an_invalid_box_is_broken(tokenizer, tmp_path):
     lines = [
         f'{{"image": "{ENCODED}", "elems": [{{"bb": {box}, "caption": "a star"}}]}}' for box in bad_boxes().values()
     ]
@@ -147,7 +147,7 @@ def test_a_box_that_is_none(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("stream", ["images", "regions", "videos"])
-def test_a_path_behind_which_there_is_no_image(stream, tokenizer, tmp_path):
+def test_a_path_that_does_not_lead_to_an_image_is_broken(stream, tokenizer, tmp_path):
     paths = bad_paths(tmp_path)
     records = [
         {**PRETRAIN[stream][1](1), ("video" if stream == "videos" else "image"): [path] if stream == "videos" else path}
@@ -164,11 +164,11 @@ def test_a_path_behind_which_there_is_no_image(stream, tokenizer, tmp_path):
     }
 
 
-def test_a_path_behind_which_there_is_no_video(tokenizer, tmp_path):
+def test_a_path_that_does_not_lead_to_a_video_is_broken(tokenizer, tmp_path):
     paths = bad_paths(tmp_path)
     (tmp_path / "deep.json").write_text("[" * 100_000)
     (tmp_path / "dir").mkdir()
-    (tmp_path / "dir" / "1\u00b2.jpg").write_bytes(picture_bytes())  # a digit, and no decimal one
+    (tmp_path / "dir" / "1\u00b2.jpg").write_bytes(picture_bytes())  # a Unicode digit that is not a decimal digit
     names = [*paths.values(), "deep.json"]
     lines = [json.dumps({"video": name, "caption": "a dog"}) for name in (*names, "dir")]
     rows, broken, file = run_stream("videos", lines, tokenizer, tmp_path)
@@ -176,7 +176,7 @@ def test_a_path_behind_which_there_is_no_video(tokenizer, tmp_path):
     assert rows >= GOOD + 1
 
 
-def test_members_of_a_tar(tokenizer, tmp_path, monkeypatch):
+def test_harmful_tar_members_are_broken(tokenizer, tmp_path, monkeypatch):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         members = {
             "good.jpg": picture_bytes(),
@@ -213,7 +213,7 @@ def test_members_of_a_tar(tokenizer, tmp_path, monkeypatch):
     }
 
 
-# Fine-tuning: each task's data, with the key of its text, and of its image.
+# Fine-tuning: the data of each task, with the keys of its text and its image.
 WHOLE = AugmentConfig(scale=(1, 1), ratio=(1, 1), flip=0, rand_augment_ops=0)
 
 
@@ -273,7 +273,7 @@ TASK_TEXTS = [
 def run_task(
     task: str, lines: list[str], tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> tuple[int, str, str]:
-    """An epoch of a task with good rows around ``lines``: the rows that count, what was logged, and the file."""
+    """Reads an epoch of a task with good rows around ``lines``. Returns the number of valid rows, the log, and the file."""
     for n in range(GOOD):
         (tmp_path / f"{n}.jpg").write_bytes(picture_bytes())
     rows = [json.dumps(good_row(task, 0)), *lines, *(json.dumps(good_row(task, n)) for n in range(1, GOOD))]
@@ -284,7 +284,7 @@ def run_task(
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_row_that_is_none(task, tokenizer, tmp_path, caplog):
+def test_a_row_that_is_not_a_record_is_broken(task, tokenizer, tmp_path, caplog):
     lines = [line for name, line in bad_lines().items() if name != "not utf-8"]
     counted, logged, file = run_task(task, lines, tokenizer, tmp_path, caplog)
     assert counted >= GOOD
@@ -293,7 +293,7 @@ def test_a_row_that_is_none(task, tokenizer, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(("task", "key"), TASK_TEXTS)
-def test_a_text_of_a_row_that_cannot_be_used(task, key, tokenizer, tmp_path, caplog):
+def test_an_unusable_text_of_a_row_is_broken(task, key, tokenizer, tmp_path, caplog):
     lines = []
     for text in bad_texts().values():
         value: Any = [{"bb": [2, 3, 16, 12], "caption": text}] if key == "elems" else text
@@ -306,7 +306,7 @@ def test_a_text_of_a_row_that_cannot_be_used(task, key, tokenizer, tmp_path, cap
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_row_whose_image_is_none(task, tokenizer, tmp_path, caplog):
+def test_a_row_without_a_valid_image_is_broken(task, tokenizer, tmp_path, caplog):
     paths = [*bad_paths(tmp_path).values(), json.loads("[" * 900 + "]" * 900)]
     lines = []
     for path in paths:
@@ -318,7 +318,7 @@ def test_a_row_whose_image_is_none(task, tokenizer, tmp_path, caplog):
     assert "unreadable image" in logged
 
 
-def test_a_box_of_a_row_that_is_none(tokenizer, tmp_path, caplog):
+def test_an_invalid_box_of_a_row_is_broken(tokenizer, tmp_path, caplog):
     lines = [f'{{"image": "1.jpg", "elems": [{{"bb": {box}, "caption": "a star"}}]}}' for box in bad_boxes().values()]
     counted, logged, file = run_task("grounding", lines, tokenizer, tmp_path, caplog)
     assert counted >= GOOD
@@ -327,7 +327,7 @@ def test_a_box_of_a_row_that_is_none(tokenizer, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_an_id_of_400_digits(task, tokenizer, tmp_path, caplog):
+def test_an_id_of_400_digits_does_not_stop_a_run(task, tokenizer, tmp_path, caplog):
     keys = ["question_id", "image_id", "id", "label", "identifier"]
     lines = [json.dumps({**good_row(task, 1), key: "N"}).replace('"N"', HUGE) for key in keys]
     counted, _, _ = run_task(task, lines, tokenizer, tmp_path, caplog)
@@ -335,8 +335,8 @@ def test_an_id_of_400_digits(task, tokenizer, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("bad", [*bad_boxes(), "huge image", "nan image"])
-def test_official_grounding_files(bad, tokenizer, tmp_path, caplog):
-    boxes = {key: value for key, value in bad_boxes().items() if key != "beyond"}  # the whole file is no JSON then
+def test_harmful_rows_of_official_grounding_files_are_reported(bad, tokenizer, tmp_path, caplog):
+    boxes = {key: value for key, value in bad_boxes().items() if key != "beyond"}  # the whole file is invalid JSON then
     if bad == "beyond":
         return
     size = {"huge image": HUGE, "nan image": "NaN"}.get(bad, "40")
@@ -366,7 +366,7 @@ def test_official_grounding_files(bad, tokenizer, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("where", ["example", "collate"])
-def test_a_mistake_in_the_code_leaves_its_class_and_its_traceback(where, tokenizer, tmp_path, caplog, monkeypatch):
+def test_a_bug_in_the_code_is_logged_with_class_and_traceback(where, tokenizer, tmp_path, caplog, monkeypatch):
     for n in range(GOOD):
         (tmp_path / f"{n}.jpg").write_bytes(picture_bytes())
     rows = [good_row("vqa", n) for n in range(GOOD)]
@@ -394,7 +394,7 @@ def test_a_mistake_in_the_code_leaves_its_class_and_its_traceback(where, tokeniz
     assert "in mistaken" in traceback
 
 
-def test_a_mistake_that_no_example_is_to_blame_for_ends_the_run(tokenizer, tmp_path, monkeypatch):
+def test_a_bug_that_no_single_example_causes_stops_the_run(tokenizer, tmp_path, monkeypatch):
     for n in range(GOOD):
         (tmp_path / f"{n}.jpg").write_bytes(picture_bytes())
     rows = [json.dumps(good_row("vqa", n)) for n in range(GOOD)]
@@ -412,7 +412,7 @@ def test_a_mistake_that_no_example_is_to_blame_for_ends_the_run(tokenizer, tmp_p
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_first_100_records_are_all_broken(tokenizer, tmp_path, workers):
+def test_a_run_stops_if_the_first_100_records_are_all_broken(tokenizer, tmp_path, workers):
     lines = [json.dumps({"image": "gone.jpg", "caption": "a"})] * 90 + ["{"] * 60
     file = write(tmp_path / "a.jsonl", lines)
     data = DataConfig(
@@ -431,7 +431,7 @@ def test_the_first_100_records_are_all_broken(tokenizer, tmp_path, workers):
     assert f"bad json (first: {file}:" in said
 
 
-def test_a_run_that_is_shorter_than_100_records_and_all_broken(tokenizer, tmp_path):
+def test_a_run_with_fewer_than_100_records_stops_if_all_are_broken(tokenizer, tmp_path):
     file = write(tmp_path / "a.jsonl", ["{"] * 150)
     data = DataConfig(
         images=ImageStreamConfig(files=[file], batch_size=8),
@@ -445,7 +445,7 @@ def test_a_run_that_is_shorter_than_100_records_and_all_broken(tokenizer, tmp_pa
 
 
 def test_batches_before_the_first_usable_record_are_not_lost(tokenizer, tmp_path):
-    """A resumed run counts on the number of each batch."""
+    """A resumed run relies on the index of each batch."""
     file = write(tmp_path / "a.jsonl", [json.dumps(pair(0)), *["{"] * 30])
     data = DataConfig(
         images=ImageStreamConfig(files=[file], batch_size=1),
@@ -460,8 +460,8 @@ def test_batches_before_the_first_usable_record_are_not_lost(tokenizer, tmp_path
     assert all(torch.equal(batch.images.pixels, batches.make(n).images.pixels) for n, batch in enumerate(read))
 
 
-def test_each_stream_has_to_have_a_record_of_use(tokenizer, tmp_path, write_lines, make_pair):
-    """Pairs that are whole do not hide texts that are not."""
+def test_each_stream_needs_a_usable_record(tokenizer, tmp_path, write_lines, make_pair):
+    """Usable pairs do not hide unusable texts."""
     pairs = write_lines("pairs.jsonl", [make_pair(n) for n in range(200)])
     data = DataConfig(
         images=ImageStreamConfig(files=[pairs], batch_size=4),

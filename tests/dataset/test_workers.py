@@ -1,4 +1,4 @@
-"""A worker that hangs or is killed is told with what it read, and replaced."""
+"""A worker that hangs or is killed is reported with the record it was reading, and replaced."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.errors import UserError
 
 
 class Making:
-    """Number 3 does ``harm`` as often as ``times``, counted by files."""
+    """Batch 3 does ``harm`` the first ``times`` times. Files count the attempts."""
 
     def __init__(self, folder: Path, harm: str, times: int):
         self.folder, self.harm, self.times = folder, harm, times
@@ -40,7 +40,7 @@ class Making:
         ("kill", ("worker 1 of rank 0", "SIGKILL", "data/train.jsonl:3", "memory")),
     ],
 )
-def test_a_lost_worker_is_told_and_replaced(tmp_path, caplog, harm, told):
+def test_a_lost_worker_is_reported_and_replaced(tmp_path, caplog, harm, told):
     made = in_workers(Making(tmp_path, harm, times=1), range(8), 2, timeout_s=1)
     assert list(made) == list(range(8))
     (record,) = caplog.records
@@ -48,8 +48,8 @@ def test_a_lost_worker_is_told_and_replaced(tmp_path, caplog, harm, told):
     assert record.getMessage() == OneLine(*told)
 
 
-def test_a_worker_that_is_stopped_with_batches_under_way_is_replaced(tmp_path):
-    """Its batches are handed over by a thread of its own, which is stopped too."""
+def test_a_worker_that_is_stopped_while_it_sends_batches_is_replaced(tmp_path):
+    """A worker sends its batches in a separate thread, which is stopped too."""
     batches = in_workers(torch.ones, range(1, 40), 1, timeout_s=1)
     assert len(next(batches)) == 1
     (worker,) = multiprocessing.active_children()
@@ -62,19 +62,19 @@ def test_a_worker_that_dies_in_the_middle_of_a_step_does_not_disturb_it(tmp_path
     assert len(next(batches)) == 1
     (worker,) = multiprocessing.active_children()
     worker.kill()
-    time.sleep(0.5)  # the step: torch's own handler would raise here
+    time.sleep(0.5)  # this is the step, in which torch's own handler would raise an error
     assert [len(batch) for batch in batches] == list(range(2, 9))
 
 
-def test_a_worker_that_is_lost_again_and_again_ends_the_run_in_one_line(tmp_path):
+def test_repeatedly_losing_a_worker_ends_the_run_with_one_line(tmp_path):
     batches = in_workers(Making(tmp_path, "kill", times=99), range(8), 2, timeout_s=10)
     with pytest.raises(UserError, match=naming("SIGKILL", ":3", RESTARTS)):
         list(batches)
     assert not multiprocessing.active_children()
 
 
-def test_a_worker_that_is_lost_before_all_numbers_are_given_away_is_replaced(tmp_path, caplog, monkeypatch):
-    """Torch gives the first numbers away while it makes its iterator, and raises there."""
+def test_a_worker_lost_before_all_indices_are_assigned_is_replaced(tmp_path, caplog, monkeypatch):
+    """Torch assigns the first indices while it creates its iterator, and raises an error there."""
     give_away = _MultiProcessingDataLoaderIter._try_put_index
 
     def slowly(self):
@@ -89,7 +89,7 @@ def test_a_worker_that_is_lost_before_all_numbers_are_given_away_is_replaced(tmp
     assert not multiprocessing.active_children()
 
 
-def test_a_loop_that_is_left_leaves_no_workers(tmp_path):
+def test_leaving_a_loop_early_leaves_no_workers(tmp_path):
     batches = in_workers(Making(tmp_path, "hang", times=1), range(8), 2)
     assert next(batches) == 0
     started = time.monotonic()
@@ -98,7 +98,7 @@ def test_a_loop_that_is_left_leaves_no_workers(tmp_path):
     assert time.monotonic() - started < 30
 
 
-def test_workers_leave_signals_of_the_scheduler_to_the_run(tmp_path):
+def test_workers_ignore_the_signals_of_a_scheduler(tmp_path):
     def make(number: int) -> int:
         for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             os.kill(os.getpid(), signum)
@@ -107,7 +107,7 @@ def test_workers_leave_signals_of_the_scheduler_to_the_run(tmp_path):
     assert list(in_workers(make, range(4), 2)) == [0, 1, 2, 3]
 
 
-class CannotBeHandedOver:
+class CannotBePickled:
     def __reduce__(self):
         raise RuntimeError(NO_MEMORY)
 
@@ -119,12 +119,12 @@ def fails_in_the_worker(number: int) -> int:
     raise RuntimeError(NO_MEMORY)
 
 
-def fails_on_its_way(number: int) -> CannotBeHandedOver:
-    return CannotBeHandedOver()
+def fails_on_its_way(number: int) -> CannotBePickled:
+    return CannotBePickled()
 
 
 @pytest.mark.parametrize("make", [fails_in_the_worker, fails_on_its_way])
-def test_a_small_dev_shm_is_one_line_with_the_remedy(make, capfd):
+def test_a_small_dev_shm_is_reported_in_one_line_with_the_remedy(make, capfd):
     with pytest.raises(UserError, match=r"/dev/shm.*lower data\.workers.*shm-size") as error:
         list(in_workers(make, range(8), 2, timeout_s=20))
     assert "\n" not in str(error.value)

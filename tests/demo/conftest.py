@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the demo's data sets."""
+"""Fixtures for the tests of the demo's data sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packages in the form of the real ones, with a few random pictures: Debian's folders below usr/share, and archives of npm."""
+"""Packages in the format of the real ones, with a few random images: folders below usr/share as in Debian, and npm archives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TONES = [(200, 40, 40), (40, 200, 40), (40, 40, 200)]
 
 
 def picture(seed: int, *, side: int = 48) -> Image.Image:
-    """A picture of 4 x 4 random colours on a transparent margin: no two seeds are near."""
+    """An image of 4 x 4 random colours with a transparent margin. Images of different seeds are never near-duplicates."""
     tones = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     opaque = Image.fromarray(tones).resize((side - 8, side - 8), Image.Resampling.NEAREST)
     canvas = Image.new("RGBA", (side, side), (0, 0, 0, 0))
@@ -48,7 +48,7 @@ def write_stamps(share: Path, captions: list[str]) -> None:
 
 
 def write_clipart(share: Path, pictures: dict[str, tuple[str, list[str], bytes]]) -> None:
-    """By path without suffix: title, keywords, and the picture."""
+    """Title, keywords and image, by path without suffix."""
     for name, (title, keywords, content) in pictures.items():
         listed = "".join(f"<rdf:li>{keyword}</rdf:li>" for keyword in keywords)
         about = f"<dc:title>{title}</dc:title><rdf:Bag>{listed}</rdf:Bag>"
@@ -58,7 +58,7 @@ def write_clipart(share: Path, pictures: dict[str, tuple[str, list[str], bytes]]
 
 
 def write_maps(share: Path) -> None:
-    """Maps of three stripes, one of them of an ignored colour, and a division of too few pixels."""
+    """Maps of three stripes, one of which has an ignored colour, and one division that has too few pixels."""
     for number, place in enumerate(PLACES):
         pixels = np.zeros((30, 40, 3), dtype=np.uint8)
         pixels[:, :10], pixels[5:25, 12:20], pixels[8:20, 22:40] = TONES
@@ -85,7 +85,7 @@ def pack(path: Path, files: dict[str, bytes]) -> None:
 
 
 def write_emoji(folder: Path, names: list[str]) -> None:
-    """Both styles, with names and keywords; the second half of the names is that of CLDR's derived package."""
+    """Both styles, with names and keywords. The second half of the names is in CLDR's derived package."""
     signs = {chr(0x1F300 + number): name for number, name in enumerate(names)}
     tables = [dict(list(signs.items())[: len(names) // 2]), dict(list(signs.items())[len(names) // 2 :])]
     packages = (("cldr-annotations-full", "annotations"), ("cldr-annotations-derived-full", "annotationsDerived"))

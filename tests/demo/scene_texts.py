@@ -1,4 +1,4 @@
-"""Reads the records of scenes, and texts about scenes, independently of the code that wrote them."""
+"""Reads scene records and texts about scenes, independently of the code that wrote them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from demo.scenes.compose import Scene, SceneObject, compose_scene
 
 COUNTS = {"train": 120, "val": 40, "test": 40}
-"""Scenes of the folder in ``conftest.py``."""
+"""The scenes of the folder in ``conftest.py``."""
 
 SIDES = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}
-"""Axis, and the sign of how much further along it the reference lies."""
+"""The axis of each relation, and the sign of the reference's offset along it."""
 
 
 def read(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -21,25 +21,25 @@ def read(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def scene_of(image: str) -> Scene:
-    """The scene that an image of the folder shows."""
+    """The scene that an image in the folder shows."""
     split, index = re.fullmatch(r"images/(\w+)/(\d{6})\.png", image).groups()
     return compose_scene(0, split, int(index))
 
 
 def fitting(scene: Scene, text: str) -> list[SceneObject]:
-    """The objects that a text such as "a small red star" or "the large shape" fits."""
+    """The objects that match a text such as "a small red star" or "the large shape"."""
     wanted = set(text.split()) - {"a", "an", "the"}
     return [obj for obj in scene.objects if wanted <= {obj.size, obj.texture, obj.colour, obj.shape, "shape"}]
 
 
 def further(relation: str, subject: SceneObject, reference: SceneObject) -> float:
-    """How much further along the relation's axis the reference lies, in pixels; negative where the relation is false."""
+    """How much further along the relation's axis the reference is, in pixels. The value is negative if the relation is false."""
     axis, sign = SIDES[relation]
     return sign * (reference.centre[axis] - subject.centre[axis])
 
 
 def meant_by(scene: Scene, phrase: str) -> tuple[list[SceneObject], str, SceneObject]:
-    """The objects that a relational phrase could mean, its relation, and the one object that it refers to."""
+    """The objects that a relational phrase could refer to, its relation, and its reference object."""
     relation = next(name for name in SIDES if f" {name} " in phrase)
     subject, reference = phrase.split(f" {relation} ")
     (other,) = fitting(scene, reference)

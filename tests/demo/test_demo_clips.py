@@ -1,4 +1,4 @@
-"""Drawn clips: one object moves as the text says, and without the order of the frames nobody could tell which way."""
+"""Drawn clips: one object moves as the text says. Without the order of the frames the direction is unknown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def path_of(clip) -> tuple[list[int], list[int]]:
     return [box[0] for box in boxes], [box[1] for box in boxes]
 
 
-def test_the_moving_object_moves_as_is_said_and_the_others_stay():
+def test_the_moving_object_moves_as_described_and_the_others_stay():
     for clip in CLIPS:
         x, y = path_of(clip)
         moving, still = (x, y) if clip.direction in ("left", "right") else (y, x)
@@ -44,7 +44,7 @@ def test_the_moving_object_moves_as_is_said_and_the_others_stay():
             assert 0 <= by <= scene.height - h
 
 
-def test_all_directions_are_as_likely_and_a_clip_backwards_could_be_one_too():
+def test_all_directions_are_equally_likely_and_a_reversed_clip_is_plausible():
     many = [compose_clip(0, "train", index) for index in range(240)]
     counts = {direction: sum(clip.direction == direction for clip in many) for direction in DIRECTIONS}
     assert min(counts.values()) > 40
@@ -68,7 +68,7 @@ def test_frames_are_images_of_their_scenes(tmp_path):
     assert all((first != second).any() for first, second in itertools.pairwise(drawn))
 
 
-def test_a_folder_of_clips_is_read_as_retrieval_and_as_questions(tmp_path):
+def test_a_folder_of_clips_can_be_used_for_retrieval_and_questions(tmp_path):
     build(tmp_path / "clips", train=6, val=2, test=3, size=32, frames=3)
     facts = json.loads((tmp_path / "clips/clips.json").read_text())
     assert facts["directions"]["train"].keys() <= set(DIRECTIONS)

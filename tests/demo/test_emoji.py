@@ -1,4 +1,4 @@
-"""Animated emoji: clips with the names that CLDR gives them, from packages that the test makes."""
+"""Animated emoji: clips with their CLDR names, from packages that the tests create."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COUNT = 30
 
 
 def webp(number: int, frames: int = 5) -> bytes:
-    """A grey that grows lighter, half of it transparent."""
+    """A grey that becomes lighter, with a transparent half."""
     images = []
     for frame in range(frames):
         pixels = np.zeros((16, 16, 4), dtype=np.uint8)
@@ -83,7 +83,7 @@ def built(packages, tmp_path_factory) -> Path:
     return out
 
 
-def test_what_moves_and_has_a_name_is_a_clip_in_the_split_of_its_name(built):
+def test_named_animated_emoji_become_clips_in_the_split_of_their_name(built):
     everything = {split: read(built, split) for split in ("train", "val", "test")}
     assert sum(map(len, everything.values())) == COUNT + 1
     for split, records in everything.items():
@@ -95,7 +95,7 @@ def test_what_moves_and_has_a_name_is_a_clip_in_the_split_of_its_name(built):
     assert varied["caption"].keys() == {"en", "de", "fr", "cs", "zh"}
 
 
-def test_a_clip_has_frames_at_even_distances(built):
+def test_a_clip_has_evenly_spaced_frames(built):
     row = read(built, "train")[0]
     config = CaptionedSplitConfig(annotations=str(built / "train.jsonl"), language="en")
     items = read_captioned_images(config, "data.train", 0.0)
@@ -107,7 +107,7 @@ def test_a_clip_has_frames_at_even_distances(built):
     assert red[0] < 20 and 60 < red[1] < 100 and 140 < red[2] < 180
 
 
-def test_what_is_transparent_becomes_white():
+def test_transparent_pixels_become_white():
     pixels = np.zeros((16, 16, 4), dtype=np.uint8)
     pixels[:, :8, 3] = 255
     stream = io.BytesIO()
@@ -118,7 +118,7 @@ def test_what_is_transparent_becomes_white():
     assert second[8, 13].max() < 20 and second[8, 2].min() > 235
 
 
-def test_packages_that_are_missing_or_damaged_are_one_line(packages, tmp_path):
+def test_missing_or_damaged_packages_are_reported_in_one_line(packages, tmp_path):
     with pytest.raises(UserError, match=naming("cldr-annotations-full-*.tgz", "npm pack cldr-annotations-full")):
         emoji.build(tmp_path / "out", tmp_path)
     for path in packages.iterdir():
@@ -133,7 +133,7 @@ def test_packages_that_are_missing_or_damaged_are_one_line(packages, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_made_with_other_arguments_is_kept(built, packages):
+def test_a_folder_built_with_other_arguments_is_kept(built, packages):
     before = (built / "train.jsonl").stat().st_mtime_ns
     emoji.build(built, packages, side=24, frames=3, vocab_size=200)
     assert (built / "train.jsonl").stat().st_mtime_ns == before

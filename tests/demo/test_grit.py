@@ -1,4 +1,4 @@
-"""The walk of docs/data.md from a published Parquet set to an evaluation."""
+"""The walkthrough in docs/data.md, from a published Parquet data set to an evaluation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_phrases_are_at_their_offsets_and_boxes_are_fractions():
 
 
 @pytest.mark.slow
-def test_the_walk_runs_as_printed_with_fewer_steps(scenes_folder, tmp_path):
+def test_the_walkthrough_runs_as_printed_with_fewer_steps(scenes_folder, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/scenes").symlink_to(scenes_folder)
     (tmp_path / "configs").symlink_to(ROOT / "configs")

@@ -1,4 +1,4 @@
-"""Minimal pairs: each text is true of its scene and wrong about the other one."""
+"""Minimal pairs: each text is true of its own scene and false of the other one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAIRS = [(scene, pair) for scene in SCENES for pair in minimal_pairs(scene)]
 
 
 def is_true(text: str, scene: Scene) -> bool:
-    """The meaning of a text, read from its words alone."""
+    """Evaluates a text on a scene, using only the words of the text."""
     places = {looks_of(obj, NAMED).indefinite(): obj.centre for obj in scene.objects}
     if text in COUNTS:
         return COUNTS.index(text) + 1 == len(scene.objects)
@@ -35,7 +35,7 @@ def is_true(text: str, scene: Scene) -> bool:
     return all(phrase in places for phrase in text.split(" and "))
 
 
-def test_each_text_is_true_of_one_scene_and_wrong_about_the_other():
+def test_each_text_is_true_of_one_scene_and_false_of_the_other():
     for scene, pair in PAIRS:
         assert is_true(pair.text, scene), pair
         assert is_true(pair.other_text, pair.other), pair
@@ -43,13 +43,13 @@ def test_each_text_is_true_of_one_scene_and_wrong_about_the_other():
         assert not is_true(pair.other_text, scene), pair
 
 
-def test_scenes_of_several_objects_have_pairs_of_each_kind():
+def test_scenes_with_several_objects_have_pairs_of_each_kind():
     found = Counter(pair.kind for _, pair in PAIRS)
     assert found.keys() == KINDS.keys()
     assert min(found.values()) >= 30
 
 
-def test_nothing_but_the_fact_differs():
+def test_the_scenes_of_a_pair_differ_in_one_fact():
     for scene, pair in PAIRS:
         before, after = set(scene.objects), set(pair.other.objects)
         gone, new = len(before - after), len(after - before)
@@ -63,8 +63,8 @@ def test_no_scene_of_the_suite_could_be_a_training_scene():
         assert split_of([(obj.shape, obj.colour) for obj in pair.other.objects]) != "train"
 
 
-def test_the_words_do_not_tell_which_text_is_right():
-    """In training, counts and textures are about as frequent in right as in wrong texts."""
+def test_the_words_do_not_reveal_which_text_is_right():
+    """Counts and textures are about as frequent in true as in false texts of the training data."""
     pairs = [pair for index in range(1500) for pair in minimal_pairs(compose_scene(0, "train", index))]
     for kind, words in (
         ("count", ("one", "two", "three", "four", "five")),
@@ -80,7 +80,7 @@ def test_the_words_do_not_tell_which_text_is_right():
 
 
 def test_the_suite_is_frozen():
-    """The numbers in the documents were measured on these scenes and texts."""
+    """The results in the documentation were measured on these scenes and texts."""
     digest = hashlib.sha256()
     for scene in SCENES[:20]:
         for record, pair in zip(pair_records(scene), minimal_pairs(scene), strict=True):

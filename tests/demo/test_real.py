@@ -1,4 +1,4 @@
-"""Records of real pictures: what is held out is held out in all sources, on packages that the test makes."""
+"""Records of real images, from packages that the tests create. Concepts that are held out are held out in all sources."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ HELD_OUT_NAMES = [name for name in NAMES if split_by_hash(name) != "train"]
 TEST_NAME = next(name for name in NAMES if split_by_hash(name) == "test")
 TRAIN_NAME = next(name for name in NAMES if split_by_hash(name) == "train")
 LEAK = next(leak for word in ("shiny", "big", "new", "old") if split_by_hash(leak := f"{word} {TEST_NAME}") == "train")
-"""A name whose own concept may train, with a held-out one in it."""
+"""A name whose own concept may be trained on, although it contains a held-out concept."""
 
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory) -> Path:
-    """Every name in every source; the clip art has leaks beside them."""
+    """Packages with every name in every source. The clip art also contains leaks."""
     folder = tmp_path_factory.mktemp("packages")
     share = folder / "usr/share"
     write_stamps(share, [*(f"A {name}." for name in NAMES), f"A {LEAK}!"])
@@ -42,7 +42,7 @@ def packages(tmp_path_factory) -> Path:
         )
         for n, name in enumerate(NAMES)
     }
-    copied = encoded(picture(NAMES.index(TEST_NAME)))  # the stamp's picture
+    copied = encoded(picture(NAMES.index(TEST_NAME)))  # the stamp's image
     pictures["things/leaks_a_picture"] = (f"{TRAIN_NAME} toy", [], copied)
     pictures["things/leaks_with_a_keyword"] = (
         f"{TRAIN_NAME} {TEST_NAME.split()[0]}", [TEST_NAME.split()[1], "toy"], encoded(picture(4001))
@@ -73,7 +73,7 @@ def records_of(built: Path, split: str) -> list[dict]:
 
 
 def test_no_name_of_a_held_out_record_is_in_a_training_text(built):
-    """By plain search for the words of the names, which the records' own code does not use."""
+    """Searches for the words of the names as plain text, independently of the code that builds the records."""
     training = [text.lower() for record in records_of(built, "train") for text in texts_of(record)]
     names = {split: {text.lower().removeprefix("a ").rstrip(".") for r in read(built, split) for text in texts_of(r)}
              for split in ("val", "test")}  # fmt: skip
@@ -96,7 +96,7 @@ def test_a_concept_has_one_split_in_all_sources_and_each_source_has_its_files(bu
             assert {split_by_hash(" ".join(name)) for name in names} == {split}
 
 
-def test_leaks_in_names_pictures_and_keywords_are_left_out_and_counted(built):
+def test_leaks_in_names_images_and_keywords_are_excluded_and_counted(built):
     left_out = json.loads((built / "real.json").read_text())["left_out"]
     assert left_out["stamps"]["held-out concept in the name"] == 1
     assert left_out["clipart"]["near-duplicate of a held-out picture, in train"] == 1
@@ -109,7 +109,7 @@ def test_leaks_in_names_pictures_and_keywords_are_left_out_and_counted(built):
     assert left_out["emoji_fluent"] == {"no name": 1}
 
 
-def test_the_counts_are_those_of_the_files(built):
+def test_the_counts_match_the_files(built):
     facts = json.loads((built / "real.json").read_text())
     for split in ("train", "val", "test"):
         sources = Counter(record["source"] for record in records_of(built, split))
@@ -117,13 +117,13 @@ def test_the_counts_are_those_of_the_files(built):
         assert facts[split]["composites"] == (20 if split == "train" else 2)
 
 
-def test_keywords_are_in_an_alternative_caption_of_training_and_in_no_held_out_one(built):
+def test_keywords_are_only_in_alternative_captions_of_training(built):
     emoji = [record for record in read(built, "train") if record["source"] == "emoji_google"]
     assert all(record["caption"] == [name := record["caption"][0], f"{name}, toy"] for record in emoji)
     assert all(isinstance(record["caption"], str) for split in ("val", "test") for record in read(built, split))
 
 
-def test_training_pictures_are_listed_with_their_names_alone_too(built):
+def test_training_images_are_also_listed_with_names_only(built):
     named = {record["id"]: record["caption"] for record in read(built, "train_names")}
     firsts = {record["id"]: record["caption"] for record in read(built, "train")}
     assert named == {name: text if isinstance(text, str) else text[0] for name, text in firsts.items()}
@@ -139,7 +139,7 @@ def test_every_image_is_square_and_shows_the_whole_cutout_on_white(built):
         assert pixels[5:-5, 5:-5].std() > 20
 
 
-def test_the_boxes_of_a_map_are_those_of_its_colours(built):
+def test_the_boxes_of_a_map_enclose_its_colours(built):
     seen = 0
     for split in ("train", "val", "test"):
         for record in read(built, f"regions_{split}_maps"):
@@ -157,7 +157,7 @@ def test_the_boxes_of_a_map_are_those_of_its_colours(built):
     assert seen == 60
 
 
-def test_composites_are_of_cutouts_of_their_split_from_all_sources(built):
+def test_composites_use_cutouts_of_their_split_from_all_sources(built):
     names = {split: {text for record in read(built, split) for text in texts_of(record)} for split in ("train", "test")}
     for split, known in names.items():
         for record in read(built, f"regions_{split}_composites"):
@@ -173,7 +173,7 @@ def test_the_same_arguments_give_the_same_records(built, packages, tmp_path):
         assert (built / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
-def test_a_missing_package_is_one_line_with_the_remedy(packages, tmp_path, monkeypatch, capsys):
+def test_a_missing_package_is_reported_in_one_line_with_the_remedy(packages, tmp_path, monkeypatch, capsys):
     for path in packages.glob("*.tgz"):
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "usr/share").mkdir(parents=True)
@@ -214,18 +214,18 @@ def test_other_things_are_other_concepts(one, other):
     assert concept_of(one) != concept_of(other)
 
 
-def test_what_a_colon_adds_stays_in_the_concept_whole():
+def test_the_text_after_a_colon_stays_in_the_concept():
     assert concept_of("woman: white hair, medium-light skin tone") == ("white", "hair")
     assert leaks(["person: white hair"], ["Hair"]) == [("Hair", "person: white hair")]
 
 
-def test_words_are_made_singular_as_far_as_they_are_plurals():
+def test_only_plural_words_are_made_singular():
     assert concept_of("glasses buses dresses foxes bus glass iris peaches") == (
         "glass", "buse", "dress", "fox", "bus", "glass", "iris", "peach"
     )  # fmt: skip
 
 
-def test_a_concept_within_many_others_trains_and_a_text_with_a_held_out_one_does_not():
+def test_a_concept_within_many_others_is_trained_on_unless_a_text_contains_a_held_out_one():
     held_out = concept_of(TEST_NAME)
     split = ConceptSplit.of([held_out, concept_of(TRAIN_NAME)])
     assert split.split(held_out) == "test"
@@ -257,12 +257,12 @@ def test_titles_are_cleaned(path, title, name):
     ("title", "reason"),
     [("2005", "no title"), ("People", "generic title"), ("Gatto", "title not English"), ("cat " * 9, "long title")],
 )
-def test_titles_that_say_nothing_are_left_out(title, reason):
+def test_uninformative_titles_are_dropped(title, reason):
     with pytest.raises(UnusableCutoutError, match=reason):
         clipart.clean_title(PurePosixPath("people/x"), title, {"cat"})
 
 
-def test_the_title_of_a_collection_gives_way_to_the_files_name_without_its_author(tmp_path):
+def test_the_title_of_a_collection_is_replaced_by_the_file_name_without_its_author(tmp_path):
     drawings = {f"animals/{kind}_anna_auth_01": ("Lemon theme", [], encoded(picture(n)))
                 for n, kind in enumerate(["red_fox", "cow", "owl", "pig", "hen", "emu"])}  # fmt: skip
     write_clipart(tmp_path, drawings | {"computer/icons/lemon-theme/cow": ("cow", [], encoded(picture(9)))})
@@ -271,8 +271,8 @@ def test_the_title_of_a_collection_gives_way_to_the_files_name_without_its_autho
     assert left_out == {"folder without subjects": 1}
 
 
-def test_a_drawing_of_nothing_but_a_linked_image_is_left_out(tmp_path):
-    """Its PNG says that the image was not found."""
+def test_a_drawing_that_only_links_an_image_is_dropped(tmp_path):
+    """Its PNG only says that the image was not found."""
     link, shape = '<image width="9" xlink:href="duck.png"/>', '<path d="M0 0"/>'
     embedded = '<image xlink:href="data:image/png;base64,"/>'
     contents = {"cow": link, "fox": link + shape, "owl": embedded, "pig": shape}
@@ -285,13 +285,13 @@ def test_a_drawing_of_nothing_but_a_linked_image_is_left_out(tmp_path):
     assert left_out == {"link to an image that is not there": 1}
 
 
-def test_keywords_are_english_and_add_something():
+def test_keywords_are_english_and_informative():
     english = {"fruit", "green", "apple", "tree"}
     keywords = ["", "hash(0x8a8)", "food", "Green_Apple", "apple", "frutta", "tree"]
     assert clipart.clean_keywords(keywords, "apple", english) == ("green apple", "tree")
 
 
-def test_near_duplicates_are_copies_at_another_size_and_not_other_pictures():
+def test_near_duplicates_are_resized_copies_and_not_other_images():
     first, second = picture(1), picture(2)
     copies = [first.resize((96, 96)), first, second]
     rows = [duplicates.thumbnail(image.crop(image.getbbox())) for image in copies]
@@ -309,7 +309,7 @@ def test_colours_have_common_names(rgb, name):
     assert maps.colour_name(*rgb) == name
 
 
-def test_two_maps_of_a_country_show_one_place():
+def test_two_maps_of_a_country_share_a_concept():
     assert {maps.place_of(name) for name in ("Portugal (Regions)", "Portugal Districts")} == {"Portugal"}
     assert maps.place_of("Great-Britain (Historic Counties)") == "Great Britain"
     assert concepts.concept_of(maps.place_of("The Netherlands")) == ("netherland",)

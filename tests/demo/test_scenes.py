@@ -1,4 +1,4 @@
-"""The scenes say what they show: boxes against drawn pixels, texts against the objects, splits against each other."""
+"""Scenes match their records: boxes are compared with drawn pixels, texts with objects, and splits with each other."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ def _tight_box(changed: np.ndarray) -> tuple[int, int, int, int]:
 
 
 @pytest.mark.parametrize("size", [64, (96, 48), 150])
-def test_a_box_is_the_tight_box_of_the_pixels_that_its_object_changes(size):
+def test_a_box_encloses_exactly_the_pixels_that_its_object_changes(size):
     for index in range(12):
         scene = compose_scene(3, "train", index, size)
         image = draw_scene(scene)
@@ -47,7 +47,7 @@ def test_a_box_is_the_tight_box_of_the_pixels_that_its_object_changes(size):
             assert _tight_box((image != without).any(axis=2)) == obj.box
 
 
-def test_boxes_lie_within_the_image_and_never_overlap():
+def test_boxes_are_within_the_image_and_never_overlap():
     for scene in SCENES:
         covered = np.zeros((scene.height, scene.width), dtype=int)
         for x, y, w, h in (obj.box for obj in scene.objects):
@@ -59,20 +59,20 @@ def test_boxes_lie_within_the_image_and_never_overlap():
         assert covered.max() == 1
 
 
-def test_no_large_object_is_as_small_as_a_small_one():
+def test_every_large_object_is_larger_than_every_small_one():
     extents = {size: [t.form.extent for s in SCENES for t in s.objects if t.size == size] for size in SIZES}
     assert max(extents["small"]) < 0.8 * min(extents["large"])
 
 
-def test_each_shape_has_an_outline_of_its_own():
+def test_each_shape_has_a_distinct_outline():
     filled = {}
     for scene in (compose_scene(5, "train", index, 200) for index in range(60)):
         for obj in scene.objects:
             filled.setdefault(obj.shape, []).append(float(obj.raster().coverage.mean()))
     means = {shape: float(np.mean(shares)) for shape, shares in filled.items()}
     assert set(means) == set(SHAPES)
-    # Shares of the bounding box, up to some turning and the part-covered pixels at its edges: circle pi/4, square near
-    # 1, triangle and diamond near a half.
+    # Fractions of the bounding box, up to rotation and partially covered edge pixels: circle pi/4, square near 1, triangle and
+    # diamond near a half.
     assert means["circle"] == pytest.approx(np.pi / 4, abs=0.04)
     assert means["square"] > 0.8
     assert 0.4 < means["triangle"] < 0.56
@@ -102,7 +102,7 @@ def test_no_background_hides_an_object():
 
 
 def phrases(scene, grain) -> list[tuple[list[int], str]]:
-    """Box and text of every phrase of a grain, from the record as it is written for the scene's split."""
+    """Box and text of every phrase of a grain, from the records written for the scene's split."""
     elems = records_of(scene)[""][0]["elems"]
     if scene.split != "train":
         return [(elem["bb"], elem["caption"]) for elem in elems if elem["grain"] == grain]
@@ -110,7 +110,7 @@ def phrases(scene, grain) -> list[tuple[list[int], str]]:
     return [(elem["bb"], text) for elem in elems for text in elem["caption"][chosen]]
 
 
-def test_each_object_phrase_names_all_that_tells_its_object_apart():
+def test_each_object_phrase_names_all_distinguishing_attributes():
     for scene in SCENES:
         for (box, text), obj in zip(phrases(scene, "object"), scene.objects, strict=True):
             assert fitting(scene, text) == [obj]
@@ -120,7 +120,7 @@ def test_each_object_phrase_names_all_that_tells_its_object_apart():
             assert text == " ".join([article, obj.size, *texture, obj.colour, obj.shape])
 
 
-def test_a_training_record_never_has_two_elements_of_one_box():
+def test_a_training_record_never_has_two_elements_with_one_box():
     for scene in SCENES:
         if scene.split == "train":
             boxes = [tuple(elem["bb"]) for elem in records_of(scene)[""][0]["elems"]]
@@ -224,7 +224,7 @@ def composition_of(scene):
     return tuple(sorted((obj.shape, obj.colour) for obj in scene.objects))
 
 
-def test_splits_share_no_composition_and_held_out_ones_have_none_twice():
+def test_splits_share_no_composition_and_held_out_splits_have_no_duplicates():
     for seed in (0, 1):
         held_out = [
             composition_of(compose_scene(seed, split, index)) for split in ("val", "test") for index in range(60)
@@ -235,7 +235,7 @@ def test_splits_share_no_composition_and_held_out_ones_have_none_twice():
         assert len(set(composition_of(scene))) == len(scene.objects)
 
 
-def test_captions_of_the_test_split_are_pairwise_distinct():
+def test_captions_of_the_test_split_are_distinct():
     scenes = [compose_scene(0, "test", index) for index in range(120)]
     texts = [text for scene in scenes for text in captions_by_language(scene)["en"]]
     assert len(set(texts)) == len(texts)
@@ -277,7 +277,7 @@ def test_a_built_folder_holds_the_records_the_images_and_the_facts(folder):
     assert not (folder / ".building").exists()
 
 
-def test_a_complete_folder_is_left_alone_and_another_request_is_refused(tmp_path):
+def test_a_complete_folder_is_kept_and_another_request_is_rejected(tmp_path):
     _build(tmp_path)
     before = (tmp_path / "train.jsonl").stat().st_mtime_ns
     _build(tmp_path)
@@ -288,7 +288,7 @@ def test_a_complete_folder_is_left_alone_and_another_request_is_refused(tmp_path
     assert len(list((tmp_path / "images" / "train").iterdir())) == 2
 
 
-def test_an_unfinished_folder_is_begun_again(tmp_path):
+def test_an_unfinished_folder_is_rebuilt(tmp_path):
     _build(tmp_path)
     (tmp_path / "scenes.json").unlink()
     (tmp_path / ".building").write_text("scenes.json\n", encoding="utf-8")
@@ -314,7 +314,7 @@ def test_files_of_another_origin_are_never_removed(tmp_path):
         (["--seed", "x"], "--seed: 'x'"),
     ],
 )
-def test_a_mistaken_flag_is_one_line_and_exit_status_2(flags, message, tmp_path, monkeypatch, capsys):
+def test_a_wrong_flag_is_reported_in_one_line_with_status_2(flags, message, tmp_path, monkeypatch, capsys):
     argv = ["--out", str(tmp_path / "out"), *flags]
     assert call(command.scenes, argv, "python -m demo.scenes") == 2
     error = capsys.readouterr().err
@@ -323,7 +323,7 @@ def test_a_mistaken_flag_is_one_line_and_exit_status_2(flags, message, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, capsys):
+def test_a_folder_that_cannot_be_created_is_reported_in_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("", encoding="utf-8")
     argv = ["--out", str(tmp_path / "file" / "out")]
     assert call(command.scenes, argv, "python -m demo.scenes") == 2

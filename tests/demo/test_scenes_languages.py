@@ -1,4 +1,4 @@
-"""Scenes in six languages: the same is said in each, with the right forms."""
+"""Scenes in six languages: the texts have the same meaning and the right word forms in each."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_captions_agree_in_gender_case_and_order(language, list_text, sentence_t
     assert sentence(language, *CHAIN) == sentence_text
 
 
-def test_every_relation_is_said_in_every_language():
+def test_every_relation_is_expressed_in_every_language():
     for language in LANGUAGES:
         assert len({sentence(language, [STAR, HEART], [relation]) for relation in RELATIONS}) == len(RELATIONS)
 
@@ -72,7 +72,7 @@ def test_czech_prepositions_govern_their_case_and_are_vocalised():
     assert listing("cs", [Looks(None, None, None, "square")]) == "scéna se čtvercem"
 
 
-def test_a_sentence_on_one_object_names_it_alone():
+def test_a_sentence_about_one_object_names_only_it():
     assert {language: sentence(language, [HEART], []) for language in LANGUAGES} == {
         "en": "only a blue heart",
         "de": "nur ein blaues Herz",
@@ -84,7 +84,7 @@ def test_a_sentence_on_one_object_names_it_alone():
     assert sentence("en", [Looks(colour="orange", shape="star")], []) == "only an orange star"
 
 
-def test_different_looks_are_different_words_in_every_language():
+def test_different_looks_have_different_words_in_every_language():
     looks = [
         Looks(size, texture, colour, shape)
         for size in SIZES
@@ -111,7 +111,7 @@ def test_the_same_objects_are_named_in_every_language():
                 assert captions[language][0].count(word) == count, captions
 
 
-def test_records_and_the_tokenizer_of_all_languages(folder):
+def test_records_and_the_tokenizer_cover_all_languages(folder):
     translated = read(folder, "multilingual_train")
     assert len(translated) == COUNTS["train"]
     for row, english in zip(translated, read(folder, "retrieval_train"), strict=True):

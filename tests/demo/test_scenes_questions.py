@@ -1,4 +1,4 @@
-"""The questions about the scenes are answered again here, from the questions' words and the objects alone."""
+"""Answers the questions about scenes independently, using only the words of the question and the objects."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def kind(question: str) -> str:
     return " ".join(question.split()[:2])
 
 
-def test_every_answer_is_what_the_image_shows_and_ten_times_the_same(questions):
+def test_every_answer_matches_the_image_and_is_repeated_ten_times(questions):
     kinds = Counter()
     for record in questions:
         assert record["answer"] == [answer(scene_of(record["image"]), record["question"])] * 10, record
@@ -47,7 +47,7 @@ def test_every_answer_is_what_the_image_shows_and_ten_times_the_same(questions):
     assert min(kinds.values()) > 0.1 * kinds.total()
 
 
-def test_the_questions_of_a_scene_differ_and_so_do_all_their_numbers(folder):
+def test_the_questions_of_a_scene_and_all_their_ids_differ(folder):
     for split in COUNTS:
         records = read(folder, f"vqa_{split}")
         by_image = defaultdict(list)
@@ -58,7 +58,7 @@ def test_the_questions_of_a_scene_differ_and_so_do_all_their_numbers(folder):
         assert len({record["question_id"] for record in records}) == len(records)
 
 
-def test_every_scene_is_asked_for_a_thing_that_is_there_and_for_one_that_is_not(questions):
+def test_every_scene_has_questions_about_a_present_and_an_absent_object(questions):
     by_image = defaultdict(list)
     for record in questions:
         if record["answer_type"] == "yes/no":
@@ -80,7 +80,7 @@ def test_the_most_frequent_answer_is_a_weak_guess(questions):
     assert {"0", "1", "2", "3"} <= set(numbers)
 
 
-def test_a_thing_that_is_not_there_often_has_words_that_fit_something(questions):
+def test_absent_objects_often_share_words_with_present_ones(questions):
     near = total = 0
     for record in questions:
         match = re.fullmatch(r"is there an? (\w+) (?!shape)(\w+)\?", record["question"])
@@ -91,7 +91,7 @@ def test_a_thing_that_is_not_there_often_has_words_that_fit_something(questions)
     assert near > 0.3 * total > 10
 
 
-def test_the_answer_list_holds_the_answers_of_train_the_most_frequent_first(folder):
+def test_the_answer_list_has_the_training_answers_most_frequent_first(folder):
     listed = json.loads((folder / "vqa_answers.json").read_text(encoding="utf-8"))
     counts = Counter(record["answer"][0] for record in read(folder, "vqa_train"))
     assert set(listed) == set(counts)

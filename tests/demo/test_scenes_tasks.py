@@ -1,4 +1,4 @@
-"""The records for retrieval, reasoning over two images and referring are judged again here, from the texts alone."""
+"""Checks the records for retrieval, reasoning over two images and referring expressions again, using only the texts."""
 
 import itertools
 import json
@@ -41,7 +41,7 @@ def is_true(sentence: str, left, right) -> bool:
 
 
 def sets_of(folder, split) -> dict[str, list[dict]]:
-    """The examples by set and sentence of their identifiers: the field of the two images is left out."""
+    """The examples by set and sentence of their identifiers, without the field of the image pair."""
     sets = defaultdict(list)
     for example in read(folder, f"nlvr_{split}"):
         first, number, _, sentence = example["identifier"].split("-")
@@ -51,7 +51,7 @@ def sets_of(folder, split) -> dict[str, list[dict]]:
 
 
 @pytest.mark.parametrize("split", COUNTS)
-def test_retrieval_has_each_image_with_its_captions(folder, split):
+def test_retrieval_records_have_each_image_with_its_captions(folder, split):
     expected = [
         {"image": record["image"], "caption": record["caption"], "image_id": record["id"]}
         for record in read(folder, split)
@@ -62,14 +62,14 @@ def test_retrieval_has_each_image_with_its_captions(folder, split):
 
 
 @pytest.mark.parametrize("split", COUNTS)
-def test_each_label_is_what_the_two_images_show(folder, split):
+def test_each_label_matches_the_two_images(folder, split):
     for example in read(folder, f"nlvr_{split}"):
         truth = is_true(example["sentence"], *(scene_of(image) for image in example["images"]))
         assert example["label"] == str(truth), example
 
 
 @pytest.mark.parametrize("split", COUNTS)
-def test_each_statement_is_true_of_two_images_of_its_split_and_false_of_two(folder, split):
+def test_each_statement_is_true_of_one_pair_of_its_split_and_false_of_another(folder, split):
     sets = sets_of(folder, split)
     assert len(sets) == (COUNTS[split] // 3 if split == "train" else COUNTS[split])
     for examples in sets.values():
@@ -84,26 +84,26 @@ def test_each_statement_is_true_of_two_images_of_its_split_and_false_of_two(fold
                 assert (folder / image).exists()
 
 
-def test_the_order_of_the_examples_tells_nothing(folder):
+def test_the_order_of_the_examples_reveals_nothing(folder):
     first = Counter(examples[0]["label"] for split in COUNTS for examples in sets_of(folder, split).values())
     assert min(first.values()) > 0.35 * sum(first.values())
 
 
 @pytest.mark.parametrize("split", HELD_OUT)
-def test_no_statement_of_a_held_out_split_comes_twice(folder, split):
+def test_no_statement_of_a_held_out_split_is_repeated(folder, split):
     sentences = [examples[0]["sentence"] for examples in sets_of(folder, split).values()]
     assert len(set(sentences)) == len(sentences)
 
 
 @pytest.mark.parametrize("split", COUNTS)
-def test_numbers_of_objects_tell_a_label_only_where_they_are_the_statement(folder, split):
+def test_object_counts_predict_a_label_only_if_the_statement_is_about_them(folder, split):
     for examples in sets_of(folder, split).values():
         if "more shapes" not in examples[0]["sentence"]:
             first, second = ([len(scene_of(image).objects) for image in example["images"]] for example in examples)
             assert first == second
 
 
-def test_all_kinds_of_statements_are_made_and_of_both_sides(folder):
+def test_all_kinds_of_statements_occur_for_both_sides(folder):
     examples = [*read(folder, "nlvr_train"), *read(folder, "nlvr_test")]
     starts = Counter(" ".join(example["sentence"].split()[:4]) for example in examples)
     assert set(starts) >= {
@@ -121,7 +121,7 @@ def images(split: str, number: int):
     return [tuple(looks_of(obj) for obj in compose_scene(0, split, index).objects) for index in range(number)]
 
 
-def test_statements_are_a_function_of_seed_split_and_number():
+def test_statements_depend_only_on_seed_split_and_index():
     seen = images("val", 30)
     longer = list(statement_sets(0, "val", seen, 20))
     assert list(statement_sets(0, "val", seen, 8)) == longer[:8]
@@ -130,7 +130,7 @@ def test_statements_are_a_function_of_seed_split_and_number():
 
 
 @pytest.mark.slow
-def test_where_no_statement_is_possible_a_set_is_left_out():
+def test_a_set_without_a_possible_statement_is_skipped():
     assert list(statement_sets(0, "train", [], 3)) == []
     assert list(statement_sets(0, "train", images("train", 1), 3)) == []
     few = [stated.text for stated in statement_sets(0, "val", images("val", 4), 200)]
@@ -165,7 +165,7 @@ def singular(text: str) -> tuple[str, int | None]:
     return " ".join(words), number
 
 
-def test_phrases_for_sets_fit_exactly_their_boxes_and_a_third_has_none_one_or_several(folder):
+def test_set_phrases_match_exactly_their_boxes_with_a_third_each_of_none_one_and_several(folder):
     forms = defaultdict(Counter)
     for split in COUNTS:
         grains = Counter()
@@ -194,7 +194,7 @@ def phrases(folder, grain):
             yield from ((scene, elem["bb"], elem["caption"]) for elem in record["elems"] if elem["grain"] == grain)
 
 
-def test_a_relation_phrase_fits_one_object_and_all_of_a_scene_are_there(folder):
+def test_a_relation_phrase_matches_one_object_and_all_phrases_of_a_scene_exist(folder):
     seen = set()
     for scene, box, text in phrases(folder, "relation"):
         (subject,), relation, _ = meant_by(scene, text)
@@ -208,7 +208,7 @@ def test_a_relation_phrase_fits_one_object_and_all_of_a_scene_are_there(folder):
         assert texts == [phrase.text for phrase in describe_scene(scene).relations]
 
 
-def test_an_attribute_phrase_fits_one_object_and_needs_each_of_its_words(folder):
+def test_an_attribute_phrase_matches_one_object_and_needs_each_of_its_words(folder):
     numbers = Counter()
     for scene, box, text in phrases(folder, "attribute"):
         assert [list(obj.box) for obj in fitting(scene, text)] == [box]
@@ -219,7 +219,7 @@ def test_an_attribute_phrase_fits_one_object_and_needs_each_of_its_words(folder)
     assert numbers[1] and numbers[2]
 
 
-def test_a_place_phrase_fits_one_object_by_a_clear_margin(folder):
+def test_a_place_phrase_matches_one_object_by_a_clear_margin(folder):
     seen = set()
     for scene, box, text in phrases(folder, "place"):
         place = text.split()[1]
@@ -242,7 +242,7 @@ def test_a_place_phrase_fits_one_object_by_a_clear_margin(folder):
 
 
 @pytest.mark.parametrize("split", COUNTS)
-def test_every_scene_of_several_objects_has_referring_phrases_and_no_other_has(folder, split):
+def test_only_scenes_with_several_objects_have_referring_phrases(folder, split):
     recorded = {record["id"] for record in read(folder, f"refer_{split}")}
     several = {
         f"{split}/{index:06d}" for index in range(COUNTS[split]) if len(compose_scene(0, split, index).objects) > 1
@@ -251,7 +251,7 @@ def test_every_scene_of_several_objects_has_referring_phrases_and_no_other_has(f
     assert len(several) < COUNTS[split]
 
 
-def test_no_two_referring_phrases_of_a_scene_are_the_same_and_none_depends_on_another_scene(folder):
+def test_referring_phrases_are_unique_and_depend_only_on_their_scene(folder):
     for record in itertools.chain.from_iterable(read(folder, f"refer_{split}") for split in COUNTS):
         texts = [elem["caption"] for elem in record["elems"]]
         assert len(set(texts)) == len(texts)
@@ -259,7 +259,7 @@ def test_no_two_referring_phrases_of_a_scene_are_the_same_and_none_depends_on_an
     assert forwards[::-1] == [refer_in_scene(compose_scene(0, "val", index)) for index in reversed(range(6))]
 
 
-def test_a_phrase_that_a_mirrored_image_makes_false_is_recognised(folder):
+def test_a_phrase_that_becomes_false_by_mirroring_is_recognised(folder):
     for grain in ("relation", "attribute", "place"):
         for _, _, text in phrases(folder, grain):
             assert mentions_side(text) == ("left" in text or "right" in text)
@@ -289,7 +289,7 @@ def test_the_facts_count_statements_phrases_and_questions(folder):
         assert facts["referring"][split] == grains
 
 
-def test_the_same_arguments_give_the_same_files_and_overwriting_leaves_none_behind(folder, tmp_path):
+def test_the_same_arguments_give_the_same_files_and_overwriting_removes_old_ones(folder, tmp_path):
     counts = {"train": 12, "val": 4, "test": 4}
     for name in ("a", "b"):
         build(tmp_path / name, seed=2, **counts, size=64)

@@ -274,7 +274,7 @@ def as_json(folder: Path, numbers: list[int]) -> VideoSource:
 
 def as_folder(folder: Path, numbers: list[int]) -> VideoSource:
     (folder / "a").mkdir()
-    for place, number in enumerate(numbers, start=8):  # 8, 9, 10, 11: by number, not by letter
+    for place, number in enumerate(numbers, start=8):  # 8, 9, 10, 11 in numerical order, not alphabetical
         Image.fromarray(painted(number)).save(folder / "a" / f"frame{place}.png")
     (folder / "a" / "notes.txt").write_text("no picture")
     return video_source("a", "video", "a.jsonl:1", folder)
@@ -481,7 +481,7 @@ def test_worker_processes_read_the_same_frames_as_the_main_process(files, backen
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="/proc is needed to measure the memory of a process")
 def test_reading_many_files_does_not_leak_memory():
-    """Ten unclosed containers of such large frames keep 0.5 MB each, or twenty times that after decoding. Ten closed ones keep
+    """Ten unclosed containers of such large frames keep 0.5 MB in total, or twenty times that after decoding. Ten closed ones keep
     almost nothing. For a thousand files run ``python -m benchmarks.video_memory``."""
     command = [sys.executable, "-m", "tests.dataset.read_again_and_again"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

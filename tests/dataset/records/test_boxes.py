@@ -1,4 +1,4 @@
-"""Boxes under crop and flip, and the patches that they cover."""
+"""Boxes after crop and flip, and the patches that they cover."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "data_helpers.json")
 
 
 @pytest.mark.parametrize("case", GOLDEN["region_patch_mask"], ids=lambda case: str(case["box_xywh"][0])[:8])
-def test_patch_masks_are_the_released_ones(case):
+def test_patch_masks_equal_the_released_ones(case):
     """Entry 0 of the golden lists is [CLS]."""
     mask = patch_mask(case["box_xywh"], case["image_res"], case["patch_size"])
     assert (torch.nonzero(mask).flatten() + 1).tolist() == case["ones"][1:]
@@ -45,10 +45,11 @@ def corners(box: tuple[float, float, float, float], side: float) -> tuple[float,
     return cx - w / 2, cy - h / 2, w, h
 
 
-def test_a_box_on_grid_lines_covers_its_patches_and_no_more_after_crop_flip_and_resize():
-    """Whole patches of the input, as a region of a larger image: rounding on the way adds no patch."""
+def test_a_box_on_grid_lines_covers_only_its_patches_after_crop_flip_and_resize():
+    """The box covers whole patches of the input and comes from a region of a larger image. Rounding errors on the way add no
+    patch."""
     grid, patch = 7, 16
-    for image_side in (70, 105, 343):  # a patch is 10, 15 or 49 pixels of the image
+    for image_side in (70, 105, 343):  # a patch covers 10, 15 or 49 pixels of the image
         scale, offset = image_side // grid, 13
         crop = Crop(offset, offset, offset + image_side, offset + image_side)
         for first, last in itertools.combinations(range(grid + 1), 2):
@@ -61,7 +62,7 @@ def test_a_box_on_grid_lines_covers_its_patches_and_no_more_after_crop_flip_and_
 
 @pytest.mark.parametrize("edge", ["left", "top", "right", "bottom"])
 @pytest.mark.parametrize(("beyond", "touches"), [(0.5e-6, False), (2e-6, True), (0.01, True)])
-def test_a_box_touches_a_patch_from_a_millionth_of_it_on(edge, beyond, touches):
+def test_a_box_covers_a_patch_if_it_overlaps_a_millionth_of_it(edge, beyond, touches):
     x0, y0, x1, y1 = 16.0, 16.0, 32.0, 32.0  # the patch in row 2, column 2
     step = 8 * beyond
     x0, y0 = x0 - step * (edge == "left"), y0 - step * (edge == "top")
@@ -69,7 +70,7 @@ def test_a_box_touches_a_patch_from_a_millionth_of_it_on(edge, beyond, touches):
     assert patch_mask((x0, y0, x1 - x0, y1 - y0), 64, 8).sum() == 4 + 2 * touches
 
 
-def test_a_crop_keeps_its_element_whole_and_reaches_every_border():
+def test_a_crop_contains_its_whole_element_and_can_reach_every_border():
     rng = np.random.default_rng(0)
     box, width, height = (5.5, 3.2, 10.1, 6.8), 20, 12
     crops = [crop_around(box, width, height, rng) for _ in range(500)]
@@ -80,7 +81,7 @@ def test_a_crop_keeps_its_element_whole_and_reaches_every_border():
     assert {crop.y1 for crop in crops} == set(range(10, 13))
 
 
-def test_a_box_at_the_border_can_be_cropped_around():
+def test_a_crop_can_contain_a_box_at_the_border():
     rng = np.random.default_rng(0)
     for box in ((0.0, 0.0, 20.0, 12.0), (19.9, 11.9, 0.1, 0.1), (0.0, 0.0, 0.1, 0.1)):
         for _ in range(50):
@@ -89,8 +90,8 @@ def test_a_box_at_the_border_can_be_cropped_around():
             assert 0 <= crop.y0 < crop.y1 <= 12
 
 
-def test_boxes_follow_crop_and_flip_to_the_pixel():
-    """Oracle: paint the box, crop and flip the painting, and look where the paint is."""
+def test_boxes_follow_crop_and_flip_exactly():
+    """Paints the box, crops and flips the image, and compares the box with the painted pixels."""
     rng = np.random.default_rng(1)
     for _ in range(50):
         x, y = rng.integers(0, 15), rng.integers(0, 10)
@@ -119,12 +120,12 @@ def test_boxes_follow_crop_and_flip_to_the_pixel():
 
 
 @pytest.mark.parametrize("size", [(1000, 1000), (250, 4000)])
-def test_less_than_a_thousandth_of_the_crop_is_no_box(size):
+def test_a_box_below_a_thousandth_of_the_crop_is_dropped(size):
     width, height = size
     crop = Crop(0, 0, width, height)
     for share, seen in ((0.0009, False), (0.0011, True)):
         narrow, low = (0.0, 0.0, share * width, height / 2), (0.0, 0.0, width / 2, share * height)
-        cut = (width * (1 - share), 0.0, width / 2, float(height))  # most of it lies outside
+        cut = (width * (1 - share), 0.0, width / 2, float(height))  # most of it is outside
         for box in (narrow, low, cut):
             assert (visible_box(box, crop) is not None) == seen
 
@@ -134,13 +135,13 @@ def boxes(*values) -> list[Element]:
 
 
 def pixels_inside(box: tuple[float, ...], crop: Crop) -> float:
-    """Share of a box of whole pixels that lies in the crop, counted pixel by pixel."""
+    """Fraction of a box (in whole pixels) inside the crop, counted pixel by pixel."""
     x, y, w, h = map(int, box)
     pixels = [(column, row) for column in range(x, x + w) for row in range(y, y + h)]
     return sum(crop.x0 <= column < crop.x1 and crop.y0 <= row < crop.y1 for column, row in pixels) / len(pixels)
 
 
-def test_elements_stay_if_enough_of_them_is_visible():
+def test_elements_stay_if_enough_of_their_box_is_visible():
     elements = boxes((0.0, 0.0, 4.0, 4.0), (6.0, 0.0, 4.0, 4.0), (2.0, 0.0, 6.0, 4.0))
     rng = np.random.default_rng(0)
     kept_first, shares = set(), set()
@@ -154,11 +155,11 @@ def test_elements_stay_if_enough_of_them_is_visible():
         kept_first.add(names[0])
         shares |= set(inside.values())
     assert len(kept_first) == 3
-    assert {0, 0.5, 1} < shares, "the crops try the limit"
+    assert {0, 0.5, 1} < shares, "the crops must include cases near the limit"
 
 
 def test_exactly_half_inside_is_not_enough():
-    """Without a crop, boxes that reach over the border of the image."""
+    """Boxes that extend beyond the border of the image, without a crop."""
     half, more = (8.0, 0.0, 4.0, 4.0), (7.0, 0.0, 4.0, 4.0)
     rng = np.random.default_rng(0)
     _, visible = visible_elements(boxes(half, more), (10, 10), rng, crop=False, most=3, min_inside=0.5)
@@ -166,7 +167,7 @@ def test_exactly_half_inside_is_not_enough():
 
 
 @pytest.mark.parametrize("min_inside", [0.0, 0.5, 0.99])
-def test_the_element_that_the_crop_is_made_around_always_stays(min_inside):
+def test_the_element_that_the_crop_was_chosen_for_always_stays(min_inside):
     rng = np.random.default_rng(0)
     for box in ((0.0, 0.0, 4.0, 4.0), (2.3, 1.1, 3.3, 6.2)):
         for _ in range(20):
@@ -175,7 +176,7 @@ def test_the_element_that_the_crop_is_made_around_always_stays(min_inside):
             assert (w * (crop.x1 - crop.x0), h * (crop.y1 - crop.y0)) == pytest.approx(box[2:])
 
 
-def test_a_phrase_of_several_boxes_stays_if_each_of_them_is_visible():
+def test_a_phrase_with_several_boxes_stays_if_all_of_them_are_visible():
     two = Element(("two dogs",), name="elems[0]", boxes=((0.0, 0.0, 2.0, 2.0), (7.0, 6.0, 3.0, 3.0)))
     one = Element(("a dog",), name="elems[1]", boxes=((0.0, 0.0, 2.0, 2.0),))
     rng = np.random.default_rng(0)
@@ -191,7 +192,7 @@ def test_a_phrase_of_several_boxes_stays_if_each_of_them_is_visible():
     assert seen == {1, 2}
 
 
-def test_a_phrase_with_a_box_outside_is_broken_and_one_without_a_box_is_not():
+def test_a_phrase_with_a_box_outside_is_broken_and_one_without_a_box_is_valid():
     inside, outside = (0.0, 0.0, 2.0, 2.0), (9.0, 9.0, 5.0, 5.0)
     elements = [
         Element(("x",), name=f"elems[{n}]", boxes=b) for n, b in enumerate([(inside, inside), (inside, outside), ()])
@@ -202,7 +203,7 @@ def test_a_phrase_with_a_box_outside_is_broken_and_one_without_a_box_is_not():
     assert [each.kind for each in broken] == ["box outside image"]
 
 
-def test_no_more_elements_than_asked_for_and_no_crop_where_it_is_off():
+def test_elements_are_limited_and_cropping_can_be_disabled():
     elements = boxes(*[(float(i), 0.0, 1.0, 1.0) for i in range(10)])
     rng = np.random.default_rng(0)
     seen = set()

@@ -1,4 +1,4 @@
-"""Video-text records of pre-training: clips, their neighbours, and the stream that they make beside the others."""
+"""Video-text records of pre-training: clips, their neighbours, and a video stream that is mixed with other streams."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def parse(**values: Any):
 
 
 def clips(sizes: list[int]) -> list[list[str]]:
-    """Clip c has pictures that are not looked at, named c/0.png, c/1.png …"""
+    """Records of clips. The images of clip c are named c/0.png, c/1.png and so on, and are never read."""
     return [[f"{clip}/{frame}.png" for frame in range(size)] for clip, size in enumerate(sizes)]
 
 
@@ -45,20 +45,20 @@ def chosen(record, seed: int, join: bool = True, min_frames: int = 8) -> tuple[l
     return frames, [said[0] for said in texts]
 
 
-def test_one_clip_is_the_video():
+def test_a_single_clip_is_the_video():
     record = parse(video=["a.png", "b.png"], caption="a dog")
     assert chosen(record, 0) == (["a.png", "b.png"], ["a dog"])
     assert parse(video="a.mp4", caption=["x", "y"]).clips[0].path == Path("shards/a.mp4")
 
 
 @pytest.mark.parametrize("video", ["a.mp4", ["a.mp4", "b.mp4"]])
-def test_files_of_a_continuous_video_are_not_taken_for_its_pictures(video):
+def test_files_of_a_continuous_video_are_not_mistaken_for_frames(video):
     with pytest.raises(BrokenRecordError, match=naming("is_continuous", "video")):
         parse(video=video, caption=["x", "y"], is_continuous=True)
     assert len(parse(video=video, caption="x", is_continuous=True).clips) == 1
 
 
-def test_neighbours_of_a_continuous_video_are_joined_until_there_are_enough_frames():
+def test_neighbouring_clips_are_joined_until_there_are_enough_frames():
     sizes = [3, 3, 3, 3, 3, 3]
     record = parse(video=clips(sizes), caption=list(WORDS[:6]), is_continuous=True)
     starts = set()
@@ -71,7 +71,7 @@ def test_neighbours_of_a_continuous_video_are_joined_until_there_are_enough_fram
     assert starts == {0, 1, 2, 3}
 
 
-def test_clips_that_say_nothing_are_passed_over_and_do_not_count():
+def test_clips_without_text_are_skipped_and_do_not_count():
     said = ["zero", "[Music]", "two", " [music] ", "four"]
     record = parse(video=clips([3] * 5), caption=said, is_continuous=True)
     for seed in range(40):
@@ -84,7 +84,7 @@ def test_clips_that_say_nothing_are_passed_over_and_do_not_count():
         chosen(parse(video=clips([3]), caption=["[Music]"], is_continuous=True), 0)
 
 
-def test_clips_that_do_not_follow_each_other_are_not_joined():
+def test_clips_that_are_not_consecutive_are_not_joined():
     record = parse(video=clips([2, 2, 2]), caption=["zero", "one", "two"])
     assert {tuple(chosen(record, seed)[1]) for seed in range(30)} == {("zero",), ("one",), ("two",)}
 
@@ -141,12 +141,12 @@ def video_lines(write_lines, name: str = "videos.jsonl", count: int = 6, word: s
 
 
 def number_on_small(frame: torch.Tensor) -> int:
-    """The number painted into a frame, after it was resized to 32 x 32: eight cells of four columns."""
+    """The number painted on a frame after it was resized to 32 x 32: eight cells of four columns."""
     cells = frame[:, 2:14].float().mean(dim=(0, 1)).view(8, 4)[:, 1:3].mean(dim=1)
     return sum(1 << bit for bit, light in enumerate(cells.tolist()) if light > 128)
 
 
-def test_a_video_stream_is_mixed_beside_images_and_regions(maker, write_lines, make_regions, tokenizer):
+def test_a_video_stream_is_mixed_with_images_and_regions(maker, write_lines, make_regions, tokenizer):
     images = write_lines("images.jsonl", [make_regions(n) for n in range(6)])
     videos = VideoStreamConfig(files=[video_lines(write_lines)], batch_size=4, augment=WHOLE)
     batches = maker(
@@ -169,14 +169,14 @@ def test_a_video_stream_is_mixed_beside_images_and_regions(maker, write_lines, m
     assert torch.equal(alone.videos.pixels, batch.videos.pixels)
 
 
-def test_a_broken_video_is_a_row_that_does_not_count(maker, write_lines):
+def test_a_broken_video_is_an_invalid_row(maker, write_lines):
     lines = write_lines("a.jsonl", [{"video": ["none.png"], "caption": "a"}, {"video": [encoded(1)], "caption": "a"}])
     batch = maker(videos=VideoStreamConfig(files=[lines], batch_size=2)).make(0)
     assert sorted(batch.videos.valid.tolist()) == [False, True]
     assert [each.kind for each in batch.broken] == ["missing image"]
 
 
-def test_only_a_stream_of_files_needs_a_decoder(maker, write_lines, monkeypatch):
+def test_only_video_files_need_a_decoder(maker, write_lines, monkeypatch):
     without_decoders(monkeypatch)
     lists = video_lines(write_lines)
     assert maker(videos=VideoStreamConfig(files=[lists], batch_size=2)).make(0).videos.valid.all()
@@ -185,7 +185,7 @@ def test_only_a_stream_of_files_needs_a_decoder(maker, write_lines, monkeypatch)
         maker(videos=VideoStreamConfig(files=[lists, files], batch_size=2))
 
 
-def test_a_model_of_images_has_no_place_for_videos(maker, write_lines):
+def test_an_image_model_rejects_a_video_stream(maker, write_lines):
     stream = VideoStreamConfig(files=[video_lines(write_lines)], batch_size=2)
     with pytest.raises(UserError, match=r"data.videos: .* set model.vision.video.frames"):
         maker(frames=None, videos=stream)
@@ -197,7 +197,7 @@ def draws(steps: Steps, count: int) -> tuple[dict[str, float], float]:
     return shares, float(np.mean([not unmatched for _, unmatched in found]))
 
 
-def test_clean_steps_come_as_often_as_configured_and_the_noisy_ones_have_no_matching_loss():
+def test_clean_steps_are_as_frequent_as_configured_and_noisy_steps_skip_matching():
     shares, matched = draws(Steps({"images": 0.15}, None, 0), 4000)
     assert shares["images"] == pytest.approx(0.15, abs=0.02)
     assert matched == pytest.approx(shares["images"])
@@ -207,12 +207,12 @@ def test_clean_steps_come_as_often_as_configured_and_the_noisy_ones_have_no_matc
     assert Steps({"images": 0.15}, None, 0).draw(7) == Steps({"images": 0.15}, None, 0).draw(7)
 
 
-def test_after_the_last_matching_step_there_is_none():
+def test_there_is_no_matching_loss_after_the_last_matching_step():
     steps = Steps({}, 5, 0)
     assert [bool(steps.draw(step)[1]) for step in range(8)] == [False] * 5 + [True] * 3
 
 
-def test_all_micro_batches_of_a_step_agree_and_take_their_rows_from_one_set(maker, write_lines, make_pair):
+def test_all_micro_batches_of_a_step_read_from_one_set(maker, write_lines, make_pair):
     noisy, clean = (write_lines(f"{name}.jsonl", [make_pair(n) for n in range(12)]) for name in ("noisy", "clean"))
     videos = VideoStreamConfig(
         files=[video_lines(write_lines)],
@@ -243,5 +243,5 @@ def test_all_micro_batches_of_a_step_agree_and_take_their_rows_from_one_set(make
 
 
 def places(batch):
-    """Each record's stream and place: two images, then two videos."""
+    """The stream and location of each record: two images, then two videos."""
     return zip(["images", "images", "videos", "videos"], batch.records, strict=True)

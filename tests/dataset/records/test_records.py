@@ -1,4 +1,4 @@
-"""What a record must hold; every kind of breakage has its name and its place."""
+"""Required contents of a record. Every kind of broken record is reported with its name and location."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def raw(**values) -> RawRecord:
     return RawRecord(values, "shard.jsonl:7", Path("folder"))
 
 
-def test_base64_and_paths_are_told_apart(encoded):
+def test_base64_and_paths_are_distinguished(encoded):
     for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
         content = encoded(form=form)
         assert image_source(raw(image=base64.b64encode(content).decode()), KEYS).load() == content
@@ -38,12 +38,12 @@ def test_base64_and_paths_are_told_apart(encoded):
         assert image_source(raw(image=name), KEYS).path == Path("folder") / name
 
 
-def test_a_relative_path_starts_at_the_shard_or_at_image_root_and_an_absolute_one_stays(tmp_path):
+def test_relative_paths_start_at_the_shard_or_image_root_and_absolute_paths_stay(tmp_path):
     assert image_source(raw(image="x.jpg"), ImageKeys(image_root=tmp_path)).path == tmp_path / "x.jpg"
     assert image_source(raw(image="/else/x.jpg"), ImageKeys(image_root=tmp_path)).path == Path("/else/x.jpg")
 
 
-def test_the_config_can_say_what_a_picture_is():
+def test_the_config_can_set_whether_an_image_is_a_path_or_base64():
     assert image_source(raw(image="/9j/4AAQ"), ImageKeys(image_is="path")).path == Path("/9j/4AAQ")
     assert image_source(raw(image="AAAA"), ImageKeys(image_is="base64")).load() == b"\0\0\0"
 
@@ -60,7 +60,7 @@ def test_the_config_can_say_what_a_picture_is():
         ({"image": "", "caption": "a"}, "missing image", ("image is empty",)),
     ],
 )
-def test_a_broken_image_record_says_what_is_wrong_and_where(values, kind, message):
+def test_a_broken_image_record_is_reported_with_reason_and_location(values, kind, message):
     with pytest.raises(BrokenRecordError) as caught:
         parse_image_record(raw(**values), KEYS, "caption")
     assert caught.value.kind == kind
@@ -68,19 +68,19 @@ def test_a_broken_image_record_says_what_is_wrong_and_where(values, kind, messag
     assert caught.value.message == OneLine(*message)
 
 
-def test_an_absent_picture_is_found_when_it_is_loaded(tmp_path):
+def test_a_missing_image_is_detected_on_loading(tmp_path):
     source = image_source(raw(image="gone.jpg"), ImageKeys(image_root=tmp_path))
     with pytest.raises(BrokenRecordError, match=naming("missing image", "gone.jpg")):
         source.load()
 
 
-def test_what_is_not_base64_is_found_when_it_is_loaded():
+def test_invalid_base64_is_detected_on_loading():
     source = image_source(raw(image="data:image/png;base64,a"), KEYS)
     with pytest.raises(BrokenRecordError, match="unreadable image: not base64"):
         source.load()
 
 
-def test_a_broken_element_leaves_the_rest_of_its_record():
+def test_a_broken_element_does_not_affect_the_rest_of_its_record():
     good = {"bb": [1, 2.5, 3, 4], "caption": "star", "attributes": "red", "grain": "region"}
     elems = [
         good,
@@ -97,7 +97,7 @@ def test_a_broken_element_leaves_the_rest_of_its_record():
     assert record.captions == ()
 
 
-def test_phrases_have_one_box_several_or_none():
+def test_phrases_may_have_any_number_of_boxes():
     elems = [
         {"bb": [1, 2, 3, 4], "caption": "a star"},
         {"bb": [[1, 2, 3, 4], [5, 6, 7, 8.5]], "caption": "two stars"},
@@ -115,7 +115,7 @@ def test_phrases_have_one_box_several_or_none():
 
 
 @pytest.mark.parametrize("parse", [parse_image_record, parse_region_record])
-def test_long_captions_and_hard_negatives_of_an_image(parse):
+def test_long_captions_and_hard_negatives_are_read(parse):
     values = {
         "image": "x.jpg",
         "caption": "a dog",
@@ -133,7 +133,7 @@ def test_long_captions_and_hard_negatives_of_an_image(parse):
     assert parse_region_record(raw(image="x.jpg", long_caption="a long one"), KEYS, "caption").long_captions
 
 
-def test_texts_of_the_wrong_type_are_broken_wherever_they_are():
+def test_texts_of_the_wrong_type_are_broken_in_every_field():
     with pytest.raises(BrokenRecordError, match=naming("wrong type", "hard_negatives", "a number")):
         parse_image_record(raw(image="x.jpg", caption="a dog", hard_negatives=[5]), KEYS, "caption")
     good = {"bb": [1, 2, 3, 4], "caption": "star", "long_caption": "a star that shines", "hard_negatives": ["a moon"]}
@@ -155,7 +155,7 @@ def test_a_region_record_without_elements_and_caption_is_broken():
         parse_region_record(raw(image="x.jpg", elems={}), KEYS, "caption")
 
 
-def test_boxes_keep_their_fractions_and_may_leave_the_picture_by_a_pixel():
+def test_boxes_keep_fractions_and_may_exceed_the_image_by_a_pixel():
     assert place_box((1.5, 2.5, 3.25, 4.0), 10, 10, "p", "elems[0]") == (1.5, 2.5, 3.25, 4.0)
     assert place_box((-0.5, 0, 11.0, 10.9), 10, 10, "p", "elems[0]") == (0.0, 0.0, 10.0, 10.0)
     for box in ((-1.5, 0, 5, 5), (0, 0, 11.5, 5), (0, 6, 5, 6)):
@@ -166,7 +166,7 @@ def test_boxes_keep_their_fractions_and_may_leave_the_picture_by_a_pixel():
             place_box(box, 10, 10, "p", "elems[0]")
 
 
-def test_languages_are_chosen_or_drawn():
+def test_a_language_is_fixed_or_random():
     texts = parse_text_record(raw(text=[{"en": "star", "de": "Stern"}, "any"]), "text").texts
     assert alternatives(texts, "de", None, "p") == ["Stern", "any"]
     drawn = {alternatives(texts, None, np.random.default_rng(seed), "p")[0] for seed in range(20)}

@@ -1,4 +1,4 @@
-"""A server on this machine that can be told to fail."""
+"""A local server that can be made to fail."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 
 
 class FaultyServer(ThreadingHTTPServer):
-    """Serves a folder by ranges. ``fault(number)`` names what goes wrong with a request, from number 0 on; "": nothing."""
+    """Serves byte ranges of the files in a folder. ``fault(number)`` returns the fault for a request, counted from 0; "" means no
+    fault."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -32,7 +33,7 @@ class FaultyServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, *_: object) -> None:
-        """A client that goes away is no news."""
+        """Ignores clients that disconnect."""
 
     def next_fault(self) -> str:
         with self._lock:

@@ -1,4 +1,4 @@
-"""Blocks that are fetched before they are read."""
+"""Blocks are prefetched before they are read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RECORDS = 120
 
 @pytest.fixture
 def stream(server, monkeypatch, tmp_path):
-    """Opens records of 100 bytes, served in blocks of 300 bytes, in the order by blocks of 20 records."""
+    """Returns a function that opens 100-byte records, served in blocks of 300 bytes, with blocks of 20 records as the order."""
     pytest.importorskip("aiohttp")
     for module in (remote_server, remote_shards):
         monkeypatch.setattr(module, "BLOCK_BYTES", 300)
@@ -69,7 +69,7 @@ def blocks_of(folder: Path) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["random", "blocks"])
 @pytest.mark.parametrize("fault", ["", "503", "cut"])
-def test_the_records_are_the_same_and_each_block_is_fetched_once(stream, server, order, fault, tmp_path):
+def test_prefetching_returns_the_same_records_and_fetches_each_block_once(stream, server, order, fault, tmp_path):
     expected = read(stream(0, order, "none"), range(30))
     server.fault = lambda number: fault if number % 4 == 1 else ""
     server.requests, server.sent = 0, type(server.sent)()
@@ -78,8 +78,8 @@ def test_the_records_are_the_same_and_each_block_is_fetched_once(stream, server,
     assert fault or server.requests == RECORDS // 3
 
 
-def test_what_is_read_half_a_window_later_is_there_before(stream, server, tmp_path):
-    """A lane is 60 records and one window here: half of it is 6 micro-batches."""
+def test_records_that_are_read_half_a_window_later_are_prefetched(stream, server, tmp_path):
+    """Here a lane is a single window of 60 records, so half a window is 6 micro-batches."""
     source = stream(2)
     read(source, [0])
     expected = {record // 3 for number in range(0, 14, 2) for _, record in source.order.batch(number)}
@@ -89,7 +89,7 @@ def test_what_is_read_half_a_window_later_is_there_before(stream, server, tmp_pa
     assert server.requests == asked == len(expected)
 
 
-def test_without_threads_nothing_is_fetched_before_it_is_read(stream, tmp_path):
+def test_without_threads_nothing_is_prefetched(stream, tmp_path):
     source = stream(0)
     next(iter(source.samples(0)))
     time.sleep(0.05)
@@ -97,7 +97,7 @@ def test_without_threads_nothing_is_fetched_before_it_is_read(stream, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_slow_server_is_waited_for_once_and_not_for_each_block(stream, server):
+def test_prefetching_hides_the_delay_of_a_slow_server(stream, server):
     server.fault = lambda number: "slow"
 
     def seconds(ahead: int) -> float:
@@ -108,14 +108,14 @@ def test_a_slow_server_is_waited_for_once_and_not_for_each_block(stream, server)
     assert seconds(8) < 0.5 * seconds(0)
 
 
-def test_an_error_is_told_by_whoever_reads(stream, server):
+def test_an_error_of_prefetching_is_raised_by_the_reader(stream, server):
     source = stream(4, retry_minutes=0)
     server.fault = lambda number: "403"
     with pytest.raises(UserError, match=naming("a.jsonl", "status 403 Forbidden")):
         read(source, [0])
 
 
-def test_a_batch_that_comes_soon():
+def test_upcoming_batches_are_half_a_window_ahead_in_the_same_lane():
     order = BlockOrder([400], 5, lanes=2, block_records=4, step=2, seed=0, stream="images")
     assert order.window_records == 64
     assert list(order.soon(7, first=False)) == [7 + 6 * 2]
@@ -123,7 +123,7 @@ def test_a_batch_that_comes_soon():
     assert {order.lane(number) for number in order.soon(7, first=True)} == {1}
 
 
-def test_reading_ahead_does_not_change_the_order():
+def test_prefetching_does_not_change_the_order():
     plain, ahead = (
         BlockOrder([400, 31], 5, lanes=2, block_records=4, step=2, seed=0, stream="images") for _ in range(2)
     )
@@ -133,7 +133,7 @@ def test_reading_ahead_does_not_change_the_order():
         assert ahead.batch(number) == plain.batch(number)
 
 
-def test_threads_that_want_one_block_at_once_fetch_it_once(tmp_path):
+def test_threads_that_need_the_same_block_fetch_it_once(tmp_path):
     cache, fetched = BlockCache(tmp_path, 1 << 20), []
 
     def fetch() -> bytes:
@@ -150,7 +150,7 @@ def test_threads_that_want_one_block_at_once_fetch_it_once(tmp_path):
     assert len(fetched) == 1
 
 
-def test_a_process_forked_meanwhile_keeps_no_lock(tmp_path):
+def test_a_process_forked_during_a_fetch_holds_no_lock(tmp_path):
     cache, go = BlockCache(tmp_path, 1 << 20), multiprocessing.get_context("fork").Event()
     processes = []
 
@@ -170,7 +170,7 @@ def test_a_process_forked_meanwhile_keeps_no_lock(tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["full", "outage"])
-def test_fetching_ahead_pauses_where_it_is_in_vain_and_goes_on(fault, monkeypatch, caplog):
+def test_prefetching_pauses_while_it_fails_and_then_continues(fault, monkeypatch, caplog):
     monkeypatch.setattr(remote_ahead, "_PAUSE_S", 0.3)
     ahead, brought, faulty = Ahead(1), [], [True]
 
@@ -194,7 +194,7 @@ def test_fetching_ahead_pauses_where_it_is_in_vain_and_goes_on(fault, monkeypatc
     assert len(caplog.messages) == 1 and caplog.messages[0] == OneLine("0.3 s")
 
 
-def test_a_block_is_asked_for_once():
+def test_a_block_is_requested_once():
     ahead, brought = Ahead(2), []
     for number in [1, 2, 1, 2, 1]:
         ahead.ask(number, lambda number=number: brought.append(number) or True)
@@ -205,7 +205,7 @@ def test_a_block_is_asked_for_once():
 
 @pytest.mark.slow
 def test_a_process_ends_quietly_while_blocks_are_fetched(stream, server, tmp_path):
-    stream(0)  # makes the index
+    stream(0)  # builds the index
     server.fault = lambda number: "slow"
     lines = [
         "from dataset.shards.readers import Shards",
@@ -229,8 +229,8 @@ def test_a_process_ends_quietly_while_blocks_are_fetched(stream, server, tmp_pat
         ("random", ("files", "order: random", "2.00 GB", "order: blocks")),
     ],
 )
-def test_a_cache_that_is_too_small_is_told_at_the_start(stream, order, message, caplog):
-    """A lane is one window of 60 records, so that all blocks are in use."""
+def test_a_cache_that_is_too_small_is_reported_at_the_start(stream, order, message, caplog):
+    """A lane is a single window of 60 records, so all blocks are in use."""
     shards = stream(0, order).shards
     assert shards.cached_bytes == 100 * RECORDS and not caplog.text
     shards.cached_bytes = 2_000_000_000
@@ -242,7 +242,7 @@ def test_a_cache_that_is_too_small_is_told_at_the_start(stream, order, message, 
         assert bool(OneLine(*message) in caplog.messages) == told
 
 
-def test_records_in_use_are_a_window_and_a_half_of_each_lane():
+def test_records_in_use_are_one_and_a_half_windows_per_lane():
     order = BlockOrder([4000], 5, lanes=2, block_records=10, step=2, seed=0, stream="images")
     assert {len(order.window(0, position).records) for position in range(0, 2000, 100)} <= set(range(170, 191))
     assert order.records_in_use == 2 * (181 + 90)

@@ -1,4 +1,4 @@
-"""The order by blocks: lanes, blocks, windows, and what ranks read of them."""
+"""The order by blocks: lanes, blocks and windows, and the parts that each rank reads."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ SIZES = [70, 0, 131, 5, 64, 33, 1, 200]
 
 
 def order_of(sizes=SIZES, batch_size=3, lanes=4, block_records=16, step=4, seed=0, stream="images"):
-    """``step``: micro-batches of a global batch."""
+    """An order by blocks; ``step`` is the number of micro-batches in a global batch."""
     return BlockOrder(
         np.array(sizes), batch_size, lanes=lanes, block_records=block_records, step=step, seed=seed, stream=stream
     )
 
 
 def lane_of(order: BlockOrder, lane: int, records: int) -> list[tuple[int, int]]:
-    """The first samples of a lane, (epoch, record)."""
+    """The first samples of a lane as (epoch, record)."""
     turns = -(-records // order.batch_size)
     drawn = [sample for turn in range(turns) for sample in order.batch(turn * len(order.lanes) + lane)]
     return drawn[:records]
@@ -32,7 +32,7 @@ def lane_of(order: BlockOrder, lane: int, records: int) -> list[tuple[int, int]]
 
 @pytest.mark.parametrize("lanes", [1, 2, 4, 7, 12])
 @pytest.mark.parametrize("block_records", [1, 16, 1000])
-def test_lanes_share_all_records_evenly_and_read_each_once_an_epoch(lanes, block_records):
+def test_lanes_share_records_evenly_and_read_each_once_per_epoch(lanes, block_records):
     order = order_of(lanes=lanes, block_records=block_records)
     counts = [lane.records for lane in order.lanes]
     assert max(counts) - min(counts) <= 1
@@ -53,7 +53,7 @@ def test_a_lane_has_the_same_records_in_every_epoch_in_another_order():
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-def test_a_block_is_a_run_of_one_shard_of_at_most_the_given_size():
+def test_a_block_is_a_contiguous_part_of_one_shard_within_the_size_limit():
     order = order_of(block_records=16)
     shard_ends = np.cumsum(SIZES)
     for lane in order.lanes:
@@ -63,7 +63,7 @@ def test_a_block_is_a_run_of_one_shard_of_at_most_the_given_size():
         assert np.array_equal(first, last)
 
 
-def test_the_order_is_a_function_of_seed_stream_and_number_alone():
+def test_the_order_depends_only_on_seed_stream_and_index():
     straight = [order_of().batch(number) for number in range(400)]
     again = order_of()
     assert [again.batch(number) for number in range(399, -1, -1)] == straight[::-1]
@@ -74,7 +74,7 @@ def test_the_order_is_a_function_of_seed_stream_and_number_alone():
 
 
 def test_the_order_is_the_same_in_every_version():
-    """A checkpoint keeps only a position."""
+    """A checkpoint stores only a position in the order."""
     order = order_of()
     assert order.batch(0) == [(0, 7), (0, 321), (0, 324)]
     assert order.batch(171) == [(1, 195), (1, 193), (1, 280)]
@@ -82,7 +82,7 @@ def test_the_order_is_the_same_in_every_version():
 
 
 @pytest.mark.parametrize("lanes", [4, 8])
-def test_ranks_that_divide_the_lanes_read_the_same_steps_each_from_lanes_of_its_own(lanes):
+def test_ranks_that_divide_the_lanes_read_the_same_steps_from_separate_lanes(lanes):
     order, step = order_of(lanes=lanes), 8
     home = {record: lane for lane in range(lanes) for _, record in lane_of(order, lane, order.lanes[lane].records)}
     steps = {}
@@ -90,7 +90,7 @@ def test_ranks_that_divide_the_lanes_read_the_same_steps_each_from_lanes_of_its_
         own: list[set[int]] = [set() for _ in range(ranks)]
         for number in range(25 * step):
             own[number % ranks] |= {home[record] for _, record in order.batch(number)}
-        assert sum(map(len, own)) == lanes, "no lane is read by two ranks"
+        assert sum(map(len, own)) == lanes, "two ranks read the same lane"
         steps[ranks] = [
             sorted(
                 sample
@@ -104,20 +104,20 @@ def test_ranks_that_divide_the_lanes_read_the_same_steps_each_from_lanes_of_its_
 
 
 @pytest.mark.parametrize(("lanes", "ranks", "would_do"), [(8, 3, "1, 2, 4 or 8"), (1, 2, "1"), (7, 14, "1 or 7")])
-def test_other_numbers_of_ranks_are_refused_with_those_that_would_do(lanes, ranks, would_do):
+def test_other_rank_counts_are_rejected_with_the_supported_ones(lanes, ranks, would_do):
     with pytest.raises(UserError, match=naming(f"data.images.lanes = {lanes}", f"{ranks} ranks", would_do)):
         check_ranks(lanes, ranks, "data.images.lanes")
     check_ranks(lanes, lanes, "data.images.lanes")
     check_ranks(lanes, 1, "data.images.lanes")
 
 
-def test_more_lanes_than_records_are_refused():
+def test_more_lanes_than_records_are_rejected():
     with pytest.raises(UserError, match=naming("data.images.files", "11 records", "12 lanes", "order: random")):
         BlockOrder([11], 3, lanes=12, block_records=4, step=4, seed=0, stream="images", key="data.images.files")
 
 
-def test_records_are_shuffled_within_a_window_of_eight_global_batches_at_least():
-    """Blocks alone would be shuffled no further than themselves: neighbours lie far apart in time."""
+def test_records_are_shuffled_within_at_least_eight_global_batches():
+    """Shuffling within single blocks would not be enough: neighbouring records must end up far apart."""
     order = order_of([5000] * 8, batch_size=25, lanes=4, block_records=20, step=8)
     sizes = set()
     for lane in range(4):
@@ -125,7 +125,7 @@ def test_records_are_shuffled_within_a_window_of_eight_global_batches_at_least()
         where = np.empty(40_000, int)
         where[drawn] = np.arange(len(drawn))
         first, last = order.lanes[lane].firsts, order.lanes[lane].firsts + order.lanes[lane].counts - 1
-        # Records of a block lie in one window, so that a block is fetched once; few stay near each other.
+        # The records of a block stay in one window, so that the block is fetched once, but few of them stay close together.
         spans = np.array([np.ptp(where[a : b + 1]) for a, b in zip(first, last, strict=True)])
         window = 8 * 8 * 25 // 4
         assert np.mean(spans > 0.8 * window) > 0.95
@@ -134,7 +134,7 @@ def test_records_are_shuffled_within_a_window_of_eight_global_batches_at_least()
     assert max(sizes) < 8 * 8 * 25
 
 
-def test_blocks_are_in_another_random_order_in_each_epoch():
+def test_blocks_have_a_new_random_order_in_each_epoch():
     order = order_of([5000] * 8, batch_size=25, lanes=2, block_records=100, step=2)
     places = []
     for epoch in range(3):
@@ -142,32 +142,33 @@ def test_blocks_are_in_another_random_order_in_each_epoch():
         blocks = np.searchsorted(np.sort(order.lanes[0].firsts), drawn, side="right") - 1
         places.append([np.mean(np.flatnonzero(blocks == block)) for block in range(blocks.max() + 1)])
     correlations = np.corrcoef([np.arange(len(places[0])), *places])
-    assert np.abs(correlations - np.eye(4)).max() < 0.25, "of 200 blocks; three standard deviations are 0.21"
+    assert np.abs(correlations - np.eye(4)).max() < 0.25, "with 200 blocks, three standard deviations are 0.21"
 
 
-def test_every_lane_has_its_part_of_every_data_set():
-    """Data sets stand one after the other in the numbering of records; a step may read from few lanes."""
+def test_every_lane_has_a_share_of_every_data_set():
+    """Records of data sets are numbered one data set after the other, and a step may read from only a few lanes."""
     order = order_of([1000] * 40, lanes=4, block_records=50, step=4)
     for lane in order.lanes:
         for part in range(4):
             own = lane.counts[(lane.firsts // 10_000) == part].sum()
-            assert 1700 < own < 3300, "of 10,000; a standard deviation is 300"
+            assert 1700 < own < 3300, "out of 10,000; the standard deviation is 300"
 
 
-def test_windows_have_sixteen_blocks_at_least():
+def test_windows_have_at_least_sixteen_blocks():
     order = order_of([5000] * 8, batch_size=1, lanes=2, block_records=100, step=2)
     assert min(len(order.window(0, position).records) for position in range(0, 20_000, 500)) >= 1600
 
 
 def same_pairs(shards: np.ndarray) -> int:
-    """Pairs from one shard."""
+    """The number of pairs of records from the same shard."""
     counts = np.bincount(shards)
     return int((counts * (counts - 1) // 2).sum())
 
 
 @pytest.mark.parametrize(("of_step", "step", "lanes"), [(True, 8, 8), (True, 16, 8), (False, 8, 8), (False, 4, 8)])
-def test_neighbours_from_one_shard_are_as_many_as_in_random_draws_from_the_window(of_step, step, lanes):
-    """In all batches together, of steps or of micro-batches, and in each step: few pairs, as in a micro-batch, are skewed."""
+def test_batches_mix_shards_as_well_as_random_draws_from_the_window(of_step, step, lanes):
+    """The number of same-shard pairs is compared over all batches (steps or micro-batches), and for each step. It is not compared
+    for each micro-batch, because the distribution of few pairs is skewed."""
     size, shards, per_shard = 32, 160, 500
     order = order_of([per_shard] * shards, batch_size=size, lanes=lanes, block_records=125, step=step)
     rng, found = np.random.default_rng(0), []
@@ -177,7 +178,7 @@ def test_neighbours_from_one_shard_are_as_many_as_in_random_draws_from_the_windo
         ends = [(lane, position) for lane, turn in turns for position in (turn * size, (turn + 1) * size - 1)]
         windows = {(lane, order.window(lane, position).first): order.window(lane, position) for lane, position in ends}
         if len(windows) > len({lane for lane, _ in turns}):
-            continue  # crosses from one window into the next
+            continue  # this batch spans two windows
         pool = np.concatenate([window.records for window in windows.values()]) // per_shard
         batch = np.array([record for number in numbers for _, record in order.batch(number)]) // per_shard
         drawn = [same_pairs(rng.choice(pool, len(batch), replace=False)) for _ in range(100)]
@@ -190,8 +191,9 @@ def test_neighbours_from_one_shard_are_as_many_as_in_random_draws_from_the_windo
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
-def test_a_rank_fetches_no_more_than_its_share(ranks):
-    """A rank fetches whole blocks, each when it first needs it, and keeps those of one window and the next of each lane."""
+def test_a_rank_fetches_only_its_share(ranks):
+    """A rank fetches whole blocks when it first needs them, and keeps the blocks of the current and the next window of each
+    lane."""
     sizes = np.random.default_rng(0).integers(300, 1700, 200)
     nbytes = np.random.default_rng(1).integers(20_000, 60_000, sizes.sum())
     before = np.concatenate([[0], np.cumsum(nbytes)])
@@ -205,7 +207,7 @@ def test_a_rank_fetches_no_more_than_its_share(ranks):
         for number in range(rank, int(sizes.sum()) // 16, ranks):
             for epoch, record in order.batch(number):
                 block = int(np.searchsorted(firsts, record, side="right")) - 1
-                assert epoch > 0 or firsts[block] <= record < ends[block], "a record of another rank's lane"
+                assert epoch > 0 or firsts[block] <= record < ends[block], "this record is in another rank's lane"
                 if block not in kept:
                     fetched += int(before[ends[block]] - before[firsts[block]])
                 kept[block] = None
@@ -224,7 +226,7 @@ def test_a_billion_records_in_blocks_take_little_memory_and_time():
     )
     held = sum(lane.firsts.nbytes + lane.counts.nbytes for lane in order.lanes)
     assert held < 20 << 20
-    assert time.process_time() - started < 10, "seconds, not minutes"
+    assert time.process_time() - started < 10, "building the order must take seconds, not minutes"
     drawn = [record for turn in range(100) for _, record in order.batch(64 * turn + 63)]
     assert len(set(drawn)) == len(drawn) == 6400
     assert {epoch for epoch, _ in order.batch(records // 64)} <= {0, 1}

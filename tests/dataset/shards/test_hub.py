@@ -1,4 +1,4 @@
-"""Data sets on the Hub, from a server on this machine that answers like it."""
+"""Data sets on the Hub, served by a local imitation of it."""
 
 from __future__ import annotations
 
@@ -39,12 +39,9 @@ def parquet(first: int) -> bytes:
 
 
 class FakeHub(ThreadingHTTPServer):
-    """A Hub with the data set ``org/pairs``.
+    """A Hub that hosts the data set ``org/pairs``.
 
-    Attributes:
-        commits: the files of each commit.
-        head: commit of the main branch.
-        asked: paths of the requests.
+    Attributes: commits: the files of each commit. head: the commit of the main branch. asked: the paths of all requests.
     """
 
     daemon_threads = True
@@ -61,7 +58,7 @@ class FakeHub(ThreadingHTTPServer):
         self.tokens: set[str | None] = set()
 
     def handle_error(self, *_: object) -> None:
-        """A client that goes away is no news."""
+        """Ignores clients that disconnect."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -179,17 +176,17 @@ TRAIN = list(range(2 * ROWS))
     ],
 )
 @pytest.mark.parametrize("mode", ["stream", "download"])
-def test_an_entry_names_files_of_a_commit(opened, server, entry, expected, mode):
+def test_an_entry_resolves_to_files_of_a_commit(opened, server, entry, expected, mode):
     shards = opened(entry, hub=mode)
     assert ids(shards) == expected
     commit = "b" * 40 if "@" in entry else "a" * 40
-    assert commit in shards.read(0).location  # resumed runs and caches know which version was read
+    assert commit in shards.read(0).location  # so that resumed runs and caches know which version was read
     assert isinstance(shards.paths[0], Path) == (mode == "download")
 
 
 def test_downloaded_files_are_read_without_network(opened, server, monkeypatch, caplog):
     opened("hf:org/pairs", hub="download")
-    hub._tell_once.cache_clear()  # as in another process
+    hub._tell_once.cache_clear()  # as in a new process
     server.asked.clear()
     with caplog.at_level(logging.INFO):
         assert ids(opened("hf:org/pairs")) == TRAIN
@@ -200,7 +197,7 @@ def test_downloaded_files_are_read_without_network(opened, server, monkeypatch, 
     assert caplog.text.count("licence of org/pairs: cc-by-4.0, as its card states") == 1
 
 
-def test_files_that_the_cache_lacks_are_not_overlooked(opened, server):
+def test_files_missing_from_the_cache_are_noticed(opened, server):
     opened("hf:org/pairs/data/train-00001*", hub="download")
     assert ids(opened("hf:org/pairs")) == TRAIN
 
@@ -213,7 +210,7 @@ def test_files_that_the_cache_lacks_are_not_overlooked(opened, server):
         (None, "licence of org/pairs: its card states none"),
     ],
 )
-def test_the_licence_is_shown_once(opened, server, caplog, licence, line):
+def test_the_licence_is_logged_once(opened, server, caplog, licence, line):
     server.licence = licence
     with caplog.at_level(logging.INFO):
         for _ in range(2):
@@ -221,7 +218,7 @@ def test_the_licence_is_shown_once(opened, server, caplog, licence, line):
     assert caplog.text.count(line) == 1
 
 
-def test_a_copy_in_a_folder_gives_its_training_split_and_shows_the_licence(tmp_path, server, caplog):
+def test_a_local_copy_has_its_training_split_and_logs_the_licence(tmp_path, server, caplog):
     caplog.set_level(logging.INFO, "dataset.shards.remote.hub")
     for name, content in server.commits["a" * 40].items():
         (tmp_path / "pairs" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -231,7 +228,7 @@ def test_a_copy_in_a_folder_gives_its_training_split_and_shows_the_licence(tmp_p
     assert f"licence of {tmp_path / 'pairs'}: cc-by-4.0, as its card states" in caplog.text
 
 
-def test_a_missing_data_set_revision_or_file_is_one_line(opened, server):
+def test_a_missing_data_set_revision_or_file_is_reported_in_one_line(opened, server):
     with pytest.raises(UserError, match=naming("data.images.files", "hf:org/none", "no data set")) as missing:
         opened("hf:org/none")
     with pytest.raises(UserError, match=naming("hf:org/pairs@v9", "no such revision")) as revision:
@@ -244,7 +241,7 @@ def test_a_missing_data_set_revision_or_file_is_one_line(opened, server):
         assert OneLine(raised)
 
 
-def test_a_gated_data_set_names_the_page_with_its_terms(opened, server, tmp_path):
+def test_the_error_for_a_gated_data_set_links_to_its_terms(opened, server, tmp_path):
     server.gated = "auto"
     with pytest.raises(UserError, match=naming("gated", "/datasets/org/pairs", "hf auth login")):
         opened("hf:org/pairs")
@@ -253,7 +250,7 @@ def test_a_gated_data_set_names_the_page_with_its_terms(opened, server, tmp_path
     assert server.tokens == {"Bearer hf_secret"}
 
 
-def test_without_network_an_entry_that_is_not_cached_is_one_line(opened, server, monkeypatch):
+def test_an_uncached_entry_without_network_is_reported_in_one_line(opened, server, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=naming("org/pairs", "HF_HUB_OFFLINE is set", "copy the files")):
         opened("hf:org/pairs")
@@ -264,7 +261,7 @@ def test_without_network_an_entry_that_is_not_cached_is_one_line(opened, server,
 
 
 @pytest.mark.parametrize("entry", ["hf:org/pairs", "hf:org/pairs@main/data/train-*", "hf:org/pairs@refs/pr/1/data"])
-def test_an_entry_is_written_as_it_was_read(entry):
+def test_an_entry_is_saved_as_it_was_written(entry):
     assert str(HubEntry.parse(entry, "k")) == entry
 
 
@@ -277,7 +274,7 @@ class Run(Config):
     others: InputWeightedShards
 
 
-def test_a_resumed_run_reads_the_commit_that_it_began_with(server, tmp_path):
+def test_a_resumed_run_reads_the_commit_that_it_started_with(server, tmp_path):
     config = Run(
         data=Data(images=StreamConfig(files=["hf:org/pairs", "a.tar"], batch_size=1)),
         others=[{"path": "hf:org/pairs/data", "weight": 2}],

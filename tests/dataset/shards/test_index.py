@@ -1,4 +1,5 @@
-"""The index of many shards: made in parts by several processes, gone on with, kept where shards did not change."""
+"""The index of many shards: several processes build parts of it, an interrupted build resumes, and unchanged shards are
+reused."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from utils.errors import UserError
 
 @pytest.fixture
 def lines(tmp_path, monkeypatch) -> list[Path]:
-    """Nine shards of up to four records, and a blank line here and there; parts of two shards."""
+    """Nine shards of up to four records with some blank lines, indexed in parts of two shards."""
     monkeypatch.setattr(making, "PART", 2)
     paths = []
     for shard in range(9):
@@ -41,21 +42,23 @@ def ids(paths: list[Path], folder: Path) -> list[str]:
     return [shards.read(number).values["id"] for number in range(len(shards))]
 
 
-def test_any_number_of_processes_makes_the_same_index(lines, tmp_path):
+def test_any_number_of_processes_builds_the_same_index(lines, tmp_path):
     made = [open_index(lines, tmp_path / f"by{workers}", "files", workers) for workers in (1, 3)]
     for name in ("shards.npy", "starts.npy", "irregularities.npy"):
         assert (made[0].folder / name).read_bytes() == (made[1].folder / name).read_bytes()
     assert ids(lines, tmp_path / "by1") == [f"{shard}-{row}" for shard in range(9) for row in range(shard % 5)]
-    assert [path.suffix for path in sorted((tmp_path / "by1").iterdir())] == [".index", ".lock"], "no part is left"
+    assert [path.suffix for path in sorted((tmp_path / "by1").iterdir())] == [".index", ".lock"], (
+        "the parts must be deleted"
+    )
 
 
-def test_an_index_has_eight_bytes_a_record(tmp_path):
+def test_an_index_has_eight_bytes_per_record(tmp_path):
     (tmp_path / "a.jsonl").write_text("{}\n" * 10_000)
     made = open_index([tmp_path / "a.jsonl"], tmp_path / "index", "files")
     assert sum(file.stat().st_size for file in made.folder.iterdir()) < 8 * 10_000 + 1_000
 
 
-def test_an_interrupted_index_goes_on_with_its_parts(lines, tmp_path, monkeypatch):
+def test_an_interrupted_index_resumes_with_its_parts(lines, tmp_path, monkeypatch):
     scan, scanned = making.scan_shard, []
 
     def scan_until_killed(path, *rest):
@@ -68,7 +71,7 @@ def test_an_interrupted_index_goes_on_with_its_parts(lines, tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         open_index(lines, tmp_path / "index", "files")
     open_index(lines, tmp_path / "index", "files")
-    assert scanned[6:] == [f"{shard}.jsonl" for shard in range(4, 9)], "parts of whole shards are kept"
+    assert scanned[6:] == [f"{shard}.jsonl" for shard in range(4, 9)], "parts of complete shards must be kept"
     assert len(ids(lines, tmp_path / "index")) == 16
 
 
@@ -94,7 +97,7 @@ def scanned(monkeypatch) -> list[str]:
     return names
 
 
-def test_a_list_with_other_shards_takes_those_of_the_nearest_list(lines, tmp_path, scanned, caplog):
+def test_a_list_with_other_shards_reuses_the_most_similar_index(lines, tmp_path, scanned, caplog):
     caplog.set_level(logging.INFO)
     open_index(lines[:4], tmp_path / "index", "files")
     near = open_index(lines[8:1:-1], tmp_path / "index", "files").folder
@@ -116,7 +119,7 @@ def test_a_list_without_a_shard_is_indexed_without_scanning(lines, tmp_path, sca
     assert scanned == []
 
 
-def test_an_index_without_names_is_still_read_and_lends_nothing(lines, tmp_path, scanned):
+def test_an_index_without_names_is_readable_but_not_reused(lines, tmp_path, scanned):
     made = open_index(lines, tmp_path / "index", "files")
     for name in ("names.npy", "rows.npy"):
         (made.folder / name).unlink(missing_ok=True)
@@ -126,7 +129,7 @@ def test_an_index_without_names_is_still_read_and_lends_nothing(lines, tmp_path,
     assert scanned == ["0.jsonl", "1.jsonl"]
 
 
-def test_a_second_process_waits_for_the_index_of_the_first(lines, tmp_path, monkeypatch, caplog):
+def test_a_second_process_waits_for_the_first_to_build_the_index(lines, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(making, "_WAIT_S", 0.05)
     scan, started = making.scan_shard, multiprocessing.get_context("fork").Event()
@@ -146,7 +149,7 @@ def test_a_second_process_waits_for_the_index_of_the_first(lines, tmp_path, monk
     assert OneLine("files", "another process") in caplog.messages
 
 
-def test_a_killed_process_is_one_line_and_its_parts_are_kept(lines, tmp_path, monkeypatch):
+def test_a_killed_process_is_reported_in_one_line_and_its_parts_are_kept(lines, tmp_path, monkeypatch):
     def scan_or_die(path, *rest):
         return os._exit(9) if path.name == "8.jsonl" else scan(path, *rest)
 
@@ -159,7 +162,7 @@ def test_a_killed_process_is_one_line_and_its_parts_are_kept(lines, tmp_path, mo
     assert len(ids(lines, tmp_path / "index")) == 16
 
 
-def test_processes_end_with_the_one_that_started_them(lines, tmp_path, monkeypatch):
+def test_worker_processes_end_with_their_parent(lines, tmp_path, monkeypatch):
     def scan_for_ever(path, *rest):
         (tmp_path / f"{os.getpid()}.pid").touch()
         time.sleep(600)
@@ -184,7 +187,7 @@ def is_running(process: int) -> bool:
         return False
 
 
-def test_on_disks_without_locks_the_index_of_another_process_is_taken(lines, tmp_path, monkeypatch, caplog):
+def test_on_disks_without_locks_the_index_of_another_process_is_used(lines, tmp_path, monkeypatch, caplog):
     def lose(*arguments):
         make(*arguments)
         raise FileNotFoundError(2, "another process has removed the parts")
@@ -196,7 +199,9 @@ def test_on_disks_without_locks_the_index_of_another_process_is_taken(lines, tmp
 
 
 @pytest.mark.parametrize(("bound", "value"), [("_SHARDS_IN_MEMORY", 8), ("_BYTES_IN_MEMORY", 100)])
-def test_an_index_of_many_shards_that_cannot_be_written_is_refused(lines, tmp_path, monkeypatch, bound, value, scanned):
+def test_an_index_of_many_shards_that_cannot_be_written_is_an_error(
+    lines, tmp_path, monkeypatch, bound, value, scanned
+):
     (tmp_path / "file").touch()
     monkeypatch.setattr(making, bound, value)
     message = (
@@ -208,7 +213,7 @@ def test_an_index_of_many_shards_that_cannot_be_written_is_refused(lines, tmp_pa
     assert scanned == []
 
 
-def test_processes_write_their_indexes_apart_and_remove_what_killed_ones_left(lines, tmp_path, monkeypatch):
+def test_processes_write_separate_files_and_remove_files_of_killed_processes(lines, tmp_path, monkeypatch):
     (tmp_path / "index").mkdir()
     made = tmp_path / "index" / f"{name_of(lines)}.index"
     others, old = made.with_suffix(".host-1.new"), made.with_suffix(".host-2.new")
@@ -221,7 +226,7 @@ def test_processes_write_their_indexes_apart_and_remove_what_killed_ones_left(li
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
-def test_a_shard_that_changes_while_it_is_indexed_is_told(lines, tmp_path, monkeypatch, when):
+def test_a_shard_that_changes_while_it_is_indexed_is_reported(lines, tmp_path, monkeypatch, when):
     def change(*_):
         with lines[3].open("a") as file:
             file.write("{}\n")
@@ -239,7 +244,7 @@ def test_a_shard_that_changes_while_it_is_indexed_is_told(lines, tmp_path, monke
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_members_are_those_that_tarfile_finds(form, tmp_path):
+def test_members_equal_the_ones_found_by_tarfile(form, tmp_path):
     rng, path = random.Random(form), tmp_path / "a.tar"
     with tarfile.open(path, "w", format=form) as tar:
         for number in range(60):
@@ -265,7 +270,7 @@ def test_members_are_those_that_tarfile_finds(form, tmp_path):
     assert found == expected
 
 
-def test_the_members_of_a_record_share_their_name_up_to_the_first_dot(tmp_path):
+def test_members_of_a_record_share_their_name_up_to_the_first_dot(tmp_path):
     def group(name: str, kind: bytes = tarfile.REGTYPE) -> str | None:
         info = tarfile.TarInfo(name)
         info.type = kind

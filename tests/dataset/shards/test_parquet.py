@@ -36,12 +36,12 @@ ROWS = 40
 
 
 def image(row: int) -> bytes:
-    """Bytes of different lengths, which are no image."""
+    """Random bytes of different lengths that are not an image."""
     return bytes([row]) * (50 + 7 * row % 90)
 
 
 def columns(rows: int = ROWS) -> dict[str, list]:
-    """Columns of the kinds that data sets have; some values are null."""
+    """Columns of all types that data sets use, with some null values."""
     return {
         "n": list(range(rows)),
         "caption": [None if row % 7 == 3 else f"größer {row % 5}" for row in range(rows)],
@@ -83,14 +83,14 @@ def opened(tmp_path):
 
 @pytest.fixture(params=[None, 300, 1])
 def pieces(request, monkeypatch):
-    """The size of a piece: one of a whole row group, of a few rows, of a single row."""
+    """The size of a piece: a whole row group, a few rows, or a single row."""
     if request.param is not None:
         monkeypatch.setattr(parquet_shards, "PIECE_BYTES", request.param)
 
 
 @pytest.mark.parametrize("group", [1, 7, 10, 100])
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
-def test_any_row_by_number_is_what_was_written(opened, tmp_path, pieces, group, compression):
+def test_any_row_can_be_read_by_index(opened, tmp_path, pieces, group, compression):
     first = write(tmp_path / "a.parquet", group=group, compression=compression, use_dictionary=group != 7)
     second = write(tmp_path / "b.parquet", rows=3, group=2, write_page_checksum=True)
     shards = opened(first, second)
@@ -102,7 +102,7 @@ def test_any_row_by_number_is_what_was_written(opened, tmp_path, pieces, group, 
         assert shards.location(number) == shards.exact_location(number) == raw.location
 
 
-def test_columns_stored_as_dictionaries_and_large_types(opened, tmp_path):
+def test_dictionary_columns_and_large_types_are_read(opened, tmp_path):
     table = pa.table(
         {
             "caption": pa.array(["a", "b", None, "a"]).dictionary_encode(),
@@ -132,7 +132,7 @@ def test_columns_stored_as_dictionaries_and_large_types(opened, tmp_path):
         ("/9j/AAAA", b"\xff\xd8\xff\x00\x00\x00"),
     ],
 )
-def test_an_image_is_bytes_a_struct_a_path_or_base64(tmp_path, value, content):
+def test_an_image_may_be_bytes_a_struct_a_path_or_base64(tmp_path, value, content):
     (tmp_path / "a.jpg").write_bytes(b"a file")
     assert image_source(RawRecord({"image": value}, "f:row 0", tmp_path), ImageKeys()).load() == content
 
@@ -160,7 +160,7 @@ def until(holds) -> None:
     raise AssertionError("waited for 5 s")
 
 
-def test_over_http_the_rows_are_the_same_and_blocks_are_fetched_once(opened, server, tmp_path, monkeypatch):
+def test_rows_over_http_are_the_same_and_blocks_are_fetched_once(opened, server, tmp_path, monkeypatch):
     for module in (remote_server, remote_shards):
         monkeypatch.setattr(module, "BLOCK_BYTES", 300)
     write(tmp_path / "served" / "a.parquet", group=7)
@@ -170,7 +170,7 @@ def test_over_http_the_rows_are_the_same_and_blocks_are_fetched_once(opened, ser
     for number in np.random.default_rng(0).permutation(ROWS).tolist():
         raw = shards.read(number)
         assert raw.values == expected(number) and raw.location == f"{server.url}/a.parquet:row {number}"
-    assert server.sent["a.parquet"] == size + 1  # the first byte was also read for the state of the file
+    assert server.sent["a.parquet"] == size + 1  # the first byte was also read to check the version of the file
 
 
 def test_a_row_group_is_prefetched(opened, server, tmp_path, monkeypatch):
@@ -193,7 +193,7 @@ def test_a_row_group_is_prefetched(opened, server, tmp_path, monkeypatch):
     assert server.requests == 0
 
 
-def test_a_file_that_changes_on_the_server_is_one_line(opened, server, tmp_path):
+def test_a_file_that_changes_on_the_server_is_reported_in_one_line(opened, server, tmp_path):
     write(tmp_path / "served" / "a.parquet")
     shards = opened(f"{server.url}/a.parquet", ahead=0)
     server.marks["a.parquet"] = '"2"'
@@ -202,14 +202,14 @@ def test_a_file_that_changes_on_the_server_is_one_line(opened, server, tmp_path)
     del shards
 
 
-def test_a_local_file_that_changes_during_the_run_is_one_line(opened, tmp_path):
+def test_a_local_file_that_changes_during_the_run_is_reported_in_one_line(opened, tmp_path):
     file = write(tmp_path / "a.parquet")
     shards = opened(file)
     first = shards.read(0)
     write(tmp_path / "a.parquet", group=3)
     with pytest.raises(UserError, match=naming("a.parquet", "was changed during the run")):
         shards.read(ROWS - 1)
-    assert shards.read(0) == first  # from the cache, as it was indexed
+    assert shards.read(0) == first  # from the cache, in the indexed version
     assert opened(file).read(ROWS - 1).values["n"] == ROWS - 1
     os.remove(file)
     with pytest.raises(UserError, match=naming("a.parquet", "cannot be read any more")):
@@ -217,7 +217,7 @@ def test_a_local_file_that_changes_during_the_run_is_one_line(opened, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "footer", "empty", "text"])
-def test_a_file_without_a_readable_footer_is_one_line_before_work_starts(opened, tmp_path, damage):
+def test_a_file_without_a_readable_footer_is_reported_before_work_starts(opened, tmp_path, damage):
     file = Path(write(tmp_path / "a.parquet"))
     content = file.read_bytes()
     damaged = {
@@ -232,7 +232,7 @@ def test_a_file_without_a_readable_footer_is_one_line_before_work_starts(opened,
 
 
 def damaged_file(folder: Path, row: int, **options) -> str:
-    """A file in which the image of a row is damaged, which the checksum of its page reveals."""
+    """A file in which the image of one row is damaged. The checksum of its page detects the damage."""
     file = write(
         folder / "a.parquet",
         write_page_checksum=True,
@@ -265,7 +265,7 @@ def test_rows_of_a_damaged_row_group_are_broken_records_and_others_are_read(open
 
 @pytest.mark.parametrize("first", [10, 19])
 def test_rows_before_the_damage_do_not_depend_on_the_order(opened, tmp_path, monkeypatch, first):
-    """With several pages in a row group, pieces before the damaged page are decoded."""
+    """If a row group has several pages, the pieces before the damaged page are still decoded."""
     monkeypatch.setattr(parquet_shards, "PIECE_BYTES", 1)
     monkeypatch.setattr(parquet_shards, "_READ_BYTES", 64)
     file = damaged_file(tmp_path, row=17, data_page_size=1, write_batch_size=2)
@@ -282,7 +282,7 @@ def test_rows_before_the_damage_do_not_depend_on_the_order(opened, tmp_path, mon
     assert found == set(range(10, 16))
 
 
-def test_broken_rows_do_not_end_a_batch(opened, tmp_path):
+def test_broken_rows_do_not_stop_a_batch(opened, tmp_path):
     shards = opened(damaged_file(tmp_path, row=13))
     source = stream("random").open(shards, name="images", seed=0, ranks=1, step=1)
     account = Account()
@@ -300,13 +300,13 @@ def stream(order: str, **options) -> StreamConfig:
 
 
 @pytest.mark.parametrize("order", ["random", "blocks"])
-def test_any_number_of_ranks_reads_the_same_batches_and_each_row_once(opened, tmp_path, order):
+def test_any_number_of_ranks_reads_the_same_batches_with_each_row_once(opened, tmp_path, order):
     files = [write(tmp_path / "a.parquet", group=7), write(tmp_path / "b.parquet", rows=24, group=3)]
     whole = stream(order).open(opened(*files), name="images", seed=0, ranks=1, step=4)
     batches = [[whole.shards.read(record).location for record, _ in whole.samples(number)] for number in range(16)]
     assert len({location for batch in batches for location in batch}) == 64
     for ranks in (2, 4):
-        for number in (15, 3, 8):  # begins anywhere, with an empty cache
+        for number in (15, 3, 8):  # starts at any batch, with an empty cache
             again = stream(order).open(
                 opened(*files, cache=f"{ranks}-{number}"), name="images", seed=0, ranks=ranks, step=4
             )
@@ -322,7 +322,7 @@ def test_blocks_follow_row_groups(opened, tmp_path):
     assert runs_of_groups(np.array([0, 3, 3, 6]), 8, 4) == [3, 3, 2]
 
 
-def test_large_row_groups_are_refused_in_a_random_order_with_the_remedy(opened, tmp_path, monkeypatch):
+def test_large_row_groups_are_rejected_in_a_random_order_with_the_remedy(opened, tmp_path, monkeypatch):
     shards = opened(write(tmp_path / "a.parquet", group=10), write(tmp_path / "b.parquet", group=30))
     limit = int(shards.index.row_groups(0)[:, 1].max())
     monkeypatch.setattr(base, "RANDOM_ROW_GROUP", limit)
@@ -331,7 +331,7 @@ def test_large_row_groups_are_refused_in_a_random_order_with_the_remedy(opened, 
     stream("blocks").open(shards, name="images", seed=0, ranks=1, step=4)
     stream("random").open(opened(str(tmp_path / "a.parquet")), name="images", seed=0, ranks=1, step=1)
     monkeypatch.setattr(base, "RANDOM_ROW_GROUP", 10)
-    single = opened(write(tmp_path / "c.parquet", group=1))  # cannot be made smaller
+    single = opened(write(tmp_path / "c.parquet", group=1))  # they cannot be made smaller
     stream("random").open(single, name="images", seed=0, ranks=1, step=1)
 
 
@@ -357,19 +357,19 @@ def test_a_row_group_is_decoded_once_by_all_processes(opened, tmp_path, monkeypa
     monkeypatch.setattr(
         parquet_shards, "_pieces", lambda opened, group: decoded.append(group.number) or pieces_of(opened, group)
     )
-    for _ in range(2):  # the second has the cache of the first, as another process
+    for _ in range(2):  # the second object uses the cache of the first, like another process
         shards = opened(file)
         for row in np.random.default_rng(0).permutation(ROWS).tolist():
             shards.read(row)
     assert sorted(decoded) == [0, 1, 2, 3]
 
 
-def test_a_cache_that_keeps_nothing_gives_the_same_rows(opened, tmp_path, monkeypatch, pieces):
+def test_an_empty_cache_budget_gives_the_same_rows(opened, tmp_path, monkeypatch, pieces):
     monkeypatch.setattr("utils.block_cache.BlockCache._keep", lambda *_: False)
     _compare(opened(write(tmp_path / "a.parquet")))
 
 
-def test_tables_beside_tars_are_no_shards_but_other_parquet_files_are(tmp_path):
+def test_parquet_files_are_shards_unless_they_are_tables_next_to_tars(tmp_path):
     write(tmp_path / "0.parquet")
     write(tmp_path / "1.parquet")
     (tmp_path / "0.tar").write_bytes(bytes(1024))
@@ -385,7 +385,7 @@ def test_without_pyarrow_the_message_names_the_extra(opened, tmp_path, monkeypat
         opened(file)
 
 
-def test_an_index_of_many_rows_is_made_from_footers(opened, tmp_path):
+def test_an_index_of_many_rows_is_built_from_footers(opened, tmp_path):
     table = pa.table({"n": range(200_000)})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=1000)
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Shards as one list of records: files found, indexed, cached and read at random."""
+"""Shards as one list of records: files are found, indexed and cached, and records are read in any order."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_tar(path: Path, members: list[tuple[str, bytes]], mode: str = "w", for
     return str(path)
 
 
-def test_any_record_is_read_with_its_line(write_lines):
+def test_any_record_is_read_with_its_line_number(write_lines):
     first = write_lines("a.jsonl", [{"n": 0}, {"n": 1}])
     second = write_lines("b.jsonl", ["", '{"n": 2}', "  \t", "", '{"n": "größer"}', ""])
     shards = Shards([first, second])
@@ -57,7 +57,7 @@ def test_any_record_is_read_with_its_line(write_lines):
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 @pytest.mark.parametrize("last", [True, False])
-def test_line_ends_and_scan_borders_do_not_matter(tmp_path, monkeypatch, ending, last):
+def test_line_ends_and_scan_boundaries_do_not_matter(tmp_path, monkeypatch, ending, last):
     monkeypatch.setattr(dataset.shards.scanning, "_SCAN_BYTES", 7)
     lines = [json.dumps({"n": "x" * n}) for n in range(12)]
     path = tmp_path / "a.jsonl"
@@ -96,7 +96,7 @@ def test_files_folders_and_patterns_are_found_in_order(tmp_path, write_lines):
         (["noise.tar"], ("data.images.files", "noise.tar", "whole tar")),
     ],
 )
-def test_what_cannot_be_read_is_one_line_before_training(tmp_path, entries, message):
+def test_unreadable_files_are_reported_in_one_line_before_training(tmp_path, entries, message):
     (tmp_path / "folder").mkdir()
     for name, text in {
         "a.jsonl": "{}\n",
@@ -118,7 +118,7 @@ def test_what_cannot_be_read_is_one_line_before_training(tmp_path, entries, mess
     assert "\n" not in str(caught.value)
 
 
-def test_bad_lines_are_broken_records_with_their_place(write_lines):
+def test_bad_lines_are_broken_records_with_a_location(write_lines):
     shards = Shards([write_lines("a.jsonl", ['{"a": 1', "[1]", '{"a": 1}'])])
     with pytest.raises(BrokenRecordError, match=r"a.jsonl:1: bad json: "):
         shards.read(0)
@@ -127,12 +127,12 @@ def test_bad_lines_are_broken_records_with_their_place(write_lines):
     assert shards.read(2).values == {"a": 1}
 
 
-def test_a_first_line_that_is_no_json_is_one_broken_record(write_lines):
+def test_an_invalid_first_line_is_one_broken_record(write_lines):
     shards = Shards([write_lines("a.jsonl", ["one, two", '{"a": 1}'])])
     assert len(shards) == 2 and shards.read(1).values == {"a": 1}
 
 
-def test_the_index_is_made_once_and_again_where_the_file_has_changed_which_is_told(write_lines, monkeypatch, caplog):
+def test_the_index_is_built_once_and_rebuilt_with_a_message_if_the_file_changed(write_lines, monkeypatch, caplog):
     file = write_lines("a.jsonl", [{"n": 0}, {"n": 1}])
     assert len(Shards([file])) == 2
     with monkeypatch.context() as patched:
@@ -146,7 +146,7 @@ def test_the_index_is_made_once_and_again_where_the_file_has_changed_which_is_to
 
 @pytest.mark.parametrize("damage", ["torn", "noise", "empty", "count"])
 @pytest.mark.parametrize("name", ["shards.npy", "starts.npy", "irregularities.npy"])
-def test_a_broken_index_is_made_anew_which_is_told(write_lines, index_folder, name, damage, caplog):
+def test_a_broken_index_is_rebuilt_with_a_message(write_lines, index_folder, name, damage, caplog):
     file = write_lines("a.jsonl", [{"n": 0}, "", {"n": 1}])
     Shards([file])
     (folder,) = index_folder.glob("*.index")
@@ -164,7 +164,9 @@ def test_without_a_writable_cache_the_index_stays_in_memory(tmp_path, write_line
     files = [write_lines("a.jsonl", [{"n": 0}]), write_lines("b.jsonl", [{"n": 1}])]
     shards = Shards(files, index_folder=tmp_path / "blocked")
     assert shards.read(0).values == {"n": 0}
-    assert caplog.messages == [OneLine(tmp_path / "blocked", "data.cache_index", "File exists")], "one warning for all"
+    assert caplog.messages == [OneLine(tmp_path / "blocked", "data.cache_index", "File exists")], (
+        "one warning is enough for all files"
+    )
     assert pickle.loads(pickle.dumps(shards)).read(0).values == {"n": 0}
 
 
@@ -182,23 +184,23 @@ def test_without_a_home_the_index_stays_in_memory(write_lines, monkeypatch, capl
 def test_shards_survive_pickling(write_lines):
     shards = Shards([write_lines("a.jsonl", [{"n": n} for n in range(500)])])
     assert shards.read(0).values == {"n": 0}
-    assert len(pickle.dumps(shards)) < 3000, "the index itself is not copied"
+    assert len(pickle.dumps(shards)) < 3000, "the index itself must not be copied"
     assert pickle.loads(pickle.dumps(shards)).read(7).values == {"n": 7}
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 def test_forked_processes_do_not_disturb_each_other(write_lines):
-    # Longer than a read buffer, so that each read moves the position of the open file.
+    # The records are longer than a read buffer, so that each read moves the position of the open file.
     shards = Shards([write_lines("a.jsonl", [{"n": n, "filler": "x" * 20_000} for n in range(50)])])
     shards.read(3)
     opened = shards._open(0).fileno()
     before = os.lseek(opened, 0, os.SEEK_CUR)
-    # A process of its own, as of a DataLoader: it inherits the shards, open files and all, without pickling.
+    # A separate process like a DataLoader worker: it inherits the shards and their open files without pickling.
     child = multiprocessing.get_context("fork").Process(target=lambda: os._exit(shards.read(30).values["n"]))
     child.start()
     child.join()
     assert child.exitcode == 30
-    assert os.lseek(opened, 0, os.SEEK_CUR) == before, "positions are not shared"
+    assert os.lseek(opened, 0, os.SEEK_CUR) == before, "file positions must not be shared"
 
 
 def test_tar_members_are_grouped_by_name_and_read_in_place(tmp_path, encoded):
@@ -228,7 +230,7 @@ def test_tar_members_are_grouped_by_name_and_read_in_place(tmp_path, encoded):
         assert records[3].image is None
 
 
-def test_a_tar_member_that_is_no_json_is_a_broken_record(tmp_path, encoded):
+def test_a_tar_member_with_invalid_json_is_a_broken_record(tmp_path, encoded):
     shards = Shards([write_tar(tmp_path / "a.tar", [("x.jpg", encoded()), ("x.json", b"{"), ("y.txt", b"\xff")])])
     with pytest.raises(BrokenRecordError, match=r"a.tar:x.jpg: bad json"):
         shards.read(0)
@@ -236,7 +238,7 @@ def test_a_tar_member_that_is_no_json_is_a_broken_record(tmp_path, encoded):
         shards.read(1)
 
 
-def test_more_shards_than_open_files_are_read(write_lines, monkeypatch):
+def test_more_shards_than_open_files_can_be_read(write_lines, monkeypatch):
     monkeypatch.setattr(dataset.shards.readers, "_OPEN_FILES", 3)
     files = [write_lines(f"{n}.jsonl", [{"n": n}]) for n in range(9)]
     shards = Shards(files)
@@ -244,14 +246,14 @@ def test_more_shards_than_open_files_are_read(write_lines, monkeypatch):
     assert len(shards._files._files) == 3
 
 
-def test_few_files_stay_open_where_the_system_allows_few(write_lines, monkeypatch):
+def test_few_files_stay_open_if_the_system_allows_few(write_lines, monkeypatch):
     monkeypatch.setattr(dataset.shards.readers.open_files, "limit", lambda: 64)
     shards = Shards([write_lines(f"{number}.jsonl", [{"n": number}]) for number in range(9)])
     assert [shards.read(number).values["n"] for number in range(9)] == list(range(9))
     assert len(shards._files._files) == 4
 
 
-def test_a_limit_on_open_files_is_told_and_not_taken_for_a_lost_shard(write_lines, monkeypatch):
+def test_reaching_the_limit_on_open_files_is_not_reported_as_a_lost_shard(write_lines, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a.jsonl")
 
@@ -270,7 +272,7 @@ def test_a_shard_that_vanishes_during_the_run_is_a_user_error(write_lines):
 
 
 def test_a_shard_that_is_replaced_during_the_run_is_a_user_error(write_lines):
-    """Other records would be read without a word where they begin at the same bytes."""
+    """Otherwise other records would be read without an error, if they begin at the same bytes."""
     path = Path(write_lines("a.jsonl", [{"n": number} for number in range(3)]))
     shards = Shards([str(path)])
     write_lines("b.jsonl", [{"n": number} for number in range(3, 6)])
@@ -279,7 +281,7 @@ def test_a_shard_that_is_replaced_during_the_run_is_a_user_error(write_lines):
         shards.read(1)
 
 
-def test_a_tar_without_its_end_blocks_is_told_with_its_count_on_every_run(tmp_path, caplog, monkeypatch):
+def test_a_tar_without_end_blocks_is_reported_with_its_count_on_every_run(tmp_path, caplog, monkeypatch):
     whole = Path(write_tar(tmp_path / "whole.tar", [("a.txt", b"x"), ("b.txt", b"y" * 3000), ("c.txt", b"z")]))
     cut = tmp_path / "cut.tar"
     cut.write_bytes(whole.read_bytes()[: 2 * 512 + 512 + 3072])  # a and b, and nothing after them
@@ -292,11 +294,11 @@ def test_a_tar_without_its_end_blocks_is_told_with_its_count_on_every_run(tmp_pa
     assert [Shards([str(cut)]).read(n).text for n in range(2)] == ["x", "y" * 3000]
     caplog.clear()
     monkeypatch.setattr(distributed, "rank", lambda: 1)
-    assert len(Shards([str(cut)])) == 2 and not caplog.records, "rank 0 tells it for all"
+    assert len(Shards([str(cut)])) == 2 and not caplog.records, "only rank 0 reports it"
 
 
 @pytest.mark.parametrize("end", [100, 512, 900, 1024, 1100, 1536, 3000, 4608, 4700, 5120, 5500, 5632])
-def test_a_tar_that_is_cut_anywhere_is_refused_or_told(tmp_path, caplog, end):
+def test_a_tar_truncated_anywhere_is_rejected_or_reported(tmp_path, caplog, end):
     whole = Path(write_tar(tmp_path / "whole.tar", [("a.txt", b"x"), ("b.txt", b"y" * 3000), ("c.txt", b"z")]))
     cut = tmp_path / "cut.tar"
     cut.write_bytes(whole.read_bytes()[:end])
@@ -309,7 +311,7 @@ def test_a_tar_that_is_cut_anywhere_is_refused_or_told(tmp_path, caplog, end):
             Shards([str(cut)])
 
 
-def test_companions_of_img2dataset_are_no_shards(tmp_path):
+def test_other_files_written_by_img2dataset_are_not_shards(tmp_path):
     shard = write_tar(tmp_path / "00000.tar", [("a.txt", b"x")])
     (tmp_path / "00000_stats.json").write_text('{"count": 1}')
     (tmp_path / "00000.parquet").write_bytes(b"PAR1")
@@ -323,10 +325,10 @@ def test_companions_of_img2dataset_are_no_shards(tmp_path):
     lines = tmp_path / "lines"
     lines.mkdir()
     (lines / "sizes.json").write_text('{"text": "a"}')
-    assert len(Shards([str(lines)])) == 1, "beside no tar, a shard may be called anything"
+    assert len(Shards([str(lines)])) == 1, "without a tar next to it, a shard may have any name"
 
 
-def test_a_record_that_cannot_be_read_still_has_its_place(tmp_path, write_lines):
+def test_an_unreadable_record_still_has_a_location(tmp_path, write_lines):
     lines = Shards([write_lines("a.jsonl", ["", "{", "{"])])
     assert [lines.exact_location(n) for n in range(2)] == [f"{tmp_path}/a.jsonl:{n}" for n in (2, 3)]
     file = write_tar(

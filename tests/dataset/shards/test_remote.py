@@ -1,4 +1,4 @@
-"""Shards on a server: the same records as from the disk, whatever the server does."""
+"""Shards on a server: the records are the same as on disk, whatever the server does."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def small_blocks(monkeypatch):
 
 @pytest.fixture
 def served(server, small_blocks) -> Path:
-    """Two tars and a file of JSON lines, all of several blocks."""
+    """Two tars and a file of JSON lines, each larger than a block."""
     pytest.importorskip("aiohttp")
     rng = random.Random(0)
     for shard in range(2):
@@ -92,16 +92,18 @@ def local(served, tmp_path) -> list:
     return contents(Shards(files, index_folder=tmp_path / "local"))
 
 
-def test_a_server_gives_the_records_of_the_disk(local, open_remote, server, served):
+def test_a_server_returns_the_same_records_as_the_disk(local, open_remote, server, served):
     shards = open_remote(*ALL)
     assert shards.sizes == [20, 20, 31]
     assert contents(shards) == local
     assert shards.exact_location(3) == f"{server.url}/000.tar:3.jpg"
     for name in ("000.tar", "lines.jsonl"):
-        assert server.sent[name] <= (served / name).stat().st_size + 2, "each block once, and a byte for each state"
+        assert server.sent[name] <= (served / name).stat().st_size + 2, (
+            "each block is requested once, and one byte for each file's version"
+        )
 
 
-def test_a_second_run_asks_the_server_nothing(local, open_remote, server):
+def test_a_second_run_sends_no_requests(local, open_remote, server):
     contents(open_remote(*ALL))
     asked = server.requests
     assert contents(open_remote(*ALL)) == local
@@ -109,14 +111,14 @@ def test_a_second_run_asks_the_server_nothing(local, open_remote, server):
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "429", "cut", "short", "unsized", "elsewhere", "packed", "slow"])
-def test_requests_that_fail_are_repeated(local, open_remote, server, fault, caplog):
+def test_failed_requests_are_repeated(local, open_remote, server, fault, caplog):
     server.fault = lambda number: fault if number % 3 == 1 else ""
     assert contents(open_remote(*ALL)) == local
     assert fault == "slow" or OneLine("retrying", "1") in caplog.messages
 
 
 @pytest.mark.parametrize("fault", ["stall", "silent"])
-def test_a_request_without_an_answer_ends_after_its_time(local, open_remote, server, fault):
+def test_a_request_without_an_answer_times_out(local, open_remote, server, fault):
     server.fault = lambda number: fault if number in (1, 7) else ""
     assert contents(open_remote(*ALL, timeout_s=0.3)) == local
 
@@ -130,7 +132,7 @@ def test_a_request_without_an_answer_ends_after_its_time(local, open_remote, ser
         ("whole", ("/000.tar", "200", "ranges")),
     ],
 )
-def test_a_server_that_goes_on_failing_is_one_line(served, open_remote, server, fault, message):
+def test_a_server_that_keeps_failing_is_reported_in_one_line(served, open_remote, server, fault, message):
     server.fault = lambda number: fault
     with pytest.raises(UserError, match=naming("data.images.files", *message)) as caught:
         open_remote("000.tar")
@@ -138,23 +140,21 @@ def test_a_server_that_goes_on_failing_is_one_line(served, open_remote, server, 
     assert server.requests == (6 if fault in ("500", "elsewhere") else 1)
 
 
-def test_a_file_that_is_not_there_or_a_server_that_is_not_is_one_line(served, open_remote):
+def test_a_missing_file_or_server_is_reported_in_one_line(served, open_remote):
     with pytest.raises(UserError, match=naming("gone.tar", "status 404 Not Found")):
         open_remote("gone.tar")
     with pytest.raises(UserError, match=naming("http://127.0.0.1:9/a.tar", "6 requests")):
         open_remote("http://127.0.0.1:9/a.tar", retry_minutes=600)
 
 
-def test_an_outage_of_more_than_a_few_requests_is_waited_for(local, open_remote, server, monkeypatch):
-    """As of a server that has answered before: 40 requests in a row fail."""
+def test_a_long_outage_is_waited_for(local, open_remote, server, monkeypatch):
+    """The server has answered before, and then 40 requests in a row fail."""
     monkeypatch.setattr(remote_server, "_LONGEST_WAIT_S", 0.01)
     server.fault = lambda number: "503" if 3 <= number < 43 else ""
     assert contents(open_remote(*ALL)) == local
 
 
-def test_an_outage_that_lasts_longer_than_the_config_says_is_one_line(
-    served, open_remote, server, tmp_path, monkeypatch
-):
+def test_an_outage_longer_than_configured_is_reported_in_one_line(served, open_remote, server, tmp_path, monkeypatch):
     monkeypatch.setattr(remote_server, "_LONGEST_WAIT_S", 0.05)
     shards = open_remote("000.tar", retry_minutes=0.02)
     shutil.rmtree(tmp_path / "blocks")
@@ -164,7 +164,9 @@ def test_an_outage_that_lasts_longer_than_the_config_says_is_one_line(
 
 
 @pytest.mark.parametrize(("status", "after", "waits"), [("503", "1", True), ("429", "1", True), ("500", "1", False)])
-def test_a_busy_server_is_asked_again_when_it_wants(served, open_remote, server, monkeypatch, status, after, waits):
+def test_a_request_to_a_busy_server_is_repeated_after_the_requested_time(
+    served, open_remote, server, monkeypatch, status, after, waits
+):
     slept = []
     monkeypatch.setattr(remote_server.time, "sleep", slept.append)
     server.retry_after, server.fault = after, lambda number: status if number == 0 else ""
@@ -172,8 +174,8 @@ def test_a_busy_server_is_asked_again_when_it_wants(served, open_remote, server,
     assert (slept == [1.0]) == waits and len(slept) == 1
 
 
-def test_the_time_in_which_another_process_fetches_in_vain_counts(served, open_remote, server):
-    """Otherwise a worker would wait for twice the time, and be killed."""
+def test_the_time_of_another_processs_failing_fetch_counts(served, open_remote, server):
+    """Otherwise a worker would wait twice as long and be killed."""
     remote = open_remote("000.tar").paths[0]._server
     server.fault = lambda number: "503"
     address = f"{server.url}/000.tar"
@@ -189,7 +191,7 @@ def test_workers_are_not_killed_while_they_repeat_a_request():
     DataConfig(texts=texts, remote=RemoteConfig(retry_minutes=10), worker_timeout_s=601)
 
 
-def test_a_shard_that_changed_is_told_and_indexed_again_when_asked(served, open_remote, server, tmp_path):
+def test_a_changed_shard_is_reported_and_indexed_again_on_request(served, open_remote, server, tmp_path):
     open_remote("000.tar")
     (served / "000.tar").write_bytes((served / "001.tar").read_bytes())
     server.marks["000.tar"] = '"2"'
@@ -201,7 +203,7 @@ def test_a_shard_that_changed_is_told_and_indexed_again_when_asked(served, open_
 
 
 def test_a_run_resumes_in_the_middle_of_a_block(local, open_remote, server):
-    """In a random order, with requests that fail."""
+    """The order is random and some requests fail."""
     server.fault = lambda number: "503" if number % 5 == 0 else ""
     order = np.random.default_rng(1).permutation(71).tolist()
     first = open_remote(*ALL)
@@ -213,7 +215,7 @@ def test_a_run_resumes_in_the_middle_of_a_block(local, open_remote, server):
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["random", "blocks"])
 def test_a_loader_resumes_in_the_middle_of_a_block(served, server, tokenizer, tmp_path, order):
-    """On more ranks, with workers, an empty cache, and requests that fail."""
+    """With more ranks, with workers, with an empty cache, and with failing requests."""
     lines = [json.dumps({"text": f"a red star number {n}"}) for n in range(400)]
     (served / "texts.jsonl").write_text("\n".join(lines))
 
@@ -238,7 +240,7 @@ def test_a_loader_resumes_in_the_middle_of_a_block(served, server, tokenizer, tm
     assert places(server.url, "second", 52, 2, 2) == straight[52:]
 
 
-def test_a_run_knows_that_remote_data_have_changed(served, server, tmp_path):
+def test_a_run_notices_that_remote_data_changed(served, server, tmp_path):
     texts = TextStreamConfig(files=[f"{server.url}/{{000..001}}.tar"], batch_size=2)
     data = DataConfig(texts=texts)
     check_inputs(data)
@@ -254,10 +256,10 @@ def _compare(shards: Shards, local: list) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["fork", "spawn"])
-def test_other_processes_read_with_connections_of_their_own(local, open_remote, server, way, tmp_path):
+def test_other_processes_use_separate_connections(local, open_remote, server, way, tmp_path):
     shards = open_remote(*ALL)
     assert contents(shards, range(5)) == local[:5]
-    if way == "spawn":  # a new process has blocks of the usual size: other ones
+    if way == "spawn":  # a new process has blocks of the usual size, which differ
         shards = pickle.loads(pickle.dumps(shards))
     context = multiprocessing.get_context(way)
     processes = [context.Process(target=_compare, args=(shards, local)) for _ in range(3)]
@@ -269,7 +271,7 @@ def test_other_processes_read_with_connections_of_their_own(local, open_remote, 
     assert [process.exitcode for process in processes] == [0] * 3
 
 
-def test_lines_longer_than_a_scanned_piece_are_one(served, open_remote, server, monkeypatch, local):
+def test_a_line_longer_than_a_scanned_piece_is_one_record(served, open_remote, server, monkeypatch, local):
     import dataset.shards.scanning
 
     monkeypatch.setattr(dataset.shards.scanning, "_SCAN_BYTES", 7)
@@ -282,13 +284,13 @@ def test_an_empty_file_has_no_records(served, open_remote, server):
 
 
 @pytest.mark.slow
-def test_what_follows_a_question_mark_is_sent_and_not_shown(served, open_remote, server, caplog):
+def test_query_strings_are_sent_and_not_shown(served, open_remote, server, caplog):
     shards = open_remote("000.tar?signature=secret")
     assert shards.read(0).location == f"{server.url}/000.tar:0.jpg"
     server.fault = lambda number: "403"
     with pytest.raises(UserError) as caught:
         open_remote("001.tar?signature=secret")
-    server.fault = lambda number: "302"  # to the same address, again and again
+    server.fault = lambda number: "302"  # always to the same URL
     with pytest.raises(UserError, match="TooManyRedirects") as sent_on:
         open_remote("001.tar?signature=secret")
     assert "secret" not in str(caught.value) + str(sent_on.value) + caplog.text
@@ -300,12 +302,12 @@ def test_what_follows_a_question_mark_is_sent_and_not_shown(served, open_remote,
     assert "secret" not in str(unknown.value)
 
 
-def test_the_host_of_an_address_is_no_pattern():
+def test_brackets_in_the_host_of_a_url_are_not_a_pattern():
     shards = find_remote("http://[::1]:9/{0..1}.tar", remote_server.Server(RemoteConfig(), "files"))
     assert [str(shard) for shard in shards] == ["http://[::1]:9/0.tar", "http://[::1]:9/1.tar"]
 
 
-def test_threads_may_find_at_once_that_an_object_is_shorter(monkeypatch):
+def test_several_threads_may_detect_a_shorter_object_at_once(monkeypatch):
     pytest.importorskip("fsspec")
     store = Store("memory", 5)
     store._files.pipe_file("/a.tar", b"content")
@@ -330,24 +332,24 @@ def test_threads_may_find_at_once_that_an_object_is_shorter(monkeypatch):
         ("http://me:secret@[::1/a.tar", ("IPv6",)),
     ],
 )
-def test_addresses_that_will_not_do_are_one_line(open_remote, entry, message):
+def test_invalid_urls_are_reported_in_one_line(open_remote, entry, message):
     with pytest.raises(UserError, match=naming(*message)) as caught:
         open_remote(entry)
     assert "secret" not in str(caught.value)
 
 
-def test_an_address_that_is_named_twice_is_one_line(open_remote):
+def test_a_repeated_url_is_reported_in_one_line(open_remote):
     with pytest.raises(UserError, match=naming("https://host/1.tar", "twice")):
         open_remote(*["https://host/{1..1}.tar"] * 2)
 
 
-def test_http_has_no_patterns(served, open_remote):
+def test_http_does_not_support_patterns(served, open_remote):
     with pytest.raises(UserError, match=naming("/*.tar", "HTTP", "{00000..00127}")):
         open_remote("*.tar")
 
 
 @pytest.mark.parametrize(("address", "package"), [("https://host/a.tar", "aiohttp"), ("s3://bucket/a.tar", "s3fs")])
-def test_a_missing_package_is_named_with_its_remedy(open_remote, monkeypatch, address, package):
+def test_a_missing_package_is_reported_with_the_remedy(open_remote, monkeypatch, address, package):
     real = builtins.__import__
 
     def without(name, *arguments, **options):
@@ -360,6 +362,6 @@ def test_a_missing_package_is_named_with_its_remedy(open_remote, monkeypatch, ad
         open_remote(address)
 
 
-def test_frames_are_made_of_shards_on_this_machine_alone():
+def test_frames_are_extracted_only_from_local_shards():
     with pytest.raises(UserError, match=naming("--records", "https://host/a.jsonl")):
         outputs_of_shards(["https://host/a.jsonl"], making=None)

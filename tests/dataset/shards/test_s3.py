@@ -1,4 +1,4 @@
-"""Shards in an S3-compatible store on this machine."""
+"""Shards in an S3-compatible store on the local machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from utils.errors import UserError
 
 @pytest.fixture
 def bucket(monkeypatch):
-    """Two shards and what lies beside them; credentials and the server's address are in the environment."""
+    """Two shards and other files. The credentials and the server's URL are in the environment."""
     pytest.importorskip("s3fs")
     moto = pytest.importorskip("moto.server")
     for module in (remote_server, remote_shards):
@@ -89,7 +89,7 @@ def test_a_forked_process_reads_from_s3(bucket, open_remote, tmp_path):
     assert process.exitcode == 0
 
 
-def test_what_is_not_there_is_one_line(bucket, open_remote):
+def test_missing_objects_are_reported_in_one_line(bucket, open_remote):
     for entry, message in [
         ("s3://data/gone.jsonl", r"^data.texts.files: s3://data/gone.jsonl: FileNotFoundError: .*; check the address"),
         ("s3://data/gone/*.tar", r"^data.texts.files: no file matches s3://data/gone/\*.tar; check the pattern"),
@@ -99,7 +99,7 @@ def test_what_is_not_there_is_one_line(bucket, open_remote):
         assert "\n" not in str(caught.value)
 
 
-def test_an_object_that_changed_is_told(bucket, open_remote):
+def test_a_changed_object_is_reported(bucket, open_remote):
     shards = open_remote("s3://data/set/")
     bucket.put_object(Bucket="data", Key="set/0.jsonl", Body=b'{"n": "new"}\n')
     [block.unlink() for block in shards.index.folder.parent.parent.glob("blocks/[0-9]*/*")]
@@ -109,7 +109,7 @@ def test_an_object_that_changed_is_told(bucket, open_remote):
 
 
 class Forwarder(ThreadingHTTPServer):
-    """Sends requests on to a store; what happens to an answer with content is named by ``fault(number)``, from number 0 on."""
+    """Forwards requests to a store. ``fault(number)`` returns the fault for an answer with content, counted from 0."""
 
     daemon_threads = True
 
@@ -119,7 +119,7 @@ class Forwarder(ThreadingHTTPServer):
         self.fault = lambda number: ""
 
     def handle_error(self, *_: object) -> None:
-        """A client that goes away is no news."""
+        """Ignores clients that disconnect."""
 
 
 class _Forwarding(BaseHTTPRequestHandler):
@@ -149,7 +149,7 @@ class _Forwarding(BaseHTTPRequestHandler):
         self.wfile.write(content[: len(content) // 2] if fault in ("cut", "stall") else content)
         self.close_connection = fault in ("cut", "stall")
 
-    do_HEAD = do_GET  # noqa: N815 (the name that the base class looks for)
+    do_HEAD = do_GET  # noqa: N815 (name required by the base class)
 
 
 @pytest.fixture
@@ -162,24 +162,24 @@ def forwarder(bucket, monkeypatch) -> Iterator[Forwarder]:
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "cut", "stall"])
-def test_answers_of_a_store_that_fail_are_asked_for_again(forwarder, open_remote, fault, caplog):
+def test_requests_with_a_failed_answer_are_repeated(forwarder, open_remote, fault, caplog):
     forwarder.fault = lambda number: fault if number in (1, 4) else ""
-    # A busy machine may need seconds for an answer, so a minute of repetitions is allowed.
+    # A busy machine may need seconds for an answer, so requests are repeated for up to a minute.
     assert ids(open_remote("s3://data/set/", timeout_s=0.5, retry_minutes=1)) == EXPECTED
     assert OneLine("retrying", "1") in caplog.messages
 
 
-def test_a_store_that_goes_on_failing_is_one_line(forwarder, open_remote):
+def test_a_store_that_keeps_failing_is_reported_in_one_line(forwarder, open_remote):
     forwarder.fault = lambda number: "503"
     with pytest.raises(
         UserError, match=r"^data.texts.files: s3://data/set/0.jsonl: .*; gave up after 6 requests"
     ) as caught:
         open_remote("s3://data/set/0.jsonl")
     assert "\n" not in str(caught.value)
-    assert forwarder.answers == 6, "the filesystem repeats nothing by itself"
+    assert forwarder.answers == 6, "the filesystem itself must not repeat requests"
 
 
-def test_rows_of_parquet_files_in_s3(bucket, open_remote):
+def test_rows_of_parquet_files_are_read_from_s3(bucket, open_remote):
     pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     file = io.BytesIO()
     parquet.write_table(pa.table({"n": range(30), "x": ["x" * row for row in range(30)]}), file, row_group_size=10)

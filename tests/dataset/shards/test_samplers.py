@@ -1,4 +1,4 @@
-"""The order of records: a permutation for any size, disjoint shares, no state."""
+"""The random order of records: a permutation of any size, disjoint shares of ranks, and no state."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def test_neighbouring_positions_are_not_neighbouring_records():
 
 @pytest.mark.parametrize("stride", [1, 100, 101, 5000])
 def test_positions_at_a_fixed_distance_are_not_records_at_a_fixed_distance(stride):
-    """100 is the side of the square on which the permutation works: too few rounds show as a pattern along it."""
+    """The permutation works on a square of side 100. Too few rounds would show as a pattern along it."""
     order = KeyedPermutation(10_000, 0, "images", 0)
     records = np.array([order(position) for position in range(10_000)])
     distances = (records[stride:] - records[:-stride]) % 10_000
     for digit in (distances, distances // 100, distances % 100):
         common = np.bincount(digit).max() / len(digit)
-        assert common < 0.02, "no distance is met much more often than the others"
-    assert len(np.unique(distances)) > 0.55 * len(distances), "random distances: 63 % differ"
+        assert common < 0.02, "some distances are much more frequent than others"
+    assert len(np.unique(distances)) > 0.55 * len(distances), "of random distances, 63 % differ"
 
 
 def test_the_order_is_the_same_in_every_version():
-    """A checkpoint keeps only a position: with another order, a resumed run would read some records twice and some never."""
+    """A checkpoint stores only a position. In another order, a resumed run would read some records twice and others never."""
     small, large = KeyedPermutation(10, 3, "images", 1), KeyedPermutation(1_323_042_683, 0, "texts", 2)
     assert [small(position) for position in range(10)] == [3, 0, 9, 2, 1, 6, 7, 5, 8, 4]
     assert [large(position) for position in range(4)] == [1018388698, 1228738186, 520153574, 274696321]
@@ -69,7 +69,7 @@ def test_an_epoch_visits_every_record_once_over_all_ranks():
         assert sorted(index for e, index in drawn if e == epoch) == list(range(10))
 
 
-def test_samples_have_random_numbers_of_their_own():
+def test_each_sample_has_its_own_random_numbers():
     def draw(*key):
         return sample_rng(*key).random()
 

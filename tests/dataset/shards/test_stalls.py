@@ -1,4 +1,4 @@
-"""A shard that stalls: the message names the record that was being read, not the one before it."""
+"""If a shard stalls, the message names the record that was being read, not the record before it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def batch(source: RecordSource, number: int) -> list[str | None]:
 
 
 def first_warning(source: RecordSource, caplog) -> str:
-    """The warning about the first worker that is lost while it reads the records one by one."""
+    """The first warning about a lost worker, where a worker reads the records one by one."""
     batches = in_workers(partial(batch, source), range(len(source)), 1, timeout_s=1)
     for _ in batches:
         if caplog.messages:
@@ -45,12 +45,12 @@ def first_warning(source: RecordSource, caplog) -> str:
 
 
 def records(source: RecordSource) -> list[int]:
-    """The index of the record of each batch, in order."""
+    """The index of each batch's record, in order."""
     return [index for number in range(len(source)) for _, index in source.order.batch(number)]
 
 
 class StallOnce:
-    """Opens shards; the first process that reads from ``stalled`` waits forever."""
+    """Opens shards. The first process that reads from ``stalled`` waits forever."""
 
     def __init__(self, stalled: str, mark: Path):
         self.stalled, self.mark, self.open = stalled, mark, readers.open_shard
@@ -63,7 +63,7 @@ class StallOnce:
         return file
 
 
-def test_a_local_tar(tmp_path, caplog, monkeypatch):
+def test_the_stalled_record_of_a_local_tar_is_named(tmp_path, caplog, monkeypatch):
     tars = [write_tar(tmp_path / name, 3) for name in ("a.tar", "b.tar")]
     shards = Shards(tars, index_folder=tmp_path / "index")
     source = RecordSource(shards, RandomOrder(6, 1, seed=0, stream="texts"), name="texts", seed=0)
@@ -74,7 +74,7 @@ def test_a_local_tar(tmp_path, caplog, monkeypatch):
     assert first_warning(source, caplog) == OneLine("worker 0", f"{stalled}: record {first % 3}")
 
 
-def test_a_remote_tar(server, tmp_path, caplog):
+def test_the_stalled_record_of_a_remote_tar_is_named(server, tmp_path, caplog):
     pytest.importorskip("aiohttp")
     for name in ("a.tar", "b.tar"):
         write_tar(server.folder / name, 3)
@@ -84,7 +84,7 @@ def test_a_remote_tar(server, tmp_path, caplog):
     source = RecordSource(shards, RandomOrder(6, 1, seed=0, stream="texts"), name="texts", seed=0)
     order = records(source)
     first = next(index for index in order if (index < 3) != (order[0] < 3))
-    for block in (tmp_path / "blocks").rglob("*"):  # making the index has read them
+    for block in (tmp_path / "blocks").rglob("*"):  # building the index has read them
         if block.is_file():
             block.unlink()
     asked = server.requests

@@ -1,4 +1,4 @@
-"""Captioning data: prompt, caption and the places that have to be said."""
+"""Captioning data: prompt, caption, and the positions to predict."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROMPT = "a street with "
 
 @pytest.fixture
 def make(tmp_path, write_lines, tokenizer, encoded):
-    """Batches of pictures with captions, under options."""
+    """Returns a function that builds batches of images with captions, under the given options."""
 
     def make(captions, flip=0.0, careful_flip=True, prompt=PROMPT, **text) -> CaptioningBatches:
         rows = []
@@ -45,7 +45,7 @@ def spelled(batches: CaptioningBatches, tokenizer, row) -> list[str]:
     return tokenizer.convert_ids_to_tokens(row.tolist())
 
 
-def test_a_row_is_prompt_and_caption_with_masks_before_what_has_to_be_said(make, tokenizer):
+def test_a_row_is_prompt_and_caption_with_a_mask_before_each_predicted_token(make, tokenizer):
     batches = make(["A red STAR"])
     text = batches.make(0).text
     tokens = tokenizer.convert_ids_to_tokens(text.ids[0].tolist())
@@ -59,32 +59,32 @@ def test_a_row_is_prompt_and_caption_with_masks_before_what_has_to_be_said(make,
     )
 
 
-def test_prompt_and_start_are_never_said(make, tokenizer):
+def test_prompt_and_start_are_never_predicted(make, tokenizer):
     batches = make(["a red star"])
     prompt = len(batches.prompt)
     for seed in range(50):
         ids, said = batches.tokens("a red star", np.random.default_rng(seed))
         assert all(prompt <= place < len(ids) for place in said)
         assert said == sorted(set(said))
-        # The share is of caption, [CLS] and [SEP]: five tokens.
+        # The share applies to the caption with [CLS] and [SEP], which are five tokens.
         assert len(said) == 3
     assert {place for seed in range(50) for place in batches.tokens("a red star", np.random.default_rng(seed))[1]} == {
         4, 5, 6, 7,
     }  # fmt: skip
 
 
-def test_a_caption_that_is_cut_has_no_end(make, tokenizer):
+def test_a_truncated_caption_has_no_end_token(make, tokenizer):
     batches = make(["red blue star circle"], max_tokens=7)
     ids, _ = batches.tokens("red blue star circle", np.random.default_rng(0))
     assert tokenizer.convert_ids_to_tokens(ids) == ["[CLS]", "a", "street", "with", "red", "blue", "star"]
 
 
-def test_the_batch_knows_all_captions_of_an_image(make):
+def test_a_batch_contains_all_reference_captions_of_an_image(make):
     batch = make([["A red star!", "a star"], "a dog"]).make(0)
     assert sorted(batch.references) in ([("A red star!", "a star")] * 2, [("A red star!", "a star"), ("a dog",)])
 
 
-def test_no_flip_makes_a_caption_false(make):
+def test_a_flip_never_makes_a_caption_false(make):
     captions = ["a star on the left"] * 6
     careful, careless = make(captions, flip=1.0), make(captions, flip=1.0, careful_flip=False)
     whole = make(captions)
@@ -94,7 +94,7 @@ def test_no_flip_makes_a_caption_false(make):
         assert (careless.example(image, rng).pixels == whole.example(image, rng).pixels.flip(2)).all()
 
 
-def test_a_picture_that_cannot_be_read_fills_its_row_and_is_counted(make, tmp_path):
+def test_an_unreadable_image_becomes_an_invalid_row_and_is_counted(make, tmp_path):
     batches = make(["a dog", "a cat"])
     (tmp_path / "1.jpg").write_bytes(b"no picture")
     batch = batches.make(0)
@@ -103,7 +103,7 @@ def test_a_picture_that_cannot_be_read_fills_its_row_and_is_counted(make, tmp_pa
     assert batch.text.ids.shape[0] == batch.pixels.shape[0] == len(batch.references) == 2
 
 
-def test_a_prompt_that_leaves_no_room_is_refused(make):
+def test_a_prompt_that_leaves_no_room_is_rejected(make):
     with pytest.raises(UserError, match=naming("data.prompt", "4 tokens", "data.text.max_tokens is 4")):
         make(["a dog"], max_tokens=4)
 

@@ -1,4 +1,4 @@
-"""Grounding data: RefCOCO's pickle, which must run nothing, our own records, and crops and flips that take the box along."""
+"""Grounding data: RefCOCO's pickle, which must not execute code, records in our format, and boxes that follow crops and flips."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ WIDTH, HEIGHT = 40, 32
 
 
 def write_picture(path: Path, box: tuple[int, int, int, int], size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
-    """Black, but white in ``box`` (x, y, w, h)."""
+    """Writes a black image that is white in ``box`` (x, y, w, h)."""
     pixels = np.zeros((size[1], size[0], 3), dtype=np.uint8)
     x, y, w, h = box
     pixels[y : y + h, x : x + w] = 255
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not JPEG, whatever the name: the white must end where the box does.
+    # Not JPEG, whatever the file is called: the white area must end exactly at the box.
     Image.fromarray(pixels).save(path, "PNG")
 
 
 def refcoco() -> tuple[list[dict], dict]:
-    """Four references, of splits train, val, testA and testA, in the shape of ``refs(unc).p`` and ``instances.json``."""
+    """Four references of the splits train, val, testA and testA, in the format of ``refs(unc).p`` and ``instances.json``."""
     splits = ("train", "val", "testA", "testA")
     refs = [
         {
@@ -66,7 +66,7 @@ def refcoco() -> tuple[list[dict], dict]:
 
 @pytest.fixture
 def official(tmp_path):
-    """Write RefCOCO's files and give a config of some splits of them."""
+    """Returns a function that writes RefCOCO's files and returns a config for some of their splits."""
 
     def write(*splits: str, refs=None, instances=None, protocol: int = 2, **config) -> GroundingSplitConfig:
         plain, boxes = refcoco()
@@ -83,7 +83,7 @@ def official(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 5])
-def test_the_official_files_give_each_sentence_with_its_box_and_size(official, tmp_path, protocol):
+def test_the_official_files_give_each_sentence_its_box_and_size(official, tmp_path, protocol):
     first, second = read_phrases(official("train", protocol=protocol), "k", 0.0)
     assert (first.text, second.text) == ("shirt 0 0", "shirt 0 1")
     assert first.boxes == second.boxes == ((1.5, 2.0, 10.25, 9.0),)
@@ -92,7 +92,7 @@ def test_the_official_files_give_each_sentence_with_its_box_and_size(official, t
     assert first.location == f"{tmp_path}/refs(unc).p[0]"
 
 
-def test_splits_are_read_together_and_are_the_grain_of_their_phrases(official):
+def test_splits_are_read_together_and_phrases_remember_their_split(official):
     found = read_phrases(official("val", "testA"), "k", 0.0)
     assert [(phrase.text, phrase.grain) for phrase in found] == [
         (f"shirt {n} {k}", grain) for n, grain in ((1, "val"), (2, "testA"), (3, "testA")) for k in range(2)
@@ -105,10 +105,10 @@ PYTHON_2 = (
     b"\x8a\x04\xe1\xe0\x08\x00U\tsentencesq\x06]q\x07(}q\x08U\x04sentq\tX\x05\x00\x00\x00caf\xc3\xa9q\ns"
     b"}q\x0bh\tU\x04caf\xe9seua."
 )
-"""``pickle.dumps(refs, 2)`` of Python 2: ``str`` is a byte string (opcode U), here in Latin-1, ``long`` is LONG1."""
+"""``pickle.dumps(refs, 2)`` of Python 2: ``str`` is a byte string (opcode U), here in Latin-1, and ``long`` is LONG1."""
 
 
-def test_a_pickle_of_python_2_is_read(official, tmp_path):
+def test_a_python_2_pickle_is_read(official, tmp_path):
     config = official("train")
     (tmp_path / "refs(unc).p").write_bytes(PYTHON_2)
     found = read_phrases(config, "k", 0.0)
@@ -116,7 +116,7 @@ def test_a_pickle_of_python_2_is_read(official, tmp_path):
 
 
 class Runs:
-    """A value whose unpickling calls a function that leaves a file behind."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -126,7 +126,7 @@ class Runs:
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(official, tmp_path, protocol):
+def test_a_pickle_with_code_is_rejected_without_executing_it(official, tmp_path, protocol):
     ran = tmp_path / "ran"
     refs, _ = refcoco()
     config = official("train", refs=[*refs, {"split": Runs(ran)}], protocol=protocol)
@@ -138,17 +138,17 @@ def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(official, tmp_
     assert "\n" not in message
     assert not ran.exists()
     pickle.loads(Path(config.refs).read_bytes())
-    assert ran.exists(), "the file would have run something"
+    assert ran.exists(), "the pickle would have executed code"
 
 
 @pytest.mark.parametrize("content", [b"", b"no pickle", pickle.dumps(refcoco()[0])[:-40], b"\x80\x02}q\x00b."])
-def test_a_damaged_pickle_is_told_in_one_line(tmp_path, content):
+def test_a_damaged_pickle_is_reported_in_one_line(tmp_path, content):
     (tmp_path / "refs.p").write_bytes(content)
     with pytest.raises(UserError, match=naming("k", f"{tmp_path}/refs.p", "pickle")):
         read_plain_pickle(str(tmp_path / "refs.p"), "k")
 
 
-def test_files_that_are_missing_or_of_another_kind_are_told_with_their_key(official, tmp_path):
+def test_missing_and_wrong_files_are_reported_with_their_key(official, tmp_path):
     config = official("val")
     for key in ("refs", "instances"):
         gone = config.model_copy(update={key: "gone"})
@@ -161,7 +161,7 @@ def test_files_that_are_missing_or_of_another_kind_are_told_with_their_key(offic
             read_phrases(official("val", instances=wrong), "data.train", 0.0)
 
 
-def test_a_split_that_is_not_there_is_told_with_those_that_are(official):
+def test_a_missing_split_is_reported_with_the_existing_splits(official):
     with pytest.raises(UserError, match=naming("testB, test", "train (1), val (1), testA (2)")):
         read_phrases(official("val", "testB", "test"), "k", 0.0)
 
@@ -180,7 +180,7 @@ def test_a_split_that_is_not_there_is_told_with_those_that_are(official):
         ({"sentences": None}, "missing key"),
     ],
 )
-def test_a_reference_that_cannot_be_used_is_told_or_left_out(official, change, said):
+def test_an_unusable_reference_is_reported_or_skipped(official, change, said):
     refs, _ = refcoco()
     refs[2] |= change
     config = official("testA", refs=refs)
@@ -200,21 +200,21 @@ def test_a_reference_that_cannot_be_used_is_told_or_left_out(official, change, s
         (None, "wrong type"),
     ],
 )
-def test_a_box_that_is_not_in_its_picture_is_told(official, bbox, said):
+def test_a_box_outside_its_image_is_reported(official, bbox, said):
     _, instances = refcoco()
     instances["annotations"][2]["bbox"] = bbox
     with pytest.raises(UserError, match=naming("1 of 2", f"1 {said}")):
         read_phrases(official("testA", instances=instances), "k", 0.0)
-    assert len(read_phrases(official("val", instances=instances), "k", 0.0)) == 2, "another split is not concerned"
+    assert len(read_phrases(official("val", instances=instances), "k", 0.0)) == 2, "other splits must not be affected"
 
 
-def test_a_box_that_leaves_by_less_than_a_pixel_is_clamped(official):
+def test_a_box_that_exceeds_the_image_by_less_than_a_pixel_is_clamped(official):
     _, instances = refcoco()
     instances["annotations"][2]["bbox"] = [30.5, 20.25, 10.0, 12.0]
     assert read_phrases(official("testA", instances=instances), "k", 0.0)[0].boxes[0] == (30.5, 20.25, 9.5, 11.75)
 
 
-def test_a_picture_that_is_missing_is_told_by_its_coco_name(official, tmp_path):
+def test_a_missing_image_is_reported_by_its_coco_name(official, tmp_path):
     config = official("testA")
     (tmp_path / "train2014" / "COCO_train2014_000000581858.jpg").unlink()
     with pytest.raises(UserError, match=naming("2 of 2", "2 missing image", "COCO_train2014_000000581858.jpg")):
@@ -234,7 +234,7 @@ def test_a_picture_that_is_missing_is_told_by_its_coco_name(official, tmp_path):
         {"annotations": "a", "splits": ["val"]},
     ],
 )
-def test_a_split_is_official_files_or_annotations_and_not_both(values):
+def test_a_split_has_either_official_files_or_annotations(values):
     with pytest.raises(
         ConfigError, match=r"format is (records|refcoco); (give|drop) (annotations|refs|instances|splits|images)"
     ):
@@ -243,7 +243,7 @@ def test_a_split_is_official_files_or_annotations_and_not_both(values):
 
 @pytest.fixture
 def own(tmp_path):
-    """Write region records of our own, and a picture for each."""
+    """Returns a function that writes region records in our format, and an image for each."""
 
     def write(*records: dict, size: tuple[int, int] = (WIDTH, HEIGHT), name: str = "a.jsonl") -> GroundingSplitConfig:
         for number, record in enumerate(records):
@@ -258,7 +258,7 @@ def own(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
-def test_own_records_give_a_phrase_for_each_caption_of_each_box(own, name):
+def test_own_records_give_one_phrase_per_caption_and_box(own, name):
     first = {"elems": [{"bb": [1, 2, 3, 4], "caption": ["a dog", "the dog"]}, {"bb": [5, 6, 7, 8], "caption": "a cat"}]}
     second = {"elems": [{"bb": [0, 0, 40, 32], "caption": "a star", "grain": "place"}]}
     found = read_phrases(own(first, second, name=name), "k", 0.0)
@@ -271,7 +271,7 @@ def test_own_records_give_a_phrase_for_each_caption_of_each_box(own, name):
     assert {phrase.size for phrase in found} == {(WIDTH, HEIGHT)}
 
 
-def test_phrases_in_one_language_or_in_all(own):
+def test_phrases_are_read_in_one_language_or_all(own):
     config = own({"elems": [{"bb": [1, 2, 3, 4], "caption": [{"en": "a dog", "de": "ein Hund"}, "perro"]}]})
 
     def texts(language: str | None) -> list[str]:
@@ -281,7 +281,7 @@ def test_phrases_in_one_language_or_in_all(own):
     assert texts("de") == ["ein Hund", "perro"]
 
 
-def test_phrases_with_several_boxes_or_none_are_skipped_and_counted(own, caplog):
+def test_phrases_without_exactly_one_box_are_skipped_and_counted(own, caplog):
     one = {"bb": [1, 2, 3, 4], "caption": "a dog"}
     several, absent = {"bb": [[1, 2, 3, 4], [5, 6, 7, 8]], "caption": "two dogs"}, {"bb": [], "caption": "a zebra"}
     caplog.set_level("INFO")
@@ -294,8 +294,8 @@ def test_phrases_with_several_boxes_or_none_are_skipped_and_counted(own, caplog)
         read_phrases(own({"elems": [several, absent]}), "data.train", 0.0)
 
 
-def test_grefcocos_official_json_has_several_boxes_one_and_none(tmp_path):
-    """In the shape of ``grefs(unc).json``."""
+def test_the_official_grefcoco_json_has_any_number_of_boxes(tmp_path):
+    """The records have the format of ``grefs(unc).json``."""
 
     def reference(image: int, annotations: object, split: str, *texts: str) -> dict:
         return {
@@ -345,7 +345,7 @@ def test_grefcocos_official_json_has_several_boxes_one_and_none(tmp_path):
         read_phrases(config, "k", 0.0, range(17))
 
 
-def test_a_head_for_sets_reads_phrases_with_as_many_boxes_as_it_has_and_with_none(own, caplog):
+def test_a_set_head_reads_phrases_with_up_to_as_many_boxes_as_it_predicts(own, caplog):
     several = {"bb": [[1, 2, 3, 4], [5, 6, 7, 8]], "caption": "two dogs"}
     absent, many = {"bb": [], "caption": "a zebra"}, {"bb": [[1, 2, 3, 4]] * 3, "caption": "dogs"}
     caplog.set_level("INFO")
@@ -376,7 +376,7 @@ DOG = {"bb": [1, 2, 3, 4], "caption": "a dog"}
         ({"image": None}, "missing key"),
     ],
 )
-def test_an_own_record_that_cannot_be_used_is_told_or_left_out(own, change, said):
+def test_an_unusable_own_record_is_reported_or_skipped(own, change, said):
     config = own({"elems": [DOG]}, {"elems": [DOG]} | change)
     with pytest.raises(UserError, match=naming("evaluation.test.a", "1 of 2", f"1 {said}")) as error:
         read_phrases(config, "evaluation.test.a", 0.0)
@@ -384,7 +384,7 @@ def test_an_own_record_that_cannot_be_used_is_told_or_left_out(own, change, said
     assert [phrase.text for phrase in read_phrases(config, "data.train", 0.5)] == ["a dog"]
 
 
-def test_a_file_that_is_no_picture_is_told(own, tmp_path):
+def test_a_file_that_is_not_an_image_is_reported(own, tmp_path):
     config = own({"elems": [DOG]})
     (tmp_path / "0.png").write_text("no picture")
     with pytest.raises(UserError, match="1 unreadable image "):
@@ -393,7 +393,7 @@ def test_a_file_that_is_no_picture_is_told(own, tmp_path):
 
 @pytest.fixture
 def batches(tokenizer, own):
-    """Batches of phrases over pictures of 64 x 64, whose box is painted white on black."""
+    """Batches of phrases about 64 x 64 images, in which the box is white on black."""
 
     def make(*elems: tuple[str, tuple[float, ...]], batch_size: int = 1, seed: int = 0, size: int = 64, **options):
         records = [{"elems": [{"bb": list(box), "caption": text}], "painted": box} for text, box in elems]
@@ -405,7 +405,7 @@ def batches(tokenizer, own):
 
 
 def edges(box: torch.Tensor, size: int) -> list[float]:
-    """Left, top, right and bottom in pixels of a relative box of centre and size."""
+    """Left, top, right and bottom in pixels of a relative box given by centre and size."""
     cx, cy, w, h = (box.double() * size).tolist()
     return [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
 
@@ -415,10 +415,10 @@ BOXES = [(10, 20, 30, 12), (0, 0, 8, 8), (50, 40, 14, 24), (0, 5, 64, 9), (31, 3
 
 @pytest.mark.parametrize("flip", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("box", BOXES)
-def test_the_crop_keeps_the_whole_box_and_says_where_it_went(batches, box, flip):
-    """The white rectangle, re-found in the view, is the target; it has its whole area, which a cut box would not have.
+def test_the_crop_contains_the_whole_box_and_the_target_follows_it(batches, box, flip):
+    """The target must equal the white rectangle found in the view, with its whole area; a clipped box would have less.
 
-    Half-way between black and white lies the edge, to which the resize adds blur but no shift.
+    The edge is where the brightness is half-way between black and white. Resizing blurs the edge but does not shift it.
     """
     size = 64
     maker = batches(("a dog", box), augment=PLAIN.model_copy(update={"flip": flip}), size=size)
@@ -433,16 +433,16 @@ def test_the_crop_keeps_the_whole_box_and_says_where_it_went(batches, box, flip)
         assert [float(edge) for edge in found] == pytest.approx(target, abs=1), number
         assert min(target) >= -1e-4
         assert max(target) <= size + 1e-4
-        # Whole pixels: the side of the crop, which the size of the target tells, is a whole number.
+        # The side of the crop, computed from the size of the target, is a whole number of pixels.
         for side, edge in ((box[2], target[2] - target[0]), (box[3], target[3] - target[1])):
             crop = side * size / edge
             assert crop == pytest.approx(round(crop), abs=1e-3)
             assert side <= round(crop) <= 64
         shapes.add(tuple(round(edge, 3) for edge in target))
-    assert len(shapes) > 20, "crops differ"
+    assert len(shapes) > 20, "the crops must differ"
 
 
-def test_without_a_crop_the_target_is_the_box_in_the_whole_picture(batches):
+def test_without_a_crop_the_target_is_the_box_in_the_whole_image(batches):
     maker = batches(("a dog", (16, 8, 32, 16)), crop=False)
     for number in range(5):
         assert maker.make(number).boxes_cxcywh.tolist() == [[[0.5, 0.25, 0.5, 0.25]]]
@@ -450,7 +450,7 @@ def test_without_a_crop_the_target_is_the_box_in_the_whole_picture(batches):
 
 @pytest.mark.parametrize("text", ["the left dog", "dog on the right", "leftmost dog", "the dog", "a bright dog"])
 @pytest.mark.parametrize("careful", [True, False])
-def test_a_flip_mirrors_box_and_pixels_and_stops_where_the_phrase_says_a_side(batches, text, careful):
+def test_a_flip_mirrors_box_and_pixels_unless_the_phrase_names_a_side(batches, text, careful):
     always = PLAIN.model_copy(update={"flip": 1.0})
     maker = batches((text, (8, 16, 16, 32)), crop=False, augment=always, careful_flip=careful)
     batch = maker.make(0)
@@ -460,7 +460,7 @@ def test_a_flip_mirrors_box_and_pixels_and_stops_where_the_phrase_says_a_side(ba
     assert white.tolist() == list(range(8, 24) if stays else range(40, 56))
 
 
-def test_care_is_the_default_as_released():
+def test_careful_flips_are_the_default_as_in_the_released_code():
     assert GroundingDataConfig.model_fields["careful_flip"].default is True
     assert GroundingDataConfig.model_fields["crop"].default is True
 
@@ -472,7 +472,7 @@ def test_colour_augmentation_moves_nothing(batches):
         assert pixels[9:23, 17:47].min() > pixels[25:, :].max()
 
 
-def test_an_epoch_has_every_phrase_once_with_its_own_box(batches, tokenizer):
+def test_an_epoch_has_every_phrase_once_with_its_box(batches, tokenizer):
     words = ("one", "two", "three", "four", "five")
     maker = batches(*[(f"number {w}", b) for w, b in zip(words, BOXES, strict=True)], crop=False, batch_size=2)
     assert maker.stream_sizes == {"phrases": 5}
@@ -488,7 +488,7 @@ def test_an_epoch_has_every_phrase_once_with_its_own_box(batches, tokenizer):
     assert sorted(seen[:5]) == sorted(seen[5:]) == list(range(5))
 
 
-def test_a_batch_is_a_function_of_seed_and_number_alone(batches):
+def test_a_batch_depends_only_on_seed_and_index(batches):
     options = {"augment": RegionAugmentConfig(), "batch_size": 3}
     phrases = [("a dog", box) for box in BOXES]
     maker = batches(*phrases, **options)
@@ -500,7 +500,7 @@ def test_a_batch_is_a_function_of_seed_and_number_alone(batches):
     assert not torch.equal(maker.make(0).boxes_cxcywh, batches(*phrases, seed=1, **options).make(0).boxes_cxcywh)
 
 
-def test_a_picture_damaged_or_changed_after_the_check_is_a_row_that_does_not_count(batches, tmp_path):
+def test_an_image_damaged_or_changed_after_the_check_is_an_invalid_row(batches, tmp_path):
     phrases = [("a dog", box) for box in BOXES]
     maker = batches(*phrases, batch_size=5)
     (tmp_path / "1.png").write_bytes(b"no picture")

@@ -1,4 +1,4 @@
-"""Held-out records: each once, in order, unaugmented, and whole or refused."""
+"""Held-out records are read once each, in order, without augmentation, and completely or not at all."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def test_a_limit_reads_the_first_records(read):
         ({"caption": "dog", "elems": [{"bb": [1, 2, 3], "caption": "cat"}]}, "held.jsonl:1: wrong type"),
     ],
 )
-def test_a_broken_record_is_refused_by_name(read, record, message):
+def test_a_broken_record_is_an_error_that_names_it(read, record, message):
     with pytest.raises(UserError, match=naming(message, "held-out")):
         read(record)
 
 
-def test_the_first_clip_that_says_something_is_held_out(tokenizer, tmp_path):
+def test_the_first_clip_with_a_text_is_held_out(tokenizer, tmp_path):
     path = tmp_path / "held.jsonl"
     clips = [[encoded(1)], [encoded(2), encoded(3)], [encoded(4)]]
     said = {"video": clips, "caption": ["[Music]", "A dog.", "a cat"], "is_continuous": True}

@@ -1,4 +1,4 @@
-"""A record that cannot be used ends a held-out reading with one line, whatever is wrong with it."""
+"""An unusable record stops the reading of held-out data with a one-line error, whatever is wrong with it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write(path: Path, line: str) -> list[str]:
     return [str(path)]
 
 
-def told(run: Any, place: str) -> None:
+def error_of(run: Any, place: str) -> None:
     with pytest.raises(UserError) as caught:
         run()
     said = str(caught.value)
@@ -48,23 +48,23 @@ def told(run: Any, place: str) -> None:
 
 
 @pytest.mark.parametrize("name", lines())
-def test_of_images(name, tokenizer, tmp_path):
+def test_unusable_images_are_reported_in_one_line(name, tokenizer, tmp_path):
     files = write(tmp_path / "a.jsonl", lines()[name])
     processor = TextProcessor(tokenizer, TextDataConfig())
     options: dict[str, Any] = {"image_size": 16, "keys": ImageKeys(), "index_folder": str(tmp_path / "index")}
-    told(lambda: read_held_out(files, processor, **options), f"{files[0]}:2")
+    error_of(lambda: read_held_out(files, processor, **options), f"{files[0]}:2")
 
 
-def test_of_images_behind_paths(tokenizer, tmp_path):
+def test_unusable_image_paths_are_reported_in_one_line(tokenizer, tmp_path):
     processor = TextProcessor(tokenizer, TextDataConfig())
     for number, path in enumerate(bad_paths(tmp_path).values()):
         files = write(tmp_path / f"{number}.jsonl", json.dumps({"image": path, "caption": "a dog"}))
         options: dict[str, Any] = {"image_size": 16, "keys": ImageKeys(), "index_folder": str(tmp_path / "index")}
-        told(lambda files=files, options=options: read_held_out(files, processor, **options), f"{files[0]}:2")
+        error_of(lambda files=files, options=options: read_held_out(files, processor, **options), f"{files[0]}:2")
 
 
 @pytest.mark.parametrize("name", [*bad_lines(), *bad_texts()])
-def test_of_videos(name, tokenizer, tmp_path):
+def test_unusable_videos_are_reported_in_one_line(name, tokenizer, tmp_path):
     lines = {
         **bad_lines(),
         **{key: json.dumps({"video": [ENCODED], "caption": text}) for key, text in bad_texts().items()},
@@ -73,12 +73,12 @@ def test_of_videos(name, tokenizer, tmp_path):
     path.write_text(f"{lines[name]}\n{{}}\n", encoding="utf-8", errors="surrogateescape")
     config = VideoStreamConfig(files=[], batch_size=1)
     given = ([str(path)], TextProcessor(tokenizer, TextDataConfig()), config, FrameSampler(2, config.reading, 10**6))
-    told(lambda: read_held_out_videos(*given, image_size=16, index_folder=str(tmp_path)), f"{path}:1")
+    error_of(lambda: read_held_out_videos(*given, image_size=16, index_folder=str(tmp_path)), f"{path}:1")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_of_fine_tuning(tmp_path, workers):
-    """What is found when a split is read, and when its images are decoded in a worker."""
+def test_unusable_fine_tuning_rows_are_reported_in_one_line(tmp_path, workers):
+    """Some errors are found when the split is read, and others when a worker decodes its images."""
     (tmp_path / "good.jpg").write_bytes(picture_bytes())
     for name, path in bad_paths(tmp_path).items():
         rows = [{"image": "good.jpg", "caption": "a dog"}, {"image": path, "caption": "a cat"}]
@@ -97,7 +97,7 @@ def test_of_fine_tuning(tmp_path, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_mistake_in_the_code_is_told_with_its_class_and_the_record(workers):
+def test_a_bug_in_the_code_is_reported_with_its_class_and_the_record(workers):
     def read(item: int) -> int:
         return [1, 2, 3][item]
 

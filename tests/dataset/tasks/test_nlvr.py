@@ -1,4 +1,4 @@
-"""Visual reasoning data: the official files and lists that name their pictures; left stays left from file to batch."""
+"""Visual reasoning data: the official files, and lists that name their images. The left image stays left from file to batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ SIZE = 16
 
 @pytest.fixture
 def picture(tmp_path):
-    """Write a picture whose right half has a level of its own (the left one is black), and give its name back."""
+    """Returns a function that writes an image whose left half is black and whose right half has the given level, and returns its
+    name."""
 
     def write(name: str, level: int) -> str:
         pixels = np.zeros((SIZE, SIZE, 3), dtype=np.uint8)
@@ -45,7 +46,7 @@ def split(tmp_path):
 
 
 def official(identifier: str, label: str = "True", **more) -> dict:
-    """A line as the official repository has it."""
+    """A line in the format of the official repository."""
     return {
         "sentence": f"One of the dogs is {identifier}.",
         "left_url": "http://a/l.jpg",
@@ -73,8 +74,8 @@ def names(item, folder) -> tuple[str, str]:
         ("test2-7-1-0", {}, "test2"),
     ],
 )
-def test_official_lines_find_their_pictures_in_the_official_layout(split, picture, tmp_path, identifier, more, folder):
-    """Left is img0; the last field of the identifier, which sentence it is, is not in the names."""
+def test_official_lines_find_their_images_in_the_official_layout(split, picture, tmp_path, identifier, more, folder):
+    """The left image is img0. The last field of the identifier is the sentence number, which image names do not contain."""
     stem = f"{folder}/{identifier.rpartition('-')[0]}"
     for side in (0, 1):
         picture(f"{stem}-img{side}.png", 100 + side)
@@ -84,7 +85,7 @@ def test_official_lines_find_their_pictures_in_the_official_layout(split, pictur
     assert (item.sentence, item.label) == (f"One of the dogs is {identifier}.", 1)
 
 
-def test_official_files_are_json_lines_under_a_name_that_ends_in_json(tmp_path, picture):
+def test_official_files_are_json_lines_in_a_json_file(tmp_path, picture):
     for side in (0, 1):
         picture(f"dev/dev-0-0-img{side}.png", side)
     (tmp_path / "dev.json").write_text("".join(json.dumps(official(f"dev-0-0-{n}")) + "\n" for n in range(3)))
@@ -93,7 +94,7 @@ def test_official_files_are_json_lines_under_a_name_that_ends_in_json(tmp_path, 
 
 
 @pytest.mark.parametrize("file", ["a.json", "a.jsonl"])
-def test_processed_lists_name_their_pictures_left_first(split, picture, tmp_path, file):
+def test_processed_lists_name_the_left_image_first(split, picture, tmp_path, file):
     images = [picture("dev/b.png", 1), picture("dev/a.png", 2)]
     labels = [True, "True", "true", False, "False", "false"]
     rows = [{"sentence": f"dog {n}", "label": label, "images": images} for n, label in enumerate(labels)]
@@ -122,7 +123,7 @@ def test_processed_lists_name_their_pictures_left_first(split, picture, tmp_path
         ({"images": ["dev/dev-850-0-img0.png", "gone.png"]}, "missing image", ("gone.png",)),
     ],
 )
-def test_a_row_that_cannot_be_used_is_told_in_one_line(split, picture, change, kind, said):
+def test_an_unusable_row_is_reported_in_one_line(split, picture, change, kind, said):
     for side in (0, 1):
         picture(f"dev/dev-850-0-img{side}.png", side)
     sides = [f"dev/dev-850-0-img{side}.png" for side in (0, 1)]
@@ -137,8 +138,9 @@ def test_a_row_that_cannot_be_used_is_told_in_one_line(split, picture, change, k
     assert len(read_statements(config, "data.train", 0.5)) == 1
 
 
-def test_rows_of_one_sentence_share_their_group_whatever_the_pair(split, picture):
-    """The official script blanks the third field of the identifier; another set or sentence number is another sentence."""
+def test_rows_with_one_sentence_share_a_group_for_any_pair(split, picture):
+    """The official script blanks the third field of the identifier. Another set number or sentence number means another
+    sentence."""
     identifiers = ["dev-0-0-0", "dev-0-1-0", "dev-0-0-1", "dev-1-0-0", "dev-0-2-0", "test1-0-0-0", "dev-10-0-0"]
     for identifier in identifiers:
         part, stem = identifier.partition("-")[0], identifier.rpartition("-")[0]
@@ -156,7 +158,7 @@ def test_rows_of_one_sentence_share_their_group_whatever_the_pair(split, picture
     assert [[a == b for b in groups] for a in groups] == same
 
 
-def test_without_an_identifier_equal_sentences_are_one_group(split, picture):
+def test_without_identifiers_equal_sentences_share_a_group(split, picture):
     images = [picture("a.png", 1), picture("b.png", 2)]
     rows = [{"sentence": sentence, "label": True, "images": images} for sentence in ("dog", "cat", "dog")]
     first, second, third = (item.sentence_id for item in read_statements(split(rows), "k", 0.0))
@@ -165,7 +167,7 @@ def test_without_an_identifier_equal_sentences_are_one_group(split, picture):
 
 @pytest.fixture
 def batches(tokenizer, split, picture):
-    """Statement n is "number n", is true for odd n, and has levels 10 n and 10 n + 100 in its left and right picture."""
+    """Statement n is "number n" and is true for odd n. The levels of its left and right image are 10 n and 10 n + 100."""
 
     def make(sentences: list[str] | None = None, seed: int = 0, batch_size: int = 3, **options) -> NLVRBatches:
         numbers = ["zero", "one", "two", "three", "four", "five", "six"]
@@ -189,7 +191,7 @@ def numbers_of(tokenizer, batch) -> list[int]:
     return [numbers.index(text.split()[2]) for text in texts]
 
 
-def test_all_left_pictures_come_before_all_right_ones(batches, tokenizer):
+def test_all_left_images_come_before_all_right_images(batches, tokenizer):
     maker = batches()
     seen = []
     for number in range(7):
@@ -205,7 +207,7 @@ def test_all_left_pictures_come_before_all_right_ones(batches, tokenizer):
         assert sorted(seen[7 * epoch : 7 * epoch + 7]) == list(range(7))
 
 
-def test_a_damaged_picture_makes_a_row_that_does_not_count(batches, tmp_path, tokenizer):
+def test_a_damaged_image_makes_an_invalid_row(batches, tmp_path, tokenizer):
     maker = batches(batch_size=7)
     whole = maker.make(0)
     (tmp_path / "images" / "4r.png").write_bytes(b"no picture")
@@ -220,7 +222,7 @@ def test_a_damaged_picture_makes_a_row_that_does_not_count(batches, tmp_path, to
     assert (batch.read, len(batch.records)) == (7, 6)
 
 
-def test_a_batch_is_a_function_of_seed_and_number_alone(batches):
+def test_a_batch_depends_only_on_seed_and_index(batches):
     maker = batches(augment=AugmentConfig())
     for number in (3, 0, 3):
         one, other = maker.make(number), batches(augment=AugmentConfig()).make(number)
@@ -229,7 +231,7 @@ def test_a_batch_is_a_function_of_seed_and_number_alone(batches):
     assert not torch.equal(maker.make(0).pixels, batches(seed=1, augment=AugmentConfig()).make(0).pixels)
 
 
-def test_each_picture_of_a_pair_is_augmented_apart(batches):
+def test_the_images_of_a_pair_are_augmented_independently(batches):
     half = WHOLE.model_copy(update={"flip": 0.5})
     maker = batches(augment=half, batch_size=7)
     flipped = torch.cat([maker.make(number).pixels[:, 0, 0, -1].view(2, 7) == 0 for number in range(1, 9)], dim=1)
@@ -241,12 +243,12 @@ def test_each_picture_of_a_pair_is_augmented_apart(batches):
 
 @pytest.mark.parametrize(("sentence", "says_a_side"), [("the left dog is small", True), ("a small bright dog", False)])
 @pytest.mark.parametrize("careful", [True, False])
-def test_a_sentence_that_says_a_side_is_flipped_only_without_care(batches, sentence, says_a_side, careful):
+def test_a_sentence_that_names_a_side_is_flipped_only_without_careful_flips(batches, sentence, says_a_side, careful):
     flip = WHOLE.model_copy(update={"flip": 1.0})
     pixels = batches([sentence], batch_size=1, augment=flip, careful_flip=careful).make(0).pixels
-    # Mirrored, the level of the right picture stands in its left half.
+    # After mirroring, the level of the right half is in the left half.
     assert (pixels[1, 0, 0, 0] == 100).item() != (careful and says_a_side)
 
 
-def test_the_released_code_flips_without_care():
+def test_the_released_config_disables_careful_flips():
     assert NLVRDataConfig.model_fields["careful_flip"].default is False

@@ -1,4 +1,4 @@
-"""Records to batches: what each row holds, and that nothing unusable ever counts."""
+"""From records to batches: the contents of each row. Unusable records never count."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def regions_of(batch: PretrainBatch) -> RegionBatch:
     return batch.regions
 
 
-def test_a_pair_keeps_picture_and_caption_together(maker, tokenizer, write_lines, make_pair, encoded):
+def test_a_pair_keeps_image_and_caption_together(maker, tokenizer, write_lines, make_pair, encoded):
     file = write_lines("a.jsonl", [make_pair(n) for n in range(9)])
     batches = maker(images=ImageStreamConfig(files=[file], batch_size=3, augment=WHOLE))
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"]
@@ -69,7 +69,7 @@ def test_a_pair_keeps_picture_and_caption_together(maker, tokenizer, write_lines
     assert sorted(seen) == list(range(9))
 
 
-def test_a_tar_gives_the_same_batches_as_its_json_lines(maker, write_lines, make_pair, make_regions, tmp_path):
+def test_a_tar_gives_the_same_batches_as_json_lines(maker, write_lines, make_pair, make_regions, tmp_path):
     records = [make_regions(n) for n in range(6)]
     lines = write_lines("a.jsonl", records)
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
@@ -108,7 +108,7 @@ def assert_same(one, other) -> None:
             assert value == getattr(other, name), name
 
 
-def test_a_broken_pair_is_a_row_that_does_not_count(maker, write_lines, make_pair):
+def test_a_broken_pair_is_an_invalid_row(maker, write_lines, make_pair):
     file = write_lines("a.jsonl", [make_pair(0), {"image": "gone.jpg", "caption": "a"}, make_pair(2)])
     batch = maker(images=ImageStreamConfig(files=[file], batch_size=3)).make(0)
     (broken,) = batch.broken
@@ -143,7 +143,7 @@ def test_every_kind_of_broken_region_record_is_skipped_and_named(maker, write_li
     assert regions_of(batch).valid.any()
 
 
-def test_a_picture_that_is_too_large_is_skipped_and_named(maker, write_lines, make_regions):
+def test_an_image_that_is_too_large_is_skipped_and_named(maker, write_lines, make_regions):
     file = write_lines("a.jsonl", [make_regions(0)])
     batch = maker(max_pixels=100, regions=RegionStreamConfig(files=[file], batch_size=2, max_images=1)).make(0)
     assert [item.kind for item in batch.broken] == ["image too large"]
@@ -161,14 +161,15 @@ def test_region_rows_point_at_their_boxes(maker, tokenizer, write_lines, make_re
     rows = {words(tokenizer, regions.text, row): row for row in (1, 2)}
     star = rows["a red star"]
     assert regions.boxes_cxcywh[star].tolist() == pytest.approx([10 / 40, 9 / 32, 16 / 40, 12 / 32])
-    # x 1.6 … 14.4, y 3 … 15 of 32: two of four columns, two of four rows.
+    # x from 1.6 to 14.4 and y from 3 to 15, of 32: two of four columns and two of four rows.
     assert regions.patch_mask[star].reshape(4, 4).nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
     (circle,) = rows.keys() - {"a red star"}
     assert circle in ("small the blue circle", "large the blue circle")
 
 
-def test_a_phrase_of_several_boxes_has_the_patches_of_all_and_no_box_loss(maker, write_lines, make_pair):
-    """Of 40 x 32 pixels, the first box covers the upper left patch of 4 x 4, the second the lower right one."""
+def test_a_phrase_with_several_boxes_has_the_patches_of_all_and_no_box_loss(maker, write_lines, make_pair):
+    """In an image of 40 x 32 pixels, the first box covers the top left patch of 4 x 4 patches, and the second the bottom right
+    one."""
     boxes = [[0, 0, 9, 7], [31, 25, 9, 7]]
     elems = [
         {"bb": boxes, "caption": "two stars"},
@@ -181,21 +182,21 @@ def test_a_phrase_of_several_boxes_has_the_patches_of_all_and_no_box_loss(maker,
     )
     batch = maker(regions=stream).make(0)
     regions = regions_of(batch)
-    assert regions.valid.tolist() == [True, True, False] and not batch.broken, "the image shows no zebra"
+    assert regions.valid.tolist() == [True, True, False] and not batch.broken, "the image does not show a zebra"
     by_patches = {int(mask.sum()): row for row, mask in enumerate(regions.patch_mask[:2])}
     assert regions.patch_mask[by_patches[2]].reshape(4, 4).nonzero().tolist() == [[0, 0], [3, 3]]
     assert regions.several_boxes[by_patches[2]] and not regions.several_boxes[by_patches[1]]
     assert not regions.is_image[:2].any()
 
 
-def test_a_record_of_absent_phrases_has_no_row_and_is_not_broken(maker, write_lines, make_pair):
+def test_a_record_with_only_absent_phrases_has_no_row_and_is_not_broken(maker, write_lines, make_pair):
     record = {**make_pair(0), "caption": None, "elems": [{"bb": [], "caption": "a zebra"}]}
     stream = RegionStreamConfig(files=[write_lines("a.jsonl", [record])], batch_size=3, max_images=1)
     batch = maker(regions=stream).make(0)
     assert (batch.read, batch.broken) == (1, ()) and not regions_of(batch).valid.any()
 
 
-def test_rows_ascend_by_image_and_unused_images_are_left_out(maker, write_lines, make_regions):
+def test_rows_are_sorted_by_image_and_unused_images_are_dropped(maker, write_lines, make_regions):
     file = write_lines("a.jsonl", [make_regions(n) for n in range(12)])
     batches = maker(regions=RegionStreamConfig(files=[file], batch_size=5, max_images=6, crop=False))
     used = []
@@ -208,10 +209,10 @@ def test_rows_ascend_by_image_and_unused_images_are_left_out(maker, write_lines,
         assert index.unique().tolist() == list(range(len(regions.pixels)))
         used.append(len(regions.pixels))
     assert min(used) < 5
-    assert max(used) > 2, "rows are kept at random, not from the first pictures"
+    assert max(used) > 2, "rows must be chosen at random, not from the first images"
 
 
-def test_missing_rows_are_masked_and_never_duplicates(maker, write_lines, make_regions):
+def test_missing_rows_are_masked_and_not_duplicated(maker, write_lines, make_regions):
     file = write_lines("a.jsonl", [make_regions(n) for n in range(3)])
     stream = RegionStreamConfig(files=[file], batch_size=20, max_images=3, crop=False)
     regions = regions_of(maker(regions=stream).make(0))
@@ -226,7 +227,7 @@ def test_missing_rows_are_masked_and_never_duplicates(maker, write_lines, make_r
 
 
 def test_missing_rows_are_spread_over_the_images(maker, write_lines, make_regions):
-    """The largest number of rows of one image sizes the attention of all of them."""
+    """The maximum number of rows per image determines the size of the attention for all images."""
     file = write_lines("a.jsonl", [make_regions(n) for n in range(3)])
     stream = RegionStreamConfig(files=[file], batch_size=20, max_images=3, crop=False)
     regions = regions_of(maker(regions=stream).make(0))
@@ -235,7 +236,7 @@ def test_missing_rows_are_spread_over_the_images(maker, write_lines, make_region
     assert regions.image_index.tolist() == sorted(regions.image_index.tolist())
 
 
-def test_a_batch_without_anything_usable_is_one_black_image_and_no_valid_row(maker, write_lines):
+def test_a_batch_without_usable_records_is_one_black_image_without_valid_rows(maker, write_lines):
     file = write_lines("a.jsonl", ["{"] * 4)
     batch = maker(
         images=ImageStreamConfig(files=[file], batch_size=2),
@@ -250,7 +251,7 @@ def test_a_batch_without_anything_usable_is_one_black_image_and_no_valid_row(mak
     assert (batch.read, len(batch.broken), batch.records) == (8, 8, ())
 
 
-def test_no_more_rows_of_a_picture_than_max_regions(maker, write_lines, make_pair):
+def test_an_image_has_at_most_max_regions_rows(maker, write_lines, make_pair):
     elems = [{"bb": [n, 0, 5, 5], "caption": "a star"} for n in range(20)]
     file = write_lines("a.jsonl", [{**make_pair(0), "elems": elems}])
     for whole, most in ((True, 4), (False, 4), (True, 1)):
@@ -263,7 +264,7 @@ def test_no_more_rows_of_a_picture_than_max_regions(maker, write_lines, make_pai
 
 
 @pytest.mark.parametrize("text", ["a red star left of a dog", "the rightmost star"])
-def test_a_text_with_a_side_is_never_flipped_and_others_are(maker, write_lines, make_pair, text):
+def test_images_are_not_flipped_if_a_text_names_a_side(maker, write_lines, make_pair, text):
     always = RegionAugmentConfig(flip=1, rand_augment_ops=0)
 
     def center(caption: str, careful: bool, whole: str = "a dog", others=()) -> float:
@@ -276,11 +277,11 @@ def test_a_text_with_a_side_is_never_flipped_and_others_are(maker, write_lines, 
 
     assert center(text, careful=True) == pytest.approx(0.125)
     assert center(text, careful=False) == pytest.approx(0.875)
-    assert center("a star", careful=True, whole=text) == pytest.approx(0.125), "the whole caption counts"
-    assert center("a bright star, upright", careful=True) == pytest.approx(0.875), "only whole words count"
+    assert center("a star", careful=True, whole=text) == pytest.approx(0.125), "the whole caption must be checked"
+    assert center("a bright star, upright", careful=True) == pytest.approx(0.875), "only whole words may match"
 
 
-def test_a_text_that_is_not_used_does_not_stop_a_flip(maker, write_lines, make_pair):
+def test_an_unused_text_does_not_prevent_a_flip(maker, write_lines, make_pair):
     elems = [{"bb": [0, 0, 10, 10], "caption": "a star"}]
     file = write_lines("a.jsonl", [{**make_pair(0), "caption": "left", "elems": elems}])
     stream = RegionStreamConfig(
@@ -295,7 +296,7 @@ def test_a_text_that_is_not_used_does_not_stop_a_flip(maker, write_lines, make_p
 
 
 @pytest.mark.parametrize("careful", [True, False])
-def test_pairs_flip_carefully_where_asked_to(maker, write_lines, make_pair, careful):
+def test_pairs_are_flipped_carefully_if_configured(maker, write_lines, make_pair, careful):
     file = write_lines("a.jsonl", [make_pair(0, caption="a dog left of a cat")])
 
     def pixels(flip: float, careful: bool) -> torch.Tensor:
@@ -307,7 +308,7 @@ def test_pairs_flip_carefully_where_asked_to(maker, write_lines, make_pair, care
     assert torch.equal(pixels(1.0, careful), plain if careful else plain.flip(-1))
 
 
-def test_boxes_of_cropped_pictures_stay_inside_and_keep_an_area(maker, write_lines, make_regions):
+def test_boxes_of_cropped_images_stay_inside_and_have_an_area(maker, write_lines, make_regions):
     file = write_lines("a.jsonl", [make_regions(n) for n in range(8)])
     batches = maker(regions=RegionStreamConfig(files=[file], batch_size=24, max_images=8))
     for number in range(10):
@@ -322,7 +323,7 @@ def test_boxes_of_cropped_pictures_stay_inside_and_keep_an_area(maker, write_lin
         ].all()
 
 
-def test_regions_colour_augmentation_moves_nothing(maker, write_lines, make_pair):
+def test_colour_augmentation_of_regions_moves_nothing(maker, write_lines, make_pair):
     black = np.zeros((32, 40, 3), np.uint8)
     black[8:16, 10:20] = 255
     stream = io.BytesIO()
@@ -342,7 +343,7 @@ def test_regions_colour_augmentation_moves_nothing(maker, write_lines, make_pair
         assert len(bright) == pytest.approx(w * h, rel=0.3)
 
 
-def test_texts_alone_are_encoded(maker, tokenizer, write_lines):
+def test_texts_without_images_are_encoded(maker, tokenizer, write_lines):
     file = write_lines("a.jsonl", [{"text": "a red star"}, {"text": 5}, {"text": ["a dog"]}])
     batch = maker(texts=TextStreamConfig(files=[file], batch_size=3)).make(0)
     found = {words(tokenizer, batch.texts.text, row) for row in range(3) if batch.texts.valid[row]}
@@ -350,7 +351,7 @@ def test_texts_alone_are_encoded(maker, tokenizer, write_lines):
     assert (batch.images, batch.regions) == (None, None)
 
 
-def test_one_language_or_a_random_one(maker, tokenizer, write_lines, make_pair):
+def test_the_language_is_fixed_or_random(maker, tokenizer, write_lines, make_pair):
     file = write_lines("a.jsonl", [make_pair(n, caption={"en": "a star", "xx": "a dog"}) for n in range(16)])
     stream = ImageStreamConfig(files=[file], batch_size=16)
 
@@ -362,7 +363,7 @@ def test_one_language_or_a_random_one(maker, tokenizer, write_lines, make_pair):
     assert found() == {"a star", "a dog"}
 
 
-def test_the_seed_changes_order_pictures_and_masks(maker, write_lines, make_pair):
+def test_the_seed_changes_order_images_and_masks(maker, write_lines, make_pair):
     file = write_lines("a.jsonl", [make_pair(n) for n in range(20)])
     stream = ImageStreamConfig(files=[file], batch_size=4)
     one, again, other = (maker(seed=seed, images=stream).make(0) for seed in (0, 0, 1))
@@ -371,7 +372,7 @@ def test_the_seed_changes_order_pictures_and_masks(maker, write_lines, make_pair
 
 
 def test_batches_survive_pickling(maker, write_lines, make_regions):
-    """Worker processes that are spawned, not forked, get the data path by pickle."""
+    """Worker processes that are spawned, not forked, receive the data pipeline by pickle."""
     file = write_lines("a.jsonl", [make_regions(n) for n in range(6)])
     streams = {
         "images": ImageStreamConfig(files=[file], batch_size=4),
@@ -384,13 +385,13 @@ def test_batches_survive_pickling(maker, write_lines, make_regions):
     assert_same(copy.regions, expected.regions)
 
 
-def test_an_input_that_patches_do_not_fill_is_refused(tokenizer):
+def test_an_input_size_that_patches_do_not_divide_is_rejected(tokenizer):
     data = DataConfig(texts=TextStreamConfig(files=["a.jsonl"], batch_size=1))
     with pytest.raises(UserError, match=naming("image size 33", "patch size 8")):
         PretrainBatches(data, tokenizer=tokenizer, image_size=33, patch_size=8, seed=0)
 
 
-def test_an_epoch_later_the_same_record_looks_different(maker, write_lines, make_pair):
+def test_a_record_is_augmented_differently_in_each_epoch(maker, write_lines, make_pair):
     file = write_lines("a.jsonl", [make_pair(0)])
     batches = maker(images=ImageStreamConfig(files=[file], batch_size=1))
     assert not torch.equal(batches.make(0).images.pixels, batches.make(1).images.pixels)
@@ -414,14 +415,14 @@ def test_a_missing_file_names_its_config_key(maker, name):
         maker(**{name: gone})
 
 
-def test_data_without_a_stream_and_unknown_keys_are_refused():
+def test_data_without_a_stream_and_unknown_keys_are_rejected():
     with pytest.raises(ConfigError, match=naming("images, regions, videos, texts")):
         bind({"workers": 0}, DataConfig)
     with pytest.raises(ConfigError, match=r"texts.batchsize.*texts.batch_size"):
         bind({"texts": {"files": ["a"], "batchsize": 3}}, DataConfig)
 
 
-def test_a_relative_picture_is_looked_for_beside_its_shard(maker, write_lines, encoded, tmp_path):
+def test_a_relative_image_path_starts_at_its_shard(maker, write_lines, encoded, tmp_path):
     (tmp_path / "pictures").mkdir()
     Path(tmp_path / "pictures" / "one.png").write_bytes(encoded(form="PNG"))
     file = write_lines("a.jsonl", [{"image": "pictures/one.png", "caption": "a star"}])
@@ -440,7 +441,7 @@ def test_a_relative_picture_is_looked_for_beside_its_shard(maker, write_lines, e
         ("both", {"one", "four", "three three"}, {"two"}),
     ],
 )
-def test_texts_are_short_or_long_or_one_of_both(maker, tokenizer, write_lines, make_pair, captions, images, boxes):
+def test_texts_may_be_short_long_or_either(maker, tokenizer, write_lines, make_pair, captions, images, boxes):
     element = {"bb": [0, 0, 20, 20], "caption": "two", "long_caption": "two two two"}
     records = [{**make_pair(number), "elems": [element]} for number in range(3)]
     records[0] |= {"caption": "one", "long_caption": "one two three"}
@@ -482,9 +483,7 @@ HARD = {
 }
 
 
-def test_hard_negatives_are_those_of_the_own_text_and_count_where_there_are_any(
-    maker, write_lines, make_pair, tokenizer
-):
+def test_hard_negatives_belong_to_their_text_and_count_if_present(maker, write_lines, make_pair, tokenizer):
     elements = [
         {"bb": [0, 0, 20, 20], "caption": "a red star", "hard_negatives": ["a bright star"]},
         {"bb": [20, 0, 20, 20], "caption": "a blue dog"},
@@ -514,14 +513,14 @@ def test_hard_negatives_are_those_of_the_own_text_and_count_where_there_are_any(
     assert seen == HARD
 
 
-def test_without_them_batches_have_none(maker, write_lines, make_pair):
+def test_hard_negatives_are_absent_by_default(maker, write_lines, make_pair):
     file = write_lines("a.jsonl", [{**make_pair(0), "hard_negatives": ["no star"]}])
     batch = maker(images=ImageStreamConfig(files=[file], batch_size=1)).make(0)
     assert batch.images.hard_negatives is None
 
 
-def test_an_image_is_not_mirrored_if_a_hard_negative_would_become_true(maker, write_lines, make_pair):
-    """Even if a caption that says left or right does not stop it, as released."""
+def test_an_image_is_not_flipped_if_a_hard_negative_would_become_true(maker, write_lines, make_pair):
+    """This also holds if captions that say left or right do not prevent flips, as in the released code."""
     record = {**make_pair(0), "caption": "a star", "hard_negatives": ["a star on the left"]}
     file = write_lines("a.jsonl", [record])
     mirrored = WHOLE.model_copy(update={"flip": 1.0})

@@ -28,7 +28,7 @@ def question(n: int) -> Question:
     )
 
 
-def test_a_table_gives_back_what_it_was_made_of():
+def test_a_table_returns_the_questions_it_was_built_from():
     odd = [
         Question(10**400, "half a pair \ud800", ImageSource("", path=Path("a")), (), "", 1.0),
         Question("", "", ImageSource("file", path=Path(".")), ("", "é"), "t", 2.5),
@@ -42,8 +42,8 @@ def test_a_table_gives_back_what_it_was_made_of():
     assert list(QuestionTable([])) == []
 
 
-def test_groups_hold_each_question_once_with_others_about_its_image():
-    """The table's questions are about 40 images, five each; every third is set apart from the others."""
+def test_groups_contain_each_question_once_with_others_about_its_image():
+    """The questions of the table are about 40 images, five per image. Every third question is kept separate from the others."""
     table = QuestionTable([question(n) for n in range(200)])
     apart = [n % 3 == 0 for n in range(200)]
     groups = QuestionGroups(table, 2, apart)
@@ -62,8 +62,8 @@ def test_images_without_a_file_are_never_shared():
     assert list(QuestionGroups(QuestionTable([*several, question(0), question(1)]), 5)) == [[0], [1], [2], [3, 4]]
 
 
-def test_a_question_takes_its_text_and_few_bytes_more():
-    """405 bytes of Python objects before, each of which a worker copies by looking at it."""
+def test_a_question_takes_its_text_and_a_few_bytes_more():
+    """A question used to take 405 bytes of Python objects, which a worker copies when it reads them."""
     count = 20_000
     table = QuestionTable([question(n) for n in range(count)])
     assert table.nbytes / count < 180
@@ -72,12 +72,12 @@ def test_a_question_takes_its_text_and_few_bytes_more():
     gc.collect()
     snapshot = tracemalloc.take_snapshot()
     tracemalloc.stop()
-    # pathlib interns the parts of paths, and Python's table of interned texts, which grows rarely, may grow here.
+    # Pathlib interns the parts of paths, which may enlarge Python's table of interned strings.
     held = sum(each.size for each in snapshot.filter_traces([tracemalloc.Filter(False, pathlib.__file__)]).traces)
-    assert held < 1.25 * kept.nbytes, "all of it in arrays: reading it writes to no page"
+    assert held < 1.25 * kept.nbytes, "everything must be in arrays, so that reading does not write to memory pages"
 
 
-def test_a_table_of_videos_gives_each_video_once_and_keeps_frames_that_a_row_holds():
+def test_a_table_of_videos_stores_each_video_once_and_keeps_embedded_frames():
     frames = (ImageSource("b.jsonl:2", base64="/9j/"),)
     videos = [
         VideoSource("b.jsonl:1", path=Path("7.mp4")),

@@ -1,4 +1,4 @@
-"""Which rows of a batch of regions are kept where there are more than it holds."""
+"""Which rows of a region batch are kept if there are more than fit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IMAGES, ROWS, BATCHES = 6, 2, 24
 
 @pytest.fixture
 def kept(tokenizer, tmp_path, write_lines, make_pair):
-    """``kept(seed)``: for each batch, the places among the images read for it whose rows were kept; each image has one row."""
+    """``kept(seed)`` returns, for each batch, which of the images read for it kept their row. Each image has one row."""
     file = write_lines("a.jsonl", [{**make_pair(n), "elems": []} for n in range(IMAGES)])
     stream = RegionStreamConfig(files=[file], batch_size=ROWS, max_images=IMAGES, max_regions=1)
     data = DataConfig(cache_index=str(tmp_path / "index"), regions=stream)
@@ -32,15 +32,15 @@ def kept(tokenizer, tmp_path, write_lines, make_pair):
     return places
 
 
-def test_every_batch_draws_the_rows_that_it_keeps(kept):
+def test_every_batch_keeps_random_rows(kept):
     drawn = kept(0)
     assert all(len(set(places)) == ROWS and list(places) == sorted(places) for places in drawn)
-    assert len(set(drawn)) > 8, "of 15 ways to keep two of six"
+    assert len(set(drawn)) > 8, "there are 15 ways to keep two of six"
     counts = Counter(place for places in drawn for place in places)
     assert len(counts) == IMAGES and max(counts.values()) < 2 * BATCHES * ROWS / IMAGES
 
 
-def test_the_rows_kept_depend_on_the_seed_and_on_nothing_else(kept):
+def test_the_rows_kept_depend_only_on_the_seed(kept):
     first, again, other = kept(0), kept(0), kept(1)
     assert first == again
     same = sum(one == two for one, two in zip(first, other, strict=True))

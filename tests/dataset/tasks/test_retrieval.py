@@ -1,4 +1,4 @@
-"""Retrieval data: every file format gives the same images and captions, and batches that depend on their number alone."""
+"""Retrieval data: every file format gives the same images and captions, and a batch depends only on its index."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def colour(number: int) -> tuple[int, int, int]:
-    """The colour of picture ``number``; the left half of a picture is black."""
+    """The colour of image ``number``. The left half of each image is black."""
     return 20 * number + 30, 255 - 20 * number, 10 * number
 
 
 @pytest.fixture
 def picture(tmp_path):
-    """Write a picture of a colour of its own and give its name back."""
+    """Returns a function that writes an image with its own colour and returns its name."""
 
     def write(name: str, number: int) -> str:
         pixels = np.zeros((SIZE, SIZE, 3), dtype=np.uint8)
@@ -65,7 +65,7 @@ def read(tmp_path):
 
 
 def found(items) -> list[tuple[str, list[str]]]:
-    """Each picture's file name with its captions."""
+    """The captions of each image, by file name."""
     captions: list[list[str]] = [[] for _ in items.images]
     for caption, image in zip(items.captions, items.image_of_caption, strict=True):
         captions[image].append(caption)
@@ -77,7 +77,7 @@ def sentences(*texts: str, start: int = 0) -> list[dict]:
 
 
 def coco(picture) -> list[dict]:
-    """Images as in ``dataset_coco.json``: two folders, a number of COCO's own, and a split "restval"."""
+    """Images in the format of ``dataset_coco.json``: two folders, COCO ids, and a split "restval"."""
     parts = [
         ("val2014", "test"),
         ("train2014", "train"),
@@ -99,7 +99,7 @@ def coco(picture) -> list[dict]:
     ]
 
 
-def test_karpathys_coco_file_gives_the_named_splits(read, write, picture):
+def test_karpathys_coco_file_has_the_named_splits(read, write, picture):
     path = write({"images": coco(picture), "dataset": "coco"})
     assert found(read(path, splits=["train", "restval"])) == [
         ("COCO_train2014_000000000901.jpg", ["A dog, one.", "a cat one"]),
@@ -110,7 +110,7 @@ def test_karpathys_coco_file_gives_the_named_splits(read, write, picture):
     assert [name[-7:-4] for name, _ in found(read(path, splits=["train"]))] == ["901", "904"]
 
 
-def test_karpathys_flickr_file_has_no_folder_and_no_number_of_coco(read, write, picture):
+def test_karpathys_flickr_file_has_no_folders_and_no_coco_ids(read, write, picture):
     images = [
         {
             "sentids": [n],
@@ -127,8 +127,9 @@ def test_karpathys_flickr_file_has_no_folder_and_no_number_of_coco(read, write, 
     assert read(path, splits=["test"]).captions_per_image.tolist() == [2, 4]
 
 
-def test_pairs_of_one_image_id_are_captions_of_one_image(read, write, picture):
-    """As released lists for training: a row a caption, rows of one image not next to each other; ids are texts or numbers."""
+def test_pairs_with_one_image_id_are_captions_of_one_image(read, write, picture):
+    """Like the released training lists: one caption per row, rows of one image are not adjacent, and ids are strings or
+    numbers."""
     names = [picture(f"{n}.png", n) for n in range(3)]
     ids = ["coco_7", 8, "9"]
     rows = [
@@ -143,7 +144,7 @@ def test_pairs_of_one_image_id_are_captions_of_one_image(read, write, picture):
 
 
 @pytest.mark.parametrize("without", [{}, {"image_id": None}])
-def test_without_an_image_id_the_picture_says_which_captions_belong_together(read, write, picture, without):
+def test_without_image_ids_captions_are_grouped_by_image_path(read, write, picture, without):
     rows = [{"image": picture(f"{n}.png", n), "caption": f"dog {k}", **without} for k, n in enumerate((0, 1, 0))]
     assert found(read(write(rows))) == [("0.png", ["dog 0", "dog 2"]), ("1.png", ["dog 1"])]
 
@@ -154,7 +155,7 @@ def test_lists_of_captions_are_read_from_arrays_and_lines(read, write, picture):
     assert found(read(write(rows, "a.json"))) == found(read(write(rows, "a.jsonl"))) == expected
 
 
-def test_captions_in_one_language_or_in_all(read, write, picture):
+def test_captions_are_read_in_one_language_or_all(read, write, picture):
     rows = [{"image": picture("0.png", 0), "caption": {"en": ["a dog", "a cat"], "de": "ein Hund"}}]
     path = write(rows)
     assert found(read(path)) == [("0.png", ["a dog", "a cat", "ein Hund"])]
@@ -163,8 +164,8 @@ def test_captions_in_one_language_or_in_all(read, write, picture):
         read(path, language="fr")
 
 
-def test_one_image_id_for_two_pictures_is_refused(read, write, picture):
-    """Or captions of one picture would be trained and measured with another."""
+def test_one_image_id_for_two_images_is_rejected(read, write, picture):
+    """Otherwise captions of one image would be trained and evaluated with another image."""
     rows = [{"image": picture(f"{n}.png", n), "caption": "a dog", "image_id": 5} for n in range(2)]
     path = write(rows)
     with pytest.raises(UserError, match=r"^evaluation\.test\.a: .*image_id 5.*0\.png.*1\.png") as error:
@@ -185,7 +186,7 @@ def test_one_image_id_for_two_pictures_is_refused(read, write, picture):
         ({"image": None}, "missing key"),
     ],
 )
-def test_a_row_that_cannot_be_used_is_told_or_left_out(read, write, picture, change, said):
+def test_an_unusable_row_is_reported_or_skipped(read, write, picture, change, said):
     rows = [{"image": picture(f"{n}.png", n), "caption": ["a dog"]} for n in range(4)]
     rows[2] |= change
     path = write(rows, "a.jsonl")
@@ -209,7 +210,7 @@ def test_a_row_that_cannot_be_used_is_told_or_left_out(read, write, picture, cha
         ({"filepath": "test2014"}, "missing image"),
     ],
 )
-def test_an_image_of_a_karpathy_file_that_cannot_be_used_is_told_with_its_place(read, write, picture, change, said):
+def test_an_unusable_image_of_a_karpathy_file_is_reported_with_its_location(read, write, picture, change, said):
     images = coco(picture)
     images[1] |= change
     path = write({"images": images})
@@ -218,7 +219,7 @@ def test_an_image_of_a_karpathy_file_that_cannot_be_used_is_told_with_its_place(
     assert f"{path}: images[1]: " in str(error.value)
 
 
-def test_a_split_that_is_not_there_is_told_with_those_that_are(read, write, picture):
+def test_a_missing_split_is_reported_with_the_existing_splits(read, write, picture):
     path = write({"images": coco(picture)})
     with pytest.raises(UserError) as error:
         read(path, splits=["val", "dev"])
@@ -227,13 +228,13 @@ def test_a_split_that_is_not_there_is_told_with_those_that_are(read, write, pict
 
 
 @pytest.mark.parametrize("content", [[{"image": "a.png", "caption": "a"}], {"image": "a.png"}, {"images": 3}])
-def test_splits_of_a_file_that_has_none_are_refused(read, write, content):
+def test_requesting_splits_of_a_file_without_splits_is_an_error(read, write, content):
     path = write(content)
     with pytest.raises(UserError, match=naming(path, "images", "evaluation.test.a.format")):
         read(path, splits=["val"])
 
 
-def test_an_entry_of_a_karpathy_file_that_is_no_object_is_told_in_one_line(read, write, picture):
+def test_a_karpathy_entry_that_is_not_an_object_is_reported_in_one_line(read, write, picture):
     path = write({"images": [*coco(picture), "dog.jpg"]})
     with pytest.raises(UserError, match=r"^evaluation\.test\.a: .*images\[5\]"):
         read(path, splits=["val"])
@@ -241,7 +242,7 @@ def test_an_entry_of_a_karpathy_file_that_is_no_object_is_told_in_one_line(read,
 
 @pytest.fixture
 def batches(tokenizer, tmp_path, write, picture):
-    """Batches of 3 over 5 images with 1 … 3 captions: 11 captions, each of a word of its own."""
+    """Batches of 3 over 5 images with 1 to 3 captions each: 11 captions, each with a word of its own."""
 
     def make(seed: int = 0, batch_size: int = 3, rows: list | None = None, **options) -> RetrievalBatches:
         numbers = iter(WORDS)
@@ -271,8 +272,8 @@ def assert_same(one: RetrievalBatch, other: RetrievalBatch) -> None:
     assert (one.records, one.broken, one.read) == (other.records, other.broken, other.read)
 
 
-def test_an_epoch_has_every_caption_once_with_its_picture(batches, tokenizer):
-    """Three epochs of 11 captions are 11 batches of 3, which go over the ends of epochs."""
+def test_an_epoch_has_every_caption_once_with_its_image(batches, tokenizer):
+    """Three epochs of 11 captions are 11 batches of 3, which cross the boundaries of epochs."""
     maker = batches()
     assert maker.stream_sizes == {"captions": 11}
     seen = []
@@ -295,7 +296,7 @@ def test_groups_are_equal_exactly_for_captions_of_one_image(batches, tokenizer):
     assert torch.equal(batch.group[:, None] == batch.group, same)
 
 
-def test_a_batch_is_a_function_of_seed_and_number_alone(batches):
+def test_a_batch_depends_only_on_seed_and_index(batches):
     options = {"augment": AugmentConfig()}
     maker = batches(**options)
     for number in (5, 0, 3, 0):
@@ -305,7 +306,7 @@ def test_a_batch_is_a_function_of_seed_and_number_alone(batches):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_workers_and_ranks_deal_the_same_batches(batches, workers):
+def test_workers_and_ranks_read_the_same_batches(batches, workers):
     maker = batches(workers=workers)
     for rank in range(2):
         loader = BatchLoader(maker, maker.data, rank=rank, world_size=2)
@@ -313,7 +314,7 @@ def test_workers_and_ranks_deal_the_same_batches(batches, workers):
             assert_same(batch, maker.make(4 + 2 * place + rank))
 
 
-def test_a_picture_damaged_after_the_check_is_a_row_that_does_not_count(batches, tmp_path):
+def test_an_image_damaged_after_the_check_is_an_invalid_row(batches, tmp_path):
     maker = batches(batch_size=11)
     whole = maker.make(0)
     (tmp_path / "images" / "1.png").write_bytes(b"no picture")
@@ -331,14 +332,14 @@ def test_a_picture_damaged_after_the_check_is_a_row_that_does_not_count(batches,
     assert (batch.read, len(batch.records)) == (11, 6)
 
 
-def test_too_many_damaged_pictures_stop_the_run(batches, tmp_path):
+def test_too_many_damaged_images_stop_the_run(batches, tmp_path):
     maker = batches(workers=0)
     (tmp_path / "images" / "1.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=naming("data.max_broken = 1 %", "3 unreadable image")):
         list(BatchLoader(maker, maker.data).batches(consumed=0, count=4))
 
 
-def test_a_caption_of_which_nothing_is_left_is_told_before_training(batches, picture):
+def test_a_caption_that_is_empty_after_cleaning_is_reported_before_training(batches, picture):
     rows = [{"image": picture("0.png", 0), "caption": ["?!", "a dog"]}]
     with pytest.raises(UserError, match=naming("1 of 1", "1 empty text", "caption", "?!")):
         batches(rows=rows, batch_size=2)
@@ -346,7 +347,7 @@ def test_a_caption_of_which_nothing_is_left_is_told_before_training(batches, pic
 
 @pytest.mark.parametrize("caption", ["a dog left of a cat", "the rightmost dog", "a dog"])
 @pytest.mark.parametrize("careful", [True, False])
-def test_a_caption_that_says_a_side_is_flipped_only_without_care(batches, picture, caption, careful):
+def test_a_caption_that_names_a_side_is_flipped_only_without_careful_flips(batches, picture, caption, careful):
     flip = WHOLE.model_copy(update={"flip": 1.0})
     rows = [{"image": picture("0.png", 0), "caption": caption}]
     pixels = batches(rows=rows, batch_size=1, augment=flip, careful_flip=careful).make(0).pixels[0]
@@ -355,14 +356,14 @@ def test_a_caption_that_says_a_side_is_flipped_only_without_care(batches, pictur
     assert pixels[:, 0, 0 if not flipped else -1].tolist() == [0, 0, 0]
 
 
-def test_the_released_code_flips_without_care():
+def test_the_released_config_disables_careful_flips():
     fields = RetrievalDataConfig.model_fields
     text = fields["text"].get_default(call_default_factory=True)
     assert fields["careful_flip"].default is False
     assert (text.max_tokens, text.max_words) == (40, 30)
 
 
-def test_captions_are_cleaned_and_cut_at_words(batches, picture, tokenizer):
+def test_captions_are_cleaned_and_truncated_at_words(batches, picture, tokenizer):
     rows = [{"image": picture("0.png", 0), "caption": "A dog, a cat; " + "dog " * 50}]
     text = {"max_tokens": 40, "max_words": 6}
     assert words(tokenizer, batches(rows=rows, batch_size=1, text=text).make(0)) == ["a dog a cat dog dog"]

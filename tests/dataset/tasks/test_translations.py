@@ -25,7 +25,7 @@ def rows(count: int) -> list[dict[str, str]]:
     return [{"source_text": "a red star", "target_text": "the blue circle"} for _ in range(count)]
 
 
-def test_either_text_of_a_pair_is_the_masked_one(batches, write_lines, tokenizer):
+def test_either_text_of_a_pair_may_be_masked(batches, write_lines, tokenizer):
     batch = batches(write_lines("a.jsonl", rows(32)), 32).make(0)
     pairs = batch.translations
     first = [tokenizer.decode(ids, skip_special_tokens=True) for ids in pairs.text.ids]
@@ -37,14 +37,14 @@ def test_either_text_of_a_pair_is_the_masked_one(batches, write_lines, tokenizer
     assert (batch.read, len(batch.records)) == (32, 32)
 
 
-def test_pairs_are_a_function_of_the_number_alone(batches, write_lines):
+def test_pairs_depend_only_on_the_index(batches, write_lines):
     file = write_lines("a.jsonl", rows(9))
     one, other = batches(file).make(3).translations, batches(file).make(3).translations
     assert torch.equal(one.text.masked_ids, other.text.masked_ids)
     assert torch.equal(one.other.ids, other.other.ids)
 
 
-def test_a_broken_pair_of_texts_is_a_row_that_does_not_count(batches, write_lines):
+def test_a_broken_pair_of_texts_is_an_invalid_row(batches, write_lines):
     broken = [{"source_text": "a red star"}, {"source_text": "a dog", "target_text": "?!"}]
     batch = batches(write_lines("a.jsonl", [*rows(2), *broken])).make(0)
     assert batch.translations.valid.sum() == 2

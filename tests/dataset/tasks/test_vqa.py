@@ -1,4 +1,4 @@
-"""Question answering data: the official files, Visual Genome's, and lists; answers with their weights from file to batch."""
+"""Question answering data: VQA's and Visual Genome's official files, and lists. Answers keep their weights from file to batch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SIZE = 16
 
 @pytest.fixture
 def picture(tmp_path) -> Callable[[str], str]:
-    """Write a picture whose right half is white, and give its name back."""
+    """Returns a function that writes an image whose right half is white, and returns its name."""
 
     def write(name: str) -> str:
         pixels = np.zeros((SIZE, SIZE, 3), dtype=np.uint8)
@@ -50,7 +50,7 @@ def picture(tmp_path) -> Callable[[str], str]:
 
 @pytest.fixture
 def write(tmp_path) -> Callable[..., str]:
-    """Write a value as JSON, or a list as JSON lines, and give the path back."""
+    """Returns a function that writes a value as JSON, or a list as JSON lines, and returns the path."""
 
     def write(name: str, value: Any) -> str:
         lines = name.endswith("l")
@@ -81,7 +81,7 @@ def processed(number: int, image: str, answers: Any, **more: Any) -> dict[str, A
 
 
 def asked(numbers: list[int], subset: str = "val2014") -> dict[str, Any]:
-    """VQA v2's question file."""
+    """A VQA v2 question file."""
     return {
         "info": {},
         "task_type": "Open-Ended",
@@ -93,7 +93,7 @@ def asked(numbers: list[int], subset: str = "val2014") -> dict[str, Any]:
 
 
 def annotated(numbers: list[int]) -> dict[str, Any]:
-    """VQA v2's answer file."""
+    """A VQA v2 answer file."""
     answers = [
         {"answer": text, "answer_confidence": "yes", "answer_id": n} for n, text in enumerate(["yes"] * 7 + ["no"] * 3)
     ]
@@ -112,7 +112,7 @@ def annotated(numbers: list[int]) -> dict[str, Any]:
     }
 
 
-def test_official_questions_are_joined_with_their_answers_and_pictures(picture, write, source, tmp_path):
+def test_official_questions_are_joined_with_their_answers_and_images(picture, write, source, tmp_path):
     for number in (9, 458752):
         picture(f"val2014/COCO_val2014_{number:012d}.jpg")
     config = source(
@@ -129,7 +129,7 @@ def test_official_questions_are_joined_with_their_answers_and_pictures(picture, 
     assert first.most_frequent() == "yes"
 
 
-def test_test_dev_has_the_pictures_of_test_and_no_answers(picture, write, source):
+def test_dev_uses_the_images_of_test_and_has_no_answers(picture, write, source):
     picture("test2015/COCO_test2015_000000000001.jpg")
     config = source(write("questions.json", asked([1], "test-dev2015")), format="vqa2")
     (only,) = read_questions(config, "evaluation.test.dev", 0.0, answered=False)
@@ -139,7 +139,7 @@ def test_test_dev_has_the_pictures_of_test_and_no_answers(picture, write, source
 
 
 @pytest.mark.parametrize("folder", ["", "VG_100K/", "VG_100K_2/"])
-def test_visual_genome_is_read_wherever_its_pictures_lie_and_weighs_half(picture, write, source, tmp_path, folder):
+def test_visual_genome_is_read_from_any_image_folder_with_half_the_weight(picture, write, source, tmp_path, folder):
     picture(f"{folder}1.jpg")
     qas = [
         {"qa_id": 986768, "image_id": 1, "question": "What color is the clock?", "answer": "Green.", "a_objects": []},
@@ -160,7 +160,7 @@ def test_visual_genome_is_read_wherever_its_pictures_lie_and_weighs_half(picture
 
 
 @pytest.mark.parametrize("name", ["vqa.json", "vqa.jsonl"])
-def test_processed_lists_hold_answers_of_annotators_or_one_text(picture, write, source, name):
+def test_processed_lists_have_answers_of_annotators_or_one_text(picture, write, source, name):
     rows = [
         processed(3, picture("a.png"), ["net"] * 9 + ["ball"], answer_type="other"),
         {"image": "a.png", "question": "What?", "answer": "green", "dataset": "vg"},
@@ -172,7 +172,7 @@ def test_processed_lists_hold_answers_of_annotators_or_one_text(picture, write, 
     assert second.question_id == second.location
 
 
-def test_a_part_of_the_pictures_is_held_out_with_all_their_questions(picture, write, source):
+def test_some_images_are_held_out_with_all_their_questions(picture, write, source):
     rows = [processed(10 * n + m, picture(f"{n}.png"), ["yes"] * 10) for n in range(40) for m in range(2)]
     path = write("vqa.jsonl", rows)
     kept = read_questions(source(path, image_share=(0.25, 1.0)), "k", 0.0, answered=True)
@@ -198,7 +198,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_broken_rows_are_counted_with_their_place(picture, write, source, kind):
+def test_broken_rows_are_counted_with_a_location(picture, write, source, kind):
     path = write("vqa.jsonl", [processed(1, picture("a.png"), ["yes"]), BROKEN[kind]])
     with pytest.raises(UserError) as error:
         read_questions(source(path), "data.train[0]", 0.0, answered=True)
@@ -207,9 +207,9 @@ def test_broken_rows_are_counted_with_their_place(picture, write, source, kind):
     assert len(read_questions(source(path), "data.train[0]", 0.5, answered=True)) == 1
 
 
-def test_blank_answers_count_as_annotators_and_are_not_learned(picture, write, source):
-    """The official evaluation takes a blank answer as any other: five of ten annotators who say yes are enough for full marks,
-    two of four are not."""
+def test_blank_answers_count_as_annotators_and_are_not_trained_on(picture, write, source):
+    """The official evaluation treats a blank answer like any other. If five of ten annotators say yes, "yes" gets full marks; if
+    two of four do, it does not."""
     answers = ["yes", "yes", "", " "]
     (question,) = read_questions(
         source(write("vqa.jsonl", [processed(1, picture("a.png"), answers)])), "k", 0.0, answered=True
@@ -227,7 +227,7 @@ def test_a_question_without_words_is_broken(picture, write, source):
         read_questions(source(path), "k", 0.0, answered=True)
 
 
-def test_files_that_are_not_what_they_should_be_are_told_in_one_line(picture, write, source):
+def test_wrong_files_are_reported_in_one_line(picture, write, source):
     picture("val2014/COCO_val2014_000000000001.jpg")
     questions, answers = write("q.json", asked([1])), write("a.json", annotated([2]))
     official = partial(source, format="vqa2")
@@ -253,13 +253,13 @@ def test_files_that_are_not_what_they_should_be_are_told_in_one_line(picture, wr
         assert "\n" not in str(error.value)
 
 
-def test_a_held_out_split_has_all_answers_or_none(picture, write, source):
+def test_a_held_out_split_needs_all_answers_or_none(picture, write, source):
     rows = [processed(1, picture("a.png"), ["yes"]), {"image": "a.png", "question": "What?", "question_id": 2}]
     with pytest.raises(UserError, match=naming("k", "1 of 2", ":2")):
         read_questions(source(write("vqa.jsonl", rows)), "k", 0.0, answered=False)
 
 
-def test_candidates_are_a_list_or_the_keys_of_labels_without_nulls_and_repetitions(write):
+def test_candidates_are_a_list_or_label_keys_without_nulls_and_duplicates(write):
     assert read_candidates(write("a.json", ["yes", None, "no", "", "yes"]), "k") == ["yes", "no"]
     assert read_candidates(write("b.json", {"yes": 0, "no": 1}), "k") == ["yes", "no"]
     for value in ([1], "yes", [None]):
@@ -267,8 +267,8 @@ def test_candidates_are_a_list_or_the_keys_of_labels_without_nulls_and_repetitio
             read_candidates(write("c.json", value), "k")
 
 
-def test_frequent_answers_are_those_of_most_annotators_to_enough_questions(picture, write, source):
-    """Normalised before they are counted; a single annotator has no say."""
+def test_frequent_answers_are_majority_answers_to_enough_questions(picture, write, source):
+    """Answers are normalised before they are counted, and the answer of a single annotator does not count."""
     rows = [
         *(processed(n, picture("a.png"), ["Net"] * 6 + ["ball"] * 4) for n in range(3)),
         *(processed(n, "a.png", ["net"] * 10) for n in range(3, 5)),
@@ -291,7 +291,7 @@ def batches(tokenizer) -> Callable[..., VQABatches]:
     return made
 
 
-def test_a_batch_holds_every_answer_with_its_question(batches, picture, write, source, tokenizer):
+def test_a_batch_contains_every_answer_with_its_question(batches, picture, write, source, tokenizer):
     rows = [
         processed(1, picture("a.png"), ["a"] * 6 + ["dog"] * 4) | {"question": "what is a man?"},
         processed(2, "a.png", ["a man"] * 10) | {"question": "who?"},
@@ -322,8 +322,8 @@ def words(text: Text, tokenizer: Any) -> list[str]:
 
 
 def test_questions_about_an_image_share_it(batches, picture, write, source, tokenizer, tmp_path):
-    """All of them get the same view of it. A question that names a side gets a separate view, which is not mirrored. A broken
-    image takes all its questions with it."""
+    """All of them get the same view of the image. A question that names a side gets a separate view that is not flipped. If an
+    image is broken, all its questions are dropped."""
     picture("a.png"), picture("b.png")
     (tmp_path / "images" / "bad.png").write_bytes(b"no picture")
     asked = [
@@ -362,7 +362,7 @@ def test_questions_about_an_image_share_it(batches, picture, write, source, toke
     assert alone.image_of_question is None and len(alone.pixels) == len(alone.text.ids) == 4
 
 
-def test_a_picture_that_cannot_be_read_does_not_count(batches, picture, write, source, tmp_path):
+def test_an_unreadable_image_does_not_count(batches, picture, write, source, tmp_path):
     picture("a.png")
     (tmp_path / "images" / "bad.png").write_bytes(b"no picture")
     rows = [processed(1, "a.png", ["dog"] * 10), processed(2, "bad.png", ["dog"] * 5 + ["man"] * 5)]
@@ -382,9 +382,7 @@ def test_a_picture_that_cannot_be_read_does_not_count(batches, picture, write, s
         ("what is it?", ["dog"], True),
     ],
 )
-def test_a_picture_is_mirrored_only_where_no_text_names_a_side(
-    batches, picture, write, source, question, answers, flips
-):
+def test_an_image_is_flipped_only_if_no_text_names_a_side(batches, picture, write, source, question, answers, flips):
     rows = [processed(1, picture("a.png"), answers) | {"question": question}]
     config = source(write("a.jsonl", rows))
     batch = batches(config, batch_size=1, augment=FLIPPED).make(0)
@@ -394,7 +392,7 @@ def test_a_picture_is_mirrored_only_where_no_text_names_a_side(
     assert bool(careless.pixels[0, 0, 0, 0] > 128)
 
 
-def test_long_questions_and_answers_are_cut(batches, picture, write, source):
+def test_long_questions_and_answers_are_truncated(batches, picture, write, source):
     rows = [processed(1, picture("a.png"), ["dog " * 60] * 10) | {"question": "dog " * 60}]
     batch = batches(source(write("a.jsonl", rows)), batch_size=1, max_answer_tokens=7).make(0)
     assert batch.text.ids.shape[1] == 32  # 30 words

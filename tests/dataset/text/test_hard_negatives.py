@@ -24,7 +24,7 @@ def drawn(
     }
 
 
-def test_two_phrases_of_an_image_exchange_a_word():
+def test_two_phrases_of_an_image_swap_a_word():
     text = "a red star left of a blue heart"
     assert drawn(text, PHRASES[:2], "exchanged") == {"a blue star left of a red heart"}
     assert drawn(text, PHRASES, "exchanged") == {
@@ -42,22 +42,22 @@ def test_two_phrases_of_an_image_exchange_a_word():
         ("a red star", ["a small blue star"]),
         ("a red star", ["a blue wooden star"]),
         ("a red star", ["a heart and a star that is blue"]),
-        ("a big dog", ["a large cat"]),  # they mean about the same
+        ("a big dog", ["a large cat"]),  # the two words have about the same meaning
         ("a dog next to the cat", ["a dog", "the cat"]),  # articles are not attributes
         ("two dogs", ["a cat"]),
         ("a red and blue ball", ["a red and blue ball"]),
         ("a dog", ["a red star"]),
     ],
 )
-def test_nothing_is_exchanged_that_might_still_be_true(text, truths):
+def test_words_are_not_swapped_if_the_text_might_still_be_true(text, truths):
     assert not drawn(text, truths, "exchanged")
 
 
-def test_a_caption_that_has_both_words_apart_does_not_stop_an_exchange():
+def test_a_caption_with_both_words_apart_does_not_prevent_a_swap():
     assert drawn("a red star", ["a scene with a red star and a blue heart"], "exchanged") == {"a blue star"}
 
 
-def test_a_word_is_replaced_by_one_that_contradicts_it():
+def test_a_word_is_replaced_by_a_contradicting_one():
     assert drawn("the small dog left of me", [], "replaced") == {
         *(f"the {size} dog left of me" for size in ("large", "big", "huge")),
         "the small dog right of me",
@@ -71,7 +71,7 @@ def test_a_word_is_replaced_by_one_that_contradicts_it():
 @pytest.mark.parametrize(
     "text", ["the man left it on the table", "the right answer was there", "a dog", "with1 wheels"]
 )
-def test_words_with_another_meaning_stay(text):
+def test_words_with_another_meaning_are_not_replaced(text):
     found = drawn(text, [], "replaced")
     assert not {each for each in found if "left" in text and "right" in each} - {"the left answer was there"}
 
@@ -79,7 +79,7 @@ def test_words_with_another_meaning_stay(text):
 @pytest.mark.parametrize(
     "text", ["an orange on a plate", "a sliced orange", "black and white photo of a street", "a black white photo"]
 )
-def test_words_for_colours_that_are_no_colours_stay(text):
+def test_colour_words_with_another_meaning_are_not_replaced(text):
     assert not drawn(text, ["a red star", "a green heart", "a blue circle"])
 
 
@@ -97,12 +97,12 @@ def test_each_kind_of_word_is_replaced_equally_often():
     assert all(170 < number < 230 for number in unchanged)
 
 
-def test_given_texts_are_never_a_caption_of_the_record():
+def test_given_hard_negatives_never_equal_a_caption_of_the_record():
     given = ("no star at all", "a star that is red", "a red star")
     assert drawn("a red star", ["a star that is red"], "given", given=given) == {"no star at all"}
 
 
-def test_sources_take_turns_and_texts_differ_from_the_caption_and_each_other():
+def test_sources_alternate_and_texts_differ_from_the_caption_and_each_other():
     text, config = "a red star left of a blue heart", HardNegativesConfig(count=3)
     for seed in range(20):
         found = hard_negatives(config, text, ["no star", "no star", text], PHRASES[:2], np.random.default_rng(seed))
@@ -111,15 +111,15 @@ def test_sources_take_turns_and_texts_differ_from_the_caption_and_each_other():
         assert {"no star", "a blue star left of a red heart"} <= set(found)
 
 
-def test_texts_in_other_languages_have_only_given_ones():
+def test_texts_in_other_languages_have_only_given_hard_negatives():
     assert drawn("le chat orange", ["un chien red"], given=("un chien",), english=False) == {"un chien"}
 
 
-def test_a_text_without_any_has_none():
+def test_a_text_may_have_no_hard_negatives():
     assert not drawn("dog", [])
 
 
-def test_no_hard_negative_is_true_of_the_object_that_it_is_about():
+def test_no_hard_negative_is_true_of_its_object():
     for index in range(100):
         scene = compose_scene(0, "train", index)
         phrases = [looks_of(obj).indefinite() for obj in scene.objects]

@@ -1,4 +1,4 @@
-"""Words of SentencePiece tokenizers and of scripts without spaces: what is masked together."""
+"""Words of SentencePiece tokenizers and of scripts without spaces: which tokens are masked together."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PIECES = [
 
 
 def unigram(split: bool = True) -> PreTrainedTokenizerFast:
-    """Like XLM-R's: a Unigram model after Metaspace, with its special tokens and their order."""
+    """A tokenizer like XLM-R's: a Unigram model after Metaspace, with the same special tokens in the same order."""
     letters = [*"abcdefghijklmnopqrstuvwxyz", *"个形色红一"]
     scores = [
         *((piece, 0.0) for piece in SPECIALS),
@@ -61,7 +61,7 @@ def unigram(split: bool = True) -> PreTrainedTokenizerFast:
 
 @pytest.fixture(params=[True, False], ids=["words apart", "one word"])
 def processor(request) -> TextProcessor:
-    """Also where the tokenizer itself does not split at spaces."""
+    """One of the two tokenizers does not split at spaces."""
     return TextProcessor(unigram(request.param), TextDataConfig(max_tokens=30, mask_prob=0.3, skipgram_prob=0.0))
 
 
@@ -77,7 +77,7 @@ def grouped(processor: TextProcessor, text: str) -> list[list[str]]:
     return found
 
 
-def test_pieces_of_a_word_belong_together_and_words_do_not(processor):
+def test_only_pieces_of_one_word_belong_together(processor):
     assert grouped(processor, "a watermelons playing") == [["▁a"], ["▁water", "melon", "s"], ["▁play", "ing"]]
 
 
@@ -89,13 +89,13 @@ def test_texts_begin_and_end_with_the_tokenizers_own_special_tokens(processor):
     assert mask.sum(dim=1).tolist() == [5, 3]
 
 
-def test_every_token_of_chinese_and_japanese_is_a_word_of_its_own(processor):
+def test_every_token_of_chinese_and_japanese_is_a_separate_word(processor):
     assert all(len(word) == 1 for word in grouped(processor, "一个红色星形")[1:])
     assert all(len(word) == 1 for word in grouped(processor, "赤い星が赤い"))
     assert grouped(processor, "一个红色星形 watermelon")[-1] == ["▁water", "melon"]
 
 
-def test_chinese_is_cut_by_tokens_and_not_by_spaces(processor):
+def test_chinese_is_truncated_by_tokens_instead_of_spaces(processor):
     text = "一个红色星形" * 30
     assert clean_caption(text, 5) == text
     ids = processor.encode_plain([text]).ids
@@ -103,7 +103,7 @@ def test_chinese_is_cut_by_tokens_and_not_by_spaces(processor):
 
 
 def test_whole_words_are_masked(processor):
-    """Seven tokens, of which two are to be masked: what is chosen is a whole word, or a part of one that the count cuts."""
+    """Two of seven tokens are masked. They are a whole word, or a part of a word that the count cuts."""
     ids, continues = processor.pieces("a watermelon playing red")
     assert len(ids) == 6
     rows = [False, *continues, False]
@@ -115,7 +115,7 @@ def test_whole_words_are_masked(processor):
     assert not {(3, 4), (2, 5), (3, 5)} & set(seen)
 
 
-def test_masked_chinese_tokens_are_not_always_the_whole_sentence(processor):
+def test_masking_does_not_always_cover_a_whole_chinese_sentence(processor):
     _, continues = processor.pieces("一个红色星形一个红色星形")
     rows = [False, *continues, False]
     chosen = {tuple(processor.mask_positions(rows, np.random.default_rng(seed))) for seed in range(100)}

@@ -1,4 +1,4 @@
-"""Captions to masked tokens; golden values are what the released code computes."""
+"""From captions to masked tokens. The golden values were computed by the released code."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ SEGMENTED = [
 
 @pytest.mark.parametrize("clean", [clean_caption, clean_question])
 @pytest.mark.parametrize(("raw", "expected"), SEGMENTED)
-def test_segmented_chinese_and_japanese_is_no_row_of_words(clean, raw, expected):
+def test_segmented_chinese_and_japanese_loses_its_spaces(clean, raw, expected):
     assert clean(raw, 30) == expected
     assert clean(f"{SEGMENTED[0][0]} " * 9, 1) == SEGMENTED[0][1] * 9
 
@@ -75,16 +75,16 @@ def test_segmented_chinese_and_japanese_is_no_row_of_words(clean, raw, expected)
 @pytest.mark.parametrize(
     "text", ["left", "to the right of it", "the leftmost cup", "left-hand", "rightward", "Left, a"]
 )
-def test_sides_are_found_as_words(text):
+def test_left_and_right_are_found_as_words(text):
     assert mentions_side(text)
 
 
 @pytest.mark.parametrize("text", ["bright", "leftover cake", "upright", "copyright", "cleft", "a star"])
-def test_words_that_contain_a_side_are_not_sides(text):
+def test_words_that_contain_left_or_right_do_not_match(text):
     assert not mentions_side(text)
 
 
-def test_a_text_is_cut_and_keeps_its_end(tokenizer):
+def test_a_truncated_text_keeps_its_end_token(tokenizer):
     text = processor(tokenizer, max_tokens=6, max_words=40)
     example = text.encode("a playful dog on the street", rng())
     pieces = tokenizer.convert_ids_to_tokens(example.ids)
@@ -94,7 +94,7 @@ def test_a_text_is_cut_and_keeps_its_end(tokenizer):
     assert text.filler().positions == []
 
 
-def test_tokens_are_those_of_the_whole_tokenizer(tokenizer):
+def test_tokens_equal_the_output_of_the_whole_tokenizer(tokenizer):
     found = processor(tokenizer).encode_plain(["a watermelon", "two playfulness dog"])
     ids, mask = found.ids, found.mask
     expected = tokenizer(["a watermelon", "two playfulness dog"], padding=True, return_tensors="pt")
@@ -125,12 +125,12 @@ MASKS = {
     0.15: {3: 1, 9: 1, 10: 2, 16: 2, 17: 3, 29: 4, 31: 5},
     1.0: {3: 2, 4: 3, 12: 11, 13: 12, 14: 12},
 }
-"""Share to be masked -> tokens of a text with [CLS] and [SEP] -> masks, worked out by hand: halves go to the even number, at
-least one, at most 12, and never [CLS]."""
+"""(mask_prob, tokens with [CLS] and [SEP], number of masks), computed by hand: halves are rounded to even, at least one mask, at
+most 12, and never [CLS]."""
 
 
 @pytest.mark.parametrize("prob", MASKS)
-def test_the_number_of_masks_is_the_released_count(tokenizer, prob):
+def test_the_number_of_masks_equals_the_released_code(tokenizer, prob):
     text = processor(tokenizer, max_tokens=40, max_words=40, mask_prob=prob, max_masks=12)
     for length, expected in MASKS[prob].items():
         example = text.encode(" ".join(["star"] * (length - 2)), rng(length))
@@ -165,7 +165,7 @@ def test_replacements_are_80_10_10(tokenizer):
             kept += now == label
             random += now not in (tokenizer.mask_token_id, label)
     total, vocabulary = masked + random + kept, len(tokenizer)
-    # 18,000 draws: a share's standard error is below 0.003. A random entry is the mask or the original by chance.
+    # 18,000 draws: the standard error of a share is below 0.003. A random token is by chance the mask or the original.
     assert masked / total == pytest.approx(0.8 + 0.1 / vocabulary, abs=0.012)
     assert kept / total == pytest.approx(0.1 + 0.1 / vocabulary, abs=0.009)
     assert random / total == pytest.approx(0.1 * (1 - 2 / vocabulary), abs=0.009)
@@ -181,23 +181,24 @@ def test_every_position_is_masked_about_equally_often(tokenizer):
 def test_the_pieces_of_a_word_are_masked_together(tokenizer):
     text = processor(tokenizer, mask_prob=0.5, skipgram_prob=0.0)
     for seed in range(60):
-        # Ten tokens with [CLS] and [SEP], five masks: no cut can be needed when the word comes first.
+        # Ten tokens with [CLS] and [SEP], and five masks. If the word is drawn first, it is never cut.
         positions = set(text.encode("playfulness a red star on the", rng(seed)).positions)
         own = positions & {1, 2, 3}
         if len(own) not in (0, 3):
-            assert len(positions) == 5, "only the cut at the count may break a word"
+            assert len(positions) == 5, "only the limit on the number of masks may split a word"
     lone = processor(tokenizer, mask_prob=0.01, skipgram_prob=0.0)
-    # One mask: the word is taken whole and then cut to one, at random, so that every piece is met.
+    # With one mask, the whole word is chosen and then cut to one random piece, so every piece occurs.
     drawn = {lone.encode("watermelon", rng(seed)).positions[0] for seed in range(80)}
     assert drawn == {1, 2, 3}
-    # Six tokens, three masks: "playfulness" is taken whole from whichever of its pieces comes first, three times in five.
+    # Six tokens and three masks: whichever piece of "playfulness" is drawn first, which happens in three of five cases, the whole
+    # word is masked.
     three = processor(tokenizer, mask_prob=0.5, skipgram_prob=0.0)
     drawn = Counter(tuple(three.encode("playfulness star", rng(seed)).positions) for seed in range(300))
     assert drawn[1, 2, 3] > 0.55 * 300
 
 
 def test_words_are_grouped_for_any_tokenizer():
-    """A byte-level BPE marks the start of a word, not its continuation: no '##' to look for."""
+    """A byte-level BPE marks the start of a word instead of its continuation, so there is no "##" to look for."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     entries = ["<s>", "</s>", "<pad>", "<mask>", "<unk>", *"▁redstarmlonw", "▁r", "▁s", "▁re", "▁st"]
@@ -217,21 +218,21 @@ def test_words_are_grouped_for_any_tokenizer():
     text = processor(tokenizer, mask_prob=0.5, max_masks=5, skipgram_prob=0.0)
     assert tokenizer.convert_ids_to_tokens(text.encode("red star", rng()).ids)[1:-1] == ["▁re", "d", "▁st", "a", "r"]
     counts = Counter(tuple(text.encode("red star", rng(seed)).positions) for seed in range(200))
-    # Seven tokens, four masks (3.5 to even): a first draw of "star" (3, 4, 5) and "red" or the end complete it.
+    # Seven tokens and four masks (3.5 rounded to even). If "star" (3, 4, 5) is drawn first, "red" or the end completes it.
     assert {len(positions) for positions in counts} == {4}
     assert sum(n for positions, n in counts.items() if {3, 4, 5} <= set(positions)) > 80
 
 
 def runs(positions: list[int]) -> list[int]:
-    """Lengths of the runs of neighbours among ascending positions."""
+    """Lengths of the runs of consecutive numbers in ascending positions."""
     starts = [i for i, p in enumerate(positions) if i == 0 or p != positions[i - 1] + 1]
     return [end - start for start, end in itertools.pairwise([*starts, len(positions)])]
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
-def test_a_skip_gram_has_any_length_from_two_to_the_configured_one(tokenizer, size):
-    """So many masks as the longest span has tokens, in a text so long that spans hardly ever meet: they are one run if the first
-    span has its greatest length, which is one of ``size`` - 1 lengths."""
+def test_a_skip_gram_has_any_length_from_two_to_the_maximum(tokenizer, size):
+    """There are as many masks as tokens in the longest span, and the text is so long that spans hardly ever touch. The masks form
+    one run if the first span has the maximum length, which is one of ``size`` - 1 lengths."""
     text = processor(tokenizer, skipgram_prob=1.0, skipgram_size=size, mask_prob=1.0, max_masks=size, whole_word=False)
     drawn = [runs(text.mask_positions([False] * 300, rng(seed))) for seed in range(500)]
     assert all(sum(lengths) == size for lengths in drawn)
@@ -240,8 +241,9 @@ def test_a_skip_gram_has_any_length_from_two_to_the_configured_one(tokenizer, si
 
 
 @pytest.mark.parametrize("prob", [0.0, 0.2, 0.6])
-def test_spans_of_several_tokens_come_as_often_as_configured(tokenizer, prob):
-    """Two masks: a pair of neighbours if the first span is a skip-gram; or one of three ways to cut a single and a skip-gram."""
+def test_skip_grams_are_as_frequent_as_configured(tokenizer, prob):
+    """With two masks, both are neighbours if the first span is a skip-gram, or in one of three ways to cut a single token and a
+    skip-gram."""
     text = processor(tokenizer, skipgram_prob=prob, skipgram_size=2, mask_prob=1.0, max_masks=2, whole_word=False)
     neighbours = np.mean([runs(text.mask_positions([False] * 300, rng(seed))) == [2] for seed in range(600)])
     assert neighbours == pytest.approx(prob + (1 - prob) * prob / 3, abs=0.06)
@@ -273,7 +275,7 @@ def test_a_batch_is_padded_to_its_longest_text(tokenizer):
     assert text.collate([text.filler()]).positions.shape == (1, 1)
 
 
-def test_an_empty_alternative_is_passed_over_and_a_text_of_empties_is_broken(tokenizer):
+def test_empty_alternatives_are_skipped_and_a_text_without_others_is_broken(tokenizer):
     text = processor(tokenizer, language="en")
     texts = ("...", {"en": "Star!"}, {"de": "Stern"})
     assert {text.choose(texts, rng(seed), "p") for seed in range(20)} == {"star"}
@@ -283,7 +285,7 @@ def test_an_empty_alternative_is_passed_over_and_a_text_of_empties_is_broken(tok
             choose()
 
 
-def test_out_of_range_settings_are_refused():
+def test_out_of_range_settings_are_rejected():
     for wrong in ({"max_tokens": 2}, {"mask_prob": 0}, {"mask_prob": 1.1}, {"max_masks": 0}, {"skipgram_size": 1}):
         with pytest.raises(ValidationError):
             TextDataConfig(**wrong)
@@ -303,7 +305,7 @@ def test_a_saved_tokenizer_and_a_bare_vocabulary_load(tokenizer, tmp_path):
         )
 
 
-def test_an_absent_or_unusable_tokenizer_is_one_line(tmp_path, monkeypatch):
+def test_a_missing_or_unusable_tokenizer_is_reported_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "empty").mkdir()
     for name, message in (
@@ -315,7 +317,7 @@ def test_an_absent_or_unusable_tokenizer_is_one_line(tmp_path, monkeypatch):
         assert "\n" not in str(caught.value)
 
 
-def test_what_changes_token_ids_is_told_and_a_saved_copy_is_the_same(tokenizer, tmp_path):
+def test_changed_token_ids_are_detected_and_a_saved_copy_is_equal(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     kept, file = load_tokenizer(tmp_path), tmp_path / "tokenizer.json"
     assert difference_of_tokenizers(tokenizer, kept) is None
@@ -339,7 +341,7 @@ def test_what_changes_token_ids_is_told_and_a_saved_copy_is_the_same(tokenizer, 
     assert OneLine(f"{count + 1} tokens", count) in difference_of_tokenizers(larger, tokenizer).splitlines()
 
 
-def test_a_tokenizer_folder_runs_no_code_and_asks_nothing(tokenizer, tmp_path, monkeypatch):
+def test_loading_a_tokenizer_folder_runs_no_code_and_asks_no_questions(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *prompt: "y")
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
@@ -351,7 +353,7 @@ def test_a_tokenizer_folder_runs_no_code_and_asks_nothing(tokenizer, tmp_path, m
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_tokenizer_without_a_mask_is_refused(tokenizer):
+def test_a_tokenizer_without_a_mask_token_is_rejected(tokenizer):
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, cls_token="[CLS]", sep_token="[SEP]")
     with pytest.raises(UserError, match="has no mask_token"):
         processor(bare)
@@ -368,9 +370,9 @@ def test_texts_without_masks_have_the_static_shape_too(tokenizer):
 
 
 @pytest.mark.parametrize(("rows", "longest"), [(1, 30), (5, 30), (3, 512)])
-def test_static_batches_count_their_tokens_in_few_steps(tokenizer, rows, longest):
-    """Each count is a shape to compile for: up to twice a count there are at most sixteen, and none is much more than what there
-    is, also if the longest text could be much longer."""
+def test_static_batches_have_few_different_token_counts(tokenizer, rows, longest):
+    """Each token count is a shape to compile. Between a count and twice that count there are at most sixteen shapes, and no shape
+    is much larger than needed, even if the longest text could be much longer."""
     static = TextProcessor(tokenizer, TextDataConfig(max_tokens=longest), static=True)
     counts, totals = set(), range(2 * rows, longest * rows + 1, 1 + longest // 100)
     for total in totals:
@@ -383,14 +385,14 @@ def test_static_batches_count_their_tokens_in_few_steps(tokenizer, rows, longest
         assert sum(total <= count < 2 * total for count in counts) <= 16
 
 
-def test_static_lengths_are_few(tokenizer):
+def test_there_are_few_static_lengths(tokenizer):
     static = TextProcessor(tokenizer, TextDataConfig(max_tokens=300), static=True)
     widths = {static.encode_plain([" ".join(["star"] * words)]).ids.shape[1] for words in range(1, 400, 7)}
     assert widths == {64, 128, 256, 300}
 
 
-def test_the_first_and_last_tokens_take_the_place_of_cls_and_sep(tokenizer):
-    """As in Gemma's tokenizer, which has a mask token without declaring it."""
+def test_the_first_and_last_tokens_replace_cls_and_sep(tokenizer):
+    """This is needed for Gemma's tokenizer, which has a mask token without declaring it."""
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
     backend.add_special_tokens(["<bos>", "<eos>", "<mask>"])
     gemma = PreTrainedTokenizerFast(
