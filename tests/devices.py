@@ -1,4 +1,4 @@
-"""Devices that tests run on: the CPU always, CUDA with ``pytest -m gpu``."""
+"""Devices that the tests run on: always the CPU, and CUDA with ``pytest -m gpu``."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ CUDA = pytest.param(
     "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason=WHY_SKIPPED)]
 )
 PRETEND = () if torch.cuda.is_available() or Version(torch.__version__) < Version("2.13") else (NAME,)
-"""Torch knows one accelerator per process, so where there is a GPU, none is pretended. Older releases are not ready for one in
-Python."""
+"""Torch supports one accelerator per process, so there is no pretend device on a machine with a GPU. Older releases do not
+support an accelerator written in Python."""
 DEVICES = ("cpu", *PRETEND, CUDA)
 ON_ACCELERATORS = pytest.mark.parametrize("device", [*PRETEND, CUDA], indirect=True)
 ON_REAL_DEVICES = pytest.mark.parametrize("device", ["cpu", CUDA], indirect=True)
-"""For what is compiled, as no pretend tensor can be traced, and for what takes long."""
+"""For tests that compile (pretend tensors cannot be traced), and for tests that take long."""
 
 BOUNDS = {"cpu": 1e-5, NAME: 1e-5, "cuda": 1e-4}
-"""Largest error of a float32 number against the expected one, relative above 1. CUDA's kernels add in other orders."""
+"""Maximum error of a float32 number, relative to the expected number if that is above 1. CUDA kernels add in another order."""
 
 M = TypeVar("M", bound=nn.Module)
 
 
 @contextmanager
 def as_in_a_run_without_tf32() -> Iterator[None]:
-    """Float32 products in full precision, and without cuDNN's attention (:func:`utils.distributed.process_group`)."""
+    """Computes float32 products in full precision and without cuDNN's attention, like :func:`utils.distributed.process_group`."""
     precision, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     attention = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.set_float32_matmul_precision("highest")  # sets torch.backends.cuda.matmul.allow_tf32 too
+    torch.set_float32_matmul_precision("highest")  # also sets torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
@@ -55,7 +55,7 @@ def bf16(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def copied_to(device: torch.device, model: M) -> M:
-    """A copy of a model, with gradients of its own; the model stays where it is."""
+    """A copy of a model on a device, with separate gradients. The original model is not moved."""
     return copy.deepcopy(model).to(device)
 
 
@@ -67,11 +67,11 @@ def moved(given: Any, device: torch.device) -> Any:
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over the norm of what is expected, on the CPU."""
+    """Norm of the difference divided by the norm of the expected tensor, computed on the CPU."""
     expected = expected.detach().cpu().double()
     return float((actual.detach().cpu().double() - expected).norm() / expected.norm())
 
 
 def flattened(tensors: dict[str, Any], names: Iterable[str] | None = None) -> Tensor:
-    """All numbers of these tensors, or of those named, on the CPU."""
+    """All numbers of these tensors, or only of the named ones, on the CPU."""
     return torch.cat([tensors[name].detach().flatten().cpu() for name in (tensors if names is None else names)])

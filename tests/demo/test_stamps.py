@@ -1,4 +1,4 @@
-"""Stamps become records: on a little folder of stamps of the test's own."""
+"""Stamps become records, in a small folder of stamps that the tests create."""
 
 from collections import Counter
 
@@ -35,7 +35,7 @@ def package(tmp_path_factory):
         _cutout(path, TONES[name.split()[0]])
         text = f"A {name}.\nde.utf8=Das {name}.\nzh_CN.utf8=东西{number}。\npt.utf8=x\nja.utf8=\n"
         path.with_suffix(".txt").write_text(text, encoding="utf-8")
-    for number, name in enumerate(NAMES):  # a second cut-out of each name, in other letters
+    for number, name in enumerate(NAMES):  # a second cut-out of each name, spelled with other letter case
         path = folder / "variants" / f"{number:02d}.png"
         _cutout(path, TONES[name.split()[0]], size=(44, 60))
         path.with_suffix(".txt").write_text(f"a {name.upper()}!\n", encoding="utf-8")
@@ -63,7 +63,7 @@ def test_captions_are_read_by_language_and_a_missing_one_has_no_key(package):
     assert read_captions(package / "things" / "03.txt") == {"en": "A red fox.", "de": "Das red fox.", "zh": "东西3。"}
 
 
-def test_what_is_left_out_is_counted_by_reason(package):
+def test_skipped_stamps_are_counted_by_reason(package):
     usable, left_out = find_stamps(package)
     assert len(usable) == 2 * len(NAMES)
     assert left_out == {
@@ -97,7 +97,7 @@ def test_caption_keys_ignore_case_and_punctuation():
     assert caption_key("…") == ""
 
 
-def test_images_of_both_kinds_keep_to_their_split(built):
+def test_images_of_both_kinds_stay_in_their_split(built):
     names = {}
     for split in ("train", "val", "test"):
         images = read(built, f"{split}")
@@ -125,7 +125,7 @@ def test_region_boxes_are_exact_and_do_not_overlap(built):
             assert x + w <= 96
             assert y + h <= 96
             covered[y : y + h, x : x + w] += 1
-            # The cut-outs are filled rectangles: the box is of one colour, up to JPEG, and that colour is the named one.
+            # The cut-outs are filled rectangles, so the box has a single colour (up to JPEG artefacts), which the text names.
             tone = TONES[elem["caption"]["en"].lower().split()[1]]
             distance = np.abs(pixels[y : y + h, x : x + w] - tone).max(axis=2)
             assert np.mean(distance < 60) > 0.8
@@ -143,7 +143,7 @@ def test_a_placed_cutout_fills_its_box(package):
             assert cutout.getchannel("A").getbbox() == (0, 0, w, h)
 
 
-def test_captions_are_joined_in_the_languages_that_all_have():
+def test_captions_are_joined_in_the_languages_that_all_of_them_have():
     joined = joined_captions([{"en": "A cat", "de": "Eine Katze", "ja": "ねこ"}, {"en": "Boom!", "ja": "どかん！"}])
     assert joined == {"en": "A cat. Boom!", "ja": "ねこ。どかん！"}
     assert joined_captions([{"en": "word " * 40}]) == {}
@@ -158,12 +158,12 @@ def test_the_same_arguments_give_the_same_records_and_another_seed_does_not_move
     assert (built / "regions_train.jsonl").read_bytes() != (tmp_path / "other" / "regions_train.jsonl").read_bytes()
 
 
-def test_other_arguments_are_refused(package, built):
+def test_other_arguments_are_rejected(package, built):
     with pytest.raises(UserError, match=naming("side=96", "64")):
         build(built, stamps=package, regions=30, side=64, vocab_size=200)
 
 
-def test_a_missing_package_is_one_line_with_the_remedy(tmp_path, monkeypatch, capsys):
+def test_a_missing_package_is_reported_in_one_line_with_the_remedy(tmp_path, monkeypatch, capsys):
     argv = ["--out", str(tmp_path / "out"), "--stamps", str(tmp_path / "none")]
     assert call(command.stamps, argv, "python -m demo.stamps") == 2
     error = capsys.readouterr().err
@@ -172,7 +172,7 @@ def test_a_missing_package_is_one_line_with_the_remedy(tmp_path, monkeypatch, ca
     assert not (tmp_path / "out").exists()
 
 
-def test_the_closing_line_reports_what_was_left_out(package, tmp_path, monkeypatch, capsys):
+def test_the_last_line_reports_skipped_stamps(package, tmp_path, monkeypatch, capsys):
     flags = ["--stamps", str(package), "--regions", "2", "--side", "64", "--vocab-size", "200"]
     argv = ["--out", str(tmp_path / "out"), *flags]
     assert call(command.stamps, argv, "python -m demo.stamps") == 0

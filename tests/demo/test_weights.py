@@ -1,4 +1,4 @@
-"""Weights from packages that the test makes: a tiny ONNX graph in the form of DINOv2's export, and a tiny BERT folder."""
+"""Weights from packages that the tests create: a tiny ONNX graph in the format of DINOv2's export, and a tiny BERT folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ needs_onnx = pytest.mark.skipif(
 
 
 class Graph:
-    """Collects nodes and tensors; each node gives its result's name."""
+    """Collects nodes and tensors. Adding a node returns the name of its output."""
 
     def __init__(self) -> None:
         from onnx import helper, numpy_helper
@@ -56,7 +56,7 @@ class Graph:
         return name
 
     def linear(self, states: str, name: str, inside: int, outside: int) -> str:
-        """As torch exports it: an anonymous, transposed matrix, and a named bias."""
+        """A linear layer as torch exports it: an unnamed transposed matrix and a named bias."""
         anonymous = self.random(f"onnx::MatMul_{len(self.tensors)}", inside, outside)
         product = self.add("MatMul", states, anonymous)
         return self.add("Add", self.random(f"{name}.bias", outside), product)
@@ -78,7 +78,7 @@ class Graph:
 
 
 def dinov2_graph():
-    """Embeddings, blocks, last norm, and a head as the package adds one. The key comes first, as in the real export."""
+    """Embeddings, blocks, final norm, and a head like the one in the package. The key comes first, as in the real export."""
     graph = Graph()
     weight = graph.random(vision.PATCHES + "weight", WIDTH, 3, PATCH, PATCH)
     bias = graph.random(vision.PATCHES + "bias", WIDTH)
@@ -140,15 +140,16 @@ def built(packages, tmp_path_factory) -> Path:
 
 
 @needs_onnx
-def test_a_model_that_starts_from_the_files_computes_what_the_packages_compute(built):
-    """The command compares with onnxruntime and the package's encoder, and stops above its tolerance."""
+def test_a_model_initialised_from_the_files_reproduces_the_packages_outputs(built):
+    """The command compares the model with onnxruntime and the package's encoder, and stops if the difference exceeds its
+    tolerance."""
     facts = json.loads((built / "weights.json").read_text())
     assert facts["difference"].keys() == {"vision", "text"}
     assert all(0 <= value <= command.TOLERANCE for value in facts["difference"].values())
 
 
 @needs_onnx
-def test_anonymous_matrices_are_named_by_the_bias_that_is_added_to_their_product(built):
+def test_unnamed_matrices_get_the_name_of_the_bias_of_their_layer(built):
     graph, _ = dinov2_graph()
     anonymous = [name for name in graph.tensors if name.startswith("onnx::MatMul")]
     key, value, query = (graph.tensors[name].T for name in anonymous[:3])
@@ -159,21 +160,21 @@ def test_anonymous_matrices_are_named_by_the_bias_that_is_added_to_their_product
 
 
 @needs_onnx
-def test_the_header_says_which_pixels_the_weights_take(built):
+def test_the_header_states_the_pixel_range_of_the_weights(built):
     about = read_about(built / "vision.safetensors")
     assert {key: tuple(about[key]) for key in PUBLISHED_PIXELS} == PUBLISHED_PIXELS
     assert about["depth"] == DEPTH and about["heads"] == 1
 
 
 @needs_onnx
-def test_the_tokenizer_of_the_folder_neither_cuts_nor_pads(built):
+def test_the_tokenizer_of_the_folder_neither_truncates_nor_pads(built):
     tokenizer = load_tokenizer(built / "text")
     assert len(tokenizer("a")["input_ids"]) == 3
     assert len(tokenizer(command.SENTENCES[1])["input_ids"]) > 4
 
 
 @needs_onnx
-def test_another_file_than_of_the_known_release_is_told(packages, built, tmp_path, monkeypatch, capsys):
+def test_a_file_that_differs_from_the_known_release_is_reported(packages, built, tmp_path, monkeypatch, capsys):
     argv = ["--out", str(tmp_path / "out"), "--packages", str(packages)]
     assert call(command.weights, argv, "python -m demo.weights") == 0
     closing = capsys.readouterr().out
@@ -182,7 +183,7 @@ def test_another_file_than_of_the_known_release_is_told(packages, built, tmp_pat
 
 
 @needs_onnx
-def test_outputs_that_differ_stop_the_command(packages, tmp_path, monkeypatch):
+def test_different_outputs_stop_the_command(packages, tmp_path, monkeypatch):
     def wrong(graph):
         tensors = vision.to_timm(graph)
         return tensors | {"norm.bias": tensors["norm.bias"] + 1e-3}
@@ -195,7 +196,7 @@ def test_outputs_that_differ_stop_the_command(packages, tmp_path, monkeypatch):
 
 @needs_onnx
 @pytest.mark.parametrize("content", [b"", b"\x08\x07 no graph"])
-def test_a_file_that_is_no_graph_of_dinov2_is_one_line(packages, tmp_path, content):
+def test_a_file_that_is_not_a_dinov2_graph_is_reported_in_one_line(packages, tmp_path, content):
     for name in (command.VISION_PACKAGE, command.TEXT_PACKAGE):
         (tmp_path / name).symlink_to(packages / name)
     (tmp_path / command.VISION_PACKAGE).unlink()
@@ -206,7 +207,7 @@ def test_a_file_that_is_no_graph_of_dinov2_is_one_line(packages, tmp_path, conte
         command.build(tmp_path / "out", packages=tmp_path)
 
 
-def test_a_missing_package_is_one_line_with_the_remedy(tmp_path, monkeypatch, capsys):
+def test_a_missing_package_is_reported_in_one_line_with_the_remedy(tmp_path, monkeypatch, capsys):
     argv = ["--out", str(tmp_path / "out"), "--packages", str(tmp_path)]
     assert call(command.weights, argv, "python -m demo.weights") == 2
     error = capsys.readouterr().err
@@ -214,13 +215,13 @@ def test_a_missing_package_is_one_line_with_the_remedy(tmp_path, monkeypatch, ca
     assert error.count("\n") == 1
 
 
-def test_a_missing_reader_is_one_line_with_the_remedy(tmp_path, monkeypatch):
+def test_a_missing_reader_is_reported_in_one_line_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(UserError, match=naming('pip install ".[weights]"')):
         vision.read_graph(tmp_path / "graph.onnx")
 
 
-def test_folded_pixel_statistics_give_the_embedding_of_imagenet_normalised_pixels():
+def test_folding_pixel_statistics_into_the_weights_keeps_the_embedding():
     torch.manual_seed(0)
     weight, bias = torch.randn(5, 3, 4, 4), torch.randn(5)
     pixels = torch.randint(0, 256, (2, 3, 8, 8)) / 255

@@ -1,4 +1,4 @@
-"""Pre-training in the order by blocks on two gloo ranks, and resumed on one: each step has the same records."""
+"""Pre-training in the order by blocks on two gloo ranks, resumed on one: each step reads the same records."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 class Run:
-    """A picklable job: train on every rank, from a checkpoint where one is given; returns the records of each micro-batch."""
+    """A picklable job that trains on every rank, optionally from a checkpoint, and returns the records of each micro-batch."""
 
     def __init__(self, folder: Path, overrides: list[str]):
         self.folder, self.overrides = folder, overrides
@@ -53,7 +53,7 @@ class Run:
 
 
 @pytest.mark.slow
-def test_a_run_of_two_ranks_goes_on_with_one_at_the_same_records_in_each_step(tmp_path, scenes_folder):
+def test_a_run_on_two_ranks_resumes_on_one_with_the_same_records_per_step(tmp_path, scenes_folder):
     blocks = [f"data.{name}.{value}" for name in ("images", "regions") for value in ("order=blocks", "block_records=3")]
     overrides = [*tiny_run(scenes_folder), *blocks, "train.global_batch=16", "train.steps=5"]
     (tmp_path / "out").mkdir()

@@ -1,4 +1,4 @@
-"""A contrastive loss over several micro-batches has the gradients of one over a large micro-batch, on one rank and on two."""
+"""A contrastive loss over several micro-batches has the same gradients as one large micro-batch, on one rank and on two."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def whole() -> PretrainBatch:
 
 
 def with_hard_negatives(images: ImageTextBatch) -> ImageTextBatch:
-    """Two wrong texts for each image, of which one in four does not count: the texts in other orders."""
+    """Adds two wrong texts to each image, of which one in four does not count. They are the texts in other orders."""
     ids, mask = (
         torch.stack([part.flip(0), part.roll(1, dims=0)], dim=1) for part in (images.text.ids, images.text.mask)
     )
@@ -55,7 +55,8 @@ def in_chunks(chunks: int, gradient: str = "exact", double: bool = False, loss: 
 
 
 def step(model: PretrainModel, micro_batches: Sequence[PretrainBatch], seed=lambda number: None) -> dict:
-    """As the trainer does it: sums over global counts, times ranks, averaged by DDP."""
+    """The gradients as the trainer computes them: sums divided by global counts, multiplied by the number of ranks, averaged by
+    DDP."""
     parallel = DistributedDataParallel(model) if distributed.world_size() > 1 else model
     counts = [model.counts(batch) for batch in micro_batches]
     divisors = {name: distributed.sum_over_ranks(sum(each[name] for each in counts)).clamp(min=1) for name in counts[0]}
@@ -82,7 +83,7 @@ def assert_equal(found: dict, expected: dict, tolerance: float) -> None:
 @pytest.mark.parametrize("columns", [4096, 3])
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 def test_chunks_give_loss_and_gradients_of_one_micro_batch(loss, columns, hard, monkeypatch):
-    """In float64, with examples that are compared in one block and in several."""
+    """Tested in float64, with examples that are compared in one block and in several blocks."""
     batch = whole()
     images = with_hard_negatives(batch.images) if hard else batch.images
     batch = replace(batch, images=replace(images, pixels=images.pixels.double()))
@@ -96,7 +97,7 @@ def test_chunks_give_loss_and_gradients_of_one_micro_batch(loss, columns, hard, 
         assert_equal(found, expected, 1e-9)
 
 
-def test_without_chunks_micro_batches_are_compared_by_themselves():
+def test_without_chunks_each_micro_batch_is_compared_separately():
     batch = whole()
     parts = [rows_of(batch, slice(start, start + 2)) for start in (0, 2)]
     assert step(in_chunks(1), parts)["loss"] < step(in_chunks(2), parts)["loss"]
@@ -109,7 +110,7 @@ def of_a_rank(gradient: str = "exact") -> dict:
 
 
 def hard_of_a_rank() -> dict:
-    """With hard negatives, of which no other rank knows."""
+    """With hard negatives, which other ranks do not have."""
     batch = whole()
     batch = replace(batch, images=with_hard_negatives(batch.images))
     first = 2 * distributed.rank()
@@ -134,7 +135,7 @@ def test_chunks_on_two_ranks_give_loss_and_gradients_of_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_so_do_they_with_hard_negatives(tmp_path):
+def test_chunks_on_two_ranks_equal_one_micro_batch_with_hard_negatives(tmp_path):
     model, batch = in_chunks(1), whole()
     expected = gradients(model, model, replace(batch, images=with_hard_negatives(batch.images)))
     for found in on_two_ranks(hard_of_a_rank, tmp_path):
@@ -142,15 +143,16 @@ def test_so_do_they_with_hard_negatives(tmp_path):
 
 
 @pytest.mark.slow
-def test_so_do_they_with_the_released_gradient(tmp_path):
+def test_chunks_on_two_ranks_equal_one_micro_batch_with_the_released_gradient(tmp_path):
     for found, expected in zip(
         on_two_ranks(released_of_a_rank, tmp_path), on_two_ranks(large_of_a_rank, tmp_path), strict=True
     ):
         assert_equal(found, expected, 1e-4)
 
 
-def test_dropout_draws_the_same_numbers_both_times(monkeypatch):
-    """The gradient is that of the embeddings of the second pass only if the first one had the same."""
+def test_dropout_draws_the_same_numbers_in_both_passes(monkeypatch):
+    """Gradients are computed from the first pass's embeddings, so they are only correct if the second pass has the same
+    embeddings."""
     model, first, second = in_chunks(2).train(), [], []
     cached = gradient_cache.cached_losses
     monkeypatch.setattr(
@@ -177,10 +179,10 @@ def test_dropout_draws_the_same_numbers_both_times(monkeypatch):
         seed(number)
         with torch.no_grad():
             apart.append(model.embed(parts[0])[0].image)
-    assert not torch.equal(*apart), "dropout is on"
+    assert not torch.equal(*apart), "dropout must be enabled"
 
 
-def test_after_a_step_the_loss_is_of_single_micro_batches_again():
+def test_after_a_step_the_loss_covers_single_micro_batches_again():
     model, batch = in_chunks(2), whole()
     step(model, [rows_of(batch, slice(start, start + 2)) for start in (0, 2)])
     assert model.contrastive.cached is None

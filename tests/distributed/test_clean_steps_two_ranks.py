@@ -1,4 +1,4 @@
-"""Pre-training with videos and clean sets on two gloo ranks: steps without a matching loss come and go on both alike."""
+"""Pre-training with videos and clean sets on two gloo ranks: both ranks skip the matching loss in the same steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 class Run:
-    """A picklable job: train on every rank, give back the weights and what was logged."""
+    """A picklable job that trains on every rank and returns the weights and the log."""
 
     def __init__(self, folder: Path, overrides: list[str]):
         self.folder, self.overrides = folder, overrides

@@ -1,4 +1,4 @@
-"""The formulas of a step's communication against the collectives that real steps call, on two and four gloo ranks."""
+"""The formulas for a step's communication are compared with the collectives of real steps, on two and four gloo ranks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from utils.config import load_config
 from utils.tensors import tensor_bytes
 
 SIZES = [
-    "model.embed_dim=16",  # all gradients fit into DDP's first bucket, of 1 MiB
+    "model.embed_dim=16",  # all gradients fit into DDP's first bucket of 1 MiB
     "data.images.batch_size=3",
     "data.regions.batch_size=4",
     "data.regions.max_images=2",
@@ -37,18 +37,18 @@ KINDS = {
     "_allgather_base_": ("all-gather", 1),
     "_reduce_scatter_base_": ("reduce-scatter", 1),
 }
-"""Our names of torch's operations, and where each has its argument. Any other that a step calls keeps its name, which no formula
-has."""
+"""Our names for torch's operations, and the position of the tensor argument. Operations missing here keep their names, which no
+formula contains."""
 
 
 class Collectives(TorchDispatchMode):
-    """Counts every collective of torch's process groups, whoever calls it: our code, or DDP in C++."""
+    """Counts every collective of torch's process groups, whether our code or DDP in C++ calls it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: Counter[str] = Counter()
         self.handed: Counter[str] = Counter()
-        """Bytes."""
+        """Number of bytes."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d":
@@ -60,7 +60,8 @@ class Collectives(TorchDispatchMode):
 
 
 class Steps:
-    """A picklable job: three steps of pre-training; returns counts of collectives and the sizes that determine them."""
+    """A picklable job that makes three pre-training steps, and returns counts of collectives and the sizes that determine
+    them."""
 
     def __init__(self, accumulation: int, *overrides: str):
         self.accumulation, self.overrides = accumulation, overrides
@@ -91,8 +92,8 @@ class Steps:
     ("ranks", "accumulation", "overrides"),
     [(2, 1, []), (4, 2, ["optim.freeze.vision=true"]), (2, 2, ["model.contrastive.chunks=2"])],
 )
-def test_ranks_that_share_the_weights_send_the_bytes_of_the_formula(tmp_path, ranks, accumulation, overrides):
-    """Except for the padding of shards."""
+def test_ranks_with_sharded_weights_send_the_bytes_of_the_formula(tmp_path, ranks, accumulation, overrides):
+    """The padding of shards is excluded."""
     schema, kind = kind_of(Path(BASE), [])
     config = load_config(BASE, [*SMALL, *SIZES, *overrides], schema)
     model = kind.build_model(config, None)
@@ -128,11 +129,11 @@ def by_formula(sizes: StepSizes, ranks: int, logs: bool) -> dict[str, dict[str, 
         (4, 2, ["data.regions=null", "model.contrastive.gradient=released"]),
     ],
 )
-def test_ranks_call_the_collectives_of_the_formula_and_no_others(tmp_path, ranks, accumulation, overrides):
+def test_ranks_call_only_the_collectives_of_the_formula(tmp_path, ranks, accumulation, overrides):
     for found in on_ranks(ranks, Steps(accumulation, *overrides), tmp_path):
         sizes = StepSizes(accumulation=accumulation, **found["sizes"])
         first, second, third = found["counted"]
-        assert first == by_formula(sizes, ranks, logs=True), "the only step with a line of metrics"
-        assert second["calls"].pop("broadcast_") == 2, "DDP tells once in which order gradients came"
+        assert first == by_formula(sizes, ranks, logs=True), "only this step has a line of metrics"
+        assert second["calls"].pop("broadcast_") == 2, "DDP broadcasts the order of gradients once"
         assert second["handed"].pop("broadcast_")
         assert second == third == by_formula(sizes, ranks, logs=False)

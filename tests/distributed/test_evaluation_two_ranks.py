@@ -1,4 +1,4 @@
-"""Held-out sets on two gloo ranks against one process: every item counts once, whatever the numbers are."""
+"""Held-out sets on two gloo ranks are compared with one process: each item counts once, for any number of items."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from utils.config import load_config
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = {"retrieval": "retrieval", "nlvr": "nlvr", "grounding": "refer", "vqa": "vqa", "captioning": "captioning"}
-"""How the names of each task's files begin."""
+"""Prefix of the file names of each task."""
 SIZES = {
     "retrieval": "images",
     "nlvr": "statements",
@@ -30,11 +30,11 @@ SIZES = {
 }
 EXTRA = {"retrieval": ["evaluation.candidates=3"], "captioning": ["evaluation.decoding.max_length=6"]}
 COUNTS = [1, 2, 5, 8]
-"""Items of the sets: fewer than ranks, as many, odd and even numbers; with 5 and 8 a rank needs two forward passes."""
+"""Numbers of items: fewer than ranks, the same number, odd and even. With 5 and 8 items, a rank needs two forward passes."""
 
 
 class Measure:
-    """A picklable job: measure the first items of each task's held-out set, on every rank, with a model of fixed weights."""
+    """A picklable job that measures the first items of each task's held-out set on every rank, with fixed weights."""
 
     def __init__(self, scenes: Path):
         self.scenes = scenes
@@ -58,7 +58,8 @@ class Measure:
         with torch.no_grad():
             for part, parameter in task.model.named_parameters():
                 if parameter.dim() > 1:
-                    # Far from where it starts, so that scores differ by more than rounding does, and answers by question.
+                    # The weights are far from their initial values, so that scores differ by more than rounding errors, and
+                    # answers depend on the question.
                     scale = 1.5 if part.startswith("decoder.layer.") and ".crossattention." in part else 0.3
                     parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
         return task
@@ -119,8 +120,8 @@ def both(scenes_folder, tmp_path_factory) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("name", FILES)
-def test_both_ranks_measure_what_one_process_measures(alone, both, name, count):
-    """The metrics are shares of counts: equal means equal, not close."""
+def test_both_ranks_get_the_metrics_of_one_process(alone, both, name, count):
+    """The metrics are ratios of counts, so they must be exactly equal."""
     expected = alone[f"{name}/{count}"]
     assert expected[SIZES[name]]["value"] == count
     for found in both:
@@ -128,40 +129,40 @@ def test_both_ranks_measure_what_one_process_measures(alone, both, name, count):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_items_decide_what_is_measured(alone, name):
-    """Else the test above could not fail."""
+def test_the_metrics_depend_on_the_items(alone, name):
+    """Otherwise the test above could not fail."""
     found = [alone[f"{name}/{count}"] for count in COUNTS]
     assert len({str([metric for metric in each.values() if metric["unit"] != "count"]) for each in found}) > 2
 
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("name", ["captioning", "vqa"])
-def test_texts_of_all_ranks_come_in_the_order_of_the_items(alone, both, name, count):
+def test_texts_of_all_ranks_are_in_the_order_of_the_items(alone, both, name, count):
     expected = alone[f"{name}/{count}/rows"]
     assert len(expected) == count
     assert all(found[f"{name}/{count}/rows"] == expected for found in both)
-    assert count < 5 or expected != expected[::-1], "another order would be seen"
+    assert count < 5 or expected != expected[::-1], "the data must reveal another order"
 
 
 @pytest.mark.parametrize("name", ["nlvr", "grounding"])
-def test_predictions_of_all_ranks_come_in_the_order_of_the_items(alone, both, name):
+def test_predictions_of_all_ranks_are_in_the_order_of_the_items(alone, both, name):
     for count in COUNTS:
         expected = torch.tensor(alone[f"{name}/{count}/rows"])
         assert len(expected) == count
         for found in both:
             torch.testing.assert_close(torch.tensor(found[f"{name}/{count}/rows"]), expected, atol=1e-5, rtol=1e-5)
     rows = torch.tensor(alone[f"{name}/8/rows"])
-    assert not torch.equal(rows, rows.flip(0)), "another order would be seen"
+    assert not torch.equal(rows, rows.flip(0)), "the data must reveal another order"
 
 
-def test_the_shares_of_all_ranks_are_all_items_once_and_in_order(both):
+def test_the_shares_of_all_ranks_contain_each_item_once_in_order(both):
     first, second = (found["shares"] for found in both)
     for count, own in first.items():
         assert own + second[count] == list(range(count))
         assert abs(len(own) - len(second[count])) <= 1
 
 
-def test_both_ranks_evaluate_a_pre_trained_model_as_one_process_does(alone, both):
+def test_both_ranks_evaluate_a_pre_trained_model_like_one_process(alone, both):
     expected = alone["pretrain"]
     assert expected["records"]["value"] > 1
     assert expected["masked words"]["value"] > 1

@@ -1,4 +1,4 @@
-"""``optim.freeze`` on two gloo ranks: against one process, and resumed around a thaw."""
+"""``optim.freeze`` on two gloo ranks: compared with one process, and resumed before, at and after the unfreezing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ pytestmark = pytest.mark.slow
 
 
 class Points:
-    """A picklable job: train the toy on every rank; returns weights, losses, and how many numbers a step reduces."""
+    """A picklable job that trains the toy on every rank, and returns weights, losses, and the number of values that a step
+    reduces."""
 
     def __init__(self, folder: Path, accumulate: int, **freeze: bool | int):
         self.folder, self.accumulate, self.freeze = folder, accumulate, freeze
@@ -35,7 +36,7 @@ class Points:
 
 
 def reduced_by(model: torch.nn.Module) -> int:
-    """Numbers that a step exchanges between ranks."""
+    """The number of values that a step exchanges between ranks."""
     if not isinstance(model, DistributedDataParallel):
         return 0
     return model._get_ddp_logging_data()["total_parameter_size_bytes"] // 4
@@ -44,8 +45,8 @@ def reduced_by(model: torch.nn.Module) -> int:
 @pytest.mark.parametrize(
     "freeze", [{"vision": True}, {"vision": 3, "text": 1}, {"vision": 2, "text": 2, "fusion": True}]
 )
-def test_two_ranks_follow_one_process_through_a_thaw(tmp_path, freeze):
-    """Gradients that were reduced twice, or not at all, would show in the weights."""
+def test_two_ranks_follow_one_process_through_an_unfreezing(tmp_path, freeze):
+    """If gradients were reduced twice or not at all, the weights would differ."""
     (tmp_path / "out").mkdir()
     alone = Points(tmp_path / "alone", 4, **freeze)()
     first, second = on_two_ranks(Points(tmp_path / "both", 2, **freeze), tmp_path / "out")
@@ -54,11 +55,11 @@ def test_two_ranks_follow_one_process_through_a_thaw(tmp_path, freeze):
     assert first["losses"] == pytest.approx(alone["losses"], rel=1e-4)
     for step, numbers in enumerate(first["reduced"]):
         frozen = sum(step < (6 if until is True else until) for until in freeze.values())
-        assert numbers == 40 - 12 * frozen, "a frozen part is not exchanged"
+        assert numbers == 40 - 12 * frozen, "the gradients of a frozen part must not be exchanged"
 
 
 class Pretraining:
-    """A picklable job: pre-train the demo on every rank, or resume; returns whether ranks have equal weights."""
+    """A picklable job that pre-trains the demo on every rank, or resumes, and returns whether the ranks have equal weights."""
 
     def __init__(self, folder: Path, tiny: list[str], override: str = "optim.freeze={vision: 3, text: 2}"):
         self.folder, self.tiny, self.override = folder, tiny, override
@@ -71,7 +72,7 @@ class Pretraining:
 
 
 @pytest.mark.slow
-def test_two_ranks_resume_before_at_and_after_a_thaw(tmp_path, tiny_overrides):
+def test_two_ranks_resume_before_at_and_after_an_unfreezing(tmp_path, tiny_overrides):
     (tmp_path / "out").mkdir()
     whole = tmp_path / "whole"
     assert on_two_ranks(Pretraining(whole, tiny_overrides), tmp_path / "out") == [True, True]

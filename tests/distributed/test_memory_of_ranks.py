@@ -1,4 +1,5 @@
-"""Memory on several ranks, planned and counted in real steps: of contrastive losses, also by formula, and of FSDP2's steps."""
+"""Memory on several ranks, as planned and as measured in real steps: of contrastive losses, also by formula, and of FSDP2's
+steps."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from utils.distributed import local_part
 pytestmark = pytest.mark.slow
 
 EXAMPLES, WIDTH = 16, 1024
-"""Examples of a rank, and width of their embeddings, which take much of the memory."""
+"""Examples per rank, and the width of their embeddings, which take most of the memory."""
 
 SIZES = [
     *SMALL,
@@ -35,10 +36,10 @@ SIZES = [
     "train.precision=fp32",
 ]
 EXAMPLE = 2 * 4 * WIDTH + 2 * 8
-"""Bytes of an example that are gathered: both embeddings in float32; key and whether it is valid, in int64."""
+"""Bytes gathered per example: both embeddings in float32, and the text_id and validity in int64."""
 
 PAIR = 20
-"""Bytes that the loss keeps of two examples that it compares: similarities in float32, and masks."""
+"""Bytes that the loss keeps for two compared examples: similarities in float32, and masks."""
 
 
 def setting(overrides: tuple[str, ...], sizes: Sequence[str] = SIZES) -> tuple[Any, Any]:
@@ -48,7 +49,7 @@ def setting(overrides: tuple[str, ...], sizes: Sequence[str] = SIZES) -> tuple[A
 
 
 class Counted:
-    """A picklable job: bytes of the activations of a real step at their peak."""
+    """A picklable job that returns the peak bytes of activations in a real step."""
 
     def __init__(self, *overrides: str):
         self.overrides = overrides
@@ -58,7 +59,7 @@ class Counted:
         model = build()
         trainer = trainer_of(model, config.train, config.optim, torch.device("cpu"))
         batches = [synthetic_batch(config, model)] * chunks_of(model)
-        for _ in range(2):  # in the second, DDP makes its buckets anew
+        for _ in range(2):  # in the second step, DDP rebuilds its buckets
             trainer.train_step(batches)
         live = LiveMemory()
         states = [tensor for state in trainer.optimizer.state.values() for tensor in state.values()]
@@ -80,7 +81,7 @@ def planner(*overrides: str) -> tuple[FakeSteps, Any]:
 
 
 def planned(ranks: int, *overrides: str) -> int:
-    """Bytes by which the activations of a planned step are more on ``ranks`` ranks than on one."""
+    """The extra bytes of activations in a planned step on ``ranks`` ranks, compared with one rank."""
     steps, config = planner(*overrides)
 
     def of(ranks: int) -> int:
@@ -93,7 +94,7 @@ def planned(ranks: int, *overrides: str) -> int:
 
 
 def by_formula(ranks: int) -> int:
-    """Of up to 4,096 examples. A single rank has no second copy of its own examples."""
+    """The formula for up to 4,096 examples. A single rank has no second copy of its own examples."""
     total = ranks * EXAMPLES
     return total * EXAMPLE + EXAMPLES * (total - EXAMPLES) * PAIR
 
@@ -105,26 +106,28 @@ def test_real_steps_grow_with_the_ranks_as_planned_and_by_formula(tmp_path, rank
     assert grown == {planned(ranks)} == {by_formula(ranks)}
 
 
-def test_beyond_a_block_memory_grows_with_the_examples_and_not_with_their_pairs(monkeypatch):
-    """With few examples, the step has its peak elsewhere; with many, in the backward pass of the loss, where gradients of the
-    embeddings come as two copies."""
+def test_beyond_one_block_memory_grows_linearly_with_the_examples(monkeypatch):
+    """With few examples, the peak of the step is elsewhere. With many, it is in the backward pass of the loss, where gradients of
+    the embeddings exist as two copies."""
     monkeypatch.setattr(losses, "COLUMNS", EXAMPLES)
     two, three, sixteen, thirty_two = (planned(ranks) for ranks in (2, 3, 16, 32))
     assert three - two == pytest.approx(EXAMPLES * EXAMPLE, rel=0.01)
     assert thirty_two - sixteen == pytest.approx(16 * EXAMPLES * 3 * EXAMPLE, rel=0.01)
 
 
-def test_with_gradient_caching_the_loss_over_all_ranks_is_through_before_activations_are_kept():
+def test_with_gradient_caching_the_loss_over_all_ranks_is_freed_before_activations_are_kept():
     chunks = "model.contrastive.chunks=2"
     assert planned(4, chunks) == 0 < planned(4)
 
 
-def test_where_a_cached_loss_takes_more_than_activations_it_grows_as_in_real_steps(tmp_path):
+def test_a_cached_loss_larger_than_the_activations_grows_as_in_real_steps(tmp_path):
     wide = ("model.contrastive.chunks=4", "model.embed_dim=8192")
     (two, _), (four, *_) = (on_ranks(ranks, Counted(*wide), tmp_path) for ranks in (2, 4))
     assert planned(4, *wide) - planned(2, *wide) == pytest.approx(four - two, rel=0.01)
-    gathered = 4 * EXAMPLES * 2 * 4 * 8192  # by each rank
-    assert four - two == pytest.approx(2 * 2 * gathered, rel=0.01), "embeddings of two more ranks, and their gradients"
+    gathered = 4 * EXAMPLES * 2 * 4 * 8192  # on each rank
+    assert four - two == pytest.approx(2 * 2 * gathered, rel=0.01), (
+        "the embeddings of two more ranks and their gradients"
+    )
 
 
 LARGE = [
@@ -142,7 +145,7 @@ LARGE = [
 
 
 class Allocated:
-    """A picklable job: the most bytes that a rank has allocated at once in a step."""
+    """A picklable job that returns the maximum number of bytes that a rank has allocated during a step."""
 
     def __init__(self, *overrides: str):
         self.overrides = overrides
@@ -166,7 +169,7 @@ class Allocated:
 
 
 def allocated(events: Iterable[Any]) -> Iterator[int]:
-    """Bytes that were allocated since profiling began, after each allocation."""
+    """Bytes allocated since profiling began, after each allocation."""
     for event in events:
         if event.tag.name == "Allocation":
             yield event.extra_fields.total_allocated
@@ -189,7 +192,7 @@ MORE = "data.images.batch_size=8"
         (2, 2, [MORE, "train.recompute=[vision,text,fusion]", "optim.freeze={vision: true}"]),
     ],
 )
-def test_the_memory_of_a_sharded_step_is_planned_to_a_tenth(tmp_path, ranks, shard, overrides):
+def test_the_memory_of_a_sharded_step_is_planned_within_a_tenth(tmp_path, ranks, shard, overrides):
     overrides = ["train.parallel=fsdp", *overrides]
     config, build = setting(tuple(overrides), LARGE)
     steps = FakeSteps(build, config.train, config.optim, as_on_gpu=False)

@@ -1,5 +1,5 @@
-"""Modules that only rank 0 builds with content: the others receive parameters and buffers, including buffers that no file
-holds."""
+"""Only rank 0 builds modules with content. The other ranks receive parameters and buffers, including buffers that are not saved
+in files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ CPU = torch.device("cpu")
 
 
 class Encoders:
-    """A picklable job: states of every encoder of docs/encoders.md in small, before (on rank 0) and after it was sent."""
+    """A picklable job that returns the states of small versions of all encoders in docs/encoders.md, before (on rank 0) and after
+    they were sent."""
 
     def __call__(self) -> dict[str, list[Tensor]]:
         found = {}
@@ -52,7 +53,7 @@ def test_every_encoder_has_the_same_states_on_all_ranks(tmp_path):
 
 
 class Tied(nn.Module):
-    """Two modules with one table, a buffer that no file holds, one that two names share, and complex numbers."""
+    """Two modules that share a table, a non-persistent buffer, a buffer with two names, and complex numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class Tied(nn.Module):
 
 
 class Moved:
-    """A picklable job: the tensors of :class:`Tied` on a rank."""
+    """A picklable job that returns the tensors of :class:`Tied` on a rank."""
 
     def __call__(self) -> dict[str, Tensor]:
         torch.manual_seed(distributed.rank())
@@ -74,7 +75,7 @@ class Moved:
             module = Tied()
         kept = [module.table.weight, module.decoder.bias, module.angles]
         distributed.move_from_rank_0(module, CPU)
-        assert module.decoder.weight is module.table.weight is kept[0], "tied"
+        assert module.decoder.weight is module.table.weight is kept[0], "the tables must be tied"
         assert module.decoder.bias is kept[1] and module.also is module.angles is kept[2]
         assert [each.requires_grad for each in kept] == [True, False, False]
         assert isinstance(module.table.weight, nn.Parameter) and type(module.angles) is Tensor
@@ -88,7 +89,7 @@ def test_tied_weights_stay_tied_and_buffers_arrive(tmp_path):
     assert all(torch.equal(second[name], value) for name, value in first.items())
 
 
-def test_in_one_process_a_module_is_built_as_usual_and_only_moves():
+def test_a_single_process_builds_a_module_as_usual_and_moves_it():
     with distributed.built_on_rank_0():
         module = Tied()
     before = {name: value.clone() for name, value in module.state_dict().items()}

@@ -1,4 +1,4 @@
-"""How a rank joins the others and leaves them."""
+"""How a rank joins the process group and leaves it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def leave(rank: int, folder: Path) -> None:
         if rank == 0:
             time.sleep(1)
             saved.touch()
-    assert saved.exists(), "rank 1 left while rank 0 was saving"
+    assert saved.exists(), "rank 1 must not leave while rank 0 is saving"
 
 
-def test_no_rank_leaves_before_the_others(tmp_path):
+def test_no_rank_leaves_before_the_others_have_finished(tmp_path):
     on_each_of_two(leave, tmp_path)
 
 
 @pytest.fixture
 def second_gpu(monkeypatch):
-    """As if this were a process of the second GPU; gives what the process group was asked for."""
+    """Simulates the process of the second GPU, and returns the arguments of the process group."""
     asked: list[tuple] = []
     before = torch.backends.cuda.cudnn_sdp_enabled()
     monkeypatch.setenv("LOCAL_RANK", "1")
@@ -42,7 +42,7 @@ def second_gpu(monkeypatch):
     torch.backends.cuda.enable_cudnn_sdp(before)
 
 
-def test_on_gpus_the_group_is_bound_to_the_device_and_outwaits_a_long_validation(second_gpu, monkeypatch):
+def test_on_gpus_the_group_is_bound_to_the_device_and_waits_for_a_long_validation(second_gpu, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with distributed.process_group() as device:
         assert device == torch.device("cuda", 1)
@@ -52,15 +52,15 @@ def test_on_gpus_the_group_is_bound_to_the_device_and_outwaits_a_long_validation
     assert options["timeout"] > timedelta(hours=1)
 
 
-def test_attention_on_a_gpu_is_not_planned_for_each_shape(second_gpu, monkeypatch):
+def test_attention_on_a_gpu_does_not_build_a_plan_for_each_shape(second_gpu, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     torch.backends.cuda.enable_cudnn_sdp(True)
     with distributed.process_group():
         assert not torch.backends.cuda.cudnn_sdp_enabled()
-    assert not second_gpu, "one process joins no group"
+    assert not second_gpu, "a single process must not join a group"
 
 
-def test_the_flight_recorder_writes_to_the_run_and_leaves_the_users_settings(tmp_path, monkeypatch):
+def test_the_flight_recorder_writes_to_the_run_folder_and_keeps_the_users_settings(tmp_path, monkeypatch):
     for name in [*os.environ]:
         if name.startswith(("TORCH_FR_", "TORCH_NCCL_")):
             monkeypatch.delenv(name)
@@ -73,7 +73,7 @@ def test_the_flight_recorder_writes_to_the_run_and_leaves_the_users_settings(tmp
 
 
 @pytest.mark.filterwarnings("error")
-def test_the_time_that_ranks_wait_can_be_changed_without_a_warning():
+def test_the_timeout_of_ranks_can_be_changed_without_a_warning():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         distributed.set_timeout(7.0)

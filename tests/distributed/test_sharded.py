@@ -1,4 +1,4 @@
-"""FSDP2 on ranks of gloo, in float64: against DDP, and resumed on other ranks."""
+"""FSDP2 on gloo ranks in float64: compared with DDP, and resumed on other numbers of ranks."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ pytestmark = pytest.mark.slow
 
 
 def trainer(folder: Path, tiny: list[str], *overrides: str, double: bool = True) -> Trainer:
-    """A trainer of the demo's pre-training, by default in float64, which resumes what the folder holds."""
+    """A trainer of the demo's pre-training, by default in float64. It resumes from a checkpoint in the folder if there is one."""
     config = load_config("configs/demo/pretrain.yaml", [*tiny, "optim.eps=1e-6", *overrides], PretrainConfig)
     run, checkpoint = RunFolder.open(folder, config, resume=True)
     task = PretrainTask.build(config, checkpoint)
     if double:
         task.model.double()
         if checkpoint is not None:
-            task.model.load_state_dict(load_file(checkpoint.model_file))  # without rounding
+            task.model.load_state_dict(load_file(checkpoint.model_file))  # without rounding errors
     sections = {"train": config.train, "optim": config.optim, "schedule": config.schedule, "seed": config.seed}
     return Trainer(task, **sections, folder=run, device=torch.device("cpu"), checkpoint=checkpoint)
 
 
 class Run:
-    """A picklable job: pre-train the demo on every rank; returns the weights and what this rank held in training."""
+    """A picklable job that pre-trains the demo on every rank, and returns the weights and the bytes that this rank held during
+    training."""
 
     def __init__(self, folder: Path, tiny: list[str], *overrides: str, double: bool = True):
         self.folder, self.tiny, self.overrides, self.double = folder, tiny, overrides, double
@@ -72,12 +73,12 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], bound: fl
 
 
 WITHOUT_DROPOUT = ["model.text.dropout=0", "model.vision.drop_path=0"]
-"""Sharded blocks take short and long texts in one call, others in two, which draw other numbers."""
+"""Sharded blocks process short and long texts in one call, and other blocks in two calls, which draw other random numbers."""
 
 
 STEPS = ["train.steps=4", "train.checkpoint_every=2", "train.keep_checkpoints=9"]
 UNEVEN = "model.text.arch={family: bert, vocab_size: 30522, width: 16, layers: 1, heads: 2, intermediate: 32, max_positions: 64}"
-"""BERT's word table, whose rows four ranks cannot share equally."""
+"""BERT's word table, whose rows cannot be divided evenly among four ranks."""
 
 VARIANTS = {
     "plain": [],
@@ -103,7 +104,7 @@ def test_sharded_training_has_the_weights_of_ddp(name, tmp_path, tiny_overrides)
 
 
 def test_copies_of_a_sharded_model_have_the_weights_of_ddp(tmp_path, tiny_overrides):
-    """On a mesh of two by two ranks, with averaged weights, adapters and an encoder that thaws."""
+    """On a mesh of two by two ranks, with weight averaging, adapters, and an encoder that is unfrozen."""
     variants = [value for name in ("average", "adapters", "thaw") for value in VARIANTS[name]]
     (tmp_path / "out").mkdir()
     found = []
@@ -117,7 +118,7 @@ def test_copies_of_a_sharded_model_have_the_weights_of_ddp(tmp_path, tiny_overri
     assert_same(*found)
 
 
-def test_in_float32_the_first_losses_are_those_of_ddp(tmp_path, tiny_overrides):
+def test_in_float32_the_first_losses_equal_those_with_ddp(tmp_path, tiny_overrides):
     (tmp_path / "out").mkdir()
     found = []
     for parallel in ("ddp", "fsdp"):
@@ -130,12 +131,12 @@ def test_in_float32_the_first_losses_are_those_of_ddp(tmp_path, tiny_overrides):
 
 
 def accumulated(count: int) -> list[str]:
-    """Micro-batches of a rank in a step; the contrastive loss spans all."""
+    """Micro-batches of a rank in a step. The contrastive loss covers all of them."""
     return [f"train.accumulate={count}", "model.contrastive.chunks=step"]
 
 
 def test_the_same_micro_batches_on_any_number_of_ranks_give_the_same_weights(tmp_path, tiny_overrides):
-    """Twelve a step, with a contrastive loss over all of them and hard negatives of each."""
+    """A step has twelve micro-batches, with a contrastive loss over all of them and hard negatives in each."""
     found = {}
     for ranks, parallel in ((1, "ddp"), (2, "ddp"), (3, "fsdp"), (4, "{shard: 2, replicate: 2}")):
         (tmp_path / f"out{ranks}").mkdir()
@@ -146,8 +147,8 @@ def test_the_same_micro_batches_on_any_number_of_ranks_give_the_same_weights(tmp
 
 
 @pytest.mark.parametrize("name", ["plain", "average", "thaw after the checkpoint", "adapters", "uneven"])
-def test_a_sharded_run_goes_on_with_the_same_weights_on_any_ranks(name, tmp_path, tiny_overrides):
-    """A frozen encoder has no states in the checkpoint."""
+def test_a_sharded_run_resumes_with_the_same_weights_on_any_ranks(name, tmp_path, tiny_overrides):
+    """A frozen encoder has no optimiser states in the checkpoint."""
     variants = {**VARIANTS, "thaw after the checkpoint": ["optim.freeze={vision: 3, text: 1}"], "uneven": [UNEVEN]}
     overrides = [*STEPS, *WITHOUT_DROPOUT, *accumulated(2), "train.parallel=fsdp", *variants[name]]
     (tmp_path / "out").mkdir()
@@ -165,8 +166,8 @@ def test_a_sharded_run_goes_on_with_the_same_weights_on_any_ranks(name, tmp_path
 
 
 @pytest.mark.parametrize("earlier", [False, True])
-def test_a_run_with_ddp_goes_on_in_shards(tmp_path, tiny_overrides, earlier):
-    """Also from a checkpoint of an earlier version."""
+def test_a_run_with_ddp_resumes_with_fsdp(tmp_path, tiny_overrides, earlier):
+    """This includes checkpoints of an earlier version."""
     overrides = [*STEPS, *WITHOUT_DROPOUT, "optim.ema={decay: 0.9}"]
     (tmp_path / "out").mkdir()
     whole, _ = on_ranks(2, Run(tmp_path / "whole", tiny_overrides, *overrides, "train.parallel=ddp"), tmp_path / "out")
@@ -178,8 +179,8 @@ def test_a_run_with_ddp_goes_on_in_shards(tmp_path, tiny_overrides, earlier):
     assert_same(resumed, whole)
 
 
-def test_uneven_shards_have_the_weights_of_ddp_and_a_share_of_its_memory(tmp_path, tiny_overrides):
-    """BERT's word table of 30,522 rows on four ranks."""
+def test_uneven_shards_give_the_weights_of_ddp_with_a_share_of_its_memory(tmp_path, tiny_overrides):
+    """BERT's word table of 30,522 rows is divided among four ranks."""
     overrides = [*STEPS, *WITHOUT_DROPOUT, "train.steps=3", UNEVEN]
     (tmp_path / "out").mkdir()
     found = {}
@@ -193,7 +194,8 @@ def test_uneven_shards_have_the_weights_of_ddp_and_a_share_of_its_memory(tmp_pat
 
 
 class SavedAndRead:
-    """A picklable job: a checkpoint is written while its tensors change; returns whether it has what they were."""
+    """A picklable job that writes a checkpoint while its tensors change, and returns whether the checkpoint has the earlier
+    values."""
 
     def __init__(self, folder: Path, tiny: list[str]):
         self.folder, self.tiny = folder, tiny
@@ -208,19 +210,21 @@ class SavedAndRead:
             state.zero_()
         saving.result()
         read = run.trained._read_states(self.folder / "shards")
-        assert {path.suffix for path in (self.folder / "shards").iterdir()} == {".safetensors"}, "no pickles"
+        assert {path.suffix for path in (self.folder / "shards").iterdir()} == {".safetensors"}, (
+            "the checkpoint must not contain pickles"
+        )
         return all(
             torch.equal(local_part(read[name.rpartition("/")[0]][name.rpartition("/")[2]]), before[name])
             for name in before
         )
 
 
-def test_all_ranks_write_the_states_of_the_optimiser_beside_the_steps(tmp_path, tiny_overrides):
+def test_all_ranks_write_the_optimiser_states_in_the_background(tmp_path, tiny_overrides):
     (tmp_path / "out").mkdir()
     assert on_ranks(2, SavedAndRead(tmp_path / "run", tiny_overrides), tmp_path / "out") == [True, True]
 
 
-def test_a_damaged_shard_is_passed_over(tmp_path, tiny_overrides):
+def test_a_checkpoint_with_a_damaged_shard_is_skipped(tmp_path, tiny_overrides):
     (tmp_path / "out").mkdir()
     on_ranks(2, Run(tmp_path / "run", tiny_overrides, *STEPS, "train.parallel=fsdp"), tmp_path / "out")
     (older, newest) = list_checkpoints(tmp_path / "run" / "checkpoints")
@@ -236,7 +240,7 @@ def test_a_damaged_shard_is_passed_over(tmp_path, tiny_overrides):
 
 
 class Collectives:
-    """A picklable job: the reductions of a step with two micro-batches, as (is a sum, is a reduce-scatter)."""
+    """A picklable job that returns the reductions of a step with two micro-batches, as (is a sum, is a reduce-scatter)."""
 
     def __init__(self, folder: Path, tiny: list[str]):
         self.folder, self.tiny = folder, tiny
@@ -260,11 +264,11 @@ def noted(found: list[list[bool]], scatters: bool, collective: Any, *args: Any, 
 
 
 def test_gradients_are_summed(tmp_path, tiny_overrides):
-    """FSDP2 averages them by default."""
+    """FSDP2 averages gradients by default."""
     (tmp_path / "out").mkdir()
     found, _ = on_ranks(2, Collectives(tmp_path / "run", tiny_overrides), tmp_path / "out")
     first, last = (index for index, each in enumerate(found) if each == [False, False])
     scattered = [index for index, (_, scatters) in enumerate(found) if scatters]
-    groups = 3  # image block, text block, rest
+    groups = 3  # the image block, the text block, and the rest
     assert len([index for index in scattered if first < index < last]) == groups
     assert all(is_sum for index, (is_sum, _) in enumerate(found) if index not in (first, last))

@@ -1,4 +1,5 @@
-"""The real trainer on two gloo ranks against one process: accumulation, counts over ranks, and a NaN on one rank alone."""
+"""The real trainer on two gloo ranks is compared with one process: accumulation, counts over ranks, and a NaN on one rank
+only."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from utils.errors import UserError
 
 
 class NumberedLoader:
-    """Micro-batches by number, dealt to ranks as the real loader deals them."""
+    """Micro-batches by index, assigned to ranks like in the real loader."""
 
     examples_per_batch = records_per_batch = 4
     epoch_size = 1000
@@ -28,7 +29,7 @@ class NumberedLoader:
         self.stream_sizes = {"points": 1000}
 
     def check_ranks(self, ranks: int) -> None:
-        """Any number will do."""
+        """Accepts any number of ranks."""
 
     def batches(self, consumed: int, count: int) -> Iterator[Points]:
         step = distributed.world_size()
@@ -40,7 +41,7 @@ class NumberedLoader:
 
 
 class Run:
-    """A picklable job: train on every rank, give back the weights and what was logged."""
+    """A picklable job that trains on every rank and returns the weights and the log."""
 
     def __init__(self, folder: Path, steps: int = 3, poison: int | None = None, skips: int = 0, **options: int):
         self.folder, self.steps, self.poison, self.skips, self.options = folder, steps, poison, skips, options
@@ -62,7 +63,7 @@ class Run:
 
 
 def rows_of_steps(lines: list[dict]) -> list[float]:
-    """Rows over all ranks of every step but the first, from the rate and the time of each."""
+    """Valid rows over all ranks for every step after the first, computed from the logged rate and time."""
     times = [line["elapsed_s"] for line in lines]
     return [
         line["samples_per_s"] * (end - start) for line, start, end in zip(lines[1:], times, times[1:], strict=False)
@@ -73,18 +74,19 @@ def rows_of_steps(lines: list[dict]) -> list[float]:
     ("alone", "both"), [({"accumulate": 4}, {"accumulate": 2}), ({"global_batch": 16}, {"global_batch": 16})]
 )
 def test_two_ranks_that_accumulate_follow_one_process_that_accumulates_more(tmp_path, alone, both):
-    """2 ranks x 2 micro-batches and 1 x 4 see the same rows each step, with uneven numbers of valid ones."""
+    """2 ranks x 2 micro-batches and 1 rank x 4 micro-batches have the same rows in each step, with uneven numbers of valid
+    rows."""
     (tmp_path / "out").mkdir()
     alone = Run(tmp_path / "alone", **alone)()
     for found in on_two_ranks(Run(tmp_path / "both", **both), tmp_path / "out"):
         assert rows_of_steps(found["lines"]) == pytest.approx(rows_of_steps(alone["lines"]))
         for line in found["lines"][1:]:
-            assert line["utilisation"] == pytest.approx(line["tflops_per_s"] / 2 / 0.5), "of each of two devices"
+            assert line["utilisation"] == pytest.approx(line["tflops_per_s"] / 2 / 0.5), "per device, and there are two"
         torch.testing.assert_close(found["weights"], alone["weights"], atol=1e-6, rtol=1e-5)
         assert found["losses"] == pytest.approx(alone["losses"], rel=1e-5)
 
 
-def test_a_nan_on_one_rank_is_left_out_on_both(tmp_path):
+def test_a_step_with_a_nan_on_one_rank_is_skipped_on_both(tmp_path):
     (tmp_path / "out").mkdir()
     first, second = on_two_ranks(Run(tmp_path / "run", steps=3, poison=3, skips=1), tmp_path / "out")
     assert first["skipped"] == second["skipped"] == 1
@@ -92,7 +94,7 @@ def test_a_nan_on_one_rank_is_left_out_on_both(tmp_path):
     assert torch.equal(first["weights"], second["weights"])
 
 
-def test_the_rank_with_the_nan_is_the_one_whose_records_are_named(tmp_path):
+def test_the_records_of_the_rank_with_the_nan_are_named(tmp_path):
     (tmp_path / "out").mkdir()
     for found in on_two_ranks(Run(tmp_path / "run", poison=3), tmp_path / "out"):
         assert "step 2" in found["message"]

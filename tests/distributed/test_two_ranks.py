@@ -1,4 +1,4 @@
-"""Two gloo processes against one."""
+"""Losses and gradients on two gloo processes are compared with one process."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.models.golden import GOLDEN, arrays, manifest, model_config, pretrain
 from tests.ranks import on_two_ranks
 from utils import distributed
 
-# Negatives are drawn within the local batch, so the matching loss of two halves is not that of the whole.
+# Negatives are drawn within the local batch, so the matching loss of two halves differs from that of the whole batch.
 WEIGHTS = LossWeights(matching=0.0)
 
 
 def build(gradient: str = "exact", streams: StreamWeights | None = None, shallow: bool = False) -> PretrainModel:
-    """The golden model's sizes; ``shallow``: with one layer of each encoder."""
+    """A model with the sizes of the golden one; if ``shallow``, with one layer in each encoder."""
     config = model_config(manifest("pretrain"))
     parts: dict[str, object] = {"contrastive": PretrainContrastiveConfig(gradient=gradient, identical_texts="negative")}
     if shallow:
@@ -44,7 +44,7 @@ def tensors(text: MaskedText) -> dict[str, torch.Tensor]:
 
 
 def half(batch: PretrainBatch, rank: int) -> PretrainBatch:
-    """Rows 2 * rank and 2 * rank + 1 of the image stream; row 3 does not count, so the halves have 2 and 1 rows."""
+    """Rows 2 * rank and 2 * rank + 1 of the image stream. Row 3 is invalid, so the halves have 2 valid rows and 1."""
     images = with_an_invalid_row(batch).images
     rows = slice(2 * rank, 2 * rank + 2)
     text = replace(images.text, **{name: part[rows] for name, part in tensors(images.text).items()})
@@ -61,7 +61,8 @@ def with_an_invalid_row(batch: PretrainBatch) -> PretrainBatch:
 
 
 def gradients(model: PretrainModel, wrapped, batch: PretrainBatch) -> dict[str, torch.Tensor]:
-    """As the trainer does it: sums over global counts, times ranks, averaged by DDP."""
+    """The gradients as the trainer computes them: sums divided by global counts, multiplied by the number of ranks, averaged by
+    DDP."""
     counts = {name: distributed.sum_over_ranks(count).clamp(min=1) for name, count in model.counts(batch).items()}
     terms = wrapped(batch)
     loss = sum(term.weight * term.total / counts[name] for name, term in terms.items())
@@ -101,7 +102,7 @@ def test_two_ranks_give_loss_and_gradients_of_one(tmp_path):
 
 
 def text_pairs(rows: slice) -> PretrainBatch:
-    """Texts with others in the place of their translations; row 3 does not count, so the halves have 2 and 1 rows."""
+    """Texts paired with other texts instead of translations. Row 3 is invalid, so the halves have 2 valid rows and 1."""
     images = with_an_invalid_row(pretrain_batch(arrays(GOLDEN / "pretrain" / "inputs.npz"))).images
     text = replace(images.text, **{name: part[rows] for name, part in tensors(images.text).items()})
     other = Text(images.text.ids.flip(0)[rows], images.text.mask.flip(0)[rows])
@@ -113,7 +114,7 @@ def text_pair_step() -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
     with torch.no_grad():
         for matrix in (parameter for parameter in model.parameters() if parameter.dim() == 2):
-            matrix += 0.1 * torch.randn_like(matrix)  # so that the states of texts are not all alike
+            matrix += 0.1 * torch.randn_like(matrix)  # so that the states of texts are not all similar
     for unused in (model.vision, model.contrastive.vision_proj, model.box_head):
         unused.requires_grad_(False)
     if distributed.world_size() == 1:
@@ -122,7 +123,7 @@ def text_pair_step() -> dict[str, torch.Tensor]:
     return gradients(model, DistributedDataParallel(model), text_pairs(slice(2 * rank, 2 * rank + 2)))
 
 
-def test_two_ranks_give_the_losses_and_gradients_of_text_pairs_of_one(tmp_path):
+def test_two_ranks_give_the_text_pair_losses_and_gradients_of_one(tmp_path):
     expected = text_pair_step()
     assert expected["contrastive.text_proj.weight"].abs().max() > 0
     assert expected["fusion.layer.0.crossattention.self.key.weight"].abs().max() > 0
@@ -135,7 +136,7 @@ def test_two_ranks_give_the_losses_and_gradients_of_text_pairs_of_one(tmp_path):
 
 
 class ReleasedGather(torch.autograd.Function):
-    """How the released code gathers: only the local slice carries gradient, and it is not summed over ranks."""
+    """The gather of the released code: only the local slice has a gradient, and the gradient is not summed over ranks."""
 
     @staticmethod
     def forward(ctx, tensor):
@@ -155,7 +156,7 @@ def embeddings() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def both_released_ways() -> dict[str, torch.Tensor]:
-    """Gradients on embeddings and temperature by our head (`released`), and by the released formula, after DDP's mean."""
+    """Gradients of embeddings and temperature with our head (`released`) and with the released formula, after DDP's mean."""
     head = build("released").contrastive
     results = {}
     for way in ("ours", "theirs"):
@@ -175,7 +176,7 @@ def both_released_ways() -> dict[str, torch.Tensor]:
     return results
 
 
-def test_released_gradient_equals_the_released_formula(tmp_path):
+def test_the_released_gradient_equals_the_released_formula(tmp_path):
     for found in on_two_ranks(both_released_ways, tmp_path):
         for name in ("image", "text", "temperature"):
             torch.testing.assert_close(found[f"ours.{name}"], found[f"theirs.{name}"], atol=1e-6, rtol=1e-4)
@@ -190,14 +191,14 @@ def helpers() -> dict[str, torch.Tensor]:
     }
 
 
-def test_rank_helpers_gather_and_sum(tmp_path):
+def test_distributed_helpers_gather_and_sum(tmp_path):
     for found in on_two_ranks(helpers, tmp_path):
         assert found["rows"].tolist() == [0, 10, 1, 11]
         assert found["masks"].tolist() == [[True, True], [False, True]]
         assert found["sum"] == 3
 
 
-def test_rank_helpers_are_the_identity_without_a_process_group():
+def test_distributed_helpers_are_the_identity_without_a_process_group():
     rows = torch.arange(3.0)
     assert distributed.rank() == 0
     assert distributed.world_size() == 1
@@ -207,7 +208,7 @@ def test_rank_helpers_are_the_identity_without_a_process_group():
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.0])
-def test_scale_gradient_leaves_values_alone(factor):
+def test_scale_gradient_does_not_change_values(factor):
     tensor = torch.randn(4, requires_grad=True)
     scaled = distributed.scale_gradient(tensor, factor)
     assert torch.equal(scaled, tensor)

@@ -1,1 +1,1 @@
-"""Encoders of timm and Hugging Face in small, against everything that the project does with an encoder."""
+"""Small versions of timm and Hugging Face encoders, tested with everything that the project does with an encoder."""

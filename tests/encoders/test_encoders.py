@@ -1,5 +1,5 @@
-"""The cells of docs/encoders.md. Compiling, exporting and learning take minutes for all encoders: here they are checked for some,
-and for all by ``make encoders``."""
+"""The cells of docs/encoders.md. Compiling, exporting and training all encoders takes minutes, so these tests cover a few
+encoders, and ``make encoders`` covers all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUICK = {"load", "load, states", "states", "resize", "freeze", "pooling", "eps",
 
 LONG = {"compile", "ONNX", "learns"}
 SAMPLE = {"DINOv3", "ConvNeXt", "SigLIP 2, NaFlex", "DeBERTa-v3"}
-"""Families for which the long cells are checked here, too, except that nothing is compiled."""
+"""Families for which the slow cells are tested here too, except for compilation."""
 
 
 def cells(rows, checks):
@@ -36,16 +36,16 @@ def cells(rows, checks):
 
 
 @pytest.mark.parametrize(("row", "cell"), cells(vision.ROWS, vision.CELLS))
-def test_a_cell_of_a_vision_backbone(row, cell):
+def test_a_vision_backbone_passes_each_cell_or_is_rejected_as_documented(row, cell):
     assert refusal(vision.CELLS[cell], row) == refusals_on_the_page().get((row.title, row.library, cell))
 
 
 @pytest.mark.parametrize(("row", "cell"), cells(text.ROWS, text.CELLS))
-def test_a_cell_of_a_text_encoder(row, cell):
+def test_a_text_encoder_passes_each_cell_or_is_rejected_as_documented(row, cell):
     assert refusal(text.CELLS[cell], row) == refusals_on_the_page().get((row.title, row.library, cell))
 
 
-def test_the_config_on_the_page_has_nothing_left_of_the_backbone_before(tmp_path):
+def test_the_config_on_the_page_keeps_no_key_of_the_previous_backbone(tmp_path):
     [block] = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     (tmp_path / "own").mkdir()
     (tmp_path / "own/config.yaml").write_text(block)

@@ -1,4 +1,4 @@
-"""Text encoders in small with random weights, and what is checked for each (docs/encoders.md)."""
+"""Small text encoders with random weights, and the checks for each of them (docs/encoders.md)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _MODERN = {
 
 @dataclass(frozen=True)
 class TextRow:
-    """A row of the matrix: a family, the model type of transformers, and the settings of its configuration."""
+    """A row of the table: a family, the model type in transformers, and the settings of its configuration."""
 
     title: str
     model_type: str
@@ -55,7 +55,7 @@ class TextRow:
 
     @property
     def model(self) -> str:
-        """The name that the page shows."""
+        """The name shown on the page."""
         return self.model_type
 
     @property
@@ -63,7 +63,7 @@ class TextRow:
         return "our blocks" if self.model_type in ("bert", "roberta", "xlm-roberta") else "transformers"
 
     def config(self, folder: Path) -> TextConfig:
-        """The config of the encoder in small; its Hugging Face configuration is written into the folder."""
+        """The config of the small encoder. Its Hugging Face configuration is written to the folder."""
         values = {"vocab_size": WORDS, "pad_token_id": PAD, **self.settings}
         transformers.AutoConfig.for_model(self.model_type, **values).save_pretrained(folder)
         return TextConfig(encoder=str(folder), arch=None, dropout=0.0, attention_dropout=0.0)
@@ -106,7 +106,7 @@ ROWS = (
 
 
 def encoder(config: TextConfig, seed: int = 0) -> TextEncoder | HubTextEncoder:
-    """A text encoder with random weights of a scale at which differences show."""
+    """A text encoder with random weights that are large enough to show differences."""
     torch.manual_seed(seed)
     built = build_text_encoder(config, WORDS)
     with torch.no_grad():
@@ -117,7 +117,7 @@ def encoder(config: TextConfig, seed: int = 0) -> TextEncoder | HubTextEncoder:
 
 
 def text_of(count: int = 3, length: int = 9) -> Text:
-    """Random tokens, with padding behind the end of each text but the first."""
+    """Random tokens, with padding after the end of each text except the first."""
     generator = torch.Generator().manual_seed(1)
     ends = torch.randint(2, length + 1, (count, 1), generator=generator)
     ends[0] = length
@@ -133,7 +133,7 @@ def model_of(text: TextConfig) -> PretrainModel:
 
 
 def library_model(row: TextRow, folder: Path) -> Any:
-    """The library's own model with random weights, without the head that pools."""
+    """The library's own model with random weights, without its pooling head."""
     row.config(folder)
     torch.manual_seed(3)
     hub_config = transformers.AutoConfig.from_pretrained(folder)
@@ -147,7 +147,7 @@ def library_model(row: TextRow, folder: Path) -> Any:
 
 @torch.no_grad()
 def equals_the_library(row: TextRow, folder: Path) -> None:
-    """``init.text`` takes a folder of the library; the states of all tokens equal the states of the library's own model."""
+    """``init.text`` accepts a folder of the library, and the states of all tokens equal the states of the library's own model."""
     library = library_model(row, folder)
     library.save_pretrained(folder)
     model = model_of(row.config(folder)).eval()
@@ -162,7 +162,7 @@ def equals_the_library(row: TextRow, folder: Path) -> None:
 
 @torch.no_grad()
 def takes_long_texts(row: TextRow, folder: Path) -> None:
-    """With ``max_positions``, the encoder takes texts of 128 tokens instead of 64. The states of short texts stay the same."""
+    """With ``max_positions``, the encoder accepts texts of 128 tokens instead of 64. The states of short texts do not change."""
     library = library_model(row, folder)
     library.save_pretrained(folder)
     model = model_of(row.config(folder).model_copy(update={"max_positions": 128})).eval()
@@ -179,7 +179,7 @@ def takes_long_texts(row: TextRow, folder: Path) -> None:
 
 
 def word_tables(row: TextRow, folder: Path) -> None:
-    """The word head reads the table of the encoder, or has its own."""
+    """The word head uses the table of the encoder or its own."""
     text = row.config(folder)
     tied = model_of(text)
     assert tied.word_head.decoder is None and tied.text.word_embeddings.shape[0] == WORDS
@@ -189,7 +189,7 @@ def word_tables(row: TextRow, folder: Path) -> None:
 
 
 def eps_is_its_own(row: TextRow, folder: Path) -> None:
-    """The fusion's norms have the epsilon of the encoder's, unless the config gives another."""
+    """The fusion's norms have the epsilon of the encoder's norms unless the config sets another value."""
     model = model_of(row.config(folder))
     own, fused = (
         {module.eps for module in part.modules() if isinstance(module, nn.LayerNorm)}
@@ -199,7 +199,7 @@ def eps_is_its_own(row: TextRow, folder: Path) -> None:
 
 
 def pools(row: TextRow, folder: Path) -> None:
-    """A text is represented by its first token, the mean of its tokens, or its last token, whatever the padding."""
+    """A text is represented by its first token, the mean of its tokens, or its last token, independently of padding."""
     text = encoder(row.config(folder))
     batch = text_of()
     with torch.no_grad():
@@ -216,7 +216,7 @@ def pools(row: TextRow, folder: Path) -> None:
 
 
 def freezes(row: TextRow, folder: Path) -> None:
-    """A frozen encoder has no gradients; the fusion above it has."""
+    """A frozen encoder has no gradients, but the fusion encoder after it has."""
     model = model_of(row.config(folder))
     set_frozen(model, ["text"])
     [packed] = model.text([text_of()])
@@ -224,7 +224,7 @@ def freezes(row: TextRow, folder: Path) -> None:
 
 
 def adapts(row: TextRow, folder: Path) -> None:
-    """New adapters change nothing, and each has a gradient."""
+    """New adapters do not change the output, and each of them has a gradient."""
     model = model_of(row.config(folder)).eval()
     with torch.no_grad():
         before = model.text([text_of()])[0].padded()
@@ -264,7 +264,7 @@ def compiles(row: TextRow, folder: Path) -> None:
 
 @torch.no_grad()
 def exports(row: TextRow, folder: Path) -> None:
-    """The ONNX graph gives the same states for one text and for several, at any length."""
+    """The ONNX graph gives the same states for one text and for several texts of any length."""
     model = model_of(row.config(folder)).eval()
     graphs.write_text_graph(model, folder / "text.onnx", "x")
     graph, runtime = Graph(folder / "text.onnx"), TorchRuntime(model, "fp32")
@@ -276,7 +276,7 @@ def exports(row: TextRow, folder: Path) -> None:
 
 
 def counts_flops(row: TextRow, folder: Path) -> None:
-    """The planned FLOPs of a step equal torch's count in a real one, for texts without padding."""
+    """The planned FLOPs of a step equal torch's count in a real step, for texts without padding."""
     model = model_of(row.config(folder))
     text = Text(torch.randint(PAD + 1, WORDS, (1, 21)), torch.ones(1, 21, dtype=torch.bool), 21)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -285,12 +285,12 @@ def counts_flops(row: TextRow, folder: Path) -> None:
 
 
 def plans(row: TextRow, folder: Path) -> None:
-    """The planner runs a step of the model without memory."""
+    """The planner runs a step of the model without allocating memory."""
     is_planned(lambda: model_of(row.config(folder)))
 
 
 def trains(row: TextRow, folder: Path) -> None:
-    """Fifty steps of pre-training; see :func:`learns`."""
+    """Fifty pre-training steps; see :func:`learns`."""
     learns(model_of(row.config(folder)))
 
 

@@ -1,4 +1,4 @@
-"""Fifty steps of a small model, and the planner's estimate of one."""
+"""Fifty steps of a small model, and the planner's estimate of one step."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ DATA = DataConfig(
 
 
 def learns(model: PretrainModel) -> None:
-    """Trains on one batch of noise with all losses of images and regions: the mean loss of the last ten of fifty steps divided by
-    the mean of the first ten is at most 0.95."""
+    """Trains on one batch of noise with all image and region losses. The mean loss of the last ten of fifty steps must be at most
+    0.95 times the mean of the first ten."""
     batch = pretrain_batch(DATA, model.vision, VOCABULARY)
     generator = torch.Generator().manual_seed(0)
     assert batch.images is not None and batch.regions is not None
@@ -53,8 +53,8 @@ def learns(model: PretrainModel) -> None:
 
 
 def is_planned(build: Callable[[], PretrainModel]) -> None:
-    """The planner runs a step without memory. It counts the bytes of the weights and of their gradients, and activations that
-    grow with the batch."""
+    """The planner runs a step without allocating memory. It counts the bytes of weights and gradients, and activations that grow
+    with the batch."""
 
     def batch_of(model: PretrainModel) -> PretrainBatch:
         return pretrain_batch(DATA, model.vision, VOCABULARY)

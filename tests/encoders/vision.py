@@ -1,4 +1,4 @@
-"""Vision backbones in small with random weights, and what is checked for each (docs/encoders.md)."""
+"""Small vision backbones with random weights, and the checks for each of them (docs/encoders.md)."""
 
 from __future__ import annotations
 
@@ -39,14 +39,11 @@ ATOL = 1e-5
 
 @dataclass(frozen=True)
 class VisionRow:
-    """A row of the matrix.
+    """A row of the table.
 
-    Attributes:
-        title: name of the family.
-        backbone: name of a timm model; or a model type of transformers, built from ``settings``.
-        patch: side of a patch in pixels.
-        settings: settings of a Hugging Face configuration; None for a timm model.
-        sizes: False for a model that has fixed widths.
+    Attributes: title: name of the family. backbone: name of a timm model, or a model type of transformers, which is built from
+    ``settings``. patch: side of a patch in pixels. settings: settings of a Hugging Face configuration; None for a timm model.
+    sizes: False for a model with fixed widths.
     """
 
     title: str
@@ -57,7 +54,7 @@ class VisionRow:
 
     @property
     def model(self) -> str:
-        """The name that the page shows."""
+        """The name shown on the page."""
         return self.backbone
 
     @property
@@ -65,7 +62,8 @@ class VisionRow:
         return "timm" if self.settings is None else "transformers"
 
     def config(self, folder: Path, cells: int = 4, **changes: Any) -> VisionConfig:
-        """The config of the model in small, for a grid of ``cells`` x ``cells``; the folder gets a Hugging Face configuration."""
+        """The config of the small model, for a grid of ``cells`` x ``cells``. A Hugging Face configuration is written to the
+        folder."""
         own = {} if self.sizes is False else {"width": WIDTH, "depth": DEPTH, "heads": HEADS}
         values = {"image_size": cells * self.patch, "drop_path": 0.0, **own, **changes}
         if self.settings is None:
@@ -101,7 +99,7 @@ ROWS = (
 
 
 def write_hub_folder(row: VisionRow, folder: Path) -> None:
-    """Writes the configuration of a row, with the file for its preprocessing."""
+    """Writes the configuration of a row, with its preprocessing file."""
     settings = transformers.AutoConfig.for_model(row.backbone, **(row.settings or {}))
     settings.save_pretrained(folder)
     statistics = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}
@@ -109,7 +107,7 @@ def write_hub_folder(row: VisionRow, folder: Path) -> None:
 
 
 def encoder(config: VisionConfig, seed: int = 0) -> VisionEncoder:
-    """A vision encoder with random weights of a scale at which differences show."""
+    """A vision encoder with random weights that are large enough to show differences."""
     torch.manual_seed(seed)
     built = VisionEncoder(config)
     with torch.no_grad():
@@ -136,7 +134,7 @@ def model_of(vision: VisionConfig) -> PretrainModel:
 
 
 def loads(row: VisionRow, folder: Path) -> None:
-    """``init.vision`` takes a file of the library's own weights: every parameter is loaded, and no tensor is left."""
+    """``init.vision`` accepts a file of the library's own weights: every parameter is loaded, and no tensor is unused."""
     config = row.config(folder)
     source = encoder(config, seed=3)
     file = folder / "weights.safetensors"
@@ -156,7 +154,7 @@ def _same_states(one: VisionEncoder, other: VisionEncoder) -> None:
 
 @torch.no_grad()
 def equals_the_library(row: VisionRow, folder: Path) -> None:
-    """States of the library's own model with the same weights, normed per patch."""
+    """Compares with the states of the library's own model with the same weights, normalised per patch."""
     config = row.config(folder)
     built = encoder(config)
     library = library_model(row, built)
@@ -173,7 +171,7 @@ def equals_the_library(row: VisionRow, folder: Path) -> None:
 
 
 def library_model(row: VisionRow, built: VisionEncoder) -> Any:
-    """The library's own model of the sizes of an encoder of ours; one of transformers has its weights, too."""
+    """The library's own model with the sizes of one of our encoders. A transformers model also gets its weights."""
     if row.settings is not None:
         library = transformers.AutoModel.from_config(built.backbone.config)
         library.load_state_dict(built.backbone.state_dict(), strict=False)
@@ -185,7 +183,7 @@ def library_model(row: VisionRow, built: VisionEncoder) -> Any:
 
 
 def states_of_library(row: VisionRow, library: Any, built: VisionEncoder, pixels: Tensor) -> Tensor:
-    """States (I, P, D) of the library's own model for pixels (I, 3, H, W), normed per patch."""
+    """States (I, P, D) of the library's own model for pixels (I, 3, H, W), normalised per patch."""
     mean, std = built.pixel_mean, built.pixel_std
     normalised = (pixels / 255 - mean) / std
     if row.settings is None:
@@ -212,7 +210,7 @@ def states_of_library(row: VisionRow, library: Any, built: VisionEncoder, pixels
 
 
 def _by_the_processor(pixels: Tensor, patch: int, mean: Tensor, std: Tensor) -> dict[str, Tensor]:
-    """The inputs of SigLIP 2 as its own image processor makes them."""
+    """The inputs of SigLIP 2 as its own image processor builds them."""
     made = transformers.Siglip2ImageProcessor(
         image_mean=mean.flatten().tolist(),
         image_std=std.flatten().tolist(),
@@ -225,8 +223,8 @@ def _by_the_processor(pixels: Tensor, patch: int, mean: Tensor, std: Tensor) -> 
 
 @torch.no_grad()
 def resizes(row: VisionRow, folder: Path) -> None:
-    """Weights of a grid of 4 x 4 load into a model with a grid of 6 x 6, whose states equal those of the library's own model. A
-    model of timm gets tables that timm's functions have resized, without antialiasing, as in DINOv2."""
+    """Weights for a 4 x 4 grid load into a model with a 6 x 6 grid, whose states equal the states of the library's own model. For
+    timm, the expected tables are resized by timm's functions, without antialiasing, as in DINOv2."""
     small, large = row.config(folder), row.config(folder, cells=6)
     source = encoder(small, seed=3)
     model = model_of(large).eval()
@@ -253,7 +251,7 @@ def resizes(row: VisionRow, folder: Path) -> None:
 
 
 def freezes(row: VisionRow, folder: Path) -> None:
-    """With frozen first blocks, states and gradients through the feature cache are those without it."""
+    """With frozen first blocks, states and gradients are the same with and without the feature cache."""
     config = row.config(folder)
     built = encoder(config).train()
     built.freeze_blocks(2)
@@ -271,7 +269,7 @@ def freezes(row: VisionRow, folder: Path) -> None:
     assert blocks <= {id(p) for name, p in built.named_parameters() if name in frozen}
     assert gradients and not frozen & gradients.keys()
     built.keep_features(folder / "features", 10**9)
-    for _ in range(2):  # computed, and read
+    for _ in range(2):  # computed first, then read from the cache
         patches, found = run()
         torch.testing.assert_close(patches, expected, atol=ATOL, rtol=1e-4)
         assert found.keys() == gradients.keys()
@@ -280,7 +278,7 @@ def freezes(row: VisionRow, folder: Path) -> None:
 
 
 def adapts(row: VisionRow, folder: Path) -> None:
-    """New adapters change nothing, and each has a gradient."""
+    """New adapters do not change the output, and each of them has a gradient."""
     model = model_of(row.config(folder)).eval()
     pixels = pixels_of(model.config.vision)
     with torch.no_grad():
@@ -310,7 +308,7 @@ def recomputes(row: VisionRow, folder: Path) -> None:
 
 @torch.no_grad()
 def compiles(row: VisionRow, folder: Path) -> None:
-    """``torch.compile`` gives the same states, without a break in the graph."""
+    """``torch.compile`` gives the same states without a graph break."""
     config = row.config(folder)
     built = encoder(config)
     pixels = pixels_of(config)
@@ -332,7 +330,7 @@ def exports(row: VisionRow, folder: Path) -> None:
 
 
 def counts_flops(row: VisionRow, folder: Path) -> None:
-    """The planned FLOPs of a step equal torch's count in a real one, frozen or not."""
+    """The planned FLOPs of a step equal torch's count in a real step, frozen or not."""
     model = model_of(row.config(folder))
     vision = model.vision
     pixels = torch.randn(1, 3, vision.config.image_size, vision.config.image_size)
@@ -346,12 +344,12 @@ def counts_flops(row: VisionRow, folder: Path) -> None:
 
 
 def plans(row: VisionRow, folder: Path) -> None:
-    """The planner runs a step of the model without memory."""
+    """The planner runs a step of the model without allocating memory."""
     is_planned(lambda: model_of(row.config(folder)))
 
 
 def trains(row: VisionRow, folder: Path) -> None:
-    """Fifty steps of pre-training; see :func:`learns`."""
+    """Fifty pre-training steps; see :func:`learns`."""
     learns(model_of(row.config(folder)))
 
 

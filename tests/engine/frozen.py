@@ -1,4 +1,4 @@
-"""Runs with frozen encoders: of a toy with all parts, and of pre-training in one process."""
+"""Runs with frozen encoders: a toy with all parts, and pre-training in one process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from utils.config import load_config
 
 
 class Encoders(Line):
-    """A line behind encoders that can be frozen; ``headless``: nothing else trains."""
+    """A linear model after encoders that can be frozen. If ``headless``, only the encoders have parameters."""
 
     def __init__(self, headless: bool = False) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ SIX_STEPS = ["train.steps=6", "train.checkpoint_every=1", "train.keep_checkpoint
 
 
 def pretraining(folder: Path, tiny: list[str], *overrides: str) -> Trainer:
-    """A trainer of the demo's pre-training, which resumes what the folder holds."""
+    """A trainer of the demo's pre-training. It resumes from a checkpoint in the folder if there is one."""
     config = load_config("configs/demo/pretrain.yaml", [*tiny, *SIX_STEPS, *overrides], PretrainConfig)
     run, checkpoint = RunFolder.open(folder, config, resume=True)
     task = PretrainTask.build(config, checkpoint)
@@ -81,7 +81,7 @@ def part_of(name: str) -> str:
 
 
 def lines(folder: Path) -> list[dict[str, float]]:
-    """`metrics.jsonl` without what depends on the clock."""
+    """The lines of `metrics.jsonl` without values that depend on the clock."""
     written = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in OF_TIME} for line in written]
 
@@ -91,7 +91,7 @@ def checkpoints(folder: Path) -> dict[int, Checkpoint]:
 
 
 def as_of_step(step: int, whole: Path, folder: Path) -> Path:
-    """A copy of a run as it was when it had written the checkpoint of ``step``."""
+    """A copy of a run in the state in which it had just written the checkpoint of ``step``."""
     shutil.copytree(whole, folder)
     for later, checkpoint in checkpoints(folder).items():
         if later > step:
@@ -100,7 +100,7 @@ def as_of_step(step: int, whole: Path, folder: Path) -> Path:
 
 
 def result(folder: Path) -> dict[str, Any]:
-    """All that a run has written which does not depend on the clock."""
+    """Everything that a run has written, except values that depend on the clock."""
     last = checkpoints(folder)[6]
     state = last.training_state()
     return {
@@ -112,7 +112,7 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 def same(first: Any, second: Any) -> bool:
-    """Whether states are equal to the last bit."""
+    """True if the states are bitwise equal."""
     if isinstance(first, Tensor):
         return torch.equal(first, second)
     if isinstance(first, dict):

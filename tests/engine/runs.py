@@ -1,4 +1,4 @@
-"""Runs of `Pretrain.py` as a user starts them, and their comparison."""
+"""Starts runs of `Pretrain.py` as a user does, and compares them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def command(output: Path, overrides: list[str], resume: bool = False) -> list[st
 
 
 def start(output: Path, overrides: list[str], resume: bool = False, device: str = "cpu") -> subprocess.Popen[str]:
-    """A run on the CPU, or on CUDA; a run takes a GPU where it sees one."""
+    """Starts a run on the CPU or on CUDA. A run uses a GPU if one is visible."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
     return subprocess.Popen(command(output, overrides, resume), cwd=ROOT, env=environment, **pipes)
@@ -37,7 +37,7 @@ def finish(output: Path, overrides: list[str], resume: bool = False, device: str
 
 
 def curve(output: Path) -> list[dict[str, float]]:
-    """`metrics.jsonl` without what depends on the clock."""
+    """The lines of `metrics.jsonl` without values that depend on the clock."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in OF_TIME} for line in lines]
 

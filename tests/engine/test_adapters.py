@@ -1,4 +1,4 @@
-"""The train loop with adapters: a layer that the model does not call is told after the first step, not trained in silence."""
+"""Training with adapters: a layer that the model never calls is reported after the first step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LORA = LoraConfig(rank=2)
 
 
 class ReadsAWeight(nn.Module):
-    """Reads the weight of its layer, as timm's BEiT does."""
+    """Reads the weight of a layer instead of calling the layer, as timm's BEiT does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def trainer(folder, model, layers) -> Trainer:
     )
 
 
-def test_an_adapter_whose_layer_is_not_called_is_told(tmp_path):
+def test_an_adapter_whose_layer_is_not_called_is_reported(tmp_path):
     model = Encoders()
     model.vision, model.text = ReadsAWeight(), nn.Sequential(nn.Linear(3, 3))
     with pytest.raises(UserError, match=naming("2 adapters", "vision.qkv.lora_A.default.weight", "leave vision out")):

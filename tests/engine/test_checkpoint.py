@@ -1,4 +1,4 @@
-"""A checkpoint that is not what was written is found out, named, and passed over."""
+"""A checkpoint that differs from what was written is detected, reported and skipped."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def remove(file) -> None:
 FAULTS = {flip_a_bit: "is damaged", truncate: "bytes", empty: "has 0 of", remove: "No such file"}
 
 
-def test_what_was_written_is_whole_and_is_read_back(tmp_path):
+def test_a_written_checkpoint_is_intact_and_is_read_back(tmp_path):
     checkpoint = written(tmp_path)
     assert fault_of(checkpoint.folder) is None
     assert newest_whole(tmp_path) == (checkpoint, [])
@@ -65,7 +65,7 @@ def test_what_was_written_is_whole_and_is_read_back(tmp_path):
 
 @pytest.mark.parametrize("name", [MODEL_FILE, TRAINING_FILE])
 @pytest.mark.parametrize("harm", FAULTS, ids=lambda harm: harm.__name__)
-def test_a_harmed_checkpoint_is_passed_over_and_named(tmp_path, name, harm):
+def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path, name, harm):
     older, newer = written(tmp_path, 2), written(tmp_path, 4)
     harm(newer.folder / name)
     found, (fault,) = newest_whole(tmp_path)
@@ -76,14 +76,14 @@ def test_a_harmed_checkpoint_is_passed_over_and_named(tmp_path, name, harm):
 @pytest.mark.parametrize(
     "content", ["", "{}", "[]", '{"format": 1, "files": {"model.safetensors": 3}}', "\x00", "[" * 100_000]
 )
-def test_a_manifest_that_makes_no_sense_is_a_fault(tmp_path, content):
+def test_a_meaningless_manifest_counts_as_damage(tmp_path, content):
     checkpoint = written(tmp_path)
     (checkpoint.folder / MANIFEST).write_text(content)
     assert fault_of(checkpoint.folder) == f"{checkpoint.folder / MANIFEST} cannot be read"
 
 
 @pytest.mark.parametrize("name", [MODEL_FILE, TRAINING_FILE])
-def test_every_bit_counts(tmp_path, name):
+def test_every_flipped_bit_is_detected(tmp_path, name):
     checkpoint = written(tmp_path)
     size = (checkpoint.folder / name).stat().st_size
     for place in (0, 8, size // 2, size - 1):
@@ -93,7 +93,7 @@ def test_every_bit_counts(tmp_path, name):
     assert fault_of(checkpoint.folder) is None
 
 
-def test_without_a_whole_checkpoint_there_is_a_way_out(tmp_path):
+def test_without_an_intact_checkpoint_the_error_names_a_remedy(tmp_path):
     empty(written(tmp_path, 2).folder / MODEL_FILE)
     remove(written(tmp_path, 4).folder / MANIFEST)
     with pytest.raises(UserError, match=naming("manifest.json", "0", "init.checkpoint=")):
@@ -101,7 +101,7 @@ def test_without_a_whole_checkpoint_there_is_a_way_out(tmp_path):
     assert newest_whole(tmp_path / "none") == (None, [])
 
 
-def test_a_later_format_is_refused_with_the_way_out(tmp_path):
+def test_a_later_format_is_rejected_with_the_remedy(tmp_path):
     manifest = written(tmp_path).folder / MANIFEST
     values = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(values | {"format": FORMAT + 1}))
@@ -109,21 +109,22 @@ def test_a_later_format_is_refused_with_the_way_out(tmp_path):
         newest_whole(tmp_path)
 
 
-def test_a_step_that_is_written_again_replaces_the_first(tmp_path):
+def test_writing_a_step_again_replaces_the_first_checkpoint(tmp_path):
     empty(written(tmp_path).folder / MODEL_FILE)
     assert fault_of(written(tmp_path).folder) is None
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
 
 
-def test_the_newest_are_kept(tmp_path):
+def test_the_newest_checkpoints_are_kept(tmp_path):
     for step in (1, 2, 3):
         written(tmp_path, step)
     remove_old(tmp_path, keep=2, step=3)
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [2, 3]
 
 
-def test_a_damaged_checkpoint_that_was_passed_over_takes_no_place(tmp_path):
-    """Else a resumed run that keeps one would remove what it has just written, and keep the damaged one."""
+def test_a_skipped_damaged_checkpoint_does_not_count_as_kept(tmp_path):
+    """Otherwise a resumed run that keeps one checkpoint would delete the checkpoint that it has just written and keep the damaged
+    one."""
     for step in (6, 8):
         written(tmp_path, step)
     empty(written(tmp_path, 12).folder / MODEL_FILE)
@@ -131,13 +132,13 @@ def test_a_damaged_checkpoint_that_was_passed_over_takes_no_place(tmp_path):
     assert newest_whole(tmp_path)[0].step == 8
 
 
-def test_a_renamed_checkpoint_is_not_taken_for_another_step(tmp_path):
+def test_a_renamed_checkpoint_is_not_mistaken_for_another_step(tmp_path):
     folder = written(tmp_path, 6).folder
     renamed = folder.rename(tmp_path / "step-00000009")
     assert fault_of(renamed) == OneLine(renamed, "step 6", "renamed")
 
 
-def test_a_flipped_bit_in_weights_is_seen_wherever_they_are_read(tmp_path):
+def test_a_flipped_bit_in_weights_is_detected_by_every_reader(tmp_path):
     assert save_best(tmp_path / "best.safetensors", 3, Line().state_dict(), {"score": 0.5})
     assert read_about(tmp_path / "best.safetensors")["validation"] == {"step": 3, "score": 0.5}
     flip_a_bit(tmp_path / "best.safetensors", -1)
@@ -157,7 +158,7 @@ def test_weights_of_every_type_are_read_back(tmp_path, kind):
     assert all(torch.equal(read[name], tensors[name]) for name in tensors)
 
 
-def test_the_loop_does_not_wait_and_trains_on_copies(tmp_path, monkeypatch):
+def test_saving_copies_the_weights_and_does_not_block_training(tmp_path, monkeypatch):
     model, go = torch.nn.Linear(2, 2), threading.Event()
 
     def slowly(*args, **options):
@@ -178,7 +179,7 @@ def test_the_loop_does_not_wait_and_trains_on_copies(tmp_path, monkeypatch):
     assert torch.equal(checkpoint.training_state()["state"][0], before)
 
 
-def test_a_write_that_fails_is_told_and_loses_nothing(tmp_path, monkeypatch, caplog):
+def test_a_failed_write_is_reported_and_loses_nothing(tmp_path, monkeypatch, caplog):
     writer, weights = CheckpointWriter(tmp_path, keep=1), Line().state_dict()
     writer.save(1, weights, None, {})
     writer.finish()
@@ -205,7 +206,7 @@ def test_copies_share_no_memory():
     assert torch.equal(copied["a"][0], torch.ones(2)) and copied["b"][1:] == (3, "x")
 
 
-def test_a_folder_that_cannot_be_made_for_shards_is_told(tmp_path, caplog):
+def test_a_folder_for_shards_that_cannot_be_created_is_reported(tmp_path, caplog):
     (tmp_path / "checkpoints").write_text("a file")
     writer = CheckpointWriter(tmp_path / "checkpoints", keep=1)
     assert not writer.begin(3)
@@ -214,6 +215,6 @@ def test_a_folder_that_cannot_be_made_for_shards_is_told(tmp_path, caplog):
     assert "step 3" in caplog.text
 
 
-def test_the_rank_that_cannot_write_its_shard_is_told(tmp_path):
+def test_the_rank_that_cannot_write_its_shard_is_reported(tmp_path):
     error = CheckpointException("write", {1: (OSError(28, "No space left on device"), StackSummary())})
     assert cannot_save(tmp_path, "the checkpoint of step 3", error) == OneLine("of rank 1", "No space left on device")

@@ -1,4 +1,4 @@
-"""The average of the weights: by the formula, in checkpoints, validations and files, and in a run that resumes."""
+"""The average of the weights: its formula, its place in checkpoints, validations and files, and resumed runs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ class Seen(ToyTask):
 
 
 def run(folder: Path, task: ToyTask | None = None, ema: Any = EMA, freeze: Any = None, **options: Any) -> Trainer:
-    """A trainer that resumes what the folder holds, as a task does: with the weights of the checkpoint."""
+    """A trainer that resumes from a checkpoint in the folder if there is one. As in a task, it then starts with the weights of
+    the checkpoint."""
     task = task or ToyTask()
     opened, checkpoint = RunFolder.open(folder, Empty(), resume=True)
     if checkpoint is not None:
@@ -67,7 +68,7 @@ def run(folder: Path, task: ToyTask | None = None, ema: Any = EMA, freeze: Any =
 
 
 def steps_of(trainer: Trainer) -> list[dict[str, Tensor]]:
-    """The weights before each step of a run, and after the last."""
+    """The weights before each step of a run, and after the last step."""
     seen = [copy.deepcopy(trainer.model.state_dict())]
     trainer.after = lambda phase: seen.append(copy.deepcopy(trainer.model.state_dict())) if phase == "numbers" else None
     trainer.fit()
@@ -75,7 +76,7 @@ def steps_of(trainer: Trainer) -> list[dict[str, Tensor]]:
 
 
 def averaged(weights: list[dict[str, Tensor]], decay: float, warmup: bool = True) -> dict[str, Tensor]:
-    """The formula, in float64."""
+    """The formula in float64."""
     average = {name: value.double() for name, value in weights[0].items()}
     for step, after in enumerate(weights[1:]):
         now = min(decay, (1 + step) / (10 + step)) if warmup else decay
@@ -96,7 +97,7 @@ def last(folder: Path) -> Checkpoint:
 
 
 @pytest.mark.parametrize("ema", [{"decay": 0.6}, {"decay": 0.2}, {"decay": 0.6, "warmup": False}, {"decay": 0.0}])
-def test_the_average_is_that_of_the_formula(tmp_path, ema):
+def test_the_average_equals_the_formula(tmp_path, ema):
     weights = steps_of(run(tmp_path, ema=ema, steps=20))
     found = load_file(last(tmp_path).model_file)
     assert close(found, averaged(weights, **ema))
@@ -105,14 +106,14 @@ def test_the_average_is_that_of_the_formula(tmp_path, ema):
     assert same(found, weights[-1]) == (ema["decay"] == 0)
 
 
-def test_the_average_changes_nothing_of_the_training(tmp_path):
+def test_the_average_does_not_affect_training(tmp_path):
     plain, with_average = (steps_of(run(tmp_path / str(ema), ema=ema)) for ema in (None, EMA))
     assert all(same(*pair) for pair in zip(plain, with_average, strict=True))
     assert not (last(tmp_path / "None").folder / "unaveraged.safetensors").exists()
 
 
 class Steep(ToyLoader):
-    """Has a micro-batch whose loss is finite, and whose gradient is not, in fp16."""
+    """One of its micro-batches has a finite loss whose gradient overflows in fp16."""
 
     def batches(self, consumed: int, count: int) -> Iterator[Points]:
         for number, batch in enumerate(super().batches(consumed, count), consumed):
@@ -120,8 +121,8 @@ class Steep(ToyLoader):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_skipped_step_leaves_the_average_as_it_is(tmp_path, precision):
-    """Two have a loss that is not finite; with fp16, the gradient of one between them overflows."""
+def test_a_skipped_step_does_not_change_the_average(tmp_path, precision):
+    """Two steps have a loss that is not finite. In fp16, the gradient of a step between them overflows."""
     task = ToyTask()
     task.loader = Steep({4, 7})
     trainer = run(tmp_path, task, max_skipped_steps=2, steps=9, precision=precision)
@@ -145,7 +146,8 @@ def test_a_skipped_step_leaves_the_average_as_it_is(tmp_path, precision):
 
 
 def as_format_1(checkpoint: Checkpoint) -> None:
-    """Rewrite a checkpoint as earlier versions wrote it: the states of the optimiser by number, in the file of the rest."""
+    """Rewrites a checkpoint in the format of earlier versions: the optimiser states are stored by index in the file of the
+    remaining state."""
     training = checkpoint.training_state()
     tensors = load_file(checkpoint.states / "tensors.safetensors")
     shutil.rmtree(checkpoint.states)
@@ -163,8 +165,8 @@ def as_format_1(checkpoint: Checkpoint) -> None:
 @pytest.mark.parametrize("earlier", [False, True])
 @pytest.mark.parametrize("freeze", [None, {"text": 3, "vision": True}])
 @pytest.mark.parametrize("stopped_after", [2, 4])
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(tmp_path, stopped_after, freeze, earlier):
-    """Also where an earlier version wrote the checkpoint."""
+def test_a_resumed_run_is_bitwise_equal_to_an_uninterrupted_one(tmp_path, stopped_after, freeze, earlier):
+    """This also holds for checkpoints of an earlier version."""
     options: dict[str, Any] = {"checkpoint_every": 2, "keep_checkpoints": 9, "validate_every": 2, "deterministic": True}
     options["freeze"] = freeze
     task = Seen(scores=[0.1, 0.3, 0.2])
@@ -187,7 +189,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(tmp_path, sto
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
-def test_validations_measure_the_average_and_the_best_weights_are_that_one(tmp_path, caplog):
+def test_validations_measure_the_average_and_it_becomes_the_best_weights(tmp_path, caplog):
     task = Seen(scores=[0.1, 0.3, 0.2])
     with caplog.at_level("INFO"):
         weights = steps_of(run(tmp_path, task, validate_every=2))
@@ -200,7 +202,7 @@ def test_validations_measure_the_average_and_the_best_weights_are_that_one(tmp_p
     assert line in caplog.messages
 
 
-def test_a_validation_that_fails_gives_the_weights_back(tmp_path):
+def test_a_failed_validation_restores_the_weights(tmp_path):
     trainer = run(tmp_path, ToyTask(scores=[]), steps=2)
     trained: list[dict[str, Tensor]] = []
     trainer.after = lambda phase: trained.append(copy.deepcopy(trainer.model.state_dict()))
@@ -210,7 +212,7 @@ def test_a_validation_that_fails_gives_the_weights_back(tmp_path):
 
 
 class Stopped(ToyTask):
-    """Saves in the middle of a validation, as a request to stop does there."""
+    """Saves a checkpoint in the middle of a validation, like a run that is asked to stop there."""
 
     trainer: Trainer
     files: list[dict[str, Tensor]]
@@ -222,7 +224,7 @@ class Stopped(ToyTask):
         return super().validate()
 
 
-def test_a_checkpoint_in_the_middle_of_a_validation_is_that_of_the_step(tmp_path):
+def test_a_checkpoint_saved_during_a_validation_has_the_weights_of_the_step(tmp_path):
     task = Stopped(scores=[0.5])
     task.trainer = run(tmp_path, task, steps=3)
     weights = steps_of(task.trainer)
@@ -230,7 +232,7 @@ def test_a_checkpoint_in_the_middle_of_a_validation_is_that_of_the_step(tmp_path
     assert same(task.files[1], weights[-1])
 
 
-def test_after_the_run_the_model_has_the_average_also_where_nothing_was_left_to_train(tmp_path):
+def test_after_a_run_the_model_has_the_average_even_if_no_step_was_left(tmp_path):
     first = run(tmp_path)
     first.fit()
     written = load_file(last(tmp_path).model_file)
@@ -241,7 +243,7 @@ def test_after_the_run_the_model_has_the_average_also_where_nothing_was_left_to_
     assert same(dict(again.model.state_dict()), written)
 
 
-def test_a_run_starts_from_the_average_or_from_the_file_beside_it(tmp_path):
+def test_a_run_starts_from_the_average_or_from_the_trained_weights(tmp_path):
     run(tmp_path).fit()
     folder = last(tmp_path).folder
     assert find_weights(tmp_path) == find_weights(folder) == folder / "model.safetensors"
@@ -249,14 +251,14 @@ def test_a_run_starts_from_the_average_or_from_the_file_beside_it(tmp_path):
 
 
 @pytest.mark.parametrize(("before", "now", "told"), [(None, EMA, "without"), (EMA, None, "with")])
-def test_a_run_does_not_resume_with_the_average_switched(tmp_path, before, now, told):
+def test_a_run_does_not_resume_if_the_average_was_switched_on_or_off(tmp_path, before, now, told):
     run(tmp_path, ema=before, checkpoint_every=3).fit()
     with pytest.raises(UserError, match=naming("step-00000006", told, "optim.ema")):
         run(tmp_path, ema=now)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "unaveraged.safetensors"])
-def test_a_checkpoint_whose_weights_are_damaged_is_passed_over(tmp_path, name):
+def test_a_checkpoint_with_damaged_weights_is_skipped(tmp_path, name):
     run(tmp_path, checkpoint_every=3).fit()
     file = last(tmp_path).folder / name
     file.write_bytes(file.read_bytes()[:-1])
@@ -265,12 +267,12 @@ def test_a_checkpoint_whose_weights_are_damaged_is_passed_over(tmp_path, name):
     assert len(faults) == 1 and name in faults[0]
 
 
-def test_what_is_frozen_for_good_has_no_average_and_what_thaws_has_one(tmp_path):
+def test_only_parts_that_train_at_some_step_have_an_average(tmp_path):
     task = ToyTask()
     task.model = Encoders()
     trainer = run(tmp_path, task, freeze={"vision": True, "text": 3}, steps=6)
     averages = sum(tensor.numel() for tensor in trainer.trained.average.tensors)
-    assert averages == sum(p.numel() for p in task.model.parameters()) - 12  # 3 x 3 and 3 of vision
+    assert averages == sum(p.numel() for p in task.model.parameters()) - 12  # a 3 x 3 matrix and a bias of 3 in vision
     weights = steps_of(trainer)
     expected = averaged(weights, 0.6)
     found = load_file(last(tmp_path).model_file)
@@ -284,7 +286,7 @@ def memory(ema: Any) -> Any:
     return steps.memory(lambda _: points(3), gradients_stay=True)
 
 
-def test_the_memory_of_a_step_has_the_average():
+def test_the_planned_memory_of_a_step_includes_the_average():
     plain, averaging = memory(None), memory(EMA)
     assert plain.average == 0
     assert averaging.average == averaging.weights == plain.weights

@@ -1,4 +1,4 @@
-"""``optim.freeze`` in the train loop: what stays as it is, what joins, and runs that resume before, at and after that."""
+"""``optim.freeze`` in the training loop: frozen parts, unfreezing, and runs that resume before, at and after it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def frozen(*parts: str) -> str:
 
 
 @pytest.mark.parametrize("parts", CHOICES)
-def test_frozen_encoders_keep_their_weights_and_have_no_gradient_and_no_state(tmp_path, tiny_overrides, parts):
+def test_frozen_encoders_keep_their_weights_without_gradients_or_states(tmp_path, tiny_overrides, parts):
     run = pretraining(tmp_path, tiny_overrides, frozen(*parts))
     before = weights(run.model)
     run.fit()
@@ -65,7 +65,7 @@ def test_frozen_encoders_keep_their_weights_and_have_no_gradient_and_no_state(tm
     assert names == {name for name in before if part_of(name) not in parts}
 
 
-def test_the_watch_of_throughput_knows_what_is_frozen_in_each_step(tmp_path, monkeypatch):
+def test_throughput_warnings_know_what_is_frozen_in_each_step(tmp_path, monkeypatch):
     told = []
     line = Watch.line
 
@@ -80,12 +80,11 @@ def test_the_watch_of_throughput_knows_what_is_frozen_in_each_step(tmp_path, mon
 
 
 @pytest.mark.parametrize("parts", CHOICES)
-def test_a_frozen_run_has_the_losses_and_weights_of_one_with_learning_rate_zero(
-    tmp_path, tiny_overrides, monkeypatch, parts
-):
-    """Without clipping, whose norm would have the gradients of all, and without dropout, which a frozen encoder has not."""
+def test_freezing_equals_a_learning_rate_of_zero(tmp_path, tiny_overrides, monkeypatch, parts):
+    """There is no clipping, because its norm would include the gradients of all parts, and no dropout, because a frozen encoder
+    has none."""
     overrides = [*PLAIN, "train.clip_grad_norm=null"]
-    with sdpa_kernel(SDPBackend.MATH):  # with and without gradients, attention has other kernels
+    with sdpa_kernel(SDPBackend.MATH):  # attention uses different kernels with and without gradients
         run = pretraining(tmp_path / "frozen", tiny_overrides, *overrides, frozen(*parts))
         run.fit()
         rate = optim.learning_rate
@@ -105,14 +104,14 @@ def test_a_frozen_run_has_the_losses_and_weights_of_one_with_learning_rate_zero(
     assert len(of_rates[0]) == 6 and "images/mlm" in of_rates[0][0]
 
 
-def test_the_norm_of_the_gradient_is_that_of_what_trains(tmp_path, tiny_overrides):
+def test_the_gradient_norm_covers_only_the_parts_that_train(tmp_path, tiny_overrides):
     run = pretraining(tmp_path, tiny_overrides, frozen("vision"), "train.clip_grad_norm=1e9")
     run.fit()
     squares = [each.grad.square().sum() for name, each in run.model.named_parameters() if part_of(name) != "vision"]
     assert lines(tmp_path)[-1]["grad_norm"] == pytest.approx(torch.stack(squares).sum().sqrt().item(), rel=1e-5)
 
 
-def test_a_thawed_encoder_joins_with_fresh_states_at_the_rate_of_the_step(tmp_path):
+def test_an_unfrozen_encoder_starts_with_fresh_states_at_the_current_rate(tmp_path):
     run = toy(tmp_path, {"vision": 3, "text": 1, "fusion": True})
     start = weights(run.model)
     for step in range(6):
@@ -133,8 +132,8 @@ def test_a_thawed_encoder_joins_with_fresh_states_at_the_rate_of_the_step(tmp_pa
                 assert not torch.equal(parameter, start[name])
 
 
-def test_what_trained_before_goes_on_with_its_states(tmp_path):
-    """The head's states after the thaw follow from those before and its gradient."""
+def test_parts_that_trained_before_keep_their_states(tmp_path):
+    """The head's states after the unfreezing follow from its states before and its gradient."""
     run = toy(tmp_path, {"vision": 2})
     for step in range(3):
         if step == 2:
@@ -145,7 +144,7 @@ def test_what_trained_before_goes_on_with_its_states(tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_precisions_and_accumulation_thaw(tmp_path, precision):
+def test_unfreezing_works_with_mixed_precision_and_accumulation(tmp_path, precision):
     run = toy(tmp_path, {"vision": 2, "fusion": 3}, precision=precision, accumulate=2)
     before = weights(run.model)
     run.fit()
@@ -155,8 +154,8 @@ def test_precisions_and_accumulation_thaw(tmp_path, precision):
     assert not any(torch.equal(each, before[name]) for name, each in run.model.named_parameters())
 
 
-def test_rates_are_logged_of_what_trains_in_a_step(tmp_path):
-    """Whenever the line is written: it may be after the thaw of the next step."""
+def test_learning_rates_are_logged_for_the_parts_that_train_in_a_step(tmp_path):
+    """The line may be written after the unfreezing of the next step, and still describes its own step."""
     run = toy(tmp_path, {"vision": 3, "text": 3, "fusion": 3}, Weightless())
     run.fit()
     names = [{name for name in line if name.startswith("lr/")} for line in lines(tmp_path)]
@@ -164,7 +163,7 @@ def test_rates_are_logged_of_what_trains_in_a_step(tmp_path):
 
 
 class Weightless(Encoders):
-    """Its head is a bias alone."""
+    """Its head only has a bias."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,7 +183,9 @@ def whole(tmp_path_factory, tiny_overrides):
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
-def test_a_run_resumed_before_at_and_after_a_thaw_repeats_the_uninterrupted_one(whole, tiny_overrides, tmp_path, step):
+def test_resuming_before_at_and_after_an_unfreezing_repeats_the_uninterrupted_run(
+    whole, tiny_overrides, tmp_path, step
+):
     folder = as_of_step(step, whole, tmp_path / "resumed")
     run = pretraining(folder, tiny_overrides, FREEZE)
     assert run.step == step
@@ -193,14 +194,14 @@ def test_a_run_resumed_before_at_and_after_a_thaw_repeats_the_uninterrupted_one(
     assert same(result(folder), result(whole))
 
 
-def test_the_uninterrupted_run_depends_on_the_step_of_the_thaw(whole, tiny_overrides, tmp_path):
-    """Else the comparison above would say nothing."""
+def test_the_uninterrupted_run_depends_on_the_step_of_the_unfreezing(whole, tiny_overrides, tmp_path):
+    """Otherwise the comparison above would be meaningless."""
     pretraining(tmp_path / "other", tiny_overrides, "optim.freeze={vision: 4, text: 2}").fit()
     first, second = lines(whole), lines(tmp_path / "other")
     assert [one == other for one, other in zip(first, second, strict=True)] == [True] * 3 + [False] * 3
 
 
-def test_a_checkpoint_has_all_weights_and_the_states_of_what_trains(whole):
+def test_a_checkpoint_has_all_weights_and_states_of_the_parts_that_train(whole):
     sizes = []
     for step, checkpoint in checkpoints(whole).items():
         state = checkpoint.training_state()["optimizer"]
@@ -230,7 +231,7 @@ def test_another_freeze_is_another_config(tiny_overrides, tmp_path, before, now)
         RunFolder.open(tmp_path, second, resume=True)
 
 
-def test_what_is_frozen_and_what_thaws_is_logged(tmp_path, caplog):
+def test_freezing_and_unfreezing_are_logged(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         toy(tmp_path, {"vision": 2, "text": True}).fit()
     said = [record.getMessage() for record in caplog.records if record.name == "engine.trained"]
@@ -241,7 +242,7 @@ def test_what_is_frozen_and_what_thaws_is_logged(tmp_path, caplog):
     ]
 
 
-def test_random_weights_that_never_train_are_a_warning(tmp_path, tiny_overrides, caplog):
+def test_random_weights_that_never_train_cause_a_warning(tmp_path, tiny_overrides, caplog):
     pretraining(tmp_path / "first", tiny_overrides, "optim.freeze={text: 3, fusion: 3}").fit()
     assert not warnings(caplog)
     pretraining(tmp_path / "random", tiny_overrides, "optim.freeze={vision: true, text: 3}")
@@ -258,18 +259,18 @@ def warnings(caplog) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and "freeze" in r.getMessage()]
 
 
-def test_a_run_in_which_nothing_would_train_is_refused(tmp_path):
+def test_a_run_in_which_nothing_would_train_is_rejected(tmp_path):
     freeze = {"vision": True, "text": 2, "fusion": True}
     with pytest.raises(UserError, match=naming("optim.freeze", "fewer parts")):
         toy(tmp_path, freeze, Encoders(headless=True))
 
 
-def test_a_part_that_trains_in_no_case_is_refused(tmp_path):
+def test_a_part_that_can_never_train_is_rejected(tmp_path):
     with pytest.raises(UserError, match=naming("optim.freeze.text", "leave it out")):
         toy(tmp_path, {"text": True}, Line())
 
 
-def test_a_thaw_after_the_end_is_refused_before_anything_is_loaded(tmp_path, tiny_overrides):
+def test_an_unfreezing_after_the_end_is_rejected_before_anything_is_loaded(tmp_path, tiny_overrides):
     with pytest.raises(UserError, match=naming("optim.freeze.vision", "6 steps")):
         toy(tmp_path, {"vision": 6})
     overrides = [*tiny_overrides, "optim.freeze.vision=8"]
@@ -277,13 +278,13 @@ def test_a_thaw_after_the_end_is_refused_before_anything_is_loaded(tmp_path, tin
         job._check_config(load_config("configs/demo/pretrain.yaml", overrides, PretrainConfig))
 
 
-def test_the_wrapper_of_before_the_thaw_is_gone(tmp_path, monkeypatch):
-    """Its hooks would exchange gradients beside those of the new one."""
+def test_the_ddp_wrapper_is_replaced_at_an_unfreezing(tmp_path, monkeypatch):
+    """The hooks of the old wrapper would exchange gradients in addition to those of the new one."""
 
     class Wrapper(torch.nn.Module):
         def __init__(self, model):
             super().__init__()
-            self.model, self.itself = model, self  # a circle, as reference counts do not end
+            self.model, self.itself = model, self  # a reference cycle, which reference counting does not free
 
         def forward(self, batch):
             return self.model(batch)
@@ -301,16 +302,16 @@ def test_the_wrapper_of_before_the_thaw_is_gone(tmp_path, monkeypatch):
         gc.enable()
 
 
-def test_recomputed_encoders_thaw(whole, tiny_overrides, tmp_path):
+def test_unfreezing_works_with_gradient_checkpointing(whole, tiny_overrides, tmp_path):
     pretraining(tmp_path / "run", tiny_overrides, FREEZE, "train.recompute=[vision,text,fusion]").fit()
     for one, other in zip(lines(tmp_path / "run"), lines(whole), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
 
 
 @pytest.mark.slow
-def test_compiled_encoders_thaw(tiny_overrides, tmp_path, monkeypatch):
-    """By a compiler that takes no minutes, against the same batches without one. Without dropout, since encoders that are not
-    compiled may take short and long texts in separate calls, which draw other numbers."""
+def test_unfreezing_works_with_compiled_encoders(tiny_overrides, tmp_path, monkeypatch):
+    """Uses a compiler backend that is fast, and compares with the same batches without compilation. There is no dropout, because
+    encoders that are not compiled may process short and long texts in separate calls, which draw other random numbers."""
     overrides = [*tiny_overrides, "model.text.dropout=0", "model.vision.drop_path=0", FREEZE, "train.compile=true"]
     counter, compiled, module_compile = CompileCounterWithBackend("eager"), torch.compile, torch.nn.Module.compile
     monkeypatch.setattr(torch, "compile", lambda function, **_: compiled(function, backend=counter))
@@ -323,7 +324,7 @@ def test_compiled_encoders_thaw(tiny_overrides, tmp_path, monkeypatch):
         run.fit()
     finally:
         torch._dynamo.reset()
-    assert counts[1] < counts[2] < counts[3], "compiled anew at both thaws"
+    assert counts[1] < counts[2] < counts[3], "encoders must be compiled again at both unfreezings"
     monkeypatch.setattr(trainer, "compile_encoders", lambda *_, **__: None)
     pretraining(tmp_path / "plain", overrides).fit()
     for one, other in zip(lines(tmp_path / "run"), lines(tmp_path / "plain"), strict=True):
@@ -331,8 +332,8 @@ def test_compiled_encoders_thaw(tiny_overrides, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_with_frozen_blocks_and_their_cache_equals_one_without_and_resumes(tmp_path, tiny_overrides):
-    """The states are of the same numbers, computed for other images together: equal but for rounding."""
+def test_frozen_blocks_with_a_cache_equal_frozen_blocks_without_and_resume(tmp_path, tiny_overrides):
+    """The cached states are computed in batches with other images, so they are equal up to rounding."""
     freeze, deeper = "optim.freeze={vision: 2, vision_blocks: 1}", "model.vision.depth=2"
     plain = pretraining(tmp_path / "plain", tiny_overrides, deeper, freeze)
     before = weights(plain.model)

@@ -1,4 +1,4 @@
-"""A run that resumes goes on as it began, or says why it cannot."""
+"""A resumed run continues as it started, or reports why it cannot."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ RUN = Path("runs/x")
 BEGAN = RunIdentity(ranks=4, records_per_step=256, steps=100, records={"images": 6000, "regions": 50}, data={"k": "a"})
 
 
-def test_the_same_run_goes_on_in_silence():
+def test_an_unchanged_run_resumes_without_a_message():
     assert BEGAN.check_resumes(BEGAN, RUN, 64) == []
 
 
-def test_another_number_of_ranks_goes_on_where_a_step_stays_the_same():
+def test_another_number_of_ranks_resumes_if_the_global_batch_is_unchanged():
     now = replace(BEGAN, ranks=2)
     assert now.check_resumes(BEGAN, RUN, 64) == [OneLine("2 ranks", "4")]
 
@@ -35,30 +35,30 @@ def test_another_number_of_ranks_goes_on_where_a_step_stays_the_same():
         (8, 512, "resume it on 4 ranks"),
     ],
 )
-def test_another_size_of_a_step_is_refused_with_the_remedy(ranks, per_step, remedy):
+def test_another_global_batch_is_rejected_with_the_remedy(ranks, per_step, remedy):
     now = replace(BEGAN, ranks=ranks, records_per_step=per_step)
     with pytest.raises(UserError, match=naming("runs/x", "256 records", "4 ranks", per_step, remedy)):
         now.check_resumes(BEGAN, RUN, 64)
 
 
-def test_checkpoints_of_versions_with_another_field_are_read():
+def test_checkpoints_of_versions_with_other_fields_are_read():
     assert RunIdentity.of_state({**BEGAN.state(), "order_needs_ranks": False}) == BEGAN
 
 
-def test_changed_data_are_told():
+def test_changed_data_are_reported():
     assert replace(BEGAN, records={"images": 6001, "regions": 50}).check_resumes(BEGAN, RUN, 64) == [
         OneLine("images", "6,001 records", "6,000")
     ]
     assert replace(BEGAN, data={"k": "b"}).check_resumes(BEGAN, RUN, 64) == [OneLine("k", "files")]
 
 
-def test_data_that_change_the_length_of_the_run_are_refused():
+def test_data_that_change_the_length_of_the_run_are_rejected():
     now = replace(BEGAN, steps=50, records={"images": 3000, "regions": 50})
     with pytest.raises(UserError, match=naming("100 steps", "50", "images", "3,000 records", "6,000")):
         now.check_resumes(BEGAN, RUN, 64)
 
 
-def test_a_run_is_not_told_finished_when_its_data_have_shrunk(tmp_path):
+def test_a_run_whose_data_shrank_is_not_reported_as_finished(tmp_path):
     trainer(tmp_path, steps=None, epochs=4, checkpoint_every=6).fit()
     checkpoint = list_checkpoints(tmp_path / "checkpoints")[0]
     assert checkpoint.step == 6

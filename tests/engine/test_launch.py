@@ -1,4 +1,4 @@
-"""`run.py` from the command line to the end of a job on two ranks, and mistakes of two ranks told once."""
+"""`run.py` from the command line to the end of a job on two ranks. Mistakes on two ranks are reported once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_two_ranks_train_evaluate_and_return_0(tmp_path, tiny_overrides):
     assert "Warning" not in done.stderr
 
 
-def test_ranks_of_a_plain_torchrun_train_and_start_no_launcher_of_their_own(tmp_path, tiny_overrides):
+def test_ranks_started_by_torchrun_train_without_another_launcher(tmp_path, tiny_overrides):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "run.py"]
     arguments = ["--task", "pretrain", "--output", str(tmp_path / "run"), *tiny_overrides, "train.steps=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -39,7 +39,7 @@ def test_ranks_of_a_plain_torchrun_train_and_start_no_launcher_of_their_own(tmp_
     assert done.stderr.count("started as torchrun: rank 0 of 2, ") == 1 and "rank 1 of 2" not in done.stderr
 
 
-def test_a_mistake_is_told_once_in_one_line_with_status_2(tmp_path, tiny_overrides):
+def test_a_mistake_is_reported_once_in_one_line_with_status_2(tmp_path, tiny_overrides):
     done = launch("--output", str(tmp_path / "run"), *tiny_overrides, "data.images.files=[nowhere.jsonl]")
     assert done.returncode == 2
     assert done.stderr.count("nowhere.jsonl") == 1

@@ -1,4 +1,4 @@
-"""How ranks share a model: what is chosen, and what is refused."""
+"""How ranks share a model: the default choice, and rejected settings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def train(**settings: object) -> TrainConfig:
 
 @pytest.fixture
 def chosen(monkeypatch):
-    """The choice on eight ranks, which needs no process group."""
+    """The choice for eight ranks, which does not need a process group."""
     monkeypatch.setattr(distributed, "world_size", lambda: 8)
     monkeypatch.setattr(distributed, "is_distributed", lambda: True)
     monkeypatch.setattr(distributed, "gather_objects", lambda value: [value] * 8)
@@ -38,8 +38,8 @@ def chosen(monkeypatch):
 
 
 @pytest.mark.parametrize(("memory", "fits"), [(None, True), (40_000_000, True), (30_000_000, False)])
-def test_the_model_is_sharded_where_half_of_a_gpu_would_be_too_small(memory, fits, chosen, monkeypatch, caplog):
-    """Weights, gradients and two states of a million parameters: 16 MB."""
+def test_the_model_is_sharded_if_it_does_not_fit_into_half_of_a_gpu(memory, fits, chosen, monkeypatch, caplog):
+    """Weights, gradients and two optimiser states of a million parameters take 16 MB."""
     monkeypatch.setattr(choice, "device_bytes", lambda device: memory)
     with caplog.at_level(logging.INFO):
         found = chosen(train())
@@ -48,18 +48,18 @@ def test_the_model_is_sharded_where_half_of_a_gpu_would_be_too_small(memory, fit
     if memory == 40_000_000:
         monkeypatch.setattr(choice, "device_bytes", lambda device: 39_000_000)
         assert chosen(train(), OptimConfig(lr=0.1, ema={})) == ShardingConfig(shard=8, replicate=1), (
-            "the average is a fifth copy"
+            "the average is a fifth copy of the weights"
         )
 
 
-def test_the_numbers_of_ranks_have_to_fit(chosen):
+def test_the_mesh_must_match_the_number_of_ranks(chosen):
     assert chosen(train(parallel={"shard": 4, "replicate": 2})) == ShardingConfig(shard=4, replicate=2)
     with pytest.raises(UserError, match=naming("train.parallel", "shard 4", "replicate 3", "12", "the run has 8")):
         chosen(train(parallel={"shard": 4, "replicate": 3}))
 
 
 @pytest.mark.parametrize("setting", [{"compile": True}, {"precision": "fp16"}, {"precision": "O2"}])
-def test_what_does_not_work_with_shards_is_refused(setting, chosen, monkeypatch, caplog):
+def test_settings_that_do_not_work_with_shards_are_rejected(setting, chosen, monkeypatch, caplog):
     (name,) = setting
     with pytest.raises(ConfigError, match=naming("parallel", name, "FSDP2", "ddp")):
         bind({"steps": 1, "precision": "fp32", "parallel": "fsdp", **setting}, TrainConfig)
@@ -73,8 +73,8 @@ def test_what_does_not_work_with_shards_is_refused(setting, chosen, monkeypatch,
         chosen(train(parallel="fsdp"), OptimConfig(lr=0.1, freeze={"vision": True, "cache": {}}))
 
 
-def test_captions_are_not_sampled_by_shards():
-    """Ranks would run the blocks a different number of times, and wait for each other for ever."""
+def test_captions_cannot_be_sampled_from_a_sharded_model():
+    """Ranks would run the blocks different numbers of times and wait for each other forever."""
     assert bind({"steps": 1, "parallel": "fsdp"}, CaptioningTrainConfig).not_sharded is None
     with pytest.raises(ConfigError, match=naming("parallel", "self_critical", "ddp")):
         bind({"steps": 1, "parallel": "fsdp", "objective": "self_critical"}, CaptioningTrainConfig)

@@ -1,4 +1,4 @@
-"""Which precision a GPU may be asked for, told by torch's own functions of a GPU that is pretended."""
+"""Which precisions a GPU supports, according to torch's own functions applied to a simulated GPU."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ from utils.errors import UserError
 
 @pytest.fixture
 def gpu_of(monkeypatch):
-    """Pretend a GPU of a compute capability, on which tensors of bf16 can be made, as they can on every NVIDIA GPU."""
+    """Simulates a GPU of a compute capability. Tensors of bf16 can be created on it, as on every NVIDIA GPU."""
 
     def pretend(major: int) -> torch.device:
         monkeypatch.setattr(torch.version, "hip", None)
@@ -24,14 +24,14 @@ def gpu_of(monkeypatch):
     return pretend
 
 
-def test_bf16_that_a_gpu_only_emulates_is_refused(gpu_of):
+def test_emulated_bf16_is_rejected(gpu_of):
     device = gpu_of(7)
-    assert torch.cuda.is_bf16_supported(), "torch counts emulation in"
+    assert torch.cuda.is_bf16_supported(), "torch counts emulation as support"
     with pytest.raises(UserError, match="this GPU has no bf16"):
         Precision("bf16", device)
 
 
-def test_a_gpu_with_bf16_and_any_gpu_with_another_precision_is_taken(gpu_of):
+def test_native_bf16_and_other_precisions_are_accepted(gpu_of):
     assert Precision("bf16", gpu_of(8)).name == "bf16"
     old = gpu_of(7)
     assert [Precision(name, old).name for name in ("fp16", "O1", "fp32")] == ["fp16", "fp16", "fp32"]

@@ -1,4 +1,4 @@
-"""A run that stops at a non-finite step names the cause: records, learning rate, or weights that are ruined."""
+"""A run that stops at a non-finite step names the cause: records, the learning rate, or damaged weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utils.errors import UserError
 
 @pytest.fixture
 def told(tmp_path, monkeypatch):
-    """Train a task, and return the line that ends the run."""
+    """Trains a task and returns the line that ends the run."""
 
     def train(task: ToyTask, **options) -> str:
         reporter = functools.partial(Reporter, weights=task.model.named_parameters)
@@ -37,14 +37,14 @@ def test_a_first_step_that_is_not_finite_names_learning_rate_and_records(told):
     assert said == OneLine("optim.lr", "schedule.warmup_steps", "train.max_skipped_steps")
 
 
-def test_a_late_step_that_is_not_finite_blames_its_records_alone(told):
+def test_a_late_step_that_is_not_finite_blames_only_its_records(told):
     said = told(ToyTask(poison={FIRST_STEPS}), steps=FIRST_STEPS + 2)
     assert said.startswith(f"step {FIRST_STEPS + 1}: ")
     assert "learning rate" not in said
     assert said.endswith("set train.max_skipped_steps to skip such steps")
 
 
-def test_weights_that_are_not_finite_are_named_and_no_step_is_skipped_for_them(told, caplog):
+def test_non_finite_weights_are_named_and_their_steps_are_not_skipped(told, caplog):
     task = ToyTask()
     with torch.no_grad():
         task.model.fit.bias.fill_(torch.inf)
@@ -56,14 +56,14 @@ def test_weights_that_are_not_finite_are_named_and_no_step_is_skipped_for_them(t
     assert "skipped, since" not in caplog.text
 
 
-def test_weights_that_an_update_ruins_are_named_with_the_rate(told):
+def test_weights_damaged_by_an_update_are_named_with_the_learning_rate(told):
     task = ToyTask()
     run_rates = []
 
     class Ruin(torch.nn.Linear):
         def forward(self, x):
             run_rates.append(1)
-            if len(run_rates) == 2:  # as after an update with a rate that is far too high
+            if len(run_rates) == 2:  # as after an update with a much too high learning rate
                 with torch.no_grad():
                     self.weight.fill_(torch.nan)
             return super().forward(x)

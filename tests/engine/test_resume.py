@@ -1,6 +1,7 @@
-"""A run as a user starts it: what its folder holds and refuses; on a GPU, killed and resumed, it repeats the uninterrupted one.
+"""A run as a user starts it: the contents of its folder and the requests it rejects. On a GPU, a killed and resumed run repeats
+the uninterrupted one.
 
-On the CPU, ``tests/faults`` kills and resumes.
+On the CPU, ``tests/faults`` kills and resumes runs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tests.messages import OneLine
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory, tiny_overrides):
-    """The folder and the table of an uninterrupted run on a device."""
+    """The folder and the metrics of an uninterrupted run on a device."""
 
     @functools.cache
     def run(device: str, precision: str):
@@ -53,7 +54,7 @@ def test_a_killed_run_repeats_the_uninterrupted_one(whole_run, tiny_overrides, t
     assert final_weights(output) == final_weights(whole)
 
 
-def test_a_run_folder_holds_what_it_should(uninterrupted):
+def test_a_run_folder_has_the_documented_contents(uninterrupted):
     whole, table = uninterrupted
     names = {path.name for path in whole.iterdir()}
     assert {"config.yaml", "metrics.jsonl", "log.txt", "tensorboard", "checkpoints"} <= names
@@ -71,7 +72,7 @@ def test_a_folder_with_a_run_is_not_overwritten(uninterrupted, tiny_overrides):
     assert err == OneLine(f"error: {whole}", "--resume", "--output")
 
 
-def test_resuming_with_another_config_is_refused(uninterrupted, tiny_overrides):
+def test_resuming_with_another_config_is_rejected(uninterrupted, tiny_overrides):
     whole, _ = uninterrupted
     process = start(whole, [*tiny_overrides, "seed=7"], resume=True)
     _, err = process.communicate()

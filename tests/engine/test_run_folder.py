@@ -1,4 +1,4 @@
-"""Which folders are free for a run, and what may differ when one is resumed."""
+"""Which folders are free for a run, and what may differ when a run is resumed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Run(Config):
     evaluation: Evaluation = Evaluation()
 
 
-def test_a_folder_in_which_nothing_was_trained_is_free(tmp_path):
+def test_a_folder_without_any_training_is_free(tmp_path):
     RunFolder.open(tmp_path, Run(), resume=False)
     RunFolder.open(tmp_path, Run(evaluation=Evaluation(validation="b")), resume=False)
     (tmp_path / "metrics.jsonl").touch()
@@ -38,13 +38,13 @@ def test_a_folder_in_which_nothing_was_trained_is_free(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "validation.jsonl"])
-def test_a_fifo_in_place_of_a_file_of_the_run_is_refused(name, tmp_path):
+def test_a_fifo_in_place_of_a_run_file_is_rejected(name, tmp_path):
     os.mkfifo(tmp_path / name)
     with pytest.raises(NotRegularError, match=naming("FIFO", name)):
         RunFolder.open(tmp_path, Run(), resume=True)
 
 
-def test_what_selected_the_best_weights_may_not_change(tmp_path):
+def test_settings_that_select_the_best_weights_may_not_change(tmp_path):
     RunFolder.open(tmp_path, Run(), resume=False)
     (tmp_path / "metrics.jsonl").touch()
     RunFolder.open(tmp_path, Run(evaluation=Evaluation(batch_size=2, limit=2)), resume=True)
@@ -52,8 +52,8 @@ def test_what_selected_the_best_weights_may_not_change(tmp_path):
         RunFolder.open(tmp_path, Run(evaluation=Evaluation(validation="b")), resume=True)
 
 
-def test_an_evaluation_of_a_finished_run_keeps_what_its_metrics_depend_on(tmp_path):
-    """They would be replaced by others."""
+def test_evaluating_a_finished_run_requires_the_settings_of_its_metrics(tmp_path):
+    """Otherwise the metrics of the run would be overwritten by different ones."""
     RunFolder.open(tmp_path, Run(), resume=False)
     (tmp_path / "metrics.jsonl").touch()
     RunFolder.open(tmp_path, Run(evaluation=Evaluation(batch_size=2)), resume=True, evaluate=True)
@@ -61,7 +61,7 @@ def test_an_evaluation_of_a_finished_run_keeps_what_its_metrics_depend_on(tmp_pa
         RunFolder.open(tmp_path, Run(evaluation=Evaluation(limit=2)), resume=True, evaluate=True)
 
 
-def test_a_run_that_is_older_than_a_key_had_its_default(tmp_path):
+def test_a_run_older_than_a_key_has_the_keys_default(tmp_path):
     RunFolder.open(tmp_path, Run(), resume=False)
     (tmp_path / "metrics.jsonl").touch()
     config = tmp_path / "config.yaml"
@@ -72,7 +72,7 @@ def test_a_run_that_is_older_than_a_key_had_its_default(tmp_path):
         RunFolder.open(tmp_path, Run(evaluation=Evaluation(validation="b")), resume=True)
 
 
-def test_metrics_with_a_long_hole_take_bounded_memory_when_a_run_resumes(tmp_path, caplog):
+def test_resuming_with_a_long_hole_in_the_metrics_takes_bounded_memory(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     with path.open("wb") as file:
         file.write(b'{"step": 1, "loss": 2.0}\n')
@@ -87,8 +87,8 @@ def test_metrics_with_a_long_hole_take_bounded_memory_when_a_run_resumes(tmp_pat
     assert "line 2" in caplog.text
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own
-def test_a_folder_that_is_deleted_during_a_run_is_one_that_can_be_resumed(tmp_path, caplog):
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's memory
+def test_a_run_whose_folder_is_deleted_still_ends_with_a_resumable_folder(tmp_path, caplog):
     output = tmp_path / "run"
     folder, _ = RunFolder.open(output, Run(), resume=False)
     run = trainer(output, steps=6, checkpoint_every=2, log_every=1)

@@ -1,4 +1,5 @@
-"""The plan of a run: what its numbers are, which are refused, and that a global batch gives the same run on any ranks."""
+"""The plan of a run: its numbers, which settings are rejected, and that a global batch gives the same run on any number of
+ranks."""
 
 import re
 
@@ -58,22 +59,22 @@ def test_accumulation_follows_from_the_global_batch(global_batch, size, ranks, e
     assert accumulation(global_batch, size, ranks) == expected
 
 
-def test_without_a_global_batch_the_config_says_how_often_to_accumulate():
+def test_without_a_global_batch_the_config_sets_the_accumulation():
     assert accumulation(None, 7, 3, accumulate=5) == 5
     assert accumulation(None, 7, 3, accumulate=None) == 1
 
 
-def test_the_numbers_of_a_run():
-    """Micro-batches of 4 on 2 ranks, 3 of them a step: 24 records."""
+def test_a_plan_counts_records_steps_and_epochs():
+    """Micro-batches of 4 on 2 ranks, and 3 of them per step, make 24 records."""
     assert plan({"accumulate": 3, "steps": 10, "validate_every": 4}) == RunPlan(2, 3, 1, 24, None, 10, 4)
     before = plan({"accumulate": 3, "steps": None, "epochs": 2})
-    assert (before.steps, before.validate_every) == (None, None), "the data were not read yet"
+    assert (before.steps, before.validate_every) == (None, None), "planning must not read the data"
     after = plan({"accumulate": 3, "steps": None, "epochs": 2}, epoch_size=100)
     assert after == RunPlan(2, 3, 1, 24, 100, 9, 5)
     assert after.epochs == 9 * 24 / 100
 
 
-def test_chunks_that_do_not_divide_the_accumulation_are_refused():
+def test_chunks_that_do_not_divide_the_accumulation_are_rejected():
     plan({"accumulate": 6}, chunks=3)
     with pytest.raises(UserError, match=naming("model.contrastive.chunks = 4", "6", "1, 2, 3, 6")):
         plan({"accumulate": 6}, chunks=4)
@@ -86,13 +87,13 @@ def test_chunks_that_do_not_divide_the_accumulation_are_refused():
         ({"optim": {"freeze": {"vision": 10}}}, ("optim.freeze.vision", "10 steps")),
     ],
 )
-def test_a_warm_up_or_a_freeze_is_not_longer_than_the_run(sections, message):
+def test_a_warm_up_or_freeze_may_not_be_longer_than_the_run(sections, message):
     plan({"steps": 11 if "schedule" in sections else 12}, **sections)
     with pytest.raises(UserError, match=naming(*message)):
         plan({"steps": 10}, **sections)
     with pytest.raises(UserError, match=naming(*message)):
         plan({"steps": None, "epochs": 1}, epoch_size=80, **sections)
-    plan({"steps": None, "epochs": 1}, **sections)  # its steps are not known yet
+    plan({"steps": None, "epochs": 1}, **sections)  # the number of steps is not known yet
 
 
 def test_the_data_check_the_number_of_ranks(monkeypatch):
@@ -105,8 +106,8 @@ def test_the_data_check_the_number_of_ranks(monkeypatch):
 
 
 @pytest.mark.parametrize("given", [{}, {"global_batch": None}])
-def test_a_config_without_a_global_batch_is_saved_as_before_there_was_one(given):
-    """Or runs that older configs started could not be resumed."""
+def test_a_config_without_a_global_batch_is_saved_in_the_old_format(given):
+    """Otherwise runs started with older configs could not be resumed."""
     assert bind({"steps": 1, **given}, TrainConfig).accumulate == 1
 
 
@@ -114,13 +115,13 @@ def test_a_config_without_a_global_batch_is_saved_as_before_there_was_one(given)
     ("global_batch", "size", "ranks", "sizes", "batches"),
     [
         (1024, 48, 4, [32, 64], [960, 1152]),
-        (1024, 300, 4, [256], [1200]),  # more than a rank's share: nothing above it divides, no batch below it
-        (1024, 48, 6, [], [864, 1152]),  # six ranks share no 1,024
+        (1024, 300, 4, [256], [1200]),  # this exceeds a rank's share: no larger batch divides it, and no smaller one
+        (1024, 48, 6, [], [864, 1152]),  # six ranks cannot share 1,024
         (12, 5, 1, [4, 6], [10, 15]),
         (7, 8, 1, [7], [8]),
     ],
 )
-def test_a_batch_that_does_not_divide_names_numbers_that_do(global_batch, size, ranks, sizes, batches):
+def test_a_batch_that_does_not_divide_is_rejected_with_numbers_that_do(global_batch, size, ranks, sizes, batches):
     with pytest.raises(UserError) as error:
         accumulation(global_batch, size, ranks)
     message = str(error.value)
@@ -136,14 +137,14 @@ def test_a_batch_that_does_not_divide_names_numbers_that_do(global_batch, size, 
 
 
 def named(message: str, key: str) -> list[int]:
-    """The numbers to which a message says to set ``key``."""
+    """The values that a message proposes for ``key``."""
     found = re.search(rf"{re.escape(key)} to ([\d or]+)", message)
     return [int(number) for number in re.findall(r"\d+", found[1])] if found else []
 
 
 @pytest.mark.parametrize(("size", "ranks"), [(128, 2), (48, 4)])
-def test_recorded_graphs_take_one_micro_batch_a_step(size, ranks):
-    """Also where accumulation is derived; the numbers that are named make one."""
+def test_recorded_graphs_need_one_micro_batch_per_step(size, ranks):
+    """This includes derived accumulation. The proposed numbers result in one micro-batch."""
     assert accumulation(1024, 512, 2, compile="reduce-overhead") == 1
     assert accumulation(1024, 128, 2, compile=True) == 4
     with pytest.raises(UserError, match="reduce-overhead") as error:
@@ -157,7 +158,7 @@ def test_recorded_graphs_take_one_micro_batch_a_step(size, ranks):
     assert accumulation(size * ranks, size, ranks, compile="reduce-overhead") == 1
 
 
-def test_both_keys_are_refused_in_one_line():
+def test_setting_both_keys_is_rejected_in_one_line():
     with pytest.raises(ConfigError) as error:
         bind({"steps": 1, "accumulate": 2, "global_batch": 64}, TrainConfig)
     message = str(error.value)
@@ -165,7 +166,7 @@ def test_both_keys_are_refused_in_one_line():
     assert "\n" not in message
 
 
-def test_derived_accumulation_trains_as_the_explicit_one(tmp_path):
+def test_derived_accumulation_trains_like_explicit_accumulation(tmp_path):
     derived = trainer(tmp_path / "derived", steps=3, global_batch=12)
     explicit = trainer(tmp_path / "explicit", steps=3, accumulate=3)
     for run in (derived, explicit):
@@ -177,7 +178,7 @@ def test_derived_accumulation_trains_as_the_explicit_one(tmp_path):
     assert len(lines[0]) == len(lines[1]) == 3
 
 
-def test_a_resumed_run_repeats_the_derived_one(tmp_path):
+def test_a_resumed_run_repeats_an_uninterrupted_run_with_derived_accumulation(tmp_path):
     settings = {"steps": 4, "global_batch": 8, "checkpoint_every": 2}
     whole = trainer(tmp_path / "whole", **settings)
     whole.fit()
@@ -194,12 +195,12 @@ def test_a_resumed_run_repeats_the_derived_one(tmp_path):
 
 
 def test_epochs_count_the_global_batch(tmp_path):
-    """2 epochs of 10 records, 8 a step."""
+    """2 epochs of 10 records, with 8 records per step."""
     run = trainer(tmp_path, steps=None, epochs=2, global_batch=8)
     assert run.steps == 3
 
 
-def test_a_trainer_refuses_what_does_not_divide(tmp_path, monkeypatch):
+def test_a_trainer_rejects_a_global_batch_that_does_not_divide(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     with pytest.raises(UserError, match=r"^train\.global_batch = 8: "):
         trainer(tmp_path, ToyTask(), global_batch=8)

@@ -1,4 +1,4 @@
-"""Requirements of a GPU on a step, also tested without one: no waiting for the device, no graph breaks, no shapes that change."""
+"""What a GPU requires of a step, also tested without a GPU: no device syncs, no graph breaks, no changing shapes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from utils.config import load_config
 
 @contextmanager
 def no_waiting(device: torch.device) -> Iterator[None]:
-    """That the host waits for the device inside is an error."""
+    """Raises an error inside the context if the host waits for the device."""
     if device.type == NAME:
         with recorded_waits() as waits:
             yield
@@ -52,7 +52,7 @@ def batches(task: PretrainTask, count: int) -> list[PretrainBatch]:
 
 
 def shapes(part: Any) -> dict[str, object]:
-    """Of every tensor of a batch or of a part of one."""
+    """The shapes of all tensors of a batch or of a part of a batch."""
     found: dict[str, object] = {}
     for name, value in vars(part).items():
         if isinstance(value, torch.Tensor):
@@ -73,7 +73,7 @@ def test_forward_and_backward_never_wait_for_the_device(task, device):
     task.model.to(device)
     batch = moved(batch, device)
     if device.type == "cuda":
-        backward(task, batch)  # kernels are loaded, and tables are made
+        backward(task, batch)  # loads kernels and builds tables
     with no_waiting(device):
         backward(task, batch)
         task.model.counts(batch)
@@ -100,22 +100,23 @@ ALL = [
 @pytest.mark.parametrize("static", [False, True])
 @ON_ACCELERATORS
 def test_a_step_of_the_trainer_never_waits_for_the_device(given, static, tiny_overrides, device):
-    """Of all streams, with all their matching losses and without; clipping, optimiser and what is told of the step included."""
+    """Covers all streams, steps with all matching losses and without any, clipping, the optimiser, and what is logged about the
+    step."""
     config = load_config("configs/demo/pretrain.yaml", [*tiny_overrides, *ALL, *given], PretrainConfig)
     model = PretrainTask.build_model(config, 200)
-    model.work = lambda batch: Work()  # is counted from batches on the host, on a GPU too
+    model.work = lambda batch: Work()  # counted from batches on the host, even on a GPU
     trainer = trainer_of(model, config.train, config.optim, device)
     made = [pretrain_batch(config.data, model.vision, 200, seed=seed, static=static).pin_memory() for seed in (0, 1)]
     for batches_of_step in (made, [replace(batch, unmatched=("images", "videos")) for batch in made]):
         step = batches_of_step[: config.train.accumulate]
-        trainer.train_step(step)  # the optimiser makes its states, and tables are made
+        trainer.train_step(step)  # the optimiser creates its states, and tables are built
         with no_waiting(device):
             told = trainer.train_step(step)
         assert not told.read()["bad"]
 
 
-def test_texts_whose_tokens_nobody_counted_do_not_wait_either(task, pretend):
-    """On the CPU, they are counted."""
+def test_texts_without_token_counts_do_not_wait_for_the_device(task, pretend):
+    """On the CPU, the tokens are counted."""
     (batch,) = batches(task, 1)
     uncounted = replace(batch, images=replace(batch.images, text=replace(batch.images.text, tokens=None)))
     task.model.to(pretend)
@@ -124,7 +125,7 @@ def test_texts_whose_tokens_nobody_counted_do_not_wait_either(task, pretend):
         task.model(uncounted)
 
 
-def test_static_batches_have_one_shape_but_for_counts_in_few_steps(task):
+def test_static_batches_have_one_shape_except_for_a_few_token_counts(task):
     made = batches(task, 6)
     assert all(shapes(batch) == shapes(made[0]) for batch in made)
     for stream in ("images", "regions"):
@@ -135,7 +136,7 @@ def test_static_batches_have_one_shape_but_for_counts_in_few_steps(task):
         assert len({text.tokens for text in texts}) <= 16
 
 
-def test_losses_of_static_batches_equal_those_of_others(task, tiny_overrides):
+def test_static_batches_have_the_losses_of_other_batches(task, tiny_overrides):
     other = PretrainTask.build(load_config("configs/demo/pretrain.yaml", tiny_overrides, PretrainConfig))
     task.model.eval()
     found = []
@@ -147,9 +148,9 @@ def test_losses_of_static_batches_equal_those_of_others(task, tiny_overrides):
 
 @pytest.mark.slow
 @ON_REAL_DEVICES
-def test_encoders_compile_without_graph_breaks_and_after_a_few_batches_no_more(task, monkeypatch, device):
-    """Backbone and text once, the fusion once for each stream, again for steps without matching losses, and where two numbers
-    were alike by chance."""
+def test_encoders_compile_without_graph_breaks_and_stop_recompiling(task, monkeypatch, device):
+    """Backbone and text encoder are compiled once, and the fusion encoder once for each stream. It is compiled again for steps
+    without matching losses, and if two sizes were equal by chance."""
     monkeypatch.setattr(packing, "on_host", lambda tensor: False)  # as on a GPU
     made = batches(task, 6)
     assert len({tuple(counts(batch)) for batch in made}) > 1
@@ -163,7 +164,7 @@ def test_encoders_compile_without_graph_breaks_and_after_a_few_batches_no_more(t
         compile_encoders(task.model, fullgraph=True, backend=counter)
         torch.manual_seed(0)
         assert {name: term.total.item() for name, term in task.model(made[0]).items()} == pytest.approx(expected)
-        assert counter.frame_count == 4, "vision, text, and the fusion of images and of regions"
+        assert counter.frame_count == 4, "vision, text, fusion of images, fusion of regions"
         mixed = [each for batch in made for each in (batch, replace(batch, unmatched=("images", "regions")))]
         for batch in mixed:
             backward(task, batch)
@@ -177,7 +178,7 @@ def test_encoders_compile_without_graph_breaks_and_after_a_few_batches_no_more(t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", [CUDA], indirect=True)
-def test_encoders_compiled_by_inductor_give_the_losses_and_gradients_of_others(task, device):
+def test_encoders_compiled_by_inductor_keep_losses_and_gradients(task, device):
     task.model.to(device).eval()
     made, found = [moved(batch, device) for batch in batches(task, 2)], []
     trained = list(task.model.named_parameters())
@@ -201,7 +202,7 @@ def test_encoders_compiled_by_inductor_give_the_losses_and_gradients_of_others(t
         torch._dynamo.reset()
 
 
-def test_the_compiler_does_not_give_up_after_a_few_forms_of_a_step(task):
+def test_the_recompile_limit_is_high_enough_for_all_forms_of_a_step(task):
     compile_encoders(task.model, backend="eager")
     assert torch._dynamo.config.recompile_limit >= 64
 

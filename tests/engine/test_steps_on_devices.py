@@ -1,4 +1,4 @@
-"""The trainer's steps of a small pre-training model on each device, in float32 and bf16, against float64 on the CPU."""
+"""The trainer's steps with a small pre-training model on each device, in float32 and bf16, compared with float64 on the CPU."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from utils.config import load_config
 
 CPU, STEPS = torch.device("cpu"), 8
 BOUNDS = {"fp32": 1e-4, "bf16": 5e-3}
-"""Largest error of a loss, relative above 1. On a CPU it was 2.5e-7 in float32 and 9.1e-4 in bf16; other kernels may differ
-more."""
+"""Maximum error of a loss, relative if the loss is above 1. On a CPU it was 2.5e-7 in float32 and 9.1e-4 in bf16. Other kernels
+may differ more."""
 
 
 @pytest.fixture(scope="module")
 def config(tiny_overrides) -> PretrainConfig:
-    """Nothing is dropped at random."""
+    """A config without dropout."""
     still = ["model.text.dropout=0", "model.text.attention_dropout=0", "model.vision.drop_path=0"]
     return load_config("configs/demo/pretrain.yaml", [*tiny_overrides, *still], PretrainConfig)
 
@@ -45,7 +45,7 @@ def batches(config, on_cpu) -> list[PretrainBatch]:
 
 
 def steps(config, model, batches, device: torch.device, precision: str = "fp32") -> list[dict[str, float]]:
-    """The numbers of a few steps, the batches taken in turn."""
+    """The losses of a few steps that cycle through the batches."""
     optim, train = (
         config.optim.model_copy(update={"lr": 1e-3}),
         config.train.model_copy(update={"precision": precision}),

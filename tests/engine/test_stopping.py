@@ -1,4 +1,4 @@
-"""Ranks agree on who ends when a signal comes; tests/faults has whole runs."""
+"""Ranks agree on which of them ends after a signal. Whole runs are tested in tests/faults."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from utils.processes import MISTAKE, PEER_LOST, REQUEUE
 
 
 @pytest.mark.parametrize("signalled", [0, 1])
-def test_a_rank_that_is_slower_than_rank_0_goes_on_with_it(signalled):
-    """It used to wait ``grace_s`` seconds for rank 0 to end, which waited for it."""
+def test_a_rank_that_is_slower_than_rank_0_continues_with_it(signalled):
+    """Regression test: rank 1 waited ``grace_s`` seconds for rank 0 to end, while rank 0 waited for rank 1."""
     on_each_of_two(end_an_evaluation, signalled)
 
 
 @pytest.mark.slow
-def test_a_rank_that_rank_0_has_left_ends_whatever_it_waits_for():
+def test_a_rank_ends_after_rank_0_is_gone_whatever_it_waits_for():
     port = free_port()
     ranks = [CONTEXT.Process(target=leave_the_other, args=(rank, port)) for rank in (0, 1)]
     for process in ranks:
@@ -43,7 +43,7 @@ def leave_the_other(rank: int, port: int) -> None:
 
 
 def end_an_evaluation(rank: int, signalled: int) -> None:
-    """The signal finds rank 0 behind what is ended at once, and rank 1 in it."""
+    """The signal arrives when rank 0 has left the section that can be ended at once, and rank 1 is still in it."""
     started = time.monotonic()
     with distributed.process_group(), StopRequest(grace_s=90) as stop:
         with stop.at_once():
@@ -64,14 +64,14 @@ def ask(rank: int, signalled: int) -> None:
 
 
 def wait_for(stop: StopRequest) -> None:
-    """Until the signal has come, and the watching thread has looked at it."""
+    """Waits until the signal has arrived and the watching thread has seen it."""
     while stop.signum is None:
         time.sleep(POLL_S)
     time.sleep(2 * POLL_S)
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_all_ranks_with_the_status_of_a_mistake():
-    """Status 75 would let a scheduler start the run again, which fails in the same way."""
+    """With status 75, a scheduler would start the run again, and it would fail in the same way."""
     port = free_port()
     ranks = [CONTEXT.Process(target=cannot_save, args=(rank, port)) for rank in (0, 1)]
     for process in ranks:
@@ -100,7 +100,7 @@ def test_a_lost_terminal_and_the_limit_of_cpu_time_ask_a_run_to_stop(signum):
         assert (stop.signum, stop.status) == (signum, REQUEUE)
 
 
-def test_a_run_that_was_started_under_nohup_ignores_a_lost_terminal():
+def test_a_run_started_under_nohup_ignores_a_lost_terminal():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with StopRequest() as stop:

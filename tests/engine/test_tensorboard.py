@@ -1,4 +1,4 @@
-"""TensorBoard events: curves of what changes, the config, images; and what a resumed run adds."""
+"""TensorBoard events: curves of values that change, the config, images, and the events of a resumed run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from tests.messages import OneLine
 
 @pytest.fixture(autouse=True)
 def names_of_files_in_order(monkeypatch):
-    """Files of one second are ordered by their number in the process, as texts: "10" would come before "9"."""
+    """Files written in the same second are ordered by their index in the process, compared as strings: "10" would come before
+    "9"."""
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
@@ -29,7 +30,7 @@ def events(folder: Path) -> EventAccumulator:
 
 
 def curve(folder: Path, name: str) -> list[tuple[int, float]]:
-    """A curve's points as TensorBoard shows them: sorted by step."""
+    """The points of a curve as TensorBoard shows them, sorted by step."""
     accumulator = events(folder)
     if name not in accumulator.Tags()["scalars"]:
         return []
@@ -37,7 +38,7 @@ def curve(folder: Path, name: str) -> list[tuple[int, float]]:
 
 
 def write(folder: Path, values: dict[int, float], *, after: int = 0, name: str = "lr") -> None:
-    """A process that resumes ``after`` a step and logs ``values``."""
+    """Simulates a process that resumes ``after`` a step and logs ``values``."""
     log = MetricsLog(RunFolder(folder), after)
     for step, value in values.items():
         log.write({"step": step, name: value})
@@ -45,13 +46,13 @@ def write(folder: Path, values: dict[int, float], *, after: int = 0, name: str =
     log.close()
 
 
-def test_a_constant_has_no_curve_but_its_lines(tmp_path):
+def test_a_constant_is_logged_without_a_curve(tmp_path):
     write(tmp_path, {1: 0.5, 2: 0.5, 3: 0.5})
     assert curve(tmp_path, "lr") == []
     assert (tmp_path / "metrics.jsonl").read_text().count("0.5") == 3
 
 
-def test_a_curve_begins_with_the_value_that_it_leaves(tmp_path):
+def test_a_curve_starts_with_the_value_before_its_first_change(tmp_path):
     write(tmp_path, {1: 0.5, 2: 0.5, 3: 0.5, 4: 0.25, 5: 0.5})
     assert curve(tmp_path, "lr") == [(1, 0.5), (3, 0.5), (4, 0.25), (5, 0.5)]
 
@@ -59,7 +60,7 @@ def test_a_curve_begins_with_the_value_that_it_leaves(tmp_path):
 @pytest.mark.parametrize("killed_at", range(1, 9))
 @pytest.mark.parametrize("resumed_after", range(8))
 def test_a_resumed_run_draws_each_point_once(tmp_path, killed_at, resumed_after):
-    """Wherever it was killed, and whichever checkpoint it resumes from."""
+    """This holds wherever the run was killed and whichever checkpoint it resumes from."""
     values = {1: 1.0, 2: 1.0, 3: 1.0, 4: 2.0, 5: 2.0, 6: 1.0, 7: 3.0, 8: 3.0}
     resumed_after = min(resumed_after, killed_at)
     write(tmp_path, {step: value for step, value in values.items() if step <= killed_at})
@@ -67,14 +68,14 @@ def test_a_resumed_run_draws_each_point_once(tmp_path, killed_at, resumed_after)
     assert curve(tmp_path, "lr") == [(step, value) for step, value in values.items() if step != 2]
 
 
-def test_values_of_the_first_process_that_are_purged_are_no_first_values(tmp_path):
-    """As of a clock, which gives other values when it runs again."""
+def test_purged_values_of_the_first_process_do_not_count_as_first_values(tmp_path):
+    """Like the values of a clock, which differ when a step is repeated."""
     write(tmp_path, {1: 5.0, 2: 6.0})
     write(tmp_path, {1: 7.0, 2: 8.0}, after=0)
     assert curve(tmp_path, "lr") == [(1, 7.0), (2, 8.0)]
 
 
-def test_values_that_are_not_finite_are_equal_to_each_other(tmp_path):
+def test_non_finite_values_are_equal_to_each_other(tmp_path):
     write(tmp_path, {1: math.nan, 2: math.nan})
     assert curve(tmp_path, "lr") == []
     write(tmp_path, {3: 1.0}, after=2)
@@ -83,7 +84,7 @@ def test_values_that_are_not_finite_are_equal_to_each_other(tmp_path):
     assert math.isnan(drawn[0][1]) and drawn[2][1] == 1.0
 
 
-def test_validations_are_curves_of_their_own(tmp_path):
+def test_validations_have_separate_curves(tmp_path):
     log = MetricsLog(RunFolder(tmp_path), 0)
     log.write_validation(2, {"images": 7, "accuracy": 0.5})
     log.write_validation(4, {"images": 7, "accuracy": 0.75})
@@ -92,7 +93,7 @@ def test_validations_are_curves_of_their_own(tmp_path):
     assert curve(tmp_path, "validation/images") == []
 
 
-def test_the_config_is_shown_once_also_in_a_resumed_run(tmp_path):
+def test_the_config_is_shown_once_even_in_a_resumed_run(tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     write(tmp_path, {1: 0.5, 2: 0.25})
     (tmp_path / "config.yaml").write_text("seed: 0\nworkers: 2\n")
@@ -104,7 +105,7 @@ def test_the_config_is_shown_once_also_in_a_resumed_run(tmp_path):
     assert event.tensor_proto.string_val[0].decode() == OneLine(f"run.py report {tmp_path}", f"{tmp_path}/report.html")
 
 
-def test_an_image_takes_the_place_of_an_earlier_one(tmp_path):
+def test_an_image_replaces_an_earlier_one(tmp_path):
     write(tmp_path, {1: 0.5, 2: 0.25})
     image = np.zeros((20, 30, 3), np.uint8)
     show_images(RunFolder(tmp_path), None, {"predictions/a": image}, 1)
@@ -116,13 +117,13 @@ def test_an_image_takes_the_place_of_an_earlier_one(tmp_path):
     assert curve(tmp_path, "lr") == [(1, 0.5), (2, 0.25)]
 
 
-def test_an_evaluation_makes_no_events(tmp_path):
+def test_an_evaluation_writes_no_events(tmp_path):
     show_images(RunFolder(tmp_path), None, {"predictions/a": np.zeros((20, 30, 3), np.uint8)}, 0)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_curves_are_in_the_last_file_while_a_run_goes_on(tmp_path):
-    """TensorBoard reads the files in the order of their names, and of one before the last nothing that is added later."""
+def test_the_curves_are_in_the_last_file_while_a_run_continues(tmp_path):
+    """TensorBoard reads files in the order of their names, and ignores anything added to a file other than the last."""
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     log = MetricsLog(RunFolder(tmp_path), 0)
     files = sorted(path.name for path in (tmp_path / "tensorboard").iterdir())

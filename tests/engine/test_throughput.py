@@ -1,4 +1,4 @@
-"""Rates over made-up times, and the peaks of known devices."""
+"""Rates computed from made-up times, and the peak FLOP/s of known devices."""
 
 import math
 
@@ -20,7 +20,7 @@ def test_neither_the_first_step_nor_a_validation_counts():
     assert found == pytest.approx({**expected, "data_wait": 0.3})
 
 
-def test_so_many_steps_at_the_beginning_do_not_count():
+def test_the_first_excluded_steps_do_not_count():
     throughput = Throughput(devices=1, peak_tflops=None, excluded_steps=3)
     for at in (0.0, 60.0, 90.0):
         throughput.add(Work(samples=5), at, data_wait_s=9.0)
@@ -29,7 +29,7 @@ def test_so_many_steps_at_the_beginning_do_not_count():
     assert throughput.rates().items() >= {"samples_per_s": 3, "data_wait": 0.5}.items()
 
 
-def test_rates_start_anew_once_they_were_asked_for():
+def test_reading_the_rates_resets_them():
     throughput = Throughput(devices=1, peak_tflops=None)
     assert throughput.rates() == {}
     for at in (0.0, 1.0):
@@ -42,7 +42,7 @@ def test_rates_start_anew_once_they_were_asked_for():
     assert throughput.rates()["data_wait"] == 0
 
 
-def test_what_a_task_does_not_know_has_no_rate():
+def test_values_unknown_to_a_task_have_no_rate():
     throughput = Throughput(devices=1, peak_tflops=10)
     for at in (0.0, 1.0):
         throughput.add(Work(5, 5, math.nan, math.nan), at)
@@ -72,11 +72,11 @@ def test_what_a_task_does_not_know_has_no_rate():
         ("NVIDIA A10G", None),
     ],
 )
-def test_a_device_is_known_by_its_whole_name(name, key):
+def test_a_device_is_recognised_by_its_full_name(name, key):
     assert peak_key(name) == key
 
 
-def test_peaks_are_dense_and_fall_with_the_width_of_the_numbers():
+def test_peaks_are_for_dense_products_and_fall_with_wider_numbers():
     for key, each in PEAKS.items():
         assert each.half > (each.tf32 or each.single) >= each.single, key
     assert (peak("a100", "bf16"), peak("a100", "O1"), peak("a100", "fp32")) == (312, 312, 19.5)

@@ -1,4 +1,4 @@
-"""The train loop on a toy task."""
+"""The training loop on a toy task."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def lines(folder) -> list[dict]:
 
 
 def test_accumulated_micro_batches_give_the_gradient_of_all_their_rows(tmp_path, device):
-    """Micro-batches have 1, 2 and 3 valid rows: dividing each by its own count would weigh them wrongly."""
+    """Micro-batches have 1, 2 and 3 valid rows. Dividing each by its own count would weight them wrongly."""
     run = trainer(tmp_path, device=device, steps=1, accumulate=3, clip_grad_norm=None)
     expected = Line().to(device)
     batches = [moved(points(number), device) for number in range(3)]
@@ -48,7 +48,7 @@ def test_gradients_are_clipped_to_the_norm(tmp_path, device):
     assert lines(tmp_path)[0]["grad_norm"] > 0.01
 
 
-def test_without_a_limit_gradients_are_measured_and_left_alone(tmp_path, monkeypatch, device):
+def test_without_a_limit_gradients_are_measured_and_not_clipped(tmp_path, monkeypatch, device):
     expected, clipped = {}, []
     for folder, limit in (("high", 1e6), ("none", None)):
         run = trainer(tmp_path / folder, device=device, steps=1, clip_grad_norm=limit)
@@ -71,8 +71,8 @@ def test_a_metrics_line_has_step_losses_rates_speed_and_time(tmp_path):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_the_rates_are_those_of_the_rows_that_count_and_of_the_steps_since_the_last_line(tmp_path):
-    """Steps 1 to 6 have 1, 2, 3, 4, 1, 2 valid rows, of 3 tokens and 2 GFLOP each; the first step is not counted."""
+def test_rates_cover_the_valid_rows_of_the_steps_since_the_last_line(tmp_path):
+    """Steps 1 to 6 have 1, 2, 3, 4, 1, 2 valid rows with 3 tokens and 2 GFLOP each. The first step does not count."""
     run = trainer(tmp_path, log_every=3, peak_tflops=0.5)
     run.fit()
     third, last = lines(tmp_path)
@@ -85,7 +85,7 @@ def test_the_rates_are_those_of_the_rows_that_count_and_of_the_steps_since_the_l
         assert line["images_per_s"] == 0
 
 
-def test_the_share_of_the_time_that_is_waited_for_data_is_told(tmp_path, monkeypatch, capsys):
+def test_the_share_of_time_spent_waiting_for_data_is_logged(tmp_path, monkeypatch, capsys):
     task, given = ToyTask(), ToyTask().loader.batches
 
     def slowly(*arguments):
@@ -107,7 +107,7 @@ def test_the_first_step_has_no_rates_and_a_cpu_no_utilisation(tmp_path):
     assert "utilisation" not in second
 
 
-def test_the_phases_of_a_step_are_told(tmp_path):
+def test_the_phases_of_a_step_are_logged(tmp_path):
     run = trainer(tmp_path, accumulate=2)
     told = []
     run.after = told.append
@@ -129,7 +129,7 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights(tmp_path, device):
     run.train_step = watched
     run.fit()
     after = weights(run.model)
-    assert torch.equal(after, before[2]), "step 3 had a NaN target and must leave the weights of step 2"
+    assert torch.equal(after, before[2]), "step 3 has a NaN target and must not change the weights of step 2"
     assert not torch.equal(before[1], before[2])
     assert run.tally.skipped == 1
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
@@ -157,7 +157,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000005", "step-00000006"]
 
 
-def test_a_half_written_checkpoint_is_not_one(tmp_path):
+def test_a_half_written_checkpoint_is_ignored(tmp_path):
     from engine.checkpoint import list_checkpoints
 
     trainer(tmp_path, checkpoint_every=3).fit()
@@ -166,7 +166,7 @@ def test_a_half_written_checkpoint_is_not_one(tmp_path):
 
 
 @pytest.mark.parametrize(("level", "name"), [("O0", "fp32"), ("O1", "fp16"), ("O2", "fp16")])
-def test_apex_levels_are_understood_with_a_note(level, name, caplog):
+def test_apex_levels_are_accepted_with_a_note(level, name, caplog):
     from engine.precision import Precision
 
     with caplog.at_level("INFO"):
@@ -194,19 +194,19 @@ def test_a_metrics_line_has_the_loss_scale_of_its_step(tmp_path, device):
     assert not any("loss_scale" in line for line in lines(tmp_path / "unscaled"))
 
 
-def test_a_loss_scale_below_one_stops_with_what_to_do(tmp_path, device):
+def test_a_loss_scale_below_one_stops_the_run_with_the_remedy(tmp_path, device):
     with pytest.raises(UserError, match=naming("step 1", "fp16")):
         scaled(tmp_path, device, init_scale=0.5).fit()
 
 
-def test_recorded_graphs_are_refused_where_gradients_are_added_up():
+def test_recorded_graphs_are_rejected_with_gradient_accumulation():
     with pytest.raises(ValueError, match=r"compile: reduce-overhead.*accumulate = 2.*compile: true"):
         TrainConfig(steps=1, accumulate=2, compile="reduce-overhead")
     assert TrainConfig(steps=1, accumulate=2, compile=True).compile is True
 
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm", "step", "samples_per_s"])
-def test_a_loss_may_not_have_the_name_of_another_number(tmp_path, monkeypatch, name):
+def test_a_loss_may_not_have_the_name_of_another_metric(tmp_path, monkeypatch, name):
     task = ToyTask()
     counts = task.model.counts
     monkeypatch.setattr(task.model, "counts", lambda batch: {**counts(batch), name: batch.valid.sum()})
@@ -224,7 +224,7 @@ def test_a_resumed_run_reads_the_state_of_its_training_once(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(("rank", "told"), [(0, 1), (1, 0)])
-def test_what_a_run_resumes_with_is_told_by_rank_0_for_all(tmp_path, monkeypatch, caplog, rank, told):
+def test_only_rank_0_reports_the_checkpoint_that_a_run_resumes_from(tmp_path, monkeypatch, caplog, rank, told):
     trainer(tmp_path, steps=4, checkpoint_every=2).fit()
     checkpoint = list_checkpoints(tmp_path / "checkpoints")[0]
     monkeypatch.setattr(RunIdentity, "check_resumes", lambda *_: ["the run goes on with 4 ranks"])
@@ -233,7 +233,7 @@ def test_what_a_run_resumes_with_is_told_by_rank_0_for_all(tmp_path, monkeypatch
     assert caplog.messages.count(f"{tmp_path}: the run goes on with 4 ranks") == told
 
 
-def test_a_loader_that_gives_too_many_batches_is_told(tmp_path, monkeypatch):
+def test_a_loader_that_returns_too_many_batches_is_an_error(tmp_path, monkeypatch):
     task = ToyTask()
     batches = task.loader.batches
     monkeypatch.setattr(task.loader, "batches", lambda consumed, count: batches(consumed, count + 1))
@@ -241,7 +241,7 @@ def test_a_loader_that_gives_too_many_batches_is_told(tmp_path, monkeypatch):
         trainer(tmp_path, task).fit()
 
 
-def test_losses_and_counts_have_the_same_names(tmp_path, monkeypatch):
+def test_losses_and_counts_must_have_the_same_names(tmp_path, monkeypatch):
     task = ToyTask()
     counts = task.model.counts
     monkeypatch.setattr(task.model, "counts", lambda batch: {"points/other": counts(batch)["points/abs"]})
@@ -250,8 +250,8 @@ def test_losses_and_counts_have_the_same_names(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("compiled", "step"), [(False, 1), (True, 8)])
-def test_ranks_wait_for_each_other_as_long_as_for_a_step_once_steps_are_made(tmp_path, monkeypatch, compiled, step):
-    """A rank that stops in the second step was waited for as long as at the start: two hours."""
+def test_after_the_first_steps_ranks_wait_for_each_other_no_longer_than_a_step(tmp_path, monkeypatch, compiled, step):
+    """Regression test: the others waited two hours, as at the start, for a rank that stopped in the second step."""
     run = trainer(tmp_path, steps=12, step_timeout_min=3.0)
     run.config = run.config.model_copy(update={"compile": compiled})
     at: list[tuple[int, float]] = []
@@ -261,7 +261,7 @@ def test_ranks_wait_for_each_other_as_long_as_for_a_step_once_steps_are_made(tmp
     assert all(number >= step for number, minutes in at if minutes == 3.0)
 
 
-def test_a_run_that_cannot_save_when_it_is_asked_to_stop_fails(tmp_path, monkeypatch):
+def test_a_run_that_cannot_save_when_asked_to_stop_fails(tmp_path, monkeypatch):
     run = trainer(tmp_path, steps=12)
 
     def full(*_, **__):

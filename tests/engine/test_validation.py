@@ -1,4 +1,4 @@
-"""How long a run is, when it validates, and which weights it keeps."""
+"""The length of a run, when it validates, and which weights it keeps."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def validations(folder: Path) -> list[dict]:
 
 
 class Watched(ToyTask):
-    """Keeps the weights that each validation saw, and whether training still had them a step later."""
+    """Keeps the weights that each validation saw, and whether training still had them one step later."""
 
     def __init__(self, scores: list[float]):
         super().__init__(scores=scores)
@@ -47,7 +47,7 @@ class Watched(ToyTask):
 
 
 @pytest.mark.parametrize("values", [{}, {"steps": 3, "epochs": 1.0}])
-def test_a_run_gives_steps_or_epochs(values):
+def test_a_run_needs_either_steps_or_epochs(values):
     with pytest.raises(ConfigError, match=naming("steps", "epochs")):
         bind(values, TrainConfig)
 
@@ -56,24 +56,24 @@ def test_a_run_gives_steps_or_epochs(values):
     ("size", "records", "accumulate", "epochs", "steps"),
     [
         (10, 5, 1, 1, 2),
-        (10, 4, 1, 1, 3),  # a part of a step counts as one
+        (10, 4, 1, 1, 3),  # a partial step counts as one
         (10, 4, 2, 1, 2),
         (10, 4, 3, 1, 1),
         (10, 4, 1, 0.5, 2),
         (10, 4, 1, 2, 5),
         (10, 4, 2, 10, 13),
-        (10, 1, 1, 1.1, 11),  # 1.1 * 10 is 11.000000000000002 in binary
+        (10, 1, 1, 1.1, 11),  # 1.1 * 10 is 11.000000000000002 in floating point
         (100, 1, 1, 0.07, 7),
         (1, 64, 1, 0.5, 1),
     ],
 )
-def test_epochs_are_steps_by_the_records_that_a_step_takes(size, records, accumulate, epochs, steps):
+def test_epochs_are_converted_to_steps_by_the_records_per_step(size, records, accumulate, epochs, steps):
     assert steps_of(TrainConfig(epochs=epochs), size, records * accumulate) == steps
     assert steps_of(TrainConfig(steps=7), size, records * accumulate) == 7
 
 
-def test_a_run_of_epochs_takes_that_many_steps(tmp_path):
-    """2 epochs of 10 records, 2 x 4 a step."""
+def test_a_run_in_epochs_makes_the_computed_number_of_steps(tmp_path):
+    """2 epochs of 10 records, with 2 x 4 records per step."""
     run = trainer(tmp_path, steps=None, epochs=2, accumulate=2)
     run.fit()
     assert (run.step, run.consumed) == (3, 6)
@@ -87,12 +87,12 @@ def test_a_run_of_epochs_takes_that_many_steps(tmp_path):
         ({"steps": 7, "validate_every": 3}, [3, 6, 7]),
         ({"steps": 3, "validate_every": 50}, [3]),
         ({"steps": 3, "validate_every": 1}, [1, 2, 3]),
-        ({"steps": 7}, [3, 6, 7]),  # 10 records, 4 a step: the third ends the epoch
+        ({"steps": 7}, [3, 6, 7]),  # 10 records with 4 per step: the third step ends the epoch
         ({"steps": 5, "accumulate": 2}, [2, 4, 5]),
         ({"steps": None, "epochs": 2}, [3, 5]),
     ],
 )
-def test_validation_is_once_an_epoch_or_as_often_as_asked_and_after_the_last_step(tmp_path, options, expected):
+def test_validation_runs_every_epoch_or_as_configured_and_after_the_last_step(tmp_path, options, expected):
     task = ToyTask(scores=[0.1] * 20)
     trainer(tmp_path, task, **options).fit()
     assert [line["step"] for line in validations(tmp_path)] == expected
@@ -100,7 +100,7 @@ def test_validation_is_once_an_epoch_or_as_often_as_asked_and_after_the_last_ste
 
 
 def test_a_validation_is_followed_by_a_checkpoint(tmp_path):
-    """Or the best weights could be of a step from which the run cannot go on."""
+    """Otherwise the best weights could belong to a step from which the run cannot resume."""
     trainer(tmp_path, ToyTask(scores=[0.1] * 5), validate_every=2, steps=5).fit()
     steps = [checkpoint.step for checkpoint in list_checkpoints(tmp_path / "checkpoints")]
     assert steps == [2, 4, 5]
@@ -112,7 +112,7 @@ def test_a_validation_is_followed_by_a_checkpoint(tmp_path):
         ([0.1, 0.3, 0.2], 1),
         ([0.1, 0.2, 0.3], 2),
         ([0.3, 0.2, 0.1], 0),
-        ([0.2, 0.2, 0.2], 0),  # a tie keeps the earlier
+        ([0.2, 0.2, 0.2], 0),  # on a tie, the earlier validation is kept
         ([0.1, 0.2, 0.2], 1),
         ([NAN, 0.1, NAN], 1),  # NaN never wins
         ([0.1, NAN, 0.2], 2),
@@ -120,7 +120,7 @@ def test_a_validation_is_followed_by_a_checkpoint(tmp_path):
         ([0.0, -1.0, 0.0], 0),
     ],
 )
-def test_the_best_weights_are_those_of_the_first_best_validation(tmp_path, scores, best):
+def test_the_first_best_validation_determines_the_best_weights(tmp_path, scores, best):
     task = Watched(list(scores))
     trainer(tmp_path, task, steps=6, validate_every=2).fit()
     kept = load_file(tmp_path / "best.safetensors")
@@ -132,28 +132,28 @@ def test_the_best_weights_are_those_of_the_first_best_validation(tmp_path, score
         assert json.loads(file.metadata()["about"])["validation"] == {"step": 2 * best + 2, "score": scores[best]}
 
 
-def test_where_every_validation_is_nan_no_weights_are_the_best(tmp_path):
+def test_if_every_validation_is_nan_there_are_no_best_weights(tmp_path):
     trainer(tmp_path, ToyTask(scores=[NAN, NAN]), steps=4, validate_every=2).fit()
     assert not (tmp_path / "best.safetensors").exists()
     assert validations(tmp_path) == [{"step": 2, "score": None}, {"step": 4, "score": None}]
 
 
 def test_a_task_that_selects_nothing_is_never_validated(tmp_path):
-    """The toy's `validate` fails without scores."""
+    """The toy's `validate` raises an error without scores."""
     trainer(tmp_path, ToyTask(), steps=4, validate_every=1).fit()
     assert not (tmp_path / "validation.jsonl").exists()
     assert not (tmp_path / "best.safetensors").exists()
 
 
-def test_validation_changes_nothing_of_the_training(tmp_path):
+def test_validation_does_not_affect_training(tmp_path):
     trainer(tmp_path / "without", ToyTask(), steps=6).fit()
     trainer(tmp_path / "with", ToyTask(scores=[0.1] * 6), steps=6, validate_every=1).fit()
     last = [tmp_path / name / "checkpoints" / "step-00000006" / "model.safetensors" for name in ("without", "with")]
     assert last[0].read_bytes() == last[1].read_bytes()
 
 
-def test_best_weights_are_written_alike_each_time(tmp_path):
-    """Byte for byte, header included: runs are compared by their files."""
+def test_best_weights_are_written_identically_each_time(tmp_path):
+    """The files are equal byte for byte, including the header, because runs are compared by their files."""
     torch.manual_seed(0)
     model, metrics = Line(), {"score": 0.5, "other": 1.0}
     found = set()
@@ -164,20 +164,21 @@ def test_best_weights_are_written_alike_each_time(tmp_path):
 
 
 def resumed(checkpoint: Checkpoint, scores: list[float]) -> ToyTask:
-    """The task with the weights of a checkpoint, as every task loads them."""
+    """The task with the weights of a checkpoint, loaded as every task does."""
     task = ToyTask(scores=list(scores))
     task.model.load_state_dict(load_file(checkpoint.model_file))
     return task
 
 
 SCORES = [0.2, 0.1, 0.5, NAN, 0.5, 0.4]
-"""After steps 2, 4, …, 12: the best is that of step 6."""
+"""Validation scores after steps 2, 4, …, 12. The best is after step 6."""
 
 
 @pytest.mark.parametrize("killed_at", [2, 4, 6, 8, 10])
 @pytest.mark.parametrize("next_one_is_written", [False, True])
-def test_a_killed_run_repeats_validations_and_best_weights_to_the_last_byte(tmp_path, killed_at, next_one_is_written):
-    """Killed after the checkpoint of a step, or after the next validation and before the checkpoint that follows it."""
+def test_a_killed_run_repeats_validations_and_best_weights_byte_for_byte(tmp_path, killed_at, next_one_is_written):
+    """The run is killed after the checkpoint of a step, or after the next validation and before the checkpoint that follows
+    it."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options = {"steps": 12, "validate_every": 2, "keep_checkpoints": 9}
     trainer(whole, ToyTask(scores=list(SCORES)), **options).fit()
@@ -189,7 +190,7 @@ def test_a_killed_run_repeats_validations_and_best_weights_to_the_last_byte(tmp_
     lines = (killed / "validation.jsonl").read_text().splitlines(keepends=True)
     (killed / "validation.jsonl").write_text("".join(lines[: done + next_one_is_written]) + '{"step": 1')
     if killed_at + 2 * next_one_is_written < 6:
-        # The best so far was step 2's; the file of step 6 is not written yet.
+        # The best weights so far are from step 2. The file for step 6 is not written yet.
         trainer(tmp_path / "short", ToyTask(scores=list(SCORES[:1])), steps=2, validate_every=2).fit()
         shutil.copy(tmp_path / "short" / "best.safetensors", killed / "best.safetensors")
     newest = list_checkpoints(killed / "checkpoints")[-1]
@@ -201,7 +202,7 @@ def test_a_killed_run_repeats_validations_and_best_weights_to_the_last_byte(tmp_
         assert json.loads(file.metadata()["about"])["validation"]["step"] == 6
 
 
-def test_a_resumed_run_that_gets_no_better_keeps_its_best_weights(tmp_path):
+def test_a_resumed_run_that_does_not_improve_keeps_its_best_weights(tmp_path):
     every = {"steps": 8, "validate_every": 2, "checkpoint_every": 2}
     trainer(tmp_path, ToyTask(scores=[0.5, 0.1, 0.2, 0.3]), **every).fit()
     before = (tmp_path / "best.safetensors").read_bytes()
@@ -219,8 +220,8 @@ def test_a_finished_run_is_not_validated_again(tmp_path):
     assert [line["step"] for line in validations(tmp_path)] == [2]
 
 
-def test_the_time_of_a_validation_is_not_that_of_training(tmp_path, monkeypatch):
-    """The clock of this test moves in validations alone."""
+def test_the_time_of_a_validation_does_not_count_as_training(tmp_path, monkeypatch):
+    """In this test, the clock only advances during validations."""
     now = [0.0]
     monkeypatch.setattr("engine.trainer.time.perf_counter", lambda: now[0])
 
@@ -234,7 +235,7 @@ def test_the_time_of_a_validation_is_not_that_of_training(tmp_path, monkeypatch)
     assert run.tally.elapsed_s == 0
 
 
-def test_a_run_folder_stands_for_its_best_weights_else_for_its_newest_checkpoint(tmp_path):
+def test_a_run_folder_means_its_best_weights_or_else_its_newest_checkpoint(tmp_path):
     trainer(tmp_path, ToyTask(scores=[0.5, 0.1]), steps=4, validate_every=2).fit()
     assert find_weights(tmp_path) == tmp_path / "best.safetensors"
     (tmp_path / "best.safetensors").unlink()
@@ -243,7 +244,7 @@ def test_a_run_folder_stands_for_its_best_weights_else_for_its_newest_checkpoint
     assert find_weights(newest / "model.safetensors") == newest / "model.safetensors"
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_its_weights_as_when_resuming(tmp_path, caplog):
+def test_a_damaged_checkpoint_is_skipped_for_weights_as_for_resuming(tmp_path, caplog):
     trainer(tmp_path, ToyTask(), steps=4, checkpoint_every=2, keep_checkpoints=2).fit()
     older, newer = (checkpoint.model_file for checkpoint in list_checkpoints(tmp_path / "checkpoints"))
     assert find_weights(tmp_path) == newer
@@ -258,14 +259,14 @@ def test_a_damaged_checkpoint_is_passed_over_for_its_weights_as_when_resuming(tm
         find_weights(tmp_path)
 
 
-def test_weights_without_a_manifest_are_taken(tmp_path):
+def test_weights_without_a_manifest_are_accepted(tmp_path):
     trainer(tmp_path, ToyTask(), steps=2).fit()
     (newest,) = list_checkpoints(tmp_path / "checkpoints")
     (newest.folder / "manifest.json").unlink()
     assert find_weights(tmp_path) == newest.model_file
 
 
-def test_a_path_without_weights_is_told_in_one_line(tmp_path):
+def test_a_path_without_weights_is_reported_in_one_line(tmp_path):
     (tmp_path / "checkpoints" / ".step-00000004.tmp").mkdir(parents=True)
     with pytest.raises(UserError) as error:
         find_weights(tmp_path)
@@ -294,7 +295,7 @@ def fit_until_interrupted(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_signal_in_a_validation_saves_its_step_and_the_resumed_run_validates_first(tmp_path):
+def test_a_signal_during_a_validation_saves_the_step_and_resuming_validates_first(tmp_path):
     process = multiprocessing.get_context("spawn").Process(target=fit_until_interrupted, args=(tmp_path / "run",))
     process.start()
     process.join(60)
@@ -308,10 +309,10 @@ def test_a_signal_in_a_validation_saves_its_step_and_the_resumed_run_validates_f
     for name in ("best.safetensors", "checkpoints/step-00000004/model.safetensors"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     again = list_checkpoints(tmp_path / "run/checkpoints")[-1]
-    trainer(tmp_path / "run", resumed(again, []), again, **options).fit()  # nothing is due any more
+    trainer(tmp_path / "run", resumed(again, []), again, **options).fit()  # nothing is left to do
 
 
-def test_some_predictions_of_each_validation_are_kept_and_those_after_the_checkpoint_removed(tmp_path):
+def test_predictions_of_validations_are_kept_up_to_the_resumed_checkpoint(tmp_path):
     class Predicting(ToyTask):
         def validate(self):
             values = super().validate()

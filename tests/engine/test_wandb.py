@@ -1,6 +1,6 @@
-"""Curves at Weights & Biases: the same values as TensorBoard's, a run that goes on, and faults that stop nothing.
+"""Curves at Weights & Biases: the same values as in TensorBoard, runs that continue, and failures that do not stop a run.
 
-A small module stands in for the package, with the part of its interface that is used; one test takes the real one, offline.
+A small module replaces the package, with the part of its interface that is used. One test uses the real package offline.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from utils.errors import UserError
 
 
 class FakeRun:
-    """A run at the server: it keeps the rows by step, and ignores steps that fall."""
+    """A run on the server. It keeps the rows by step, and ignores steps that decrease."""
 
     def __init__(self, ident: str):
         self.id, self.step, self.rows, self.status = ident, 0, dict[int, dict[str, float]](), list[int]()
@@ -36,13 +36,13 @@ class FakeRun:
         if step is None:
             self.shown |= values
             return
-        assert step >= self.step, "W&B ignores such a step, with a warning"
+        assert step >= self.step, "W&B ignores decreasing steps with a warning"
         self.step = step
         self.rows.setdefault(step, {}).update(values)
 
     def finish(self, exit_code: int = 0) -> None:
         self.status.append(exit_code)
-        self.step += 1  # a run that resumes begins after its last step
+        self.step += 1  # a resumed run starts after its last step
 
 
 class FakeWandb(types.ModuleType):
@@ -68,7 +68,7 @@ class FakeWandb(types.ModuleType):
         self.asks = not settings["silent"]
 
     def init(self, **options: Any) -> FakeRun:
-        assert not self.asks, "it would ask for a login at a terminal"
+        assert not self.asks, "without a key, W&B would ask for a login at a terminal"
         if self.fault is not None:
             raise self.fault
         self.calls.append(options)
@@ -89,7 +89,7 @@ def only_run(wandb: FakeWandb) -> FakeRun:
 
 
 def log(folder: Path, after: int, values: dict[int, float], config: WandbConfig | None = None) -> None:
-    """A process that resumes ``after`` a step, logs ``values``, and validates after the last of them."""
+    """Simulates a process that resumes ``after`` a step, logs ``values``, and validates after the last of them."""
     written = MetricsLog(RunFolder(folder), after, config or WandbConfig())
     for step, value in values.items():
         written.write({"step": step, "loss": value})
@@ -98,14 +98,14 @@ def log(folder: Path, after: int, values: dict[int, float], config: WandbConfig 
     written.close()
 
 
-def test_the_values_are_those_of_tensorboard_under_the_same_names(tmp_path, wandb):
+def test_values_and_names_are_the_same_as_in_tensorboard(tmp_path, wandb):
     log(tmp_path, 0, {1: 5.0, 2: 4.0, 4: 3.0})
     assert only_run(wandb).rows == {1: {"loss": 5}, 2: {"loss": 4}, 4: {"loss": 3, "validation/accuracy": 0.3}}
     assert curve(tmp_path, "loss") == [(1, 5.0), (2, 4.0), (4, 3.0)]
     assert only_run(wandb).status == [0]
 
 
-def test_a_run_is_shown_where_its_config_says_and_nothing_else_is_sent(tmp_path, wandb):
+def test_a_run_is_shown_in_the_configured_project_and_nothing_else_is_sent(tmp_path, wandb):
     (tmp_path / "config.yaml").write_text("seed: 3\ntrain: {steps: 4}\n")
     config = WandbConfig(project="p", entity="e", name="n", group="g", mode="offline")
     log(tmp_path, 0, {1: 5.0}, config)
@@ -120,13 +120,13 @@ def test_a_run_is_shown_where_its_config_says_and_nothing_else_is_sent(tmp_path,
     assert call["settings"]["console"] == "off" and call["settings"]["x_save_requirements"] is False
 
 
-def test_without_a_name_a_run_has_that_of_its_folder(tmp_path, wandb):
+def test_without_a_name_a_run_is_named_after_its_folder(tmp_path, wandb):
     (tmp_path / "demo").mkdir()
     log(tmp_path / "demo", 0, {1: 5.0})
     assert wandb.calls[0]["name"] == "demo"
 
 
-def test_a_resumed_run_goes_on_as_the_same_one_and_sends_no_step_twice(tmp_path, wandb):
+def test_a_resumed_run_continues_the_same_run_and_sends_no_step_twice(tmp_path, wandb):
     log(tmp_path, 0, {1: 5.0, 2: 4.0, 3: 3.0})
     log(tmp_path, 2, {3: 3.0, 4: 2.0})
     assert [call["id"] for call in wandb.calls] == [(tmp_path / "wandb_id").read_text().strip()] * 2
@@ -134,7 +134,7 @@ def test_a_resumed_run_goes_on_as_the_same_one_and_sends_no_step_twice(tmp_path,
     assert [rows[step]["loss"] for step in sorted(rows)] == [5, 4, 3, 2]
 
 
-def test_a_run_that_is_shown_from_later_on_is_shown_from_its_start(tmp_path, wandb):
+def test_a_run_that_enables_wandb_later_is_shown_from_its_start(tmp_path, wandb):
     before = MetricsLog(RunFolder(tmp_path), 0)
     for step in (1, 2):
         before.write({"step": step, "loss": 6.0 - step})
@@ -149,10 +149,10 @@ def test_a_run_that_is_shown_from_later_on_is_shown_from_its_start(tmp_path, wan
     }
 
 
-def test_images_are_shown_under_their_names_unless_the_config_refuses(tmp_path, wandb):
+def test_images_are_shown_under_their_names_unless_disabled(tmp_path, wandb):
     image = np.zeros((20, 30, 3), np.uint8)
     show_images(RunFolder(tmp_path), WandbConfig(), {"predictions/test": image}, 4)
-    assert not wandb.runs, "an evaluation of other weights is not a run at W&B"
+    assert not wandb.runs, "evaluating other weights must not create a run at W&B"
     log(tmp_path, 0, {1: 5.0, 4: 4.0})
     show_images(RunFolder(tmp_path), WandbConfig(images=False), {"predictions/test": image}, 4)
     assert not only_run(wandb).shown
@@ -180,7 +180,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
-def test_a_run_goes_on_where_wandb_cannot_start(tmp_path, wandb, caplog):
+def test_a_run_continues_if_wandb_cannot_start(tmp_path, wandb, caplog):
     wandb.fault = RuntimeError("no such host\nand more")
     log(tmp_path, 0, {1: 5.0, 2: 4.0})
     told = f"{tmp_path}: the run at W&B cannot be written (no such host); the run continues without them"
@@ -189,7 +189,7 @@ def test_a_run_goes_on_where_wandb_cannot_start(tmp_path, wandb, caplog):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_run_goes_on_where_wandb_fails_later_and_says_so_once(tmp_path, wandb, caplog, monkeypatch):
+def test_a_run_continues_with_one_warning_if_wandb_fails_later(tmp_path, wandb, caplog, monkeypatch):
     def fail(self: FakeRun, values: dict[str, float], step: int | None = None) -> None:
         raise BrokenPipeError("the service has ended")
 
@@ -210,20 +210,20 @@ def test_a_run_without_the_section_never_imports_the_package(tmp_path, wandb):
     assert not wandb.calls and not (tmp_path / "wandb_id").exists()
 
 
-def test_a_missing_package_is_told_before_anything_starts(tmp_path, monkeypatch):
+def test_a_missing_package_is_reported_before_anything_starts(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     check_package(None)
     with pytest.raises(UserError, match=naming("train.wandb", "wandb", 'pip install ".[wandb]"')):
         check_package(WandbConfig())
     monkeypatch.delitem(sys.modules, "wandb")
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    (tmp_path / "wandb").mkdir()  # where W&B has written files
+    (tmp_path / "wandb").mkdir()  # where W&B has written its files
     with pytest.raises(UserError):
         check_package(WandbConfig())
 
 
 @pytest.mark.slow
-def test_the_real_package_writes_a_run_offline_without_anything_of_the_machine(tmp_path, monkeypatch):
+def test_the_real_package_writes_an_offline_run_without_data_about_the_machine(tmp_path, monkeypatch):
     import wandb
 
     monkeypatch.setattr(socket, "gethostname", lambda: "name-of-the-host")
@@ -231,7 +231,7 @@ def test_the_real_package_writes_a_run_offline_without_anything_of_the_machine(t
     (tmp_path / "config.yaml").write_text("seed: 31415\n")
     log(tmp_path, 0, {1: 5.0, 2: 0.8125}, WandbConfig(mode="offline"))
     show_images(RunFolder(tmp_path), WandbConfig(mode="offline"), {"predictions/a": np.ones((9, 9, 3), np.uint8)}, 2)
-    wandb.teardown()  # as at the end of the process: until then, its service may still be writing
+    wandb.teardown()  # as at the end of the process: until then, W&B's service may still be writing
     ident = (tmp_path / "wandb_id").read_text().strip()
     files = sorted((tmp_path / "wandb").glob(f"offline-run-*/run-{ident}.wandb"))
     content = b"".join(file.read_bytes() for file in files)

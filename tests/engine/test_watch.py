@@ -1,4 +1,4 @@
-"""Warnings of slow ranks, of a loss that jumps, and of falling throughput; none where all is as before."""
+"""Warnings about slow ranks, a loss that jumps, and falling throughput. Normal runs cause no warnings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FROZEN = ("vision",)
 
 
 def feed(watch: Watch, losses: list[float], speed: list[float] | None = None, times=None, frozen=FROZEN) -> dict:
-    """Lines of ten steps each, with a loss and samples/s; 1 s a step. Returns what the last line gets."""
+    """Feeds lines of ten steps each, with a loss and samples/s, at 1 s per step. Returns the fields added to the last line."""
     found: dict = {}
     for number, loss in enumerate(losses):
         for _ in range(10):
@@ -45,18 +45,18 @@ def noisy(level: float, count: int = 30, share: float = 0.03) -> list[float]:
     return [level * (1 + generator.gauss(0, share)) for _ in range(count)]
 
 
-def test_a_loss_that_jumps_is_told_once_with_its_steps(told):
+def test_a_loss_that_jumps_is_reported_once_with_its_steps(told):
     feed(Watch(), [*noisy(4.0), 9.0, 9.1, 9.2, *noisy(4.0, 5)])
     (line,) = told()
     assert line == OneLine("301 to 310", "9", "3.953")
 
 
-def test_a_loss_that_is_noisy_falls_or_is_only_a_little_higher_is_not_told(told):
+def test_a_noisy_falling_or_slightly_higher_loss_is_not_reported(told):
     feed(Watch(), noisy(4.0, 300))
     feed(Watch(), [8.0 * 0.98**n for n in range(100)])
     feed(Watch(), [*noisy(4.0, share=0.001), 4.5])
     feed(Watch(), [*noisy(0.003), 0.007, *noisy(0.003), 0.02])  # a few wrong examples
-    feed(Watch(), [4.0] * 5 + [40.0])  # too little is known yet
+    feed(Watch(), [4.0] * 5 + [40.0])  # too few lines so far
     assert told() == []
 
 
@@ -67,7 +67,7 @@ def test_ten_lines_are_enough_to_know_the_level(told):
     assert len(told()) == 1
 
 
-def test_a_level_that_lasts_is_the_level(told):
+def test_a_lasting_level_becomes_the_new_level(told):
     watch = Watch()
     feed(watch, [*noisy(4.0), *noisy(9.0)])
     assert len(told()) == 1
@@ -75,16 +75,16 @@ def test_a_level_that_lasts_is_the_level(told):
     assert len(told()) == 2
 
 
-def test_throughput_that_stays_low_is_told_once(told):
+def test_throughput_that_stays_low_is_reported_once(told):
     watch = Watch()
     feed(watch, [1.0] * 35, [*noisy(100.0), 50.0, 99.0, 50.0, 50.0, 98.0])
-    assert told() == [], "a line or two may be low"
+    assert told() == [], "one or two low lines must not cause a warning"
     feed(watch, [1.0] * 6, [50.0, 51.0, 49.0, 50.0, 50.0, 50.0])
     (line,) = told()
     assert line == OneLine("step 380", "49 samples/s", "98.8")
 
 
-def test_where_other_encoders_train_all_begins_anew(told):
+def test_the_baseline_is_reset_when_other_encoders_train(told):
     watch = Watch()
     feed(watch, noisy(4.0), noisy(100.0))
     feed(watch, noisy(9.0, 5), noisy(40.0, 5), frozen=())
@@ -112,11 +112,11 @@ def test_a_rank_that_is_slow_several_times_in_a_row_is_named(told):
     assert line == OneLine("0.2 s")
     for _ in range(PATIENCE):
         feed(watch, [1.0], times=times(0.2, 0.2, 0.5, 0.3))
-    assert len(told()) == 2, "told again after twice as many"
+    assert len(told()) == 2, "reported again after twice the number of lines"
 
 
-def test_with_a_line_for_each_step_ranks_are_judged_by_ten_steps_too(told):
-    """One slow step of ten makes no slow rank, whether or not it is the last; nine do."""
+def test_with_a_line_per_step_ranks_are_still_judged_by_ten_steps(told):
+    """One slow step in ten does not make a rank slow, whether or not it is the last of them. Nine do."""
 
     def slow_in(steps: set[int]) -> list[str]:
         watch = Watch()
@@ -131,16 +131,16 @@ def test_with_a_line_for_each_step_ranks_are_judged_by_ten_steps_too(told):
     assert "rank 2 is slow: 0.47 s" in line
 
 
-def test_ranks_that_change_places_or_hardly_matter_are_not_told(told):
+def test_alternating_or_insignificant_slow_ranks_are_not_reported(told):
     watch = Watch()
     for number in range(20):
         feed(watch, [1.0], times=times(*(0.9 if rank == number % 3 else 0.2 for rank in range(3))))
-        feed(watch, [1.0], times=times(0.02, 0.01, 0.01))  # of a step of 1 s
+        feed(watch, [1.0], times=times(0.02, 0.01, 0.01))  # in a step of 1 s
         feed(watch, [1.0], times=times(0.25, 0.2, 0.2))
     assert told() == []
 
 
-def test_one_rank_tells_nothing_of_ranks(tmp_path):
+def test_a_single_rank_logs_nothing_about_ranks(tmp_path):
     trainer(tmp_path).fit()
     assert "ranks/" not in (tmp_path / "metrics.jsonl").read_text()
     names, news = RankTimes(torch.device("cpu"), 1, 10).news(False, 5, torch.zeros(1))
@@ -148,7 +148,7 @@ def test_one_rank_tells_nothing_of_ranks(tmp_path):
 
 
 class SlowRank:
-    """A picklable job: rank 1 sleeps in each forward pass, before ranks exchange their features, or waits for data."""
+    """A picklable job in which rank 1 sleeps in each forward pass before ranks exchange features, or waits for data."""
 
     def __init__(self, folder: Path, where: str):
         self.folder, self.where = folder, where
@@ -179,21 +179,24 @@ class SlowRank:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["forward", "data"])
-def test_of_two_ranks_the_slow_one_is_named_though_the_other_waits_as_long(tmp_path, where):
+def test_the_slower_of_two_ranks_is_named_although_the_other_waits_as_long(tmp_path, where):
     (tmp_path / "out").mkdir()
     first, second = on_two_ranks(SlowRank(tmp_path / "run", where), tmp_path / "out")
     for line in first["lines"][1:]:
         assert line["ranks/slowest"] == 1
         assert line["ranks/slowest_s"] >= 0.03
         assert (line["ranks/slowest_data_s"] >= 0.03) == (where == "data")
-        assert line["ranks/median_s"] < line["ranks/slowest_s"] / 2, "what rank 0 waits for rank 1 is not its own time"
+        assert line["ranks/median_s"] < line["ranks/slowest_s"] / 2, (
+            "the time that rank 0 waits for rank 1 must not count as its own"
+        )
     assert any("rank 1 is slow" in message for message in first["messages"])
-    assert second["messages"] == [], "rank 0 tells it for all"
+    assert second["messages"] == [], "only rank 0 reports it"
 
 
-def test_on_a_device_times_are_added_once_they_are_over(monkeypatch):
+def test_on_a_device_times_are_added_once_their_events_completed(monkeypatch):
     class Event:
-        """An event that is over when the device has come so far; it is recorded a second after the one before."""
+        """An event that has completed when the device has reached it. Each event is recorded one second after the previous
+        one."""
 
         recorded, device_at = 0, 0
 
@@ -222,20 +225,20 @@ def test_on_a_device_times_are_added_once_they_are_over(monkeypatch):
             ranks.reached("work")
             with distributed._around_waits():
                 pass
-            ranks.reached("losses")  # three seconds, in one of which this rank waits
+            ranks.reached("losses")  # three seconds, during one of which this rank waits
             ranks.reached("backward")
             ranks.reached("clip")
             with distributed._around_waits():
-                pass  # as in a validation: no part of a forward pass of training
+                pass  # like in a validation, which is not part of a training forward pass
         assert distributed._around_waits is nullcontext
 
     def own_s(number: int) -> float:
         return ranks.news(False, number, torch.zeros(1))[1][1].item()
 
     step()
-    assert ranks.news(True, 1, torch.zeros(1))[1].tolist() == [1.0], "no line of metrics, nothing of times"
+    assert ranks.news(True, 1, torch.zeros(1))[1].tolist() == [1.0], "without a line of metrics, no times are returned"
     step()
-    Event.device_at = 6  # the first step and the beginning of the second are over
+    Event.device_at = 6  # the first step and the beginning of the second have completed
     assert own_s(2) == pytest.approx(2.0 / 2, abs=0.1)
     Event.device_at = 100
     step()

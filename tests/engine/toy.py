@@ -1,4 +1,4 @@
-"""A task without X²-VLM: a line fitted to noisy points, with losses of two kinds and uneven counts."""
+"""A task without X²-VLM: a line fitted to noisy points, with two kinds of losses and uneven counts."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class ToyLoader:
         self.stream_sizes = {"points": 10}
 
     def check_ranks(self, ranks: int) -> None:
-        """Any number will do."""
+        """Accepts any number of ranks."""
 
     def batches(self, consumed: int, count: int) -> Iterator[Points]:
         for number in range(consumed, consumed + count):
@@ -77,7 +77,7 @@ class ToyLoader:
 
 
 class ToyTask:
-    """``scores``: what the validations give, one after the other; None: the task has no validation."""
+    """``scores`` are the results of successive validations; if None, the task has no validation."""
 
     validated = ()
 

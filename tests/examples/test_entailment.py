@@ -1,5 +1,5 @@
-"""The example of a task outside the checkout: copied elsewhere it trains, validates, resumes and is evaluated; its document
-quotes it."""
+"""The example task outside the checkout: a copy elsewhere trains, validates, resumes and is evaluated, and its document quotes
+it."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def test_a_copy_trains_validates_resumes_and_is_evaluated(folder):
 
 
 def values(report: dict) -> dict:
-    """The numbers alone: beside them stands where the weights come from."""
+    """Only the numbers. The other fields contain the path of the weights."""
     return {split: {name: metric["value"] for name, metric in found.items()} for split, found in report.items()}
 
 
-def test_it_is_short():
+def test_the_example_is_short():
     lines = [line for file in EXAMPLE.glob("*.py") for line in file.read_text().splitlines()]
     assert len(lines) <= 250
 
@@ -74,5 +74,5 @@ def test_the_document_quotes_the_example(block):
     assert any(block in file.read_text(encoding="utf-8") for file in EXAMPLE.iterdir() if file.is_file())
 
 
-def test_the_document_shows_every_part():
+def test_the_document_shows_every_part_of_the_example():
     assert len(BLOCKS) >= 8

@@ -1,4 +1,4 @@
-"""A tiny run on two ranks, undisturbed, and ways to disturb one."""
+"""A tiny undisturbed run on two ranks, and ways to disturb a run."""
 
 from __future__ import annotations
 
@@ -29,16 +29,11 @@ OF_TIME = (
 
 
 class Job:
-    """A run on the CPU whose errors go to a file: by ``run.py``, or quicker, by ranks that are forked from a process that has
+    """A run on the CPU whose errors go to a file. It is started by ``run.py``, or faster, as ranks forked from a process that has
     imported everything.
 
-    Args:
-        output: folder of the run.
-        overrides: of the demo's config.
-        ranks: processes.
-        flags: of the command.
-        launcher: whether ``run.py`` starts the ranks.
-        file_bytes: no file may grow larger, as on a full disk.
+    Args: output: folder of the run. overrides: overrides of the demo's config. ranks: number of processes. flags: flags of the
+    command. launcher: whether ``run.py`` starts the ranks. file_bytes: maximum size of any file, to simulate a full disk.
     """
 
     def __init__(
@@ -81,13 +76,13 @@ class Job:
         return all(self._status(each) is not None for each in (self.process, *self.forked) if each is not None)
 
     def kill(self) -> None:
-        """End what still runs."""
+        """Kills all processes that are still running."""
         for process in (self.process, *self.forked):
             if process is not None and self._status(process) is None:
                 process.kill()
 
     def wait(self, timeout: float = 120) -> int:
-        """Exit status: of the launcher, or of the first rank that failed."""
+        """Waits, and returns the exit status of the launcher or of the first rank that failed."""
         if self.process is not None:
             return self.process.wait(timeout)
         for process in self.forked:
@@ -121,7 +116,7 @@ class Job:
         self.until(lambda: len(lines(self.output)) >= step)
 
     def ranks(self) -> list[int]:
-        """The processes of the ranks, in their order."""
+        """The processes of the ranks in their order."""
         if self.process is None:
             return [process.pid for process in self.forked]
         ranks = [pid for pid in children(self.process.pid) if "tasks.run" in command_of(pid)]
@@ -129,7 +124,7 @@ class Job:
 
 
 def children(process: int) -> list[int]:
-    """The Python processes that a process has started."""
+    """The Python processes started by a process."""
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True, text=True, check=False)
     return [pid for pid in map(int, found.stdout.split()) if "python" in command_of(pid)]
 
@@ -147,7 +142,7 @@ def environment_of(pid: int) -> dict[str, str]:
 
 
 def lines(output: Path) -> list[dict[str, float]]:
-    """`metrics.jsonl` without what depends on the clock, and without a torn end."""
+    """The lines of `metrics.jsonl` without values that depend on the clock, and without an incomplete last line."""
     try:
         text = (output / "metrics.jsonl").read_text()
     except OSError:
@@ -193,7 +188,7 @@ def whole(tmp_path_factory, overrides) -> Path:
 
 @pytest.fixture
 def equals_whole(whole, overrides) -> Callable[[Path], None]:
-    """Resume a disturbed run, and compare it with the undisturbed one to the last digit."""
+    """Resumes a disturbed run and checks that it equals the undisturbed one exactly."""
 
     def check(output: Path, *more: str, ranks: int = 2) -> None:
         with Job(output, *overrides, *more, ranks=ranks, flags=("--resume",)) as job:

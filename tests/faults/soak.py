@@ -1,10 +1,10 @@
-"""Disturb a run at random, resume it each time, and compare it at the end with an undisturbed one.
+"""Disturbs a run at random times, resumes it each time, and compares the result with an undisturbed run.
 
-    python -m tests.faults.soak --kills 20
+python -m tests.faults.soak --kills 20
 
-Each time, the run is ended by SIGKILL or SIGTERM, of one rank or of all, at a moment drawn at random; after some of them its
-newest checkpoint is damaged too (a flipped bit, a truncated or an empty file), or it goes on for a while with a disk on which no
-checkpoint fits. The last line says whether metrics and weights equal those of the undisturbed run.
+Each disturbance kills one rank or all ranks with SIGKILL or SIGTERM at a random moment. Sometimes the newest checkpoint is then
+damaged (a flipped bit, a truncated or an empty file), or the run continues for a while on a disk that is too full for a
+checkpoint. The last line reports whether metrics and weights equal those of the undisturbed run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EVERY = 10
 
 
 def wait_until(job: Job, chance: random.Random, first: int) -> None:
-    """Let a run go on for some steps, or end."""
+    """Waits until the run has made some steps or has ended."""
     goal = first + chance.randrange(0, 3 * EVERY)
     deadline = time.monotonic() + 120
     while len(lines(job.output)) < goal and time.monotonic() < deadline and not job.ended():
@@ -40,7 +40,7 @@ def wait_until(job: Job, chance: random.Random, first: int) -> None:
 
 
 def damage(output: Path, chance: random.Random) -> str | None:
-    """Damage a file of the newest checkpoint, if there is an older one; returns what was done."""
+    """Damages a file of the newest checkpoint if there is an older one. Returns a description of the damage."""
     checkpoints = list_checkpoints(output / CHECKPOINTS)
     if len(checkpoints) < 2:
         return None
@@ -54,12 +54,12 @@ def damage(output: Path, chance: random.Random) -> str | None:
 
 
 def died(rank: BaseProcess) -> bool:
-    """Whether a signal ended a rank."""
+    """Whether a rank was killed by a signal."""
     return rank.exitcode is not None and rank.exitcode < 0
 
 
 def disturb(output: Path, overrides: list[str], chance: random.Random, counts: Counter[str]) -> bool:
-    """One start of the run, ended at random; returns whether it came to its end."""
+    """Starts the run once and ends it at a random moment. Returns whether it finished."""
     full = chance.random() < 0.15
     first = len(lines(output))
     with Job(output, *overrides, flags=("--resume",), file_bytes=150_000 if full else None) as job:
@@ -73,12 +73,14 @@ def disturb(output: Path, overrides: list[str], chance: random.Random, counts: C
             os.kill(rank, signum)
         while signum == signal.SIGTERM and not job.ended() and not any(died(rank) for rank in job.forked):
             time.sleep(0.05)
-        if signum == signal.SIGKILL or any(died(rank) for rank in job.forked):  # before it listens, SIGTERM ends it too
+        if signum == signal.SIGKILL or any(
+            died(rank) for rank in job.forked
+        ):  # before the handler is installed, SIGTERM also ends the process
             job.kill()  # as the launcher does
         job.wait()
     counts[signal.Signals(signum).name] += 1
     counts["full disk"] += full
-    if "Traceback" in job.errors and signum == signal.SIGTERM:  # what a process writes while it is killed is its own
+    if "Traceback" in job.errors and signum == signal.SIGTERM:  # a killed process may leave an incomplete file
         counts["TRACEBACK"] += 1
         sys.stdout.write(job.errors)
     if chance.random() < 0.3 and (done := damage(output, chance)):
@@ -87,16 +89,14 @@ def disturb(output: Path, overrides: list[str], chance: random.Random, counts: C
 
 
 def soak(*, kills: int = 20, minutes: float | None = None, seed: int = 0) -> int:
-    """Disturb a run at random, resume it each time, and compare it at the end with an undisturbed one.
+    """Disturbs a run at random times, resumes it each time, and compares the result with an undisturbed run.
 
-    Each time, the run is ended by SIGKILL or SIGTERM, of one rank or of all, at a moment drawn at random; after some of them its
-    newest checkpoint is damaged too (a flipped bit, a truncated or an empty file), or it goes on for a while with a disk on which
-    no checkpoint fits. The last line says whether metrics and weights equal those of the undisturbed run.
+    Each disturbance kills one rank or all ranks with SIGKILL or SIGTERM at a random moment. Sometimes the newest checkpoint is
+    then damaged (a flipped bit, a truncated or an empty file), or the run continues for a while on a disk that is too full for a
+    checkpoint. The last line reports whether metrics and weights equal those of the undisturbed run.
 
-    Args:
-        kills: how often the run is disturbed.
-        minutes: end after this time, however often that was.
-        seed: of the disturbances.
+    Args: kills: number of disturbances. minutes: stop after this time, even if fewer disturbances have been made. seed: random
+    seed of the disturbances.
     """
     chance, counts = random.Random(seed), Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +121,7 @@ def soak(*, kills: int = 20, minutes: float | None = None, seed: int = 0) -> int
 
 
 def check(root: Path, run: Path, overrides: list[str], runs: int, counts: Counter[str]) -> int:
-    """Let a run come to its end and compare it with the undisturbed one; returns the number of runs so far."""
+    """Lets a run finish and compares it with the undisturbed one. Returns the number of runs so far."""
     with Job(run, *overrides, flags=("--resume",)) as job:
         if job.wait(1200) != 0:
             sys.stdout.write(job.errors)

@@ -1,4 +1,4 @@
-"""Damaged files, full disks, folders in use: one line each, and nothing is lost."""
+"""Damaged files, full disks and locked folders are reported in one line each, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def copy_of(whole, tmp_path):
-    """A copy of the undisturbed run that was cut after its step 12."""
+    """Returns a function that copies the undisturbed run as if it had been interrupted after step 12."""
 
     def make():
         run = tmp_path / "run"
@@ -38,7 +38,7 @@ def flip(file):
     ("name", "harm"),
     [("model.safetensors", "flip"), ("training.pt", "truncate"), ("manifest.json", "empty"), ("training.pt", "remove")],
 )
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(copy_of, equals_whole, name, harm):
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(copy_of, equals_whole, name, harm):
     run = copy_of()
     file = run / "checkpoints/step-00000012" / name
     if harm == "flip":
@@ -62,8 +62,8 @@ def test_an_evaluation_names_the_checkpoint_that_it_measured(copy_of, overrides)
     assert "last weights of this run, step 6" in (run / "evaluation.json").read_text()
 
 
-def test_a_full_disk_is_told_and_loses_nothing(tmp_path, overrides, equals_whole, whole):
-    """No file may be as large as the states of the optimiser; the rest fits."""
+def test_a_full_disk_is_reported_and_loses_nothing(tmp_path, overrides, equals_whole, whole):
+    """Files may be at most slightly smaller than the optimiser states, so only those do not fit."""
     size = (whole / f"checkpoints/step-{STEPS:08d}/optimizer/tensors.safetensors").stat().st_size
 
     with Job(tmp_path / "run", *overrides, file_bytes=size - 1) as job:
@@ -72,11 +72,11 @@ def test_a_full_disk_is_told_and_loses_nothing(tmp_path, overrides, equals_whole
     told = [line for line in job.errors.splitlines() if "cannot be written" in line]
     assert told[0] == OneLine("step 6", "cannot be written")
     assert told[-1].startswith("error: ") and f"the checkpoint of step {STEPS}" in told[-1]
-    assert lines(job.output)[-1]["step"] == STEPS, "it trained to the end all the same"
+    assert lines(job.output)[-1]["step"] == STEPS, "the run must still train to the end"
     assert list((job.output / "checkpoints").iterdir()) == []
 
 
-def test_torn_and_odd_lines_of_the_metrics_are_left_out(copy_of, equals_whole):
+def test_incomplete_and_invalid_lines_of_the_metrics_are_skipped(copy_of, equals_whole):
     run = copy_of()
     text = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     text[5] = text[5].rstrip() + "\n\x00\x00\n[1]\n"
@@ -85,7 +85,7 @@ def test_torn_and_odd_lines_of_the_metrics_are_left_out(copy_of, equals_whole):
     assert OneLine("3 lines", "line 7") in (run / "log.txt").read_text().splitlines()
 
 
-def test_tensorboard_cannot_end_a_run(copy_of, equals_whole):
+def test_tensorboard_errors_do_not_stop_a_run(copy_of, equals_whole):
     run = copy_of()
     shutil.rmtree(run / "tensorboard")
     (run / "tensorboard").write_text("a file in the place of the folder")
@@ -93,7 +93,7 @@ def test_tensorboard_cannot_end_a_run(copy_of, equals_whole):
     assert OneLine("TensorBoard's", "cannot be written") in (run / "log.txt").read_text().splitlines()
 
 
-def test_two_runs_do_not_share_a_folder(tmp_path, overrides):
+def test_two_runs_cannot_share_a_folder(tmp_path, overrides):
     with Job(tmp_path / "run", *overrides, "train.steps=100000", ranks=1) as first:
         first.until_step(2)
         for flags in ((), ("--resume",), ("--resume", "--evaluate")):
@@ -104,7 +104,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path, overrides):
 
 
 @pytest.mark.parametrize("flags", [(), ("--resume", "--evaluate")])
-def test_a_folder_that_cannot_be_written_is_one_line(copy_of, overrides, flags):
+def test_a_folder_that_is_not_writable_is_reported_in_one_line(copy_of, overrides, flags):
     run = copy_of()
     bad = run / ("x" * 300) if not flags else run
     if flags:
@@ -117,9 +117,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(copy_of, overrides, flags):
     assert told.startswith("error: --output ") and "cannot be written" in told
 
 
-def test_other_ranks_go_on_with_the_same_records(copy_of, overrides):
-    """To the last step; tests/dataset holds that the order of records is the same. The losses differ, since dropout and negatives
-    depend on the rank."""
+def test_another_number_of_ranks_resumes_with_the_same_records(copy_of, overrides):
+    """The run resumes to the last step; tests/dataset checks that the order of records is the same. The losses differ, because
+    dropout and negatives depend on the rank."""
     run = copy_of()
     with Job(run, *overrides, "data.workers=0", ranks=1, flags=("--resume",)) as job:
         assert job.wait() == 2

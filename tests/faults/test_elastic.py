@@ -1,4 +1,4 @@
-"""A job on nodes that come and go: processes of this machine that meet at a rendezvous, each with a rank on the CPU."""
+"""A job on nodes that come and go: local processes that meet at a rendezvous, each with one rank on the CPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = 60
 GLOBAL_BATCH = 24
-"""Six micro-batches: on one, two or three ranks."""
+"""Six micro-batches, on one, two or three ranks."""
 
 TASK = '''"""Pre-training that writes down which records each step was trained on, and takes its time."""
 
@@ -67,7 +67,7 @@ TASK = TaskKind(LoggedConfig, PretrainTask)
 
 
 class Node:
-    """A node of the job: its launcher, with its ranks, in a process group of their own."""
+    """A node of the job: its launcher and ranks, in a separate process group."""
 
     def __init__(self, folder: Path, port: int, arguments: list[str], *, hosts: bool = False):
         self.err = (folder / f"node-{time.monotonic_ns()}.txt").open("w+")
@@ -96,7 +96,7 @@ class Node:
         self.err.close()
 
     def vanish(self) -> None:
-        """As a machine that loses its power: nothing of it says goodbye."""
+        """Simulates a power failure: the node's processes are killed without any clean-up."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -107,7 +107,7 @@ class Node:
 
 
 def trained(folder: Path) -> list[dict[str, Any]]:
-    """What the ranks wrote down, oldest start first."""
+    """What the ranks recorded, oldest start first."""
     files = (folder / "trained").glob("*.jsonl")
     whole = [line for file in files for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
     return sorted(map(json.loads, whole), key=lambda line: line["started"])
@@ -122,7 +122,7 @@ def until(reached: Callable[[], bool], *nodes: Node, timeout_s: float = 120) -> 
 
 
 def starts(done: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The lines of each start of the ranks, oldest first; each start has a port of its own."""
+    """The lines of each start of the ranks, oldest first. Each start has its own port."""
     by_port: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in done:
         by_port[line["port"]].append(line)
@@ -130,8 +130,8 @@ def starts(done: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def trajectory(done: list[dict[str, Any]]) -> dict[int, list[Any]]:
-    """The micro-batches of each step as the weights at the end have seen them: a start goes on from a checkpoint, so what the
-    start before had trained after that is no part of it."""
+    """The micro-batches of each step that contributed to the final weights. A start resumes from a checkpoint, so steps that the
+    previous start trained after that checkpoint do not count."""
     steps: dict[int, list[Any]] = {}
     for start in starts(done):
         first = min(line["step"] for line in start)
@@ -152,7 +152,7 @@ def arguments(tmp_path_factory, overrides) -> list[str]:
 
 
 def start_undisturbed(folder: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
-    """Start an undisturbed run on one node. It runs at the same time as the other one, since both mostly wait."""
+    """Starts an undisturbed run on one node. It runs at the same time as the other run, because both mostly wait."""
     (folder / "straight" / "trained").mkdir(parents=True)
     with (folder / "undisturbed.txt").open("w") as err:
         return subprocess.Popen(
@@ -164,7 +164,7 @@ def start_undisturbed(folder: Path, arguments: list[str]) -> subprocess.Popen[by
         )
 
 
-def test_nodes_are_lost_come_and_leave_and_each_record_is_trained_in_its_turn(tmp_path, arguments):
+def test_nodes_can_be_lost_join_and_leave_and_each_record_is_trained_in_order(tmp_path, arguments):
     output, port = tmp_path / "run", free_port()
     (tmp_path / "trained").mkdir()
     straight = start_undisturbed(tmp_path, arguments)
@@ -188,12 +188,16 @@ def test_nodes_are_lost_come_and_leave_and_each_record_is_trained_in_its_turn(tm
     assert [start[0]["ranks"] for start in disturbed[-4:]] == [2, 1, 2, 1]
     for before, after in pairwise(disturbed[-3:]):
         assert min(line["step"] for line in after) == max(line["step"] for line in before) + 1, (
-            "a checkpoint was saved first"
+            "a checkpoint must be saved first"
         )
     assert OneLine("2 nodes") in first.errors.splitlines()
 
     assert straight.wait(120) == 0, (tmp_path / "undisturbed.txt").read_text()[-3000:]
     undisturbed = trajectory(trained(tmp_path / "straight"))
     assert sorted(undisturbed) == list(range(1, STEPS + 1))
-    assert trajectory(trained(tmp_path)) == undisturbed, "in each step the same micro-batches, none lost and none twice"
-    assert [line["step"] for line in lines(output)] == list(range(1, STEPS + 1)), "a line of metrics for each step"
+    assert trajectory(trained(tmp_path)) == undisturbed, (
+        "each step must have the same micro-batches, without losses or repetitions"
+    )
+    assert [line["step"] for line in lines(output)] == list(range(1, STEPS + 1)), (
+        "there must be a line of metrics for each step"
+    )

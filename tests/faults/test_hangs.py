@@ -1,4 +1,4 @@
-"""What hangs says where, and is replaced or ends in time."""
+"""A process that hangs is reported with its position, and is replaced or ended in time."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ pytestmark = pytest.mark.slow
 def test_a_rank_that_hangs_is_named_and_ends_the_run_in_time(tmp_path, overrides, equals_whole):
     quick = ["train.stall_s=2", "train.step_timeout_min=0.05", "train.start_timeout_min=1", "train.grace_s=1"]
     with Job(tmp_path / "run", *overrides, *quick) as job:
-        job.until_step(13)  # the time-out of steps holds after the first ones
+        job.until_step(13)  # the step time-out applies after the first steps
         second = job.ranks()[1]
         pause(second)
         job.until(lambda: "timed out waiting" in job.errors)
         os.kill(second, signal.SIGCONT)
         assert job.statuses()[0] == PEER_LOST
     assert OneLine("rank 0", "2 s", "train.stall_s") in job.errors.splitlines()
-    # Signs of life are seconds apart, and steps quick: the last one may be of any step.
+    # Signs of life are seconds apart and steps are fast, so the last reported step may be any step.
     assert OneLine(f"{job.output}/log.txt", "rank 1") in job.errors.splitlines()
     assert "most recent call first" in (job.output / "log.txt").read_text()
     stalled = [each.event for each in read_events(job.output / "events.jsonl") if isinstance(each.event, Stalled)]
@@ -35,8 +35,8 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run_in_time(tmp_path, overrides
     equals_whole(job.output)
 
 
-def test_a_set_up_that_hangs_is_told(tmp_path, overrides, equals_whole):
-    """It may last, and ends after `train.start_timeout_min`; the line says where it is."""
+def test_a_hanging_set_up_is_reported(tmp_path, overrides, equals_whole):
+    """Set-up may take long, and ends after `train.start_timeout_min`. The line reports where it is."""
     with Job(tmp_path / "run", *overrides, "train.stall_s=0.5") as job:
         job.until(lambda: (job.output / "logs/rank-00001.txt").exists())
         second = job.ranks()[1]

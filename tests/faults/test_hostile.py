@@ -1,6 +1,7 @@
-"""Weights and states of training that mean harm: refused in one line, no code of theirs is run, memory stays bounded.
+"""Malicious weights and training states are rejected in one line, their code is not executed, and memory stays bounded.
 
-Files that are none, are cut, or hold classes of other programs: ``tests/models/test_weight_files.py``.
+Files of other kinds, truncated files, and files with classes of other programs are tested in
+``tests/models/test_weight_files.py``.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def saved(content: object) -> bytes:
 
 
 def repacked(content: bytes, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
-    """A file of torch whose members are changed, and maybe compressed."""
+    """A torch file whose members are changed and optionally compressed."""
     stream = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(stream, "w", compression) as new:
         for info in old.infolist():
@@ -55,7 +56,7 @@ def repacked(content: bytes, change: Callable[[str, bytes], bytes], compression:
 
 
 def oversized() -> bytes:
-    """A directory of the archive that says of each member that it is 4 GB."""
+    """An archive directory that claims a size of 4 GB for each member."""
     content = bytearray(saved({"model": STATE}))
     at = 0
     while (at := content.find(b"PK\x01\x02", at)) >= 0:
@@ -65,7 +66,7 @@ def oversized() -> bytes:
 
 
 def huge_tensor() -> bytes:
-    """A tensor that says it has 2^40 numbers, over a storage of two."""
+    """A tensor that claims 2^40 numbers in a storage of two."""
     return repacked(
         saved({"model": STATE}),
         lambda name, data: (
@@ -145,7 +146,7 @@ def refused(read: Callable[[], object], path: Path) -> str:
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_hostile_weights_of_torch_are_refused(tmp_path, name):
+def test_malicious_torch_weights_are_rejected(tmp_path, name):
     path = tmp_path / "weights.pth"
     path.write_bytes(TRAINING[name](str(tmp_path / "trapped")))
     refused(lambda: read_weights(path), path)
@@ -154,7 +155,7 @@ def test_hostile_weights_of_torch_are_refused(tmp_path, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINING)
-def test_a_hostile_state_of_training_is_refused(tmp_path, name):
+def test_a_malicious_training_state_is_rejected(tmp_path, name):
     path = tmp_path / TRAINING_FILE
     path.write_bytes(TRAINING[name](str(tmp_path / "trapped")))
     said = refused(Checkpoint(tmp_path, 1).training_state, path)
@@ -163,13 +164,13 @@ def test_a_hostile_state_of_training_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", SAFETENSORS)
-def test_a_hostile_safetensors_file_is_refused(tmp_path, name):
+def test_a_malicious_safetensors_file_is_rejected(tmp_path, name):
     path = tmp_path / "model.safetensors"
     path.write_bytes(SAFETENSORS[name])
     refused(lambda: read_weights(path), path)
 
 
-def test_a_hostile_statement_in_a_header_is_refused(tmp_path):
+def test_a_malicious_claim_in_a_header_is_rejected(tmp_path):
     path = tmp_path / "model.safetensors"
     for about in ("[1]", "{", '{"sha256": [1]}', "[" * 100_000):
         save_weights(path, STATE)
