@@ -1,4 +1,4 @@
-"""Checks that a message names its facts, such as the key, the location, the value and the remedy, in any wording."""
+"""Checks that a message contains its facts, such as the key, the location, the value and the remedy, in any wording."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 
 class Naming(str):
-    """A pattern that is shown by the facts it looks for when a match fails."""
+    """A pattern whose representation is the list of facts, so that a failed match shows them."""
 
     __slots__ = ("facts",)
 
@@ -31,7 +31,7 @@ def _whole(fact: str) -> str:
 
 
 class OneLine:
-    """Equals any string of one line that contains each fact as a whole; see :func:`naming`."""
+    """Equals any one-line string that contains each fact as a whole; see :func:`naming`."""
 
     def __init__(self, *facts: object):
         self.facts = facts

@@ -421,7 +421,7 @@ def outcomes(report: Path) -> dict[str, Outcome]:
 
 
 def copy_of(root: Path, target: Path) -> Path:
-    """Copy the files of a checkout that git tracks or would track, as they are now; returns the copy."""
+    """Copies the files of a checkout that git tracks or would track, in their current state, and returns the copy."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=root,

@@ -134,7 +134,8 @@ def refusals_on_the_page() -> dict[tuple[str, str, str], str]:
 def real_weights(packages: Path) -> str:
     """Returns the section on the weights in the packages.
 
-    Raises: UserError: if a package is missing, or the states differ from the package's by more than 1e-4.
+    Raises:
+        UserError: if a package is missing, or the states differ from the package's by more than 1e-4.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "weights"

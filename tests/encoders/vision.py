@@ -41,9 +41,12 @@ ATOL = 1e-5
 class VisionRow:
     """A row of the table.
 
-    Attributes: title: name of the family. backbone: name of a timm model, or a model type of transformers, which is built from
-    ``settings``. patch: side of a patch in pixels. settings: settings of a Hugging Face configuration; None for a timm model.
-    sizes: False for a model with fixed widths.
+    Attributes:
+        title: name of the family.
+        backbone: name of a timm model, or a model type of transformers, which is built from ``settings``.
+        patch: side of a patch in pixels.
+        settings: settings of a Hugging Face configuration; None for a timm model.
+        sizes: False for a model with fixed widths.
     """
 
     title: str

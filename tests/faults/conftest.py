@@ -32,8 +32,13 @@ class Job:
     """A run on the CPU whose errors go to a file. It is started by ``run.py``, or faster, as ranks forked from a process that has
     imported everything.
 
-    Args: output: folder of the run. overrides: overrides of the demo's config. ranks: number of processes. flags: flags of the
-    command. launcher: whether ``run.py`` starts the ranks. file_bytes: maximum size of any file, to simulate a full disk.
+    Args:
+        output: folder of the run.
+        overrides: overrides of the demo's config.
+        ranks: number of processes.
+        flags: flags of the command.
+        launcher: whether ``run.py`` starts the ranks.
+        file_bytes: maximum size of any file, to simulate a full disk.
     """
 
     def __init__(

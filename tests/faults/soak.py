@@ -95,8 +95,10 @@ def soak(*, kills: int = 20, minutes: float | None = None, seed: int = 0) -> int
     then damaged (a flipped bit, a truncated or an empty file), or the run continues for a while on a disk that is too full for a
     checkpoint. The last line reports whether metrics and weights equal those of the undisturbed run.
 
-    Args: kills: number of disturbances. minutes: stop after this time, even if fewer disturbances have been made. seed: random
-    seed of the disturbances.
+    Args:
+        kills: number of disturbances.
+        minutes: stop after this time, even if fewer disturbances have been made.
+        seed: random seed of the disturbances.
     """
     chance, counts = random.Random(seed), Counter[str]()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Signals of a scheduler, of a user, and of the system."""
+"""Signals from a scheduler, from a user, and from the operating system."""
 
 from __future__ import annotations
 
@@ -32,21 +32,25 @@ def receivers(job: Job, to: str) -> list[int]:
 @pytest.mark.parametrize(
     ("to", "signum", "status"),
     [
-        ("every process", signal.SIGUSR1, 75),  # as a scheduler does; the launcher forwards its own to the ranks, too
+        (
+            "every process",
+            signal.SIGUSR1,
+            75,
+        ),  # as from a scheduler; the launcher also forwards its own signals to the ranks
         ("launcher", signal.SIGINT, 130),
         ("rank 0", signal.SIGTERM, 75),
         ("rank 1", signal.SIGUSR1, 75),
     ],
 )
-def test_a_run_that_is_asked_to_stop_saves_this_step_and_goes_on(tmp_path, overrides, equals_whole, to, signum, status):
+def test_a_run_that_is_asked_to_stop_saves_its_step_and_resumes(tmp_path, overrides, equals_whole, to, signum, status):
     with Job(tmp_path / "run", *overrides, launcher=not to.startswith("rank")) as job:
         job.until_step(3)
         for process in receivers(job, to):
             os.kill(process, signum)
         assert job.wait() == status, job.errors[-3000:]
     done = lines(job.output)[-1]["step"]
-    assert 3 <= done < STEPS, "it stopped within some steps"
-    assert checkpoints(job.output)[-1] == f"step-{done:08d}", "it did not wait for the next checkpoint"
+    assert 3 <= done < STEPS, "the run must stop within a few steps"
+    assert checkpoints(job.output)[-1] == f"step-{done:08d}", "the run must not wait for the next checkpoint"
     who = signal.Signals(signum).name
     said = [line for line in job.errors.splitlines() if line.startswith("stopped by")]
     assert len(said) == 1 and said[0].startswith("stopped by" if to == "rank 1" else f"stopped by {who}"), job.errors
@@ -59,7 +63,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path, overrides):
     with Job(tmp_path / "run", *overrides, "train.steps=100000", launcher=True) as job:
         job.until_step(2)
         ranks = job.ranks()
-        os.kill(ranks[0], signal.SIGSTOP)  # the run cannot stop in order
+        os.kill(ranks[0], signal.SIGSTOP)  # the run cannot stop gracefully
         os.kill(job.process.pid, signal.SIGTERM)
         time.sleep(ECHO_S + 0.1)
         started = time.monotonic()
@@ -72,16 +76,17 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path, overrides):
         time.sleep(0.05)
 
 
-def test_a_signal_in_the_evaluation_ends_it_and_it_can_be_made_again(tmp_path, overrides):
-    """Rank 1 is paused meanwhile, so that rank 0 cannot be through before the signal comes; there is enough to evaluate."""
+def test_a_signal_during_the_evaluation_ends_it_and_it_can_be_repeated(tmp_path, overrides):
+    """Rank 1 is paused meanwhile, so that rank 0 cannot finish before the signal arrives. The evaluation has enough batches for
+    that."""
     folder = tmp_path / "scenes"
     build(folder, seed=0, train=4, val=4, test=100, size=32)
     overrides = [*overrides, f"evaluation.files=[{folder}/test.jsonl]"]
     with Job(tmp_path / "run", *overrides) as job:
-        job.until(lambda: "records read" in job.errors)  # the last words of the training
+        job.until(lambda: "records read" in job.errors)  # the last line of the training
         rank_0, rank_1 = job.ranks()
         pause(rank_1)
-        os.kill(rank_0, signal.SIGTERM)  # it is heard at once, or after a collective that waits for rank 1
+        os.kill(rank_0, signal.SIGTERM)  # the signal is handled at once, or after a collective that waits for rank 1
         os.kill(rank_1, signal.SIGCONT)
         assert job.statuses()[0] == 75
     assert OneLine("evaluation", "--resume") in job.errors.splitlines()
@@ -92,7 +97,7 @@ def test_a_signal_in_the_evaluation_ends_it_and_it_can_be_made_again(tmp_path, o
 
 
 def test_a_signal_during_set_up_ends_the_run_before_its_first_step(tmp_path, overrides):
-    """With the launcher, as users have it: a rank whose connection breaks while it is set up may wait for it for minutes."""
+    """The run is started by the launcher, as by users. A rank whose connection breaks during set-up may wait for minutes."""
     with Job(tmp_path / "run", *overrides, launcher=True) as job:
         job.until(lambda: (job.output / "log.txt").exists())
         os.kill(job.ranks()[0], signal.SIGTERM)
@@ -103,7 +108,7 @@ def test_a_signal_during_set_up_ends_the_run_before_its_first_step(tmp_path, ove
 
 @pytest.mark.parametrize("rank", [1])
 def test_a_rank_that_the_system_kills_is_named(tmp_path, overrides, equals_whole, rank):
-    """And the run may go on with another number of workers."""
+    """The run can then be resumed with another number of workers."""
     with Job(tmp_path / "run", *overrides, launcher=True) as job:
         job.until(lambda: (job.output / "checkpoints/step-00000006").exists())
         os.kill(job.ranks()[rank], signal.SIGKILL)
@@ -114,7 +119,7 @@ def test_a_rank_that_the_system_kills_is_named(tmp_path, overrides, equals_whole
     equals_whole(job.output, "data.workers=0")
 
 
-def test_a_killed_launcher_takes_its_ranks_with_it_and_the_folder_is_free(tmp_path, overrides, equals_whole):
+def test_killing_the_launcher_ends_its_ranks_and_unlocks_the_folder(tmp_path, overrides, equals_whole):
     with Job(tmp_path / "run", *overrides, launcher=True) as job:
         job.until_step(8)
         ranks = job.ranks()

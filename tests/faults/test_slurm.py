@@ -1,4 +1,4 @@
-"""A job of SLURM from `run.py --slurm` to its end, with stand-ins for sbatch, srun and scontrol that run it on this machine."""
+"""A SLURM job from `run.py --slurm` to its end. Local replacements for sbatch, srun and scontrol run it on this machine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ assert argv[0] == "--parsable" and len(argv) == 2, argv
 Path(state, "submitted").write_text(argv[1])
 print("12017;one")
 """,
-    # Runs the command as each of the tasks, one a node, and returns the highest status, as srun does.
+    # Runs the command once for each task, with one task per node, and returns the highest status, like srun.
     "srun": """
 import signal, subprocess
 from pathlib import Path
@@ -51,7 +51,7 @@ Path(state, "requeued").touch()
 
 
 class Slurm:
-    """A queue of one job."""
+    """A queue with one job."""
 
     def __init__(self, folder: Path, nodes: int):
         self.folder, self.nodes = folder, nodes
@@ -63,14 +63,14 @@ class Slurm:
         self.environment = os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 
     def submit(self, *arguments: str) -> str:
-        """Run ``run.py --slurm``; returns what it prints."""
+        """Runs ``run.py --slurm`` and returns its output."""
         command = [sys.executable, "run.py", "--slurm", *arguments]
         done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def start(self) -> subprocess.Popen[str]:
-        """Start the job's script, as on the first of its nodes."""
+        """Starts the job's script, as SLURM does on the first node."""
         (self.folder / "requeued").unlink(missing_ok=True)
         (self.folder / "tasks").unlink(missing_ok=True)
         job = {"SLURM_JOB_ID": "12017", "SLURM_NNODES": str(self.nodes), "SLURM_NTASKS": str(self.nodes)}
@@ -81,7 +81,7 @@ class Slurm:
             )
 
     def signal(self, signum: int) -> None:
-        """Signal each task, as SLURM does before the end of the job's time."""
+        """Signals each task, as SLURM does before the job's time limit."""
         for task in (self.folder / "tasks").read_text().split():
             os.kill(int(task), signum)
 
@@ -94,7 +94,7 @@ class Slurm:
         return (self.folder / "output.txt").read_text()[-5000:]
 
 
-def test_a_job_is_asked_to_stop_queued_again_and_ends_as_an_undisturbed_one(tmp_path, overrides, whole):
+def test_a_job_that_is_stopped_and_requeued_ends_like_an_undisturbed_one(tmp_path, overrides, whole):
     slurm, output = Slurm(tmp_path / 'it\'s "slurm"', nodes=2), tmp_path / "my 'first' \"$HOME\" run"
     arguments = ["--config", "configs/demo/pretrain.yaml", "--output", str(output), "--nodes", "2", "--cpu", "1"]
     said = slurm.submit(*arguments, "--time", "30", *overrides)
@@ -121,7 +121,7 @@ def test_a_job_is_asked_to_stop_queued_again_and_ends_as_an_undisturbed_one(tmp_
     assert lines(output) == lines(whole)
 
 
-def test_a_mistake_and_a_job_that_is_cancelled_are_not_queued_again(tmp_path):
+def test_mistakes_and_cancelled_jobs_are_not_requeued(tmp_path):
     slurm = Slurm(tmp_path / "slurm", nodes=1)
     arguments = [
         "--task",
@@ -141,13 +141,13 @@ def test_a_mistake_and_a_job_that_is_cancelled_are_not_queued_again(tmp_path):
     job = slurm.start()
     while not (slurm.folder / "tasks").exists():
         time.sleep(0.02)
-    job.terminate()  # scancel signals the script too
+    job.terminate()  # scancel also signals the script
     assert job.wait(20) == 75
     assert not slurm.requeued
 
 
-def test_a_task_for_each_gpu_is_a_rank(tmp_path, overrides, whole):
-    """Two tasks on one node, as srun --ntasks-per-node=2 starts them."""
+def test_each_task_of_one_task_per_gpu_is_a_rank(tmp_path, overrides, whole):
+    """Two tasks on one node, as started by srun --ntasks-per-node=2."""
     output = tmp_path / "run"
     step = {
         "SLURM_JOB_ID": str(free_port()),

@@ -1,4 +1,4 @@
-"""Surroundings that a run cannot use: no home, caches and folders that cannot be written, files where folders are meant."""
+"""Environments with restrictions: no home, caches and folders that are not writable, and files in place of folders."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ runpy.run_module("tasks.run", run_name="__main__", alter_sys=True)
 HOME = ("HOME", "USER", "LOGNAME", "XDG_CACHE_HOME")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux", reason="takes rights from the superuser by Linux's prctl"),
+    pytest.mark.skipif(sys.platform != "linux", reason="removes rights from the superuser with Linux's prctl"),
 ]
 
 
 def without_rights() -> None:
-    """Permissions bind the superuser too from the next program on: no CAP_DAC_OVERRIDE, no CAP_DAC_READ_SEARCH."""
+    """Makes permissions apply to the superuser too, by removing CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH before the next exec."""
     for capability in (1, 2):
         ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
 
 
 def run(*arguments: str, command: tuple[str, ...] = ("-m", "tasks.run"), **environment: str | None):
-    """``python -m tasks.run pretrain`` with more arguments; None takes a variable away."""
+    """Runs ``python -m tasks.run pretrain`` with further arguments. A variable set to None is removed from the environment."""
     given = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     variables = {name: value for name, value in given.items() if value is not None}
     return subprocess.run(
@@ -67,14 +67,14 @@ def trained(tmp_path_factory, overrides) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
     done = run("--output", str(folder), *overrides, command=("-c", HOMELESS), **dict.fromkeys(HOME))
     assert done.returncode == 0, done.stderr[-3000:]
-    told = [line for line in done.stderr.splitlines() if "cannot be cached" in line]
-    assert len(told) == 1 and told[0] == OneLine("home folder", "memory")
+    startup_error = [line for line in done.stderr.splitlines() if "cannot be cached" in line]
+    assert len(startup_error) == 1 and startup_error[0] == OneLine("home folder", "memory")
     return folder
 
 
 @pytest.fixture
 def closed(tmp_path):
-    """A folder in which nothing can be written."""
+    """A folder that is not writable."""
     folder = tmp_path / "closed"
     folder.mkdir()
     folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
@@ -82,14 +82,14 @@ def closed(tmp_path):
     folder.chmod(stat.S_IRWXU)
 
 
-def told(*arguments: str, **environment: str | None) -> str:
-    """The line of the error with which a run ends at its start."""
+def startup_error(*arguments: str, **environment: str | None) -> str:
+    """The error line of a run that fails at its start."""
     done = run(*arguments, **environment)
     return the_line(done.returncode, done.stderr)
 
 
-def told_with_rights(*arguments: str) -> str:
-    """The same in a forked process, which keeps its rights."""
+def startup_error_with_rights(*arguments: str) -> str:
+    """Like :func:`startup_error`, in a forked process that keeps its rights."""
     return the_line(*run_alone(ROOT, "pretrain", *arguments))
 
 
@@ -104,48 +104,51 @@ def test_a_run_needs_no_home(trained):
     assert (trained / "evaluation.json").is_file()
 
 
-def test_a_home_that_cannot_be_written_is_one_warning(tmp_path, closed, overrides):
+def test_a_home_that_is_not_writable_causes_one_warning(tmp_path, closed, overrides):
     done = run("--output", str(tmp_path / "run"), *overrides, HOME=str(closed), XDG_CACHE_HOME=None)
     assert done.returncode == 0, done.stderr[-3000:]
     (line,) = [line for line in done.stderr.splitlines() if "cannot be cached" in line]
     assert line == OneLine(f"{closed}/.cache/x2vlm/index", "Permission denied")
 
 
-def test_an_output_that_cannot_be_written_is_one_line(tmp_path, closed, overrides):
+def test_an_output_folder_that_is_not_writable_is_reported_in_one_line(tmp_path, closed, overrides):
     (tmp_path / "file").write_text("")
     for tells, output, reason in (
-        (told, closed, "Permission denied"),
-        (told_with_rights, tmp_path / "file", "File exists"),
+        (startup_error, closed, "Permission denied"),
+        (startup_error_with_rights, tmp_path / "file", "File exists"),
     ):
         assert OneLine(reason) in tells("--output", str(output), *overrides).splitlines()
 
 
-def test_a_run_that_cannot_be_written_is_not_evaluated_into(tmp_path, trained, overrides):
+def test_an_evaluation_does_not_write_to_a_run_that_is_not_writable(tmp_path, trained, overrides):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    line = told("--output", str(folder), "--evaluate", "--resume", *overrides)
+    line = startup_error("--output", str(folder), "--evaluate", "--resume", *overrides)
     folder.chmod(stat.S_IRWXU)
     assert line == OneLine(f"error: --output {folder}", "Permission denied")
 
 
-def test_a_file_in_the_place_of_a_folder_is_told_before_training(tmp_path, overrides):
+def test_a_file_in_place_of_a_folder_is_reported_before_training(tmp_path, overrides):
     (tmp_path / "checkpoints").write_text("")
-    line = told_with_rights("--output", str(tmp_path), *overrides)
+    line = startup_error_with_rights("--output", str(tmp_path), *overrides)
     assert line == OneLine(f"{tmp_path}/checkpoints", "Not a directory")
 
 
-def test_a_resumed_run_whose_config_is_hostile_is_one_line(tmp_path, trained, overrides):
+def test_a_malicious_config_of_a_resumed_run_is_reported_in_one_line(tmp_path, trained, overrides):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     (folder / "config.yaml").write_text("seed: 0\na: &a [*a]\n")
-    line = told_with_rights("--output", str(folder), "--resume", *overrides)
+    line = startup_error_with_rights("--output", str(folder), "--resume", *overrides)
     assert line == OneLine(f"error: {folder}/config.yaml:2", "&a", "*a")
 
 
-def test_paths_that_may_not_be_looked_at_are_one_line(tmp_path, closed, overrides):
+def test_inaccessible_paths_are_reported_in_one_line(tmp_path, closed, overrides):
     closed.chmod(0)
     denied, output = "Permission denied; check the path and its permissions", ("--output", str(tmp_path / "run"))
-    assert denied in told(*output, *overrides, f"init.checkpoint={closed}/x.pth")
-    assert denied in told(*output, *overrides, "--config", f"{closed}/x.yaml")
-    assert OneLine("File name too long") in told_with_rights(*output, *overrides, "--config", "x" * 300).splitlines()
+    assert denied in startup_error(*output, *overrides, f"init.checkpoint={closed}/x.pth")
+    assert denied in startup_error(*output, *overrides, "--config", f"{closed}/x.yaml")
+    assert (
+        OneLine("File name too long")
+        in startup_error_with_rights(*output, *overrides, "--config", "x" * 300).splitlines()
+    )

@@ -1,4 +1,4 @@
-"""Environments of launchers and schedulers, and the places that they describe."""
+"""Environments of launchers and schedulers, and the placements that they describe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from utils.errors import UserError
 
 
 def placement_of(words: list[str]) -> Placement:
-    """The placement of a command line."""
+    """The placement given by a command line."""
     found: list[Placement] = []
 
     def keep(*, placement: Placement = Placement()) -> int:
@@ -33,7 +33,7 @@ TORCHRUN = {
     "MASTER_PORT": "29400",
     "TORCHELASTIC_RUN_ID": "none",
 }
-"""As torchrun sets it for a rank."""
+"""Set by torchrun for a rank."""
 
 STEP = {
     "SLURM_JOB_ID": "12017",
@@ -47,13 +47,13 @@ STEP = {
     "SLURM_PROCID": "1",
     "SLURM_LOCALID": "0",
 }
-"""As srun sets it for the second of two tasks, one a node."""
+"""Set by srun for the second of two tasks, with one task per node."""
 
 BATCH = {name: value for name, value in STEP.items() if "STEP" not in name} | {"SLURM_JOB_NODELIST": "gpu[07-08]"}
-"""As sbatch and salloc set it: no step."""
+"""Set by sbatch and salloc outside a step."""
 
 INTERACTIVE = STEP | {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1"}
-"""As salloc sets it where its shell is a step of its own."""
+"""Set by salloc if its shell is a step."""
 
 TASK_A_GPU = STEP | {
     "SLURM_STEP_NUM_TASKS": "8",
@@ -64,10 +64,10 @@ TASK_A_GPU = STEP | {
 }
 
 PYTORCHJOB = {"MASTER_ADDR": "job-master-0", "MASTER_PORT": "23456", "WORLD_SIZE": "3", "RANK": "2"}
-"""As the training operator sets it in a pod."""
+"""Set by the training operator in a pod."""
 
 PYTORCHJOB_1_8 = PYTORCHJOB | {"WORLD_SIZE": "12", "PET_NODE_RANK": "2", "PET_NPROC_PER_NODE": "4", "PET_NNODES": "3"}
-"""As later versions set it, with nprocPerNode: 4; WORLD_SIZE counts processes then."""
+"""Set by later versions with nprocPerNode: 4. WORLD_SIZE counts processes there."""
 
 ELASTIC_JOB = {
     "PET_RDZV_ENDPOINT": "job-worker-0:23456",
@@ -110,7 +110,7 @@ TWO = Nodes(2, 2)
         (TRAINJOB | {"PET_NNODES": "1", "PET_NODE_RANK": "0"}, Place("Kubernetes (PET_*)")),
     ],
 )
-def test_an_environment_describes_a_place(environment, place):
+def test_an_environment_describes_a_placement(environment, place):
     assert recognise(environment) == place
 
 
@@ -122,7 +122,7 @@ def test_an_environment_describes_a_place(environment, place):
         (TRAINJOB | {"PET_NNODES": "a few"}, ("PET_NNODES", "'a few'", "MIN:MAX")),
     ],
 )
-def test_a_broken_environment_is_one_line(environment, message):
+def test_a_broken_environment_is_reported_in_one_line(environment, message):
     with pytest.raises(UserError, match=naming(*message)) as caught:
         recognise(environment)
     assert "\n" not in str(caught.value)
@@ -139,8 +139,8 @@ def test_a_broken_environment_is_one_line(environment, message):
         ("rack[1-2]n[04,6].example.org,x", "rack1n04.example.org"),
     ],
 )
-def test_the_first_host_of_a_short_list(hosts, first):
-    """As `scontrol show hostnames` prints it first."""
+def test_the_first_host_of_a_compressed_list_is_found(hosts, first):
+    """The expected host is the first one printed by `scontrol show hostnames`."""
     assert first_host(hosts) == first
 
 
@@ -157,7 +157,7 @@ def test_the_first_host_of_a_short_list(hosts, first):
         (["--cpu", "1"], BATCH, Place("flags")),
     ],
 )
-def test_flags_win_and_the_environment_fills_in_the_rest(flags, environment, place):
+def test_flags_have_priority_and_the_environment_fills_in_the_rest(flags, environment, place):
     assert place_of(placement_of(flags), environment) == place
 
 
@@ -173,12 +173,12 @@ def test_flags_win_and_the_environment_fills_in_the_rest(flags, environment, pla
         (["--cpu", "8"], TASK_A_GPU, ("--cpu 8", "SLURM job 12017", "rank 5 of 8")),
     ],
 )
-def test_a_contradiction_is_one_line(flags, environment, message):
+def test_a_contradiction_is_reported_in_one_line(flags, environment, message):
     with pytest.raises(UserError, match=naming(*message)):
         place_of(placement_of(flags), environment)
 
 
-def test_a_job_of_many_nodes_without_srun_is_told():
+def test_a_job_of_several_nodes_without_srun_is_reported():
     assert nodes_left_out(BATCH) == OneLine("SLURM job 12017", "2 nodes", "srun")
     assert nodes_left_out(STEP) is None
     assert nodes_left_out(BATCH | {"SLURM_NNODES": "1"}) is None
@@ -188,16 +188,16 @@ def test_a_job_of_many_nodes_without_srun_is_told():
 @pytest.mark.parametrize(
     ("text", "nodes"), [("4", Nodes(4, 4)), ("2:2", Nodes(2, 2, True)), ("1:3", Nodes(1, 3, True))]
 )
-def test_numbers_of_nodes_are_read_and_written(text, nodes):
+def test_node_counts_survive_the_round_trip(text, nodes):
     assert parse_nodes(text) == nodes
     assert str(nodes) == text
 
 
 @pytest.mark.parametrize(
     ("visible", "local"),
-    [("", "1"), ("0,1,2,3", "1"), ("2", "0")],  # the last: a task that sees its own GPU alone
+    [("", "1"), ("0,1,2,3", "1"), ("2", "0")],  # in the last case, each task sees only its own GPU
 )
-def test_a_task_a_gpu_becomes_a_rank_as_of_torchrun(monkeypatch, visible, local):
+def test_a_task_per_gpu_becomes_a_rank_as_with_torchrun(monkeypatch, visible, local):
     environment = {"CUDA_VISIBLE_DEVICES": visible}
     monkeypatch.setattr("os.environ", environment)
     torchrun.become_rank(recognise(TASK_A_GPU))
@@ -206,14 +206,14 @@ def test_a_task_a_gpu_becomes_a_rank_as_of_torchrun(monkeypatch, visible, local)
     assert {name: environment[name] for name in expected} == expected
 
 
-def test_the_number_of_ranks_on_a_node_is_torchruns_own(monkeypatch):
+def test_the_number_of_ranks_per_node_is_taken_from_torchrun(monkeypatch):
     environment = TORCHRUN | {"LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": ""}
     monkeypatch.setattr("os.environ", environment)
     torchrun.become_rank(recognise(dict(environment)))
     assert (environment["WORLD_SIZE"], environment["LOCAL_WORLD_SIZE"]) == ("4", "2")
 
 
-def test_a_node_with_fewer_gpus_than_tasks_is_refused(monkeypatch):
+def test_a_node_with_fewer_gpus_than_tasks_is_rejected(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(UserError, match=naming("2 GPUs", "one task per GPU")):
         torchrun.become_rank(recognise(TASK_A_GPU | {"SLURM_LOCALID": "2"}))
@@ -222,7 +222,7 @@ def test_a_node_with_fewer_gpus_than_tasks_is_refused(monkeypatch):
     assert torchrun.processes_of(Placement(gpus=2), recognise(ELASTIC_JOB)) == 2
 
 
-def test_the_scheduler_tells_the_number_of_processes_without_a_gpu_too(monkeypatch):
+def test_the_scheduler_sets_the_number_of_processes_even_without_a_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert torchrun.processes_of(Placement(), recognise(ELASTIC_JOB)) == 8
     assert torchrun.processes_of(Placement(), recognise(TRAINJOB)) == 1
@@ -247,17 +247,17 @@ def test_the_scheduler_tells_the_number_of_processes_without_a_gpu_too(monkeypat
         ),
     ],
 )
-def test_a_number_that_cannot_be_is_told_before_anything_waits(environment, message):
+def test_an_impossible_number_is_reported_before_anything_waits(environment, message):
     with pytest.raises(UserError, match=message):
         recognise(environment)
 
 
-def test_a_job_of_several_nodes_is_recognised_by_ascii_digits_alone():
+def test_node_counts_of_a_job_must_be_ascii_digits():
     with pytest.raises(UserError, match="SLURM_NNODES = '²' is not a number"):
         nodes_left_out(BATCH | {"SLURM_NNODES": "²"})
 
 
-def test_a_rank_that_cannot_be_is_told_by_the_scripts_of_the_tasks_too(monkeypatch):
+def test_an_impossible_rank_is_also_reported_by_the_task_scripts(monkeypatch):
     monkeypatch.setenv("RANK", "5")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="RANK = 5"), process_group():

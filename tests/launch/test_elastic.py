@@ -1,4 +1,4 @@
-"""When the ranks of an elastic job start again, and when the job ends: ranks that are scripts of a line, on one node."""
+"""When the ranks of an elastic job restart, and when the job ends. The ranks are one-line scripts on one node."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ elif number <= TIMES:
 
 
 def launch(folder: Path, times: int, stop: str, restarts: int) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """Run a job whose rank 1 stops at its first starts; returns how it ended, and the ports of rank 0's starts."""
+    """Runs a job whose rank 1 stops in its first starts. Returns the finished process and the port of rank 0 in each start."""
     (folder / "rank.py").write_text(RANK.replace("TIMES", str(times)).replace("STOP", stop))
     command = [sys.executable, "-c", LAUNCH, f"127.0.0.1:{free_port()}", str(restarts), str(folder / "rank.py")]
     environment = os.environ | {"PET_RDZV_CONF": "last_call_timeout=1", "PYTHONPATH": str(ROOT)}
@@ -57,21 +57,21 @@ def launch(folder: Path, times: int, stop: str, restarts: int) -> tuple[subproce
         (f"sys.exit({REQUEUE})", 0, 2, 0),
         (f"sys.exit({MISTAKE})", 5, 1, MISTAKE),
     ],
-    ids=["killed", "lost another", "lost another too often", "stopped in order", "mistake"],
+    ids=["killed", "lost a peer", "lost a peer too often", "stopped gracefully", "mistake"],
 )
-def test_ranks_start_again_unless_a_user_has_to_mend_something(tmp_path, stop, restarts, starts, status):
+def test_ranks_restart_unless_the_user_has_to_fix_something(tmp_path, stop, restarts, starts, status):
     done, ports = launch(tmp_path, 1, stop, restarts)
     assert done.returncode == status, done.stderr
     assert len(ports) == starts
     assert len(set(ports)) == starts, (
-        "each start has a store of its own: in that of the one before, ranks were asked to stop"
+        "each start needs a new store, because ranks were asked to stop in the previous one"
     )
     assert "Traceback" not in done.stderr
     assert done.stderr.count("restarting the ranks on 1 node\n") == starts - 1
 
 
 @pytest.mark.slow
-def test_without_the_node_of_the_rendezvous_the_others_end_in_one_line(tmp_path):
+def test_losing_the_rendezvous_node_ends_the_others_with_one_line(tmp_path):
     (tmp_path / "rank.py").write_text(RANK.replace("TIMES", "9").replace("STOP", "time.sleep(60)"))
     port = free_port()
     launch = LAUNCH.replace("Nodes(1, 1, True)", "Nodes(1, 2, True)")

@@ -1,4 +1,4 @@
-"""The script of a job of SLURM, and mistakes in its flags."""
+"""The script of a SLURM job, and mistakes in its flags."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def in_the_checkout(monkeypatch):
 
 
 def options_of(script: str) -> dict[str, str | None]:
-    """The options in the lines for sbatch, split as a shell and SLURM split them."""
+    """The options in the sbatch lines, parsed like a shell and SLURM parse them."""
     words = [shlex.split(line.removeprefix("#SBATCH ")) for line in script.splitlines() if line.startswith("#SBATCH ")]
     assert all(len(parts) == 1 for parts in words)
     pairs = [parts[0].removeprefix("--").partition("=") for parts in words]
@@ -85,8 +85,8 @@ def test_the_dry_run_prints_a_script_that_survives_any_path(tmp_path, capsys, mo
 
 
 @pytest.mark.parametrize(("arguments", "resumes"), [(["init.checkpoint=x"], False), (["--resume"], True)])
-def test_an_evaluation_of_other_weights_resumes_no_run(tmp_path, arguments, resumes, capsys):
-    """With --resume it would be one of the folder's own run."""
+def test_an_evaluation_of_other_weights_does_not_resume_the_run(tmp_path, arguments, resumes, capsys):
+    """With --resume, the run of the folder itself would be evaluated."""
     assert (
         main(["--slurm", "--dry-run", "--task", "pretrain", "--output", str(tmp_path), "--evaluate", *arguments]) == 0
     )
@@ -95,7 +95,7 @@ def test_an_evaluation_of_other_weights_resumes_no_run(tmp_path, arguments, resu
 
 
 @pytest.mark.parametrize("arguments", [[], ["--resume"]])
-def test_a_folder_with_a_run_is_submitted_to_resume_alone(tmp_path, arguments, capsys, monkeypatch):
+def test_a_folder_with_a_run_is_submitted_only_with_resume(tmp_path, arguments, capsys, monkeypatch):
     (tmp_path / "metrics.jsonl").touch()
     status = main(["--slurm", "--dry-run", "--task", "pretrain", "--output", str(tmp_path), *arguments])
     captured = capsys.readouterr()
@@ -128,7 +128,7 @@ def test_a_folder_with_a_run_is_submitted_to_resume_alone(tmp_path, arguments, c
         ),
     ],
 )
-def test_a_mistake_is_one_line(arguments, message, tmp_path, capsys, monkeypatch):
+def test_mistakes_are_reported_in_one_line(arguments, message, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert main(["--task", "pretrain", "--output", str(tmp_path / "run"), *arguments]) == 2
     said = capsys.readouterr().err
@@ -167,13 +167,13 @@ def test_a_wrong_flag_is_named(arguments, message, capsys):
         ("UNLIMITED", float("inf")),
     ],
 )
-def test_times_have_slurms_forms(text, seconds):
-    """From the manual of sbatch, under --time."""
+def test_times_have_the_formats_of_slurm(text, seconds):
+    """The formats are from the manual of sbatch, under --time."""
     assert slurm._seconds(slurm._time(text)) == seconds
 
 
-def test_a_line_break_in_the_name_of_the_working_folder_reaches_no_script(tmp_path, capsys, monkeypatch):
-    """The part after it would be a command of the script."""
+def test_a_working_folder_with_a_line_break_is_rejected_before_the_script(tmp_path, capsys, monkeypatch):
+    """The text after the line break would be a command of the script."""
     folder = tmp_path / "a\ntouch oops"
     folder.mkdir()
     monkeypatch.chdir(folder)

@@ -1,4 +1,4 @@
-"""`run.py`'s command line, how it starts a job, and the exit status of a job."""
+"""The command line of `run.py`, how it starts a job, and the exit status of a job."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def launch_job(flags, command):
 
 
 def run_job(folder: Path, body: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Launch a script that has nothing but ``body``."""
+    """Launches a script that only contains ``body``."""
     (folder / "Job.py").write_text(body)
     call = f"import sys\n{LAUNCH}sys.exit(launch_job(sys.argv[2:], [sys.argv[1]]))"
     command = [sys.executable, "-c", call, str(folder / "Job.py"), *flags]
@@ -91,9 +91,9 @@ assert handling() == before, handling()
 
 
 @pytest.mark.slow
-def test_the_launcher_leaves_signals_and_environment_as_they_were(tmp_path):
-    """A signal to a process that is forked after the job must not end the launcher, and its ranks' number of threads must not
-    hold for the next job."""
+def test_the_launcher_restores_signal_handlers_and_environment(tmp_path):
+    """A signal to a process that is forked after the job must not end the launcher, and the thread count of its ranks must not
+    apply to the next job."""
     (tmp_path / "Job.py").write_text("")
     command = [sys.executable, "-c", RESTORED, str(tmp_path / "Job.py"), "--cpu", "1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
@@ -117,7 +117,7 @@ assert freed.wait(60)
 """
 
 
-def test_a_timer_of_torch_that_is_freed_in_its_own_thread_prints_nothing():
+def test_a_torch_timer_that_is_freed_in_its_own_thread_prints_nothing():
     errors = {
         mode: subprocess.run(
             [sys.executable, "-c", FREED, mode], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
@@ -130,7 +130,7 @@ def test_a_timer_of_torch_that_is_freed_in_its_own_thread_prints_nothing():
 
 @pytest.mark.slow
 def test_segments_grow_on_gpus_unless_the_user_has_set_up_the_allocator(tmp_path):
-    """One process, which has imported torch, launches a job for each case."""
+    """One process that has imported torch launches a job for each case."""
     own = "max_split_size_mb:64"
     cases = [
         ("--gpus", {}, dict.fromkeys(ALLOCATOR, "expandable_segments:True")),
@@ -160,7 +160,7 @@ def test_segments_grow_on_gpus_unless_the_user_has_set_up_the_allocator(tmp_path
     ids=["TrainJob", "elastic PyTorchJob"],
 )
 def test_pods_of_kubernetes_find_each_other_without_flags(tmp_path, variables, node):
-    """As processes of this machine."""
+    """The pods are processes on this machine."""
     port = str(free_port())
     variables |= {"MASTER_PORT": port, "PET_MASTER_PORT": port} if node else {"PET_RDZV_ENDPOINT": f"127.0.0.1:{port}"}
     body = "import os; print(*(os.environ[name] for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE')))"
@@ -175,7 +175,7 @@ def test_pods_of_kubernetes_find_each_other_without_flags(tmp_path, variables, n
     assert sorted(each.stdout for each in done) == ["0 0 2\n", "1 0 2\n"]
 
 
-def test_a_missing_config_is_one_line():
+def test_a_missing_config_is_reported_in_one_line():
     command = [sys.executable, "run.py", "--task", "pretrain", "--config", "configs/none.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2
@@ -183,7 +183,7 @@ def test_a_missing_config_is_one_line():
 
 
 @pytest.mark.slow
-def test_threads_are_shared_out_over_the_cores_of_this_process_and_not_of_the_machine(tmp_path):
+def test_ranks_divide_the_cores_of_this_process_instead_of_the_machine(tmp_path):
     body = "import os; print(os.environ['OMP_NUM_THREADS'])"
     core = min(os.sched_getaffinity(0))
     call = f"import os; os.sched_setaffinity(0, {{{core}}})\n"
@@ -211,7 +211,7 @@ def test_threads_are_shared_out_over_the_cores_of_this_process_and_not_of_the_ma
         ("MIG-GPU-1/0/0", 1),
     ],
 )
-def test_cuda_stops_at_the_first_entry_that_is_no_device(monkeypatch, visible, gpus):
+def test_cuda_stops_at_the_first_entry_that_is_not_a_device(monkeypatch, visible, gpus):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert torchrun._gpus() == gpus
     if not gpus:
@@ -234,7 +234,8 @@ def test_the_help_lists_commands_and_tasks_without_torch():
 
 
 def test_the_help_takes_at_most_ten_times_as_long_as_python():
-    """The least of nine processor times each, in turn: other processes of this machine only add to them."""
+    """Compares the minimum of nine processor times each, measured alternately, because other processes on the machine only add to
+    them."""
 
     def processor_s(*arguments: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -253,7 +254,7 @@ def test_each_command_has_a_main_that_takes_its_arguments(capsys):
         assert f"Usage: run.py {name}" in capsys.readouterr().out
 
 
-def test_run_alone_says_what_to_do(capsys):
+def test_run_without_arguments_explains_its_usage(capsys):
     assert run.main([]) == 2
     said = capsys.readouterr().err
     assert all(part in said for part in ("make demo", "--config FILE", "--task TASK", "--help"))
@@ -272,7 +273,7 @@ def test_run_alone_says_what_to_do(capsys):
         (["--config", "configs/demo/vqa.yaml", "--task", "nlvr"], ("configs/demo/vqa.yaml", "task vqa", "--task nlvr")),
     ],
 )
-def test_a_mistake_is_one_line_with_the_nearest_name(argv, message, capsys, monkeypatch):
+def test_a_mistake_is_reported_in_one_line_with_the_nearest_name(argv, message, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert run.main(argv) == 2
@@ -294,11 +295,11 @@ def test_the_help_of_a_tasks_script_does_not_wait_for_torch():
     "nodes", [["--nodes", "2", "--node-rank", "0"], ["--nodes", "2", "--node-rank", "1"], ["--nodes", "2:3"]]
 )
 def test_a_node_that_waits_for_others_ends_on_a_signal(nodes, signum, status, tmp_path):
-    """It waits in a function of torch, in which Python handles no signal."""
+    """The node waits in a function of torch, during which Python handles no signals."""
     script = tmp_path / "rank.py"
     script.write_text("")
     code = f"from launch import torchrun as t; t.UNHEARD_S = 0.5\n{LAUNCH}\n"
-    code += "import sys, torch.distributed.run, launch.elastic\n"  # a slow import on some machines
+    code += "import sys, torch.distributed.run, launch.elastic\n"  # the import is slow on some machines
     code += "print(flush=True); sys.exit(launch_job(sys.argv[2:], [sys.argv[1]]))"
     flags = ["--cpu", "1", *nodes, "--master", f"127.0.0.1:{free_port()}"]
     process = subprocess.Popen(
@@ -310,7 +311,7 @@ def test_a_node_that_waits_for_others_ends_on_a_signal(nodes, signum, status, tm
     )
     assert process.stdout is not None
     process.stdout.readline()
-    time.sleep(2)  # the node waits
+    time.sleep(2)  # the node is waiting
     process.send_signal(signum)
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, "Traceback" in errors) == (status, False), errors
@@ -325,8 +326,9 @@ time.sleep(60)
 
 
 def stopped_job(folder: Path, name: str, status: int, ignored: bool = False) -> tuple[int, str]:
-    """Start a rank that answers a signal with a status, send the launcher that signal once the rank is there, and return the
-    launcher's status and errors. ``ignored``: the launcher starts with SIGHUP ignored, as under nohup; SIGTERM ends it then."""
+    """Starts a rank that answers a signal with a status, sends the signal to the launcher once the rank runs, and returns the
+    launcher's status and errors. If ``ignored``, the launcher starts with SIGHUP ignored, as under nohup, and is ended by
+    SIGTERM."""
     script = folder / "rank.py"
     script.write_text(STOPPABLE.format(name="SIGTERM" if ignored else name, status=status))
     start = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" if ignored else ""
@@ -347,7 +349,7 @@ def stopped_job(folder: Path, name: str, status: int, ignored: bool = False) -> 
 
 
 @pytest.mark.slow
-def test_a_rank_that_could_not_save_when_it_was_stopped_is_not_queued_again(tmp_path):
+def test_a_rank_that_could_not_save_when_stopped_is_not_requeued(tmp_path):
     returned, errors = stopped_job(tmp_path, "SIGTERM", 2)
     assert returned == 2
     assert "SIGTERM: the run stops" in errors
@@ -363,7 +365,7 @@ def test_a_lost_terminal_and_the_limit_of_cpu_time_stop_a_run_like_sigterm(tmp_p
 
 
 @pytest.mark.slow
-def test_under_nohup_a_lost_terminal_stops_nothing(tmp_path):
+def test_under_nohup_a_lost_terminal_does_not_stop_the_run(tmp_path):
     returned, errors = stopped_job(tmp_path, "SIGHUP", 75, ignored=True)
     assert returned == 75
     assert "SIGTERM: the run stops" in errors

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: hand-made cases, the normal interval of independent examples, and groups that are drawn together."""
+"""Bootstrap intervals: hand-made cases, the normal interval of independent examples, and groups that are drawn as a whole."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def test_the_examples_in_the_docstrings_hold():
     assert result.attempted > 0 and result.failed == 0
 
 
-def test_the_percentiles_are_those_of_all_possible_draws():
-    """Three groups of unlike sizes have 27 draws; many random draws have the percentiles of these."""
+def test_percentiles_of_many_draws_equal_those_of_all_possible_draws():
+    """Three groups of different sizes have 27 possible draws, and many random draws have the same percentiles as these."""
     values, groups = np.array([0.0, 1.0, 1.0, 0.0, 1.0, 1.0]), ["a", "b", "b", "c", "c", "c"]
     of_group = {"a": [0.0], "b": [1.0, 1.0], "c": [0.0, 1.0, 1.0]}
     means = [
@@ -37,8 +37,9 @@ def test_independent_examples_have_about_the_normal_interval():
     assert low == pytest.approx(share - half, abs=0.1 * half) and high == pytest.approx(share + half, abs=0.1 * half)
 
 
-def test_examples_that_are_alike_within_their_group_widen_the_interval():
-    """Five equal examples a group say no more than one: the interval is sqrt(5) times as wide as if they were independent."""
+def test_similar_examples_within_a_group_widen_the_interval():
+    """A group of five equal examples carries as much information as one: the interval is sqrt(5) times as wide as for independent
+    examples."""
     right = np.repeat(np.random.default_rng(0).random(200) < 0.7, 5)
     apart = interval([Scores(right, np.arange(1000))], 4000, seed=0)
     together = interval([Scores(right, np.repeat(np.arange(200), 5))], 4000, seed=0)
@@ -46,7 +47,7 @@ def test_examples_that_are_alike_within_their_group_widen_the_interval():
 
 
 def test_a_mean_of_means_is_drawn_over_the_same_groups():
-    """Parts v and 1 - v / 2 have the mean 1 / 2 + v / 4 in every draw; drawn apart they would vary more."""
+    """v and 1 - v / 2 have the mean 1 / 2 + v / 4 in every draw. If they were drawn separately, the mean would vary more."""
     values = np.random.default_rng(0).random(100)
     low, high = interval([Scores(values, np.arange(100))], 200, seed=0)
     both = interval([Scores(values, np.arange(100)), Scores(1 - values / 2, np.arange(100))], 200, seed=0)
@@ -55,13 +56,13 @@ def test_a_mean_of_means_is_drawn_over_the_same_groups():
         interval([Scores(values, np.arange(100)), Scores(values[:50], np.arange(50))], 200, seed=0)
 
 
-def test_the_interval_depends_on_its_seed_alone(monkeypatch):
+def test_the_interval_depends_only_on_its_seed(monkeypatch):
     scores = [Scores(np.random.default_rng(0).random(300), np.arange(300) // 3)]
     first = interval(scores, 500, seed=3)
     assert interval(scores, 500, seed=3) == first != interval(scores, 500, seed=4)
     monkeypatch.setattr(bootstrap, "CELLS", 1)
     small = interval(scores, 500, seed=3)
-    assert small == pytest.approx(first, abs=0.02), "drawn in pieces"
+    assert small == pytest.approx(first, abs=0.02), "the draws are made in pieces"
 
 
 @pytest.mark.parametrize(
@@ -74,8 +75,8 @@ def test_the_interval_depends_on_its_seed_alone(monkeypatch):
         ([0.0, 1.0, 1.0, 0.0], ["a", "a", "b", "b"]),
     ],
 )
-def test_no_examples_no_number_or_groups_all_alike_have_no_interval(values, groups):
-    """Sixty questions that are all wrong draw nothing but zeros, which is no proof that all are."""
+def test_there_is_no_interval_without_examples_or_variation(values, groups):
+    """If sixty answers are all wrong, every draw is zero, which does not prove that all other answers are wrong."""
     assert interval([Scores(np.array(values), groups)], 100, seed=0) is None
 
 

@@ -1,4 +1,4 @@
-"""Sets of boxes: cases by hand, gRefCOCO's rule read once more, and COCO's average precision."""
+"""Sets of boxes: hand-made cases, an independent implementation of gRefCOCO's rule, and COCO's average precision."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from utils.errors import UserError
 
 A, B, C = (0.2, 0.2, 0.2, 0.2), (0.7, 0.7, 0.2, 0.2), (0.2, 0.7, 0.2, 0.2)
 NEAR_A = (0.22, 0.2, 0.2, 0.2)
-"""IoU 0.82 with A."""
+"""A box with IoU 0.82 with A."""
 
 
 def boxes(*listed) -> np.ndarray:
@@ -31,18 +31,18 @@ def boxes(*listed) -> np.ndarray:
         ([B, NEAR_A], [A, B], True),
         ([A], [A, B], False),
         ([A, B], [A], False),
-        ([A, NEAR_A], [A, B], False),  # two boxes for one object
+        ([A, NEAR_A], [A, B], False),  # two predicted boxes for one object
         ([A, B, C], [C, A, B], True),
     ],
 )
-def test_a_set_is_right_if_every_box_has_its_own_partner(predicted, true, exact):
+def test_a_set_is_correct_if_every_box_has_its_own_partner(predicted, true, exact):
     assert is_exact(boxes(*predicted), boxes(*true)) is exact
     assert is_exact(boxes(*predicted), boxes(*true), giou) is exact
 
 
 def by_the_script(predicted: np.ndarray, true: np.ndarray) -> float:
-    """F1 as gRefCOCO's mdetr/datasets/refexp.py defines it, in a second way: with sets of free rows and columns, on torchvision's
-    GIoU."""
+    """F1 as defined by gRefCOCO's mdetr/datasets/refexp.py, implemented differently: with sets of free rows and columns, and
+    torchvision's GIoU."""
     if not len(true):
         return float(not len(predicted))
     corners = [
@@ -59,7 +59,7 @@ def by_the_script(predicted: np.ndarray, true: np.ndarray) -> float:
     return 2 * hits / (2 * hits + (len(predicted) - hits) + (len(true) - hits))
 
 
-def test_the_rule_is_that_of_the_script_on_random_sets():
+def test_the_rule_equals_the_official_script_on_random_sets():
     rng = np.random.default_rng(0)
     exact = 0
     for _ in range(2000):
@@ -74,13 +74,13 @@ def test_the_rule_is_that_of_the_script_on_random_sets():
     assert 400 < exact < 1600
 
 
-def test_pairs_are_counted_with_the_best_overlap_first():
-    """The second prediction fits A better; the first must take nothing else then."""
+def test_pairs_are_matched_in_order_of_overlap():
+    """The second prediction fits A better, and the first one must not be matched to another box then."""
     assert count_pairs(boxes(NEAR_A, A), boxes(A)) == 1
     assert count_pairs(boxes(NEAR_A, A, B), boxes(A, B)) == 2
 
 
-def test_giou_is_torchvisions():
+def test_giou_equals_torchvisions():
     rng = np.random.default_rng(1)
     one, other = rng.uniform(0.1, 0.9, (100, 4)), rng.uniform(0.1, 0.9, (100, 4))
     corners = [
@@ -92,8 +92,9 @@ def test_giou_is_torchvisions():
 SIZES = np.array([[100, 80], [64, 64]])
 
 
-def test_average_precision_by_hand():
-    """One object is found first, a wrong box second, another object third: precision 1 up to recall 1/2, 2/3 after it."""
+def test_average_precision_equals_a_hand_computed_value():
+    """The first detection finds an object, the second is wrong, and the third finds another object: precision is 1 up to recall
+    1/2, and 2/3 after it."""
     found = [ScoredBoxes(boxes(A, B), np.array([0.9, 0.8])), ScoredBoxes(boxes(C), np.array([0.7]))]
     mean, at_half = average_precision(found, [boxes(A), boxes(C)], SIZES)
     recalls = np.linspace(0, 1, 101)
@@ -101,7 +102,7 @@ def test_average_precision_by_hand():
     assert mean == pytest.approx(at_half)
 
 
-def test_average_precision_of_boxes_for_phrases_without_any():
+def test_average_precision_counts_boxes_for_phrases_without_boxes():
     found = [ScoredBoxes(boxes(A), np.array([0.6])), ScoredBoxes(boxes(C), np.array([0.7]))]
     assert average_precision(found, [boxes(A), boxes()], SIZES)[1] == pytest.approx(0.5)
     assert np.isnan(average_precision(found, [boxes(), boxes()], SIZES)[0])

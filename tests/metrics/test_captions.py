@@ -1,4 +1,4 @@
-"""Caption metrics against the standard, Java-tokenized evaluation, run once (``tests/golden/captions/make.py``)."""
+"""Caption metrics compared with the standard evaluation, which uses Java. It was run once (``tests/golden/captions/make.py``)."""
 
 import doctest
 import gc
@@ -39,7 +39,7 @@ def test_the_examples_in_the_docstrings_hold(name):
     assert result.failed == 0
 
 
-def test_tokens_are_those_of_the_java_tokenizer():
+def test_tokens_equal_the_java_tokenizer():
     captions = [*GOLDEN["candidates"], *(caption for own in GOLDEN["references"] for caption in own)]
     assert len(set(captions)) > 1000
     made = list(zip(GOLDEN["candidates"], tokenize(GOLDEN["candidates"]), TOKENS, strict=True))
@@ -50,41 +50,41 @@ def test_tokens_are_those_of_the_java_tokenizer():
     assert [each for each in made if each[1] != each[2]] == []
 
 
-def test_scores_are_those_of_the_standard_evaluation_and_need_no_java(monkeypatch, tmp_path):
+def test_scores_equal_the_standard_evaluation_without_java(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     scores = caption_metrics(GOLDEN["candidates"], GOLDEN["references"])
     assert scores == pytest.approx(GOLDEN["scores"], abs=1e-9)
     assert all(score > 0.1 for score in scores.values())
 
 
-def test_each_images_scores_are_those_of_the_standard_evaluation():
+def test_scores_per_image_equal_the_standard_evaluation():
     np.testing.assert_allclose(rouge_l(TOKENS, REFERENCE_TOKENS), GOLDEN["ROUGE-L"], atol=1e-9)
     np.testing.assert_allclose(cider_d(TOKENS, REFERENCE_TOKENS), GOLDEN["CIDEr"], atol=1e-9)
 
 
-def test_a_caption_may_depend_on_the_next_one_as_in_one_text():
+def test_the_tokens_of_a_caption_may_depend_on_the_next_caption():
     assert tokenize(["a man says no.", "5 dogs"]) == ["a man says no.", "5 dogs"]
     assert tokenize(["a man says no.", "dogs"]) == ["a man says no", "dogs"]
 
 
 @pytest.mark.parametrize("line_break", ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x85", "\u2028", "\u2029"])
-def test_a_line_break_inside_a_caption_is_a_space_and_shifts_no_other(line_break):
+def test_a_line_break_in_a_caption_counts_as_a_space(line_break):
     assert tokenize([f"a{line_break}dog", "", "a cat"]) == ["a dog", "", "a cat"]
 
 
-def test_no_captions_have_no_tokens():
+def test_an_empty_list_of_captions_has_no_tokens():
     assert tokenize([]) == []
     assert tokenize([""]) == [""]
     assert tokenize(["", " ?! \U0001f600 ..."]) == ["", "?!"]
 
 
-def test_bleu_takes_the_shorter_of_two_references_equally_close():
+def test_bleu_uses_the_shorter_of_two_equally_close_references():
     assert corpus_bleu(["a b c"], [["a b c d", "a b"]], max_n=1) == pytest.approx([1.0])
     assert corpus_bleu(["a b c"], [["a b c d", "x"]], max_n=1) == pytest.approx([math.exp(1 - 4 / 3)])
 
 
-def test_bleu_counts_a_word_no_more_often_than_the_best_reference():
-    """Papineni et al., 2002, sec. 2.1: the seven times "the", worked there as 2/7."""
+def test_bleu_clips_word_counts_to_the_best_reference():
+    """The example in Papineni et al., 2002, sec. 2.1 with seven times "the", whose precision is 2/7."""
     references = [["the cat is on the mat", "there is a cat on the mat"]]
     assert corpus_bleu(["the the the the the the the"], references, max_n=1) == pytest.approx([2 / 7])
 
@@ -103,15 +103,15 @@ def test_an_empty_candidate_scores_nothing():
     assert corpus_bleu([""], [["a dog"]]) == pytest.approx([0] * 4, abs=1e-6)
 
 
-def test_cider_d_with_the_tables_of_a_corpus_scores_a_part_as_in_the_whole():
+def test_cider_d_with_the_table_of_a_corpus_scores_a_subset_as_in_the_corpus():
     scorer = CiderD(DocumentFrequencies.of(REFERENCE_TOKENS))
     part = slice(5, None, 7)
     np.testing.assert_allclose(scorer.scores(TOKENS[part], REFERENCE_TOKENS[part]), GOLDEN["CIDEr"][part], atol=1e-9)
     alone = cider_d(TOKENS[part], REFERENCE_TOKENS[part])
-    assert np.abs(alone - GOLDEN["CIDEr"][part]).max() > 0.01, "the table makes a difference"
+    assert np.abs(alone - GOLDEN["CIDEr"][part]).max() > 0.01, "without the table, the scores must differ"
 
 
-def test_cider_d_keeps_references_and_scores_the_same_again():
+def test_cider_d_caches_references_and_repeats_its_scores():
     scorer = CiderD(DocumentFrequencies.of(REFERENCE_TOKENS), kept_references=20)
     for _ in range(2):
         np.testing.assert_allclose(scorer.scores(TOKENS[:9], REFERENCE_TOKENS[:9]), GOLDEN["CIDEr"][:9], atol=1e-9)
@@ -125,14 +125,14 @@ def test_document_frequencies_count_images_not_captions():
 
 
 def usual_table(frequencies: DocumentFrequencies) -> dict:
-    """As the usual pickles hold it."""
+    """A table in the format of the common pickles."""
     counts: defaultdict = defaultdict(float)
     counts.update({ngram: float(count) for ngram, count in frequencies.counts.items()})
     return {"document_frequency": counts, "ref_len": frequencies.images}
 
 
 @pytest.mark.parametrize("kind", ["json", 0, 2, 4])
-def test_a_table_of_document_frequencies_survives_its_file(tmp_path, kind):
+def test_a_table_of_document_frequencies_survives_the_round_trip(tmp_path, kind):
     frequencies = DocumentFrequencies.of(REFERENCE_TOKENS[:50])
     path = tmp_path / ("df.json" if kind == "json" else "coco-train-df.p")
     if kind == "json":
@@ -148,7 +148,7 @@ def test_a_table_of_document_frequencies_survives_its_file(tmp_path, kind):
 
 
 class Runs:
-    """A value whose unpickling calls a function that leaves a file behind."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -157,14 +157,14 @@ class Runs:
         return Path.touch, (self.path,)
 
 
-def test_a_pickled_table_that_would_run_code_is_refused_and_nothing_runs(tmp_path):
+def test_a_pickled_table_with_code_is_rejected_without_executing_it(tmp_path):
     path, ran = tmp_path / "df.p", tmp_path / "ran"
     path.write_bytes(pickle.dumps({"document_frequency": Runs(ran), "ref_len": 1}))
     with pytest.raises(UserError, match=naming("k", "/df.p", "pickle")):
         read_document_frequencies(str(path), "k")
     assert not ran.exists()
     pickle.loads(path.read_bytes())
-    assert ran.exists(), "the file would have run something"
+    assert ran.exists(), "the pickle would have executed code"
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_pickled_table_that_would_run_code_is_refused_and_nothing_runs(tmp_pat
         ({"document_frequency": {"a dog": "x"}, "ref_len": 5}, r"\('a', 'dog'\): 'x' is not an n-gram"),
     ],
 )
-def test_a_file_that_is_no_table_is_told_in_one_line(tmp_path, content, message):
+def test_a_file_that_is_not_a_table_is_reported_in_one_line(tmp_path, content, message):
     for name, data in (("df.json", json.dumps(content).encode()), ("df.p", pickle.dumps(content))):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError, match=rf"^k: {tmp_path}/{name}.*{message}"):
@@ -184,7 +184,7 @@ def test_a_file_that_is_no_table_is_told_in_one_line(tmp_path, content, message)
 
 
 @pytest.mark.parametrize("name", ["df.json", "df.p"])
-def test_a_table_that_is_missing_or_damaged_is_told_in_one_line(tmp_path, name):
+def test_a_missing_or_damaged_table_is_reported_in_one_line(tmp_path, name):
     path = tmp_path / name
     with pytest.raises(UserError, match=naming("k", path)):
         read_document_frequencies(str(path), "k")
@@ -201,12 +201,12 @@ def test_a_table_that_is_missing_or_damaged_is_told_in_one_line(tmp_path, name):
         (["a", "b"], [["a"], []], r"references\[1\] is empty"),
     ],
 )
-def test_captions_that_do_not_pair_up_are_refused(candidates, references, message):
+def test_captions_that_do_not_match_the_references_are_rejected(candidates, references, message):
     with pytest.raises(ValueError, match=message):
         caption_metrics(candidates, references)
 
 
-def test_a_missing_package_or_java_is_told_in_one_line(monkeypatch, tmp_path):
+def test_a_missing_package_or_java_is_reported_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=naming("METEOR", "SPICE", "pycocoevalcap")):
         java_metrics(["a"], [["a"]], ["METEOR", "SPICE"])
@@ -219,7 +219,7 @@ def test_a_missing_package_or_java_is_told_in_one_line(monkeypatch, tmp_path):
     check_java_metrics([])
 
 
-def test_a_java_program_that_fails_is_told_in_one_line(monkeypatch):
+def test_a_failing_java_program_is_reported_in_one_line(monkeypatch):
     monkeypatch.setattr("metrics.captions.java.check_java_metrics", lambda names: None)
     monkeypatch.setitem(__import__("metrics.captions.java", fromlist=["SCORERS"]).SCORERS, "METEOR", ("json", "Meteor"))
     with pytest.raises(UserError, match=r"^METEOR failed in pycocoevalcap: AttributeError.*"):
@@ -236,7 +236,7 @@ NEEDS_JAVA = pytest.mark.skipif(shutil.which("java") is None, reason="needs Java
 
 
 def mixed_captions(count: int) -> tuple[list[str], list[list[str]]]:
-    """Candidates and references of random words out of the recorded captions, which pycocoevalcap was not recorded with."""
+    """Candidates and references of random words from the recorded captions. They are not part of the recorded evaluation."""
     rng = random.Random(7)
     words = [word for caption in GOLDEN["candidates"] for word in caption.split()]
     made = [[" ".join(rng.choices(words, k=rng.randint(1, 12))) for _ in range(4)] for _ in range(count)]
@@ -245,7 +245,7 @@ def mixed_captions(count: int) -> tuple[list[str], list[list[str]]]:
 
 @pytest.mark.slow
 @NEEDS_JAVA
-def test_tokens_and_scores_of_new_captions_are_those_of_pycocoevalcap(installed):
+def test_tokens_and_scores_of_new_captions_equal_pycocoevalcap(installed):
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
@@ -268,7 +268,7 @@ def test_tokens_and_scores_of_new_captions_are_those_of_pycocoevalcap(installed)
 @pytest.mark.slow
 @NEEDS_JAVA
 def test_meteor_gives_the_recorded_score(installed):
-    """The score was recorded with pycocoevalcap 1.2, which brings Meteor 1.5."""
+    """The score was recorded with pycocoevalcap 1.2, which includes Meteor 1.5."""
     references = [["a dog runs on the beach", "a brown dog"], ["two cats sleep under a red car", "cats below a car"]]
     candidates = ["a dog is running at a beach", "cats are sleeping under a car"]
     assert java_metrics(candidates, references, ["METEOR"]) == {"METEOR": pytest.approx(0.37407288828380963)}
@@ -277,7 +277,7 @@ def test_meteor_gives_the_recorded_score(installed):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_a_java_that_ends_at_once_is_reported_and_does_not_hang(installed, monkeypatch, tmp_path):
-    """The destructor of pycocoevalcap's Meteor waits for a lock that it holds after an error."""
+    """The destructor of pycocoevalcap's Meteor waits for a lock that is still held after an error."""
     (tmp_path / "java").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "java").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -303,9 +303,9 @@ def test_ctrl_c_releases_the_lock_that_the_destructor_of_meteor_waits_for(monkey
     assert not Meteor.lock.locked() and Meteor.meteor_p.stdin.closed
 
 
-def test_the_scores_of_images_have_cider_and_rouge_as_their_means():
+def test_cider_and_rouge_are_the_means_of_the_scores_per_image():
     candidates, references = ["a cat sits", "a dog runs"], [["a cat sits down", "the cat"], ["one dog is running"]]
     values, of_images = caption_scores(candidates, references)
     assert values == caption_metrics(candidates, references)
-    assert of_images.keys() == {"CIDEr", "ROUGE-L"}, "BLEU is no mean over images"
+    assert of_images.keys() == {"CIDEr", "ROUGE-L"}, "BLEU is not a mean over images"
     assert {name: scores.mean() for name, scores in of_images.items()} == {name: values[name] for name in of_images}

@@ -21,7 +21,7 @@ def test_the_examples_in_the_docstrings_hold(module):
     assert result.failed == 0
 
 
-def test_the_rank_is_that_of_the_best_of_several_true_candidates():
+def test_the_best_of_several_true_candidates_determines_the_rank():
     scores = np.array([[0.1, 0.9, 0.5, 0.4]])
     matches = np.array([[True, False, False, True]])
     assert retrieval.ranks_of_first_match(scores, matches).tolist() == [2]
@@ -37,8 +37,8 @@ def test_a_candidate_that_was_not_scored_is_never_found():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_scores_that_are_not_finite_are_an_error_and_no_hit(value):
-    """Every comparison with NaN is false: it would count as the first of all candidates."""
+def test_non_finite_scores_are_an_error_instead_of_a_hit(value):
+    """Every comparison with NaN is false, so NaN would count as the first of all candidates."""
     with pytest.raises(UserError, match=naming("1 of 4", "scores", "NaN")):
         retrieval.ranks_of_first_match(np.array([[0.1, value], [0.2, 0.3]]), np.eye(2, dtype=bool))
     box = np.array([[0.5, 0.5, 1.0, 1.0]])
@@ -47,7 +47,7 @@ def test_scores_that_are_not_finite_are_an_error_and_no_hit(value):
             measure(box * [value, 1, 1, 1], box)
 
 
-def test_iou_of_known_boxes():
+def test_iou_equals_known_values():
     a = np.array([[0.5, 0.5, 1, 1], [0.25, 0.25, 0.5, 0.5], [0.2, 0.2, 0.2, 0.2], [0.5, 0.5, 0, 0]])
     b = np.array([[0.5, 0.5, 1, 1], [0.5, 0.25, 0.5, 0.5], [0.8, 0.8, 0.2, 0.2], [0.5, 0.5, 0, 0]])
     np.testing.assert_allclose(grounding.iou(a, b), [1, 1 / 3, 0, 0])
@@ -63,7 +63,7 @@ def test_pixel_iou_equals_the_published_one():
     assert any(expected)
 
 
-def test_pixel_iou_differs_from_the_plain_one_only_where_boxes_hardly_touch():
+def test_pixel_iou_differs_from_plain_iou_only_if_boxes_hardly_touch():
     boxes = np.array([[10.0, 10.0, 20.0, 20.0]])
     for shift, equal in ((0, True), (17.5, True), (19.5, False)):
         other = boxes + np.array([[shift, 0, 0, 0]])
@@ -80,12 +80,12 @@ def test_consistency_needs_every_pair_of_a_statement():
     assert np.isnan(classification.consistency(right[:0], []))
 
 
-def test_a_query_whose_truth_was_no_candidate_is_never_found():
+def test_a_query_without_a_true_candidate_is_never_found():
     ranks = retrieval.ranks_of_first_match(np.array([[0.3, 0.2]]), np.zeros((1, 2), dtype=bool))
     assert ranks.tolist() == [retrieval.NO_MATCH]
 
 
-def test_the_scores_of_queries_have_the_recalls_as_their_means():
+def test_recalls_are_the_means_of_the_scores_per_query():
     rng = np.random.default_rng(0)
     image_of_text = np.repeat(np.arange(20), 3)
     ranks = rng.integers(15, size=20), rng.integers(15, size=60)

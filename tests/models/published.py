@@ -1,4 +1,4 @@
-"""State dicts under the published names, of models of ours of any size."""
+"""State dicts with published names, built from our models of any size."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ TEXT_LAYERS = 12
 
 
 def published_state(model: XVLM, kind: str) -> dict[str, Tensor]:
-    """The tensors of ``model`` as the authors' code would save them, tied ones twice.
+    """The tensors of ``model`` as the authors' code would save them, with tied tensors stored twice.
 
-    ``kind`` names a list of published keys of the full size (golden/checkpoint_keys), of which a smaller model has some.
+    ``kind`` names a list of published keys for the full-size model (golden/checkpoint_keys). A smaller model has a part of these
+    keys.
     """
     listed = json.loads((GOLDEN / "checkpoint_keys" / f"{kind}.json").read_text())["keys"]
     text_layers = len(model.text.encoder.layer)
@@ -32,7 +33,7 @@ def published_state(model: XVLM, kind: str) -> dict[str, Tensor]:
 
 
 def _renumbered(key: str, text_layers: int) -> str | None:
-    """``key`` in a stack with fewer text layers; None where this has no such layer."""
+    """``key`` in a stack with fewer text layers; None if that stack has no such layer."""
     match = LAYER.fullmatch(key)
     if match is None or int(match[1]) < text_layers:
         return key

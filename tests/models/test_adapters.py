@@ -1,4 +1,4 @@
-"""Models with low-rank adapters: what has gradients, what is counted, and that merged weights are the same model."""
+"""Models with low-rank adapters: gradients, the FLOPs count, and merged weights that give the same model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utils.errors import UserError
 
 
 def adapted(make, name, **options):
-    """Model and batch; B starts at zero, and gets some numbers here."""
+    """A model with adapters and a batch. B is initialised with zeros and is filled with random numbers here."""
     model, batch = make(name)
     add_adapters(model, LoraConfig(**{"rank": 2, **options}))
     with torch.no_grad():
@@ -32,7 +32,7 @@ def backward(model, batch):
 
 @pytest.mark.parametrize(("make", "name"), CASES, ids=[name for _, name in CASES])
 @pytest.mark.parametrize("layers", ["attention", "all"])
-def test_every_adapter_and_head_has_a_gradient_and_no_weight_of_a_target(make, name, layers):
+def test_every_adapter_and_head_has_a_gradient_and_weights_of_targets_have_none(make, name, layers):
     model, batch = adapted(make, name, layers=layers)
     backward(model, batch)
     for parameter_name, parameter in model.named_parameters():
@@ -48,7 +48,7 @@ def test_every_adapter_and_head_has_a_gradient_and_no_weight_of_a_target(make, n
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("make", "name"), CASES[2::3], ids=[name for _, name in CASES[2::3]])
-def test_the_count_is_that_of_the_step_that_runs(make, name):
+def test_the_flops_count_equals_the_real_step(make, name):
     for layers in ("attention", "all"):
         model, batch = adapted(make, name, layers=layers)
         runs, count = counted(model, batch), model.work(batch).flops
@@ -70,7 +70,7 @@ def test_merged_weights_give_the_losses_of_the_adapters(name):
         torch.testing.assert_close(term.total, without[loss].total, rtol=1e-5, atol=1e-5)
 
 
-def test_a_new_adapter_changes_nothing():
+def test_a_new_adapter_does_not_change_the_output():
     plain, batch = fine_tuning("nlvr")
     expected = plain.eval().classify(batch.pixels, batch.text)
     add_adapters(plain, LoraConfig(rank=2))
@@ -84,7 +84,7 @@ def test_parameters_that_no_loss_trains_get_no_adapter():
     assert not any(f"{layer}.lora_A.default.weight" in model.state_dict() for layer in idle)
 
 
-def test_targets_name_the_parts_and_the_others_train_as_before():
+def test_only_targets_get_adapters_and_other_parts_train_as_before():
     model, batch = fine_tuning("vqa")
     add_adapters(model, LoraConfig(rank=2, targets=["vision"]))
     backward(model, batch)
@@ -93,27 +93,27 @@ def test_targets_name_the_parts_and_the_others_train_as_before():
     assert all(parameter.grad is not None for name, parameter in model.named_parameters() if name.startswith("fusion."))
 
 
-def test_the_positions_of_frames_train_beside_adapters():
+def test_frame_positions_train_alongside_adapters():
     model, batch = fine_tuning("retrieval of videos")
     add_adapters(model, LoraConfig(rank=2))
     backward(model, batch)
     assert model.vision.frame_positions.grad is not None
 
 
-def test_parts_that_are_frozen_get_none_unless_named():
+def test_frozen_parts_get_no_adapters_unless_named():
     model, _ = fine_tuning("vqa")
     add_adapters(model, LoraConfig(rank=2), frozen=("vision", "decoder"))
     assert {name.split(".")[0] for name in model.state_dict() if is_adapter(name)} == {"text", "fusion"}
 
 
-def test_a_part_that_the_model_lacks_is_refused_by_name():
+def test_a_part_that_the_model_lacks_is_rejected_by_name():
     model, _ = fine_tuning("nlvr")
     with pytest.raises(UserError, match=naming("decoder", "vision, text, fusion")):
         add_adapters(model, LoraConfig(rank=2, targets=["decoder"]))
     assert not has_adapters(model.state_dict())
 
 
-def test_a_rank_at_which_no_adapter_is_smaller_than_its_weight_is_refused():
+def test_a_rank_at_which_no_adapter_is_smaller_than_its_weight_is_rejected():
     model, _ = fine_tuning("nlvr")
     widest = max(min(layer.weight.shape) for layer in model.vision.modules() if isinstance(layer, torch.nn.Linear))
     with pytest.raises(UserError, match=naming("optim.lora.rank", widest, "vision.backbone.blocks.0.attn.qkv")):

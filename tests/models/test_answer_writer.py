@@ -1,4 +1,4 @@
-"""Answers written by beam search: the cache, the likelihood, and the best answer of all."""
+"""Answers written by beam search: the cache, the likelihood, and the search for the best answer."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def fused_questions() -> PackedTexts:
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 @torch.no_grad()
-def test_a_step_gives_the_logits_of_the_whole_answer_so_far(family):
+def test_a_step_returns_the_logits_for_the_whole_answer_so_far(family):
     model = small_model(family=family, pad_id=1 if family == "roberta" else 0)
     questions = model.decoder.project_texts(fused_questions())
     ids = torch.randint(5, 40, (6, 4), generator=torch.Generator().manual_seed(2))
     writer = AnswerWriter(model.decoder, questions)
-    found = [writer.start(ids[::2, :1])]  # two hypotheses of each question from the first step on
+    found = [writer.start(ids[::2, :1])]  # two hypotheses per question from the first step on
     sources = torch.arange(3).repeat_interleave(2)
     for position in range(1, 4):
         found.append(writer.step(ids[:, position], sources))
@@ -43,8 +43,8 @@ def test_a_step_gives_the_logits_of_the_whole_answer_so_far(family):
 
 
 @torch.no_grad()
-def test_with_enough_hypotheses_it_writes_the_likeliest_answer_of_all_short_ones(monkeypatch):
-    """Other tokens than a few words and the end are impossible here, so that all answers can be listed."""
+def test_with_enough_hypotheses_it_writes_the_likeliest_of_all_short_answers(monkeypatch):
+    """Only a few words and the end token are possible here, so that all answers can be enumerated."""
     model = small_model(seed=3)
     allowed = torch.full((40,), -torch.inf)
     allowed[[SEP, *WORDS]] = 0
@@ -68,7 +68,7 @@ def test_with_enough_hypotheses_it_writes_the_likeliest_answer_of_all_short_ones
 
 
 @torch.no_grad()
-def test_the_likelihood_of_a_written_answer_is_the_one_by_which_candidates_are_ranked():
+def test_written_answers_and_ranked_candidates_have_the_same_likelihood():
     model = small_model(seed=3)
     questions = fused_questions()
     written = model.generate(questions, CLS, SEP, AnswerBeamConfig())

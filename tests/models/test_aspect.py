@@ -1,4 +1,4 @@
-"""Inputs that are no square: patches, boxes and regions lie where they are drawn, and tables of position biases are resized."""
+"""Inputs that are not square: positions of patches, boxes and regions, and the resizing of position bias tables."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def encoder() -> VisionEncoder:
 
 
 def test_patches_are_row_major_over_the_wider_grid(encoder):
-    """The patch that a change of pixels reaches first is the one in which it lies: at the embedding."""
+    """A change of pixels first affects the embedding of the patch that contains them."""
     assert encoder.grid == (4, 8)
     pixels = torch.zeros(1, 3, *WIDE)
     changed = pixels.clone()
@@ -37,20 +37,20 @@ def test_patches_are_row_major_over_the_wider_grid(encoder):
     assert encoder.patches(pixels).shape == (1, 32, 32)
 
 
-def test_a_whole_box_covers_all_patches_and_the_right_half_its_columns():
+def test_a_whole_box_covers_all_patches_and_a_right_half_the_right_columns():
     assert patch_mask((0, 0, 64, 32), WIDE, 8).all()
     half = patch_mask((32, 0, 32, 32), WIDE, 8).view(4, 8)
     assert half[:, 4:].all() and not half[:, :4].any()
 
 
-def test_an_image_of_the_same_aspect_is_scaled_and_not_squeezed():
+def test_an_image_with_the_same_aspect_ratio_is_scaled_without_distortion():
     ramp = torch.arange(128, dtype=torch.uint8).repeat(3, 64, 1)
     view = evaluation_view(ramp, WIDE)
     assert view.shape == (3, *WIDE)
     assert (view[:, :, 20:40].float() - ramp[:, ::2, ::2][:, :, 20:40].float()).abs().max() <= 1
 
 
-def test_the_ratio_of_a_crop_is_relative_to_that_of_the_input():
+def test_the_ratio_of_a_crop_is_relative_to_the_input():
     config = AugmentConfig(scale=(0.3, 0.6), ratio=(1.0, 1.0))
     for seed in range(20):
         _, _, height, width = draw_crop(600, 900, config, np.random.default_rng(seed), WIDE[1] / WIDE[0])
@@ -62,13 +62,13 @@ def test_the_ratio_of_a_crop_is_relative_to_that_of_the_input():
 
 
 def plane(rows: int, columns: int) -> Tensor:
-    """Biases that grow linearly with both offsets, of one head, and three of [CLS]."""
+    """Biases of one head that grow linearly with both offsets, and the three biases of [CLS]."""
     y, x = torch.meshgrid(torch.arange(1 - rows, rows), torch.arange(1 - columns, columns), indexing="ij")
     return torch.cat([(10.0 * y + x).reshape(-1, 1), torch.tensor([[7.0], [8.0], [9.0]])])
 
 
-def test_a_table_of_a_square_grid_is_resized_along_each_side_by_itself():
-    """Reduced to fewer patches, a linear table is read where its offsets are, so that it stays linear around the middle."""
+def test_a_table_of_a_square_grid_is_resized_along_each_side_separately():
+    """When reduced to fewer patches, a linear table is sampled at its offsets, so it stays linear around the middle."""
     square = plane(8, 8)
     resized = resize_bias_table(square, 4, 8)
     assert len(resized) == 7 * 15 + 3
@@ -78,6 +78,6 @@ def test_a_table_of_a_square_grid_is_resized_along_each_side_by_itself():
     torch.testing.assert_close(resized[:-3].view(7, 15)[3], both[1][7])
 
 
-def test_a_side_that_patches_do_not_divide_is_told():
+def test_a_side_that_patches_do_not_divide_is_reported():
     with pytest.raises(UserError, match=naming("image_size 60", "patch_size 8", "56", "64")):
         VisionEncoder(VisionConfig(image_size=(32, 60), patch_size=8, width=32, depth=1, heads=2))

@@ -1,4 +1,4 @@
-"""The assignment of targets to queries, against scipy's."""
+"""The assignment of targets to queries, compared with scipy's."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ def assert_cheapest(costs: torch.Tensor, present: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(("targets", "queries"), [(1, 1), (1, 7), (3, 3), (5, 8), (12, 12), (9, 30)])
-def test_it_is_as_cheap_as_scipys(targets, queries):
+def test_the_assignment_is_as_cheap_as_scipys(targets, queries):
     generator = torch.Generator().manual_seed(targets)
     costs = torch.randn(300, targets, queries, generator=generator, dtype=torch.float64)
     assert_cheapest(costs, torch.rand(300, targets, generator=generator) < 0.7)
     assert_cheapest(costs, torch.ones(300, targets, dtype=torch.bool))
 
 
-def test_it_is_as_cheap_where_costs_are_equal():
+def test_the_assignment_is_as_cheap_if_costs_are_equal():
     generator = torch.Generator().manual_seed(0)
     costs = torch.randint(0, 3, (300, 6, 7), generator=generator).double()
     assert_cheapest(costs, torch.rand(300, 6, generator=generator) < 0.8)
     assert_cheapest(torch.zeros(2, 4, 4).double(), torch.ones(2, 4, dtype=torch.bool))
 
 
-def test_an_example_does_not_change_the_assignment_of_another():
+def test_an_example_does_not_affect_the_assignment_of_another():
     generator = torch.Generator().manual_seed(1)
     costs, present = torch.randn(20, 4, 6, generator=generator), torch.ones(20, 4, dtype=torch.bool)
     alone = torch.cat([assign(costs[n : n + 1], present[n : n + 1]) for n in range(20)])
@@ -48,8 +48,8 @@ def test_more_targets_than_queries_are_an_error():
         assign(torch.zeros(1, 3, 2), torch.ones(1, 3, dtype=torch.bool))
 
 
-def test_costs_that_are_not_finite_end_the_search_with_queries_that_exist():
-    """The loss is not finite then, and the step is skipped."""
+def test_with_non_finite_costs_the_search_still_returns_valid_queries():
+    """The loss is not finite then, so the step is skipped."""
     costs = torch.full((2, 3, 4), torch.nan)
     found = assign(costs, torch.ones(2, 3, dtype=torch.bool))
     assert ((found >= FREE) & (found < 4)).all()

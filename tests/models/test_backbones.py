@@ -1,4 +1,4 @@
-"""Backbones by name: their weights, their pixel statistics, and what cannot be used."""
+"""Backbones by name: their weights, their pixel statistics, and names that cannot be used."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from utils.errors import UserError
 from utils.inputs import inputs_of, missing_inputs
 
 NAME = "test_vit"
-"""A model of timm with 0.3 M parameters, whose weights are published as timm/test_vit.r160_in1k."""
+"""A timm model with 0.3 M parameters, whose weights are published as timm/test_vit.r160_in1k."""
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache of the Hub, without network."""
+    """An empty Hub cache without network access."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     return tmp_path / "cache"
 
 
 def published(cache: Path) -> dict[str, torch.Tensor]:
-    """Puts weights of :data:`NAME` into the cache, with the classifier that the published file has."""
+    """Puts weights of :data:`NAME` into the cache, with the classifier that the published file contains."""
     torch.manual_seed(5)
     weights = timm.create_model(NAME).state_dict()
     folder = cache / "models--timm--test_vit.r160_in1k"
@@ -56,7 +56,7 @@ def published(cache: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def test_weights_of_timm_come_from_the_cache_and_their_licence_is_told(cache, caplog):
+def test_timm_weights_are_read_from_the_cache_and_their_licence_is_logged(cache, caplog):
     weights = published(cache)
     model = vision.model_of(VisionConfig(backbone=NAME, image_size=160, drop_path=0.0))
     caplog.set_level("INFO")
@@ -68,7 +68,7 @@ def test_weights_of_timm_come_from_the_cache_and_their_licence_is_told(cache, ca
     assert any(re.search(told, message) for message in caplog.messages)
 
 
-def test_weights_that_timm_does_not_have_are_answered_with_those_it_has(cache):
+def test_unknown_timm_weights_are_rejected_with_the_available_ones(cache):
     model = vision.model_of(VisionConfig(backbone=NAME, image_size=160))
     with pytest.raises(UserError, match=naming("init.vision", "'test_vit.none'", "test_vit.r160_in1k")):
         initialise(model, InitConfig(vision="timm:test_vit.none"))
@@ -76,13 +76,13 @@ def test_weights_that_timm_does_not_have_are_answered_with_those_it_has(cache):
         initialise(model, InitConfig(vision="timm:test_vit.r160_in1k"))
 
 
-def test_a_name_is_no_missing_file_but_a_folder_may_be():
+def test_a_backbone_name_is_not_a_missing_file_but_a_folder_may_be():
     config = InitConfig(vision="timm:test_vit", text="some/name")
     assert {key for key, _, _ in inputs_of(config)} == {"vision", "text"} and not missing_inputs(config)
     assert missing_inputs(InitConfig(vision="hf:runs/none")) == {"hf:runs/none": ["vision"]}
 
 
-def test_weights_of_another_family_are_refused(tmp_path):
+def test_weights_of_another_family_are_rejected(tmp_path):
     dinov2, siglip = (
         next(row for row in vision.ROWS if row.backbone == name) for name in ("dinov2", "siglip_vision_model")
     )
@@ -93,7 +93,7 @@ def test_weights_of_another_family_are_refused(tmp_path):
         initialise(model, InitConfig(vision=str(source)))
 
 
-def test_pixels_are_normalised_as_the_backbone_was_trained():
+def test_pixels_are_normalised_with_the_statistics_of_the_backbone():
     own = VisionEncoder(VisionConfig(backbone="vit_tiny_patch16_224", image_size=32, depth=1))
     assert own.pixel_mean.flatten().tolist() == pytest.approx([0.5] * 3)
     given = VisionConfig(backbone="vit_tiny_patch16_224", **PUBLISHED_PIXELS)
@@ -105,7 +105,7 @@ def test_pixels_are_normalised_as_the_backbone_was_trained():
         VisionConfig(pixel_mean=(0.5, 0.5, 0.5))
 
 
-def test_a_config_that_an_earlier_version_saved_has_clips_statistics():
+def test_a_config_saved_by_an_earlier_version_has_clips_statistics():
     saved = {"model": {"vision": {"backbone": "vit_tiny_patch16_224", "layer_scale": None}}, "task": "retrieval"}
     filled = of_earlier_version(saved, RetrievalConfig)["model"]["vision"]
     assert VisionConfig(**filled).pixel_mean == PUBLISHED_PIXELS["pixel_mean"]
@@ -115,7 +115,7 @@ def test_a_config_that_an_earlier_version_saved_has_clips_statistics():
     assert section is not None and section.vision.pixel_std == PUBLISHED_PIXELS["pixel_std"]
 
 
-def test_weights_that_were_trained_with_other_statistics_are_refused():
+def test_weights_trained_with_other_statistics_are_rejected():
     model = vision.model_of(VisionConfig(backbone="vit_tiny_patch16_224", image_size=32, width=32, heads=2, depth=1))
     trained = model.config.model_copy(update={"vision": model.config.vision.model_copy(update=PUBLISHED_PIXELS)})
     facts = ("model.vision.pixel_mean", "[0.5,0.5,0.5]", "[0.48145466,0.4578275,0.40821073]")
@@ -127,7 +127,7 @@ def test_weights_that_were_trained_with_other_statistics_are_refused():
     "name",
     ["vit_small_patch16_dinov3", "eva02_tiny_patch14_224", "vit_small_patch14_dinov2", "hf dinov2", "hf dinov3_vit"],
 )
-def test_without_layer_scale_every_block_counts(name, tmp_path):
+def test_without_layer_scale_every_block_contributes(name, tmp_path):
     row = next(row for row in vision.ROWS if name in (row.backbone, f"hf {row.backbone}"))
     built = VisionEncoder(row.config(tmp_path, layer_scale=None)).train()
     built.patches(vision.pixels_of(built.config)).square().sum().backward()
@@ -139,12 +139,12 @@ def test_without_layer_scale_every_block_counts(name, tmp_path):
 @pytest.mark.parametrize(
     "name", ["hiera_tiny_224", "gmixer_24_224", "mambaout_femto", "efficientnet_b0", "swin_tiny_patch4_window7_224"]
 )
-def test_a_model_that_gives_no_state_for_each_patch_is_refused(name):
+def test_a_model_without_a_state_per_patch_is_rejected(name):
     with pytest.raises(UserError, match=naming("model.vision.backbone", f"'{name}'")):
         build_backbone(VisionConfig(backbone=name))
 
 
-def test_a_bare_name_is_answered_with_its_prefixes():
+def test_a_name_without_prefix_is_rejected_with_the_possible_prefixes():
     model = vision.model_of(VisionConfig(backbone=NAME, image_size=160))
     with pytest.raises(UserError, match=naming("init.vision", "timm:facebook/dinov2-base", "hf:facebook/dinov2-base")):
         initialise(model, InitConfig(vision="facebook/dinov2-base"))
@@ -170,14 +170,14 @@ def test_a_hugging_face_model_without_statistics_needs_them_in_the_config(tmp_pa
         ({"heads": 5}, ("heads", "5", "32")),
     ],
 )
-def test_what_a_hugging_face_backbone_has_itself_is_no_choice(options, facts, tmp_path):
+def test_settings_that_a_hugging_face_backbone_fixes_cannot_be_changed(options, facts, tmp_path):
     row = next(row for row in vision.ROWS if row.backbone == "dinov2")
     config = row.config(tmp_path).model_copy(update=options)
     with pytest.raises(UserError, match=naming(*facts)):
         build_backbone(config)
 
 
-def test_a_folder_without_a_vision_model_is_refused(tmp_path):
+def test_a_folder_without_a_vision_model_is_rejected(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(UserError, match=naming("model.vision.backbone", "'bert'", "choose a ViT")):
         build_backbone(VisionConfig(backbone=f"hf:{tmp_path}"))
@@ -197,7 +197,7 @@ def test_a_folder_without_a_vision_model_is_refused(tmp_path):
         ({"backbone": "swin_tiny_patch4_window7_224"}, ("swin_tiny_patch4_window7_224",)),
     ],
 )
-def test_what_a_convolutional_model_does_not_have_is_named(options, facts):
+def test_features_that_a_convolutional_model_lacks_are_named(options, facts):
     with pytest.raises(UserError, match=naming(*facts)):
         build_backbone(VisionConfig(**options))
 
@@ -213,7 +213,7 @@ def test_the_last_token_can_represent_a_text():
     )
 
 
-def test_a_folder_of_timm_names_its_weights(tmp_path):
+def test_a_timm_folder_names_its_weights(tmp_path):
     torch.manual_seed(7)
     source = timm.create_model(NAME, num_classes=0)
     timm.models.save_for_hf(source, tmp_path, safe_serialization=True)
@@ -226,7 +226,7 @@ def test_a_folder_of_timm_names_its_weights(tmp_path):
 
 
 @pytest.mark.parametrize("safe", [True, False])
-def test_a_folder_of_timm_gives_the_tensors_that_it_has_and_no_others(tmp_path, safe):
+def test_a_timm_folder_loads_only_the_tensors_that_it_has(tmp_path, safe):
     torch.manual_seed(7)
     source = timm.create_model(NAME, num_classes=0, depth=3, img_size=96)
     timm.models.save_for_hf(source, tmp_path, safe_serialization=safe)
@@ -240,7 +240,7 @@ def test_a_folder_of_timm_gives_the_tensors_that_it_has_and_no_others(tmp_path, 
         initialise(vision.model_of(VisionConfig(backbone=NAME, image_size=96, drop_path=0.0)), init)
     (tmp_path / "config.json").write_text(json.dumps({"architecture": NAME}))
     [report] = initialise(same, init)
-    assert not report.fresh and not report.resized, "also if the folder does not say its sizes"
+    assert not report.fresh and not report.resized, "even if the folder does not state its sizes"
     with pytest.raises(
         UserError, match=naming("init.vision", "another model", "vision.backbone.blocks.3.norm1.weight")
     ):
@@ -266,13 +266,13 @@ def test_a_backbone_may_have_the_prefix_of_its_weights():
         ("hf-hub:timm/test_vit", ("unknown prefix", "hf:")),
     ],
 )
-def test_an_unknown_backbone_is_answered_with_the_nearest_name(name, facts):
+def test_an_unknown_backbone_is_rejected_with_the_nearest_name(name, facts):
     with pytest.raises(UserError, match=naming("model.vision.backbone", *facts)):
         build_backbone(VisionConfig(backbone=name))
 
 
-def test_another_library_is_one_file_and_one_entry(monkeypatch):
-    """An adapter for a model of torchvision, which the project does not know."""
+def test_another_library_needs_one_file_and_one_entry(monkeypatch):
+    """An adapter for a torchvision model, which the project does not know."""
 
     class Adapter(VisionBackbone):
         def __init__(self, config: VisionConfig):

@@ -1,4 +1,4 @@
-"""The block that text and fusion encoders share."""
+"""The block shared by text and fusion encoders."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def outputs_of_last_block(encoder: FusionEncoder) -> list[ResidualOutput]:
     return [block.attention.output, block.crossattention.output, block.output]
 
 
-def assert_left_out_whole(kept: Tensor, lengths: list[int]) -> None:
+def assert_dropped_whole(kept: Tensor, lengths: list[int]) -> None:
     added = [part.round(decimals=-3) for part in kept.split(lengths)]
-    assert all((part == part[0]).all() for part in added), "a text is left out whole"
-    assert {float(part[0]) for part in added} == {0.0, 2 * FAR}, "some are left out, the others doubled"
+    assert all((part == part[0]).all() for part in added), "the whole text must be dropped"
+    assert {float(part[0]) for part in added} == {0.0, 2 * FAR}, "some texts must be dropped and the others doubled"
 
 
 @pytest.mark.parametrize("seeing", [True, False])
-def test_a_drop_path_leaves_out_whole_texts_and_each_by_itself(seeing):
+def test_drop_path_drops_whole_texts_independently(seeing):
     torch.manual_seed(1)
     encoder = FusionEncoder(FusionConfig(layers=2, drop_path=0.5), STILL, 8).train()
     kept = []
@@ -47,12 +47,12 @@ def test_a_drop_path_leaves_out_whole_texts_and_each_by_itself(seeing):
     memory = encoder.project_concepts(Concepts.whole(torch.randn(len(LENGTHS), 4, 8))) if seeing else None
     two = None if memory is None else memory.split([2, len(LENGTHS) - 2])[0]
     fused_together(encoder, [(texts(LENGTHS[:2]), two), (texts(LENGTHS), memory)])
-    assert len(kept) == (3 if seeing else 2), "self-attention, cross-attention where something is seen, feed-forward"
+    assert len(kept) == (3 if seeing else 2), "self-attention, cross-attention if there are keys, feed-forward"
     for rows in kept:
-        assert_left_out_whole(rows, [*LENGTHS[:2], *LENGTHS])
+        assert_dropped_whole(rows, [*LENGTHS[:2], *LENGTHS])
 
 
-def test_the_drop_path_rises_from_the_first_block_to_the_last_and_replaces_dropout():
+def test_the_drop_path_rate_rises_over_the_blocks_and_replaces_dropout():
     with_path = SIZES.model_copy(update={"drop_path": 0.3})
     blocks = [with_path.at_depth(index, 4) for index in range(4)]
     assert [block.drop_path for block in blocks] == pytest.approx([0, 0.1, 0.2, 0.3])
@@ -68,12 +68,12 @@ def test_attention_and_residuals_have_their_own_dropout():
     ones = torch.ones(1, 2, 1000, 4)
     torch.manual_seed(0)
     attended = attention.attend(ones, torch.zeros(1, 2, 1, 4), torch.ones(1, 2, 1, 4), None)
-    assert attended.unique().tolist() == [0, 2], "a weight is dropped or doubled"
+    assert attended.unique().tolist() == [0, 2], "each weight must be dropped or doubled"
     assert attended.mean().item() == pytest.approx(1, abs=0.1)
     assert (attention.eval().attend(ones, ones, ones, None) == 1).all()
 
 
-def test_an_attention_mask_hides_what_is_not_to_be_seen_and_has_rows_8_numbers_apart():
+def test_an_attention_bias_hides_masked_keys_and_has_rows_aligned_to_8_numbers():
     added = attention_bias(MASK, torch.bfloat16)
     assert added.shape == (len(LENGTHS), 1, 1, 5)
     assert added.dtype == torch.bfloat16
@@ -85,7 +85,7 @@ def test_an_attention_mask_hides_what_is_not_to_be_seen_and_has_rows_8_numbers_a
 
 
 @pytest.mark.parametrize(("half", "rtol", "atol"), [(False, 1e-5, 1e-6), (True, 0.02, 0.005)])
-def test_patches_projected_once_give_the_keys_and_gradients_of_copies_for_each_region(half, rtol, atol):
+def test_projecting_patches_once_equals_projecting_copies_for_each_region(half, rtol, atol):
     torch.manual_seed(0)
     encoder = FusionEncoder(FusionConfig(layers=2), SIZES, 12)
     index = torch.tensor([0, 2, 2, 1])
@@ -99,7 +99,7 @@ def test_patches_projected_once_give_the_keys_and_gradients_of_copies_for_each_r
             memory = encoder.project_concepts(regions) if shared else encoder.project(regions.tokens())
         parts = torch.stack([part for layer in memory.layers for part in layer])
         if shared:
-            parts = torch.cat([parts[:, :, :1], parts[:, :, 2:]], dim=2)  # the second key is the whole image's
+            parts = torch.cat([parts[:, :, :1], parts[:, :, 2:]], dim=2)  # the second key belongs to the whole image
         assert parts.dtype == (torch.bfloat16 if half else torch.float32)
         parts.float().pow(2).sum().backward()
         found.append([patches.grad, mean.grad, parts.float()])
@@ -110,7 +110,7 @@ def test_patches_projected_once_give_the_keys_and_gradients_of_copies_for_each_r
     torch.testing.assert_close(found[0], found[1], rtol=rtol, atol=atol)
 
 
-def test_wanted_tokens_of_several_texts_are_packed_in_their_order():
+def test_query_positions_of_several_texts_are_packed_in_their_order():
     packing = Packing.of(torch.tensor(LENGTHS), 5)
     wanted = QueryPositions(torch.tensor([[2, 0], [0, 0]]), Packing.of(torch.tensor([2, 1]), 2))
     others = QueryPositions.cls(6, packing.padded_index.device)
@@ -120,7 +120,7 @@ def test_wanted_tokens_of_several_texts_are_packed_in_their_order():
 
 
 @torch.no_grad()
-def test_wanted_states_are_those_of_all_tokens():
+def test_requested_states_equal_the_states_of_all_tokens():
     torch.manual_seed(0)
     encoder = FusionEncoder(FusionConfig(layers=2), SIZES, 8).eval()
     given = texts(LENGTHS)
@@ -133,7 +133,7 @@ def test_wanted_states_are_those_of_all_tokens():
     torch.testing.assert_close(found.view(expected.shape), expected)
 
 
-def test_recomputed_blocks_give_the_same_gradients():
+def test_gradient_checkpointing_of_blocks_gives_the_same_gradients():
     torch.manual_seed(0)
     encoder = FusionEncoder(FusionConfig(layers=2, drop_path=0.5), SIZES, 8).train()
     given, concepts = texts(LENGTHS), Concepts.whole(torch.randn(len(LENGTHS), 4, 8))

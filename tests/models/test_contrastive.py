@@ -1,4 +1,4 @@
-"""The head of the contrastive loss: what represents a text, what its projection starts from, and the range of the temperature."""
+"""The head of the contrastive loss: the representation of a text, the initial projection, and the range of the temperature."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def head(embed_dim: int = WIDTH, **options) -> ContrastiveHead:
 
 
 @pytest.mark.parametrize("tokens", [None, 9], ids=["packed", "with spare tokens"])
-def test_a_text_is_its_first_state_or_the_mean_of_its_states(tokens):
+def test_a_text_is_represented_by_its_first_state_or_its_mean(tokens):
     packing = Packing.of(torch.tensor([3, 1, 2]), 4, tokens)
     states = torch.randn(packing.tokens, WIDTH)
     texts = PackedTexts(states, packing)
@@ -32,30 +32,30 @@ def test_a_text_is_its_first_state_or_the_mean_of_its_states(tokens):
         torch.testing.assert_close(one.embed_padded(texts.padded(), packing.mask), one.embed_text(texts))
 
 
-def test_what_stands_behind_a_text_is_never_in_its_mean():
+def test_states_after_a_text_are_excluded_from_its_mean():
     states, mask = torch.randn(1, 3, WIDTH), torch.tensor([[True, True, False]])
     states[0, 2] = torch.nan
     assert head(text="mean").embed_padded(states, mask).isfinite().all()
 
 
-def test_the_joint_space_can_begin_as_that_of_the_text_encoder():
+def test_the_joint_space_can_start_as_the_space_of_the_text_encoder():
     texts = PackedTexts(torch.randn(5, WIDTH), Packing.of(torch.tensor([2, 3]), 3))
     one = head(text="mean", text_projection="identity")
     expected = torch.stack([texts.states[:2].mean(dim=0), texts.states[2:].mean(dim=0)])
     torch.testing.assert_close(one.embed_text(texts), F.normalize(expected, dim=1))
 
 
-def test_an_identity_to_another_width_is_refused():
+def test_an_identity_to_another_width_is_rejected():
     with pytest.raises(UserError, match=naming("embed_dim", "4", "6")):
         head(embed_dim=4, text_projection="identity")
 
 
-def test_an_initial_temperature_below_its_range_is_refused():
+def test_an_initial_temperature_below_its_range_is_rejected():
     with pytest.raises(ValueError, match=r"temperature is 0.03.*contrastive.least_temperature 0.07"):
         AligningConfig(temperature=0.03, contrastive=ContrastiveConfig(least_temperature=0.07))
 
 
-def test_an_initial_temperature_above_its_range_is_refused():
+def test_an_initial_temperature_above_its_range_is_rejected():
     with pytest.raises(ValueError, match=r"temperature\n.*less than or equal to 0.5"):
         AligningConfig(temperature=0.6)
 

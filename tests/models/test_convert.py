@@ -1,4 +1,5 @@
-"""Published names to ours and back: every recorded list of published tensors comes back, in names, dtypes, shapes and bytes."""
+"""Conversion of published names to ours and back: every recorded list of published tensors is restored in names, dtypes, shapes
+and bytes."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def facts(kind: str) -> dict:
 
 
 def tiny_state(kind: str) -> dict[str, Tensor]:
-    """The tensors of a recorded list at a hundredth of the size, of random numbers; tied ones and buffers as recorded."""
+    """The tensors of a recorded list with random numbers at a hundredth of their size. Ties and buffers are as recorded."""
     listed, generator = facts(kind), torch.Generator().manual_seed(0)
     small = {768: 6, 1024: 8, 3072: 12, 4096: 16, 1536: 10, 2048: 10, 30522: 40, 250002: 50, 512: 9, 514: 11}
     small |= {732: 52, 2212: 52, 9028: 52}
@@ -58,7 +59,7 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_table_of_names_has_an_inverse(kind):
+def test_the_name_table_is_invertible(kind):
     names = facts(kind)["keys"]
     layout = Layout.of_published(names)
     assert layout.text_layers == 12
@@ -71,7 +72,7 @@ def test_the_table_of_names_has_an_inverse(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_published_file_comes_back_bit_for_bit_with_its_form_and_without(kind):
+def test_a_published_file_survives_the_round_trip_with_and_without_its_form(kind):
     state = tiny_state(kind)
     ours, form = to_ours(state)
     assert len({tensor.data_ptr() for tensor in ours.values()}) == len(ours)
@@ -92,7 +93,7 @@ def test_tied_tensors_are_written_twice_in_one_storage(kind):
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
-def test_golden_files_come_back_bit_for_bit(file):
+def test_golden_files_survive_the_round_trip_bit_for_bit(file):
     state = read_weights(GOLDEN / file)
     with safe_open(GOLDEN / file, "pt") as opened:
         assert set(opened.keys()) == state.keys()
@@ -100,7 +101,7 @@ def test_golden_files_come_back_bit_for_bit(file):
     assert_same(to_published(ours, Form.of_plain(json.loads(json.dumps(form.as_plain())), form.layout))[0], state)
 
 
-def test_a_file_without_buffers_or_copies_stays_without_them():
+def test_a_file_without_buffers_or_tied_copies_stays_without_them():
     state = tiny_state("pretrain_base")
     for name in [name for name in state if name.endswith(("position_ids", "index", "decoder.bias"))]:
         del state[name]
@@ -108,7 +109,7 @@ def test_a_file_without_buffers_or_copies_stays_without_them():
     assert_same(to_published(ours, form)[0], state)
 
 
-def test_what_has_no_place_or_another_value_is_kept():
+def test_tensors_without_a_counterpart_or_with_another_value_are_kept():
     state = tiny_state("retrieval_base")
     state["vision_encoder.blocks.1.attn.relative_position_index"] += 1
     state["itm_head_2.weight"] = torch.ones(2, 3)
@@ -117,7 +118,7 @@ def test_what_has_no_place_or_another_value_is_kept():
     assert_same(to_published(ours, form)[0], state)
 
 
-def test_words_of_a_decoder_of_its_own_are_kept_on_request_and_when_they_differ():
+def test_the_word_table_of_a_separate_decoder_is_kept_on_request_or_if_it_differs():
     state, words = tiny_state("plus_vqa_base"), "decoder.embeddings.word_embeddings.weight"
     assert words not in to_ours(state)[0]
     ours, form = to_ours(state, shared_words=False)
@@ -133,19 +134,19 @@ def test_words_of_a_decoder_of_its_own_are_kept_on_request_and_when_they_differ(
     assert_same(to_published(ours, form)[0], state)
 
 
-def test_copies_that_differ_are_told():
+def test_tied_copies_that_differ_are_reported():
     state = tiny_state("pretrain_base")
     state["text_encoder.cls.predictions.decoder.bias"] = torch.zeros(40)
     with pytest.raises(UserError, match=r"decoder\.bias differs from text_encoder\.cls\.predictions\.bias"):
         to_ours(state)
 
 
-def test_names_that_no_published_file_has_are_returned():
+def test_names_without_a_published_counterpart_are_returned():
     ours, _ = to_ours(tiny_state("retrieval_base"))
     assert to_published(ours | {"text.model.weight": torch.ones(1)})[1] == ["text.model.weight"]
 
 
-def test_grids_are_those_of_square_tables():
+def test_the_grid_of_a_square_table_is_computed_from_its_rows():
     assert [grid_side(rows) for rows in (732, 2212, 9028, 52, 4, 3, 0, 733, 19)] == [
         14,
         24,
@@ -159,13 +160,13 @@ def test_grids_are_those_of_square_tables():
     ]
 
 
-def test_layers_of_a_name_are_bounded_by_no_loop():
+def test_huge_layer_indices_in_names_cause_no_loop():
     name = "text_encoder.encoder.layer.99999999999.output.dense.weight"
     assert LAYER.fullmatch(name)
     assert to_ours({name: torch.ones(2)})[1].layout.text_layers == 10**11
 
 
-def test_a_converted_file_loads_as_the_published_one_does(tmp_path):
+def test_a_converted_file_loads_like_the_published_one(tmp_path):
     path = GOLDEN / "captioning" / "model.safetensors"
     ours, form = to_ours(read_weights(path))
     save_weights(tmp_path / "ours.safetensors", ours, {PUBLISHED: form.as_plain()})
@@ -176,7 +177,7 @@ def test_a_converted_file_loads_as_the_published_one_does(tmp_path):
     assert (converted.unused, converted.fresh, converted.published) == (published.unused, published.fresh, True)
 
 
-def test_two_layouts_in_one_file_are_told():
+def test_two_layouts_in_one_file_are_reported():
     state = tiny_state("retrieval_base")
     words = "text_encoder.{}embeddings.word_embeddings.weight"
     state[words.format("bert.")] = state[words.format("")]
@@ -192,5 +193,5 @@ def test_small_tables_of_wide_grids_do_not_fill_the_memory():
         to_ours(state)
 
 
-def test_a_table_without_rows_is_no_error():
+def test_a_table_without_rows_is_accepted():
     assert not Layout.of_ours({"text.embeddings.token_type_embeddings.weight": ()}).fused_apart

@@ -1,4 +1,4 @@
-"""Encoders by name: any timm ViT, any Hugging Face encoder, and properties of our own layers."""
+"""Encoders by name: any timm ViT, any Hugging Face encoder, and properties of our layers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()
 
 
 def padded(encoder, ids: torch.Tensor = IDS, mask: torch.Tensor = MASK) -> torch.Tensor:
-    """States (N, L, D), zeros where a text has ended."""
+    """States (N, L, D), with zeros after the end of each text."""
     (texts,) = encoder([Text(ids, mask)])
     return texts.padded()
 
@@ -58,7 +58,7 @@ def hub_folder(tmp_path, config) -> str:
     "backbone",
     ["vit_tiny_patch16_224", "beitv2_base_patch16_224", "vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_224"],
 )
-def test_any_timm_vit_gives_one_normed_state_per_patch(backbone):
+def test_any_timm_vit_gives_one_normalised_state_per_patch(backbone):
     config = VisionConfig(backbone=backbone, image_size=32, patch_size=8, width=24, depth=1, heads=2, layer_scale=None)
     concepts = VisionEncoder(config)(PIXELS)
     assert concepts.patches.shape == (2, 16, 24)
@@ -79,13 +79,13 @@ def test_a_stem_of_convolutions_gives_one_state_per_patch(backbone, patch_size, 
     pixels = torch.randn(2, 3, 48, 24)
     patches = encoder(pixels).patches
     assert patches.shape == (2, encoder.grid[0] * encoder.grid[1], 24)
-    # An image's states do not depend on the others of its batch, as they would with BatchNorm.
+    # The states of an image do not depend on the other images in its batch, unlike with BatchNorm.
     torch.testing.assert_close(encoder(pixels[:1]).patches, patches[:1])
     patches.sum().backward()
     assert all(parameter.grad is not None for parameter in stem.parameters())
 
 
-def test_a_patch_of_a_stem_is_where_its_pixels_are():
+def test_a_patch_of_a_convolutional_stem_is_at_its_pixels():
     pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     changed = pixels.clone()
     changed[:, :, 40:48, 16:24] *= -1  # row 5, column 2
@@ -94,7 +94,7 @@ def test_a_patch_of_a_stem_is_where_its_pixels_are():
         torch.manual_seed(seed)
         stem = VisionEncoder(VisionConfig(image_size=64, patch_size=8, **STEM)).backbone.patch_embed
         difference += (stem(changed) - stem(pixels)).norm(dim=2)[0].detach()
-    # GroupNorm spreads a little of a change over the image, but most of it is at the pixel's patch.
+    # GroupNorm spreads a small part of a change over the image, but most of the change is at the pixel's patch.
     assert difference.argmax() == 5 * 8 + 2
 
 
@@ -117,14 +117,14 @@ def test_a_patch_of_a_stem_is_where_its_pixels_are():
         ({"width": 18, "heads": 2, "positions": "sincos", "image_size": 32, "patch_size": 8}, ("multiple of 4",)),
     ],
 )
-def test_a_backbone_that_cannot_be_built_is_one_line(options, message):
+def test_a_backbone_that_cannot_be_built_is_reported_in_one_line(options, message):
     with pytest.raises(UserError, match=naming(*message)) as error:
         VisionEncoder(VisionConfig(**({"depth": 1} | options)))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("width", "heads", "said"), [(12, 5, "4 or 6"), (12, 13, "12"), (7, 3, "1 or 7")])
-def test_heads_that_do_not_divide_the_width_are_answered_with_those_that_do(width, heads, said):
+def test_heads_that_do_not_divide_the_width_are_rejected_with_those_that_do(width, heads, said):
     expected = f"width {width} is not a multiple of heads {heads}; use {said} heads"
     assert heads_error(width, heads) == expected
     with pytest.raises(ValueError, match=expected):
@@ -141,7 +141,7 @@ def test_uint8_pixels_are_normalised_on_the_device():
     torch.testing.assert_close(encoder(pixels).patches, encoder(by_hand).patches)
 
 
-def test_a_region_of_all_patches_is_the_image_and_a_mask_selects_patches():
+def test_a_region_of_all_patches_equals_the_image_and_a_mask_selects_patches():
     encoder = VisionEncoder(VisionConfig(image_size=16, patch_size=8, width=8, depth=1, heads=2)).eval()
     images = encoder(PIXELS[:, :, :16, :16])
     masks = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 0]]).bool()
@@ -175,7 +175,7 @@ def test_sincos_positions_are_all_different():
     ],
     ids=["bert", "roberta"],
 )
-def test_our_layers_equal_hugging_face_under_its_key_names(config, reference):
+def test_our_layers_equal_hugging_faces_with_its_key_names(config, reference):
     torch.manual_seed(0)
     theirs = reference(config, add_pooling_layer=False).eval()
     ours = TextEncoder(TextConfig(), architecture_of(config)).eval()
@@ -192,7 +192,7 @@ def test_padding_never_changes_text_states():
     torch.testing.assert_close(padded(encoder, *longer)[:, :5][MASK], padded(encoder)[MASK])
 
 
-def test_a_mask_per_query_hides_what_it_says():
+def test_a_mask_per_query_hides_the_masked_keys():
     encoder = TextEncoder(
         TextConfig(), TextArchitecture(vocab_size=40, width=16, layers=2, heads=2, intermediate=32)
     ).eval()
@@ -234,7 +234,7 @@ HUB = {
 
 
 @pytest.mark.parametrize("name", HUB)
-def test_dropout_reaches_the_librarys_encoder(tmp_path, name):
+def test_dropout_is_applied_in_the_librarys_encoder(tmp_path, name):
     folder = hub_folder(tmp_path, HUB[name]())
     still = TextConfig(encoder=folder, dropout=0.0, attention_dropout=0.0)
 
@@ -250,7 +250,7 @@ def test_dropout_reaches_the_librarys_encoder(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", HUB)
-def test_the_longest_text_of_the_librarys_encoder_is_its_longest(tmp_path, name):
+def test_the_maximum_text_length_is_taken_from_the_librarys_encoder(tmp_path, name):
     encoder = build_text_encoder(TextConfig(encoder=hub_folder(tmp_path, HUB[name]())), None).eval()
     assert encoder.longest_text == 20
     ids = torch.full((1, 21), 5)
@@ -259,7 +259,7 @@ def test_the_longest_text_of_the_librarys_encoder_is_its_longest(tmp_path, name)
         padded(encoder, ids, ids.ne(1))
 
 
-def test_an_encoder_without_a_dropout_of_attention_is_logged(caplog):
+def test_an_encoder_without_attention_dropout_is_logged(caplog):
     wanted = TextConfig(dropout=0.3, attention_dropout=0.2)
     given = T5Config()
     assert hub_text._with_dropout(given, wanted).dropout_rate == 0.3
@@ -267,7 +267,7 @@ def test_an_encoder_without_a_dropout_of_attention_is_logged(caplog):
     assert caplog.messages == [OneLine("model.text.attention_dropout", "T5Config")]
 
 
-def test_an_encoder_that_is_nowhere_is_one_line(tmp_path):
+def test_an_encoder_that_is_not_found_is_reported_in_one_line(tmp_path):
     with pytest.raises(UserError, match=naming("model.text.encoder", "nothing")):
         build_text_encoder(TextConfig(encoder=str(tmp_path / "nothing")), None)
 
@@ -285,8 +285,8 @@ def small() -> PretrainModel:
 
 
 @torch.no_grad()
-def test_texts_that_share_an_image_equal_texts_one_by_one(small):
-    """Texts at three images, two side by side at each or in any order, against one call each."""
+def test_texts_that_share_an_image_equal_separate_texts(small):
+    """Compares texts about three images, with adjacent or interleaved rows, with one call per text."""
     memory = small.fusion.project_concepts(small.vision(torch.randn(3, 3, 16, 16)))
     texts = encoded(small, torch.randint(4, 40, (6, 4)), torch.ones(6, 4))
     beside, in_any_order = [0, 0, 1, 1, 2, 2], [2, 0, 2, 2, 1, 0]
@@ -298,7 +298,7 @@ def test_texts_that_share_an_image_equal_texts_one_by_one(small):
 
 
 @torch.no_grad()
-def test_batches_encoded_together_equal_each_alone(small):
+def test_batches_encoded_together_equal_separate_batches(small):
     shorter = Text(IDS[1:, :3], MASK[1:, :3])
     batches = [Text(IDS, MASK), shorter, Text(IDS, MASK, tokens=9)]
     for batch, found in zip(batches, small.text(batches), strict=True):
@@ -308,7 +308,7 @@ def test_batches_encoded_together_equal_each_alone(small):
 
 
 @torch.no_grad()
-def test_the_last_block_computes_the_wanted_states_alone_and_they_are_those_of_all(small):
+def test_the_last_block_computes_only_the_requested_states(small):
     memory = small.fusion.project_concepts(small.vision(torch.randn(2, 3, 16, 16)))
     texts = encoded(small, IDS, MASK)
     cls = small.fusion.cls(texts, memory)
@@ -323,7 +323,7 @@ def test_the_last_block_computes_the_wanted_states_alone_and_they_are_those_of_a
         ({"model_type": "clip_text_model", "hidden_size": 16, "num_attention_heads": 2}, "left to right"),
     ],
 )
-def test_a_model_that_is_not_an_encoder_of_texts_is_refused(values, said, tmp_path):
+def test_a_model_that_is_not_a_text_encoder_is_rejected(values, said, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match=naming("model.text.encoder", said, "BERT")):
         build_text_encoder(TextConfig(encoder=str(tmp_path), arch=None), None)

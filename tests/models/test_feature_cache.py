@@ -1,4 +1,5 @@
-"""Frozen blocks of the vision encoder, and their states on disk: the same numbers and gradients, each image computed once."""
+"""Frozen blocks of the vision encoder with states cached on disk: the same states and gradients, and each image is computed
+once."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ def gradients(encoder: VisionEncoder, pixels: torch.Tensor) -> dict[str, torch.T
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_states_and_gradients_through_the_cache_are_those_without(backbone, tmp_path):
+def test_states_and_gradients_are_the_same_with_the_cache(backbone, tmp_path):
     built = encoder(backbone)
     pixels = images(built)
     expected, expected_gradients = built.patches(pixels), gradients(built, pixels)
@@ -55,13 +56,13 @@ def test_states_and_gradients_through_the_cache_are_those_without(backbone, tmp_
         name.startswith(("backbone.blocks.2.", "backbone.norm.", "backbone.fc_norm.")) for name in expected_gradients
     )
     built.keep_features(tmp_path, 10**8)
-    for _ in range(2):  # computed, and read
+    for _ in range(2):  # computed first, then read from the cache
         torch.testing.assert_close(built.patches(pixels), expected, atol=1e-5, rtol=1e-5)
         for name, gradient in gradients(built, pixels).items():
             torch.testing.assert_close(gradient, expected_gradients[name], atol=1e-4, rtol=1e-4)
 
 
-def test_an_image_goes_through_the_frozen_blocks_once(tmp_path, monkeypatch):
+def test_an_image_passes_through_the_frozen_blocks_once(tmp_path, monkeypatch):
     built = encoder("vit_small_patch14_dinov2")
     built.keep_features(tmp_path, 10**8)
     pixels, seen = images(built, 4), []
@@ -74,7 +75,7 @@ def test_an_image_goes_through_the_frozen_blocks_once(tmp_path, monkeypatch):
     assert seen == [1, 2]
 
 
-def test_other_weights_do_not_find_the_states(tmp_path):
+def test_other_weights_do_not_use_the_cached_states(tmp_path):
     pixels = images(encoder("vit_small_patch14_dinov2"))
     for seed in (0, 1):
         built = encoder("vit_small_patch14_dinov2", seed=seed)
@@ -108,24 +109,24 @@ def test_frozen_blocks_stay_in_evaluation_mode_and_their_number_is_checked():
 
 
 @pytest.mark.parametrize("task", ["nlvr", "retrieval", "vqa"])
-def test_the_count_of_operations_is_that_of_the_step_that_runs(task):
+def test_the_flops_count_equals_the_real_step(task):
     model, batch = fine_tuning(task)
     whole = model.work(batch).flops
     model.vision.freeze_blocks(1)
-    set_frozen(model, [])  # the count is made anew
+    set_frozen(model, [])  # the count is computed again
     runs, count = counted(model, batch), model.work(batch).flops
     assert 0.99 * runs <= count <= runs
     assert count < whole
 
 
-def test_files_lie_where_they_are_asked_to(tmp_path: Path):
+def test_files_are_in_the_configured_folder(tmp_path: Path):
     built = encoder("vit_small_patch14_dinov2")
     built.keep_features(tmp_path / "features", 10**8)
     built.patches(images(built))
     assert any((tmp_path / "features").rglob("*"))
 
 
-def test_recomputed_blocks_give_the_same_gradients_and_keep_no_activations(tmp_path):
+def test_gradient_checkpointing_gives_the_same_gradients_and_keeps_no_activations(tmp_path):
     built = encoder("vit_small_patch14_dinov2")
     pixels = images(built)
     built.keep_features(tmp_path, 10**8)
@@ -144,8 +145,8 @@ def saved_bytes(encoder: VisionEncoder, pixels: torch.Tensor) -> int:
     return sum(sizes)
 
 
-def test_a_bound_that_keeps_nothing_is_refused_with_the_least_that_does(tmp_path):
-    """Five states of width 32 take 640 bytes: 64 of them, with their digests, need 42 kB."""
+def test_a_limit_that_keeps_nothing_is_rejected_with_the_smallest_useful_one(tmp_path):
+    """Five states of width 32 take 640 bytes. 64 such entries with their digests need 42 kB."""
     built = encoder("vit_small_patch14_dinov2")
     pixels = images(built)
     built.keep_features(tmp_path, 40_000)

@@ -1,4 +1,4 @@
-"""The analytic count of operations against torch's counter of the operations that really run."""
+"""The analytic FLOPs count compared with torch's counter on the operations that actually run."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ FINE_TUNING = {
 
 
 def made(name: str, overrides: list[str]):
-    """Model and micro-batch of a config; the batch is without padding."""
+    """Model and micro-batch of a config. The batch has no padding."""
     path = ROOT / "configs" / f"{name}.yaml"
     schema, kind = kind_of(path, overrides)
     config = load_config(path, [*MODEL, *overrides], schema)
@@ -81,10 +81,10 @@ def made(name: str, overrides: list[str]):
 
 
 def counted(model, batch) -> float:
-    """Operations of a step as they run, forward and backward.
+    """FLOPs of the forward and backward pass of a step, counted as they run.
 
-    Attention runs as plain products: the counter has no formula for the CPU's fused kernel, and would count what the GPU's
-    backward computes once more (half of the forward pass of attention).
+    Attention uses plain products here. The counter has no formula for the CPU's fused kernel, and it would count operations that
+    the GPU's backward pass repeats (half of the forward pass of attention).
     """
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):
@@ -94,7 +94,7 @@ def counted(model, batch) -> float:
 
 
 def pretraining(stream: str):
-    """One token of each text is masked: attention pads query positions to the most of any text, and [CLS] is one."""
+    """One token per text is masked: attention pads query positions to the maximum over all texts, and [CLS] is one of them."""
     return made("pretrain/base_4m", [*STREAMS[stream], "data.text.max_masks=1"])
 
 
@@ -116,30 +116,30 @@ CASES += [(with_a_stem, "grounding"), (of_sets, "grounding")]
 
 
 @pytest.mark.parametrize(("make", "name"), CASES, ids=[f"{make.__name__} {name}" for make, name in CASES])
-def test_the_count_is_that_of_the_step_without_padding(make, name):
-    """Within one percent, and never more. What runs beyond the count: the similarities from which negatives are drawn, which
-    the loss has too; the mean of a region's patches, which runs over those of all images; the concept tokens of the other
-    regions of an image, which stand, masked, among a region's keys."""
+def test_the_count_equals_a_step_without_padding_within_one_percent(make, name):
+    """The count is never larger. The following operations run but are not counted: the similarities for sampling negatives, which
+    the loss computes too; the mean of a region's patches, which is computed over all patches of the image; and the mean tokens of
+    an image's other regions, which are masked keys of each region."""
     model, batch = make(name)
     runs, count = counted(model, batch), model.work(batch).flops
     assert 0.99 * runs <= count <= runs
 
 
 @pytest.mark.parametrize("task", ["nlvr", "grounding", "vqa", "video_qa"])
-def test_where_nothing_else_runs_the_count_is_exact(task):
+def test_the_count_is_exact_if_no_uncounted_operations_run(task):
     model, batch = fine_tuning(task)
     assert model.work(batch).flops == counted(model, batch)
 
 
 @pytest.mark.parametrize("task", ["vqa", "video_qa"])
-def test_an_image_that_questions_share_counts_once(task):
+def test_an_image_shared_by_questions_counts_once(task):
     model, batch = fine_tuning(task, "data.batch_size=2", "data.questions_per_example=2")
     work = model.work(batch)
     assert (work.samples, work.images) == (4, 2 * (batch.pixels.shape[1] if task == "video_qa" else 1))
     assert work.flops == counted(model, batch)
 
 
-def test_fewer_masked_words_are_less_work_in_the_last_layer_and_the_word_head():
+def test_fewer_masked_words_reduce_the_count_of_the_last_layer_and_the_word_head():
     model, batch = made("pretrain/base_4m", [*STREAMS["images"], "data.text.max_masks=29"])
     labels = batch.images.text.labels.clone()
     labels[:, 10:] = IGNORE
@@ -148,7 +148,7 @@ def test_fewer_masked_words_are_less_work_in_the_last_layer_and_the_word_head():
     assert spared > model.cost.head("word_head", 6 * 19)
 
 
-def test_a_step_without_matching_has_less_and_the_count_follows():
+def test_a_step_without_matching_has_a_smaller_exact_count():
     model, batch = pretraining("both")
     noisy = dataclasses.replace(batch, unmatched=("images", "regions"))
     assert model.work(noisy).flops < 0.9 * model.work(batch).flops
@@ -156,7 +156,7 @@ def test_a_step_without_matching_has_less_and_the_count_follows():
 
 
 @pytest.mark.parametrize(("make", "name"), CASES, ids=[name for _, name in CASES])
-def test_padding_and_rows_that_do_not_count_are_not_counted(make, name):
+def test_padding_and_invalid_rows_are_not_counted(make, name):
     model, batch = make(name)
     whole = model.work(batch)
     shorter = model.work(half_padded(batch))
@@ -167,7 +167,7 @@ def test_padding_and_rows_that_do_not_count_are_not_counted(make, name):
 
 
 def half_padded(value):
-    """The last row of each part does not count, and of every text only the first half is there."""
+    """The last row of each part is invalid, and each text is cut to its first half."""
     if not dataclasses.is_dataclass(value):
         return value
     changed = {field.name: half_padded(getattr(value, field.name)) for field in dataclasses.fields(value)}
@@ -190,7 +190,7 @@ def test_coefficients_are_read_once_from_a_model_and_do_not_depend_on_the_batch(
     assert model.work(half_padded(batch)).flops < whole.flops
 
 
-def test_samples_pictures_and_tokens_are_those_of_the_batch():
+def test_samples_images_and_tokens_are_counted_from_the_batch():
     model, batch = pretraining("both")
     work = model.work(batch)
     assert (work.samples, work.images, work.tokens) == (6 + 8, 6 + 4, (6 + 8) * 30)
@@ -198,15 +198,15 @@ def test_samples_pictures_and_tokens_are_those_of_the_batch():
     assert model.work(batch).images == 4 * batch.pixels.shape[1]
 
 
-def test_the_step_of_the_published_base_run_costs_what_was_reckoned_by_hand():
-    """One forward pass of 128 pairs and 128 regions of 50 images, texts of 13 and 6 tokens: 4.3e12 multiply-accumulates, of
-    which the vision encoder takes 3.13e12: 178 images at 17.56e9."""
+def test_the_step_of_the_published_base_run_equals_a_hand_computed_count():
+    """One forward pass of 128 pairs and 128 regions in 50 images, with texts of 13 and 6 tokens, takes 4.3e12
+    multiply-accumulates. The vision encoder takes 3.13e12 of them: 178 images at 17.56e9 each."""
     path = ROOT / "configs/pretrain/base_4m.yaml"
     schema, kind = kind_of(path, [])
     config = load_config(path, ["data.text.max_tokens=13"], schema)
     with torch.device("meta"):
         model = kind.build_model(config, None)
-    set_frozen(model, ["vision"])  # so that its forward pass alone is counted
+    set_frozen(model, ["vision"])  # so that only its forward pass is counted
     assert model.cost.vision.image == pytest.approx(2 * 17.563e9, rel=1e-3)
     set_frozen(model, [])
     regions = load_config(path, ["data.text.max_tokens=6", "data.images=null"], schema)
@@ -215,7 +215,7 @@ def test_the_step_of_the_published_base_run_costs_what_was_reckoned_by_hand():
     assert total / 6 == pytest.approx(4.3e12, rel=0.02)
 
 
-def test_a_text_encoder_of_hugging_face_counts_what_it_runs(tmp_path):
+def test_a_hugging_face_text_encoder_is_counted_as_it_runs(tmp_path):
     sizes = {"vocab_size": 300, "dim": 128, "hidden_dim": 256, "n_layers": 1, "n_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "distilbert", **sizes}))
     hub = ["model.text.arch=null", f"model.text.encoder={tmp_path}"]

@@ -1,4 +1,4 @@
-"""Models with frozen encoders: what has gradients, what is counted, what stays deterministic."""
+"""Models with frozen encoders: gradients, the FLOPs count, and determinism."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def backward(model, batch) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize(("make", "name"), CASES, ids=IDS)
-def test_frozen_encoders_have_no_gradient_and_all_others_have_one(make, name):
-    """Else DDP would wait for it for ever."""
+def test_only_parameters_outside_frozen_encoders_have_gradients(make, name):
+    """Otherwise DDP would wait for the gradient forever."""
     model, batch = make(name)
     before = backward(model, batch)
     for parts in CHOICES:
@@ -47,8 +47,9 @@ def test_frozen_encoders_have_no_gradient_and_all_others_have_one(make, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("make", "name"), CASES[2::3], ids=IDS[2::3])
-def test_the_count_is_that_of_the_step_that_runs(make, name):
-    """As without frozen parts, within the share of what runs beyond the count: it has no backward pass, or a frozen one."""
+def test_the_flops_count_equals_the_real_step(make, name):
+    """The tolerance is the same as without frozen parts: the uncounted operations, which have no backward pass or a frozen
+    one."""
     model, batch = make(name)
     beyond = counted(model, batch) - model.work(batch).flops
     for parts in CHOICES:
@@ -59,20 +60,20 @@ def test_the_count_is_that_of_the_step_that_runs(make, name):
     assert counted(model, batch) - model.work(batch).flops == beyond
 
 
-def test_a_frozen_vision_encoder_counts_its_forward_pass_alone():
+def test_a_frozen_vision_encoder_counts_only_its_forward_pass():
     model, batch = pretraining("images")
     whole, vision = model.work(batch).flops, model.cost.vision
     set_frozen(model, ["vision"])
-    embedding = 2 * vision.patches * model.vision.backbone.patch_embed.proj.weight.numel()  # forward
+    embedding = 2 * vision.patches * model.vision.backbone.patch_embed.proj.weight.numel()  # forward pass
     blocks = (vision.image - 2 * embedding) // 3
-    spared = 6 * (embedding + 2 * blocks)  # the backward pass; pixels have no gradient
+    spared = 6 * (embedding + 2 * blocks)  # backward pass; pixels have no gradient
     spared += (
         step_flops(6 * vision.width * (2 * 128 * 2 * (1 + vision.patches) + 256), True) // 2
-    )  # its states' gradients
+    )  # the gradients of its states
     assert whole - model.work(batch).flops == spared
 
 
-def test_thawing_leaves_parameters_frozen_that_no_loss_trains():
+def test_unfreezing_keeps_parameters_frozen_that_no_loss_trains():
     model, batch = built(ALL, **only("contrastive"))
     assert not any(each.requires_grad for each in model.fusion.parameters())
     set_frozen(model, PARTS)
@@ -82,7 +83,7 @@ def test_thawing_leaves_parameters_frozen_that_no_loss_trains():
     assert backward(model, batch) == {name: each.requires_grad for name, each in model.named_parameters()}
 
 
-def test_a_step_without_matching_losses_has_every_gradient_too():
+def test_a_step_without_matching_losses_has_every_gradient():
     model, batch = built(ALL, **only("matching"))
     set_frozen(model, ["vision", "text"])
     has = backward(model, replace(batch, unmatched=("images", "regions", "videos", "translations")))
@@ -106,24 +107,24 @@ def test_frozen_encoders_have_no_dropout_whatever_mode_the_model_is_set_to(parts
     assert all(each.training for each in model.modules())
 
 
-def test_the_states_of_a_frozen_encoder_are_those_of_evaluation():
+def test_a_frozen_encoder_has_the_states_of_evaluation_mode():
     overrides = ["data.batch_size=2", "model.vision.drop_path=0.5", "model.decoder.layers=2"]
     model, batch = made(FINE_TUNING["vqa"], overrides)
     model.eval()
     expected = model.vision(batch.pixels).patches
     model.train()
     torch.manual_seed(0)
-    assert not torch.equal(model.vision(batch.pixels).patches, expected), "drop path"
+    assert not torch.equal(model.vision(batch.pixels).patches, expected), "drop path must be disabled"
     set_frozen(model, ["vision"])
     frozen = model.vision(batch.pixels).patches
-    torch.testing.assert_close(frozen, expected.detach())  # a step without gradients takes other kernels
+    torch.testing.assert_close(frozen, expected.detach())  # a step without gradients uses different kernels
     assert not frozen.requires_grad
     torch.manual_seed(1)
     assert torch.equal(model.vision(batch.pixels).patches, frozen)
 
 
-def test_a_frozen_encoder_may_be_named_in_recompute():
-    """It is recomputed when it thaws; until then there is nothing to recompute."""
+def test_gradient_checkpointing_may_include_a_frozen_encoder():
+    """Checkpointing starts when the encoder is unfrozen, because a frozen encoder keeps no activations."""
     model, batch = pretraining("both")
     set_frozen(model, ["vision", "text"])
     set_gradient_checkpointing(model, PARTS)

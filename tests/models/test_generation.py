@@ -1,4 +1,5 @@
-"""Beam search and sampling against exhaustive search and plain arithmetic; kept keys and values against computing anew."""
+"""Beam search and sampling compared with exhaustive search and direct formulas, and cached keys and values compared with full
+computation."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ END, WORDS = 0, 4
 
 
 class Markov:
-    """A decoder whose next word depends on the last two: enough that greedy search goes wrong."""
+    """A decoder whose next word depends on the last two words, which is enough to mislead greedy search."""
 
     def __init__(self, seed: int, words: int = WORDS):
         generator = torch.Generator().manual_seed(seed)
@@ -61,7 +62,7 @@ def plain(**options) -> DecodingConfig:
 
 
 def best_of_all(decoder: Markov, prompt: list[int], longest: int, penalty: float) -> tuple[tuple[int, ...], float]:
-    """The best of all texts that end, or are as long as can be."""
+    """The best of all texts that end or have the maximum length."""
     scored = {}
     for length in range(1, longest + 1):
         for text in itertools.product(range(1, WORDS), repeat=length - 1):
@@ -75,7 +76,7 @@ def best_of_all(decoder: Markov, prompt: list[int], longest: int, penalty: float
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 3.0])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_wide_beam_finds_what_trying_everything_finds(seed, penalty):
+def test_a_wide_beam_finds_the_result_of_exhaustive_search(seed, penalty):
     decoder = Markov(seed)
     prompts = [[1, 2], [3, 1], [2, 2]]
     config = plain(beams=3**4, max_length=4, length_penalty=penalty)
@@ -89,7 +90,7 @@ def test_a_wide_beam_finds_what_trying_everything_finds(seed, penalty):
         assert math.isclose(float(found.score[row]), score, rel_tol=1e-5)
 
 
-def test_one_beam_takes_the_likeliest_word_each_time():
+def test_a_single_beam_chooses_the_likeliest_word_each_time():
     decoder = Markov(0)
     found = beam_search(decoder, torch.tensor([[1, 2]]), END, plain())
     before, expected = [1, 2], []
@@ -102,7 +103,7 @@ def test_one_beam_takes_the_likeliest_word_each_time():
     assert words_of(found.tokens[0]) == expected
 
 
-def test_the_search_stops_when_nothing_can_become_better():
+def test_the_search_stops_when_no_hypothesis_can_improve():
     decoder = Markov(0)
     decoder.table[:] = torch.tensor([9.0, 0.0, 0.0, 0.0])
     found = beam_search(decoder, torch.tensor([[1, 2], [2, 1]]), END, plain(beams=3, max_length=50))
@@ -124,7 +125,7 @@ def test_a_text_does_not_depend_on_its_batch(seed):
             torch.testing.assert_close(alone.score[0], together.score[row])
 
 
-def test_no_run_is_said_twice_and_no_text_ends_early():
+def test_no_n_gram_is_repeated_and_no_text_ends_early():
     decoder = Markov(0)
     decoder.table[:] = torch.tensor([5.0, 9.0, 8.0, 1.0])
     text = words_of(beam_search(decoder, torch.tensor([[1, 1]]), END, plain(max_length=9, no_repeat_ngram=2)).tokens[0])
@@ -138,7 +139,7 @@ def test_no_run_is_said_twice_and_no_text_ends_early():
 
 
 @pytest.mark.parametrize(("size", "banned"), [(1, {1, 2, 3}), (2, {2, 3}), (3, {3}), (4, set())])
-def test_what_would_repeat_a_run_is_forbidden(size, banned):
+def test_words_that_would_repeat_an_n_gram_are_forbidden(size, banned):
     likelihood = torch.zeros(1, 1, 5)
     said = torch.tensor([[[1, 2, 1, 3, 2, 1]]])
     if size == 3:
@@ -152,7 +153,7 @@ def test_words_are_drawn_as_often_as_they_are_likely():
     chance = (torch.arange(1000) + 0.5) / 1000
     drawn = sample_token(likelihood, SamplingConfig(), chance)
     assert drawn.bincount(minlength=4).tolist() == [500, 300, 150, 50]
-    # Of the likeliest words that reach 0.7, two are left: 5 in 8 and 3 in 8.
+    # Two words are left as the likeliest words that together reach 0.7, with probabilities 5/8 and 3/8.
     assert sample_token(likelihood, SamplingConfig(top_p=0.7), chance).bincount(minlength=4).tolist() == [
         625,
         375,
@@ -165,10 +166,12 @@ def test_words_are_drawn_as_often_as_they_are_likely():
 
 
 class NoFloatSums(TorchDispatchMode):
-    """Refuses what deterministic algorithms refuse on a GPU alone."""
+    """Raises an error for operations that are only non-deterministic on a GPU."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert not ("cumsum" in str(func) and args[0].is_floating_point()), "not deterministic on a GPU"
+        assert not ("cumsum" in str(func) and args[0].is_floating_point()), (
+            "this operation is not deterministic on a GPU"
+        )
         return func(*args, **(kwargs or {}))
 
 
@@ -197,7 +200,7 @@ def test_a_drawn_text_is_scored_by_its_likelihood():
         assert math.isclose(float(found.score[row]), decoder.log_likelihood([1, 2], text), rel_tol=1e-4)
 
 
-def test_sampling_follows_one_hypothesis():
+def test_sampling_has_a_single_hypothesis():
     with pytest.raises(ValueError, match="set beams to 1"):
         DecodingConfig(sampling=SamplingConfig())
 
@@ -224,8 +227,8 @@ def tiny(family: str = "bert") -> CaptioningModel:
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 @torch.no_grad()
-def test_kept_keys_and_values_give_what_computing_anew_gives(family):
-    """Each step's logits are those of the whole text so far, as in training; hypotheses may change places."""
+def test_cached_keys_and_values_give_the_logits_of_full_computation(family):
+    """The logits of each step equal the logits for the whole text so far, as in training, even if hypotheses are reordered."""
     model = tiny(family)
     memory = model.project_images(torch.randn(2, 3, 16, 16))
     decoder = CaptionDecoder(model, memory, TOKENS.mask)
@@ -243,8 +246,8 @@ def test_kept_keys_and_values_give_what_computing_anew_gives(family):
 
 
 @torch.no_grad()
-def test_a_caption_has_the_likelihood_that_training_gives_it():
-    """The [MASK]s of training predict each word from what generation predicts it from."""
+def test_a_caption_has_the_same_likelihood_as_in_training():
+    """In training, each [MASK] predicts its word from the same tokens as in generation."""
     model = tiny()
     memory = model.project_images(torch.randn(3, 3, 16, 16))
     config = plain(max_length=6, sampling=SamplingConfig())
@@ -261,7 +264,7 @@ def test_a_caption_has_the_likelihood_that_training_gives_it():
     torch.testing.assert_close((each * counts).sum(dim=1), found.score, rtol=1e-4, atol=1e-4)
 
 
-def test_no_mask_is_seen_by_what_comes_after_it():
+def test_a_mask_is_hidden_from_later_tokens():
     text = LeftToRightText.of([[2, 9, 5, 6, 3]], [[2, 4]], mask_id=4, pad_id=0)
     assert text.ids.tolist() == [[2, 9, 4, 5, 6, 4, 3]]
     assert text.positions.tolist() == [[0, 1, 2, 2, 3, 4, 4]]
@@ -271,7 +274,7 @@ def test_no_mask_is_seen_by_what_comes_after_it():
     assert text.mask[0, 5].tolist() == [True, True, False, True, True, True, False]
 
 
-def test_an_encoder_without_masks_of_each_token_is_refused(tmp_path):
+def test_an_encoder_without_a_mask_per_token_is_rejected(tmp_path):
     from transformers import DistilBertConfig
 
     DistilBertConfig(vocab_size=20, dim=16, n_layers=1, n_heads=2, hidden_dim=32).save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""BEiT-2 and BERT files into a model: what is loaded, copied, resized, dropped and left fresh."""
+"""Loading BEiT-2 and BERT files: which tensors are loaded, copied, resized, dropped, and left at their initial values."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def model() -> PretrainModel:
 
 
 def beit_state(shared: bool = False, grid: int = 4) -> dict[str, torch.Tensor]:
-    """A BEiT-2 file as published: heads, index buffers, and one table for all blocks if ``shared``."""
+    """A BEiT-2 file as published: heads, index buffers, and a single table for all blocks if ``shared``."""
     torch.manual_seed(1)
     source = PretrainModel(
         CONFIG.model_copy(update={"vision": CONFIG.vision.model_copy(update={"image_size": 8 * grid})})
@@ -52,7 +52,7 @@ def beit_state(shared: bool = False, grid: int = 4) -> dict[str, torch.Tensor]:
 
 
 def bert_state(layers: int = 2, prefix: str = "bert.") -> dict[str, torch.Tensor]:
-    """A BERT file as published, with old names of the norms, pooler, and next-sentence head."""
+    """A BERT file as published, with old names of the norms, the pooler, and the next-sentence head."""
     torch.manual_seed(2)
     arch = ARCH.model_copy(update={"layers": layers})
     source = PretrainModel(CONFIG.model_copy(update={"text": TextConfig(arch=arch)}))
@@ -82,18 +82,18 @@ def test_beit_fills_the_whole_vision_encoder(model, tmp_path, shared):
     assert torch.equal(model.vision.backbone.blocks[1].attn.relative_position_bias_table, state[table])
 
 
-def test_beit_of_another_grid_is_resized_and_says_so(model, tmp_path):
+def test_beit_weights_of_another_grid_are_resized_with_a_message(model, tmp_path):
     save_file(beit_state(grid=5), tmp_path / "beit.safetensors")
     (report,) = initialise(model, InitConfig(vision=str(tmp_path / "beit.safetensors")))
     assert len(report.resized) == 2
     assert "84 to 52 rows" in "\n".join(report.lines())
     assert sum("unused" in line for line in report.lines()) <= 2, (
-        "tensors without a place are counted by part, not listed"
+        "unused tensors must be counted by part instead of listed"
     )
 
 
 def vit_state(image_size: int) -> tuple[PretrainModel, dict[str, torch.Tensor]]:
-    """A model on a plain ViT with absolute positions, and random weights under the names of its backbone."""
+    """A model with a plain ViT with absolute positions, and random weights under its backbone's names."""
     vision = VisionConfig(
         backbone="vit_tiny_patch16_224", image_size=image_size, patch_size=8, width=16, depth=2, heads=2
     )
@@ -101,7 +101,7 @@ def vit_state(image_size: int) -> tuple[PretrainModel, dict[str, torch.Tensor]]:
     return model, {name: torch.randn_like(value) for name, value in model.vision.backbone.state_dict().items()}
 
 
-def test_absolute_positions_of_another_grid_are_resized_and_said_so(tmp_path):
+def test_absolute_positions_of_another_grid_are_resized_with_a_message(tmp_path):
     _, state = vit_state(48)
     save_file(state, tmp_path / "vit.safetensors")
     model, _ = vit_state(32)
@@ -111,7 +111,7 @@ def test_absolute_positions_of_another_grid_are_resized_and_said_so(tmp_path):
     assert torch.equal(model.vision.backbone.pos_embed[:, 0], state["pos_embed"][:, 0])
 
 
-def test_absolute_positions_of_another_width_or_of_no_square_grid_are_refused(tmp_path):
+def test_absolute_positions_of_another_width_or_a_non_square_grid_are_rejected(tmp_path):
     model, state = vit_state(32)
     save_file(state | {"pos_embed": torch.zeros(1, 37, 8)}, tmp_path / "width.safetensors")
     with pytest.raises(UserError, match="shapes differ: pos_embed is"):
@@ -142,8 +142,8 @@ def test_bert_fills_text_and_fusion_and_leaves_cross_attention_fresh(model, tmp_
     assert "vision.backbone.cls_token" not in fresh
 
 
-def test_twice_as_many_bert_layers_give_every_second_one(model, tmp_path):
-    """Of BERT large with 12 layers, the released code takes layers 1, 3, … 23."""
+def test_half_as_many_layers_are_initialised_from_every_second_bert_layer(model, tmp_path):
+    """For 12 layers from BERT large, the released code uses layers 1, 3, … 23."""
     state = bert_state(layers=4)
     save_file({k: v.clone() for k, v in state.items()}, tmp_path / "model.safetensors")
     (report,) = initialise(model, InitConfig(text=str(tmp_path)))
@@ -153,7 +153,7 @@ def test_twice_as_many_bert_layers_give_every_second_one(model, tmp_path):
     assert any("encoder.layer.0." in name for name in report.dropped)
 
 
-def test_a_file_that_does_not_fit_is_one_line(model, tmp_path):
+def test_a_file_that_does_not_fit_is_reported_in_one_line(model, tmp_path):
     save_file({k: v.clone() for k, v in bert_state(layers=3).items()}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=naming("3 layers", "model.text", "2")):
         initialise(model, InitConfig(text=str(tmp_path)))
@@ -166,7 +166,7 @@ def test_a_file_that_does_not_fit_is_one_line(model, tmp_path):
         initialise(model, InitConfig(vision="a", checkpoint="b"))
 
 
-def test_our_own_checkpoint_reads_back_whole(model, tmp_path):
+def test_our_own_checkpoint_is_loaded_completely(model, tmp_path):
     torch.manual_seed(5)
     other = PretrainModel(CONFIG)
     save_file(dict(other.state_dict()), tmp_path / "model.safetensors")
@@ -177,8 +177,8 @@ def test_our_own_checkpoint_reads_back_whole(model, tmp_path):
 
 @pytest.mark.parametrize("encoder", ["vision", "text", "fusion"])
 @pytest.mark.parametrize("layers", [1, 3])
-def test_half_an_encoder_is_refused(tmp_path, encoder, layers):
-    """The model has one layer fewer, or more, than the file, whose encoders have two."""
+def test_a_file_with_another_number_of_layers_is_rejected(tmp_path, encoder, layers):
+    """The encoders in the file have two layers, and the model has one layer fewer or more."""
     two = CONFIG.model_copy(update={"fusion": FusionConfig(layers=2)})
     save_file(PretrainModel(two).state_dict(), tmp_path / "two.safetensors")
     other = {
@@ -200,7 +200,7 @@ def test_an_incomplete_checkpoint_is_named(model, tmp_path):
         report.require_complete()
 
 
-def test_published_files_with_their_command_line_load_and_code_does_not(tmp_path):
+def test_published_files_with_command_lines_load_and_files_with_code_do_not(tmp_path):
     torch.save({"model": {"a": torch.zeros(1)}, "args": argparse.Namespace(lr=1)}, tmp_path / "ok.pth")
     assert read_weights(tmp_path / "ok.pth").keys() == {"a"}
 

@@ -1,4 +1,4 @@
-"""Keys and values that texts attend to: rows that texts and passes share, and the tokens that have been generated."""
+"""Keys and values that texts attend to: rows shared by texts and passes, and tokens that have been generated."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def texts(count: int, seed: int) -> PackedTexts:
     return PackedTexts(torch.randn(packing.tokens, WIDTH, generator=torch.Generator().manual_seed(seed)), packing)
 
 
-def test_selected_rows_are_those_rows(keys_values):
+def test_select_returns_the_selected_rows(keys_values):
     rows = torch.tensor([2, 0, 2, 1])
     found = keys_values.select(rows)
     assert (len(keys_values), len(found)) == (3, 4)
@@ -48,14 +48,14 @@ def test_selected_rows_are_those_rows(keys_values):
         assert torch.equal(ours, all_rows[rows])
 
 
-def test_rows_can_be_selected_of_selected_ones(keys_values):
+def test_rows_can_be_selected_from_selected_rows(keys_values):
     rows = torch.tensor([2, 0, 2, 1])
     again = keys_values.select(rows).select(torch.tensor([3, 0]))
     for ours, expected in zip(read(again), read(keys_values.select(torch.tensor([1, 2]))), strict=True):
         assert torch.equal(ours, expected)
 
 
-def test_a_part_of_a_split_is_those_rows_without_a_copy(keys_values):
+def test_split_returns_parts_without_copying(keys_values):
     found = keys_values.split([1, 2])[1]
     assert len(found) == 2
     for ours, all_rows in zip(read(found), read(keys_values), strict=True):
@@ -66,7 +66,7 @@ def test_a_part_of_a_split_is_those_rows_without_a_copy(keys_values):
         keys_values.select(torch.tensor([0])).split([1])
 
 
-def test_keys_and_values_without_a_bias_hides_nothing(fusion):
+def test_keys_and_values_without_a_bias_hide_nothing(fusion):
     with torch.no_grad():
         states = torch.randn(ROWS, KEYS, WIDTH)
         bare, masked = fusion.project(states), fusion.project(states, torch.ones(ROWS, KEYS, dtype=torch.bool))
@@ -78,7 +78,7 @@ def test_keys_and_values_without_a_bias_hides_nothing(fusion):
 
 
 def one_by_one(fusion: FusionEncoder, given: PackedTexts, keys_values: KeysValues) -> list[Tensor]:
-    """The states of each text of a pass, fused alone with its own row."""
+    """The states of each text of a pass, fused separately with its own row."""
     share = given.packing.count // len(keys_values)
     rows = [(given.select(torch.tensor([text])), torch.tensor([text // share])) for text in range(given.packing.count)]
     return [fusion.tokens(text, keys_values.select(row)).states for text, row in rows]
@@ -101,7 +101,7 @@ def test_in_each_pass_text_m_attends_to_row_m_over_s(fusion, keys_values, share)
         torch.testing.assert_close(states, torch.cat(one_by_one(fusion, *each)), atol=1e-5, rtol=1e-5)
 
 
-def test_passes_with_different_numbers_of_texts_per_row_do_not_go_together(fusion, keys_values):
+def test_passes_with_different_numbers_of_texts_per_row_cannot_be_mixed(fusion, keys_values):
     with pytest.raises(AssertionError, match="texts per row"):
         fused_together(fusion, [(texts(3, 0), keys_values), (texts(6, 0), keys_values)])
 
@@ -116,12 +116,12 @@ def test_neighbouring_passes_over_the_same_rows_share_one_call_of_attention(keys
     assert found[0].biases[1] is other_bias.biases[0]
 
 
-def test_passes_with_keys_and_values_and_without_do_not_go_together(fusion, keys_values):
+def test_passes_with_and_without_keys_and_values_cannot_be_mixed(fusion, keys_values):
     with pytest.raises(AssertionError, match="others without"):
         fused_together(fusion, [(texts(3, 0), keys_values), (texts(3, 0), None)])
 
 
-def test_a_text_that_sees_nothing_skips_cross_attention(fusion):
+def test_a_text_without_keys_and_values_skips_cross_attention(fusion):
     with torch.no_grad():
         given = texts(3, 0)
         states = fusion.tokens(given, None).states
@@ -133,7 +133,7 @@ def new_tokens(count: int) -> tuple[Tensor, Tensor]:
     return torch.randn(2, 1, count, 4), torch.randn(2, 1, count, 4)
 
 
-def test_a_cache_appends_new_tokens_for_each_attention_by_itself():
+def test_a_cache_appends_new_tokens_for_each_attention_separately():
     cache, layers = KVCache(), [nn.Identity(), nn.Identity()]
     given = [[new_tokens(count) for count in (3, 1)] for _ in layers]
     for layer, (first, second) in zip(layers, given, strict=True):
@@ -142,7 +142,7 @@ def test_a_cache_appends_new_tokens_for_each_attention_by_itself():
         assert all(map(torch.equal, cache.update(layer, *second), expected))
 
 
-def test_a_cropped_cache_forgets_the_last_tokens_and_a_reordered_one_goes_on_with_others():
+def test_a_cropped_cache_drops_the_last_tokens_and_a_reordered_cache_follows_its_hypotheses():
     cache, layer = KVCache(), nn.Identity()
     first, second = new_tokens(4), new_tokens(1)
     cache.update(layer, *first)

@@ -1,4 +1,4 @@
-"""Properties of the pure losses."""
+"""Properties of the loss functions."""
 
 import math
 from dataclasses import replace
@@ -44,7 +44,7 @@ def sigmoid(local, all_ranks=None, offset=0) -> torch.Tensor:
     return losses.sigmoid_contrastive(local, all_ranks or local, offset, TEMPERATURE, BIAS)
 
 
-def test_the_sigmoid_loss_judges_each_pair_by_itself():
+def test_the_sigmoid_loss_treats_each_pair_independently():
     local = pairs(5)
     logits = local.image @ local.text.t() / TEMPERATURE + BIAS
     expected = F.binary_cross_entropy_with_logits(logits, torch.eye(5), reduction="sum")
@@ -53,8 +53,8 @@ def test_the_sigmoid_loss_judges_each_pair_by_itself():
     torch.testing.assert_close(sum(alone), expected)
 
 
-def test_hard_negatives_are_further_texts_of_their_own_image():
-    """In the other direction, a text is compared with the images alone; and a hard negative that does not count has no part."""
+def test_hard_negatives_are_additional_texts_for_their_own_image():
+    """A text is compared with the images only. An invalid hard negative has no influence."""
     local = pairs(3)
     hard = F.normalize(torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(1)), dim=2)
     counts = torch.tensor([[True, True], [True, False], [False, False]])
@@ -69,7 +69,7 @@ def test_hard_negatives_are_further_texts_of_their_own_image():
     torch.testing.assert_close(sigmoid(whole), sigmoid(local) + more)
 
 
-def test_a_pair_that_does_not_count_has_no_hard_negatives():
+def test_an_invalid_pair_has_no_hard_negatives():
     hard = F.normalize(torch.randn(2, 1, 8), dim=2)
     local = pairs(2, valid=[True, False])._replace(hard_negatives=hard, hard_valid=torch.ones(2, 1, dtype=torch.bool))
     without = local._replace(hard_valid=torch.tensor([[True], [False]]))
@@ -77,7 +77,7 @@ def test_a_pair_that_does_not_count_has_no_hard_negatives():
         torch.testing.assert_close(loss(local), loss(without))
 
 
-def test_examples_of_one_key_are_negatives_left_out_or_matched_by_the_sigmoid_loss():
+def test_examples_with_equal_ids_are_negatives_or_ignored_or_sigmoid_positives():
     same = pairs(4, group=[7, 7, 1, 2], valid=[True, True, True, False])
     logits = (same.image @ same.text.t() / TEMPERATURE + BIAS)[:3, :3]
     matched, equal = torch.eye(3), torch.zeros(3, 3)
@@ -91,13 +91,13 @@ def test_examples_of_one_key_are_negatives_left_out_or_matched_by_the_sigmoid_lo
         torch.testing.assert_close(sigmoid(same._replace(same_group=same_group)), expected)
 
 
-def test_examples_that_do_not_count_are_neither_queries_nor_negatives():
+def test_invalid_examples_are_neither_queries_nor_negatives():
     whole, cut = pairs(5, valid=[True, True, False, True, False]), [0, 1, 3]
     kept = part_of(whole, cut)
     torch.testing.assert_close(contrastive(whole), contrastive(kept))
 
 
-def test_equal_texts_are_negatives_only_when_asked():
+def test_equal_texts_are_negatives_only_on_request():
     same = pairs(4, group=[7, 7, 1, 2])
     ignoring = contrastive(same._replace(same_group="ignore"))
     assert ignoring < contrastive(same)
@@ -112,7 +112,7 @@ def test_examples_of_a_rank_add_up_to_the_whole():
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_no_valid_example_gives_zero_and_finite_gradients(n):
+def test_without_valid_examples_the_loss_is_zero_with_finite_gradients(n):
     local = pairs(n, valid=[False] * n)
     local.image.requires_grad_(True)
     loss = contrastive(local)
@@ -125,7 +125,7 @@ def test_no_valid_example_gives_zero_and_finite_gradients(n):
 @pytest.mark.parametrize("columns", [1, 3, 4])
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 def test_blocks_of_columns_give_the_same_loss_and_gradients(kind, same_group, columns, monkeypatch):
-    """Whole blocks of examples do not count; examples of one key lie in several blocks."""
+    """Whole blocks of examples are invalid, and examples with equal ids are in several blocks."""
 
     def loss_and_gradients() -> list[torch.Tensor]:
         valid = [True, True, False, True, True, True, True, False, False, False]
@@ -149,11 +149,11 @@ def test_blocks_of_columns_give_the_same_loss_and_gradients(kind, same_group, co
         torch.testing.assert_close(found, value, atol=1e-6, rtol=1e-5)
 
 
-def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_other_ranks_squared(monkeypatch):
+def test_memory_for_the_backward_pass_does_not_grow_quadratically_with_the_ranks(monkeypatch):
     monkeypatch.setattr(losses, "COLUMNS", 64)
 
     def kept(others: int) -> int:
-        """The numbers kept beside the embeddings themselves."""
+        """The numbers kept in addition to the embeddings."""
         everything, sizes = pairs(others), {}
         everything.image.requires_grad_()
         own = {part.data_ptr() for part in everything[:4]}
@@ -168,7 +168,7 @@ def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_other_ranks_s
             contrastive(part_of(everything, slice(8)), everything)
         return sum(sizes.values())
 
-    assert kept(1024) < 8 * 1024 * 4 / 4, "a fourth of one matrix of similarities, of which there are two"
+    assert kept(1024) < 8 * 1024 * 4 / 4, "a quarter of one of the two similarity matrices"
     assert kept(1024) < 2.5 * kept(512)
 
 
@@ -188,7 +188,7 @@ def test_giou_equals_torchvision_and_stays_within_bounds():
     torch.testing.assert_close(losses.giou(a, a), torch.ones(len(a)))
 
 
-def test_a_degenerate_box_touches_no_other_example():
+def test_a_degenerate_box_does_not_affect_other_examples():
     predicted, target = boxes(3)
     counts = torch.ones(3, dtype=torch.bool)
     flat = target.clone()
@@ -210,7 +210,7 @@ def test_two_points_have_a_finite_giou_and_gradient():
     assert point.grad.isfinite().all()
 
 
-def test_whole_images_alone_give_a_zero_box_loss():
+def test_a_batch_of_whole_images_has_a_zero_box_loss():
     predicted, target = boxes(4)
     none = torch.zeros(4, dtype=torch.bool)
     assert losses.box_l1(predicted, target, none) == 0
@@ -219,7 +219,7 @@ def test_whole_images_alone_give_a_zero_box_loss():
 
 @pytest.mark.parametrize("task", [vqa, captioning, video_qa, retrieval, nlvr, grounding])
 @torch.no_grad()
-def test_an_example_that_is_not_valid_adds_nothing_to_the_loss_of_a_task(task):
+def test_an_invalid_example_adds_nothing_to_the_loss_of_a_task(task):
     model, batch = task()
     terms = model(replace(batch, valid=torch.zeros_like(batch.valid)))
     assert {name: term.total.item() for name, term in terms.items()} == dict.fromkeys(terms, 0)

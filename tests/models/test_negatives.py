@@ -1,4 +1,4 @@
-"""Hard negatives."""
+"""Sampling of hard negatives."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from models.core.matching import MatchingHead, allowed_negatives, matching_count
 
 
 def every_pair(count: int) -> torch.Tensor:
-    """All pairs may be each other's negatives."""
+    """A mask that allows every pair to be negatives of each other."""
     return allowed_negatives(torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.int64), "negative")
 
 
@@ -30,8 +30,8 @@ def test_samples_follow_the_weights():
 
 
 def test_an_image_samples_texts_and_a_text_samples_images_by_their_similarity():
-    """Image n is similar to text n + 1, so text n is similar to image n - 1; the most similar ones are sampled three times as
-    often as the others."""
+    """Image n is similar to text n + 1, so text n is similar to image n - 1. The most similar ones are sampled three times as
+    often as others."""
     similarity = torch.eye(3).roll(1, dims=1) * torch.tensor(3.0).log()
     torch.manual_seed(0)
     head, contrastive = MatchingHead(4), ContrastiveHead(AligningConfig(embed_dim=3, temperature=0.5), 4, 4)
@@ -47,8 +47,8 @@ def test_an_image_samples_texts_and_a_text_samples_images_by_their_similarity():
         assert (index == (others + step) % 3).float().mean(dim=0).tolist() == pytest.approx([0.75] * 3, abs=0.05)
 
 
-def test_a_negative_text_is_drawn_from_the_texts_of_the_batch_and_the_pairs_own_hard_negatives():
-    """The hard negatives are as similar as the own text; the last pair's second one does not count."""
+def test_a_negative_text_is_drawn_from_the_batch_and_the_pairs_hard_negatives():
+    """The hard negatives are as similar as the text of the pair. The second hard negative of the last pair is invalid."""
     torch.manual_seed(0)
     head, contrastive = MatchingHead(4), ContrastiveHead(AligningConfig(embed_dim=3, temperature=0.5), 4, 4)
     every = torch.ones(3, dtype=torch.bool)
@@ -62,9 +62,11 @@ def test_a_negative_text_is_drawn_from_the_texts_of_the_batch_and_the_pairs_own_
     images, texts = (torch.stack(found) for found in zip(*sampled, strict=True))
     assert (
         images < 3
-    ).all()  # 0, 1, 2 are the texts of the batch; 3, 4 the first pair's hard negatives; 5, 6; and 7, 8
+    ).all()  # 0, 1, 2 are the texts of the batch; 3 and 4, 5 and 6, 7 and 8 are the hard negatives of the three pairs
     shares = torch.stack([texts[:, pair].bincount(minlength=9) / 1000 for pair in range(3)])
-    one = torch.tensor(2.0).exp()  # of a hard negative: the similarity 1 over the temperature, against 0 of other texts
+    one = torch.tensor(
+        2.0
+    ).exp()  # for a hard negative: similarity 1 divided by the temperature, compared with 0 for other texts
     expected = torch.zeros(3, 9)
     for pair, hard in enumerate(hard_valid):
         expected[pair, :3] = 1 - torch.eye(3)[pair]
@@ -80,12 +82,12 @@ def test_a_batch_of_one_has_no_negative_and_does_not_fail():
 
 @pytest.mark.parametrize("same_group", ["negative", "ignore", "positive"])
 @pytest.mark.parametrize("valid", [[1, 1, 1, 1], [1, 0, 1, 1], [1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0]])
-def test_the_matching_loss_counts_three_pairs_for_each_pair_that_has_a_negative(valid, same_group):
+def test_the_matching_loss_counts_three_pairs_for_each_pair_with_a_negative(valid, same_group):
     arguments = torch.tensor(valid, dtype=torch.bool), torch.tensor([7, 8, 9, 7]), same_group
     assert matching_count(*arguments) == 3 * allowed_negatives(*arguments).any(dim=1).sum()
 
 
-def test_examples_that_do_not_count_and_equal_texts_are_not_sampled():
+def test_invalid_examples_and_equal_texts_are_not_sampled():
     torch.manual_seed(0)
     valid = torch.tensor([True, True, False, True])
     allowed = allowed_negatives(valid, torch.tensor([5, 5, 6, 7]), "ignore")
@@ -93,5 +95,5 @@ def test_examples_that_do_not_count_and_equal_texts_are_not_sampled():
     for _ in range(50):
         sampled = sample(negative_weights(torch.zeros(4, 4), allowed))
         assert sampled[[0, 1]].tolist() == [3, 3]
-        assert sampled[2] == 2, "a text that does not count is not replaced by a longer one"
+        assert sampled[2] == 2, "an invalid text must not be replaced by a longer one"
         assert sampled[3] in (0, 1)

@@ -1,4 +1,4 @@
-"""The text encoder is replaced after pre-training: what is kept, what is replaced, what is fresh, and that the log says it."""
+"""Replacing the text encoder after pre-training: which weights are kept, replaced or initialised, and how the log reports it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ KEPT = FusionConfig(layers=1, width=16, heads=2, intermediate=32, eps=1e-12)
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """Of pre-training with the small BERT, under our names; its tensors are all different from any fresh ones."""
+    """A pre-training checkpoint with the small BERT under our names. All its tensors differ from freshly initialised ones."""
     torch.manual_seed(1)
     config = PretrainModelConfig(vision=VISION, text=TextConfig(arch=BERT), fusion=FusionConfig(layers=1), embed_dim=8)
     state = {name: torch.randn_like(value) for name, value in PretrainModel(config).state_dict().items()}
@@ -54,7 +54,7 @@ def checkpoint(tmp_path):
 
 
 def roberta_folder(tmp_path, arch: TextArchitecture = ROBERTA):
-    """A file as XLM-R's, with its prefix and its word head."""
+    """A file like XLM-R's, with its prefix and its word head."""
     torch.manual_seed(2)
     config = PretrainModelConfig(vision=VISION, text=TextConfig(arch=arch), fusion=KEPT, embed_dim=8, word_table="own")
     text = {
@@ -97,7 +97,7 @@ def test_vision_fusion_and_heads_are_kept_and_the_text_encoder_is_replaced(check
     assert OneLine("word_head.transform.dense.weight", "checkpoint") in log.splitlines()
 
 
-def test_without_weights_the_new_text_encoder_is_fresh_and_said_to_be(checkpoint):
+def test_without_weights_the_new_text_encoder_is_reported_as_initialised_randomly(checkpoint):
     path, english = checkpoint
     model = retrieval()
     before = {name: value.clone() for name, value in model.text.state_dict().items()}
@@ -110,10 +110,12 @@ def test_without_weights_the_new_text_encoder_is_fresh_and_said_to_be(checkpoint
     first, others = weights.sources, weights.details
     assert first == OneLine(f"{len(fresh)} of text", "random")
     assert others.count("  random text.*") == 1
-    assert sum("text.embeddings.word_embeddings.weight" in line for line in others) == 1, "the file's is dropped"
+    assert sum("text.embeddings.word_embeddings.weight" in line for line in others) == 1, (
+        "the text encoder of the file must be dropped"
+    )
 
 
-def test_another_text_encoder_by_mistake_is_one_line_with_the_remedy(checkpoint):
+def test_another_text_encoder_by_mistake_is_reported_with_the_remedy(checkpoint):
     path, _ = checkpoint
     with pytest.raises(UserError, match=naming("shapes", "model.text", "init.text", "init.new_text=true")):
         initialise(retrieval(), InitConfig(checkpoint=str(path)))
@@ -121,14 +123,14 @@ def test_another_text_encoder_by_mistake_is_one_line_with_the_remedy(checkpoint)
         initialise(retrieval(), InitConfig(new_text=True))
 
 
-def test_a_fusion_that_took_the_new_encoders_sizes_is_one_line_with_the_remedy(checkpoint):
+def test_a_fusion_with_the_sizes_of_the_new_encoder_is_reported_with_the_remedy(checkpoint):
     path, _ = checkpoint
     model = retrieval(fusion=FusionConfig(layers=1))
     with pytest.raises(UserError, match=naming("fusion", "model.fusion", "width, heads, intermediate and eps")):
         initialise(model, InitConfig(checkpoint=str(path), new_text=True))
 
 
-def test_a_text_encoder_of_another_width_is_projected_and_all_else_is_kept(checkpoint, tmp_path):
+def test_a_text_encoder_of_another_width_is_projected_and_other_parts_are_kept(checkpoint, tmp_path):
     path, english = checkpoint
     wide = ROBERTA.model_copy(update={"width": 20})
     folder, _ = roberta_folder(tmp_path, wide)
@@ -147,12 +149,12 @@ def test_a_text_encoder_of_another_width_is_projected_and_all_else_is_kept(check
     ]
 
 
-def test_a_fusion_of_its_own_width_needs_heads_that_divide_it():
+def test_a_separate_fusion_width_needs_heads_that_divide_it():
     with pytest.raises(UserError, match=naming("model.fusion", "width 15", "heads 2")):
         retrieval(fusion=FusionConfig(layers=1, width=15))
 
 
-def test_tied_words_need_one_width():
+def test_a_tied_word_table_needs_equal_widths():
     wide = ROBERTA.model_copy(update={"width": 20})
     config = PretrainModelConfig(vision=VISION, text=TextConfig(arch=wide), fusion=KEPT, embed_dim=8)
     with pytest.raises(UserError, match=naming("model.word_table", "20", "16", "own")):
@@ -162,9 +164,9 @@ def test_tied_words_need_one_width():
 
 
 @pytest.mark.parametrize("layers", [2, 5])
-def test_the_published_english_file_gives_all_but_its_text_encoder(layers):
-    """As released for cross-view language modelling (reference mapping "cclm_from_xvlm_replace_text"): its fusion layers, heads,
-    and the transform of its word head; the word head's bias and table start from random numbers."""
+def test_the_published_english_file_provides_everything_except_its_text_encoder(layers):
+    """As released for cross-view language modelling (reference mapping "cclm_from_xvlm_replace_text"): the fusion layers, the
+    heads, and the transform of the word head are loaded. The bias and the table of the word head are initialised randomly."""
     given = model_config(manifest("pretrain"))
     arch = given.text.arch.model_copy(
         update={"family": "roberta", "vocab_size": 90, "layers": layers, "pad_id": 1, "eps": 1e-5}
@@ -187,7 +189,7 @@ def test_the_published_english_file_gives_all_but_its_text_encoder(layers):
     assert torch.equal(model.word_head.transform.dense.weight, transform)
 
 
-def test_a_published_file_with_another_text_encoder_is_one_line_with_the_remedy():
+def test_a_published_file_with_another_text_encoder_is_reported_with_the_remedy():
     given = model_config(manifest("pretrain"))
     arch = given.text.arch.model_copy(update={"layers": given.text.arch.layers + 1})
     model = PretrainModel(given.model_copy(update={"text": TextConfig(arch=arch)}))
@@ -196,7 +198,7 @@ def test_a_published_file_with_another_text_encoder_is_one_line_with_the_remedy(
         load_published(model, state, "english")
 
 
-def test_any_other_hub_encoder_can_take_the_place(checkpoint, monkeypatch):
+def test_any_other_hub_encoder_can_replace_the_text_encoder(checkpoint, monkeypatch):
     path, english = checkpoint
     hub = DistilBertConfig(vocab_size=50, dim=12, n_layers=1, n_heads=2, hidden_dim=24, max_position_embeddings=16)
     monkeypatch.setattr("models.core.hub_text.hub_config_of", lambda encoder: hub)
@@ -210,7 +212,7 @@ def test_any_other_hub_encoder_can_take_the_place(checkpoint, monkeypatch):
     assert torch.equal(model.matching_head[0].weight, english["matching_head.0.weight"])
 
 
-def test_an_answer_decoder_that_shares_its_words_starts_from_the_fusion(checkpoint, tmp_path):
+def test_an_answer_decoder_with_a_shared_word_table_starts_from_the_fusion(checkpoint, tmp_path):
     path, english = checkpoint
     folder, text = roberta_folder(tmp_path)
     config = VQAModelConfig(
@@ -226,7 +228,7 @@ def test_an_answer_decoder_that_shares_its_words_starts_from_the_fusion(checkpoi
     assert model.decoder.embeddings(ids, words=model.decoder.words).shape == (1, 3, 16)
 
 
-def test_a_statement_about_one_picture_has_its_classes():
+def test_a_model_for_statements_about_one_image_has_its_classes():
     model = NLVRModel(AligningConfig(vision=VISION, text=TextConfig(arch=BERT), fusion=KEPT), images=1, classes=3)
     text = Text(torch.tensor([[2, 5, 3], [2, 6, 3]]), torch.ones(2, 3, dtype=torch.bool))
     assert model.classify(torch.rand(2, 3, 32, 32), text).shape == (2, 3)

@@ -1,4 +1,4 @@
-"""Packed texts hold what padded ones hold, wherever the number of tokens comes from."""
+"""Packed texts have the same content as padded texts, wherever the number of tokens comes from."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tokens_of(texts: PackedTexts) -> list[Tensor]:
 
 
 @COUNTS
-def test_what_is_packed_and_padded_again_is_as_before(tokens):
+def test_packing_and_padding_again_restores_the_states(tokens):
     made, states = packing_to(tokens), random_states(4, 5, 2)
     packed = made.pack(states)
     assert len(packed) == made.tokens == (tokens or KNOWN)
@@ -59,7 +59,7 @@ def test_padding_is_zero(tokens):
     assert not texts_to(tokens).padded()[~MASK].any()
 
 
-def test_spare_tokens_are_never_read():
+def test_unused_tokens_are_never_read():
     texts = texts_to(BOUNDED)
     spoilt = texts.states.clone()
     spoilt[KNOWN:] = 1e9
@@ -87,14 +87,14 @@ def test_the_first_token_of_each_text_is_its_cls(tokens):
         ((10, 10, 10, 40), 10),
     ],
 )
-def test_texts_are_divided_where_that_saves_much_padding(lengths, cut):
+def test_texts_are_divided_by_length_if_that_saves_much_padding(lengths, cut):
     assert length_cut([packing_to(None, lengths, max(lengths)), packing_to(None, lengths[:1], lengths[0])]) == cut
 
 
 @pytest.mark.parametrize("several", [False, True])
 @COUNTS
 def test_short_and_long_texts_are_joined_again_in_their_order(tokens, several):
-    """With spare tokens at the end, and, of several parts, between the texts."""
+    """There may be unused tokens at the end and, with several parts, between the texts."""
     texts = texts_to(tokens)
     if several:
         texts = PackedTexts.concat([texts, texts_to(tokens)])
@@ -115,7 +115,7 @@ INDEX = torch.tensor([3, 1, 1, 0, 2])
 
 @COUNTS
 @pytest.mark.parametrize("wanted", [None, 18, 21, 25], ids=["counted", "known", "bounded", "padded"])
-def test_selected_texts_are_those_of_a_padded_selection(tokens, wanted):
+def test_selected_texts_equal_a_selection_from_padded_texts(tokens, wanted):
     texts = texts_to(tokens)
     found = texts.select(INDEX, wanted)
     assert torch.equal(found.packing.lengths, texts.packing.lengths[INDEX])
@@ -124,7 +124,7 @@ def test_selected_texts_are_those_of_a_padded_selection(tokens, wanted):
 
 
 @COUNTS
-def test_so_are_they_where_the_host_cannot_count(tokens, monkeypatch):
+def test_selected_texts_are_the_same_if_the_host_cannot_count(tokens, monkeypatch):
     texts = texts_to(tokens)
     monkeypatch.setattr(packing, "on_host", lambda tensor: False)
     found = texts.select(INDEX)
@@ -140,7 +140,7 @@ def test_selected_texts_can_be_padded_to_less():
 
 @COUNTS
 @pytest.mark.parametrize("other", [7, 9, 12], ids=["known", "bounded", "padded"])
-def test_together_each_part_keeps_its_texts(tokens, other):
+def test_concatenated_parts_keep_their_texts(tokens, other):
     second = packing_to(other, (2, 1, 4), 4)
     parts = [texts_to(tokens), PackedTexts(second.pack(random_states(3, 4, 2)), second), texts_to(tokens)]
     together = PackedTexts.concat(parts)
@@ -162,7 +162,7 @@ def gradient(states: Tensor, function) -> Tensor:
 
 
 @COUNTS
-def test_gradients_are_those_of_plain_indexing(tokens):
+def test_gradients_equal_those_of_plain_indexing(tokens):
     made, padded = packing_to(tokens), random_states(4, 5, 2)
     packed, real = made.pack(padded), made.text_index < 4
     found = gradient(packed, lambda states: made.pad(states)[MASK])
@@ -174,7 +174,7 @@ def test_gradients_are_those_of_plain_indexing(tokens):
     torch.testing.assert_close(found, gradient(packed, lambda states: states[torch.cat(rows)]))
 
 
-def test_a_batch_is_packed_by_its_own_count_where_it_has_one(monkeypatch):
+def test_a_batch_is_packed_with_its_own_token_count_if_it_has_one(monkeypatch):
     assert packings_of([Text(MASK.long(), MASK)])[0].tokens == KNOWN
     assert packings_of([Text(MASK.long(), MASK, tokens=BOUNDED)])[0].tokens == BOUNDED
     monkeypatch.setattr(packing, "on_host", lambda tensor: False)
@@ -182,7 +182,7 @@ def test_a_batch_is_packed_by_its_own_count_where_it_has_one(monkeypatch):
     assert packings_of([Text(MASK.long(), MASK, tokens=KNOWN)])[0].tokens == KNOWN
 
 
-def test_texts_of_one_length_need_no_moving():
+def test_texts_of_equal_length_are_not_moved():
     states = random_states(6, 2)
     made = Packing.padded(3, 2, states.device)
     assert made.dense

@@ -1,4 +1,4 @@
-"""Nothing in a model casts its outputs down: float64 goes in, and float64 comes out."""
+"""Models never reduce precision: with float64 inputs, the outputs are float64."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_no_loss_of_a_float64_model_is_float32(task):
 
 
 @torch.no_grad()
-def test_scores_of_decoding_and_of_re_ranking_stay_in_float64():
+def test_decoding_and_reranking_scores_stay_in_float64():
     model, batch = in_float64(*captioning())
     memory = model.project_images(batch.pixels)
     found = model.generate(memory, test_golden_captioning.TOKENS, DecodingConfig(max_length=3, min_length=0))

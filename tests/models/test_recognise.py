@@ -1,4 +1,5 @@
-"""Weight files are recognised by names and shapes: the recorded lists of published files, ours, and those of other models."""
+"""Weight files are recognised by names and shapes: the recorded lists of published files, our files, and files of other
+models."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ def bert(prefix: str = "", **changes: tuple[int, ...]) -> dict[str, tuple[int, .
 
 @pytest.mark.parametrize("names", ["published", "ours"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_published_lists_are_recognised_as_what_they_are(kind, names):
+def test_published_files_are_recognised(kind, names):
     found = recognise(shapes(kind))
     if names == "ours":
         found = recognise(found.shapes)
@@ -83,7 +84,7 @@ def test_published_lists_are_recognised_as_what_they_are(kind, names):
         (bert(word=(1000, 768)), "of BERT's family", "base"),
     ],
 )
-def test_text_encoders_are_told_apart_by_their_vocabulary(given, kind, size):
+def test_text_encoders_are_distinguished_by_their_vocabulary(given, kind, size):
     found = recognise(given)
     assert (found.kind, found.size, found.task, found.text) == (kind, size, None, Stack(768, 12))
 
@@ -91,7 +92,7 @@ def test_text_encoders_are_told_apart_by_their_vocabulary(given, kind, size):
 @pytest.mark.parametrize(
     ("model", "kind"), [("beitv2_base_patch16_224", "BEiT-2"), ("vit_tiny_patch16_224", "a vision")]
 )
-def test_vision_transformers_are_told_apart(model, kind):
+def test_vision_transformers_are_distinguished(model, kind):
     config = VisionConfig(backbone=model, image_size=384, depth=2, layer_scale=None)
     names = vision_shapes(config)
     found = recognise(names | {"head.weight": (1000, 8)})
@@ -105,7 +106,7 @@ def vision_shapes(config: VisionConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in state.items()}
 
 
-def test_one_table_of_position_biases_for_all_blocks_shows_the_resolution():
+def test_a_shared_position_bias_table_determines_the_resolution():
     names = {name: shape for name, shape in shapes("pretrain_base").items() if name.startswith("vision_encoder.")}
     names = {name.removeprefix("vision_encoder."): shape for name, shape in names.items()}
     tables = [name for name in names if "relative_position" in name]
@@ -115,7 +116,7 @@ def test_one_table_of_position_biases_for_all_blocks_shows_the_resolution():
 
 
 def swin(names: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """A file of X-VLM: as one of X²-VLM, with a Swin transformer of 224 px."""
+    """An X-VLM file, which is like an X²-VLM file with a Swin transformer of 224 px."""
     kept = {name: shape for name, shape in names.items() if not name.startswith("vision_encoder.")}
     return kept | {
         "vision_encoder.patch_embed.proj.weight": (128, 3, 4, 4),
@@ -125,8 +126,8 @@ def swin(names: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize(("words", "expected"), [(30522, "X-VLM"), (250002, "CCLM")])
-def test_older_models_are_told_by_their_vision_encoder_and_words(words, expected):
-    """The names are those of the released code of X-VLM and CCLM: both have one stack of text and fusion layers."""
+def test_older_models_are_recognised_by_their_vision_encoder_and_vocabulary(words, expected):
+    """The names are from the released code of X-VLM and CCLM. Both have a single stack of text and fusion layers."""
     names = shapes("pretrain_base") | {"text_encoder.bert.embeddings.word_embeddings.weight": (words, 768)}
     found = recognise(swin(names))
     assert (found.kind, found.task, found.image_size) == (f"{expected} with a Swin transformer", "pretrain", 224)
@@ -154,5 +155,5 @@ def test_older_models_are_told_by_their_vision_encoder_and_words(words, expected
         {"classifier.0.weight": (), "classifier.3.weight": (1, 1), "vision.backbone.a": (), "text.embeddings.b": ()},
     ],
 )
-def test_shapes_of_any_kind_are_no_error(given):
+def test_arbitrary_shapes_cause_no_error(given):
     assert re.match(r"published|ours|their own", recognise(given).names)

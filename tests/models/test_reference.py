@@ -1,4 +1,5 @@
-"""The fast step against the plain one: packed texts, shared keys and one pass give the numbers of padding and copying."""
+"""The packed path compared with the reference path: packed texts, shared keys and one pass give the same numbers as padding and
+copying."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ from utils.config import load_config
 def on_cpu() -> tuple[PretrainModel, PretrainBatch]:
     torch.manual_seed(0)
     model, batch = build(small=True)
-    return as_trained(model), batch
+    return with_large_weights(model), batch
 
 
 @pytest.fixture
@@ -38,8 +39,8 @@ def built(on_cpu, device) -> tuple[PretrainModel, PretrainBatch]:
     return copied_to(device, model), moved(batch, device)
 
 
-def as_trained(model: PretrainModel) -> PretrainModel:
-    """Fresh weights hide mistakes in what hardly matters yet."""
+def with_large_weights(model: PretrainModel) -> PretrainModel:
+    """Scales up fresh weights, which would hide mistakes in parts that hardly matter yet."""
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     with torch.no_grad():
@@ -53,7 +54,7 @@ def gradients(model: PretrainModel, losses: Losses) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def assert_as_plain(model: PretrainModel, batch: PretrainBatch, reference: PretrainBatch) -> None:
+def assert_equals_reference(model: PretrainModel, batch: PretrainBatch, reference: PretrainBatch) -> None:
     torch.manual_seed(1)
     expected = plain_losses(model, reference)
     expected_gradients = gradients(model, expected)
@@ -71,7 +72,7 @@ def assert_as_plain(model: PretrainModel, batch: PretrainBatch, reference: Pretr
 
 
 def test_the_reference_returns_the_loss_of_the_step(built, monkeypatch):
-    """Equation 6."""
+    """This is equation 6."""
     model, batch = built
     for factor, stream in enumerate(model.streams.values(), start=2):
         weights = {loss: factor / (3 + index) for index, loss in enumerate(stream.weights)}
@@ -89,24 +90,24 @@ def test_the_reference_returns_the_loss_of_the_step(built, monkeypatch):
 
 
 def with_counts(text: MaskedText, extra: int) -> MaskedText:
-    """A copy of the text with counts that the host knows, ``extra`` too many."""
+    """A copy of the text with counts that the host knows; each count is ``extra`` too large."""
     return replace(text, tokens=int(text.mask.sum()) + extra, masked=int(text.labels.ne(-100).sum()) + extra)
 
 
-def test_losses_and_gradients_equal_the_plain_paths(built):
+def test_losses_and_gradients_equal_the_reference_path(built):
     model, batch = built
-    assert_as_plain(model, batch, batch)
+    assert_equals_reference(model, batch, batch)
 
 
-def test_they_do_where_a_text_is_the_mean_of_its_states(built, monkeypatch):
+def test_paths_agree_if_a_text_is_the_mean_of_its_states(built, monkeypatch):
     model, batch = built
     mean = model.contrastive.config.model_copy(update={"text": "mean"})
     monkeypatch.setattr(model.contrastive, "config", mean)
-    assert_as_plain(model, batch, batch)
+    assert_equals_reference(model, batch, batch)
 
 
 @pytest.mark.parametrize("extra", [0, 5])
-def test_they_do_where_nothing_can_be_counted_as_on_a_gpu(built, monkeypatch, extra):
+def test_paths_agree_if_the_host_cannot_count_as_on_a_gpu(built, monkeypatch, extra):
     model, batch = built
     assert batch.images is not None and batch.regions is not None
     monkeypatch.setattr(packing, "on_host", lambda tensor: False)
@@ -115,19 +116,19 @@ def test_they_do_where_nothing_can_be_counted_as_on_a_gpu(built, monkeypatch, ex
         images=replace(batch.images, text=with_counts(batch.images.text, extra)),
         regions=replace(batch.regions, text=with_counts(batch.regions.text, extra)),
     )
-    assert_as_plain(model, counted, batch)
+    assert_equals_reference(model, counted, batch)
 
 
-def test_they_do_where_nothing_is_known_and_nothing_packed(built, monkeypatch):
+def test_paths_agree_if_no_counts_are_known_and_nothing_is_packed(built, monkeypatch):
     model, batch = built
     monkeypatch.setattr(packing, "on_host", lambda tensor: False)
-    assert_as_plain(model, batch, batch)
+    assert_equals_reference(model, batch, batch)
 
 
-def test_they_do_with_recomputed_activations(built):
+def test_paths_agree_with_gradient_checkpointing(built):
     model, batch = built
     set_gradient_checkpointing(model, ("vision", "text", "fusion"))
-    assert_as_plain(model, batch, batch)
+    assert_equals_reference(model, batch, batch)
 
 
 ROBERTA = [
@@ -144,31 +145,32 @@ MIXES = {name: STREAMS[name] for name in ("hard negatives", "texts", "translatio
 
 @pytest.mark.parametrize("mix", MIXES)
 @ON_REAL_DEVICES
-def test_every_stream_of_a_config_gives_the_plain_paths_numbers(mix, monkeypatch, device):
-    """Also in the shapes of compiled encoders, where nothing but the batch's numbers is known, as on a GPU. In float64: the
-    temperature's gradient is a small difference of large sums, which float32 rounds by more than the tolerance."""
+def test_every_stream_of_a_config_equals_the_reference_path(mix, monkeypatch, device):
+    """This includes the shapes of compiled encoders, for which only the counts in the batch are known, as on a GPU. The test uses
+    float64, because the temperature's gradient is a small difference of large sums, whose rounding error in float32 exceeds the
+    tolerance."""
     config = load_config("configs/pretrain/base_4m.yaml", [*MODEL, *MIXES[mix]], PretrainConfig)
     torch.manual_seed(0)
-    model = as_trained(PretrainTask.build_model(config, None)).double().to(device)
+    model = with_large_weights(PretrainTask.build_model(config, None)).double().to(device)
     batch, static = (
         moved(pretrain_batch(config.data, model.vision, 300, static=static), device) for static in (False, True)
     )
     assert {name.split("/")[0] for name in model.counts(batch)} == config.data.streams().keys()
-    assert_as_plain(model, batch, batch)
+    assert_equals_reference(model, batch, batch)
     monkeypatch.setattr(packing, "on_host", lambda tensor: False)
-    assert_as_plain(model, static, batch)
+    assert_equals_reference(model, static, batch)
 
 
 def sampled_by_the_mask_alone(similarity: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-    """Negatives that do not depend on similarities, which a rounding changes."""
+    """Samples negatives independently of similarities, which rounding would change."""
     noise = torch.rand(allowed.shape, generator=torch.Generator().manual_seed(2)).to(allowed.device)
     return (noise * allowed).argmax(dim=1)
 
 
-def test_in_bf16_both_paths_are_as_near_to_the_numbers_of_float64(on_cpu, device):
-    """Relative errors on a CPU, the same for both paths with four sets of weights: losses 1.4e-4, whole gradient 5.5e-3, gradient
-    of a parameter 5.5e-2; the fast path's error was at most 0.995 of the plain path's. The bounds are about three times as wide,
-    for other kernels."""
+def test_in_bf16_both_paths_are_equally_close_to_float64(on_cpu, device):
+    """Relative errors on a CPU, for both paths with four sets of weights: losses 1.4e-4, whole gradient 5.5e-3, gradient of a
+    parameter 5.5e-2. The packed path's error was at most 0.995 of the reference path's. The bounds are about three times as wide,
+    to allow for other kernels."""
     model, batch = copied_to(torch.device("cpu"), on_cpu[0]), on_cpu[1]
     model.matching_head.sample_negatives = sampled_by_the_mask_alone
     exact_model = copied_to(torch.device("cpu"), model).double()

@@ -1,8 +1,8 @@
-"""From a region's text to its five losses, step by step. ``python -m tests.models.test_region_text`` prints all steps with their
+"""From the text of a region to its five losses, step by step. ``python -m tests.models.test_region_text`` prints all steps with
 file and line.
 
-The steps are what a reader of ``models/`` should be able to tell. The test runs a step of pre-training and checks that it calls
-these functions in this order.
+The list contains the steps that a reader of ``models/`` should be able to follow. The test runs a pre-training step and checks
+that it calls these functions in this order.
 """
 
 from __future__ import annotations

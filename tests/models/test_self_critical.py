@@ -1,4 +1,4 @@
-"""Self-critical training raises the reward, and its loss is the estimate that it should be."""
+"""Self-critical training increases the reward, and its loss is the expected estimate."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def batch(images: int = 3) -> CaptioningBatch:
     return CaptioningBatch(torch.randn(images, 3, 16, 16), text, references, torch.arange(images) < images - 1)
 
 
-def test_reward_rises():
-    """A word that is rewarded is said more and more often."""
+def test_the_reward_rises():
+    """A rewarded word becomes more and more frequent."""
 
     def sevens(said, references):
         return [float(words.count(7)) for words in said]
@@ -42,7 +42,7 @@ def test_reward_rises():
     assert sum(rewards[-5:]) > 3 * max(0.2, sum(rewards[:5]))
 
 
-def test_captions_meet_the_references_of_their_own_image():
+def test_captions_are_scored_with_the_references_of_their_own_image():
     seen = []
 
     def remember(said, references):
@@ -54,7 +54,7 @@ def test_captions_meet_the_references_of_their_own_image():
     assert seen == [(f"image {number}",) for number in (0, 0, 1, 1, 2, 2)]
 
 
-def test_where_all_captions_are_as_good_nothing_is_learned():
+def test_if_all_captions_are_equally_good_the_gradient_is_zero():
     model, given = critic(lambda said, references: [3.0] * len(said)), batch()
     terms = model(given)
     terms["policy"].total.backward()
@@ -63,7 +63,7 @@ def test_where_all_captions_are_as_good_nothing_is_learned():
     assert float(terms["reward"].total / model.counts(given)["reward"]) == 3.0
 
 
-def test_the_loss_is_each_likelihood_times_how_much_better_than_the_others_it_is():
+def test_the_loss_weights_each_likelihood_by_its_advantage_over_the_others():
     worth = torch.tensor([[1.0, 0.0, 2.0], [0.0, 4.0, 2.0], [9.0, 9.0, 0.0]])
     model, given = critic(lambda said, references: worth.flatten().tolist(), samples=3).eval(), batch()
     torch.manual_seed(0)
@@ -72,21 +72,21 @@ def test_the_loss_is_each_likelihood_times_how_much_better_than_the_others_it_is
     memory = model.project_images(given.pixels)
     likelihood = model._sample(memory).score.view(3, 3)
     expected = 0.0
-    for image in range(2):  # the third does not count
+    for image in range(2):  # the third one is invalid
         for sample in range(3):
             others = (worth[image].sum() - worth[image, sample]) / 2
             expected -= (worth[image, sample] - others) * likelihood[image, sample] / 3
     torch.testing.assert_close(policy, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_its_weights_are_those_of_captioning():
+def test_self_critical_training_uses_the_parameters_of_captioning():
     ours = SelfCriticalModel(tiny().config).state_dict()
     assert {name: value.shape for name, value in ours.items()} == {
         name: value.shape for name, value in CaptioningModel(tiny().config).state_dict().items()
     }
 
 
-def test_likelihoods_are_those_at_the_temperature_of_the_draw():
+def test_likelihoods_use_the_sampling_temperature():
     model = critic(lambda said, references: [0.0] * len(said)).eval()
     model.critic = SelfCriticalConfig(samples=2, max_length=6, temperature=0.5)
     with torch.no_grad():

@@ -50,7 +50,7 @@ def batch_of(counts: list[int], valid: list[bool] | None = None) -> GroundingBat
 
 
 def by_scipy(found: BoxSet, batch: GroundingBatch) -> dict[str, float]:
-    """The losses, one phrase after the other."""
+    """The losses, computed one phrase at a time."""
     totals = {"l1": 0.0, "giou": 0.0, "belongs": 0.0}
     for boxes, logits, true, present, valid in zip(*found, batch.boxes_cxcywh, batch.present, batch.valid, strict=True):
         if not valid:
@@ -69,7 +69,7 @@ def by_scipy(found: BoxSet, batch: GroundingBatch) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("valid", [None, [True, False, True, True]])
-def test_losses_are_those_of_scipys_assignment(valid):
+def test_losses_equal_those_with_scipys_assignment(valid):
     model, batch = model_of_sets(), batch_of([3, 1, 0, 5], valid)
     expected = by_scipy(model.locate_all(batch.pixels, batch.text), batch)
     losses = model(batch)
@@ -83,7 +83,7 @@ def test_losses_are_those_of_scipys_assignment(valid):
     }
 
 
-def test_every_parameter_has_a_gradient_and_a_step_makes_the_loss_smaller():
+def test_every_parameter_has_a_gradient_and_a_step_reduces_the_loss():
     model, batch = model_of_sets(), batch_of([2, 1, 0])
 
     def loss() -> torch.Tensor:
@@ -107,7 +107,7 @@ def test_boxes_of_a_phrase_do_not_depend_on_others_nor_on_padding():
         torch.testing.assert_close(one[:1], other)
 
 
-def test_the_best_box_of_a_set_is_the_most_probable_one():
+def test_the_best_box_of_a_set_is_the_most_probable():
     model, batch = model_of_sets().eval(), batch_of([2, 1, 0])
     found = model.locate_all(batch.pixels, batch.text)
     best, logits = found.best()
@@ -141,7 +141,7 @@ def test_invalid_phrases_have_no_gradient():
     assert not boxes.grad[1].any() and not logits.grad[1].any()
 
 
-def test_the_published_head_is_the_default_and_loads_as_before():
+def test_the_published_head_is_the_default_and_still_loads():
     torch.manual_seed(0)
     model = GroundingModel(CONFIG)
     assert model.set_head is None and not [name for name in model.state_dict() if name.startswith("set_head")]

@@ -1,4 +1,4 @@
-"""Weights load into a model whose heads or eps are others; that it is another model is told all the same."""
+"""Weights with the same shapes also load into a model with other heads or eps, so such differences are reported."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("config", "said", "remedy"), CHANGES, ids=[remedy for _, _, remedy in CHANGES])
-def test_what_no_shape_shows_is_refused_in_one_line(config, said, remedy):
+def test_settings_that_shapes_do_not_show_are_rejected_in_one_line(config, said, remedy):
     with pytest.raises(UserError) as caught:
         require_same_settings(XVLM(config), TRAINED, "runs/a/config.yaml", new_text=False)
     message = str(caught.value)
@@ -66,27 +66,27 @@ def test_what_no_shape_shows_is_refused_in_one_line(config, said, remedy):
 @pytest.mark.parametrize(
     ("trained", "now"), [((16, 32), (32, 16)), ((16, 64), 32), ((16, 32), (16, 64)), (32, (16, 64))]
 )
-def test_positions_of_another_aspect_are_refused_where_no_length_shows_it(trained, now):
-    """As many patches in other rows, or a grid that only looks like a square."""
+def test_positions_of_another_aspect_ratio_with_equal_length_are_rejected(trained, now):
+    """The table has the same number of patches in another number of rows, or its grid only looks square."""
     model, config = XVLM(changed("vision", image_size=now)), changed("vision", image_size=trained)
     with pytest.raises(UserError, match=naming("model.vision.image_size is", "set model.vision.image_size=")):
         require_same_settings(model, config, "", new_text=False)
 
 
-def test_squares_of_another_size_are_resized_and_pass():
+def test_square_grids_of_another_size_are_resized():
     model = XVLM(changed("vision", image_size=(16, 32)))
     for trained in (16, 64, (16, 32)):
         require_same_settings(model, changed("vision", image_size=trained), "", new_text=False)
 
 
-def test_equal_settings_pass_however_they_are_written():
+def test_equal_settings_pass_in_any_notation():
     require_same_settings(XVLM(changed("fusion", heads=2, eps=1e-12)), TRAINED, "", new_text=False)
     require_same_settings(XVLM(changed("arch", init_std=0.1)), TRAINED, "", new_text=False)
     require_same_settings(XVLM(changed("text", dropout=0.5)), TRAINED, "", new_text=False)
-    require_same_settings(XVLM(changed("arch", pad_id=1)), TRAINED, "", new_text=False)  # BERT has no use for it
+    require_same_settings(XVLM(changed("arch", pad_id=1)), TRAINED, "", new_text=False)  # BERT does not use it
 
 
-def test_a_new_text_encoder_may_differ_and_the_fusion_may_not():
+def test_a_new_text_encoder_may_differ_but_the_fusion_may_not():
     other = changed("arch", heads=4, eps=1e-5)
     with pytest.raises(
         UserError, match=r"model.fusion.heads is 4, theirs 2; model.fusion.eps .* set model.fusion.heads=2"
@@ -98,7 +98,7 @@ def test_a_new_text_encoder_may_differ_and_the_fusion_may_not():
         require_same_settings(XVLM(kept), TRAINED, "", new_text=False)
 
 
-def test_what_is_not_known_of_a_run_is_not_compared(tmp_path):
+def test_settings_unknown_to_a_run_are_not_compared(tmp_path):
     moved = changed("text", arch=None, encoder=str(tmp_path / "gone"))
     assert unseen_settings(moved)["model.fusion.heads"] is None
     require_same_settings(XVLM(TRAINED), moved, "", new_text=False)
@@ -107,7 +107,7 @@ def test_what_is_not_known_of_a_run_is_not_compared(tmp_path):
     assert model_section({"model": {**TRAINED.model_dump(mode="json"), "embed_dim": 8}}) == TRAINED
 
 
-def test_published_models_have_a_head_for_every_64_of_width():
+def test_published_models_have_one_head_per_64_of_width():
     assert unlike_published(XVLM(TRAINED)) == []
     assert unlike_published(XVLM(changed("fusion", heads=4))) == [OneLine("model.fusion.heads", "4", "128", "64")]
     assert unlike_published(XVLM(changed("fusion", eps=1e-5))) == [
@@ -119,13 +119,13 @@ def test_published_models_have_a_head_for_every_64_of_width():
 @pytest.mark.parametrize(
     "key", ["model.vision.depth", "model.fusion.layers", "model.vision.width", "model.vision.heads"]
 )
-def test_a_size_that_no_model_has_is_refused_before_anything_is_built(key):
+def test_an_absurd_size_is_rejected_before_anything_is_built(key):
     schema, _ = choose("configs/demo/grounding.yaml", [], None).load()
     with pytest.raises(ConfigError, match=rf"{key}.*10000000"):
         load_config("configs/demo/grounding.yaml", [f"{key}=10000000"], schema)
 
 
-def test_a_size_in_the_file_of_a_text_encoder_that_no_encoder_has_is_refused(tmp_path):
+def test_an_absurd_size_in_the_file_of_a_text_encoder_is_rejected(tmp_path):
     encoder = {"model_type": "bert", "num_hidden_layers": 10_000_000}
     (tmp_path / "config.json").write_text(json.dumps(encoder))
     with pytest.raises(UserError, match=naming("num_hidden_layers = 10,000,000", "config.json", "1,000")):

@@ -1,4 +1,4 @@
-"""The streams of pre-training, and what a weight of 0 leaves out."""
+"""The streams of pre-training, and the losses that a weight of 0 disables."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ CASES += [("images", only("contrastive")), ("texts", only("mlm")), ("translation
 
 
 @pytest.mark.parametrize(("mix", "weights"), CASES)
-def test_every_parameter_that_trains_has_a_gradient_whatever_losses_are_left_out(mix, weights):
-    """Else DDP would wait for it for ever."""
+def test_every_trainable_parameter_has_a_gradient_whatever_losses_are_disabled(mix, weights):
+    """Otherwise DDP would wait for the gradient forever."""
     model, batch = built(ALL if mix == "all" else STREAMS[mix], **weights)
     left_out = {name for name, weight in weights.items() if weight == 0}
     terms = model(batch)
@@ -79,7 +79,7 @@ def all_streams() -> tuple[PretrainModel, PretrainBatch]:
 
 
 def trained_in(model: PretrainModel, stream: Stream[Any], batch: Any, wanted: tuple[str, ...]) -> set[str]:
-    """The parameters that have a gradient after a backward pass of these losses."""
+    """The parameters that have a gradient after the backward pass of these losses."""
     model.zero_grad()
     images, texts = model.encode_streams({stream.name: batch}, {stream.name: wanted})
     totals = stream.losses(model, batch, images.get(stream.name), texts[stream.name], wanted)
@@ -112,7 +112,7 @@ def all_config() -> PretrainConfig:
     return load_config("configs/pretrain/base_4m.yaml", [*MODEL, *ALL], PretrainConfig)
 
 
-# A loss from outside: the worked example of docs/architecture.md
+# A loss defined outside the project: the worked example of docs/architecture.md
 
 
 def uniformity(embedded: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -173,13 +173,13 @@ def test_a_loss_can_be_added_from_outside(uniform):
 
 
 @pytest.mark.parametrize("wanted", [("uniformity",), ("mlm", "uniformity"), ("contrastive", "matching", "uniformity")])
-def test_it_trains_what_it_declares(uniform, wanted):
+def test_an_added_loss_trains_the_parameters_that_it_declares(uniform, wanted):
     model, batch = uniform
     stream = model.streams["images"]
     assert trained_in(model, stream, batch.images, wanted) == model.trained_by([(stream, wanted)])
 
 
-def test_its_flops_are_unknown_until_they_are_counted(uniform):
+def test_the_flops_of_an_added_loss_are_unknown_until_it_counts_them(uniform):
     model, batch = uniform
     work = model.work(batch)
     assert math.isnan(work.flops) and work.samples == batch.images.valid.sum()
@@ -201,7 +201,7 @@ UNMATCHED += [
 
 
 @pytest.mark.parametrize(("mix", "weights"), UNMATCHED)
-def test_it_has_one_in_a_step_without_matching_losses(mix, weights):
+def test_every_parameter_has_a_gradient_in_a_step_without_matching_losses(mix, weights):
     model, batch = built(ALL if mix == "all" else STREAMS[mix], **weights)
     whole = totals(model, batch)
     terms = model(replace(batch, unmatched=ALIGNED))
@@ -213,16 +213,16 @@ def test_it_has_one_in_a_step_without_matching_losses(mix, weights):
 
 @pytest.mark.parametrize("name", ALIGNED)
 @pytest.mark.parametrize("losses", [("matching",), ("matching", "mlm"), ("matching", "contrastive")])
-def test_it_has_one_in_a_step_that_leaves_out_matching_in_one_stream(name, losses):
-    """A stream whose only loss is left out is not encoded, though others are."""
+def test_every_parameter_has_a_gradient_in_a_step_without_matching_in_one_stream(name, losses):
+    """A stream whose only loss is omitted is not encoded, although other streams are."""
     model, batch = built(ALL, **only(*losses))
     terms = model(replace(batch, unmatched=(name,)))
     torch.stack([term.total for term in terms.values()]).sum().backward()
     assert not [key for key, each in model.named_parameters() if each.requires_grad and each.grad is None]
 
 
-def test_the_zero_of_a_loss_left_out_is_on_the_models_device():
-    """Also where other streams train every parameter, as the translations do when images have no matching loss."""
+def test_the_zero_of_an_omitted_loss_is_on_the_models_device():
+    """This holds even if other streams train every parameter, as translations do when images have no matching loss."""
     model, batch = built(ALL)
     assert (
         zero_loss(untrained(model, replace(batch, unmatched=("images",))), torch.device("meta")).device.type == "meta"
@@ -237,13 +237,13 @@ def untrained(model: PretrainModel, batch: PretrainBatch) -> list[torch.nn.Param
     return model._untrained_by(model.requested(batch))
 
 
-def test_a_stream_that_is_not_encoded_counts_as_no_work():
+def test_a_stream_that_is_not_encoded_adds_no_work():
     model, batch = built(STREAMS["both"], **only("matching"))
     without = model.work(replace(batch, unmatched=("regions",)))
     assert without == model.work(replace(batch, regions=None))
 
 
-def test_the_streams_of_the_model_are_those_of_batches_and_weights():
+def test_the_model_batches_and_weights_have_the_same_streams():
     parts = {field.name for field in fields(PretrainBatch)} - {field.name for field in fields(Batch)} - {"unmatched"}
     assert STREAM_CLASSES.keys() == StreamWeights.model_fields.keys() == parts | {"long_images", "long_regions"}
     assert IdenticalTexts.model_fields.keys() == {
@@ -253,7 +253,7 @@ def test_the_streams_of_the_model_are_those_of_batches_and_weights():
     }
 
 
-def test_long_captions_have_the_losses_that_they_would_have_alone():
+def test_long_captions_have_the_same_losses_as_alone():
     model, batch = built(STREAMS["long captions"], **only("contrastive", "mlm", "l1", "giou"))
     found = totals(model, batch)
     long = {name: replace(getattr(batch, name), text=getattr(batch, name).long.text) for name in ("images", "regions")}
@@ -272,7 +272,7 @@ def test_the_images_of_long_captions_are_encoded_once(monkeypatch):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_leaving_out_a_loss_changes_no_other(name):
+def test_disabling_a_loss_does_not_change_the_others(name):
     model, batch = built(ALL)
     lighter, _ = built(ALL, **{name: 0.0})
     expected, found = totals(model, batch), totals(lighter, batch)
@@ -290,10 +290,10 @@ def test_a_loss_of_weight_0_costs_nothing(name, spared):
         each.text.register_forward_pre_hook(lambda _, inputs: tokens.append(sum(int(t.mask.sum()) for t in inputs[0])))
         each(batch)
     _, whole, fewer = tokens
-    assert fewer == (whole // 2 if name == "mlm" else whole), "no masked copies are encoded"
+    assert fewer == (whole // 2 if name == "mlm" else whole), "masked copies must not be encoded"
 
 
-def test_the_weight_of_a_loss_is_its_own_times_that_of_its_stream():
+def test_the_weight_of_a_loss_is_multiplied_by_the_weight_of_its_stream():
     weights = {name: float(number) for number, name in enumerate(LOSSES, start=2)}
     factors = {"images": 0.5, "regions": 0.25, "texts": 8.0, "translations": 16.0, "videos": 32.0}
     model, batch = built([*ALL, *(f"data.{name}.weight={factor}" for name, factor in factors.items())], **weights)
@@ -308,7 +308,7 @@ def test_without_masked_words_matching_and_boxes_the_fusion_does_not_run(monkeyp
     assert totals(model, batch).keys() == {"images/contrastive", "regions/contrastive"}
 
 
-def test_the_boxes_of_whole_images_are_learned_where_the_config_says_so():
+def test_the_boxes_of_whole_images_are_trained_if_configured():
     model, batch = built(STREAMS["regions"])
     every, _ = built(STREAMS["regions"], whole_image_boxes=True)
     every.load_state_dict(model.state_dict())

@@ -1,4 +1,4 @@
-"""Bias tables resized as the authors do (golden `vision_resize`, `interp_equivalence.json`)."""
+"""Bias tables are resized as in the authors' code (golden `vision_resize`, `interp_equivalence.json`)."""
 
 import json
 
@@ -17,7 +17,7 @@ SPREADS = json.loads((GOLDEN / "misc" / "interp_equivalence.json").read_text())
 
 
 @pytest.mark.parametrize("name", [name for name in GIVEN if name.startswith("table_src_")])
-def test_a_bare_table(name):
+def test_a_single_table_is_resized_as_released(name):
     target = int(name.rsplit("to", 1)[1])
     assert_golden(resize_bias_table(GIVEN[name], target, target), EXPECTED[name.replace("src", "dst")])
 
@@ -32,25 +32,26 @@ def test_a_checkpoint_loads_at_another_image_size():
 
 
 @pytest.mark.parametrize("sides", SPREADS)
-def test_the_geometric_spread_reaches_as_far_as_published(sides):
+def test_the_geometric_sequence_extends_as_far_as_published(sides):
     source, target = map(int, sides.split("->"))
     spread = _spread(source, target)
     assert spread[-1] == pytest.approx(SPREADS[sides]["src_extent"], abs=1e-6)
     assert spread[len(spread) // 2] == 0
 
 
-def test_the_same_grid_is_left_alone():
+def test_a_table_of_the_same_grid_is_not_changed():
     table = torch.randn(52, 4)
     assert resize_bias_table(table, 4, 4) is table
 
 
-def test_a_table_of_no_square_grid_is_refused():
+def test_a_table_of_a_non_square_grid_is_rejected():
     with pytest.raises(ValueError, match=naming("square")):
         table_side(50)
 
 
-def test_absolute_positions_are_resized_along_each_side_and_those_of_tokens_stay():
-    """Of a linear table: the side that stays, and the distance of every second patch of the other, away from the border."""
+def test_absolute_positions_are_resized_along_each_side_except_token_positions():
+    """Uses a linear table. Checks the side that keeps its size, and the distance between every second patch of the other side,
+    away from the border."""
     y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
     table = torch.cat([torch.tensor([[70.0, 71.0]]), torch.stack([y, x], dim=2).view(-1, 2)]).unsqueeze(0)
     resized = resize_positions(table, 8, 16, 1)
@@ -62,25 +63,25 @@ def test_absolute_positions_are_resized_along_each_side_and_those_of_tokens_stay
     assert grid.mean(dim=(0, 1)).tolist() == pytest.approx([3.5, 3.5], abs=1e-5)
 
 
-def test_absolute_positions_of_a_grid_that_is_no_square_are_refused():
+def test_absolute_positions_of_a_non_square_grid_are_rejected():
     with pytest.raises(ValueError, match=naming("61 positions", "square")):
         resize_positions(torch.zeros(1, 61, 4), 8, 8, 1)
 
 
-def test_absolute_positions_are_read_off_at_the_middles_of_the_new_patches():
-    """On a table that holds its own coordinates. Each axis has its own grid; the position of [CLS] is kept."""
+def test_absolute_positions_are_sampled_at_the_centres_of_the_new_patches():
+    """Uses a table that holds its own coordinates. Each axis has its own grid, and the position of [CLS] is kept."""
     y, x = torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="ij")
     table = torch.cat([torch.tensor([[7.0, 9.0]]), torch.stack([y, x], dim=-1).flatten(0, 1)]).unsqueeze(0)
     resized = resize_positions(table, 6, 4, 1)
     assert resized.shape == (1, 1 + 6 * 4, 2)
     assert resized[0, 0].tolist() == [7.0, 9.0]
     grid = resized[0, 1:].unflatten(0, (6, 4))
-    # The middle of cell i of R lies at (i + 0.5) * 12 / R - 0.5: halfway between two source cells, or on one.
+    # The centre of cell i of R is at (i + 0.5) * 12 / R - 0.5, which is halfway between two source cells, or on one.
     assert torch.allclose(grid[1:5, 2, 0], torch.tensor([2.5, 4.5, 6.5, 8.5]), atol=1e-5)
     assert torch.allclose(grid[3, :, 1], torch.tensor([1.0, 4.0, 7.0, 10.0]), atol=1e-5)
 
 
-def test_a_stretched_table_of_positions_keeps_its_beginning_and_its_ends():
+def test_a_stretched_position_table_keeps_its_first_positions_and_its_end():
     table = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
     long = stretch_positions(table, 200)
     assert torch.equal(long[:20], table[:20])

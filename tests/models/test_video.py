@@ -1,4 +1,4 @@
-"""Videos: the authors' numbers (golden cases `pretrain` and `videoqa`), and what each way of pooling frames can tell."""
+"""Videos: the authors' results (golden cases `pretrain` and `videoqa`), and the information that each pooling of frames keeps."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_video_equals_the_published_encoder(model, given):
 
 
 @torch.no_grad()
-def test_matching_logits_of_videos(model, given):
+def test_matching_logits_of_videos_equal_the_published_ones(model, given):
     concepts = model.vision(given["video"])
     text = encoded(model, given["video_text_ids"], given["video_text_atts"])
     memory = model.fusion.project_concepts(concepts)
@@ -98,7 +98,7 @@ def test_matching_logits_of_videos(model, given):
     assert_golden(found, EXPECTED["video_itm_logits"])
 
 
-def test_losses_of_videos(model, given, device):
+def test_losses_of_videos_equal_the_published_ones(model, given, device):
     model.matching_head.drawn = [given["video_image_neg_idx"], given["video_text_neg_idx"]]
     for name, loss in means(model, moved(video_batch(GIVEN), device)).items():
         assert_golden(loss, EXPECTED[f"video_loss_{LOSSES[name.removeprefix('videos/')]}"])
@@ -139,7 +139,7 @@ def test_without_matching_the_other_losses_stay_and_every_parameter_has_a_gradie
 
 @pytest.fixture
 def video_qa(device) -> tuple[VideoQAModel, dict[str, Tensor], dict[str, Tensor]]:
-    """The model and what the case gives, both on the device, and what it expects."""
+    """The model, the inputs of the case on the same device, and the expected outputs."""
     facts = manifest("videoqa")
     shared = model_config(facts, frames=facts["config"]["frame_len"])
     config = of_questions(shared, facts["config"]["num_labels"])
@@ -154,7 +154,7 @@ def question(given: dict[str, Tensor], labels: Tensor, owner: Tensor, weights: T
 
 
 @torch.no_grad()
-def test_classes_of_video_questions(video_qa):
+def test_class_logits_of_video_questions_equal_the_published_ones(video_qa):
     model, given, expected = video_qa
     text = Text(given["text_ids"], given["text_atts"].bool())
     assert_golden(model.classify(given["video"], text), expected["logits"])
@@ -162,7 +162,7 @@ def test_classes_of_video_questions(video_qa):
 
 
 @torch.no_grad()
-def test_an_answer_out_of_the_list_teaches_nothing(video_qa, device):
+def test_an_answer_outside_the_list_adds_no_loss(video_qa, device):
     model, given, expected = video_qa
     batch = question(given, given["targets"], torch.arange(2, device=device), torch.ones(2, device=device))
     assert IGNORE in given["targets"].tolist()
@@ -170,7 +170,7 @@ def test_an_answer_out_of_the_list_teaches_nothing(video_qa, device):
 
 
 @torch.no_grad()
-def test_several_weighted_answers_of_a_question(video_qa, device):
+def test_the_loss_of_several_weighted_answers_equals_the_published_one(video_qa, device):
     model, given, expected = video_qa
     owner = torch.arange(2, device=device).repeat_interleave(given["vqa_k"])
     batch = question(given, given["vqa_targets"], owner, given["vqa_weights"])
@@ -179,7 +179,7 @@ def test_several_weighted_answers_of_a_question(video_qa, device):
 
 @pytest.mark.parametrize("name", ["retrieval_video_more_frames", "videoqa"])
 @pytest.mark.parametrize("frames", [3, 5, 2])
-def test_a_pretraining_checkpoint_goes_where_the_published_code_puts_it_at_any_number_of_frames(name, frames):
+def test_a_pretraining_checkpoint_loads_as_published_for_any_number_of_frames(name, frames):
     mapping, state = MAPPINGS[f"a:{name}"], read_weights(GOLDEN / "pretrain" / "model.safetensors")
     config = model_config(manifest("pretrain"), frames=frames)
     asking = of_questions(config, 7)
@@ -201,7 +201,7 @@ def test_a_pretraining_checkpoint_goes_where_the_published_code_puts_it_at_any_n
     )
 
 
-def test_a_table_of_another_width_is_refused():
+def test_a_table_of_another_width_is_rejected():
     state = read_weights(GOLDEN / "pretrain" / "model.safetensors")
     state["absolute_frame_pos_embed"] = torch.zeros(1, 3, 1, 5)
     model = RetrievalModel(model_config(manifest("pretrain"), frames=5))
@@ -209,7 +209,7 @@ def test_a_table_of_another_width_is_refused():
         load_published(model, state, "golden")
 
 
-def test_images_pay_nothing_for_videos():
+def test_an_image_model_has_no_parameters_for_videos():
     model = PretrainModel(model_config(manifest("pretrain")))
     assert FRAME_POSITIONS not in dict(model.named_parameters())
     report = load_published(model, read_weights(GOLDEN / "pretrain" / "model.safetensors"), "golden")
@@ -223,7 +223,7 @@ def vision(pooling: str) -> VisionEncoder:
 
 
 @torch.no_grad()
-def test_the_mean_over_time_forgets_the_order_of_frames_and_tokens_keep_it():
+def test_the_mean_over_time_loses_the_order_of_frames_and_tokens_keep_it():
     frames = torch.randint(0, 256, (2, 3, 3, 16, 16), dtype=torch.uint8)
     backwards = frames.flip(1)
     mean, tokens = vision("mean"), vision("tokens")
@@ -236,7 +236,7 @@ def test_the_mean_over_time_forgets_the_order_of_frames_and_tokens_keep_it():
 
 @torch.no_grad()
 @pytest.mark.parametrize("pooling", ["mean", "tokens"])
-def test_a_video_of_fewer_frames_has_the_first_positions(pooling):
+def test_a_video_with_fewer_frames_uses_the_first_positions(pooling):
     encoder = vision(pooling)
     patches = torch.randn(2, 2, 4, 16)
     expected = patches + encoder.frame_positions[:, :2]
@@ -245,7 +245,7 @@ def test_a_video_of_fewer_frames_has_the_first_positions(pooling):
 
 
 @torch.no_grad()
-def test_the_fusion_looks_at_every_frame_of_tokens():
+def test_the_fusion_attends_to_every_frame_of_tokens():
     facts = manifest("pretrain")
     config = model_config(facts, frames=3)
     video = VideoConfig(frames=3, pooling="tokens")
@@ -264,8 +264,8 @@ def test_the_fusion_looks_at_every_frame_of_tokens():
         assert not torch.allclose(cls(pixels), cls(changed), atol=1e-5)
 
 
-def test_published_video_checkpoints_have_a_place_for_every_tensor():
-    """Names and shapes of the published files are those of our parameters, and there are no others."""
+def test_every_tensor_of_published_video_checkpoints_has_a_parameter():
+    """Names and shapes in the published files are exactly the names and shapes of our parameters."""
     cases = {
         "pretrain_base_video": (PretrainModel, 3),
         "retrieval_base_video": (RetrievalModel, 8),

@@ -1,4 +1,4 @@
-"""Weight files that are none, or hold more than weights: each is one line with what it is and the remedy."""
+"""Files that are not weight files, or contain more than weights, are reported in one line with their content and a remedy."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ STATE = {"a.weight": torch.ones(2), "b": torch.zeros(1)}
 
 @pytest.fixture
 def released(monkeypatch) -> type:
-    """A class of the released code, importable while a file is written."""
+    """A class of the released code that can be imported while a file is written."""
     module = types.ModuleType("released_utils")
     module.AttrDict = type("AttrDict", (dict,), {"__module__": "released_utils"})
     monkeypatch.setitem(sys.modules, "released_utils", module)
     return module.AttrDict
 
 
-def told(path: Path) -> str:
+def error_of(path: Path) -> str:
     with pytest.raises(UserError) as caught:
         read_weights(path)
     said = str(caught.value)
@@ -42,12 +42,14 @@ def told(path: Path) -> str:
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
 @pytest.mark.parametrize("key", ["model", "module", "state_dict"])
-def test_a_file_with_classes_names_them_and_a_line_that_keeps_the_weights(tmp_path, monkeypatch, released, zipped, key):
+def test_a_file_with_classes_is_reported_with_code_that_extracts_the_weights(
+    tmp_path, monkeypatch, released, zipped, key
+):
     path = tmp_path / "x.th"
     content = {key: STATE, "config": released(lr=1), "best": np.float64(0.5), "epoch": 3}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     monkeypatch.delitem(sys.modules, "released_utils")
-    said = told(path)
+    said = error_of(path)
     assert "x.th pickles released_utils.AttrDict, " in said
     assert f"save only its `{key}`" in said
     monkeypatch.setitem(sys.modules, "released_utils", types.SimpleNamespace(AttrDict=released))
@@ -56,14 +58,14 @@ def test_a_file_with_classes_names_them_and_a_line_that_keeps_the_weights(tmp_pa
     assert read_weights(tmp_path / "x_weights.pth").keys() == STATE.keys()
 
 
-def test_a_pickled_model_and_a_flat_file_have_remedies_of_their_own(tmp_path, released):
+def test_a_pickled_model_and_a_flat_file_have_separate_remedies(tmp_path, released):
     torch.save(nn.Linear(2, 3), tmp_path / "whole.pth")
-    said = told(tmp_path / "whole.pth")
+    said = error_of(tmp_path / "whole.pth")
     assert "pickles torch.nn.modules.linear.Linear" in said
     exec(said.split("installed: ")[1])
     assert read_weights(tmp_path / "whole_weights.pth").keys() == {"weight", "bias"}
     torch.save({**STATE, "config": released()}, tmp_path / "flat.pth")
-    exec(told(tmp_path / "flat.pth").split("installed: ")[1])
+    exec(error_of(tmp_path / "flat.pth").split("installed: ")[1])
     assert read_weights(tmp_path / "flat_weights.pth").keys() == STATE.keys()
 
 
@@ -78,13 +80,13 @@ class Trap:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
-def test_no_code_of_a_refused_file_is_run(tmp_path, zipped):
+def test_no_code_of_a_rejected_file_is_executed(tmp_path, zipped):
     torch.save(
         {"model": STATE, "hook": Trap(tmp_path / "trapped")}, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped
     )
-    assert "pickles posix.mkdir" in told(tmp_path / "x.pth")
+    assert "pickles posix.mkdir" in error_of(tmp_path / "x.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Trap(tmp_path / "trapped"), protocol=2))
-    told(tmp_path / "plain.pth")
+    error_of(tmp_path / "plain.pth")
     assert not (tmp_path / "trapped").exists()
 
 
@@ -104,18 +106,18 @@ def test_no_code_of_a_refused_file_is_run(tmp_path, zipped):
         (b"PK\x03\x04" + bytes(100), ("weight file",)),
     ],
 )
-def test_a_file_that_is_no_weight_file_is_one_line(tmp_path, name, content, said):
+def test_a_file_without_weights_is_reported_in_one_line(tmp_path, name, content, said):
     (tmp_path / name).write_bytes(content)
-    assert OneLine(*said) in told(tmp_path / name).splitlines()
+    assert OneLine(*said) in error_of(tmp_path / name).splitlines()
 
 
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.5, 0.9])
-def test_a_cut_file_is_one_line(tmp_path, share):
+def test_a_truncated_file_is_reported_in_one_line(tmp_path, share):
     for zipped in (True, False):
         torch.save({"model": STATE}, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
         whole = (tmp_path / "x.pth").read_bytes()
         (tmp_path / "x.pth").write_bytes(whole[: int(share * len(whole))])
-        told(tmp_path / "x.pth")
+        error_of(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
@@ -129,6 +131,6 @@ def test_names_of_a_wrapped_model_lose_their_prefix(tmp_path, prefix):
     assert read_weights(tmp_path / "some.pth").keys() == {*wrapped, "other"}
 
 
-def test_a_file_without_weights_says_what_it_holds(tmp_path):
+def test_a_file_of_other_content_is_described(tmp_path):
     torch.save({"optimizer": {"state": {}}, "epoch": 3}, tmp_path / "x.pth")
-    assert told(tmp_path / "x.pth") == OneLine("optimizer, epoch")
+    assert error_of(tmp_path / "x.pth") == OneLine("optimizer, epoch")

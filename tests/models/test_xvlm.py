@@ -1,4 +1,4 @@
-"""What every task's model shares: recomputing, compiling, and parts that other machinery wraps."""
+"""Features shared by the models of all tasks: gradient checkpointing, compiling, and modules wrapped by other libraries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def vqa():
 
 
 def calls(model: nn.Module, kind: type[nn.Module]) -> dict[str, int]:
-    """How often each module of a kind is called from now on, by its name; to be read later."""
+    """Counts how often each module of a type is called from now on, by name. Read the counts later."""
     counted: dict[str, int] = {}
     for name, module in model.named_modules():
         if isinstance(module, kind):
@@ -40,7 +40,7 @@ def backward(model: VQAModel, batch) -> dict[str, torch.Tensor]:
     return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
 
 
-def test_an_answer_decoder_is_recomputed_with_the_fusion_and_gets_the_same_gradients(vqa):
+def test_checkpointing_the_fusion_includes_the_answer_decoder_with_the_same_gradients(vqa):
     model, batch = vqa
     expected = backward(model, batch)
     counted = calls(model, Block)
@@ -76,12 +76,12 @@ CROSS = ("crossattention.self.key", "crossattention.self.value")
 
 
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
-def test_keys_and_values_of_memories_are_projected_by_their_own_modules_forward(vqa, precision):
-    """Else FSDP, which gathers a module's parameters when it is called, would find none; also under autocast."""
+def test_keys_and_values_are_projected_by_the_forward_of_their_modules(vqa, precision):
+    """FSDP gathers a module's parameters when it is called and would otherwise miss them. This includes autocast."""
     model, batch = vqa
     counted = calls(model, nn.Linear)
     with torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None):
         model(batch)
     of_cross = {name: count for name, count in counted.items() if name.endswith(CROSS)}
     assert len(of_cross) == 8
-    assert set(of_cross.values()) == {1}, "each once for all texts"
+    assert set(of_cross.values()) == {1}, "each module must be called once for all texts"

@@ -23,7 +23,7 @@ def loaded(tmp_path, *overrides: str) -> Run:
     return load_config(file, list(overrides), Run)
 
 
-def test_a_part_is_frozen_for_the_whole_run_or_for_first_steps(tmp_path):
+def test_a_part_is_frozen_for_the_whole_run_or_the_first_steps(tmp_path):
     freeze = loaded(tmp_path, "optim.freeze={vision: true, text: 3}").optim.frozen
     assert freeze.steps == {"vision": math.inf, "text": 3}
     assert freeze.frozen_at(0) == freeze.frozen_at(2) == ("vision", "text")
@@ -31,7 +31,7 @@ def test_a_part_is_frozen_for_the_whole_run_or_for_first_steps(tmp_path):
     assert freeze.at_end() == FreezeConfig(vision=True)
 
 
-def test_one_step_is_not_the_whole_run(tmp_path):
+def test_one_step_does_not_mean_the_whole_run(tmp_path):
     """In Python, 1 == True."""
     freeze = loaded(tmp_path, "optim.freeze.fusion=1").optim.frozen
     assert (freeze.frozen_at(0), freeze.frozen_at(1)) == (("fusion",), ())
@@ -40,15 +40,15 @@ def test_one_step_is_not_the_whole_run(tmp_path):
     assert load_config(again, [], Run).optim.frozen.steps == {"fusion": 1}
 
 
-def test_without_the_section_nothing_is_frozen_and_the_config_is_as_before(tmp_path):
-    """A run of an earlier version has no such key, and is compared with null when it resumes."""
+def test_without_the_section_nothing_is_frozen_and_the_config_is_unchanged(tmp_path):
+    """Runs of an earlier version do not have this key, and it is compared with null when they resume."""
     config = loaded(tmp_path)
     assert config.optim.freeze is None
     assert config.optim.frozen.steps == {}
     assert loaded(tmp_path, "optim.freeze.vision=false").optim.frozen.frozen_at(0) == ()
 
 
-def test_blocks_and_their_cache_go_with_what_is_frozen(tmp_path):
+def test_blocks_and_their_cache_need_a_frozen_part(tmp_path):
     freeze = loaded(tmp_path, "optim.freeze={vision: 3, vision_blocks: 2, cache: {gigabytes: 1}}").optim.frozen
     assert freeze.steps == {"vision": 3} and freeze.frozen_for_good == () and freeze.cache.gigabytes == 1
     assert loaded(tmp_path, "optim.freeze={vision: true, cache: {}}").optim.frozen.cache.folder is None
@@ -60,7 +60,7 @@ def test_blocks_and_their_cache_go_with_what_is_frozen(tmp_path):
             loaded(tmp_path, f"optim.freeze={wrong}")
 
 
-def test_a_parameter_belongs_to_the_part_that_its_name_begins_with():
+def test_a_parameter_belongs_to_the_part_that_its_name_starts_with():
     freeze = FreezeConfig(vision=True, text=4)
     assert freeze.trains_from("vision.frame_positions") == math.inf
     assert freeze.trains_from("text.embeddings.word_embeddings.weight") == 4
@@ -69,7 +69,7 @@ def test_a_parameter_belongs_to_the_part_that_its_name_begins_with():
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "null", "yes", "[1]"])
-def test_another_value_is_one_line(tmp_path, value):
+def test_another_value_is_reported_in_one_line(tmp_path, value):
     with pytest.raises(ConfigError) as error:
         loaded(tmp_path, f"optim.freeze.vision={value}")
     (line,) = error.value.findings
@@ -77,7 +77,7 @@ def test_another_value_is_one_line(tmp_path, value):
     assert line == OneLine("true", "false", "1")
 
 
-def test_an_unknown_part_is_told_with_the_nearest(tmp_path):
+def test_an_unknown_part_is_reported_with_the_nearest(tmp_path):
     with pytest.raises(ConfigError) as error:
         loaded(tmp_path, "optim.freeze.visoin=true")
     (line,) = error.value.findings
@@ -85,7 +85,7 @@ def test_an_unknown_part_is_told_with_the_nearest(tmp_path):
 
 
 @pytest.mark.parametrize("steps", [5, 6])
-def test_a_part_that_would_thaw_after_the_end_is_refused(steps):
+def test_unfreezing_a_part_after_the_end_is_rejected(steps):
     FreezeConfig(vision=4, text=True).check_steps(5)
     message = (
         f"^optim.freeze.text is {steps}, but the run has 5 steps and would never train it; lower it, or give true$"
@@ -94,7 +94,7 @@ def test_a_part_that_would_thaw_after_the_end_is_refused(steps):
         FreezeConfig(vision=4, text=steps).check_steps(5)
 
 
-def test_apex_takes_no_parameters_later():
+def test_apex_cannot_add_parameters_later():
     assert OptimConfig(lr=1.0, fused="apex", freeze=FreezeConfig(vision=True)).frozen.steps
     with pytest.raises(ValidationError, match=r"freeze.text.*apex.*fused to auto"):
         OptimConfig(lr=1.0, fused="apex", freeze=FreezeConfig(vision=True, text=5))

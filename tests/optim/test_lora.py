@@ -1,4 +1,4 @@
-"""The config of low-rank adapters, their learning rate, and the merge of their weights by its formula."""
+"""The config of low-rank adapters, their learning rate, and the formula for merging their weights."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.messages import naming
 from utils.errors import UserError
 
 
-def test_an_adapter_trains_at_the_rate_of_adapters():
+def test_an_adapter_trains_at_the_learning_rate_of_adapters():
     name = f"vision.backbone.blocks.0.attn.qkv{DOWN}"
     for lora, rate in (({"rank": 2, "lr": 0.5}, 0.5), ({"rank": 2}, 0.1)):
         config = OptimConfig(lr=0.1, vision_lr=0.2, text_lr=0.3, lora=lora)
@@ -18,14 +18,14 @@ def test_an_adapter_trains_at_the_rate_of_adapters():
         assert learning_rate("vision.norm.weight", config, ()) == 0.2
 
 
-def test_a_part_has_adapters_or_is_frozen():
+def test_a_part_cannot_have_adapters_and_be_frozen():
     with pytest.raises(ValidationError, match=r"lora.targets names text.*freeze.text"):
         OptimConfig(lr=0.1, lora={"rank": 2, "targets": ["vision", "text"]}, freeze={"text": True})
     OptimConfig(lr=0.1, lora={"rank": 2}, freeze={"text": True})
 
 
 @pytest.mark.parametrize("targets", [[], ["vision", "vision"], ["heads"]])
-def test_targets_are_parts_each_named_once(targets):
+def test_targets_are_unique_parts(targets):
     with pytest.raises(ValidationError):
         LoraConfig(rank=2, targets=targets)
 
@@ -39,8 +39,8 @@ def test_merging_adds_the_scaled_product_and_keeps_the_rest():
     assert result["x.q.bias"] is bias
 
 
-def test_adapters_without_their_weights_are_not_dropped():
-    """All of them: a file of adapters alone; one of them: a damaged file."""
+def test_adapters_without_base_weights_are_not_dropped_silently():
+    """If all base weights are missing, the file contains only adapters. If one is missing, the file is damaged."""
     about = LoraConfig(rank=2).about
     alone = {f"x.q{DOWN}": torch.ones(2, 3), f"x.q{UP}": torch.ones(5, 2), "head.weight": torch.ones(2)}
     with pytest.raises(UserError, match=naming("a file", "run.py checkpoint merge")):
@@ -50,7 +50,7 @@ def test_adapters_without_their_weights_are_not_dropped():
         merged({**alone, **one}, about, "a file")
 
 
-def test_without_the_package_the_remedy_is_named(monkeypatch):
+def test_without_the_package_the_error_names_the_remedy(monkeypatch):
     monkeypatch.setattr("optim.lora.find_spec", lambda name: None)
     check_package(None)
     with pytest.raises(UserError, match=naming("optim.lora", 'pip install ".[lora]"', "peft")):

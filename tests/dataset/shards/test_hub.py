@@ -41,7 +41,10 @@ def parquet(first: int) -> bytes:
 class FakeHub(ThreadingHTTPServer):
     """A Hub that hosts the data set ``org/pairs``.
 
-    Attributes: commits: the files of each commit. head: the commit of the main branch. asked: the paths of all requests.
+    Attributes:
+        commits: the files of each commit.
+        head: the commit of the main branch.
+        asked: the paths of all requests.
     """
 
     daemon_threads = True
