@@ -1,4 +1,4 @@
-"""Ranks of a job, in processes that are forked from one that has imported everything: they start at once."""
+"""Ranks of a job, in processes forked from one that has imported everything, so that they start immediately."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # imported once for all ranks, as the rest
+import torch._dynamo  # imported once for all ranks, like the modules below
 import torch.multiprocessing as mp
 from torch.utils import tensorboard  # noqa: F401
 from transformers import AutoTokenizer, BertTokenizer  # noqa: F401
@@ -37,14 +37,14 @@ def free_port() -> int:
 
 
 def become_rank(rank: int, ranks: int, port: int) -> None:
-    """Set the environment as torchrun does."""
+    """Sets the environment variables like torchrun."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    multiprocessing.set_start_method("fork", force=True)  # as in a run; this process is of another context
+    multiprocessing.set_start_method("fork", force=True)  # as in a run; this process belongs to another context
     torch.set_num_threads(1)
 
 
 def run_rank(rank: int, ranks: int, port: int, errors: str, arguments: list[str], file_bytes: int | None) -> None:
-    """Run ``python -m tasks.run`` with ``arguments`` as one of ``ranks`` processes; see :class:`tests.faults.conftest.Job`."""
+    """Runs ``python -m tasks.run`` with ``arguments`` as one of ``ranks`` processes; see :class:`tests.faults.conftest.Job`."""
     with open(errors, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 2)
     with open(os.devnull, "wb") as nowhere:
@@ -56,13 +56,13 @@ def run_rank(rank: int, ranks: int, port: int, errors: str, arguments: list[str]
 
 
 def run_alone(cwd: Path, *arguments: str) -> tuple[int, str]:
-    """Run ``python -m tasks.run`` in a folder; returns the exit status and what it wrote to stderr."""
+    """Runs ``python -m tasks.run`` in a folder, and returns the exit status and its stderr."""
     with tempfile.TemporaryDirectory() as folder:
         errors = Path(folder) / "stderr.txt"
         process = CONTEXT.Process(target=_alone, args=(cwd, str(errors), list(arguments)))
         process.start()
         process.join(300)
-        assert process.exitcode is not None, "does not end"
+        assert process.exitcode is not None, "the run does not end"
         return process.exitcode, errors.read_text(encoding="utf-8")
 
 
@@ -72,18 +72,19 @@ def _alone(cwd: Path, errors: str, arguments: list[str]) -> None:
 
 
 def on_two_ranks(job: Any, folder: Path) -> list[Any]:
-    """What a picklable job returns on each of two ranks of gloo. ``folder``: is left with files."""
+    """Returns the results of a picklable job on each of two gloo ranks. Files are left in ``folder``."""
     return on_ranks(2, job, folder)
 
 
 def on_ranks(ranks: int, job: Any, folder: Path) -> list[Any]:
-    """As :func:`on_two_ranks`, on ``ranks`` of them."""
+    """Like :func:`on_two_ranks`, on any number of ranks."""
     _on_each(ranks, _saved, (job, folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 
 def on_each_of_two(function: Any, *arguments: Any) -> None:
-    """Call a function with its rank and arguments on two ranks that have not joined yet; an error of one is raised here."""
+    """Calls a function with its rank and arguments on two ranks that have not joined a process group. An error of a rank is
+    raised here."""
     _on_each(2, function, arguments)
 
 

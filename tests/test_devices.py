@@ -1,4 +1,4 @@
-"""The fixture ``device`` leaves torch's settings as they were."""
+"""The fixture ``device`` restores torch's settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def set_to(precision: str, convolutions: bool, attention: bool) -> None:
     torch.backends.cuda.enable_cudnn_sdp(attention)
 
 
-def test_tf32_is_off_on_a_device_and_comes_back_after_it():
+def test_tf32_is_off_on_a_device_and_restored_afterwards():
     precision, _, *others = settings()
     try:
         set_to("high", True, True)

@@ -1,5 +1,4 @@
-"""README and docs: relative links lead somewhere, command lines of run.py, make and python -m are ones that exist, and tables
-name what is there."""
+"""README and docs: relative links resolve, command lines of run.py, make and python -m exist, and tables are complete."""
 
 from __future__ import annotations
 
@@ -35,16 +34,16 @@ PAGES = [
     ROOT / "benchmarks/README.md",
 ]
 NOT_PACKAGES = {"data", "docs", "runs", "weights"}
-"""Folders at the top that hold no code or config: documents, and what runs read and write."""
+"""Top-level folders without code or configs: documents, and files that runs read and write."""
 BLOCK = re.compile(r"```(?:bash|sh)?\n(.*?)```", re.S)
 
 
 def commands() -> list[tuple[str, str]]:
-    """(page, command line) of every block, without those that show how a mistake is told."""
+    """(page, command line) for all code blocks, without commands that demonstrate an error message."""
     found = []
     for page in PAGES:
         for block in BLOCK.findall(page.read_text(encoding="utf-8")):
-            whole = re.sub(r"\\\n\s*", "", block)  # a line that ends with a backslash goes on
+            whole = re.sub(r"\\\n\s*", "", block)  # a backslash at the end continues the line
             lines = [line.removeprefix("$ ") for line in whole.splitlines()]
             after = [*lines[1:], ""]
             pairs = zip(lines, after, strict=True)
@@ -56,7 +55,7 @@ COMMANDS = commands()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_relative_links_lead_somewhere(page):
+def test_relative_links_resolve(page):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if target.startswith(("http", "mailto:")):
@@ -75,7 +74,7 @@ def test_the_pages_have_commands():
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
 def test_a_printed_command_exists(page, line, monkeypatch):
-    """Its flags are known, its config binds with its overrides, its module or target is there."""
+    """Its flags are known, its config binds with its overrides, and its module or target exists."""
     monkeypatch.chdir(ROOT)
     words = shlex.split(line, comments=True)
     while "=" in words[0] and not words[0].startswith("-"):
@@ -147,7 +146,7 @@ def rows_of(page: str, section: str) -> list[list[str]]:
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[first + 1 :]]
 
 
-def test_the_table_of_packages_names_every_folder_and_no_other():
+def test_the_table_of_packages_names_exactly_the_folders():
     named = {name for row in rows_of("docs/architecture.md", "Packages") for name in re.findall(r"`(\w+)/`", row[0])}
     there = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))}
     there = {name for name in there if not name.endswith(".egg-info")} - NOT_PACKAGES
@@ -159,7 +158,7 @@ def test_the_table_of_packages_names_every_command_of_run():
     assert set(re.findall(r"`(\w[\w-]*)`", text.split("Other commands:")[1])) == set(run.COMMANDS)
 
 
-def test_the_page_of_data_names_every_format_and_every_command_that_prepares():
+def test_the_data_page_names_every_format_and_every_preparation_command():
     text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
     formats = {
         name
@@ -173,8 +172,8 @@ def test_the_page_of_data_names_every_format_and_every_command_that_prepares():
     assert [name for name in names if f"run.py prepare {name}" not in text] == []
 
 
-def test_the_tree_of_data_has_every_folder_that_a_config_of_the_paper_reads():
-    """Folders of the demo and of one's own records have pages of their own."""
+def test_the_data_tree_has_every_folder_that_a_paper_config_reads():
+    """Folders of the demo and of the user's own records have separate pages."""
     own = ("scenes", "scenes_quick", "clips", "stamps", "stamps_six", "emoji", "own", "real")
     tree = (ROOT / "docs/data.md").read_text(encoding="utf-8").split("\n## One tree\n", 1)[1].split("```")[1]
     read = {
@@ -190,7 +189,7 @@ def test_the_constraints_are_releases_within_the_ranges_of_every_requirement():
     lines = [line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
     pinned = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines if line)}
     assert all(re.fullmatch(r"[\d.]+((b|post)\d+)?", version) for version in pinned.values()), (
-        "releases without +cpu or +cu"
+        "releases must not have +cpu or +cu"
     )
     for file in ("requirements.txt", "requirements-dev.txt"):
         wanted = [line.partition("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Installed, the project is one package, x2vlm: it adds no other name, and needs no checkout."""
+"""When installed, the project is a single package, x2vlm, which adds no other name and needs no checkout."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory) -> Path:
-    """The wheel of a copy of the sources: building leaves a folder behind."""
+    """The wheel, built from a copy of the sources, because building leaves a folder behind."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for path in [*INSIDE, "x2vlm", "configs", "run.py", "setup.py", "pyproject.toml", "requirements.txt", "LICENSE"]:
         (source / path).symlink_to(ROOT / path)
@@ -79,7 +79,7 @@ def test_a_script_in_another_folder_imports_an_editable_installation(editable, t
 
 @pytest.fixture(scope="session")
 def run(wheel, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a program of a fresh environment that has the wheel, and of ours the packages of requirements.txt alone."""
+    """Runs a program in a fresh environment that has the wheel and only the packages in requirements.txt."""
     folder, elsewhere = tmp_path_factory.mktemp("fresh"), tmp_path_factory.mktemp("elsewhere")
     venv.create(folder, with_pip=False)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
@@ -108,7 +108,7 @@ def test_the_wheel_has_the_module_of_every_command(wheel):
     assert [module for module in modules if f"x2vlm/{module}.py" not in names] == []
 
 
-def test_imports_and_names_of_modules_are_those_below_x2vlm():
+def test_imports_and_names_of_modules_are_below_x2vlm():
     ours = 'from utils.errors import A\n    from models import b\n"tasks.run", "engine.nothing", "run.py", "run:completion"\n'
     below = "from x2vlm.utils.errors import A\n    from x2vlm.models import b\n"
     below += '"x2vlm.tasks.run", "engine.nothing", "run.py", "x2vlm.run:completion"\n'
@@ -116,8 +116,8 @@ def test_imports_and_names_of_modules_are_those_below_x2vlm():
     assert as_subpackage(ours + other) == below + other
 
 
-def test_a_trained_model_is_asked_from_another_folder(run, scenes_folder, tmp_path):
-    """Trained by the installed command, on ranks, beside a module of the user's that is called utils."""
+def test_a_trained_model_is_used_from_another_folder(run, scenes_folder, tmp_path):
+    """The model is trained by the installed command on ranks, in a folder that has a module of the user's called utils."""
     folder = tmp_path / "run"
     train = ["--task", "pretrain", "--cpu", "1", "--output", str(folder), "train.steps=1", "schedule.warmup_steps=0"]
     done = run(

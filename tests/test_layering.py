@@ -40,7 +40,8 @@ ALLOWED = {
 }
 ALLOWED["commands"] = {*ALLOWED, "commands"} - {"demo"}
 TOP = ("demo", "commands", "examples")
-"""Packages that no other imports, tests and benchmarks apart: a command's module is imported when the command is asked for."""
+"""Packages that no other package imports, except tests and benchmarks. The module of a command is imported when the command is
+called."""
 SCRIPTS = [path for path in ROOT.glob("*.py") if path.name not in ("run.py", "setup.py")]
 
 
@@ -64,7 +65,7 @@ def test_a_task_script_imports_no_tools(script):
 
 
 @pytest.mark.parametrize("package", ALLOWED)
-def test_a_package_imports_only_what_lies_below_it(package):
+def test_a_package_imports_only_packages_below_it(package):
     files = list((ROOT / package).rglob("*.py"))
     assert files
     for path in files:
@@ -91,7 +92,7 @@ def imported_parts(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("part", INSIDE_MODELS)
-def test_a_part_of_models_imports_only_what_lies_below_it(part):
+def test_a_part_of_models_imports_only_parts_below_it(part):
     files = [*(ROOT / "models").rglob("*.py")]
     assert {path.relative_to(ROOT / "models").parts[0].removesuffix(".py") for path in files} == {
         *INSIDE_MODELS,
@@ -110,7 +111,7 @@ def modules_of(package: str) -> dict[str, Path]:
 
 @pytest.mark.parametrize("package", [*ALLOWED, "examples"])
 def test_modules_of_a_package_import_each_other_in_one_direction(package):
-    """This includes imports inside functions, and those that only type checkers use."""
+    """This includes imports inside functions, and imports for type checkers only."""
     modules = modules_of(package)
     imports: dict[str, set[str]] = {}
     for name, path in modules.items():
@@ -135,13 +136,13 @@ def test_folders_of_a_package_import_each_other_in_one_direction(package):
     TopologicalSorter(imports).prepare()
 
 
-def test_every_package_of_ours_has_its_place_in_the_order():
+def test_every_package_has_a_place_in_the_order():
     ours = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert ALLOWED.keys() <= ours <= ALLOWED.keys() | set(TOP)
 
 
 @pytest.mark.parametrize("package", TOP)
-def test_a_package_at_the_top_is_imported_by_itself_and_tests_alone(package):
+def test_a_package_at_the_top_is_imported_only_by_itself_and_tests(package):
     others = (ALLOWED.keys() | {"docs", *TOP}) - {package}
     scripts = SCRIPTS if package == "commands" else ROOT.glob("*.py")  # run.py has the table of commands
     hooks = ROOT / "docs" / "hooks.py"  # like run.py, the hooks of the documentation site use everything
@@ -177,7 +178,7 @@ LOADS_OF_TRANSFORMERS = ("AutoConfig", "AutoModel", "AutoTokenizer", "BertTokeni
 
 
 def test_transformers_never_runs_code_of_a_folder():
-    """Without ``trust_remote_code=False`` transformers asks on standard input whether to run it."""
+    """Without ``trust_remote_code=False``, transformers asks on standard input whether to run it."""
     found = 0
     for path in (path for package in {*ALLOWED, *TOP} for path in (ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

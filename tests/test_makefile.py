@@ -1,4 +1,4 @@
-"""What make prints for a newcomer."""
+"""The output of make for a newcomer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def planned(*words: str) -> str:
 
 
 @pytest.mark.parametrize("task", ["pretrain", "retrieval", "captioning"])
-def test_the_next_step_of_the_demo_is_another_task(task):
+def test_the_demo_proposes_another_task_next(task):
     (line,) = [line for line in planned("demo", f"TASK={task}").splitlines() if "Next: " in line]
     after = line.partition("Next: make demo TASK=")[2].split()[0]
     assert after not in ("pretrain", task)

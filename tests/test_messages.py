@@ -30,7 +30,7 @@ def test_facts_are_found_in_any_order(facts):
     "fact",
     ["4", "2", "5", "data", "train", "steps", "train.step", "train.steps=4", "ata.train", "a.json:31", "resum", "15"],
 )
-def test_a_part_of_a_value_or_another_value_is_not_the_fact(fact):
+def test_a_part_of_a_value_or_another_value_is_not_a_fact(fact):
     assert OneLine("data.train", fact) != MESSAGE
 
 

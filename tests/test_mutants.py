@@ -92,22 +92,22 @@ def test_changes_of_an_expression(code, texts):
     assert changed == {f"    y = {text}" for text in texts}
 
 
-def test_a_larger_draw_begins_with_the_smaller_one():
+def test_a_larger_draw_starts_with_the_smaller_one():
     found = mutants_of("sums.py", SUMS.encode())
     drawn = draw(found, 10, seed=0)
-    assert len({mutant.location for mutant in drawn}) == len(drawn) == 4, "one mutant on each line"
+    assert len({mutant.location for mutant in drawn}) == len(drawn) == 4, "one mutant per line"
     assert draw(found, 2, seed=0) == drawn[:2]
     assert {tuple(draw(found, 2, seed=seed)) for seed in range(9)} != {tuple(drawn[:2])}
 
 
-def test_a_limited_number_of_tests_is_taken_from_all_files_and_the_fastest_first():
+def test_a_limited_number_of_tests_comes_from_all_files_fastest_first():
     seconds = {"a::1": 0.1, "a::2": 0.2, "a::3": 0.3, "b::1": 5.0, "b::2": 0.4, "c::1": 0.5}
     assert choose(seconds, seconds, 4) == ["a::1", "a::2", "b::2", "c::1"]
     assert choose(seconds, seconds, 9) == ["c::1", "a::1", "a::2", "a::3", "b::2", "b::1"]
 
 
 @pytest.mark.slow
-def test_the_tests_of_each_tier_catch_what_they_cover_and_the_checkout_stays_as_it_is(tmp_path):
+def test_the_tests_of_each_tier_catch_what_they_cover_and_the_checkout_is_unchanged(tmp_path):
     pytest.importorskip("pytest_cov", reason="needs pytest-cov: pip install -r requirements-dev.txt")
     files = {
         "models/sums.py": SUMS,
@@ -133,9 +133,9 @@ def test_the_tests_of_each_tier_catch_what_they_cover_and_the_checkout_stays_as_
     assert every.splitlines()[-1].split() == ["total", "1", "of", "1", "caught", "100%"]
     results = (tmp_path / "runs/mutants/results.jsonl").read_text()
     first, second = map(json.loads, results.splitlines())
-    assert first["change"] == second["change"], "both tiers have the same mutants"
+    assert first["change"] == second["change"], "both tiers must have the same mutants"
     assert (first["by"], second["by"]) == (None, "tests/test_sums.py::test_limit")
     assert first["unreliable"] == ["tests/test_sums.py::test_here"]
     assert command(*one) == fast
-    assert (tmp_path / "runs/mutants/results.jsonl").read_text() == results, "known results are not computed again"
+    assert (tmp_path / "runs/mutants/results.jsonl").read_text() == results, "known results must not be computed again"
     assert (tmp_path / "models/sums.py").read_text(encoding="utf-8") == SUMS

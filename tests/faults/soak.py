@@ -1,6 +1,6 @@
 """Disturbs a run at random times, resumes it each time, and compares the result with an undisturbed run.
 
-python -m tests.faults.soak --kills 20
+    python -m tests.faults.soak --kills 20
 
 Each disturbance kills one rank or all ranks with SIGKILL or SIGTERM at a random moment. Sometimes the newest checkpoint is then
 damaged (a flipped bit, a truncated or an empty file), or the run continues for a while on a disk that is too full for a

@@ -1,4 +1,4 @@
-"""Parameter groups and AdamW against the released code (golden `optim_groups_*.json`, `adamw_*.npz`)."""
+"""Parameter groups and AdamW compared with the released code (golden `optim_groups_*.json`, `adamw_*.npz`)."""
 
 import json
 import sys
@@ -94,7 +94,7 @@ def test_groups_of_visual_reasoning_equal_the_released_ones():
     ],
 )
 def test_groups_of_question_answering_equal_the_released_ones(key, rates):
-    """The whole decoder counts as fresh (released: ``large_lr_for_dec``)."""
+    """The whole decoder counts as newly initialised (released: ``large_lr_for_dec``)."""
     with torch.device("meta"):
         model = VQAModel(VQAModelConfig(text=BASE.text))
     fresh = {name for name, _ in model.named_parameters() if name.startswith("decoder.")}
@@ -104,8 +104,8 @@ def test_groups_of_question_answering_equal_the_released_ones(key, rates):
 
 
 @pytest.mark.parametrize("backbone", ["beitv2_base_patch16_224", "test_convnext"])
-def test_lower_vision_blocks_have_lower_rates(backbone):
-    """As BEiT's fine-tuning: decay^(B + 1 - level), level 0 before the blocks, B + 1 after them."""
+def test_lower_vision_blocks_have_lower_learning_rates(backbone):
+    """As in BEiT's fine-tuning: decay^(B + 1 - level), with level 0 before the blocks and B + 1 after them."""
     sizes = {"width": 32, "depth": 3, "heads": 2} if backbone.startswith("beit") else {}
     vision = VisionConfig(backbone=backbone, image_size=64, layer_scale="backbone", **sizes)
     with torch.device("meta"):
@@ -128,17 +128,18 @@ def test_lower_vision_blocks_have_lower_rates(backbone):
     assert rates[[name for name in rates if name.startswith("vision.")][-1]] == 1e-3
 
 
-def test_module_rates_come_before_lr_mult():
+def test_learning_rates_of_modules_have_priority_over_lr_mult():
     config = OptimConfig(lr=1e-5, vision_lr=2e-5, text_lr=3e-5)
     names = {"vision.backbone.cls_token": 2e-5, "fusion.layer.0.output.dense.bias": 3e-5, "box_head.0.bias": 2e-5}
-    names["vision.frame_positions"] = 2e-5  # lr times 2: published, the table is no part of the vision encoder
+    names["vision.frame_positions"] = 2e-5  # lr times 2: as published, the table does not belong to the vision encoder
     for name, rate in names.items():
         assert learning_rate(name, config, fresh=set(names)) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("case", ["a", "b"])
 def test_adamw_follows_the_released_trajectory(case):
-    """torch decays before the update, transformers after it: they differ by lr * weight_decay * |update| a step."""
+    """Torch applies weight decay before the update and transformers after it. They differ by lr * weight_decay * |update| per
+    step."""
     golden = np.load(GOLDEN / "misc" / f"adamw_{case}.npz", allow_pickle=False)
     parameters = [nn.Parameter(torch.from_numpy(golden[name].copy())) for name in ("p1", "p2")]
     groups = [
@@ -158,13 +159,13 @@ def test_adamw_follows_the_released_trajectory(case):
             assert error < (step + 1) * per_step + 2e-6
 
 
-def test_missing_apex_is_one_clear_line(monkeypatch):
+def test_missing_apex_is_reported_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "apex", None)
     with pytest.raises(UserError, match=r"NVIDIA apex is not installed.*optim.fused=auto"):
         build_optimizer([], OptimConfig(lr=1.0, fused="apex"))
 
 
 @pytest.mark.parametrize("betas", [(1.0, 0.98), (0.9, 1.0), (-0.1, 0.9)])
-def test_betas_outside_of_0_to_1_are_refused(betas):
+def test_betas_outside_of_0_to_1_are_rejected(betas):
     with pytest.raises(ValidationError, match=r"less than 1|greater than or equal to 0"):
         OptimConfig(lr=0.1, betas=betas)

@@ -1,4 +1,4 @@
-"""How a model trains: freezing, gradient checkpointing and compiling work on any model."""
+"""How a model is trained: freezing, gradient checkpointing and compiling work with any model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from optim.setup import compile_encoders, set_frozen, set_gradient_checkpointing
 
 
 class Plain(nn.Module):
-    """A plain model with two parts, one of which has a parameter that never trains."""
+    """A plain model with two parts, one of which has a parameter that is never trained."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ def trainable(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def test_a_frozen_part_stays_in_evaluation_mode_and_comes_back_as_it_was():
+def test_a_frozen_part_stays_in_evaluation_mode_and_is_restored_when_unfrozen():
     model = Plain().train()
     before = trainable(model)
     set_frozen(model, ["first"])
@@ -42,7 +42,7 @@ def test_a_frozen_part_stays_in_evaluation_mode_and_comes_back_as_it_was():
     assert "train" not in vars(model.first)
 
 
-def test_a_copy_of_a_frozen_model_is_frozen_by_itself():
+def test_a_copy_of_a_frozen_model_is_frozen_independently():
     model = Plain().train()
     set_frozen(model, ["first"])
     other = copy.deepcopy(model).train()
@@ -74,9 +74,11 @@ class Parts(nn.Module):
         self.vision, self.fusion, self.decoder = Blocks(), nn.Sequential(nn.Linear(1, 1), Blocks()), Blocks()
 
 
-def test_every_part_that_supports_it_is_asked():
+def test_every_part_that_supports_a_setting_gets_it():
     model = Parts()
     set_gradient_checkpointing(model, ["fusion"])
     compile_encoders(model, mode=None)
     assert model.vision.asked == [False, {"mode": None}]
-    assert model.fusion[1].asked == model.decoder.asked == [True, {"mode": None}], "a decoder goes with the fusion"
+    assert model.fusion[1].asked == model.decoder.asked == [True, {"mode": None}], (
+        "a decoder must follow the setting of the fusion"
+    )

@@ -1,4 +1,4 @@
-"""Autocast of the pretend device, by the rules of CUDA that torch's own header states."""
+"""Autocast of the pretend device, following the rules for CUDA in torch's own header."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FLOATS = (*HALF, torch.float32)
 
 
 def register(device_type: str) -> list[torch.library.Library]:
-    """Register the rules for operations of ``device_type``; they hold as long as what is returned does."""
+    """Registers the rules for operations of ``device_type``. They apply as long as the returned object exists."""
     every, ours = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     every.fallback(torch.library.fallthrough_kernel, KEY)
     for rule, macro in (
@@ -50,9 +50,9 @@ def operations(macro: str) -> Iterator[str]:
 
 
 def lists_of_torch(device: torch.device) -> Any:
-    """Operations with operands on ``device``, by rule, as torch's own tests of CUDA's autocast list them.
+    """Operations with operands on ``device``, by rule, as listed in torch's own tests of CUDA's autocast.
 
-    Torch keeps them with helpers of its tests, which change settings of the process when they are imported: they are replaced.
+    Torch keeps these lists together with test helpers whose import changes settings of the process, so the helpers are replaced.
     """
     helpers = SimpleNamespace(TEST_WITH_ROCM=False, TestCase=object)
     with patch.dict(sys.modules, {"torch.testing._internal.common_utils": helpers}):
@@ -67,14 +67,14 @@ def _overload(name: str) -> Any:
 
 
 def _ruled(rule: Any, operation: Any, device_type: str, *args: Any, **kwargs: Any) -> Any:
-    """The operation under autocast; what it calls is not cast again."""
+    """The operation under autocast. Operations that it calls are not cast again."""
     with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, KEY))):
         args, kwargs = rule(operation, device_type, args, kwargs)
         return operation(*args, **kwargs)
 
 
 def _cast(value: Any, device_type: str, dtype: torch.dtype) -> Any:
-    """``value`` with its tensors of 16 and 32 bits on the device in ``dtype``."""
+    """``value`` with its 16-bit and 32-bit tensors on the device converted to ``dtype``."""
 
     def cast(leaf: Any) -> Any:
         fits = isinstance(leaf, Tensor) and leaf.device.type == device_type and leaf.dtype in FLOATS
@@ -92,7 +92,7 @@ def _float32(operation: Any, device_type: str, args: Any, kwargs: Any) -> tuple[
 
 
 def _float32_result(operation: Any, device_type: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """A result in float32, unless a caller asks for another one, or the operands have more bits."""
+    """A result in float32, unless the caller asks for another dtype or the operands have more bits."""
     if args[0].dtype in HALF:
         names = [argument.name for argument in operation._schema.arguments]
         if kwargs.get("dtype") is None and len(args) <= names.index("dtype"):
@@ -105,7 +105,7 @@ def _float32_norm(operation: Any, device_type: str, args: Any, kwargs: Any) -> t
 
 
 def _promote(operation: Any, device_type: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Operands of several precisions in the highest of them."""
+    """Converts operands of several precisions to the highest of them."""
     dtypes = {leaf.dtype for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
     widest = torch.float32 if torch.float32 in dtypes else torch.get_autocast_dtype(device_type)
     return _cast((args, kwargs), device_type, widest)

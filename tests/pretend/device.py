@@ -43,14 +43,15 @@ class _Module:
         return [torch.bfloat16, torch.float16]
 
     def manual_seed(self, seed: int) -> None:
-        """Nothing: the CPU's generator draws for the pretend device, too."""
+        """Does nothing: the CPU's generator is used for the pretend device too."""
 
     manual_seed_all = manual_seed
 
 
 @cache
 def register() -> torch.device:
-    """Register the device in this process, before the first backward pass of any: torch then starts a thread for each device."""
+    """Registers the device in this process. This must happen before the first backward pass, because torch then starts a thread
+    for each device."""
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
@@ -59,7 +60,7 @@ def register() -> torch.device:
         library.impl(
             operation, lambda *args, operation=operation, **kwargs: _made(operation, args, kwargs), "PrivateUse1"
         )
-    # torch.tensor() copies with this operation, whose arguments are in the other order.
+    # torch.tensor() copies with this operation, whose arguments are in the opposite order.
     library.impl(
         "_copy_from", lambda source, target, non_blocking=False: copy(target, source, non_blocking), "PrivateUse1"
     )
@@ -71,7 +72,7 @@ _registered: list[Any] = []
 
 
 def _factories() -> Iterator[Any]:
-    """Operations that make a tensor from none."""
+    """Operations that create a tensor without tensor arguments."""
     for name in torch._C._dispatch_get_all_op_names():
         namespace, _, rest = name.partition("::")
         packet, _, overload = rest.partition(".")
@@ -96,7 +97,7 @@ def _made(operation: Any, args: Any, kwargs: Any) -> Tensor:
 
 
 def _pin_memory(tensor: Tensor) -> Tensor:
-    """As ``Tensor.pin_memory`` with a GPU."""
+    """Like ``Tensor.pin_memory`` with a GPU."""
     pinned = tensor.clone()
     setattr(pinned, PINNED, True)
     return pinned

@@ -1,4 +1,4 @@
-"""Comparison of what two devices give."""
+"""Compares the results of two devices."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 BOUND = 1e-5
-"""Largest error of a number, relative above 1."""
+"""Maximum error of a number, relative if the number is above 1."""
 
 
 def differences(found: Any, expected: Any, place: str = "") -> list[str]:
-    """Where two results differ, numbers by more than :data:`BOUND`."""
+    """Lists where two results differ; numbers differ if the error exceeds :data:`BOUND`."""
     if isinstance(expected, np.ndarray):
-        if expected.dtype == np.uint8:  # a picture, in which a number may round to the next level
+        if expected.dtype == np.uint8:  # in an image, a number may be rounded to the next level
             return [] if np.abs(found.astype(int) - expected).max() <= 1 else [f"{place}: another picture"]
         return differences(found.tolist(), expected.tolist(), place)
     if is_dataclass(expected):

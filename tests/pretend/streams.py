@@ -1,8 +1,7 @@
-"""Streams and events of the pretend device, with the names that torch.cuda gives them.
+"""Streams and events of the pretend device, with the names used in torch.cuda.
 
-The numbers of an operation are computed at once, but a stream remembers how far it has come: what it enqueues has a number, and
-another stream may use the result only after it has waited for that number. Copies to the host arrive when the host waits for
-them.
+The result of an operation is computed at once, but a stream tracks its progress: each enqueued operation has an index, and
+another stream may use the result only after it has waited for that index. Copies to the host arrive when the host waits for them.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ DEVICE_TYPE = int(torch._C._autograd.DeviceType.PrivateUse1)
 
 
 class Written:
-    """The operation that last wrote a tensor's memory: its stream and its number there. Views of a tensor share it.
+    """The operation that last wrote a tensor's memory: its stream and its index in that stream. Views of a tensor share it.
 
-    ``kept_for``: other streams that may still read the memory when the tensor is gone (``Tensor.record_stream``).
+    ``kept_for``: other streams that may still read the memory after the tensor is freed (``Tensor.record_stream``).
     """
 
     def __init__(self, stream: Stream, number: int):
@@ -42,26 +41,26 @@ class Stream(torch.Stream):
     def __init__(self, device: Any = None):
         self.enqueued = self.finished = 0
         self.seen: dict[Stream, int] = {}
-        """How far other streams had come when this one waited for them."""
+        """The progress of other streams when this stream waited for them."""
         self.arriving: list[tuple[int, Tensor, Tensor]] = []
-        """Copies to the host: number, the memory there, and what it will hold."""
+        """Copies to the host: index, host memory, and its future content."""
 
     def __hash__(self) -> int:
         return self.stream_id
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Stream:
-        return self  # of a copied tensor
+        return self  # for a copied tensor
 
     def __eq__(self, other: object) -> bool:
         return self is other
 
     def enqueue(self) -> int:
-        """The number of the next operation."""
+        """Enqueues an operation and returns its index."""
         self.enqueued += 1
         return self.enqueued
 
     def require(self, written: Written, operation: Any) -> None:
-        """Raise a :class:`RuntimeError` unless an operation in this stream may use what another one has ``written``."""
+        """Raises a :class:`RuntimeError` unless an operation in this stream may use the result of the operation ``written``."""
         if written.stream is self:
             return
         if self.seen.get(written.stream, 0) < written.number:
@@ -72,18 +71,18 @@ class Stream(torch.Stream):
             )
 
     def copy_to_host(self, host: Tensor, values: Tensor) -> None:
-        """Enqueue a copy that does not wait: until it arrives, the host's memory holds anything."""
+        """Enqueues a copy that does not wait. Until it arrives, the content of the host's memory is undefined."""
         self.arriving.append((self.enqueue(), host, values.clone()))
         host.fill_(torch.nan if host.is_floating_point() else -1)
 
     def wait_stream(self, other: Stream) -> None:
-        """Later operations of this stream come after the present ones of ``other``."""
+        """Later operations of this stream run after the present operations of ``other``."""
         for stream, number in {**other.seen, other: other.enqueued}.items():
             if stream is not self:
                 self.seen[stream] = max(number, self.seen.get(stream, 0))
 
     def synchronize(self) -> None:
-        """The host waits for all that is enqueued."""
+        """The host waits for all enqueued operations."""
         finish({**self.seen, self: self.enqueued})
 
     def __enter__(self) -> Stream:
@@ -104,16 +103,16 @@ class Event:
         self.recorded_s = 0.0
 
     def record(self, stream: Stream | None = None) -> None:
-        """Put the mark after what is enqueued."""
+        """Puts the mark after the operations that are enqueued so far."""
         stream = stream or current_stream()
         self.after, self.recorded_s = {**stream.seen, stream: stream.enqueued}, time.perf_counter()
 
     def query(self) -> bool:
-        """Whether the device has come this far, as the host knows since it last waited."""
+        """Whether the device has reached the mark, as far as the host knows from its last wait."""
         return all(stream.finished >= number for stream, number in self.after.items())
 
     def synchronize(self) -> None:
-        """The host waits until the device has come this far."""
+        """The host waits until the device has reached the mark."""
         finish(self.after)
 
     def elapsed_time(self, later: Event) -> float:
@@ -123,7 +122,7 @@ class Event:
 
 
 def finish(moments: dict[Stream, int]) -> None:
-    """The device has come as far as this in each stream."""
+    """Marks this progress of each stream as reached by the device."""
     for stream, number in moments.items():
         stream.finished = max(stream.finished, number)
         due = [copy for copy in stream.arriving if copy[0] <= number]
@@ -149,5 +148,5 @@ def stream(chosen: Stream) -> Iterator[None]:
 
 
 def synchronize(device: Any = None) -> None:
-    """The host waits for the current stream and all it has waited for."""
+    """The host waits for the current stream and all operations that it has waited for."""
     current_stream().synchronize()

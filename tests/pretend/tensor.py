@@ -1,4 +1,5 @@
-"""Tensors on a pretend device, whose numbers are in the host's memory, but which fail and block where a GPU's tensors would.
+"""Tensors on a pretend device. Their numbers are in the host's memory, but they fail and block in the same cases as a GPU's
+tensors.
 
 An operation that mixes devices raises an error. An operation for which the host would wait is recorded, with the line of our code
 that caused it. An operation raises an error if it uses a tensor that another stream has not finished writing.
@@ -46,14 +47,14 @@ PINNED = "_pretend_pinned"
 
 
 class Place(NamedTuple):
-    """Where our code calls torch: file, and the outermost function or method there; both "" inside a backward pass."""
+    """Where our code calls torch: the file, and the outermost function or method in it. Both are "" inside a backward pass."""
 
     file: str
     function: str
 
 
 class Wait(NamedTuple):
-    """A wait of the host for the device: what for, where, and in which line."""
+    """A wait of the host for the device: the reason, the place, and the line."""
 
     what: str
     place: Place
@@ -61,7 +62,7 @@ class Wait(NamedTuple):
 
 
 class Computed(NamedTuple):
-    """An operation of a forward pass, and the types of its floating-point operands."""
+    """An operation of a forward pass, and the dtypes of its floating-point operands."""
 
     operation: str
     dtypes: tuple[torch.dtype, ...]
@@ -70,7 +71,7 @@ class Computed(NamedTuple):
 
 _waits: list[list[Wait]] = []
 _computed: list[list[Computed]] = []
-"""Stacks of lists; records of all threads are added to the innermost list."""
+"""Stacks of lists. Records of all threads are added to the innermost list."""
 
 
 @contextmanager
@@ -83,24 +84,24 @@ def _recording(lists: list[list[Any]]) -> Iterator[list[Any]]:
 
 
 def recorded_waits() -> AbstractContextManager[list[Wait]]:
-    """Yields the list of the host's waits for the device inside."""
+    """Yields the list of the host's waits for the device in this context."""
     return _recording(_waits)
 
 
 def recorded_operations() -> AbstractContextManager[list[Computed]]:
-    """Yields the list of the forward passes' operations inside."""
+    """Yields the list of the forward pass operations in this context."""
     return _recording(_computed)
 
 
 def waits_for_device(what: str) -> None:
-    """Record that the host waits until the device has done all that is enqueued."""
+    """Records that the host waits until the device has finished all enqueued operations."""
     if _waits:
         _waits[-1].append(Wait(what, *_place()))
     current_stream().synchronize()
 
 
 def _place() -> tuple[Place, int]:
-    """The innermost place of ours, with its line."""
+    """The innermost place in our code, with its line."""
     frame = sys._getframe()
     while frame is not None:
         if (file := _of_ours(frame.f_code.co_filename)) is not None:
@@ -143,7 +144,7 @@ class PretendTensor(Tensor):
         return self.cpu().tolist()
 
     def __tensor_flatten__(self) -> tuple[list[str], Written]:
-        """Marks a wrapper: ``Module.to`` then keeps a parameter that modules share one parameter."""
+        """Marks a wrapper, so that ``Module.to`` keeps a parameter shared between modules."""
         return ["host"], self.written
 
     @staticmethod
@@ -156,10 +157,10 @@ class PretendTensor(Tensor):
 
 
 def compute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """The result of an operation, one of whose tensors at least is on the pretend device, or is made there.
+    """The result of an operation with at least one tensor on the pretend device, or whose result is created there.
 
     Raises:
-        RuntimeError: it mixes devices, or uses what another stream writes without waiting for it.
+        RuntimeError: if the operation mixes devices, or uses a tensor that another stream writes without waiting for it.
     """
     if operation is aten.copy_.default:
         return copy(*args, **kwargs)
@@ -169,7 +170,7 @@ def compute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if torch.Tag.inplace_view in operation.tags:
         raise NotImplementedError(f"{operation}: the shape of a pretend tensor cannot be changed in place")
     stream = current_stream()
-    ours: dict[int, PretendTensor] = {}  # by their host's tensor
+    ours: dict[int, PretendTensor] = {}  # by the host tensor inside
     others: list[Tensor] = []
 
     def on_host(value: Any) -> Any:
@@ -184,7 +185,7 @@ def compute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return CPU if isinstance(value, torch.device) else value
 
     host_args, host_kwargs = on_host(args), {name: on_host(value) for name, value in kwargs.items()}
-    # As on a GPU, a number without axes may be the host's.
+    # As on a GPU, a 0-dimensional tensor may be on the host.
     if ours and (there := next((tensor for tensor in others if tensor.dim() > 0), None)) is not None:
         raise RuntimeError(f"{operation}: a tensor {tuple(there.shape)} is on {there.device}, another one on {NAME}:0")
     to_host = kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cpu"
@@ -211,7 +212,7 @@ def compute(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _wait(operation: Any, args: Any, to_host: bool) -> str | None:
-    """Why an operation blocks the host; None: it does not."""
+    """The reason why an operation blocks the host, or None if it does not."""
     if operation is aten._to_copy.default and to_host:
         return "copies to the host"
     if operation in INDEXED and any(
@@ -228,7 +229,7 @@ def _is_view(operation: Any) -> bool:
 
 
 def _dropout(states: Tensor, rate: float, train: bool | None) -> tuple[Tensor, Tensor]:
-    """``native_dropout`` with what the CPU draws, where torch does not call it."""
+    """``native_dropout`` with the CPU's random numbers, in cases where torch does not call it."""
     kept = torch.empty_like(states).bernoulli_(1 - rate)
     return states * kept.div(1 - rate), kept.bool()
 

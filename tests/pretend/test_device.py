@@ -1,4 +1,4 @@
-"""The pretend device notices what would fail or wait on a GPU, and casts as CUDA does."""
+"""The pretend device detects errors and waits that would occur on a GPU, and casts like CUDA."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_operations_that_mix_devices_fail(pretend):
     for operation in mixed:
         with pytest.raises(RuntimeError, match="is on cpu, another one on pretend:0"):
             operation()
-    assert (ours + torch.tensor(2.0)).tolist() == [3, 3, 3], "a number of the host is welcome, as on a GPU"
+    assert (ours + torch.tensor(2.0)).tolist() == [3, 3, 3], "a scalar on the host is allowed, as on a GPU"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_operations_that_mix_devices_fail(pretend):
         ("counts unique numbers", lambda ours: ours.unique()),
     ],
 )
-def test_waits_are_recorded_with_their_place(what, operation, pretend):
+def test_waits_are_recorded_with_their_location(what, operation, pretend):
     ours = torch.ones(3, device=pretend)
     with recorded_waits() as waits:
         operation(ours)
@@ -61,7 +61,7 @@ def test_waits_are_recorded_with_their_place(what, operation, pretend):
     assert {wait.line for wait in waits} == {first}
 
 
-def test_what_a_step_may_do_waits_for_nothing(pretend):
+def test_operations_allowed_in_a_step_wait_for_nothing(pretend):
     ours = torch.ones(3, device=pretend)
     with recorded_waits() as waits:
         send(torch.ones(2), pretend)
@@ -78,7 +78,7 @@ def test_a_copy_to_the_host_arrives_when_the_host_waits_for_it(pretend):
     assert copy.tolist() == [1, 1, 1] and copied.query()
 
 
-def test_a_stream_that_uses_what_another_one_writes_has_to_wait_for_it(pretend):
+def test_a_stream_must_wait_for_results_of_another_stream(pretend):
     copying = streams.Stream()
     with copying:
         ours = torch.ones(3, device=pretend)
@@ -95,14 +95,14 @@ def test_a_stream_that_uses_what_another_one_writes_has_to_wait_for_it(pretend):
         ours[1:] + 1
 
 
-def test_parameters_that_modules_share_stay_one(pretend):
+def test_parameters_shared_by_modules_stay_shared(pretend):
     first, second = nn.Linear(2, 2), nn.Linear(2, 2)
     second.weight = first.weight
     nn.ModuleList([first, second]).to(pretend)
     assert first.weight is second.weight and first.weight.device == pretend
 
 
-def test_dropout_draws_what_it_draws_on_the_cpu(pretend):
+def test_dropout_draws_the_same_numbers_as_on_the_cpu(pretend):
     dropped = []
     for device in (torch.device("cpu"), pretend):
         torch.manual_seed(0)
@@ -111,7 +111,7 @@ def test_dropout_draws_what_it_draws_on_the_cpu(pretend):
 
 
 NOT_OF_THE_CPU = ("cudnn_convolution", "cudnn_convolution_transpose", "lstm_cell", "gru_cell")
-"""Operations whose kernels CUDA alone has."""
+"""Operations that only have kernels for CUDA."""
 RULES = {
     "torch_fp16": torch.bfloat16,
     "nn_fp16": torch.bfloat16,
@@ -119,7 +119,7 @@ RULES = {
     "nn_fp32": torch.float32,
     "torch_need_autocast_promote": torch.float32,
 }
-"""Lists of torch's own tests of CUDA's autocast, and the precision of the results."""
+"""Lists in torch's own tests of CUDA's autocast, and the precision of the results."""
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -131,7 +131,7 @@ def test_autocast_follows_the_lists_of_torch(rule, pretend):
             continue
         equation = [given.pop(0)] if isinstance(given[0], str) else []
         arguments, options = given[0], given[1] if len(given) > 1 and isinstance(given[1], dict) else {}
-        if equation:  # made for matrices, of which the equation has too many axes
+        if equation:  # the operands are matrices, but this equation has more axes
             equation = ["bk,kq->bq"]
         module = torch if hasattr(torch, name) else torch._C._nn
         with torch.autocast(pretend.type, torch.bfloat16):

@@ -29,22 +29,22 @@ CALLS: dict[str, tuple[str, Callable[[Model, list[Path]], Any]]] = {
 
 @pytest.fixture
 def on_both(run, pretend) -> Callable[[str], tuple[Model, Model]]:  # noqa: F811
-    """The model of a run on the pretend device, and on the CPU."""
+    """The model of a run on the pretend device and on the CPU."""
     return lambda name: (load(run(name)), load(run(name), device="cpu"))
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_call_gives_what_it_gives_on_the_cpu(call, on_both, data):  # noqa: F811
+def test_a_call_returns_the_same_as_on_the_cpu(call, on_both, data):  # noqa: F811
     of_task, ask = CALLS[call]
     ours, theirs = on_both(of_task)
     images = [data / f"images/{number}.png" for number in range(4)]
     with recorded_waits() as waits:
         found = ask(ours, images)
-    assert waits, "it is on the pretend device"
+    assert waits, "the model must be on the pretend device"
     assert not differences(found, ask(theirs, images))
 
 
-def test_a_search_finds_what_it_finds_on_the_cpu(on_both, data, tmp_path, monkeypatch):  # noqa: F811
+def test_a_search_finds_the_same_as_on_the_cpu(on_both, data, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     found = [
         ours.index(data / "images", tmp_path / f"index {number}").search(TEXTS[0], top=5, rerank=5)
@@ -54,15 +54,15 @@ def test_a_search_finds_what_it_finds_on_the_cpu(on_both, data, tmp_path, monkey
     assert not differences(*found)
 
 
-def test_the_page_answers_as_on_the_cpu(on_both, data):  # noqa: F811
+def test_the_page_answers_like_on_the_cpu(on_both, data):  # noqa: F811
     ours, theirs = map(abilities_of, on_both("pretrain"))
     files = [str(data / "images/3.png")]
     for ability, expected in zip(ours, theirs, strict=True):
         texts = [TEXTS[0] for _ in ability.texts]
         found, wanted = ability.ask(files, texts), expected.ask(files, texts)
         if ability.name == "explain":
-            # Colours are relative to the largest weight, which in this model is hardly above rounding errors. The weights
-            # themselves are compared above.
+            # Colours are relative to the largest weight, which is hardly above the rounding error in this model. The weights are
+            # compared above.
             assert [each.caption for each in found.pictures] == [each.caption for each in wanted.pictures]
         else:
             assert not differences(found, wanted, ability.name)

@@ -1,4 +1,4 @@
-"""Operations that stay in float32 when training and evaluating in bf16, by torch's own lists for CUDA's autocast."""
+"""Operations that stay in float32 when training and evaluating in bf16, according to torch's own lists for CUDA's autocast."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ KERNELS = {
     "nll_loss": ("nll_loss_forward",),
     "norm": ("linalg_vector_norm",),
 }
-"""Operations with which torch computes some functions of the lists."""
+"""Operations that torch uses to compute some functions of the lists."""
 NOT_LISTED = ("mean", "log_sigmoid_forward", "sigmoid", "logcumsumexp", "var", "std")
-"""Reductions and parts of losses that autocast leaves in the precision of their operand, so that our code has to see to it."""
+"""Reductions and parts of losses that autocast leaves in the precision of their operand, so that our code must handle it."""
 
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
 EXACT = {
@@ -35,20 +35,20 @@ EXACT = {
     ("models/core/vision.py", "VisionEncoder.regions"): "means of patches",
     ("tasks/two_stage.py", "TwoStageRetrieval._nearest"): "near cosines would tie",
 }
-"""Where products are in float32, and why."""
+"""Where products are in float32, and the reason."""
 ATTENTION = ("Attention.attend", "TimmBackbone.states")
-"""Without a kernel for it, torch computes attention by products in float32."""
+"""Torch has no kernel for this case and computes attention with float32 products."""
 
 
 def in_float32(device: torch.device) -> set[str]:
-    """Kernels whose operands CUDA's autocast, or our code, has in float32."""
+    """Kernels whose operands are in float32 because of CUDA's autocast or our code."""
     lists = lists_of_torch(device)
     named = {name for name, *_ in (*lists.torch_fp32, *lists.nn_fp32)}
     return {kernel for name in named for kernel in KERNELS.get(name, (name,))} | set(NOT_LISTED)
 
 
 def check(operations: list[Computed], device: torch.device) -> set[tuple[str, str]]:
-    """Check the precision of all operations; returns the places of exact products."""
+    """Checks the precision of all operations, and returns the places of float32 products."""
     exact, wanted, seen = set(), in_float32(device), set()
     for name, dtypes, place in operations:
         kernel = name.removeprefix("aten::").split(".")[0]

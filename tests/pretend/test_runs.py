@@ -1,4 +1,4 @@
-"""Runs on the pretend device: they give the CPU's numbers, resume, and their steps never wait for the device."""
+"""Runs on the pretend device give the CPU's results and can be resumed, and their steps never wait for the device."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STILL = ["model.text.dropout=0", "model.text.attention_dropout=0", "model.vision
 
 @pytest.fixture
 def options(scenes_folder, overrides) -> Callable[[str], list[str]]:  # noqa: F811
-    """Overrides for a task; of what is random, they leave the hard negatives."""
+    """Overrides for a task. The only remaining randomness is in hard negatives."""
 
     def of(task: str) -> list[str]:
         if task == "pretrain":
@@ -42,7 +42,7 @@ def options(scenes_folder, overrides) -> Callable[[str], list[str]]:  # noqa: F8
 
 @pytest.fixture
 def waits_of_steps(monkeypatch) -> list[Wait]:
-    """Waits of the host from the first step of a run to the last, except in validations and checkpoints."""
+    """The host's waits between the first and the last step of a run, except in validations and checkpoints."""
     found: list[Wait] = []
 
     def outside(name: str) -> Any:
@@ -80,7 +80,7 @@ def run_on_the_cpu(task: str, output: Path, options: list[str]) -> None:
 
 
 def forget_after(output: Path, step: int) -> None:
-    """Make a run one that was stopped after a step."""
+    """Makes a run look as if it had been stopped after a step."""
     for checkpoint in (output / "checkpoints").iterdir():
         if checkpoint.name > f"step-{step:08d}":
             shutil.rmtree(checkpoint)
@@ -178,13 +178,13 @@ def test_ways_of_training_give_the_numbers_of_the_cpu(extra, options, pretend, t
     assert not differences(report_of(tmp_path / "pretend"), report_of(tmp_path / "cpu"))
 
 
-def test_the_numbers_of_a_step_are_read_one_step_late(pretend, tmp_path, monkeypatch):
+def test_the_metrics_of_a_step_are_read_one_step_late(pretend, tmp_path, monkeypatch):
     read = PendingStep.read
     reading: list[tuple[int, int]] = []
     run = trainer(tmp_path, device=pretend, steps=4)
 
     def watched(pending: PendingStep) -> dict[str, float]:
-        assert pending.values.isnan().all(), "the copy is still on its way"
+        assert pending.values.isnan().all(), "the copy must still be in progress"
         reading.append((pending.step, run.step))
         return read(pending)
 
@@ -221,10 +221,10 @@ OF_EVALUATIONS = {
     "copies to the host: models/inference/answer_ranking.py rank_answers": "the best first words, to score their answers",
     "reads a number: models/core/generation.py beam_search": "whether all captions of a batch are finished, after each word",
 }
-"""Waits of the host in an evaluation: kind, file and function, and the reason."""
+"""The host's waits in an evaluation: kind, file and function, and the reason."""
 
 
-def test_evaluations_wait_for_nothing_but_what_is_listed(options, pretend, tmp_path):
+def test_evaluations_only_have_the_listed_waits(options, pretend, tmp_path):
     found = set()
     for task in ("pretrain", *KINDS):
         run(task, tmp_path / task, [*options(task), "train.steps=1", "schedule.warmup_steps=0.5"])

@@ -1,4 +1,4 @@
-"""The marks of config files: ``# paper, PLACE`` or ``# released`` at the end of a value's line."""
+"""The marks in config files: ``# paper, PLACE`` or ``# released`` at the end of a value's line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Leaf:
-    """A value of a config file that is no mapping, with its mark. A list of plain values is one leaf."""
+    """A value in a config file that is not a mapping, with its mark. A list of plain values is one leaf."""
 
     value: Any
     file: Path
@@ -31,7 +31,7 @@ class Leaf:
 
 @cache
 def own_leaves(path: Path) -> dict[Key, Leaf]:
-    """The leaves that a file writes itself, without those of its bases."""
+    """The leaves that a file contains itself, without the leaves of its bases."""
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     document = YAML(typ="rt").load(text)
@@ -45,7 +45,7 @@ def own_leaves(path: Path) -> dict[Key, Leaf]:
 
 
 def resolved_leaves(path: Path) -> dict[Key, Leaf]:
-    """The leaves of a file with its bases: of each key, the one that counts."""
+    """The leaves of a file and its bases; for each key, the leaf that takes effect."""
     leaves: dict[Key, Leaf] = {}
     for base in bases_of(path):
         _update(leaves, resolved_leaves(base))
@@ -72,7 +72,7 @@ def _leaves(node: Any, prefix: Key) -> Iterator[tuple[Key, Any, int]]:
 
 
 def _update(target: dict[Key, Leaf], update: dict[Key, Leaf]) -> None:
-    """Merge as the config system does: by key; a list of mappings or a plain value replaces what was there."""
+    """Merges like the config system: key by key, while a list of mappings or a plain value is replaced."""
     for key in update:
         lists = {key[:end] for end, part in enumerate(key) if part.isdigit()}
         for old in [old for old in target if old != key]:

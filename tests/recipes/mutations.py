@@ -1,6 +1,7 @@
-"""``python -m tests.recipes.mutations``: changes every marked value in a copy of ``configs/``, and tells what nobody notices.
+"""``python -m tests.recipes.mutations`` changes every marked value in a copy of ``configs/``, and lists changes that no check
+notices.
 
-A change is noticed if the oracle reports it for a config that has the value, or if that config does not bind any more.
+A change is noticed if the oracle reports it for a config that has the value, or if that config is no longer valid.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ OTHER_NAMES = {
 
 @dataclass(frozen=True)
 class Mutation:
-    """A marked value of a file, and a config, named folder/file, that gets it from there; None: no config does."""
+    """A marked value of a file, and a config (folder/file) that gets it from there, or None if no config does."""
 
     file: Path
     key: Key
@@ -51,7 +52,7 @@ class Mutation:
 
 
 def other(value: Any) -> Any:
-    """Another value of the same kind: one more, ten times as much, not so, another name, a shorter list."""
+    """Another value of the same type: plus one, times ten, negated, another name, or a shorter list."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
@@ -66,7 +67,7 @@ def other(value: Any) -> Any:
 
 
 def all_mutations() -> list[Mutation]:
-    """One for each marked value of the files that the paper's configs are made of."""
+    """One mutation for each marked value in the files that the paper's configs consist of."""
     users: dict[tuple[Path, Key], str] = {}
     for name, path in runs_of_the_paper().items():
         for key, leaf in resolved_leaves(path).items():
@@ -81,12 +82,13 @@ def all_mutations() -> list[Mutation]:
 
 
 def copy_of_configs(folder: Path) -> Path:
-    """Copy ``configs/`` into a folder; returns the copy."""
+    """Copies ``configs/`` into a folder and returns the copy."""
     return Path(shutil.copytree(ROOT / "configs", folder / "configs"))
 
 
 def notice(mutation: Mutation, copy: Path) -> list[str]:
-    """What is told of the mutation, made in ``copy`` and undone again; empty: nothing, so the value is not guarded."""
+    """Applies the mutation to ``copy`` and undoes it. Returns the reported differences; if there are none, the value is not
+    guarded."""
     if mutation.config is None:
         return []
     path = copy / mutation.file.relative_to(ROOT / "configs")
@@ -124,7 +126,7 @@ def _plain(value: Any) -> Any:
 
 
 def main() -> int:
-    """Make every mutation, print those that nobody notices and the count; exit status 1 if there are any."""
+    """Makes every mutation, and prints the unnoticed ones and their count. The exit status is 1 if there are any."""
     mutations = all_mutations()
     with tempfile.TemporaryDirectory() as folder:
         copy = copy_of_configs(Path(folder))

@@ -1,4 +1,4 @@
-"""The paper's and the released values (paper.yaml), held against a config: a pure function of the two."""
+"""Compares a config with the paper's and the released values (paper.yaml)."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Expected:
     source: str
 
     def mark(self) -> str | None:
-        """The mark of the value in a config; None for one of ours, which has none."""
+        """The mark of the value in a config; None for our own values, which have no mark."""
         kind = self.source.split(",")[0]
         return {"paper": self.source, "released": "released", "ours": None}[kind]
 
 
 def runs_of_the_paper(root: Path = ROOT) -> dict[str, Path]:
-    """The shipped configs but those of the demo, of own data, and the small ones; by folder/file."""
+    """The shipped configs by folder/file, except the configs of the demo, of own data, and the small ones."""
     paths = sorted(root.glob("configs/*/*.yaml"))
     return {
         f"{path.parent.name}/{path.stem}": path
@@ -48,13 +48,13 @@ def _document() -> Any:
 
 
 def belongs(config: str, groups: list[str]) -> bool:
-    """Whether a config, named folder/file, is in one of the groups or matches one of the patterns."""
+    """Whether a config (folder/file) is in one of the groups or matches one of the patterns."""
     known = _document()["groups"]
     return any(belongs(config, known[group]) if group in known else fnmatchcase(config, group) for group in groups)
 
 
 def expected_of(config: str) -> dict[str, Expected]:
-    """What the sources say of a config, by dotted key; a key of two entries is a mistake in the file."""
+    """The expected values of a config by dotted key. A key in two entries is an error in the file."""
     expected: dict[str, Expected] = {}
     for entry in _document()["values"]:
         if not belongs(config, entry["configs"]):
@@ -79,7 +79,7 @@ def shipped(config: str) -> Config:
 
 
 def differences(config: Mapping[str, Any], expected: Mapping[str, Expected]) -> list[str]:
-    """A line for each expected value that the resolved config (plain values) does not have."""
+    """A line for each expected value that differs from the resolved config (plain values)."""
     return [
         f"{key} = {actual!r}, but {wanted.source}: {wanted.value!r}"
         for key, wanted in expected.items()
@@ -88,10 +88,10 @@ def differences(config: Mapping[str, Any], expected: Mapping[str, Expected]) -> 
 
 
 def same(actual: Any, wanted: Any) -> bool:
-    """Whether a value is the expected one.
+    """Whether a value equals the expected value.
 
-    An expected string that begins with ``.../`` is the end of a path. A plain value that is expected of a section is expected of
-    each value in it.
+    An expected string that begins with ``.../`` is the end of a path. A plain value expected of a section is expected of each
+    value in the section.
     """
     if isinstance(actual, Mapping) and not isinstance(wanted, Mapping):
         return bool(actual) and all(same(value, wanted) for value in actual.values())
@@ -104,7 +104,7 @@ def same(actual: Any, wanted: Any) -> bool:
 
 
 def value_at(config: Any, key: str) -> Any:
-    """The value at a dotted key, whose numbers index lists; ``ABSENT`` where there is none."""
+    """The value at a dotted key, in which numbers index lists; ``ABSENT`` if there is none."""
     for part in key.split("."):
         if isinstance(config, list):
             config = config[int(part)] if part.isdigit() and int(part) < len(config) else ABSENT

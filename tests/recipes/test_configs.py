@@ -1,4 +1,4 @@
-"""Every shipped config binds, and builds on the meta device with the published sizes."""
+"""Every shipped config is valid, and builds on the meta device with the published sizes."""
 
 import json
 from functools import cache
@@ -18,11 +18,11 @@ CONFIGS = sorted(ROOT.glob("configs/*/*.yaml"))
 RUNS = [path for path in CONFIGS if path.parent.name != "presets"]
 COUNTS = json.loads((ROOT / "tests/golden/checkpoint_keys/param_counts.json").read_text())
 PUBLISHED_SIZE = {"pretrain": 224, "vqa": 768}
-"""Size of images in the golden files; 384 for the other tasks."""
+"""Image size in the golden files; other tasks use 384."""
 
 
 def task_of(path: Path) -> str:
-    """The folder names the task; in the demo's folder, the start of the file's name does."""
+    """The name of the folder is the task. In the demo's folder, the file's name starts with the task."""
     return path.stem.split("_")[0] if path.parent.name in ("demo", "own", "real") else path.parent.name
 
 
@@ -32,11 +32,11 @@ def load(path: Path, *overrides: str) -> Config:
 
 
 TOTALS: dict[tuple[object, ...], int] = {}
-"""Numbers of parameters by what a model is built from."""
+"""Numbers of parameters, by the properties that a model is built from."""
 
 
 def total(path: Path, *overrides: str) -> int:
-    """The number of parameters of a config's model; equal models are built once."""
+    """The number of parameters of a config's model. Equal models are built once."""
     config = load(path, *overrides)
     streams = config.data.streams() if hasattr(config.data, "streams") else {}
     weights = tuple((name, stream.weight) for name, stream in streams.items())
@@ -58,7 +58,7 @@ def test_every_task_has_configs_and_a_demo():
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_a_config_says_its_task_binds_and_builds(path):
+def test_a_config_names_its_task_binds_and_builds(path):
     assert peek(path, [], "task") in (task_of(path), *TASKS[task_of(path)].also)
     assert total(path) > 0
 
@@ -79,7 +79,7 @@ def test_a_config_says_its_task_binds_and_builds(path):
     ],
 )
 def test_presets_have_the_published_number_of_parameters(name, published):
-    """At the published image sizes, with which the tables of position biases grow."""
+    """The models have the published image sizes, because position bias tables grow with them."""
     size = f"model.vision.image_size={PUBLISHED_SIZE.get(name.split('/')[0], 384)}"
     assert total(ROOT / "configs" / f"{name}.yaml", size) == COUNTS[published]["total"]
 
@@ -89,7 +89,7 @@ def test_presets_have_the_published_number_of_parameters(name, published):
     [("retrieval/msrvtt_base", "retrieval_base_video", 8), ("vqa/msrvtt_qa_base", "videoqa_base", 5)],
 )
 def test_video_configs_have_the_published_number_of_parameters(name, published, frames):
-    """At the files' image size and number of frames."""
+    """The models have the image sizes and numbers of frames in the files."""
     given = ["model.vision.image_size=224", f"model.vision.video.frames={frames}"]
     assert total(ROOT / "configs" / f"{name}.yaml", *given) == COUNTS[published]["total"]
 
@@ -104,8 +104,9 @@ def test_video_configs_have_the_published_number_of_parameters(name, published, 
         "captioning/coco_base_4m",
     ],
 )
-def test_a_base_model_has_a_place_for_every_published_tensor(name):
-    """At the files' resolution, names and shapes of the published files are those of our parameters, and there are no others."""
+def test_every_published_tensor_has_a_parameter_in_a_base_model(name):
+    """At the resolution of the files, names and shapes in the published files are exactly the names and shapes of our
+    parameters."""
     path = ROOT / "configs" / f"{name}.yaml"
     task = task_of(path)
     config = load(path, f"model.vision.image_size={PUBLISHED_SIZE.get(task, 384)}")
@@ -137,7 +138,7 @@ def test_presets_with_xlm_r_have_the_published_number_of_parameters(name, publis
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_a_config_opens_with_its_command(path):
+def test_a_config_starts_with_its_command(path):
     head = path.read_text(encoding="utf-8").split("base:")[0]
     assert all(line.startswith("#") for line in head.strip().splitlines())
     relative = path.relative_to(ROOT).as_posix()
@@ -145,7 +146,7 @@ def test_a_config_opens_with_its_command(path):
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_the_resolved_config_reads_back_equal(path, tmp_path):
+def test_the_resolved_config_survives_the_round_trip(path, tmp_path):
     config = load(path)
     copy = tmp_path / "config.yaml"
     copy.write_text(dump_config(config))
@@ -153,8 +154,8 @@ def test_the_resolved_config_reads_back_equal(path, tmp_path):
 
 
 @pytest.mark.parametrize("size", ["base", "large"])
-def test_xlm_r_stands_beside_the_fusion_of_the_english_model(size):
-    """What the English checkpoint was trained with, and no shape of it shows, stays."""
+def test_xlm_r_replaces_only_the_text_encoder_of_the_english_model(size):
+    """Settings with which the English checkpoint was trained, and which its shapes do not show, do not change."""
     english = load(ROOT / f"configs/pretrain/{size}_4m.yaml").model
     for path in sorted(ROOT.glob(f"configs/*/m*_{size}.yaml")):
         config = load(path)
@@ -166,6 +167,6 @@ def test_xlm_r_stands_beside_the_fusion_of_the_english_model(size):
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_configs_of_the_paper_read_pixels_as_released(path):
-    """The released readers apply no EXIF orientation and drop alpha; what is ours shows images as people see them."""
+    """The released readers ignore EXIF orientation and drop alpha. Our own configs show images as people see them."""
     is_ours = path.parent.name in ("demo", "own", "real") or path.stem.endswith("_tiny")
     assert load(path).data.pixels == ("shown" if is_ours else "stored")

@@ -1,4 +1,4 @@
-"""The global batch of every shipped config, and that the GPUs of its command make it."""
+"""Every shipped config has a global batch that the GPUs of its command can form."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ def name(path: Path) -> str:
 
 
 def gpus(path: Path) -> int | None:
-    """GPUs of the command with which a config opens, over all nodes; None: it names no number."""
+    """The number of GPUs in the command at the top of a config, over all nodes; None if it does not give a number."""
     head = path.read_text(encoding="utf-8").split("base:")[0]
     each, nodes = re.search(r"--gpus (\d+)", head), re.search(r"--nodes (\d+)", head)
     return int(each[1]) * (int(nodes[1]) if nodes else 1) if each else None
@@ -28,8 +28,8 @@ def load(path: Path) -> Config:
 
 
 @pytest.mark.parametrize("path", RUNS, ids=name)
-def test_a_config_for_several_gpus_carries_a_global_batch_that_they_make(path):
-    """The others, the demo's among them, take as many examples as their machine makes."""
+def test_a_config_for_several_gpus_has_a_global_batch_that_they_can_form(path):
+    """Other configs, such as the demo's, use the batch that results from the machine's number of GPUs."""
     config, ranks = load(path), gpus(path)
     assert (config.train.global_batch is None) == (ranks is None)
     if ranks is not None:

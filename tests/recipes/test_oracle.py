@@ -1,4 +1,4 @@
-"""The paper's configs have the values of the paper and of the released configurations, and a changed value is noticed."""
+"""The paper's configs have the values of the paper and of the released configurations, and changed values are noticed."""
 
 import pytest
 from ruamel.yaml import YAML
@@ -19,15 +19,15 @@ def test_a_config_has_the_values_of_its_sources(name):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_marked_are_the_values_of_the_paper_and_the_released_ones_and_no_others(name):
-    """A mark that the sources do not have, or with another place, is a claim that nobody has checked."""
+def test_exactly_the_values_of_the_paper_and_the_release_are_marked(name):
+    """A mark that is not in the sources, or has another place there, is a claim that nobody has checked."""
     marked = {".".join(key): leaf.mark for key, leaf in resolved_leaves(RUNS[name]).items() if leaf.mark}
     assert marked == {key: value.mark() for key, value in expected_of(name).items() if value.mark()}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_a_comment_behind_a_value_that_begins_like_a_mark_is_one(path):
-    """`# paper` without a place, or with two, would pass for a mark and not be one. Nothing says `ours` line by line."""
+def test_a_comment_that_begins_like_a_mark_is_a_valid_mark(path):
+    """`# paper` without a place, or with two, looks like a mark but is none. Lines are never marked as `ours`."""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         comment = COMMENT.match(line.strip())
         if comment and not line.strip().startswith("#"):
@@ -35,7 +35,7 @@ def test_a_comment_behind_a_value_that_begins_like_a_mark_is_one(path):
             assert not text.startswith(("paper", "released")) or MARK.match(text), f"{path}:{number}: {line}"
             assert "ours" not in text, f"{path}:{number}: {line}"
         elif line.startswith(" "):
-            assert not MARK.match(line.strip("# ")), f"{path}:{number}: a mark stands behind its value"
+            assert not MARK.match(line.strip("# ")), f"{path}:{number}: a mark must be on the line of its value"
 
 
 MUTATIONS = [
@@ -91,12 +91,12 @@ def test_a_changed_value_is_reported_with_its_source(name, override):
 
 
 def test_every_marked_value_is_in_use():
-    """A mark on a value that each config replaces would claim what no run does."""
+    """A mark on a value that every config overrides would make a claim that applies to no run."""
     assert [str(mutation) for mutation in all_mutations() if mutation.config is None] == []
 
 
-def test_a_sample_of_the_marked_values_changed_in_a_copy_of_the_configs_is_noticed(tmp_path):
-    """All of them: ``python -m tests.recipes.mutations``."""
+def test_a_sample_of_changed_values_is_noticed(tmp_path):
+    """``python -m tests.recipes.mutations`` checks all of them."""
     mutations, copy = all_mutations(), copy_of_configs(tmp_path)
     assert len(mutations) > 200
     assert [str(mutation) for mutation in mutations[::9] if not notice(mutation, copy)] == []
@@ -104,11 +104,11 @@ def test_a_sample_of_the_marked_values_changed_in_a_copy_of_the_configs_is_notic
 
 
 @pytest.mark.parametrize("value", [True, 0, 0.0, 3, 0.1, "testA", "linear", None, [1], ["a", "b"]])
-def test_a_mutation_is_another_value(value):
+def test_a_mutation_changes_the_value(value):
     assert other(value) != value
 
 
-def test_the_oracle_reports_nothing_but_what_differs():
+def test_the_oracle_reports_only_differences():
     name = "retrieval/coco_base_4m"
     config = shipped(name).model_dump(mode="json")
     config["evaluation"]["batch_size"] = 7
@@ -118,7 +118,7 @@ def test_the_oracle_reports_nothing_but_what_differs():
 
 
 def _set(config, parts: list[str], text: str) -> None:
-    """Set a value of a resolved config as an override would; overrides cannot reach into lists."""
+    """Sets a value in a resolved config like an override. Overrides cannot change elements of lists."""
     for part in parts[:-1]:
         config = config[int(part) if isinstance(config, list) else part]
     last = int(parts[-1]) if isinstance(config, list) else parts[-1]

@@ -1,4 +1,4 @@
-"""configs/tables.yaml: the numbers as the paper prints them, and for each cell a run that could measure them."""
+"""configs/tables.yaml: the results as printed in the paper, and a run for each cell that could measure them."""
 
 import logging
 from pathlib import Path
@@ -26,11 +26,11 @@ KNOWN = {
     "grounding": {"IoU >= 0.5 (published script)"},
     "captioning": {"BLEU-4", "CIDEr"},
 }
-"""Names of metrics that a task gives."""
+"""Names of a task's metrics."""
 
 
 def printed() -> dict[str, list[float]]:
-    """The numbers of each cell in the order of its row in the paper."""
+    """The results of each cell, in the order of its row in the paper."""
     cells = {}
     for column, rows in PRINTED["retrieval"].items():
         cells |= {f"3/{row}/{column}": [*ways["tr"], *ways["ir"]] for row, ways in rows.items()}
@@ -48,13 +48,13 @@ def printed() -> dict[str, list[float]]:
     return cells
 
 
-def test_the_numbers_are_those_that_the_paper_prints():
+def test_the_results_equal_the_printed_ones():
     numbers = {name: [x for split in cell.numbers.values() for x in split.values()] for name, cell in CELLS.items()}
     assert numbers == printed()
 
 
 def test_splits_and_metrics_are_in_the_order_of_the_paper():
-    """So that equal lists of numbers mean equal cells."""
+    """This ensures that equal lists of results mean equal cells."""
     assert list(CELLS["3/base_4m/coco_5k"].numbers["coco_5k"]) == [
         *(f"image to text R@{k}" for k in (1, 5, 10)),
         *(f"text to image R@{k}" for k in (1, 5, 10)),
@@ -69,7 +69,7 @@ def test_splits_and_metrics_are_in_the_order_of_the_paper():
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_cells_run_binds_names_the_cell_and_measures_its_splits(name):
+def test_the_run_of_a_cell_binds_names_the_cell_and_measures_its_splits(name):
     cell = CELLS[name]
     config = load(ROOT / cell.config, *cell.overrides)
     assert config.evaluation.published == name
@@ -85,14 +85,14 @@ def test_no_two_cells_claim_one_run():
     assert len(set(runs)) == len(runs)
 
 
-def test_every_config_that_names_a_cell_is_the_cells():
+def test_every_config_that_names_a_cell_is_the_config_of_that_cell():
     for name in runs_of_the_paper():
         cell = getattr(shipped(name).evaluation, "published", None)
         assert cell is None or CELLS[cell].config == f"configs/{name}.yaml"
 
 
 @pytest.mark.parametrize("name", ["6/base/multi30k", "6/base/coco_multilingual"])
-def test_a_cell_of_table_6_measures_each_language_in_its_split_and_trains_on_all(name):
+def test_a_cell_of_table_6_has_one_split_per_language_and_trains_on_all(name):
     config = load(ROOT / CELLS[name].config)
     assert config.data.train.language is None
     assert {split: test.language for split, test in config.evaluation.test.items()} == {
@@ -100,13 +100,13 @@ def test_a_cell_of_table_6_measures_each_language_in_its_split_and_trains_on_all
     }
 
 
-def test_one_language_is_an_override():
+def test_one_language_can_be_selected_by_an_override():
     given = ["data.train.language=de", "evaluation.validation.language=de", "evaluation.published=null"]
     config = load(ROOT / "configs/retrieval/multi30k_base.yaml", *given)
     assert config.data.train.language == config.evaluation.validation.language == "de"
 
 
-def test_a_name_that_is_no_cell_is_refused_with_the_nearest():
+def test_an_unknown_cell_is_rejected_with_the_nearest_name():
     with pytest.raises(ConfigError, match=naming("command line", "'3/base4m/coco_5k'")):
         load(ROOT / "configs/retrieval/coco_base_4m.yaml", "evaluation.published=3/base4m/coco_5k")
     with pytest.raises(ConfigError, match=r"did you mean '3/base_4m/coco_5k'\?$"):
@@ -115,12 +115,12 @@ def test_a_name_that_is_no_cell_is_refused_with_the_nearest():
         load(ROOT / "configs/retrieval/coco_base_4m.yaml", "evaluation.published=zzz")
 
 
-def test_numbers_of_an_older_config_are_refused_with_the_remedy():
+def test_results_of_an_older_config_are_rejected_with_the_remedy():
     with pytest.raises(ConfigError, match=naming("configs/tables.yaml", "null")):
         load(ROOT / "configs/retrieval/coco_base_4m.yaml", "evaluation.published={coco_5k: {image to text R@1: 80.5}}")
 
 
-def test_the_numbers_are_found_from_any_folder_and_stand_beside_the_measured_ones(tmp_path, monkeypatch):
+def test_the_published_results_are_found_from_any_folder_and_shown_with_the_measured_ones(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     read_tables.cache_clear()
     assert TABLES.is_absolute()
@@ -130,7 +130,7 @@ def test_the_numbers_are_found_from_any_folder_and_stand_beside_the_measured_one
     assert shown["test-P"]["accuracy"].published == pytest.approx(0.861)
 
 
-def test_a_split_that_is_not_measured_is_told_and_a_servers_number_is_named(caplog):
+def test_unmeasured_splits_and_results_of_a_server_are_reported(caplog):
     with caplog.at_level(logging.INFO):
         _with_published({"dev": Evaluation((Metric("accuracy", 0.5),))}, "4/base_4m/nlvr2")
         _with_published({"held-out": Evaluation((Metric("accuracy", 0.5),))}, "4/base_4m/vqa2")

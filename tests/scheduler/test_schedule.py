@@ -1,4 +1,4 @@
-"""Schedules against the released ones (golden `misc/schedules.json`)."""
+"""Schedules compared with the released ones (golden `misc/schedules.json`)."""
 
 import json
 from itertools import pairwise
@@ -36,7 +36,7 @@ def test_cosine_ends_at_its_minimum():
     assert build_schedule(ScheduleConfig(kind="cosine", min_rate=0.1), 50)(50) == pytest.approx(0.1)
 
 
-def test_a_warm_up_longer_than_the_run_is_refused():
+def test_a_warm_up_longer_than_the_run_is_rejected():
     build_schedule(ScheduleConfig(warmup_steps=10), 10)
     with pytest.raises(UserError, match=naming("schedule.warmup_steps", "11", "10")):
         build_schedule(ScheduleConfig(warmup_steps=11), 10)
@@ -46,6 +46,6 @@ def test_a_warm_up_longer_than_the_run_is_refused():
     ("options", "message"),
     [({"kind": "constant", "min_rate": 0.1}, "does not decay"), ({"min_rate": 1}, "less than 1")],
 )
-def test_a_least_rate_that_binds_nothing_is_refused(options, message):
+def test_a_minimum_rate_without_effect_is_rejected(options, message):
     with pytest.raises(ValidationError, match=message):
         ScheduleConfig(**options)

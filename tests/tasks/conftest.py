@@ -1,4 +1,4 @@
-"""Fixtures of the tests of tasks."""
+"""Fixtures for the tests of tasks."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.tasks.painted import COLOURS, FILES, KINDS, rows_of, write_pictures
 
 @pytest.fixture(autouse=True)
 def settings_of_a_process():
-    """A run sets up torch for its process; the other tests share this one."""
+    """Restores the torch settings that a run makes for its process, because all tests share one process."""
     yield
     torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
-    """ImageFiles, and for each task a split to train on (13 pictures), to validate (5) and to test (7)."""
+    """Images, and for each task a training split (13 images), a validation split (5) and a test split (7)."""
     folder = tmp_path_factory.mktemp("finetune")
     write_pictures(folder / "images")
     for task in KINDS:
@@ -35,7 +35,8 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def overrides(scenes_folder, data) -> Callable[[str], list[str]]:
-    """Overrides that turn a task's demo config into a run of six steps and three validations on the data above."""
+    """Returns a function that returns the overrides of a task's demo config for a run of six steps and three validations on this
+    data."""
     tiny = [each for each in tiny_run(scenes_folder) if each.startswith(("model.", "train.", "schedule."))]
 
     def of(task: str) -> list[str]:

@@ -18,14 +18,15 @@ from utils.config import load_config
 ROOT = Path(__file__).parent.parent.parent
 KINDS = {name: find_task(name).load() for name in ("retrieval", "nlvr", "grounding", "vqa", "captioning")}
 FILES = {"vqa": "questions"}
-"""The key that names a split's file, where it is not `annotations`."""
+"""The key that names a split's file, if it is not `annotations`."""
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 200, 30), "yellow": (220, 220, 30)}
 LOOKS = list(itertools.product(COLOURS, ("small", "large"), ("star", "circle")))
 SIZE = 32
 
 
 def write_pictures(folder: Path) -> None:
-    """DrawnImage n is of the n-th colour, size and shape: plain, with a square that the last two move and scale."""
+    """Image n has the n-th colour, size and shape. It is plain, with a square whose position and size depend on the latter
+    two."""
     folder.mkdir()
     for number, (colour, size, shape) in enumerate(LOOKS):
         pixels = np.full((SIZE, SIZE, 3), 128, dtype=np.uint8)
@@ -39,7 +40,7 @@ def box_of(size: str, shape: str) -> tuple[int, int, int]:
 
 
 def rows_of(task: str, numbers: range) -> list[dict[str, Any]]:
-    """Annotations of a split over some of the images."""
+    """Annotations of a split for some of the images."""
     rows: list[dict[str, Any]] = []
     for number in numbers:
         colour, size, shape = LOOKS[number]

@@ -1,4 +1,4 @@
-"""Runs with low-rank adapters: resumed to the last byte, reported, handed on merged, taken out, and merged again."""
+"""Runs with low-rank adapters: resumed byte for byte, reported, passed on with merged weights, extracted, and merged again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LORA = "optim.lora={rank: 2, lr: 0.01}"
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, overrides):
-    """A run whose weights others start from."""
+    """A run whose weights other runs start from."""
     folder = tmp_path_factory.mktemp("runs") / "base"
     start("retrieval", folder, overrides("retrieval"))
     return folder
@@ -48,10 +48,10 @@ def whole(tmp_path_factory, options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "extra", [[], ["optim.ema.decay=0.5"], ["optim.freeze.vision=2"]], ids=["plain", "ema", "thaw"]
+    "extra", [[], ["optim.ema.decay=0.5"], ["optim.freeze.vision=2"]], ids=["plain", "ema", "unfreeze"]
 )
-def test_a_killed_run_repeats_itself_to_the_last_byte(options, extra, tmp_path):
-    """``optim.freeze.vision=2``: without adapters in vision, since it is named there."""
+def test_a_killed_run_repeats_itself_byte_for_byte(options, extra, tmp_path):
+    """With ``optim.freeze.vision=2``, the vision encoder has no adapters, because it is named there."""
     run = tmp_path / "run"
     report = start("retrieval", run, [*options, *extra])
     killed = shutil.copytree(run, tmp_path / "killed")
@@ -63,7 +63,7 @@ def test_a_killed_run_repeats_itself_to_the_last_byte(options, extra, tmp_path):
         assert (killed / file).read_bytes() == (run / file).read_bytes(), file
 
 
-def test_weights_stay_those_of_the_checkpoint_and_adapters_and_heads_change(whole, base):
+def test_only_adapters_and_heads_change_and_other_weights_stay(whole, base):
     before, after = (
         load_file(base / "best.safetensors"),
         load_file(whole / "checkpoints/step-00000006/model.safetensors"),
@@ -77,7 +77,7 @@ def test_weights_stay_those_of_the_checkpoint_and_adapters_and_heads_change(whol
     assert not torch.equal(after["matching_head.0.weight"], before["matching_head.0.weight"])
 
 
-def test_everyone_who_reads_the_file_sees_merged_weights(whole, overrides, options, tmp_path):
+def test_every_reader_of_the_file_gets_merged_weights(whole, overrides, options, tmp_path):
     merged = read_weights(whole / "best.safetensors")
     assert not has_adapters(merged)
     loaded = load(whole).network.state_dict()
@@ -100,7 +100,7 @@ def checkpoint(capsys, *words: object) -> tuple[int, str]:
     return status, said.out + said.err
 
 
-def test_adapters_are_taken_out_and_merged_again(whole, base, tmp_path, capsys):
+def test_adapters_can_be_extracted_and_merged_again(whole, base, tmp_path, capsys):
     status, said = checkpoint(capsys, "inspect", whole, "--no-configs")
     said = " ".join(said.split())
     assert status == 0 and OneLine("rank 2", "merged") in said.splitlines() and "fusion 1 layer" in said
@@ -121,7 +121,7 @@ def test_adapters_are_taken_out_and_merged_again(whole, base, tmp_path, capsys):
     )
 
 
-def test_frozen_parts_are_of_the_base_and_not_of_the_small_file(options, base, tmp_path, capsys):
+def test_frozen_parts_come_from_the_base_instead_of_the_adapter_file(options, base, tmp_path, capsys):
     run = tmp_path / "run"
     start("retrieval", run, [*options, "optim.freeze.text=true"])
     assert checkpoint(capsys, "adapters", run, "--out", tmp_path / "small")[0] == 0
@@ -132,13 +132,13 @@ def test_frozen_parts_are_of_the_base_and_not_of_the_small_file(options, base, t
     assert again.keys() == expected.keys() and all(torch.equal(again[name], expected[name]) for name in again)
 
 
-def test_a_run_is_evaluated_without_the_package(whole, options, monkeypatch):
+def test_a_run_can_be_evaluated_without_the_package(whole, options, monkeypatch):
     expected = json.loads((whole / "evaluation.json").read_text())["test"]
     monkeypatch.setattr("optim.lora.find_spec", lambda name: None)
     assert start("retrieval", whole, options, "--evaluate", "--resume")["test"] == expected
 
 
-def test_mistakes_are_one_line(whole, base, tmp_path, capsys, overrides):
+def test_mistakes_are_reported_in_one_line(whole, base, tmp_path, capsys, overrides):
     assert "has no adapters" in checkpoint(capsys, "adapters", base, "--out", tmp_path / "x")[1]
     assert checkpoint(capsys, "adapters", whole, "--out", tmp_path / "small")[0] == 0
     said = checkpoint(capsys, "merge", tmp_path / "small", "--base", "nowhere", "--out", tmp_path / "z")[1]
@@ -165,7 +165,7 @@ def test_mistakes_are_one_line(whole, base, tmp_path, capsys, overrides):
     )
 
 
-def test_a_file_whose_header_lacks_the_scale_of_its_adapters_is_refused(whole, tmp_path):
+def test_a_file_without_the_scale_of_its_adapters_is_rejected(whole, tmp_path):
     save_weights(tmp_path / "model.safetensors", load_file(whole / "best.safetensors"))
     with pytest.raises(UserError, match=naming("adapters", "lora", "null")):
         read_weights(tmp_path / "model.safetensors")

@@ -1,4 +1,4 @@
-"""A run with an average of the weights: what it reports on, hands on, and repeats when it resumes."""
+"""A run with weight averaging: the weights that it evaluates and passes on, and that it repeats itself when resumed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ EMA = "optim.ema.decay=0.5"
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, overrides):
-    """A run without validation, so that the last weights are reported."""
+    """A run without validation, so that the last weights are evaluated."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     start(TASK, folder, [*overrides(TASK), EMA, "evaluation.validation=null"], kind=watched(KINDS[TASK].task, []))
     return folder
 
 
-def test_the_averaged_weights_are_reported_and_handed_on(whole, overrides, tmp_path):
+def test_the_averaged_weights_are_evaluated_and_passed_on(whole, overrides, tmp_path):
     metrics = json.loads((whole / "evaluation.json").read_text())["test"]
     averaged, trained = (
         load_file(whole / f"checkpoints/step-00000006/{name}.safetensors") for name in ("model", "unaveraged")
@@ -43,7 +43,7 @@ def test_the_averaged_weights_are_reported_and_handed_on(whole, overrides, tmp_p
         assert report["test"]["weights"]["value"] == pytest.approx(checksum(expected), rel=1e-12)
 
 
-def test_a_killed_run_repeats_itself_to_the_last_byte(whole, overrides, tmp_path):
+def test_a_killed_run_repeats_itself_byte_for_byte(whole, overrides, tmp_path):
     killed = shutil.copytree(whole, tmp_path / "killed")
     for checkpoint in list_checkpoints(killed / "checkpoints"):
         if checkpoint.step > 3:

@@ -1,4 +1,4 @@
-"""Metrics of sets of boxes, with predictions made by hand."""
+"""Metrics for sets of boxes, with hand-made predictions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ FOUND = [
 RIGHT_ONES = [True, False, True, False, False, True, False, True]
 
 
-def test_each_number_by_hand():
+def test_metrics_equal_hand_computed_values():
     evaluation = evaluate_sets(ITEMS, FOUND, 0.5)
     values = evaluation.values()
     assert values["phrases"] == 8
@@ -67,7 +67,7 @@ def test_a_lower_threshold_finds_more():
     assert values[f"with several boxes: {EXACT}"] == 1.0
 
 
-def test_predictions_are_in_pixels_the_most_probable_first():
+def test_predictions_are_in_pixels_in_order_of_probability():
     predictions = evaluate_sets(ITEMS, FOUND, 0.5).predictions
     assert predictions[5]["predicted"] == [list(RIGHT), list(LEFT)]
     assert predictions[5]["scores"] == [0.8, 0.7, 0.1]
@@ -75,7 +75,7 @@ def test_predictions_are_in_pixels_the_most_probable_first():
     assert predictions[0]["true"] == []
 
 
-def test_a_panel_has_all_boxes_and_tells_how_many():
+def test_a_panel_shows_all_boxes_and_their_number():
     prediction = evaluate_sets(ITEMS, FOUND, 0.5).predictions[6]
     panel = panel_of_set(ITEMS[6], prediction, lambda *_, **__: np.zeros((100, 200, 3), np.uint8))
     (picture,), (line,) = panel.pictures, panel.lines
@@ -84,7 +84,7 @@ def test_a_panel_has_all_boxes_and_tells_how_many():
     assert line.text == "predicted 1, true 2 · two, one found" and line.right is False
 
 
-def test_phrases_with_one_box_alone_have_no_thirds():
+def test_phrases_with_a_single_box_have_no_separate_metrics():
     values = evaluate_sets(ITEMS[2:4], FOUND[2:4], 0.5).values()
     assert "N-acc" not in values and not [name for name in values if name.startswith("phrases with")]
     assert values[EXACT] == 0.5

@@ -1,4 +1,4 @@
-"""Captioning as a task: what is said to users' mistakes, ids for the server, and the self-critical second step."""
+"""Captioning as a task: messages about mistakes, ids for the server, and the self-critical second stage."""
 
 from __future__ import annotations
 
@@ -50,12 +50,13 @@ def task_of(scenes_folder: Path, *more: str) -> CaptioningTask:
         ("a.jpg", "a.jpg"),
     ],
 )
-def test_ids_are_what_cocos_server_takes(identity, expected):
+def test_ids_have_the_format_of_the_coco_server(identity, expected):
     assert _server_id(identity) == expected
 
 
-def test_the_reward_is_cider_and_its_model_steps(scenes_folder, tmp_path):
-    """A reference itself is worth more than the caption of another scene; a step gives a loss to follow."""
+def test_the_reward_is_cider_and_a_step_has_a_loss(scenes_folder, tmp_path):
+    """A reference caption gets a higher reward than the caption of another scene. A step returns a loss that can be
+    backpropagated."""
     save_file(dict(task_of(scenes_folder).model.state_dict()), tmp_path / "model.safetensors")
     task = task_of(
         scenes_folder,
@@ -74,26 +75,26 @@ def test_the_reward_is_cider_and_its_model_steps(scenes_folder, tmp_path):
     assert 0 <= float(terms["reward"].total) <= 10 * int(batch.valid.sum())
 
 
-def test_a_second_step_needs_a_first(scenes_folder):
+def test_the_second_stage_needs_the_first(scenes_folder):
     with pytest.raises(ConfigError, match="self_critical is a second training stage"):
         task_of(scenes_folder, "train.objective=self_critical")
 
 
 def run_of_task(folder: Path, task: CaptioningTask | PretrainTask) -> Path:
-    """A run's folder with the weights of a task and its config."""
+    """A run folder with the weights of a task and its config."""
     folder.mkdir()
     save_file({name: each.clone() for name, each in task.model.state_dict().items()}, folder / "best.safetensors")
     (folder / "config.yaml").write_text(dump_config(task.config))
     return folder
 
 
-def test_the_second_step_takes_a_captioning_run_and_no_other(scenes_folder, tiny_overrides, tmp_path, caplog):
+def test_the_second_stage_starts_only_from_a_captioning_run(scenes_folder, tiny_overrides, tmp_path, caplog):
     pretraining = PretrainTask.build(load_config(ROOT / "configs/demo/pretrain.yaml", tiny_overrides, PretrainConfig))
     folder = run_of_task(tmp_path / "pretrain", pretraining)
     second = ("train.objective=self_critical", f"init.checkpoint={folder}")
     with pytest.raises(UserError, match=naming("init.checkpoint", "best.safetensors", "task pretrain", "captioning")):
         task_of(scenes_folder, *second)
-    task_of(scenes_folder, second[1])  # the first step may start there
+    task_of(scenes_folder, second[1])  # the first stage may start there
     shutil.move(folder / "best.safetensors", tmp_path / "alone.safetensors")
     caplog.clear()
     task_of(scenes_folder, second[0], f"init.checkpoint={tmp_path}/alone.safetensors")
@@ -105,7 +106,7 @@ def test_the_second_step_takes_a_captioning_run_and_no_other(scenes_folder, tiny
 
 
 @pytest.mark.parametrize("folder", [".", "checkpoints/step-00000008"])
-def test_a_setting_that_no_shape_shows_is_that_of_the_run(scenes_folder, tmp_path, folder):
+def test_a_setting_that_shapes_do_not_show_must_match_the_run(scenes_folder, tmp_path, folder):
     run = run_of_task(tmp_path / "run", task_of(scenes_folder))
     weights = run / folder / "model.safetensors"
     weights.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +121,7 @@ def test_a_setting_that_no_shape_shows_is_that_of_the_run(scenes_folder, tmp_pat
     task_of(scenes_folder, f"init.checkpoint={weights}", "model.fusion.heads=4")
 
 
-def test_a_published_file_whose_heads_are_not_those_of_published_models_is_warned_of(scenes_folder, tmp_path, caplog):
+def test_a_published_file_with_unusual_heads_causes_a_warning(scenes_folder, tmp_path, caplog):
     task = task_of(scenes_folder)
     _check_origin(CaptioningTask, task.config, task.model, tmp_path / "a.th", LoadReport("a.th", published=True))
     assert OneLine("a.th", "model.fusion.heads", "2", "16", "64") in caplog.messages
@@ -138,6 +139,6 @@ def test_a_published_file_whose_heads_are_not_those_of_published_models_is_warne
         ("evaluation.document_frequencies=nowhere.json", ("evaluation.document_frequencies", "nowhere.json")),
     ],
 )
-def test_what_cannot_be_decoded_is_told_at_once(scenes_folder, override, message):
+def test_decoding_settings_that_cannot_work_are_reported_at_once(scenes_folder, override, message):
     with pytest.raises((ConfigError, UserError), match=naming(*message)):
         task_of(scenes_folder, override)

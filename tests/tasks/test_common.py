@@ -1,4 +1,4 @@
-"""What tasks share."""
+"""Code shared by tasks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.errors import UserError
 
 
 class Backend:
-    """Compiles nothing, and counts what it is given to compile and how often that runs."""
+    """A compiler backend that compiles nothing. It counts the graphs that it gets and how often they run."""
 
     compiled = 0
     runs = 0
@@ -39,7 +39,7 @@ class Double(nn.Module):
 
 
 class Model(nn.Module):
-    """A module and a method, which can be compiled each in its own way."""
+    """A module and a method that can be compiled separately."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Model(nn.Module):
 
 @pytest.fixture
 def compiled():
-    """A model compiled in the two ways in which ours are, after a step of training."""
+    """A model after a training step, compiled in the two ways that our models are."""
     torch._dynamo.reset()
     backend = Backend()
     model = Model()
@@ -65,7 +65,7 @@ def compiled():
     torch._dynamo.reset()
 
 
-def test_evaluation_compiles_nothing_and_training_goes_on_with_what_it_compiled(compiled):
+def test_evaluation_compiles_nothing_and_training_reuses_its_compiled_code(compiled):
     model, backend = compiled
     before = backend.compiled, backend.runs
     assert before == (2, 2)
@@ -96,7 +96,7 @@ def ruin(model: nn.Module, part: str) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_an_evaluation_of_weights_that_are_nan_measures_nothing(name, overrides):
+def test_evaluating_nan_weights_is_an_error(name, overrides):
     task = task_of(name, overrides)
     ruin(task.model, "fusion.")
     with pytest.raises(UserError, match=naming("NaN")):

@@ -1,4 +1,4 @@
-"""A digest of the training files changes with them."""
+"""The digest of the training files changes with their content."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def data(tmp_path):
     return Data(train=str(tmp_path / "train.json"), images=str(tmp_path / "images"), files=[str(tmp_path / "*.jsonl")])
 
 
-def test_the_same_files_have_the_same_digests_wherever_they_lie(data, tmp_path):
+def test_the_same_files_have_the_same_digests_in_any_folder(data, tmp_path):
     before = data_identity(data)
     assert before.keys() == {"data.train", "data.files", "data.images"}
     moved = tmp_path / "moved"
@@ -46,20 +46,20 @@ def test_the_same_files_have_the_same_digests_wherever_they_lie(data, tmp_path):
         ("b.jsonl", lambda text: text[:100_000] + "y" + text[100_001:], "data.files"),
     ],
 )
-def test_a_change_shows(data, tmp_path, name, change, key):
+def test_a_change_is_detected(data, tmp_path, name, change, key):
     before = data_identity(data)
     (tmp_path / name).write_text(change((tmp_path / name).read_text()))
     after = data_identity(data)
     assert {each for each in before if before[each] != after[each]} == {key}
 
 
-def test_a_shard_more_shows(data, tmp_path):
+def test_an_additional_shard_is_detected(data, tmp_path):
     before = data_identity(data)
     (tmp_path / "c.jsonl").touch()
     assert data_identity(data)["data.files"] != before["data.files"]
 
 
-def test_a_change_somewhere_in_a_large_file_shows_if_it_is_longer_than_the_gaps_between_blocks(data, tmp_path):
+def test_a_change_in_a_large_file_is_detected_if_it_exceeds_the_gaps_between_blocks(data, tmp_path):
     size = 3 * SAMPLED_BLOCKS * BLOCK_BYTES
     (tmp_path / "a.jsonl").write_bytes(bytes(size))
     before = data_identity(data)["data.files"]
@@ -70,7 +70,7 @@ def test_a_change_somewhere_in_a_large_file_shows_if_it_is_longer_than_the_gaps_
         assert data_identity(data)["data.files"] != before
 
 
-def test_an_image_that_was_replaced_in_a_folder_shows_and_a_time_does_not(data, tmp_path):
+def test_a_replaced_image_is_detected_and_a_changed_time_is_ignored(data, tmp_path):
     (tmp_path / "images" / "below").mkdir()
     image = tmp_path / "images" / "below" / "1.jpg"
     image.write_bytes(b"one")
@@ -82,7 +82,7 @@ def test_an_image_that_was_replaced_in_a_folder_shows_and_a_time_does_not(data, 
     assert {key for key in after if after[key] != before[key]} == {"data.images"}
 
 
-def test_an_image_that_a_record_names_shows_if_it_was_replaced(data, tmp_path):
+def test_a_replaced_image_of_a_record_is_detected(data, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"image": "images/1.jpg", "caption": "a dog"}\n')
     (tmp_path / "images" / "1.jpg").write_bytes(b"one")
     before = data_identity(data)

@@ -1,4 +1,4 @@
-"""Sheets of predictions, by their pixels."""
+"""Sheets of predictions, checked by their pixels."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_predicted_box_is_solid_and_the_true_one_dashed():
     assert 0.4 < share < 0.6
 
 
-def test_a_true_box_on_the_predicted_one_shows_both():
+def test_a_true_box_on_top_of_the_predicted_one_shows_both():
     image = boxed((0.25, 0.25, 0.5, 0.5), (0.25, 0.25, 0.5, 0.5))
     assert edge_colours(image, 100, slice(100, 300)) == {RED}
     assert edge_colours(image, 101, slice(110, 290)) == {RED, WHITE}
@@ -85,7 +85,7 @@ def test_a_box_outside_the_image_or_without_area_is_drawn_at_the_border():
     assert (boxed((1.5, 1.5, 0.2, 0.2), (0.1, 0.1, 0.0, 0.0))[399, 399] == RED).all()
 
 
-def test_numbers_of_boxes_at_one_place_stand_side_by_side():
+def test_numbers_of_boxes_in_one_place_are_side_by_side():
     image, box = Image.fromarray(grey(400, 400)), (0.25, 0.25, 0.3, 0.3)
     names = colours(3)
     draw_boxes(image, tuple(PairOfBoxes(box, box, name, str(place)) for place, name in enumerate(names, start=1)))
@@ -102,7 +102,7 @@ def test_colours_differ(count):
     ("size", "expected"),
     [((1600, 400), (448, 112)), ((300, 900), (149, 448)), ((300, 200), (300, 200)), ((64, 48), (320, 240))],
 )
-def test_an_image_keeps_its_shape_and_is_only_scaled_down_or_by_a_whole_number(size, expected):
+def test_an_image_keeps_its_aspect_ratio_and_is_scaled_down_or_by_a_whole_number(size, expected):
     width, height = size
     image = fitted(torch.zeros(3, height, width, dtype=torch.uint8), SIDE)
     assert (image.shape[2], image.shape[1]) == expected
@@ -118,7 +118,7 @@ def view(pixels: str = "shown", frames: int = 2) -> EvaluationView:
 
 
 def turned_photo(folder: Path) -> ImageSource:
-    """200 x 300 pixels as stored, red on top; to be turned to the right."""
+    """An image stored as 200 x 300 pixels with red at the top, which must be rotated to the right."""
     image = Image.new("RGB", (200, 300), GREY)
     ImageDraw.Draw(image).rectangle((0, 0, 199, 99), fill=RED)
     exif = Image.Exif()
@@ -127,7 +127,7 @@ def turned_photo(folder: Path) -> ImageSource:
     return ImageSource("a:1", path=folder / "photo.png")
 
 
-def test_an_image_is_turned_as_the_run_turns_it_and_never_with_boxes(tmp_path):
+def test_an_image_is_rotated_as_in_the_run_and_never_with_boxes(tmp_path):
     source = turned_photo(tmp_path)
     assert ImageReader(view("shown"))(source).shape == (200, 300, 3)
     assert ImageReader(view("stored"))(source).shape == (300, 200, 3)
@@ -136,7 +136,7 @@ def test_an_image_is_turned_as_the_run_turns_it_and_never_with_boxes(tmp_path):
         ImageReader(view("shown"))(source, size=(300, 200))
 
 
-def test_a_video_is_a_strip_of_its_frames(tmp_path):
+def test_a_video_is_drawn_as_a_strip_of_frames(tmp_path):
     frames = []
     for place, level in enumerate((50, 100, 150, 200)):
         Image.new("RGB", (200, 100), (level, level, level)).save(tmp_path / f"{place}.png")
@@ -168,7 +168,7 @@ def test_the_file_is_the_sheet_on_white(tmp_path):
     assert columns.min() == GAP + PADDING + FRAME
 
 
-def test_a_long_phrase_is_whole_and_makes_its_panel_higher(tmp_path):
+def test_a_long_phrase_is_complete_and_makes_its_panel_higher(tmp_path):
     heights = [
         sheet([Panel((DrawnImage(grey(300, 100)),), (Line(" ".join(["word"] * count)),))], tmp_path / "a.png").shape[0]
         for count in (1, 40, 80)
@@ -197,7 +197,7 @@ def test_a_tick_and_a_cross_differ_in_shape(tmp_path):
     assert not has(neither, RIGHT) and not has(neither, WRONG)
 
 
-def test_a_right_picture_is_framed(tmp_path):
+def test_a_correct_image_is_framed(tmp_path):
     image = sheet([Panel((DrawnImage(grey(150, 100), label="1 · 2.00", right=True),), ())], tmp_path / "a.png")
     top = np.nonzero((image == rgb(RIGHT)).all(axis=2))[0].min()
     framed = (image[top] == rgb(RIGHT)).all(axis=1).sum()
@@ -206,14 +206,14 @@ def test_a_right_picture_is_framed(tmp_path):
     assert not has(plain, RIGHT)
 
 
-def test_panels_stand_in_columns_that_are_not_too_wide(tmp_path):
+def test_panels_are_arranged_in_columns_that_are_not_too_wide(tmp_path):
     panel = Panel((DrawnImage(grey(400, 100)),), (Line("a"),))
     few, many = (sheet([panel] * count, tmp_path / "a.png") for count in (2, 9))
     assert few.shape[1] < many.shape[1] <= 1600
     assert many.shape[0] > 2.5 * few.shape[0] * 0.8
 
 
-def test_lines_stand_beside_or_above_a_picture(tmp_path):
+def test_lines_are_next_to_or_above_an_image(tmp_path):
     lines = tuple(Line(f"caption {number}", number == 1) for number in range(5))
     beside = sheet([Panel((DrawnImage(grey(280, 280)),), lines, beside=True)], tmp_path / "a.png")
     below = sheet([Panel((DrawnImage(grey(280, 280)),), (), above=lines)], tmp_path / "a.png")
@@ -224,7 +224,7 @@ def test_lines_stand_beside_or_above_a_picture(tmp_path):
     assert np.nonzero((below == rgb(RIGHT)).all(axis=2))[0].max() < grey_rows.min()
 
 
-def test_text_is_wrapped_at_spaces_and_nothing_of_it_is_lost():
+def test_text_is_wrapped_at_spaces_without_losses():
     letters, text = Lettering(15), "the small red circle left of the large blue square " * 5
     lines = letters.wrap(text, 200)
     assert all(letters.width(line) <= 200 for line in lines)
@@ -237,7 +237,7 @@ def test_a_word_wider_than_the_line_is_broken():
     assert "".join(lines).replace(" ", "") == "a" + "x" * 100 + "b"
 
 
-def test_ideographs_are_wrapped_between_any_two_but_not_before_a_full_stop():
+def test_ideographs_are_wrapped_anywhere_except_before_a_full_stop():
     text = "一个红色的小圆圈在大蓝色方块的左边。" * 4
     lines = Lettering(15, folders=()).wrap(text, 150)
     assert "".join(lines) == text
@@ -245,11 +245,11 @@ def test_ideographs_are_wrapped_between_any_two_but_not_before_a_full_stop():
     assert not any(line.startswith("。") for line in lines)
 
 
-def test_no_text_is_one_empty_line():
+def test_an_empty_text_is_one_empty_line():
     assert Lettering(15).wrap("", 100) == [""]
 
 
-def test_what_cannot_be_drawn_is_left_out():
+def test_characters_that_cannot_be_drawn_are_omitted():
     assert printable("a\nb\tc\x00\x07 \u202ed") == "a b c d"
     assert len(printable("x" * 100_000)) == 2000
 
@@ -279,7 +279,7 @@ def test_a_script_that_the_built_in_font_lacks_comes_from_an_installed_font(tmp_
     assert len(different) == 7
 
 
-def test_a_script_that_no_font_has_is_told_once_and_drawn_as_boxes(caplog):
+def test_a_script_without_a_font_is_reported_once_and_drawn_as_boxes(caplog):
     letters = Lettering(15, folders=())
     with caplog.at_level(logging.WARNING):
         first = inked(letters, "\U00012000")
@@ -291,11 +291,11 @@ def test_a_script_that_no_font_has_is_told_once_and_drawn_as_boxes(caplog):
 @pytest.mark.parametrize(
     ("count", "wanted", "expected"), [(100, 3, [0, 50, 99]), (2, 5, [0, 1]), (5, 0, []), (0, 3, [])]
 )
-def test_examples_come_from_all_over_the_split(count, wanted, expected):
+def test_examples_are_spread_over_the_split(count, wanted, expected):
     assert [place if place != 49 else 50 for place in spread(count, wanted)] == expected
 
 
-def test_a_broken_image_is_left_out_with_a_note(caplog):
+def test_a_broken_image_is_skipped_with_a_note(caplog):
     panel = Panel((DrawnImage(grey(30, 30)),), ())
 
     def broken() -> Panel:
@@ -311,8 +311,8 @@ def test_a_broken_image_is_left_out_with_a_note(caplog):
     assert OneLine("predictions.png", "a:3", "missing image") in caplog.messages
 
 
-def test_panels_read_row_by_row_whatever_their_heights(tmp_path):
-    """The second row begins on the left, though the first panel is the highest."""
+def test_panels_are_in_row_order_whatever_their_heights(tmp_path):
+    """The second row starts on the left, although the first panel is the highest."""
     panels = [
         Panel((DrawnImage(np.full((height, 320, 3), 50 * place, np.uint8)),), ())
         for place, height in enumerate([300, 60, 60, 60, 60])

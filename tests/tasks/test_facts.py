@@ -1,4 +1,4 @@
-"""What a report says of the weights and the files that it measured."""
+"""The facts in a report about the weights and the files that it measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.weight_file import save_weights
 
 
 def run(folder: Path, task: str, start: Path | None = None, *, step: int = 4) -> Path:
-    """A run's folder with a checkpoint."""
+    """A run folder with a checkpoint."""
     checkpoint = folder / "checkpoints" / f"step-{step:08d}"
     checkpoint.mkdir(parents=True)
     save_file({"a": torch.zeros(1)}, checkpoint / "model.safetensors")
@@ -39,7 +39,7 @@ def test_best_weights_are_named_before_the_last_ones(tmp_path):
     assert measured_weights(RunFolder(folder), None, "vqa").name == "best weights of this run"
 
 
-def test_averaged_weights_are_called_so(tmp_path):
+def test_averaged_weights_are_named(tmp_path):
     folder, weights = run(tmp_path / "run", "vqa"), {"a": torch.zeros(1)}
     save_weights(folder / "checkpoints/step-00000004/model.safetensors", weights, {"ema": {"decay": 0.9}})
     assert measured_weights(RunFolder(folder), None, "vqa").name == OneLine("last weights", "step 4", "averaged")
@@ -47,13 +47,13 @@ def test_averaged_weights_are_called_so(tmp_path):
     assert measured_weights(RunFolder(folder), None, "vqa").name == OneLine("best weights", "step 2", "averaged")
 
 
-def test_pre_training_is_called_so(tmp_path):
+def test_pre_training_is_named(tmp_path):
     folder = run(tmp_path / "run", "pretrain")
     assert measured_weights(RunFolder(folder), None, "pretrain").training == "pre-trained"
     assert training_of(str(folder), "pretrain") == "pre-trained"
 
 
-def test_zero_shot_are_weights_that_no_run_trained_on_the_task(tmp_path):
+def test_weights_that_no_run_trained_on_the_task_are_named_zero_shot(tmp_path):
     pretrained = run(tmp_path / "pretrained", "pretrain")
     retrieval = run(tmp_path / "retrieval", "retrieval", pretrained)
     again = run(tmp_path / "again", "captioning", retrieval)
@@ -69,7 +69,7 @@ def test_zero_shot_are_weights_that_no_run_trained_on_the_task(tmp_path):
         assert measured == MeasuredWeights(f"init.checkpoint {start}", training)
 
 
-def test_nothing_is_known_of_a_file_in_no_runs_folder(tmp_path):
+def test_nothing_is_known_about_a_file_outside_run_folders(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "published.safetensors")
     assert training_of(str(tmp_path / "published.safetensors"), "vqa") == "unknown"
     assert training_of(str(tmp_path / "gone"), "vqa") == "unknown"
@@ -78,7 +78,7 @@ def test_nothing_is_known_of_a_file_in_no_runs_folder(tmp_path):
     assert training_of(str(captioning), "captioning") == "fine-tuned"
 
 
-def test_runs_that_start_from_each_other_come_to_an_end(tmp_path):
+def test_runs_that_start_from_each_other_cause_no_endless_loop(tmp_path):
     first = run(tmp_path / "first", "vqa", tmp_path / "second")
     run(tmp_path / "second", "nlvr", first)
     assert training_of(str(first), "retrieval") == "unknown"
@@ -97,11 +97,11 @@ def test_runs_that_start_from_each_other_come_to_an_end(tmp_path):
         (QuestionsConfig(questions="q.json", image_share=(0.0, 0.05)), "q.json [image_share 0 to 0.05]"),
     ],
 )
-def test_a_splits_files_and_what_it_takes_of_them(config, expected):
+def test_the_files_of_a_split_and_its_selection_are_named(config, expected):
     assert files_of(config) == expected
 
 
-def test_facts_as_json_and_as_text():
+def test_facts_are_written_as_json_and_as_text():
     facts = Facts("a.jsonl", MeasuredWeights("best weights of this run, step 4", "fine-tuned"))
     assert facts.texts() == ["a.jsonl", "best weights of this run, step 4, fine-tuned"]
     assert facts.as_json() == {

@@ -1,4 +1,4 @@
-"""Fine-tuning tasks as runs: what they write, which weights they report on, and what is measured."""
+"""Fine-tuning tasks as runs: their files, the weights that they evaluate, and their metrics."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from utils.errors import UserError
 def start(
     task: str, output: Path, overrides: list[str], *flags: str, kind: type[BaseTask[Any, Any, Any]] | None = None
 ) -> dict[str, Any]:
-    """A run in this process; gives back its `evaluation.json`."""
+    """Runs a task in this process and returns its `evaluation.json`."""
     arguments = ["--config", str(ROOT / f"configs/demo/{task}.yaml"), "--output", str(output), *flags, *overrides]
     chosen = None if kind is None else TaskKind(KINDS[task].config, kind)
     assert run_task(arguments, task, chosen) == 0
@@ -43,7 +43,7 @@ def start(
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, overrides) -> Callable[[str], Path]:
-    """The finished run of a task, made once."""
+    """The finished run of a task, which is made once."""
     folder = tmp_path_factory.mktemp("runs")
 
     def of(task: str) -> Path:
@@ -80,7 +80,7 @@ def test_a_run_trains_validates_and_reports(runs, task):
 
 
 def numbers(report: dict[str, Any]) -> dict[str, Any]:
-    """A report without its facts, which differ with the place of the weights."""
+    """A report without its facts, which depend on the path of the weights."""
     return {
         split: {
             name: {key: value for key, value in metric.items() if key not in ("split", "weights", "training")}
@@ -107,12 +107,12 @@ def test_every_held_out_item_is_measured_once(runs, task):
 
 
 def checksum(tensors: dict[str, torch.Tensor]) -> float:
-    """A number that tells weights apart."""
+    """A number that distinguishes weights."""
     return sum(float(tensor.double().square().sum()) for tensor in tensors.values())
 
 
 def watched(kind: type[BaseTask[Any, Any, Any]], scores: list[float]) -> type[BaseTask[Any, Any, Any]]:
-    """The task, whose validations give ``scores`` one after the other, and whose measures tell which weights they are of."""
+    """The task with validations that return ``scores`` one after the other, and with metrics that identify the weights."""
 
     class Watched(kind):  # type: ignore[misc,valid-type]
         def evaluate(self, items: Any) -> Evaluation:
@@ -126,8 +126,8 @@ def watched(kind: type[BaseTask[Any, Any, Any]], scores: list[float]) -> type[Ba
     return Watched
 
 
-def test_reported_are_the_best_weights_and_not_the_last(overrides, tmp_path):
-    """The second of three validations is made the best one."""
+def test_the_best_weights_are_evaluated_instead_of_the_last(overrides, tmp_path):
+    """The second of three validations is the best one."""
     report = start("nlvr", tmp_path, overrides("nlvr"), kind=watched(KINDS["nlvr"].task, [0.2, 0.3, 0.1]))
     validations = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
     last = checksum(load_file(tmp_path / "checkpoints" / "step-00000006" / "model.safetensors"))
@@ -138,7 +138,7 @@ def test_reported_are_the_best_weights_and_not_the_last(overrides, tmp_path):
     assert best != pytest.approx(last, rel=1e-9)
 
 
-def test_without_validation_the_last_weights_are_reported(overrides, tmp_path):
+def test_without_validation_the_last_weights_are_evaluated(overrides, tmp_path):
     report = start(
         "nlvr", tmp_path, [*overrides("nlvr"), "evaluation.validation=null"], kind=watched(KINDS["nlvr"].task, [])
     )
@@ -149,8 +149,8 @@ def test_without_validation_the_last_weights_are_reported(overrides, tmp_path):
 
 
 @pytest.mark.parametrize("task", ["nlvr", "vqa"])
-def test_the_best_weights_measured_again_give_the_reported_numbers(runs, overrides, task, tmp_path, capsys):
-    """From the weight file, from the folder of the run, and by the run itself."""
+def test_evaluating_the_best_weights_again_gives_the_reported_results(runs, overrides, task, tmp_path, capsys):
+    """The weights are given by file, by run folder, and by the run itself."""
     expected = json.loads((runs(task) / "evaluation.json").read_text())
     for name, source in (("file", runs(task) / "best.safetensors"), ("folder", runs(task))):
         options = [*overrides(task), f"init.checkpoint={source}"]
@@ -169,8 +169,8 @@ def test_the_best_weights_measured_again_give_the_reported_numbers(runs, overrid
 
 
 @pytest.mark.parametrize("killed_at", [3, 4])
-def test_a_resumed_run_repeats_validations_and_best_weights_to_the_last_byte(runs, overrides, killed_at, tmp_path):
-    """Killed just after a checkpoint: between two validations, or with one."""
+def test_a_resumed_run_repeats_validations_and_best_weights_byte_for_byte(runs, overrides, killed_at, tmp_path):
+    """The run is killed just after a checkpoint, which is between two validations or at one."""
     whole, killed = runs("nlvr"), tmp_path / "run"
     shutil.copytree(whole, killed)
     for checkpoint in list_checkpoints(killed / "checkpoints"):
@@ -187,10 +187,10 @@ def test_a_resumed_run_repeats_validations_and_best_weights_to_the_last_byte(run
 
 
 def test_questions_that_share_an_image_train_together_and_resume(overrides, tmp_path):
-    """26 questions about 13 images are 13 examples; a step has 4 of them."""
+    """26 questions about 13 images are 13 examples, and a step has 4 of them."""
     options, whole = [*overrides("vqa"), "data.questions_per_example=2", "data.careful_flip=false"], tmp_path / "whole"
     report = start("vqa", whole, options)
-    assert report["test"]["questions"]["value"] == 14, "evaluations count questions"
+    assert report["test"]["questions"]["value"] == 14, "evaluations must count questions"
     *_, checkpoint = list_checkpoints(whole / "checkpoints")
     assert checkpoint.training_state()["run"]["records"] == {"questions": 13}
     shutil.copytree(whole, tmp_path / "killed")
@@ -209,7 +209,7 @@ def best_step(run: Path) -> int:
 
 
 def test_evaluating_trains_nothing(runs, overrides, tmp_path):
-    """Zero-shot: the weights measured are those that the model starts with."""
+    """Zero-shot: the measured weights are the initial weights of the model."""
     options = [*overrides("nlvr"), f"init.checkpoint={runs('nlvr')}"]
     report = start("nlvr", tmp_path, options, "--evaluate", kind=watched(KINDS["nlvr"].task, []))
     written = {"predictions.png", "predictions_test.json"}
@@ -222,7 +222,7 @@ def test_evaluating_trains_nothing(runs, overrides, tmp_path):
 
 @pytest.mark.parametrize("task", KINDS)
 def test_evaluating_needs_no_training_data(runs, overrides, task, tmp_path):
-    """What is told beside the model's numbers, the most frequent training answer, is left out where it is not known."""
+    """The most frequent training answer, which is shown next to the model's results, is omitted if it is unknown."""
     expected = json.loads((runs(task) / "evaluation.json").read_text())
     gone = "data.train=[{questions: gone.jsonl}]" if task == "vqa" else "data.train.annotations=gone.jsonl"
     report = start(task, tmp_path, [*overrides(task), f"init.checkpoint={runs(task)}", gone], "--evaluate")
@@ -234,25 +234,25 @@ def test_evaluating_needs_no_training_data(runs, overrides, task, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"), [(["--evaluate"], "needs weights"), (["--evaluate", "--resume"], "no weights")]
 )
-def test_random_weights_are_nothing_to_measure_and_no_data_are_read_to_say_so(overrides, tmp_path, flags, message):
+def test_evaluating_random_weights_is_rejected_without_reading_data(overrides, tmp_path, flags, message):
     gone = [f"{key}.annotations=gone.jsonl" for key in ("data.train", "evaluation.test.test")]
     with pytest.raises(UserError, match=message):
         start("nlvr", tmp_path, [*overrides("nlvr"), *gone], *flags)
 
 
 @pytest.mark.parametrize("said", ["captioning", "video_qa"])
-def test_a_config_of_another_task_is_refused_by_its_name(overrides, tmp_path, said):
+def test_a_config_of_another_task_is_rejected_by_name(overrides, tmp_path, said):
     script = {"captioning": "Captioning.py", "video_qa": "VQA.py"}[said]
     with pytest.raises(UserError, match=naming("nlvr.yaml", said, script)):
         start("nlvr", tmp_path, [*overrides("nlvr"), f"task={said}"])
 
 
-def test_texts_longer_than_the_model_has_positions_for_are_refused(overrides, tmp_path):
+def test_texts_longer_than_the_positions_of_the_model_are_rejected(overrides, tmp_path):
     with pytest.raises(UserError, match=naming("data.text.max_tokens", "200", "model.text")):
         start("nlvr", tmp_path, [*overrides("nlvr"), "data.text.max_tokens=200"])
 
 
-def test_texts_longer_than_a_hugging_face_encoder_has_positions_for_are_refused(overrides, scenes_folder, tmp_path):
+def test_texts_longer_than_the_positions_of_a_hugging_face_encoder_are_rejected(overrides, scenes_folder, tmp_path):
     sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 24}
     shutil.copytree(scenes_folder / "tokenizer", tmp_path / "encoder")
     tokens = len(load_tokenizer(tmp_path / "encoder"))
@@ -264,7 +264,7 @@ def test_texts_longer_than_a_hugging_face_encoder_has_positions_for_are_refused(
 
 
 @pytest.mark.parametrize("task", KINDS)
-def test_half_precision_and_worker_processes_measure_too(runs, overrides, task, tmp_path):
+def test_evaluation_works_with_half_precision_and_worker_processes(runs, overrides, task, tmp_path):
     options = [*overrides(task), f"init.checkpoint={runs(task)}"]
     expected = json.loads((runs(task) / "evaluation.json").read_text())
     report = start(task, tmp_path / "workers", [*options, "data.workers=2"], "--evaluate")
@@ -273,7 +273,7 @@ def test_half_precision_and_worker_processes_measure_too(runs, overrides, task, 
     assert half["test"].keys() == expected["test"].keys()
 
 
-def test_a_run_folder_without_best_weights_stands_for_its_newest_checkpoint(runs, overrides, tmp_path):
+def test_a_run_folder_without_best_weights_means_its_newest_checkpoint(runs, overrides, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(runs("nlvr"), run)
     (run / "best.safetensors").unlink()
@@ -283,7 +283,7 @@ def test_a_run_folder_without_best_weights_stands_for_its_newest_checkpoint(runs
     assert report["test"]["weights"]["value"] == pytest.approx(last, rel=1e-12)
 
 
-def test_a_folder_without_weights_is_told_in_one_line(overrides, tmp_path):
+def test_a_folder_without_weights_is_reported_in_one_line(overrides, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError) as error:
         start("nlvr", tmp_path / "out", [*overrides("nlvr"), f"init.checkpoint={tmp_path}/empty"])
@@ -302,7 +302,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("split", ["validation", "test.test"])
 @pytest.mark.parametrize("task", KINDS)
-def test_a_broken_held_out_record_stops_before_training_with_one_line(overrides, data, task, split, tmp_path):
+def test_a_broken_held_out_record_stops_a_run_before_training_with_one_line(overrides, data, task, split, tmp_path):
     part = "val" if split == "validation" else "test"
     text = (data / f"{task}_{part}.jsonl").read_text()
     broken = tmp_path / "broken.jsonl"
@@ -325,21 +325,21 @@ def read_tens(item: int) -> int:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_each_item_is_read_once_in_order_and_a_broken_one_is_told(workers):
+def test_each_item_is_read_once_in_order_and_a_broken_one_is_reported(workers):
     assert list(in_batches(read_tens, range(1, 6), 2, workers)) == [[10, 20], [30, 40], [50]]
     assert list(in_batches(read_tens, range(3, 3), 2, workers)) == []
     with pytest.raises(UserError, match=naming("a:7", "unreadable image", "is torn", "held-out")):
         list(in_batches(read_tens, range(5, 9), 2, workers))
 
 
-def test_an_evaluation_does_not_read_the_state_of_the_training(runs, overrides, tmp_path, monkeypatch):
-    monkeypatch.setattr(Checkpoint, "training_state", lambda self: pytest.fail("the optimiser's state was read"))
+def test_an_evaluation_does_not_read_the_training_state(runs, overrides, tmp_path, monkeypatch):
+    monkeypatch.setattr(Checkpoint, "training_state", lambda self: pytest.fail("the optimiser states were read"))
     shutil.copytree(runs("nlvr"), tmp_path / "copy")
     (tmp_path / "copy" / "best.safetensors").unlink()
     assert start("nlvr", tmp_path / "copy", overrides("nlvr"), "--evaluate", "--resume")
 
 
-def test_weights_beside_a_config_that_names_no_task_are_refused(runs, overrides, tmp_path):
+def test_weights_next_to_a_config_without_a_task_are_rejected(runs, overrides, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(runs("nlvr"), run)
     lines = (run / "config.yaml").read_text().splitlines(keepends=True)
@@ -348,7 +348,7 @@ def test_weights_beside_a_config_that_names_no_task_are_refused(runs, overrides,
         start("nlvr", tmp_path / "out", [*overrides("nlvr"), f"init.checkpoint={run}"])
 
 
-def test_a_precision_that_the_gpu_has_not_is_told_before_training(overrides, tmp_path, monkeypatch):
+def test_a_precision_that_the_gpu_lacks_is_reported_before_training(overrides, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(precision, "has_bf16", lambda: False)
     schema, kind = KINDS["nlvr"]
@@ -357,20 +357,20 @@ def test_a_precision_that_the_gpu_has_not_is_told_before_training(overrides, tmp
         kind.build(config)
 
 
-def test_a_measure_that_is_no_metric_is_told_with_those_there_are(overrides, tmp_path):
+def test_an_unknown_metric_is_reported_with_the_known_ones(overrides, tmp_path):
     kind = type("Misspelt", (NLVRTask,), {"measure": "acuracy"})
     with pytest.raises(ValueError, match=naming("Misspelt.measure", "'acuracy'", "accuracy")):
         start("nlvr", tmp_path, overrides("nlvr"), kind=kind)
 
 
-def test_a_warm_up_longer_than_the_run_is_told_before_anything_is_loaded(overrides, tmp_path):
+def test_a_warm_up_longer_than_the_run_is_reported_before_anything_is_loaded(overrides, tmp_path):
     options = [*overrides("nlvr"), "schedule.warmup_steps=50", "data.train.annotations=gone.jsonl"]
     with pytest.raises(UserError, match=r"schedule.warmup_steps"):
         start("nlvr", tmp_path, options)
 
 
 @pytest.mark.parametrize("task", ["vqa", "grounding"])
-def test_a_damaged_held_out_image_stops_before_training_with_one_line(overrides, data, task, tmp_path):
+def test_a_damaged_held_out_image_stops_a_run_before_training_with_one_line(overrides, data, task, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(data, folder)
     record = json.loads((folder / f"{task}_test.jsonl").read_text().splitlines()[-1])

@@ -1,4 +1,5 @@
-"""`train.global_batch` in the runs of tasks: refused before anything is loaded, and what the log says of the contrastive loss."""
+"""`train.global_batch` in runs of tasks: impossible values are rejected before anything is loaded, and the log describes the
+contrastive loss."""
 
 import json
 import logging
@@ -35,7 +36,7 @@ SAID = (
         ("nlvr", 12, 1, ""),  # has no contrastive loss
     ],
 )
-def test_fewer_negatives_than_the_global_batch_are_told(overrides, caplog, monkeypatch, task, batch, ranks, said):
+def test_fewer_negatives_than_the_global_batch_are_reported(overrides, caplog, monkeypatch, task, batch, ranks, said):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(distributed, "world_size", lambda: ranks)
     task, _, chunks = task.partition(", chunks ")
@@ -46,7 +47,7 @@ def test_fewer_negatives_than_the_global_batch_are_told(overrides, caplog, monke
     assert lines == ([SAID.format(said, f"{batch:,}")] if said else [])
 
 
-def test_pre_training_tells_it_too_and_takes_its_whole_steps_from_it(tiny_overrides, caplog):
+def test_pre_training_reports_it_too_and_derives_its_accumulation(tiny_overrides, caplog):
     caplog.set_level(logging.INFO)
     given = [*tiny_overrides, "train.global_batch=8", "data.matching_steps=3"]
     task = PretrainTask.build(load_config(ROOT / "configs/demo/pretrain.yaml", given, PretrainConfig))
@@ -54,7 +55,7 @@ def test_pre_training_tells_it_too_and_takes_its_whole_steps_from_it(tiny_overri
     assert task.train_loader().maker.numbers_per_step == 2
 
 
-def test_chunks_that_do_not_divide_end_a_run_before_anything_is_loaded(overrides, tmp_path):
+def test_chunks_that_do_not_divide_are_rejected_before_anything_is_loaded(overrides, tmp_path):
     command = ["--config", str(ROOT / "configs/demo/retrieval.yaml"), "--output", str(tmp_path / "run")]
     given = ["train.accumulate=6", "model.contrastive.chunks=4"]
     with pytest.raises(UserError, match=naming("model.contrastive.chunks = 4", "6 micro-batches")):
@@ -73,14 +74,14 @@ def test_a_run_in_chunks_resumes_exactly_and_has_more_negatives(tiny_overrides, 
     every = ["train.accumulate=4", "train.log_every=1", "train.deterministic=true", "train.checkpoint_every=2"]
     chunked = "model.contrastive.chunks=4"
     straight, apart = losses("straight", chunked, "train.steps=4"), losses("apart", "train.steps=4")
-    assert straight[0] > apart[0] + 0.5 * math.log(4), "about the log of the number of examples"
+    assert straight[0] > apart[0] + 0.5 * math.log(4), "about the logarithm of the number of examples"
     losses("resumed", chunked, "train.steps=4")
     shutil.rmtree(tmp_path / "resumed/checkpoints/step-00000004")
     assert losses("resumed", chunked, "train.steps=4", resume=True) == straight
 
 
-def test_a_run_that_cannot_make_its_global_batch_ends_before_anything_is_loaded(overrides, tmp_path, monkeypatch):
-    """An evaluation takes no steps and is not refused."""
+def test_an_impossible_global_batch_is_rejected_before_anything_is_loaded(overrides, tmp_path, monkeypatch):
+    """An evaluation makes no steps, so it is not rejected."""
     built = []
     monkeypatch.setattr(NLVRTask, "build", lambda *_, **options: built.append(options) or 1 / 0)
     command = ["--config", str(ROOT / "configs/demo/nlvr.yaml"), "--output", str(tmp_path / "run"), *overrides("nlvr")]

@@ -1,4 +1,4 @@
-"""What is measured of boxes."""
+"""Metrics of boxes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.tasks.painted import SIZE, measured, task_of
 
 
 def true_box(pixels: torch.Tensor) -> list[float]:
-    """The square of a picture, (cx, cy, w, h): what is not grey."""
+    """The square in an image, as (cx, cy, w, h): the pixels that are not grey."""
     there = (pixels.float() - 128).abs().amax(dim=0) > 40
     rows, columns = there.any(dim=1).nonzero().flatten(), there.any(dim=0).nonzero().flatten()
     x0, x1, y0, y1 = (int(edge) / SIZE for edge in (columns[0], columns[-1] + 1, rows[0], rows[-1] + 1))
@@ -21,8 +21,9 @@ def true_box(pixels: torch.Tensor) -> list[float]:
 
 
 @pytest.mark.parametrize(("share", "measure"), [(1.0, 1.0), (0.55, 1.0), (0.45, 0.0)])
-def test_boxes_are_compared_with_those_of_their_own_pictures(overrides, monkeypatch, share, measure):
-    """A stand-in for the model finds the painted squares, or a share of their width from the left: that is the IoU."""
+def test_boxes_are_compared_with_the_boxes_of_their_own_images(overrides, monkeypatch, share, measure):
+    """A replacement for the model finds the painted squares, or the left part of them; the remaining share of the width is the
+    IoU."""
     task = task_of("grounding", overrides)
 
     def locate(pixels: torch.Tensor, text: Any) -> torch.Tensor:
@@ -38,7 +39,7 @@ def test_boxes_are_compared_with_those_of_their_own_pictures(overrides, monkeypa
         assert found[name].value == measure, name
 
 
-def test_chance_of_grounding_is_the_mean_box(overrides):
+def test_the_chance_level_of_grounding_uses_the_mean_box(overrides):
     task = task_of("grounding", overrides)
     items = task.held_out.test["test"]
     boxes = np.array([true_box(EvaluationView(SIZE, 10**6)(item.image)) for item in items])

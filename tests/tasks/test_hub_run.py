@@ -1,4 +1,4 @@
-"""A run with both encoders from Hugging Face folders: it trains, and its weights are used after the folders have gone."""
+"""A run with both encoders from Hugging Face folders. After training, its weights are used without these folders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.ranks import run_alone
 pytestmark = pytest.mark.slow
 
 
-def test_a_run_keeps_what_its_encoders_need(overrides, tmp_path):
+def test_a_run_keeps_the_files_that_its_encoders_need(overrides, tmp_path):
     row = next(row for row in vision.ROWS if row.backbone == "dinov2")
     source = tmp_path / "dinov2"
     small = row.config(source)

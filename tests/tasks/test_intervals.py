@@ -1,4 +1,5 @@
-"""Bootstrap intervals of the tasks: which metrics have scores of examples, how these are grouped, and who draws."""
+"""Bootstrap intervals of the tasks: which metrics have scores per example, how these are grouped, and when intervals are
+computed."""
 
 from __future__ import annotations
 
@@ -16,14 +17,14 @@ from tests.tasks.painted import KINDS, ROOT, measured, task_of
 from utils.config import load_config
 
 GROUPS = {"retrieval": 7, "nlvr": 7, "grounding": 7, "vqa": 7, "captioning": 7}
-"""Images of the test split, of NLVR sentences: each has one or more captions, statements, phrases or questions."""
+"""Images of the test split, or sentences for NLVR. Each has one or more captions, statements, phrases or questions."""
 
 WITHOUT = {"captioning": ("BLEU",)}
-"""Starts of names of metrics that are no mean over examples of the model's."""
+"""Prefixes of metrics that are not means over the model's examples."""
 
 
 @pytest.mark.parametrize("task", KINDS)
-def test_a_metric_is_the_mean_of_its_scores_which_are_grouped_by_image_or_sentence(task, overrides):
+def test_a_metric_is_the_mean_of_scores_grouped_by_image_or_sentence(task, overrides):
     metrics = [metric for metric in measured(task_of(task, overrides)).metrics if metric.unit != "count"]
     with_scores = [metric for metric in metrics if metric.scores]
     bare = [metric.name for metric in metrics if not metric.scores]
@@ -31,7 +32,7 @@ def test_a_metric_is_the_mean_of_its_scores_which_are_grouped_by_image_or_senten
     assert with_scores
     for metric in with_scores:
         assert np.mean([scores.mean() for scores in metric.scores]) == pytest.approx(metric.value), metric.name
-    # Grains of grounding lie on different images; every other metric is over all groups.
+    # Grains of grounding are on different images. All other metrics are over all groups.
     assert max(len(set(scores.groups)) for metric in with_scores for scores in metric.scores) == GROUPS[task]
 
 
@@ -47,15 +48,15 @@ def test_pre_training_has_scores_of_images(tiny_overrides):
 
 
 def start(output: Path, overrides: list[str], *flags: str) -> dict[str, dict[str, object]]:
-    """A retrieval run in this process; returns the metrics of its test split."""
+    """Makes a retrieval run in this process and returns the metrics of its test split."""
     config = str(ROOT / "configs/demo/retrieval.yaml")
     assert run_task(["--config", config, "--output", str(output), *flags, *overrides], "retrieval") == 0
     return json.loads((output / "evaluation.json").read_text())["test"]
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_measured_again_for_its_intervals(overrides, tmp_path, capsys, monkeypatch):
-    """They are drawn in the report alone, leave every other number as it was, and need no training."""
+def test_a_finished_run_can_be_evaluated_again_with_intervals(overrides, tmp_path, capsys, monkeypatch):
+    """Intervals are only computed for the report, do not change other values, and need no training."""
     drawn, plain = [], evaluation_module.interval
     monkeypatch.setattr(evaluation_module, "interval", lambda *arguments: drawn.append(arguments) or plain(*arguments))
     tiny = overrides("retrieval")
@@ -73,5 +74,5 @@ def test_a_finished_run_is_measured_again_for_its_intervals(overrides, tmp_path,
     drawn.clear()
     at_once = start(tmp_path / "at_once", options)
     assert {name: metric.get("interval") for name, metric in at_once.items()} == intervals
-    assert len(drawn) == len(at_once), "once a metric, and not in the three validations"
+    assert len(drawn) == len(at_once), "once per metric, and not in the three validations"
     start(tmp_path / "at_once", tiny, "--resume")

@@ -1,4 +1,4 @@
-"""A run's folder keeps what its weights cannot be used without: elsewhere, and when the data are gone."""
+"""A run folder keeps all files needed to use its weights, in another place and without the data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def data(scenes_folder, tmp_path_factory) -> Path:
-    """A copy of the scenes that tests may take away."""
+    """A copy of the scenes that tests may move."""
     folder = tmp_path_factory.mktemp("data") / "scenes"
     shutil.copytree(scenes_folder, folder)
     return folder
@@ -60,7 +60,7 @@ def run(data, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def taken_away(data, run):
-    """The tokenizer and the training questions are gone."""
+    """Simulates that the tokenizer and the training questions are gone."""
     hidden = [data / "tokenizer", data / "vqa_train.jsonl"]
     for path in hidden:
         path.rename(path.with_name(f"hidden-{path.name}"))
@@ -78,12 +78,12 @@ def test_a_run_keeps_its_tokenizer_and_its_answers(data, run):
 
 
 def without_guesses(report: dict) -> dict:
-    """The values without those of guesses, and without what else is said of them: where the weights come from."""
+    """The values without guesses, and without facts about the path of the weights."""
     return {name: metric["value"] for name, metric in report["test"].items() if "image-blind" not in name}
 
 
 @pytest.mark.usefixtures("taken_away")
-def test_its_weights_are_evaluated_without_what_it_was_trained_with(data, run, tmp_path):
+def test_weights_can_be_evaluated_without_the_training_data_and_tokenizer(data, run, tmp_path):
     expected = without_guesses(json.loads((run / "evaluation.json").read_text()))
     options = vqa(data, f"init.checkpoint={run}")
     assert without_guesses(start(tmp_path / "elsewhere", "--evaluate", *options)) == expected
@@ -94,7 +94,7 @@ def test_its_weights_are_evaluated_without_what_it_was_trained_with(data, run, t
 
 
 @pytest.mark.usefixtures("taken_away")
-def test_another_run_that_starts_from_it_takes_its_tokenizer_and_no_other(data, run, tmp_path):
+def test_a_run_that_starts_from_another_must_use_its_tokenizer(data, run, tmp_path):
     questions = f"data.train=[{{questions: {data}/vqa_val.jsonl}}]"
     start(tmp_path / "next", *vqa(data, f"init.checkpoint={run}", questions))
     assert (tmp_path / "next" / "tokenizer" / "tokenizer.json").is_file()
@@ -104,7 +104,7 @@ def test_another_run_that_starts_from_it_takes_its_tokenizer_and_no_other(data, 
 
 
 @pytest.mark.slow
-def test_a_run_is_evaluated_by_its_folder_alone_from_another_working_directory(run, tmp_path):
+def test_a_run_can_be_evaluated_by_its_folder_from_another_working_directory(run, tmp_path):
     command = [sys.executable, str(ROOT / "run.py"), "--output", str(run), "--resume", "--evaluate", "--cpu", "1"]
     before = json.loads((run / "evaluation.json").read_text())
     (run / "evaluation.json").unlink()
@@ -118,7 +118,7 @@ def test_a_run_is_evaluated_by_its_folder_alone_from_another_working_directory(r
 
 
 def permute(folder: Path) -> None:
-    """Exchange the ids of two words of a tokenizer."""
+    """Swaps the ids of two words of a tokenizer."""
     values = json.loads((folder / "tokenizer.json").read_text())
     vocabulary = values["model"]["vocab"]
     vocabulary |= {"red": vocabulary["blue"], "blue": vocabulary["red"]}
@@ -127,7 +127,7 @@ def permute(folder: Path) -> None:
 
 @pytest.fixture
 def permuted(data) -> Path:
-    """The tokenizer of the data, in which two words have changed places."""
+    """The tokenizer of the data with two words swapped."""
     before = (data / "tokenizer/tokenizer.json").read_text()
     permute(data / "tokenizer")
     yield data / "tokenizer"
@@ -135,7 +135,7 @@ def permuted(data) -> Path:
 
 
 @pytest.mark.parametrize("how", ["--resume", "--resume --evaluate", "init.checkpoint", "init.checkpoint --evaluate"])
-def test_weights_are_refused_with_a_tokenizer_whose_ids_have_changed(how, data, run, permuted, tmp_path):
+def test_weights_are_rejected_with_a_tokenizer_whose_ids_changed(how, data, run, permuted, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     flags = [flag for flag in how.split() if flag.startswith("--")]
     started = [f"init.checkpoint={tmp_path}/run"] if "init.checkpoint" in how else []
@@ -156,7 +156,7 @@ def test_weights_are_refused_with_a_tokenizer_whose_ids_have_changed(how, data, 
 
 @pytest.mark.parametrize("copy", ["gone", "permuted too"])
 @pytest.mark.usefixtures("permuted")
-def test_the_weights_know_their_token_ids_where_the_copy_is_no_witness(copy, data, run, tmp_path):
+def test_weights_know_their_token_ids_without_the_copy_of_the_tokenizer(copy, data, run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     if copy == "gone":
         shutil.rmtree(tmp_path / "run/tokenizer")
@@ -166,7 +166,7 @@ def test_the_weights_know_their_token_ids_where_the_copy_is_no_witness(copy, dat
         start(tmp_path / "run", "--resume", "--evaluate", *vqa(data))
 
 
-def test_a_damaged_copy_does_not_accuse_the_good_tokenizer(data, run, tmp_path, capsys):
+def test_a_damaged_copy_does_not_reject_the_right_tokenizer(data, run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     permute(tmp_path / "run/tokenizer")
     start(tmp_path / "run", "--resume", "--evaluate", *vqa(data))
@@ -176,7 +176,7 @@ def test_a_damaged_copy_does_not_accuse_the_good_tokenizer(data, run, tmp_path, 
 
 
 @pytest.mark.usefixtures("permuted")
-def test_weights_of_earlier_versions_without_a_copy_go_on(data, run, tmp_path):
+def test_weights_of_earlier_versions_without_a_copy_are_accepted(data, run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/tokenizer")
     for file in (tmp_path / "run").rglob("*.safetensors"):
@@ -185,5 +185,5 @@ def test_weights_of_earlier_versions_without_a_copy_go_on(data, run, tmp_path):
 
 
 @pytest.mark.usefixtures("permuted")
-def test_a_new_text_encoder_may_have_other_words(data, run, tmp_path):
+def test_a_new_text_encoder_may_have_another_tokenizer(data, run, tmp_path):
     start(tmp_path / "next", *vqa(data, f"init.checkpoint={run}", "init.new_text=true"))

@@ -1,4 +1,4 @@
-"""The table of tasks, and tasks that lie outside the checkout: where they are found, and what is said where they are not."""
+"""The table of tasks, and tasks outside the checkout: how they are found, and the messages if they are not."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TASK = TaskKind(NLVRConfig, CountingTask)
 
 @pytest.fixture(autouse=True)
 def modules_of_a_process(monkeypatch):
-    """A command imports one task; the other tests share this process."""
+    """Restores the modules, because a command imports one task and all tests share one process."""
     before = set(sys.modules)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
@@ -52,7 +52,7 @@ def outside(folder: Path, task: str = TASK, **files: str) -> Path:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_each_row_of_the_table_is_a_task_with_a_config_of_its_own(name):
+def test_each_row_of_the_table_is_a_task_with_its_own_config(name):
     source = find_task(name)
     kind = source.load()
     assert source.name == name
@@ -60,14 +60,14 @@ def test_each_row_of_the_table_is_a_task_with_a_config_of_its_own(name):
     assert choose(source.default_config, [], None).source == source
 
 
-def test_a_config_says_its_task():
+def test_a_config_names_its_task():
     assert kind_of(ROOT / "configs/demo/nlvr.yaml", []) == (NLVRConfig, NLVRTask)
     assert kind_of(ROOT / "configs/demo/nlvr.yaml", [], "nlvr") == (NLVRConfig, NLVRTask)
     assert kind_of(ROOT / "configs/demo/vqa_clips.yaml", [])[1] is VideoQATask
     assert kind_of(ROOT / "configs/demo/vqa.yaml", [])[1] is VQATask
 
 
-def test_vqa_takes_configs_of_video_qa_and_keeps_its_name():
+def test_vqa_accepts_configs_of_video_qa_and_keeps_its_name():
     choice = choose(ROOT / "configs/demo/vqa_clips.yaml", [], "vqa")
     assert choice.source.name == "vqa"
     assert choice.load()[1] is VideoQATask
@@ -87,7 +87,7 @@ def test_vqa_takes_configs_of_video_qa_and_keeps_its_name():
         (None, "./nowhere", ("--task", "./nowhere")),
     ],
 )
-def test_what_names_no_task_is_told_in_a_line(config, task, message, monkeypatch):
+def test_a_name_that_is_not_a_task_is_reported_in_one_line(config, task, message, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError) as error:
         choose(config, [], task)
@@ -95,14 +95,14 @@ def test_what_names_no_task_is_told_in_a_line(config, task, message, monkeypatch
     assert "\n" not in str(error.value)
 
 
-def test_a_config_that_cannot_be_read_is_told_and_not_that_it_says_no_task(tmp_path):
+def test_an_unreadable_config_is_not_reported_as_lacking_a_task(tmp_path):
     (tmp_path / "c.yaml").write_text("base: gone.yaml")
     with pytest.raises(UserError, match=r"base file .* does not exist"):
         choose(tmp_path / "c.yaml", [], None)
 
 
 @pytest.mark.slow
-def test_one_task_imports_no_other():
+def test_a_task_imports_no_other_task():
     code = (
         "import sys; from tasks.kinds import kind_of; from pathlib import Path; "
         "kind_of(Path('configs/demo/nlvr.yaml'), []); "
@@ -111,7 +111,7 @@ def test_one_task_imports_no_other():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_a_folder_is_a_task_of_its_name_with_the_config_beside_it(tmp_path):
+def test_a_folder_is_a_task_with_its_name_and_its_config(tmp_path):
     task = TASK.replace("pass", "words = WORDS").replace("\n\n\nclass", "\nfrom .words import WORDS\n\n\nclass", 1)
     folder = outside(tmp_path / "counting_apples", task, words="WORDS = 'one two'")
     choice = choose(None, [], str(folder))
@@ -122,14 +122,14 @@ def test_a_folder_is_a_task_of_its_name_with_the_config_beside_it(tmp_path):
     assert pickle.loads(pickle.dumps(kind.task)) is kind.task
 
 
-def test_a_config_beside_a_task_is_one_of_that_task(tmp_path):
+def test_a_config_next_to_a_task_belongs_to_that_task(tmp_path):
     folder = outside(tmp_path / "counting_pears")
     (folder / "config.yaml").write_text("task: nlvr")
     assert choose(folder / "config.yaml", [], None).source.name == "counting_pears"
     assert choose(folder / "config.yaml", [], "nlvr").source.name == "nlvr"
 
 
-def test_a_relative_folder_is_found_from_where_the_command_runs(tmp_path, monkeypatch):
+def test_a_relative_folder_is_found_from_the_working_directory(tmp_path, monkeypatch):
     folder = outside(tmp_path / "counting_plums")
     for place, text in (
         (tmp_path, "counting_plums"),
@@ -145,7 +145,7 @@ def test_a_relative_folder_is_found_from_where_the_command_runs(tmp_path, monkey
     ("text", "name"),
     [("orchard.counting", "counting"), ("orchard.counting.task", "counting"), ("orchard.single", "single")],
 )
-def test_a_module_is_a_task(tmp_path, monkeypatch, text, name):
+def test_a_module_can_be_a_task(tmp_path, monkeypatch, text, name):
     outside(tmp_path / "orchard" / "counting")
     (tmp_path / "orchard" / "single.py").write_text(TASK)
     (tmp_path / "orchard" / "__init__.py").write_text("")
@@ -156,7 +156,7 @@ def test_a_module_is_a_task(tmp_path, monkeypatch, text, name):
     assert source.load().task.__name__ == "CountingTask"
 
 
-def test_a_task_without_a_config_beside_it_needs_one(tmp_path):
+def test_a_task_without_its_own_config_needs_one(tmp_path):
     folder = outside(tmp_path / "counting_figs")
     (folder / "config.yaml").unlink()
     with pytest.raises(UserError, match=naming(f"--task {folder}", "config.yaml", "task.py", "--config FILE")):
@@ -184,7 +184,7 @@ def test_a_task_without_a_config_beside_it_needs_one(tmp_path):
         ("dataset", TASK, ("'dataset'",)),
     ],
 )
-def test_a_folder_that_is_no_task_is_told_in_a_line(tmp_path, name, task, message):
+def test_a_folder_that_is_not_a_task_is_reported_in_one_line(tmp_path, name, task, message):
     folder = outside(tmp_path / name, task or "")
     if task is None:
         (folder / "task.py").unlink()
@@ -195,19 +195,19 @@ def test_a_folder_that_is_no_task_is_told_in_a_line(tmp_path, name, task, messag
     assert "\n" not in str(error.value)
 
 
-def test_a_file_is_refused_with_its_folder_named(tmp_path):
+def test_a_file_is_rejected_and_its_folder_named(tmp_path):
     folder = outside(tmp_path / "counting_f")
     with pytest.raises(UserError, match=naming(f"--task {folder}/task.py", f"folder {folder}")):
         find_task(f"{folder}/task.py")
 
 
-def test_what_a_task_raises_keeps_its_traceback(tmp_path):
+def test_errors_raised_by_a_task_keep_their_traceback(tmp_path):
     folder = outside(tmp_path / "counting_g", "import nothing_of_this_name")
     with pytest.raises(ModuleNotFoundError, match="nothing_of_this_name"):
         find_task(str(folder)).load()
 
 
-def test_a_task_outside_refuses_a_config_of_a_task_of_the_table(tmp_path):
+def test_an_outside_task_rejects_a_config_of_a_built_in_task(tmp_path):
     own = TASK.replace(
         "TASK = TaskKind(NLVRConfig",
         "class CountingConfig(NLVRConfig):\n    task: str = 'counting'\n\n\nTASK = TaskKind(CountingConfig",

@@ -1,4 +1,4 @@
-"""Misspelled keys are reported before torch is imported, with the nearest keys of the whole config."""
+"""Misspelled keys are reported before torch is imported, with the nearest keys in the whole config."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_misplaced_or_misspelled_key_is_found_in_the_whole_config(name, neares
     assert nearest in nearest_keys(name, known_keys("retrieval"))
 
 
-def test_nothing_is_suggested_for_a_key_like_no_other():
+def test_nothing_is_suggested_for_a_key_unlike_any_other():
     assert nearest_keys("qqqq", known_keys("vqa")) == []
 
 

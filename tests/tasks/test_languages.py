@@ -1,4 +1,4 @@
-"""Runs in other languages: the text encoder is replaced, languages are measured apart, text pairs are trained on."""
+"""Runs in other languages: the text encoder is replaced, languages are measured separately, and text pairs are trained on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FUSION = "model.fusion={layers: 1, width: 16, heads: 2, intermediate: 32}"
 
 @pytest.fixture(scope="module")
 def pretrained(tiny_overrides, tmp_path_factory) -> Path:
-    """Weights of the demo's pre-training in small, in English."""
+    """Weights of a small version of the demo's pre-training, in English."""
     task = PretrainTask.build(load_config("configs/demo/pretrain.yaml", tiny_overrides, PretrainConfig))
     path = tmp_path_factory.mktemp("english") / "model.safetensors"
     save_file({name: value.clone() for name, value in task.model.state_dict().items()}, path)
@@ -37,7 +37,7 @@ def pretrained(tiny_overrides, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def overrides(scenes_folder, pretrained) -> list[str]:
-    """Of the demo in another language, in small: two languages are measured."""
+    """Overrides for a small version of the demo in another language, with two measured languages."""
     kept = ("model.vision", "model.text.dropout", "schedule.", "train.")
     splits = [
         f"evaluation.test.{name}={{annotations: {scenes_folder}/multilingual_test.jsonl, language: {language}}}"
@@ -84,14 +84,14 @@ def test_the_new_text_encoder_learns_faster_and_the_rest_as_before(overrides):
     assert task.model.text.projection is not None
 
 
-def test_a_run_without_the_word_that_the_encoder_is_new_is_one_line(overrides):
+def test_a_new_encoder_that_the_config_does_not_declare_is_reported_in_one_line(overrides):
     config = load_config(LANGUAGE, [*overrides, "init.new_text=false"], RetrievalConfig)
     with pytest.raises(UserError, match=r"shapes differ: .*init.new_text=true") as error:
         RetrievalTask.build(config)
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_language_that_no_record_has_is_one_line_with_the_key(overrides):
+def test_a_language_that_no_record_has_is_reported_with_the_key(overrides):
     config = load_config(LANGUAGE, [*overrides, "data.train.language=it"], RetrievalConfig)
     with pytest.raises(UserError, match=naming("data.train", "'it'", "en, de, fr, cs, zh, ja")):
         RetrievalTask.build(config)
@@ -105,7 +105,7 @@ def with_translations(tiny_overrides, tmp_path) -> list[str]:
     return [*tiny_overrides, f"data.translations={{files: [{path}], batch_size: 3, weight: 0.5}}"]
 
 
-def test_translations_are_trained_on_beside_the_images(with_translations):
+def test_translations_are_trained_on_alongside_the_images(with_translations):
     task = PretrainTask.build(load_config("configs/demo/pretrain.yaml", with_translations, PretrainConfig))
     batch = next(task.train_loader().batches(0, 1))
     terms, counts = task.model(batch), task.model.counts(batch)
@@ -120,7 +120,7 @@ def test_translations_are_trained_on_beside_the_images(with_translations):
     assert task.model.vision.backbone.blocks[0].mlp.fc1.weight.grad is None
 
 
-def test_padding_of_a_translation_changes_no_loss(with_translations):
+def test_padding_of_a_translation_does_not_change_the_losses(with_translations):
     task = PretrainTask.build(load_config("configs/demo/pretrain.yaml", with_translations, PretrainConfig))
     task.model.eval()
     whole = next(task.train_loader().batches(0, 1))
@@ -139,7 +139,7 @@ def test_padding_of_a_translation_changes_no_loss(with_translations):
     assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
-def test_translations_need_images_as_wide_as_texts_and_positions_enough(with_translations):
+def test_translations_need_equal_widths_and_enough_positions(with_translations):
     wide = [*with_translations, "model.vision.width=32", FUSION]
     with pytest.raises(
         UserError,
@@ -151,7 +151,7 @@ def test_translations_need_images_as_wide_as_texts_and_positions_enough(with_tra
         PretrainTask.build(load_config("configs/demo/pretrain.yaml", long, PretrainConfig))
 
 
-def test_entailment_is_learned_by_the_task_of_statements(scenes_folder, tmp_path):
+def test_entailment_is_trained_with_the_task_for_statements(scenes_folder, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "7.jpg")
     rows = [
         {"gold_label": label, "sentence2": f"a red star {n}", "Flikr30kID": "7"}

@@ -1,4 +1,4 @@
-"""What is measured of statements about two pictures."""
+"""Metrics of statements about two images."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataset.media.views import EvaluationView
 from tests.tasks.painted import SIZE, measured, task_of
 
 
-def test_the_left_picture_of_a_statement_is_classified_as_the_left_one(overrides, monkeypatch):
-    """A stand-in for the model says "true" where both pictures are alike, as in the one true pair of each sentence, and,
-    wrongly, where the left one has a yellow square."""
+def test_the_left_image_of_a_statement_is_passed_as_the_left_image(overrides, monkeypatch):
+    """A replacement for the model answers "true" if both images are equal, as in the one true pair of each sentence, and,
+    wrongly, if the left one has a yellow square."""
     task = task_of("nlvr", overrides)
     items = task.held_out.test["test"]
     view = EvaluationView(SIZE, 10**6)
@@ -32,7 +32,7 @@ def test_the_left_picture_of_a_statement_is_classified_as_the_left_one(overrides
     assert len(seen) == len(items)
     for item, pair in zip(items, seen, strict=True):
         assert torch.equal(pair, torch.stack([view(image) for image in item.images]))
-    # ImageFiles 9 … 11 are green, 12 … 15 yellow: of these four sets the false pair is taken for true.
+    # Images 9 to 11 are green, and 12 to 15 yellow. In these four sets, the false pair is classified as true.
     assert found["accuracy"].value == 1 - 4 / 14
     assert found["consistency"].value == 3 / 7
     assert (found["accuracy"].chance, found["consistency"].chance) == (0.5, 0.25)

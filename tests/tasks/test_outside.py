@@ -1,4 +1,4 @@
-"""A task in a folder outside the checkout, run from the command line: it trains and is evaluated.
+"""A task in a folder outside the checkout is trained and evaluated from the command line.
 
 The launcher starts the run on two ranks.
 """
@@ -59,7 +59,7 @@ class CountingBatches(NLVRBatches):
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """The task's folder, in one that also has packages named as ours."""
+    """The task's folder, inside a folder that also has packages with the names of ours."""
     folder = tmp_path / "elsewhere" / "counting"
     folder.mkdir(parents=True)
     (folder / "task.py").write_text(TASK)
@@ -78,7 +78,7 @@ def launch(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_folder_trains_and_is_evaluated(folder, overrides):
-    """From the folder around it, with worker processes; the last time on two ranks."""
+    """The commands run in the folder around it, with worker processes, the last time on two ranks."""
     cwd = folder.parent
     options = [
         *overrides("nlvr"),
@@ -103,7 +103,7 @@ def test_a_folder_trains_and_is_evaluated(folder, overrides):
     }
 
 
-def test_a_mistake_is_one_line_but_what_the_task_raises_has_a_traceback(folder):
+def test_mistakes_are_reported_in_one_line_and_errors_of_the_task_have_a_traceback(folder):
     status, told = run_alone(folder, ".", "--config", str(ROOT / "configs/demo/vqa.yaml"))
     assert status == 2
     assert told == OneLine(f"error: {ROOT}/configs/demo/vqa.yaml", "task vqa", "give vqa")

@@ -1,4 +1,4 @@
-"""docs/records.md: its records are read by the readers that it names. docs/own_data.md: its commands run as printed."""
+"""The records in docs/records.md are accepted by the readers named there, and the commands in docs/own_data.md run as printed."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ SMALL = [
     "model.text.arch={family: bert, width: 16, layers: 1, heads: 2, intermediate: 32, max_positions: 64}",
     *("model.fusion.layers=1", "data.workers=0", "train.steps=3", "train.checkpoint_every=3"),
 ]
-"""A model and a run of seconds."""
+"""A model and a run that take seconds."""
 BATCH = {"pretrain": ["data.images.batch_size=4", "data.regions.batch_size=4", "data.regions.max_images=2"]}
 
 
 @pytest.fixture
 def written(tmp_path):
-    """Files of the page's records, with the images that they name."""
+    """Files with the page's records, and the images that they name."""
     for number in (1, 2):
         (tmp_path / "images").mkdir(exist_ok=True)
         Image.new("RGB", (200, 150)).save(tmp_path / f"images/000{number}.jpg")
@@ -70,7 +70,7 @@ def test_every_record_of_the_page_is_read(written, tmp_path):
     (phrase,) = read_phrases(GroundingSplitConfig(annotations=written(1)), "k", 0.0)
     assert (phrase.text, list(phrase.boxes[0])) == ("dog", regions["elems"][0]["bb"])
     (phrase,) = read_phrases(GroundingSplitConfig(annotations=written(2)), "k", 0.0)
-    assert phrase.text == "a sheep", "phrases with several boxes or none are skipped"
+    assert phrase.text == "a sheep", "phrases with several boxes or without boxes are skipped"
     record = parse_region_record(RawRecord(new_regions, "a:1", tmp_path), ImageKeys(), "caption")
     assert not record.broken
     several, absent, one = record.elements
@@ -121,7 +121,7 @@ def regions_of(numbers: range) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_the_walk_of_the_page_runs_as_printed(newcomer, capsys):
+def test_the_walkthrough_of_the_page_runs_as_printed(newcomer, capsys):
     walked = []
     for command in COMMANDS:
         program, script, *arguments = shlex.split(command)

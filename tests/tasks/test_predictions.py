@@ -23,7 +23,7 @@ from tests.tasks.painted import ROOT, SIZE, measured, task_of
 
 @pytest.fixture(scope="module")
 def evaluated(overrides):
-    """A task and its evaluation, made once."""
+    """A task and its evaluation, computed once."""
     made: dict[str, Any] = {}
 
     def of(name: str) -> Any:
@@ -45,7 +45,7 @@ def texts(panel: Panel) -> list[str]:
     return [line.text for line in (*panel.above, *panel.lines)]
 
 
-def test_boxes_are_in_pixels_and_count_as_in_the_table(evaluated):
+def test_boxes_are_in_pixels_and_give_the_accuracy_in_the_table(evaluated):
     task, evaluation = evaluated("grounding")
     items = task.held_out.test["test"]
     assert [(each["phrase"], tuple(each["true"])) for each in evaluation.predictions] == [
@@ -58,7 +58,7 @@ def test_boxes_are_in_pixels_and_count_as_in_the_table(evaluated):
     assert (w > 0).all() and (h > 0).all() and (x + w / 2 <= SIZE).all() and (y + h / 2 <= SIZE).all()
 
 
-def test_a_panel_of_grounding_has_the_image_both_boxes_and_the_phrase(evaluated):
+def test_a_grounding_panel_has_the_image_both_boxes_and_the_phrase(evaluated):
     task, evaluation = evaluated("grounding")
     for panel, number in zip(panels(task, evaluation), task.shown(evaluation.predictions, 6), strict=True):
         item, prediction = task.held_out.test["test"][number], evaluation.predictions[number]
@@ -70,7 +70,7 @@ def test_a_panel_of_grounding_has_the_image_both_boxes_and_the_phrase(evaluated)
         assert line.right == (prediction["iou"] >= 0.5)
 
 
-def test_the_nearest_give_the_recalls_of_the_table(evaluated):
+def test_the_nearest_items_give_the_recalls_in_the_table(evaluated):
     task, evaluation = evaluated("retrieval")
     items = task.held_out.test["test"]
     asked = [each for each in evaluation.predictions if "text" in each]
@@ -107,7 +107,7 @@ def test_retrieval_shows_texts_with_images_and_images_with_texts(evaluated):
         assert len(panel.pictures) == 1 and len(panel.lines) == 4 and panel.beside
 
 
-def test_statements_have_what_is_predicted_and_true(evaluated):
+def test_statements_have_the_predicted_and_the_true_label(evaluated):
     task, evaluation = evaluated("nlvr")
     items = task.held_out.test["test"]
     first = evaluation.predictions[0]
@@ -140,7 +140,7 @@ def test_captions_keep_the_format_of_the_server(evaluated):
 
 @pytest.fixture
 def run(overrides, tmp_path):
-    """Runs grounding, and gives back its folder."""
+    """Runs grounding and returns its folder."""
 
     def start(*more: str) -> Path:
         options = [*overrides("grounding"), "train.steps=2", *more]
@@ -167,7 +167,7 @@ def test_a_run_shows_its_sheet_in_tensorboard(run):
     }
 
 
-def test_several_splits_have_a_sheet_each(run, data):
+def test_each_of_several_splits_has_a_sheet(run, data):
     folder = run(f"evaluation.test.other.annotations={data}/grounding_val.jsonl")
     names = {path.name for path in folder.glob("predictions*")}
     assert names == {f"predictions_{split}.{end}" for split in ("test", "other") for end in ("png", "json")}
@@ -176,14 +176,14 @@ def test_several_splits_have_a_sheet_each(run, data):
     assert set(report["mean of splits"]["IoU >= 0.5"]["split"].split(", ")) == {"test", "other"}
 
 
-def test_no_panels_is_no_sheet(run):
+def test_without_panels_there_is_no_sheet(run):
     folder = run("evaluation.panels=0")
     assert not (folder / "predictions.png").exists()
     assert shown(folder).Tags()["images"] == []
 
 
-def test_the_published_numbers_of_a_cell_stand_beside_the_measured_ones_and_an_unmeasured_split_is_told(run, data):
-    """The latter is no error: a config may replace the test splits of the one that it inherits from."""
+def test_the_published_results_of_a_cell_are_shown_and_unmeasured_splits_reported(run, data):
+    """An unmeasured split is not an error, because a config may replace the test splits of its base."""
     more = f"evaluation.test.testA.annotations={data}/grounding_val.jsonl"
     folder = run("evaluation.panels=0", more, "evaluation.published=4/base_4m/refcoco_plus")
     report = json.loads((folder / "evaluation.json").read_text())
@@ -194,7 +194,7 @@ def test_the_published_numbers_of_a_cell_stand_beside_the_measured_ones_and_an_u
     assert "published: 4/base_4m/refcoco_plus" in (folder / "config.yaml").read_text()
 
 
-def test_an_image_that_breaks_after_it_was_measured_is_left_out(overrides, tmp_path, caplog, monkeypatch):
+def test_an_image_that_breaks_after_the_evaluation_is_skipped(overrides, tmp_path, caplog, monkeypatch):
     task = task_of("grounding", overrides)
     with evaluating(task.model, "fp32"):
         evaluation = task.evaluate(task.held_out.test["test"])

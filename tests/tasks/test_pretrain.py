@@ -45,14 +45,14 @@ def losses(task, batch) -> dict[str, float]:
     return {name: (term.total / counts[name].clamp(min=1)).item() for name, term in terms.items()}
 
 
-def test_every_objective_of_every_stream_is_there(task, batch):
+def test_every_stream_has_all_its_losses(task, batch):
     found = losses(task, batch)
     streams = [f"{stream}/{name}" for stream in ("images", "regions") for name in ("contrastive", "matching", "mlm")]
     assert set(found) == {*streams, "regions/l1", "regions/giou"}
     assert all(value > 0 for value in found.values())
 
 
-def test_rows_that_do_not_count_change_no_loss(task, batch):
+def test_invalid_rows_do_not_change_the_losses(task, batch):
     """An invalid row with other pixels and another text gives the same losses."""
     images = batch.images
     valid = images.valid.clone()
@@ -68,7 +68,7 @@ def test_rows_that_do_not_count_change_no_loss(task, batch):
     assert first == pytest.approx(second, abs=1e-6)
 
 
-def test_an_empty_stream_is_zero_and_has_finite_gradients(task, batch):
+def test_an_empty_stream_has_zero_losses_and_finite_gradients(task, batch):
     regions = batch.regions
     nothing = torch.zeros_like(regions.valid)
     text = replace(regions.text, labels=torch.full_like(regions.text.labels, IGNORE))
@@ -90,7 +90,7 @@ def test_a_batch_of_one_pair_has_no_matching_loss_and_does_not_fail(task, batch)
     assert found["images/mlm"] > 0
 
 
-def test_whole_image_rows_alone_give_a_zero_box_loss(task, batch):
+def test_a_batch_of_whole_images_has_a_zero_box_loss(task, batch):
     regions = replace(batch.regions, is_image=torch.ones_like(batch.regions.is_image))
     found = losses(task, replace(batch, images=None, regions=regions))
     assert found["regions/l1"] == found["regions/giou"] == 0
@@ -105,7 +105,7 @@ def test_without_regions_the_box_head_is_not_trained(tiny_overrides):
     assert all(parameter.grad is not None for parameter in task.model.parameters() if parameter.requires_grad)
 
 
-def test_texts_alone_are_refused(tiny_overrides):
+def test_a_text_stream_alone_is_rejected(tiny_overrides):
     overrides = ["data.images=null", "data.regions=null", "data.texts={files: [a.jsonl], batch_size: 2}"]
     with pytest.raises(UserError, match="texts alone align nothing"):
         load_config(DEMO, [*tiny_overrides, *overrides], PretrainConfig)
@@ -127,7 +127,7 @@ def evaluator(task) -> PretrainEvaluator:
     return task.evaluator()
 
 
-def test_metrics_are_shares_with_their_chance(evaluator):
+def test_metrics_are_shares_with_chance_levels(evaluator):
     with evaluating(evaluator.model, "fp32"):
         evaluation = evaluator.evaluate()
     shares = [metric for metric in evaluation.metrics if metric.unit == "share"]
@@ -138,7 +138,7 @@ def test_metrics_are_shares_with_their_chance(evaluator):
 
 
 @pytest.mark.parametrize(("shift", "right"), [(0, 1.0), (1, 0.0)])
-def test_a_masked_word_is_right_where_its_own_token_is_the_likeliest(evaluator, monkeypatch, shift, right):
+def test_a_masked_word_is_correct_if_its_token_is_the_likeliest(evaluator, monkeypatch, shift, right):
     labels = []
 
     def noted(text):
@@ -156,7 +156,7 @@ def test_a_masked_word_is_right_where_its_own_token_is_the_likeliest(evaluator, 
     assert metrics["masked word"] == right
 
 
-def test_the_score_of_re_ranked_pairs_is_that_of_the_config(evaluator, monkeypatch):
+def test_re_ranked_pairs_use_the_configured_score(evaluator, monkeypatch):
     scores = []
     search = pretrain_evaluation.TwoStageRetrieval
 
@@ -188,8 +188,8 @@ def test_predictions_of_pre_training_are_boxes_and_ranks(evaluator, scenes_folde
     assert np.mean(np.array(ious) >= 0.5) == pytest.approx(evaluation["object box, IoU >= 0.5"].value)
 
 
-def test_long_captions_are_ranked_by_themselves(evaluator, monkeypatch):
-    """As the captions of records that have no others."""
+def test_long_captions_are_ranked_separately(evaluator, monkeypatch):
+    """They get the same ranks as the captions of records that have no other captions."""
     records = [
         replace(record, long_captions=[f"{record.captions[0]} left of a small red star"] if place % 2 else [])
         for place, record in enumerate(evaluator.records)
@@ -208,7 +208,7 @@ def test_long_captions_are_ranked_by_themselves(evaluator, monkeypatch):
     assert not [name for name in alone if "long" in name]
 
 
-def test_the_sheet_of_pre_training_has_images_from_all_over_the_records(evaluator, tmp_path, monkeypatch):
+def test_the_sheet_of_pre_training_has_images_spread_over_the_records(evaluator, tmp_path, monkeypatch):
     with evaluating(evaluator.model, "fp32"):
         evaluator.evaluate()
     panels: list[Any] = []
@@ -218,7 +218,7 @@ def test_the_sheet_of_pre_training_has_images_from_all_over_the_records(evaluato
     first, last = (evaluator.with_boxes[place] for place in (0, -1))
     for panel, record in zip(panels, (first, last), strict=True):
         (picture,) = panel.pictures
-        assert picture.pixels.shape == (320, 320, 3), "the file's 32 pixels, each ten times"
+        assert picture.pixels.shape == (320, 320, 3), "the 32 pixels of the file, each repeated ten times"
         assert torch.equal(torch.from_numpy(picture.pixels[::10, ::10].copy()).permute(2, 0, 1), record.pixels)
         assert [line.text.split(" · ")[1] for line in panel.lines[: len(record.elements)]] == [
             element.caption for element in record.elements
@@ -260,7 +260,7 @@ def test_after_the_last_matching_step_the_losses_keep_their_names(tiny_overrides
 
 
 @pytest.mark.parametrize("pooling", ["mean", "tokens"])
-def test_held_out_videos_are_found_beside_pictures_or_alone(tiny_overrides, tmp_path, pooling):
+def test_held_out_videos_are_found_with_or_without_images(tiny_overrides, tmp_path, pooling):
     held_out = f"evaluation.video_files=[{tmp_path}/videos.jsonl]"
     given = (held_out, f"model.vision.video.pooling={pooling}")
     task = PretrainTask.build(with_videos(tiny_overrides, tmp_path, *given))
@@ -276,7 +276,7 @@ def test_held_out_videos_are_found_beside_pictures_or_alone(tiny_overrides, tmp_
     assert not [name for name in videos.values() if "image" in name or name == "records"]
 
 
-def test_held_out_videos_need_a_stream_that_says_how_they_are_read(tiny_overrides, tmp_path):
+def test_held_out_videos_need_a_stream_that_configures_their_reading(tiny_overrides, tmp_path):
     with_videos(tiny_overrides, tmp_path)
     held_out = f"evaluation.video_files=[{tmp_path}/videos.jsonl]"
     with pytest.raises(UserError, match=naming("evaluation.video_files", "data.videos")):
@@ -285,13 +285,13 @@ def test_held_out_videos_need_a_stream_that_says_how_they_are_read(tiny_override
         load_config(DEMO, [*tiny_overrides, "evaluation.files=[]"], PretrainConfig)
 
 
-def test_videos_and_their_frames_are_configured_together(tiny_overrides, tmp_path):
+def test_a_video_stream_and_the_number_of_frames_need_each_other(tiny_overrides, tmp_path):
     for missing in ("model.vision.video=null", "data.videos=null"):
         with pytest.raises(UserError, match=r"data.videos and model.vision.video belong together"):
             with_videos(tiny_overrides, tmp_path, missing)
 
 
-def test_hard_negatives_without_a_loss_that_uses_them_are_refused(tiny_overrides):
+def test_hard_negatives_without_a_loss_that_uses_them_are_rejected(tiny_overrides):
     no_alignment = ["loss.contrastive=0", "loss.matching=0"]
     with pytest.raises(ConfigError, match=r"data.images.hard_negatives belong to .* whose weights are 0; set"):
         load_config(
@@ -301,7 +301,7 @@ def test_hard_negatives_without_a_loss_that_uses_them_are_refused(tiny_overrides
         )
 
 
-def test_a_run_says_how_many_texts_have_hard_negatives(tiny_overrides, caplog):
+def test_a_run_logs_how_many_texts_have_hard_negatives(tiny_overrides, caplog):
     with caplog.at_level(logging.INFO):
         PretrainTask.build(
             load_config(
@@ -321,7 +321,7 @@ def test_a_run_says_how_many_texts_have_hard_negatives(tiny_overrides, caplog):
 
 
 def test_hard_negatives_join_the_contrastive_and_the_matching_loss(tiny_overrides, scenes_folder):
-    """One more text is compared with each image, and the losses count the same number of pairs."""
+    """Each image is compared with one more text, and the losses count the same number of pairs."""
     pairs = f"data.images.files=[{scenes_folder}/train.jsonl, {scenes_folder}/pairs_train.jsonl]"
     more = [
         pairs,

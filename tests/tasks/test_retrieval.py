@@ -1,4 +1,4 @@
-"""What is measured of retrieval: both stages against every pair scored by itself, and chance."""
+"""Retrieval metrics: both stages are compared with scoring every pair separately, and with chance."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from utils.config import load_config
 
 @pytest.fixture(scope="module")
 def retrieval(overrides) -> RetrievalTask:
-    """A model whose scores are far enough apart that the order of sums does not matter."""
+    """A model whose scores are so far apart that the order of summation does not matter."""
     task = RetrievalTask.build(
         load_config(ROOT / "configs/demo/retrieval.yaml", overrides("retrieval"), RetrievalConfig)
     )
@@ -36,7 +36,7 @@ def retrieval(overrides) -> RetrievalTask:
 
 @pytest.fixture(scope="module")
 def items(retrieval) -> CaptionedImages:
-    """All 7 images of the test split; 13 captions."""
+    """All 7 images of the test split, with 13 captions."""
     return retrieval.held_out.test["test"]
 
 
@@ -53,7 +53,7 @@ def evaluated(
 
 @pytest.fixture(scope="module")
 def every_pair(every_score) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and matching logits (I, T), each image and each caption by itself."""
+    """Cosines and matching logits (I, T), with each image and each caption processed separately."""
     cosines, logits = every_score
     return cosines, logits[..., 1]
 
@@ -74,12 +74,13 @@ def every_score(retrieval, items) -> tuple[np.ndarray, np.ndarray]:
             cls = model.fusion.cls(text, model.fusion.project_concepts(concepts))
             logits[i, t] = model.matching_head(cls)[0]
     for scores in (cosines, logits[..., 1]):
-        assert np.diff(np.sort(scores.ravel())).min() > 1e-6, "ties would make this test random"
+        assert np.diff(np.sort(scores.ravel())).min() > 1e-6, "with ties, this test would be random"
     return cosines, logits
 
 
 def recalls_of(cosines: np.ndarray, logits: np.ndarray, owner: np.ndarray, candidates: int) -> dict[str, float]:
-    """Recalls after re-ranking, pair by pair: of each query's best by cosine, those with the best logits come first."""
+    """Recalls after re-ranking, computed pair by pair: of each query's best candidates by cosine, the ones with the best logits
+    are first."""
     found: dict[str, float] = {}
     for way, near, exact, is_true in (
         ("image to text", cosines, logits, lambda image, text: owner[text] == image),
@@ -99,13 +100,13 @@ def recalls_of(cosines: np.ndarray, logits: np.ndarray, owner: np.ndarray, candi
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 @pytest.mark.parametrize("candidates", [1, 3, 6, 100])
-def test_recalls_are_those_of_every_pair_scored_by_itself(retrieval, items, every_pair, candidates, batch_size):
+def test_recalls_equal_scoring_every_pair_separately(retrieval, items, every_pair, candidates, batch_size):
     cosines, logits = every_pair
     with evaluating(retrieval.model, "fp32"):
         found = evaluated(retrieval, items, candidates, batch_size)
     for name, value in recalls_of(cosines, logits, items.image_of_caption, candidates).items():
         assert found[name].value == pytest.approx(value), name
-    # By cosine alone, candidates are all that there are up to the tenth, however few are re-ranked.
+    # With cosines only, there are at least ten candidates if the split has them, even if fewer are re-ranked.
     for name, value in recalls_of(cosines, cosines, items.image_of_caption, 100).items():
         assert found[f"{name} (cosine)"].value == pytest.approx(value), name
 
@@ -122,8 +123,8 @@ def test_the_sum_adds_the_cosine_over_the_temperature_to_the_matching_margin(ret
         assert found[name].value == pytest.approx(value), name
 
 
-def test_in_half_precision_the_first_stage_still_compares_cosines_in_full(retrieval, items):
-    """Rounded to bfloat16, cosines near 1 are steps of 1/256 and candidates a matter of chance."""
+def test_in_half_precision_the_first_stage_compares_cosines_in_full_precision(retrieval, items):
+    """In bfloat16, cosines near 1 are rounded to multiples of 1/256, and candidates would be a matter of chance."""
     ours = two_stage.TwoStageRetrieval(retrieval.model, retrieval.text, candidates=3, batch_size=3)
     steps = 1 - torch.arange(13) / 2000
     keys = torch.stack([steps, (1 - steps**2).sqrt()], dim=1)
@@ -136,7 +137,7 @@ def test_in_half_precision_the_first_stage_still_compares_cosines_in_full(retrie
 
 
 def test_re_ranking_matters_in_this_test(every_pair, items):
-    """Else it would pass without the fusion encoder, or without the candidates."""
+    """Otherwise this test would pass without the fusion encoder or without the candidates."""
     cosines, logits = every_pair
     tables = [recalls_of(cosines, logits, items.image_of_caption, k) for k in (1, 3, 6, 100)]
     tables.append(recalls_of(cosines, cosines, items.image_of_caption, 100))
@@ -144,7 +145,7 @@ def test_re_ranking_matters_in_this_test(every_pair, items):
 
 
 @pytest.mark.parametrize("candidates", [1, 3, 6, 100])
-def test_a_pair_that_is_wanted_both_ways_is_scored_once(retrieval, items, every_pair, candidates, monkeypatch):
+def test_a_pair_needed_in_both_directions_is_scored_once(retrieval, items, every_pair, candidates, monkeypatch):
     cosines, _ = every_pair
     scored: list[int] = []
     encoded: list[int] = []
@@ -164,11 +165,11 @@ def test_a_pair_that_is_wanted_both_ways_is_scored_once(retrieval, items, every_
     by_text = {(int(i), t) for t, row in enumerate(cosines.T) for i in np.argsort(-row)[:candidates]}
     assert by_image & by_text
     assert scored == [sum(1 for pair in by_image | by_text if pair[0] == image) for image in range(7)]
-    assert encoded == [3, 3, 1], "each image once"
+    assert encoded == [3, 3, 1], "each image must be encoded once"
 
 
-def test_chance_is_the_recall_of_a_random_order():
-    """Oracle: 20000 random orders of 13 captions of five images; three standard errors are below 0.011."""
+def test_the_chance_level_is_the_recall_of_a_random_order():
+    """Compares with 20,000 random orders of 13 captions of five images. Three standard errors are below 0.011."""
     owner = np.repeat(np.arange(5), [1, 2, 3, 1, 6])
     rng = np.random.default_rng(0)
     hits = np.zeros((2, 3))
@@ -186,7 +187,7 @@ def test_chance_is_the_recall_of_a_random_order():
     assert found["mean recall"] == pytest.approx(hits.mean() / trials, abs=0.011)
 
 
-def test_chance_has_the_names_of_the_measures_and_reaches_one_with_few_captions():
+def test_chance_levels_have_the_names_of_the_metrics_and_reach_one_with_few_captions():
     found = chance_recalls(np.array([1, 1, 2]), 4)
     assert found["image to text R@1"] == pytest.approx((1 / 4 + 1 / 4 + 2 / 4) / 3)
     assert found["text to image R@1"] == pytest.approx(1 / 3)

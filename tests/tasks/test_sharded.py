@@ -1,4 +1,4 @@
-"""Fine-tuning with FSDP2: validations and the evaluation hold the whole model."""
+"""Fine-tuning with FSDP2: validations and the evaluation use the whole model."""
 
 from __future__ import annotations
 

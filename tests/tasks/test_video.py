@@ -1,4 +1,4 @@
-"""Runs on videos: text-to-video retrieval and video question answering, and what the order of frames is worth to a model."""
+"""Runs on videos: text-to-video retrieval, video question answering, and the value of the order of frames."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CLIPS = 6
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> Path:
-    """Clips of four frames, a text and two questions each."""
+    """Clips of four frames, each with a text and two questions."""
     folder = tmp_path_factory.mktemp("clips")
     pairs, asked = [], []
     for clip in range(CLIPS):
@@ -99,7 +99,7 @@ def video_qa(clips: Path, scenes_folder: Path, *more: str) -> VideoQAConfig:
 
 
 def stir(task) -> None:
-    """Weights of a size at which outputs differ."""
+    """Sets weights that are large enough for outputs to differ."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in task.model.parameters():
@@ -129,7 +129,7 @@ def test_retrieval_on_videos_trains_every_parameter_and_measures_both_ways(clips
 
 
 def test_questions_about_a_video_share_its_frames(clips, scenes_folder):
-    """Two questions each about three clips."""
+    """There are two questions about each of three clips."""
     task = VideoQATask.build(video_qa(clips, scenes_folder, "data.questions_per_example=2"))
     batch = next(task.train_loader().batches(0, 1))
     assert batch.pixels.shape[:2] == (3, 3) and len(batch.text.ids) == 6
@@ -144,7 +144,7 @@ def test_questions_about_a_video_share_its_frames(clips, scenes_folder):
 
 
 @pytest.mark.parametrize(("pooling", "differs"), [("mean", False), ("tokens", True)])
-def test_the_order_of_frames_matters_to_tokens_alone(clips, scenes_folder, monkeypatch, pooling, differs):
+def test_the_order_of_frames_only_matters_with_tokens(clips, scenes_folder, monkeypatch, pooling, differs):
     given = [f"model.vision.video.pooling={pooling}", "model.vision.drop_path=0", "model.text.dropout=0"]
     scores = []
     real = two_stage.score_pairs
@@ -201,14 +201,14 @@ def test_a_video_is_read_and_encoded_once_for_its_questions(clips, scenes_folder
     assert measured(alone).predictions == together
 
 
-def test_a_config_says_whether_it_asks_about_images_or_videos():
+def test_a_config_states_whether_questions_are_about_images_or_videos():
     assert peek(ROOT / "configs/vqa/msvd_qa_base.yaml", [], "task") == "video_qa"
     assert peek(ROOT / "configs/vqa/vqa2_base_4m.yaml", [], "task") == "vqa"
     assert peek(ROOT / "configs/vqa/vqa2_base_4m.yaml", ["task=video_qa"], "task") == "video_qa"
     assert peek(ROOT / "none.yaml", [], "task") is None
 
 
-def test_frame_lists_run_without_a_decoder_and_a_video_file_is_refused_before_training(
+def test_without_a_decoder_frame_lists_work_and_a_video_file_is_rejected_before_training(
     clips, scenes_folder, monkeypatch
 ):
     without_decoders(monkeypatch)
@@ -225,14 +225,14 @@ def test_frame_lists_run_without_a_decoder_and_a_video_file_is_refused_before_tr
         assert "\n" not in str(caught.value)
 
 
-def test_questions_about_images_are_told_from_those_about_videos(clips, scenes_folder, tmp_path):
+def test_questions_about_images_and_about_videos_are_distinguished(clips, scenes_folder, tmp_path):
     (tmp_path / "v2.json").write_text(json.dumps({"questions": [{"image_id": 1, "question": "what?"}]}))
     for file in (f"{scenes_folder}/vqa_train.jsonl", f"{tmp_path}/v2.json"):
         with pytest.raises(UserError, match=naming("data.train", "images", "videos")):
             VideoQATask.build(video_qa(clips, scenes_folder, f"data.train.questions={file}"))
 
 
-def test_mistakes_are_one_line_before_training(clips, scenes_folder):
+def test_mistakes_are_reported_in_one_line_before_training(clips, scenes_folder):
     with pytest.raises(UserError, match=naming("data.train", "model.vision.video.frames")):
         RetrievalTask.build(retrieval(clips, scenes_folder, "model.vision.video=null"))
     with pytest.raises(UserError, match=r"evaluation.answers: .* lists 3 answers; set model.classes=3, not 4"):
@@ -252,7 +252,7 @@ def test_mistakes_are_one_line_before_training(clips, scenes_folder):
 
 
 def test_videos_are_drawn_as_strips_of_their_frames(clips, scenes_folder):
-    """Side by side where one is asked about or with, below each other where it is retrieved."""
+    """The frames are side by side in questions and in queries, and stacked in retrieved videos."""
     asked = VideoQATask.build(video_qa(clips, scenes_folder))
     found = RetrievalTask.build(retrieval(clips, scenes_folder))
     for task, number, wide in ((asked, 0, True), (found, 0, False), (found, CLIPS, True)):

@@ -1,4 +1,4 @@
-"""Question answering as a task: what is measured, what is written for the evaluation server, which rates the decoder has."""
+"""Question answering as a task: its metrics, the files for the evaluation server, and the learning rates of the decoder."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def task(overrides) -> VQATask:
 
 
 def stir(task: VQATask) -> None:
-    """Weights of a size at which outputs differ."""
+    """Sets weights that are large enough for outputs to differ."""
     with torch.no_grad():
         for parameter in task.model.parameters():
             if parameter.dim() > 1:
@@ -63,7 +63,7 @@ def predicting(task: VQATask, answers: list[str], monkeypatch) -> None:
     monkeypatch.setattr(task, "_predict", lambda items: answers[: len(items)])
 
 
-def test_right_answers_measure_one_and_chance_is_a_random_candidate(task, monkeypatch):
+def test_right_answers_score_one_and_chance_is_a_random_candidate(task, monkeypatch):
     items = task.held_out.test["test"]
     predicting(task, [item.answers[0] for item in items], monkeypatch)
     found = task.evaluate(items)
@@ -77,7 +77,7 @@ def test_right_answers_measure_one_and_chance_is_a_random_candidate(task, monkey
     )
 
 
-def test_the_image_blind_baseline_answers_each_wording_as_training_most_often_does(task, monkeypatch):
+def test_the_image_blind_baseline_gives_the_most_frequent_answer_to_each_wording(task, monkeypatch):
     items = list(task.held_out.test["test"])
     predicting(task, ["yes"] * len(items), monkeypatch)
     found = task.evaluate(task.held_out.test["test"])
@@ -94,7 +94,7 @@ def test_the_image_blind_baseline_answers_each_wording_as_training_most_often_do
     assert IMAGE_BLIND in found.table()
 
 
-def test_a_wording_or_a_type_that_training_lacks_gets_the_most_frequent_answer_left():
+def test_unknown_wordings_and_types_get_the_most_frequent_answer_of_a_larger_group():
     def asked(text: str, answer: str, kind: str) -> Question:
         return Question(0, text, ImageSource("a.jsonl:1", path=Path("a.png")), (answer,), kind)
 
@@ -105,7 +105,7 @@ def test_a_wording_or_a_type_that_training_lacks_gets_the_most_frequent_answer_l
     assert [blind.answer(question) for question in held_out] == ["no", "yes", "2"]
 
 
-def test_a_model_that_is_not_above_the_image_blind_baseline_is_warned_of():
+def test_a_model_not_above_the_image_blind_baseline_causes_a_warning():
     values = {"questions": 800, "accuracy": 0.7, IMAGE_BLIND: 0.5}
     values |= {"yes/no: accuracy": 0.52, f"yes/no: {IMAGE_BLIND}": 0.51, "yes/no questions": 400}
     (sentence,) = not_beaten(values)
@@ -114,13 +114,13 @@ def test_a_model_that_is_not_above_the_image_blind_baseline_is_warned_of():
     assert not not_beaten({"accuracy": 0.1, "questions": 5})
 
 
-def test_chance_counts_what_each_candidate_would_score():
+def test_the_chance_level_averages_the_score_of_each_candidate():
     answers = [["red"] * 10, ["red"] * 5 + ["blue"] * 5, ["x"] * 10]
     np.testing.assert_allclose(chance_accuracy(["red", "blue", "green", "pink"], answers), [1 / 4, 2 / 4, 0])
 
 
-def test_a_split_with_few_answers_is_measured_by_exact_match_and_says_so(task, monkeypatch):
-    """By VQA v2's rule nothing could be right: it asks for three annotators beside the one that is left out."""
+def test_a_split_with_few_answers_is_scored_by_exact_match_with_a_message(task, monkeypatch):
+    """By VQA v2's rule nothing could be correct, because it requires three annotators in addition to the one that is left out."""
     items = [replace(item, answers=item.answers[:1]) for item in task.held_out.test["test"]]
     predicting(task, [items[0].answers[0]] * len(items), monkeypatch)
     found = task.evaluate(items)
@@ -133,7 +133,7 @@ def test_a_split_with_few_answers_is_measured_by_exact_match_and_says_so(task, m
     assert whole["accuracy"].as_json()["rule"] == "soft accuracy of VQA v2"
 
 
-def test_a_split_without_answers_is_answered_for_the_server_and_not_measured(overrides, scenes_folder, tmp_path):
+def test_a_split_without_answers_is_only_answered_for_the_server(overrides, scenes_folder, tmp_path):
     rows = [json.loads(line) for line in (scenes_folder / "vqa_test.jsonl").read_text().splitlines()]
     unanswered = tmp_path / "unanswered.jsonl"
     unanswered.write_text(
@@ -151,11 +151,13 @@ def test_a_split_without_answers_is_answered_for_the_server_and_not_measured(ove
     assert [row["question_id"] for row in written] == [row["question_id"] for row in rows]
     assert {row["answer"] for row in written} <= set(task.candidates)
     assert all(row.keys() == {"question_id", "answer"} for row in written)
-    assert written == json.loads((tmp_path / "predictions_test.json").read_text()), "the same questions and weights"
+    assert written == json.loads((tmp_path / "predictions_test.json").read_text()), (
+        "with the same questions and weights"
+    )
 
 
 @pytest.mark.parametrize("fresh", [True, False])
-def test_the_decoder_counts_as_fresh_if_so_configured(overrides, scenes_folder, tmp_path, task, fresh):
+def test_the_decoder_counts_as_newly_initialised_if_configured(overrides, scenes_folder, tmp_path, task, fresh):
     state = dict(task.model.state_dict())
     save_file(state, tmp_path / "model.safetensors")
     more = [f"init.checkpoint={tmp_path}/model.safetensors", f"optim.fresh_decoder={str(fresh).lower()}"]
@@ -164,7 +166,7 @@ def test_the_decoder_counts_as_fresh_if_so_configured(overrides, scenes_folder, 
     assert found == (decoder if fresh else set())
 
 
-def test_a_picture_is_encoded_once_for_neighbouring_questions_about_it(overrides, monkeypatch):
+def test_an_image_is_encoded_once_for_consecutive_questions_about_it(overrides, monkeypatch):
     task = VQATask.build(config_of(overrides, "evaluation.batch_size=10"))
     stir(task)
     items, seen, states = task.held_out.test["test"][:20], [], []
@@ -184,13 +186,13 @@ def test_a_picture_is_encoded_once_for_neighbouring_questions_about_it(overrides
     assert not torch.allclose(shared[0], shared[8], atol=1e-2) or shared[0].shape != shared[8].shape
 
 
-def test_a_picture_that_comes_again_later_is_another():
+def test_an_image_that_is_repeated_later_is_encoded_again():
     pictures = [torch.zeros(3, 2, 2), torch.zeros(3, 2, 2), torch.ones(3, 2, 2), torch.zeros(3, 2, 2)]
     assert number_of_image(pictures).tolist() == [0, 0, 1, 2]
 
 
-def test_the_ranking_and_the_number_of_candidates_decide_on_the_answers(overrides):
-    """Of the same weights: of one candidate the likeliest beginning decides, and "released" counts that beginning twice."""
+def test_the_ranking_and_the_number_of_candidates_affect_the_answers(overrides):
+    """With the same weights: with one candidate, the likeliest first token decides, and "released" counts that token twice."""
     answers = {}
     for ranking, candidates in (("likelihood", 20), ("likelihood", 1), ("released", 20), ("released", 1)):
         task = VQATask.build(
@@ -204,7 +206,7 @@ def test_the_ranking_and_the_number_of_candidates_decide_on_the_answers(override
     assert answers["likelihood", 20] != answers["released", 20]
 
 
-def test_what_cannot_be_is_told_before_training(overrides, tmp_path):
+def test_impossible_settings_are_reported_before_training(overrides, tmp_path):
     with pytest.raises(UserError, match=naming("data.max_answer_tokens", "200", "64")):
         VQATask.build(config_of(overrides, "data.max_answer_tokens=200"))
     with pytest.raises(UserError, match=naming("evaluation.beam.max_length", "201", "64")):
@@ -220,7 +222,7 @@ def test_what_cannot_be_is_told_before_training(overrides, tmp_path):
         VQATask.build(config_of(overrides, f"evaluation.answers={tmp_path}/bare.json"))
 
 
-def test_a_candidate_list_is_made_of_the_training_answers(overrides, scenes_folder, tmp_path, monkeypatch, capsys):
+def test_a_candidate_list_is_built_from_the_training_answers(overrides, scenes_folder, tmp_path, monkeypatch, capsys):
     out = tmp_path / "lists" / "answers.json"
     config = ["--config", str(ROOT / "configs/demo/vqa.yaml"), *overrides, f"evaluation.answers={out}"]
     assert call(answer_list, ["--at-least", "1", *config], "python -m tasks.answer_list") == 0

@@ -1,4 +1,4 @@
-"""A GPU that is pretended: torch's functions check their device as torch does, steps run on the CPU, memory is counted here."""
+"""A simulated GPU: torch's functions check their device as in torch, steps run on the CPU, and memory is counted here."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tools.steps import real as real_steps
 from tools.steps.fake import trainer_of
 
 TOTAL, CONTEXT, ROW = 80_000, 500, 10
-"""Bytes of the GPU, those that are taken by CUDA at once, and those that a step takes for each row of a micro-batch."""
+"""Bytes of the GPU, bytes that CUDA takes at once, and bytes that a step takes per row of a micro-batch."""
 
 
 class FakeGPU:
-    """Freed blocks stay reserved until the cache is emptied, and the peak starts from what is reserved."""
+    """Freed blocks stay reserved until the cache is emptied, and the peak starts from the reserved bytes."""
 
     def __init__(self) -> None:
         self.live = self.reserved = self.peak = 0
@@ -28,7 +28,8 @@ class FakeGPU:
         self.tuning: list[int] = []
 
     def step(self, rows: int) -> None:
-        """What a step on a micro-batch takes, and for the first ones also what ``tuning`` says; freed with this frame."""
+        """Allocates the memory of a step on a micro-batch, and for the first steps also the memory given by ``tuning``. It is
+        freed with this frame."""
         self.rows.append(rows)
         size = ROW * rows + (self.tuning.pop(0) if self.tuning else 0)
         activations = torch.empty(1)
@@ -49,12 +50,12 @@ class FakeGPU:
         self.peak = self.reserved
 
     def set_fraction(self, fraction: float, device: torch.device) -> None:
-        torch.cuda._utils._get_device_index(device)  # refuses a device without an index
+        torch.cuda._utils._get_device_index(device)  # a device without an index is rejected
         assert isinstance(fraction, float) and 0 <= fraction <= 1
         self.cap = fraction * TOTAL
 
     def install(self, monkeypatch: pytest.MonkeyPatch, rows_of: Callable[[Any], int]) -> None:
-        """Let planning find this GPU; ``rows_of`` a micro-batch."""
+        """Makes planning use this GPU; ``rows_of`` returns the rows of a micro-batch."""
         for name, function in {
             "current_device": lambda: 0,
             "empty_cache": self.empty_cache,

@@ -1,4 +1,4 @@
-"""Folders of runs written by hand, and their page."""
+"""Hand-written run folders, and their report pages."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ START = (
     LoadedWeights(sources="62 of vision from old.safetensors; none from random numbers"),
     BuiltModel(parameters=1_900_000),
 )
-"""What a process writes first if it does not resume."""
+"""The first lines of a process that does not resume."""
 
 
 def event_lines(*events: Event, time: str = "2026-01-02T03:04:05") -> str:
-    """Lines of ``events.jsonl``, all with the same time, which is local."""
+    """Lines of ``events.jsonl``, all with the same local time."""
     handler, lines = EventLines(), ""
     for event in events:
         record = logging.LogRecord("a.b", logging.INFO, "", 0, event, None, None)
@@ -46,7 +46,7 @@ def config_text(task: str, settings: list[str]) -> str:
 
 @pytest.fixture(name="make")
 def make_run(tmp_path, overrides):  # noqa: F811
-    """Writes the folder of a grounding run of ten steps by hand, with what a test asks for."""
+    """Writes the folder of a grounding run of ten steps by hand, with the contents requested by a test."""
 
     def write(
         name: str = "run",
@@ -89,7 +89,7 @@ def make_run(tmp_path, overrides):  # noqa: F811
 
 
 def boxes(count: int = 7, right: tuple[int, ...] = (0, 1)) -> list[dict]:
-    """Predictions of the test split of grounding."""
+    """Predictions on the test split of grounding."""
     found = []
     for number, row in zip(range(count), rows_of("grounding", range(9, 9 + count)), strict=True):
         elem = row["elems"][0]
@@ -109,7 +109,7 @@ def report(tmp_path: Path, *folders: Path, flags: tuple[str, ...] = ()) -> str:
 
 
 def charts_of(text: str) -> dict[str, dict[str, Any]]:
-    """The Vega-Lite specifications on a page by title; of those with the same title, the first."""
+    """The Vega-Lite specifications on a page by title. If several have the same title, the first is used."""
     found: dict[str, dict[str, Any]] = {}
     head = r'<figure class="chart"><figcaption>(.*?)\s*(?:<span.*?)?</figcaption>'
     for title, spec in re.findall(head + r'.*?<script type="application/json">(.*?)</script>', text, re.S):
@@ -118,7 +118,7 @@ def charts_of(text: str) -> dict[str, dict[str, Any]]:
 
 
 def points_of(spec: dict[str, Any], table: str = "lines", line: int = 0) -> list[tuple[float, ...]]:
-    """The points of a line of a chart."""
+    """The points of a line in a chart."""
     return [tuple(row[1:]) for row in spec["datasets"][table]["rows"] if row[0] == line]
 
 
@@ -128,6 +128,6 @@ def section(text: str, title: str) -> str:
 
 
 def rows_with(text: str, words: str) -> list[str]:
-    """The rows of tables that hold some words, without markup."""
+    """The rows of tables that contain some words, without markup."""
     rows = re.findall(r"<tr.*?</tr>", text, re.S)
     return [" ".join(re.sub(r"<[^>]+>", " ", row).split()) for row in rows if words in row]

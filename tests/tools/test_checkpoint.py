@@ -1,4 +1,5 @@
-"""``run.py checkpoint``: what a weight file is, its other form bit for bit, how two differ; hostile files are one line."""
+"""``run.py checkpoint`` describes weight files, converts them bit for bit, and compares two of them. Malicious files are reported
+in one line."""
 
 from __future__ import annotations
 
@@ -57,7 +58,7 @@ def run(capsys, *argv: object) -> tuple[int, str, str]:
     return status, said.out, said.err
 
 
-def told(capsys, *argv: object) -> str:
+def error_of(capsys, *argv: object) -> str:
     status, out, err = run(capsys, *argv)
     assert (status, out) == (2, "")
     assert err.count("\n") == 1 and err.startswith("error: ")
@@ -66,7 +67,7 @@ def told(capsys, *argv: object) -> str:
 
 @pytest.fixture
 def published(tmp_path) -> Path:
-    """A file as the authors save it: weights beside other things."""
+    """A file in the authors' format, which contains weights and other entries."""
     path = tmp_path / "x2vlm.th"
     state = read_weights(GOLDEN_PRETRAIN)
     torch.save({"model": state, "config": argparse.Namespace(lr=1), "epoch": 3}, path)
@@ -74,7 +75,7 @@ def published(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("task", [*TASKS, "pretrain", "cclm"])
-def test_a_model_of_every_task_comes_back_bit_for_bit(task, tmp_path, capsys):
+def test_a_model_of_every_task_survives_the_round_trip_bit_for_bit(task, tmp_path, capsys):
     state = weights(model_of(task))
     save_weights(tmp_path / "a.safetensors", state)
     assert run(capsys, "convert", tmp_path / "a.safetensors", "--out", tmp_path / "b.th")[0] == 0
@@ -86,7 +87,7 @@ def test_a_model_of_every_task_comes_back_bit_for_bit(task, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_our_weights_get_the_names_of_the_authors_files(task, tmp_path, capsys):
+def test_our_weights_are_converted_to_the_authors_names(task, tmp_path, capsys):
     model = model_of(task)
     save_weights(tmp_path / "a.safetensors", model.state_dict())
     run(capsys, "convert", tmp_path / "a.safetensors", "--out", tmp_path / "b.pth")
@@ -98,7 +99,7 @@ def test_our_weights_get_the_names_of_the_authors_files(task, tmp_path, capsys):
     assert all(same_bits(written["model"][name], expected[name]) for name in expected)
 
 
-def test_a_published_file_comes_back_bit_for_bit(published, tmp_path, capsys):
+def test_a_published_file_survives_the_round_trip_bit_for_bit(published, tmp_path, capsys):
     status, out, _ = run(capsys, "convert", published, "--out", tmp_path / "ours.safetensors")
     assert status == 0 and out.rstrip() == OneLine("config, epoch")
     assert run(capsys, "convert", tmp_path / "ours.safetensors", "--out", tmp_path / "back.th")[0] == 0
@@ -117,7 +118,7 @@ def test_a_tensor_under_two_names_that_no_model_ties_is_kept_twice(published, tm
 
 
 @pytest.mark.slow
-def test_bfloat16_and_a_wrapped_model_are_kept_as_they_are(tmp_path, capsys):
+def test_bfloat16_and_the_prefix_of_a_wrapped_model_are_kept(tmp_path, capsys):
     state = {name: tensor.bfloat16() for name, tensor in weights(model_of("nlvr")).items()}
     save_file({f"module.{name}": tensor for name, tensor in state.items()}, tmp_path / "a.safetensors")
     assert "without the prefix module." in run(capsys, "inspect", tmp_path / "a.safetensors")[1]
@@ -126,10 +127,10 @@ def test_bfloat16_and_a_wrapped_model_are_kept_as_they_are(tmp_path, capsys):
     assert run(capsys, "compare", tmp_path / "a.safetensors", tmp_path / "b.bin")[0] == 0
 
 
-def test_a_file_is_never_overwritten_unasked_and_never_half_written(published, tmp_path, capsys, monkeypatch):
+def test_a_file_is_never_overwritten_without_a_flag_or_half_written(published, tmp_path, capsys, monkeypatch):
     out = tmp_path / "ours.safetensors"
     out.write_text("mine")
-    assert OneLine("another name", "--overwrite") in told(capsys, "convert", published, "--out", out).splitlines()
+    assert OneLine("another name", "--overwrite") in error_of(capsys, "convert", published, "--out", out).splitlines()
     assert out.read_text() == "mine"
     assert run(capsys, "convert", published, "--out", out, "--overwrite")[0] == 0
     before = (tmp_path / "x2vlm.th").read_bytes()
@@ -138,14 +139,14 @@ def test_a_file_is_never_overwritten_unasked_and_never_half_written(published, t
         raise OSError(28, "No space left on device", str(published))
 
     monkeypatch.setattr(torch, "save", full)
-    assert "No space left" in told(capsys, "convert", out, "--out", published, "--overwrite")
+    assert "No space left" in error_of(capsys, "convert", out, "--out", published, "--overwrite")
     assert published.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
 
 
-def test_what_cannot_be_converted_is_told_with_the_way_out(published, tmp_path, capsys):
+def test_a_file_that_cannot_be_converted_is_reported_with_the_remedy(published, tmp_path, capsys):
     def said(source: object, out: str = "o.safetensors", *flags: str) -> str:
-        return told(capsys, "convert", source, "--out", tmp_path / out, *flags)
+        return error_of(capsys, "convert", source, "--out", tmp_path / out, *flags)
 
     assert OneLine("end with .safetensors") in said(published, "o.th").splitlines()
     assert "does not exist" in said(published, "gone/o.safetensors")
@@ -170,25 +171,27 @@ model:
 def test_convert_compares_with_a_config(published, tmp_path, capsys):
     config, out = tmp_path / "config.yaml", tmp_path / "o.safetensors"
     config.write_text(CONFIG.format(base=ROOT / "configs/demo/retrieval.yaml", layers=1))
-    assert OneLine("4", "1 + 2") in told(capsys, "convert", published, "--out", out, "--config", config).splitlines()
+    assert (
+        OneLine("4", "1 + 2") in error_of(capsys, "convert", published, "--out", out, "--config", config).splitlines()
+    )
     config.write_text(CONFIG.format(base=ROOT / "configs/demo/retrieval.yaml", layers=2))
     assert run(capsys, "convert", published, "--out", out, "--config", config)[0] == 0
     config.write_text(CONFIG.format(base=ROOT / "configs/demo/nlvr.yaml", layers=2).replace("  embed_dim: 16\n", ""))
     assert (
         OneLine("6 parameters")
-        in told(capsys, "convert", out, "--out", tmp_path / "o.th", "--config", config).splitlines()
+        in error_of(capsys, "convert", out, "--out", tmp_path / "o.th", "--config", config).splitlines()
     )
     assert not (tmp_path / "o.th").exists()
 
 
-def test_older_models_have_one_form(tmp_path, capsys):
+def test_older_models_exist_in_one_format_only(tmp_path, capsys):
     state = {name: torch.zeros(4, 4) for name in swin(shapes("nlvr_base"))}
     torch.save({"model": state}, tmp_path / "xvlm.th")
-    said = told(capsys, "convert", tmp_path / "xvlm.th", "--out", tmp_path / "o.safetensors")
+    said = error_of(capsys, "convert", tmp_path / "xvlm.th", "--out", tmp_path / "o.safetensors")
     assert OneLine("X-VLM", "Swin", "X²-VLM") in said.splitlines()
 
 
-def test_inspect_says_kind_sizes_resolution_words_and_what_lies_beside(published, capsys):
+def test_inspect_shows_kind_sizes_resolution_vocabulary_and_other_entries(published, capsys):
     status, out, _ = run(capsys, "inspect", published, "--no-configs")
     assert status == 0
     text = " ".join(out.split())
@@ -203,7 +206,7 @@ def test_inspect_says_kind_sizes_resolution_words_and_what_lies_beside(published
         assert fact in text
 
 
-def test_inspect_knows_a_run_its_task_and_its_checkpoints(tmp_path, capsys):
+def test_inspect_shows_a_run_with_its_task_and_checkpoints(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text("task: entailment\n")
     state = weights(model_of("nlvr"))
     for step in (10, 20):
@@ -224,27 +227,27 @@ def test_inspect_knows_a_run_its_task_and_its_checkpoints(tmp_path, capsys):
     )
 
 
-def test_inspect_says_that_weights_are_an_average(tmp_path, capsys):
+def test_inspect_shows_that_weights_are_an_average(tmp_path, capsys):
     save_weights(tmp_path / "x.safetensors", weights(model_of("nlvr")), {"ema": {"decay": 0.9999, "warmup": True}})
     _, out, _ = run(capsys, "inspect", tmp_path / "x.safetensors", "--no-configs")
     assert OneLine("decay 0.9999", "warmup True") in " ".join(out.split()).splitlines()
 
 
-def test_inspect_says_plainly_what_it_does_not_recognise(tmp_path, capsys):
+def test_inspect_reports_files_that_it_does_not_recognise(tmp_path, capsys):
     save_file({"conv1.weight": torch.ones(2, 3), "a\nb": torch.ones(1)}, tmp_path / "x.safetensors")
     status, out, _ = run(capsys, "inspect", tmp_path / "x.safetensors")
     assert status == 0
     assert "not recognised" in out and "conv1.weight 2x3" in out and r"a\nb 1" in out
 
 
-def test_a_damaged_file_is_one_line_and_the_others_are_inspected(published, tmp_path, capsys):
+def test_a_damaged_file_is_reported_in_one_line_and_the_others_are_inspected(published, tmp_path, capsys):
     cut = tmp_path / "cut.safetensors"
     save_file({"a": torch.ones(100)}, cut)
     cut.write_bytes(cut.read_bytes()[:-9])
-    assert OneLine("damaged", "fetch it again") in told(capsys, "inspect", cut).splitlines()
+    assert OneLine("damaged", "fetch it again") in error_of(capsys, "inspect", cut).splitlines()
     status, out, err = run(capsys, "inspect", cut, published, "--no-configs")
     assert status == 2 and err.count("\n") == 1 and "X²-VLM" in out
-    assert OneLine("no such file") in told(capsys, "inspect", tmp_path / "gone").splitlines()
+    assert OneLine("no such file") in error_of(capsys, "inspect", tmp_path / "gone").splitlines()
     content = bytearray(published.read_bytes())
     content[len(content) // 2] ^= 255
     published.write_bytes(content)
@@ -261,30 +264,30 @@ class Trap:
 
 
 @pytest.mark.parametrize("command", ["inspect", "convert", "compare"])
-def test_no_code_of_a_file_is_run(command, tmp_path, capsys):
+def test_no_code_in_a_file_is_executed(command, tmp_path, capsys):
     torch.save({"model": {"a": torch.ones(1)}, "hook": Trap(tmp_path / "trapped")}, tmp_path / "x.pth")
     more = {"inspect": (), "convert": ("--out", tmp_path / "o.safetensors"), "compare": (tmp_path / "x.pth",)}[command]
-    assert OneLine("no code") in told(capsys, command, tmp_path / "x.pth", *more).splitlines()
+    assert OneLine("no code") in error_of(capsys, command, tmp_path / "x.pth", *more).splitlines()
     assert not (tmp_path / "trapped").exists()
 
 
-def test_a_few_bytes_that_stand_for_terabytes_are_refused(tmp_path, capsys):
+def test_a_small_file_that_expands_to_terabytes_is_rejected(tmp_path, capsys):
     torch.save({"model": {"a": torch.ones(1).expand(10**6, 10**6)}}, tmp_path / "x.pth")
-    assert OneLine("'a'", "repeated") in told(capsys, "inspect", tmp_path / "x.pth").splitlines()
+    assert OneLine("'a'", "repeated") in error_of(capsys, "inspect", tmp_path / "x.pth").splitlines()
     one = torch.ones(10**5)
     torch.save({str(n): one for n in range(50)}, tmp_path / "y.pth")
-    assert "its tensors take 20,000,000 bytes" in told(capsys, "inspect", tmp_path / "y.pth")
+    assert "its tensors take 20,000,000 bytes" in error_of(capsys, "inspect", tmp_path / "y.pth")
     torch.save({"a": torch.eye(3).to_sparse()}, tmp_path / "z.pth")
-    assert "is torch.sparse_coo on cpu" in told(capsys, "inspect", tmp_path / "z.pth")
+    assert "is torch.sparse_coo on cpu" in error_of(capsys, "inspect", tmp_path / "z.pth")
 
 
-def test_a_header_of_other_values_is_no_error_and_one_that_is_damaged_is_one_line(tmp_path, capsys):
+def test_unknown_header_values_are_ignored_and_a_damaged_header_is_reported_in_one_line(tmp_path, capsys):
     state = {name: tensor.clone() for name, tensor in weights(model_of("nlvr")).items()}
     for about in (json.dumps({"sha256": 3}), json.dumps({"published": {"absent": 3}})):
         save_file(state, tmp_path / "x.safetensors", metadata={"about": about})
         status, out, err = run(capsys, "inspect", tmp_path / "x.safetensors", "--no-configs")
         assert status in (0, 1) and err == "" and "ours, fine-tuned: nlvr" in out
-    said = told(capsys, "convert", tmp_path / "x.safetensors", "--out", tmp_path / "x.th")
+    said = error_of(capsys, "convert", tmp_path / "x.safetensors", "--out", tmp_path / "x.th")
     assert OneLine("convert", "again") in said.splitlines()
     for about in ("{", "[" * 10**5, "3"):
         save_file(state, tmp_path / "x.safetensors", metadata={"about": about})
@@ -293,7 +296,7 @@ def test_a_header_of_other_values_is_no_error_and_one_that_is_damaged_is_one_lin
 
 
 @pytest.mark.slow
-def test_a_files_configs_are_those_of_its_sizes():
+def test_inspect_lists_the_configs_with_the_sizes_of_a_file():
     key, names = starts(recognise(shapes("pretrain_base")))
     of_size = {each.name for each in candidates() if "x2vlm_base" in str(each.init.get("checkpoint"))}
     large = {each.name for each in candidates() if "x2vlm_large" in str(each.init.get("checkpoint"))}

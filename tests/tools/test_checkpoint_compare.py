@@ -1,4 +1,5 @@
-"""``run.py checkpoint compare``: what two files have alone, and where their numbers differ, the largest difference first."""
+"""``run.py checkpoint compare`` lists tensors that only one file has, and tensors whose values differ, with the largest
+difference first."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from tools.checkpoint.compare import largest_differences
 from utils.weight_file import save_weights
 
 
-def test_compare_lists_what_differs_the_largest_first(tmp_path, capsys):
+def test_compare_lists_differences_the_largest_first(tmp_path, capsys):
     state = weights(model_of("nlvr"))
     other = {name: tensor.clone() for name, tensor in state.items()}
     other["text.embeddings.LayerNorm.bias"][0] += 1.0
@@ -48,7 +49,7 @@ def test_compare_lists_what_differs_the_largest_first(tmp_path, capsys):
         ([], [], (0.0, 0.0)),
     ],
 )
-def test_differences_are_the_largest_of_all_numbers(first, second, expected):
+def test_a_difference_is_the_maximum_over_all_values(first, second, expected):
     found = largest_differences(torch.tensor(first), torch.tensor(second))
     assert found == pytest.approx(expected, nan_ok=True)
     assert largest_differences(torch.tensor(second), torch.tensor(first)) == pytest.approx(expected, nan_ok=True)

@@ -1,4 +1,5 @@
-"""What ranks send in a ring, against rings that are played through; the collectives of real steps are in tests/distributed."""
+"""The number of bytes that ranks send in a ring, compared with simulated rings. Collectives of real steps are tested in
+tests/distributed."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ PART = 5
 
 
 class Ring:
-    """R ranks, of which each holds a number for each part, and sends one part to the next rank in each round."""
+    """R ranks, each with a number for each part. In each round, a rank sends one part to the next rank."""
 
     def __init__(self, ranks: int):
         self.held = [[10**rank * (part + 1) for part in range(ranks)] for rank in range(ranks)]
@@ -21,7 +22,7 @@ class Ring:
         self.sent = [0] * ranks
 
     def pass_on(self, first: int, combine: Callable[[int, int], int]) -> None:
-        """R - 1 rounds: in round n, rank r passes on part ``r + first - n``."""
+        """R - 1 rounds. In round n, rank r passes on part ``r + first - n``."""
         ranks = len(self.held)
         for number in range(ranks - 1):
             parts = [(rank + first - number) % ranks for rank in range(ranks)]
@@ -35,12 +36,12 @@ class Ring:
         self.pass_on(0, lambda own, received: own + received)
 
     def gather(self) -> None:
-        """Rank r holds the final part r + 1."""
+        """Rank r has the final part r + 1."""
         self.pass_on(1, lambda own, received: received)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 8])
-def test_a_rank_sends_what_it_sends_in_a_ring(ranks):
+def test_a_rank_sends_the_bytes_of_a_simulated_ring(ranks):
     ring, whole = Ring(ranks), PART * ranks
     ring.reduce_scatter()
     assert all(ring.held[rank][(rank + 1) % ranks] == ring.sums[(rank + 1) % ranks] for rank in range(ranks))
@@ -55,11 +56,11 @@ def test_a_rank_sends_what_it_sends_in_a_ring(ranks):
     assert {Exchange("any", "all-reduce", 1, whole).sent(ranks)} == set(both.sent)
 
 
-def test_one_rank_sends_nothing():
+def test_a_single_rank_sends_nothing():
     assert StepSizes(gradients=100, losses=2, examples=[4], embed_dim=8).exchanges(1) == []
     assert StepSizes(gradients=100, losses=2, examples=[4], embed_dim=8).sent(1) == 0
 
 
-def test_a_task_without_a_contrastive_loss_sums_alone():
+def test_a_task_without_a_contrastive_loss_only_sums_gradients():
     exchanges = StepSizes(gradients=100, losses=2, examples=[], embed_dim=8).exchanges(4)
     assert {exchange.kind for exchange in exchanges} == {"all-reduce"}

@@ -1,4 +1,4 @@
-"""``run.py doctor`` on small data: each refusal and each warning fires on bad data, and none on good data."""
+"""``run.py doctor`` on small data: each error and each warning is reported on bad data, and none on good data."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def unwrapped(printed: str) -> list[str]:
 
 @pytest.fixture
 def doctor(capsys, tmp_path, monkeypatch):
-    """Runs the command; returns its exit status and what it printed. The estimate of memory, which takes most time, is made only
+    """Runs the command and returns its exit status and output. The memory estimate takes most of the time, so it is only made
     with ``estimate``."""
 
     def run(*argv: str, estimate: bool = False) -> tuple[int, str]:
@@ -55,7 +55,7 @@ def doctor(capsys, tmp_path, monkeypatch):
 
 @pytest.fixture
 def given(scenes_folder):
-    """The arguments of a good run of a task on the small scenes."""
+    """Returns a function that returns the arguments of a good run of a task on the small scenes."""
 
     def of(task: str, **splits: object) -> list[str]:
         tiny = tiny_run(scenes_folder)
@@ -80,7 +80,7 @@ def given(scenes_folder):
 
 
 def rewritten(path: Path, out: Path, change) -> str:
-    """JSON lines with each record changed; image paths become absolute."""
+    """JSON lines with each record changed and with absolute image paths."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     changed = []
     for number, row in enumerate(rows):
@@ -91,7 +91,7 @@ def rewritten(path: Path, out: Path, change) -> str:
 
 
 def with_boxes(change):
-    """A change of records that changes each of their boxes."""
+    """A change of records that is applied to each of their boxes."""
 
     def of_record(_, row):
         return {**row, "elems": [{**element, "bb": change(element["bb"])} for element in row["elems"]]}
@@ -114,14 +114,14 @@ def test_a_good_run_has_no_findings(task, doctor, given, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_step_of_ranks_that_share_the_model_is_taken_with_fsdp(doctor, given):
+def test_the_step_of_a_sharded_model_uses_fsdp(doctor, given):
     status, printed = doctor(*given("pretrain"), "--gpus", "2", "train.parallel=fsdp")
     assert status == 0
     assert printed.count("FSDP2") == 2, "images and regions"
     assert not torch.distributed.is_initialized()
 
 
-def test_everything_that_is_missing_is_told_at_once(doctor, given):
+def test_all_missing_files_are_reported_at_once(doctor, given):
     missing = ["model.text.encoder=data/nowhere", "init.checkpoint=weights/none.pth", "data.train.images=data/none"]
     status, printed = doctor(*given("retrieval", val="data/none.jsonl"), *missing)
     assert status == 1
@@ -134,19 +134,19 @@ def test_everything_that_is_missing_is_told_at_once(doctor, given):
     assert "python run.py tokenizer" in printed
 
 
-def test_a_mistake_in_the_config_is_one_line(doctor, given):
+def test_a_mistake_in_the_config_is_reported_in_one_line(doctor, given):
     status, printed = doctor(*given("retrieval"), "data.batch_siz=4")
     assert status == 2
     assert printed == OneLine("error", "data.batch_siz")
 
 
-def test_a_global_batch_that_does_not_divide_is_refused(doctor, given):
+def test_a_global_batch_that_does_not_divide_is_rejected(doctor, given):
     status, printed = doctor(*given("retrieval"), "train.global_batch=10", "train.accumulate=null")
     assert status == 1
     assert "train.global_batch" in printed and "not a multiple of 4" in printed
 
 
-def test_lanes_that_the_ranks_do_not_divide_are_refused(doctor, given):
+def test_lanes_that_the_ranks_do_not_divide_are_rejected(doctor, given):
     blocks = ["data.images.order=blocks", "data.images.lanes=4"]
     assert FINE in doctor(*given("pretrain"), *blocks, "--gpus", "2")[1]
     status, printed = doctor(*given("pretrain"), *blocks, "--gpus", "3")
@@ -155,7 +155,7 @@ def test_lanes_that_the_ranks_do_not_divide_are_refused(doctor, given):
 
 
 @pytest.mark.parametrize(("flags", "fine"), [(["--gpus", "20"], True), (["--gpus", "21"], False)])
-def test_a_contrastive_batch_larger_than_the_data_is_refused(flags, fine, doctor, given):
+def test_a_contrastive_batch_larger_than_the_data_is_rejected(flags, fine, doctor, given):
     """There are 80 captions."""
     status, printed = doctor(*given("retrieval"), *flags)
     assert status == (0 if fine else 1)
@@ -167,7 +167,7 @@ def test_other_tasks_may_repeat_their_data_in_a_batch(doctor, given):
     assert status == 0
 
 
-def test_more_than_100_epochs_are_warned_of(doctor, given):
+def test_more_than_100_epochs_cause_a_warning(doctor, given):
     assert FINE in doctor(*given("retrieval"), "train.steps=2000")[1]
     status, printed = doctor(*given("retrieval"), "train.steps=2001")
     assert status == 0
@@ -178,7 +178,7 @@ def test_more_than_100_epochs_are_warned_of(doctor, given):
 
 
 @pytest.mark.slow
-def test_fine_tuning_on_a_part_of_the_records_is_warned_of(doctor, given):
+def test_fine_tuning_on_a_part_of_the_records_causes_a_warning(doctor, given):
     assert FINE in doctor(*given("retrieval"), "train.steps=10")[1]
     status, printed = doctor(*given("retrieval"), "train.steps=9")
     assert status == 0
@@ -186,7 +186,7 @@ def test_fine_tuning_on_a_part_of_the_records_is_warned_of(doctor, given):
     assert FINE in doctor(*given("pretrain"), "train.steps=1", "schedule.warmup_steps=0")[1]
 
 
-def test_questions_that_need_no_image_are_warned_of(doctor, given, scenes_folder, tmp_path):
+def test_questions_that_need_no_image_cause_a_warning(doctor, given, scenes_folder, tmp_path):
     same = lambda number, row: {**row, "answer": ["yes"] * 10}  # noqa: E731
     files = {
         split: rewritten(scenes_folder / f"vqa_{split}.jsonl", tmp_path / f"{split}.jsonl", same)
@@ -200,7 +200,7 @@ def test_questions_that_need_no_image_are_warned_of(doctor, given, scenes_folder
     assert "evaluation.test.test: image-blind baseline " in printed
 
 
-def test_a_start_from_a_run_that_ignores_the_images_is_warned_of(scenes_folder, tmp_path):
+def test_starting_from_a_run_that_ignores_the_images_causes_a_warning(scenes_folder, tmp_path):
     """The run's accuracy is no better than its image-blind baseline."""
     run = tmp_path / "run"
     run.mkdir()
@@ -218,14 +218,14 @@ def test_a_start_from_a_run_that_ignores_the_images_is_warned_of(scenes_folder, 
     assert start_not_above(Namespace(config=config)) == []
 
 
-def test_relative_boxes_are_refused(doctor, given, scenes_folder, tmp_path):
+def test_relative_boxes_are_rejected(doctor, given, scenes_folder, tmp_path):
     path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "relative.jsonl", RELATIVE)
     status, printed = doctor(*given("grounding", train=path))
     assert status == 1
     assert "boxes lie within 0 and 1" in printed and OneLine("remedy", "relative") in printed.splitlines()
 
 
-def test_relative_boxes_of_pre_training_are_refused(doctor, given, scenes_folder, tmp_path):
+def test_relative_boxes_of_pre_training_are_rejected(doctor, given, scenes_folder, tmp_path):
     path = rewritten(scenes_folder / "train.jsonl", tmp_path / "relative.jsonl", RELATIVE)
     status, printed = doctor(*given("pretrain"), f"data.regions.files=[{path}]")
     assert status == 1
@@ -237,7 +237,7 @@ def renamed(old: str, new: str):
     return lambda _, row: {new if key == old else key: value for key, value in row.items()}
 
 
-def test_regions_of_pre_training_without_a_single_box_are_refused(doctor, given, scenes_folder, tmp_path):
+def test_regions_of_pre_training_without_any_box_are_rejected(doctor, given, scenes_folder, tmp_path):
     path = rewritten(scenes_folder / "train.jsonl", tmp_path / "regions.jsonl", renamed("elems", "regions"))
     status, printed = doctor(*given("pretrain"), f"data.regions.files=[{path}]", "data.max_broken=1")
     assert status == 1
@@ -248,8 +248,8 @@ def test_regions_of_pre_training_without_a_single_box_are_refused(doctor, given,
     assert "data.regions=null" in printed
 
 
-def test_phrases_without_a_single_box_are_refused_once(doctor, given, scenes_folder, tmp_path):
-    """The three splits are one file here: the report gives its fault once, with the three places."""
+def test_phrases_without_any_box_are_rejected_once(doctor, given, scenes_folder, tmp_path):
+    """The three splits are one file here, so the report lists its error once, with the three locations."""
     path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "regions.jsonl", renamed("elems", "regions"))
     status, printed = doctor(*given("grounding", train=path, val=path, test=path))
     assert status == 1
@@ -277,7 +277,7 @@ def test_unknown_keys_of_phrases_are_listed_with_what_they_may_mean(doctor, give
     assert "did you mean attributes?" in printed
 
 
-def test_the_share_of_texts_with_hard_negatives_is_told_and_few_are_warned_of(doctor, given):
+def test_the_share_of_texts_with_hard_negatives_is_reported_and_a_low_share_causes_a_warning(doctor, given):
     status, printed = doctor(
         *given("pretrain"), "data.images.hard_negatives={sources: [given]}", "data.regions.hard_negatives={}"
     )
@@ -288,7 +288,7 @@ def test_the_share_of_texts_with_hard_negatives_is_told_and_few_are_warned_of(do
     assert "regions: 100.0% of" in said
 
 
-def test_a_misspelled_key_of_hard_negatives_is_warned_of(doctor, given, scenes_folder, tmp_path):
+def test_a_misspelled_key_of_hard_negatives_causes_a_warning(doctor, given, scenes_folder, tmp_path):
     for old, add in (("images", {"hard_negative": ["a zebra"]}), ("regions", {"elems": None})):
 
         def changed(number, row, add=add):
@@ -302,7 +302,7 @@ def test_a_misspelled_key_of_hard_negatives_is_warned_of(doctor, given, scenes_f
         assert "did you mean hard_negatives?" in printed
 
 
-def test_given_hard_negatives_that_cannot_be_used_are_warned_of(doctor, given, scenes_folder, tmp_path):
+def test_unusable_given_hard_negatives_cause_a_warning(doctor, given, scenes_folder, tmp_path):
     def changed(number, row):
         return {**row, "hard_negatives": ["", "!!!"] if number % 2 else row["caption"]}
 
@@ -321,16 +321,14 @@ def test_keys_of_the_demos_own_data_are_known(doctor, given, scenes_folder):
     assert "unknown keys" not in printed
 
 
-def test_long_captions_that_no_record_has_are_warned_of(doctor, given):
+def test_long_captions_that_no_record_has_cause_a_warning(doctor, given):
     status, printed = doctor(*given("pretrain"), "data.images.captions=both")
     assert status == 0
     assert "data.images.captions asks for long captions" in printed.replace("\n", " ")
     assert "data.regions.captions" not in printed
 
 
-def test_a_warm_up_that_is_too_long_does_not_hide_what_is_wrong_with_the_records(
-    doctor, given, scenes_folder, tmp_path
-):
+def test_a_warm_up_that_is_too_long_does_not_hide_errors_in_the_records(doctor, given, scenes_folder, tmp_path):
     path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "regions.jsonl", renamed("elems", "regions"))
     _, printed = doctor(*given("grounding", train=path), "schedule.warmup_steps=1000000")
     assert "did you mean elems?" in printed and "no 'elems'" in printed
@@ -345,7 +343,7 @@ def test_keys_that_nothing_reads_are_listed_without_a_warning(doctor, given, sce
     assert OneLine("data.train", "licence", "1 of 40") in printed.splitlines()
 
 
-def test_the_shares_of_phrases_with_several_boxes_or_none_are_told(doctor, given, scenes_folder, tmp_path):
+def test_the_shares_of_phrases_with_several_boxes_or_none_are_reported(doctor, given, scenes_folder, tmp_path):
     def changed(number, row):
         phrase = row["elems"][0]
         bb = [[phrase["bb"], phrase["bb"]], [], phrase["bb"], phrase["bb"]][number % 4]
@@ -359,21 +357,21 @@ def test_the_shares_of_phrases_with_several_boxes_or_none_are_told(doctor, given
     assert line in printed.splitlines()
 
 
-def test_boxes_that_look_like_corners_are_warned_of(doctor, given, scenes_folder, tmp_path):
+def test_boxes_that_look_like_corners_cause_a_warning(doctor, given, scenes_folder, tmp_path):
     path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "corners.jsonl", CORNERS)
     _, printed = doctor(*given("grounding", train=path))
     assert OneLine("warning", "data.train", "x1, y1, x2, y2") in printed.splitlines()
     assert OneLine("(32, 32)", path) in printed.splitlines()
 
 
-def test_boxes_of_pre_training_that_look_like_corners_are_warned_of(doctor, given, scenes_folder, tmp_path):
+def test_boxes_of_pre_training_that_look_like_corners_cause_a_warning(doctor, given, scenes_folder, tmp_path):
     path = rewritten(scenes_folder / "train.jsonl", tmp_path / "corners.jsonl", CORNERS)
     _, printed = doctor(*given("pretrain"), f"data.regions.files=[{path}]")
     assert OneLine("warning", "data.regions", "x1, y1, x2, y2") in printed.splitlines()
 
 
 @pytest.mark.slow
-def test_boxed_photographs_with_an_orientation_are_counted(doctor, given, scenes_folder, tmp_path):
+def test_photographs_with_boxes_and_an_orientation_are_counted(doctor, given, scenes_folder, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
 
@@ -394,7 +392,7 @@ def test_boxed_photographs_with_an_orientation_are_counted(doctor, given, scenes
 
 
 @pytest.mark.parametrize(("every", "status", "told"), [(1, 1, "none of the"), (2, 0, "are not among the")])
-def test_answers_outside_the_list(every, status, told, doctor, given, scenes_folder, tmp_path):
+def test_answers_outside_the_list_are_counted(every, status, told, doctor, given, scenes_folder, tmp_path):
     def change(number, row):
         return {**row, "answer": ["blargh"] * 10} if number % every == 0 else row
 
@@ -405,7 +403,7 @@ def test_answers_outside_the_list(every, status, told, doctor, given, scenes_fol
     assert told in printed and "'blargh'" in printed
 
 
-def test_unknown_tokens_are_warned_of(doctor, given, tmp_path):
+def test_unknown_tokens_cause_a_warning(doctor, given, tmp_path):
     train_wordpiece(["привет мир"], tmp_path / "other", vocab_size=60)
     status, printed = doctor(*given("retrieval"), f"model.text.encoder={tmp_path}/other")
     assert status == 0
@@ -413,7 +411,7 @@ def test_unknown_tokens_are_warned_of(doctor, given, tmp_path):
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_images_shared_with_a_held_out_split_are_warned_of(copied, doctor, given, scenes_folder, tmp_path):
+def test_images_shared_with_a_held_out_split_cause_a_warning(copied, doctor, given, scenes_folder, tmp_path):
     def change(number, row):
         if copied and number < 3:
             name = str(tmp_path / f"copy{number}.png")
@@ -436,7 +434,7 @@ def test_pre_training_data_are_compared_with_their_evaluation(doctor, given, sce
 
 
 @pytest.mark.parametrize(("most", "level", "status"), [(0.01, "refused", 1), (0.5, "warning", 0)])
-def test_broken_records_are_counted_by_kind_with_their_place(
+def test_broken_records_are_counted_by_kind_with_a_location(
     most, level, status, doctor, given, scenes_folder, tmp_path
 ):
     def change(number, row):
@@ -451,7 +449,7 @@ def test_broken_records_are_counted_by_kind_with_their_place(
     assert OneLine(level, f"{path}:6", "unreadable image", f"{tmp_path}/broken.png: 8 bytes") in printed.splitlines()
 
 
-def test_a_held_out_image_that_cannot_be_read_is_refused(doctor, given, scenes_folder, tmp_path):
+def test_an_unreadable_held_out_image_is_rejected(doctor, given, scenes_folder, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     broken = lambda number, row: {**row, "image": str(tmp_path / "broken.png")} if number == 2 else row  # noqa: E731
     path = rewritten(scenes_folder / "retrieval_val.jsonl", tmp_path / "val.jsonl", broken)
@@ -460,7 +458,7 @@ def test_a_held_out_image_that_cannot_be_read_is_refused(doctor, given, scenes_f
     assert OneLine("refused", f"{path}:3", "unreadable image") in printed.splitlines() and "held-out set" in printed
 
 
-def test_a_held_out_record_of_pre_training_that_cannot_be_used_is_refused(doctor, given, scenes_folder, tmp_path):
+def test_an_unusable_held_out_record_of_pre_training_is_rejected(doctor, given, scenes_folder, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     broken = lambda number, row: {**row, "image": str(tmp_path / "broken.png")} if number == 2 else row  # noqa: E731
     path = rewritten(scenes_folder / "test.jsonl", tmp_path / "test.jsonl", broken)
@@ -477,7 +475,7 @@ def tiny_weights(argv: list[str]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 @pytest.mark.parametrize("whole", [True, False])
-def test_what_a_checkpoint_would_load_is_told(suffix, whole, doctor, given, tmp_path, scenes_folder):
+def test_the_tensors_that_a_checkpoint_would_load_are_reported(suffix, whole, doctor, given, tmp_path, scenes_folder):
     argv = given("retrieval")
     vocabulary = len((scenes_folder / "tokenizer" / "vocab.txt").read_text().splitlines())
     weights = {name: tensor for name, tensor in tiny_weights(argv).items() if whole or not name.startswith("fusion.")}
@@ -493,7 +491,7 @@ def test_what_a_checkpoint_would_load_is_told(suffix, whole, doctor, given, tmp_
     assert (FINE in printed) is whole
 
 
-def test_a_checkpoint_of_other_sizes_is_refused(doctor, given, tmp_path):
+def test_a_checkpoint_of_other_sizes_is_rejected(doctor, given, tmp_path):
     save_file({"text.embeddings.LayerNorm.weight": torch.zeros(7)}, tmp_path / "other.safetensors")
     status, printed = doctor(*given("retrieval"), f"init.checkpoint={tmp_path}/other.safetensors")
     assert status == 1
@@ -501,7 +499,7 @@ def test_a_checkpoint_of_other_sizes_is_refused(doctor, given, tmp_path):
 
 
 @pytest.mark.slow
-def test_slow_loading_is_told_only_where_the_device_is_known(doctor, given):
+def test_slow_loading_is_reported_only_for_a_known_device(doctor, given):
     """A device of 1e9 TFLOP/s waits for any data."""
     printed = doctor(*given("retrieval"), "train.peak_tflops=1e9")[1]
     assert OneLine("warning", "data.workers", "GPU") in printed.splitlines()
@@ -510,7 +508,7 @@ def test_slow_loading_is_told_only_where_the_device_is_known(doctor, given):
 
 
 @pytest.mark.slow
-def test_too_little_memory_or_disk_is_warned_of(doctor, given, monkeypatch):
+def test_too_little_memory_or_disk_causes_a_warning(doctor, given, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(memory, "free_memory", lambda: 1e5)
     monkeypatch.setattr(memory, "estimate", lambda _: StepMemory(10**6, 0, 0, 0))
@@ -522,13 +520,13 @@ def test_too_little_memory_or_disk_is_warned_of(doctor, given, monkeypatch):
 
 
 @pytest.mark.slow
-def test_memory_is_estimated_where_an_encoder_is_frozen_and_none_is_loaded(doctor, given):
+def test_memory_is_estimated_for_a_frozen_encoder_without_loading_weights(doctor, given):
     status, printed = doctor(*given("retrieval"), "optim.freeze.vision=true", estimate=True)
     assert status == 0
     assert "not checked: optim.freeze" not in printed and "an estimate)" in printed
 
 
-def test_wandb_without_its_package_is_refused(doctor, given, monkeypatch):
+def test_wandb_without_its_package_is_rejected(doctor, given, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     status, printed = doctor(*given("retrieval"), "train.wandb={}")
     assert status == 1
@@ -536,7 +534,7 @@ def test_wandb_without_its_package_is_refused(doctor, given, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_model_too_large_for_a_step_on_a_cpu_makes_none(doctor, given, monkeypatch):
+def test_no_step_is_made_with_a_model_too_large_for_the_cpu(doctor, given, monkeypatch):
     monkeypatch.setattr("tools.doctor.first_step.LARGEST_ON_CPU", 1000)
     status, printed = doctor(*given("retrieval"))
     assert status == 0
@@ -544,7 +542,7 @@ def test_a_model_too_large_for_a_step_on_a_cpu_makes_none(doctor, given, monkeyp
 
 
 @pytest.mark.slow
-def test_a_task_in_a_folder_is_examined(doctor, tmp_path):
+def test_a_task_in_a_folder_is_checked(doctor, tmp_path):
     data = tmp_path / "entailment"
     files = {"data.train": "train", "evaluation.validation": "val", "evaluation.test.test": "test"}
     options = [f"{key}.file={data}/{split}.jsonl" for key, split in files.items()]
@@ -554,7 +552,7 @@ def test_a_task_in_a_folder_is_examined(doctor, tmp_path):
     assert "1,500 sentences" in printed and "grad_norm" in printed
 
 
-def test_records_that_training_leaves_out_are_told(doctor, given, scenes_folder, tmp_path):
+def test_records_that_training_skips_are_reported(doctor, given, scenes_folder, tmp_path):
     lines = (scenes_folder / "refer_train.jsonl").read_text().splitlines()
     whole = [line.replace('"image": "', f'"image": "{scenes_folder}/') for line in lines]
     (tmp_path / "some.jsonl").write_text("\n".join([*whole, '{"image": 3}']) + "\n")

@@ -44,7 +44,7 @@ def random_boxes(count: int = 200, side: int = 100) -> tuple[np.ndarray, np.ndar
     return np.concatenate([corner, sizes], axis=1), np.full((count, 2), side)
 
 
-def test_the_form_of_boxes():
+def test_the_format_of_boxes_is_recognised():
     boxes, sizes = random_boxes()
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     assert are_relative(boxes / 100) and not are_relative(boxes) and not are_relative(boxes[:0])
@@ -63,8 +63,8 @@ def found_in(boxes: np.ndarray, sizes: np.ndarray, orientation: int) -> list[Fin
     return findings_in_boxes(raw, "data.train")
 
 
-def test_boxes_on_the_turned_view_of_photographs_are_not_taken_for_corners():
-    """Images of 100 x 40 stored pixels with orientation 6 are shown as 40 x 100."""
+def test_boxes_on_the_rotated_view_of_photographs_are_not_mistaken_for_corners():
+    """Images stored as 100 x 40 pixels with orientation 6 are shown as 40 x 100."""
     boxes, sizes = random_boxes()
     stored, turned = sizes * np.array([1.0, 0.4]), boxes * np.array([0.4, 1.0, 0.4, 1.0])
     (finding,) = found_in(turned, stored, 6)
@@ -76,7 +76,7 @@ def test_boxes_on_the_turned_view_of_photographs_are_not_taken_for_corners():
     assert found_in(boxes, sizes, 1) == []
 
 
-def test_corners_in_turned_images_are_still_taken_for_corners():
+def test_corners_in_rotated_images_are_still_recognised_as_corners():
     boxes, sizes = random_boxes()
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     orientation, form = found_in(corners, sizes, 6)
@@ -102,7 +102,7 @@ def image(path: Path) -> ImageSource:
     return ImageSource(path.name, path=path)
 
 
-def test_images_are_shared_by_path_link_or_content(files):
+def test_shared_images_are_found_by_path_link_or_content(files):
     found = shared_images([image(files / "a.png")], [image(files / "a.png"), image(files / "b.png")])
     assert (found.pairs, found.held_out) == ((("a.png", "a.png", "path"),), 2)
     linked = shared_images([image(files / "a.png")], [image(files / "link" / "a.png")])
@@ -121,7 +121,7 @@ def test_videos_and_missing_files_are_compared_too(files):
     assert shared_images([image(files / "none.png")], [image(files / "gone.png")]).shared == 0
 
 
-def test_too_much_to_read_is_compared_by_path_alone(files, monkeypatch):
+def test_large_data_are_compared_only_by_path(files, monkeypatch):
     both = [image(files / "a.png")], [image(files / "d.png"), image(files / "a.png")]
     monkeypatch.setattr(leaks, "MOST_BYTES", 4)
     found = shared_images(*both)
@@ -130,13 +130,13 @@ def test_too_much_to_read_is_compared_by_path_alone(files, monkeypatch):
     assert not shared_images(*both).contents_compared
 
 
-def test_a_finding_is_told_apart_in_an_error():
+def test_a_finding_of_an_error_is_identified():
     finding = finding_of(UserError("data.train: x.json does not exist; check the path; or make it"))
     assert finding == Finding("refused", "data.train", "x.json does not exist; check the path", "or make it")
     assert finding_of(UserError("no key here: 1")).place == "config"
 
 
-def test_a_report_goes_on_after_errors_and_counts():
+def test_a_report_continues_after_errors_and_counts_them():
     written = []
     report = Report(written.append)
     for error in (NotCheckedError("why"), UserError("a.b: fact; remedy"), ValueError("odd")):
@@ -150,7 +150,7 @@ def test_a_report_goes_on_after_errors_and_counts():
     assert Report(lambda _: None).end(0) == 0
 
 
-def test_equal_findings_are_reported_once_with_all_their_places():
+def test_equal_findings_are_reported_once_with_all_locations():
     written = []
     report = Report(written.append)
     for place in ("data.train", "evaluation.validation", "data.train"):
@@ -163,7 +163,7 @@ def test_equal_findings_are_reported_once_with_all_their_places():
     assert "2 refused" in text
 
 
-def test_versions_outside_the_requirements_are_told(tmp_path):
+def test_versions_outside_the_requirements_are_reported(tmp_path):
     file = tmp_path / "requirements.txt"
     file.write_text("# comment\ntorch>=2\nnumpy<1  # old\nno-such-package-of-ours>=1\n")
     assert [(each.level, each.place) for each in versions(file)] == [
@@ -178,7 +178,7 @@ NAN, INFINITE = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("values", "wrong"), [((1.0, 2.0), ""), ((NAN, 2.0), "mlm, loss"), ((1.0, INFINITE), "grad_norm")]
 )
-def test_losses_and_gradients_have_to_be_finite(values, wrong):
+def test_losses_and_gradients_must_be_finite(values, wrong):
     loss, norm = values
     found = step_findings("images", {"mlm": loss, "loss": loss, "grad_norm": norm, "flops": float("nan")})
     assert [each.level for each in found] == (["refused"] if wrong else [])
@@ -186,7 +186,7 @@ def test_losses_and_gradients_have_to_be_finite(values, wrong):
 
 
 class Tokenizer:
-    """Five tokens, of which 1 is unknown."""
+    """A tokenizer with five tokens, of which 1 is the unknown token."""
 
     unk_token_id, pad_token_id = 1, 0
 
@@ -206,7 +206,7 @@ def test_a_text_log_counts_unknown_words():
     assert (log.tokens, dict(log.unknown), log.pad_token_id) == (2, {"xy": 1}, 0)
 
 
-def test_masked_places_are_marked():
+def test_masked_positions_are_marked():
     text = MaskedText(
         ids=torch.tensor([[3, 3, 4, 0]]),
         mask=torch.tensor([[True, True, True, False]]),
@@ -221,7 +221,7 @@ def test_masked_places_are_marked():
     assert (shown.text, target.text) == ("red «[MASK]»dish", "to predict: «red»")
 
 
-def test_images_are_shown_as_the_batch_has_them():
+def test_images_are_shown_as_in_the_batch():
     pixels = torch.arange(6 * 3 * 2 * 2, dtype=torch.uint8).view(6, 3, 2, 2)
     pair = images_of(pixels, 1, 3)  # three statements about two images each
     assert [int(each[0, 0, 0]) for each in pair] == [12, 48]
@@ -239,7 +239,7 @@ def test_small_data_are_counted_by_stream():
     assert (found.place, found.remedy) == ("data.regions.max_images", OneLine("lower it to at most 5"))
 
 
-def test_small_data_are_compared_with_all_chunks_of_the_loss():
+def test_the_size_of_the_data_is_compared_with_all_chunks_of_the_loss():
     sizes, records = {"": ("data.train.batch_size", 4)}, {"captions": 23}
     assert small_data(sizes, records, 1, 5) == []
     (found,) = small_data(sizes, records, 2, 3)
@@ -270,7 +270,7 @@ def root_logger():
 
 
 @pytest.mark.usefixtures("root_logger")
-def test_a_run_starts_with_the_checks_that_cost_nothing(scenes_folder, tmp_path, capsys):
+def test_a_run_starts_with_the_cheap_checks(scenes_folder, tmp_path, capsys):
     assert start("retrieval", scenes_folder, tmp_path / "a", "data.batch_size=81") == 2
     assert OneLine("data.batch_size", "81", "80 captions") in capsys.readouterr().err.splitlines()
     answers = tmp_path / "answers.json"
@@ -280,7 +280,7 @@ def test_a_run_starts_with_the_checks_that_cost_nothing(scenes_folder, tmp_path,
 
 
 @pytest.mark.usefixtures("root_logger")
-def test_pre_training_starts_with_a_look_at_its_first_boxes(scenes_folder, tmp_path, capsys):
+def test_pre_training_checks_its_first_boxes_at_the_start(scenes_folder, tmp_path, capsys):
     rows = [json.loads(line) for line in (scenes_folder / "train.jsonl").open()]
     relative = tmp_path / "relative.jsonl"
     for row in rows:
@@ -313,7 +313,7 @@ def test_pre_training_does_not_start_on_regions_without_boxes(scenes_folder, tmp
     )
 
 
-def test_warnings_are_logged_and_the_run_goes_on(caplog):
+def test_warnings_are_logged_and_the_run_continues(caplog):
     loader = Namespace(epoch_size=10)
     config = Namespace(plan=lambda ranks, epoch_size: RunPlan(ranks, 1, 1, 10, epoch_size, 101, 1))
     task = Namespace(loader=loader, training=Namespace(items=[]), config=config, model=None)
@@ -326,7 +326,7 @@ def test_warnings_are_logged_and_the_run_goes_on(caplog):
     assert not caplog.text
 
 
-def test_crops_of_training_images_are_warned_of_or_said_to_be_unchecked(tmp_path, monkeypatch):
+def test_crops_of_training_images_cause_a_warning_or_are_reported_as_unchecked(tmp_path, monkeypatch):
     whole, crop, other = (tmp_path / f"{name}.png" for name in ("whole", "crop", "other"))
     photograph(0).save(whole)
     photograph(0).crop((8, 6, 312, 234)).save(crop)
@@ -347,7 +347,7 @@ def test_crops_of_training_images_are_warned_of_or_said_to_be_unchecked(tmp_path
     assert "not checked" in lines[-1] and '".[leaks]"' in lines[-1]
 
 
-def test_hard_negatives_are_drawn_below_their_text(scenes_folder):
+def test_hard_negatives_are_shown_below_their_text(scenes_folder):
     hard = ["data.images.hard_negatives={count: 2}", "data.regions.hard_negatives={}"]
     task = PretrainTask.build(
         load_config("configs/demo/pretrain.yaml", [*tiny_run(scenes_folder), *hard], PretrainConfig)

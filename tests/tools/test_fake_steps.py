@@ -1,4 +1,4 @@
-"""The memory of steps without contents; against real steps it is measured in tests/benchmarks."""
+"""The memory of steps on fake tensors. It is compared with real steps in tests/benchmarks."""
 
 import pytest
 import torch
@@ -50,23 +50,23 @@ def rehearsal(model: type[Deep] = Deep, recompute: bool = False, **options) -> F
     return FakeSteps(lambda: model(recompute), train, OptimConfig(lr=1.0), **{"as_on_gpu": False, **options})
 
 
-def test_each_part_has_the_size_that_it_must_have():
+def test_each_part_of_the_memory_has_the_expected_size():
     found = rehearsal().memory(points, gradients_stay=True)
     parameters = 4 * LAYERS * (WIDTH**2 + WIDTH)
     assert found.weights == found.gradients == parameters
     assert found.optimiser == pytest.approx(2 * parameters, rel=1e-3)
-    # The input, the output of each Tanh, and what backward holds beside them: a gradient or two of states.
+    # The input, the output of each Tanh, and the gradients of one or two states that the backward pass holds in addition.
     states = 4 * ROWS * WIDTH
     assert (1 + LAYERS) * states <= found.activations <= (1 + LAYERS + 3) * states
     assert found.total == found.weights + found.gradients + found.optimiser + found.activations
 
 
-def test_gradients_that_stay_only_add():
+def test_kept_gradients_only_add_their_size():
     run = rehearsal()
     assert run.memory(points, gradients_stay=False).total <= run.memory(points, gradients_stay=True).total
 
 
-def test_recomputed_activations_are_not_kept():
+def test_checkpointed_activations_are_not_kept():
     kept, recomputed = (rehearsal(recompute=each).memory(points, gradients_stay=True) for each in (False, True))
     assert recomputed.activations < 0.8 * kept.activations
 
@@ -74,7 +74,7 @@ def test_recomputed_activations_are_not_kept():
 class Attending(nn.Module):
     chunks = 1
 
-    """A block with all that is chosen for a GPU."""
+    """A block that uses all functions with special GPU implementations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,27 +92,27 @@ class DeepAttending(Deep):
         self.blocks = nn.ModuleList([*self.blocks, *(Attending() for _ in range(4))])
 
 
-def test_what_is_chosen_for_a_gpu_is_chosen_where_layers_are_computed_anew():
+def test_gpu_implementations_are_also_used_when_layers_are_recomputed():
     runs = [rehearsal(DeepAttending, recompute, as_on_gpu=True) for recompute in (False, True)]
     kept, recomputed = (run.memory(points, gradients_stay=True) for run in runs)
     assert recomputed.activations < 0.8 * kept.activations
-    assert F.dropout is TORCHS_OWN, "the functions are torch's again"
+    assert F.dropout is TORCHS_OWN, "torch's functions must be restored"
 
 
-def test_the_same_step_takes_the_same_memory_again():
+def test_repeating_a_step_takes_the_same_memory():
     run = rehearsal()
     first, second = (run.memory(points, gradients_stay=False) for _ in range(2))
     assert first == second
 
 
-def test_a_step_that_looks_at_contents_is_refused_in_one_line():
+def test_a_step_that_reads_values_is_rejected_in_one_line():
     with pytest.raises(UserError, match="depends on the contents of tensors"):
         rehearsal(Asking).memory(points, gradients_stay=True)
 
 
 @pytest.mark.parametrize("mask", ["none", "padding", "bias"])
 def test_on_a_gpu_attention_keeps_no_probabilities(mask):
-    """With dropout or with a bias that is learned, the CPU keeps them; shapes and gradients stay those of the CPU."""
+    """With dropout or with a trained bias, the CPU keeps the probabilities. Shapes and gradients stay as on the CPU."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(), as_on_gpu():

@@ -1,4 +1,4 @@
-"""What the events of a run tell: why it stopped, what was broken, and what a resumption undid."""
+"""The history in the events of a run: why it stopped, which records were broken, and which steps a resumed run repeats."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read(tmp_path, text: str, most_bytes: int | None = None):
     return read_history(tmp_path / "events.jsonl", most_bytes)
 
 
-def test_steps_stops_and_broken_records_of_a_run_that_was_resumed(tmp_path):
+def test_the_history_of_a_resumed_run_has_steps_stops_and_broken_records(tmp_path):
     first = event_lines(
         *START,
         events.Planned(records={"phrases": 10}, examples_per_step=4, steps=40, epochs=16.0),
@@ -60,28 +60,28 @@ def test_steps_stops_and_broken_records_of_a_run_that_was_resumed(tmp_path):
     assert history.remarks(tmp_path / "events.jsonl") == []
 
 
-def test_records_are_summed_over_the_processes_of_a_run(tmp_path):
+def test_broken_records_are_summed_over_the_processes_of_a_run(tmp_path):
     whole = CountedRecords(read=100, broken=0)
     history = read(tmp_path, event_lines(*START, COUNTED, *START, COUNTED, whole))
     assert (history.records.read, history.records.broken) == (700, 14)
     assert [kind.count for kind in history.kinds] == [10, 4]
 
 
-def test_what_happened_after_the_step_from_which_a_run_resumes_does_not_count(tmp_path):
+def test_events_after_the_resumed_step_do_not_count(tmp_path):
     skipped = [events.SkippedStep(step=step, losses={"loss": None}) for step in (3, 8)]
     killed = event_lines(*START, *skipped, validated(5, 0.2, best=True), validated(8, 0.3, best=True))
     history = read(tmp_path, killed + event_lines(START[0], events.Resumed(step=5, folder="x")))
     assert (history.best, history.skipped_steps) == (5, [3])
 
 
-def test_a_stop_is_forgotten_when_the_run_starts_again(tmp_path):
+def test_a_stop_is_forgotten_when_the_run_restarts(tmp_path):
     failed = events.Failed(message="disk full")
     history = read(tmp_path, event_lines(*START, failed))
     assert history.stop == failed
     assert read(tmp_path, event_lines(*START, failed, START[0])).stop is None
 
 
-def test_damage_and_events_of_a_newer_version_are_remarks(tmp_path):
+def test_damage_and_events_of_a_newer_version_are_noted(tmp_path):
     newer = '{"time": "2026-01-02T03:04:05+00:00", "event": "danced", "step": 3}\n'
     path = tmp_path / "events.jsonl"
     history = read(tmp_path, event_lines(*START) + "torn\n" + newer + newer)
@@ -93,7 +93,7 @@ def test_damage_and_events_of_a_newer_version_are_remarks(tmp_path):
     assert not history.complete and "events.jsonl" in missing and "log.txt" in missing
 
 
-def test_of_events_of_any_length_the_beginning_and_the_end_are_read(tmp_path):
+def test_only_the_beginning_and_the_end_of_long_events_are_read(tmp_path):
     many = [Warned(message=f"number {n}", logger="a.b") for n in range(10_000)]
     text = event_lines(*START, *many)
     history = read(tmp_path, text, 50_000)

@@ -1,6 +1,6 @@
-"""``run.py migrate``: configs in the authors' format become ours, and nothing in them is dropped silently.
+"""``run.py migrate`` converts configs from the authors' format to ours, without dropping anything silently.
 
-Oracle: the settings of the released configs (tests/golden/migrate), and our configs of the same runs.
+The expected results are the settings of the released configs (tests/golden/migrate) and our configs of the same runs.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ RUNS = {
     "refcoco_plus_large": ("grounding/refcoco_plus_large_1b", 8),
     "coco_captioning_large": ("captioning/coco_large_1b", 8),
 }
-"""Our config of each run, and the number of GPUs with which the global batches are equal; None: ours has another micro-batch."""
+"""Our config of each run, and the number of GPUs for which the global batches are equal. If None, our config has another
+micro-batch."""
 
 OF_THE_PAPER = {"train.epochs": "the paper counts steps", "train.precision": "bf16 in place of apex's fp16"}
 OTHER_VALUES: dict[str, dict[str, str]] = {
@@ -67,13 +68,13 @@ OTHER_VALUES: dict[str, dict[str, str]] = {
     "coco_captioning_large": {"evaluation.batch_size": "32", "model.vision.image_size": "480 in the paper"},
 }
 OTHER_VALUES["pretrain_large_1b"] = OTHER_VALUES["pretrain_base_1b"]
-"""Keys whose value in our config differs from the released one, with ours or the reason."""
+"""Keys whose value in our config differs from the released value, with our value or the reason."""
 
 CONTINUED = ("pretrain_base_1b_stage2", "pretrain_multilingual_base")
-"""Runs of pre-training that start from a whole model."""
+"""Pre-training runs that start from a complete model."""
 
 FORMS = ("image_key", "caption_key", "video_key", "image_is", "files", "init.vision")
-"""Keys about the form and the place of files, which are others in our configs."""
+"""Keys for the format and location of files, which differ in our configs."""
 
 
 def migrated(path: Path, *overrides: str, root: Path = GOLDEN, **options: Any) -> Migrated:
@@ -81,7 +82,7 @@ def migrated(path: Path, *overrides: str, root: Path = GOLDEN, **options: Any) -
 
 
 def written(folder: Path, content: dict[str, Any], name: str = "theirs.yaml") -> Path:
-    """A config of the authors' code in a folder that has the JSON files of the vision encoders too."""
+    """Writes a config of the authors' code into a folder that also has the JSON files of the vision encoders."""
     for each in GOLDEN.glob("*.json"):
         shutil.copy(each, folder)
     path = folder / name
@@ -121,8 +122,8 @@ def load_values(result: Migrated) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_what_the_authors_code_fixes_is_as_in_the_config_of_the_same_run(name):
-    """The other values agree too, apart from data and weights."""
+def test_values_fixed_in_the_authors_code_agree_with_our_config_of_the_same_run(name):
+    """The other values agree too, except for data and weights."""
     ours = shipped(RUNS[name][0]).model_dump(mode="json")
     result = migrated(GOLDEN / f"{name}.yaml")
     theirs = load_values(result)
@@ -132,7 +133,7 @@ def test_what_the_authors_code_fixes_is_as_in_the_config_of_the_same_run(name):
             for key in leaves(theirs.get(section, {}), section)
             if key not in OTHER_VALUES.get(name, {}) and value_at(theirs, key) != value_at(ours, key)
         ]
-        # Null means the rate of the texts, which ours repeats.
+        # Null means the learning rate of the texts, which our config repeats.
         assert set(different) <= {"optim.cross_lr"}, section
 
 
@@ -143,7 +144,7 @@ def leaves(node: Any, prefix: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_every_key_has_a_line(name):
+def test_every_key_has_a_row_in_the_table(name):
     result = migrated(GOLDEN / f"{name}.yaml")
     lines = {line.theirs for line in result.lines}
     keys = {key.removeprefix("all.") for key in leaves(settings(name), "all")}
@@ -152,8 +153,8 @@ def test_every_key_has_a_line(name):
     assert all(line.note for line in result.lines if line.kind in ("none", "always"))
 
 
-def test_every_value_that_is_taken_over_comes_from_the_file():
-    """A value that the file changes, changes ours too, unless the table says why not."""
+def test_every_converted_value_comes_from_the_file():
+    """If a value in the file changes, our value changes too, unless the table gives a reason."""
     changed = {
         "image_res": 256,
         "embed_dim": 128,
@@ -199,7 +200,7 @@ def test_every_value_that_is_taken_over_comes_from_the_file():
         assert any(value_at(after, key) != value_at(before, key) for key in ours if key), theirs
 
 
-def test_every_key_of_ours_in_the_table_is_one():
+def test_every_key_of_ours_in_the_table_exists():
     known = {
         path for task in RUNS for path, _ in fields_of(choose(None, [], RUNS[task][0].split("/")[0]).load().config)
     }
@@ -214,7 +215,7 @@ def kind(task: str) -> Any:
     return find_task(task).load().config
 
 
-def test_keys_that_nobody_knows_are_listed(tmp_path):
+def test_unknown_keys_are_listed(tmp_path):
     path = written(tmp_path, {**settings("vqa2_base"), "bach_size_train": 3, "prompt": "x", "deep": {"er": [1, 2]}})
     by_key = {line.theirs: line for line in migrated(path, root=tmp_path).lines}
     assert by_key["bach_size_train"].kind == "unknown"
@@ -224,7 +225,7 @@ def test_keys_that_nobody_knows_are_listed(tmp_path):
     assert "vqa does not use it" in by_key["prompt"].note
 
 
-def test_a_value_that_asks_for_something_else_is_told(tmp_path):
+def test_an_unsupported_value_is_reported(tmp_path):
     path = written(tmp_path, {**settings("coco_captioning_large"), "apply_FG_free": False})
     line = next(line for line in migrated(path, root=tmp_path).lines if line.theirs == "apply_FG_free")
     assert (line.kind, line.note) == ("none", "here it is always true: training is FG-free")
@@ -232,7 +233,7 @@ def test_a_value_that_asks_for_something_else_is_told(tmp_path):
 
 @pytest.fixture
 def migrate(tmp_path, capsys):
-    """Runs the command on a config with the given keys; returns the exit status and what it printed."""
+    """Runs the command on a config with the given keys, and returns the exit status and the output."""
 
     def run(content: dict[str, Any], *argv: str) -> tuple[int, str]:
         path = written(tmp_path, content)
@@ -261,7 +262,7 @@ def migrate(tmp_path, capsys):
         ({}, ["batch_size_train"], ["batch_size_train"]),
     ],
 )
-def test_a_mistake_is_one_line(changes, argv, facts, migrate):
+def test_mistakes_are_reported_in_one_line(changes, argv, facts, migrate):
     status, printed = migrate({**settings("vqa2_base"), **changes}, *argv)
     assert status == 2
     assert printed == OneLine(*facts)
@@ -275,8 +276,8 @@ def test_a_config_of_ours_is_not_converted(tmp_path):
 
 @pytest.mark.parametrize("name", ["pretrain_multilingual_base", "vqa2_large", "refcoco_plus_large"])
 @pytest.mark.parametrize("odd", [None, [], {"a": 1}, ".inf"], ids=str)
-def test_no_value_is_a_traceback(name, odd, tmp_path):
-    """Whatever a key holds, there is a result or a message that names the file."""
+def test_no_value_causes_a_traceback(name, odd, tmp_path):
+    """For any value of a key, there is a result or a message that names the file."""
     content = settings(name)
     value = float("inf") if odd == ".inf" else odd
     source = read_source(GOLDEN / f"{name}.yaml", (), None, GOLDEN, Path("out"), tmp_path)
@@ -288,7 +289,7 @@ def test_no_value_is_a_traceback(name, odd, tmp_path):
 
 
 def message_of(source: Source) -> str | None:
-    """The message by which a config is refused, or None."""
+    """The message with which a config is rejected, or None."""
     try:
         convert(source)
     except UserError as error:
@@ -301,7 +302,7 @@ def changed_at(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     return {**values, first: changed_at(values[first], rest, value) if rest else value}
 
 
-def test_a_missing_key_is_one_line(migrate):
+def test_a_missing_key_is_reported_in_one_line(migrate):
     content = settings("vqa2_base")
     del content["batch_size_train"], content["k_test"]
     status, printed = migrate(content)
@@ -309,7 +310,7 @@ def test_a_missing_key_is_one_line(migrate):
     assert migrate(content, "batch_size_train=4", "k_test=16")[0] == 0
 
 
-def test_a_config_of_no_known_task_needs_the_flag(migrate):
+def test_a_config_of_an_unknown_task_needs_the_flag(migrate):
     content = {
         key: value for key, value in settings("refcoco_plus_large").items() if "coco" not in key and key != "det_file"
     }
@@ -317,7 +318,7 @@ def test_a_config_of_no_known_task_needs_the_flag(migrate):
     assert (status, printed) == (2, OneLine("--task", "nlvr"))
 
 
-def test_files_that_are_no_configs_are_one_line(tmp_path, capsys):
+def test_files_that_are_not_configs_are_reported_in_one_line(tmp_path, capsys):
     out = ["--out", str(tmp_path / "out")]
     (tmp_path / "broken.yaml").write_text("a: [1")
     (tmp_path / "code.yaml").write_text("a: !!python/object/apply:os.system ['touch /tmp/ran']")
@@ -331,7 +332,7 @@ def test_files_that_are_no_configs_are_one_line(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_code_in_weights_is_not_run(tmp_path, migrate):
+def test_code_in_weights_is_not_executed(tmp_path, migrate):
     class Attack:
         def __reduce__(self) -> Any:
             return os.mkdir, (str(tmp_path / "ran"),)
@@ -353,7 +354,7 @@ def test_weights_are_named_and_described(tmp_path, migrate):
     assert (tmp_path / "out/migration.txt").read_text() == printed
 
 
-# Lists and shards.
+# Lists and shards
 
 
 def picture(path: Path) -> str:
@@ -382,7 +383,7 @@ for unused in ("num_dec_layers", "large_lr_for_dec", "start_eval"):
     del RETRIEVAL[unused]
 
 
-def test_retrieval_lists_are_read_as_they_are(tmp_path, migrate):
+def test_retrieval_lists_are_read_unchanged(tmp_path, migrate):
     picture(tmp_path / "images/a.jpg")
     listed(tmp_path / "lists/train.json", [{"image": "a.jpg", "caption": "a dog", "image_id": "x_1"}])
     listed(tmp_path / "lists/test.json", [{"image": "a.jpg", "caption": ["a dog", "a cat"]}])
@@ -401,7 +402,7 @@ def texts_of(split: CaptionedSplitConfig) -> list[str]:
     return list(read_captioned_images(split, "k", 0.0).captions)
 
 
-def test_several_retrieval_lists_become_one_and_lists_by_language_several(tmp_path, migrate):
+def test_several_retrieval_lists_are_merged_except_lists_by_language(tmp_path, migrate):
     picture(tmp_path / "images/a.jpg")
     listed(tmp_path / "lists/en.json", [{"image": "a.jpg", "caption": "a dog", "image_id": 1}])
     listed(tmp_path / "lists/de.json", [{"image": "a.jpg", "caption": "ein Hund", "image_id": 1}])
@@ -499,7 +500,7 @@ def test_refcoco_lists_get_their_boxes_and_splits(tmp_path, migrate):
     assert config.evaluation.validation == config.evaluation.test["val"]
 
 
-def test_files_that_are_not_those_of_refcoco_are_one_line(tmp_path, migrate):
+def test_files_other_than_refcocos_are_reported_in_one_line(tmp_path, migrate):
     for name in ("train", "val", "test"):
         listed(tmp_path / f"lists/refcoco+_{name}.json", [{"image": "a.jpg", "text": "a man", "ref_id": 0}])
     (tmp_path / "lists/refcoco+").mkdir()
@@ -514,7 +515,7 @@ def test_files_that_are_not_those_of_refcoco_are_one_line(tmp_path, migrate):
     assert not (tmp_path / "out").exists()
 
 
-def test_nlvr_lists_are_read_as_they_are(tmp_path, migrate):
+def test_nlvr_lists_are_read_unchanged(tmp_path, migrate):
     for name in ("dev/a.png", "dev/b.png"):
         picture(tmp_path / "images" / name)
     rows = [{"sentence": "two dogs", "label": label, "images": ["dev/a.png", "dev/b.png"]} for label in ("True", False)]
@@ -528,7 +529,7 @@ def test_nlvr_lists_are_read_as_they_are(tmp_path, migrate):
     assert isinstance(config.evaluation.test["test"], NLVRSplitConfig)
 
 
-def test_captioning_lists_are_read_as_they_are(tmp_path, migrate):
+def test_captioning_lists_are_read_unchanged(tmp_path, migrate):
     picture(tmp_path / "images/coco/val2014/a.jpg")
     row = {"image": "val2014/a.jpg", "image_id": "coco_1"}
     listed(tmp_path / "lists/coco_karpathy_train.json", [{**row, "caption": "a dog"}])
@@ -540,7 +541,7 @@ def test_captioning_lists_are_read_as_they_are(tmp_path, migrate):
     assert texts_of(config.evaluation.test["test"]) == ["a dog", "a cat"]
 
 
-def test_video_questions_are_read_as_they_are(tmp_path, migrate):
+def test_video_questions_are_read_unchanged(tmp_path, migrate):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos/video_7.json").write_text("[]")
     for name in ("train", "val", "test"):
@@ -560,7 +561,7 @@ def test_video_questions_are_read_as_they_are(tmp_path, migrate):
     assert question.source.path == tmp_path / "videos/video_7.json"
 
 
-def test_shards_without_a_suffix_get_one_by_links(tmp_path, migrate):
+def test_shards_without_a_suffix_get_links_with_one(tmp_path, migrate):
     record = {
         "binary": "/9j/4AAQ",
         "caption": "a dog",
@@ -592,8 +593,8 @@ def test_lists_that_are_elsewhere_are_named(migrate, tmp_path):
     assert load(tmp_path / "out/config.yaml").data.train.annotations.endswith("records/train_file.jsonl")
 
 
-def test_a_run_with_the_result_passes_the_doctor(tmp_path, migrate, scenes_folder, capsys):
-    """Every check that a run makes before it starts, and a step."""
+def test_the_converted_config_passes_the_doctor(tmp_path, migrate, scenes_folder, capsys):
+    """Runs every check that a run makes before it starts, and a step."""
     rows = [json.loads(line) for line in (scenes_folder / "retrieval_train.jsonl").read_text().splitlines()]
     listed(tmp_path / "lists/train.json", rows)
     for name in ("val", "test"):

@@ -39,26 +39,26 @@ SMALL = [
     "model.text.arch={family: bert, vocab_size: 300, width: 64, layers: 1, heads: 2, intermediate: 128, max_positions: 64}",
     "model.fusion={layers: 1, width: 64, heads: 2, intermediate: 128}",
 ]
-"""Few layers: an estimate takes a step of each, whatever their width."""
+"""A few layers, because an estimate makes a step of each of them, at any width."""
 
 ALONE = "data.regions=null"
-"""Images without regions take half as many operations."""
+"""Images without regions, which need half of the FLOPs."""
 
 FEW = [ALONE, "data.images.batch_size=8"]
-"""Micro-batches of pre-training from which a search starts that takes real steps."""
+"""Micro-batches of pre-training for a search with real steps."""
 
 MEMORY = ["--memory", "0.9"]
 
 
 def planner_of(words: list[str]) -> Planner:
-    """The planner of a command line."""
+    """The planner for a command line."""
     _, given = read_words(command, words, "run.py plan")
     flags = given.arguments["flags"]
     return Planner(choose(flags.config, given.arguments.get("overrides", ()), flags.task), flags)
 
 
 def on_gpu(*flags: str) -> Plan:
-    """A plan of pre-training where a GPU is pretended."""
+    """A plan of pre-training on a simulated GPU."""
     return planner_of(["--config", BASE, *flags, *SMALL, *FEW]).plan()
 
 
@@ -68,13 +68,13 @@ def by_hand(planner: Planner, examples: int, ranks: int) -> dict[str, int]:
 
 
 def sized_by_hand(*flags: str) -> Planner:
-    """A planner in which every example takes 10 MB."""
+    """A planner for which every example takes 10 MB."""
     planner = planner_of([*flags, *SMALL])
     planner._memory = partial(by_hand, planner)
     return planner
 
 
-def test_the_streams_of_a_micro_batch_keep_their_proportion():
+def test_the_streams_of_a_micro_batch_keep_their_proportions():
     schema, _ = kind_of(Path(BASE), [])
     sizes = batch_sizes(scaled(load_config(BASE, [], schema), 64))
     assert sizes == {"data.images.batch_size": 64, "data.regions.batch_size": 64, "data.regions.max_images": 25}
@@ -100,7 +100,7 @@ def test_a_plan_of_pre_training_fits_and_reaches_the_published_batch():
 
 @pytest.mark.parametrize("fixed", ["train.global_batch=1024", "train.global_batch=null"])
 def test_a_run_with_the_keys_of_a_plan_makes_its_global_batch(fixed):
-    """Where the config has no global batch, accumulation is said instead."""
+    """If the config has no global batch, the plan gives the accumulation instead."""
     plan = sized_by_hand("--config", BASE, "--gpus", "2", "--memory", "1.9", "--global-batch", "1024", fixed).plan()
     overrides = [f"{key}={value}" for key, value in plan.overrides.items()]
     assert as_table(plan).endswith(f"run with: {' '.join(overrides)}")
@@ -110,7 +110,7 @@ def test_a_run_with_the_keys_of_a_plan_makes_its_global_batch(fixed):
 
 
 @pytest.mark.parametrize(("flags", "total"), [([], 128 * 3), (["train.accumulate=2"], 128 * 3 * 2)])
-def test_without_a_global_batch_the_config_s_own_sizes_make_it(flags, total):
+def test_without_a_global_batch_it_follows_from_the_sizes_in_the_config(flags, total):
     flags = ["--config", BASE, "--gpus", "3", *MEMORY, "train.global_batch=null", *flags, *SMALL]
     assert planner_of(flags).global_batch == total
 
@@ -128,7 +128,7 @@ def test_every_fine_tuning_task_can_be_planned(task):
     assert 0 < two.step_s < four.step_s
 
 
-def test_every_task_has_a_synthetic_batch_and_one_without_is_refused(monkeypatch):
+def test_every_task_has_a_synthetic_batch_and_a_task_without_one_is_rejected(monkeypatch):
     assert TASKS.keys() == SYNTHETIC.keys()
     monkeypatch.setattr(synthetic, "SYNTHETIC", {})
     with pytest.raises(UserError, match=naming("task = pretrain", "train.steps=5")):
@@ -136,8 +136,8 @@ def test_every_task_has_a_synthetic_batch_and_one_without_is_refused(monkeypatch
 
 
 @pytest.mark.parametrize(("asked", "taken"), [(1018, 1020), (1024, 1024)])
-def test_more_examples_per_step_than_asked_are_noted(asked, taken):
-    """255 examples fit on each of two GPUs; 509 is a prime."""
+def test_more_examples_per_step_than_requested_are_noted(asked, taken):
+    """255 examples fit on each of two GPUs, and 509 is a prime number."""
     plan = sized_by_hand("--config", BASE, "--gpus", "2", "--memory", "2.55", "--global-batch", f"{asked}").plan()
     assert (plan.global_batch, plan.asked_batch, plan.overrides["train.global_batch"]) == (taken, asked, taken)
     notes = [line for line in as_table(plan).splitlines() if line.startswith("note: ")]
@@ -145,7 +145,7 @@ def test_more_examples_per_step_than_asked_are_noted(asked, taken):
     assert notes == ([said] if taken != asked else [])
 
 
-def test_without_a_name_a_gpu_is_assumed_and_the_end_of_epochs_needs_the_records():
+def test_without_a_name_a_gpu_is_assumed_and_epochs_need_the_records():
     given = ["--config", "configs/nlvr/nlvr2_base_4m.yaml", *MEMORY]
     plan = sized_by_hand(*given).plan()
     assert plan.chosen.step_s == pytest.approx(plan.chosen.tflop_per_gpu / (0.35 * 989.4))
@@ -156,7 +156,7 @@ def test_without_a_name_a_gpu_is_assumed_and_the_end_of_epochs_needs_the_records
 
 
 @pytest.mark.slow
-def test_recomputed_and_compiled_encoders_are_planned_and_what_an_estimate_leaves_out_is_said():
+def test_checkpointed_and_compiled_encoders_are_planned_and_omissions_are_listed():
     deep = ["--config", BASE, *MEMORY, *SMALL, ALONE, "model.vision.depth=3"]
     plain = planner_of(deep)
     less = planner_of([*deep, "train.recompute=[vision,text,fusion]", "train.compile=true"])
@@ -184,8 +184,8 @@ def test_recomputed_and_compiled_encoders_are_planned_and_what_an_estimate_leave
         ),
     ],
 )
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to ask")
-def test_a_plan_that_cannot_be_made_is_refused_in_one_line(flags, message):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_an_impossible_plan_is_rejected_in_one_line(flags, message):
     smaller = FEW if BASE in flags else []
     with pytest.raises(UserError) as error:
         planner_of([*smaller, *flags, *SMALL]).plan()
@@ -193,7 +193,7 @@ def test_a_plan_that_cannot_be_made_is_refused_in_one_line(flags, message):
     assert "\n" not in str(error.value)
 
 
-def test_more_than_the_peak_is_refused(capsys):
+def test_more_than_the_peak_is_rejected(capsys):
     assert main(["plan", "--config", BASE, "--utilisation", "3"]) == 2
     assert OneLine("'3'", "1") in capsys.readouterr().err.splitlines()
 
@@ -210,12 +210,12 @@ def test_run_plans_and_prints_json(monkeypatch, capsys):
     assert plan["overrides"]["train.global_batch"] == 1024
 
 
-def test_a_mistake_ends_with_a_line_and_status_2(capsys):
+def test_mistakes_are_reported_in_one_line_with_status_2(capsys):
     assert main(["plan", "--config", BASE, "--memory", "1", "optim.lrr=1"]) == 2
     assert capsys.readouterr().err == OneLine("error", "optim.lrr")
 
 
-def test_the_time_of_a_step_is_measured_by_taking_it():
+def test_the_time_of_a_step_is_measured_by_running_it():
     schema, kind = kind_of(Path(BASE), [])
     config = scaled(load_config(BASE, [*SMALL, "train.precision=fp32"], schema), 4)
     run = RealSteps(lambda: kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
@@ -245,7 +245,7 @@ def gpu(monkeypatch) -> FakeGPU:
         ("Tesla V100-SXM2-16GB", ["train.precision=fp16"], 125, "this v100's 125 TFLOP/s (--gpu, --utilisation)"),
     ],
 )
-def test_an_estimate_is_of_the_gpu_at_hand_unless_another_is_named(gpu, monkeypatch, device, flags, peak, said):
+def test_an_estimate_is_for_the_available_gpu_unless_another_is_named(gpu, monkeypatch, device, flags, peak, said):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _=None: device)
     planner = planner_of(["--config", BASE, "--estimate", "--memory", "2", *flags, *SMALL])
     assert not planner.target.measures
@@ -253,7 +253,7 @@ def test_an_estimate_is_of_the_gpu_at_hand_unless_another_is_named(gpu, monkeypa
     assert planner._seconds(1, 1e12) == pytest.approx(1 / (0.35 * peak))
 
 
-def test_an_estimate_in_a_precision_that_the_gpu_at_hand_lacks_is_refused(gpu, monkeypatch):
+def test_an_estimate_in_a_precision_that_the_available_gpu_lacks_is_rejected(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _=None: "Tesla V100-SXM2-16GB")
     with pytest.raises(UserError, match=naming("v100", "bf16", "train.precision=fp16", "--gpu")):
         on_gpu("--estimate", "--memory", "2")
@@ -264,8 +264,8 @@ SMALL_BUFFERS = 4_000
 
 
 @pytest.mark.slow
-def test_where_there_is_a_gpu_the_plan_is_measured_on_it(gpu):
-    """A step takes 10 bytes an example, CUDA 500 of the 620 that are given: 12 examples fit."""
+def test_the_plan_is_measured_on_an_available_gpu(gpu):
+    """A step takes 10 bytes per example, and CUDA takes 500 of the 620 available bytes, so 12 examples fit."""
     plan = on_gpu("--memory", "620e-9", "--global-batch", "4", "train.precision=fp32")
     assert plan.measured_on == "a pretended GPU"
     assert plan.largest.sizes["data.images.batch_size"] == 12
@@ -277,7 +277,7 @@ def test_where_there_is_a_gpu_the_plan_is_measured_on_it(gpu):
 
 
 @pytest.mark.slow
-def test_several_gpus_leave_memory_for_the_buffers_of_their_communication(gpu, monkeypatch):
+def test_on_several_gpus_memory_is_left_for_communication_buffers(gpu, monkeypatch):
     monkeypatch.setattr("tools.plan.target.NCCL", SMALL_BUFFERS)
     plan = on_gpu(
         "--gpus", "2", "--memory", "4540e-9", "--global-batch", "4", "train.precision=fp32", "train.parallel=ddp"
@@ -293,7 +293,7 @@ def test_more_memory_than_this_gpu_has_is_only_estimated(gpu):
         on_gpu("--memory", "1")
 
 
-def test_a_model_whose_weights_do_not_fit_is_refused_in_a_line(gpu, monkeypatch):
+def test_a_model_whose_weights_do_not_fit_is_rejected_in_one_line(gpu, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -302,7 +302,7 @@ def test_a_model_whose_weights_do_not_fit_is_refused_in_a_line(gpu, monkeypatch)
         on_gpu("--memory", "620e-9")
 
 
-def test_recorded_graphs_are_not_planned_with_accumulation():
+def test_plans_with_recorded_graphs_have_no_accumulation():
     flags = ["--config", BASE, "--memory", "2", "--global-batch", "1000000", "train.compile=reduce-overhead"]
     planner = sized_by_hand(*flags)
     refused = "allows only one micro-batch per step, but of the 1,000,000 examples of a GPU only 200 fit"
@@ -319,7 +319,7 @@ def test_on_a_gpu_the_plan_is_measured(device):
 
 
 @pytest.mark.slow
-def test_a_vision_encoder_of_seven_billion_parameters_fits_eight_gpus_only_if_they_share_it(tmp_path):
+def test_a_vision_encoder_of_seven_billion_parameters_fits_eight_gpus_only_if_sharded(tmp_path):
     bases = [str(ROOT / "configs" / name) for name in ("pretrain/base_4m.yaml", "presets/other_vision.yaml")]
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps({"base": bases, "model": {"vision": {"backbone": "vit_7b_patch16_dinov3"}}}))
@@ -332,7 +332,7 @@ def test_a_vision_encoder_of_seven_billion_parameters_fits_eight_gpus_only_if_th
 
 
 @pytest.mark.slow
-def test_states_that_a_gpu_cannot_hold_are_shared():
+def test_states_that_do_not_fit_on_a_gpu_are_sharded():
     """A word table of 100,000 words is most of the model."""
     words = "model.text.arch.vocab_size=100000"
     given = ["--config", BASE, "--gpus", "8", "--estimate", *SMALL, words, *FEW]
@@ -345,7 +345,7 @@ def test_states_that_a_gpu_cannot_hold_are_shared():
     shared = plan.chosen.memory
     for held in ("weights", "optimiser"):
         assert shared[held] == pytest.approx(large[held] / 8, rel=1e-3)
-    # The peak is in the forward pass, in which a rank has gathered nearly all weights.
+    # The peak is in the forward pass, during which a rank has gathered nearly all weights.
     assert large["gradients"] / 8 <= shared["gradients"] < large["gradients"] / 7
     assert shared["gathered for a while"] == pytest.approx(large["weights"], rel=0.02)
     assert "gathered for a while" not in large

@@ -1,4 +1,4 @@
-"""The plan and the doctor of a run with frozen encoders, and with an average of the weights."""
+"""The plan and the doctor for runs with frozen encoders, and with weight averaging."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def planner(*overrides: str) -> Planner:
 
 
 def memory(*overrides: str) -> StepMemory:
-    """Of a step on four images."""
+    """The memory of a step on four images."""
     schema, kind = kind_of(Path(BASE), [])
     config = scaled(load_config(BASE, [*DEEP, *overrides], schema), 4)
     steps = FakeSteps(lambda: kind.build_model(config, None), config.train, config.optim, as_on_gpu=True)
@@ -41,7 +41,7 @@ def vision_bytes() -> int:
 
 
 @pytest.mark.slow
-def test_a_frozen_encoder_has_weights_and_no_gradient_no_state_and_no_activations():
+def test_a_frozen_encoder_only_takes_memory_for_its_weights():
     plain, frozen = memory(), memory("optim.freeze.vision=true")
     vision = vision_bytes()
     assert frozen.weights == plain.weights
@@ -57,7 +57,7 @@ def test_a_frozen_fusion_keeps_the_activations_that_gradients_pass_through():
 
 
 @pytest.mark.slow
-def test_recomputing_what_is_frozen_changes_nothing():
+def test_checkpointing_a_frozen_part_does_not_change_the_memory():
     frozen = "optim.freeze={vision: true, text: true}"
     assert memory(frozen, "train.recompute=[vision,text]") == memory(frozen)
     assert memory("train.recompute=[vision,text]") != memory()
@@ -68,14 +68,14 @@ def test_the_plan_has_the_flops_and_the_time_of_a_step_with_a_frozen_encoder():
     plain, frozen = planner()._setting(4, 1, 1), planner("optim.freeze.vision=true")._setting(4, 1, 1)
     spared = (
         4 * (planner().meta_model.cost.vision.image / 2) / 1e12
-    )  # at least: the backward pass is half of a step or more
+    )  # at least, because the backward pass is half of a step or more
     assert plain.tflop_per_gpu - frozen.tflop_per_gpu >= spared > 0.2 * plain.tflop_per_gpu
     assert frozen.step_s / plain.step_s == pytest.approx(frozen.tflop_per_gpu / plain.tflop_per_gpu)
     assert sum(frozen.memory.values()) < sum(plain.memory.values())
 
 
 @pytest.mark.slow
-def test_an_encoder_that_thaws_is_planned_as_it_is_afterwards_and_the_plan_says_so():
+def test_an_encoder_that_is_unfrozen_later_is_planned_as_trained_with_a_note():
     plain, thawing = planner(), planner("optim.freeze={vision: 1000, text: 2000}")
     assert thawing._setting(4, 1, 1) == plain._setting(4, 1, 1)
     added = [line for line in thawing._assumptions() if line not in plain._assumptions()]
@@ -83,7 +83,7 @@ def test_an_encoder_that_thaws_is_planned_as_it_is_afterwards_and_the_plan_says_
     assert planner("optim.freeze.vision=true")._assumptions() == plain._assumptions()
 
 
-def test_steps_that_are_measured_are_those_of_a_frozen_encoder():
+def test_measured_steps_have_frozen_encoders():
     schema, kind = kind_of(Path(BASE), [])
     config = scaled(load_config(BASE, [*DEEP, "train.precision=fp32", "optim.freeze.vision=true"], schema), 2)
     run = RealSteps(lambda: kind.build_model(config, None), config.train, config.optim, torch.device("cpu"))
@@ -94,8 +94,8 @@ def test_steps_that_are_measured_are_those_of_a_frozen_encoder():
 
 
 @pytest.mark.parametrize(("freeze", "spared"), [("true", 2), ("1000", 0)])
-def test_the_doctor_counts_checkpoints_without_the_states_of_what_never_trains(freeze, spared):
-    """A checkpoint after a thaw has the states of all."""
+def test_the_doctor_counts_checkpoints_without_states_of_parts_that_never_train(freeze, spared):
+    """A checkpoint after an unfreezing has the states of all parts."""
     schema, kind = kind_of(Path(BASE), [])
     subject = SimpleNamespace(tokenizer=None, task=kind, model=None)
     sizes = {}
@@ -119,7 +119,7 @@ def test_the_plan_and_the_doctor_count_the_average_of_the_weights():
 
 
 @pytest.mark.slow
-def test_adapters_have_gradients_and_states_in_place_of_the_weights():
+def test_adapters_have_gradients_and_states_instead_of_the_weights():
     pytest.importorskip("peft", reason="adapters need the package peft")
     plain, adapted = (planner(*lora).plan().largest for lora in ([], ["optim.lora={rank: 2}"]))
     assert adapted.memory["gradients"] < 0.2 * plain.memory["gradients"]

@@ -1,4 +1,4 @@
-"""What `run.py plan --nodes` tells of other numbers of GPUs."""
+"""The part of `run.py plan --nodes` about other numbers of GPUs."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tools.steps.fake import trainable
 from utils.tensors import tensor_bytes
 
 FOUR_NODES = ["--config", BASE, "--memory", "1.9", "--nodes", "4", "--gpus", "8"]
-"""Micro-batches of up to 190 examples, each of 10 MB (see ``sized_by_hand``)."""
+"""Micro-batches of up to 190 examples of 10 MB each (see ``sized_by_hand``)."""
 
 
 def rows_of(plan: Plan) -> dict[str, list[str]]:
-    """The cells of the lines about GPUs, by their number."""
+    """The cells of the rows about GPUs, by their number."""
     lines = as_table(plan).splitlines()
     title = next(index for index, line in enumerate(lines) if line.startswith("GPUs "))
     table = lines[title + 1 : lines.index("", title)]
     return {line.split()[0]: line.split() for line in table}
 
 
-def test_the_global_batch_is_shared_out_among_any_number_of_gpus():
+def test_the_global_batch_is_divided_among_any_number_of_gpus():
     plan = sized_by_hand(*FOUR_NODES, "--global-batch", "8192").plan()
     found = {scale.ranks: (scale.nodes, scale.micro_batch, scale.accumulation) for scale in plan.scaling}
     assert found == {8: (1, 128, 8), 32: (4, 128, 2), 64: (8, 128, 1), 512: (64, 16, 1)}
@@ -40,7 +40,7 @@ def test_the_global_batch_is_shared_out_among_any_number_of_gpus():
     assert as_table(plan).startswith(f"{BASE}: 4 nodes with 8 GPUs of 1.9 GB, bf16")
 
 
-def test_each_rank_sends_by_the_formula_at_the_given_bandwidth():
+def test_each_rank_sends_the_bytes_of_the_formula_at_the_given_bandwidth():
     planner = sized_by_hand(*FOUR_NODES, "--network", "10", ALONE)
     plan = planner.plan()
     gradients = tensor_bytes(trainable(planner.meta_model))
@@ -51,7 +51,9 @@ def test_each_rank_sends_by_the_formula_at_the_given_bandwidth():
     assert last.sent["keys"] == pytest.approx(511 * 2 * 16)
     assert last.network_s == pytest.approx(sum(last.sent.values()) / 1e10)
     assert last.network_share == pytest.approx(last.network_s / (last.network_s + last.step_s))
-    assert (plan.scaling[0].nodes, plan.scaling[0].network_s) == (1, None), "8 GPUs send nothing to other nodes"
+    assert (plan.scaling[0].nodes, plan.scaling[0].network_s) == (1, None), (
+        "8 GPUs must not send anything to other nodes"
+    )
     text = as_table(plan)
     assert "within a node" in text
     assert OneLine("32 GPUs", "gradients") in text.splitlines()
@@ -61,7 +63,7 @@ def test_each_rank_sends_by_the_formula_at_the_given_bandwidth():
 def test_gradient_caching_multiplies_negatives_and_sends_the_same():
     plain = sized_by_hand(*FOUR_NODES, "--global-batch", "8192").plan()
     cached = sized_by_hand(*FOUR_NODES, "--global-batch", "8192", "model.contrastive.chunks=2").plan()
-    assert cached.refused.keys() == {64, 512}, "their accumulation is 1"
+    assert cached.refused.keys() == {64, 512}, "their accumulation must be 1"
     for before, after in zip(plain.scaling, cached.scaling, strict=False):
         assert after.negatives + 1 == 2 * (before.negatives + 1)
         assert after.sent == before.sent
@@ -83,7 +85,7 @@ def test_a_task_without_a_contrastive_loss_has_no_negatives():
     assert rows_of(plan)["8"][5] == "none"
 
 
-def test_numbers_of_gpus_that_the_run_cannot_have_are_told_with_the_reason():
+def test_impossible_gpu_counts_are_listed_with_the_reason():
     blocks = ["data.images.order=blocks", "data.images.lanes=64", ALONE]
     plan = sized_by_hand(*FOUR_NODES, *blocks).plan()
     assert [scale.ranks for scale in plan.scaling] == [8, 32, 64]
@@ -91,15 +93,15 @@ def test_numbers_of_gpus_that_the_run_cannot_have_are_told_with_the_reason():
     assert f"\n512 GPUs: {plan.refused[512]}\n" in as_table(plan)
 
 
-def test_more_gpus_than_one_take_more_memory_for_the_same_micro_batch():
-    """The embeddings of all ranks: 8 kB for each of 8 examples of each rank."""
+def test_several_gpus_need_more_memory_for_the_same_micro_batch():
+    """The embeddings of all ranks take 8 kB for each of 8 examples of each rank."""
     flags = ["--config", BASE, "--memory", "1", *SMALL, ALONE, "model.vision.image_size=16", "model.embed_dim=1024"]
     planner = planner_of(flags)
     eight, sixteen = (planner._memory(8, ranks)["activations"] for ranks in (8, 16))
     assert sixteen - eight >= 8 * 8 * 8 * 1024
 
 
-def test_without_nodes_nothing_is_told_of_other_numbers():
+def test_without_nodes_other_gpu_counts_are_not_shown():
     plan = sized_by_hand("--config", BASE, "--memory", "1.9", "--gpus", "8").plan()
     assert (plan.scaling, plan.refused, plan.nodes) == ([], {}, None)
     assert "on the network" not in as_table(plan)
@@ -114,12 +116,12 @@ def test_without_nodes_nothing_is_told_of_other_numbers():
         (["--nodes", "2:4", "--gpus", "8"], ("--nodes", "2:4")),
     ],
 )
-def test_flags_that_do_not_go_together_are_refused_in_a_line(flags, message, capsys):
+def test_incompatible_flags_are_rejected_in_one_line(flags, message, capsys):
     assert main(["plan", *flags]) == 2
     assert capsys.readouterr().err == OneLine("error:", *message)
 
 
-def test_json_has_the_scaling(monkeypatch, capsys):
+def test_the_json_output_has_the_scaling(monkeypatch, capsys):
     monkeypatch.setattr(Planner, "_memory", lambda self, examples, ranks: {"activations": 10**7 * examples})
     assert main(["plan", *FOUR_NODES, "--network", "10", "--json", *SMALL]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -140,7 +142,7 @@ def test_json_has_the_scaling(monkeypatch, capsys):
         (2.5e12, "2,500 GB"),
     ],
 )
-def test_bytes_are_told_in_a_suitable_unit(size, text):
+def test_bytes_are_shown_in_a_suitable_unit(size, text):
     assert bytes_of(size) == text
 
 

@@ -1,4 +1,4 @@
-"""The most examples that fit, in few tries, and the micro-batches of a step."""
+"""The search for the largest number of examples that fits in few tries, and the micro-batches of a step."""
 
 import math
 
@@ -21,8 +21,8 @@ def test_the_largest_micro_batch_is_found_in_a_few_tries(start):
 
 @pytest.mark.parametrize("start", [1, 7, 500])
 @pytest.mark.parametrize("most", [0, 1, 2, 6, 37, 49])
-def test_the_largest_micro_batch_is_exact_where_it_is_small(most, start):
-    """Also where what does not fit has no finite cost, as on a GPU that ran out of memory."""
+def test_a_small_largest_micro_batch_is_found_exactly(most, start):
+    """This includes infinite costs, as on a GPU that ran out of memory."""
     for above in (2.0, math.inf):
         assert (
             largest_that_fits(
@@ -34,8 +34,8 @@ def test_the_largest_micro_batch_is_exact_where_it_is_small(most, start):
 
 @pytest.mark.parametrize("start", [1, 8, 128, 280, 500])
 @pytest.mark.parametrize("most", [6, 37, 296, 1000])
-def test_costs_that_flatten_near_the_limit_do_not_make_it_try_one_by_one(most, start):
-    """As on a GPU: near its limit the allocator gives back what it had kept, and what does not fit has no cost at all."""
+def test_costs_that_flatten_near_the_limit_do_not_cause_many_tries(most, start):
+    """As on a GPU: near its limit, the allocator frees cached memory, and a micro-batch that does not fit has no finite cost."""
     tried = []
     limit = 3 + 0.26 * most
 
@@ -61,5 +61,5 @@ def test_costs_that_flatten_near_the_limit_do_not_make_it_try_one_by_one(most, s
         (10**11, 8, 291, (291, 42_955_327)),
     ],
 )
-def test_the_published_batch_is_shared_out_to_the_fewest_micro_batches(total, gpus, largest, shared):
+def test_the_published_batch_is_divided_into_the_fewest_micro_batches(total, gpus, largest, shared):
     assert share_out(total, gpus, largest) == shared

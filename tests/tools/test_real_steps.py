@@ -1,4 +1,4 @@
-"""What planning asks of a GPU, on one that is pretended."""
+"""The functions of planning that use a GPU, with a simulated GPU."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def total(run: RealSteps, rows: int, gradients_stay: bool = False) -> int | None
     return None if found is None else found.total
 
 
-def test_a_gpu_without_an_index_is_refused_since_torch_caps_none(gpu):
+def test_a_gpu_without_an_index_is_rejected_because_torch_cannot_limit_it(gpu):
     with pytest.raises(ValueError):
         gpu.set_fraction(1.0, torch.device("cuda"))
     with pytest.raises(ValueError, match="cuda has no index"):
         run(device=torch.device("cuda"))
 
 
-def test_torch_may_take_what_the_limit_leaves_beside_what_lies_outside_its_allocator(gpu):
+def test_torch_may_use_the_limit_minus_memory_outside_its_allocator(gpu):
     taken = run(40_000)
     assert gpu.cap == pytest.approx(40_000 - CONTEXT)
     gpu.outside += 300  # as when kernels are loaded
@@ -53,33 +53,33 @@ def test_torch_may_take_what_the_limit_leaves_beside_what_lies_outside_its_alloc
     assert total(taken, 3920) == 3920 * ROW
 
 
-def test_a_smaller_try_is_measured_as_if_no_larger_one_had_been(gpu):
+def test_a_smaller_try_is_measured_independently_of_larger_ones(gpu):
     taken = run(10_000)
     assert [total(taken, rows) for rows in (2000, 100, 900, 50)] == [None, 100 * ROW, 900 * ROW, 50 * ROW]
 
 
-def test_what_is_taken_to_tune_kernels_in_the_first_step_is_not_of_a_step(gpu):
+def test_memory_for_tuning_kernels_in_the_first_step_does_not_count(gpu):
     gpu.tuning = [5000]
     assert total(run(), 100) == 100 * ROW
 
 
-def test_gradients_that_stay_are_measured_by_a_second_micro_batch(gpu):
+def test_kept_gradients_are_measured_with_a_second_micro_batch(gpu):
     total(run(), 7, gradients_stay=True)
     assert gpu.rows == [7] * 4
 
 
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
-def test_where_graphs_are_recorded_a_step_has_one_micro_batch_and_gradients_are_added(gpu, monkeypatch, mode):
+def test_with_recorded_graphs_a_step_has_one_micro_batch_plus_its_gradients(gpu, monkeypatch, mode):
     monkeypatch.setattr(trainer, "compile_encoders", lambda *_, **__: None)
     taken = run(compile=mode)
     gradients = 4 * 4  # a line has four numbers
     assert total(taken, 50) == 50 * ROW
     assert total(taken, 50, gradients_stay=True) == 50 * ROW + gradients
-    assert len(gpu.rows) == 2 * 3, "one in each of three steps, the second of which records"
+    assert len(gpu.rows) == 2 * 3, "one in each of three steps, of which the second records"
 
 
-def test_after_an_error_in_the_midst_of_the_update_the_next_try_is_a_whole_step(gpu, monkeypatch):
-    """The optimiser has a part of its states, and the loss scaler has divided gradients and not seen the step."""
+def test_after_an_error_during_the_update_the_next_try_is_a_whole_step(gpu, monkeypatch):
+    """The optimiser has created some of its states, and the loss scaler has unscaled gradients without completing the step."""
     taken = run(precision="fp16")
     optimizer = taken.trainer.optimizer
 
@@ -110,11 +110,11 @@ def test_the_time_of_a_step_has_no_copy_of_its_batch(gpu, monkeypatch):
 def test_a_step_that_does_not_fit_has_no_time(gpu):
     taken = run(10_000)
     assert taken.seconds(lambda model: points(0, 2000)) is None
-    assert gpu.reserved == 0, "what the error held is given back"
+    assert gpu.reserved == 0, "the memory held by the error must be freed"
     assert taken.seconds(lambda model: points(0, 20)) > 0
 
 
-def test_another_error_is_told(gpu, monkeypatch):
+def test_other_errors_are_raised(gpu, monkeypatch):
     taken = run()
     monkeypatch.setattr(taken.trainer, "train_step", lambda *_: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
@@ -122,7 +122,7 @@ def test_another_error_is_told(gpu, monkeypatch):
 
 
 def within(error: Exception) -> Exception:
-    """An error that came while this one was handled."""
+    """An error raised while another one was handled."""
     try:
         try:
             raise error
@@ -148,12 +148,12 @@ FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         within(FULL),
     ],
 )
-def test_a_full_gpu_is_known_by_whatever_name(error):
+def test_a_full_gpu_is_recognised_by_all_error_messages(error):
     assert ran_out_of_memory(error)
 
 
 @pytest.mark.skipif(not hasattr(torch, "AcceleratorError"), reason="this torch has no such error")
-def test_a_full_gpu_is_known_by_torchs_own_error_for_it():
+def test_a_full_gpu_is_recognised_by_torchs_own_error():
     assert ran_out_of_memory(torch.AcceleratorError("CUDA error: out of memory"))
     assert not ran_out_of_memory(torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
 
@@ -167,5 +167,5 @@ def test_a_full_gpu_is_known_by_torchs_own_error_for_it():
         None,
     ],
 )
-def test_other_errors_are_not_taken_for_a_full_gpu(error):
+def test_other_errors_are_not_mistaken_for_a_full_gpu(error):
     assert not ran_out_of_memory(error)

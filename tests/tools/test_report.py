@@ -1,4 +1,4 @@
-"""``run.py report``: the facts on the page of a run, also of one that was cut or damaged."""
+"""``run.py report``: the facts on the page of a run, including interrupted runs and damaged files."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_page_is_in_the_folder_of_its_run_and_a_comparison_in_the_current_one(
     assert [path.name for path in here.iterdir()] == ["report.html"]
 
 
-def test_the_page_needs_nothing_from_elsewhere(make, tmp_path):
+def test_the_page_loads_nothing_from_elsewhere(make, tmp_path):
     text = report(tmp_path, make("a", predictions=boxes()), make("b", predictions=boxes()))
     sources = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'>)\s]+)""", text)
     assert sources and all(source.startswith(("data:image/", "#")) for source in sources)
@@ -118,7 +118,7 @@ def test_everything_from_files_is_escaped(make, tmp_path):
     assert text.count("&lt;script&gt;") > 100
 
 
-def test_the_config_marks_what_differs_from_the_defaults(make, tmp_path):
+def test_differences_from_the_defaults_are_marked_in_the_config(make, tmp_path):
     text = report(tmp_path, make("run", "optim.weight_decay=0.5"))
     config = text.split('<pre class="config">')[1].split("</pre>")[0]
     assert '<mark>  weight_decay: 0.5</mark>  <span class="faint"># 0.01</span>' in config
@@ -127,7 +127,7 @@ def test_the_config_marks_what_differs_from_the_defaults(make, tmp_path):
     assert "\n  min_rate: 0.0\n" in config and "<mark>seed" not in config
 
 
-def test_damaged_files_are_told_and_leave_the_rest(make, tmp_path, capsys):
+def test_damaged_files_are_reported_and_the_rest_is_shown(make, tmp_path, capsys):
     folder = make(predictions=boxes())
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('not json\n{"step": 11, "lo')
@@ -140,7 +140,7 @@ def test_damaged_files_are_told_and_leave_the_rest(make, tmp_path, capsys):
     assert "3 remarks, see the page" in capsys.readouterr().out
 
 
-def test_a_run_that_was_cut_says_where_and_why(make, tmp_path):
+def test_an_interrupted_run_is_shown_with_step_and_reason(make, tmp_path):
     folder = make(losses=range(10, 6, -1), events=event_lines(*START, Failed(message="disk full")))
     (folder / "evaluation.json").unlink()
     text = report(tmp_path, folder)
@@ -148,7 +148,7 @@ def test_a_run_that_was_cut_says_where_and_why(make, tmp_path):
     assert "No evaluation" in text and "The run has no predictions" in text
 
 
-def test_a_locked_folder_is_of_a_running_run_unless_it_is_quiet(make, tmp_path):
+def test_a_locked_folder_means_a_running_run_unless_it_is_silent(make, tmp_path):
     folder = make(losses=range(10, 6, -1))
     (folder / ".lock").write_text("{}")
     assert "running, at step 4 of 10" in report(tmp_path, folder)
@@ -168,7 +168,7 @@ def test_a_run_without_events_does_not_claim_that_nothing_went_wrong(make, tmp_p
     assert "old: events.jsonl is missing" in report(tmp_path, folder, other)
 
 
-def test_broken_records_are_told_by_kind(make, tmp_path):
+def test_broken_records_are_shown_by_kind(make, tmp_path):
     kinds = [
         BrokenKind(kind="bad json", count=5, first="a.jsonl:3"),
         BrokenKind(kind="missing image", count=2, first="a.jsonl:9"),
@@ -179,7 +179,7 @@ def test_broken_records_are_told_by_kind(make, tmp_path):
     assert rows_with(text, "<td>missing image</td>") == ["missing image 2 a.jsonl:9"]
 
 
-def test_mistakes_are_one_line(make, tmp_path, capsys):
+def test_mistakes_are_reported_in_one_line(make, tmp_path, capsys):
     folder = make("sweep/variant-1")
     (tmp_path / "empty").mkdir()
 
@@ -219,7 +219,7 @@ def test_a_page_of_a_hundred_thousand_lines_is_small(tmp_path):
     assert (tmp_path / "page.html").stat().st_size < 1_500_000
     assert "trained 100,000 steps" in text
     values = sorted(value for _, value in points_of(charts_of(text)["loss (total)"], "raw"))
-    assert values[-1] == 50.0 and values[-2] < 2  # the one spike is there
+    assert values[-1] == 50.0 and values[-2] < 2  # the single spike is kept
 
 
 def test_predictions_of_the_same_examples_are_shown_over_the_validations(make, tmp_path):

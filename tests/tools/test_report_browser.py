@@ -1,4 +1,4 @@
-"""``run.py report``: the page in a browser, on a screen and on a phone, light and dark."""
+"""``run.py report``: the page in a browser, on a screen and on a phone, in light and dark mode."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FACTS = """() => ({
 
 @pytest.fixture
 def opened(browser, tmp_path, request):  # noqa: F811
-    """Opens a page with all its sections unfolded; anything that the page asks for or complains about fails the test."""
+    """Opens a page with all its sections unfolded. Any request or console message of the page fails the test."""
     problems = []
 
     def of(width: int, scheme: str, javascript: bool = True):
@@ -55,7 +55,7 @@ def opened(browser, tmp_path, request):  # noqa: F811
 
 @pytest.fixture
 def pages(make, tmp_path):
-    """Writes the page of a run, or of two groups of runs, whose names of metrics are hostile."""
+    """Writes the page of a run, or of two groups of runs, with malicious metric names."""
 
     def write(*settings: list[str]) -> None:
         folders = []
@@ -90,7 +90,7 @@ def test_charts_are_drawn_and_nothing_overflows(pages, opened, settings, width, 
     assert len(links) >= 8 and all(page.query_selector(link) for link in links)
 
 
-def test_the_pointer_shows_the_values_of_all_lines_as_text(pages, opened):
+def test_hovering_shows_the_values_of_all_lines_as_text(pages, opened):
     pages(*GROUPS)
     page = opened(1280, "light")
     title = page.locator("figure.chart figcaption", has_text="onerror").first
@@ -106,7 +106,7 @@ def test_the_pointer_shows_the_values_of_all_lines_as_text(pages, opened):
     assert float(rows[1][1].replace("−", "-")) > 1e10
 
 
-def test_without_javascript_the_page_says_so_and_has_tables_and_pictures(pages, opened):
+def test_without_javascript_the_page_shows_a_note_tables_and_images(pages, opened):
     pages(*ONE)
     page = opened(390, "light", javascript=False)
     assert "need JavaScript" in page.locator("noscript").inner_html()

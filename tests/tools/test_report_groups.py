@@ -1,4 +1,4 @@
-"""``run.py report``: runs that differ only in their seed, and the verdict, with numbers computed by hand."""
+"""``run.py report``: runs that differ only in their seed, and the verdict, compared with hand-computed values."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def test_a_spread_is_a_mean_and_a_standard_deviation():
 
 
 def test_seeds_on_both_sides_are_compared_by_their_spread():
-    # Both deviations are 0.02: the standard error is 0.02 * sqrt(2 / 3) = 0.01633, and t of 4 degrees of freedom is 2.776.
+    # Both deviations are 0.02, so the standard error is 0.02 * sqrt(2 / 3) = 0.01633. With 4 degrees of freedom, t is 2.776.
     found = gap(side(0.60, 0.62, 0.64, half_interval=0.9), side(0.50, 0.52, 0.54, half_interval=0.9))
     assert (found.noise, found.clear) == ("seeds", True)
     assert found.difference == pytest.approx(0.1) and found.margin == pytest.approx(0.04534, abs=1e-5)
     assert gap(side(0.60, 0.62, 0.64), side(0.58, 0.60, 0.62)).clear is False
     assert gap(side(0.6, 0.6), side(0.5, 0.5)).clear is True
-    # Deviations of 0.01 and 0.03 over 2 and 3 seeds: the standard error is sqrt(0.0001 / 2 + 0.0009 / 3) = 0.018708, the degrees
-    # of freedom are 0.00035² / (0.00005² + 0.0003² / 2) = 2.5789, and t is 3.4939.
+    # The deviations are 0.01 and 0.03 over 2 and 3 seeds. The standard error is sqrt(0.0001 / 2 + 0.0009 / 3) = 0.018708, the
+    # degrees of freedom are 0.00035² / (0.00005² + 0.0003² / 2) = 2.5789, and t is 3.4939.
     uneven = gap(side(0.8 - 0.01 / 2**0.5, 0.8 + 0.01 / 2**0.5), side(0.67, 0.70, 0.73))
     assert uneven.margin == pytest.approx(0.018708 * 3.4939, abs=2e-4)
 
@@ -42,7 +42,7 @@ def test_seeds_on_both_sides_are_compared_by_their_spread():
 def test_single_seeds_are_compared_by_intervals_then_by_the_number_of_examples():
     found = gap(side(0.60, half_interval=0.03, examples=98), side(0.56, half_interval=0.04, examples=98))
     assert (found.noise, found.margin, found.clear) == ("intervals", pytest.approx(0.05), False)
-    # With a success and a failure added, the shares are 80 and 50 of 100: 1.96 * sqrt((0.8 * 0.2 + 0.5 * 0.5) / 100).
+    # With one success and one failure added, the shares are 80 and 50 of 100: 1.96 * sqrt((0.8 * 0.2 + 0.5 * 0.5) / 100).
     found = gap(side(79 / 98, examples=98), side(0.5, half_interval=0.04, examples=98))
     assert (found.noise, found.clear) == ("examples", True)
     assert found.margin == pytest.approx(0.1255, abs=1e-4)
@@ -64,7 +64,7 @@ def test_runs_that_differ_only_in_their_seed_are_a_group(make):
     ]
 
 
-def test_a_repetition_with_the_same_seed_and_a_run_without_config_are_groups_of_their_own(make):
+def test_a_repeated_seed_and_a_run_without_config_are_separate_groups(make):
     first, again, bare = make("a"), make("b"), make("c")
     (bare / "config.yaml").unlink()
     assert [group.name for group in grouped(runs_of(first, again, bare))] == ["a", "b", "c"]
@@ -139,13 +139,13 @@ def test_the_seeds_of_one_config_have_a_spread_and_no_winner(make, tmp_path):
     assert points_of(charts_of(text)["loss (total)"], "bands")
 
 
-def test_a_seed_that_differs_too_is_no_cause(make, tmp_path):
+def test_a_seed_that_differs_too_is_not_named_as_a_cause(make, tmp_path):
     folders = make("a", "optim.lr=0.1", "seed=1", recall=0.1), make("b", "optim.lr=0.2", "seed=2", recall=0.9)
     verdict = " ".join(section(report(tmp_path, *folders), "Verdict").split())
     assert "Apart from the seed, only <b>optim.lr</b> differs (0.1 against 0.2)." in verdict
 
 
-def test_one_seed_each_without_a_number_of_examples_cannot_tell(make, tmp_path):
+def test_single_seeds_without_a_number_of_examples_give_no_verdict(make, tmp_path):
     text = report(tmp_path, *seeds_of(make, "a", 0.1, 0.5), *seeds_of(make, "b", 0.2, 0.6))
     verdict = section(text, "Verdict")
     assert "one seed cannot tell" in verdict and "evaluation.bootstrap" in verdict

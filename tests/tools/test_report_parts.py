@@ -1,4 +1,4 @@
-"""The parts of ``run.py report``: series of bounded size, axes, the log, judgement of predictions."""
+"""The parts of ``run.py report``: series of bounded size, axes, the log, and the judgement of predictions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tools.runs.series import Series, read_metrics
 from utils.printing import written
 
 
-def test_a_long_series_keeps_its_extremes_its_mean_and_its_ends_in_bounded_room():
+def test_a_long_series_keeps_extremes_mean_and_ends_in_bounded_memory():
     series = Series()
     values = [math.sin(step / 700) for step in range(100_000)]
     values[61_234], values[7] = 50.0, -40.0
@@ -33,7 +33,7 @@ def test_a_long_series_keeps_its_extremes_its_mean_and_its_ends_in_bounded_room(
     assert all(a <= b for (a, _), (b, _) in pairwise(points))
 
 
-def test_a_smoothed_series_is_the_mean_of_its_surroundings():
+def test_a_smoothed_series_is_the_mean_over_neighbours():
     series = Series()
     for step in range(100):
         series.add(step, 5.0 + (1 if step % 2 else -1))
@@ -43,7 +43,7 @@ def test_a_smoothed_series_is_the_mean_of_its_surroundings():
     assert Series().smoothed() == []
 
 
-def test_values_that_are_not_finite_are_counted_and_not_drawn():
+def test_non_finite_values_are_counted_and_not_drawn():
     series = Series()
     for step, value in enumerate((1.0, math.nan, math.inf, 2.0)):
         series.add(step, value)
@@ -51,7 +51,7 @@ def test_values_that_are_not_finite_are_counted_and_not_drawn():
     assert series.points() == [(0, 1.0), (3, 2.0)]
 
 
-def test_torn_and_strange_lines_are_counted_with_their_numbers(tmp_path):
+def test_incomplete_and_invalid_lines_are_counted_with_line_numbers(tmp_path):
     file = tmp_path / "metrics.jsonl"
     good = [{"step": 1, "loss": 2.0, "elapsed_s": 3.0}, {"step": 3, "loss": None, "elapsed_s": 4.0}]
     lines = [json.dumps(good[0]), "[1, 2]", '{"step": "2", "loss": 1}', '{"step": 2, "loss": "x"}', json.dumps(good[1])]
@@ -63,7 +63,7 @@ def test_torn_and_strange_lines_are_counted_with_their_numbers(tmp_path):
     assert metrics.series["step_s"].points() == [(3, 0.5)]
 
 
-def test_a_line_without_end_is_one_damaged_line(tmp_path, monkeypatch):
+def test_an_endless_line_is_one_damaged_line(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "LONGEST_LINE", 40)
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1, "a": ' + "1" * 500 + '}\n{"step": 2, "loss": 1.5}\n')
@@ -71,7 +71,7 @@ def test_a_line_without_end_is_one_damaged_line(tmp_path, monkeypatch):
     assert (metrics.damaged, metrics.lines, metrics.last_step) == ([1], 1, 2)
 
 
-def test_thinning_keeps_the_minimum_and_the_maximum_of_each_interval():
+def test_downsampling_keeps_the_minimum_and_maximum_of_each_interval():
     points = [(float(step), float(step % 10)) for step in range(10_000)]
     points[4321] = (4321.0, 99.0)
     points[8765] = (8765.0, -99.0)
@@ -82,7 +82,7 @@ def test_thinning_keeps_the_minimum_and_the_maximum_of_each_interval():
     assert thinned(points[:400], 200) == points[:400]
 
 
-def test_an_axis_is_logarithmic_over_orders_of_magnitude_alone():
+def test_an_axis_is_logarithmic_only_over_orders_of_magnitude():
     def is_log(values: list[float], may: bool) -> bool:
         chart = Chart("a", [Line("", 0, list(enumerate(values)))], may_be_log=may)
         y = chart.spec["layer"][0]["encoding"]["y"]
@@ -93,11 +93,11 @@ def test_an_axis_is_logarithmic_over_orders_of_magnitude_alone():
         assert not is_log(values, may)
 
 
-def test_numbers_are_written_short():
+def test_numbers_are_abbreviated():
     assert [written(v) for v in (0.0, 12_500.0, 0.0123456, 3e-7, 250.0)] == ["0", "12,500", "0.01235", "3e-07", "250"]
 
 
-def test_names_from_files_are_titles_in_a_chart_and_no_fields():
+def test_names_from_files_are_chart_titles_and_never_field_names():
     name = "a.b[0]['\"] </script> datum"
     spec = Chart(name, [Line(name, 0, [(1, 0.5), (3, 0.7)]), Line("y", 9, [(2, 1.0)])], " %", mark=(3, "best")).spec
     fields = {value for key, value in _items(spec) if key == "field"}
@@ -106,28 +106,28 @@ def test_names_from_files_are_titles_in_a_chart_and_no_fields():
     assert spec["datasets"]["hover"]["rows"] == [[1, 0.5, 1], [2, 0.6, 1], [3, 0.7, 1]]
 
 
-def test_a_mean_line_has_the_range_over_seeds_where_all_have_values():
+def test_a_mean_line_has_a_range_where_all_seeds_have_values():
     one, other = Series(), Series()
     for step, value in ((0, 1.0), (10, 3.0), (20, 5.0)):
         one.add(step, value)
     for step, value in ((5, 4.0), (15, 8.0)):
         other.add(step, value)
     line = Line.of_seeds([one, other], "x", 0)
-    # At 5, 10 and 15, the first run has 2, 3 and 4, the second one 4, 6 and 8.
+    # At 5, 10 and 15, the first run has 2, 3 and 4, and the second one has 4, 6 and 8.
     assert line.points == [(5, 3.0), (10, 4.5), (15, 6.0)]
     assert line.band == [(2.0, 4.0), (3.0, 6.0), (4.0, 8.0)]
     assert Line.of_seeds([one, other], "x", 0, 100.0).points[0] == (5, 300.0)
 
 
 def _items(value):
-    """All keys of nested values, with what they hold."""
+    """All keys of nested values, with their values."""
     for key, inner in value.items() if isinstance(value, dict) else ():
         yield key, inner if isinstance(inner, str) else None
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _items(inner)
 
 
-def test_failures_come_first_the_worst_at_the_top():
+def test_failures_are_first_with_the_worst_at_the_top():
     predictions = [{"phrase": str(n), "iou": n / 20} for n in range(20)]
     shown = chosen(judged(predictions, None, "grounding"), 8)
     assert [example.number for example in shown[:6]] == [0, 1, 2, 3, 4, 5]
@@ -138,7 +138,7 @@ def test_failures_come_first_the_worst_at_the_top():
     assert chosen(judged(predictions, None, "grounding"), 0) == []
 
 
-def test_equal_failures_come_from_all_over_the_split():
+def test_equal_failures_are_spread_over_the_split():
     predictions = [{"predicted": "true", "true": "false", "sentence": str(n)} for n in range(1000)]
     numbers = [example.number for example in chosen(judged(predictions, None, "nlvr"), 24)]
     assert min(numbers) < 250 and max(numbers) > 750 and len(set(numbers)) == 24
@@ -173,14 +173,14 @@ def test_without_answers_predictions_are_spread_over_the_split():
         ({"sentence": "s", "predicted": "true", "true": "true"}, True, "true"),
     ],
 )
-def test_a_prediction_says_itself_whether_it_is_right(prediction, right, answer):
+def test_a_prediction_states_whether_it_is_correct(prediction, right, answer):
     (example,) = judged([prediction], None, None)
     assert (example.right, example.answer) == (right, answer)
     marks = [line.right for line in lines_of(prediction) if line.right is not None]
     assert (False not in marks) == right or "nearest" in prediction
 
 
-def test_captions_are_ordered_by_the_cider_of_each():
+def test_captions_are_ordered_by_their_cider():
     class Split:
         def references(self):
             return [["a red star"], ["a blue circle"], ["a green square"]]

@@ -1,4 +1,4 @@
-"""``run.py report``: the predictions of runs, and what sets several runs apart."""
+"""``run.py report``: the predictions of runs, and the differences between several runs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_run_without_its_data_shows_predictions_as_text(make, tmp_path):
     assert text.count("<img") == 1  # the sheet
 
 
-def test_data_that_have_changed_since_are_not_drawn(make, tmp_path):
+def test_data_that_changed_after_the_run_are_not_drawn(make, tmp_path):
     fewer = report(tmp_path, make("fewer", predictions=boxes(5)))
     assert OneLine("7 predictions", "5") in fewer.splitlines()
     renamed = [{**box, "phrase": "another"} for box in boxes()]
@@ -66,7 +66,7 @@ def test_data_that_have_changed_since_are_not_drawn(make, tmp_path):
     assert "<img" not in fewer + text
 
 
-def test_an_image_that_cannot_be_read_leaves_the_others(tmp_path, data, overrides):  # noqa: F811
+def test_an_unreadable_image_does_not_affect_the_others(tmp_path, data, overrides):  # noqa: F811
     rows = [{**row, "image": str(data / row["image"])} for row in rows_of("captioning", range(9, 16))]
     (tmp_path / "no.png").write_bytes(b"no image")
     rows[4]["image"] = str(tmp_path / "no.png")
@@ -139,12 +139,12 @@ def test_runs_are_compared_with_the_best_of_each_row_marked(make, tmp_path):
     text = report(tmp_path, one, two)
     assert '<th>recall</th><td>25.0 %</td><td class="best">75.0 %</td>' in text
     assert '<th>median rank</th><td class="best">300.0 %</td><td>900.0 %</td>' in text
-    assert re.search(r"<th>IoU &gt;= 0.5</th><td>50.0 %</td><td>50.0 %</td>", text)  # a tie has no best
+    assert re.search(r"<th>IoU &gt;= 0.5</th><td>50.0 %</td><td>50.0 %</td>", text)  # a tie has no best value
     assert '<th>loss, mean of the last 5 %</th><td>11</td><td class="best">1</td>' in text
     assert "best" not in re.search(r"<th>phrases</th>(.*?)</tr>", text)[1]
     differences = section(text, "Config differences")
     assert rows_with(differences, "<th>optim.lr</th>") == ["optim.lr 0.1 0.2"]
-    assert len(re.findall("<tr", differences)) == 2  # the head, and the one key
+    assert len(re.findall("<tr", differences)) == 2  # the header and the single key
     loss = charts_of(text)["loss (total)"]
     assert loss["datasets"]["hover"]["rows"][-1] == [10, 11, 1]
     assert [tooltip["title"] for tooltip in loss["layer"][-1]["encoding"]["tooltip"]] == ["step", "one", "two"]
@@ -161,7 +161,7 @@ def test_the_same_examples_are_compared_over_runs(make, tmp_path):
         "✓ IoU 1.00 ✗ IoU 0.00",
         "✗ IoU 0.02 ✓ IoU 1.00",
     ]
-    assert common.count("<img") == 4  # each run's boxes next to its answer
+    assert common.count("<img") == 4  # the boxes of each run next to its answer
     other = report(tmp_path, make("c", predictions=boxes(6)), make("d", predictions=boxes(7)))
     assert "Examples in common" not in other
 
@@ -169,7 +169,7 @@ def test_the_same_examples_are_compared_over_runs(make, tmp_path):
 @pytest.mark.parametrize(
     "content", ["[1, 2]", '{"a": 1}', '[{"iou": "x", "phrase": 1}]', "[{}]", '[{"nearest": [1], "image_id": 1}]']
 )
-def test_strange_predictions_are_no_end_of_the_page(make, tmp_path, content):
+def test_invalid_predictions_do_not_break_the_page(make, tmp_path, content):
     folder = make()
     (folder / "predictions_test.json").write_text(content)
     assert "<h2" in report(tmp_path, folder)
@@ -189,11 +189,11 @@ def test_the_images_of_a_page_are_bounded(make, tmp_path):
 
 def test_without_examples_no_data_are_read(make, tmp_path, monkeypatch):
     folder = make(predictions=boxes())
-    monkeypatch.setattr("tools.report.examples.read_split", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("tools.report.examples.the data were read_split", lambda *_: pytest.fail("read"))
     assert "Hidden by --examples 0" in report(tmp_path, folder, flags=("--examples", "0"))
 
 
-def test_runs_measured_on_different_files_have_no_best_value_and_each_its_chance(make, tmp_path):
+def test_runs_measured_on_different_files_have_separate_chance_levels_and_no_best_value(make, tmp_path):
     one = make("a", recall={"value": 0.5, "unit": "share", "chance": 0.1, "split": "a.jsonl"})
     two = make("b", recall={"value": 0.7, "unit": "share", "chance": 0.4, "split": "b.jsonl"})
     text = report(tmp_path, one, two)

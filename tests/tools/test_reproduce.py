@@ -1,4 +1,4 @@
-"""``run.py tables`` and ``run.py reproduce``: what is missing is named, runs are made once, and their numbers have a receipt."""
+"""``run.py tables`` and ``run.py reproduce``: missing files are named, runs are made once, and their results have a receipt."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def number(*measured: float) -> Number:
     return Number("test", "accuracy", 80.0, measured)
 
 
-def test_a_number_of_seeds_has_mean_spread_and_difference():
+def test_results_of_several_seeds_have_mean_spread_and_difference():
     two = number(79.0, 82.0)
     assert (two.mean, two.difference) == (80.5, 0.5)
     assert two.spread == pytest.approx(2.1213, abs=1e-4)
@@ -39,14 +39,14 @@ def test_a_number_of_seeds_has_mean_spread_and_difference():
     assert (number().mean, number().difference, number().text()) == (None, None, "not measured")
 
 
-def test_the_table_shows_what_was_measured_beside_what_was_published():
+def test_the_table_shows_measured_and_published_results():
     shown = table_of([number(79.0, 82.0), Number("dev", "accuracy", 81.0, ())], "paper").splitlines()
     assert shown[0].split() == ["measured", "paper", "difference"]
     assert shown[1].split() == ["test", "accuracy", "80.5", "±", "2.1", "80.0", "+0.5"]
     assert shown[2].split() == ["dev", "accuracy", "not", "measured", "81.0"]
 
 
-def test_a_cells_numbers_are_read_from_the_evaluations_of_its_runs(tmp_path):
+def test_the_results_of_a_cell_are_read_from_the_evaluations_of_its_runs(tmp_path):
     cell = read_tables()["4/base_4m/nlvr2"]
     metric = {"value": 0.8512, "unit": "share", "chance": 0.5}
     sizes = {"sentences": {"value": 6982, "unit": "count"}}
@@ -80,12 +80,12 @@ def test_tables_lists_every_cell_and_shows_one_in_full(capsys, tmp_path):
         (["--cell", "coco"], "--cell: 'coco' is unknown; did you mean coco_5k?"),
     ],
 )
-def test_a_cell_that_is_none_is_told_with_those_that_there_are(argv, message, capsys):
+def test_an_unknown_cell_is_reported_with_the_known_ones(argv, message, capsys):
     assert main(["reproduce", *argv]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_what_is_missing_is_named_with_what_makes_it_and_other_cells_go_on(tmp_path, capsys, monkeypatch):
+def test_missing_files_are_named_with_their_commands_and_other_cells_continue(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["reproduce", "--table", "4", "--row", "base_4m", "--output", "out"]) == 1
     printed = capsys.readouterr().out
@@ -104,7 +104,7 @@ def test_what_is_missing_is_named_with_what_makes_it_and_other_cells_go_on(tmp_p
     assert "published: docs/data.md (Fine-tuning)\n    data/flickr30k/flickr30k-images" in printed
 
 
-def test_the_commands_that_make_data_are_those_of_configs_and_exist():
+def test_the_commands_that_prepare_data_match_the_configs_and_exist():
     targets = (ROOT / "Makefile").read_text()
     read = "".join(path.read_text() for path in (ROOT / "configs").rglob("*.yaml"))
     for folder, command_line in MADE.items():
@@ -115,7 +115,7 @@ def test_the_commands_that_make_data_are_those_of_configs_and_exist():
 
 @pytest.fixture
 def cell(tmp_path, monkeypatch) -> Path:
-    """The demo's cell where its data are; returns the output folder."""
+    """Sets up the demo's cell with its data, and returns the output folder."""
     monkeypatch.chdir(tmp_path)
     for name in ("train.jsonl", "test.jsonl", "tokenizer"):
         path = tmp_path / "data/scenes" / name
@@ -125,8 +125,8 @@ def cell(tmp_path, monkeypatch) -> Path:
 
 
 class FakeRuns:
-    """In place of ``run_command``: notes each command, and leaves a checkpoint and an evaluation of the seed in the run's
-    folder, with an interval where draws are asked for."""
+    """Replaces ``run_command``. It records each command, and writes a checkpoint and an evaluation that depends on the seed into
+    the run folder, with an interval if bootstrap draws are requested."""
 
     def __init__(self):
         self.status, self.commands = 0, []
@@ -149,7 +149,7 @@ class FakeRuns:
 
 @pytest.fixture
 def fake_runs(monkeypatch) -> FakeRuns:
-    """In place of all runs and doctors."""
+    """Replaces all runs and doctors."""
     runs = FakeRuns()
     for module in (command, runs_module):
         monkeypatch.setattr(module, "run_command", runs)
@@ -188,21 +188,21 @@ def test_a_finished_run_gets_intervals_without_training(cell, fake_runs, capsys)
 def test_with_several_seeds_the_spread_is_shown_and_the_receipt_has_each_interval(cell, fake_runs, capsys):
     assert main([*CELL, str(cell), "--seeds", "0,1", "--intervals", "50"]) == 0
     assert ["doctor" in each for each in fake_runs.commands] == [True, False, False]
-    assert all("--evaluate" not in each for each in fake_runs.commands), "the run itself draws"
+    assert all("--evaluate" not in each for each in fake_runs.commands), "the run itself must compute the intervals"
     printed = capsys.readouterr().out
     assert "80.5 ± 0.7" in printed and "[78.0" not in printed
     masked = next(each for each in read_receipt(cell)["numbers"] if each["metric"] == "masked word")
     assert masked["intervals"] == [[78.0, 81.0], [79.0, 82.0]]
 
 
-def test_an_evaluation_is_made_again_for_its_intervals(cell, fake_runs):
+def test_an_evaluation_is_repeated_for_its_intervals(cell, fake_runs):
     for more in ([], ["--intervals"]):
         assert main([*CELL, str(cell), "--evaluate", *more]) == 0
     plain, again = (each for each in fake_runs.commands)
     assert sorted(again) == sorted([*plain, "evaluation.bootstrap=1000"])
 
 
-def test_intervals_that_fail_leave_the_run_finished(cell, fake_runs, capsys):
+def test_a_failure_to_compute_intervals_leaves_the_run_finished(cell, fake_runs, capsys):
     assert main([*CELL, str(cell)]) == 0
     fake_runs.status = 75
     assert main([*CELL, str(cell), "--intervals"]) == 1
@@ -212,7 +212,7 @@ def test_intervals_that_fail_leave_the_run_finished(cell, fake_runs, capsys):
     assert fake_runs.commands == [] and "finished before" in capsys.readouterr().out
 
 
-def test_a_run_is_known_again_by_the_note_of_an_earlier_version_whose_words_had_another_order(cell, fake_runs):
+def test_a_run_is_recognised_by_a_note_with_words_in_the_order_of_an_earlier_version(cell, fake_runs):
     argv = [*CELL, str(cell), "train.steps=3"]
     assert main(argv) == 0
     path = cell / "demo-tiny-pretraining/seed-0" / runs_module.MADE_BY_FILE
@@ -224,7 +224,7 @@ def test_a_run_is_known_again_by_the_note_of_an_earlier_version_whose_words_had_
     assert main(argv) == 0 and fake_runs.commands == []
 
 
-def test_an_override_after_the_bare_flag_is_told_apart(capsys):
+def test_an_override_after_a_bare_flag_is_distinguished(capsys):
     assert main([*CELL, "out", "--intervals", "optim.lr=1e-4"]) == 2
     assert OneLine("'optim.lr=1e-4'", "--intervals 1000 optim.lr=1e-4") in capsys.readouterr().err.splitlines()
 
@@ -233,7 +233,9 @@ def code(digest: str) -> dict[str, Any]:
     return {"sha256": digest * 64, "commit": "", "changed": False, "version": "0"}
 
 
-def test_the_sources_are_noted_with_each_run_and_differences_are_said(cell, fake_runs, monkeypatch, capsys):
+def test_the_source_version_is_recorded_with_each_run_and_differences_are_reported(
+    cell, fake_runs, monkeypatch, capsys
+):
     argv = [*CELL, str(cell), "--seeds"]
     for number, digest in enumerate("aab"):
         for module in (runs_module, receipt):
@@ -253,7 +255,9 @@ def test_the_sources_are_noted_with_each_run_and_differences_are_said(cell, fake
     assert OneLine("seed 0", a, b) in capsys.readouterr().out.splitlines()
 
 
-def test_training_that_was_cut_keeps_its_sources_and_one_without_a_note_has_none(cell, fake_runs, monkeypatch):
+def test_interrupted_training_keeps_its_source_version_and_training_without_a_note_has_none(
+    cell, fake_runs, monkeypatch
+):
     run = cell / "demo-tiny-pretraining/seed-0"
 
     def killed(command):
@@ -271,7 +275,7 @@ def test_training_that_was_cut_keeps_its_sources_and_one_without_a_note_has_none
     assert OneLine("seed 0") in read_receipt(cell)["remarks"]
 
 
-def test_the_run_of_another_cell_that_was_cut_is_no_weights(cell):
+def test_an_interrupted_run_of_another_cell_does_not_provide_weights(cell):
     run = cell / "demo-tiny-pretraining/seed-0"
     run.mkdir(parents=True)
     nlvr = read_tables(DEMO)["demo/tiny/nlvr"]
@@ -280,17 +284,17 @@ def test_the_run_of_another_cell_that_was_cut_is_no_weights(cell):
     assert str(run) not in ready(nlvr, None, (), runs=cell).missing
 
 
-def test_one_state_of_the_sources_is_no_remark():
+def test_a_single_source_version_causes_no_remark():
     assert source_remarks({0: {"code": [code("a")]}, 1: {"code": [code("a")]}}, code("a")) == []
     assert source_remarks({0: {"code": [code("a")]}}, code("b")) == [OneLine("seed 0")]
 
 
-def test_a_run_is_checked_made_once_for_each_seed_and_has_a_receipt(cell, fake_runs, capsys):
+def test_a_run_is_checked_and_made_once_per_seed_and_has_a_receipt(cell, fake_runs, capsys):
     argv = [*CELL, str(cell), "--seeds", "0,1"]
     assert main(argv) == 0
     assert ["doctor" in each for each in fake_runs.commands] == [True, False, False]
     assert {"seed=0", "--resume"} <= set(fake_runs.commands[1])
-    assert "--cpu 2" in " ".join(fake_runs.commands[1]), "what the cell's numbers were measured with"
+    assert "--cpu 2" in " ".join(fake_runs.commands[1]), "the settings with which the cell was measured"
     printed = capsys.readouterr().out
     assert "held-out masked word" in printed and "80.5 ± 0.7" in printed and "not measured" in printed
     made = json.loads((cell / "demo-tiny-pretraining/receipt.json").read_text())
@@ -310,7 +314,7 @@ def test_a_run_is_checked_made_once_for_each_seed_and_has_a_receipt(cell, fake_r
     assert "--cpu 3" in " ".join(fake_runs.commands[1])
 
 
-def test_a_run_that_fails_is_told_and_leaves_no_receipt(cell, fake_runs, capsys):
+def test_a_failed_run_is_reported_and_leaves_no_receipt(cell, fake_runs, capsys):
     fake_runs.status, argv = 3, [*CELL, str(cell)]
     assert main(argv) == 1
     assert OneLine("doctor refuses") in capsys.readouterr().out.splitlines()
@@ -328,8 +332,8 @@ def test_the_receipt_names_the_weights_by_their_hash(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demos_cell_runs_from_its_files_to_its_numbers(tmp_path, capfd):
-    """The way of a user, with a model of nothing: every number is there, and far from the README's, which is said."""
+def test_the_demo_cell_runs_from_its_files_to_its_results(tmp_path, capfd):
+    """Runs the same commands as a user with a tiny model. All results are present and, as reported, far from the README's."""
     build(tmp_path / "scenes", seed=0, train=12, val=4, test=4, size=32)
     overrides = [*tiny_run(tmp_path / "scenes"), "train.steps=1", "schedule.warmup_steps=0"]
     where = ["--cpu", "1", "--unchecked", "--output", str(tmp_path / "out")]
@@ -340,7 +344,7 @@ def test_the_demos_cell_runs_from_its_files_to_its_numbers(tmp_path, capfd):
     assert "not the published setting: " in capfd.readouterr().out
 
 
-def test_a_damaged_receipt_is_left_out_of_the_page(tmp_path):
+def test_a_damaged_receipt_is_omitted_from_the_page(tmp_path):
     whole = {"cell": "demo/tiny/a", "numbers": [], "remarks": []}
     damaged = ({**whole, "cell": "demo"}, {"cell": "demo/tiny/b", "remarks": []}, {**whole, "remarks": None}, [])
     for number, content in enumerate((whole, *damaged)):
@@ -349,7 +353,7 @@ def test_a_damaged_receipt_is_left_out_of_the_page(tmp_path):
     assert read_receipts(tmp_path, "demo") == [whole]
 
 
-def test_a_finished_run_is_known_again_by_the_content_of_its_weights(tmp_path, monkeypatch, capsys):
+def test_a_finished_run_is_recognised_by_the_content_of_its_weights(tmp_path, monkeypatch, capsys):
     weights, folder = tmp_path / "model.safetensors", tmp_path / "run"
     commands: list[Any] = []
 
@@ -374,7 +378,7 @@ def test_a_finished_run_is_known_again_by_the_content_of_its_weights(tmp_path, m
 
 
 @pytest.mark.slow
-def test_a_cell_starts_from_the_run_of_another_one(tmp_path, monkeypatch, capfd):
+def test_a_cell_starts_from_the_run_of_another_cell(tmp_path, monkeypatch, capfd):
     build(tmp_path / "data/scenes", seed=0, train=40, val=4, test=4, size=32)
     monkeypatch.chdir(tmp_path)
     model = ["model.vision.image_size=32", "train.steps=1"]

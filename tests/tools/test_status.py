@@ -1,4 +1,4 @@
-"""``run.py status``: what it says of runs in every state, and how much of their files it reads."""
+"""``run.py status``: its output for runs in every state, and how much of their files it reads."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from utils import events
 from utils.events import Event
 
 NO_PROCESS = 2**22 + 1
-"""More than Linux numbers processes by."""
+"""Larger than any process id on Linux."""
 
 
 @pytest.fixture(autouse=True)
 def columns(monkeypatch) -> None:
-    """The width of the terminal, whatever the tests run in."""
+    """Sets the width of the terminal, independently of where the tests run."""
     monkeypatch.setenv("COLUMNS", str(text.WIDEST))
 
 
 @pytest.fixture
 def wide(monkeypatch) -> None:
-    """A terminal so wide that no line is wrapped, however long the path of the run is."""
+    """A terminal so wide that no line is wrapped, even if the path of the run is long."""
     monkeypatch.setattr(text, "WIDEST", 600)
     monkeypatch.setenv("COLUMNS", "600")
 
@@ -53,13 +53,13 @@ def row_of(page: str, label: str) -> str:
 
 
 def line(second: str, *found: Event) -> str:
-    """Events of 03:05 and some seconds."""
+    """Events at 03:05 and some seconds."""
     return event_lines(*found, time=f"2026-01-02T03:05:{second}")
 
 
 LOG = event_lines(*START)
 STARTED = line("00", START[0], START[2])
-"""What each process writes first, also one that resumes."""
+"""The first lines of each process, including one that resumes."""
 STOPPED = events.Stopped(by="SIGTERM", message="saved step 4")
 RESUMED = events.Resumed(step=4, folder="runs/x/checkpoints/step-00000004")
 
@@ -92,7 +92,7 @@ def save_checkpoint(folder: Path, step: int) -> Path:
     return saved
 
 
-def test_the_page_of_a_running_run_tells_progress_rates_and_the_time_that_is_left(make, capsys, wide):
+def test_the_page_of_a_running_run_shows_progress_rates_and_remaining_time(make, capsys, wide):
     page = page_of(capsys, lock(make(losses=range(10, 5, -1)), os.getpid()))
     assert page.splitlines()[0] == OneLine("run", "step 5 of 10")
     assert row_of(page, "progress") == "█" * 12 + "░" * 12 + " 50%, step 5 of 10"
@@ -104,7 +104,7 @@ def test_the_page_of_a_running_run_tells_progress_rates_and_the_time_that_is_lef
     assert row_of(page, "ranks") == OneLine("rank 0", "25%")
 
 
-def test_a_page_has_25_lines_at_most_whatever_the_run_met(make, capsys):
+def test_a_page_has_at_most_25_lines_whatever_happened_to_the_run(make, capsys):
     kinds = [
         events.BrokenKind(kind=f"kind {chr(97 + n)} of a fault that is long", count=n, first=f"a.jsonl:{n}")
         for n in range(1, 20)
@@ -136,7 +136,7 @@ def text_status(folder: Path):
     ("state", "status"),
     [("finished", 0), ("running", 0), ("hanging", 1), ("killed", 1), ("stopped", 1), ("failed", 1), ("cut", 1)],
 )
-def test_the_exit_status_tells_whether_all_is_well(make, capsys, state, status):
+def test_the_exit_status_shows_whether_all_is_well(make, capsys, state, status):
     last = {"stopped": STOPPED, "failed": events.Failed(message="disk full")}.get(state)
     log = LOG + (line("00", last) if last else "")
     folder = make(losses=range(10, 0 if state == "finished" else 6, -1), events=log)
@@ -148,13 +148,13 @@ def test_the_exit_status_tells_whether_all_is_well(make, capsys, state, status):
     assert (found["state"], found["well"]) == (state, status == 0)
 
 
-def test_a_run_that_was_stopped_during_a_validation_is_stopped_though_its_lock_is_there(make, capsys):
-    """Its process ends at once then, without releasing the folder."""
+def test_a_run_stopped_during_a_validation_is_shown_as_stopped_despite_its_lock(make, capsys):
+    """Its process ends immediately in that case, without unlocking the folder."""
     folder = lock(cut(make(losses=range(10, 5, -1), events=LOG + line("01", STOPPED))), NO_PROCESS)
     assert object_of(capsys, folder, 1)["text"] == OneLine("stopped at step 5 of 10", "SIGTERM")
 
 
-def test_a_run_whose_lines_are_far_apart_is_not_taken_for_one_that_hangs(make, capsys):
+def test_a_run_with_lines_far_apart_is_not_mistaken_for_hanging(make, capsys):
     folder = make(losses=(2.0, 1.0))
     lines = [{"step": step, "loss": 1.0, "elapsed_s": 30.0 * step} for step in (50, 100)]  # 25 minutes apart
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -162,13 +162,13 @@ def test_a_run_whose_lines_are_far_apart_is_not_taken_for_one_that_hangs(make, c
     assert object_of(capsys, lock(folder, os.getpid(), 5000.0), 1)["state"] == "hanging"
 
 
-def test_a_run_on_another_machine_is_judged_by_its_files_alone(make, capsys):
+def test_a_run_on_another_machine_is_judged_only_by_its_files(make, capsys):
     folder = lock(make(losses=(2.0, 1.0)), NO_PROCESS)
     (folder / ".lock").write_text(json.dumps({"host": "elsewhere", "process": NO_PROCESS}))
     assert object_of(capsys, folder)["state"] == "running"
 
 
-def test_trends_are_told_where_they_exceed_the_noise():
+def test_trends_are_shown_if_they_exceed_the_noise():
     def trend(*values: float) -> str | None:
         one = series.Series()
         for step, value in enumerate(values):
@@ -188,7 +188,7 @@ def test_trends_are_told_where_they_exceed_the_noise():
     assert loss_of(one) == Loss(4.0, 4.0, None, None)
 
 
-def test_the_last_validation_stands_beside_the_best(make, capsys):
+def test_the_last_validation_is_shown_with_the_best(make, capsys):
     log = LOG + line("01", events.Validated(step=10, metric="IoU >= 0.5", value=0.6, best=False, averaged=False))
     folder = make(events=log)
     rows = [{"step": step, "IoU >= 0.5": value, "phrases": 5} for step, value in ((5, 0.7), (8, 0.7), (10, 0.6))]
@@ -207,7 +207,7 @@ def test_the_last_validation_stands_beside_the_best(make, capsys):
     assert row_of(page_of(capsys, folder), "validation") == "step 10: IoU >= 0.5 0.6, phrases 5"
 
 
-def test_checkpoints_are_told_with_age_and_size_and_what_is_wrong_with_them(make, capsys, wide):
+def test_checkpoints_are_shown_with_age_size_and_damage(make, capsys, wide):
     folder = make()
     older, cut_off = save_checkpoint(folder, 5), save_checkpoint(folder, 10)
     (cut_off / MODEL_FILE).write_bytes(bytes(10))
@@ -215,12 +215,12 @@ def test_checkpoints_are_told_with_age_and_size_and_what_is_wrong_with_them(make
     row = " ".join(page_of(capsys, folder).split("checkpoints  ")[1].split("ranks  ")[0].split())
     assert row.startswith("step 10 (2 MB, 0 s ago, ") and "has 10 of 1,000,000 bytes" in row
     assert "step 5 (3 MB, 2 h ago, complete)" in row
-    (older / MODEL_FILE).write_bytes(b"x" * 1_000_000)  # as large as it should be
+    (older / MODEL_FILE).write_bytes(b"x" * 1_000_000)  # the size is as expected
     assert object_of(capsys, folder)["checkpoints"][0]["fault"] is None
     assert "is damaged" in object_of(capsys, folder, flags=("--hashes",))["checkpoints"][0]["fault"]
 
 
-def test_faults_are_told_broken_records_by_kind_restarts_stops_and_warnings(make, capsys, wide):
+def test_broken_records_restarts_stops_and_warnings_are_shown(make, capsys, wide):
     counted = events.CountedRecords(
         read=300,
         broken=7,
@@ -247,12 +247,12 @@ def test_faults_are_told_broken_records_by_kind_restarts_stops_and_warnings(make
     assert row_of(page, "warnings") == "1, the last 2026-01-02 03:05:06: odd"
 
 
-def test_a_stop_before_the_newest_start_is_no_reason_of_the_state(make, capsys):
+def test_a_stop_before_the_newest_start_is_not_a_reason_for_the_state(make, capsys):
     stopped = LOG + line("02", STOPPED)
     folder = cut(make(losses=range(10, 5, -1), events=stopped))
     assert object_of(capsys, folder, 1)["text"] == OneLine("step 5 of 10", "SIGTERM", "step 4")
     (folder / "checkpoints/step-00000006").mkdir(parents=True)
-    after = object_of(capsys, folder, 1)  # the last steps are saved, and not logged
+    after = object_of(capsys, folder, 1)  # the last steps are saved but not logged
     assert (after["text"], after["step"]) == (OneLine("step 6 of 10", "SIGTERM", "step 4"), 6)
     (folder / "events.jsonl").write_text(stopped + STARTED + line("03", RESUMED))
     assert object_of(capsys, folder, 1)["text"] == "cut at step 6 of 10"
@@ -269,7 +269,7 @@ def test_the_slowest_rank_is_named(make, capsys):
     assert set(object_of(capsys, folder, 1)["losses"]) == {"loss"}
 
 
-def test_a_run_that_goes_on_with_one_rank_has_no_slowest_one(make, capsys):
+def test_a_run_that_continues_on_one_rank_has_no_slowest_rank(make, capsys):
     folder = make()
     ranks = {"ranks/slowest": 1, "ranks/slowest_s": 0.3, "ranks/slowest_data_s": 0.05, "ranks/median_s": 0.2}
     rows = [{"step": n, "loss": 1.0, "elapsed_s": n, **(ranks if n < 5 else {})} for n in range(1, 7)]
@@ -299,7 +299,7 @@ def test_a_folder_of_runs_has_a_line_for_each(make, tmp_path, capsys):
     assert [Path(one["folder"]).name for one in both] == ["variant-3", "seed-0", "seed-0"]
 
 
-def test_mistakes_are_one_line_and_status_2(tmp_path, capsys):
+def test_mistakes_are_reported_in_one_line_with_status_2(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for folder, told in ((tmp_path / "nowhere", "no such folder"), (tmp_path / "empty", "holds no run")):
         assert main(["status", str(folder)]) == 2
@@ -309,9 +309,7 @@ def test_mistakes_are_one_line_and_status_2(tmp_path, capsys):
         assert main(["status", *arguments]) == 2
 
 
-def test_of_a_hundred_thousand_lines_the_end_is_read_and_the_loss_of_the_whole_run_is_sampled(
-    tmp_path, capsys, monkeypatch
-):
+def test_only_the_end_of_long_metrics_is_read_and_the_loss_curve_is_sampled(tmp_path, capsys, monkeypatch):
     with (tmp_path / "metrics.jsonl").open("w") as file:
         for step in range(1, 100_001):
             values = {"step": step, "loss": 100_000.0 / (step + 100), "elapsed_s": 0.5 * step, "samples_per_s": 64.0}
@@ -329,7 +327,7 @@ def test_of_a_hundred_thousand_lines_the_end_is_read_and_the_loss_of_the_whole_r
     assert page_of(capsys, tmp_path).count("▁") > 20
 
 
-def test_torn_lines_and_an_end_without_metrics_are_told_and_the_rest_is_read(make, capsys, monkeypatch):
+def test_incomplete_lines_and_an_end_without_metrics_are_reported_and_the_rest_is_read(make, capsys, monkeypatch):
     folder = make()
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 11, "lo')
@@ -341,7 +339,7 @@ def test_torn_lines_and_an_end_without_metrics_are_told_and_the_rest_is_read(mak
     assert object_of(capsys, folder)["step"] == 10
 
 
-def test_a_line_that_begins_where_reading_begins_is_read(tmp_path):
+def test_a_line_that_starts_where_reading_starts_is_read(tmp_path):
     file = tmp_path / "metrics.jsonl"
     rows = [json.dumps({"step": step, "loss": 1.0}) + "\n" for step in (1, 2, 3)]
     file.write_text("".join(rows))
@@ -351,20 +349,20 @@ def test_a_line_that_begins_where_reading_begins_is_read(tmp_path):
     assert series.read_metrics(file, 10_000).first_step == 1
 
 
-def test_nothing_in_a_file_steers_the_terminal(make, capsys):
+def test_nothing_in_a_file_controls_the_terminal(make, capsys):
     page = page_of(capsys, make(events=LOG + line("01", warned("\x1b[2J\x07 boo"))))
     assert row_of(page, "warnings").endswith("?[2J? boo")
     assert "\x1b" not in page
 
 
-def test_times_are_told_in_two_units():
+def test_times_are_shown_in_two_units():
     seconds = (0.4, 59, 60, 61, 3600, 5400, 86400, 100_000, 1_000_000)
     assert [text.duration(s) for s in seconds] == [
         *("0 s", "59 s", "1 min", "1 min 1 s", "1 h", "1 h 30 min", "1 d", "1 d 3 h", "11 d"),
     ]
 
 
-def test_a_start_that_failed_does_not_count_below_a_folder_of_runs(make, tmp_path, capsys):
+def test_a_failed_start_does_not_count_in_a_folder_of_runs(make, tmp_path, capsys):
     runs = tmp_path / "runs"
     failed = runs / "failed"
     failed.mkdir(parents=True)
@@ -374,14 +372,14 @@ def test_a_start_that_failed_does_not_count_below_a_folder_of_runs(make, tmp_pat
     assert main(["status", str(runs)]) == 0
     assert "never started" in capsys.readouterr().out
     assert main(["status", str(failed)]) == 1
-    (failed / "tensorboard").mkdir()  # of a run that has begun to train
+    (failed / "tensorboard").mkdir()  # from a run that has started to train
     assert main(["status", str(runs)]) == 1
 
 
 def test_metrics_with_a_hole_of_gigabytes_are_not_read_through(make, capsys):
     folder = make("run")
     with (folder / "metrics.jsonl").open("r+b") as file:
-        file.truncate(200_000_000_000)  # sparse: it takes no room
+        file.truncate(200_000_000_000)  # a sparse file, which takes no disk space
     started = time.monotonic()
     assert "too large to be read completely" in page_of(capsys, folder)
     assert time.monotonic() - started < 10

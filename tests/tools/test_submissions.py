@@ -1,4 +1,4 @@
-"""A file of predictions is held against what the evaluation servers take."""
+"""A file of predictions is checked against the requirements of the evaluation servers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from utils.errors import UserError
 VQA = FORMS["vqa"]
 
 
-def test_a_whole_file_is_said_to_be_whole(tmp_path):
+def test_a_complete_file_is_reported_as_complete(tmp_path):
     path = tmp_path / "predictions_test2015.json"
     path.write_text(json.dumps([{"question_id": 1, "answer": "yes"}, {"question_id": 2, "answer": ""}]))
     assert check_submission(path, VQA) == OneLine(path, "2 entries")
@@ -35,7 +35,7 @@ def test_a_whole_file_is_said_to_be_whole(tmp_path):
         ([{"question_id": n, "answer": "a"} for n in (1, 2, 9)], ("2 question_ids", "1 are unknown", "9")),
     ],
 )
-def test_what_a_server_would_refuse_is_one_line(tmp_path, content, fault):
+def test_a_file_that_a_server_would_reject_is_reported_in_one_line(tmp_path, content, fault):
     path = tmp_path / "predictions.json"
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=naming(*fault)):
@@ -45,7 +45,7 @@ def test_what_a_server_would_refuse_is_one_line(tmp_path, content, fault):
         check_submission(path, VQA)
 
 
-def test_ids_are_those_of_the_official_files_of_each_split(tmp_path):
+def test_ids_are_compared_with_the_official_files_of_each_split(tmp_path):
     questions, captions = tmp_path / "questions.json", tmp_path / "dataset_coco.json"
     questions.write_text(json.dumps({"questions": [{"question_id": 5}]}))
     captions.write_text(json.dumps({"images": [{"cocoid": 7, "split": "test"}, {"cocoid": 8, "split": "val"}]}))

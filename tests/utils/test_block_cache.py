@@ -1,4 +1,4 @@
-"""The cache of blocks: bounded, shared by processes, and never wrong."""
+"""The block cache is bounded, shared by processes, and never returns wrong data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from utils import block_cache
 from utils.block_cache import SHELVES, BlockCache
 
 NAMES = [f"{number:040x}" for number in range(0, 64 * SHELVES, SHELVES)]
-"""All on one shelf."""
+"""All blocks are on one shelf."""
 
 
 def fetch_none() -> bytes:
@@ -26,7 +26,7 @@ def blocks_of(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.rglob("*") if len(file.name) == 40)
 
 
-def test_a_block_is_fetched_once_over_processes(tmp_path):
+def test_a_block_is_fetched_once_by_all_processes(tmp_path):
     first = BlockCache(tmp_path, 1 << 20)
     assert first.get(NAMES[0], 5, lambda: b"block") == b"block"
     assert first.get(NAMES[0], 5, fetch_none) == b"block"
@@ -42,7 +42,7 @@ def get_slowly(folder: Path, fetched: Path) -> None:
     assert BlockCache(folder, 1 << 20).get(NAMES[0], 5, fetch) == b"block"
 
 
-def test_processes_that_want_one_block_at_once_fetch_it_once(tmp_path):
+def test_processes_that_need_the_same_block_fetch_it_once(tmp_path):
     (tmp_path / "fetched").mkdir()
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=get_slowly, args=(tmp_path / "cache", tmp_path / "fetched")) for _ in range(4)]
@@ -64,7 +64,7 @@ def test_a_damaged_block_is_fetched_again(tmp_path, damage, caplog):
     assert BlockCache(tmp_path, 1 << 20).get(NAMES[0], 5, fetch_none) == b"block"
 
 
-def test_the_folder_stays_within_its_bound_and_the_least_recently_used_goes(tmp_path, monkeypatch):
+def test_the_folder_stays_within_its_limit_and_evicts_the_least_recently_used(tmp_path, monkeypatch):
     monkeypatch.setattr(block_cache, "_MAPPED", 1)
     blocks = BlockCache(tmp_path, SHELVES * 4 * 116)
     for number, name in enumerate(NAMES[:12]):
@@ -76,14 +76,14 @@ def test_the_folder_stays_within_its_bound_and_the_least_recently_used_goes(tmp_
     assert blocks_of(tmp_path) == [NAMES[0], *NAMES[9:12]]
 
 
-def test_a_block_that_is_in_use_can_be_taken_away(tmp_path):
+def test_a_block_that_is_in_use_can_be_deleted(tmp_path):
     blocks = BlockCache(tmp_path, 1 << 20)
     held = blocks.get(NAMES[0], 5, lambda: b"block")
     next(tmp_path.rglob(NAMES[0])).unlink()
     assert bytes(held) == b"block" and blocks.get(NAMES[0], 5, fetch_none) == b"block"
 
 
-def test_a_folder_that_cannot_be_written_leaves_blocks_in_memory(tmp_path, caplog):
+def test_blocks_stay_in_memory_if_the_folder_is_not_writable(tmp_path, caplog):
     (tmp_path / "file").touch()
     blocks = BlockCache(tmp_path / "file" / "cache", 1 << 20)
     assert blocks.get(NAMES[0], 5, lambda: b"block") == b"block"
@@ -96,8 +96,8 @@ def test_a_block_larger_than_a_shelf_is_not_kept(tmp_path):
     assert blocks_of(tmp_path) == []
 
 
-def test_a_block_in_the_place_of_another_is_fetched_again(tmp_path):
-    """As two processes can leave it on a disk without locks."""
+def test_a_block_stored_under_another_name_is_fetched_again(tmp_path):
+    """Two processes can cause this on a disk without locks."""
     blocks = BlockCache(tmp_path, 1 << 20)
     for name, content in zip(NAMES[:2], (b"first", b"other"), strict=True):
         blocks.get(name, 5, lambda content=content: content)
@@ -113,8 +113,8 @@ def size_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if len(file.name) == 40)
 
 
-def test_a_shelf_is_looked_through_only_where_it_is_full(tmp_path, monkeypatch):
-    """A full one is emptied to nine tenths of its bound."""
+def test_a_shelf_is_scanned_only_when_it_is_full(tmp_path, monkeypatch):
+    """A full shelf is reduced to nine tenths of its limit."""
     looked, look = [], block_cache._make_room
     monkeypatch.setattr(block_cache, "_make_room", lambda *arguments: looked.append(1) or look(*arguments))
     blocks = BlockCache(tmp_path, SHELVES * 40 * 116)
@@ -134,7 +134,7 @@ def keep(folder: Path, first: int) -> None:
 
 
 @pytest.mark.parametrize("noted", [b"", b"none", None])
-def test_the_total_of_a_shelf_is_exact_over_processes_and_made_anew(tmp_path, noted):
+def test_the_total_of_a_shelf_is_exact_over_processes_and_can_be_recomputed(tmp_path, noted):
     keep(tmp_path, 56)
     if noted is None:
         next(tmp_path.rglob(".total")).unlink()
@@ -149,14 +149,14 @@ def test_the_total_of_a_shelf_is_exact_over_processes_and_made_anew(tmp_path, no
     assert total_of(tmp_path) == size_of(tmp_path) == 40 * 116
 
 
-def test_a_damaged_block_that_is_taken_away_is_not_counted(tmp_path):
+def test_a_deleted_damaged_block_is_not_counted(tmp_path):
     keep(tmp_path, 0)
     next(tmp_path.rglob(NAMES[3])).write_bytes(b"short")
     keep(tmp_path, 3)
     assert total_of(tmp_path) == size_of(tmp_path) == 11 * 116
 
 
-def test_on_a_full_disk_a_shelf_gives_half_of_its_blocks_back(tmp_path, monkeypatch):
+def test_on_a_full_disk_a_shelf_deletes_half_of_its_blocks(tmp_path, monkeypatch):
     blocks, write = BlockCache(tmp_path, 1 << 20), BlockCache._write
     for number, name in enumerate(NAMES[:8]):
         blocks.get(name, 100, lambda: b"x" * 100)
@@ -172,7 +172,7 @@ def test_on_a_full_disk_a_shelf_gives_half_of_its_blocks_back(tmp_path, monkeypa
     assert blocks_of(tmp_path) == NAMES[4:9] and total_of(tmp_path) == 5 * 116
 
 
-def test_blocks_take_few_descriptors(tmp_path):
+def test_blocks_use_few_file_descriptors(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     blocks = BlockCache(tmp_path, 1 << 20)
     for number in range(200):

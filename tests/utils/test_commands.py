@@ -1,4 +1,4 @@
-"""A command is a function: its flags, its help, its errors, and the way back to its words."""
+"""A command is a function. These tests cover its flags, its help, its errors, and the conversion of arguments to words."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def paint(
 
 
 def called(*words: str) -> dict[str, object]:
-    """The arguments of :func:`paint` with a command line."""
+    """The arguments of :func:`paint` for a command line."""
     CALLS.clear()
     assert call(paint, words, "paint.py") == 3
     return CALLS[0]
@@ -82,7 +82,7 @@ def test_words_become_arguments():
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_arguments_become_words_that_become_the_same_arguments(seed):
+def test_arguments_survive_the_round_trip_through_words(seed):
     rng = random.Random(seed)
 
     def name() -> str:
@@ -124,7 +124,7 @@ def test_arguments_become_words_that_become_the_same_arguments(seed):
         (["b.yaml", "--image", "a"], ("'b.yaml'", "--config b.yaml")),
     ],
 )
-def test_a_mistake_is_one_line_with_the_nearest_name(words, said, capsys):
+def test_a_mistake_is_reported_in_one_line_with_the_nearest_name(words, said, capsys):
     assert call(paint, words, "paint.py", lambda: ["optim.lr", "train.steps"]) == 2
     assert capsys.readouterr().err == OneLine("error:", *said)
 
@@ -145,7 +145,7 @@ def find(
 
 
 def found_by(*words: str) -> dict[str, object]:
-    """The arguments of :func:`find` with a command line that differ from their defaults."""
+    """The arguments of :func:`find` for a command line that differ from their defaults."""
     CALLS.clear()
     assert call(find, words, "find.py") == 3
     defaults = {"locate": False, "seeds": (), "text": (), "top": 1}
@@ -190,7 +190,7 @@ def test_a_positional_argument_that_is_given_as_a_flag_is_reported(capsys):
     assert capsys.readouterr().err == OneLine("--index", "INDEX", "without a flag")
 
 
-def test_arguments_of_a_call_begin_with_the_positional_ones():
+def test_positional_arguments_are_first_in_a_call():
     assert argv_of(find, index="i", texts=["a"], locate=True) == ["i", "a", "--locate"]
     assert argv_of(find, "i", "a", seeds=(0, 1)) == ["i", "a", "--seeds", "0,1"]
     assert argv_of(find, "i", "-a", text=("-x",)) == ["--text=-x", "--", "i", "-a"]
@@ -219,10 +219,10 @@ ODD = [
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_odd_values_become_words_that_become_the_same_values(seed):
+def test_unusual_values_survive_the_round_trip_through_words(seed):
     rng = random.Random(seed)
     values = {
-        "index": Path(rng.choice(ODD[1:])),  # a lone dash is standard input
+        "index": Path(rng.choice(ODD[1:])),  # a lone dash means standard input
         "texts": rng.sample(ODD[1:], rng.randint(1, 3)),
         "locate": rng.choice([True, *ODD]),
         "text": tuple(rng.sample(ODD, rng.randint(1, 3))),
@@ -255,7 +255,7 @@ def test_the_help_is_the_docstring(capsys, monkeypatch):
     ):
         assert part in shown
     assert "[default: False]" not in shown and "[default: None]" not in shown
-    # Examples can be copied: no line of them is broken.
+    # Examples can be copied, because none of their lines is broken.
     assert (
         "\n  python paint.py --image a.png b.png --out a/long/path/to/a/file/that/does/not/fit/into/a/line/of/a/screen.png\n"
         in shown

@@ -1,4 +1,4 @@
-"""The config system: inheritance, overrides, and every error at once with its place and a suggestion."""
+"""The config system: inheritance, overrides, and reporting all errors at once with location and suggestion."""
 
 from typing import Annotated, Literal
 
@@ -38,7 +38,7 @@ def test_numbers_follow_yaml_1_2_and_words_stay_words(write):
     assert config.flag == "no"
 
 
-def test_bases_merge_in_order_and_the_command_line_comes_last(write):
+def test_bases_are_merged_in_order_and_the_command_line_is_last(write):
     write("one.yaml", "optim: {lr: 1.0, steps: 1}\n")
     write("two.yaml", "optim: {steps: 2, names: [a, b]}\n")
     path = write("run.yaml", "base: [one.yaml, two.yaml]\noptim: {names: [c]}\n")
@@ -47,7 +47,7 @@ def test_bases_merge_in_order_and_the_command_line_comes_last(write):
     assert config.other == Inner(lr=2.0)
 
 
-def test_every_error_comes_at_once_with_file_line_and_suggestion(write):
+def test_all_errors_are_reported_at_once_with_file_line_and_suggestion(write):
     path = write("bad.yaml", "optim:\n  lrr: 1\n  steps: many\nfalg: x\n")
     with pytest.raises(ConfigError) as error:
         load_config(path, ["other.lr=fast"], Outer)
@@ -71,7 +71,7 @@ def test_every_error_comes_at_once_with_file_line_and_suggestion(write):
         ("base: 3\n", r"base must be a file name"),
     ],
 )
-def test_a_broken_file_is_one_clear_line(write, text, message):
+def test_a_broken_file_is_reported_in_one_line(write, text, message):
     with pytest.raises(ConfigError, match=message):
         load_config(write("bad.yaml", text), [], Outer)
 
@@ -84,7 +84,7 @@ def test_a_missing_file_and_a_malformed_override_are_named(write, tmp_path):
         load_config(path, ["optim.lr"], Outer)
 
 
-def test_a_dumped_config_reads_back_equal(write):
+def test_a_dumped_config_survives_the_round_trip(write):
     config = load_config(write("a.yaml", "optim: {lr: 1e-8, names: [a]}\nother: null\n"), [], Outer)
     assert load_config(write("b.yaml", dump_config(config)), [], Outer) == config
 
@@ -104,20 +104,20 @@ class Holder(Config):
     span: Checked
 
 
-def test_a_section_that_contradicts_itself_is_named_without_its_content(write):
+def test_a_contradictory_section_is_named_without_its_content(write):
     path = write("a.yaml", "span:\n  low: 3\n  high: 2\n")
     with pytest.raises(ConfigError) as error:
         load_config(path, [], Holder)
     assert error.value.findings == [OneLine(f"{path}:1", "span", "low", "high")]
 
 
-def test_a_number_in_place_of_a_section_is_told_the_keys_of_the_section(write):
+def test_a_number_in_place_of_a_section_is_reported_with_the_keys_of_the_section(write):
     with pytest.raises(ConfigError) as error:
         load_config(write("a.yaml", ""), ["span=8"], Holder)
     assert error.value.findings == [OneLine("span = 8", "low, high")]
 
 
-def test_a_section_that_the_command_line_made_contradict_itself_is_placed_there_too(write):
+def test_a_contradiction_caused_by_the_command_line_names_it_as_a_location(write):
     class Range(Config):
         low: int = 0
         high: int = 9
@@ -138,8 +138,8 @@ def test_a_section_that_the_command_line_made_contradict_itself_is_placed_there_
         load_config(write("b.yaml", ""), ["range={low: 3, high: 2}"], Whole)
 
 
-def test_a_wrong_item_is_told_once(write):
-    """pydantic also reports that the list without it is too short."""
+def test_a_wrong_item_is_reported_once(write):
+    """Pydantic also reports that the list is too short without the item."""
 
     class Listed(Config):
         sources: tuple[Literal["given", "made"], ...] = Field(min_length=1)
@@ -158,7 +158,7 @@ def test_a_config_is_immutable(write):
         config.flag = "x"
 
 
-def test_an_item_of_a_list_cannot_be_overridden_and_typos_are_the_command_lines(tmp_path):
+def test_list_items_cannot_be_overridden_and_typos_are_located_on_the_command_line(tmp_path):
     class Inner(Config):
         names: tuple[str, ...] = ()
 
@@ -181,12 +181,12 @@ class Numbers(Config):
 
 
 @pytest.mark.parametrize("override", ["steps=true", "rate=false", "betas=[0.9, true]"])
-def test_a_boolean_is_no_number(write, override):
+def test_a_boolean_is_not_accepted_as_a_number(write, override):
     with pytest.raises(ConfigError, match=naming("number", "boolean")):
         load_config(write("a.yaml", "mode: true\n"), [override], Numbers)
 
 
-def test_a_boolean_is_what_it_is_where_one_is_meant(write):
+def test_a_boolean_is_accepted_where_one_is_expected(write):
     assert load_config(write("a.yaml", "mode: true\n"), [], Numbers).mode is True
 
 

@@ -1,4 +1,4 @@
-"""Cores of this process: its affinity, and the quota of its control group where that is smaller."""
+"""The number of cores of this process: its affinity, and the quota of its control group if that is smaller."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from utils.cores import usable_cores
 
 @pytest.fixture(autouse=True)
 def eight_cores(monkeypatch):
-    """A machine of 64 cores, of which this process may use 8."""
+    """A machine with 64 cores, of which this process may use 8."""
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
 
@@ -29,11 +29,11 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def test_the_affinity_counts_and_not_the_machine(groups):
+def test_the_affinity_counts_instead_of_the_machine(groups):
     assert usable_cores() == 8
 
 
-def test_where_there_is_no_affinity_the_machine_counts(groups, monkeypatch):
+def test_without_an_affinity_the_machine_counts(groups, monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity")
     assert usable_cores() == 64
 
@@ -49,12 +49,12 @@ def test_where_there_is_no_affinity_the_machine_counts(groups, monkeypatch):
         ("?", 8),
     ],
 )
-def test_a_smaller_quota_counts(groups, quota, expected):
+def test_a_smaller_quota_limits_the_cores(groups, quota, expected):
     write(groups / "cpu.max", quota)
     assert usable_cores() == expected
 
 
-def test_the_smallest_quota_of_the_group_and_those_above_it_counts(groups):
+def test_the_smallest_quota_of_a_group_and_its_parents_counts(groups):
     write(groups / "own", "0::/job/part\n")
     write(groups / "job/part/cpu.max", "max 100000")
     write(groups / "job/cpu.max", "200000 100000")
@@ -63,7 +63,7 @@ def test_the_smallest_quota_of_the_group_and_those_above_it_counts(groups):
 
 
 @pytest.mark.parametrize(("quota", "expected"), [("-1", 8), ("200000", 2)])
-def test_the_quota_of_the_first_version_of_control_groups_counts(groups, quota, expected):
+def test_quotas_of_cgroups_v1_count(groups, quota, expected):
     write(groups / "own", "3:cpuset:/\n1:cpu,cpuacct:/job\n0::/\n")
     write(groups / "cpu/job/cpu.cfs_quota_us", quota)
     write(groups / "cpu/job/cpu.cfs_period_us", "100000")

@@ -1,4 +1,4 @@
-"""The facts of a run: each event survives ``events.jsonl``, its sentence goes to the log, and damage is reported."""
+"""The facts about a run: each event can be read from ``events.jsonl``, its sentence is logged, and damage is reported."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ONE_OF_EACH = [
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A folder whose log and events get what is logged during a test."""
+    """A folder whose log and events receive what a test logs."""
     log.set_up(tmp_path / "log.txt", tmp_path / "events.jsonl")
     yield tmp_path
     log.set_up()
@@ -58,7 +58,7 @@ def test_each_event_is_read_as_it_was_logged_and_its_sentence_is_in_the_log(fold
     assert all(f"INFO x: {event}" in text for event in ONE_OF_EACH)
 
 
-def test_of_other_messages_only_warnings_are_facts(folder):
+def test_other_messages_are_recorded_only_if_they_are_warnings(folder):
     logger = logging.getLogger("a.b")
     logger.info("the weather is fine")
     logger.warning("%d of %d are odd", 2, 3)
@@ -66,7 +66,7 @@ def test_of_other_messages_only_warnings_are_facts(folder):
     assert (line["event"], line["message"], line["logger"]) == ("warned", "2 of 3 are odd", "a.b")
 
 
-def test_the_error_that_ends_a_process_is_a_fact(folder):
+def test_the_error_that_ends_a_process_is_recorded(folder):
     log.keep_error(UserError("data.train: gone"))
     log.keep_error(PeerLostError("rank 1 is gone"))
     try:
@@ -79,7 +79,7 @@ def test_the_error_that_ends_a_process_is_a_fact(folder):
     assert "Traceback" in lines[2]["traceback"] and lines[0]["traceback"] is None
 
 
-def test_values_that_are_not_finite_are_null(folder):
+def test_non_finite_values_are_written_as_null(folder):
     logging.getLogger("x").warning(events.SkippedStep(step=1, losses={"loss": events.finite(float("nan"))}))
     assert lines_of(folder)[0]["losses"] == {"loss": None}
 
@@ -107,7 +107,7 @@ def test_a_line_that_a_killed_process_left_unfinished_does_not_damage_the_next(f
         ("[" * 100_000, None),
     ],
 )
-def test_what_is_not_an_event_is_reported_with_its_line(tmp_path, line, unknown):
+def test_a_line_that_is_not_an_event_is_reported_with_its_line_number(tmp_path, line, unknown):
     file = tmp_path / "events.jsonl"
     after = json.dumps({"time": "2026-01-02T03:04:05+00:00", "event": "finished", "mood": "of a newer version"})
     file.write_text(f"\n{line}\n{after}\n")
@@ -117,13 +117,13 @@ def test_what_is_not_an_event_is_reported_with_its_line(tmp_path, line, unknown)
 
 
 def row_of(name: str, kind: type[events.Event]) -> str:
-    """The row of an event in the table of docs/runs.md: its name, fields and docstring."""
+    """The row of an event in the table in docs/runs.md: its name, fields and docstring."""
     fields = " ".join(f"`{field}`" for field in kind.model_fields)
     meaning = " ".join((kind.__doc__ or "").split()).replace("``", "`")
     return f"| `{name}` | {fields} | {meaning} |"
 
 
-def test_the_documents_describe_each_event_as_the_code_does():
+def test_the_documentation_describes_each_event_like_the_code():
     table = (Path(__file__).parents[2] / "docs/runs.md").read_text(encoding="utf-8")
     assert all(row_of(name, kind) in table for name, kind in events.EVENTS.items())
     assert f"schema_version` is {events.SCHEMA}" in table

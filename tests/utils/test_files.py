@@ -1,4 +1,4 @@
-"""Only regular files are read, and one process at a time writes a new folder."""
+"""Only regular files are read, and only one process at a time writes a new folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def as_fifo(path: Path) -> Path:
     return path
 
 
-def test_a_fifo_a_folder_and_a_device_are_refused_without_waiting(fifo, tmp_path):
+def test_a_fifo_a_folder_and_a_device_are_rejected_without_waiting(fifo, tmp_path):
     for path, kind in ((fifo, "a FIFO"), (tmp_path, "a folder"), (Path("/dev/null"), "a device")):
         for read in (open_regular, check_regular, read_text, read_json):
             with pytest.raises(NotRegularError, match=naming(kind, "regular file")) as caught:
@@ -41,7 +41,7 @@ def test_a_fifo_a_folder_and_a_device_are_refused_without_waiting(fifo, tmp_path
     check_regular(tmp_path / "absent")
 
 
-def test_a_regular_file_is_read_through_a_link_with_plain_line_ends(tmp_path):
+def test_a_regular_file_is_read_through_a_link_with_unix_line_ends(tmp_path):
     (tmp_path / "a").write_bytes("é\r\nb\rc\n".encode())
     (tmp_path / "link").symlink_to("a")
     assert read_text(tmp_path / "link") == "é\nb\nc\n"
@@ -56,7 +56,7 @@ def test_json_that_is_nested_too_deeply_is_a_value_error():
             parse_json(text)
 
 
-def test_a_fifo_in_place_of_a_file_of_a_run_or_an_export_is_one_line(tmp_path):
+def test_a_fifo_in_place_of_a_file_of_a_run_or_export_is_reported_in_one_line(tmp_path):
     as_fifo(tmp_path / "manifest.json")
     assert fault_of(tmp_path) == f"{tmp_path}/manifest.json cannot be read"
     with pytest.raises(NotRegularError):
@@ -68,7 +68,7 @@ def test_a_fifo_in_place_of_a_file_of_a_run_or_an_export_is_one_line(tmp_path):
         read_about(tmp_path)
 
 
-def test_the_second_of_two_processes_that_write_a_folder_is_told_of_the_first(tmp_path):
+def test_the_second_of_two_processes_that_write_a_folder_gets_an_error_about_the_first(tmp_path):
     target = tmp_path / "x.onnx"
     (tmp_path / ".x.onnx.tmp/deep").mkdir(parents=True)  # of a process that was killed
     with new_folder(target) as first:

@@ -1,4 +1,4 @@
-"""Types of the values of flags."""
+"""Types of flag values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_misspelled_name_is_reported_with_the_nearest():
         (override, "a.b=c=d", "a.b=c=d"),
     ],
 )
-def test_a_value_is_read(read, text, value):
+def test_a_value_is_parsed(read, text, value):
     assert read(text) == value
 
 
@@ -48,6 +48,6 @@ def test_a_value_is_read(read, text, value):
         (override, "a.b"),
     ],
 )
-def test_a_wrong_value_is_named(read, text):
+def test_a_wrong_value_is_reported(read, text):
     with pytest.raises(WrongValueError, match=naming(repr(text))):
         read(text)

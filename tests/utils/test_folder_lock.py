@@ -1,4 +1,4 @@
-"""Two processes never have one folder; one that was killed leaves it free."""
+"""Two processes never lock one folder, and a killed process leaves its folder unlocked."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def holder(folder):
     return process
 
 
-def test_a_held_folder_names_who_has_it_and_a_killed_process_leaves_it(tmp_path):
+def test_the_error_for_a_locked_folder_names_the_holder_and_a_killed_process_unlocks_it(tmp_path):
     process = holder(tmp_path)
     try:
         with pytest.raises(UserError) as caught, FolderLock(tmp_path):
@@ -48,14 +48,14 @@ def test_a_held_folder_names_who_has_it_and_a_killed_process_leaves_it(tmp_path)
         assert message == OneLine(tmp_path, f"process {process.pid}", socket.gethostname())
         process.send_signal(signal.SIGKILL)
         process.wait()
-        with FolderLock(tmp_path):  # though the worker still lives
+        with FolderLock(tmp_path):  # although the worker is still alive
             assert str(os.getpid()) in (tmp_path / LOCK_FILE).read_text()
     finally:
         os.killpg(process.pid, signal.SIGKILL)
     assert not (tmp_path / LOCK_FILE).exists()
 
 
-def test_a_folder_in_use_is_waited_for_if_asked(tmp_path, caplog):
+def test_a_folder_in_use_is_waited_for_on_request(tmp_path, caplog):
     process = holder(tmp_path)
     try:
         started = time.monotonic()
@@ -74,7 +74,7 @@ def test_a_folder_in_use_is_waited_for_if_asked(tmp_path, caplog):
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+def test_a_folder_that_cannot_be_created_is_reported_in_one_line(tmp_path):
     (tmp_path / "file").touch()
     for bad in (tmp_path / "file" / "run", tmp_path / ("x" * 300)):
         with (
@@ -94,13 +94,13 @@ def no_locks(monkeypatch):
     monkeypatch.setattr(folder_lock, "SETTLE_S", 0.05)
 
 
-def test_a_disk_without_locks_has_leases(tmp_path, no_locks):
+def test_a_disk_without_locks_uses_leases(tmp_path, no_locks):
     with FolderLock(tmp_path):
         with pytest.raises(UserError, match=naming(f"process {os.getpid()}")), FolderLock(tmp_path):
             pass
         os.utime(tmp_path / LEASE_FILE, (0, 0))
         deadline = time.monotonic() + 5
-        while (tmp_path / LEASE_FILE).stat().st_mtime < 1:  # it is renewed
+        while (tmp_path / LEASE_FILE).stat().st_mtime < 1:  # the lease is renewed
             assert time.monotonic() < deadline
             time.sleep(0.01)
     with FolderLock(tmp_path):
@@ -123,7 +123,7 @@ def test_a_lease_is_waited_for_and_never_taken_from_a_process_that_renews_it(tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_a_lease_given_up_between_two_looks_at_it_is_free(tmp_path, no_locks, monkeypatch):
+def test_a_lease_released_between_two_checks_is_free(tmp_path, no_locks, monkeypatch):
     (tmp_path / LEASE_FILE).write_text("{}")
 
     def leave(self):

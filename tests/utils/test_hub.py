@@ -1,4 +1,5 @@
-"""Models by folder or by name on the hub: a path is never looked for there, and without network the answer comes soon."""
+"""Models are given by folder or by name on the Hub. A path is never requested from the Hub, and without network an error is
+raised quickly."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ def empty_cache(monkeypatch, tmp_path):
 
 @pytest.fixture
 def asked(monkeypatch) -> Iterator[list[str]]:
-    """A hub that knows nothing, and what it was asked for."""
+    """A Hub without any models, and the list of requests that it received."""
     paths: list[str] = []
 
     class Nothing(BaseHTTPRequestHandler):
@@ -47,7 +48,7 @@ def asked(monkeypatch) -> Iterator[list[str]]:
     server.server_close()
 
 
-def test_a_folder_is_itself(tmp_path, asked):
+def test_a_folder_is_returned_unchanged(tmp_path, asked):
     assert local_folder(str(tmp_path), ["vocab.txt"], "k") == tmp_path
     assert not asked
 
@@ -64,32 +65,32 @@ def test_a_path_never_becomes_a_request(name, asked, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["bert-base-uncased", "google-bert/bert-base-uncased", "FacebookAI/xlm-roberta-base"])
-def test_names_of_the_hub_are_no_paths(name):
+def test_names_on_the_hub_are_not_paths(name):
     assert not looks_like_path(name)
 
 
-def test_the_first_part_of_a_path_may_be_a_folder_that_is_there(tmp_path, monkeypatch):
+def test_the_first_part_of_a_path_may_be_an_existing_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert not looks_like_path("mine/bert")
     Path("mine").mkdir()
     assert looks_like_path("mine/bert")
 
 
-def test_without_network_the_answer_is_one_line_and_comes_soon(monkeypatch):
-    """A server that takes the connection and never answers is the slowest kind of no network."""
+def test_without_network_the_error_is_one_line_and_quick(monkeypatch):
+    """The slowest kind of missing network is a server that accepts the connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setattr("utils.hub.REACH_S", 0.3)
         started = time.monotonic()
         with pytest.raises(UserError) as error:
             local_folder("bert-base-uncased", ["vocab.txt"], "model.text.encoder")
-        assert time.monotonic() - started < 20, "the default of the libraries is much longer"
+        assert time.monotonic() - started < 20, "the default timeout of the libraries is much longer"
     said = str(error.value)
     assert said == OneLine("model.text.encoder", "bert-base-uncased", "http://127.0.0.1")
     assert "\n" not in said
 
 
-def test_what_the_hub_does_not_know_is_told_in_one_line(asked):
+def test_models_that_the_hub_does_not_have_are_reported_in_one_line(asked):
     with pytest.raises(UserError, match=naming("init.text", "no/such-model")) as error:
         local_folder("no/such-model", ["model.safetensors"], "init.text")
     assert asked

@@ -13,5 +13,5 @@ from utils.image_size import grid_of, in_words, sides_of
         ((32, 32), (32, 32), (4, 4), "32 px"),
     ],
 )
-def test_a_side_stands_for_a_square(size, sides, grid, words):
+def test_a_single_side_means_a_square(size, sides, grid, words):
     assert (sides_of(size), grid_of(size, 8), in_words(size)) == (sides, grid, words)

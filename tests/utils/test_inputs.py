@@ -1,4 +1,4 @@
-"""The files that a config names: all that are missing are told at once."""
+"""The files named in a config: all missing files are reported at once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Everything(Config):
     name: str = "no/input"
 
 
-def test_inputs_are_found_wherever_the_config_holds_them():
+def test_inputs_are_found_anywhere_in_the_config():
     config = Everything(
         checkpoint="runs/x",
         data=Data(train=[Split(annotations="a"), Split(annotations="b", images="c")], files=["d", "e*"]),
@@ -60,7 +60,7 @@ def test_inputs_are_found_wherever_the_config_holds_them():
     ]
 
 
-def test_weighted_shards_are_inputs_by_their_path():
+def test_the_paths_of_weighted_shards_are_inputs():
     class Stream(Config):
         files: InputWeightedShards
 
@@ -69,7 +69,7 @@ def test_weighted_shards_are_inputs_by_their_path():
     assert dump_config(stream) == "files:\n- a.tar\n- path: b\n  weight: 2.0\n"
 
 
-def test_what_is_missing_is_told_at_once_and_once(tmp_path, monkeypatch):
+def test_missing_files_are_reported_together_and_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("there").write_text("")
     Path("shard-1.jsonl").write_text("")
@@ -88,13 +88,13 @@ def test_what_is_missing_is_told_at_once_and_once(tmp_path, monkeypatch):
     assert lines[1] == "  gone  (data.train[0].images, data.train[1].images and 2 more keys)"
 
 
-def test_one_missing_file_is_one_line():
+def test_one_missing_file_is_reported_in_one_line():
     with pytest.raises(UserError, match=naming("test.one.annotations", "gone")) as error:
         check_inputs(Everything(test={"one": Split(annotations="gone")}))
     assert "\n" not in str(error.value)
 
 
-def test_a_name_on_the_hub_is_no_path():
+def test_a_name_on_the_hub_is_not_a_path():
     check_inputs(Everything(encoder="google-bert/bert-base-uncased"))
 
 
@@ -108,7 +108,7 @@ def test_a_name_on_the_hub_is_no_path():
         ("b*", "b[1].jsonl"),
     ],
 )
-def test_brackets_in_a_name_are_no_pattern(tmp_path, entry, file):
+def test_brackets_in_a_name_are_not_a_pattern(tmp_path, entry, file):
     (tmp_path / "set[1]").mkdir()
     for name in ("set[1]/a.jsonl", "b[1].jsonl"):
         (tmp_path / name).write_text("{}\n")

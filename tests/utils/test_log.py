@@ -8,7 +8,7 @@ import shutil
 from utils import log
 
 
-def test_a_log_file_whose_folder_was_deleted_is_written_again(tmp_path):
+def test_a_log_file_is_recreated_after_its_folder_was_deleted(tmp_path):
     file = tmp_path / "run/log.txt"
     log.set_up(file)
     logging.getLogger("a").info("before")

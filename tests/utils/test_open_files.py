@@ -1,4 +1,4 @@
-"""The limit on open files is checked before a run starts, and named where it is reached."""
+"""The limit on open files is checked before a run starts, and named when it is reached."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from utils.errors import UserError
 
 @pytest.fixture
 def limits(monkeypatch):
-    """The soft and the hard limit of this process, which are not its real ones."""
+    """Simulated soft and hard limits of this process."""
     limits = {"now": (1024, 64)}
     monkeypatch.setattr(resource, "getrlimit", lambda kind: limits["now"])
     monkeypatch.setattr(resource, "setrlimit", lambda kind, new: limits.update(now=new))
     return limits
 
 
-def test_too_low_a_limit_is_refused_with_the_number_that_is_needed(limits):
+def test_a_limit_that_is_too_low_is_rejected_with_the_required_number(limits):
     limits["now"] = (64, 64)
     with pytest.raises(UserError, match=naming("64 files", "ulimit -n", "data.workers=4", "96", "ulimit -n 4096")):
         open_files.check_limit(workers=4)
@@ -34,7 +34,7 @@ def test_the_limit_is_raised_as_far_as_the_system_allows(limits):
     assert open_files.limit() == 4096
 
 
-def test_only_errors_of_the_limit_are_told_as_such():
+def test_only_errors_caused_by_the_limit_are_attributed_to_it():
     assert "ulimit -n" in str(open_files.too_many(OSError(errno.EMFILE, "Too many open files", "a.jsonl")))
     assert "ulimit -n" in str(open_files.too_many(RuntimeError("received 0 items of ancdata")))
     assert open_files.too_many(OSError(errno.ENOENT, "No such file", "a.jsonl")) is None

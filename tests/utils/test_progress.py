@@ -1,4 +1,4 @@
-"""Progress bars in a file."""
+"""Progress bars that are written to a file."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from utils.progress import progress_bar
 
 @pytest.fixture
 def clock(monkeypatch) -> None:
-    """A clock that goes on by ten seconds at each look."""
+    """A clock that advances by ten seconds each time it is read."""
     now = itertools.count(0.0, 10.0)
     monkeypatch.setattr("tqdm.std.time", lambda: next(now))
 
 
-def test_each_interval_is_a_line_and_the_end_is_one(clock, capsys):
+def test_a_line_is_written_for_each_interval_and_at_the_end(clock, capsys):
     bar = progress_bar(total=40, unit="step")
     for step in range(40):
         bar.update(1)
@@ -44,7 +44,7 @@ def test_a_bar_that_does_not_stay_leaves_only_its_intervals(clock, capsys):
     assert "\r" not in text
 
 
-def test_a_line_of_the_log_does_not_repeat_the_bar(clock, capsys):
+def test_a_log_line_does_not_repeat_the_bar(clock, capsys):
     bar = progress_bar(total=10)
     bar.update(1)
     tqdm.write("a line of the log", file=sys.stderr)

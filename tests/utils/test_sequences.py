@@ -1,11 +1,11 @@
-"""Text keys and row stacking."""
+"""Ids of texts and stacking of rows."""
 
 import torch
 
 from utils.sequences import stack_rows, text_ids
 
 
-def test_keys_are_equal_exactly_for_equal_texts_whatever_the_padding():
+def test_text_ids_are_equal_exactly_for_equal_texts_with_any_padding():
     rows = [[2, 7, 8, 3], [2, 7, 8, 3], [2, 8, 7, 3], [2, 7, 3], [2, 7, 8, 9, 3]]
     ids = stack_rows(rows, 0)
     mask = stack_rows([[1] * len(row) for row in rows], 0).bool()
@@ -21,7 +21,7 @@ def test_rows_are_padded_on_the_right():
     assert stack_rows([], 9).shape == (0, 0)
 
 
-def test_a_key_is_a_polynomial_modulo_2_to_the_64():
+def test_a_text_id_is_a_polynomial_modulo_2_to_the_64():
     ids = torch.randint(0, 30522, (5, 40), generator=torch.Generator().manual_seed(0))
     mask = torch.arange(40) < torch.tensor([[40], [13], [2], [1], [0]])
     for row, kept, key in zip(ids.tolist(), mask.sum(dim=1).tolist(), text_ids(ids, mask).tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""Rows that wait on disk come back as they went in."""
+"""Rows that are spooled to disk are read back unchanged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def spool():
 
 
 def test_every_block_reads_as_the_same_slice_of_the_tensor(spool):
-    """Oracle: slicing, which also cuts at the end and is empty beyond it."""
+    """Compares with slicing, which also truncates at the end and is empty beyond it."""
     for start in range(10):
         for stop in range(start, 12):
             found = spool.read(start, stop)
@@ -29,7 +29,7 @@ def test_every_block_reads_as_the_same_slice_of_the_tensor(spool):
     assert spool.count == 7
 
 
-def test_reading_between_appends_does_not_move_where_rows_are_added(spool):
+def test_reading_between_appends_does_not_change_the_append_position(spool):
     spool.read(0, 2)
     spool.append(ROWS[:1])
     assert torch.equal(spool.read(6, 8), torch.cat([ROWS[6:], ROWS[:1]]))
@@ -37,7 +37,7 @@ def test_reading_between_appends_does_not_move_where_rows_are_added(spool):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool])
-def test_the_type_of_the_rows_is_kept(dtype):
+def test_the_dtype_of_the_rows_is_kept(dtype):
     rows = (ROWS * 7).to(dtype)
     with TensorSpool() as spool:
         spool.append(rows)
@@ -45,7 +45,7 @@ def test_the_type_of_the_rows_is_kept(dtype):
         assert torch.equal(spool.read(1, 4), rows[1:4])
 
 
-def test_rows_that_are_no_contiguous_block_of_memory_are_kept_in_their_order():
+def test_rows_that_are_not_contiguous_in_memory_keep_their_order():
     with TensorSpool() as spool:
         spool.append(ROWS.transpose(1, 2))
         spool.append(ROWS.transpose(1, 2).flip(0))
@@ -53,7 +53,7 @@ def test_rows_that_are_no_contiguous_block_of_memory_are_kept_in_their_order():
         assert torch.equal(spool.read(7, 14), ROWS.flip(0).transpose(1, 2))
 
 
-def test_tensors_of_another_shape_or_dtype_are_refused(spool):
+def test_tensors_of_another_shape_or_dtype_are_rejected(spool):
     for wrong in (ROWS[:, :1], ROWS.double(), ROWS.flatten(1)):
         with pytest.raises(AssertionError, match="another shape or dtype"):
             spool.append(wrong)
@@ -74,18 +74,18 @@ def test_a_first_block_may_be_empty():
         assert torch.equal(spool.read(0, 9), ROWS)
 
 
-def test_what_is_read_is_a_copy(spool):
+def test_reading_returns_a_copy(spool):
     spool.read(0, 1).zero_()
     assert torch.equal(spool.read(0, 1), ROWS[:1])
 
 
-def test_rows_with_a_gradient_are_kept_without_it():
+def test_rows_with_a_gradient_are_stored_without_it():
     with TensorSpool() as spool:
         spool.append(ROWS.clone().requires_grad_())
         assert not spool.read(0, 7).requires_grad
 
 
-def test_a_closed_spool_has_no_file_left():
+def test_a_closed_spool_leaves_no_file():
     spool = TensorSpool()
     with spool:
         spool.append(ROWS)

@@ -7,7 +7,7 @@ import torch
 from utils.weight_file import save_weights
 
 
-def test_a_weight_file_may_be_read_by_whom_any_new_file_may(tmp_path):
+def test_a_weight_file_has_the_permissions_of_any_new_file(tmp_path):
     save_weights(tmp_path / "model.safetensors", {"weight": torch.zeros(2)})
     (tmp_path / "any").touch()
     modes = {path.stat().st_mode for path in tmp_path.iterdir()}

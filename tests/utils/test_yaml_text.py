@@ -1,4 +1,5 @@
-"""YAML texts as plain values: merge keys with their lines; hostile texts are one error, at once; no other exception ever."""
+"""YAML texts as plain values: merge keys keep their lines, and any malicious text quickly causes one config error and no other
+exception."""
 
 import contextlib
 import random
@@ -31,21 +32,24 @@ class Whole(Config):
     ("text", "values"),
     [
         ("a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  y: 3\n", {"x": 1, "y": 3}),
-        ("a: &a {x: 1, y: 2}\nb: {y: 3, <<: *a}\n", {"x": 1, "y": 3}),  # own keys win wherever they stand
-        ("a: [&a {x: 1}, &b {x: 2, y: 2}]\nb: {<<: [*a, *b]}\n", {"x": 1, "y": 2}),  # the earlier of a list wins
+        ("a: &a {x: 1, y: 2}\nb: {y: 3, <<: *a}\n", {"x": 1, "y": 3}),  # own keys have priority at any position
+        (
+            "a: [&a {x: 1}, &b {x: 2, y: 2}]\nb: {<<: [*a, *b]}\n",
+            {"x": 1, "y": 2},
+        ),  # the earlier of a list has priority
         ("a: &a {x: 1}\nc: &c {<<: *a, y: 2}\nb: {<<: *c, z: 3}\n", {"x": 1, "y": 2, "z": 3}),
-        ("a: &a {x: {p: 1}}\nb: {<<: *a, x: {q: 2}}\n", {"x": {"q": 2}}),  # shallow, as defined
+        ("a: &a {x: {p: 1}}\nb: {<<: *a, x: {q: 2}}\n", {"x": {"q": 2}}),  # shallow, as specified
         ("b: {<<: {x: 1}, y: 2}\n", {"x": 1, "y": 2}),
-        ("b: {'<<': 1}\n", {"<<": 1}),  # quoted: a name like any other
+        ("b: {'<<': 1}\n", {"<<": 1}),  # a quoted key is an ordinary name
         ("b: {<<: [], x: 1}\n", {"x": 1}),
     ],
 )
-def test_merge_keys_are_those_of_yaml_1_1(text, values):
+def test_merge_keys_follow_yaml_1_1(text, values):
     """https://yaml.org/type/merge.html"""
     assert parse(text)[0]["b"] == values
 
 
-def test_a_merged_key_is_placed_where_it_is_written(tmp_path):
+def test_a_merged_key_has_the_location_where_it_is_written(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("names:\n  one: &one\n    x: 1\n    y: 2\n  two:\n    <<: *one\n    y: many\noptim:\n  lr: 1\n")
     with pytest.raises(ConfigError) as error:
@@ -85,7 +89,7 @@ def test_an_override_changes_one_of_two_mappings_that_share_an_anchor(tmp_path):
         (str(2**64 - 1), 2**64 - 1),
     ],
 )
-def test_plain_values(text, value):
+def test_plain_values_are_parsed(text, value):
     assert parse(text)[0] == value
     assert type(parse(text)[0]) is type(value)
 
@@ -147,7 +151,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_text_is_one_line_at_once(tmp_path, name):
+def test_a_malicious_text_is_reported_in_one_line_quickly(tmp_path, name):
     text, line, problem = HOSTILE[name]
     path = tmp_path / "a.yaml"
     path.write_text(text, encoding="utf-8", newline="")
@@ -161,7 +165,7 @@ def test_a_hostile_text_is_one_line_at_once(tmp_path, name):
     assert time.process_time() - start < 5, "three times"
 
 
-def test_many_values_are_refused_while_they_are_read(monkeypatch):
+def test_too_many_values_are_rejected_while_reading(monkeypatch):
     monkeypatch.setattr("utils.yaml_text.MAX_NODES", 100)
     start = time.process_time()
     with pytest.raises(YamlError, match=naming("line 3")):
@@ -170,7 +174,7 @@ def test_many_values_are_refused_while_they_are_read(monkeypatch):
 
 
 @pytest.mark.parametrize("name", sorted(HOSTILE.keys() - {"NUL", "size"}))
-def test_a_hostile_override_is_one_line(tmp_path, name):
+def test_a_malicious_override_is_reported_in_one_line(tmp_path, name):
     path = tmp_path / "a.yaml"
     path.write_text("optim: {lr: 1}\n")
     text, _, problem = HOSTILE[name]
@@ -192,7 +196,7 @@ def test_a_hostile_override_is_one_line(tmp_path, name):
         ("optim.\x1b[2J=1", ("optim.\\x1b[2J",)),
     ],
 )
-def test_an_odd_override_is_told_in_short_lines(tmp_path, override, problem):
+def test_an_unusual_override_is_reported_in_short_lines(tmp_path, override, problem):
     path = tmp_path / "a.yaml"
     path.write_text("optim: {lr: 1}\n")
     with pytest.raises(ConfigError) as error:
@@ -202,7 +206,7 @@ def test_an_odd_override_is_told_in_short_lines(tmp_path, override, problem):
     assert len(str(error.value).splitlines()) <= 21
 
 
-def test_odd_files_are_one_line(tmp_path):
+def test_unusual_files_are_reported_in_one_line(tmp_path):
     def told(path) -> str:
         with pytest.raises(ConfigError) as error:
             load_config(path, [], Whole)
@@ -212,7 +216,7 @@ def test_odd_files_are_one_line(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_bytes("optim: {lr: 1}\n".encode("utf-16"))
     assert told(path) == OneLine(f"{path}:1", "UTF-8")
-    path.write_bytes(b"\xef\xbb\xbfoptim: {lr: 1}\n")  # a mark of Windows editors
+    path.write_bytes(b"\xef\xbb\xbfoptim: {lr: 1}\n")  # a byte order mark of Windows editors
     assert load_config(path, [], Whole).optim.lr == 1
     path.write_bytes(b"x: 1\ny: \xff\n")
     assert told(path) == OneLine(f"{path}:2", "UTF-8")
@@ -230,7 +234,7 @@ def test_odd_files_are_one_line(tmp_path):
     assert OneLine("base", "relative") in told(path).splitlines()
 
 
-def test_bases_that_multiply_are_one_line(tmp_path):
+def test_bases_that_multiply_are_reported_in_one_line(tmp_path):
     (tmp_path / "0.yaml").write_text("optim: {lr: 1}\n")
     for i in range(1, 30):
         (tmp_path / f"{i}.yaml").write_text(f"base: [{i - 1}.yaml, {i - 1}.yaml]\n")
@@ -271,8 +275,8 @@ PIECES = [
 ]
 
 
-def test_any_bytes_are_values_or_a_config_error(tmp_path):
-    """Real configs, mutated with a fixed seed."""
+def test_any_bytes_give_values_or_a_config_error(tmp_path):
+    """Real configs mutated with a fixed seed."""
     random_ = random.Random(0)
     texts = [path.read_bytes() for path in sorted(ROOT.glob("configs/*/*.yaml"))]
     texts = [b"".join(text.splitlines(keepends=True)[:12]) for text in texts]

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of x2vlm: models of each task with random weights, on 16 painted images."""
+"""Fixtures for the tests of x2vlm: models of each task with random weights, and 16 painted images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from x2vlm import Model, load
 
 @pytest.fixture(scope="session")
 def task(scenes_folder, overrides) -> Callable[[str], Any]:  # noqa: F811
-    """A task with random weights that say something: those of a fresh model are nearly the same for every input."""
+    """A task with large random weights, because a freshly initialised model has nearly the same outputs for every input."""
 
     @functools.cache
     def of(name: str) -> Any:
@@ -51,7 +51,7 @@ def task(scenes_folder, overrides) -> Callable[[str], Any]:  # noqa: F811
 
 @pytest.fixture(scope="session")
 def run(task, tmp_path_factory) -> Callable[[str], Path]:
-    """The folder of a run: config, weights, and what the run keeps."""
+    """The folder of a run: its config, its weights, and the other files that a run keeps."""
 
     @functools.cache
     def of(name: str) -> Path:
@@ -73,7 +73,7 @@ def model(run) -> Callable[[str], Model]:
 
 @pytest.fixture(scope="session")
 def of_videos(task, model) -> Model:
-    """A retrieval model of videos with two frames."""
+    """A retrieval model for videos with two frames."""
     image = model("retrieval")
     video = image.settings.model.vision.model_copy(update={"video": VideoConfig(frames=2)})
     config = image.settings.model.model_copy(update={"vision": video})

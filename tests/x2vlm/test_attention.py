@@ -1,4 +1,4 @@
-"""Maps of words: the attention of one block, weighted by the gradient of the matching score."""
+"""Word maps: the attention of one block, weighted by the gradient of the matching score."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.tasks.painted import SIZE
 from x2vlm import UserError
 
 
-def test_the_maps_are_attention_times_the_positive_part_of_its_gradient(model, data):
-    """By hand: the fusion written out plainly, with weights of the first block that gradients reach."""
+def test_maps_are_attention_times_the_positive_part_of_its_gradient(model, data):
+    """Compares with a direct implementation of the fusion, with weights of the first block that have gradients."""
     ours, image, text = model("pretrain"), data / "images/2.png", "a small blue star"
     network = ours.network
     with torch.no_grad():
@@ -43,14 +43,14 @@ def test_the_maps_are_attention_times_the_positive_part_of_its_gradient(model, d
     assert "attend" not in vars(attention)
 
 
-def test_the_pieces_of_a_word_count_together(model, data):
+def test_the_pieces_of_a_word_are_summed(model, data):
     ours = model("pretrain")
     assert len(ours.text.pieces("starred")[0]) > 1
     maps = ours.explain(data / "images/2.png", "a starred, red")
     assert [each.word for each in maps] == ["a", "starred", "red"]
 
 
-def test_gradients_are_left_neither_on_nor_in_the_model(model, data):
+def test_computing_maps_leaves_no_gradients_in_the_model(model, data):
     ours = model("pretrain")
     ours.explain(data / "images/2.png", "a star")
     assert all(parameter.grad is None for parameter in ours.network.parameters())

@@ -1,4 +1,4 @@
-"""All boxes of a phrase: from a head for sets, and from regions that the phrase matches."""
+"""All boxes of a phrase, from a head for sets, or from regions that match the phrase."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PHRASES = ["a red star", "a blue circle"]
 
 @pytest.fixture(scope="module")
 def of_sets(model) -> Model:
-    """A model with a head for sets, whose boxes differ in their probabilities."""
+    """A model with a head for sets, whose boxes have different probabilities."""
     ours = model("grounding")
     config = GroundingModelConfig(**{**dict(ours.settings.model), "box_set": BoxSetConfig(queries=6, layers=1)})
     settings = ours.settings.model_copy(update={"model": config})
@@ -36,7 +36,7 @@ def of_sets(model) -> Model:
 
 
 @torch.no_grad()
-def test_all_boxes_are_those_of_the_head_above_the_threshold(of_sets, data):
+def test_all_boxes_of_the_head_above_the_threshold_are_returned(of_sets, data):
     images = [data / f"images/{number}.png" for number in range(4)]
     found = of_sets.locate(images, [PHRASES] * 4, boxes="all", threshold=0.3)
     counts = []
@@ -49,18 +49,18 @@ def test_all_boxes_are_those_of_the_head_above_the_threshold(of_sets, data):
             assert [box.score for box in listed] == pytest.approx(expected, abs=1e-5)
             assert all(box.x >= 0 and box.x + box.width <= SIZE + 1e-3 for box in listed)
             counts.append(len(listed))
-    assert min(counts) < max(counts), "sets differ in size"
+    assert min(counts) < max(counts), "the sets must differ in size"
     assert [box.phrase for box in found[0]] == sorted((box.phrase for box in found[0]), key=PHRASES.index)
 
 
-def test_one_box_is_the_most_probable_of_the_set(of_sets, data):
+def test_a_single_box_is_the_most_probable_of_the_set(of_sets, data):
     image = data / "images/3.png"
     [[one]] = of_sets.locate(image, PHRASES[0])
     every = of_sets.locate(image, PHRASES[0], boxes="all", threshold=0.001)[0]
     assert one == every[0]
 
 
-def test_the_threshold_is_that_of_the_config(of_sets, data):
+def test_the_threshold_is_taken_from_the_config(of_sets, data):
     image = data / "images/3.png"
     default = of_sets.locate(image, PHRASES, boxes="all")
     assert default == of_sets.locate(image, PHRASES, boxes="all", threshold=of_sets.settings.evaluation.threshold)
@@ -73,7 +73,7 @@ def test_a_model_with_a_head_for_sets_is_saved_and_loaded(of_sets, data, tmp_pat
 
 
 @torch.no_grad()
-def test_a_pre_trained_model_gives_regions_whose_content_matches(model, data):
+def test_a_pre_trained_model_returns_regions_whose_content_matches(model, data):
     ours, image = model("pretrain"), data / "images/5.png"
     [boxes] = ours.locate(image, PHRASES[0], boxes="all", threshold=0.2)
     regions, network = candidate_regions(*ours.network.vision.grid), ours.network
@@ -83,7 +83,7 @@ def test_a_pre_trained_model_gives_regions_whose_content_matches(model, data):
     texts = ours.encoded([PHRASES[0]]).select(torch.zeros(len(regions), dtype=torch.int64))
     cls = network.fusion.cls(texts, network.fusion.project_regions(parts, keys)[0])
     scores = network.matching_head(cls).softmax(dim=1)[:, 1]
-    assert boxes, "else this says nothing"
+    assert boxes, "otherwise this test proves nothing"
     assert boxes[0].score == pytest.approx(float(scores.max()), abs=1e-5)
     assert [box.score for box in boxes] == sorted((box.score for box in boxes), reverse=True)
     assert all(box.score >= 0.2 for box in boxes)
@@ -93,7 +93,7 @@ def test_a_pre_trained_model_gives_regions_whose_content_matches(model, data):
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 3), (4, 4), (8, 8), (14, 14), (24, 24)])
-def test_regions_are_on_the_grid_differ_and_cover_the_image(grid):
+def test_regions_are_on_the_grid_distinct_and_cover_the_image(grid):
     regions = candidate_regions(*grid)
     rows, columns = grid
     sides = torch.tensor([columns, rows])
@@ -105,7 +105,7 @@ def test_regions_are_on_the_grid_differ_and_cover_the_image(grid):
     assert [0, 0, columns, rows] in on_grid.round().int().tolist()
 
 
-def test_what_cannot_give_all_boxes_says_so(model, data):
+def test_a_model_that_cannot_return_all_boxes_raises_an_error(model, data):
     image = data / "images/0.png"
     with pytest.raises(UserError, match=naming("one box", "model.box_set", "pretrain")):
         model("grounding").locate(image, PHRASES, boxes="all")
@@ -118,7 +118,7 @@ def test_what_cannot_give_all_boxes_says_so(model, data):
             model("pretrain").locate(image, PHRASES, boxes="all", threshold=wrong)
 
 
-def test_the_command_prints_and_draws_sets_and_names_what_is_absent(of_sets, data, tmp_path, capsys):
+def test_the_command_prints_and_draws_sets_and_reports_absent_objects(of_sets, data, tmp_path, capsys):
     folder = of_sets.save(tmp_path / "saved")
     words = [
         "locate",
@@ -146,7 +146,7 @@ def test_the_command_prints_and_draws_sets_and_names_what_is_absent(of_sets, dat
     assert "--all" in capsys.readouterr().err
 
 
-def test_a_head_for_sets_is_not_exported(of_sets, tmp_path):
+def test_a_head_for_sets_cannot_be_exported(of_sets, tmp_path):
     pytest.importorskip("onnxscript", reason="exports need onnxscript")
     from x2vlm.export.graphs import FusionGraph
 

@@ -1,4 +1,4 @@
-"""A saved model on the hub: fetched from a server that answers as the hub does, over loopback."""
+"""A saved model on the Hub is downloaded from a local server that imitates it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPO = "somebody/model"
 
 @pytest.fixture
 def hub(model, tmp_path, monkeypatch) -> Iterator[Path]:
-    """The folder that the hub serves as ``somebody/model``."""
+    """The folder that the Hub serves as ``somebody/model``."""
     folder = model("grounding").save(tmp_path / "served")
 
     class Hub(BaseHTTPRequestHandler):
@@ -74,13 +74,13 @@ def hub(model, tmp_path, monkeypatch) -> Iterator[Path]:
     server.server_close()
 
 
-def test_a_model_is_fetched_and_says_the_same(hub, model, data):
+def test_a_downloaded_model_gives_the_same_results(hub, model, data):
     fetched = load(f"hub:{REPO}")
     assert (fetched.origin, fetched.settings.task) == (f"hub:{REPO}", "grounding")
     image = data / "images/3.png"
     assert fetched.locate(image, "a star") == model("grounding").locate(image, "a star")
 
 
-def test_a_model_that_the_hub_does_not_have_is_told(hub):
+def test_a_model_that_the_hub_does_not_have_is_reported(hub):
     with pytest.raises(UserError, match=naming("hub:somebody/other", "somebody/other")):
         load("hub:somebody/other")

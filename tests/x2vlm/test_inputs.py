@@ -1,4 +1,4 @@
-"""An image is the same in every form."""
+"""An image gives the same result in every form of input."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def test_a_path_a_pillow_image_an_array_and_a_tensor_give_the_same_view(read, pi
     assert views[0].pixels.shape == (3, 16, 16) and read(views[0]) is views[0]
 
 
-def test_an_image_is_turned_as_it_is_shown(read, pixels, tmp_path):
+def test_an_image_is_rotated_as_it_is_shown(read, pixels, tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown a quarter turn to the right
+    exif[0x0112] = 6  # shown after a quarter turn to the right
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     shown = Image.fromarray(np.rot90(pixels, -1).copy())
     for form in (tmp_path / "a.png", Image.open(tmp_path / "a.png")):
@@ -46,7 +46,7 @@ def test_an_image_is_turned_as_it_is_shown(read, pixels, tmp_path):
         assert view.size == (30, 40) and torch.equal(view.pixels, read(shown).pixels)
 
 
-def test_transparency_is_laid_on_white_and_grey_has_three_channels(read, pixels, tmp_path):
+def test_transparency_is_blended_on_white_and_grey_has_three_channels(read, pixels, tmp_path):
     layer = Image.fromarray(np.dstack([pixels, np.zeros((30, 40), np.uint8)]))
     layer.save(tmp_path / "a.png")
     assert (read(layer).pixels == 255).all() and (read(tmp_path / "a.png").pixels == 255).all()
@@ -67,20 +67,20 @@ def test_transparency_is_laid_on_white_and_grey_has_three_channels(read, pixels,
         (b"abc", ("not bytes",)),
     ],
 )
-def test_what_is_no_image_is_told_in_one_line(read, image, told):
+def test_inputs_that_are_not_images_are_reported_in_one_line(read, image, told):
     with pytest.raises(UserError, match=naming(*told)) as raised:
         read(image)
     assert "\n" not in str(raised.value)
 
 
-def test_a_large_image_is_refused_before_it_is_decoded(pixels, tmp_path):
+def test_a_large_image_is_rejected_before_it_is_decoded(pixels, tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="more than max_pixels"):
         Reader(16, 100, None)(tmp_path / "a.png")
 
 
 @pytest.mark.filterwarnings("error")
-def test_an_array_that_may_not_be_written_gives_no_warning(read, pixels, tmp_path):
+def test_a_read_only_array_causes_no_warning(read, pixels, tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     array = np.asarray(Image.open(tmp_path / "a.png"))
     assert not array.flags.writeable
@@ -98,25 +98,25 @@ def test_a_video_is_a_folder_of_frames_an_array_or_a_tensor(pixels, tmp_path):
         videos()(pixels)
 
 
-def test_pictures_keep_their_shape(read, pixels):
+def test_images_keep_their_aspect_ratio(read, pixels):
     assert read.picture(pixels, 20).shape == (15, 20, 3)
     assert read.picture(read(pixels), 16).shape[2] == 3
     frames = np.stack([pixels, pixels])
     assert videos().picture(frames, 20).shape == (15, 42, 3)
 
 
-def test_one_image_is_a_list_of_one(pixels):
+def test_a_single_image_is_a_list_of_one(pixels):
     assert as_list("a.png") == ["a.png"] and as_list(("a.png", "b.png")) == ["a.png", "b.png"]
     assert as_list(pixels)[0] is pixels
 
 
-def test_a_pillow_image_of_sixteen_bits_is_read_as_its_file(read, tmp_path):
+def test_a_16_bit_pillow_image_is_read_like_its_file(read, tmp_path):
     grey = np.random.default_rng(1).integers(65536, size=(20, 20), dtype=np.uint16)
     Image.fromarray(grey).save(tmp_path / "a.png")
     assert torch.equal(read(Image.open(tmp_path / "a.png")).pixels, read(tmp_path / "a.png").pixels)
 
 
-def test_pillow_images_that_are_closed_cut_or_too_large_are_told_in_one_line(read, pixels, tmp_path):
+def test_closed_truncated_and_too_large_pillow_images_are_reported_in_one_line(read, pixels, tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(content[:500])

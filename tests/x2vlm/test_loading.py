@@ -1,4 +1,4 @@
-"""A model is found, loaded whole, and saved so that it loads anywhere; what cannot be is one line."""
+"""A model is found, loaded completely, and saved so that it loads anywhere. Failures are reported in one line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMES = ("pretrain", "retrieval", "grounding", "nlvr", "vqa", "captioning")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_saved_model_says_the_same_from_another_place(name, run, model, tmp_path, monkeypatch):
+def test_a_saved_model_gives_the_same_results_in_another_folder(name, run, model, tmp_path, monkeypatch):
     ours = model(name)
     folder = ours.save(tmp_path / "saved")
     moved = shutil.move(folder, tmp_path / "elsewhere")
@@ -50,7 +50,7 @@ def test_a_run_may_start_from_a_saved_model(model, tmp_path):
     assert read_yaml(folder / "config.yaml")["task"] == "pretrain"
 
 
-def test_the_card_has_the_numbers_of_the_run_and_its_receipt(run, tmp_path):
+def test_the_card_has_the_results_of_the_run_and_its_receipt(run, tmp_path):
     folder = shutil.copytree(run("vqa"), tmp_path / "cell" / "seed-0")
     metrics = {
         "questions": {"value": 14, "unit": "count"},
@@ -67,7 +67,7 @@ def test_the_card_has_the_numbers_of_the_run_and_its_receipt(run, tmp_path):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_weights_that_are_not_finite_are_refused_in_one_line(value, run, tmp_path):
+def test_non_finite_weights_are_rejected_in_one_line(value, run, tmp_path):
     shutil.copytree(run("pretrain"), tmp_path / "ruined")
     weights = load_file(tmp_path / "ruined" / MODEL_FILE)
     weights[min(weights)].view(-1)[0] = value
@@ -76,9 +76,9 @@ def test_weights_that_are_not_finite_are_refused_in_one_line(value, run, tmp_pat
         load(tmp_path / "ruined")
 
 
-def test_results_that_are_not_finite_are_refused_in_one_line(run, data):
+def test_non_finite_results_are_rejected_in_one_line(run, data):
     model = load(run("pretrain"))
-    with torch.no_grad():  # as where a lower precision overflows
+    with torch.no_grad():  # as if a lower precision overflowed
         for parameter in model.network.vision.parameters():
             parameter.fill_(3e38)
     image = str(data / "images/1.png")
@@ -91,7 +91,7 @@ def test_results_that_are_not_finite_are_refused_in_one_line(run, data):
             call()
 
 
-def test_answers_that_are_damaged_are_one_line(run, tmp_path):
+def test_a_damaged_answer_list_is_reported_in_one_line(run, tmp_path):
     shutil.copytree(run("vqa"), tmp_path / "run")
     for content in ("[" * 100_000, "{", "[1]"):
         (tmp_path / "run/answers.json").write_text(content)
@@ -99,7 +99,7 @@ def test_answers_that_are_damaged_are_one_line(run, tmp_path):
             load(tmp_path / "run")
 
 
-def test_the_newest_checkpoint_of_a_run_is_taken_where_there_is_no_best(run, tmp_path):
+def test_without_best_weights_the_newest_checkpoint_of_a_run_is_used(run, tmp_path):
     folder = shutil.copytree(run("grounding"), tmp_path / "run")
     state = read_weights(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -108,8 +108,8 @@ def test_the_newest_checkpoint_of_a_run_is_taken_where_there_is_no_best(run, tmp
     assert all(torch.equal(loaded[name], value + 1) for name, value in state.items())
 
 
-def test_a_published_file_is_loaded_by_the_config_that_is_given(run, model, data, tmp_path):
-    """As the authors publish them: other names, and a PyTorch file."""
+def test_a_published_file_is_loaded_with_the_given_config(run, model, data, tmp_path):
+    """The file is as published by the authors, with other names and as a PyTorch file."""
     folder = run("captioning")
     assert (
         main(
@@ -151,7 +151,7 @@ def found(task: str, size: str = "base", words: int = 30522, frames: int | None 
         ("retrieval", {"words": XLM_R_WORDS}),
     ],
 )
-def test_an_authors_file_has_the_settings_of_the_run_that_it_is_of(task, more, size):
+def test_an_authors_file_gets_the_settings_of_its_run(task, more, size):
     config = ROOT / "configs" / loading._published_config(found(task, size, **more), Path("x.th"))
     settings = settings_of(loading.read_config(config, []), str(config))
     assert settings.task == task and size in config.name
@@ -161,7 +161,7 @@ def test_an_authors_file_has_the_settings_of_the_run_that_it_is_of(task, more, s
     assert (settings.model.vision.video is not None) == ("frames" in more)
 
 
-def test_a_pre_trained_model_reads_videos_as_its_stream_did():
+def test_a_pre_trained_model_reads_videos_like_its_stream():
     values = loading.read_config(ROOT / "configs/pretrain/base_1b_stage2.yaml", [])
     reading = values["data"]["videos"]["reading"]
     read = settings_of(values, "x").data.video
@@ -170,7 +170,7 @@ def test_a_pre_trained_model_reads_videos_as_its_stream_did():
     assert settings_of(values, "x").data.video.frames_per_second == 4.0
 
 
-def test_what_the_shapes_of_an_authors_file_show_is_taken_from_them(monkeypatch):
+def test_settings_are_derived_from_the_shapes_of_an_authors_file(monkeypatch):
     classes = {"classifier.3.weight": (1234, 1536)}
     monkeypatch.setattr(loading, "read_weights", lambda path: {})
     monkeypatch.setattr(
@@ -190,7 +190,7 @@ def test_what_the_shapes_of_an_authors_file_show_is_taken_from_them(monkeypatch)
         (found("vqa", kind="X-VLM with a Swin transformer"), ("X-VLM", "Swin", "config=")),
     ],
 )
-def test_a_file_whose_settings_are_not_known_asks_for_its_config(recognised, told):
+def test_a_file_with_unknown_settings_needs_a_config(recognised, told):
     assert 30522 in VOCABULARIES
     with pytest.raises(UserError, match=naming(*told)):
         loading._published_config(recognised, Path("x.th"))
@@ -207,13 +207,13 @@ def test_a_file_whose_settings_are_not_known_asks_for_its_config(recognised, tol
         ("{run}", {"precision": "float16"}, ("precision", "'float16'", "bf16, fp16, fp32")),
     ],
 )
-def test_what_is_missing_is_told_in_one_line(source, options, told, run):
+def test_missing_files_are_reported_in_one_line(source, options, told, run):
     with pytest.raises(UserError, match=naming(*told)) as raised:
         load(source.format(run=run("vqa")), **options)
     assert "\n" not in str(raised.value)
 
 
-def test_a_task_of_ones_own_is_told(run, tmp_path):
+def test_a_user_defined_task_is_reported(run, tmp_path):
     folder = shutil.copytree(run("vqa"), tmp_path / "run")
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace("task: vqa", "task: entailment"))
@@ -221,7 +221,7 @@ def test_a_task_of_ones_own_is_told(run, tmp_path):
         load(folder)
 
 
-def test_a_model_on_the_hub_is_fetched_as_a_folder(run, monkeypatch):
+def test_a_model_on_the_hub_is_downloaded_as_a_folder(run, monkeypatch):
     asked = []
 
     def local_folder(name, files, key, beside):
@@ -233,7 +233,7 @@ def test_a_model_on_the_hub_is_fetched_as_a_folder(run, monkeypatch):
     assert asked == [("somebody/model", "hub:somebody/model")]
 
 
-def test_bf16_is_near_fp32(run, model, data):
+def test_bf16_is_close_to_fp32(run, model, data):
     half = load(run("retrieval"), precision="bf16")
     texts = ["a star", "a circle"]
     np.testing.assert_allclose(half.embed_texts(texts), model("retrieval").embed_texts(texts), atol=0.05)

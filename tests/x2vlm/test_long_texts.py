@@ -14,7 +14,7 @@ from x2vlm.export.writing import export
 pytestmark = pytest.mark.slow
 
 WORDS = ["red", "star", "left", "of", "a", "small", "blue", "circle"] * 63
-"""504 words, each one token: 506 with [CLS] and [SEP]."""
+"""504 words of one token each, which are 506 tokens with [CLS] and [SEP]."""
 
 
 def text(changed: int | None = None, more: int = 0) -> str:
@@ -24,8 +24,8 @@ def text(changed: int | None = None, more: int = 0) -> str:
     return " ".join(words)
 
 
-def test_every_token_of_a_long_text_counts(tiny_overrides, scenes_folder, tmp_path):
-    """The position table of 64 rows is stretched to 512."""
+def test_every_token_of_a_long_text_affects_the_result(tiny_overrides, scenes_folder, tmp_path):
+    """The position table with 64 rows is stretched to 512."""
     records = [json.loads(line) for line in (scenes_folder / "train.jsonl").read_text().splitlines()]
     for number, record in enumerate(records):
         image = str(scenes_folder / record["image"])
@@ -43,5 +43,5 @@ def test_every_token_of_a_long_text_counts(tiny_overrides, scenes_folder, tmp_pa
         index = network.index(scenes_folder / "images" / "train", tmp_path / f"index{network is model}")
         texts = [text(), text(changed=499), text(more=6), text(more=50)]
         same, late, last, beyond = (np.array([hit.cosine for hit in index.search(each, top=4)]) for each in texts)
-        assert not np.array_equal(same, late), "a word near the end changes the search"
-        assert np.array_equal(last, beyond), "what comes after 512 tokens does not"
+        assert not np.array_equal(same, late), "a word near the end must change the result of the search"
+        assert np.array_equal(last, beyond), "words after 512 tokens must not change it"

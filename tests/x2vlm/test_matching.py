@@ -1,4 +1,4 @@
-"""Texts of an image are ordered as the model's run ranks: by the matching head, or by its log-odds and the cosine."""
+"""The texts of an image are ordered by the score of the model's run: the matching head, or its log-odds plus the cosine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def summing(model) -> Model:
     return Model(plain.network, plain.tokenizer, settings, origin="summing")
 
 
-def test_by_the_probability_alone(model, data):
+def test_texts_are_ordered_by_the_matching_probability(model, data):
     plain, image = model("pretrain"), data / "images/4.png"
     [row] = matches(plain, [plain.read(image)], TEXTS)
     expected = dict(zip(TEXTS, plain.match(image, TEXTS)[0].tolist(), strict=True))
@@ -33,7 +33,7 @@ def test_by_the_probability_alone(model, data):
     assert all(each.cosine is None and each.sum is None for each in row)
 
 
-def test_by_both(summing, data):
+def test_texts_are_ordered_by_log_odds_and_cosine(summing, data):
     images = [data / f"images/{number}.png" for number in (3, 4)]
     probabilities = summing.match(images, TEXTS)
     cosines = summing.embed_images(images) @ summing.embed_texts(TEXTS).T
@@ -51,9 +51,9 @@ def test_by_both(summing, data):
 
 
 @pytest.mark.parametrize("score", ["matching", "sum"])
-def test_sure_matches_are_told_apart(model, summing, data, score):
-    """From a margin of 17 on, the float32 probability is 1: log-odds made of it would all be equal, and the order that of the
-    texts."""
+def test_confident_matches_are_distinguished(model, summing, data, score):
+    """From a margin of 17 on, the float32 probability is 1. All log-odds computed from it would be equal, and the texts would
+    stay in their order."""
     chosen = summing if score == "sum" else model("pretrain")
     head, image = chosen.network.matching_head, data / "images/4.png"
     with torch.no_grad():
@@ -75,7 +75,7 @@ def test_sure_matches_are_told_apart(model, summing, data, score):
     assert [each.text for each in row] == [TEXTS[index] for index in np.argsort(-ranking)]
 
 
-def test_the_command_names_the_numbers_where_there_are_several(summing, data, tmp_path, capsys):
+def test_the_command_names_the_scores_if_there_are_several(summing, data, tmp_path, capsys):
     folder = summing.save(tmp_path / "saved")
     assert "score: sum" in (folder / CONFIG_FILE).read_text()
     argv = [

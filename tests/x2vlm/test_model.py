@@ -1,4 +1,4 @@
-"""What a loaded model says is what its task predicts, in whatever form and company the images come."""
+"""A loaded model returns the predictions of its task, for images in any form and in any batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def rows(data, task: str) -> list[dict]:
     return [json.loads(line) for line in (data / f"{task}_test.jsonl").read_text().splitlines()]
 
 
-def test_captions_are_those_of_the_task(task, model, data):
+def test_captions_equal_those_of_the_task(task, model, data):
     said = {each["image_id"]: each["caption"] for each in measured(task("captioning")).predictions}
     listed = rows(data, "captioning")
     assert model("captioning").caption([data / row["image"] for row in listed]) == [
@@ -30,18 +30,18 @@ def test_captions_are_those_of_the_task(task, model, data):
     assert len(set(said.values())) > 1
 
 
-def test_answers_are_those_of_the_task(task, model, data):
+def test_answers_equal_those_of_the_task(task, model, data):
     said = {each["question_id"]: each["answer"] for each in measured(task("vqa")).predictions}
     listed = rows(data, "vqa")
     images, questions = [data / row["image"] for row in listed], [row["question"] for row in listed]
     assert model("vqa").answer(images, questions) == [said[row["question_id"]] for row in listed]
     assert len(set(said.values())) > 1
-    # Two questions about one image, read once; one candidate leaves no choice.
+    # There are two questions about one image, which is read once. With a single candidate, there is no choice.
     assert model("vqa").answer(images[0], questions[:2]) == [said[row["question_id"]] for row in listed[:2]]
     assert model("vqa").answer(images[:3], questions[0], ["green"]) == ["green"] * 3
 
 
-def test_written_answers_are_those_of_the_task(task, model, data, monkeypatch):
+def test_written_answers_equal_those_of_the_task(task, model, data, monkeypatch):
     built = task("vqa")
     evaluation = built.config.evaluation.model_copy(update={"decode": "beam"})
     monkeypatch.setattr(built, "config", built.config.model_copy(update={"evaluation": evaluation}))
@@ -51,13 +51,13 @@ def test_written_answers_are_those_of_the_task(task, model, data, monkeypatch):
     images, questions = [data / row["image"] for row in listed], [row["question"] for row in listed]
     answers = model("vqa").answer(images, questions, decode="beam")
     assert answers == [said[row["question_id"]] for row in listed] and len(set(answers)) > 1
-    assert not set(answers) <= set(model("vqa").answers), "they are not limited to the candidates"
+    assert not set(answers) <= set(model("vqa").answers), "answers must not be limited to the candidates"
     assert 0 <= evaluation["accuracy"].value <= 1
     with pytest.raises(UserError, match=naming("decode='beam'", "candidates")):
         model("vqa").answer(images[0], questions[0], ["green"], decode="beam")
 
 
-def test_boxes_are_those_of_the_task_in_pixels(task, model, data):
+def test_boxes_equal_those_of_the_task_in_pixels(task, model, data):
     listed = rows(data, "grounding")
     said = [each["predicted"] for each in measured(task("grounding")).predictions]
     phrases = [[row["elems"][0]["caption"]] for row in listed]
@@ -68,7 +68,7 @@ def test_boxes_are_those_of_the_task_in_pixels(task, model, data):
         assert (box.phrase, box.score) == (phrase, None)
 
 
-def test_boxes_are_in_the_pixels_of_the_image_that_was_given(model, data):
+def test_boxes_are_in_pixels_of_the_given_image(model, data):
     ours = model("pretrain")
     view = ours.read(Image.open(data / "images/3.png").resize((4 * SIZE, 2 * SIZE)))
     assert view.size == (4 * SIZE, 2 * SIZE)
@@ -79,7 +79,7 @@ def test_boxes_are_in_the_pixels_of_the_image_that_was_given(model, data):
 
 
 @torch.no_grad()
-def test_matching_is_the_plain_forward_of_the_reference(model, data):
+def test_matching_equals_the_reference_path(model, data):
     ours, texts = model("pretrain"), ["a small red star", "a circle", "the large blue circle"]
     images = [data / f"images/{number}.png" for number in range(4)]
     network, ids = ours.network, ours.tokens(texts)
@@ -96,7 +96,7 @@ def test_matching_is_the_plain_forward_of_the_reference(model, data):
 
 
 @torch.no_grad()
-def test_the_score_of_a_box_is_the_match_of_the_patches_that_it_touches(model, data):
+def test_the_score_of_a_box_is_the_match_of_its_patches(model, data):
     ours, image = model("pretrain"), data / "images/5.png"
     ((box,),) = ours.locate(image, "a blue circle")
     network, patch = ours.network, ours.network.vision.patch_size
@@ -115,7 +115,7 @@ def test_the_score_of_a_box_is_the_match_of_the_patches_that_it_touches(model, d
     assert box.score == pytest.approx(float(by_hand[0, 1]), abs=1e-5)
 
 
-def test_embeddings_have_length_one_and_their_cosines_are_those_of_the_contrastive_loss(task, model, data):
+def test_embeddings_have_norm_one_and_the_cosines_of_the_contrastive_loss(task, model, data):
     ours = model("retrieval")
     images, texts = (
         ours.embed_images([data / "images/0.png", data / "images/9.png"]),
@@ -131,7 +131,7 @@ def test_embeddings_have_length_one_and_their_cosines_are_those_of_the_contrasti
     np.testing.assert_allclose(images @ texts.T / head.temperature.item(), similarity.numpy(), rtol=1e-4, atol=1e-4)
 
 
-def test_judgements_are_those_of_the_task(task, model, data):
+def test_judgements_equal_those_of_the_task(task, model, data):
     said = [each["predicted"] for each in measured(task("nlvr")).predictions]
     listed = rows(data, "nlvr")
     found = model("nlvr").compare(
@@ -145,14 +145,14 @@ def test_judgements_are_those_of_the_task(task, model, data):
         model("nlvr").compare([[data / "images/0.png"]], ["a star"])
 
 
-def test_batches_change_nothing(model, data):
+def test_batching_does_not_change_the_results(model, data):
     ours, images = model("pretrain"), [data / f"images/{number}.png" for number in range(7)]
     ours.batch_size, whole = 3, ours.match(images, ["a star"])
     np.testing.assert_allclose(ours.match(images, ["a star"]), whole, atol=1e-6)
     ours.batch_size = 32
 
 
-def test_a_call_that_a_model_was_not_trained_for_names_the_task_whose_model_would_do(model, data):
+def test_an_unsupported_call_names_the_task_that_supports_it(model, data):
     image = data / "images/0.png"
     calls = {
         "caption": lambda model: model.caption(image),
@@ -186,13 +186,13 @@ def test_a_call_that_a_model_was_not_trained_for_names_the_task_whose_model_woul
         (lambda model, image: model.locate([image, image], "a star"), ("2 images and 1 lists of phrases",)),
     ],
 )
-def test_mistakes_are_one_line(ask, told, model, data):
+def test_mistakes_are_reported_in_one_line(ask, told, model, data):
     with pytest.raises(UserError, match=naming(*told)) as raised:
         ask(model("pretrain"), data / "images/0.png")
     assert "\n" not in str(raised.value)
 
 
-def test_images_and_texts_that_do_not_fit_are_told(model, data):
+def test_numbers_of_images_and_texts_that_do_not_match_are_reported(model, data):
     with pytest.raises(UserError, match="answer: 2 images and 3 texts"):
         model("vqa").answer([data / "images/0.png"] * 2, ["what?"] * 3)
     with pytest.raises(UserError, match="' ' has no word"):
@@ -202,26 +202,26 @@ def test_images_and_texts_that_do_not_fit_are_told(model, data):
         model("vqa").answer(data / "images/0.png", "what?", ["red", ""])
 
 
-def test_words_that_the_tokenizer_does_not_know_are_told(model, data, caplog):
+def test_words_unknown_to_the_tokenizer_are_reported(model, data, caplog):
     model("pretrain").match(data / "images/0.png", ["一只狗", "a star"])
     assert OneLine("3 of the words", "一") in caplog.messages
 
 
-def test_any_iterable_is_a_list(model, data):
+def test_any_iterable_is_accepted_as_a_list(model, data):
     ours, names = model("pretrain"), [data / f"images/{number}.png" for number in range(3)]
     np.testing.assert_array_equal(ours.match(iter(names), iter(["a star"])), ours.match(names, ["a star"]))
     assert ours.locate(iter(names), (["a star"] for _ in names)) == ours.locate(names, [["a star"]] * 3)
 
 
-def test_a_text_that_is_cut_is_told(model, data, caplog):
+def test_a_truncated_text_is_reported(model, data, caplog):
     ours = model("pretrain")
     ours.match(data / "images/0.png", ["star " * 39, "a star"])
     (record,) = caplog.records
     assert record.getMessage() == OneLine("40 tokens", "1")
 
 
-def test_a_video_of_one_image_is_like_the_image(of_videos, model, data, tmp_path):
-    """Its frames have no positions yet: their mean is the image."""
+def test_a_video_of_one_repeated_image_equals_the_image(of_videos, model, data, tmp_path):
+    """The position embeddings of frames are still zero, so the mean over frames equals the image."""
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes((data / "images/4.png").read_bytes())
     texts = ["a star", "a blue circle"]
@@ -235,6 +235,6 @@ def test_a_video_of_one_image_is_like_the_image(of_videos, model, data, tmp_path
         of_videos.explain(tmp_path, "a star")
 
 
-def test_a_saved_model_of_videos_is_one_again(of_videos, tmp_path):
+def test_a_saved_video_model_is_loaded_as_a_video_model(of_videos, tmp_path):
     again = load(of_videos.save(tmp_path / "saved"))
     assert again.settings.model.vision.video.frames == 2 and again.read.videos is not None

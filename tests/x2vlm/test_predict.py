@@ -1,4 +1,4 @@
-"""``run.py predict``: every call from the command line; bad images are counted and told, and end nothing."""
+"""``run.py predict``: every call from the command line. Unreadable images are counted and reported, and do not stop it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_files_patterns_and_standard_input_name_images(run, photos, capsys, monk
     assert [json.loads(line)["image"][-5:] for line in capsys.readouterr().out.splitlines()] == ["3.png", "2.png"]
 
 
-def test_images_that_cannot_be_read_are_counted_and_end_nothing(run, photos, capsys):
+def test_unreadable_images_are_counted_and_do_not_stop_the_command(run, photos, capsys):
     (photos / "1.png").write_bytes(b"no image")
     argv = ["predict", "match", "--model", str(run("retrieval")), "--text", "a star", "--image", str(photos)]
     assert main([*argv, str(photos / "notes.txt")]) == 1
@@ -72,7 +72,7 @@ def test_images_that_cannot_be_read_are_counted_and_end_nothing(run, photos, cap
     assert OneLine("error: 2 of 5") in captured.err.splitlines()
 
 
-def test_a_loop_of_symbolic_links_is_an_image_that_cannot_be_read(run, photos, capsys):
+def test_a_loop_of_symbolic_links_is_an_unreadable_image(run, photos, capsys):
     (photos / "a.png").symlink_to("b.png")
     (photos / "b.png").symlink_to("a.png")
     command = [
@@ -90,7 +90,7 @@ def test_a_loop_of_symbolic_links_is_an_image_that_cannot_be_read(run, photos, c
     assert OneLine("a.png", "symbolic links") in printed.splitlines() and "Traceback" not in printed
 
 
-def test_images_that_are_compared_are_left_out_together(run, photos, capsys):
+def test_images_that_are_compared_are_skipped_together(run, photos, capsys):
     (photos / "1.png").write_bytes(b"no image")
     argv = ["predict", "compare", "--model", str(run("nlvr")), "--text", "both are red", "--image"]
     assert main([*argv, str(photos)]) == 1
@@ -101,7 +101,7 @@ def test_images_that_are_compared_are_left_out_together(run, photos, capsys):
     assert OneLine("compare", "2 images", "1") in capsys.readouterr().err.splitlines()
 
 
-def test_an_image_may_be_compared_with_several_others(run, photos, capsys):
+def test_an_image_can_be_compared_with_several_others(run, photos, capsys):
     names = [str(photos / f"{number}.png") for number in (1, 2, 1, 3, 1, 1)]
     assert (
         main(["predict", "compare", "--model", str(run("nlvr")), "--text", "both are red", "--json", "--image", *names])
@@ -111,7 +111,7 @@ def test_an_image_may_be_compared_with_several_others(run, photos, capsys):
     assert printed == [names[:2], names[2:4], names[4:]]
 
 
-def test_a_figure_is_checked_before_anything_is_computed_and_never_replaces_an_image(run, photos, tmp_path, capsys):
+def test_a_figure_path_is_checked_first_and_never_overwrites_an_image(run, photos, tmp_path, capsys):
     argv = ["predict", "caption", "--model", str(run("captioning")), "--image", str(photos / "0.png"), "--save"]
     before = (photos / "0.png").read_bytes()
     for target, told in {
@@ -145,7 +145,7 @@ def test_a_figure_is_checked_before_anything_is_computed_and_never_replaces_an_i
         (["caption", "--image", "{photos}", "--device", "gpu"], ("'gpu'",)),
     ],
 )
-def test_mistakes_are_one_line_and_status_2(argv, told, run, photos, tmp_path, capsys, monkeypatch):
+def test_mistakes_are_reported_in_one_line_with_status_2(argv, told, run, photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     (tmp_path / "empty").mkdir()
     words = [word.format(photos=photos, empty=tmp_path / "empty") for word in argv]
@@ -153,7 +153,7 @@ def test_mistakes_are_one_line_and_status_2(argv, told, run, photos, tmp_path, c
     assert OneLine(*told) in capsys.readouterr().err.splitlines()
 
 
-def test_a_folder_is_its_images_or_for_a_model_of_videos_its_videos_or_the_frames_of_one(photos):
+def test_a_folder_contains_images_or_for_a_video_model_videos_or_the_frames_of_one(photos):
     images = [str(photos / f"{number}.png") for number in range(4)]
     assert expand_folder(str(photos), videos=False) == images
     assert expand_folder(str(photos), videos=True) == [str(photos)]

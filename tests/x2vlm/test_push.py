@@ -1,4 +1,4 @@
-"""Uploads to the Hub: a server on loopback takes what ``push_to_hub`` sends, as the Hub does."""
+"""Uploads to the Hub: a local server receives what ``push_to_hub`` sends, like the Hub."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPO = "somebody/model"
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> Iterator[Path]:
-    """The folder that the server fills with the files that it is sent."""
+    """The folder in which the server stores the files that it receives."""
     folder = tmp_path / "hub"
 
     class Hub(BaseHTTPRequestHandler):
@@ -84,7 +84,7 @@ def test_the_model_and_its_card_are_uploaded(hub, model, kind, scenes_folder):
         assert {"modeling_x2vlm.py", "model.safetensors", "config.json"} <= {path.name for path in hub.iterdir()}
 
 
-def test_refused_uploads_have_one_line(hub, model, monkeypatch):
+def test_rejected_uploads_are_reported_in_one_line(hub, model, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_of_another")
     with pytest.raises(UserError, match="cannot be uploaded to the Hub: ") as raised:
         model("retrieval").push_to_hub(REPO)
@@ -100,6 +100,6 @@ def test_refused_uploads_have_one_line(hub, model, monkeypatch):
     assert not hub.exists()
 
 
-def test_a_folder_that_cannot_be_written(model):
+def test_a_folder_that_is_not_writable_is_reported(model):
     with pytest.raises(UserError, match=r"/proc/model: cannot be written"):
         model("retrieval").save("/proc/model", format="transformers")

@@ -1,4 +1,4 @@
-"""The notebook runs from its first cell to its last, and is committed with the results of such a run."""
+"""The notebook runs from the first to the last cell, and is committed with the results of such a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CODE = [cell for cell in CELLS if cell["cell_type"] == "code"]
 
 @pytest.fixture
 def checkout(run, data, tmp_path, monkeypatch) -> Path:
-    """A folder with a model of random weights, and images under the names of scenes, in which the notebook is opened."""
+    """The folder in which the notebook is opened, with a model of random weights, and images under the names of scenes."""
     shutil.copytree(run("pretrain"), tmp_path / "runs/demo/pretrain-seed0")
     (tmp_path / "data/scenes/images/test").mkdir(parents=True)
     for number in range(6):
@@ -43,7 +43,7 @@ def test_the_notebook_has_its_results():
     assert sum("image/png" in output["data"] for output in outputs) == 4
 
 
-def test_links_of_the_notebook_lead_somewhere():
+def test_links_of_the_notebook_resolve():
     text = "".join("".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "markdown")
     links = [part.partition(")")[0] for part in text.split("](")[1:]]
     assert links and all((ROOT / "examples" / link).is_file() for link in links)

@@ -1,4 +1,4 @@
-"""docs/using.md: every command and every example runs, on models with the names and with the form of output printed there."""
+"""Every command and every example in docs/using.md runs, with models of the same names and with the same format of output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OUTPUT = dict(re.findall(r"^(python run\.py [^\n]*)\n```\n\n```\n(.*?)```", PAGE
 
 @pytest.fixture
 def checkout(run, data, tmp_path, monkeypatch) -> Path:
-    """A folder with the demo's models, of random weights, and some images under the names of scenes."""
+    """A folder with the demo's models, with random weights, and some images under the names of scenes."""
     for task, name in {"pretrain": "pretrain", "captioning": "captioning", "vqa": "vqa", "nlvr": "nlvr"}.items():
         shutil.copytree(run(task), tmp_path / f"runs/demo/{name}-seed0")
     folder = tmp_path / "data/scenes/images/test"
@@ -34,7 +34,7 @@ def checkout(run, data, tmp_path, monkeypatch) -> Path:
 
 
 def shape_of(text: str) -> list[str]:
-    """Lines with their numbers and answers taken out: what does not depend on the weights."""
+    """Lines without their numbers and answers, so that they do not depend on the weights."""
     lines = [re.sub(r"\d+(\.\d+)?", "N", line).rstrip() for line in text.rstrip().splitlines()]
     return sorted(re.sub(r"^(  \S.*\?  ).*|^  (true|false)|^  a .*", r"\1", line) for line in lines)
 
@@ -66,7 +66,7 @@ def test_a_folder_is_indexed_and_searched_as_printed(checkout, capsys, monkeypat
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: re.sub(r"\W+", " ", example)[:40])
 def test_an_example_runs_as_printed(example, checkout, monkeypatch, capsys):
-    """mteb's tasks have made-up data here instead of downloads."""
+    """The mteb tasks use made-up data here instead of downloads."""
     if "import mteb" in example:
         made_up = pytest.importorskip("mteb.mocks.mock_tasks")
         import mteb

@@ -1,4 +1,4 @@
-"""A model of task video_qa answers with its own classes, in the order of their labels."""
+"""A model of the task video_qa answers with its own classes, in the order of their labels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def classifier(of_videos) -> Model:
     return Model(network.eval(), of_videos.tokenizer, settings, origin="classifier")
 
 
-def test_answers_are_in_the_order_of_their_labels(classifier, tmp_path):
+def test_answers_are_ordered_by_label(classifier, tmp_path):
     (tmp_path / "train_ans2label.json").write_text(json.dumps({"no": 1, "yes": 0, "two": 2}))
     folder = classifier.save(tmp_path / "saved")
     assert load(folder, answers=tmp_path / "train_ans2label.json").answers == ["yes", "no", "two"]
@@ -32,7 +32,7 @@ def test_answers_are_in_the_order_of_their_labels(classifier, tmp_path):
         load(folder, answers=tmp_path / "short.json")
 
 
-def test_candidates_alone_do_not_say_which_class_is_which(classifier, data, tmp_path):
+def test_candidates_alone_do_not_determine_the_order_of_classes(classifier, data, tmp_path):
     shutil.copy(data / "images/4.png", tmp_path)
     with pytest.raises(UserError, match=naming("answer", "answers=")):
         classifier.answer(tmp_path, "what is it?", candidates=["yes", "no", "two"])

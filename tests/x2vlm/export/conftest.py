@@ -16,14 +16,14 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 @pytest.fixture(scope="session", autouse=True)
 def packages() -> None:
-    """The tests of exports need packages that not every environment has."""
+    """Skips tests of exports if packages are missing."""
     for package in PACKAGES:
         pytest.importorskip(package, reason=f"needs {package}: pip install -r requirements-dev.txt")
 
 
 @pytest.fixture(scope="session")
 def exported(model, packages, tmp_path_factory) -> Callable[[str], Path]:
-    """The folder of the export of a model."""
+    """The folder of a model's export."""
 
     @functools.cache
     def of(name: str) -> Path:

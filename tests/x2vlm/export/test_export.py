@@ -1,4 +1,5 @@
-"""What an export says is what its model says; what cannot be exported or read is one line."""
+"""An export gives the same results as its model. Models that cannot be exported and exports that cannot be read are reported in
+one line."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def images(data, count: int) -> list[Path]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_an_export_answers_every_call_as_its_model_does(count, model, of_onnx, data):
+def test_an_export_answers_every_call_like_its_model(count, model, of_onnx, data):
     ours, exported, listed = model("pretrain"), of_onnx("pretrain"), images(data, count)
     calls = [
         lambda model: model.embed_images(listed),
@@ -56,7 +57,7 @@ def test_an_export_answers_every_call_as_its_model_does(count, model, of_onnx, d
             assert other.score == pytest.approx(one.score, abs=TOLERANCE)
 
 
-def test_a_model_of_retrieval_has_no_boxes_and_one_of_grounding_nothing_else(model, of_onnx, data):
+def test_a_retrieval_model_has_no_boxes_and_a_grounding_model_only_boxes(model, of_onnx, data):
     listed = images(data, 2)
     np.testing.assert_allclose(
         of_onnx("retrieval").match(listed, TEXTS), model("retrieval").match(listed, TEXTS), atol=TOLERANCE
@@ -71,7 +72,9 @@ def test_a_model_of_retrieval_has_no_boxes_and_one_of_grounding_nothing_else(mod
         of_onnx("grounding").match(listed, TEXTS)
 
 
-def test_an_index_of_either_is_searched_by_both_with_the_same_hits(model, of_onnx, data, tmp_path, monkeypatch):
+def test_an_index_by_model_or_export_is_searched_by_both_with_the_same_hits(
+    model, of_onnx, data, tmp_path, monkeypatch
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     ours = model("pretrain").index(data / "images", tmp_path / "torch")
     theirs = of_onnx("pretrain").index(data / "images", tmp_path / "onnx")
@@ -85,7 +88,7 @@ def test_an_index_of_either_is_searched_by_both_with_the_same_hits(model, of_onn
             assert (hit.score, hit.box.score) == pytest.approx((other.score, other.box.score), abs=TOLERANCE)
 
 
-def test_an_export_of_a_run_that_ranks_by_the_sum_knows_its_temperature(model, of_onnx, data, tmp_path, monkeypatch):
+def test_an_export_that_ranks_by_the_sum_has_the_temperature(model, of_onnx, data, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     ours, exported = model("pretrain"), of_onnx("pretrain")
     assert exported.runtime.temperature == pytest.approx(ours.network.contrastive.temperature.item())
@@ -100,7 +103,7 @@ def test_an_export_of_a_run_that_ranks_by_the_sum_knows_its_temperature(model, o
         index.search(TEXTS[0], top=4)
 
 
-def test_calls_that_an_export_does_not_hold_say_so(of_onnx, data, tmp_path):
+def test_calls_that_an_export_does_not_support_raise_an_error(of_onnx, data, tmp_path):
     exported, (image,) = of_onnx("pretrain"), images(data, 1)
     with pytest.raises(UserError, match=naming("explain", "pretrain.onnx", "ONNX")):
         exported.explain(image, "a star")
@@ -113,7 +116,7 @@ def test_calls_that_an_export_does_not_hold_say_so(of_onnx, data, tmp_path):
     assert "pretrain, " in repr(exported) and "M parameters, cpu" in repr(exported)
 
 
-def test_an_export_stands_alone_and_names_no_place(exported, run, model, data, tmp_path, monkeypatch):
+def test_an_export_is_self_contained_and_names_no_paths(exported, run, model, data, tmp_path, monkeypatch):
     moved = shutil.copytree(exported("pretrain"), tmp_path / "elsewhere.onnx")
     monkeypatch.chdir(tmp_path)
     (image,) = images(data, 1)
@@ -125,7 +128,7 @@ def test_an_export_stands_alone_and_names_no_place(exported, run, model, data, t
         assert place.encode() not in everything, place
 
 
-def test_the_graphs_leave_batch_texts_and_length_open(exported):
+def test_the_graphs_have_dynamic_batch_texts_and_length(exported):
     import onnxruntime
 
     shapes = {}
@@ -151,7 +154,7 @@ def test_the_graphs_leave_batch_texts_and_length_open(exported):
     }
 
 
-def test_the_command_writes_an_export_and_prints_how_near_it_is(run, data, tmp_path, capsys, monkeypatch):
+def test_the_command_writes_an_export_and_prints_its_difference_from_torch(run, data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["export", str(run("retrieval")), "--out", "r.onnx"]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
@@ -170,16 +173,16 @@ def test_the_command_writes_an_export_and_prints_how_near_it_is(run, data, tmp_p
     assert capsys.readouterr().err == OneLine("error: --out r.onnx", "another")
 
 
-def test_an_export_that_differs_from_torch_is_not_left(model, exported, tmp_path, monkeypatch):
+def test_an_export_that_differs_from_torch_is_removed(model, exported, tmp_path, monkeypatch):
     before = exported("retrieval")
 
-    def graphs_of_before(network, folder, name):
+    def existing_graphs(network, folder, name):
         for graph in GRAPHS:
             shutil.copy(before / graph, folder)
 
     bias = model("retrieval").network.contrastive.text_proj.bias
     former = bias.detach().clone()
-    monkeypatch.setattr(writing, "write_graphs", graphs_of_before)
+    monkeypatch.setattr(writing, "write_graphs", existing_graphs)
     told = r"text embeddings of .* differ by \S+ between torch and onnxruntime, more than 1e-04; nothing was written"
     try:
         with torch.no_grad():
@@ -194,7 +197,7 @@ def test_an_export_that_differs_from_torch_is_not_left(model, exported, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["x.onnx"]
 
 
-def test_a_result_that_is_no_number_is_no_small_difference(model, of_onnx, monkeypatch):
+def test_a_nan_result_does_not_count_as_a_small_difference(model, of_onnx, monkeypatch):
     runtime = of_onnx("retrieval").runtime
     embed = runtime.text_embeddings
 
@@ -214,7 +217,7 @@ def test_differences_of_large_numbers_are_relative_and_of_small_ones_absolute():
         assert comparing.difference(one, one + 0.001) == pytest.approx(expected, rel=0.05)
 
 
-def test_a_file_that_was_damaged_or_is_missing_is_told_in_a_line(exported, tmp_path):
+def test_a_damaged_or_missing_file_is_reported_in_one_line(exported, tmp_path):
     def broken(change) -> str:
         folder = tmp_path / "x.onnx"
         shutil.rmtree(folder, ignore_errors=True)
@@ -254,12 +257,12 @@ def rewrite(folder: Path, **values) -> None:
         ({"tokenizer": "t"}, ("tokenizer (t)",)),
     ],
 )
-def test_options_that_an_export_cannot_follow_are_refused(options, told, exported):
+def test_options_that_an_export_cannot_apply_are_rejected(options, told, exported):
     with pytest.raises(UserError, match=naming(*told)):
         load(exported("retrieval"), **options)
 
 
-def test_what_is_no_export_is_told(exported, tmp_path):
+def test_a_folder_that_is_not_an_export_is_reported(exported, tmp_path):
     with pytest.raises(UserError, match=naming("no.onnx", "python run.py export RUN --out")):
         load(tmp_path / "no.onnx")
     with pytest.raises(UserError, match=naming("image.onnx", "export.json")):
@@ -279,18 +282,18 @@ def test_what_is_no_export_is_told(exported, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["vqa", "captioning", "nlvr"])
-def test_tasks_without_graphs_are_refused(name, model, tmp_path):
+def test_tasks_without_graphs_are_rejected(name, model, tmp_path):
     assert name not in EXPORTED_TASKS
     with pytest.raises(UserError, match=naming(f"task {name}", "pretrain, retrieval, grounding")):
         export(model(name), tmp_path / "x.onnx")
 
 
-def test_a_name_that_load_would_not_know_is_refused(model, tmp_path):
+def test_a_name_that_load_would_not_recognise_is_rejected(model, tmp_path):
     with pytest.raises(UserError, match=naming("--out", "/x", "/x.onnx")):
         export(model("retrieval"), tmp_path / "x")
 
 
-def test_missing_packages_are_told_with_their_extra(exported, model, tmp_path, monkeypatch):
+def test_missing_packages_are_reported_with_their_extra(exported, model, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setitem(__import__("sys").modules, "onnxruntime", None)
         with pytest.raises(UserError, match=naming("onnxruntime", 'pip install ".[onnx]"')):

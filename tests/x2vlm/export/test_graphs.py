@@ -1,4 +1,4 @@
-"""Each part of a model, of every family that configs name, is the same as a graph at any size."""
+"""Each part of a model, for all families that configs name, gives the same results as a graph at any size."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ HUB = {
 def network(
     vision: str = "beit", text: TextConfig | None = None, contrastive: ContrastiveConfig | None = None, **fusion: int
 ) -> RetrievalModel:
-    """A model with random weights, of a scale that differences show."""
+    """A model with random weights that are large enough to show differences."""
     torch.manual_seed(0)
     config = AligningConfig(
         vision=BACKBONES[vision],
@@ -78,7 +78,7 @@ def network(
 
 
 def texts_of(count: int, length: int) -> Text:
-    """Random tokens; padding behind the end of each text but the first."""
+    """Random tokens, with padding after the end of each text except the first."""
     mask = torch.arange(length) < torch.randint(1, length + 1, (count, 1)).index_fill(0, torch.tensor([0]), length)
     ids = torch.randint(PAD + 1, WORDS, (count, length)).where(mask, torch.tensor(PAD))
     return Text(ids, mask, int(mask.sum()))
@@ -86,7 +86,7 @@ def texts_of(count: int, length: int) -> Text:
 
 @pytest.mark.parametrize("vision", BACKBONES)
 @torch.no_grad()
-def test_images_of_every_backbone(vision, tmp_path):
+def test_graphs_of_every_backbone_encode_images(vision, tmp_path):
     model = network(vision)
     graphs.write_image_graph(model, tmp_path / "image.onnx", "x")
     graph, runtime = Graph(tmp_path / "image.onnx"), TorchRuntime(model, "fp32")
@@ -115,7 +115,7 @@ def text_config(kind: str, folder) -> TextConfig:
     ("kind", "represented"), [*((kind, "cls") for kind in ("bert", "xlm-roberta", *HUB)), ("bert", "mean")]
 )
 @torch.no_grad()
-def test_texts_of_every_family_at_any_length(kind, represented, tmp_path):
+def test_graphs_of_every_text_family_encode_any_length(kind, represented, tmp_path):
     model = network(text=text_config(kind, tmp_path), contrastive=ContrastiveConfig(text=represented))
     graphs.write_text_graph(model, tmp_path / "text.onnx", "x")
     graph, runtime = Graph(tmp_path / "text.onnx"), TorchRuntime(model, "fp32")
@@ -128,8 +128,8 @@ def test_texts_of_every_family_at_any_length(kind, represented, tmp_path):
 
 
 @torch.no_grad()
-def test_pairs_of_any_number_of_images_texts_and_tokens(tmp_path):
-    """A fusion narrower than its images, and texts that are projected to it."""
+def test_graphs_fuse_any_number_of_images_texts_and_tokens(tmp_path):
+    """The fusion is narrower than its images, and text states are projected to its width."""
     model = network(width=16, heads=2, intermediate=32)
     graphs.write_text_graph(model, tmp_path / "text.onnx", "x")
     graphs.write_fusion_graph(model, tmp_path / "fusion.onnx", "x")
@@ -174,7 +174,7 @@ def test_masked_image_states_are_not_seen(tmp_path):
 
 
 @torch.no_grad()
-def test_weights_too_large_for_one_file_lie_beside_the_graph(tmp_path, monkeypatch):
+def test_weights_too_large_for_one_file_are_stored_next_to_the_graph(tmp_path, monkeypatch):
     monkeypatch.setattr(graphs, "ONE_FILE", 1000)
     model, text = network(), texts_of(2, 5)
     graphs.write_text_graph(model, tmp_path / "text.onnx", "x")
@@ -184,7 +184,7 @@ def test_weights_too_large_for_one_file_lie_beside_the_graph(tmp_path, monkeypat
     torch.testing.assert_close(found, TorchRuntime(model, "fp32").text_embeddings(text), atol=1e-4, rtol=0)
 
 
-def test_a_part_that_cannot_be_exported_is_told_in_a_line(tmp_path, monkeypatch, capfd):
+def test_a_part_that_cannot_be_exported_is_reported_in_one_line(tmp_path, monkeypatch, capfd):
     def of_its_contents(ids: torch.Tensor) -> torch.Tensor:
         return torch.zeros(*ids.shape, WIDTH) if ids.sum() > 3 else torch.ones(*ids.shape, WIDTH)
 
@@ -198,8 +198,8 @@ def test_a_part_that_cannot_be_exported_is_told_in_a_line(tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_packed_and_padded_texts_are_the_same_to_a_graph():
-    """What the runtime gives a graph behind the end of a text is finite."""
+def test_a_graph_gives_the_same_results_for_packed_and_padded_texts():
+    """The values that the runtime passes to a graph after the end of a text are finite."""
     states, packing = torch.randn(4, 3), Packing.of(torch.tensor([3, 1]), 3)
     padded = PackedTexts(states, packing).padded()
     assert padded.isfinite().all() and packing.mask.tolist() == [[True, True, True], [True, False, False]]

@@ -1,4 +1,4 @@
-"""Four kinds of mteb's tasks on drawn scenes, without a network: their numbers equal our own metrics."""
+"""Four kinds of mteb tasks on drawn scenes, without network access. The results equal our own metrics."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def scenes(scenes_folder) -> list[tuple[Path, str]]:
 
 
 def retrieval(scenes, category: str, top_ranked: bool = False) -> Any:
-    """Texts find images, or the reverse. The name of scene n is ``sn``."""
+    """A retrieval task from texts to images, or the reverse. Scene n is called ``sn``."""
     names = [f"s{number}" for number in range(len(scenes))]
     images = Dataset.from_dict({"id": names, "image": [Image.open(path) for path, _ in scenes]})
     texts = Dataset.from_dict({"id": names, "text": [text for _, text in scenes]})
@@ -100,14 +100,14 @@ def recalls(matrix: np.ndarray) -> dict[str, float]:
 
 
 def full_matrix(model: Model, scenes, score: str) -> np.ndarray:
-    """Scores (texts, images) of all pairs by the calls of the model."""
+    """Scores (texts, images) of all pairs, computed with the calls of the model."""
     images, texts = [path for path, _ in scenes], [text for _, text in scenes]
     cosines, margins = model.embed_texts(texts) @ model.embed_images(images).T, model.margins(images, texts).T
     return {"cosine": cosines, "matching": margins, "sum": sums(model, margins, cosines)}[score]
 
 
 @pytest.mark.parametrize("category", ["t2i", "i2t"])
-def test_retrieval_by_embeddings(model, scenes, category):
+def test_retrieval_by_embeddings_equals_our_metrics(model, scenes, category):
     found = scores_of(X2VLMEncoder(model("pretrain")), retrieval(scenes, category))
     matrix = full_matrix(model("pretrain"), scenes, "cosine")
     for name, value in recalls(matrix if category == "t2i" else matrix.T).items():
@@ -116,7 +116,7 @@ def test_retrieval_by_embeddings(model, scenes, category):
 
 @pytest.mark.parametrize("category", ["t2i", "i2t"])
 @pytest.mark.parametrize("score", ["matching", "sum"])
-def test_retrieval_in_two_stages(model, scenes, category, score):
+def test_retrieval_in_two_stages_equals_our_metrics(model, scenes, category, score):
     asked = with_score(model("pretrain"), score)
     found = scores_of(X2VLMReranker(asked), retrieval(scenes, category))
     matrix = full_matrix(asked, scenes, score)
@@ -183,7 +183,7 @@ def test_images_are_encoded_once(model, scenes, monkeypatch):
     assert sum(encoded) == 2 * len(scenes)
 
 
-def test_zero_shot_classification(model, scenes):
+def test_zero_shot_classification_equals_our_metrics(model, scenes):
     labels = [text for _, text in scenes[:4]]
     rows = Dataset.from_dict({"image": [Image.open(path) for path, _ in scenes[:4]], "label": list(range(4))})
     metadata = about("Classes", "ZeroShotClassification", "i2t", "accuracy")
@@ -223,13 +223,13 @@ def test_a_text_without_words_is_never_found(model, scenes, caplog):
     assert np.isfinite(found["ndcg_at_10"])
 
 
-def test_both_a_text_and_an_image(model, scenes):
+def test_queries_with_a_text_and_an_image_are_supported(model, scenes):
     asked, (path, text) = model("pretrain"), scenes[0]
     both = X2VLMEncoder(asked).encode([{"text": [text], "image": [Image.open(path)]}])
     np.testing.assert_allclose(both, asked.embed_texts(text) + asked.embed_images(path), atol=1e-6)
 
 
-def test_what_is_refused(model, scenes, run):
+def test_unsupported_inputs_are_rejected(model, scenes, run):
     task = retrieval(scenes, "t2i")
     data, reranker = task.dataset["default"]["test"], X2VLMReranker(run("pretrain"))
     same = about("Pictures", "Any2AnyRetrieval", "i2i", "ndcg_at_10")
@@ -250,14 +250,14 @@ def test_what_is_refused(model, scenes, run):
         X2VLMEncoder(model("pretrain")).encode([{"audio": [1]}])
 
 
-def test_tables_of_mteb(model):
+def test_results_are_read_into_the_tables_of_mteb(model):
     meta = X2VLMEncoder(model("pretrain")).mteb_model_meta
     assert meta.name == "x2vlm/pretrain" and meta.revision.startswith(model("pretrain").runtime.weights[:16])
-    # Other settings give other results, which must not be found under the same revision.
+    # Other settings give other results, which mteb's cache must not return for the same revision.
     assert X2VLMEncoder(with_score(model("pretrain"), "matching")).mteb_model_meta.revision == meta.revision
     assert X2VLMEncoder(with_score(model("pretrain"), "sum")).mteb_model_meta.revision != meta.revision
     half = Model(model("pretrain").network, model("pretrain").tokenizer, model("pretrain").settings, precision="bf16")
     assert X2VLMEncoder(half).mteb_model_meta.revision != meta.revision
     names = {X2VLMReranker(model("pretrain"), candidates=count).mteb_model_meta.name for count in (2, 3)}
-    assert len(names | {meta.name}) == 3  # or one would be given the results of another from mteb's cache
+    assert len(names | {meta.name}) == 3  # otherwise mteb's cache would return the results of another model
     assert meta.modalities == ["text", "image"] and meta.n_parameters == model("pretrain").runtime.parameters

@@ -1,4 +1,4 @@
-"""Encoders and cross-encoders of sentence-transformers give what the calls of the model give."""
+"""Encoders and cross-encoders of sentence-transformers return the same results as the calls of the model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def exported(model, tmp_path_factory) -> Path:
     return folder
 
 
-def test_embeddings_of_texts_and_of_images(run, model, images):
+def test_embeddings_of_texts_and_images_equal_the_models(run, model, images):
     found, asked = encoder(run("pretrain")), model("pretrain")
     given = [Image.open(images[0]), images[1], {"image": np.asarray(Image.open(images[2]))}]
     np.testing.assert_allclose(found.encode(given), asked.embed_images(images[:3]), atol=1e-6)
@@ -41,7 +41,7 @@ def test_embeddings_of_texts_and_of_images(run, model, images):
     assert found.encode(TEXTS[0]).shape == (found.get_embedding_dimension(),)
 
 
-def test_search_of_sentence_transformers(run, model, images):
+def test_semantic_search_finds_the_models_hits(run, model, images):
     found, asked = encoder(run("pretrain")), model("pretrain")
     hits = util.semantic_search(
         found.encode(TEXTS, convert_to_tensor=True),
@@ -53,7 +53,7 @@ def test_search_of_sentence_transformers(run, model, images):
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 32])
-def test_scores_of_pairs(run, model, images, batch_size):
+def test_scores_of_pairs_equal_the_models(run, model, images, batch_size):
     found, asked = cross_encoder(run("pretrain")), model("pretrain")
     opened = [Image.open(path) for path in images]
     pairs = [(text, image) for text in TEXTS for image in opened] + [(opened[0], TEXTS[1])]
@@ -61,7 +61,7 @@ def test_scores_of_pairs(run, model, images, batch_size):
     np.testing.assert_allclose(found.predict(pairs, batch_size=batch_size), expected, atol=1e-6)
 
 
-def test_ranks(run, model, images):
+def test_ranking_orders_documents_by_the_models_score(run, model, images):
     found = cross_encoder(run("pretrain")).rank(TEXTS[0], [str(path) for path in images], top_k=3)
     scores = model("pretrain").match(images, TEXTS[0])[:, 0]
     assert [hit["corpus_id"] for hit in found] == np.argsort(-scores)[:3].tolist()
@@ -69,7 +69,7 @@ def test_ranks(run, model, images):
 
 
 @pytest.mark.slow
-def test_an_export(run, exported, model, images):
+def test_an_export_can_be_used_as_an_encoder(run, exported, model, images):
     paths = [str(path) for path in images]
     np.testing.assert_allclose(encoder(exported).encode(paths), model("pretrain").embed_images(images), atol=1e-5)
     scores = cross_encoder(exported).predict([(TEXTS[1], path) for path in paths])
@@ -77,13 +77,13 @@ def test_an_export(run, exported, model, images):
 
 
 @pytest.mark.parametrize("made", [encoder, cross_encoder])
-def test_what_is_saved_loads_again(run, model, images, tmp_path, made):
+def test_a_saved_encoder_can_be_loaded(run, model, images, tmp_path, made):
     kind = {encoder: SentenceTransformer, cross_encoder: CrossEncoder}[made]
     folder = tmp_path / "saved"
     made(run("pretrain")).save(str(folder))
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f"import {made.__name__}" in card and "library_name: sentence-transformers" in card
-    encoder(folder), cross_encoder(folder)  # the weights serve both
+    encoder(folder), cross_encoder(folder)  # both use the same weights
     for again in (made(folder), kind(str(folder), trust_remote_code=True)):
         if made is encoder:
             found, expected = again.encode(TEXTS), model("pretrain").embed_texts(TEXTS)
@@ -95,7 +95,7 @@ def test_what_is_saved_loads_again(run, model, images, tmp_path, made):
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_what_is_refused(run, model, images):
+def test_unsupported_inputs_are_rejected(run, model, images):
     pairs = cross_encoder(model("retrieval"))
     with pytest.raises(UserError, match="has two texts"):
         pairs.predict([("a star", "a heart")])

@@ -1,4 +1,4 @@
-"""A model saved with ``format="transformers"`` is loaded by transformers alone, and gives the same results."""
+"""A model saved with ``format="transformers"`` is loaded by transformers without this project, and gives the same results."""
 
 from __future__ import annotations
 
@@ -60,8 +60,9 @@ def outputs(folder: Path, images, texts):
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "retrieval"])
-def test_all_images_with_all_texts(model, saved, images, kind):
-    """In float32, with the sharp attention of random weights; :func:`test_equal_in_float64` has no rounding."""
+def test_all_images_are_compared_with_all_texts(model, saved, images, kind):
+    """In float32, with the sharp attention of random weights. :func:`test_results_are_equal_in_float64` has no rounding
+    errors."""
     asked = model(kind)
     found, inputs, output = outputs(saved(kind), images, TEXTS)
     np.testing.assert_allclose(output.image_embeds, asked.embed_images(images), atol=1e-6)
@@ -79,7 +80,7 @@ def test_all_images_with_all_texts(model, saved, images, kind):
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "retrieval", "grounding"])
-def test_equal_in_float64(model, saved, images, kind):
+def test_results_are_equal_in_float64(model, saved, images, kind):
     asked = model(kind)
     doubled = Model(copy.deepcopy(asked.network).double(), asked.tokenizer, asked.settings, origin=asked.origin)
     found, inputs, _ = outputs(saved(kind), images, TEXTS)
@@ -101,8 +102,8 @@ def test_equal_in_float64(model, saved, images, kind):
     assert (output.boxes is None) == (kind == "retrieval")
 
 
-def test_pixels_of_all_kinds_of_images(model, saved, tmp_path):
-    """Colour palettes, transparency, grey levels of 16 bits, CMYK, and an orientation."""
+def test_pixels_of_all_kinds_of_images_are_equal(model, saved, tmp_path):
+    """Colour palettes, transparency, 16-bit grey levels, CMYK, and an EXIF orientation."""
     rng = np.random.default_rng(0)
     colours = Image.fromarray(rng.integers(0, 256, (24, 40, 3), dtype=np.uint8))
     turned = Image.Exif()
@@ -130,8 +131,8 @@ def test_pixels_of_all_kinds_of_images(model, saved, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_file_needs_nothing_of_ours(saved, images, tmp_path):
-    """In a fresh process that cannot import this project."""
+def test_the_model_file_does_not_need_this_project(saved, images, tmp_path):
+    """Runs in a new process that cannot import this project."""
     script = f"""
 import sys, torch
 from PIL import Image
@@ -150,7 +151,7 @@ assert not ours, ours
     assert float(done.stdout.split()[-1]) == pytest.approx(output.matching_logits.item(), abs=1e-5)
 
 
-def test_saved_again_by_transformers(saved, images, tmp_path):
+def test_a_model_saved_by_transformers_can_be_loaded_again(saved, images, tmp_path):
     found, inputs, output = outputs(saved("pretrain"), images, TEXTS)
     found.save_pretrained(tmp_path / "again")
     AutoProcessor.from_pretrained(saved("pretrain"), trust_remote_code=True).save_pretrained(tmp_path / "again")
@@ -160,7 +161,7 @@ def test_saved_again_by_transformers(saved, images, tmp_path):
     assert torch.equal(inputs["input_ids"], inputs["input_ids"])
 
 
-def test_half_precision_and_tuples(saved, images):
+def test_half_precision_and_tuple_outputs_are_supported(saved, images):
     _, inputs, output = outputs(saved("pretrain"), images, TEXTS)
     half = AutoModel.from_pretrained(saved("pretrain"), trust_remote_code=True, dtype=torch.bfloat16)
     with torch.no_grad():
@@ -169,7 +170,7 @@ def test_half_precision_and_tuples(saved, images):
     np.testing.assert_allclose(found[0].float(), output.image_embeds, atol=0.05)
 
 
-def test_inputs_of_the_processor(saved, images):
+def test_the_processor_accepts_all_documented_inputs(saved, images):
     processor = AutoProcessor.from_pretrained(saved("pretrain"), trust_remote_code=True)
     expected = processor(images=Image.open(images[0]))["pixel_values"]
     for given in (images[0], str(images[0]), np.asarray(Image.open(images[0]))):
@@ -186,7 +187,7 @@ def test_inputs_of_the_processor(saved, images):
             processor(**given)
 
 
-def test_folder_and_card(saved):
+def test_the_folder_has_its_files_and_a_model_card(saved):
     names = sorted(path.name for path in saved("pretrain").iterdir())
     assert {"README.md", "config.json", "model.safetensors", "modeling_x2vlm.py", "processor_config.json"} <= set(names)
     assert not any(name.endswith((".bin", ".pt", ".yaml")) for name in names)
@@ -197,8 +198,8 @@ def test_folder_and_card(saved):
     assert about["model_type"] == "x2vlm" and about["auto_map"]["AutoModel"] == "modeling_x2vlm.X2VLMModel"
 
 
-def test_the_file_is_readable():
-    """It has the comments and docstrings of its sources, and no name that it does not define."""
+def test_the_model_file_is_readable():
+    """The file has the comments and docstrings of its sources, and no undefined names."""
     text = modelling_file()
     tree = ast.parse(text)
     imported = {
@@ -223,14 +224,14 @@ def test_the_file_is_readable():
 
 
 def rows() -> list[Any]:
-    """The encoders of docs/encoders.md; most are slow tests."""
+    """The encoders in docs/encoders.md. Most of these tests are slow."""
     quick = ("DINOv2", "SigLIP 2", "DistilBERT")
     named = [(f"{row.library} {row.title}", row) for row in (*vision.ROWS, *text.ROWS)]
     return [pytest.param(row, id=name, marks=() if row.title in quick else pytest.mark.slow) for name, row in named]
 
 
 @pytest.mark.parametrize("row", rows())
-def test_other_encoders(model, row, tmp_path):
+def test_other_encoders_give_the_same_results(model, row, tmp_path):
     (tmp_path / "encoder").mkdir()
     config = row.config(tmp_path / "encoder")
     if isinstance(row, vision.VisionRow):
@@ -260,12 +261,12 @@ def test_other_encoders(model, row, tmp_path):
     torch.testing.assert_close(output.matching_logits, torch.stack(margins), rtol=0, atol=1e-6)
 
 
-def test_our_own_load_says_whose_folder_it_is(saved):
+def test_our_own_load_reports_a_transformers_folder(saved):
     with pytest.raises(UserError, match=r"saved for transformers; load it with AutoModel.from_pretrained"):
         load(saved("pretrain"))
 
 
-def test_what_is_refused(model, of_videos, tmp_path):
+def test_unsupported_models_are_rejected(model, of_videos, tmp_path):
     with pytest.raises(UserError, match="is a model of task vqa"):
         model("vqa").save(tmp_path / "vqa", format="transformers")
     with pytest.raises(UserError, match="is a model of videos"):

@@ -1,4 +1,4 @@
-"""The page: what each tab says, its limits, and the whole of it in a browser."""
+"""The page: the content of each tab, its limits, and the complete page in a browser."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ TABS = {
     "nlvr": ["compare"],
 }
 PICTURES = {"locate": 1, "explain": 5}
-"""Pictures of an answer about an example: one, or one for each of the five words."""
+"""The number of images in an answer about an example: one, or one for each of the five words."""
 
 
 @pytest.fixture
 def clip(tmp_path) -> Path:
-    """A video of two seconds, in which a square moves."""
+    """A video of two seconds with a moving square."""
     path = tmp_path / "clip.mp4"
     with av.open(str(path), "w") as video:
         stream = video.add_stream("mpeg4", rate=10)
@@ -62,15 +62,15 @@ def clip(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("kind", TABS)
-def test_a_model_has_a_tab_for_all_that_it_can_be_asked(kind, model, data):
+def test_a_model_has_a_tab_for_each_of_its_calls(kind, model, data):
     image = str(data / "images/1.png")
     found = abilities_of(model(kind))
     assert [ability.name for ability in found] == TABS[kind]
     for ability in found:
         if (kind, ability.name) == ("retrieval", "explain"):
-            continue  # the tiny model has one block of the fusion, which has no maps
+            continue  # the tiny model has a single fusion block, for which there are no maps
         assert all(text.example in ("", "what is this?") for text in ability.texts), (
-            "a model of drawn shapes knows no dog"
+            "a model of drawn shapes does not know dogs"
         )
         answer = ability.ask([image] * ability.files, [text.example or "a star on a lawn" for text in ability.texts])
         assert answer.lines and all(answer.lines)
@@ -79,14 +79,14 @@ def test_a_model_has_a_tab_for_all_that_it_can_be_asked(kind, model, data):
             assert picture.pixels.dtype == np.uint8 and picture.pixels.shape[1] > 300
 
 
-def test_a_model_of_videos_has_no_tab_that_no_video_has(of_videos, clip):
+def test_a_video_model_has_no_tabs_for_images_only(of_videos, clip):
     [match] = abilities_of(of_videos)
     assert (match.name, match.files) == ("match", 1)
     score = of_videos.match(clip, "a star")[0, 0]
     assert match.ask([str(clip)], ["a star"]).lines == [f"{score:.3f}  a star"]
 
 
-def test_answers_are_those_of_the_model(model, data):
+def test_answers_equal_the_models(model, data):
     image = str(data / "images/1.png")
     tabs = {ability.name: ability for ability in abilities_of(model("pretrain"))}
     [box] = model("pretrain").locate(image, "a star")[0]
@@ -120,7 +120,7 @@ def test_an_index_is_searched_and_each_hit_has_its_box(model, data, tmp_path, mo
     assert len(abilities_of(model("retrieval"), other)[0].texts) == 1  # it locates nothing
 
 
-def test_an_index_whose_images_have_gone_is_told(model, data, tmp_path):
+def test_an_index_whose_images_are_gone_is_reported(model, data, tmp_path):
     shutil.copytree(data / "images", tmp_path / "images")
     index = model("pretrain").index(tmp_path / "images", tmp_path / "index")
     shutil.rmtree(tmp_path / "images")
@@ -135,7 +135,7 @@ def test_tabs_have_different_titles():
     assert titles_of([one, two, one]) == ["locate · one (1)", "locate · two", "locate · one (2)"]
 
 
-def test_texts_are_lines_of_a_bounded_number_and_length():
+def test_the_number_and_length_of_text_lines_are_bounded():
     assert lines_of(" a \n\nb\n") == ["a", "b"]
     for text, said in [
         (" \n", "give a text"),
@@ -146,7 +146,7 @@ def test_texts_are_lines_of_a_bounded_number_and_length():
             lines_of(text)
 
 
-def test_a_visitor_may_ask_so_often_in_a_minute():
+def test_a_visitor_has_a_limit_per_minute():
     limit = RateLimit(2)
     limit.count("a", 0.0)
     limit.count("a", 30.0)
@@ -158,7 +158,7 @@ def test_a_visitor_may_ask_so_often_in_a_minute():
         limit.count("a", 61.0)
 
 
-def test_uploads_are_refused_by_number_and_when_the_disk_holds_enough():
+def test_uploads_are_limited_in_number_and_total_size():
     limit = UploadLimit(None, per_minute=3, total_bytes=2 * 10**6)
     limit.count("a", b"1000000", 0.0)
     limit.count("a", b"0", 1.0)
@@ -169,11 +169,11 @@ def test_uploads_are_refused_by_number_and_when_the_disk_holds_enough():
     limit.count("b", b"1000000", 3.0)
     with pytest.raises(UserError, match="as much as the page keeps"):
         limit.count("c", b"1", 4.0)
-    limit.count("c", b"1", float(KEPT_S))  # the first is deleted by then
+    limit.count("c", b"1", float(KEPT_S))  # the first one has been deleted by then
 
 
 async def answers(scope, receive, send) -> None:
-    """A page that reads the whole body, and answers with its length."""
+    """An app that reads the whole body and returns its length."""
     length, more = 0, True
     while more:
         message = await receive()
@@ -184,7 +184,7 @@ async def answers(scope, receive, send) -> None:
 
 
 def asked(app, *chunks: bytes, path: str = "/gradio_api/queue/join", **headers: str) -> tuple[int, str, int]:
-    """Status and body of the answer to a request that comes in chunks, and how many of these were read."""
+    """Sends a request in chunks. Returns status and body of the answer, and how many chunks were read."""
     given, sent = iter(chunks), []
 
     async def receive() -> dict[str, Any]:
@@ -229,7 +229,7 @@ def test_the_body_of_every_request_is_bounded(path, most):
         ),
     ],
 )
-def test_a_foreign_host_is_refused(own_machine, accepted, refused):
+def test_a_foreign_host_is_rejected(own_machine, accepted, refused):
     app = HostCheck(answers, ["proxy.example"], own_machine)
     assert [asked(app, b"", host=host)[0] for host in accepted] == [200] * len(accepted)
     for host in refused:
@@ -238,7 +238,7 @@ def test_a_foreign_host_is_refused(own_machine, accepted, refused):
     assert asked(app, b"")[0] == 400
 
 
-def test_uploads_that_a_killed_server_left_are_removed_and_no_others(tmp_path, monkeypatch):
+def test_only_uploads_left_by_a_killed_server_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     serve = "from commands.serve import upload_folder\nwith upload_folder() as f: print(f, flush=True); input()"
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
@@ -260,7 +260,7 @@ def test_uploads_that_a_killed_server_left_are_removed_and_no_others(tmp_path, m
     assert not used.parent.exists()
 
 
-def test_an_example_that_cannot_be_read_is_left_out_and_told_by_its_path(model, data, tmp_path, capsys):
+def test_an_unreadable_example_is_skipped_and_reported_with_its_path(model, data, tmp_path, capsys):
     shown = tmp_path / "shown"
     shown.mkdir()
     (shown / "0.jpg").write_bytes(b"no image")
@@ -270,7 +270,7 @@ def test_an_example_that_cannot_be_read_is_left_out_and_told_by_its_path(model, 
     assert capsys.readouterr().err == OneLine(f"{shown}/0.jpg", "unreadable image")
 
 
-def test_without_gradio_the_remedy_is_told(run, capsys, monkeypatch):
+def test_without_gradio_the_error_names_the_remedy(run, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["serve", "--model", str(run("pretrain"))]) == 2
     assert capsys.readouterr().err == OneLine("error: serve", "gradio", 'pip install ".[page]"')
@@ -285,10 +285,10 @@ def test_without_gradio_the_remedy_is_told(run, capsys, monkeypatch):
         (["--port", "70000"], ("--port",)),
     ],
 )
-def test_mistakes_are_told_in_one_line(flags, said, run, tmp_path, capsys, monkeypatch):
+def test_mistakes_are_reported_in_one_line(flags, said, run, tmp_path, capsys, monkeypatch):
     pytest.importorskip("gradio", reason=NEEDS_GRADIO)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # so that it is as before
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # so that it is restored afterwards
     Path("empty").mkdir()
     assert main(["serve", "--model", str(run("pretrain")), *flags]) == 2
     assert OneLine(*said) in capsys.readouterr().err.splitlines()[-1].splitlines()
@@ -300,7 +300,7 @@ NEEDS_GRADIO = 'the page needs gradio: pip install ".[page]"'
 
 @pytest.fixture(scope="module")
 def served(run, data, tmp_path_factory) -> Iterator[str]:
-    """The address of a page of two models, in a process of its own."""
+    """The URL of a page with two models, served by a separate process."""
     pytest.importorskip("gradio", reason=NEEDS_GRADIO)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -317,13 +317,13 @@ def served(run, data, tmp_path_factory) -> Iterator[str]:
         assert process.stdout is not None
         yield process.stdout.readline().strip()
     finally:
-        process.send_signal(signal.SIGTERM)  # Ctrl-C takes the same way
+        process.send_signal(signal.SIGTERM)  # Ctrl-C has the same effect
         assert process.wait(30) in (0, 130)
-    assert not list(folder.glob("x2vlm-page-*"))  # uploads go with the page
+    assert not list(folder.glob("x2vlm-page-*"))  # uploads are deleted with the page
 
 
 class Visitor:
-    """Asks a page without a browser, from an address of its own."""
+    """A client of a page without a browser, with its own address."""
 
     def __init__(self, page: str, address: str):
         self.page, self.address = page.removeprefix("http://"), address
@@ -335,7 +335,7 @@ class Visitor:
         return answer.status, answer.read().decode()
 
     def ask(self, place: int, *values: object) -> dict[str, Any]:
-        """The answer to the event at a place among those of the page: whether it succeeded, and the error."""
+        """Sends the event with an index to the page, and returns whether it succeeded and the error."""
         body = {"data": values, "fn_index": place, "session_hash": f"visitor{self.address}{uuid.uuid4().hex}"}
         assert self.request("POST", "/gradio_api/queue/join", json.dumps(body).encode())[0] == 200
         _, events = self.request("GET", f"/gradio_api/queue/data?session_hash={body['session_hash']}")
@@ -354,7 +354,7 @@ class Visitor:
 
 
 @pytest.mark.slow
-def test_each_visitor_has_a_limit_of_its_own(served):
+def test_each_visitor_has_a_separate_limit(served):
     first, second = Visitor(served, "127.0.0.3"), Visitor(served, "127.0.0.4")
     ask = first.events("click")[0]
     told = [first.ask(ask, None, "a star")["output"]["error"] for _ in range(PER_MINUTE + 1)]
@@ -376,14 +376,14 @@ def test_a_file_that_was_not_uploaded_is_not_read(served, data):
 
 
 @pytest.mark.slow
-def test_the_server_refuses_a_large_body_and_a_foreign_host(served):
+def test_the_server_rejects_a_large_body_and_a_foreign_host(served):
     for path, chunked in [("/gradio_api/queue/join", False), ("/gradio_api/queue/join", True), ("/config", True)]:
         connection = http.client.HTTPConnection(served.removeprefix("http://"), timeout=20)
         body = (b"x" * 65536 for _ in range(32))
         try:
             connection.request("POST", path, body if chunked else b"".join(body), encode_chunked=chunked)
             status = connection.getresponse().status
-        except (BrokenPipeError, ConnectionResetError):  # it was refused before all was sent
+        except (BrokenPipeError, ConnectionResetError):  # it was rejected before everything was sent
             status = 413
         assert status in ((413, 405) if path == "/config" else (413,)), (path, chunked)
     connection = http.client.HTTPConnection(served.removeprefix("http://"), timeout=20)
@@ -394,8 +394,8 @@ def test_the_server_refuses_a_large_body_and_a_foreign_host(served):
 
 
 @pytest.mark.slow
-def test_the_page_in_a_browser(served, browser, data, tmp_path):  # noqa: F811
-    """A picture is uploaded, a question asked, the drawn result read; a hostile upload, and a large one, are refused."""
+def test_the_page_works_in_a_browser(served, browser, data, tmp_path):  # noqa: F811
+    """Uploads an image, asks a question and reads the drawn result. A malicious upload and a large one are rejected."""
     page, asked = browser.new_page(), []
     page.on("request", lambda request: asked.append(request.url))
     page.goto(served)

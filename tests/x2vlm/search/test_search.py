@@ -1,4 +1,4 @@
-"""An index of images, and the two stages of a search in it."""
+"""An index of images, and its search in two stages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TEXT = "a small red circle"
 
 @pytest.fixture
 def photos(scenes_folder, tmp_path) -> Path:
-    """Eight scenes in two folders, a copy of one, a file that is no image, and one that is broken."""
+    """Eight scenes in two folders, a copy of one, a file that is not an image, and a broken image."""
     folder = tmp_path / "photos"
     (folder / "deep").mkdir(parents=True)
     scenes = sorted((scenes_folder / "images").rglob("*.png"))[:8]
@@ -50,7 +50,7 @@ def images_of(index: Path) -> list[IndexedImage]:
     return read_images(read_about(index).images_in(index))
 
 
-def test_every_content_is_embedded_once_and_broken_files_are_told(model, photos, tmp_path):
+def test_equal_images_are_embedded_once_and_broken_files_are_reported(model, photos, tmp_path):
     made = make(Encoder(model("pretrain")), photos, tmp_path / "index")
     assert (made.images, made.copies, made.embedded) == (8, 1, 8)
     [(path, reason)] = made.broken
@@ -65,7 +65,7 @@ def test_every_content_is_embedded_once_and_broken_files_are_told(model, photos,
     assert copies == {"2.png", "deep/copy of 2.png"}
 
 
-def test_the_first_stage_is_cosine_and_the_second_the_matching_head(model, photos, tmp_path):
+def test_the_first_stage_uses_cosines_and_the_second_the_matching_head(model, photos, tmp_path):
     index = model("pretrain").index(photos, tmp_path / "index")
     paths = [photos / image.path for image in images_of(tmp_path / "index")[:8]]
     cosines = (model("pretrain").embed_images(paths) @ model("pretrain").embed_texts(TEXT).T)[:, 0]
@@ -85,7 +85,7 @@ def test_the_first_stage_is_cosine_and_the_second_the_matching_head(model, photo
     assert index.search(TEXT, top=2, rerank=5) == hits[:2]
 
 
-def test_a_model_may_say_that_the_cosine_counts_in_the_second_stage_too(model, photos, tmp_path):
+def test_a_model_may_include_the_cosine_in_the_second_stage(model, photos, tmp_path):
     plain = model("pretrain")
     score = plain.settings.evaluation.model_copy(update={"score": "sum"})
     settings = plain.settings.model_copy(update={"evaluation": score})
@@ -125,7 +125,7 @@ def test_each_hit_has_its_box_and_its_copies(model, photos, tmp_path):
     assert [replace(hit, box=None) for hit in hits] == index.search(TEXT, top=8)
     for hit, of_eight in zip(
         index.search(TEXT, top=2, locate=True), hits[:2], strict=True
-    ):  # another batch rounds otherwise
+    ):  # other batches have other rounding errors
         np.testing.assert_allclose(astuple(hit.box)[1:], astuple(of_eight.box)[1:], atol=1e-4)
     of_phrase = index.search(TEXT, top=2, locate="a star")
     assert [hit.box.phrase for hit in of_phrase] == ["a star"] * 2
@@ -135,7 +135,7 @@ def test_each_hit_has_its_box_and_its_copies(model, photos, tmp_path):
     assert sorted(path.name for hit in hits for path in hit.copies) in (["copy of 2.png"], ["2.png"])
 
 
-def test_large_indexes_are_compared_by_blocks(model, photos, tmp_path, monkeypatch):
+def test_large_indexes_are_compared_in_blocks(model, photos, tmp_path, monkeypatch):
     index = model("pretrain").index(photos, tmp_path / "index")
     expected = index.nearest(TEXT, 5)
     assert BLOCK > 8
@@ -146,7 +146,7 @@ def test_large_indexes_are_compared_by_blocks(model, photos, tmp_path, monkeypat
     assert len(index.nearest(TEXT, 100)[0]) == 8
 
 
-def test_an_interrupted_index_goes_on_and_one_that_is_whole_has_what_is_new_alone(model, photos, tmp_path, monkeypatch):
+def test_an_interrupted_index_resumes_and_a_complete_one_only_adds_new_images(model, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(making, "PART", 3)
     embed, calls = model("pretrain").embed_images, []
 
@@ -180,7 +180,7 @@ def test_an_interrupted_index_goes_on_and_one_that_is_whole_has_what_is_new_alon
     np.testing.assert_allclose(index.embeddings, expected, atol=1e-6)
 
 
-def test_what_is_no_index_or_one_of_another_model_is_refused_in_one_line(model, photos, tmp_path):
+def test_a_folder_without_an_index_of_this_model_is_rejected_in_one_line(model, photos, tmp_path):
     make(Encoder(model("pretrain")), photos, tmp_path / "index")
     (tmp_path / "other").mkdir()
     Image.new("RGB", (40, 30)).save(tmp_path / "other/a.png")
@@ -210,7 +210,7 @@ def test_what_is_no_index_or_one_of_another_model_is_refused_in_one_line(model, 
     assert len(ImageIndex(tmp_path / "index", model("pretrain")).search(TEXT)) == 8
 
 
-def test_the_two_commands(run, photos, tmp_path, capsys, monkeypatch):
+def test_the_commands_index_and_search_work(run, photos, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["index", "photos", "--model", str(run("pretrain")), "--out", "index"]) == 1
     printed = capsys.readouterr()
@@ -236,7 +236,7 @@ def test_the_two_commands(run, photos, tmp_path, capsys, monkeypatch):
 
 
 def test_a_crash_before_the_last_write_leaves_the_index_as_it_was(model, photos, tmp_path, monkeypatch):
-    """One image goes and one comes, so that the lists before and after have the same length."""
+    """One image is removed and one added, so that the old and the new list have the same length."""
     index = model("pretrain").index(photos, tmp_path / "index")
     before = index.search(TEXT, top=8, rerank=0)
     gone = next(hit for hit in before if not hit.copies)
@@ -262,7 +262,7 @@ def test_a_crash_before_the_last_write_leaves_the_index_as_it_was(model, photos,
     assert files == {"index.json", "images-2.jsonl", "embeddings-2.npy", "broken.jsonl", "lock"}
 
 
-def test_images_that_have_gone_or_changed_are_left_out_and_told(model, photos, tmp_path, caplog):
+def test_deleted_and_changed_images_are_skipped_and_reported(model, photos, tmp_path, caplog):
     index = model("pretrain").index(photos, tmp_path / "index")
     before = index.search(TEXT, top=8, rerank=0)
     has_copy = next(hit for hit in before if hit.copies)
@@ -278,7 +278,7 @@ def test_images_that_have_gone_or_changed_are_left_out_and_told(model, photos, t
     assert OneLine("2 of the nearest 8") in caplog.messages
 
 
-def test_one_process_alone_makes_an_index(model, photos, tmp_path):
+def test_only_one_process_builds_an_index(model, photos, tmp_path):
     (tmp_path / "index").mkdir()
     with (tmp_path / "index" / LOCK).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -287,14 +287,14 @@ def test_one_process_alone_makes_an_index(model, photos, tmp_path):
     assert make(Encoder(model("pretrain")), photos, tmp_path / "index").images == 8
 
 
-def test_the_second_of_two_processes_on_a_new_folder_is_told_of_the_first(model, photos, tmp_path):
+def test_the_second_of_two_processes_on_a_new_folder_gets_an_error_about_the_first(model, photos, tmp_path):
     (tmp_path / "index").mkdir()
-    (tmp_path / "index/.index.json.7.tmp").write_text("{")  # that the first is just writing
+    (tmp_path / "index/.index.json.7.tmp").write_text("{")  # the first process is still writing it
     with (tmp_path / "index" / LOCK).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UserError, match=naming("another process")):
             make(Encoder(model("pretrain")), photos, tmp_path / "index")
-    assert make(Encoder(model("pretrain")), photos, tmp_path / "index").images == 8  # the first was killed
+    assert make(Encoder(model("pretrain")), photos, tmp_path / "index").images == 8  # the first process was killed
 
 
 def flip(path: Path, place: int) -> None:
@@ -304,7 +304,7 @@ def flip(path: Path, place: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["embeddings-1.npy", "images-1.jsonl"])
-def test_a_flipped_bit_in_an_index_is_refused_and_never_carried_on(name, model, photos, tmp_path, caplog):
+def test_a_flipped_bit_in_an_index_is_rejected_and_never_copied(name, model, photos, tmp_path, caplog):
     model("pretrain").index(photos, tmp_path / "index")
     flip(tmp_path / "index" / name, -10)
     with pytest.raises(UserError, match=naming(name, "damaged")):
@@ -314,16 +314,16 @@ def test_a_flipped_bit_in_an_index_is_refused_and_never_carried_on(name, model, 
     assert len(ImageIndex(tmp_path / "index", model("pretrain"))) == 8
 
 
-def as_of_before(index: Path) -> None:
-    """Make an index one of the format without digests."""
+def without_digests(index: Path) -> None:
+    """Converts an index to the earlier format without digests."""
     values = json.loads((index / "index.json").read_text())
     del values["digests"]
     (index / "index.json").write_text(json.dumps(values | {"format": 2}))
 
 
-def test_an_index_without_digests_opens_with_a_note_until_it_is_made_again(model, photos, tmp_path, caplog):
+def test_an_index_without_digests_opens_with_a_note_until_it_is_rebuilt(model, photos, tmp_path, caplog):
     expected = model("pretrain").index(photos, tmp_path / "index").search(TEXT)
-    as_of_before(tmp_path / "index")
+    without_digests(tmp_path / "index")
     caplog.clear()
     assert ImageIndex(tmp_path / "index", model("pretrain")).search(TEXT) == expected
     assert OneLine("python run.py index") in caplog.messages
@@ -331,7 +331,7 @@ def test_an_index_without_digests_opens_with_a_note_until_it_is_made_again(model
     caplog.clear()
     assert ImageIndex(tmp_path / "index", model("pretrain")).search(TEXT) == expected
     assert not caplog.text
-    as_of_before(tmp_path / "index")
+    without_digests(tmp_path / "index")
     embeddings = np.load(tmp_path / "index/embeddings-2.npy")
     embeddings[3, 1] = np.nan
     np.save(tmp_path / "index/embeddings-2.npy", embeddings)
@@ -359,7 +359,7 @@ def test_a_damaged_part_is_embedded_again(damage, model, photos, tmp_path, monke
     assert part.name in caplog.text and "embedded again" in caplog.text
 
 
-def test_files_of_an_index_that_hang_or_overflow_are_one_line(model, photos, tmp_path):
+def test_index_files_that_hang_or_overflow_are_reported_in_one_line(model, photos, tmp_path):
     index = tmp_path / "index"
     make(Encoder(model("pretrain")), photos, index)
     for name in ("index.json", "images-1.jsonl", "embeddings-1.npy", "lock"):
@@ -385,7 +385,7 @@ def test_the_weights_are_hashed_once(model, photos, tmp_path, monkeypatch):
     assert len(hashed) == 1
 
 
-def test_the_sheet_is_no_image_of_the_index_and_names_the_text_of_each_hit(run, model, photos, tmp_path, capsys):
+def test_the_sheet_is_not_indexed_and_names_the_text_of_each_hit(run, model, photos, tmp_path, capsys):
     index, photo = str(tmp_path / "index"), photos / "0.png"
     assert main(["index", str(photos), "--model", str(run("pretrain")), "--out", index]) == 1
     content = photo.read_bytes()
@@ -405,7 +405,7 @@ def test_the_sheet_is_no_image_of_the_index_and_names_the_text_of_each_hit(run, 
     assert OneLine("images", "update the index") in capsys.readouterr().err.splitlines()
 
 
-def test_names_that_are_no_text_are_printed(run, photos, tmp_path, capfd, monkeypatch):
+def test_file_names_that_are_not_valid_text_are_printed(run, photos, tmp_path, capfd, monkeypatch):
     os.rename(photos / "0.png", os.fsencode(photos) + b"/bad\xff\nname.png")
     assert main(["index", str(photos), "--model", str(run("pretrain")), "--out", str(tmp_path / "index")]) == 1
     with (

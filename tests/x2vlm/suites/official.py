@@ -1,4 +1,4 @@
-"""Small folders in the official form of each suite, with texts and pictures of our own."""
+"""Small folders in the official format of each suite, with our own texts and images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write(path: Path, value: Any) -> None:
 
 
 def sugarcrepe_in(folder: Path) -> None:
-    """The numbers of entries have a gap, as in the official swap_obj."""
+    """The entry numbers have a gap, as in the official swap_obj."""
     picture(folder / "val2017/000000000001.jpg")
     entry = {"filename": "000000000001.jpg", "caption": "a red star", "negative_caption": "a blue star"}
     for kind in (*sugarcrepe.REPLACED, *sugarcrepe.SWAPPED, *sugarcrepe.ADDED):
@@ -53,7 +53,7 @@ def winoground_in(folder: Path) -> None:
 
 
 def aro_in(folder: Path) -> None:
-    """Relations "on" (two cases), "near" (symmetric) and "under"; attributes of which one pair is frequent enough."""
+    """Relations "on" (two cases), "near" (symmetric) and "under", and attributes of which one pair is frequent enough."""
     picture(folder / "images/1.jpg")
     box = {"bbox_x": 2, "bbox_y": 4, "bbox_w": 20, "bbox_h": 10}
     texts = {"true_caption": "the star is on the heart", "false_caption": "the heart is on the star"}
@@ -65,7 +65,7 @@ def aro_in(folder: Path) -> None:
 
 
 def valse_in(folder: Path) -> None:
-    """One entry of each piece is kept; of another one, most annotators did not choose the caption."""
+    """One entry of each piece is kept. There is another entry whose caption most annotators did not choose."""
     picture(folder / "images/one.jpg")
     entry = {"image_file": "one.jpg", "caption": "there is a star", "foil": "there is no star"}
     kept, dropped = ({"caption": votes, "foil": 3 - votes, "other": 0} for votes in (2, 1))
@@ -104,7 +104,7 @@ def classes_in(folder: Path) -> None:
 
 
 def refcoco_in(folder: Path, splits: tuple[str, ...], refs: str) -> None:
-    """One phrase for each split, about the same box."""
+    """One phrase for each split, all about the same box."""
     picture(folder / "train2014/COCO_train2014_000000000007.jpg")
     images, annotations = [{"id": 7, "width": 32, "height": 24}], [{"id": 1, "image_id": 7, "bbox": [2, 3, 20, 15]}]
     write(folder / "instances.json", {"images": images, "annotations": annotations})
@@ -124,7 +124,7 @@ CASES: dict[str, tuple[Callable[[Path], None], int]] = {
     "valse": (valse_in, 11),
     "fg-ovd": (fg_ovd_in, 8),
 }
-"""How to write the folder of each suite of cases, and the number of its cases."""
+"""The function that writes the folder of each suite of cases, and the number of its cases."""
 
 FOLDERS = CASES | {
     "retrieval-coco": (partial(retrieval_in, name="coco"), 3 + 5),
@@ -134,4 +134,4 @@ FOLDERS = CASES | {
     "refcoco+": (partial(refcoco_in, splits=("val", "testA", "testB"), refs="refs(unc).p"), 3),
     "refcocog": (partial(refcoco_in, splits=("val", "test"), refs="refs(umd).p"), 2),
 }
-"""How to write the folder of each suite, and the number of its examples."""
+"""The function that writes the folder of each suite, and the number of its examples."""

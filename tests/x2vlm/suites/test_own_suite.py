@@ -1,4 +1,4 @@
-"""The suite that docs/composition.md shows."""
+"""The suite shown in docs/composition.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.x2vlm.suites.official import picture
 PAGE = Path(__file__).parents[3] / "docs/composition.md"
 
 
-def test_the_suite_of_the_page_measures_a_model(model, tmp_path):
+def test_the_suite_on_the_page_measures_a_model(model, tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     names: dict[str, Any] = {}
     exec(code, names)

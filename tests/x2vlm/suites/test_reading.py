@@ -1,4 +1,4 @@
-"""Official files to cases, and messages about missing files and other forms."""
+"""Official files are read as cases. Missing files and other formats are reported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from x2vlm.suites import SUITES, aro, suite_named
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_cases_of_a_suite(name, tmp_path):
+def test_every_suite_is_read_completely(name, tmp_path):
     write, count = CASES[name]
     write(tmp_path)
     suite = suite_named(name)
@@ -35,7 +35,7 @@ def test_every_suite_but_the_drawn_one_is_tested_here():
     assert FOLDERS.keys() == SUITES.keys() - {"drawn-pairs"}
 
 
-def test_parts_are_relations_and_pairs_of_attributes(tmp_path):
+def test_parts_are_relations_and_attribute_pairs(tmp_path):
     FOLDERS["aro-relation"][0](tmp_path)
     relations, pairs = (measured(name, tmp_path) for name in ("aro-relation", "aro-attribution"))
     assert [case.part for case in relations] == ["on", "under", "on"]
@@ -43,13 +43,13 @@ def test_parts_are_relations_and_pairs_of_attributes(tmp_path):
 
 
 def test_symmetric_relations_are_excluded_as_in_the_official_notebook():
-    """157 names, of which the notebook removes all (its fifth cell)."""
+    """There are 157 names, all of which the notebook removes (in its fifth cell)."""
     assert len(aro.SYMMETRIC) == 157
     assert {"near", "next to", "by", "of", "standing in front of", "wrapped in"} <= aro.SYMMETRIC
     assert not {"on", "under", "behind", "in front of", "to the left of"} & aro.SYMMETRIC
 
 
-def test_what_the_official_rule_leaves_out_is_counted(tmp_path, model):
+def test_cases_excluded_by_the_official_rule_are_counted(tmp_path, model):
     for name, reason in [
         ("aro-relation", "1 of 4 cases are excluded: the official notebook calls their relation symmetric"),
         ("aro-attribution", "24 of 49 cases are excluded: fewer than 25 cases have their pair of attributes"),
@@ -71,7 +71,7 @@ def test_cases_have_their_official_ids(tmp_path):
         assert [case.id for case in measured(name, folder)][: len(ids)] == ids
 
 
-def test_the_first_text_is_right_and_the_box_is_kept(tmp_path):
+def test_the_first_text_is_correct_and_the_box_is_kept(tmp_path):
     FOLDERS["fg-ovd"][0](tmp_path)
     case = suite_named("fg-ovd").read(tmp_path, ())[0]
     assert (case.kind, case.texts) == ("hard", ("a red star", "a green star", "a blue star"))
@@ -79,7 +79,7 @@ def test_the_first_text_is_right_and_the_box_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in FOLDERS if name != "classification"])
-def test_missing_files_are_named_with_where_they_are_published(name, tmp_path):
+def test_missing_files_are_named_with_their_source(name, tmp_path):
     suite = suite_named(name)
     with pytest.raises(UserError, match="missing; see ") as error:
         suite.read(tmp_path, ())
@@ -96,7 +96,7 @@ def test_missing_files_are_named_with_where_they_are_published(name, tmp_path):
         (json.dumps([{"filename": "x", "caption": 3, "negative_caption": "a"}]), "must be texts"),
     ],
 )
-def test_another_form_is_one_line(text, message, tmp_path):
+def test_another_format_is_reported_in_one_line(text, message, tmp_path):
     FOLDERS["sugarcrepe"][0](tmp_path)
     (tmp_path / "swap_att.json").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message) as error:
@@ -105,7 +105,7 @@ def test_another_form_is_one_line(text, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_missing_images_are_told_unless_their_kind_is_not_measured(tmp_path):
+def test_missing_images_are_reported_unless_their_kind_is_not_measured(tmp_path):
     FOLDERS["winoground"][0](tmp_path)
     (tmp_path / "images/ex_1_img_0.png").unlink()
     with pytest.raises(UserError, match=r"1 images of Winoground are missing, such as .*ex_1_img_0\.png; see "):
@@ -120,7 +120,7 @@ def test_only_the_files_of_the_chosen_kinds_are_needed(tmp_path):
     assert len(suite_named("sugarcrepe").read(tmp_path, ["swap_att"])) == 2
 
 
-def test_files_without_cases_are_told(tmp_path):
+def test_files_without_cases_are_reported(tmp_path):
     FOLDERS["valse"][0](tmp_path)
     for name in suite_named("valse").files(tmp_path, ()):
         (tmp_path / name).write_text("{}", encoding="utf-8")
@@ -128,14 +128,14 @@ def test_files_without_cases_are_told(tmp_path):
         suite_named("valse").read(tmp_path, ())
 
 
-def test_one_empty_file_is_told(tmp_path):
+def test_one_empty_file_is_reported(tmp_path):
     FOLDERS["sugarcrepe"][0](tmp_path)
     (tmp_path / "swap_att.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match=r"swap_att\.json: has no cases; download it again from github"):
         suite_named("sugarcrepe").read(tmp_path, ())
 
 
-def test_files_of_which_the_official_rule_leaves_out_all_are_told(tmp_path):
+def test_files_whose_cases_are_all_excluded_are_reported(tmp_path):
     FOLDERS["aro-attribution"][0](tmp_path)
     path = tmp_path / "visual_genome_attribution.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8"))[25:]), encoding="utf-8")
@@ -152,14 +152,14 @@ def test_files_of_which_the_official_rule_leaves_out_all_are_told(tmp_path):
         (["swaps"], "--kinds swaps: SugarCrepe has no such kind; kinds are replace_obj, "),
     ],
 )
-def test_a_kind_that_does_not_exist_is_told(kinds, message, tmp_path):
+def test_an_unknown_kind_is_reported(kinds, message, tmp_path):
     FOLDERS["sugarcrepe"][0](tmp_path)
     with pytest.raises(UserError) as error:
         suite_named("sugarcrepe").read(tmp_path, kinds)
     assert str(error.value).startswith(message)
 
 
-def test_an_odd_entry_is_named_with_what_is_odd(tmp_path):
+def test_an_invalid_entry_is_reported_with_the_reason(tmp_path):
     FOLDERS["fg-ovd"][0](tmp_path)
     path = tmp_path / "color.json"
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -175,7 +175,7 @@ def test_an_odd_entry_is_named_with_what_is_odd(tmp_path):
         suite_named("valse").read(tmp_path, ())
 
 
-def test_blank_lines_are_skipped_and_others_named(tmp_path):
+def test_blank_lines_are_skipped_and_invalid_lines_named(tmp_path):
     FOLDERS["winoground"][0](tmp_path)
     path = tmp_path / "examples.jsonl"
     path.write_text(path.read_text(encoding="utf-8") + "\n\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The official rules, against a second implementation and by hand."""
+"""The official rules are compared with a second implementation and with hand-computed values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GRID = [np.array(values, float) for values in itertools.product((0, 1, 2), repea
 
 
 @pytest.mark.parametrize("scores", GRID, ids=str)
-def test_pairs_as_in_the_equations_of_winoground(scores):
+def test_pairs_are_scored_as_in_the_equations_of_winoground(scores):
     c0_i0, c1_i0, c0_i1, c1_i1 = scores
     text = c0_i0 > c1_i0 and c1_i1 > c0_i1
     image = c0_i0 > c0_i1 and c1_i1 > c1_i0
@@ -30,7 +30,7 @@ def test_pairs_as_in_the_equations_of_winoground(scores):
 
 @pytest.mark.parametrize(("row", "right"), [([3, 1, 2], 1), ([2, 2, 1], 0), ([1, 2], 0), ([-5.0, -6.0], 1)])
 def test_a_tie_is_wrong(row, right):
-    """Also in FG-OVD, whose evaluation/ranks.py ranks a description after all that have the same score."""
+    """This includes FG-OVD, whose evaluation/ranks.py ranks a description after all others with the same score."""
     assert first_text_is_best(np.array([row], float))["accuracy"] == right
 
 
@@ -38,14 +38,14 @@ def test_a_tie_is_wrong(row, right):
     ("row", "both", "first", "second"),
     [([2, 3, 1], 1, 1, 1), ([2, 0, 1], 0, 1, 0), ([0, 2, 1], 0, 0, 1), ([1, 2, 1], 0, 0, 1)],
 )
-def test_both_captions_have_to_beat_the_negative(row, both, first, second):
+def test_both_captions_must_beat_the_negative(row, both, first, second):
     assert captions_beat_the_negative(np.array([row], float)) == {"ITT": both, "first": first, "second": second}
 
 
 @pytest.mark.parametrize(
     ("same", "first_wrong", "second_wrong", "right"), [(3, 1, 2, 1), (3, 3, 2, 0), (2, 1, 3, 0), (0, -1, -2, 1)]
 )
-def test_the_captions_have_to_resemble_each_other_most(same, first_wrong, second_wrong, right):
+def test_the_captions_must_be_most_similar_to_each_other(same, first_wrong, second_wrong, right):
     """As in VLMs/test_XVLM_4M.py of SugarCrepe++."""
     cosines = np.array([[1, same, first_wrong], [same, 1, second_wrong], [first_wrong, second_wrong, 1]], float)
     assert captions_resemble_each_other(cosines) == {"TOT": right}
@@ -97,24 +97,24 @@ def judged(
     )
 
 
-def test_micro_and_macro_means():
+def test_micro_and_macro_means_are_computed():
     suite = a_suite(
         of_cases=("micro", ("a", "b")), of_kinds=("macro", ("a", "b")), every=("micro", ()), half=("macro", ("a", "c"))
     )
     found = suite.results(judged(["a", "a", "a", "b"], [True, True, False, False]), draws=0)["matching"]
     assert {result.row: result.value for result in found} == pytest.approx(
         {"a": 2 / 3, "b": 0, "of_cases": 1 / 2, "of_kinds": 1 / 3, "every": 1 / 2}
-    )  # the user did not choose the kind c, so that "half" is unknown
+    )  # the user did not choose kind c, so "half" is unknown
     assert all(result.text_only == 0 and result.interval is None and result.chance == 0.5 for result in found)
 
 
-def test_a_mean_over_parts_counts_each_part_alike():
+def test_a_mean_over_parts_weights_each_part_equally():
     examples = judged(["a"] * 4, [True, True, True, False], ["on", "on", "on", "under"])
     _, mean = a_suite(mean=("parts", ("a",))).results(examples, draws=0)["cosine"]
     assert mean.value == 0.5
 
 
-def test_intervals_cover_images_that_are_drawn_together():
+def test_intervals_treat_the_cases_of_an_image_as_a_group():
     """50 images with two cases each: the interval is as wide as for 50 independent cases."""
     examples = judged(
         ["a"] * 100, [number // 2 < 25 for number in range(100)], groups=[number // 2 for number in range(100)]
@@ -125,7 +125,8 @@ def test_intervals_cover_images_that_are_drawn_together():
 
 
 def test_intervals_of_means_over_parts_draw_the_parts():
-    """Fifteen classes of three images, which are all right or all wrong: there are 15 independent values, not 45."""
+    """There are fifteen classes of three images, which are all correct or all wrong, so there are 15 independent values instead
+    of 45."""
     classes = [f"class {number // 3}" for number in range(45)]
     examples = judged(["all"] * 45, [number // 3 < 4 for number in range(45)], parts=classes)
     _, mean = a_suite(mean=("parts", ("all",))).results(examples, draws=2000)["sum"]
@@ -134,8 +135,8 @@ def test_intervals_of_means_over_parts_draw_the_parts():
     assert mean.interval == pytest.approx((4 / 15 - half, 4 / 15 + half), abs=0.05)
 
 
-def test_an_interval_is_never_a_point():
-    """Five right cases do not prove that all are right (Wilson's interval)."""
+def test_an_interval_never_has_zero_width():
+    """Five correct cases do not prove that all are correct (Wilson's interval)."""
     (result,) = a_suite().results(judged(["a"] * 5, [True] * 5), draws=100)["sum"]
     assert result.interval == pytest.approx((0.5655, 1), abs=1e-4)
     one_image = judged(["a"] * 5, [False] * 5, groups=[0] * 5)
@@ -144,13 +145,13 @@ def test_an_interval_is_never_a_point():
     assert result.count == 5
 
 
-def test_the_wilson_interval_of_a_textbook():
+def test_the_wilson_interval_equals_published_examples():
     """Newcombe 1998, table I: 81 of 263 and 15 of 148."""
     assert wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert wilson_interval(15 / 148, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
 
 
-def test_the_table_has_each_score_and_the_paper():
+def test_the_table_has_each_score_and_the_published_result():
     suite = replace(
         a_suite(half=("macro", ("a", "c"))),
         published=(Published("one", {"a: accuracy": 70}, "page 1"), Published("human", {"a: accuracy": 99}, "page 1")),

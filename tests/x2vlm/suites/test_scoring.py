@@ -1,4 +1,4 @@
-"""The scores of cases, against the calls of the model; and the command."""
+"""The scores of cases are compared with the calls of the model; and the command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def drawn(scenes_folder) -> list[Case]:
     return suite_named("drawn-pairs").read(scenes_folder, ())
 
 
-def test_scores_are_those_of_the_calls_in_any_batches(model, drawn):
+def test_scores_equal_the_calls_of_the_model_in_any_batches(model, drawn):
     asked = model("pretrain")
     cases = [*drawn[:5], Case("one", drawn[0].pictures[:1], ("a red star", "a blue heart", "no star"))]
     asked.batch_size, before = 4, asked.batch_size
@@ -41,7 +41,7 @@ def test_scores_are_those_of_the_calls_in_any_batches(model, drawn):
         np.testing.assert_allclose(blind, np.tile(asked.margins(grey, texts), (len(images), 1)), rtol=1e-4, atol=1e-4)
 
 
-def test_the_box_of_a_picture_is_cut_out(model, tmp_path):
+def test_the_box_of_an_image_is_cropped(model, tmp_path):
     FOLDERS["fg-ovd"][0](tmp_path)
     path, asked = tmp_path / "val2017/1.jpg", model("pretrain")
     whole = decode(path.read_bytes(), 10**6, str(path))
@@ -57,7 +57,7 @@ def test_the_box_of_a_picture_is_cut_out(model, tmp_path):
         np.testing.assert_allclose(scores, asked.margins(part, ["a star", "a heart"]), rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_that_does_not_see_the_images_has_half_of_the_drawn_pairs_right(model, drawn):
+def test_a_model_that_ignores_the_images_scores_half_of_the_drawn_pairs(model, drawn):
     suite = suite_named("drawn-pairs")
     for each in suite.results(suite.judge(model("pretrain"), drawn), draws=0).values():
         accuracies = [result for result in each if result.measure == "accuracy"]
@@ -66,7 +66,7 @@ def test_a_model_that_does_not_see_the_images_has_half_of_the_drawn_pairs_right(
         assert all(result.image_only == pytest.approx(0.5) for result in accuracies)
 
 
-def test_a_model_of_another_task_is_refused(model, drawn):
+def test_a_model_of_another_task_is_rejected(model, drawn):
     with pytest.raises(UserError, match="task pretrain or retrieval"):
         suite_named("drawn-pairs").judge(model("vqa"), drawn)
 
@@ -92,7 +92,7 @@ def test_the_command_writes_receipt_table_and_scores(name, run, tmp_path, capsys
 
 
 def test_the_receipts_of_different_measurements_differ(run, tmp_path):
-    """Here, the class folders have other names; the images are the same."""
+    """Here, the class folders have other names, and the images are the same."""
     receipts = []
     for names in (("blue_heart", "red_star"), ("a_heart", "a_star")):
         data, out = tmp_path / names[0], tmp_path / f"{names[0]}_out"
@@ -105,7 +105,7 @@ def test_the_receipts_of_different_measurements_differ(run, tmp_path):
     assert receipts[0]["details"] == {"classes": ["blue heart", "red star"], "templates": ["a photo of a {c}"]}
 
 
-def test_examples_have_what_is_needed_to_compare_them(model, tmp_path):
+def test_examples_have_the_fields_needed_to_compare_runs(model, tmp_path):
     FOLDERS["sugarcrepe++"][0](tmp_path)
     suite = suite_named("sugarcrepe++")
     judged = suite.judge(model("pretrain"), suite.read(tmp_path, ["swap_att"]))
@@ -135,7 +135,7 @@ def test_a_baseline_does_not_depend_on_other_cases(model, drawn):
         np.testing.assert_array_equal(every.values["sum"][look][7:9], few.values["sum"][look])
 
 
-def test_a_kind_without_cases_is_told(model, tmp_path):
+def test_a_kind_without_cases_is_reported(model, tmp_path):
     FOLDERS["winoground"][0](tmp_path)
     suite = suite_named("winoground")
     content = suite.read(tmp_path, ())
@@ -143,7 +143,7 @@ def test_a_kind_without_cases_is_told(model, tmp_path):
     assert "no case of relation could be scored" in suite.judge(model("pretrain"), content).notes
 
 
-def test_what_cannot_be_used_is_left_out_and_told(model, tmp_path):
+def test_unusable_cases_are_skipped_and_reported(model, tmp_path):
     FOLDERS["winoground"][0](tmp_path)
     suite, asked = suite_named("winoground"), model("pretrain")
     first, second = suite.read(tmp_path, ())
@@ -160,7 +160,7 @@ def test_what_cannot_be_used_is_left_out_and_told(model, tmp_path):
         suite.judge(asked, [second])
 
 
-def test_mistakes_are_told_before_the_model_is_loaded(scenes_folder, tmp_path):
+def test_mistakes_are_reported_before_the_model_is_loaded(scenes_folder, tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
         benchmark("sugarcrepe", model="none", data=tmp_path / "none")
     with pytest.raises(UserError, match="has no such kind; kinds are "):

@@ -1,4 +1,4 @@
-"""Zero-shot retrieval, classification and grounding, against the calls of the model and by hand."""
+"""Zero-shot retrieval, classification and grounding are compared with the calls of the model and with hand-computed values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def written(name: str, folder: Path):
     return suite, suite.read(folder, ())
 
 
-def test_retrieval_ranks_as_a_full_matrix_of_scores(model, tmp_path):
+def test_retrieval_ranks_like_a_full_matrix_of_scores(model, tmp_path):
     suite, content = written("retrieval-coco", tmp_path)
     asked = model("pretrain")
     judged = suite.judge(asked, content)
@@ -38,14 +38,14 @@ def test_retrieval_ranks_as_a_full_matrix_of_scores(model, tmp_path):
     assert judged.chance["text to image: R@1"] == pytest.approx(1 / 3)
 
 
-def test_one_direction_alone(model, tmp_path):
+def test_one_direction_can_be_measured(model, tmp_path):
     suite, _ = written("retrieval-flickr30k", tmp_path)
     judged = suite.judge(model("pretrain"), suite.read(tmp_path, ["text to image"]))
     assert judged.kinds == ["text to image"] * 5
     assert judged.values["cosine"]["image only"].shape == (5, 3)
 
 
-def test_without_looking_an_order_is_the_same_for_all(model, tmp_path):
+def test_an_image_blind_ranking_is_the_same_for_all_queries(model, tmp_path):
     """Exactly one of the images has the first text of the common order, and one text of each image has the first image."""
     suite, content = written("retrieval-coco", tmp_path)
     values = suite.judge(model("pretrain"), content).values
@@ -59,7 +59,7 @@ def test_without_looking_an_order_is_the_same_for_all(model, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["retrieval-coco", "refcoco"])
-def test_an_image_that_cannot_be_read_is_skipped_and_counted(name, model, tmp_path):
+def test_an_unreadable_image_is_skipped_and_counted(name, model, tmp_path):
     suite, _ = written(name, tmp_path)
     if name == "refcoco":
         refcoco_with_two_images(tmp_path)
@@ -134,7 +134,7 @@ def test_retrieval_reads_the_files_of_karpathy_and_of_blip(tmp_path):
         suite.read(tmp_path, ())
 
 
-def test_classes_by_the_mean_of_their_templates(model, tmp_path):
+def test_classes_are_compared_by_the_mean_of_their_templates(model, tmp_path):
     classes_in(tmp_path)
     (tmp_path / "templates.txt").write_text("a {c}\nthe {c} of a scene\n", encoding="utf-8")
     suite, asked = suite_named("classification"), model("pretrain")
@@ -166,7 +166,7 @@ def test_classes_by_the_mean_of_their_templates(model, tmp_path):
         ({"a/1.png": "", "b/1.png": "", "classnames.txt": "one\nOne"}, "two classes are called 'one'"),
     ],
 )
-def test_mistakes_in_a_folder_of_classes(files, message, tmp_path):
+def test_mistakes_in_a_folder_of_classes_are_reported(files, message, tmp_path):
     for name, text in files.items():
         if name.endswith(".png"):
             picture(tmp_path / name)
@@ -178,7 +178,7 @@ def test_mistakes_in_a_folder_of_classes(files, message, tmp_path):
     assert message in str(error.value)
 
 
-def test_phrases_are_right_by_the_iou_of_the_published_script(model, tmp_path):
+def test_phrases_are_judged_by_the_iou_of_the_published_script(model, tmp_path):
     suite, content = written("refcoco", tmp_path)
     asked = model("pretrain")
     judged = suite.judge(asked, content)
@@ -190,13 +190,13 @@ def test_phrases_are_right_by_the_iou_of_the_published_script(model, tmp_path):
     assert judged.kinds == ["val", "testA", "testB"]
 
 
-def test_a_model_that_was_fine_tuned_for_grounding_is_not_zero_shot(model, tmp_path):
+def test_a_model_fine_tuned_for_grounding_is_not_zero_shot(model, tmp_path):
     suite, content = written("refcoco", tmp_path)
     with pytest.raises(UserError, match="zero-shot grounding needs one of task pretrain"):
         suite.judge(model("grounding"), content)
 
 
-def test_an_image_of_a_class_that_cannot_be_read_is_left_out(model, tmp_path):
+def test_an_unreadable_image_of_a_class_is_skipped(model, tmp_path):
     suite, content = written("classification", tmp_path)
     (tmp_path / "red_star/2.png").write_bytes(b"no image")
     judged = suite.judge(model("pretrain"), content)
