@@ -20,7 +20,7 @@ CUDA = pytest.param(
     "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason=WHY_SKIPPED)]
 )
 PRETEND = () if torch.cuda.is_available() or Version(torch.__version__) < Version("2.13") else (NAME,)
-"""Torch supports one accelerator per process, so there is no pretend device on a machine with a GPU. Older releases do not
+"""Torch supports one accelerator per process, so the pretend device is only used on machines without a GPU. Older releases do not
 support an accelerator written in Python."""
 DEVICES = ("cpu", *PRETEND, CUDA)
 ON_ACCELERATORS = pytest.mark.parametrize("device", [*PRETEND, CUDA], indirect=True)

@@ -74,7 +74,7 @@ def test_the_pages_have_commands():
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
 def test_a_printed_command_exists(page, line, monkeypatch):
-    """Its flags are known, its config binds with its overrides, and its module or target exists."""
+    """Checks that its flags are known, that its config binds with its overrides, and that its module or target exists."""
     monkeypatch.chdir(ROOT)
     words = shlex.split(line, comments=True)
     while "=" in words[0] and not words[0].startswith("-"):

@@ -272,7 +272,7 @@ def test_the_title_of_a_collection_is_replaced_by_the_file_name_without_its_auth
 
 
 def test_a_drawing_that_only_links_an_image_is_dropped(tmp_path):
-    """Its PNG only says that the image was not found."""
+    """The PNG version of such a drawing only says that the image was not found."""
     link, shape = '<image width="9" xlink:href="duck.png"/>', '<path d="M0 0"/>'
     embedded = '<image xlink:href="data:image/png;base64,"/>'
     contents = {"cow": link, "fox": link + shape, "owl": embedded, "pig": shape}

@@ -20,7 +20,7 @@ from tests.models.golden import GOLDEN, arrays, manifest, model_config, pretrain
 from tests.ranks import on_two_ranks
 from utils import distributed
 
-# Negatives are drawn within the local batch, so the matching loss of two halves differs from that of the whole batch.
+# Negatives are drawn within the local batch, so the matching loss of two halves differs from the loss of the whole batch.
 WEIGHTS = LossWeights(matching=0.0)
 
 

@@ -81,8 +81,8 @@ def test_throughput_warnings_know_what_is_frozen_in_each_step(tmp_path, monkeypa
 
 @pytest.mark.parametrize("parts", CHOICES)
 def test_freezing_equals_a_learning_rate_of_zero(tmp_path, tiny_overrides, monkeypatch, parts):
-    """There is no clipping, because its norm would include the gradients of all parts, and no dropout, because a frozen encoder
-    has none."""
+    """Clipping is disabled, because its norm would include the gradients of all parts, and so is dropout, because a frozen
+    encoder does not use it."""
     overrides = [*PLAIN, "train.clip_grad_norm=null"]
     with sdpa_kernel(SDPBackend.MATH):  # attention uses different kernels with and without gradients
         run = pretraining(tmp_path / "frozen", tiny_overrides, *overrides, frozen(*parts))
@@ -163,7 +163,7 @@ def test_learning_rates_are_logged_for_the_parts_that_train_in_a_step(tmp_path):
 
 
 class Weightless(Encoders):
-    """Its head only has a bias."""
+    """A model whose head only has a bias."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -279,7 +279,7 @@ def test_an_unfreezing_after_the_end_is_rejected_before_anything_is_loaded(tmp_p
 
 
 def test_the_ddp_wrapper_is_replaced_at_an_unfreezing(tmp_path, monkeypatch):
-    """The hooks of the old wrapper would exchange gradients in addition to those of the new one."""
+    """The hooks of the old wrapper would exchange gradients in addition to the hooks of the new one."""
 
     class Wrapper(torch.nn.Module):
         def __init__(self, model):
@@ -310,8 +310,8 @@ def test_unfreezing_works_with_gradient_checkpointing(whole, tiny_overrides, tmp
 
 @pytest.mark.slow
 def test_unfreezing_works_with_compiled_encoders(tiny_overrides, tmp_path, monkeypatch):
-    """Uses a compiler backend that is fast, and compares with the same batches without compilation. There is no dropout, because
-    encoders that are not compiled may process short and long texts in separate calls, which draw other random numbers."""
+    """Uses a fast compiler backend, and compares with the same batches without compilation. Dropout is disabled, because encoders
+    that are not compiled may process short and long texts in separate calls, which draw other random numbers."""
     overrides = [*tiny_overrides, "model.text.dropout=0", "model.vision.drop_path=0", FREEZE, "train.compile=true"]
     counter, compiled, module_compile = CompileCounterWithBackend("eager"), torch.compile, torch.nn.Module.compile
     monkeypatch.setattr(torch, "compile", lambda function, **_: compiled(function, backend=counter))

@@ -1,4 +1,4 @@
-"""What a GPU requires of a step, also tested without a GPU: no device syncs, no graph breaks, no changing shapes."""
+"""Requirements of a GPU, also tested without a GPU: no device syncs, no graph breaks, no changing shapes."""
 
 from __future__ import annotations
 

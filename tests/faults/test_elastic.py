@@ -107,7 +107,7 @@ class Node:
 
 
 def trained(folder: Path) -> list[dict[str, Any]]:
-    """What the ranks recorded, oldest start first."""
+    """The lines that the ranks recorded, oldest start first."""
     files = (folder / "trained").glob("*.jsonl")
     whole = [line for file in files for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
     return sorted(map(json.loads, whole), key=lambda line: line["started"])

@@ -1,4 +1,4 @@
-"""Golden cases as our model, batch and expected arrays; nothing here depends on their sizes."""
+"""Golden cases as our model, batch and expected arrays. Nothing here depends on their sizes."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def manifest(case: str, root: Path = GOLDEN) -> dict[str, Any]:
 def model_config(
     facts: dict[str, Any], image_size: int | None = None, frames: int | None = None
 ) -> PretrainModelConfig:
-    """``frames``: of a model that has videos. A case with a cross-encoder is multilingual: XLM-R, and a fusion of its own
-    sizes."""
+    """If ``frames`` is given, the model has videos. A case with a cross-encoder is multilingual: it has XLM-R, and a fusion with
+    separate sizes."""
     vision, sizes, cross = facts["vision"], facts["config"], facts.get("cross")
     stacked = sizes["text_num_hidden_layers"]
     in_text = stacked if cross else sizes["text_fusion_start_at"]
@@ -86,7 +86,7 @@ def text_architecture(text: dict[str, Any], layers: int) -> TextArchitecture:
 
 
 def cross_encoder(cross: dict[str, Any], layers: int) -> FusionConfig:
-    """A fusion with the sizes of a Hugging Face configuration of its own."""
+    """A fusion with the sizes in a separate Hugging Face configuration."""
     return FusionConfig(
         layers=layers,
         width=cross["hidden_size"],
@@ -97,13 +97,13 @@ def cross_encoder(cross: dict[str, Any], layers: int) -> FusionConfig:
 
 
 def encoded(model: XVLM, ids: Tensor, mask: Tensor) -> PackedTexts:
-    """Texts through the text encoder."""
+    """Encodes texts with the text encoder."""
     (texts,) = model.text([Text(ids, mask.bool())])
     return texts
 
 
 def fused(model: XVLM, texts: PackedTexts, memory: KeysValues | None = None) -> Tensor:
-    """Texts through the fusion, padded: (N, L, D)."""
+    """Fuses texts and returns the padded states (N, L, D)."""
     return model.fusion.tokens(texts, memory).padded()
 
 
@@ -120,7 +120,7 @@ def in_float64(tensor: Tensor) -> Tensor:
 
 
 class DrawnNegatives(MatchingHead):
-    """Negatives as the golden case drew them, in the order of the draws: images, then texts, stream by stream."""
+    """Returns the negatives that the golden case drew, in the order of the draws: images, then texts, stream by stream."""
 
     drawn: list[Tensor]
 
@@ -132,7 +132,7 @@ M = TypeVar("M", bound=XVLM)
 
 
 def with_drawn_negatives(kind: type[M]) -> type[M]:
-    """A model of this kind whose matching head takes the negatives in ``model.matching_head.drawn``."""
+    """A model of this type whose matching head takes the negatives from ``model.matching_head.drawn``."""
 
     class Drawn(kind):  # type: ignore[misc, valid-type]
         def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -143,7 +143,8 @@ def with_drawn_negatives(kind: type[M]) -> type[M]:
 
 
 def assert_golden(actual: Tensor, expected: Tensor, mask: Tensor | None = None) -> None:
-    """Equal to within :data:`~tests.devices.BOUNDS`, where ``mask`` is true; the tensors may be on different devices."""
+    """Checks that tensors are equal within :data:`~tests.devices.BOUNDS` where ``mask`` is true. They may be on different
+    devices."""
     expected = expected.cpu()
     error = (actual.cpu() - expected).abs() / expected.abs().clamp(min=1)
     if mask is not None:
@@ -168,7 +169,7 @@ def load_case(case: str = "pretrain", root: Path = GOLDEN, image_size: int | Non
 def load_model(
     case: str, kind: type[M], root: Path = GOLDEN, image_size: int | None = None, state: str = "model.safetensors"
 ) -> M:
-    """The model of a case with its weights, all of them in their place."""
+    """The model of a case with all its weights."""
     model = kind(model_config(manifest(case, root), image_size))
     source = root / case / state
     report = load_published(model, read_weights(source), str(source))
@@ -178,7 +179,7 @@ def load_model(
 
 
 def everything(rows: Tensor) -> Tensor:
-    """All of these rows count."""
+    """A mask under which all of these rows are valid."""
     return torch.ones(len(rows), dtype=torch.bool)
 
 
@@ -196,7 +197,7 @@ def masked_text(given: dict[str, Tensor], prefix: str = "") -> MaskedText:
 
 
 def pretrain_batch(given: dict[str, Tensor]) -> PretrainBatch:
-    """The case's batch; its region rows are put in order of image, which changes no loss."""
+    """The batch of a case. Its region rows are sorted by image, which does not change the losses."""
     order = given["idx_to_group_img"].argsort(stable=True)
     region = dict(given)
     for name in ("idx_to_group_img", *(n for n in given if n.startswith("region_") and n != "region_image")):
@@ -223,13 +224,13 @@ def region_order(given: dict[str, Tensor]) -> Tensor:
 
 
 def video_batch(given: dict[str, Tensor]) -> PretrainBatch:
-    """The case's videos alone."""
+    """The batch of a case with videos only."""
     videos = VideoTextBatch(given["video"], masked_text(given, "video_"), everything(given["video"]))
     return PretrainBatch(images=None, regions=None, texts=None, videos=videos)
 
 
 def all_streams_batch(given: dict[str, Tensor]) -> PretrainBatch:
-    """Every stream that the case has: images and regions, and either videos and captions alone, or texts with translations."""
+    """All streams of a case: images and regions, and either videos and captions without images, or texts with translations."""
     batch = pretrain_batch(given)
     if "pair_text_ids" in given:
         other = Text(given["pair_other_ids"], given["pair_other_atts"].bool())
@@ -242,7 +243,7 @@ def all_streams_batch(given: dict[str, Tensor]) -> PretrainBatch:
 
 
 def drawn_negatives(given: dict[str, Tensor]) -> list[Tensor]:
-    """The case's hard negatives in the order in which our model draws them: stream by stream, an image for each text, then a
+    """The hard negatives of a case in the order in which our model draws them: stream by stream, an image for each text, then a
     text for each image."""
     order = region_order(given)
     place = order.argsort()

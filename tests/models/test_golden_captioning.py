@@ -1,4 +1,4 @@
-"""The authors' numbers for captioning, through the real loading code: losses, and what greedy and beam search say."""
+"""The authors' results for captioning, through the real loading code: losses, and captions by greedy and beam search."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def model(loaded, device):
 
 
 def batch(kind: str) -> CaptioningBatch:
-    """The case's rows; unused places carry no weight there, and no label here."""
+    """The rows of the case. Unused positions have a weight of zero there, and no label here."""
     given = arrays(GOLDEN / "captioning/inputs.npz")
     labels = given[f"{kind}_masked_ids"].masked_fill(given[f"{kind}_masked_weight"] == 0, IGNORE)
     text = LeftToRightText(
@@ -47,10 +47,11 @@ def batch(kind: str) -> CaptioningBatch:
 
 @pytest.mark.parametrize("kind", ["fgfree", "plain"])
 @torch.no_grad()
-def test_captioning_loss(model, kind, device):
+def test_captioning_loss_equals_the_published_one(model, kind, device):
     given, expected = moved(batch(kind), device), arrays(GOLDEN / "captioning/expected.npz")
     logits = model.logits(given.text, model.project_images(given.pixels))
-    # In float64, ours differ from the authors' float32 by up to 3.4e-5: their own rounding. The loss is closer.
+    # In float64, our logits differ from the authors' float32 logits by up to 3.4e-5, which is their rounding error. The loss is
+    # closer.
     bound = max(5e-5, BOUNDS[device.type])
     torch.testing.assert_close(logits.cpu(), expected[f"{kind}_logits"], rtol=bound, atol=bound)
     loss = model(given)["words"].total / model.counts(given)["words"]
@@ -82,12 +83,12 @@ def test_masks_are_put_into_captions_as_published():
 
 @pytest.mark.parametrize("name", ["greedy", "beam3", "beam3_min2_nofb", "beam3_lp1", "greedy_bs1"])
 @torch.no_grad()
-def test_generated_words(model, name, device):
+def test_generated_words_equal_the_published_ones(model, name, device):
     facts = FACTS["generation"][name]
     given = facts["args"]
     pixels = arrays(GOLDEN / "captioning/inputs.npz")["image"][: facts["n_images"]].to(device)
     expected = arrays(GOLDEN / "captioning/expected.npz")[f"gen_{name}"]
-    # The released length counts the prompt, and grows with the batch.
+    # The length in the released code includes the prompt and grows with the batch.
     longest = given["max_length"] + facts["n_images"] - len(TOKENS.prompt)
     config = DecodingConfig(
         beams=given["num_beams"],
@@ -105,7 +106,7 @@ def test_generated_words(model, name, device):
 
 
 def test_a_pretraining_checkpoint_fills_the_whole_model():
-    """Captioning has no part that pre-training lacks; what pre-training has beside it is left over."""
+    """Captioning has no parameters that pre-training lacks, and the additional parameters of pre-training are unused."""
     state = read_weights(GOLDEN / "pretrain" / "model.safetensors")
     model = CaptioningModel(model_config(manifest("pretrain")))
     report = load_published(model, state, "golden")

@@ -1,4 +1,4 @@
-"""The authors' numbers for retrieval, visual reasoning and grounding, through the real loading code."""
+"""The authors' results for retrieval, visual reasoning and grounding, through the real loading code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.models.golden import GOLDEN, arrays, assert_golden, load_model, manif
 
 
 def case(name: str, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the case gives, on the device, and what it expects."""
+    """The inputs of a case on the device, and the expected outputs."""
     return moved(arrays(GOLDEN / name / "inputs.npz"), device), arrays(GOLDEN / name / "expected.npz")
 
 
@@ -54,7 +54,7 @@ def retrieval_batch(given: dict[str, Tensor], group: Tensor) -> RetrievalBatch:
     return RetrievalBatch(given["image"], text_of(given, rows), group, valid)
 
 
-def test_retrieval_losses(retrieval, device):
+def test_retrieval_losses_equal_the_published_ones(retrieval, device):
     given, expected = case("retrieval", device)
     retrieval.matching_head.drawn = [given["train_image_neg_idx"], given["train_text_neg_idx"]]
     losses = means(retrieval, retrieval_batch(given, given["train_idx"]))
@@ -62,7 +62,7 @@ def test_retrieval_losses(retrieval, device):
     assert_golden(losses["matching"], expected["loss_itm"])
 
 
-def test_retrieval_loss_without_groups(retrieval, device):
+def test_retrieval_loss_without_groups_equals_the_published_one(retrieval, device):
     given, expected = case("retrieval", device)
     retrieval.matching_head.drawn = [given["train_image_neg_idx"], given["train_text_neg_idx"]]
     losses = means(retrieval, retrieval_batch(given, torch.arange(5, device=device)))
@@ -84,7 +84,7 @@ def test_captions_of_one_image_are_never_negatives(retrieval, device):
 
 
 @torch.no_grad()
-def test_retrieval_embeddings(retrieval, device):
+def test_retrieval_embeddings_equal_the_published_ones(retrieval, device):
     given, expected = case("retrieval", device)
     text = text_of(given)
     image_embed = retrieval.contrastive.embed_image(retrieval.vision(given["image"]))
@@ -96,7 +96,7 @@ def test_retrieval_embeddings(retrieval, device):
 
 @pytest.mark.parametrize("tokens_per_call", [8192, 20, 1])
 @torch.no_grad()
-def test_reranking_scores_every_pair_as_published_however_it_is_cut(retrieval, tokens_per_call, device):
+def test_reranking_scores_every_pair_as_published_in_any_batches(retrieval, tokens_per_call, device):
     given, expected = case("retrieval", device)
     text, images = text_of(given), retrieval.vision(given["image"])
     bank = TextBank.of(retrieval.text([Text(text.ids[part], text.mask[part]) for part in (slice(3), slice(3, None))]))
@@ -132,7 +132,7 @@ def test_recalls_equal_the_published_ones():
 
 
 @torch.no_grad()
-def test_visual_reasoning(device):
+def test_visual_reasoning_equals_the_published_results(device):
     given, expected = case("nlvr", device)
     model = load_model("nlvr", NLVRModel).to(device)
     batch = StatementBatch(
@@ -143,7 +143,7 @@ def test_visual_reasoning(device):
 
 
 @torch.no_grad()
-def test_grounding(device):
+def test_grounding_equals_the_published_results(device):
     given, expected = case("grounding", device)
     model = load_model("grounding", GroundingModel).to(device)
     valid = torch.ones(3, dtype=torch.bool, device=device)
@@ -155,7 +155,7 @@ def test_grounding(device):
 
 
 @torch.no_grad()
-def test_texts_in_a_bank_are_the_texts_without_their_padding(retrieval, device):
+def test_texts_in_a_bank_are_stored_without_padding(retrieval, device):
     given = case("retrieval", device)[0]
     text = text_of(given)
     (encoded,) = retrieval.text([text])
@@ -168,7 +168,7 @@ def test_texts_in_a_bank_are_the_texts_without_their_padding(retrieval, device):
 
 
 @torch.no_grad()
-def test_a_bank_in_another_order_gives_the_same_texts_under_other_numbers(retrieval, device):
+def test_a_reordered_bank_gives_the_same_texts_at_other_indices(retrieval, device):
     bank, order = TextBank.of(retrieval.text([text_of(case("retrieval", device)[0])])), torch.tensor([5, 2, 7])
     found, expected = bank.reordered(order).select(torch.tensor([2, 0])), bank.select(torch.tensor([7, 5]))
     assert torch.equal(found.states, expected.states)
@@ -176,7 +176,7 @@ def test_a_bank_in_another_order_gives_the_same_texts_under_other_numbers(retrie
 
 
 @torch.no_grad()
-def test_regions_are_reranked_through_their_patch_masks(retrieval, device):
+def test_regions_are_reranked_with_their_patch_masks(retrieval, device):
     given = case("retrieval", device)[0]
     (texts,), images = retrieval.text([text_of(given)]), retrieval.vision(given["image"])
     masks = torch.arange(images.patches.shape[1], device=device) < torch.tensor([[1], [5], [3]], device=device)

@@ -1,9 +1,10 @@
-"""What each fine-tuning model takes from a checkpoint of pre-training: every entry of the authors' mappings, by its value.
+"""The tensors that each fine-tuning model loads from a pre-training checkpoint, compared with every entry of the authors'
+mappings by value.
 
-A mapping lists the tensors that keep their names (``identity``, a count), those that change them (``renamed``, new name to
-old), those that stay random (``from_scratch``), those that train at a higher rate (``init_params_after``), and those of the
-file that go nowhere (``unused_source``). Variant ``a`` has as many text as fusion layers and texts as wide as images; ``b`` has
-three text layers and two of fusion, and texts wider than images.
+A mapping lists tensors that keep their names (``identity``, a count), tensors that are renamed (``renamed``, new name to old),
+tensors that stay random (``from_scratch``), tensors that train at a higher rate (``init_params_after``), and unused tensors of
+the file (``unused_source``). Variant ``a`` has equal numbers of text and fusion layers, and texts as wide as images. Variant
+``b`` has three text layers and two fusion layers, and texts wider than images.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def pretrained(variant: str) -> dict[str, Tensor]:
     torch.manual_seed(0)
     model = PretrainModel(pretrain_config("b"), streams=StreamWeights(videos=1.0))
     state = published_state(model, "pretrain_base_video")
-    # Random numbers tell every tensor from every other; fresh norms and biases would all be ones and zeros.
+    # Random values distinguish all tensors. Freshly initialised norms and biases would all be ones and zeros.
     state = {name: torch.randn_like(tensor) for name, tensor in state.items()}
     return state | {copy: state[original] for copy, original in TIED.items() if copy in state}
 
@@ -104,7 +105,7 @@ def assert_transformed(model: XVLM, name: str, source: Tensor, before: Tensor) -
 def assert_mapped(
     mapping: dict, model: XVLM, before: dict[str, Tensor], state: dict[str, Tensor], reports: list[LoadReport]
 ) -> None:
-    """``before``: the model's random weights; ``state``: all tensors of the files, under the names of the mapping."""
+    """``before``: the random weights of the model. ``state``: all tensors of the files, under the names of the mapping."""
     rename = published_to_ours(len(model.text.encoder.layer))
     after = model.state_dict()
     renamed = {key: source for key, source in mapping["renamed"].items() if key not in TIED}
@@ -130,9 +131,9 @@ def is_buffer(key: str) -> bool:
     return key.rsplit(".", 1)[-1] in DROPPED
 
 
-def assert_nothing_else_is_left_over(mapping: dict, left_over: list[str]) -> None:
-    """``left_over``: the tensors of the files that found no place. The authors' mapping counts a resized tensor twice: as
-    transformed, and as left over."""
+def assert_no_other_unused_tensors(mapping: dict, left_over: list[str]) -> None:
+    """``left_over``: the tensors of the files that were not loaded. The authors' mapping lists a resized tensor twice, as
+    transformed and as unused."""
     transformed = {key for key, source in mapping["renamed"].items() if source.startswith("TRANSFORMED")}
     expected = set(mapping["unused_source"]) - transformed
     loaded_by_its_original = {key for key in left_over if key in TIED and key not in expected}
@@ -140,7 +141,7 @@ def assert_nothing_else_is_left_over(mapping: dict, left_over: list[str]) -> Non
 
 
 @pytest.mark.parametrize("entry", [entry for entry in MAPPINGS if not entry.endswith(CCLM)])
-def test_a_pretraining_checkpoint_goes_where_the_published_code_puts_it(entry):
+def test_a_pretraining_checkpoint_is_loaded_as_by_the_published_code(entry):
     variant, _, name = entry.partition(":")
     mapping, state = MAPPINGS[entry], pretrained(variant)
     torch.manual_seed(1)
@@ -148,7 +149,7 @@ def test_a_pretraining_checkpoint_goes_where_the_published_code_puts_it(entry):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     report = load_published(model, state, "golden")
     assert_mapped(mapping, model, before, state, [report])
-    assert_nothing_else_is_left_over(mapping, [*report.unused, *report.dropped])
+    assert_no_other_unused_tensors(mapping, [*report.unused, *report.dropped])
 
 
 def multilingual_model(config: PretrainModelConfig) -> PretrainModel:
@@ -168,10 +169,10 @@ def multilingual_model(config: PretrainModelConfig) -> PretrainModel:
 
 
 def xlm_r_state(mapping: dict, model: PretrainModel) -> dict[str, Tensor]:
-    """An XLM-R file with the tensors that the mapping names, of random numbers.
+    """An XLM-R file with random values for the tensors that the mapping names.
 
-    The authors' tiny file may have more layers than the model, which they cut. Ours refuses such a file
-    (tests/models/test_initialise.py), so that it has none of them here.
+    The authors' tiny file may have more layers than the model, and their code drops them. Our code rejects such a file
+    (tests/models/test_initialise.py), so the additional layers are omitted here.
     """
     rename, parameters = published_to_ours(len(model.text.encoder.layer)), model.state_dict()
     state = {
@@ -184,7 +185,9 @@ def xlm_r_state(mapping: dict, model: PretrainModel) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("variant", ["a", "b"])
-def test_a_multilingual_model_takes_all_but_its_text_from_an_english_checkpoint(variant, tmp_path: Path):
+def test_a_multilingual_model_loads_everything_except_its_text_encoder_from_an_english_checkpoint(
+    variant, tmp_path: Path
+):
     mapping, english = MAPPINGS[f"{variant}:{CCLM}"], pretrained(variant)
     torch.manual_seed(1)
     model = multilingual_model(pretrain_config(variant))
@@ -197,6 +200,6 @@ def test_a_multilingual_model_takes_all_but_its_text_from_an_english_checkpoint(
     whole, text = initialise(model, config)
     assert_mapped(mapping, model, before, english | xlm_r, [whole, text])
     of_the_file = [key for key in mapping["unused_source"] if not key.startswith("XLMR:")]
-    assert_nothing_else_is_left_over(mapping | {"unused_source": of_the_file}, [*whole.unused, *whole.dropped])
+    assert_no_other_unused_tensors(mapping | {"unused_source": of_the_file}, [*whole.unused, *whole.dropped])
     heads = [key.removeprefix("XLMR:") for key in xlm_r if key.startswith("XLMR:lm_head.")]
     assert {*text.unused, *text.dropped} == {bert_to_ours(key) or key for key in heads}

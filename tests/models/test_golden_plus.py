@@ -1,4 +1,4 @@
-"""The authors' numbers with XLM-R and the fusion apart from it (golden case `xlmplus`), through the real loading code."""
+"""The authors' results with XLM-R and a separate fusion (golden case `xlmplus`), through the real loading code."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def text(model, given) -> PackedTexts:
     return encoded(model, given["text_ids"], given["text_atts"])
 
 
-def test_text_states_equal_those_of_the_published_xlm_roberta(text):
+def test_text_states_equal_the_published_xlm_roberta(text):
     assert_golden(text.padded(), EXPECTED["text_embeds"], text.packing.mask)
 
 
@@ -102,7 +102,7 @@ def test_fusion_equals_the_published_cross_encoder(model, text, given):
 
 
 @pytest.mark.parametrize("order", ["as given", "reversed", "two at each"])
-def test_fusion_looks_at_texts_as_published(model, text, given, order, device):
+def test_fusion_attends_to_texts_as_published(model, text, given, order, device):
     memory = model.fusion.project_texts(encoded(model, given["text_ids_2"], given["text_atts_2"]))
     rows = torch.arange(text.packing.count, device=device)
     if order == "reversed":
@@ -141,7 +141,7 @@ def test_losses_of_images_and_of_parallel_texts_equal_the_published_ones(model, 
 
 
 ROBERTA = TextArchitecture(family="roberta", vocab_size=250002, max_positions=514, token_types=1, eps=1e-5, pad_id=1)
-"""XLM-R base; its fusion has BERT's epsilon."""
+"""XLM-R base. The epsilon of its fusion is BERT's."""
 
 
 def config(kind: type[ModelConfig], image_size: int, **more) -> ModelConfig:
@@ -170,7 +170,7 @@ def base_model(name: str) -> XVLM:
 @pytest.mark.parametrize(
     "name", ["pretrain_cclm_base", "plus_retrieval_base", "plus_vqa_base", "plus_marvl_base", "plus_xvnli_base"]
 )
-def test_a_base_model_with_xlm_r_has_a_place_for_every_published_tensor(name):
+def test_every_published_tensor_has_a_parameter_in_a_base_model_with_xlm_r(name):
     model = base_model(name)
     published = json.loads((GOLDEN / "checkpoint_keys" / f"{name}.json").read_text())["keys"]
     rename = published_to_ours(text_layers=12)
@@ -196,7 +196,7 @@ def test_optimiser_groups_of_multilingual_pre_training_equal_the_released_ones()
 
 
 def multilingual_vqa(words: str, **sizes) -> VQAModel:
-    """The sizes of the case ``xvlmplus``, or of XLM-R base on the meta device."""
+    """A model with the sizes of the case ``xvlmplus``, or of XLM-R base on the meta device."""
     if sizes:
         return VQAModel(config(VQAModelConfig, decoder=DecoderConfig(word_table=words), **sizes))
     shared = case_config()
@@ -204,8 +204,9 @@ def multilingual_vqa(words: str, **sizes) -> VQAModel:
     return VQAModel(VQAModelConfig(**parts, decoder=DecoderConfig(word_table=words)))
 
 
-def test_an_answer_decoder_with_words_of_its_own_has_a_place_for_every_tensor_of_the_released_xgqa_script():
-    """The listed file is of the model with shared words; without them the second table is one more parameter."""
+def test_an_answer_decoder_with_its_own_word_table_has_all_tensors_of_the_released_xgqa_script():
+    """The listed file belongs to the model with a shared word table. Without sharing, the second table is an additional
+    parameter."""
     with torch.device("meta"):
         model = multilingual_vqa("own", image_size=384)
     published = json.loads((GOLDEN / "checkpoint_keys" / "plus_vqa_base.json").read_text())["keys"]
@@ -219,7 +220,7 @@ def test_an_answer_decoder_with_words_of_its_own_has_a_place_for_every_tensor_of
 
 
 @pytest.mark.parametrize("words", ["own", "shared"])
-def test_an_answer_decoder_beside_xlm_r_reads_back_whole(words):
+def test_an_answer_decoder_with_xlm_r_is_loaded_completely(words):
     torch.manual_seed(0)
     source, model = multilingual_vqa(words), multilingual_vqa(words)
     state = published_state(source, "plus_vqa_base")
@@ -231,19 +232,19 @@ def test_an_answer_decoder_beside_xlm_r_reads_back_whole(words):
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_a_file_of_shared_words_loads_into_a_decoder_with_words_of_its_own():
+def test_a_file_with_a_shared_word_table_loads_into_a_decoder_with_its_own():
     source, model = multilingual_vqa("shared"), multilingual_vqa("own")
     load_published(model, published_state(source, "plus_vqa_base"), "case").require_complete()
     assert torch.equal(model.decoder.words, source.text.word_embeddings)
 
 
-def test_a_file_of_two_word_tables_needs_a_decoder_with_words_of_its_own():
+def test_a_file_with_two_word_tables_needs_a_decoder_with_its_own():
     state = published_state(multilingual_vqa("own"), "plus_vqa_base")
     with pytest.raises(UserError, match=r"text_decoder\.bert.* differs from .*; set model\.decoder\.word_table=own"):
         load_published(multilingual_vqa("shared"), state, "case")
 
 
-def test_words_of_its_own_start_fresh_and_layers_from_the_fusion():
+def test_its_own_word_table_starts_randomly_and_layers_start_from_the_fusion():
     model = multilingual_vqa("own")
     report = load_published(model, read_weights(CASE / "model.safetensors"), "case")
     assert {name.split(".")[1] for name in report.fresh} == {"embeddings", "word_head"}
@@ -251,8 +252,9 @@ def test_words_of_its_own_start_fresh_and_layers_from_the_fusion():
     assert torch.equal(model.decoder.layer[0].output.dense.weight, model.fusion.layer[0].output.dense.weight)
 
 
-def test_word_heads_take_the_eps_of_the_encoder_that_the_authors_give_them():
-    """Of the text encoder in pre-training and captioning; of the fusion in the answer decoder, which is a copy of it."""
+def test_word_heads_have_the_eps_of_the_same_encoder_as_the_authors():
+    """The encoder is the text encoder in pre-training and captioning, and the fusion in the answer decoder, which is initialised
+    from it."""
     shared = case_config()
     text, fusion = shared.text.arch.eps, shared.fusion.eps
     assert (text, fusion) == (1e-5, 1e-12)

@@ -1,4 +1,4 @@
-"""The authors' numbers (golden case `pretrain`), through the real loading code."""
+"""The authors' results (golden case `pretrain`), through the real loading code."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_fusion_equals_the_published_one(model, text, given):
     assert_golden(fused(model, text, memory), EXPECTED["fusion_embeds"], text.packing.mask)
 
 
-def test_it_does_with_texts_and_images_in_another_order(model, text, given, device):
+def test_fusion_equals_the_published_one_with_texts_and_images_in_another_order(model, text, given, device):
     memory = model.fusion.project_concepts(model.vision(given["image"]))
     order = torch.arange(text.packing.count, device=device).flip(0)
     states = fused(model, text.select(order), memory.select(order))
@@ -92,7 +92,9 @@ def test_it_does_with_texts_and_images_in_another_order(model, text, given, devi
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
-def test_it_does_with_several_texts_at_an_image_and_several_passes(model, text, given, times, device):
+def test_fusion_equals_the_published_one_with_several_texts_per_image_and_several_passes(
+    model, text, given, times, device
+):
     memory = model.fusion.project_concepts(model.vision(given["image"]))
     rows = torch.arange(text.packing.count, device=device)
     repeated = text.select(rows.repeat_interleave(times))
@@ -103,7 +105,7 @@ def test_it_does_with_several_texts_at_an_image_and_several_passes(model, text, 
 
 
 @pytest.mark.parametrize("beside_whole_images", [False, True])
-def test_fusion_sees_a_region_through_its_patch_mask(model, beside_whole_images, given):
+def test_fusion_attends_to_a_region_with_its_patch_mask(model, beside_whole_images, given):
     images, regions = region_concepts(model, given)
     text = encoded(model, given["region_text_ids"], given["region_text_atts"])
     of_regions, of_images = model.fusion.project_regions(regions, images)
@@ -114,7 +116,7 @@ def test_fusion_sees_a_region_through_its_patch_mask(model, beside_whole_images,
     assert_golden(states, EXPECTED["region_fusion_embeds"], text.packing.mask)
 
 
-def test_embeddings_similarity_and_sampling_weights(model, text, given, device):
+def test_embeddings_similarities_and_sampling_weights_equal_the_published_ones(model, text, given, device):
     head = model.contrastive
     image_embed, text_embed = head.embed_image(model.vision(given["image"])), head.embed_text(text)
     assert_golden(image_embed, EXPECTED["image_feat"])
@@ -128,7 +130,7 @@ def test_embeddings_similarity_and_sampling_weights(model, text, given, device):
     assert_golden(negative_weights(similarity, allowed), EXPECTED["hard_negative_weights_for_text"])
 
 
-def test_boxes_and_words(model, given, device):
+def test_boxes_and_word_logits_equal_the_published_ones(model, given, device):
     images = model.vision(given["region_image"])
     phrases = encoded(model, given["region_text_ids"], given["region_text_atts"])
     boxes = model.predict_boxes(phrases, images, given["idx_to_group_img"])
@@ -170,7 +172,7 @@ PUBLISHED_LOSSES = {
 }
 
 
-def test_losses_and_the_gradient_of_every_parameter(model, device):
+def test_losses_and_the_gradient_of_every_parameter_equal_the_published_ones(model, device):
     terms, losses = whole_step(model, device)
     assert set(losses) == set(PUBLISHED_LOSSES)
     for name, published in PUBLISHED_LOSSES.items():
@@ -199,7 +201,7 @@ def assert_gradients(model) -> None:
             assert_golden(parameters[rename(name.removeprefix("grad::"))].grad, gradient)
 
 
-def test_boxes_of_whole_images_can_be_learned_too(model, given, device):
+def test_boxes_of_whole_images_can_be_trained_too(model, given, device):
     batch = moved(pretrain_batch(GIVEN), device)
     regions = torch.zeros_like(batch.regions.is_image)
     model.matching_head.drawn = [
@@ -214,7 +216,7 @@ def test_boxes_of_whole_images_can_be_learned_too(model, given, device):
         assert_golden(terms[f"regions/{name}"].total / counts[f"regions/{name}"], EXPECTED[published])
 
 
-def test_text_only_masked_words(model, monkeypatch, device):
+def test_masked_words_of_texts_without_images_equal_the_published_ones(model, monkeypatch, device):
     text = masked_text(GIVEN)
     monkeypatch.setitem(model.streams, "texts", TextStream("texts", 1.0, LossWeights(), "negative"))
     batch = moved(PretrainBatch(None, None, TextBatch(text, everything(text.ids))), device)

@@ -1,7 +1,7 @@
-"""Three models of random sizes, in float64: losses and the gradient of every parameter equal those of the authors' code.
+"""Three models of random sizes in float64: losses and the gradient of every parameter equal the authors' code.
 
-The difference between two arrays is the largest absolute difference of their entries, divided by the largest absolute
-entry of the expected array or by 1, whichever is larger. Measured on a CPU: 5.5e-16 in losses, 2.5e-15 in gradients.
+The difference between two arrays is the maximum absolute difference of their entries, divided by the maximum absolute entry of
+the expected array or by 1, whichever is larger. On a CPU it was 5.5e-16 for losses and 2.5e-15 for gradients.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def load(case: str) -> PretrainModel:
         streams=StreamWeights(
             regions=facts["iter_perc"],
             videos=1.0 if has_videos else None,
-            texts=1.0 if has_videos else None,  # the English cases also train on their captions alone
+            texts=1.0 if has_videos else None,  # the English cases also train on their captions without images
             translations=1.0 if has_translations else None,
         ),
     )
@@ -75,8 +75,8 @@ def load(case: str) -> PretrainModel:
 def whole_step(
     case: str, device: torch.device, in_bf16: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-    """Losses, their weighted sum ``total`` among them, and gradients of one step with all streams: in float64, or by the
-    autocast of float32 to bf16."""
+    """Losses, including their weighted sum ``total``, and gradients of one step with all streams, in float64 or with bf16
+    autocast from float32."""
     model, given = load(case).to(device), arrays(ROOT / case / "inputs.npz")
     model.matching_head.drawn = [each.to(device) for each in drawn_negatives(given)]
     batch = moved(all_streams_batch(given), device)
@@ -129,9 +129,9 @@ def test_no_loss_of_a_float64_model_is_float32(case, device):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_losses_and_the_gradient_in_bf16_are_near_the_published_ones(case, device):
-    """Relative errors on a CPU: losses 0.5 %, whole gradient 1.7 %. The bounds are three to four times as wide, for other
-    kernels."""
+def test_losses_and_the_gradient_in_bf16_are_close_to_the_published_ones(case, device):
+    """Relative errors on a CPU were 0.5 % for losses and 1.7 % for the whole gradient. The bounds are three to four times as
+    wide, to allow for other kernels."""
     expected = arrays(ROOT / case / "expected64.npz")
     losses, gradients = whole_step(case, device, in_bf16=True)
     _, exact = whole_step(case, device)

@@ -1,4 +1,5 @@
-"""The authors' numbers for question answering, through the real loading code, and the ranking of candidates by the naive way."""
+"""The authors' results for question answering, through the real loading code, and the ranking of candidates compared with a naive
+implementation."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ def shared_config(case: str) -> ModelConfig:
 
 
 def vqa_config(case: str, layers: int) -> VQAModelConfig:
-    """The configuration of a golden case with an answer decoder of so many layers."""
+    """The configuration of a golden case whose answer decoder has ``layers`` layers."""
     return VQAModelConfig(**shared_config(case).model_dump(), decoder=DecoderConfig(layers=layers))
 
 
@@ -59,7 +60,7 @@ def model(loaded, device):
 
 @pytest.fixture
 def asked(model, device) -> PackedTexts:
-    """The case's questions with their images."""
+    """The questions of the case with their images."""
     given = moved(batch(), device)
     return model.fuse_questions(given.pixels, given.text)
 
@@ -80,22 +81,20 @@ def batch(valid: Tensor | None = None) -> QuestionBatch:
     )
 
 
-def test_training_loss(model, device):
+def test_the_training_loss_equals_the_published_one(model, device):
     given = moved(batch(), device)
     term = model(given)["answers"]
     assert_golden(term.total / model.counts(given)["answers"], EXPECTED["train_loss"])
 
 
-def test_a_question_that_does_not_count_adds_nothing(model, device):
+def test_an_invalid_question_adds_nothing(model, device):
     both = model(moved(batch(), device))["answers"].total
     parts = [moved(batch(torch.tensor([keep, not keep])), device) for keep in (True, False)]
     assert_golden(sum(model(part)["answers"].total for part in parts), both)
     assert [int(model.counts(part)["answers"]) for part in parts] == [1, 1]
 
 
-def test_questions_about_an_image_that_they_share_have_the_loss_and_the_gradients_of_questions_with_one_each(
-    model, device
-):
+def test_questions_that_share_an_image_have_the_loss_and_gradients_of_separate_images(model, device):
     given = batch()
     rows, image_of_question = torch.tensor([0, 1, 0, 1]), torch.tensor([1, 0, 0, 1])
     answers = given.question_of_answer
@@ -117,11 +116,11 @@ def test_questions_about_an_image_that_they_share_have_the_loss_and_the_gradient
         assert (shared is None) == (separate is None)
         if shared is not None:
             assert_golden(shared, separate)
-    assert images == [2, 3], "the image of the question that does not count is asked about by another"
+    assert images == [2, 3], "another question must share the image of the invalid question"
 
 
 @torch.no_grad()
-def test_question_states_and_decoder_logits(model, device):
+def test_question_states_and_decoder_logits_equal_the_published_ones(model, device):
     given = moved(batch(), device)
     states = model.fuse_questions(given.pixels, given.text)
     assert_golden(states.padded(), EXPECTED["question_states"], states.packing.mask)
@@ -131,7 +130,7 @@ def test_question_states_and_decoder_logits(model, device):
 
 
 @torch.no_grad()
-def test_several_questions_about_an_image_share_it(model, device):
+def test_several_questions_can_share_an_image(model, device):
     questions, images = text("question"), GIVEN["image"].to(device)
     rows, image_of_question = torch.tensor([0, 1, 1]), torch.tensor([1, 0, 1], device=device)
     questions = moved(Text(questions.ids[rows], questions.mask[rows]), device)
@@ -147,14 +146,14 @@ def candidates() -> list[list[int]]:
 
 @pytest.mark.parametrize("nodes_per_call", [None, 1])
 @torch.no_grad()
-def test_ranking_of_candidates(model, asked, nodes_per_call):
+def test_the_ranking_of_candidates_equals_the_published_one(model, asked, nodes_per_call):
     found = rank_answers(model.decoder, asked, AnswerTree(candidates()), 9, "released", nodes_per_call)
     assert torch.equal(found.ids.cpu(), EXPECTED["rank_k9_ids"])
     assert_golden(found.probabilities, EXPECTED["rank_k9_probs"])
 
 
 @torch.no_grad()
-def test_the_first_tokens_choose_the_candidates(model, asked, device):
+def test_the_first_tokens_select_the_candidates(model, asked, device):
     likeliest = EXPECTED["first_token_probs"].sort(dim=1, descending=True, stable=True).indices
     for k in (1, 4):
         found = rank_answers(model.decoder, asked, AnswerTree(candidates()), k, "likelihood")
@@ -182,7 +181,8 @@ def small_model(**sizes) -> VQAModel:
 
 
 def naive_scores(model: VQAModel, question: PackedTexts, chosen: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Of each candidate the sum of its tokens' log-probabilities, and that of the first; one at a time, nothing shared."""
+    """For each candidate, the sum of the log-probabilities of its tokens, and the log-probability of its first token. Each
+    candidate is computed separately."""
     scores = []
     for ids in chosen:
         row = torch.tensor([ids])
@@ -197,8 +197,9 @@ def naive_scores(model: VQAModel, question: PackedTexts, chosen: list[list[int]]
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 @pytest.mark.parametrize("k", [3, 20, 99])
 @torch.no_grad()
-def test_ranking_equals_scoring_one_candidate_after_the_other(ranking, family, k):
-    """Shared beginnings, one that is the whole of another, questions of several lengths, padding in the middle of nothing."""
+def test_the_ranking_equals_scoring_candidates_separately(ranking, family, k):
+    """Candidates share prefixes, one is a prefix of another, questions have several lengths, and padding is nowhere in the
+    middle."""
     model = small_model(family=family, pad_id=1 if family == "roberta" else 0)
     draws = torch.Generator().manual_seed(1)
     bodies = {tuple(torch.randint(5, 9, (1 + n % 4,), generator=draws).tolist()): None for n in range(60)}
@@ -219,7 +220,7 @@ def test_ranking_equals_scoring_one_candidate_after_the_other(ranking, family, k
 
 
 def test_the_two_rankings_can_disagree():
-    """Counting the first token twice prefers likely beginnings."""
+    """Counting the first token twice prefers likely first tokens."""
     model = small_model(seed=5)
     listed = [[2, a, b, 3] for a in range(5, 15) for b in range(5, 15)]
     states = torch.randn(12, 16, generator=torch.Generator().manual_seed(2))
@@ -232,7 +233,7 @@ def test_the_two_rankings_can_disagree():
     assert not torch.equal(*best)
 
 
-def test_equal_beginnings_are_one_node():
+def test_equal_prefixes_share_a_node():
     tree = AnswerTree([[2, 7, 3], [2, 7, 8, 3], [2, 7, 9, 3], [2, 8, 3]])
     assert len(tree) == 4
     assert tree.tokens.tolist() == [2, 7, 8, 9, 8]
@@ -244,7 +245,7 @@ def test_equal_beginnings_are_one_node():
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_keys_and_values_start_fresh_where_images_are_not_as_wide_as_texts(layers, tmp_path):
+def test_keys_and_values_start_randomly_if_images_and_texts_differ_in_width(layers, tmp_path):
     mapping = MAPPINGS["b:vqa_dec_half_cross" if layers == 1 else "b:vqa_dec_eq_cross"]
     config = vqa_config("pretrain", layers)
     narrow = {"vision": config.vision.model_copy(update={"width": 16, "heads": 2})}
@@ -262,7 +263,7 @@ def test_keys_and_values_start_fresh_where_images_are_not_as_wide_as_texts(layer
     assert not any(name.startswith("word_head.") for name in report.unused)
 
 
-def test_a_fine_tuned_model_reads_back_whole_and_copies_nothing(tmp_path):
+def test_a_fine_tuned_model_is_loaded_completely_without_copies(tmp_path):
     model, other = small_model(), small_model(seed=1)
     save_file(dict(model.state_dict()), tmp_path / "model.safetensors")
     report = load_weights(other, tmp_path / "model.safetensors")
@@ -276,8 +277,9 @@ def test_a_fine_tuned_model_reads_back_whole_and_copies_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(("text_layers", "expected"), [(1, [0, 2]), (2, [1, 3]), (3, [0, 2])])
-def test_a_decoder_of_half_the_depth_starts_from_the_odd_layers_of_text_and_fusion(text_layers, expected):
-    """As released: odd numbers in the whole stack, so that an odd number of text layers gives the fusion's first layer."""
+def test_a_decoder_of_half_the_depth_starts_from_odd_layers_of_text_and_fusion(text_layers, expected):
+    """As released, layers with odd indices in the whole stack are used, so with an odd number of text layers, the fusion's first
+    layer is used."""
     found = small_model(layers=text_layers, fusion=4, decoder=2).copied_from()
     layers = [found[f"decoder.layer.{layer}.output.dense.weight"] for layer in range(2)]
     assert layers == [f"fusion.layer.{layer}.output.dense.weight" for layer in expected]

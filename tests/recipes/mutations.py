@@ -87,8 +87,8 @@ def copy_of_configs(folder: Path) -> Path:
 
 
 def notice(mutation: Mutation, copy: Path) -> list[str]:
-    """Applies the mutation to ``copy`` and undoes it. Returns the reported differences; if there are none, the value is not
-    guarded."""
+    """Applies the mutation to ``copy`` and undoes it. Returns the reported differences. If the result is empty, no check guards
+    the value."""
     if mutation.config is None:
         return []
     path = copy / mutation.file.relative_to(ROOT / "configs")

@@ -104,7 +104,7 @@ def same(actual: Any, wanted: Any) -> bool:
 
 
 def value_at(config: Any, key: str) -> Any:
-    """The value at a dotted key, in which numbers index lists; ``ABSENT`` if there is none."""
+    """Returns the value at a dotted key, in which numbers index lists. Returns ``ABSENT`` if the key does not exist."""
     for part in key.split("."):
         if isinstance(config, list):
             config = config[int(part)] if part.isdigit() and int(part) < len(config) else ABSENT

@@ -26,8 +26,8 @@ def test_exactly_the_values_of_the_paper_and_the_release_are_marked(name):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_a_comment_that_begins_like_a_mark_is_a_valid_mark(path):
-    """`# paper` without a place, or with two, looks like a mark but is none. Lines are never marked as `ours`."""
+def test_a_comment_that_starts_like_a_mark_is_a_valid_mark(path):
+    """`# paper` without a place, or with two, looks like a mark but is not valid. Lines are never marked as `ours`."""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         comment = COMMENT.match(line.strip())
         if comment and not line.strip().startswith("#"):

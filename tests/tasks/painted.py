@@ -25,8 +25,8 @@ SIZE = 32
 
 
 def write_pictures(folder: Path) -> None:
-    """Image n has the n-th colour, size and shape. It is plain, with a square whose position and size depend on the latter
-    two."""
+    """Writes grey images with one square each. Image n has the n-th colour, and the square's position and size depend on the n-th
+    size and shape."""
     folder.mkdir()
     for number, (colour, size, shape) in enumerate(LOOKS):
         pixels = np.full((SIZE, SIZE, 3), 128, dtype=np.uint8)

@@ -201,7 +201,7 @@ def test_questions_that_need_no_image_cause_a_warning(doctor, given, scenes_fold
 
 
 def test_starting_from_a_run_that_ignores_the_images_causes_a_warning(scenes_folder, tmp_path):
-    """The run's accuracy is no better than its image-blind baseline."""
+    """The run's accuracy does not exceed its image-blind baseline."""
     run = tmp_path / "run"
     run.mkdir()
     (run / "model.safetensors").write_bytes(b"weights")

@@ -149,7 +149,7 @@ def test_the_exit_status_shows_whether_all_is_well(make, capsys, state, status):
 
 
 def test_a_run_stopped_during_a_validation_is_shown_as_stopped_despite_its_lock(make, capsys):
-    """Its process ends immediately in that case, without unlocking the folder."""
+    """The process ends immediately in that case, without unlocking the folder."""
     folder = lock(cut(make(losses=range(10, 5, -1), events=LOG + line("01", STOPPED))), NO_PROCESS)
     assert object_of(capsys, folder, 1)["text"] == OneLine("stopped at step 5 of 10", "SIGTERM")
 

@@ -36,7 +36,7 @@ def test_answers_equal_those_of_the_task(task, model, data):
     images, questions = [data / row["image"] for row in listed], [row["question"] for row in listed]
     assert model("vqa").answer(images, questions) == [said[row["question_id"]] for row in listed]
     assert len(set(said.values())) > 1
-    # There are two questions about one image, which is read once. With a single candidate, there is no choice.
+    # There are two questions about one image, which is read once. A single candidate must be the answer.
     assert model("vqa").answer(images[0], questions[:2]) == [said[row["question_id"]] for row in listed[:2]]
     assert model("vqa").answer(images[:3], questions[0], ["green"]) == ["green"] * 3
 
@@ -221,7 +221,7 @@ def test_a_truncated_text_is_reported(model, data, caplog):
 
 
 def test_a_video_of_one_repeated_image_equals_the_image(of_videos, model, data, tmp_path):
-    """The position embeddings of frames are still zero, so the mean over frames equals the image."""
+    """If the position embeddings of frames are zero, the mean over frames equals the image."""
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes((data / "images/4.png").read_bytes())
     texts = ["a star", "a blue circle"]

@@ -1,5 +1,5 @@
-"""Official JSON files are parsed in pieces. The values equal those of ``json.loads`` wherever a block ends, and any other file is
-reported in one line."""
+"""Official JSON files are parsed in pieces. The values equal the result of ``json.loads`` wherever a block ends, and any other
+file is reported in one line."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 @pytest.fixture
 def convert(tmp_path, monkeypatch, capsys):
-    """Runs the command and returns the records of all files, and its output. After exit status 2 there are no files."""
+    """Runs the command and returns the records of all files, and its output. If the exit status is 2, no file may exist."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def run(*words: str, out: str = "out", status: int = 0) -> tuple[list[dict], str]:

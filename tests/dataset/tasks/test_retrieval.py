@@ -242,7 +242,7 @@ def test_a_karpathy_entry_that_is_not_an_object_is_reported_in_one_line(read, wr
 
 @pytest.fixture
 def batches(tokenizer, tmp_path, write, picture):
-    """Batches of 3 over 5 images with 1 to 3 captions each: 11 captions, each with a word of its own."""
+    """Batches of 3 over 5 images with 1 to 3 captions each: 11 captions, each with a different word."""
 
     def make(seed: int = 0, batch_size: int = 3, rows: list | None = None, **options) -> RetrievalBatches:
         numbers = iter(WORDS)

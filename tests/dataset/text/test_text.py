@@ -198,7 +198,7 @@ def test_the_pieces_of_a_word_are_masked_together(tokenizer):
 
 
 def test_words_are_grouped_for_any_tokenizer():
-    """A byte-level BPE marks the start of a word instead of its continuation, so there is no "##" to look for."""
+    """A byte-level BPE marks the start of a word instead of its continuation, so tokens contain no "##"."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     entries = ["<s>", "</s>", "<pad>", "<mask>", "<unk>", *"▁redstarmlonw", "▁r", "▁s", "▁re", "▁st"]

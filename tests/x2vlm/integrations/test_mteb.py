@@ -250,7 +250,7 @@ def test_unsupported_inputs_are_rejected(model, scenes, run):
         X2VLMEncoder(model("pretrain")).encode([{"audio": [1]}])
 
 
-def test_results_are_read_into_the_tables_of_mteb(model):
+def test_the_metadata_identify_weights_and_settings(model):
     meta = X2VLMEncoder(model("pretrain")).mteb_model_meta
     assert meta.name == "x2vlm/pretrain" and meta.revision.startswith(model("pretrain").runtime.weights[:16])
     # Other settings give other results, which mteb's cache must not return for the same revision.

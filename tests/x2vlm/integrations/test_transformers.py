@@ -170,7 +170,7 @@ def test_half_precision_and_tuple_outputs_are_supported(saved, images):
     np.testing.assert_allclose(found[0].float(), output.image_embeds, atol=0.05)
 
 
-def test_the_processor_accepts_all_documented_inputs(saved, images):
+def test_the_processor_accepts_images_in_all_forms_and_rejects_unsupported_options(saved, images):
     processor = AutoProcessor.from_pretrained(saved("pretrain"), trust_remote_code=True)
     expected = processor(images=Image.open(images[0]))["pixel_values"]
     for given in (images[0], str(images[0]), np.asarray(Image.open(images[0]))):

@@ -68,7 +68,7 @@ def test_a_model_has_a_tab_for_each_of_its_calls(kind, model, data):
     assert [ability.name for ability in found] == TABS[kind]
     for ability in found:
         if (kind, ability.name) == ("retrieval", "explain"):
-            continue  # the tiny model has a single fusion block, for which there are no maps
+            continue  # the tiny model has a single fusion block, which has no maps
         assert all(text.example in ("", "what is this?") for text in ability.texts), (
             "a model of drawn shapes does not know dogs"
         )
@@ -79,7 +79,7 @@ def test_a_model_has_a_tab_for_each_of_its_calls(kind, model, data):
             assert picture.pixels.dtype == np.uint8 and picture.pixels.shape[1] > 300
 
 
-def test_a_video_model_has_no_tabs_for_images_only(of_videos, clip):
+def test_a_video_model_only_has_the_matching_tab(of_videos, clip):
     [match] = abilities_of(of_videos)
     assert (match.name, match.files) == ("match", 1)
     score = of_videos.match(clip, "a star")[0, 0]
