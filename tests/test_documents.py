@@ -192,8 +192,8 @@ def test_the_constraints_are_releases_within_the_ranges_of_every_requirement():
         "releases must not have +cpu or +cu"
     )
     for file in ("requirements.txt", "requirements-dev.txt"):
-        wanted = [line.partition("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
-        for requirement in (Requirement(line) for line in wanted if line and not line.startswith("-r")):
+        requested = [line.partition("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
+        for requirement in (Requirement(line) for line in requested if line and not line.startswith("-r")):
             name = canonicalize_name(requirement.name)
             assert name in pinned, name
             assert requirement.specifier.contains(pinned[name]), name

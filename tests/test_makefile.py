@@ -22,8 +22,8 @@ def test_the_demo_proposes_another_task_next(task):
 
 
 def test_help_lists_every_target_that_a_newcomer_needs():
-    said = planned("help")
+    message = planned("help")
     for (
         target
     ) in "demo real gpu setup test test-all faults lint types test-lowest test-newest test-extras scenes clips".split():  # noqa: SIM905
-        assert f"make {target}" in said or f" {target} " in said, target
+        assert f"make {target}" in message or f" {target} " in message, target

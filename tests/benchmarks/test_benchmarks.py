@@ -203,16 +203,16 @@ def test_the_stub_returns_the_losses_and_counts_of_the_real_model():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         (["--step-images-per-s", "-4"], ("--step-images-per-s", "'-4'")),
         (["--step-images-per-s", "nan"], ("--step-images-per-s", "nan")),
         (["--quality", "500"], ("--quality", "500", "1", "100")),
     ],
 )
-def test_an_impossible_rate_or_quality_is_rejected(wrong, said, capsys):
+def test_an_impossible_rate_or_quality_is_rejected(wrong, message, capsys):
     assert call(data.main, ["--small", *wrong], "data") == 2
-    assert OneLine(*said) in capsys.readouterr().err.splitlines()
+    assert OneLine(*message) in capsys.readouterr().err.splitlines()
 
 
 STREAMS = {
@@ -318,7 +318,7 @@ def test_each_batch_is_used_once_before_timing_starts(way, flags, steps, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         (["--config", "nofile.yaml"], ("nofile.yaml",)),
         (["optim.lrr=1"], ("command line", "optim.lrr", "optim.lr")),
@@ -336,13 +336,13 @@ def test_each_batch_is_used_once_before_timing_starts(way, flags, steps, monkeyp
         ),
     ],
 )
-def test_a_config_that_cannot_be_measured_is_rejected_in_one_line(wrong, said, capsys):
+def test_a_config_that_cannot_be_measured_is_rejected_in_one_line(wrong, message, capsys):
     assert call(gpu.main, wrong, "gpu") == 2
-    assert capsys.readouterr() == ("", OneLine("error:", *said))
+    assert capsys.readouterr() == ("", OneLine("error:", *message))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         (["foo"], ("foo", "key=value")),
         (["--ways", "eager,fast"], ("--ways", "fast", "plain,eager,compiled")),
@@ -351,9 +351,9 @@ def test_a_config_that_cannot_be_measured_is_rejected_in_one_line(wrong, said, c
         (["--small", "--config", "configs/demo/pretrain.yaml"], ("--small", "--config")),
     ],
 )
-def test_a_wrong_flag_of_the_gpu_benchmark_is_rejected(wrong, said, capsys):
+def test_a_wrong_flag_of_the_gpu_benchmark_is_rejected(wrong, message, capsys):
     assert call(gpu.main, wrong, "gpu") == 2
-    assert OneLine("error:", *said) in capsys.readouterr().err.splitlines()
+    assert OneLine("error:", *message) in capsys.readouterr().err.splitlines()
 
 
 def test_the_small_check_keeps_the_users_flags(monkeypatch):
@@ -390,8 +390,8 @@ def test_a_way_that_runs_out_of_memory_does_not_stop_the_others(capsys, monkeypa
 def test_the_plain_way_is_skipped_with_a_reason_if_it_lacks_a_feature(capsys, monkeypatch):
     monkeypatch.setattr(gpu, "measure", lambda way, *_: {"way": way, "samples_per_s": 1.0})
     assert call(gpu.main, ["--small", "model.fusion.drop_path=0.1"], "gpu") == 0
-    left_out, *_ = capsys.readouterr().out.splitlines()
-    assert left_out == OneLine("model.fusion.drop_path", "plain")
+    skipped, *_ = capsys.readouterr().out.splitlines()
+    assert skipped == OneLine("model.fusion.drop_path", "plain")
 
 
 def test_other_text_encoders_skip_the_plain_way_and_their_flops_are_counted(capsys, tmp_path):
@@ -400,18 +400,18 @@ def test_other_text_encoders_skip_the_plain_way_and_their_flops_are_counted(caps
     encoder = ["model.text.arch=null", f"model.text.encoder={tmp_path}", "model.fusion.heads=2"]
     flags = ["--small", "--rounds", "1", "--ways", "plain,eager", "model.word_table=own"]
     assert call(gpu.main, [*flags, *SMALLER[1:], *encoder], "gpu") == 0
-    left_out, _, eager, _, _ = capsys.readouterr().out.splitlines()
-    assert left_out == OneLine("model.text.encoder", "BERT's", "RoBERTa's")
+    skipped, _, eager, _, _ = capsys.readouterr().out.splitlines()
+    assert skipped == OneLine("model.text.encoder", "BERT's", "RoBERTa's")
     assert "TFLOP/s" in eager and "FLOPs" not in eager
 
 
 def test_losses_that_a_run_omits_in_some_steps_are_listed():
-    def said(name: str) -> str:
+    def message(name: str) -> str:
         return step_config.describe_other_steps(step_config.config_for(Path(f"configs/pretrain/{name}.yaml"), []))
 
-    assert said("base_4m") == ""
-    assert said("base_1b_stage2") == (OneLine("data.videos.clean"))
-    assert "which data.images.clean and data.matching_steps omit in" in said("base_1b")
+    assert message("base_4m") == ""
+    assert message("base_1b_stage2") == (OneLine("data.videos.clean"))
+    assert "which data.images.clean and data.matching_steps omit in" in message("base_1b")
 
 
 def test_other_errors_of_a_way_are_raised(monkeypatch):
@@ -422,9 +422,9 @@ def test_other_errors_of_a_way_are_raised(monkeypatch):
 
 def test_questions_that_share_images_are_timed(capsys):
     assert call(shared_images.main, ["--small", "--rounds", "1", "--questions", "8"], "shared_images") == 0
-    said = capsys.readouterr().out
-    assert OneLine("8 questions", "8 and 2 images", "32 px") in said.splitlines() and re.search(
-        r"^ratio: \d+\.\d\d$", said, re.MULTILINE
+    message = capsys.readouterr().out
+    assert OneLine("8 questions", "8 and 2 images", "32 px") in message.splitlines() and re.search(
+        r"^ratio: \d+\.\d\d$", message, re.MULTILINE
     )
 
 

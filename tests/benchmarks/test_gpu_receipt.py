@@ -17,9 +17,9 @@ from utils.commands import call
 FACTS = {"device": "none", "packages": {"torch": "2.13"}}
 
 
-def writing(numbers: object, status: int = 0, said: str = "") -> list[str]:
+def writing(numbers: object, status: int = 0, message: str = "") -> list[str]:
     code = "import sys; open(sys.argv[1], 'w').write(sys.argv[2]); print(sys.argv[3]); sys.exit(int(sys.argv[4]))"
-    return [PYTHON, "-c", code, "NUMBERS", json.dumps(numbers), said, str(status)]
+    return [PYTHON, "-c", code, "NUMBERS", json.dumps(numbers), message, str(status)]
 
 
 def test_steps_are_kept_and_only_failed_ones_are_run_again(tmp_path, capsys):
@@ -52,8 +52,8 @@ def test_steps_that_never_ran_come_before_steps_that_failed(tmp_path, capsys):
     make([bad], tmp_path, FACTS, cpu=True, minutes=1)
     capsys.readouterr()
     make([bad, Step("new", [writing(1)], 1)], tmp_path, FACTS, cpu=True, minutes=1)
-    said = capsys.readouterr().out
-    assert said.index("new") < said.index("bad")
+    message = capsys.readouterr().out
+    assert message.index("new") < message.index("bad")
 
 
 def test_paths_on_the_machine_are_not_published(tmp_path):

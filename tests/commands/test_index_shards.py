@@ -30,7 +30,7 @@ def test_one_list_is_indexed_in_a_folder(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "reported"),
     [
         ([], "give --config FILE, or one list of files"),
         (["--config", DEMO, "data"], "give --config FILE, or one list of files"),
@@ -38,6 +38,6 @@ def test_one_list_is_indexed_in_a_folder(tmp_path, capsys):
         (["--config", "configs/demo/nlvr.yaml"], "--config configs/demo/nlvr.yaml: names no shards"),
     ],
 )
-def test_mistakes_are_reported_in_one_line_with_status_2(argv, told, capsys):
+def test_mistakes_are_reported_in_one_line_with_status_2(argv, reported, capsys):
     assert main(["index-shards", *argv]) == 2
-    assert told in capsys.readouterr().err
+    assert reported in capsys.readouterr().err

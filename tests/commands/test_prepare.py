@@ -34,7 +34,7 @@ def out(tmp_path) -> Path:
 
 
 def test_flags_that_no_set_reads_are_rejected(raw, out, capsys):
-    for flags, told in (
+    for flags, reported in (
         (
             ["--max-unsafe", "0.1"],
             "--max-unsafe 0.1: only used by laion, grit, blip3_grounding, gbc, pixelprose, datacomp; remove the flag",
@@ -46,7 +46,7 @@ def test_flags_that_no_set_reads_are_rejected(raw, out, capsys):
         ),
     ):
         assert main(["prepare", "coco", "--raw", str(raw), "--out", str(out), *flags]) == 2
-        assert told in capsys.readouterr().err
+        assert reported in capsys.readouterr().err
     assert main(["prepare", "laion", "--raw", str(raw), "--max-unsafe", "50"]) == 2
     assert OneLine("--max-unsafe", "'50'", "0 to 1") in capsys.readouterr().err.splitlines()
 
@@ -112,7 +112,7 @@ def made_by(*groups: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         ([], ("--list",)),
         (["cocoo", "--raw", "."], ("'cocoo'", "did you mean coco?")),
@@ -129,11 +129,11 @@ def made_by(*groups: str) -> set[str]:
         (["--check", "nowhere"], ("--check", "nowhere")),
     ],
 )
-def test_mistakes_are_reported_in_one_line(argv, said, run, tmp_path, monkeypatch):
+def test_mistakes_are_reported_in_one_line(argv, message, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, printed, error = run(*argv)
     assert (status, printed) == (2, "")
-    assert error == OneLine(*said) and "\n" not in error
+    assert error == OneLine(*message) and "\n" not in error
     assert list(tmp_path.iterdir()) == []
 
 

@@ -154,7 +154,7 @@ def box(*values: object) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("predictions", "told"),
+    ("predictions", "reported"),
     [
         ([{"image": "0.png"}], ("entry 0", "phrase is missing")),
         ([3], ("entry 0", "image")),
@@ -170,19 +170,19 @@ def box(*values: object) -> list[dict]:
         ([*box(*A), *box(*B)], ("entry 1", "another prediction")),
     ],
 )
-def test_files_that_do_not_match_are_reported_in_one_line(folder, capsys, predictions, told):
+def test_files_that_do_not_match_are_reported_in_one_line(folder, capsys, predictions, reported):
     split = write_records(folder, "some", (0, "a", [A]))
     assert run(folder, predictions, split) == 2
-    assert OneLine("error:", *told) in capsys.readouterr().err.splitlines()
+    assert OneLine("error:", *reported) in capsys.readouterr().err.splitlines()
 
 
 def test_mistakes_on_the_command_line_are_reported_in_one_line(folder, capsys):
     split = write_records(folder, "some", (0, "a", [A]))
-    for flags, told in (
+    for flags, reported in (
         (("--threshold", "7"), ("--threshold",)),
         (("--bootstrap", "-5"), ("--bootstrap",)),
         (("--out", str(folder / "none/x.json")), ("--out", "does not exist")),
         (("--config", "configs/demo/vqa.yaml"), ("grounding",)),
     ):
         assert run(folder, SETS, split, flags=flags) == 2, flags
-        assert capsys.readouterr().err.splitlines()[-1] == OneLine("error:", *told)
+        assert capsys.readouterr().err.splitlines()[-1] == OneLine("error:", *reported)

@@ -100,11 +100,13 @@ def test_a_sweep_without_any_measured_value_is_an_error(tmp_path, monkeypatch, c
     assert OneLine(f"error: --config {CONFIG}") in capsys.readouterr().err.splitlines()
 
 
-@pytest.mark.parametrize(("axis", "told"), [("loss.l1=5,abc", "loss.l1 = 'abc'"), ("loss.l11=5,0", "loss.l11 is not")])
-def test_a_mistake_in_any_variant_is_reported_before_the_first_run(axis, told, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("axis", "reported"), [("loss.l1=5,abc", "loss.l1 = 'abc'"), ("loss.l11=5,0", "loss.l11 is not")]
+)
+def test_a_mistake_in_any_variant_is_reported_before_the_first_run(axis, reported, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runs, "run_command", lambda command: pytest.fail("a run was started"))
     assert main(["sweep", "--config", CONFIG, "--grid", axis, "--output", str(tmp_path / "out")]) == 2
-    assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert reported in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_the_time_of_a_run_includes_its_interrupted_attempts(tmp_path, monkeypatch):

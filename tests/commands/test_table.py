@@ -114,7 +114,7 @@ def test_bash_completes_files_and_names(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--config", "C", "status"], ("status", "first")),
         ([""], ("''", "config, doctor, prepare")),
@@ -126,9 +126,9 @@ def test_bash_completes_files_and_names(tmp_path, capsys):
         (["tables", "--row", "bas_4m"], ("--row", "'bas_4m'", "base_4m")),
     ],
 )
-def test_mistakes_are_reported_in_one_line(words, said, capsys):
+def test_mistakes_are_reported_in_one_line(words, message, capsys):
     assert main(words) == 2
-    assert capsys.readouterr().err == OneLine("error:", *said)
+    assert capsys.readouterr().err == OneLine("error:", *message)
 
 
 def test_the_help_lists_the_commands_in_the_order_of_the_table(capsys):

@@ -39,12 +39,12 @@ def test_words_of_every_kind_of_record_are_known(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"), [(["--keys", "title"], ("title", "6 records", "--keys")), (["--size", "7"], ("--size 7",))]
+    ("flags", "message"), [(["--keys", "title"], ("title", "6 records", "--keys")), (["--size", "7"], ("--size 7",))]
 )
-def test_mistakes_are_reported_in_one_line(tmp_path, capsys, flags, said):
+def test_mistakes_are_reported_in_one_line(tmp_path, capsys, flags, message):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
     arguments = ["tokenizer", "--records", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "t"), *flags]
     assert main(arguments) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if "reading" not in line and line]
     assert len(error) == 1
-    assert error[0] == OneLine(*said)
+    assert error[0] == OneLine(*message)

@@ -34,18 +34,18 @@ class Making:
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("harm", "reported"),
     [
         ("hang", ("worker 1 of rank 0", "1 s", "data.worker_timeout_s", "data/train.jsonl:3")),
         ("kill", ("worker 1 of rank 0", "SIGKILL", "data/train.jsonl:3", "memory")),
     ],
 )
-def test_a_lost_worker_is_reported_and_replaced(tmp_path, caplog, harm, told):
+def test_a_lost_worker_is_reported_and_replaced(tmp_path, caplog, harm, reported):
     made = in_workers(Making(tmp_path, harm, times=1), range(8), 2, timeout_s=1)
     assert list(made) == list(range(8))
     (record,) = caplog.records
     assert record.getMessage() == OneLine(f"1 of at most {RESTARTS}")
-    assert record.getMessage() == OneLine(*told)
+    assert record.getMessage() == OneLine(*reported)
 
 
 def test_a_worker_that_is_stopped_while_it_sends_batches_is_replaced(tmp_path):

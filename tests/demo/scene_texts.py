@@ -28,8 +28,8 @@ def scene_of(image: str) -> Scene:
 
 def fitting(scene: Scene, text: str) -> list[SceneObject]:
     """The objects that match a text such as "a small red star" or "the large shape"."""
-    wanted = set(text.split()) - {"a", "an", "the"}
-    return [obj for obj in scene.objects if wanted <= {obj.size, obj.texture, obj.colour, obj.shape, "shape"}]
+    requested = set(text.split()) - {"a", "an", "the"}
+    return [obj for obj in scene.objects if requested <= {obj.size, obj.texture, obj.colour, obj.shape, "shape"}]
 
 
 def further(relation: str, subject: SceneObject, reference: SceneObject) -> float:

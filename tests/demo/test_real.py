@@ -97,16 +97,16 @@ def test_a_concept_has_one_split_in_all_sources_and_each_source_has_its_files(bu
 
 
 def test_leaks_in_names_images_and_keywords_are_excluded_and_counted(built):
-    left_out = json.loads((built / "real.json").read_text())["left_out"]
-    assert left_out["stamps"]["held-out concept in the name"] == 1
-    assert left_out["clipart"]["near-duplicate of a held-out picture, in train"] == 1
+    skipped = json.loads((built / "real.json").read_text())["left_out"]
+    assert skipped["stamps"]["held-out concept in the name"] == 1
+    assert skipped["clipart"]["near-duplicate of a held-out picture, in train"] == 1
     training = {record["id"]: record for record in read(built, "train")}
     assert "clipart/things/leaks_a_picture" not in training
     assert training["clipart/things/leaks_a_keyword"]["caption"] == f"{TRAIN_NAME} of a toy"
     first, second = training["clipart/things/leaks_with_a_keyword"]["caption"]
     assert first == f"{TRAIN_NAME} {TEST_NAME.split()[0]}" and second == f"{first}, toy"
-    assert left_out["emoji_google"] == {"skin tone": 1}
-    assert left_out["emoji_fluent"] == {"no name": 1}
+    assert skipped["emoji_google"] == {"skin tone": 1}
+    assert skipped["emoji_fluent"] == {"no name": 1}
 
 
 def test_the_counts_match_the_files(built):
@@ -266,9 +266,9 @@ def test_the_title_of_a_collection_is_replaced_by_the_file_name_without_its_auth
     drawings = {f"animals/{kind}_anna_auth_01": ("Lemon theme", [], encoded(picture(n)))
                 for n, kind in enumerate(["red_fox", "cow", "owl", "pig", "hen", "emu"])}  # fmt: skip
     write_clipart(tmp_path, drawings | {"computer/icons/lemon-theme/cow": ("cow", [], encoded(picture(9)))})
-    cutouts, left_out = clipart.read_clipart(tmp_path, {"red", "fox", "cow", "owl", "pig", "hen", "emu"})
+    cutouts, skipped = clipart.read_clipart(tmp_path, {"red", "fox", "cow", "owl", "pig", "hen", "emu"})
     assert {cutout.captions["en"] for cutout in cutouts} == {"red fox", "cow", "owl", "pig", "hen", "emu"}
-    assert left_out == {"folder without subjects": 1}
+    assert skipped == {"folder without subjects": 1}
 
 
 def test_a_drawing_that_only_links_an_image_is_dropped(tmp_path):
@@ -280,9 +280,9 @@ def test_a_drawing_that_only_links_an_image_is_dropped(tmp_path):
     for name, content in contents.items():
         path = tmp_path / f"openclipart/svg/{name}.svg"
         path.write_text(path.read_text().replace("</svg>", f"{content}</svg>"))
-    cutouts, left_out = clipart.read_clipart(tmp_path, set(contents))
+    cutouts, skipped = clipart.read_clipart(tmp_path, set(contents))
     assert [cutout.captions["en"] for cutout in cutouts] == ["fox", "owl", "pig"]
-    assert left_out == {"link to an image that is not there": 1}
+    assert skipped == {"link to an image that is not there": 1}
 
 
 def test_keywords_are_english_and_informative():

@@ -147,8 +147,8 @@ def test_a_long_split_is_searched_piece_by_piece(monkeypatch):
     assert max(map(max, places)) >= 70
     for stated in statement_sets(0, "val", seen, 60):
         if stated.text.startswith("both"):
-            wanted = set(stated.text.split()[4:]) - {"shape"}
-            assert all(any(wanted <= set(obj) for obj in seen[place]) for place in stated.true)
+            requested = set(stated.text.split()[4:]) - {"shape"}
+            assert all(any(requested <= set(obj) for obj in seen[place]) for place in stated.true)
 
 
 NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5}

@@ -64,9 +64,9 @@ def test_captions_are_read_by_language_and_a_missing_one_has_no_key(package):
 
 
 def test_skipped_stamps_are_counted_by_reason(package):
-    usable, left_out = find_stamps(package)
+    usable, skipped = find_stamps(package)
     assert len(usable) == 2 * len(NAMES)
-    assert left_out == {
+    assert skipped == {
         "symbol": 1,
         "no text": 1,
         "empty caption": 1,
@@ -78,14 +78,14 @@ def test_skipped_stamps_are_counted_by_reason(package):
 
 def test_variants_of_a_caption_share_a_split_and_held_out_captions_are_distinct(package):
     usable, _ = find_stamps(package)
-    left_out = Counter()
-    splits = split_stamps(usable, left_out)
+    skipped = Counter()
+    splits = split_stamps(usable, skipped)
     keys = {split: [stamp.key for stamp in members] for split, members in splits.items()}
     assert all(keys.values())
     assert not set(keys["train"]) & set(keys["val"] + keys["test"])
     assert not set(keys["val"]) & set(keys["test"])
     for split in ("val", "test"):
-        assert len(set(keys[split])) == len(keys[split]) == left_out[f"same caption in {split}"]
+        assert len(set(keys[split])) == len(keys[split]) == skipped[f"same caption in {split}"]
     assert len(keys["train"]) == 2 * len(set(keys["train"]))
     none = Counter()
     split_stamps([stamp for stamp in usable if stamp.name.startswith("things")], none)

@@ -250,10 +250,10 @@ def test_a_run_starts_from_the_average_or_from_the_trained_weights(tmp_path):
     assert find_weights(folder / "unaveraged.safetensors") == folder / "unaveraged.safetensors"
 
 
-@pytest.mark.parametrize(("before", "now", "told"), [(None, EMA, "without"), (EMA, None, "with")])
-def test_a_run_does_not_resume_if_the_average_was_switched_on_or_off(tmp_path, before, now, told):
+@pytest.mark.parametrize(("before", "now", "reported"), [(None, EMA, "without"), (EMA, None, "with")])
+def test_a_run_does_not_resume_if_the_average_was_switched_on_or_off(tmp_path, before, now, reported):
     run(tmp_path, ema=before, checkpoint_every=3).fit()
-    with pytest.raises(UserError, match=naming("step-00000006", told, "optim.ema")):
+    with pytest.raises(UserError, match=naming("step-00000006", reported, "optim.ema")):
         run(tmp_path, ema=now)
 
 

@@ -66,17 +66,17 @@ def test_frozen_encoders_keep_their_weights_without_gradients_or_states(tmp_path
 
 
 def test_throughput_warnings_know_what_is_frozen_in_each_step(tmp_path, monkeypatch):
-    told = []
+    reported = []
     line = Watch.line
 
-    def telling(self, step, times, rates, frozen, elapsed_s):
-        told.append((step, frozen))
+    def recording(self, step, times, rates, frozen, elapsed_s):
+        reported.append((step, frozen))
         return line(self, step, times, rates, frozen, elapsed_s)
 
-    monkeypatch.setattr(Watch, "line", telling)
+    monkeypatch.setattr(Watch, "line", recording)
     toy(tmp_path, {"vision": 2, "text": 4}).fit()
     both, text = ("vision", "text"), ("text",)
-    assert told == [(1, both), (2, both), (3, text), (4, text), (5, ()), (6, ())]
+    assert reported == [(1, both), (2, both), (3, text), (4, text), (5, ()), (6, ())]
 
 
 @pytest.mark.parametrize("parts", CHOICES)
@@ -226,16 +226,16 @@ def test_another_freeze_is_another_config(tiny_overrides, tmp_path, before, now)
     RunFolder.open(tmp_path, first, resume=False)
     (tmp_path / "metrics.jsonl").touch()
     RunFolder.open(tmp_path, first, resume=True)
-    told = f"another config: optim.freeze.vision was {before.title()}, is now {now.title()}; give another --output"
-    with pytest.raises(UserError, match=told):
+    reported = f"another config: optim.freeze.vision was {before.title()}, is now {now.title()}; give another --output"
+    with pytest.raises(UserError, match=reported):
         RunFolder.open(tmp_path, second, resume=True)
 
 
 def test_freezing_and_unfreezing_are_logged(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         toy(tmp_path, {"vision": 2, "text": True}).fit()
-    said = [record.getMessage() for record in caplog.records if record.name == "engine.trained"]
-    assert said == [
+    message = [record.getMessage() for record in caplog.records if record.name == "engine.trained"]
+    assert message == [
         OneLine("vision (12 parameters", "first 2 steps", "text (12 parameters", "16 of 40"),
         "step 3: vision trains from now on",
         OneLine("text (12 parameters", "28 of 40"),

@@ -15,7 +15,7 @@ from utils.errors import UserError
 
 
 @pytest.fixture
-def told(tmp_path, monkeypatch):
+def reported(tmp_path, monkeypatch):
     """Trains a task and returns the line that ends the run."""
 
     def train(task: ToyTask, **options) -> str:
@@ -29,34 +29,34 @@ def told(tmp_path, monkeypatch):
     return train
 
 
-def test_a_first_step_that_is_not_finite_names_learning_rate_and_records(told):
-    said = told(ToyTask(poison={0}))
-    assert said == OneLine("step 1", "points/square nan")
-    assert OneLine("not updated", "learning rate 0.1") in said.splitlines()
-    assert "Records: points:0:0" in said
-    assert said == OneLine("optim.lr", "schedule.warmup_steps", "train.max_skipped_steps")
+def test_a_first_step_that_is_not_finite_names_learning_rate_and_records(reported):
+    message = reported(ToyTask(poison={0}))
+    assert message == OneLine("step 1", "points/square nan")
+    assert OneLine("not updated", "learning rate 0.1") in message.splitlines()
+    assert "Records: points:0:0" in message
+    assert message == OneLine("optim.lr", "schedule.warmup_steps", "train.max_skipped_steps")
 
 
-def test_a_late_step_that_is_not_finite_blames_only_its_records(told):
-    said = told(ToyTask(poison={FIRST_STEPS}), steps=FIRST_STEPS + 2)
-    assert said.startswith(f"step {FIRST_STEPS + 1}: ")
-    assert "learning rate" not in said
-    assert said.endswith("set train.max_skipped_steps to skip such steps")
+def test_a_late_step_that_is_not_finite_blames_only_its_records(reported):
+    message = reported(ToyTask(poison={FIRST_STEPS}), steps=FIRST_STEPS + 2)
+    assert message.startswith(f"step {FIRST_STEPS + 1}: ")
+    assert "learning rate" not in message
+    assert message.endswith("set train.max_skipped_steps to skip such steps")
 
 
-def test_non_finite_weights_are_named_and_their_steps_are_not_skipped(told, caplog):
+def test_non_finite_weights_are_named_and_their_steps_are_not_skipped(reported, caplog):
     task = ToyTask()
     with torch.no_grad():
         task.model.fit.bias.fill_(torch.inf)
     with caplog.at_level(logging.WARNING):
-        said = told(task, steps=FIRST_STEPS + 5, max_skipped_steps=3)
-    assert said == OneLine("step 1", "not finite")
-    assert OneLine("1 of 2", "fit.bias", "learning rate 0.1") in said.splitlines()
-    assert "were not updated" not in said and "max_skipped_steps" not in said
+        message = reported(task, steps=FIRST_STEPS + 5, max_skipped_steps=3)
+    assert message == OneLine("step 1", "not finite")
+    assert OneLine("1 of 2", "fit.bias", "learning rate 0.1") in message.splitlines()
+    assert "were not updated" not in message and "max_skipped_steps" not in message
     assert "skipped, since" not in caplog.text
 
 
-def test_weights_damaged_by_an_update_are_named_with_the_learning_rate(told):
+def test_weights_damaged_by_an_update_are_named_with_the_learning_rate(reported):
     task = ToyTask()
     run_rates = []
 
@@ -69,7 +69,7 @@ def test_weights_damaged_by_an_update_are_named_with_the_learning_rate(told):
             return super().forward(x)
 
     task.model.fit.__class__ = Ruin
-    said = told(task)
-    assert said.startswith("step 2: ")
-    assert "(1 of 2 tensors, first fit.weight)" in said
-    assert "Records: points:1:0" in said
+    message = reported(task)
+    assert message.startswith("step 2: ")
+    assert "(1 of 2 tensors, first fit.weight)" in message
+    assert "Records: points:1:0" in message

@@ -109,12 +109,12 @@ def test_the_first_step_has_no_rates_and_a_cpu_no_utilisation(tmp_path):
 
 def test_the_phases_of_a_step_are_logged(tmp_path):
     run = trainer(tmp_path, accumulate=2)
-    told = []
-    run.after = told.append
+    reported = []
+    run.after = reported.append
     run.train_step([points(0), points(1)])
     each = ["forward", "losses", "backward"]
-    assert told == ["rates", "counts", "work", *each, *each, "clip", "optimiser", "numbers"]
-    assert tuple(dict.fromkeys(["data", *told, "report"])) == PHASES
+    assert reported == ["rates", "counts", "work", *each, *each, "clip", "optimiser", "numbers"]
+    assert tuple(dict.fromkeys(["data", *reported, "report"])) == PHASES
 
 
 def test_a_step_that_is_not_finite_never_reaches_the_weights(tmp_path, device):
@@ -223,14 +223,14 @@ def test_a_resumed_run_reads_the_state_of_its_training_once(tmp_path, monkeypatc
     assert len(reads) == 1
 
 
-@pytest.mark.parametrize(("rank", "told"), [(0, 1), (1, 0)])
-def test_only_rank_0_reports_the_checkpoint_that_a_run_resumes_from(tmp_path, monkeypatch, caplog, rank, told):
+@pytest.mark.parametrize(("rank", "reported"), [(0, 1), (1, 0)])
+def test_only_rank_0_reports_the_checkpoint_that_a_run_resumes_from(tmp_path, monkeypatch, caplog, rank, reported):
     trainer(tmp_path, steps=4, checkpoint_every=2).fit()
     checkpoint = list_checkpoints(tmp_path / "checkpoints")[0]
     monkeypatch.setattr(RunIdentity, "check_resumes", lambda *_: ["the run goes on with 4 ranks"])
     monkeypatch.setattr(distributed, "rank", lambda: rank)
     trainer(tmp_path, checkpoint=checkpoint, steps=4)
-    assert caplog.messages.count(f"{tmp_path}: the run goes on with 4 ranks") == told
+    assert caplog.messages.count(f"{tmp_path}: the run goes on with 4 ranks") == reported
 
 
 def test_a_loader_that_returns_too_many_batches_is_an_error(tmp_path, monkeypatch):

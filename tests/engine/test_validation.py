@@ -250,8 +250,8 @@ def test_a_damaged_checkpoint_is_skipped_for_weights_as_for_resuming(tmp_path, c
     assert find_weights(tmp_path) == newer
     newer.write_bytes(newer.read_bytes()[:-5])
     assert find_weights(tmp_path) == find_weights(tmp_path) == older
-    told = [record.getMessage() for record in caplog.records if "passed over" in record.getMessage()]
-    assert len(told) == 1 and str(newer) in told[0]
+    reported = [record.getMessage() for record in caplog.records if "passed over" in record.getMessage()]
+    assert len(reported) == 1 and str(newer) in reported[0]
     changed = bytearray(older.read_bytes())
     changed[-1] ^= 1
     older.write_bytes(changed)

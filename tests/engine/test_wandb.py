@@ -183,8 +183,8 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_run_continues_if_wandb_cannot_start(tmp_path, wandb, caplog):
     wandb.fault = RuntimeError("no such host\nand more")
     log(tmp_path, 0, {1: 5.0, 2: 4.0})
-    told = f"{tmp_path}: the run at W&B cannot be written (no such host); the run continues without them"
-    assert warnings(caplog) == [told]
+    reported = f"{tmp_path}: the run at W&B cannot be written (no such host); the run continues without them"
+    assert warnings(caplog) == [reported]
     assert curve(tmp_path, "loss") == [(1, 5.0), (2, 4.0)]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 

@@ -35,7 +35,7 @@ def feed(watch: Watch, losses: list[float], speed: list[float] | None = None, ti
 
 
 @pytest.fixture
-def told(caplog):
+def reported(caplog):
     caplog.set_level(logging.WARNING)
     return lambda: [record.getMessage() for record in caplog.records]
 
@@ -45,50 +45,50 @@ def noisy(level: float, count: int = 30, share: float = 0.03) -> list[float]:
     return [level * (1 + generator.gauss(0, share)) for _ in range(count)]
 
 
-def test_a_loss_that_jumps_is_reported_once_with_its_steps(told):
+def test_a_loss_that_jumps_is_reported_once_with_its_steps(reported):
     feed(Watch(), [*noisy(4.0), 9.0, 9.1, 9.2, *noisy(4.0, 5)])
-    (line,) = told()
+    (line,) = reported()
     assert line == OneLine("301 to 310", "9", "3.953")
 
 
-def test_a_noisy_falling_or_slightly_higher_loss_is_not_reported(told):
+def test_a_noisy_falling_or_slightly_higher_loss_is_not_reported(reported):
     feed(Watch(), noisy(4.0, 300))
     feed(Watch(), [8.0 * 0.98**n for n in range(100)])
     feed(Watch(), [*noisy(4.0, share=0.001), 4.5])
     feed(Watch(), [*noisy(0.003), 0.007, *noisy(0.003), 0.02])  # a few wrong examples
     feed(Watch(), [4.0] * 5 + [40.0])  # too few lines so far
-    assert told() == []
+    assert reported() == []
 
 
-def test_ten_lines_are_enough_to_know_the_level(told):
+def test_ten_lines_are_enough_to_know_the_level(reported):
     feed(Watch(), [*noisy(4.0, 9), 40.0])
-    assert told() == []
+    assert reported() == []
     feed(Watch(), [*noisy(4.0, 10), 40.0])
-    assert len(told()) == 1
+    assert len(reported()) == 1
 
 
-def test_a_lasting_level_becomes_the_new_level(told):
+def test_a_lasting_level_becomes_the_new_level(reported):
     watch = Watch()
     feed(watch, [*noisy(4.0), *noisy(9.0)])
-    assert len(told()) == 1
+    assert len(reported()) == 1
     feed(watch, [18.0])
-    assert len(told()) == 2
+    assert len(reported()) == 2
 
 
-def test_throughput_that_stays_low_is_reported_once(told):
+def test_throughput_that_stays_low_is_reported_once(reported):
     watch = Watch()
     feed(watch, [1.0] * 35, [*noisy(100.0), 50.0, 99.0, 50.0, 50.0, 98.0])
-    assert told() == [], "one or two low lines must not cause a warning"
+    assert reported() == [], "one or two low lines must not cause a warning"
     feed(watch, [1.0] * 6, [50.0, 51.0, 49.0, 50.0, 50.0, 50.0])
-    (line,) = told()
+    (line,) = reported()
     assert line == OneLine("step 380", "49 samples/s", "98.8")
 
 
-def test_the_baseline_is_reset_when_other_encoders_train(told):
+def test_the_baseline_is_reset_when_other_encoders_train(reported):
     watch = Watch()
     feed(watch, noisy(4.0), noisy(100.0))
     feed(watch, noisy(9.0, 5), noisy(40.0, 5), frozen=())
-    assert told() == []
+    assert reported() == []
 
 
 def times(*own: float, data: float = 0.0) -> dict[str, float]:
@@ -96,26 +96,26 @@ def times(*own: float, data: float = 0.0) -> dict[str, float]:
     return each | {f"ranks/{rank}/data_s": data for rank in range(len(own))}
 
 
-def test_a_rank_that_is_slow_several_times_in_a_row_is_named(told):
+def test_a_rank_that_is_slow_several_times_in_a_row_is_named(reported):
     watch = Watch()
     for _ in range(PATIENCE - 1):
         feed(watch, [1.0], times=times(0.2, 0.2, 0.5, 0.3, data=0.1))
     feed(watch, [1.0], times=times(0.2, 0.2, 0.2, 0.2))
-    assert told() == []
+    assert reported() == []
     for _ in range(PATIENCE):
         found = feed(watch, [1.0], times=times(0.2, 0.2, 0.5, 0.3, data=0.1))
     assert found == pytest.approx(
         {"ranks/slowest": 2, "ranks/slowest_s": 0.5, "ranks/slowest_data_s": 0.1, "ranks/median_s": 0.2}
     )
-    (line,) = told()
+    (line,) = reported()
     assert line == OneLine("rank 2", "0.5 s", "0.1 s")
     assert line == OneLine("0.2 s")
     for _ in range(PATIENCE):
         feed(watch, [1.0], times=times(0.2, 0.2, 0.5, 0.3))
-    assert len(told()) == 2, "reported again after twice the number of lines"
+    assert len(reported()) == 2, "reported again after twice the number of lines"
 
 
-def test_with_a_line_per_step_ranks_are_still_judged_by_ten_steps(told):
+def test_with_a_line_per_step_ranks_are_still_judged_by_ten_steps(reported):
     """One slow step in ten does not make a rank slow, whether or not it is the last of them. Nine do."""
 
     def slow_in(steps: set[int]) -> list[str]:
@@ -124,20 +124,20 @@ def test_with_a_line_per_step_ranks_are_still_judged_by_ten_steps(told):
             watch.add(1.0)
             own = times(0.2, 0.2, 0.5 if step % 10 in steps else 0.2)
             watch.line(step, own, {}, FROZEN, elapsed_s=float(step))
-        return told()
+        return reported()
 
     assert slow_in({0}) == []
     (line,) = slow_in(set(range(1, 10)))
     assert "rank 2 is slow: 0.47 s" in line
 
 
-def test_alternating_or_insignificant_slow_ranks_are_not_reported(told):
+def test_alternating_or_insignificant_slow_ranks_are_not_reported(reported):
     watch = Watch()
     for number in range(20):
         feed(watch, [1.0], times=times(*(0.9 if rank == number % 3 else 0.2 for rank in range(3))))
         feed(watch, [1.0], times=times(0.02, 0.01, 0.01))  # in a step of 1 s
         feed(watch, [1.0], times=times(0.25, 0.2, 0.2))
-    assert told() == []
+    assert reported() == []
 
 
 def test_a_single_rank_logs_nothing_about_ranks(tmp_path):

@@ -44,12 +44,12 @@ def test_a_copy_trains_validates_resumes_and_is_evaluated(folder):
     assert [json.loads(line)["step"] for line in (run / "validation.jsonl").read_text().splitlines()] == [1, 2]
     shutil.rmtree(run / "checkpoints" / "step-00000002")
     report = json.loads((run / "evaluation.json").read_text())
-    status, told = run_alone(cwd, "entailment", *options, "--resume")
-    assert status == 0, told[-3000:]
-    assert f"resuming from {run}/checkpoints/step-00000001" in told
+    status, reported = run_alone(cwd, "entailment", *options, "--resume")
+    assert status == 0, reported[-3000:]
+    assert f"resuming from {run}/checkpoints/step-00000001" in reported
     assert json.loads((run / "evaluation.json").read_text()) == report
-    status, told = run_alone(cwd, "entailment", "--evaluate", *SMALL, f"init.checkpoint={run}")
-    assert status == 0, told[-3000:]
+    status, reported = run_alone(cwd, "entailment", "--evaluate", *SMALL, f"init.checkpoint={run}")
+    assert status == 0, reported[-3000:]
     measured = json.loads((cwd / "runs/entailment/config-evaluate/evaluation.json").read_text())
     assert values(measured) == values(report)
     assert values(report)["test"]["sentences"] == 150

@@ -53,7 +53,7 @@ class Job:
         self.output = output
         self.err = Path(tempfile.mkstemp(prefix="stderr-", suffix=".txt")[1])
         arguments = ["--config", "configs/demo/pretrain.yaml", "--output", str(output), *flags, *overrides]
-        self.said: str | None = None
+        self.final_errors: str | None = None
         self.process: subprocess.Popen[str] | None = None
         self.forked: list[Any] = []
         if launcher:
@@ -73,7 +73,7 @@ class Job:
     def __exit__(self, *_: object) -> None:
         self.kill()
         self.wait()
-        self.said = self.errors
+        self.final_errors = self.errors
         self.err.unlink()
 
     def ended(self) -> bool:
@@ -106,8 +106,8 @@ class Job:
 
     @property
     def errors(self) -> str:
-        if self.said is not None:
-            return self.said
+        if self.final_errors is not None:
+            return self.final_errors
         return self.err.read_text(encoding="utf-8")
 
     def until(self, reached: Callable[[], bool], timeout: float = 90) -> None:

@@ -65,7 +65,7 @@ def disturb(output: Path, overrides: list[str], chance: random.Random, counts: C
     with Job(output, *overrides, flags=("--resume",), file_bytes=150_000 if full else None) as job:
         wait_until(job, chance, first)
         if job.ended():
-            counts["ended by itself"] += 1
+            counts["finished on its own"] += 1
             return job.wait() == 0
         signum = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
         ranks = job.ranks()

@@ -50,8 +50,8 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(copy_of, equ
     else:
         file.unlink()
     equals_whole(run)
-    (told,) = [line for line in (run / "log.txt").read_text().splitlines() if "skipped a checkpoint" in line]
-    assert "step-00000012" in told
+    (reported,) = [line for line in (run / "log.txt").read_text().splitlines() if "skipped a checkpoint" in line]
+    assert "step-00000012" in reported
 
 
 def test_an_evaluation_names_the_checkpoint_that_it_measured(copy_of, overrides):
@@ -69,9 +69,9 @@ def test_a_full_disk_is_reported_and_loses_nothing(tmp_path, overrides, equals_w
     with Job(tmp_path / "run", *overrides, file_bytes=size - 1) as job:
         assert job.wait() == 2
     assert "Traceback" not in job.errors
-    told = [line for line in job.errors.splitlines() if "cannot be written" in line]
-    assert told[0] == OneLine("step 6", "cannot be written")
-    assert told[-1].startswith("error: ") and f"the checkpoint of step {STEPS}" in told[-1]
+    reported = [line for line in job.errors.splitlines() if "cannot be written" in line]
+    assert reported[0] == OneLine("step 6", "cannot be written")
+    assert reported[-1].startswith("error: ") and f"the checkpoint of step {STEPS}" in reported[-1]
     assert lines(job.output)[-1]["step"] == STEPS, "the run must still train to the end"
     assert list((job.output / "checkpoints").iterdir()) == []
 
@@ -99,8 +99,8 @@ def test_two_runs_cannot_share_a_folder(tmp_path, overrides):
         for flags in ((), ("--resume",), ("--resume", "--evaluate")):
             with Job(first.output, *overrides, "train.steps=100000", ranks=1, flags=flags) as second:
                 assert second.wait() == 2
-            (told,) = second.errors.splitlines()
-            assert told == OneLine(f"error: {first.output}", "process"), told
+            (reported,) = second.errors.splitlines()
+            assert reported == OneLine(f"error: {first.output}", "process"), reported
 
 
 @pytest.mark.parametrize("flags", [(), ("--resume", "--evaluate")])
@@ -113,8 +113,8 @@ def test_a_folder_that_is_not_writable_is_reported_in_one_line(copy_of, override
     with Job(bad if flags else run / ("x" * 300), *overrides, ranks=1, flags=flags) as job:
         assert job.wait() == 2
     run.chmod(stat.S_IRWXU)
-    (told,) = job.errors.splitlines()
-    assert told.startswith("error: --output ") and "cannot be written" in told
+    (reported,) = job.errors.splitlines()
+    assert reported.startswith("error: --output ") and "cannot be written" in reported
 
 
 def test_another_number_of_ranks_resumes_with_the_same_records(copy_of, overrides):
@@ -123,9 +123,9 @@ def test_another_number_of_ranks_resumes_with_the_same_records(copy_of, override
     run = copy_of()
     with Job(run, *overrides, "data.workers=0", ranks=1, flags=("--resume",)) as job:
         assert job.wait() == 2
-    (told,) = [line for line in job.errors.splitlines() if line.startswith("error:")]
-    assert OneLine("8 records", "2 ranks", "4", "1 rank") in told.splitlines()
-    assert told.endswith("train.global_batch=null train.accumulate=2")
+    (reported,) = [line for line in job.errors.splitlines() if line.startswith("error:")]
+    assert OneLine("8 records", "2 ranks", "4", "1 rank") in reported.splitlines()
+    assert reported.endswith("train.global_batch=null train.accumulate=2")
     with Job(run, *overrides, "train.global_batch=null", "train.accumulate=2", ranks=1, flags=("--resume",)) as job:
         assert job.wait() == 0, job.errors[-2000:]
     assert OneLine("1 rank", "2") in job.errors.splitlines()

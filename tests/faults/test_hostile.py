@@ -119,13 +119,13 @@ TRAINING = {
 SAFETENSORS = {
     "a header of 2^60 bytes": struct.pack("<Q", 1 << 60) + b"{}",
     "a header longer than the file": struct.pack("<Q", 1 << 20) + b"{}",
-    "a header that is no JSON": struct.pack("<Q", 4) + b"\x80\x02K.",
+    "a header of invalid JSON": struct.pack("<Q", 4) + b"\x80\x02K.",
     "overlapping offsets": header({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}),
     "offsets beyond the end": header({"a": entry([1 << 40], 0, 1 << 42)}),
     "offsets that go back": header({"a": entry([2], 8, 0)}),
     "a shape that overflows": header({"a": entry([1 << 62, 1 << 62], 0, 8)}),
     "a negative shape": header({"a": entry([-2], 0, 8)}),
-    "a type of its own": header({"a": {"dtype": "PICKLE", "shape": [2], "data_offsets": [0, 8]}}),
+    "an unknown type": header({"a": {"dtype": "PICKLE", "shape": [2], "data_offsets": [0, 8]}}),
     "data after the end": save(STATE) + b"more",
     "nested lists": struct.pack("<Q", 200_000) + b"[" * 200_000,
 }
@@ -139,10 +139,10 @@ def refused(read: Callable[[], object], path: Path) -> str:
         assert tracemalloc.get_traced_memory()[1] < MEMORY
     finally:
         tracemalloc.stop()
-    said = str(error.value)
-    assert str(path) in said
-    assert said.isprintable() and len(said) < 1000, said
-    return said
+    message = str(error.value)
+    assert str(path) in message
+    assert message.isprintable() and len(message) < 1000, message
+    return message
 
 
 @pytest.mark.parametrize("name", TRAINING)
@@ -158,8 +158,8 @@ def test_malicious_torch_weights_are_rejected(tmp_path, name):
 def test_a_malicious_training_state_is_rejected(tmp_path, name):
     path = tmp_path / TRAINING_FILE
     path.write_bytes(TRAINING[name](str(tmp_path / "trapped")))
-    said = refused(Checkpoint(tmp_path, 1).training_state, path)
-    assert said == OneLine("folder", "resume", "older checkpoint")
+    message = refused(Checkpoint(tmp_path, 1).training_state, path)
+    assert message == OneLine("folder", "resume", "older checkpoint")
     assert not (tmp_path / "trapped").exists()
 
 

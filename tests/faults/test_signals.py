@@ -52,9 +52,11 @@ def test_a_run_that_is_asked_to_stop_saves_its_step_and_resumes(tmp_path, overri
     assert 3 <= done < STEPS, "the run must stop within a few steps"
     assert checkpoints(job.output)[-1] == f"step-{done:08d}", "the run must not wait for the next checkpoint"
     who = signal.Signals(signum).name
-    said = [line for line in job.errors.splitlines() if line.startswith("stopped by")]
-    assert len(said) == 1 and said[0].startswith("stopped by" if to == "rank 1" else f"stopped by {who}"), job.errors
-    assert said[0] == OneLine(f"step {done}", f"{job.output}/checkpoints", "--resume")
+    message = [line for line in job.errors.splitlines() if line.startswith("stopped by")]
+    assert len(message) == 1 and message[0].startswith("stopped by" if to == "rank 1" else f"stopped by {who}"), (
+        job.errors
+    )
+    assert message[0] == OneLine(f"step {done}", f"{job.output}/checkpoints", "--resume")
     assert "Traceback" not in job.errors
     equals_whole(job.output)
 

@@ -97,8 +97,8 @@ class Slurm:
 def test_a_job_that_is_stopped_and_requeued_ends_like_an_undisturbed_one(tmp_path, overrides, whole):
     slurm, output = Slurm(tmp_path / 'it\'s "slurm"', nodes=2), tmp_path / "my 'first' \"$HOME\" run"
     arguments = ["--config", "configs/demo/pretrain.yaml", "--output", str(output), "--nodes", "2", "--cpu", "1"]
-    said = slurm.submit(*arguments, "--time", "30", *overrides)
-    assert said == f"job 12017: {output}/slurm.sh; output in {output}/slurm-12017.txt\n"
+    message = slurm.submit(*arguments, "--time", "30", *overrides)
+    assert message == f"job 12017: {output}/slurm.sh; output in {output}/slurm-12017.txt\n"
 
     job = slurm.start()
     deadline = time.monotonic() + 120
@@ -157,14 +157,14 @@ def test_each_task_of_one_task_per_gpu_is_a_rank(tmp_path, overrides, whole):
     }
     step |= {"SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NODEID": "0", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "run.py", "--config", "configs/demo/pretrain.yaml", "--output", str(output), *overrides]
-    with (tmp_path / "output.txt").open("w") as said:
+    with (tmp_path / "output.txt").open("w") as message:
         tasks = [
             subprocess.Popen(
                 command,
                 cwd=ROOT,
                 env=os.environ | step | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)},
-                stdout=said,
-                stderr=said,
+                stdout=message,
+                stderr=message,
             )
             for task in range(2)
         ]

@@ -90,15 +90,15 @@ def test_losing_the_rendezvous_node_ends_the_others_with_one_line(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         os.killpg(host.pid, signal.SIGKILL)
-        _, said = other.communicate(timeout=60)
+        _, message = other.communicate(timeout=60)
     finally:
         for node in nodes:
             if node.poll() is None:
                 os.killpg(node.pid, signal.SIGKILL)
             node.wait()
     assert other.returncode == PEER_LOST
-    assert OneLine("error", "--nodes 1:2") in said.splitlines() and "Traceback" not in said, said
-    assert OneLine(f"127.0.0.1:{port}", "again") in said.splitlines()
+    assert OneLine("error", "--nodes 1:2") in message.splitlines() and "Traceback" not in message, message
+    assert OneLine(f"127.0.0.1:{port}", "again") in message.splitlines()
 
 
 @pytest.mark.slow

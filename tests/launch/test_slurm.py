@@ -131,8 +131,8 @@ def test_a_folder_with_a_run_is_submitted_only_with_resume(tmp_path, arguments, 
 def test_mistakes_are_reported_in_one_line(arguments, message, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert main(["--task", "pretrain", "--output", str(tmp_path / "run"), *arguments]) == 2
-    said = capsys.readouterr().err
-    assert said == OneLine("error:", *message) and said.count("\n") == 1
+    fragments = capsys.readouterr().err
+    assert fragments == OneLine("error:", *message) and fragments.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -179,9 +179,9 @@ def test_a_working_folder_with_a_line_break_is_rejected_before_the_script(tmp_pa
     monkeypatch.chdir(folder)
     config = ROOT / "configs/demo/pretrain.yaml"
     assert main(["--slurm", "--dry-run", "--config", str(config), "--output", "runs/x"]) == 2
-    said = capsys.readouterr()
-    assert "control character" in said.err and said.err.count("\n") == 1
-    assert not said.out
+    fragments = capsys.readouterr()
+    assert "control character" in fragments.err and fragments.err.count("\n") == 1
+    assert not fragments.out
     monkeypatch.chdir(ROOT)
     assert main(["--slurm", "--dry-run", "--config", str(config), "--partition", "a\nb"]) == 2
     assert "partition=a\\nb" in capsys.readouterr().err

@@ -256,8 +256,8 @@ def test_each_command_has_a_main_that_takes_its_arguments(capsys):
 
 def test_run_without_arguments_explains_its_usage(capsys):
     assert run.main([]) == 2
-    said = capsys.readouterr().err
-    assert all(part in said for part in ("make demo", "--config FILE", "--task TASK", "--help"))
+    fragments = capsys.readouterr().err
+    assert all(part in fragments for part in ("make demo", "--config FILE", "--task TASK", "--help"))
 
 
 @pytest.mark.parametrize(

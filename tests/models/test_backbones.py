@@ -64,8 +64,8 @@ def test_timm_weights_are_read_from_the_cache_and_their_licence_is_logged(cache,
     assert not report.fresh and not report.unused
     for name, parameter in model.vision.backbone.named_parameters():
         assert torch.equal(parameter, weights[name]), name
-    told = naming("init.vision", f"timm:{NAME}.r160_in1k", "apache-2.0")
-    assert any(re.search(told, message) for message in caplog.messages)
+    reported = naming("init.vision", f"timm:{NAME}.r160_in1k", "apache-2.0")
+    assert any(re.search(reported, message) for message in caplog.messages)
 
 
 def test_unknown_timm_weights_are_rejected_with_the_available_ones(cache):

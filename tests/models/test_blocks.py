@@ -112,9 +112,9 @@ def test_projecting_patches_once_equals_projecting_copies_for_each_region(half, 
 
 def test_query_positions_of_several_texts_are_packed_in_their_order():
     packing = Packing.of(torch.tensor(LENGTHS), 5)
-    wanted = QueryPositions(torch.tensor([[2, 0], [0, 0]]), Packing.of(torch.tensor([2, 1]), 2))
+    requested = QueryPositions(torch.tensor([[2, 0], [0, 0]]), Packing.of(torch.tensor([2, 1]), 2))
     others = QueryPositions.cls(6, packing.padded_index.device)
-    both = QueryPositions.concat([wanted, others])
+    both = QueryPositions.concat([requested, others])
     starts = packing.starts.tolist()
     assert both.tokens_of(packing).tolist() == [2, 0, 3, *starts[2:]]
 
@@ -125,10 +125,10 @@ def test_requested_states_equal_the_states_of_all_tokens():
     encoder = FusionEncoder(FusionConfig(layers=2), SIZES, 8).eval()
     given = texts(LENGTHS)
     positions = torch.stack([torch.tensor(LENGTHS) - 1, torch.zeros(len(LENGTHS), dtype=torch.int64)], dim=1)
-    wanted = QueryPositions(positions, Packing.padded(len(LENGTHS), 2, positions.device))
+    requested = QueryPositions(positions, Packing.padded(len(LENGTHS), 2, positions.device))
     bias = attention_bias(given.packing.mask, given.states.dtype)
     every = encoder(given.states, given.packing, bias)
-    found = encoder(given.states, given.packing, bias, queries=wanted)
+    found = encoder(given.states, given.packing, bias, queries=requested)
     expected = given.packing.pad(every).take_along_dim(positions.unsqueeze(2), dim=1)
     torch.testing.assert_close(found.view(expected.shape), expected)
 

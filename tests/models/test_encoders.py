@@ -123,9 +123,9 @@ def test_a_backbone_that_cannot_be_built_is_reported_in_one_line(options, messag
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("width", "heads", "said"), [(12, 5, "4 or 6"), (12, 13, "12"), (7, 3, "1 or 7")])
-def test_heads_that_do_not_divide_the_width_are_rejected_with_those_that_do(width, heads, said):
-    expected = f"width {width} is not a multiple of heads {heads}; use {said} heads"
+@pytest.mark.parametrize(("width", "heads", "fragments"), [(12, 5, "4 or 6"), (12, 13, "12"), (7, 3, "1 or 7")])
+def test_heads_that_do_not_divide_the_width_are_rejected_with_those_that_do(width, heads, fragments):
+    expected = f"width {width} is not a multiple of heads {heads}; use {fragments} heads"
     assert heads_error(width, heads) == expected
     with pytest.raises(ValueError, match=expected):
         TextArchitecture(width=width, heads=heads)
@@ -260,9 +260,9 @@ def test_the_maximum_text_length_is_taken_from_the_librarys_encoder(tmp_path, na
 
 
 def test_an_encoder_without_attention_dropout_is_logged(caplog):
-    wanted = TextConfig(dropout=0.3, attention_dropout=0.2)
+    requested = TextConfig(dropout=0.3, attention_dropout=0.2)
     given = T5Config()
-    assert hub_text._with_dropout(given, wanted).dropout_rate == 0.3
+    assert hub_text._with_dropout(given, requested).dropout_rate == 0.3
     assert given.dropout_rate == 0.1
     assert caplog.messages == [OneLine("model.text.attention_dropout", "T5Config")]
 
@@ -316,14 +316,14 @@ def test_the_last_block_computes_only_the_requested_states(small):
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "fragments"),
     [
         ({"model_type": "t5", "d_model": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 40}, "T5Model"),
         ({"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 40}, "left to right"),
         ({"model_type": "clip_text_model", "hidden_size": 16, "num_attention_heads": 2}, "left to right"),
     ],
 )
-def test_a_model_that_is_not_a_text_encoder_is_rejected(values, said, tmp_path):
+def test_a_model_that_is_not_a_text_encoder_is_rejected(values, fragments, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match=naming("model.text.encoder", said, "BERT")):
+    with pytest.raises(UserError, match=naming("model.text.encoder", fragments, "BERT")):
         build_text_encoder(TextConfig(encoder=str(tmp_path), arch=None), None)

@@ -141,10 +141,10 @@ def test_no_n_gram_is_repeated_and_no_text_ends_early():
 @pytest.mark.parametrize(("size", "banned"), [(1, {1, 2, 3}), (2, {2, 3}), (3, {3}), (4, set())])
 def test_words_that_would_repeat_an_n_gram_are_forbidden(size, banned):
     likelihood = torch.zeros(1, 1, 5)
-    said = torch.tensor([[[1, 2, 1, 3, 2, 1]]])
+    message = torch.tensor([[[1, 2, 1, 3, 2, 1]]])
     if size == 3:
-        said = torch.tensor([[[2, 1, 3, 2, 1]]])
-    forbid(likelihood, said, END, plain(no_repeat_ngram=size))
+        message = torch.tensor([[[2, 1, 3, 2, 1]]])
+    forbid(likelihood, message, END, plain(no_repeat_ngram=size))
     assert set(likelihood[0, 0].isinf().nonzero().flatten().tolist()) == banned
 
 
@@ -256,8 +256,8 @@ def test_a_caption_has_the_same_likelihood_as_in_training():
         [*TOKENS.prompt, *words_of(row), *([TOKENS.end] if ended else [])]
         for row, ended in zip(found.tokens, found.ended, strict=True)
     ]
-    said = [list(range(len(TOKENS.prompt), len(text))) for text in texts]
-    text = LeftToRightText.of(texts, said, TOKENS.mask, TOKENS.pad)
+    message = [list(range(len(TOKENS.prompt), len(text))) for text in texts]
+    text = LeftToRightText.of(texts, message, TOKENS.mask, TOKENS.pad)
     likelihood = model.logits(text, memory).log_softmax(dim=2)
     counts = text.labels != IGNORE
     each = likelihood.gather(2, text.labels.clamp(min=0).unsqueeze(2)).squeeze(2)

@@ -61,7 +61,7 @@ def test_captioning_loss_equals_the_published_one(model, kind, device):
 def test_masks_are_put_into_captions_as_published():
     given = arrays(GOLDEN / "captioning/inputs.npz")
     expected = batch("fgfree").text
-    texts, said = [], []
+    texts, message = [], []
     for ids, positions, places, labels in zip(
         expected.ids, expected.positions, given["fgfree_masked_pos"], expected.labels, strict=True
     ):
@@ -69,10 +69,10 @@ def test_masks_are_put_into_captions_as_published():
         real = [place for place in range(len(ids)) if place not in masks]
         real = real[: next((at for at, place in enumerate(real) if ids[place] == SPECIAL["pad"]), len(real))]
         texts.append([int(ids[place]) for place in real])
-        said.append([int(positions[place]) for place in masks])
-    ours = LeftToRightText.of(texts, said, SPECIAL["mask"], SPECIAL["pad"])
+        message.append([int(positions[place]) for place in masks])
+    ours = LeftToRightText.of(texts, message, SPECIAL["mask"], SPECIAL["pad"])
     for row, text in enumerate(texts):
-        length = len(text) + len(said[row])
+        length = len(text) + len(message[row])
         assert torch.equal(ours.ids[row, :length], expected.ids[row, :length])
         assert torch.equal(ours.positions[row, :length], expected.positions[row, :length])
         assert torch.equal(ours.mask[row, :length, :length], expected.mask[row, :length, :length])
@@ -100,8 +100,8 @@ def test_generated_words_equal_the_published_ones(model, name, device):
     found = model.generate(model.project_images(pixels), TOKENS, config)
     for row in range(facts["n_images"]):
         words = [word for word in found.tokens[row].tolist() if word != IGNORE]
-        wanted = [word for word in expected[row].tolist() if word not in (SPECIAL["pad"], SPECIAL["sep"])]
-        assert words == wanted
+        requested = [word for word in expected[row].tolist() if word not in (SPECIAL["pad"], SPECIAL["sep"])]
+        assert words == requested
         assert bool(found.ended[row]) == (SPECIAL["sep"] in expected[row].tolist())
 
 

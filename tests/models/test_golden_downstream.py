@@ -100,11 +100,11 @@ def test_reranking_scores_every_pair_as_published_in_any_batches(retrieval, toke
     given, expected = case("retrieval", device)
     text, images = text_of(given), retrieval.vision(given["image"])
     bank = TextBank.of(retrieval.text([Text(text.ids[part], text.mask[part]) for part in (slice(3), slice(3, None))]))
-    wanted = [torch.randperm(8, generator=torch.Generator().manual_seed(image)) for image in range(5)]
+    requested = [torch.randperm(8, generator=torch.Generator().manual_seed(image)) for image in range(5)]
     scores = score_pairs(
-        retrieval.fusion, retrieval.matching_head, images, wanted, bank, tokens_per_call=tokens_per_call
+        retrieval.fusion, retrieval.matching_head, images, requested, bank, tokens_per_call=tokens_per_call
     )
-    for image, (texts, found) in enumerate(zip(wanted, scores, strict=True)):
+    for image, (texts, found) in enumerate(zip(requested, scores, strict=True)):
         assert_golden(found, expected["itm_score_all_pairs"][image, texts])
 
 
@@ -181,10 +181,10 @@ def test_regions_are_reranked_with_their_patch_masks(retrieval, device):
     (texts,), images = retrieval.text([text_of(given)]), retrieval.vision(given["image"])
     masks = torch.arange(images.patches.shape[1], device=device) < torch.tensor([[1], [5], [3]], device=device)
     regions = retrieval.vision.regions(images, masks, torch.tensor([4, 0, 0], device=device))
-    wanted = [torch.tensor(rows) for rows in ([3, 1], [0, 2, 7], [6])]
-    found = score_pairs(retrieval.fusion, retrieval.matching_head, regions, wanted, TextBank.of([texts]))
+    requested = [torch.tensor(rows) for rows in ([3, 1], [0, 2, 7], [6])]
+    found = score_pairs(retrieval.fusion, retrieval.matching_head, regions, requested, TextBank.of([texts]))
     tokens, seen = regions.tokens(), F.pad(masks, (1, 0), value=True)
-    for region, (rows, scores) in enumerate(zip(wanted, found, strict=True)):
+    for region, (rows, scores) in enumerate(zip(requested, found, strict=True)):
         memory = retrieval.fusion.project(tokens[region : region + 1], seen[region : region + 1])
         cls = retrieval.fusion.cls(texts.select(rows.to(device)), memory)
         assert_golden(scores, retrieval.matching_head(cls)[:, 1])

@@ -114,12 +114,12 @@ INDEX = torch.tensor([3, 1, 1, 0, 2])
 
 
 @COUNTS
-@pytest.mark.parametrize("wanted", [None, 18, 21, 25], ids=["counted", "known", "bounded", "padded"])
-def test_selected_texts_equal_a_selection_from_padded_texts(tokens, wanted):
+@pytest.mark.parametrize("requested", [None, 18, 21, 25], ids=["counted", "known", "bounded", "padded"])
+def test_selected_texts_equal_a_selection_from_padded_texts(tokens, requested):
     texts = texts_to(tokens)
-    found = texts.select(INDEX, wanted)
+    found = texts.select(INDEX, requested)
     assert torch.equal(found.packing.lengths, texts.packing.lengths[INDEX])
-    assert len(found.states) == found.packing.tokens == (wanted or 18)
+    assert len(found.states) == found.packing.tokens == (requested or 18)
     assert torch.equal(found.padded()[MASK[INDEX]], random_states(4, 5, 2)[INDEX][MASK[INDEX]])
 
 

@@ -78,8 +78,8 @@ def test_decoding_and_reranking_scores_stay_in_float64():
     assert found.score.dtype == torch.float64
     model, batch = in_float64(*retrieval())
     bank = TextBank.of(model.text([batch.text]))
-    wanted = [torch.arange(2)] * len(batch.pixels)
-    scores = score_pairs(model.fusion, model.matching_head, model.vision(batch.pixels), wanted, bank)
+    requested = [torch.arange(2)] * len(batch.pixels)
+    scores = score_pairs(model.fusion, model.matching_head, model.vision(batch.pixels), requested, bank)
     assert {score.dtype for score in scores} == {torch.float64}
 
 

@@ -27,8 +27,8 @@ def batch(images: int = 3) -> CaptioningBatch:
 def test_the_reward_rises():
     """A rewarded word becomes more and more frequent."""
 
-    def sevens(said, references):
-        return [float(words.count(7)) for words in said]
+    def sevens(message, references):
+        return [float(words.count(7)) for words in message]
 
     model, given, rewards = critic(sevens), batch(), []
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -45,17 +45,17 @@ def test_the_reward_rises():
 def test_captions_are_scored_with_the_references_of_their_own_image():
     seen = []
 
-    def remember(said, references):
+    def remember(message, references):
         seen.extend(references)
-        assert all(TOKENS.end not in words[:-1] for words in said)
-        return [0.0] * len(said)
+        assert all(TOKENS.end not in words[:-1] for words in message)
+        return [0.0] * len(message)
 
     critic(remember, samples=2)(batch())
     assert seen == [(f"image {number}",) for number in (0, 0, 1, 1, 2, 2)]
 
 
 def test_if_all_captions_are_equally_good_the_gradient_is_zero():
-    model, given = critic(lambda said, references: [3.0] * len(said)), batch()
+    model, given = critic(lambda message, references: [3.0] * len(message)), batch()
     terms = model(given)
     terms["policy"].total.backward()
     assert all(p.grad is None or not p.grad.abs().max() for p in model.parameters())
@@ -65,7 +65,7 @@ def test_if_all_captions_are_equally_good_the_gradient_is_zero():
 
 def test_the_loss_weights_each_likelihood_by_its_advantage_over_the_others():
     worth = torch.tensor([[1.0, 0.0, 2.0], [0.0, 4.0, 2.0], [9.0, 9.0, 0.0]])
-    model, given = critic(lambda said, references: worth.flatten().tolist(), samples=3).eval(), batch()
+    model, given = critic(lambda message, references: worth.flatten().tolist(), samples=3).eval(), batch()
     torch.manual_seed(0)
     policy = model(given)["policy"].total
     torch.manual_seed(0)
@@ -87,14 +87,14 @@ def test_self_critical_training_uses_the_parameters_of_captioning():
 
 
 def test_likelihoods_use_the_sampling_temperature():
-    model = critic(lambda said, references: [0.0] * len(said)).eval()
+    model = critic(lambda message, references: [0.0] * len(message)).eval()
     model.critic = SelfCriticalConfig(samples=2, max_length=6, temperature=0.5)
     with torch.no_grad():
         memory = model.project_images(batch(1).pixels)
         torch.manual_seed(0)
-        said = model._captions(model._sample(memory))
-        found = model._likelihood(said, memory)
-        for words, likelihood in zip(said, found, strict=True):
+        message = model._captions(model._sample(memory))
+        found = model._likelihood(message, memory)
+        for words, likelihood in zip(message, found, strict=True):
             expected = 0.0
             for place, word in enumerate(words):
                 before = [*TOKENS.prompt, *words[: place + 1]]

@@ -52,13 +52,13 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("config", "said", "remedy"), CHANGES, ids=[remedy for _, _, remedy in CHANGES])
-def test_settings_that_shapes_do_not_show_are_rejected_in_one_line(config, said, remedy):
+@pytest.mark.parametrize(("config", "fragments", "remedy"), CHANGES, ids=[remedy for _, _, remedy in CHANGES])
+def test_settings_that_shapes_do_not_show_are_rejected_in_one_line(config, fragments, remedy):
     with pytest.raises(UserError) as caught:
         require_same_settings(XVLM(config), TRAINED, "runs/a/config.yaml", new_text=False)
     message = str(caught.value)
     assert message == OneLine("init.checkpoint", "runs/a/config.yaml")
-    assert said in message
+    assert fragments in message
     assert remedy in message
     assert "\n" not in message
 

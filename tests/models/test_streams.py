@@ -53,10 +53,10 @@ CASES += [("images", only("contrastive")), ("texts", only("mlm")), ("translation
 def test_every_trainable_parameter_has_a_gradient_whatever_losses_are_disabled(mix, weights):
     """Otherwise DDP would wait for the gradient forever."""
     model, batch = built(ALL if mix == "all" else STREAMS[mix], **weights)
-    left_out = {name for name, weight in weights.items() if weight == 0}
+    skipped = {name for name, weight in weights.items() if weight == 0}
     terms = model(batch)
     assert terms.keys() == model.counts(batch).keys()
-    assert not {name.split("/")[1] for name in terms} & left_out
+    assert not {name.split("/")[1] for name in terms} & skipped
     torch.stack([term.total for term in terms.values()]).sum().backward()
     assert not [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
     reached = [name for name, each in model.named_parameters() if not each.requires_grad and each.grad is not None]

@@ -193,8 +193,8 @@ def test_a_pretraining_checkpoint_loads_as_published_for_any_number_of_frames(na
     table, both = model.vision.frame_positions, min(frames, 3)
     assert torch.equal(table[:, :both], state["absolute_frame_pos_embed"][:, :both])
     assert torch.equal(table[:, both:], before[:, both:])
-    said = [line for line in report.lines() if f"resized {FRAME_POSITIONS}" in line]
-    assert said == (
+    message = [line for line in report.lines() if f"resized {FRAME_POSITIONS}" in line]
+    assert message == (
         []
         if frames == 3
         else [f"  resized {FRAME_POSITIONS}: the first {both} frames of 3 in the file, {frames} in the model"]

@@ -34,10 +34,10 @@ def released(monkeypatch) -> type:
 def error_of(path: Path) -> str:
     with pytest.raises(UserError) as caught:
         read_weights(path)
-    said = str(caught.value)
-    assert "\n" not in said
-    assert str(path) in said
-    return said
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
@@ -49,20 +49,20 @@ def test_a_file_with_classes_is_reported_with_code_that_extracts_the_weights(
     content = {key: STATE, "config": released(lr=1), "best": np.float64(0.5), "epoch": 3}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     monkeypatch.delitem(sys.modules, "released_utils")
-    said = error_of(path)
-    assert "x.th pickles released_utils.AttrDict, " in said
-    assert f"save only its `{key}`" in said
+    message = error_of(path)
+    assert "x.th pickles released_utils.AttrDict, " in message
+    assert f"save only its `{key}`" in message
     monkeypatch.setitem(sys.modules, "released_utils", types.SimpleNamespace(AttrDict=released))
-    (line,) = re.findall(r"installed: (import torch; .*)$", said)
+    (line,) = re.findall(r"installed: (import torch; .*)$", message)
     exec(line)
     assert read_weights(tmp_path / "x_weights.pth").keys() == STATE.keys()
 
 
 def test_a_pickled_model_and_a_flat_file_have_separate_remedies(tmp_path, released):
     torch.save(nn.Linear(2, 3), tmp_path / "whole.pth")
-    said = error_of(tmp_path / "whole.pth")
-    assert "pickles torch.nn.modules.linear.Linear" in said
-    exec(said.split("installed: ")[1])
+    message = error_of(tmp_path / "whole.pth")
+    assert "pickles torch.nn.modules.linear.Linear" in message
+    exec(message.split("installed: ")[1])
     assert read_weights(tmp_path / "whole_weights.pth").keys() == {"weight", "bias"}
     torch.save({**STATE, "config": released()}, tmp_path / "flat.pth")
     exec(error_of(tmp_path / "flat.pth").split("installed: ")[1])
@@ -92,7 +92,7 @@ def test_no_code_of_a_rejected_file_is_executed(tmp_path, zipped):
 
 @pytest.mark.parametrize("name", ["x.pth", "x.safetensors", "model.bin"])
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", ("empty", "again")),
         (b"\n <!DOCTYPE html>\n<html><body>Sign in</body></html>", ("HTML page", "download")),
@@ -106,9 +106,9 @@ def test_no_code_of_a_rejected_file_is_executed(tmp_path, zipped):
         (b"PK\x03\x04" + bytes(100), ("weight file",)),
     ],
 )
-def test_a_file_without_weights_is_reported_in_one_line(tmp_path, name, content, said):
+def test_a_file_without_weights_is_reported_in_one_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    assert OneLine(*said) in error_of(tmp_path / name).splitlines()
+    assert OneLine(*message) in error_of(tmp_path / name).splitlines()
 
 
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.5, 0.9])

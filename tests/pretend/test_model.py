@@ -59,10 +59,10 @@ def test_the_page_answers_like_on_the_cpu(on_both, data):  # noqa: F811
     files = [str(data / "images/3.png")]
     for ability, expected in zip(ours, theirs, strict=True):
         texts = [TEXTS[0] for _ in ability.texts]
-        found, wanted = ability.ask(files, texts), expected.ask(files, texts)
+        found, requested = ability.ask(files, texts), expected.ask(files, texts)
         if ability.name == "explain":
             # Colours are relative to the largest weight, which is hardly above the rounding error in this model. The weights are
             # compared above.
-            assert [each.caption for each in found.pictures] == [each.caption for each in wanted.pictures]
+            assert [each.caption for each in found.pictures] == [each.caption for each in requested.pictures]
         else:
-            assert not differences(found, wanted, ability.name)
+            assert not differences(found, requested, ability.name)

@@ -49,10 +49,10 @@ def in_float32(device: torch.device) -> set[str]:
 
 def check(operations: list[Computed], device: torch.device) -> set[tuple[str, str]]:
     """Checks the precision of all operations, and returns the places of float32 products."""
-    exact, wanted, seen = set(), in_float32(device), set()
+    exact, requested, seen = set(), in_float32(device), set()
     for name, dtypes, place in operations:
         kernel = name.removeprefix("aten::").split(".")[0]
-        if kernel in wanted and dtypes:
+        if kernel in requested and dtypes:
             assert set(dtypes) == {torch.float32}, (name, dtypes, place)
             seen.add(kernel)
         if kernel in PRODUCTS and place.function not in ATTENTION:

@@ -59,9 +59,9 @@ def expected_of(config: str) -> dict[str, Expected]:
     for entry in _document()["values"]:
         if not belongs(config, entry["configs"]):
             continue
-        left_out = {key for group, keys in entry.get("except", {}).items() if belongs(config, [group]) for key in keys}
+        skipped = {key for group, keys in entry.get("except", {}).items() if belongs(config, [group]) for key in keys}
         for key, value in entry["values"].items():
-            if key not in left_out:
+            if key not in skipped:
                 assert key not in expected, f"{config}: {key} is in two entries of {ORACLE.name}"
                 expected[key] = Expected(value, entry["source"])
     return expected
@@ -81,26 +81,26 @@ def shipped(config: str) -> Config:
 def differences(config: Mapping[str, Any], expected: Mapping[str, Expected]) -> list[str]:
     """A line for each expected value that differs from the resolved config (plain values)."""
     return [
-        f"{key} = {actual!r}, but {wanted.source}: {wanted.value!r}"
-        for key, wanted in expected.items()
-        if not same(actual := value_at(config, key), wanted.value)
+        f"{key} = {actual!r}, but {requested.source}: {requested.value!r}"
+        for key, requested in expected.items()
+        if not same(actual := value_at(config, key), requested.value)
     ]
 
 
-def same(actual: Any, wanted: Any) -> bool:
+def same(actual: Any, requested: Any) -> bool:
     """Whether a value equals the expected value.
 
     An expected string that begins with ``.../`` is the end of a path. A plain value expected of a section is expected of each
     value in the section.
     """
-    if isinstance(actual, Mapping) and not isinstance(wanted, Mapping):
-        return bool(actual) and all(same(value, wanted) for value in actual.values())
-    if isinstance(wanted, list):
-        items = isinstance(actual, list) and len(actual) == len(wanted)
-        return items and all(same(*pair) for pair in zip(actual, wanted, strict=True))
-    if isinstance(wanted, str) and wanted.startswith(".../"):
-        return isinstance(actual, str) and actual.endswith(wanted[3:])
-    return isinstance(actual, bool) == isinstance(wanted, bool) and bool(actual == wanted)
+    if isinstance(actual, Mapping) and not isinstance(requested, Mapping):
+        return bool(actual) and all(same(value, requested) for value in actual.values())
+    if isinstance(requested, list):
+        items = isinstance(actual, list) and len(actual) == len(requested)
+        return items and all(same(*pair) for pair in zip(actual, requested, strict=True))
+    if isinstance(requested, str) and requested.startswith(".../"):
+        return isinstance(actual, str) and actual.endswith(requested[3:])
+    return isinstance(actual, bool) == isinstance(requested, bool) and bool(actual == requested)
 
 
 def value_at(config: Any, key: str) -> Any:

@@ -96,25 +96,25 @@ def test_another_run_starts_from_the_merged_weights(whole, overrides, tmp_path):
 
 def checkpoint(capsys, *words: object) -> tuple[int, str]:
     status = main(["checkpoint", *map(str, words)])
-    said = capsys.readouterr()
-    return status, said.out + said.err
+    message = capsys.readouterr()
+    return status, message.out + message.err
 
 
 def test_adapters_can_be_extracted_and_merged_again(whole, base, tmp_path, capsys):
-    status, said = checkpoint(capsys, "inspect", whole, "--no-configs")
-    said = " ".join(said.split())
-    assert status == 0 and OneLine("rank 2", "merged") in said.splitlines() and "fusion 1 layer" in said
+    status, message = checkpoint(capsys, "inspect", whole, "--no-configs")
+    message = " ".join(message.split())
+    assert status == 0 and OneLine("rank 2", "merged") in message.splitlines() and "fusion 1 layer" in message
     assert checkpoint(capsys, "adapters", whole, "--out", tmp_path / "small")[0] == 0
     small = tmp_path / "small/adapters.safetensors"
     assert small.stat().st_size < 0.5 * (whole / "best.safetensors").stat().st_size
     with pytest.raises(UserError, match="contains only adapters"):
         load(tmp_path / "small")
-    status, said = checkpoint(capsys, "inspect", tmp_path / "small")
-    assert status == 0 and "kind       ours, adapters without the weights" in said and "starts" not in said
+    status, message = checkpoint(capsys, "inspect", tmp_path / "small")
+    assert status == 0 and "kind       ours, adapters without the weights" in message and "starts" not in message
     with pytest.raises(UserError, match=naming("adapters", "weights")):
         read_weights(small)
-    status, said = checkpoint(capsys, "merge", tmp_path / "small", "--base", base, "--out", tmp_path / "merged")
-    assert status == 0, said
+    status, message = checkpoint(capsys, "merge", tmp_path / "small", "--base", base, "--out", tmp_path / "merged")
+    assert status == 0, message
     assert all(
         torch.equal(tensor, load(tmp_path / "merged").network.state_dict()[name])
         for name, tensor in read_weights(whole / "best.safetensors").items()
@@ -126,8 +126,8 @@ def test_frozen_parts_come_from_the_base_instead_of_the_adapter_file(options, ba
     start("retrieval", run, [*options, "optim.freeze.text=true"])
     assert checkpoint(capsys, "adapters", run, "--out", tmp_path / "small")[0] == 0
     assert not any(name.startswith("text.") for name in load_file(tmp_path / "small/adapters.safetensors"))
-    status, said = checkpoint(capsys, "merge", tmp_path / "small", "--base", base, "--out", tmp_path / "merged")
-    assert status == 0, said
+    status, message = checkpoint(capsys, "merge", tmp_path / "small", "--base", base, "--out", tmp_path / "merged")
+    assert status == 0, message
     again, expected = (read_weights(path) for path in (tmp_path / "merged/model.safetensors", run / "best.safetensors"))
     assert again.keys() == expected.keys() and all(torch.equal(again[name], expected[name]) for name in again)
 
@@ -141,15 +141,17 @@ def test_a_run_can_be_evaluated_without_the_package(whole, options, monkeypatch)
 def test_mistakes_are_reported_in_one_line(whole, base, tmp_path, capsys, overrides):
     assert "has no adapters" in checkpoint(capsys, "adapters", base, "--out", tmp_path / "x")[1]
     assert checkpoint(capsys, "adapters", whole, "--out", tmp_path / "small")[0] == 0
-    said = checkpoint(capsys, "merge", tmp_path / "small", "--base", "nowhere", "--out", tmp_path / "z")[1]
-    assert OneLine("--base nowhere") in said.splitlines()
+    message = checkpoint(capsys, "merge", tmp_path / "small", "--base", "nowhere", "--out", tmp_path / "z")[1]
+    assert OneLine("--base nowhere") in message.splitlines()
     assert "already exists" in checkpoint(capsys, "adapters", whole, "--out", tmp_path / "small")[1]
     small = tmp_path / "small/adapters.safetensors"
     merging = ("merge", tmp_path / "small", "--base", base, "--out", tmp_path / "z")
     content = small.read_bytes()
     for cut in (len(content) // 2, 5):
         small.write_bytes(content[:cut])
-        assert "adapters.safetensors: " in (said := checkpoint(capsys, *merging)[1]) and said.count("\n") == 1, said
+        assert "adapters.safetensors: " in (message := checkpoint(capsys, *merging)[1]) and message.count("\n") == 1, (
+            message
+        )
     small.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert "is damaged" in checkpoint(capsys, *merging)[1]
     small.write_bytes(content)
@@ -158,8 +160,8 @@ def test_mistakes_are_reported_in_one_line(whole, base, tmp_path, capsys, overri
     (tmp_path / "away.yaml").rename(tmp_path / "small/config.yaml")
     other = tmp_path / "other"
     start("retrieval", other, [*overrides("retrieval"), "seed=1"])
-    said = checkpoint(capsys, "merge", tmp_path / "small", "--base", other, "--out", tmp_path / "merged")[1]
-    assert OneLine("not what the adapters") in said.splitlines() and not (tmp_path / "merged").exists()
+    message = checkpoint(capsys, "merge", tmp_path / "small", "--base", other, "--out", tmp_path / "merged")[1]
+    assert OneLine("not what the adapters") in message.splitlines() and not (tmp_path / "merged").exists()
     assert (
         "holds no adapters.safetensors" in checkpoint(capsys, "merge", base, "--base", base, "--out", tmp_path / "y")[1]
     )

@@ -66,8 +66,8 @@ def test_the_reward_is_cider_and_a_step_has_a_loss(scenes_folder, tmp_path):
     )
     references = task.training.items.captions_of(0)
     other = next(each for each in task.training.items.references() if not set(each) & set(references))
-    said = [task.tokenizer.encode(text, add_special_tokens=False) for text in (references[0], other[0])]
-    own, foreign = task.model.reward(said, [references] * 2)
+    fragments = [task.tokenizer.encode(text, add_special_tokens=False) for text in (references[0], other[0])]
+    own, foreign = task.model.reward(fragments, [references] * 2)
     assert own > 2 * foreign
     batch = task.training.make(0)
     terms = task.model.train()(batch)

@@ -289,10 +289,10 @@ def test_a_script_without_a_font_is_reported_once_and_drawn_as_boxes(caplog):
 
 
 @pytest.mark.parametrize(
-    ("count", "wanted", "expected"), [(100, 3, [0, 50, 99]), (2, 5, [0, 1]), (5, 0, []), (0, 3, [])]
+    ("count", "requested", "expected"), [(100, 3, [0, 50, 99]), (2, 5, [0, 1]), (5, 0, []), (0, 3, [])]
 )
-def test_examples_are_spread_over_the_split(count, wanted, expected):
-    assert [place if place != 49 else 50 for place in spread(count, wanted)] == expected
+def test_examples_are_spread_over_the_split(count, requested, expected):
+    assert [place if place != 49 else 50 for place in spread(count, requested)] == expected
 
 
 def test_a_broken_image_is_skipped_with_a_note(caplog):

@@ -240,11 +240,11 @@ def test_evaluating_random_weights_is_rejected_without_reading_data(overrides, t
         start("nlvr", tmp_path, [*overrides("nlvr"), *gone], *flags)
 
 
-@pytest.mark.parametrize("said", ["captioning", "video_qa"])
-def test_a_config_of_another_task_is_rejected_by_name(overrides, tmp_path, said):
-    script = {"captioning": "Captioning.py", "video_qa": "VQA.py"}[said]
-    with pytest.raises(UserError, match=naming("nlvr.yaml", said, script)):
-        start("nlvr", tmp_path, [*overrides("nlvr"), f"task={said}"])
+@pytest.mark.parametrize("fragments", ["captioning", "video_qa"])
+def test_a_config_of_another_task_is_rejected_by_name(overrides, tmp_path, fragments):
+    script = {"captioning": "Captioning.py", "video_qa": "VQA.py"}[fragments]
+    with pytest.raises(UserError, match=naming("nlvr.yaml", fragments, script)):
+        start("nlvr", tmp_path, [*overrides("nlvr"), f"task={fragments}"])
 
 
 def test_texts_longer_than_the_positions_of_the_model_are_rejected(overrides, tmp_path):

@@ -24,7 +24,7 @@ SAID = (
 
 
 @pytest.mark.parametrize(
-    ("task", "batch", "ranks", "said"),
+    ("task", "batch", "ranks", "fragments"),
     [
         ("retrieval", 12, 1, "4 examples (micro-batch 4 x 1 ranks)"),
         ("retrieval", 2400, 300, "1,200 examples (micro-batch 4 x 300 ranks)"),
@@ -36,7 +36,9 @@ SAID = (
         ("nlvr", 12, 1, ""),  # has no contrastive loss
     ],
 )
-def test_fewer_negatives_than_the_global_batch_are_reported(overrides, caplog, monkeypatch, task, batch, ranks, said):
+def test_fewer_negatives_than_the_global_batch_are_reported(
+    overrides, caplog, monkeypatch, task, batch, ranks, fragments
+):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(distributed, "world_size", lambda: ranks)
     task, _, chunks = task.partition(", chunks ")
@@ -44,7 +46,7 @@ def test_fewer_negatives_than_the_global_batch_are_reported(overrides, caplog, m
     given += [f"train.global_batch={'null' if batch is None else batch}"]
     task_of(task, lambda _: given)
     lines = [message for message in caplog.messages if message.startswith("contrastive loss")]
-    assert lines == ([SAID.format(said, f"{batch:,}")] if said else [])
+    assert lines == ([SAID.format(fragments, f"{batch:,}")] if fragments else [])
 
 
 def test_pre_training_reports_it_too_and_derives_its_accumulation(tiny_overrides, caplog):

@@ -31,8 +31,8 @@ def test_a_run_keeps_the_files_that_its_encoders_need(overrides, tmp_path):
         *("model.vision.width=null", "model.vision.depth=null", "model.vision.heads=null", f"init.vision={source}"),
         *("model.vision.layer_scale=backbone", "optim.freeze.vision=true", "train.steps=2"),
     ]
-    status, told = run_alone(tmp_path, "retrieval", "--output", str(tmp_path / "run"), *options)
-    assert status == 0, told[-3000:]
+    status, reported = run_alone(tmp_path, "retrieval", "--output", str(tmp_path / "run"), *options)
+    assert status == 0, reported[-3000:]
     shutil.rmtree(source)
     model = x2vlm.load(tmp_path / "run", device="cpu")
     image = Image.new("RGB", (80, 60), "red")

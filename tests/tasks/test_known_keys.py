@@ -54,17 +54,17 @@ def test_unknown_keys_are_found_in_sections_lists_and_below_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--config", "configs/demo/vqa.yaml", "lr=3"], "did you mean optim.lr"),
         (["--config", "configs/demo/vqa.yaml", "--batch-size", "16"], "did you mean data.batch_size=VALUE"),
         (["reproduce", "--table", "9"], "--table 9: no such cell"),
     ],
 )
-def test_a_mistake_does_not_wait_for_torch(arguments, said, tmp_path):
+def test_a_mistake_does_not_wait_for_torch(arguments, message, tmp_path):
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import run; sys.exit(run.main(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 2 and said in done.stderr, done.stderr
+    assert done.returncode == 2 and message in done.stderr, done.stderr

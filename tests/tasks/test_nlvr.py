@@ -24,8 +24,8 @@ def test_the_left_image_of_a_statement_is_passed_as_the_left_image(overrides, mo
         seen.extend(torch.stack(pair) for pair in zip(left, right, strict=True))
         alike = (left == right).flatten(1).all(dim=1)
         yellow = (left[:, 0] > 200) & (left[:, 1] > 200)
-        said = alike | yellow.flatten(1).any(dim=1)
-        return torch.stack([~said, said], dim=1).float()
+        message = alike | yellow.flatten(1).any(dim=1)
+        return torch.stack([~message, message], dim=1).float()
 
     monkeypatch.setattr(task.model, "classify", classify)
     found = measured(task)

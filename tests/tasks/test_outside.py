@@ -87,9 +87,9 @@ def test_a_folder_trains_and_is_evaluated(folder, overrides):
         "train.validate_every=1",
         "data.workers=1",
     ]
-    status, told = run_alone(cwd, "counting", "--config", "counting/config.yaml", *options)
-    assert status == 0, told[-3000:]
-    assert "hello from counting.task" in told
+    status, reported = run_alone(cwd, "counting", "--config", "counting/config.yaml", *options)
+    assert status == 0, reported[-3000:]
+    assert "hello from counting.task" in reported
     run = cwd / "runs" / "counting" / "config"
     expected = (run / "evaluation.json").read_text()
 
@@ -104,17 +104,19 @@ def test_a_folder_trains_and_is_evaluated(folder, overrides):
 
 
 def test_mistakes_are_reported_in_one_line_and_errors_of_the_task_have_a_traceback(folder):
-    status, told = run_alone(folder, ".", "--config", str(ROOT / "configs/demo/vqa.yaml"))
+    status, reported = run_alone(folder, ".", "--config", str(ROOT / "configs/demo/vqa.yaml"))
     assert status == 2
-    assert told == OneLine(f"error: {ROOT}/configs/demo/vqa.yaml", "task vqa", "give vqa")
+    assert reported == OneLine(f"error: {ROOT}/configs/demo/vqa.yaml", "task vqa", "give vqa")
     (folder / "batches.py").write_text("import nothing_of_this_name")
-    status, told = run_alone(folder, ".")
+    status, reported = run_alone(folder, ".")
     assert status == 1
-    assert "Traceback" in told
-    assert "nothing_of_this_name" in told
+    assert "Traceback" in reported
+    assert "nothing_of_this_name" in reported
 
 
 def test_one_process_needs_no_launcher(folder, overrides, tmp_path):
-    status, told = run_alone(ROOT, str(folder), "--output", str(tmp_path / "run"), *overrides("nlvr"), "train.steps=2")
-    assert status == 0, told[-3000:]
+    status, reported = run_alone(
+        ROOT, str(folder), "--output", str(tmp_path / "run"), *overrides("nlvr"), "train.steps=2"
+    )
+    assert status == 0, reported[-3000:]
     assert (tmp_path / "run" / "evaluation.json").is_file()

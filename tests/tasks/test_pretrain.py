@@ -310,8 +310,8 @@ def test_a_run_logs_how_many_texts_have_hard_negatives(tiny_overrides, caplog):
                 PretrainConfig,
             )
         )
-    said = [record for record in caplog.records if "have a hard negative" in record.getMessage()]
-    images, regions = said
+    message = [record for record in caplog.records if "have a hard negative" in record.getMessage()]
+    images, regions = message
     assert images.levelname == "WARNING"
     assert images.getMessage().startswith("data.images: 0.0 % of ")
     assert "add other sources, or hard_negatives to the records" in images.getMessage()

@@ -98,7 +98,7 @@ def video_qa(clips: Path, scenes_folder: Path, *more: str) -> VideoQAConfig:
     return load_config(ROOT / "configs/vqa/msrvtt_qa_base.yaml", [*overrides, *more], VideoQAConfig)
 
 
-def stir(task) -> None:
+def randomise(task) -> None:
     """Sets weights that are large enough for outputs to differ."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_the_order_of_frames_only_matters_with_tokens(clips, scenes_folder, monk
     monkeypatch.setattr(two_stage, "score_pairs", keep)
     for shuffle in ("false", "true"):
         task = RetrievalTask.build(retrieval(clips, scenes_folder, *given, f"evaluation.shuffle_frames={shuffle}"))
-        stir(task)
+        randomise(task)
         scores.append([])
         measured(task)
     plain, shuffled = (torch.cat(each) for each in scores)
@@ -184,7 +184,7 @@ def test_video_questions_are_classified_and_unlisted_answers_are_wrong(clips, sc
 
 def test_a_video_is_read_and_encoded_once_for_its_questions(clips, scenes_folder, monkeypatch):
     task = VideoQATask.build(video_qa(clips, scenes_folder))
-    stir(task)
+    randomise(task)
     read, encoded_videos = [], []
     videos = task.held_out.view.videos
     sample, encode = videos.evaluation, task.model.vision.forward

@@ -51,7 +51,7 @@ def task(overrides) -> VQATask:
     return VQATask.build(config_of(overrides))
 
 
-def stir(task: VQATask) -> None:
+def randomise(task: VQATask) -> None:
     """Sets weights that are large enough for outputs to differ."""
     with torch.no_grad():
         for parameter in task.model.parameters():
@@ -169,7 +169,7 @@ def test_the_decoder_counts_as_newly_initialised_if_configured(overrides, scenes
 
 def test_an_image_is_encoded_once_for_consecutive_questions_about_it(overrides, monkeypatch):
     task = VQATask.build(config_of(overrides, "evaluation.batch_size=10"))
-    stir(task)
+    randomise(task)
     items, seen, states = task.held_out.test["test"][:20], [], []
     encode, ask = task.model.vision.forward, task.model.fuse_questions
     monkeypatch.setattr(task.model.vision, "forward", lambda pixels: seen.append(len(pixels)) or encode(pixels))
@@ -199,7 +199,7 @@ def test_the_ranking_and_the_number_of_candidates_affect_the_answers(overrides):
         task = VQATask.build(
             config_of(overrides, f"evaluation.ranking={ranking}", f"evaluation.candidates={candidates}")
         )
-        stir(task)
+        randomise(task)
         with evaluating(task.model, "fp32"):
             answers[ranking, candidates] = task._predict(task.held_out.test["test"][:30])
     assert answers["likelihood", 1] == answers["released", 1]

@@ -54,8 +54,8 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 def run(capsys, *argv: object) -> tuple[int, str, str]:
     status = main(["checkpoint", *map(str, argv)])
-    said = capsys.readouterr()
-    return status, said.out, said.err
+    message = capsys.readouterr()
+    return status, message.out, message.err
 
 
 def error_of(capsys, *argv: object) -> str:
@@ -145,17 +145,17 @@ def test_a_file_is_never_overwritten_without_a_flag_or_half_written(published, t
 
 
 def test_a_file_that_cannot_be_converted_is_reported_with_the_remedy(published, tmp_path, capsys):
-    def said(source: object, out: str = "o.safetensors", *flags: str) -> str:
+    def message(source: object, out: str = "o.safetensors", *flags: str) -> str:
         return error_of(capsys, "convert", source, "--out", tmp_path / out, *flags)
 
-    assert OneLine("end with .safetensors") in said(published, "o.th").splitlines()
-    assert "does not exist" in said(published, "gone/o.safetensors")
-    assert OneLine("--form ours") in said(published, "o.th", "--form", "published").splitlines()
+    assert OneLine("end with .safetensors") in message(published, "o.th").splitlines()
+    assert "does not exist" in message(published, "gone/o.safetensors")
+    assert OneLine("--form ours") in message(published, "o.th", "--form", "published").splitlines()
     names = {f"encoder.layer.0.{n}": torch.ones(2) for n in ("output.dense.bias", "output.dense.weight")}
     save_file({"embeddings.word_embeddings.weight": torch.ones(5, 2), **names}, tmp_path / "bert.safetensors")
-    assert OneLine("BERT's", "X²-VLM", "init.text") in said(tmp_path / "bert.safetensors", "o.th").splitlines()
+    assert OneLine("BERT's", "X²-VLM", "init.text") in message(tmp_path / "bert.safetensors", "o.th").splitlines()
     save_weights(tmp_path / "hub.safetensors", weights(model_of("nlvr")) | {"text.model.x": torch.ones(1)})
-    assert OneLine("text.model.x") in said(tmp_path / "hub.safetensors", "o.th").splitlines()
+    assert OneLine("text.model.x") in message(tmp_path / "hub.safetensors", "o.th").splitlines()
     assert sorted(path.name for path in tmp_path.glob("o.*")) == []
 
 
@@ -187,8 +187,8 @@ def test_convert_compares_with_a_config(published, tmp_path, capsys):
 def test_older_models_exist_in_one_format_only(tmp_path, capsys):
     state = {name: torch.zeros(4, 4) for name in swin(shapes("nlvr_base"))}
     torch.save({"model": state}, tmp_path / "xvlm.th")
-    said = error_of(capsys, "convert", tmp_path / "xvlm.th", "--out", tmp_path / "o.safetensors")
-    assert OneLine("X-VLM", "Swin", "X²-VLM") in said.splitlines()
+    message = error_of(capsys, "convert", tmp_path / "xvlm.th", "--out", tmp_path / "o.safetensors")
+    assert OneLine("X-VLM", "Swin", "X²-VLM") in message.splitlines()
 
 
 def test_inspect_shows_kind_sizes_resolution_vocabulary_and_other_entries(published, capsys):
@@ -287,8 +287,8 @@ def test_unknown_header_values_are_ignored_and_a_damaged_header_is_reported_in_o
         save_file(state, tmp_path / "x.safetensors", metadata={"about": about})
         status, out, err = run(capsys, "inspect", tmp_path / "x.safetensors", "--no-configs")
         assert status in (0, 1) and err == "" and "ours, fine-tuned: nlvr" in out
-    said = error_of(capsys, "convert", tmp_path / "x.safetensors", "--out", tmp_path / "x.th")
-    assert OneLine("convert", "again") in said.splitlines()
+    message = error_of(capsys, "convert", tmp_path / "x.safetensors", "--out", tmp_path / "x.th")
+    assert OneLine("convert", "again") in message.splitlines()
     for about in ("{", "[" * 10**5, "3"):
         save_file(state, tmp_path / "x.safetensors", metadata={"about": about})
         status, _, err = run(capsys, "inspect", tmp_path / "x.safetensors", "--no-configs")

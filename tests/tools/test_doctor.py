@@ -282,10 +282,10 @@ def test_the_share_of_texts_with_hard_negatives_is_reported_and_a_low_share_caus
         *given("pretrain"), "data.images.hard_negatives={sources: [given]}", "data.regions.hard_negatives={}"
     )
     assert status == 0
-    said = " ".join(printed.split())
-    assert "0.0% of" in said and "texts have a hard negative" in said
-    assert "data.images.hard_negatives" in said
-    assert "regions: 100.0% of" in said
+    message = " ".join(printed.split())
+    assert "0.0% of" in message and "texts have a hard negative" in message
+    assert "data.images.hard_negatives" in message
+    assert "regions: 100.0% of" in message
 
 
 def test_a_misspelled_key_of_hard_negatives_causes_a_warning(doctor, given, scenes_folder, tmp_path):
@@ -309,8 +309,8 @@ def test_unusable_given_hard_negatives_cause_a_warning(doctor, given, scenes_fol
     path = rewritten(scenes_folder / "train.jsonl", tmp_path / "train.jsonl", changed)
     more = [f"data.images.files=[{path}]", "data.images.hard_negatives={sources: [given]}"]
     _, printed = doctor(*given("pretrain"), *more)
-    said = " ".join(printed.split())
-    assert "hard_negatives of 40 of 40 records or phrases have no usable text: they are empty or a caption" in said
+    message = " ".join(printed.split())
+    assert "hard_negatives of 40 of 40 records or phrases have no usable text: they are empty or a caption" in message
     _, printed = doctor(*given("pretrain"), more[1])
     assert "none of 40 records has hard_negatives" in " ".join(printed.split())
 
@@ -391,8 +391,8 @@ def test_photographs_with_boxes_and_an_orientation_are_counted(doctor, given, sc
     assert OneLine("data.train", "3 of 38", "EXIF") in printed.splitlines()
 
 
-@pytest.mark.parametrize(("every", "status", "told"), [(1, 1, "none of the"), (2, 0, "are not among the")])
-def test_answers_outside_the_list_are_counted(every, status, told, doctor, given, scenes_folder, tmp_path):
+@pytest.mark.parametrize(("every", "status", "reported"), [(1, 1, "none of the"), (2, 0, "are not among the")])
+def test_answers_outside_the_list_are_counted(every, status, reported, doctor, given, scenes_folder, tmp_path):
     def change(number, row):
         return {**row, "answer": ["blargh"] * 10} if number % every == 0 else row
 
@@ -400,7 +400,7 @@ def test_answers_outside_the_list_are_counted(every, status, told, doctor, given
     found, printed = doctor(*given("vqa", train=path))
     assert found == status
     assert f"1. {'warning' if status == 0 else 'refused'}: data.train fact: " in printed
-    assert told in printed and "'blargh'" in printed
+    assert reported in printed and "'blargh'" in printed
 
 
 def test_unknown_tokens_cause_a_warning(doctor, given, tmp_path):

@@ -290,11 +290,11 @@ def test_pre_training_checks_its_first_boxes_at_the_start(scenes_folder, tmp_pat
     relative.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = ["--config", "configs/demo/pretrain.yaml", "--output", str(tmp_path / "a"), *tiny_run(scenes_folder)]
     assert call(run_rank, ["pretrain", *given, f"data.regions.files=[{relative}]"], "python -m tasks.run") == 2
-    told = capsys.readouterr().err
+    reported = capsys.readouterr().err
     assert (
-        "data.regions: all " in told
-        and OneLine("boxes", "0 and 1", "[0.") in told.splitlines()
-        and f"{relative}:1" in told
+        "data.regions: all " in reported
+        and OneLine("boxes", "0 and 1", "[0.") in reported.splitlines()
+        and f"{relative}:1" in reported
     )
 
 
@@ -305,11 +305,11 @@ def test_pre_training_does_not_start_on_regions_without_boxes(scenes_folder, tmp
     named.write_text("".join(json.dumps({**row, "elems": [], "regions": row["elems"]}) + "\n" for row in rows))
     given = ["--config", "configs/demo/pretrain.yaml", "--output", str(tmp_path / "a"), *tiny_run(scenes_folder)]
     assert call(run_rank, ["pretrain", *given, f"data.regions.files=[{named}]"], "python -m tasks.run") == 2
-    told = capsys.readouterr().err
+    reported = capsys.readouterr().err
     assert (
-        OneLine("data.regions", "40 records", "box") in told.splitlines()
-        and f"{named}:1" in told
-        and "data.regions=null" in told
+        OneLine("data.regions", "40 records", "box") in reported.splitlines()
+        and f"{named}:1" in reported
+        and "data.regions=null" in reported
     )
 
 

@@ -141,8 +141,10 @@ def test_more_examples_per_step_than_requested_are_noted(asked, taken):
     plan = sized_by_hand("--config", BASE, "--gpus", "2", "--memory", "2.55", "--global-batch", f"{asked}").plan()
     assert (plan.global_batch, plan.asked_batch, plan.overrides["train.global_batch"]) == (taken, asked, taken)
     notes = [line for line in as_table(plan).splitlines() if line.startswith("note: ")]
-    said = "note: 1,020 examples per step instead of 1,018, which equal micro-batches of about this size cannot make"
-    assert notes == ([said] if taken != asked else [])
+    fragments = (
+        "note: 1,020 examples per step instead of 1,018, which equal micro-batches of about this size cannot make"
+    )
+    assert notes == ([fragments] if taken != asked else [])
 
 
 def test_without_a_name_a_gpu_is_assumed_and_epochs_need_the_records():
@@ -234,7 +236,7 @@ def gpu(monkeypatch) -> FakeGPU:
 
 
 @pytest.mark.parametrize(
-    ("device", "flags", "peak", "said"),
+    ("device", "flags", "peak", "fragments"),
     [
         ("NVIDIA A100-SXM4-80GB", [], 312, "this a100's 312 TFLOP/s (--gpu, --utilisation)"),
         ("NVIDIA A100-SXM4-80GB", ["--gpu", "l4"], 121, "l4's 121 TFLOP/s (--gpu, --utilisation)"),
@@ -245,11 +247,11 @@ def gpu(monkeypatch) -> FakeGPU:
         ("Tesla V100-SXM2-16GB", ["train.precision=fp16"], 125, "this v100's 125 TFLOP/s (--gpu, --utilisation)"),
     ],
 )
-def test_an_estimate_is_for_the_available_gpu_unless_another_is_named(gpu, monkeypatch, device, flags, peak, said):
+def test_an_estimate_is_for_the_available_gpu_unless_another_is_named(gpu, monkeypatch, device, flags, peak, fragments):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _=None: device)
     planner = planner_of(["--config", BASE, "--estimate", "--memory", "2", *flags, *SMALL])
     assert not planner.target.measures
-    assert f"35% of {said}" in planner.target.assumptions()
+    assert f"35% of {fragments}" in planner.target.assumptions()
     assert planner._seconds(1, 1e12) == pytest.approx(1 / (0.35 * peak))
 
 

@@ -102,7 +102,7 @@ def test_arguments_survive_the_round_trip_through_words(seed):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([], ("--image", "missing", "paint.py --help")),
         (["--image", "a", "--layer"], ("--layer", "needs a value")),
@@ -124,9 +124,9 @@ def test_arguments_survive_the_round_trip_through_words(seed):
         (["b.yaml", "--image", "a"], ("'b.yaml'", "--config b.yaml")),
     ],
 )
-def test_a_mistake_is_reported_in_one_line_with_the_nearest_name(words, said, capsys):
+def test_a_mistake_is_reported_in_one_line_with_the_nearest_name(words, message, capsys):
     assert call(paint, words, "paint.py", lambda: ["optim.lr", "train.steps"]) == 2
-    assert capsys.readouterr().err == OneLine("error:", *said)
+    assert capsys.readouterr().err == OneLine("error:", *message)
 
 
 def find(

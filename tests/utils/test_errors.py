@@ -42,9 +42,9 @@ def test_the_status_of_a_lost_peer_is_below_the_requeue_status(capsys):
 
 def test_a_package_that_is_not_installed_is_reported_in_one_line_with_the_remedy(capsys):
     assert ends_with(ModuleNotFoundError("No module named 'ruamel'", name="ruamel.yaml")) == 2
-    said = capsys.readouterr().err
-    assert said == OneLine("ruamel.yaml", sys.executable, "make setup")
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message == OneLine("ruamel.yaml", sys.executable, "make setup")
+    assert message.count("\n") == 1
 
 
 def test_a_missing_module_of_the_user_keeps_its_traceback():
@@ -66,10 +66,10 @@ def test_file_errors_of_the_operating_system_are_reported_in_one_line(capsys, co
         raise OSError(code, os.strerror(code), names[0], None, *names[1:])
 
     assert main(["a/b"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: a/b: {os.strerror(code)}; ") and said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: a/b: {os.strerror(code)}; ") and message.count("\n") == 1
     assert main(["a/.b.tmp", "a/b"]) == 2
-    assert capsys.readouterr().err == said, "for a move, the target must be named"
+    assert capsys.readouterr().err == message, "for a move, the target must be named"
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_file_errors_of_the_operating_system_are_reported_in_one_line(capsys, co
 )
 def test_a_full_disk_without_a_file_name_is_reported_in_one_line(capsys, error):
     assert ends_with(error) == 2
-    said = capsys.readouterr().err
-    assert "cannot be written" in said and "make room" in said and said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert "cannot be written" in message and "make room" in message and message.count("\n") == 1
 
 
 @pytest.mark.parametrize("size", [10, 100_000], ids=["written at the end", "written at once"])

@@ -85,9 +85,9 @@ def test_without_network_the_error_is_one_line_and_quick(monkeypatch):
         with pytest.raises(UserError) as error:
             local_folder("bert-base-uncased", ["vocab.txt"], "model.text.encoder")
         assert time.monotonic() - started < 20, "the default timeout of the libraries is much longer"
-    said = str(error.value)
-    assert said == OneLine("model.text.encoder", "bert-base-uncased", "http://127.0.0.1")
-    assert "\n" not in said
+    message = str(error.value)
+    assert message == OneLine("model.text.encoder", "bert-base-uncased", "http://127.0.0.1")
+    assert "\n" not in message
 
 
 def test_models_that_the_hub_does_not_have_are_reported_in_one_line(asked):

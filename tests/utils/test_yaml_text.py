@@ -134,7 +134,7 @@ HOSTILE = {
         "python/object/apply:os.system does not make a plain",
     ),
     "an object as a key": ("? !!python/name:os.system ''\n: 1\n", 1, "a key is tagged .*python/name:os.system"),
-    "a tag of its own": ("x: !mine 1\n", 1, "the tag !mine does not make a plain value"),
+    "a custom tag": ("x: !mine 1\n", 1, "the tag !mine does not make a plain value"),
     "a set": ("x: !!set {a, b}\n", 1, "does not make a plain value"),
     "a wrong tag": ("x: !!int many\n", 1, "'many' is not a valid integer; quote it"),
     "a list in itself": ("a: &a [*a]\n", 1, r"&a contains itself by \*a"),
@@ -207,7 +207,7 @@ def test_an_unusual_override_is_reported_in_short_lines(tmp_path, override, prob
 
 
 def test_unusual_files_are_reported_in_one_line(tmp_path):
-    def told(path) -> str:
+    def reported(path) -> str:
         with pytest.raises(ConfigError) as error:
             load_config(path, [], Whole)
         assert str(error.value).isprintable()
@@ -215,23 +215,23 @@ def test_unusual_files_are_reported_in_one_line(tmp_path):
 
     path = tmp_path / "a.yaml"
     path.write_bytes("optim: {lr: 1}\n".encode("utf-16"))
-    assert told(path) == OneLine(f"{path}:1", "UTF-8")
+    assert reported(path) == OneLine(f"{path}:1", "UTF-8")
     path.write_bytes(b"\xef\xbb\xbfoptim: {lr: 1}\n")  # a byte order mark of Windows editors
     assert load_config(path, [], Whole).optim.lr == 1
     path.write_bytes(b"x: 1\ny: \xff\n")
-    assert told(path) == OneLine(f"{path}:2", "UTF-8")
+    assert reported(path) == OneLine(f"{path}:2", "UTF-8")
     with path.open("wb") as file:
         file.truncate(10**12)
-    assert told(path) == OneLine(f"{path}:1", "1,000,000,000,000")
-    assert told(tmp_path) == OneLine(tmp_path, "a folder")
-    assert told(Path("/dev/null")) == OneLine("/dev/null", "YAML")
-    assert told(tmp_path / ("x" * 300)) == OneLine("File name too long")
-    assert told(tmp_path / "a\0b") == OneLine("embedded null")
-    assert told(path / "b.yaml") == OneLine("Not a directory")
+    assert reported(path) == OneLine(f"{path}:1", "1,000,000,000,000")
+    assert reported(tmp_path) == OneLine(tmp_path, "a folder")
+    assert reported(Path("/dev/null")) == OneLine("/dev/null", "YAML")
+    assert reported(tmp_path / ("x" * 300)) == OneLine("File name too long")
+    assert reported(tmp_path / "a\0b") == OneLine("embedded null")
+    assert reported(path / "b.yaml") == OneLine("Not a directory")
     (tmp_path / "loop").symlink_to("loop")
-    assert OneLine("symbolic links") in told(tmp_path / "loop").splitlines()
+    assert OneLine("symbolic links") in reported(tmp_path / "loop").splitlines()
     path.write_text(f"base: {'x' * 300}\n")
-    assert OneLine("base", "relative") in told(path).splitlines()
+    assert OneLine("base", "relative") in reported(path).splitlines()
 
 
 def test_bases_that_multiply_are_reported_in_one_line(tmp_path):

@@ -55,7 +55,7 @@ def test_transparency_is_blended_on_white_and_grey_has_three_channels(read, pixe
 
 
 @pytest.mark.parametrize(
-    ("image", "told"),
+    ("image", "reported"),
     [
         (np.zeros((4, 4, 3), np.float32), ("float32", "uint8")),
         (np.zeros((4, 4, 4), np.uint8), ("(4, 4, 4)",)),
@@ -67,8 +67,8 @@ def test_transparency_is_blended_on_white_and_grey_has_three_channels(read, pixe
         (b"abc", ("not bytes",)),
     ],
 )
-def test_inputs_that_are_not_images_are_reported_in_one_line(read, image, told):
-    with pytest.raises(UserError, match=naming(*told)) as raised:
+def test_inputs_that_are_not_images_are_reported_in_one_line(read, image, reported):
+    with pytest.raises(UserError, match=naming(*reported)) as raised:
         read(image)
     assert "\n" not in str(raised.value)
 

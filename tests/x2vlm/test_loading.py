@@ -181,7 +181,7 @@ def test_settings_are_derived_from_the_shapes_of_an_authors_file(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("recognised", "told"),
+    ("recognised", "reported"),
     [
         (found("none"), ("without a head",)),
         (found("vqa", words=XLM_R_WORDS), ("task vqa", "config=")),
@@ -190,14 +190,14 @@ def test_settings_are_derived_from_the_shapes_of_an_authors_file(monkeypatch):
         (found("vqa", kind="X-VLM with a Swin transformer"), ("X-VLM", "Swin", "config=")),
     ],
 )
-def test_a_file_with_unknown_settings_needs_a_config(recognised, told):
+def test_a_file_with_unknown_settings_needs_a_config(recognised, reported):
     assert 30522 in VOCABULARIES
-    with pytest.raises(UserError, match=naming(*told)):
+    with pytest.raises(UserError, match=naming(*reported)):
         loading._published_config(recognised, Path("x.th"))
 
 
 @pytest.mark.parametrize(
-    ("source", "options", "told"),
+    ("source", "options", "reported"),
     [
         ("nowhere", {}, ("nowhere", "hub:owner/name")),
         ("{run}", {"config": "nowhere.yaml"}, ("config", "nowhere.yaml")),
@@ -207,8 +207,8 @@ def test_a_file_with_unknown_settings_needs_a_config(recognised, told):
         ("{run}", {"precision": "float16"}, ("precision", "'float16'", "bf16, fp16, fp32")),
     ],
 )
-def test_missing_files_are_reported_in_one_line(source, options, told, run):
-    with pytest.raises(UserError, match=naming(*told)) as raised:
+def test_missing_files_are_reported_in_one_line(source, options, reported, run):
+    with pytest.raises(UserError, match=naming(*reported)) as raised:
         load(source.format(run=run("vqa")), **options)
     assert "\n" not in str(raised.value)
 

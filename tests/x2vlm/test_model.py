@@ -22,22 +22,22 @@ def rows(data, task: str) -> list[dict]:
 
 
 def test_captions_equal_those_of_the_task(task, model, data):
-    said = {each["image_id"]: each["caption"] for each in measured(task("captioning")).predictions}
+    message = {each["image_id"]: each["caption"] for each in measured(task("captioning")).predictions}
     listed = rows(data, "captioning")
     assert model("captioning").caption([data / row["image"] for row in listed]) == [
-        said[row["image_id"]] for row in listed
+        message[row["image_id"]] for row in listed
     ]
-    assert len(set(said.values())) > 1
+    assert len(set(message.values())) > 1
 
 
 def test_answers_equal_those_of_the_task(task, model, data):
-    said = {each["question_id"]: each["answer"] for each in measured(task("vqa")).predictions}
+    message = {each["question_id"]: each["answer"] for each in measured(task("vqa")).predictions}
     listed = rows(data, "vqa")
     images, questions = [data / row["image"] for row in listed], [row["question"] for row in listed]
-    assert model("vqa").answer(images, questions) == [said[row["question_id"]] for row in listed]
-    assert len(set(said.values())) > 1
+    assert model("vqa").answer(images, questions) == [message[row["question_id"]] for row in listed]
+    assert len(set(message.values())) > 1
     # There are two questions about one image, which is read once. A single candidate must be the answer.
-    assert model("vqa").answer(images[0], questions[:2]) == [said[row["question_id"]] for row in listed[:2]]
+    assert model("vqa").answer(images[0], questions[:2]) == [message[row["question_id"]] for row in listed[:2]]
     assert model("vqa").answer(images[:3], questions[0], ["green"]) == ["green"] * 3
 
 
@@ -46,11 +46,11 @@ def test_written_answers_equal_those_of_the_task(task, model, data, monkeypatch)
     evaluation = built.config.evaluation.model_copy(update={"decode": "beam"})
     monkeypatch.setattr(built, "config", built.config.model_copy(update={"evaluation": evaluation}))
     evaluation = measured(built)
-    said = {each["question_id"]: each["answer"] for each in evaluation.predictions}
+    message = {each["question_id"]: each["answer"] for each in evaluation.predictions}
     listed = rows(data, "vqa")
     images, questions = [data / row["image"] for row in listed], [row["question"] for row in listed]
     answers = model("vqa").answer(images, questions, decode="beam")
-    assert answers == [said[row["question_id"]] for row in listed] and len(set(answers)) > 1
+    assert answers == [message[row["question_id"]] for row in listed] and len(set(answers)) > 1
     assert not set(answers) <= set(model("vqa").answers), "answers must not be limited to the candidates"
     assert 0 <= evaluation["accuracy"].value <= 1
     with pytest.raises(UserError, match=naming("decode='beam'", "candidates")):
@@ -59,10 +59,10 @@ def test_written_answers_equal_those_of_the_task(task, model, data, monkeypatch)
 
 def test_boxes_equal_those_of_the_task_in_pixels(task, model, data):
     listed = rows(data, "grounding")
-    said = [each["predicted"] for each in measured(task("grounding")).predictions]
+    message = [each["predicted"] for each in measured(task("grounding")).predictions]
     phrases = [[row["elems"][0]["caption"]] for row in listed]
     found = model("grounding").locate([data / row["image"] for row in listed], phrases)
-    for (box,), (x, y, w, h), (phrase,) in zip(found, said, phrases, strict=True):
+    for (box,), (x, y, w, h), (phrase,) in zip(found, message, phrases, strict=True):
         left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, SIZE), min(y + h, SIZE)
         assert (box.x, box.y, box.width, box.height) == pytest.approx((left, top, right - left, bottom - top), abs=0.01)
         assert (box.phrase, box.score) == (phrase, None)
@@ -132,12 +132,12 @@ def test_embeddings_have_norm_one_and_the_cosines_of_the_contrastive_loss(task, 
 
 
 def test_judgements_equal_those_of_the_task(task, model, data):
-    said = [each["predicted"] for each in measured(task("nlvr")).predictions]
+    message = [each["predicted"] for each in measured(task("nlvr")).predictions]
     listed = rows(data, "nlvr")
     found = model("nlvr").compare(
         [[data / name for name in row["images"]] for row in listed], [row["sentence"] for row in listed]
     )
-    assert [each.label for each in found] == [name.lower() for name in said]
+    assert [each.label for each in found] == [name.lower() for name in message]
     assert all(0.5 <= each.score <= 1 for each in found)
     one = model("nlvr").compare([data / name for name in listed[0]["images"]], listed[0]["sentence"])
     assert one[0].label == found[0].label and one[0].score == pytest.approx(found[0].score, abs=1e-5)
@@ -173,7 +173,7 @@ def test_an_unsupported_call_names_the_task_that_supports_it(model, data):
 
 
 @pytest.mark.parametrize(
-    ("ask", "told"),
+    ("ask", "reported"),
     [
         (lambda model, image: model.locate([image, image], ["a star"]), ("2 images", "1 lists")),
         (lambda model, image: model.match([], ["a star"]), ("nothing was given",)),
@@ -186,8 +186,8 @@ def test_an_unsupported_call_names_the_task_that_supports_it(model, data):
         (lambda model, image: model.locate([image, image], "a star"), ("2 images and 1 lists of phrases",)),
     ],
 )
-def test_mistakes_are_reported_in_one_line(ask, told, model, data):
-    with pytest.raises(UserError, match=naming(*told)) as raised:
+def test_mistakes_are_reported_in_one_line(ask, reported, model, data):
+    with pytest.raises(UserError, match=naming(*reported)) as raised:
         ask(model("pretrain"), data / "images/0.png")
     assert "\n" not in str(raised.value)
 

@@ -114,14 +114,14 @@ def test_an_image_can_be_compared_with_several_others(run, photos, capsys):
 def test_a_figure_path_is_checked_first_and_never_overwrites_an_image(run, photos, tmp_path, capsys):
     argv = ["predict", "caption", "--model", str(run("captioning")), "--image", str(photos / "0.png"), "--save"]
     before = (photos / "0.png").read_bytes()
-    for target, told in {
+    for target, reported in {
         photos / "0.png": "this is one of the images",
         tmp_path / "out.jpg": "a figure is a PNG",
         photos / "0.png/out.png": "its folder cannot be made",
     }.items():
         assert main([*argv, str(target)]) == 2
         captured = capsys.readouterr()
-        assert told in captured.err and not captured.out
+        assert reported in captured.err and not captured.out
     of_folder = ["predict", "caption", "--model", str(run("captioning")), "--image", str(photos), "--save"]
     assert main([*of_folder, str(photos / "0.png")]) == 2
     assert OneLine("one of the images") in capsys.readouterr().err.splitlines()
@@ -131,7 +131,7 @@ def test_a_figure_path_is_checked_first_and_never_overwrites_an_image(run, photo
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "reported"),
     [
         (["match", "--image", "{photos}"], ("match", "--text")),
         (["caption", "--image", "{photos}", "--text", "a"], ("caption", "--text")),
@@ -145,12 +145,12 @@ def test_a_figure_path_is_checked_first_and_never_overwrites_an_image(run, photo
         (["caption", "--image", "{photos}", "--device", "gpu"], ("'gpu'",)),
     ],
 )
-def test_mistakes_are_reported_in_one_line_with_status_2(argv, told, run, photos, tmp_path, capsys, monkeypatch):
+def test_mistakes_are_reported_in_one_line_with_status_2(argv, reported, run, photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     (tmp_path / "empty").mkdir()
     words = [word.format(photos=photos, empty=tmp_path / "empty") for word in argv]
     assert main(["predict", *words, "--model", str(run("captioning"))]) == 2
-    assert OneLine(*told) in capsys.readouterr().err.splitlines()
+    assert OneLine(*reported) in capsys.readouterr().err.splitlines()
 
 
 def test_a_folder_contains_images_or_for_a_video_model_videos_or_the_frames_of_one(photos):

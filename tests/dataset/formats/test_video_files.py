@@ -92,7 +92,7 @@ def test_rows_in_our_format_name_a_file_or_hold_frames(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "options", "said"),
+    ("name", "content", "options", "message"),
     [
         ("a.csv", "a,b\n1,2\n", {}, ("data.train", "a.csv", "video_id", "sentence", "a, b")),
         ("a.csv", "video_id,sentence\n", {}, ("a.csv", "header")),
@@ -106,8 +106,8 @@ def test_rows_in_our_format_name_a_file_or_hold_frames(folder):
         ("MSRVTT.json", {"sentences": [3]}, {}, ("3 is not an object",)),
     ],
 )
-def test_errors_are_reported_before_training(folder, name, content, options, said):
-    with pytest.raises(UserError, match=naming(*said)):
+def test_errors_are_reported_before_training(folder, name, content, options, message):
+    with pytest.raises(UserError, match=naming(*message)):
         captioned(folder, write(folder, name, content), **options)
 
 
@@ -200,7 +200,7 @@ def test_msvd_names_its_videos_in_a_separate_file(folder):
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ({"question": "?!"}, ("a text without words",)),
         ({"answer": " "}, ("no answer",)),
@@ -210,8 +210,8 @@ def test_msvd_names_its_videos_in_a_separate_file(folder):
         ({"video_id": 77}, ("77",)),
     ],
 )
-def test_a_broken_question_is_reported(folder, row, said):
-    with pytest.raises(UserError, match=naming(*said)):
+def test_a_broken_question_is_reported(folder, row, message):
+    with pytest.raises(UserError, match=naming(*message)):
         questions(folder, [{**ASKED[0], **row}])
 
 
@@ -224,8 +224,8 @@ def test_candidates_are_ordered_by_label(folder):
         "lists 'man' twice": (["man", "man"], 2),
         "neither a JSON list of answers nor an object": ({"man": 1, "dog": 2}, 2),
     }
-    for said, (content, classes) in wrong.items():
-        with pytest.raises(UserError, match=said):
+    for message, (content, classes) in wrong.items():
+        with pytest.raises(UserError, match=message):
             read_classes(write(folder, "a.json", content), "evaluation.answers", classes)
 
 

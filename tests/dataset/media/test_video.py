@@ -151,10 +151,12 @@ def test_every_backend_returns_the_frames_shown_at_whole_seconds(files, name, ba
 @pytest.mark.parametrize("name", ["variable.mp4", "one_group.mp4"])
 def test_every_backend_returns_any_requested_frames(files, name, backend):
     path, times = files[name]
-    wanted = [0, 3, 3, 40, 41, 77, 99]
+    requested = [0, 3, 3, 40, 41, 77, 99]
     every = 0.01
-    frames = read(path, lambda count: [round(times[n] / every) for n in wanted], backend=backend, frames_per_second=100)
-    assert [number_on(frame) for frame in frames] == wanted
+    frames = read(
+        path, lambda count: [round(times[n] / every) for n in requested], backend=backend, frames_per_second=100
+    )
+    assert [number_on(frame) for frame in frames] == requested
 
 
 @pytest.mark.parametrize("name", ["constant.mp4", "variable.mkv"])
@@ -170,15 +172,15 @@ def test_only_frames_from_a_key_frame_to_a_requested_frame_are_decoded(files, mo
     decoded = []
 
     class Counting(video_decoding._AvReader):
-        def _run_to(self, wanted):
+        def _run_to(self, requested):
             frames = self.decoded
             self.decoded = (decoded.append(frame.pts) or frame for frame in frames)
-            return super()._run_to(wanted)
+            return super()._run_to(requested)
 
     monkeypatch.setattr(video_decoding, "_AvReader", Counting)
-    wanted = [0, 110]
-    frames = read(path, lambda count: [4 * n for n in wanted], frames_per_second=100)
-    assert [number_on(frame) for frame in frames] == wanted
+    requested = [0, 110]
+    frames = read(path, lambda count: [4 * n for n in requested], frames_per_second=100)
+    assert [number_on(frame) for frame in frames] == requested
     assert len(decoded) <= 1 + 12
 
 
@@ -227,12 +229,12 @@ def test_skipping_frames_does_not_change_other_frames(codec, tmp_path, monkeypat
     assert len(expected) == 70
     made = []
     monkeypatch.setattr(video_decoding, "_decode", counted(video_decoding._decode, made))
-    for wanted in ([0, 1, 5, 6, 33, 34, 35, 69], [13], [28, 29, 30, 31], [68]):
+    for requested in ([0, 1, 5, 6, 33, 34, 35, 69], [13], [28, 29, 30, 31], [68]):
         made.clear()
-        found = read(tmp_path / "a.mkv", lambda count, wanted=wanted: wanted, frames_per_second=25)
-        assert all(torch.equal(a.permute(1, 2, 0), expected[n]) for a, n in zip(found, wanted, strict=True))
-        if codec in ("libx264", "libx265", "mpeg4", "mpeg2video") and len(wanted) == 1:
-            assert len(made) < wanted[0] % 30
+        found = read(tmp_path / "a.mkv", lambda count, requested=requested: requested, frames_per_second=25)
+        assert all(torch.equal(a.permute(1, 2, 0), expected[n]) for a, n in zip(found, requested, strict=True))
+        if codec in ("libx264", "libx265", "mpeg4", "mpeg2video") and len(requested) == 1:
+            assert len(made) < requested[0] % 30
 
 
 def counted(run, made: list):
@@ -299,18 +301,18 @@ def test_evaluation_uses_the_published_frames(case):
     assert sample_frames(case["num_frames"], case["num_segments"]) == case["eval_ids"]
 
 
-@pytest.mark.parametrize(("count", "wanted"), [(1, 3), (2, 3), (3, 3), (7, 3), (8, 5), (100, 8)])
-def test_training_uses_a_random_frame_from_each_segment(count, wanted):
+@pytest.mark.parametrize(("count", "requested"), [(1, 3), (2, 3), (3, 3), (7, 3), (8, 5), (100, 8)])
+def test_training_uses_a_random_frame_from_each_segment(count, requested):
     seen = set()
     for seed in range(200):
-        found = sample_frames(count, wanted, np.random.default_rng(seed))
+        found = sample_frames(count, requested, np.random.default_rng(seed))
         assert found == sorted(found)
-        assert len(found) == wanted
+        assert len(found) == requested
         seen.update(found)
-        if count <= wanted:
+        if count <= requested:
             assert set(found) == set(range(count))
         else:
-            most = -(-count // wanted)
+            most = -(-count // requested)
             assert all(b - a < 2 * most for a, b in itertools.pairwise(found))
     assert seen == set(range(count))
 
@@ -375,7 +377,7 @@ def test_a_file_truncated_after_its_index_is_broken_too(tmp_path, files):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_file_that_is_not_a_video_is_a_broken_record(tmp_path, backend):
     (tmp_path / "empty.mp4").write_bytes(b"")
-    (tmp_path / "text.mp4").write_text("this is no video\n" * 100)
+    (tmp_path / "text.mp4").write_text("not a video\n" * 100)
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         write_sound(container, container.add_stream("aac", rate=8000), 1.0)
     write_song(tmp_path / "song.mp4")
@@ -395,10 +397,10 @@ def test_a_file_that_is_not_a_video_is_a_broken_record(tmp_path, backend):
         "number.json": ("wrong type", "is a number, not a string"),
         "x" * 5000: ("missing video", "xxx"),
     }
-    for name, (kind, said) in kinds.items():
+    for name, (kind, message) in kinds.items():
         error = broken(tmp_path / name, backend=backend)
         assert error.kind == kind
-        assert said in str(error)
+        assert message in str(error)
 
 
 def test_a_value_that_does_not_name_a_video_is_broken(tmp_path):
@@ -483,7 +485,7 @@ def test_worker_processes_read_the_same_frames_as_the_main_process(files, backen
 def test_reading_many_files_does_not_leak_memory():
     """Ten unclosed containers of such large frames keep 0.5 MB in total, or twenty times that after decoding. Ten closed ones
     keep almost nothing. For a thousand files run ``python -m benchmarks.video_memory``."""
-    command = [sys.executable, "-m", "tests.dataset.read_again_and_again"]
+    command = [sys.executable, "-m", "tests.dataset.reread_video"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(found.stdout) < 200_000
 

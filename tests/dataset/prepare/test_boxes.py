@@ -10,7 +10,7 @@ import pytest
 from dataset.prepare import building
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, image, prepared, records, write
-from tests.dataset.prepare.refusals import left, one_line
+from tests.dataset.prepare.set_errors import left, one_line
 from tests.messages import OneLine
 
 
@@ -67,7 +67,7 @@ def objects365(root: Path, name: str = "zhiyuan_objv2_train.json", categories_fi
 def test_objects365(raw, out, layout):
     name = "objects365_train.json" if layout == "version 1" else "zhiyuan_objv2_train.json"
     objects365(raw / "o365", name, layout == "categories first")
-    told = prepared("objects365", raw, out)
+    reported = prepared("objects365", raw, out)
     assert records(out / "objects365") == [
         {
             "image": "../../raw/o365/train/patch8/objects365_v1_00420917.jpg",
@@ -94,7 +94,7 @@ def test_objects365(raw, out, layout):
             "image without boxes": 1,
         },
     }
-    assert OneLine("4", "1,742,289", "images") in told.splitlines()
+    assert OneLine("4", "1,742,289", "images") in reported.splitlines()
     assert (out / "objects365/_prepare/missing.txt").read_text().split() == ["patch0/objects365_v1_00000008.jpg"]
 
 

@@ -155,8 +155,8 @@ def test_complete_shards_stay_after_a_kill_and_are_removed_if_the_files_are_wron
 def test_the_same_command_does_nothing_the_second_time(raw, out, serial):
     prepared("coco", raw, out)
     before = (out / "coco" / MANIFEST).stat().st_mtime_ns
-    told = prepared("coco", raw, out)
-    assert told.count("nothing to do") == 3
+    reported = prepared("coco", raw, out)
+    assert reported.count("nothing to do") == 3
     assert (out / "coco" / MANIFEST).stat().st_mtime_ns == before
 
 

@@ -101,9 +101,9 @@ def test_texts_and_urls_that_do_not_fit_a_table_do_not_break_its_lines(raw, out)
 
 def test_the_cc3m_list_has_the_caption_after_the_url(raw, out):
     official.cc3m(raw, 2)
-    told = prepared("cc3m", raw, out)
+    reported = prepared("cc3m", raw, out)
     assert listed(out, "cc3m") == ["url\tcaption", *("\t".join(bus(n)) for n in (0, 1)), ""]
-    assert OneLine("2", "3,318,333", "pairs") in told.splitlines()
+    assert OneLine("2", "3,318,333", "pairs") in reported.splitlines()
 
 
 def test_a_header_of_cc3m_is_not_a_pair(raw, out):
@@ -115,7 +115,7 @@ def test_a_header_of_cc3m_is_not_a_pair(raw, out):
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "content", "said"),
+    ("name", "file", "content", "message"),
     [
         ("cc3m", "Train_GCC-training.tsv", "http://x.org/1.jpg\ta dog\n", (":1", "a dog")),
         ("cc3m", "Train_GCC-training.tsv", "a dog\n", (":1", "1 columns", "caption", "address")),
@@ -136,15 +136,15 @@ def test_a_header_of_cc3m_is_not_a_pair(raw, out):
         ),
     ],
 )
-def test_another_file_is_reported_in_one_line_with_its_location(name, file, content, said, raw, out):
+def test_another_file_is_reported_in_one_line_with_its_location(name, file, content, message, raw, out):
     (raw / file).write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert error_of(name, raw, out) == OneLine(*said)
+    assert error_of(name, raw, out) == OneLine(*message)
 
 
 def test_the_img2dataset_command_is_printed_until_there_are_shards(raw, tmp_path):
     out = tmp_path / "my data"
-    told = prepared("cc3m", raw, out)
-    [command] = [line for line in told.splitlines() if "--url_list" in line]
+    reported = prepared("cc3m", raw, out)
+    [command] = [line for line in reported.splitlines() if "--url_list" in line]
     words = shlex.split(command)
     assert words[0] == "img2dataset"
     flags = dict(zip(words[1::2], words[2::2], strict=True))
@@ -171,13 +171,13 @@ def captions_of(folder: Path) -> list[str]:
 
 def test_an_unfiltered_shard_is_a_hard_link_and_is_read_as_records(raw, out):
     official.downloaded(shards_of(out), [bus(0), bus(1)])
-    told = prepared("cc3m", raw, out)
+    reported = prepared("cc3m", raw, out)
     assert (out / "cc3m/00000.tar").stat().st_ino == (shards_of(out) / "00000.tar").stat().st_ino
     assert captions_of(out / "cc3m") == [bus(0)[1], bus(1)[1]]
     assert (out / "cc3m/_prepare/missing.txt").read_text() == f"{bus(2)[0]}\n"
     assert read_manifest(out / "cc3m").values["statuses"] == {"success": 2, "HTTP Error 404: Not Found": 1}
     assert counted(out / "cc3m")["left_out"] == {"address without image": 1}
-    assert "img2dataset: 2 success, 1 HTTP Error 404: Not Found" in told
+    assert "img2dataset: 2 success, 1 HTTP Error 404: Not Found" in reported
     assert list(faults(out / "cc3m")) == []
 
 
@@ -205,8 +205,8 @@ def test_urls_known_to_be_missing_are_excluded_from_list_and_shards(raw, out, tm
 def test_an_unfinished_shard_is_reported_and_skipped(raw, out):
     official.downloaded(shards_of(out), [bus(0)])
     (shards_of(out) / "00001.tar").write_bytes(b"cut")
-    told = prepared("cc3m", raw, out)
-    assert OneLine("cc3m", "1", "img2dataset", "00001.tar") in told.splitlines()
+    reported = prepared("cc3m", raw, out)
+    assert OneLine("cc3m", "1", "img2dataset", "00001.tar") in reported.splitlines()
     assert captions_of(out / "cc3m") == [bus(0)[1]]
 
 
@@ -250,8 +250,8 @@ def test_verify_drops_broken_and_duplicate_images(raw, out):
     with_broken_and_twin(shards_of(out))
     prepared("cc3m", raw, out, verify=True)
     assert captions_of(out / "cc3m") == [bus(0)[1]]
-    left_out = counted(out / "cc3m")["left_out"]
-    assert left_out == {"duplicate image": 1, "unreadable image": 1, "address without image": 0}
+    skipped = counted(out / "cc3m")["left_out"]
+    assert skipped == {"duplicate image": 1, "unreadable image": 1, "address without image": 0}
     assert (out / "cc3m/_prepare/missing.txt").read_text() == f"{bus(2)[0]}\n"
 
 

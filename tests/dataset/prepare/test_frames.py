@@ -100,10 +100,10 @@ def test_a_list_has_the_frames_of_its_file(videos, tmp_path, name):
         assert (one.int() - other.int()).abs().float().mean() < 4
 
 
-@pytest.mark.parametrize("wanted", [2, 3, 8])
-def test_the_same_frames_are_chosen_from_a_list_as_from_its_file(videos, tmp_path, wanted):
+@pytest.mark.parametrize("requested", [2, 3, 8])
+def test_the_same_frames_are_chosen_from_a_list_as_from_its_file(videos, tmp_path, requested):
     lists(videos, tmp_path / "out")
-    sampler = FrameSampler(wanted, VideoReadingConfig(), 10**6)
+    sampler = FrameSampler(requested, VideoReadingConfig(), 10**6)
     for name in SECONDS:
         sources = [
             VideoSource("p", path=path) for path in (videos / name, (tmp_path / "out" / name).with_suffix(".json"))
@@ -239,9 +239,9 @@ def test_broken_records_are_skipped_reported_and_listed(videos, tmp_path, write_
     assert summary.broken == kinds
     assert "2 videos, 8 frames" in summary.line()
     assert OneLine("11 broken", "5 missing video", "2 unreadable video") in summary.line().splitlines()
-    told = [record.getMessage() for record in caplog.records]
-    assert sum("missing video" in each for each in told) == frames.MAX_LOGGED
-    assert told[2] == OneLine(f"{file}:4", "missing video", f"{videos}/none2.mp4")
+    reported = [record.getMessage() for record in caplog.records]
+    assert sum("missing video" in each for each in reported) == frames.MAX_LOGGED
+    assert reported[2] == OneLine(f"{file}:4", "missing video", f"{videos}/none2.mp4")
     written = rows(tmp_path / "out/_frames/broken.jsonl")
     assert [each["place"].rsplit(":", 1)[1] for each in written] == [
         "2",
@@ -436,10 +436,10 @@ def test_the_command_summarises_its_output_in_one_line(videos, files, tmp_path, 
     out = tmp_path / "out"
     command = ("--folder", videos, "--out", out)
     assert run(monkeypatch, *command, "--workers", 2) == 0
-    said = capsys.readouterr()
-    assert said.out.startswith(f"{out}: 3 videos, 15 frames, ")
-    assert "GB; none broken; " in said.out and said.out.endswith(" videos per second\n")
-    assert "3/3" in said.err
+    message = capsys.readouterr()
+    assert message.out.startswith(f"{out}: 3 videos, 15 frames, ")
+    assert "GB; none broken; " in message.out and message.out.endswith(" videos per second\n")
+    assert "3/3" in message.err
     assert run(monkeypatch, *command, "--workers", 1) == 0
     assert capsys.readouterr().out == OneLine(out, "complete")
     assert run(monkeypatch, *command, "--quality", 50) == 2
@@ -447,9 +447,9 @@ def test_the_command_summarises_its_output_in_one_line(videos, files, tmp_path, 
     assert run(monkeypatch, *command, "--quality", 50, "--overwrite") == 0
     break_video(videos)
     assert run(monkeypatch, *command, "--quality", 50) == 0
-    said = capsys.readouterr().out
-    assert OneLine("1 broken", "1 unreadable video", "none of them new") in said.splitlines()
-    assert "\nbroken videos: " in said
+    message = capsys.readouterr().out
+    assert OneLine("1 broken", "1 unreadable video", "none of them new") in message.splitlines()
+    assert "\nbroken videos: " in message
 
 
 def test_the_command_writes_records(videos, files, tmp_path, monkeypatch, capsys):
@@ -462,7 +462,7 @@ def test_the_command_writes_records(videos, files, tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--out", "o"], ("--records", "--folder")),
         (["--folder", "videos", "--records", "a.jsonl", "--out", "o"], ("--records", "--folder", "not both")),
@@ -485,7 +485,7 @@ def test_the_command_writes_records(videos, files, tmp_path, monkeypatch, capsys
         (["--records", "a.jsonl", "--out", "o", "--video-key", "v"], ("3 missing key",)),
     ],
 )
-def test_mistakes_are_reported_in_one_line(videos, tmp_path, monkeypatch, capsys, write_lines, flags, said):
+def test_mistakes_are_reported_in_one_line(videos, tmp_path, monkeypatch, capsys, write_lines, flags, message):
     write_lines("a.jsonl", records(3))
     for name in ("empty/a.txt", "twice/a.mp4", "twice/a.webm"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -494,7 +494,7 @@ def test_mistakes_are_reported_in_one_line(videos, tmp_path, monkeypatch, capsys
     assert run(monkeypatch, *flags) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert errors[0] == OneLine(*said)
+    assert errors[0] == OneLine(*message)
 
 
 def test_a_missing_decoder_is_reported_before_any_work(videos, files, tmp_path, monkeypatch):

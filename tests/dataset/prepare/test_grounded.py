@@ -13,7 +13,7 @@ from dataset.prepare.to_odvg import to_odvg
 from dataset.tasks.grounding import GroundingSplitConfig, read_phrases
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, image, parsed_records, prepared, write
-from tests.dataset.prepare.refusals import left, one_line
+from tests.dataset.prepare.set_errors import left, one_line
 from tests.dataset.prepare.test_laion import parquet
 from tests.messages import OneLine
 from utils.errors import UserError
@@ -325,7 +325,7 @@ def test_finehard_has_long_captions_and_hard_negatives(raw, out, monkeypatch):
 
 
 def reference(image_id: Any, ann_id: Any, split: Any, *sentences: Any) -> dict[str, Any]:
-    said = [{"sent": text, "raw": text, "sent_id": 0, "tokens": []} for text in sentences]
+    message = [{"sent": text, "raw": text, "sent_id": 0, "tokens": []} for text in sentences]
     name = f"COCO_train2014_{image_id!s:>012}_0.jpg"
     return {
         "ref_id": 0,
@@ -334,7 +334,7 @@ def reference(image_id: Any, ann_id: Any, split: Any, *sentences: Any) -> dict[s
         "category_id": [1],
         "file_name": name,
         "split": split,
-        "sentences": said,
+        "sentences": message,
         "sent_ids": [0],
     }
 
@@ -550,7 +550,7 @@ def test_records_survive_the_round_trip_through_odvg(raw, out, tmp_path, capsys)
     lines(folder / "part-00001.jsonl", [lost])
     target = raw / "odvg.jsonl"
     assert to_odvg((str(folder),), out=target) == 1
-    told = capsys.readouterr().out
+    reported = capsys.readouterr().out
     for fact in (
         "3 lines",
         "1 long_caption, 1 hard_negatives, 1 exhaustive",
@@ -560,7 +560,7 @@ def test_records_survive_the_round_trip_through_odvg(raw, out, tmp_path, capsys)
         "1 missing image",
         "1 box outside image",
     ):
-        assert fact in told
+        assert fact in reported
     first, second, _ = lines_of(target)
     assert first["filename"] == "pictures/a/1.jpg" and (first["width"], first["height"]) == (64, 48)
     assert first["grounding"]["caption"] == "a dog and two cats"
@@ -595,9 +595,9 @@ def test_a_bad_phrase_does_not_drop_the_others_of_its_record(raw, tmp_path, caps
     assert to_odvg((str(raw / "a.jsonl"),), out=raw / "odvg.jsonl") == 1
     [line] = lines_of(raw / "odvg.jsonl")
     assert [each["phrase"] for each in line["grounding"]["regions"]] == ["a dog"]
-    told = capsys.readouterr().out
+    reported = capsys.readouterr().out
     for fact in ("1 lines", "3 wrong type", "1 box outside image", "1 empty text", "1 missing key", "a.jsonl:1"):
-        assert fact in told
+        assert fact in reported
 
 
 def test_missing_files_and_folders_of_to_odvg_are_reported_in_one_line(tmp_path):

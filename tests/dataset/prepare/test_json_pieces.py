@@ -107,7 +107,7 @@ def test_a_file_truncated_at_any_byte_is_reported_in_one_line(block, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "fragments"),
     [
         (b"", ("it is empty",)),
         (b" \n\t", ("it is empty",)),
@@ -128,8 +128,8 @@ def test_a_file_truncated_at_any_byte_is_reported_in_one_line(block, monkeypatch
     ],
     ids=lambda value: value[:12].decode("latin1") if isinstance(value, bytes) else "",
 )
-def test_another_file_is_reported_with_its_location(content, said):
-    assert fault(content) == OneLine(*said)
+def test_another_file_is_reported_with_its_location(content, fragments):
+    assert fault(content) == OneLine(*fragments)
 
 
 def test_a_key_with_line_breaks_does_not_break_the_line():

@@ -17,7 +17,7 @@ from dataset.prepare.manifest import faults
 from dataset.shards.readers import Shards
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, downloaded, prepared, write
-from tests.dataset.prepare.refusals import one_line
+from tests.dataset.prepare.set_errors import one_line
 from tests.messages import OneLine
 
 FLICKR = f"https://farm1.staticflickr.com/1/{official.FLICKR_TEST}_0a1b_o.jpg"
@@ -49,10 +49,10 @@ def test_cc12m_has_the_url_first_and_people_as_person(raw, out):
         "",
     ]
     write(raw / "cc12m.tsv", "".join(f"{row}\n" for row in rows))
-    told = prepared("cc12m", raw, out)
+    reported = prepared("cc12m", raw, out)
     listed = (out / "_download/cc12m_urls/urls.tsv").read_text().splitlines()
     assert listed == ["url\tcaption", "http://a/1.jpg\tperson at the beach", "https://a/2.jpg\ttwo dogs"]
-    assert "img2dataset --url_list" in told and "--input_format tsv" in told
+    assert "img2dataset --url_list" in reported and "--input_format tsv" in reported
     write(
         raw / "cc12m.tsv", "".join(f"{caption}\t{url}\n" for url, caption in (row.split("\t") for row in rows if row))
     )
@@ -96,7 +96,7 @@ def test_lists_are_filtered_and_counted_before_and_after(raw, out, batch, monkey
     parquet(raw / "laion/part-00000.snappy.parquet", ROWS)
     lower = [{name.lower(): value for name, value in row.items()} for row in ROWS[:2]]
     parquet(raw / "laion/part-00001.snappy.parquet", lower)
-    told = prepared("laion", raw, out, filters=Filters(min_side=200, min_similarity=0.3))
+    reported = prepared("laion", raw, out, filters=Filters(min_side=200, min_similarity=0.3))
     folder = out / "_download/laion_urls"
     assert pairs(folder / "part-00000.snappy.parquet") == [("http://a/0.jpg", "a dog"), ("http://a/2.jpg", "a hat")]
     assert pairs(folder / "part-00001.snappy.parquet") == [("http://a/0.jpg", "a dog")]
@@ -113,7 +113,7 @@ def test_lists_are_filtered_and_counted_before_and_after(raw, out, batch, monkey
             "no address": 1,
         },
     }
-    assert f"img2dataset --url_list {folder} --input_format parquet --url_col url --caption_col caption" in told
+    assert f"img2dataset --url_list {folder} --input_format parquet --url_col url --caption_col caption" in reported
     assert list(faults(folder)) == []
     manifest = json.loads((folder / "_prepare/manifest.json").read_text())
     assert manifest["arguments"]["filters"] == {
@@ -217,8 +217,8 @@ def test_the_shards_downloaded_from_the_lists_become_the_set(raw, out):
 def test_shards_next_to_the_lists_are_reported_and_not_read(raw, out):
     parquet(raw / "laion/a.parquet", ROWS)
     downloaded(raw / "laion/shards", [("http://a/0.jpg", "a dog")])
-    told = prepared("laion", raw, out)
-    assert OneLine("laion", "1", "lists") in told.splitlines()
+    reported = prepared("laion", raw, out)
+    assert OneLine("laion", "1", "lists") in reported.splitlines()
     assert not (out / "laion").exists()
 
 
@@ -244,8 +244,8 @@ def test_damaged_and_unfinished_shards_are_reported(raw, out):
     (raw / "laion/00001.tar").write_bytes(b"no tar" * 200)
     write(raw / "laion/00001_stats.json", {"status_dict": {"success": 3}})
     (raw / "laion/00002.tar").write_bytes(b"")
-    told = prepared("laion", raw, out, filters=Filters(safety="none"))
-    assert OneLine("laion", "1", "00002.tar") in told.splitlines()
+    reported = prepared("laion", raw, out, filters=Filters(safety="none"))
+    assert OneLine("laion", "1", "00002.tar") in reported.splitlines()
     assert counted(out / "laion")["left_out"] == {"damaged file": 1}
 
 

@@ -18,7 +18,7 @@ from dataset.prepare import making
 from dataset.prepare.sets import multilingual_coco
 from run import main
 from tests.dataset.prepare.official import contents, counted, prepared, write
-from tests.dataset.prepare.refusals import one_line
+from tests.dataset.prepare.set_errors import one_line
 from tests.messages import OneLine, naming
 from utils.errors import UserError
 
@@ -50,10 +50,10 @@ def test_multi30k_has_five_captions_in_english_and_german_and_one_in_french_and_
     prepared("multi30k", repository, tmp_path)
     rows = lines_of(tmp_path / "multi30k/test.jsonl")
     assert [row["image"] for row in rows] == ["test_2016_flickr0.jpg", "test_2016_flickr1.jpg"]
-    said = rows[1]["caption"]
-    assert {language: len(captions) for language, captions in said.items()} == {"en": 5, "de": 5, "fr": 1, "cs": 1}
-    assert said["de"][4] == "de 5 test_2016_flickr1.jpg"
-    assert said["cs"] == ["cs one test_2016_flickr1.jpg"]
+    message = rows[1]["caption"]
+    assert {language: len(captions) for language, captions in message.items()} == {"en": 5, "de": 5, "fr": 1, "cs": 1}
+    assert message["de"][4] == "de 5 test_2016_flickr1.jpg"
+    assert message["cs"] == ["cs one test_2016_flickr1.jpg"]
 
 
 def test_retrieval_reads_multi30k_in_one_language_or_all(repository, tmp_path, capsys):
@@ -156,7 +156,7 @@ def test_the_small_test_split_of_coco_has_the_first_test_images(coco, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "said"),
+    ("file", "content", "message"),
     [
         ("dataset_coco.json", json.dumps({"images": [{"filename": "a"}]}), ("images[0]", "Karpathy's")),
         ("stair_captions_v1.2_val.json", json.dumps({"annotations": [{"image_id": 1}]}), ("annotations[0]", "STAIR's")),
@@ -173,9 +173,9 @@ def test_the_small_test_split_of_coco_has_the_first_test_images(coco, tmp_path, 
         ("cn/imageid.human-written-caption.txt", "a caption\n", ("imageid.human-written-caption.txt:1", "no tab")),
     ],
 )
-def test_other_files_in_place_of_coco_are_reported_in_one_line(coco, tmp_path, file, content, said):
+def test_other_files_in_place_of_coco_are_reported_in_one_line(coco, tmp_path, file, content, message):
     (coco / file).write_text(content)
-    assert one_line("multilingual_coco", coco, tmp_path / "out") == OneLine(*said)
+    assert one_line("multilingual_coco", coco, tmp_path / "out") == OneLine(*message)
 
 
 def test_records_without_the_language_are_skipped_and_a_missing_language_is_named(tmp_path):

@@ -166,7 +166,7 @@ def test_questions_and_statements_become_records(convert):
 
 
 @pytest.mark.parametrize(
-    ("content", "flags", "told"),
+    ("content", "flags", "reported"),
     [
         ("image,words\na.png,x\n", [], ("found columns: image, words",)),
         ("image,caption,caption\na.png,x,y\n", [], ("name each column once",)),
@@ -176,10 +176,10 @@ def test_questions_and_statements_become_records(convert):
         ("image,caption\na.png,x\n", ["--rename", "caption"], ("OLD=NEW",)),
     ],
 )
-def test_mistakes_are_reported_in_one_line_and_write_nothing(content, flags, told, convert):
+def test_mistakes_are_reported_in_one_line_and_write_nothing(content, flags, reported, convert):
     status, records, broken, printed = convert(content, *flags)
     assert (status, records, broken) == (2, [], [])
-    assert OneLine(*told) in printed.splitlines() and printed.startswith("error: ") and printed.count("\n") == 1
+    assert OneLine(*reported) in printed.splitlines() and printed.startswith("error: ") and printed.count("\n") == 1
 
 
 def test_nothing_is_overwritten_unless_requested(convert, folder):

@@ -13,7 +13,7 @@ from dataset.prepare import building
 from dataset.prepare.missing import read_missing
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, prepared, records, write
-from tests.dataset.prepare.refusals import left, one_line, pack, pack_entities
+from tests.dataset.prepare.set_errors import left, one_line, pack, pack_entities
 from tests.messages import OneLine
 from utils.errors import UserError
 
@@ -110,8 +110,8 @@ def test_an_image_of_another_set_with_the_same_number_is_not_used(raw, out):
 def test_without_any_image_records_name_the_usual_paths(raw, out):
     for folder in ("coco/train2014", "coco/val2014", "vg/VG_100K", "vg/VG_100K_2"):
         shutil.rmtree(raw / folder)
-    told = prepared("visual_genome", raw, out)
-    assert OneLine("vg", raw) in told.splitlines()
+    reported = prepared("visual_genome", raw, out)
+    assert OneLine("vg", raw) in reported.splitlines()
     assert [record["image"] for record in records(out / "vg_regions")] == [f"../../raw/images/{n}.jpg" for n in (1, 4)]
     prepared("coco", raw, out)
     usual = [f"../../raw/{official.coco_name(number)}" for number in (9, 73)]
@@ -121,8 +121,8 @@ def test_without_any_image_records_name_the_usual_paths(raw, out):
 
 def test_missing_images_are_counted_listed_and_excluded_from_other_sets(raw, out, tmp_path):
     (raw / "coco" / official.coco_name(73)).unlink()
-    told = prepared("coco", raw, out)
-    assert "skipped: 1 missing image, first" in told
+    reported = prepared("coco", raw, out)
+    assert "skipped: 1 missing image, first" in reported
     assert {record["coco_id"] for record in records(out / "coco")} == {9}
     listed = out / "coco/_prepare/missing.txt"
     assert listed.read_text() == "val2014/COCO_val2014_000000000073.jpg\n"
@@ -210,9 +210,9 @@ def test_a_truncated_or_damaged_zip_is_reported_in_one_line(at, raw, out):
 
 
 def test_numbers_out_of_range_are_reported_in_one_line(raw, out):
-    for width, said in (("Infinity", "OverflowError"), ('"wide"', "ValueError"), ("null", "TypeError")):
+    for width, fragments in (("Infinity", "OverflowError"), ('"wide"', "ValueError"), ("null", "TypeError")):
         write(raw / "vg/image_data.json", f'[{{"image_id": 1, "width": {width}, "height": 48}}]')
-        assert said in one_line("visual_genome", raw, out)
+        assert fragments in one_line("visual_genome", raw, out)
     write(raw / "vg/image_data.json", '[{"image_id": 1, "width": 64, "height": 48}]')
     boxes = ["1e999", "NaN", '"left"', "null", "[1]", "1" * 400]
     regions = [f'{{"x": {x}, "y": 0, "width": 9, "height": 9, "phrase": "odd"}}' for x in boxes]
@@ -291,9 +291,9 @@ def test_a_flickr30k_training_photograph_that_coco_holds_out_is_excluded_with_a_
     official.image(folder / "flickr30k-images/11.jpg")
     for name in (f"Sentences/{official.FLICKR_TRAIN}.txt", f"Annotations/{official.FLICKR_TRAIN}.xml"):
         shutil.copy(folder / name, (folder / name).with_stem("11"))
-    said = prepared("flickr30k_entities", raw, out)
+    fragments = prepared("flickr30k_entities", raw, out)
     assert [each["flickr_id"] for each in records(out / "flickr_entities")] == [11]
-    assert OneLine(f"flickr:{official.FLICKR_TRAIN}", "coco:30", "RefCOCO", "testA") in said.splitlines()
+    assert OneLine(f"flickr:{official.FLICKR_TRAIN}", "coco:30", "RefCOCO", "testA") in fragments.splitlines()
 
 
 def test_equal_ids_in_different_data_sets_are_different_photographs(raw, out):

@@ -12,7 +12,7 @@ from dataset.prepare import building
 from dataset.prepare.region_records import same_shape
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, image, prepared, records, write
-from tests.dataset.prepare.refusals import left, one_line, pack_entities
+from tests.dataset.prepare.set_errors import left, one_line, pack_entities
 from tests.messages import OneLine
 
 COCO_TEST, COCO_VAL = "held out by COCO (Karpathy) test", "held out by COCO (Karpathy) val"
@@ -120,7 +120,7 @@ def test_boxes_follow_an_image_that_is_stored_at_another_size(raw, out):
     """The annotations assume 64 x 48 pixels. Image 1 is stored at half that size, and image 4 with another aspect ratio."""
     image(raw / "vg/VG_100K/1.jpg", size=(32, 24))
     image(raw / "vg/VG_100K_2/4.jpg", size=(48, 64))
-    told = prepared("visual_genome", raw, out)
+    reported = prepared("visual_genome", raw, out)
     (record,) = records(out / "vg_regions")
     whole = vg_record(1, vg_id=1)
     for found, annotated in zip(record.pop("elems"), whole.pop("elems"), strict=True):
@@ -130,7 +130,7 @@ def test_boxes_follow_an_image_that_is_stored_at_another_size(raw, out):
     assert counts["made"] == {"images": 1, "objects": 2, "regions": 2, "records": 1}
     assert counts["mended"]["box scaled to the stored image"] == 4
     assert counts["left_out"]["image of another size"] == 1
-    assert OneLine("48 x 64 pixels", "64 x 48") in told.splitlines()
+    assert OneLine("48 x 64 pixels", "64 x 48") in reported.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -153,8 +153,8 @@ def test_an_image_gets_captions_of_its_eight_largest_regions(raw, out):
     write(raw / "vg/region_descriptions.json", [{"id": 1, "regions": regions}])
     prepared("visual_genome", raw, out)
     assert [record["caption"] for record in records(out / "vg")] == [f"side {s}" for s in (11, 10, 9, 8, 7, 6, 5, 4)]
-    left_out = counted(out / "vg")["left_out"]
-    assert (left_out["duplicate text"], left_out["not of the largest regions"]) == (1, 2)
+    skipped = counted(out / "vg")["left_out"]
+    assert (skipped["duplicate text"], skipped["not of the largest regions"]) == (1, 2)
 
 
 def test_gqa_becomes_records(raw, out):
@@ -277,18 +277,18 @@ def test_a_required_file_of_held_out_images_must_exist(raw, out):
     assert "no dataset_coco.json of COCO (Karpathy) below" in message
     assert "--held-out DIR" in message and "--without karpathy_coco" in message
     assert left(out) == []
-    told = prepared("coco", raw, out, without=("karpathy_coco",))
+    reported = prepared("coco", raw, out, without=("karpathy_coco",))
     assert {record["coco_id"] for record in records(out / "coco")} == {9, 25, 42, 73}
-    assert "coco_val: not made" in told and OneLine("vqa2", "karpathy_coco") in told.splitlines()
+    assert "coco_val: not made" in reported and OneLine("vqa2", "karpathy_coco") in reported.splitlines()
 
 
 def test_missing_files_that_link_held_out_images_to_other_sets_are_reported(raw, out):
     assert "not linked" not in prepared("sbu", raw, out)
     for path in [*raw.rglob("captions_*.json*"), *raw.rglob("instances_*.json*"), *raw.rglob("image_data.json*")]:
         path.unlink()
-    told = prepared("sbu", raw, out, overwrite=True)
+    reported = prepared("sbu", raw, out, overwrite=True)
     line = "ids of held-out images are not linked between sets: there is no "
-    assert f"{line}image_data.json of Visual Genome" in told and f"{line}captions_train2014.json and " in told
+    assert f"{line}image_data.json of Visual Genome" in reported and f"{line}captions_train2014.json and " in reported
 
 
 def test_held_out_files_may_be_in_another_folder(raw, out, tmp_path):

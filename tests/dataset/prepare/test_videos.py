@@ -25,7 +25,7 @@ from dataset.shards.readers import Shards
 from tests.dataset.media.test_video import number_on, write_video
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import counted, prepared, records, write
-from tests.dataset.prepare.refusals import left, one_line
+from tests.dataset.prepare.set_errors import left, one_line
 from tests.messages import OneLine
 
 
@@ -260,12 +260,12 @@ def test_clips_are_ordered_and_cut_where_the_next_begins():
 
 
 def test_mistakes_are_reported_in_one_line(raw, out, serial):
-    for name, said in [
+    for name, fragments in [
         ("webvid_becomes_records", "results_2M_train.csv does not exist"),
         ("howto100m", "caption.json does not exist"),
         ("yt_temporal_becomes_records", "yttemporal*.jsonl of YT-Temporal-180M does not exist"),
     ]:
-        assert said in one_line(name, raw, out)
+        assert fragments in one_line(name, raw, out)
     write(raw / "results_2M_train.csv", "a,b\n1,2\n")
     assert one_line("webvid_becomes_records", raw, out) == OneLine("videoid, page_dir, name", "WebVid's")
     write(raw / "caption.json", {"a": {"start": [1], "end": [], "text": []}})

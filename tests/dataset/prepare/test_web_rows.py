@@ -20,7 +20,7 @@ from dataset.prepare.to_odvg import to_odvg
 from dataset.shards.readers import Shards
 from tests.dataset.prepare import official
 from tests.dataset.prepare.official import check_record, counted, write
-from tests.dataset.prepare.refusals import one_line
+from tests.dataset.prepare.set_errors import one_line
 from tests.dataset.prepare.test_laion import parquet
 from tests.messages import OneLine
 
@@ -152,13 +152,13 @@ GRIT_RECORDS = [
 
 def test_grit_is_listed_and_downloaded_and_its_boxes_fit_the_stored_images(raw, out):
     parquet(raw / "grit-20m/coyo_0_snappy.parquet", GRIT_ROWS)
-    told = prepared("grit", raw, out)
-    assert "--save_additional_columns '[\"annotations\"]'" in told
+    reported = prepared("grit", raw, out)
+    assert "--save_additional_columns '[\"annotations\"]'" in reported
     rows = listed(out / "_download/grit_urls")
     assert [row["url"] for row in rows] == [f"http://a/{n}.jpg" for n in (0, 1, 2, 6)]
     assert rows[0]["caption"] == GRIT_ROWS[0]["caption"], "the offsets count its characters"
-    left_out = {"no address": 1, "held out by Flickr30K (Karpathy) test": 1, "duplicate row": 1, "no caption": 1}
-    assert counted(out / "_download/grit_urls")["left_out"] == left_out
+    skipped = {"no address": 1, "held out by Flickr30K (Karpathy) test": 1, "duplicate row": 1, "no caption": 1}
+    assert counted(out / "_download/grit_urls")["left_out"] == skipped
     download(out / "_download/grit_shards", rows)
     prepared("grit", raw, out)
     assert made(out / "grit") == GRIT_RECORDS
@@ -236,8 +236,8 @@ def test_shards_downloaded_without_the_columns_take_them_from_the_lists_by_url(r
     parquet(raw / "grit/coyo_0_snappy.parquet", GRIT_ROWS)
     rows = [{"url": row["url"], "caption": row["caption"]} for row in GRIT_ROWS[:2]]
     download(raw / "grit/shards", [*rows, {"url": "http://a/unknown.jpg", "caption": "a dog"}])
-    told = prepared("grit", raw, out)
-    assert OneLine("grit", "lists", "addresses") in told.splitlines()
+    reported = prepared("grit", raw, out)
+    assert OneLine("grit", "lists", "addresses") in reported.splitlines()
     assert made(out / "grit") == GRIT_RECORDS[:2]
     assert counted(out / "grit")["left_out"]["without annotations"] == 1
     assert not list((out / "grit").glob("rows-*"))
@@ -274,8 +274,8 @@ def vertex(name: Any, label: Any, box: Any, descs: list[Any], called: list[str],
     sides = dict(zip(("left", "top", "right", "bottom", "confidence"), [*box, 0.5], strict=True)) if box else box
     edges = [{"source": "", "text": text, "target": name} for text in called]
     out = [{"source": name, "text": target, "target": target} for target in targets]
-    said = [{"text": text, "label": kind} for kind, text in descs]
-    return {"vertex_id": name, "bbox": sides, "label": label, "descs": said, "in_edges": edges, "out_edges": out}
+    message = [{"text": text, "label": kind} for kind, text in descs]
+    return {"vertex_id": name, "bbox": sides, "label": label, "descs": message, "in_edges": edges, "out_edges": out}
 
 
 def graph(url: Any, vertices: Any, caption: Any = "Winter Scene!") -> dict[str, Any]:
@@ -330,12 +330,12 @@ def test_gbc_graphs_become_captions_and_elements(raw, out):
     rows = [graph("http://a/0.jpg", first), graph("http://a/1.jpg", None, None), graph("http://a/2.jpg", [])]
     lines = [json.dumps(row) for row in (*rows, rows[0], graph(FLICKR, first))]
     write(raw / "GBC10M/train_0.jsonl", "\n".join([*lines, "{broken", ""]))
-    told = prepared("gbc", raw, out)
-    assert "--input_format parquet" in told
+    reported = prepared("gbc", raw, out)
+    assert "--input_format parquet" in reported
     listed_rows = listed(out / "_download/gbc_urls")
     assert [row["url"] for row in listed_rows] == [f"http://a/{n}.jpg" for n in range(3)]
-    left_out = {"bad json": 1, "duplicate row": 1, "held out by Flickr30K (Karpathy) test": 1}
-    assert counted(out / "_download/gbc_urls")["left_out"] == left_out
+    skipped = {"bad json": 1, "duplicate row": 1, "held out by Flickr30K (Karpathy) test": 1}
+    assert counted(out / "_download/gbc_urls")["left_out"] == skipped
     download(out / "_download/gbc_shards", listed_rows)
     prepared("gbc", raw, out)
     [record] = made(out / "gbc")

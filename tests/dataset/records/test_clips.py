@@ -42,7 +42,7 @@ def clips(sizes: list[int]) -> list[list[str]]:
 def chosen(record, seed: int, join: bool = True, min_frames: int = 8) -> tuple[list[str], list[str]]:
     source, texts = choose_clip(record, np.random.default_rng(seed), join=join, min_frames=min_frames)
     frames = [frame.path.relative_to("shards").as_posix() for frame in source.frames]
-    return frames, [said[0] for said in texts]
+    return frames, [message[0] for message in texts]
 
 
 def test_a_single_clip_is_the_video():
@@ -63,17 +63,17 @@ def test_neighbouring_clips_are_joined_until_there_are_enough_frames():
     record = parse(video=clips(sizes), caption=list(WORDS[:6]), is_continuous=True)
     starts = set()
     for seed in range(60):
-        frames, said = chosen(record, seed)
-        first = WORDS.index(said[0])
+        frames, message = chosen(record, seed)
+        first = WORDS.index(message[0])
         starts.add(first)
-        assert said == list(WORDS[first : first + 3])
+        assert message == list(WORDS[first : first + 3])
         assert frames == [f"{clip}/{n}.png" for clip in range(first, first + 3) for n in range(3)]
     assert starts == {0, 1, 2, 3}
 
 
 def test_clips_without_text_are_skipped_and_do_not_count():
-    said = ["zero", "[Music]", "two", " [music] ", "four"]
-    record = parse(video=clips([3] * 5), caption=said, is_continuous=True)
+    message = ["zero", "[Music]", "two", " [music] ", "four"]
+    record = parse(video=clips([3] * 5), caption=message, is_continuous=True)
     for seed in range(40):
         frames, texts = chosen(record, seed)
         assert texts == ["zero", "two", "four"]
@@ -90,7 +90,7 @@ def test_clips_that_are_not_consecutive_are_not_joined():
 
 
 @pytest.mark.parametrize(
-    ("values", "kind", "said"),
+    ("values", "kind", "message"),
     [
         ({"caption": "a"}, "missing key", ("no 'video'",)),
         ({"video": "a.mp4"}, "missing key", ("no 'caption'",)),
@@ -102,8 +102,8 @@ def test_clips_that_are_not_consecutive_are_not_joined():
         ({"video": "a.mp4", "caption": 3}, "wrong type", ("caption holds a number",)),
     ],
 )
-def test_a_broken_record_is_named(values, kind, said):
-    with pytest.raises(BrokenRecordError, match=naming(*said)) as caught:
+def test_a_broken_record_is_named(values, kind, message):
+    with pytest.raises(BrokenRecordError, match=naming(*message)) as caught:
         parse(**values)
     assert caught.value.kind == kind
 

@@ -236,10 +236,10 @@ def test_a_cache_that_is_too_small_is_reported_at_the_start(stream, order, messa
     shards.cached_bytes = 2_000_000_000
     options = {"lanes": 2, "block_records": 20} if order == "blocks" else {}
     config = StreamConfig(files=["a"], batch_size=5, order=order, **options)
-    for cache_gb, told in ((2.01, False), (1.99, True)):
+    for cache_gb, reported in ((2.01, False), (1.99, True)):
         shards.remote = RemoteConfig(cache_gb=cache_gb)
         config.open(shards, name="images", seed=0, ranks=1, step=2)
-        assert bool(OneLine(*message) in caplog.messages) == told
+        assert bool(OneLine(*message) in caplog.messages) == reported
 
 
 def test_records_in_use_are_one_and_a_half_windows_per_lane():

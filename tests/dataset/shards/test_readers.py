@@ -289,8 +289,8 @@ def test_a_tar_without_end_blocks_is_reported_with_its_count_on_every_run(tmp_pa
     assert not caplog.records
     for run in range(2):
         assert len(Shards([str(cut)], key="data.images.files")) == 2
-        (said,) = [record.getMessage() for record in caplog.records[run:]]
-        assert said == (OneLine("data.images.files", cut, "2 records"))
+        (fragments,) = [record.getMessage() for record in caplog.records[run:]]
+        assert fragments == (OneLine("data.images.files", cut, "2 records"))
     assert [Shards([str(cut)]).read(n).text for n in range(2)] == ["x", "y" * 3000]
     caplog.clear()
     monkeypatch.setattr(distributed, "rank", lambda: 1)

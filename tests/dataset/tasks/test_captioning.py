@@ -63,11 +63,11 @@ def test_prompt_and_start_are_never_predicted(make, tokenizer):
     batches = make(["a red star"])
     prompt = len(batches.prompt)
     for seed in range(50):
-        ids, said = batches.tokens("a red star", np.random.default_rng(seed))
-        assert all(prompt <= place < len(ids) for place in said)
-        assert said == sorted(set(said))
+        ids, message = batches.tokens("a red star", np.random.default_rng(seed))
+        assert all(prompt <= place < len(ids) for place in message)
+        assert message == sorted(set(message))
         # The share applies to the caption with [CLS] and [SEP], which are five tokens.
-        assert len(said) == 3
+        assert len(message) == 3
     assert {place for seed in range(50) for place in batches.tokens("a red star", np.random.default_rng(seed))[1]} == {
         4, 5, 6, 7,
     }  # fmt: skip

@@ -167,7 +167,7 @@ def test_a_missing_split_is_reported_with_the_existing_splits(official):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "fragments"),
     [
         ({"ann_id": None}, "missing key"),
         ({"ann_id": 5}, "missing key"),
@@ -180,18 +180,18 @@ def test_a_missing_split_is_reported_with_the_existing_splits(official):
         ({"sentences": None}, "missing key"),
     ],
 )
-def test_an_unusable_reference_is_reported_or_skipped(official, change, said):
+def test_an_unusable_reference_is_reported_or_skipped(official, change, fragments):
     refs, _ = refcoco()
     refs[2] |= change
     config = official("testA", refs=refs)
-    with pytest.raises(UserError, match=naming("evaluation.test.a", "1 of 2", f"1 {said}")) as error:
+    with pytest.raises(UserError, match=naming("evaluation.test.a", "1 of 2", f"1 {fragments}")) as error:
         read_phrases(config, "evaluation.test.a", 0.0)
     assert f"(first: {config.refs}[2]: " in str(error.value)
     assert len(read_phrases(config, "data.train", 0.5)) == 2
 
 
 @pytest.mark.parametrize(
-    ("bbox", "said"),
+    ("bbox", "fragments"),
     [
         ([35, 0, 10, 5], "box outside image"),
         ([0, -5, 10, 5], "box outside image"),
@@ -200,10 +200,10 @@ def test_an_unusable_reference_is_reported_or_skipped(official, change, said):
         (None, "wrong type"),
     ],
 )
-def test_a_box_outside_its_image_is_reported(official, bbox, said):
+def test_a_box_outside_its_image_is_reported(official, bbox, fragments):
     _, instances = refcoco()
     instances["annotations"][2]["bbox"] = bbox
-    with pytest.raises(UserError, match=naming("1 of 2", f"1 {said}")):
+    with pytest.raises(UserError, match=naming("1 of 2", f"1 {fragments}")):
         read_phrases(official("testA", instances=instances), "k", 0.0)
     assert len(read_phrases(official("val", instances=instances), "k", 0.0)) == 2, "other splits must not be affected"
 
@@ -360,7 +360,7 @@ DOG = {"bb": [1, 2, 3, 4], "caption": "a dog"}
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "fragments"),
     [
         ({"elems": [DOG, {"bb": [38, 2, 5, 4], "caption": "a cat"}]}, "box outside image"),
         ({"elems": [{"bb": [3, 2, -1, 4], "caption": "a cat"}]}, "degenerate box"),
@@ -376,9 +376,9 @@ DOG = {"bb": [1, 2, 3, 4], "caption": "a dog"}
         ({"image": None}, "missing key"),
     ],
 )
-def test_an_unusable_own_record_is_reported_or_skipped(own, change, said):
+def test_an_unusable_own_record_is_reported_or_skipped(own, change, fragments):
     config = own({"elems": [DOG]}, {"elems": [DOG]} | change)
-    with pytest.raises(UserError, match=naming("evaluation.test.a", "1 of 2", f"1 {said}")) as error:
+    with pytest.raises(UserError, match=naming("evaluation.test.a", "1 of 2", f"1 {fragments}")) as error:
         read_phrases(config, "evaluation.test.a", 0.0)
     assert f"(first: {config.annotations}:2: " in str(error.value)
     assert [phrase.text for phrase in read_phrases(config, "data.train", 0.5)] == ["a dog"]

@@ -64,8 +64,8 @@ def test_a_broken_record_is_an_error_that_names_it(read, record, message):
 def test_the_first_clip_with_a_text_is_held_out(tokenizer, tmp_path):
     path = tmp_path / "held.jsonl"
     clips = [[encoded(1)], [encoded(2), encoded(3)], [encoded(4)]]
-    said = {"video": clips, "caption": ["[Music]", "A dog.", "a cat"], "is_continuous": True}
-    path.write_text(json.dumps(said) + "\n" + json.dumps({**said, "caption": ["[music]"] * 3}) + "\n")
+    fragments = {"video": clips, "caption": ["[Music]", "A dog.", "a cat"], "is_continuous": True}
+    path.write_text(json.dumps(fragments) + "\n" + json.dumps({**fragments, "caption": ["[music]"] * 3}) + "\n")
     config = VideoStreamConfig(files=[], batch_size=1)
     sampler = FrameSampler(2, config.reading, 10**6)
     given = ([str(path)], TextProcessor(tokenizer, TextDataConfig()), config, sampler)

@@ -104,7 +104,7 @@ def test_processed_lists_name_the_left_image_first(split, picture, tmp_path, fil
 
 
 @pytest.mark.parametrize(
-    ("change", "kind", "said"),
+    ("change", "kind", "message"),
     [
         ({"label": "yes"}, "wrong type", ("label", "yes", "True", "False")),
         ({"label": 1}, "wrong type", ("label", "1", "True", "False")),
@@ -123,7 +123,7 @@ def test_processed_lists_name_the_left_image_first(split, picture, tmp_path, fil
         ({"images": ["dev/dev-850-0-img0.png", "gone.png"]}, "missing image", ("gone.png",)),
     ],
 )
-def test_an_unusable_row_is_reported_in_one_line(split, picture, change, kind, said):
+def test_an_unusable_row_is_reported_in_one_line(split, picture, change, kind, message):
     for side in (0, 1):
         picture(f"dev/dev-850-0-img{side}.png", side)
     sides = [f"dev/dev-850-0-img{side}.png" for side in (0, 1)]
@@ -133,7 +133,7 @@ def test_an_unusable_row_is_reported_in_one_line(split, picture, change, kind, s
     with pytest.raises(UserError, match=naming("evaluation.test.dev", "1 of 2", f"1 {kind}")) as error:
         read_statements(config, "evaluation.test.dev", 0.0)
     assert f"(first: {config.annotations}:2: " in str(error.value)
-    assert str(error.value) == OneLine(*said)
+    assert str(error.value) == OneLine(*message)
     assert "\n" not in str(error.value)
     assert len(read_statements(config, "data.train", 0.5)) == 1
 

@@ -174,7 +174,7 @@ def test_one_image_id_for_two_images_is_rejected(read, write, picture):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"caption": []}, "empty text"),
         ({"caption": ["a dog", ""]}, "empty text"),
@@ -186,19 +186,19 @@ def test_one_image_id_for_two_images_is_rejected(read, write, picture):
         ({"image": None}, "missing key"),
     ],
 )
-def test_an_unusable_row_is_reported_or_skipped(read, write, picture, change, said):
+def test_an_unusable_row_is_reported_or_skipped(read, write, picture, change, message):
     rows = [{"image": picture(f"{n}.png", n), "caption": ["a dog"]} for n in range(4)]
     rows[2] |= change
     path = write(rows, "a.jsonl")
     with pytest.raises(UserError) as error:
         read(path)
-    assert str(error.value) == OneLine("evaluation.test.a", "1 of 4", f"1 {said}", f"{path}:3")
+    assert str(error.value) == OneLine("evaluation.test.a", "1 of 4", f"1 {message}", f"{path}:3")
     assert "\n" not in str(error.value)
     assert [name for name, _ in found(read(path, max_broken=0.25))] == ["0.png", "1.png", "3.png"]
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"sentences": []}, "empty text"),
         ({"sentences": [{"raw": ""}]}, "empty text"),
@@ -210,11 +210,11 @@ def test_an_unusable_row_is_reported_or_skipped(read, write, picture, change, sa
         ({"filepath": "test2014"}, "missing image"),
     ],
 )
-def test_an_unusable_image_of_a_karpathy_file_is_reported_with_its_location(read, write, picture, change, said):
+def test_an_unusable_image_of_a_karpathy_file_is_reported_with_its_location(read, write, picture, change, message):
     images = coco(picture)
     images[1] |= change
     path = write({"images": images})
-    with pytest.raises(UserError, match=naming("1 of 2", f"1 {said}")) as error:
+    with pytest.raises(UserError, match=naming("1 of 2", f"1 {message}")) as error:
         read(path, splits=["train"])
     assert f"{path}: images[1]: " in str(error.value)
 

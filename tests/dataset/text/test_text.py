@@ -323,14 +323,14 @@ def test_changed_token_ids_are_detected_and_a_saved_copy_is_equal(tokenizer, tmp
     assert difference_of_tokenizers(tokenizer, kept) is None
     values = json.loads(file.read_text())
     cut = {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
-    for changed, said in [
+    for changed, fragments in [
         ({"truncation": cut}, None),
         ({"normalizer": {"type": "Lowercase"}}, "its normalizer in tokenizer.json differs"),
         ({"pre_tokenizer": {"type": "WhitespaceSplit"}}, "its pre_tokenizer in tokenizer.json differs"),
     ]:
         file.write_text(json.dumps(values | changed))
         other = PreTrainedTokenizerFast(tokenizer_file=str(file), **tokenizer.special_tokens_map)
-        assert difference_of_tokenizers(other, kept) == said
+        assert difference_of_tokenizers(other, kept) == fragments
     larger = PreTrainedTokenizerFast(tokenizer_object=kept.backend_tokenizer, **tokenizer.special_tokens_map)
     assert "instead of '[PAD]'" in difference_of_tokenizers(
         PreTrainedTokenizerFast(tokenizer_file=str(file), **{**tokenizer.special_tokens_map, "pad_token": "[UNK]"}),

@@ -183,11 +183,13 @@ def test_an_export_that_differs_from_torch_is_removed(model, exported, tmp_path,
     bias = model("retrieval").network.contrastive.text_proj.bias
     former = bias.detach().clone()
     monkeypatch.setattr(writing, "write_graphs", existing_graphs)
-    told = r"text embeddings of .* differ by \S+ between torch and onnxruntime, more than 1e-04; nothing was written"
+    reported = (
+        r"text embeddings of .* differ by \S+ between torch and onnxruntime, more than 1e-04; nothing was written"
+    )
     try:
         with torch.no_grad():
             bias[0] += 0.01
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=reported):
             export(model("retrieval"), tmp_path / "x.onnx")
     finally:
         with torch.no_grad():
@@ -249,7 +251,7 @@ def rewrite(folder: Path, **values) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "reported"),
     [
         ({"device": "cuda"}, ("CPU", "fp32", "device")),
         ({"precision": "bf16"}, ("precision (bf16)",)),
@@ -257,8 +259,8 @@ def rewrite(folder: Path, **values) -> None:
         ({"tokenizer": "t"}, ("tokenizer (t)",)),
     ],
 )
-def test_options_that_an_export_cannot_apply_are_rejected(options, told, exported):
-    with pytest.raises(UserError, match=naming(*told)):
+def test_options_that_an_export_cannot_apply_are_rejected(options, reported, exported):
+    with pytest.raises(UserError, match=naming(*reported)):
         load(exported("retrieval"), **options)
 
 

@@ -190,8 +190,8 @@ def test_a_part_that_cannot_be_exported_is_reported_in_one_line(tmp_path, monkey
 
     model = network()
     monkeypatch.setattr(model.text.embeddings, "forward", of_its_contents)
-    told = r"^x: its text encoder \(bert\) cannot be exported to ONNX: .*; use it with torch$"
-    with pytest.raises(UserError, match=told) as raised:
+    reported = r"^x: its text encoder \(bert\) cannot be exported to ONNX: .*; use it with torch$"
+    with pytest.raises(UserError, match=reported) as raised:
         graphs.write_text_graph(model, tmp_path / "text.onnx", "x")
     assert "\n" not in str(raised.value)
     assert capfd.readouterr() == ("", "")

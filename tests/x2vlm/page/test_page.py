@@ -137,12 +137,12 @@ def test_tabs_have_different_titles():
 
 def test_the_number_and_length_of_text_lines_are_bounded():
     assert lines_of(" a \n\nb\n") == ["a", "b"]
-    for text, said in [
+    for text, fragments in [
         (" \n", "give a text"),
         ("a\n" * (MOST_TEXTS + 1), "9 lines were given"),
         ("a" * 3000, "has 3,000 characters"),
     ]:
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=fragments):
             lines_of(text)
 
 
@@ -203,15 +203,15 @@ def asked(app, *chunks: bytes, path: str = "/gradio_api/queue/join", **headers: 
 
 @pytest.mark.parametrize(("path", "most"), [("/gradio_api/queue/join", 1024**2), ("/upload", 2 * 1024**2 + 64 * 1024)])
 def test_the_body_of_every_request_is_bounded(path, most):
-    app, said = BodyLimit(answers, 2 * 1024**2), "exceed the maximum of"
+    app, fragments = BodyLimit(answers, 2 * 1024**2), "exceed the maximum of"
     half = b"x" * (most // 2)
     assert asked(app, half, half, path=path) == (200, str(most), 2)
     assert asked(app, b"", path=path, content_length=str(most))[0] == 200
     for length in (str(most + 1), "9" * 5000):
         status, text, read = asked(app, half, path=path, content_length=length)
-        assert (status, read) == (413, 0) and said in text
+        assert (status, read) == (413, 0) and fragments in text
     status, text, read = asked(app, half, half, b"x", half, half, path=path)
-    assert (status, read) == (413, 3) and said in text
+    assert (status, read) == (413, 3) and fragments in text
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_without_gradio_the_error_names_the_remedy(run, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "fragments"),
     [
         (["--examples", "nowhere"], ("--examples", "nowhere")),
         (["--examples", "empty"], ("no image or video",)),
@@ -285,13 +285,13 @@ def test_without_gradio_the_error_names_the_remedy(run, capsys, monkeypatch):
         (["--port", "70000"], ("--port",)),
     ],
 )
-def test_mistakes_are_reported_in_one_line(flags, said, run, tmp_path, capsys, monkeypatch):
+def test_mistakes_are_reported_in_one_line(flags, fragments, run, tmp_path, capsys, monkeypatch):
     pytest.importorskip("gradio", reason=NEEDS_GRADIO)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # so that it is restored afterwards
     Path("empty").mkdir()
     assert main(["serve", "--model", str(run("pretrain")), *flags]) == 2
-    assert OneLine(*said) in capsys.readouterr().err.splitlines()[-1].splitlines()
+    assert OneLine(*fragments) in capsys.readouterr().err.splitlines()[-1].splitlines()
 
 
 PER_MINUTE = 6
@@ -339,8 +339,10 @@ class Visitor:
         body = {"data": values, "fn_index": place, "session_hash": f"visitor{self.address}{uuid.uuid4().hex}"}
         assert self.request("POST", "/gradio_api/queue/join", json.dumps(body).encode())[0] == 200
         _, events = self.request("GET", f"/gradio_api/queue/data?session_hash={body['session_hash']}")
-        told = [json.loads(line.removeprefix("data: ")) for line in events.splitlines() if line.startswith("data: ")]
-        return next(event for event in told if event["msg"] == "process_completed")
+        reported = [
+            json.loads(line.removeprefix("data: ")) for line in events.splitlines() if line.startswith("data: ")
+        ]
+        return next(event for event in reported if event["msg"] == "process_completed")
 
     def upload(self, content: bytes) -> tuple[int, str]:
         head = b'--X\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
@@ -357,9 +359,9 @@ class Visitor:
 def test_each_visitor_has_a_separate_limit(served):
     first, second = Visitor(served, "127.0.0.3"), Visitor(served, "127.0.0.4")
     ask = first.events("click")[0]
-    told = [first.ask(ask, None, "a star")["output"]["error"] for _ in range(PER_MINUTE + 1)]
-    assert told[:PER_MINUTE] == ["upload an image first"] * PER_MINUTE
-    assert re.match(rf"{PER_MINUTE} questions.* \d+ s", told[PER_MINUTE])
+    reported = [first.ask(ask, None, "a star")["output"]["error"] for _ in range(PER_MINUTE + 1)]
+    assert reported[:PER_MINUTE] == ["upload an image first"] * PER_MINUTE
+    assert re.match(rf"{PER_MINUTE} questions.* \d+ s", reported[PER_MINUTE])
     assert second.ask(ask, None, "a star")["output"]["error"] == "upload an image first"
     assert [first.upload(b"x")[0] for _ in range(2 * PER_MINUTE + 1)] == [200] * 2 * PER_MINUTE + [429]
     assert second.upload(b"x")[0] == 200

@@ -184,7 +184,7 @@ def test_a_folder_without_an_index_of_this_model_is_rejected_in_one_line(model, 
     make(Encoder(model("pretrain")), photos, tmp_path / "index")
     (tmp_path / "other").mkdir()
     Image.new("RGB", (40, 30)).save(tmp_path / "other/a.png")
-    for call, said in [
+    for call, message in [
         (
             lambda: ImageIndex(tmp_path, model("pretrain")),
             "there is no index of images; make one with python run.py index",
@@ -200,7 +200,7 @@ def test_a_folder_without_an_index_of_this_model_is_rejected_in_one_line(model, 
         (lambda: make(Encoder(model("captioning")), photos, tmp_path / "x"), "cannot compare texts with images"),
         (lambda: ImageIndex(tmp_path / "index", model("pretrain")).search(" . "), "has no word"),
     ]:
-        with pytest.raises(UserError, match=said) as error:
+        with pytest.raises(UserError, match=message) as error:
             call()
         assert "\n" not in str(error.value)
     (tmp_path / "index/embeddings-1.npy").write_bytes(b"x")

@@ -152,9 +152,9 @@ def test_unusable_cases_are_skipped_and_reported(model, tmp_path):
     same = replace(first, texts=(f"{long} a", f"{long} b"))
     judged = suite.judge(asked, [first, second, replace(first, texts=("a star", "!")), same])
     assert len(judged.kinds) == len(judged.examples) == 2
-    left_out, cut = judged.notes[:2]
-    assert left_out.startswith("2 cases could not be scored, such as ")
-    assert "ex_1_img_0.png" in left_out
+    skipped, cut = judged.notes[:2]
+    assert skipped.startswith("2 cases could not be scored, such as ")
+    assert "ex_1_img_0.png" in skipped
     assert cut.startswith("1 cases have texts that are the same")
     with pytest.raises(UserError, match="no case can be scored"):
         suite.judge(asked, [second])

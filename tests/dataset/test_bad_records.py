@@ -34,8 +34,8 @@ from dataset.tasks.pretrain import (
 from dataset.tasks.retrieval import RetrievalBatches, RetrievalDataConfig
 from dataset.tasks.video_qa import VideoQABatches, VideoQADataConfig, VideoQuestionsConfig
 from dataset.tasks.vqa import QuestionsConfig, VQABatches, VQADataConfig
+from tests.dataset.bad_records import ENCODED, HUGE, bad_boxes, bad_lines, bad_paths, bad_texts
 from tests.dataset.conftest import pair, picture_bytes
-from tests.dataset.killers import ENCODED, HUGE, bad_boxes, bad_lines, bad_paths, bad_texts
 from tests.messages import OneLine, naming
 from utils.errors import UserError
 
@@ -425,10 +425,10 @@ def test_a_run_stops_if_the_first_100_records_are_all_broken(tokenizer, tmp_path
     steps = BatchLoader(batches, data).batches(0, 40)
     with pytest.raises(UserError) as caught:
         next(steps)
-    said = str(caught.value)
-    assert said == OneLine("104 records", "images", "section data")
-    assert f"missing image (first: {file}:" in said
-    assert f"bad json (first: {file}:" in said
+    message = str(caught.value)
+    assert message == OneLine("104 records", "images", "section data")
+    assert f"missing image (first: {file}:" in message
+    assert f"bad json (first: {file}:" in message
 
 
 def test_a_run_with_fewer_than_100_records_stops_if_all_are_broken(tokenizer, tmp_path):

@@ -16,9 +16,9 @@ from dataset.tasks.finetune import in_batches
 from dataset.tasks.held_out import read_held_out, read_held_out_videos
 from dataset.tasks.streams.pairs import VideoStreamConfig
 from dataset.text.processors import TextDataConfig, TextProcessor
+from tests.dataset.bad_records import ENCODED, bad_boxes, bad_lines, bad_paths, bad_texts
 from tests.dataset.conftest import pair, picture_bytes
-from tests.dataset.killers import ENCODED, bad_boxes, bad_lines, bad_paths, bad_texts
-from tests.dataset.test_nothing_ends_a_run import bounded  # noqa: F401
+from tests.dataset.test_bad_records import bounded  # noqa: F401
 from tests.messages import naming
 from utils.errors import UserError
 
@@ -40,11 +40,11 @@ def write(path: Path, line: str) -> list[str]:
 def error_of(run: Any, place: str) -> None:
     with pytest.raises(UserError) as caught:
         run()
-    said = str(caught.value)
-    assert said.startswith(f"{place}: ")
-    assert "held-out set" in said
-    assert "\n" not in said
-    assert len(said) < 1000
+    message = str(caught.value)
+    assert message.startswith(f"{place}: ")
+    assert "held-out set" in message
+    assert "\n" not in message
+    assert len(message) < 1000
 
 
 @pytest.mark.parametrize("name", lines())
