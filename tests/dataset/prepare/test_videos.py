@@ -64,7 +64,7 @@ def shown(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "video_frames": clips}
 
 
-def webvid_becomes_records(root: Path) -> None:
+def webvid(root: Path) -> None:
     rows = [
         "videoid,contentUrl,duration,page_dir,name",
         '11,https://x/11.mp4,PT00H00M02S,000_050,"Runner, at the ""beach""!"',
@@ -81,20 +81,20 @@ def webvid_becomes_records(root: Path) -> None:
     video(root / "videos/050_099/15.mp4", 1)
 
 
-def test_webvid(raw, out, serial):
-    webvid_becomes_records(raw / "webvid_becomes_records")
-    prepared("webvid_becomes_records", raw, out)
-    assert [shown(record) for record in records(out / "webvid_becomes_records")] == [
+def test_webvid_becomes_records(raw, out, serial):
+    webvid(raw / "webvid")
+    prepared("webvid", raw, out)
+    assert [shown(record) for record in records(out / "webvid")] == [
         {"video_id": "11", "video_frames": [0, 1, 2], "text": "runner at the beach"},
         {"video_id": "13", "video_frames": [0, 1], "text": "two dogs"},
     ]
-    assert counted(out / "webvid_becomes_records") == {
+    assert counted(out / "webvid") == {
         "read": {"videos": 5},
         "made": {"clips": 2, "frames": 5, "records": 2},
         "mended": {},
         "left_out": {"missing video": 1, "unreadable video": 1, "empty text": 1},
     }
-    assert (out / "webvid_becomes_records/_prepare/missing.txt").read_text().split() == ["12"]
+    assert (out / "webvid/_prepare/missing.txt").read_text().split() == ["12"]
 
 
 TRANSCRIPTS = {
@@ -157,9 +157,9 @@ def test_neighbouring_clips_share_records_that_the_stream_reads(raw, out, serial
 
 
 def test_frame_rate_and_frame_size_can_be_set(raw, out, serial):
-    webvid_becomes_records(raw)
-    prepared("webvid_becomes_records", raw, out, videos=VideoOptions(frames_per_second=2.5, short_side=20))
-    frames = records(out / "webvid_becomes_records")[0]["video_frames"]
+    webvid(raw)
+    prepared("webvid", raw, out, videos=VideoOptions(frames_per_second=2.5, short_side=20))
+    frames = records(out / "webvid")[0]["video_frames"]
     assert len(frames) == 6
     assert min(decode(base64.b64decode(frames[0]), 10**6, "frame").shape[1:]) == 20
     message = "made from other files or with other flags (videos); --overwrite makes it again"
@@ -170,11 +170,11 @@ def failing(raw: Path, out: Path) -> str:
     from utils.errors import UserError
 
     with pytest.raises(UserError) as error:
-        prepared("webvid_becomes_records", raw, out)
+        prepared("webvid", raw, out)
     return str(error.value)
 
 
-def yt_temporal_becomes_records(root: Path, packed: bool = False) -> None:
+def yt_temporal(root: Path, packed: bool = False) -> None:
     words = [("so", 0.4), ("today", 1.0), ("wee", 1.5), ("cook", 2.2), ("rice", 3.1), ("[Music]", 4.0), ("bye", 5.2)]
     subtitles = [{"word": word, "time": time} for word, time in words]
     denoised = [{"cleanasr": "So, today we cook"}, {"cleanasr": "rice. Bye!"}]
@@ -196,9 +196,9 @@ def yt_temporal_becomes_records(root: Path, packed: bool = False) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_yt_temporal(raw, out, serial, packed):
-    yt_temporal_becomes_records(raw / "yt", packed)
-    prepared("yt_temporal_becomes_records", raw, out, videos=VideoOptions(words=3))
+def test_yt_temporal_becomes_records(raw, out, serial, packed):
+    yt_temporal(raw / "yt", packed)
+    prepared("yt_temporal", raw, out, videos=VideoOptions(words=3))
     assert [shown(record) for record in records(out / "yttemporal")] == [
         {
             "video_id": "dddddddddd1",
@@ -218,11 +218,11 @@ def test_yt_temporal(raw, out, serial, packed):
 
 @pytest.mark.parametrize("place", ["000.jsonl", "YT-Temporal-180M/train_000.jsonl"])
 def test_yt_temporal_may_use_other_names(raw, out, serial, place):
-    yt_temporal_becomes_records(raw)
+    yt_temporal(raw)
     target = raw / place
     target.parent.mkdir(exist_ok=True)
     (raw / "yttemporal180m_000of100.jsonl").rename(target)
-    prepared("yt_temporal_becomes_records", raw, out)
+    prepared("yt_temporal", raw, out)
     assert len(records(out / "yttemporal")) == 2
 
 
@@ -234,12 +234,12 @@ def test_words_of_a_cleaned_transcript_have_the_times_of_the_raw_one():
 
 
 def test_a_cleaned_transcript_without_known_times_is_skipped(raw, out, serial):
-    yt_temporal_becomes_records(raw / "yt")
+    yt_temporal(raw / "yt")
     path = raw / "yt/yttemporal180m_000of100.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines[0]["subtitles"] = []
     write(path, "".join(json.dumps(line) + "\n" for line in lines))
-    prepared("yt_temporal_becomes_records", raw, out)
+    prepared("yt_temporal", raw, out)
     assert [record["video_id"] for record in records(out / "yttemporal")] == ["dddddddddd2"]
     assert counted(out / "yttemporal")["left_out"]["transcript without times"] == 1
 
@@ -261,17 +261,17 @@ def test_clips_are_ordered_and_cut_where_the_next_begins():
 
 def test_mistakes_are_reported_in_one_line(raw, out, serial):
     for name, fragments in [
-        ("webvid_becomes_records", "results_2M_train.csv does not exist"),
+        ("webvid", "results_2M_train.csv does not exist"),
         ("howto100m", "caption.json does not exist"),
-        ("yt_temporal_becomes_records", "yttemporal*.jsonl of YT-Temporal-180M does not exist"),
+        ("yt_temporal", "yttemporal*.jsonl of YT-Temporal-180M does not exist"),
     ]:
         assert fragments in one_line(name, raw, out)
     write(raw / "results_2M_train.csv", "a,b\n1,2\n")
-    assert one_line("webvid_becomes_records", raw, out) == OneLine("videoid, page_dir, name", "WebVid's")
+    assert one_line("webvid", raw, out) == OneLine("videoid, page_dir, name", "WebVid's")
     write(raw / "caption.json", {"a": {"start": [1], "end": [], "text": []}})
     assert "1 wrong type" in one_line("howto100m", raw, out)
     write(raw / "yttemporal.jsonl", "{}\n")
-    assert "1 wrong type" in one_line("yt_temporal_becomes_records", raw, out)
+    assert "1 wrong type" in one_line("yt_temporal", raw, out)
     write(raw / "youtube_mapping.txt", "one column\n")
     assert one_line("howto100m", raw, out) == OneLine("youtube_mapping.txt:1")
     assert left(out) == []
@@ -285,11 +285,11 @@ def dies(options: VideoOptions, found: Any, counts: Counts) -> Any:
 
 def test_a_video_that_kills_its_process_is_skipped_and_the_others_are_prepared(raw, out, monkeypatch):
     """This test uses real processes."""
-    webvid_becomes_records(raw)
+    webvid(raw)
     monkeypatch.setattr("dataset.prepare.sets.videos.video_records", dies)
-    prepared("webvid_becomes_records", raw, out, workers=2)
-    assert [record["video_id"] for record in records(out / "webvid_becomes_records")] == ["13"]
-    assert counted(out / "webvid_becomes_records")["left_out"]["unreadable video"] == 2
+    prepared("webvid", raw, out, workers=2)
+    assert [record["video_id"] for record in records(out / "webvid")] == ["13"]
+    assert counted(out / "webvid")["left_out"]["unreadable video"] == 2
 
 
 def test_quoted_webvid_texts_may_contain_line_breaks(raw, out, serial):
@@ -297,8 +297,8 @@ def test_quoted_webvid_texts_may_contain_line_breaks(raw, out, serial):
     write(raw / "results_2M_train.csv", "\r\n".join(["\ufeffvideoid,contentUrl,duration,page_dir,name", *rows]))
     for number in range(1, 5):
         video(raw / f"p/{number}.mp4", 1)
-    prepared("webvid_becomes_records", raw, out)
-    assert [(record["video_id"], record["text"]) for record in records(out / "webvid_becomes_records")] == [
+    prepared("webvid", raw, out)
+    assert [(record["video_id"], record["text"]) for record in records(out / "webvid")] == [
         ("1", "two lines here"),
         ("2", "a b"),
         ("3", "a red car"),
@@ -340,10 +340,10 @@ def test_clips_with_invalid_times_are_skipped_and_clips_before_the_video_have_no
 
 
 def test_a_long_yt_temporal_transcript_is_read_like_others(raw, out, serial):
-    yt_temporal_becomes_records(raw)
+    yt_temporal(raw)
     path = raw / "yttemporal180m_000of100.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines[0]["info"]["description"] = "x" * LONGEST_LINE
     write(path, "".join(json.dumps(line) + "\n" for line in lines) + "\n")
-    prepared("yt_temporal_becomes_records", raw, out)
+    prepared("yt_temporal", raw, out)
     assert counted(out / "yttemporal")["read"]["videos"] == 3 and len(records(out / "yttemporal")) == 2
