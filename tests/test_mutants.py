@@ -51,7 +51,7 @@ def test_here():
 """
 
 
-def test_every_kind_of_change_is_made_inside_functions_and_nowhere_else():
+def test_every_kind_of_change_is_made_only_inside_functions():
     source = SUMS.encode()
     found = {(mutant.operator, mutant.change) for mutant in mutants_of("sums.py", source)}
     assert found == {
@@ -86,7 +86,7 @@ def test_every_kind_of_change_is_made_inside_functions_and_nowhere_else():
         ("f'{1}' + x", set()),
     ],
 )
-def test_changes_of_an_expression(code, texts):
+def test_an_expression_has_the_expected_changes(code, texts):
     source = f"def f(x):\n    y = {code}\n".encode()
     changed = {mutant.apply(source).decode().splitlines()[1] for mutant in mutants_of("f.py", source)}
     assert changed == {f"    y = {text}" for text in texts}

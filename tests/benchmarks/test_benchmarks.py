@@ -86,7 +86,7 @@ def test_answers_are_ranked_as_by_the_naive_way_and_the_ratio_is_printed(capsys)
 
 
 @pytest.mark.slow
-def test_captioning_runs_and_ends_with_its_ratio(capsys):
+def test_the_captioning_benchmark_ends_with_its_ratio(capsys):
     assert call(captioning.main, ["--small", "--rounds", "1"], "captioning") == 0
     assert re.fullmatch(r"ratio: \d+\.\d\d", capsys.readouterr().out.splitlines()[-1])
 
@@ -428,7 +428,7 @@ def test_questions_that_share_images_are_timed(capsys):
     )
 
 
-def test_yes_no_questions_are_balanced_and_learned_from(scenes_folder, monkeypatch, capsys):
+def test_yes_no_questions_are_balanced_and_trained_on(scenes_folder, monkeypatch, capsys):
     maker = yes_no.SceneMaker(8)
     scenes = maker.draw(50, np.random.default_rng(0))
     assert scenes.answers.float().mean() == 0.5 and scenes.patches.shape == (50, 90, 8)

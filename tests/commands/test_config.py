@@ -50,7 +50,7 @@ def test_keys_have_types_limits_and_defaults():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_key_of_every_task_says_what_it_means(task):
+def test_every_key_of_every_task_has_a_description(task):
     assert not [key.path for key in keys_of(find_task(task).load().config) if not key.meaning and key.type != "section"]
 
 

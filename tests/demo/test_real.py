@@ -210,7 +210,7 @@ def test_variants_of_a_name_are_one_concept(names):
 @pytest.mark.parametrize(
     ("one", "other"), [("flag: Ireland", "flag: Iceland"), ("man: red hair", "man: white hair"), ("bus", "glass")]
 )
-def test_other_things_are_other_concepts(one, other):
+def test_different_things_are_different_concepts(one, other):
     assert concept_of(one) != concept_of(other)
 
 

@@ -135,7 +135,7 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights(tmp_path, device):
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
 
-def test_one_skip_too_many_stops_with_step_losses_records_and_batch(tmp_path, device):
+def test_one_skipped_step_too_many_stops_the_run_with_step_losses_records_and_batch(tmp_path, device):
     run = trainer(tmp_path, ToyTask(poison={1, 3}), device=device, max_skipped_steps=1)
     with pytest.raises(UserError) as error:
         run.fit()
@@ -214,7 +214,7 @@ def test_a_loss_may_not_have_the_name_of_another_metric(tmp_path, monkeypatch, n
         trainer(tmp_path, task).fit()
 
 
-def test_a_resumed_run_reads_the_state_of_its_training_once(tmp_path, monkeypatch):
+def test_a_resumed_run_reads_its_training_state_once(tmp_path, monkeypatch):
     trainer(tmp_path, steps=4, checkpoint_every=2).fit()
     reads, load = [], torch.load
     monkeypatch.setattr(torch, "load", lambda *args, **options: reads.append(args) or load(*args, **options))

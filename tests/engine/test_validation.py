@@ -138,7 +138,7 @@ def test_if_every_validation_is_nan_there_are_no_best_weights(tmp_path):
     assert validations(tmp_path) == [{"step": 2, "score": None}, {"step": 4, "score": None}]
 
 
-def test_a_task_that_selects_nothing_is_never_validated(tmp_path):
+def test_a_task_without_a_selection_metric_is_never_validated(tmp_path):
     """The toy's `validate` raises an error without scores."""
     trainer(tmp_path, ToyTask(), steps=4, validate_every=1).fit()
     assert not (tmp_path / "validation.jsonl").exists()

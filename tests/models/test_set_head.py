@@ -99,7 +99,7 @@ def test_every_parameter_has_a_gradient_and_a_step_reduces_the_loss():
     assert loss() < before
 
 
-def test_boxes_of_a_phrase_do_not_depend_on_others_nor_on_padding():
+def test_boxes_of_a_phrase_do_not_depend_on_other_phrases_or_padding():
     model, batch = model_of_sets().eval(), batch_of([2, 1, 0])
     together = model.locate_all(batch.pixels, batch.text)
     alone = model.locate_all(batch.pixels[:1], Text(batch.text.ids[:1, :4], batch.text.mask[:1, :4]))

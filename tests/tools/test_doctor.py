@@ -259,7 +259,7 @@ def test_phrases_without_any_box_are_rejected_once(doctor, given, scenes_folder,
     assert "[2] evaluation.test.test: the same" in printed
 
 
-def test_unknown_keys_of_records_are_listed_with_what_they_may_mean(doctor, given, scenes_folder, tmp_path):
+def test_unknown_keys_of_records_are_listed_with_suggestions(doctor, given, scenes_folder, tmp_path):
     path = rewritten(scenes_folder / "refer_train.jsonl", tmp_path / "regions.jsonl", renamed("elems", "regions"))
     _, printed = doctor(*given("grounding", train=path))
     records = len(Path(path).read_text().splitlines())
@@ -267,7 +267,7 @@ def test_unknown_keys_of_records_are_listed_with_what_they_may_mean(doctor, give
     assert "did you mean elems?" in printed
 
 
-def test_unknown_keys_of_phrases_are_listed_with_what_they_may_mean(doctor, given, scenes_folder, tmp_path):
+def test_unknown_keys_of_phrases_are_listed_with_suggestions(doctor, given, scenes_folder, tmp_path):
     def changed(number, row):
         return {**row, "elems": [{**each, "attribute": ["red"], "score": 0.5} for each in row["elems"]]}
 
@@ -335,7 +335,7 @@ def test_a_warm_up_that_is_too_long_does_not_hide_errors_in_the_records(doctor, 
     assert "schedule.warmup_steps" in printed
 
 
-def test_keys_that_nothing_reads_are_listed_without_a_warning(doctor, given, scenes_folder, tmp_path):
+def test_unused_keys_are_listed_without_a_warning(doctor, given, scenes_folder, tmp_path):
     add = lambda number, row: {**row, "licence": "free"} if number == 3 else row  # noqa: E731
     path = rewritten(scenes_folder / "retrieval_train.jsonl", tmp_path / "train.jsonl", add)
     status, printed = doctor(*given("retrieval", train=path))

@@ -29,7 +29,7 @@ from utils.events import BrokenKind, CountedRecords, Failed, LoadedWeights, Skip
 SCRIPTS = ('<script type="module">', '<script type="application/json">')
 
 
-def test_the_page_of_a_run_has_the_facts_of_its_files(make, tmp_path, capsys):
+def test_the_page_of_a_run_shows_the_contents_of_its_files(make, tmp_path, capsys):
     folder = make(predictions=boxes(), right_throughout=0.25)
     validations = [{"step": step, "IoU >= 0.5": step / 20, "phrases": 5} for step in (5, 10)]
     (folder / "validation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in validations))
@@ -158,7 +158,7 @@ def test_a_locked_folder_means_a_running_run_unless_it_is_silent(make, tmp_path)
     assert OneLine("step 4 of 10", "30 minutes") in report(tmp_path, folder).splitlines()
 
 
-def test_a_run_without_events_does_not_claim_that_nothing_went_wrong(make, tmp_path, capsys):
+def test_a_run_without_events_is_not_reported_as_free_of_errors(make, tmp_path, capsys):
     folder, other = make("old"), make("new")
     (folder / "events.jsonl").unlink()
     text = report(tmp_path, folder)

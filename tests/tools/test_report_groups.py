@@ -114,7 +114,7 @@ def seeds_of(make, name: str, lr: float, *values: float):
     return folders
 
 
-def test_the_page_says_which_group_is_better_by_how_much_and_why(make, tmp_path):
+def test_the_page_shows_which_group_is_better_by_how_much_and_why(make, tmp_path):
     text = report(
         tmp_path, *seeds_of(make, "slow", 0.1, 0.50, 0.52, 0.54), *seeds_of(make, "fast", 0.2, 0.60, 0.62, 0.64)
     )
@@ -132,7 +132,7 @@ def test_the_page_says_which_group_is_better_by_how_much_and_why(make, tmp_path)
     assert {tuple(row[2:]) for row in loss["bands"]["rows"]} == {(10, 12), (20, 22)}
 
 
-def test_the_seeds_of_one_config_have_a_spread_and_no_winner(make, tmp_path):
+def test_the_seeds_of_a_single_config_have_a_spread_and_no_winner(make, tmp_path):
     text = report(tmp_path, *seeds_of(make, "only", 0.1, 0.50, 0.52, 0.54))
     verdict = section(text, "Verdict")
     assert "52.0 ± 2.0 %" in verdict and "better" not in verdict

@@ -189,7 +189,7 @@ def test_the_images_of_a_page_are_bounded(make, tmp_path):
 
 def test_without_examples_no_data_are_read(make, tmp_path, monkeypatch):
     folder = make(predictions=boxes())
-    monkeypatch.setattr("tools.report.examples.the data were read_split", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("tools.report.examples.read_split", lambda *_: pytest.fail("the data were read"))
     assert "Hidden by --examples 0" in report(tmp_path, folder, flags=("--examples", "0"))
 
 

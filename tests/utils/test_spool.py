@@ -19,7 +19,7 @@ def spool():
         yield spool
 
 
-def test_every_block_reads_as_the_same_slice_of_the_tensor(spool):
+def test_every_block_equals_the_same_slice_of_the_tensor(spool):
     """Compares with slicing, which also truncates at the end and is empty beyond it."""
     for start in range(10):
         for stop in range(start, 12):

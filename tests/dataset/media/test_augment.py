@@ -98,7 +98,7 @@ def test_colour_operations_keep_the_layout_and_all_ten_are_drawn():
     assert {sign for _, sign in drawn} == {1, -1}
 
 
-def test_no_operations_change_nothing_and_the_input_is_never_written_to():
+def test_zero_operations_change_nothing_and_the_input_is_never_modified():
     image = torch.from_numpy(GOLDEN["image"]).permute(2, 0, 1).contiguous()
     before = image.clone()
     assert RandAugment(0, 7)(image, np.random.default_rng(0)) is image
@@ -201,7 +201,7 @@ def test_a_flip_mirrors_left_and_right():
     assert torch.equal(hflip(hflip(image)), image)
 
 
-def test_ranges_are_checked():
+def test_values_out_of_range_are_rejected():
     for wrong in ({"scale": (0, 1)}, {"scale": (0.5, 0.2)}, {"scale": (0.5, 1.2)}, {"ratio": (2, 1)}, {"flip": 1.5}):
         with pytest.raises(ValidationError):
             AugmentConfig(**wrong)

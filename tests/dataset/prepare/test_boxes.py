@@ -64,7 +64,7 @@ def objects365(root: Path, name: str = "zhiyuan_objv2_train.json", categories_fi
 
 
 @pytest.mark.parametrize("layout", ["version 2", "version 1", "categories first"])
-def test_objects365(raw, out, layout):
+def test_objects365_becomes_regions(raw, out, layout):
     name = "objects365_train.json" if layout == "version 1" else "zhiyuan_objv2_train.json"
     objects365(raw / "o365", name, layout == "categories first")
     reported = prepared("objects365", raw, out)
@@ -213,7 +213,7 @@ GUITAR = {"caption": "fixed wing guitar", "bb": [40, 10, 40, 10], "grain": "obje
 BREAD = {"caption": "bread sliced", "bb": [0, 50, 60, 50], "grain": "object"}
 
 
-def test_openimages(raw, out):
+def test_openimages_becomes_regions(raw, out):
     openimages(raw / "oi")
     prepared("openimages", raw, out)
     assert records(out / "openimages") == [

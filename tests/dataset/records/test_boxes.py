@@ -32,7 +32,7 @@ def test_patch_masks_equal_the_released_ones(case):
     assert (torch.nonzero(mask).flatten() + 1).tolist() == case["ones"][1:]
 
 
-def test_a_patch_mask_is_never_empty_and_stays_on_the_grid():
+def test_a_patch_mask_is_never_empty_and_stays_within_the_grid():
     for box in ((0, 0, 0.001, 0.001), (31.999, 31.999, 0.001, 0.001), (31, 0, 1, 32), (0, 0, 32, 32)):
         mask = patch_mask(box, 32, 8)
         assert mask.shape == (16,)

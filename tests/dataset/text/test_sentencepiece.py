@@ -81,7 +81,7 @@ def test_only_pieces_of_one_word_belong_together(processor):
     assert grouped(processor, "a watermelons playing") == [["▁a"], ["▁water", "melon", "s"], ["▁play", "ing"]]
 
 
-def test_texts_begin_and_end_with_the_tokenizers_own_special_tokens(processor):
+def test_texts_start_and_end_with_the_special_tokens_of_the_tokenizer(processor):
     found = processor.encode_plain(["a watermelon", "red"])
     ids, mask = found.ids, found.mask
     assert ids[:, 0].tolist() == [0, 0]
@@ -123,7 +123,7 @@ def test_masking_does_not_always_cover_a_whole_chinese_sentence(processor):
     assert all(len(positions) == max(1, round(len(rows) * 0.3)) for positions in chosen)
 
 
-def test_a_folder_with_only_a_sentencepiece_model_says_what_it_needs(tmp_path):
+def test_a_folder_with_only_a_sentencepiece_model_is_an_error_with_the_remedy(tmp_path):
     (tmp_path / "sentencepiece.bpe.model").write_bytes(b"\x0a\x03abc")
     with pytest.raises(UserError, match=naming("tokenizer.json", "pip install")):
         load_tokenizer(tmp_path)

@@ -291,7 +291,7 @@ def test_out_of_range_settings_are_rejected():
             TextDataConfig(**wrong)
 
 
-def test_a_saved_tokenizer_and_a_bare_vocabulary_load(tokenizer, tmp_path):
+def test_a_saved_tokenizer_and_a_plain_vocabulary_can_be_loaded(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "saved")
     (tmp_path / "bare").mkdir()
     vocabulary = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)

@@ -31,7 +31,7 @@ def measured(name: str, folder):
     return [case for case in suite_named(name).read(folder, ()) if not case.excluded]
 
 
-def test_every_suite_but_the_drawn_one_is_tested_here():
+def test_every_suite_except_the_drawn_one_is_tested_here():
     assert FOLDERS.keys() == SUITES.keys() - {"drawn-pairs"}
 
 

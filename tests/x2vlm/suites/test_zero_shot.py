@@ -88,7 +88,7 @@ def refcoco_with_two_images(folder: Path) -> None:
     refs.write_bytes(pickle.dumps([*listed, {**listed[0], "ref_id": 9, "ann_id": 2, "image_id": 8}]))
 
 
-def test_messages_about_refcoco_name_no_options_that_do_not_exist(tmp_path):
+def test_messages_about_refcoco_name_only_existing_options(tmp_path):
     suite, _ = written("refcoco", tmp_path)
     refcoco_with_two_images(tmp_path)
     path = tmp_path / "instances.json"
