@@ -198,8 +198,7 @@ def naive_scores(model: VQAModel, question: PackedTexts, chosen: list[list[int]]
 @pytest.mark.parametrize("k", [3, 20, 99])
 @torch.no_grad()
 def test_the_ranking_equals_scoring_candidates_separately(ranking, family, k):
-    """Candidates share prefixes, one is a prefix of another, questions have several lengths, and padding is nowhere in the
-    middle."""
+    """Some candidates share a prefix, one is a prefix of another, and the questions have several lengths."""
     model = small_model(family=family, pad_id=1 if family == "roberta" else 0)
     draws = torch.Generator().manual_seed(1)
     bodies = {tuple(torch.randint(5, 9, (1 + n % 4,), generator=draws).tolist()): None for n in range(60)}

@@ -120,8 +120,7 @@ def test_the_chance_level_averages_the_score_of_each_candidate():
 
 
 def test_a_split_with_few_answers_is_scored_by_exact_match_with_a_message(task, monkeypatch):
-    """By VQA v2's rule no answer could be correct, because an annotator's answer is compared with the other annotators, three of
-    whom must agree."""
+    """By VQA v2's rule no answer could be correct, because it needs three matching annotators in addition to the excluded one."""
     items = [replace(item, answers=item.answers[:1]) for item in task.held_out.test["test"]]
     predicting(task, [items[0].answers[0]] * len(items), monkeypatch)
     found = task.evaluate(items)
