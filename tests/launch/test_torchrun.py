@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import run
+from benchmarks.start_time import measured_pairs
 from launch import torchrun
 from launch.clusters import Place
 from launch.placement import Placement
@@ -233,17 +233,9 @@ def test_the_help_lists_commands_and_tasks_without_torch():
         assert re.search(rf"\b{name} +{re.escape(row.help)}", done.stdout), name
 
 
-def test_the_help_takes_at_most_ten_times_as_long_as_python():
-    """Compares the minimum of nine processor times each, measured alternately, because other processes on the machine only add to
-    them."""
-
-    def processor_s(*arguments: str) -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    pairs = [(processor_s("run.py", "--help"), processor_s("-c", "pass")) for _ in range(9)]
+def test_the_help_takes_at_most_ten_times_as_long_as_python(tmp_path):
+    """Compares the minimum of nine CPU times each, measured alternately, because other processes on the machine only add to them."""
+    pairs = measured_pairs(9, tmp_path)
     of_help, of_python = (min(times) for times in zip(*pairs, strict=True))
     assert of_help <= 10 * of_python
 
