@@ -28,8 +28,8 @@ def cpu_s(words: Sequence[str], environment: Mapping[str, str]) -> float:
 
 
 def measured_pairs(rounds: int, cache: Path) -> list[tuple[float, float]]:
-    """Returns the CPU times of ``run.py --help`` and ``python -c pass``, in seconds, measured alternately. Both use compiled modules
-    (bytecode) from the folder ``cache``, as after any first run."""
+    """Returns the CPU times of ``run.py --help`` and ``python -c pass``, in seconds, measured alternately. Both use compiled
+    modules (bytecode) from the folder ``cache``, as after any first run."""
     environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(cache)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     for words in (EMPTY, HELP):
