@@ -1,4 +1,8 @@
-"""Checkpoints of a run: one folder each, complete or absent, with a manifest that shows any change; the newest few are kept."""
+"""Checkpoints of a run.
+
+Each checkpoint is a folder that is written atomically. Its manifest makes any later change of its files detectable. Only the
+newest checkpoints are kept.
+"""
 
 from __future__ import annotations
 
@@ -54,33 +58,35 @@ class Checkpoint:
 
     @property
     def states(self) -> Path | None:
-        """The folder of the tensors of the optimiser's states; None: they are in :meth:`training_state`, as format 1 has them."""
+        """The folder with the tensors of the optimiser state, or None for a checkpoint of format 1, which keeps them in the file
+        that :meth:`training_state` reads."""
         folder = self.folder / STATES
         return folder if folder.is_dir() else None
 
     def unaveraged_weights(self) -> dict[str, Tensor] | None:
-        """The weights that train, where the model file has their average; None: the run keeps no average.
+        """Returns the unaveraged weights if the model file has averaged weights, or None if the run keeps no average.
 
         Raises:
-            UserError: if they cannot be read.
+            UserError: if the file cannot be read.
         """
         file = self.folder / UNAVERAGED_FILE
         if not file.exists():
             return None
         try:
             return load_file(file)
-        except Exception as error:  # a damaged file raises an error of safetensors or of the system
+        except Exception as error:  # safetensors.SafetensorError or OSError for a damaged file
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"{file}: cannot be read ({reason}); {REMEDY}") from None
 
     def training_state(self) -> dict[str, Any]:
-        """State of the optimiser without its tensors, state of the loss scaler, position and counters, read without running code
-        from the file.
+        """Returns the optimiser state without its tensors, the state of the loss scaler, the position in the data and the
+        counters.
 
-        In a checkpoint of an earlier version, the tensors are in it, too.
+        Loading never executes code from the file. Checkpoints of earlier versions also have the optimiser's tensors in this
+        state.
 
         Raises:
-            UserError: if it cannot be read.
+            UserError: if the file cannot be read.
         """
         file = self.folder / TRAINING_FILE
         try:
@@ -88,31 +94,31 @@ class Checkpoint:
             return torch.load(file, map_location="cpu", weights_only=True)
         except UserError as error:
             raise UserError(f"{error}; {REMEDY}") from None
-        except Exception as error:  # a damaged pickle raises nearly anything
-            # torch's own message begins with advice to run the code in the file.
+        except Exception as error:  # a damaged pickle can raise almost any exception
+            # torch's own message starts by suggesting weights_only=False, which would execute code from the file.
             code = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            reason = f"it pickles {code[1]}, and no code of a file is run" if code else reason
+            reason = f"it pickles {code[1]}, and code from a file is never executed" if code else reason
             if isinstance(error, pickle.UnpicklingError) and not code:
-                reason = "it is not a state that torch.save wrote"
+                reason = "it was not written by torch.save"
             raise UserError(f"{file}: cannot be read ({reason}); {REMEDY}") from None
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
-    """The complete checkpoints in ``folder``, oldest first."""
+    """Returns the complete checkpoints in ``folder``, oldest first."""
     return [Checkpoint(entry, step) for step, entry in checkpoint_folders(folder)]
 
 
 def newest_step(folder: Path) -> int:
-    """The step of the newest checkpoint in ``folder``; 0 if there is none."""
+    """Returns the step of the newest checkpoint in ``folder``, or 0 if there are no checkpoints."""
     return max((checkpoint.step for checkpoint in list_checkpoints(folder)), default=0)
 
 
 def newest_whole(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint in ``folder`` whose files are as they were written, and what is wrong with each newer one.
+    """Returns the newest intact checkpoint in ``folder``, and a description of what is wrong with each newer checkpoint.
 
     Raises:
-        UserError: if there are checkpoints, and none is whole.
+        UserError: if there are checkpoints, but all of them are damaged.
     """
     faults: list[str] = []
     for checkpoint in reversed(list_checkpoints(folder)):
@@ -122,8 +128,8 @@ def newest_whole(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         faults.append(fault)
     if faults:
         raise UserError(
-            f"no checkpoint in {folder} can be resumed: {'; '.join(faults)}; bring one back from a copy, or start another run "
-            f"from the weights: --output of another folder with init.checkpoint={folder}/step-N/{MODEL_FILE}"
+            f"no checkpoint in {folder} can be resumed: {'; '.join(faults)}; restore one from a backup, or start a "
+            f"new run from the weights: a new --output with init.checkpoint={folder}/step-N/{MODEL_FILE}"
         )
     return None, []
 
@@ -138,24 +144,24 @@ def write_checkpoint(
     about: Mapping[str, Any] | None = None,
     states: Future[Any] | None = None,
 ) -> Checkpoint:
-    """Write a checkpoint atomically (under a temporary name, then renamed), in place of one of the same step.
+    """Writes a checkpoint atomically, under a temporary name that is then renamed. Replaces an existing checkpoint of this step.
 
     Args:
-        folder: of the run's checkpoints.
-        step: optimiser steps that are done.
-        weights: of the model, on the CPU, each with memory of its own.
-        training: the state that :meth:`Checkpoint.training_state` gives back: tensors and plain values.
-        unaveraged: the weights that train, like ``weights``, where these are their average; None: there is no average.
-        about: values for the header of the file of ``weights``.
-        states: done when the folder :data:`~engine.manifest.STATES` is written, inside the folder that :func:`begin` made; None:
-            the checkpoint has no such folder, and this function calls :func:`begin`.
+        folder: the folder that contains the run's checkpoints.
+        step: number of completed optimiser steps.
+        weights: the model's weights on the CPU; no two tensors share memory.
+        training: the state that :meth:`Checkpoint.training_state` returns: tensors and plain values.
+        unaveraged: if ``weights`` are averaged, the weights before averaging; if None, the run keeps no average.
+        about: entries for the header of the model file.
+        states: future of the write of :data:`~engine.manifest.STATES` into the folder that :func:`begin` created; if None, the
+            checkpoint has no such folder, and this function calls :func:`begin` itself.
     """
     final = folder / f"step-{step:08d}"
     temporary = begin(folder, step) if states is None else temporary_folder(folder, step)
     save_weights(temporary / MODEL_FILE, weights, about)
     if unaveraged is not None:
         save_weights(temporary / UNAVERAGED_FILE, unaveraged)
-    with (temporary / TRAINING_FILE).open("wb") as file:  # given a path, torch would not say that the disk is full
+    with (temporary / TRAINING_FILE).open("wb") as file:  # given a path, torch.save would hide the error of a full disk
         torch.save(dict(training), file)
     if states is not None:
         states.result()
@@ -168,7 +174,7 @@ def write_checkpoint(
     (temporary / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
     for path in (*written, temporary / MANIFEST, *{path.parent for path in written}):
         sync_file(path)
-    # Removed last: that takes time, in which there would be neither.
+    # The old checkpoint is removed last: removal takes time, and a kill in between would leave neither checkpoint.
     former = _set_aside(final) if final.exists() else None
     os.replace(temporary, final)
     sync_file(folder)
@@ -178,7 +184,7 @@ def write_checkpoint(
 
 
 def begin(folder: Path, step: int) -> Path:
-    """Make the temporary folder of the checkpoint of ``step``."""
+    """Creates the temporary folder for the checkpoint of ``step``."""
     remove_leftovers(folder)
     temporary = temporary_folder(folder, step)
     temporary.mkdir(parents=True)
@@ -186,62 +192,67 @@ def begin(folder: Path, step: int) -> Path:
 
 
 def temporary_folder(folder: Path, step: int) -> Path:
-    """The folder of a checkpoint that is being written."""
+    """Returns the folder that the checkpoint of ``step`` is in while it is being written."""
     return folder / f".step-{step:08d}.tmp"
 
 
 def remove_old(folder: Path, keep: int, step: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints up to ``step``; later ones are damaged, and were passed over."""
+    """Removes all but the newest ``keep`` checkpoints up to ``step``. Checkpoints of later steps are damaged and are not
+    counted."""
     for old in [checkpoint for checkpoint in list_checkpoints(folder) if checkpoint.step <= step][:-keep]:
         shutil.rmtree(_set_aside(old.folder))
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a write or a removal left that was interrupted."""
+    """Removes temporary folders left by an interrupted write or removal."""
     for leftover in folder.glob(".step-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _set_aside(folder: Path) -> Path:
-    """Rename a checkpoint that is to be removed: a run killed half-way must not leave half of it under a valid name."""
+    """Renames a checkpoint before its removal, so that a run killed midway does not leave half of it under a valid name."""
     doomed = folder.with_name(f".{folder.name}.old.tmp")
     os.replace(folder, doomed)
     return doomed
 
 
 def find_weights(path: Path) -> Path:
-    """The weight file at ``path``: the file itself, or the best weights of a run's folder, else those of its newest checkpoint
-    that is whole, as ``--resume`` takes it.
+    """Returns the weight file for ``path``.
+
+    If ``path`` is a run folder, this is its file of best weights, or else the model file of its newest checkpoint with intact
+    weights.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no weight file, or all of them are damaged.
     """
     if path.is_file():
         return path
     if not path.is_dir():
-        raise UserError(f"init.checkpoint: {path}: no such file or folder of a run; train it first, or give another")
+        raise UserError(f"init.checkpoint: {path}: no such file or run folder; train it first, or give another path")
     if (path / BEST_FILE).is_file():
         return path / BEST_FILE
     if (path / MODEL_FILE).is_file():
         return path / MODEL_FILE
     checkpoints = list_checkpoints(path / CHECKPOINTS)
     if not checkpoints:
-        raise UserError(f"{path}: holds neither {BEST_FILE}, {MODEL_FILE} nor {CHECKPOINTS}/step-*; give a weight file")
+        raise UserError(
+            f"{path}: contains neither {BEST_FILE}, {MODEL_FILE} nor {CHECKPOINTS}/step-*; give a weight file"
+        )
     faults: list[str] = []
     for checkpoint in reversed(checkpoints):
         fault = _weights_fault(checkpoint)
         if fault is None:
             return checkpoint.model_file
         faults.append(fault)
-        _warn_once(f"passed over for its weights: {fault}")
+        _warn_once(f"skipped a checkpoint with damaged weights: {fault}")
     raise UserError(
-        f"no checkpoint in {path / CHECKPOINTS} has whole weights: {'; '.join(faults)}; bring one back "
-        "from a copy, or give another run or file"
+        f"no checkpoint in {path / CHECKPOINTS} has intact weights: {'; '.join(faults)}; restore one from a backup, "
+        "or give another run or file"
     )
 
 
 def _weights_fault(checkpoint: Checkpoint) -> str | None:
-    """The fault of a checkpoint's weights; None also where an earlier version wrote them without a manifest to compare with."""
+    """Returns what is wrong with a checkpoint's weights, or None if they are intact or an earlier version wrote no manifest."""
     times = []
     for file in (checkpoint.folder / MANIFEST, checkpoint.model_file):
         try:
@@ -253,7 +264,7 @@ def _weights_fault(checkpoint: Checkpoint) -> str | None:
 
 @functools.lru_cache(maxsize=32)
 def _weights_fault_at(folder: Path, *times: int) -> str | None:
-    """A run asks several times which weights it starts from, and hashing large ones takes seconds."""
+    """Cached, because a run looks up its initial weights several times, and hashing a large file takes seconds."""
     return fault_of(folder, (MODEL_FILE,))
 
 
@@ -263,6 +274,6 @@ def _warn_once(message: str) -> None:
 
 
 def run_of(weights: Path) -> Path | None:
-    """The ``config.yaml`` of the run whose folder holds the weight file; None if it is in no run's folder."""
+    """Returns the ``config.yaml`` of the run that the weight file belongs to, or None if the file is not in a run folder."""
     folders = [weights.parent, *([weights.parents[2]] if weights.parent.parent.name == CHECKPOINTS else [])]
     return next((folder / CONFIG_FILE for folder in folders if (folder / CONFIG_FILE).is_file()), None)

@@ -1,4 +1,4 @@
-"""The micro-batches of a step in turn, with losses that span several of them (``model.contrastive.chunks``)."""
+"""Iterates over the micro-batches of a step when a loss spans several of them (``model.contrastive.chunks``)."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ def in_turn(
     autocast: Callable[[], AbstractContextManager[Any]],
     seed: Callable[[int], None],
 ) -> Iterator[tuple[int, Any]]:
-    """Number and content of each micro-batch of a step; its forward pass has to come before the next one is taken.
+    """Yields the index and content of each micro-batch of a step. The caller must run its forward pass before it takes the next
+    one.
 
     Args:
-        model: the model of the task.
-        micro_batches: those of this rank, on the device.
+        model: model of the task.
+        micro_batches: the micro-batches of this rank, on the device.
         chunks: number of micro-batches that a loss spans.
-        autocast: the context of forward passes.
-        seed: seeds torch's generators for a micro-batch, by its number.
+        autocast: context of the forward passes.
+        seed: seeds torch's generators for the micro-batch with the given index.
     """
     if chunks == 1:
-        for number, batch in enumerate(micro_batches):
-            seed(number)
-            yield number, batch
+        for index, batch in enumerate(micro_batches):
+            seed(index)
+            yield index, batch
         return
     for start in range(0, len(micro_batches), chunks):
         group = micro_batches[start : start + chunks]
         with ExitStack() as stack:
             with autocast():
-                stack.enter_context(model.spanning(group, lambda number, start=start: seed(start + number)))  # type: ignore[misc]
-            for number, batch in enumerate(group, start):
-                seed(number)
-                yield number, batch
+                stack.enter_context(model.spanning(group, lambda index, start=start: seed(start + index)))  # type: ignore[misc]
+            for index, batch in enumerate(group, start):
+                seed(index)
+                yield index, batch

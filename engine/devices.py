@@ -1,4 +1,4 @@
-"""Peak throughput of known GPUs, the reference of utilisation."""
+"""Peak throughput of known GPUs, from which utilisation is computed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ if TYPE_CHECKING:
 
 
 class Peak(NamedTuple):
-    """Dense TFLOP/s of a GPU from the vendor's data sheet, and a pattern of its name in torch, without brand.
+    """Dense TFLOP/s of a GPU according to the vendor's data sheet.
 
-    ``half``: 16-bit products with 32-bit sums; ``tf32``: TF32 products, None if the GPU lacks TF32; ``single``: 32-bit products.
+    Attributes:
+        name: regular expression that matches the device name reported by torch, without the brand.
+        half: throughput with 16-bit inputs and 32-bit accumulation.
+        tf32: throughput in TF32; None if the GPU lacks TF32.
+        single: throughput in fp32.
     """
 
     name: str
@@ -44,26 +48,26 @@ PEAKS = {
     "h200": Peak("H200", 989.4, 494.7, 66.9),
     "h200-nvl": Peak("H200 NVL", 835.5, 417.5, 60),
 }
-"""Peaks by a short key for the command line. Data-sheet values "with sparsity" are halved."""
+"""Peaks by the short key used on the command line. Data-sheet values "with sparsity" are halved."""
 
 ASSUMED_UTILISATION = 0.35
-"""Fraction of a GPU's peak that estimates assume for a training step."""
+"""Utilisation that estimates of the time of a training step assume."""
 
 _BRAND = re.compile(r"^(NVIDIA |Tesla |GeForce )*")
 
 
 def peak_of(device: torch.device, precision: PrecisionName) -> float | None:
-    """Peak TFLOP/s of ``device``; None if it is not a GPU, an unknown one, or a part of one (MIG)."""
+    """Returns the peak TFLOP/s of ``device``, or None if it is not a GPU, an unknown GPU, or a slice of a GPU (MIG)."""
     if device.type != "cuda":
         return None
-    import torch  # not at the top: the command line needs the names in PEAKS alone
+    import torch  # imported here because the command line needs only the keys of PEAKS
 
     key = peak_key(torch.cuda.get_device_name(device))
     return None if key is None else peak(key, precision)
 
 
 def peak_key(name: str) -> str | None:
-    """The key in :data:`PEAKS` of a device's name in torch; None if it has no entry."""
+    """Returns the key in :data:`PEAKS` for a device name reported by torch, or None if there is no entry."""
     bare = _BRAND.sub("", name)
     if "MIG" in bare:
         return None
@@ -71,7 +75,8 @@ def peak_key(name: str) -> str | None:
 
 
 def peak(key: str, precision: PrecisionName) -> float:
-    """Peak TFLOP/s of a device in :data:`PEAKS` in a precision; for fp32 the peak of TF32 if torch may use it."""
+    """Returns the peak TFLOP/s of a device in :data:`PEAKS` in a precision. For fp32, this is the TF32 peak if torch may use
+    TF32."""
     import torch
 
     from engine.precision import APEX_LEVELS

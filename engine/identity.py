@@ -1,4 +1,4 @@
-"""The identity of a run, which its checkpoints keep, and which is compared when it resumes."""
+"""The identity of a run, which is saved in its checkpoints and compared when the run resumes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """All that the steps of a run depend on beside its config.
+    """Everything that the steps of a run depend on, in addition to its config.
 
-    ``ranks``: processes. ``records_per_step``: records of the leading stream in a step, over all ranks. ``steps``: of the whole
-    run. ``records``: number of records of each stream, the leading one first. ``data``: a digest of the files by config key.
+    Attributes:
+        ranks: number of processes.
+        records_per_step: records of the leading stream in a step, over all ranks.
+        steps: number of steps of the whole run.
+        records: number of records of each stream; the leading stream is first.
+        data: digest of the data files, by config key.
     """
 
     ranks: int
@@ -25,40 +29,43 @@ class RunIdentity:
     data: Mapping[str, str]
 
     def state(self) -> dict[str, Any]:
-        """As plain values."""
+        """Returns the identity as plain values, for a checkpoint."""
         return asdict(self)
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> RunIdentity:
-        """The identity from plain values; earlier versions wrote one more, which nothing needs now."""
+        """Builds the identity from plain values. Ignores ``order_needs_ranks``, which only earlier versions wrote."""
         return cls(**{name: value for name, value in state.items() if name != "order_needs_ranks"})
 
     def check_resumes(self, before: RunIdentity, folder: Path, records_per_batch: int) -> list[str]:
-        """Compare with what the run was when it wrote its checkpoint; returns a line for each change that it goes on with.
+        """Compares this run with the run that wrote the checkpoint. Returns a message for each difference that does not prevent
+        resuming.
 
         Args:
-            before: of the checkpoint.
-            folder: of the run.
+            before: identity saved in the checkpoint.
+            folder: folder of the run.
             records_per_batch: records of the leading stream in a micro-batch of one rank.
 
         Raises:
-            UserError: if the run would not go on as it began.
+            UserError: if a difference would change the steps of the run.
         """
         if self.records_per_step != before.records_per_step:
             raise UserError(
-                f"{folder}: a step of this run is {before.records_per_step} records on {_ranks(before.ranks)}, but "
-                f"{self.records_per_step} on {_ranks(self.ranks)}; {_remedy(before, self.ranks, records_per_batch)}"
+                f"{folder}: a step of this run has {before.records_per_step} records on {_ranks(before.ranks)}, but "
+                f"would have {self.records_per_step} on {_ranks(self.ranks)}; "
+                f"{_remedy(before, self.ranks, records_per_batch)}"
             )
         changes = self._changed_data(before)
         if self.steps != before.steps:
             reason = f", since {changes[0]}" if changes else ""
             raise UserError(
-                f"{folder}: this run was of {before.steps} steps, and would be of {self.steps} now{reason}; bring the data back, "
-                f"or start another run from its weights with init.checkpoint={folder}"
+                f"{folder}: this run had {before.steps} steps, but would now have {self.steps}{reason}; restore the "
+                f"data, or start a new run from its weights with init.checkpoint={folder}"
             )
         if self.ranks != before.ranks:
             changes.append(
-                f"the run goes on with {_ranks(self.ranks)} instead of {before.ranks}, at the same records a step"
+                f"the run resumes on {_ranks(self.ranks)} instead of {before.ranks}, with the same number of records "
+                "per step"
             )
         return changes
 
@@ -68,10 +75,9 @@ class RunIdentity:
             was, now = before.records.get(name, 0), self.records.get(name, 0)
             if was != now:
                 changes.append(f"{name} has {now:,} records instead of {was:,}")
-        # Files whose number of records has changed are told by that.
-        # Earlier versions made digests of fewer keys.
+        # Earlier versions saved digests of fewer keys. Digests are compared only if all record counts are unchanged.
         changed = [key for key in sorted(self.data) if self.data[key] != before.data.get(key, self.data[key])]
-        return changes or [f"the files of {key} are not those that the run began with" for key in changed]
+        return changes or [f"the files of {key} have changed since the run started" for key in changed]
 
 
 def _ranks(number: int) -> str:

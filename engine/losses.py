@@ -1,4 +1,4 @@
-"""The divisors of a step's losses, over all ranks and micro-batches."""
+"""Counts the divisors of a step's losses, over all ranks and micro-batches."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from utils.accelerator import send
 class StepCounts(NamedTuple):
     """Counts of a step over all ranks and micro-batches, on the device.
 
-    ``divisors``: by loss, a scalar of at least 1. ``work`` (4,) float32: size and FLOPs, in the order of
-    :data:`~batches.losses.WORK`.
+    Attributes:
+        divisors: for each loss, a scalar of at least 1.
+        work: size and FLOPs of the step, (4,) float32, in the order of :data:`~batches.losses.WORK`.
     """
 
     divisors: dict[str, Tensor]
@@ -29,13 +30,15 @@ class StepCounts(NamedTuple):
 def count_step(
     model: TaskModel, micro_batches: list[Any], device: torch.device, after: Callable[[str], None]
 ) -> StepCounts:
-    """Count a step before its forward pass.
+    """Counts the divisors and the work of a step before its forward pass.
 
-    The host counts and sends all numbers in one copy: on a GPU, each small operation would be a kernel launch.
+    The host counts, and sends all counts in a single copy, because on a GPU every small operation would be a kernel launch.
 
     Args:
-        micro_batches: those of this rank, on the host.
-        after: called after the phases "counts" and "work".
+        model: model of the task.
+        micro_batches: the micro-batches of this rank, on the host.
+        device: device that the counts are sent to.
+        after: called with the name of the phase after the phases "counts" and "work".
 
     Raises:
         ValueError: if a loss has a reserved name.
@@ -43,7 +46,9 @@ def count_step(
     counts_of_batches = [model.counts(batch) for batch in micro_batches]
     names = list(counts_of_batches[0])
     if reserved := RESERVED_NAMES.intersection(names):
-        raise ValueError(f"a loss is named {sorted(reserved)[0]!r}, which a step's numbers use; give it another name")
+        raise ValueError(
+            f"a loss is named {sorted(reserved)[0]!r}, which is the name of another metric; give it another name"
+        )
     counts = sum_tensors([torch.stack([counts[name] for name in names]) for counts in counts_of_batches])
     after("counts")
     work = sum((model.work(batch) for batch in micro_batches), Work())
@@ -54,5 +59,5 @@ def count_step(
 
 
 def sum_tensors(tensors: list[Tensor]) -> Tensor:
-    """Element-wise sum of tensors of one shape."""
+    """Returns the element-wise sum of tensors that have the same shape."""
     return tensors[0] if len(tensors) == 1 else torch.stack(tensors).sum(dim=0)

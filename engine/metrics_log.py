@@ -1,5 +1,5 @@
-"""The metrics of a run, in ``metrics.jsonl``, ``validation.jsonl`` and its trackers; and some predictions of each validation, in
-``validation_predictions.jsonl``."""
+"""Writes the metrics of a run to ``metrics.jsonl``, ``validation.jsonl`` and its trackers, and some predictions of each
+validation to ``validation_predictions.jsonl``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.files import open_regular, parse_json, write_text
 from utils.lines import bounded_lines
 
 LONGEST_LINE = 10_000_000
-"""Bytes of a line, such as of the predictions of a validation, above which it is taken for damage."""
+"""Maximum length of a line in bytes; a longer line counts as damaged. The longest lines are the predictions of a validation."""
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,8 @@ class MetricsLog:
     """
 
     def __init__(self, folder: RunFolder, after_step: int, wandb: WandbConfig | None = None):
-        """Open for appending, after removing lines later than ``after_step``: a run may have been killed after them."""
+        """Opens the files for appending and removes lines after step ``after_step``, since a run may have been killed after it
+        wrote them but before its next checkpoint."""
         self._trackers: list[Tracker] = trackers_of(folder, wandb)
         streams = ((folder.metrics, ""), (folder.validation, "validation/"))
         past = [(values, prefix) for path, prefix in streams for values in keep_until(path, after_step)]
@@ -43,14 +44,14 @@ class MetricsLog:
         self._validated = _Lines(folder.validated)
 
     def write(self, values: dict[str, float]) -> None:
-        """Append one line of ``values``, among them ``step``."""
+        """Appends one line of ``values``, which must contain ``step``."""
         self._metrics.append(values)
         self._show(values, "")
 
     def write_validation(
         self, step: int, values: dict[str, float], predictions: Sequence[Mapping[str, Any]] = ()
     ) -> None:
-        """Append the metrics of the validation after ``step``, and the ``predictions`` that are kept of it, if any."""
+        """Appends the metrics of the validation after ``step``, and its ``predictions``, if any are kept."""
         self._validation.append({"step": step, **values})
         self._validation.sync()
         if predictions:
@@ -59,7 +60,7 @@ class MetricsLog:
         self._show({"step": step, **values}, "validation/")
 
     def sync(self) -> None:
-        """Flush all lines to the disk: a checkpoint must never be newer than its metrics."""
+        """Flushes all lines to disk, so that a checkpoint is never newer than its metrics."""
         self._metrics.sync()
         for tracker in self._trackers:
             tracker.flush()
@@ -78,7 +79,7 @@ class MetricsLog:
 
 
 class _Lines:
-    """A file of JSON lines that is open for appending, once there is a line."""
+    """A file of JSON lines, opened for appending when the first line is written."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -94,7 +95,7 @@ class _Lines:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             if self._file is None:
                 self._file = self.path.open("a", encoding="utf-8")
-            self._file.write("\n" + line if self._failed else line)  # what failed may have left half a line
+            self._file.write("\n" + line if self._failed else line)  # the failed write may have left half a line
             self._file.flush()
             self._failed = False
         except OSError as error:
@@ -111,12 +112,12 @@ class _Lines:
         try:
             if self._file is not None:
                 self._file.close()
-        except OSError as error:  # what was not written before is not written now
+        except OSError as error:  # closing flushes, which can fail again
             self._fail(error)
 
     def _fail(self, error: OSError) -> None:
         if not self._failed:
-            logger.warning("%s cannot be written (%s): lines are missing from here on", self.path, error.strerror)
+            logger.warning("%s cannot be written (%s); from here on, lines are missing", self.path, error.strerror)
         self._failed = True
 
 
@@ -152,14 +153,14 @@ def remove_later(path: Path, step: int) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file with their numbers. They end at line feeds alone: str.splitlines() also ends a line at separators that
-    JSON allows inside a string."""
+    """Yields the lines of a file with their line numbers. Only line feeds end a line; str.splitlines() also splits at separators
+    that JSON allows inside strings."""
     with open_regular(path) as file:
         yield from bounded_lines(file, LONGEST_LINE)
 
 
 def _metrics_in(line: str) -> dict[str, float] | None:
-    """The numbers of a line, null as NaN; None where it is torn, as by a kill, or holds anything else."""
+    """Returns the numbers of a line, with null as NaN, or None if the line is truncated or contains anything but numbers."""
     try:
         values = parse_json(line)
     except ValueError:
@@ -171,7 +172,7 @@ def _metrics_in(line: str) -> dict[str, float] | None:
 
 
 def _json_line(values: Mapping[str, Any]) -> str:
-    """One line of JSON. NaN and infinity, which JSON lacks, become null."""
+    """Returns one line of JSON. NaN and infinity, which JSON does not have, become null."""
     known = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
     }

@@ -1,4 +1,4 @@
-"""Copies of micro-batches to the device, made while it computes the step before."""
+"""Copies micro-batches to the device while the device computes the previous step."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from utils.accelerator import device_module
 
 
 class HostAndDevice(NamedTuple):
-    """A micro-batch of the loader, and its copy on the device."""
+    """A micro-batch from the loader, and its copy on the device."""
 
     on_host: Any
     on_device: Any
 
 
 def prefetch(batches: Iterator[Any], device: torch.device) -> Generator[HostAndDevice]:
-    """Yield each micro-batch with its copy on ``device``.
+    """Yields each micro-batch with its copy on ``device``.
 
-    A GPU copies on a separate stream. The host is ahead of the GPU: when it requests the next micro-batch, the GPU still computes
-    the step before, and the copy runs in parallel.
+    A GPU copies on a separate stream. Since the host runs ahead of the GPU, the GPU is still computing the previous step when the
+    host requests the next micro-batch, and the copy overlaps with that computation.
     """
     module = device_module(device)
     copying = module.Stream(device) if module else None
@@ -38,7 +38,7 @@ def _copy(batch: Any, device: torch.device, module: Any, copying: Any) -> Any:
     computing.wait_stream(copying)
 
     def keep(tensor: Tensor) -> Tensor:
-        tensor.record_stream(computing)  # its memory is not reused before the step has read it
+        tensor.record_stream(computing)  # its memory must not be reused before the step has read it
         return tensor
 
     return map_tensors(on_device, keep)

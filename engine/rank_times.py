@@ -1,4 +1,7 @@
-"""How long each rank takes for its own part of a step. Ranks tell it with the sum of their losses: no step waits for it."""
+"""Measures how long each rank takes for its own part of a step.
+
+Ranks exchange these times in the all-reduce of the losses, so measuring adds no synchronisation.
+"""
 
 from __future__ import annotations
 
@@ -17,39 +20,40 @@ from utils.accelerator import device_module, send
 
 
 class RankTimes:
-    """Own time of this rank: its wait for data, and its forward passes without its waits for other ranks in them.
+    """Measures the own time of this rank: its wait for data, and its forward passes without the time in which it waits for other
+    ranks.
 
-    The backward pass is left out: in it, ranks wait for each other's gradients. On a GPU, forward passes are timed by events on
-    the device, which are read once they are over. A single rank measures its wait for data alone.
+    The backward pass is excluded, because ranks wait for each other's gradients in it. On a GPU, forward passes are timed with
+    events, which are read after they have completed. With a single rank, only the wait for data is measured.
 
     Args:
-        device: of the forward passes.
-        log_every: steps between lines of metrics.
-        steps: of the run; its last one has a line too.
+        device: device that runs the forward passes.
+        log_every: number of steps between lines of metrics.
+        steps: number of steps of the run. The last step has a line of metrics too.
     """
 
     def __init__(self, device: torch.device, log_every: int, steps: int):
         self.log_every, self.steps = log_every, steps
         self.data_wait_s = 0.0
-        """Wait for the micro-batches of the newest step."""
+        """Time spent waiting for the micro-batches of the latest step."""
         self._now: Callable[[], Any] = (
             partial(_recorded_event, module) if (module := device_module(device)) else time.perf_counter
         )
         self._began: Any = None
-        """The moment at which the present forward pass began; None outside of forward passes."""
+        """Start of the current forward pass, as an event or a time; None outside forward passes."""
         self._spans: deque[tuple[float, Any, Any]] = deque()
-        """Sign, beginning and end of times that are not added up yet."""
+        """Sign, start and end of the intervals that have not been added up yet."""
         self._forward_s = self._waited_s = 0.0
         self._steps = 0
         self.alone = distributed.world_size() == 1
 
     def noting_waits(self) -> AbstractContextManager[None]:
-        """Inside, waits for other ranks in forward passes are left out of this rank's own time."""
+        """Context that excludes waits for other ranks during forward passes from this rank's own time."""
         return nullcontext() if self.alone else distributed.noting_waits(self._waiting_for_ranks)
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Inside, this rank waits for the micro-batches of a step."""
+        """Context that measures the wait for the micro-batches of a step."""
         started = time.perf_counter()
         yield
         self.data_wait_s = time.perf_counter() - started
@@ -57,12 +61,12 @@ class RankTimes:
         self._steps += 1
 
     def reached(self, phase: str) -> None:
-        """The host is through with a phase of the step."""
+        """Notes that the host has finished a phase of the step."""
         if self.alone:
             return
         if phase in ("work", "backward"):  # the forward pass of a micro-batch follows
             self._began = self._now()
-        elif phase == "clip":  # none followed
+        elif phase == "clip":  # the last backward pass is not followed by a forward pass
             self._began = None
         elif phase == "losses":
             self._spans.append((1.0, self._began, self._now()))
@@ -70,10 +74,11 @@ class RankTimes:
             self._add_up()
 
     def news(self, asked: bool, step: int, like: Tensor) -> tuple[list[str], Tensor]:
-        """Numbers of this rank to be summed over ranks, with their names.
+        """Returns the names and values that this rank adds to the sum over all ranks.
 
-        They are whether it was asked to stop, and in a step with a line of metrics also, for each rank, its own time and its wait
-        for data, in seconds a step since the line before: zeros for the other ranks.
+        The first value says whether this rank was asked to stop. In a step with a line of metrics, it is followed by the own time
+        and the wait for data of each rank, in seconds per step since the previous line. The values of the other ranks are zero
+        here, so that the sum has the values of all ranks.
         """
         if self.alone or (step % self.log_every and step != self.steps):
             return ["asked"], like.new_full((1,), float(asked))
@@ -85,13 +90,13 @@ class RankTimes:
         return names, send(torch.tensor(numbers, dtype=like.dtype), like.device)
 
     def _add_up(self) -> None:
-        """Add up the times that are over: on a GPU, those of the newest steps are not."""
+        """Adds up the intervals that have ended. On a GPU, the intervals of the latest steps may not have ended yet."""
         while self._spans and _is_over(self._spans[0][2]):
             sign, began, ended = self._spans.popleft()
             self._forward_s += sign * _seconds(began, ended)
 
     def _means(self) -> tuple[float, float]:
-        """Seconds of a step in forward passes and in waits for data, since the last call."""
+        """Returns the mean seconds per step in forward passes and in waits for data, since the last call."""
         self._add_up()
         steps = max(1, self._steps)
         means = max(0.0, self._forward_s / steps), self._waited_s / steps
@@ -101,7 +106,7 @@ class RankTimes:
 
     @contextmanager
     def _waiting_for_ranks(self) -> Iterator[None]:
-        """Inside, this rank waits for other ranks."""
+        """Context in which this rank waits for other ranks; its duration is subtracted from the forward pass."""
         if self._began is None:
             yield
             return

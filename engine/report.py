@@ -1,4 +1,4 @@
-"""Report of a step: its numbers are read one step late and logged; a run stops if too many of them are not finite."""
+"""Reads the losses and metrics of a step one step late, logs them, and stops a run with too many non-finite steps."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from utils.events import SkippedStep, finite
 from utils.files import replacing
 
 MIN_SHOWN_DATA_WAIT = 0.05
-"""The progress bar shows data wait from this fraction of step time."""
+"""Minimum fraction of step time spent waiting for data at which the progress bar shows it."""
 
 COMPILE_STEPS = 8
-"""First steps of a run with compiled encoders, in which shapes may still be compiled; rates exclude them."""
+"""Number of steps at the start of a run with compiled encoders that rates exclude, since new shapes may still be compiled."""
 
 FIRST_STEPS = 10
-"""Among these steps, a loss that is not finite may come from the learning rate as well as from the records."""
+"""In the first steps up to this one, a non-finite loss may be caused by the learning rate as well as by the records."""
 
 logger = logging.getLogger(__name__)
 
@@ -52,15 +52,21 @@ RESERVED_NAMES = frozenset(
     }
     | {*WORK, *(f"{name}_per_s" for name in WORK)}
 )
-"""Names of a step's other numbers in ``metrics.jsonl``: no loss may have them."""
+"""Names of the other values that a step computes or logs. A loss must not have one of these names."""
 
 
 @dataclass
 class PendingStep:
-    """A step whose numbers are still being computed or copied to the host.
+    """A step whose values are still being computed or copied to the host.
 
-    ``values`` (K,) float32 have ``names``, and can be read after the event ``copied`` (None: at once). ``enqueued_s``: time by
-    ``time.perf_counter`` at which the step was enqueued on the device. ``data_wait_s``: wait for its micro-batches.
+    Attributes:
+        step: number of the step, from 1.
+        names: the names of ``values``.
+        values: losses and metrics, (K,) float32.
+        copied: event after which ``values`` can be read; if None, they can be read at once.
+        micro_batches: the micro-batches of the step, on the host.
+        enqueued_s: time (``time.perf_counter``) at which the step was enqueued on the device.
+        data_wait_s: seconds spent waiting for the micro-batches.
     """
 
     step: int
@@ -72,7 +78,7 @@ class PendingStep:
     data_wait_s: float = 0.0
 
     def read(self) -> dict[str, float]:
-        """The numbers by name; waits for the device."""
+        """Returns the values by name, after waiting for the device."""
         if self.copied is not None:
             self.copied.synchronize()
         return dict(zip(self.names, self.values.tolist(), strict=True))
@@ -80,18 +86,29 @@ class PendingStep:
 
 @dataclass
 class Tally:
-    """Counters of a run, kept in its checkpoints."""
+    """Counters of a run, which its checkpoints contain."""
 
     skipped: int = 0
-    """Steps that were skipped because a loss or a gradient was not finite."""
+    """Number of steps skipped because a loss or gradient was not finite."""
     elapsed_s: float = 0.0
     """Total time of the steps in seconds."""
 
 
 class Reporter:
-    """Reads a step's numbers, updates metrics and progress bar, and stops a run with too many non-finite steps.
+    """Reads the values of a step, updates the metrics and the progress bar, and stops a run with too many non-finite steps.
 
-    ``weights``: the model's parameters by name, equal on all ranks; read only after a non-finite step. None: never read.
+    Args:
+        config: the config section ``train``.
+        steps: number of steps of the run.
+        device: device that the run uses.
+        tally: counters of the run, which are updated.
+        learning_rates: returns the learning rates in a step, counted from 0, by parameter group.
+        frozen_at: returns the parts of the model that are frozen in a step, counted from 0.
+        folder: folder of the run.
+        metrics: log of the metrics; None on ranks that write nothing.
+        progress: progress bar.
+        weights: returns the model's parameters by name, equal on all ranks. They are read only after a non-finite step; if None,
+            they are never read.
     """
 
     def __init__(
@@ -118,7 +135,7 @@ class Reporter:
         self.has_finite_step = self.has_checked_weights = False
 
     def __call__(self, pending: PendingStep) -> bool:
-        """Report a step; returns whether a rank was asked to stop."""
+        """Reports a step. Returns True if any rank was asked to stop."""
         values, now = pending.read(), pending.enqueued_s
         self.tally.elapsed_s += now - self.clock
         self.clock = now
@@ -149,46 +166,47 @@ class Reporter:
         return asked
 
     def exclude(self, seconds: float) -> None:
-        """Exclude time that was not spent on training."""
+        """Excludes time that was not spent training."""
         self.clock += seconds
         self.throughput.exclude(seconds)
 
     def _not_finite(self, pending: PendingStep, values: dict[str, float], culprit: bool) -> None:
-        """Count a skipped step; if there are too many, or the weights are ruined, save the batch and stop.
+        """Counts a skipped step. If there are too many, or the weights are not finite, saves the batch and raises.
 
-        All ranks read the same flag, so all of them call this, and none stops before every rank has saved its batch.
+        All ranks read the same flag, so all of them call this, and no rank raises before every rank has saved its batch.
 
         Raises:
-            UserError: if more steps were skipped than ``train.max_skipped_steps``, or the weights themselves are not finite: then
-                no later step can be.
+            UserError: if more than ``train.max_skipped_steps`` steps were skipped, or if the weights themselves are not finite,
+                so that no later step could be finite.
         """
         self.tally.skipped += 1
         losses = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         too_many = self.tally.skipped > self.config.max_skipped_steps
         ruined = self._ruined_weights() if too_many or not self.has_checked_weights else None
         if not too_many and not ruined:
-            told = {name: finite(value) for name, value in values.items()}
-            logger.warning(SkippedStep(step=pending.step, losses=told))
+            logger.warning(
+                SkippedStep(step=pending.step, losses={name: finite(value) for name, value in values.items()})
+            )
             return
         file = save_bad_batch(self.folder, pending.step, pending.micro_batches)
         records = [record for batch in pending.micro_batches for record in getattr(batch, "records", ())]
         ranks = distributed.gather_objects((culprit, str(file), records))
-        # A gradient can overflow although all losses are finite: then every rank is a suspect.
+        # A gradient can overflow although all losses are finite. Then any rank may have caused it.
         suspects = [rank for rank in ranks if rank[0]] or ranks
         _, path, names = suspects[0]
         shown = ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
         cause, remedy = "the weights were not updated", "set train.max_skipped_steps to skip such steps"
         if ruined:
-            cause = f"the weights hold numbers that are not finite ({ruined}); {self._rate(pending.step)}"
+            cause = f"the weights contain non-finite values ({ruined}); {self._rate(pending.step)}"
             remedy = (
-                "lower optim.lr or lengthen schedule.warmup_steps, and start from weights that are finite: an earlier step or "
+                "lower optim.lr or increase schedule.warmup_steps, and start from finite weights: an earlier step or "
                 "another init"
             )
         elif pending.step <= FIRST_STEPS or not self.has_finite_step:
-            cause += f". So early, the learning rate can be too high: {self._rate(pending.step)}"
+            cause += f". This early in a run, the learning rate may be too high: {self._rate(pending.step)}"
             remedy = (
-                "lower optim.lr or lengthen schedule.warmup_steps, or look at the records; train.max_skipped_steps skips such "
-                "steps"
+                "lower optim.lr or increase schedule.warmup_steps, or inspect the records; train.max_skipped_steps "
+                "skips such steps"
             )
         raise UserError(
             f"step {pending.step}: a loss or gradient is not finite ({losses}); {cause}. Records: {shown}. Batch saved to {path}"
@@ -196,21 +214,22 @@ class Reporter:
         )
 
     def _ruined_weights(self) -> str | None:
-        """Which weights are not finite, None if all are. Waits for the device."""
+        """Describes the weights that are not finite; returns None if all weights are finite. Waits for the device."""
         self.has_checked_weights = True
         named = [(name, weight.detach()) for name, weight in (self.weights() if self.weights else ())]
         ruined = [name for name, weight in named if not bool(whole_tensor(weight.isfinite().all()))]
         return f"{len(ruined)} of {len(named)} tensors, first {ruined[0]}" if ruined else None
 
     def _rate(self, step: int) -> str:
-        """The highest learning rate of a step, and of the run."""
+        """Describes the maximum learning rate of a step and of the run."""
         now = max(self.learning_rates(step - 1).values())
         peak = max(max(self.learning_rates(each).values()) for each in range(self.steps))
-        return f"learning rate {now:.3g}, at its peak {peak:.3g}"
+        return f"learning rate {now:.3g}, peak {peak:.3g}"
 
 
 def save_bad_batch(folder: Path, step: int, micro_batches: list[Any]) -> Path:
-    """Save a step's micro-batches as plain dictionaries of tensors, readable with ``torch.load(..., weights_only=True)``."""
+    """Saves the micro-batches of a step as plain dictionaries of tensors, readable with ``torch.load(...,
+    weights_only=True)``."""
     path = folder / f"bad-batch-step-{step:08d}-rank-{distributed.rank()}.pt"
     with replacing(path) as temporary:
         torch.save([_as_plain(batch) for batch in micro_batches], temporary)
@@ -226,7 +245,7 @@ def _as_plain(value: Any) -> Any:
 
 
 def _short(values: dict[str, float], speed: dict[str, float]) -> str:
-    """Losses and rates, abbreviated for the progress bar."""
+    """Formats losses and rates for the progress bar, with abbreviated names."""
 
     def short(name: str) -> str:
         stream, _, term = name.partition("/")

@@ -1,4 +1,4 @@
-"""Names of the files in a run's folder; docs/runs.md has what each holds."""
+"""Names of the files in a run folder. docs/runs.md describes their contents."""
 
 from __future__ import annotations
 

@@ -33,11 +33,14 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def claimed(path: Path, wait_s: float = 0) -> Iterator[None]:
-    """The folder belongs to this run until the block ends; rank 0 has the lock, and all ranks learn whether. ``wait_s``: seconds
-    to wait for another run that has it.
+    """Context in which this run holds the lock of the folder. Rank 0 takes the lock; if this fails, all ranks raise.
+
+    Args:
+        path: folder of the run.
+        wait_s: seconds to wait if another run holds the lock.
 
     Raises:
-        UserError: if another run has it, or it cannot be written.
+        UserError: if another run holds the lock, or the folder is not writable.
     """
     with ExitStack() as stack:
         fault = None
@@ -65,9 +68,9 @@ class RunFolder:
         self.events = path / EVENTS_FILE
         self.tensorboard = path / TENSORBOARD_FOLDER
         self.passed_over: list[str] = []
-        """On rank 0: what is wrong with each checkpoint that is newer than the one the run resumes from."""
+        """On rank 0: what is wrong with each skipped checkpoint, that is, each one newer than the checkpoint to resume from."""
         self.resumed: Checkpoint | None = None
-        """The checkpoint that the run resumes from, until it trains."""
+        """The checkpoint to resume from. None once training has started."""
         self._config: str | None = None
         """The content of ``config.yaml``."""
 
@@ -75,12 +78,13 @@ class RunFolder:
     def open(
         cls, path: Path, config: Config, resume: bool, evaluate: bool = False
     ) -> tuple[RunFolder, Checkpoint | None]:
-        """Create the folder, or open it with ``resume``; returns it and its newest whole checkpoint, None if there is none.
+        """Creates or opens the folder. Returns it with its newest intact checkpoint, or None if there are no checkpoints.
 
         Raises:
             NotRegularError: if one of its files is a FIFO or a folder.
-            UserError: if the folder cannot be written, holds a run and ``resume`` is false, or holds a run with another config;
-                with ``evaluate``, also if its evaluation differs: the new metrics would replace those of the run.
+            UserError: if the folder is not writable, contains a run although ``resume`` is false, or contains a run with a
+                different config. With ``evaluate``, the evaluation config must be equal too, because the new metrics would
+                replace the run's metrics.
         """
         folder = cls(path)
         for own in (CONFIG_FILE, METRICS_FILE, VALIDATION_FILE, VALIDATION_PREDICTIONS_FILE):
@@ -88,17 +92,19 @@ class RunFolder:
         saved = path / CONFIG_FILE
         checkpoints = list_checkpoints(folder.checkpoints)
         newest = checkpoints[-1].step if checkpoints else 0
-        # A folder without a trained step may be reused: an earlier start failed, or the run was an evaluation.
+        # A folder without any training step may be reused: an earlier start failed, or the run only evaluated.
         started = saved.exists() and (folder.metrics.exists() or newest > 0)
         if len(set(distributed.gather_objects((started, newest)))) > 1:
-            raise UserError(
-                f"{path}: not every rank sees the same files; --output must be on a disk that all nodes share"
-            )
+            raise UserError(f"{path}: the ranks see different files; --output must be on a disk that all nodes share")
         if newest and not saved.exists():
-            raise UserError(f"{path} holds checkpoints of a run whose {CONFIG_FILE} is gone; give another --output")
+            raise UserError(
+                f"{path} contains checkpoints of a run whose {CONFIG_FILE} is missing; give another --output"
+            )
         if started and not resume:
-            remedy = "add --resume to resume it" if newest else "it has no checkpoint: remove it if it is not running"
-            raise UserError(f"{path} already holds a run; {remedy}, or give another --output")
+            remedy = (
+                "add --resume to resume it" if newest else "it has no checkpoint: delete it unless it is still running"
+            )
+            raise UserError(f"{path} already contains a run; {remedy}, or give another --output")
         if started:
             folder._require_same_config(saved, config, evaluate)
         fault = None
@@ -108,7 +114,7 @@ class RunFolder:
                 path.mkdir(parents=True, exist_ok=True)
                 write_text(saved, folder._config)
                 if folder.checkpoints.exists():
-                    next(folder.checkpoints.iterdir(), None)  # raises where it is no folder
+                    next(folder.checkpoints.iterdir(), None)  # raises if it is not a folder
             except OSError as error:
                 name = error.filename2 or error.filename or path
                 fault = f"--output {path}: {name} cannot be written: {error.strerror}; give another folder"
@@ -118,7 +124,7 @@ class RunFolder:
         return folder, folder.resumed
 
     def _newest_whole(self) -> Checkpoint | None:
-        """The newest checkpoint that is as it was written; rank 0 reads them."""
+        """Returns the newest intact checkpoint. Only rank 0 reads the checkpoints."""
         found: Checkpoint | None = None
         refused: str | None = None
         if distributed.rank() == 0:
@@ -132,8 +138,8 @@ class RunFolder:
         return found
 
     def restore_config(self) -> None:
-        """Write ``config.yaml`` again if it is gone, as after the folder was deleted or renamed during the run: a checkpoint
-        without it could not be resumed."""
+        """Rewrites ``config.yaml`` if it is missing because the folder was deleted or renamed during the run. Without it, the
+        checkpoints could not be resumed."""
         saved = self.path / CONFIG_FILE
         if self._config is None or saved.exists():
             return
@@ -142,45 +148,45 @@ class RunFolder:
             write_text(saved, self._config)
         except OSError as error:
             logger.warning(
-                "%s is gone and cannot be written again (%s); the run cannot be resumed", saved, error.strerror
+                "%s is missing and cannot be rewritten (%s); the run cannot be resumed", saved, error.strerror
             )
             return
         logger.warning(
-            "%s is gone: was the run's folder deleted or renamed? It has been written again, so the run can be resumed; "
-            "earlier metrics and checkpoints are gone with the folder",
+            "%s was missing: was the run's folder deleted or renamed? The file has been rewritten, so the run can be "
+            "resumed, but earlier metrics and checkpoints are lost with the folder",
             saved,
         )
 
     def log_of(self, rank: int) -> Path:
-        """The log of a rank: ``log.txt`` of rank 0, ``logs/rank-00001.txt`` of the next."""
+        """Returns the log file of a rank: ``log.txt`` for rank 0, ``logs/rank-00001.txt`` for rank 1."""
         return self.log if rank == 0 else self.path / "logs" / f"rank-{rank:05d}.txt"
 
     def _require_same_config(self, saved: Path, config: Config, evaluate: bool) -> None:
         may_change = [WhenResumed.MAY_CHANGE, *([] if evaluate else [WhenResumed.CHANGES_METRICS])]
         before, now = _flat(_with_defaults(read_yaml(saved), type(config))), _flat(config.model_dump(mode="json"))
         changed = [
-            f"{key} was {before.get(key)!r}, is now {now.get(key)!r}"
+            f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
             for key in sorted(before.keys() | now.keys())
             if not _equal(before.get(key), now.get(key)) and when_resumed(type(config), key) not in may_change
         ]
         if changed:
             more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
             raise UserError(
-                f"{saved}: this run had another config: {'; '.join(changed[:3])}{more}; give another --output, with "
-                f"init.checkpoint={self.path}{'' if evaluate else ' to start from its weights'}"
+                f"{saved}: this run had a different config: {'; '.join(changed[:3])}{more}; give another --output, "
+                f"with init.checkpoint={self.path}{'' if evaluate else ' to start from its weights'}"
             )
 
 
 def _with_defaults(saved: Any, schema: type[Config]) -> Any:
-    """A saved config with the defaults of keys that it does not have, since they are newer than the run."""
+    """Fills in the defaults of config keys that were added after the config was saved."""
     try:
         return schema.model_validate(of_earlier_version(saved, schema)).model_dump(mode="json")
     except ValidationError:
-        return saved  # it has keys or values that are no longer known
+        return saved  # it has keys or values that this version does not know
 
 
 def _equal(before: Any, now: Any) -> bool:
-    """Whether a value is the same; in Python, 1 == True."""
+    """True if two config values are equal. A boolean never equals a number here, although 1 == True in Python."""
     return bool(before == now) and isinstance(before, bool) == isinstance(now, bool)
 
 

@@ -1,4 +1,4 @@
-"""The plan of a run: how many micro-batches make a step, and how many steps make the run, on a number of ranks."""
+"""The plan of a run: the number of micro-batches per step, and the number of steps, for a given number of ranks."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The sizes of a run on a number of ranks.
+    """The sizes of a run on a given number of ranks.
 
     Attributes:
         ranks: number of processes.
         accumulation: micro-batches per step and rank.
-        chunks: micro-batches of a rank that the contrastive loss spans.
+        chunks: number of micro-batches of a rank that the contrastive loss spans.
         records_per_step: records of the leading stream in a step, over all ranks.
-        epoch_size: records of the leading stream in an epoch; None if the data were not read yet.
-        steps: optimiser steps of the run; None if the config gives epochs and the data were not read yet.
-        validate_every: steps between validations; None if the config gives none and the data were not read yet.
+        epoch_size: records of the leading stream in an epoch; None if the data have not been read yet.
+        steps: optimiser steps of the run; None if the config sets epochs and the data have not been read yet.
+        validate_every: steps between validations; None if the config does not set it and the data have not been read yet.
     """
 
     ranks: int
@@ -38,7 +38,7 @@ class RunPlan:
 
     @property
     def epochs(self) -> float:
-        """Passes over the leading stream, once the data were read."""
+        """Number of passes over the leading stream. The data must have been read."""
         assert self.steps is not None and self.epoch_size is not None
         return self.steps * self.records_per_step / self.epoch_size
 
@@ -54,19 +54,19 @@ class RunPlan:
         epoch_size: int | None = None,
         accumulation: int | None = None,
     ) -> RunPlan:
-        """The plan of a run, after its numbers were checked against each other.
+        """Computes the plan of a run and checks that its sizes fit together.
 
         Args:
             train, optim, schedule: sections of the config.
             data: the section ``data`` of the config, or a loader.
             chunks: ``model.contrastive.chunks``.
             ranks: number of processes.
-            epoch_size: records of the leading stream in an epoch, if the data were read.
-            accumulation: micro-batches per step and rank, if they do not follow from ``train``.
+            epoch_size: records of the leading stream in an epoch; None if the data have not been read yet.
+            accumulation: micro-batches per step and rank; if None, they are derived from ``train``.
 
         Raises:
-            UserError: if the global batch, the chunks or the lanes of the data do not divide, or the warm-up or a freeze is
-                longer than the run.
+            UserError: if the global batch, the chunks or the lanes of the data are not divisible as required, or if the warm-up
+                or a freeze is longer than the run.
         """
         data.check_ranks(ranks)
         if accumulation is None:
@@ -84,16 +84,17 @@ class RunPlan:
 
 
 def steps_of(train: TrainConfig, epoch_size: int, records_per_step: int) -> int:
-    """The optimiser steps of a run, rounded up. ``epoch_size`` and ``records_per_step``: records of the leading stream."""
+    """Returns the number of optimiser steps of a run, rounded up. ``epoch_size`` and ``records_per_step`` count records of the
+    leading stream."""
     if train.steps is not None:
         return train.steps
     assert train.epochs is not None
-    # Rounded, because in binary 7 hundredths of 100 are a little more than 7.
+    # Rounded, because 0.07 * 100 is slightly more than 7 in floating point.
     return max(1, math.ceil(round(train.epochs * epoch_size / records_per_step, 6)))
 
 
 def _accumulation(train: TrainConfig, data: TrainingData, ranks: int) -> int:
-    """Micro-batches per step and rank."""
+    """Returns the number of micro-batches per step and rank."""
     if train.global_batch is None:
         return train.accumulate or 1
     graphs = train.compile if isinstance(train.compile, str) else None
@@ -101,32 +102,35 @@ def _accumulation(train: TrainConfig, data: TrainingData, ranks: int) -> int:
 
 
 def chunks_in(chunks: int | Literal["step"], accumulation: int) -> int:
-    """The number of micro-batches of a rank that the contrastive loss spans (``model.contrastive.chunks``).
+    """Returns the number of micro-batches of a rank that the contrastive loss spans (``model.contrastive.chunks``).
 
     Raises:
-        UserError: if the micro-batches of a step and rank do not make whole groups of them.
+        UserError: if this number does not divide the number of micro-batches per step and rank.
     """
     if chunks == "step":
         return accumulation
     if accumulation % chunks:
-        fits = [str(number) for number in range(1, accumulation + 1) if accumulation % number == 0]
-        would_do = f"one of {', '.join(fits)}" if len(fits) > 1 else "1"
+        divisors = [str(number) for number in range(1, accumulation + 1) if accumulation % number == 0]
+        valid = f"one of {', '.join(divisors)}" if len(divisors) > 1 else "1"
         batches = "1 micro-batch" if accumulation == 1 else f"{accumulation} micro-batches"
         raise UserError(
-            f"model.contrastive.chunks = {chunks}: does not divide the accumulation, {batches} per step and rank; set it to "
-            f"{would_do} or to step, or change train.global_batch, train.accumulate or the micro-batch"
+            f"model.contrastive.chunks = {chunks}: does not divide the accumulation, {batches} per step and rank; set "
+            f"it to {valid} or to step, or change train.global_batch, train.accumulate or the micro-batch"
         )
     return chunks
 
 
 def _accumulation_of(global_batch: int, micro_batch: MicroBatch, ranks: int, graphs: str | None) -> int:
-    """Micro-batches per step and rank: ``global_batch = micro-batch x ranks x accumulation``.
+    """Returns the number of micro-batches per step and rank, from ``global_batch = micro-batch x ranks x accumulation``.
 
     Args:
-        graphs: the mode of ``train.compile`` if it records CUDA graphs, which allow one micro-batch per step; else None.
+        global_batch: ``train.global_batch``.
+        micro_batch: size of a micro-batch.
+        ranks: number of processes.
+        graphs: the mode of ``train.compile`` if it records CUDA graphs, which allow only one micro-batch per step, else None.
 
     Raises:
-        UserError: if no whole number does; the message names the nearest sizes for which one does.
+        UserError: if the global batch is not divisible; the message gives the nearest sizes that work.
     """
     per_pass = micro_batch.size * ranks
     count, rest = divmod(global_batch, per_pass)
@@ -136,7 +140,10 @@ def _accumulation_of(global_batch: int, micro_batch: MicroBatch, ranks: int, gra
     sizes = _micro_batch_sizes(global_batch, micro_batch.size, ranks, single=graphs is not None)
     remedies = [f"{micro_batch.key} to {_either(sizes)}"] if sizes else []
     if graphs is not None:
-        fact = f"not one micro-batch of all ranks, and train.compile = {graphs} records graphs, which allow no accumulation"
+        fact = (
+            f"must be one micro-batch on each rank, since train.compile = {graphs} records graphs, which allow no "
+            "accumulation"
+        )
         remedies.append(f"train.global_batch to {per_pass}")
         remedies += [] if rest else ["train.compile to true"]
     else:
@@ -147,7 +154,8 @@ def _accumulation_of(global_batch: int, micro_batch: MicroBatch, ranks: int, gra
 
 
 def _micro_batch_sizes(global_batch: int, size: int, ranks: int, *, single: bool) -> list[int]:
-    """The nearest smaller and larger divisor of a rank's share of the global batch; with ``single``, the share itself."""
+    """Returns the nearest smaller and larger divisors of a rank's share of the global batch; with ``single``, the share
+    itself."""
     share, rest = divmod(global_batch, ranks)
     if rest or not share:
         return []

@@ -1,4 +1,4 @@
-"""Saving that the train loop hardly waits for: states are copied, and written to the disk by a thread."""
+"""Saves checkpoints in the background: the train loop waits only while states are copied, and a thread writes them to disk."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run, one at a time, and keeps the newest ``keep`` of those in ``folder``.
+    """Writes the checkpoints of a run to ``folder``, one at a time, and keeps the newest ``keep``.
 
-    A checkpoint that cannot be written, on a full disk say, is a warning: the older ones stay, and training goes on to the next.
+    If a checkpoint cannot be written, for example because the disk is full, a warning is logged, older checkpoints are kept, and
+    training continues.
     """
 
     def __init__(self, folder: Path, keep: int):
@@ -42,9 +43,9 @@ class CheckpointWriter:
         about: Mapping[str, Any] | None = None,
         states: Future[Any] | None = None,
     ) -> None:
-        """Start to write the checkpoint of ``step``; waits for the one before to be written.
+        """Starts writing the checkpoint of ``step``, after waiting until the previous checkpoint is written.
 
-        See :func:`engine.checkpoint.write_checkpoint` for the arguments. They must be copies, which training does not change.
+        See :func:`engine.checkpoint.write_checkpoint` for the arguments. They must be copies that training does not change.
         """
         self.wait()
         arguments = (step, weights, unaveraged, training, dict(about or {}), states)
@@ -52,7 +53,8 @@ class CheckpointWriter:
         self._thread.start()
 
     def begin(self, step: int) -> bool:
-        """Wait for the previous checkpoint, and make the folder for ``step``; returns whether this was possible."""
+        """Waits for the previous checkpoint and creates the folder for ``step``. Returns False if the folder cannot be
+        created."""
         self.wait()
         try:
             begin(self.folder, step)
@@ -62,16 +64,16 @@ class CheckpointWriter:
         return True
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is written, or has failed."""
+        """Waits until the last checkpoint is written or has failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def finish(self) -> None:
-        """Wait for the last checkpoint.
+        """Waits for the last checkpoint.
 
         Raises:
-            UserError: if it could not be written.
+            UserError: if the checkpoint could not be written.
         """
         self.wait()
         if self._fault is not None:
@@ -91,11 +93,11 @@ class CheckpointWriter:
             remove_old(self.folder, self.keep, step)
             self._fault = None
             logger.info(SavedCheckpoint(step=step))
-        # A disk that is full is an OSError, or whatever the library that writes makes of one.
+        # A full disk raises OSError, or whatever exception the writing library turns it into.
         except Exception as error:
             if states is not None:
                 with suppress(Exception):
-                    states.result()  # else other ranks would write to the folder after its removal
+                    states.result()  # wait, or other ranks would still write to the folder while it is removed
             self._failed(step, error)
 
     def _failed(self, step: int, error: Exception) -> None:
@@ -107,8 +109,15 @@ class CheckpointWriter:
 def save_best(
     path: Path, step: int, weights: dict[str, Tensor], metrics: dict[str, float], about: Mapping[str, Any] | None = None
 ) -> bool:
-    """Replace the best weights of a run by ``weights``, copies in host memory; returns whether they could be written. If not,
-    that is a warning, and the file stays as it was. Its header has ``about``, and step and metrics under ``validation``."""
+    """Replaces the best weights of a run. If the write fails, logs a warning, keeps the old file and returns False.
+
+    Args:
+        path: the file of the best weights.
+        step: number of completed steps.
+        weights: the model's weights, copied to host memory.
+        metrics: metrics of the validation; the file's header has them, with the step, under ``validation``.
+        about: further entries of the header.
+    """
     try:
         header = {"validation": {"step": step, **metrics}, **(about or {})}
         save_weights(path, weights, header)
@@ -119,7 +128,7 @@ def save_best(
 
 
 def cannot_save(folder: Path, what: str, error: BaseException) -> str:
-    """The line that tells why ``what`` could not be saved in ``folder``."""
+    """Returns the message that explains why ``what`` could not be saved in ``folder``."""
     if isinstance(error, CheckpointException) and error.failures:
         rank, (cause, _) = next(iter(error.failures.items()))
         return cannot_save(folder, f"{what} of rank {rank}", cause)
@@ -128,4 +137,4 @@ def cannot_save(folder: Path, what: str, error: BaseException) -> str:
         space = f" with {shutil.disk_usage(folder).free / 1e6:,.0f} MB free"
     except OSError:
         space = ""
-    return f"{folder}: {what} cannot be written ({reason}){space}; make room there, older checkpoints are untouched"
+    return f"{folder}: {what} cannot be written ({reason}){space}; free some space; older checkpoints are kept"

@@ -1,10 +1,10 @@
-"""Stop a run on request, at a place from which it can be resumed.
+"""Stops a run on request, at a point from which it can be resumed.
 
-A signal sets a flag. While steps are trained, the flag travels with the sum of the losses over ranks, so that all ranks stop
-after the same step, and no step waits for it. Set-up, validation and evaluation do not change the weights: there a thread ends
-the process at once, after writing the checkpoint that the steps so far need. Rank 0 does so first. The other ranks go on until it
-has: it may be through with the evaluation already, and then they are needed. The thread also ends a rank that rank 0 has left,
-whatever it waits for.
+A signal sets a flag. During training steps, the flag is part of the all-reduce of the losses, so all ranks stop after the same
+step, without extra synchronisation. Set-up, validation and evaluation do not change the weights. During these, a thread saves a
+checkpoint of the steps so far, if needed, and ends the process at once. Rank 0 does this first. The other ranks continue until
+rank 0 has ended, because it may already be past the evaluation and need them. The thread also ends a rank after rank 0 has ended,
+whatever the rank is waiting for.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.25
 
 
-class Stopped(Exception):  # noqa: N818 (it is no error)
-    """The run was asked to stop, and all ranks have. ``status``: of the process."""
+class Stopped(Exception):  # noqa: N818 (it is not an error)
+    """Raised on all ranks when a run stops on request. ``status``: exit status of the process."""
 
     def __init__(self, message: str, status: int):
         super().__init__(message)
@@ -39,24 +39,24 @@ class Stopped(Exception):  # noqa: N818 (it is no error)
 
 
 class StopRequest:
-    """Context manager of the main thread: what asks this process to stop from now on. A second signal ends the process at once.
+    """Context manager for the main thread that receives requests to stop. A second signal ends the process immediately.
 
     Args:
-        grace_s: seconds from a signal until the other ranks end without rank 0.
+        grace_s: seconds after a signal at which the other ranks end even if rank 0 has not ended.
     """
 
     def __init__(self, grace_s: float = GRACE_S):
         self.grace_s = grace_s
         self.signum: int | None = None
         self._received_s: float | None = None
-        """Time of this process's first signal."""
+        """Time of the first signal to this process."""
         self._known_s: float | None = None
-        """Time when the watching thread first saw a signal, this process's or another's."""
+        """Time at which the watching thread first saw a signal, to this process or to another rank."""
         self.store = distributed.shared_store("stop")
-        self._left = False
-        """Whether rank 0 has ended while this rank runs."""
+        self._rank_0_ended = False
+        """True if rank 0 has ended while this rank is still running."""
         self._status_of_rank_0: int | None = None
-        """Exit status that rank 0 has told before it ended."""
+        """Exit status that rank 0 published before it ended."""
         self._lock = threading.Lock()
         self._save: Callable[[], str] | None = None
         self._ended = threading.Event()
@@ -76,23 +76,24 @@ class StopRequest:
 
     @property
     def name(self) -> str:
-        """Name of the signal, for messages."""
+        """Name of the signal or its origin, for messages."""
         return "another rank" if self.signum is None else signal_name(self.signum)
 
     @property
     def status(self) -> int:
-        """Exit status of a process that stops."""
+        """Exit status of a process that stops on request."""
         return status_of_stop(self.signum or signal.SIGTERM)
 
     @contextmanager
     def at_once(self, save: Callable[[], str] = lambda: "nothing was trained yet") -> Iterator[None]:
-        """Inside, a request ends the process at once. ``save``: on rank 0, what is to be done before; returns what to say."""
+        """Context in which a request ends the process at once. Before it ends, rank 0 calls ``save``, which returns a message for
+        the log."""
         with self._lock:
             outer, self._save = self._save, save
         try:
             yield
         finally:
-            with self._lock:  # waits for ever if the process is being ended
+            with self._lock:  # waits forever if the process is being ended
                 self._save = outer
 
     def _receive(self, signum: int, _: FrameType | None) -> None:
@@ -113,47 +114,50 @@ class StopRequest:
                     self._end(self._save)
 
     def _exchange(self) -> None:
-        """Learn whether rank 0 has ended; tell the other ranks of a signal, and learn of theirs."""
+        """Exchanges signals with the other ranks, and checks whether rank 0 has ended."""
         if self.store is None:
             return
         try:
-            # Before the signal, which rank 0 has told by then: else it could end between both looks, as if without one.
-            self._left = distributed.rank() != 0 and self.store.check(["ended"])
-            if self._left:
+            # Read before the signal: rank 0 publishes the signal first. In the other order, rank 0 could publish both between the
+            # two reads, and would seem to have ended without a signal.
+            self._rank_0_ended = distributed.rank() != 0 and self.store.check(["ended"])
+            if self._rank_0_ended:
                 self._status_of_rank_0 = int(self.store.get("ended"))
             if self.store.check(["signal"]):
                 self.signum = self.signum or int(self.store.get("signal"))
             elif self.signum is not None:
                 self.store.set("signal", str(int(self.signum)))
-        except RuntimeError:  # who kept the store has ended
-            self._left, self.store = True, None
+        except RuntimeError:  # the process that hosts the store has ended
+            self._rank_0_ended, self.store = True, None
 
     def _may_end(self) -> bool:
-        """Whether this rank is to end: rank 0 on a signal, the others once it has, since the launcher stops them all then."""
+        """True if this rank should end: rank 0 after a signal, the other ranks once rank 0 has ended, since the launcher then
+        stops all ranks."""
         if self.signum is None:
-            return self._left
+            return self._rank_0_ended
         self._known_s = self._known_s or time.monotonic()
         late = time.monotonic() > self._known_s + self.grace_s
-        return self._left or late or self.store is None or distributed.rank() == 0
+        return self._rank_0_ended or late or self.store is None or distributed.rank() == 0
 
     def _end(self, save: Callable[[], str]) -> None:
-        """End this process, without what Python does at the end: threads and workers may be anywhere."""
+        """Ends this process without Python's cleanup, because threads and workers may be in any state."""
         status = self.status if self._status_of_rank_0 is None else self._status_of_rank_0
         if distributed.rank() == 0:
             try:
                 logger.warning(events.Stopped(by=self.name, message=save()))
-            except Exception as error:  # the process ends all the same; a requeued one would fail as this one has
+            # The process ends anyway, with a status that does not requeue it: it would only fail again.
+            except Exception as error:
                 logger.warning(events.Stopped(by=self.name, message=f"the checkpoint could not be saved: {error}"))
                 status = MISTAKE
-            with contextlib.suppress(RuntimeError):  # who kept the store has ended
+            with contextlib.suppress(RuntimeError):  # the process that hosts the store has ended
                 if self.store is not None:
                     self.store.set("ended", str(status))
                     if status == MISTAKE:
-                        time.sleep(2 * POLL_S)  # this process may keep the store, which the others have to read before
+                        time.sleep(2 * POLL_S)  # the other ranks must read the store, which this process may host
         elif self.signum is None:
             status = report(PeerLostError(distributed.PEER_GONE))
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):  # a terminal that is gone
+            with contextlib.suppress(OSError):  # the terminal may be closed
                 stream.flush()
         logging.shutdown()
         os._exit(status)

@@ -1,4 +1,4 @@
-"""Throughput, and utilisation of the devices."""
+"""Measures the throughput of a run and the utilisation of its devices."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from batches.losses import WORK, Work
 
 
 class Throughput:
-    """Rates over all ranks, since the last call of :meth:`rates`.
+    """Computes rates over all ranks since the last call to :meth:`rates`.
 
     Args:
         devices: number of devices.
-        peak_tflops: peak TFLOP/s of a device; None: unknown, and utilisation is omitted.
-        excluded_steps: first steps to exclude; in them, memory is allocated and kernels are selected or compiled.
+        peak_tflops: peak TFLOP/s of a device; if None, utilisation is omitted.
+        excluded_steps: number of steps at the start to exclude, in which memory is allocated and kernels are selected or
+            compiled.
     """
 
     def __init__(self, devices: int, peak_tflops: float | None, excluded_steps: int = 1):
@@ -23,7 +24,13 @@ class Throughput:
         self.work, self.data_wait_s = Work(), 0.0
 
     def add(self, work: Work, at: float, data_wait_s: float = 0.0) -> None:
-        """Add a step: its size over all ranks, its time ``at`` in seconds, and this rank's wait for data before it."""
+        """Adds a step.
+
+        Args:
+            work: size of the step over all ranks.
+            at: time at which the step was enqueued, in seconds.
+            data_wait_s: time this rank spent waiting for the data of the step.
+        """
         self.excluded_steps -= 1
         if self.excluded_steps >= 0:
             self.since = at
@@ -33,15 +40,15 @@ class Throughput:
         self.until = at
 
     def exclude(self, seconds: float) -> None:
-        """Exclude time that was not spent on training."""
+        """Excludes time that was not spent training."""
         if self.since is not None:
             self.since += seconds
 
     def rates(self) -> dict[str, float]:
-        """The rates by name; empty until a step after the excluded ones.
+        """Returns the rates by name, or an empty dictionary if no step has followed the excluded steps.
 
-        ``samples_per_s``, ``images_per_s``, ``tokens_per_s`` and ``tflops_per_s`` are those of all ranks; ``utilisation`` is a
-        fraction of the devices' peak; ``data_wait`` is the fraction of time in which this rank waited for data. Unknown rates are
+        ``samples_per_s``, ``images_per_s``, ``tokens_per_s`` and ``tflops_per_s`` are totals over all ranks. ``utilisation`` is a
+        fraction of the devices' peak. ``data_wait`` is the fraction of time this rank spent waiting for data. Unknown rates are
         omitted.
         """
         if self.since is None or self.until <= self.since:

@@ -16,7 +16,7 @@ from utils.processes import GRACE_S
 
 
 class ShardingConfig(Config):
-    """Groups of ranks that share a copy of the model (HSDP), such as the GPUs of one machine."""
+    """Groups of ranks that share a copy of the model (HSDP), such as the GPUs of a machine."""
 
     shard: int = Field(ge=1, description="ranks that share a copy of the model")
     replicate: int = Field(ge=1, description="number of copies; shard x replicate is the number of ranks")
@@ -25,7 +25,8 @@ class ShardingConfig(Config):
 class TrainConfig(Config):
     """Length, batch, precision and bookkeeping of training.
 
-    ``accumulate`` and ``global_batch`` may change when a run is resumed, but not the records of a step (:mod:`engine.identity`).
+    ``accumulate`` and ``global_batch`` may change when a run is resumed, provided that the number of records per step stays the
+    same (:mod:`engine.identity`).
     """
 
     steps: int | None = Field(None, ge=1, description="number of optimiser steps; null: set by epochs")
@@ -33,66 +34,71 @@ class TrainConfig(Config):
     global_batch: Annotated[int | None, MAY_CHANGE] = Field(
         None,
         ge=1,
-        description="examples of the leading stream per step over all ranks; sets the accumulation. null: micro-batch x ranks x "
-        "accumulate",
+        description="examples of the leading stream per step over all ranks, from which the accumulation is "
+        "computed; null: micro-batch x ranks x accumulate",
     )
     accumulate: Annotated[int | None, MAY_CHANGE] = Field(
-        None, ge=1, description="micro-batches per step and rank without global_batch; null: 1"
+        None, ge=1, description="micro-batches per step and rank, if global_batch is not set; null: 1"
     )
     precision: PrecisionName = Field(
         "bf16", description="precision of the forward pass; O0 is fp32, O1 and O2 are fp16 (apex's names)"
     )
-    clip_grad_norm: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: no clipping")
+    clip_grad_norm: float | None = Field(1.0, gt=0, description="maximum norm of the gradient; null: no clipping")
     log_every: Annotated[int, MAY_CHANGE] = Field(50, ge=1, description="steps between lines of metrics.jsonl")
     checkpoint_every: Annotated[int, MAY_CHANGE] = Field(1000, ge=1, description="steps between checkpoints")
     validate_every: int | None = Field(
-        None, ge=1, description="steps between validations, with one after the last step; null: once per epoch"
+        None, ge=1, description="steps between validations; the last step is always validated; null: once per epoch"
     )
     keep_checkpoints: Annotated[int, MAY_CHANGE] = Field(3, ge=1, description="number of newest checkpoints to keep")
     max_skipped_steps: Annotated[int, MAY_CHANGE] = Field(
         0,
         ge=0,
-        description="number of steps with a non-finite loss or gradient that may be skipped before the run stops",
+        description="maximum number of steps with a non-finite loss or gradient that are skipped; with one more, the "
+        "run stops",
     )
     start_timeout_min: Annotated[float, MAY_CHANGE] = Field(
         distributed.TIMEOUT_MIN,
         gt=0,
-        description="minutes that ranks wait for each other at the start, in validations and evaluations",
+        description="minutes that ranks wait for each other at the start and during validation and evaluation",
     )
     step_timeout_min: Annotated[float, MAY_CHANGE] = Field(
-        15.0, gt=0, description="minutes that ranks wait for each other in a step"
+        15.0, gt=0, description="minutes that ranks wait for each other during a training step"
     )
     stall_s: Annotated[float, MAY_CHANGE] = Field(
-        300.0, gt=0, description="seconds without a finished step after which a rank says where it hangs"
+        300.0, gt=0, description="seconds without a finished step after which a rank reports where it hangs"
     )
     grace_s: Annotated[int, MAY_CHANGE] = Field(
-        GRACE_S, ge=1, description="seconds that ranks have to save a checkpoint after a signal, before they are ended"
+        GRACE_S, ge=1, description="seconds that ranks have to save a checkpoint after a signal, before they are killed"
     )
     peak_tflops: Annotated[float | None, MAY_CHANGE] = Field(
         None,
         gt=0,
-        description="dense peak of a device in this precision, for the utilisation; null: from the table of known GPUs",
+        description="dense peak TFLOP/s of a device in this precision, for the utilisation; null: from the table of "
+        "known GPUs",
     )
     parallel: Annotated[Literal["auto", "ddp", "fsdp"] | ShardingConfig, MAY_CHANGE] = Field(
         "auto",
-        description="how ranks share the model. ddp: each holds all of it; fsdp: each holds a share of weights, gradients and "
-        "optimiser states (FSDP2); a section: each group of `shard` ranks shares a copy (HSDP); auto: fsdp if the states would "
-        "take more than half of a GPU's memory",
+        description="how ranks share the model. ddp: each rank holds the whole model; fsdp: each rank holds a shard "
+        "of the weights, gradients and optimiser states (FSDP2); a section: each group of `shard` ranks shares a "
+        "copy (HSDP); auto: fsdp if the states would take more than half of a GPU's memory",
     )
     recompute: Annotated[list[Encoder], MAY_CHANGE] = Field(
         [],
-        description="encoders whose activations are recomputed in the backward pass: less memory, more time",
+        description="encoders that use gradient checkpointing: activations are recomputed in the backward pass, "
+        "which takes less memory and more time",
     )
     compile: bool | Literal["reduce-overhead", "max-autotune"] = Field(
         False,
-        description="compile the encoders, true or a mode of torch.compile; pre-training then makes batches of few shapes",
+        description="compile the encoders: true, or a mode of torch.compile; batches of pre-training then have only "
+        "a few shapes",
     )
     wandb: Annotated[WandbConfig | None, MAY_CHANGE] = Field(
-        None, description="show the run at Weights & Biases too; null: only in TensorBoard"
+        None, description="also show the run at Weights & Biases; null: only in TensorBoard"
     )
     deterministic: bool = Field(
         False,
-        description="use torch's deterministic algorithms: a resumed run equals an uninterrupted one to the last bit",
+        description="use torch's deterministic algorithms, so that a resumed run is bitwise equal to an "
+        "uninterrupted one",
     )
 
     @model_validator(mode="after")
@@ -104,7 +110,8 @@ class TrainConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _default_accumulation(cls, values: Any) -> Any:
-        """Write out the default of ``accumulate``, as in configs of earlier versions, so that their runs can be resumed."""
+        """Sets the default of ``accumulate`` explicitly, as earlier versions did in saved configs, so that their runs can be
+        resumed."""
         if not isinstance(values, Mapping) or values.get("global_batch") is not None or "accumulate" in values:
             return values
         return {**values, "accumulate": 1}
@@ -122,25 +129,25 @@ class TrainConfig(Config):
     def _graphs_do_not_accumulate(self) -> TrainConfig:
         if self.records_graphs and self.accumulate is not None and self.accumulate > 1:
             raise ValueError(
-                f"compile: {self.compile} records graphs, which may overwrite gradients before all are accumulated; with "
-                f"accumulate = {self.accumulate}, give compile: true"
+                f"compile: {self.compile} records graphs, which may overwrite gradients before they are accumulated; "
+                f"with accumulate = {self.accumulate}, set compile to true"
             )
         return self
 
     @model_validator(mode="after")
     def _can_be_sharded(self) -> TrainConfig:
         if self.parallel not in ("auto", "ddp") and (setting := self.not_sharded):
-            raise ValueError(f"parallel: {setting} does not work with FSDP2; change it, or set parallel to ddp")
+            raise ValueError(f"parallel: FSDP2 does not work with {setting}; change it, or set parallel to ddp")
         return self
 
     @property
     def not_sharded(self) -> str | None:
-        """A setting of this config that does not work with FSDP2; None if all do."""
+        """A setting of this config that does not work with FSDP2, or None if all settings do."""
         if self.compile:
             return "compile"
         return f"precision = {self.precision}" if self.precision in ("fp16", "O1", "O2") else None
 
     @property
     def records_graphs(self) -> bool:
-        """Whether ``train.compile`` records CUDA graphs."""
+        """True if ``train.compile`` records CUDA graphs."""
         return isinstance(self.compile, str)

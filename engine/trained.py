@@ -1,4 +1,4 @@
-"""The parameters that train, which ``optim.freeze`` may make more in the middle of a run."""
+"""The trainable parameters of a run and their optimiser. ``optim.freeze`` may unfreeze further parameters during the run."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ logger = logging.getLogger(__name__)
 
 
 class Trained:
-    """The parameters of ``model`` that train, their optimiser, and ``parallel``, the model on all ranks.
+    """The trainable parameters of ``model``, their optimiser, and ``parallel``, the model on all ranks.
 
-    Before a step, :meth:`thaw` adds the encoders that train from this step on. They join with fresh states of the optimiser.
+    Before each step, :meth:`unfreeze` adds the encoders that train from this step on. Their optimiser states start empty.
 
     Args:
-        model: in the host memory of rank 0; it moves to ``device``.
-        optim: the config section.
+        model: the model, in the host memory of rank 0. It is moved to ``device``.
+        optim: the config section ``optim``.
         fresh: names of the parameters that train at ``lr * lr_mult``.
-        step: number of steps that are done. Encoders that train from the next one on are still frozen, as when a checkpoint of
-            this step is written.
-        steps: of the whole run.
-        train: says how ranks share the model.
+        device: device of this rank.
+        step: number of completed steps. Encoders that train from the next step on are still frozen, as they were when a
+            checkpoint of this step was written.
+        steps: number of steps of the whole run.
+        train: the config section ``train``, which says how ranks share the model.
 
     Raises:
         UserError: if ``optim.freeze`` or ``train.parallel`` does not fit the model or the run.
@@ -64,7 +65,7 @@ class Trained:
         self._peaks = {
             group["name"]: (group["peak_lr"], min(map(self.freeze.trains_from, group["names"]))) for group in all_groups
         }
-        """Peak learning rate of each group that ever trains, and the first step in which it does."""
+        """Peak learning rate of each group that trains at any time, and the first step in which it trains."""
         ever_trained = [
             parameter
             for name, parameter in model.named_parameters()
@@ -74,7 +75,7 @@ class Trained:
         self._set_frozen(self.freeze.frozen_at(max(0, step - 1)))
         self.parallel.follow()
         self.average = WeightAverage(ever_trained, optim.ema)
-        """Of all parameters that train in any step of the run."""
+        """The average of all parameters that train in any step of the run."""
         if optim.ema:
             logger.info("optim.ema: the averaged weights are validated, evaluated and saved as the model")
         if self.freeze.steps or optim.lora:
@@ -83,11 +84,11 @@ class Trained:
 
     @property
     def about(self) -> dict[str, Any]:
-        """Entries of a weight file's header about an average and adapters in it."""
+        """Entries for the header of a weight file that describe averaged weights and adapters."""
         return {**self.average.about, **(self.optim.lora.about if self.optim.lora else {})}
 
     def check_adapters(self) -> None:
-        """Check, after the first backward pass, that the model calls every layer that has an adapter.
+        """Checks, after the first backward pass, that the model calls every layer that has an adapter.
 
         Raises:
             UserError: if an adapter has no gradient.
@@ -102,12 +103,12 @@ class Trained:
         ]
         if unused:
             raise UserError(
-                f"optim.lora: {len(unused)} adapters have no gradient, the first {unused[0]}: the model does not call their "
-                f"layers; leave {unused[0].partition('.')[0]} out of optim.lora.targets"
+                f"optim.lora: {len(unused)} adapters have no gradient, the first {unused[0]}: the model does not call "
+                f"their layers; remove {unused[0].partition('.')[0]} from optim.lora.targets"
             )
 
-    def thaw(self, step: int) -> bool:
-        """Have the encoders train that do so from step ``step`` on, counted from 0; returns whether there are any."""
+    def unfreeze(self, step: int) -> bool:
+        """Unfreezes the encoders that train from step ``step`` on, counted from 0. Returns True if there are any."""
         before = self.frozen
         if before == self.freeze.frozen_at(step):
             return False
@@ -121,24 +122,24 @@ class Trained:
         return True
 
     def resume_average(self, checkpoint: Checkpoint) -> None:
-        """Give the model the weights that train. So far it has their average, which is in the checkpoint's model file, and at
-        which the average of this run has begun.
+        """Loads the unaveraged weights of a checkpoint into the model. Before this, the model and the average of this run have
+        the averaged weights, which are in the checkpoint's model file.
 
         Raises:
-            UserError: if the checkpoint has an average and this run has none, or the other way round.
+            UserError: if only one of the checkpoint and this run has averaged weights.
         """
         unaveraged = checkpoint.unaveraged_weights()
         if (unaveraged is None) != (self.optim.ema is None):
             raise UserError(
-                f"{checkpoint.folder}: was written {'without' if unaveraged is None else 'with'} optim.ema, which cannot change "
-                f"when a run resumes; start another one with init.checkpoint={checkpoint.folder}"
+                f"{checkpoint.folder}: was written {'without' if unaveraged is None else 'with'} optim.ema, which "
+                f"cannot change when a run resumes; start a new run with init.checkpoint={checkpoint.folder}"
             )
         if unaveraged is not None:
             self.parallel.load(unaveraged)
 
     def optimizer_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The optimiser's state without the tensors of parameters, and these tensors by the names of the parameter and the state,
-        such as ``fusion.layer.0.output.dense.bias/exp_avg``."""
+        """Returns the optimiser state without its tensors, and the tensors by the names of their parameter and state, such as
+        ``fusion.layer.0.output.dense.bias/exp_avg``."""
         state = self.optimizer.state_dict()
         of_parameters = state.pop("state")
         tensors: dict[str, Tensor] = {}
@@ -147,12 +148,12 @@ class Trained:
         return state, tensors
 
     def resume_optimizer(self, state: dict[str, Any], checkpoint: Checkpoint) -> None:
-        """Load the state of the optimiser from a checkpoint, whatever ranks wrote it.
+        """Loads the optimiser state from a checkpoint, which may have been written by a different number of ranks.
 
         Raises:
-            UserError: if it cannot be read.
+            UserError: if the state cannot be read.
         """
-        of_parameters = state.setdefault("state", {})  # by number, as earlier versions wrote it
+        of_parameters = state.setdefault("state", {})  # by parameter index, as earlier versions wrote it
         read = {} if checkpoint.states is None else self._read_states(checkpoint.states)
         for index, (name, parameter) in enumerate(self._optimised()):
             of_parameter = of_parameters.setdefault(index, {})
@@ -166,7 +167,7 @@ class Trained:
         self.optimizer.load_state_dict(state)
 
     def _read_states(self, folder: Path) -> dict[str, dict[str, Tensor]]:
-        """The tensors of the optimiser's states, by parameter: of each, the part that this rank holds now."""
+        """Reads the tensors of the optimiser state, by parameter. Reads only this rank's current shard of each tensor."""
         reader = dcp.HuggingFaceStorageReader(str(folder))
         parameters, read = dict(self._optimised()), {}
         try:
@@ -183,10 +184,10 @@ class Trained:
                     )
                 if sum(chunk.sizes.numel() for chunk in stored.chunks) != stored.size.numel():
                     raise ValueError(f"a part of {full_name} is missing")
-            with warnings.catch_warnings():  # DCP warns that it reads without other ranks, which no_dist asks for
+            with warnings.catch_warnings():  # DCP warns that it does not use other ranks, as no_dist requests
                 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
                 dcp.load(read, storage_reader=reader, no_dist=True)
-        except Exception as error:  # a damaged file raises an error of safetensors, of the system or of DCP
+        except Exception as error:  # a damaged file can raise an error from safetensors, the operating system or DCP
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"{folder}: cannot be read ({reason}); {REMEDY}") from None
         by_parameter: dict[str, dict[str, Tensor]] = {}
@@ -196,18 +197,18 @@ class Trained:
         return by_parameter
 
     def _optimised(self) -> list[tuple[str, nn.Parameter]]:
-        """Names and parameters in the order in which the optimiser counts them."""
+        """Returns names and parameters in the order in which the optimiser numbers them."""
         return [
             pair for group in self.optimizer.param_groups for pair in zip(group["names"], group["params"], strict=True)
         ]
 
     def set_rates(self, factor: float) -> None:
-        """Set the learning rate of each group to this factor of its peak."""
+        """Sets the learning rate of each group to ``factor`` times its peak."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
 
     def learning_rates(self, step: int, factor: float) -> dict[str, float]:
-        """Learning rates in step ``step``, from 0, by the name of the group, at this factor of the peaks."""
+        """Returns the learning rates in step ``step``, counted from 0, by group name, at ``factor`` times the peaks."""
         return {name: peak * factor for name, (peak, first) in self._peaks.items() if first <= step}
 
     def _set_frozen(self, frozen: tuple[str, ...]) -> None:
@@ -216,19 +217,21 @@ class Trained:
             set_frozen(self.model, frozen)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if not self.parameters:
-            raise UserError("optim.freeze: no parameter of this model is left to train; freeze fewer parts")
+            raise UserError("optim.freeze: leaves no trainable parameters in this model; freeze fewer parts")
         self.groups = parameter_groups(self.model.named_parameters(), self.optim, self.fresh, levels_above(self.model))
         self.optimizer = build_optimizer(self.groups, self.optim)
 
     def _check_parts(self, trainable: Iterable[str]) -> None:
-        """Refuse parts of which nothing would train anyway."""
+        """Raises :class:`UserError` if a frozen part would not train anyway."""
         counts = Counter(name.partition(".")[0] for name in trainable)
         for part in self.freeze.steps:
             if not counts[part]:
-                raise UserError(f"optim.freeze.{part}: no parameter of it would train in this run; leave it out")
+                raise UserError(
+                    f"optim.freeze.{part}: no parameter of this part would train in this run; remove the key"
+                )
 
     def _log(self, frozen: tuple[str, ...]) -> None:
-        """Log how many parameters are frozen and until when."""
+        """Logs how many parameters are frozen, and until when."""
         parts = []
         for part in frozen:
             steps = self.freeze.steps[part]
@@ -237,10 +240,11 @@ class Trained:
         if self.optim.lora:
             adapters = [parameter for name, parameter in self.model.named_parameters() if is_adapter(name)]
             parts.append(
-                f"the weights beside {len(adapters) // 2} adapters of rank {self.optim.lora.rank} ({_size(adapters)})"
+                f"the weights of layers with adapters ({len(adapters) // 2} adapters of rank {self.optim.lora.rank}, "
+                f"{_size(adapters)} parameters)"
             )
         if self.freeze.vision_blocks is not None and "vision" not in frozen:
-            parts.append(f"vision before its block {self.freeze.vision_blocks} (the whole run)")
+            parts.append(f"vision before block {self.freeze.vision_blocks} (the whole run)")
         training, total = _size(self.parameters), _size(self.model.parameters())
         logger.info("frozen: %s; %s of %s parameters train", ", ".join(parts) or "nothing", training, total)
 

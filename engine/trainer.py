@@ -1,7 +1,7 @@
 """The train loop.
 
-A step never waits for the device: its losses, and the flag for non-finite ones, stay there and are read one step late. The device
-itself skips a step whose loss or gradient is not finite, on all ranks alike.
+A step never waits for the device: its losses, and the flag for non-finite losses, stay on the device and are read one step late.
+A step with a non-finite loss or gradient is skipped by the device itself, on all ranks.
 """
 
 from __future__ import annotations
@@ -64,8 +64,15 @@ PHASES = (
 class Trainer:
     """Trains a :class:`~engine.task.Task` for a fixed number of steps, from the start or exactly from a checkpoint.
 
-    ``data``: digests of the training data by config key (see :class:`~engine.identity.RunIdentity`). ``stop``: what may ask the
-    run to stop; None: nothing does.
+    Args:
+        task: the task to train.
+        train, optim, schedule: sections of the config.
+        seed: seed of the run.
+        folder: folder of the run.
+        device: device of this rank.
+        checkpoint: the checkpoint to resume from; if None, the run starts from the beginning.
+        data: digests of the training data by config key (see :class:`~engine.identity.RunIdentity`).
+        stop: receives requests to stop; if None, the run does not stop on request.
     """
 
     def __init__(
@@ -84,7 +91,7 @@ class Trainer:
     ):
         self.task, self.config, self.seed, self.folder, self.device = task, train, seed, folder, device
         if train.deterministic and device.type == "cuda":
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it, before its first product
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS, before its first use
         torch.use_deterministic_algorithms(train.deterministic)
         self.model: nn.Module = task.model.train()
         self._set_up_encoders()
@@ -107,7 +114,7 @@ class Trainer:
         self.identity = self._identity(data or {})
         self.writer = CheckpointWriter(folder.checkpoints, train.keep_checkpoints)
         self._states_saved: Future[Any] | None = None
-        """Done when the optimiser's states are in the checkpoint that is being written."""
+        """Future of the write of the optimiser states into the current checkpoint."""
         self._saved = self.step
         """Step of the newest checkpoint."""
         self.schedule = build_schedule(schedule, self.steps)
@@ -122,11 +129,11 @@ class Trainer:
         if checkpoint is not None and state is not None:
             self._restore(checkpoint, state)
         self.first_step = self.step
-        """Before this one, encoders were last compiled."""
+        """The step in which this process started or last unfroze an encoder; compilation happens in the steps after it."""
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimiser of the parameters that train at present."""
+        """The optimiser of the parameters that are currently trainable."""
         return self.trained.optimizer
 
     @property
@@ -151,8 +158,8 @@ class Trainer:
             compile_encoders(self.model, mode=None if self.config.compile is True else self.config.compile)
 
     def fit(self) -> None:
-        """Train from the current step to the last; write metrics and checkpoints into the run folder. Afterwards the model has
-        the weights that are the result: with ``optim.ema``, the averaged ones.
+        """Trains from the current step to the last, and writes metrics and checkpoints to the run folder. Afterwards the model
+        has the resulting weights, which are the averaged weights with ``optim.ema``.
 
         Raises:
             UserError: if more than ``train.max_skipped_steps`` steps have a non-finite loss or gradient.
@@ -183,20 +190,20 @@ class Trainer:
             progress.close()
             if metrics:
                 metrics.close()
-        distributed.set_timeout(self.config.start_timeout_min)  # rank 0 may still write the last checkpoint
+        distributed.set_timeout(self.config.start_timeout_min)  # rank 0 may still be writing the last checkpoint
         self.writer.finish()
-        distributed.barrier()  # the other ranks may read the checkpoint
-        # The last call makes the loader check the number of broken records in the whole run.
+        distributed.barrier()  # after this, the other ranks may read the checkpoint
+        # The last call makes the loader check the number of broken records over the whole run.
         if next(batches, None) is not None:
             raise RuntimeError("the loader yields more batches than requested")
 
     def _train(self, batches: Iterator[HostAndDevice], metrics: MetricsLog | None, report: Reporter) -> None:
-        """All steps that are left, with what is due between them."""
+        """Runs the remaining steps, with the reports, validations and checkpoints that are due."""
         pending: PendingStep | None = None
         asked = False
         if self.validations.due:
             self._validate(metrics, report)
-            self._save(metrics)  # else a run that was through but for this would make it again at each --resume
+            self._save(metrics)  # otherwise a finished run would repeat this validation at each --resume
         while self.step < self.steps:
             with self.times.waiting_for_data():
                 pairs = [next(batches) for _ in range(self.accumulation)]
@@ -220,31 +227,34 @@ class Trainer:
                 if self.validations.due:
                     self._validate(metrics, report)
                 self._save(metrics)
-            # Only compilation makes steps after the first one much longer than the others.
+            # The first step can be slow, and with compilation, a few more. After these, a shorter timeout applies.
             if self.step == self.first_step + (COMPILE_STEPS if self.config.compile else 1):
                 distributed.set_timeout(self.config.step_timeout_min)
 
     def _stopped(self, metrics: MetricsLog | None) -> Stopped | UserError:
-        """Save a checkpoint after a request to stop; returns what ends all ranks. It is an error if the checkpoint could not be
-        written: a scheduler that started the run again would lose the same steps again and again."""
-        said, fault = "", None
-        distributed.set_timeout(self.config.start_timeout_min)  # others wait while rank 0 writes
+        """Saves a checkpoint after a request to stop. Returns the exception that ends all ranks.
+
+        This is an error if the checkpoint cannot be written, because a scheduler that restarts the run would lose the same steps
+        over and over.
+        """
+        message, fault = "", None
+        distributed.set_timeout(self.config.start_timeout_min)  # the other ranks wait while rank 0 writes
         try:
-            said = self._save_and_say(metrics)
+            message = self._save_and_describe(metrics)
         except UserError as error:
             fault = str(error)
         if fault := distributed.gather_objects(fault)[0]:
             return UserError(f"stopped by {self.stop.name}: {fault}")
-        return Stopped(said, self.stop.status)
+        return Stopped(message, self.stop.status)
 
-    def _save_and_say(self, metrics: MetricsLog | None) -> str:
-        """Write a checkpoint of this step, and wait for it; returns the line for who asked to stop."""
+    def _save_and_describe(self, metrics: MetricsLog | None) -> str:
+        """Writes a checkpoint of this step and waits for it. Returns a message that says where it is."""
         self._save(metrics)
         self.writer.finish()
-        return f"the checkpoint of step {self.step} is in {self.folder.checkpoints}; the same command with --resume goes on"
+        return f"saved the checkpoint of step {self.step} in {self.folder.checkpoints}; rerun with --resume to continue"
 
     def _reached(self, phase: str) -> None:
-        """The host is through with a phase of the step."""
+        """Notes that the host has finished a phase of the step."""
         self.stall.phase = PHASES[(PHASES.index(phase) + 1) % len(PHASES)]
         self.times.reached(phase)
         self.after(phase)
@@ -266,7 +276,7 @@ class Trainer:
     def _validate(self, metrics: MetricsLog | None, report: Reporter) -> None:
         started = time.perf_counter()
         if self.parallel.needs_all_ranks and self._saved != self.step:
-            self._save(metrics)  # a rank that is asked to stop during the validation cannot save alone
+            self._save(metrics)  # a rank that is asked to stop during validation cannot save without the others
         with self.trained.average.in_model():
             with self.parallel.whole_model(), self.stall.doing("a validation"), self._stopping_at_once(metrics):
                 distributed.set_timeout(self.config.start_timeout_min)
@@ -276,20 +286,20 @@ class Trainer:
         report.exclude(time.perf_counter() - started)
 
     def _stopping_at_once(self, metrics: MetricsLog | None) -> AbstractContextManager[None]:
-        """Context in which a request to stop saves a checkpoint at once, if a rank can do so alone. It must not be entered in
-        the middle of an exchange of averaged weights."""
+        """Context in which a request to stop saves a checkpoint and ends the process at once, if a rank can save without the
+        others. Must not contain the exchange of averaged weights with the model."""
         if self.parallel.needs_all_ranks:
             return nullcontext()
-        return self.stop.at_once(partial(self._save_and_say, metrics))
+        return self.stop.at_once(partial(self._save_and_describe, metrics))
 
     def train_step(self, micro_batches: list[Any], on_device: list[Any] | None = None) -> PendingStep:
-        """Enqueue one optimiser step.
+        """Enqueues one optimiser step.
 
         Args:
-            micro_batches: those of this rank, on the host.
-            on_device: their copies on the device; None: copy them now.
+            micro_batches: the micro-batches of this rank, on the host.
+            on_device: copies of the micro-batches on the device; if None, they are copied now.
         """
-        if self.trained.thaw(self.step):
+        if self.trained.unfreeze(self.step):
             self.first_step = self.step
             distributed.set_timeout(self.config.start_timeout_min)
         self.trained.set_rates(self.schedule(self.step))
@@ -324,18 +334,19 @@ class Trainer:
         return pending
 
     def _seed(self, micro_batch: int) -> None:
-        """Seed what a micro-batch of this rank draws: dropout and hard negatives. They depend on the seed and the position of the
-        micro-batch in the run alone, so a resumed run needs no generator state, and the number of ranks does not matter."""
-        number = micro_batch * distributed.world_size() + distributed.rank()
-        seed_generators(mix_seed(self.seed, self.step, number), self.device)
+        """Seeds the random numbers of a micro-batch of this rank: dropout and hard negatives. The seed depends only on the run's
+        seed and the position of the micro-batch in the run, so a resumed run needs no generator state, and the number of ranks
+        does not matter."""
+        index = micro_batch * distributed.world_size() + distributed.rank()
+        seed_generators(mix_seed(self.seed, self.step, index), self.device)
 
     def _update(self, names: list[str], local: Tensor, work: Tensor, micro_batches: list[Any]) -> PendingStep:
-        """Clip the gradient and update the parameters, unless a loss or the gradient is not finite.
+        """Clips the gradient and updates the parameters, unless a loss or the gradient is not finite.
 
-        ``local`` (K + 1,): this rank's losses and their sum, by ``names``.
+        ``local`` (K + 1,): this rank's losses and their sum, in the order of ``names``.
         """
-        # A flag is summed like a loss: all ranks learn after the same step whether one of them was asked to stop.
-        told, news = self.times.news(self.stop.signum is not None, self.step + 1, local)
+        # The request to stop is summed like a loss, so all ranks see it after the same step.
+        news_names, news = self.times.news(self.stop.signum is not None, self.step + 1, local)
         losses, news = distributed.sum_over_ranks(torch.cat([local, news])).split([len(local), len(news)])
         bad = ~losses.isfinite().all()
         scaler, rest = self.precision.scaler, {}
@@ -344,7 +355,8 @@ class Trainer:
         )
         if scaler.is_enabled():
             update.spoil_if(bad)
-            rest["loss_scale"] = scaler.scale(torch.ones((), device=self.device))  # get_scale() would wait
+            # get_scale() would force a device sync
+            rest["loss_scale"] = scaler.scale(torch.ones((), device=self.device))
         scaler.unscale_(self.optimizer)
         norm = update.clip()
         self._reached("clip")
@@ -358,13 +370,13 @@ class Trainer:
         rest |= {"grad_norm": norm, "bad": bad, "culprit": culprit}
         values = torch.cat([losses, torch.stack([value.float() for value in rest.values()]), news, work]).detach()
         values, copied = start_copy_to_host(values)
-        names = [*names, *rest, *told, *WORK]
+        names = [*names, *rest, *news_names, *WORK]
         return PendingStep(self.step + 1, names, values, copied, micro_batches, time.perf_counter())
 
     def _save(self, metrics: MetricsLog | None) -> None:
-        """Start to write a checkpoint of this step. Rank 0 writes what all ranks hold."""
+        """Starts writing a checkpoint of this step. Rank 0 writes the states that are equal on all ranks."""
         if self.parallel.needs_all_ranks:
-            distributed.set_timeout(self.config.start_timeout_min)  # rank 0 may still write the checkpoint before
+            distributed.set_timeout(self.config.start_timeout_min)  # rank 0 may still be writing a checkpoint
         self._wait_for_saving()  # before the states are copied again
         self._saved = self.step
         weights, unaveraged = self.trained.average.states(self.model)
@@ -393,7 +405,7 @@ class Trainer:
         self.writer.save(self.step, weights, unaveraged, training, about, self._states_saved)
 
     def _start_saving(self, states: dict[str, Tensor]) -> Future[Any] | None:
-        """Start to write the optimiser's states; None: not on this rank, or the checkpoint's folder cannot be made."""
+        """Starts writing the optimiser states. Returns None if this rank writes nothing, or the folder cannot be created."""
         main = distributed.rank() == 0
         if not (main or self.parallel.needs_all_ranks):
             return None
@@ -404,7 +416,7 @@ class Trainer:
         return self.parallel.start_saving(states, folder / STATES) if begun else None
 
     def _wait_for_saving(self) -> None:
-        """Wait until the last checkpoint is written, or has failed, which rank 0 says."""
+        """Waits until the last checkpoint is written or has failed. Rank 0 reports a failure."""
         self.writer.wait()
         if self._states_saved is not None:
             with suppress(Exception):

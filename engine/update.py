@@ -1,4 +1,5 @@
-"""The update of the parameters at the end of a step: gradients are clipped, and a step that is not finite changes nothing."""
+"""Updates the parameters at the end of a step: clips the gradient, and skips the update if a loss or the gradient is not
+finite."""
 
 from __future__ import annotations
 
@@ -15,9 +16,14 @@ from utils.distributed import local_part
 
 @dataclass(frozen=True)
 class GuardedUpdate:
-    """An optimiser and the loss scaler of ``precision``, neither of which makes the host wait for the device.
+    """Updates parameters without making the host wait for the device.
 
-    ``clip_grad_norm``: limit of the gradient's norm; None: no limit. ``parallel``: how ranks share the gradients.
+    Attributes:
+        optimizer: the optimiser.
+        precision: its loss scaler is used if it is enabled.
+        parameters: the parameters to update.
+        clip_grad_norm: maximum norm of the gradient; None for no clipping.
+        parallel: how ranks share the gradients.
     """
 
     optimizer: torch.optim.Optimizer
@@ -27,26 +33,26 @@ class GuardedUpdate:
     parallel: Parallel
 
     def clip(self) -> Tensor:
-        """Clip the gradient if there is a limit; returns its norm before clipping."""
+        """Clips the gradient if there is a limit. Returns the norm before clipping."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = self.parallel.gradient_norm(gradients)
         if self.clip_grad_norm is not None:
-            factor = (self.clip_grad_norm / (norm + 1e-6)).clamp(max=1)  # as torch's clip_grad_norm_
+            factor = (self.clip_grad_norm / (norm + 1e-6)).clamp(max=1)  # as in torch.nn.utils.clip_grad_norm_
             torch._foreach_mul_([local_part(each) for each in gradients], factor)
         return norm
 
     def spoil_if(self, bad: Tensor) -> None:
-        """Make the loss scaler skip the step if ``bad``: a loss can be infinite while its gradient is finite."""
+        """Makes the loss scaler skip the step if ``bad``, since a loss can be infinite while its gradient is finite."""
         first = next(p.grad for p in self.parameters if p.grad is not None)
         first.add_(torch.where(bad, torch.nan, 0.0))
 
     def step_unless(self, bad: Tensor) -> None:
-        """Update the parameters unless ``bad``. Only optimisers without a skip flag (apex) make the host wait for the device."""
+        """Updates the parameters unless ``bad``. Only optimisers without a skip flag (apex) make the host wait for the device."""
         if self.precision.scaler.is_enabled():
             self.precision.scaler.step(self.optimizer)
             self.precision.scaler.update()
         elif self.optimizer.defaults.get("fused"):
-            # Torch's fused kernels read this flag on the device, as they do for the loss scaler.
+            # Torch's fused kernels read this flag on the device; the loss scaler uses the same mechanism.
             self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
             self.optimizer.step()
         elif not bad:

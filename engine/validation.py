@@ -1,4 +1,4 @@
-"""The validations of a run: when they are made, and which weights were the best in them."""
+"""Validates a run at regular steps and keeps the best weights."""
 
 from __future__ import annotations
 
@@ -21,34 +21,35 @@ class Validations:
     """Validates a task, and keeps the best weights so far in ``best.safetensors``.
 
     Args:
-        task: whose metric ``selects`` is compared, higher is better; None: it is never validated.
-        plan: of the run; there is a validation after the last step.
-        trained: the model's weights. The model holds their average, where there is one, while it is validated.
-        folder: of the run.
+        task: the task. The best weights are those with the highest metric ``task.selects``; if it is None, the task is never
+            validated.
+        plan: plan of the run. A validation always follows the last step.
+        trained: the model's weights. If there are averaged weights, the caller puts them into the model for the validation.
+        folder: folder of the run.
     """
 
     def __init__(self, task: Task, plan: RunPlan, trained: Trained, folder: RunFolder):
         self.task, self.run, self.trained, self.folder = task, plan, trained, folder
         self.best: float | None = None
-        """The highest value of the metric so far."""
+        """Highest value of the metric so far."""
         self.due = False
-        """Whether the validation after the present step is still to be made."""
+        """True if the validation after the current step has not run yet."""
 
     def plan(self, step: int) -> None:
-        """Set whether a validation follows ``step``."""
+        """Sets :attr:`due` if a validation follows ``step``."""
         assert self.run.validate_every is not None
         self.due = self.task.selects is not None and (step % self.run.validate_every == 0 or step == self.run.steps)
 
     def measure(self) -> dict[str, float]:
-        """The metrics of a validation, by all ranks."""
+        """Runs a validation on all ranks and returns its metrics."""
         metrics = self.task.validate()
         self.due = False
         return metrics
 
     def keep(self, step: int, metrics: dict[str, float], log: MetricsLog | None) -> None:
-        """Log the metrics of a validation, and save the weights if they are the best so far (not if they tie).
+        """Logs the metrics of a validation, and saves the weights if they are better than all before.
 
-        ``log``: None on the ranks that write nothing.
+        ``log`` is None on ranks that write nothing.
         """
         assert self.task.selects is not None
         value = metrics[self.task.selects]
@@ -59,7 +60,7 @@ class Validations:
             log.write_validation(step, metrics, self.task.validated)
             about = {**self.task.about, **self.trained.about}
             better = weights is not None and save_best(self.folder.best, step, weights, metrics, about)
-        better = distributed.gather_objects(better)[0]  # rank 0 may be unable to write
+        better = distributed.gather_objects(better)[0]  # rank 0 may have failed to write
         if better:
             self.best = value
         averaged = self.trained.average.config is not None

@@ -1,4 +1,4 @@
-"""Warnings of what a person would see in the curves: a rank that is slow, a loss that jumps, throughput that falls."""
+"""Warns about problems that would be visible in the curves: a slow rank, a jump of the loss, a drop in throughput."""
 
 from __future__ import annotations
 
@@ -12,56 +12,61 @@ from utils import distributed
 
 logger = logging.getLogger(__name__)
 
-LINES = 20
-"""Values by which a new one is judged, at most."""
-LEAST = 10
-"""Values that must be known before one is judged."""
-STEPS = 10
-"""A value is the mean over so many steps, at least."""
+MAX_HISTORY = 20
+"""Maximum number of earlier values that a new value is compared with."""
+MIN_HISTORY = 10
+"""Minimum number of earlier values needed for a comparison."""
+MIN_STEPS = 10
+"""A value is the mean over at least this many steps."""
 PATIENCE = 3
-"""Values in a row that make a slow rank or low throughput."""
-SPREADS = 6.0
-SHARE = 0.2
-RISE = 0.05
-"""A loss jumps if it exceeds the median by SPREADS standard deviations (estimated by the median distance from the median), by
-SHARE of the median, and by RISE. Close to zero, a few wrong examples multiply a loss, which needs no action."""
+"""Number of consecutive values after which a slow rank or low throughput is reported."""
+MIN_DEVIATIONS = 6.0
+MIN_FRACTION = 0.2
+MIN_RISE = 0.05
+"""A loss jumps if it exceeds the median by MIN_DEVIATIONS standard deviations (estimated from the median absolute deviation), by
+MIN_FRACTION of the median, and by MIN_RISE. MIN_RISE prevents warnings for a loss close to zero, which a few wrong examples can
+multiply."""
 LOW = 0.7
-"""Throughput is low below this share of its median."""
-SLOW = 1.5
-MATTERS = 0.05
-"""A rank is slow if its own time is so many times the median of the other ranks, and exceeds it by this share of the step."""
+"""Throughput is low if it is below this fraction of its median."""
+SLOW_FACTOR = 1.5
+SLOW_FRACTION = 0.05
+"""A rank is slow if its own time is at least SLOW_FACTOR times the median of the other ranks, and exceeds it by at least
+SLOW_FRACTION of the step time."""
 
 RANKS = ("ranks/slowest", "ranks/slowest_s", "ranks/slowest_data_s", "ranks/median_s")
-"""Names in ``metrics.jsonl``: the slowest rank, its own time, its wait for data within that, and the median own time of the
-others, in seconds a step."""
+"""Names in ``metrics.jsonl``: the slowest rank, its own time, the part of this time spent waiting for data, and the median own
+time of the other ranks, in seconds per step."""
 
 TIMES = re.compile(r"ranks/(\d+)/(own_s|data_s)")
 
 
 class Watch:
-    """Judges the numbers of a run as they are logged. Every rank may call it; rank 0 warns.
+    """Checks the metrics of a run as they are logged. All ranks may call it; only rank 0 warns.
 
-    A loss and the throughput are compared with their own past, and a rank with the others. Where other parameters train than
-    before, the past begins anew. ``elapsed_s``: total time of the steps of a run that is resumed.
+    The loss and the throughput are compared with their own history, and each rank with the other ranks. When an encoder is
+    unfrozen, the history is reset.
+
+    Args:
+        elapsed_s: total time of the steps before this process resumed the run.
     """
 
     def __init__(self, elapsed_s: float = 0.0) -> None:
-        self._begin_anew(())
+        self._reset(())
         self._slow_rank, self._slow_lines = -1, 0
         self._losses: list[float] = []
         self._speeds: list[float] = []
         self._rank_s: dict[str, float] = defaultdict(float)
-        """Times of the ranks, in seconds of all steps that are not judged yet."""
-        self._lined = 0
-        """Losses that belong to earlier lines."""
+        """Times of the ranks, in seconds, summed over all steps that have not been checked yet."""
+        self._logged = 0
+        """Number of losses in ``_losses`` that earlier lines of metrics covered."""
         self._elapsed_s = elapsed_s
 
-    def _begin_anew(self, frozen: Collection[str]) -> None:
+    def _reset(self, frozen: Collection[str]) -> None:
         self._frozen = frozenset(frozen)
-        self._loss, self._speed = _Past(_jumps, 1), _Past(_is_low, PATIENCE)
+        self._loss, self._speed = _History(_jumps, 1), _History(_is_low, PATIENCE)
 
     def add(self, loss: float) -> None:
-        """Take the loss of a step."""
+        """Adds the loss of a step."""
         self._losses.append(loss)
 
     def line(
@@ -72,76 +77,77 @@ class Watch:
         frozen: Collection[str],
         elapsed_s: float,
     ) -> dict[str, float]:
-        """Judge what was logged since the last line; returns the line's numbers of the ranks, none of a single rank.
+        """Checks the steps since the last line of metrics. Returns the entries about ranks for the line, which are empty for a
+        single rank.
 
         Args:
-            step: of the line.
-            times: of the ranks, by the names of :meth:`~engine.rank_times.RankTimes.news`.
-            rates: of the steps since the last line, by the names of :meth:`~engine.throughput.Throughput.rates`.
-            frozen: parts of the model that were frozen: fewer than before where an encoder has thawed.
-            elapsed_s: time of all steps.
+            step: step of the line.
+            times: times of the ranks, by the names of :meth:`~engine.rank_times.RankTimes.news`.
+            rates: rates over the steps since the last line, by the names of :meth:`~engine.throughput.Throughput.rates`.
+            frozen: the frozen parts of the model; if they have changed, an encoder was unfrozen.
+            elapsed_s: total time of all steps.
         """
         if frozenset(frozen) != self._frozen:
-            self._begin_anew(frozen)
+            self._reset(frozen)
         if "samples_per_s" in rates:
             self._speeds.append(rates["samples_per_s"])
         count = len(self._losses)
         for name, seconds in times.items():
-            self._rank_s[name] += seconds * (count - self._lined)
-        self._lined = count
-        if count >= STEPS:
-            self._judge(step, count, elapsed_s)
+            self._rank_s[name] += seconds * (count - self._logged)
+        self._logged = count
+        if count >= MIN_STEPS:
+            self._check(step, count, elapsed_s)
         return compared(times)
 
-    def _judge(self, step: int, count: int, elapsed_s: float) -> None:
-        """Judge the means over the last ``count`` steps."""
-        self._judge_loss(step, statistics.fmean(self._losses))
+    def _check(self, step: int, count: int, elapsed_s: float) -> None:
+        """Checks the means over the last ``count`` steps."""
+        self._check_loss(step, statistics.fmean(self._losses))
         if self._speeds:
-            self._judge_speed(step, statistics.fmean(self._speeds))
+            self._check_speed(step, statistics.fmean(self._speeds))
         if ranks := compared({name: seconds / count for name, seconds in self._rank_s.items()}):
-            self._judge_ranks(step, ranks, (elapsed_s - self._elapsed_s) / count)
+            self._check_ranks(step, ranks, (elapsed_s - self._elapsed_s) / count)
         self._losses, self._speeds, self._elapsed_s = [], [], elapsed_s
-        self._rank_s, self._lined = defaultdict(float), 0
+        self._rank_s, self._logged = defaultdict(float), 0
 
-    def _judge_loss(self, step: int, loss: float) -> None:
+    def _check_loss(self, step: int, loss: float) -> None:
         before = self._loss.add(loss)
         if before is not None:
             _warn(
-                f"steps {step - len(self._losses) + 1} to {step}: the loss is {loss:.4g} on average, and was {before:.4g} before "
-                "(median): look at grad_norm and the learning rate in metrics.jsonl"
+                f"steps {step - len(self._losses) + 1} to {step}: the mean loss is {loss:.4g}, but its median before "
+                f"was {before:.4g}; check grad_norm and the learning rate in metrics.jsonl"
             )
 
-    def _judge_speed(self, step: int, speed: float) -> None:
+    def _check_speed(self, step: int, speed: float) -> None:
         before = self._speed.add(speed)
         if before is not None:
             _warn(
-                f"step {step}: {speed:.3g} samples/s, and the median before was {before:.3g}: look for other programs on the "
-                "machines, for hot devices, and at data_wait in metrics.jsonl"
+                f"step {step}: throughput is {speed:.3g} samples/s, but its median before was {before:.3g}; check for "
+                "other programs on the machines, for overheating devices, and data_wait in metrics.jsonl"
             )
 
-    def _judge_ranks(self, step: int, ranks: dict[str, float], step_s: float) -> None:
+    def _check_ranks(self, step: int, ranks: dict[str, float], step_s: float) -> None:
         rank, own_s, median_s = int(ranks["ranks/slowest"]), ranks["ranks/slowest_s"], ranks["ranks/median_s"]
-        if own_s < SLOW * median_s or own_s - median_s < MATTERS * step_s:
+        if own_s < SLOW_FACTOR * median_s or own_s - median_s < SLOW_FRACTION * step_s:
             self._slow_rank, self._slow_lines = -1, 0
             return
         self._slow_lines = self._slow_lines + 1 if rank == self._slow_rank else 1
         self._slow_rank = rank
         times, rest = divmod(self._slow_lines, PATIENCE)
-        if rest == 0 and times & (times - 1) == 0:  # then after twice as many, and so on
+        if rest == 0 and times & (times - 1) == 0:  # after PATIENCE lines, then after twice as many, and so on
             _warn(
-                f"step {step}: rank {rank} is slow: {own_s:.3g} s for its own part of a step, "
-                f"{ranks['ranks/slowest_data_s']:.3g} s of them waiting for data; the median of the other ranks is "
-                f"{median_s:.3g} s. So it was in the last {self._slow_lines} of such comparisons"
+                f"step {step}: rank {rank} is slow: it takes {own_s:.3g} s per step for its own work, including "
+                f"{ranks['ranks/slowest_data_s']:.3g} s of waiting for data; the median of the other ranks is "
+                f"{median_s:.3g} s. It was the slowest in the last {self._slow_lines} comparisons"
             )
 
 
 def pop_times(values: dict[str, float]) -> dict[str, float]:
-    """Take the times of the ranks out of the numbers of a step."""
+    """Removes the times of the ranks from the values of a step and returns them."""
     return {name: values.pop(name) for name in list(values) if TIMES.fullmatch(name)}
 
 
 def compared(times: dict[str, float]) -> dict[str, float]:
-    """The numbers :data:`RANKS` of the ranks' own times; none of a single rank."""
+    """Computes the values :data:`RANKS` from the own times of the ranks. Returns an empty dictionary for a single rank."""
     own = {int(match[1]): times[match[0]] for name in times if (match := TIMES.fullmatch(name)) and match[2] == "own_s"}
     if len(own) < 2:
         return {}
@@ -150,38 +156,37 @@ def compared(times: dict[str, float]) -> dict[str, float]:
     return dict(zip(RANKS, (slowest, own[slowest], times[f"ranks/{slowest}/data_s"], others), strict=True))
 
 
-class _Past:
-    """The past of a value. Exceptions from it are no part of it, unless they last."""
+class _History:
+    """The history of a value. Outliers are excluded from it, unless they persist."""
 
-    def __init__(self, is_exception: Callable[[float, Sequence[float]], bool], patience: int):
-        self.is_exception, self.patience = is_exception, patience
-        self.values: deque[float] = deque(maxlen=LINES)
-        self.exceptions: list[float] = []
+    def __init__(self, is_outlier: Callable[[float, Sequence[float]], bool], patience: int):
+        self.is_outlier, self.patience = is_outlier, patience
+        self.values: deque[float] = deque(maxlen=MAX_HISTORY)
+        self.outliers: list[float] = []
 
     def add(self, value: float) -> float | None:
-        """Take a value; returns the median of the past if this is the exception that is to be told, else None."""
-        if len(self.values) < LEAST or not self.is_exception(value, self.values):
+        """Adds a value. Returns the median of the history if ``patience`` outliers in a row have now been seen, else None."""
+        if len(self.values) < MIN_HISTORY or not self.is_outlier(value, self.values):
             self.values.append(value)
-            self.exceptions = []
+            self.outliers = []
             return None
-        self.exceptions.append(value)
-        if len(self.exceptions) == LINES:
-            self.values.extend(self.exceptions)  # they fill it: so it is now
-            self.exceptions = []
+        self.outliers.append(value)
+        if len(self.outliers) == MAX_HISTORY:
+            self.values.extend(self.outliers)  # the outliers have become the normal level
+            self.outliers = []
             return None
-        return statistics.median(self.values) if len(self.exceptions) == self.patience else None
+        return statistics.median(self.values) if len(self.outliers) == self.patience else None
 
 
-def _jumps(loss: float, past: Sequence[float]) -> bool:
-    median = statistics.median(past)
-    spread = 1.4826 * statistics.median(
-        abs(value - median) for value in past
-    )  # the factor is that of a normal distribution
-    return loss - median > max(SPREADS * spread, SHARE * abs(median), RISE)
+def _jumps(loss: float, history: Sequence[float]) -> bool:
+    median = statistics.median(history)
+    # The factor converts the median absolute deviation of a normal distribution to its standard deviation.
+    deviation = 1.4826 * statistics.median(abs(value - median) for value in history)
+    return loss - median > max(MIN_DEVIATIONS * deviation, MIN_FRACTION * abs(median), MIN_RISE)
 
 
-def _is_low(speed: float, past: Sequence[float]) -> bool:
-    return speed < LOW * statistics.median(past)
+def _is_low(speed: float, history: Sequence[float]) -> bool:
+    return speed < LOW * statistics.median(history)
 
 
 def _warn(message: str) -> None:

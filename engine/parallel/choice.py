@@ -1,4 +1,4 @@
-"""Chooses how the ranks of a run share its model (``train.parallel``)."""
+"""Selects how the ranks of a run share its model (``train.parallel``)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from utils.tensors import tensor_bytes
 logger = logging.getLogger(__name__)
 
 SHARE = 0.5
-"""Share of a GPU's memory that weights, gradients and optimiser states may take with DDP; activations need the rest."""
+"""With DDP, weights, gradients and optimiser states may take at most this fraction of a GPU's memory; activations need the
+rest."""
 
 
 def parallel_of(train: TrainConfig, optim: OptimConfig, model: nn.Module, device: torch.device) -> Parallel:
-    """The strategy of a run for ``model``, which is still in the host memory of rank 0.
+    """Returns the strategy for ``model``, which is still in the host memory of rank 0.
 
     Raises:
-        UserError: if ``train.parallel`` is for another number of ranks, or FSDP2 is chosen and ``optim.fused`` is apex, or
-            states of frozen blocks are cached.
+        UserError: if ``train.parallel`` requires another number of ranks, or if FSDP2 is selected with apex as ``optim.fused`` or
+            with cached states of frozen blocks.
     """
     needed = state_bytes(model, average=optim.ema is not None)
     memories = distributed.gather_objects(device_bytes(device))  # ranks must agree
@@ -39,34 +40,35 @@ def parallel_of(train: TrainConfig, optim: OptimConfig, model: nn.Module, device
     if mesh is None or not distributed.is_distributed():
         return DataParallel(model, device)
     if optim.frozen.cache is not None:
-        # A rank that finds all images of a micro-batch in the cache would not gather the blocks that another one has to run.
-        raise UserError("optim.freeze.cache: does not work with FSDP2; leave it out, or set train.parallel to ddp")
+        # A rank that finds all images of a micro-batch in the cache would not take part in gathering the blocks that other ranks
+        # have to run.
+        raise UserError("optim.freeze.cache: does not work with FSDP2; remove it, or set train.parallel to ddp")
     if optim.fused == "apex":
         raise UserError("optim.fused: apex cannot update sharded weights; set it to auto, or train.parallel to ddp")
     return Sharded(model, device, mesh)
 
 
 def mesh_of(train: TrainConfig, ranks: int, needed: int, memory: int | None) -> tuple[ShardingConfig | None, str]:
-    """The ranks that share a model.
+    """Selects the device mesh over which a model is sharded.
 
     Args:
         train: the config section.
         ranks: number of ranks.
-        needed: bytes of all states of the model (:func:`state_bytes`).
-        memory: bytes of a GPU; None on a CPU.
+        needed: size of the model's states in bytes (:func:`state_bytes`).
+        memory: memory of a GPU in bytes; None on a CPU.
 
     Returns:
-        The mesh of FSDP2, None with DDP; and the reason of an automatic choice, or "".
+        The mesh of FSDP2, or None for DDP; and the reason for an automatic choice, or "".
 
     Raises:
-        UserError: if the config is for another number of ranks.
+        UserError: if the config requires another number of ranks.
     """
     config = train.parallel
     if isinstance(config, ShardingConfig):
         if config.shard * config.replicate != ranks:
             raise UserError(
                 f"train.parallel: shard {config.shard} x replicate {config.replicate} is "
-                f"{config.shard * config.replicate}, but the run has {ranks}; change one of them"
+                f"{config.shard * config.replicate}, but the run has {ranks} ranks; change one of them"
             )
         return config, ""
     if config == "ddp" or ranks == 1 or (config == "auto" and memory is None):
@@ -85,6 +87,6 @@ def mesh_of(train: TrainConfig, ranks: int, needed: int, memory: int | None) -> 
 
 
 def state_bytes(model: nn.Module, *, average: bool) -> int:
-    """Bytes of the weights, gradients, AdamW's states and the average of a model, on a rank that holds all of it."""
+    """Returns the size in bytes of a model's weights, gradients, AdamW states and averaged weights, without sharding."""
     trained = [each for each in model.parameters() if each.requires_grad]
     return tensor_bytes(model.parameters()) + (3 + average) * tensor_bytes(trained)

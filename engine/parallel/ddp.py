@@ -20,9 +20,9 @@ from utils.weight_file import save_weights
 
 
 class DataParallel(Parallel):
-    """DDP; without a process group, the model itself.
+    """Wraps the model in DDP, or uses the model itself if there is no process group.
 
-    DDP averages gradients over ranks, which the factor on the loss undoes.
+    DDP averages gradients over ranks; the loss is scaled up to undo this.
     """
 
     needs_all_ranks = False
@@ -47,8 +47,8 @@ class DataParallel(Parallel):
         self.wrapped = DistributedDataParallel(self.model, device_ids=devices, gradient_as_bucket_view=True, **options)
 
     def release(self) -> None:
-        # The hooks of the old wrapper would reduce gradients a second time; they go when nothing holds it. Gradients are views
-        # of its buffers.
+        # The hooks of the old wrapper would reduce gradients a second time. They are removed when the wrapper is
+        # garbage-collected, so drop all references to it, including gradients, which are views of its buffers.
         self.wrapped = self.model
         for parameter in self.model.parameters():
             parameter.grad = None

@@ -1,12 +1,13 @@
-"""Every rank holds a share of the parameters, gradients and optimiser states (FSDP2, ``fully_shard``).
+"""Every rank holds a shard of the parameters, gradients and optimiser states (FSDP2, ``fully_shard``).
 
-The blocks of the image and text encoders are sharded one by one: a rank gathers the parameters of a block when it runs, and frees
-them afterwards. (With bf16, autocast keeps copies in bf16 for the backward pass, unless the block is recomputed.)
+Each block of the image and text encoders is sharded separately: a rank gathers the parameters of a block when the block runs, and
+frees them afterwards. (With bf16, autocast keeps bf16 copies for the backward pass, unless the block uses gradient
+checkpointing.)
 
-Everything else is one group, which is gathered once for a whole micro-batch: the fusion encoder, which runs for each stream, the
-word table, the heads. So modules that share or read each other's parameters need no special handling.
+All other parameters form one group, which is gathered once per micro-batch: the fusion encoder, which runs for each stream, the
+word embeddings and the heads. So modules that share or read each other's parameters need no special handling.
 
-Parameters without an axis, such as the temperature, cannot be sharded. Every rank has them, and sums their gradients itself.
+Scalar parameters, such as the temperature, cannot be sharded. Every rank holds them, and their gradients are summed explicitly.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from utils.tensors import on_meta, tensor_bytes
 
 
 class Sharded(Parallel):
-    """FSDP2 over all ranks, or over groups of ranks.
+    """Shards the model with FSDP2 over all ranks, or over groups of ranks.
 
-    FSDP2 averages gradients by default; here it sums them, as the divisors of losses span all ranks.
+    FSDP2 averages gradients by default. Here it sums them, because the divisors of the losses already span all ranks.
     """
 
     needs_all_ranks = True
@@ -51,10 +52,10 @@ class Sharded(Parallel):
         )
         self.mesh = mesh if self.copies > 1 else mesh["shard"]
         self.saving_group = dist.new_group(backend="gloo", group_desc=distributed.SAVING)
-        """Process group in which threads write checkpoints while training continues."""
+        """Process group for the threads that write checkpoints while training continues."""
         scalars = {parameter for parameter in model.parameters() if parameter.dim() == 0}
         for encoder in encoders_in(model):
-            for block in encoder.blocks_to_shard:  # one by one, since a GPU may not have memory for all of them
+            for block in encoder.blocks_to_shard:  # one by one, since all of them may not fit into a GPU's memory
                 distributed.move_from_rank_0(block, device)
                 fully_shard(block, mesh=self.mesh)
         distributed.move_from_rank_0(model, device)
@@ -64,7 +65,7 @@ class Sharded(Parallel):
         for group in self._groups():
             group.set_gradient_divide_factor(1.0)
             group.set_force_sum_reduction_for_comms(True)
-        # The first call decides which module is the root, and it need not be the model's forward pass.
+        # FSDP2 takes the first module that runs as the root, and that may be a submodule: make it the model.
         cast(FSDPModule, model).unshard()
         cast(FSDPModule, model).reshard()
 
@@ -73,16 +74,16 @@ class Sharded(Parallel):
 
     @contextmanager
     def synchronised(self, last: bool) -> Iterator[None]:
-        # Shards of gradients are summed after each micro-batch, since whole ones would have to be kept otherwise; copies of the
-        # model sum theirs after the last.
+        # Gradients are reduce-scattered after each micro-batch, since keeping unsharded gradients would need more memory.
+        # Replicas of the model all-reduce their gradients after the last micro-batch only.
         cast(FSDPModule, self.model).set_requires_all_reduce(last)
         yield
         if last:
             self._complete_gradients()
 
     def _complete_gradients(self) -> None:
-        """Sum the gradients that FSDP2 does not, and give parameters without a gradient zeros, as DDP does: AdamW would not
-        update them at all."""
+        """Sums the gradients of scalar parameters, and sets missing gradients to zero, as DDP does; AdamW would otherwise skip
+        these parameters."""
         for parameter in self.model.parameters():
             if not parameter.requires_grad:
                 continue
@@ -97,7 +98,7 @@ class Sharded(Parallel):
             for sharded in (True, False)
         ]
         of_shards, of_scalars = (norm.square() for norm in norms)
-        # Over all ranks, so that copies of the model get the same number to the last bit.
+        # Summed over all ranks, so that all replicas of the model get a bitwise equal norm.
         return (distributed.sum_over_ranks(of_shards) / self.copies + of_scalars).sqrt()
 
     @contextmanager
@@ -126,9 +127,9 @@ class Sharded(Parallel):
         return copied_to_host(states, keep=distributed.rank() == 0)
 
     def start_saving(self, tensors: dict[str, Tensor], folder: Path) -> Future[Any]:
-        if self.device.type == "cpu":  # older releases of torch copy only what is not in host memory
+        if self.device.type == "cpu":  # older torch releases do not copy tensors that are already in host memory
             tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-        # With one thread, DCP would copy from the GPU in a thread whose current device is the first GPU of the machine.
+        # With a single thread, DCP would copy from a thread whose current device is GPU 0, whichever GPU this rank uses.
         writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True, thread_count=2)
         future = dcp.async_save(tensors, storage_writer=writer, process_group=self.saving_group)
         assert isinstance(future, Future)
@@ -137,7 +138,7 @@ class Sharded(Parallel):
     def like(self, state: Tensor, parameter: Tensor) -> Tensor:
         if not isinstance(parameter, DTensor) or isinstance(state, DTensor):
             return state
-        # Every rank has the whole tensor and takes its part of it; nothing is sent.
+        # Every rank has the whole tensor and takes its own shard; nothing is communicated.
         whole = state.to(parameter.device)
         shards = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
         return DTensor.from_local(
@@ -150,15 +151,18 @@ class Sharded(Parallel):
         )
 
     def _groups(self) -> list[FSDPModule]:
-        """The modules whose parameters are gathered together; the model first."""
+        """Returns the modules whose parameters are gathered together, starting with the model."""
         return [module for module in self.model.modules() if isinstance(module, FSDPModule)]
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Bytes of the parameters that a rank gathers at once: ``rest`` for a whole micro-batch, and each of ``blocks`` when it runs.
+    """Sizes of the groups of parameters that FSDP2 gathers, in bytes.
 
-    ``scalars``: number of parameters without an axis.
+    Attributes:
+        rest: parameters that stay gathered for a whole micro-batch.
+        blocks: for each sharded block, the parameters that are gathered while it runs.
+        scalars: number of scalar parameters, which are not sharded.
     """
 
     rest: int
@@ -167,12 +171,13 @@ class Groups:
 
     @property
     def peak(self) -> int:
-        """The most that a rank holds at once: the rest, a block, and the next one, which is gathered meanwhile."""
+        """Peak size of the gathered parameters: ``rest``, the current block, and the next block, which is prefetched."""
         return self.rest + sum(sorted(self.blocks)[-2:])
 
     @staticmethod
     def of(model: nn.Module, *, trained: bool = False) -> Groups:
-        """The groups of a model that is not sharded. ``trained``: count only the parameters that train."""
+        """Computes the groups of a model that is not sharded yet. If ``trained``, counts only parameters that require
+        gradients."""
         counted = {id(each) for each in model.parameters() if each.requires_grad or not trained}
 
         def size(module: nn.Module) -> int:

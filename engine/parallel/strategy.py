@@ -1,4 +1,4 @@
-"""The interface of the two ways in which ranks share a model."""
+"""The interface of the strategies by which ranks share a model."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from utils.distributed import whole_tensor
 
 
 class Parallel(ABC):
-    """The model of a task on the ranks of a run.
+    """The model of a task on all ranks of a run.
 
     The losses of a step are divided by counts over all ranks, so the gradient of a step is the **sum** of the gradients of all
-    ranks. After the last micro-batch of a step, every parameter that trains has its gradient: zeros where no loss depends on it.
+    ranks. After the last micro-batch of a step, every trainable parameter has a gradient, which is zero if no loss depends on the
+    parameter.
 
     Attributes:
-        model: the model of the task, with the weights of rank 0. Its parameters may be DTensors, of which a rank holds a part.
-        loss_factor: factor on a loss before its backward pass. It undoes an average over ranks.
-        needs_all_ranks: True if a rank needs the others to save a checkpoint or to run the model.
+        model: the model of the task, with the weights of rank 0. Its parameters may be DTensors, of which a rank holds a shard.
+        loss_factor: factor on the loss before the backward pass; it undoes an average over ranks.
+        needs_all_ranks: True if saving a checkpoint or running the model requires all ranks.
     """
 
     needs_all_ranks: ClassVar[bool]
@@ -35,57 +36,60 @@ class Parallel(ABC):
 
     @abstractmethod
     def __call__(self, batch: Any) -> Any:
-        """The forward pass of a micro-batch in a step."""
+        """Runs the forward pass of a micro-batch."""
 
     def follow(self) -> None:  # noqa: B027 - FSDP2 needs no update
-        """Adapt to which parameters train; called at the start, and when others join them."""
+        """Adapts to the set of trainable parameters. Called at the start, and after parameters are unfrozen."""
 
     def release(self) -> None:  # noqa: B027 - FSDP2 has nothing to release
-        """Let go of the parameters and their gradients, before others join."""
+        """Releases the parameters and their gradients before further parameters are unfrozen."""
 
     @abstractmethod
     def synchronised(self, last: bool) -> AbstractContextManager[None]:
-        """Context of the forward and backward pass of a micro-batch; ``last``: of a step, after which gradients are summed."""
+        """Context of the forward and backward pass of a micro-batch. Gradients are summed after the ``last`` micro-batch of a
+        step."""
 
     @abstractmethod
     def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
-        """The L2 norm (), over the parts of all ranks, of gradients."""
+        """Returns the L2 norm of the gradients, a scalar tensor, over the shards of all ranks."""
 
     @abstractmethod
     def whole_model(self) -> AbstractContextManager[None]:
-        """Context in which this rank holds the whole model, and may run it without the others. Nothing trains in it."""
+        """Context in which this rank holds the whole model and may run it without the other ranks. Must not be used for
+        training."""
 
     @abstractmethod
     def whole_copy(self) -> nn.Module:
-        """The whole model on every rank, for use after training; called by all ranks."""
+        """Returns the whole model on every rank, for use after training. All ranks must call this."""
 
     @abstractmethod
     def gathered(self, states: Any) -> Any:
-        """A copy of ``states`` (tensors in dictionaries, lists and tuples) with whole tensors in host memory; called by all
-        ranks.
+        """Copies ``states`` (tensors in dictionaries, lists and tuples) to host memory, as whole tensors. All ranks must call
+        this.
 
         Returns:
-            The copy on rank 0; None on other ranks.
+            The copy on rank 0, and None on the other ranks.
         """
 
     @abstractmethod
     def start_saving(self, tensors: dict[str, Tensor], folder: Path) -> Future[Any]:
-        """Start to write tensors, which may change afterwards, to safetensors files in a folder, which is created; called by rank
-        0, and by all ranks if :attr:`needs_all_ranks`.
+        """Starts writing tensors to safetensors files in a new folder. The caller may change the tensors afterwards.
+
+        Rank 0 must call this; if :attr:`needs_all_ranks`, all ranks must call it.
 
         Returns:
-            Done when all ranks have written; it raises what one of them could not do.
+            A future that completes when all ranks have written their tensors. It raises the exception of a rank that failed.
         """
 
     @abstractmethod
     def like(self, state: Tensor, parameter: Tensor) -> Tensor:
-        """``state``, a whole tensor in the shape of a parameter, distributed like it."""
+        """Returns ``state``, a whole tensor with the shape of ``parameter``, sharded like ``parameter``."""
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy whole tensors into the parameters and buffers with these names.
+        """Copies whole tensors into the parameters and buffers with these names.
 
         Raises:
-            KeyError: if the model lacks one of them.
+            KeyError: if the model has no parameter or buffer with one of the names.
         """
         own = self.model.state_dict(keep_vars=True)
         with torch.no_grad():
@@ -94,11 +98,12 @@ class Parallel(ABC):
 
 
 def copied_to_host(value: Any, keep: bool = True) -> Any:
-    """A copy in which the tensors in dictionaries, lists and tuples are whole, in host memory, and share none with the original.
+    """Copies the tensors in dictionaries, lists and tuples to host memory, as whole tensors that share no memory with the
+    original.
 
     Args:
-        value: with DTensors, all ranks must call this.
-        keep: if False, take part, but return only None.
+        value: the value to copy; if it contains DTensors, all ranks must call this.
+        keep: if False, this rank takes part in the communication but returns None.
     """
     if isinstance(value, Tensor):
         tensor = whole_tensor(value.detach())

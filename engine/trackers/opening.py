@@ -1,6 +1,6 @@
-"""Opens the trackers of a run. All show the same values and images under the same names.
+"""Opens the trackers of a run. All trackers show the same values and images under the same names.
 
-A tracker that fails is reported once, and the run continues without it.
+If a tracker fails, the failure is reported once, and the run continues without the tracker.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Tracker(Protocol):
         """Show the values of a step. Steps never decrease."""
 
     def add_image(self, name: str, image: np.ndarray, step: int) -> None:
-        """Show an image (H, W, 3), uint8, instead of an earlier image with this name."""
+        """Show an image (H, W, 3), uint8. It replaces an earlier image with the same name."""
 
     def flush(self) -> None:
         """Write what is buffered."""
@@ -42,7 +42,7 @@ def trackers_of(folder: RunFolder, wandb: WandbConfig | None) -> list[Tracker]:
 
 
 def show_images(folder: RunFolder, wandb: WandbConfig | None, images: Mapping[str, np.ndarray], step: int) -> None:
-    """Show images (H, W, 3), uint8, by name in the trackers of a run that has trained. An evaluation of other weights has no
+    """Shows images (H, W, 3), uint8, by name, in the trackers of a run that has trained. An evaluation of other weights has no
     trackers, so nothing is shown."""
     trackers: list[Tracker] = []
     if images and folder.tensorboard.is_dir():

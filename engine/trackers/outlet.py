@@ -1,4 +1,4 @@
-"""A writer that a run can do without."""
+"""A writer whose failure does not stop the run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ logger = logging.getLogger(__name__)
 
 
 class Outlet(Generic[W]):
-    """A writer of which no fault is an error: the first one is a warning, and nothing more is written.
+    """Wraps a writer so that its failure does not stop the run. The first exception is logged as a warning, and nothing more is
+    written.
 
     Args:
-        what: it writes, for the warning.
-        opened: opens the writer.
+        what: what the writer writes, for the warning.
+        opened: function that opens the writer.
     """
 
     def __init__(self, what: str, opened: Callable[[], W]):
@@ -28,7 +29,7 @@ class Outlet(Generic[W]):
             self._give_up(error)
 
     def write(self, call: Callable[[W], object]) -> None:
-        """Call ``call`` with the writer, if it still works."""
+        """Calls ``call`` with the writer, unless the writer has failed before."""
         if self._writer is None:
             return
         try:

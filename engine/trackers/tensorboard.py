@@ -1,6 +1,6 @@
-"""TensorBoard: curves of the values that change, texts, and images.
+"""Shows a run in TensorBoard: curves of the values that change, texts and images.
 
-When a run resumes, its curves are drawn again from ``metrics.jsonl``.
+When a run resumes, its curves are redrawn from ``metrics.jsonl``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Constant:
-    """A value that is still constant, and the first and last step at which it was logged."""
+    """A value that has not changed yet, with the first and last step at which it was logged."""
 
     value: float
     first: int
@@ -31,13 +31,13 @@ class _Constant:
 
 
 class TensorBoard:
-    """Writes event files into a folder: one for the curves, one for each text and one for each image. Each replaces the file of
-    an earlier process.
+    """Writes event files to a folder: one for the curves, one for each text and one for each image. Each file replaces the
+    corresponding file of an earlier process.
 
-    A constant value has no curve. Once the value changes, its curve begins with the first value.
+    A constant value has no curve. Once the value changes, its curve is drawn from the first value on.
 
-    TensorBoard reads the files in the order in which they were made, and only the last one while it grows. So texts come before
-    the first value, and images after the last.
+    TensorBoard reads the files in the order of their creation, and follows only the last one while it grows. So texts must be
+    written before the first value, and images after the last.
     """
 
     def __init__(self, folder: Path):
@@ -52,12 +52,12 @@ class TensorBoard:
         file.close()
 
     def add_values(self, values: Mapping[str, float], step: int) -> None:
-        """Draw the values that are not constant. Infinity, which a curve cannot show, is drawn as NaN."""
+        """Draws the values that are not constant. Infinity, which a curve cannot show, is drawn as NaN."""
         for name, value in values.items():
             self._add(name, value if math.isfinite(value) else math.nan, step)
 
     def add_image(self, name: str, image: np.ndarray, step: int) -> None:
-        """Show an image (H, W, 3), uint8."""
+        """Shows an image (H, W, 3), uint8."""
         file = _EventFile(self.folder, name)
         file.write(lambda events: events.add_image(name, image, step, dataformats="HWC"))
         file.close()
@@ -88,7 +88,7 @@ class TensorBoard:
 
 
 class _EventFile(Outlet["SummaryWriter"]):
-    """A file of events that replaces every file that was written under ``name`` before."""
+    """An event file that replaces all files written earlier under the same ``name``."""
 
     def __init__(self, folder: Path, name: str):
         suffix = f".{re.sub(r'[^0-9A-Za-z_-]+', '-', name)}"

@@ -26,35 +26,36 @@ if TYPE_CHECKING:
     from wandb import Run
 
 ID_FILE = "wandb_id"
-"""File in a run's folder with the id of the run at W&B."""
+"""File in a run's folder that contains the ID of the run at W&B."""
 
 FINISH_TIMEOUT_S = 60.0
-"""Maximum wait at the end for values that are not sent yet. They stay in the run's folder, for `wandb sync`."""
+"""Maximum wait in seconds, at the end of a run, for values that have not been sent yet. They stay in the run's folder, for `wandb
+sync`."""
 
 
 class WandbConfig(Config):
     """Where a run is shown at Weights & Biases."""
 
     project: str = Field("x2vlm", min_length=1, description="project at W&B")
-    entity: str | None = Field(None, description="user or team at W&B; null: the user who logged in")
+    entity: str | None = Field(None, description="user or team at W&B; null: the logged-in user")
     name: str | None = Field(None, description="name of the run at W&B; null: name of its folder")
     group: str | None = Field(None, description="group of runs at W&B")
     mode: Literal["online", "offline"] = Field(
-        "online", description="offline: write into the run's folder, for `wandb sync`"
+        "online", description="offline: write to the run's folder, for `wandb sync`"
     )
     images: bool = Field(True, description="also send the pictures of predictions, which contain held-out images")
 
 
 def check_package(config: WandbConfig | None) -> None:
-    """Refuse a config that needs the package wandb if it is not installed.
+    """Checks that the package wandb is installed if the config needs it.
 
     Raises:
-        UserError: if it is missing.
+        UserError: if the package is missing.
     """
     if config is None:
         return
     found = importlib.util.find_spec("wandb")
-    if found is None or found.origin is None:  # W&B writes files into a folder of this name, which is not a package
+    if found is None or found.origin is None:  # W&B writes files to a folder named wandb, which is not a package
         raise UserError('train.wandb: the package wandb is not installed; pip install ".[wandb]", or set it to null')
 
 
@@ -66,32 +67,32 @@ class Wandb:
 
     Args:
         folder: folder of the run.
-        settings: its ``config.yaml``.
-        config: the section ``train.wandb``.
+        settings: the ``config.yaml`` of the run.
+        config: the config section ``train.wandb``.
     """
 
     def __init__(self, folder: Path, settings: Path, config: WandbConfig):
         self._run = Outlet(f"{folder}: the run at W&B", partial(_opened, folder, settings, config))
 
     def add_values(self, values: Mapping[str, float], step: int) -> None:
-        """Send the values of a step. Steps never decrease."""
+        """Sends the values of a step. Steps must never decrease."""
         self._run.write(lambda run: run.log(dict(values), step=step) if step >= run.step else None)
 
     def add_image(self, name: str, image: np.ndarray, step: int) -> None:
-        """Show an image (H, W, 3), uint8. ``step`` becomes its caption, since W&B refuses values of earlier steps."""
+        """Shows an image (H, W, 3), uint8, with ``step`` as its caption, since W&B rejects values of earlier steps."""
         self._run.write(lambda run: run.log({name: _package().Image(image, caption=f"step {step}")}))
 
     def flush(self) -> None:
-        """Values are sent at once."""
+        """Does nothing, since values are sent immediately."""
 
     def close(self) -> None:
-        """Wait until everything is sent. If an exception ends the run, W&B shows the run as failed."""
+        """Waits until everything is sent. If an exception ends the run, W&B shows the run as failed."""
         failed = sys.exc_info()[0] is not None
         self._run.write(lambda run: run.finish(exit_code=int(failed)))
 
 
 def send_report(folder: Path, page: Path) -> None:
-    """Show the report of a run, an HTML file, at W&B.
+    """Shows the report of a run, an HTML file, at W&B.
 
     Raises:
         UserError: if the run is not at W&B, the package is missing, or W&B cannot be reached.
@@ -122,7 +123,7 @@ def _package() -> ModuleType:
 
 def _opened(folder: Path, settings: Path, config: WandbConfig) -> Run:
     wandb = _package()
-    # Silent from here on: it would ask for a login at a terminal, and the run would wait for the answer.
+    # Silent, because W&B would otherwise prompt for a login at a terminal, and the run would wait for the answer.
     wandb.setup(wandb.Settings(silent=True))
     return wandb.init(
         project=config.project,
@@ -152,7 +153,7 @@ def _opened(folder: Path, settings: Path, config: WandbConfig) -> Run:
 
 
 def _id(folder: Path) -> str:
-    """Returns the id of the run at W&B, which is new if the folder has none."""
+    """Returns the ID of the run at W&B. Creates a new ID if the folder has none."""
     file = folder / ID_FILE
     if not file.is_file():
         write_text(file, secrets.token_hex(4) + "\n")

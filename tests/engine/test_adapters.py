@@ -55,7 +55,7 @@ def trainer(folder, model, layers) -> Trainer:
 def test_an_adapter_whose_layer_is_not_called_is_reported(tmp_path):
     model = Encoders()
     model.vision, model.text = ReadsAWeight(), nn.Sequential(nn.Linear(3, 3))
-    with pytest.raises(UserError, match=naming("2 adapters", "vision.qkv.lora_A.default.weight", "leave vision out")):
+    with pytest.raises(UserError, match=naming("2 adapters", "vision.qkv.lora_A.default.weight", "remove vision")):
         trainer(tmp_path, model, ["vision.qkv", "text.0"]).fit()
 
 
@@ -66,6 +66,6 @@ def test_adapters_whose_layers_are_called_train(tmp_path, caplog):
     run = trainer(tmp_path, model, ["vision.0", "text.0"])
     before = model.vision[0].base_layer.weight.clone()
     run.fit()
-    assert "2 adapters of rank 2 (24)" in caplog.text
+    assert "2 adapters of rank 2, 24 parameters" in caplog.text
     assert torch.equal(model.vision[0].base_layer.weight, before)
     assert model.vision[0].lora_B["default"].weight.any()

@@ -189,7 +189,7 @@ def test_a_failed_write_is_reported_and_loses_nothing(tmp_path, monkeypatch, cap
 
     monkeypatch.setattr("engine.checkpoint.torch.save", full)
     writer.save(2, weights, None, {})
-    with pytest.raises(UserError, match=naming("step 2", "No space left", "MB", "make room")):
+    with pytest.raises(UserError, match=naming("step 2", "No space left", "MB", "free some space")):
         writer.finish()
     assert "No space left" in caplog.text
     monkeypatch.undo()
@@ -210,7 +210,7 @@ def test_a_folder_for_shards_that_cannot_be_created_is_reported(tmp_path, caplog
     (tmp_path / "checkpoints").write_text("a file")
     writer = CheckpointWriter(tmp_path / "checkpoints", keep=1)
     assert not writer.begin(3)
-    with pytest.raises(UserError, match=naming("step 3", "make room")):
+    with pytest.raises(UserError, match=naming("step 3", "free some space")):
         writer.finish()
     assert "step 3" in caplog.text
 

@@ -218,7 +218,7 @@ class Stopped(ToyTask):
     files: list[dict[str, Tensor]]
 
     def validate(self) -> dict[str, float]:
-        self.trainer._save_and_say(MetricsLog(self.trainer.folder, self.trainer.step))
+        self.trainer._save_and_describe(MetricsLog(self.trainer.folder, self.trainer.step))
         folder = last(self.trainer.folder.path).folder
         self.files = [load_file(folder / f"{name}.safetensors") for name in ("model", "unaveraged")]
         return super().validate()

@@ -226,7 +226,7 @@ def test_another_freeze_is_another_config(tiny_overrides, tmp_path, before, now)
     RunFolder.open(tmp_path, first, resume=False)
     (tmp_path / "metrics.jsonl").touch()
     RunFolder.open(tmp_path, first, resume=True)
-    reported = f"another config: optim.freeze.vision was {before.title()}, is now {now.title()}; give another --output"
+    reported = f"different config: optim.freeze.vision was {before.title()} and is now {now.title()}; give another --output"
     with pytest.raises(UserError, match=reported):
         RunFolder.open(tmp_path, second, resume=True)
 
@@ -266,7 +266,7 @@ def test_a_run_in_which_nothing_would_train_is_rejected(tmp_path):
 
 
 def test_a_part_that_can_never_train_is_rejected(tmp_path):
-    with pytest.raises(UserError, match=naming("optim.freeze.text", "leave it out")):
+    with pytest.raises(UserError, match=naming("optim.freeze.text", "remove")):
         toy(tmp_path, {"text": True}, Line())
 
 

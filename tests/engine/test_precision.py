@@ -27,7 +27,7 @@ def gpu_of(monkeypatch):
 def test_emulated_bf16_is_rejected(gpu_of):
     device = gpu_of(7)
     assert torch.cuda.is_bf16_supported(), "torch counts emulation as support"
-    with pytest.raises(UserError, match="this GPU has no bf16"):
+    with pytest.raises(UserError, match="this GPU does not support bf16"):
         Precision("bf16", device)
 
 

@@ -33,7 +33,7 @@ def test_a_folder_without_any_training_is_free(tmp_path):
     RunFolder.open(tmp_path, Run(), resume=False)
     RunFolder.open(tmp_path, Run(evaluation=Evaluation(validation="b")), resume=False)
     (tmp_path / "metrics.jsonl").touch()
-    with pytest.raises(UserError, match="already holds a run"):
+    with pytest.raises(UserError, match="already contains a run"):
         RunFolder.open(tmp_path, Run(), resume=False)
 
 
@@ -104,7 +104,7 @@ def test_a_run_whose_folder_is_deleted_still_ends_with_a_resumable_folder(tmp_pa
     run.after = delete
     run.fit()
     assert deleted == [3]
-    assert "config.yaml is gone" in caplog.text
+    assert "config.yaml was missing" in caplog.text
     _, checkpoint = RunFolder.open(output, Run(), resume=True)
     assert checkpoint is not None and checkpoint.step == 6
     assert [line["step"] for line in keep_until(output / "metrics.jsonl", 6)][-1] == 6

@@ -200,7 +200,7 @@ def test_a_loss_scale_below_one_stops_the_run_with_the_remedy(tmp_path, device):
 
 
 def test_recorded_graphs_are_rejected_with_gradient_accumulation():
-    with pytest.raises(ValueError, match=r"compile: reduce-overhead.*accumulate = 2.*compile: true"):
+    with pytest.raises(ValueError, match=r"compile: reduce-overhead.*accumulate = 2.*set compile to true"):
         TrainConfig(steps=1, accumulate=2, compile="reduce-overhead")
     assert TrainConfig(steps=1, accumulate=2, compile=True).compile is True
 
@@ -227,10 +227,10 @@ def test_a_resumed_run_reads_its_training_state_once(tmp_path, monkeypatch):
 def test_only_rank_0_reports_the_checkpoint_that_a_run_resumes_from(tmp_path, monkeypatch, caplog, rank, reported):
     trainer(tmp_path, steps=4, checkpoint_every=2).fit()
     checkpoint = list_checkpoints(tmp_path / "checkpoints")[0]
-    monkeypatch.setattr(RunIdentity, "check_resumes", lambda *_: ["the run goes on with 4 ranks"])
+    monkeypatch.setattr(RunIdentity, "check_resumes", lambda *_: ["the run resumes on 4 ranks"])
     monkeypatch.setattr(distributed, "rank", lambda: rank)
     trainer(tmp_path, checkpoint=checkpoint, steps=4)
-    assert caplog.messages.count(f"{tmp_path}: the run goes on with 4 ranks") == reported
+    assert caplog.messages.count(f"{tmp_path}: the run resumes on 4 ranks") == reported
 
 
 def test_a_loader_that_returns_too_many_batches_is_an_error(tmp_path, monkeypatch):
@@ -269,5 +269,5 @@ def test_a_run_that_cannot_save_when_asked_to_stop_fails(tmp_path, monkeypatch):
 
     monkeypatch.setattr("engine.saving.write_checkpoint", full)
     run.after = lambda phase: setattr(run.stop, "signum", signal.SIGTERM)
-    with pytest.raises(UserError, match=naming("SIGTERM", "No space left", "make room")):
+    with pytest.raises(UserError, match=naming("SIGTERM", "No space left", "free some space")):
         run.fit()

@@ -250,12 +250,12 @@ def test_a_damaged_checkpoint_is_skipped_for_weights_as_for_resuming(tmp_path, c
     assert find_weights(tmp_path) == newer
     newer.write_bytes(newer.read_bytes()[:-5])
     assert find_weights(tmp_path) == find_weights(tmp_path) == older
-    reported = [record.getMessage() for record in caplog.records if "passed over" in record.getMessage()]
+    reported = [record.getMessage() for record in caplog.records if "skipped a checkpoint" in record.getMessage()]
     assert len(reported) == 1 and str(newer) in reported[0]
     changed = bytearray(older.read_bytes())
     changed[-1] ^= 1
     older.write_bytes(changed)
-    with pytest.raises(UserError, match=naming("bytes", "damaged", "copy")):
+    with pytest.raises(UserError, match=naming("bytes", "damaged", "backup")):
         find_weights(tmp_path)
 
 
@@ -271,7 +271,7 @@ def test_a_path_without_weights_is_reported_in_one_line(tmp_path):
     with pytest.raises(UserError) as error:
         find_weights(tmp_path)
     expected = (
-        f"{tmp_path}: holds neither best.safetensors, model.safetensors nor checkpoints/step-*; give a weight file"
+        f"{tmp_path}: contains neither best.safetensors, model.safetensors nor checkpoints/step-*; give a weight file"
     )
     assert str(error.value) == expected
     with pytest.raises(UserError, match=naming("init.checkpoint", f"{tmp_path}/gone")):

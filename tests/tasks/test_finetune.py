@@ -287,7 +287,7 @@ def test_a_folder_without_weights_is_reported_in_one_line(overrides, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError) as error:
         start("nlvr", tmp_path / "out", [*overrides("nlvr"), f"init.checkpoint={tmp_path}/empty"])
-    assert str(error.value).startswith(f"{tmp_path}/empty: holds neither best.safetensors, model.safetensors nor")
+    assert str(error.value).startswith(f"{tmp_path}/empty: contains neither best.safetensors, model.safetensors nor")
     assert "\n" not in str(error.value)
 
 
@@ -353,7 +353,7 @@ def test_a_precision_that_the_gpu_lacks_is_reported_before_training(overrides, t
     monkeypatch.setattr(precision, "has_bf16", lambda: False)
     schema, kind = KINDS["nlvr"]
     config = load_config(ROOT / "configs/demo/nlvr.yaml", [*overrides("nlvr"), "evaluation.precision=bf16"], schema)
-    with pytest.raises(UserError, match=r"^evaluation.precision: this GPU has no bf16; use evaluation.precision=fp16$"):
+    with pytest.raises(UserError, match=r"^evaluation.precision: this GPU does not support bf16; use evaluation.precision=fp16$"):
         kind.build(config)
 
 

@@ -222,7 +222,7 @@ def test_inspect_shows_a_run_with_its_task_and_checkpoints(tmp_path, capsys):
     newest.write_bytes(changed)
     status, out, _ = run(capsys, "inspect", tmp_path, newest.parent, "--no-configs")
     assert status == 1
-    assert out.startswith(str(tmp_path / "checkpoints/step-00000010")) and "is damaged: its bytes" in " ".join(
+    assert out.startswith(str(tmp_path / "checkpoints/step-00000010")) and "is damaged: its checksum" in " ".join(
         out.split()
     )
 
