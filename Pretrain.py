@@ -1,6 +1,6 @@
 """Multi-grained pre-training (X²-VLM, section 3): ``python Pretrain.py --config FILE [--output DIR] [key=value ...]``.
 
-The script runs one process; ``run.py`` starts the task on many.
+This script runs a single process; ``run.py`` can start the task on several.
 """
 
 import sys
@@ -11,7 +11,7 @@ from utils.errors import one_line_errors
 
 @one_line_errors
 def main() -> int:
-    """Run the task; returns the exit status."""
+    """Runs the task. Returns the exit status."""
     return run_task(sys.argv[1:], "pretrain")
 
 

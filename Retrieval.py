@@ -2,7 +2,7 @@
 
 ``python Retrieval.py --config FILE [--output DIR] [--evaluate] [key=value ...]``
 
-The script runs one process; ``run.py`` starts the task on many.
+This script runs a single process; ``run.py`` can start the task on several.
 """
 
 import sys
@@ -13,7 +13,7 @@ from utils.errors import one_line_errors
 
 @one_line_errors
 def main() -> int:
-    """Run the task; returns the exit status."""
+    """Runs the task. Returns the exit status."""
     return run_task(sys.argv[1:], "retrieval")
 
 

@@ -1,7 +1,7 @@
-"""The command line: ``python run.py --task TASK ...`` runs a task, ``python run.py COMMAND ...`` runs another command.
+"""The command line: ``python run.py --task TASK ...`` runs a task, and ``python run.py COMMAND ...`` runs another command.
 
-``python run.py --help`` lists both. The module of a command is imported only when the command runs. To add a command, write its
-function in ``commands/`` and its line in :data:`commands.COMMANDS`.
+``python run.py --help`` lists tasks and commands. The module of a command is imported only when the command runs. To add a
+command, write its function in ``commands/`` and add an entry to :data:`commands.COMMANDS`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 START = """run.py: give a task, a config or a command.
 
   make demo                           pre-train a small model on synthetic scenes, in minutes on a CPU
-  python run.py --config FILE         run the task of a config; configs/ has those of the paper
-  python run.py --task TASK           run a task with its default config; TASK may be a folder of yours with task.py
+  python run.py --config FILE         run the task of a config; configs/ contains the paper's configs
+  python run.py --task TASK           run a task with its default config; TASK can also be a folder that contains task.py
   python run.py --help                all flags, tasks and commands
 """
 
 
 @one_line_errors
 def main(argv: Sequence[str]) -> int:
-    """Run a command or a task; returns the exit status."""
+    """Runs a command or a task. Returns the exit status."""
     if not argv:
         sys.stderr.write(START)
         return 2
-    # Imported here, so that packages that are not installed are one line.
+    # Imported here, so that a package that is not installed is reported in one line.
     from utils.commands import execute
 
     first, *rest = argv
@@ -50,15 +50,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def known_keys() -> Sequence[str]:
-    """The keys of all configs."""
-    from tasks.known_keys import known_keys  # reads a file, and only mistakes need it
+    """Returns the keys of all configs."""
+    from tasks.known_keys import known_keys  # reads a file, which is needed only after a user error
 
     return known_keys()
 
 
 def whole_command_line(*, loads: bool = False) -> CommandLine:
-    """The command that runs a task, with all others as its subcommands; with ``loads`` their modules are imported, and their
-    subcommands are there too."""
+    """Returns the command that runs a task, with all other commands as its subcommands. With ``loads``, imports the modules of
+    the commands, so that their own subcommands are included."""
     from launch.command import run_task
     from utils.commands import CommandLine, command_line
 
@@ -73,7 +73,7 @@ def whole_command_line(*, loads: bool = False) -> CommandLine:
 
 
 def completion(shell: Literal["bash", "zsh", "fish"] = "bash", /) -> int:
-    """Print a script with which your shell completes the commands and flags of x2vlm; python run.py is not completed.
+    """Print a script that makes your shell complete the commands and flags of x2vlm (not of python run.py).
 
     Args:
         shell: your shell.
@@ -84,22 +84,24 @@ def completion(shell: Literal["bash", "zsh", "fish"] = "bash", /) -> int:
         x2vlm completion fish > ~/.config/fish/completions/x2vlm.fish
     """
     script = whole_command_line(loads=True).app.generate_completion(prog_name="x2vlm", shell=shell)
-    # Where nothing else fits, bash completes files, as zsh and fish do by themselves.
+    # If nothing else matches, bash should complete file names, as zsh and fish do by default.
     sys.stdout.write(script.replace("complete -F ", "complete -o default -F "))
     return 0
 
 
 def _unknown_command(word: str) -> str:
     if word.endswith((".yaml", ".yml")):
-        return f"{word!r} is no command; to run a config, give --config {word}"
+        return f"{word!r} is not a command; to run a config, give --config {word}"
     if word and Path(word).is_dir():
-        return f"{word!r} is no command; to run the task of a folder, give --task {word}"
+        return f"{word!r} is not a command; to run the task in a folder, give --task {word}"
     if word in TASKS:
-        return f"{word} is a task and no command; give --task {word}"
+        return f"{word} is a task, not a command; give --task {word}"
     close = difflib.get_close_matches(word, [*COMMANDS, *TASKS], n=1, cutoff=0.7)
     if not close:
-        return f"{word!r} is no command; known: {', '.join(COMMANDS)}; to run a task, give --task or --config"
-    return f"{word!r} is no command; did you mean {'--task ' if close[0] in TASKS else ''}{close[0]}?"
+        return (
+            f"{word!r} is not a command; known commands: {', '.join(COMMANDS)}; to run a task, give --task or --config"
+        )
+    return f"{word!r} is not a command; did you mean {'--task ' if close[0] in TASKS else ''}{close[0]}?"
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""How the project is installed: as one package, ``x2vlm``, in which the checkout's packages are subpackages.
+"""Installs the project as a single package, ``x2vlm``, which contains the packages of the checkout as subpackages.
 
-In the checkout, ``utils``, ``models`` and the others stand at the top, where they are read and run. Installed under these names
-they would stand in the way of every other project's ``utils``. So a wheel has them below ``x2vlm``, and their imports say so:
-``from utils.errors import UserError`` becomes ``from x2vlm.utils.errors import UserError``. Nothing else is changed.
+In the checkout, ``utils``, ``models`` and the other packages are top-level packages. Installed under these names, they would
+conflict with other projects, many of which have a package ``utils``. So a wheel contains them inside ``x2vlm``, and their imports
+are rewritten: ``from utils.errors import UserError`` becomes ``from x2vlm.utils.errors import UserError``. Nothing else is
+changed.
 
-An editable installation (``pip install -e .``) finds all of them in the checkout instead, so that ``import x2vlm`` works in
-any folder and every edit counts at once.
+An editable installation (``pip install -e .``) imports all packages from the checkout instead, so that ``import x2vlm`` works in
+any folder and every edit takes effect immediately.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ INSIDE = (
     "commands",
     "demo",
 )
-"""Packages that become subpackages of x2vlm; run.py becomes a module of it."""
+"""Packages that become subpackages of x2vlm. run.py becomes the module x2vlm.run."""
 
 NAMES = "|".join([*INSIDE, "run"])
 IMPORT = re.compile(rf"^(\s*from )({NAMES})(?=[. ])", re.MULTILINE)
 MODULE = re.compile(rf'"((?:{NAMES})(?:\.\w+)*)(:\w+)?"')
-"""A text that may name a module, or as in run.py's table of commands a module and a function of it."""
+"""Matches a string that may name a module, or a module and a function, as in run.py's table of commands."""
 
 
 class BuildAsOnePackage(build_py):
-    """Copies the sources, with their imports rewritten."""
+    """Copies the sources and rewrites their imports."""
 
     def run(self) -> None:
         if self.editable_mode:
@@ -56,7 +57,7 @@ class BuildAsOnePackage(build_py):
 
 
 def files() -> Iterator[tuple[Path, Path]]:
-    """Every file of the wheel, and its place there."""
+    """Yields each file of the wheel, with its path in the wheel."""
     own = [*sorted((HERE / "x2vlm").rglob("*.py")), HERE / "x2vlm/py.typed"]
     yield from ((path, path.relative_to(HERE)) for path in own)
     below = [path for package in INSIDE for path in sorted((HERE / package).rglob("*.py"))]
@@ -71,7 +72,7 @@ def files() -> Iterator[tuple[Path, Path]]:
 
 
 def as_subpackage(text: str) -> str:
-    """A module's text with the packages inside x2vlm under their names there."""
+    """Rewrites the source of a module so that it imports the packages inside x2vlm."""
     return MODULE.sub(_renamed, IMPORT.sub(r"\1x2vlm.\2", text))
 
 

@@ -58,7 +58,7 @@ class Agent(LocalElasticAgent):
 
 
 def run_elastic(arguments: Namespace, grace_s: int) -> None:
-    """Run the ranks of this node until the job ends.
+    """Runs the ranks of this node until the job ends.
 
     Args:
         arguments: torchrun's arguments.

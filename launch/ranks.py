@@ -10,7 +10,7 @@ from utils.errors import UserError
 
 
 def check_ranks(choice: Choice, numbers: Sequence[int], flags: str) -> None:
-    """Refuse numbers of ranks that would change the steps of the run, or that the run does not support. Imports the task.
+    """Checks that the run supports these numbers of ranks, and that they would not change its steps. Imports the task.
 
     Args:
         choice: the task and its config.

@@ -138,13 +138,13 @@ class Job:
 
 
 def submit(job: Job) -> int:
-    """Write the script into the run's folder and submit it, or print it with ``--dry-run``; returns the exit status.
+    """Writes the script to the run's folder and submits it, or prints it with ``--dry-run``. Returns the exit status.
 
     Raises:
-        UserError: if the config is invalid, the folder holds another run, the time limit is too short to save a checkpoint, or
+        UserError: if the config is invalid, the folder contains another run, the time limit is too short to save a checkpoint, or
             sbatch is not installed.
     """
-    # Imported here so that --help does not wait for them.
+    # Imported here to keep --help fast.
     import shutil
     import subprocess
 
@@ -183,14 +183,15 @@ def script(job: Job, grace_s: int) -> str:
     notice_s = min(grace_s + MARGIN_S, LONGEST_NOTICE_S)
     if job.options.time is not None and _seconds(job.options.time) <= notice_s:
         raise UserError(
-            f"--time {job.options.time}: the run is asked to stop {notice_s} s before the end (train.grace_s = {grace_s}, plus "
-            f"{MARGIN_S}), so it would not train at all; give more time"
+            f"--time {job.options.time}: the run is asked to stop {notice_s} s before the end (train.grace_s = "
+            f"{grace_s}, plus {MARGIN_S}), so it would not train at all; increase --time"
         )
     words, options = _command(job), _options(job, notice_s)
     for value in (str(Path.cwd()), *words, *options):
         if any(ord(sign) < ord(" ") for sign in value):
             raise UserError(
-                f"--slurm: {value!r} has a line break or another control character, which a SLURM script cannot have; rename it"
+                f"--slurm: {value!r} contains a line break or another control character, which a SLURM script must "
+                "not contain; rename it"
             )
     lines = [f"#SBATCH {shlex.quote(f'--{option}')}" for option in options]
     command = shlex.join(["srun", "--kill-on-bad-exit=0", "--wait=0", *words])
@@ -253,14 +254,14 @@ def _command(job: Job) -> list[str]:
 
 
 def _check_folder(job: Job) -> None:
-    """Refuse a folder that holds a run unless --resume was given, because the job always resumes."""
+    """Raises :class:`UserError` if the folder contains a run and --resume was not given, because the job always resumes."""
     if job.flags.resume or job.flags.evaluate or not (job.folder / METRICS_FILE).exists():
         return
-    raise UserError(f"{job.folder} already holds a run; add --resume to resume it, or give another --output")
+    raise UserError(f"{job.folder} already contains a run; add --resume to resume it, or give another --output")
 
 
 def _check_nodes(job: Job) -> None:
-    """Refuse numbers of ranks with which the run could not continue, before the job waits in the queue."""
+    """Raises :class:`UserError` for numbers of ranks with which the run could not continue, before the job waits in the queue."""
     from launch.ranks import check_ranks  # imports torch
 
     nodes, each = job.placement.nodes or ONE_NODE, job.placement.gpus or job.placement.cpu

@@ -37,14 +37,14 @@ RENDEZVOUS = "x2vlm"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 UNHEARD_S = 3.0
-"""If Python has not handled a signal within this many seconds, it will not handle it at all."""
+"""Seconds after which a signal that Python has not handled counts as unheard."""
 
 DEVICE = re.compile(r"\d|GPU-|MIG-")
 """Start of a valid entry of CUDA_VISIBLE_DEVICES."""
 
 
 def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int = GRACE_S) -> int:
-    """Run a command on every rank; returns the job's exit status (128 + n if signal n ended it).
+    """Runs a command on every rank. Returns the job's exit status (128 + n if signal n ended it).
 
     A signal is forwarded to the ranks, which have ``grace_s`` seconds to exit. The exit status is then 75, on which schedulers
     requeue, or 130 after Ctrl-C. It is 2 if a rank could not stop cleanly, for example because the checkpoint could not be
@@ -111,8 +111,8 @@ def environment_of_ranks() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _statuses_of_ranks() -> Iterator[list[int]]:
-    """Collect, in a list, the exit statuses of this node's ranks that torchrun ends after a signal; torchrun itself only reports
-    the signal."""
+    """Collects the exit statuses of this node's ranks when torchrun ends them after a signal; torchrun itself only reports the
+    signal."""
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
     statuses: list[int] = []
@@ -131,7 +131,7 @@ def _statuses_of_ranks() -> Iterator[list[int]]:
 
 
 def _share_cores(processes: int) -> None:
-    """Give each rank an equal share of this machine's cores, unless the user has set the number of threads."""
+    """Gives each rank an equal share of this machine's cores, unless the user has set the number of threads."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
     # Waiting threads yield their cores early because the loader's workers and other programs need them.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -154,9 +154,9 @@ def _torchrun_flags(place: Place, processes: int) -> list[str]:
 
 
 def _silence_torchrun() -> None:
-    """Silence torchrun's loggers: the job prints its own error, which torchrun's report would bury. Each logger has its own
-    level. Also silence what Python prints if the rendezvous is freed in the thread of its own timer, which stops the timer and
-    then cannot wait for it."""
+    """Silences torchrun's loggers, because the job prints its own error, which torchrun's report would bury. Each logger has its
+    own level. Also hides a message that Python prints if the rendezvous is garbage-collected in the thread of its timer: the
+    finaliser stops the timer and then tries to join the current thread."""
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -182,7 +182,10 @@ def _first_signal_forwarded(exception: Callable[[str, signal.Signals], Exception
                 os._exit(128 + signum)
             return
         received_s.append(now)
-        line = f"{signal_name(signum)}: the run stops after this step, within {grace_s} s; a second signal ends it at once\n"
+        line = (
+            f"{signal_name(signum)}: the run stops after this step, within {grace_s} s; a second signal ends it at "
+            "once\n"
+        )
         with contextlib.suppress(OSError):
             os.write(2, line.encode())  # sys.stderr may be in the middle of a line
         raise exception(f"got {signal_name(signum)}", signal.Signals(signum))
@@ -238,7 +241,7 @@ def _ended_by(rank: int, name: str) -> str:
 
 
 def processes_of(placement: Placement, place: Place) -> int:
-    """Returns the number of ranks on this node: from the flags, from the scheduler, or one per GPU. Without a GPU, they use the
+    """Returns the number of ranks on this node: from the flags, from the scheduler, or one per GPU. Without a GPU, ranks use the
     CPU.
 
     Raises:
@@ -249,7 +252,7 @@ def processes_of(placement: Placement, place: Place) -> int:
         return placement.cpu
     available = _gpus()
     if placement.gpus is not None and placement.gpus > available:
-        raise UserError(f"--gpus {placement.gpus}: this machine has {available} GPUs; use --cpu N to run without")
+        raise UserError(f"--gpus {placement.gpus}: this machine has {available} GPUs; use --cpu N to run on the CPU")
     if available:
         let_segments_grow()
     if placement.gpus is None and place.processes is not None:
@@ -262,7 +265,7 @@ def processes_of(placement: Placement, place: Place) -> int:
 
 
 def become_rank(place: Place) -> None:
-    """Set the environment variables of a rank in this process, as torchrun does.
+    """Sets the environment variables of a rank in this process, as torchrun does.
 
     Raises:
         UserError: if too few GPUs are visible on its node.
@@ -282,8 +285,8 @@ def become_rank(place: Place) -> None:
 
 
 def let_segments_grow() -> None:
-    """Enable expandable segments in torch's CUDA allocator, unless the user has configured it: blocks whose sizes vary from step
-    to step fragment segments of fixed size."""
+    """Enables expandable segments in torch's CUDA allocator, unless the user has configured it. With fixed segments, allocations
+    whose sizes vary from step to step cause fragmentation."""
     if not any(name in os.environ for name in ALLOCATOR):
         # In torch 2.9, the second name alone is not enough, and the first name alone causes a warning.
         os.environ.update(dict.fromkeys(ALLOCATOR, "expandable_segments:True"))

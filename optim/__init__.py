@@ -1,4 +1,4 @@
-"""AdamW with the published parameter groups, which parameters do not train, adapters, and the average of the weights."""
+"""AdamW with the published parameter groups, freezing, adapters, and averaged weights."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from utils.config import Config
 from utils.errors import UserError
 
 NO_DECAY = ("bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight")
-"""Parts of the names of parameters without weight decay, as released. They match position bias tables and ``fc_norm``, but not
-LayerScale, the temperature, embeddings and the norm inside an MLP head."""
+"""A parameter whose name contains one of these has no weight decay, as in the released code. They match position bias tables and
+``fc_norm``, but not LayerScale, the temperature, embeddings or the norm inside an MLP head."""
 
 NO_MODULE = ("vision.frame_positions",)
-"""Parameters that train at ``lr`` although their module has a learning rate of its own (as released)."""
+"""Parameters that train at ``lr`` although their module has a separate learning rate, as in the released code."""
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -31,12 +31,12 @@ class OptimConfig(Config):
     """Peak learning rates and the constants of AdamW."""
 
     lr: float = Field(gt=0, description="peak learning rate")
-    lr_mult: float = Field(2.0, gt=0, description="factor on lr for parameters that no checkpoint initialised")
+    lr_mult: float = Field(2.0, gt=0, description="factor on lr for parameters that are not loaded from a checkpoint")
     vision_lr: float | None = Field(
-        None, gt=0, description="peak learning rate of the vision encoder; null: lr; set with text_lr"
+        None, gt=0, description="peak learning rate of the vision encoder; null: lr; requires text_lr"
     )
     text_lr: float | None = Field(
-        None, gt=0, description="peak learning rate of the text encoder and the word head; null: lr; set with vision_lr"
+        None, gt=0, description="peak learning rate of the text encoder and the word head; null: lr; requires vision_lr"
     )
     cross_lr: float | None = Field(
         None, gt=0, description="peak learning rate of the fusion encoder; null: text_lr, or lr"
@@ -45,23 +45,24 @@ class OptimConfig(Config):
         1.0,
         gt=0,
         le=1,
-        description="factor on the learning rate of a vision block for each block above it, and once more before the first one, "
-        "as in fine-tuning of BEiT; 1: the same rate in all blocks",
+        description="factor on the learning rate of a vision block for each block above it, and once more for "
+        "parameters before the first block, as in fine-tuning of BEiT; 1: the same rate in all blocks",
     )
-    weight_decay: float = Field(0.01, ge=0, description="weight decay of all parameters but biases and norms")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.98), description="decay of AdamW's two running means")
-    eps: float = Field(1e-8, gt=0, description="AdamW's term against division by zero")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of all parameters except biases and norms")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.98), description="decay rates of AdamW's two moment estimates")
+    eps: float = Field(1e-8, gt=0, description="term in AdamW's denominator that prevents division by zero")
     fused: Literal["auto", "apex"] = Field(
         "auto", description="implementation of AdamW: auto (torch's fused one) or apex (NVIDIA's FusedAdam)"
     )
-    freeze: FreezeConfig | None = Field(None, description="encoders that do not train; null: all train")
+    freeze: FreezeConfig | None = Field(None, description="encoders to freeze; null: none")
     lora: LoraConfig | None = Field(
         None,
-        description="train low-rank adapters (LoRA) in place of the weights of encoders; null: the weights train",
+        description="train low-rank adapters (LoRA) instead of the weights of encoders; null: the weights train",
     )
     ema: EmaConfig | None = Field(
         None,
-        description="keep an exponential moving average of the weights, which is validated, evaluated and handed on; null: none",
+        description="keep an exponential moving average of the weights, which is validated, evaluated and saved; "
+        "null: none",
     )
 
     @property
@@ -70,12 +71,12 @@ class OptimConfig(Config):
         return self.freeze or FreezeConfig()
 
     @model_validator(mode="after")
-    def _fresh_states_have_a_step_of_their_own(self) -> OptimConfig:
-        thawed = list(self.frozen.thawed)
-        if self.fused == "apex" and thawed:
+    def _apex_cannot_unfreeze(self) -> OptimConfig:
+        unfrozen = list(self.frozen.unfrozen_after)
+        if self.fused == "apex" and unfrozen:
             raise ValueError(
-                f"freeze.{thawed[0]} is a number of steps, but apex counts the steps of all parameters together, and those that "
-                "join later have fewer; set fused to auto, or freeze for the whole run"
+                f"freeze.{unfrozen[0]} is a number of steps, but apex keeps one step count for all parameters, and "
+                "parameters that are unfrozen later have fewer steps; set fused to auto, or freeze for the whole run"
             )
         return self
 
@@ -84,7 +85,8 @@ class OptimConfig(Config):
         both = [part for part in self.frozen.steps if self.lora and part in (self.lora.targets or ())]
         if both:
             raise ValueError(
-                f"lora.targets names {both[0]}, whose adapters freeze.{both[0]} would keep from training; leave one of them out"
+                f"lora.targets contains {both[0]}, but freeze.{both[0]} would freeze its adapters; remove one of the "
+                "two"
             )
         return self
 
@@ -98,8 +100,8 @@ class OptimConfig(Config):
 
 
 def learning_rate(name: str, config: OptimConfig, fresh: Collection[str]) -> float:
-    """Peak learning rate of the parameter ``name``: that of its module if set, else ``lr``, times ``lr_mult`` if fresh; that of
-    adapters for an adapter."""
+    """Returns the peak learning rate of the parameter ``name``: the rate of its module if set, else ``lr``, times ``lr_mult`` if
+    the parameter is fresh. Adapters have their own rate."""
     if config.lora is not None and is_adapter(name):
         return config.lora.lr or config.lr
     if config.vision_lr is not None and config.text_lr is not None and name not in NO_MODULE:
@@ -118,9 +120,15 @@ def parameter_groups(
     fresh: Collection[str],
     levels: Mapping[str, int] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    """Groups of equal learning rate and decay, in order of first appearance, with ``name``, ``names`` and ``peak_lr``.
+    """Groups the trainable parameters by learning rate and weight decay, in order of first appearance.
 
-    ``levels``: number of levels above each parameter of the vision encoder (:func:`optim.setup.levels_above`).
+    In addition to torch's entries, each group has a ``name``, the ``names`` of its parameters, and ``peak_lr``.
+
+    Args:
+        parameters: names and parameters of the model.
+        config: the config section ``optim``.
+        fresh: names of the parameters that train at ``lr * lr_mult``.
+        levels: number of levels above each parameter of the vision encoder (:func:`optim.setup.levels_above`).
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in parameters:
@@ -137,13 +145,13 @@ def parameter_groups(
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW with fused kernels.
+    """Builds AdamW with fused kernels.
 
-    Torch decays a parameter before its update; the released code decays it afterwards (p - lr * wd * p', p' the updated value).
-    They differ by lr * wd * |update|: at most 1e-6 of an update at the published rates.
+    Torch applies weight decay before the update; the released code applies it afterwards (p - lr * wd * p', where p' is the
+    updated value). The results differ by lr * wd * |update|, which is at most 1e-6 of an update at the published rates.
 
     Raises:
-        UserError: if ``optim.fused`` is apex, and NVIDIA apex is not installed or cannot run.
+        UserError: if ``optim.fused`` is apex, but NVIDIA apex is not installed or cannot run.
     """
     if config.fused == "apex":
         return _apex(groups, config)
@@ -155,8 +163,8 @@ def _apex(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Opti
         from apex.optimizers import FusedAdam
     except ImportError:
         raise UserError(
-            "optim.fused: apex, but NVIDIA apex is not installed (it is built from source; the registry's package `apex` "
-            "is something else); use `optim.fused=auto` for torch's fused AdamW"
+            "optim.fused: apex, but NVIDIA apex is not installed (it must be built from source; the package `apex` "
+            "on PyPI is unrelated); use `optim.fused=auto` for torch's fused AdamW"
         ) from None
     try:
         return FusedAdam(groups, lr=config.lr, betas=config.betas, eps=config.eps, adam_w_mode=True)

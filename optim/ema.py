@@ -14,29 +14,29 @@ from utils.config import Config
 from utils.distributed import local_part
 
 CHUNK = 64 * 2**20
-"""Elements of the weights that one update handles at a time: it needs a copy of them."""
+"""Maximum number of elements that are updated at a time, since each update needs a temporary copy."""
 
 
 class EmaConfig(Config):
-    """Average of the weights over the steps: average = decay * average + (1 - decay) * weights, after each step."""
+    """Exponential moving average of the weights: after each step, average = decay * average + (1 - decay) * weights."""
 
-    decay: float = Field(0.9999, ge=0, lt=1, description="share of the earlier average that stays in a step")
-    warmup: bool = Field(True, description="decay by (1 + t) / (10 + t) in step t, from 0, while that is lower")
+    decay: float = Field(0.9999, ge=0, lt=1, description="fraction of the average that is kept in each step")
+    warmup: bool = Field(True, description="in step t, counted from 0, use the decay (1 + t) / (10 + t) if it is lower")
 
     def decay_at(self, step: int) -> float:
-        """The decay in a step, counted from 0."""
+        """Returns the decay in a step, counted from 0."""
         return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
 
 
 class WeightAverage:
-    """The average of ``weights``, which starts at their present values.
+    """The moving average of ``weights``, initialised with their current values.
 
-    It lies on their device, in their dtype, which is float32 in every precision of a run. Every rank computes it from the weights
-    that it holds, so that nothing is exchanged. The buffers of our models are constants, and have no average.
+    The average has the device and the dtype of the weights, which is float32 in every precision of a run. Each rank averages the
+    weights that it holds, without communication. Buffers are not averaged, because they are constants in our models.
 
     Args:
-        weights: those that ever train.
-        config: None: there is no average, and everything here does nothing.
+        weights: the parameters that train at any time of the run.
+        config: the config of the average; if None, there is no average, and all methods do nothing.
     """
 
     def __init__(self, weights: Iterable[nn.Parameter], config: EmaConfig | None):
@@ -51,16 +51,16 @@ class WeightAverage:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the header of a file with averaged weights says of them; empty without an average."""
+        """Entries for the header of a file with averaged weights; empty without an average."""
         return {} if self.config is None else {"ema": self.config.model_dump()}
 
     @torch.no_grad()
     def update(self, step: int, skipped: Tensor) -> None:
-        """Add the weights after step ``step``, from 0, to the average, unless ``skipped`` (a bool on the device): the host does
-        not wait for it."""
+        """Updates the average with the weights after step ``step``, counted from 0, unless ``skipped``. ``skipped`` is a boolean
+        tensor on the device, so the host does not wait for it."""
         if self.config is None:
             return
-        assert not self._is_in_model, "the model holds the average, not the weights that train"
+        assert not self._is_in_model, "the model contains the averaged weights, not the weights that train"
         share = torch.where(skipped, 0.0, 1 - self.config.decay_at(step))
         for weights, averages in self._chunks:
             changes = torch._foreach_sub(weights, averages)
@@ -69,7 +69,7 @@ class WeightAverage:
 
     @contextmanager
     def in_model(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights."""
+        """Context in which the model has the averaged weights."""
         self.put_in_model()
         try:
             yield
@@ -77,11 +77,12 @@ class WeightAverage:
             self._exchange(False)
 
     def put_in_model(self) -> None:
-        """Give the model the averaged weights, for good: it does not train any more."""
+        """Puts the averaged weights into the model permanently, after training."""
         self._exchange(True)
 
     def states(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-        """The state of ``model`` with the averaged weights, and with those that train; without an average, its state and None."""
+        """Returns the state of ``model`` with the averaged weights, and with the unaveraged weights. Without an average, returns
+        the state and None."""
         present = dict(model.state_dict(keep_vars=True))
         if self.config is None:
             return present, None
@@ -90,7 +91,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def _exchange(self, averaged: bool) -> None:
-        # Contents, not tensors: DDP, the optimiser and recorded graphs hold the parameters by their addresses.
+        # Exchange the values instead of the tensors, because DDP, the optimiser and CUDA graphs refer to the parameters' memory.
         if averaged is self._is_in_model:
             return
         for weight, average in zip(self._weights, self.tensors, strict=True):
@@ -101,7 +102,7 @@ class WeightAverage:
 
 
 def _chunks(weights: list[Tensor], averages: list[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Weights and averages in lists of at most :data:`CHUNK` elements, or of one tensor."""
+    """Yields lists of weights and averages with at most :data:`CHUNK` elements, or with a single tensor."""
     chunk: tuple[list[Tensor], list[Tensor]] = ([], [])
     size = 0
     for weight, average in zip(weights, averages, strict=True):

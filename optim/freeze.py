@@ -1,4 +1,4 @@
-"""Encoders that do not train, or their first blocks: in the whole run, or in its first steps."""
+"""Freezes encoders or their first blocks, for the whole run or for its first steps."""
 
 from __future__ import annotations
 
@@ -11,103 +11,110 @@ from utils.config import Config
 from utils.errors import UserError
 
 FrozenFor = bool | Annotated[int, Field(ge=1)]
-"""True: the whole run; false: no step; a number: so many first steps."""
+"""True: the whole run; False: never; a number: this many steps at the start of the run."""
 
 
 PARTS = ("vision", "text", "fusion")
 
 
 class FeatureCacheConfig(Config):
-    """States of the vision encoder's frozen blocks, kept on disk for each image."""
+    """Cache of the outputs of the vision encoder's frozen blocks, on disk, by image."""
 
     folder: str | None = Field(
-        None, description="folder of the states, which runs and processes share; null: in the user's cache folder"
+        None, description="folder of the cache, shared by runs and processes; null: in the user's cache folder"
     )
-    gigabytes: float = Field(20.0, gt=0, description="most that the folder holds; what was used longest ago goes first")
+    gigabytes: float = Field(
+        20.0, gt=0, description="maximum size of the folder; least recently used entries are evicted first"
+    )
 
 
 class FreezeConfig(Config):
-    """Encoders that do not train; heads and an answer decoder always do."""
+    """Encoders to freeze. Heads and an answer decoder always train."""
 
     vision: FrozenFor = Field(
-        False, description="freeze the vision encoder: true: for the whole run; a number: for so many first steps"
+        False,
+        description="freeze the vision encoder; true: for the whole run; a number: for this many steps at the start",
     )
     text: FrozenFor = Field(
         False,
-        description="freeze the text encoder and its word table: true: for the whole run; a number: for so many steps",
+        description="freeze the text encoder and its word embeddings; true: for the whole run; a number: for this "
+        "many steps",
     )
     fusion: FrozenFor = Field(
         False,
-        description="freeze the fusion encoder, through which gradients still pass: true: for the whole run; a number: for "
-        "so many first steps",
+        description="freeze the fusion encoder, through which gradients still flow; true: for the whole run; a "
+        "number: for this many steps",
     )
 
     vision_blocks: int | None = Field(
         None,
         ge=1,
-        description="freeze all of the vision encoder that comes before its block of this number, counted from 0, for the whole "
-        "run; the others train, or with `vision` a number, do so after as many steps",
+        description="freeze everything in the vision encoder before the block with this index, counted from 0, for "
+        "the whole run; the other blocks train, or, if `vision` is a number, train after this many steps",
     )
     cache: FeatureCacheConfig | None = Field(
         None,
-        description="keep the states of blocks that are frozen for the whole run on disk, so that each image goes through them "
-        "once; for images that are not augmented anew; null: compute them in each step",
+        description="cache the outputs of blocks that are frozen for the whole run on disk, so that they are "
+        "computed once per image; for images without random augmentation; null: compute them in each step",
     )
 
     @field_validator("vision", "text", "fusion", mode="before")
     @classmethod
     def _is_a_switch_or_steps(cls, value: Any) -> Any:
-        """One error, where pydantic would give one for each type, and take 0 for false."""
+        """Raises a single error; pydantic would report one error per type, and accept 0 as false."""
         if isinstance(value, bool) or (isinstance(value, int) and value >= 1):
             return value
-        raise ValueError("give true (the whole run), false, or a number of first steps, at least 1")
+        raise ValueError("give true (the whole run), false, or a number of steps, at least 1")
 
     @model_validator(mode="after")
     def _blocks_are_frozen(self) -> FreezeConfig:
         if self.vision is True and self.vision_blocks is not None:
-            raise ValueError("vision is true, which freezes all of its blocks; leave vision_blocks out")
+            raise ValueError("vision is true, which freezes all blocks; remove vision_blocks")
         if self.cache is not None and self.vision is not True and self.vision_blocks is None:
-            raise ValueError("cache keeps what frozen blocks compute; set vision to true, or vision_blocks")
+            raise ValueError(
+                "cache stores the outputs of frozen blocks, but none are frozen; set vision to true, or set "
+                "vision_blocks"
+            )
         return self
 
     @property
     def steps(self) -> dict[str, float]:
-        """The number of first steps in which each part that is named is frozen; infinite: in all."""
+        """Number of steps for which each frozen part is frozen; infinite for the whole run."""
         values: dict[str, bool | int] = {part: getattr(self, part) for part in PARTS}
         return {part: math.inf if value is True else value for part, value in values.items() if value}
 
     def frozen_at(self, step: int) -> tuple[str, ...]:
-        """The parts that are frozen in step ``step``, from 0."""
+        """Returns the parts that are frozen in step ``step``, counted from 0."""
         return tuple(part for part, steps in self.steps.items() if step < steps)
 
     def trains_from(self, name: str) -> float:
-        """The first step, from 0, in which the parameter ``name`` trains; infinite: none. Blocks of ``vision_blocks`` are frozen
-        in the model itself."""
+        """Returns the first step, counted from 0, in which the parameter ``name`` trains, or infinity if it never trains. Ignores
+        ``vision_blocks``, since these blocks are frozen in the model itself."""
         return self.steps.get(name.partition(".")[0], 0)
 
     def at_end(self) -> FreezeConfig:
-        """The parts that are frozen in the whole run, without those that are for some steps."""
+        """Returns a config that freezes only the parts that are frozen for the whole run."""
         return FreezeConfig(**dict.fromkeys(self.frozen_for_good, True))
 
     @property
     def frozen_for_good(self) -> tuple[str, ...]:
-        """The parts that are frozen in the whole run."""
+        """Parts that are frozen for the whole run."""
         return tuple(part for part, steps in self.steps.items() if math.isinf(steps))
 
     @property
-    def thawed(self) -> dict[str, int]:
-        """The parts that are frozen for some steps, with their number."""
+    def unfrozen_after(self) -> dict[str, int]:
+        """Parts that are unfrozen during the run, with the number of steps for which they are frozen."""
         return {part: int(steps) for part, steps in self.steps.items() if not math.isinf(steps)}
 
     def check_steps(self, total: int) -> None:
-        """Compare with the steps of the run.
+        """Checks that parts with a number of steps are unfrozen before the run ends.
 
         Raises:
-            UserError: if a part would be frozen for all of them, although a number of steps is given.
+            UserError: if a part would be frozen for the whole run.
         """
-        for part, steps in self.thawed.items():
+        for part, steps in self.unfrozen_after.items():
             if total <= steps:
                 raise UserError(
-                    f"optim.freeze.{part} is {steps}, but the run has {total} steps and would never train it; lower it, or give "
-                    "true"
+                    f"optim.freeze.{part} is {steps}, but the run has only {total} steps and would never train this "
+                    "part; lower it, or set it to true"
                 )

@@ -1,5 +1,8 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021) of linear layers, by the library peft: the layer's weight W stays as it is, and
-``alpha / rank * B @ A`` trains, with A (rank, inputs) and B (outputs, rank), which starts at zero."""
+"""Low-rank adapters (LoRA, Hu et al. 2021) for linear layers, with the library peft.
+
+The layer's weight W stays fixed, and the adapter ``alpha / rank * B @ A`` is trained, where A is (rank, inputs) and B is
+(outputs, rank). B is initialised with zeros.
+"""
 
 from __future__ import annotations
 
@@ -15,29 +18,30 @@ from utils.config import Config
 from utils.errors import UserError
 
 HEADER = "lora"
-"""Entry of a weight file's header: the config of the adapters in the file."""
+"""Entry in the header of a weight file that contains the config of its adapters."""
 INNER = ".base_layer."
-"""Stands in the names of an adapted layer's own weight and bias, after the name of the layer."""
+"""Follows the name of an adapted layer in the names of the layer's own weight and bias."""
 DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"
-"""End the names of A and B, after the name of the layer."""
+"""Suffixes of the names of A and B, after the name of the layer."""
 
 Part = Literal["vision", "text", "fusion", "decoder"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
 class LoraConfig(Config):
-    """Low-rank adapters that train in place of the weights of encoders."""
+    """Low-rank adapters that train instead of the weights of encoders."""
 
-    rank: int = Field(ge=1, description="rank of the adapters: the rows of A and the columns of B")
+    rank: int = Field(ge=1, description="rank of the adapters: the number of rows of A and of columns of B")
     alpha: int = Field(16, ge=1, description="B A is multiplied by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the input of A")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of A")
     targets: list[Part] | None = Field(
         None,
-        description="parts that get adapters and whose own weights stay as they are: vision, text, fusion, decoder (an answer "
-        "decoder); null: all that the model has and that optim.freeze does not name",
+        description="parts that get adapters and whose own weights stay fixed: vision, text, fusion, decoder (an "
+        "answer decoder); null: all parts of the model that optim.freeze does not freeze",
     )
     layers: Literal["attention", "all"] = Field(
-        "all", description="linear layers that get one: attention (queries, keys, values, output) or all of a block"
+        "all",
+        description="linear layers that get adapters: attention (queries, keys, values, output) or all in a block",
     )
     lr: float | None = Field(None, gt=0, description="peak learning rate of the adapters; null: optim.lr")
 
@@ -45,33 +49,33 @@ class LoraConfig(Config):
     @classmethod
     def _names_parts_once(cls, value: list[Part] | None) -> list[Part] | None:
         if value is not None and (not value or len(set(value)) < len(value)):
-            raise ValueError("name each part once, and at least one; leave it out for all")
+            raise ValueError("list each part at most once, and at least one part; omit the key for all parts")
         return value
 
     @property
     def scaling(self) -> float:
-        """The factor on B A."""
+        """Factor on B A."""
         return self.alpha / self.rank
 
     @property
     def about(self) -> dict[str, Any]:
-        """Entry of a weight file's header about the adapters in it."""
+        """Entry for the header of a weight file that describes its adapters."""
         return {HEADER: self.model_dump()}
 
 
 def check_package(config: LoraConfig | None) -> None:
-    """Raises :class:`UserError` if adapters are asked for and peft is not installed."""
+    """Raises :class:`UserError` if the config requests adapters but peft is not installed."""
     if config is not None and find_spec("peft") is None:
         raise UserError('optim.lora: needs peft, which is not installed: pip install ".[lora]"')
 
 
 def inject_adapters(parts: Mapping[str, nn.Module], layers: Collection[str], config: LoraConfig) -> None:
-    """Replace linear layers by adapted ones. All else in ``parts`` stays as it is: nothing but the adapters trains there.
+    """Replaces linear layers with adapted layers. All other parameters in ``parts`` are frozen, so only the adapters train.
 
     Args:
-        parts: of a model, by name.
+        parts: parts of a model, by name.
         layers: full names of the linear layers, each in one of the parts.
-        config: of the adapters.
+        config: config of the adapters.
 
     Raises:
         UserError: if peft is not installed.
@@ -82,7 +86,7 @@ def inject_adapters(parts: Mapping[str, nn.Module], layers: Collection[str], con
     settings = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(layers)
     )
-    # A container without a config: peft would take the model's for one of Hugging Face's.
+    # A container without a config, because peft would mistake the model's config for a Hugging Face config.
     holder = nn.ModuleDict(dict(parts))
     peft.inject_adapter_in_model(settings, holder)
     adapted = {name.removesuffix(DOWN) for name, _ in holder.named_parameters() if name.endswith(DOWN)}
@@ -90,30 +94,31 @@ def inject_adapters(parts: Mapping[str, nn.Module], layers: Collection[str], con
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter is A or B of an adapter."""
+    """True if a parameter is the A or B of an adapter."""
     return name.endswith((DOWN, UP))
 
 
 def has_adapters(names: Iterable[str]) -> bool:
-    """Whether there are adapters among parameters of these names."""
+    """True if any of the parameter names belongs to an adapter."""
     return any(map(is_adapter, names))
 
 
 def plain_name(name: str) -> str:
-    """The name that a parameter has in the model without adapters."""
+    """Returns the name of a parameter in the model without adapters."""
     return name.replace(INNER, ".")
 
 
 def merged(tensors: Mapping[str, Tensor], about: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """The weights of a file without its adapters, which are added to the weights of their layers: W + alpha / rank * B A.
+    """Merges the adapters of a file into the weights of their layers: W + alpha / rank * B A.
 
     Args:
-        tensors: of the file.
-        about: its header.
-        source: names it in messages.
+        tensors: tensors of the file.
+        about: header of the file.
+        source: name of the file in messages.
 
     Raises:
-        UserError: if the header does not say how the adapters are scaled, or one of them is not whole or has no weight.
+        UserError: if the header does not contain the config of the adapters, or an adapter is incomplete or lacks the weight it
+            belongs to.
     """
     config = config_of(about, source)
     _check_weights(tensors, source)
@@ -125,38 +130,41 @@ def merged(tensors: Mapping[str, Tensor], about: Mapping[str, Any], source: str)
         if layer != name:
             missing = [layer + end for end in (DOWN, UP) if layer + end not in tensors]
             if missing:
-                raise UserError(f"{source}: lacks {missing[0]}, a part of an adapter; copy or fetch the file again")
+                raise UserError(
+                    f"{source}: {missing[0]}, which is part of an adapter, is missing; copy or download the file again"
+                )
             tensor = tensor + (tensors[layer + UP] @ tensors[layer + DOWN]) * config.scaling
         result[plain_name(name)] = tensor
     return result
 
 
 def _check_weights(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Refuse adapters without the weights that they are added to, as in a file of ``run.py checkpoint adapters``."""
+    """Raises :class:`UserError` if adapters lack the weights they belong to, as in a file from ``run.py checkpoint adapters``."""
     layers = {name.removesuffix(DOWN).removesuffix(UP) for name in tensors if is_adapter(name)}
     lacking = [layer for layer in layers if f"{layer}{INNER}weight" not in tensors]
     if len(lacking) == len(layers):
         raise UserError(
-            f"{source}: has adapters without the weights that they are added to; make a model of its folder with "
+            f"{source}: contains adapters without the weights they belong to; merge the folder into a model with "
             "`python run.py checkpoint merge`"
         )
     if lacking:
         raise UserError(
-            f"{source}: lacks {min(lacking)}{INNER}weight, the weight of an adapter; copy or fetch the file again"
+            f"{source}: {min(lacking)}{INNER}weight, the weight an adapter belongs to, is missing; copy or download "
+            "the file again"
         )
 
 
 def config_of(about: Mapping[str, Any], source: str) -> LoraConfig:
-    """The config of the adapters in a file with this header.
+    """Returns the config of the adapters from the header of a file.
 
     Raises:
-        UserError: if there is none, or it is damaged.
+        UserError: if the config is missing or damaged.
     """
     try:
         return LoraConfig.model_validate(about[HEADER])
     except (KeyError, ValueError):
         found = json.dumps(about.get(HEADER))[:80]
         raise UserError(
-            f"{source}: has adapters, but the entry {HEADER!r} of its header is {found}, not their config; take the file "
-            "that the run wrote"
+            f"{source}: contains adapters, but the entry {HEADER!r} of its header is {found} instead of their config; "
+            "use the file that the run wrote"
         ) from None

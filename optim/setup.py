@@ -1,7 +1,7 @@
-"""How a model trains: which parts are frozen, which get adapters, which use gradient checkpointing, and how they are compiled.
+"""Prepares a model for training: freezes parts, adds adapters, enables gradient checkpointing, and compiles encoders.
 
-The functions work on any model. A part is a direct child of the model and is found by its name. Encoders say what they support by
-having the methods of :class:`EncoderBlocks`; a part without them can still be frozen.
+The functions work on any model. A part is a direct child of the model, identified by its name. An encoder declares what it
+supports by implementing the methods of :class:`EncoderBlocks`; a part without these methods can still be frozen.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from optim.lora import PARTS, LoraConfig, inject_adapters
 from utils.errors import UserError
 
 OUTSIDE_BLOCKS = ("vision.frame_positions", "text.projection.", "decoder.word_head.", "decoder.embeddings.")
-"""Prefixes of the names of parameters that are in a part but in none of its blocks. Fine-tuning initialises them at random, so
-they train even if the part has adapters."""
+"""Prefixes of parameters outside the part's blocks. Fine-tuning initialises them randomly, so they train even if the part has
+adapters."""
 COMPILATIONS = 64
-"""Maximum number of compilations per function, which is more than a step has variants. Torch's own limit is 8."""
+"""Maximum number of compilations per function; a step has fewer variants than this. Torch's default limit is 8."""
 
 
 @runtime_checkable
@@ -29,13 +29,13 @@ class EncoderBlocks(Protocol):
 
     @property
     def blocks_to_shard(self) -> Sequence[nn.Module]:
-        """The blocks that run once in a micro-batch; see :mod:`engine.parallel.fsdp`."""
+        """Blocks that run once per micro-batch; see :mod:`engine.parallel.fsdp`."""
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute the blocks in the backward pass instead of storing their activations, or stop doing so."""
+        """Enables or disables gradient checkpointing of the blocks."""
 
     def compile_blocks(self, **options: Any) -> None:
-        """Compile the blocks with ``torch.compile``; the names of parameters stay the same."""
+        """Compiles the blocks with ``torch.compile``, without changing the names of parameters."""
 
 
 @runtime_checkable
@@ -43,19 +43,19 @@ class CallsProjections(Protocol):
     """A module whose blocks read the weights of some linear layers by default, instead of calling them."""
 
     def call_projections(self) -> None:
-        """Make the blocks call all of their linear layers, so that adapters take part."""
+        """Makes the blocks call all of their linear layers, so that adapters are applied."""
 
 
 @runtime_checkable
 class HasLevels(Protocol):
-    """A part of a model whose blocks run one after the other."""
+    """A part of a model with levels: its blocks run one after the other."""
 
     def levels_above(self) -> dict[str, int]:
-        """Number of levels above each parameter: 0 after the last block, 1 in the last block, and so on."""
+        """Returns the number of levels above each parameter: 0 after the last block, 1 in the last block, and so on."""
 
 
 def levels_above(model: nn.Module) -> dict[str, int]:
-    """Number of levels above each parameter, of the parts that have levels."""
+    """Returns the number of levels above each parameter, for the parts that have levels."""
     return {
         f"{part}.{name}": level
         for part, module in model.named_children()
@@ -65,20 +65,21 @@ def levels_above(model: nn.Module) -> dict[str, int]:
 
 
 def encoders_in(module: nn.Module) -> Iterator[EncoderBlocks]:
-    """All encoders in a module, itself included."""
+    """Yields all encoders in a module, including the module itself."""
     return (each for each in module.modules() if isinstance(each, EncoderBlocks))
 
 
 def set_gradient_checkpointing(model: nn.Module, parts: Collection[str]) -> None:
-    """Use gradient checkpointing in these parts and no others, which takes less memory and more time.
+    """Enables gradient checkpointing in these parts only, which takes less memory and more time.
 
-    Only the inputs of blocks and the keys and values for cross-attention are kept for the backward pass.
+    Only the inputs of blocks, and the keys and values for cross-attention, are kept for the backward pass.
 
     Args:
+        model: the model.
         parts: any of "vision", "text", "fusion"; "fusion" includes an answer decoder.
 
     Raises:
-        UserError: if an encoder does not support it.
+        UserError: if an encoder does not support gradient checkpointing.
     """
     for name, part in model.named_children():
         for encoder in encoders_in(part):
@@ -86,10 +87,11 @@ def set_gradient_checkpointing(model: nn.Module, parts: Collection[str]) -> None
 
 
 def compile_encoders(model: nn.Module, **options: Any) -> None:
-    """Compile all encoders with ``torch.compile`` and these options.
+    """Compiles all encoders with ``torch.compile`` and these options.
 
-    The code between them depends on numbers that only the host knows. Torch runs a function uncompiled after 8 compilations. This
-    function raises the limit, since the fusion encoder has a variant for every stream and set of losses.
+    The code between the encoders is not compiled, because it depends on values that are known only on the host. By default, torch
+    gives up on a function after 8 compilations. This function raises the limit, because the fusion encoder has a variant for each
+    stream and set of losses.
     """
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, COMPILATIONS)
@@ -98,13 +100,14 @@ def compile_encoders(model: nn.Module, **options: Any) -> None:
 
 
 def set_frozen(model: nn.Module, parts: Collection[str]) -> None:
-    """Freeze these parts, and unfreeze all others that this function has frozen before.
+    """Freezes these parts, and unfreezes all other parts that this function has frozen before.
 
-    A frozen part has no gradients and stays in evaluation mode, so its states depend only on its inputs. Gradients still pass
-    through it to parts that train. Parameters that were not trainable before freezing stay so after unfreezing.
+    A frozen part has no gradients and stays in evaluation mode, so its outputs depend only on its inputs. Gradients still flow
+    through it to trainable parts. Parameters that were not trainable before freezing are not trainable after unfreezing either.
 
     Args:
-        parts: names of direct children, such as "vision", "text" (with the word table, also where heads read it) or "fusion".
+        model: the model.
+        parts: names of direct children, such as "vision", "text" (including word embeddings that heads share) or "fusion".
     """
     for name, part in model.named_children():
         is_frozen = "frozen_parameters" in part.__dict__
@@ -123,40 +126,41 @@ def set_frozen(model: nn.Module, parts: Collection[str]) -> None:
 
 
 def stay_in_evaluation_mode(module: nn.Module) -> None:
-    """Put a module into evaluation mode (no dropout, no drop path) and keep it there whatever mode the model is set to."""
+    """Puts a module into evaluation mode (no dropout, no drop path) and keeps it there, whatever mode the model is set to."""
     module.eval()
     module.train = MethodType(_keep_mode, module)  # type: ignore[method-assign]
 
 
 def _keep_mode(module: nn.Module, mode: bool = True) -> nn.Module:
-    """Replaces the method ``train`` of a module that stays in evaluation mode."""
+    """Replacement for the method ``train`` of a module that stays in evaluation mode."""
     return module
 
 
 def add_adapters(model: nn.Module, config: LoraConfig, frozen: Collection[str] = ()) -> None:
-    """Give the linear layers in the blocks of some parts low-rank adapters, which train in their place.
+    """Adds low-rank adapters to the linear layers in the blocks of some parts. The adapters train instead of the layers.
 
-    Parameters outside the blocks (:data:`OUTSIDE_BLOCKS`) train as before; so do all parts without adapters.
+    Parameters outside the blocks (:data:`OUTSIDE_BLOCKS`) and parts without adapters train as before.
 
     Args:
-        config: names the parts; if it does not, all parts of the model that can have adapters get them.
-        frozen: parts that never train, which get no adapters.
+        model: the model.
+        config: config of the adapters. If it does not list any parts, all parts of the model that can have adapters get them.
+        frozen: parts that never train and get no adapters, unless the config lists them.
 
     Raises:
-        UserError: if the model lacks a part that is named, nothing would train there, or the rank is not smaller than the
-            rank of any weight.
+        UserError: if the model lacks a listed part, nothing would train in a part, or the rank is not smaller than the rank of
+            any weight.
     """
     present = [part for part in PARTS if hasattr(model, part)]
     if missing := [part for part in config.targets or () if part not in present]:
         raise UserError(
-            f"optim.lora.targets: {missing[0]} is no part of this task's model, which has {', '.join(present)}"
+            f"optim.lora.targets: this task's model has no {missing[0]}, only {', '.join(present)}; remove it"
         )
     targets = config.targets or [part for part in present if part not in frozen]
     layers: list[str] = []
     for part in targets:
         found = _layers_to_adapt(model, part, config.layers)
         if not found:
-            raise UserError(f"optim.lora.targets: no linear layer of {part} trains in this run; leave it out")
+            raise UserError(f"optim.lora.targets: no linear layer of {part} trains in this run; remove it")
         layers += found
     _check_rank(model, config.rank, layers)
     outside = [each for name, each in model.named_parameters() if name.startswith(OUTSIDE_BLOCKS)]
@@ -172,7 +176,7 @@ def add_adapters(model: nn.Module, config: LoraConfig, frozen: Collection[str] =
 
 
 def _layers_to_adapt(model: nn.Module, part: str, layers: str) -> list[str]:
-    """Names of the trainable linear layers in the blocks of ``part``: all, or only the attention layers."""
+    """Returns the names of the trainable linear layers in the blocks of ``part``: all layers, or only the attention layers."""
     return [
         name
         for inner, module in model.get_submodule(part).named_modules()
@@ -184,16 +188,16 @@ def _layers_to_adapt(model: nn.Module, part: str, layers: str) -> list[str]:
 
 
 def _check_rank(model: nn.Module, rank: int, layers: Sequence[str]) -> None:
-    """Raise a :class:`UserError` if adapters of this rank would be no smaller than any of the weights they replace."""
+    """Raises :class:`UserError` if the rank of the adapters is not smaller than the rank of any of the weights."""
     sizes = {name: min(cast(nn.Linear, model.get_submodule(name)).weight.shape) for name in layers}
     widest = max(layers, key=sizes.__getitem__)
     if rank >= sizes[widest]:
         raise UserError(
-            f"optim.lora.rank is {rank}, but no weight has a rank above {sizes[widest]} ({widest}); lower it, or train the "
-            "weights"
+            f"optim.lora.rank is {rank}, but no weight has a rank above {sizes[widest]} ({widest}); lower "
+            "optim.lora.rank, or train the weights without optim.lora"
         )
 
 
 def _recount(model: nn.Module) -> None:
-    """Clear the model's cached :class:`models.core.flops.ModelCost`, which depends on the parameters that train."""
+    """Clears the model's cached :class:`models.core.flops.ModelCost`, which depends on the trainable parameters."""
     model.__dict__.pop("cost", None)

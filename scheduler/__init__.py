@@ -27,13 +27,14 @@ class ScheduleConfig(Config):
     def _decays(self) -> ScheduleConfig:
         if self.kind == "constant" and self.min_rate:
             raise ValueError(
-                f"min_rate is {self.min_rate:g}, but a constant schedule does not decay; drop it, or choose another kind"
+                f"min_rate is {self.min_rate:g}, but a constant schedule does not decay; remove it, or choose another "
+                "kind"
             )
         return self
 
 
 def build_schedule(config: ScheduleConfig, total_steps: int) -> Schedule:
-    """The factor on the learning rate, as a function of the step (from 0).
+    """Returns the factor on the learning rate, as a function of the step (counted from 0).
 
     ``linear`` is the released schedule: the factor is 0 at step 0 and 1 at the end of the warm-up. With a fractional number of
     warm-up steps and ``min_rate``, the peak is a little above 1, as released.

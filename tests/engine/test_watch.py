@@ -128,7 +128,7 @@ def test_with_a_line_per_step_ranks_are_still_judged_by_ten_steps(reported):
 
     assert slow_in({0}) == []
     (line,) = slow_in(set(range(1, 10)))
-    assert "rank 2 is slow: 0.47 s" in line
+    assert "rank 2 is slow: it takes 0.47 s" in line
 
 
 def test_alternating_or_insignificant_slow_ranks_are_not_reported(reported):

@@ -53,8 +53,8 @@ def test_blocks_and_their_cache_need_a_frozen_part(tmp_path):
     assert freeze.steps == {"vision": 3} and freeze.frozen_for_good == () and freeze.cache.gigabytes == 1
     assert loaded(tmp_path, "optim.freeze={vision: true, cache: {}}").optim.frozen.cache.folder is None
     for wrong, message in {
-        "{vision: true, vision_blocks: 2}": "vision is true, which freezes all of its blocks",
-        "{vision: 3, cache: {}}": "cache keeps what frozen blocks compute; set vision to true, or vision_blocks",
+        "{vision: true, vision_blocks: 2}": "vision is true, which freezes all blocks; remove vision_blocks",
+        "{vision: 3, cache: {}}": "cache stores the outputs of frozen blocks, but none are frozen",
     }.items():
         with pytest.raises(ConfigError, match=message):
             loaded(tmp_path, f"optim.freeze={wrong}")
@@ -87,9 +87,7 @@ def test_an_unknown_part_is_reported_with_the_nearest(tmp_path):
 @pytest.mark.parametrize("steps", [5, 6])
 def test_unfreezing_a_part_after_the_end_is_rejected(steps):
     FreezeConfig(vision=4, text=True).check_steps(5)
-    message = (
-        f"^optim.freeze.text is {steps}, but the run has 5 steps and would never train it; lower it, or give true$"
-    )
+    message = f"^optim.freeze.text is {steps}, but the run has only 5 steps and would never train this part; lower it, or set it to true$"
     with pytest.raises(UserError, match=message):
         FreezeConfig(vision=4, text=steps).check_steps(5)
 

@@ -284,8 +284,8 @@ class Planner:
             "texts of maximum length; without the time for data or for the network between GPUs",
             *self.target.assumptions(),
         ]
-        if thawed := self.config.optim.frozen.thawed:
-            names, last = ", ".join(thawed), max(thawed.values())
+        if unfrozen := self.config.optim.frozen.unfrozen_after:
+            names, last = ", ".join(unfrozen), max(unfrozen.values())
             lines.append(
                 f"steps as after step {last:,}, when optim.freeze has ended for {names}; earlier steps take less"
             )
