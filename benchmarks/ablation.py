@@ -1,4 +1,4 @@
-"""The paper's claim in small: ``python -m benchmarks.ablation``, after ``make scenes``."""
+"""Ablation of the paper's method on the demo: ``python -m benchmarks.ablation``, after ``make scenes``."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SCENES = Path("data/scenes")
 
 
 def only(descriptions: slice, records: Path) -> Iterator[str]:
-    """Lines of the records, of whose boxes only some descriptions are left: the first is of the object itself ("a small green
-    star"), the others tell it by its relation to another one, as region descriptions do."""
+    """Yields the lines of the records with only some of the descriptions of each box. The first description names the object
+    itself ("a small green star"). The others describe it by its relation to another object, like region descriptions."""
     for line in records.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         described = [box | {"caption": box["caption"][descriptions]} for box in record["elems"]]
@@ -28,7 +28,7 @@ def only(descriptions: slice, records: Path) -> Iterator[str]:
 
 
 def variants(folder: Path) -> dict[str, list[str]]:
-    """The overrides of each variant, by its name; writes the records that they need into the folder."""
+    """Returns the overrides of each variant, by name. Writes the records that the variants need to the folder."""
     regions: dict[str, list[str]] = {}
     for name, descriptions in {"object": slice(0, 1), "region": slice(1, None)}.items():
         path = folder / f"{name}_descriptions.jsonl"
@@ -46,18 +46,19 @@ def variants(folder: Path) -> dict[str, list[str]]:
 
 
 def main(*, steps: int = 300, seeds: Seeds = (0, 1, 2), output: Path = Path("runs/ablation")) -> int:
-    """The paper's claim in small, after make scenes.
+    """Ablation of the paper's method on the demo; run make scenes first.
 
-    The demo is trained for 300 steps as it is, and without one part of the method each: region descriptions, object descriptions,
-    both, the box losses, the matching loss. run.py sweep makes the runs and the table; docs/ablations.md has the numbers.
+    The demo is trained for 300 steps unchanged, and without one part of the method at a time: region descriptions, object
+    descriptions, both, the box losses, the matching loss. run.py sweep starts the runs and prints the table; docs/ablations.md
+    has the results.
 
     Args:
-        steps: steps of a run.
+        steps: number of steps per run.
         seeds: seeds of the runs.
         output: folder of the runs.
 
-    Examples:
-        python -m benchmarks.ablation
+        Examples:
+            python -m benchmarks.ablation
     """
     return sweep(
         f"train.steps={steps}",

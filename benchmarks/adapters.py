@@ -1,4 +1,4 @@
-"""Adapters against full fine-tuning on the demo's tasks: ``python -m benchmarks.adapters``, after ``make demo``."""
+"""Compares adapters with full fine-tuning on the demo's tasks: ``python -m benchmarks.adapters``, after ``make demo``."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ VARIANTS = {
     "frozen vision and text": ["optim.freeze={vision: true, text: true}"],
 }
 LARGER = "configs/retrieval/coco_base_4m.yaml"
-"""A published config, for the memory of a model of the usual size."""
+"""A published config, to estimate the memory of a full-size model."""
 
 
 def memory_of(path: str, overrides: Sequence[str]) -> StepMemory:
-    """Estimated memory of a step of a config on a GPU, on a micro-batch of its size."""
+    """Estimates the memory of a step of a config on a GPU."""
     choice = choose(path, list(overrides), None)
     schema, task = choice.load()
     config: Any = load_config(choice.config, list(overrides), schema)
@@ -51,18 +51,18 @@ def memory_of(path: str, overrides: Sequence[str]) -> StepMemory:
 
 
 def measure_of(task: str) -> str:
-    """The metric that selects the weights of a task."""
+    """Returns the metric that selects the weights of a task."""
     kind = choose(f"configs/demo/{task}.yaml", [], None).load().task
     assert issubclass(kind, FineTuneTask)
     return kind.measure
 
 
 def main(*tasks: str, seeds: Seeds = (0, 1, 2), output: Path = Path("runs/adapters")) -> int:
-    """Adapters against full fine-tuning on the demo's tasks, after make demo.
+    """Compares adapters with full fine-tuning on the demo's tasks; run make demo first.
 
-    Each task is fine-tuned from the demo's pre-trained model at equal steps: all weights; low-rank adapters; with frozen vision
-    and text encoders. run.py sweep makes the runs, and resumes. Printed are the metric that selects the weights, on the test
-    split, and the planned memory of a step. docs/finetuning.md has the numbers.
+    Each task is fine-tuned from the demo's pre-trained model for the same number of steps: all weights, low-rank adapters, and
+    all weights except the vision and text encoders. run.py sweep starts and resumes the runs. The benchmark prints the metric
+    that selects the weights, on the test split, and the planned memory of a step. docs/finetuning.md has the results.
 
     Args:
         tasks: the tasks (default: all).
@@ -80,7 +80,7 @@ def main(*tasks: str, seeds: Seeds = (0, 1, 2), output: Path = Path("runs/adapte
             config=f"configs/demo/{task}.yaml", variant=named, seeds=seeds, output=folder, placement=Placement(cpu=1)
         )
         status |= code
-        if code == 2:  # nothing was measured, as printed
+        if code == 2:  # nothing was measured; the sweep has printed the error
             continue
         measured, measure = json.loads((folder / "sweep.json").read_text(encoding="utf-8")), measure_of(task)
         entries = [shown([run[measure] for run in measured[name]]) for name in VARIANTS]
@@ -94,12 +94,12 @@ def main(*tasks: str, seeds: Seeds = (0, 1, 2), output: Path = Path("runs/adapte
 
 
 def quoted(override: str) -> str:
-    """An override as a word of a shell."""
+    """Quotes an override for a shell."""
     return f"'{override}'"
 
 
 def shown(values: Sequence[float]) -> str:
-    """Mean and standard deviation of several runs."""
+    """Formats the mean and standard deviation of several runs."""
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.1f}{spread}"
 

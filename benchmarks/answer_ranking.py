@@ -1,4 +1,4 @@
-"""Ranking 3,129 candidate answers, base size: ``python -m benchmarks.answer_ranking``."""
+"""Speed of ranking 3,129 candidate answers, base size: ``python -m benchmarks.answer_ranking``."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ LENGTHS = {1: 2050, 2: 800, 3: 230, 4: 40, 5: 8, 6: 1}
 
 K = 128
 QUESTION_TOKENS = (5, 14)
-"""Smallest and largest number of tokens of a question, [CLS] and [SEP] included."""
+"""Min and max number of tokens in a question, including [CLS] and [SEP]."""
 
 PAD, CLS, SEP, FIRST_WORD = 0, 101, 102, 999
 
 
 def build(width: int, layers: int, vocab: int) -> AnswerDecoder:
-    """A decoder with random weights."""
+    """Builds a decoder with random weights."""
     heads = max(1, width // 64)
     arch = TextArchitecture(vocab_size=vocab, width=width, layers=1, heads=heads, intermediate=4 * width)
     config = VQAModelConfig(vision=VisionConfig(), text=TextConfig(arch=arch), fusion=FusionConfig(layers=layers))
@@ -38,7 +38,7 @@ def build(width: int, layers: int, vocab: int) -> AnswerDecoder:
 
 
 def draw_candidates(vocab: int, share: float, generator: torch.Generator) -> list[list[int]]:
-    """Distinct answers as token ids: a fraction ``share`` of :data:`LENGTHS`, at least one per length."""
+    """Draws distinct answers as token ids: a fraction ``share`` of :data:`LENGTHS`, at least one per length."""
     frequency = 1 / torch.arange(10, 10 + vocab - FIRST_WORD, dtype=torch.float64)
     answers: dict[tuple[int, ...], None] = {}
     for length, number in LENGTHS.items():
@@ -52,8 +52,8 @@ def draw_candidates(vocab: int, share: float, generator: torch.Generator) -> lis
 def naive_way(
     decoder: AnswerDecoder, questions: PackedTexts, candidates: list[list[int]], k: int, ranking: Ranking
 ) -> RankedAnswers:
-    """Rank candidates: the first step for all questions, then one call per question on k padded candidates, each with keys and
-    values of the question."""
+    """Ranks candidates with a straightforward implementation: the first step for all questions at once, then one call per
+    question on k padded candidates, each with its own keys and values of the question."""
     start = torch.full((questions.packing.count, 1), CLS)
     mask = left_to_right(torch.ones_like(start, dtype=torch.bool))
     states = decoder.decode(start, mask, decoder.project_texts(questions))
@@ -73,23 +73,23 @@ def naive_way(
 
 
 def compare(ranked: RankedAnswers, expected: RankedAnswers) -> float:
-    """The largest difference between the probabilities of two rankings.
+    """Returns the largest difference between the probabilities of two rankings.
 
-    Both must have the same candidates in the same order, apart from neighbours that are equal to rounding.
+    Both must contain the same candidates in the same order, except for neighbours that are equal up to rounding.
     """
     difference = float((ranked.probabilities - expected.probabilities).abs().max())
     assert difference < 1e-5, f"probabilities differ by {difference}"
     for ids, expected_ids, probabilities in zip(ranked.ids, expected.ids, expected.probabilities, strict=True):
-        assert set(ids.tolist()) == set(expected_ids.tolist()), "other candidates"
+        assert set(ids.tolist()) == set(expected_ids.tolist()), "the candidates differ"
         by_id = dict(zip(expected_ids.tolist(), probabilities.tolist(), strict=True))
         for place in (ids != expected_ids).nonzero()[:, 0].tolist():
             ours = by_id[int(ids[place])]
-            assert abs(ours - float(probabilities[place])) < 1e-5 * ours, "another order"
+            assert abs(ours - float(probabilities[place])) < 1e-5 * ours, "the order differs"
     return difference
 
 
 def draw_questions(number: int, width: int, generator: torch.Generator) -> PackedTexts:
-    """Random states of questions of random lengths."""
+    """Draws random states for questions of random lengths."""
     fewest, most = QUESTION_TOKENS
     packing = Packing.of(torch.randint(fewest, most + 1, (number,), generator=generator), most)
     return PackedTexts(packing.pack(torch.randn(number, most, width, generator=generator)), packing)
@@ -97,20 +97,20 @@ def draw_questions(number: int, width: int, generator: torch.Generator) -> Packe
 
 @torch.no_grad()
 def main(*, rounds: Positive = 5, small: bool = False) -> int:
-    """Ranking 3,129 candidate answers, base size.
+    """Speed of ranking 3,129 candidate answers, base size.
 
-    The benchmark compares models.inference.answer_ranking.rank_answers with a naive way. The naive way takes the k = 128
-    candidates of a question with the likeliest first tokens, pads them to the longest, decodes them in one call, and projects the
-    question's keys and values for each candidate. Both ways alternate on the same questions in one process, with the same first
+    The benchmark compares models.inference.answer_ranking.rank_answers with a naive baseline. The baseline takes the k = 128
+    candidates of a question with the most probable first tokens, pads them to the longest, decodes them in one call, and projects
+    the question's keys and values for each candidate. Both alternate on the same questions in one process, with the same first
     step and fused attention, and must return the same candidates in the same order with the same scores. Weights, questions and
-    candidates are random: the time depends on sizes alone. The last line is the median ratio of the times.
+    candidates are random, because the time depends only on sizes. The last line is the median ratio of the times.
 
-    Candidates have the lengths of LENGTHS, our assumption about VQA v2's list in WordPiece: mostly one or two pieces.
-    Pieces are sampled with the frequencies of words, so that some candidates share their first pieces.
+    Candidates have the lengths in LENGTHS, our assumption about VQA v2's list in WordPiece: mostly one or two pieces. Pieces are
+    sampled with realistic word frequencies, so that some candidates share their first pieces.
 
     Args:
         rounds: number of pairs of measurements.
-        small: check that it runs, with a small model and few candidates.
+        small: smoke test with a small model and few candidates.
 
     Examples:
         python -m benchmarks.answer_ranking
@@ -135,8 +135,8 @@ def main(*, rounds: Positive = 5, small: bool = False) -> int:
         if place:  # the first round warms up
             ratios.append(naive_s / ours_s)
             sys.stdout.write(
-                f"{number} questions: naive way {1e3 * naive_s / number:.0f} ms each, ours {1e3 * ours_s / number:.0f} ms, "
-                f"ratio {ratios[-1]:.2f}, probabilities differ by {difference:.1e}\n"
+                f"{number} questions: baseline {1e3 * naive_s / number:.0f} ms each, ours {1e3 * ours_s / number:.0f} "
+                f"ms, ratio {ratios[-1]:.2f}, probabilities differ by {difference:.1e}\n"
             )
     ranked = rank_answers(decoder, questions, tree, k, "released")
     compare(ranked, naive_way(decoder, questions, candidates, k, "released"))

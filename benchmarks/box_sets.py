@@ -1,4 +1,4 @@
-"""Sets of boxes in the demo, by three ways: ``python -m benchmarks.box_sets``."""
+"""Compares three methods of predicting sets of boxes in the demo: ``python -m benchmarks.box_sets``."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ PHRASES = [
     f"evaluation.test.test.annotations={SCENES.format('test')}",
 ]
 RECIPE = ["train.steps=2500", "train.validate_every=500", "train.checkpoint_every=500", "optim.freeze.vision=true"]
-"""The published head trains as the head for sets does in its config."""
+"""The published head is trained with the same recipe as the set head in its config."""
 
 WAYS = {"set head": ("grounding_sets", []), "published head": ("grounding", [*PHRASES, *RECIPE])}
 SEVERAL_EXACT = f"{list(KINDS)[-1]}: {EXACT}"
-LEAST = 0.05
-"""Smallest probability of a region that is looked at, to choose a threshold."""
+MIN_PROBABILITY = 0.05
+"""Regions below this probability are ignored when the threshold is chosen."""
 
 
 def trained(way: str, seed: int, folder: Path) -> dict[str, float]:
-    """The test metrics of a run, which is started if it has none yet."""
+    """Returns the test metrics of a run. Starts the run if it has no metrics yet."""
     config, overrides = WAYS[way]
     output = folder / f"{config}-seed{seed}"
     report = output / EVALUATION_FILE
@@ -54,10 +54,10 @@ def trained(way: str, seed: int, folder: Path) -> dict[str, float]:
 
 
 def regions_of(model: Model, items: list[Phrase]) -> list[ScoredBoxes]:
-    """The regions that match each phrase, with their probabilities."""
+    """Returns the regions that match each phrase, with their probabilities."""
     found = []
     for item in items:
-        [boxes] = model.locate(str(item.image.path), [item.text], boxes="all", threshold=LEAST)
+        [boxes] = model.locate(str(item.image.path), [item.text], boxes="all", threshold=MIN_PROBABILITY)
         width, height = item.size
         relative = [
             ((box.x + box.width / 2) / width, (box.y + box.height / 2) / height, box.width / width, box.height / height)
@@ -69,15 +69,15 @@ def regions_of(model: Model, items: list[Phrase]) -> list[ScoredBoxes]:
 
 
 def of_regions(path: Path) -> dict[str, tuple[Evaluation, float]]:
-    """Metrics of the test phrases, with the thresholds that are best on the validation phrases: for all of them, and for those
-    with several boxes."""
+    """Returns metrics on the test phrases, for all phrases and for phrases with several boxes. Both use the threshold that is
+    best on the validation phrases."""
     model = load(path)
     splits = {
         split: read_phrases(GroundingSplitConfig(annotations=SCENES.format(split)), "data", 0.0, ANY_NUMBER)
         for split in ("val", "test")
     }
     found = {split: regions_of(model, items) for split, items in splits.items()}
-    thresholds = [LEAST, *np.arange(0.1, 1.0, 0.05).round(2).tolist(), 0.97, 0.99]
+    thresholds = [MIN_PROBABILITY, *np.arange(0.1, 1.0, 0.05).round(2).tolist(), 0.97, 0.99]
     on_val = {each: evaluate_sets(splits["val"], found["val"], each).values() for each in thresholds}
     chosen = {}
     for title, measure in (("regions", EXACT), ("regions, several", SEVERAL_EXACT)):
@@ -93,12 +93,13 @@ def main(
     model: Path = Path("runs/demo/pretrain-seed0"),
     folder: Path = Path("runs/demo/box_sets"),
 ) -> int:
-    """Sets of boxes in the demo: the head for sets, the published head, and regions that the pre-trained model matches.
+    """Compares three methods of predicting sets of boxes in the demo: the set head, the published head, and regions that the
+    pre-trained model matches.
 
-    For each seed, the benchmark fine-tunes the demo's pre-trained model with both heads on the same phrases, of which the
-    published head takes those with one box. It skips complete runs and resumes stopped ones. Regions need no training; the
-    threshold of their probability is chosen on validation scenes. All are measured on test scenes, apart for phrases without a
-    box, with one and with several. Run make demo first.
+    For each seed, the benchmark fine-tunes the demo's pre-trained model with both heads on the same phrases; the published head
+    uses only phrases with a single box. Complete runs are skipped, and stopped runs are resumed. Regions need no training; the
+    threshold on their probability is chosen on validation scenes. All methods are measured on test scenes, separately for phrases
+    without a box, with one box and with several boxes. Run make demo first.
 
     Args:
         seeds: seeds of the runs.

@@ -1,4 +1,4 @@
-"""Caption generation with and without a KV cache, base size: ``python -m benchmarks.captioning``."""
+"""Speed of caption generation with and without a KV cache, base size: ``python -m benchmarks.captioning``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DECODING = DecodingConfig(beams=3, min_length=19, max_length=20, no_repeat_ngram
 
 
 class UncachedDecoder:
-    """A decoder that stores tokens instead of states, and recomputes all of them in every step."""
+    """A decoder that stores tokens instead of states, and recomputes the states of all tokens in every step."""
 
     def __init__(self, model: CaptioningModel, images: KeysValues, mask_id: int):
         self.model, self.images, self.mask_id = model, images, mask_id
@@ -41,7 +41,7 @@ class UncachedDecoder:
 
 
 def build(width: int, text_layers: int, fusion_layers: int, image_size: int) -> CaptioningModel:
-    """A model with random weights."""
+    """Builds a model with random weights."""
     heads = max(1, width // 64)
     arch = TextArchitecture(vocab_size=30522, width=width, layers=text_layers, heads=heads, intermediate=4 * width)
     config = ModelConfig(
@@ -53,7 +53,7 @@ def build(width: int, text_layers: int, fusion_layers: int, image_size: int) -> 
 
 
 def timed(decoder: Decoder, images: int) -> tuple[float, Generated]:
-    """Caption ``images`` images; returns the time in seconds and the captions."""
+    """Captions ``images`` images. Returns the time in seconds and the captions."""
     prompt = torch.tensor(TOKENS.prompt).expand(images, -1)
     started = time.perf_counter()
     captions = generate(decoder, prompt, TOKENS.end, DECODING)
@@ -62,16 +62,16 @@ def timed(decoder: Decoder, images: int) -> tuple[float, Generated]:
 
 @torch.no_grad()
 def main(*, rounds: Positive = 5, images: int = 32, small: bool = False) -> int:
-    """Caption generation with and without a KV cache, base size.
+    """Speed of caption generation with and without a KV cache, base size.
 
-    Both ways alternate in one process: beam search with 3 beams and 20 word pieces per caption. Both project each image once and
-    run the same search; without the cache, every step recomputes all tokens so far. Weights are random, so captions may not end
-    before 20 pieces. Both must generate the same words. The last line is the median ratio of the times.
+    Both alternate in one process: beam search with 3 beams and 20 word pieces per caption. Both project each image once and run
+    the same search; without the cache, every step recomputes all previous tokens. Since weights are random, captions are forced
+    to 20 pieces. Both must generate the same words. The last line is the median ratio of the times.
 
     Args:
         rounds: number of pairs of measurements.
         images: number of images per batch.
-        small: check that it runs, with a small model.
+        small: smoke test with a small model.
 
     Examples:
         python -m benchmarks.captioning

@@ -1,4 +1,4 @@
-"""How long the train loop waits for a checkpoint: ``python -m benchmarks.checkpoint_stall``."""
+"""Measures how long the train loop waits for a checkpoint: ``python -m benchmarks.checkpoint_stall``."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from utils.flags import Positive
 
 
 def main(*, rounds: Positive = 3, small: bool = False) -> int:
-    """How long the train loop waits for a checkpoint.
+    """Measures how long the train loop waits for a checkpoint.
 
-    The model is X²-VLM base with AdamW's state, some 3 GB. A save that the loop waits for writes, hashes and syncs the
-    checkpoint. The run's own save copies the states, and a thread does the rest. Both alternate, and none begins before the
-    other ends.
+    The model is X²-VLM base with AdamW's state, about 3 GB. In a blocking save, the loop waits until the checkpoint is written,
+    hashed and synced. In the asynchronous save that runs use, the loop waits only while the states are copied, and a thread does
+    the rest. Both alternate without overlap.
 
-    The last line is the median of the seconds that the loop waits over those of a save that it waits for.
+    The last line is the median ratio of the waiting times, asynchronous over blocking.
 
     Args:
-        rounds: saves of each kind.
-        small: a small model, to see that the benchmark runs.
+        rounds: number of saves of each kind.
+        small: smoke test with a small model.
 
     Examples:
         python -m benchmarks.checkpoint_stall
@@ -67,7 +67,7 @@ def main(*, rounds: Positive = 3, small: bool = False) -> int:
             stalled = seconds(lambda step=2 * number + 1: save(step))  # type: ignore[misc]
             writer.finish()
             ratios.append(stalled / waited)
-            sys.stdout.write(f"round {number + 1}: waits {stalled:.2f} s instead of {waited:.2f} s\n")
+            sys.stdout.write(f"round {number + 1}: asynchronous {stalled:.2f} s, blocking {waited:.2f} s\n")
     sys.stdout.write(f"ratio: {statistics.median(ratios):.2f}\n")
     return 0
 

@@ -29,11 +29,11 @@ WAYS = {
 }
 MEASURE = "accuracy"
 RECALLS = [f"{way} R@1 ({score})" for score in ("cosine", "reranked") for way in ("image to text", "text to image")]
-"""Metrics of whole scenes and their captions, which show what hard negatives cost."""
+"""Metrics on whole scenes and their captions, which show the cost of hard negatives."""
 
 
 def trained(way: str, seed: int, model: Path, folder: Path) -> Path:
-    """The folder of a run, which is trained if it is not complete yet."""
+    """Returns the folder of a run. Trains the run if it is not complete."""
     output = folder / f"{way}-seed{seed}"
     if not (output / EVALUATION_FILE).is_file():
         threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
@@ -61,7 +61,7 @@ def trained(way: str, seed: int, model: Path, folder: Path) -> Path:
 
 
 def mean_of(judged: list[Judged]) -> Judged:
-    """The mean of several models for each example."""
+    """Returns the mean over several models, for each example."""
     values = {
         score: {look: np.mean([each.values[score][look] for each in judged], axis=0) for look in LOOKS}
         for score in SCORES
@@ -77,11 +77,11 @@ def main(
     data: Path = Path("data/scenes"),
     folder: Path = Path("runs/demo/hard_negatives"),
 ) -> int:
-    """Effect of hard negative texts in the demo: the share of images in drawn pairs that prefer their own text, and the recalls
-    of whole scenes.
+    """Effect of hard negative texts in the demo: the fraction of images in drawn pairs that prefer their own text, and the
+    recalls on whole scenes.
 
-    The demo's model continues to train with captions that name one fact, with and without hard negatives, for each seed. Complete
-    runs are skipped. The intervals are over images, of the mean over seeds. Run make demo first.
+    For each seed, the demo's model is trained further on captions that state a single fact, with and without hard negatives.
+    Complete runs are skipped. The confidence intervals are over images, for the mean over seeds. Run make demo first.
 
     Args:
         seeds: seeds of the runs.

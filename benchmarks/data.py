@@ -1,4 +1,4 @@
-"""The data path of pre-training, on one core: ``python -m benchmarks.data``."""
+"""Speed of the data pipeline of pre-training, on one core: ``python -m benchmarks.data``."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ from utils.commands import call
 from utils.flags import Positive, PositiveReal, Share, one_of, read_by, whole_number
 
 _MAX_DIFFERENCE = 0.5
-"""Limit on the mean difference in grey levels: Pillow and torch round a bicubic resize differently."""
+"""Maximum mean difference in grey levels; Pillow and torch round differently in a bicubic resize."""
 
 Box = tuple[int, int, int, int]
 """Top, left, height and width in pixels."""
 
 
 def seconds(run: Callable[[Any], Any], items: Iterable[Any]) -> tuple[float, list[Any]]:
-    """Processor time of ``run`` on all items in seconds, and its results."""
+    """Returns the CPU time of ``run`` on all items in seconds, and its results."""
     started = time.process_time()
     results = [run(item) for item in items]
     return time.process_time() - started, results
 
 
 class Laps:
-    """Accumulates processor time by name."""
+    """Accumulates CPU time by name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.last = time.process_time()
 
     def lap(self, name: str) -> None:
-        """Add the time since the last call to ``name``."""
+        """Adds the time since the last call to the total of ``name``."""
         now = time.process_time()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
         self.last = now
 
 
 def time_stages(stream: ImageStream, size: int) -> dict[str, float]:
-    """Seconds of each stage of a micro-batch of pairs, with the steps of :meth:`ImageStream.rows`."""
+    """Measures the seconds of each stage of a micro-batch of pairs, with the steps of :meth:`ImageStream.rows`."""
     source, text, config = stream.sources[0], stream.text, stream.view.config
     augment = RandAugment(config.rand_augment_ops, config.rand_augment_magnitude)
     views, texts, laps = [], [], Laps()
@@ -87,22 +87,23 @@ def time_stages(stream: ImageStream, size: int) -> dict[str, float]:
 
 
 def print_stages(maker: PretrainBatches, size: int, rounds: int) -> None:
-    """Print median times of the stages and of the whole stream."""
+    """Prints median times of the stages and of the whole stream."""
     stream = maker.images
     assert stream is not None
     maker.make(0)
     rounds_s = [(time_stages(stream, size), seconds(maker.make, [0])[0]) for _ in range(rounds)]
     times = {name: statistics.median(stages[name] for stages, _ in rounds_s) for name in rounds_s[0][0]}
-    times["stages together"] = total = sum(times.values())
-    times["the stream itself"] = statistics.median(whole for _, whole in rounds_s)
-    sys.stdout.write(f"{'stage':20}{'ms an image':>12}{'images/s a core':>17}{'share':>8}\n")
+    times["sum of stages"] = total = sum(times.values())
+    times["whole stream"] = statistics.median(whole for _, whole in rounds_s)
+    sys.stdout.write(f"{'stage':20}{'ms/image':>12}{'images/s/core':>17}{'share':>8}\n")
     for name, value in times.items():
         image_s = value / maker.examples_per_batch
         sys.stdout.write(f"{name:20}{1e3 * image_s:12.3f}{1 / image_s:17,.0f}{value / total:8.1%}\n")
 
 
 def print_entropy_decoding(contents: Sequence[bytes]) -> None:
-    """Print Pillow's rate of decoding to an eighth of the size: it is almost only entropy decoding, which every decoder needs."""
+    """Prints Pillow's rate of decoding to an eighth of the size. This is almost entirely entropy decoding, which every decoder
+    needs."""
 
     def decode_an_eighth(content: bytes) -> None:
         image = Image.open(io.BytesIO(content))
@@ -113,14 +114,14 @@ def print_entropy_decoding(contents: Sequence[bytes]) -> None:
     sys.stdout.write(f"decode to an eighth of the size (mostly entropy decoding): {rate:,.0f} images/s\n")
 
 
-def usual_way(content: bytes, part: Box, size: int) -> Tensor:
-    """Decode, crop and resize with Pillow, as torchvision's transforms do."""
+def with_pillow(content: bytes, part: Box, size: int) -> Tensor:
+    """Decodes, crops and resizes with Pillow, as torchvision's transforms do."""
     image = Image.open(io.BytesIO(content)).convert("RGB")
     return pillow.pil_to_tensor(pillow.resized_crop(image, *part, [size, size], InterpolationMode.BICUBIC))
 
 
 def ratios(contents: Sequence[bytes], data: DataConfig, size: int, rounds: int) -> list[float]:
-    """Time of the usual way over ours on the same files and crops, for each round."""
+    """Returns the time of Pillow over ours on the same files and crops, for each round."""
     assert data.images is not None
     config, values = data.images.augment, []
     images = [EncodedImage(content, data.max_pixels, "") for content in contents]
@@ -130,7 +131,7 @@ def ratios(contents: Sequence[bytes], data: DataConfig, size: int, rounds: int) 
         return resize(crop(EncodedImage(contents[number], data.max_pixels, ""), *parts[number]), size)
 
     def usual(number: int) -> Tensor:
-        return usual_way(contents[number], parts[number], size)
+        return with_pillow(contents[number], parts[number], size)
 
     for number in range(rounds + 1):
         usual_s, expected = seconds(usual, range(len(contents)))
@@ -155,28 +156,29 @@ def main(
     utilisation: Share = ASSUMED_UTILISATION,
     step_images_per_s: PositiveReal | None = None,
 ) -> int:
-    """The data path of pre-training, on one core.
+    """Speed of the data pipeline of pre-training, on one core.
 
-    The benchmark writes JPEG files of COCO's sizes into a temporary folder (benchmarks.records), which the system caches,
-    and measures, in processor time (time.process_time), which other programs disturb less:
+    The benchmark writes JPEG files of COCO's sizes to a temporary folder (benchmarks.records), which the system caches. It
+    measures CPU time (time.process_time), which is less sensitive to other programs than wall time, of:
 
     - each stage of the image-text stream alone, through the functions that a run calls, and the whole stream;
     - the loader of configs/pretrain/base_4m.yaml (pairs and regions), without workers and with two;
-    - the loader of configs/pretrain/base_1b_stage2.yaml with two workers, its videos stored as lists of images or as files.
+    - the loader of configs/pretrain/base_1b_stage2.yaml with two workers, with videos stored as lists of images or as files.
 
-    A table then compares the images/s that the step of each config needs with the images/s of eight workers. The time of a step
-    is the model's FLOPs over an assumed fraction of a GPU's peak. Workers are as fast as one of two: for pre-training in the
-    loaders above, for other tasks on pairs, or on videos of as many frames, at their image size.
+    A table then compares the images/s that a step of each config needs with the images/s of eight workers. The time of a step
+    is computed from the model's FLOPs and an assumed fraction of a GPU's peak. Each worker is assumed to be as fast as one of two
+    workers: for pre-training, in the loaders above; for other tasks, on pairs or on videos with the same number of frames, at the
+    task's image size.
 
     The last line is the median ratio of two times on the same files and crops: decoding, cropping and bicubic resizing to a uint8
-    tensor by Pillow, over ours.
+    tensor with Pillow, over ours.
 
     Args:
         rounds: number of measurements.
-        small: check that it runs, with few and small images.
+        small: smoke test with few and small images.
         quality: quality of the JPEG files, 1 to 100 (90: about COCO's 160 kB).
-        gpu: GPU whose steps need the images.
-        utilisation: assumed fraction of its peak; the default is that of run.py plan.
+        gpu: GPU for which the needed images/s are computed.
+        utilisation: assumed fraction of the GPU's peak (default: as in run.py plan).
         step_images_per_s: measured images/s of a step, instead of the assumption.
 
     Examples:
@@ -191,7 +193,8 @@ def main(
         sys.stdout.write(f"{scale.images} JPEG files of {mean / 1e3:.0f} kB on average, one thread\n")
         file, frame = write_videos(folder, scale.videos, scale.records, seconds=scale.seconds, divide=scale.divide)
         sys.stdout.write(
-            f"{scale.videos} video files of {scale.seconds} s and {file / 1e3:.0f} kB, as lists {frame / 1e3:.0f} kB a frame\n"
+            f"{scale.videos} video files of {scale.seconds} s and {file / 1e3:.0f} kB, as lists {frame / 1e3:.0f} kB "
+            "per frame\n"
         )
         data = files.config(CONFIG).data
         contents = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]

@@ -17,13 +17,13 @@ from utils.flags import SEVERAL, one_of, read_by
 
 ROOT = Path(__file__).parent.parent
 Metrics = dict[str, dict[str, Any]]
-"""The metrics of a split, as ``evaluation.json`` has them."""
+"""The metrics of a split, as in ``evaluation.json``."""
 
 STARTS = {"pre-trained": [], "from scratch": ["init.checkpoint=null"]}
 
 
 def run(task: str, start: str, seed: int, folder: Path) -> Metrics:
-    """The test metrics of a run, which is started if it has none yet."""
+    """Returns the test metrics of a run. Starts the run if it has no metrics yet."""
     output = folder / f"{task}-{start.replace(' ', '-')}-seed{seed}"
     report = output / EVALUATION_FILE
     if not report.is_file():
@@ -39,7 +39,7 @@ def run(task: str, start: str, seed: int, folder: Path) -> Metrics:
 
 
 def lines_of(task: str, runs_by_start: dict[str, list[Metrics]]) -> list[str]:
-    """Lines of a table with all metrics that have a chance level, for all seeds of both starts."""
+    """Returns the lines of a table with all metrics that have a chance level, for all seeds and both initialisations."""
     first = runs_by_start["pre-trained"][0]
     names = [name for name, metric in first.items() if "chance" in metric]
     width = max(len(name) for name in (*names, task))
@@ -70,9 +70,10 @@ def main(
 ) -> int:
     """Gain from pre-training in the demo's tasks.
 
-    For each task and seed, the benchmark fine-tunes the demo's pre-trained model and, with equal steps, a model with random
-    weights, and evaluates both on the test scenes. It skips complete runs and resumes stopped ones. It prints all metrics of all
-    runs, and whether the worst pre-trained run is above the best from scratch. A run takes minutes; run make demo first.
+    For each task and seed, the benchmark fine-tunes the demo's pre-trained model and, for the same number of steps, a model with
+    random weights, and evaluates both on the test scenes. Complete runs are skipped, and stopped runs are resumed. The benchmark
+    prints all metrics of all runs, and whether the worst pre-trained run is better than the best run from scratch. A run takes
+    minutes; run make demo first.
 
     Args:
         tasks: tasks to run with their demo configs.

@@ -1,4 +1,4 @@
-"""A model in torch against its export to ONNX: ``python -m benchmarks.export``."""
+"""Compares the speed of a model in torch and of its export to ONNX: ``python -m benchmarks.export``."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from x2vlm.export.writing import describe
 from x2vlm.runtime import Runtime, TorchRuntime
 
 TOKENS = 13
-"""Tokens of a text, about as many as a caption has."""
+"""Tokens per text, about the length of a caption."""
 
 
 class Work(NamedTuple):
-    """A timed call: its name, and the function from a runtime to a result."""
+    """A timed call: its name, and a function that runs it on a runtime and returns the result."""
 
     name: str
     run: Callable[[Runtime], Tensor]
 
 
 def build(size: str) -> PretrainModel:
-    """A model with random weights, of the ``size`` of the demo (64 px), of X²-VLM base (224 px), or of a test."""
+    """Builds a model with random weights, of the size "demo" (64 px), "base" (X²-VLM base, 224 px) or a small test model."""
     if size == "base":
         vision, arch, layers = VisionConfig(), TextArchitecture(vocab_size=30522), 6
     else:
@@ -54,7 +54,7 @@ def build(size: str) -> PretrainModel:
 
 
 def works(model: PretrainModel) -> Iterator[Work]:
-    """One of a kind, and a batch."""
+    """Yields the timed calls, with a single input and with a batch of each kind."""
     sides, runtime = sides_of(model.config.vision.image_size), TorchRuntime(model, "fp32")
     for count in (1, 8):
         pixels = torch.randint(0, 256, (count, 3, *sides), dtype=torch.uint8)
@@ -69,19 +69,19 @@ def works(model: PretrainModel) -> Iterator[Work]:
 
 
 def texts(count: int) -> Text:
-    """Random texts without padding."""
+    """Returns random texts without padding."""
     mask = torch.ones(count, TOKENS, dtype=torch.bool)
     return Text(torch.randint(1, 200, (count, TOKENS)), mask, count * TOKENS)
 
 
 def matched(runtime: Runtime, images: Tensor, bank: TextBank) -> Tensor:
-    """The probabilities of every image with every text."""
+    """Returns the matching margins of each image with each text."""
     every = torch.arange(bank.texts.packing.count)
     return torch.stack(runtime.margins(images, [every] * len(images), bank))
 
 
 def seconds(run: Callable[[Runtime], Tensor], runtime: Runtime) -> float:
-    """Wall time of a call."""
+    """Returns the wall time of a call."""
     with runtime.running():
         started = time.perf_counter()
         run(runtime)
@@ -89,7 +89,7 @@ def seconds(run: Callable[[Runtime], Tensor], runtime: Runtime) -> float:
 
 
 def measure(work: Work, ours: Runtime, exported: Runtime, rounds: int) -> str:
-    """A row of the table. Every second round begins with the export."""
+    """Measures a call and returns its row of the table. The order of the runtimes alternates between rounds."""
     with ours.running():
         apart = difference(work.run(ours), work.run(exported))
     assert apart <= TOLERANCE, f"{work.name}: results differ by {apart}"
@@ -102,20 +102,24 @@ def measure(work: Work, ours: Runtime, exported: Runtime, rounds: int) -> str:
         times.append((found[True], found[False]))
     ratios = sorted(torch_s / onnx_s for torch_s, onnx_s in times)
     torch_ms, onnx_ms = (1e3 * statistics.median(each) for each in zip(*times, strict=True))
-    return f"{work.name:34} {torch_ms:9.1f} {onnx_ms:9.1f} {statistics.median(ratios):7.2f}   {ratios[0]:.2f} to {ratios[-1]:.2f}"
+    return (
+        f"{work.name:34} {torch_ms:9.1f} {onnx_ms:9.1f} {statistics.median(ratios):7.2f}   {ratios[0]:.2f} to "
+        f"{ratios[-1]:.2f}"
+    )
 
 
 def main(*, rounds: Positive = 11, threads: Positive = 2, small: bool = False) -> int:
-    """A model in torch against its export to ONNX.
+    """Compares the speed of a model in torch and of its export to ONNX.
 
-    Both run the same images, texts and pairs in turn, in one process with as many threads; what they find must be equal to 1e-4.
-    A ratio is the time of torch over that of onnxruntime in a round; the table has medians over the rounds. Weights, pixels and
-    tokens are random: the time depends on sizes alone. Reading and scaling images is not timed, and is the same for both.
+    Both alternate on the same images, texts and pairs, in one process with the same number of threads. Their results must agree
+    to 1e-4. A ratio is the time of torch over the time of onnxruntime in a round; the table has medians over the rounds. Weights,
+    pixels and tokens are random, because the time depends only on sizes. Reading and resizing images is the same for both and is
+    not timed.
 
     Args:
         rounds: number of pairs of measurements.
-        threads: threads of both.
-        small: check that it runs, with a small model.
+        threads: number of threads of both.
+        small: smoke test with a small model.
 
     Examples:
         python -m benchmarks.export

@@ -43,15 +43,15 @@ WAYS = ("plain", "eager", "compiled")
 
 
 def padding_of(config: PretrainConfig) -> Padding:
-    """Padding of the plain way, as in the released code: to the maximum numbers of tokens in the config."""
+    """Returns the padding of the way "plain": as in the released code, to the maximum numbers of tokens in the config."""
     return Padding(*(text_limits(config.data, stream).max_tokens for stream in ("images", "translations")))
 
 
 def supported_ways(config: PretrainConfig, ways: Sequence[str]) -> list[str]:
-    """The ways that support the config; prints a line for one that does not.
+    """Returns the ways that support the config, and prints a line for a way that does not.
 
     Raises:
-        UserError: if none does.
+        UserError: if no way supports the config.
     """
     with torch.device("meta"):
         why = why_not_plain(build(config))
@@ -59,13 +59,19 @@ def supported_ways(config: PretrainConfig, ways: Sequence[str]) -> list[str]:
         return list(ways)
     others = [way for way in ways if way != "plain"]
     if not others:
-        raise UserError(f"--ways plain: does not support this config ({why}); give --ways eager,compiled")
-    _print(f"plain: skipped, since it does not support this config ({why})")
+        raise UserError(f"--ways plain: plain does not support this config ({why}); give --ways eager,compiled")
+    _print(f"plain: skipped because it does not support this config ({why})")
     return others
 
 
 class Timing(NamedTuple):
-    """How a way is timed: so many steps, after ``warm_up`` others (None: as many as :func:`_warm_up` says)."""
+    """How a way is timed.
+
+    Attributes:
+        rounds: number of timed steps.
+        warm_up: number of steps before timing; if None, :func:`_warm_up` computes it.
+        small: True for a smoke test.
+    """
 
     rounds: int
     warm_up: int | None
@@ -73,8 +79,8 @@ class Timing(NamedTuple):
 
 
 def attempt(way: str, config: PretrainConfig, timing: Timing, device: torch.device) -> dict[str, Any] | None:
-    """:func:`measure`, or None and a line if memory runs out. Batches have equal sizes on all ranks, so memory runs out on all
-    ranks or on none."""
+    """Calls :func:`measure`. If memory runs out, prints a line and returns None. Since batches have the same size on all ranks,
+    memory runs out on all ranks or on none."""
     try:
         return measure(way, config, timing, device)
     except Exception as error:
@@ -85,7 +91,7 @@ def attempt(way: str, config: PretrainConfig, timing: Timing, device: torch.devi
 
 
 def measure(way: str, config: PretrainConfig, timing: Timing, device: torch.device) -> dict[str, Any]:
-    """Measure one way and print its line; returns its numbers: rates over all ranks, FLOPs of one."""
+    """Measures one way, prints its line, and returns its results: rates over all ranks, and FLOPs per rank."""
     torch.manual_seed(0)
     model = build(config)
     if way == "plain":
@@ -114,7 +120,7 @@ def measure(way: str, config: PretrainConfig, timing: Timing, device: torch.devi
 
 
 def train_of(way: str, train: TrainConfig) -> TrainConfig:
-    """The config's section ``train`` for a way: only "compiled" compiles, and "plain" does not recompute."""
+    """Returns the config section ``train`` for a way: only "compiled" compiles, and "plain" uses no gradient checkpointing."""
     changes: dict[str, Any] = {"compile": (train.compile or True) if way == "compiled" else False}
     if way == "plain":
         changes["recompute"] = []
@@ -122,7 +128,8 @@ def train_of(way: str, train: TrainConfig) -> TrainConfig:
 
 
 def _warm_up(train: TrainConfig, small: bool, batches: int) -> int:
-    """Number of steps before timing: a pass over the batches compiles, a second records CUDA graphs, a third replays them."""
+    """Returns the number of steps before timing: a first pass over the batches compiles, a second records CUDA graphs, a third
+    replays them."""
     if small:
         return batches if train.compile else 1
     return batches * (3 if train.records_graphs else 2)
@@ -131,13 +138,13 @@ def _warm_up(train: TrainConfig, small: bool, batches: int) -> int:
 def _print_way(
     way: str, train: TrainConfig, device: torch.device, work: Work, times: tuple[list[float], float, float]
 ) -> dict[str, Any]:
-    """Print the line of a way; returns its numbers. ``work``: mean of a rank's step."""
+    """Prints the line of a way and returns its results. ``work``: mean work of a rank's step."""
     phases, communication, step_s = times
     speed = work.samples * distributed.world_size() / step_s
     tflops = work.flops / step_s / 1e12
     peak = train.peak_tflops or peak_of(device, train.precision)
     split = ", ".join(f"{name} {value:.1f}" for name, value in zip(PHASES, phases, strict=True))
-    line = f"{way}: {speed:.1f} samples/s, {1000 * step_s:.1f} ms a step ({split}, communication {communication:.1f})"
+    line = f"{way}: {speed:.1f} samples/s, {1000 * step_s:.1f} ms/step ({split}, communication {communication:.1f})"
     memory_gb = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
     if memory_gb is not None:
         line += f", {memory_gb:.1f} GB"
@@ -155,36 +162,36 @@ def _print_way(
 
 def _utilisation(tflops: float, peak: float | None) -> str:
     if math.isnan(tflops):
-        return "utilisation unknown: the FLOPs of this text encoder are unknown"
+        return "utilisation unknown, since the FLOPs of this text encoder are unknown"
     return f"{tflops:.2f} TFLOP/s, " + (
         f"utilisation {100 * tflops / peak:.1f} %"
         if peak
-        else "utilisation unknown: the peak of this device is unknown; set train.peak_tflops"
+        else "utilisation unknown, since the peak of this device is unknown; set train.peak_tflops"
     )
 
 
 def _print(line: str) -> None:
-    """Print a line on rank 0, unbuffered."""
+    """Prints a line on rank 0, unbuffered."""
     if distributed.rank() == 0:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
 
 def _clean_up() -> None:
-    """Free the memory of a way."""
+    """Frees the memory of a way."""
     torch._dynamo.reset()
     gc.collect()
     torch.cuda.empty_cache()
 
 
 def way_names(text: str) -> tuple[str, ...]:
-    """Distinct names of ways, separated by commas."""
+    """Parses distinct names of ways, separated by commas."""
     names = text.split(",")
     for name in names:
         if name not in WAYS:
-            raise WrongValueError(f"{name!r} is none of {','.join(WAYS)}")
+            raise WrongValueError(f"{name!r} is not one of {','.join(WAYS)}")
         if names.count(name) > 1:
-            raise WrongValueError(f"{name!r} occurs twice")
+            raise WrongValueError(f"{name!r} is repeated")
     return tuple(names)
 
 
@@ -199,37 +206,37 @@ def main(
 ) -> int:
     """A step of pre-training on a GPU, split into its phases.
 
-    The benchmark runs steps of the trainer (engine.trainer.Trainer.train_step) with the config's streams, precision,
-    optimiser, accumulation and train.recompute, in three ways with the same losses:
+    The benchmark runs steps of the trainer (engine.trainer.Trainer.train_step) with the config's streams, precision, optimiser,
+    accumulation and train.recompute, in three ways that compute the same losses:
 
-    - plain: the algebra of the released code (benchmarks.plain_path), without recomputation, texts padded to the
-      config's maximum;
-    - eager: ours, not compiled;
-    - compiled: ours, compiled as in train.compile (true if that is false), texts padded as by the trainer.
+    - plain: the computation of the released code (benchmarks.plain_path), without gradient checkpointing, with texts padded to
+      the config's maximum;
+    - eager: our code, not compiled;
+    - compiled: our code, compiled as in train.compile (true if that is false), with texts padded as in the trainer.
 
-    All ways cycle through the same few batches. A first line lists the examples of a step. Each way then has a line with samples
-    per second; milliseconds of data, forward, backward, optimiser and communication; memory; and utilisation. Data is the copy to
-    the device, which a run overlaps with the step before. Communication is the time that the sum of gradients over processes adds
-    to the backward pass; contrastive embeddings are gathered beside the fusion. Utilisation is FLOPs by models.core.flops over
-    the device's dense peak (train.peak_tflops for unknown devices).
+    All ways cycle through the same few batches. The first line lists the examples of a step. Each way then has a line with
+    samples per second; milliseconds of data, forward, backward, optimiser and communication; memory; and utilisation. Data is the
+    copy to the device, which overlaps with the previous step in a run. Communication is the time that the all-reduce of gradients
+    adds to the backward pass; contrastive embeddings are gathered in parallel with the fusion encoder. Utilisation is FLOPs from
+    models.core.flops over the device's dense peak (train.peak_tflops for unknown devices).
 
-    A way that does not fit prints "out of memory". The last line is the ratio of the fastest way to the first; the line before it
-    names them. Without a GPU, the benchmark runs on the CPU.
+    If a way does not fit into memory, its line says "out of memory". The last line is the ratio of the fastest way to the first;
+    the line before it names them. Without a GPU, the benchmark runs on the CPU.
 
     Args:
-        overrides: values of the config, such as data.images.batch_size=64 train.recompute=[vision] train.compile=reduce-overhead.
+        overrides: config values, such as data.images.batch_size=64 train.recompute=[vision] train.compile=reduce-overhead.
         rounds: number of timed steps.
         warm_up: number of steps before timing, 4 of which compile (default: 8, with CUDA graphs 12; with --small 1, compiled 4).
-        config: YAML file of pre-training (default: configs/pretrain/base_4m.yaml).
+        config: YAML file of a pre-training config (default: configs/pretrain/base_4m.yaml).
         ways: ways to measure, in order, separated by commas.
-        small: check that it runs, with a small model and batch; on a CPU it compiles for minutes (not with --ways plain,eager).
-        json_: keep the numbers in a file, too.
+        small: smoke test with a small model and batch; on a CPU, compiling takes minutes (skip it with --ways plain,eager).
+        json_: also write the results to a JSON file.
 
     Examples:
         python -m benchmarks.gpu
     """
     if small and config:
-        raise UserError("--small sets the config; leave out --small or --config")
+        raise UserError("--small sets the config; remove --small or --config")
     path, start = SMALL if small else (config or CONFIG, [])
     timing = Timing(rounds, warm_up, small)
     let_segments_grow()
@@ -253,9 +260,9 @@ def main(
             _clean_up()
         if not rows:
             key, size = values.data.micro_batch
-            raise UserError(f"no way fits into memory; give smaller batches, such as {key}={max(1, size // 2)}")
+            raise UserError(f"all ways ran out of memory; give smaller batches, such as {key}={max(1, size // 2)}")
         first, fastest = rows[0], max(rows, key=lambda row: row["samples_per_s"])
-        _print(f"the fastest is {fastest['way']}, and the ratio is to {first['way']}")
+        _print(f"fastest: {fastest['way']}; the ratio is relative to {first['way']}")
         _print(f"ratio: {fastest['samples_per_s'] / first['samples_per_s']:.2f}")
     return 0
 

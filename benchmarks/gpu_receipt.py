@@ -1,4 +1,4 @@
-"""Tests and measurements on a GPU, in one command with one receipt: ``make gpu``, or ``python -m benchmarks.gpu_receipt``."""
+"""Runs tests and measurements on a GPU and writes a receipt: ``make gpu``, or ``python -m benchmarks.gpu_receipt``."""
 
 from __future__ import annotations
 
@@ -25,20 +25,25 @@ from utils.files import write_text
 from utils.flags import Positive
 
 MINUTES = 40
-"""Time limit of a call."""
+"""Default time limit in minutes."""
 
 PYTHON = sys.executable
 SPEEDS = {224: (128, 128, 50), 384: (48, 48, 18), 768: (12, 12, 4)}
-"""Side of the images in pixels -> pairs, regions and images of regions in a micro-batch."""
+"""Maps the image size in pixels to the pairs, regions and images of regions in a micro-batch."""
 DIVISORS = (1, 2, 4, 8)
-"""A micro-batch that does not fit is divided by the next of these numbers."""
+"""Divisors of the micro-batch; if it does not fit into memory, the next divisor is tried."""
 
 
 class Step(NamedTuple):
     """A step of the receipt.
 
-    ``commands``: the first one is run, and the next one only if the log has the words ``retry_on``. "NUMBERS" in a command is a
-    file for the step's numbers. ``minutes``: time limit. ``read``: that file -> numbers as JSON values; None: it holds JSON.
+    Attributes:
+        name: name of the step.
+        commands: alternative commands. The next command runs only if the last line of the log contains ``retry_on``. The word
+            "NUMBERS" in a command is replaced by the path of a file for the results.
+        minutes: time limit.
+        read: reads the results from the file as JSON values; if None, the file contains JSON.
+        retry_on: see ``commands``.
     """
 
     name: str
@@ -49,7 +54,7 @@ class Step(NamedTuple):
 
 
 def steps_of(out: Path, *, cpu: bool) -> Iterator[Step]:
-    """The steps on a GPU, or small ones on the CPU. ``out``: folder of the demo's runs."""
+    """Yields the steps, at full size on a GPU or at small sizes on the CPU. ``out``: folder of the demo's runs."""
 
     def benchmark(module: str, *words: str) -> list[str]:
         return [PYTHON, "-m", f"benchmarks.{module}", *(["--small"] if cpu else []), *words, "--json", "NUMBERS"]
@@ -60,7 +65,7 @@ def steps_of(out: Path, *, cpu: bool) -> Iterator[Step]:
     for size in ("base",) if cpu else ("base", "large"):
         for side in (224,) if cpu else SPEEDS:
             commands = [benchmark("gpu", *words) for words in speed_words(size, side, cpu)]
-            yield Step(f"speed of {size} at {side} px", commands, 4, retry_on="no way fits")
+            yield Step(f"speed of {size} at {side} px", commands, 4, retry_on="all ways ran out of memory")
     yield Step("profile", [benchmark("profile_step", *([] if cpu else ["--trace", str(out / "trace.json.gz")]))], 3)
     yield Step("planned and measured", [benchmark("step_memory")], 6)
     small = ["data.images.batch_size=16", "data.regions.batch_size=16", "data.regions.max_images=4"]
@@ -70,13 +75,13 @@ def steps_of(out: Path, *, cpu: bool) -> Iterator[Step]:
     for name, cell in read_tables(DEMO).items():
         words = [PYTHON, "run.py", "reproduce", "--cell", name, "--unchecked", "--output", str(out / "demo")]
         words += ["--cpu", "1", "--small"] if cpu else ["--gpus", "1"]
-        if cell.column == "pretraining":  # one process with the batches and losses of the two in the table
+        if cell.column == "pretraining":  # one process, with the batches and losses of the two processes in the table
             words += ["train.accumulate=2", "model.contrastive.chunks=2"]
         yield Step(f"demo: {cell.column}", [words], 6, lambda _, name=name: read_demo(out / "demo", name))  # type: ignore[misc]
 
 
 def speed_words(size: str, side: int, cpu: bool) -> Iterator[list[str]]:
-    """Arguments of :mod:`benchmarks.gpu`, with micro-batches that get smaller."""
+    """Yields arguments for :mod:`benchmarks.gpu`, with smaller and smaller micro-batches."""
     if cpu:
         yield ["--rounds", "2", "--ways", "plain,eager"]
         return
@@ -91,7 +96,8 @@ def speed_words(size: str, side: int, cpu: bool) -> Iterator[list[str]]:
 
 
 def read_tests(path: Path) -> dict[str, Any]:
-    """Numbers of tests from a file of JUnit's form: golden cases, in float32 and bf16, and others."""
+    """Reads the numbers of passed, skipped and failed tests from a JUnit file: golden cases in float32 and bf16, and other
+    tests."""
     groups: dict[str, dict[str, Any]] = {}
     for case in ElementTree.parse(path).iter("testcase"):
         golden, name = "test_golden" in case.get("classname", ""), case.get("name", "")
@@ -105,13 +111,13 @@ def read_tests(path: Path) -> dict[str, Any]:
 
 
 def read_demo(folder: Path, cell: str) -> list[dict[str, Any]]:
-    """The results of a cell of the demo, each with the one on the CPU (``configs/tables_demo.yaml``)."""
+    """Reads the results of a cell of the demo, with the corresponding results on the CPU (``configs/tables_demo.yaml``)."""
     receipts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("receipt.json"))]
     return [{"cell": cell, **number} for each in receipts if each["cell"] == cell for number in each["numbers"]]
 
 
 def machine() -> dict[str, Any]:
-    """The device, its driver, and the packages. It leaves a context on the GPU, so it is called in a separate process."""
+    """Describes the device, its driver, and the packages. Called in a separate process, because it creates a CUDA context."""
     import torch
 
     facts = machine_and_packages()
@@ -129,7 +135,7 @@ def machine() -> dict[str, Any]:
         **facts,
         "memory_gb": round(card.total_memory / 1e9, 1),
         "compute_capability": f"{card.major}.{card.minor}",
-        "driver, power limit, clock": driver or "unknown, since nvidia-smi does not tell them",
+        "driver, power limit, clock": driver or "unknown, since nvidia-smi does not report them",
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "nccl": ".".join(map(str, torch.cuda.nccl.version())),
@@ -137,7 +143,7 @@ def machine() -> dict[str, Any]:
 
 
 def run_step(step: Step, out: Path, minutes: float, environment: dict[str, str]) -> dict[str, Any]:
-    """Run a step, for at most some ``minutes``; returns what is kept of it."""
+    """Runs a step for at most ``minutes``. Returns its entry of the receipt."""
     slug = step.name.replace(": ", "-").replace(" ", "-")
     log, numbers = out / f"{slug}.log", out / f"{slug}.numbers"
     numbers.unlink(missing_ok=True)
@@ -164,13 +170,13 @@ def run_step(step: Step, out: Path, minutes: float, environment: dict[str, str])
         kept["numbers"] = (step.read or _read_json)(numbers)
     except (OSError, ValueError, ElementTree.ParseError):
         kept["numbers"] = None
-        failures = failures or [f"wrote no numbers; see {log.name}"]
+        failures = failures or [f"wrote no results; see {log.name}"]
     kept["failure"] = "; ".join(failures) or None
     return _without_paths(kept, out)
 
 
 def _without_paths(value: Any, out: Path) -> Any:
-    """``value`` without paths of this machine."""
+    """Returns ``value`` with the paths of this machine replaced."""
     if isinstance(value, str):
         for path, name in ((out, "OUT"), (ROOT, "."), (Path.home(), "~")):
             value = value.replace(str(path), name)
@@ -181,7 +187,8 @@ def _without_paths(value: Any, out: Path) -> Any:
 
 
 def _run(command: list[str], environment: dict[str, str], said: IO[str], seconds: float) -> int | None:
-    """The exit status of a command; None: it was stopped after ``seconds``, with all processes that it had started."""
+    """Runs a command and returns its exit status. If it takes longer than ``seconds``, kills it with all its child processes and
+    returns None."""
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
     )
@@ -205,11 +212,11 @@ def _last_line(log: Path) -> str:
 
 
 def as_markdown(receipt: dict[str, Any]) -> str:
-    """The receipt for people."""
+    """Formats the receipt as Markdown."""
     where, code = receipt["machine"], receipt["code"]
     lines = [f"# {where['device']}", ""]
     if receipt["cpu"]:
-        lines += ["On the CPU in small sizes, to check that everything works: the numbers mean nothing.", ""]
+        lines += ["Run on the CPU at small sizes to check that everything works; the numbers are meaningless.", ""]
     lines += ["| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in where.items() if not isinstance(value, dict)]
     lines.append(f"| packages | {', '.join(f'{name} {release}' for name, release in where['packages'].items())} |")
@@ -247,7 +254,7 @@ def _demo(numbers: list[dict[str, Any]]) -> list[str]:
 
 
 def _speeds(speeds: dict[str, list[dict[str, Any]]]) -> list[str]:
-    lines = ["| | way | samples/s | ms a step | forward, backward, optimiser | GB | TFLOP/s | utilisation |"]
+    lines = ["| | way | samples/s | ms/step | forward, backward, optimiser | GB | TFLOP/s | utilisation |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     for name, rows in speeds.items():
         for row in rows:
@@ -269,12 +276,12 @@ def _speeds(speeds: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 def _profile(found: dict[str, Any]) -> list[str]:
     idle = [] if found["idle"] is None else [f"- idle {found['idle']:.0%} of the time"]
-    attention = [f"- attention: {count:g} calls a step, {name}" for name, count in found["attention"].items()]
+    attention = [f"- attention: {count:g} calls per step, {name}" for name, count in found["attention"].items()]
     rows = [
         f"| `{each['name'][:100].replace('|', ' ')}` | {each['share']:.1%} | {each['milliseconds_per_step']:.2f} |"
         for each in found["kernels"][:15]
     ]
-    return [*idle, *attention, "", "| kernel | share | ms a step |", "|---|---|---|", *rows]
+    return [*idle, *attention, "", "| kernel | share | ms/step |", "|---|---|---|", *rows]
 
 
 def _planned(rows: list[dict[str, Any]]) -> list[str]:
@@ -288,8 +295,8 @@ def _planned(rows: list[dict[str, Any]]) -> list[str]:
 
 def _two(found: dict[str, Any]) -> list[str]:
     return [
-        f"{found['losses']} losses of {found['steps']} steps differ from one process by "
-        f"{found['largest_difference']:.1e} at most ({found['backend']})."
+        f"{found['losses']} losses over {found['steps']} steps differ from a single process by at most "
+        f"{found['largest_difference']:.1e} ({found['backend']})."
     ]
 
 
@@ -306,16 +313,16 @@ TABLES: dict[str, Callable[[Any], list[str]]] = {
 
 
 def make(steps: Sequence[Step], out: Path, facts: dict[str, Any], *, cpu: bool, minutes: float) -> dict[str, Any]:
-    """Run the steps that are not done yet, and write the receipt after each of them; returns it.
+    """Runs the steps that are not done yet, writes the receipt after each step, and returns it.
 
-    Steps that failed before are run after the others. Results of other sources, versions or devices do not count.
+    Steps that failed before are run after the others. Results from other sources, versions or devices are discarded.
 
     Args:
         steps: all steps of the receipt.
-        out: the folder of the receipt.
-        facts: see :func:`machine`.
-        cpu: whether no GPU is to be used.
-        minutes: no step begins after them.
+        out: folder of the receipt.
+        facts: the result of :func:`machine`.
+        cpu: if True, GPUs are hidden.
+        minutes: no step starts after this time.
     """
     out.mkdir(parents=True, exist_ok=True)
     code, kept_file = code_identity(), out / "kept.json"
@@ -347,7 +354,7 @@ def make(steps: Sequence[Step], out: Path, facts: dict[str, Any], *, cpu: bool, 
         if left <= 0:
             break
         most = min(left, sum(each.minutes for each in due[number:]))
-        sys.stdout.write(f"{number + 1}/{len(due)} {step.name}; done in at most {most:.0f} minutes\n")
+        sys.stdout.write(f"{number + 1}/{len(due)} {step.name}; at most {most:.0f} minutes left\n")
         sys.stdout.flush()
         done[step.name] = run_step(step, out, left, environment)
         sys.stdout.write(f"    {done[step.name]['seconds']:.0f} s: {done[step.name]['failure'] or 'done'}\n")
@@ -358,7 +365,7 @@ def make(steps: Sequence[Step], out: Path, facts: dict[str, Any], *, cpu: bool, 
 
 
 def _digest(*folders: str) -> str:
-    """Hash of the sources in some folders of the checkout."""
+    """Returns a hash of the sources in some folders of the checkout."""
     total = hashlib.sha256()
     for folder in folders:
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -367,25 +374,25 @@ def _digest(*folders: str) -> str:
 
 
 def _environment(cpu: bool) -> dict[str, str]:
-    """The environment of a step; on the CPU, GPUs are hidden."""
+    """Returns the environment of a step, in which GPUs are hidden if ``cpu``."""
     return {**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if cpu else {})}
 
 
 def main(*, out_: Path | None = None, cpu: bool = False, minutes: Positive = MINUTES, machine_: bool = False) -> int:
-    """Tests and measurements on a GPU, in one command with one receipt: make gpu, or python -m benchmarks.gpu_receipt.
+    """Runs tests and measurements on a GPU and writes a receipt; make gpu runs it too.
 
-    The steps run one after another, each a separate command with a time limit: tests on the device, the demo compared with its
+    The steps run one after another, each as a separate command with a time limit: tests on the device, the demo compared with its
     results on the CPU, speed of base and large models, a profile, planned and measured memory and time, and two processes on the
-    device. The results of a step are saved at once, so the same command resumes after an interruption; failed steps are run
-    again. The receipt is receipt.json and receipt.md, next to the logs of all steps.
+    device. The results of each step are saved immediately, so the same command resumes after an interruption; failed steps are
+    repeated. The receipt consists of receipt.json and receipt.md, next to the logs of all steps.
 
-    --cpu runs the same steps on the CPU with small sizes, to check that everything works; its numbers mean nothing.
+    --cpu runs the same steps on the CPU at small sizes, to check that everything works; its numbers are meaningless.
 
     Args:
         out_: folder of the receipt (default: runs/gpu, runs/gpu_on_cpu).
-        cpu: run on the CPU with small sizes, to try all steps.
-        minutes: no step begins after them; run the command again.
-        machine_: print the facts of the machine: what the benchmark calls itself with, in a process of its own.
+        cpu: run all steps on the CPU at small sizes, to try them.
+        minutes: no step starts after this time; rerun the command to continue.
+        machine_: print facts about the machine; the benchmark calls itself with this flag in a separate process.
 
     Examples:
         python -m benchmarks.gpu_receipt
@@ -400,21 +407,24 @@ def main(*, out_: Path | None = None, cpu: bool = False, minutes: Positive = MIN
             return 0
         if not cpu and not torch.cuda.is_available():
             raise UserError(
-                "torch finds no GPU here; give --cpu (make gpu CPU=1) to try all steps on the CPU with small sizes"
+                "torch finds no GPU; give --cpu (make gpu CPU=1) to try all steps on the CPU at small sizes"
             )
         out = (out_ or ROOT / "runs" / ("gpu_on_cpu" if cpu else "gpu")).absolute()
         asked = [PYTHON, "-m", "benchmarks.gpu_receipt", "--machine"]
         facts = json.loads(
             subprocess.run(asked, cwd=ROOT, env=_environment(cpu), stdout=subprocess.PIPE, check=True).stdout
         )
-        digest = code_identity()["sha256"][:8]  # the demo's runs of other sources stay apart
+        digest = code_identity()["sha256"][:8]  # keeps the demo's runs of other sources separate
         steps = list(steps_of(out / f"runs-{digest}", cpu=cpu))
         receipt = make(steps, out, facts, cpu=cpu, minutes=minutes)
-        told = {"failed": [each["step"] for each in receipt["steps"] if each["failure"]], "not run": receipt["not_run"]}
-        said = "; ".join(f"{what}: {', '.join(names)}" for what, names in told.items() if names)
-        again = "; run the same command again to resume" if said else ""
-        sys.stdout.write(f"{out / 'receipt.md'} and receipt.json; {said or 'all steps are done'}{again}\n")
-        return 1 if said else 0
+        missing = {
+            "failed": [each["step"] for each in receipt["steps"] if each["failure"]],
+            "not run": receipt["not_run"],
+        }
+        message = "; ".join(f"{what}: {', '.join(names)}" for what, names in missing.items() if names)
+        again = "; run the same command again to resume" if message else ""
+        sys.stdout.write(f"{out / 'receipt.md'} and receipt.json; {message or 'all steps are done'}{again}\n")
+        return 1 if message else 0
 
     return run()
 

@@ -1,4 +1,4 @@
-"""Time of a pre-training step with hard negative texts over its time without: ``python -m benchmarks.hard_negatives``."""
+"""Cost of hard negative texts in a pre-training step: ``python -m benchmarks.hard_negatives``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from utils.flags import Positive
 
 
 def with_hard_negatives(model: PretrainModel, batch: PretrainBatch, count: int) -> PretrainBatch:
-    """The batch with ``count`` hard negatives for each text, as long as the texts."""
+    """Returns the batch with ``count`` hard negatives for each text, of the same lengths as the texts."""
     config = {"hard_negatives": HardNegativesConfig(count=count)}
     streams = {name: stream.model_copy(update=config) for name, stream in STREAMS.streams().items()}
     made = pretrain_batch(STREAMS.model_copy(update=streams), model.vision, len(model.text.word_embeddings)).streams()
@@ -31,17 +31,17 @@ def with_hard_negatives(model: PretrainModel, batch: PretrainBatch, count: int) 
 
 
 def main(*, rounds: Positive = 9, count: Positive = 1, small: bool = False) -> int:
-    """Time of a pre-training step with hard negative texts over its time without.
+    """Cost of hard negative texts in a pre-training step.
 
-    The step is engine.trainer.Trainer.train_step in base size, 224 px, float32, on 8 image-text pairs and 12 regions of 4
-    images. With and without alternate in one process.
+    The step is engine.trainer.Trainer.train_step at base size, 224 px, float32, on 8 image-text pairs and 12 regions of 4 images.
+    Steps with and without hard negatives alternate in one process.
 
-    The last line is the median ratio of the times.
+    The last line is the median ratio of the times, with over without.
 
     Args:
         rounds: number of measurements of each.
-        count: hard negatives for each text.
-        small: check that it runs, with a small model.
+        count: number of hard negatives per text.
+        small: smoke test with a small model.
 
     Examples:
         python -m benchmarks.hard_negatives

@@ -1,4 +1,4 @@
-"""Time of the host in a pre-training step: ``python -m benchmarks.host_overhead``."""
+"""Time that the host spends in a pre-training step: ``python -m benchmarks.host_overhead``."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from utils.commands import call
 from utils.flags import Positive
 
 DEVICE_PHASES = ("forward", "backward", "clip", "optimiser")
-"""Phases in which the device computes; they are not measured."""
+"""Phases in which the device computes, which are not measured."""
 
 HOST_PHASES = tuple(phase for phase in PHASES if phase not in DEVICE_PHASES)
 
 WARM_UP = 5
-"""Number of steps before timing: the optimiser makes its states, and modules are imported."""
+"""Number of steps before timing, in which the optimiser creates its states and modules are imported."""
 
 
 class Stub(nn.Module):
-    """Replaces a model: all losses are zeros, every parameter has a gradient, counts and FLOPs are those of ``real``."""
+    """Replaces a model: all losses are zero, every parameter has a gradient, and counts and FLOPs are taken from ``real``."""
 
     chunks = 1
 
@@ -55,7 +55,7 @@ class Stub(nn.Module):
 
 
 class StubTask:
-    """A task with the stub as its model; it is its own loader."""
+    """A task with the stub as its model. It is also its own loader."""
 
     selects: str | None = None
     validated: Sequence[Mapping[str, Any]] = ()
@@ -75,7 +75,7 @@ class StubTask:
         return self
 
     def check_ranks(self, ranks: int) -> None:
-        """Any number will do."""
+        """Accepts any number of ranks."""
 
     def batches(self, consumed: int, count: int) -> Iterator[PretrainBatch]:
         return itertools.islice(itertools.cycle(self.micro_batches), count)
@@ -85,7 +85,7 @@ class StubTask:
 
 
 class Stopwatch:
-    """Records milliseconds of each phase of each step, as :attr:`engine.trainer.Trainer.after`."""
+    """Records the milliseconds of each phase of each step, as a callback for :attr:`engine.trainer.Trainer.after`."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
@@ -99,7 +99,7 @@ class Stopwatch:
 
 
 def measure(config: PretrainConfig, steps: int) -> list[dict[str, float]]:
-    """Milliseconds by phase of each of ``steps`` steps after warm-up."""
+    """Measures the milliseconds of each phase in ``steps`` steps after warm-up."""
     task = StubTask(config)
     train = config.train.model_copy(
         update={
@@ -128,16 +128,16 @@ def measure(config: PretrainConfig, steps: int) -> list[dict[str, float]]:
 
 
 def table(steps: Sequence[dict[str, float]]) -> list[str]:
-    """Lines with the median and the mean of each host phase."""
+    """Returns the lines of a table with the median and the mean of each host phase."""
     columns: dict[str, Any] = {phase: [step[phase] for step in steps] for phase in HOST_PHASES}
     return [
-        f"{'ms a step':10} {'median':>7} {'mean':>7}",
+        f"{'ms/step':10} {'median':>7} {'mean':>7}",
         *(f"{phase:10} {statistics.median(ms):7.3f} {statistics.mean(ms):7.3f}" for phase, ms in columns.items()),
     ]
 
 
 def _run(steps: int, small: bool) -> int:
-    """Measure; print the phases and their sum."""
+    """Measures the phases and prints them with their sum."""
     config, overrides = SMALL if small else (CONFIG, [])
     measured = measure(config_for(config, overrides), steps)
     total = statistics.median(sum(step[phase] for phase in HOST_PHASES) for step in measured)
@@ -147,23 +147,23 @@ def _run(steps: int, small: bool) -> int:
 
 
 def main(*, steps: Positive = 50, small: bool = False) -> int:
-    """Time of the host in a pre-training step.
+    """Time that the host spends in a pre-training step.
 
-    A GPU idles if the host takes longer to enqueue a step than the GPU to compute it. The benchmark measures the train loop
-    (engine.trainer.Trainer.fit) on the host without forward, backward, clipping, optimiser and copies to the device. The
-    rest is seeding, learning rates, counts, the sum of the losses, FLOPs, and the report, which writes a line of metrics every
-    log_every steps.
+    A GPU idles if the host needs longer to enqueue a step than the GPU needs to compute it. The benchmark measures the train loop
+    (engine.trainer.Trainer.fit) on the host, without forward and backward passes, clipping, optimiser and copies to the device.
+    What remains is seeding, learning rates, counts, the sum of the losses, FLOPs, and the report, which writes a line of metrics
+    every log_every steps.
 
-    The trainer runs with the config's settings and batches of their real sizes, on the CPU. A stub replaces the model: it returns
-    zeros for all losses, and has as many parameters as the model, of one element each. Counts and FLOPs are those of the real
-    model on the meta device. On the CPU nothing is copied, so "data" is the bookkeeping of the loader alone.
+    The trainer runs on the CPU with the config's settings and realistic batch sizes. A stub replaces the model: it returns zero
+    for all losses, and has the same number of parameters as the model, each with a single element. Counts and FLOPs are computed
+    with the real model on the meta device. Since nothing is copied on the CPU, "data" is only the bookkeeping of the loader.
 
-    A table has the median and the mean of each phase; means include the lines of metrics, medians do not. The last line is the
-    median over steps of the sum.
+    The table has the median and the mean of each phase; means include the lines of metrics, medians do not. The last line is the
+    median, over steps, of the sum of the phases.
 
     Args:
         steps: number of timed steps.
-        small: check that it runs, with a small model and batch.
+        small: smoke test with a small model and batch.
 
     Examples:
         python -m benchmarks.host_overhead

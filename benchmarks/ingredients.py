@@ -1,4 +1,4 @@
-"""Newer ingredients on the demo: ``python -m benchmarks.ingredients``, after ``make scenes``."""
+"""Effect of newer components on the demo: ``python -m benchmarks.ingredients``, after ``make scenes``."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from utils.commands import call
 SCENES = Path("data/scenes")
 WIDE = Path("data/scenes_wide")
 BATCH = 64
-"""Image-text pairs of a step of the demo on two processes: what the bias of the sigmoid loss starts from."""
+"""Image-text pairs in a step of the demo on two processes, from which the initial bias of the sigmoid loss is computed."""
 
 
 def modern_bert(folder: Path) -> Path:
-    """A folder with the demo's tokenizer and a ModernBERT as large as the demo's text encoder: its gated feed-forward has three
-    matrices for two, and so two thirds of the width."""
+    """Writes a folder with the demo's tokenizer and a ModernBERT of the same size as the demo's text encoder. Its gated
+    feed-forward layer has three matrices instead of two, and therefore two thirds of the width."""
     from transformers import ModernBertConfig
 
     shutil.copytree(SCENES / "tokenizer", folder, dirs_exist_ok=True)
@@ -45,7 +45,7 @@ def modern_bert(folder: Path) -> Path:
 
 
 def on_squares(folder: Path) -> dict[str, list[str]]:
-    """The variants on the demo's own scenes."""
+    """Returns the variants on the demo's own scenes."""
     encoder = modern_bert(folder / "modernbert")
     fusion = "{layers: 2, width: 128, heads: 4, intermediate: 512}"
     return {
@@ -56,7 +56,7 @@ def on_squares(folder: Path) -> dict[str, list[str]]:
 
 
 def on_wide_scenes() -> dict[str, list[str]]:
-    """The variants on scenes of 96 x 64 pixels, which are drawn if they are not there."""
+    """Returns the variants on scenes of 96 x 64 pixels. Draws the scenes if they do not exist."""
     if not (WIDE / "test.jsonl").is_file():
         subprocess.run(
             [sys.executable, "-m", "demo.scenes", "--out", str(WIDE), "--seed", "0", "--size", "96x64"], check=True
@@ -77,7 +77,7 @@ def on_wide_scenes() -> dict[str, list[str]]:
 
 
 def swept(variants: Mapping[str, Sequence[str]], steps: int, seeds: Seeds, folder: Path) -> int:
-    """Make the runs of some variants that are missing, and print their table; returns the exit status."""
+    """Runs the variants that have not been run yet and prints their table. Returns the exit status."""
     quoted = {name: " ".join(f"'{override}'" for override in overrides) for name, overrides in variants.items()}
     return sweep(
         f"train.steps={steps}",
@@ -91,14 +91,14 @@ def swept(variants: Mapping[str, Sequence[str]], steps: int, seeds: Seeds, folde
 
 
 def main(*, steps: int = 300, seeds: Seeds = (0, 1, 2), output: Path = Path("runs/ingredients")) -> int:
-    """Newer ingredients on the demo, after make scenes.
+    """Effect of newer components on the demo; run make scenes first.
 
-    The demo is pre-trained for 300 steps as it is, with the sigmoid loss, and with a ModernBERT of the same size as text encoder;
-    then on scenes of 96 x 64 pixels, which are squeezed into squares or keep their aspect. run.py sweep makes the runs and both
-    tables; docs/ablations.md has the numbers.
+    The demo is pre-trained for 300 steps unchanged, with the sigmoid loss, and with a ModernBERT of the same size as the text
+    encoder; then on scenes of 96 x 64 pixels, which are squeezed into squares or keep their aspect ratio. run.py sweep starts the
+    runs and prints both tables; docs/ablations.md has the results.
 
     Args:
-        steps: steps of a run.
+        steps: number of steps per run.
         seeds: seeds of the runs.
         output: folder of the runs.
 

@@ -1,4 +1,4 @@
-"""Throughput of the loaders of the configs on synthetic files, and the throughput that the steps of those configs need."""
+"""Measures the throughput of the configs' loaders on synthetic files, and computes the throughput that training steps need."""
 
 from __future__ import annotations
 
@@ -37,13 +37,22 @@ FINE_TUNING = (
 )
 WORKERS = 8
 STORED = ("lists", "files")
-"""Storage of a video: a list of JPEG images, or a video file."""
+"""How a video is stored: as a list of JPEG images, or as a video file."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Size of the measurement: JPEG files, videos and seconds of each, divisor of their sides, records of each kind,
-    micro-batches of the loader, and overrides of the config."""
+    """Size of the measurement.
+
+    Attributes:
+        images: number of JPEG files.
+        videos: number of videos.
+        seconds: length of each video.
+        divide: divisor of the sides of images and videos.
+        records: number of records of each kind.
+        batches: number of micro-batches that are loaded.
+        config: overrides of the config.
+    """
 
     images: int
     videos: int
@@ -79,7 +88,7 @@ class Files:
     scale: Scale
 
     def config(self, path: Path, stored: str = STORED[0]) -> PretrainConfig:
-        """A config of pre-training on these files; ``stored``: storage of videos."""
+        """Loads a pre-training config that reads these files. ``stored``: how videos are stored."""
         files = {"images": "pairs", "regions": "regions"}
         if path == VIDEO_CONFIG:
             files["videos"] = stored
@@ -93,7 +102,7 @@ class Files:
     def batches(
         self, data: DataConfig, *, size: int = 224, frames: int | None = None, **streams: Any
     ) -> PretrainBatches:
-        """The maker of micro-batches; ``<stream>=None`` removes a stream."""
+        """Returns an object that makes micro-batches. ``<stream>=None`` removes a stream."""
         return PretrainBatches(
             data.model_copy(update=streams),
             tokenizer=load_tokenizer(self.folder / "tokenizer"),
@@ -104,7 +113,8 @@ class Files:
         )
 
     def loader_rate(self, path: Path, workers: int, rounds: int, stored: str = STORED[0]) -> tuple[float, float]:
-        """Images/s of the trainer's loader, frames included: per second of processor time, and per second of wall time."""
+        """Measures the images/s of the trainer's loader, including frames: per second of CPU time, and per second of wall
+        time."""
         config = self.config(path, stored)
         data, frames = config.data.model_copy(update={"workers": workers}), config.model.vision.video
         maker = self.batches(data, frames=frames.frames if frames else None)
@@ -119,7 +129,7 @@ class Files:
         return core, wall
 
     def stream_rate(self, rounds: int, size: int, frames: int | None, stored: str) -> float:
-        """Images per second of processor time at ``size`` pixels, from pairs, or from videos of ``frames`` frames."""
+        """Measures the images per second of CPU time at ``size`` pixels, from pairs, or from videos of ``frames`` frames."""
         data = self.config(CONFIG if frames is None else VIDEO_CONFIG, stored).data
         others = {name: None for name in data.streams() if name != ("images" if frames is None else "videos")}
         maker = self.batches(data, size=size, frames=frames, **others)
@@ -133,19 +143,20 @@ class Files:
 
 
 def processor_s() -> float:
-    """Processor time of this process and its finished workers in seconds."""
+    """Returns the CPU time of this process and its finished workers in seconds."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def print_loaders(files: Files, rounds: int) -> Callable[[PretrainConfig | Any, str], float]:
-    """Measure and print the loaders of pre-training; returns a function from config and storage to a worker's images/s."""
+    """Measures the loaders of pre-training and prints their rates. Returns a function that computes a worker's images/s for a
+    config and a storage of videos."""
 
     def rate(path: Path, workers: int, stored: str = STORED[0]) -> float:
         core, wall = files.loader_rate(path, workers, rounds, stored)
         videos = f", videos as {stored}" if path == VIDEO_CONFIG else ""
         sys.stdout.write(
-            f"loader of {path.stem}{videos}, {workers} workers: {core:,.0f} images/s a core, {wall:,.0f} images/s\n"
+            f"loader of {path.stem}{videos}, {workers} workers: {core:,.0f} images/s/core, {wall:,.0f} images/s\n"
         )
         return core
 
@@ -157,7 +168,7 @@ def print_loaders(files: Files, rounds: int) -> Callable[[PretrainConfig | Any, 
         video = config.model.vision.video
         if isinstance(config, PretrainConfig):
             return mixed[stored] if video else shared
-        # One of two workers is slower than a process alone.
+        # A worker that runs next to another worker is slower than a single process.
         return stream(config.model.vision.image_size, video.frames if video else None, stored) * shared / alone
 
     return worker_rate
@@ -169,16 +180,16 @@ def print_needs(
     utilisation: float,
     step_images_per_s: float | None,
 ) -> None:
-    """Print the images/s that a GPU's step needs and that its workers load, for pre-training and the base size of each task."""
+    """Prints the images/s that a GPU needs and that its workers load, for pre-training and the base size of each task."""
     sys.stdout.write(
-        f"assumed: {utilisation:.0%} of the peak of one {gpu}, texts of maximum length\n"
-        f"{'config':32}{'pixels':>7}{'images a step':>15}{'TFLOP a step':>14}{'needed images/s':>17}{'8 workers load':>16}\n"
+        f"assumed: {utilisation:.0%} of the peak of one {gpu}, texts of maximum "
+        f"length\n{'config':32}{'pixels':>7}{'images/step':>15}{'TFLOP/step':>14}{'needed images/s':>17}{'8 workers load':>16}\n"
     )
     for path in [*sorted(CONFIG.parent.glob("*.yaml")), *(CONFIG.parents[1] / name for name in FINE_TUNING)]:
         schema, kind = kind_of(path, [], None)
         config = load_config(path, [], schema)
         if not config.model.text.knows_vocabulary:
-            continue  # the size of its vocabulary needs a tokenizer, which may be missing
+            continue  # its vocabulary size is known only to a tokenizer, which may not be installed
         with torch.device("meta"):
             model = kind.build_model(config, None)
         work = model.work(synthetic_batch(config, model))

@@ -1,4 +1,4 @@
-"""Time of a pre-training step with long captions over its time with short ones: ``python -m benchmarks.long_captions``."""
+"""Cost of long captions in a pre-training step: ``python -m benchmarks.long_captions``."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from utils.flags import Positive
 
 PAIRS, LONG_PAIRS = 10, 2
 LONG, RELEASED = 200, 40
-"""Tokens of a long caption, and the length to which the released configs pad short ones."""
+"""Tokens in a long caption, and the length to which the released configs pad short captions."""
 PADDED = {"short": Padding(RELEASED, RELEASED), "long": Padding(LONG, LONG)}
 
 
 def batch_of(model: PretrainModel, long: int) -> PretrainBatch:
-    """A batch of pairs of which ``long`` have a long caption; the others have 13 tokens on average."""
+    """Returns a batch of pairs in which ``long`` pairs have a long caption. The other captions have 13 tokens on average."""
     limits = TextDataConfig(max_tokens=LONG)
     data = DataConfig(images=ImageStreamConfig(files=[], batch_size=PAIRS), text=limits)
     vocabulary = len(model.text.word_embeddings)
@@ -43,17 +43,17 @@ def batch_of(model: PretrainModel, long: int) -> PretrainBatch:
 
 
 def main(*, rounds: Positive = 9, small: bool = False) -> int:
-    """Time of a pre-training step with long captions over its time with short ones.
+    """Cost of long captions in a pre-training step.
 
-    The step is engine.trainer.Trainer.train_step in base size, 224 px, float32, on 10 pairs. Of the long batch, 2 captions have
-    200 tokens; all others have 13 on average. The padded path computes the same losses with all texts padded, to 40 tokens in the
-    short batch and to 200 in the long one, forward and backward. All four alternate in one process.
+    The step is engine.trainer.Trainer.train_step at base size, 224 px, float32, on 10 pairs. In the long batch, 2 captions have
+    200 tokens; all other captions have 13 on average. The padded path computes the same losses, forward and backward, with all
+    texts padded to 40 tokens in the short batch and to 200 in the long batch. All four combinations alternate in one process.
 
-    The last line is the ratio of times divided by the ratio of FLOPs as run.py plan counts them.
+    The last line is the ratio of the times, long over short, divided by the ratio of FLOPs as counted by run.py plan.
 
     Args:
         rounds: number of measurements of each.
-        small: check that it runs, with a small model.
+        small: smoke test with a small model.
 
     Examples:
         python -m benchmarks.long_captions
@@ -85,7 +85,7 @@ def main(*, rounds: Positive = 9, small: bool = False) -> int:
             times[key].append(seconds(run))
     flops = {name: model.work(batch).flops for name, batch in batches.items()}
     of_flops = flops["long"] / flops["short"]
-    sys.stdout.write(f"FLOPs of the long batch over the short one: {of_flops:.2f}\n")
+    sys.stdout.write(f"FLOPs of the long batch over the short batch: {of_flops:.2f}\n")
     ratios = {}
     for path in ("packed", "padded"):
         short, long = (statistics.median(times[path, name]) for name in ("short", "long"))

@@ -1,4 +1,4 @@
-"""How many copies of photographs ``run.py leaks --perceptual`` finds: ``python -m benchmarks.look_alikes FOLDER``."""
+"""Measures how many copies of photographs ``run.py leaks --perceptual`` finds: ``python -m benchmarks.look_alikes FOLDER``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from utils.flags import Positive
 from utils.suffixes import IMAGE_SUFFIXES
 
 CROPS = (0.5, 0.6, 0.7, 0.8, 0.9)
-"""Shares of the area that crops keep."""
+"""Fractions of the area that crops keep."""
 
 
 def copies(image: Image.Image, rng: random.Random) -> Iterator[tuple[str, Image.Image]]:
-    """Copies of a photograph by name. Crops lie at random and are saved as JPEG."""
+    """Yields copies of a photograph with their names. Crops have random positions and are saved as JPEG."""
     width, height = image.size
     for share in CROPS:
         w, h = (round(side * share**0.5) for side in image.size)
@@ -46,17 +46,17 @@ def _photograph(path: Path) -> Image.Image:
 
 
 def main(folder: Path, /, *, photographs: Positive = 300, copied: Positive = 60) -> int:
-    """How many copies of photographs run.py leaks --perceptual finds.
+    """Measures how many copies of photographs run.py leaks --perceptual finds.
 
-    FOLDER has photographs of different subjects, 300 or more. Copies of the first photographs (crops, half the size,
-    recompressed, grey, brighter) are compared with all of them. For both thresholds of dataset.look_alikes, the benchmark
-    prints the share of copies that is found with its original, and the number of pairs of different photographs that are taken
-    for copies.
+    FOLDER contains 300 or more photographs of different subjects. Copies of some photographs (crops, half the size, recompressed,
+    grey, brighter) are compared with all photographs. For both thresholds of dataset.look_alikes, the benchmark prints the
+    fraction of copies that are matched with their original, and the number of false alarms, pairs of different photographs that
+    are matched.
 
     Args:
         folder: folder of the photographs.
-        photographs: photographs that are compared.
-        copied: photographs of which copies are made.
+        photographs: number of photographs to compare.
+        copied: number of photographs to make copies of.
 
     Examples:
         python -m benchmarks.look_alikes FOLDER

@@ -1,4 +1,4 @@
-"""Re-ranking by mteb's interface against our own search: ``python -m benchmarks.mteb_rerank``."""
+"""Compares the speed of re-ranking through mteb and through our own search: ``python -m benchmarks.mteb_rerank``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ QUERY = "a man with a red hat in the street with a dog on the green grass"
 
 
 def model_of(size: str) -> Model:
-    """A model with random weights and a tokenizer of a few words."""
+    """Builds a model with random weights and a tokenizer with a few words."""
     special = {
         "unk_token": "[UNK]",
         "cls_token": "[CLS]",
@@ -41,20 +41,20 @@ def model_of(size: str) -> Model:
     tokens.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, **special)
     network = build(size)
-    return Model(network, tokenizer, Settings(task="pretrain", model=network.config), origin="of random weights")
+    return Model(network, tokenizer, Settings(task="pretrain", model=network.config), origin="random weights")
 
 
 def main(*, rounds: Positive = 5, size: str = "base", images: Positive = 100) -> int:
-    """Re-ranking by mteb's interface against our own search.
+    """Compares the speed of re-ranking through mteb and through our own search.
 
-    One query and its candidate images: ours is ``ImageIndex.search(rerank=…)``, mteb's ``X2VLMReranker.search`` with the same
-    candidates. The vision encoder's states of all images are in the cache of each, from an earlier search. Both alternate in one
+    Both re-rank the same candidate images for one query: our search with ``ImageIndex.search(rerank=…)``, and mteb with
+    ``X2VLMReranker.search``. The image states of all candidates are cached in both, from an earlier search. Both alternate in one
     process. The last line is the median ratio of the times.
 
     Args:
         rounds: number of pairs of measurements.
-        size: base, demo or tiny.
-        images: candidates.
+        size: size of the model: base, demo or tiny.
+        images: number of candidates.
 
     Examples:
         python -m benchmarks.mteb_rerank
@@ -86,7 +86,7 @@ def main(*, rounds: Positive = 5, size: str = "base", images: Positive = 100) ->
             if number:  # the first round fills the caches
                 ratios.append(mteb_s / ours_s)
                 sys.stdout.write(
-                    f"{images} candidates: ours {1e3 * ours_s:.0f} ms, mteb's interface {1e3 * mteb_s:.0f} ms, ratio "
+                    f"{images} candidates: ours {1e3 * ours_s:.0f} ms, mteb {1e3 * mteb_s:.0f} ms, ratio "
                     f"{ratios[-1]:.2f}, probabilities differ by {difference:.1e}\n"
                 )
     sys.stdout.write(f"ratio: {statistics.median(ratios):.2f}\n")

@@ -1,4 +1,4 @@
-"""Parquet shards against tars of the same pictures: ``python -m benchmarks.parquet``."""
+"""Compares the speed of Parquet shards and tars of the same pictures: ``python -m benchmarks.parquet``."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ SIZES = ((320, 240), (400, 300), (300, 400), (256, 256))
 WORDS = ["a", "dog", "cat", "red", "house", "on", "the", "street", "two", "people", "with", "tree", "near", "of"]
 DISTINCT = 64
 BLOCK_RECORDS = 50
-"""Blocks are so small that an epoch has several windows, as it has with more data."""
+"""Records per block: small, so that an epoch has several windows, as with more data."""
 HUB_ROWS = (100, 1000)
-"""Rows of a row group in data sets of the Hugging Face Hub."""
+"""Rows per row group in data sets on the Hugging Face Hub."""
 
 
 def write_shards(folder: Path, shards: int, rows: int) -> float:
@@ -59,7 +59,7 @@ def write_shards(folder: Path, shards: int, rows: int) -> float:
                     info = tarfile.TarInfo(f"{row:06d}.{suffix}")
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))
-        # The names make all pictures different, so that they are not stored once in a dictionary.
+        # Unique names make all rows different, so that Parquet does not store repeated pictures only once.
         values = [{"bytes": image, "path": f"{row}.jpg"} for row, image in enumerate(images)]
         table = pyarrow.table({"image": values, "caption": own})
         for form, size in group_rows.items():
@@ -71,8 +71,8 @@ def write_shards(folder: Path, shards: int, rows: int) -> float:
 
 
 def views_per_second(folder: Path, form: str, cache: str, batches: int) -> tuple[float, float]:
-    """Returns the views per second of the trainer's loader with two workers from the first batch on, and the views per second of
-    processor time, which other programs disturb less, of all processes from their start on."""
+    """Measures the views per second of the trainer's loader with two workers, after the first batch, and the views per second of
+    CPU time, over all processes since their start. CPU time is less sensitive to other programs."""
     changes = [
         f"data.images.files=[{folder / form}]",
         "data.regions=null",
@@ -105,16 +105,16 @@ def views_per_second(folder: Path, form: str, cache: str, batches: int) -> tuple
 
 
 def main(*, shards: Positive = 8, rows: Positive = 1000, rounds: Positive = 5) -> int:
-    """Parquet shards against tars of the same pictures.
+    """Compares the speed of Parquet shards and tars of the same pictures.
 
     The trainer's loader reads an epoch of pairs with two workers and ``order: blocks``: from tars, and from Parquet files with
-    row groups of 16 MB (run.py prepare parquet), and of 100 and 1000 rows (usual on the Hugging Face Hub). The forms are measured
-    in turn. Each round begins with an empty cache, so every row group is decoded once.
+    row groups of 16 MB (run.py prepare parquet), of 100 rows and of 1000 rows (common on the Hugging Face Hub). The formats
+    alternate. Each round starts with an empty cache, so every row group is decoded once.
 
     Args:
-        shards: number of files of each form.
-        rows: number of pictures in a file.
-        rounds: number of measurements of each form.
+        shards: number of files of each format.
+        rows: number of pictures per file.
+        rounds: number of measurements of each format.
 
     Examples:
         python -m benchmarks.parquet
@@ -137,8 +137,9 @@ def main(*, shards: Positive = 8, rows: Positive = 1000, rounds: Positive = 5) -
         ratios = np.median(rates / rates[:, :1], axis=0)
         for form, of_form, (wall, core) in zip(forms, rates.transpose(1, 2, 0), ratios, strict=True):
             sys.stdout.write(
-                f"{form}: {np.median(of_form[0]):,.0f} views/s (rounds {of_form[0].min():,.0f} to {of_form[0].max():,.0f}), "
-                f"{wall:.2f} of tar; {np.median(of_form[1]):,.0f} a second of processor time, {core:.2f} of tar\n"
+                f"{form}: {np.median(of_form[0]):,.0f} views/s (rounds {of_form[0].min():,.0f} to "
+                f"{of_form[0].max():,.0f}), {wall:.2f} of tar; {np.median(of_form[1]):,.0f} per second of CPU time, "
+                f"{core:.2f} of tar\n"
             )
         sys.stdout.write(f"ratio: {ratios[:, 0].min():.2f}\n")
     return 0

@@ -1,8 +1,8 @@
-"""Baseline: the losses of pre-training by the algebra of the released code (:mod:`models.reference`), texts padded to one length.
+"""Baseline: the pre-training losses, computed as in the released code (:mod:`models.reference`), with texts padded to one length.
 
-It encodes each stream and each set of masked texts separately, and copies the patches of an image for each region. Each fusion
-pass is a separate call, which projects the keys and values of each example and computes all states of all blocks. Words are
-predicted at all padded positions of masked tokens. Attention is fused.
+The baseline encodes each stream and each set of masked texts separately, and copies the patches of an image for each region. Each
+fusion pass is a separate call, which projects the keys and values of each example and computes all states of all blocks. Words
+are predicted at all masked positions, including padding. Attention is fused.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ RELEASED_PADDING = Padding(40, 64)
 
 
 def why_not_plain(model: PretrainModel) -> str | None:
-    """Reason why this module does not support a model; None if it does."""
+    """Returns the reason why this module does not support a model, or None if it does."""
     if not isinstance(model.text, TextEncoder):
-        return "model.text.encoder is none of BERT's or RoBERTa's family"
+        return "model.text.encoder is not of the BERT or RoBERTa family"
     dropped = [name for name in ("text", "fusion") if getattr(model.config, name).drop_path]
     return f"model.{dropped[0]}.drop_path is set" if dropped else None
 
 
 def plain_losses(model: PretrainModel, batch: PretrainBatch, padded: Padding = RELEASED_PADDING) -> Losses:
-    """The losses of ``model(batch)``. Hard negatives are sampled in the same order."""
+    """Computes the losses of ``model(batch)``. Hard negatives are sampled in the same order."""
     assert not batch.unmatched, "a stream without matching loss is not supported"
     assert isinstance(model.text, TextEncoder)
     pad_id, parts = model.text.arch.pad_id, {}
@@ -58,12 +58,12 @@ def plain_losses(model: PretrainModel, batch: PretrainBatch, padded: Padding = R
 
 
 def _text_to(length: int, text: Text, pad_id: int) -> Text:
-    """Pad texts to ``length`` tokens; longer batches stay as they are."""
+    """Pads texts to ``length`` tokens. Longer batches are unchanged."""
     more = (0, max(0, length - text.ids.shape[1]))
     return replace(text, ids=F.pad(text.ids, more, value=pad_id), mask=F.pad(text.mask, more))
 
 
 def _masked_to(length: int, text: MaskedText, pad_id: int) -> MaskedText:
-    """Pad texts and their masked copies as in :func:`_text_to`."""
+    """Pads texts and their masked copies as in :func:`_text_to`."""
     plain, masked = (_text_to(length, version, pad_id) for version in (text.plain(), text.masked_copy()))
     return replace(text, ids=plain.ids, masked_ids=masked.ids, mask=plain.mask)

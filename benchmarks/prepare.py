@@ -1,4 +1,4 @@
-"""Rows that ``run.py prepare`` converts per second: ``python -m benchmarks.prepare``."""
+"""Speed of ``run.py prepare`` in rows per second: ``python -m benchmarks.prepare``."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ from dataset.prepare.sets.base import ParquetPairs
 from utils.commands import call
 from utils.flags import Positive
 
-WANTED = 10_000
+TARGET = 10_000
+"""Target rate, in rows per second and process."""
 REGIONS, OBJECTS = 50, 35
-"""Of an image of Visual Genome."""
+"""Numbers per image in Visual Genome."""
 COCO_CAPTIONS, COCO_OBJECTS = 5, 7
 _WORDS = (
     "a",
@@ -51,22 +52,23 @@ _WORDS = (
 
 
 def main(*, images_: Positive = 10_000, workers_: Positive = 2, small: bool = False) -> int:
-    """Rows that run.py prepare converts per second.
+    """Speed of run.py prepare in rows per second.
 
-    Files in the official schemas are generated, with as many rows for each image as the official ones have, and without images
-    except for FineHARD. A row is a region, an object, a phrase, a caption or a pair. Each set is prepared by one process and by
-    --workers, and hashing sources and shards is part of the time. --images 108077 is the size of Visual Genome, and gives the
-    peak of memory there.
+    The benchmark generates files in the official formats, with the same number of rows per image as the official files, but
+    without images (except for FineHARD). A row is a region, an object, a phrase, a caption or a pair. Each data set is prepared
+    by one process and by --workers processes; the time includes hashing sources and shards. --images 108077 is the size of Visual
+    Genome, and shows the peak memory at that size.
 
-    Sets of the web are prepared in two steps. The first one, which writes the list for img2dataset, is timed like the other sets.
-    Of the second one, one process converts the annotations of shards to records, without reading and writing the images.
+    Data sets from the web are prepared in two steps. The first step, which writes the list for img2dataset, is timed like the
+    other data sets. In the second step, one process converts the annotations of shards to records; reading and writing images is
+    not timed.
 
-    The last line is the lowest rate of a set, in rows per second and process, over 10,000.
+    The last line is the lowest rate of any data set, in rows per second and process, divided by 10,000.
 
     Args:
-        images_: of each set.
-        workers_: processes.
-        small: a few images, to see that the benchmark runs.
+        images_: number of images per data set.
+        workers_: number of processes.
+        small: smoke test with few images.
 
     Examples:
         python -m benchmarks.prepare
@@ -88,12 +90,12 @@ def main(*, images_: Positive = 10_000, workers_: Positive = 2, small: bool = Fa
         rates.append(rate)
         sys.stdout.write(f"{name}, from shards: {rate:,.0f} rows/s, {images_rate:,.0f} images/s by 1\n")
     sys.stdout.write(f"peak memory of a process: {_peak_gib():.2f} GiB\n")
-    sys.stdout.write(f"ratio: {min(rates) / WANTED:.2f}\n")
+    sys.stdout.write(f"ratio: {min(rates) / TARGET:.2f}\n")
     return 0
 
 
 def _seconds(name: str, raw: Path, workers: int) -> float:
-    """Seconds of one preparation, without the imports, in a process of its own."""
+    """Measures the seconds of one preparation in a separate process, without imports."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_prepare, args=(name, raw, workers, there))
@@ -107,7 +109,7 @@ def _seconds(name: str, raw: Path, workers: int) -> float:
 
 def _prepare(name: str, raw: Path, workers: int, answer: Connection) -> None:
     out = raw.parent / f"{raw.name}-out"
-    multiprocessing.set_start_method(None, force=True)  # else its own processes would be spawned, and import all anew
+    multiprocessing.set_start_method(None, force=True)  # with spawn, its child processes would repeat all imports
     without = ("karpathy_coco", "karpathy_flickr30k", "refcoco", "refcoco+", "refcocog")
     started = time.perf_counter()
     prepare(name, Options(raw, out, (), without, frozenset(), False, True, workers, tell=lambda line: None))
@@ -118,7 +120,7 @@ def _prepare(name: str, raw: Path, workers: int, answer: Connection) -> None:
 def _conversion(
     name: str, make: Callable[[np.random.Generator, int], dict[str, Any]], rows_of: int, images: int
 ) -> tuple[float, float]:
-    """Rows and images whose annotations are converted to records in a second of the processor."""
+    """Measures how many rows and images per second of CPU time are converted from annotations to records."""
     makes = SETS[name].makes
     assert isinstance(makes, ParquetPairs) and makes.annotations is not None
     rng, counts = np.random.default_rng(0), Counts()
@@ -133,7 +135,7 @@ def _conversion(
 
 
 def _peak_gib() -> float:
-    """The highest memory of any child process so far, in GiB."""
+    """Returns the peak memory of any child process so far, in GiB."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
 
 
@@ -147,7 +149,8 @@ def _box(rng: np.random.Generator, sides: tuple[str, str]) -> dict[str, int]:
 
 
 def visual_genome(folder: Path, images: int) -> int:
-    """Write Visual Genome's files; returns regions and objects together, counted for both of the folders made of them."""
+    """Writes Visual Genome's files. Returns the number of regions and objects; regions count twice, since two folders are made
+    from them."""
     rng = np.random.default_rng(0)
     listed = [{"image_id": n, "width": 800, "height": 600, "coco_id": None, "flickr_id": None} for n in range(images)]
     (folder / "image_data.json").write_text(json.dumps(listed))
@@ -189,7 +192,8 @@ def visual_genome(folder: Path, images: int) -> int:
 
 
 def coco(folder: Path, images: int) -> int:
-    """Write COCO's files; returns captions, for both of the folders made of them, and objects together."""
+    """Writes COCO's files. Returns the number of captions and objects; captions count twice, since two folders are made from
+    them."""
     rng = np.random.default_rng(0)
     outline = rng.integers(600, size=60).tolist()
     for split, numbers in (("train2014", range(images // 2)), ("val2014", range(images // 2, images))):
@@ -219,7 +223,7 @@ def coco(folder: Path, images: int) -> int:
 
 
 def cc3m(folder: Path, images: int) -> int:
-    """Write CC3M's file with ten times as many pairs as ``images``; returns the pairs."""
+    """Writes CC3M's file with ``10 * images`` pairs. Returns the number of pairs."""
     rng = np.random.default_rng(0)
     with (folder / "Train_GCC-training.tsv").open("w") as stream:
         for n in range(10 * images):
@@ -228,7 +232,7 @@ def cc3m(folder: Path, images: int) -> int:
 
 
 def odvg(folder: Path, images: int) -> int:
-    """Write ODVG lines with the boxes and phrases of an image; returns the boxes."""
+    """Writes ODVG lines with the boxes and phrases of each image. Returns the number of rows."""
     rng = np.random.default_rng(0)
     with (folder / "train_odvg.jsonl").open("w") as stream:
         for n in range(images):
@@ -246,7 +250,7 @@ def odvg(folder: Path, images: int) -> int:
 
 
 def finehard(folder: Path, images: int) -> int:
-    """Write FineHARD's file and small images, whose sizes are needed; returns the boxes."""
+    """Writes FineHARD's file, and small images, since their sizes are needed. Returns the number of boxes."""
     rng, content = np.random.default_rng(0), io.BytesIO()
     Image.new("RGB", (64, 48)).save(content, "JPEG")
     stored = folder / "coyo_image_0/00000"
@@ -271,7 +275,7 @@ def finehard(folder: Path, images: int) -> int:
 
 
 def lvis(folder: Path, images: int) -> int:
-    """Write LVIS's file; returns the objects."""
+    """Writes LVIS's file. Returns the number of objects."""
     rng = np.random.default_rng(0)
     url = "http://images.cocodataset.org/train2017"
     listed = [
@@ -297,7 +301,7 @@ def lvis(folder: Path, images: int) -> int:
 
 
 def grefcoco(folder: Path, images: int) -> int:
-    """Write gRefCOCO's files with ten references for each image; returns the expressions."""
+    """Writes gRefCOCO's files with ten references per image. Returns the number of expressions."""
     rng = np.random.default_rng(0)
     boxes = [{"id": n, "image_id": n // 4, "bbox": rng.uniform(1, 200, 4).round(2).tolist()} for n in range(4 * images)]
     listed = [{"id": n, "width": 640, "height": 480} for n in range(images)]
@@ -362,7 +366,7 @@ def pixelprose_row(rng: np.random.Generator, n: int) -> dict[str, Any]:
 def _listed(
     name: str, make: Callable[[np.random.Generator, int], dict[str, Any]], rows_of: int
 ) -> Callable[[Path, int], int]:
-    """Returns a generator of a parquet file of a set of the web."""
+    """Returns a function that generates the Parquet file of a data set from the web."""
 
     def generate(folder: Path, images: int) -> int:
         import pyarrow
@@ -377,9 +381,9 @@ def _listed(
 
 
 PHRASES, LVIS_OBJECTS, GBC_VERTICES, FINEHARD_BOXES = 6, 13, 12, 10
-"""Numbers for each image."""
+"""Numbers per image."""
 NEGATIVES = 10
-"""Hard negatives of each box of FineHARD."""
+"""Hard negatives per box in FineHARD."""
 
 CONVERSIONS: dict[str, tuple[Callable[[np.random.Generator, int], dict[str, Any]], int]] = {
     "grit": (grit_row, PHRASES + 1),
@@ -387,7 +391,7 @@ CONVERSIONS: dict[str, tuple[Callable[[np.random.Generator, int], dict[str, Any]
     "gbc": (gbc_row, GBC_VERTICES),
     "pixelprose": (pixelprose_row, 2),
 }
-"""Sets of the web: makes a row, and the number of its phrases, vertices or captions."""
+"""Data sets from the web: a function that makes a row, and the number of phrases, vertices or captions in the row."""
 
 GENERATORS: dict[str, Callable[[Path, int], int]] = {
     "visual_genome": visual_genome,

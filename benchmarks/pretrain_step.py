@@ -1,4 +1,4 @@
-"""Time of a whole pre-training step over that of the bare backbone: ``python -m benchmarks.pretrain_step``."""
+"""Time of a pre-training step relative to the vision backbone alone: ``python -m benchmarks.pretrain_step``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STREAMS = DataConfig(
 
 
 def build(small: bool) -> tuple[PretrainModel, PretrainBatch]:
-    """A model with random weights, and a batch for it."""
+    """Builds a model with random weights, and a batch for it."""
     if small:
         vision = VisionConfig(image_size=64, width=64, depth=2, heads=2)
         arch = TextArchitecture(vocab_size=200, width=64, layers=2, heads=2, intermediate=256)
@@ -50,7 +50,7 @@ def build(small: bool) -> tuple[PretrainModel, PretrainBatch]:
 
 
 def bare_backbone(pixels: Tensor, small: bool) -> Callable[[], None]:
-    """A function that runs forward and backward of timm's backbone on ``pixels``, (N, 3, H, W) uint8."""
+    """Returns a function that runs forward and backward passes of timm's backbone on ``pixels``, (N, 3, H, W) uint8."""
     sizes: dict[str, Any] = {"img_size": 64, "embed_dim": 64, "depth": 2, "num_heads": 2} if small else {}
     backbone: Any = timm.create_model(BACKBONE, num_classes=0, drop_path_rate=0.1, **sizes).train()
     normed = pixels.float() / 127.5 - 1
@@ -63,27 +63,27 @@ def bare_backbone(pixels: Tensor, small: bool) -> Callable[[], None]:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Wall time of a call in seconds."""
+    """Returns the wall time of a call in seconds."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
 
 
 def main(*, rounds: Positive = 7, small: bool = False) -> int:
-    """Time of a whole pre-training step over that of the bare backbone.
+    """Time of a pre-training step relative to the vision backbone alone.
 
-    The step is engine.trainer.Trainer.train_step (forward, backward, clipping, AdamW) in base size, 224 px, float32, on 8
-    image-text pairs and 12 regions of 4 images. The backbone is timm's BEiT-2 base alone, forward and backward, on the same 12
-    images in one batch, with fused attention and drop path 0.1. Both alternate in one process, in train mode.
+    The step is engine.trainer.Trainer.train_step (forward, backward, clipping, AdamW) at base size, 224 px, float32, on 8
+    image-text pairs and 12 regions of 4 images. The backbone is timm's BEiT-2 base, forward and backward, on the same 12 images
+    in one batch, with fused attention and drop path 0.1. Both alternate in one process, in training mode.
 
-    The last line is the median ratio of the times. The line before it is the ratio of the fastest times, which other programs
-    disturb least. The memory is the process's peak before the bare backbone is built. Virtual machines may reclaim memory that is
-    idle for some seconds: MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000 before the command prevents that
+    The last line is the median ratio of the times. The line before it is the ratio of the fastest times, which is least sensitive
+    to other programs. The memory is the process's peak before the backbone is built. Virtual machines may reclaim memory that is
+    idle for some seconds; to prevent this, put MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000 before the command
     (benchmarks/README.md).
 
     Args:
         rounds: number of pairs of measurements.
-        small: check that it runs, with a small model.
+        small: smoke test with a small model.
 
     Examples:
         python -m benchmarks.pretrain_step
@@ -98,12 +98,12 @@ def main(*, rounds: Positive = 7, small: bool = False) -> int:
     def step() -> None:
         trainer.train_step([batch])
 
-    for _ in range(2):  # the first step makes the optimiser's states
+    for _ in range(2):  # the first step creates the optimiser states
         step()
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     backbone = bare_backbone(torch.cat([batch.images.pixels, batch.regions.pixels]), small)
     backbone()
-    step()  # now with the backbone in memory: later steps allocate no new memory
+    step()  # again with the backbone in memory, so that later steps allocate no new memory
     times = []
     for _ in range(rounds):
         step_s, backbone_s = seconds(step), seconds(backbone)

@@ -1,4 +1,4 @@
-"""Profile of a pre-training step by kernel and attention back end: ``python -m benchmarks.profile_step``."""
+"""Profiles a pre-training step by kernel and attention backend: ``python -m benchmarks.profile_step``."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ ATTENTION = {
     "aten::_scaled_dot_product_attention_math": "products and a softmax",
     "aten::_scaled_dot_product_flash_attention_for_cpu": "flash on the CPU",
 }
-"""Operations that ``scaled_dot_product_attention`` calls in a forward pass, with their back ends."""
+"""Operations that ``scaled_dot_product_attention`` calls in a forward pass, with their backends."""
 
 
 def profiled(stepper: Stepper, steps: int, device: torch.device, trace: Path | None) -> dict[str, Any]:
-    """Run some steps under the profiler; ``trace``: a file for all that it saw."""
+    """Runs some steps under the profiler. ``trace``: file for the complete trace, if not None."""
     on_gpu = device.type != "cpu"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     _finish(device)
@@ -46,7 +46,7 @@ def profiled(stepper: Stepper, steps: int, device: torch.device, trace: Path | N
         trace.parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(trace))
     events = profiler.key_averages()
-    # On a GPU, kernels are events of the device; operators and annotations would count the time of their kernels again.
+    # On a GPU, count only kernels, which are events of the device: operators and annotations include the time of their kernels.
     times = {
         event.key: (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
         for event in events
@@ -72,11 +72,11 @@ def _finish(device: torch.device) -> None:
 
 
 def lines_of(found: dict[str, Any], most: int) -> list[str]:
-    """Lines of the report, with at most ``most`` kernels."""
-    lines = [f"{found['milliseconds_per_step']:.1f} ms a step, with the profiler"]
+    """Returns the lines of the report, with at most ``most`` kernels."""
+    lines = [f"{found['milliseconds_per_step']:.1f} ms/step, including the profiler's overhead"]
     if found["idle"] is not None:
         lines.append(f"the device is idle {found['idle']:.0%} of the time")
-    lines += [f"attention: {count:g} calls a step, {name}" for name, count in found["attention"].items()]
+    lines += [f"attention: {count:g} calls per step, {name}" for name, count in found["attention"].items()]
     shown = found["kernels"][:most]
     lines += [f"{each['share']:6.1%} {each['milliseconds_per_step']:9.2f} ms  {each['name'][:100]}" for each in shown]
     rest = sum(each["share"] for each in found["kernels"][most:])
@@ -92,20 +92,20 @@ def main(
     trace: Path | None = None,
     json_: Path | None = None,
 ) -> int:
-    """Profile of a pre-training step by kernel and attention back end.
+    """Profiles a pre-training step by kernel and attention backend.
 
-    After a warm-up, a few steps of the trainer run under the profiler. It prints the kernels by their share of the device's time
-    (on a CPU: operators by their share of the host's), which back end computed attention how often, and the part of the time in
-    which the device had nothing to do. --trace FILE keeps all of it for https://ui.perfetto.dev.
+    After a warm-up, a few steps of the trainer run under the profiler. The benchmark prints the kernels by their share of the
+    device time (on a CPU: operators by their share of the CPU time), the number of attention calls per backend, and the fraction
+    of time in which the device was idle. --trace FILE writes the complete trace for https://ui.perfetto.dev.
 
     Args:
-        steps: steps under the profiler.
-        config_: YAML file of pre-training.
-        small: check that it runs, with a small model and batch.
-        kernels: how many kernels are printed.
-        trace: a trace for https://ui.perfetto.dev, such as trace.json.gz.
-        overrides_: values of the config.
-        json_: keep the numbers in a file, too.
+        steps: number of profiled steps.
+        config_: YAML file of a pre-training config.
+        small: smoke test with a small model and batch.
+        kernels: number of kernels to print.
+        trace: file for a trace for https://ui.perfetto.dev, such as trace.json.gz.
+        overrides_: config values to override.
+        json_: also write the results to a JSON file.
 
     Examples:
         python -m benchmarks.profile_step

@@ -1,4 +1,4 @@
-"""Steps of two ranks, against another checkout or another strategy: ``python -m benchmarks.rank_steps``."""
+"""Compares steps on two ranks between checkouts or strategies: ``python -m benchmarks.rank_steps``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from utils.flags import Override, Positive
 
 RANKS = 2
 FIRST = 3
-"""Steps that are not timed: DDP rebuilds its buckets after the first."""
+"""Number of steps that are not timed, since DDP rebuilds its buckets after the first step."""
 
 
 def _rank(rank: int, port: int, overrides: list[str], small: bool, steps: int) -> None:
@@ -48,10 +48,10 @@ def _rank(rank: int, port: int, overrides: list[str], small: bool, steps: int) -
 
 
 def measured(folder: Path, words: list[str]) -> float:
-    """Median seconds of a step, with the code in a folder.
+    """Measures the median seconds of a step, with the code in a folder.
 
     Raises:
-        UserError: if it does not run there.
+        UserError: if the benchmark fails in that folder.
     """
     command = [sys.executable, __file__, "--measure", *words]
     environment = os.environ | {"PYTHONPATH": str(folder.absolute())}
@@ -71,18 +71,19 @@ def main(
     small_: bool = False,
     measure_: bool = False,
 ) -> int:
-    """Steps of pre-training on two ranks of one thread each.
+    """Compares pre-training steps on two ranks with one thread each.
 
-    Both ways alternate, each in new processes. The last line is the median over the rounds of the time of DDP's step here over
-    that in another checkout; or without one, of FSDP2's step over DDP's.
+    With --other, the benchmark compares DDP steps in this checkout and in another checkout; otherwise, it compares FSDP2 and DDP.
+    Both alternate, each in new processes. The last line is the median ratio of the times: this checkout over the other, or FSDP2
+    over DDP.
 
     Args:
         other: folder of another checkout, which may be older.
-        rounds: measurements of each way.
-        steps: steps of a measurement, of whose times the median counts.
-        small_: a small model and batch.
-        measure_: only print the seconds of a step of the code that PYTHONPATH names.
-        overrides_: values of the config.
+        rounds: number of measurements of each.
+        steps: number of steps per measurement; the median counts.
+        small_: smoke test with a small model and batch.
+        measure_: only print the seconds of a step, with the code in PYTHONPATH.
+        overrides_: config values to override.
 
     Examples:
         python -m benchmarks.rank_steps --other ../before

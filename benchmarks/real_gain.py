@@ -25,7 +25,7 @@ PRETRAINING = Path("configs/real/pretrain.yaml")
 
 
 def starts(config: Path) -> dict[str, list[str]]:
-    """The overrides of each start."""
+    """Returns the overrides of each initialisation."""
     encoders = [f"init.{part}={weights}" for part, weights in peek(PRETRAINING, [], "init").items()]
     optim = peek(config, [], "optim")
     rate = optim["lr"] * optim["lr_mult"]
@@ -37,7 +37,7 @@ def starts(config: Path) -> dict[str, list[str]]:
 
 
 def headlines(folder: Path, task: str) -> str:
-    """A Markdown table of a task's main metrics, from what the sweep in ``folder`` measured."""
+    """Returns a Markdown table of a task's main metrics, from the results of the sweep in ``folder``."""
     measured = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     chosen = {
         name: [{metric: run[metric] for metric in HEADLINES[task] if metric in run} for run in runs]
@@ -53,18 +53,19 @@ def main(
     cpu: Positive = 2,
     output: Path = Path("runs/real/gain"),
 ) -> int:
-    """Gain from pre-training the small real model, after make real.
+    """Gain from pre-training the small real model; run make real first.
 
-    Retrieval, grounding and captioning are fine-tuned at equal steps from the pre-trained model, from its encoders alone, and
-    from random weights. From random weights everything trains, at the rate that random parameters have in the other runs. run.py
-    sweep makes the runs and the tables of all metrics; the last table has the main ones.
+    Models for retrieval, grounding and captioning are fine-tuned for the same number of steps from the pre-trained model, from
+    only its initial encoders, and from random weights. From random weights, all parameters train, at the learning rate that
+    random parameters have in the other runs. run.py sweep starts the runs and prints tables of all metrics; the last table has
+    the main metrics.
 
     Args:
-        task_: may be repeated; default: all three.
+        task_: a task to run; may be repeated (default: all three).
         seeds: seeds of the runs.
-        cpu: processes of a run.
+        cpu: number of processes per run.
         output: folder of the runs.
-        overrides: of all runs.
+        overrides: config values to override in all runs.
 
     Examples:
         python -m benchmarks.real_gain
@@ -80,7 +81,7 @@ def main(
             placement=Placement(cpu=cpu),
         )
         status = max(status, code)
-        if code < 2:  # else there is no table
+        if code < 2:  # otherwise there is no table
             tables.append(headlines(output / task, task))
     sys.stdout.write("\n".join(["", *tables]))
     return status

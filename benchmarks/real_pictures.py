@@ -1,4 +1,5 @@
-"""Drawings of the small real model: ``python -m benchmarks.real_pictures RUN --seed 1 --out docs`` drew docs/real_model.md's."""
+"""Draws predictions of the small real model. ``python -m benchmarks.real_pictures RUN --seed 1 --out docs`` drew the images in
+docs/real_model.md."""
 
 from __future__ import annotations
 
@@ -31,26 +32,26 @@ from x2vlm.model import Model
 RECORDS = Path("data/real/records")
 SOURCES = ("emoji_google", "emoji_fluent", "clipart")
 SIDE, OF_EACH_SOURCE, COMPOSITES, NEAREST = 240, 4, 12, 3
-NAMES_LEGEND = "three nearest names of the source by cosine · tick: the right one, which is in brackets below"
+NAMES_LEGEND = "three nearest names of the source by cosine · tick: the correct name, which is in brackets below"
 
 
 def records(name: str) -> list[dict[str, Any]]:
-    """The records of a file of the real data."""
+    """Reads the records in a file of the real data."""
     return [json.loads(line) for line in (RECORDS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def image_of(record: dict[str, Any]) -> Image.Image:
-    """The image of a record."""
+    """Reads the image of a record."""
     return Image.open(RECORDS / record["image"]).convert("RGB")
 
 
 def resized(image: Image.Image, boxes: tuple[PairOfBoxes, ...] = ()) -> tuple[DrawnImage]:
-    """An image for a panel; all are square."""
+    """Returns an image for a panel, resized to a square."""
     return (DrawnImage(np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)), boxes),)
 
 
 def names(model: Model, choice: random.Random) -> Sheet:
-    """Some images of each source, with the nearest of all names of the source."""
+    """Draws some images of each source, with the nearest names among all names of the source."""
     panels: list[Panel] = []
     for source in SOURCES:
         held_out = records(f"test_{source}")
@@ -65,7 +66,7 @@ def names(model: Model, choice: random.Random) -> Sheet:
 
 
 def boxes(model: Model, choice: random.Random) -> Sheet:
-    """Some composites without stamps, with the predicted and the true box of each name."""
+    """Draws some composites without stamps, with the predicted and the true box of each name."""
     stamps = {record["caption"] for record in records("test_stamps")}
     composites = records("regions_test_composites")
     free = [one for one in composites if not stamps & {part["caption"] for part in one["elems"]}]
@@ -74,7 +75,7 @@ def boxes(model: Model, choice: random.Random) -> Sheet:
 
 
 def composite(model: Model, record: dict[str, Any]) -> Panel:
-    """A composite with the boxes of its names."""
+    """Draws a composite with the boxes of its names."""
     image, parts = image_of(record), record["elems"]
     pairs, lines = [], []
     located = model.locate([image], [[part["caption"] for part in parts]])[0]
@@ -88,21 +89,22 @@ def composite(model: Model, record: dict[str, Any]) -> Panel:
 
 
 def main(run: Path, /, *, seed: int = 0, out_: Path | None = None) -> int:
-    """Drawings of the small real model drew docs/real_model.md's.
+    """Draws predictions of the small real model; docs/real_model.md shows two such drawings.
 
-    real_names.png has the nearest names of held-out images, real_boxes.png the boxes of names in held-out composites. The
-    seed chooses them, right or wrong. Stamps are left out, whose licence would be that of the drawings too.
+    real_names.png shows the nearest names of held-out images, and real_boxes.png the boxes of names in held-out composites. The
+    images are chosen randomly by the seed, whether predictions are right or wrong. Stamps are excluded, because their licence
+    would also apply to the drawings.
 
     Args:
         run: folder of a run of configs/real/pretrain.yaml.
-        seed: of the choice of images.
+        seed: seed for the choice of images.
         out_: folder of the drawings (default: RUN).
 
     Examples:
         python -m benchmarks.real_pictures RUN --seed 1 --out docs
     """
     if not RECORDS.is_dir():
-        raise UserError(f"there is no {RECORDS}; make it: docs/real_model.md")
+        raise UserError(f"{RECORDS} does not exist; docs/real_model.md describes how to make it")
     model = load(run)
     out = out_ or run
     out.mkdir(parents=True, exist_ok=True)

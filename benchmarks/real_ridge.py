@@ -1,4 +1,4 @@
-"""Two linear baselines of the small real model: ``python -m benchmarks.real_ridge``, once its data is made
+"""Two linear baselines for the small real model: ``python -m benchmarks.real_ridge``, after its data has been made
 (docs/real_model.md)."""
 
 from __future__ import annotations
@@ -30,16 +30,21 @@ from utils.commands import call
 
 CONFIG = Path("configs/real/pretrain.yaml")
 LAYERS = {"A": 1, "B": 4}
-"""The last layers whose features each baseline has."""
+"""Number of last layers whose features each baseline uses."""
 
 PENALTIES = tuple(10.0**power for power in np.arange(-3, 3.1, 0.5))
-"""Each is multiplied by the number of features, which are standardised."""
+"""Candidate penalties on standardised features; each is multiplied by the number of features."""
 
 BATCH = 16
 
 
 class Encoded(NamedTuple):
-    """N pictures and their first captions: ``layers`` (N, 4, 2D), features of the last four layers; ``texts`` (N, D')."""
+    """N pictures and their first captions.
+
+    Attributes:
+        layers: features of the last four layers, (N, 4, 2D).
+        texts: embeddings of the captions, (N, D').
+    """
 
     layers: Tensor
     texts: Tensor
@@ -47,7 +52,8 @@ class Encoded(NamedTuple):
 
 @torch.no_grad()
 def features(model: PretrainModel, pixels: Tensor) -> Tensor:
-    """Features (N, 4, 2D) of ``pixels`` (N, 3, H, W) uint8: normed [CLS] and mean patch of the last four layers, in order."""
+    """Computes features (N, 4, 2D) of ``pixels`` (N, 3, H, W) uint8: the normalised [CLS] and mean patch of the last four layers,
+    in order."""
     vision = model.vision
     normalised = (pixels / 255 - vision.pixel_mean) / vision.pixel_std
     backbone: Any = vision.backbone
@@ -64,13 +70,13 @@ def features(model: PretrainModel, pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def text_embeddings(model: PretrainModel, processor: TextProcessor, captions: Sequence[str]) -> Tensor:
-    """Normalised means (N, D') of the token states of each caption."""
+    """Computes the normalised mean (N, D') of the token states of each caption."""
     (packed,) = model.text([processor.encode_plain(captions)])
     return F.normalize(masked_mean(packed.padded(), packed.packing.mask), dim=1)
 
 
 def encode(model: PretrainModel, processor: TextProcessor, file: Path) -> dict[str, Encoded]:
-    """The pictures of a file of records, by source."""
+    """Encodes the pictures in a file of records, by source."""
     sources = np.array([json.loads(line)["source"] for line in file.read_text(encoding="utf-8").splitlines()])
     records = read_held_out([str(file)], processor, image_size=model.config.vision.image_size, keys=ImageKeys())
     blocks = [records[start : start + BATCH] for start in range(0, len(records), BATCH)]
@@ -90,7 +96,7 @@ class Ridge:
     def __init__(self, x: Tensor, y: Tensor, penalty: float):
         self.mean, self.std, self.target_mean = x.mean(dim=0), x.std(dim=0) + 1e-6, y.mean(dim=0)
         z, identity = self._standardised(x), torch.eye(len(x), dtype=x.dtype)
-        # The dual form: in B, there are fewer pictures than features.
+        # Solve the dual problem, because baseline B has fewer pictures than features.
         dual = torch.linalg.solve(z @ z.T + penalty * x.shape[1] * identity, y - self.target_mean)
         self.weight = z.T @ dual
 
@@ -98,7 +104,7 @@ class Ridge:
         return (x - self.mean) / self.std
 
     def recalls(self, x: Tensor, y: Tensor) -> dict[str, float]:
-        """Recalls among N pictures with features ``x`` (N, D) and their captions, embedded as ``y`` (N, D')."""
+        """Computes recalls among N pictures with features ``x`` (N, D) and their captions, embedded as ``y`` (N, D')."""
         images = F.normalize(self._standardised(x) @ self.weight, dim=1)
         texts = F.normalize(y - self.target_mean, dim=1)
         scores, same = (images @ texts.T).numpy(), np.eye(len(x), dtype=bool)
@@ -106,7 +112,7 @@ class Ridge:
 
 
 def baseline(splits: dict[str, Encoded], layers: int) -> tuple[float, dict[str, float]]:
-    """The penalty that is best on validation, and its recalls on test."""
+    """Returns the penalty that is best on the validation split, and its recalls on the test split."""
     x = {split: encoded.layers[:, -layers:].flatten(1).double() for split, encoded in splits.items()}
     y = {split: encoded.texts.double() for split, encoded in splits.items()}
     fits = {penalty: Ridge(x["train"], y["train"], penalty) for penalty in PENALTIES}
@@ -115,13 +121,13 @@ def baseline(splits: dict[str, Encoded], layers: int) -> tuple[float, dict[str, 
 
 
 def main(*, records: Path = Path("data/real/records")) -> int:
-    """Two linear baselines of the small real model, once its data is made (docs/real_model.md).
+    """Two linear baselines for the small real model; make its data first (docs/real_model.md).
 
-    Each source by itself, ridge regression leads from DINOv2's features of a training picture to MiniLM's embedding of its first
-    caption, the mean of the token states. Held-out captions are then ranked for each held-out picture by their cosine to what the
-    regression gives, and pictures for each caption. Features are [CLS] and the mean of the patches at 224 pixels: A of the last
-    layer, B of the last four. The penalty is chosen on validation, by the mean of R@1, R@5 and R@10 both ways; the test split is
-    looked at once.
+    For each source separately, ridge regression predicts MiniLM's embedding of a picture's first caption (the mean of the token
+    states) from DINOv2's features of the picture. Held-out captions are then ranked for each held-out picture by their cosine
+    with the prediction, and pictures are ranked for each caption. The features are [CLS] and the mean patch at 224 pixels: of the
+    last layer in baseline A, of the last four layers in baseline B. The penalty is chosen on the validation split, by the mean of
+    R@1, R@5 and R@10 in both directions; the test split is used once.
 
     Args:
         records: folder of the records.

@@ -1,4 +1,4 @@
-"""Measurements of the small real model on pictures of held-out concepts: ``python -m benchmarks.real_sources RUN [RUN …]``."""
+"""Measures the small real model on pictures of held-out concepts: ``python -m benchmarks.real_sources RUN [RUN …]``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from utils.errors import UserError
 
 RECORDS = Path("data/real/records")
 COUNTS = RECORDS / "real.json"
-"""Written with the records."""
+"""This file is written together with the records."""
 
 ONE_WAY = ("image to text", "text to image")
 WAYS = tuple(f"{way} R@1 ({stage})" for stage in ("cosine", "reranked") for way in ONE_WAY)
@@ -28,17 +28,18 @@ BOXES = {"composites": "object box, IoU >= 0.5", "maps": "region box, IoU >= 0.5
 WORDS = "masked word"
 
 Metrics = dict[str, dict[str, float]]
-"""Each metric with its ``value`` and ``chance``, as ``evaluation.json`` has them."""
+"""Each metric with its ``value`` and ``chance``, as in ``evaluation.json``."""
 
 
 def measure(run: Path, split: str, name: str, overrides: Sequence[str]) -> Metrics:
-    """Evaluate the last weights of a run on some files, by its own config; ``RUN/SPLIT_NAME`` keeps what was measured."""
+    """Evaluates the last weights of a run on some files with the run's config. The results are cached in ``RUN/SPLIT_NAME``."""
     folder, finished = run / f"{split}_{name}", run / EVALUATION_FILE
     if not run.is_dir():
-        raise UserError(f"{run}: no such folder; name one of a run")
+        raise UserError(f"{run}: no such folder; give the folder of a run")
     if not finished.is_file():
         raise UserError(
-            f"{run} is no run that has ended: it has no {EVALUATION_FILE}; name one, or end it with --resume"
+            f"{run} is not a finished run: it has no {EVALUATION_FILE}; give a finished run, or finish this one with "
+            "--resume"
         )
     report = folder / EVALUATION_FILE
     made = max(path.stat().st_mtime for path in (finished, COUNTS) if path.is_file())
@@ -50,7 +51,7 @@ def measure(run: Path, split: str, name: str, overrides: Sequence[str]) -> Metri
             subprocess.run([*command, *start, *overrides], check=True, stdout=subprocess.DEVNULL)
         except subprocess.CalledProcessError:
             raise UserError(
-                f"{folder}: could not be measured, as printed above; mend it and repeat the command"
+                f"{folder}: the evaluation failed with the error above; fix it and repeat the command"
             ) from None
     (metrics,) = json.loads(report.read_text(encoding="utf-8")).values()
     predictions = json.loads((folder / "predictions_held-out.json").read_text(encoding="utf-8"))
@@ -58,14 +59,14 @@ def measure(run: Path, split: str, name: str, overrides: Sequence[str]) -> Metri
 
 
 def mean_recall(predictions: Sequence[Mapping[str, Any]]) -> float:
-    """The mean of R@1, R@5 and R@10 by cosine, both ways; NaN where nothing was ranked."""
+    """Returns the mean of R@1, R@5 and R@10 by cosine in both directions, or NaN if nothing was ranked."""
     ranks = [each["ranks"]["cosine"] for each in predictions if "ranks" in each]
     found = [of[way] is not None and of[way] <= k for of in ranks for way in ONE_WAY for k in RECALL_AT]
     return statistics.fmean(found) if found else math.nan
 
 
 def measure_all(run: Path, split: str) -> dict[str, Metrics]:
-    """The metrics of each source, and of boxes."""
+    """Returns the metrics of each source, and of boxes."""
     metrics = {
         source: measure(
             run, split, source, [f"evaluation.files=[{RECORDS}/{split}_{source}.jsonl]", "evaluation.region_files=[]"]
@@ -79,20 +80,20 @@ def measure_all(run: Path, split: str) -> dict[str, Metrics]:
 
 
 def mean_and_spread(runs: Sequence[dict[str, Metrics]], name: str, metric: str) -> str:
-    """The mean over runs in percent, with the standard deviation where there are several."""
+    """Formats the mean over runs in percent, with the standard deviation if there are several runs."""
     values = [100 * run[name][metric]["value"] for run in runs]
     mean = statistics.fmean(values)
     return f"{mean:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean:.1f}"
 
 
 def _row(runs: Sequence[dict[str, Metrics]], name: str, metric: str) -> str:
-    # Each seed masks other words, whose chance differs.
+    # Each seed masks different words, so the chance levels differ.
     chance = statistics.fmean(100 * run[name][metric]["chance"] for run in runs)
     return f"| {name} | {mean_and_spread(runs, name, metric)} | {chance:.1f} |"
 
 
 def table(runs: Sequence[dict[str, Metrics]]) -> str:
-    """Markdown tables of retrieval, boxes and masked words."""
+    """Returns Markdown tables of retrieval, boxes and masked words."""
     ways = [way.replace(" R@1", "") for way in WAYS]
     lines = [f"| R@1, % | {' | '.join(ways)} | chance | {MEAN_RECALL} |", "|---" * 7 + "|"]
     for source in CUTOUT_SOURCES:
@@ -107,16 +108,16 @@ def table(runs: Sequence[dict[str, Metrics]]) -> str:
 
 
 def main(runs: list[Path], /, *, split: Literal["val", "test"] = "test") -> int:
-    """Measurements of the small real model on pictures of held-out concepts.
+    """Measures the small real model on pictures of held-out concepts.
 
-    Each source by itself, names are ranked for its pictures and pictures for its names, by cosine and re-ranked, and masked
-    words of names are predicted; then names of cut-outs are located in composites, and names of divisions in maps. Several runs,
-    such as those of three seeds, give means with standard deviations. Measurements that are newer than the run and the records
-    are kept.
+    For each source separately, names are ranked for each picture and pictures for each name, by cosine and with re-ranking, and
+    masked words of names are predicted. Then names of cut-outs are located in composites, and names of divisions in maps. For
+    several runs, such as three seeds, the tables have means with standard deviations. Results that are newer than the run and the
+    records are reused.
 
     Args:
-        runs: folder of a run of configs/real/pretrain.yaml.
-        split: of the pictures.
+        runs: folders of runs of configs/real/pretrain.yaml.
+        split: split of the pictures.
 
     Examples:
         python -m benchmarks.real_sources RUN [RUN …]

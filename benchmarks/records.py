@@ -1,4 +1,4 @@
-"""Files with synthetic images, videos, captions and boxes in realistic sizes; their contents are noise."""
+"""Writes synthetic images, videos, captions and boxes of realistic sizes. Their contents are noise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dataset.prepare.tokenizer import train_wordpiece
 SIZES = ((640, 480), (640, 480), (640, 480), (640, 427), (640, 427), (480, 640), (427, 640), (500, 375))
 """Width and height of images, roughly in COCO's proportions."""
 _TEXTURE = ((3, 70), (8, 40), (24, 24), (80, 14), (240, 9))
-"""Cells across, and strength in grey levels, of each layer of smooth noise."""
+"""Number of cells across, and amplitude in grey levels, of each layer of smooth noise."""
 _GRAIN = 22
 VIDEO_SIZE = (596, 336)
 """Width and height of WebVid's small files."""
@@ -30,9 +30,9 @@ _SYLLABLES = [consonant + vowel for consonant in "bdfghklmnprstvw" for vowel in 
 
 
 def write_records(folder: Path, images: int, records: int, *, divide: int = 1, quality: int = 90) -> float:
-    """Write ``images`` JPEG files, ``pairs.jsonl`` and ``regions.jsonl`` with ``records`` records each, and a ``tokenizer``.
+    """Writes ``images`` JPEG files, ``pairs.jsonl`` and ``regions.jsonl`` with ``records`` records each, and a ``tokenizer``.
 
-    ``divide``: divisor of the images' sides. Returns the mean size of a JPEG file in bytes.
+    The sides of the images are divided by ``divide``. Returns the mean size of a JPEG file in bytes.
     """
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(_SYLLABLES, int(rng.integers(1, 5)))) for _ in range(_WORDS)]
@@ -48,17 +48,17 @@ def write_records(folder: Path, images: int, records: int, *, divide: int = 1, q
         regions.append({"image": image, "caption": caption(words, 10.5, 2.5, rng), "elems": elems})
     for name, lines in (("pairs", pairs), ("regions", regions)):
         (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    # Trained on all texts: most words are in its vocabulary, as those of captions are in BERT's.
+    # Trained on all texts, so that most words are in its vocabulary, as most words of captions are in BERT's.
     texts = [str(item["caption"]) for line in (*pairs, *regions) for item in (line, *line.get("elems", ()))]
     train_wordpiece(texts, folder / "tokenizer", vocab_size=30522)
     return sum(path.stat().st_size for path in folder.glob("*.jpg")) / images
 
 
 def write_videos(folder: Path, videos: int, records: int, *, seconds: int = 16, divide: int = 1) -> tuple[float, float]:
-    """Write ``videos`` H.264 files, in which an image pans and another moves, and the same videos as lists of JPEG frames.
+    """Writes ``videos`` H.264 files, in which one image pans and another moves, and the same videos as lists of JPEG frames.
 
-    ``files.jsonl`` and ``lists.jsonl`` have ``records`` records each, on the files and on the lists (one frame per second).
-    Returns the mean size of a file and of a frame in bytes.
+    ``files.jsonl`` and ``lists.jsonl`` have ``records`` records each, which refer to the files and contain the lists (one frame
+    per second). Returns the mean size of a file and of a frame in bytes.
     """
     rng = np.random.default_rng(0)
     width, height = (side // divide // 4 * 4 for side in VIDEO_SIZE)
@@ -72,7 +72,7 @@ def write_videos(folder: Path, videos: int, records: int, *, seconds: int = 16, 
 
 
 def _write_video(path: Path, width: int, height: int, seconds: int, rng: np.random.Generator) -> list[str]:
-    """Write a file, with key frames by the encoder's choice; returns a frame of each second as JPEG in base64."""
+    """Writes a file, with the encoder's default key frames. Returns one frame per second as JPEG in base64."""
     wide = noise_image(width + 20 * seconds, height, rng).filter(ImageFilter.GaussianBlur(1.5))
     moving, frames = noise_image(height // 3, height // 3, rng), []
     grain = _VIDEO_GRAIN * rng.standard_normal((height + _FPS, width, 1), dtype=np.float32)
@@ -99,7 +99,7 @@ def _as_base64(frame: Image.Image) -> str:
 
 
 def noise_image(width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """An image of smooth noise at several scales, with grain."""
+    """Returns an image of smooth noise at several scales, with grain."""
     planes = np.full((height, width, 3), 128, np.float32)
     for cells, strength in _TEXTURE:
         coarse = rng.standard_normal((max(2, cells * height // width), cells, 3))
@@ -112,13 +112,14 @@ def noise_image(width: int, height: int, rng: np.random.Generator) -> Image.Imag
 
 
 def caption(words: list[str], mean: float, spread: float, rng: np.random.Generator) -> str:
-    """A sentence of random words with realistic frequencies; ``mean`` and ``spread``: of the number of words."""
+    """Returns a sentence of random words with realistic frequencies. The number of words has this ``mean`` and standard deviation
+    ``spread``."""
     count = max(1, round(rng.normal(mean, spread)))
     indices = (len(words) ** rng.random(count)).astype(int) - 1
     return " ".join(words[index] for index in indices).capitalize() + "."
 
 
 def box(width: int, height: int, rng: np.random.Generator) -> list[int]:
-    """A random box, [x, y, width, height] in pixels, in an image of ``width`` and ``height``."""
+    """Returns a random box, [x, y, width, height] in pixels, in an image of size ``width`` x ``height``."""
     w, h = int(rng.integers(8, width // 2)), int(rng.integers(8, height // 2))
     return [int(rng.integers(width - w)), int(rng.integers(height - h)), w, h]

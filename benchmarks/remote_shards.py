@@ -1,4 +1,4 @@
-"""Shards on a server against shards on the disk: ``python -m benchmarks.remote_shards``."""
+"""Compares the speed of shards on a server and on disk: ``python -m benchmarks.remote_shards``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LANES, BATCH, SMALL = 2, 32, 100
 
 
 def write_tars(folder: Path, tars: int, per_tar: int) -> None:
-    """Tars of pictures of some 20 kB with captions."""
+    """Writes tars of pictures of about 20 kB with captions."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     for shard in range(tars):
@@ -47,7 +47,8 @@ def write_tars(folder: Path, tars: int, per_tar: int) -> None:
 
 
 def serve(folder: Path, failing: float, port: Any, sent: Any) -> None:
-    """Serve ranges of the files of a folder; puts the port and the bytes sent into shared values. Runs in its own process."""
+    """Serves ranges of the files in a folder, in a separate process. Publishes the port and the number of bytes sent in shared
+    values."""
     rng = random.Random(0)
 
     class Handler(BaseHTTPRequestHandler):
@@ -82,7 +83,8 @@ def serve(folder: Path, failing: float, port: Any, sent: Any) -> None:
 def read(
     files: list[str], folder: Path, ranks: int = 1, views: bool = False, block_records: int | None = SMALL
 ) -> float:
-    """Pictures a second, in an epoch of rank 0, with an empty cache of blocks. ``views``: each becomes a view for training."""
+    """Measures the pictures per second in an epoch of rank 0, with an empty cache of segments. If ``views``, each picture is also
+    augmented for training."""
     view = TrainingView(224, 10**6, AugmentConfig())
     with tempfile.TemporaryDirectory(dir=folder) as cache:
         shards = Shards(files, index_folder=folder / "index", remote=RemoteConfig(cache=cache))
@@ -102,18 +104,18 @@ def read(
 
 
 def main(*, tars: int = 8, per_tar: int = 2000, rounds_: int = 5) -> int:
-    """Shards on a server against shards on the disk.
+    """Compares the speed of shards on a server and on disk.
 
-    Tars of pictures are read in the order by blocks, by one process: from the disk, from a server on this machine that answers
-    every request, and from one where 1 % of the requests fail. Once pictures become views for training, as in a run; once they
-    are decoded alone. Each round begins with an empty cache of blocks; the index is there. Blocks of records are so small that
-    an epoch has several windows, as it has with more data. Then two nodes read half of the lanes each, in blocks of the usual
-    size: how many bytes one fetches, as a multiple of its share.
+    One process reads tars of pictures in block order: from disk, from a server on this machine that answers every request, and
+    from a server that fails 1 % of the requests. Pictures are augmented for training, as in a run, and in a second measurement
+    only decoded. Each round starts with an empty cache of segments, but with an existing index. Blocks are so small that an epoch
+    has several windows, as with more data. Finally, two nodes each read half of the lanes, in blocks of the default size; the
+    benchmark prints the bytes that one node fetches, as a multiple of its share.
 
     Args:
         tars: number of tars.
-        per_tar: pictures of a tar.
-        rounds_: measurements of each place.
+        per_tar: number of pictures per tar.
+        rounds_: number of measurements of each source.
 
     Examples:
         python -m benchmarks.remote_shards
@@ -133,9 +135,9 @@ def main(*, tars: int = 8, per_tar: int = 2000, rounds_: int = 5) -> int:
                 time.sleep(0.01)
             address = f"http://127.0.0.1:{port.value}/{{00000..{tars - 1:05d}}}.tar"
             files[f"server, {failing:.0%} of the requests fail"] = [address]
-        for own in files.values():  # makes the indexes
+        for own in files.values():  # builds the indexes
             read(own, folder)
-        for views, done in ((True, "views made"), (False, "decoded")):
+        for views, done in ((True, "augmented"), (False, "decoded")):
             rounds = [[read(own, folder, views=views) for own in files.values()] for _ in range(rounds_)]
             medians = np.median(rounds, axis=0)
             for what, rate, rates in zip(files, medians, zip(*rounds, strict=True), strict=True):

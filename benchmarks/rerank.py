@@ -1,4 +1,4 @@
-"""Re-ranking at COCO proportions, base size, 384 px: ``python -m benchmarks.rerank``."""
+"""Speed of re-ranking with the proportions of COCO, base size, 384 px: ``python -m benchmarks.rerank``."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from utils.flags import Positive
 IMAGES, CAPTIONS, K = 5000, 25010, 80
 PADDED = 40
 MEAN_LENGTH, SPREAD = 13.0, 2.8
-"""Mean and standard deviation of the tokens of a caption, [CLS] and [SEP] included: our assumption about COCO."""
+"""Mean and standard deviation of the number of tokens in a caption, including [CLS] and [SEP]; our assumption about COCO."""
 
 
 def build(width: int, layers: int, image_size: int) -> RetrievalModel:
-    """A model with random weights; only its fusion and its matching head are used."""
+    """Builds a model with random weights. Only its fusion encoder and its matching head are used."""
     heads = max(1, width // 64)
     arch = TextArchitecture(vocab_size=100, width=width, layers=1, heads=heads, intermediate=4 * width)
     config = AligningConfig(
@@ -39,8 +39,8 @@ def build(width: int, layers: int, image_size: int) -> RetrievalModel:
     return RetrievalModel(config).eval()
 
 
-def usual_way(model: RetrievalModel, image: Concepts, texts: PackedTexts) -> Tensor:
-    """Matching logits (k,) of one image with k texts; the image is copied and projected k times."""
+def baseline(model: RetrievalModel, image: Concepts, texts: PackedTexts) -> Tensor:
+    """Computes the matching logits (k,) of one image with k texts. The image is copied and projected k times."""
     k = texts.packing.count
     copies = Concepts(image.patches.expand(k, -1, -1).contiguous(), image.mean.expand(k, -1).contiguous())
     states = model.fusion.tokens(texts, model.fusion.project_concepts(copies)).states
@@ -49,7 +49,8 @@ def usual_way(model: RetrievalModel, image: Concepts, texts: PackedTexts) -> Ten
 
 
 def shared_pairs(generator: torch.Generator) -> float:
-    """Fraction of pairs that occur in both directions, for synthetic embeddings in which captions are near their image."""
+    """Estimates the fraction of pairs that occur in both directions, from synthetic embeddings in which captions are near their
+    image."""
     image = torch.nn.functional.normalize(torch.randn(IMAGES, 64, generator=generator), dim=1)
     near = image.repeat_interleave(5, dim=0)[:CAPTIONS]
     extra = image[: CAPTIONS - len(near)]
@@ -63,17 +64,17 @@ def shared_pairs(generator: torch.Generator) -> float:
 
 @torch.no_grad()
 def main(*, rounds: Positive = 5, small: bool = False) -> int:
-    """Re-ranking at COCO proportions, base size, 384 px.
+    """Speed of re-ranking with the proportions of COCO, base size, 384 px.
 
-    The benchmark compares models.inference.reranking.score_pairs with the usual way: k pairs per call, texts padded to 40
-    tokens for attention, keys and values of the image projected for every pair, all states of the last block computed, fused
-    attention. Both alternate in one process and score the same pairs of an image. Ours also scores the pairs of the other
-    direction, as in an evaluation; its time is divided by all pairs. Weights, patches and texts are random: the time depends on
-    sizes alone. The last line is the median ratio of the times per pair.
+    The benchmark compares models.inference.reranking.score_pairs with a common implementation as the baseline: k pairs per call,
+    texts padded to 40 tokens for attention, the image's keys and values projected for every pair, all states of the last block
+    computed, fused attention. Both alternate in one process and score the same pairs of an image. Ours also scores the pairs of
+    the other direction, as in an evaluation; its time is divided by the number of all pairs. Weights, patches and texts are
+    random, because the time depends only on sizes. The last line is the median ratio of the times per pair.
 
     Args:
         rounds: number of pairs of measurements.
-        small: check that it runs, with a small model and few pairs.
+        small: smoke test with a small model and few pairs.
 
     Examples:
         python -m benchmarks.rerank
@@ -95,24 +96,24 @@ def main(*, rounds: Positive = 5, small: bool = False) -> int:
             torch.randn(1, patches, width, generator=generator), torch.randn(1, width, generator=generator)
         )
         started = time.perf_counter()
-        expected = usual_way(model, image, first)
-        usual_s = (time.perf_counter() - started) / k
+        expected = baseline(model, image, first)
+        baseline_s = (time.perf_counter() - started) / k
         started = time.perf_counter()
         scores = score_pairs(model.fusion, model.matching_head, image, [torch.arange(pairs)], bank)[0]
         ours_s = (time.perf_counter() - started) / pairs
         difference = float((scores[:k] - expected).abs().max())
         assert difference < 1e-4, f"scores differ by {difference}"
         if number:  # the first round warms up
-            ratios.append(usual_s / ours_s)
+            ratios.append(baseline_s / ours_s)
             sys.stdout.write(
-                f"{k} pairs the usual way {1e3 * usual_s:.1f} ms each, {pairs} pairs ours {1e3 * ours_s:.2f} ms each, "
-                f"ratio {ratios[-1]:.2f}, scores differ by {difference:.1e}\n"
+                f"baseline {1e3 * baseline_s:.1f} ms each for {k} pairs, ours {1e3 * ours_s:.2f} ms each for {pairs} "
+                f"pairs, ratio {ratios[-1]:.2f}, scores differ by {difference:.1e}\n"
             )
     if not small:
         share = shared_pairs(generator)
         sys.stdout.write(
-            f"not in the ratio: of the {K * (IMAGES + CAPTIONS)} pairs, {100 * share:.1f} % occur in both directions and are "
-            "scored once (synthetic embeddings)\n"
+            f"not included in the ratio: {100 * share:.1f} % of the {K * (IMAGES + CAPTIONS)} pairs occur in both "
+            "directions and are scored once (synthetic embeddings)\n"
         )
     sys.stdout.write(f"mean length {lengths.float().mean():.1f} tokens, {torch.get_num_threads()} threads\n")
     sys.stdout.write(f"ratio: {statistics.median(ratios):.2f}\n")

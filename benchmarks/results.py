@@ -1,4 +1,4 @@
-"""Numbers of a benchmark in a file, for programs; people read what it prints."""
+"""Writes the results of a benchmark to a JSON file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from utils.files import write_text
 
 
 def keep(path: Path | None, found: Any) -> None:
-    """Write JSON values to the file of ``--json``, if it was given."""
+    """Writes JSON values to the file given by ``--json``, if any."""
     if path is not None:
         write_text(path, json.dumps(found, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""The first stage of a search over many images: ``python -m benchmarks.search``."""
+"""Speed of the first stage of a search over many images: ``python -m benchmarks.search``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from x2vlm.search.index import nearest_rows
 
 
 def write_embeddings(path: Path, images: int, width: int) -> None:
-    """Random unit vectors."""
+    """Writes a file of random unit vectors."""
     rng = np.random.default_rng(0)
     made = np.lib.format.open_memmap(path, "w+", np.dtype(np.float32), (images, width))
     for start in range(0, images, 1 << 16):
@@ -25,22 +25,22 @@ def write_embeddings(path: Path, images: int, width: int) -> None:
 
 
 def unit(rng: np.random.Generator, count: int, width: int) -> np.ndarray:
-    """(count, width) random vectors of length 1."""
+    """Returns random unit vectors, (count, width)."""
     vectors = rng.standard_normal((count, width), dtype=np.float32)
     lengths: np.ndarray = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / lengths)
 
 
 def main(*, images: int = 1_000_000, width: int = 256, searches: int = 51) -> int:
-    """The first stage of a search over many images.
+    """Speed of the first stage of a search over many images.
 
-    The embeddings are made up: a million, as wide as those of X²-VLM base, mapped from a file that is in memory. Each search
-    has a query of its own. Encoding the text, and re-ranking, are not timed.
+    The embeddings are random: a million, of the width of X²-VLM base, memory-mapped from a file in the page cache. Each search
+    has a different query. Encoding the text and re-ranking are not timed.
 
     Args:
-        images: embeddings that are searched.
-        width: of an embedding.
-        searches: searches that are timed.
+        images: number of embeddings.
+        width: width of an embedding.
+        searches: number of timed searches.
 
     Examples:
         python -m benchmarks.search
@@ -50,7 +50,7 @@ def main(*, images: int = 1_000_000, width: int = 256, searches: int = 51) -> in
         write_embeddings(about.embeddings_in(Path(name)), images, width)
         embeddings = open_embeddings(Path(name), about, images)
         queries, took = unit(np.random.default_rng(1), searches, width), []
-        nearest_rows(embeddings, queries[0], 64)  # the file comes into memory
+        nearest_rows(embeddings, queries[0], 64)  # loads the file into the page cache
         for query in queries:
             started = time.perf_counter()
             rows, _ = nearest_rows(embeddings, query, 64)
@@ -58,8 +58,8 @@ def main(*, images: int = 1_000_000, width: int = 256, searches: int = 51) -> in
         right = set(np.argsort(-(np.asarray(embeddings) @ queries[-1]))[:64].tolist()) == set(rows.tolist())
     p50, p95 = 1000 * np.percentile(took, [50, 95])
     sys.stdout.write(
-        f"{images:,} images on {torch.get_num_threads()} cores: p50 {p50:.0f} ms, p95 {p95:.0f} ms of "
-        f"{searches} searches; the last one's 64 best are {'' if right else 'not '}those of numpy\n"
+        f"{images:,} images on {torch.get_num_threads()} cores: p50 {p50:.0f} ms, p95 {p95:.0f} ms over {searches} "
+        f"searches; the 64 best results of the last search {'equal' if right else 'differ from'} numpy's\n"
     )
     return 0
 

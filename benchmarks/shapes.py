@@ -1,8 +1,8 @@
-"""Does a vision encoder from scratch learn to tell shapes apart? ``python -m benchmarks.shapes``.
+"""Tests whether a vision encoder from scratch learns to distinguish shapes: ``python -m benchmarks.shapes``.
 
-The vision encoder of ``configs/presets/tiny.yaml`` learns from nothing to name the shape and the colour of each object of the
-demo's scenes, from the mean of the object's patches: with a linear layer that turns pixels into states, and with a stem of
-convolutions. Scenes of the validation split are held out. This is what region descriptions could teach the encoder at best.
+The vision encoder of ``configs/presets/tiny.yaml`` is trained from scratch to classify the shape and the colour of each object in
+the demo's scenes from the mean of the object's patches, with a linear patch embedding and with a convolutional stem. Scenes of
+the validation split are held out. The accuracy is an upper bound on what region descriptions can teach the encoder.
 """
 
 from __future__ import annotations
@@ -30,13 +30,19 @@ from utils.progress import progress_bar
 Stem = Literal["linear", "convolutions"]
 MOST_OBJECTS = 5
 NOTHING = -100
-"""The shape and the colour of an object that is not there."""
+"""Label of the shape and colour of an absent object."""
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """N scenes with up to M objects. ``pixels`` (N, 3, H, W) uint8; ``patches`` (N, M, P) float32: the share of each patch in the
-    mean of an object's patches; ``shapes`` and ``colours`` (N, M) int64."""
+    """N scenes with up to M objects.
+
+    Attributes:
+        pixels: (N, 3, H, W) uint8.
+        patches: weights of the patches in the mean of each object's patches, (N, M, P) float32.
+        shapes: (N, M) int64.
+        colours: (N, M) int64.
+    """
 
     pixels: Tensor
     patches: Tensor
@@ -45,7 +51,7 @@ class Scenes:
 
 
 def scenes_of(split: str, count: int, patch_size: int) -> Scenes:
-    """The first scenes of a split."""
+    """Returns the first scenes of a split."""
     parts = [_parts(compose_scene(0, split, index), patch_size) for index in range(count)]
     return Scenes(*(torch.from_numpy(np.stack(part)) for part in zip(*parts, strict=True)))
 
@@ -63,7 +69,7 @@ def _parts(scene: Scene, patch_size: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 class Namer(nn.Module):
-    """Names the shape and the colour of objects."""
+    """Classifies the shape and the colour of objects."""
 
     def __init__(self, stem: Stem):
         super().__init__()
@@ -72,14 +78,14 @@ class Namer(nn.Module):
         self.head = nn.Linear(self.vision.width, len(SHAPES) + len(COLOURS))
 
     def forward(self, scenes: Scenes, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the shapes and of the colours of some scenes, both (B, M, classes)."""
+        """Returns logits of the shapes and of the colours of some scenes, both (B, M, classes)."""
         states = self.vision.patches(scenes.pixels[rows])
         shapes, colours = self.head(scenes.patches[rows] @ states).split([len(SHAPES), len(COLOURS)], dim=2)
         return shapes, colours
 
 
 def train(stem: Stem, training: Scenes, steps: int, batch_size: int, seed: int) -> Namer:
-    """Train for ``steps`` with the demo's learning rate, warm-up and decay."""
+    """Trains for ``steps`` steps with the demo's learning rate, warm-up and decay."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     namer = Namer(stem)
@@ -101,7 +107,7 @@ def train(stem: Stem, training: Scenes, steps: int, batch_size: int, seed: int) 
 
 @torch.no_grad()
 def accuracies(namer: Namer, held_out: Scenes) -> tuple[float, float]:
-    """The share of objects whose shape, and whose colour, is named rightly."""
+    """Returns the fractions of objects whose shape, and whose colour, is classified correctly."""
     right = []
     for rows in torch.arange(len(held_out.pixels)).split(100):
         there = held_out.shapes[rows] != NOTHING
@@ -120,14 +126,14 @@ def shapes(
     held_out: Positive = 500,
     seed: int = 0,
 ) -> int:
-    """Train the tiny vision encoder to name shapes and colours, with both stems, and print how often it is right.
+    """Trains the tiny vision encoder to classify shapes and colours, with both stems, and prints the accuracies.
 
     Args:
-        steps: training steps.
-        batch_size: scenes of a step.
-        scenes: training scenes.
-        held_out: validation scenes.
-        seed: of the weights and of the order of scenes.
+        steps: number of training steps.
+        batch_size: number of scenes per step.
+        scenes: number of training scenes.
+        held_out: number of validation scenes.
+        seed: seed of the weights and of the order of scenes.
     """
     patch_size = Namer("linear").vision.patch_size
     training, validation = scenes_of("train", scenes, patch_size), scenes_of("val", held_out, patch_size)

@@ -1,4 +1,4 @@
-"""Many shards: ``python -m benchmarks.shards``. How fast tars are indexed, and what a run costs that reads 130,000 of them."""
+"""Speed of indexing tars, and cost of opening 130,000 of them: ``python -m benchmarks.shards``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ POSITIONS, BATCH, LANES = 100_000, 1024, 64
 
 
 def write_tars(folder: Path, tars: int, per_tar: int) -> list[Path]:
-    """Tars as img2dataset writes them: an image, a caption and JSON for each record."""
+    """Writes tars in img2dataset's format: an image, a caption and JSON for each record."""
     content = os.urandom(IMAGE_BYTES)
     paths = []
     for shard in range(tars):
@@ -49,7 +49,7 @@ def write_tars(folder: Path, tars: int, per_tar: int) -> list[Path]:
 
 
 def index_rate(paths: Sequence[Path], folder: Path, workers: int, rounds: int) -> float:
-    """Records a second, the median of several rounds."""
+    """Measures the indexed records per second, as the median of several rounds."""
     rates = []
     for round_ in range(rounds):
         started = time.perf_counter()
@@ -59,7 +59,7 @@ def index_rate(paths: Sequence[Path], folder: Path, workers: int, rounds: int) -
 
 
 def write_large(folder: Path, shards: int, records: int) -> list[str]:
-    """Empty shards, and an index that says they have ``records`` records; returns the entries of a config."""
+    """Writes empty shards, and an index that claims they contain ``records`` records. Returns the config entries for them."""
     (folder / "data").mkdir()
     for shard in range(shards):
         (folder / "data" / f"{shard:06d}.tar").touch()
@@ -76,7 +76,7 @@ def write_large(folder: Path, shards: int, records: int) -> list[str]:
 
 
 def anonymous_mib() -> float:
-    """Anonymous memory of this process."""
+    """Returns the anonymous memory of this process in MiB."""
     text = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8")
     found = re.search(r"^Anonymous:\s+(\d+) kB", text, re.MULTILINE)
     assert found is not None
@@ -84,7 +84,7 @@ def anonymous_mib() -> float:
 
 
 def open_large(files: list[str], folder: Path) -> dict[str, float]:
-    """The costs of opening the large set in this process, by name."""
+    """Measures the costs of opening the large data set in this process, by name."""
     before, descriptors = anonymous_mib(), len(os.listdir("/proc/self/fd"))
     started = time.perf_counter()
     shards = Shards(files, index_folder=folder / "index")
@@ -102,14 +102,14 @@ def open_large(files: list[str], folder: Path) -> dict[str, float]:
         "MiB anonymous": memory,
         "descriptors": files_open,
         "positions/s": rate,
-        "seconds to make the order by blocks": made,
-        "MiB anonymous with it": anonymous_mib() - before,
-        "positions/s in it": in_blocks,
+        "seconds to build the block order": made,
+        "MiB anonymous with the block order": anonymous_mib() - before,
+        "positions/s in block order": in_blocks,
     }
 
 
 def position_rate(shards: Shards, order: Order) -> float:
-    """How many positions a second become places of records."""
+    """Measures how many positions per second are mapped to locations of records."""
     started, batches = time.perf_counter(), POSITIONS // BATCH
     for batch in range(batches):
         for _, number in order.batch(batch):
@@ -118,7 +118,7 @@ def position_rate(shards: Shards, order: Order) -> float:
 
 
 def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a function in a fresh process."""
+    """Runs a function in a new process and returns its result."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 
@@ -126,19 +126,20 @@ def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
 def main(
     *, tars: int = TARS, per_tar: int = PER_TAR, shards: int = SHARDS, records: int = RECORDS, rounds: int = 3
 ) -> int:
-    """Many shards. How fast tars are indexed, and what a run costs that reads 130,000 of them.
+    """Speed of indexing tars, and cost of opening 130,000 of them.
 
-    The first part writes tars of small images with captions and JSON, and indexes them from the disk's cache, by one process and
-    by two. The second makes as many empty files as the paper's largest set has shards, and an index as large as that of its
-    records (sparse: it takes no room on disk), and opens it in a process of its own: seconds, anonymous memory beyond the
-    imports, files; and how many positions a second become places of records, in random order and in the order by blocks.
+    The first part writes tars of small images with captions and JSON, and indexes them from the page cache, with one process and
+    with two. The second part creates one empty file for each shard of the paper's largest data set, and an index of the size for
+    all of its records (sparse, so it takes no disk space). It opens the index in a separate process and prints the seconds, the
+    anonymous memory beyond imports, the open files, and how many positions per second are mapped to locations of records, in
+    random order and in block order.
 
     Args:
-        tars: tars that are indexed.
-        per_tar: images of a tar.
-        shards: empty shards of the second part.
-        records: records of its index.
-        rounds: measurements.
+        tars: number of tars to index.
+        per_tar: number of images per tar.
+        shards: number of empty shards in the second part.
+        records: number of records in the index of the second part.
+        rounds: number of measurements.
 
     Examples:
         python -m benchmarks.shards

@@ -1,4 +1,4 @@
-"""Questions with an image each, and the same number of questions that share images: ``python -m benchmarks.shared_images``."""
+"""Compares questions that share images with questions on separate images: ``python -m benchmarks.shared_images``."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ SMALL = (
 
 
 def text(count: int, tokens: int) -> Text:
-    """``count`` texts of ``tokens`` tokens."""
+    """Returns ``count`` texts of ``tokens`` tokens."""
     return Text(torch.randint(1, 300, (count, tokens)), torch.ones(count, tokens, dtype=torch.bool), count * tokens)
 
 
 def batch(size: int, questions: int, per_image: int) -> QuestionBatch:
-    """``questions`` questions, ``per_image`` about each image of ``size`` pixels."""
+    """Returns a batch of ``questions`` questions, ``per_image`` about each image of ``size`` pixels."""
     return QuestionBatch(
         pixels=torch.randn(questions // per_image, 3, size, size),
         text=text(questions, 10),
@@ -47,7 +47,7 @@ def batch(size: int, questions: int, per_image: int) -> QuestionBatch:
 
 
 def seconds(model: VQAModel, given: QuestionBatch) -> float:
-    """Time of a forward and a backward pass."""
+    """Returns the time of a forward and a backward pass in seconds."""
     model.zero_grad()
     started = time.perf_counter()
     model(given)["answers"].total.backward()
@@ -62,25 +62,25 @@ def main(
     size_: Positive = 384,
     small: bool = False,
 ) -> int:
-    """Questions with an image each, and the same number of questions that share images.
+    """Compares questions that share images with questions on separate images.
 
-    Forward and backward passes of VQA fine-tuning in base size, in turn in one process: 32 questions about 32 images, and 32
-    questions about 32 / K images (data.questions_per_example=K). A question has ten tokens and two answers, each of three tokens.
-    VQA v2 asks 5.4 questions about an image on average. The last line is the median of the ratios: time with shared images over
-    time without.
+    Forward and backward passes of VQA fine-tuning at base size alternate in one process: 32 questions about 32 images, and 32
+    questions about 32 / K images (data.questions_per_example=K). A question has ten tokens and two answers of three tokens each.
+    VQA v2 has 5.4 questions per image on average. The last line is the median ratio of the times: with shared images over
+    without.
 
     Args:
         rounds: number of pairs of measurements.
-        questions: questions of a step.
-        per_image_: questions about an image, where they share it.
+        questions: number of questions per step.
+        per_image_: number of questions per shared image.
         size_: side of an image in pixels.
-        small: check that it runs, with a small model.
+        small: smoke test with a small model.
 
     Examples:
         python -m benchmarks.shared_images
     """
     if questions % per_image_:
-        raise UserError(f"--questions {questions} is not a multiple of --per-image {per_image_}")
+        raise UserError(f"--questions {questions} is not a multiple of --per-image {per_image_}; change one of them")
     size = 32 if small else size_
     arch = "model.text.arch={family: bert, vocab_size: 30522}"
     overrides = [f"model.vision.image_size={size}", *(SMALL if small else [arch])]
@@ -93,7 +93,7 @@ def main(
         times = seconds(model, alone), seconds(model, shared)
         if number:  # the first round warms up
             ratios.append(times[1] / times[0])
-            sys.stdout.write(f"{times[0]:.2f} s alone, {times[1]:.2f} s shared, ratio {ratios[-1]:.2f}\n")
+            sys.stdout.write(f"{times[0]:.2f} s separate, {times[1]:.2f} s shared, ratio {ratios[-1]:.2f}\n")
             sys.stdout.flush()
     work = [model.work(each) for each in (alone, shared)]
     flops = work[1].flops / work[0].flops

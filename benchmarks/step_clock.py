@@ -1,4 +1,4 @@
-"""Timing of the trainer's steps by phase."""
+"""Times the trainer's steps by phase."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REPORTED_PHASE = {
     **dict.fromkeys(("backward",), "backward"),
     **dict.fromkeys(("clip", "optimiser", "numbers"), "optimiser"),
 }
-"""Phases of the trainer (:data:`engine.trainer.PHASES`) -> :data:`PHASES`."""
+"""Maps the phases of the trainer (:data:`engine.trainer.PHASES`) to :data:`PHASES`."""
 
 
 class Clock:
@@ -37,7 +37,7 @@ class Clock:
         self.mark("start")
 
     def mark(self, phase: str) -> None:
-        """Record the end of ``phase``."""
+        """Records the end of ``phase``."""
         mark: Any = time.perf_counter()
         if module := accelerator.device_module(self.device):
             mark = module.Event(enable_timing=True)
@@ -46,7 +46,7 @@ class Clock:
         self.phases.append(phase)
 
     def milliseconds(self) -> list[float]:
-        """Milliseconds of each of :data:`PHASES`, summed over micro-batches."""
+        """Returns the milliseconds of each of :data:`PHASES`, summed over micro-batches."""
         module = accelerator.device_module(self.device)
         if module:
             module.synchronize(self.device)
@@ -70,7 +70,7 @@ class Stepper:
         self.batches = itertools.cycle(batches)
 
     def step(self, context: AbstractContextManager[Any]) -> Clock:
-        """Run a step, all but the copy of its data within ``context``; returns its clock."""
+        """Runs a step and returns its clock. Everything except the copy of the data runs within ``context``."""
         device = self.trainer.device
         micro_batches = [next(self.batches) for _ in range(self.accumulate)]
         clock = Clock(device)
@@ -82,6 +82,7 @@ class Stepper:
         return clock
 
     def milliseconds(self, steps: int, context: Callable[[], AbstractContextManager[Any]]) -> list[list[float]]:
-        """Milliseconds of each phase of each step, [steps][phases]. As in training, the host runs ahead of the device."""
+        """Runs steps and returns the milliseconds of each phase, [steps][phases]. As in training, the host runs ahead of the
+        device."""
         clocks = [self.step(context()) for _ in range(steps)]
         return [clock.milliseconds() for clock in clocks]

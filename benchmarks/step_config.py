@@ -1,4 +1,4 @@
-"""Config, model and batches of benchmarks of a pre-training step."""
+"""Config, model and batches for benchmarks of a pre-training step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from utils.config_files import peek
 from utils.errors import UserError
 
 VOCABULARY = 30522
-"""Size of the vocabulary if the config leaves it to a tokenizer."""
+"""Vocabulary size, if the config takes it from a tokenizer."""
 
 CONFIG = Path("configs/pretrain/base_4m.yaml")
 """The default config."""
@@ -24,7 +24,7 @@ SMALL = (
     Path("configs/demo/pretrain.yaml"),
     ["data.images.batch_size=4", "data.regions.batch_size=6", "data.regions.max_images=2"],
 )
-"""Config and overrides of ``--small``, a check that the benchmark runs."""
+"""Config and overrides for ``--small``, a smoke test of a benchmark."""
 
 EXAMPLES = {
     "images": "pairs of image and text",
@@ -33,18 +33,18 @@ EXAMPLES = {
     "texts": "texts alone",
     "translations": "pairs of texts",
 }
-"""The examples of each stream, for output."""
+"""Names of the examples of each stream, for output."""
 
 LENGTH_FACTORS = (0.85, 1.05, 0.95, 1.15)
-"""Factor on the mean text length of each batch. The batches differ so much that their numbers of tokens, rounded up for compiled
-encoders, differ from step to step, as in a run."""
+"""Factor on the mean text length of each batch. With these factors, the numbers of tokens, rounded up for compiled encoders, vary
+from step to step, as in a run."""
 
 
 def config_for(path: Path, overrides: Sequence[str]) -> PretrainConfig:
-    """Load a config of pre-training.
+    """Loads a pre-training config.
 
     Raises:
-        UserError: see :func:`~utils.config.load_config`; also for a config of another task.
+        UserError: if the config is for another task, or as in :func:`~utils.config.load_config`.
     """
     task = peek(path, overrides, "task")
     if task not in (None, "pretrain"):
@@ -55,14 +55,15 @@ def config_for(path: Path, overrides: Sequence[str]) -> PretrainConfig:
 
 
 def build(config: PretrainConfig) -> PretrainModel:
-    """The model of a config, with random weights."""
+    """Builds the model of a config, with random weights."""
     return PretrainTask.build_model(config, None if config.model.text.knows_vocabulary else VOCABULARY)
 
 
 def batches_for(config: PretrainConfig, model: PretrainModel, *, static: bool) -> list[PretrainBatch]:
-    """One micro-batch per factor in :data:`LENGTH_FACTORS`, with the config's streams and sizes, and texts of realistic lengths.
+    """Returns one micro-batch per factor in :data:`LENGTH_FACTORS`, with the config's streams and sizes, and texts of realistic
+    lengths.
 
-    ``static``: with the same texts, padded as for ``train.compile``.
+    If ``static``, the same texts are padded as for ``train.compile``.
     """
     vocabulary = len(model.text.word_embeddings)
     return [
@@ -72,7 +73,7 @@ def batches_for(config: PretrainConfig, model: PretrainModel, *, static: bool) -
 
 
 def describe_step(config: PretrainConfig) -> str:
-    """A line that lists the examples of a step."""
+    """Returns a line that lists the examples of a step."""
     data, video = config.data, config.model.vision.video
     streams = {name: f"{stream.batch_size} {EXAMPLES[name]}" for name, stream in data.streams().items()}
     if data.regions is not None:
@@ -85,7 +86,7 @@ def describe_step(config: PretrainConfig) -> str:
 
 
 def describe_other_steps(config: PretrainConfig) -> str:
-    """A line on the steps of a run that differ from the benchmark's; empty if there are none."""
+    """Returns a line about steps of a run that differ from the benchmark's steps, or "" if all steps are the same."""
     data = config.data
     conditions = {
         "data.images.clean": data.images is not None and data.images.clean is not None,

@@ -1,4 +1,4 @@
-"""Memory of a training step, planned over measured: ``python -m benchmarks.step_memory``."""
+"""Compares planned and measured memory of training steps: ``python -m benchmarks.step_memory``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CASES: list[tuple[str, list[str], Sequence[int]]] = [
     ("configs/retrieval/coco_base_4m.yaml", [*MIDDLE, "train.precision=fp32", "train.accumulate=1"], (4, 8)),
     ("configs/retrieval/coco_base_4m.yaml", [*MIDDLE, "train.precision=fp32", "train.accumulate=2"], (2, 8)),
 ]
-"""Config, overrides, and examples of the leading stream in a micro-batch."""
+"""Config, overrides, and numbers of examples of the leading stream in a micro-batch."""
 
 ON_GPU: list[tuple[str, list[str], Sequence[int]]] = [
     ("configs/pretrain/base_4m.yaml", ["train.global_batch=null"], (16, 48, 96)),
@@ -55,16 +55,17 @@ SMALL = [("configs/demo/pretrain.yaml", TINY, (64,)), (CASES[2][0], SHALLOW, (8,
 def main(
     *, small: bool = False, measure_: Annotated[tuple[str, ...], SEVERAL] | None = None, json_: Path | None = None
 ) -> int:
-    """Memory of a training step, planned over measured.
+    """Compares planned and measured memory of training steps.
 
-    Each real step runs in a separate process. On a GPU, the measured memory is the peak of torch's allocator, and the time is
-    measured, too: run.py plan estimates it from FLOPs and the GPU's peak. On the CPU, the memory is the process's peak in the
-    step (the kernel's high-water mark) less its memory before the model is built, after a step of another small model.
+    Each real step runs in a separate process. On a GPU, the measured memory is the peak of torch's allocator; the time is also
+    measured, and compared with the estimate of run.py plan from FLOPs and the GPU's peak. On the CPU, the measured memory is the
+    process's peak during the step (the kernel's high-water mark) minus its memory before the model is built, after a step of
+    another small model.
 
     Args:
-        small: check that it runs, with two cases.
-        measure_: a config, examples and overrides: what the benchmark calls itself with, in a process of its own.
-        json_: keep the numbers in a file, too.
+        small: smoke test with two cases.
+        measure_: a config, a number of examples and overrides; the benchmark calls itself with this flag in a separate process.
+        json_: also write the results to a JSON file.
 
     Examples:
         python -m benchmarks.step_memory
@@ -81,7 +82,7 @@ def main(
             case = " ".join([config, *(override for override in overrides if override.startswith("train."))])
             line = f"{case}, {examples} examples: {planned.memory / 1e6:.0f} MB planned, "
             if actual is None:
-                line += "which does not fit"
+                line += "does not fit into memory"
             else:
                 worst = max(worst, planned.memory / actual, key=lambda ratio: abs(ratio - 1))
                 line += f"{actual / 1e6:.0f} MB measured"
@@ -97,14 +98,19 @@ def main(
 
 
 class Planned(NamedTuple):
-    """Peak bytes of a step; its seconds on a known GPU."""
+    """Estimates for a step.
+
+    Attributes:
+        memory: peak memory in bytes.
+        seconds: time on a known GPU; None on other devices.
+    """
 
     memory: int
     seconds: float | None
 
 
 def estimate(path: str, overrides: list[str], examples: int) -> Planned:
-    """Planned memory and time on this device."""
+    """Estimates memory and time on this device."""
     schema, kind = kind_of(Path(path), overrides)
     config, device = scaled(load_config(path, overrides, schema), examples), accelerator.best_device()
     on_gpu = device.type != "cpu"
@@ -124,7 +130,7 @@ def _model(kind: Any, config: Any) -> Any:
 
 
 def measure(path: str, overrides: list[str], examples: int) -> tuple[int | None, float | None]:
-    """Peak bytes and seconds of a real step, in a process that returns freed memory to the system at once."""
+    """Measures the peak bytes and the seconds of a real step, in a process that returns freed memory to the system at once."""
     settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "benchmarks.step_memory", "--measure", path, str(examples), *overrides]
     root = Path(__file__).parent.parent
@@ -136,7 +142,8 @@ def measure(path: str, overrides: list[str], examples: int) -> tuple[int | None,
 
 
 def measure_here(path: str, overrides: list[str], examples: int) -> tuple[int | None, float | None]:
-    """Peak bytes of a step in this process, and on a GPU its seconds; None: it does not fit, or was not measured."""
+    """Measures the peak bytes of a step in this process, and its seconds on a GPU. A value is None if the step does not fit into
+    memory or the value was not measured."""
     device = accelerator.best_device(0)
     if device.type != "cpu":
         schema, kind = kind_of(Path(path), overrides)
@@ -155,7 +162,7 @@ def measure_here(path: str, overrides: list[str], examples: int) -> tuple[int | 
 
 
 def _steps(path: str, overrides: list[str], examples: int) -> None:
-    """Run two steps: the first makes the optimiser's states, the second is measured."""
+    """Runs two steps: the first creates the optimiser states, the second is measured."""
     schema, kind = kind_of(Path(path), overrides)
     config: Any = scaled(load_config(path, overrides, schema), examples)
     torch.manual_seed(0)

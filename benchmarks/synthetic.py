@@ -1,6 +1,6 @@
-"""Random pre-training batches of realistic proportions, for measurements that depend on sizes alone.
+"""Random pre-training batches of realistic proportions, for measurements that depend only on sizes.
 
-:mod:`tools.plan.synthetic` makes the streams in their sizes; this module fills them with random contents.
+:mod:`tools.plan.synthetic` makes streams of the right sizes; this module fills them with random contents.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CLS_ID, SEP_ID, MASK_ID, FIRST_RANDOM = range(FIRST_WORD, FIRST_WORD + 4)
 
 @dataclass(frozen=True)
 class Lengths:
-    """Distribution of the tokens of a text, [CLS] and [SEP] included: normal, clamped to ``least`` and ``most``."""
+    """Distribution of the number of tokens in a text, including [CLS] and [SEP]: normal, clamped to ``least`` and ``most``."""
 
     mean: float
     spread: float
@@ -36,7 +36,7 @@ class Lengths:
     most: int = 30
 
     def sample(self, count: int, generator: torch.Generator) -> list[int]:
-        """``count`` lengths, evenly spaced quantiles in random order: even small samples have the mean."""
+        """Returns ``count`` lengths: evenly spaced quantiles in random order, so that even small samples have the right mean."""
         normal = statistics.NormalDist(self.mean, self.spread)
         quantiles = [round(normal.inv_cdf((index + 0.5) / count)) for index in range(count)]
         clamped = [min(max(length, self.least), self.most) for length in quantiles]
@@ -51,16 +51,20 @@ LENGTHS = {
     "translations": Lengths(32, 10),
     "long captions": Lengths(130, 30),
 }
-"""Text lengths by stream. Means of captions and of regions are measured. Other values are assumptions: speech in eight seconds of
-video, sentences of an encyclopedia, the same in a multilingual vocabulary, and descriptions of 100 words."""
+"""Text lengths by stream. The means of captions and of regions are measured. The other values are assumptions: speech in eight
+seconds of video, sentences of an encyclopedia, the same sentences in a multilingual vocabulary, and descriptions of 100 words."""
 
 
 @dataclass(frozen=True)
 class Writer:
     """Writes texts of random words.
 
-    ``longer``: factor on the mean length; ``static``: equal words in the shapes of
-    :class:`dataset.text.processors.TextProcessor` for compiled encoders.
+    Attributes:
+        vocabulary: vocabulary size.
+        generator: source of randomness.
+        longer: factor on the mean length.
+        static: if True, the same words are padded to the shapes that :class:`dataset.text.processors.TextProcessor` uses for
+            compiled encoders.
     """
 
     vocabulary: int
@@ -69,24 +73,24 @@ class Writer:
     static: bool
 
     def token_lists(self, stream: str, count: int, limits: TextDataConfig) -> list[list[int]]:
-        """``count`` texts of a stream's lengths, between [CLS] and [SEP]."""
+        """Returns ``count`` texts with lengths typical of a stream, between [CLS] and [SEP]."""
         lengths = LENGTHS[stream]
         lengths = replace(lengths, mean=self.longer * lengths.mean, most=limits.max_tokens)
         return [self.token_list(length) for length in lengths.sample(count, self.generator)]
 
     def token_list(self, length: int) -> list[int]:
-        """A text of ``length`` tokens, between [CLS] and [SEP]."""
+        """Returns a text of ``length`` tokens, including [CLS] and [SEP]."""
         return [CLS_ID, *self._words(length - 2), SEP_ID]
 
     def plain(self, texts: list[list[int]], limits: TextDataConfig) -> Text:
-        """The batch of ``texts``, token ids."""
+        """Returns the batch of ``texts``, which are lists of token ids."""
         ids = stack_rows(texts, 0, limits.max_tokens if self.static else None)
         tokens = sum(map(len, texts))
         return Text(ids, _token_mask(texts, ids), rounded_up(tokens, ids.numel()) if self.static else tokens)
 
     def masked(self, texts: list[list[int]], limits: TextDataConfig) -> MaskedText:
-        """The batch of ``texts``, with as many masked tokens as :meth:`dataset.text.processors.TextProcessor.mask_positions`
-        makes."""
+        """Returns the batch of ``texts``, with the same number of masked tokens as from
+        :meth:`dataset.text.processors.TextProcessor.mask_positions`."""
         text, masked, positions, labels = self.plain(texts, limits), [], [], []
         for ids in texts:
             count = min(limits.max_masks, max(1, round(len(ids) * limits.mask_prob)))
@@ -120,11 +124,15 @@ def pretrain_batch(
     longer: float = 1.0,
     static: bool = False,
 ) -> PretrainBatch:
-    """A micro-batch of every configured stream in its size; pixels are uint8, and all examples count.
+    """Returns a micro-batch of every configured stream at its configured size. Pixels are uint8, and all examples are valid.
 
     Args:
+        data: the config section ``data``.
+        vision: the vision encoder, for the sizes of images.
+        vocabulary: vocabulary size.
+        seed: seed of the contents.
         longer: factor on the mean length of texts.
-        static: equal contents in the fixed shapes that the trainer makes for compiled encoders.
+        static: if True, the same contents are padded to the fixed shapes that the trainer uses for compiled encoders.
     """
     generator = torch.Generator().manual_seed(seed)
     writer = Writer(vocabulary, generator, longer, static)
@@ -155,7 +163,8 @@ def pretrain_batch(
 def _scattered(
     part: RegionBatch, stream: RegionStreamConfig, vision: VisionEncoder, generator: torch.Generator, *, static: bool
 ) -> RegionBatch:
-    """Spread the regions evenly over the images, in boxes of random patches; ``static``: pad to the maximum number of images."""
+    """Distributes the regions evenly over the images, with boxes of random patches. If ``static``, pads to the maximum number of
+    images."""
     images, regions = len(part.pixels), len(part.valid)
     grid, _ = vision.grid
     corner = torch.randint(0, grid, (regions, 2, 2), generator=generator).sort(dim=2).values

@@ -1,4 +1,4 @@
-"""Two processes on one device against one process: ``python -m benchmarks.two_processes``."""
+"""Checks that two processes on one device compute the same losses as one process: ``python -m benchmarks.two_processes``."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from utils.commands import call
 from utils.errors import UserError, one_line_errors
 from utils.flags import Override, Positive
 
-STILL = (
+DETERMINISTIC = (
     *("model.text.dropout=0", "model.text.attention_dropout=0", "model.vision.drop_path=0", "train.precision=fp32"),
     *("train.global_batch=null", "optim.lr=0.001"),
 )
 BOUND = 1e-4
-"""Largest relative difference of a loss: kernels of other sizes add in other orders."""
+"""Maximum relative difference of a loss, since kernels of other sizes sum in a different order."""
 
 
-def by_chance_alone(similarity: Tensor, allowed: Tensor) -> Tensor:
-    """Hard negatives that do not depend on similarities, which a rounding changes."""
+def random_negatives(similarity: Tensor, allowed: Tensor) -> Tensor:
+    """Samples negatives independently of similarities, which are affected by rounding."""
     noise = torch.rand(allowed.shape, generator=torch.Generator().manual_seed(0)).to(allowed.device)
     return (noise * allowed).argmax(dim=1)
 
 
 def losses(config: PretrainConfig, device: torch.device, steps: int) -> list[dict[str, float]]:
-    """Losses of some steps on this rank's micro-batch; a single process trains on both micro-batches."""
+    """Returns the losses of some steps on this rank's micro-batch. A single process trains on both micro-batches."""
     torch.manual_seed(0)
     model = build(config)
-    model.matching_head.sample_negatives = by_chance_alone  # type: ignore[method-assign]
+    model.matching_head.sample_negatives = random_negatives  # type: ignore[method-assign]
     trainer = trainer_of(model, config.train, config.optim, device)
     vocabulary = len(model.text.word_embeddings)
     both = [pretrain_batch(config.data, model.vision, vocabulary, seed=seed) for seed in range(2)]
@@ -64,10 +64,10 @@ def _rank(rank: int, port: int, backend: str, arguments: tuple[Any, ...], out: s
 
 
 def on_two_processes(path: Path, overrides: Sequence[str], steps: int, backend: str) -> list[dict[str, float]]:
-    """The losses of two processes on the same device.
+    """Returns the losses of two processes on the same device.
 
     Raises:
-        UserError: one of them failed, with the last line of its error.
+        UserError: if one of the processes failed; the message is the last line of its error.
     """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -88,19 +88,19 @@ def main(
     small_: bool = False,
     json_: Path | None = None,
 ) -> int:
-    """Two processes on one device against one process.
+    """Checks that two processes on one device compute the same losses as one process.
 
-    The two share each step of pre-training (DDP, gathered embeddings, summed counts), in float32 and without dropout. The one
-    process runs the same micro-batches, with contrastive losses that span both (model.contrastive.chunks). All losses of all
-    steps must agree. NCCL refuses two processes on one card, so that gloo is the default; it lacks collectives of CUDA tensors
-    in some releases.
+    The two processes share each step of pre-training (DDP, gathered embeddings, summed counts), in float32 and without dropout.
+    The single process runs the same micro-batches, with contrastive losses that span both (model.contrastive.chunks). All losses
+    of all steps must agree. The default backend is gloo, because NCCL does not support two processes on one GPU; some releases of
+    gloo lack collectives for CUDA tensors.
 
     Args:
-        steps: steps of a run.
-        backend: of torch.distributed.
-        small_: a small model and batch.
-        overrides_: values of the config.
-        json_: keep the numbers in a file, too.
+        steps: number of steps per run.
+        backend: backend of torch.distributed.
+        small_: smoke test with a small model and batch.
+        overrides_: config values to override.
+        json_: also write the results to a JSON file.
 
     Examples:
         python -m benchmarks.two_processes
@@ -109,7 +109,7 @@ def main(
     @one_line_errors
     def run() -> int:
         path, small = SMALL if small_ else (CONFIG, [])
-        overrides = [*small, *STILL, *overrides_]
+        overrides = [*small, *DETERMINISTIC, *overrides_]
         two = on_two_processes(path, overrides, steps, backend)
         spanning = [*overrides, "train.accumulate=2", "model.contrastive.chunks=2"]
         one = losses(config_for(path, spanning), accelerator.best_device(), steps)
@@ -119,7 +119,7 @@ def main(
             for name in theirs
         )
         keep(json_, {"backend": backend, "steps": steps, "losses": len(one[0]), "largest_difference": worst})
-        sys.stdout.write(f"{len(one[0])} losses of {steps} steps differ by {worst:.1e} at most\n")
+        sys.stdout.write(f"{len(one[0])} losses over {steps} steps differ by at most {worst:.1e}\n")
         return 0 if worst <= BOUND else 1
 
     return run()

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.video_memory [--files 1000] [--backend av]``: memory while many video files are read."""
+"""Memory while many video files are read: ``python -m benchmarks.video_memory [--files 1000] [--backend av]``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIDE = 256
 
 
 def write_file(path: Path) -> None:
-    """Write six seconds of moving noise."""
+    """Writes six seconds of moving noise."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (SIDE, 2 * SIDE, 3), dtype=np.uint8)
     with av.open(str(path), "w") as container:
@@ -33,7 +33,7 @@ def write_file(path: Path) -> None:
 
 
 def memory_mb() -> float:
-    """Memory of the process in MB; its peak if the system does not report the current value."""
+    """Returns the memory of the process in MB, or its peak if the system does not report the current value."""
     status = Path("/proc/self/statm")
     if status.is_file():
         return int(status.read_text().split()[1]) * resource.getpagesize() / 1e6
@@ -43,11 +43,11 @@ def memory_mb() -> float:
 def main(*, files: int = 1000, backend: str = "av") -> int:
     """Memory while many video files are read.
 
-    The benchmark writes one short file with PyAV, reads five frames of it --files times, and prints the memory of the process
-    on the way. Each read opens the file again, so that leaks of a decoder add up.
+    The benchmark writes a short file with PyAV, reads five frames from it --files times, and prints the memory of the process in
+    between. Each read reopens the file, so that leaks of a decoder add up.
 
     Args:
-        files: videos that are read.
+        files: number of reads.
         backend: av or decord.
 
     Examples:
@@ -65,7 +65,7 @@ def main(*, files: int = 1000, backend: str = "av") -> int:
             )
             if number in (10, 100) or number % max(1, files // 4) == 0:
                 elapsed_s = time.monotonic() - started
-                sys.stdout.write(f"{number} files: {memory_mb():.0f} MB, {1000 * elapsed_s / number:.0f} ms a file\n")
+                sys.stdout.write(f"{number} files: {memory_mb():.0f} MB, {1000 * elapsed_s / number:.0f} ms/file\n")
     return 0
 
 

@@ -1,5 +1,5 @@
-"""Do the maps of words point at things? ``python -m benchmarks.word_maps --model runs/demo/pretrain-seed0``, after ``make
-demo``."""
+"""Measures whether word maps point at the right objects: ``python -m benchmarks.word_maps --model runs/demo/pretrain-seed0``,
+after ``make demo``."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from x2vlm import load
 
 
 def main(*, model_: str, records: Path = Path("data/scenes/test.jsonl"), count: int = 60) -> int:
-    """Do the maps of words point at things? python -m benchmarks.word_maps --model runs/demo/pretrain-seed0, after make demo.
+    """Measures whether word maps point at the right objects; run make demo first.
 
-    For each object phrase of some test scenes: whether the greatest weight of the sum of its words' maps lies in the right box,
-    or within half a patch of it. Beside it, the share of the images that these boxes take, which is what chance would give.
+    For each object phrase of some test scenes, the maps of its words are summed. The benchmark prints how often the maximum of
+    the sum lies in the right box or within half a patch of it, and the chance level, which is the fraction of the image area that
+    these boxes cover.
 
     Args:
         model_: a run's folder, a weight file, or an export.
-        records: test scenes.
-        count: scenes.
+        records: records of the test scenes.
+        count: number of scenes.
 
     Examples:
         python -m benchmarks.word_maps --model runs/demo/pretrain-seed0
@@ -45,8 +46,8 @@ def main(*, model_: str, records: Path = Path("data/scenes/test.jsonl"), count: 
 
 
 def pointed_at(weights: np.ndarray, box: Sequence[float], size: tuple[int, int]) -> tuple[bool, float]:
-    """Whether the greatest of ``weights`` (rows, columns) lies in a box, or within half a patch of it, and the share of the image
-    that counts as such. ``box``: x, y, width, height in pixels of an image of ``size`` (width, height)."""
+    """Returns whether the maximum of ``weights`` (rows, columns) lies in a box or within half a patch of it, and the fraction of
+    the image area that counts as inside. ``box`` is x, y, width, height in pixels of an image of ``size`` (width, height)."""
     rows, columns = weights.shape
     row, column = divmod(int(weights.argmax()), columns)
     patch = size[0] / columns, size[1] / rows

@@ -1,4 +1,5 @@
-"""Which initial weights let a tiny model learn yes/no questions: ``python -m benchmarks.yes_no``, after ``make scenes``."""
+"""Effect of the initial weights on learning yes/no questions with a tiny model: ``python -m benchmarks.yes_no``, after ``make
+scenes``."""
 
 from __future__ import annotations
 
@@ -25,14 +26,17 @@ COLOURS = ("red", "blue", "green", "yellow", "purple")
 SHAPES = ("star", "circle", "square", "triangle", "cross")
 OBJECTS, PATCHES, BACKGROUND, PLACES = 3, 10, 60, 16
 HELD_OUT = 200
-"""Held-out images, each with a question whose answer is yes and one whose answer is no."""
+"""Number of held-out images. Each image has one question with the answer yes, and one with the answer no."""
 
 
 @dataclass(frozen=True)
 class Scenes:
     """N images with two questions each.
 
-    ``patches`` (N, P, D); ``questions`` (2N,) int64, colour * shapes + shape; ``answers`` (2N,) int64, 1 = yes.
+    Attributes:
+        patches: (N, P, D).
+        questions: colour index * number of shapes + shape index, (2N,) int64.
+        answers: 1 = yes, (2N,) int64.
     """
 
     patches: Tensor
@@ -41,7 +45,7 @@ class Scenes:
 
 
 class SceneMaker:
-    """Draws symbolic scenes; the codes of colours, shapes, places and background are the same for every seed of the scenes."""
+    """Draws symbolic scenes. The codes of colours, shapes, positions and background do not depend on the seed of the scenes."""
 
     def __init__(self, width: int):
         codes = torch.Generator().manual_seed(1)
@@ -51,7 +55,7 @@ class SceneMaker:
         )
 
     def draw(self, count: int, rng: np.random.Generator) -> Scenes:
-        """``count`` scenes."""
+        """Draws ``count`` scenes."""
         kinds = len(COLOURS) * len(SHAPES)
         objects = rng.integers(kinds, size=(count, OBJECTS))
         absent = rng.random((count, kinds))
@@ -66,7 +70,7 @@ class SceneMaker:
 
 
 class Learner:
-    """The demo's model for questions, without its vision encoder."""
+    """The demo's VQA model without its vision encoder."""
 
     def __init__(self, init_std: float, seed: int):
         overrides = [f"model.text.arch.init_std={init_std}", "init.checkpoint=null"]
@@ -81,7 +85,7 @@ class Learner:
         self.maker = SceneMaker(self.model.vision.width)
 
     def logits(self, scenes: Scenes) -> Tensor:
-        """Logits (2N, V) of the first word of each answer."""
+        """Returns the logits (2N, V) of the first word of each answer."""
         fusion, decoder, count = self.model.fusion, self.model.decoder, len(scenes.questions)
         image_of_question = torch.arange(len(scenes.patches)).repeat_interleave(2)
         concepts = Concepts(scenes.patches, scenes.patches.mean(dim=1))
@@ -93,7 +97,8 @@ class Learner:
         return decoder.logits(states[:, 0])
 
     def learn(self, steps: int, images: int, seed: int) -> float:
-        """Train on ``images`` scenes a step with a linear schedule; returns the share of held-out questions answered right."""
+        """Trains on ``images`` scenes per step with a linear schedule. Returns the fraction of held-out questions that are
+        answered correctly."""
         rng = np.random.default_rng(seed)
         optimizer = torch.optim.AdamW(
             [parameter for parameter in self.model.parameters() if parameter.requires_grad], lr=1e-3, betas=(0.9, 0.98)
@@ -121,19 +126,19 @@ def main(
     steps: int = 600,
     images: int = 24,
 ) -> int:
-    """Which initial weights let a tiny model learn yes/no questions, after make scenes.
+    """Effect of the initial weights on learning yes/no questions with a tiny model; run make scenes first.
 
-    The text encoder, the fusion encoder and the answer decoder of configs/demo/vqa.yaml learn from nothing to answer "is there
-    a red star?". Images are symbolic: instead of a vision encoder, each object is ten patches with the same fixed code of its
-    colour, its shape and a place, among sixty patches of background. So the benchmark shows what the size of the initial weights
-    does to attention that depends on the text, without the minutes that a vision encoder needs. Every question is balanced: half
-    of the answers are yes, and no wording is likelier true than another.
+    The text encoder, the fusion encoder and the answer decoder of configs/demo/vqa.yaml are trained from scratch to answer
+    questions such as "is there a red star?". Images are symbolic and need no vision encoder: each object consists of ten patches
+    with the same fixed code of its colour, its shape and a position, among sixty patches of background. So the benchmark shows
+    how the scale of the initial weights affects text-dependent attention, without the minutes that a vision encoder takes.
+    Questions are balanced: half of the answers are yes, and no question is more likely to be true than another.
 
     Args:
         init_std_: standard deviations of the initial weights.
         seeds: seeds of the runs.
-        steps: steps of a run.
-        images: images of a step, with two questions each.
+        steps: number of steps per run.
+        images: number of images per step, with two questions each.
 
     Examples:
         python -m benchmarks.yes_no
@@ -143,7 +148,7 @@ def main(
         for seed in seeds:
             found.append(Learner(init_std, seed).learn(steps, images, seed))
         shown = ", ".join(f"{100 * accuracy:.1f}" for accuracy in found)
-        sys.stdout.write(f"init_std {init_std:g}: {shown} % of the held-out questions (seeds {seeds})\n")
+        sys.stdout.write(f"init_std {init_std:g}: {shown} % of held-out questions correct (seeds {seeds})\n")
         sys.stdout.flush()
     return 0
 

@@ -141,7 +141,7 @@ def test_the_data_path_is_timed_by_stage_and_the_ratio_is_printed(capsys):
     *lines, last = capsys.readouterr().out.splitlines()
     stages = [line[:20].strip() for line in lines]
     assert {"read", "decode", "resize", "RandAugment", "tokenise and mask", "collate"} <= set(stages)
-    loaders = [line.partition(": ")[0] for line in lines if "images/s a core, " in line]
+    loaders = [line.partition(": ")[0] for line in lines if "images/s/core, " in line]
     assert loaders == [
         "loader of base_4m, 0 workers",
         "loader of base_4m, 2 workers",
@@ -261,7 +261,7 @@ def test_the_time_of_each_way_is_split_into_phases(capsys):
         assert line.startswith(f"{way}: ")
         assert_is_split(line)
     assert re.fullmatch(r"ratio: \d+\.\d\d", last)
-    assert which in (OneLine("fastest is plain", "to plain"), OneLine("fastest is eager", "to plain"))
+    assert which in (OneLine("fastest: plain", "to plain"), OneLine("fastest: eager", "to plain"))
 
 
 @pytest.mark.parametrize("streams", STREAMS)
@@ -360,7 +360,7 @@ def test_the_small_check_keeps_the_users_flags(monkeypatch):
     asked = []
     monkeypatch.setattr(gpu, "attempt", lambda *given: asked.append(given))
     words = ["--small", "--warm-up", "3", "--ways", "eager", "data.images.batch_size=2"]
-    assert call(gpu.main, words, "gpu") == 2, "every way runs out of memory"
+    assert call(gpu.main, words, "gpu") == 2, "out of memory"
     ((_, config, timing, _),) = asked
     assert timing.warm_up == 3 and config.data.images.batch_size == 2
 
@@ -377,7 +377,7 @@ def test_a_way_that_runs_out_of_memory_does_not_stop_the_others(capsys, monkeypa
     assert call(gpu.main, ["--small"], "gpu") == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
         "plain: out of memory",
-        OneLine("fastest is compiled", "to eager"),
+        OneLine("fastest: compiled", "to eager"),
         "ratio: 1.50",
     ]
     speeds.clear()
