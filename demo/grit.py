@@ -1,5 +1,5 @@
-"""``python -m demo.grit``: writes scenes of the demo in the form in which GRIT is published, and then in the form in which
-img2dataset stores downloaded images. docs/data.md prepares them like a data set of the web."""
+"""``python -m demo.grit``: writes scenes of the demo in GRIT's published format, and then in the format in which img2dataset
+stores downloaded images. docs/data.md prepares them like a data set from the web."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from utils.files import replacing, write_text
 from utils.flags import read_by, whole_number
 
 ADDRESS = "https://scenes.example/"
-"""Addresses begin with this; the rest is the path of the image in the folder of scenes."""
+"""Prefix of all image URLs. The rest of a URL is the path of the image in the folder of scenes."""
 CONFIDENCE = 0.9
 
 
@@ -95,12 +95,12 @@ def grit(
     lists: Path | None = None,
     rows: Annotated[int, read_by(whole_number(1, 1_000_000))] = 500,
 ) -> int:
-    """Write scenes of the demo in the form of GRIT; with --lists, write the shard that img2dataset would make.
+    """Write scenes of the demo in GRIT's format; with --lists, write the shard that img2dataset would write.
 
     Args:
         out: folder to write to.
-        scenes: folder that demo.scenes has made.
-        lists: folder of the lists that `prepare grit` has written; their images go into a shard in --out.
+        scenes: folder written by demo.scenes.
+        lists: folder of the lists written by `prepare grit`; their images are written to a shard in --out.
         rows: number of scenes.
 
     Examples:

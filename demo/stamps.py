@@ -113,7 +113,7 @@ def find_stamps(folder: Path) -> tuple[list[Cutout], Counter[str]]:
             usable.append(Cutout(relative.with_suffix("").as_posix(), path, captions, caption_key(captions["en"])))
     if not usable:
         reasons = tally(left_out) if left_out else "no PNG file"
-        raise UserError(f"{folder} holds no usable stamp ({reasons}); give another --stamps DIR")
+        raise UserError(f"{folder} contains no usable stamp ({reasons}); give another --stamps DIR")
     return usable, left_out
 
 
@@ -236,8 +236,8 @@ def stamps(
 
     def summary(facts: dict[str, Any]) -> str:
         return (
-            f"{tally(facts['pictures'])} pictures; {tally(facts['regions'])} region pictures; "
-            f"{facts['vocabulary']} word pieces; left out: {tally(facts['left_out'])}"
+            f"{tally(facts['pictures'])} pictures; {tally(facts['regions'])} region pictures; {facts['vocabulary']} "
+            f"word pieces; skipped: {tally(facts['left_out'])}"
         )
 
     arguments = {"stamps": stamps, "seed": seed, "side": side, "regions": regions, "languages": languages}

@@ -59,7 +59,9 @@ def build(
     for split in SPLITS:
         for source, members in (*collection.cutouts[split].items(), ("maps", collection.maps[split])):
             if not members:
-                raise UserError(f"{packages}: no usable picture of {source} is left for {split}; give whole packages")
+                raise UserError(
+                    f"{packages}: no usable pictures of {source} remain for {split}; give complete packages"
+                )
     numbers = {"train": composites, "val": (composites + 9) // 10, "test": (composites + 9) // 10}
     total = sum(numbers.values()) + sum(map(len, collection.maps.values()))
     total += sum(len(members) for sources in collection.cutouts.values() for members in sources.values())
@@ -83,10 +85,10 @@ def build(
 
 
 def _write_singles(out: Path, split: str, sources: Mapping[str, Sequence[Any]], side: int, bar: Any) -> dict[str, int]:
-    """Writes the single cut-outs of a split in one file, and the cut-outs of each source in a file each.
+    """Writes the single cut-outs of a split to one file, and the cut-outs of each source to a separate file.
 
-    For train, the second kind of file is a single one, which has all cut-outs with only their names. Returns the number of
-    cut-outs of each source.
+    For train, there is one additional file instead, which has all cut-outs with only their names. Returns the number of cut-outs
+    of each source.
     """
     records = {
         source: list(single_records(out, source, split, members, side, bar)) for source, members in sources.items()
@@ -141,7 +143,7 @@ def real(
     def summary(facts: dict[str, Any]) -> str:
         counts = "; ".join(f"{split}: {tally(facts[split])}" for split in SPLITS)
         left_out = sum(sum(reasons.values()) for reasons in facts["left_out"].values())
-        return f"{counts}; {left_out} left out, by source and reason in {FACTS}"
+        return f"{counts}; {left_out} skipped, by source and reason in {FACTS}"
 
     arguments = {"packages": packages, "seed": seed, "side": side, "composites": composites}
     return fill_folder(output, FACTS, build, summary, **arguments)

@@ -92,7 +92,7 @@ def read_clipart(share: Path, english: Collection[str]) -> tuple[list[Cutout], C
     cutouts = []
     for relative, (title, keywords, authors, is_link) in described.items():
         if is_link:
-            left_out["link to an image that is not there"] += 1
+            left_out["link to a missing image"] += 1
             continue
         if titles[title.casefold()] > COLLECTION or " - " in title:
             title = relative.stem

@@ -87,9 +87,9 @@ def read_emoji(packages: Path, source: str, annotations: Annotations) -> tuple[l
                     Cutout(code, member.read(), {"en": name}, " ".join(concept_of(name)), keywords[:MAX_KEYWORDS])
                 )
     except (OSError, EOFError, tarfile.TarError) as error:
-        raise UserError(f"{path}: not a whole package ({error}); pack it again") from None
+        raise UserError(f"{path}: not a complete package ({error}); pack it again") from None
     if not emoji:
-        raise UserError(f"{path}: no {suffix} picture in {folder} has a name; pack the package again")
+        raise UserError(f"{path}: none of the {suffix} pictures in {folder} has a name; pack the package again")
     return sorted(emoji, key=lambda item: item.name), left_out
 
 

@@ -94,7 +94,7 @@ def read_maps(share: Path) -> tuple[list[Map], Counter[str]]:
             kind = described.findtext("divisionsName") or ""
             maps.append(Map(place_of(described.findtext("name") or path.stem), kind, picture, kept))
     if not maps:
-        raise UserError(f"{root} holds no map: apt install kgeography-data, or dpkg-deb -x it into --packages DIR")
+        raise UserError(f"{root} contains no map: apt install kgeography-data, or dpkg-deb -x it into --packages DIR")
     return maps, +left_out
 
 

@@ -19,7 +19,7 @@ def _size(text: str) -> tuple[int, int]:
         return side(width), side(height if cross else width)
     except WrongValueError:
         fact = f"{text!r} is not a size from 32 to 1,024"
-        raise WrongValueError(f"{fact}; write 64, or 96x64 for width x height") from None
+        raise WrongValueError(f"{fact}; give 64, or 96x64 for width x height") from None
 
 
 Size = Annotated[tuple[int, int], read_by(_size, n_tokens=1, accepts_keys=False, metavar="SIZE", show_default="64")]
@@ -44,7 +44,7 @@ def scenes(
         val: number of validation scenes.
         test: number of test scenes.
         size: size of an image in pixels: 64, or 96x64 for width x height.
-        long: describe each scene at length, too (long_caption in the records for pre-training).
+        long: also write a long description of each scene (long_caption in the records for pre-training).
 
     Examples:
         python -m demo.scenes --out data/scenes
@@ -55,13 +55,12 @@ def scenes(
         arguments = facts["arguments"]
         width, height = arguments["size"]
         return (
-            f"{arguments['train']} train, {arguments['val']} val, {arguments['test']} test scenes "
-            f"of {width}x{height} pixels; "
-            f"{sum(facts['objects'].values())} objects, {sum(facts['relations'].values())} relational phrases, "
-            f"{sum(facts['sentences'].values())} statements on two pictures, "
+            f"{arguments['train']} train, {arguments['val']} val, {arguments['test']} test scenes of {width}x{height} "
+            f"pixels; {sum(facts['objects'].values())} objects, {sum(facts['relations'].values())} relational "
+            f"phrases, {sum(facts['sentences'].values())} statements about two pictures, "
             f"{sum(sum(grains.values()) for grains in facts['referring'].values())} referring phrases, "
-            f"{sum(facts['questions'].values())} questions, "
-            f"{facts['vocabulary']} word pieces; {time.monotonic() - started:.0f} s"
+            f"{sum(facts['questions'].values())} questions, {facts['vocabulary']} word pieces; "
+            f"{time.monotonic() - started:.0f} s"
         )
 
     return fill_folder(output, FACTS, build, summary, seed=seed, train=train, val=val, test=test, size=size, long=long)

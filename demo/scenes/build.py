@@ -36,7 +36,7 @@ OWNED = (
 )
 
 ENGLISH = ("", "refer_", "vqa_", "captioning_", "nlvr_")
-"""Prefixes of the files with whose texts the tokenizer is trained."""
+"""Prefixes of the files whose texts the tokenizer is trained on."""
 
 VOCABULARY_LIMIT = 512
 MULTILINGUAL_LIMIT = 1500
@@ -66,8 +66,8 @@ def build(
     """Writes images of ``size`` (a side, or width and height), and a file of records for each split and task.
 
     ``vqa_answers.json`` has the answers of the training split, most frequent first. ``tokenizer/`` is trained on the English
-    texts of the training split, and ``tokenizer_multilingual/`` on its captions in all languages. ``long``: each scene has a long
-    caption, too.
+    texts of the training split, and ``tokenizer_multilingual/`` on its captions in all languages. If ``long``, each scene also
+    has a long caption.
 
     Raises:
         UserError: if the folder was made with other arguments, contains files of another origin, or cannot be written.

@@ -189,7 +189,7 @@ def _draw_sizes(rng: np.random.Generator, number: int) -> list[str]:
 def place(
     rng: np.random.Generator, shape: str, colour: str, size: str, width: int, height: int, taken: list[Box]
 ) -> SceneObject | None:
-    """Returns an object at a random place, apart from the boxes that are ``taken``; None if it does not fit."""
+    """Returns an object at a random position that does not touch the boxes in ``taken``, or None if it does not fit."""
     unit = min(width, height)
     form = Form(
         shape,

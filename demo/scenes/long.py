@@ -1,4 +1,4 @@
-"""Describes a scene at length: what is where, and all relations between the objects."""
+"""Generates a long description of a scene: the position of each object, and all relations between objects."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _ROWS, _COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
 
 
 def long_caption(scene: Scene) -> str:
-    """Returns a sentence about the looks and the place of each object, and one about each clear relation of two objects.
+    """Returns a clause about the looks and the position of each object, and a clause about each clear relation of two objects.
 
-    Both kinds are in random order, which depends only on the scene. A short caption begins in the same way each time, and has the
-    objects and the relations of neighbours alone.
+    Both kinds are in random order, which depends only on the scene. Short captions, in contrast, always start in the same way,
+    and mention only the objects and the relations of neighbours.
     """
     rng = scene.rng(LONG_STREAM)
     objects = [f"there is {looks_of(obj).indefinite()} in the {_place(scene, obj)} part" for obj in scene.objects]
@@ -31,6 +31,6 @@ def long_caption(scene: Scene) -> str:
 
 
 def _place(scene: Scene, obj: SceneObject) -> str:
-    """Returns the ninth of the image that has the centre of the object: "upper left", "middle right"."""
+    """Returns the part of a 3 x 3 grid over the image that contains the centre of the object: "upper left", "middle right"."""
     x, y = obj.centre
     return f"{_ROWS[int(3 * y / scene.height)]} {_COLUMNS[int(3 * x / scene.width)]}"

@@ -1,6 +1,6 @@
 """Minimal pairs: two scenes that differ in one fact, each with the text that is true of it and wrong about the other.
 
-Each text is right once and wrong once, so that a model that does not look at the image cannot do better than chance.
+Each text is right for one scene and wrong for the other, so a model that ignores the image cannot do better than chance.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COUNTS = ("one shape", *(f"{number} shapes" for number in NUMBERS.values()))
 MORE = {1: 1.0, 2: 0.6, 3: 0.5, 4: 0.25, 5: 0.0}
 """Probability that an object is added rather than removed, by the number of objects."""
 OF_FIVE = 1 / 3
-"""Share of the scenes of five objects that have a pair about their number. With these numbers and
+"""Fraction of the scenes with five objects that have a pair about their number. With these values and
 :data:`~demo.scenes.vocabulary.OBJECT_COUNTS`, each text about a number is right as often as it is wrong."""
 
 OPPOSITES = {
@@ -48,7 +48,7 @@ class MinimalPair(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def minimal_pairs(scene: Scene) -> tuple[MinimalPair, ...]:
-    """Returns a pair of each kind in :data:`KINDS`, as far as the scene allows. They depend only on the scene."""
+    """Returns a pair of each kind in :data:`KINDS` that is possible for the scene. The pairs depend only on the scene."""
     rng = scene.rng(PAIRS_STREAM)
     found = ((kind, next(filter(partial(_fits, scene), make(scene, rng)), None)) for kind, make in KINDS.items())
     return tuple(MinimalPair(kind, *pair) for kind, pair in found if pair is not None)
@@ -70,7 +70,7 @@ def _colours(scene: Scene, rng: np.random.Generator) -> Made:
     for first, second in shuffled(rng, list(itertools.permutations(range(len(scene.objects)), 2))):
         one, two = scene.objects[first], scene.objects[second]
         if {(two.colour, one.shape), (one.colour, two.shape)} & known:
-            continue  # they have the same colour or shape, or a text would be half true of both scenes
+            continue  # same colour or shape, or a text would be partly true of both scenes
         painted_one = replace(one, colour=two.colour, rgb=two.rgb, accent=two.accent)
         painted_two = replace(two, colour=one.colour, rgb=one.rgb, accent=one.accent)
         other = _with(scene, {first: painted_one, second: painted_two})
@@ -106,7 +106,7 @@ def _with_one_less(scene: Scene, rng: np.random.Generator) -> Iterator[Scene]:
 
 
 def _with_one_more(scene: Scene, rng: np.random.Generator) -> Iterator[Scene]:
-    """Yields the scene with a small object more. It has the colour of another object, which stands out from the background."""
+    """Yields the scene with one more small object, in the colour of another object, which contrasts with the background."""
     known = {(obj.shape, obj.colour) for obj in scene.objects}
     looks = [(shape, obj.colour) for obj in scene.objects for shape in SHAPES if (shape, obj.colour) not in known]
     for shape, colour in shuffled(rng, looks):

@@ -25,7 +25,7 @@ ANNOTATORS = 10
 
 def records_of(scene: Scene, *, long: bool = False) -> dict[str, list[Record]]:
     """Returns the records of a scene by :data:`TASKS`. Records of "captioning_" have several references, and records of
-    "multilingual_" have captions by language. ``long``: the record for pre-training has a long caption, too."""
+    "multilingual_" have captions by language. If ``long``, the record for pre-training also has a long caption."""
     captions = captions_by_language(scene)
 
     def captioned(caption: object) -> list[Record]:
@@ -125,7 +125,7 @@ def other_image(scene: Scene, pair: MinimalPair) -> str:
 
 
 def question_records(scene: Scene) -> list[Record]:
-    """Returns questions in the processed format of VQA v2, with ``answer_type`` in addition.
+    """Returns questions in the processed format of VQA v2, with an additional ``answer_type``.
 
     ``question_id`` is the index of the scene times 100, plus the index of the question.
     """

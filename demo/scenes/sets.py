@@ -16,9 +16,9 @@ Kind = Literal["absent", "one", "several"]
 
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 OF_ABSENT = {"two": 0.85, "three": 0.1, "four": 0.04, "five": 0.01}
-"""Shares of the numbers in phrases that fit no object: about as frequent as in phrases that fit some."""
+"""Frequencies of numbers in phrases that fit no object; similar to the frequencies in phrases that fit objects."""
 
-MOST = 2
+MAX_PHRASES = 2
 """Maximum number of phrases of each kind for a scene."""
 
 _GROUPS = attribute_sets(
@@ -43,11 +43,12 @@ class SetPhrase(NamedTuple):
 
 
 def set_phrases(scene: Scene) -> list[SetPhrase]:
-    """Returns phrases for sets of objects, which depend only on the scene: equally many that fit several objects, one and none.
+    """Returns phrases for sets of objects, with equal numbers of phrases that fit several objects, one, and none. They depend
+    only on the scene.
 
-    A scene without attributes that several objects share has no phrases. The form of a phrase does not tell whether it has
-    objects: in each form ("the star", "all stars", "the two stars"), about a third of the phrases have none, and they differ from
-    others in one attribute.
+    A scene in which no two objects share an attribute has no phrases. The form of a phrase does not reveal whether it fits any
+    object: in each form ("the star", "all stars", "the two stars"), about a third of the phrases fit no object, and these differ
+    from other phrases in one attribute.
     """
     rng = scene.rng(SETS_STREAM)
     by_kind: dict[Kind, list[SetPhrase]] = {"several": [], "one": [], "absent": []}
@@ -60,7 +61,7 @@ def set_phrases(scene: Scene) -> list[SetPhrase]:
             changed = _changed(scene, looks, rng)
             if changed is not None:
                 by_kind["absent"].append(_phrase(scene, changed, rng))
-    count = min(MOST, *map(len, by_kind.values()))
+    count = min(MAX_PHRASES, *map(len, by_kind.values()))
     return [phrase for phrases in by_kind.values() for phrase in shuffled(rng, phrases)[:count]]
 
 
@@ -68,7 +69,7 @@ def _phrase(scene: Scene, looks: Looks, rng: np.random.Generator) -> SetPhrase:
     """Returns a phrase for all objects with these looks."""
     objects = _fitting(scene.objects, looks)
     count = len(objects)
-    # Half of the phrases say "all". "The star" would leave open which of two is meant, and a wrong number whether any is.
+    # Half of the phrases say "all". "The star" would be ambiguous for two stars, and a wrong number could mean no object or some.
     says_all, is_singular = rng.random() < 0.5, rng.random() < 0.5
     if says_all:
         text = f"all {_plural(looks)}"
@@ -81,7 +82,7 @@ def _phrase(scene: Scene, looks: Looks, rng: np.random.Generator) -> SetPhrase:
 
 
 def _changed(scene: Scene, looks: Looks, rng: np.random.Generator) -> Looks | None:
-    """Returns looks that differ in one attribute and fit no object, or None if all of them fit one."""
+    """Returns looks that differ in one attribute and fit no object, or None if all such looks fit an object."""
     named = _named(looks)
     others = [
         looks._replace(**{name: value})

