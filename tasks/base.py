@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 TOKENIZER, BACKBONE, ANSWERS = "tokenizer", "vision", "answers.json"
 """Names of the copies that a run keeps in its folder."""
 ADAPTERS = "adapters.safetensors"
-"""Name of the file that holds only the weights that a run with adapters has trained, without the frozen weights."""
+"""Name of the file with only the weights that a run with adapters has trained, without the frozen weights."""
 
 logger = logging.getLogger(__name__)
 
@@ -243,7 +243,7 @@ def set_up_training(config: RunConfig, model: XVLM) -> None:
     blocks = config.optim.frozen.vision_blocks
     if blocks is not None:
         model.vision.freeze_blocks(blocks)
-        logger.info("optim.freeze: everything before block %d of the vision encoder stays frozen", blocks)
+        logger.info("optim.freeze: everything before block %d of the vision encoder is frozen", blocks)
     if config.optim.lora is not None:
         with distributed.built_on_rank_0():
             add_adapters(model, config.optim.lora, tuple(config.optim.frozen.steps))
@@ -268,8 +268,8 @@ def check_length(model: XVLM, key: str, length: int) -> None:
     longest = model.text.longest_text
     if longest is not None and length > longest:
         raise UserError(
-            f"{key} is {length}, but model.text has positions for {longest} tokens; lower it, or stretch them with "
-            f"model.text.max_positions={length}"
+            f"{key} is {length}, but model.text only has positions for {longest} tokens; lower it, or interpolate the "
+            f"positions with model.text.max_positions={length}"
         )
 
 
@@ -277,7 +277,8 @@ def _check_padding(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> Non
     arch, pad = config.model.text.arch, tokenizer.pad_token_id
     if arch is not None and arch.family == "roberta" and arch.pad_id != pad:
         raise UserError(
-            f"model.text.arch.pad_id is {arch.pad_id}, but RoBERTa counts positions from the tokenizer's, {pad}; set it to {pad}"
+            f"model.text.arch.pad_id is {arch.pad_id}, but RoBERTa counts positions from the tokenizer's pad id, "
+            f"{pad}; set it to {pad}"
         )
 
 
@@ -333,7 +334,8 @@ def _check_origin(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM, wei
         section = model_section(trained)
         if section is None:
             logger.warning(
-                "%s is from another version; settings that do not affect the shapes of its weights are not compared",
+                "%s was written by another version; settings that do not affect the shapes of its weights are not "
+                "compared",
                 run,
             )
         else:
@@ -343,8 +345,8 @@ def _check_origin(kind: type[BaseTask[C, Any, Any]], config: C, model: XVLM, wei
 
 
 def _log_sizes(config: RunConfig, loader: BatchLoader, model: XVLM) -> None:
-    """Log the sizes of the data, of a step and of the run, and whether the contrastive loss sees fewer examples than the batch
-    has."""
+    """Log the sizes of the data, of a step and of the run, and whether the contrastive loss spans fewer examples than the
+    batch."""
     plan = config.plan(distributed.world_size(), loader.epoch_size)
     train, ranks, accumulation = config.train, plan.ranks, plan.accumulation
     logger.info(

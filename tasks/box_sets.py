@@ -19,7 +19,7 @@ from tasks.finetune import name_of
 EXACT = "Pr@(F1=1, IoU >= 0.5)"
 SINGLE = "IoU >= 0.5"
 MOST_PROBABLE = f"with one box: {SINGLE} of the most probable box"
-LEGEND = "solid: predicted · dashed: true · tick: all boxes are found, and no others"
+LEGEND = "solid: predicted · dashed: true · tick: exactly the true boxes are predicted"
 KINDS = {"without a box": range(1), "with one box": range(1, 2), "with several boxes": range(2, 10**6)}
 
 
@@ -28,14 +28,14 @@ def evaluate_sets(items: Sequence[Phrase], found: Sequence[ScoredBoxes], thresho
 
     Args:
         items: the phrases.
-        found: the boxes of each, in order.
-        threshold: probability from which a box counts as predicted.
+        found: the scored boxes of each phrase, in order.
+        threshold: minimum probability of a predicted box.
 
-    Returns:
-        The share of phrases whose set is exactly right, as gRefCOCO measures it, for all phrases and by their number of boxes;
-        N-acc, the share of phrases without a box that get none, and T-acc, the share of others that get any; for phrases with one
-        box, the share whose most probable box has IoU 0.5, as with the published head; and COCO's average precision. Chance level
-        of the first: no box for any phrase.
+        Returns:
+            The share of phrases whose set is exactly right, as measured by gRefCOCO, for all phrases and by their number of
+            boxes; N-acc, the share of phrases without a box for which no box is predicted; T-acc, the share of the other phrases
+            for which any box is predicted; for phrases with one box, the share whose most probable box has IoU 0.5, as with the
+            published head; and COCO's average precision. The chance level of the first metric predicts no box for any phrase.
     """
     true = [true_boxes(item) for item in items]
     sizes = np.array([item.size for item in items], dtype=np.float64)
@@ -87,7 +87,7 @@ def true_boxes(item: Phrase) -> np.ndarray:
 
 
 def panel_of_set(item: Phrase, prediction: Mapping[str, Any], read: ImageReader) -> Panel:
-    """Draws a prediction: the predicted boxes, and the true ones dashed in another colour."""
+    """Draws a prediction: the predicted boxes, and the true boxes dashed in another colour."""
     width, height = item.size
     of_predicted, of_true = colours(2)
 
@@ -97,23 +97,23 @@ def panel_of_set(item: Phrase, prediction: Mapping[str, Any], read: ImageReader)
 
     drawn = [PairOfBoxes(relative(box), None, of_predicted) for box in prediction["predicted"]]
     drawn += [PairOfBoxes(None, relative(box), of_true) for box in prediction["true"]]
-    line = Line(told_of(prediction), prediction["f1"] == 1, (of_predicted, ""))
+    line = Line(summary_of(prediction), prediction["f1"] == 1, (of_predicted, ""))
     return Panel((DrawnImage(read(item.image, size=item.size), tuple(drawn)),), (line,))
 
 
-def told_of(prediction: Mapping[str, Any]) -> str:
-    """Returns a prediction as a line: the numbers of predicted and true boxes, and the phrase."""
+def summary_of(prediction: Mapping[str, Any]) -> str:
+    """Summarises a prediction in a line: the numbers of predicted and true boxes, and the phrase."""
     return f"predicted {len(prediction['predicted'])}, true {len(prediction['true'])} · {prediction['phrase']}"
 
 
 def _centred(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Converts relative boxes to pixels; centre and size remain."""
+    """Converts relative boxes to pixels, keeping the format of centre and size."""
     return boxes * np.tile(size, 2)
 
 
 def _prediction(item: Phrase, found: ScoredBoxes, predicted: np.ndarray, f1: float) -> dict[str, Any]:
-    """Returns a prediction for the file, with boxes as x, y, width, height in pixels, the most probable first: all, and those
-    that count as predicted."""
+    """Returns a prediction for the file, with all scored boxes and the predicted boxes, as x, y, width, height in pixels, the
+    most probable first."""
     size = np.array(item.size, dtype=np.float64)
     order = found.scores.argsort()[::-1]
     return {

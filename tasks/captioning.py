@@ -59,8 +59,9 @@ class CaptioningEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
     decoding: DecodingConfig = DecodingConfig()
     document_frequencies: InputFile | None = Field(
         None,
-        description="file with document frequencies for CIDEr, as JSON or the usual pickle; null: counted in the references of "
-        "the split, which is standard. The self-critical reward always counts them in the training captions",
+        description="file with document frequencies for CIDEr, as JSON or as the commonly used pickle; null: counted "
+        "in the references of the split, which is standard; the self-critical reward always counts them in the "
+        "training captions",
     )
     java_metrics: list[Literal["METEOR", "SPICE"]] = Field(
         [], description="metrics that require the optional pycocoevalcap and Java"
@@ -68,7 +69,7 @@ class CaptioningEvaluationConfig(MediaEvaluationConfig[CaptionedSplitConfig]):
 
 
 class CaptioningTrainConfig(TrainConfig):
-    """How long to train, and with which objective."""
+    """Length and objective of training."""
 
     objective: Literal["likelihood", "self_critical"] = Field(
         "likelihood",
@@ -139,7 +140,10 @@ class CaptioningTask(MediaTask[CaptioningConfig, CaptioningModel, CaptioningBatc
         """Check that self-critical training, which improves the captions of a model, starts from a captioning run."""
         if config.train.objective != "self_critical":
             return
-        remedy = "train.objective: self_critical is a second training stage; set init.checkpoint to a captioning run's folder"
+        remedy = (
+            "train.objective: self_critical is a second training stage; set init.checkpoint to a captioning run's "
+            "folder"
+        )
         if task not in (None, "captioning"):
             raise UserError(f"init.checkpoint: {weights} was written by a run of task {task}; {remedy}")
         if any(name.startswith(OF_PRE_TRAINING) for name in report.unused):

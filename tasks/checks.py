@@ -1,4 +1,4 @@
-"""Cheap checks at the start of every run, which ``run.py doctor`` makes too.
+"""Cheap checks at the start of every run, which ``run.py doctor`` also runs.
 
 They do not decode any image. Findings that may be intentional are warnings, which do not stop the run.
 """
@@ -27,8 +27,8 @@ from utils import distributed
 from utils.errors import UserError
 from utils.findings import Finding
 
-MOST_EPOCHS = 100
-LEAST_EPOCHS = 0.5
+MAX_EPOCHS = 100
+MIN_EPOCHS = 0.5
 """Fine-tuning for fewer epochs causes a warning, because most records would never be seen."""
 NO_BOXES = (
     'write the boxes as "elems": [{"bb": [x, y, width, height], "caption": text}] (docs/records.md), or set '
@@ -155,17 +155,20 @@ def small_data(
 
 
 def length_of_run(plan: RunPlan, *, fine_tunes: bool) -> Finding | None:
-    """Returns a finding for a run of more than :data:`MOST_EPOCHS` epochs, or for fine-tuning of less than :data:`LEAST_EPOCHS`.
+    """Returns a finding for a run of more than :data:`MAX_EPOCHS` epochs, or for fine-tuning of less than :data:`MIN_EPOCHS`.
 
     ``fine_tunes``: whether the run is fine-tuning. Pre-training on part of a large data set is normal.
     """
     steps, per_step, records = plan.steps, plan.records_per_step, plan.epoch_size
     assert steps is not None and records is not None
-    if plan.epochs > MOST_EPOCHS:
-        fact = f"the run makes {plan.epochs:,.0f} passes over {records:,} records, and will memorise them long before it ends"
-        most = max(1, MOST_EPOCHS * records // per_step)
-        return Finding("warning", "train", fact, f"set train.steps={most} ({MOST_EPOCHS} passes) or less, or add data")
-    if fine_tunes and plan.epochs < LEAST_EPOCHS:
+    if plan.epochs > MAX_EPOCHS:
+        fact = (
+            f"the run makes {plan.epochs:,.0f} passes over {records:,} records, and will memorise them long before "
+            "the end"
+        )
+        most = max(1, MAX_EPOCHS * records // per_step)
+        return Finding("warning", "train", fact, f"set train.steps={most} ({MAX_EPOCHS} passes) or less, or add data")
+    if fine_tunes and plan.epochs < MIN_EPOCHS:
         fact = (
             f"the run sees only part of its training records: {steps:,} steps x {per_step:,} = {steps * per_step:,} of "
             f"{records:,}, {plan.epochs:.2g} epochs"
@@ -194,5 +197,8 @@ def answers_outside(
     if without == total:
         fact = f"none of the {total:,} answers is among the {len(candidates):,} of {path}, such as {examples}"
         return Finding("refused", key, fact, remedy)
-    fact = f"{without / total:.1%} of the {total:,} answers are not among the {len(candidates):,} of {path}, such as {examples}"
+    fact = (
+        f"{without / total:.1%} of the {total:,} answers are not among the {len(candidates):,} of {path}, such as "
+        f"{examples}"
+    )
     return Finding("warning", key, fact, f"they always count as wrong; {remedy}")

@@ -32,7 +32,7 @@ class Hash(Protocol):
 
 
 def data_identity(data: Config, section: str = "data") -> dict[str, str]:
-    """Returns a digest for each key of the section ``data``, or of another one, that names annotation files, shards or image
+    """Returns a digest for each key of the section ``data``, or another section, that names annotation files, shards or image
     folders.
 
     A digest covers the names and sizes of all annotation files and shards. Because reading whole data sets would take hours, only
@@ -74,7 +74,7 @@ def _digest_of_folder(folder: Path) -> str:
     """Returns the digest of the number of files in a folder and its subfolders, and of a sample of these files."""
     names: list[str] = []
     for here, folders, files in os.walk(folder):
-        folders.sort()  # makes os.walk visit them in this order
+        folders.sort()  # os.walk visits the folders in this order
         names += [os.path.join(here, name) for name in sorted(files)]
         if len(names) > NAMES:
             break

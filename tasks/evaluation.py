@@ -34,7 +34,7 @@ class Metric:
 
     ``chance``: value of a random guess; None if it is undefined. ``rule``: how the value is measured, if there are several ways.
     ``published``: the paper's number, in the unit of ``value``. ``scores``: scores of the examples, if the value is their mean or
-    a mean of such means. ``interval``: the 95 % interval over examples, if requested.
+    an average of their means over groups. ``interval``: the 95 % interval over examples, if requested.
     """
 
     name: str

@@ -20,7 +20,7 @@ Training = Literal["zero-shot", "fine-tuned", "pre-trained", "unknown"]
 """zero-shot: no run trained the weights on this task. fine-tuned: a run trained them on this task. pre-trained: the same, and the
 task is pre-training. unknown: the weights are in a file outside any run's folder, such as a published file."""
 
-MOST_RUNS = 50
+MAX_RUNS = 50
 """Max number of runs that are followed from one run to the run whose weights it started from, in case they form a cycle."""
 
 
@@ -80,7 +80,7 @@ def measured_weights(folder: RunFolder, checkpoint: str | None, task: str | None
 
 def training_of(checkpoint: str, task: str | None) -> Training:
     """Determines how the weights at ``checkpoint`` were trained, by following the chain of runs that they started from."""
-    for _ in range(MOST_RUNS):
+    for _ in range(MAX_RUNS):
         config = _config_of(checkpoint)
         if config is None:
             return "unknown"

@@ -70,7 +70,8 @@ class HeldOutConfig(Config, Generic[S]):
     bootstrap: Annotated[int, MAY_CHANGE] = Field(0, ge=0, description=BOOTSTRAP)
     published: Annotated[str | None, MAY_CHANGE] = Field(
         None,
-        description="cell of `configs/tables.yaml`, such as `3/base_4m/coco_5k`; its numbers are shown next to the measured ones",
+        description="cell of `configs/tables.yaml`, such as `3/base_4m/coco_5k`; its numbers are shown next to the "
+        "measured numbers",
     )
 
     @field_validator("published", mode="before")
@@ -195,7 +196,7 @@ class FineTuneTask(BaseTask[F, M, B]):
         values, self.validated = evaluation.values(), _some(evaluation.predictions or ())
         if self.measure not in values:
             known = ", ".join(values)
-            raise ValueError(f"{type(self).__name__}.measure is {self.measure!r}, but evaluate() gives {known}")
+            raise ValueError(f"{type(self).__name__}.measure is {self.measure!r}, but evaluate() returns {known}")
         return values
 
     def report(self, folder: RunFolder) -> str:
@@ -234,7 +235,8 @@ class FineTuneTask(BaseTask[F, M, B]):
         return cls.legend
 
     def panel(self, items: Any, number: int, prediction: Mapping[str, Any], read: ImageReader) -> Panel | None:
-        """Draws the prediction with index ``number`` of a split; None to draw nothing. Tasks that draw predictions override this.
+        """Draws the prediction with index ``number`` of a split. Returns None to draw nothing. Tasks that draw predictions
+        override this.
 
         Args:
             items: the split.

@@ -113,24 +113,24 @@ class GroundingTask(FineTuneTask[GroundingConfig, GroundingModel, GroundingBatch
             return torch.cat([found.boxes, found.logits.sigmoid().unsqueeze(2)], dim=2)
 
         rows = self.outputs(items, _read, locate, "locating")
-        numbers = rows.astype(np.float64)  # as the file of predictions has them
+        numbers = rows.astype(np.float64)  # the precision of the file of predictions
         return [ScoredBoxes(boxes, scores) for boxes, scores in zip(numbers[..., :4], numbers[..., 4], strict=True)]
 
 
 def evaluate_phrases(
     items: Sequence[Phrase], found: Sequence[ScoredBoxes], threshold: float | None = None
 ) -> Evaluation:
-    """Compares the predicted boxes of phrases with the true ones.
+    """Compares the predicted boxes of phrases with the true boxes.
 
     Args:
         items: the phrases.
-        found: the boxes of each, relative to its image.
-        threshold: probability from which a box of a set counts, see :func:`tasks.box_sets.evaluate_sets`; None: every phrase has
-            one box, and the most probable box is its prediction.
+        found: the scored boxes of each phrase, relative to its image.
+        threshold: minimum probability of a predicted box in a set (see :func:`tasks.box_sets.evaluate_sets`); if None, every
+            phrase has one box, and the most probable box is its prediction.
 
     Returns:
-        For single boxes, the share of located phrases, with plain IoU and with the IoU of the published script. Chance level:
-        always the mean box.
+        For single boxes, the share of located phrases, with plain IoU and with the IoU of the published script. The chance level
+        always predicts the mean box.
     """
     if threshold is not None:
         return evaluate_sets(items, found, threshold)

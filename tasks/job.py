@@ -148,8 +148,8 @@ def _run(
             distributed.move_from_rank_0(task.model, device)
     if not flags.evaluate:
         _train(task, folder, device, checkpoint, stop)
-    again = "the same command" + ("" if flags.resume or flags.evaluate else " with --resume")
-    with stop.at_once(lambda: f"the evaluation is not finished; run {again} to finish it"):
+    again = "rerun the same command" if flags.resume or flags.evaluate else "rerun with --resume"
+    with stop.at_once(lambda: f"the evaluation is not finished; {again} to finish it"):
         distributed.set_timeout(config.train.start_timeout_min)
         with _watched("the evaluation", config, folder):
             results = task.report(folder)

@@ -128,7 +128,7 @@ def weights_behind(weights: str | None) -> tuple[Path | None, Path | None]:
 
 
 def _is_there(value: object, prefix: str) -> bool:
-    """Whether a value is a path that exists, after its prefix."""
+    """True if a value, without its prefix, is an existing path."""
     if not isinstance(value, str) or not value.startswith(prefix):
         return False
     path = value.removeprefix(prefix)

@@ -45,7 +45,7 @@ class TaskKind(NamedTuple):
 class TaskSource:
     """The definition of a task.
 
-    ``argument``: how the command line names the task; ``name``: folder of its runs in ``runs/``; ``module``: the module that
+    ``argument``: the name of the task on the command line; ``name``: folder of its runs in ``runs/``; ``module``: the module that
     defines ``TASK``; ``default_config``: the default config, or None.
     """
 
@@ -166,7 +166,7 @@ def find_task(argument: str) -> TaskSource:
     if path.is_dir():
         return _in_folder(argument, Path(os.path.abspath(path)))
     if path.is_file():
-        raise UserError(f"--task {argument}: is a file; give its folder {path.parent}")
+        raise UserError(f"--task {argument}: this is a file; give its folder {path.parent}")
     if os.sep in argument or argument.startswith((".", "~")):
         raise UserError(f"--task {argument}: no such folder")
     return _in_module(argument)

@@ -16,7 +16,7 @@ from utils.files import read_json, write_text
 from utils.inputs import inputs_of, with_shards
 
 PINS = "hub.json"
-"""File in the folder of a run: the entries of its config, with the entries that name the commit."""
+"""File in the folder of a run that maps the entries of its config to entries with the commit."""
 
 C = TypeVar("C", bound=Config)
 
@@ -24,7 +24,7 @@ C = TypeVar("C", bound=Config)
 def with_pinned_data(config: C, run: Path, *, resumes: bool, leave_out: tuple[str, ...] = ()) -> C:
     """Returns the config with the commit in each entry ``hf:ORG/NAME`` of its shards.
 
-    Rank 0 finds the commits, or reads the commits that the run began with; all ranks raise its errors.
+    Rank 0 looks up the commits, or reads the commits that the run started with; all ranks raise its errors.
 
     Args:
         config: config of a run.

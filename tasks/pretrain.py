@@ -47,10 +47,11 @@ class PretrainConfig(RunConfig):
     def _has_images(self) -> PretrainConfig:
         if self.data.images is None and self.data.regions is None and self.data.videos is None:
             raise ValueError(
-                "pre-training needs data.images, data.regions or data.videos, since texts alone align nothing; add one"
+                "pre-training needs data.images, data.regions or data.videos, since texts alone cannot be aligned; "
+                "add one"
             )
         if (self.data.videos is None) != (self.model.vision.video is None):
-            raise ValueError("data.videos and model.vision.video belong together: set both, or neither")
+            raise ValueError("data.videos and model.vision.video require each other: set both, or neither")
         return self
 
     @model_validator(mode="after")
@@ -61,8 +62,8 @@ class PretrainConfig(RunConfig):
         ]
         if with_them and not (self.loss.contrastive or self.loss.matching):
             raise ValueError(
-                f"data.{with_them[0]}.hard_negatives belong to the contrastive and the matching loss, whose weights are 0; set "
-                "one of them, or drop hard_negatives"
+                f"data.{with_them[0]}.hard_negatives are only used by the contrastive and the matching loss, whose "
+                "weights are 0; set one of the weights, or remove hard_negatives"
             )
         return self
 

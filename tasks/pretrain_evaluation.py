@@ -55,7 +55,7 @@ from utils.config import MAY_CHANGE, Config, WhenResumed
 from utils.errors import UserError
 from utils.inputs import InputShards
 
-MOST_BOXES = 10
+MAX_BOXES = 10
 """Max number of phrases that are drawn per image."""
 
 
@@ -66,7 +66,8 @@ class EvaluationConfig(Config):
 
     files: InputShards = Field(
         [],
-        description="shards of images with captions; retrieval uses the first caption, and separately the first long one",
+        description="shards of images with captions; retrieval uses the first caption, and separately the first long "
+        "caption",
     )
     region_files: InputShards = Field([], description="shards of images with boxes, if different from `files`")
     video_files: InputShards = Field(
@@ -304,7 +305,7 @@ class PretrainEvaluator:
             (masked,) = self.model.text([text.masked_copy()])
             positions, labels = masked_positions(text)
             logits = self.model.predict_words(masked, self._encode_images(block), positions)
-            best = logits.max(dim=1)  # NaN if any logit is
+            best = logits.max(dim=1)  # NaN if any logit is NaN
             finite(best.values, "logits of masked words")
             predicted = best.indices
             record = start + positions.packing.text_index
@@ -364,13 +365,13 @@ class PretrainEvaluator:
         return draw_sheet(Sheet(title, BOX_LEGEND, panels), path)
 
     def _panel(self, shards: Shards, which: str, number: int) -> Panel:
-        """Draws an image, which is decoded again, with the boxes of at most :data:`MOST_BOXES` phrases."""
+        """Draws an image, which is decoded again, with the boxes of at most :data:`MAX_BOXES` phrases."""
         record, stream = self.with_boxes[number], self.reader.stream(which)
         source = parse_region_record(shards.read(number), stream.keys(), stream.caption_key).image
         view = EvaluationView(self.model.config.vision.image_size, self.data.max_pixels, pixels=self.data.pixels)
         pixels = ImageReader(view)(source, size=record.size)
         boxes = self.predictions[record.location]["boxes"]
-        chosen = [boxes[place] for place in spread(len(boxes), MOST_BOXES)]
+        chosen = [boxes[place] for place in spread(len(boxes), MAX_BOXES)]
         pairs, lines = [], []
         for place, (box, colour) in enumerate(zip(chosen, colours(len(chosen)), strict=True), start=1):
             label = str(place) if len(chosen) > 1 else ""

@@ -61,7 +61,9 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
     """Model, data and evaluation of a retrieval run."""
 
     measure = "mean recall"
-    legend = "the five nearest after re-ranking, best first, with scores (log-odds) · framed and ticked: right · cross: wrong"
+    legend = (
+        "the five nearest after re-ranking, best first, with scores (log-odds) · frame and tick: right · cross: wrong"
+    )
 
     @staticmethod
     def build_model(config: RetrievalConfig, vocab_size: int | None) -> RetrievalModel:
@@ -136,8 +138,8 @@ class RetrievalTask(MediaTask[RetrievalConfig, RetrievalModel, RetrievalBatches]
         right = prediction["image_id"]
         if right in places[:SHOWN]:
             return Panel(tuple(pictures), (), above)
-        where = f"is number {places.index(right) + 1}" if right in places else f"is not among the {len(places)} nearest"
-        return Panel(tuple(pictures), (Line(f"the right one {where}", faint=True),), above)
+        where = f"has rank {places.index(right) + 1}" if right in places else f"is not among the {len(places)} nearest"
+        return Panel(tuple(pictures), (Line(f"the right result {where}", faint=True),), above)
 
     def _read(
         self, read: Callable[[int], Tensor], images: Sequence[ImageSource | VideoSource], share: range

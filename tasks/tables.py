@@ -21,7 +21,7 @@ TABLES = ROOT / "configs/tables.yaml"
 """The only file that contains the published numbers."""
 
 DEMO = ROOT / "configs/tables_demo.yaml"
-"""The results of the demo, as in README and docs/demo.md, in the same format."""
+"""The results of the demo, which README.md and docs/demo.md also show, in the same format."""
 
 Numbers = dict[str, dict[str, float]]
 """{split: {metric: percent}}."""
@@ -122,6 +122,10 @@ def check_name(name: str) -> str:
     cells = read_tables()
     if name not in cells:
         close = difflib.get_close_matches(name, cells, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else "cells are named TABLE/ROW/COLUMN; null shows no numbers"
+        hint = (
+            f"did you mean {close[0]!r}?"
+            if close
+            else "the names of cells have the form TABLE/ROW/COLUMN; null shows no numbers"
+        )
         raise ValueError(f"no such cell in {TABLES}; {hint}")
     return name

@@ -1,1 +1,1 @@
-"""Tools that look at a run from outside: they import tasks, models and the engine, none of which imports them."""
+"""Tools that work on runs from outside. They import tasks, models and the engine, but are not imported by them."""

@@ -18,7 +18,7 @@ BOX_LEGEND = "solid: predicted · dashed: true, in the same colour · tick: IoU 
 """Legend for the boxes of a sheet."""
 
 TAG_TEXT, TAG_HEIGHT = 11, 14
-"""Sizes of the number at a box: white on the phrase's colour above the predicted box, and the reverse below the true box."""
+"""Sizes of the number next to a box: white on the phrase's colour above the predicted box, and inverted below the true box."""
 
 _FIRST = ("#e6194b", "#0082c8", "#f58231", "#911eb4", "#008080", "#aa6e28", "#e000c0", "#3a9b00")
 """Colours that are easy to distinguish on most images."""

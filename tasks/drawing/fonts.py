@@ -114,7 +114,7 @@ class Lettering:
             self._installed = list(_opened(self.folders, self.size))
         font = next((font for font in self._installed if _has(font, character)), None)
         if font is None:
-            _say_missing(unicodedata.name(character, hex(ord(character))).split()[0])
+            _warn_missing(unicodedata.name(character, hex(ord(character))).split()[0])
         return font or self.built_in
 
 
@@ -125,7 +125,7 @@ def lettering(size: int) -> Lettering:
 
 
 @cache
-def _say_missing(script: str) -> None:
+def _warn_missing(script: str) -> None:
     """Warn once per script."""
     logger.warning(
         "predictions: no installed font has %s characters, so they are drawn as boxes; install one, such as Noto Sans",

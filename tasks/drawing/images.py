@@ -97,7 +97,7 @@ def readable_panels(makers: Iterable[Callable[[], Panel | None]], file: str) -> 
             broken += 1
         else:
             panels += [] if panel is None else [panel]
-    return panels, f" ({broken} more cannot be drawn)" if broken else ""
+    return panels, f" ({broken} others cannot be drawn)" if broken else ""
 
 
 def spread(count: int, wanted: int) -> list[int]:

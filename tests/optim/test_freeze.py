@@ -87,7 +87,10 @@ def test_an_unknown_part_is_reported_with_the_nearest(tmp_path):
 @pytest.mark.parametrize("steps", [5, 6])
 def test_unfreezing_a_part_after_the_end_is_rejected(steps):
     FreezeConfig(vision=4, text=True).check_steps(5)
-    message = f"^optim.freeze.text is {steps}, but the run has only 5 steps and would never train this part; lower it, or set it to true$"
+    message = (
+        f"^optim.freeze.text is {steps}, but the run has only 5 steps and would never train this part; "
+        "lower it, or set it to true$"
+    )
     with pytest.raises(UserError, match=message):
         FreezeConfig(vision=4, text=steps).check_steps(5)
 

@@ -160,8 +160,13 @@ def test_mistakes_are_reported_in_one_line(whole, base, tmp_path, capsys, overri
     (tmp_path / "away.yaml").rename(tmp_path / "small/config.yaml")
     other = tmp_path / "other"
     start("retrieval", other, [*overrides("retrieval"), "seed=1"])
+<<<<<<< HEAD
     message = checkpoint(capsys, "merge", tmp_path / "small", "--base", other, "--out", tmp_path / "merged")[1]
     assert OneLine("not what the adapters") in message.splitlines() and not (tmp_path / "merged").exists()
+=======
+    said = checkpoint(capsys, "merge", tmp_path / "small", "--base", other, "--out", tmp_path / "merged")[1]
+    assert OneLine("trained on other weights") in said.splitlines() and not (tmp_path / "merged").exists()
+>>>>>>> 25469e07 (tasks, tools: plainer words; config reference regenerated)
     assert (
         "holds no adapters.safetensors" in checkpoint(capsys, "merge", base, "--base", base, "--out", tmp_path / "y")[1]
     )

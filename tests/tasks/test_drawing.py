@@ -306,7 +306,7 @@ def test_a_broken_image_is_skipped_with_a_note(caplog):
 
     panels, remark = readable_panels([lambda: panel, broken, lambda: None, mistaken], "predictions.png")
     assert panels == [panel]
-    assert remark == " (2 more cannot be drawn)"
+    assert remark == " (2 others cannot be drawn)"
     assert OneLine("cannot be drawn") in caplog.messages and "KeyError: 'iou'" in caplog.text
     assert OneLine("predictions.png", "a:3", "missing image") in caplog.messages
 

@@ -353,7 +353,9 @@ def test_a_precision_that_the_gpu_lacks_is_reported_before_training(overrides, t
     monkeypatch.setattr(precision, "has_bf16", lambda: False)
     schema, kind = KINDS["nlvr"]
     config = load_config(ROOT / "configs/demo/nlvr.yaml", [*overrides("nlvr"), "evaluation.precision=bf16"], schema)
-    with pytest.raises(UserError, match=r"^evaluation.precision: this GPU does not support bf16; use evaluation.precision=fp16$"):
+    with pytest.raises(
+        UserError, match=r"^evaluation.precision: this GPU does not support bf16; use evaluation.precision=fp16$"
+    ):
         kind.build(config)
 
 

@@ -107,7 +107,7 @@ def test_without_regions_the_box_head_is_not_trained(tiny_overrides):
 
 def test_a_text_stream_alone_is_rejected(tiny_overrides):
     overrides = ["data.images=null", "data.regions=null", "data.texts={files: [a.jsonl], batch_size: 2}"]
-    with pytest.raises(UserError, match="texts alone align nothing"):
+    with pytest.raises(UserError, match="texts alone cannot be aligned"):
         load_config(DEMO, [*tiny_overrides, *overrides], PretrainConfig)
 
 
@@ -287,13 +287,13 @@ def test_held_out_videos_need_a_stream_that_configures_their_reading(tiny_overri
 
 def test_a_video_stream_and_the_number_of_frames_need_each_other(tiny_overrides, tmp_path):
     for missing in ("model.vision.video=null", "data.videos=null"):
-        with pytest.raises(UserError, match=r"data.videos and model.vision.video belong together"):
+        with pytest.raises(UserError, match=r"data.videos and model.vision.video require each other"):
             with_videos(tiny_overrides, tmp_path, missing)
 
 
 def test_hard_negatives_without_a_loss_that_uses_them_are_rejected(tiny_overrides):
     no_alignment = ["loss.contrastive=0", "loss.matching=0"]
-    with pytest.raises(ConfigError, match=r"data.images.hard_negatives belong to .* whose weights are 0; set"):
+    with pytest.raises(ConfigError, match=r"data.images.hard_negatives are only used by .* whose weights are 0; set"):
         load_config(
             "configs/demo/pretrain.yaml",
             [*tiny_overrides, "data.images.hard_negatives={}", *no_alignment],

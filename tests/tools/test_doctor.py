@@ -109,7 +109,7 @@ def test_a_good_run_has_no_findings(task, doctor, given, tmp_path):
     assert status == 0
     assert FINE in printed
     assert "grad_norm" in printed
-    assert "images/s per core" in printed and "a step takes up to" not in printed  # of an unknown device
+    assert "images/s per core" in printed and "the GPU needs up to" not in printed  # of an unknown device
     assert Image.open(tmp_path / "out" / "first_batch.png").width > 300
 
 
@@ -324,7 +324,7 @@ def test_keys_of_the_demos_own_data_are_known(doctor, given, scenes_folder):
 def test_long_captions_that_no_record_has_cause_a_warning(doctor, given):
     status, printed = doctor(*given("pretrain"), "data.images.captions=both")
     assert status == 0
-    assert "data.images.captions asks for long captions" in printed.replace("\n", " ")
+    assert "data.images.captions requests long captions" in printed.replace("\n", " ")
     assert "data.regions.captions" not in printed
 
 
@@ -504,7 +504,7 @@ def test_slow_loading_is_reported_only_for_a_known_device(doctor, given):
     printed = doctor(*given("retrieval"), "train.peak_tflops=1e9")[1]
     assert OneLine("warning", "data.workers", "GPU") in printed.splitlines()
     printed = doctor(*given("retrieval"), "train.peak_tflops=1e-9")[1]
-    assert FINE in printed and "a step takes up to" in printed
+    assert FINE in printed and "the GPU needs up to" in printed
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ def test_boxes_on_the_rotated_view_of_photographs_are_not_mistaken_for_corners()
     stored, turned = sizes * np.array([1.0, 0.4]), boxes * np.array([0.4, 1.0, 0.4, 1.0])
     (finding,) = found_in(turned, stored, 6)
     assert finding.level == "warning" and finding.fact == OneLine("200 of 200", "EXIF")
-    assert "100% of the" in finding.fact and "lie in the rotated one, such as [" in finding.fact
+    assert "100% of the" in finding.fact and "lie inside the rotated image, such as [" in finding.fact
     assert "exif_transpose" in finding.remedy
     (finding,) = found_in(boxes * np.array([1.0, 0.4, 1.0, 0.4]), stored, 6)
     assert finding.fact == OneLine("EXIF", "stored pixels") and "rotated one" not in finding.fact

@@ -222,13 +222,13 @@ def test_unknown_keys_are_listed(tmp_path):
     assert by_key["bach_size_train"].note == "did you mean batch_size_train?"
     assert (by_key["deep.er"].kind, by_key["deep.er"].value) == ("unknown", [1, 2])
     assert by_key["prompt"].kind == "none"
-    assert "vqa does not use it" in by_key["prompt"].note
+    assert "script for vqa" in by_key["prompt"].note
 
 
 def test_an_unsupported_value_is_reported(tmp_path):
     path = written(tmp_path, {**settings("coco_captioning_large"), "apply_FG_free": False})
     line = next(line for line in migrated(path, root=tmp_path).lines if line.theirs == "apply_FG_free")
-    assert (line.kind, line.note) == ("none", "here it is always true: training is FG-free")
+    assert (line.kind, line.note) == ("none", "always true in our code: training is FG-free")
 
 
 @pytest.fixture
@@ -389,7 +389,7 @@ def test_retrieval_lists_are_read_unchanged(tmp_path, migrate):
     listed(tmp_path / "lists/test.json", [{"image": "a.jpg", "caption": ["a dog", "a cat"]}])
     listed(tmp_path / "lists/val.json", [{"image": "a.jpg", "caption": ["a bird"]}])
     status, printed = migrate(RETRIEVAL)
-    assert (status, printed.count("json: read as it is")) == (0, 3)
+    assert (status, printed.count("json: read unchanged")) == (0, 3)
     config = load(tmp_path / "out/config.yaml")
     assert not (tmp_path / "out/records").exists()
     assert texts_of(config.data.train) == ["a dog"]
@@ -588,8 +588,8 @@ def test_shards_without_a_suffix_get_links_with_one(tmp_path, migrate):
 def test_lists_that_are_elsewhere_are_named(migrate, tmp_path):
     status, printed = migrate({**RETRIEVAL, "train_file": ["lists/a.json", "lists/b.json"]})
     assert status == 0
-    assert "lists/test.json: not here" in " ".join(printed.split())
-    assert "give the command again" in printed
+    assert "lists/test.json: missing" in " ".join(printed.split())
+    assert "repeat the command" in printed
     assert load(tmp_path / "out/config.yaml").data.train.annotations.endswith("records/train_file.jsonl")
 
 

@@ -141,10 +141,8 @@ def test_more_examples_per_step_than_requested_are_noted(asked, taken):
     plan = sized_by_hand("--config", BASE, "--gpus", "2", "--memory", "2.55", "--global-batch", f"{asked}").plan()
     assert (plan.global_batch, plan.asked_batch, plan.overrides["train.global_batch"]) == (taken, asked, taken)
     notes = [line for line in as_table(plan).splitlines() if line.startswith("note: ")]
-    fragments = (
-        "note: 1,020 examples per step instead of 1,018, which equal micro-batches of about this size cannot make"
-    )
-    assert notes == ([fragments] if taken != asked else [])
+    message = "note: 1,020 examples per step instead of 1,018, which cannot be divided into equal micro-batches of about this size"
+    assert notes == ([message] if taken != asked else [])
 
 
 def test_without_a_name_a_gpu_is_assumed_and_epochs_need_the_records():
@@ -307,7 +305,7 @@ def test_a_model_whose_weights_do_not_fit_is_rejected_in_one_line(gpu, monkeypat
 def test_plans_with_recorded_graphs_have_no_accumulation():
     flags = ["--config", BASE, "--memory", "2", "--global-batch", "1000000", "train.compile=reduce-overhead"]
     planner = sized_by_hand(*flags)
-    refused = "allows only one micro-batch per step, but of the 1,000,000 examples of a GPU only 200 fit"
+    refused = "allows only one micro-batch per step, but only 200 of the 1,000,000 examples of a GPU fit"
     with pytest.raises(UserError, match=f"train.compile = reduce-overhead: {refused}"):
         planner.plan()
 

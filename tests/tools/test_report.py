@@ -135,7 +135,7 @@ def test_damaged_files_are_reported_and_the_rest_is_shown(make, tmp_path, capsys
     (folder / "predictions_test.json").write_text('[{"phr')
     text = report(tmp_path, folder)
     assert OneLine("metrics.jsonl", "2 lines", "11, 12") in text.splitlines()
-    assert "evaluation.json: is not JSON" in text and "predictions_test.json: is not JSON" in text
+    assert "evaluation.json: not valid JSON" in text and "predictions_test.json: not valid JSON" in text
     assert "loss (total)" in charts_of(text)
     assert "3 remarks, see the page" in capsys.readouterr().out
 
@@ -190,7 +190,7 @@ def test_mistakes_are_reported_in_one_line(make, tmp_path, capsys):
         return text
 
     assert "no such folder" in error(str(tmp_path / "nowhere"))
-    assert "holds no run" in error(str(tmp_path / "empty"))
+    assert "contains no run" in error(str(tmp_path / "empty"))
     assert f"did you mean {folder}?" in error(str(tmp_path / "sweep"))
     assert "is given twice" in error(str(folder), f"{folder}/")
     assert OneLine("a folder", "a file") in error(str(folder), "--output", str(tmp_path)).splitlines()

@@ -368,7 +368,7 @@ def test_a_finished_run_is_recognised_by_the_content_of_its_weights(tmp_path, mo
         weights.write_bytes(content)
         runs_module.make(evaluation)
         assert len(commands) == count
-    assert OneLine("weights", "measured again") in capsys.readouterr().out.splitlines()
+    assert OneLine("has changed", "measuring it again") in capsys.readouterr().out.splitlines()
     training = runs_module.Run("c.yaml", folder, weights=str(weights))
     runs_module.make(training)
     weights.write_bytes(b"c")

@@ -31,8 +31,7 @@ BASE = "base_sha256"
 
 
 def extract(run: str, out: str) -> str:
-    """Save the trained tensors of a run, and what a model needs in addition to its weights, to a new folder; returns a summary
-    line.
+    """Saves the trained tensors of a run, with the other files that a model needs, to a new folder. Returns a summary line.
 
     Raises:
         UserError: if the weights have no adapters or are not in a run's folder, or ``out`` exists.
@@ -41,12 +40,13 @@ def extract(run: str, out: str) -> str:
     tensors = read_weight_file(file, merge=False).tensors
     if not has_adapters(tensors):
         raise UserError(
-            f"{file}: has no adapters; give a run with optim.lora, whose best weights or checkpoints have them"
+            f"{file}: contains no adapters; give a run with optim.lora, whose best weights and checkpoints contain them"
         )
     config = run_of(file)
     if config is None:
         raise UserError(
-            f"{file}: is not in a run's folder, and its adapters are useless without {CONFIG_FILE}; give the run"
+            f"{file}: is not in a run's folder, and adapters cannot be used without its {CONFIG_FILE}; give the run's "
+            "folder"
         )
     about = read_about(file)
     config_of(about, str(file))
@@ -57,14 +57,14 @@ def extract(run: str, out: str) -> str:
         _copy_beside(config.parent, made)
     size, whole = (folder / ADAPTERS).stat().st_size, file.stat().st_size
     return (
-        f"{file} -> {folder}: {len(trained)} of {len(tensors)} tensors, {size / 1e6:.1f} of {whole / 1e6:.1f} MB; "
-        "to get the model back, with the WEIGHTS that the run started from: "
-        f"python run.py checkpoint merge {folder} --base WEIGHTS --out FOLDER\n"
+        f"{file} -> {folder}: {len(trained)} of {len(tensors)} tensors, {size / 1e6:.1f} of {whole / 1e6:.1f} MB; to "
+        f"restore the model, with the WEIGHTS that the run started from: python run.py checkpoint merge {folder} "
+        "--base WEIGHTS --out FOLDER\n"
     )
 
 
 def merge(source: str, base: str, out: str) -> str:
-    """Merge a folder of adapters with the weights that they were trained on into a new folder; returns a summary line.
+    """Merges a folder of adapters and the weights that they were trained on into a new folder. Returns a summary line.
 
     Raises:
         UserError: if the folder or the weights cannot be read, the weights are not the run's, or ``out`` exists.
@@ -72,17 +72,18 @@ def merge(source: str, base: str, out: str) -> str:
     folder = expanded(source)
     file = folder / ADAPTERS
     if not file.is_file():
-        raise UserError(f"{source}: holds no {ADAPTERS}; give a folder that `run.py checkpoint adapters` wrote")
+        raise UserError(f"{source}: contains no {ADAPTERS}; give a folder written by `run.py checkpoint adapters`")
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(
-            f"{source}: holds no {CONFIG_FILE}; copy the whole folder that `run.py checkpoint adapters` wrote"
+            f"{source}: contains no {CONFIG_FILE}; copy the whole folder written by `run.py checkpoint adapters`"
         )
     trained, about = read_weight_file(file, merge=False).tensors, read_about(file)
     model = _model_on(folder, base, about)
     state = model.state_dict()
     if digest(_parted(state, _frozen_parts(folder / CONFIG_FILE))[1]) != about.get(BASE):
         raise UserError(
-            f"--base {base}: is not what the adapters of {source} were trained on; give the weights that the run started from"
+            f"--base {base}: the adapters of {source} were trained on other weights; give the weights that the run "
+            "started from"
         )
     model.load_state_dict({**state, **trained})
     target = _free_place(out)
@@ -93,8 +94,8 @@ def merge(source: str, base: str, out: str) -> str:
 
 
 def _parted(tensors: Mapping[str, Tensor], frozen: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Returns the tensors that a run with adapters trains and the tensors that it does not change, with the names of a plain
-    model.
+    """Returns the tensors that a run with adapters trains, and the tensors that it does not change, with the names they have in a
+    model without adapters.
 
     Args:
         tensors: tensors of the run.
@@ -132,7 +133,7 @@ def _model_on(folder: Path, base: str, about: Mapping[str, Any]) -> Any:
         raise UserError(f"--base {base}: no such file or folder; give the weights that the run started from")
     started: Any = load_config(choice.config, [], schema)
     if started.init.checkpoint is None:
-        raise UserError(f"{folder / CONFIG_FILE}: its run had no init.checkpoint, which --base would replace")
+        raise UserError(f"{folder / CONFIG_FILE}: the run has no init.checkpoint that --base could replace")
     config: Any = with_kept_inputs(load_config(choice.config, [f"init.checkpoint={base}"], schema), folder)
     torch.manual_seed(config.seed)
     model = task.build_model(config, len(load_tokenizer(config.model.text.encoder, "model.text.encoder")))
@@ -151,7 +152,7 @@ def _free_place(out: str) -> Path:
     if folder.exists():
         raise UserError(f"--out {out}: already exists; give the name of a new folder")
     if not folder.parent.is_dir():
-        raise UserError(f"--out {out}: the folder {folder.parent} does not exist; make it first")
+        raise UserError(f"--out {out}: the folder {folder.parent} does not exist; create it first")
     return folder
 
 

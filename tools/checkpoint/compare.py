@@ -1,4 +1,4 @@
-"""``run.py checkpoint compare``: which tensors of two weight files differ, and by how much."""
+"""``run.py checkpoint compare``: reports which tensors of two weight files differ, and by how much."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tools.checkpoint.outline import shown, weights_at
 from utils.errors import UserError
 
 PIECE = 1 << 20
-"""Number of values that are compared at once, in float64."""
+"""Number of values that are compared at a time, in float64."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ def compare(first: str, second: str, most: int) -> tuple[bool, str]:
     lines = [f"A {files[0]}", f"B {files[1]}", f"{found.equal} tensors are equal bit for bit"]
     for letter, names in zip("AB", found.only, strict=True):
         lines += _listed(f"only in {letter}", [shown(name) for name in names], most)
-    lines += _listed("with another shape or dtype", found.other, most)
+    lines += _listed("with a different shape or dtype", found.other, most)
     numbers = [f"{each.absolute:<10.3g} {each.relative:<10.3g} {shown(each.name)}" for each in found.differences]
-    lines += _listed("with other values: largest absolute and relative difference", numbers, most)
+    lines += _listed("with different values: largest absolute and relative difference", numbers, most)
     lines.append("equal" if found.same else "different")
     return found.same, "\n".join(lines) + "\n"
 

@@ -26,7 +26,7 @@ STATE = "model"
 
 
 def convert(source: str, out: str, form: str | None, config: str | None, overwrite: bool) -> str:
-    """Write the weights at ``source`` in their other form; returns a line that reports what was done.
+    """Converts the weights at ``source`` to the other format and writes them. Returns a line that reports what was done.
 
     Raises:
         UserError: if the weights cannot be converted, or ``out`` cannot be written.
@@ -55,29 +55,30 @@ def convert(source: str, out: str, form: str | None, config: str | None, overwri
 
 
 def _form(file: Path, found: Recognised, form: str | None) -> str:
-    """Returns the form to write: the form that the file does not have."""
+    """Returns the format to write, which is the format that the file does not have."""
     if found.kind is None or found.task is None or found.vision is None:
         what = found.kind or "not recognised"
-        remedy = {"vision": "init.vision reads it as it is", "text": "init.text reads it as it is"}
+        remedy = {"vision": "init.vision reads it directly", "text": "init.text reads it directly"}
         part = "vision" if found.task is None and found.vision else "text" if found.task is None and found.text else ""
         raise UserError(
-            f"{file}: is {what}, and only X²-VLM models have two forms; {remedy.get(part, 'give a file of an X²-VLM model')}"
+            f"{file}: is {what}, but only X²-VLM models have two formats; "
+            f"{remedy.get(part, 'give a file of an X²-VLM model')}"
         )
     other = "published" if found.names == "ours" else "ours"
     if form not in (None, other):
-        raise UserError(f"--form {form}: {file} already has this form; copy it, or give --form {other}")
+        raise UserError(f"--form {form}: {file} already has this format; copy it, or give --form {other}")
     return other
 
 
 def _check_target(target: Path, form: str, overwrite: bool) -> None:
     if target.suffix not in SUFFIXES[form]:
         raise UserError(
-            f"--out {target}: a file in this form must end with {' or '.join(SUFFIXES[form])}; give such a name"
+            f"--out {target}: the name of a file in this format must end with {' or '.join(SUFFIXES[form])}; change it"
         )
     if not target.parent.is_dir():
-        raise UserError(f"--out {target}: the folder {target.parent} does not exist; make it first")
+        raise UserError(f"--out {target}: the folder {target.parent} does not exist; create it first")
     if target.is_dir():
-        raise UserError(f"--out {target}: is a folder; give the name of a file")
+        raise UserError(f"--out {target}: this is a folder; give the name of a file")
     if target.exists() and not overwrite:
         raise UserError(f"--out {target}: already exists; give another name, or --overwrite")
 
@@ -98,8 +99,8 @@ def _check_config(file: Path, config: str | None, found: Recognised) -> bool | N
         report = load_weights(model, file)
     if report.fresh:
         raise UserError(
-            f"{file}: lacks {len(report.fresh)} parameters of the model of {config}, the first {report.fresh[0]}; give the "
-            "config that it was trained with"
+            f"{file}: lacks {len(report.fresh)} parameters of the model of {config}, the first {report.fresh[0]}; "
+            "give the config that the weights were trained with"
         )
     return OWN_WORDS not in model.state_dict()
 
@@ -138,7 +139,8 @@ def _to_published(file: Path, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if unnamed:
         more = f" and {len(unnamed) - 3} more" if len(unnamed) > 3 else ""
         raise UserError(
-            f"{file}: the authors' models have no counterpart of {', '.join(map(shown, unnamed[:3]))}{more}; keep it in our form"
+            f"{file}: the authors' models have no counterpart of {', '.join(map(shown, unnamed[:3]))}{more}; keep it "
+            "in our format"
         )
     _require_equal(file, back, ours)
     return published
@@ -153,6 +155,6 @@ def _require_equal(file: Path, back: Mapping[str, Tensor], given: Mapping[str, T
     ]
     if wrong:
         raise UserError(
-            f"{file}: {len(wrong)} tensors would change when converted back, the first {shown(wrong[0])}; nothing was written: "
-            "keep the file as it is"
+            f"{file}: {len(wrong)} tensors would change when converted back, the first {shown(wrong[0])}; nothing was "
+            "written, so keep using this file"
         )

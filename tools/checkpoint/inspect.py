@@ -35,7 +35,7 @@ def inspect(path: str, *, with_configs: bool = True) -> tuple[bool, str]:
     rows = [("kind", _kind(found, outline)), *_run(file), *(("", state) for state in checkpoints)]
     rows += _sizes(found) if found.kind else [("names", _first_names(outline))]
     if ema := outline.about.get("ema"):
-        rows.append(("average", f"of the weights of a run ({shown(', '.join(f'{key} {ema[key]}' for key in ema))})"))
+        rows.append(("average", f"averaged weights of a run ({shown(', '.join(f'{key} {ema[key]}' for key in ema))})"))
     if outline.adapters:
         rows.append(("adapters", _adapters(outline)))
     rows += [
@@ -55,7 +55,7 @@ def inspect(path: str, *, with_configs: bool = True) -> tuple[bool, str]:
 
 def _kind(found: Recognised, outline: Outline) -> str:
     if outline.apart:
-        return "ours, adapters without the weights that they are added to"
+        return "ours, adapters without the weights they belong to"
     if found.kind is None:
         return "not recognised: neither one of our models, nor X²-VLM, X-VLM, CCLM, BEiT-2, BERT, RoBERTa or XLM-R"
     if found.task is None:
@@ -88,7 +88,7 @@ def _sizes(found: Recognised) -> list[tuple[str, str]]:
     if found.frames:
         rows.append(("videos", f"{found.frames} frames"))
     if found.words:
-        _, known = VOCABULARIES.get(found.words, ("", "of an unknown tokenizer; its run or folder keeps it"))
+        _, known = VOCABULARIES.get(found.words, ("", "of an unknown tokenizer, which the run's folder contains"))
         rows.append(("words", f"{found.words:,}: {known}"))
     return rows
 
@@ -102,10 +102,8 @@ def _adapters(outline: Outline) -> str:
         else "whose config is missing"
     )
     if outline.apart:
-        return (
-            f"{outline.adapters} {rank}; `run.py checkpoint merge` adds them to the weights that they were trained on"
-        )
-    return f"{outline.adapters} {rank}, which are merged into the weights wherever the file is read"
+        return f"{outline.adapters} {rank}; `run.py checkpoint merge` merges them with the weights they were trained on"
+    return f"{outline.adapters} {rank}, which are merged into the weights when the file is read"
 
 
 def _stack(stack: Stack) -> str:

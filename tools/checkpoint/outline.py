@@ -41,7 +41,7 @@ DTYPES = {
 class Outline:
     """``shapes``: of all tensors except adapters, which are merged when a file is read; ``adapters``: their number. ``dtypes``:
     counts of each dtype; ``held``: how the file stores the tensors; ``about``: our entry in its header; ``apart``: True if the
-    file has adapters without the weights that they are added to."""
+    file has adapters without the weights they belong to."""
 
     path: Path
     shapes: Shapes
@@ -58,7 +58,7 @@ class Outline:
 
 
 def shown(text: str) -> str:
-    """A name from a file in one short line: it may contain anything."""
+    """Shortens a name from a file to one printable line, since it may contain anything."""
     line = text if text.isprintable() else repr(text)[1:-1]
     return line if len(line) <= 100 else f"{line[:97]}…"
 
@@ -141,14 +141,14 @@ def wholeness(outline: Outline) -> tuple[bool, str]:
         return fault is None, fault or "yes, by the sizes and hashes of its manifest"
     if path.suffix == ".safetensors":
         if "sha256" not in outline.about:
-            return True, "the size matches its header, which has no hash"
+            return True, "the size matches the header, which contains no hash"
         damaged = is_damaged(path, load_file(path))
         return (
             not damaged,
             "no: the hash of the tensors does not match the header" if damaged else "yes, by the hash in its header",
         )
     if not zipfile.is_zipfile(path):
-        return True, "it could be read to its end; the old format has no checksums"
+        return True, "it could be read to the end; the old format has no checksums"
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()

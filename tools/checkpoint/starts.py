@@ -21,7 +21,7 @@ from utils.errors import UserError
 
 ENCODERS = ("vision.", "text.", "fusion.")
 _GRID = 4
-"""Patches along a side of the models that are built here; only the tables of position biases depend on it."""
+"""Patches per side in the models that are built here; only the tables of position biases depend on it."""
 
 
 class Candidate(NamedTuple):
@@ -96,8 +96,8 @@ def _parts(shapes: Shapes, prefixes: tuple[str, ...]) -> Shapes:
 
 
 def encoders_of(model: ModelConfig, words: int | None) -> Shapes | None:
-    """Returns the shapes of a config's encoders, or None if they cannot be built; ``words``: vocabulary size if the config sets
-    none."""
+    """Returns the shapes of a config's encoders, or None if they cannot be built. ``words``: vocabulary size, if the config does
+    not set it."""
     vision = model.vision.model_copy(update={"video": None, "drop_path": 0.0})
     if vision.positions == "backbone" and vision.backbone.startswith("beit"):
         vision = vision.model_copy(update={"image_size": _GRID * (vision.patch_size or 16)})

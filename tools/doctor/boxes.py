@@ -1,4 +1,4 @@
-"""Checks the form of boxes in a sample of the raw annotations, before training reads them."""
+"""Checks the format of boxes in a sample of the raw annotations, before training reads them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CORNERS = (
 )
 STORED = "check that the boxes were drawn on images that were not rotated (docs/records.md#pixels)"
 TURNED = (
-    "the boxes were drawn on the rotated view: keep them and save the images rotated, without an orientation "
+    "the boxes were drawn on the rotated view: keep the boxes and save the images rotated, without an orientation "
     "(PIL.ImageOps.exif_transpose), or rotate the boxes back to the stored pixels"
 )
 
@@ -68,7 +68,7 @@ def check_boxes(subject: Subject, report: Report) -> None:
 
 
 def findings_in_boxes(boxes: list[RawBox], key: str) -> list[Finding]:
-    """Yield findings on the form of boxes."""
+    """Returns findings on the format of boxes."""
     if relative := findings_of_relative([(each.box, each.location) for each in boxes], key):
         return relative
     sized = [each for each in boxes if each.size is not None]
@@ -84,8 +84,8 @@ def findings_in_boxes(boxes: list[RawBox], key: str) -> list[Finding]:
     findings = _orientation_findings(sized, outside, turned if turned > max(0.5, corners) else 0.0, example, key)
     if look_like_corners(numbers, sizes) and corners > turned:
         fact = (
-            f"boxes look like x1, y1, x2, y2: {int(outside.sum()):,} of {len(sized):,} reach out of their image as x, y, width, "
-            f"height, and nearly all fit as corners, such as {example}"
+            f"boxes look like x1, y1, x2, y2: {int(outside.sum()):,} of {len(sized):,} extend beyond their image as "
+            f"x, y, width, height, and nearly all fit as corners, such as {example}"
         )
         findings.append(Finding("warning", key, fact, CORNERS))
     return findings
@@ -104,8 +104,8 @@ def _orientation_findings(
     if not turned:
         return [Finding("warning", key, fact, STORED)]
     fact += (
-        f", but {turned:.0%} of the {int(outside.sum()):,} boxes that reach out of the stored image lie in the rotated one, such "
-        f"as {example}"
+        f", but {turned:.0%} of the {int(outside.sum()):,} boxes that extend beyond the stored image lie inside the "
+        f"rotated image, such as {example}"
     )
     return [Finding("warning", key, fact, TURNED)]
 

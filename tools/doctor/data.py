@@ -73,7 +73,7 @@ def _logged(name: str, level: int) -> Iterator[list[str]]:
 
 def _left_out(line: str) -> Finding:
     key, _, fact = line.partition(": ")
-    return Finding("warning", key, fact, "fix or remove them, if they matter to you")
+    return Finding("warning", key, fact, "fix or remove them, if they matter")
 
 
 def _check_held_out(subject: Subject, report: Report) -> None:
@@ -100,7 +100,7 @@ def _counted(items: Any) -> str:
 def _check_sizes(subject: Subject, report: Report) -> None:
     """Checks the batch size against the data, and reports the number of epochs."""
     config, training = subject.config, subject.training
-    # A config whose batch sizes do not divide is reported even without data.
+    # Batch sizes that are not divisible as required are reported even without data.
     chunks = config.plan(subject.gpus).chunks
     if training is None:
         raise NotCheckedError("the training data cannot be read")

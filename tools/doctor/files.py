@@ -10,9 +10,9 @@ from utils.hub import check_hub, is_local, looks_like_path
 from utils.inputs import NO_TOKENIZER, TOKENIZER_KEY, inputs_of
 
 REMEDIES = {
-    "file": "check the path; the first lines of the config, and of its bases, say how the file is made",
-    "folder": "check the path; the first lines of the config say where the images come from",
-    "shards": "check the path or pattern; the first lines of the config say how the records are made",
+    "file": "check the path; the first lines of the config and of its bases say how to make the file",
+    "folder": "check the path; the first lines of the config say where to get the images",
+    "shards": "check the path or pattern; the first lines of the config say how to make the records",
     "weights": "download the file, name the folder of a finished run, or set {key}=null to start from random weights",
     "model": "give a folder or a name on the Hugging Face Hub",
 }

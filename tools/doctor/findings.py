@@ -62,10 +62,10 @@ class Report:
             self.skip(name, str(error))
         except UserError as error:
             self.add(name, [finding_of(error)])
-        except Exception as error:  # raised by a task's own code: the other checks do not depend on it
+        except Exception as error:  # raised by a task's own code; the other checks do not depend on it
             last = traceback.extract_tb(error.__traceback__)[-1]
             fact = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            remedy = "fix the code there, or report it if it is not yours"
+            remedy = "fix this code, or report the error if it is not your code"
             self.add(name, [Finding("refused", f"{last.filename}:{last.lineno}", fact, remedy)])
 
     def end(self, seconds: float) -> int:
@@ -79,7 +79,10 @@ class Report:
                 self._write(f"     {name + ':':7} {wrapped.replace(chr(10), chr(10) + ' ' * 13)}\n")
         levels = [finding.level for finding in self.findings]
         refused, warnings = levels.count("refused"), levels.count("warning")
-        counts = f"{refused} refused, {warnings} {'warning' if warnings == 1 else 'warnings'}, {self.not_checked} not checked"
+        counts = (
+            f"{refused} refused, {warnings} {'warning' if warnings == 1 else 'warnings'}, {self.not_checked} not "
+            "checked"
+        )
         self._write(f"\n{counts} ({seconds:.0f} s)\n")
         return 1 if refused else 0
 

@@ -29,7 +29,7 @@ from utils.distributed import group_of_one
 from utils.findings import Finding
 
 LARGEST_ON_CPU = 60_000_000
-"""Number of parameters from which the step is skipped on a CPU: it would take longer than all other checks together."""
+"""Maximum number of parameters for a step on a CPU; with more, the step would take longer than all other checks together."""
 
 FILE = "first_batch.png"
 
@@ -44,7 +44,7 @@ def check_first_step(subject: Subject, report: Report, out: Path) -> None:
         classes = {label: answer for answer, label in getattr(subject.training, "labels", {}).items()}
         panels = panels_of(batch, subject.tokenizer, classes)
         draw_sheet(Sheet("", LEGEND, panels), out / FILE)
-        report.ok("image", f"{out / FILE}: images, boxes and texts as the model gets them")
+        report.ok("image", f"{out / FILE}: images, boxes and texts as the model receives them")
     with report.check("step"):
         _check_step(subject, report)
 
@@ -56,14 +56,14 @@ def first_batch(subject: Subject) -> Batch:
         NotCheckedError: if the micro-batch cannot be made.
     """
     if subject.training is None:
-        raise NotCheckedError("there is no batch: the training data cannot be read")
+        raise NotCheckedError("no batch, since the training data cannot be read")
     return subject.training.make(0)
 
 
 def _check_step(subject: Subject, report: Report) -> None:
     batch = first_batch(subject)
     if subject.model is None:
-        raise NotCheckedError("it needs the model")
+        raise NotCheckedError("the model is needed")
     parameters = sum(parameter.numel() for parameter in subject.model.parameters())
     if subject.device.type == "cpu" and parameters > LARGEST_ON_CPU:
         raise NotCheckedError(
@@ -77,12 +77,12 @@ def _check_step(subject: Subject, report: Report) -> None:
         except RuntimeError as error:
             if not ran_out_of_memory(error):
                 raise
-            raise NotCheckedError("one GPU cannot hold the states that the GPUs of the run share") from None
+            raise NotCheckedError("one GPU cannot hold the states that are sharded over the GPUs of the run") from None
         _take_steps(trainer, batch, report)
 
 
 def _take_steps(trainer: Any, batch: Batch, report: Report) -> None:
-    """A step of each stream."""
+    """Runs a step of each stream."""
     how = ", with FSDP2" if isinstance(trainer.parallel, Sharded) else ""
     for name, part in streams_of(batch):
         started = time.perf_counter()

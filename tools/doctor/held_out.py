@@ -43,7 +43,7 @@ def check_images(subject: Subject, key: str, items: Any) -> str:
         count += 1
         if time.perf_counter() > until:
             break
-    return f"{count:,} random ones are intact"
+    return f"{count:,} random samples are intact"
 
 
 def check_records(subject: Subject) -> str:
@@ -55,7 +55,7 @@ def check_records(subject: Subject) -> str:
     """
     tokenizer: Any = subject.tokenizer
     if tokenizer is None:
-        raise NotCheckedError("it needs the tokenizer")
+        raise NotCheckedError("the tokenizer is needed")
     config, rng = subject.config, np.random.default_rng(subject.config.seed)
 
     def at_random(most: int) -> Choose:

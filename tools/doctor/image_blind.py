@@ -1,4 +1,4 @@
-"""How well questions can be answered without their images, and whether the run that this one starts from did better."""
+"""Checks how well questions can be answered without their images, and whether the run that this run starts from did better."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from utils.errors import UserError
 from utils.files import expanded
 from utils.findings import Finding
 
-MOST = 0.9
-"""Accuracy of the image-blind baseline from which the doctor warns."""
+MAX_ACCURACY = 0.9
+"""If the image-blind baseline reaches this accuracy, the doctor warns."""
 
 
 def check_image_blind(subject: Subject, report: Report) -> None:
-    """Check the image-blind baseline of each held-out split, and the evaluation of the run from which this one starts."""
+    """Check the image-blind baseline of each held-out split, and the evaluation of the run that this run starts from."""
     if not isinstance(subject.config, VQAConfig | VideoQAConfig):
         return
     with report.check("image-blind"):
@@ -37,10 +37,10 @@ def check_image_blind(subject: Subject, report: Report) -> None:
             types = f" ({', '.join(others)})" if others else ""
             fact = f"{IMAGE_BLIND} {accuracy} of {len(questions):,} questions{types}"
             remedy = (
-                "these questions can be answered without the images: add some with the same wording but other answers "
-                "(docs/records.md)"
+                "these questions can be answered without the images: add questions with the same wording but "
+                "different answers (docs/records.md)"
             )
-            known = [Finding("warning", key, fact, remedy)] if scores.mean() >= MOST else []
+            known = [Finding("warning", key, fact, remedy)] if scores.mean() >= MAX_ACCURACY else []
             report.add("image-blind", known, f"{key}: {fact}")
     with report.check("init.checkpoint"):
         report.add("init.checkpoint", start_not_above(subject))

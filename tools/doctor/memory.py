@@ -51,7 +51,7 @@ def estimate(subject: Subject) -> StepMemory:
     """
     config = subject.config
     if subject.model is None:
-        raise NotCheckedError("it needs the model")
+        raise NotCheckedError("the model is needed")
     steps = FakeSteps(subject.build_for_training, config.train, config.optim, as_on_gpu=True)
     batch, accumulates = partial(synthetic_batch, config), config.plan(subject.gpus).accumulation > 1
     mesh = subject.mesh(steps.trainer.model)
@@ -94,7 +94,7 @@ def check_disk(subject: Subject, report: Report) -> None:
     report.section("disk")
     with report.check("checkpoints"):
         if subject.model is None:
-            raise NotCheckedError("it needs the model")
+            raise NotCheckedError("the model is needed")
         has_best = bool(subject.splits()) and subject.config.evaluation.validation is not None
         with torch.device("meta"):
             model = subject.build_as_trained()

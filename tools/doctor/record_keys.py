@@ -29,7 +29,7 @@ RECORDS = 300
 
 OTHERS = {"id", "image_id", "question_id", "identifier", "coco_id", "flickr_id", "vg_id", "dataset", "caption", "elems"}
 OTHERS |= {"url", "kind"}
-"""Keys that records may have for any purpose: ids, and parts that another task reads."""
+"""Keys that records may have for other purposes: ids, and keys that another task reads."""
 OF_TEXTS = {"long_caption", "hard_negatives"}
 """Keys of a record or phrase that pre-training reads if its config says so."""
 OF_PHRASES = {"bb", "caption", "attributes", "grain"}
@@ -79,8 +79,8 @@ def check_record_keys(subject: Subject, report: Report) -> None:
             listed = [record["elems"] for record in sampled.records if isinstance(record.get("elems"), list)]
             phrases = [phrase for phrases in listed for phrase in phrases if isinstance(phrase, dict)]
             _check_texts(sampled, [*sampled.records, *phrases], report)
-            if told := _told_of_phrases(phrases, grounds=subject.config.task == "grounding"):
-                report.ok("phrases", f"{sampled.key}: {told}")
+            if shares := _shares_of_phrases(phrases, grounds=subject.config.task == "grounding"):
+                report.ok("phrases", f"{sampled.key}: {shares}")
             _check_keys(_Sampled(sampled.key, OF_PHRASES, OTHERS | {"exhaustive"}, phrases), "phrases in elems", report)
 
 
@@ -102,10 +102,13 @@ def _check_keys(sampled: _Sampled, what: str, report: Report) -> None:
 
 
 def _check_texts(sampled: _Sampled, described: Sequence[Mapping[str, Any]], report: Report) -> None:
-    """Warn if long captions or hard negatives are asked for, and none of the records and phrases has one, or if hard negatives
-    cannot be used."""
+    """Warn if the config requests long captions or hard negatives but no record or phrase has them, or if hard negatives cannot
+    be used."""
     if "long_caption" in sampled.read and not any(each.get("long_caption") for each in described):
-        fact = f"{sampled.key}.captions asks for long captions, but none of {len(sampled.records):,} records has a long_caption"
+        fact = (
+            f"{sampled.key}.captions requests long captions, but none of {len(sampled.records):,} records has a "
+            "long_caption"
+        )
         report.add(
             "record keys", [Finding("warning", sampled.key, fact, "set it to short, or add them: docs/records.md")]
         )
@@ -114,7 +117,7 @@ def _check_texts(sampled: _Sampled, described: Sequence[Mapping[str, Any]], repo
     key, given = f"{sampled.key}.hard_negatives", [each for each in described if each.get("hard_negatives")]
     unusable = [each for each in given if not set(_cleaned(each["hard_negatives"])) - {*_cleaned(each.get("caption"))}]
     if not given and sampled.only_given:
-        fact = f"none of {len(sampled.records):,} records has hard_negatives, and {key}.sources has only given"
+        fact = f"none of {len(sampled.records):,} records has hard_negatives, but {key}.sources only contains given"
         report.add(
             "record keys", [Finding("warning", key, fact, "add other sources, or hard_negatives: docs/records.md")]
         )
@@ -131,15 +134,15 @@ def _check_texts(sampled: _Sampled, described: Sequence[Mapping[str, Any]], repo
 def _cleaned(texts: Any) -> Iterator[str]:
     """Yields all cleaned texts in a text, a list, or texts by language."""
     if isinstance(texts, str):
-        with suppress(ValueError):  # nothing is left of it
+        with suppress(ValueError):  # the text is empty after cleaning
             yield clean_caption(texts, len(texts))
     elif isinstance(texts, Mapping | Sequence):
         for each in texts.values() if isinstance(texts, Mapping) else texts:
             yield from _cleaned(each)
 
 
-def _told_of_phrases(phrases: Sequence[Mapping[str, Any]], grounds: bool) -> str:
-    """Returns the shares of the phrases that records of earlier versions did not have, or an empty text without such phrases.
+def _shares_of_phrases(phrases: Sequence[Mapping[str, Any]], grounds: bool) -> str:
+    """Describes the shares of phrases of kinds that earlier versions did not have; returns "" if there are none.
 
     ``grounds``: for a grounding run, which trains on sets of boxes or skips them.
     """

@@ -24,7 +24,7 @@ MICRO_BATCHES, SECONDS = 60, 4.0
 """Maximum number of tiny micro-batches in the sample, and time limit for making them."""
 
 MOST_UNKNOWN = 0.05
-"""Fraction of unknown tokens from which the doctor warns."""
+"""If this fraction of tokens is unknown, the doctor warns."""
 
 
 def check_sample(subject: Subject, report: Report) -> None:
@@ -104,7 +104,7 @@ def check_speed(subject: Subject, seconds: float, report: Report) -> None:
     on_this_node = min(subject.gpus, torch.cuda.device_count() or subject.gpus)
     cores = max(1.0, usable_cores() / on_this_node)
     supply = rate * min(workers, cores)
-    text += f"; {min(workers, cores):.3g} workers make {supply:,.0f}, a step takes up to {needed:,.0f} (estimate)"
+    text += f"; {min(workers, cores):.3g} workers load {supply:,.0f}, and the GPU needs up to {needed:,.0f} (estimate)"
     remedy = f"raise data.workers to {math.ceil(needed / rate)}, or shrink the images on disk"
     slow = Finding("warning", "data.workers", f"data loading will limit the GPU: {text}", remedy)
     report.add("loading", [slow] if supply < needed else [], text)
@@ -147,6 +147,8 @@ def _unknown_finding(subject: Subject, unknown: int, tokens: int) -> Finding:
     assert subject.tokenizer is not None
     words = ", ".join(f"{word} ({count:,})" for word, count in subject.tokenizer.unknown.most_common(8))
     place = f"model.text.encoder = {subject.config.model.text.encoder}"
-    remedy = "learn a tokenizer from your texts (python run.py tokenizer --help), or name an encoder that knows their language"
+    remedy = (
+        "learn a tokenizer from your texts (python run.py tokenizer --help), or choose an encoder for their language"
+    )
     fact = f"{unknown / tokens:.1%} of {tokens:,} tokens in the sample are unknown, mostly in the words {words}"
     return Finding("warning", place, fact, remedy)

@@ -1,4 +1,4 @@
-"""The run that the doctor examines: its config, and the parts of it that can be built, each of which may be missing."""
+"""The run that the doctor examines: its config, and the parts that can be built from it. Any part may be missing."""
 
 from __future__ import annotations
 
@@ -127,9 +127,9 @@ class Subject:
         """
         self.require_inputs("data.")
         if self.tokenizer is None:
-            raise NotCheckedError("it needs the tokenizer")
+            raise NotCheckedError("the tokenizer is needed")
         if self.model is None:
-            raise NotCheckedError("it needs the model")
+            raise NotCheckedError("the model is needed")
         self.training = self.task.training_data(self.small, self.tokenizer, self.model)
         return self.training
 

@@ -32,14 +32,21 @@ def check_weights(subject: Subject, report: Report) -> None:
 
 
 def _check_pixels(subject: Subject, report: Report) -> None:
-    """Warns if pixels are normalised by other statistics than the backbone was trained with. The authors did so with BEiT-2."""
+    """Warns if pixels are not normalised with the statistics that the backbone was trained with, as in the authors' BEiT-2
+    models."""
     vision = subject.config.model.vision
     if vision.pixel_mean is None or vision.backbone.startswith("beit"):
         return
     own = backbone_pixels(vision.backbone)
     if (vision.pixel_mean, vision.pixel_std) != own:
-        fact = f"{vision.backbone} was trained with mean {own.mean} and standard deviation {own.std}, the config has others"
-        remedy = "set model.vision.pixel_mean and pixel_std to null, unless its weights were trained with them since"
+        fact = (
+            f"{vision.backbone} was trained with mean {own.mean} and standard deviation {own.std}, but the config has "
+            "other values"
+        )
+        remedy = (
+            "set model.vision.pixel_mean and pixel_std to null, unless the weights were trained further with these "
+            "values"
+        )
         report.add("pixels", [Finding("warning", "model.vision.pixel_mean", fact, remedy)])
 
 
@@ -51,16 +58,16 @@ def _check_loading(subject: Subject, report: Report) -> None:
         return
     subject.require_inputs("init.")
     if subject.unfetched is not None:
-        raise NotCheckedError(f"init.text: {subject.unfetched} is not here")
+        raise NotCheckedError(f"init.text: {subject.unfetched} has not been downloaded")
     if subject.model is None:
-        raise NotCheckedError("it needs the model")
+        raise NotCheckedError("the model is needed")
     reports = load_initial(subject.task, subject.config, subject.model)
     subject.weights_fit = True
     for loaded in reports:
         report.ok("weights", counts(loaded))
     loaded_names = {name for each in reports for name in (*each.loaded, *each.copied)}
     random = [name for name, _ in subject.model.named_parameters() if name not in loaded_names]
-    report.add("random", encoder_findings(subject, reports, random), _listed(random) or "nothing stays random")
+    report.add("random", encoder_findings(subject, reports, random), _listed(random) or "no parameters are random")
     for each in reports:
         for check, text in details(each):
             report.ok(check, text)
@@ -99,9 +106,17 @@ def encoder_findings(subject: Subject, reports: list[LoadReport], random: list[s
     missing = [name for name in random if name.startswith(ENCODERS)]
     if not missing:
         return []
-    fact = f"{len(missing)} parameters of the encoders are not in the file and start from random values: {_listed(missing)}"
+    fact = (
+        f"{len(missing)} parameters of the encoders are not in the file and start from random values: "
+        f"{_listed(missing)}"
+    )
     return [
-        Finding("warning", "init.checkpoint", fact, "is it the right file, and is model the one it was trained with?")
+        Finding(
+            "warning",
+            "init.checkpoint",
+            fact,
+            "check that this is the right file, and that it was trained with this section model",
+        )
     ]
 
 

@@ -17,16 +17,16 @@ from tools.migrate.source import APART, SINGLE, VISION_JSON, Source
 from utils.errors import UserError
 
 REQUIRED = object()
-"""Default of a key without which the authors' scripts do not run."""
+"""Default of a key that the authors' scripts require."""
 UNSET = object()
-"""Default of a key without which our config keeps the value of its preset."""
+"""Default of an optional key; without it, our config keeps the value of the preset."""
 
 Read = Callable[[Any, str, Source], Any]
-"""Returns our value, given the authors' value, the authors' key and the whole config."""
+"""A function that returns our value, given the authors' value, the authors' key and the whole config."""
 
 
 def same(value: Any, key: str, source: Source) -> Any:
-    """The value itself."""
+    """Returns the value unchanged."""
     return value
 
 
@@ -35,15 +35,16 @@ class Key:
     """A row of the table.
 
     Attributes:
-        theirs: dotted key of the authors' config; ``vision_config/`` begins the keys of the JSON file that it names.
-        ours: dotted key of our config; "" without a counterpart. ``[]`` and ``<name>`` show where a value goes that another row
-            sets.
-        note: what is different, or the reason for the lack of a counterpart; "" if the value means the same.
+        theirs: dotted key of the authors' config. Keys of the JSON file that ``vision_config`` names start with
+            ``vision_config/``.
+        ours: dotted key of our config, or "" if there is no counterpart. A key with ``[]`` or ``<name>`` only documents where the
+            value ends up; another row sets it.
+        note: the difference, or the reason why there is no counterpart; "" if the meaning is the same.
         read: converts the value.
         default: our value if the config lacks the key, as in the authors' code; or :data:`REQUIRED` or :data:`UNSET`.
-        tasks: our names of the tasks that the row is for; all if empty.
-        layout: the layout of the model that the row is for; "" for both.
-        only: for rows without ``ours``, the value that asks for what our code always does.
+        tasks: our names of the tasks that the row applies to; all tasks if empty.
+        layout: the layout of the model that the row applies to; "" for both.
+        only: for rows without ``ours``, the value that requests what our code always does.
     """
 
     theirs: str
@@ -56,7 +57,7 @@ class Key:
     only: Any = UNSET
 
     def is_for(self, source: Source) -> bool:
-        """True if the row is for the task and the model of a config."""
+        """True if the row applies to the task and the model of a config."""
         return source.task in (self.tasks or (source.task,)) and self.layout in ("", source.layout)
 
     @property
@@ -70,10 +71,11 @@ VQA, VIDEO_QA, GROUNDING, CAPTIONING = ("vqa",), ("video_qa",), ("grounding",), 
 ALIGNS = (*PRETRAIN, *RETRIEVAL)
 MASKS = (*PRETRAIN, *CAPTIONING)
 NO_LR_MULT = (*RETRIEVAL, *NLVR, *GROUNDING)
-"""Tasks whose released scripts wrap the model before they make the optimiser, and so ignore ``lr_mult`` on several GPUs."""
+"""Tasks whose released scripts wrap the model before they create the optimiser, and therefore ignore ``lr_mult`` on several
+GPUs."""
 OTHERS = (*PRETRAIN, *VQA, *VIDEO_QA, *CAPTIONING)
 ONE_BATCH = (*NLVR, *GROUNDING)
-"""Tasks with one batch size for training and evaluation."""
+"""Tasks with the same batch size for training and evaluation."""
 TWO_BATCHES = (*RETRIEVAL, *VQA, *VIDEO_QA, *CAPTIONING)
 FINE_TUNING = (*ONE_BATCH, *TWO_BATCHES)
 
@@ -86,43 +88,44 @@ ENCODERS = {
 }
 """The preset with the sizes of each text encoder, by the name of its folder."""
 ON_THE_HUB = {"bert-large-uncased-12l": "bert-large-uncased"}
-"""Names of encoders on the Hugging Face Hub that differ from their folders. The released file of 12 layers is not published; of
-the 24 layers on the Hub, every second one is loaded."""
+"""Names of encoders on the Hugging Face Hub that differ from the names of their folders. The authors' file with 12 layers is not
+published; instead, every second of the 24 layers on the Hub is loaded."""
 
 
 # How values are converted.
 
 
 def file(value: Any, key: str, source: Source) -> str:
-    """The path of a file or folder."""
+    """Returns the path of a file or folder."""
     if not isinstance(value, str):
         raise source.wrong(key, "a path")
     return source.file(value)
 
 
 def encoder(value: Any, key: str, source: Source) -> str:
-    """The folder of a text encoder, or its name on the Hub if there is no such folder."""
+    """Returns the folder of a text encoder, or its name on the Hub if the folder does not exist."""
     folder = Path(file(value, key, source))
     return str(folder) if (folder / "config.json").is_file() else ON_THE_HUB.get(folder.name, folder.name)
 
 
 def backbone(value: Any, key: str, source: Source) -> str:
-    """The vision encoder, by the name of its JSON file, as in the authors' code.
+    """Returns the vision encoder, which the name of its JSON file determines, as in the authors' code.
 
     Raises:
-        UserError: if the config asks for another encoder than BEiT-2, or the name has neither base nor large.
+        UserError: if the config requests another encoder than BEiT-2, or the name contains neither base nor large.
     """
     for other in ("use_clip_vit", "use_swin", "use_swin_v2"):
         if source.get(other):
             raise UserError(
-                f"{source.place(other)}: {other} = true: weights of X-VLM with this vision encoder do not load here; give the "
-                "config of a model with BEiT-2, or start from a config in configs/ with another model.vision.backbone"
+                f"{source.place(other)}: {other} = true: weights of X-VLM with this vision encoder cannot be loaded; "
+                "give the config of a model with BEiT-2, or start from a config in configs/ with another "
+                "model.vision.backbone"
             )
     return f"beitv2_{size_of(value, key, source)}_patch16_224"
 
 
 def size_of(value: Any, key: str, source: Source) -> str:
-    """The size of the vision encoder, base or large."""
+    """Returns the size of the vision encoder, base or large."""
     size = next((size for size in ("base", "large") if size in str(value)), None)
     if size is None:
         raise source.wrong(key, "a file with base or large in its name")
@@ -130,96 +133,96 @@ def size_of(value: Any, key: str, source: Source) -> str:
 
 
 def first_weights(value: Any, key: str, source: Source) -> Any:
-    """The weights of the vision encoder; null with --checkpoint."""
+    """Returns the weights of the vision encoder, or null with --checkpoint."""
     return file(value, key, source) if source.checkpoint is None else None
 
 
 def first_words(value: Any, key: str, source: Source) -> Any:
-    """The weights of the text encoder; null with --checkpoint."""
+    """Returns the weights of the text encoder, or null with --checkpoint."""
     return encoder(value, key, source) if source.checkpoint is None else None
 
 
 def replaced_words(value: Any, key: str, source: Source) -> Any:
-    """The weights of the text encoder, if they replace the text encoder of the checkpoint."""
+    """Returns the weights of the text encoder, if they replace the text encoder of the checkpoint."""
     return encoder(source.get("text_encoder"), "text_encoder", source) if value or source.checkpoint is None else None
 
 
 def root_of_paths(value: Any, key: str, source: Source) -> Any:
-    """The folder from which paths in records start; null for base64."""
+    """Returns the folder that paths in records are relative to, or null for base64."""
     return str(source.root) if value else None
 
 
 def words_of_videos(value: Any, key: str, source: Source) -> Any:
-    """The limit for videos; captions of images have 30 words."""
+    """Returns the limit for videos; captions of images are limited to 30 words."""
     return value if source.get("is_video") else 30
 
 
 def fusion_layers(value: Any, key: str, source: Source) -> Any:
-    """The number of layers with cross-attention: those from ``text_fusion_start_at`` on."""
+    """Returns the number of layers with cross-attention, which are the layers from ``text_fusion_start_at`` on."""
     return int(source.number(key) - source.number("text_fusion_start_at"))
 
 
 def lowest_factor(value: Any, key: str, source: Source) -> float:
-    """The lowest learning rate as a factor."""
+    """Returns the minimum learning rate as a factor."""
     return source.number(key) / source.number("optimizer.lr")
 
 
 def own_size(value: Any, key: str, source: Source) -> Any:
-    """Null for 16, the size of a BEiT-2 patch."""
+    """Returns null for 16, the patch size of BEiT-2."""
     return None if value == 16 else value
 
 
 def path_or_base64(value: Any, key: str, source: Source) -> str:
-    """How a record holds its image."""
+    """Returns how a record contains its image."""
     if not isinstance(value, bool):
         raise source.wrong(key, "true or false")
     return "path" if value else "base64"
 
 
 def accumulated(value: Any, key: str, source: Source) -> Any:
-    """Null if --gpus is given: then ``train.global_batch`` sets the accumulation."""
+    """Returns null if --gpus is given, because ``train.global_batch`` then determines the accumulation."""
     return value if source.gpus is None else None
 
 
 def not_by_language(value: Any, key: str, source: Source) -> Any:
-    """False for captions by language, in which the authors' reader never finds left and right."""
+    """Returns false for captions by language, in which the authors' reader never finds left and right."""
     return value if source.layout == SINGLE else False
 
 
 def precision(value: Any, key: str, source: Source) -> Any:
-    """Our name of a level of apex."""
+    """Returns our name of a level of apex."""
     return {"O0": "fp32", "O1": "fp16", "O2": "fp16"}.get(str(value), value)
 
 
 def lower(value: Any, key: str, source: Source) -> Any:
-    """The value in lower case."""
+    """Returns the value in lower case."""
     return value.lower() if isinstance(value, str) else value
 
 
 def test_lists(value: Any, key: str, source: Source) -> dict[str, Any]:
-    """The splits to report on."""
+    """Returns the splits to report on."""
     return by_split(value, key, source, SECTIONS[source.task])
 
 
 def first_list(value: Any, key: str, source: Source) -> Any:
-    """The split that selects the weights: the first list, if there is one for each language."""
+    """Returns the split that selects the weights, which is the first list if there is a list for each language."""
     first = next(iter(value.items()), None) if isinstance(value, dict) else None
     return SECTIONS[source.task](*((value, key) if first is None else (first[1], f"{key}.{first[0]}")), source)
 
 
 def tested_phrases(value: Any, key: str, source: Source) -> dict[str, Any]:
-    """The splits of RefCOCO+; val selects the weights."""
+    """Returns the splits of RefCOCO+; val selects the weights."""
     splits = phrases(value, key, source)
     return {"validation": splits.get("val"), "test": splits}
 
 
 def trained_phrases(value: Any, key: str, source: Source) -> Any:
-    """The training phrases of RefCOCO+."""
+    """Returns the training phrases of RefCOCO+."""
     return next(iter(phrases(value, key, source).values()))
 
 
 def tested_questions(value: Any, key: str, source: Source) -> Any:
-    """The questions to answer. No split selects the weights, as in the authors' script."""
+    """Returns the questions to answer. No split selects the weights, as in the authors' script."""
     return {"validation": None, "test": by_split(value, key, source, lambda *each: question_sources(*each)[0])}
 
 
@@ -229,25 +232,25 @@ SECTIONS: dict[str, Read] = {
     "nlvr": statements,
     "video_qa": video_questions,
 }
-"""The function that makes the section of a list, by task."""
+"""The function that builds the section for a list, by task."""
 
 
 # The table.
 
 
 def stream(theirs: str, ours: str) -> list[Key]:
-    """The keys that all streams of pre-training have."""
-    weight = "factor of the losses of the stream, and no probability, in the authors' code too"
+    """Returns the rows for the keys that all streams of pre-training have."""
+    weight = "a factor on the losses of the stream rather than a probability, also in the authors' code"
     return [
         Key(f"{theirs}.batch_size", f"{ours}.batch_size", default=REQUIRED, tasks=PRETRAIN),
         Key(f"{theirs}.iter_perc", f"{ours}.weight", weight, default=1.0, tasks=PRETRAIN),
-        Key(f"{theirs}.num_workers", "", "data.workers (8) make the batches of all streams", tasks=PRETRAIN),
+        Key(f"{theirs}.num_workers", "", "data.workers (8) load the batches of all streams", tasks=PRETRAIN),
         Key(f"{theirs}.tokenized", "", "texts are tokenized when they are read", only=False, tasks=PRETRAIN),
     ]
 
 
 def masking(ours: str, tasks: tuple[str, ...]) -> list[Key]:
-    """The keys of truncation and masking."""
+    """Returns the rows for the keys of truncation and masking."""
     return [
         Key("max_tokens", f"{ours}.max_tokens", default=REQUIRED, tasks=tasks),
         Key("mask_prob", f"{ours}.mask_prob", default=REQUIRED, tasks=tasks),
@@ -268,11 +271,11 @@ NEEDS = {
     "data.translations.": "train_file_mtext",
     "model.vision.video.": "train_file_videos",
 }
-"""The key without which the keys of ours that begin so have no effect in pre-training. The first match counts."""
+"""The authors' key that must be set for our keys with this prefix to have an effect in pre-training. The first match counts."""
 
 
 def needs(key: Key, source: Source) -> str | None:
-    """Returns the key that a row needs and that the config lacks, or None."""
+    """Returns the key that a row requires and the config lacks, or None."""
     if source.task not in PRETRAIN:
         return None
     needed = next((theirs for start, theirs in NEEDS.items() if key.ours.startswith(start)), None)
@@ -282,89 +285,89 @@ def needs(key: Key, source: Source) -> str | None:
 # fmt: off
 KEYS: list[Key] = [
     # The model.
-    Key("use_beit_v2", "", "BEiT-2 is the vision encoder", only=True),
-    Key("use_clip_vit", "", "model.vision.backbone can be CLIP's, but weights of X-VLM with it do not load",
+    Key("use_beit_v2", "", "the vision encoder is BEiT-2", only=True),
+    Key("use_clip_vit", "", "model.vision.backbone can be CLIP's, but weights of X-VLM with CLIP cannot be loaded",
         only=False),
-    Key("use_swin", "", "no Swin transformer can be a vision encoder", only=False),
-    Key("use_swin_v2", "", "no Swin transformer can be a vision encoder", only=False),
-    Key("vision_config", "model.vision.backbone", "base or large, by the file's name", read=backbone, default=REQUIRED),
+    Key("use_swin", "", "Swin transformers are not supported as vision encoders", only=False),
+    Key("use_swin_v2", "", "Swin transformers are not supported as vision encoders", only=False),
+    Key("vision_config", "model.vision.backbone", "base or large, from the name of the file", read=backbone, default=REQUIRED),
     Key(f"{VISION_JSON}ckpt", "init.vision", "null with --checkpoint", read=first_weights, default=REQUIRED,
         tasks=PRETRAIN),
     Key(f"{VISION_JSON}ckpt", "", "fine-tuning starts from --checkpoint", tasks=FINE_TUNING),
-    Key(f"{VISION_JSON}vision_width", "", "follows from model.vision.backbone"),
-    Key(f"{VISION_JSON}patch_size", "", "follows from model.vision.backbone"),
+    Key(f"{VISION_JSON}vision_width", "", "determined by model.vision.backbone"),
+    Key(f"{VISION_JSON}patch_size", "", "determined by model.vision.backbone"),
     Key("image_res", "model.vision.image_size", default=REQUIRED),
-    Key("patch_size", "model.vision.patch_size", "null is the backbone's own, 16", read=own_size, default=None),
-    Key("local_attn_depth", "", "the authors' code does not use it"),
+    Key("patch_size", "model.vision.patch_size", "null means the backbone's patch size, 16", read=own_size, default=None),
+    Key("local_attn_depth", "", "not used by the authors' code"),
     Key("frame_len", "model.vision.video.frames"),
-    Key("add_frame_pos", "", "frames have trained positions", only=True),
+    Key("add_frame_pos", "", "frames have trained position embeddings", only=True),
     Key("video_encoding", "", "model.vision.video.pooling is mean", only="avgpool"),
     Key("model_type", "model.word_table",
         "CrossViewLM: separate encoders for text and fusion, and a separate word table", read=lambda *_: "own",
         tasks=PRETRAIN, layout=APART),
-    Key("model_type", "", "the layout of the model follows from model.text and model.fusion", tasks=FINE_TUNING,
+    Key("model_type", "", "model.text and model.fusion determine the layout of the model", tasks=FINE_TUNING,
         layout=APART),
-    Key("model_type", "", "the layout of the model follows from model.text and model.fusion", layout=SINGLE),
+    Key("model_type", "", "model.text and model.fusion determine the layout of the model", layout=SINGLE),
     Key("text_encoder", "model.text.encoder", read=encoder, default=REQUIRED),
     Key("text_encoder", "init.text", "null with --checkpoint", read=first_words, default=REQUIRED, tasks=PRETRAIN),
-    Key("text_num_hidden_layers", "model.fusion.layers", "less text_fusion_start_at: theirs counts both encoders",
+    Key("text_num_hidden_layers", "model.fusion.layers", "minus text_fusion_start_at, since theirs counts both encoders",
         read=fusion_layers, default=REQUIRED, layout=SINGLE),
     Key("text_fusion_start_at", "model.text.arch.layers", default=REQUIRED, layout=SINGLE),
     Key("text_num_hidden_layers", "model.text.arch.layers", default=REQUIRED, layout=APART),
     Key("cross_num_hidden_layers", "model.fusion.layers", default=REQUIRED, layout=APART),
-    Key("cross_encoder", "", "model.fusion has its sizes; its weights come from the checkpoint", layout=APART),
-    Key("is_xvlm_ckpt", "", "the kind of a weight file is recognised by its tensors"),
-    Key("xvlm_ckpt_text_num_hidden_layers", "", "the layers of a weight file are recognised by its tensors"),
+    Key("cross_encoder", "", "model.fusion sets its sizes; its weights come from the checkpoint", layout=APART),
+    Key("is_xvlm_ckpt", "", "recognised from the tensors of the weight file"),
+    Key("xvlm_ckpt_text_num_hidden_layers", "", "recognised from the tensors of the weight file"),
     Key("replace_text_encoder", "init.text", "the text encoder, if it replaces the text encoder of the checkpoint",
         read=replaced_words),
     Key("dropout", "model.text.dropout", default=0.1),
-    Key("text_drop_path_rate", "model.text.drop_path", "drops whole texts, not positions of the batch", default=0.0),
-    Key("cross_drop_path_rate", "model.fusion.drop_path", "drops whole texts, not positions of the batch", default=0.0),
+    Key("text_drop_path_rate", "model.text.drop_path", "drops whole texts instead of positions of the batch", default=0.0),
+    Key("cross_drop_path_rate", "model.fusion.drop_path", "drops whole texts instead of positions of the batch", default=0.0),
     Key("embed_dim", "model.embed_dim", default=REQUIRED, tasks=ALIGNS),
     Key("temp", "model.temperature", default=REQUIRED, tasks=ALIGNS),
     Key("num_dec_layers", "model.decoder.layers", default=REQUIRED, tasks=VQA),
     Key("num_labels", "model.classes", default=REQUIRED, tasks=VIDEO_QA),
     Key("num_labels", "model.classes", tasks=NLVR),
-    Key("init_word_embeddings", "", "words start from init.text or init.checkpoint", only=False),
+    Key("init_word_embeddings", "", "word embeddings are loaded from init.text or init.checkpoint", only=False),
     # Pre-training: data.
     Key("train_file", "data.images.files", read=shards, tasks=PRETRAIN),
-    Key("train_dataset_size", "", "an epoch is as long as the records that are read; train.steps sets another length",
+    Key("train_dataset_size", "", "an epoch contains all records; train.steps sets another length",
         tasks=PRETRAIN),
     Key("train_file_aux", "data.images.clean.files", read=shards, tasks=PRETRAIN),
     Key("aux_iter_perc", "data.images.clean.probability", tasks=PRETRAIN),
     Key("images.aux_caption_key", "data.images.clean.caption_key", tasks=PRETRAIN),
     Key("images.image_key", "data.images.image_key", default=REQUIRED, tasks=PRETRAIN),
     Key("images.is_image_rpath", "data.images.image_is", read=path_or_base64, default=REQUIRED, tasks=PRETRAIN),
-    Key("images.is_image_rpath", "data.images.image_root", "--root for paths, which start from there",
+    Key("images.is_image_rpath", "data.images.image_root", "--root, since paths are relative to it",
         read=root_of_paths, default=REQUIRED, tasks=PRETRAIN),
     Key("images.caption_key", "data.images.caption_key", default=REQUIRED, tasks=PRETRAIN),
     *stream("images", "data.images"),
     Key("train_file_regions", "data.regions.files", read=shards, tasks=PRETRAIN),
     Key("regions.image_key", "data.regions.image_key", default=REQUIRED, tasks=PRETRAIN),
     Key("regions.is_image_rpath", "data.regions.image_is", read=path_or_base64, default=REQUIRED, tasks=PRETRAIN),
-    Key("regions.is_image_rpath", "data.regions.image_root", "--root for paths, which start from there",
+    Key("regions.is_image_rpath", "data.regions.image_root", "--root, since paths are relative to it",
         read=root_of_paths, default=REQUIRED, tasks=PRETRAIN),
     Key("regions.caption_key", "data.regions.caption_key", default=REQUIRED, tasks=PRETRAIN),
     Key("regions.max_images", "data.regions.max_images", default=REQUIRED, tasks=PRETRAIN),
     Key("regions.max_regions", "data.regions.max_regions", default=REQUIRED, tasks=PRETRAIN),
     Key("regions.min_perc_in_image", "data.regions.min_inside", default=REQUIRED, tasks=PRETRAIN),
     Key("regions.careful_hflip", "data.regions.careful_flip",
-        "false for captions by language, on which it has no effect", read=not_by_language, default=False,
+        "false for captions by language, where it has no effect", read=not_by_language, default=False,
         tasks=PRETRAIN),
-    Key("regions.code_switch", "", "an attribute may be in another language than its noun", only=True, tasks=PRETRAIN),
+    Key("regions.code_switch", "", "an attribute and its noun may be in different languages", only=True, tasks=PRETRAIN),
     *stream("regions", "data.regions"),
-    Key("regions_use_bbox_only", "", "the losses of a stream have one factor, data.regions.weight", only=False,
+    Key("regions_use_bbox_only", "", "all losses of a stream have the same factor, data.regions.weight", only=False,
         tasks=PRETRAIN),
     Key("train_file_videos", "data.videos.files", read=shards, tasks=PRETRAIN),
     Key("train_file_videos_aux", "data.videos.clean.files", read=shards, tasks=PRETRAIN),
     Key("video_aux_iter_perc", "data.videos.clean.probability", tasks=PRETRAIN),
     Key("videos.image_key", "data.videos.video_key", default=REQUIRED, tasks=PRETRAIN),
-    Key("videos.is_image_rpath", "", "a video is a list of base64 frames, a file or a folder, which is recognised",
+    Key("videos.is_image_rpath", "", "recognised automatically: a list of base64 frames, a file or a folder",
         only=False, tasks=PRETRAIN),
     Key("videos.caption_key", "data.videos.caption_key", default=REQUIRED, tasks=PRETRAIN),
-    Key("videos.frame_len", "model.vision.video.frames", "one number for data and model", default=REQUIRED,
+    Key("videos.frame_len", "model.vision.video.frames", "one value for data and model", default=REQUIRED,
         tasks=PRETRAIN),
-    Key("videos.use_random_sampling", "", "frames are drawn at random in training", only=True, tasks=PRETRAIN),
+    Key("videos.use_random_sampling", "", "frames are sampled randomly in training", only=True, tasks=PRETRAIN),
     Key("videos.combine_continuous_clips", "data.videos.join_clips", default=False, tasks=PRETRAIN),
     Key("videos.mininum_frames_before_sampling", "data.videos.min_frames", tasks=PRETRAIN),
     *stream("videos", "data.videos"),
@@ -374,53 +377,53 @@ KEYS: list[Key] = [
     Key("train_file_mtext", "data.translations.files", read=shards, tasks=PRETRAIN),
     Key("mtexts.source_key", "data.translations.source_key", default=REQUIRED, tasks=PRETRAIN),
     Key("mtexts.target_key", "data.translations.target_key", default=REQUIRED, tasks=PRETRAIN),
-    Key("mtexts.max_words", "", "a text is cut to max_tokens words, then to max_tokens tokens", tasks=PRETRAIN),
+    Key("mtexts.max_words", "", "texts are truncated to max_tokens words, then to max_tokens tokens", tasks=PRETRAIN),
     *masking("data.translations.text", PRETRAIN),
     Key("mtexts.max_tokens", "data.translations.text.max_tokens", tasks=PRETRAIN),
     Key("mtexts.mask_prob", "data.translations.text.mask_prob", tasks=PRETRAIN),
     Key("mtexts.max_masks", "data.translations.text.max_masks", tasks=PRETRAIN),
     *stream("mtexts", "data.translations"),
     # Fine-tuning: data.
-    Key("train_file", "data.train", "several lists become one", read=captioned, default=REQUIRED,
+    Key("train_file", "data.train", "several lists are merged", read=captioned, default=REQUIRED,
         tasks=(*RETRIEVAL, *CAPTIONING)),
-    Key("train_file", "data.train", "several lists become one", read=statements, default=REQUIRED, tasks=NLVR),
+    Key("train_file", "data.train", "several lists are merged", read=statements, default=REQUIRED, tasks=NLVR),
     Key("train_file", "data.train", read=video_questions, default=REQUIRED, tasks=VIDEO_QA),
-    Key("train_file", "data.train", "a source for each list", read=question_sources, default=REQUIRED, tasks=VQA),
+    Key("train_file", "data.train", "one source per list", read=question_sources, default=REQUIRED, tasks=VQA),
     Key("train_file", "data.train", "region records, with the boxes of instances.json", read=trained_phrases,
         default=REQUIRED, tasks=GROUNDING),
-    Key("val_file", "evaluation.validation", "it selects the weights; the authors' scripts select on the test split",
+    Key("val_file", "evaluation.validation", "selects the weights; the authors' scripts select on the test split",
         read=first_list, default=None, tasks=(*RETRIEVAL, *CAPTIONING)),
     Key("val_file", "evaluation.validation", read=first_list, default=None, tasks=NLVR),
     Key("valid_file", "evaluation.validation", read=first_list, default=None, tasks=VIDEO_QA),
     Key("test_file", "evaluation.test", read=test_lists, default=REQUIRED,
         tasks=(*RETRIEVAL, *CAPTIONING, *NLVR, *VIDEO_QA)),
-    Key("test_file", "evaluation", "evaluation.validation is null, so the last weights count", read=tested_questions,
+    Key("test_file", "evaluation", "evaluation.validation is null, so the last weights are evaluated", read=tested_questions,
         default=REQUIRED, tasks=VQA),
     Key("test_file", "evaluation", "val selects the weights; the test list is split into testA and testB",
         read=tested_phrases, default=REQUIRED, tasks=GROUNDING),
     Key("val_gt_file", "", "the references are the captions of the split", tasks=CAPTIONING),
     Key("test_gt_file", "", "the references are the captions of the split", tasks=CAPTIONING),
-    Key("image_root", "evaluation.test.<name>.images", "and of data.train and evaluation.validation",
+    Key("image_root", "evaluation.test.<name>.images", "also for data.train and evaluation.validation",
         tasks=(*RETRIEVAL, *CAPTIONING, *NLVR, *GROUNDING)),
-    Key("vqa_root", "data.train[].images", "for lists with rows of VQA v2", tasks=VQA),
-    Key("vg_root", "data.train[].images", "for lists with rows of Visual Genome", tasks=VQA),
-    Key("img_rdir", "evaluation.test.<name>.videos", "and of data.train and evaluation.validation", tasks=VIDEO_QA),
+    Key("vqa_root", "data.train[].images", "for lists with VQA v2 rows", tasks=VQA),
+    Key("vg_root", "data.train[].images", "for lists with Visual Genome rows", tasks=VQA),
+    Key("img_rdir", "evaluation.test.<name>.videos", "also for data.train and evaluation.validation", tasks=VIDEO_QA),
     Key("answer_list", "evaluation.answers", read=file, default=REQUIRED, tasks=VQA),
     Key("ans2label_file", "evaluation.answers", read=file, default=REQUIRED, tasks=VIDEO_QA),
-    Key("is_video", "", "a model with model.vision.video reads videos", tasks=RETRIEVAL),
-    Key("index_key", "", "records have image_id or video_id: rows with another key are rewritten", tasks=RETRIEVAL),
-    Key("vision_key", "", "records have image or video: rows with another key are rewritten", tasks=RETRIEVAL),
-    Key("text_key", "", "records have caption: rows with another key are rewritten", tasks=RETRIEVAL),
+    Key("is_video", "", "implied by model.vision.video", tasks=RETRIEVAL),
+    Key("index_key", "", "records have image_id or video_id; rows with another key are rewritten", tasks=RETRIEVAL),
+    Key("vision_key", "", "records have image or video; rows with another key are rewritten", tasks=RETRIEVAL),
+    Key("text_key", "", "records have caption; rows with another key are rewritten", tasks=RETRIEVAL),
     Key("refcoco_data", "evaluation.test.<name>.refs",
-        "its refcoco+/refs(unc).p and instances.json have the boxes of the lists", tasks=GROUNDING),
-    Key("det_file", "", "boxes are predicted; none is chosen from a list", tasks=GROUNDING),
-    Key("coco_file", "", "boxes are predicted; none is chosen from a list", tasks=GROUNDING),
-    Key("vlue_test", "", "the rows of the lists have the boxes", tasks=GROUNDING),
+        "its refcoco+/refs(unc).p and instances.json contain the boxes for the lists", tasks=GROUNDING),
+    Key("det_file", "", "boxes are predicted, not chosen from a list", tasks=GROUNDING),
+    Key("coco_file", "", "boxes are predicted, not chosen from a list", tasks=GROUNDING),
+    Key("vlue_test", "", "the rows of the lists contain the boxes", tasks=GROUNDING),
     Key("careful_hflip", "data.careful_flip", default=REQUIRED, tasks=GROUNDING),
     Key("apply_FG_free", "", "training is FG-free", only=True, tasks=CAPTIONING),
     # Texts.
-    Key("max_words", "", "a text is cut to max_tokens words, then to max_tokens tokens", tasks=PRETRAIN),
-    Key("max_words", "", "captions of training are cut to max_tokens alone", tasks=CAPTIONING),
+    Key("max_words", "", "texts are truncated to max_tokens words, then to max_tokens tokens", tasks=PRETRAIN),
+    Key("max_words", "", "training captions are only truncated to max_tokens", tasks=CAPTIONING),
     Key("max_words", "data.text.max_words", "30 for images, as in the authors' code", read=words_of_videos, default=30,
         tasks=RETRIEVAL),
     *masking("data.text", MASKS),
@@ -429,9 +432,9 @@ KEYS: list[Key] = [
     # Training.
     Key("batch_size_train", "data.batch_size", default=REQUIRED, tasks=TWO_BATCHES),
     Key("batch_size", "data.batch_size", default=REQUIRED, tasks=ONE_BATCH),
-    Key("accumulate_steps", "train.accumulate", "null with --gpus, where train.global_batch sets it", read=accumulated,
+    Key("accumulate_steps", "train.accumulate", "null with --gpus, since train.global_batch determines it", read=accumulated,
         default=None, tasks=FINE_TUNING),
-    Key("mixed_in_batch", "", "a step has all streams", only=True, tasks=PRETRAIN),
+    Key("mixed_in_batch", "", "every step uses all streams", only=True, tasks=PRETRAIN),
     Key("calc_image_bbox_loss", "loss.whole_image_boxes", default=REQUIRED, tasks=PRETRAIN),
     Key("stop_calc_itm", "data.matching_steps", default=None, tasks=PRETRAIN),
     Key("label_smoothing", "loss.label_smoothing", default=REQUIRED, tasks=CAPTIONING),
@@ -440,34 +443,34 @@ KEYS: list[Key] = [
     Key("optimizer.lr", "optim.lr", default=REQUIRED),
     Key("optimizer.weight_decay", "optim.weight_decay", default=REQUIRED),
     Key("optimizer.lr_mult", "optim.lr_mult", default=1.0, tasks=OTHERS),
-    Key("optimizer.lr_mult", "optim.lr_mult", "1, since it has no effect in the authors' script on several GPUs",
+    Key("optimizer.lr_mult", "optim.lr_mult", "1, because it has no effect in the authors' script on several GPUs",
         read=lambda *_: 1.0, default=1.0, tasks=NO_LR_MULT),
     Key("optimizer.vision_lr", "optim.vision_lr", default=None),
     Key("optimizer.text_lr", "optim.text_lr", default=None),
     Key("optimizer.cross_lr", "optim.cross_lr", default=None),
     Key("schedular.sched", "schedule.kind", read=lower, default=REQUIRED),
-    Key("schedular.lr", "", "optimizer.lr counts, in the authors' code too"),
+    Key("schedular.lr", "", "optimizer.lr is used instead, also in the authors' code"),
     Key("schedular.epochs", "train.epochs", default=REQUIRED),
     Key("schedular.num_warmup_steps", "schedule.warmup_steps", default=0),
     Key("min_lr", "schedule.min_rate", "divided by the learning rate", read=lowest_factor, default=0.0,
         tasks=FINE_TUNING),
-    Key("min_lr", "", "the authors' script does not use it", tasks=PRETRAIN),
-    Key("accelerator.FP16_OPT_LEVEL", "train.precision", "O0 is fp32, O1 and O2 are fp16 by autocast, without apex",
+    Key("min_lr", "", "not used by the authors' script", tasks=PRETRAIN),
+    Key("accelerator.FP16_OPT_LEVEL", "train.precision", "O0 is fp32; O1 and O2 are fp16 with autocast instead of apex",
         read=precision, default=REQUIRED, tasks=PRETRAIN),
     Key("accelerator.CLIP_GRAD_NORM", "train.clip_grad_norm", default=REQUIRED, tasks=PRETRAIN),
-    Key("accelerator.GRAD_ACCUMULATE_STEPS", "train.accumulate", "null with --gpus, where train.global_batch sets it",
+    Key("accelerator.GRAD_ACCUMULATE_STEPS", "train.accumulate", "null with --gpus, since train.global_batch determines it",
         read=accumulated, default=None, tasks=PRETRAIN),
-    Key("accelerator.RNG_SEED", "seed", "one seed for all; in the authors' code, --seed counts too", tasks=PRETRAIN),
+    Key("accelerator.RNG_SEED", "seed", "a single seed; the authors' code also uses --seed", tasks=PRETRAIN),
     Key("accelerator.FP16_LOSS_SCALE", "", "fp16 has a dynamic scale", only="dynamic", tasks=PRETRAIN),
-    Key("accelerator.SYNCBN", "", "no model has batch norm", only=False, tasks=PRETRAIN),
-    Key("ckpt_frequent_step", "", "train.checkpoint_every is for resuming; train.keep_checkpoints keeps the newest",
+    Key("accelerator.SYNCBN", "", "the models have no batch norm", only=False, tasks=PRETRAIN),
+    Key("ckpt_frequent_step", "", "train.checkpoint_every serves for resuming; train.keep_checkpoints keeps the newest",
         tasks=PRETRAIN),
     Key("ckpt_frequent", "", "checkpoints are saved every train.checkpoint_every steps", tasks=PRETRAIN),
     Key("print_broken_data", "", "broken records are counted and reported (data.max_broken)", tasks=PRETRAIN),
     Key("start_eval", "", "every epoch is validated, or every train.validate_every steps", tasks=FINE_TUNING),
     # Evaluation.
     Key("batch_size_test", "evaluation.batch_size", tasks=TWO_BATCHES),
-    Key("batch_size_test_text", "", "evaluation.batch_size is for texts too", tasks=RETRIEVAL),
+    Key("batch_size_test_text", "", "evaluation.batch_size also applies to texts", tasks=RETRIEVAL),
     Key("k_test", "evaluation.candidates", default=REQUIRED, tasks=(*RETRIEVAL, *VQA)),
     Key("num_beams", "evaluation.decoding.beams", default=REQUIRED, tasks=CAPTIONING),
     Key("max_length", "evaluation.decoding.max_length", "without the prompt; theirs adds the batch size",
@@ -479,8 +482,8 @@ KEYS: list[Key] = [
 
 
 def markdown() -> str:
-    """The table as Markdown: a line for each row."""
-    lines = ["| their key | ours | tasks | difference, or reason for none |", "|---|---|---|---|"]
+    """Returns the table as Markdown, with a line for each row."""
+    lines = ["| authors' key | our key | tasks | difference, or reason for no counterpart |", "|---|---|---|---|"]
     for key in KEYS:
         theirs = (
             f"`{key.theirs}`"

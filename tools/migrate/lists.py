@@ -1,7 +1,7 @@
-"""Makes the sections of our config that name data from the lists and shards that a config of the authors' code names.
+"""Builds the data sections of our config from the lists and shards in a config of the authors' code.
 
-Our readers accept most of the authors' files as they are. A file is converted only where it has other keys than our records,
-where boxes are in another file, or where our config names one file and theirs several. What was done is added to
+Our readers accept most of the authors' files unchanged. A file is converted only if its keys differ from our records, if boxes
+are in another file, or if their config lists several files where our config takes one. What was done with each file is added to
 ``source.files``.
 """
 
@@ -24,11 +24,11 @@ from utils.printing import counted
 
 SHARD_SUFFIXES = (*LINES_SUFFIXES, TAR_SUFFIX, PARQUET_SUFFIX)
 RECORDS = "records"
-"""Folder of converted files in the result."""
+"""Folder of converted files in the output folder."""
 MAX_BROKEN = 0.01
-"""Maximum share of broken rows in a list that is converted."""
+"""Maximum fraction of broken rows in a list that is converted."""
 REFCOCO = "refcoco+"
-"""Folder of the official files; the authors' script reads no other set."""
+"""Folder of the official files of the only data set that the authors' script reads."""
 
 Change = Callable[[Row], dict[str, Any]]
 
@@ -36,22 +36,25 @@ Change = Callable[[Row], dict[str, Any]]
 def shards(value: Any, key: str, source: Source) -> list[str]:
     """Returns the folders and files of a stream of pre-training.
 
-    The authors read every file of a folder, and our readers those with a known suffix: a folder of files such as ``part-00000``
-    becomes a folder of symbolic links that end in ``.jsonl``.
+    The authors' code reads every file in a folder, while our readers only read files with a known suffix. So a folder of files
+    such as ``part-00000`` is replaced by a folder of symbolic links that end in ``.jsonl``.
     """
     entries = []
     for name in source.names(key, value):
         path = Path(source.file(name))
         if "://" in name:
-            source.files.append((name, "not read: copy it to a disk, and name the copy"))
+            source.files.append((name, "not read; copy it to a local disk, and give the path of the copy"))
             entries.append(name)
             continue
-        entry, did = str(path), "used as it is; run.py doctor looks at its lines"
+        entry, did = str(path), "used unchanged; run.py doctor checks its lines"
         if not path.exists():
             did = "not here"
         elif found := [each for each in _files_in(path) if each.suffix not in SHARD_SUFFIXES]:
             entry = _linked(path, found, source)
-            did = f"{counted(len(found), 'link', 'links')} with the suffix .jsonl in {entry}, since our readers go by suffixes"
+            did = (
+                f"{counted(len(found), 'link', 'links')} with the suffix .jsonl in {entry}, since our readers only "
+                "read files with a known suffix"
+            )
         source.files.append((str(path), did))
         entries.append(entry)
     return entries
@@ -71,8 +74,8 @@ def _linked(path: Path, files: Iterable[Path], source: Source) -> str:
 
 
 def captioned(value: Any, key: str, source: Source) -> dict[str, Any]:
-    """Returns the section of a list of captions. Rows with other keys than ``image`` or ``video``, ``caption`` and ``image_id``
-    are renamed."""
+    """Returns the section for a list of captions. In rows with other keys than ``image`` or ``video``, ``caption`` and
+    ``image_id``, the keys are renamed."""
     ours = {
         source.text("vision_key", "image"): "video" if source.get("is_video") else "image",
         source.text("text_key", "caption"): "caption",
@@ -85,21 +88,21 @@ def captioned(value: Any, key: str, source: Source) -> dict[str, Any]:
 
 
 def statements(value: Any, key: str, source: Source) -> dict[str, Any]:
-    """Returns the section of a list of NLVR2's statements."""
+    """Returns the section for a list of NLVR2 statements."""
     section = {"format": "records", "annotations": _one_list(value, key, source, None)}
     return section | _folder(source, "image_root", "images")
 
 
 def video_questions(value: Any, key: str, source: Source) -> dict[str, Any]:
-    """Returns the section of lines of MSRVTT-QA or MSVD-QA."""
+    """Returns the section for lines of MSRVTT-QA or MSVD-QA."""
     return {"questions": _one_list(value, key, source, None)} | _folder(source, "img_rdir", "videos")
 
 
 def question_sources(value: Any, key: str, source: Source) -> list[dict[str, Any]]:
-    """Returns the sections of the lists of questions, one for each list.
+    """Returns the sections for the lists of questions, one for each list.
 
-    The authors choose the folder of the images by each row's ``dataset``. Ours is the same for a whole list, so a list with rows
-    of several data sets is rewritten.
+    The authors' code chooses the folder of the images by each row's ``dataset``. Our config has one folder per list, so a list
+    with rows from several data sets is rewritten.
     """
     return [_questions(name, key, source) for name in source.names(key, value)]
 
@@ -109,12 +112,12 @@ def _questions(name: str, key: str, source: Source) -> dict[str, Any]:
     roots = {"vqa": source.text("vqa_root"), "vg": source.text("vg_root"), "gqa": ""}
     if not Path(path).is_file():
         of = next((each for each in ("vg", "gqa") if Path(path).name.startswith(each)), "vqa")
-        source.files.append((path, f"not here; by its name, its images belong to {of}"))
+        source.files.append((path, f"missing; judging by its name, its images belong to {of}"))
         return {"format": "records", "questions": path, "images": source.file(roots[of])}
     rows = read_rows(path, key)
     of_rows = {str(row.values.get("dataset", "vqa")) for row in rows if isinstance(row, Row)}
     if len(of_rows) == 1 and (of := of_rows.pop()) in roots:
-        source.files.append((path, f"read as it is: {counted(len(rows), 'row', 'rows')}"))
+        source.files.append((path, f"read unchanged: {counted(len(rows), 'row', 'rows')}"))
         return {"format": "records", "questions": path, "images": source.file(roots[of])}
 
     def change(row: Row) -> dict[str, Any]:
@@ -128,10 +131,10 @@ def _questions(name: str, key: str, source: Source) -> dict[str, Any]:
 
 
 def phrases(value: Any, key: str, source: Source) -> dict[str, dict[str, Any]]:
-    """Returns the sections of the lists of RefCOCO+, by split: train, val, testA and testB.
+    """Returns the sections for the lists of RefCOCO+, by split: train, val, testA and testB.
 
-    The lists have the phrases, and ``refs(unc).p`` and ``instances.json`` the boxes and splits, so all become region records. If
-    one of these files is missing, the sections read the official files, which hold the same phrases.
+    The lists contain the phrases, while ``refs(unc).p`` and ``instances.json`` contain the boxes and splits. They are combined
+    into region records. If one of these files is missing, the sections read the official files, which contain the same phrases.
     """
     folder = os.path.join(source.text("refcoco_data"), REFCOCO)
     refs, instances = (
@@ -144,7 +147,7 @@ def phrases(value: Any, key: str, source: Source) -> dict[str, dict[str, Any]]:
     if missing := [path for path in needed if not Path(path).is_file()]:
         splits = ("train",) if key == "train_file" else ("val", "testA", "testB")
         source.files += [
-            (path, "not here; the config names the official files, which have the same phrases") for path in missing
+            (path, "missing; the config uses the official files, which contain the same phrases") for path in missing
         ]
         images = source.file(os.path.join(source.text("image_root"), "train2014"))
         official = {"format": "refcoco", "refs": refs, "instances": instances, "images": images}
@@ -174,7 +177,7 @@ def phrases(value: Any, key: str, source: Source) -> dict[str, dict[str, Any]]:
 
 
 def _boxes_of_references(refs: str, instances: str, key: str) -> dict[Any, tuple[str, Any]]:
-    """Returns the split and the box of each reference, by its id."""
+    """Returns the split and the box of each reference, by reference id."""
     references, annotations = read_plain_pickle(refs, key), read_json(instances, key)
     try:
         by_annotation = {each["id"]: each["bbox"] for each in annotations["annotations"]}
@@ -184,7 +187,8 @@ def _boxes_of_references(refs: str, instances: str, key: str) -> dict[Any, tuple
 
 
 def by_split(value: Any, key: str, source: Source, section: Callable[[Any, str, Source], Any]) -> dict[str, Any]:
-    """Returns the sections of the splits to test on: one for each list, named as in the config if it names them by language."""
+    """Returns the sections for the test splits, one for each list. If the config names the lists by language, the names are
+    kept."""
     if isinstance(value, dict):
         return {str(name): section(each, f"{key}.{name}", source) for name, each in value.items()}
     names = source.names(key, value)
@@ -201,7 +205,8 @@ def _folder(source: Source, key: str, ours: str) -> dict[str, Any]:
 
 
 def _one_list(value: Any, key: str, source: Source, change: Change | None) -> str:
-    """Returns the path of one list: the list itself, or the records that several lists, or lists with other keys, become."""
+    """Returns the path of a single list: the list itself, or the records converted from several lists or from lists with other
+    keys."""
     paths = [source.file(name) for name in source.names(key, value)]
     missing = [path for path in paths if not Path(path).is_file()]
     name = Path(paths[0]).stem if len(paths) == 1 else key.replace(".", "_")
@@ -209,14 +214,14 @@ def _one_list(value: Any, key: str, source: Source, change: Change | None) -> st
         source.files += [(path, "not here" if len(paths) == 1 and not change else _REPEAT) for path in missing]
         return paths[0] if len(paths) == 1 and not change else str(source.out / RECORDS / f"{name}.jsonl")
     if len(paths) == 1 and change is None:
-        source.files.append((paths[0], f"read as it is: {counted(len(read_rows(paths[0], key)), 'row', 'rows')}"))
+        source.files.append((paths[0], f"read unchanged: {counted(len(read_rows(paths[0], key)), 'row', 'rows')}"))
         return paths[0]
     rows = [row for path in paths for row in read_rows(path, key)]
     records = parse_rows(rows, change or (lambda row: row.values), key, MAX_BROKEN)
     return _write(", ".join(paths), records, name, source)
 
 
-_REPEAT = "not here: give the command again where it is, since it has to be converted"
+_REPEAT = "missing, but it must be converted; repeat the command on a machine that has the file"
 
 
 def _write(of: str, records: Iterable[dict[str, Any]], stem: str, source: Source) -> str:
@@ -228,6 +233,6 @@ def _write(of: str, records: Iterable[dict[str, Any]], stem: str, source: Source
 
 
 def _unused(stem: str, suffix: str, source: Source) -> Path:
-    """Returns a path in the result that no other file or folder has."""
+    """Returns an unused path in the output folder."""
     names = (f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}" for number in itertools.count(1))
     return next(path for path in (Path(RECORDS, name) for name in names) if not (source.work / path).exists())

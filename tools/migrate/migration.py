@@ -1,5 +1,5 @@
-"""Converts a config of the authors' code by the table :data:`~tools.migrate.keys.KEYS`, and writes our config, the records that
-lists become, and a table of what became of each key."""
+"""Converts a config of the authors' code with the table :data:`~tools.migrate.keys.KEYS`. Writes our config, the records
+converted from lists, and a table that reports what happened to each key."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from utils.errors import UserError
 from utils.files import new_folder, write_text
 
 CONFIG, TABLE = "config.yaml", "migration.txt"
-"""Files in the result."""
+"""Files in the output folder."""
 WIDTH = 120
 SECTIONS = ("task", "seed", "model", "init", "loss", "data", "optim", "schedule", "train", "evaluation")
 """Order of the sections in the config."""
@@ -39,10 +39,10 @@ PRESETS = {
     "grounding": "refcoco_plus",
     "captioning": "captioning",
 }
-"""Presets with what the authors' code fixes for a task, and no key of their configs changes; of pre-training, the one with all
-streams of English pre-training."""
+"""For each task, the preset with the settings that are hard-coded in the authors' code. For pre-training, this is the preset with
+all streams of English pre-training."""
 PRESET_APART = {"pretrain": "pretrain_multilingual"}
-"""Presets for models with separate encoders for text and fusion, where they differ."""
+"""Presets for models with separate encoders for text and fusion, if they differ."""
 OF_PRESETS = (
     *(
         "data.train",
@@ -55,7 +55,7 @@ OF_PRESETS = (
     *("data.translations.files", "evaluation.validation", "evaluation.test", "evaluation.files", "evaluation.answers"),
     *("evaluation.published", "train.steps", "train.global_batch", "model.vision.video", "init"),
 )
-"""Sections of the presets that belong to one run: its data, its length and its weights."""
+"""Sections of the presets that are specific to a run: its data, its length and its weights."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class Line:
     Attributes:
         kind: one of :data:`KINDS`.
         theirs: the authors' key.
-        value: its value.
-        ours: our key; "" without a counterpart.
-        becomes: our value; :data:`~tools.migrate.keys.UNSET` if another line has it.
-        note: what is different, or the reason for the lack of a counterpart.
+        value: the authors' value.
+        ours: our key, or "" if there is no counterpart.
+        becomes: our value, or :data:`~tools.migrate.keys.UNSET` if another line shows it.
+        note: the difference, or the reason why there is no counterpart.
     """
 
     kind: str
@@ -92,18 +92,18 @@ class Line:
 
 
 KINDS = {
-    "same": "means the same",
-    "changed": "has another name, form or meaning",
-    "always": "asks for what is always so here",
+    "same": "has the same meaning",
+    "changed": "has another name, format or meaning",
+    "always": "requests what our code always does",
     "none": "has no counterpart",
-    "unknown": "is not known, and has no effect here",
+    "unknown": "is unknown, and has no effect",
 }
 """Titles of the parts of the table."""
 
 
 @dataclass(frozen=True)
 class Migrated:
-    """A converted config: its values, where each comes from, and the lines of the table."""
+    """A converted config: its values, the origin of each value, and the lines of the table."""
 
     values: dict[str, Any]
     origins: Mapping[str, str]
@@ -120,22 +120,22 @@ def migrate(
     checkpoint: str | None = None,
     gpus: int | None = None,
 ) -> str:
-    """Converts a config into the folder ``out``; returns the table.
+    """Converts a config and writes the result to the folder ``out``. Returns the table.
 
     Args:
         path: a YAML file of the authors' code.
         out: a new folder.
         overrides: ``key=value`` arguments with the authors' keys.
-        task: our name of the task; if None, it is recognised.
-        root: folder from which relative paths in the config start.
+        task: our name of the task; if None, the task is recognised from the config.
+        root: folder that relative paths in the config are relative to.
         checkpoint: weights to start from.
-        gpus: GPUs of the run on all nodes.
+        gpus: total number of GPUs of the run.
 
     Raises:
         UserError: if a file cannot be read, or the config lacks a key or has a value of the wrong type.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: exists; give a new folder")
+        raise UserError(f"--out {out}: already exists; give a new folder")
     weights = None if checkpoint is None else _describe(checkpoint)
     with new_folder(out) as work:
         source = read_source(path, overrides, task, root, out, work, gpus=gpus, checkpoint=checkpoint)
@@ -147,10 +147,10 @@ def migrate(
 
 
 def convert(source: Source) -> Migrated:
-    """Returns our values for a config, checked by the schema of its task.
+    """Returns our values for a config, validated by the schema of its task.
 
     Raises:
-        UserError: if a key is missing or a value does not fit.
+        UserError: if a key is missing or a value is invalid.
     """
     values, origins, lines = _preset(source), dict[str, str](), list[Line]()
     rows = [key for key in KEYS if key.is_for(source)]
@@ -176,7 +176,8 @@ def convert(source: Source) -> Migrated:
     if missing:
         listed = ", ".join(dict.fromkeys(missing))
         raise UserError(
-            f"{source.path}: no {listed}, which the authors' script needs too; add them, or give KEY=VALUE after --out"
+            f"{source.path}: lacks {listed}, which the authors' script also requires; add them, or give KEY=VALUE "
+            "after --out"
         )
     if source.checkpoint is not None:
         _put(values, "init.checkpoint", source.checkpoint)
@@ -188,7 +189,7 @@ def convert(source: Source) -> Migrated:
 
 
 def _effective(lines: Sequence[Line], origins: Mapping[str, str]) -> list[Line]:
-    """Drops lines whose value another key has replaced, unless it is the only line of a key."""
+    """Drops lines whose value was replaced by another key, unless the line is the only one of its key."""
     elsewhere = {line.theirs for line in lines if line.ours}
     lines = [line for line in lines if line.kind != "none" or line.theirs not in elsewhere]
     by_key = Counter(line.theirs for line in lines)
@@ -199,7 +200,7 @@ def _effective(lines: Sequence[Line], origins: Mapping[str, str]) -> list[Line]:
 
 
 def _preset(source: Source) -> dict[str, Any]:
-    """Returns what the authors' code fixes, and the sizes of the encoders."""
+    """Returns the settings that are hard-coded in the authors' code, and the sizes of the encoders."""
     folder = ROOT / "configs" / "presets"
     names = {**PRESETS, **(PRESET_APART if source.layout == APART else {})}
     values = read_config(folder / f"{names[source.task]}.yaml", [])
@@ -235,7 +236,7 @@ def _preset_of_encoder(key: str, source: Source) -> str:
 
 
 def _global_batch(values: Mapping[str, Any], source: Source) -> Any:
-    """The examples of a step over all GPUs."""
+    """Returns the number of examples per step over all GPUs, or None if it is unknown."""
     data = values["data"]
     batch = data["images"]["batch_size"] if source.task == "pretrain" and "images" in data else data.get("batch_size")
     key = "accelerator.GRAD_ACCUMULATE_STEPS" if source.task == "pretrain" else "accumulate_steps"
@@ -244,18 +245,18 @@ def _global_batch(values: Mapping[str, Any], source: Source) -> Any:
 
 
 def _not_set(key: Key, value: Any) -> Line:
-    """Returns the line of a key that sets no value of ours."""
+    """Returns the line for a key that does not set any of our values."""
     if key.ours:
         return Line("changed", key.theirs, value, key.ours, note=key.note)
     if key.only is UNSET:
         return Line("none", key.theirs, value, note=key.note)
     if _equal(value, key.only):
         return Line("always", key.theirs, value, note=key.note)
-    return Line("none", key.theirs, value, note=f"here it is always {_shown(key.only)}: {key.note}")
+    return Line("none", key.theirs, value, note=f"always {_shown(key.only)} in our code: {key.note}")
 
 
 def _unknown(source: Source, rows: Sequence[Key]) -> Iterator[Line]:
-    """Yields a line for each value that no row of the table is for."""
+    """Yields a line for each value that no row of the table covers."""
     known = {key.theirs for key in rows}
     elsewhere = {key.theirs for key in KEYS}
     for path, value in _leaves(source.values, ()):
@@ -263,7 +264,7 @@ def _unknown(source: Source, rows: Sequence[Key]) -> Iterator[Line]:
         if known.intersection(names):
             continue
         if elsewhere.intersection(names):
-            yield Line("none", names[-1], value, note=f"the authors' script for {source.task} does not use it")
+            yield Line("none", names[-1], value, note=f"not used by the authors' script for {source.task}")
         else:
             message = unknown_key(names[-1], source.place(names[-1]), sorted(known))
             yield Line("unknown", names[-1], value, note=message.partition("; ")[2] if "mean" in message else "")
@@ -282,7 +283,7 @@ def _equal(ours: Any, theirs: Any) -> bool:
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
-    """Sets a dotted key; a mapping is merged with the values that are there."""
+    """Sets a dotted key. A mapping is merged with existing values."""
     *sections, last = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
@@ -301,14 +302,14 @@ def _remove(values: dict[str, Any], key: str) -> None:
 
 
 def _describe(checkpoint: str) -> str:
-    """Says what the weights are. Code in the file is never run.
+    """Describes the weights. Code in the file is never executed.
 
     Raises:
         UserError: if the file is missing or is not a weight file.
     """
     file, _ = weights_at(checkpoint)
     found = recognise(read_outline(file).shapes)
-    kind = found.kind or "not recognised; python run.py checkpoint inspect says more"
+    kind = found.kind or "not recognised; python run.py checkpoint inspect shows details"
     return f"{checkpoint}: {kind}" + (f", {found.size}" if found.size else "")
 
 
@@ -323,7 +324,7 @@ def _table(source: Source, migrated: Migrated, weights: str | None) -> Iterator[
     if source.task != "pretrain":
         yield "\nnot in the authors' configs"
         yield f"  train.precision = {migrated.values['train'].get('precision', 'bf16')}"
-        yield "      their fine-tuning is in fp32; give train.precision=fp32 for the same"
+        yield "      the authors fine-tune in fp32; set train.precision=fp32 to do the same"
     if source.files:
         yield "\nfiles"
         for path, did in dict.fromkeys(source.files):
@@ -334,9 +335,9 @@ def _table(source: Source, migrated: Migrated, weights: str | None) -> Iterator[
     if weights is not None:
         yield f"  init.checkpoint = {weights}"
     elif source.task == "pretrain":
-        yield "  init.vision and init.text; with --checkpoint FILE.th, training starts from a whole model"
+        yield "  init.vision and init.text; give --checkpoint FILE.th to start from a whole model"
     else:
-        yield "  none: the model starts from random numbers; give init.checkpoint=FILE.th, which is read as it is"
+        yield "  none: the model starts from random weights; set init.checkpoint=FILE.th, which is read without conversion"
     yield f"\nnext: python run.py doctor --config {source.out / CONFIG}"
 
 
@@ -354,7 +355,7 @@ def _has_sections(value: Any) -> bool:
 
 
 def _yaml(source: Source, migrated: Migrated) -> str:
-    """Returns our config. A comment names the authors' key that a value comes from."""
+    """Returns our config as YAML. Comments name the authors' key that a value comes from."""
     yaml, stream = YAML(), StringIO()
     yaml.width = WIDTH
     yaml.representer.add_representer(
@@ -363,9 +364,10 @@ def _yaml(source: Source, migrated: Migrated) -> str:
     ordered = {name: migrated.values[name] for name in SECTIONS if name in migrated.values}
     document = _commented({**ordered, **migrated.values}, "", migrated.origins)
     document.yaml_set_start_comment(
-        f"Converted from {source.path.name}. A comment is the key of that file which sets the value; the other values are\n"
-        f"fixed in the authors' code, or ours, as in the presets of configs/. {TABLE} lists what became of each key.\n"
-        f"  python run.py --config {source.out / CONFIG} --gpus {source.gpus or 8} --output runs/{source.path.stem}"
+        f"Converted from {source.path.name}. Comments name the keys in that file that set the values. The other "
+        f"values are\nhard-coded in the authors' code, or our defaults, as in the presets in configs/. {TABLE} "
+        f"reports on each key.\n  python run.py --config {source.out / CONFIG} --gpus {source.gpus or 8} --output "
+        f"runs/{source.path.stem}"
     )
     yaml.dump(document, stream)
     return stream.getvalue()
@@ -386,7 +388,7 @@ def _commented(values: Mapping[str, Any], prefix: str, origins: Mapping[str, str
 
 
 def _sequence(value: Any) -> Any:
-    """Returns a list of numbers in brackets, and any other value as it is."""
+    """Returns a list of numbers in flow style, and any other value unchanged."""
     if not isinstance(value, list):
         return value
     sequence = CommentedSeq(value)

@@ -1,4 +1,4 @@
-"""A config of the authors' code, as the conversion reads it."""
+"""Reads a config of the authors' code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from utils.errors import UserError
 from utils.files import read_json
 
 SINGLE, APART = "XVLM", "CrossViewLM"
-"""The two layouts of the authors' models: one BERT with the layers of text and fusion, or separate encoders."""
+"""The two layouts of the authors' models: a single BERT with layers for text and fusion, or separate encoders."""
 
 MARKERS = {
     "pretrain": ("train_dataset_size", "images", "train_file_regions", "train_file_videos", "train_file_mtext"),
@@ -24,10 +24,10 @@ MARKERS = {
     "vqa": ("answer_list", "num_dec_layers"),
     "retrieval": ("k_test", "batch_size_test_text"),
 }
-"""Keys by which the task of a config is recognised, tried in this order. Configs for NLVR2 have none of these keys."""
+"""Keys from which the task of a config is recognised, tried in this order. Configs for NLVR2 have none of these keys."""
 
 VISION_JSON = "vision_config/"
-"""Begins the names of the keys in the JSON file that ``vision_config`` names."""
+"""Prefix for keys in the JSON file that ``vision_config`` names."""
 
 
 @dataclass
@@ -36,15 +36,15 @@ class Source:
 
     Attributes:
         path: the YAML file.
-        values: its values with overrides.
+        values: the values, including overrides.
         places: location of each key.
         task: our name of the task.
-        root: folder from which its relative paths start.
-        out: folder of the result.
+        root: folder that relative paths are relative to.
+        out: output folder.
         work: temporary folder that will be renamed to ``out``.
-        gpus: GPUs of the run on all nodes, or None.
+        gpus: total number of GPUs of the run, or None.
         checkpoint: weights to start from, or None.
-        files: what was done with each file, filled by the conversion.
+        files: what was done with each file; the conversion fills this in.
     """
 
     path: Path
@@ -105,15 +105,15 @@ class Source:
         return UserError(f"{self.place(key)}: {fact}; give {wanted}, in the file or as {key}=... after --out")
 
     def file(self, name: str) -> str:
-        """Returns the path of a name in the config: absolute paths and ``hdfs://`` stay, others start from
-        ``root``."""
+        """Returns the path of a file name in the config. Absolute paths and ``hdfs://`` are unchanged; other paths are relative
+        to ``root``."""
         return name if "://" in name else os.path.normpath(self.root / name)
 
     def names(self, key: str, value: Any) -> list[str]:
-        """Returns the file names in a value: a text, in which commas separate names, or a list of texts.
+        """Returns the file names in a value, which is a comma-separated text or a list of texts.
 
         Raises:
-            UserError: if the value is neither.
+            UserError: if the value has another type.
         """
         names = value.split(",") if isinstance(value, str) else value
         if (
@@ -133,9 +133,9 @@ def read_source(
     Args:
         path: the YAML file.
         overrides: ``key=value`` arguments with the authors' keys.
-        task: our name of the task; if None, it is recognised by :data:`MARKERS`.
-        root: folder from which relative paths in the config start.
-        out: folder of the result.
+        task: our name of the task; if None, it is recognised with :data:`MARKERS`.
+        root: folder that relative paths in the config are relative to.
+        out: output folder.
         work: temporary folder that will be renamed to ``out``.
         options: further attributes of :class:`Source`.
 
@@ -150,7 +150,8 @@ def read_source(
         if not found:
             known = ", ".join(marker for markers in MARKERS.values() for marker in markers)
             raise UserError(
-                f"{path}: the task is not known, as none of these keys is there: {known}; give --task, such as nlvr"
+                f"{path}: the task is unknown, since the config has none of these keys: {known}; give --task, such as "
+                "nlvr"
             )
         task = found[0]
     source = Source(path, values, places, task, root, out, work, **options)
@@ -166,12 +167,12 @@ def _vision_json(source: Source, name: str) -> dict[str, Any]:
     where = f"{source.place('vision_config')}: vision_config = {name}"
     if not file.is_file():
         raise UserError(
-            f"{where}: {file} does not exist; paths in the config start from --root, which is {source.root}"
+            f"{where}: {file} does not exist; paths in the config are relative to --root, which is {source.root}"
         )
     try:
         content = read_json(file)
     except (ValueError, OSError) as error:
         raise UserError(f"{where}: {file} cannot be read as JSON: {error}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{where}: {file} is not a JSON object; name the config of a vision encoder")
+        raise UserError(f"{where}: {file} is not a JSON object; give the config of a vision encoder")
     return content

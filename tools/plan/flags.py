@@ -53,7 +53,7 @@ class PlanFlags:
         return self.gpus or 1
 
     def check(self) -> None:
-        """Raise :class:`UserError` if the flags contradict each other."""
+        """Raises :class:`UserError` if the flags contradict each other."""
         if self.nodes is not None and self.gpus is None:
             raise UserError(f"--nodes {self.nodes} needs --gpus N, the GPUs of each node")
         if self.network is not None and self.nodes is None:

@@ -51,7 +51,7 @@ def masked_text(count: int, tokens: int, masks: int, vocabulary: int) -> MaskedT
 def left_to_right_text(count: int, tokens: int, targets: int, vocabulary: int) -> LeftToRightText:
     """N texts whose last ``targets`` tokens are predicted, each from a [MASK] before it."""
     targets = min(targets, tokens - 1)
-    # Plain numbers: fake tensors have no contents from which a text could be made.
+    # Use plain numbers, because fake tensors have no contents to build a text from.
     words = [FIRST_WORD + place % max(1, vocabulary - FIRST_WORD) for place in range(tokens)]
     indices = list(range(tokens - targets, tokens))
     return LeftToRightText.of([words] * count, [indices] * count, mask_id=FIRST_WORD, pad_id=0)

@@ -64,7 +64,7 @@ class Planner:
         self.groups = Groups.of(self.meta_model)
         self.steps = self._make_steps()
         self.memories: dict[tuple[int, int], dict[str, int] | None] = {}
-        """Memory of a step by the number of examples in its micro-batch and of ranks; None: it does not fit."""
+        """Memory of a step, by the numbers of examples in its micro-batch and of ranks; None if the step does not fit."""
 
     def plan(self) -> Plan:
         """Returns the plan.
@@ -112,9 +112,9 @@ class Planner:
         size, accumulation = share_out(total, ranks, largest)
         if accumulation > 1 and train.records_graphs:
             raise UserError(
-                f"train.compile = {train.compile}: allows only one micro-batch per step, but of the "
-                f"{math.ceil(total / ranks):,} examples of a GPU only {largest:,} fit; plan train.compile=true, "
-                f"more --gpus, or --global-batch {largest * ranks}"
+                f"train.compile = {train.compile}: allows only one micro-batch per step, but only {largest:,} of the "
+                f"{math.ceil(total / ranks):,} examples of a GPU fit; plan train.compile=true, more --gpus, or "
+                f"--global-batch {largest * ranks}"
             )
         self.config.plan(ranks, accumulation=accumulation)
         return size, accumulation
@@ -169,12 +169,13 @@ class Planner:
         )
 
     def _cost(self, examples: int, ranks: int) -> float:
-        """Bytes of a step on a micro-batch; infinity if it does not fit."""
+        """Returns the bytes of a step on a micro-batch, or infinity if the step does not fit."""
         memory = self._memory(examples, ranks)
         return math.inf if memory is None else sum(memory.values())
 
     def _memory(self, examples: int, ranks: int) -> dict[str, int] | None:
-        """Bytes of a step on a micro-batch by their use, on each of ``ranks`` GPUs; None: it does not fit."""
+        """Returns the bytes of a step on a micro-batch by their use, on each of ``ranks`` GPUs, or None if the step does not
+        fit."""
         if (examples, ranks) not in self.memories:
             accumulates = self._global_batch(ranks) > examples and not self.config.train.records_graphs
             stay = ranks > 1 or accumulates
@@ -189,7 +190,7 @@ class Planner:
         return self.memories[examples, ranks]
 
     def _mesh(self, ranks: int) -> ShardingConfig | None:
-        """The mesh of FSDP2 on a number of ranks; None with DDP."""
+        """Returns the mesh of FSDP2 for a number of ranks, or None for DDP."""
         return mesh_of(self.config.train, ranks, self.needed, self.target.memory)[0]
 
     def _with_overhead(self, memory: StepMemory, ranks: int) -> dict[str, int]:
@@ -229,7 +230,7 @@ class Planner:
         )
 
     def _seconds(self, examples: int, flops: float) -> float | None:
-        """Time of a step on a micro-batch in seconds; None: unknown."""
+        """Returns the time of a step on a micro-batch in seconds, or None if it is unknown."""
         if isinstance(self.steps, RealSteps):
             return self.steps.seconds(self._batch(examples))
         return None if math.isnan(flops) else self.target.seconds(flops)
@@ -242,7 +243,7 @@ class Planner:
     def _make_steps(self) -> RealSteps | FakeSteps:
         """The source of memory and time: real steps on this GPU, or fake ones."""
         train, optim, target = self.config.train, self.config.optim, self.target
-        if not target.measures or self._mesh(self.ranks) is not None:  # one GPU cannot measure what several share
+        if not target.measures or self._mesh(self.ranks) is not None:  # one GPU cannot measure a sharded model
             return self.fake_steps
         assert target.device is not None
         try:
@@ -269,7 +270,7 @@ class Planner:
         return flag or train.global_batch or self.leading * (train.accumulate or 1) * ranks
 
     def _vocabulary(self) -> int | None:
-        """Size of the tokenizer's vocabulary; None if the config sets the size."""
+        """Returns the size of the tokenizer's vocabulary, or None if the config sets the size."""
         text = self.config.model.text
         return None if text.knows_vocabulary else len(load_tokenizer(text.encoder))
 
@@ -287,7 +288,8 @@ class Planner:
         if unfrozen := self.config.optim.frozen.unfrozen_after:
             names, last = ", ".join(unfrozen), max(unfrozen.values())
             lines.append(
-                f"steps as after step {last:,}, when optim.freeze has ended for {names}; earlier steps take less"
+                f"all steps are planned like the steps after step {last:,}, when {names} are no longer frozen "
+                "(optim.freeze); earlier steps take less"
             )
         lines += self._assumptions_of_scaling()
         if train.recompute and not self.target.measures:
@@ -295,7 +297,7 @@ class Planner:
         if (chunks := self.config.model.chunks) != 1 and not self.target.measures:
             lines.append(f"without the time to run the encoders twice (model.contrastive.chunks: {chunks})")
         if train.compile and not self.target.measures:
-            lines.append("memory and time as without train.compile")
+            lines.append("memory and time are for training without train.compile")
         return lines
 
     def _assumptions_of_sharding(self) -> list[str]:

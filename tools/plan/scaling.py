@@ -19,12 +19,12 @@ class Scale:
     Attributes:
         micro_batch, global_batch: examples of the leading stream.
         accumulation: micro-batches of a GPU.
-        negatives: number of negatives of each example in the first contrastive loss; 0: the model has no contrastive loss.
+        negatives: number of negatives of each example in the first contrastive loss; 0 if the model has no contrastive loss.
         memory: bytes of a GPU.
-        step_s: seconds of a step without communication; None: unknown.
+        step_s: seconds of a step without communication; None if unknown.
         sent: bytes that a rank sends in a step, by content (:mod:`tools.steps.communication`).
-        network_s: seconds of communication between nodes; None: unknown, or there is one node.
-        network_share: fraction of the step spent on communication, if it does not overlap with anything; None: unknown.
+        network_s: seconds of communication between nodes; None if unknown, or for a single node.
+        network_share: fraction of the step spent on communication, without any overlap; None if unknown.
     """
 
     ranks: int
@@ -57,9 +57,9 @@ def scale_of(
         ranks: number of ranks R.
         micro_batch: examples of the leading stream.
         memory: bytes of a GPU.
-        step_s: seconds of a step without communication; None: unknown.
+        step_s: seconds of a step without communication; None if unknown.
         nodes: number of nodes with these GPUs.
-        network: bus bandwidth of collectives between nodes in 1e9 bytes/s; None: unknown.
+        network: bus bandwidth of collectives between nodes in 1e9 bytes/s; None if unknown.
     """
     sent = {exchange.content: exchange.sent(ranks) for exchange in sizes.exchanges(ranks)}
     network_s = None if network is None or nodes == 1 else sum(sent.values()) / (network * 1e9)

@@ -22,7 +22,7 @@ def share_out(total: int, gpus: int, largest: int) -> tuple[int, int]:
 
 
 def largest_that_fits(cost: Callable[[int], float], limit: float, start: int) -> int:
-    """Returns the largest number of examples whose ``cost`` is at most ``limit``, up to 2 % too low; 0: not even one fits.
+    """Returns the largest number of examples whose ``cost`` is at most ``limit``, up to 2 % too low, or 0 if not even one fits.
 
     A finite cost grows roughly linearly, so the next guess is where the line through two costs meets the limit. Near the limit,
     costs may grow more slowly, since the allocator returns cached memory: if the guess is known to be too large, the search
@@ -59,7 +59,7 @@ def _next_guess(fits: int, too_many: int, guess: int) -> int:
 
 
 def _where_line_meets(costs: dict[int, float], limit: float) -> int:
-    """Returns where the line through the two finite costs nearest to ``limit`` meets it; 0: there are fewer than two costs."""
+    """Returns where the line through the two finite costs nearest to ``limit`` meets it, or 0 for fewer than two costs."""
     near = sorted((abs(cost - limit), examples) for examples, cost in costs.items() if math.isfinite(cost))[:2]
     if len(near) < 2:
         return 0

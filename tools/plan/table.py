@@ -13,8 +13,8 @@ class Setting:
     """A micro-batch and its accumulation.
 
     ``sizes``: config keys with values; ``memory``: bytes of a GPU by their use; ``step_s``: seconds of an optimiser step;
-    ``samples_per_s``: examples of all streams on all GPUs; ``tflop_per_gpu``: 1e12 FLOPs of a GPU per optimiser step. None:
-    unknown.
+    ``samples_per_s``: examples of all streams on all GPUs; ``tflop_per_gpu``: 1e12 FLOPs of a GPU per optimiser step. Unknown
+    values are None.
     """
 
     sizes: dict[str, int]
@@ -31,7 +31,7 @@ class Plan:
 
     ``global_batch``: examples of the leading stream per step, ``asked_batch``: the requested number. ``largest``: the largest
     micro-batch that fits; ``chosen``: the micro-batch for the global batch; ``overrides``: config keys and values for it.
-    ``steps``: steps of the whole run, None: unknown. ``gpus``: on all nodes together. With ``nodes``, ``scaling`` has other
+    ``steps``: steps of the whole run, None if unknown. ``gpus``: on all nodes together. With ``nodes``, ``scaling`` has other
     numbers of GPUs too, and ``refused`` the unsupported numbers with the reason.
     """
 
@@ -62,7 +62,7 @@ def as_table(plan: Plan) -> str:
     notes = [f"assumed: {assumption}" for assumption in plan.assumptions]
     if plan.global_batch != plan.asked_batch:
         change = f"{plan.global_batch:,} examples per step instead of {plan.asked_batch:,}"
-        notes.append(f"note: {change}, which equal micro-batches of about this size cannot make")
+        notes.append(f"note: {change}, which cannot be divided into equal micro-batches of about this size")
     return "\n".join(
         [
             f"{plan.config}: {gpus} of {plan.memory_gb:g} GB, {plan.precision}; {how}",

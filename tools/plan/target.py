@@ -60,19 +60,22 @@ class Target:
     def _check_precision(self, train: TrainConfig) -> None:
         gpu_matters = self.gpu_flag or (not self.measures and self.config_peak is None)
         if train.precision == "bf16" and gpu_matters and PEAKS[self.gpu].tf32 is None:
-            other = "" if self.gpu_flag else ", or name another --gpu"
-            raise UserError(f"train.precision = bf16: the {self.gpu} has no bf16; set train.precision=fp16{other}")
+            other = "" if self.gpu_flag else ", or give another --gpu"
+            raise UserError(
+                f"train.precision = bf16: the {self.gpu} does not support bf16; set train.precision=fp16{other}"
+            )
 
     def communication(self, ranks: int) -> int:
-        """Bytes of a GPU for the communication of ``ranks`` ranks."""
+        """Returns the bytes of GPU memory that communication between ``ranks`` ranks takes."""
         return NCCL if ranks > 1 else 0
 
     def seconds(self, flops: float) -> float:
-        """Estimated time of ``flops`` FLOPs in seconds."""
+        """Estimates the time of ``flops`` FLOPs in seconds."""
         return flops / (self.peak * 1e12 * self.utilisation)
 
     def assumptions(self) -> list[str]:
-        """Assumptions about this GPU, for the report. If steps are measured, only plans for several GPUs need one."""
+        """Returns the assumptions about this GPU, for the report. If steps are measured, there is only an assumption for several
+        GPUs."""
         buffers = [f"{NCCL / 1e9:.0f} GB for NCCL's buffers"] if self.several else []
         if self.measures:
             return buffers

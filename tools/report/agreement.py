@@ -77,7 +77,7 @@ def common_splits(columns: Sequence[Group], predictions: Predictions, room: Room
         known = [(group, _found(group, predictions, name)) for group in columns]
         known = [(group, splits) for group, splits in known if splits]
         subjects = {tuple(example.subject for example in split.judged) for _, splits in known for split in splits}
-        # Only examples that are the same in all runs can be compared.
+        # Only examples that are equal in all runs can be compared.
         if len(known) > 1 and len(subjects) == 1:
             found.append(_common(name, known, count, room))
     return found
@@ -96,7 +96,7 @@ def _common(
     rows = []
     for number in range(len(known[0][1][0].judged)):
         by_column = [[split.judged[number] for split in splits] for _, splits in known]
-        # An example of pre-training has several boxes and ranks, which are seldom all right, so its score counts.
+        # A pre-training example has several boxes and ranks, which are rarely all right, so its score is used.
         scores = [
             [float(one.score or 0.0) if pretrains else float(one.right or 0) for one in some] for some in by_column
         ]

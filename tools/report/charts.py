@@ -37,7 +37,7 @@ HEIGHT = 200
 TEXT = 13
 """Font size in pixels."""
 EXPORTS = "window.vegaEmbed = vegaEmbed;"
-"""What the libraries' JavaScript makes available to the page."""
+"""JavaScript that makes the libraries' function available to the page."""
 LINE = ("line", "step", "value")
 """Columns of the points of lines."""
 
@@ -127,7 +127,7 @@ class Chart:
 
     @property
     def note(self) -> str:
-        """What the axis of values does not say itself: its unit, or that it is logarithmic."""
+        """A note about the axis of values: its unit, or that it is logarithmic."""
         return "log" if self.log else f"in {self.unit.strip()}" if self.unit == " s" else ""
 
     @property
@@ -191,7 +191,7 @@ class _Look:
     raw: bool
     bands: bool
     mark: Literal["left", "right"] | None
-    """The side of the marked step on which its label stands."""
+    """The side of the marked step on which its label is placed."""
 
 
 @lru_cache(maxsize=256)
@@ -276,7 +276,7 @@ def javascript() -> str:
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     try:
         return str(vl_convert.javascript_bundle(EXPORTS, version))
-    except ValueError:  # vl-convert is older or newer than altair; Vega-Lite reads the charts of other releases, too
+    except ValueError:  # vl-convert is older or newer than altair; Vega-Lite can also read charts of other releases
         return str(vl_convert.javascript_bundle(EXPORTS))
 
 

@@ -21,7 +21,7 @@ from utils.errors import UserError
 LONGEST = 300
 """Maximum number of characters of a value that are shown."""
 MISSING = "—"
-"""Stands for the value of a key that a config lacks."""
+"""Shown instead of the value of a key that a config lacks."""
 
 Flat = dict[str, Any]
 
@@ -91,7 +91,7 @@ def config_of(run: Run) -> ShownConfig | None:
         return None
     defaults = _defaults(run.config)
     note = (
-        "Marked: values that differ from the default of their key, or that have none; # the default."
+        "Marked: values that differ from the default of their key, or whose key has no default; # the default."
         if defaults is not None
         else f"The defaults of task {run.task!r} are unknown here, so nothing is marked."
     )

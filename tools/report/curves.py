@@ -78,7 +78,7 @@ def training_curves(groups: Sequence[Group]) -> Curves:
     losses.sort(key=lambda name: (name in PARTS[1:], name != PARTS[0]))
     charts = [Chart(TITLES.get(name, name), _lines(groups, name, _metrics), may_be_log=True) for name in losses]
     charts.append(_rates(groups))
-    note = "One step was logged, which makes no curve." if losses else "No training step was logged."
+    note = "Only one step was logged, so there is no curve." if losses else "No training step was logged."
     return _curves(groups, _changing(charts), note)
 
 

@@ -34,7 +34,7 @@ class SplitPredictions:
 
 
 def read_predictions(run: Run) -> list[SplitPredictions]:
-    """Returns the predictions of each split; adds a remark to the run for each file that cannot be read."""
+    """Returns the predictions of each split. Adds a remark to the run for each file that cannot be read."""
     found = []
     paths = run.predictions()
     for split, path in list(paths.items())[:MOST_SPLITS]:
@@ -56,14 +56,14 @@ def _read(run: Run, split: str, predictions: list[dict[str, Any]]) -> SplitPredi
         held_out = read_split(run, split, predictions)
     except (UserError, OSError) as error:
         why = str(error).splitlines()[0]
-    except Exception as error:  # any kind of data may be there; the page still shows the rest of the run
+    except Exception as error:  # the data may have any format; the page still shows the rest of the run
         logger.warning("%s: the held-out data of %s cannot be read", run.folder, split, exc_info=True)
         why = f"{type(error).__name__}: {error}"
     try:
         examples = judged(predictions, None if held_out is None else held_out.items, run.task)
     except MALFORMED as error:
         run.remarks.append(
-            f"predictions of {split}: not in the form of task {run.task} ({type(error).__name__}: {error})"
+            f"predictions of {split}: not in the format of task {run.task} ({type(error).__name__}: {error})"
         )
         return SplitPredictions(split, predictions, [Judged(n, "", "") for n in range(len(predictions))], None, why)
     return SplitPredictions(split, predictions, examples, held_out, why)
@@ -130,7 +130,7 @@ def _shown(split: SplitPredictions, count: int, room: Room) -> ShownSplit:
         beside = panel.beside and bool(pictures)
         cards.append(Card(example.number, example.right, panel.above, pictures, panel.lines, beside))
         images = max(images, len(panel.pictures))
-    remarks = [f"Shown as text, since the held-out data cannot be read: {split.why}"] if split.why else []
+    remarks = [f"Shown as text because the held-out data cannot be read: {split.why}"] if split.why else []
     notes = [f"{times} cannot be drawn: {reason}" for reason, times in broken.most_common(3)]
     notes += [f"{room.left_out} images are omitted: the page is limited in size"] if room.left_out else []
     remarks += ["; ".join(notes)] if notes else []

@@ -51,8 +51,8 @@ class Group:
 def grouped(runs: Sequence[Run]) -> list[Group]:
     """Returns the groups, ordered by their first run.
 
-    A run without a config is a group of its own. So is a run with the same seed as another one: a repetition tells nothing about
-    the spread over seeds.
+    A run without a config forms a separate group. So does a run with the same seed as another run, because a repetition does not
+    show the spread over seeds.
     """
     members: dict[Any, list[Run]] = {}
     for number, run in enumerate(runs):
@@ -85,7 +85,8 @@ def _seed(config: Flat) -> str:
 
 
 def _name(runs: Sequence[Run]) -> str:
-    """The name of a run, or what the names of several runs have in common: ``lr-1e-3`` of ``lr-1e-3/seed-0`` and ``…/seed-1``."""
+    """Returns the name of a run, or the common part of the names of several runs: ``lr-1e-3`` of ``lr-1e-3/seed-0`` and
+    ``…/seed-1``."""
     if len(runs) == 1:
         return runs[0].name
     names = [run.name for run in runs]

@@ -18,14 +18,14 @@ from tasks import TASKS
 from tasks.drawing import BOX_LEGEND, DrawnImage, ImageReader, Line, Panel, colours, pair_of_boxes, spread
 from tasks.finetune import FineTuneTask
 from tasks.kinds import find_task
-from tasks.pretrain_evaluation import MOST_BOXES
+from tasks.pretrain_evaluation import MAX_BOXES
 from tools.report.judging import rank_lines
 from tools.runs.reading import Run
 from utils.config import Config, bind
 from utils.errors import UserError
 
 MOST_RECORDS = 200_000
-"""Maximum number of held-out pre-training records that are searched for the predicted ones."""
+"""Maximum number of held-out pre-training records that are searched for the predicted records."""
 IDENTITIES = {"phrase": "text", "sentence": "sentence", "question_id": "question_id"}
 """Keys of predictions, and the item field that each repeats."""
 
@@ -46,7 +46,7 @@ def read_split(run: Run, split: str, predictions: Sequence[Prediction]) -> HeldO
     """Returns the held-out data of a run's split.
 
     Raises:
-        UserError: the data cannot be read from here, or no longer match the predictions.
+        UserError: if the data cannot be read on this machine, or no longer match the predictions.
     """
     if run.config is None or run.task not in TASKS:
         raise UserError(f"task {run.task!r} is not one of {', '.join(TASKS)}")
@@ -78,7 +78,7 @@ def _require_same(items: Any, predictions: Sequence[Prediction], split: str) -> 
     sizes = {len(items.images), len(items.images) + len(captions)} if captions is not None else {len(items)}
     if len(predictions) not in sizes:
         raise UserError(
-            f"split {split!r} has changed since: it gives {max(sizes):,} predictions, but the run has {len(predictions):,}"
+            f"split {split!r} has changed: it has {max(sizes):,} predictions, but the run has {len(predictions):,}"
         )
     for key, field in IDENTITIES.items():
         for number in spread(len(predictions), 50):
@@ -88,14 +88,14 @@ def _require_same(items: Any, predictions: Sequence[Prediction], split: str) -> 
                 and key in prediction
                 and getattr(items[number], field, prediction[key]) != prediction[key]
             ):
-                raise UserError(f"split {split!r} has changed since: example {number} has another {key}")
+                raise UserError(f"split {split!r} has changed: example {number} has another {key}")
 
 
 def _records(config: Config) -> Draw:
     """Draws predictions of pre-training, whose images are in shards."""
     evaluation, data = cast(Any, config).evaluation, cast(Any, config).data
     if evaluation is None:
-        raise UserError("the config no longer has an evaluation")
+        raise UserError("the config has no section evaluation")
     places: dict[str, tuple[Shards, int, Any]] = {}
     for which in ("files", "region_files"):
         if not (files := getattr(evaluation, which)):
@@ -116,7 +116,7 @@ def _record_panel(
         return None
     shards, row, stream = places[prediction["place"]]
     record = parse_region_record(shards.read(row), stream.keys(), stream.caption_key)
-    boxes = sorted(prediction.get("boxes", ()), key=lambda box: box["iou"])[:MOST_BOXES]
+    boxes = sorted(prediction.get("boxes", ()), key=lambda box: box["iou"])[:MAX_BOXES]
     pairs, lines = [], []
     size = _size_of(record.image.load()) if boxes else None
     for place, (box, colour) in enumerate(zip(boxes, colours(len(boxes)), strict=True), start=1):

@@ -9,7 +9,7 @@ from typing import Any
 
 from metrics.captions import caption_scores
 from metrics.vqa import SOFT, accuracy_rule, exact_match, soft_accuracy
-from tasks.box_sets import told_of
+from tasks.box_sets import summary_of
 from tasks.drawing import Line
 
 Prediction = Mapping[str, Any]
@@ -17,9 +17,9 @@ Prediction = Mapping[str, Any]
 FAILURES = 0.75
 """Fraction of the shown examples that are failures, if there are enough; right examples follow."""
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
-"""Errors that are raised for a prediction of unknown form."""
+"""Exceptions that are raised for predictions of an unknown format."""
 LONGEST = 200
-"""Maximum number of characters shown for a value of unknown form."""
+"""Maximum number of characters shown for a value of an unknown format."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ def chosen(examples: Sequence[Judged], count: int) -> list[Judged]:
         every = max(1, -(-len(examples) // max(1, count)))
         return list(examples[::every][:count])
     worst_first = sorted(known, key=lambda example: (example.right is True, example.score))
-    if any(example.right is None for example in known):  # no right or wrong: the worst first, then the best
+    if any(
+        example.right is None for example in known
+    ):  # predictions cannot be right or wrong: show the worst first, then the best
         failures = min(len(worst_first), max(1, round(FAILURES * count)))
         best = worst_first[failures:][::-1][: count - failures][::-1]
         return [*worst_first[:failures], *best][:count]
@@ -120,7 +122,7 @@ def _set(number: int, prediction: Prediction) -> Judged:
 
 
 def _set_lines(prediction: Prediction) -> list[Line]:
-    line = Line(told_of(prediction), prediction["f1"] == 1)
+    line = Line(summary_of(prediction), prediction["f1"] == 1)
     return [line, *([Line(str(prediction["image"]), faint=True)] if "image" in prediction else [])]
 
 
@@ -232,4 +234,4 @@ _FORMS: list[
     (_is_record, _record_lines, _record),
     (_is_class, _class_lines, _class),
 ]
-"""Prediction forms that state whether they are right: how to recognise them, their lines, and their judgement."""
+"""Prediction formats that state whether they are right: how to recognise them, their lines, and their judgement."""

@@ -1,4 +1,4 @@
-"""How the predictions for the same examples change from validation to validation."""
+"""Shows how the predictions for the same examples change from validation to validation."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _judged(run: Run, predictions: Predictions, questions: Any | None) -> dict[i
         found = judged(plain, asked, run.task)
     except MALFORMED as error:
         run.remarks.append(
-            f"{VALIDATION_PREDICTIONS_FILE}: not in the form of task {run.task} ({type(error).__name__}: {error})"
+            f"{VALIDATION_PREDICTIONS_FILE}: not in the format of task {run.task} ({type(error).__name__}: {error})"
         )
         found = [Judged(number, f"example {number}", "") for number in numbers]
     return dict(zip(numbers, found, strict=True))

@@ -73,7 +73,7 @@ class RunRow:
 class Comparison:
     """Everything that the page shows of several runs side by side.
 
-    ``groups``: runs that differ only in their seed, the columns of ``metrics``; ``alone``: every run as a group of its own, the
+    ``groups``: runs that differ only in their seed, the columns of ``metrics``; ``alone``: every run as a separate group, the
     columns of ``every_run``, which is None if ``metrics`` shows the same; ``causes``: config keys that differ and may explain a
     difference.
     """

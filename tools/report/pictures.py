@@ -52,7 +52,7 @@ class Room:
         self.left, self.left_out = size, 0
 
     def embed(self, image: Image.Image) -> Embedded | None:
-        """Returns an image as a data URL; None if it exceeds the limit."""
+        """Returns an image as a data URL, or None if it exceeds the limit."""
         kind, text = _encoded(image)
         if len(text) > self.left:
             self.left_out += 1
@@ -72,7 +72,7 @@ class Room:
 
 
 def sheet(path: Path, room: Room) -> Embedded | None:
-    """Returns the sheet of predictions that a run drew itself, scaled down; None if it cannot be read or has no room."""
+    """Returns the sheet of predictions that a run drew itself, scaled down, or None if it cannot be read or exceeds the limit."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             image.thumbnail(SHEET)

@@ -47,7 +47,7 @@ def chosen(table: str | None, row: str | None, column: str | None) -> list[Cell]
     """Returns the requested cells; None selects any of the paper's tables.
 
     Raises:
-        UserError: there is no such cell; the message lists the known names.
+        UserError: if the cell does not exist; the message lists the known names.
     """
     cells = read_tables(DEMO) if table == "demo" else read_tables()
     if column is not None and "/" in column:
@@ -80,7 +80,7 @@ def ready(
 
     Args:
         cell: the cell.
-        checkpoints: folder of published weights; None: the cell's default.
+        checkpoints: folder of published weights; if None, the cell's default.
         more: overrides after the cell's own overrides.
         runs: folder of the runs of other cells.
         evaluate: the run only evaluates, so it needs no training data.
@@ -95,7 +95,7 @@ def ready(
     choice = choose(str(ROOT / cell.config), list(overrides), None)
     config: Any = load_config(choice.config, list(overrides), choice.load().config)
     missing = missing_inputs(config, ("data",) if evaluate else ())
-    # An interrupted run of another cell has weights too, but they are half-trained.
+    # An interrupted run of another cell also has weights, but they are only partly trained.
     of_a_cell = (cell.checkpoint or "").startswith(OTHER_CELL)
     if weights is not None and of_a_cell and not (Path(weights) / EVALUATION_FILE).is_file():
         missing.setdefault(weights, ["init.checkpoint"])

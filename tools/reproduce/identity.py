@@ -46,7 +46,7 @@ def weights_identity(path: str) -> dict[str, Any]:
 
 def machine_and_packages() -> dict[str, Any]:
     """Describes the machine and the packages."""
-    import torch  # takes seconds, so that a wrong command line is reported first
+    import torch  # imported late, because it takes seconds and a wrong command line should be reported first
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
     packages = {}
@@ -74,7 +74,7 @@ def source_remarks(runs: Mapping[int, Mapping[str, Any]], now: Mapping[str, Any]
         now: the current :func:`code_identity`.
     """
     made = {f"seed {seed}": [code["sha256"] for code in run.get("code") or []] for seed, run in runs.items()}
-    remarks = [f"{name} was made by sources that were not recorded" for name, hashes in made.items() if not hashes]
+    remarks = [f"{name} was made by unrecorded sources" for name, hashes in made.items() if not hashes]
     known = {name: hashes for name, hashes in made.items() if hashes}
     if len({digest for hashes in known.values() for digest in hashes}) > 1:
         listed = "; ".join(f"{name} by {sources_text(hashes)}" for name, hashes in known.items())

@@ -81,7 +81,7 @@ def read_evaluation(run: Path) -> dict[str, dict[str, float]]:
     """Returns the metrics of a finished run, in percent, {split: {metric: percent}}, without sizes and empty metrics.
 
     Raises:
-        UserError: the run has no evaluation, or it is damaged.
+        UserError: if the run has no evaluation, or it is damaged.
     """
     return {
         split: {

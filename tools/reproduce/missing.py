@@ -22,7 +22,7 @@ def require(at_hand: ReadyCell) -> None:
     """Check that nothing is missing.
 
     Raises:
-        UserError: files are missing; the message has a line for each way to get them, with the files.
+        UserError: if files are missing; the message has a line for each way to get them, with the files.
     """
     if not at_hand.missing:
         return

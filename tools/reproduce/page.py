@@ -33,9 +33,10 @@ def write_page(path: Path, title: str, receipts: Sequence[Mapping[str, Any]]) ->
     """
     parts = [f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"]
     parts += [
-        f"<h1>{html.escape(title)}</h1><p>Published numbers, and below them those measured here: green within {NEAR}"
+        f"<h1>{html.escape(title)}</h1><p>Published numbers, and below them the numbers measured here: green within "
+        f"{NEAR}"
     ]
-    parts += [" points of the published one, otherwise red.</p>"]
+    parts += [" points of the published number, otherwise red.</p>"]
     columns = dict.fromkeys(receipt["cell"].split("/")[2] for receipt in receipts)
     for column in columns:
         rows = [receipt for receipt in receipts if receipt["cell"].split("/")[2] == column]

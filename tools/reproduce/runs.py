@@ -61,16 +61,16 @@ def make(run: Run) -> dict[str, Any]:
     A finished run that has no intervals, or intervals from another number of draws, is measured again but not trained.
 
     Raises:
-        UserError: the run failed, or was trained from other weights than the path has now.
+        UserError: if the run failed, or was trained from other weights than the path now has.
     """
     started_from = None if run.weights is None else weights_identity(run.weights)["sha256"]
     done = finished(run)
     if done is not None and done.get("weights", started_from) != started_from:
         if not run.evaluates:
             raise UserError(
-                f"{run.folder} was trained from other weights than {run.weights} has now; give another --output"
+                f"{run.folder} was trained from weights that {run.weights} no longer has; give another --output"
             )
-        sys.stdout.write(f"{run.folder}: {run.weights} has other weights now, and is measured again\n")
+        sys.stdout.write(f"{run.folder}: {run.weights} has changed; measuring it again\n")
         done = None
     if done is not None and run.draws in (0, done.get("draws", 0)):
         sys.stdout.write(f"{run.folder}: finished before, in {done['seconds']:.0f} s\n")
@@ -81,7 +81,7 @@ def make(run: Run) -> dict[str, Any]:
     note = _noted(run) or {"command": run.identity(), "folder": str(run.folder), "finished": False, "seconds": 0.0}
     if (
         done is None
-    ):  # recorded first: interrupted training, perhaps together with this process, still affects the weights
+    ):  # recorded first, because training affects the weights even if it is interrupted together with this process
         note["code"] = sources
         _write_note(run, note)
     started, status = time.perf_counter(), None
@@ -93,7 +93,7 @@ def make(run: Run) -> dict[str, Any]:
         note["seconds"] = round(note["seconds"] + time.perf_counter() - started, 1)
         _write_note(run, note)
     if status != 0:
-        raise UserError(f"the run ended with status {status}, as printed above; the same command resumes it")
+        raise UserError(f"the run ended with status {status} (see above); rerun the same command to resume it")
     return note
 
 

@@ -30,7 +30,7 @@ def check_submissions(folder: Path, config: FineTuneConfig) -> list[str]:
     """Returns a line for each prediction file in a run's folder that a server accepts.
 
     Raises:
-        UserError: a file does not have the format that the server accepts.
+        UserError: if a file does not have the format that the server accepts.
     """
     task = getattr(config, "task", None)
     form = FORMS.get(task) if isinstance(task, str) else None
@@ -49,10 +49,11 @@ def check_submission(path: Path, form: Form, expected: frozenset[int] | None = N
     Args:
         path: the file.
         form: the format that the server accepts.
-        expected: the ids that it has to contain; None: unknown.
+        expected: the ids that the file must contain; None if unknown.
 
     Raises:
-        UserError: the file has another format (the first wrong entry is named), or an id is missing, repeated or unknown.
+        UserError: if the file has another format (the message names the first wrong entry), or an id is missing, repeated or
+            unknown.
     """
     try:
         entries = read_json(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 from engine.run_files import EVALUATION_FILE, EVENTS_FILE, LOG_FILE, METRICS_FILE
 
 SIGNS = (METRICS_FILE, EVENTS_FILE, LOG_FILE, EVALUATION_FILE)
-"""Files of which every run folder has at least one. A config alone may be anywhere."""
+"""Every run folder has at least one of these files. A config alone does not identify a run folder."""
 DEEPEST = 6
 MOST_FOLDERS = 20_000
 """Maximum number of folders that are searched."""

@@ -1,4 +1,4 @@
-"""What happened to a run, according to its ``events.jsonl``."""
+"""The history of a run, from its ``events.jsonl``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from utils import events
 from utils.events import Event, Unreadable, read_events
 
-MOST = 50
+MAX_EVENTS = 50
 """Maximum number of warnings, and of resumptions and stops, that are kept."""
 NEWEST = 5
 """Number of newest warnings that are kept in addition."""
@@ -19,16 +19,16 @@ NEWEST = 5
 
 @dataclass
 class History:
-    """What happened to a run. A run that resumes from an earlier step forgets the skipped steps and best weights after that step.
+    """The history of a run. If a run resumes from an earlier step, skipped steps and best weights after that step are forgotten.
 
     Attributes:
         complete: false if ``events.jsonl`` is missing, as in runs of earlier versions, so that nothing is known.
         started, ended: times of the first and the last event.
         command, version: of the newest process that trains.
         turns: resumptions and stops, with their times.
-        stop: why the newest process ended early; None if it did not, or was killed.
-        records: the records of batches that were read by the processes that ended regularly, together.
-        annotations: the annotation files with broken records, by config key, as the newest process that trains read them.
+        stop: why the newest process ended early; None if it did not end early, or was killed.
+        records: numbers of records read for batches, summed over the processes that ended regularly.
+        annotations: the annotation files with broken records, by config key, as read by the newest process that trains.
         read_kinds: broken records of batches by kind.
         steps: number of steps that the run is to train.
         selects: the metric that selects the best weights.
@@ -75,19 +75,19 @@ class History:
         return sorted(kinds.values(), key=lambda kind: -(kind.count or 0))
 
     def shares(self) -> list[str]:
-        """How many records are broken, of the batches and of each annotation file."""
+        """How many records are broken, in the batches and in each annotation file."""
         counted = filter(None, [self.records, *self.annotations.values()])
         return [records.share() for records in counted]
 
     def add(self, time: datetime, event: Event) -> None:
-        """Take account of the next event."""
+        """Adds the next event."""
         self.ended = f"{time:%Y-%m-%d %H:%M:%S}"
         self.started = self.started or self.ended
         self._add(event)
 
     @singledispatchmethod
     def _add(self, event: Event) -> None:
-        """Events that only the log shows."""
+        """Ignores events that only the log shows."""
 
     @_add.register
     def _(self, event: events.Started) -> None:
@@ -151,15 +151,15 @@ class History:
     def _(self, event: events.Warned | events.SkippedCheckpoint | events.Stalled) -> None:
         self.warning_count += 1
         self.newest_warnings.append((str(self.ended), str(event).strip()[:1000]))
-        if len(self.warnings) < MOST:
+        if len(self.warnings) < MAX_EVENTS:
             self.warnings.append(self.newest_warnings[-1])
 
     def _turn(self, event: Event) -> None:
-        if len(self.turns) < MOST:
+        if len(self.turns) < MAX_EVENTS:
             self.turns.append((str(self.ended), event))
 
     def remarks(self, path: Path) -> list[str]:
-        """What could not be read in ``path``, for the reader of a report."""
+        """Returns remarks on everything that could not be read in ``path``, for the reader of a report."""
         if not self.complete:
             return [
                 f"{path.name} is missing, as in runs of earlier versions: starts, stops, skipped steps, broken records and "
@@ -169,13 +169,13 @@ class History:
         if self.damaged_lines:
             remarks.append(f"{path.name}: {self.damaged_lines:,} damaged lines are skipped")
         if self.unknown_events:
-            names = ", ".join(list(self.unknown_events)[:MOST])
+            names = ", ".join(list(self.unknown_events)[:MAX_EVENTS])
             remarks.append(f"{path.name}: events of a newer version are skipped: {names}")
         return remarks
 
 
 def _together(before: events.BrokenKind | None, found: events.BrokenKind) -> events.BrokenKind:
-    """Adds the counts of the same kind of broken records. The first record stays the first."""
+    """Adds the counts of the same kind of broken records. The first record of ``before`` is kept."""
     if before is None:
         return found
     counts = [kind.count for kind in (before, found) if kind.count is not None]
@@ -185,11 +185,12 @@ def _together(before: events.BrokenKind | None, found: events.BrokenKind) -> eve
 
 
 def read_history(path: Path, most_bytes: int | None = None) -> History:
-    """Returns what happened to a run according to its events.
+    """Reads the history of a run.
 
     Args:
         path: path of ``events.jsonl``; without the file, the history is empty.
-        most_bytes: if the file is larger, only its beginning and end are read, and counts are lower bounds; None: read all of it.
+        most_bytes: if the file is larger, only its beginning and end are read, and counts are lower bounds; if None, the whole
+            file is read.
     """
     history = History(complete=path.is_file())
     if not history.complete:

@@ -1,4 +1,4 @@
-"""Which values in ``metrics.jsonl`` are losses."""
+"""Decides which values in ``metrics.jsonl`` are losses."""
 
 from __future__ import annotations
 

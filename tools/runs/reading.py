@@ -32,7 +32,7 @@ from utils.folder_lock import LEASE_FILE, LOCK_FILE
 QUIET_S = 900.0
 """A run was killed or hangs if its folder is locked and nothing has been written for this many seconds."""
 QUIET_LINES = 3.0
-"""If the lines of metrics are further apart, this multiple of their distance counts instead."""
+"""If lines of metrics are further apart than :data:`QUIET_S`, the limit is this multiple of their distance."""
 TAIL_BYTES = 500_000
 """Size of the end of the metrics that is read if the whole file is not needed: about 700 lines."""
 EVENTS_BYTES = 8_000_000
@@ -93,7 +93,7 @@ class Run:
 
     @cached_property
     def step(self) -> int | None:
-        """The last known step: the last logged step, or the step of a later checkpoint; None: there is neither."""
+        """The last known step: the last logged step, or the step of a later checkpoint. None if there is neither."""
         saved = [step for step, _ in checkpoint_folders(self.folder / CHECKPOINTS)]
         return max([*saved, *filter(None, [self.metrics.last_step])], default=None)
 
@@ -126,7 +126,7 @@ class Run:
         """The state of a run whose folder is locked."""
         process = owner.get("process")
         if owner.get("host") == socket.gethostname() and isinstance(process, int) and not _lives(process):
-            return State("killed", f"killed {where}: its process {process} is gone", False)
+            return State("killed", f"killed {where}: its process {process} no longer exists", False)
         quiet = self.quiet_s
         if quiet < self._quiet_limit_s():
             return State("running", f"running, {where}", True)
@@ -170,13 +170,13 @@ def read_runs(folders: Sequence[str], brief: bool = False) -> list[Run]:
     """Returns the runs, each with the shortest name that distinguishes it from the others; ``brief``: see :func:`read_run`.
 
     Raises:
-        UserError: a folder is not a run's folder, or is given twice.
+        UserError: if a folder is not a run's folder, or is given twice.
     """
     paths = [expanded(folder) for folder in folders]
     real = [os.path.realpath(path) for path in paths]
     for path, place in zip(paths, real, strict=True):
         if real.count(place) > 1:
-            raise UserError(f"{path}: is given twice; name each run once")
+            raise UserError(f"{path}: is given twice; give each run once")
     return [read_run(path, name, brief) for path, name in zip(paths, _names(real), strict=True)]
 
 
@@ -184,7 +184,7 @@ def read_run(folder: Path, name: str, brief: bool = False) -> Run:
     """Read a run; ``brief``: read only the end of its metrics and a bounded part of its events.
 
     Raises:
-        UserError: the folder does not exist, or contains no run.
+        UserError: if the folder does not exist, or contains no run.
     """
     if not folder.is_dir():
         raise UserError(
@@ -193,7 +193,7 @@ def read_run(folder: Path, name: str, brief: bool = False) -> Run:
     if not any((folder / file).is_file() for file in FILES) and not list(folder.glob(f"{PREDICTIONS}*.json")):
         inside = sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}"))
         hint = f"did you mean {inside[0]}?" if inside else "give the folder of a run, its --output"
-        raise UserError(f"{folder}: holds no run (none of {', '.join(FILES)}); {hint}")
+        raise UserError(f"{folder}: contains no run (none of {', '.join(FILES)}); {hint}")
     remarks: list[str] = []
     config = None
     try:
@@ -232,12 +232,12 @@ def read_json(path: Path, remarks: list[str]) -> Any:
     if not path.is_file():
         return None
     if path.stat().st_size > LARGEST_JSON:
-        remarks.append(f"{path}: is not read, since it has more than {LARGEST_JSON / 1e6:.0f} MB")
+        remarks.append(f"{path}: not read, because it is larger than {LARGEST_JSON / 1e6:.0f} MB")
         return None
     try:
         return parse_json(read_text(path))
     except ValueError as error:
-        remarks.append(f"{path}: is not JSON ({error}): was the run stopped while writing it?")
+        remarks.append(f"{path}: not valid JSON ({error}): was the run stopped while writing it?")
         return None
 
 
@@ -246,7 +246,7 @@ def _evaluation_of(values: Any, folder: Path, remarks: list[str]) -> dict[str, d
     if values is None:
         return {}
     if not isinstance(values, dict):
-        remarks.append(f"{folder / 'evaluation.json'}: holds no metrics")
+        remarks.append(f"{folder / 'evaluation.json'}: contains no metrics")
         return {}
     return {
         str(split): {str(name): metric for name, metric in metrics.items() if isinstance(metric, dict)}
@@ -271,7 +271,7 @@ def _damage(file: str, metrics: Metrics) -> list[str]:
         return []
     numbers = ", ".join(map(str, metrics.damaged)) + (", …" if metrics.damaged_count > len(metrics.damaged) else "")
     where = "near its end" if metrics.partial else numbers
-    words = "lines hold no metrics and are" if metrics.damaged_count > 1 else "line holds no metrics and is"
+    words = "lines contain no metrics and are" if metrics.damaged_count > 1 else "line contains no metrics and is"
     return [f"{file}: {metrics.damaged_count:,} {words} skipped ({where})"]
 
 

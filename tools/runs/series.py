@@ -101,7 +101,8 @@ class Series:
             return []
         points = []
         for place, bucket in enumerate(self.buckets):
-            near = min(reach, place, len(self.buckets) - 1 - place)  # symmetric: otherwise slopes are bent at both ends
+            # A symmetric window, since other windows would distort slopes at both ends.
+            near = min(reach, place, len(self.buckets) - 1 - place)
             window = self.buckets[place - near : place + near + 1]
             count = sum(other.count for other in window)
             points.append((bucket.mean[0], sum(other.total for other in window) / count))
@@ -156,8 +157,8 @@ def read_metrics(path: Path, tail_bytes: int | None = None) -> Metrics:
 
     Args:
         path: path of the file.
-        tail_bytes: read only the last ``tail_bytes`` of the file; None: read all of it. If this part contains no metrics, files
-            of up to :data:`WHOLE_BYTES` are read completely.
+        tail_bytes: read only the last ``tail_bytes`` of the file; if None, read the whole file. If this part contains no metrics,
+            files of up to :data:`WHOLE_BYTES` are read completely.
     """
     if not path.is_file():
         return Metrics()

@@ -18,7 +18,7 @@ from utils.events import Resumed
 
 RECENT = 20
 """Number of newest lines of metrics that count as recent."""
-FEWEST = 3
+MIN_LINES = 3
 """Minimum number of lines on either side for a trend."""
 COURSE = 40
 """Number of positions at which the loss is sampled over the run."""
@@ -26,7 +26,7 @@ COURSE = 40
 
 @dataclass(frozen=True)
 class Rate:
-    """None: unknown."""
+    """A rate of training. Unknown values are None."""
 
     steps_per_s: float | None = None
     samples_per_s: float | None = None
@@ -45,7 +45,8 @@ class Loss:
 
 @dataclass(frozen=True)
 class SavedStep:
-    """A checkpoint. ``fault``: what is wrong with it, None: no fault was found; ``hashed``: whether its hashes were checked."""
+    """A checkpoint. ``fault``: what is wrong with it, or None if no fault was found; ``hashed``: whether its hashes were
+    checked."""
 
     step: int
     age_s: float
@@ -197,7 +198,7 @@ def loss_of(series: Series) -> Loss | None:
     count = min(RECENT, len(values) // 2)
     now = values[-count:] if count else values[-1:]
     mean = statistics.fmean(now)
-    if count < FEWEST:
+    if count < MIN_LINES:
         return Loss(series.last[1], mean, None, None)
     earlier = values[-2 * count : -count]
     before = statistics.fmean(earlier)
@@ -244,7 +245,7 @@ def _checkpoints(folder: Path, hashes: bool) -> list[SavedStep]:
 
 
 def _ranks(series: dict[str, Series]) -> Ranks | None:
-    """Returns what the last line says about the ranks; None: nothing, for example if a run continues with one rank."""
+    """Returns the times of the ranks in the last line, or None if it has none, for example if a run continues with one rank."""
     told, newest = series.get("ranks/slowest"), series.get("elapsed_s")
     if told is None or told.last is None or (newest and newest.last and newest.last[0] > told.last[0]):
         return None

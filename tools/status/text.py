@@ -85,7 +85,7 @@ def _time(status: Status) -> str:
 def _losses(status: Status) -> str:
     parts = [f"{name} {_loss(loss)}" for name, loss in status.losses.items()]
     curve = sparkline(status.course)
-    # Its parts must not be broken across lines.
+    # Parts must not be broken across lines.
     return " ".join(part.replace(" ", "\N{NO-BREAK SPACE}") + "  " for part in [*parts[:1], curve, *parts[1:]] if part)
 
 
@@ -119,8 +119,8 @@ def _ranks(status: Status) -> str:
     parts = []
     if (ranks := status.ranks) is not None:
         own, data = (
-            f"{written(ranks.slowest_s, 3)} s for its part of a step",
-            f"{written(ranks.data_s, 3)} s of them for data",
+            f"{written(ranks.slowest_s, 3)} s for its own part of a step",
+            f"{written(ranks.data_s, 3)} s of it waiting for data",
         )
         factor = f"{ranks.slowest_s / ranks.median_s if ranks.median_s > 0 else 1.0:.2f} times the median"
         often = f"the slowest in {ranks.share:.0%} of the recent lines"

@@ -24,7 +24,7 @@ from engine.train_config import ShardingConfig
 Kind = Literal["all-reduce", "all-gather", "reduce-scatter"]
 
 ROUNDS: dict[Kind, int] = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}
-"""How often a ring forwards each part of the whole tensor to all ranks but one."""
+"""How often a ring forwards each part of the whole tensor to all other ranks."""
 
 FLOAT32, INT64 = 4, 8
 """Bytes per number."""
@@ -37,9 +37,9 @@ class Exchange:
     Attributes:
         content: content of the tensors.
         kind: kind of collective.
-        calls: number of calls in a step. None: one for each of DDP's buckets, or FSDP2's groups.
+        calls: number of calls in a step; None for one call per bucket of DDP or group of FSDP2.
         whole: bytes of the whole tensor, over all calls: the result of an all-gather, the argument of any other collective.
-        among: number of ranks that exchange it; None: all.
+        among: number of ranks that take part; None for all ranks.
     """
 
     content: str

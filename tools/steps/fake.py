@@ -52,7 +52,7 @@ AVERAGE = "average"
 @dataclass(frozen=True)
 class StepMemory:
     """Bytes at the peak of a step by their use; ``activations`` are all bytes without any other use, ``average`` the averaged
-    weights of ``optim.ema``, ``gathered`` what FSDP2 holds for a while of the parts of other ranks."""
+    weights of ``optim.ema``, ``gathered`` the parts of other ranks that FSDP2 holds temporarily."""
 
     weights: int
     gradients: int
@@ -81,7 +81,7 @@ class FakeSteps:
             model = build()
         with self._fake_tensors(), self.live.named(WEIGHTS):
             model = model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-        # Fake tensors can be neither moved nor counted.
+        # Fake tensors cannot be moved or counted.
         model.to = lambda _: model
         model.work = lambda _: Work()
         # The loss scaler of fp16 reads contents; bf16 has the same width.
@@ -142,7 +142,7 @@ class FakeSteps:
         groups, trained = Groups.of(model), Groups.of(model, trained=True)
         share = tensor_bytes(trainable(model)) // shard
         gradients = peak[GRADIENTS] + peak[OF_BLOCKS] // shard
-        if gradients_stay and chunks_of(model) == 1:  # else the step above had several micro-batches
+        if gradients_stay and chunks_of(model) == 1:  # otherwise the step above already had several micro-batches
             gradients += share
         gathered = groups.peak + 2 * max(trained.blocks, default=0)
         activations = peak[ACTIVATIONS]
@@ -152,7 +152,7 @@ class FakeSteps:
         return StepMemory(weights, gradients, optimiser, activations, average, gathered)
 
     def _step(self, make_batch: Callable[[nn.Module], Any], ranks: int) -> None:
-        """Take a step, of which ``live`` knows the peak."""
+        """Runs a step; ``live`` records its peak."""
         try:
             with self._fake_tensors(), as_one_of(ranks):
                 batches = [make_batch(self.trainer.model)] * chunks_of(self.trainer.model)
@@ -231,7 +231,7 @@ class _NoData:
         return self
 
     def check_ranks(self, ranks: int) -> None:
-        """Any number works."""
+        """Accepts any number of ranks."""
 
     def batches(self, consumed: int, count: int) -> Iterator[Any]:
         return iter(())

@@ -59,10 +59,10 @@ class RealSteps:
         build: builds the model.
         train, optim: the sections of the run's config.
         device: a GPU with its index (time can also be measured on a CPU).
-        limit: maximum GPU memory in bytes, including memory outside torch's allocator; None: no limit.
+        limit: maximum GPU memory in bytes, including memory outside torch's allocator; None for no limit.
 
     Raises:
-        ValueError: if a GPU has no index: torch limits memory by index.
+        ValueError: if a GPU has no index, which torch needs to limit its memory.
     """
 
     def __init__(
