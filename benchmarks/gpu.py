@@ -128,8 +128,8 @@ def train_of(way: str, train: TrainConfig) -> TrainConfig:
 
 
 def _warm_up(train: TrainConfig, small: bool, batches: int) -> int:
-    """Returns the number of steps before timing: a first pass over the batches compiles, a second records CUDA graphs, a third
-    replays them."""
+    """Returns the number of steps before timing: one round of the batches compiles, a second records CUDA graphs, a third replays
+    them."""
     if small:
         return batches if train.compile else 1
     return batches * (3 if train.records_graphs else 2)

@@ -77,7 +77,7 @@ def on_wide_scenes() -> dict[str, list[str]]:
 
 
 def swept(variants: Mapping[str, Sequence[str]], steps: int, seeds: Seeds, folder: Path) -> int:
-    """Runs the variants that have not been run yet and prints their table. Returns the exit status."""
+    """Runs the missing runs of the variants and prints their table. Returns the exit status."""
     quoted = {name: " ".join(f"'{override}'" for override in overrides) for name, overrides in variants.items()}
     return sweep(
         f"train.steps={steps}",

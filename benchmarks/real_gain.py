@@ -81,7 +81,7 @@ def main(
             placement=Placement(cpu=cpu),
         )
         status = max(status, code)
-        if code < 2:  # otherwise there is no table
+        if code < 2:  # the sweep wrote a table
             tables.append(headlines(output / task, task))
     sys.stdout.write("\n".join(["", *tables]))
     return status

@@ -110,7 +110,7 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def newest_step(folder: Path) -> int:
-    """Returns the step of the newest checkpoint in ``folder``, or 0 if there are no checkpoints."""
+    """Returns the step of the newest checkpoint in ``folder``, or 0 without checkpoints."""
     return max((checkpoint.step for checkpoint in list_checkpoints(folder)), default=0)
 
 
@@ -223,7 +223,7 @@ def find_weights(path: Path) -> Path:
     weights.
 
     Raises:
-        UserError: if there is no weight file, or all of them are damaged.
+        UserError: if the weight file is missing, or all checkpoints are damaged.
     """
     if path.is_file():
         return path

@@ -67,7 +67,7 @@ def peak_of(device: torch.device, precision: PrecisionName) -> float | None:
 
 
 def peak_key(name: str) -> str | None:
-    """Returns the key in :data:`PEAKS` for a device name reported by torch, or None if there is no entry."""
+    """Returns the key in :data:`PEAKS` for a device name reported by torch, or None for an unknown name."""
     bare = _BRAND.sub("", name)
     if "MIG" in bare:
         return None

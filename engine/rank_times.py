@@ -42,7 +42,7 @@ class RankTimes:
         self._began: Any = None
         """Start of the current forward pass, as an event or a time; None outside forward passes."""
         self._spans: deque[tuple[float, Any, Any]] = deque()
-        """Sign, start and end of the intervals that have not been added up yet."""
+        """Sign, start and end of the intervals that remain to be added up."""
         self._forward_s = self._waited_s = 0.0
         self._steps = 0
         self.alone = distributed.world_size() == 1

@@ -78,7 +78,7 @@ class RunFolder:
     def open(
         cls, path: Path, config: Config, resume: bool, evaluate: bool = False
     ) -> tuple[RunFolder, Checkpoint | None]:
-        """Creates or opens the folder. Returns it with its newest intact checkpoint, or None if there are no checkpoints.
+        """Creates or opens the folder. Returns it with its newest intact checkpoint, or None without checkpoints.
 
         Raises:
             NotRegularError: if one of its files is a FIFO or a folder.

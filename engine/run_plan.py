@@ -23,7 +23,7 @@ class RunPlan:
         accumulation: micro-batches per step and rank.
         chunks: number of micro-batches of a rank that the contrastive loss spans.
         records_per_step: records of the leading stream in a step, over all ranks.
-        epoch_size: records of the leading stream in an epoch; None if the data have not been read yet.
+        epoch_size: records of the leading stream in an epoch; None before the data are read.
         steps: optimiser steps of the run; None if the config sets epochs and the data have not been read yet.
         validate_every: steps between validations; None if the config does not set it and the data have not been read yet.
     """
@@ -61,7 +61,7 @@ class RunPlan:
             data: the section ``data`` of the config, or a loader.
             chunks: ``model.contrastive.chunks``.
             ranks: number of processes.
-            epoch_size: records of the leading stream in an epoch; None if the data have not been read yet.
+            epoch_size: records of the leading stream in an epoch; None before the data are read.
             accumulation: micro-batches per step and rank; if None, they are derived from ``train``.
 
         Raises:

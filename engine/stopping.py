@@ -42,7 +42,7 @@ class StopRequest:
     """Context manager for the main thread that receives requests to stop. A second signal ends the process immediately.
 
     Args:
-        grace_s: seconds after a signal at which the other ranks end even if rank 0 has not ended.
+        grace_s: seconds after a signal at which the other ranks end even if rank 0 is still running.
     """
 
     def __init__(self, grace_s: float = GRACE_S):

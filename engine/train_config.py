@@ -30,7 +30,7 @@ class TrainConfig(Config):
     """
 
     steps: int | None = Field(None, ge=1, description="number of optimiser steps; null: set by epochs")
-    epochs: float | None = Field(None, gt=0, description="number of passes over the leading stream; null: set by steps")
+    epochs: float | None = Field(None, gt=0, description="number of epochs of the leading stream; null: set by steps")
     global_batch: Annotated[int | None, MAY_CHANGE] = Field(
         None,
         ge=1,

@@ -33,7 +33,7 @@ class Validations:
         self.best: float | None = None
         """Highest value of the metric so far."""
         self.due = False
-        """True if the validation after the current step has not run yet."""
+        """True if the validation after the current step still has to run."""
 
     def plan(self, step: int) -> None:
         """Sets :attr:`due` if a validation follows ``step``."""

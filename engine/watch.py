@@ -56,7 +56,7 @@ class Watch:
         self._losses: list[float] = []
         self._speeds: list[float] = []
         self._rank_s: dict[str, float] = defaultdict(float)
-        """Times of the ranks, in seconds, summed over all steps that have not been checked yet."""
+        """Times of the ranks, in seconds, summed over all steps since the last check."""
         self._logged = 0
         """Number of losses in ``_losses`` that earlier lines of metrics covered."""
         self._elapsed_s = elapsed_s
@@ -133,7 +133,7 @@ class Watch:
         self._slow_lines = self._slow_lines + 1 if rank == self._slow_rank else 1
         self._slow_rank = rank
         times, rest = divmod(self._slow_lines, PATIENCE)
-        if rest == 0 and times & (times - 1) == 0:  # after PATIENCE lines, then after twice as many, and so on
+        if rest == 0 and times & (times - 1) == 0:  # after PATIENCE lines, then after 2 * PATIENCE, 4 * PATIENCE, ...
             _warn(
                 f"step {step}: rank {rank} is slow: it takes {own_s:.3g} s per step for its own work, including "
                 f"{ranks['ranks/slowest_data_s']:.3g} s of waiting for data; the median of the other ranks is "

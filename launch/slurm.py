@@ -1,8 +1,8 @@
 """``run.py --slurm``: writes a SLURM job script that runs a task, and submits it.
 
 The same script is used for the first start, for each requeue and for a restart after a lost node: ``--resume`` continues from the
-newest checkpoint, or starts the run if there is none. The script requeues the job only if the run stopped in an orderly way (exit
-status 75). Sources: the manuals of sbatch, srun and scontrol.
+newest checkpoint, or starts the run without a checkpoint. The script requeues the job only if the run stopped in an orderly way
+(exit status 75). Sources: the manuals of sbatch, srun and scontrol.
 """
 
 from __future__ import annotations

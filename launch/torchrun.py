@@ -37,7 +37,7 @@ RENDEZVOUS = "x2vlm"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 UNHEARD_S = 3.0
-"""Seconds after which a signal that Python has not handled counts as unheard."""
+"""Seconds that Python has to handle a signal; after this time, the signal counts as unheard."""
 
 DEVICE = re.compile(r"\d|GPU-|MIG-")
 """Start of a valid entry of CUDA_VISIBLE_DEVICES."""

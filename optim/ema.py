@@ -36,7 +36,7 @@ class WeightAverage:
 
     Args:
         weights: the parameters that train at any time of the run.
-        config: the config of the average; if None, there is no average, and all methods do nothing.
+        config: the config of the average; if None, all methods do nothing.
     """
 
     def __init__(self, weights: Iterable[nn.Parameter], config: EmaConfig | None):

@@ -121,7 +121,7 @@ class Evaluation:
         numbers. A last line in parentheses lists the sizes of the sets, the rules, the files of the split, the weights, and how
         the weights were trained.
 
-        If there are no metrics except sizes, the first line says so.
+        If sizes are the only metrics, the first line says so.
         """
         shown = [metric for metric in self.metrics if metric.unit != "count"]
         sizes = ", ".join(f"{metric.value} {metric.name}" for metric in self.metrics if metric.unit == "count")

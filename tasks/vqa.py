@@ -238,7 +238,7 @@ def _candidates(config: VQAConfig, training: VQABatches | None) -> list[str]:
 
 def question_panel(question: Question, answer: str, score: float | None, read: ImageReader) -> Panel:
     """Draws an image or video with a question, the predicted ``answer`` and the annotators' answers. The prediction is marked as
-    right if ``score`` is at least 0.5; ``score`` is None if there are no annotators' answers."""
+    right if ``score`` is at least 0.5; ``score`` is None without annotators' answers."""
     counts = Counter(question.answers).most_common()
     given = ", ".join(text if times == 1 else f"{text} ×{times}" for text, times in counts) or "none given"
     points = f" ({100 * score:.0f} %)" if score is not None and 0 < score < 1 else ""

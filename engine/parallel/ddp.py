@@ -20,7 +20,7 @@ from utils.weight_file import save_weights
 
 
 class DataParallel(Parallel):
-    """Wraps the model in DDP, or uses the model itself if there is no process group.
+    """Wraps the model in DDP, or uses the model itself without a process group.
 
     DDP averages gradients over ranks; the loss is scaled up to undo this.
     """

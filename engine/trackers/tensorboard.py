@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Constant:
-    """A value that has not changed yet, with the first and last step at which it was logged."""
+    """A value that was constant so far, with the first and last step at which it was logged."""
 
     value: float
     first: int

@@ -54,8 +54,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """An example: lines above the images, the images side by side, and lines below the images, or to their right if ``beside`` is
-    True."""
+    """An example: lines above the images, the images side by side, and lines below the images, or to the right of the images if
+    ``beside``."""
 
     pictures: tuple[DrawnImage, ...]
     lines: tuple[Line, ...]

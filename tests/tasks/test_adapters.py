@@ -139,7 +139,7 @@ def test_a_run_can_be_evaluated_without_the_package(whole, options, monkeypatch)
 
 
 def test_mistakes_are_reported_in_one_line(whole, base, tmp_path, capsys, overrides):
-    assert "has no adapters" in checkpoint(capsys, "adapters", base, "--out", tmp_path / "x")[1]
+    assert "contains no adapters" in checkpoint(capsys, "adapters", base, "--out", tmp_path / "x")[1]
     assert checkpoint(capsys, "adapters", whole, "--out", tmp_path / "small")[0] == 0
     message = checkpoint(capsys, "merge", tmp_path / "small", "--base", "nowhere", "--out", tmp_path / "z")[1]
     assert OneLine("--base nowhere") in message.splitlines()
@@ -160,13 +160,8 @@ def test_mistakes_are_reported_in_one_line(whole, base, tmp_path, capsys, overri
     (tmp_path / "away.yaml").rename(tmp_path / "small/config.yaml")
     other = tmp_path / "other"
     start("retrieval", other, [*overrides("retrieval"), "seed=1"])
-<<<<<<< HEAD
     message = checkpoint(capsys, "merge", tmp_path / "small", "--base", other, "--out", tmp_path / "merged")[1]
-    assert OneLine("not what the adapters") in message.splitlines() and not (tmp_path / "merged").exists()
-=======
-    said = checkpoint(capsys, "merge", tmp_path / "small", "--base", other, "--out", tmp_path / "merged")[1]
-    assert OneLine("trained on other weights") in said.splitlines() and not (tmp_path / "merged").exists()
->>>>>>> 25469e07 (tasks, tools: plainer words; config reference regenerated)
+    assert OneLine("trained on other weights") in message.splitlines() and not (tmp_path / "merged").exists()
     assert (
         "holds no adapters.safetensors" in checkpoint(capsys, "merge", base, "--base", base, "--out", tmp_path / "y")[1]
     )

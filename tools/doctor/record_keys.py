@@ -142,7 +142,7 @@ def _cleaned(texts: Any) -> Iterator[str]:
 
 
 def _shares_of_phrases(phrases: Sequence[Mapping[str, Any]], grounds: bool) -> str:
-    """Describes the shares of phrases of kinds that earlier versions did not have; returns "" if there are none.
+    """Describes the shares of phrases of kinds that earlier versions did not have; returns "" without such phrases.
 
     ``grounds``: for a grounding run, which trains on sets of boxes or skips them.
     """

@@ -58,7 +58,7 @@ def _check_loading(subject: Subject, report: Report) -> None:
         return
     subject.require_inputs("init.")
     if subject.unfetched is not None:
-        raise NotCheckedError(f"init.text: {subject.unfetched} has not been downloaded")
+        raise NotCheckedError(f"init.text: {subject.unfetched} is not downloaded yet")
     if subject.model is None:
         raise NotCheckedError("the model is needed")
     reports = load_initial(subject.task, subject.config, subject.model)

@@ -37,9 +37,9 @@ class Key:
     Attributes:
         theirs: dotted key of the authors' config. Keys of the JSON file that ``vision_config`` names start with
             ``vision_config/``.
-        ours: dotted key of our config, or "" if there is no counterpart. A key with ``[]`` or ``<name>`` only documents where the
+        ours: dotted key of our config, or "" without a counterpart. A key with ``[]`` or ``<name>`` only documents where the
             value ends up; another row sets it.
-        note: the difference, or the reason why there is no counterpart; "" if the meaning is the same.
+        note: the difference, or the reason for a missing counterpart; "" if the meaning is the same.
         read: converts the value.
         default: our value if the config lacks the key, as in the authors' code; or :data:`REQUIRED` or :data:`UNSET`.
         tasks: our names of the tasks that the row applies to; all tasks if empty.

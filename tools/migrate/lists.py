@@ -48,7 +48,7 @@ def shards(value: Any, key: str, source: Source) -> list[str]:
             continue
         entry, did = str(path), "used unchanged; run.py doctor checks its lines"
         if not path.exists():
-            did = "not here"
+            did = "missing"
         elif found := [each for each in _files_in(path) if each.suffix not in SHARD_SUFFIXES]:
             entry = _linked(path, found, source)
             did = (
@@ -211,7 +211,7 @@ def _one_list(value: Any, key: str, source: Source, change: Change | None) -> st
     missing = [path for path in paths if not Path(path).is_file()]
     name = Path(paths[0]).stem if len(paths) == 1 else key.replace(".", "_")
     if missing:
-        source.files += [(path, "not here" if len(paths) == 1 and not change else _REPEAT) for path in missing]
+        source.files += [(path, "missing" if len(paths) == 1 and not change else _REPEAT) for path in missing]
         return paths[0] if len(paths) == 1 and not change else str(source.out / RECORDS / f"{name}.jsonl")
     if len(paths) == 1 and change is None:
         source.files.append((paths[0], f"read unchanged: {counted(len(read_rows(paths[0], key)), 'row', 'rows')}"))

@@ -66,9 +66,9 @@ class Line:
         kind: one of :data:`KINDS`.
         theirs: the authors' key.
         value: the authors' value.
-        ours: our key, or "" if there is no counterpart.
+        ours: our key, or "" without a counterpart.
         becomes: our value, or :data:`~tools.migrate.keys.UNSET` if another line shows it.
-        note: the difference, or the reason why there is no counterpart.
+        note: the difference, or the reason for a missing counterpart.
     """
 
     kind: str

@@ -35,7 +35,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class CommonExample:
-    """An example that all runs predicted. ``pictures``: its images, if the answers have none of their own."""
+    """An example that all runs predicted. ``pictures``: its images, unless the answers contain images."""
 
     number: int
     subject: str

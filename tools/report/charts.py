@@ -33,7 +33,7 @@ RAW_LINES = 4
 LOG_FROM = 50.0
 """Minimum ratio of maximum to minimum for a logarithmic axis."""
 HEIGHT = 200
-"""Height of a chart in pixels; its width is that of its column."""
+"""Height of a chart in pixels; a chart is as wide as its column."""
 TEXT = 13
 """Font size in pixels."""
 EXPORTS = "window.vegaEmbed = vegaEmbed;"
@@ -296,5 +296,5 @@ def _hover(lines: Sequence[Line]) -> list[tuple[float, ...]]:
 
 
 def _table(columns: Sequence[str], rows: Iterable[tuple[float, ...]]) -> Table:
-    """Numbers as rows, with as many digits as a chart can show. The page turns the rows into objects, which are larger."""
+    """Numbers as rows, with the digits that a chart can show. The page turns the rows into objects, which are larger."""
     return {"columns": list(columns), "rows": [[float(f"{value:.6g}") for value in row] for row in rows]}

@@ -37,7 +37,7 @@ Select = Callable[[Run], dict[str, Series]]
 @dataclass(frozen=True)
 class Curves:
     """Charts of a section. ``legend``: name and colour of each line, if several charts share them; ``more``: charts that are
-    collapsed; ``note``: what the lines and bands are, or why there are no charts."""
+    collapsed; ``note``: explains the lines and bands, or why charts are missing."""
 
     legend: list[tuple[str, int]]
     charts: list[Chart]
@@ -78,7 +78,7 @@ def training_curves(groups: Sequence[Group]) -> Curves:
     losses.sort(key=lambda name: (name in PARTS[1:], name != PARTS[0]))
     charts = [Chart(TITLES.get(name, name), _lines(groups, name, _metrics), may_be_log=True) for name in losses]
     charts.append(_rates(groups))
-    note = "Only one step was logged, so there is no curve." if losses else "No training step was logged."
+    note = "Only one step was logged, which is not enough for a curve." if losses else "No training step was logged."
     return _curves(groups, _changing(charts), note)
 
 
@@ -87,7 +87,7 @@ def validation_curves(groups: Sequence[Group]) -> Validation:
     runs = _runs(groups)
     names = _names(runs, lambda run: run.validation.series)
     if not names:
-        return Validation(Curves([], [], "There was no validation during training."), None)
+        return Validation(Curves([], [], "The run was not validated during training."), None)
     best = best_step(runs[0]) if len(runs) == 1 else None
     mark = None if best is None else (float(best), f"best weights, step {best:,}")
     charts = []

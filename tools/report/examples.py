@@ -71,8 +71,8 @@ def _read(run: Run, split: str, predictions: list[dict[str, Any]]) -> SplitPredi
 
 @dataclass(frozen=True)
 class Card:
-    """An example: lines above its pictures, the pictures side by side, and lines below them, or to their right if ``beside`` is
-    True."""
+    """An example: lines above its pictures, the pictures side by side, and lines below them, or to the right of them if
+    ``beside``."""
 
     number: int
     right: bool | None
@@ -96,7 +96,8 @@ class ShownSplit:
 
 @dataclass(frozen=True)
 class ShownPredictions:
-    """The predictions of a run. ``note``: why there are none; ``sheets``: sheets of examples drawn by the run itself, by name."""
+    """The predictions of a run. ``note``: why predictions are missing; ``sheets``: sheets of examples drawn by the run itself, by
+    name."""
 
     note: str = ""
     splits: Sequence[ShownSplit] = ()

@@ -38,8 +38,8 @@ class BrokenRecords:
 
 @dataclass(frozen=True)
 class Faults:
-    """What went wrong. ``known``: false if the run has no events; ``read``: how many records were read; ``notes``: skipped steps
-    and values that are not finite."""
+    """Problems of a run. ``known``: false if the run has no events; ``read``: how many records were read; ``notes``: skipped
+    steps and values that are not finite."""
 
     known: bool
     read: str

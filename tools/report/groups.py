@@ -32,7 +32,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread | None:
-        """Returns the spread of the values; None if there are no values."""
+        """Returns the spread of the values, or None without values."""
         if not values:
             return None
         deviation = statistics.stdev(values) if len(values) > 1 else None

@@ -13,8 +13,8 @@ from tools.report.metrics import lower_is_better, number_of, splits_of
 
 LEVEL = 0.95
 Noise = Literal["seeds", "intervals", "examples", "unknown"]
-"""What the margin of a difference is computed from: the spread over seeds, the bootstrap intervals of the metrics, the number of
-test examples, or nothing."""
+"""The source of the margin of a difference: the spread over seeds, the bootstrap intervals of the metrics, the number of test
+examples, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def verdicts(groups: Sequence[Group]) -> list[Verdict]:
 
 
 def gap(best: Side, other: Side) -> Gap:
-    """Compares two sides. With several seeds on both sides, the margin is that of Welch's t-test; otherwise it is computed from
+    """Compares two sides. With several seeds on both sides, the margin comes from Welch's t-test; otherwise it is computed from
     the intervals of both metrics, or from the number of test examples behind both shares."""
     difference = abs(best.spread.mean - other.spread.mean)
     sides = (best, other)
