@@ -156,14 +156,14 @@ def test_mistakes_are_reported_in_one_line(whole, base, tmp_path, capsys, overri
     assert "is damaged" in checkpoint(capsys, *merging)[1]
     small.write_bytes(content)
     (tmp_path / "small/config.yaml").rename(tmp_path / "away.yaml")
-    assert "holds no config.yaml" in checkpoint(capsys, *merging)[1]
+    assert "contains no config.yaml" in checkpoint(capsys, *merging)[1]
     (tmp_path / "away.yaml").rename(tmp_path / "small/config.yaml")
     other = tmp_path / "other"
     start("retrieval", other, [*overrides("retrieval"), "seed=1"])
     message = checkpoint(capsys, "merge", tmp_path / "small", "--base", other, "--out", tmp_path / "merged")[1]
     assert OneLine("trained on other weights") in message.splitlines() and not (tmp_path / "merged").exists()
     assert (
-        "holds no adapters.safetensors" in checkpoint(capsys, "merge", base, "--base", base, "--out", tmp_path / "y")[1]
+        "contains no adapters.safetensors" in checkpoint(capsys, "merge", base, "--base", base, "--out", tmp_path / "y")[1]
     )
 
 
