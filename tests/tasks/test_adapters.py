@@ -163,7 +163,8 @@ def test_mistakes_are_reported_in_one_line(whole, base, tmp_path, capsys, overri
     message = checkpoint(capsys, "merge", tmp_path / "small", "--base", other, "--out", tmp_path / "merged")[1]
     assert OneLine("trained on other weights") in message.splitlines() and not (tmp_path / "merged").exists()
     assert (
-        "contains no adapters.safetensors" in checkpoint(capsys, "merge", base, "--base", base, "--out", tmp_path / "y")[1]
+        "contains no adapters.safetensors"
+        in checkpoint(capsys, "merge", base, "--base", base, "--out", tmp_path / "y")[1]
     )
 
 
