@@ -301,11 +301,7 @@ def test_a_folder_of_runs_has_a_line_for_each(make, tmp_path, capsys):
 
 def test_mistakes_are_reported_in_one_line_with_status_2(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-<<<<<<< HEAD
-    for folder, reported in ((tmp_path / "nowhere", "no such folder"), (tmp_path / "empty", "holds no run")):
-=======
-    for folder, told in ((tmp_path / "nowhere", "no such folder"), (tmp_path / "empty", "contains no run")):
->>>>>>> 25469e07 (tasks, tools: plainer words; config reference regenerated)
+    for folder, reported in ((tmp_path / "nowhere", "no such folder"), (tmp_path / "empty", "contains no run")):
         assert main(["status", str(folder)]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and reported in error and error.count("\n") == 1
