@@ -61,7 +61,9 @@ def rescore(
     from tasks.grounding import GroundingConfig, evaluate_phrases
 
     if choice.source.name != "grounding":
-        raise UserError(f"--config {config}: is of task {choice.source.name}; give the config of a grounding run")
+        raise UserError(
+            f"--config {config}: is a config of the task {choice.source.name}; give the config of a grounding run"
+        )
     settings = load_config(choice.config, overrides, GroundingConfig)
     evaluation = settings.evaluation
     splits = {

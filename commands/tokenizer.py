@@ -49,7 +49,7 @@ def tokenizer(
         python run.py tokenizer --records list.jsonl --keys title,alt_text --out data/tokenizer
     """
     if (out / "tokenizer.json").exists() and not overwrite:
-        raise UserError(f"--out {out}: holds a tokenizer; give another folder, or --overwrite")
+        raise UserError(f"--out {out}: contains a tokenizer; give another folder, or --overwrite")
     counts = {"records": 0, "texts": 0}
     broken: list[str] = []
     texts = dict.fromkeys(_texts(records, keys, counts, broken))

@@ -94,7 +94,7 @@ def _compose(text: str) -> Node | None:
         character = error.character if isinstance(error.character, int) else ord(str(error.character)[:1] or "?")
         raise YamlError(
             text.count("\n", 0, error.position) + 1,
-            f"holds the character U+{character:04X}, which YAML does not allow; remove it",
+            f"contains the character U+{character:04X}, which YAML does not allow; remove it",
         ) from None
     except ReusedAnchorWarning as warning:
         # ruamel's message consists of "found duplicate anchor 'a'" and the locations of both anchors.
@@ -230,7 +230,7 @@ def _scalar(node: ScalarNode, tag: str) -> Any:
 def _text(node: ScalarNode) -> str:
     value = str(node.value)
     if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-        raise YamlError(_line(node), f"{_short(value)} holds a character that is not allowed in text; remove it")
+        raise YamlError(_line(node), f"{_short(value)} contains a character that is not allowed in text; remove it")
     return value
 
 

@@ -132,7 +132,7 @@ class Reader:
         # Copied, since torch warns about read-only arrays such as numpy views of Pillow images.
         pixels = torch.from_numpy(np.array(image, order="C")) if isinstance(image, np.ndarray) else image.cpu()
         if pixels.dtype != torch.uint8:
-            raise UserError(f"{name} holds {str(pixels.dtype).removeprefix('torch.')}; images are uint8, in 0..255")
+            raise UserError(f"{name} contains {str(pixels.dtype).removeprefix('torch.')}; images are uint8, in 0..255")
         if isinstance(image, np.ndarray):
             pixels = pixels.unsqueeze(2).expand(-1, -1, 3) if pixels.dim() == 2 else pixels
             pixels = pixels.movedim(-1, -3) if pixels.dim() >= 3 else pixels

@@ -107,7 +107,7 @@ def read_rows(path: str, key: str) -> list[Row | BrokenRecordError]:
         lines = enumerate(text.split("\n"), start=1)
         rows = [_parsed_line(line, f"{path}:{number}") for number, line in lines if line.strip()]
     if not rows:
-        raise UserError(f"{key}: {path} is empty; it should hold a JSON array or JSON lines")
+        raise UserError(f"{key}: {path} is empty; it should contain a JSON array or JSON lines")
     return rows
 
 
@@ -289,7 +289,7 @@ def texts_of(row: Row, key: str, language: str | None = None) -> list[str]:
             clean_caption(text, 1)
         except ValueError:
             raise BrokenRecordError(
-                "empty text", row.location, f"{key} holds {text[:80]!r}, a text without words"
+                "empty text", row.location, f"{key} contains {text[:80]!r}, a text without words"
             ) from None
     return texts
 

@@ -64,7 +64,9 @@ class CaptionedSplitConfig(Config):
             remedy = "name the splits" if self.splits is None else "drop splits, or set format: karpathy"
             raise ValueError(f"format is {self.format}, but splits belong to Karpathy's files; {remedy}")
         if self.listed is not None and self.format != "msrvtt":
-            raise ValueError(f"format is {self.format}, but listed belongs to MSR-VTT; drop it, or set format: msrvtt")
+            raise ValueError(
+                f"format is {self.format}, but listed belongs to MSR-VTT; remove it, or set format: msrvtt"
+            )
         return self
 
 
@@ -165,7 +167,7 @@ def _spoken_in(
         if not spoken or language in spoken:
             kept.append(row)
     if rows and not there:
-        raise UserError(f"{key}: the captions of {path} are plain texts, not by language; drop `language`")
+        raise UserError(f"{key}: the captions of {path} are plain texts, not by language; remove `language`")
     if rows and not kept:
         raise UserError(f"{key}: {path} has no text in language {language!r}; its languages: {', '.join(there)}")
     if len(kept) < len(rows):

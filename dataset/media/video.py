@@ -266,7 +266,7 @@ def _images(source: VideoSource) -> Sequence[ImageSource] | None:
     else:
         return None
     if not images:
-        raise BrokenRecordError("unreadable video", source.location, f"{path} holds no images")
+        raise BrokenRecordError("unreadable video", source.location, f"{path} contains no images")
     return images
 
 

@@ -116,7 +116,7 @@ def check_medium(sources: Sequence[ImageSource | VideoSource], frames: int | Non
     if videos and frames is None:
         raise UserError(f"{key} has videos, but the model takes images; set model.vision.video.frames")
     if frames is not None and videos < len(sources):
-        raise UserError(f"{key} has images, but the model takes videos; drop model.vision.video")
+        raise UserError(f"{key} has images, but the model takes videos; remove model.vision.video")
 
 
 def check_size(image: Tensor | EncodedImage, size: tuple[int, int], location: str) -> None:

@@ -442,12 +442,12 @@ def texts_in(value: Any, key: str, location: str) -> Texts:
     for item in items:
         is_languages = isinstance(item, dict) and all(map(_is_text_or_texts, item.values()))
         if not isinstance(item, str) and not is_languages:
-            raise BrokenRecordError("wrong type", location, f"{key} holds {_type_name(item)}, not a text")
+            raise BrokenRecordError("wrong type", location, f"{key} contains {_type_name(item)}, not a text")
         for text in spoken(item, None):
             check_text(text, key, location)
     if not items or {} in items:
         raise BrokenRecordError(
-            "empty text", location, f"{key} {'holds an empty object' if items else 'is an empty list'}"
+            "empty text", location, f"{key} {'contains an empty object' if items else 'is an empty list'}"
         )
     return tuple(items)
 

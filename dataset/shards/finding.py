@@ -55,7 +55,7 @@ def find_by_entry(entries: Sequence[str], key: str, remote: RemoteConfig | None 
     by_entry = [[path for path in _expand(entry, key, server) if "_SUCCESS" not in path.name] for entry in entries]
     shards = [path for paths in by_entry for path in paths]
     if not shards:
-        raise UserError(f"{key}: {', '.join(entries)} holds no shards besides _SUCCESS files; check the path")
+        raise UserError(f"{key}: {', '.join(entries)} contains no shards besides _SUCCESS files; check the path")
     seen: set[str] = set()
     for path, real in zip(shards, real_paths(shards), strict=True):
         if _COMPRESSED_TAR.search(path.name):
@@ -116,7 +116,7 @@ def _expand(entry: str, key: str, server: Server) -> Sequence[ShardFile]:
         wanted = (n for n in os.listdir(path) if os.path.splitext(n)[1] in _SUFFIXES or _COMPRESSED_TAR.search(n))
         found = _without_companions(path / name for name in sorted(wanted))
         if not found and not (found := files_of_copy(path, key)):
-            raise UserError(f"{key}: the folder {path} holds no {_LISTED} file; check the path")
+            raise UserError(f"{key}: the folder {path} contains no {_LISTED} file; check the path")
         return found
     if path.is_file():
         return [path]

@@ -87,7 +87,7 @@ class Shards:
         self.fetches_ahead = any(isinstance(path, RemoteShard) and path.fetches_ahead for path in self.paths)
         self.cached_bytes = sum(map(self._cached_bytes, range(len(self.paths))))
         if not len(self):
-            raise UserError(f"{key}: {', '.join(files)} holds no records; every shard is empty")
+            raise UserError(f"{key}: {', '.join(files)} contains no records; every shard is empty")
 
     def __len__(self) -> int:
         return self.index.ends[-1]

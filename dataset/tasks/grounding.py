@@ -76,7 +76,7 @@ class GroundingSplitConfig(Config):
         if missing:
             raise ValueError(f"format is {self.format}; give {', '.join(missing)}")
         if given := [key for key, value in others.items() if value is not None]:
-            raise ValueError(f"format is {self.format}; drop {', '.join(given)}, or change the format")
+            raise ValueError(f"format is {self.format}; remove {', '.join(given)}, or change the format")
         return self
 
 

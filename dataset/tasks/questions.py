@@ -93,7 +93,7 @@ def _answers(row: Row) -> tuple[str, ...]:
     answers = value if isinstance(value, list) else [value]
     for answer in answers:
         if not isinstance(answer, str):
-            raise BrokenRecordError("wrong type", row.location, f"answer holds {answer!r:.80}, not a text")
+            raise BrokenRecordError("wrong type", row.location, f"answer contains {answer!r:.80}, not a text")
         check_text(answer, "answer", row.location)
     if not any(answer.strip() for answer in answers):
         raise BrokenRecordError("empty text", row.location, "there is no answer, or only empty ones")

@@ -81,7 +81,7 @@ class QuestionsConfig(Config):
     def _keys_fit_the_format(self) -> QuestionsConfig:
         if self.annotations is not None and self.format != "vqa2":
             raise ValueError(
-                f"format is {self.format}, but annotations belong to VQA v2; drop annotations, or set format: vqa2"
+                f"format is {self.format}, but annotations belong to VQA v2; remove annotations, or set format: vqa2"
             )
         return self
 

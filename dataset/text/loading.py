@@ -59,7 +59,7 @@ def load_tokenizer(name_or_folder: str | Path, key: str = "tokenizer") -> PreTra
             reason = "its tokenizer_config.json or config.json asks to run code from the folder, which we never do"
             remedy = "save one without auto_map in these files"
         raise UserError(
-            f"tokenizer {name}: the folder holds no usable tokenizer; {remedy} ({type(error).__name__}: {reason})"
+            f"tokenizer {name}: the folder contains no usable tokenizer; {remedy} ({type(error).__name__}: {reason})"
         ) from None
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(

@@ -42,7 +42,7 @@ def java_metrics(
             if not isinstance(error, Exception):  # Ctrl-C
                 raise
             raise UserError(
-                f"{name} failed in pycocoevalcap: {error!r:.300}; drop this metric, or fix its Java set-up"
+                f"{name} failed in pycocoevalcap: {error!r:.300}; remove this metric, or fix its Java set-up"
             ) from None
         results[name] = float(score)
     return results
@@ -69,7 +69,7 @@ def check_java_metrics(names: Sequence[str]) -> None:
     if not names:
         return
     wanted = f"{names[0]} needs" if len(names) == 1 else f"{' and '.join(names)} need"
-    drop = "or drop this metric" if len(names) == 1 else "or drop these metrics"
+    drop = "or remove this metric" if len(names) == 1 else "or remove these metrics"
     if importlib.util.find_spec("pycocoevalcap") is None:
         raise UserError(f'{wanted} pycocoevalcap, which is not installed: pip install ".[captions]", {drop}')
     if shutil.which("java") is None:

@@ -149,7 +149,7 @@ def _copies_of(state: Mapping[str, Tensor], shared_words: bool) -> list[str]:
         if same_bits(state[copy], state[original]):
             copies.append(copy)
         elif copy not in shared:
-            raise UserError(f"{copy} differs from {original}, to which all models tie it; take another file")
+            raise UserError(f"{copy} differs from {original}, to which all models tie it; use another file")
     return copies
 
 

@@ -94,7 +94,7 @@ def read_weight_file(path: str | Path, *, merge: bool = True) -> WeightFile:
     tensors = {str(name): value for name, value in named if isinstance(value, Tensor)}
     if not tensors:
         held = ", ".join(str(key) for key in content)[:120] if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{path}: holds no weights, but {held or 'nothing'}")
+        raise UserError(f"{path}: contains no weights, but {held or 'nothing'}")
     _require_plain(path, tensors)
     beside += [name for name in content if str(name) not in tensors]
     return _unwrapped(tensors, key, tuple(str(name) for name in beside))
@@ -150,5 +150,5 @@ def read_hub_weights(source: str, key: str) -> dict[str, Tensor]:
     folder = local_folder(source, WEIGHT_FILES, key)
     file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if file is None:
-        raise UserError(f"{key}: {folder} holds neither {' nor '.join(WEIGHT_FILES)}")
+        raise UserError(f"{key}: {folder} contains neither {' nor '.join(WEIGHT_FILES)}")
     return read_weights(file)

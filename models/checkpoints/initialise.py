@@ -76,14 +76,14 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
         raise UserError("init: give either checkpoint, or vision and text, not checkpoint and vision")
     if config.new_text and not config.checkpoint:
         raise UserError(
-            "init.new_text says that init.checkpoint has another text encoder; give the checkpoint, or drop it"
+            "init.new_text says that init.checkpoint has another text encoder; give the checkpoint, or remove it"
         )
     if config.checkpoint:
         replaced = config.new_text or config.text is not None
         report = load_weights(model, config.checkpoint, new_text=replaced)
         if not report.loaded:
             raise UserError(
-                f"init.checkpoint: {config.checkpoint} holds no tensor of this model; give a checkpoint of X²-VLM or a run"
+                f"init.checkpoint: {config.checkpoint} contains no tensor of this model; give a checkpoint of X²-VLM or a run"
             )
         if config.text is None:
             return [report]
@@ -178,7 +178,7 @@ def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadRepor
     assign(model, kept, report, lambda name: f"{BACKBONE}{name}")
     report.fresh = [name for name in report.fresh if name.startswith("vision.")]
     if not report.loaded:
-        raise UserError(f"init.vision: {source} holds no tensor of {model.config.vision.backbone}")
+        raise UserError(f"init.vision: {source} contains no tensor of {model.config.vision.backbone}")
     return report
 
 
@@ -261,7 +261,7 @@ def _init_hub_text(
     assign(model, state, report, lambda name: f"text.model.{name.removeprefix(prefix)}")
     report.fresh = [name for name in report.fresh if name.startswith(_TEXT_ALONE if alone else _TEXT_AND_ABOVE)]
     if not report.loaded:
-        raise UserError(f"init.text: {report.source} holds no tensor of {type(text.model).__name__}")
+        raise UserError(f"init.text: {report.source} contains no tensor of {type(text.model).__name__}")
     return report
 
 

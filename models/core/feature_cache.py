@@ -91,7 +91,7 @@ class FeatureCache:
             apart = self.backbone.patches_after_block(image, self.blocks - 1, first)
         if not (apart - whole).abs().max() <= TOLERANCE * whole.abs().max():
             raise UserError(
-                "optim.freeze.cache: the blocks of this backbone depend on more than the states before them; leave it out"
+                "optim.freeze.cache: the blocks of this backbone depend on more than the states before them; remove it"
             )
         self._shape = tuple(first.shape[1:])
         self._bytes = 4 * first[0].numel()

@@ -190,7 +190,7 @@ class PretrainModel(XVLM):
         if factors["translations"] is not None and self.vision.width != self.text.width:
             raise UserError(
                 f"data.translations: the fusion attends to texts as it does to images, but images have width {self.vision.width} "
-                f"and texts {self.text.width}; give model.vision and model.fusion one width, or drop data.translations"
+                f"and texts {self.text.width}; give model.vision and model.fusion one width, or remove data.translations"
             )
         same_group = config.contrastive.identical_texts.model_dump()
         return {

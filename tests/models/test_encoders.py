@@ -105,7 +105,7 @@ def test_a_patch_of_a_convolutional_stem_is_at_its_pixels():
         ({"backbone": "vit_none"}, ("'vit_none'",)),
         ({"backbone": "resnet18"}, ("resnet18",)),
         ({"image_size": 30, "patch_size": 8}, ("image_size", "30", "patch_size", "8", "24", "32")),
-        ({"image_size": 4, "patch_size": 8}, ("image_size", "4", "patch_size", "8 would do")),
+        ({"image_size": 4, "patch_size": 8}, ("image_size", "4", "patch_size", "8 would work")),
         ({"image_size": 100}, ("image_size", "100", "patch_size", "16", "96", "112")),
         ({"width": 128, "heads": 7}, ("model.vision", "128", "7", "4", "8", "width", "heads")),
         ({"width": 128}, ("model.vision", "128", "12", "8", "16", "width", "heads")),

@@ -141,8 +141,10 @@ def test_more_examples_per_step_than_requested_are_noted(asked, taken):
     plan = sized_by_hand("--config", BASE, "--gpus", "2", "--memory", "2.55", "--global-batch", f"{asked}").plan()
     assert (plan.global_batch, plan.asked_batch, plan.overrides["train.global_batch"]) == (taken, asked, taken)
     notes = [line for line in as_table(plan).splitlines() if line.startswith("note: ")]
-    message = "note: 1,020 examples per step instead of 1,018, which cannot be divided into equal micro-batches of about this size"
-    assert notes == ([message] if taken != asked else [])
+    message = (
+        "1,020 examples per step instead of 1,018, which cannot be divided into equal micro-batches of about this size"
+    )
+    assert notes == ([f"note: {message}"] if taken != asked else [])
 
 
 def test_without_a_name_a_gpu_is_assumed_and_epochs_need_the_records():

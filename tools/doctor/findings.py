@@ -109,4 +109,4 @@ def finding_of(error: UserError) -> Finding:
     if not colon or " " in place:
         place, rest = "config", text
     fact, semicolon, remedy = rest.rpartition("; ")
-    return Finding("refused", place, fact, remedy) if semicolon else Finding("refused", place, rest, "mend it")
+    return Finding("refused", place, fact, remedy) if semicolon else Finding("refused", place, rest, "fix it")

@@ -132,7 +132,7 @@ def _check_empty(out: Path) -> None:
     """Reject a folder that contains other files but no index."""
     others = (path.name for path in out.iterdir() if path.name != LOCK and not path.match(f".{ABOUT}.*.tmp"))
     if not (out / ABOUT).exists() and any(others):
-        raise UserError(f"{out} holds other files; give an empty folder for the index")
+        raise UserError(f"{out} contains other files; give an empty folder for the index")
 
 
 @contextmanager

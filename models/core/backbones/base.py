@@ -213,5 +213,5 @@ def check_image_size(image_size: ImageSize, patch_size: int) -> None:
             below = side - side % patch_size
             sizes = " or ".join(str(size) for size in (below, below + patch_size) if size)
             raise UserError(
-                f"model.vision: image_size {side} is not a multiple of patch_size {patch_size}; {sizes} would do"
+                f"model.vision: image_size {side} is not a multiple of patch_size {patch_size}; {sizes} would work"
             )

@@ -391,9 +391,9 @@ def test_a_file_that_is_not_a_video_is_a_broken_record(tmp_path, backend):
         "text.mp4": ("unreadable video", "text.mp4"),
         "sound.mp4": ("unreadable video", "no video stream, only sound"),
         "song.mp4": ("unreadable video", "no video stream, only sound"),
-        "folder": ("unreadable video", "holds no images"),
+        "folder": ("unreadable video", "contains no images"),
         "object.json": ("unreadable video", "not a JSON list"),
-        "none.json": ("unreadable video", "holds no images"),
+        "none.json": ("unreadable video", "contains no images"),
         "number.json": ("wrong type", "is a number, not a string"),
         "x" * 5000: ("missing video", "xxx"),
     }

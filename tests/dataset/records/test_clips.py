@@ -99,7 +99,7 @@ def test_clips_that_are_not_consecutive_are_not_joined():
         ({"video": [["a.png"], []], "caption": ["a", "b"]}, "unreadable video", ("video[1]", "empty")),
         ({"video": [3], "caption": "a"}, "wrong type", ("is a number",)),
         ({"video": 3, "caption": "a"}, "wrong type", ("neither a path nor a list",)),
-        ({"video": "a.mp4", "caption": 3}, "wrong type", ("caption holds a number",)),
+        ({"video": "a.mp4", "caption": 3}, "wrong type", ("caption contains a number",)),
     ],
 )
 def test_a_broken_record_is_named(values, kind, message):

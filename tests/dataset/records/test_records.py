@@ -140,7 +140,7 @@ def test_texts_of_the_wrong_type_are_broken_in_every_field():
     elems = [good, {**good, "long_caption": {}}]
     record = parse_region_record(raw(image="x.jpg", caption="a", long_caption=7, elems=elems), KEYS, "caption")
     assert [(broken.kind, broken.message) for broken in record.broken] == [
-        ("wrong type", "long_caption holds a number, not a text"),
+        ("wrong type", "long_caption contains a number, not a text"),
         ("empty text", "elems[1].long_caption holds an empty object"),
     ]
     assert record.captions == ("a",)

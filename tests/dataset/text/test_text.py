@@ -309,7 +309,7 @@ def test_a_missing_or_unusable_tokenizer_is_reported_in_one_line(tmp_path, monke
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "empty").mkdir()
     for name, message in (
-        (tmp_path / "empty", "holds no usable tokenizer"),
+        (tmp_path / "empty", "contains no usable tokenizer"),
         (tmp_path / "gone", "does not exist; check"),
     ):
         with pytest.raises(UserError, match=message) as caught:
