@@ -175,7 +175,7 @@ def test_the_data_page_names_every_format_and_every_preparation_command():
 def test_the_data_tree_has_every_folder_that_a_paper_config_reads():
     """Folders of the demo and of the user's own records have separate pages."""
     own = ("scenes", "scenes_quick", "clips", "stamps", "stamps_six", "emoji", "own", "real")
-    tree = (ROOT / "docs/data.md").read_text(encoding="utf-8").split("\n## One tree\n", 1)[1].split("```")[1]
+    tree = (ROOT / "docs/data.md").read_text(encoding="utf-8").split("\n## Folder layout\n", 1)[1].split("```")[1]
     read = {
         folder
         for path in (ROOT / "configs").rglob("*.yaml")
