@@ -119,7 +119,7 @@ HOSTILE = {
     "mappings in mappings": ("".join(" " * i + "a:\n" for i in range(1000)), 64, "nested more than 64 deep"),
     "sequences in sequences": ("- " * 100_000, 1, "nested more than 64 deep"),
     "size": ("# " + "x" * MAX_CHARACTERS, 1, "1,000,002 characters, but a config may have 1,000,000"),
-    "NUL": ("x: 1\ny: \0\n", 2, r"holds the character U\+0000"),
+    "NUL": ("x: 1\ny: \0\n", 2, r"contains the character U\+0000"),
     "an escaped NUL": ('x: "\\0"', 1, "contains a character that is not allowed in text"),
     "half a character": ('x: 1\ny: "\\ud800"', 2, "contains a character that is not allowed in text"),
     "a character beyond all": ('x: "\\UFFFFFFFF"', 1, "not valid YAML"),

@@ -141,7 +141,7 @@ def test_texts_of_the_wrong_type_are_broken_in_every_field():
     record = parse_region_record(raw(image="x.jpg", caption="a", long_caption=7, elems=elems), KEYS, "caption")
     assert [(broken.kind, broken.message) for broken in record.broken] == [
         ("wrong type", "long_caption contains a number, not a text"),
-        ("empty text", "elems[1].long_caption holds an empty object"),
+        ("empty text", "elems[1].long_caption contains an empty object"),
     ]
     assert record.captions == ("a",)
     [element] = record.elements
