@@ -132,7 +132,7 @@ def _warm_up(train: TrainConfig, small: bool, batches: int) -> int:
     them."""
     if small:
         return batches if train.compile else 1
-    return batches * (3 if train.records_graphs else 2)
+    return batches * (3 if train.captures_graphs else 2)
 
 
 def _print_way(

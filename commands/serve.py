@@ -194,7 +194,7 @@ def _serve(gr: Any, flags: PageFlags, tabs: Sequence[Tab]) -> None:
     from x2vlm.page.app import STYLE, build
     from x2vlm.page.limits import BodyLimit, HostCheck, UploadLimit, is_loopback
 
-    page, most_bytes = build(tabs, flags.per_minute, "X²-VLM"), flags.max_mb * 1024**2
+    page, max_bytes = build(tabs, flags.per_minute, "X²-VLM"), flags.max_mb * 1024**2
     own_machine = is_loopback(flags.host)
     names = [*flags.name, *(() if own_machine else (flags.host, socket.gethostname()))]
     if not own_machine:
@@ -207,7 +207,7 @@ def _serve(gr: Any, flags: PageFlags, tabs: Sequence[Tab]) -> None:
             server_name=flags.host,
             server_port=flags.port,
             share=False,
-            max_file_size=most_bytes,
+            max_file_size=max_bytes,
             prevent_thread_lock=True,
             quiet=True,
             show_error=False,
@@ -218,7 +218,7 @@ def _serve(gr: Any, flags: PageFlags, tabs: Sequence[Tab]) -> None:
             app_kwargs={
                 "middleware": [
                     Middleware(HostCheck, names, own_machine),
-                    Middleware(BodyLimit, most_bytes),
+                    Middleware(BodyLimit, max_bytes),
                     Middleware(UploadLimit, 2 * flags.per_minute),
                 ]
             },

@@ -1,1 +1,1 @@
-"""The train loop, its precision, checkpoints and run folder. It depends on no task."""
+"""The train loop, its precision, checkpoints and run folder. It does not depend on any task."""

@@ -1,6 +1,6 @@
 """Checkpoints of a run.
 
-Each checkpoint is a folder that is written atomically. Its manifest makes any later change of its files detectable. Only the
+Each checkpoint is a folder that is written atomically. Its manifest makes any later change to its files detectable. Only the
 newest checkpoints are kept.
 """
 
@@ -64,7 +64,7 @@ class Checkpoint:
         return folder if folder.is_dir() else None
 
     def unaveraged_weights(self) -> dict[str, Tensor] | None:
-        """Returns the unaveraged weights if the model file has averaged weights, or None if the run keeps no average.
+        """Returns the unaveraged weights if the model file has averaged weights, or None if the run does not average its weights.
 
         Raises:
             UserError: if the file cannot be read.
@@ -110,11 +110,11 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def newest_step(folder: Path) -> int:
-    """Returns the step of the newest checkpoint in ``folder``, or 0 without checkpoints."""
+    """Returns the step of the newest checkpoint in ``folder``, or 0 if there are none."""
     return max((checkpoint.step for checkpoint in list_checkpoints(folder)), default=0)
 
 
-def newest_whole(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def newest_intact(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """Returns the newest intact checkpoint in ``folder``, and a description of what is wrong with each newer checkpoint.
 
     Raises:
@@ -144,17 +144,18 @@ def write_checkpoint(
     about: Mapping[str, Any] | None = None,
     states: Future[Any] | None = None,
 ) -> Checkpoint:
-    """Writes a checkpoint atomically, under a temporary name that is then renamed. Replaces an existing checkpoint of this step.
+    """Writes a checkpoint atomically: its folder gets the final name only when it is complete. Replaces an existing checkpoint of
+    this step.
 
     Args:
         folder: the folder that contains the run's checkpoints.
         step: number of completed optimiser steps.
         weights: the model's weights on the CPU; no two tensors share memory.
         training: the state that :meth:`Checkpoint.training_state` returns: tensors and plain values.
-        unaveraged: if ``weights`` are averaged, the weights before averaging; if None, the run keeps no average.
+        unaveraged: if ``weights`` are averaged, the weights before averaging; if None, the run does not average its weights.
         about: entries for the header of the model file.
-        states: future of the write of :data:`~engine.manifest.STATES` into the folder that :func:`begin` created; if None, the
-            checkpoint has no such folder, and this function calls :func:`begin` itself.
+        states: future that completes once :data:`~engine.manifest.STATES` is written to the folder that :func:`begin` created; if
+            None, the checkpoint has no such folder, and this function calls :func:`begin` itself.
     """
     final = folder / f"step-{step:08d}"
     temporary = begin(folder, step) if states is None else temporary_folder(folder, step)
@@ -174,7 +175,7 @@ def write_checkpoint(
     (temporary / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
     for path in (*written, temporary / MANIFEST, *{path.parent for path in written}):
         sync_file(path)
-    # The old checkpoint is removed last: removal takes time, and a kill in between would leave neither checkpoint.
+    # The old checkpoint is removed last: removal takes time, and a process killed in between would leave neither checkpoint.
     former = _set_aside(final) if final.exists() else None
     os.replace(temporary, final)
     sync_file(folder)
@@ -192,13 +193,13 @@ def begin(folder: Path, step: int) -> Path:
 
 
 def temporary_folder(folder: Path, step: int) -> Path:
-    """Returns the folder that the checkpoint of ``step`` is in while it is being written."""
+    """Returns the temporary folder in which the checkpoint of ``step`` is written."""
     return folder / f".step-{step:08d}.tmp"
 
 
 def remove_old(folder: Path, keep: int, step: int) -> None:
-    """Removes all but the newest ``keep`` checkpoints up to ``step``. Checkpoints of later steps are damaged and are not
-    counted."""
+    """Removes all but the newest ``keep`` checkpoints up to ``step``. Checkpoints of later steps are not counted, because they
+    are damaged."""
     for old in [checkpoint for checkpoint in list_checkpoints(folder) if checkpoint.step <= step][:-keep]:
         shutil.rmtree(_set_aside(old.folder))
 
@@ -219,8 +220,8 @@ def _set_aside(folder: Path) -> Path:
 def find_weights(path: Path) -> Path:
     """Returns the weight file for ``path``.
 
-    If ``path`` is a run folder, this is its file of best weights, or else the model file of its newest checkpoint with intact
-    weights.
+    For a run folder, this is the file of its best weights or, if there is none, the model file of its newest checkpoint with
+    intact weights.
 
     Raises:
         UserError: if the weight file is missing, or all checkpoints are damaged.

@@ -16,14 +16,14 @@ def in_turn(
     autocast: Callable[[], AbstractContextManager[Any]],
     seed: Callable[[int], None],
 ) -> Iterator[tuple[int, Any]]:
-    """Yields the index and content of each micro-batch of a step. The caller must run its forward pass before it takes the next
-    one.
+    """Yields the index and content of each micro-batch of a step. The caller must run the forward pass of each micro-batch before
+    taking the next one.
 
     Args:
         model: model of the task.
         micro_batches: the micro-batches of this rank, on the device.
         chunks: number of micro-batches that a loss spans.
-        autocast: context of the forward passes.
+        autocast: returns the context for a forward pass.
         seed: seeds torch's generators for the micro-batch with the given index.
     """
     if chunks == 1:

@@ -51,13 +51,13 @@ PEAKS = {
 """Peaks by the short key used on the command line. Data-sheet values "with sparsity" are halved."""
 
 ASSUMED_UTILISATION = 0.35
-"""Utilisation that estimates of the time of a training step assume."""
+"""Utilisation assumed when the time of a training step is estimated."""
 
 _BRAND = re.compile(r"^(NVIDIA |Tesla |GeForce )*")
 
 
 def peak_of(device: torch.device, precision: PrecisionName) -> float | None:
-    """Returns the peak TFLOP/s of ``device``, or None if it is not a GPU, an unknown GPU, or a slice of a GPU (MIG)."""
+    """Returns the peak TFLOP/s of ``device``, or None if it is not a GPU, or is an unknown GPU or a slice of a GPU (MIG)."""
     if device.type != "cuda":
         return None
     import torch  # imported here because the command line needs only the keys of PEAKS

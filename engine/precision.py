@@ -45,5 +45,5 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
 
     def autocast(self) -> AbstractContextManager:
-        """Returns the context of a forward pass in this precision."""
+        """Returns the context for a forward pass in this precision."""
         return torch.autocast(self.device.type, DTYPES[self.name], enabled=self.name != "fp32")

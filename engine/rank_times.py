@@ -1,4 +1,4 @@
-"""Measures how long each rank takes for its own part of a step.
+"""Measures how long each rank spends on its own work in a step.
 
 Ranks exchange these times in the all-reduce of the losses, so measuring adds no synchronisation.
 """
@@ -20,7 +20,7 @@ from utils.accelerator import device_module, send
 
 
 class RankTimes:
-    """Measures the own time of this rank: its wait for data, and its forward passes without the time in which it waits for other
+    """Measures the time that this rank spends on its own work: its wait for data, and its forward passes without waits for other
     ranks.
 
     The backward pass is excluded, because ranks wait for each other's gradients in it. On a GPU, forward passes are timed with
@@ -42,7 +42,7 @@ class RankTimes:
         self._began: Any = None
         """Start of the current forward pass, as an event or a time; None outside forward passes."""
         self._spans: deque[tuple[float, Any, Any]] = deque()
-        """Sign, start and end of the intervals that remain to be added up."""
+        """Intervals that have not been added up yet: sign, start and end."""
         self._forward_s = self._waited_s = 0.0
         self._steps = 0
         self.alone = distributed.world_size() == 1
@@ -73,17 +73,17 @@ class RankTimes:
             self._began = None
             self._add_up()
 
-    def news(self, asked: bool, step: int, like: Tensor) -> tuple[list[str], Tensor]:
+    def values_to_sum(self, stop_requested: bool, step: int, like: Tensor) -> tuple[list[str], Tensor]:
         """Returns the names and values that this rank adds to the sum over all ranks.
 
-        The first value says whether this rank was asked to stop. In a step with a line of metrics, it is followed by the own time
-        and the wait for data of each rank, in seconds per step since the previous line. The values of the other ranks are zero
-        here, so that the sum has the values of all ranks.
+        The first value says whether this rank was asked to stop. In a step with a line of metrics, it is followed by the time of
+        each rank for its own work and its wait for data, in seconds per step since the previous line. Each rank returns zeros for
+        the other ranks, so that the sum contains the values of all ranks.
         """
         if self.alone or (step % self.log_every and step != self.steps):
-            return ["asked"], like.new_full((1,), float(asked))
+            return ["asked"], like.new_full((1,), float(stop_requested))
         forward_s, data_s = self._means()
-        numbers, names = [float(asked)], ["asked"]
+        numbers, names = [float(stop_requested)], ["asked"]
         for rank in range(distributed.world_size()):
             names += [f"ranks/{rank}/own_s", f"ranks/{rank}/data_s"]
             numbers += [forward_s + data_s, data_s] if rank == distributed.rank() else [0.0, 0.0]

@@ -28,10 +28,10 @@ MIN_SHOWN_DATA_WAIT = 0.05
 """Minimum fraction of step time spent waiting for data at which the progress bar shows it."""
 
 COMPILE_STEPS = 8
-"""Number of steps at the start of a run with compiled encoders that rates exclude, since new shapes may still be compiled."""
+"""Number of steps that rates exclude at the start of a run with compiled encoders, since new shapes may still be compiled."""
 
 FIRST_STEPS = 10
-"""In the first steps up to this one, a non-finite loss may be caused by the learning rate as well as by the records."""
+"""Up to this step, a non-finite loss may be caused by the learning rate as well as by the records."""
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ RESERVED_NAMES = frozenset(
     }
     | {*WORK, *(f"{name}_per_s" for name in WORK)}
 )
-"""Names of the other values that a step computes or logs. A loss must not have one of these names."""
+"""Names of the values other than losses that a step computes or logs. A loss must not have any of these names."""
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from engine.checkpoint import CHECKPOINTS, Checkpoint, list_checkpoints, newest_whole
+from engine.checkpoint import CHECKPOINTS, Checkpoint, list_checkpoints, newest_intact
 from engine.run_files import (
     BEST_FILE,
     CONFIG_FILE,
@@ -68,7 +68,8 @@ class RunFolder:
         self.events = path / EVENTS_FILE
         self.tensorboard = path / TENSORBOARD_FOLDER
         self.passed_over: list[str] = []
-        """On rank 0: what is wrong with each skipped checkpoint, that is, each one newer than the checkpoint to resume from."""
+        """On rank 0: what is wrong with each skipped checkpoint, that is, with each checkpoint newer than the one to resume
+        from."""
         self.resumed: Checkpoint | None = None
         """The checkpoint to resume from. None once training has started."""
         self._config: str | None = None
@@ -78,7 +79,8 @@ class RunFolder:
     def open(
         cls, path: Path, config: Config, resume: bool, evaluate: bool = False
     ) -> tuple[RunFolder, Checkpoint | None]:
-        """Creates or opens the folder. Returns it with its newest intact checkpoint, or None without checkpoints.
+        """Creates or opens the folder. Returns the folder and its newest intact checkpoint, which is None if it has no
+        checkpoints.
 
         Raises:
             NotRegularError: if one of its files is a FIFO or a folder.
@@ -129,7 +131,7 @@ class RunFolder:
         refused: str | None = None
         if distributed.rank() == 0:
             try:
-                found, self.passed_over = newest_whole(self.checkpoints)
+                found, self.passed_over = newest_intact(self.checkpoints)
             except UserError as error:
                 refused = str(error)
         found, refused = distributed.gather_objects((found, refused))[0]

@@ -127,7 +127,7 @@ def _accumulation_of(global_batch: int, micro_batch: MicroBatch, ranks: int, gra
         global_batch: ``train.global_batch``.
         micro_batch: size of a micro-batch.
         ranks: number of processes.
-        graphs: the mode of ``train.compile`` if it records CUDA graphs, which allow only one micro-batch per step, else None.
+        graphs: the mode of ``train.compile`` if it captures CUDA graphs, which allow only one micro-batch per step, else None.
 
     Raises:
         UserError: if the global batch is not divisible; the message gives the nearest sizes that work.
@@ -141,8 +141,8 @@ def _accumulation_of(global_batch: int, micro_batch: MicroBatch, ranks: int, gra
     remedies = [f"{micro_batch.key} to {_either(sizes)}"] if sizes else []
     if graphs is not None:
         fact = (
-            f"must be one micro-batch on each rank, since train.compile = {graphs} records graphs, which allow no "
-            "accumulation"
+            f"must be one micro-batch on each rank, since train.compile = {graphs} captures CUDA graphs, which rule "
+            "out accumulation"
         )
         remedies.append(f"train.global_batch to {per_pass}")
         remedies += [] if rest else ["train.compile to true"]

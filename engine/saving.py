@@ -97,7 +97,7 @@ class CheckpointWriter:
         except Exception as error:
             if states is not None:
                 with suppress(Exception):
-                    states.result()  # wait, or other ranks would still write to the folder while it is removed
+                    states.result()  # wait; otherwise, other ranks could still write to the folder while it is removed
             self._failed(step, error)
 
     def _failed(self, step: int, error: Exception) -> None:
@@ -115,7 +115,7 @@ def save_best(
         path: the file of the best weights.
         step: number of completed steps.
         weights: the model's weights, copied to host memory.
-        metrics: metrics of the validation; the file's header has them, with the step, under ``validation``.
+        metrics: metrics of the validation, which are stored with the step under ``validation`` in the file's header.
         about: further entries of the header.
     """
     try:

@@ -56,11 +56,11 @@ class Heartbeats:
 
 
 class StallWatch:
-    """Reports if no step finishes for ``stall_s`` seconds; reports again after twice the time, and so on.
+    """Reports when no step has finished for ``stall_s`` seconds, and again each time the wait has doubled.
 
     The report names the rank, the step, the phase, and the ranks without a heartbeat. The stacks of all threads of this rank are
-    written to ``log``. Outside training steps, as in set-up and validation, long waits are normal: the report then names the
-    activity and is not a warning.
+    written to ``log``. Outside training steps, such as during set-up and validation, long waits are normal: the report then names
+    the activity and is not a warning.
     """
 
     def __init__(self, stall_s: float, log: Path | None):
@@ -72,11 +72,11 @@ class StallWatch:
         self._ended = threading.Event()
         self._heartbeats = Heartbeats()
         self._earlier: dict[int, str] | None = None
-        """Heartbeats of the other ranks when half of the time limit had passed; None before that."""
+        """Heartbeats of the other ranks at half the time limit; None until then."""
 
     @contextmanager
     def watching(self, activity: str | None = None) -> Iterator[None]:
-        """Context that is watched. ``activity``: what the block does, if it does not run training steps."""
+        """Context that watches its block for stalls. ``activity``: what the block does, if it does not run training steps."""
         self._activity = activity
         self.finished(self.step)
         threading.Thread(target=self._watch, daemon=True, name="stall watch").start()
@@ -87,7 +87,7 @@ class StallWatch:
 
     @contextmanager
     def doing(self, activity: str) -> Iterator[None]:
-        """Context of an activity other than a training step."""
+        """Context for an activity other than training steps."""
         self._activity = activity
         self.finished(self.step)
         try:
@@ -127,7 +127,7 @@ class StallWatch:
             )
 
     def _silent_ranks(self) -> dict[int, str]:
-        """Returns the ranks without a heartbeat since half of the time limit, with the last known phase of each."""
+        """Returns the ranks that have not sent a heartbeat since half the time limit, with the last known state of each."""
         earlier, now = self._earlier or {}, self._heartbeats.read()
         self._earlier = None
         return {rank: beat.partition(" ")[2] for rank, beat in now.items() if earlier.get(rank) == beat}

@@ -85,7 +85,7 @@ class StopRequest:
         return status_of_stop(self.signum or signal.SIGTERM)
 
     @contextmanager
-    def at_once(self, save: Callable[[], str] = lambda: "nothing was trained yet") -> Iterator[None]:
+    def at_once(self, save: Callable[[], str] = lambda: "nothing has been trained yet") -> Iterator[None]:
         """Context in which a request ends the process at once. Before it ends, rank 0 calls ``save``, which returns a message for
         the log."""
         with self._lock:

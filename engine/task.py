@@ -19,7 +19,8 @@ class TaskModel(Protocol):
 
     @property
     def chunks(self) -> int | Literal["step"]:
-        """Number of micro-batches of a rank that a loss spans. 1: each micro-batch has its own losses; "step": all of a step."""
+        """Number of micro-batches of a rank that a loss spans. 1: each micro-batch has its own losses; "step": a loss spans all
+        micro-batches of a step."""
 
     def spanning(self, micro_batches: Sequence[Any], before: Callable[[int], None]) -> AbstractContextManager[None]:
         """Context in which the forward passes of these micro-batches, in order, return losses that span all of them. Used only if

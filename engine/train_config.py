@@ -29,8 +29,10 @@ class TrainConfig(Config):
     same (:mod:`engine.identity`).
     """
 
-    steps: int | None = Field(None, ge=1, description="number of optimiser steps; null: set by epochs")
-    epochs: float | None = Field(None, gt=0, description="number of epochs of the leading stream; null: set by steps")
+    steps: int | None = Field(None, ge=1, description="number of optimiser steps; null: determined by epochs")
+    epochs: float | None = Field(
+        None, gt=0, description="number of epochs of the leading stream; null: determined by steps"
+    )
     global_batch: Annotated[int | None, MAY_CHANGE] = Field(
         None,
         ge=1,
@@ -49,12 +51,14 @@ class TrainConfig(Config):
     validate_every: int | None = Field(
         None, ge=1, description="steps between validations; the last step is always validated; null: once per epoch"
     )
-    keep_checkpoints: Annotated[int, MAY_CHANGE] = Field(3, ge=1, description="number of newest checkpoints to keep")
+    keep_checkpoints: Annotated[int, MAY_CHANGE] = Field(
+        3, ge=1, description="number of most recent checkpoints to keep"
+    )
     max_skipped_steps: Annotated[int, MAY_CHANGE] = Field(
         0,
         ge=0,
-        description="maximum number of steps with a non-finite loss or gradient that are skipped; with one more, the "
-        "run stops",
+        description="maximum number of steps that may be skipped because a loss or gradient is not finite; one more "
+        "stops the run",
     )
     start_timeout_min: Annotated[float, MAY_CHANGE] = Field(
         distributed.TIMEOUT_MIN,
@@ -73,14 +77,14 @@ class TrainConfig(Config):
     peak_tflops: Annotated[float | None, MAY_CHANGE] = Field(
         None,
         gt=0,
-        description="dense peak TFLOP/s of a device in this precision, for the utilisation; null: from the table of "
-        "known GPUs",
+        description="dense peak TFLOP/s of a device in this precision, to compute the utilisation; null: taken "
+        "from the table of known GPUs",
     )
     parallel: Annotated[Literal["auto", "ddp", "fsdp"] | ShardingConfig, MAY_CHANGE] = Field(
         "auto",
         description="how ranks share the model. ddp: each rank holds the whole model; fsdp: each rank holds a shard "
-        "of the weights, gradients and optimiser states (FSDP2); a section: each group of `shard` ranks shares a "
-        "copy (HSDP); auto: fsdp if the states would take more than half of a GPU's memory",
+        "of the weights, gradients and optimiser states (FSDP2); a section with `shard` and `replicate`: each group of "
+        "`shard` ranks shares a copy (HSDP); auto: fsdp if the states would take more than half of a GPU's memory",
     )
     recompute: Annotated[list[Encoder], MAY_CHANGE] = Field(
         [],
@@ -89,7 +93,7 @@ class TrainConfig(Config):
     )
     compile: bool | Literal["reduce-overhead", "max-autotune"] = Field(
         False,
-        description="compile the encoders: true, or a mode of torch.compile; batches of pre-training then have only "
+        description="compile the encoders: true, or a mode of torch.compile; pre-training batches then have only "
         "a few shapes",
     )
     wandb: Annotated[WandbConfig | None, MAY_CHANGE] = Field(
@@ -120,17 +124,17 @@ class TrainConfig(Config):
     def _has_one_accumulation(self) -> TrainConfig:
         if self.global_batch is not None and self.accumulate is not None:
             raise ValueError(
-                f"accumulate = {self.accumulate} and global_batch = {self.global_batch} exclude each other: accumulation is "
-                "derived from the global batch; set one of them to null"
+                f"accumulate = {self.accumulate} and global_batch = {self.global_batch} are mutually exclusive: "
+                "accumulation is derived from the global batch; set one of them to null"
             )
         return self
 
     @model_validator(mode="after")
     def _graphs_do_not_accumulate(self) -> TrainConfig:
-        if self.records_graphs and self.accumulate is not None and self.accumulate > 1:
+        if self.captures_graphs and self.accumulate is not None and self.accumulate > 1:
             raise ValueError(
-                f"compile: {self.compile} records graphs, which may overwrite gradients before they are accumulated; "
-                f"with accumulate = {self.accumulate}, set compile to true"
+                f"compile: {self.compile} captures CUDA graphs, which may overwrite gradients before they are "
+                f"accumulated; with accumulate = {self.accumulate}, set compile to true"
             )
         return self
 
@@ -148,6 +152,6 @@ class TrainConfig(Config):
         return f"precision = {self.precision}" if self.precision in ("fp16", "O1", "O2") else None
 
     @property
-    def records_graphs(self) -> bool:
-        """True if ``train.compile`` records CUDA graphs."""
+    def captures_graphs(self) -> bool:
+        """True if ``train.compile`` captures CUDA graphs."""
         return isinstance(self.compile, str)

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Trained:
-    """The trainable parameters of ``model``, their optimiser, and ``parallel``, the model on all ranks.
+    """The trainable parameters of ``model``, their optimiser, and ``parallel``, which shares the model among the ranks.
 
     Before each step, :meth:`unfreeze` adds the encoders that train from this step on. Their optimiser states start empty.
 
@@ -65,7 +65,7 @@ class Trained:
         self._peaks = {
             group["name"]: (group["peak_lr"], min(map(self.freeze.trains_from, group["names"]))) for group in all_groups
         }
-        """Peak learning rate of each group that trains at any time, and the first step in which it trains."""
+        """Peak learning rate of each group that trains at some point in the run, and the first step in which it trains."""
         ever_trained = [
             parameter
             for name, parameter in model.named_parameters()
@@ -75,7 +75,7 @@ class Trained:
         self._set_frozen(self.freeze.frozen_at(max(0, step - 1)))
         self.parallel.follow()
         self.average = WeightAverage(ever_trained, optim.ema)
-        """The average of all parameters that train in any step of the run."""
+        """The average of all parameters that train at some point in the run."""
         if optim.ema:
             logger.info("optim.ema: the averaged weights are validated, evaluated and saved as the model")
         if self.freeze.steps or optim.lora:
@@ -138,7 +138,7 @@ class Trained:
             self.parallel.load(unaveraged)
 
     def optimizer_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Returns the optimiser state without its tensors, and the tensors by the names of their parameter and state, such as
+        """Returns the optimiser state without its tensors, and the tensors, named by parameter and state, such as
         ``fusion.layer.0.output.dense.bias/exp_avg``."""
         state = self.optimizer.state_dict()
         of_parameters = state.pop("state")
@@ -163,7 +163,7 @@ class Trained:
             of_parameter |= read.get(name, {})
         without = [name for index, (name, _) in enumerate(self._optimised()) if not of_parameters[index]]
         if 0 < len(without) < len(of_parameters):
-            raise UserError(f"{checkpoint.folder}: has no state of the optimiser for {without[0]}; {REMEDY}")
+            raise UserError(f"{checkpoint.folder}: has no optimiser state for {without[0]}; {REMEDY}")
         self.optimizer.load_state_dict(state)
 
     def _read_states(self, folder: Path) -> dict[str, dict[str, Tensor]]:

@@ -55,19 +55,20 @@ logger = logging.getLogger(__name__)
 
 PHASES = (
     *("data", "rates", "counts", "work"),
-    *("forward", "losses", "backward"),  # of each micro-batch
+    *("forward", "losses", "backward"),  # once per micro-batch
     *("clip", "optimiser", "numbers", "report"),
 )
 """The phases of a step in order: "data" and "report" in :meth:`Trainer._train`, the others in :meth:`Trainer.train_step`."""
 
 
 class Trainer:
-    """Trains a :class:`~engine.task.Task` for a fixed number of steps, from the start or exactly from a checkpoint.
+    """Trains a :class:`~engine.task.Task` for a fixed number of steps, either from the start or by resuming exactly from a
+    checkpoint.
 
     Args:
         task: the task to train.
         train, optim, schedule: sections of the config.
-        seed: seed of the run.
+        seed: random seed of the run.
         folder: folder of the run.
         device: device of this rank.
         checkpoint: the checkpoint to resume from; if None, the run starts from the beginning.
@@ -114,7 +115,7 @@ class Trainer:
         self.identity = self._identity(data or {})
         self.writer = CheckpointWriter(folder.checkpoints, train.keep_checkpoints)
         self._states_saved: Future[Any] | None = None
-        """Future of the write of the optimiser states into the current checkpoint."""
+        """Future that completes when the optimiser states are written to the current checkpoint."""
         self._saved = self.step
         """Step of the newest checkpoint."""
         self.schedule = build_schedule(schedule, self.steps)
@@ -125,7 +126,7 @@ class Trainer:
         self.stall = StallWatch(train.stall_s, folder.log_of(distributed.rank()))
         self.validations = Validations(task, self.plan, self.trained, folder)
         self.after: Callable[[str], None] = lambda phase: None
-        """Called after the host has enqueued a phase of a step, with its name in :data:`PHASES`."""
+        """Called with the name of a phase (see :data:`PHASES`) after the host has enqueued the phase."""
         if checkpoint is not None and state is not None:
             self._restore(checkpoint, state)
         self.first_step = self.step
@@ -138,7 +139,7 @@ class Trainer:
 
     @property
     def parallel(self) -> Parallel:
-        """The model on all ranks."""
+        """Shares the model among the ranks, with DDP or FSDP2."""
         return self.trained.parallel
 
     def _identity(self, data: Mapping[str, str]) -> RunIdentity:
@@ -159,7 +160,7 @@ class Trainer:
 
     def fit(self) -> None:
         """Trains from the current step to the last, and writes metrics and checkpoints to the run folder. Afterwards the model
-        has the resulting weights, which are the averaged weights with ``optim.ema``.
+        has the resulting weights, which are the averaged weights if ``optim.ema`` is set.
 
         Raises:
             UserError: if more than ``train.max_skipped_steps`` steps have a non-finite loss or gradient.
@@ -200,7 +201,7 @@ class Trainer:
     def _train(self, batches: Iterator[HostAndDevice], metrics: MetricsLog | None, report: Reporter) -> None:
         """Runs the remaining steps, with the reports, validations and checkpoints that are due."""
         pending: PendingStep | None = None
-        asked = False
+        stop_requested = False
         if self.validations.due:
             self._validate(metrics, report)
             self._save(metrics)  # otherwise a finished run would repeat this validation at each --resume
@@ -210,19 +211,19 @@ class Trainer:
             self._reached("data")
             current = self.train_step([pair.on_host for pair in pairs], [pair.on_device for pair in pairs])
             current.data_wait_s = self.times.data_wait_s
-            asked = pending is not None and report(pending)
+            stop_requested = pending is not None and report(pending)
             self._reached("report")
             pending = current
             self.validations.plan(self.step)
             if (
-                asked
+                stop_requested
                 or self.validations.due
                 or self.step % self.config.checkpoint_every == 0
                 or self.step == self.steps
             ):
-                asked = report(pending) or asked
+                stop_requested = report(pending) or stop_requested
                 pending = None
-                if asked and self.step < self.steps:
+                if stop_requested and self.step < self.steps:
                     raise self._stopped(metrics)
                 if self.validations.due:
                     self._validate(metrics, report)
@@ -287,7 +288,7 @@ class Trainer:
 
     def _stopping_at_once(self, metrics: MetricsLog | None) -> AbstractContextManager[None]:
         """Context in which a request to stop saves a checkpoint and ends the process at once, if a rank can save without the
-        others. Must not contain the exchange of averaged weights with the model."""
+        others. Must not be active while averaged weights are swapped into or out of the model."""
         if self.parallel.needs_all_ranks:
             return nullcontext()
         return self.stop.at_once(partial(self._save_and_describe, metrics))
@@ -346,8 +347,8 @@ class Trainer:
         ``local`` (K + 1,): this rank's losses and their sum, in the order of ``names``.
         """
         # The request to stop is summed like a loss, so all ranks see it after the same step.
-        news_names, news = self.times.news(self.stop.signum is not None, self.step + 1, local)
-        losses, news = distributed.sum_over_ranks(torch.cat([local, news])).split([len(local), len(news)])
+        extra_names, extra = self.times.values_to_sum(self.stop.signum is not None, self.step + 1, local)
+        losses, extra = distributed.sum_over_ranks(torch.cat([local, extra])).split([len(local), len(extra)])
         bad = ~losses.isfinite().all()
         scaler, rest = self.precision.scaler, {}
         update = GuardedUpdate(
@@ -368,9 +369,9 @@ class Trainer:
         self._reached("optimiser")
         culprit = ~local.isfinite().all()
         rest |= {"grad_norm": norm, "bad": bad, "culprit": culprit}
-        values = torch.cat([losses, torch.stack([value.float() for value in rest.values()]), news, work]).detach()
+        values = torch.cat([losses, torch.stack([value.float() for value in rest.values()]), extra, work]).detach()
         values, copied = start_copy_to_host(values)
-        names = [*names, *rest, *news_names, *WORK]
+        names = [*names, *rest, *extra_names, *WORK]
         return PendingStep(self.step + 1, names, values, copied, micro_batches, time.perf_counter())
 
     def _save(self, metrics: MetricsLog | None) -> None:

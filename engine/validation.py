@@ -1,4 +1,4 @@
-"""Validates a run at regular steps and keeps the best weights."""
+"""Validates a run at regular intervals and keeps the best weights."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Validations:
     """Validates a task, and keeps the best weights so far in ``best.safetensors``.
 
     Args:
-        task: the task. The best weights are those with the highest metric ``task.selects``; if it is None, the task is never
-            validated.
+        task: the task. The best weights are those with the highest metric ``task.selects``; if ``selects`` is None, the task is
+            never validated.
         plan: plan of the run. A validation always follows the last step.
         trained: the model's weights. If there are averaged weights, the caller puts them into the model for the validation.
         folder: folder of the run.
@@ -47,7 +47,7 @@ class Validations:
         return metrics
 
     def keep(self, step: int, metrics: dict[str, float], log: MetricsLog | None) -> None:
-        """Logs the metrics of a validation, and saves the weights if they are better than all before.
+        """Logs the metrics of a validation, and saves the weights if they are better than all previous ones.
 
         ``log`` is None on ranks that write nothing.
         """

@@ -1,4 +1,4 @@
-"""Warns about problems that would be visible in the curves: a slow rank, a jump of the loss, a drop in throughput."""
+"""Warns about problems that would be visible in the curves: a slow rank, a jump in the loss, a drop in throughput."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ LOW = 0.7
 """Throughput is low if it is below this fraction of its median."""
 SLOW_FACTOR = 1.5
 SLOW_FRACTION = 0.05
-"""A rank is slow if its own time is at least SLOW_FACTOR times the median of the other ranks, and exceeds it by at least
-SLOW_FRACTION of the step time."""
+"""A rank is slow if the time for its own work is at least SLOW_FACTOR times the median of the other ranks, and exceeds this
+median by at least SLOW_FRACTION of the step time."""
 
 RANKS = ("ranks/slowest", "ranks/slowest_s", "ranks/slowest_data_s", "ranks/median_s")
-"""Names in ``metrics.jsonl``: the slowest rank, its own time, the part of this time spent waiting for data, and the median own
-time of the other ranks, in seconds per step."""
+"""Names in ``metrics.jsonl``: the slowest rank, the time for its own work, the part of this time spent waiting for data, and the
+median of the times of the other ranks, in seconds per step."""
 
 TIMES = re.compile(r"ranks/(\d+)/(own_s|data_s)")
 
@@ -58,7 +58,7 @@ class Watch:
         self._rank_s: dict[str, float] = defaultdict(float)
         """Times of the ranks, in seconds, summed over all steps since the last check."""
         self._logged = 0
-        """Number of losses in ``_losses`` that earlier lines of metrics covered."""
+        """Number of losses in ``_losses`` that earlier lines of metrics already cover."""
         self._elapsed_s = elapsed_s
 
     def _reset(self, frozen: Collection[str]) -> None:
@@ -82,8 +82,8 @@ class Watch:
 
         Args:
             step: step of the line.
-            times: times of the ranks, by the names of :meth:`~engine.rank_times.RankTimes.news`.
-            rates: rates over the steps since the last line, by the names of :meth:`~engine.throughput.Throughput.rates`.
+            times: times of the ranks, named as by :meth:`~engine.rank_times.RankTimes.values_to_sum`.
+            rates: rates over the steps since the last line, named as by :meth:`~engine.throughput.Throughput.rates`.
             frozen: the frozen parts of the model; if they have changed, an encoder was unfrozen.
             elapsed_s: total time of all steps.
         """
@@ -113,7 +113,7 @@ class Watch:
         before = self._loss.add(loss)
         if before is not None:
             _warn(
-                f"steps {step - len(self._losses) + 1} to {step}: the mean loss is {loss:.4g}, but its median before "
+                f"steps {step - len(self._losses) + 1} to {step}: the mean loss is {loss:.4g}, but its previous median "
                 f"was {before:.4g}; check grad_norm and the learning rate in metrics.jsonl"
             )
 
@@ -121,8 +121,8 @@ class Watch:
         before = self._speed.add(speed)
         if before is not None:
             _warn(
-                f"step {step}: throughput is {speed:.3g} samples/s, but its median before was {before:.3g}; check for "
-                "other programs on the machines, for overheating devices, and data_wait in metrics.jsonl"
+                f"step {step}: throughput is {speed:.3g} samples/s, but its previous median was {before:.3g}; check "
+                "for other programs on the machines and overheating devices, and check data_wait in metrics.jsonl"
             )
 
     def _check_ranks(self, step: int, ranks: dict[str, float], step_s: float) -> None:
@@ -147,7 +147,8 @@ def pop_times(values: dict[str, float]) -> dict[str, float]:
 
 
 def compared(times: dict[str, float]) -> dict[str, float]:
-    """Computes the values :data:`RANKS` from the own times of the ranks. Returns an empty dictionary for a single rank."""
+    """Computes the values :data:`RANKS` from the times that the ranks spent on their own work. Returns an empty dictionary for a
+    single rank."""
     own = {int(match[1]): times[match[0]] for name in times if (match := TIMES.fullmatch(name)) and match[2] == "own_s"}
     if len(own) < 2:
         return {}

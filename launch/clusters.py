@@ -44,7 +44,7 @@ class Place:
         nodes: number of nodes of the job.
         node_rank: rank of this node; None if the rendezvous assigns it.
         master: HOST:PORT of node 0 or of the rendezvous; None for a single node, which does not need an address.
-        processes: processes on this node; None for one per GPU, or one without a GPU.
+        processes: processes on this node; if None, one per GPU, or a single one without a GPU.
         max_restarts: number of failures after which an elastic job ends; None for the default.
         rank: rank of this process; None if this process starts the ranks of its node.
     """

@@ -97,7 +97,7 @@ def _job_of(choice: Choice, flags: RunFlags, placement: Placement, options: Slur
         config=str(choice.config.absolute()),
         output=folder,
         wait=flags.wait or WAIT_S,
-        # With --resume, an evaluation measures the run in the folder itself.
+        # With --resume, --evaluate evaluates the run in the folder.
         resume=flags.resume or not flags.evaluate,
     )
     words = argv_of(

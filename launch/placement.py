@@ -21,7 +21,7 @@ class Nodes(NamedTuple):
 
     @property
     def counts(self) -> range:
-        """All numbers of nodes that the job may have."""
+        """All node counts that the job may have."""
         return range(self.least, self.most + 1)
 
     def __str__(self) -> str:
@@ -76,7 +76,7 @@ class Placement:
     def check(self) -> None:
         """Raises :class:`UserError` if the flags contradict each other."""
         if self.gpus is not None and self.cpu is not None:
-            raise UserError(f"--gpus {self.gpus} and --cpu {self.cpu} exclude each other; give one of them")
+            raise UserError(f"--gpus {self.gpus} and --cpu {self.cpu} are mutually exclusive; give one of them")
         nodes = self.nodes or ONE_NODE
         if self.master and nodes == ONE_NODE:
             raise UserError("--master needs --nodes N")

@@ -1,8 +1,8 @@
 """``run.py --slurm``: writes a SLURM job script that runs a task, and submits it.
 
 The same script is used for the first start, for each requeue and for a restart after a lost node: ``--resume`` continues from the
-newest checkpoint, or starts the run without a checkpoint. The script requeues the job only if the run stopped in an orderly way
-(exit status 75). Sources: the manuals of sbatch, srun and scontrol.
+newest checkpoint, or starts the run if there is no checkpoint. The script requeues the job only if the run stopped in an orderly
+way (exit status 75). Sources: the manuals of sbatch, srun and scontrol.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _option(text: str) -> str:
 
 
 def _time(text: str) -> str:
-    """Checks that a text is a SLURM time."""
+    """Checks that a string is a SLURM time."""
     match = TIME.fullmatch(text)
     if text.upper() in ("UNLIMITED", "INFINITE"):
         return text
@@ -103,7 +103,7 @@ class SlurmFlags:
     sbatch: Annotated[list[Annotated[str, read_by(_option)]], named("KEY[=VALUE]")] = field(default_factory=list)
 
     def check(self, placement: Placement) -> None:
-        """Raises :class:`UserError` if the flags contradict each other or the flags of the placement."""
+        """Raises :class:`UserError` if the flags contradict each other or the placement flags."""
         if not self.slurm:
             given = [name for name in (*OPTIONS, "sbatch", "dry_run") if getattr(self, name)]
             if given:
@@ -141,8 +141,8 @@ def submit(job: Job) -> int:
     """Writes the script to the run's folder and submits it, or prints it with ``--dry-run``. Returns the exit status.
 
     Raises:
-        UserError: if the config is invalid, the folder contains another run, the time limit is too short to save a checkpoint, or
-            sbatch is not installed.
+        UserError: if the config is invalid, the folder already contains a run, the time limit is too short to save a checkpoint,
+            or sbatch is not installed.
     """
     # Imported here to keep --help fast.
     import shutil
@@ -167,7 +167,7 @@ def submit(job: Job) -> int:
     file.write_text(text, encoding="utf-8")
     done = subprocess.run(["sbatch", "--parsable", str(file)], capture_output=True, text=True, check=False)
     if done.returncode:
-        reason = (done.stderr.strip() or done.stdout.strip() or "no reason").splitlines()[-1]
+        reason = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
         raise UserError(f"sbatch refused {file}: {reason}; change the flags, or --sbatch KEY=VALUE")
     number = done.stdout.strip().splitlines()[-1].partition(";")[0]  # NUMBER;CLUSTER if there are several clusters
     sys.stdout.write(f"job {number}: {file}; output in {job.folder / LOG.replace('%j', number)}\n")
@@ -188,7 +188,7 @@ def script(job: Job, grace_s: int) -> str:
         )
     words, options = _command(job), _options(job, notice_s)
     for value in (str(Path.cwd()), *words, *options):
-        if any(ord(sign) < ord(" ") for sign in value):
+        if any(ord(character) < ord(" ") for character in value):
             raise UserError(
                 f"--slurm: {value!r} contains a line break or another control character, which a SLURM script must "
                 "not contain; rename it"
@@ -261,7 +261,8 @@ def _check_folder(job: Job) -> None:
 
 
 def _check_nodes(job: Job) -> None:
-    """Raises :class:`UserError` for numbers of ranks with which the run could not continue, before the job waits in the queue."""
+    """Raises :class:`UserError` before the job waits in the queue, if the run could not continue on one of the possible numbers
+    of ranks."""
     from launch.ranks import check_ranks  # imports torch
 
     nodes, each = job.placement.nodes or ONE_NODE, job.placement.gpus or job.placement.cpu

@@ -37,7 +37,7 @@ RENDEZVOUS = "x2vlm"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 UNHEARD_S = 3.0
-"""Seconds that Python has to handle a signal; after this time, the signal counts as unheard."""
+"""Seconds that Python has to handle a signal; after this time, the signal counts as ignored."""
 
 DEVICE = re.compile(r"\d|GPU-|MIG-")
 """Start of a valid entry of CUDA_VISIBLE_DEVICES."""
@@ -100,7 +100,7 @@ def torchrun(place: Place, processes: int, command: Sequence[str], grace_s: int 
 
 @contextlib.contextmanager
 def environment_of_ranks() -> Iterator[None]:
-    """A context whose changes of the environment, which ranks inherit, are undone at its end."""
+    """A context at whose end changes to the environment, which ranks inherit, are undone."""
     before = dict(os.environ)
     try:
         yield

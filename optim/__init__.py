@@ -17,8 +17,8 @@ from utils.config import Config
 from utils.errors import UserError
 
 NO_DECAY = ("bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight")
-"""A parameter whose name contains one of these has no weight decay, as in the released code. They match position bias tables and
-``fc_norm``, but not LayerScale, the temperature, embeddings or the norm inside an MLP head."""
+"""A parameter whose name contains one of these has no weight decay, as in the released code. These strings match position bias
+tables and ``fc_norm``, but not LayerScale, the temperature, embeddings or the norm inside an MLP head."""
 
 NO_MODULE = ("vision.frame_positions",)
 """Parameters that train at ``lr`` although their module has a separate learning rate, as in the released code."""
@@ -54,15 +54,15 @@ class OptimConfig(Config):
     fused: Literal["auto", "apex"] = Field(
         "auto", description="implementation of AdamW: auto (torch's fused one) or apex (NVIDIA's FusedAdam)"
     )
-    freeze: FreezeConfig | None = Field(None, description="encoders to freeze; null: none")
+    freeze: FreezeConfig | None = Field(None, description="encoders to freeze; null: freeze none")
     lora: LoraConfig | None = Field(
         None,
-        description="train low-rank adapters (LoRA) instead of the weights of encoders; null: the weights train",
+        description="train low-rank adapters (LoRA) instead of the weights of encoders; null: train the weights",
     )
     ema: EmaConfig | None = Field(
         None,
         description="keep an exponential moving average of the weights, which is validated, evaluated and saved; "
-        "null: none",
+        "null: no average",
     )
 
     @property

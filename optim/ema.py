@@ -35,7 +35,7 @@ class WeightAverage:
     weights that it holds, without communication. Buffers are not averaged, because they are constants in our models.
 
     Args:
-        weights: the parameters that train at any time of the run.
+        weights: the parameters that train at some point in the run.
         config: the config of the average; if None, all methods do nothing.
     """
 

@@ -55,7 +55,7 @@ class FreezeConfig(Config):
     cache: FeatureCacheConfig | None = Field(
         None,
         description="cache the outputs of blocks that are frozen for the whole run on disk, so that they are "
-        "computed once per image; for images without random augmentation; null: compute them in each step",
+        "computed once per image; only for images without random augmentation; null: compute them in each step",
     )
 
     @field_validator("vision", "text", "fusion", mode="before")

@@ -90,7 +90,7 @@ def inject_adapters(parts: Mapping[str, nn.Module], layers: Collection[str], con
     holder = nn.ModuleDict(dict(parts))
     peft.inject_adapter_in_model(settings, holder)
     adapted = {name.removesuffix(DOWN) for name, _ in holder.named_parameters() if name.endswith(DOWN)}
-    assert adapted == set(layers), f"peft has adapted other layers: {adapted ^ set(layers)}"
+    assert adapted == set(layers), f"peft has not adapted exactly the requested layers: {adapted ^ set(layers)}"
 
 
 def is_adapter(name: str) -> bool:
@@ -114,7 +114,7 @@ def merged(tensors: Mapping[str, Tensor], about: Mapping[str, Any], source: str)
     Args:
         tensors: tensors of the file.
         about: header of the file.
-        source: name of the file in messages.
+        source: name of the file, for messages.
 
     Raises:
         UserError: if the header does not contain the config of the adapters, or an adapter is incomplete or lacks the weight it

@@ -48,7 +48,7 @@ class CallsProjections(Protocol):
 
 @runtime_checkable
 class HasLevels(Protocol):
-    """A part of a model with levels: its blocks run one after the other."""
+    """A part of a model whose blocks run one after the other; each block is a level."""
 
     def levels_above(self) -> dict[str, int]:
         """Returns the number of levels above each parameter: 0 after the last block, 1 in the last block, and so on."""
@@ -100,7 +100,7 @@ def compile_encoders(model: nn.Module, **options: Any) -> None:
 
 
 def set_frozen(model: nn.Module, parts: Collection[str]) -> None:
-    """Freezes these parts, and unfreezes all other parts that this function has frozen before.
+    """Freezes these parts, and unfreezes all other parts that this function froze earlier.
 
     A frozen part has no gradients and stays in evaluation mode, so its outputs depend only on its inputs. Gradients still flow
     through it to trainable parts. Parameters that were not trainable before freezing are not trainable after unfreezing either.
@@ -147,8 +147,8 @@ def add_adapters(model: nn.Module, config: LoraConfig, frozen: Collection[str] =
         frozen: parts that never train and get no adapters, unless the config lists them.
 
     Raises:
-        UserError: if the model lacks a listed part, nothing would train in a part, or the rank is not smaller than the rank of
-            any weight.
+        UserError: if the model lacks a listed part, nothing would train in a part, or the rank of the adapters is too high for
+            every weight.
     """
     present = [part for part in PARTS if hasattr(model, part)]
     if missing := [part for part in config.targets or () if part not in present]:
@@ -188,7 +188,7 @@ def _layers_to_adapt(model: nn.Module, part: str, layers: str) -> list[str]:
 
 
 def _check_rank(model: nn.Module, rank: int, layers: Sequence[str]) -> None:
-    """Raises :class:`UserError` if the rank of the adapters is not smaller than the rank of any of the weights."""
+    """Raises :class:`UserError` unless the rank of the adapters is below the rank of at least one weight."""
     sizes = {name: min(cast(nn.Linear, model.get_submodule(name)).weight.shape) for name in layers}
     widest = max(layers, key=sizes.__getitem__)
     if rank >= sizes[widest]:

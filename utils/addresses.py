@@ -1,4 +1,4 @@
-"""Addresses of remote files: ``https://host/path``, ``s3://bucket/path``; and data sets on the Hugging Face Hub."""
+"""URLs of remote files, such as ``https://host/path`` and ``s3://bucket/path``, and data sets on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 
 HUB = "hf:"
-"""Beginning of the entry of a data set on the Hub, ``hf:ORG/NAME``."""
+"""Prefix of an entry for a data set on the Hub, ``hf:ORG/NAME``."""
 
 
 def is_hub(entry: str) -> bool:
@@ -17,12 +17,12 @@ def is_hub(entry: str) -> bool:
 
 
 def is_address(entry: str) -> bool:
-    """Returns True if a path in a config is a remote address rather than a local path."""
+    """Returns True if a path in a config is a URL rather than a local path."""
     return _SCHEME.match(entry) is not None
 
 
 def scheme_of(address: str) -> str:
-    """Returns the protocol of an address, in lower case."""
+    """Returns the scheme of a URL, in lower case."""
     match = _SCHEME.match(address)
     assert match is not None, address
     return match[1].lower()

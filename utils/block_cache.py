@@ -50,7 +50,7 @@ class BlockCache:
         bound: max total size of all blocks, in bytes. The least recently used blocks are evicted first.
         remedy: advice for the warning that the folder cannot be written.
         kind: prefix of the names of the locks. Two caches in one folder need different kinds if fetching a block of one cache
-            gets blocks of the other.
+            fetches blocks of the other.
         digest: computes the digest of a name and a content, in 16 bytes; if None, SHA-256.
     """
 
@@ -74,8 +74,8 @@ class BlockCache:
 
     def get(self, name: str, size: int | None, fetch: Callable[[], Block]) -> Block:
         """Returns the block ``name`` of ``size`` bytes from memory, from the folder, or from ``fetch``, which is called by one
-        process at a time. ``size``: None if only ``fetch`` knows it. Blocks whose names begin with the same 8 digits have the
-        same lock, so ``fetch`` may also :meth:`add` those."""
+        process at a time. ``size``: None if only ``fetch`` knows it. Blocks whose names begin with the same 8 digits share a
+        lock, so ``fetch`` may also :meth:`add` such blocks."""
         now = time.monotonic()
         block, used = self._mapped.get(name, (None, 0.0))
         if block is not None and now - used < _USED_S:
@@ -109,7 +109,7 @@ class BlockCache:
             return self._is_there(path, size) or self._keep(path, fetch())
 
     def add(self, name: str, content: Block) -> bool:
-        """Stores a block whose content is known already; returns True if it is in the folder now."""
+        """Stores a block whose content is already known; returns True if it is in the folder now."""
         path = self._path(name)
         return self._is_there(path, len(content)) or self._keep(path, content)
 
@@ -250,8 +250,8 @@ def _make_room(shelf: Path, room: int, most: int) -> int:
 
     Args:
         shelf: the folder.
-        room: max number of bytes that remain if blocks are evicted.
-        most: max number of bytes that remain in any case.
+        room: max number of bytes left after blocks are evicted.
+        most: number of bytes above which blocks are evicted.
     """
     blocks = []
     (shelf / _NEW).unlink(missing_ok=True)

@@ -52,7 +52,7 @@ OVERRIDES = "overrides"
 
 class DashedText(str):
     """An argument that begins with a dash and contains a space, such as "-5 degrees". No flag contains a space, so this is a
-    value, but cyclopts takes every argument that begins with a dash for a flag."""
+    value, but cyclopts treats every argument that begins with a dash as a flag."""
 
     def startswith(self, prefix: str | tuple[str, ...], *bounds: Any) -> bool:
         return prefix != "-" and super().startswith(prefix, *bounds)
@@ -89,7 +89,7 @@ class HelpFormatter:
     def render_usage(self, console: Any, options: Any, usage: Any) -> None:
         positionals = self._positionals
         flags = [word for word in usage.plain.split() if not word.startswith("[ARGS")]
-        flags = flags[: len(flags) - sum(positionals.values())]  # without cyclopts's names of the required ones
+        flags = flags[: len(flags) - sum(positionals.values())]  # drops cyclopts's own labels of required arguments
         named = [label if required else f"[{label}]" for label, required in positionals.items()]
         if any("..." not in label for label in positionals) and "COMMAND" in flags:
             flags.remove("COMMAND")  # the first positional argument is the command
@@ -216,7 +216,7 @@ def argv_of(command: Callable[..., Any], *overrides: str, **values: Any) -> list
     all arguments up to the next flag.
 
     Raises:
-        TypeError: if the command has no parameter of a name in ``values``.
+        TypeError: if a name in ``values`` is not a parameter of the command.
     """
     if unknown_names := values.keys() - inspect.signature(command).parameters:
         raise TypeError(f"{command.__name__} has no parameter {', '.join(sorted(unknown_names))}")
@@ -228,24 +228,25 @@ def argv_of(command: Callable[..., Any], *overrides: str, **values: Any) -> list
         name, default = argument.field_info.name, argument.field_info.default
         value = values[name] if name in values else _in_dataclass(values, name, default)
         if argument.index is not None:
-            positionals += _texts_of(argument, value) if name in values and value is not None else ()
+            positionals += _strings_of(argument, value) if name in values and value is not None else ()
         elif value is True or (value == [] and default is None):  # an explicitly given list may be empty
             words.append(argument.name)
         elif value is not None and value is not False and value != default:
-            texts = _texts_of(argument, value)
+            strings = _strings_of(argument, value)
             if argument.token_count()[0] > 1:  # a pair, such as --stair A B
-                words += [argument.name, *texts]
+                words += [argument.name, *strings]
                 continue
-            for each in texts:
-                # A value with a dash would be taken for a flag.
+            for each in strings:
+                # A value that begins with a dash would be treated as a flag.
                 words += [f"{argument.name}={each}"] if each.startswith("-") else [argument.name, each]
     positionals += overrides
     dashed = any(each.startswith("-") for each in positionals)
     return [*words, "--", *positionals] if dashed else [*positionals, *words]
 
 
-def _texts_of(argument: Argument, value: Any) -> list[str]:
-    """Returns the texts from which a flag's value is parsed; a tuple with its own parser is one text, such as ``0,1``."""
+def _strings_of(argument: Argument, value: Any) -> list[str]:
+    """Returns the strings from which a flag's value is parsed; a tuple with its own parser is a single string, such as
+    ``0,1``."""
     if type(value) is tuple and argument.parameter.converter:
         return [",".join(map(str, value))]
     return list(map(str, value)) if type(value) in (list, tuple) else [str(value)]
@@ -295,11 +296,11 @@ def _message(error: CycloptsError, app: App, keys: Keys) -> str:
     if isinstance(error, RepeatArgumentError):
         return f"{error.token.keyword} was given twice; give it once"
     if isinstance(error, CoercionError) and error.token is not None:
-        return _of_a_value(error, error.token, keys)
+        return _value_message(error, error.token, keys)
     return str(error)
 
 
-def _of_a_value(error: CoercionError, token: Token, keys: Keys) -> str:
+def _value_message(error: CoercionError, token: Token, keys: Keys) -> str:
     if (wrong := _wrong_value(error)) is not None:
         fact = str(wrong)
         if isinstance(wrong, NotAnOverrideError) and (near := _nearest_keys(token.value, keys)):

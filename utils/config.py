@@ -49,13 +49,14 @@ class Config(BaseModel):
     """Applies to the keys of this section; if None, the enclosing section decides."""
 
     earlier_values: ClassVar[Mapping[str, Any]] = {}
-    """Values that keys of this section stood for before they existed; see :func:`of_earlier_version`."""
+    """For keys that earlier versions lacked: the values that correspond to what those versions did; see
+    :func:`of_earlier_version`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _booleans_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+    def _reject_booleans_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         """Reject true and false as numbers; pydantic would convert them to 1 and 0."""
         assert info.field_name is not None
         types_of_field = _leaf_types(cls.model_fields[info.field_name].annotation)
@@ -110,7 +111,7 @@ def bind(values: Mapping[str, Any], schema: type[C], places: Places | None = Non
 
 
 def _causes(error: ValidationError) -> list[dict[str, Any]]:
-    """Returns the errors, except for lists that are too short only because their items are wrong."""
+    """Returns the errors, except for lists that are too short only because their items are invalid."""
     found: list[dict[str, Any]] = [dict(each) for each in error.errors()]
     locations: list[tuple[int | str, ...]] = [each["loc"] for each in found]
 
@@ -121,8 +122,8 @@ def _causes(error: ValidationError) -> list[dict[str, Any]]:
 
 
 def of_earlier_version(saved: Any, schema: type[Config]) -> Any:
-    """Returns the values of a config that a run has saved, with those of keys that are newer than the run and whose default would
-    change what it computes. A saved config has all keys of its time."""
+    """Returns the values of a saved config, completed with :attr:`Config.earlier_values`: a saved config contains all keys that
+    existed when it was saved, and the defaults of some newer keys would change what the run computes."""
     if not isinstance(saved, dict):
         return saved
     filled = {**{name: value for name, value in schema.earlier_values.items() if name not in saved}, **saved}

@@ -41,7 +41,7 @@ class ConfigError(UserError):
 
 
 def _printable(text: str) -> str:
-    """Escapes line breaks and control characters, which names and values from a file may contain, so that a text fits on a
+    """Escapes line breaks and control characters, which names and values from a file may contain, so that a string fits on a
     line."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 

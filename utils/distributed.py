@@ -93,7 +93,7 @@ def built_on_rank_0() -> AbstractContextManager[Any]:
 
 @torch.no_grad()
 def move_from_rank_0(module: nn.Module, device: torch.device) -> None:
-    """Move a module to a device, with the parameters and buffers that it has on rank 0. Its DTensors stay as they are."""
+    """Move a module to a device, with the parameters and buffers that it has on rank 0. Its DTensors are left unchanged."""
     if not is_distributed():
         module.to(device)
         return
@@ -117,12 +117,12 @@ def move_from_rank_0(module: nn.Module, device: torch.device) -> None:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """Returns this rank's part of a DTensor, which shares its memory; another tensor is returned as it is."""
+    """Returns this rank's part of a DTensor, which shares its memory; any other tensor is returned unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
-    """Returns a DTensor as a whole tensor, for which all ranks must call this; another tensor is returned as it is."""
+    """Returns a DTensor as a whole tensor, for which all ranks must call this; any other tensor is returned unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -191,9 +191,9 @@ def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
 def set_timeout(minutes: float) -> None:
     """Change how long ranks wait for each other from now on."""
     if is_distributed():
-        # Public since torch 2.15, which deprecates the private name; older releases have only the private name.
+        # Public since torch 2.15, which deprecates the private name; older versions have only the private name.
         change = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
-        for group in list(dist.distributed_c10d._world.pg_map):  # of FSDP2's meshes, too
+        for group in list(dist.distributed_c10d._world.pg_map):  # including the process groups of FSDP2's meshes
             if group.group_desc != SAVING:  # disks of the ranks may differ in speed
                 change(timedelta(minutes=minutes), group)
 
@@ -266,7 +266,7 @@ def process_group(timeout_min: float = TIMEOUT_MIN, records: Path | None = None)
 
 @contextmanager
 def group_of_one(device: torch.device) -> Iterator[None]:
-    """Context with a process group of this process alone, for code that requires one."""
+    """Context with a process group that contains only this process, for code that requires a process group."""
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         yield

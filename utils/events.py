@@ -1,11 +1,11 @@
-"""The facts of a run, which it writes to ``events.jsonl``, one JSON object per line.
+"""The events of a run, which it writes to ``events.jsonl``, one JSON object per line.
 
-Code reports a fact by logging an event instead of a text::
+Code reports a fact about the run by logging an event instead of a string::
 
     logger.warning(SkippedStep(step=7, losses={"loss": math.nan}))
 
-The screen and ``log.txt`` show the sentence of the event, ``str(event)``. ``events.jsonl`` has its fields, and tools read only
-those, so a sentence may be reworded at any time. Any other warning is written as :class:`Warned`.
+The screen and ``log.txt`` show the event as a sentence, ``str(event)``. ``events.jsonl`` contains its fields. Tools read only the
+fields, so a sentence may be reworded at any time. Any other warning is written as :class:`Warned`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from utils.lines import bounded_lines
 from utils.version import VERSION
 
 SCHEMA = 1
-"""Version of the events. It rises when the meaning of a field changes; new events and new fields do not change it."""
+"""Version of the events. It is incremented when the meaning of a field changes; new events and new fields do not change it."""
 LONGEST_LINE = 1_000_000
-"""Maximum size of an event in bytes; a longer line is damaged."""
+"""Maximum size of an event in bytes; a longer line counts as damaged."""
 
 
 class Event(BaseModel):
@@ -70,8 +70,8 @@ class Resumed(Event):
 
 
 class LoadedWeights(Event):
-    """A model was initialised. ``sources``: how many tensors of each part come from which file, or are random; ``details``: the
-    lines about single tensors."""
+    """A model was initialised. ``sources``: how many tensors of each part come from which file, or are random; ``details``: lines
+    about individual tensors."""
 
     sources: str
     details: list[str] = []
@@ -90,8 +90,8 @@ class BuiltModel(Event):
 
 
 class Planned(Event):
-    """The sizes of a training run. ``records``: number of records of each stream; ``examples_per_step``: over all ranks;
-    ``epochs``: of the first stream."""
+    """The sizes of a training run. ``records``: number of records of each stream; ``examples_per_step``: number of examples in a
+    step over all ranks; ``epochs``: number of passes over the first stream."""
 
     records: dict[str, int]
     examples_per_step: int
@@ -107,8 +107,8 @@ class Planned(Event):
 
 
 class SkippedStep(Event):
-    """The weights were not updated after ``step``, because a loss or gradient is not finite. ``losses``: by name; null: not
-    finite."""
+    """The weights were not updated after ``step``, because a loss or gradient is not finite. ``losses``: the losses by name, null
+    if not finite."""
 
     step: int
     losses: dict[str, float | None]
@@ -133,8 +133,8 @@ class SkippedRecord(Event):
 
 
 class BrokenKind(BaseModel):
-    """Broken parts of records of one kind. ``count``: None if they were not counted yet; ``first`` and ``message``: the location
-    of the first, and what is wrong with it."""
+    """Broken records, or parts of records, of one kind. ``count``: their number, None if they have not been counted yet;
+    ``first`` and ``message``: the location of the first one, and what is wrong with it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -145,8 +145,9 @@ class BrokenKind(BaseModel):
 
 
 class CountedRecords(Event):
-    """Number of records that a process of rank 0 has read, and how many of them are broken and skipped; ``kinds``: most frequent
-    first; ``key``: of the annotation file that was read at the start, null for the records of all batches."""
+    """A process of rank 0 counted the records that it read (``read``), and how many of them were broken and skipped (``broken``).
+    ``kinds``: the kinds of broken records, most frequent first; ``key``: config key of the annotation file that was read at the
+    start, null for the records of all batches."""
 
     read: int
     broken: int
@@ -154,7 +155,7 @@ class CountedRecords(Event):
     key: str | None = None
 
     def share(self) -> str:
-        """How many of the records are broken."""
+        """Says how many of the records are broken."""
         file = "" if self.key is None else f"{self.key}: "
         if not self.broken:
             return f"{file}{self.read} records read, none broken"
@@ -198,8 +199,9 @@ class SavedCheckpoint(Event):
 
 
 class Stalled(Event):
-    """A rank has finished no step for ``waited_s`` seconds, and is in ``phase`` of ``step``. ``silent_ranks``: the other ranks
-    that gave no sign of life, with the phase that each was in last; ``stacks``: the file with the stacks of its threads."""
+    """A rank has not finished a step for ``waited_s`` seconds, and is in ``phase`` of ``step``. ``silent_ranks``: the other ranks
+    that have stopped sending heartbeats, with the last known phase of each; ``stacks``: the file with the stacks of the rank's
+    threads."""
 
     rank: int
     waited_s: float
@@ -211,18 +213,21 @@ class Stalled(Event):
     def details(self) -> str:
         """The end of the sentence: where the stacks are, and which ranks are silent."""
         stacks = "" if self.stacks is None else f"; its stacks are in {self.stacks}"
-        silent = (f"; rank {rank} gives no sign of life, last in {phase}" for rank, phase in self.silent_ranks.items())
+        silent = (
+            f"; rank {rank} has stopped sending heartbeats, last seen in {phase}"
+            for rank, phase in self.silent_ranks.items()
+        )
         return stacks + "".join(silent)
 
     def __str__(self) -> str:
         return (
-            f"rank {self.rank} has finished no step for {self.waited_s:.0f} s (train.stall_s): it is in step {self.step}, "
-            f"phase {self.phase}{self.details()}"
+            f"rank {self.rank} has not finished a step for {self.waited_s:.0f} s (train.stall_s): it is in step "
+            f"{self.step}, phase {self.phase}{self.details()}"
         )
 
 
 class LostRank(Event):
-    """Another rank was lost, which ends this process. The launcher may start the run again."""
+    """Another rank was lost, which ends this process. The launcher may restart the run."""
 
     message: str
 
@@ -241,7 +246,7 @@ class Stopped(Event):
 
 
 class Failed(Event):
-    """The run ended with an error. ``traceback``: null if the error is a user's mistake, whose message says all."""
+    """The run ended with an error. ``traceback``: null for a user error, whose message is self-explanatory."""
 
     message: str
     traceback: str | None = None
@@ -251,7 +256,7 @@ class Failed(Event):
 
 
 class Finished(Event):
-    """The process did all that it was started for: training, evaluation, or both."""
+    """The process finished everything that it was started for: training, evaluation, or both."""
 
     def __str__(self) -> str:
         return "finished"
@@ -286,7 +291,7 @@ EVENTS: dict[str, type[Event]] = {
     "finished": Finished,
     "warned": Warned,
 }
-"""The events by their name in ``events.jsonl``."""
+"""Event classes by their name in ``events.jsonl``."""
 
 _NAMES = {kind: name for name, kind in EVENTS.items()}
 
@@ -297,7 +302,7 @@ def finite(value: float) -> float | None:
 
 
 class EventLines(logging.Formatter):
-    """Formats a message of the log as a line of ``events.jsonl``."""
+    """Formats a log record as a line of ``events.jsonl``."""
 
     def format(self, record: logging.LogRecord) -> str:
         event = record.msg
@@ -308,7 +313,7 @@ class EventLines(logging.Formatter):
 
 
 def is_fact(record: logging.LogRecord) -> bool:
-    """True if a message of the log belongs in ``events.jsonl``: an event or a warning."""
+    """True if a log record belongs in ``events.jsonl``: an event or a warning."""
     return isinstance(record.msg, Event) or record.levelno >= logging.WARNING
 
 
@@ -327,21 +332,22 @@ class Unreadable(NamedTuple):
     unknown: str | None
 
 
-def read_events(path: Path, most_bytes: int | None = None) -> Iterator[Noted | Unreadable]:
-    """Yields the events of a run, in order, in memory that does not grow with the file.
+def read_events(path: Path, max_bytes: int | None = None) -> Iterator[Noted | Unreadable]:
+    """Yields the events of a run, in order, in bounded memory.
 
     Args:
         path: path of ``events.jsonl``.
-        most_bytes: if the file is larger, its first tenth of this number and its end are read; None: read all of it.
+        max_bytes: if the file is larger, only this many bytes are read: a tenth of them from its start, the rest from its end; if
+            None, the whole file is read.
     """
     size = path.stat().st_size
-    first = size if most_bytes is None or size <= most_bytes else most_bytes // 10
+    first = size if max_bytes is None or size <= max_bytes else max_bytes // 10
     with path.open("rb") as file:
         for number, line in bounded_lines(file, LONGEST_LINE):
             if line.strip():
                 yield _event_of(number, line)
-            if most_bytes is not None and first < size and file.tell() > first:
-                file.seek(size - most_bytes + first)
+            if max_bytes is not None and first < size and file.tell() > first:
+                file.seek(size - max_bytes + first)
                 file.readline(LONGEST_LINE)  # the rest of a line
                 first = size
 

@@ -106,7 +106,7 @@ def _fetched(name: str, files: Sequence[str], key: str, beside: Sequence[str]) -
 
 
 def hub_headers(address: str) -> dict[str, str]:
-    """Returns the headers with which the Hub gives a file to the user who is logged in; none for other addresses."""
+    """Returns the headers with which the Hub gives a file to the logged-in user; empty for other URLs."""
     if "/datasets/" not in address or "/resolve/" not in address:
         return {}
     from huggingface_hub import constants, get_token
@@ -116,8 +116,8 @@ def hub_headers(address: str) -> dict[str, str]:
 
 
 def _unreachable(address: str) -> str | None:
-    """Returns the reason why ``address`` is unreachable, or None if it responds. Runs in a thread because DNS lookups have no
-    timeout."""
+    """Returns the reason why the URL ``address`` is unreachable, or None if it responds. Runs in a thread because DNS lookups
+    have no timeout."""
     reasons: list[str | None] = []
 
     def ask() -> None:

@@ -23,8 +23,8 @@ from utils.hub import HUB, TIMM, looks_like_path
 
 C = TypeVar("C", bound=Config)
 Kind = Literal["file", "folder", "shards", "weights", "model"]
-"""shards: files, patterns or folders. weights: a file, or the folder of a run. model: a folder, or the name of a model on the
-Hub."""
+"""Kinds of inputs. "shards" are files, patterns or folders; "weights" are a file or a run's folder; a "model" is a folder or the
+name of a model on the Hub."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ NO_TOKENIZER = "learn one from your texts with `python run.py tokenizer`, or nam
 class WeightedShards(Config):
     """An entry with a weight in a list of shards."""
 
-    path: str = Field(description="a file, pattern, folder or address")
+    path: str = Field(description="a file, pattern, folder or URL")
     weight: float = Field(
         gt=0, le=100, description="number of times that an epoch reads each record; may be a fraction"
     )

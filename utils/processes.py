@@ -22,8 +22,8 @@ MISTAKE = 2
 """Exit status after a user error, which a restart would not fix."""
 
 WAIT_S = 240
-"""Time after which the lock of a process on a lost node has expired: longer than a lease lasts, and than NFS servers take (90
-s)."""
+"""Time after which the lock of a process on a lost node has expired: longer than a lease lasts, and longer than NFS servers take
+(90 s)."""
 
 GRACE_S = 120
 """Default number of seconds that a run has to exit after a signal."""
@@ -32,8 +32,8 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C."""
 
 ECHO_S = 1.0
-"""Signals within this many seconds count as one: a scheduler signals each process of a job, the launcher forwards its own signal
-too, and `timeout` sends each signal twice."""
+"""Signals within this many seconds count as one: a scheduler signals each process of a job, the launcher also forwards its own
+signal, and `timeout` sends each signal twice."""
 
 _PR_SET_PDEATHSIG = 1
 

@@ -18,7 +18,7 @@ def progress_bar(
     items: Iterable[Any] | None = None, *, total: int | None, quiet: bool = False, **options: Any
 ) -> tqdm[Any]:
     """Creates a progress bar with remaining time, which iterates over ``items`` or is updated manually; hidden if ``quiet``.
-    ``total``: their number, None if it is unknown; ``options`` are passed to tqdm."""
+    ``total``: number of items, None if unknown; ``options`` are passed to tqdm."""
     if sys.stderr.isatty():
         return tqdm(items, total=total, disable=quiet, mininterval=SECONDS_ON_A_SCREEN, dynamic_ncols=True, **options)
     return LineBar(

@@ -37,7 +37,7 @@ class TensorSpool:
         if not self.count:
             self._shape, self._dtype = array.shape[1:], array.dtype
             self._bytes_each = self._dtype.itemsize * math.prod(self._shape)
-        assert (array.shape[1:], array.dtype) == (self._shape, self._dtype), "tensors of another shape or dtype"
+        assert (array.shape[1:], array.dtype) == (self._shape, self._dtype), "tensors of a different shape or dtype"
         try:
             self._file.seek(self.count * self._bytes_each)
             self._file.write(array.tobytes())

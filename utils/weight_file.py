@@ -38,7 +38,7 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
         save_file(contiguous, temporary, metadata=header)
         temporary.chmod(
             mode
-        )  # the usual mode of new files; newer releases of safetensors make files readable only by the owner
+        )  # the usual mode of new files; newer versions of safetensors make files readable only by the owner
 
 
 def read_about(path: Path) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 def is_damaged(path: Path, tensors: Mapping[str, Tensor]) -> bool:
     """Returns True if ``tensors``, just read from the safetensors file ``path``, differ from what :func:`save_weights` wrote.
-    Returns False for files of other programs, which have no hash."""
+    Returns False for files written by other programs, which have no hash."""
     stated = read_about(path).get("sha256")
     return stated is not None and stated != digest(tensors)
 

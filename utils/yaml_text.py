@@ -43,7 +43,8 @@ class YamlError(Exception):
 def parse(text: str) -> tuple[Any, Lines]:
     """Returns the value of a text (dict, list, str, int, float, bool or None), and the line of each key.
 
-    Supports YAML 1.2 with the merge keys of YAML 1.1. Dates remain text. Keys are text; a numeric key is kept exactly as written.
+    Supports YAML 1.2 with the merge keys of YAML 1.1. Dates remain strings. Keys are strings; a numeric key is kept exactly as
+    written.
 
     Raises:
         YamlError: if the text is not valid YAML, contains anything other than plain values, or exceeds a limit.

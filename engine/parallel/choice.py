@@ -28,8 +28,8 @@ def parallel_of(train: TrainConfig, optim: OptimConfig, model: nn.Module, device
     """Returns the strategy for ``model``, which is still in the host memory of rank 0.
 
     Raises:
-        UserError: if ``train.parallel`` requires another number of ranks, or if FSDP2 is selected with apex as ``optim.fused`` or
-            with cached states of frozen blocks.
+        UserError: if ``train.parallel`` requires a different number of ranks, or if FSDP2 is selected with apex as
+            ``optim.fused`` or with cached states of frozen blocks.
     """
     needed = state_bytes(model, average=optim.ema is not None)
     memories = distributed.gather_objects(device_bytes(device))  # ranks must agree
@@ -55,13 +55,13 @@ def mesh_of(train: TrainConfig, ranks: int, needed: int, memory: int | None) -> 
         train: the config section.
         ranks: number of ranks.
         needed: size of the model's states in bytes (:func:`state_bytes`).
-        memory: memory of a GPU in bytes; None on a CPU.
+        memory: memory per GPU in bytes; None on a CPU.
 
     Returns:
         The mesh of FSDP2, or None for DDP; and the reason for an automatic choice, or "".
 
     Raises:
-        UserError: if the config requires another number of ranks.
+        UserError: if the config requires a different number of ranks.
     """
     config = train.parallel
     if isinstance(config, ShardingConfig):

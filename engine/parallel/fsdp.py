@@ -65,7 +65,7 @@ class Sharded(Parallel):
         for group in self._groups():
             group.set_gradient_divide_factor(1.0)
             group.set_force_sum_reduction_for_comms(True)
-        # FSDP2 takes the first module that runs as the root, and that may be a submodule: make it the model.
+        # FSDP2 treats the first module that runs as the root, even if it is a submodule. Make the model the root.
         cast(FSDPModule, model).unshard()
         cast(FSDPModule, model).reshard()
 
@@ -127,7 +127,7 @@ class Sharded(Parallel):
         return copied_to_host(states, keep=distributed.rank() == 0)
 
     def start_saving(self, tensors: dict[str, Tensor], folder: Path) -> Future[Any]:
-        if self.device.type == "cpu":  # older torch releases do not copy tensors that are already in host memory
+        if self.device.type == "cpu":  # older torch versions do not copy tensors that are already in host memory
             tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         # With a single thread, DCP would copy from a thread whose current device is GPU 0, whichever GPU this rank uses.
         writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True, thread_count=2)

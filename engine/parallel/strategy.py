@@ -1,4 +1,4 @@
-"""The interface of the strategies by which ranks share a model."""
+"""The interface for strategies that share a model among ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utils.distributed import whole_tensor
 
 
 class Parallel(ABC):
-    """The model of a task on all ranks of a run.
+    """The model of a task, shared among the ranks of a run.
 
     The losses of a step are divided by counts over all ranks, so the gradient of a step is the **sum** of the gradients of all
     ranks. After the last micro-batch of a step, every trainable parameter has a gradient, which is zero if no loss depends on the
@@ -46,7 +46,7 @@ class Parallel(ABC):
 
     @abstractmethod
     def synchronised(self, last: bool) -> AbstractContextManager[None]:
-        """Context of the forward and backward pass of a micro-batch. Gradients are summed after the ``last`` micro-batch of a
+        """Context for the forward and backward pass of a micro-batch. Gradients are summed after the ``last`` micro-batch of a
         step."""
 
     @abstractmethod

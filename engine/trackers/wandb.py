@@ -29,8 +29,8 @@ ID_FILE = "wandb_id"
 """File in a run's folder that contains the ID of the run at W&B."""
 
 FINISH_TIMEOUT_S = 60.0
-"""Maximum wait in seconds, at the end of a run, for values that are still to be sent. They stay in the run's folder, for `wandb
-sync`."""
+"""Maximum wait in seconds, at the end of a run, for values that have not been sent yet. Unsent values stay in the run's folder,
+for `wandb sync`."""
 
 
 class WandbConfig(Config):

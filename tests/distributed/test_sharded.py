@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from engine.checkpoint import list_checkpoints, newest_whole
+from engine.checkpoint import list_checkpoints, newest_intact
 from engine.manifest import fault_of
 from engine.run_folder import RunFolder
 from engine.trainer import Trainer
@@ -234,7 +234,7 @@ def test_a_checkpoint_with_a_damaged_shard_is_skipped(tmp_path, tiny_overrides):
     content = bytearray(shards[1].read_bytes())
     content[-1] ^= 1
     shards[1].write_bytes(bytes(content))
-    checkpoint, faults = newest_whole(tmp_path / "run" / "checkpoints")
+    checkpoint, faults = newest_intact(tmp_path / "run" / "checkpoints")
     assert checkpoint == older
     assert faults == [OneLine(shards[1].name, "damaged")]
 

@@ -17,7 +17,7 @@ from engine.checkpoint import (
     TRAINING_FILE,
     fault_of,
     list_checkpoints,
-    newest_whole,
+    newest_intact,
     remove_old,
     write_checkpoint,
 )
@@ -58,7 +58,7 @@ FAULTS = {flip_a_bit: "is damaged", truncate: "bytes", empty: "has 0 of", remove
 def test_a_written_checkpoint_is_intact_and_is_read_back(tmp_path):
     checkpoint = written(tmp_path)
     assert fault_of(checkpoint.folder) is None
-    assert newest_whole(tmp_path) == (checkpoint, [])
+    assert newest_intact(tmp_path) == (checkpoint, [])
     assert checkpoint.training_state()["records"] == 12
     assert torch.equal(read_weights(checkpoint.model_file)["a"], torch.arange(100.0))
 
@@ -68,7 +68,7 @@ def test_a_written_checkpoint_is_intact_and_is_read_back(tmp_path):
 def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path, name, harm):
     older, newer = written(tmp_path, 2), written(tmp_path, 4)
     harm(newer.folder / name)
-    found, (fault,) = newest_whole(tmp_path)
+    found, (fault,) = newest_intact(tmp_path)
     assert found == older
     assert fault.startswith(f"{newer.folder / name}") and FAULTS[harm] in fault and "\n" not in fault
 
@@ -97,8 +97,8 @@ def test_without_an_intact_checkpoint_the_error_names_a_remedy(tmp_path):
     empty(written(tmp_path, 2).folder / MODEL_FILE)
     remove(written(tmp_path, 4).folder / MANIFEST)
     with pytest.raises(UserError, match=naming("manifest.json", "0", "init.checkpoint=")):
-        newest_whole(tmp_path)
-    assert newest_whole(tmp_path / "none") == (None, [])
+        newest_intact(tmp_path)
+    assert newest_intact(tmp_path / "none") == (None, [])
 
 
 def test_a_later_format_is_rejected_with_the_remedy(tmp_path):
@@ -106,7 +106,7 @@ def test_a_later_format_is_rejected_with_the_remedy(tmp_path):
     values = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(values | {"format": FORMAT + 1}))
     with pytest.raises(UserError, match=naming(f"format {FORMAT + 1}", f"formats up to {FORMAT}")):
-        newest_whole(tmp_path)
+        newest_intact(tmp_path)
 
 
 def test_writing_a_step_again_replaces_the_first_checkpoint(tmp_path):
@@ -129,7 +129,7 @@ def test_a_skipped_damaged_checkpoint_does_not_count_as_kept(tmp_path):
         written(tmp_path, step)
     empty(written(tmp_path, 12).folder / MODEL_FILE)
     remove_old(tmp_path, keep=1, step=8)
-    assert newest_whole(tmp_path)[0].step == 8
+    assert newest_intact(tmp_path)[0].step == 8
 
 
 def test_a_renamed_checkpoint_is_not_mistaken_for_another_step(tmp_path):

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from engine.checkpoint import Checkpoint, find_weights, list_checkpoints, newest_whole
+from engine.checkpoint import Checkpoint, find_weights, list_checkpoints, newest_intact
 from engine.manifest import MANIFEST, TRAINING_FILE, digest_of
 from engine.metrics_log import MetricsLog
 from engine.run_folder import RunFolder
@@ -262,7 +262,7 @@ def test_a_checkpoint_with_damaged_weights_is_skipped(tmp_path, name):
     run(tmp_path, checkpoint_every=3).fit()
     file = last(tmp_path).folder / name
     file.write_bytes(file.read_bytes()[:-1])
-    found, faults = newest_whole(tmp_path / "checkpoints")
+    found, faults = newest_intact(tmp_path / "checkpoints")
     assert found is not None and found.step == 3
     assert len(faults) == 1 and name in faults[0]
 

@@ -143,8 +143,8 @@ def test_alternating_or_insignificant_slow_ranks_are_not_reported(reported):
 def test_a_single_rank_logs_nothing_about_ranks(tmp_path):
     trainer(tmp_path).fit()
     assert "ranks/" not in (tmp_path / "metrics.jsonl").read_text()
-    names, news = RankTimes(torch.device("cpu"), 1, 10).news(False, 5, torch.zeros(1))
-    assert names == ["asked"] and news.tolist() == [0.0]
+    names, values = RankTimes(torch.device("cpu"), 1, 10).values_to_sum(False, 5, torch.zeros(1))
+    assert names == ["asked"] and values.tolist() == [0.0]
 
 
 class SlowRank:
@@ -233,10 +233,12 @@ def test_on_a_device_times_are_added_once_their_events_completed(monkeypatch):
         assert distributed._around_waits is nullcontext
 
     def own_s(number: int) -> float:
-        return ranks.news(False, number, torch.zeros(1))[1][1].item()
+        return ranks.values_to_sum(False, number, torch.zeros(1))[1][1].item()
 
     step()
-    assert ranks.news(True, 1, torch.zeros(1))[1].tolist() == [1.0], "without a line of metrics, no times are returned"
+    assert ranks.values_to_sum(True, 1, torch.zeros(1))[1].tolist() == [1.0], (
+        "without a line of metrics, no times are returned"
+    )
     step()
     Event.device_at = 6  # the first step and the beginning of the second have completed
     assert own_s(2) == pytest.approx(2.0 / 2, abs=0.1)

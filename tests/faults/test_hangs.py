@@ -41,7 +41,9 @@ def test_a_hanging_set_up_is_reported(tmp_path, overrides, equals_whole):
         job.until(lambda: (job.output / "logs/rank-00001.txt").exists())
         second = job.ranks()[1]
         pause(second)
-        job.until(lambda: "rank 0: the set-up has taken" in job.errors or "rank 0 has finished no step" in job.errors)
+        job.until(
+            lambda: "rank 0: the set-up has taken" in job.errors or "rank 0 has not finished a step" in job.errors
+        )
         os.kill(second, signal.SIGCONT)
         assert job.wait() == 0, job.errors[-3000:]
     assert "most recent call first" in (job.output / "log.txt").read_text()

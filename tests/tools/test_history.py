@@ -21,9 +21,9 @@ def validated(step: int, value: float, best: bool = False) -> Validated:
     return Validated(step=step, metric="IoU >= 0.5", value=value, best=best, averaged=False)
 
 
-def read(tmp_path, text: str, most_bytes: int | None = None):
+def read(tmp_path, text: str, max_bytes: int | None = None):
     (tmp_path / "events.jsonl").write_text(text)
-    return read_history(tmp_path / "events.jsonl", most_bytes)
+    return read_history(tmp_path / "events.jsonl", max_bytes)
 
 
 def test_the_history_of_a_resumed_run_has_steps_stops_and_broken_records(tmp_path):
@@ -49,7 +49,7 @@ def test_the_history_of_a_resumed_run_has_steps_stops_and_broken_records(tmp_pat
     assert (history.steps, history.selects, history.best, history.skipped_steps) == (40, "IoU >= 0.5", 10, [5])
     assert (history.parameters, history.weights) == (1_900_000, START[1].sources)
     assert (history.starts, history.resumed, history.stop) == (2, 1, None)
-    assert [str(event) for _, event in history.turns] == [
+    assert [str(event) for _, event in history.stops_and_resumptions] == [
         "stopped by SIGTERM: saved step 20",
         "resuming from runs/x/checkpoints/step-00000020",
     ]

@@ -55,7 +55,7 @@ def test_rows_that_are_not_contiguous_in_memory_keep_their_order():
 
 def test_tensors_of_another_shape_or_dtype_are_rejected(spool):
     for wrong in (ROWS[:, :1], ROWS.double(), ROWS.flatten(1)):
-        with pytest.raises(AssertionError, match="another shape or dtype"):
+        with pytest.raises(AssertionError, match="a different shape or dtype"):
             spool.append(wrong)
     assert spool.count == 7
     assert torch.equal(spool.read(0, 9), ROWS)

@@ -110,7 +110,7 @@ class Planner:
         """Returns the examples in a micro-batch and the accumulation for the global batch on ``ranks`` GPUs."""
         train, total = self.config.train, self._global_batch(ranks)
         size, accumulation = share_out(total, ranks, largest)
-        if accumulation > 1 and train.records_graphs:
+        if accumulation > 1 and train.captures_graphs:
             raise UserError(
                 f"train.compile = {train.compile}: allows only one micro-batch per step, but only {largest:,} of the "
                 f"{math.ceil(total / ranks):,} examples of a GPU fit; plan train.compile=true, more --gpus, or "
@@ -177,7 +177,7 @@ class Planner:
         """Returns the bytes of a step on a micro-batch by their use, on each of ``ranks`` GPUs, or None if the step does not
         fit."""
         if (examples, ranks) not in self.memories:
-            accumulates = self._global_batch(ranks) > examples and not self.config.train.records_graphs
+            accumulates = self._global_batch(ranks) > examples and not self.config.train.captures_graphs
             stay = ranks > 1 or accumulates
             mesh = self._mesh(ranks)
             if mesh is None:

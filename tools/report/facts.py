@@ -77,8 +77,8 @@ def faults_of(run: Run) -> Faults:
     if infinite:
         counts = ", ".join(f"{count} of {name}" for name, count in infinite.items())
         notes.append(f"Values in metrics.jsonl that are not finite: {counts}.")
-    turns = [(time, str(event).partition("\n")[0]) for time, event in history.turns]
-    return Faults(history.complete, read, broken, turns, notes, history.warnings, history.warning_count)
+    stops = [(time, str(event).partition("\n")[0]) for time, event in history.stops_and_resumptions]
+    return Faults(history.complete, read, broken, stops, notes, history.warnings, history.warning_count)
 
 
 def selecting_metric(run: Run) -> str | None:

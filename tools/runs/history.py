@@ -12,24 +12,24 @@ from utils import events
 from utils.events import Event, Unreadable, read_events
 
 MAX_EVENTS = 50
-"""Maximum number of warnings, and of resumptions and stops, that are kept."""
+"""Maximum number of warnings that are kept, and of stops and resumptions."""
 NEWEST = 5
-"""Number of newest warnings that are kept in addition."""
+"""Number of most recent warnings that are kept in addition."""
 
 
 @dataclass
 class History:
-    """The history of a run. If a run resumes from an earlier step, skipped steps and best weights after that step are forgotten.
+    """The history of a run. If a run resumes from an earlier step, skipped steps and best weights after that step are discarded.
 
     Attributes:
         complete: false if ``events.jsonl`` is missing, as in runs of earlier versions, so that nothing is known.
-        started, ended: times of the first and the last event.
-        command, version: of the newest process that trains.
-        turns: resumptions and stops, with their times.
-        stop: why the newest process ended early; None if it did not end early, or was killed.
-        records: numbers of records read for batches, summed over the processes that ended regularly.
-        annotations: the annotation files with broken records, by config key, as read by the newest process that trains.
-        read_kinds: broken records of batches by kind.
+        started, ended: the times of the first and last event.
+        command, version: the command line and the version of the latest process that trains.
+        stops_and_resumptions: stops and resumptions, with their times.
+        stop: why the latest process ended early; None if it did not end early, or was killed.
+        records: counts of the records read for batches, summed over the processes that ended normally.
+        annotations: the annotation files with broken records, by config key, as read by the latest process that trains.
+        read_kinds: broken records in batches, by kind.
         steps: number of steps that the run is to train.
         selects: the metric that selects the best weights.
         weights: where the initial weights come from.
@@ -43,7 +43,7 @@ class History:
     version: str | None = None
     starts: int = 0
     resumed: int = 0
-    turns: list[tuple[str, Event]] = field(default_factory=list)
+    stops_and_resumptions: list[tuple[str, Event]] = field(default_factory=list)
     stop: events.Stopped | events.Failed | events.LostRank | None = None
     skipped_steps: list[int] = field(default_factory=list)
     warnings: list[tuple[str, str]] = field(default_factory=list)
@@ -71,7 +71,7 @@ class History:
         kinds = dict(self.read_kinds)
         for file in self.annotations.values():
             for found in file.kinds:
-                kinds[found.kind] = _together(kinds.get(found.kind), found)
+                kinds[found.kind] = _merged(kinds.get(found.kind), found)
         return sorted(kinds.values(), key=lambda kind: -(kind.count or 0))
 
     def shares(self) -> list[str]:
@@ -87,7 +87,7 @@ class History:
 
     @singledispatchmethod
     def _add(self, event: Event) -> None:
-        """Ignores events that only the log shows."""
+        """Ignores events that the history does not need."""
 
     @_add.register
     def _(self, event: events.Started) -> None:
@@ -101,14 +101,14 @@ class History:
     @_add.register
     def _(self, event: events.Resumed) -> None:
         self.resumed += 1
-        self._turn(event)
+        self._add_stop_or_resumption(event)
         self.skipped_steps = [step for step in self.skipped_steps if step <= event.step]
         self.best_steps = [step for step in self.best_steps if step <= event.step]
 
     @_add.register
     def _(self, event: events.Stopped | events.Failed | events.LostRank) -> None:
         self.stop = event
-        self._turn(event)
+        self._add_stop_or_resumption(event)
 
     @_add.register
     def _(self, event: events.LoadedWeights) -> None:
@@ -135,7 +135,7 @@ class History:
     @_add.register
     def _(self, event: events.SkippedRecord) -> None:
         found = events.BrokenKind(kind=event.kind, count=None, first=event.location, message=event.message)
-        self.read_kinds[event.kind] = _together(self.read_kinds.get(event.kind), found)
+        self.read_kinds[event.kind] = _merged(self.read_kinds.get(event.kind), found)
 
     @_add.register
     def _(self, event: events.CountedRecords) -> None:
@@ -145,7 +145,7 @@ class History:
         before = self.records or events.CountedRecords(read=0, broken=0)
         self.records = events.CountedRecords(read=before.read + event.read, broken=before.broken + event.broken)
         for found in event.kinds:
-            self.read_kinds[found.kind] = _together(self.read_kinds.get(found.kind), found)
+            self.read_kinds[found.kind] = _merged(self.read_kinds.get(found.kind), found)
 
     @_add.register
     def _(self, event: events.Warned | events.SkippedCheckpoint | events.Stalled) -> None:
@@ -154,9 +154,9 @@ class History:
         if len(self.warnings) < MAX_EVENTS:
             self.warnings.append(self.newest_warnings[-1])
 
-    def _turn(self, event: Event) -> None:
-        if len(self.turns) < MAX_EVENTS:
-            self.turns.append((str(self.ended), event))
+    def _add_stop_or_resumption(self, event: Event) -> None:
+        if len(self.stops_and_resumptions) < MAX_EVENTS:
+            self.stops_and_resumptions.append((str(self.ended), event))
 
     def remarks(self, path: Path) -> list[str]:
         """Returns remarks on everything that could not be read in ``path``, for the reader of a report."""
@@ -174,8 +174,8 @@ class History:
         return remarks
 
 
-def _together(before: events.BrokenKind | None, found: events.BrokenKind) -> events.BrokenKind:
-    """Adds the counts of the same kind of broken records. The first record of ``before`` is kept."""
+def _merged(before: events.BrokenKind | None, found: events.BrokenKind) -> events.BrokenKind:
+    """Merges two counts of broken records of the same kind. Keeps the first record of ``before``."""
     if before is None:
         return found
     counts = [kind.count for kind in (before, found) if kind.count is not None]
@@ -184,18 +184,18 @@ def _together(before: events.BrokenKind | None, found: events.BrokenKind) -> eve
     )
 
 
-def read_history(path: Path, most_bytes: int | None = None) -> History:
+def read_history(path: Path, max_bytes: int | None = None) -> History:
     """Reads the history of a run.
 
     Args:
         path: path of ``events.jsonl``; without the file, the history is empty.
-        most_bytes: if the file is larger, only its beginning and end are read, and counts are lower bounds; if None, the whole
+        max_bytes: if the file is larger, only its beginning and end are read, and counts are lower bounds; if None, the whole
             file is read.
     """
     history = History(complete=path.is_file())
     if not history.complete:
         return history
-    for found in read_events(path, most_bytes):
+    for found in read_events(path, max_bytes):
         if not isinstance(found, Unreadable):
             history.add(found.time, found.event)
         elif found.unknown is None:

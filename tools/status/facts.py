@@ -158,7 +158,9 @@ def status_of(run: Run, hashes: bool = False) -> Status:
         resumed=history.resumed,
         skipped_steps=len(history.skipped_steps),
         stops=[
-            (time, str(event).partition("\n")[0]) for time, event in history.turns if not isinstance(event, Resumed)
+            (time, str(event).partition("\n")[0])
+            for time, event in history.stops_and_resumptions
+            if not isinstance(event, Resumed)
         ],
         warning_count=history.warning_count,
         warnings=list(history.newest_warnings),

@@ -91,8 +91,8 @@ class StepSizes:
         calls = len(self.examples) * self.accumulation // self.chunks
         embeddings = gathered * 2 * self.embed_dim * FLOAT32
         keys = gathered * 2 * INT64  # including the flag of valid examples
-        news = 1 + 2 * ranks * logs
-        sums = (self.losses + len(WORK)) + (self.losses + 1 + news)
+        extra = 1 + 2 * ranks * logs
+        sums = (self.losses + len(WORK)) + (self.losses + 1 + extra)
         contrastive = [
             Exchange("embeddings", "all-gather", calls, embeddings),
             Exchange("keys", "all-gather", calls, keys),

@@ -79,7 +79,7 @@ class RealSteps:
         self._cap()
         torch.manual_seed(0)
         self.trainer = trainer_of(build(), train, optim, device)
-        self.records_graphs = train.records_graphs
+        self.captures_graphs = train.captures_graphs
 
     def memory(
         self, make_batch: Callable[[nn.Module], Any], *, gradients_stay: bool, ranks: int = 1
@@ -91,7 +91,7 @@ class RealSteps:
         anyway.
         """
         batch = make_batch(self.trainer.model)
-        adds_gradients = gradients_stay and self.records_graphs
+        adds_gradients = gradients_stay and self.captures_graphs
         fewest = 2 if gradients_stay and not adds_gradients else 1
         batches = [batch] * max(fewest, chunks_of(self.trainer.model))
         with as_one_of(ranks):
@@ -120,7 +120,7 @@ class RealSteps:
         """Peak bytes of torch's allocator in a step with optimiser states and compiled code."""
         # Two copies: in a run, the batch of the next step is copied during this one.
         on_device, _ahead = ([to_device(batch, self.trainer.device) for batch in batches] for _ in range(2))
-        for _ in range(3 if self.records_graphs else 2):  # graphs are recorded in the second step
+        for _ in range(3 if self.captures_graphs else 2):  # graphs are recorded in the second step
             # The peak counter starts at the memory in use, which must not include leftovers of a step or of kernel tuning.
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
