@@ -26,7 +26,9 @@ COMMANDS = {
     "index-shards": Command(
         "commands.index_shards:index_shards", "find where each record of a run's shards begins, with several processes"
     ),
-    "rescore": Command("commands.rescore:rescore", "measure predicted boxes by several annotations, such as RefCOCO's"),
+    "rescore": Command(
+        "commands.rescore:rescore", "score predicted boxes against several annotations, such as RefCOCO's"
+    ),
     "leaks": Command("commands.leaks:leaks", "find images that training data share with held-out splits"),
     "tables": Command("commands.tables:tables", "the cells of the paper's tables, and which of their files are here"),
     "reproduce": Command(
@@ -44,7 +46,7 @@ COMMANDS = {
     ),
     "predict": Command("commands.predict:predict", "ask a trained model about your images"),
     "benchmark": Command(
-        "commands.benchmark:benchmark", "measure what a model understands without fine-tuning, by published suites"
+        "commands.benchmark:benchmark", "measure what a model understands without fine-tuning, on published suites"
     ),
     "index": Command("commands.index:index", "embed a folder of images, to search it with a sentence"),
     "search": Command("commands.search:search", "find the images of an index that a sentence describes, and where"),

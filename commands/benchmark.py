@@ -37,9 +37,9 @@ def benchmark(
     """Measure what a model understands without fine-tuning: whether it tells apart texts, or images, that differ in one fact;
     finds images and texts; names classes; and locates phrases. The files of a suite are read as they are published.
 
-    Each example is scored by the cosine of the embeddings, by the matching head, and by their sum. Two baselines stand next to
-    each result: the text alone with a grey image, and the image alone with one text for all. If a baseline is far above chance,
-    the suite can be solved without looking.
+    Each example is scored by the cosine of the embeddings, by the matching head, and by their sum. Two baselines are shown next
+    to each result: the text alone, with a grey image, and the image alone, with the same text for all images. If a baseline is
+    far above chance, the suite can be solved without looking.
 
     Args:
         suite: what to measure.
@@ -47,7 +47,7 @@ def benchmark(
             export.
         data: folder with the files of the suite; if any is missing, the message says where it is published.
         kinds: kinds of examples, separated by spaces (default: all).
-        bootstrap: draws of the 95 % intervals, 0 for none.
+        bootstrap: number of bootstrap draws for the 95 % intervals; 0 for no intervals.
         out: folder for receipt.json, table.txt, and all examples with their scores in cases.jsonl.
 
     Examples:
@@ -58,7 +58,8 @@ def benchmark(
     chosen = suite_named(suite)
     if not data.is_dir():
         raise UserError(
-            f"--data {data}: is not a folder; give the one with the files of {chosen.title}, see {chosen.published_at}"
+            f"--data {data}: is not a folder; give the folder with the files of {chosen.title}, see "
+            f"{chosen.published_at}"
         )
     if out is not None and out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; give a folder")
@@ -111,7 +112,7 @@ def _sha256(path: Path) -> str:
 
 
 def _weights_file(model: str) -> dict[str, str]:
-    """Returns the weight file of a local model, whose path has the step of a checkpoint, and its hash."""
+    """Returns the weight file of a local model and its hash; the path names the step if the file is in a checkpoint."""
     from engine.checkpoint import find_weights  # imports torch
 
     path = expanded(model)

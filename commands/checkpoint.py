@@ -14,7 +14,7 @@ SUBCOMMANDS = {
         f"{__name__}:inspect", "kind, task, sizes, resolution, frames, vocabulary, and whether it is intact"
     ),
     "convert": Command(f"{__name__}:convert", "from published names to ours, or from ours to the published ones"),
-    "compare": Command(f"{__name__}:compare", "tensors in only one file, with other shapes, and with other values"),
+    "compare": Command(f"{__name__}:compare", "tensors that are in only one file, or differ in shape or in value"),
     "adapters": Command(f"{__name__}:adapters", "save what a run with optim.lora has trained as a small folder"),
     "merge": Command(
         f"{__name__}:merge", "rebuild the whole model from such a folder and the weights it was trained on"
@@ -90,7 +90,7 @@ def convert(
     Args:
         file: a weight file or folder.
         out: the file to write.
-        form: form to write (default: the form that the file does not have).
+        form: form to write (default: the form that the file is not in).
         config: a config whose model the file must match in all names and shapes.
         overwrite: replace an existing file.
     """
@@ -101,12 +101,12 @@ def convert(
 
 
 def compare(first: File, second: File, /, *, most: Positive = 20, all_: bool = False) -> int:
-    """List the tensors that are in only one of two files, that have other shapes, or that have other values.
+    """List the tensors that are in only one of two files, or differ in shape or in value.
 
     Args:
         first: a weight file or folder.
-        second: another weight file or folder.
-        most: maximum number of lines of each kind.
+        second: the weight file or folder to compare it with.
+        most: maximum number of lines per kind of difference.
         all_: print all lines.
 
     Returns:

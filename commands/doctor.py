@@ -29,7 +29,7 @@ def doctor(
         overrides: values that replace the config's, as key=value.
         config: YAML file; see configs/ (default: the task's own).
         task: a task's name, a folder with task.py, or a module (default: the config's task).
-        gpus: GPUs, or processes, of the run on all nodes.
+        gpus: total number of GPUs, or of processes on CPUs, over all nodes of the run.
         output: folder of the run (default: runs/<task>/<config's name>).
         out: folder for first_batch.png; the default is the working directory.
 

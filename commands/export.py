@@ -26,7 +26,7 @@ def export(
         model: a run's folder, a weight file, or hub:owner/name.
         out: folder to write, such as X.onnx; it must not exist yet.
         config: config of the weights, if the file is not in its run's folder.
-        tokenizer: tokenizer, if it is not the model's own.
+        tokenizer: tokenizer, if the model's own is not used.
 
     Examples:
         python run.py export runs/demo/pretrain-seed0 --out pretrain.onnx

@@ -22,7 +22,7 @@ def index_shards(
     """Find where each record begins in the shards of a config's streams, or in one list of shards.
 
     Indexes are stored in the user's cache folder, or in data.cache_index of the config (--index). A run builds missing indexes
-    itself, in one process while the others wait. If the command is interrupted, run it again to continue.
+    itself, in one process while the other processes wait. If the command is interrupted, run it again to continue.
 
     Args:
         words: one list of files, patterns or folders; or values that replace the config's, as key=value.

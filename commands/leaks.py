@@ -72,11 +72,11 @@ def leaks(
 
     Args:
         configs: configs of pre-training or fine-tuning.
-        held_out: a folder; also compare, by id, with the validation and test splits in its official files (dataset_coco.json,
-            refs(unc).p, ...); may be repeated.
+        held_out: folder with official files (dataset_coco.json, refs(unc).p, ...), whose validation and test splits are also
+            compared, by id; may be repeated.
         perceptual: compare a sample by appearance too, to find resized, recompressed or recoloured copies, and crops (needs
             imagehash).
-        sample: images of each side for --perceptual.
+        sample: number of images from each side for --perceptual.
         seed: seed of the sample.
         out: write every pair of a training record and a held-out image to a tab-separated table.
 
@@ -209,8 +209,7 @@ def _compare_looks(
 
 
 def _unlinked(training: str, found: Mapping[str, SharedImages], links: Links) -> Iterator[str]:
-    """Yield a line for each pair of data sets whose ids cannot be compared, since no file says which of their images are the
-    same."""
+    """Yield a line for each pair of data sets whose ids cannot be compared, since no file says which images they share."""
     missing: dict[tuple[str, str], list[str]] = {}
     counts: Counter[tuple[str, str]] = Counter()
     for split, shared in found.items():

@@ -27,8 +27,8 @@ def migrate(
     gpus: Positive | None = None,
     keys: bool = False,
 ) -> int:
-    """Turn a YAML config of the authors' code (github.com/zengyan-97/X2-VLM) into ours, with the lists that it names as records,
-    and list what became of each of its keys. docs/migrating.md has the table of all keys.
+    """Turn a YAML config of the authors' code (github.com/zengyan-97/X2-VLM) into ours, convert the lists that it names to
+    records, and report what became of each of its keys. docs/migrating.md has the table of all keys.
 
     The folder of --out gets config.yaml, migration.txt, which is also printed, and records/ with the lists that our readers do
     not accept as they are.
@@ -37,10 +37,10 @@ def migrate(
         config: a YAML file of the authors' code.
         overrides: values that replace values in the file, as key=value with the authors' keys.
         out: a new folder.
-        task: pretrain, retrieval, nlvr, vqa, video_qa, grounding or captioning (default: recognised by the keys).
-        root: folder from which the paths in the file start: that in which the authors' run.py is called.
+        task: pretrain, retrieval, nlvr, vqa, video_qa, grounding or captioning (default: recognised from the keys).
+        root: folder that the paths in the file are relative to: the folder in which the authors' run.py is called.
         checkpoint: weights to start from, as for the authors' run.py.
-        gpus: GPUs of the run on all nodes; sets the global batch.
+        gpus: total number of GPUs of the run; sets the global batch.
         keys: print the table of all keys as Markdown.
 
     Examples:

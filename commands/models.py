@@ -29,7 +29,7 @@ class ModelFlags:
     Attributes:
         device: cpu, cuda, cuda:1 (default: a GPU if there is one).
         precision: precision of the computation.
-        batch_size: images in a forward pass.
+        batch_size: number of images in a forward pass.
         config: config of the weights, if the file is not in its run's folder.
         tokenizer: tokenizer, if it is not the model's own.
     """
@@ -73,7 +73,7 @@ def check_save(path: Path, images: Sequence[str]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--save {path}: its folder cannot be made: {error.strerror}") from None
+        raise UserError(f"--save {path}: its folder cannot be created: {error.strerror}") from None
     if not os.access(path if path.exists() else path.parent, os.W_OK) or path.is_dir():
         raise UserError(f"--save {path}: cannot be written; give another name")
 

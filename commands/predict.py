@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 
 TEXTS = {name: call.text for name, call in CALLS.items() if call.text}
-"""Meaning of --text in each call that takes one."""
+"""Meaning of --text for each call that takes it."""
 
-ASKED = [name for name, call in CALLS.items() if call.text is not None]
-"""The calls of the command."""
+CALL_NAMES = [name for name, call in CALLS.items() if call.text is not None]
+"""The calls that the command offers."""
 
 
 class Result(NamedTuple):
-    """The result of a model for an image (or a group of images): lines to print, values for JSON, panels to draw."""
+    """A model's result for an image or a group of images: lines to print, values for JSON, and panels to draw."""
 
     lines: list[str]
     values: dict[str, Any]
@@ -45,7 +45,7 @@ class Result(NamedTuple):
 
 
 def predict(
-    call: Annotated[str, Parameter(choices=ASKED)],
+    call: Annotated[str, Parameter(choices=CALL_NAMES)],
     /,
     *,
     model: ModelName,
@@ -69,11 +69,12 @@ def predict(
         text: for answer, a question; for locate, a phrase; for match, a text; for compare, a statement about the images, two at
             a time; for explain, a text, whose words are looked for in every image. May be repeated: each is used with every
             image.
-        answers: for answer: JSON list of the candidate answers (default: the answers that the run keeps).
-        decode: for answer: rank to choose among the candidates, beam to write an answer (default: evaluation.decode of the run).
-        all_: for locate: all boxes of each phrase, which may be several or none, instead of the best one.
-        threshold: for locate --all: smallest probability of a box (default: evaluation.threshold of the run, or 0.5).
-        layer: for explain: block of the fusion encoder, from 0.
+        answers: for answer, a JSON list of the candidate answers (default: the answers that the run keeps).
+        decode: for answer, rank to choose one of the candidates, or beam to generate an answer (default: the run's
+            evaluation.decode).
+        all_: for locate, find all boxes of each phrase, of which there may be several or none, instead of the best one.
+        threshold: for locate --all, the minimum probability of a box (default: the run's evaluation.threshold, or 0.5).
+        layer: for explain, the index of a block of the fusion encoder, from 0.
         save: draw the first 48 results as a PNG.
         json_: print a JSON object for each image, one per line.
 
@@ -90,28 +91,28 @@ def predict(
     if call in TEXTS and not text:
         raise UserError(f"{call} needs --text: {TEXTS[call]}")
     if call == "caption" and text:
-        raise UserError("caption takes no --text")
+        raise UserError("caption does not take --text; remove the flag")
     if decode is not None and call != "answer":
         raise UserError(f"--decode {decode}: {call} does not answer questions; remove the flag")
     if decode == "beam" and answers is not None:
         raise UserError(
-            f"--answers {answers}: with --decode beam, answers are written, not chosen; give only one of the two"
+            f"--answers {answers}: with --decode beam, answers are generated, not chosen; give only one of the two"
         )
     if all_ and call != "locate":
-        raise UserError(f"--all: {call} finds no boxes; remove the flag")
+        raise UserError(f"--all: {call} does not find boxes; remove the flag")
     if threshold is not None and not all_:
-        raise UserError("--threshold: is for locate --all; remove the flag, or add --all")
+        raise UserError("--threshold: needs locate --all; remove the flag, or add --all")
     named = [path for pattern in image for path in expand_pattern(pattern)]
     if save is not None:
         check_save(save, named)
-    asked = running.load(model, answers)
-    paths = [path for name in named for path in expand_folder(name, videos=asked.read.videos is not None)]
+    loaded = running.load(model, answers)
+    paths = [path for name in named for path in expand_folder(name, videos=loaded.read.videos is not None)]
     panels: list[Panel] = []
     broken: list[str] = []
     drawn = 0
     with progress_bar(total=len(paths), desc=call, leave=False) as bar:
-        for groups in _groups(asked, paths, call, broken):
-            for result in _ask(asked, groups, call, list(text), layer, decode, all_, threshold):
+        for groups in _groups(loaded, paths, call, broken):
+            for result in _ask(loaded, groups, call, list(text), layer, decode, all_, threshold):
                 bar.write(
                     json.dumps(result.values, ensure_ascii=False) if json_ else "\n".join(map(printed, result.lines))
                 )
@@ -145,7 +146,7 @@ def expand_pattern(pattern: str) -> list[str]:
 
 
 def expand_folder(name: str, *, videos: bool) -> list[str]:
-    """Returns a file, or the images in a folder and its subfolders. For a model of ``videos``, returns the video files or,
+    """Returns a file, or the images in a folder and its subfolders. If the model takes ``videos``, returns the video files or,
     without video files, the folder itself, which must then contain the frames of one video.
 
     Raises:
@@ -161,11 +162,11 @@ def expand_folder(name: str, *, videos: bool) -> list[str]:
 
 
 def _groups(model: Model, paths: Sequence[str], call: str, broken: list[str]) -> Iterator[list[list[View]]]:
-    """Yield the views of images in batches: each image in its own group or, for "compare", in groups of the size that the model
-    compares. A group with an image that cannot be read is skipped and added to ``broken``.
+    """Yield the views of images in batches: each image in its own group or, for "compare", in groups of as many images as the
+    model compares. A group with an image that cannot be read is skipped and added to ``broken``.
 
     Raises:
-        UserError: images are left over.
+        UserError: if the images cannot be divided into groups of this size.
     """
     size = getattr(model.network, "images", 1) if call == "compare" and model.takes(call) else 1
     if len(paths) % size:
@@ -225,7 +226,7 @@ def _ask(
 
 
 def _lines(model: Model, view: View, lines: list[str], values: dict[str, Any]) -> Result:
-    """An image with lines of text."""
+    """Returns the result for an image: lines of text."""
     from x2vlm import figures
 
     return Result(
@@ -236,7 +237,7 @@ def _lines(model: Model, view: View, lines: list[str], values: dict[str, Any]) -
 
 
 def _matched(model: Model, view: View, texts: Sequence[str], best_first: Sequence[Match]) -> Result:
-    """An image with its texts; the numbers are named if there are several."""
+    """Returns the result for an image and its texts; the scores are named if a text has several."""
     from x2vlm import figures
     from x2vlm.matching import numbers
 
@@ -285,7 +286,7 @@ def _compared(model: Model, group: Sequence[View], text: str, judgement: Judgeme
 
 
 def _explained(model: Model, view: View, text: str, layer: int | None) -> Result:
-    """Returns where the maximum weight of each word is, in pixels; the whole map is in the figure and in the JSON."""
+    """Returns the position of the maximum weight of each word, in pixels; the figure and the JSON contain the whole map."""
     from x2vlm import figures
 
     maps, (width, height) = model.explain(view, text, layer=layer), view.size

@@ -43,7 +43,7 @@ USUAL = VideoOptions()
 )
 @dataclass(frozen=True, kw_only=True)
 class LaionFlags:
-    """How lists of addresses are filtered, and where this runs.
+    """How lists of image URLs are filtered, and where the filter runs.
 
     Attributes:
         min_side: minimum length of the shorter side in pixels, as listed.
@@ -69,7 +69,7 @@ class VideoFlags:
 
     Attributes:
         short_side: maximum length of a frame's shorter side, in pixels; the default is enough for pre-training at 224.
-        frames_per_second: frames that are kept of each second; the paper uses 1.
+        frames_per_second: number of frames kept per second; the paper uses 1.
         clips: maximum number of neighbouring clips in a record.
         words: number of words in a clip of yt_temporal.
     """
@@ -83,10 +83,10 @@ class VideoFlags:
 @Parameter(name="*", group="wikimatrix")
 @dataclass(frozen=True, kw_only=True)
 class SentenceFlags:
-    """Which translations are used.
+    """Selects the translations to use.
 
     Attributes:
-        min_score: minimum margin score of two sentences; the default is the value of its authors.
+        min_score: minimum margin score of a pair of sentences; the default is the value that the authors of the score use.
     """
 
     min_score: PositiveReal = Options.min_score
@@ -114,10 +114,10 @@ def prepare(
 ) -> int:
     """Make records from the official files of a public data set.
 
-    NAME is a data set of --list, or a group: 4m for everything that configs/pretrain/base_4m.yaml reads, 1b for what base_1b.yaml
-    reads in addition, videos for the second step of 1b. The folder of --raw contains the official annotation files, plain or
-    zipped, and the images, in any subfolders; files of downstream splits are looked for there too, and their images are excluded.
-    To continue an interrupted run, repeat the command; a folder of records appears when it is complete.
+    NAME is a data set shown by --list, or a group: 4m for everything that configs/pretrain/base_4m.yaml reads, 1b for what
+    base_1b.yaml reads in addition, videos for the second step of 1b. The folder of --raw contains the official annotation files,
+    plain or zipped, and the images, in any subfolders; files of downstream splits are also looked for in this folder, and their
+    images are excluded. To continue an interrupted run, repeat the command; a folder of records appears when it is complete.
 
     Args:
         name: coco, visual_genome, sbu, cc3m, refcoco, gqa, flickr30k_entities, objects365, openimages, v3det, cc12m, laion,
@@ -127,12 +127,12 @@ def prepare(
         check: compare the prepared folders in this folder with their manifests.
         raw: folder of the official files and images.
         out: folder for the folders of records.
-        held_out: another folder with files of downstream splits; may be repeated.
-        without: keep the held-out images of this set, on which you will never evaluate; may be repeated.
-        missing: exclude these images too: another group's missing.txt, or its --out.
+        held_out: an additional folder with files of downstream splits; may be repeated.
+        without: keep the held-out images of this data set, on which you will never evaluate; may be repeated.
+        missing: also exclude these images: the missing.txt of a different group, or its --out.
         verify: decode every image, and exclude broken images and duplicates.
         overwrite: rebuild existing folders.
-        max_broken: maximum fraction of entries that have the wrong form and are skipped; with more, no folder is made.
+        max_broken: maximum fraction of malformed entries, which are skipped; with more, no folder is written.
         workers: number of processes; the default is one per core.
 
     Examples:
@@ -210,7 +210,8 @@ def prepare_all(names: Sequence[str], options: Options) -> int:
             errors.append(f"{name}: {error}")
     if errors:
         raise UserError(
-            f"{len(errors)} of {len(names)} sets could not be made; the others are complete\n  " + "\n  ".join(errors)
+            f"{len(errors)} of {len(names)} data sets could not be prepared; the others are complete\n  "
+            + "\n  ".join(errors)
         )
     return 0
 
@@ -251,13 +252,13 @@ def check_folders(root: Path) -> int:
     """
     folders = prepared_folders(root) if root.is_dir() else []
     if not folders:
-        raise UserError(f"--check {root}: no prepared folder is there; give the --out of `run.py prepare`")
+        raise UserError(f"--check {root}: contains no prepared folder; give the --out of `run.py prepare`")
     found = 0
     for folder in folders:
         lines = list(faults(folder))
         found += len(lines)
         if not lines:
             shards = len(read_manifest(folder).values["shards"])
-            lines = [f"{folder}: whole, {shards} {'file' if shards == 1 else 'files'}"]
+            lines = [f"{folder}: intact, {shards} {'file' if shards == 1 else 'files'}"]
         sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 1 if found else 0

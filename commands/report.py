@@ -38,8 +38,8 @@ def report(
         runs: folder of each run, its --output.
         output: the page to write. By default report.html in the folder of the run; for several runs, report.html in the current
             directory.
-        examples: maximum number of predictions of each split; from 0 to 200.
-        wandb: also show the page of one run in this run at Weights & Biases, if it was trained with train.wandb.
+        examples: maximum number of predictions shown per split; from 0 to 200.
+        wandb: also show the page at Weights & Biases; only for the page of a single run that was trained with train.wandb.
 
     Examples:
         python run.py report runs/demo/grounding
@@ -49,7 +49,7 @@ def report(
     if len(runs) > MOST_RUNS:
         raise UserError(f"{len(runs)} runs are more than a page can show; give at most {MOST_RUNS}")
     if wandb and len(runs) > 1:
-        raise UserError(f"--wandb: the page of {len(runs)} runs belongs to none of them; give one run")
+        raise UserError(f"--wandb: a page of {len(runs)} runs cannot be shown in one of them; give a single run")
     if output is None:
         output = expanded(runs[0]) / REPORT_FILE if len(runs) == 1 and expanded(runs[0]).is_dir() else Path(REPORT_FILE)
     output = expanded(output)
@@ -58,7 +58,9 @@ def report(
     if output.suffix not in (".html", ".htm"):
         raise UserError(f"--output {output}: the name of a page ends in .html; give such a file")
     if not output.parent.is_dir():
-        raise UserError(f"--output {output}: the folder {output.parent} does not exist; make it, or give another file")
+        raise UserError(
+            f"--output {output}: the folder {output.parent} does not exist; create it, or give another file"
+        )
     # Imported here, so that --help and mistakes in the command line do not wait for torch.
     from tools.report.page import page_of
     from tools.runs.reading import read_runs

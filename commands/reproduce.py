@@ -29,7 +29,7 @@ OUTPUT = Path("runs/reproduce")
 DRAWS = 1000
 
 FAR = 2.0
-"""Difference in points from which a remark calls it large."""
+"""Difference in points above which a remark calls it large."""
 
 
 def _draws(text: str) -> int:
@@ -46,12 +46,13 @@ class ReproduceFlags:
 
     Attributes:
         evaluate: evaluate the weights as they are, without training.
-        seeds: a run for each seed (default: the config's).
+        seeds: seeds of the runs, one run each (default: the config's seed).
         output: folder of runs and receipts.
         intervals: 95 % interval of each number over the held-out examples, from this number of bootstrap draws (1000 if the
             flag has no number);
             finished runs are measured again, but not trained again.
-        small: make runs of a few seconds, for cells that have them: these show that the steps work, not the number.
+        small: make runs of a few seconds, for cells that have them: they show that the steps work, but do not reproduce the
+            number.
         unchecked: skip `run.py doctor` before each training.
     """
 
@@ -131,67 +132,67 @@ def _reproduce(cell: Cell, order: _Order) -> None:
         UserError: something is missing, or a run failed.
     """
     flags = order.flags
-    at_hand = ready(cell, order.checkpoints, order.changes(cell), runs=flags.output, evaluate=flags.evaluate)
-    require(at_hand)
-    planned = {seed: _planned(at_hand, seed, order) for seed in _seeds(at_hand, flags)}
+    ready_cell = ready(cell, order.checkpoints, order.changes(cell), runs=flags.output, evaluate=flags.evaluate)
+    require(ready_cell)
+    planned = {seed: _planned(ready_cell, seed, order) for seed in _seeds(ready_cell, flags)}
     unfinished = [run for run in planned.values() if finished(run) is None]
     if unfinished and not flags.evaluate and not flags.unchecked:
-        _check(at_hand, unfinished[0], flags.output)
+        _check(ready_cell, unfinished[0], flags.output)
     runs = {seed: make(run) for seed, run in planned.items()}
     folders = [Path(run["folder"]) for run in runs.values()]
-    sent = [line for folder in folders for line in check_submissions(folder, at_hand.config)]
+    sent = [line for folder in folders for line in check_submissions(folder, ready_cell.config)]
     numbers = numbers_of(cell, folders)
-    remarks = [f"measured on {line}" for line in sizes_of(folders[0])] + _remarks(at_hand, numbers, order)
-    receipt = receipt_of(at_hand, runs, numbers, remarks)
-    path = write_receipt(flags.output / at_hand.folder, receipt, numbers)
+    remarks = [f"measured on {line}" for line in sizes_of(folders[0])] + _remarks(ready_cell, numbers, order)
+    receipt = receipt_of(ready_cell, runs, numbers, remarks)
+    path = write_receipt(flags.output / ready_cell.folder, receipt, numbers)
     sys.stdout.write(f"\n{table_of(numbers, 'published')}\n")
     sys.stdout.write("".join(f"{line}\n" for line in [*receipt["remarks"], f"the receipt: {path}"]))
     sys.stdout.write("".join(f"to be sent: {line}\n" for line in sent) + "\n")
 
 
-def _seeds(at_hand: ReadyCell, flags: ReproduceFlags) -> list[int]:
-    return [at_hand.config.seed if seed is None else seed for seed in flags.seeds or (None,)]
+def _seeds(ready_cell: ReadyCell, flags: ReproduceFlags) -> list[int]:
+    return [ready_cell.config.seed if seed is None else seed for seed in flags.seeds or (None,)]
 
 
-def _planned(at_hand: ReadyCell, seed: int, order: _Order) -> Run:
+def _planned(ready_cell: ReadyCell, seed: int, order: _Order) -> Run:
     """Returns the run of a cell with one seed."""
     flags, placement = order.flags, order.placement
-    folder = flags.output / at_hand.folder / (f"evaluation-{seed}" if flags.evaluate else f"seed-{seed}")
+    folder = flags.output / ready_cell.folder / (f"evaluation-{seed}" if flags.evaluate else f"seed-{seed}")
     if placement.gpus is None and placement.cpu is None:
-        placement = replace(placement, cpu=at_hand.cell.cpu)
+        placement = replace(placement, cpu=ready_cell.cell.cpu)
     return Run(
-        str(ROOT / at_hand.cell.config),
+        str(ROOT / ready_cell.cell.config),
         folder,
-        (*at_hand.overrides, f"seed={seed}"),
+        (*ready_cell.overrides, f"seed={seed}"),
         placement,
         flags.evaluate,
         flags.draws,
-        at_hand.weights,
+        ready_cell.weights,
     )
 
 
-def _check(at_hand: ReadyCell, run: Run, output: Path) -> None:
+def _check(ready_cell: ReadyCell, run: Run, output: Path) -> None:
     """Check the cell with the doctor. Seeds make no difference to the doctor's checks.
 
     Raises:
         UserError: the doctor refuses the run.
     """
-    out = output / at_hand.folder
+    out = output / ready_cell.folder
     out.mkdir(parents=True, exist_ok=True)
-    words = argv_of(doctor, *at_hand.overrides, config=run.config, output=run.folder, out=out)
+    words = argv_of(doctor, *ready_cell.overrides, config=run.config, output=run.folder, out=out)
     if run_command([sys.executable, str(ROOT / "run.py"), "doctor", *words]) != 0:
         raise UserError("the doctor refuses this run, as printed above; fix it, or give --unchecked")
 
 
-def _remarks(at_hand: ReadyCell, numbers: Sequence[Number], order: _Order) -> list[str]:
-    """Facts that a reader of the numbers has to know."""
+def _remarks(ready_cell: ReadyCell, numbers: Sequence[Number], order: _Order) -> list[str]:
+    """Returns remarks that a reader of the numbers has to know."""
     remarks = []
     if order.flags.small or order.overrides:
-        changed = " ".join(order.changes(at_hand.cell))
+        changed = " ".join(order.changes(ready_cell.cell))
         remarks.append(f"not the published setting: {changed}")
     differences = [abs(number.difference) for number in numbers if number.difference is not None]
-    if not differences and at_hand.cell.server:
-        remarks.append(f"measured by {at_hand.cell.server}, to which the run's predictions are sent")
+    if not differences and ready_cell.cell.server:
+        remarks.append(f"measured by {ready_cell.cell.server}, to which the run's predictions are sent")
     if differences and max(differences) > FAR:
         remarks.append(f"far from the published numbers: by up to {max(differences):.1f} points")
     if any(number.interval for number in numbers):

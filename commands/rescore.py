@@ -1,4 +1,4 @@
-"""``python run.py rescore``: measure predicted boxes by several annotations."""
+"""``python run.py rescore``: score predicted boxes against several annotations."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def rescore(
     bootstrap: Annotated[int, read_by(whole_number(0))] | None = None,
     out: Path | None = None,
 ) -> int:
-    """Measure predicted boxes by the annotations of several held-out splits: RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO, original
-    or reviewed. Every number is of the same boxes.
+    """Score predicted boxes against the annotations of several held-out splits: RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO,
+    original or reviewed. All numbers are for the same boxes.
 
-    Predictions are what grounding runs write to predictions_<split>.json, or another program in this form: a JSON list of
-    objects with image, phrase, boxes (lists of x, y, width, height in pixels) and scores (a probability for each box). An image
-    is found by the end of its path, as far as needed to tell the images of the config apart. Phrases without a prediction are
-    counted and not measured.
+    The predictions are files predictions_<split>.json of grounding runs, or files of another program in the same format: a JSON
+    list of objects with image, phrase, boxes (lists of x, y, width, height in pixels) and scores (a probability for each box). An
+    image is found by the end of its path, as far as needed to tell the images of the config apart. Phrases without a prediction
+    are counted and not measured.
 
     Args:
         overrides: values that replace the config's, as key=value.
         config: YAML file of a grounding run, whose evaluation.test names the splits; their images must be there.
         predictions: JSON list of predictions; may be repeated.
         threshold: probability from which a box counts as predicted (default: evaluation.threshold).
-        bootstrap: draws of the 95 % intervals, 0 for none (default: evaluation.bootstrap).
+        bootstrap: number of bootstrap draws for the 95 % intervals; 0 for no intervals (default: evaluation.bootstrap).
         out: JSON file to write all numbers to.
 
     Examples:
@@ -52,7 +52,7 @@ def rescore(
     choice = choose(config, overrides, None)
     choice.check_keys()
     if out is not None and not out.parent.is_dir():
-        raise UserError(f"--out {out}: the folder {out.parent} does not exist; make it, or give another file")
+        raise UserError(f"--out {out}: the folder {out.parent} does not exist; create it, or give another file")
     import numpy as np
 
     from dataset.tasks.grounding import ANY_NUMBER, read_phrases
@@ -111,7 +111,7 @@ def read_predictions(paths: Sequence[str], depth: int) -> dict[tuple[str, str], 
     """Reads predictions by the last ``depth`` parts of the image's path, and the phrase; boxes stay in pixels, centre and size.
 
     Raises:
-        UserError: if a file has another form, or two predictions for the same phrase differ.
+        UserError: if a file has the wrong format, or two predictions for the same phrase differ.
     """
     import numpy as np
 
@@ -137,7 +137,8 @@ def read_predictions(paths: Sequence[str], depth: int) -> dict[tuple[str, str], 
             first = found.setdefault(key, scored)
             if not (np.array_equal(first.boxes, scored.boxes) and np.array_equal(first.scores, scored.scores)):
                 raise UserError(
-                    f"{path}: entry {number}: {key[1]!r} in {key[0]} has another prediction too; remove one of them"
+                    f"{path}: entry {number}: {key[1]!r} in {key[0]} also has a different prediction; remove "
+                    "one of them"
                 )
     return found
 
@@ -148,7 +149,7 @@ def boxes_of(prediction: dict[str, Any]) -> Any:
 
 
 def fault_of(prediction: Any) -> str | None:
-    """Returns what is wrong with an entry of a file of predictions; None: nothing."""
+    """Returns what is wrong with an entry of a file of predictions, or None if it is valid."""
     if not isinstance(prediction, dict) or not all(isinstance(prediction.get(key), str) for key in ("image", "phrase")):
         return "image or phrase is missing"
     boxes, scores = boxes_of(prediction), prediction.get("scores", [1.0])

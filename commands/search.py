@@ -43,7 +43,7 @@ def search(
         index: folder of the index.
         texts: a sentence; each is searched separately.
         top: maximum number of hits.
-        rerank: number of images, the best by cosine, that are matched with the text; 0: none.
+        rerank: number of images, the best by cosine, that the matching head compares with the text; 0 for none.
         locate: find the box in each hit where the text applies, or, with a phrase after the flag, where the phrase is; needs a
             model of task pretrain.
         save: draw the first 48 hits as a PNG.

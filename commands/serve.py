@@ -44,7 +44,7 @@ class PageFlags:
 
     Attributes:
         host: address to listen on; by default, only this machine can reach the page.
-        name: another name that browsers use for this server, such as the name of a proxy in front of it; may be repeated.
+        name: an additional name that browsers use for this server, such as the name of a proxy in front of it; may be repeated.
         port: port to listen on.
         max_mb: maximum file size, in MB.
         per_minute: maximum number of questions per visitor and minute; for files, the limit is doubled.
@@ -199,7 +199,7 @@ def _serve(gr: Any, flags: PageFlags, tabs: Sequence[Tab]) -> None:
     names = [*flags.name, *(() if own_machine else (flags.host, socket.gethostname()))]
     if not own_machine:
         sys.stderr.write(
-            f"the page can be reached by others, at {flags.host}; give no --host to keep it to this machine\n"
+            f"the page can be reached by others, at {flags.host}; omit --host to restrict it to this machine\n"
         )
     theme = gr.themes.Default(font=["sans-serif"], font_mono=["monospace"])  # Gradio's default fonts are downloaded
     try:

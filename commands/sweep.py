@@ -49,7 +49,7 @@ def sweep(
         config: YAML file; see configs/.
         grid: a key and the values to try; may be repeated, for all combinations.
         variant: a row of the table, and the overrides of its runs (any number); may be repeated.
-        seeds: a run for each seed (default: the config's).
+        seeds: seeds of the runs, one run each per variant (default: the config's seed).
         output: folder of the runs (default: runs/sweep/<config's name>).
 
     Examples:

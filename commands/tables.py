@@ -23,8 +23,8 @@ class CellFlags:
 
     Attributes:
         table: 3, 4, 5, 6, or demo (default: 3 to 6).
-        row: model: base_4m, large_1b, base, ...
-        cell: data set: coco_5k, vqa2, ... or a full name, 3/base_4m/coco_5k.
+        row: a model, such as base_4m, large_1b or base.
+        cell: a data set, such as coco_5k or vqa2, or the full name of a cell, such as 3/base_4m/coco_5k.
         checkpoints: folder of published weights, with the authors' file names.
     """
 
@@ -49,32 +49,32 @@ def tables(*, flags: CellFlags = CellFlags()) -> int:
         python run.py tables --cell coco_5k --checkpoints ~/weights
     """
     for cell in chosen(flags.table, flags.row, flags.cell):
-        at_hand = ready(cell, flags.checkpoints, ())
-        sys.stdout.write(_in_full(at_hand) if flags.given else _in_a_line(at_hand))
+        ready_cell = ready(cell, flags.checkpoints, ())
+        sys.stdout.write(_in_full(ready_cell) if flags.given else _in_a_line(ready_cell))
     if not flags.given:
         sys.stdout.write("\n--table N, --row ROW or --cell COLUMN shows cells in full; `run.py reproduce` runs them\n")
     return 0
 
 
-def _in_a_line(at_hand: ReadyCell) -> str:
-    cell = at_hand.cell
+def _in_a_line(ready_cell: ReadyCell) -> str:
+    cell = ready_cell.cell
     split, metrics = next(iter(cell.numbers.items()))
     metric, percent = next(iter(metrics.items()))
-    here = "weights and data are here" if not at_hand.missing else f"missing: {len(at_hand.missing)}"
+    here = "weights and data are here" if not ready_cell.missing else f"missing: {len(ready_cell.missing)}"
     return f"{cell.name:28} {f'{split} {metric}':44} {percent:5.1f}  {here}\n"
 
 
-def _in_full(at_hand: ReadyCell) -> str:
-    cell = at_hand.cell
+def _in_full(ready_cell: ReadyCell) -> str:
+    cell = ready_cell.cell
     rows: list[tuple[str, str]] = []
     for split, metrics in cell.numbers.items():
         rows.append(("published", f"{split}: " + ", ".join(f"{name} {value}" for name, value in metrics.items())))
     rows += [("protocol", cell.protocol.strip())]
     rows += [("measured by", cell.server)] if cell.server else []
-    rows += [("config", " ".join([cell.config, *cell.overrides])), ("weights", at_hand.weights or "none")]
-    rows += [("run", facts_of(at_hand.config))]
-    rows += [("missing", f"{path} ({', '.join(keys[:2])})") for path, keys in at_hand.missing.items()]
-    rows += [] if at_hand.missing else [("missing", "nothing")]
+    rows += [("config", " ".join([cell.config, *cell.overrides])), ("weights", ready_cell.weights or "none")]
+    rows += [("run", facts_of(ready_cell.config))]
+    rows += [("missing", f"{path} ({', '.join(keys[:2])})") for path, keys in ready_cell.missing.items()]
+    rows += [] if ready_cell.missing else [("missing", "nothing")]
     lines = [f"{cell.name}\n"]
     for name, text in rows:
         wrapped = textwrap.wrap(text, WIDTH - 14, break_long_words=False, break_on_hyphens=False) or [""]
@@ -83,7 +83,7 @@ def _in_full(at_hand: ReadyCell) -> str:
 
 
 def facts_of(config: Any) -> str:
-    """The cost of a run and how it is measured, as far as the config says."""
+    """Returns the cost of a run and how it is measured, as far as the config says."""
     train, model, evaluation = config.train, config.model, config.evaluation
     length = f"{train.epochs:g} epochs" if train.epochs is not None else f"{train.steps:,} steps"
     facts = [

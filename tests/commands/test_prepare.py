@@ -146,7 +146,7 @@ def test_4m_builds_every_folder_and_nothing_the_second_time(run, raw, out):
     assert run("--check", out)[:2] == (
         0,
         "".join(
-            f"{out / name}: whole, 1 file\n"
+            f"{out / name}: intact, 1 file\n"
             for name in sorted({*folders, "_download/cc3m_urls", "_download/sbu_urls"} - {"_download"})
         ),
     )
@@ -185,6 +185,6 @@ def test_the_check_names_a_changed_shard_and_continues(run, raw, out):
     status, printed, _ = run("--check", out)
     assert status == 1
     assert OneLine(path, "SHA-256") in printed.splitlines()
-    assert f"{out}/coco: whole, 1 file" in printed and f"{out}/coco_val: whole, 1 file" in printed
+    assert f"{out}/coco: intact, 1 file" in printed and f"{out}/coco_val: intact, 1 file" in printed
     manifest = json.loads((out / "coco/_prepare/manifest.json").read_text())
     assert manifest["version"]

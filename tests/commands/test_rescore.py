@@ -167,7 +167,7 @@ def box(*values: object) -> list[dict]:
         (box(1, 2, 3, 10**400), ("entry 0", "number of pixels")),
         (box(*A, *A), ("entry 0", "four numbers")),
         ({"a": 1}, ("not a JSON list",)),
-        ([*box(*A), *box(*B)], ("entry 1", "another prediction")),
+        ([*box(*A), *box(*B)], ("entry 1", "a different prediction")),
     ],
 )
 def test_files_that_do_not_match_are_reported_in_one_line(folder, capsys, predictions, reported):

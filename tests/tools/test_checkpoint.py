@@ -215,7 +215,7 @@ def test_inspect_shows_a_run_with_its_task_and_checkpoints(tmp_path, capsys):
     status, out, _ = run(capsys, "inspect", tmp_path, "--no-configs")
     text = " ".join(out.split())
     assert status == 0 and out.startswith(str(newest))
-    assert f"run {tmp_path}, task entailment step-00000010: whole step-00000020: whole" in text
+    assert f"run {tmp_path}, task entailment step-00000010: intact step-00000020: intact" in text
     assert "kind ours, fine-tuned: nlvr" in text and OneLine("sizes", "hashes", "manifest") in text.splitlines()
     changed = bytearray(newest.read_bytes())
     changed[-1] ^= 1

@@ -307,7 +307,7 @@ def test_a_model_whose_weights_do_not_fit_is_rejected_in_one_line(gpu, monkeypat
 def test_plans_with_recorded_graphs_have_no_accumulation():
     flags = ["--config", BASE, "--memory", "2", "--global-batch", "1000000", "train.compile=reduce-overhead"]
     planner = sized_by_hand(*flags)
-    refused = "allows only one micro-batch per step, but only 200 of the 1,000,000 examples of a GPU fit"
+    refused = "allows only one micro-batch per step, but only 200 of the 1,000,000 examples per GPU fit"
     with pytest.raises(UserError, match=f"train.compile = reduce-overhead: {refused}"):
         planner.plan()
 
@@ -349,6 +349,6 @@ def test_states_that_do_not_fit_on_a_gpu_are_sharded():
         assert shared[held] == pytest.approx(large[held] / 8, rel=1e-3)
     # The peak is in the forward pass, during which a rank has gathered nearly all weights.
     assert large["gradients"] / 8 <= shared["gradients"] < large["gradients"] / 7
-    assert shared["gathered for a while"] == pytest.approx(large["weights"], rel=0.02)
-    assert "gathered for a while" not in large
+    assert shared["gathered temporarily"] == pytest.approx(large["weights"], rel=0.02)
+    assert "gathered temporarily" not in large
     assert OneLine("fsdp, since", "3.0 of 4.0 GB", "8 GPUs") in plan.assumptions

@@ -45,7 +45,7 @@ def test_the_page_of_a_run_shows_the_contents_of_its_files(make, tmp_path, capsy
     assert rows_with(text, "right throughout") == ["right throughout 25.0 %"]
     assert "7 phrases; by rule; f.jsonl" in text
     charts = charts_of(text)
-    expected = {"loss (total)", "l1", "learning rate", "IoU >= 0.5", "samples per second", "time of a step"}
+    expected = {"loss (total)", "l1", "learning rate", "IoU >= 0.5", "samples per second", "step time"}
     assert expected <= charts.keys()
     assert points_of(charts["IoU >= 0.5"]) == [(5, 0.25), (10, 0.5)]
     assert charts["IoU >= 0.5"]["datasets"]["hover"]["rows"][-1] == [10, 0.5]  # the values at the pointer

@@ -79,7 +79,7 @@ def weights_at(path: str | Path) -> tuple[Path, list[str]]:
     if inside is not None:
         return inside, []
     checkpoints = list_checkpoints(path / CHECKPOINTS)
-    states = [f"{checkpoint.folder.name}: {fault_of(checkpoint.folder) or 'whole'}" for checkpoint in checkpoints]
+    states = [f"{checkpoint.folder.name}: {fault_of(checkpoint.folder) or 'intact'}" for checkpoint in checkpoints]
     return find_weights(path), states
 
 

@@ -24,8 +24,8 @@ class Key:
     """A key of a config.
 
     ``path``: ``section.name``; ``[]`` is an entry of a list, ``<name>`` a key that the user chooses. ``type``, ``default`` and
-    ``meaning`` are text; ``default`` is :data:`REQUIRED` if the key has no default. ``may_change``: whether the value may change
-    when a run is resumed.
+    ``meaning`` are strings; ``default`` is :data:`REQUIRED` if the key has no default. ``may_change``: whether the value may
+    change when a run is resumed.
     """
 
     path: str

@@ -119,7 +119,7 @@ def _check_sizes(subject: Subject, report: Report) -> None:
 
 
 def _check_answers(subject: Subject, report: Report) -> None:
-    """Checks for answers of questions that are not in the list of candidates."""
+    """Checks that the answers to the questions are in the list of candidates."""
     from dataset.tasks.video_qa import read_classes
     from dataset.tasks.vqa import read_candidates
 

@@ -13,7 +13,7 @@ import torch
 from tools.doctor.findings import NotCheckedError, Report
 from tools.doctor.subject import Subject
 from tools.plan.synthetic import batch_sizes, synthetic_batch
-from tools.plan.target import CONTEXT, FRAGMENTS, NCCL
+from tools.plan.target import CONTEXT, FRAGMENTATION, NCCL
 from tools.steps.fake import FakeSteps, StepMemory, trainable
 from utils.errors import UserError
 from utils.files import expanded
@@ -36,7 +36,7 @@ def check_memory(subject: Subject, report: Report) -> None:
         parts = f"weights {memory.weights / 1e9:.2f}, gradients {memory.gradients / 1e9:.2f}, optimiser "
         parts += f"{memory.optimiser / 1e9:.2f}, activations {memory.activations / 1e9:.2f}"
         parts += f", average {memory.average / 1e9:.2f}" if memory.average else ""
-        parts += f", gathered for a while {memory.gathered / 1e9:.2f}" if memory.gathered else ""
+        parts += f", gathered temporarily {memory.gathered / 1e9:.2f}" if memory.gathered else ""
         on_one = (memory.total + outside(subject.gpus, memory.total)) / 1e9
         of = "GB of each GPU" if on_gpu else f"GB on a CPU, {on_one:.2f} GB on a GPU,"
         text = f"about {total / 1e9:.2f} {of} with {per} ({parts}; an estimate)"
@@ -62,7 +62,7 @@ def estimate(subject: Subject) -> StepMemory:
 
 def outside(gpus: int, tensors: int) -> int:
     """Bytes of GPU memory in addition to tensors, with the same assumptions as ``run.py plan``."""
-    return CONTEXT + int(FRAGMENTS * tensors) + (NCCL if gpus > 1 else 0)
+    return CONTEXT + int(FRAGMENTATION * tensors) + (NCCL if gpus > 1 else 0)
 
 
 def memory_findings(subject: Subject, total: float, text: str, key: str) -> list[Finding]:

@@ -62,7 +62,7 @@ def _tell(found: SharedImages, key: str, of: str, report: Report) -> None:
         report.ok("shared images", f"none of {found.held_out:,} in {key} is in training{of} ({how})")
         return
     first = found.pairs[0]
-    copies = f", {found.count('content'):,} of them under another path" if found.count("content") else ""
+    copies = f", {found.count('content'):,} of them under a different path" if found.count("content") else ""
     photographs = f", {found.count('id'):,} of them by their ids in public data sets" if found.count("id") else ""
     fact = (
         f"{found.shared:,} of its {found.held_out:,} images are also in training{of}{copies}{photographs}, such as "

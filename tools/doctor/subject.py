@@ -113,7 +113,7 @@ class Subject:
         """The mesh of FSDP2 in the run; None with DDP.
 
         Raises:
-            UserError: if ``train.parallel`` is for another number of GPUs.
+            UserError: if ``train.parallel`` is for a different number of GPUs.
         """
         needed = state_bytes(model, average=self.config.optim.ema is not None)
         return mesh_of(self.config.train, self.gpus, needed, device_bytes(self.device))[0]

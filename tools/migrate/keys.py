@@ -112,7 +112,7 @@ def backbone(value: Any, key: str, source: Source) -> str:
     """Returns the vision encoder, which the name of its JSON file determines, as in the authors' code.
 
     Raises:
-        UserError: if the config requests another encoder than BEiT-2, or the name contains neither base nor large.
+        UserError: if the config requests an encoder other than BEiT-2, or the name contains neither base nor large.
     """
     for other in ("use_clip_vit", "use_swin", "use_swin_v2"):
         if source.get(other):
@@ -331,7 +331,7 @@ KEYS: list[Key] = [
     Key("init_word_embeddings", "", "word embeddings are loaded from init.text or init.checkpoint", only=False),
     # Pre-training: data.
     Key("train_file", "data.images.files", read=shards, tasks=PRETRAIN),
-    Key("train_dataset_size", "", "an epoch contains all records; train.steps sets another length",
+    Key("train_dataset_size", "", "an epoch contains all records; train.steps sets a different length",
         tasks=PRETRAIN),
     Key("train_file_aux", "data.images.clean.files", read=shards, tasks=PRETRAIN),
     Key("aux_iter_perc", "data.images.clean.probability", tasks=PRETRAIN),

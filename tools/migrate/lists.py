@@ -74,7 +74,7 @@ def _linked(path: Path, files: Iterable[Path], source: Source) -> str:
 
 
 def captioned(value: Any, key: str, source: Source) -> dict[str, Any]:
-    """Returns the section for a list of captions. In rows with other keys than ``image`` or ``video``, ``caption`` and
+    """Returns the section for a list of captions. In rows with keys other than ``image`` or ``video``, ``caption`` and
     ``image_id``, the keys are renamed."""
     ours = {
         source.text("vision_key", "image"): "video" if source.get("is_video") else "image",

@@ -80,7 +80,7 @@ class Source:
         """Returns the value of a key, which must be a number.
 
         Raises:
-            UserError: if the key is missing or has another type.
+            UserError: if the key is missing or its value has the wrong type.
         """
         value = self.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -88,10 +88,10 @@ class Source:
         return value
 
     def text(self, key: str, default: str = "") -> str:
-        """Returns the value of a key, which must be a text, or ``default`` if the config does not have the key.
+        """Returns the value of a key, which must be a string, or ``default`` if the config does not have the key.
 
         Raises:
-            UserError: if the value has another type.
+            UserError: if the value has the wrong type.
         """
         value = self.get(key, default)
         if not isinstance(value, str):
@@ -110,10 +110,10 @@ class Source:
         return name if "://" in name else os.path.normpath(self.root / name)
 
     def names(self, key: str, value: Any) -> list[str]:
-        """Returns the file names in a value, which is a comma-separated text or a list of texts.
+        """Returns the file names in a value, which is a comma-separated string or a list of strings.
 
         Raises:
-            UserError: if the value has another type.
+            UserError: if the value has the wrong type.
         """
         names = value.split(",") if isinstance(value, str) else value
         if (

@@ -25,7 +25,7 @@ class PlanFlags:
         gpus: GPUs of the run; with --nodes, GPUs of each node (default: 1).
         nodes: nodes of the run; also shows what changes on 8, 64, 512 GPUs.
         network: bus bandwidth between nodes in 1e9 bytes/s, as reported by all_reduce_perf of nccl-tests (default: unknown).
-        memory: total memory of a GPU, in 1e9 bytes (default: this GPU's).
+        memory: total memory per GPU, in 1e9 bytes (default: this GPU's).
         gpu: v100, v100-pcie, v100s, t4, a10, a30, a40, a100, a6000, 3090, 4090, l4, l40, l40s, h100, h100-pcie, h100-nvl, h200 or
             h200-nvl (default: this GPU; without one, h100); for others, give train.peak_tflops=X.
         utilisation: assumed fraction of the peak in an estimate.

@@ -24,7 +24,7 @@ from tools.plan.scaling import RANKS, Scale, scale_of
 from tools.plan.search import largest_that_fits, share_out
 from tools.plan.synthetic import batch_sizes, scaled, synthetic_batch
 from tools.plan.table import Plan, Setting
-from tools.plan.target import CONTEXT, FRAGMENTS, Target
+from tools.plan.target import CONTEXT, FRAGMENTATION, Target
 from tools.steps.communication import StepSizes
 from tools.steps.fake import AVERAGE, FakeSteps, StepMemory, trainable
 from tools.steps.real import RealSteps, ran_out_of_memory
@@ -52,7 +52,7 @@ class Planner:
         schema, self.task = choice.load()
         self.config: Any = load_config(self.path, choice.overrides, schema)
         self.leading = next(iter(batch_sizes(self.config).values()))
-        """Examples of the leading stream in a micro-batch of the config."""
+        """Number of examples of the leading stream in a micro-batch of the config."""
         self.target = Target(flags, self.config.train)
         self.global_batch = self._global_batch(self.ranks)
         self.vocabulary = self._vocabulary()
@@ -64,7 +64,7 @@ class Planner:
         self.groups = Groups.of(self.meta_model)
         self.steps = self._make_steps()
         self.memories: dict[tuple[int, int], dict[str, int] | None] = {}
-        """Memory of a step, by the numbers of examples in its micro-batch and of ranks; None if the step does not fit."""
+        """Memory of a step, by micro-batch size and number of ranks; None if the step does not fit."""
 
     def plan(self) -> Plan:
         """Returns the plan.
@@ -113,17 +113,17 @@ class Planner:
         if accumulation > 1 and train.captures_graphs:
             raise UserError(
                 f"train.compile = {train.compile}: allows only one micro-batch per step, but only {largest:,} of the "
-                f"{math.ceil(total / ranks):,} examples of a GPU fit; plan train.compile=true, more --gpus, or "
+                f"{math.ceil(total / ranks):,} examples per GPU fit; plan train.compile=true, more --gpus, or "
                 f"--global-batch {largest * ranks}"
             )
         self.config.plan(ranks, accumulation=accumulation)
         return size, accumulation
 
     def _scaling(self, largest: int) -> tuple[list[Scale], dict[int, str]]:
-        """With ``--nodes``, returns the step on the requested number of GPUs and on :data:`RANKS`, and unsupported numbers with
-        the reason.
+        """With ``--nodes``, returns the step on the requested number of GPUs and on :data:`RANKS`, and the unsupported numbers of
+        GPUs with the reason.
 
-        ``largest``: the largest micro-batch on the requested number.
+        ``largest``: the largest micro-batch on the requested number of GPUs.
         """
         scales, refused = [], {}
         for ranks in sorted({*RANKS, self.ranks}) if self.flags.nodes else []:
@@ -134,10 +134,11 @@ class Planner:
         return scales, refused
 
     def _scale(self, ranks: int, known: int) -> Scale:
-        """The step on ``ranks`` GPUs; ``known``: the largest micro-batch on the requested number, similar on other numbers."""
+        """Returns the step on ``ranks`` GPUs. ``known``: the largest micro-batch on the requested number of GPUs; it is similar
+        on other numbers."""
         self.config.data.check_ranks(ranks)
         largest, share = known, math.ceil(self._global_batch(ranks) / ranks)
-        if ranks != self.ranks:  # no search is needed if a GPU's whole share fits
+        if ranks != self.ranks:  # no search is needed if the whole share of a GPU fits
             fits = share <= known and self._cost(share, ranks) <= self.target.memory
             largest = share if fits else self._largest(ranks, known)
         size, accumulation = self._split(ranks, largest)
@@ -169,12 +170,12 @@ class Planner:
         )
 
     def _cost(self, examples: int, ranks: int) -> float:
-        """Returns the bytes of a step on a micro-batch, or infinity if the step does not fit."""
+        """Returns the memory of a step on a micro-batch in bytes, or infinity if the step does not fit."""
         memory = self._memory(examples, ranks)
         return math.inf if memory is None else sum(memory.values())
 
     def _memory(self, examples: int, ranks: int) -> dict[str, int] | None:
-        """Returns the bytes of a step on a micro-batch by their use, on each of ``ranks`` GPUs, or None if the step does not
+        """Returns the memory of a step on a micro-batch in bytes, by use, on each of ``ranks`` GPUs, or None if the step does not
         fit."""
         if (examples, ranks) not in self.memories:
             accumulates = self._global_batch(ranks) > examples and not self.config.train.captures_graphs
@@ -199,11 +200,11 @@ class Planner:
             del uses[AVERAGE]
         gathered = uses.pop("gathered")
         if self._mesh(ranks) is not None:
-            uses["gathered for a while"] = gathered
+            uses["gathered temporarily"] = gathered
         elif isinstance(self.steps, RealSteps):
             return {**uses, OUTSIDE: self.steps.outside() + self.target.communication(ranks)}
         outside = CONTEXT + self.target.communication(ranks)
-        return {**uses, "fragments": int(FRAGMENTS * sum(uses.values())), OUTSIDE: outside}
+        return {**uses, "fragmentation": int(FRAGMENTATION * sum(uses.values())), OUTSIDE: outside}
 
     def _refuse_memory(self, ranks: int) -> None:
         needed = self._cost(1, ranks)
@@ -237,11 +238,11 @@ class Planner:
 
     @cached_property
     def fake_steps(self) -> FakeSteps:
-        """Steps that are estimated."""
+        """Estimates steps with fake tensors."""
         return FakeSteps(self._build, self.config.train, self.config.optim, as_on_gpu=True)
 
     def _make_steps(self) -> RealSteps | FakeSteps:
-        """The source of memory and time: real steps on this GPU, or fake ones."""
+        """Returns the source of memory and time: real steps on this GPU, or fake ones."""
         train, optim, target = self.config.train, self.config.optim, self.target
         if not target.measures or self._mesh(self.ranks) is not None:  # one GPU cannot measure a sharded model
             return self.fake_steps
@@ -282,7 +283,7 @@ class Planner:
         train = self.config.train
         lines = [
             *self._assumptions_of_sharding(),
-            "texts of maximum length; without the time for data or for the network between GPUs",
+            "texts of maximum length; excluding the time to load data and to communicate between GPUs",
             *self.target.assumptions(),
         ]
         if unfrozen := self.config.optim.frozen.unfrozen_after:
@@ -293,9 +294,9 @@ class Planner:
             )
         lines += self._assumptions_of_scaling()
         if train.recompute and not self.target.measures:
-            lines.append(f"without the time for recomputation (train.recompute: {', '.join(train.recompute)})")
+            lines.append(f"excluding the time for recomputation (train.recompute: {', '.join(train.recompute)})")
         if (chunks := self.config.model.chunks) != 1 and not self.target.measures:
-            lines.append(f"without the time to run the encoders twice (model.contrastive.chunks: {chunks})")
+            lines.append(f"excluding the time to run the encoders a second time (model.contrastive.chunks: {chunks})")
         if train.compile and not self.target.measures:
             lines.append("memory and time are for training without train.compile")
         return lines
@@ -316,6 +317,6 @@ class Planner:
         if self.flags.nodes is None:
             return []
         if network is None:
-            return ["a ring of all ranks; for the time on the network, give --network GB/S"]
+            return ["a ring of all ranks; to include the communication time, give --network GB/S"]
         bandwidth = f"a ring of all ranks at {network:g} GB/s (--network)"
         return [f"{bandwidth}; no latency, and no overlap of communication and computation"]

@@ -1,4 +1,4 @@
-"""A step on other numbers of GPUs, as shown by ``run.py plan --nodes``: batch, memory, and time on the network."""
+"""A step on different numbers of GPUs, as shown by ``run.py plan --nodes``: batch, memory, and time on the network."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Scale:
 
     Attributes:
         micro_batch, global_batch: examples of the leading stream.
-        accumulation: micro-batches of a GPU.
+        accumulation: number of micro-batches per GPU.
         negatives: number of negatives of each example in the first contrastive loss; 0 if the model has no contrastive loss.
-        memory: bytes of a GPU.
-        step_s: seconds of a step without communication; None if unknown.
+        memory: memory per GPU in bytes.
+        step_s: step time in seconds without communication; None if unknown.
         sent: bytes that a rank sends in a step, by content (:mod:`tools.steps.communication`).
         network_s: seconds of communication between nodes; None if unknown, or for a single node.
         network_share: fraction of the step spent on communication, without any overlap; None if unknown.
@@ -56,8 +56,8 @@ def scale_of(
         sizes: sizes of the step on one rank.
         ranks: number of ranks R.
         micro_batch: examples of the leading stream.
-        memory: bytes of a GPU.
-        step_s: seconds of a step without communication; None if unknown.
+        memory: memory per GPU in bytes.
+        step_s: step time in seconds without communication; None if unknown.
         nodes: number of nodes with these GPUs.
         network: bus bandwidth of collectives between nodes in 1e9 bytes/s; None if unknown.
     """

@@ -12,9 +12,9 @@ from tools.plan.scaling import Scale, scaling_lines
 class Setting:
     """A micro-batch and its accumulation.
 
-    ``sizes``: config keys with values; ``memory``: bytes of a GPU by their use; ``step_s``: seconds of an optimiser step;
-    ``samples_per_s``: examples of all streams on all GPUs; ``tflop_per_gpu``: 1e12 FLOPs of a GPU per optimiser step. Unknown
-    values are None.
+    ``sizes``: config keys with values; ``memory``: bytes per GPU, by use; ``step_s``: time of an optimiser step in seconds;
+    ``samples_per_s``: examples of all streams on all GPUs; ``tflop_per_gpu``: FLOPs per GPU in an optimiser step, in units of
+    1e12. Unknown values are None.
     """
 
     sizes: dict[str, int]
@@ -31,8 +31,8 @@ class Plan:
 
     ``global_batch``: examples of the leading stream per step, ``asked_batch``: the requested number. ``largest``: the largest
     micro-batch that fits; ``chosen``: the micro-batch for the global batch; ``overrides``: config keys and values for it.
-    ``steps``: steps of the whole run, None if unknown. ``gpus``: on all nodes together. With ``nodes``, ``scaling`` has other
-    numbers of GPUs too, and ``refused`` the unsupported numbers with the reason.
+    ``steps``: steps of the whole run, None if unknown. ``gpus``: number of GPUs on all nodes. With ``nodes``, ``scaling`` also
+    has other numbers of GPUs, and ``refused`` has the unsupported numbers with the reason.
     """
 
     config: str
@@ -84,12 +84,12 @@ def _rows(plan: Plan) -> list[tuple[str, ...]]:
         *((key, f"{largest.sizes[key]:,}", f"{chosen.sizes[key]:,}") for key in chosen.sizes),
         ("accumulation", f"{largest.accumulation:,}", f"{chosen.accumulation:,}"),
         *((use, gigabytes(largest.memory[use]), gigabytes(chosen.memory[use])) for use in chosen.memory),
-        ("memory of a GPU", gigabytes(sum(largest.memory.values())), gigabytes(sum(chosen.memory.values()))),
+        ("memory per GPU", gigabytes(sum(largest.memory.values())), gigabytes(sum(chosen.memory.values()))),
         (
-            "FLOPs of a GPU per step",
+            "FLOPs per GPU per step",
             *(or_unknown(setting.tflop_per_gpu, "{:.1f} TFLOP") for setting in (largest, chosen)),
         ),
-        ("time of a step", *(or_unknown(setting.step_s, "{:.3g} s") for setting in (largest, chosen))),
+        ("step time", *(or_unknown(setting.step_s, "{:.3g} s") for setting in (largest, chosen))),
         ("samples per second", *(or_unknown(setting.samples_per_s, "{:,.0f}") for setting in (largest, chosen))),
         ("time of 1,000 steps", "", _duration(chosen.step_s, 1000)),
         (whole, "", "in epochs: give --records" if steps is None else _duration(chosen.step_s, steps)),

@@ -9,7 +9,7 @@ from engine.train_config import TrainConfig
 from tools.plan.flags import PlanFlags
 from utils.errors import UserError
 
-CONTEXT, FRAGMENTS = 700_000_000, 0.05
+CONTEXT, FRAGMENTATION = 700_000_000, 0.05
 """Assumptions of an estimate: bytes of CUDA and its libraries; memory fragmentation, as a fraction of the tensors."""
 
 NCCL = 1_000_000_000
@@ -45,7 +45,7 @@ class Target:
         """TFLOP/s."""
 
     def _memory(self, flag_gb: float | None) -> int:
-        """Bytes of a GPU, from ``--memory`` or from this GPU."""
+        """The memory of a GPU in bytes, from ``--memory`` or from this GPU."""
         if self.device is None:
             if flag_gb is None:
                 raise UserError("--memory: this machine has no GPU; give --memory GB, the memory of one GPU")
@@ -70,7 +70,7 @@ class Target:
         return NCCL if ranks > 1 else 0
 
     def seconds(self, flops: float) -> float:
-        """Estimates the time of ``flops`` FLOPs in seconds."""
+        """Estimates the time for ``flops`` FLOPs, in seconds."""
         return flops / (self.peak * 1e12 * self.utilisation)
 
     def assumptions(self) -> list[str]:
@@ -82,7 +82,7 @@ class Target:
         memory = [
             f"{CONTEXT / 1e9:.1f} GB for CUDA's context",
             *buffers,
-            f"{FRAGMENTS:.0%} for fragments",
+            f"{FRAGMENTATION:.0%} for fragmentation",
             "fused attention",
         ]
         return [", ".join(memory), f"{self.utilisation:.0%} of {self._source_of_peak()}"]

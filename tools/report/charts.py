@@ -276,7 +276,7 @@ def javascript() -> str:
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     try:
         return str(vl_convert.javascript_bundle(EXPORTS, version))
-    except ValueError:  # vl-convert is older or newer than altair; Vega-Lite can also read charts of other releases
+    except ValueError:  # vl-convert is older or newer than altair; Vega-Lite can also read charts of other versions
         return str(vl_convert.javascript_bundle(EXPORTS))
 
 

@@ -112,8 +112,8 @@ def _lines(values: dict[str, Any], defaults: Flat, prefix: str, depth: int) -> I
 
 
 def _defaults(config: dict[str, Any]) -> Flat | None:
-    """Returns the default of each key of a config, undefined if it has none; or None if the task or its keys belong to another
-    version."""
+    """Returns the default of each key of a config, undefined if it has none; or None if the task or its keys belong to a
+    different version."""
     task = config.get("task")
     if task not in TASKS:
         return None

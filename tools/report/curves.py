@@ -20,10 +20,10 @@ SPEED = {
     "samples_per_s": ("samples per second", ""),
     "images_per_s": ("images per second", ""),
     "tokens_per_s": ("tokens per second", ""),
-    "step_s": ("time of a step", " s"),
+    "step_s": ("step time", " s"),
     "data_wait": ("waiting for data", " %"),
-    "ranks/slowest_s": ("time for its own part of a step, slowest rank", " s"),
-    "ranks/median_s": ("time for their own part of a step, median of the other ranks", " s"),
+    "ranks/slowest_s": ("time for its own work in a step, slowest rank", " s"),
+    "ranks/median_s": ("time for their own work in a step, median of the other ranks", " s"),
     "tflops_per_s": ("TFLOP/s", ""),
     "utilisation": ("utilisation of the peak", " %"),
 }

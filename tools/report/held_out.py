@@ -73,7 +73,7 @@ def _without_model(kind: type[FineTuneTask[Any, Any, Any]], config: Config) -> F
 
 
 def _require_same(items: Any, predictions: Sequence[Prediction], split: str) -> None:
-    """Raise a :class:`UserError` if the predictions belong to other items."""
+    """Raise a :class:`UserError` if the predictions belong to different items."""
     captions = getattr(items, "captions", None)
     sizes = {len(items.images), len(items.images) + len(captions)} if captions is not None else {len(items)}
     if len(predictions) not in sizes:
@@ -88,7 +88,7 @@ def _require_same(items: Any, predictions: Sequence[Prediction], split: str) -> 
                 and key in prediction
                 and getattr(items[number], field, prediction[key]) != prediction[key]
             ):
-                raise UserError(f"split {split!r} has changed: example {number} has another {key}")
+                raise UserError(f"split {split!r} has changed: example {number} has a different {key}")
 
 
 def _records(config: Config) -> Draw:

@@ -46,8 +46,8 @@ class Gap:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The comparison of one metric on one split. ``gaps``: the other sides, ordered from good to bad; ``unit``: of the metric in
-    ``evaluation.json``; ``missing``: groups in which no run has measured the metric."""
+    """The comparison of one metric on one split. ``gaps``: the other sides, ordered from good to bad; ``unit``: unit of the
+    metric in ``evaluation.json``; ``missing``: groups in which no run has measured the metric."""
 
     split: str
     metric: str

@@ -15,7 +15,7 @@ from utils.flags import nearest, unknown
 from utils.inputs import missing_inputs
 
 OTHER_CELL = "cell "
-"""Prefix of a ``checkpoint`` that is the run of another cell."""
+"""Prefix of a ``checkpoint`` that refers to the run of another cell."""
 
 
 @dataclass(frozen=True)

@@ -18,26 +18,26 @@ WEIGHTS = "docs/checkpoints.md (Files to start from); --checkpoints DIR names a 
 DATA = "docs/data.md (Fine-tuning)"
 
 
-def require(at_hand: ReadyCell) -> None:
+def require(ready_cell: ReadyCell) -> None:
     """Check that nothing is missing.
 
     Raises:
         UserError: if files are missing; the message has a line for each way to get them, with the files.
     """
-    if not at_hand.missing:
+    if not ready_cell.missing:
         return
     by_source: dict[str, list[str]] = {}
-    for path, keys in at_hand.missing.items():
-        by_source.setdefault(_source(at_hand, path, keys), []).append(path)
+    for path, keys in ready_cell.missing.items():
+        by_source.setdefault(_source(ready_cell, path, keys), []).append(path)
     lines = [f"  {source}\n    {', '.join(paths)}" for source, paths in by_source.items()]
-    count = len(at_hand.missing)
+    count = len(ready_cell.missing)
     raise UserError("\n".join([f"{count} {'path is' if count == 1 else 'paths are'} missing", *lines]))
 
 
-def _source(at_hand: ReadyCell, path: str, keys: list[str]) -> str:
+def _source(ready_cell: ReadyCell, path: str, keys: list[str]) -> str:
     """Returns how to get the file or folder at ``path``."""
-    other = at_hand.cell.checkpoint or ""
-    if path == at_hand.weights and other.startswith(OTHER_CELL):
+    other = ready_cell.cell.checkpoint or ""
+    if path == ready_cell.weights and other.startswith(OTHER_CELL):
         output = PurePath(path).parents[1]
         return f"made or finished by: python run.py reproduce --cell {other.removeprefix(OTHER_CELL)} --output {output}"
     if "init.checkpoint" in keys:

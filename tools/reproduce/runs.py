@@ -58,10 +58,10 @@ def make(run: Run) -> dict[str, Any]:
     """Make a run, unless it was finished before; returns its record: command, folder, sources, draws, and seconds, including
     interrupted attempts.
 
-    A finished run that has no intervals, or intervals from another number of draws, is measured again but not trained.
+    A finished run that has no intervals, or intervals from a different number of draws, is measured again but not trained.
 
     Raises:
-        UserError: if the run failed, or was trained from other weights than the path now has.
+        UserError: if the run failed, or was trained from weights other than those now at the path.
     """
     started_from = None if run.weights is None else weights_identity(run.weights)["sha256"]
     done = finished(run)
@@ -106,7 +106,7 @@ def finished(run: Run) -> dict[str, Any] | None:
 def _noted(run: Run) -> dict[str, Any]:
     """Returns the record of the last run of the same command; empty if there was no such run."""
     noted = _read_note(run)
-    # Earlier versions wrote the same arguments in another order.
+    # Earlier versions wrote the same arguments in a different order.
     return noted if sorted(noted.get("command") or ()) == sorted(run.identity()) else {}
 
 

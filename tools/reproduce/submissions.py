@@ -52,7 +52,7 @@ def check_submission(path: Path, form: Form, expected: frozenset[int] | None = N
         expected: the ids that the file must contain; None if unknown.
 
     Raises:
-        UserError: if the file has another format (the message names the first wrong entry), or an id is missing, repeated or
+        UserError: if the file has the wrong format (the message names the first wrong entry), or an id is missing, repeated or
             unknown.
     """
     try:

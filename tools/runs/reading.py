@@ -282,7 +282,7 @@ def _lives(process: int) -> bool:
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
-        return True  # the process of another user
+        return True  # the process belongs to another user
     return True
 
 

@@ -120,7 +120,7 @@ class RealSteps:
         """Peak bytes of torch's allocator in a step with optimiser states and compiled code."""
         # Two copies: in a run, the batch of the next step is copied during this one.
         on_device, _ahead = ([to_device(batch, self.trainer.device) for batch in batches] for _ in range(2))
-        for _ in range(3 if self.captures_graphs else 2):  # graphs are recorded in the second step
+        for _ in range(3 if self.captures_graphs else 2):  # graphs are captured in the second step
             # The peak counter starts at the memory in use, which must not include leftovers of a step or of kernel tuning.
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
