@@ -232,7 +232,7 @@ def _official_splits(raw: RawFolder) -> dict[str, Iterable[KnownImage]]:
     """Returns the held-out images in official files in the folders, by split. Only ids are compared, so no image has to exist.
 
     Raises:
-        UserError: a file cannot be read.
+        UserError: if a file cannot be read.
     """
     held_out = read_held_out(raw, required=(), without=())
     return {

@@ -60,7 +60,7 @@ def check_save(path: Path, images: Sequence[str]) -> None:
     """Check the path of a figure before anything is computed, and create its folder.
 
     Raises:
-        UserError: the path is not a PNG, is one of the images, or cannot be written.
+        UserError: if the path is not a PNG, is one of the images, or cannot be written.
     """
     if path.suffix.lower() != ".png":
         raise UserError(f"--save {path}: a figure is a PNG; give a name that ends with .png")

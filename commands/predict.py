@@ -131,7 +131,7 @@ def expand_pattern(pattern: str) -> list[str]:
     """Returns the files and folders that a value of --image names.
 
     Raises:
-        UserError: nothing was found.
+        UserError: if nothing was found.
     """
     if pattern == STANDARD_INPUT:
         listed = [line for line in (line.rstrip("\n") for line in sys.stdin) if line]
@@ -150,7 +150,7 @@ def expand_folder(name: str, *, videos: bool) -> list[str]:
     without video files, the folder itself, which must then contain the frames of one video.
 
     Raises:
-        UserError: nothing was found.
+        UserError: if nothing was found.
     """
     if not Path(name).is_dir():
         return [name]

@@ -248,7 +248,7 @@ def check_folders(root: Path) -> int:
     """Compare the prepared folders in ``root`` with their manifests; returns 1 if a folder has changed.
 
     Raises:
-        UserError: no prepared folder was found.
+        UserError: if no prepared folder was found.
     """
     folders = prepared_folders(root) if root.is_dir() else []
     if not folders:

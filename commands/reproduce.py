@@ -65,7 +65,7 @@ class ReproduceFlags:
 
     @property
     def draws(self) -> int:
-        """Number of bootstrap draws for the intervals; 0: no intervals."""
+        """Number of bootstrap draws for the intervals; 0 for no intervals."""
         return DRAWS if self.intervals is True else int(self.intervals)
 
 
@@ -129,7 +129,7 @@ def _reproduce(cell: Cell, order: _Order) -> None:
     """Run a cell with each seed, print its numbers and write its receipt.
 
     Raises:
-        UserError: something is missing, or a run failed.
+        UserError: if something is missing, or a run failed.
     """
     flags = order.flags
     ready_cell = ready(cell, order.checkpoints, order.changes(cell), runs=flags.output, evaluate=flags.evaluate)
@@ -175,7 +175,7 @@ def _check(ready_cell: ReadyCell, run: Run, output: Path) -> None:
     """Check the cell with the doctor. Seeds make no difference to the doctor's checks.
 
     Raises:
-        UserError: the doctor refuses the run.
+        UserError: if the doctor refuses the run.
     """
     out = output / ready_cell.folder
     out.mkdir(parents=True, exist_ok=True)

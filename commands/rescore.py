@@ -144,7 +144,7 @@ def read_predictions(paths: Sequence[str], depth: int) -> dict[tuple[str, str], 
 
 
 def boxes_of(prediction: dict[str, Any]) -> Any:
-    """The boxes of a prediction; a model that gives every phrase one box writes it as ``predicted``."""
+    """Returns the boxes of a prediction; a model that gives every phrase one box writes it as ``predicted``."""
     return prediction["boxes"] if "boxes" in prediction else [prediction.get("predicted")]
 
 
@@ -165,5 +165,5 @@ def fault_of(prediction: Any) -> str | None:
 
 
 def is_number(value: Any, least: float, most: float) -> bool:
-    """Whether a value is a number within bounds; NaN is not."""
+    """Returns whether a value is a number within bounds; NaN is not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most

@@ -95,8 +95,9 @@ def serve(
 
 @contextmanager
 def upload_folder() -> Iterator[Path]:
-    """A new folder for uploads and drawn pictures, which is removed at the end of the context. The folders of killed servers are
-    removed first. The new folder is renamed once it is locked: until then, another server could mistake it for a leftover.
+    """Context with a new folder for uploads and drawn pictures, which is removed at the end of the context. The folders of killed
+    servers are removed first. The new folder is renamed once it is locked: until then, another server could mistake it for a
+    leftover.
 
     Gradio's own folder would be shared with other users of the machine, and would not be removed.
     """
@@ -126,7 +127,7 @@ def _tabs(
     """Returns the tabs of all models. Examples are copied to ``folder``, which the page may serve.
 
     Raises:
-        UserError: a model or an index cannot be loaded, there is no example, or the models support no call of the page.
+        UserError: if a model or an index cannot be loaded, there is no example, or the models support no call of the page.
     """
     from x2vlm.page.abilities import abilities_of
     from x2vlm.page.app import Tab

@@ -58,7 +58,7 @@ def folders_of(given: Sequence[str]) -> list[str]:
     """Returns the given folders of runs and those found inside the given folders, each once.
 
     Raises:
-        UserError: a folder does not exist.
+        UserError: if a folder does not exist.
     """
     from tools.runs.finding import runs_below
 

@@ -112,7 +112,7 @@ def _check(config: str, common: Overrides, variants: Mapping[str, Overrides]) ->
     """Read the config of every variant: a sweep takes hours, so a mistake in its last value is reported before the first run.
 
     Raises:
-        UserError: a config is wrong.
+        UserError: if a config is wrong.
     """
     for variant in variants.values():
         overrides = [*common, *variant]
@@ -125,7 +125,7 @@ def _measure(run: Run) -> dict[str, float]:
     """Train and evaluate one variant with one seed; returns its metrics in percent.
 
     Raises:
-        UserError: the run failed.
+        UserError: if the run failed.
     """
     make(run)
     splits = read_evaluation(run.folder)

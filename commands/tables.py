@@ -97,5 +97,5 @@ def facts_of(config: Any) -> str:
 
 
 def title_of(table: str) -> str:
-    """The title of a table's page."""
+    """Returns the title of a table's page."""
     return "the demo's table" if table == "demo" else f"table {table} of the paper"

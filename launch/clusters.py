@@ -136,7 +136,7 @@ def nodes_left_out(environment: Mapping[str, str]) -> str | None:
 
 
 def _of_torchrun(variables: Variables) -> Place:
-    """The place of a rank that was started by torchrun, or by another launcher that sets the same variables."""
+    """Returns the place of a rank that was started by torchrun, or by another launcher that sets the same variables."""
     ranks = variables.number("WORLD_SIZE", least=1)
     number = variables.index("RANK", count=ranks, of="ranks")
     rank = Rank(number, variables.index("LOCAL_RANK", count=ranks, of="ranks"), ranks)
@@ -145,7 +145,7 @@ def _of_torchrun(variables: Variables) -> Place:
 
 
 def _of_torchruns_flags(variables: Variables) -> Place:
-    """The place of a node on which torchrun would read its flags from ``PET_*`` variables."""
+    """Returns the place of a node on which torchrun would read its flags from ``PET_*`` variables."""
     try:
         nodes = parse_nodes(variables.text("PET_NNODES")) if variables.has("PET_NNODES") else ONE_NODE
     except WrongValueError as error:
@@ -179,8 +179,8 @@ def _has_port(variables: Variables) -> bool:
 
 
 def _of_slurm(variables: Variables) -> Place:
-    """The place of a task in a SLURM job step. If there is one task per node, it starts the ranks; otherwise each task is a
-    rank."""
+    """Returns the place of a task in a SLURM job step. If there is one task per node, it starts the ranks; otherwise each task is
+    a rank."""
     job = variables.number("SLURM_JOB_ID")
     name = f"SLURM job {job}"
     nodes = variables.number("SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES", least=1)

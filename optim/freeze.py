@@ -11,7 +11,7 @@ from utils.config import Config
 from utils.errors import UserError
 
 FrozenFor = bool | Annotated[int, Field(ge=1)]
-"""True: the whole run; False: never; a number: this many steps at the start of the run."""
+"""How long a part is frozen: True means for the whole run, False never, and a number that many steps at the start of the run."""
 
 
 PARTS = ("vision", "text", "fusion")
@@ -33,17 +33,17 @@ class FreezeConfig(Config):
 
     vision: FrozenFor = Field(
         False,
-        description="freeze the vision encoder; true: for the whole run; a number: for this many steps at the start",
+        description="freeze the vision encoder: true for the whole run, or the number of steps at the start",
     )
     text: FrozenFor = Field(
         False,
-        description="freeze the text encoder and its word embeddings; true: for the whole run; a number: for this "
-        "many steps",
+        description="freeze the text encoder and its word embeddings: true for the whole run, or the number of "
+        "steps at the start",
     )
     fusion: FrozenFor = Field(
         False,
-        description="freeze the fusion encoder, through which gradients still flow; true: for the whole run; a "
-        "number: for this many steps",
+        description="freeze the fusion encoder, through which gradients still flow: true for the whole run, "
+        "or the number of steps at the start",
     )
 
     vision_blocks: int | None = Field(

@@ -21,7 +21,7 @@ def device_module(device: torch.device) -> Any:
 
 
 def device_bytes(device: torch.device) -> int | None:
-    """Size of a GPU's memory in bytes; None for any other device."""
+    """Returns the size of a GPU's memory in bytes; None for any other device."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 

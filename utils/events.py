@@ -162,7 +162,7 @@ class CountedRecords(Event):
         return f"{file}{self.broken} of {self.read} records ({100 * self.broken / max(self.read, 1):.1f} %) are broken"
 
     def listed(self) -> str:
-        """The kinds of broken records, with the first of each."""
+        """Returns the kinds of broken records, with the first of each."""
         return "; ".join(
             f"{kind.count} {kind.kind} (first: {': '.join(filter(None, [kind.first, kind.message]))})"
             for kind in self.kinds
@@ -211,7 +211,7 @@ class Stalled(Event):
     stacks: str | None
 
     def details(self) -> str:
-        """The end of the sentence: where the stacks are, and which ranks are silent."""
+        """Returns the end of the sentence: where the stacks are, and which ranks are silent."""
         stacks = "" if self.stacks is None else f"; its stacks are in {self.stacks}"
         silent = (
             f"; rank {rank} has stopped sending heartbeats, last seen in {phase}"

@@ -69,7 +69,7 @@ def default_of(field: FieldInfo) -> str:
 
 
 def _changes_defaults(field: FieldInfo) -> bool:
-    """True if omitting a section gives other values than its keys' defaults."""
+    """True if omitting a section gives values other than its keys' defaults."""
     default = None if field.is_required() else field.get_default(call_default_factory=True)
     return isinstance(default, Config) and bool(_changes(default))
 

@@ -94,8 +94,8 @@ def findings_in_boxes(boxes: list[RawBox], key: str) -> list[Finding]:
 def _orientation_findings(
     boxes: list[RawBox], outside: np.ndarray, turned: float, example: str, key: str
 ) -> list[Finding]:
-    """The finding for images with an EXIF orientation. ``turned``: the fraction of the boxes ``outside`` the stored images that
-    lie inside the rotated images, or 0 if rotation does not explain them."""
+    """Returns the finding for images with an EXIF orientation. ``turned``: the fraction of the boxes ``outside`` the stored
+    images that lie inside the rotated images, or 0 if rotation does not explain them."""
     images = {each.location: each.orientation for each in boxes}
     count = sum(orientation > 1 for orientation in images.values())
     if not count:
@@ -145,8 +145,8 @@ def _of_shards(subject: Subject, stream: Any, rng: np.random.Generator) -> Itera
 
 
 def _boxes_of(read: Callable[[], RegionRecord]) -> Iterator[RawBox]:
-    """The boxes of a record; empty if the record cannot be read, and without sizes if the image cannot: the sample counts
-    both."""
+    """Yields the boxes of a record: none if the record cannot be read, and boxes without sizes if the image cannot be read. The
+    sample counts both cases."""
     try:
         record = read()
     except Exception:
@@ -157,7 +157,8 @@ def _boxes_of(read: Callable[[], RegionRecord]) -> Iterator[RawBox]:
 
 
 def _stored(image: ImageSource) -> tuple[tuple[int, int] | None, int]:
-    """The (width, height) of the stored pixels and the EXIF orientation, from the file header; (None, 1) if it cannot be read."""
+    """Returns the (width, height) of the stored pixels and the EXIF orientation, from the file header; (None, 1) if it cannot be
+    read."""
     try:
         file = open_regular(image.path) if image.path is not None else io.BytesIO(image.load())
         with file, Image.open(file, formats=FORMATS) as header:

@@ -39,7 +39,7 @@ def check_files(subject: Subject, report: Report) -> None:
 
 
 def missing_files(subject: Subject) -> list[Finding]:
-    """A finding for each missing input."""
+    """Returns a finding for each missing input."""
     kinds = {path: kind for _, kind, path in inputs_of(subject.config)}
     findings = []
     for path, keys in subject.missing.items():

@@ -103,7 +103,7 @@ class Report:
 
 
 def finding_of(error: UserError) -> Finding:
-    """A refused finding from a one-line error: location, fact and remedy, as far as they can be separated."""
+    """Returns a refused finding from a one-line error: location, fact and remedy, as far as they can be separated."""
     text = str(error)
     place, colon, rest = text.partition(": ")
     if not colon or " " in place:

@@ -50,7 +50,7 @@ def check_records(subject: Subject) -> str:
     """Read a sample of the held-out pre-training records in the same way as evaluation; returns a text with their number.
 
     Raises:
-        NotCheckedError: the tokenizer could not be loaded.
+        NotCheckedError: if the tokenizer could not be loaded.
         UserError: for the first record that cannot be used.
     """
     tokenizer: Any = subject.tokenizer

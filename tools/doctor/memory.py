@@ -61,12 +61,12 @@ def estimate(subject: Subject) -> StepMemory:
 
 
 def outside(gpus: int, tensors: int) -> int:
-    """Bytes of GPU memory in addition to tensors, with the same assumptions as ``run.py plan``."""
+    """Returns the bytes of GPU memory in addition to tensors, with the same assumptions as ``run.py plan``."""
     return CONTEXT + int(FRAGMENTATION * tensors) + (NCCL if gpus > 1 else 0)
 
 
 def memory_findings(subject: Subject, total: float, text: str, key: str) -> list[Finding]:
-    """A warning if the available device has less memory."""
+    """Returns a warning if the available device has less memory."""
     if subject.device.type == "cuda":
         there, what = float(torch.cuda.get_device_properties(subject.device).total_memory), "this GPU has"
     elif subject.gpus > 1:

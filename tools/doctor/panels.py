@@ -55,7 +55,7 @@ def _of_stream(name: str, part: Any, tokenizer: Any, classes: Mapping[int, str])
 
 
 def _boxes_of(row: int, boxes: Tensor, present: Tensor | None) -> tuple[PairOfBoxes, ...]:
-    """The boxes of an example, which has one text. ``boxes``: (N, 4), or (N, M, 4) with ``present`` (N, M) bool."""
+    """Returns the boxes of an example, which has one text. ``boxes``: (N, 4), or (N, M, 4) with ``present`` (N, M) bool."""
     if present is None:
         return drawn_boxes(boxes[row : row + 1])
     own = drawn_boxes(boxes[row][present[row]])
@@ -80,13 +80,13 @@ def _of_regions(name: str, part: RegionBatch, tokenizer: Any) -> Iterator[Panel]
 
 
 def _panel(title: str, images: Sequence[np.ndarray], boxes: tuple[PairOfBoxes, ...], lines: Sequence[Line]) -> Panel:
-    """Images side by side, with boxes on the first image."""
+    """Returns images side by side, with boxes on the first image."""
     pictures = [DrawnImage(image, boxes if not place else ()) for place, image in enumerate(images)]
     return Panel(tuple(pictures), tuple(lines), (Line(title, faint=True),))
 
 
 def drawn_boxes(boxes: Tensor) -> tuple[PairOfBoxes, ...]:
-    """Boxes (N, 4), centre and size relative to an image, each with a colour and a number."""
+    """Returns boxes (N, 4), centre and size relative to an image, each with a colour and a number."""
     names = colours(len(boxes))
     return tuple(
         PairOfBoxes((cx - w / 2, cy - h / 2, w, h), None, names[index], str(index + 1))
@@ -95,7 +95,8 @@ def drawn_boxes(boxes: Tensor) -> tuple[PairOfBoxes, ...]:
 
 
 def images_of(pixels: Tensor, row: int, count: int) -> list[np.ndarray]:
-    """The images of an example: frames of a video or, with K images per example, one from each of the K parts of the batch."""
+    """Returns the images of an example: frames of a video or, with K images per example, one from each of the K parts of the
+    batch."""
     shown = pixels[row] if pixels.dim() == 5 else pixels[row::count]
     return [as_image(image) for image in shown]
 
@@ -109,8 +110,8 @@ def as_image(pixels: Tensor) -> np.ndarray:
 
 
 def lines_of(text: Any, row: int, tokenizer: Any, box: PairOfBoxes | None = None) -> list[Line]:
-    """The text of an example as the model gets it; masked positions are in quotes, followed by the original tokens. ``box``: the
-    box that the text describes."""
+    """Returns the text of an example as the model gets it; masked positions are in quotes, followed by the original tokens.
+    ``box``: the box that the text describes."""
     key = None if box is None else (box.colour, box.number)
     if isinstance(text, MaskedText):
         length = int(text.mask[row].sum())
@@ -129,7 +130,7 @@ def lines_of(text: Any, row: int, tokenizer: Any, box: PairOfBoxes | None = None
 
 
 def _wrong_lines(part: Any, row: int, tokenizer: Any) -> list[Line]:
-    """The hard negatives of an example."""
+    """Returns the hard negatives of an example."""
     hard = getattr(part, "hard_negatives", None)
     if hard is None:
         return []

@@ -123,7 +123,7 @@ def needed_per_second(subject: Subject) -> float | None:
 
 
 def images_in(batch: Any) -> int:
-    """Number of images and frames in a batch."""
+    """Returns the number of images and frames in a batch."""
     parts = list(batch.streams().values()) if isinstance(batch, PretrainBatch) else [batch]
     pixels = {id(part.pixels): part.pixels for part in parts if isinstance(getattr(part, "pixels", None), Tensor)}
     return sum(math.prod(tensor.shape[:-3]) for tensor in pixels.values())  # streams may share their images

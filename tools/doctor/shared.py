@@ -152,7 +152,8 @@ def _check_pretraining(subject: Subject, report: Report) -> None:
 
 
 def _read(files: list[str], stream: Any, subject: Subject, key: str) -> tuple[list[KnownImage], int, int]:
-    """The images or videos of up to :data:`MOST_RECORDS` random records, how many records were read, and how many there are."""
+    """Returns the images or videos of up to :data:`MOST_RECORDS` random records, how many records were read, and how many there
+    are."""
     shards = Shards(files, key=key, index_folder=subject.config.data.cache_index, remote=subject.config.data.remote)
     count = min(len(shards), MOST_RECORDS)
     rng, until = np.random.default_rng(subject.config.seed), time.perf_counter() + MOST_SECONDS
@@ -175,7 +176,7 @@ def images_of_record(raw: RawRecord, stream: Any) -> list[KnownImage]:
     """Returns the image of a pre-training record, or its video clips, with the record's ids.
 
     Raises:
-        BrokenRecordError: the record has no image or clips.
+        BrokenRecordError: if the record has no image or clips.
     """
     if isinstance(stream, ImageRecordsConfig):
         return [known_image(image_source(raw, stream.keys()), raw.values)]

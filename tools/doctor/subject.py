@@ -110,7 +110,7 @@ class Subject:
         return model
 
     def mesh(self, model: nn.Module) -> ShardingConfig | None:
-        """The mesh of FSDP2 in the run; None with DDP.
+        """Returns the mesh of FSDP2 in the run; None with DDP.
 
         Raises:
             UserError: if ``train.parallel`` is for a different number of GPUs.

@@ -41,7 +41,7 @@ def _check_pixels(subject: Subject, report: Report) -> None:
     if (vision.pixel_mean, vision.pixel_std) != own:
         fact = (
             f"{vision.backbone} was trained with mean {own.mean} and standard deviation {own.std}, but the config has "
-            "other values"
+            "different values"
         )
         remedy = (
             "set model.vision.pixel_mean and pixel_std to null, unless the weights were trained further with these "

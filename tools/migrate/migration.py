@@ -93,7 +93,7 @@ class Line:
 
 KINDS = {
     "same": "has the same meaning",
-    "changed": "has another name, format or meaning",
+    "changed": "has a different name, format or meaning",
     "always": "requests what our code always does",
     "none": "has no counterpart",
     "unknown": "is unknown, and has no effect",

@@ -73,7 +73,7 @@ class Source:
         return node
 
     def place(self, key: str) -> str:
-        """The location of a dotted key, ``file:line``."""
+        """Returns the location of a dotted key, ``file:line``."""
         return nearest_place(tuple(key.split(".")), self.places, str(self.path))
 
     def number(self, key: str) -> float:

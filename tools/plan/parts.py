@@ -15,28 +15,28 @@ FIRST_WORD = 3
 
 
 def images(count: int, vision: VisionConfig) -> Tensor:
-    """N black images, (N, 3, S, S) uint8."""
+    """Returns N black images, (N, 3, S, S) uint8."""
     return torch.zeros(count, 3, *sides_of(vision.image_size), dtype=torch.uint8)
 
 
 def images_or_videos(count: int, vision: VisionConfig) -> Tensor:
-    """N black images, or N black videos (N, F, 3, S, S) uint8 for a video model."""
+    """Returns N black images, or N black videos (N, F, 3, S, S) uint8 for a video model."""
     still = images(count, vision)
     return still if vision.video is None else still.unsqueeze(1).repeat(1, vision.video.frames, 1, 1, 1)
 
 
 def token_ids(count: int, tokens: int, vocabulary: int) -> Tensor:
-    """Token ids (N, L) int64 that cycle through the vocabulary."""
+    """Returns token ids (N, L) int64 that cycle through the vocabulary."""
     return torch.arange(count * tokens).view(count, tokens) % max(1, vocabulary - FIRST_WORD) + FIRST_WORD
 
 
 def text(count: int, tokens: int, vocabulary: int) -> Text:
-    """N texts of ``tokens`` tokens, without padding."""
+    """Returns N texts of ``tokens`` tokens, without padding."""
     return Text(token_ids(count, tokens, vocabulary), torch.ones(count, tokens, dtype=torch.bool))
 
 
 def masked_text(count: int, tokens: int, masks: int, vocabulary: int) -> MaskedText:
-    """N texts with ``masks`` masked tokens, [CLS] excepted."""
+    """Returns N texts with ``masks`` masked tokens, [CLS] excepted."""
     plain, masks = text(count, tokens, vocabulary), min(masks, tokens - 1)
     return MaskedText(
         ids=plain.ids,
@@ -49,7 +49,7 @@ def masked_text(count: int, tokens: int, masks: int, vocabulary: int) -> MaskedT
 
 
 def left_to_right_text(count: int, tokens: int, targets: int, vocabulary: int) -> LeftToRightText:
-    """N texts whose last ``targets`` tokens are predicted, each from a [MASK] before it."""
+    """Returns N texts whose last ``targets`` tokens are predicted, each from a [MASK] before it."""
     targets = min(targets, tokens - 1)
     # Use plain numbers, because fake tensors have no contents to build a text from.
     words = [FIRST_WORD + place % max(1, vocabulary - FIRST_WORD) for place in range(tokens)]
@@ -58,5 +58,5 @@ def left_to_right_text(count: int, tokens: int, targets: int, vocabulary: int) -
 
 
 def all_valid(count: int) -> Tensor:
-    """The mask (N,) bool of N examples, all valid."""
+    """Returns the mask (N,) bool of N examples, all valid."""
     return torch.ones(count, dtype=torch.bool)

@@ -154,7 +154,7 @@ class Planner:
         )
 
     def _step_sizes(self, examples: int, accumulation: int, ranks: int) -> StepSizes:
-        """The sizes that determine the communication of a step."""
+        """Returns the sizes that determine the communication of a step."""
         model, config = self.meta_model, self.config.model
         batch = self._batch(examples)(model)
         aligns = isinstance(model, AligningModel)

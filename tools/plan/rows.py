@@ -17,7 +17,7 @@ def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def or_unknown(value: float | None, form: str) -> str:
-    """Formats the value with :meth:`str.format`; None: "unknown"."""
+    """Formats the value with :meth:`str.format`; None becomes "unknown"."""
     return "unknown" if value is None else form.format(value)
 
 

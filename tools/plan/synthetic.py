@@ -132,7 +132,7 @@ def pretrain_batch(data: DataConfig, vision: VisionEncoder, vocabulary: int) -> 
 
 
 def _regions(stream: RegionStreamConfig, vision: VisionEncoder, texts: MaskedText) -> RegionBatch:
-    """Regions that attend to all patches, with centred boxes; one image has the maximum number of regions."""
+    """Returns regions that attend to all patches, with centred boxes; one image has the maximum number of regions."""
     count = len(texts.ids)
     counts = _regions_of_images(count, stream.max_images, stream.max_regions)
     return RegionBatch(
@@ -148,8 +148,8 @@ def _regions(stream: RegionStreamConfig, vision: VisionEncoder, texts: MaskedTex
 
 
 def _regions_of_images(regions: int, images: int, most: int) -> list[int]:
-    """Number of regions of each image: ``most`` for the first, if every other image still gets one; equal shares for the
-    others."""
+    """Returns the number of regions of each image: ``most`` for the first, if every other image still gets one; equal shares for
+    the others."""
     images = min(images, regions)
     first = min(max(most, -(-regions // images)), regions - images + 1)
     others = images - 1
@@ -158,7 +158,7 @@ def _regions_of_images(regions: int, images: int, most: int) -> list[int]:
 
 
 def _shared(config: Any, model: XVLM) -> dict[str, Any]:
-    """Fields of all fine-tuning batches: an image or a video, and a text, per example."""
+    """Returns the fields of all fine-tuning batches: an image or a video, and a text, per example."""
     count, limits = config.data.batch_size, config.data.text
     return {
         "pixels": parts.images_or_videos(count, config.model.vision),
@@ -185,7 +185,8 @@ def _grounding(config: GroundingConfig, model: XVLM) -> GroundingBatch:
 
 
 def _questions(config: VQAConfig | VideoQAConfig, model: XVLM, answers: int) -> dict[str, Any]:
-    """Fields of question-answering batches: each example has the maximum number of questions, with ``answers`` answers."""
+    """Returns the fields of question-answering batches: each example has the maximum number of questions, with ``answers``
+    answers."""
     examples, most = config.data.batch_size, config.data.questions_per_example
     count = examples * most
     return {
@@ -199,7 +200,7 @@ def _questions(config: VQAConfig | VideoQAConfig, model: XVLM, answers: int) -> 
 
 
 def _vqa(config: VQAConfig, model: VQAModel) -> QuestionBatch:
-    """Ten answers per question, the maximum in VQA v2, of eight tokens each, the maximum for answers of five words."""
+    """Returns ten answers per question, the maximum in VQA v2, of eight tokens each, the maximum for answers of five words."""
     fields = _questions(config, model, answers=10)
     tokens = min(config.data.max_answer_tokens, 8)
     answers = parts.text(len(fields["weights"]), tokens, len(model.text.word_embeddings))
@@ -212,7 +213,7 @@ def _video_qa(config: VideoQAConfig, model: VideoQAModel) -> ClassifiedBatch:
 
 
 def _captioning(config: CaptioningConfig, model: XVLM) -> CaptioningBatch:
-    """Captions with the maximum number of predicted tokens."""
+    """Returns captions with the maximum number of predicted tokens."""
     if config.train.objective == "self_critical":
         raise UserError(
             "train.objective = self_critical: cannot be planned, since the length of sampled captions is unknown in advance; "

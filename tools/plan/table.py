@@ -53,7 +53,7 @@ class Plan:
 
 
 def as_table(plan: Plan) -> str:
-    """The plan as text."""
+    """Returns the plan as text."""
     how = f"measured on {plan.measured_on}" if plan.measured_on else "estimated without a GPU"
     each = plan.gpus // (plan.nodes or 1)
     gpus = "1 GPU" if each == 1 else f"{each} GPUs"

@@ -45,7 +45,7 @@ class Target:
         """TFLOP/s."""
 
     def _memory(self, flag_gb: float | None) -> int:
-        """The memory of a GPU in bytes, from ``--memory`` or from this GPU."""
+        """Returns the memory of a GPU in bytes, from ``--memory`` or from this GPU."""
         if self.device is None:
             if flag_gb is None:
                 raise UserError("--memory: this machine has no GPU; give --memory GB, the memory of one GPU")

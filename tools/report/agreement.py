@@ -125,7 +125,7 @@ def _most_apart(rows: Sequence[_Row], count: int) -> list[_Row]:
 
 
 def _example(row: _Row, by_column: Sequence[Sequence[SplitPredictions]], room: Room) -> CommonExample:
-    """An example with its images once, or each column's boxes next to its answer."""
+    """Returns an example with its images once, or each column's boxes next to its answer."""
     first = [some[0] for some in row.by_column]
     panels = [
         panel_of(splits[0], example, splits[0].predictions[example.number], Counter())
@@ -143,5 +143,5 @@ def _example(row: _Row, by_column: Sequence[Sequence[SplitPredictions]], room: R
 
 
 def _pictures(panel: Panel, room: Room) -> list[Picture]:
-    """The images of a panel; none if the images are the prediction, as in retrieval."""
+    """Returns the images of a panel; none if the images are the prediction, as in retrieval."""
     return pictures_of(panel.pictures, room, THUMBNAIL) if len(panel.pictures) <= MOST_IMAGES else []

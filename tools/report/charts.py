@@ -296,5 +296,5 @@ def _hover(lines: Sequence[Line]) -> list[tuple[float, ...]]:
 
 
 def _table(columns: Sequence[str], rows: Iterable[tuple[float, ...]]) -> Table:
-    """Numbers as rows, with the digits that a chart can show. The page turns the rows into objects, which are larger."""
+    """Returns numbers as rows, with the digits that a chart can show. The page turns the rows into objects, which are larger."""
     return {"columns": list(columns), "rows": [[float(f"{value:.6g}") for value in row] for row in rows]}

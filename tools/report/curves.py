@@ -69,7 +69,7 @@ class Throughput:
 
 
 def training_curves(groups: Sequence[Group]) -> Curves:
-    """The losses, the gradient norm, and the learning rate."""
+    """Returns the losses, the gradient norm, and the learning rate."""
     runs = _runs(groups)
     names = _names(runs, _metrics)
     losses = [name for name in names if is_of_training(name)]
@@ -83,7 +83,7 @@ def training_curves(groups: Sequence[Group]) -> Curves:
 
 
 def validation_curves(groups: Sequence[Group]) -> Validation:
-    """The metrics that change between validations, and the numbers of the last validation."""
+    """Returns the metrics that change between validations, and the numbers of the last validation."""
     runs = _runs(groups)
     names = _names(runs, lambda run: run.validation.series)
     if not names:
@@ -102,7 +102,7 @@ def validation_curves(groups: Sequence[Group]) -> Validation:
 
 
 def throughput(groups: Sequence[Group]) -> Throughput:
-    """A table of medians, and the curves."""
+    """Returns a table of medians, and the curves."""
     runs = _runs(groups)
     names = [name for name in SPEED if any(name in run.metrics.series for run in runs)]
     if all(_same(run, "images_per_s", "samples_per_s") for run in runs):
@@ -126,7 +126,7 @@ def throughput(groups: Sequence[Group]) -> Throughput:
 
 
 def _lines(groups: Sequence[Group], name: str, select: Select, scale: float = 1.0) -> list[Line]:
-    """A line for each run or group that has the value."""
+    """Returns a line for each run or group that has the value."""
     lines = []
     for group in groups:
         several = [select(run)[name] for run in group.runs if name in select(run)]
@@ -138,7 +138,7 @@ def _lines(groups: Sequence[Group], name: str, select: Select, scale: float = 1.
 
 
 def _rates(groups: Sequence[Group]) -> Chart:
-    """The learning rates: for one run, all rates that differ; for several runs, the highest rate of each group."""
+    """Returns the learning rates: for one run, all rates that differ; for several runs, the highest rate of each group."""
     lines = []
     for group in groups:
         rates: dict[str, Series] = {}
@@ -176,7 +176,7 @@ def _last_validation(runs: Sequence[Run], names: Sequence[str]) -> Numbers:
 
 
 def _speed(several: Sequence[Series], unit: str) -> str:
-    """The median of a series, or the mean of several medians, and the range of all values."""
+    """Returns the median of a series, or the mean of several medians, and the range of all values."""
     if not several:
         return ""
     low, high = min(series.range()[0] for series in several), max(series.range()[1] for series in several)

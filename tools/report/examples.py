@@ -140,7 +140,7 @@ def _shown(split: SplitPredictions, count: int, room: Room) -> ShownSplit:
 
 
 def panel_of(split: SplitPredictions, example: Judged, prediction: Mapping[str, Any], broken: Counter[str]) -> Panel:
-    """The panel of a prediction; only text if it cannot be drawn, which ``broken`` counts by reason."""
+    """Returns the panel of a prediction; only text if it cannot be drawn, which ``broken`` counts by reason."""
     if split.held_out is not None:
         try:
             if panel := split.held_out.draw(example.number, prediction):

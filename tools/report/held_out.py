@@ -66,7 +66,7 @@ def read_split(run: Run, split: str, predictions: Sequence[Prediction]) -> HeldO
 
 
 def _without_model(kind: type[FineTuneTask[Any, Any, Any]], config: Config) -> FineTuneTask[Any, Any, Any]:
-    """A task that can only draw: its constructor would build the model. It draws panels from the split and the config."""
+    """Returns a task that can only draw: its constructor would build the model. It draws panels from the split and the config."""
     task = kind.__new__(kind)
     task.config = config
     return task
@@ -129,6 +129,6 @@ def _record_panel(
 
 
 def _size_of(encoded: bytes) -> tuple[int, int]:
-    """Width and height of an image as stored in its file; its boxes refer to these."""
+    """Returns the width and height of an image as stored in its file; its boxes refer to these."""
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         return image.size

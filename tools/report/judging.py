@@ -24,8 +24,8 @@ LONGEST = 200
 
 @dataclass(frozen=True)
 class Judged:
-    """A prediction. ``score``: lower is worse, None if unknown; ``right``: None if the task has no right or wrong; ``subject``:
-    the text that it is about; ``answer``: the prediction in a few words."""
+    """A prediction. ``score``: lower is worse, None if unknown; ``right``: None if the task does not define right and wrong;
+    ``subject``: the text that it is about; ``answer``: the prediction in a few words."""
 
     number: int
     subject: str
@@ -192,7 +192,7 @@ def ranks_of(prediction: Prediction) -> dict[str, int | None]:
 
 
 def rank_lines(prediction: Prediction) -> list[Line]:
-    """The caption of a pre-training record, and its ranks."""
+    """Returns the caption of a pre-training record, and its ranks."""
     lines = [Line(str(prediction["caption"]))] if "caption" in prediction else []
     for way, rank in ranks_of(prediction).items():
         lines.append(Line(f"{way}: {'not among the candidates' if rank is None else f'rank {rank}'}", rank == 1))

@@ -20,7 +20,7 @@ Metric = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class MetricRow:
-    """A metric of one run. ``share``: its value as a part of 100 %, shown as a bar, with ``chance`` marked; None without a
+    """A metric of one run. ``share``: its value as a fraction of 100 %, shown as a bar, with ``chance`` marked; None without a
     bar."""
 
     name: str
@@ -112,12 +112,12 @@ def splits_of(metrics: Iterable[Metric]) -> set[str]:
 
 
 def percent(value: float, unit: str) -> str:
-    """A value as tables show it: a share in percent, a score times 100."""
+    """Returns a value as tables show it: a share in percent, a score times 100."""
     return f"{100 * value:.1f}" + (" %" if unit == "share" else "")
 
 
 def spread_text(spread: Spread, unit: str) -> str:
-    """A mean and its standard deviation over seeds: 71.2 ± 0.8 %."""
+    """Returns a mean and its standard deviation over seeds: 71.2 ± 0.8 %."""
     if spread.deviation is None:
         return percent(spread.mean, unit)
     return f"{100 * spread.mean:.1f} ± {percent(spread.deviation, unit)}"
@@ -155,7 +155,7 @@ def _metric(run: Run, split: str, name: str) -> Metric:
 
 
 def _row(name: str, by_group: Sequence[Sequence[Metric]]) -> ComparedRow:
-    """A row of the comparison. If the runs were measured on different files, each value shows its own chance level."""
+    """Returns a row of the comparison. If the runs were measured on different files, each value shows its own chance level."""
     metrics = [metric for some in by_group for metric in some if metric]
     unit = str(metrics[0].get("unit", "share"))
     if unit == "count":
@@ -173,7 +173,7 @@ def _row(name: str, by_group: Sequence[Sequence[Metric]]) -> ComparedRow:
 
 
 def _cells(spreads: Sequence[Spread | None], texts: Sequence[str], *, lower: bool) -> list[Cell]:
-    """The cells of a row. The best value is marked if the values still differ after rounding."""
+    """Returns the cells of a row. The best value is marked if the values still differ after rounding."""
     known = {text: spread.mean for text, spread in zip(texts, spreads, strict=True) if spread is not None}
     best = (min if lower else max)(known, key=lambda text: known[text]) if len(known) > 1 else None
     return [Cell(text, text == best) for text in texts]

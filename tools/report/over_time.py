@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OverTime:
-    """The predictions of several validations for the same examples. ``rows``: index and text of each example, and its prediction
-    at each of ``steps``, None if missing; ``kept``: number of validations whose predictions the run keeps."""
+    """The predictions of several validations for the same examples. ``rows``: index and text of each example, and the prediction
+    for it at each of ``steps``, None if missing; ``kept``: number of validations whose predictions the run keeps."""
 
     steps: list[int]
     rows: list[tuple[int, str, list[Judged | None]]]

@@ -29,8 +29,8 @@ from utils.flags import WrongValueError, read_by
 class Run:
     """A run or, with ``evaluates``, an evaluation of other weights: its config, folder, overrides and placement.
 
-    ``draws``: bootstrap draws for the intervals of its metrics; 0: no intervals. ``weights``: the file or folder that it starts
-    from; a finished run is recognised by their content, too.
+    ``draws``: bootstrap draws for the intervals of its metrics, 0 for no intervals. ``weights``: the file or folder that it
+    starts from; a finished run is recognised by their content, too.
     """
 
     config: str

@@ -75,7 +75,7 @@ class History:
         return sorted(kinds.values(), key=lambda kind: -(kind.count or 0))
 
     def shares(self) -> list[str]:
-        """How many records are broken, in the batches and in each annotation file."""
+        """Says how many records are broken, in the batches and in each annotation file."""
         counted = filter(None, [self.records, *self.annotations.values()])
         return [records.share() for records in counted]
 

@@ -123,7 +123,7 @@ class Run:
         return State("finished", text, True)
 
     def _claimed(self, owner: dict[str, Any], where: str) -> State:
-        """The state of a run whose folder is locked."""
+        """Returns the state of a run whose folder is locked."""
         process = owner.get("process")
         if owner.get("host") == socket.gethostname() and isinstance(process, int) and not _lives(process):
             return State("killed", f"killed {where}: its process {process} no longer exists", False)
@@ -133,7 +133,7 @@ class Run:
         return State("hanging", f"killed or hanging {where}: nothing was written for {quiet / 60:.0f} minutes", False)
 
     def _owner(self) -> dict[str, Any]:
-        """The facts that the folder's lock records about the process holding it; empty without a lock."""
+        """Returns the facts that the folder's lock records about the process holding it; empty without a lock."""
         for name in (LOCK_FILE, LEASE_FILE):
             try:
                 text = read_text(self.folder / name, errors="replace")
@@ -147,7 +147,7 @@ class Run:
         return {}
 
     def _quiet_limit_s(self) -> float:
-        """Seconds without any output after which a run no longer counts as running."""
+        """Returns the number of seconds without any output after which a run no longer counts as running."""
         elapsed = self.metrics.series.get("elapsed_s")
         if elapsed is None or len(elapsed.buckets) < 2:
             return QUIET_S
@@ -155,7 +155,7 @@ class Run:
         return max(QUIET_S, QUIET_LINES * (last.mean[1] - before.mean[1]))
 
     def predictions(self) -> dict[str, Path]:
-        """The prediction files by split."""
+        """Returns the prediction files by split."""
         paths = sorted(self.folder.glob(f"{PREDICTIONS}*.json"))
         return {path.stem.removeprefix(PREDICTIONS): path for path in paths}
 
@@ -256,7 +256,7 @@ def _evaluation_of(values: Any, folder: Path, remarks: list[str]) -> dict[str, d
 
 
 def _reason(stop: Stopped | Failed | LostRank) -> str:
-    """Why a run ended early, in one line."""
+    """Returns why a run ended early, in one line."""
     text = f"by {stop.by}: {stop.message}" if isinstance(stop, Stopped) else stop.message
     return text.partition("\n")[0]
 
@@ -266,7 +266,7 @@ def _evaluates(config: dict[str, Any] | None) -> bool:
 
 
 def _damage(file: str, metrics: Metrics) -> list[str]:
-    """A remark on the lines of a file that contain no metrics."""
+    """Returns a remark on the lines of a file that contain no metrics."""
     if not metrics.damaged_count:
         return []
     numbers = ", ".join(map(str, metrics.damaged)) + (", …" if metrics.damaged_count > len(metrics.damaged) else "")

@@ -86,7 +86,7 @@ class Series:
         self.buckets, self._width = self.buckets[::2], 2 * self._width
 
     def points(self) -> list[Point]:
-        """The minimum and maximum point of each bucket, ordered by step, and the first and the last point of all."""
+        """Returns the minimum and maximum point of each bucket, ordered by step, and the first and the last point of all."""
         points = [point for bucket in self.buckets for point in sorted({bucket.low, bucket.high})]
         if self.first is not None and self.first != points[0]:
             points.insert(0, self.first)
@@ -95,7 +95,7 @@ class Series:
         return points
 
     def smoothed(self, share: float = 0.05) -> list[Point]:
-        """Moving averages over ``share`` of the run, one per bucket; empty if the window has fewer than three buckets."""
+        """Returns moving averages over ``share`` of the run, one per bucket; empty if the window has fewer than three buckets."""
         reach = round(len(self.buckets) * share / 2)
         if reach < 1:
             return []
@@ -109,14 +109,14 @@ class Series:
         return points
 
     def range(self) -> tuple[float, float]:
-        """The minimum and the maximum value."""
+        """Returns the minimum and the maximum value."""
         return min(bucket.low[1] for bucket in self.buckets), max(bucket.high[1] for bucket in self.buckets)
 
     def median(self) -> float:
         return statistics.median(bucket.mean[1] for bucket in self.buckets)
 
     def mean_of_end(self, share: float = 0.05) -> float:
-        """The mean of the last ``share`` of the buckets."""
+        """Returns the mean of the last ``share`` of the buckets."""
         end = self.buckets[-max(1, round(share * len(self.buckets))) :]
         return sum(bucket.total for bucket in end) / sum(bucket.count for bucket in end)
 
@@ -186,7 +186,7 @@ def sampled(path: Path, name: str, count: int) -> list[Point]:
 
 
 def _read_from(path: Path, start: int) -> Metrics:
-    """Reads the metrics in lines that begin after the byte ``start``; 0: in all lines."""
+    """Reads the metrics in lines that begin after the byte ``start``; if it is 0, in all lines."""
     metrics = Metrics(partial=start > 0)
     before: Point | None = None
     for number, line in _lines(path, start):

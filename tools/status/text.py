@@ -22,7 +22,7 @@ Row = tuple[str, str, int]
 
 
 def page(status: Status, columns: int) -> str:
-    """A page of at most 25 lines."""
+    """Returns a page of at most 25 lines."""
     columns = min(max(columns, NARROWEST), WIDEST)
     lines = [_cut(f"{status.name}: {status.text}", columns)]
     for label, text, most in _rows(status):
@@ -157,7 +157,7 @@ def _warnings(status: Status) -> str:
 
 
 def table(statuses: Sequence[Status], columns: int) -> str:
-    """A line for each run, below a line of titles."""
+    """Returns a line for each run, below a line of titles."""
     rows = [("run", "state", "step", "steps/s", "left", "loss", "best", ""), *map(_cells, statuses)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
@@ -191,7 +191,8 @@ def _counted(count: int, noun: str) -> str:
 
 
 def sparkline(course: Sequence[Point]) -> str:
-    """A curve of block characters, one per point, scaled from the minimum to the maximum; empty for fewer than three points."""
+    """Returns a curve of block characters, one per point, scaled from the minimum to the maximum; empty for fewer than three
+    points."""
     values = [value for _, value in course]
     low, high = min(values, default=0.0), max(values, default=0.0)
     if len(values) < 3 or low == high:

@@ -49,7 +49,7 @@ class Exchange:
     among: int | None = None
 
     def sent(self, ranks: int) -> float:
-        """Bytes that a rank sends, and receives, in a step if the ranks form a ring."""
+        """Returns the bytes that a rank sends, and receives, in a step if the ranks form a ring."""
         ranks = self.among or ranks
         return ROUNDS[self.kind] * self.whole * (ranks - 1) / ranks
 
@@ -105,7 +105,7 @@ class StepSizes:
         ]
 
     def _of_parameters(self) -> list[Exchange]:
-        """The exchanges of weights and gradients."""
+        """Returns the exchanges of weights and gradients."""
         if self.mesh is None or self.groups is None:
             return [Exchange("gradients", "all-reduce", None, self.gradients)]
         among, groups = self.mesh.shard, self.groups
@@ -123,5 +123,5 @@ class StepSizes:
         return found
 
     def sent(self, ranks: int) -> float:
-        """Bytes that a rank sends in a step if the ranks form a ring."""
+        """Returns the bytes that a rank sends in a step if the ranks form a ring."""
         return sum(exchange.sent(ranks) for exchange in self.exchanges(ranks))

@@ -51,7 +51,7 @@ AVERAGE = "average"
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes at the peak of a step by their use; ``activations`` are all bytes without any other use, ``average`` the averaged
+    """Bytes in use at the peak of a step, by use; ``activations`` are all bytes without any other use, ``average`` the averaged
     weights of ``optim.ema``, ``gathered`` the parts of other ranks that FSDP2 holds temporarily."""
 
     weights: int
@@ -186,7 +186,8 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def chunks_of(model: nn.Module) -> int:
-    """Returns the number of micro-batches that a loss spans; 2 for all of a step, as memory hardly depends on it."""
+    """Returns the number of micro-batches that a loss spans; 2 if it spans all micro-batches of a step, since memory hardly
+    depends on the number."""
     chunks = cast(TaskModel, model).chunks
     return 2 if chunks == "step" else chunks
 

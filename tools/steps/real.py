@@ -112,7 +112,8 @@ class RealSteps:
         return self._run_fresh(lambda: self._time(batch))
 
     def outside(self) -> int:
-        """Bytes of GPU memory outside torch's allocator: CUDA's context, the kernels loaded so far, and other programs."""
+        """Returns the bytes of GPU memory outside torch's allocator: CUDA's context, the kernels loaded so far, and other
+        programs."""
         free, total = torch.cuda.mem_get_info(self.device)
         return total - free - torch.cuda.memory_reserved(self.device)
 
