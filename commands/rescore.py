@@ -37,7 +37,7 @@ def rescore(
 
     Args:
         overrides: values that replace the config's, as key=value.
-        config: YAML file of a grounding run, whose evaluation.test names the splits; their images must be there.
+        config: YAML file of a grounding run, whose evaluation.test names the splits; the images of the splits must exist.
         predictions: JSON list of predictions; may be repeated.
         threshold: probability from which a box counts as predicted (default: evaluation.threshold).
         bootstrap: number of bootstrap draws for the 95 % intervals; 0 for no intervals (default: evaluation.bootstrap).

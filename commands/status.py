@@ -43,7 +43,7 @@ def status(runs: list[str], /, *, json_: bool = False, hashes: bool = False) -> 
         sys.stdout.write(text.page(statuses[0], columns))
     else:
         sys.stdout.write(text.table(statuses, columns))
-    # In a folder of runs, failed starts are kept forever; they do not mean that anything is wrong with the other runs.
+    # In a folder of runs, failed starts are kept forever; they do not indicate a problem with the other runs.
     given = {os.path.realpath(expanded(name)) for name in runs}
     return (
         0

@@ -160,7 +160,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _metrics_in(line: str) -> dict[str, float] | None:
-    """Returns the numbers of a line, with null as NaN, or None if the line is truncated or contains anything but numbers."""
+    """Returns the numbers of a line, with null as NaN, or None if the line is truncated or contains anything other than
+    numbers."""
     try:
         values = parse_json(line)
     except ValueError:

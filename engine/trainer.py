@@ -406,7 +406,7 @@ class Trainer:
         self.writer.save(self.step, weights, unaveraged, training, about, self._states_saved)
 
     def _start_saving(self, states: dict[str, Tensor]) -> Future[Any] | None:
-        """Starts writing the optimiser states. Returns None if this rank writes nothing, or the folder cannot be created."""
+        """Starts writing the optimiser states. Returns None if this rank does not write, or if the folder cannot be created."""
         main = distributed.rank() == 0
         if not (main or self.parallel.needs_all_ranks):
             return None

@@ -37,7 +37,7 @@ class Rank(NamedTuple):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a job runs.
+    """Describes where a job runs.
 
     Attributes:
         name: what started this process, for messages.

@@ -101,7 +101,7 @@ class BlockCache:
         return self._open(self._path(name), size)
 
     def bring(self, name: str, size: int, fetch: Callable[[], bytes]) -> bool:
-        """Prefetch a block into the folder; returns True if it could be stored there."""
+        """Prefetch a block into the folder; returns True if the block could be stored."""
         path = self._path(name)
         if self._is_there(path, size):
             return True

@@ -2,7 +2,7 @@
 
 Files follow YAML 1.2: ``1e-4`` is a number, ``no`` is a string, and a repeated key is an error. ``<<: *name`` merges as in YAML
 1.1. ``base:`` lists one or more files whose values the file inherits; their paths are relative to the file itself. ``a.b=value``
-on the command line overrides both. :mod:`utils.config` binds the values to types.
+on the command line overrides the values of the file and of its bases. :mod:`utils.config` binds the values to types.
 """
 
 from __future__ import annotations

@@ -79,7 +79,8 @@ _OF_SURROUNDINGS = (
 
 
 def of_surroundings(error: OSError) -> UserError | None:
-    """Converts an error about an inaccessible file to one line; returns None if it does not name a file or has another cause."""
+    """Converts an error about an inaccessible file to one line; returns None if it does not name a file or has a different
+    cause."""
     if isinstance(error, NotRegularError):
         return UserError(f"{error.filename}: {error.strerror}; remove it, or give another path")
     if error.errno not in _OF_SURROUNDINGS or not isinstance(error.filename, str | bytes | os.PathLike):

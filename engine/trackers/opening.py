@@ -42,8 +42,8 @@ def trackers_of(folder: RunFolder, wandb: WandbConfig | None) -> list[Tracker]:
 
 
 def show_images(folder: RunFolder, wandb: WandbConfig | None, images: Mapping[str, np.ndarray], step: int) -> None:
-    """Shows images (H, W, 3), uint8, by name, in the trackers of a run that has trained. An evaluation of other weights has no
-    trackers, so nothing is shown."""
+    """Shows images (H, W, 3), uint8, by name, in the trackers of a run that has trained. Does nothing for an evaluation of other
+    weights, which has no trackers."""
     trackers: list[Tracker] = []
     if images and folder.tensorboard.is_dir():
         trackers.append(TensorBoard(folder.tensorboard))

@@ -423,7 +423,7 @@ def test_images_shared_with_a_held_out_split_cause_a_warning(copied, doctor, giv
     status, printed = doctor(*given("retrieval", train=path), "data.batch_size=2")
     assert status == 0
     assert OneLine("warning", "evaluation.validation", "8") in printed.splitlines()
-    assert (OneLine("3 of them", "another path") in printed.splitlines()) is copied
+    assert (OneLine("3 of them", "a different path") in printed.splitlines()) is copied
     assert OneLine("none of 8", "evaluation.test.test") in printed.splitlines()
 
 

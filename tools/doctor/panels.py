@@ -110,7 +110,7 @@ def as_image(pixels: Tensor) -> np.ndarray:
 
 
 def lines_of(text: Any, row: int, tokenizer: Any, box: PairOfBoxes | None = None) -> list[Line]:
-    """Returns the text of an example as the model gets it; masked positions are in quotes, followed by the original tokens.
+    """Returns the text of an example as the model receives it; masked positions are in quotes, followed by the original tokens.
     ``box``: the box that the text describes."""
     key = None if box is None else (box.colour, box.number)
     if isinstance(text, MaskedText):

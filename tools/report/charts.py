@@ -288,7 +288,7 @@ def _every(items: Sequence[Any], most: int) -> list[Any]:
 
 
 def _hover(lines: Sequence[Line]) -> list[tuple[float, ...]]:
-    """Returns steps with the value of every line there; between the points of a line, the value is interpolated."""
+    """Returns steps, each with the value of every line; between the points of a line, the value is interpolated."""
     steps = _every(sorted({step for line in lines for step, _ in line.points}), HOVERS)
     points = [np.array(line.points) for line in lines]
     columns = [np.interp(steps, each[:, 0], each[:, 1]) for each in points]

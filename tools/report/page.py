@@ -74,7 +74,7 @@ class Comparison:
     """Everything that the page shows of several runs side by side.
 
     ``groups``: runs that differ only in their seed, the columns of ``metrics``; ``alone``: every run as a separate group, the
-    columns of ``every_run``, which is None if ``metrics`` shows the same; ``causes``: config keys that differ and may explain a
+    columns of ``every_run``, which is None if it would equal ``metrics``; ``causes``: config keys that differ and may explain a
     difference.
     """
 

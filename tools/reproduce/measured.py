@@ -46,7 +46,7 @@ class Number:
 
     @property
     def interval(self) -> Interval | None:
-        """The interval of the only seed; None if it has none, or for several seeds, whose spread says more."""
+        """The interval of the only seed; None if it has none, or for several seeds, whose spread is more informative."""
         return self.intervals[0] if len(self.intervals) == 1 else None
 
     def as_json(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ MADE = {
     "data/multi30k": "python run.py prepare multi30k --raw DIR --out data, see docs/data.md (Other languages)",
     "data/coco_multilingual": "python run.py prepare multilingual_coco --raw DIR --out data, see docs/data.md (Other languages)",
 }
-"""Data folders, and the command that makes everything that configs read there; all other data must be downloaded by hand."""
+"""Data folders, and the command that makes everything that configs read from them; all other data must be downloaded by hand."""
 
 WEIGHTS = "docs/checkpoints.md (Files to start from); --checkpoints DIR names a folder of weights"
 DATA = "docs/data.md (Fine-tuning)"

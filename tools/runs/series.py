@@ -1,4 +1,4 @@
-"""The values of a run over its steps, read line by line: a file of any length needs bounded memory, and all extremes are kept."""
+"""The values of a run over its steps, read line by line: memory is bounded for files of any length, and all extremes are kept."""
 
 from __future__ import annotations
 

@@ -244,8 +244,8 @@ class _NoData:
 class LiveMemory(TorchDispatchMode):
     """Counts the bytes of live storages by use.
 
-    ``at_peak``: the counts when the total was largest; ``most_activations``: the largest count of activations, possibly at
-    another time.
+    ``at_peak``: the counts when the total was largest; ``most_activations``: the largest count of activations, possibly at a
+    different time.
     """
 
     def __init__(self) -> None:
