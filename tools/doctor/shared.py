@@ -100,7 +100,7 @@ def _check_looks(
             key,
             f"{len(found):,} images look like a training image ({sample} compared), such as {theirs[other][0].location} and "
             f"{ours[own][0].location}",
-            "look at both images; `python run.py leaks --perceptual` lists such pairs. Split by photograph, not by crop",
+            "look at both; `python run.py leaks --perceptual` lists such pairs. Split by photograph, not by crop",
         )
         for other, own in itertools.islice(found.items(), 1)
     ]
