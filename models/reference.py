@@ -1,11 +1,11 @@
-"""The losses of pre-training, written in the simplest way: **read this file first**.
+"""The pre-training losses, written in the simplest way: **read this file first**.
 
 This is the reference path: texts are padded, each pass through the fusion encoder is a separate call that projects its own keys
-and values, and every state is computed. The packed path, :mod:`models.pretraining.model`, gets the same losses and gradients from
-the same modules without redundant work: it skips padding (:mod:`models.core.packing`), projects keys and values once
+and values, and every state is computed. The packed path, :mod:`models.pretraining.model`, computes the same losses and gradients
+with the same modules, but without redundant work: it skips padding (:mod:`models.core.packing`), projects keys and values once
 (:mod:`models.core.keys_values`), computes only the needed states of the last block (:class:`models.core.blocks.QueryPositions`),
-and groups calls (:class:`models.core.fusion.FusionQueue`). ``tests/models/test_reference.py`` compares the two without dropout.
-This file does not implement drop path or steps without a matching loss.
+and groups calls (:class:`models.core.fusion.FusionQueue`). ``tests/models/test_reference.py`` compares the two paths without
+dropout. This file does not implement drop path or steps without a matching loss.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from models.pretraining.streams import RegionTextStream, Stream, TextStream, Tra
 
 @dataclass(frozen=True)
 class Padded:
-    """``states`` (N, L, D) of texts or images, and ``mask`` (N, L) bool, True = attend; without a mask, attend to all."""
+    """``states`` (N, L, D) of texts or images, and ``mask`` (N, L) bool, True = attend; if None, all states are attended to."""
 
     states: Tensor
     mask: Tensor | None = None
@@ -43,7 +43,7 @@ class Padded:
         return Padded(self.states[index], None if self.mask is None else self.mask[index])
 
     def followed_by(self, other: Padded) -> Padded:
-        """These sequences, followed by the sequences of ``other``, padded to the longest of them. Both have a mask."""
+        """These sequences, followed by the sequences of ``other``, padded to the longest of them. Both must have a mask."""
         assert self.mask is not None and other.mask is not None
         length = max(self.states.shape[1], other.states.shape[1])
         states = [F.pad(each.states, (0, 0, 0, length - each.states.shape[1])) for each in (self, other)]
@@ -52,7 +52,7 @@ class Padded:
 
 
 def reference_losses(model: PretrainModel, batch: PretrainBatch) -> tuple[Tensor, Losses]:
-    """The loss of a step with one micro-batch on one rank (eq. 6), and every loss of every stream, as a sum."""
+    """The loss of a step with one micro-batch on one rank (eq. 6), and all losses of all streams, as sums."""
     model.contrastive.clamp_temperature()
     terms: Losses = {}
     loss = torch.zeros((), device=model.contrastive.temperature.device)
@@ -70,7 +70,7 @@ def reference_losses(model: PretrainModel, batch: PretrainBatch) -> tuple[Tensor
 
 
 def stream_losses(model: PretrainModel, stream: Stream[Any], batch: Any) -> dict[str, Tensor]:
-    """The losses of a stream, as sums."""
+    """The losses of one stream, as sums."""
     match stream:
         case RegionTextStream():
             return region_text_losses(model, batch, stream.same_group, stream.has_box(batch))
@@ -107,7 +107,7 @@ def region_text_losses(
 def image_text_losses(
     model: PretrainModel, batch: ImageTextBatch | VideoTextBatch, same_group: SameGroup
 ) -> dict[str, Tensor]:
-    """The losses of N texts of whole images or videos."""
+    """The losses of N texts about whole images or videos."""
     images = model.vision(batch.pixels)
     text = encode(model.text, batch.text.ids, batch.text.mask)
     hard = hard_negatives(model, batch)
@@ -140,8 +140,8 @@ def pairs_of(
     hard: Padded | None,
     same_group: SameGroup,
 ) -> EmbeddedPairs:
-    """Pairs of images with the embeddings ``image`` (N, E) and texts. Pairs with equal texts form a group. ``hard``: the hard
-    negatives of the data, as :func:`hard_negatives` returns them."""
+    """Pairs of images, with the embeddings ``image`` (N, E), and texts. Pairs with equal texts form a group. ``hard``: the hard
+    negatives from the data, as returned by :func:`hard_negatives`."""
     pairs = EmbeddedPairs(image, embed_text(model, text), batch.valid, batch.text.text_id, same_group)
     if hard is None or isinstance(batch, VideoTextBatch | TranslationBatch) or batch.hard_negatives is None:
         return pairs
@@ -156,7 +156,7 @@ def embed_text(model: PretrainModel, text: Padded) -> Tensor:
 
 
 def hard_negatives(model: PretrainModel, batch: ImageTextBatch | VideoTextBatch | RegionBatch) -> Padded | None:
-    """Encode the texts that the data give as hard negatives, (N * K, L, D)."""
+    """Encode the hard negative texts from the data, (N * K, L, D)."""
     if isinstance(batch, VideoTextBatch) or batch.hard_negatives is None:
         return None
     return encode(model.text, batch.hard_negatives.text.ids, batch.hard_negatives.text.mask)
@@ -165,8 +165,9 @@ def hard_negatives(model: PretrainModel, batch: ImageTextBatch | VideoTextBatch 
 def matching_loss(
     model: PretrainModel, text: Padded, image: Padded, pairs: EmbeddedPairs, hard: Padded | None = None
 ) -> Tensor:
-    """Eq. 2: do a text and an image match? For matched pairs, negative texts, and negative images, which are sampled by the
-    similarity of their embeddings. Negative texts are sampled from the pair's own hard negatives, too."""
+    """Eq. 2: do a text and an image match? The loss covers matched pairs, pairs with a negative text and pairs with a negative
+    image. Negatives are sampled by the similarity of their embeddings; negative texts can also be the pair's own hard
+    negatives."""
     allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
     negative_image, negative_text = model.matching_head.sample_hard_negatives(model.contrastive, pairs, allowed)
     fused = [
@@ -195,7 +196,7 @@ def encode(encoder: TextEncoder | HubTextEncoder, ids: Tensor, mask: Tensor) -> 
 
 
 def fuse(fusion: FusionEncoder, text: Padded, image: Padded | None) -> Tensor:
-    """Run the fusion encoder on texts, where text n attends to the states of image n: (N, L, D)."""
+    """Fuse texts with images; text n attends to the states of image n. Returns (N, L, D)."""
     states = text.states
     for block in fusion.blocks:
         states = run_block(block, Padded(states, text.mask), image)

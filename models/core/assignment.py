@@ -1,4 +1,4 @@
-"""The cheapest assignment of targets to queries, computed on the device."""
+"""The minimum-cost assignment of targets to queries, computed on the device."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ FREE = -1
 
 @torch.no_grad()
 def assign(costs: Tensor, present: Tensor) -> Tensor:
-    """The assignment of each example's targets to distinct queries whose costs have the smallest sum.
+    """Assigns the targets of each example to distinct queries at the minimum total cost.
 
     This is the method of shortest augmenting paths (Jonker and Volgenant, 1987, "A shortest augmenting path algorithm for dense
-    and sparse linear assignment problems"), for all examples at once. Targets are added one by one. Each takes the end of a
-    shortest path on which earlier targets may change their query. The numbers of steps depend on the shapes alone, so the host
-    never waits for the device.
+    and sparse linear assignment problems"), for all examples at once. Targets are added one by one. Each target takes the query
+    at the end of a shortest augmenting path, along which earlier targets may change their queries. The number of steps depends on
+    the shapes alone, so the host never waits for the device.
 
     Args:
-        costs: (N, M, K) of M targets and K queries, with M <= K.
+        costs: (N, M, K), the costs of assigning M targets to K queries, with M <= K.
         present: (N, M) bool, False for targets that do not count.
 
     Returns:
@@ -38,7 +38,7 @@ def assign(costs: Tensor, present: Tensor) -> Tensor:
         searching = present[:, new]
         distance = torch.full_like(of_queries, torch.inf)
         visited = torch.zeros_like(distance, dtype=torch.bool)
-        before = torch.full_like(target_of, new)  # the target before each query on the shortest path to it
+        before = torch.full_like(target_of, new)  # the previous target on the shortest path to each query
         shortest = costs.new_zeros(count)
         target, end = torch.full_like(every, new), torch.zeros_like(every)
         for _ in range(new + 1):  # at most `new` queries are taken

@@ -1,6 +1,7 @@
 """The post-norm transformer block of BERT with an optional cross-attention (section 3.3), and stacks of such blocks.
 
-Parameters have the names that Hugging Face uses. States are packed, (T, D), and attention pads them (:mod:`models.core.packing`).
+Parameters have the same names as in Hugging Face. States are packed, (T, D), and attention pads them
+(:mod:`models.core.packing`).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class QueryPositions:
 
     Attributes:
         positions: (N, W) int64, positions in the padded texts.
-        packing: packing of these tokens, as N texts padded to W.
+        packing: the packing of these tokens, for N texts padded to W.
     """
 
     positions: Tensor
@@ -63,19 +64,19 @@ class QueryPositions:
 
     @staticmethod
     def cls(count: int, device: torch.device) -> QueryPositions:
-        """[CLS] of each of ``count`` texts."""
+        """The [CLS] tokens of ``count`` texts."""
         positions = torch.zeros(count, 1, dtype=torch.int64, device=device)
         return QueryPositions(positions, Packing.padded(count, 1, device))
 
     @staticmethod
     def concat(parts: Sequence[QueryPositions]) -> QueryPositions:
-        """Query positions of the concatenated texts."""
+        """The query positions of the concatenated texts."""
         packing = Packing.concat([part.packing for part in parts])
         positions = [F.pad(part.positions, (0, packing.length - part.positions.shape[1])) for part in parts]
         return QueryPositions(torch.cat(positions), packing)
 
     def select(self, index: Tensor) -> QueryPositions:
-        """Query positions of the texts with the indices ``index`` (M,), in that order."""
+        """The query positions of the texts with the indices ``index`` (M,), in that order."""
         packing = Packing.of(self.packing.lengths.index_select(0, index), self.packing.length)
         return QueryPositions(self.positions.index_select(0, index), packing)
 
@@ -103,7 +104,7 @@ class ResidualOutput(nn.Module):
         added = self.dropout(self.dense(states))
         if self.training and self.drop_path:
             keep = 1 - self.drop_path
-            kept = added.new_empty(packing.count + 1, 1).bernoulli_(keep).div_(keep)  # one more row for spare tokens
+            kept = added.new_empty(packing.count + 1, 1).bernoulli_(keep).div_(keep)  # one extra row for spare tokens
             added = added * kept.index_select(0, packing.text_index)
         return self.LayerNorm(added + residual)
 
@@ -142,7 +143,7 @@ class Attention(nn.Module):
 
         Args:
             states: (T, D).
-            packing, bias, queries, cache: as in :meth:`BlockStack.forward`.
+            packing, bias, queries, cache: see :meth:`BlockStack.forward`.
 
         Returns:
             The states (Q, D) of the query tokens, and the packing of these tokens.
@@ -177,7 +178,7 @@ class Attention(nn.Module):
         return self.output(packing.pack(torch.cat(attended).view(queries.shape)), states, packing)
 
     def _attend_to_rows(self, queries: Tensor, keys_values: KeysValues) -> Tensor:
-        """``queries`` (passes * R, S * L, D), for each pass the queries of each row, attend to the R rows of keys and values."""
+        """``queries`` (passes * R, S * L, D) attend to the R rows of keys and values; each pass has queries for each row."""
         passes, (keys, values) = keys_values.passes, keys_values.read()
         # All passes attend to a row in one call, with passes * S * L queries, so that its keys and values are read only once.
         by_row = queries.unflatten(0, (passes, -1)).transpose(0, 1)
@@ -240,7 +241,8 @@ class Block(nn.Module):
 
 
 class BlockStack(nn.Module):
-    """A stack of blocks, under the keys ``layer.N``. It is compiled as a whole; gradient checkpointing works block by block."""
+    """A stack of blocks with the parameter names ``layer.N``. It is compiled as a whole; gradient checkpointing works block by
+    block."""
 
     def __init__(self, blocks: int, config: BlockConfig, cross_width: int | None = None):
         super().__init__()
@@ -251,18 +253,18 @@ class BlockStack(nn.Module):
 
     @property
     def blocks(self) -> list[Block]:
-        """The blocks, first to last."""
+        """The blocks, from first to last."""
         return cast(list[Block], list(self.layer))
 
     @property
     def blocks_to_shard(self) -> list[Block]:
-        """See :class:`optim.setup.EncoderBlocks`. Blocks with cross-attention run for each stream, and project keys and values
+        """See :class:`optim.setup.EncoderBlocks`. Blocks with cross-attention run once per stream, and project keys and values
         beforehand."""
         return [block for block in self.blocks if block.crossattention is None]
 
     def length_cut(self, packings: Sequence[Packing]) -> int | None:
         """See :func:`models.core.packing.length_cut`. None if the blocks are sharded (FSDP2), since all ranks must then run them
-        equally often; and if they are compiled, since each new shape could be compiled again."""
+        the same number of times, or if they are compiled, since each new shape could trigger a recompilation."""
         one_call = isinstance(self.layer[0], FSDPModule) or self._compiled_call_impl is not None
         return None if one_call else length_cut(packings)
 
@@ -279,14 +281,14 @@ class BlockStack(nn.Module):
 
         Args:
             states: (T, D).
-            packing: packing of the tokens.
+            packing: the packing of the tokens.
             bias: added to the scores of self-attention (:func:`attention_bias`); it broadcasts to (N, H, W or L, K).
             keys_values: keys and values for all layers, in the order of the texts that attend to them; if empty, cross-attention
                 is skipped, as for texts without an image.
             queries: the tokens whose states the last block computes; if None, all tokens. Earlier blocks compute all states,
                 since the next block attends to all tokens.
-            cache: keys and values of earlier tokens in self-attention. The keys and values of this call are appended to them,
-                and K counts both.
+            cache: keys and values of earlier tokens in self-attention. The keys and values of this call are appended to the
+                cache, and K counts all of them.
 
         Returns:
             (Q, D); without query positions Q = T.
@@ -353,7 +355,8 @@ def linear_dtype(states: Tensor) -> torch.dtype:
 
 
 def heads_error(width: int, heads: int) -> str | None:
-    """Error message if ``heads`` does not divide ``width``, with the nearest numbers of heads that do; otherwise None."""
+    """An error message if ``heads`` does not divide ``width``, which names the nearest numbers of heads that do; otherwise
+    None."""
     if width % heads == 0:
         return None
     divisors = [number for number in range(1, width + 1) if width % number == 0]

@@ -29,41 +29,43 @@ class ContrastiveConfig(Config):
 
     loss: Literal["softmax", "sigmoid"] = Field(
         "softmax",
-        description="softmax: equation 1 of the paper; sigmoid: each pair is classified as matched or not (SigLIP)",
+        description="type of the loss. softmax: equation 1 of the paper; sigmoid: each pair is classified as matched "
+        "or not (SigLIP)",
     )
     bias: float = Field(
         -10.0,
-        description="initial value of the learned bias of the sigmoid loss. The best value for an untrained model is the "
-        "negative logarithm of the number of examples in a global batch (SigLIP: -10)",
+        description="initial value of the learned bias of the sigmoid loss. The best value for an untrained model is "
+        "the negative logarithm of the number of examples in a global batch (SigLIP: -10)",
     )
     least_temperature: float = Field(
         0.001,
         gt=0,
         le=MAX_TEMPERATURE,
-        description="lower limit of the learned temperature. On small data sets the images are memorised, the temperature "
-        "collapses, and unseen images are ranked worse: there, the initial temperature may be a better limit",
+        description="lower limit of the learned temperature. On small data sets the images are memorised, the "
+        "temperature collapses, and unseen images are ranked worse; on such data sets, the initial temperature may "
+        "be a better limit",
     )
     text: Literal["cls", "mean", "last"] = Field(
         "cls",
-        description="representation of a text. cls: the state of its first token (published); mean: the mean of its tokens' "
-        "states, as sentence encoders such as MiniLM were trained; last: the state of its last token, as SigLIP's text encoder "
-        "was trained",
+        description="token states that represent a text. cls: the state of its first token (published); mean: the "
+        "mean of its tokens' states, as sentence encoders such as MiniLM were trained; last: the state of its last "
+        "token, as SigLIP's text encoder was trained",
     )
     text_projection: Literal["random", "identity"] = Field(
         "random",
-        description="initial projection of texts. identity: the joint space starts as the text encoder's own space, which keeps "
-        "its knowledge of words that are not in the training texts; embed_dim must be its width",
+        description="initial projection of texts. identity: the joint space starts as the text encoder's own space, "
+        "which keeps its knowledge of words that are not in the training texts; embed_dim must be its width",
     )
     gradient: Literal["exact", "released"] = Field(
         "exact",
-        description="exact: the same gradient as in one process with the whole batch; released: with several ranks, "
-        "embeddings receive 1/ranks of this gradient, because the released code passes no gradient to gathered "
-        "embeddings (the gradient of the temperature is exact)",
+        description="gradient with several ranks. exact: the same gradient as in one process with the whole batch; "
+        "released: with several ranks, embeddings receive 1/ranks of this gradient, because the released code passes "
+        "no gradient to gathered embeddings (the gradient of the temperature is exact)",
     )
     chunks: Annotated[int, Field(ge=1)] | Literal["step"] = Field(
         1,
-        description="number of micro-batches per rank that this loss combines, which multiplies the number of negatives; the "
-        "encoders run twice (gradient caching). It must divide the accumulation. step: all micro-batches of a "
+        description="number of micro-batches per rank that this loss combines, to increase the number of negatives; "
+        "the encoders run twice (gradient caching). It must divide the accumulation. step: all micro-batches of a "
         "step, so that the weights do not depend on the number of ranks",
     )
 
@@ -85,7 +87,8 @@ class AligningConfig(ModelConfig):
     def _temperature_is_in_its_range(self) -> AligningConfig:
         if self.temperature < (low := self.contrastive.least_temperature):
             raise ValueError(
-                f"temperature is {self.temperature:g}, but contrastive.least_temperature {low:g}; raise it, or lower that"
+                f"temperature is {self.temperature:g}, but contrastive.least_temperature {low:g}; raise it, or lower "
+                "that"
             )
         return self
 
@@ -113,8 +116,8 @@ class ContrastiveHead(nn.Module):
         if config.text_projection == "identity":
             if text_width != model.embed_dim:
                 raise UserError(
-                    f"model.contrastive.text_projection is identity, but model.embed_dim is {model.embed_dim} and the text "
-                    f"encoder's width {text_width}; set embed_dim to {text_width}"
+                    f"model.contrastive.text_projection is identity, but model.embed_dim is {model.embed_dim} and "
+                    f"the text encoder's width {text_width}; set embed_dim to {text_width}"
                 )
             nn.init.eye_(self.text_proj.weight)
             nn.init.zeros_(self.text_proj.bias)

@@ -31,7 +31,7 @@ from utils.errors import UserError
 class FusionConfig(Config):
     """Sizes of the fusion encoder.
 
-    A size that is null is taken from the text encoder. The other sizes stay the same when the text encoder is replaced.
+    A size that is null is taken from the text encoder. Sizes that are set do not change when the text encoder is replaced.
     """
 
     layers: int = Field(6, ge=1, le=MAX_BLOCKS, description="number of blocks")
@@ -39,7 +39,8 @@ class FusionConfig(Config):
         None,
         ge=1,
         le=MAX_WIDTH,
-        description="width of the states; text states are projected if their width differs; null: as in the text encoder",
+        description="width of the states; text states are projected if their width differs; null: as in the text "
+        "encoder",
     )
     heads: int | None = Field(
         None, ge=1, le=MAX_HEADS, description="number of attention heads; null: as in the text encoder"
@@ -63,7 +64,7 @@ class FusionConfig(Config):
         """Sizes of a fusion block, given the sizes ``text`` of the text encoder's blocks.
 
         Raises:
-            UserError: if its heads do not divide its width.
+            UserError: if the number of heads does not divide the width.
         """
         sizes = {"width": self.width, "heads": self.heads, "intermediate": self.intermediate, "eps": self.eps}
         in_config = {name: size for name, size in sizes.items() if size is not None}
@@ -107,7 +108,7 @@ class FusionEncoder(BlockStack):
     def project_regions(self, regions: Concepts, images: Concepts) -> tuple[KeysValues, KeysValues]:
         """Keys and values of R regions, and of the whole image of each region.
 
-        Both results share the same tensors. A row holds the region's mean patch, its image's mean patch, and all patches of the
+        Both results contain the same tensors. A row holds the region's mean patch, its image's mean patch, and all patches of the
         image. Each state is projected once and then copied into the rows that need it. The bias for regions hides the image's
         mean and the patches outside the region; the bias for whole images hides the region's mean.
         """
@@ -168,10 +169,10 @@ class FusionPass:
 class FusionQueue:
     """Collects texts to be fused, so that the texts of several losses are fused in one call.
 
-    Each of :meth:`cls`, :meth:`tokens` and :meth:`at_positions` queues a pass of N texts, and returns a function that returns
-    their fused states after :meth:`run`. ``keys_values`` has R rows, each for S = N / R texts: text n attends to row n // S. All
-    passes of a queue have the same S. If ``keys_values`` is None, cross-attention is skipped, as for texts without an image;
-    then it must be None in every pass.
+    :meth:`cls`, :meth:`tokens` and :meth:`at_positions` each queue a pass of N texts and return a function, which returns the
+    fused states once :meth:`run` has been called. ``keys_values`` has R rows, each for S = N / R texts: text n attends to row n
+    // S. S must be equal in all passes of a queue. If ``keys_values`` is None, cross-attention is skipped, as for texts without
+    an image; in this case it must be None in every pass.
 
     The order of the passes does not change the results, but it does change the speed: passes that attend to the same keys and
     values share one call of attention only if they are neighbours in the queue.
@@ -193,7 +194,8 @@ class FusionQueue:
         return self._queue(FusionPass(texts, keys_values, positions))
 
     def tokens(self, texts: PackedTexts, keys_values: KeysValues | None) -> Callable[[], Tensor]:
-        """Queue texts whose fused states (T, D) are needed, of all tokens. A queue cannot mix such texts with others."""
+        """Queue texts for which the fused states (T, D) of all tokens are needed. Such passes cannot be mixed with other passes
+        in a queue."""
         return self._queue(FusionPass(texts, keys_values))
 
     def run(self) -> None:
@@ -202,15 +204,15 @@ class FusionQueue:
         if not self._passes:
             return
         assert len({each.keys_values is None for each in self._passes}) == 1, (
-            "passes with keys and values, and others without"
+            "some passes have keys and values, others do not"
         )
         assert len({each.queries is None for each in self._passes}) == 1, (
-            "passes with query positions, and others without"
+            "some passes have query positions, others do not"
         )
         shares = {
             each.texts.packing.count / len(each.keys_values) for each in self._passes if each.keys_values is not None
         }
-        assert len(shares) <= 1, f"passes with {shares} texts per row of keys and values; all need the same number"
+        assert len(shares) <= 1, f"the numbers of texts per row of keys and values differ between passes: {shares}"
         self._fused = self._fuse(self._passes)
 
     def _queue(self, fusion_pass: FusionPass) -> Callable[[], Tensor]:
@@ -225,7 +227,7 @@ class FusionQueue:
 
     def _fuse(self, passes: Sequence[FusionPass]) -> Sequence[Tensor]:
         """The fused states (Q, D) of each pass."""
-        # Texts that share a row of keys and values stay together: divided, each would need a copy of the row.
+        # Texts that share a row of keys and values stay together: if they were split up, each would need a copy of the row.
         alone = all(each.keys_values is None or len(each.keys_values) == each.texts.packing.count for each in passes)
         cut = self.fusion.length_cut([each.texts.packing for each in passes]) if alone else None
         if cut is not None:
@@ -242,7 +244,8 @@ class FusionQueue:
         return fused.split([each.fused_packing.tokens for each in passes])
 
     def _fuse_by_length(self, passes: Sequence[FusionPass], cut: int) -> list[Tensor]:
-        """The fused states of each pass, from one call for texts of at most ``cut`` tokens and one for the others."""
+        """The fused states of each pass, computed in one call for texts of at most ``cut`` tokens and another call for longer
+        texts."""
         # Passes with the same packing get the same indices, so that they can still share attention to the same rows.
         packings = {id(each.texts.packing): each.texts.packing for each in passes}
         indices = {key: packing.short_and_long(cut) for key, packing in packings.items()}

@@ -1,4 +1,4 @@
-"""The configuration of the pre-training model."""
+"""The config of the pre-training model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class StreamWeights(Config):
 
 
 class IdenticalTexts(Config):
-    """How pairs with equal texts in a batch are treated, by stream."""
+    """How pairs with equal texts in a batch are treated, for each stream."""
 
     images: Identical = Field(
         "negative", description="negative: examples with equal texts are negatives of each other; ignore: they are not"
@@ -38,7 +38,8 @@ class IdenticalTexts(Config):
     )
     regions: Identical = Field(
         "ignore",
-        description="negative: regions with equal texts, such as 'a man', are negatives of each other; ignore: they are not",
+        description="negative: regions with equal texts, such as 'a man', are negatives of each other; ignore: they "
+        "are not",
     )
 
 
@@ -54,11 +55,11 @@ class PretrainContrastiveConfig(ContrastiveConfig):
 
 
 class PretrainModelConfig(AligningConfig):
-    """The model of pre-training."""
+    """The pre-training model."""
 
     contrastive: PretrainContrastiveConfig = PretrainContrastiveConfig()
     word_table: Literal["tied", "own"] = Field(
         "tied",
-        description="word table of the MLM head. tied: the table of the word embeddings, as in BERT; own: a separate table, "
+        description="word table of the MLM head. tied: the word embedding table, as in BERT; own: a separate table, "
         "as released for XLM-R",
     )

@@ -1,4 +1,4 @@
-"""The FLOPs of the streams of pre-training. :mod:`models.core.flops` explains what is counted."""
+"""The FLOPs of the pre-training streams. :mod:`models.core.flops` explains what is counted."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ COUNTED = frozenset({"contrastive", "matching", "mlm", "l1", "giou"})
 def work_of(
     cost: ModelCost, stream: Stream[Any], batch: Any, requested: Collection[str], *, shares_images: bool = False
 ) -> Work:
-    """Number of examples, images and tokens, and FLOPs, of a batch in host memory.
+    """Counts the examples, images, tokens and FLOPs of a batch in host memory.
 
-    If a requested loss is not counted here, the FLOPs are unknown (NaN). ``shares_images``: the images are encoded for another
-    stream, and count as its examples.
+    If a requested loss is not counted here, the FLOPs are unknown (NaN). ``shares_images``: True if the images are encoded for a
+    different stream and count as examples of that stream.
     """
     match batch:
         case TextBatch():

@@ -52,8 +52,8 @@ class PretrainModel(XVLM):
         own_table = config.word_table == "own"
         if embedded != width and not own_table:
             raise UserError(
-                f"model.word_table: tied, but words are embedded in {embedded} dimensions and model.fusion has {width}; "
-                "set it to `own`"
+                f"model.word_table: tied, but words are embedded in {embedded} dimensions and model.fusion has "
+                f"{width}; set it to `own`"
             )
         self.contrastive = ContrastiveHead(config, self.vision.width, width)
         self.matching_head = MatchingHead(width)
@@ -82,8 +82,8 @@ class PretrainModel(XVLM):
         return terms
 
     def requested(self, batch: PretrainBatch) -> dict[str, list[str]]:
-        """The losses to compute for a micro-batch, by stream, in the order of the streams. Streams without losses are omitted; a
-        stream whose only loss is not computed in this step has an empty list."""
+        """The losses to compute for a micro-batch, by stream, in the order of the streams. Streams without losses are omitted;
+        the list is empty if the only loss of a stream is not computed in this step."""
         batches = batch.streams()
         assert batches.keys() <= self.streams.keys(), (
             f"the batch has {list(batches)}, the run only {list(self.streams)}"
@@ -108,8 +108,8 @@ class PretrainModel(XVLM):
             requested: as :meth:`requested` returns them.
 
         Returns:
-            The images of each stream that has images, and the texts of each stream, with the names of
-            :meth:`Stream.texts_to_encode`.
+            The images of each stream that has images, and the texts of each stream, with the names that
+            :meth:`Stream.texts_to_encode` gives them.
         """
         to_encode = {
             name: self.streams[name].texts_to_encode(batches[name], losses) for name, losses in requested.items()
@@ -157,7 +157,7 @@ class PretrainModel(XVLM):
         return spanning(self.contrastive, self.embed, micro_batches, before)
 
     def embed(self, batch: PretrainBatch) -> list[EmbeddedPairs]:
-        """The pairs of each contrastive loss. The forward pass begins with the same computation."""
+        """The embedded pairs of each contrastive loss. The forward pass begins with the same computation."""
         batches, requested = batch.streams(), self.requested(batch)
         images, texts = self.encode_streams(batches, requested)
         return [
@@ -189,8 +189,10 @@ class PretrainModel(XVLM):
         """
         if factors["translations"] is not None and self.vision.width != self.text.width:
             raise UserError(
-                f"data.translations: the fusion attends to texts as it does to images, but images have width {self.vision.width} "
-                f"and texts {self.text.width}; give model.vision and model.fusion one width, or remove data.translations"
+                "data.translations: the fusion encoder attends to texts as well as images, but images have width "
+                f"{self.vision.width} "
+                f""
+                f"and texts {self.text.width}; give model.vision and model.fusion the same width, or remove data.translations"
             )
         same_group = config.contrastive.identical_texts.model_dump()
         return {
@@ -199,11 +201,11 @@ class PretrainModel(XVLM):
         }
 
     def _freeze_untrained(self, streams: Collection[Stream[Any]]) -> None:
-        """Freeze the parameters that are trained only by losses outside this run. They then cost nothing, and DDP does not wait
-        for their gradients.
+        """Freeze the parameters that only losses outside this run would train. Frozen parameters cost nothing, and DDP does not
+        wait for their gradients.
 
         Raises:
-            ValueError: if there is a parameter that no loss of any stream declares to train.
+            ValueError: if no loss of any stream declares that it trains some parameter.
         """
         declared = self.trained_by((stream, [loss.name for loss in stream.declared]) for stream in streams)
         trained = self.trained_by((stream, stream.weights) for stream in streams)
@@ -217,13 +219,14 @@ class PretrainModel(XVLM):
                 parameter.requires_grad_(False)
 
     def trained_by(self, losses: Iterable[tuple[Stream[Any], Collection[str]]]) -> set[str]:
-        """Names of the parameters that these losses declare to train. ``losses``: streams, each with the names of its losses."""
+        """Names of the parameters that these losses train, according to their declarations. ``losses``: streams, each with the
+        names of its losses."""
         parts = {part for stream, requested in losses for part in stream.trained_by(requested)}
         return {name for name, _ in self.named_parameters() if any(includes(part, name) for part in parts)}
 
     def _untrained_by(self, requested: Mapping[str, Collection[str]]) -> list[nn.Parameter]:
-        """The parameters that the streams of this batch train in other steps, but not by the ``requested`` losses of this one. In
-        a run, every batch has all streams."""
+        """The parameters that the streams of this batch train in other steps, but that the ``requested`` losses of this step do
+        not train. In a run, every batch has all streams."""
         key = tuple((name, *losses) for name, losses in requested.items())
         if key not in self._untrained:
             streams = {name: self.streams[name] for name in requested}
@@ -235,6 +238,6 @@ class PretrainModel(XVLM):
 
 def zero_loss(parameters: Sequence[nn.Parameter], device: torch.device) -> Tensor:
     """A zero on ``device`` that depends on all ``parameters``, because DDP waits for the gradient of every parameter, even in a
-    step that does not train it. FSDP2 does not, so sharded parameters are skipped."""
+    step that does not train it. FSDP2 does not wait for them, so sharded parameters are skipped."""
     zero = torch.zeros((), device=device)
     return sum((0 * parameter.sum() for parameter in parameters if not isinstance(parameter, DTensor)), zero)

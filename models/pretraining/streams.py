@@ -34,11 +34,11 @@ class LossWeights(Config):
 
     contrastive: float = Field(1.0, ge=0, description="weight of the contrastive loss (paper, equation 1)")
     matching: float = Field(1.0, ge=0, description="weight of the matching loss (paper, equation 2)")
-    mlm: float = Field(1.0, ge=0, description="weight of the loss on masked words (paper, equation 3)")
-    l1: float = Field(1.0, ge=0, description="weight of the boxes' L1 loss (paper, equation 5)")
-    giou: float = Field(1.0, ge=0, description="weight of the boxes' GIoU loss (paper, equation 5)")
+    mlm: float = Field(1.0, ge=0, description="weight of the masked language modelling loss (paper, equation 3)")
+    l1: float = Field(1.0, ge=0, description="weight of the L1 loss of boxes (paper, equation 5)")
+    giou: float = Field(1.0, ge=0, description="weight of the GIoU loss of boxes (paper, equation 5)")
     whole_image_boxes: bool = Field(
-        False, description="captions of whole images have box losses too; their box is (0.5, 0.5, 1, 1)"
+        False, description="compute box losses for captions of whole images, too, whose box is (0.5, 0.5, 1, 1)"
     )
 
 
@@ -60,14 +60,14 @@ B = TypeVar("B", bound=ImageTextBatch | VideoTextBatch | RegionBatch | Translati
 
 @dataclass(frozen=True)
 class Loss(Generic[B]):
-    """A stream's declaration of one of its losses. :meth:`Stream.losses` computes the loss.
+    """The declaration of a loss by a stream. :meth:`Stream.losses` computes the loss.
 
     Attributes:
         name: name of the loss.
-        weight: factor of the loss in equation 6, which is multiplied by the factor of the stream.
+        weight: factor of the loss in equation 6; the factor of the stream is multiplied by it.
         trains: the parts of the model that the loss trains. The name of a module includes all parameters in it; ``*`` matches one
             component of a name, such as the index of a block.
-        count: returns the divisor of the loss, a scalar: the number of valid pairs, words or boxes of a batch.
+        count: function that returns the divisor of the loss for a batch, a scalar: the number of valid pairs, words or boxes.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Stream(ABC, Generic[B]):
     """
 
     encoders: ClassVar[tuple[str, ...]] = ("vision.backbone", "text")
-    """The image and text encoders that the losses of the stream train; names as in :attr:`Loss.trains`."""
+    """The image and text encoders that the losses of the stream train, named as in :attr:`Loss.trains`."""
     contrastive_parts: ClassVar[tuple[str, ...]] = ("contrastive",)
     has_images: ClassVar[bool] = True
 
@@ -144,15 +144,15 @@ class Stream(ABC, Generic[B]):
         Args:
             model: the encoders and heads.
             batch: the micro-batch.
-            images: its whole images or videos after the vision encoder; None if the stream has no images.
-            texts: its texts after the text encoder, with the names of :meth:`texts_to_encode`.
-            requested: names of the losses of this step.
+            images: the encoded images or videos of the batch; None if the stream has no images.
+            texts: the encoded texts of the batch, by the names that :meth:`texts_to_encode` gives them.
+            requested: names of the losses to compute in this step.
         """
 
     def embed(
         self, model: Modules, batch: B, images: Concepts | None, texts: Mapping[str, PackedTexts]
     ) -> EmbeddedPairs:
-        """The pairs of the contrastive loss; arguments as in :meth:`losses`."""
+        """The embedded pairs for the contrastive loss; arguments as in :meth:`losses`."""
         assert images is not None
         return self.embed_pairs(model, batch, images, texts["plain"], texts.get("hard_negatives"))
 
@@ -173,7 +173,7 @@ class Stream(ABC, Generic[B]):
         )
 
     def trained_by(self, requested: Collection[str]) -> list[str]:
-        """The parts of the model that the ``requested`` losses train; names as in :attr:`Loss.trains`."""
+        """The parts of the model that the ``requested`` losses train, named as in :attr:`Loss.trains`."""
         return [part for loss in self.declared if loss.name in requested for part in loss.trains]
 
     def needs(self, part: str, requested: Collection[str]) -> bool:
@@ -214,7 +214,7 @@ class ImageTextStream(Stream[ImageTextBatch | VideoTextBatch]):
 
 
 class VideoTextStream(ImageTextStream):
-    """Videos with their texts. The vision encoder turns each video into one concept, so everything else is as for images."""
+    """Videos with their texts. The vision encoder turns each video into one concept, so the rest works as for images."""
 
     encoders = ("vision.backbone", "vision.frame_positions", "text")
 
@@ -224,7 +224,7 @@ class RegionTextStream(Stream[RegionBatch]):
     box is predicted from the whole image.
 
     Attributes:
-        whole_image_boxes: True if texts of whole images have box losses, too.
+        whole_image_boxes: True if box losses are also computed for texts about whole images.
     """
 
     def __init__(self, name: str, factor: float, weights: LossWeights, same_group: SameGroup):
@@ -288,13 +288,13 @@ class RegionTextStream(Stream[RegionBatch]):
         return self.embed_pairs(model, batch, regions, texts["plain"], texts.get("hard_negatives"))
 
     def has_box(self, batch: RegionBatch) -> Tensor:
-        """The texts that have box losses, (R,) bool."""
+        """The texts for which box losses are computed, (R,) bool."""
         one_box = batch.valid & ~batch.several_boxes
         return one_box if self.whole_image_boxes else one_box & ~batch.is_image
 
 
 class TextStream(Stream[TextBatch]):
-    """Texts without images: masked words, without cross-attention in the fusion encoder (as released)."""
+    """Texts without images. Masked words are predicted without cross-attention in the fusion encoder (as released)."""
 
     encoders = ("text",)
     has_images = False
@@ -379,7 +379,7 @@ def hard_negatives_in(batch: Any) -> HardNegatives | None:
 
 
 def aligns(requested: Collection[str]) -> bool:
-    """True if any of the losses needs embeddings. The matching loss samples hard negatives by their similarity."""
+    """True if any of the losses needs embeddings. The matching loss uses them to sample hard negatives by similarity."""
     return "contrastive" in requested or "matching" in requested
 
 

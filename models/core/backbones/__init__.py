@@ -14,10 +14,10 @@ from utils.files import expanded
 from utils.hub import TIMM
 
 LIBRARIES = (hub_backbone.LIBRARY, timm_backbone.LIBRARY)
-"""The libraries; the last one has all names without a prefix."""
+"""The libraries; the last one handles all names without a prefix."""
 
 _checked: set[VisionConfig] = set()
-"""Configs whose backbones were checked before in this process."""
+"""Configs whose backbones have already been checked in this process."""
 
 
 def library_of(name: str) -> Library:
@@ -29,14 +29,14 @@ def build_backbone(config: VisionConfig) -> VisionBackbone:
     """Builds the backbone that ``config`` names, with random weights.
 
     Raises:
-        UserError: if the library has no such model or not in the given sizes, or if the model does not give a state for each
-            patch.
+        UserError: if the library does not have this model, cannot build it in the given sizes, or the model does not return a
+            state for each patch.
     """
     try:
         backbone = library_of(config.backbone).adapter(config)
     except (AttributeError, KeyError, IndexError, TypeError) as error:
         raise UserError(
-            f"model.vision.backbone: {config.backbone!r} is built neither like a ViT nor like a convolutional model with stages "
+            f"model.vision.backbone: {config.backbone!r} is neither a ViT nor a convolutional model with stages "
             f"({error}); choose another model"
         ) from None
     if config not in _checked:
@@ -46,14 +46,15 @@ def build_backbone(config: VisionConfig) -> VisionBackbone:
 
 
 def save_backbone_config(config: VisionConfig, folder: Path) -> None:
-    """Copies what is needed to build the backbone into a folder, where a name is not enough: ``hf:FOLDER`` builds it anywhere."""
+    """Copies the files that are needed to build the backbone into a folder, if its name is not enough; ``hf:FOLDER`` then builds
+    it on any machine."""
     library = library_of(config.backbone)
     if library.save_config is not None:
         library.save_config(config.backbone, folder)
 
 
 def pixel_statistics(config: VisionConfig) -> PixelStatistics:
-    """Returns the pixel statistics of ``config``, or the backbone's if it has none."""
+    """Returns the pixel statistics in ``config`` or, if they are not set, the backbone's statistics."""
     if config.pixel_mean is not None and config.pixel_std is not None:
         return PixelStatistics(config.pixel_mean, config.pixel_std)
     return backbone_pixels(config.backbone)
@@ -69,7 +70,7 @@ def pretrained_weights(source: str, key: str) -> dict[str, Tensor] | None:
     or from the folder of a Hugging Face model; None if ``source`` is something else.
 
     Raises:
-        UserError: with the config ``key``, if there are no such weights.
+        UserError: if there are no such weights; the message names the config ``key``.
     """
     for library in LIBRARIES:
         prefix = library.prefix or TIMM

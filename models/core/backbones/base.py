@@ -19,7 +19,7 @@ from utils.tensors import on_meta
 
 
 class PixelStatistics(NamedTuple):
-    """Mean and standard deviation of the red, green and blue pixels, of 0 to 1, that a backbone was trained with."""
+    """Mean and standard deviation of the red, green and blue values, in 0..1, with which a backbone was trained."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -29,13 +29,13 @@ class Library(NamedTuple):
     """The declaration of an adapter.
 
     Attributes:
-        prefix: the beginning of the names of its models in a config; empty for the library of all other names.
+        prefix: prefix of its models' names in a config; empty for the library that handles all other names.
         adapter: builds a backbone from the config of the vision encoder.
         pixels_of: returns the pixel statistics of a model, given its name in the config.
-        pretrained_weights: returns the weights that are published under a name without prefix, by the names of the parameters of
-            :attr:`VisionBackbone.module`; the second argument is the config key that names them, for messages.
-        save_config: copies what the adapter needs of a model, given its name in the config, into a folder, whose path then takes
-            the place of the name; None if a name is enough.
+        pretrained_weights: returns the weights published under a name (without the prefix), keyed by the parameter names of
+            :attr:`VisionBackbone.module`; the second argument is the config key, for messages.
+        save_config: copies the files that the adapter needs for a model, given its name in the config, into a folder, whose path
+            then replaces the name; None if the name is enough.
     """
 
     prefix: str
@@ -53,11 +53,11 @@ class VisionBackbone(ABC):
         name: the name in the config, for messages.
         blocks: the blocks in the order in which they run, for freezing and the feature cache.
         width: width D of the patch states.
-        patch_size: side of a patch, or the pixels of a side that a state of a convolutional model covers.
+        patch_size: side of a patch in pixels; for a convolutional model, side of the area that a state covers.
         grid: rows and columns of patches.
     """
 
-    module: Any  # the attributes of a library's models, and of their blocks, are its own
+    module: Any  # attributes of models and blocks differ between libraries
     blocks: list[Any]
 
     def __init__(
@@ -80,7 +80,7 @@ class VisionBackbone(ABC):
 
     @abstractmethod
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute the blocks in the backward pass instead of storing their activations, or stop doing so.
+        """Turn gradient checkpointing of the blocks on or off.
 
         Raises:
             UserError: if the backbone does not support it.
@@ -88,19 +88,19 @@ class VisionBackbone(ABC):
 
     @abstractmethod
     def compile(self, **options: Any) -> None:
-        """Compile the backbone; the names of parameters stay the same."""
+        """Compile the backbone; parameter names do not change."""
 
     def call_projections(self) -> None:  # noqa: B027 - most backbones do
         """Make each block call its linear layers, so that adapters on these layers take effect."""
 
     def targets(self, name: str) -> list[str]:
-        """Names of the parameters to which the tensor ``name`` of a weight file is copied. Some files have a tensor once that
-        each block of the module has."""
+        """Names of the parameters to which the tensor ``name`` of a weight file is copied. Some files contain a single tensor for
+        a parameter that each block of the module has."""
         return [name]
 
     def resized(self, name: str, tensor: Tensor) -> Tensor:
-        """Returns parameter ``name`` resized from another grid to the grid of this backbone. A parameter that does not depend on
-        the grid is returned unchanged.
+        """Returns the parameter ``name``, resized from a different patch grid to the grid of this backbone. Parameters that do
+        not depend on the grid are returned unchanged.
 
         Raises:
             ValueError: if ``tensor`` cannot be resized.
@@ -114,22 +114,23 @@ class VisionBackbone(ABC):
         return counted_flops(lambda: backbone.patches(backbone.image()))
 
     def check(self) -> None:
-        """Runs the backbone without content.
+        """Runs the backbone on an image without content.
 
         Raises:
-            UserError: if its states are not one for each patch.
+            UserError: if it does not return exactly one state per patch.
         """
         copy = on_meta(self, self.module)
         expected = (1, self.grid[0] * self.grid[1], self.width)
         try:
             with torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 found: object = tuple(copy.patches(copy.image()).shape)
-        except Exception as error:  # each library, and each model, raises its own
+        except Exception as error:  # exceptions differ between libraries and models
             found = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
         if found != expected:
             raise UserError(
-                f"model.vision.backbone: {self.name!r} does not give a state for each patch with this config ({found} instead of "
-                f"{expected}); choose another model, or change model.vision.image_size, stem and positions"
+                f"model.vision.backbone: {self.name!r} does not return a state for each patch with this config "
+                f"({found} instead of {expected}); choose another model, or change model.vision.image_size, stem and "
+                "positions"
             )
 
     def image(self) -> Tensor:
@@ -146,9 +147,9 @@ class VisionBackbone(ABC):
         return states[:, states.shape[1] - rows * columns :]
 
     def names_before(self, block: int) -> set[str]:
-        """Names of the parameters that are used before block number ``block``, counted from 0; of all blocks, if it is their
-        number. A library defines the parts of a model in the order in which they run, so that a layer between two stages counts
-        as used before the second one."""
+        """Names of the parameters that are used before the block with the index ``block``; if ``block`` is the number of blocks,
+        before the end of the last block. Libraries define the components of a model in the order in which they run, so a layer
+        between two stages counts as used before the second stage."""
         names, identities = zip(
             *((name, id(parameter)) for name, parameter in self.module.named_parameters()), strict=True
         )
@@ -161,7 +162,7 @@ class VisionBackbone(ABC):
         return set(names[:end])
 
     def output_of_block(self, pixels: Tensor, block: int) -> Tensor:
-        """Output of block number ``block``; the blocks after it do not run."""
+        """Output of the block with the index ``block``; later blocks do not run."""
         found: list[Any] = []
 
         def stop(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -181,7 +182,8 @@ class VisionBackbone(ABC):
         return output
 
     def patches_after_block(self, pixels: Tensor, block: int, output: Tensor) -> Tensor:
-        """Patch states (I, P, D), given the ``output`` of block number ``block``, which does not run; nor do those before it."""
+        """Patch states (I, P, D), given the ``output`` of the block with the index ``block``. This block and earlier blocks do
+        not run."""
         with self._replaced(block, output), torch.compiler.set_stance("force_eager"):
             return self.patches(pixels)
 
@@ -199,7 +201,7 @@ class VisionBackbone(ABC):
 
 
 class _StoppedError(Exception):
-    """Ends a forward pass whose result is not needed."""
+    """Raised to end a forward pass whose result is not needed."""
 
 
 def _first_input(*inputs: Any, **options: Any) -> Any:

@@ -13,13 +13,13 @@ from utils.image_size import ImageSize
 
 
 class VideoConfig(Config):
-    """Frames of a video and their pooling."""
+    """The number of frames of a video, and how they are pooled."""
 
     frames: int = Field(ge=1, description="number of frames sampled from a video")
     pooling: Literal["mean", "tokens"] = Field(
         "mean",
-        description="mean: average the patches over time (as published), which loses the order of frames; tokens: the fusion "
-        "encoder attends to the patches of all frames",
+        description="how frames are combined. mean: average the patches over time (as published), which loses the "
+        "order of frames; tokens: the fusion encoder attends to the patches of all frames",
     )
 
 
@@ -31,29 +31,29 @@ PUBLISHED_PIXELS = {
 
 
 def _without_timm(name: object) -> object:
-    """Removes the prefix of weights of timm; names of its models have none."""
+    """Removes the prefix ``timm:``, which names of weights have and names of models do not."""
     return name.removeprefix(TIMM) if isinstance(name, str) else name
 
 
 class VisionConfig(Config):
-    """A vision model by name; null sizes are the backbone's."""
+    """The vision encoder: a model by name. Sizes that are null are taken from the backbone."""
 
     earlier_values = PUBLISHED_PIXELS
 
     backbone: Annotated[str, BeforeValidator(_without_timm)] = Field(
         "beitv2_base_patch16_224",
-        description="a timm model (`timm.list_models()`), with or without the prefix timm:, or hf: followed by the name or "
-        "folder of a Hugging Face model, such as hf:facebook/dinov2-base",
+        description="a timm model (`timm.list_models()`), with or without the prefix timm:, or hf: followed by the "
+        "name or folder of a Hugging Face model, such as hf:facebook/dinov2-base",
     )
     image_size: ImageSize = Field(
-        224, description="side of the square input in pixels, or [height, width] for another aspect ratio"
+        224, description="side of the square input in pixels, or [height, width] for an input that is not square"
     )
     patch_size: int | None = Field(None, ge=1, description="side of a patch in pixels; null: as in the backbone")
     stem: Literal["linear", "convolutions"] = Field(
         "linear",
-        description="how the pixels of a patch are embedded. linear: a linear layer, as in other ViTs; convolutions: a small "
-        "convolutional network, with which a small model trained from scratch learns shapes within hundreds of "
-        "steps",
+        description="how the pixels of a patch are embedded. linear: a linear layer, as in other ViTs; convolutions: "
+        "a small convolutional network, with which a small model trained from scratch learns shapes within hundreds "
+        "of steps",
     )
     width: int | None = Field(None, ge=1, le=MAX_WIDTH, description="width of the states; null: as in the backbone")
     depth: int | None = Field(None, ge=1, le=MAX_BLOCKS, description="number of blocks; null: as in the backbone")
@@ -65,28 +65,31 @@ class VisionConfig(Config):
     )
     layer_scale: float | Literal["backbone"] | None = Field(
         "backbone",
-        description="initial LayerScale. backbone: as in the backbone; null: no LayerScale; the published BEiT-2 models use 0.1",
+        description="initial value of LayerScale. backbone: as in the backbone; null: no LayerScale; the published "
+        "BEiT-2 models use 0.1",
     )
     pixel_mean: tuple[float, float, float] | None = Field(
         None,
-        description="means of red, green and blue, between 0 and 1, used to normalise pixels; null: as in the backbone; the "
-        "published models use CLIP's values with every backbone",
+        description="means of red, green and blue, between 0 and 1, used to normalise pixels; null: as in the "
+        "backbone; the published models use CLIP's values with every backbone",
     )
     pixel_std: tuple[float, float, float] | None = Field(
         None,
-        description="standard deviations of red, green and blue; set together with pixel_mean; null: as in the backbone",
+        description="standard deviations of red, green and blue; set together with pixel_mean; null: as in the "
+        "backbone",
     )
     positions: Literal["backbone", "sincos"] = Field(
         "backbone",
-        description="backbone: positions as in the backbone; sincos: trained absolute positions that are initialised with "
-        "two-dimensional sines and cosines, without which a small model trained from scratch does not learn boxes",
+        description="position embeddings. backbone: as in the backbone; sincos: trained absolute positions that are "
+        "initialised with two-dimensional sines and cosines, without which a small model trained from scratch does "
+        "not learn boxes",
     )
     patch_positions: bool = Field(
         False,
-        description="add fixed sine-cosine positions to the output of the last block; a small model trained from scratch "
-        "learns boxes sooner, because its blocks do not have to preserve positions",
+        description="add fixed sine-cosine positions to the output of the last block; a small model trained from "
+        "scratch learns boxes sooner, because its blocks do not have to preserve positions",
     )
-    video: VideoConfig | None = Field(None, description="frames of videos; null: the model takes images only")
+    video: VideoConfig | None = Field(None, description="settings for videos; null: the model takes only images")
 
     @model_validator(mode="after")
     def _both_statistics_or_none(self) -> VisionConfig:

@@ -32,15 +32,16 @@ _SETTINGS = {
     "pos_embed_jitter": None,
     "pos_embed_rescale": None,
 }
-"""Settings that remove a head, which would have no gradient, and the random positions of DINOv3's own pre-training."""
+"""Settings that remove the head, which would have no gradient, and the random position augmentation of DINOv3's own
+pre-training."""
 
 logger = logging.getLogger(__name__)
 
 
 class HubBackbone(VisionBackbone):
-    """A vision model of transformers. Its own code fits the positions to the image size.
+    """A vision model from transformers. The library's code adapts the position embeddings to the image size.
 
-    SigLIP 2 in its form for native resolutions takes rows of patches instead of an image.
+    The variant of SigLIP 2 for native resolutions takes rows of patches instead of an image.
     """
 
     def __init__(self, config: VisionConfig):
@@ -79,13 +80,13 @@ class HubBackbone(VisionBackbone):
             if parameter_name.endswith("mask_token"):
                 parameter.requires_grad_(False)  # only used in its own pre-training
         self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in arguments else {}
-        # CLIP norms only the state that it pools.
+        # CLIP applies the norm only to the state that it pools.
         self._norm = module.post_layernorm if hub_config.model_type == "clip_vision_model" else nn.Identity()
         if getattr(hub_config, "image_size", config.image_size) != config.image_size:
             self._check_image_size(config)
 
     def _check_image_size(self, config: VisionConfig) -> None:
-        """Raises :class:`UserError` if the model cannot fit its positions to the image size."""
+        """Raises :class:`UserError` if the model cannot adapt its position embeddings to the image size."""
         try:
             with torch.no_grad():
                 backbone = on_meta(self, self.module)
@@ -102,8 +103,8 @@ class HubBackbone(VisionBackbone):
         return normed
 
     def _as_patches(self, pixels: Tensor) -> dict[str, Tensor | None]:
-        """The input of a model that takes rows of patches (I, P, p * p * 3): each has its pixels row by row, with three colours
-        each."""
+        """The input (I, P, p * p * 3) of a model that takes rows of patches. The pixels of a patch are in row-major order, with
+        three colours per pixel."""
         side = self.patch_size
         patches = F.unfold(pixels, side, stride=side).transpose(1, 2)
         patches = patches.unflatten(2, (3, side * side)).transpose(2, 3).flatten(2)
@@ -123,7 +124,7 @@ def hub_name(backbone: str) -> str:
 
 
 def pixels_of(backbone: str) -> PixelStatistics:
-    """Returns the pixel statistics of a Hugging Face model, from its file for preprocessing.
+    """Returns the pixel statistics of a Hugging Face model from its preprocessing file.
 
     Raises:
         UserError: if the file is missing or has no statistics.
@@ -142,7 +143,7 @@ def pixels_of(backbone: str) -> PixelStatistics:
 
 
 def save_config(backbone: str, folder: Path) -> None:
-    """Copies what :class:`HubBackbone` needs of a model into a folder, which then takes the place of its name."""
+    """Copies the files of a model that :class:`HubBackbone` needs into a folder, whose path then replaces the model's name."""
     vision_config_of(hub_name(backbone)).save_pretrained(str(folder))
     processor = local_folder(hub_name(backbone), (CONFIG,), KEY, beside=(PROCESSOR,)) / PROCESSOR
     if processor.is_file():
@@ -158,13 +159,13 @@ def vision_config_of(name: str, key: str = KEY) -> Any:
     """Returns the configuration of a vision model; see :func:`models.core.hub.part_config`.
 
     Raises:
-        UserError: also if the model is not a ViT.
+        UserError: as raised there, and if the model is not a ViT.
     """
     found = part_config(name, "vision", key, beside=(PROCESSOR,))
     if not all(
         isinstance(getattr(found, size, None), int) for size in ("num_hidden_layers", "hidden_size", "patch_size")
     ):
-        remedy = f"give {TIMM}{name}" if found.model_type == "timm_wrapper" else "choose a ViT, or a model of timm"
+        remedy = f"give {TIMM}{name}" if found.model_type == "timm_wrapper" else "choose a ViT, or a timm model"
         raise UserError(f"{key}: {name} is a {found.model_type!r}, not a ViT of transformers; {remedy}")
     for setting, value in _SETTINGS.items():
         if hasattr(found, setting):
@@ -173,7 +174,7 @@ def vision_config_of(name: str, key: str = KEY) -> Any:
 
 
 def _with_sizes(hub_config: Any, config: VisionConfig) -> Any:
-    """Sets the sizes and rates that the run's config gives."""
+    """Applies the sizes and rates that the run's config sets."""
     ratio = hub_config.intermediate_size / hub_config.hidden_size if hasattr(hub_config, "intermediate_size") else None
     sizes = {"hidden_size": config.width, "num_hidden_layers": config.depth, "num_attention_heads": config.heads}
     for key, value in sizes.items():
@@ -195,8 +196,8 @@ def _with_sizes(hub_config: Any, config: VisionConfig) -> Any:
 
 
 def _keep_no_tensors(module: nn.Module) -> None:
-    """Turn off the caches of functions in the library's file. A plan or a check runs them on tensors without content, which would
-    stay in the cache, and training in the same process would get them."""
+    """Disable the function caches in the library's module. A plan or a check runs these functions on tensors without content,
+    which would stay in the caches and be used by training in the same process."""
     source = sys.modules[type(module).__module__]
     for name, function in list(vars(source).items()):
         if "func_with_cache" in getattr(getattr(function, "__code__", None), "co_freevars", ()):

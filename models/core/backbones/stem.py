@@ -1,4 +1,4 @@
-"""A stem of convolutions, which takes the place of a ViT's patch embedding."""
+"""A convolutional stem, which replaces the patch embedding of a ViT."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from utils.errors import UserError
 
 
 class ConvolutionalStem(nn.Sequential):
-    """Convolutions with strides of 2 or 3 that turn each patch into a state, in place of one linear layer.
+    """Convolutions with strides of 2 or 3 that turn each patch into a state, instead of a single linear layer.
 
-    They see edges and corners wherever these are in a patch. The linear layer sees each position of a pixel on its own, and a
-    small model that is trained from scratch then needs thousands of steps to tell shapes apart. After Xiao et al.
-    (arXiv:2106.14881), but with GroupNorm: BatchNorm would make the states of an image depend on the others of its batch.
+    Convolutions detect edges and corners anywhere in a patch. The linear layer has separate weights for each pixel position, so a
+    small model that is trained from scratch needs thousands of steps to tell shapes apart. After Xiao et al. (arXiv:2106.14881),
+    but with GroupNorm: BatchNorm would make the states of an image depend on the other images in the batch.
     """
 
     def __init__(self, grid: tuple[int, int], patch_size: int, width: int):
-        """``grid``: rows and columns of patches. ``width``: of the states; the channels double with each stride, up to ``width``.
+        """``grid``: rows and columns of patches. ``width``: width of the states; the number of channels doubles with each stride,
+        up to ``width``.
 
         Raises:
             UserError: if ``patch_size`` is not a product of twos and threes.
@@ -26,7 +27,7 @@ class ConvolutionalStem(nn.Sequential):
         channels = 3
         for index, stride in enumerate(strides):
             following = max(8, width >> (len(strides) - 1 - index))
-            # A window reaches one pixel beyond its patch on each side, so that the middles of both are the same.
+            # A window extends one pixel beyond its patch on each side, so that the window and the patch have the same centre.
             convolution = nn.Conv2d(channels, following, kernel_size=stride + 2, stride=stride, padding=1)
             layers += [convolution, nn.GroupNorm(1, following), nn.GELU()]
             channels = following
@@ -42,10 +43,10 @@ class ConvolutionalStem(nn.Sequential):
 
 
 def _strides(patch_size: int) -> list[int]:
-    """The strides of the convolutions of a stem: the prime factors of the side of a patch.
+    """The strides of the stem's convolutions: the prime factors of the patch size.
 
     Raises:
-        UserError: if there are others than 2 and 3.
+        UserError: if there are prime factors other than 2 and 3.
     """
     strides, rest = [], patch_size
     for stride in (2, 3):
@@ -56,7 +57,7 @@ def _strides(patch_size: int) -> list[int]:
         fits = [2**twos * 3**threes for twos in range(10) for threes in range(6)]
         near = [max(side for side in fits if side < patch_size), min(side for side in fits if side > patch_size)]
         raise UserError(
-            f"model.vision.patch_size: {patch_size} is not a product of twos and threes, which `stem: convolutions` needs; "
-            f"use {near[0]} or {near[1]}, or `stem: linear`"
+            f"model.vision.patch_size: {patch_size} is not a product of twos and threes, which `stem: convolutions` "
+            f"needs; use {near[0]} or {near[1]}, or `stem: linear`"
         )
     return strides

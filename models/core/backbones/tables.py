@@ -1,8 +1,8 @@
 """Resizing of position tables to another patch grid.
 
 BEiT's relative position biases are resized as the authors do (reference behaviour, 1): the patch offsets of the source table are
-spread in a geometric progression, and a bicubic spline through them is read at the target's offsets. The three rows for the [CLS]
-token are kept. Absolute positions, which other ViTs have, are resized by bicubic interpolation, as in DINOv2.
+spread in a geometric progression, and a bicubic spline through them is evaluated at the target's offsets. The three rows for the
+[CLS] token are kept. Absolute positions, as in other ViTs, are resized by bicubic interpolation, as in DINOv2.
 """
 
 from __future__ import annotations
@@ -82,10 +82,10 @@ def table_side(rows: int) -> int:
 
 
 def _offsets(source_side: int, target_side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the source's offsets along a side, and the positions at which the spline is read."""
+    """Positions of the source's offsets along a side, and the positions at which the spline is evaluated."""
     target = np.arange(target_side) - target_side // 2
     source = target.astype(float) if source_side == target_side else _spread(source_side, target_side)
-    # The spread offsets can end before the target's last offset. Beyond them, the spline keeps its edge value.
+    # The spread offsets can end before the target's last offset. Beyond them, the spline keeps its last value.
     return source, np.clip(target, source[0], source[-1])
 
 

@@ -1,4 +1,4 @@
-"""Backbones of timm, by name: every ViT, and convolutional models with stages of blocks, such as ConvNeXt."""
+"""Backbones from timm, by name: all ViTs, and convolutional models with stages of blocks, such as ConvNeXt."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from utils.hub import local_folder
 from utils.image_size import grid_of
 
 BIAS_TABLE = "relative_position_bias_table"
-"""End of the names of BEiT's tables of relative position biases."""
+"""Suffix of the names of BEiT's tables of relative position biases."""
 SHARED_BIAS_TABLE = f"rel_pos_bias.{BIAS_TABLE}"
-"""The table in files of BEiT that is the same for all blocks."""
+"""Name of the table in BEiT files that all blocks share."""
 FILES = ("model.safetensors", "pytorch_model.bin")
-"""Names of the files in which timm saves weights for the Hub."""
+"""Names under which timm saves weight files for the Hub."""
 POSITIONS = "pos_embed"
-"""The table of absolute positions that most ViTs have."""
+"""Name of the table of absolute positions in most ViTs."""
 
 _IDENTITY = nn.Identity()
 
@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 class TimmBackbone(VisionBackbone):
     """A timm model.
 
-    The states of a ViT are its tokens, and the states of a convolutional model the cells of its last feature map. Both are normed
-    before they are averaged, whereas timm norms the average of some models.
+    The states of a ViT are its tokens, and the states of a convolutional model are the cells of its last feature map. States are
+    normed before they are averaged, whereas timm norms the average in some models.
     """
 
     def __init__(self, config: VisionConfig):
@@ -63,7 +63,7 @@ class TimmBackbone(VisionBackbone):
         if not self._has_patch_embed and (keys := [key for key, is_set in replaced.items() if is_set]):
             raise UserError(f"model.vision.{keys[0]}: {name!r} has no patch embedding for it; leave the key out")
         if config.layer_scale is None:
-            for block in _blocks_of(module, name):  # with 0, some of timm's blocks have factors of 0
+            for block in _blocks_of(module, name):  # with 0, some timm blocks would have LayerScale factors of 0
                 for factor in ("gamma_1", "gamma_2"):
                     if isinstance(getattr(block, factor, None), nn.Parameter):
                         setattr(block, factor, None)
@@ -81,7 +81,7 @@ class TimmBackbone(VisionBackbone):
         features: Tensor = self.module.forward_features(pixels)
         if self._is_vit:
             return getattr(self.module, "fc_norm", _IDENTITY)(features)
-        norm = getattr(self.module.head, "norm", _IDENTITY)  # ConvNeXt norms what it has averaged
+        norm = getattr(self.module.head, "norm", _IDENTITY)  # ConvNeXt itself norms the average
         return norm(features).flatten(2).transpose(1, 2)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
@@ -94,7 +94,7 @@ class TimmBackbone(VisionBackbone):
                 ) from None
 
     def step_flops(self) -> int:
-        """Counted from sizes alone for a ViT, since counting what torch runs takes up to three seconds."""
+        """Counted from sizes alone for a ViT, since counting the operations that torch runs takes up to three seconds."""
         if not self._has_patch_embed or not all(
             hasattr(block, "attn") and hasattr(block, "norm1") for block in self.blocks
         ):
@@ -105,7 +105,7 @@ class TimmBackbone(VisionBackbone):
         entering, linear, attention = embeds, 0, 0
         for block in self.blocks:
             later = entering or trains(block)
-            # If the normed input states have no gradient, the first matrix products compute none for them.
+            # If the normed input states have no gradient, the first matrix products do not compute gradients for them.
             normed = entering or trains(block.norm1)
             entry = [getattr(block.attn, name, None) for name in ("qkv", "q_proj", "k_proj", "v_proj")]
             linear += linear_flops(later, block) + linear_flops(normed, *entry) - linear_flops(later, *entry)
@@ -120,7 +120,7 @@ class TimmBackbone(VisionBackbone):
         return embedding + tokens * linear + attention
 
     def targets(self, name: str) -> list[str]:
-        """BEiT's files have one table of position biases."""
+        """BEiT's files have one table of position biases for all blocks."""
         if name == SHARED_BIAS_TABLE:
             return [f"blocks.{number}.attn.{BIAS_TABLE}" for number in range(len(self.blocks))]
         return [name]
@@ -138,7 +138,7 @@ class TimmBackbone(VisionBackbone):
         self.module.forward_features = torch.compile(self.module.forward_features, **options)
 
     def call_projections(self) -> None:
-        """By default, timm's BEiT and EVA only read the weight of one layer without calling it."""
+        """By default, timm's BEiT and EVA read the weight of one layer without calling the layer."""
         for module in self.module.modules():
             if getattr(module, "qkv_bias_separate", None) is False:
                 module.qkv_bias_separate = True
@@ -153,15 +153,15 @@ def pixels_of(name: str) -> PixelStatistics:
 
 
 def pretrained_weights(name: str, key: str) -> dict[str, Tensor]:
-    """Returns the weights that timm publishes under a name such as ``beitv2_base_patch16_224.in1k_ft_in22k``, by the names of
-    timm's parameters. They come from the Hub cache, or are downloaded.
+    """Returns the weights that timm publishes under a name such as ``beitv2_base_patch16_224.in1k_ft_in22k``, keyed by timm's
+    parameter names. The weights come from the Hub cache or are downloaded.
 
     Args:
         name: name of the model, with or without the tag of its weights.
         key: config key that names the weights, for messages.
 
     Raises:
-        UserError: if timm has no weights under this name, or they are not in the cache and cannot be downloaded.
+        UserError: if timm has no weights under this name, or if the weights are not in the cache and cannot be downloaded.
     """
     if expanded(name).is_dir():
         return _weights_of_folder(expanded(name), key)
@@ -174,17 +174,19 @@ def pretrained_weights(name: str, key: str) -> dict[str, Tensor]:
     files = (settings.hf_hub_filename,) if settings.hf_hub_filename else FILES
     folder = local_folder(settings.hf_hub_id, files, key)
     file = next(folder / each for each in files if (folder / each).is_file())
-    logger.info("%s: weights timm:%s; licence, as timm states it: %s", key, name, settings.license or "none stated")
+    logger.info("%s: weights timm:%s; licence according to timm: %s", key, name, settings.license or "none stated")
     return _weights_of_file(name, file)
 
 
 def _weights_of_folder(folder: Path, key: str) -> dict[str, Tensor]:
-    """Returns the weights of a folder as timm saves models for the Hub."""
+    """Returns the weights in a folder in which timm saved a model for the Hub."""
     try:
         saved = parse_json((folder / "config.json").read_text(encoding="utf-8"))
         name, sizes = str(saved["architecture"]), dict(saved.get("model_args") or {})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{key}: {folder} is not a folder of timm: config.json has no architecture ({error})") from None
+        raise UserError(
+            f"{key}: {folder} is not a folder saved by timm: config.json has no architecture ({error})"
+        ) from None
     file = next((folder / each for each in FILES if (folder / each).is_file()), None)
     if file is None:
         raise UserError(f"{key}: {folder} has no {' and no '.join(FILES)}")
@@ -197,10 +199,10 @@ def _weights_of_folder(folder: Path, key: str) -> dict[str, Tensor]:
 
 
 def _weights_of_file(name: str, file: Path, **sizes: Any) -> dict[str, Tensor]:
-    """Returns the tensors of a file that belong to the model, under timm's names.
+    """Returns the tensors in a file that belong to the model, under timm's names.
 
-    timm converts files of other projects, but it also resizes tables, and leaves parameters random that a file lacks. A file that
-    has timm's names therefore gives its own tensors only.
+    timm converts files from other projects, but it also resizes tables and leaves parameters that the file lacks at random
+    values. From a file with timm's names, therefore, only the tensors in it are returned.
 
     Args:
         name: name of the model.
@@ -217,7 +219,7 @@ def _weights_of_file(name: str, file: Path, **sizes: Any) -> dict[str, Tensor]:
 
 
 def _published_settings(name: str) -> Any:
-    """Returns what timm knows about published weights of a model; None if it has no such model or weights."""
+    """Returns timm's settings for the published weights of a model; None if timm does not have the model or the weights."""
     try:
         return timm.get_pretrained_cfg(name)
     except RuntimeError:  # a tag that the model does not have
@@ -227,8 +229,8 @@ def _published_settings(name: str) -> Any:
 def _create(config: VisionConfig) -> Any:
     if ":" in config.backbone:
         raise UserError(
-            f"model.vision.backbone: {config.backbone!r} has an unknown prefix; give the name of a timm model without one, or "
-            "hf: and the name or folder of a Hugging Face model"
+            f"model.vision.backbone: {config.backbone!r} has an unknown prefix; give the name of a timm model "
+            "without one, or hf: and the name or folder of a Hugging Face model"
         )
     if not timm.is_model(config.backbone):
         near = difflib.get_close_matches(config.backbone, timm.list_models(), 3)
@@ -237,7 +239,7 @@ def _create(config: VisionConfig) -> Any:
     if config.patch_size is not None:
         check_image_size(config.image_size, config.patch_size)
     if config.width is not None and config.heads is not None and (error := heads_error(config.width, config.heads)):
-        raise UserError(f"model.vision: {error}")  # before timm asserts it
+        raise UserError(f"model.vision: {error}")  # before an assertion in timm fails
     options: dict[str, Any] = {
         "patch_size": config.patch_size,
         "embed_dim": config.width,
@@ -246,7 +248,7 @@ def _create(config: VisionConfig) -> Any:
     }
     options = {name: value for name, value in options.items() if value is not None}
     if config.layer_scale != "backbone":
-        options["init_values"] = config.layer_scale or 0.0  # 0 turns it off where timm has it by default
+        options["init_values"] = config.layer_scale or 0.0  # 0 turns LayerScale off where timm uses it by default
     if config.positions == "sincos" and config.backbone.startswith("beit"):
         options["use_abs_pos_emb"] = True
     options |= {"num_classes": 0, **({"drop_path_rate": config.drop_path} if config.drop_path else {})}
@@ -254,7 +256,7 @@ def _create(config: VisionConfig) -> Any:
         try:
             return timm.create_model(config.backbone, pretrained=False, img_size=config.image_size, **options)
         except TypeError as error:
-            if "'img_size'" not in str(error):  # convolutions take images of any size
+            if "'img_size'" not in str(error):  # convolutional models take images of any size
                 raise
             return timm.create_model(config.backbone, pretrained=False, **options)
     except (RuntimeError, TypeError, AssertionError, ValueError) as error:
@@ -271,8 +273,8 @@ def _blocks_of(module: Any, name: str) -> list[nn.Module]:
     blocks = [block for stage in getattr(module, "stages", ()) for block in getattr(stage, "blocks", ())]
     if not blocks:
         raise UserError(
-            f"model.vision.backbone: {name!r} has no list `blocks`, as a ViT of timm, and no `stages` with `blocks`, as "
-            "ConvNeXt; choose a model that has (docs/encoders.md)"
+            f"model.vision.backbone: {name!r} has neither a list `blocks`, like timm's ViTs, nor `stages` with "
+            "`blocks`, like ConvNeXt; choose a model that does (docs/encoders.md)"
         )
     return blocks
 
