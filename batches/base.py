@@ -18,7 +18,8 @@ IGNORE = -100
 
 
 class MicroBatch(NamedTuple):
-    """Size of one rank's micro-batch: the number of examples of the main stream, and the config key that sets it."""
+    """Size of the micro-batch on one rank: the number of examples of the main stream, and the config key that sets this
+    number."""
 
     key: str
     size: int
@@ -36,7 +37,7 @@ class BrokenRecord:
 
 
 class RecordCount(NamedTuple):
-    """Number of records that were ``read`` from a stream for a batch, and how many of them became examples (``usable``)."""
+    """Number of records that were ``read`` from a stream for a batch, and number of these that became examples (``usable``)."""
 
     read: int
     usable: int

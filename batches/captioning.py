@@ -13,15 +13,15 @@ from utils.sequences import stack_rows
 
 @dataclass(frozen=True)
 class LeftToRightText:
-    """Texts under a causal mask, with [MASK] tokens where the model predicts a word (captioning).
+    """Texts for captioning, with a causal mask and with a [MASK] token at each position where the model predicts a word.
 
-    A [MASK] is inserted before each token to predict. It shares that token's position and attends to itself and to the tokens
-    before it; no other token attends to it (X²-VLM, section 4.3, following Zeng and Nie). This way, words are predicted in
-    training exactly as in generation.
+    A [MASK] is inserted before each token to predict. The [MASK] has the same position as that token and attends to itself and to
+    all earlier tokens; no other token attends to it (X²-VLM, section 4.3, following Zeng and Nie). This way, words are predicted
+    in training exactly as in generation.
 
-    ``ids`` (N, L) int64. ``mask`` (N, L, L) bool: the first L is the token that attends. ``positions`` (N, L) int64, starting
-    at 0. ``places`` (N, W) int64: indices of the [MASK] tokens, 0 where unused. ``labels`` (N, W) int64: the tokens to predict,
-    :data:`IGNORE` where unused.
+    ``ids`` (N, L) int64. ``mask`` (N, L, L) bool: the first L axis is the token that attends. ``positions`` (N, L) int64,
+    starting at 0. ``places`` (N, W) int64: indices of the [MASK] tokens, 0 where unused. ``labels`` (N, W) int64: the tokens to
+    predict, :data:`IGNORE` where unused.
     """
 
     ids: Tensor
@@ -32,7 +32,8 @@ class LeftToRightText:
 
     @staticmethod
     def of(texts: TokenIds, targets: TokenIds, mask_id: int, pad_id: int) -> LeftToRightText:
-        """Builds the batch from ``texts`` (token ids) and ``targets``, ascending indices of the tokens to predict per text."""
+        """Builds the batch from ``texts`` (token ids) and ``targets`` (for each text, the indices of the tokens to predict, in
+        ascending order)."""
         ids, positions, places, labels = [], [], [], []
         for text, indices in zip(texts, targets, strict=True):
             # Pairs (index, is_token): a [MASK] sorts before the token with the same index.
@@ -41,9 +42,9 @@ class LeftToRightText:
             positions.append([index for index, _ in order])
             places.append([place for place, (_, is_token) in enumerate(order) if not is_token])
             labels.append([text[index] for index in indices])
-        padded, most = stack_rows(ids, pad_id), max(1, *(len(indices) for indices in targets), 0)
+        padded, max_targets = stack_rows(ids, pad_id), max(1, *(len(indices) for indices in targets), 0)
         length = padded.shape[1]
-        where = stack_rows(places, length, most)
+        where = stack_rows(places, length, max_targets)
         is_mask = torch.zeros(len(texts), length + 1, dtype=torch.bool).scatter_(1, where, True)[:, :length]
         causal = torch.ones(length, length, dtype=torch.bool).tril() & ~is_mask.unsqueeze(1)
         return LeftToRightText(
@@ -51,7 +52,7 @@ class LeftToRightText:
             mask=causal | torch.eye(length, dtype=torch.bool),
             positions=stack_rows(positions, 0, length),
             places=where.masked_fill(where == length, 0),
-            labels=stack_rows(labels, IGNORE, most),
+            labels=stack_rows(labels, IGNORE, max_targets),
         )
 
 

@@ -18,7 +18,7 @@ class GroundingBatch(Batch):
         pixels: (N, 3, H, W) uint8.
         text: N phrases.
         boxes_cxcywh: (N, M, 4) float32, centre and size relative to the image.
-        present: (N, M) bool, False for boxes that fill up the boxes of a phrase.
+        present: (N, M) bool, False for boxes that are only padding.
         valid: (N,) bool, examples that count.
     """
 

@@ -28,8 +28,8 @@ def weighted_sum(losses: Losses, divisors: Mapping[str, Tensor]) -> tuple[Tensor
 
     Args:
         losses: losses of a micro-batch.
-        divisors: for each loss, the number of examples or tokens that count, which is the model's ``counts(batch)`` summed over
-            the ranks and micro-batches of the step; at least 1.
+        divisors: for each loss, the number of examples or tokens that count, at least 1: the model's ``counts(batch)``, summed
+            over the ranks and micro-batches of the step.
 
     Returns:
         The averaged losses, (K,) for K losses, and their weighted sum, a scalar.
@@ -48,8 +48,8 @@ def weighted_sum(losses: Losses, divisors: Mapping[str, Tensor]) -> tuple[Tensor
 @dataclass(frozen=True)
 class Work:
     """Size of a step. ``samples``: examples that count; ``images``: images, including frames; ``tokens``: tokens, excluding
-    padding and masked copies; ``flops``: forward and backward (:mod:`models.core.flops`). NaN if unknown before the step, or if
-    not counted."""
+    padding and masked copies; ``flops``: forward and backward (:mod:`models.core.flops`). Values are NaN if they are unknown
+    before the step or not counted."""
 
     samples: float = 0
     images: float = 0

@@ -13,7 +13,8 @@ from batches.texts import MaskedText, Text
 
 @dataclass(frozen=True)
 class LongTexts:
-    """The long captions of N examples that have a short one, too. ``valid`` (N,) bool: examples that count and have both."""
+    """The long captions of N examples that also have a short caption. ``valid`` (N,) bool: examples that count and have both
+    captions."""
 
     text: MaskedText
     valid: Tensor
@@ -21,7 +22,7 @@ class LongTexts:
 
 @dataclass(frozen=True)
 class HardNegatives:
-    """Up to K texts for each of N examples that are wrong, though they resemble its text. ``text``: N * K texts; the K texts of
+    """For each of N examples, up to K texts that are wrong but resemble the example's text. ``text``: N * K texts; the K texts of
     example n begin at n * K; ``valid`` (N, K) bool: texts that count."""
 
     text: Text
@@ -57,9 +58,9 @@ class RegionBatch:
     ``pixels`` (I, 3, H, W) uint8 (or float, normalised). ``image_index`` (R,) int64, the image of each region: **ascending**, so
     that the regions of an image are adjacent. ``patch_mask`` (R, P) bool: the patches of each region, row-major, at least one.
     ``boxes_cxcywh`` (R, 4) float32: centre and size relative to the image. ``is_image`` (R,) bool: True if the text describes the
-    whole image; ``several_boxes`` (R,) bool: True if it describes several boxes, whose patches ``patch_mask`` has. The box loss
-    ignores both. ``valid`` (R,) bool: examples that count. ``long``: long captions of the regions, which have separate
-    losses. ``hard_negatives``: wrong texts for each region.
+    whole image; ``several_boxes`` (R,) bool: True if the text describes several boxes, all of whose patches are in
+    ``patch_mask``. By default, the box losses ignore both kinds of text. ``valid`` (R,) bool: examples that count. ``long``: long
+    captions of the regions, which have separate losses. ``hard_negatives``: wrong texts for each region.
     """
 
     pixels: Tensor
@@ -92,7 +93,7 @@ class TranslationBatch:
 
 
 LONG = "long_"
-"""Begins the name of a stream of long captions."""
+"""Prefix of the name of a stream of long captions."""
 
 
 @dataclass(frozen=True)

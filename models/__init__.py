@@ -2,8 +2,8 @@
 
 Read in this order:
 
-1. :mod:`models.reference`: all losses of pre-training on one page, in the simplest form. The other modules compute the same
-   losses, but faster.
+1. :mod:`models.reference`: all pre-training losses on one page, in the simplest form. The other modules compute the same losses
+   faster.
 2. :mod:`models.pretraining.streams`: the same losses as they run in training, stream by stream; :mod:`models.pretraining.model`:
    the model, and its forward pass, which covers all streams.
 3. :mod:`models.core.vision`, :mod:`models.core.text`, :mod:`models.core.fusion`: the encoders; :mod:`models.core.blocks`: the

@@ -1,4 +1,4 @@
-"""Strict loading of weights, with a report: published checkpoints, BEiT-2 and BERT files, and our own files."""
+"""Strict loading of weights, with a report, from published checkpoints, BEiT-2 and BERT files, and our own files."""
 
 from models.checkpoints.initialise import InitConfig, initialise
 from models.checkpoints.loading import load_published, load_weights

@@ -1,6 +1,7 @@
 """Conversion of weights from the published names to ours and back, bit for bit.
 
-Names are changed. Copies and computed buffers, which only the published files have, are dropped and restored.
+Tensors are renamed. Copies and computed buffers, which exist only in published files, are dropped in one direction and restored
+in the other.
 """
 
 from __future__ import annotations
@@ -31,22 +32,24 @@ from utils.files import expanded
 from utils.weight_file import read_about
 
 PUBLISHED = "published"
-"""Key in the header of a converted file. The value is a :class:`Form` as plain values."""
+"""Key in the header of a converted file. The value is a :class:`Form`, as plain values."""
 BIAS_TABLES = re.compile(r"(vision_encoder\.(?:.*\.)?)relative_position_bias_table")
 POSITIONS = re.compile(r"(.*\.embeddings\.)position_embeddings\.weight")
 MOST_INDEX_BYTES = 4 << 30
-"""Maximum number of bytes for the indices of all tables. Each index grows with the fourth power of its grid's side."""
+"""Maximum number of bytes for the indices of all tables. The size of an index grows with the fourth power of the side of its
+grid."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """Facts about a published file that our names do not show: its layout, and the computed tensors that it lacks."""
+    """Facts about a published file that our tensor names do not show: its layout, and the computed tensors that are missing in
+    it."""
 
     layout: Layout
     absent: tuple[str, ...] = ()
 
     def as_plain(self) -> dict[str, Any]:
-        """Plain values for a file's header."""
+        """Returns plain values for the header of a file."""
         return {
             "masked_words": self.layout.masked_words,
             "fused_apart": self.layout.fused_apart,
@@ -77,12 +80,12 @@ def was_published(path: str | Path) -> bool:
 def to_ours(state: Mapping[str, Tensor], *, shared_words: bool | None = None) -> tuple[dict[str, Tensor], Form]:
     """Rename tensors from the published names to ours, and drop the copies and buffers that :func:`to_published` restores.
 
-    Tensors that our models do not have keep their names, and so do buffers that differ from what we compute.
+    Tensors that our models do not have keep their names, as do buffers that differ from those that we compute.
 
     Args:
         state: tensors of a published file.
-        shared_words: True if the answer decoder uses the text encoder's words; equal copies of them are then dropped. If None,
-            True for files with XLM-R, as in the authors' code.
+        shared_words: True if the answer decoder uses the text encoder's word table; equal copies of the table are then dropped.
+            If None, True for files with XLM-R, as in the authors' code.
 
     Raises:
         UserError: if two copies of a tied tensor differ, or if two tensors would get the same name.
@@ -96,7 +99,9 @@ def to_ours(state: Mapping[str, Tensor], *, shared_words: bool | None = None) ->
             continue
         kept = None if is_buffer(name) else rename(name)
         if (target := kept or name) in ours:
-            raise UserError(f"{name} is a second tensor for {target}; the file mixes two layouts, take the original")
+            raise UserError(
+                f"{name} is a second tensor for {target}; the file mixes two layouts: use the original file"
+            )
         ours[target] = tensor
     made = _published(ours, layout)
     absent = tuple(name for name in made if name not in state)
@@ -108,10 +113,12 @@ def to_published(ours: Mapping[str, Tensor], form: Form | None = None) -> tuple[
 
     Args:
         ours: tensors with our names.
-        form: form of the published file that they come from; if None, the form in which the authors' code saves this model.
+        form: form of the published file from which the tensors come; if None, the form in which the authors' code saves this
+            model.
 
     Returns:
-        The tensors with their published names, tied tensors twice in one storage, and the names without a published counterpart.
+        The tensors with their published names, where tied tensors occur twice with a shared storage; and the names that have no
+        published counterpart.
     """
     layout = Layout.of_ours({name: tuple(tensor.shape) for name, tensor in ours.items()})
     form = form or Form(layout)
@@ -136,7 +143,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _copies_of(state: Mapping[str, Tensor], shared_words: bool) -> list[str]:
-    """Names of the tensors in a published file that are copies of other tensors in it.
+    """Names of the tensors in a published file that are copies of other tensors in the file.
 
     Raises:
         UserError: if a copy is not equal to its original, although the models tie them.
@@ -149,7 +156,7 @@ def _copies_of(state: Mapping[str, Tensor], shared_words: bool) -> list[str]:
         if same_bits(state[copy], state[original]):
             copies.append(copy)
         elif copy not in shared:
-            raise UserError(f"{copy} differs from {original}, to which all models tie it; use another file")
+            raise UserError(f"{copy} differs from {original}, to which all models tie it; use a different file")
     return copies
 
 
@@ -178,7 +185,8 @@ def computed_buffers(published: Mapping[str, Tensor]) -> dict[str, Callable[[], 
             buffers[f"{match[1]}position_ids"] = functools.partial(_position_ids, tensor.shape[0])
     if index_bytes > MOST_INDEX_BYTES:
         raise UserError(
-            f"the indices of its position biases would take {index_bytes:,} bytes, more than in any real model; use another file"
+            f"the indices of its position biases would take {index_bytes:,} bytes, more than in any real model; use "
+            "a different file"
         )
     return buffers
 

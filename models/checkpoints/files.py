@@ -25,16 +25,16 @@ WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DistributedDataParallel and torch.compile add to every name."""
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _INFLATED = 8
-"""Maximum ratio of the bytes of a file's tensors to its size. Published files store some tensors once under two names."""
+"""Maximum ratio of the bytes of a file's tensors to its size. Published files store some tensors only once for two names."""
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """The tensors of a file, and how the file held them.
+    """The tensors of a file, and how they were stored in the file.
 
     Attributes:
         tensors: the tensors by name.
-        key: key of the nested dictionary that held the tensors; None if the tensors were not nested.
+        key: key of the nested dictionary that contained the tensors; None if the tensors were not nested.
         beside: names of everything else in the file.
         prefix: prefix that was removed from every name.
     """
@@ -53,7 +53,8 @@ def read_weights(path: str | Path, *, merge: bool = True) -> dict[str, Tensor]:
 
     Args:
         path: path of the file.
-        merge: add low-rank adapters in the file to the weights of their layers; if False, return both unchanged.
+        merge: whether to merge low-rank adapters in the file into the weights of their layers; if False, adapters and weights are
+            returned unchanged.
 
     Raises:
         UserError: if the file is missing, damaged, not a weight file (a web page, a git-lfs pointer), or needs to run code.
@@ -62,7 +63,7 @@ def read_weights(path: str | Path, *, merge: bool = True) -> dict[str, Tensor]:
 
 
 def read_weight_file(path: str | Path, *, merge: bool = True) -> WeightFile:
-    """Read the tensors of a file, and how the file held them; see :func:`read_weights`."""
+    """Read the tensors of a file and how they were stored; see :func:`read_weights`."""
     path = expanded(path)
     if not path.is_file():
         raise UserError(f"{path}: no such weight file")
@@ -71,14 +72,15 @@ def read_weight_file(path: str | Path, *, merge: bool = True) -> WeightFile:
         if path.suffix == ".safetensors":
             tensors = load_file(path)
             if is_damaged(path, tensors):
-                raise UserError(f"{path} is damaged: its weights do not match their hash; use another file")
+                raise UserError(f"{path} is damaged: its weights do not match their hash; use a different file")
             if merge and has_adapters(tensors):
                 tensors = merged(tensors, read_about(path), str(path))
             return _unwrapped(tensors)
         refuse_inflating(path)
-        # Published checkpoints hold their command line in addition to the weights. An argparse namespace is plain data.
+        # Published checkpoints contain their command line in addition to the weights. An argparse namespace is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            # Map the file, so that only the tensors that are used are read. Files in torch's old format cannot be mapped.
+            # Map the file into memory, so that only the tensors that are used are read. Files in torch's old format cannot be
+            # mapped.
             mapped = zipfile.is_zipfile(path)
             content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
@@ -120,7 +122,8 @@ def _require_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
     size = path.stat().st_size
     if total > _INFLATED * size:
         raise UserError(
-            f"{path}: its tensors take {total:,} bytes, and the file has {size:,}; save each tensor once with torch.save"
+            f"{path}: its tensors take {total:,} bytes, and the file has {size:,}; save each tensor once with "
+            "torch.save"
         )
 
 

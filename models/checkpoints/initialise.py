@@ -1,7 +1,7 @@
 """Initialisation of models.
 
-Pre-training starts from a BEiT-2 file and a BERT folder or name (section 4.2). Everything else starts from a checkpoint, whose
-text encoder may be replaced by another one (section 4.6).
+Pre-training starts from a BEiT-2 file and a BERT folder or name (section 4.2). All other runs start from a checkpoint, whose text
+encoder may be replaced (section 4.6).
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ NOT_OURS = {
 _TEXT_ALONE = ("text.",)
 _TEXT_AND_ABOVE = ("text.", "fusion.", "word_head.")
 LAYER_SCALE = re.compile(r"\.(gamma(_[12])?|ls[12]\.\w+|layer_scale\d?\.\w+|lambda[12])$")
-"""End of the names of LayerScale's factors in the libraries."""
+"""Suffixes of the names of LayerScale factors in the libraries."""
 TIED_TO_EMBEDDING = re.compile(r"(cls\.predictions|lm_head)\.decoder\.(weight|bias)")
 
 
 class InitConfig(Config):
-    """Where the weights start from. Parts without a source start from random numbers."""
+    """The sources of the initial weights. Parts without a source start from random weights."""
 
     vision: InputFile | None = Field(
         None,
-        description="weights of the vision encoder: a BEiT-2 file (.pth or .safetensors), a timm name with its tag, such as "
-        "timm:beitv2_base_patch16_224.in1k_ft_in22k, a Hub name with the prefix hf:, or the folder of a Hugging "
-        "Face model",
+        description="weights of the vision encoder: a BEiT-2 file (.pth or .safetensors), a timm name with its tag, "
+        "such as timm:beitv2_base_patch16_224.in1k_ft_in22k, a Hub name with the prefix hf:, or the folder of a "
+        "Hugging Face model",
     )
     text: InputModel | None = Field(None, description="weights of the text encoder: a folder or a Hugging Face name")
     checkpoint: InputWeights | None = Field(
         None,
-        description="weights of the whole model: a published X²-VLM file, one of our weight files, or the folder of a run; if"
-        " `text` is set, too, the text encoder comes from `text` and everything else from the checkpoint",
+        description="weights of the whole model: a published X²-VLM file, one of our weight files, or the folder of "
+        "a run; if `text` is also set, the text encoder comes from `text` and everything else from the checkpoint",
     )
     new_text: bool = Field(
         False,
@@ -67,23 +67,25 @@ class InitConfig(Config):
 
 
 def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
-    """Load the weights that ``config`` names. The reports say what was loaded, resized, copied and left fresh.
+    """Load the weights that ``config`` names. The reports say what was loaded, resized, copied or left fresh.
 
     Raises:
         UserError: if a file cannot be read or does not fit the model.
     """
     if config.checkpoint and config.vision:
-        raise UserError("init: give either checkpoint, or vision and text, not checkpoint and vision")
+        raise UserError("init: give either checkpoint, or vision and text, but not both checkpoint and vision")
     if config.new_text and not config.checkpoint:
         raise UserError(
-            "init.new_text says that init.checkpoint has another text encoder; give the checkpoint, or remove it"
+            "init.new_text says that init.checkpoint has a different text encoder; give init.checkpoint, or remove "
+            "init.new_text"
         )
     if config.checkpoint:
         replaced = config.new_text or config.text is not None
         report = load_weights(model, config.checkpoint, new_text=replaced)
         if not report.loaded:
             raise UserError(
-                f"init.checkpoint: {config.checkpoint} contains no tensor of this model; give a checkpoint of X²-VLM or a run"
+                f"init.checkpoint: {config.checkpoint} contains no tensor of this model; give a checkpoint of X²-VLM "
+                "or a run"
             )
         if config.text is None:
             return [report]
@@ -96,8 +98,8 @@ def initialise(model: XVLM, config: InitConfig) -> list[LoadReport]:
         published = pretrained_weights(config.vision, "init.vision")
         if published is None and not expanded(config.vision).is_file() and not looks_like_path(config.vision):
             raise UserError(
-                f"init.vision: {config.vision} is not a file; for weights of timm give timm:{config.vision}, for weights of the "
-                f"Hub hf:{config.vision}"
+                f"init.vision: {config.vision} is not a file; for weights from timm give timm:{config.vision}, for "
+                f"weights on the Hub hf:{config.vision}"
             )
         report = init_vision(model, published or read_weights(config.vision), config.vision)
         if published is not None:
@@ -129,16 +131,18 @@ def random_parameters(model: XVLM, reports: list[LoadReport]) -> list[str]:
 
 
 def loaded_weights(model: XVLM, reports: list[LoadReport]) -> LoadedWeights:
-    """Returns where the weights come from: the number of parameters from each file and of random parameters, by part of the
-    model; in detail, the random parameters, and what happened to the tensors of each file."""
+    """Returns where the weights come from. The summary has the numbers of parameters from each file and of random parameters, by
+    part of the model; the details list the random parameters and what happened to the tensors of each file."""
     random = random_parameters(model, reports)
     counts = [f"{_parts(sorted(report.loaded))} from {report.source}" for report in reports]
     lines = []
     if reports and reports[0].text_left_out:
         fusion = model.fusion.config
         sizes = f"width {fusion.width}, {fusion.heads} heads, intermediate {fusion.intermediate}, eps {fusion.eps:g}"
-        lines.append("  the text encoder is another than the checkpoint's")
-        lines.append(f"  the fusion has {sizes}; where the checkpoint's has others, give them in model.fusion")
+        lines.append("  the text encoder differs from the checkpoint's")
+        lines.append(
+            f"  the fusion encoder has {sizes}; if the checkpoint's fusion encoder has different values, set them in model.fusion"
+        )
     partly = {name.split(".")[0] for name in {name for name, _ in model.named_parameters()} - set(random)}
     lines += [
         f"  random {part}.*" for part in dict.fromkeys(name.split(".")[0] for name in random) if part not in partly
@@ -155,7 +159,8 @@ def _parts(names: Sequence[str]) -> str:
 
 
 def _is_head(name: str) -> bool:
-    """True if a parameter belongs to a head. Frame positions do: published files have them outside the vision encoder."""
+    """True if a parameter belongs to a head. Frame positions count as a head, because published files have them outside the
+    vision encoder."""
     return name == FRAME_POSITIONS or not name.startswith(("vision.", "text.", "fusion.", "word_head."))
 
 
@@ -183,8 +188,8 @@ def init_vision(model: XVLM, state: dict[str, Tensor], source: str) -> LoadRepor
 
 
 def _require_same_model(report: LoadReport, model: XVLM) -> None:
-    """Raises :class:`UserError` if weights of a library do not fit the backbone: a parameter is missing in them, or a block that
-    they have is missing in the model. Other tensors, such as a head's, may be left."""
+    """Raises :class:`UserError` if weights of a library do not fit the backbone: a parameter is missing in the weights, or a
+    block in the weights is missing in the model. Other tensors, such as those of a head, may remain unused."""
     missing = [name for name in report.fresh if name.startswith(BACKBONE)]
     surplus = [name for name in report.unused if re.search(r"\.\d+\.", name)]
     if missing and not surplus and all(LAYER_SCALE.search(name) for name in missing):
@@ -195,16 +200,17 @@ def _require_same_model(report: LoadReport, model: XVLM) -> None:
     if missing or surplus:
         what = f"lacks {len(missing)} of its parameters ({missing[0]}, …)" if missing else f"has more ({surplus[0]}, …)"
         raise UserError(
-            f"init.vision: {report.source} is another model than model.vision.backbone, {model.config.vision.backbone}: it "
-            f"{what}; name the same model in both"
+            f"init.vision: {report.source} is a different model from model.vision.backbone, "
+            f"{model.config.vision.backbone}: it {what}; name the same model in both keys"
         )
 
 
 def _text_weights(model: XVLM, source: str) -> dict[str, Tensor]:
-    """The weights of a text encoder. The library loads the weights of its own models, since it knows their older names."""
+    """The weights of a text encoder. Weights of the library's own models are loaded by the library, since it knows their older
+    names."""
     if isinstance(model.text, HubTextEncoder) and not expanded(source).is_file():
         config = copy.deepcopy(model.text.model.config)
-        if model.config.text.max_positions is not None:  # the library itself does not load a table of another size
+        if model.config.text.max_positions is not None:  # the library itself does not load a table of a different size
             config.max_position_embeddings = hub_config_of(source).max_position_embeddings
         return part_weights(source, config, "init.text")
     return read_hub_weights(source, "init.text")
@@ -213,10 +219,10 @@ def _text_weights(model: XVLM, source: str) -> dict[str, Tensor]:
 def init_text(model: XVLM, state: dict[str, Tensor], source: str, *, alone: bool = False) -> LoadReport:
     """Load BERT weights into the text encoder, and copy its last layers to the fusion layers, whose cross-attention stays fresh.
 
-    With ``alone``, only the text encoder is loaded, because fusion and word head come from a checkpoint.
+    With ``alone``, only the text encoder is loaded, because the fusion encoder and the word head come from a checkpoint.
 
     If the file has k times the layers of the text encoder, every k-th layer is used: layers 1, 3, … 23 to reduce 24 layers to 12,
-    as the released code does for BERT large. It is not published how the authors made the 12-layer file for their `large`.
+    as the released code does for BERT large. The authors have not published how they made the 12-layer file for their `large`.
     """
     report = LoadReport(source)
     if isinstance(model.text, HubTextEncoder):
@@ -256,7 +262,8 @@ def init_text(model: XVLM, state: dict[str, Tensor], source: str, *, alone: bool
 def _init_hub_text(
     model: XVLM, text: HubTextEncoder, state: dict[str, Tensor], report: LoadReport, alone: bool
 ) -> LoadReport:
-    """Load an encoder outside the BERT and RoBERTa families, whose file has Hugging Face's names. The fusion stays fresh."""
+    """Load an encoder outside the BERT and RoBERTa families, whose file has Hugging Face's names. The fusion encoder stays
+    fresh."""
     prefix = f"{text.model.base_model_prefix}."
     assign(model, state, report, lambda name: f"text.model.{name.removeprefix(prefix)}")
     report.fresh = [name for name in report.fresh if name.startswith(_TEXT_ALONE if alone else _TEXT_AND_ABOVE)]

@@ -30,23 +30,23 @@ from optim.lora import has_adapters
 from utils.errors import UserError
 
 BACKBONE = "vision.backbone."
-"""Start of the names of the parameters of the vision backbone."""
+"""Prefix of the parameter names of the vision backbone."""
 TEXT_POSITIONS = re.compile(r"(text|decoder)\.(.*\.)?position_embeddings?\.weight")
-"""Names of the tables of positions of a text encoder, ours or a library's, and of an answer decoder."""
+"""Names of the position tables of text encoders, ours or a library's, and of answer decoders."""
 OWN_WORDS = "decoder.embeddings.word_embeddings.weight"
-"""A parameter that a model has only if its answer decoder does not share the text encoder's words."""
+"""A parameter that a model has only if its answer decoder does not share the text encoder's word table."""
 
 
 REMEDY = (
-    "if model.text is meant to be another encoder than the checkpoint's, name its weights in init.text, or set "
-    "init.new_text=true to start it from random numbers"
+    "if model.text is meant to be a different encoder from the checkpoint's, name its weights in init.text, or "
+    "set init.new_text=true to start it from random weights"
 )
 
 
 def load_weights(model: XVLM, path: str | Path, *, new_text: bool = False) -> LoadReport:
     """Load one of our own checkpoint files or a published one into ``model``; see :func:`load_published`.
 
-    Adapters in the file are merged into the weights of their layers, unless the model has adapters, too.
+    Adapters in the file are merged into the weights of their layers, unless the model also has adapters.
     """
     state = read_weights(path, merge=not has_adapters(model.state_dict()))
     if is_published(state):
@@ -67,12 +67,12 @@ def load_published(model: XVLM, state: dict[str, Tensor], source: str, *, new_te
     """Load a state dict with the published names. Bias tables are resized to the model's grid.
 
     Parameters that are not in the file stay unchanged and are reported as fresh. Tensors without a parameter in the model are
-    reported as unused. Call :meth:`LoadReport.require_complete` to raise an error in these cases. With ``new_text``, the model's
-    text encoder differs from the file's: the text encoder, and all parameters with a row for each word of its vocabulary, stay
-    unchanged.
+    reported as unused. Call :meth:`LoadReport.require_complete` to turn fresh parameters and unused tensors into an error. With
+    ``new_text``, the model's text encoder differs from the file's: the text encoder, and all parameters with a row for each entry
+    of its vocabulary, stay unchanged.
 
     Raises:
-        UserError: if a shape or the depth of an encoder does not fit, or two copies of a tied tensor differ.
+        UserError: if a shape or the depth of an encoder does not fit, or if two copies of a tied tensor differ.
     """
     report = LoadReport(source, published=True)
     kept: dict[str, Tensor] = {}
@@ -125,7 +125,7 @@ def _without_text(
     kept = {}
     for name, tensor in state.items():
         if OF_THE_VOCABULARY.fullmatch(rename(name) or ""):
-            report.dropped[name] = "the model has another text encoder"
+            report.dropped[name] = "the model has a different text encoder"
         else:
             kept[name] = tensor
     return kept
@@ -165,7 +165,7 @@ def assign(
 def _copies(
     model: XVLM, named: Sequence[tuple[str, str | None, Tensor]], report: LoadReport
 ) -> list[tuple[str, str, Tensor]]:
-    """Tensors that the model copies from a pre-training checkpoint (:meth:`~models.core.xvlm.XVLM.copied_from`). The copies are
+    """The tensors that the model copies from a pre-training checkpoint (:meth:`~models.core.xvlm.XVLM.copied_from`). Copies are
     recorded in ``report``."""
     wanted = model.copied_from()
     sources = {ours: (name, tensor) for name, ours, tensor in named if ours is not None}
@@ -177,9 +177,9 @@ def _copies(
 
 
 def fit(name: str, tensor: Tensor, parameter: Tensor, model: XVLM, report: LoadReport) -> Tensor:
-    """Resize ``tensor`` to ``parameter`` if it is a table of position biases or positions for another grid, of frame positions
-    for another number of frames, or, with ``model.text.max_positions``, of positions of tokens. Other tensors are returned
-    unchanged."""
+    """Resize ``tensor`` to ``parameter`` if it is a table of position biases or positions for a different grid, of frame
+    positions for a different number of frames, or, with ``model.text.max_positions``, of token positions. Other tensors are
+    returned unchanged."""
     if name == FRAME_POSITIONS and tensor.shape != parameter.shape:
         return _fit_frames(name, tensor, parameter, report)
     stretches = model.config.text.max_positions is not None
@@ -202,12 +202,12 @@ def fit(name: str, tensor: Tensor, parameter: Tensor, model: XVLM, report: LoadR
 
 
 def _rows(table: Tensor) -> int:
-    """The number of rows of a table of positions, whose last axis is the width, or the number of heads."""
+    """The number of rows in a table of positions, whose last axis is the width or the number of heads."""
     return table.shape[:-1].numel()
 
 
 def _fit_frames(name: str, tensor: Tensor, parameter: Tensor, report: LoadReport) -> Tensor:
-    """The first frames of ``tensor``. Frames that it lacks are taken from ``parameter`` (as released)."""
+    """The first frames of ``tensor``. Missing frames are taken from ``parameter`` (as released)."""
     if tensor.dim() != 4 or tensor.shape[2:] != parameter.shape[2:]:
         return tensor
     both = min(tensor.shape[1], parameter.shape[1])

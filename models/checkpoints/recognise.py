@@ -1,4 +1,5 @@
-"""Recognises weight files by names and shapes alone: model, task, sizes, resolution, frames and vocabulary."""
+"""Recognises weight files by the names and shapes of their tensors alone: model, task, sizes, resolution, frames and
+vocabulary."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ VOCABULARIES = {
     50265: ("RoBERTa", "RoBERTa, English"),
     250002: ("XLM-R", "XLM-R, 100 languages"),
 }
-"""Vocabulary sizes of published tokenizers -> encoder, and tokenizer with its languages."""
+"""Vocabulary size of each published tokenizer -> name of the encoder, and a description of the tokenizer with its languages."""
 SIZES = {(768, 12): "base", (1024, 24): "large"}
 """Width and number of layers of a vision encoder, or of BERT."""
 THEIR_OWN = "their own"
@@ -41,15 +42,15 @@ OLDER = {
     "CLIP's vision transformer": re.compile(r"vision_encoder\.encoder\.layers\.\d+\."),
     "a vision transformer without relative positions": re.compile(r"vision_encoder\.blocks\.\d+\."),
 }
-"""Vision encoders of X-VLM and CCLM, whose other parts have the same names as in X²-VLM. The first matching pattern counts."""
+"""Vision encoders of X-VLM and CCLM, whose other parts have the same names as in X²-VLM. The first matching pattern applies."""
 XLM_R_WORDS = 250002
 SWIN_MASK = "vision_encoder.layers.0.blocks.1.attn_mask"
-"""A buffer of a Swin transformer: (windows, patches per window, patches per window)."""
+"""Name pattern of a buffer of Swin transformers, (windows, patches per window, patches per window)."""
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Sizes of an encoder. ``heads`` may be None, because not all shapes show it."""
+    """Sizes of an encoder. ``heads`` may be None, because shapes do not always show the number of heads."""
 
     width: int
     layers: int
@@ -58,12 +59,13 @@ class Stack:
 
 @dataclass(frozen=True)
 class Recognised:
-    """The kind and the sizes of a weight file; None for parts that the file does not have, and for sizes that no shape shows.
+    """The kind and the sizes of a weight file. Values are None for parts that are not in the file, and for sizes that no shape
+    shows.
 
     Attributes:
         kind: such as "X²-VLM"; None if the file was not recognised.
         names: "ours", "published" or :data:`THEIR_OWN`.
-        shapes: shapes by our names, without copies and buffers.
+        shapes: shapes of the tensors, by our names, without copies and buffers.
         grid: number of patches along a side of an image.
     """
 
@@ -119,7 +121,7 @@ def recognise(shapes: Shapes) -> Recognised:
 
 
 def in_our_names(names: Collection[str]) -> dict[str, str]:
-    """Map our name of each tensor to its name in the file. Copies and buffers are skipped; unknown names stay the same."""
+    """Map our name of each tensor to the tensor's name in the file. Copies and buffers are skipped; unknown names are kept."""
     if is_published(names):
         layout = Layout.of_published(names)
         rename = published_to_ours(layout.text_layers)
@@ -135,7 +137,7 @@ def in_our_names(names: Collection[str]) -> dict[str, str]:
 
 
 def _kind_of(shapes: Shapes, ours: Shapes) -> tuple[str | None, str]:
-    """The kind of the file, and whose names it uses."""
+    """The kind of the file, and which naming scheme it uses."""
     if is_published(shapes):
         apart = any(name.startswith(FUSED_APART) for name in shapes)
         multilingual = apart or ours.get(WORDS, ())[:1] == (XLM_R_WORDS,)
@@ -169,7 +171,7 @@ def _is_swin(names: Collection[str]) -> bool:
 
 
 def _task_of(ours: Mapping[str, tuple[int, ...]]) -> str:
-    """The task, recognised by the heads."""
+    """The task, recognised from the heads."""
     parts = {name.split(".")[0] for name in ours}
     if "decoder" in parts:
         return "vqa"

@@ -1,4 +1,5 @@
-"""Errors for weight files that are refused: what the file is or holds, and the remedy. Nothing in a pickle is imported or run."""
+"""Errors for weight files that are refused: what the file is or contains, and the remedy. Nothing in a pickle is imported or
+run."""
 
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ from typing import Any
 from utils.errors import UserError
 
 STATE_KEYS = ("model", "module", "state_dict")
-"""Keys under which checkpoints keep their weights if they hold other things, too."""
+"""Keys under which checkpoints store their weights if they also contain other things."""
 _PLAIN = ("torch.", "collections.OrderedDict", "argparse.Namespace", "_codecs.encode", "builtins.set")
-"""Classes and functions that weight files may name."""
+"""Classes and functions that weight files may refer to."""
 _LEGACY_HEADERS = 3
-"""Number of pickles before the content in a file in torch's old format: magic number, version, machine."""
+"""Number of pickles that precede the content in a file in torch's old format: magic number, version, machine."""
 _NAMED = 3
 
 
@@ -34,16 +35,17 @@ def check_start(path: Path) -> None:
         )
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         raise UserError(
-            f"{path} is an HTML page, not weights: the server answered with a page (login, quota, preview); download the file "
-            "itself"
+            f"{path} is an HTML page, not weights: the server sent a web page (login, quota, preview); download the "
+            "file itself"
         )
     if start.startswith(b"\x1f\x8b") or start[257:262] == b"ustar":
         raise UserError(f"{path} is an archive, not a weight file; unpack it and name the file inside")
 
 
 def refusal(path: Path, error: Exception) -> UserError:
-    """The error for a file that PyTorch refuses to load as weights: what else it pickles, and how to save the weights alone."""
-    names, content = _look(path)
+    """The error for a file that PyTorch refuses to load as weights. It says what else the file pickles, and how to save the
+    weights alone."""
+    names, content = _inspect(path)
     if not names:
         named = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
         names = [named[1]] if named else []
@@ -62,8 +64,8 @@ def refusal(path: Path, error: Exception) -> UserError:
     load = f"torch.load({str(path)!r}, map_location='cpu', weights_only=False)"
     kept = f"{load}{part}" if part else f"{{k: v for k, v in {load}.items() if torch.is_tensor(v)}}"
     return UserError(
-        f"{path} pickles {listed}, and no code of a file is run: save only {what}. If you trust the file, where its code is "
-        f"installed: import torch; torch.save({kept}, {str(out)!r})"
+        f"{path} pickles {listed}, and no code of a file is run: save only {what}. If you trust the file, where its "
+        f"code is installed: import torch; torch.save({kept}, {str(out)!r})"
     )
 
 
@@ -92,7 +94,7 @@ class _Inert:
         pass
 
 
-class _Looker(pickle.Unpickler):
+class _PickleInspector(pickle.Unpickler):
     """Builds plain containers, and inert objects for everything else. ``names`` collects suspicious classes and functions."""
 
     def __init__(self, file: Any):
@@ -111,8 +113,8 @@ class _Looker(pickle.Unpickler):
         return _Inert()
 
 
-def _look(path: Path) -> tuple[list[str], Any]:
-    """The classes and functions that a file pickles in addition to weights, and its content with inert objects.
+def _inspect(path: Path) -> tuple[list[str], Any]:
+    """The classes and functions that a file pickles in addition to weights, and the content of the file, with inert objects.
 
     Returns an empty list and None if the file cannot be inspected.
     """
@@ -121,16 +123,16 @@ def _look(path: Path) -> tuple[list[str], Any]:
             with zipfile.ZipFile(path) as archive:
                 name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
                 with archive.open(name) as file:
-                    looker = _Looker(file)
-                    return _names_and(looker, looker.load())
+                    inspector = _PickleInspector(file)
+                    return _names_and_content(inspector, inspector.load())
         with path.open("rb") as file:
             for _ in range(_LEGACY_HEADERS):
-                _Looker(file).load()
-            looker = _Looker(file)
-            return _names_and(looker, looker.load())
+                _PickleInspector(file).load()
+            inspector = _PickleInspector(file)
+            return _names_and_content(inspector, inspector.load())
     except Exception:  # a damaged pickle can raise almost any exception
         return [], None
 
 
-def _names_and(looker: _Looker, content: Any) -> tuple[list[str], Any]:
-    return list(looker.names), content
+def _names_and_content(inspector: _PickleInspector, content: Any) -> tuple[list[str], Any]:
+    return list(inspector.names), content

@@ -1,4 +1,4 @@
-"""Tables that rename published names to ours and back. All mapping between the two is in this module."""
+"""Tables that map published names to ours and back. All mapping between the two naming schemes is in this module."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PREFIXES = {
 }
 NAMES = {"temp": "contrastive.temperature", "absolute_frame_pos_embed": "vision.frame_positions"}
 FUSED_APART = "cross_encoder."
-"""Prefix that occurs only in files whose fusion encoder is separate from the text encoder, which are the files with XLM-R."""
+"""Prefix that occurs only in files whose fusion encoder is separate from the text encoder. These are the files with XLM-R."""
 MASKED_WORDS = ("text_encoder.bert.", "text_encoder.cls.")
 """Prefixes that occur only in files whose text encoder is transformers' BERT for masked words, with its word head."""
 NO_MASKED_WORDS = ("text_encoder.embeddings.", "mlm_head.")
@@ -36,7 +36,7 @@ LAYER = re.compile(r"text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.(.*)")
 DROPPED = {
     "relative_position_index": "recomputed from the grid",
     "position_ids": "recomputed from the length",
-    "one_hot": "the label smoothing's target, recomputed",
+    "one_hot": "the target of label smoothing, recomputed",
 }
 """Buffers of the published files that our models compute."""
 
@@ -52,18 +52,19 @@ TIED = {
 SHARED_WORDS = {
     "text_decoder.bert.embeddings.word_embeddings.weight": "text_encoder.embeddings.word_embeddings.weight",
 }
-"""Tensors that files with XLM-R also store twice, if the answer decoder shares XLM-R's words: copy -> original. In other files
-the two differ: with BERT, and in the files of the released xGQA script."""
+"""Tensors that files with XLM-R also store twice, if the answer decoder shares XLM-R's words: copy -> original. In other files,
+which are those with BERT and those of the released xGQA script, the two tensors differ."""
 
 OF_THE_VOCABULARY = re.compile(r"text\..*|(decoder\.)?word_head\.(bias|decoder\..*)|decoder\.embeddings\..*")
-"""Our parameters that are replaced together with the text encoder: its own, and all with a row for each word."""
+"""Our parameters that are replaced together with the text encoder: its own parameters, and all parameters with a row for each
+word."""
 
 
 def published_to_ours(text_layers: int) -> Callable[[str], str | None]:
-    """A function from published names to ours. It returns None for a name that our models do not have.
+    """A function that maps published names to ours. It returns None for names that our models do not have.
 
-    The published text encoder is one stack: its first ``text_layers`` layers are the text encoder, the rest are the fusion. In
-    files with XLM-R the fusion is separate, and all layers of the stack belong to the text encoder.
+    The published text encoder is a single stack: its first ``text_layers`` layers are the text encoder, and the rest are the
+    fusion encoder. In files with XLM-R, the fusion encoder is separate, and all layers of the stack belong to the text encoder.
     """
 
     def rename(name: str) -> str | None:
@@ -83,7 +84,7 @@ def published_to_ours(text_layers: int) -> Callable[[str], str | None]:
 
 
 def is_published(names: Collection[str]) -> bool:
-    """True if a file has the published names. A file with our names can still have a buffer under its published name."""
+    """True if a file has the published names. A file with our names can still contain a buffer with its published name."""
     return _any(names, "vision_encoder.") and not _any(names, "vision.backbone.")
 
 
@@ -107,7 +108,8 @@ class Layout:
 
     @staticmethod
     def of_published(names: Collection[str]) -> Layout:
-        """The layout of a file with these names. In a single stack, the fusion begins at the first layer with cross-attention."""
+        """The layout of a file with these names. In a single stack, the fusion encoder begins at the first layer with
+        cross-attention."""
         layers = [match for match in map(LAYER.fullmatch, names) if match]
         fused = [int(match[1]) for match in layers if match[2].startswith("crossattention.")]
         in_all = 1 + max((int(match[1]) for match in layers), default=-1)
@@ -119,8 +121,8 @@ class Layout:
     def of_ours(shapes: Shapes) -> Layout:
         """The layout in which the authors' code would save a model with these names and shapes of ours.
 
-        With BERT, text encoder and fusion form one stack; with XLM-R, which has one token type, they are separate. A word head
-        without its own table makes the text encoder a BERT for masked words.
+        With BERT, the text encoder and the fusion encoder form one stack; with XLM-R, which has one token type, they are
+        separate. If there is a word head without its own table, the text encoder is a BERT for masked words.
         """
         layers = [int(match[1]) for match in map(_OUR_TEXT_LAYER.match, shapes) if match]
         token_types = shapes.get("text.embeddings.token_type_embeddings.weight", (2,))
@@ -139,7 +141,7 @@ _OUR_LAYER = re.compile(r"(text\.encoder|fusion)\.layer\.(\d+)\.(.*)")
 
 
 def ours_to_published(layout: Layout) -> Callable[[str], str | None]:
-    """The inverse of :func:`published_to_ours`. It returns None for a name that no published file with this layout has."""
+    """The inverse of :func:`published_to_ours`. It returns None for names that no published file with this layout has."""
     forward = published_to_ours(layout.text_layers)
     prefixes = {ours: published for published, ours in PREFIXES.items() if layout.has(published)}
     names = {ours: published for published, ours in NAMES.items()}
@@ -164,7 +166,7 @@ def ours_to_published(layout: Layout) -> Callable[[str], str | None]:
 
 
 def stored_twice(names: Collection[str], layout: Layout) -> dict[str, str]:
-    """The copies that a published file with ``names`` stores, too: copy -> original."""
+    """The copies that a published file with ``names`` also stores: copy -> original."""
     with_decoder = _any(names, "text_decoder.")
     copies = {copy: original for copy, original in SHARED_WORDS.items() if with_decoder and copy not in names}
     for copy, original in TIED.items():

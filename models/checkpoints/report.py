@@ -14,8 +14,8 @@ from utils.errors import UserError
 class LoadReport:
     """A record of what happened to the tensors of a file and to the parameters of a model.
 
-    Names are our names (model side), except in ``dropped`` and ``unused`` (file side). Parameters in ``partly`` were loaded, but
-    some of their rows are fresh.
+    Names are ours (on the model side), except in ``dropped`` and ``unused``, where they are the file's. Parameters in ``partly``
+    were loaded, except for some rows, which are fresh.
     """
 
     source: str
@@ -29,13 +29,13 @@ class LoadReport:
     published: bool = False
     """The file has the published names."""
     text_left_out: bool = False
-    """True if the file's text encoder was skipped, because the model has another one."""
+    """True if the file's text encoder was skipped, because the model has a different text encoder."""
 
     def lines(self) -> list[str]:
-        """Lines for a log: counts of the file's tensors, then all tensors except the plainly loaded ones, grouped by module."""
+        """Lines for a log: counts of the file's tensors, then all tensors that were not simply loaded, grouped by module."""
         counts = (
-            f"{self.source}: {len(self.loaded)} loaded, {len(self.resized)} of them resized, {len(self.copied)} copied, "
-            f"{len(self.dropped)} dropped, {len(self.unused)} unused in the file"
+            f"{self.source}: {len(self.loaded)} loaded, {len(self.resized)} of them resized, {len(self.copied)} "
+            f"copied, {len(self.dropped)} dropped, {len(self.unused)} unused in the file"
         )
         lines = [counts]
         lines += [f"  resized {name}: {how}" for name, how in _grouped(self.resized)]
@@ -47,30 +47,33 @@ class LoadReport:
         return lines
 
     def require_same_depth(self) -> None:
-        """Raise a :class:`UserError` if an encoder has different numbers of layers in file and model. Otherwise half an encoder
-        would be loaded without any error."""
+        """Raise a :class:`UserError` if an encoder does not have the same number of layers in the file and the model. Without
+        this check, half an encoder could be loaded without any error."""
         for encoder, pattern in _LAYERS.items():
             if encoder == "text" and self.text_left_out:
                 continue
             spare = {int(match[1]) for name in self.unused if (match := pattern.match(name))}
             missing = {int(match[1]) for name in self.fresh if (match := pattern.match(name))}
             loaded = {int(match[1]) for name in self.loaded if (match := pattern.match(name))}
-            # A layer with only some fresh parameters is of another kind and left to the caller. A file may lack an encoder.
+            # A layer with only some fresh parameters is of a different kind and left to the caller. An encoder may be missing in a
+            # file.
             missing = missing - loaded if loaded else set()
             if spare or missing:
                 difference = _layers(len(spare), "more") if spare else _layers(len(missing), "fewer")
                 raise UserError(
-                    f"{self.source}: has {difference} in its {encoder} encoder than the model; set {_DEPTH_KEYS[encoder]} to "
-                    "its depth"
+                    f"{self.source}: has {difference} in its {encoder} encoder than the model; set "
+                    f"{_DEPTH_KEYS[encoder]} to its depth"
                 )
 
     def require_complete(self) -> None:
-        """Raise a :class:`UserError` if a parameter stayed fresh, or if a tensor of the file was not used."""
+        """Raise a :class:`UserError` if a parameter stayed fresh, or if a tensor in the file was not used."""
         problems = []
         if self.fresh:
             problems.append(f"{len(self.fresh)} parameters are not in the file ({_some(self.fresh)})")
         if self.unused:
-            problems.append(f"{len(self.unused)} tensors of the file have no place in the model ({_some(self.unused)})")
+            problems.append(
+                f"{len(self.unused)} tensors in the file have no counterpart in the model ({_some(self.unused)})"
+            )
         if problems:
             raise UserError(
                 f"{self.source}: {'; '.join(problems)}; is the model built with the sizes of the checkpoint?"
@@ -107,7 +110,7 @@ def by_module(names: Iterable[str]) -> list[str]:
 
 
 def _by_part(copied: dict[str, str]) -> list[tuple[str, str]]:
-    """Pairs of target and origin. Pairs that differ only in the ends of their names, as in a whole layer, are merged."""
+    """Pairs of target and origin. Pairs that differ only in the ends of their names, such as all pairs of a layer, are merged."""
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for names in copied.items():
         to, of = (_pattern(name).split(".") for name in names)

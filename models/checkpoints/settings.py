@@ -1,4 +1,4 @@
-"""Settings that the shapes of weights do not show. With other values, trained weights load but compute something else."""
+"""Settings that the shapes of weights do not show. With different values, trained weights load but compute different results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Settings = dict[str, Any]
 
 
 def unseen_settings(config: ModelConfig) -> Settings:
-    """The settings of a model that no shape shows, including settings that come from its text encoder."""
+    """The settings of a model that shapes do not show, including settings that come from its text encoder."""
     text, vision, fusion = _text_settings(config.text), config.vision, config.fusion
     return {
         "model.vision.backbone": vision.backbone,
@@ -61,7 +61,7 @@ def _text_settings(config: TextConfig) -> Settings:
 
 
 def model_section(values: Mapping[str, Any]) -> ModelConfig | None:
-    """The encoders in a run's plain config; None if the config is from another version and cannot be compared."""
+    """The encoders in a run's plain config; None if the config is from a different version and cannot be compared."""
     section = of_earlier_version(values.get("model"), ModelConfig)
     if not isinstance(section, dict):
         return None
@@ -100,14 +100,13 @@ def require_same_settings(model: XVLM, trained: ModelConfig, source: str, *, new
             f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in wrong.items()
         )
         raise UserError(
-            f"init.checkpoint: its weights were trained with other settings ({source}): {differences}; set {remedy}"
+            f"init.checkpoint: its weights were trained with different settings ({source}): {differences}; set {remedy}"
         )
 
 
 def _ambiguous(ours: ImageSize, theirs: ImageSize) -> bool:
-    """True if position tables do not fit, although their lengths may not show it.
-
-    Tables of a grid that is not square are never resized, and grids with the same number of patches have tables of one length.
+    """True if position tables do not fit, although their lengths may not show it. Tables for a grid that is not square are never
+    resized, and grids with the same number of patches have tables of the same length.
     """
     (height, width), (their_height, their_width) = sides_of(ours), sides_of(theirs)
     differ = (height, width) != (their_height, their_width)
@@ -115,7 +114,7 @@ def _ambiguous(ours: ImageSize, theirs: ImageSize) -> bool:
 
 
 def _sides(size: ImageSize) -> str:
-    """The sides as a value for the command line, without a space."""
+    """The side lengths as a value for the command line, without spaces."""
     return "[{},{}]".format(*sides_of(size))
 
 
@@ -125,7 +124,8 @@ def unlike_published(model: XVLM) -> list[str]:
     if isinstance(model.text, TextEncoder):
         parts["model.text.arch"] = model.text.block_config
     differences = [
-        f"{key}.heads is {layer.heads} at a width of {layer.width}, a head in published models has {PUBLISHED_HEAD_WIDTH}"
+        f"{key}.heads is {layer.heads} at a width of {layer.width}, a head in published models has "
+        f"{PUBLISHED_HEAD_WIDTH}"
         for key, layer in parts.items()
         if layer.heads * PUBLISHED_HEAD_WIDTH != layer.width
     ]

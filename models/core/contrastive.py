@@ -25,7 +25,7 @@ MAX_TEMPERATURE = 0.5
 
 
 class ContrastiveConfig(Config):
-    """The contrastive loss over the global batch."""
+    """Settings of the contrastive loss, which covers the global batch."""
 
     loss: Literal["softmax", "sigmoid"] = Field(
         "softmax",
@@ -87,8 +87,8 @@ class AligningConfig(ModelConfig):
     def _temperature_is_in_its_range(self) -> AligningConfig:
         if self.temperature < (low := self.contrastive.least_temperature):
             raise ValueError(
-                f"temperature is {self.temperature:g}, but contrastive.least_temperature {low:g}; raise it, or lower "
-                "that"
+                f"temperature is {self.temperature:g}, but contrastive.least_temperature {low:g}; raise the "
+                "temperature or lower the limit"
             )
         return self
 
@@ -124,7 +124,7 @@ class ContrastiveHead(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(model.temperature))
         self.register_parameter("bias", nn.Parameter(torch.tensor(config.bias)) if config.loss == "sigmoid" else None)
         self.cached: Iterator[Callable[[EmbeddedPairs, Sequence[Tensor]], Tensor]] | None = None
-        """Functions that compute the losses of the next forward passes from their pairs and :attr:`scalars`; see
+        """Functions that compute the losses of the next forward passes from the pairs of a pass and :attr:`scalars`; see
         :mod:`models.core.gradient_cache`."""
 
     def embed_pairs(
@@ -137,7 +137,7 @@ class ContrastiveHead(nn.Module):
         hard_negatives: PackedTexts | None = None,
         hard_valid: Tensor | None = None,
     ) -> EmbeddedPairs:
-        """Embed N pairs; other arguments as in :class:`EmbeddedPairs`.
+        """Embed N pairs. For the other arguments, see :class:`EmbeddedPairs`.
 
         Args:
             images: N images, videos or regions; for translations, N texts.
@@ -149,11 +149,11 @@ class ContrastiveHead(nn.Module):
         return EmbeddedPairs(first, self.embed_text(texts), valid, group, same_group, hard, hard_valid)
 
     def embed_image(self, concepts: Concepts) -> Tensor:
-        """Normalised embeddings (R, E) of visual concepts, at least float32."""
+        """Normalised embeddings (R, E) of visual concepts, in float32 or higher precision."""
         return F.normalize(losses.at_least_float32(self.vision_proj(concepts.mean)), dim=1)
 
     def embed_text(self, texts: PackedTexts) -> Tensor:
-        """Normalised embeddings (N, E) of texts, at least float32."""
+        """Normalised embeddings (N, E) of texts, in float32 or higher precision."""
         if self.config.text == "cls":
             return self._embed(texts.cls)
         return self.embed_padded(texts.padded(), texts.packing.mask)
@@ -174,7 +174,7 @@ class ContrastiveHead(nn.Module):
         return (self.temperature,) if self.bias is None else (self.temperature, self.bias)
 
     def clamp_temperature(self) -> None:
-        """Clamp the temperature to its range, before each forward pass (0.001 to 0.5 as released)."""
+        """Clamp the temperature to its range (0.001 to 0.5 as released). To be called before each forward pass."""
         with torch.no_grad():
             self.temperature.clamp_(self.config.least_temperature, MAX_TEMPERATURE)
 

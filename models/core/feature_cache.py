@@ -1,8 +1,8 @@
-"""A cache on disk for the states of the vision encoder's frozen blocks, which are computed once for each image.
+"""A disk cache for the output of the vision encoder's frozen blocks, which is computed once per image.
 
-As long as the first blocks are frozen, their output depends only on the pixels of an image and on their weights. So the cache is
-keyed by a hash of both, and augmentations, epochs and runs share it. An image that is cropped differently is a different image to
-the cache.
+As long as the first blocks are frozen, their output depends only on the pixels of an image and on the weights of these blocks.
+The cache is therefore keyed by a hash of the pixels and the weights, and augmentations, epochs and runs share it. To the cache, a
+different crop of an image is a different image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from utils.block_cache import BlockCache
 from utils.errors import UserError
 from utils.weight_file import digest
 
-REMEDY = "give another folder in optim.freeze.cache.folder"
+REMEDY = "give a different folder in optim.freeze.cache.folder"
 TOLERANCE = 1e-4
 """Maximum difference between states with and without the cache, relative to the largest state."""
 
@@ -31,21 +31,21 @@ class FeatureCache:
     """Caches the states of images after the first ``blocks`` blocks of a ``backbone``.
 
     Args:
-        backbone: the backbone; its first blocks are frozen and in evaluation mode.
+        backbone: the backbone, whose first blocks are frozen and in evaluation mode.
         blocks: number of frozen blocks, at least one.
-        folder: folder of the cache; other processes and runs may share it.
-        bound: maximum size of the folder in bytes; least recently used states are evicted first.
+        folder: cache folder, which several processes and runs may share.
+        max_bytes: maximum size of the folder in bytes; least recently used states are evicted first.
 
     Raises:
-        UserError: on the first call, if the backbone's blocks cannot be run separately, or if ``bound`` has no room for the
-            states of one image.
+        UserError: on the first call, if the backbone's blocks cannot be run separately, or if ``max_bytes`` is too small for the
+            states of an image.
     """
 
-    def __init__(self, backbone: VisionBackbone, blocks: int, folder: Path, bound: int):
-        self.backbone, self.blocks, self.bound = backbone, blocks, bound
-        self.cache = BlockCache(folder, bound, REMEDY)
+    def __init__(self, backbone: VisionBackbone, blocks: int, folder: Path, max_bytes: int):
+        self.backbone, self.blocks, self.max_bytes = backbone, blocks, max_bytes
+        self.cache = BlockCache(folder, max_bytes, REMEDY)
         self._name: str | None = None
-        """Digest of the frozen weights, a part of each key; None before the first call."""
+        """Digest of the frozen weights, which is part of each key; None before the first call."""
 
     def patches(self, pixels: Tensor, normalised: Tensor) -> Tensor:
         """Normed patch states (N, P, D) of images.
@@ -77,13 +77,13 @@ class FeatureCache:
 
     @torch.no_grad()
     def _first_blocks(self, normalised: Tensor) -> Tensor:
-        """States (N, T, D) after the frozen blocks; a convolutional model has feature maps instead."""
+        """States (N, T, D) after the frozen blocks, or feature maps for a convolutional model."""
         return self.backbone.output_of_block(normalised, self.blocks - 1)
 
     @torch.no_grad()
     def _check(self, normalised: Tensor) -> str:
-        """Check that running the blocks separately gives an image the same states as running the whole backbone, and that they
-        fit into the bound. Returns the digest of the frozen weights."""
+        """Check that running the blocks separately gives the same states as running the whole backbone, and that the states of an
+        image fit into the cache. Returns the digest of the frozen weights."""
         image = normalised[:1]
         with _evaluating(self.backbone.module):
             first = self._first_blocks(image)
@@ -91,13 +91,14 @@ class FeatureCache:
             apart = self.backbone.patches_after_block(image, self.blocks - 1, first)
         if not (apart - whole).abs().max() <= TOLERANCE * whole.abs().max():
             raise UserError(
-                "optim.freeze.cache: the blocks of this backbone depend on more than the states before them; remove it"
+                "optim.freeze.cache: the blocks of this backbone have inputs other than the previous states; remove "
+                "this setting"
             )
         self._shape = tuple(first.shape[1:])
         self._bytes = 4 * first[0].numel()
-        if self.bound < (least := BlockCache.least_bound(self._bytes)):
+        if self.max_bytes < (least := BlockCache.least_bound(self._bytes)):
             raise UserError(
-                f"optim.freeze.cache.gigabytes is {self.bound / 1e9:g}, which is too few to keep any states; "
+                f"optim.freeze.cache.gigabytes is {self.max_bytes / 1e9:g}, which is too few to keep any states; "
                 f"give {math.ceil(least / 1e6) / 1e3:g} or more"
             )
         module = self.backbone.module

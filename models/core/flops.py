@@ -1,8 +1,8 @@
-"""The FLOPs of a training step, counted on the host from sizes alone.
+"""The FLOPs of a training step, computed on the host from sizes alone.
 
-The sizes of a model's parts are read once, into coefficients: multiply-accumulates for each image, token, or pair of a query and
-a key (:class:`ModelCost`). The FLOPs of a step are products of these with the counts of its micro-batch, such as the sum of the
-lengths of texts.
+The sizes of a model's parts are read once and turned into coefficients: multiply-accumulates for each image, token, or pair of a
+query and a key (:class:`ModelCost`). The FLOPs of a step are products of these with the counts of its micro-batch, such as the
+sum of the lengths of texts.
 
 We count the minimum arithmetic needed to compute the losses and their gradients:
 
@@ -12,10 +12,10 @@ We count the minimum arithmetic needed to compute the losses and their gradients
   query positions only, and just keys and values for the other tokens;
 - words are predicted only at masked positions.
 
-A multiply-accumulate is two FLOPs, plus two for each of its factors that has a gradient (:func:`step_flops`). So we count only
-the forward pass of a frozen encoder. For a frozen fusion encoder, through which gradients pass to other parts, we count
+A multiply-accumulate is two FLOPs, plus two for each of its factors that has a gradient (:func:`step_flops`). For a frozen
+encoder, we therefore count only the forward pass. For a frozen fusion encoder that passes gradients on to other parts, we count
 everything except the gradients of its weights. A layer that reads the states of a frozen encoder has no gradient for them. We
-count matrix products, convolutions and attention. We do not count norms, activations, softmax, lookups, masks and the optimiser,
+count matrix products, convolutions and attention. We do not count norms, activations, softmax, lookups, masks or the optimiser,
 which take a few per cent of the time and do not use tensor cores. A mask within a sequence (causal, or the patches of a region)
 does not reduce the count. Recomputation that saves memory (gradient checkpointing, the backward pass of fused attention) is not
 counted.
@@ -42,25 +42,25 @@ from optim.lora import UP
 from utils import distributed
 
 Lengths = npt.NDArray[np.int64]
-"""For each text, its number of tokens, of query positions, or of keys that the text attends to."""
+"""A number for each text: its tokens, its query positions, or the keys that it attends to."""
 
 
 def step_flops(macs: int, *gradients: bool) -> int:
-    """FLOPs of multiply-accumulates in a step. ``gradients``: for each factor, whether it has a gradient; factors without a
-    gradient may be omitted."""
+    """FLOPs of multiply-accumulates in a step. ``gradients``: whether each factor has a gradient; factors without a gradient may
+    be omitted."""
     return 2 * macs * (1 + sum(gradients))
 
 
 def trains(module: nn.Module) -> bool:
-    """True if any parameter of a part trains. We assume that a part trains or is frozen as a whole."""
+    """True if any parameter of a part is trained. We assume that a part is trained or frozen as a whole."""
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def counted_flops(run: Callable[[], Tensor]) -> int:
-    """FLOPs of the matrix products, convolutions and attention of ``run``, as torch counts them, with those of the gradients of
-    what it returns."""
+    """FLOPs of the matrix products, convolutions and attention in ``run``, as counted by torch, including the backward pass from
+    the tensor that ``run`` returns."""
     counter = FlopCounterMode(display=False)
-    # The fused kernels of attention have no formula on every device.
+    # Torch has no formula for the fused attention kernels of some devices.
     with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH), counter:
         states = run()
         if states.requires_grad:
@@ -74,7 +74,7 @@ def lengths(mask: Tensor, valid: Tensor) -> Lengths:
 
 
 def frames_of(pixels: Tensor) -> int:
-    """Number of images of an example: 1 for images (I, 3, H, W), F for videos (I, F, 3, H, W)."""
+    """Number of images per example: 1 for images (I, 3, H, W), F for videos (I, F, 3, H, W)."""
     return pixels.shape[1] if pixels.dim() == 5 else 1
 
 
@@ -86,14 +86,14 @@ def images_of(batch: QuestionBatch | ClassifiedBatch) -> int:
 
 
 def linear_macs(*modules: nn.Module | None) -> int:
-    """Multiply-accumulates for one state that goes through all linear layers of ``modules``."""
+    """Multiply-accumulates for one state that passes through all linear layers of ``modules``."""
     parts = (part for module in modules if module is not None for part in module.modules())
     return sum(part.weight.numel() for part in parts if isinstance(part, nn.Linear))
 
 
 def linear_flops(states: bool, *modules: nn.Module | None) -> int:
-    """FLOPs of a step for one state that goes through all linear layers of ``modules``, including the gradients of weights that
-    train. ``states``: whether the input states have gradients; the states between the two layers of an adapter always do."""
+    """FLOPs of a step for one state that passes through all linear layers of ``modules``, including the gradients of trained
+    weights. ``states``: whether the input states have gradients; the states between the two layers of an adapter always do."""
     total = 0
     for module in modules:
         for name, part in () if module is None else module.named_modules():
@@ -108,9 +108,9 @@ class VisionCost:
     """The vision encoder.
 
     Attributes:
-        image: FLOPs of a step for encoding an image, or a frame, to patches.
-        patches, width: number of patches of an image, and width of their states.
-        keeps_frames: True if a video has the patches of all its frames.
+        image: FLOPs of a step for encoding an image or frame into patches.
+        patches, width: number of patches per image, and width of their states.
+        keeps_frames: True if a video keeps the patches of all its frames.
         trains: False if the encoder is frozen.
     """
 
@@ -133,7 +133,7 @@ class VisionCost:
         )
 
     def encode(self, images: int) -> int:
-        """FLOPs of encoding images, or frames, to patches."""
+        """FLOPs of encoding images or frames into patches."""
         return images * self.image
 
     def pool_regions(self, regions: int) -> int:
@@ -147,14 +147,14 @@ class VisionCost:
 
 @dataclass(frozen=True)
 class BlockCost:
-    """FLOPs of a step for one transformer block, or for several together.
+    """FLOPs of a step for one transformer block, or the sum over several blocks.
 
     Attributes:
-        token: for each token, the keys and values of self-attention.
-        query: for each query position, everything else except attention itself.
-        pair: for each pair of a query position and a token that it attends to.
-        cross_query, cross_pair: the same for cross-attention.
-        cross_key: for each state that texts attend to, the keys and values of cross-attention.
+        token: FLOPs per token, for the keys and values of self-attention.
+        query: FLOPs per query position, for everything else except attention itself.
+        pair: FLOPs per pair of a query position and a token that it attends to.
+        cross_query, cross_pair: the same FLOPs for cross-attention.
+        cross_key: FLOPs per state that texts attend to, for the keys and values of cross-attention.
     """
 
     token: int = 0
@@ -170,12 +170,12 @@ class BlockCost:
 
         Args:
             block: the block; its ``crossattention`` may be None.
-            weights: whether the block trains.
+            weights: whether the block is trained.
             states: whether the input states have gradients.
             cross: whether the states that texts attend to have gradients; if None, cross-attention is skipped.
         """
         attention, crossattention = block.attention, block.crossattention
-        after = states or weights  # whether queries, keys, values, and everything after them, have gradients
+        after = states or weights  # whether queries, keys and values, and everything after them, have gradients
         entry = attention.self
         cost = BlockCost(
             token=linear_flops(states, entry.key, entry.value),
@@ -215,7 +215,7 @@ class BlockCost:
 
 @dataclass(frozen=True)
 class StackCost:
-    """A stack of transformer blocks. The last block may compute only some of the positions.
+    """FLOPs of a stack of transformer blocks, whose last block may compute only some of the positions.
 
     Attributes:
         blocks: the blocks of the stack.
@@ -241,12 +241,12 @@ class StackCost:
 
     @cached_property
     def attending(self) -> tuple[BlockCost, BlockCost]:
-        """Cost of all blocks before the last one together, and of the last block, with cross-attention."""
+        """Cost of all blocks before the last one in total, and cost of the last block, with cross-attention."""
         return self._inner_and_last(self.cross)
 
     @cached_property
     def alone(self) -> tuple[BlockCost, BlockCost]:
-        """Cost of all blocks before the last one together, and of the last block, without cross-attention."""
+        """Cost of all blocks before the last one in total, and cost of the last block, without cross-attention."""
         return self._inner_and_last(None)
 
     def _inner_and_last(self, cross: bool | None) -> tuple[BlockCost, BlockCost]:
@@ -280,7 +280,7 @@ class StackCost:
 
 @dataclass(frozen=True)
 class ContrastiveCost:
-    """The contrastive head: FLOPs of projecting an ``image`` or a ``text`` to the joint space, and the ``width`` of this
+    """Cost of the contrastive head: FLOPs of projecting an ``image`` or a ``text`` to the joint space, and the ``width`` of this
     space."""
 
     image: int
@@ -298,8 +298,8 @@ class ContrastiveCost:
         )
 
     def run(self, images: int, texts: int, hard_negatives: int = 0) -> int:
-        """FLOPs of the embeddings, of the similarities between this rank's pairs and the pairs of all ranks, in both directions,
-        and of the similarities of hard negatives to their own images."""
+        """FLOPs of three things: the embeddings; the similarities between this rank's pairs and the pairs of all ranks, in both
+        directions; and the similarities of hard negatives to their own images."""
         pairs = (images + texts) // 2
         similarity = (2 * pairs * pairs * distributed.world_size() + hard_negatives) * self.width
         return images * self.image + (texts + hard_negatives) * self.text + step_flops(similarity, True, True)
@@ -307,8 +307,8 @@ class ContrastiveCost:
 
 @dataclass(frozen=True)
 class HeadCost:
-    """A head on single states: multiply-accumulates of its first layer (``entry``), of its other layers (``rest``), and of a word
-    table of the text encoder that it reads (``words``)."""
+    """Cost of a head on individual states: multiply-accumulates of its first layer (``entry``), of its other layers (``rest``),
+    and of a word table of the text encoder that it reads (``words``)."""
 
     entry: int
     rest: int
@@ -329,12 +329,12 @@ class HeadCost:
 
 
 NO_HEADS = ("vision", "text", "fusion", "decoder", "contrastive", "set_head")
-"""Parts of a model that are not heads on single states."""
+"""Parts of a model that are not heads on individual states."""
 
 
 @dataclass(frozen=True)
 class MeasuredTextCost:
-    """A text encoder of a library: FLOPs for each text, each token, and each pair of tokens of a text."""
+    """Cost of a text encoder from a library: FLOPs per text, per token, and per pair of tokens in a text."""
 
     text: float
     token: float
@@ -342,8 +342,8 @@ class MeasuredTextCost:
 
     @staticmethod
     def of(run: Callable[[int], int], projection: int) -> MeasuredTextCost:
-        """Coefficients from the FLOPs ``run(L)`` of a text of L tokens, at three lengths. ``projection``: further FLOPs of a
-        state."""
+        """Coefficients derived from ``run(L)``, the FLOPs of a text of L tokens, at three lengths. ``projection``: additional
+        FLOPs per state."""
         powers = np.vander(_MEASURED, 3)  # FLOPs are pair * L^2 + token * L + text
         pair, token, text = np.linalg.solve(powers, [run(length) for length in _MEASURED]).round().tolist()
         return MeasuredTextCost(text, token + projection, pair)
@@ -362,10 +362,11 @@ class ModelCost:
     """Coefficients of a model's parts.
 
     Attributes:
-        heads: by their names in the model.
+        heads: costs of the heads, by their names in the model.
         texts_train: whether the states of texts have gradients.
-        contrastive: None if the model has no contrastive head.
-        decoder: the answer decoder, with the prediction of a word from every state; None if the model has no decoder.
+        contrastive: cost of the contrastive head; None if the model does not have one.
+        decoder: cost of the answer decoder, including the prediction of a word from every state; None if the model has no
+            decoder.
     """
 
     vision: VisionCost
@@ -402,7 +403,7 @@ class ModelCost:
 
     @cached_property
     def of_texts(self) -> ModelCost:
-        """Coefficients for a fusion encoder that attends to texts, or to nothing."""
+        """Coefficients for a fusion encoder that attends to texts or has no cross-attention."""
         return replace(self, fusion=replace(self.fusion, cross=self.texts_train))
 
     def encode_texts(self, tokens: Lengths) -> float:
@@ -426,11 +427,11 @@ class ModelCost:
     def fuse_pairs(
         self, tokens: Lengths, frames: int = 1, queries: Lengths | int | None = 1, images: int | None = None
     ) -> Work:
-        """Work of examples that each fuse one text with one image or video.
+        """The work for examples that each fuse one text with one image or video.
 
         Args:
             tokens: number of tokens of each text.
-            frames: number of frames of a video; 1 for an image.
+            frames: number of frames per video; 1 for images.
             queries: see :meth:`StackCost.run`.
             images: number of images or videos that the examples share; if None, each example has its own.
         """

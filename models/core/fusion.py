@@ -209,10 +209,12 @@ class FusionQueue:
         assert len({each.queries is None for each in self._passes}) == 1, (
             "some passes have query positions, others do not"
         )
-        shares = {
+        texts_per_row = {
             each.texts.packing.count / len(each.keys_values) for each in self._passes if each.keys_values is not None
         }
-        assert len(shares) <= 1, f"the numbers of texts per row of keys and values differ between passes: {shares}"
+        assert len(texts_per_row) <= 1, (
+            f"the numbers of texts per row of keys and values differ between passes: {texts_per_row}"
+        )
         self._fused = self._fuse(self._passes)
 
     def _queue(self, fusion_pass: FusionPass) -> Callable[[], Tensor]:
@@ -252,8 +254,8 @@ class FusionQueue:
         parts: list[list[tuple[Tensor, PackedTexts]]] = [[] for _ in passes]
         for kind in range(2):
             chosen = [indices[id(each.texts.packing)][kind] for each in passes]
-            numbers = [number for number, index in enumerate(chosen) if len(index)]
-            selected = [passes[number].select(chosen[number]) for number in numbers]
-            for number, each, states in zip(numbers, selected, self._fuse(selected), strict=True):
-                parts[number].append((chosen[number], PackedTexts(states, each.fused_packing)))
+            used = [index for index, texts in enumerate(chosen) if len(texts)]
+            selected = [passes[index].select(chosen[index]) for index in used]
+            for index, each, states in zip(used, selected, self._fuse(selected), strict=True):
+                parts[index].append((chosen[index], PackedTexts(states, each.fused_packing)))
         return [PackedTexts.join(part, each.fused_packing).states for part, each in zip(parts, passes, strict=True)]

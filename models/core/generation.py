@@ -17,49 +17,58 @@ from models.core.losses import at_least_float32
 from utils.config import Config
 
 UNITS = 2**52
-"""Probability 1 in integer units. Sums of units are exact, even in float64."""
+"""The number of integer units that make up the probability 1. Sums of units are exact, even in float64."""
 
 
 class SamplingConfig(Config):
     """Settings for sampling tokens instead of searching for the most likely text."""
 
     temperature: float = Field(
-        1.0, gt=0, description="temperature of sampling; below 1, likely tokens are drawn more often"
+        1.0, gt=0, description="sampling temperature; below 1, likely tokens are drawn more often"
     )
     top_p: float = Field(
-        1.0, gt=0, le=1, description="sample among the likeliest tokens that together have this probability"
+        1.0,
+        gt=0,
+        le=1,
+        description="sample only from the likeliest tokens, which together have at least this probability",
     )
 
 
 class BeamConfig(Config):
-    """Settings of the beam search. Lengths do not include the prompt."""
+    """Settings of beam search. Lengths do not include the prompt."""
 
     beams: int = Field(3, ge=1, description="number of beams; 1: greedy search")
     max_length: int = Field(
         50,
         ge=1,
         description="maximum number of tokens, including the end token; the released code also counts the prompt, "
-        "and adds one token for each image of the batch",
+        "and adds one token per image in the batch",
     )
     min_length: int = Field(5, ge=0, description="minimum number of tokens before the end token")
     length_penalty: float = Field(
-        0.0, ge=0, description="exponent p: a log-likelihood is divided by ((5 + tokens) / 6)^p; 0 prefers short texts"
+        0.0,
+        ge=0,
+        description="exponent p of the length penalty: a log-likelihood is divided by ((5 + tokens) / 6)^p; 0 "
+        "favours short texts",
     )
-    no_repeat_ngram: int = Field(3, ge=0, description="size of the n-grams that may not occur twice; 0: no restriction")
+    no_repeat_ngram: int = Field(
+        3, ge=0, description="size n of the n-grams that must not occur twice; 0: no restriction"
+    )
 
     @model_validator(mode="after")
     def _lengths_fit_together(self) -> BeamConfig:
         if self.min_length >= self.max_length:
             raise ValueError(
-                f"min_length {self.min_length} leaves no room for the end within max_length {self.max_length}; lower min_length"
+                f"min_length {self.min_length} leaves no room for the end within max_length {self.max_length}; lower "
+                "min_length"
             )
         return self
 
 
 class DecodingConfig(BeamConfig):
-    """Method and limits of text generation."""
+    """The method of text generation and its limits."""
 
-    sampling: SamplingConfig | None = Field(None, description="sample one text instead of searching for the likeliest")
+    sampling: SamplingConfig | None = Field(None, description="settings for sampling; null: beam search")
 
     @model_validator(mode="after")
     def _sampling_has_one_beam(self) -> DecodingConfig:
@@ -90,14 +99,15 @@ class Decoder(Protocol):
         """Logits (N, V) after ``prompt`` (N, P)."""
 
     def step(self, tokens: Tensor, sources: Tensor) -> Tensor:
-        """Logits (M, V) after ``tokens`` (M,), where hypothesis m continues hypothesis ``sources[m]`` of the last call.
+        """Logits (M, V) after ``tokens`` (M,), where hypothesis m continues hypothesis ``sources[m]`` of the previous call.
 
         The hypotheses of a prompt are adjacent, and every prompt has the same number of hypotheses.
         """
 
 
 class CachedDecoder(ABC):
-    """A :class:`Decoder` that keeps the keys and values of earlier tokens in ``cache``, whose number is ``length``."""
+    """A :class:`Decoder` that keeps the keys and values of earlier tokens in ``cache``; ``length`` is the number of these
+    tokens."""
 
     def __init__(self) -> None:
         self.length = 0
@@ -128,8 +138,8 @@ def generate(
 def beam_search(decoder: Decoder, prompt: Tensor, end: int, config: BeamConfig) -> Generated:
     """Search for the most likely continuation of each prompt in ``prompt`` (N, P) with ``config.beams`` hypotheses.
 
-    The result is the best hypothesis that ended in any step, or is still open at the maximum length. The search stops when no
-    open hypothesis of any prompt can become better than the best one found.
+    The result is the best hypothesis that either ended in any step or is still open at the maximum length. The search stops when
+    no open hypothesis of any prompt can become better than the best one found.
     """
     count, beams, longest = len(prompt), config.beams, config.max_length
     tokens = prompt.new_full((count, 1, longest), IGNORE)
@@ -171,7 +181,7 @@ def sample(decoder: Decoder, prompt: Tensor, end: int, config: DecodingConfig, u
         end: id of the end token.
         config: settings, with ``sampling`` set.
         uniforms: (N, max_length) uniform random numbers in 0..1. They are the only source of randomness, so a text does not
-            depend on the other texts of its batch.
+            depend on the other texts in its batch.
     """
     assert config.sampling is not None
     count, longest = len(prompt), config.max_length
@@ -197,8 +207,8 @@ def sample(decoder: Decoder, prompt: Tensor, end: int, config: DecodingConfig, u
 def sample_token(likelihood: Tensor, config: SamplingConfig, uniform: Tensor) -> Tensor:
     """Sample a token (N,) per sequence from log-likelihoods (N, V), using uniform random numbers ``uniform`` (N,) in 0..1."""
     probability, token = (likelihood / config.temperature).softmax(dim=1).sort(dim=1, descending=True, stable=True)
-    # A sum of integers does not depend on their order. A cumulative sum of floats on a GPU does, so PyTorch refuses it when
-    # deterministic algorithms are required.
+    # A sum of integers does not depend on their order. A cumulative sum of floats on a GPU does, so PyTorch refuses to compute
+    # it when deterministic algorithms are required.
     units = (probability.double() * UNITS).long()
     units_before = units.cumsum(dim=1) - units
     nucleus = units * (units_before < math.ceil(config.top_p * UNITS))
@@ -220,7 +230,7 @@ def forbid(likelihood: Tensor, tokens: Tensor, end: int, config: BeamConfig) -> 
     tail = tokens[:, :, length - size + 1 :]
     repeats = (ngrams[..., :-1] == tail.unsqueeze(2)).all(dim=3)
     limit = likelihood.new_full(repeats.shape, torch.inf).masked_fill(repeats, -torch.inf)
-    # After its end, a hypothesis holds IGNORE, which is negative and therefore not a valid index.
+    # After its end, a hypothesis contains IGNORE, which is negative and therefore not a valid index.
     likelihood.scatter_reduce_(2, ngrams[..., -1].clamp(min=0), limit, "amin")
 
 

@@ -1,9 +1,9 @@
 """Gradient caching (Gao et al., 2021, arXiv:2101.06983): the contrastive loss over several micro-batches, with the activations
 of only one micro-batch in memory.
 
-First all micro-batches are embedded without storing activations, which gives the loss over all of them and its gradient with
-respect to each embedding. Then each micro-batch has its usual forward and backward pass, in which a linear function of its
-embeddings with this gradient takes the place of the contrastive loss. The sum over the micro-batches is the exact gradient,
+First, all micro-batches are embedded without storing activations, which gives the loss over all of them and its gradient with
+respect to each embedding. Then each micro-batch goes through its usual forward and backward pass, in which the contrastive loss
+is replaced by a linear function of the embeddings with this gradient. The sum over the micro-batches is the exact gradient,
 provided that dropout draws the same random numbers both times.
 """
 
@@ -26,9 +26,9 @@ class CachedLoss:
     """The share of one micro-batch in a contrastive loss over several.
 
     Attributes:
-        value: () share of the loss.
+        value: (), the share of the loss.
         embeddings: gradients of the whole loss with respect to :meth:`EmbeddedPairs.embeddings`.
-        scalars: () shares of the gradients with respect to the parameters of the loss (:attr:`ContrastiveHead.scalars`).
+        scalars: (), shares of the gradients with respect to the parameters of the loss (:attr:`ContrastiveHead.scalars`).
     """
 
     value: Tensor
@@ -50,14 +50,15 @@ def spanning(
     micro_batches: Sequence[Any],
     before: Callable[[int], None],
 ) -> Iterator[None]:
-    """A context in which the forward passes of these micro-batches, in this order, use contrastive losses over all of them.
+    """A context in which the forward passes of these micro-batches, in this order, use contrastive losses over all these
+    micro-batches.
 
     Args:
         head: contrastive head of the model.
         embed: returns the pairs of each contrastive loss of a micro-batch, in the order of the forward pass.
         micro_batches: micro-batches of this rank in one step.
-        before: seeds the random numbers of micro-batch i. It is called here, and the caller must call it again before each
-            forward pass.
+        before: seeds the random number generators for micro-batch i. It is called here, and the caller must call it again before
+            each forward pass.
     """
     head.clamp_temperature()
     embedded = []

@@ -1,4 +1,4 @@
-"""Heads on the states of the fusion encoder: boxes (eq. 4), masked words (eq. 3), and classes."""
+"""Heads on the states of the fusion encoder, for boxes (eq. 4), masked words (eq. 3) and classes."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class BoxHead(MLPHead):
         super().__init__(width, 4)
 
     def forward(self, cls: Tensor) -> Tensor:
-        """Boxes (N, 4) from states (N, D): centre and size in 0..1, at least float32."""
+        """Boxes (N, 4) from states (N, D): centre and size in 0..1, in float32 or higher precision."""
         return at_least_float32(super().forward(cls)).sigmoid()
 
 
 class WordHead(nn.Module):
     """BERT's head for masked words (eq. 3).
 
-    Its output table is the word embedding table, which is passed to each call. With ``own_table`` the head has a separate table
+    Its output table is the word embedding table, which is passed to each call. With ``own_table``, the head has a separate table
     (as released for XLM-R).
     """
 
@@ -71,7 +71,7 @@ class WordHead(nn.Module):
         Args:
             queue: the queue of the fusion encoder.
             masked: the states of N masked texts.
-            keys_values: keys and values that the texts attend to; if None, they attend to nothing else.
+            keys_values: keys and values that the texts attend to; if None, cross-attention is skipped.
             text: the batch of texts, with the masked positions and the original words.
             word_embeddings: (V, D).
         """
@@ -84,8 +84,8 @@ def masked_positions(text: MaskedText) -> tuple[QueryPositions, Tensor]:
     """The masked tokens of a batch of texts, packed.
 
     Returns:
-        Their positions, the only ones at which the fusion computes states for the word head; and ``labels`` (Q,) int64, the
-        original token ids, :data:`~batches.base.IGNORE` for spare tokens.
+        The positions of these tokens, which are the only positions at which the fusion encoder computes states for the word head;
+        and ``labels`` (Q,) int64, the original token ids, :data:`~batches.base.IGNORE` for spare tokens.
     """
     packing = Packing.of(text.labels.ne(IGNORE).sum(dim=1), text.labels.shape[1], text.masked)
     labels = packing.pack(text.labels).masked_fill(packing.text_index >= packing.count, IGNORE)

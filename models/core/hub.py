@@ -1,4 +1,4 @@
-"""Configurations and weights of Hugging Face models, by name or folder. Code of a folder is never run."""
+"""Configurations and weights of Hugging Face models, by name or folder. Code in a folder is never run."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _LIMITS = {
 
 
 def part_config(name: str, part: Literal["text", "vision"], key: str, beside: Sequence[str] = ()) -> Any:
-    """Returns the configuration of an encoder, which may be a part of a model of images and texts.
+    """Returns the configuration of an encoder, which may be part of a model of images and texts.
 
     Args:
         name: a name on the Hub, or a folder.
-        part: the encoder that is meant.
-        key: config key that has the name, for messages.
-        beside: further files to download if they exist.
+        part: name of the encoder in a model of images and texts.
+        key: config key that contains the name, for messages.
+        beside: additional files to download if they exist.
 
     Raises:
-        UserError: if there is no such configuration, or a size in it is beyond all reason.
+        UserError: if there is no such configuration, or if a size in it is implausibly large.
     """
     from transformers import AutoConfig
 
@@ -65,7 +65,7 @@ def model_class(hub_config: Any) -> Any:
     import transformers
 
     mapped = transformers.MODEL_MAPPING.get(type(hub_config), None)
-    if mapped is None:  # the text encoders of models of images and texts have classes, but no entry
+    if mapped is None:  # text encoders from models of images and texts have classes, but no entry in the mapping
         mapped = getattr(transformers, f"{type(hub_config).__name__.removesuffix('Config')}Model", None)
     if mapped is None:
         raise UserError(f"transformers has no encoder for {hub_config.model_type!r}; choose another model")
@@ -73,7 +73,7 @@ def model_class(hub_config: Any) -> Any:
 
 
 def part_weights(name: str, hub_config: Any, key: str) -> dict[str, Tensor]:
-    """Returns the weights of an encoder that a file has, by the names of the library's parameters.
+    """Returns the weights of an encoder, keyed by the library's parameter names.
 
     Args:
         name: a name on the Hub, or a folder; the weights come from the Hub cache, or are downloaded.
@@ -112,7 +112,7 @@ def _quiet() -> Iterator[None]:
 
 
 def set_gradient_checkpointing(model: Any, enabled: bool, part: str) -> None:
-    """Makes a model recompute its blocks in the backward pass, or stops it.
+    """Turns gradient checkpointing of a model's blocks on or off.
 
     Raises:
         UserError: if the model does not support it; ``part`` is its name in ``train.recompute``.
@@ -125,20 +125,20 @@ def set_gradient_checkpointing(model: Any, enabled: bool, part: str) -> None:
         return
     name = (
         "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
-    )  # the name in older releases
+    )  # the name in older versions
     if enabled:
         getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
     else:
         getattr(model, f"{name}_checkpointing_disable")()
 
 
-def longest_list(model: nn.Module) -> list[nn.Module]:
-    """The blocks of a model: its longest list of modules; empty if it has none."""
+def longest_module_list(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a model, which are its longest list of modules; empty if it has no such list."""
     lists = [list(each) for each in model.modules() if isinstance(each, nn.ModuleList)]
     return max(lists, key=len, default=[])
 
 
 def _reason(error: Exception) -> str:
     if "trust_remote_code" in str(error):
-        return "its config.json asks to run code of the folder, which we never do"
+        return "its config.json asks to run code from the folder, which we never do"
     return str(error).split("\n")[0]

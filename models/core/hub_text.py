@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from batches.texts import Text
 from models.core.blocks import BlockConfig
 from models.core.flops import counted_flops
-from models.core.hub import longest_list, model_class, part_config, set_gradient_checkpointing
+from models.core.hub import longest_module_list, model_class, part_config, set_gradient_checkpointing
 from models.core.packing import PackedTexts, packings_of
 from models.core.text import TextArchitecture, TextConfig, TextEncoder
 from utils.errors import UserError
@@ -23,33 +23,34 @@ from utils.tensors import on_meta
 logger = logging.getLogger(__name__)
 
 BERT_FAMILY = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta"}
-"""Family of :class:`~models.core.text.TextArchitecture` by Hugging Face ``model_type``."""
+"""The family in :class:`~models.core.text.TextArchitecture` for each Hugging Face ``model_type``."""
 
 _DROPOUT = ("hidden_dropout_prob", "dropout", "dropout_rate", "hidden_dropout", "embedding_dropout", "mlp_dropout")
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
-"""Names of the two dropout settings in Hugging Face configurations."""
+"""Names of our two dropout settings in Hugging Face configurations."""
 
 _EPS = ("layer_norm_eps", "norm_eps")
-"""Names of the setting for the epsilon of the norms."""
+"""Names of the setting for the epsilon of norms."""
 
 _CAUSAL = ("clip_text_model", "clipseg_text_model", "owlvit_text_model", "owlv2_text_model")
-"""Encoders of transformers that read from left to right, in addition to its language models."""
+"""Encoders in transformers that read from left to right, in addition to its language models."""
 
 
 class HubTextEncoder(nn.Module):
-    """Any other Hugging Face encoder, with padding masks only. ``width``: see :class:`TextEncoder`."""
+    """An adapter for all other Hugging Face encoders, which supports only padding masks. ``width``: see :class:`TextEncoder`."""
 
     def __init__(self, config: TextConfig, hub_config: Any, width: int | None = None):
         super().__init__()
         if config.drop_path:
             raise UserError(
-                f"model.text.drop_path is {config.drop_path}, but only BERT and RoBERTa families support it; set it to 0"
+                f"model.text.drop_path is {config.drop_path}, but only BERT and RoBERTa families support it; set it "
+                "to 0"
             )
         self.model: Any = model_class(hub_config)._from_config(_with_dropout(hub_config, config))
         # Unused, and DDP waits for the gradient of every parameter.
         if getattr(self.model, "pooler", None) is not None:
             self.model.pooler = None
-        if isinstance(getattr(self.model, "head", None), nn.Linear):  # SigLIP's, of the text that it pools
+        if isinstance(getattr(self.model, "head", None), nn.Linear):  # SigLIP's head, on the pooled text
             self.model.head = nn.Identity()
         hidden: int = hub_config.hidden_size
         self.width: int = width or hidden
@@ -67,7 +68,8 @@ class HubTextEncoder(nn.Module):
         self._require_encoder()
 
     def _require_encoder(self) -> None:
-        """Raises :class:`UserError` if the model does not give a state for each token, or its tokens do not see later ones."""
+        """Raises :class:`UserError` if the model does not return a state for each token, or if its tokens do not attend to later
+        tokens."""
         from transformers.models.auto import modeling_auto
 
         config = self.model.config
@@ -76,32 +78,32 @@ class HubTextEncoder(nn.Module):
         causal = (generates and not fills_in) or config.model_type in _CAUSAL
         if causal and not getattr(config, "use_bidirectional_attention", False):
             raise UserError(
-                f"model.text.encoder: {config.model_type} reads from left to right, so a masked word does not see the words "
-                "after it; choose an encoder such as BERT, ModernBERT or DeBERTa"
+                f"model.text.encoder: {config.model_type} reads from left to right, so a masked word does not see "
+                "the words after it; choose an encoder such as BERT, ModernBERT or DeBERTa"
             )
         try:
             with torch.no_grad():
                 found: object = tuple(self._without_content(4)().shape)
-        except Exception as error:  # each model raises its own
+        except Exception as error:  # exceptions differ between models
             found = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}"
         if found != (1, 4, self.block_config.width) or getattr(config, "is_decoder", False):
             raise UserError(
-                f"model.text.encoder: {type(self.model).__name__} does not give a state for each token ({found}); choose an "
-                "encoder such as BERT, ModernBERT or DeBERTa"
+                f"model.text.encoder: {type(self.model).__name__} does not return a state for each token ({found}); "
+                "choose an encoder such as BERT, ModernBERT or DeBERTa"
             )
 
     def _without_content(self, length: int) -> Callable[[], Tensor]:
-        """Returns a function that runs a copy of the model on the meta device for one text of ``length`` tokens."""
+        """Returns a function that runs a copy of the model on the meta device, on one text of ``length`` tokens."""
         model = on_meta(self.model, self.model)
         set_gradient_checkpointing(model, False, "text")
-        model.warn_if_padding_and_no_attention_mask = lambda *inputs: None  # it looks for padding in the ids
+        model.warn_if_padding_and_no_attention_mask = lambda *inputs: None  # the model looks for padding in the ids
         ids = torch.ones(1, length, dtype=torch.long, device="meta")
         return lambda: model(input_ids=ids).last_hidden_state
 
     @property
     def blocks_to_shard(self) -> list[nn.Module]:
         """See :class:`optim.setup.EncoderBlocks`."""
-        return longest_list(self.model)
+        return longest_module_list(self.model)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """See :class:`optim.setup.EncoderBlocks`.
@@ -126,7 +128,7 @@ class HubTextEncoder(nn.Module):
         table = getattr(getattr(self.model, "embeddings", None), "position_embeddings", None)
         padding_index = getattr(
             table, "padding_idx", None
-        )  # like RoBERTa, some encoders start positions at the next index
+        )  # like RoBERTa, some encoders start positions after the padding index
         return positions if positions is None or padding_index is None else positions - padding_index - 1
 
     @property
@@ -151,7 +153,8 @@ class HubTextEncoder(nn.Module):
 
 
 def _with_dropout(hub_config: Any, config: TextConfig) -> Any:
-    """Copy a Hugging Face configuration and set the run's dropout in it. Logs a warning for each dropout setting it lacks."""
+    """Returns a copy of a Hugging Face configuration with the run's dropout. Logs a warning for each dropout setting that the
+    configuration lacks."""
     result = copy.deepcopy(hub_config)
     settings = {
         "dropout": (_DROPOUT, config.dropout),
@@ -173,7 +176,7 @@ def build_text_encoder(
 
     Args:
         config: the encoder and its dropout.
-        vocab_size: number of entries of the tokenizer; None if unknown. It is used where the architecture has no vocabulary size.
+        vocab_size: number of entries of the tokenizer; None if unknown. It is used if the architecture has no vocabulary size.
         width: width of the states; if None, the encoder's own width.
 
     Raises:
@@ -189,7 +192,7 @@ def build_text_encoder(
                     raise UserError(
                         f"model.text.max_positions: {config.encoder} sets no maximum length; set it to null"
                     )
-                if getattr(hub_config, "max_relative_positions", 1) < 1:  # for the buckets of DeBERTa
+                if getattr(hub_config, "max_relative_positions", 1) < 1:  # for DeBERTa's relative position buckets
                     hub_config.max_relative_positions = hub_config.max_position_embeddings
                 hub_config.max_position_embeddings = config.max_positions
             return HubTextEncoder(config, hub_config, width)
@@ -205,7 +208,7 @@ def build_text_encoder(
 
 
 def _check_vocabulary(vocab_size: int | None, embeddings: int | None) -> None:
-    """Check that every entry of the tokenizer has a word embedding. Either number may be unknown (None); then nothing is checked.
+    """Check that every entry of the tokenizer has a word embedding. If either number is unknown (None), nothing is checked.
 
     Raises:
         UserError: if the tokenizer has more entries than the encoder has embeddings.
@@ -235,7 +238,7 @@ def architecture_of(hub_config: Any) -> TextArchitecture:
 
 
 def is_bert_family(hub_config: Any) -> bool:
-    """True if a Hugging Face configuration belongs to the BERT or RoBERTa family. These run on our own blocks."""
+    """True if a Hugging Face configuration belongs to the BERT or RoBERTa family. Such encoders run on our own blocks."""
     return hub_config.model_type in BERT_FAMILY
 
 

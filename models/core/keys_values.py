@@ -17,7 +17,7 @@ class KeysValues:
     texts that attend to it share them.
 
     Attributes:
-        layers: the keys and the values of each layer, both (R', K, D).
+        layers: for each layer, the keys and the values, (R', K, D) each.
         biases: (R', 1, 1, K), added to the attention scores: 0 = attend, -inf = do not; None = attend to all states. There is one
             bias for each pass that attends to these rows (:class:`models.core.fusion.FusionQueue`): one until they are merged.
         rows: (R,) int64, indices of the selected rows among the R' stored rows. Selected rows are copied only when they are used.
@@ -55,10 +55,10 @@ class KeysValues:
 
     @staticmethod
     def merge(passes: Sequence[KeysValues]) -> list[KeysValues]:
-        """Merge neighbours that have the same rows of the same tensors, so that their texts share one call of attention.
+        """Merge adjacent passes with the same rows of the same tensors, so that their texts share one call of attention.
 
-        For example, texts of regions attend to the same tensors twice: for their boxes they see the whole image, for the other
-        losses only their region. The biases of merged passes may differ, but either all or none must be None.
+        For example, texts about regions attend to the same tensors twice: to the whole image for their boxes, and only to their
+        region for the other losses. The biases of merged passes may differ, but either all or none must be None.
         """
         merged: list[KeysValues] = []
         for each in passes:
@@ -75,7 +75,7 @@ class KeysValues:
         return merged
 
     def layer(self, index: int) -> KeysValues:
-        """The keys and values of layer ``index`` only."""
+        """The keys and values of the layer ``index`` only."""
         return replace(self, layers=(self.layers[index],))
 
     def read(self) -> tuple[Tensor, Tensor]:
@@ -101,8 +101,8 @@ class KeysValues:
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros of ``shape``. In memory the last axis is padded to a multiple of 8 elements, the alignment that GPU attention kernels
-    require of a bias."""
+    """Zeros of ``shape``. In memory, the last axis is padded to a multiple of 8 elements, because GPU attention kernels require
+    this alignment for a bias."""
     *others, length = shape
     return torch.zeros(*others, -(-length // 8) * 8, dtype=dtype, device=device)[..., :length]
 
@@ -122,7 +122,7 @@ class KVCache:
         return keys, values
 
     def crop(self, length: int) -> None:
-        """Drop all tokens after the first ``length``."""
+        """Keep only the first ``length`` tokens."""
         self.layers = {
             attention: (keys[:, :, :length], values[:, :, :length]) for attention, (keys, values) in self.layers.items()
         }

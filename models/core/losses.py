@@ -21,11 +21,11 @@ COLUMNS = 4096
 """Maximum number of pairs that the contrastive loss compares with this rank's pairs at a time."""
 
 SameGroup = Literal["negative", "ignore", "positive"]
-"""How two pairs of the same group are treated: as negatives of each other, not at all, or as positives."""
+"""How two pairs of the same group are treated: as negatives of each other, ignored, or as positives."""
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """``tensor`` in float32 if its precision is lower, else unchanged: a float64 model stays in float64."""
+    """``tensor`` in float32 if its precision is lower, and unchanged otherwise, so that a float64 model stays in float64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -35,8 +35,8 @@ class EmbeddedPairs(NamedTuple):
     Attributes:
         image, text: (N, E) L2-normalised embeddings.
         valid: (N,) bool, the pairs that count.
-        group: (N,) int64. Within a group, the text of each pair matches the image of every other pair: in pre-training they have
-            equal texts, in retrieval the same image.
+        group: (N,) int64. Within a group, the text of each pair matches the images of all other pairs: in pre-training, the pairs
+            have equal texts; in retrieval, they have the same image.
         same_group: how the contrastive loss treats pairs of the same group.
         hard_negatives: (N, K, E) embeddings of texts that are negatives of pair n alone.
         hard_valid: (N, K) bool, the hard negatives that count.
@@ -55,7 +55,7 @@ class EmbeddedPairs(NamedTuple):
         return [self.image, self.text, *([] if self.hard_negatives is None else [self.hard_negatives])]
 
     def with_embeddings(self, embeddings: Sequence[Tensor]) -> EmbeddedPairs:
-        """Returns a copy of the pairs with other :meth:`embeddings`."""
+        """Returns a copy of the pairs with these :meth:`embeddings`."""
         image, text, *hard = embeddings
         return self._replace(image=image, text=text, hard_negatives=hard[0] if hard else None)
 
@@ -66,7 +66,7 @@ def contrastive(
     offset: int,
     temperature: Tensor,
 ) -> Tensor:
-    """Eq. 1: the mean of both directions' cross-entropies, summed over this rank's valid pairs.
+    """Eq. 1: the mean of the cross-entropies in both directions, summed over this rank's valid pairs.
 
     With ``same_group="positive"``, the target is spread evenly over all pairs of the same group (as released for retrieval). More
     than :data:`COLUMNS` pairs are compared in chunks, and their similarities are recomputed in the backward pass, so memory does
@@ -84,7 +84,9 @@ def contrastive(
         blocks = []
         if queries is local.image and local.hard_negatives is not None:
             hard = hard_similarity(local, temperature).logsumexp(dim=1)
-            blocks.append((hard, torch.zeros_like(hard), torch.zeros_like(local.group)))  # no positives among them
+            blocks.append(
+                (hard, torch.zeros_like(hard), torch.zeros_like(local.group))
+            )  # hard negatives are never positives
         for start in range(0, count, COLUMNS):
             block = slice(start, start + COLUMNS)
             theirs = all_ranks.group[block], all_ranks.valid[block]
@@ -104,11 +106,11 @@ def sigmoid_contrastive(
 ) -> Tensor:
     """The sigmoid loss (Zhai et al., 2023, arXiv:2303.15343): each combination of an image and a text is classified as matched or
     not, by the sigmoid of their similarity. Returns the mean of both directions, summed over this rank's valid pairs. The hard
-    negatives of each image are combined with it alone.
+    negatives of an image are combined with this image only.
 
     Args:
         local, all_ranks, offset, temperature: as in :func:`contrastive`.
-        bias: () added to the divided similarities; it expresses that most images and texts do not match.
+        bias: (), added to the similarities after division; it reflects that most images and texts do not match.
     """
     count = len(all_ranks.valid)
     loss = local.image.new_zeros(())
@@ -131,8 +133,8 @@ def sigmoid_contrastive(
 
 
 def hard_similarity(pairs: EmbeddedPairs, temperature: Tensor) -> Tensor:
-    """Similarities (N, K) of the images to their own hard negatives, divided by the temperature. Invalid ones get a
-    large negative number, which has no gradient."""
+    """Similarities (N, K) of the images to their own hard negatives, divided by the temperature. For invalid hard negatives, this
+    is a large negative number without a gradient."""
     assert pairs.hard_negatives is not None and pairs.hard_valid is not None
     logits = torch.einsum("ne,nke->nk", pairs.image, pairs.hard_negatives) / temperature
     return logits.masked_fill(~pairs.hard_valid, torch.finfo(logits.dtype).min / 2)
@@ -155,7 +157,7 @@ def _pairwise_sigmoid(
 
 
 def _roles(group: Tensor, theirs: tuple[Tensor, Tensor], offset: int, same_group: SameGroup) -> tuple[Tensor, Tensor]:
-    """Masks (N, M) of the keys that a query ignores, and of the keys that match it; arguments as in :func:`_compare`."""
+    """Two masks (N, M): the keys that a query ignores, and the keys that match it; arguments as in :func:`_compare`."""
     their_group, their_valid = theirs
     index = torch.arange(len(group), device=group.device) + offset
     itself = index.unsqueeze(1) == torch.arange(len(their_group), device=group.device)
@@ -196,32 +198,33 @@ def _compare(
 
 
 def _recomputed(compare: Callable[..., Any], *arguments: Any) -> Any:
-    """Call ``compare``, and call it again in the backward pass, so that only its results stay in memory."""
+    """Call ``compare`` with gradient checkpointing: it is called again in the backward pass, so that only its results stay in
+    memory."""
     return checkpoint(compare, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def matching(logits: Tensor, matched: Tensor, valid: Tensor) -> Tensor:
-    """Eq. 2 summed over the valid pairs. ``logits`` (M, 2), ``matched`` (M,) bool, ``valid`` (M,) bool."""
+    """Eq. 2, summed over the valid pairs. ``logits`` (M, 2), ``matched`` (M,) bool, ``valid`` (M,) bool."""
     per_pair = F.cross_entropy(at_least_float32(logits), matched.long(), reduction="none")
     return per_pair.masked_fill(~valid, 0).sum()
 
 
 def masked_words(logits: Tensor, labels: Tensor) -> Tensor:
-    """Eq. 3 summed over the masked tokens. ``logits`` (Q, V); ``labels`` (Q,) int64, :data:`IGNORE` for unlabelled tokens."""
+    """Eq. 3, summed over the masked tokens. ``logits`` (Q, V); ``labels`` (Q,) int64, :data:`IGNORE` for unlabelled tokens."""
     return F.cross_entropy(at_least_float32(logits), labels, ignore_index=IGNORE, reduction="sum")
 
 
-def smoothed_words(logits: Tensor, labels: Tensor, smoothing: float, never: Tensor) -> Tensor:
+def smoothed_words(logits: Tensor, labels: Tensor, smoothing: float, excluded: Tensor) -> Tensor:
     """Divergence of the predicted words from a smoothed target, summed over the labelled tokens.
 
-    The target is ``1 - smoothing`` for the label; all other words except ``never`` share the rest evenly (as released for
+    The target is ``1 - smoothing`` for the label; all other words except ``excluded`` share the rest evenly (as released for
     captioning).
 
     Args:
         logits: (Q, V).
         labels: (Q,) int64, :data:`IGNORE` for tokens without a label.
         smoothing: in 0..1; 0 gives the cross-entropy.
-        never: (Q,) int64, the word ([CLS]) whose target is 0 at each token.
+        excluded: (Q,) int64, the word ([CLS]) whose target is 0 at each token.
     """
     labelled = labels != IGNORE
     label = labels.masked_fill(~labelled, 0).unsqueeze(1)
@@ -230,7 +233,7 @@ def smoothed_words(logits: Tensor, labels: Tensor, smoothing: float, never: Tens
     per_token = -(1 - smoothing) * label_likelihood
     if smoothing:
         share = smoothing / (likelihood.shape[1] - 2)
-        others = likelihood.sum(dim=1, keepdim=True) - label_likelihood - likelihood.gather(1, never.unsqueeze(1))
+        others = likelihood.sum(dim=1, keepdim=True) - label_likelihood - likelihood.gather(1, excluded.unsqueeze(1))
         # Adding the negative entropy of the target makes the loss of a perfect prediction 0.
         negative_entropy = (1 - smoothing) * math.log(1 - smoothing) + smoothing * math.log(share)
         per_token = per_token - share * others + negative_entropy
@@ -238,13 +241,14 @@ def smoothed_words(logits: Tensor, labels: Tensor, smoothing: float, never: Tens
 
 
 def box_l1(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """L1 part of eq. 5, summed over the four coordinates (cx, cy, w, h) of the valid boxes. Boxes (N, 4), ``valid`` (N,) bool."""
+    """The L1 loss of eq. 5, summed over the four coordinates (cx, cy, w, h) of the valid boxes. Boxes (N, 4), ``valid`` (N,)
+    bool."""
     per_box = (predicted - target).abs().sum(dim=1)
     return per_box.masked_fill(~valid, 0).sum()
 
 
 def box_giou(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """GIoU part of eq. 5: the sum of 1 - GIoU over the valid boxes; shapes as in :func:`box_l1`.
+    """The GIoU loss of eq. 5: the sum of 1 - GIoU over the valid boxes; shapes as in :func:`box_l1`.
 
     A degenerate box affects only its own example (in the released code it sets the loss of the whole batch to zero).
     """

@@ -38,15 +38,15 @@ class MatchingHead(MLPHead):
             queue: the queue of the fusion encoder.
             texts: N texts.
             keys_values: keys and values of the images, one row per text.
-            pairs: embeddings of the images and texts, by which negatives are sampled.
+            pairs: embeddings of the images and texts, whose similarities determine the sampling of negatives.
             contrastive: the head that embedded them.
-            hard_negatives: N * K texts that can be the negative text of their pair, too.
+            hard_negatives: N * K texts, from which the negative text of a pair can also be sampled.
         """
         allowed = allowed_negatives(pairs.valid, pairs.group, pairs.same_group)
         all_texts = texts if hard_negatives is None else PackedTexts.concat([texts, hard_negatives])
         negative_image, negative_text = self.sample_hard_negatives(contrastive, pairs, allowed)
         # On a GPU, the sampled texts stay padded, since the host does not know their lengths. The first two passes can share
-        # attention with the passes queued before, which have the same keys and values; the last one selects other rows.
+        # attention with previously queued passes, which have the same keys and values; the last pass selects different rows.
         fused = [
             queue.cls(texts, keys_values),
             queue.cls(all_texts.select(negative_text), keys_values),
@@ -58,18 +58,18 @@ class MatchingHead(MLPHead):
     def sample_hard_negatives(
         self, contrastive: ContrastiveHead, pairs: EmbeddedPairs, allowed: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Sample a negative image and a negative text for each of N pairs, similar ones more often: from the local batch, and
-        texts also from the K hard negatives of the pair.
+        """Sample a negative image and a negative text for each of N pairs, with a preference for similar ones. Both come from the
+        local batch; texts can also come from the K hard negatives of the pair.
 
         Args:
             contrastive: the head that embedded the pairs.
             pairs: the embeddings.
-            allowed: (N, N) bool, as :func:`allowed_negatives` returns it.
+            allowed: (N, N) bool, as returned by :func:`allowed_negatives`.
 
         Returns:
-            (N,) int64, the index of the pair whose image is a negative for text n (for translations, whose first text is); and
-            (N,) int64, the index of the text that is a negative for image n, among the N texts and then the N * K hard negatives.
-            Both are undefined for a pair without allowed negatives.
+            (N,) int64, the index of the pair whose image (for translations, whose first text) is a negative for text n; and (N,)
+            int64, the index of the text that is a negative for image n, in the concatenation of the N texts and the N * K hard
+            negatives. Both are undefined for a pair without allowed negatives.
         """
         similarity = contrastive.similarity(pairs.image, pairs.text)
         negative_image = self.sample_negatives(similarity.t(), allowed)
@@ -90,8 +90,8 @@ class MatchingHead(MLPHead):
     def loss(self, fused: Sequence[Tensor], has_negatives: Tensor) -> Tensor:
         """Eq. 2 from fused [CLS] states (N, D) of matched pairs, then of pairs with hard negatives.
 
-        ``has_negatives`` (N,) bool: a pair without hard negatives is skipped entirely, since the matched pair alone would only
-        teach the model to always answer "matched".
+        ``has_negatives`` (N,) bool: a pair without negatives is skipped entirely, since matched pairs alone would only teach the
+        model to always predict "matched".
         """
         logits = self(torch.cat(list(fused)))
         matched = torch.arange(len(logits), device=logits.device) < len(has_negatives)
@@ -104,7 +104,7 @@ def allowed_negatives(valid: Tensor, group: Tensor, same_group: SameGroup) -> Te
     Args:
         valid: (N,) bool, the pairs that count.
         group: (N,) int64.
-        same_group: how pairs of the same group are treated. Only with "negative" are they negatives of each other.
+        same_group: how pairs of the same group are treated. They are negatives of each other only with "negative".
     """
     allowed = valid.unsqueeze(0) & valid.unsqueeze(1)
     allowed = allowed & ~torch.eye(len(valid), dtype=torch.bool, device=valid.device)
@@ -123,7 +123,7 @@ def matching_count(valid: Tensor, group: Tensor, same_group: SameGroup) -> Tenso
 
 
 def negative_weights(similarity: Tensor, allowed: Tensor) -> Tensor:
-    """Unnormalised sampling weights (N, M): softmax over the row plus 1e-5, zero where not allowed (as released).
+    """Unnormalised sampling weights (N, M): softmax over the row plus 1e-5, and zero where not allowed (as released).
 
     ``similarity`` (N, M) is already divided by the temperature; row i weighs the negatives of pair i.
     """
@@ -133,8 +133,9 @@ def negative_weights(similarity: Tensor, allowed: Tensor) -> Tensor:
 def sample(weights: Tensor) -> Tensor:
     """Sample an index (N,) int64 for each row of ``weights`` (N, M), in proportion to the weights.
 
-    If all weights of a row are zero, its index is its own, so that a text that does not count is not replaced by a longer one.
-    Unlike ``multinomial``, this function does not force a device sync, and does not raise an error for such a row.
+    If all weights of a row are zero, the sampled index is the row's own index, so that a text that does not count is not replaced
+    by a longer text. Unlike ``multinomial``, this function does not force a device sync, and does not raise an error for such a
+    row.
     """
     noise = torch.empty_like(weights).exponential_()
     own = torch.arange(len(weights), device=weights.device)

@@ -1,13 +1,13 @@
 """Texts without padding.
 
 Linear layers and norms treat every token alike, so they run on packed tokens, without padding: (T, D). Attention needs separate
-texts, padded to the longest of them: (N, L, D). A :class:`Packing` converts between the two layouts, and :class:`PackedTexts` are
-token states with their packing.
+texts, padded to the longest of them: (N, L, D). A :class:`Packing` converts between the two layouts, and :class:`PackedTexts`
+combine token states with their packing.
 
-Reading the lengths of texts back from a GPU would force a device sync. So T is a number that the host knows, and it may be larger
-than the number of tokens. Spare tokens come after the real tokens of their batch, hold arbitrary finite numbers, and are never
-read. For example, texts of 3 and 1 tokens, padded to L = 3, are packed as 4 tokens with the padded indices 0, 1, 2 and 3. With
-T = 5, one spare token follows, with the padded index 6.
+Reading the lengths of texts back from a GPU would force a device sync. Therefore T is a number that the host knows, and it may be
+larger than the number of tokens. Spare tokens come after the real tokens of their batch, have arbitrary finite values, and are
+never read. For example, texts of 3 and 1 tokens, padded to L = 3, are packed as 4 tokens with the padded indices 0, 1, 2 and 3.
+With T = 5, one spare token follows, with the padded index 6.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Packing:
         starts: (N,) int64, index of each text's first packed token.
         length: L.
         padded_index: (T,) int64, text * L + position of each token; N * L for a spare token.
-        dense: True if T = N * L. Then packed and padded tokens are the same, in the same order, and nothing has to be moved.
-            Padding takes the place of spare tokens, and each padding token has its own padded index.
+        dense: True if T = N * L. In this case the packed and the padded layout are identical, and nothing has to be moved. There
+            is padding instead of spare tokens, and each padding token has its own padded index.
     """
 
     lengths: Tensor
@@ -45,7 +45,7 @@ class Packing:
 
     @staticmethod
     def of(lengths: Tensor, length: int, tokens: int | None = None) -> Packing:
-        """Pack texts one after the other.
+        """Pack texts consecutively.
 
         Args:
             lengths: (N,) int64, number of tokens of each text.
@@ -69,12 +69,13 @@ class Packing:
 
     @staticmethod
     def padded(count: int, length: int, device: torch.device) -> Packing:
-        """``count`` texts of ``length`` tokens each."""
+        """The packing of ``count`` texts of ``length`` tokens each."""
         return Packing.of(torch.full((count,), length, device=device), length, count * length)
 
     @staticmethod
     def concat(parts: Sequence[Packing]) -> Packing:
-        """All texts of ``parts``, padded to the longest of them. The spare tokens of each part stay behind its real tokens."""
+        """The packing of all texts in ``parts``, padded to the longest text. The spare tokens of each part stay behind its real
+        tokens."""
         if len(parts) == 1:
             return parts[0]
         length, count = max(part.length for part in parts), sum(part.count for part in parts)
@@ -115,7 +116,7 @@ class Packing:
         return self.padded_index // self.length
 
     def pad(self, packed: Tensor) -> Tensor:
-        """(T, D) -> (N, L, D). Positions after the end of a text hold finite numbers; attention masks them."""
+        """(T, D) -> (N, L, D). Positions after the end of a text have finite values, and attention masks them."""
         width = packed.shape[1]
         if self.dense:
             return packed.view(self.count, self.length, width)
@@ -127,7 +128,7 @@ class Packing:
         return flat if self.dense else cast(Tensor, _Pack.apply(flat, self.padded_index))
 
     def short_and_long(self, cut: int) -> tuple[Tensor, Tensor]:
-        """Indices (M,) int64 of the texts of at most ``cut`` tokens, and of the others."""
+        """Indices (M,) int64 of the texts of at most ``cut`` tokens, and indices of the longer texts."""
         short = self.lengths <= cut
         return short.nonzero()[:, 0], (~short).nonzero()[:, 0]
 
@@ -140,8 +141,8 @@ def _spread(packed: Tensor, padded_index: Tensor, count: int) -> Tensor:
 class _Pack(torch.autograd.Function):
     """``padded.index_select(0, padded_index)`` with a faster, deterministic gradient.
 
-    Apart from spare tokens, no two tokens have the same padded index, so each gradient is simply written to its place. The
-    backward pass of ``index_select`` adds gradients instead, which is slow, and on a GPU the order is not fixed.
+    Apart from spare tokens, no two tokens have the same padded index, so each gradient is simply written to its position. The
+    backward pass of ``index_select`` adds gradients instead, which is slow and, on a GPU, happens in no fixed order.
     """
 
     @staticmethod
@@ -175,8 +176,8 @@ class PackedTexts:
     def select(self, index: Tensor, tokens: int | None = None, length: int | None = None) -> PackedTexts:
         """The texts with the indices ``index`` (M,), in that order.
 
-        ``tokens`` and ``length`` are arguments of :meth:`Packing.of`. Without ``length``, texts are padded to the longest of the
-        selected ones; if the lengths are not in host memory, they are still padded to L.
+        ``tokens`` and ``length`` are arguments of :meth:`Packing.of`. Without ``length``, texts are padded to the longest
+        selected text or, if the lengths are not in host memory, to L.
         """
         lengths = self.packing.lengths.index_select(0, index)
         if length is None:
@@ -184,8 +185,8 @@ class PackedTexts:
         return self._arranged(index, Packing.of(lengths, length, tokens))
 
     def _arranged(self, index: Tensor, packing: Packing) -> PackedTexts:
-        """The texts with the indices ``index`` (M,) as M texts of ``packing``. Its spare tokens, and padding if it is dense, get
-        arbitrary states."""
+        """The texts with the indices ``index`` (M,), laid out according to ``packing``. Spare tokens, and padding in a dense
+        packing, get arbitrary states."""
         text, position = packing.text_index.clamp(max=len(index) - 1), packing.positions
         start = self.packing.starts.index_select(0, index).index_select(0, text)
         source = (start + position).clamp(max=len(self.states) - 1)
@@ -193,13 +194,13 @@ class PackedTexts:
 
     @staticmethod
     def join(parts: Sequence[tuple[Tensor, PackedTexts]], packing: Packing) -> PackedTexts:
-        """Undo selections: the texts of every part get back the indices (M,) with which they were selected from ``packing``."""
+        """Undo selections: the texts of every part return to the indices (M,) with which they were selected from ``packing``."""
         order = torch.cat([index for index, _ in parts]).argsort()
         return PackedTexts.concat([part for _, part in parts])._arranged(order, packing)
 
     @staticmethod
     def concat(parts: Sequence[PackedTexts]) -> PackedTexts:
-        """All texts of ``parts``."""
+        """The texts of all ``parts``."""
         return PackedTexts(torch.cat([part.states for part in parts]), Packing.concat([part.packing for part in parts]))
 
     @staticmethod
@@ -218,19 +219,19 @@ def packings_of(texts: Sequence[Text]) -> list[Packing]:
     return [by_mask[id(text.mask)] for text in texts]
 
 
-DIVIDED = 0.55
-"""Texts are divided into short and long ones if this leaves at most this share of the padded tokens. If each image has a short
-and a long caption, it leaves a little more than one half."""
+MAX_DIVIDED_SHARE = 0.55
+"""Texts are divided into short and long texts if this reduces the number of padded tokens to this share or less. If each image
+has a short and a long caption, the share is a little more than one half."""
 
 
 def length_cut(packings: Sequence[Packing]) -> int | None:
-    """The length that divides texts into short and long ones, which can then be processed in separate calls.
+    """The length that divides texts into short and long texts, which can then be processed in separate calls.
 
-    Attention pads all texts of a call to the longest of them, so that a few long texts make all others slow. Two calls are
-    faster if they have far fewer padded tokens (:data:`DIVIDED`).
+    Attention pads all texts of a call to the longest of them, so that a few long texts slow down all others. Two calls are faster
+    if they have far fewer padded tokens (:data:`MAX_DIVIDED_SHARE`).
 
     Returns:
-        The number of tokens of the longest short text; None if one call is better, or if the lengths are not in host memory.
+        The number of tokens of the longest short text; None if one call is faster, or if the lengths are not in host memory.
     """
     if not all(on_host(packing.lengths) for packing in packings) or not any(packing.count for packing in packings):
         return None
@@ -238,9 +239,10 @@ def length_cut(packings: Sequence[Packing]) -> int | None:
     short = torch.arange(1, len(lengths) + 1)
     padded = short * lengths + (len(lengths) - short) * lengths[-1]
     best = int(padded.argmin())
-    return int(lengths[best]) if int(padded[best]) <= DIVIDED * int(padded[-1]) else None
+    return int(lengths[best]) if int(padded[best]) <= MAX_DIVIDED_SHARE * int(padded[-1]) else None
 
 
 def on_host(tensor: Tensor) -> bool:
-    """True if the host can read the values without waiting: not on a GPU, not for a fake tensor, and not while compiling."""
+    """True if the host can read the values without waiting, which excludes tensors on a GPU, fake tensors, and all tensors during
+    compilation."""
     return tensor.device.type == "cpu" and type(tensor) is Tensor and not torch.compiler.is_compiling()

@@ -1,4 +1,4 @@
-"""A head that gives a phrase several boxes, one or none."""
+"""A head that predicts several boxes, one box or none for a phrase."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from models.core.packing import PackedTexts
 from utils.config import Config
 
 CLASS_COST, L1_COST, GIOU_COST = 1.0, 5.0, 2.0
-"""Weights of a wrong probability and of a wrong box, in the assignment and in the loss (Carion et al., 2020, "End-to-end object
+"""Weights of the errors in probabilities and boxes, in the assignment and in the loss (Carion et al., 2020, "End-to-end object
 detection with transformers", section A.4)."""
 
-RARE = 0.1
-"""Probability that a box belongs to the phrase before training."""
+INITIAL_PROBABILITY = 0.1
+"""Initial probability that a box belongs to the phrase, before training."""
 
 
 class BoxSetConfig(Config):
-    """The head for several boxes and none."""
+    """Settings of the head for sets of boxes."""
 
     queries: int = Field(
         16, ge=1, description="maximum number of boxes per phrase; phrases with more boxes are skipped in training"
@@ -37,19 +37,19 @@ class BoxSetConfig(Config):
     layers: int = Field(
         2,
         ge=1,
-        description="number of number of blocks in which boxes attend to each other, to the phrase and to the image",
+        description="number of blocks in which boxes attend to each other, to the phrase and to the image",
     )
 
 
 class BoxSet(NamedTuple):
-    """K boxes of each of N phrases: ``boxes`` (N, K, 4), centre and size in 0..1; ``logits`` (N, K), the log-odds that a box
+    """K boxes for each of N phrases: ``boxes`` (N, K, 4), centre and size in 0..1; ``logits`` (N, K), the log-odds that a box
     belongs to the phrase. Both are at least float32."""
 
     boxes: Tensor
     logits: Tensor
 
     def best(self) -> tuple[Tensor, Tensor]:
-        """The box (N, 4) of each phrase that most probably belongs to it, and its log-odds (N,)."""
+        """For each phrase, the box (N, 4) that most probably belongs to it, and the log-odds (N,) of this box."""
         logits, index = self.logits.max(dim=1)
         return self.boxes.gather(1, index.view(-1, 1, 1).expand(-1, 1, 4)).squeeze(1), logits
 
@@ -57,14 +57,14 @@ class BoxSet(NamedTuple):
 class BoxSetHead(nn.Module):
     """Predicts a set of boxes from a fused phrase and the patches of its image.
 
-    Each of K queries starts at a cell of a grid over the image. It attends to the other queries, and to the fused tokens of the
-    phrase and the patches. Its box is an offset from its cell. Whether the box belongs to the phrase is a product of the query's
-    state and the phrase's [CLS].
+    Each of K queries starts at a cell of a grid over the image. It attends to the other queries, to the fused tokens of the
+    phrase, and to the patches. Its box is an offset from its cell. The log-odds that the box belongs to the phrase are a product
+    of the query's state and the phrase's [CLS] state.
 
     Args:
         config: sizes of the head.
-        width, heads: of the states, and of attention.
-        vision_width: of the patches.
+        width, heads: width of the states, and number of attention heads.
+        vision_width: width of the patch states.
         grid: rows and columns of the patches.
     """
 
@@ -86,11 +86,13 @@ class BoxSetHead(nn.Module):
         )
         self.decoder = nn.TransformerDecoder(layer, config.layers, nn.LayerNorm(width))
         with torch.no_grad():
-            for block in self.decoder.layers:  # with equal projections, a query attends to patches near its cell
+            for (
+                block
+            ) in self.decoder.layers:  # with equal projections, a query initially attends to patches near its cell
                 weight = block.multihead_attn.in_proj_weight
                 weight[:width] = weight[width : 2 * width]
         self.box, self.belongs, self.asked = MLPHead(width, 4), nn.Linear(width, 1), nn.Linear(width, width)
-        nn.init.constant_(self.belongs.bias, math.log(RARE / (1 - RARE)))
+        nn.init.constant_(self.belongs.bias, math.log(INITIAL_PROBABILITY / (1 - INITIAL_PROBABILITY)))
         y, x = torch.meshgrid((torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij")
         cells = torch.stack([x, y, torch.full_like(x, 1 / columns), torch.full_like(y, 1 / rows)], dim=-1)
         self.register_buffer("cells", cells.flatten(0, 1)[chosen].logit(1e-3), persistent=False)
@@ -101,7 +103,7 @@ class BoxSetHead(nn.Module):
 
         Args:
             fused: states of all tokens of the phrases, fused with their images.
-            patches: (N, P, V), of each phrase's image.
+            patches: (N, P, V), patches of each phrase's image.
         """
         tokens, images = fused.padded(), self.patches(patches) + self.positions
         seen = F.pad(fused.packing.mask, (0, images.shape[1]), value=True)
@@ -136,8 +138,8 @@ class BoxSetHead(nn.Module):
 
 
 def box_set_losses(found: BoxSet, boxes: Tensor, present: Tensor, valid: Tensor) -> Losses:
-    """Losses of the cheapest assignment of true boxes to queries: L1 and GIoU (eq. 5) of the assigned boxes, and the
-    cross-entropy of whether a query has a true box.
+    """Losses under the minimum-cost assignment of true boxes to queries: L1 and GIoU (eq. 5) of the assigned boxes, and the
+    cross-entropy of predicting whether a query is assigned to a true box.
 
     Args:
         found: the predicted boxes of N phrases.
@@ -149,7 +151,7 @@ def box_set_losses(found: BoxSet, boxes: Tensor, present: Tensor, valid: Tensor)
     queries = assign(_costs(found, boxes), present)
     rows = queries.clamp(min=0).unsqueeze(2).expand(-1, -1, 4)
     assigned, true = found.boxes.gather(1, rows).flatten(0, 1), boxes.flatten(0, 1)
-    # Boxes that do not exist write to a separate last column, which is cut off.
+    # Boxes that do not exist are written to an extra last column, which is cut off.
     taken = F.pad(torch.zeros_like(found.logits), (0, 1))
     taken = taken.scatter(1, queries.masked_fill(queries == FREE, found.logits.shape[1]), 1.0)[:, :-1]
     belongs = F.binary_cross_entropy_with_logits(found.logits, taken, reduction="none").sum(dim=1)
@@ -162,7 +164,7 @@ def box_set_losses(found: BoxSet, boxes: Tensor, present: Tensor, valid: Tensor)
 
 @torch.no_grad()
 def _costs(found: BoxSet, boxes: Tensor) -> Tensor:
-    """The cost (N, M, K) of assigning a true box to a query."""
+    """The costs (N, M, K) of assigning true boxes to queries."""
     (count, targets, _), queries = boxes.shape, found.logits.shape[1]
     shape = (count, targets, queries, 4)
     predicted = found.boxes.unsqueeze(1).expand(shape).reshape(-1, 4)

@@ -1,4 +1,4 @@
-"""The text encoder of the BERT and RoBERTa families; :mod:`models.core.hub_text` has the others."""
+"""The text encoder for the BERT and RoBERTa families; :mod:`models.core.hub_text` has an adapter for other encoders."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class TextArchitecture(Config):
     """Sizes of a BERT or RoBERTa encoder."""
 
     family: Literal["bert", "roberta"] = Field(
-        "bert", description="determines determines how positions are counted and texts are padded"
+        "bert", description="family of the encoder, which determines how positions are counted and texts are padded"
     )
     vocab_size: int | None = Field(
         None,
         ge=1,
         le=MAX_ROWS,
-        description="number of rows of the word table; null: size of the tokenizer's vocabulary",
+        description="number of rows in the word table; null: size of the tokenizer's vocabulary",
     )
     width: int = Field(768, ge=1, le=MAX_WIDTH, description="width of the states")
     layers: int = Field(12, ge=1, le=MAX_BLOCKS, description="number of blocks")
@@ -52,18 +52,20 @@ class TextArchitecture(Config):
         512,
         ge=1,
         le=MAX_ROWS,
-        description="number of number of rows of the position table; RoBERTa does not use the first two",
+        description="number of rows in the position table; RoBERTa does not use the first two",
     )
-    token_types: int = Field(2, ge=1, description="number of rows of the token type table; only the first row is used")
+    token_types: int = Field(
+        2, ge=1, description="number of rows in the token type table, of which only the first is used"
+    )
     eps: float = Field(
         1e-12, gt=0, description="epsilon of all LayerNorms, including those of the fusion encoder and the MLM head"
     )
-    pad_id: int = Field(0, ge=0, description="token id of padding")
+    pad_id: int = Field(0, ge=0, description="token id of the padding token")
     init_std: float = Field(
         0.02,
         gt=0,
-        description="standard deviation of random initial weights, also in the fusion encoder; 0.02 suits a width of 768, and"
-        " narrow models need a larger value",
+        description="standard deviation of random initial weights, also in the fusion encoder; 0.02 suits a width of "
+        "768, and narrow models need a larger value",
     )
 
     @property
@@ -89,15 +91,16 @@ class TextConfig(Config):
 
     encoder: InputModel = Field(
         "bert-base-uncased",
-        description="Hugging Face name or folder of the tokenizer and, if `arch` is null, of the sizes of the text encoder",
+        description="Hugging Face name or folder of the tokenizer and, if `arch` is null, of the sizes of the text "
+        "encoder",
     )
     arch: TextArchitecture | None = Field(None, description="sizes of the text encoder; null: as in `encoder`")
     max_positions: int | None = Field(
         None,
         ge=1,
         le=MAX_ROWS,
-        description="maximum number of tokens in a text; if it differs from the encoder's, the position table is interpolated"
-        " when weights are loaded; null: as in the encoder",
+        description="maximum number of tokens in a text; if it differs from the encoder's, the position table is "
+        "interpolated when weights are loaded; null: as in the encoder",
     )
     dropout: float = Field(
         0.1, ge=0, lt=1, description="dropout of embeddings and residuals, also in the fusion encoder"
@@ -120,17 +123,18 @@ class TextConfig(Config):
 
 
 KEPT_POSITIONS = 20
-"""Positions that do not change when a table is stretched. Short texts, of which there are most, keep their meaning."""
+"""Number of positions that do not change when a table is stretched, so that short texts, which are the most frequent, keep their
+positions."""
 
 
 def stretch_positions(table: Tensor, rows: int, first: int = 0) -> Tensor:
     """Resize a table of positions (M, D) to (``rows``, D).
 
-    A longer table keeps its first 20 positions, and the others are interpolated linearly between the same ends (Long-CLIP,
-    arXiv:2403.15378, section 3.1). A shorter one loses its last positions.
+    A longer table keeps its first 20 positions, and the other positions are interpolated linearly over the remaining range
+    (Long-CLIP, arXiv:2403.15378, section 3.1). A shorter table loses its last positions.
 
     Args:
-        table: positions of a text encoder.
+        table: position table of a text encoder.
         rows: number of rows of the result.
         first: row of the first token. RoBERTa does not use the rows before it.
     """
@@ -168,8 +172,9 @@ class Embeddings(nn.Module):
 
         Args:
             ids: (...,) int64, such as (T,) of packed tokens or (N, L).
-            positions: of the same shape, indices in the position table; if None, in the order of the tokens of ``ids`` (N, L).
-            words: (V, D), the word table if this module has none.
+            positions: indices in the position table, of the same shape; if None, the positions follow the order of the tokens in
+                ``ids`` (N, L).
+            words: (V, D), the word table, if this module does not have its own.
         """
         if positions is None:
             positions = self.positions(ids)
@@ -222,7 +227,7 @@ class TextEncoder(nn.Module):
     def forward(self, texts: Sequence[Text]) -> list[PackedTexts]:
         """Encode several batches of texts in one pass."""
         packings = packings_of(texts)
-        # One lookup for all batches, because the gradient of each lookup is a table as large as the vocabulary.
+        # A single lookup for all batches, because the gradient of each lookup is a table as large as the vocabulary.
         ids = torch.cat([packing.pack(text.ids) for packing, text in zip(packings, texts, strict=True)])
         positions = torch.cat([packing.positions for packing in packings]) + self.arch.first_position
         embedded = self.embeddings(ids, positions)
@@ -252,7 +257,7 @@ class TextEncoder(nn.Module):
 
 
 def block_config(config: TextConfig, arch: TextArchitecture) -> BlockConfig:
-    """Block sizes of an architecture with the run's dropout."""
+    """The block sizes of an architecture, with the run's dropout."""
     return BlockConfig(
         width=arch.width,
         heads=arch.heads,

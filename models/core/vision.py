@@ -1,5 +1,5 @@
-"""The vision encoder, a backbone of timm or Hugging Face. Images, regions and videos are means of its normed patches (section
-3.2)."""
+"""The vision encoder, with a backbone from timm or Hugging Face. Images, regions and videos are means of its normed patches
+(section 3.2)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Concepts:
 
 
 class VisionEncoder(nn.Module):
-    """Encodes pixels as :class:`Concepts`. Within the backbone, patches attend to its [CLS] token, which is dropped
+    """Encodes pixels as :class:`Concepts`. Within the backbone, patches also attend to the [CLS] token, which is dropped
     afterwards."""
 
     backbone: nn.Module
@@ -63,7 +63,7 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.features: FeatureCache | None = None
-        """Cache for the states of frozen blocks; if None, they are computed in each step."""
+        """Cache for the output of the frozen blocks; if None, it is computed in each step."""
         self._frozen_blocks = 0
         self.vision_backbone = backbone = build_backbone(config)
         self.backbone = backbone.module
@@ -85,7 +85,9 @@ class VisionEncoder(nn.Module):
             batches: images (I, 3, H, W) or videos (I, F, 3, H, W), uint8 in 0..255 or float already normalised.
         """
         dtypes = {pixels.dtype for pixels in batches}
-        assert len(dtypes) == 1, f"batches of dtypes {dtypes}: uint8 pixels are not normalised yet, floats are"
+        assert len(dtypes) == 1, (
+            f"batches of dtypes {dtypes}: uint8 pixels have not been normalised yet, but floats have"
+        )
         frames = self.patches(torch.cat([pixels.flatten(0, -4) for pixels in batches]))
         batch_patches = frames.split([pixels.shape[:-3].numel() for pixels in batches])
         return [
@@ -96,8 +98,8 @@ class VisionEncoder(nn.Module):
     def video(self, patches: Tensor) -> Concepts:
         """Combine the patches (I, F, P, D) of frames into videos. The position embedding of a frame is added to its patches.
 
-        By default, patches are averaged over time, and a video has P patches, like an image (as published). The average is the
-        same for every order of the frames. With ``pooling: tokens`` all F * P patches are kept, frame by frame.
+        By default, patches are averaged over time, and a video has P patches, like an image (as published). The average does not
+        depend on the order of the frames. With ``pooling: tokens``, all F * P patches are kept, frame by frame.
         """
         assert self.config.video is not None and self.frame_positions is not None, "model.vision.video is null; set it"
         frames, max_frames = patches.shape[1], self.frame_positions.shape[1]
@@ -144,20 +146,21 @@ class VisionEncoder(nn.Module):
             stay_in_evaluation_mode(block)
 
     def levels_above(self) -> dict[str, int]:
-        """See :class:`optim.setup.HasLevels`. What runs before the first of B blocks has B + 1 levels above it."""
+        """See :class:`optim.setup.HasLevels`. With B blocks, the modules that run before the first block have B + 1 levels above
+        them."""
         blocks = len(self.vision_backbone.blocks)
         levels = {name: 0 for name, _ in self.named_parameters()}
         for block in reversed(range(blocks + 1)):
             levels |= {f"backbone.{name}": blocks + 1 - block for name in self.vision_backbone.names_before(block)}
         return levels
 
-    def keep_features(self, folder: Path, bound: int) -> None:
+    def keep_features(self, folder: Path, max_bytes: int) -> None:
         """Cache the output of the frozen blocks, or of all blocks if :meth:`freeze_blocks` was not called, in ``folder``.
 
-        The folder holds at most ``bound`` bytes.
+        The folder contains at most ``max_bytes`` bytes.
         """
         self.features = FeatureCache(
-            self.vision_backbone, self._frozen_blocks or len(self.vision_backbone.blocks), folder, bound
+            self.vision_backbone, self._frozen_blocks or len(self.vision_backbone.blocks), folder, max_bytes
         )
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
@@ -187,7 +190,7 @@ class VisionEncoder(nn.Module):
         patches = images.patches
         count, length, width = patches.shape
         share = patch_mask.to(patches.dtype) / patch_mask.sum(dim=1, keepdim=True)
-        # One matrix product over all patches of the batch copies nothing, and its backward pass adds in a fixed order.
+        # A single matrix product over all patches of the batch avoids copies, and its backward pass adds in a fixed order.
         weights = share.new_zeros(patch_mask.shape[0], count, length)
         weights.scatter_(1, image_index.view(-1, 1, 1).expand(-1, 1, length), share.unsqueeze(1))
         with torch.autocast(patches.device.type, enabled=False):
@@ -196,10 +199,10 @@ class VisionEncoder(nn.Module):
 
 
 def _frame_table(config: VideoConfig, width: int) -> nn.Parameter:
-    """Frame positions (1, F, 1, D). The shape is as published; so is the initialisation with ``pooling: mean``.
+    """Frame positions (1, F, 1, D). The shape is as published, and so is the initialisation if ``pooling`` is ``mean``.
 
     With ``pooling: tokens`` the fusion encoder has to distinguish frames, so the table starts with sine-cosine positions at the
-    scale of the patches. At a scale of 0.02 the fusion encoder would not notice them for hundreds of steps.
+    scale of the patches. At a scale of 0.02, the fusion encoder would ignore the positions for hundreds of steps.
     """
     if config.pooling == "tokens":
         return nn.Parameter(sincos_positions(config.frames, 1, width).view(1, config.frames, 1, width))

@@ -45,10 +45,10 @@ class XVLM(nn.Module):
     def encode(
         self, pixels: Tensor | None, text: Text, image_of_text: Tensor | None = None
     ) -> tuple[PackedTexts, KeysValues | None]:
-        """Encode N texts, and project the keys and values of the images that they attend to.
+        """Encode N texts, and project the images that they attend to into keys and values.
 
         Args:
-            pixels: (I, 3, H, W), or (I, F, 3, H, W) for videos; if None, the texts attend to no images.
+            pixels: (I, 3, H, W), or (I, F, 3, H, W) for videos; if None, the texts do not attend to images.
             text: N texts.
             image_of_text: (N,) int64, the index of each text's image; if None, text n is about image n.
         """
@@ -69,6 +69,6 @@ class XVLM(nn.Module):
         return self.config.chunks
 
     def copied_from(self) -> dict[str, str]:
-        """Parameters that start as copies of other parameters if a pre-training checkpoint lacks them: name -> name in the
-        pre-training model."""
+        """Parameters that start as copies of other parameters if a pre-training checkpoint does not contain them: name -> name in
+        the pre-training model."""
         return {}

@@ -1,7 +1,7 @@
 """Ranking of candidate answers by their likelihood under the decoder (appendix A.1).
 
 As released, only the k candidates with the most likely first tokens are scored in full. Candidates share prefixes: the distinct
-prefixes of a question's k candidates form a tree whose nodes are tokens. The decoder runs all nodes together, and each node only
+prefixes of a question's k candidates form a tree whose nodes are tokens. The decoder processes all nodes together, each only
 once; a node attends only to itself and its ancestors. A question's keys and values are projected once for all its nodes.
 """
 
@@ -35,20 +35,20 @@ NONE = -1
 
 
 class AnswerTree:
-    """Prefix tree of C candidate answers.
+    """A prefix tree of C candidate answers.
 
     Args:
-        candidates: token ids of each candidate, including the classification token (the same in all) and the separator.
+        candidates: token ids of each candidate, including the classification token, which is the same for all, and the separator.
 
     Attributes:
-        tokens: (nodes,) the token of each node.
-        depths: (nodes,) the position of each node in the answers that contain it.
-        path: (C, D) the nodes of each candidate below the root, in order, then :data:`NONE`.
-        following: (C, 1 + D) the tokens that follow the root and the nodes of the path, the separator at the end.
-        ancestors: (nodes, D) the path from the root to each node, including the node but not the root.
+        tokens: (nodes,), the token of each node.
+        depths: (nodes,), the position of each node in the answers that contain the node.
+        path: (C, D), the nodes of each candidate below the root, in order, padded with :data:`NONE`.
+        following: (C, 1 + D), the tokens that follow the root and each node of the path; the last one is the separator.
+        ancestors: (nodes, D), the path from the root to each node, including the node but not the root.
 
     Raises:
-        ValueError: without candidates, or if a candidate has no token between classification token and separator.
+        ValueError: if there are no candidates, or if a candidate has no token between the classification token and the separator.
     """
 
     def __init__(self, candidates: Sequence[Sequence[int]]):
@@ -103,8 +103,7 @@ def rank_answers(
         tree: tree of the candidates.
         k: number of candidates that are scored in full.
         ranking: how candidates are scored, and how ties are broken (:func:`best_first`).
-        nodes_per_call: questions that together have more nodes than this are split into several calls; if None, a default for the
-            device, CPU or GPU.
+        nodes_per_call: approximate maximum number of nodes per call; if None, a default for the device, CPU or GPU.
     """
     if nodes_per_call is None:
         nodes_per_call = 640 if questions.states.device.type == "cpu" else 8192
@@ -126,7 +125,7 @@ def rank_answers(
 def best_first(scores: Tensor, k: int, ranking: Ranking) -> Tensor:
     """Indices (N, k) of the k best of ``scores`` (N, C), best first.
 
-    Ties are frequent, since candidates share prefixes. They are broken in favour of the earlier candidate. With "released" the
+    Ties are frequent, since candidates share prefixes. Ties are broken in favour of the earlier candidate. With "released" the
     order is left to ``topk``, which differs between CPU and GPU.
     """
     if ranking == "released":
@@ -142,7 +141,7 @@ def _first_tokens(decoder: AnswerDecoder, questions: KeysValues, tree: AnswerTre
 
 
 def _calls(nodes: Sequence[Ints], max_nodes: int) -> Iterator[tuple[range, list[Ints]]]:
-    """Split neighbouring questions, given by their nodes, into calls of about ``max_nodes`` nodes at most, including padding.
+    """Group adjacent questions, given by their nodes, into calls of at most about ``max_nodes`` nodes, including padding.
 
     Yields for each call the range of its questions, and their nodes without :data:`NONE`. A question with more nodes than
     ``max_nodes`` has a separate call.
@@ -165,7 +164,7 @@ class _Subtrees:
         self.ids = np.full((len(nodes), width), tree.tokens[ROOT])
         self.depths = np.zeros((len(nodes), width), dtype=np.int64)
         self.mask = np.zeros((len(nodes), width, width), dtype=bool)
-        self.mask[:, :, 0] = True  # also for padding: attending to nothing gives NaN
+        self.mask[:, :, 0] = True  # padding attends to the root as well: attending to nothing would give NaN
         self.positions = np.zeros((*candidates.shape, tree.path.shape[1]), dtype=np.int64)
         for question, question_nodes in enumerate(nodes):
             end = 1 + len(question_nodes)
@@ -181,7 +180,7 @@ class _Subtrees:
         self.mask[question, 1 + node, 1 + np.searchsorted(nodes, ancestors[node, level])] = True
 
     def score(self, decoder: AnswerDecoder, keys_values: KeysValues, device: torch.device) -> Tensor:
-        """Sum (N, k) of the log-probabilities of a candidate's tokens after the first, including the separator."""
+        """For each candidate, the sum (N, k) of the log-probabilities of its tokens after the first, including the separator."""
         ids, depths, mask, positions, on_path, following = (
             send(torch.from_numpy(array), device)
             for array in (self.ids, self.depths, self.mask, self.positions, self.on_path, self.following)

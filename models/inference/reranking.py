@@ -26,15 +26,15 @@ AligningModel = PretrainModel | RetrievalModel
 
 RerankingScore = Literal["matching", "sum"]
 RERANKING_SCORE = (
-    "score that orders re-ranked pairs. matching: the logit of the matching head (published); sum: its log-odds plus the "
-    "cosine divided by the temperature"
+    "score by which re-ranked pairs are sorted. matching: the logit of the matching head (published); sum: its "
+    "log-odds plus the cosine divided by the temperature"
 )
 """Description of the config key."""
 RULES: dict[RerankingScore, str] = {
     "matching": "",
-    "sum": " by the matching head's log-odds plus the cosine over the temperature",
+    "sum": " by the matching head's log-odds plus the cosine divided by the temperature",
 }
-"""How candidates are ordered, as a note in tables. The published order needs no note."""
+"""How candidates are sorted, as a note in tables. The published order needs no note."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class TextBank:
 
     Attributes:
         texts: the encoded texts.
-        index: (N,) int64, the index in ``texts`` of each text of the bank; on the CPU, where the calls are planned.
-        lengths: (N,) int64, the number of tokens of each text of the bank; on the CPU, too.
+        index: (N,) int64, the index in ``texts`` of each text in the bank; on the CPU, where the calls are planned.
+        lengths: (N,) int64, the number of tokens of each text in the bank; also on the CPU.
     """
 
     texts: PackedTexts
@@ -53,7 +53,7 @@ class TextBank:
 
     @classmethod
     def of(cls, parts: Sequence[PackedTexts]) -> TextBank:
-        """The bank of all texts of ``parts``, in order."""
+        """A bank of all texts in ``parts``, in order."""
         texts = PackedTexts.concat(parts)
         return cls(texts, torch.arange(texts.packing.count), texts.packing.lengths.cpu())
 
@@ -95,11 +95,11 @@ def score_pairs(
         images: B whole images.
         texts: for each image, the indices of its texts in ``bank`` (int64, on the CPU).
         bank: the encoded texts.
-        tokens_per_call: maximum number of tokens of a call, including padding; the texts of an image are split into several calls
-            if they have more. If None, a number that fits in a CPU's caches, or that fills a GPU.
+        tokens_per_call: maximum number of tokens per call, including padding; if the texts of an image have more tokens, they are
+            split into several calls. If None, a number that fits into a CPU's caches or that fills a GPU.
 
     Returns:
-        For each image the logits of class "matched", at least float32, in the order of its texts.
+        For each image, the logits of the class "matched" in the order of its texts, in float32 or higher precision.
     """
     keys_values = fusion.project_concepts(images).split([1] * len(texts))
 
@@ -118,8 +118,8 @@ def score_each(
     """Compute scores of images and their candidate texts. Texts of similar lengths are scored in the same call.
 
     Args:
-        score: function from the index of an image and M texts to their scores (M,), at least float32.
-        texts, bank, tokens_per_call: as in :func:`score_pairs`, which returns the same.
+        score: function that maps the index of an image and M texts to their scores (M,), in float32 or higher precision.
+        texts, bank, tokens_per_call: as in :func:`score_pairs`. Returns: as in :func:`score_pairs`.
     """
     device = bank.texts.states.device
     if tokens_per_call is None:

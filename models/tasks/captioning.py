@@ -26,7 +26,7 @@ from utils.errors import UserError
 
 
 class CaptioningLossConfig(Config):
-    """Loss of the captions' words."""
+    """Settings of the loss on the words of captions."""
 
     label_smoothing: float = Field(
         0.1,
@@ -47,21 +47,22 @@ class CaptionTokens:
 
 
 class CaptioningModel(XVLM):
-    """Text encoder and fusion encoder as one decoder: every token attends to the image, to itself and to earlier tokens."""
+    """Uses the text encoder and the fusion encoder as one decoder, in which every token attends to the image, to itself and to
+    earlier tokens."""
 
     def __init__(self, config: ModelConfig, vocab_size: int | None = None, loss: CaptioningLossConfig | None = None):
         super().__init__(config, vocab_size)
         if not isinstance(self.text, TextEncoder):
             raise UserError(
-                f"model.text.encoder: {config.text.encoder!r} takes no mask per token, which captioning needs; use an encoder "
-                "of the BERT or RoBERTa families"
+                f"model.text.encoder: {config.text.encoder!r} does not support a mask per token, which captioning "
+                "needs; use an encoder of the BERT or RoBERTa families"
             )
         self.loss = loss or CaptioningLossConfig()
         vocabulary, embedding_width = self.text.word_embeddings.shape
         if embedding_width != self.text.width:
             raise UserError(
-                f"model.fusion.width is {self.text.width}, but captioning predicts words from the fusion's states by word "
-                f"embeddings of width {embedding_width}; set model.fusion.width to {embedding_width}"
+                f"model.fusion.width is {self.text.width}, but captioning predicts words from the fusion encoder's "
+                f"states with word embeddings of width {embedding_width}; set model.fusion.width to {embedding_width}"
             )
         # The eps of the text encoder's family, as in the pre-training model from which training starts.
         self.word_head = WordHead(embedding_width, vocabulary, self.text.block_config.eps)
@@ -89,7 +90,7 @@ class CaptioningModel(XVLM):
         return fused + Work(flops=self.cost.head("word_head", int(predicted.sum())))
 
     def project_images(self, pixels: Tensor) -> KeysValues:
-        """Keys and values of images (I, 3, H, W), for captions to attend to."""
+        """The keys and values of images (I, 3, H, W) that captions attend to."""
         return self.fusion.project_concepts(self.vision(pixels))
 
     def logits(self, text: LeftToRightText, images: KeysValues) -> Tensor:
@@ -107,7 +108,7 @@ class CaptioningModel(XVLM):
     def decode(
         self, ids: Tensor, mask: Tensor, positions: Tensor, images: KeysValues, cache: KVCache | None = None
     ) -> Tensor:
-        """States (N, L, D) of texts after the text encoder and the fusion encoder, which form one decoder.
+        """States (N, L, D) of texts after the text encoder and the fusion encoder, which together form one decoder.
 
         Args:
             ids: (N, L) int64.
@@ -126,8 +127,8 @@ class CaptioningModel(XVLM):
 class CaptionDecoder(CachedDecoder):
     """Predicts the next word of a caption.
 
-    A step runs the last word and a [MASK] after it, and predicts the next word at the [MASK]. The cache keeps the keys and values
-    of words and drops the keys and values of the [MASK].
+    Each step processes the last word and a [MASK] after it, and predicts the next word at the [MASK]. The cache keeps the keys
+    and values of words, but not of the [MASK].
     """
 
     def __init__(self, model: CaptioningModel, images: KeysValues, mask_id: int):

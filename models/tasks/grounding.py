@@ -23,18 +23,19 @@ class GroundingModelConfig(ModelConfig):
 
     box_set: BoxSetConfig | None = Field(
         None,
-        description="head for phrases with several boxes or none; null: the published head, which predicts one box per phrase",
+        description="settings of the head for phrases with several boxes or none; null: the published head, which "
+        "predicts one box per phrase",
     )
 
     @property
     def boxes_of_a_phrase(self) -> range:
-        """The numbers of boxes of a phrase on which the model can train."""
+        """The numbers of boxes that a phrase may have in training."""
         return range(1, 2) if self.box_set is None else range(self.box_set.queries + 1)
 
 
 class GroundingModel(XVLM):
-    """The box head of pre-training (eq. 4) locates a phrase from its [CLS] state, fused with the whole image. With ``box_set``,
-    another head gives it a set of boxes instead."""
+    """The box head of pre-training (eq. 4) locates a phrase from its [CLS] state, fused with the whole image. With ``box_set``, a
+    different head predicts a set of boxes instead."""
 
     def __init__(self, config: ModelConfig, vocab_size: int | None = None, box_set: BoxSetConfig | None = None):
         super().__init__(config, vocab_size)
@@ -57,7 +58,7 @@ class GroundingModel(XVLM):
         }
 
     def counts(self, batch: GroundingBatch) -> dict[str, Tensor]:
-        """Divisors of the losses: the boxes of valid examples, and for sets the valid examples."""
+        """Divisors of the losses: the number of boxes in valid examples and, for sets, the number of valid examples."""
         boxes = (batch.present & batch.valid.unsqueeze(1)).sum()
         counts = {"l1": boxes, "giou": boxes}
         return counts if self.set_head is None else {**counts, "belongs": batch.valid.sum()}
@@ -76,13 +77,13 @@ class GroundingModel(XVLM):
         return self.box_head(self.fusion.cls(*self.encode(pixels, text)))
 
     def locate_all(self, pixels: Tensor, text: Text) -> BoxSet:
-        """The sets of boxes of N texts in their images. ``pixels`` (N, 3, H, W)."""
+        """The sets of boxes for N texts in their images. ``pixels`` (N, 3, H, W)."""
         concepts = self.vision(pixels)
         (texts,) = self.text([text])
         return self.box_sets(texts, concepts, torch.arange(len(pixels), device=pixels.device))
 
     def box_sets(self, texts: PackedTexts, images: Concepts, image_index: Tensor) -> BoxSet:
-        """The sets of boxes of N texts, each in image ``image_index[n]``."""
+        """The sets of boxes for N texts; text n is located in image ``image_index[n]``."""
         assert self.set_head is not None, "the model was built without box_set"
         fused = self.fusion.tokens(texts, self.fusion.project_concepts(images).select(image_index))
         return self.set_head(fused, images.patches.index_select(0, image_index))

@@ -20,7 +20,7 @@ from models.core.xvlm import XVLM, ModelConfig
 class NLVRModelConfig(ModelConfig):
     """The shared model and a classifier."""
 
-    images: int = Field(2, ge=1, le=2, description="images per statement: 2 in NLVR2 and MaRVL, 1 in XVNLI")
+    images: int = Field(2, ge=1, le=2, description="number of images per statement: 2 in NLVR2 and MaRVL, 1 in XVNLI")
     classes: int = Field(2, ge=2, description="number of labels. 2: false, true; 3: contradiction, entailment, neutral")
 
 
@@ -39,7 +39,7 @@ class NLVRModel(XVLM):
         return {"classes": Term(per_example.masked_fill(~batch.valid, 0).sum(), 1.0)}
 
     def counts(self, batch: StatementBatch) -> dict[str, Tensor]:
-        """Divisor of the loss: the valid examples."""
+        """Divisor of the loss: the number of valid examples."""
         return {"classes": batch.valid.sum()}
 
     def work(self, batch: StatementBatch) -> Work:

@@ -21,7 +21,7 @@ from models.core.xvlm import XVLM
 
 
 class RetrievalModel(XVLM):
-    """The contrastive and the matching head of pre-training, on image-text pairs.
+    """The contrastive head and the matching head of pre-training, applied to image-text pairs.
 
     Captions of one image are never each other's negatives (as released).
     """
@@ -59,11 +59,11 @@ class RetrievalModel(XVLM):
         return spanning(self.contrastive, self.embed, micro_batches, before)
 
     def embed(self, batch: RetrievalBatch) -> list[EmbeddedPairs]:
-        """The pairs of the contrastive loss. The forward pass begins with the same computation."""
+        """The embedded pairs for the contrastive loss. The forward pass begins with the same computation."""
         return [self._embed(batch, *self._encode(batch))]
 
     def counts(self, batch: RetrievalBatch) -> dict[str, Tensor]:
-        """Divisors of the losses: the valid pairs, and the pairs that the matching loss classifies."""
+        """Divisors of the losses: the number of valid pairs, and the number of pairs that the matching loss classifies."""
         return {
             "contrastive": batch.valid.sum(),
             "matching": matching_count(batch.valid, batch.group, "positive"),

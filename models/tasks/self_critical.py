@@ -1,6 +1,7 @@
-"""Self-critical training of captioning (Rennie et al. 2017): it reinforces sampled captions that beat the others of their image.
+"""Self-critical training for captioning (Rennie et al. 2017), which reinforces sampled captions that beat the other captions of
+their image.
 
-This is an optional second stage after likelihood training. Strong captioning systems use one; the paper does not.
+This is an optional second stage after likelihood training. Strong captioning systems use such a stage; the paper does not.
 """
 
 from __future__ import annotations
@@ -27,17 +28,19 @@ Reward = Callable[[Sequence[Sequence[int]], Sequence[tuple[str, ...]]], Sequence
 
 
 class SelfCriticalConfig(Config):
-    """How the captions are sampled that receive a reward."""
+    """How the captions that receive a reward are sampled."""
 
     samples: int = Field(
-        5, ge=2, description="captions sampled per image; the mean reward of the others is the baseline"
+        5,
+        ge=2,
+        description="number of captions sampled per image; the baseline of a caption is the mean reward of the others",
     )
     max_length: int = Field(32, ge=1, description="maximum number of tokens in a caption, including the end token")
     temperature: float = Field(
         1.0,
         gt=0,
-        description="temperature of sampling and of the trained distribution; set it below 1 if label smoothing has flattened"
-        " the distribution",
+        description="temperature for sampling and for the trained distribution; set it below 1 if label smoothing "
+        "has flattened the distribution",
     )
 
 
@@ -56,7 +59,8 @@ class SelfCriticalModel(CaptioningModel):
         self.reward, self.tokens, self.critic = reward, tokens, config
 
     def forward(self, batch: CaptioningBatch) -> Losses:
-        """Losses ``policy``, with the gradient of the negative expected reward, and ``reward``, which only logs the reward."""
+        """The losses ``policy``, which has the gradient of the negative expected reward, and ``reward``, which only serves to log
+        the reward."""
         count, samples = len(batch.pixels), self.critic.samples
         images = self.project_images(batch.pixels)
         captions = self._captions(self._sample(images))
@@ -70,7 +74,7 @@ class SelfCriticalModel(CaptioningModel):
         return {"policy": Term(policy, 1.0), "reward": Term(mean, 0.0)}
 
     def counts(self, batch: CaptioningBatch) -> dict[str, Tensor]:
-        """Divisor of both losses: the valid images."""
+        """Divisor of both losses: the number of valid images."""
         return {"policy": batch.valid.sum(), "reward": batch.valid.sum()}
 
     def work(self, batch: CaptioningBatch) -> Work:

@@ -20,7 +20,7 @@ from models.core.xvlm import XVLM, ModelConfig
 class VideoQAModelConfig(ModelConfig):
     """The shared model and a classifier."""
 
-    classes: int = Field(ge=2, description="number of candidate answers, as evaluation.answers lists them")
+    classes: int = Field(ge=2, description="number of candidate answers in evaluation.answers")
 
 
 class VideoQAModel(XVLM):
@@ -31,8 +31,8 @@ class VideoQAModel(XVLM):
         self.classifier = MLPHead(self.text.width, config.classes)
 
     def forward(self, batch: ClassifiedBatch) -> Losses:
-        """Sum of cross-entropy times weight over the answers of a micro-batch. Answers outside the list of candidates are ignored
-        (as released)."""
+        """The cross-entropy of each answer in a micro-batch times its weight, as a sum. Answers that are not in the list of
+        candidates are ignored (as released)."""
         logits = self.classify(batch.pixels, batch.text, batch.image_of_question).index_select(
             0, batch.question_of_answer
         )
@@ -41,7 +41,7 @@ class VideoQAModel(XVLM):
         return {"answers": Term((per_answer * batch.weights).masked_fill(~valid, 0).sum(), 1.0)}
 
     def counts(self, batch: ClassifiedBatch) -> dict[str, Tensor]:
-        """Divisor of the loss: the valid questions that have a candidate among their answers (as released)."""
+        """Divisor of the loss: the number of valid questions with a candidate among their answers (as released)."""
         labels = torch.zeros(len(batch.valid), dtype=torch.int64, device=batch.valid.device)
         has_label = labels.index_add(0, batch.question_of_answer, (batch.labels != IGNORE).long()) > 0
         return {"answers": (has_label & batch.valid).sum()}

@@ -28,31 +28,33 @@ from utils.config import Config
 from utils.errors import UserError
 
 AnswerDecoding = Literal["rank", "beam"]
-"""How a question is answered. "rank": with the likeliest of a list of candidates; "beam": with a text that beam search finds."""
+"""How a question is answered. "rank": with the likeliest candidate in a list; "beam": with a text that beam search generates."""
 
 
 class AnswerBeamConfig(BeamConfig):
-    """Settings of the beam search for answers, which are short."""
+    """Settings of beam search for answers, which are short."""
 
     max_length: int = Field(10, ge=1, description="maximum number of tokens, including the end token")
     min_length: int = Field(1, ge=0, description="minimum number of tokens before the end token")
-    no_repeat_ngram: int = Field(0, ge=0, description="size of the n-grams that may not occur twice; 0: no restriction")
+    no_repeat_ngram: int = Field(
+        0, ge=0, description="size n of the n-grams that must not occur twice; 0: no restriction"
+    )
 
 
 class DecoderConfig(Config):
-    """Depth and word table of the answer decoder; its blocks have the fusion's sizes."""
+    """Depth and word table of the answer decoder, whose blocks have the sizes of the fusion blocks."""
 
     layers: int | None = Field(
         None,
         ge=1,
         le=MAX_BLOCKS,
-        description="number of blocks, which start from the weights of the fusion: the number of fusion blocks or half of it; "
-        "null: the number of fusion blocks",
+        description="number of blocks, which start from the weights of fusion blocks; either the number of fusion "
+        "blocks or half of it; null: the number of fusion blocks",
     )
     word_table: Literal["own", "shared"] = Field(
         "own",
-        description="own: the decoder has its own word table, which released files for VQA and xGQA require; "
-        "shared: it uses the text encoder's table, which is pre-trained and saves 192M parameters with XLM-R",
+        description="word table of the decoder. own: a separate table, which released files for VQA and xGQA "
+        "require; shared: the text encoder's table, which is pre-trained and saves 192M parameters with XLM-R",
     )
 
 
@@ -66,7 +68,8 @@ class VQAModelConfig(ModelConfig):
         fusion_layers, layers = self.fusion.layers, self.decoder_layers
         if layers != fusion_layers and 2 * layers != fusion_layers:
             raise ValueError(
-                f"decoder.layers is {layers}, neither all nor half of the {fusion_layers} fusion layers; use {fusion_layers}"
+                f"decoder.layers is {layers}, which is neither all nor half of the {fusion_layers} fusion layers; "
+                f"use {fusion_layers}"
             )
         return self
 
@@ -84,19 +87,20 @@ class AnswerDecoder(BlockStack):
     ):
         """Build the decoder with random weights.
 
-        With XLM-R as text encoder the decoder is still BERT (as released): 512 positions, two token types, and the fusion's eps.
+        With XLM-R as the text encoder, the decoder is still BERT (as released), with 512 positions, two token types, and the eps
+        of the fusion encoder.
 
         Args:
             config: config of the model.
             arch: sizes of the text encoder.
-            block: sizes of the fusion's blocks.
+            block: sizes of the fusion blocks.
             text: the text encoder whose word table the decoder shares; if None, the decoder has its own table.
         """
         super().__init__(config.decoder_layers, block, block.width)
         if arch.width != block.width:
             raise UserError(
-                f"model.fusion.width is {block.width}, but the answer decoder predicts words from states of this width by word "
-                f"embeddings of width {arch.width}; set model.fusion.width to {arch.width}"
+                f"model.fusion.width is {block.width}, but the answer decoder predicts words from states of this "
+                f"width with word embeddings of width {arch.width}; set model.fusion.width to {arch.width}"
             )
         self.shared = (
             () if text is None else (text,)
@@ -159,13 +163,14 @@ class VQAModel(XVLM):
         if isinstance(self.text, HubTextEncoder):
             encoder = config.text.encoder
             raise UserError(
-                f"model.text.encoder: {encoder!r} is not of the BERT or RoBERTa families, which question answering needs"
+                f"model.text.encoder: {encoder!r} is not of the BERT or RoBERTa families, which question answering "
+                "needs"
             )
         shared = self.text if config.decoder.word_table == "shared" else None
         self.decoder = AnswerDecoder(config, self.text.arch, self.fusion.config, shared)
 
     def forward(self, batch: QuestionBatch) -> Losses:
-        """Cross-entropy of the tokens of all answers in a micro-batch, weighted by answer, as a sum."""
+        """The cross-entropy of the tokens of all answers in a micro-batch, weighted by answer, as a sum."""
         fused = self.fuse_questions(batch.pixels, batch.text, batch.image_of_question)
         questions = self.decoder.project_texts(fused)
         ids, mask, question_index = batch.answers.ids, batch.answers.mask, batch.question_of_answer
@@ -179,7 +184,7 @@ class VQAModel(XVLM):
         return {"answers": Term(per_answer.masked_fill(~valid, 0).sum(), 1.0)}
 
     def counts(self, batch: QuestionBatch) -> dict[str, Tensor]:
-        """Divisor of the loss: the valid questions (as released)."""
+        """Divisor of the loss: the number of valid questions (as released)."""
         return {"answers": batch.valid.sum()}
 
     def work(self, batch: QuestionBatch) -> Work:
@@ -210,7 +215,7 @@ class VQAModel(XVLM):
         return beam_search(AnswerWriter(self.decoder, self.decoder.project_texts(fused)), prompt, end, config)
 
     def copied_from(self) -> dict[str, str]:
-        """See :meth:`models.core.xvlm.XVLM.copied_from`. The decoder's layers start from the fusion's (as released).
+        """See :meth:`models.core.xvlm.XVLM.copied_from`. The decoder's layers start from the fusion layers (as released).
 
         If the decoder has its own word table, its embeddings and word head start from the pre-trained weights with BERT, and from
         random weights with XLM-R (both as released). If the word table is shared, only the word head is copied; the released code

@@ -278,7 +278,7 @@ def test_an_encoder_without_a_mask_per_token_is_rejected(tmp_path):
     from transformers import DistilBertConfig
 
     DistilBertConfig(vocab_size=20, dim=16, n_layers=1, n_heads=2, hidden_dim=32).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="takes no mask per token"):
+    with pytest.raises(UserError, match="does not support a mask per token"):
         CaptioningModel(
             ModelConfig(
                 vision=VisionConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2),

@@ -16,7 +16,14 @@ from torch.nn import functional as F
 from models.core.backbones.base import Library, PixelStatistics, VisionBackbone
 from models.core.backbones.config import VisionConfig
 from models.core.blocks import heads_error
-from models.core.hub import CONFIG, longest_list, model_class, part_config, part_weights, set_gradient_checkpointing
+from models.core.hub import (
+    CONFIG,
+    longest_module_list,
+    model_class,
+    part_config,
+    part_weights,
+    set_gradient_checkpointing,
+)
 from utils.errors import UserError
 from utils.files import parse_json, write_text
 from utils.hub import HUB, TIMM, local_folder
@@ -56,7 +63,7 @@ class HubBackbone(VisionBackbone):
             module: Any = model_class(hub_config)._from_config(hub_config)
         except (ValueError, ImportError) as error:
             raise UserError(f"model.vision.backbone: {config.backbone}: {str(error).splitlines()[0]}") from None
-        _keep_no_tensors(module)
+        _disable_function_caches(module)
         if getattr(module, "pooler", None) is not None:
             module.pooler = None  # unused, and DDP waits for the gradient of every parameter
         if config.layer_scale is None:
@@ -195,7 +202,7 @@ def _with_sizes(hub_config: Any, config: VisionConfig) -> Any:
     return hub_config
 
 
-def _keep_no_tensors(module: nn.Module) -> None:
+def _disable_function_caches(module: nn.Module) -> None:
     """Disable the function caches in the library's module. A plan or a check runs these functions on tensors without content,
     which would stay in the caches and be used by training in the same process."""
     source = sys.modules[type(module).__module__]
@@ -209,7 +216,7 @@ def _is_set(config: VisionConfig, key: str) -> bool:
 
 
 def _blocks_of(module: nn.Module, name: str) -> list[nn.Module]:
-    blocks = longest_list(module)
+    blocks = longest_module_list(module)
     if not blocks:
         raise UserError(f"model.vision.backbone: {name} has no list of blocks; choose a ViT")
     return blocks
