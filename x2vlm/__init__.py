@@ -1,13 +1,12 @@
-"""X²-VLM in Python: load a trained model, and ask it about your own images.
+"""X²-VLM in Python: load a trained model and apply it to your own images.
 
     from x2vlm import load
 
     model = load("runs/demo/pretrain-seed0")
     model.match("photo.jpg", ["a dog on a sofa", "a red bicycle"])
 
-``load`` takes a run's folder, a weight file, one of the authors' files, ``hub:owner/name``, or what ``run.py export`` wrote;
-:class:`Model` lists the calls.
-docs/using.md shows each of them.
+``load`` takes a run's folder, a weight file, one of the authors' files, ``hub:owner/name``, or an export of ``run.py export``;
+:class:`Model` lists the calls. docs/using.md shows each call.
 """
 
 from __future__ import annotations

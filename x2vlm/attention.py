@@ -1,4 +1,4 @@
-"""Where a model looks in an image for each word of a text: gradient-weighted cross-attention.
+"""Where in an image a model looks for each word of a text: gradient-weighted cross-attention.
 
 The attention from a word to the patches, in one block of the fusion encoder, is weighted by its gradient, that is, by how much
 the matching score would rise if the attention rose. Heads whose attention does not affect the score therefore contribute little
@@ -27,7 +27,7 @@ from x2vlm.inputs import Image, View
 
 @dataclass(frozen=True)
 class WordMap:
-    """Where a model looks for a ``word``: ``weights`` (rows, columns) float32 of the patches, nonnegative."""
+    """Where a model looks for a ``word``: the nonnegative ``weights`` (rows, columns) float32 of the patches."""
 
     word: str
     weights: np.ndarray
@@ -40,8 +40,8 @@ def word_maps(model: LoadedModel, image: Image, text: str, layer: int | None = N
         model: a model with a matching head.
         image: an image.
         text: a text.
-        layer: index of a block of the fusion encoder; None: the last block of its first half. In the last block, the score
-            depends only on the attention of [CLS].
+        layer: index of a block of the fusion encoder; if None, the last block in the first half. The last block of the encoder
+            has no word maps, because the score depends only on the attention of its [CLS] token.
 
     Raises:
         UserError: the text has no word, the model is a video model, or no word maps are available for the layer.
@@ -53,8 +53,8 @@ def word_maps(model: LoadedModel, image: Image, text: str, layer: int | None = N
     last = len(network.fusion.blocks) - 1
     number = max(0, (last + 1) // 2 - 1) if layer is None else layer
     if not 0 <= number < last:
-        which = f"0 to {last - 1}" if last else "none: the fusion has one block"
-        raise UserError(f"explain: layer {number}: words have maps in the fusion's blocks before the last ({which})")
+        which = f"0 to {last - 1}" if last else "none: the fusion encoder has only one block"
+        raise UserError(f"explain: layer {number}: words have maps only in the fusion blocks before the last ({which})")
     # Gradients of attention underflow in 16 bits; running one image in 32 bits costs little.
     with evaluating(network, "fp32"), torch.enable_grad():
         weights = _weighted_attention(model, network, view, text, number)
@@ -67,7 +67,8 @@ def word_maps(model: LoadedModel, image: Image, text: str, layer: int | None = N
 
 
 def _weighted_attention(model: LoadedModel, network: AligningModel, view: View, text: str, layer: int) -> Tensor:
-    """Returns the (L, K) attention of the tokens to the keys, times the positive part of its gradient, averaged over heads."""
+    """Returns the attention (L, K) of the tokens to the keys, multiplied by the positive part of its gradient and averaged over
+    heads."""
     block = network.fusion.blocks[layer]
     assert block.crossattention is not None
     texts, keys_values = model.encoded([text]), network.fusion.project_concepts(network.vision(model.pixels([view])))
@@ -98,7 +99,8 @@ def _recording(attention: Attention) -> Iterator[list[Tensor]]:
 
 
 def _words(model: LoadedModel, text: str, count: int) -> list[tuple[str, int, int]]:
-    """Returns the words of the first ``count`` tokens of a text, each with its first token and the token after its last."""
+    """Returns the words in the first ``count`` tokens of a text, each with the index of its first token and the index after its
+    last token."""
     cleaned = model.cleaned(text)
     ids, continues = model.text.pieces(cleaned)
     starts = [place for place, joined in enumerate(continues[:count]) if not joined]

@@ -1,4 +1,4 @@
-"""The base class of all model calls: reads images, tokenizes texts, runs the network, computes embeddings and matches."""
+"""The base class of models: reads images, tokenizes texts, runs the network, computes embeddings and matches."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class LoadedModel:
         runtime: runs the network.
         tokenizer: tokenizes the texts.
         settings: the settings that the model needs in addition to its weights.
-        answers: the candidate answers for question answering; None: each call has to provide its own.
-        origin: what the model was loaded from.
-        batch_size: images, or image-text pairs, in a forward pass.
+        answers: the candidate answers for question answering; if None, each call has to provide candidates.
+        origin: the source from which the model was loaded.
+        batch_size: number of images or image-text pairs in a forward pass.
         read: turns an image into a :class:`~x2vlm.inputs.View`; calls accept views, too.
     """
 
@@ -80,7 +80,7 @@ class LoadedModel:
         """
         if not isinstance(self.runtime, TorchRuntime):
             raise UserError(
-                f"{self.origin} is an export to ONNX, without a torch module; load the model it was exported from"
+                f"{self.origin} is an export to ONNX without a torch module; load the model from which it was exported"
             )
         return self.runtime.network
 
@@ -96,7 +96,7 @@ class LoadedModel:
             UserError: the list of items is empty, or a result is NaN or infinite.
         """
         if not items:
-            raise UserError("nothing was given: no image, no text")
+            raise UserError("nothing was given: no images or no texts")
         size = self.batch_size
         with self.runtime.running():
             return [
@@ -116,7 +116,8 @@ class LoadedModel:
             is_finite = bool(np.isfinite(result).all())
         if not is_finite:
             raise UserError(
-                f"{self.origin}: the model's numbers are NaN or infinite for this input; use precision fp32, or other weights"
+                f"{self.origin}: the model's results are NaN or infinite for this input; use precision fp32, or "
+                "different weights"
             )
         return result
 
@@ -135,7 +136,7 @@ class LoadedModel:
         return pixels, torch.tensor(is_new, device=pixels.device).cumsum(0) - 1
 
     def pixels(self, views: Sequence[View]) -> Tensor:
-        """Returns (N, 3, S, S) or (N, F, 3, S, S) uint8 on the network's device."""
+        """Returns the pixels of views, (N, 3, S, S) or (N, F, 3, S, S) uint8, on the network's device."""
         return torch.stack([view.pixels for view in views]).to(self.runtime.device)
 
     def tokens(self, texts: Sequence[str], *, questions: bool = False) -> Text:
@@ -150,7 +151,7 @@ class LoadedModel:
             logger.warning("texts are truncated to %d tokens: %d texts, such as %.60r", most, len(cut), cut[0])
         unread = [text for text, ids in zip(cleaned, pieces, strict=True) if self.text.unk_id in ids]
         if unknown := [word for text in unread for word in self.text.unknown(text)]:
-            logger.warning("the tokenizer does not know %d of the words, such as %.60r", len(unknown), unknown[0])
+            logger.warning("%d of the words are unknown to the tokenizer, such as %.60r", len(unknown), unknown[0])
         return to_device(self.text.encode_plain(cleaned), self.runtime.device)
 
     def encoded(self, texts: Sequence[str]) -> PackedTexts:
@@ -205,22 +206,23 @@ class LoadedModel:
         """Check that the model supports a call.
 
         Raises:
-            UserError: it was not trained for the call, or is an export without it.
+            UserError: the model was not trained for the call, or is an export that does not support the call.
         """
         if self.takes(call):
             return
         if self.settings.task in CALLS[call].tasks:
             raise UserError(
-                f"{call}: {self.origin} is an export to ONNX, without this call; load the model it was exported from"
+                f"{call}: {self.origin} is an export to ONNX, which does not support this call; load the model from "
+                "which it was exported"
             )
         raise UserError(
-            f"{call}: {self.origin} is a model of task {self.settings.task}, which was not trained for it; load one of task "
-            f"{' or '.join(CALLS[call].tasks)}"
+            f"{call}: {self.origin} is a model of task {self.settings.task}, which was not trained for it; load one "
+            f"of task {' or '.join(CALLS[call].tasks)}"
         )
 
 
 class Matcher:
-    """The matching head for a list of texts, which are encoded once."""
+    """Applies the matching head to a list of texts, which are encoded once."""
 
     def __init__(self, model: LoadedModel, texts: Sequence[str]):
         self.model, self.count = model, len(texts)
@@ -230,30 +232,30 @@ class Matcher:
                 [model.encoded(texts[start : start + size]) for start in range(0, len(texts), size)]
             )
 
-    def margins(self, states: Tensor, asked: Sequence[Tensor]) -> list[np.ndarray]:
-        """Returns, for each of N images with states (N, K, D), the log-odds that the texts with the indices ``asked`` (int64, on
-        the CPU) are about it, float64.
+    def margins(self, states: Tensor, chosen: Sequence[Tensor]) -> list[np.ndarray]:
+        """Returns, for each of N images with states (N, K, D), the float64 log-odds that each of the chosen texts is about the
+        image. ``chosen``: for each image, the indices of its texts (int64, on the CPU).
 
         Raises:
             UserError: the log-odds are NaN or infinite.
         """
         with self.model.runtime.running():
-            found = self.model.runtime.margins(states, asked, self.bank)
+            found = self.model.runtime.margins(states, chosen, self.bank)
         return [self.model.finite(margins.double().cpu().numpy()) for margins in found]
 
-    def scores(self, views: Sequence[View], asked: Sequence[Sequence[int]]) -> np.ndarray:
-        """Returns the log-odds that texts are about images, (images, texts) float64, NaN for pairs that are not asked for.
+    def scores(self, views: Sequence[View], chosen: Sequence[Sequence[int]]) -> np.ndarray:
+        """Returns the log-odds that texts are about images, (images, texts) float64, with NaN for pairs that are not chosen.
 
-        ``asked``: the indices of the texts of each image.
+        ``chosen``: for each image, the indices of its texts.
         """
         model, found = self.model, np.full((len(views), self.count), np.nan)
         for start in range(0, len(views), model.batch_size):
             batch = slice(start, start + model.batch_size)
             with model.runtime.running():
                 states = model.runtime.image_states(model.pixels(list(views[batch])))
-            columns = [torch.tensor(each) for each in asked[batch]]
+            columns = [torch.tensor(each) for each in chosen[batch]]
             for row, margins in enumerate(self.margins(states, columns), start):
-                found[row, asked[row]] = margins
+                found[row, chosen[row]] = margins
         return found
 
 

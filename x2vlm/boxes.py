@@ -1,4 +1,4 @@
-"""Boxes of phrases: predicted from whole images, and scored by the patches that they contain."""
+"""Boxes for phrases: predicted from whole images, and scored by the patches in them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from utils.image_size import ImageSize, sides_of
 class Box:
     """Where a phrase is: ``x``, ``y`` of the upper left corner, ``width`` and ``height``, in pixels of the displayed image.
 
-    ``score``: the probability that the box belongs to the phrase, from a head for sets of boxes; otherwise that the phrase
-    matches the content of the box; None if the model was fine-tuned for grounding and has neither head.
+    ``score``: the probability that the box belongs to the phrase if the model has a head for sets of boxes, otherwise the
+    probability that the phrase matches the content of the box; None if the model was fine-tuned for grounding and has neither a
+    head for sets nor a matching head.
     """
 
     phrase: str
@@ -36,8 +37,8 @@ class Box:
 def best_boxes(
     network: PretrainModel | GroundingModel, texts: PackedTexts, images: Concepts, image_index: Tensor
 ) -> tuple[list[list[float]], list[float | None]]:
-    """Returns the box of text n in image ``image_index[n]``, as centre and size relative to the image, and its score; see
-    :class:`Box`."""
+    """Returns, for each text n, its box in image ``image_index[n]``, as centre and size relative to the image, and the box's
+    score; see :class:`Box`."""
     if isinstance(network, GroundingModel) and network.set_head is not None:
         boxes, logits = network.box_sets(texts, images, image_index).best()
         return boxes.tolist(), logits.sigmoid().tolist()
@@ -72,7 +73,7 @@ def region_masks(boxes: Tensor, image_size: ImageSize, patch_size: int) -> Tenso
 
 
 def absent(phrases: Sequence[str], boxes: Sequence[Box]) -> list[str]:
-    """Returns the phrases that have none of the boxes, in order."""
+    """Returns the phrases without any of the boxes, in order."""
     located = {box.phrase for box in boxes}
     return [phrase for phrase in dict.fromkeys(phrases) if phrase not in located]
 

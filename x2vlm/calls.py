@@ -1,4 +1,4 @@
-"""The calls of a model: which models support each call, and what its texts are; and which files are images or videos.
+"""The calls of a model: which models support each call, and what kind of text it takes. Also, which files are images or videos.
 
 This module contains only plain data, so importing it costs nothing.
 """
@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 
 class Call(NamedTuple):
-    """A call. ``tasks``: the tasks whose models support it. ``text``: what ``run.py predict CALL --text`` takes; "": no text;
-    None: the command does not offer the call."""
+    """A call. ``tasks``: the tasks whose models support the call. ``text``: description of the value of ``run.py predict CALL
+    --text``; empty if the call takes no text, and None if ``run.py predict`` does not offer the call."""
 
     tasks: tuple[str, ...]
     text: str | None
@@ -20,13 +20,13 @@ ALIGNED = ("pretrain", "retrieval")
 
 CALLS = {
     "caption": Call(("captioning",), ""),
-    "answer": Call(("vqa", "video_qa"), "a question; may be repeated, each is asked of every image"),
-    "locate": Call(("pretrain", "grounding"), "a phrase; may be repeated, each is located in every image"),
-    "match": Call(ALIGNED, "a text; may be repeated, each is matched with every image"),
+    "answer": Call(("vqa", "video_qa"), "a question; may be repeated, and each question is asked about every image"),
+    "locate": Call(("pretrain", "grounding"), "a phrase; may be repeated, and each phrase is located in every image"),
+    "match": Call(ALIGNED, "a text; may be repeated, and each text is matched with every image"),
     "embed_images": Call(ALIGNED, None),
     "embed_texts": Call(ALIGNED, None),
     "compare": Call(("nlvr",), "a statement about the images, two at a time; may be repeated"),
-    "explain": Call(ALIGNED, "a text, whose words are looked for in every image"),
+    "explain": Call(ALIGNED, "a text, each of whose words is looked for in every image"),
 }
 
 EXPORTED = ("locate", "match", "embed_images", "embed_texts")

@@ -1,4 +1,4 @@
-"""Loads a model: from a run, a weight file, one of the authors' files, or the hub."""
+"""Loads a model from a run, a weight file, one of the authors' files, or the Hub."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PUBLISHED = {
     "vqa": "vqa/vqa2_{size}_4m.yaml",
     "captioning": "captioning/coco_{size}_4m.yaml",
 }
-"""The config for a published file, by task; it supplies the settings that the file's shapes do not show."""
+"""For each task, the config that supplies the settings of a published file that its shapes do not show."""
 
 PUBLISHED_VIDEO = {"retrieval": "retrieval/msrvtt_{size}.yaml", "video_qa": "vqa/msrvtt_qa_{size}.yaml"}
 
@@ -65,10 +65,10 @@ def load(
     """Load a trained model.
 
     Args:
-        source: the folder of a run or of :meth:`~x2vlm.model.Model.save`; a weight file, ours or the authors';
-            ``hub:owner/name``, a saved folder on the Hugging Face Hub; or the folder ``X.onnx`` of ``run.py export``.
-        device: such as "cuda:1"; None: a GPU if there is one.
-        precision: "fp32", "bf16" or "fp16".
+        source: the folder of a run, or a folder written by :meth:`~x2vlm.model.Model.save`; a weight file, ours or the authors';
+            ``hub:owner/name``, a saved folder on the Hugging Face Hub; or a folder ``X.onnx`` written by ``run.py export``.
+        device: the device of the model, such as "cuda:1"; if None, a GPU if there is one, otherwise the CPU.
+        precision: the precision of the computation, "fp32", "bf16" or "fp16".
         config: the config that the weights were trained with; needed if the file is not in a run's folder and not one of the
             authors' files.
         tokenizer: folder or Hub name of the tokenizer, if it is not the model's own.
@@ -114,7 +114,7 @@ def _load_weights(
     if trained_with is not None and token_ids_digest(loaded) != trained_with:
         raise UserError(
             f"tokenizer {words}: its token ids differ from the token ids used to train {weights}, so words would "
-            "get the embeddings of other words; give that tokenizer"
+            "get the embeddings of other words; give the tokenizer used in training"
         )
     network = settings.kind.build(settings.model, len(loaded))
     load_weights(network, weights).require_complete()
@@ -138,13 +138,13 @@ def _check_finite(network: torch.nn.Module, weights: Path) -> None:
     for name, parameter in network.named_parameters():
         if not torch.stack(parameter.aminmax()).isfinite().all():
             raise UserError(
-                f"{weights}: {name} has values that are NaN or infinite, so the model cannot answer; give other weights, such as "
-                "an earlier checkpoint"
+                f"{weights}: {name} has values that are NaN or infinite, so the model cannot be used; give different "
+                "weights, such as an earlier checkpoint"
             )
 
 
 def _device(device: str | torch.device | None) -> torch.device:
-    """Returns the requested device; None: a GPU if there is one.
+    """Returns the requested device; if it is None, a GPU if there is one, otherwise the CPU.
 
     Raises:
         UserError: there is no such device.
@@ -172,17 +172,20 @@ def _weights_of(source: str) -> Path:
         raise UserError(f"{source}: no such file or folder; give a run's folder, a weight file, or {HUB}owner/name")
     if (path / MODELLING_FILE).is_file():
         raise UserError(
-            f"{source}: saved for transformers; load it with AutoModel.from_pretrained, or save the model with format='x2vlm'"
+            f"{source}: saved for transformers; load it with AutoModel.from_pretrained, or save the model with "
+            "format='x2vlm'"
         )
     if (path / ADAPTERS).is_file():
         raise UserError(
-            f"{source}: contains only adapters; make a model of it with `python run.py checkpoint merge {source} --base …`"
+            f"{source}: contains only adapters; make a model from them with `python run.py checkpoint merge {source} "
+            "--base …`"
         )
     return find_weights(path)
 
 
 def _settings(weights: Path, run: Path | None, config: str | Path | None) -> Settings:
-    """Returns the settings of a weight file: from the given config, from its run, or from the matching run of the authors."""
+    """Returns the settings of a weight file: from the given config, from the file's run, or from the matching config of the
+    authors' runs."""
     if config is not None:
         path = expanded(config)
         if not path.is_file():
@@ -204,7 +207,7 @@ def _published_config(found: Recognised, weights: Path) -> str:
     """Returns the config of the authors' run that a file belongs to.
 
     Raises:
-        UserError: the file does not belong to one of the authors' runs, or has no head.
+        UserError: the file does not belong to any of the authors' runs, or has no head.
     """
     remedy = "give config=, the config that it was trained with"
     if found.kind is None or not found.kind.startswith("X²-VLM"):
@@ -223,7 +226,7 @@ def _published_config(found: Recognised, weights: Path) -> str:
 
 
 def _tokenizer_name(settings: Settings, folder: Path | None, tokenizer: str | Path | None) -> str:
-    """Returns the requested tokenizer, or the tokenizer that the run keeps, or the config's tokenizer."""
+    """Returns the requested tokenizer or, by default, the tokenizer kept by the run or the tokenizer in the config."""
     if tokenizer is not None:
         return str(tokenizer)
     if folder is not None and (folder / TOKENIZER).is_dir():
@@ -232,8 +235,8 @@ def _tokenizer_name(settings: Settings, folder: Path | None, tokenizer: str | Pa
 
 
 def _with_encoders(settings: Settings, words: str, folder: Path | None) -> object:
-    """Returns the section ``model`` with its text encoder named after its tokenizer, and its vision encoder after the copy that
-    the run keeps; sizes that the config does not set are read from these folders."""
+    """Returns the section ``model`` in which the text encoder refers to the tokenizer's folder, and the vision encoder to the
+    copy kept by the run. Sizes that the config does not set are read from these folders."""
     model = settings.model
     parts: dict[str, Any] = {"text": model.text.model_copy(update={"encoder": words})}
     if folder is not None and (folder / BACKBONE).is_dir():
@@ -242,7 +245,8 @@ def _with_encoders(settings: Settings, words: str, folder: Path | None) -> objec
 
 
 def _answers(settings: Settings, folder: Path | None, answers: str | Path | None) -> list[str] | None:
-    """Returns the requested candidate answers, or the answers that the run keeps; a classifier's are in label order."""
+    """Returns the requested candidate answers or, by default, the answers kept by the run. The answers of a classifier are in
+    label order."""
     if answers is None:
         if folder is None or not (folder / ANSWERS).exists():
             return None

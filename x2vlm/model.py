@@ -51,8 +51,9 @@ class Model(LoadedModel):
     """A trained model, as returned by :func:`x2vlm.load`.
 
     Each call takes one image or a list of images (paths, Pillow images, arrays, tensors; videos if the model is a video model)
-    and returns a list with an entry for each. If the model was not trained for a call, the call raises a :class:`x2vlm.UserError`
-    that names the tasks whose models support it. Calls are deterministic, even if the config's decoding samples.
+    and returns a list with one entry per image. If the model was not trained for a call, the call raises a
+    :class:`x2vlm.UserError` that names the tasks whose models support it. Calls are deterministic, even if the config's decoding
+    samples.
     """
 
     def caption(self, images: Image | Sequence[Image]) -> list[str]:
@@ -82,10 +83,10 @@ class Model(LoadedModel):
 
         Args:
             images: see :class:`Model`.
-            questions: one for each image.
-            candidates: the answers to choose from; None: the model's own candidates.
-            decode: "rank" to choose among the candidates, "beam" to write an answer of any words; None: "rank" if ``candidates``
-                are given, otherwise ``evaluation.decode`` of the model's config.
+            questions: one question for each image.
+            candidates: the answers to choose from; if None, the model's own candidates.
+            decode: "rank" to choose among the candidates, "beam" to write a free-form answer; if None, "rank" if ``candidates``
+                are given, otherwise the value of ``evaluation.decode`` in the model's config.
         """
         network = cast("VQAModel | VideoQAModel", self._network("answer", VQAModel, VideoQAModel))
         pairs = _pairs("answer", as_list(images), as_texts(questions))
@@ -98,7 +99,7 @@ class Model(LoadedModel):
         decode = decode or ("rank" if candidates is not None else config.decode)
         if decode == "beam":
             if candidates is not None:
-                raise UserError("answer: decode='beam' does not choose among candidates; omit one of them")
+                raise UserError("answer: decode='beam' does not choose among candidates; omit candidates or decode")
             return self.run(pairs, partial(self._written, network))
         if not answers:
             raise UserError(
@@ -124,11 +125,12 @@ class Model(LoadedModel):
 
         Args:
             images: see :class:`Model`.
-            phrases: a list of phrases for each image; for a single image also a plain list, or one phrase.
-            boxes: "one" for the best box of each phrase; "all" for each box whose score is at least ``threshold``, so that a
-                phrase has several or none. Without a head for sets (``model.box_set``), these are regions of the image whose
-                content matches the phrase, which are less exact (docs/finetuning.md).
-            threshold: None: ``evaluation.threshold`` of a model with a head for sets; 0.5 of others.
+            phrases: a list of phrases for each image; for a single image, also a plain list or one phrase.
+            boxes: "one" for the best box of each phrase; "all" for all boxes whose score is at least ``threshold``, so that a
+                phrase can have several boxes or none. If the model has no head for sets (``model.box_set``), "all" returns
+                regions of the image whose content matches the phrase, which are less exact than boxes (docs/finetuning.md).
+            threshold: minimum score of a box; if None, ``evaluation.threshold`` in the config of a model with a head for sets,
+                and 0.5 for other models.
 
         Returns:
             The boxes of each image, in the order of its phrases.
@@ -140,7 +142,7 @@ class Model(LoadedModel):
             threshold = self._threshold() if threshold is None else threshold
             if not (isinstance(threshold, int | float) and 0 < threshold <= 1):
                 raise UserError(
-                    f"locate: threshold is {threshold!r}, but it is a probability; give one above 0, up to 1"
+                    f"locate: threshold is {threshold!r}, which is not a probability; give a number above 0, up to 1"
                 )
         elif threshold is not None:
             raise UserError("locate: threshold is for boxes='all'; omit it")
@@ -169,7 +171,7 @@ class Model(LoadedModel):
 
     @property
     def has_box_sets(self) -> bool:
-        """Whether the model has a head for phrases with several boxes and none (``model.box_set``)."""
+        """Whether the model has a head for phrases with several boxes or none (``model.box_set``)."""
         config = self.settings.model
         return isinstance(config, GroundingModelConfig) and config.box_set is not None
 
@@ -189,9 +191,9 @@ class Model(LoadedModel):
         """Decide whether each statement is true of its images.
 
         Args:
-            images: for each statement, the number of images that the model compares (two in NLVR2, the left one first); for one
-                statement also a plain list.
-            statements: a statement about each group of images.
+            images: for each statement, a list of as many images as the model compares (two in NLVR2, the left one first); for a
+                single statement, also a plain list.
+            statements: one statement about each group of images.
         """
         network = self._network("compare", NLVRModel)
         listed = as_list(images)
@@ -212,7 +214,7 @@ class Model(LoadedModel):
         return self.run(pairs, judge)
 
     def explain(self, image: Image, text: str, *, layer: int | None = None) -> list[WordMap]:
-        """Returns where the model looks in an image for each word of a text; see :func:`x2vlm.attention.word_maps`."""
+        """Returns where in an image the model looks for each word of a text; see :func:`x2vlm.attention.word_maps`."""
         from x2vlm.attention import word_maps
 
         self._network("explain", PretrainModel, RetrievalModel)
@@ -220,7 +222,7 @@ class Model(LoadedModel):
         return word_maps(self, image, text, layer)
 
     def save(self, folder: str | Path, format: SavedFormat = "x2vlm") -> Path:
-        """Write the model to a folder that loads on any machine; see :func:`x2vlm.saving.save`."""
+        """Write the model to a folder that can be loaded on any machine; see :func:`x2vlm.saving.save`."""
         from x2vlm.saving import save
 
         return save(self, Path(folder), format)
@@ -232,7 +234,7 @@ class Model(LoadedModel):
         return push_to_hub(self, name, format, private=private)
 
     def _network(self, call: str, *kinds: type[N]) -> N:
-        """Returns the network, which must be one of the ``kinds`` that support a call."""
+        """Returns the network, after checking that the model supports a call. ``kinds``: the classes that support it."""
         self.require(call)
         assert isinstance(self.network, kinds)
         return self.network
@@ -244,7 +246,8 @@ class Model(LoadedModel):
         image_index: Tensor,
         threshold: float | None,
     ) -> list[list[Box]]:
-        """Returns the boxes of each text in image ``image_index`` with at least this score; None: its best box."""
+        """Returns the boxes of each text in image ``image_index`` whose score is at least ``threshold``; if it is None, the best
+        box."""
         packed, states = self.encoded(texts), self.finite(self.runtime.image_states(self.pixels(views)))
         self.finite(packed.states)
         index = image_index.to(packed.states.device)
@@ -260,14 +263,15 @@ class Model(LoadedModel):
         ]
 
     def _threshold(self) -> float:
-        """Returns the smallest score of a box, for all boxes of a phrase.
+        """Returns the default minimum score when all boxes of a phrase are requested.
 
         Raises:
-            UserError: if the model gives each phrase one box and cannot score regions.
+            UserError: if the model predicts one box per phrase and cannot score regions.
         """
         if self.settings.task == "grounding" and not self.has_box_sets:
             raise UserError(
-                f"locate: {self.origin} gives each phrase one box; train it with model.box_set, or load a model of task pretrain"
+                f"locate: {self.origin} predicts one box per phrase; train it with model.box_set, or load a model of "
+                "task pretrain"
             )
         return self.settings.evaluation.threshold
 
@@ -286,7 +290,7 @@ class Model(LoadedModel):
     def _classified(
         self, network: VideoQAModel, pairs: Sequence[tuple[Image, str]], answers: Sequence[str] | None
     ) -> list[str]:
-        """Returns the likeliest of ``answers`` with a classifier, which only knows its classes."""
+        """Returns the likeliest of ``answers`` according to a classifier, which only knows its own classes."""
         classes = self.answers
         if classes is None or answers is None:
             raise UserError(
@@ -316,11 +320,12 @@ class Model(LoadedModel):
 
 
 def _pairs(call: str, images: list[N], texts: list[str]) -> list[tuple[N, str]]:
-    """Pair each text with its image; a single image or text is paired with all of the others."""
+    """Pair each text with its image; a single image is paired with all texts, and a single text with all images."""
     count = max(len(images), len(texts))
     if {len(images), len(texts)} - {1, count}:
         raise UserError(
-            f"{call}: {len(images)} images and {len(texts)} texts; give equal numbers of both, or a single image or text"
+            f"{call}: {len(images)} images and {len(texts)} texts; give equal numbers of both, or a single image or "
+            "text"
         )
     return list(
         zip(images * (count // len(images) if images else 1), texts * (count // max(1, len(texts))), strict=True)

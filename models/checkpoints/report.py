@@ -55,8 +55,8 @@ class LoadReport:
             spare = {int(match[1]) for name in self.unused if (match := pattern.match(name))}
             missing = {int(match[1]) for name in self.fresh if (match := pattern.match(name))}
             loaded = {int(match[1]) for name in self.loaded if (match := pattern.match(name))}
-            # A layer with only some fresh parameters is of a different kind and left to the caller. An encoder may be missing in a
-            # file.
+            # A layer with only some fresh parameters is of a different kind and left to the caller. A file may lack an
+            # encoder.
             missing = missing - loaded if loaded else set()
             if spare or missing:
                 difference = _layers(len(spare), "more") if spare else _layers(len(missing), "fewer")

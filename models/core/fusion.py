@@ -213,7 +213,7 @@ class FusionQueue:
             each.texts.packing.count / len(each.keys_values) for each in self._passes if each.keys_values is not None
         }
         assert len(texts_per_row) <= 1, (
-            f"the numbers of texts per row of keys and values differ between passes: {texts_per_row}"
+            f"all passes need the same number of texts per row of keys and values, not {texts_per_row}"
         )
         self._fused = self._fuse(self._passes)
 

@@ -117,7 +117,7 @@ def test_neighbouring_passes_over_the_same_rows_share_one_call_of_attention(keys
 
 
 def test_passes_with_and_without_keys_and_values_cannot_be_mixed(fusion, keys_values):
-    with pytest.raises(AssertionError, match="others without"):
+    with pytest.raises(AssertionError, match="others do not"):
         fused_together(fusion, [(texts(3, 0), keys_values), (texts(3, 0), None)])
 
 

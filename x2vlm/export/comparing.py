@@ -1,4 +1,4 @@
-"""Measures how far the results of onnxruntime are from torch's results, on random images and texts."""
+"""Measures the differences between the results of onnxruntime and torch on random images and texts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from x2vlm.runtime import Runtime
 
 TOLERANCE = 1e-4
 SIZES = ((1, 1), (2, 5), (3, 16), (5, 40))
-"""Images and texts in a batch, and tokens of its longest text."""
+"""For each batch, the number of images and texts, and the number of tokens of the longest text."""
 
 
 def differences(model: Model, other: Runtime) -> dict[str, float]:
-    """Returns the largest difference of each result between a model and another runtime of it, over batches of :data:`SIZES`.
+    """Returns the largest difference in each result between a model and a different runtime of the same model, over batches of
+    :data:`SIZES`.
 
     The difference is absolute or, if a result has values above 1, relative to the largest value. NaN in either result gives NaN.
     """
@@ -27,7 +28,7 @@ def differences(model: Model, other: Runtime) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     with model.runtime.running(), other.running():
         for count, length in SIZES:
-            batch = made_up(model, count, min(length, model.settings.data.text.max_tokens), generator)
+            batch = random_inputs(model, count, min(length, model.settings.data.text.max_tokens), generator)
             for (name, expected), (_, found) in zip(
                 _results(model, model.runtime, *batch), _results(model, other, *batch), strict=True
             ):
@@ -41,8 +42,9 @@ def difference(expected: Tensor, found: Tensor) -> float:
     return float(apart)
 
 
-def made_up(model: Model, count: int, length: int, generator: torch.Generator) -> tuple[Tensor, Text]:
-    """Random pixels of ``count`` images and ``count`` random texts; the first text has ``length`` tokens, the longest."""
+def random_inputs(model: Model, count: int, length: int, generator: torch.Generator) -> tuple[Tensor, Text]:
+    """Returns the pixels of ``count`` random images, and ``count`` random texts, the first and longest of which has ``length``
+    tokens."""
     vision = model.settings.model.vision
     frames = () if vision.video is None else (vision.video.frames,)
     shape = (count, *frames, 3, *sides_of(vision.image_size))
@@ -57,7 +59,7 @@ def made_up(model: Model, count: int, length: int, generator: torch.Generator) -
 
 
 def _results(model: Model, runtime: Runtime, pixels: Tensor, text: Text) -> Iterator[tuple[str, Tensor]]:
-    """Returns each result that the model's calls read, by name."""
+    """Returns all results that the model's calls use, by name."""
     images, texts = runtime.image_states(pixels), runtime.text_states(text)
     yield "image states", images
     yield "text states", texts.padded() * text.mask.unsqueeze(2)

@@ -1,6 +1,8 @@
-"""The files of an export: three graphs, the model's config and tokenizer, and a manifest that reveals any change to them.
+"""The files of an export: three graphs, the model's config and tokenizer, and a manifest, by which any change to the files is
+detected.
 
-A folder ``X.onnx`` has ``image.onnx``, ``text.onnx`` and ``fusion.onnx``, ``config.yaml``, ``tokenizer/`` and ``export.json``.
+A folder ``X.onnx`` contains ``image.onnx``, ``text.onnx`` and ``fusion.onnx``, ``config.yaml``, ``tokenizer/`` and
+``export.json``.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ IMAGE_EMBEDDING, TEXT_EMBEDDING, MARGIN, BOX = "image_embedding", "text_embeddin
 """Names of the inputs and outputs of graphs."""
 SUFFIX = ".onnx"
 FORMAT = 2
-"""Increased when older exports can no longer be read."""
+"""Format version, which is increased when older exports can no longer be read."""
 REMEDY = "copy it again, or export again with run.py export"
 
 
@@ -32,14 +34,15 @@ class About:
     """Description of an export.
 
     Attributes:
-        weights: the hash of the exported weights, as in an index of images.
+        weights: hash of the exported weights, as in an index of images.
         parameters: number of parameters.
         state_shape: (K, D) of an image's states: the mean patch and the patches.
-        patch_size: in pixels.
-        temperature: of the contrastive loss; None: the model has no contrastive loss, or the export predates this field.
+        patch_size: side of a patch in pixels.
+        temperature: temperature of the contrastive loss; None if the model has no contrastive loss, or if the export predates
+            this field.
         made_with: versions of the packages that wrote the graphs.
         differences: differences between the results of torch and onnxruntime, by name.
-        files: size in bytes and SHA-256 of each file.
+        files: size in bytes and SHA-256 digest of each file.
     """
 
     weights: str
@@ -75,11 +78,11 @@ def read_about(folder: Path) -> About:
     """Read the manifest of an export and check that its files are unchanged.
 
     Raises:
-        UserError: the export does not exist, or is damaged or of another version.
+        UserError: the export does not exist, is damaged, or is of a different version.
     """
     if folder.is_file():
         raise UserError(
-            f"{folder} is a file; an export is a folder with {MANIFEST}, which run.py export writes: give that"
+            f"{folder} is a file; an export is a folder with {MANIFEST}, written by run.py export: give that folder"
         )
     if not folder.exists():
         raise UserError(f"{folder}: no such folder; make it with python run.py export RUN --out {folder}")

@@ -50,10 +50,11 @@ from x2vlm.export.files import (
 from x2vlm.runtime import TorchRuntime
 
 ONE_FILE = 1_800_000_000
-"""Maximum size of weights, in bytes, for a graph in one file; protobuf limits a file to 2 GiB."""
+"""Maximum size of a graph's weights, in bytes, up to which the graph is a single file; protobuf limits a file to 2 GiB."""
 
 EXAMPLES = 3
-"""Images in an example input. Each dynamic axis has a different size there: the exporter could merge two equal axes."""
+"""Number of images in an example input. Each dynamic axis of the input has a different size, because the exporter could merge two
+equal axes."""
 
 Axes = Mapping[int, Dim]
 
@@ -76,7 +77,8 @@ class ImageGraph(nn.Module):
         return (concepts.tokens(),) if self.head is None else (concepts.tokens(), self.head.embed_image(concepts))
 
     def _concepts(self, pixels: Tensor) -> Concepts:
-        """Like :meth:`VisionEncoder.encode`, which depends on the number of images; a graph leaves this number dynamic."""
+        """Does the same as :meth:`VisionEncoder.encode`, but does not depend on the number of images, which is dynamic in a
+        graph."""
         if self.vision.config.video is None:
             return Concepts.whole(self.vision.patches(pixels))
         return self.vision.video(self.vision.patches(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]))
@@ -111,7 +113,7 @@ class TextGraph(nn.Module):
 class FusionGraph(nn.Module):
     """Text states (B, S, L, D) with their mask (B, S, L), and image states (B, K, D) with their mask (B, K), True = attend -> the
     margin (B, S), which is the log-odds that the text is about the image, and the box (B, S, 4) of the text, centre and size
-    in 0..1; each only if the model has the head.
+    in 0..1; each output exists only if the model has the corresponding head.
 
     The keys and values of an image are projected once for all its texts, and the last block computes only [CLS].
     """
@@ -122,7 +124,7 @@ class FusionGraph(nn.Module):
         self.matching_head = network.matching_head if isinstance(network, AligningModel) else None
         self.box_head: nn.Module | None = None
         if isinstance(network, GroundingModel) and network.set_head is not None:
-            raise UserError("model.box_set: a head for sets of boxes is not exported; use the model itself")
+            raise UserError("model.box_set: a head for sets of boxes cannot be exported; use the model itself")
         if isinstance(network, PretrainModel | GroundingModel):
             self.box_head = network.box_head
 
@@ -152,7 +154,7 @@ class FusionGraph(nn.Module):
             queries = states[:, :1] if block is blocks[-1] else states
             states = attend(block.attention, queries, Padded(states, mask))
             assert block.crossattention is not None
-            # The queries of all texts of an image are concatenated, so that the image's keys are needed once.
+            # The queries of all texts of an image are concatenated, so that the image's keys are needed only once.
             by_image = states.reshape(batch, -1, width)
             states = attend(block.crossattention, by_image, images).reshape(batch * texts, -1, width)
             states = add_and_norm(block.output, F.gelu(block.intermediate.dense(states)), states)
@@ -163,7 +165,7 @@ def write_graphs(network: XVLM, folder: Path, name: str) -> None:
     """Write the three graphs of a network on the CPU, in float32, into ``folder``; messages use ``name`` for the network.
 
     Raises:
-        UserError: a package is missing, or a part of the network cannot be exported.
+        UserError: a package is missing, or a component of the network cannot be exported.
     """
     write_image_graph(network, folder / IMAGE, name)
     write_text_graph(network, folder / TEXT, name)
@@ -203,7 +205,7 @@ def write_fusion_graph(network: XVLM, path: Path, name: str) -> None:
 
 
 def _write(path: Path, graph: Any, inputs: Mapping[str, tuple[Tensor, Axes]], named: str) -> None:
-    """Write a graph; its ``inputs`` have example tensors and the names of their dynamic axes."""
+    """Write a graph. ``inputs``: example tensors, with the names of their dynamic axes."""
     require_packages()
     tensors, axes = zip(*inputs.values(), strict=True)
     try:

@@ -21,7 +21,8 @@ def load_export(folder: Path, source: str, **options: Any) -> Model:
     Args:
         folder: folder of the export.
         source: the name that the user gave.
-        options: the options of :func:`x2vlm.load`; an export has its own config, tokenizer, device and precision.
+        options: the other arguments of :func:`x2vlm.load`, most of which do not apply, because an export has its own config,
+            tokenizer, device and precision.
 
     Raises:
         UserError: the folder is not an export, the export is damaged, or an option does not apply to exports.
@@ -30,8 +31,8 @@ def load_export(folder: Path, source: str, **options: Any) -> Model:
     for name, value in options.items():
         if (value if value is None else str(value)) not in own[name]:
             raise UserError(
-                f"{source} is an export to ONNX, which runs on the CPU in fp32 with its own config and tokenizer; remove "
-                f"{name} ({value})"
+                f"{source} is an export to ONNX, which runs on the CPU in fp32 with its own config and tokenizer; "
+                f"remove {name} ({value})"
             )
     about = read_about(folder)
     settings = settings_of_run(folder / CONFIG_FILE)

@@ -1,4 +1,4 @@
-"""The graphs of an export, run by onnxruntime on the CPU. Axes as in :mod:`x2vlm.runtime`."""
+"""Runs the graphs of an export with onnxruntime on the CPU. Axes are as in :mod:`x2vlm.runtime`."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ from x2vlm.runtime import Located
 
 
 class Graph:
-    """An ONNX graph that onnxruntime runs, with the same number of threads as torch.
+    """An ONNX graph, which onnxruntime runs with the same number of threads as torch.
 
     Raises:
-        UserError: onnxruntime is not installed, or it cannot read the file.
+        UserError: onnxruntime is not installed, or cannot read the file.
     """
 
     def __init__(self, path: Path):
@@ -54,12 +54,12 @@ class Graph:
             raise UserError(f'{path}: needs onnxruntime, which is not installed: pip install ".[onnx]"') from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors, which are raised as well
-        # Without this, its threads keep spinning after a call, on cores that torch needs for the images.
+        options.log_severity_level = 3  # only errors, which are also raised
+        # Without this option, its threads keep spinning after a call, on cores that torch needs for the images.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self.session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its errors have no common base class
+        except Exception as error:  # onnxruntime's errors have no common base class
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"{path}: onnxruntime {onnxruntime.__version__} cannot run it ({reason}); {REMEDY}"
@@ -108,7 +108,7 @@ class OnnxRuntime:
         return self.about.temperature
 
     def running(self) -> AbstractContextManager[None]:
-        """There is nothing to set."""
+        """No context is needed."""
         return nullcontext()
 
     def image_states(self, pixels: Tensor) -> Tensor:
@@ -165,7 +165,8 @@ class OnnxRuntime:
         return self._fuse(MARGIN, texts, regions, F.pad(masks, (1, 0), value=True)).flatten().sigmoid()
 
     def _fuse(self, wanted: str, texts: PackedTexts, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Returns an output (B, S, ...) for S texts per image (B, K, D); ``mask`` (B, K) bool; None: texts see all states."""
+        """Returns an output (B, S, ...) for S texts per image (B, K, D). ``mask`` (B, K) bool, True = attend; if None, texts
+        attend to all states."""
         count = len(images)
         inputs = {
             TEXT_STATES: texts.padded().unflatten(0, (count, -1)),

@@ -1,4 +1,4 @@
-"""Exports a model: its graphs are compared with torch before the export is moved into place."""
+"""Exports a model. The graphs are compared with torch before the export is moved into place."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def export(model: Model, out: Path) -> About:
     """Write a model as a folder of ONNX graphs, which :func:`x2vlm.load` can read without the weights.
 
     Args:
-        model: on the CPU, in float32; its task must have an export.
-        out: the new folder, whose name ends with ``.onnx``.
+        model: a model on the CPU, in float32, of a task that can be exported.
+        out: path of the new folder, whose name must end with ``.onnx``.
 
     Raises:
-        UserError: the task has no export, a package is missing, the folder already exists or cannot be written, a part of the
-            network cannot be exported, or onnxruntime's results differ from torch's.
+        UserError: models of this task cannot be exported, a package is missing, the folder already exists or cannot be written, a
+            component of the network cannot be exported, or onnxruntime's results differ from torch's.
     """
     out = expanded(out)
     _check(model, out)
@@ -39,12 +39,12 @@ def export(model: Model, out: Path) -> About:
             save_settings(model, folder)
             runtime = OnnxRuntime(folder, about, model.settings.model.vision.image_size)
             about = replace(
-                about, differences=_small(differences(model, runtime), model.origin), files=files_in(folder)
+                about, differences=_within_tolerance(differences(model, runtime), model.origin), files=files_in(folder)
             )
             write_about(folder, about)
     except OSError as error:
         raise UserError(
-            f"{out}: cannot be written: {error.strerror or error}; give another folder, or free some space"
+            f"{out}: cannot be written: {error.strerror or error}; give a different folder, or free some space"
         ) from None
     return about
 
@@ -59,21 +59,21 @@ def describe(runtime: TorchRuntime) -> About:
 
 
 def _check(model: Model, out: Path) -> None:
-    """Reject what cannot be exported, before any work is done."""
+    """Reject models and folders that cannot be used, before any work is done."""
     if model.settings.task not in EXPORTED_TASKS:
         raise UserError(
-            f"export: {model.origin} is a model of task {model.settings.task}, which has no graphs; give one of task "
-            f"{', '.join(EXPORTED_TASKS)}"
+            f"export: {model.origin} is a model of task {model.settings.task}, which cannot be exported; give one of "
+            f"task {', '.join(EXPORTED_TASKS)}"
         )
     require_packages()
     if out.suffix != SUFFIX:
         raise UserError(f"--out {out}: an export is a folder whose name ends with {SUFFIX}; give {out}{SUFFIX}")
     if out.exists():
-        raise UserError(f"--out {out}: already exists; remove it, or give another folder")
+        raise UserError(f"--out {out}: already exists; remove it, or give a different folder")
 
 
-def _small(largest: dict[str, float], origin: str) -> dict[str, float]:
-    """Returns the differences, after checking that each is within the tolerance.
+def _within_tolerance(largest: dict[str, float], origin: str) -> dict[str, float]:
+    """Checks that all differences are within the tolerance, and returns them.
 
     Raises:
         UserError: a difference is above the tolerance.
@@ -81,7 +81,8 @@ def _small(largest: dict[str, float], origin: str) -> dict[str, float]:
     for name, apart in largest.items():
         if not apart <= TOLERANCE:  # NaN also fails this comparison
             raise UserError(
-                f"export: {name} of {origin} differ by {apart:.1e} between torch and onnxruntime, more than {TOLERANCE:.0e}; "
-                "nothing was written: use the model with torch, or try another release of onnxruntime"
+                f"export: {name} of {origin} differ by {apart:.1e} between torch and onnxruntime, more than "
+                f"{TOLERANCE:.0e}; nothing was written: use the model with torch, or try a different version of "
+                "onnxruntime"
             )
     return largest

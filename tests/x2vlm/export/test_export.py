@@ -210,7 +210,7 @@ def test_a_nan_result_does_not_count_as_a_small_difference(model, of_onnx, monke
     apart = differences(model("retrieval"), runtime)
     assert np.isnan(apart["text embeddings"]) and not np.isnan(apart["image embeddings"])
     with pytest.raises(UserError, match=naming("text embeddings", "nan")):
-        writing._small(apart, "x")
+        writing._within_tolerance(apart, "x")
 
 
 def test_differences_of_large_numbers_are_relative_and_of_small_ones_absolute():
